@@ -179,14 +179,14 @@ def command(capsys):
 
 @pytest.fixture
 def score_json(command):
-    """Run `tokenloss score --json`; return what it printed."""
-    return lambda *argv: json_of(command("score", *argv, "--json"))
+    """Run `tokenloss score --format json`; return what it printed."""
+    return lambda *argv: json_of(command("score", *argv, "--format", "json"))
 
 
 @pytest.fixture
 def compare_json(command):
-    """Run `tokenloss compare --json`; return what it printed."""
-    return lambda *argv: json_of(command("compare", *argv, "--json"))
+    """Run `tokenloss compare --format json`; return what it printed."""
+    return lambda *argv: json_of(command("compare", *argv, "--format", "json"))
 
 
 def json_of(result):

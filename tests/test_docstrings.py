@@ -79,7 +79,11 @@ VARIANTS = {
     "n_bytes": [{"_evaluation.evaluate.evaluate"}, {"_statistics.meter.LossMeter.update"}],
     "n_words": [{"_evaluation.evaluate.evaluate"}, {"_statistics.meter.LossMeter.update"}],
     "nll": [{"_statistics.meter.LossMeter.update"}, {"_statistics.sequences.sequence_losses"}],
-    "other": [{"_evaluation.compare_samples.compare_samples"}, {"_evaluation.compare_responses.compare_responses"}],
+    "other": [
+        {"_comparison.comparison.ComparisonMeter.merge"},
+        {"_evaluation.compare_samples.compare_samples"},
+        {"_evaluation.compare_responses.compare_responses"},
+    ],
     "out": [{"_scores.losses.cross_entropy_and_grad"}, {"_scores.softmax.logsumexp"}],
     "path": [
         {"formats.readers.open_scores"},
@@ -115,13 +119,12 @@ VARIANTS = {
     ],
     "state": [{"_evaluation.compare_files.compare_files"}],
     "targets": [
-        {
-            "_comparison.comparison.ComparisonMeter.update",
-            "_comparison.comparison.compare",
-            "_scores.token_scores.token_scores",
-        },
+        {"_comparison.comparison.ComparisonMeter.update"},
+        {"_comparison.comparison.compare"},
+        {"_comparison.linear_compare.linear_compare"},
         {"_scores.linear.linear_cross_entropy"},
-        {"_comparison.linear_compare.linear_compare", "_scores.linear.linear_token_scores"},
+        {"_scores.linear.linear_token_scores"},
+        {"_scores.token_scores.token_scores"},
         {"_output.loss_page.write_page"},
         {"_output.divergence_page.write_comparison_page"},
         {"_evaluation.evaluate.evaluate"},
@@ -129,7 +132,7 @@ VARIANTS = {
         {"_evaluation.compare_files.compare_files"},
     ],
     "tokens": [{"formats.llama_cpp.write"}, {"_output.divergence_page.write_comparison_page"}],
-    "top_k": [{"_evaluation.sink.Sink.open"}],
+    "top_k": [{"_evaluation.sink.Sink.open"}, {"sinks.TokenTable"}],
     "vocabulary": [{"_output.divergence_page.write_comparison_page"}],
     "where": [
         {"_statistics.meter.LossMeter.update", "_statistics.sequences.sequence_losses"},

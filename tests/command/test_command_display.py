@@ -28,11 +28,11 @@ FILE  logits, 4 × 3, float32; class ids
   greedy accuracy  50.00 %
 
   highest-loss tokens
-  position  target    loss  probability  text
-         3       0  9.0002     0.000123  [bold]d
-         2       2  1.0986        0.333  \\x1b[31mĠc
-         0       0  0.4076        0.665  a\\nb
-         1       1  0.0949        0.909  ,
+  row  target     nll  probability  text
+    3       0  9.0002     0.000123  [bold]d
+    2       2  1.0986        0.333  \\x1b[31mĠc
+    0       0  0.4076        0.665  a\\nb
+    1       1  0.0949        0.909  ,
 """  # noqa: RUF001 -- the command prints the multiplication sign
 
 
@@ -75,7 +75,7 @@ def test_numbers_are_not_cut_on_a_narrow_terminal(columns, command, npz, monkeyp
     path = npz(logits=LOGITS, targets=TARGETS, tokens=np.array(["abcdefghij" * 5] * 4))
     lines = on_terminal(command, monkeypatch, columns, "score", path).splitlines()
     assert any(re.match("  perplexity +14.159 +95 % interval", line) for line in lines)
-    assert any(re.match("         3       0  9.0002     0.000123  abcdefghij", line) for line in lines)
+    assert any(re.match("    3       0  9.0002     0.000123  abcdefghij", line) for line in lines)
 
 
 @pytest.mark.parametrize("rich", [True, False])
@@ -140,12 +140,11 @@ def test_info(command):
     assert (status, err) == (0, "")
     for word in (config["version"], config["instruction_set"], *config["available"], str(config["workers"])):
         assert word in out
-    assert json.loads(command("info", "--json")[1]) == config
+    assert json.loads(command("info", "--format", "json")[1]) == config
 
 
-def test_version_and_help(capsys):
-    for argv, word in (["--version"], f"tokenloss {tokenloss.__version__}\n"), (["--help"], "tokenloss[cli]"):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(argv)
-        assert ended.value.code == 0
-        assert word in capsys.readouterr().out
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"tokenloss {tokenloss.__version__}\n"

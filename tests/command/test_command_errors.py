@@ -12,7 +12,8 @@ import pytest
 from commands import LOGITS, TARGETS, assert_refused, process, raising, read_state
 from places import SAMPLE
 
-from tokenloss._command import cli, commands
+from tokenloss._command import commands
+from tokenloss._command.arguments import make_parser
 from tokenloss._evaluation import plan
 from tokenloss._evaluation import score as shard_run
 from tokenloss.formats import npz as npz_format
@@ -24,10 +25,17 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], ["COMMAND"]),
-        (["sing"], ["'sing'"]),
+        (["sing"], ["'sing'", "score, compare or info"]),
+        (["scores", SAMPLE], ["did you mean score?"]),
+        ([SAMPLE], [f"did you mean tokenloss score {SAMPLE}?"]),
+        (["--tune", "score", SAMPLE], ["there is no option --tune; tokenloss --help lists all"]),
         (["score"], ["FILE"]),
-        (["score", SAMPLE, "--tune"], ["--tune"]),
+        (["score", SAMPLE, "--tune"], ["there is no option --tune; tokenloss score --help lists all"]),
+        (["score", SAMPLE, "--pertoken", "x.csv"], ["there is no option --pertoken; did you mean --per-token?"]),
+        (["score", SAMPLE, "-top=3"], ["there is no option -top=3; did you mean --top?"]),
+        (["score", SAMPLE, "--seg", "x"], ["--seg; did you mean --segment-ids?"]),  # not taken as an abbreviation
+        (["score", SAMPLE, "--probs"], ["--probs; did you mean --kind probs?"]),
+        (["score", SAMPLE, "--part", "prompts"], ["'prompts'; did you mean prompt?"]),
         (["score", SAMPLE, "--top", "-1"], ["--top", "'-1'", "at least 0"]),
         (["score", SAMPLE, "--top", "x"], ["--top", "'x'"]),
         (["score", SAMPLE, "--workers", "0"], ["--workers", "'0'", "at least 1"]),
@@ -47,7 +55,10 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE, "--n-bytes", "9" * 5000], ["--n-bytes", "at most 9223372036854775807"]),
         (["score", SAMPLE, "--ignore-index", "9" * 5000], ["--ignore-index", "at most 18446744073709551615"]),
         (["score", SAMPLE, "--workers", "-2"], ["--workers", "'-2'", "or -1"]),
-        (["score", SAMPLE, "--n-bytes", "9", "--text", "x"], ["--text", "--n-bytes"]),
+        (["score", SAMPLE, "--n-bytes", "9", "--text", "x"], ["--text and --n-bytes"]),
+        (["score", SAMPLE, "--n-words", "9", "--text", "x"], ["--text and --n-words"]),
+        (["score", SAMPLE, "--part", "all"], ["--part is given"]),
+        (["score", SAMPLE, "--softcap", "1"], ["--softcap is given; it must be left out without --lm-head"]),
         (["score", SAMPLE, "--text", "none.txt"], ["none.txt: cannot be read: No such file"]),
         (["score", SAMPLE, "--per-token", "x.txt"], ["--per-token: ", "'x.txt'", ".npy, .csv, .parquet"]),
         (["score", SAMPLE, "--plot", "x.txt"], ["--plot: ", "'x.txt'", ".png"]),
@@ -63,6 +74,7 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE.parent.parent], [f"{SAMPLE.parent.parent}: is a directory without files of scores"]),
         (["score", __file__], [f"{__file__}: is no file of scores; it must be a .npy file, "]),
         (["info", "--top", "1"], ["--top"]),
+        (["info", "x"], ["x is given"]),
     ],
 )
 def test_arguments_that_are_wrong(argv, words, command):
@@ -89,7 +101,7 @@ def test_arguments_that_are_empty(argv, name, command):
 
 
 def test_workers_minus_one():
-    parser = cli._parser()
+    parser = make_parser()
     assert parser.parse_args(["score", "x", "--workers", "-1"]).workers == -1
     assert parser.parse_args(["compare", "x", "y", "--workers=-1"]).workers == -1
 
@@ -259,12 +271,12 @@ def test_signals_have_their_old_handlers_afterwards(command, monkeypatch):
     seen = []
     monkeypatch.setattr(commands, "info", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
     before = signal.getsignal(signal.SIGTERM)
-    assert command("info", "--json")[0] == 0
+    assert command("info", "--format", "json")[0] == 0
     assert callable(seen[0])
     assert signal.getsignal(signal.SIGTERM) is before
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup does with SIGHUP
     try:
-        assert command("info", "--json")[0] == 0
+        assert command("info", "--format", "json")[0] == 0
         assert seen[1] == signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -326,5 +338,5 @@ def test_closed_stdout(argv, hide):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 def test_full_disk():
     with Path("/dev/full").open("w") as full:
-        done = process("score", SAMPLE, "--json", stdout=full)
+        done = process("score", SAMPLE, "--format", "json", stdout=full)
     assert (done.returncode, done.stderr) == (2, "tokenloss: error: cannot write: No space left on device\n")

@@ -10,7 +10,8 @@ from commands import assert_refused
 from places import DATA, SAMPLE
 
 import tokenloss
-from tokenloss._command import cli, commands
+from tokenloss._command import commands
+from tokenloss._command.arguments import make_parser
 from tokenloss._evaluation import plan
 from tokenloss.formats import llama_cpp
 
@@ -63,7 +64,9 @@ def test_targets_and_ignore_index_in_compare(models, compare_json):
 
 def test_compare_files_that_do_not_fit(models, command):
     base, other, targets = models.path / "base.npz", models.path / "other.npy", models.path / "targets.npy"
-    assert_refused(command("compare", other, other), f"{other}: holds no targets", "--targets")
+    refused = command("compare", other, other, "--html", "page.html")
+    assert_refused(refused, f"{other}: holds no targets; it must hold them for --html, or come with --targets")
+    assert_refused(command("compare", other, other, "--shift"), f"{other}: holds no targets", "--targets")
     assert_refused(
         command("compare", base, SAMPLE), f"{SAMPLE}: holds 15 rows of 51864 classes; it must hold 24 rows of 9"
     )
@@ -151,9 +154,9 @@ OF_FILES_ALONE = {"array": "a", "kind": "probs", "lm_head": "l", "hidden": "h", 
                   "state": "f", "scheduler": "x"}  # fmt: skip
 FORWARDED = {
     "evaluate": (
-        f"score x.npy --n-bytes=7 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
-        OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "words": "lm-eval", "top": 9, "part": "all",
-                                   "skip_failed": True},
+        f"score x.npy --n-bytes=7 --n-words=6 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
+        OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "n_words": 6, "words": "lm-eval", "top": 9,
+                                   "part": "all", "skip_failed": True},
     ),
     "compare_files": (
         "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "
@@ -172,7 +175,7 @@ FORWARDED = {
         {"base": "x.json", "other": "q.json", "margin": 0.1, "cluster": "c"},
     ),
 }  # fmt: skip
-OTHERS = {"sinks", "progress", "n_words", "text"}  # which no option gives as it is
+OTHERS = {"sinks", "progress", "text"}  # which no option gives as it is
 
 
 @pytest.mark.parametrize("name", ["compare_responses", "compare_samples"])
@@ -181,8 +184,8 @@ def test_an_option_that_a_comparison_does_not_take_is_refused(name, command, mon
     taken = {*inspect.signature(getattr(commands, name)).parameters, "base_array", "base_kind", "workers"}
     given = {word for words, _ in FORWARDED.values() for word in words.split() if word.startswith("--")}
     given = {word.split("=")[0]: word for word in given | {"--plot=x.png", "--html=x.html", "--per-token=x.csv"}}
-    (subcommands,) = cli._parser()._subparsers._group_actions
-    options = set(subcommands.choices["compare"]._option_string_actions) - {"--json", "--help", "-h", "--no-shift"}
+    (subcommands,) = make_parser()._subparsers._group_actions
+    options = set(subcommands.choices["compare"]._option_string_actions) - {"--format", "--help", "-h", "--no-shift"}
     assert options <= given.keys()
     for option in options:
         if option[2:].replace("-", "_") not in taken:

@@ -48,10 +48,10 @@ def test_score_of_the_sample(score_json):
     worst = np.argsort(-losses)[:3]
     listed = found["highest_loss_tokens"]
     highest = {name: [token[name] for token in listed] for name in listed[0]}
-    assert highest["position"] == worst.tolist()
+    assert highest["row"] == worst.tolist()
     assert highest["target"] == targets[worst].tolist()
     assert highest["text"] == tokens[worst].tolist()
-    assert highest["loss"] == pytest.approx(losses[worst].astype(float), abs=2e-7)
+    assert highest["nll"] == pytest.approx(losses[worst].astype(float), abs=2e-7)
     assert highest["probability"] == pytest.approx(np.exp(-losses[worst]).astype(float))
     assert found["n_bytes_read"] == logits.nbytes
     assert found["gb_per_second"] == pytest.approx(found["n_bytes_read"] / found["seconds"] / 1e9)
@@ -114,7 +114,7 @@ def test_logits_of_any_shape_layout_and_block_size(shape, dtype, order, block_by
     losses = np.ravel(tokenloss.cross_entropy(logits, targets, reduction="none"))
     assert found["count"] == losses.size
     assert found["loss"] == (tokenloss.cross_entropy(logits, targets) if losses.size else None)
-    assert [token["position"] for token in found["highest_loss_tokens"]] == np.argsort(-losses)[:2].tolist()
+    assert [token["row"] for token in found["highest_loss_tokens"]] == np.argsort(-losses)[:2].tolist()
     assert found["accuracy"] == (np.mean(logits.argmax(-1) == targets) if losses.size else None)
 
 
@@ -132,7 +132,7 @@ def test_ignore_index(score_json, npz):
     found = score_json(path, "--ignore-index", "-1", "--top", 9)
     assert (found["count"], found["n_ignored"]) == (2, 2)
     assert found["loss"] == tokenloss.cross_entropy(LOGITS, targets, ignore_index=-1)
-    assert [token["position"] for token in found["highest_loss_tokens"]] == [2, 0]
+    assert [token["row"] for token in found["highest_loss_tokens"]] == [2, 0]
     assert found["accuracy"] == 0.5
     assert found["n_bytes_read"] == 2 * LOGITS[0].nbytes
 
@@ -159,7 +159,7 @@ def test_targets_one_hot(dtype, score_json, npz):
     found = score_json(npz(logits=LOGITS, targets=np.eye(3, dtype=dtype)[TARGETS]))
     assert found["loss"] == tokenloss.cross_entropy(LOGITS, TARGETS)
     assert found["accuracy"] == 0.5
-    highest = [(token["position"], token["target"]) for token in found["highest_loss_tokens"]]
+    highest = [(token["row"], token["target"]) for token in found["highest_loss_tokens"]]
     assert highest == [(3, 0), (2, 2), (0, 0), (1, 1)]
 
 
@@ -175,8 +175,8 @@ def test_json_of_infinite_and_nan_losses_is_null(score_json, command, npz):
     logits[0, 0], logits[2, 1] = -np.inf, np.nan
     path = npz(logits=logits, targets=TARGETS)
     found = score_json(path, "--top", 3)
-    assert [token["position"] for token in found["highest_loss_tokens"]] == [0, 2, 3]
-    assert found["loss"] is found["highest_loss_tokens"][0]["loss"] is found["highest_loss_tokens"][1]["loss"] is None
+    assert [token["row"] for token in found["highest_loss_tokens"]] == [0, 2, 3]
+    assert found["loss"] is found["highest_loss_tokens"][0]["nll"] is found["highest_loss_tokens"][1]["nll"] is None
     assert found["highest_loss_tokens"][0]["probability"] == 0.0
     status, out, err = command("score", path)
     assert (status, err) == (0, "")
@@ -186,9 +186,9 @@ def test_json_of_infinite_and_nan_losses_is_null(score_json, command, npz):
 def test_json_replaces_lone_surrogates(score_json, command, npz):
     tokens = np.array(["\ud800", "a\udc00b", "\U0001f600", "\ud83d\ude00"])
     path = npz(logits=LOGITS, targets=TARGETS, tokens=tokens)
-    texts = {token["position"]: token["text"] for token in score_json(path)["highest_loss_tokens"]}
+    texts = {token["row"]: token["text"] for token in score_json(path)["highest_loss_tokens"]}
     assert texts == {0: "\ufffd", 1: "a\ufffdb", 2: "\U0001f600", 3: "\U0001f600"}
-    json.dumps(json.loads(command("score", path, "--json")[1]), ensure_ascii=False).encode("utf-8")
+    json.dumps(json.loads(command("score", path, "--format", "json")[1]), ensure_ascii=False).encode("utf-8")
 
 
 @pytest.mark.parametrize("block_rows", [1, 3, 100])
@@ -197,7 +197,7 @@ def test_top_lists_the_first_of_equal_losses(top, block_rows, score_json, npz, m
     monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
     targets = np.random.default_rng(1).integers(3, size=20)
     found = score_json(npz(logits=np.tile(np.float32([3, 2, 1]), (20, 1)), targets=targets), "--top", top)
-    positions = [token["position"] for token in found["highest_loss_tokens"]]
+    positions = [token["row"] for token in found["highest_loss_tokens"]]
     assert positions == np.argsort(-targets, kind="stable")[:top].tolist()
 
 
@@ -223,7 +223,7 @@ def test_text_length_in_chunks(text, chunk, tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the platform has no named pipes")
 def test_text_from_a_pipe(npz, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    argv = [sys.executable, "-m", "tokenloss", "score", npz(logits=LOGITS, targets=TARGETS), "--json"]
+    argv = [sys.executable, "-m", "tokenloss", "score", npz(logits=LOGITS, targets=TARGETS), "--format", "json"]
     with subprocess.Popen([*argv, "--text", tmp_path / "pipe"], stdout=subprocess.PIPE) as process:
         (tmp_path / "pipe").write_bytes(b"two words" * 100_000)
         found = json.loads(process.communicate(timeout=60)[0])
@@ -268,7 +268,7 @@ def test_score_memory_is_bounded(tmp_path):
         "print(peak, file=sys.stderr); sys.exit(status)"
     )
     files = tmp_path / "logits.npy", tmp_path / "targets.npy"
-    done = process("score", *files, "--json", program=("-c", program))
+    done = process("score", *files, "--format", "json", program=("-c", program))
     assert done.returncode == 0
     found = json.loads(done.stdout)
     assert found["loss"] == pytest.approx(18 * math.log(2), abs=2e-7)

@@ -384,7 +384,7 @@ def test_ignore_index_of_all_targets(definitions, shape):
     assert found.count == 0
     assert found.kl.shape == shape[:-1]
     figures = found._figures()
-    for name in ("definitions", "count", "n_sequences", "is_clustered"):
+    for name in ("definitions", "count", "n_sequences", "is_clustered", "has_targets"):
         del figures[name]
     assert [figures.pop(name) for name in ("n_infinite", "n_nan", "left_out", "base_left_out")] == [0, 0, None, None]
     assert figures.pop("by_confidence") == []

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -312,6 +313,102 @@ def test_logits_with_other_names():
     with fails(ValueError, 2, "results()"):
         meter.result()
     assert [found.count for found in meter.results().values()] == [2, 2]
+
+
+def assert_without_losses(found, expected):
+    """Assert that what needs targets is nan, and that all else has the bits of a comparison with targets."""
+    assert not found.has_targets
+    for name in ARRAYS:
+        of_target = name in ("nll", "base_nll", "delta_p")
+        assert_same_bits(getattr(found, name), np.full(found.kl.shape, NAN) if of_target else getattr(expected, name))
+    figures, others = (
+        json.loads(json.dumps(one.to_dict()), parse_constant=lambda _: None) for one in (found, expected)
+    )
+    known = {"count", "n_sequences", "is_clustered", "interval_factor", "definitions", "n_infinite", "n_nan",
+             "base_left_out", "left_out"}  # fmt: skip
+    for name, figure in figures.items():
+        if "kl" in name or "top" in name or name in known:
+            assert figure == others[name], name
+        elif name in ("by_confidence", "sequences"):
+            for row, other in zip(figure, others[name], strict=True):
+                assert row == {key: None if "loss" in key or "delta" in key else other[key] for key in row}
+        elif name != "has_targets":
+            assert {None} == set(figure.values() if isinstance(figure, dict) else [figure]), name
+
+
+@pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
+@pytest.mark.parametrize("classes", [30, 28])
+def test_targets_none_gives_divergences_alone(definitions, classes, rng):
+    base, other, _ = models(rng, (60, 30))
+    targets, ids = rng.integers(0, 28, 60), np.where(np.arange(60) < 50, np.arange(60) // 9, -1)
+    where = rng.random(60) < 0.8
+    options = {"definitions": definitions, "classes": classes if definitions == "exact" else None}
+    given = {"where": where, "segment_ids": ids}
+    expected = compare(base, other, targets, **options, **given)
+    assert_without_losses(compare(base, other, None, **options, **given), expected)
+    meter = ComparisonMeter(**options)
+    for part in np.split(np.arange(60), [1, 30]):
+        meter.update(base[part], other[part], None, where=where[part], segment_ids=ids[part])
+    assert_without_losses(meter.result(), expected)
+    assert "perplexity" not in repr(meter.result())
+    for one in (meter.update, lambda *pair: meter.merge(merged(ComparisonMeter(**options), [pair]))):
+        with fails(ValueError, "targets must be given in all calls, or in none"):
+            one(base, other, targets)
+    assert meter.result().count == np.count_nonzero(where)
+
+
+def test_infinite_divergences_are_counted_without_targets():
+    base, other = np.zeros((4, 3)), np.zeros((4, 3))
+    other[1, 2], other[2, 0], base[3, 1] = -INF, NAN, -INF
+    found = compare(base, other, None)
+    assert (found.n_infinite, found.n_nan) == (1, 1)
+
+
+def merged(meter, blocks):
+    """A meter, after blocks."""
+    for block in blocks:
+        meter.update(*block)
+    return meter
+
+
+@pytest.mark.parametrize("names", [["logits"], ["q4", "q8"]])
+def test_merge_of_meters_is_one_meter(names, rng):
+    base, other, targets = models(rng, (60, 30))
+    ids = rng.integers(-1, 5, 60)  # sequences that are in several blocks
+    whole, meters = ComparisonMeter(), [ComparisonMeter() for _ in range(3)]
+    for meter, parts in zip(meters, ([0], [1, 2], [3]), strict=True):
+        for number in parts:
+            rows = slice(15 * number, 15 * number + 15)
+            logits = {name: other[rows] + place for place, name in enumerate(names)}
+            for one in (whole, meter):
+                one.update(base[rows], logits, targets[rows], segment_ids=ids[rows])
+    total = ComparisonMeter()
+    assert total != whole
+    for meter in meters:
+        before = pickle.loads(pickle.dumps(meter))  # noqa: S301 -- of this test
+        assert before == meter
+        total.merge(before)
+    assert total == whole
+    assert meters[0] == pickle.loads(pickle.dumps(meters[0]))  # noqa: S301 -- of this test
+    for name in names:
+        assert_same(total.results()[name], whole.results()[name])
+    total.merge(ComparisonMeter())
+    assert total == whole != meters[0]
+    assert total.__eq__(3) is NotImplemented
+
+
+def test_meters_that_cannot_be_merged():
+    logits = np.zeros((2, 3))
+    meter = merged(ComparisonMeter(), [(logits, {"a": logits}, [0, 1])])
+    for other, error, *words in (
+        (3, TypeError, "other is 'int'", "a ComparisonMeter"),
+        (ComparisonMeter(definitions="llama.cpp"), ValueError, "definitions of other is 'llama.cpp'", "'exact'"),
+        (ComparisonMeter(classes=3), ValueError, "classes of other is 3", "None"),
+        (merged(ComparisonMeter(), [(logits, logits, [0, 1])]), ValueError, "the names of other", "['a']"),
+    ):
+        with fails(error, *words):
+            meter.merge(other)
+    assert meter.result().count == 2
 
 
 # intervals of quantiles

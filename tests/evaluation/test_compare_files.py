@@ -151,6 +151,27 @@ def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatc
         np.testing.assert_array_equal(tops[of_kept, 0], own.argmax(-1)[of_kept])
 
 
+@pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
+def test_files_without_targets_are_compared_by_their_divergences(definitions, candidates):
+    np.savez(candidates.path / "alone.npz", logits=candidates.base)
+    found = compare_files(candidates.path / "alone.npz", candidates.files, definitions=definitions, ignore_index=0)
+    base = tokenloss.log_softmax(candidates.base) if definitions == "llama.cpp" else candidates.base
+    for name, one in found.items():
+        ids = None if definitions == "llama.cpp" else np.arange(4)[:, None]
+        expected = tokenloss.compare(base, candidates.logits[name], None, segment_ids=ids, definitions=definitions)
+        assert one.count == ROWS
+        assert not one.has_targets
+        figures = one.to_dict()
+        assert figures | expected.to_dict() == figures
+
+
+def test_shards_that_hold_targets_in_part(candidates):
+    np.savez(candidates.path / "alone.npz", logits=candidates.base)
+    paths = [candidates.path / "base.npz", candidates.path / "alone.npz"]
+    with pytest.raises(ValueError, match=r"alone.npz: holds no targets; it must hold them"):
+        compare_files(paths, {"a": [candidates.files["a"], candidates.files["b"]]})
+
+
 # -- names and sizes ---------------------------------------------------------------------------------------------------
 
 

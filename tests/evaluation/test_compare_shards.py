@@ -12,6 +12,7 @@ from pages import Reader
 
 import tokenloss
 from tokenloss._evaluation import checkpoint, compare
+from tokenloss._output import terminal
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -154,7 +155,7 @@ def test_per_token_in_compare(shift, sides, compare_json):
             np.testing.assert_array_equal(own[column], getattr(expected, column))
         np.testing.assert_array_equal(own["target"], targets)
         assert own["file"].tolist() == np.repeat([0, 1, 2], [13, 27, 20])[:n].tolist()
-        assert own["position"].tolist() == np.concatenate([np.arange(len(part)) for part in PARTS])[:n].tolist()
+        assert own["row"].tolist() == np.concatenate([np.arange(len(part)) for part in PARTS])[:n].tolist()
         assert of_candidates(found)[name]["count"] == np.count_nonzero(own["kept"])
 
 
@@ -168,7 +169,9 @@ def test_html_and_plot_of_shards(sides, command):
 
 
 @pytest.mark.parametrize(
-    "output", ["--per-token=t.csv", "--html=page.html", "--plot=kl.png", "--state=state", "--json"]
+    "output",
+    ["--per-token=t.csv", "--html=page.html", "--plot=kl.png", "--state=state"]
+    + [f"--format={form}" for form in terminal.FORMATS],
 )
 def test_no_rows_in_compare(output, command, tmp_path, monkeypatch):
     if "--plot" in output:

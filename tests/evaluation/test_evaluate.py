@@ -348,8 +348,8 @@ def test_highest_loss_tokens_of_blocks():
     parts = [token_scores(block[0], block[1], where=block[2]) for block in blocks]
     losses = np.concatenate([np.where(part.kept, part.nll, -1).ravel() for part in parts])
     places = np.argsort(-losses, kind="stable")[:6]
-    assert [token["position"] for token in found] == places.tolist()
-    assert [token["loss"] for token in found] == losses[places].tolist()
+    assert [token["row"] for token in found] == places.tolist()
+    assert [token["nll"] for token in found] == losses[places].tolist()
     assert [token["target"] for token in found] == np.concatenate([block[1].ravel() for block in blocks])[
         places
     ].tolist()

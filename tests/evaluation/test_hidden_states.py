@@ -269,12 +269,12 @@ def test_hidden_that_is_refused(path, command):
     np.savez(path / "text.npz", hidden=HIDDEN, targets=TARGETS[1:])
     assert_refused(command("score", path / "text.npz", *head), "targets has shape (39,)", "to fit hidden_states")
     for option in ("--kind", "logits"), ("--array", "hidden"):
-        assert_refused(command("score", path / "both.npz", *head, *option), f"{option[0][2:]} is given", "lm_head")
+        assert_refused(command("score", path / "both.npz", *head, *option), f"{option[0]} is given", "--lm-head")
     for option in ("--hidden", "x"), ("--logit-scale", "2"), ("--softcap", "3"):
-        name = option[0][2:].replace("-", "_")
-        assert_refused(command("score", path / "logits.npz", *option), f"{name} is given", "left out without lm_head")
+        refused = command("score", path / "logits.npz", *option)
+        assert_refused(refused, f"{option[0]} is given; it must be left out without --lm-head")
     for option, words in [
-        (("--logit-scale", "0"), "logit_scale is 0.0"), (("--softcap", "-1"), "softcap is -1.0"),
+        (("--logit-scale", "0"), "--logit-scale is 0.0"), (("--softcap", "-1"), "--softcap is -1.0"),
         (("--softcap", "x"), "argument --softcap: "),
     ]:  # fmt: skip
         assert_refused(command("score", path / "both.npz", *head, *option), words)

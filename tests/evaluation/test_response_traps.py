@@ -611,6 +611,57 @@ def test_what_is_no_response_is_refused(value, message, read):
         read(value)
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['data: {"choices": [{"text": " a", "finish_reason": null}]}'], "line 1: the stream breaks off"),
+        (['data: {"content": " a", "stop": false}'], "line 1: the stream breaks off"),
+        (["", 'data: {"choices": [}'], "line 2: byte 20: Expecting value"),
+        (["data: [DONE]"], "holds no log-probability"),
+        (["data: [1]"], r"line 1: holds \[1\]; it must hold a JSON object"),
+        (["data: {}", "date: {}"], r"line 2: holds b'date: \{\}'; it must hold data: and a JSON object"),
+        (['data: {"choices": [{"index": "0"}]}'], r"line 1: choices\[0\].index is '0'"),
+        (['data: {"choices": 3}'], "line 1: choices is 3; it must be a list"),
+        (['data: {"text": "a", "meta_info": {}}'], "line 1: it is a piece of a stream of SGLang's own endpoint"),
+        (
+            ['data: {"id": "x", "choices": []}', 'data: {"id": "x", "error": {"message": "oh"}}'],
+            "the request failed: oh",
+        ),
+    ],
+)
+def test_what_is_no_stream_of_responses_is_refused(lines, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        list(open_responses(clients.save_lines(tmp_path / "stream.txt", *lines)))
+
+
+def test_a_stream_may_be_of_several_responses_and_lack_lists(tmp_path):
+    pieces = [
+        {"index": i, "content": text, "stop": end}
+        | {"completion_probabilities": [{"id": i, "token": text, "logprob": -1.0}]}
+        for i, text, end in [(0, "a", False), (1, "b", False), (1, "c", True), (0, "d", True)]
+    ]  # fmt: skip
+    tokens = {"tokens": ["a"], "token_logprobs": [-1.0]}
+    path = clients.save_lines(tmp_path / "stream.txt", *(f"data: {json.dumps(piece)}" for piece in pieces))
+    assert [(r.line, r.choice, r.tokens.tolist()) for r in open_responses(path)] == [
+        (2, 1, ["b", "c"]),
+        (1, 0, ["a", "d"]),
+    ]
+    choices = [
+        {"index": 1, "text": "a", "logprobs": tokens | {"top_logprobs": None}, "finish_reason": None},
+        {"index": 0, "text": "a", "logprobs": tokens, "finish_reason": "stop"},
+        {
+            "index": 1,
+            "text": "a",
+            "logprobs": tokens | {"top_logprobs": [{"a": -1.0, "b": -2.0}]},
+            "finish_reason": "stop",
+        },
+    ]
+    path = clients.save_lines(tmp_path / "stream.txt", *(f"data: {json.dumps({'choices': [one]})}" for one in choices))
+    alone, both = open_responses(path)
+    assert (alone.choice, alone.tokens.tolist()) == (0, ["a"])
+    assert (both.choice, both.tokens.tolist(), both.is_greedy_known.tolist()) == (1, ["a", "a"], [False, True])
+
+
 def test_entries_in_the_order_of_their_ranks_do_not_tell_the_prompts_own_token(read):
     ranked = [(9, -0.1, 1), (3, -1.0, 2), (7, -2.0, 3)]  # as a tool may sort them
     with pytest.raises(ValueError, match="do not tell which entry is the prompt's own token"):

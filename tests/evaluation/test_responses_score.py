@@ -203,7 +203,7 @@ def test_classes_that_are_not_known_are_not_shown(score_json, command, tmp_path)
     path = clients.save_lines(tmp_path / "chats.jsonl", chat(("a", -1.0), ("b", -2.0)))
     tokens = score_json(path)["highest_loss_tokens"]
     assert [(token["target"], token["text"], token["position"]) for token in tokens] == [(None, "b", 1), (None, "a", 0)]
-    assert re.search(r"\n +sequence +position +loss +probability +text\n", command("score", path)[1])
+    assert re.search(r"\n +sequence +position +nll +probability +text\n", command("score", path)[1])
 
 
 @pytest.mark.parametrize(("values", "words"), [
@@ -251,7 +251,7 @@ def test_a_loss_of_certainty_is_0_and_of_impossibility_inf(tmp_path):
 
 def test_failed_lines_end_the_run(command, tmp_path):
     path = clients.save(tmp_path / "batch.jsonl", "vllm/run_batch_out.jsonl")
-    assert_refused(command("score", path, "--json"), f"{path}: line 2", "request-bad-model", "does not exist")
+    assert_refused(command("score", path, "--format", "json"), f"{path}: line 2", "request-bad-model", "does not exist")
 
 
 def test_skip_failed(score_json, command, tmp_path):
@@ -373,6 +373,14 @@ def test_several_files(score_json, tmp_path):
     assert [row["sequence"] for row in several["sequences"]] == [0, 0, 0]
 
 
+def test_a_folder_is_its_files(tmp_path):
+    paths = [clients.save(tmp_path / f"part-{i}.json", name) for i, name in enumerate(CONTINUED)]
+    (tmp_path / "notes.md").write_text("not a response")
+    folder, files = evaluate(tmp_path), evaluate(paths)
+    assert folder.meter == files.meter
+    assert folder.figures["files"] == list(map(str, paths))
+
+
 def test_files_of_different_parts_are_refused(command, score_json, tmp_path):
     prompt = clients.save(tmp_path / "a.json", COMPLETIONS[0])
     generated = clients.save(tmp_path / "b.json", "llama_server/completion_00.json")
@@ -411,19 +419,18 @@ def test_scheduler(completions, score_json, tmp_path):
 # -- what does not apply -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("options", "name"), [
-    (["--targets", "t.npy"], "targets"), (["--segment-ids", "s.npy"], "segment_ids"), (["--array", "x"], "array"),
-    (["--kind", "logits"], "kind"), (["--shift"], "shift"), (["--no-shift"], "shift"), (["--ignore-index", "0"],
-    "ignore_index"),
+@pytest.mark.parametrize("options", [
+    "--targets t.npy", "--segment-ids s.npy", "--array x", "--kind logits", "--shift", "--no-shift", "--ignore-index 0",
 ])  # fmt: skip
-def test_options_of_scores_are_refused(options, name, completions, command):
-    assert_refused(command("score", completions, *options), f"{name} is given", "responses of servers")
+def test_options_of_scores_are_refused(options, completions, command):
+    option = options.split()[0].replace("--no-", "--")
+    assert_refused(command("score", completions, *options.split()), f"{option} is given", "responses of servers")
 
 
 def test_part_and_skip_failed_are_refused_of_scores(npz, command):
     path = npz(logits=LOGITS, targets=TARGETS)
-    assert_refused(command("score", path, "--part", "all"), "part is given", "no responses")
-    assert_refused(command("score", path, "--skip-failed"), "skip_failed is given", "no responses")
+    assert_refused(command("score", path, "--part", "all"), "--part is given", "no responses")
+    assert_refused(command("score", path, "--skip-failed"), "--skip-failed is given", "no responses")
     for options in ({"part": "prompt"}, {"skip_failed": True}):
         with pytest.raises(ValueError, match="left out where the source is blocks"):
             evaluate([(LOGITS, TARGETS)], **options)
@@ -457,11 +464,11 @@ def test_highest_loss_tokens_name_their_sequence(npz, score_json, command):
     rng = np.random.default_rng(0)
     path = npz(logits=rng.standard_normal((3, 4, 5)), targets=rng.integers(5, size=(3, 4)))
     for token in score_json(path, "--top", 12)["highest_loss_tokens"]:
-        assert token["sequence"] == token["position"] // 4
-    assert re.search(r"sequence +position +target +loss", command("score", path)[1])
+        assert token["sequence"] == token["row"] // 4
+    assert re.search(r" +row +sequence +position +target +nll", command("score", path)[1])
     flat = npz(logits=LOGITS, targets=TARGETS)
     assert all(token["sequence"] is None for token in score_json(flat)["highest_loss_tokens"])
     assert "sequence" not in command("score", flat)[1]
     given = npz(logits=LOGITS, targets=TARGETS, segment_ids=np.array([7, -1, 7, 3]))
-    found = {token["position"]: token["sequence"] for token in score_json(given)["highest_loss_tokens"]}
+    found = {token["row"]: token["sequence"] for token in score_json(given)["highest_loss_tokens"]}
     assert found == {0: 7, 1: None, 2: 7, 3: 3}

@@ -276,10 +276,10 @@ def test_per_sequence(parts, score_json, tmp_path):
     assert table["file"].tolist() == [0, -1, -1]
     for name in table.dtype.names[1:]:
         assert table[name].tolist() == [row[name] for row in found["sequences"]]
-    assert tokens.dtype.names[-3:] == ("file", "sequence", "position")
+    assert tokens.dtype.names[-4:] == ("file", "row", "sequence", "position")
     assert tokens["sequence"].tolist() == parts.ids.tolist()
     assert tokens["file"].tolist() == [0] * 12 + [1] * 18
-    assert tokens["position"].tolist() == [*range(12), *range(18)]
+    assert tokens["row"].tolist() == [*range(12), *range(18)]
     for name, rows in ("seq", table), ("tok", tokens):
         lines = (tmp_path / f"{name}.csv").read_text().splitlines()
         expected = [",".join(rows.dtype.names), *(",".join(map(str, row)) for row in rows.tolist())]

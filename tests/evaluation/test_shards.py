@@ -35,8 +35,8 @@ def test_shards_add_up(shards, score_json):
     for part, rows in zip(parts["shards"], np.split(np.arange(60), [13, 40]), strict=True):
         assert part["loss"] == tokenloss.cross_entropy(shards.logits[rows], shards.targets[rows])
     starts = dict(zip(parts["files"], (0, 13, 40), strict=True))
-    assert [starts[token["file"]] + token["position"] for token in parts["highest_loss_tokens"]] == [
-        token["position"] for token in whole["highest_loss_tokens"]
+    assert [starts[token["file"]] + token["row"] for token in parts["highest_loss_tokens"]] == [
+        token["row"] for token in whole["highest_loss_tokens"]
     ]
 
 

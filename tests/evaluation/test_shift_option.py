@@ -46,7 +46,7 @@ def test_shift(save, score_json, tmp_path):
     assert (found["count"], found["n_ignored"]) == (11, 1)
     i, j = np.unravel_index(losses.argmax(), losses.shape)
     (token,) = found["highest_loss_tokens"]
-    assert (token["position"], token["target"]) == (5 * i + j, tokens[i, j + 1])
+    assert (token["row"], token["target"]) == (5 * i + j, tokens[i, j + 1])
     assert token["text"] == (text[i, j + 1] if save == "npz" else None)
     table = np.genfromtxt(tmp_path / "tokens.csv", delimiter=",", names=True)
     np.testing.assert_array_equal(table["nll"], np.where(tokens[:, 1:] == -100, np.nan, losses).ravel())
@@ -90,7 +90,7 @@ def test_shift_across_shards(sequence, score_json):
     np.testing.assert_array_equal(table["nll"], np.where(sequence.ids[1:] == -100, np.nan, losses))
     np.testing.assert_array_equal(table["target"], sequence.ids[1:])
     starts = dict(zip((part["file"] for part in found["shards"]), (0, 4, 5, 5), strict=True))
-    places = [starts[token["file"]] + token["position"] for token in found["highest_loss_tokens"]]
+    places = [starts[token["file"]] + token["row"] for token in found["highest_loss_tokens"]]
     assert sorted(places) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
     if sequence.argv[-1] == sequence.path / "part-*.npz":
         assert [token["text"] for token in found["highest_loss_tokens"]] == [f"t{place + 1}" for place in places]
@@ -227,15 +227,15 @@ def test_missing_shift_is_warned_of_once(of_blocks, shape, npz):
 def test_missing_shift_in_the_command(command, npz, tmp_path):
     logits, ids = causal(400)
     path = npz(logits=logits, targets=ids)
-    for argv in ([], ["--json"], ["--html", tmp_path / "x.html"]):
+    for argv in ([], ["--format", "json"], ["--html", tmp_path / "x.html"]):
         status, out, err = command("score", path, *argv)
         assert status == 0
         assert re.fullmatch(r"tokenloss: warning: [^\n]*--no-shift[^\n]*\n", err)
-        if argv == ["--json"]:
+        if argv == ["--format", "json"]:
             assert json.loads(out)["fits_better_shifted"] is True
         for option in ("--shift", "--no-shift"):
             assert command("score", path, *argv, option)[::2] == (0, "")
-    done = process("score", path, "--json")  # where warnings are errors
+    done = process("score", path, "--format", "json")  # where warnings are errors
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert json.loads(done.stdout)["count"] == 400
 

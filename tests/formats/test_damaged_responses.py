@@ -176,7 +176,7 @@ CHANGES = {
 @st.composite
 def lies(draw):
     """Responses of a file, one with other values, or with other entries of a list or an object, at one or two paths."""
-    text = clients.responses()[draw(st.sampled_from(NAMES))]
+    text = clients.responses()[draw(st.sampled_from([name for name in NAMES if not name.endswith(".txt")]))]
     values = [json.loads(line) for line in text.strip("\n").split("\n")]
     which = draw(st.integers(0, len(values) - 1))
     for _ in range(draw(st.integers(1, 2))):

@@ -255,3 +255,38 @@ def test_public_types(tmp_path):
     }  # fmt: skip
     with pytest.raises(ValueError, match="part is 'both'; it must be 'prompt', 'generated', 'all'"):
         open_responses(tmp_path / "r.json", part="both")
+
+
+STREAMS = {  # of each, a response to the same prompt that came at once
+    "vllm/completion_stream.txt": "llama_server/completion_00.json",
+    "vllm/completion_stream_echo.txt": "llama_server/completion_00.json",
+    "vllm/chat_stream.txt": "vllm/chat_00.json",
+    "llama_server/completion_stream.txt": "llama_server/completion_00.json",
+    "llama_cpp_python/completion_echo_stream.txt": "llama_server/completion_00.json",
+}
+
+
+@pytest.mark.parametrize(("name", "whole"), STREAMS.items())
+def test_a_stream_is_read_as_the_response_that_comes_at_once(name, whole, read, tmp_path):
+    (response,) = open_responses(clients.save(tmp_path / "stream.txt", name), part="generated")
+    (expected,) = read(whole, part="generated")
+    n = len(response.ids)
+    assert 3 <= n <= len(expected.ids)
+    for column in ("tokens", "n_bytes", "is_greedy", "is_greedy_known"):
+        np.testing.assert_array_equal(getattr(response, column), getattr(expected, column)[:n])
+    np.testing.assert_allclose(response.logprobs, expected.logprobs[:n], rtol=0, atol=5e-4)
+
+
+def test_a_stream_that_echoes_its_prompt_and_others_after_it(read, tmp_path):
+    names = ["vllm/completion_stream_echo.txt", "vllm/completion_stream.txt", "vllm/completion_stream_echo.txt"]
+    path = clients.save(tmp_path / "streams.jsonl", *names)
+    path.write_text(": a comment\n\nevent: message\n" + path.read_text().replace("data: [DONE]\n", ""), newline="\r\n")
+    with pytest.raises(ValueError, match=r"line \d+: the server returned no prompt log-probabilities"):
+        list(open_responses(path))
+    echo, alone, again = open_responses(path, part="generated")
+    assert [echo.line, alone.line, again.line] == [4, 12, 22]
+    assert echo.tokens.tolist() == again.tokens.tolist() == alone.tokens.tolist()
+    (expected,) = read("vllm/completion_00.json")
+    response = next(iter(open_responses(path)))
+    np.testing.assert_array_equal(response.tokens[1:], expected.tokens[1:])
+    np.testing.assert_allclose(response.logprobs, expected.logprobs, rtol=0, atol=1e-5)

@@ -28,7 +28,7 @@ def run(*arguments):
     """Exit status of the command and what it prints to stderr: one line about bad input, and no JSON then."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([*map(str, arguments), "--json", "--workers", "1"])
+        status = main([*map(str, arguments), "--format", "json", "--workers", "1"])
     assert status in (0, 2)
     assert err.getvalue().count("\n") == (status == 2), err.getvalue()
     assert (json.loads(out.getvalue()) is not None) if status == 0 else not out.getvalue()

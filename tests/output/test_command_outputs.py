@@ -29,13 +29,15 @@ def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
     np.savez(tmp_path / "s.npz", **{kind: make(logits)}, targets=targets, segment_ids=ids)
     files = {"--per-token": "t.npy", "--per-sequence": "s.csv", "--html": "p.html", "--plot": "p.svg"}
     options = [word for option, name in files.items() for word in (option, tmp_path / name)]
-    status, printed, _ = command("score", tmp_path / "s.npz", "--shift" if shift else "--no-shift", *options, "--json")
+    status, printed, _ = command(
+        "score", tmp_path / "s.npz", "--shift" if shift else "--no-shift", *options, "--format", "json"
+    )
     figures, table = json.loads(printed), read_table(tmp_path / "t.npy")
     kept = table["kept"] == 1
     assert (status, figures["count"], figures["n_ignored"]) == (0, kept.sum(), (~kept).sum())
     assert figures["loss"] == pytest.approx(table["nll"][kept].mean(), rel=1e-12)
     assert figures["accuracy"] == table["is_greedy"][kept].mean()
-    assert [token["loss"] for token in figures["highest_loss_tokens"]] == sorted(table["nll"][kept])[::-1][:5]
+    assert [token["nll"] for token in figures["highest_loss_tokens"]] == sorted(table["nll"][kept])[::-1][:5]
     sequences = read_table(tmp_path / "s.csv")
     for number, tokens, nll in zip(*(sequences[name] for name in ("sequence", "count", "nll")), strict=True):
         own = kept & (table["sequence"] == number)

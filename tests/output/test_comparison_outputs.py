@@ -13,10 +13,10 @@ from pages import Reader
 
 import tokenloss
 from tokenloss import compare
+from tokenloss._comparison.tables import candidates_shown
+from tokenloss._core.result import as_text
 from tokenloss._evaluation import plan
-from tokenloss._evaluation.sink import Candidate
 from tokenloss._output import divergence_plot, page
-from tokenloss._output.terminal import Summary
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 MINUS = "\N{PLUS-MINUS SIGN}"
@@ -70,11 +70,11 @@ def test_table_of_several_candidates(rich, many, command, monkeypatch):
     assert [line for line in out.splitlines() if line != line.rstrip()] == []
 
 
-def printed(capsys, comparisons, **about):
+def printed(comparisons, **about):
     """Rows of the tables of comparisons by name, each a list of its cells."""
     named = {name: dataclasses.replace(one, _about={"name": name, **about}) for name, one in comparisons.items()}
-    Summary().finish({}, [Candidate(name, None, one, {}) for name, one in named.items()])
-    return [cells(line) for line in capsys.readouterr().out.splitlines()]
+    shown = candidates_shown(named) if len(named) > 1 else next(iter(named.values()))._shown()
+    return [cells(line) for line in as_text(shown).splitlines()]
 
 
 def of_kl(kl, **options):
@@ -84,9 +84,9 @@ def of_kl(kl, **options):
     return compare(np.zeros_like(logits), logits, np.zeros(len(kl), int), **options)
 
 
-def test_infinite_candidates_are_last_and_marked(capsys):
+def test_infinite_candidates_are_last_and_marked():
     kl = {"nan": [math.nan, 1.0], "inf": [1.0, math.inf, math.inf], "high": [3.0, 2.0], "low": [0.5, 1.0]}
-    rows = printed(capsys, {name: of_kl(one) for name, one in kl.items()})
+    rows = printed({name: of_kl(one) for name, one in kl.items()})
     assert rows[2][-2:] == ["not finite", "KLD where finite"]
     assert [row[0] for row in rows[3:]] == ["low", "high", "inf", "nan"]
     finite = f"{0.5 * math.log((1 + math.e) ** 2 / (4 * math.e)):.6f}"
@@ -96,17 +96,17 @@ def test_infinite_candidates_are_last_and_marked(capsys):
     assert len(rows[3]) == len(rows[5]) - 1  # which has two more figures, and no error of an infinite one
 
 
-def test_names_of_candidates_cannot_control_the_terminal(capsys):
+def test_names_of_candidates_cannot_control_the_terminal():
     name = "\x1b[31mq\n4[bold]"
-    rows = printed(capsys, {name: of_kl([1.0, 2.0]), "q": of_kl([1.0, 2.0])}, size=0)
+    rows = printed({name: of_kl([1.0, 2.0]), "q": of_kl([1.0, 2.0])}, size=0)
     assert rows[3][:2] == [r"\x1b[31mq\n4[bold]", "0 GB"]
-    rows = printed(capsys, {name: of_kl([1.0, 2.0])})
+    rows = printed({name: of_kl([1.0, 2.0])})
     assert rows[0][0] == r"\x1b[31mq\n4[bold] vs base"
 
 
-def test_tables_without_what_there_is_not(capsys):
+def test_tables_without_what_there_is_not():
     one = of_kl([1.0, 2.0, 0.5])
-    words = [row[0] for row in printed(capsys, {"q": one})]
+    words = [row[0] for row in printed({"q": one})]
     for word in (
         "Mean    KLD where finite", "Infinite tokens", "Tokens that are nan", "By type of token",
         "Sequences of the highest divergence", "Probability of the classes that are left out",
@@ -114,9 +114,9 @@ def test_tables_without_what_there_is_not(capsys):
         assert word not in words
 
 
-def test_rows_of_what_is_not_finite(capsys):
+def test_rows_of_what_is_not_finite():
     one = of_kl([1.0, math.nan, math.inf, math.inf, 1.0])
-    rows = printed(capsys, {"q": one})
+    rows = printed({"q": one})
     finite = 0.5 * math.log((1 + math.e) ** 2 / (4 * math.e))
     at = rows.index(["Infinite tokens", "2", "of 5"])
     assert rows[at - 2][:3] == ["Mean", "KLD", "nan"]
@@ -134,11 +134,11 @@ def test_intervals_of_quantiles(many, command):
     assert rows["99.9%"].endswith(f"{one.kl_quantile_intervals[0.999][0]:.6f} to inf")
 
 
-def test_probability_of_the_classes_that_are_left_out(capsys):
+def test_probability_of_the_classes_that_are_left_out():
     rng = np.random.default_rng(3)
     base, logits = rng.normal(size=(9, 5)), rng.normal(size=(9, 4))
     one = compare(base, logits, np.zeros(9, int), classes=4)
-    rows = printed(capsys, {"q": one})
+    rows = printed({"q": one})
     mass = (np.exp(base)[:, 4] / np.exp(base).sum(-1)).mean()
     at = rows.index(["Probability of the classes that are left out"])
     assert rows[at + 1] == ["Mean of base", f"{100 * mass:.4g} %"]
@@ -184,21 +184,21 @@ def test_tables_of_groups(many, command):
         assert cells(line) == [*place, *expected_row(one, mask, ())]
 
 
-def test_tables_of_groups_of_one_token_have_no_errors(capsys):
+def test_tables_of_groups_of_one_token_have_no_errors():
     one = of_kl([1.0])
-    rows = printed(capsys, {"q": one})
+    rows = printed({"q": one})
     row = next(row for row in rows if row[0] == "0.4 to 0.6")
     assert row[1:] == ["1", f"{one.mean_kl:.6f}", f"{one.log_perplexity_ratio:+.5f}", *row[4:]]
     assert rows[0][1].startswith("1 token, ")
 
 
-def test_table_of_token_types(capsys):
+def test_table_of_token_types():
     one = of_kl([1.0, 2.0, 0.5, 0.25])
     table = one.by(["word", "word", "number", "punctuation"])
     types = [
         dict(zip(table, row, strict=True)) for row in zip(*(part.tolist() for part in table.values()), strict=True)
     ]
-    rows = printed(capsys, {"q": one}, by_token_type=types)
+    rows = printed({"q": one}, by_token_type=types)
     at = rows.index(["By type of token"])
     assert [row[0] for row in rows[at + 2 : at + 5]] == ["word", "number", "punctuation"]  # by divergence
     assert rows[at + 2][1:3] == ["2", f"{one.kl[:2].mean():.6f}"]
@@ -244,10 +244,11 @@ def test_page_of_several_candidates(most, many, command, monkeypatch):
     data = found.data
     assert found.text("h1") == f"3 models vs {many.path / 'base'}"
     assert [one["name"] for one in data["models"]] == ["q8", "q4", "q2"]
-    assert found.ids(data["target"]) == many.targets[:size].tolist()
+    assert found.ids(data["target"]) == [None if i < 0 else i for i in many.targets[:size].tolist()]
     assert [text for _, text in found.tokens] == many.tokens[:size].tolist()
     assert found.places["file"] == np.repeat([0, 1], [13, 27])[:size].tolist()
-    assert found.places["position"] == [*range(13), *range(27)][:size]
+    assert found.places["row"] == [*range(13), *range(27)][:size]
+    assert found.places["position"] == [i for n in (6, 7, 10, 9, 8) for i in range(n)][:size]
     assert found.paragraphs == len({*zip(found.places["file"], found.places["sequence"], strict=True)})
     scores = tokenloss.token_scores(many.base, many.targets, top_k=5)
     sides = [(data["base"], scores)]
@@ -282,6 +283,6 @@ def test_outputs_of_one_file_without_sequences_or_text(models, command):
     path = models.path / "page.html"
     assert command("compare", base, other, "--html", path)[::2] == (0, "")
     found = Reader(path.read_text("utf-8"))
-    assert found.places == {"position": [*range(24)]}
+    assert found.places == {"row": [*range(24)]}
     assert [text for _, text in found.tokens] == [f"#{i}" for i in models.targets.reshape(-1)]
     assert found.paragraphs == 1

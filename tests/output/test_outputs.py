@@ -10,9 +10,7 @@ import pytest
 from candidates import Many
 
 from tokenloss import _output, evaluate, sinks
-from tokenloss._command import cli, commands
-from tokenloss._evaluation.sink import Candidate
-from tokenloss._output.terminal import Summary
+from tokenloss._command import arguments, commands
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 TABLES = {name: outputs for name, outputs in vars(_output).items() if name.endswith("_OUTPUTS")}
@@ -29,16 +27,10 @@ def test_each_sink_of_a_file_is_in_a_table():
     assert found - bases == {output for outputs in TABLES.values() for output in outputs}
 
 
-def test_sinks_are_all_outputs_that_write_files():
-    files = {output.__name__ for outputs in TABLES.values() for output in outputs if output.writes_file}
-    assert set(sinks.__all__) == files | INTERFACE
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_the_last_output_of_a_table_prints_where_no_other_does(name):
-    *outputs, last = TABLES[name]
+def test_sinks_are_all_outputs():
+    outputs = [output for outputs in TABLES.values() for output in outputs]
+    assert set(sinks.__all__) == {output.__name__ for output in outputs} | INTERFACE
     assert all(output.option and output.help for output in outputs)
-    assert (last.option, last.writes_file) == ("", False)
 
 
 class LossLines(sinks.Sink):
@@ -54,7 +46,7 @@ class LossLines(sinks.Sink):
 
 
 def test_an_output_is_on_the_command_line_when_it_is_in_a_table(command, npz, tmp_path, monkeypatch):
-    for module in cli, commands:
+    for module in arguments, commands:
         monkeypatch.setattr(module, "SCORE_OUTPUTS", (LossLines, *_output.SCORE_OUTPUTS))
     path = npz(logits=np.zeros((3, 2)), targets=[0, 1, 0])
     assert command("score", path, "--loss-lines", tmp_path / "lines")[0] == 0
@@ -72,15 +64,14 @@ def other(value):
     return value + "x" if isinstance(value, str) else 5 if value is None else 2 * value + 7
 
 
-def test_a_figure_of_score_is_printed_unless_it_is_listed_here(capsys, tmp_path):
+def test_a_figure_of_score_is_printed_unless_it_is_listed_here(tmp_path):
     Many(tmp_path)
     (tmp_path / "text").write_text("some words")
     evaluation = evaluate(tmp_path / "base/part-*.npz", text=tmp_path / "text")
     figures = evaluation.figures | {"seconds": 2.0, "n_nan": 1, "n_infinite": 1}
 
     def printed(**changed):
-        Summary().finish({}, dataclasses.replace(evaluation, figures=figures | changed))
-        return capsys.readouterr().out
+        return dataclasses.replace(evaluation, figures=figures | changed).summary()
 
     assert {name for name, figure in figures.items() if printed(**{name: other(figure)}) == printed()} == {
         "bits_per_byte_interval", "interval_factor",  # the error is printed
@@ -89,14 +80,13 @@ def test_a_figure_of_score_is_printed_unless_it_is_listed_here(capsys, tmp_path)
     }  # fmt: skip
 
 
-def test_a_figure_of_a_comparison_is_printed_unless_it_is_listed_here(capsys, tmp_path):
+def test_a_figure_of_a_comparison_is_printed_unless_it_is_listed_here(tmp_path):
     comparison = Many(tmp_path).comparison("q4")
     comparison = dataclasses.replace(comparison, n_nan=1, n_infinite=2, left_out=0.5, base_left_out=0.25)
 
     def printed(**changed):
-        Summary().finish({}, [Candidate("q4", None, dataclasses.replace(comparison, **changed), {})])
-        return capsys.readouterr().out
+        return dataclasses.replace(comparison, **changed).summary()
 
     figures = {name: figure for name, figure in vars(comparison).items() if not isinstance(figure, np.ndarray)}
     missing = {name for name, figure in figures.items() if printed(**{name: other(figure)}) == printed()}
-    assert missing == {"_about"}  # which is empty here
+    assert missing == {"_about", "has_targets"}  # the first is empty here; with targets, their figures are shown

@@ -14,7 +14,7 @@ from tokenloss._evaluation import plan
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 SUFFIXES = [".npy", ".csv", ".parquet"]
 OF_SCORES = ("nll", "rank", "argmax", "is_greedy", "entropy")
-PLACES = ("file", "sequence", "position")
+PLACES = ("file", "row", "sequence", "position")
 NEVER_NULL = {*PLACES, "candidate", "target", "kept", "is_greedy_known", "is_prompt"}
 
 
@@ -36,27 +36,26 @@ def of_blocks(path, command):
     targets[2, 1:] = -100
     parts = slice(0, 1), slice(1, 4), slice(4, 6)
     evaluate(((logits[part], targets[part], where[part]) for part in parts), sinks=[sinks.TokenTable(path)])
-    sequence = np.arange(6).repeat(5)
-    scores = token_scores(logits, targets, where=where)
-    return rows_of(scores, targets, file=np.zeros(30), sequence=sequence, position=np.arange(30))
+    places = {"row": np.arange(30), "sequence": np.arange(6).repeat(5), "position": np.tile(np.arange(5), 6)}
+    return rows_of(token_scores(logits, targets, where=where), targets, file=np.zeros(30), **places)
 
 
 def of_shifted_blocks(path, command):
-    """Rows without a next token are left out; positions are those of the block."""
+    """Rows without a next token are left out; a place is that of the row, not of its target."""
     rng = np.random.default_rng(32)
     logits, targets, where = rng.normal(size=(6, 5, 9)), rng.integers(9, size=(6, 5)), rng.random((6, 5)) < 0.8
     evaluate([(logits, targets, where)], shift=True, sinks=[sinks.TokenTable(path)])
     logits, targets, mask = tokenloss.next_token(logits, targets, where)
-    position = np.arange(30).reshape(6, 5)[:, :4].ravel()
-    scores = token_scores(logits, targets, where=mask)
-    return rows_of(scores, targets, file=np.zeros(24), sequence=np.arange(6).repeat(4), position=position)
+    row, position = np.arange(30).reshape(6, 5)[:, :4].ravel(), np.tile(np.arange(4), 6)
+    places = {"file": np.zeros(24), "row": row, "sequence": np.arange(6).repeat(4), "position": position}
+    return rows_of(token_scores(logits, targets, where=mask), targets, **places)
 
 
 def of_segment_ids(path, command):
     ids = np.array([7, 7, -3, 2**40, 7])
     evaluate([(np.zeros((5, 3)), np.zeros(5, int), None, ids)], sinks=[sinks.TokenTable(path)])
-    sequence, scores = np.maximum(ids, -1), token_scores(np.zeros((5, 3)), np.zeros(5, int))
-    return rows_of(scores, np.zeros(5), file=np.zeros(5), sequence=sequence, position=np.arange(5))
+    places = {"row": np.arange(5), "sequence": np.maximum(ids, -1), "position": np.array([0, 1, -1, 0, 2])}
+    return rows_of(token_scores(np.zeros((5, 3)), np.zeros(5, int)), np.zeros(5), file=np.zeros(5), **places)
 
 
 def of_files(path, command):
@@ -70,8 +69,9 @@ def of_files(path, command):
     assert command("score", path.parent / "part-*.npz", "--per-token", path)[0] == 0
     places = {
         "file": np.repeat([0, 1, 2], [13, 27, 20]),
+        "row": np.r_[:13, :27, :20],
         "sequence": np.r_[np.full(13, -1), np.arange(3).repeat(9), np.arange(2).repeat(10)],
-        "position": np.r_[:13, :27, :20],
+        "position": np.r_[np.full(13, -1), np.tile(np.arange(9), 3), np.tile(np.arange(10), 2)],
     }
     return rows_of(token_scores(logits, targets), targets, **places)
 
@@ -97,7 +97,9 @@ def of_candidates(path, command):
     """Three candidates in two shards."""
     many = Many(path.parent)
     assert command(*many.argv(), "--per-token", path)[::2] == (0, "")
-    own = {"file": np.repeat([0, 1], [13, 27]), "sequence": many.segment_ids, "position": np.r_[:13, :27]}
+    positions = np.concatenate([np.arange(n) for n in (6, 7, 10, 9, 8)])  # each file has its own sequences
+    own = {"file": np.repeat([0, 1], [13, 27]), "row": np.r_[:13, :27], "sequence": many.segment_ids,
+           "position": positions}  # fmt: skip
     columns = {name: np.tile(column, 3) for name, column in (own | {"target": many.targets}).items()}
     comparisons = [many.comparison(name) for name in many.logits]
     figures = ("kept", "base_nll", "nll", "kl", "delta_p", "is_same_top", "base_top_p")
@@ -114,6 +116,8 @@ def test_a_row_for_each_token(source, suffix, command, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 5)
     expected = source(tmp_path / f"tokens{suffix}", command)
     table = read_table(tmp_path / f"tokens{suffix}")
+    assert ("text" in table) == (source is of_responses and suffix != ".npy")
+    table.pop("text", None)
     assert list(table) == list(expected)
     order = np.argsort(table["candidate"], kind="stable") if "candidate" in table else slice(None)
     for name, column in expected.items():
@@ -176,3 +180,60 @@ def test_a_sink_may_be_used_for_responses_and_for_scores(npz, tmp_path):
     for path, has_entropy in (responses, False), (npz(logits=LOGITS, targets=TARGETS), True), (responses, False):
         evaluate([path], sinks=[sink])
         assert ("entropy" in read_table(tmp_path / "t.npy")) == has_entropy
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_text_and_likeliest_classes_of_each_token(suffix, command, npz, tmp_path):
+    text = ["a\rb", 'c"\n', "\ud800", "d", "e,"]
+    rng = np.random.default_rng(7)
+    logits, targets = rng.normal(size=(1, 5, 9)), rng.integers(9, size=(1, 5))
+    with_text = npz("a.npz", logits=logits, targets=targets, tokens=np.array([text]))
+    without = npz("b.npz", logits=logits, targets=np.where(np.arange(5) == 3, -100, targets))
+    path = tmp_path / f"tokens{suffix}"
+    evaluate([with_text, without], shift=False, sinks=[sinks.TokenTable(path, top_k=2), sinks.HtmlPage(tmp_path / "p")])
+    table, kept = read_table(path), np.arange(10) != 8
+    if suffix != ".npy":
+        assert table["text"] == [*text[:2], "\ufffd", *text[3:], *[None] * 5]
+    scores = token_scores(np.concatenate([logits] * 2), np.concatenate([targets] * 2), top_k=2)
+    unknown = np.nan if suffix != ".npy" else -1
+    for k in range(2):
+        ids = np.where(kept, scores.top_ids[..., k].reshape(-1), unknown)
+        logprobs = np.where(kept, scores.top_logprobs[..., k].reshape(-1), np.nan)
+        np.testing.assert_array_equal(table[f"top_id_{k + 1}"], ids)
+        np.testing.assert_array_equal(table[f"top_logprob_{k + 1}"], logprobs)
+    assert "top_id_3" not in table
+    for top_k, error in (-1, ValueError), (1.5, TypeError):
+        with pytest.raises(error, match="top_k"):
+            sinks.TokenTable(path, top_k=top_k)
+
+
+def test_positions_go_on_in_the_next_file_and_block(npz, tmp_path, monkeypatch):
+    """Of ids in any order, pieces of sequences among them, whatever the blocks are in which files are read."""
+    rng = np.random.default_rng(8)
+    ids, logits, targets = rng.integers(-1, 4, size=60), rng.normal(size=(60, 5)), rng.integers(5, size=60)
+    expected = [np.count_nonzero(ids[:i] == one) if one >= 0 else -1 for i, one in enumerate(ids)]
+    own = [
+        np.count_nonzero(ids[s:i] == ids[i]) if ids[i] >= 0 else -1 for s, e in [(0, 13), (13, 60)] for i in range(s, e)
+    ]
+    parts = slice(0, 13), slice(13, 60)
+    paths = [npz(f"{i}.npz", logits=logits[part], targets=targets[part]) for i, part in enumerate(parts)]
+    np.save(tmp_path / "ids.npy", ids)
+    for i, part in enumerate(parts):
+        np.save(tmp_path / f"ids-{i}.npy", ids[part])
+    blocks = [(logits[part], targets[part], None, ids[part]) for part in parts]
+    table = sinks.TokenTable(tmp_path / "t.npy")
+
+    def positions(source, **options):
+        found = evaluate(source, sinks=[table], top=60, **options).figures["highest_loss_tokens"]
+        places = read_table(tmp_path / "t.npy")["position"].astype(int)
+        starts = {None: 0} | dict(zip(map(str, paths), (0, 13), strict=True))
+        listed = {starts[token["file"]] + token["row"]: token["position"] for token in found}
+        assert [listed[row] for row in sorted(listed)] == [None if place < 0 else place for place in places]
+        return places.tolist()
+
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 7)
+    assert positions(paths, segment_ids=[tmp_path / "ids.npy"]) == positions(blocks) == expected
+    assert positions(paths, segment_ids=[tmp_path / "ids-0.npy", tmp_path / "ids-1.npy"]) == own
+    shifted = [place for i, place in enumerate(expected) if i < 59 and ids[i] == ids[i + 1] >= 0]
+    assert positions(blocks, shift=True) == shifted
+    assert positions(paths, segment_ids=[tmp_path / "ids.npy"], shift=True) == shifted

@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import glob
 import inspect
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._comparison.tables import candidates_shown
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
-from tokenloss._core.result import Shown, Table
+from tokenloss._core.result import Shown, Table, columns_of
+from tokenloss._core.text import as_strict_json, title
 from tokenloss._evaluation.compare_files import compare_files
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.evaluate import advice, evaluate
+from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.sink import Sink
-from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._output.terminal import JsonObject, show
+from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output.terminal import print_as
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.samples import is_samples
 
@@ -37,23 +41,43 @@ def info(args: argparse.Namespace) -> None:
     """Run `tokenloss info`."""
     with _input_errors():
         config = show_config(mode="dicts")
-    if args.json:
-        JsonObject(None).finish(config, None)
-        return
     rows = [
         ("instruction set", config["instruction_set"], f"of {', '.join(config['available'])}"),
         ("workers", str(config["workers"]), ""),
     ]
-    show(Shown("tokenloss", config["version"], [Table(rows)]))
+    shown = Shown("tokenloss", config["version"], [Table(rows)])
+    print_as(args.format, lambda: shown, lambda: config, lambda: columns_of([config]))
 
 
 def score(args: argparse.Namespace) -> None:
     """Run `tokenloss score`."""
-    outputs = _chosen_outputs(SCORE_OUTPUTS, args)
+    named = [_split(text, "FILE") for text in args.source]
+    if any(name != path for name, path in named):
+        _score_models(args)
+        return
     with _input_errors(), _own_warnings():
-        evaluation = evaluate(**_arguments(evaluate, args, sinks=_files(outputs), progress=True))
+        sinks = _chosen_outputs(SCORE_OUTPUTS, args)
+        evaluation = evaluate(**_arguments(evaluate, args, sinks=sinks, progress=True))
     _warn(evaluation.figures)
-    _print(outputs, evaluation.figures, evaluation)
+    alone = Evaluations({title(evaluation.figures["files"]): evaluation})
+    print_as(args.format, evaluation._shown, evaluation.to_dict, alone.columns)
+
+
+def _score_models(args: argparse.Namespace) -> None:
+    """Score the files of several models, each with its name, and show them side by side."""
+    models = _named(args.source, "FILE")
+    for name, path in models.items():
+        if name == path:
+            raise InputError(f"FILE {path}: has no name; each FILE must have one, NAME=FILE, or none")
+    for option in ("--state", *(output.option for output in SCORE_OUTPUTS)):
+        if getattr(args, _name_of(option)) is not None:
+            raise InputError(f"{option} is for one model; score the models one by one, or leave it out")
+    evaluations = Evaluations()
+    for name, path in models.items():
+        with _input_errors(), _own_warnings():
+            evaluations[name] = evaluate(**_arguments(evaluate, args, source=path, progress=True))
+        _warn(evaluations[name].figures, f"{name}: ")
+    print_as(args.format, evaluations._shown, evaluations.to_dict, evaluations.columns)
 
 
 def _arguments(function: Callable[..., Any], args: argparse.Namespace, **others: Any) -> dict[str, Any]:
@@ -70,23 +94,11 @@ def _own_warnings() -> Iterator[None]:
         yield
 
 
-def _files(outputs: Sequence[Sink]) -> list[Sink]:
-    """The outputs that write files."""
-    return [output for output in outputs if output.path is not None]
-
-
-def _warn(figures: dict[str, Any]) -> None:
+def _warn(figures: dict[str, Any], about: str = "") -> None:
     """Print on stderr what the figures warn of."""
     for message, _ in advice(figures) if sys.stderr is not None else ():
         with contextlib.suppress(OSError):
-            print(f"tokenloss: warning: {message}", file=sys.stderr)
-
-
-def _print(outputs: Sequence[Sink], figures: dict[str, Any], result: Any) -> None:
-    """Print the result by the one output that writes no file."""
-    for output in outputs:
-        if output.path is None:
-            output.finish(figures, result)
+            print(f"tokenloss: warning: {about}{message}", file=sys.stderr)
 
 
 class _LastResult(Sink):
@@ -99,7 +111,7 @@ class _LastResult(Sink):
 def compare(args: argparse.Namespace) -> None:
     """Run `tokenloss compare`."""
     with _input_errors():
-        others = _named(args.others)
+        others = _named(args.others, "OTHER")
         paths = [args.base, *others.values()]
         of_responses = [is_responses(path) for path in paths]
         are_samples = all(of_responses) and any(map(is_samples, paths))
@@ -109,37 +121,37 @@ def compare(args: argparse.Namespace) -> None:
         args.other = paths[1]
     if are_samples:
         reason = "does not apply to samples of lm-evaluation-harness"
-        _refuse_all_but(compare_samples, SAMPLE_OUTPUTS, ("workers",), args, reason)
+        _refuse_all_but(compare_samples, ("workers",), args, reason)
         _compare_samples(args)
         return
     _refuse(args, ("margin", "cluster"), "is for samples of lm-evaluation-harness")
     if any(of_responses):
         reason = "does not apply to responses: they give a lower bound"
-        _refuse_all_but(compare_responses, RESPONSE_OUTPUTS, ("base_array", "base_kind"), args, reason)
+        _refuse_all_but(compare_responses, ("base_array", "base_kind"), args, reason)
         _compare_responses(args)
     else:
         _compare_scores(args, others)
 
 
-def _named(others: Sequence[str]) -> dict[str, str]:
-    """Paths of candidates by name, given NAME=FILE or a path that is its own name."""
+def _named(texts: Sequence[str], argument: str) -> dict[str, str]:
+    """Paths of models by name, given NAME=FILE or a path that is its own name."""
     named: dict[str, str] = {}
-    for text in others:
-        name, path = _split(text)
+    for text in texts:
+        name, path = _split(text, argument)
         if name in named:
-            raise InputError(f"OTHER {text}: the name {name} is given twice; give another one, NAME=FILE")
+            raise InputError(f"{argument} {text}: the name {name} is given twice; give another one, NAME=FILE")
         named[name] = path
     return named
 
 
-def _split(text: str) -> tuple[str, str]:
-    """Name and path of a candidate; either may hold an equals sign."""
+def _split(text: str, argument: str) -> tuple[str, str]:
+    """Name and path of a model; either may hold an equals sign."""
     parts = _parts(text)
     if _is_found(text) or not parts:
         return text, text
     name, path = next((part for part in parts if _is_found(part[1])), parts[0])
     if not name or not path:
-        raise InputError(f"OTHER {text}: has no {'FILE' if name else 'NAME'}; it must be NAME=FILE, or FILE")
+        raise InputError(f"{argument} {text}: has no {'FILE' if name else 'NAME'}; it must be NAME=FILE, or FILE")
     return name, path
 
 
@@ -169,10 +181,10 @@ def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
 
 def _compare_samples(args: argparse.Namespace) -> None:
     """Compare two files of samples of lm-evaluation-harness."""
-    outputs = _chosen_outputs(SAMPLE_OUTPUTS, args)
     with _input_errors():
         comparison = compare_samples(**_arguments(compare_samples, args))
-    _print(outputs, comparison.to_dict(), comparison)
+    metrics = [metric._figures() for metric in comparison.metrics]
+    print_as(args.format, comparison._shown, comparison.to_dict, lambda: columns_of(metrics))
 
 
 def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
@@ -182,12 +194,9 @@ def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None
             raise InputError(f"--{name.replace('_', '-')} {reason}")
 
 
-def _refuse_all_but(
-    function: Callable[..., Any], outputs: Sequence[type[Sink]], others: Sequence[str], args: argparse.Namespace,
-    reason: str,
-) -> None:  # fmt: skip
-    """Refuse options that are given, but that neither the function nor an output takes; `others` are allowed, too."""
-    taken = {*inspect.signature(function).parameters, *map(_name_of, outputs), *others, "others", "run", "default"}
+def _refuse_all_but(function: Callable[..., Any], others: Sequence[str], args: argparse.Namespace, reason: str) -> None:
+    """Refuse options that are given, but that the function does not take; `others` are allowed, too."""
+    taken = {*inspect.signature(function).parameters, *others, "others", "format", "run", "default"}
     _refuse(args, (name for name in vars(args) if name not in taken), reason)
 
 
@@ -203,7 +212,6 @@ def _compare_responses(args: argparse.Namespace) -> None:
     for name in ("targets", "segment_ids"):
         if len(getattr(args, name)) > 1:
             raise InputError(f"--{name.replace('_', '-')} is given once where one file holds responses")
-    outputs = _chosen_outputs(RESPONSE_OUTPUTS, args)
     of_scores = {
         "targets": next(iter(args.targets), None),
         "segment_ids": next(iter(args.segment_ids), None),
@@ -212,7 +220,7 @@ def _compare_responses(args: argparse.Namespace) -> None:
     }
     with _input_errors():
         comparison = compare_responses(**_arguments(compare_responses, args, **of_scores))
-    _print(outputs, comparison.to_dict(), comparison)
+    print_as(args.format, comparison._shown, comparison.to_dict, lambda: columns_of([comparison._figures()]))
 
 
 def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:
@@ -221,10 +229,17 @@ def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:
     outputs, last = _chosen_outputs(COMPARE_OUTPUTS, args), _LastResult()
     with _input_errors(), _own_warnings():
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
-        sinks = [*_files(outputs), last]
+        sinks = [*outputs, last]
         compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
     _warn(last.figures)
-    _print(outputs, last.figures, last.candidates)
+    named = {candidate.name: candidate.comparison for candidate in last.candidates}
+    rows = [comparison._figures() for comparison in named.values()]
+    print_as(
+        args.format,
+        lambda: candidates_shown(named) if len(named) > 1 else last.candidates[0].comparison._shown(),
+        lambda: as_strict_json(last.figures),
+        lambda: columns_of(rows),
+    )
 
 
 # -- errors, inputs and outputs ----------------------------------------------------------------------------------------
@@ -241,21 +256,30 @@ def _input_errors(subject: str = "") -> Iterator[None]:
         path = subject or error.filename or "a file"
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ImportError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{subject}: {error}" if subject else str(error)) from error
+        raise InputError(f"{subject}: {error}" if subject else _with_options(str(error))) from error
 
 
-def _name_of(output: type[Sink]) -> str:
-    """The name of the argument that asks for an output."""
-    return output.option[2:].replace("-", "_")
+def _with_options(message: str) -> str:
+    """Name options in place of the parameters that a message is about."""
+    parameters = (
+        r"^[a-z_]+(?= is given| is .+; it must be| and \w+ cannot)|(?<= and )\w+(?= cannot)|(?<=without )\w+$|"
+        r"(?<=there is )\w+$"
+    )
+    return re.sub(parameters, lambda name: f"--{name[0].replace('_', '-')}", message)
+
+
+def _name_of(option: str) -> str:
+    """The name of the argument that an option gives."""
+    return option[2:].replace("-", "_")
 
 
 def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> list[Sink]:
-    """The outputs that the arguments ask for; exactly one of them prints."""
+    """The outputs that the arguments ask for."""
     outputs: list[Sink] = []
     for output in classes:
-        value = getattr(args, _name_of(output)) if output.option else all(other.path is not None for other in outputs)
-        if value:
+        path = getattr(args, _name_of(output.option))
+        if path is not None:
             with _input_errors(output.option):
-                outputs.append(output(value if output.writes_file else None))
-                outputs[-1]._is_option, outputs[-1]._made_by = bool(output.option), args.command_line
+                outputs.append(output(path))
+                outputs[-1]._is_option, outputs[-1]._made_by = True, args.command_line
     return outputs

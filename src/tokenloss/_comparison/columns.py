@@ -31,6 +31,7 @@ COLUMNS = {
     "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
     "kept": np.bool_, "base_top_p": np.float64,
 }  # fmt: skip
+OF_TARGETS = ("nll", "base_nll", "delta_p")  # columns that there are not without targets
 _OPTIONAL = {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}  # and the values of a part without the column
 
 
@@ -47,15 +48,27 @@ def new_columns(rows: int) -> Columns:
     return {name: np.full(rows, np.nan if dtype == np.float64 else False, dtype) for name, dtype in COLUMNS.items()}
 
 
+def pair_positions(targets: Any, scores: _core.Scores, ignore_index: Any, where: Any) -> _core.Positions:
+    """Positions of two models. Without targets, the first class stands in: `without_losses` leaves its losses out."""
+    if targets is None:
+        targets, ignore_index = np.zeros(scores.batch, np.int8), None
+    return as_positions("targets", targets, scores, ignore_index, where, distributions=False)
+
+
+def without_losses(columns: Columns) -> Columns:
+    """The columns that there are without targets."""
+    return {name: column for name, column in columns.items() if name not in OF_TARGETS}
+
+
 def join(parts: Sequence[Columns]) -> Columns:
     """Columns of all parts in order; those of a single one are not copied."""
     if len(parts) == 1:
         return parts[0]
-    parts = [new_columns(0), *parts]
-    names = [*COLUMNS, *(name for name in _OPTIONAL if any(name in part for part in parts))]
+    names = [name for name in COLUMNS if all(name in part for part in parts)]
+    names += [name for name in _OPTIONAL if any(name in part for part in parts)]
     return {
         name: np.concatenate(
-            [part[name] if name in part else np.full(part["nll"].size, _OPTIONAL[name]) for part in parts]
+            [part[name] if name in part else np.full(part["kl"].size, _OPTIONAL[name]) for part in parts]
         )
         for name in names
     }
@@ -90,7 +103,7 @@ def pair_columns(
     cu_seqlens: Any = None,
     workers: Any = None,
 ) -> dict[str, Columns]:
-    """Columns of each candidate, flat, by its name."""
+    """Columns of each candidate, flat, by its name; without those of targets if there are none."""
     base_kind, kind = check_kinds(base_kind, kind)
     base_array = CheckedArray(*as_float_array("base_logits", base_logits))
     shape = base_array.array.shape
@@ -105,7 +118,7 @@ def pair_columns(
         count = check_compared_classes(classes, "base_logits", shape[axis], word, got[axis])  # the same for all
         arrays[name] = word, array
     base = _scores("base_logits", base_array, axis, base_kind, stop=count)
-    positions = as_positions("targets", targets, base, ignore_index, where, distributions=False)
+    positions = pair_positions(targets, base, ignore_index, where)
     numbers = sequence_numbers(segment_ids, cu_seqlens, base.batch)
     base_left_out: Array | None = None
     candidates: dict[str, Columns] = {}
@@ -114,6 +127,8 @@ def pair_columns(
         columns = new_columns(base.rows)
         options = _core.DEFINITIONS[definitions], bytes_of_bools(columns), UNNORMALIZED
         jobs.run(_core.PairStats(base, positions, other, *options), workers)
+        if targets is None:
+            columns = without_losses(columns)
         if numbers is not None:
             columns["segment_ids"] = numbers
         if shape[axis] > count or array.array.shape[axis] > count:

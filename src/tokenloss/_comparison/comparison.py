@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.columns import check_definitions, join, new_columns, pair_columns, share
+import numpy as np
+
+from tokenloss._comparison.columns import OF_TARGETS, check_definitions, join, new_columns, pair_columns, share
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table
 from tokenloss._comparison.paired import PairedLosses, rows_of
 from tokenloss._comparison.tables import comparison_shown
@@ -33,6 +35,8 @@ class Comparison(PairedLosses):
     ----------
     definitions : str
         "exact" or "llama.cpp".
+    has_targets : bool
+        Whether there were targets. Without them, all figures of losses and of the tokens' probabilities are nan.
     mean_kl, mean_kl_stderr : float
         Mean KL divergence of the model's distribution from the base's, in nats.
     finite_mean_kl, finite_mean_kl_stderr : float
@@ -69,6 +73,7 @@ class Comparison(PairedLosses):
     __module__ = "tokenloss"
 
     definitions: str
+    has_targets: bool
     mean_kl: float
     mean_kl_stderr: float
     finite_mean_kl: float
@@ -136,10 +141,9 @@ class Comparison(PairedLosses):
         """Show the main figures."""
         some = {name: value for name in ("n_sequences", "n_infinite", "n_nan") if (value := vars(self)[name])}
         counts = "".join(f"{name}={value}, " for name, value in some.items())
-        return (
-            f"Comparison(count={self.count}, {counts}perplexity={self.perplexity:.6g}, "
-            f"base_perplexity={self.base_perplexity:.6g}, mean_kl={self.mean_kl:.4g}, same_top={self.same_top:.4f})"
-        )
+        if self.has_targets:
+            counts += f"perplexity={self.perplexity:.6g}, base_perplexity={self.base_perplexity:.6g}, "
+        return f"Comparison(count={self.count}, {counts}mean_kl={self.mean_kl:.4g}, same_top={self.same_top:.4f})"
 
 
 class ComparisonMeter:
@@ -202,7 +206,7 @@ class ComparisonMeter:
         self,
         base_logits: ArrayLike,
         logits: ArrayLike | Mapping[str, ArrayLike],
-        targets: ArrayLike,
+        targets: ArrayLike | None,
         *,
         kind: Kind = "logits",
         base_kind: Kind | None = None,
@@ -221,8 +225,8 @@ class ComparisonMeter:
             Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any
             byte order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy.
             Lists are converted.
-        targets : array of integers
-            Class ids, of the shape of `logits` without its class axis.
+        targets : array of integers or None
+            Class ids, of the shape of `logits` without its class axis. None in all calls, or in none.
         kind : {"logits", "log_probs", "probs"}, default "logits"
             What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the
             sum of their row's probabilities, since rounding leaves it near 1.
@@ -246,12 +250,80 @@ class ComparisonMeter:
         if not names or set(names) != set(others):
             fits = "a mapping with the same names in all calls" if names else "an array, or a mapping of arrays"
             raise_error("option", name="logits", got=list(others), fits=f"{fits}: {names}" if names else fits)
+        self._check_targets(targets is not None)
         columns = pair_columns(
             base_logits, others, targets, definitions=self._definitions, kind=kind, base_kind=base_kind, axis=axis,
             where=where, segment_ids=segment_ids, **self._options,
         )  # fmt: skip
         for name in names:
             self._parts.setdefault(name, []).append(columns[name])
+
+    def merge(self, other: ComparisonMeter) -> None:
+        """Add the positions of another meter, as if they were the next ones of the text.
+
+        Sequences of the same number are one, as those of several calls of `update` are. So the blocks of a text may be
+        compared by several processes, whose meters are pickled and merged in the order of the text.
+
+        Parameters
+        ----------
+        other : ComparisonMeter
+            The meter to add, with the same `definitions` and `classes`, of the same candidates; it does not change.
+
+        Raises
+        ------
+        TypeError
+            If it is not a `ComparisonMeter`.
+        ValueError
+            If it does not fit; the meter is then unchanged.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import ComparisonMeter
+        >>> meters = ComparisonMeter(), ComparisonMeter()
+        >>> for meter, shift in zip(meters, (0.5, 1.0)):
+        ...     meter.update(np.zeros((2, 3)), [[shift, 0, 0], [0, shift, 0]], [0, 1])
+        >>> meters[0].merge(meters[1])
+        >>> meters[0].result()
+        Comparison(count=4, perplexity=1.95993, base_perplexity=3, mean_kl=0.0743, same_top=0.5000)
+        """
+        if not isinstance(other, ComparisonMeter):
+            raise_error("type", name="other", got=type(other).__name__, fits="a ComparisonMeter")
+        for name, mine, theirs in (
+            ("definitions", self._definitions, other._definitions),
+            ("classes", self._options["classes"], other._options["classes"]),
+        ):
+            if mine != theirs:
+                raise_error("option", name=f"{name} of other", got=theirs, fits=f"{mine!r}, as this meter's")
+        if not other._parts:
+            return
+        if self._parts and other._parts.keys() != self._parts.keys():
+            fits = f"those of this meter: {[*self._parts]}"
+            raise_error("option", name="the names of other", got=[*other._parts], fits=fits)
+        self._check_targets(OF_TARGETS[0] in next(iter(other._parts.values()))[0])
+        for name, parts in other._parts.items():
+            self._parts[name] = [*self._parts.get(name, ()), *parts]
+
+    def _check_targets(self, are_given: bool) -> None:
+        """Refuse targets after blocks without them, and the reverse."""
+        for first, *_ in self._parts.values():
+            if (OF_TARGETS[0] in first) != are_given:
+                raise_error("sometimes", name="targets")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both compared the same positions, however these were split into blocks."""
+        if not isinstance(other, ComparisonMeter):
+            return NotImplemented
+        if (self._definitions, self._options["classes"]) != (other._definitions, other._options["classes"]):
+            return False
+        mine, theirs = ({name: join(parts) for name, parts in meter._parts.items()} for meter in (self, other))
+        return mine.keys() == theirs.keys() and all(
+            mine[name].keys() == theirs[name].keys()
+            and all(np.array_equal(mine[name][one], theirs[name][one], equal_nan=True) for one in mine[name])
+            for name in mine
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
 
     def result(self) -> Comparison:
         """Figures of all positions so far.
@@ -290,7 +362,7 @@ class ComparisonMeter:
 def compare(
     base_logits: ArrayLike,
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | None,
     *,
     kind: Kind = "logits",
     base_kind: Kind | None = None,
@@ -311,8 +383,8 @@ def compare(
         Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
         order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
         converted.
-    targets : array of integers
-        Class ids, of the shape of `logits` without its class axis.
+    targets : array of integers or None
+        Class ids, of the shape of `logits` without its class axis. With None there are divergences, but no losses.
     kind : {"logits", "log_probs", "probs"}, default "logits"
         What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
         of their row's probabilities, since rounding leaves it near 1.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.columns import COLUMNS
+from tokenloss._comparison.columns import COLUMNS, OF_TARGETS
 from tokenloss._comparison.paired import (
     KL_QUANTILES,
     Mean,
@@ -30,6 +30,9 @@ _BINS = np.array([0.0, 0.2, 0.4, 0.6, 0.8])  # lower bounds of the base's confid
 def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     """All fields of a `Comparison` except `definitions`."""
     segment_ids: IntArray | None = columns.get("segment_ids")
+    has_targets = all(name in columns for name in OF_TARGETS)
+    if not has_targets:
+        columns = columns | {name: np.full(columns["kl"].size, np.nan) for name in OF_TARGETS}
     index, ids = _included(columns["kept"], segment_ids)
     nll, base_nll, kl, delta_p, is_same_top = (
         columns[name][index] for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
@@ -38,8 +41,9 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     divergence, same_top = Mean(kl, ids), Mean(is_same_top, ids)
     change = means.pop("delta_p")
     means |= {"kl": divergence, "delta_p": change, "same_top": same_top}
-    is_nan = np.isnan(kl) | np.isnan(nll) | np.isnan(base_nll)
-    is_infinite = (np.isinf(kl) | np.isinf(nll) | np.isinf(base_nll)) & ~is_nan
+    known = (kl, nll, base_nll) if has_targets else (kl,)
+    is_nan = np.any([np.isnan(column) for column in known], axis=0)
+    is_infinite = np.any([np.isinf(column) for column in known], axis=0) & ~is_nan
     finite = np.isfinite(kl)
     finite_mean = divergence if finite.all() else Mean(kl[finite], None if ids is None else ids[finite])
     ordered = np.sort(kl)
@@ -48,6 +52,7 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
         for name in ("base_left_out", "left_out")
     }
     return {
+        "has_targets": has_targets,
         "mean_kl": divergence.mean,
         "mean_kl_stderr": divergence.stderr,
         "finite_mean_kl": finite_mean.mean,

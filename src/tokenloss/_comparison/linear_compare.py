@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenloss._comparison.columns import pair_positions
 from tokenloss._comparison.comparison import Comparison, comparison_of
 from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.projection import two_projections
-from tokenloss._core.validation import as_positions, check_compared_classes, logit_transform
+from tokenloss._core.validation import check_compared_classes, logit_transform
 from tokenloss._statistics.sequences import sequence_numbers
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def linear_compare(
     base_lm_head: ArrayLike,
     hidden: ArrayLike,
     lm_head: ArrayLike,
-    targets: ArrayLike,
+    targets: ArrayLike | None,
     *,
     base_lm_head_bias: ArrayLike | None = None,
     lm_head_bias: ArrayLike | None = None,
@@ -47,8 +48,8 @@ def linear_compare(
         Fortran order, perhaps memory-mapped. It is never copied as a whole.
     hidden, lm_head : arrays of shape (..., E) and (V, E)
         The same of the other model, whose hidden states may have another size.
-    targets : array of integers
-        Class ids, of the shape of `hidden` without its last axis.
+    targets : array of integers or None
+        Class ids, of the shape of `hidden` without its last axis. With None there are divergences, but no losses.
     base_lm_head_bias, lm_head_bias : arrays of shape (V,), optional
         Biases of the projections.
     classes : int, optional
@@ -100,10 +101,11 @@ def linear_compare(
     sizes = base.scores.classes, other.scores.classes
     count = check_compared_classes(classes, "base_lm_head", sizes[0], "lm_head", sizes[1])
     cut, batch = base.part(slice(count)), base.scores.batch
-    positions = as_positions("targets", targets, cut.scores, ignore_index, where, distributions=False)
+    positions = pair_positions(targets, cut.scores, ignore_index, where)
     transform = logit_transform(logit_scale, softcap)
     numbers = sequence_numbers(segment_ids, cu_seqlens, batch)
-    columns = linear_pair_columns(base, {"hidden": other}, positions, transform, workers)["hidden"]
+    named = linear_pair_columns(base, {"hidden": other}, positions, transform, workers, targets is not None)
+    columns = named["hidden"]
     if numbers is not None:
         columns["segment_ids"] = numbers
     return comparison_of("exact", columns, batch)

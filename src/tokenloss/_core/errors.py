@@ -35,6 +35,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
         "{name} has {got} classes, {base} {fits}; classes={least} compares the first {least} of both",
     ),
     "candidates": (ValueError, "there are {got} candidates; results() gives the figures of each"),
+    "sometimes": (ValueError, "{name} must be given in all calls, or in none"),
     "together": (ValueError, "{name} and {got} cannot be given together"),
     "needs tokens": (ValueError, "{name} needs every token; {got}. Use one of them."),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),

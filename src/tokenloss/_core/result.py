@@ -1,4 +1,4 @@
-"""Results: what each of them can do, and the tables in which it is shown, as plain text and as HTML."""
+"""Results: what each of them can do, and the tables in which it is shown, as text, Markdown, HTML and CSV."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from tokenloss._core.text import as_strict_json, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tokenloss._core.types import Array
 
 _TEXT = ("file", "text", "metric", "custom_id", "model", "token type", "note")  # columns that hold words, not numbers
 
@@ -89,6 +91,71 @@ def _html_cell(tag: str, table: Table, column: int, text: str) -> str:
     """A cell of a table in HTML, given its escaped text."""
     side = "right" if table.aligns_right(column) else "left"
     return f'<{tag} style="text-align: {side}; white-space: pre-wrap">{text}</{tag}>'
+
+
+def as_markdown(shown: Shown) -> str:
+    """The same in GitHub's Markdown, whose columns are aligned in plain text, too."""
+    lines = [f"**{_literal(printable(shown.title))}** {_literal(shown.note)}".rstrip()]
+    for table in shown.tables:
+        lines += ["", *([_literal(table.title), ""] if table.title else []), *_markdown_lines(table)]
+    return "\n".join(lines)
+
+
+def _markdown_lines(table: Table) -> Iterator[str]:
+    """Lines of a table; Markdown has no table without heads, so these may be empty."""
+    heads = table.heads or ("",) * len(table.rows[0])
+    lines = [[_literal(cell.strip()) for cell in line] for line in (heads, *table.rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [table.aligns_right(column) for column in range(len(heads))]
+    rule = ["-" * (width - right) + ":" * right for width, right in zip(widths, sides, strict=True)]
+    for line in (lines[0], rule, *lines[1:]):
+        cells = zip(line, widths, sides, strict=True)
+        yield f"| {' | '.join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells)} |"
+
+
+def _literal(text: str) -> str:
+    """Escape what Markdown gives a meaning; an underscore inside a word has none."""
+    import re
+
+    return re.sub(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
+def as_csv(columns: Mapping[str, Array]) -> str:
+    """Lines of comma-separated values; numbers have all digits, and what is nan or not known is left empty."""
+    import csv
+    import io
+
+    file = io.StringIO()
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(columns)
+    for row in zip(*(column.tolist() for column in columns.values()), strict=True):
+        known = ("" if value is None or value != value else value for value in row)
+        lines.writerow(printable(value) if isinstance(value, str) else value for value in known)
+    return file.getvalue()
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+    """Columns of a table with a row for each of several results: the figures that are one value, and intervals."""
+    single = [dict(_single_values(row)) for row in rows]
+    names = dict.fromkeys(name for row in single for name in row)
+    return {name: _column([row.get(name) for row in single]) for name in names}
+
+
+def _single_values(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each figure that is one value, and both ends of each interval, with its name."""
+    for name, value in figures.items():
+        if name.endswith("_interval"):
+            yield from zip((name.replace("_interval", end) for end in ("_low", "_high")), value, strict=True)
+        elif isinstance(value, bool | int | float | str | None):
+            yield name, value
+
+
+def _column(values: list[Any]) -> Array:
+    """An array of numbers, in which None becomes nan; of objects where there is text."""
+    if all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in values):
+        values = [math.nan if value is None else value for value in values]
+        return np.array(values)
+    return np.array(values, None if all(isinstance(value, bool) for value in values) else np.object_)
 
 
 class Result:

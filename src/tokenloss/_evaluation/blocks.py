@@ -74,6 +74,7 @@ class _Total:
     scored_rows: int = 0
     numbered: int = 0  # sequences so far, if each of the N rows of a block (N, T, V) is one
     has_ids: bool | None = None  # whether blocks have segment ids; None before the first block
+    counts: dict[int, int] = field(default_factory=dict)  # of the rows that sequences with an id have
     result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, 0, []))  # without sequences
     whole: list[SequenceColumns] = field(default_factory=list)
     split: list[SequenceColumns] = field(default_factory=list)
@@ -81,7 +82,7 @@ class _Total:
     def add(self, new: ShardResult, part: Shard) -> None:
         """Add the result of one more block."""
         old = self.result
-        tokens = [token._replace(position=token.position + self.rows) for token in new.highest_loss_tokens]
+        tokens = [token._replace(row=(token.row or 0) + self.rows) for token in new.highest_loss_tokens]
         tokens = sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[: self.top]
         old.meter.merge(new.meter)
         sample = old.shift_sample + new.shift_sample
@@ -131,16 +132,16 @@ def _opened(blocks: Iterable[Any], options: Options, total: _Total) -> Iterator[
         if options.shift:
             check_shiftable(_file(block, options), block.targets, None)
         if not options.shift or block.ids is None or block.scores.ndim != 2 or not len(block.scores):
-            yield _shard(block, options, total.numbered)
+            yield _shard(block, options, total)
         else:
             if last is not None:
-                yield _shard(last, options, 0, following=block)
+                yield _shard(last, options, total, following=block)
             if len(block.scores) > 1:
-                yield _shard(block.rows(0, -1), options, 0, following=block.rows(1, len(block.scores)))
+                yield _shard(block.rows(0, -1), options, total, following=block.rows(1, len(block.scores)))
             last = block.rows(-1, len(block.scores))
             last = last._replace(scores=last.scores.copy(), targets=last.targets.copy(), ids=block.ids[-1:].copy())
     if last is not None:
-        yield _shard(last, options, 0)
+        yield _shard(last, options, total)
 
 
 def _checked(name: str, values: Any, before: _Total) -> _Block:
@@ -169,14 +170,15 @@ def _file(block: _Block, options: Options) -> ScoresFile:
     return ScoresFile(block.name, options.kind or "logits", block.scores.shape, dtype, None, None, read)
 
 
-def _shard(block: _Block, options: Options, numbered: int, following: _Block | None = None) -> tuple[OpenShard, Shard]:
+def _shard(block: _Block, options: Options, before: _Total, following: _Block | None = None) -> tuple[OpenShard, Shard]:
     """A block as an open shard; `following` holds the rows that come after it, if they are known."""
     file, scores, mask, ids = _file(block, options), block.scores, block.mask, block.ids
     shard = Shard(
         block.name, file.kind, file.shape, dtype_name(block.code, scores), scores.shape[-1] * scores.itemsize,
         split=() if ids is None else None,
     )  # fmt: skip
-    opened = OpenShard(file, block.targets, None, None, RowSequences(scores.shape, ids, first=numbered), mask)
+    sequences = RowSequences(scores.shape, ids, first=before.numbered, counts=before.counts)
+    opened = OpenShard(file, block.targets, None, None, sequences, mask)
     if options.shift and following is None:
         mask = None if mask is None else mask & np.roll(mask, -1, -1)
         opened = shifted_shard(shard, opened)._replace(mask=mask)

@@ -60,6 +60,11 @@ def compare_sides(
         open_all(side.scores, of_side) for side, of_side in zip(sides, (options, *options.others), strict=True)
     )
     shards = planned(paired(base, others, options), sides[0].targets, options, sides[0].segment_ids)
+    if shards[0].target_type == "none":
+        for output in outputs:
+            if output.top_k:
+                got, fits = "holds no targets", f"hold them for {output._name}, or come with --targets"
+                raise_error("content", path=shards[0].path, got=got, fits=fits)
     classes = min(side[0].shape[-1] for side in (base, *others))
     top_k = min(max((output.top_k for output in outputs), default=0), options.classes or classes, classes)
     rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns
+from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns, pair_positions
 from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
-from tokenloss._core.validation import as_positions, scores_of_shape
+from tokenloss._core.validation import scores_of_shape
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.results import ShiftSample
@@ -60,6 +60,11 @@ class ComparedShard(NamedTuple):
         """The number of tokens."""
         return int(np.count_nonzero(self.base["kept"]))
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether there were targets."""
+        return "base_nll" in self.base
+
 
 def compare_shard(
     shard: Shard,
@@ -79,7 +84,7 @@ def compare_shard(
         none, new = np.empty(0, np.int64), new_columns(0)
         scores = token_scores(np.empty((0, top_k)), none, top_k=top_k) if top_k else None
         for number in range(len(shard.others)):
-            sink(ComparedBlock(number, new, none, None, 0, none, none, scores, scores))
+            sink(ComparedBlock(number, new, none, None, 0, none, none, none, scores, scores))
     return run.result()
 
 
@@ -168,13 +173,14 @@ def _row_bytes(file: ScoresFile) -> int:
 
 
 class _Tokens(NamedTuple):
-    """Ids, mask, text, positions and sequences of a block of rows."""
+    """Ids, mask, text and places of a block of rows."""
 
-    ids: Array
+    ids: Array | None  # None without targets
     scored: BoolArray | None  # the rows that are compared; None for all
     text: Array | None
-    positions: IntArray
+    rows: IntArray
     sequences: IntArray
+    positions: IntArray
 
     def selected(self, array: Any) -> Any:
         """The part of an array that belongs to the rows that are compared."""
@@ -183,6 +189,8 @@ class _Tokens(NamedTuple):
     def compared(self) -> dict[str, Any]:
         """Fields of a `ComparedBlock`, of the rows that are compared."""
         fields = {name: self.selected(array) for name, array in self._asdict().items() if name != "scored"}
+        if self.ids is None:
+            fields["ids"] = np.full(len(fields["positions"]), -1)
         return fields | {"file": 0}
 
 
@@ -205,13 +213,14 @@ class _Run:
         sides = zip(opened.others, options.others, strict=True)
         self._others = [_Model(file, of_file, "--kind", self.max_rows) for file, of_file in sides]
         self._sequences = opened.sequences
-        self._ids: Any = opened.targets.reshape(-1)
+        self._ids: Any = opened.targets.reshape(-1) if opened.has_targets else None
+        self._ignore_index = options.ignore_index if opened.has_targets else None
         self._scored, self._text = (
             None if array is None else array.reshape(-1) for array in (opened.scored, opened.tokens)
         )
         # llama.cpp prints errors that are not clustered; so do we under its definitions, unless segment ids are given
         self._is_clustered = opened.sequences.are_given or (opened.sequences.exist and options.definitions == "exact")
-        samples = options.shift is None and not any(file.is_shifted for file in files)
+        samples = options.shift is None and opened.has_targets and not any(file.is_shifted for file in files)
         losses = row_functions(opened.file).losses
         left = SHIFT_SAMPLE if samples else 0
         self._sampler = ShiftSampler(losses, options.ignore_index, opened.sequences.are_given, left)
@@ -219,16 +228,20 @@ class _Run:
 
     def take(self, rows: Array, part: slice) -> None:
         """Compare the next rows of the base with those of each candidate."""
-        check_map(self._ids)
-        ids, numbers = np.array(self._ids[part]), self._sequences.numbers(part.start, part.stop)
+        ids, numbers = None, self._sequences.numbers(part.start, part.stop)
+        if self._ids is not None:
+            check_map(self._ids)
+            ids = np.array(self._ids[part])
         scored, text = (None if array is None else array[part] for array in (self._scored, self._text))
-        tokens = _Tokens(ids, scored, text, np.arange(part.start, part.stop), np.maximum(numbers, -1))
-        kept = np.ones(len(ids), np.bool_) if scored is None else scored
-        if self._options.ignore_index is not None:
-            kept = kept & (ids != self._options.ignore_index)
+        places = np.arange(part.start, part.stop), np.maximum(numbers, -1)
+        tokens = _Tokens(ids, scored, text, *places, self._sequences.next_positions(part.start, numbers))
+        kept = np.ones(len(numbers), np.bool_) if scored is None else scored
+        if self._ignore_index is not None:
+            kept = kept & (ids != self._ignore_index)
         self.base.check(rows, kept)
-        with with_file_names(self.base.file.path):
-            self._sampler.update(rows, ids, numbers, kept)
+        if ids is not None:
+            with with_file_names(self.base.file.path):
+                self._sampler.update(rows, ids, numbers, kept)
         self._advance(rows.nbytes)
         compared = (self._by_projection if self._are_hidden else self._by_logits)(rows, tokens, kept)
         found: list[Columns] = []
@@ -238,7 +251,7 @@ class _Run:
             columns = {name: tokens.selected(column) for name, column in columns.items()}
             found.append(columns)
             if self._sink:
-                of_pair = {name: columns[name] for name in COLUMNS}
+                of_pair = {name: columns[name] for name in COLUMNS if name in columns}
                 self._sink(ComparedBlock(number, of_pair, **tokens.compared(), base_scores=base_scores, scores=scores))
         self._parts.append(ComparedShard.of(found))
 
@@ -252,11 +265,11 @@ class _Run:
         with with_file_names(file.path):
             base_scores = self._scores(self.base.top_scores(base), tokens)
         pairing: Any = {"definitions": options.definitions, "base_kind": base_kind, "classes": options.classes,
-                        "where": tokens.scored, "ignore_index": options.ignore_index,
+                        "where": tokens.scored, "ignore_index": self._ignore_index,
                         "workers": self._workers}  # fmt: skip
-        first = f"rows from {tokens.positions[0]} on" if tokens.positions[0] else None  # errors count from there
+        first = f"rows from {tokens.rows[0]} on" if tokens.rows[0] else None  # errors count from there
         for model in self._others:
-            rows = model.read(len(tokens.ids))
+            rows = model.read(len(tokens.positions))
             model.check(rows, kept)
             compared = model.scores(rows)
             with with_file_names(file.path, model.file.path, first):
@@ -276,13 +289,12 @@ class _Run:
             base, *others = (model.projection(block) for model, block in blocks)
             classes = min(options.classes or base.scores.classes, base.scores.classes)
             shape = scores_of_shape("logits", (len(rows), classes), -1)
-            positions = as_positions(
-                "targets", tokens.ids, shape, options.ignore_index, tokens.scored, distributions=False
-            )
+            positions = pair_positions(tokens.ids, shape, self._ignore_index, tokens.scored)
             named = {str(number): other for number, other in enumerate(others)}
             assert self.base.file.lm_head is not None
             transform = self.base.file.lm_head.logit_scale, self.base.file.lm_head.softcap or 0.0
-            columns = linear_pair_columns(base, named, positions, transform, self._workers)
+            has_targets = tokens.ids is not None
+            columns = linear_pair_columns(base, named, positions, transform, self._workers, has_targets)
             base_scores, *scores = (
                 self._scores(model.token_scores(block, options.classes), tokens) for model, block in blocks
             )
@@ -292,7 +304,7 @@ class _Run:
         """Scores of a model with its likeliest classes; None if no output needs them."""
         if not self._top_k:
             return None
-        options: Any = {"where": tokens.scored, "ignore_index": self._options.ignore_index, "workers": self._workers}
+        options: Any = {"where": tokens.scored, "ignore_index": self._ignore_index, "workers": self._workers}
         scores = function(tokens.ids, top_k=self._top_k, **options)
         return scores if tokens.scored is None else scores_at(scores, tokens.scored)
 

@@ -53,7 +53,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
         n_bytes, n_words = text_length(inputs.text, settings.words)
     others: dict[str, Any] = {"words": settings.words if inputs.text is not None else None}
     with contextlib.ExitStack() as stack:
-        open_sinks(stack, outputs, *size, top_k, of_responses)
+        open_sinks(stack, outputs, *size, top_k, of_responses, any(shard.has_text for shard in shards))
         start = time.perf_counter()
         results, n_read = score_shards(function, shards, options, settings, outputs, top_k)
         seconds = time.perf_counter() - start

@@ -11,6 +11,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.files import identity, links_in
 from tokenloss.formats.lm_head import lm_head_files
 from tokenloss.formats.readers import is_scores
+from tokenloss.formats.responses import is_responses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,9 +82,11 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
         if glob.has_magic(pattern) and not Path(pattern).exists():
             matches = sorted(glob.glob(pattern, recursive=True), key=by_number)
         elif are_scores and Path(pattern).is_dir() and not is_scores(pattern):
-            matches = sorted(filter(is_scores, map(str, Path(pattern).iterdir())), key=by_number)
+            files = sorted(map(str, Path(pattern).iterdir()), key=by_number)
+            matches = [*filter(is_scores, files)] or [*filter(is_responses, files)]
             if not matches:
-                raise_error("content", path=pattern, got="is a directory without files of scores", fits="hold some")
+                got = "is a directory without files of scores or of responses"
+                raise_error("content", path=pattern, got=got, fits="hold some")
         if not matches:
             raise ValueError(f"{pattern}: matches no file")
         paths += matches

@@ -23,6 +23,7 @@ from tokenloss.formats.scores_file import ScoresFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
     from tokenloss._core.types import Array
     from tokenloss._evaluation.options import Options
@@ -49,11 +50,13 @@ class Shard(NamedTuple):
     segments: str | None = None  # the same two of segment ids
     segments_start: int | None = None
     split: tuple[int, ...] | None = ()  # sequences that go on in other shards, by number; None if any may
+    split_rows: tuple[int, ...] = ()  # the number of rows that each of these has in earlier shards
     batch: tuple[int, ...] = ()  # shape of the rows that are scored: shifting leaves some without a target
-    target_type: str = "class ids"  # or "distributions"
+    target_type: str = "class ids"  # or "distributions"; "none" of models that are compared without targets
     next_id: int | None = None  # the first id of the next shard, if the last row predicts it
     next_text: str | None = None
     size: int | None = None  # of a file of responses in bytes; None of scores
+    has_text: bool = False  # whether the file holds the text of its tokens
     responses: ResponsesFile | None = None
     file: ScoresFile | None = None  # the open file of scores; None if it is opened anew each time
     others: tuple[Shard, ...] = ()  # of each candidate, with the same rows
@@ -100,6 +103,7 @@ class OpenShard(NamedTuple):
     sequences: RowSequences
     mask: Array | None = None  # mask of the scored rows that count, besides what the targets say; None for all
     others: tuple[ScoresFile, ...] = ()  # of candidates
+    has_targets: bool = True  # False where models are compared without; zeros stand in
 
 
 def rows_per_block(row_bytes: int, are_hidden: bool = False) -> int:
@@ -131,12 +135,14 @@ def planned(
         for shard, (path, start) in zip(shards, _assigned(shards, segment_ids, "segment ids", "ids"), strict=True)
     ]
     shards = _with_split(shards)
+    without_targets: list[str] = []
     following = _Following()
     for number in sorted(range(len(shards)), reverse=bool(options.shift)):
         shard, stored = shards[number], open_stored(shards[number], options)
         last_sequence, first_sequence = (_open_sequence(shard, stored, row) for row in (shard.rows - 1, 0))
         if options.shift and last_sequence is not None and last_sequence == following.sequence:
             shard = shard._replace(next_id=following.id, next_text=following.token)
+        without_targets += [] if stored.has_targets else [shard.path]
         opened = shifted_shard(shard, stored) if options.shift else stored
         shards[number] = checked_shard(shard, opened, options)
         if shard.rows or len(shard.shape) != 2:
@@ -145,6 +151,8 @@ def planned(
         if shard.rows and first_sequence is not None and stored.targets.dtype.kind in "iu" and not is_soft:
             token = None if stored.tokens is None else str(stored.tokens.reshape(-1)[0])
             following = _Following(int(stored.targets.reshape(-1)[0]), token, first_sequence)
+    if 0 < len(without_targets) < len(shards):
+        refuse_without_targets(without_targets[0])
     return shards
 
 
@@ -163,13 +171,14 @@ def checked_shard(shard: Shard, opened: OpenShard, options: Options) -> Shard:
         fits = all(have_same_rows(targets.shape, side.shape[:-1]) for side in (shard, *shard.others))
         targets = targets.reshape(-1) if fits else targets
         mask = None if mask is None else mask.reshape(-1)
+    ignore_index = options.ignore_index if opened.has_targets else None
     name = "shifted targets" if options.shift else "targets"  # their positions are those of the rows that predict them
     with with_file_names(shard.path, shard.targets):
         scores = scores_of_shape(shard.kind, shape, -1)
-        positions = as_positions(name, targets, scores, options.ignore_index, mask, distributions=not shard.others)
+        positions = as_positions(name, targets, scores, ignore_index, mask, distributions=not shard.others)
         if positions.by_class:
             jobs.check_targets(positions, scores)
-    target_type = "distributions" if targets.ndim == len(shape) else "class ids"
+    target_type = "distributions" if targets.ndim == len(shape) else "class ids" if opened.has_targets else "none"
     return shard._replace(target_type=target_type, batch=_scored_batch(shard, opened))
 
 
@@ -273,7 +282,8 @@ def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
     n_maps = n_bytes = 0
     for path in paths:
         file = _open(path, options)
-        shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes)
+        has_text = file.tokens is not None
+        shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes, has_text=has_text)
         if file.lm_head is not None:
             shard = shard._replace(head_files=file.lm_head.files, head=file.lm_head.figures())
         if shards and (shard.kind, shard.shape[-1]) != (shards[0].kind, shards[0].shape[-1]):
@@ -331,13 +341,15 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
         part = slice(shard.segments_start, shard.segments_start + shard.rows)
         with with_file_names(shard.segments):
             array = npy.open_array(str(shard.segments)).reshape(-1)[part]
-            numbers.append(np.unique(check_segment_ids(array, (shard.rows,))))
-    ids, counts = np.unique(np.concatenate(numbers), return_counts=True)
-    split = ids[(counts > 1) & (ids >= 0)]
-    return [
-        shard._replace(split=tuple(np.intersect1d(own, split).tolist()))
-        for shard, own in zip(shards, numbers, strict=True)
-    ]
+            numbers.append(np.unique(check_segment_ids(array, (shard.rows,)), return_counts=True))
+    ids, n_shards = np.unique(np.concatenate([own for own, _ in numbers]), return_counts=True)
+    rows = dict.fromkeys(ids[(n_shards > 1) & (ids >= 0)].tolist(), 0)  # of split sequences, so far
+    found = []
+    for shard, columns in zip(shards, numbers, strict=True):
+        own = {number: n for number, n in zip(*(column.tolist() for column in columns), strict=True) if number in rows}
+        found.append(shard._replace(split=tuple(own), split_rows=tuple(rows[number] for number in own)))
+        rows |= {number: rows[number] + n for number, n in own.items()}
+    return found
 
 
 def open_stored(shard: Shard, options: Options) -> OpenShard:
@@ -346,11 +358,17 @@ def open_stored(shard: Shard, options: Options) -> OpenShard:
     files = [side.file or _open(side.path, side_options) for side, side_options in sides]
     tokens = next((file.tokens for file in files if file.tokens is not None), None)
     targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
-    return OpenShard(files[0], targets, None, tokens, sequences, others=tuple(files[1:]))
+    stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]))
+    if targets is None:
+        return stored._replace(targets=np.zeros(shard.shape[:-1], np.int8), has_targets=False)
+    return stored._replace(targets=targets)
 
 
-def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Array:
-    """The targets of a shard, from their own file or from one of scores; if several hold some, all must be equal."""
+def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Array | None:
+    """The targets of a shard, from their own file or from one of scores; if several hold some, all must be equal.
+
+    None of models that are compared without targets, in their divergence alone.
+    """
     held = [(file.path, file.targets) for file in files if file.targets is not None]
     if shard.targets is not None:
         given = _assigned_array(shard.targets, shard.start, files[0])
@@ -360,8 +378,10 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
         if held and not options.shift:
             fits = "hold targets, or come with --shift, --targets"
             raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
+    if not held and shard.others and not options.shift:
+        return None
     if not held:
-        raise_error("content", path=shard.path, got="holds no targets", fits="hold them, or come with --targets")
+        refuse_without_targets(shard.path)
     (first, targets), *rest = held
     for path, others in rest:
         if not np.array_equal(targets.reshape(-1), others.reshape(-1)):
@@ -369,11 +389,18 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
     return targets
 
 
+def refuse_without_targets(path: str) -> NoReturn:
+    """Raise that a file holds no targets."""
+    raise_error("content", path=path, got="holds no targets", fits="hold them, or come with --targets")
+
+
 def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
     """The sequences of a shard, from their own file or from one of scores; if several hold some, all must be equal."""
     if shard.segments is not None:
         array = _assigned_array(shard.segments, shard.segments_start, files[0])
-        return row_sequences(files[0], array, shard.segments)
+        return row_sequences(
+            files[0], array, shard.segments, dict(zip(shard.split or (), shard.split_rows, strict=False))
+        )
     found = [(file.path, row_sequences(file, None, None)) for file in files]
     given = [(path, sequences) for path, sequences in found if sequences.are_given]
     for path, sequences in given[1:]:

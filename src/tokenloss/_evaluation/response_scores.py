@@ -10,7 +10,7 @@ import numpy as np
 from tokenloss._comparison.response_pairs import Pair, matched
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import open_all, open_shard, planned, rows_per_block
+from tokenloss._evaluation.plan import open_all, open_shard, planned, refuse_without_targets, rows_per_block
 from tokenloss._scores.class_log_probs import class_log_probs
 from tokenloss._scores.token_scores import token_scores
 from tokenloss.formats.mapped import check_map
@@ -44,6 +44,8 @@ class ScoredResponses:
         (shard,) = planned([alone._replace(others=(alone,))], targets, options._replace(others=(options,)), segment_ids)
         opened = open_shard(shard, options._replace(others=(options,)))
         scores, sequences = opened.file, opened.sequences
+        if not opened.has_targets:
+            refuse_without_targets(scores.path)
         self._ids: Array = opened.targets.reshape(-1)
         self._is_scored: Array = np.ones(scores.rows, np.bool_) if opened.scored is None else opened.scored.reshape(-1)
         self._counted = self._is_scored & (self._ids != options.ignore_index)

@@ -50,7 +50,9 @@ def plan_responses(paths: Sequence[str], options: Options) -> list[Shard]:
             raise_error("content", path=file.path, got=got, fits="come with --part, or part=")
     sizes = [Path(path).stat().st_size for path in paths]
     shards = zip(paths, sizes, files, strict=True)
-    return [Shard(path, "responses", (0,), "", 0, size=size, responses=file) for path, size, file in shards]
+    return [
+        Shard(path, "responses", (0,), "", 0, size=size, has_text=True, responses=file) for path, size, file in shards
+    ]
 
 
 def score_responses(
@@ -75,7 +77,7 @@ def score_responses(
         is_missed = np.bincount(block["numbers"][block["is_sentinel"]], minlength=len(responses)) > 0
         is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
         collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
-        highest.update(scores.nll, block["ids"], mask, block["positions"], numbers, block["tokens"])
+        highest.update(scores.nll, block["ids"], mask, None, numbers, block["positions"], block["tokens"])
         counted = (~mask & ~block["is_sentinel"], ~mask & block["is_sentinel"],
                    scores.is_greedy, mask & block["is_greedy_known"], np.isinf(scores.nll))  # fmt: skip
         counts += list(map(np.count_nonzero, counted))
@@ -85,7 +87,7 @@ def score_responses(
         n_responses += len(responses)
         if sink:
             known, is_prompt = block["is_greedy_known"], block["is_prompt"]
-            tokens = scores, block["ids"], block["tokens"], 0, block["positions"], numbers
+            tokens = scores, block["ids"], block["tokens"], 0, None, numbers, block["positions"]
             sink(TokenBlock(*tokens, known, is_prompt, block["top_tokens"][:, :top_k]))
     if advance:
         advance(shard.n_bytes)

@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.result import Result
+from tokenloss._core.result import Result, columns_of
 from tokenloss._evaluation.response_figures import ResponseFigures
-from tokenloss._evaluation.score_tables import shown
+from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
 from tokenloss._statistics.meter import LossMeter
 
@@ -23,18 +23,19 @@ _MIN_SHIFT_Z = 4  # standard errors, since the losses of random logits vary
 
 
 class TokenLoss(NamedTuple):
-    """A token and its loss."""
+    """A token and its loss, as it is listed among the highest."""
 
-    position: int
+    row: int | None  # None of responses
+    sequence: int | None  # None of a token that belongs to none, as is its position
+    position: int | None
     target: int
-    loss: float
     text: str | None
-    sequence: int | None = None
+    nll: float
 
     @property
     def sort_key(self) -> float:
         """The loss; nan counts as infinite."""
-        return math.inf if math.isnan(self.loss) else self.loss
+        return math.inf if math.isnan(self.nll) else self.nll
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +122,8 @@ class Evaluation(Result):
         `sequence`, `count`, `nll`, `loss`, `perplexity` and `is_greedy`. Of responses also `line`, `choice`,
         `is_greedy_known` and `custom_id`.
     figures : dict
-        All that ``tokenloss score --json`` prints: figures of all tokens, of each file and of each sequence, and the
-        tokens and sequences of the highest losses.
+        All that ``tokenloss score --format json`` prints: figures of all tokens, of each file and of each sequence, and
+        the tokens and sequences of the highest losses.
 
     Examples
     --------
@@ -169,3 +170,52 @@ class Evaluation(Result):
             f"Evaluation({count}n_sequences={meter.n_sequences}, loss={meter.loss:.6g}, stderr={meter.stderr:.3g}, "
             f"perplexity={meter.perplexity:.6g}, accuracy={self.accuracy:.4f})"
         )
+
+
+class Evaluations(Result, dict[str, Evaluation]):
+    """Evaluations of several models side by side: a dict of `Evaluation` by the name of the model.
+
+    This is what ``tokenloss score A=a.npz B=b.npz`` prints. Losses and perplexities compare models whose tokens are the
+    same; bits per byte compare any two on the same text.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import evaluate
+    >>> from tokenloss._evaluation.results import Evaluations
+    >>> ids, logits = np.arange(4), 4 * np.eye(4)
+    >>> found = Evaluations({name: evaluate([(scale * logits, ids)]) for name, scale in (("A", 1.0), ("B", 0.5))})
+    >>> print(found.summary())
+    2 models  logits; 4 tokens, taken as independent
+    <BLANKLINE>
+      model  tokens       loss  ±  perplexity       95 % interval  greedy accuracy
+      A           4  0.0534919  0     1.05495  1.0549 to 1.0549         100.00 %
+    """
+
+    __module__ = "tokenloss"
+
+    def _figures(self) -> dict[str, Any]:
+        """The figures of each, by its name."""
+        return {name: one._figures() for name, one in self.items()}
+
+    def _shown(self) -> Shown:
+        """A table with a row for each."""
+        return evaluations_shown(self._figures(), {one.meter._basis() for one in self.values()})
+
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table with a row for each model.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            "name", each figure that is one number or text, and the ends of intervals, such as "perplexity_low".
+        """
+        return columns_of([{"name": name, **one._figures()} for name, one in self.items()])
+
+    def _compared(self) -> dict[str, Any]:
+        """The evaluations."""
+        return dict(self)
+
+    def __repr__(self) -> str:
+        """Show the evaluations by name."""
+        return f"Evaluations({dict.__repr__(self)})"

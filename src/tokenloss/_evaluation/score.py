@@ -116,7 +116,7 @@ class _Run:
         self, shard: Shard, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
         sampled: int,
     ) -> None:  # fmt: skip
-        file, targets, scored, text, sequences, mask, _ = opened
+        file, targets, scored, text, sequences, mask, *_ = opened
         self._shard, self._file, self._options, self._sink = shard, file, options, sink
         self._targets, self._sequences = targets, sequences
         self._is_soft = targets.ndim == len(file.shape)
@@ -147,7 +147,8 @@ class _Run:
             None if array is None else array[start:stop] for array in (self._where, self._counted, self._text)
         )
         ids = checks.distribution_argmax(self._shard, start, targets, counted) if self._is_soft else targets
-        numbers, positions = self._sequences.numbers(start, stop), np.arange(start, stop)
+        numbers, row_numbers = self._sequences.numbers(start, stop), np.arange(start, stop)
+        positions = self._sequences.next_positions(start, numbers)
         with with_file_names(self._file.path, f"rows from {start} on" if start else None):
             scores = self._scores(rows, targets, ids, counted)
             self._sampler.update(rows, targets, numbers, scores.kept)
@@ -156,9 +157,10 @@ class _Run:
         self._greedy += int(np.count_nonzero(scores.is_greedy))
         self._n_nan += int(np.count_nonzero(np.isnan(scores.nll) & scores.kept))
         self._n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
-        self._highest.update(scores.nll, ids, scores.kept, positions, numbers)
+        self._highest.update(scores.nll, ids, scores.kept, row_numbers, numbers, positions)
         if self._sink:
-            self._sink(_select(scored, scores, ids, text, positions, numbers))
+            places = row_numbers, np.maximum(numbers, -1), positions
+            self._sink(_select(scored, TokenBlock(scores, ids, text, 0, *places)))
         self._start = stop
 
     def _scores(self, rows: Array, targets: Array, ids: Array, mask: BoolArray | None) -> TokenScores:
@@ -194,15 +196,13 @@ class _Run:
         )  # fmt: skip
 
 
-def _select(
-    scored: Array | None, scores: TokenScores, ids: Array, text: Array | None, positions: Array, numbers: Array
-) -> TokenBlock:
-    """A block of tokens at the rows of the mask; all rows if there is no mask."""
-    numbers = np.maximum(numbers, -1)
+def _select(scored: Array | None, block: TokenBlock) -> TokenBlock:
+    """The tokens of a block at the rows of the mask; all if there is no mask."""
     if scored is None:
-        return TokenBlock(scores, ids, text, 0, positions, numbers)
-    text = None if text is None else text[scored]
-    return TokenBlock(scores_at(scores, scored), ids[scored], text, 0, positions[scored], numbers[scored])
+        return block
+    columns = block._asdict().items()
+    arrays: dict[str, Any] = {name: column[scored] for name, column in columns if isinstance(column, np.ndarray)}
+    return block._replace(scores=scores_at(block.scores, scored), **arrays)
 
 
 def scores_at(scores: TokenScores, scored: Array) -> TokenScores:
@@ -253,17 +253,19 @@ class TopLosses:
         self._tokens: list[TokenLoss] = []
 
     def update(
-        self, nll: Array, ids: Array, kept: Array, positions: Array, numbers: Array, text: Array | None = None
-    ) -> None:
-        """Add a block of tokens, with their positions and the numbers of their sequences."""
+        self, nll: Array, ids: Array, kept: Array, rows: Array | None, numbers: Array, positions: Array,
+        text: Array | None = None,
+    ) -> None:  # fmt: skip
+        """Add a block of tokens, with their rows, the numbers of their sequences, and their positions in these."""
         key = np.where(np.isnan(nll), np.inf, nll)
         bar = self._tokens[-1].sort_key if self._tokens and len(self._tokens) == self._top else -np.inf
         new = np.flatnonzero(kept & (key > bar))
         new = new[np.argsort(-key[new], kind="stable")[: self._top]]
         self._tokens += [
             TokenLoss(
-                int(positions[i]), int(ids[i]), float(nll[i]), None if text is None else text[i],
-                int(numbers[i]) if numbers[i] >= 0 else None,
+                None if rows is None else int(rows[i]), int(numbers[i]) if numbers[i] >= 0 else None,
+                int(positions[i]) if numbers[i] >= 0 else None, int(ids[i]), None if text is None else text[i],
+                float(nll[i]),
             )
             for i in new
         ]  # fmt: skip
@@ -273,5 +275,5 @@ class TopLosses:
         """These tokens; they get their text if the text of all tokens is given."""
         if text is None:
             return self._tokens
-        words = [(token, text.reshape(-1)[token.position]) for token in self._tokens]
+        words = [(token, text.reshape(-1)[token.row]) for token in self._tokens]
         return [token._replace(text=None if word is None else str(word)) for token, word in words]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.tables import head_row, known_of
 from tokenloss._core.result import Shown, Table, known_error, table_of
 from tokenloss._core.text import count_of, printable, title
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _MAX_SHARDS = 20  # files are listed up to this number
 _MAX_REASON = 100  # characters of the reason of a failed line
@@ -20,6 +24,38 @@ def shown(figures: dict[str, Any], basis: str) -> Shown:
         shape = " \N{MULTIPLICATION SIGN} ".join(map(str, figures["shape"]))
         note = f"{figures['kind']}, {shape}, {figures['dtype']}; {figures['targets']}"
     return Shown(title(figures["files"]) or "blocks in memory", note, _tables(figures, basis))
+
+
+def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str]) -> Shown:
+    """The title and a table of the figures of several models; columns that are empty are left out."""
+    lines = [[("model", printable(name)), *_cells(figures)] for name, figures in models.items()]
+    is_shown = [any(cell for _, cell in column) for column in zip(*lines, strict=True)]
+    lines = [[*itertools.compress(line, is_shown)] for line in lines]
+    tables = [Table([tuple(cell for _, cell in line) for line in lines], tuple(head for head, _ in lines[0]))]
+    kinds = dict.fromkeys(figures["kind"] for figures in models.values())
+    notes = [", ".join(kinds), *(bases if len(bases) == 1 else ())]
+    if len({figures["count"] for figures in models.values()}) > 1:
+        notes.append("their tokens differ, so compare bits per byte, not losses or perplexities")
+    return Shown(count_of(len(models), "model"), "; ".join(notes), tables)
+
+
+def _cells(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """The main figures of an evaluation: the head of each column, and the cell."""
+    low, high = figures["perplexity_interval"]
+    loss_error, byte_error = figures["stderr"], figures["bits_per_byte_stderr"]
+    return [
+        ("tokens", f"{figures['count']:,}"),
+        ("nan", f"{figures['n_nan']:,}" if figures["n_nan"] else ""),
+        ("infinite", f"{figures['n_infinite']:,}" if figures["n_infinite"] else ""),
+        ("loss", f"{figures['loss']:.6g}"),
+        ("±", known_error(loss_error, f"{loss_error:.3g}")),
+        ("perplexity", f"{figures['perplexity']:.6g}"),
+        ("95 % interval", known_error(low, f"{low:.5g} to {high:.5g}")),
+        ("bits per byte", f"{figures['bits_per_byte']:.6g}" if figures["n_bytes"] else ""),
+        ("±", known_error(byte_error, f"{byte_error:.3g}")),
+        ("perplexity per word", f"{figures['word_perplexity']:.6g}" if figures["n_words"] else ""),
+        ("greedy accuracy", f"{100 * figures['accuracy']:.2f} %" if figures.get("n_greedy_known", 1) else ""),
+    ]
 
 
 def _tables(summary: dict[str, Any], basis: str) -> list[Table]:
@@ -134,16 +170,14 @@ def _shard_table(shards: list[dict[str, Any]]) -> Table:
 
 
 def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
-    """Table of the tokens of the highest losses; files if there are several, and sequences, classes and text if any."""
-    formats = {"sequence": "{sequence}", "position": "{position}", "target": "{target}", "loss": "{loss:.4f}"}
-    formats |= {"probability": "{probability:.3g}"}
-    for name in ("sequence", "target"):
+    """Table of the tokens of the highest losses; files if there are several, and places, classes and text if any."""
+    blank = dict.fromkeys(("row", "sequence", "position", "target", "text"), "")
+    formats = {name: f"{{{name}}}" for name in blank} | {"nll": "{nll:.4f}", "probability": "{probability:.3g}"}
+    formats["text"] = formats.pop("text")  # comes last
+    for name in blank:
         if all(token[name] is None for token in tokens):
-            formats.pop(name, None)
+            del formats[name]
     if several:
         formats = {"file": "{file}"} | formats
-    if any(token["text"] is not None for token in tokens):
-        formats |= {"text": "{text}"}
-    blank = dict.fromkeys(("text", "sequence", "target"), "")
     rows = [blank | {name: cell for name, cell in token.items() if cell is not None} for token in tokens]
     return table_of("highest-loss tokens", formats, rows)

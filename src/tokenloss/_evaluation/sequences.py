@@ -27,10 +27,16 @@ class RowSequences:
     """The sequence of each row, by segment ids or offsets; else each of the N rows of a batch (N, T, V) is one."""
 
     def __init__(
-        self, shape: tuple[int, ...], ids: Array | None = None, offsets: Array | None = None, first: int = 0
+        self,
+        shape: tuple[int, ...],
+        ids: Array | None = None,
+        offsets: Array | None = None,
+        first: int = 0,
+        counts: dict[int, int] | None = None,
     ) -> None:
         self._length = shape[-2] if len(shape) > 2 else 0
         self._ids, self._offsets, self._first = ids, offsets, first  # `first` is the number of the first sequence
+        self._counts = {} if counts is None else counts  # of the rows so far of sequences that have an id
 
     @property
     def are_given(self) -> bool:
@@ -58,6 +64,20 @@ class RowSequences:
             return np.searchsorted(self._offsets, rows, "right") - 1
         return self._first + rows // self._length if self._length else np.full(len(rows), -1)
 
+    def next_positions(self, start: int, numbers: IntArray) -> IntArray:
+        """The positions in their sequences of the rows from `start` on, which have these numbers; -1 of none.
+
+        It is called with all rows, in order, since ids may be in any order.
+        """
+        rows = np.arange(start, start + len(numbers))
+        if self._ids is not None:
+            positions = _counted(numbers, self._counts)
+        elif self._offsets is not None:
+            positions = rows - self._offsets[numbers]
+        else:
+            positions = rows % self._length if self._length else np.full(len(rows), -1)
+        return np.where(numbers < 0, -1, positions)
+
     def ends(self, rows: int) -> BoolArray:
         """Mask of the rows that are the last of their sequence, or belong to none; `rows` is the number of all."""
         numbers = self.numbers(0, rows)
@@ -66,8 +86,24 @@ class RowSequences:
         return ends
 
 
-def row_sequences(file: ScoresFile, segments: Array | None, path: str | None) -> RowSequences:
-    """The sequences of a file; segment ids from another file, if given, replace its own."""
+def _counted(ids: IntArray, counts: dict[int, int]) -> IntArray:
+    """The number of earlier rows with the same id, for each row; `counts` has those before them, and is updated."""
+    order = np.argsort(ids, kind="stable")
+    found, starts, sizes = np.unique(ids[order], return_index=True, return_counts=True)
+    before = np.array([counts.get(number, 0) for number in found.tolist()], np.int64)
+    positions = np.empty(len(ids), np.int64)
+    positions[order] = np.arange(len(ids)) - np.repeat(starts - before, sizes)
+    counts.update(zip(found.tolist(), (before + sizes).tolist(), strict=True))
+    return positions
+
+
+def row_sequences(
+    file: ScoresFile, segments: Array | None, path: str | None, counts: dict[int, int] | None = None
+) -> RowSequences:
+    """The sequences of a file; segment ids from another file, if given, replace its own.
+
+    `counts` is of the rows that sequences have in earlier files, by their ids.
+    """
     ids, offsets = (file.segment_ids, file.cu_seqlens) if segments is None else (segments, None)
     if ids is not None and offsets is not None:
         raise_error("content", path=file.path, got=f"holds {' and '.join(SEQUENCES)}", fits="hold one of them")
@@ -79,7 +115,7 @@ def row_sequences(file: ScoresFile, segments: Array | None, path: str | None) ->
             shape = file.shape[:-1] if ids.shape == file.shape[:-1] else (file.rows,)
             if ids.shape != shape:
                 raise_error("shape", name="segment_ids", got=ids.shape, fits=f"{file.shape[:-1]}, to fit {file.kind}")
-            return RowSequences(file.shape, check_segment_ids(ids, shape).reshape(-1))
+            return RowSequences(file.shape, check_segment_ids(ids, shape).reshape(-1), counts=counts)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{place}: {error}") from error
     return RowSequences(file.shape)

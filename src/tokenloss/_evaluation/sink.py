@@ -35,10 +35,13 @@ class TokenBlock(NamedTuple):
         Their text, if the file holds it.
     file : int
         The number of their file, from 0; 0 of blocks in memory.
-    positions : array of int64
-        Their rows in that file, or in all blocks; of responses, their places in their sequence.
+    rows : array of int64 or None
+        Their rows in that file, or in all blocks, from 0; None of responses.
     sequences : array of int64
         The numbers of their sequences, -1 of those without one.
+    positions : array of int64
+        Their positions in their sequences, from 0, -1 of those without one. Where targets are shifted, these are the
+        positions of the rows, and a target is the token at the next position.
     is_greedy_known, is_prompt : arrays of bool, or None
         Of responses of servers: whether it is known if they are the most likely class, and whether they are of the
         prompt.
@@ -53,17 +56,18 @@ class TokenBlock(NamedTuple):
     ...     needs_tokens = True
     ...
     ...     def add(self, block):
-    ...         print(block.positions, block.sequences, block.scores.nll.round(2))
+    ...         print(block.rows, block.sequences, block.positions, block.scores.nll.round(2))
     >>> _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[Printed()])
-    [0 1 2 3 4 5] [0 0 0 1 1 1] [1.39 1.39 1.39 1.39 1.39 1.39]
+    [0 1 2 3 4 5] [0 0 0 1 1 1] [0 1 2 0 1 2] [1.39 1.39 1.39 1.39 1.39 1.39]
     """
 
     scores: TokenScores
     ids: Array
     text: Array | None
     file: int
-    positions: Array
+    rows: Array | None
     sequences: Array
+    positions: Array
     is_greedy_known: Array | None = None
     is_prompt: Array | None = None
     top_tokens: Array | None = None
@@ -81,7 +85,7 @@ class ComparedBlock(NamedTuple):
         The number of the candidate, from 0, in the order given.
     columns : dict of 1-D arrays
         `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them.
-    ids, text, file, positions, sequences
+    ids, text, file, rows, sequences, positions
         As of `TokenBlock`; the number of the file is that of the shard.
     base_scores, scores : TokenScores or None
         Of the base and of the candidate, where an output's `top_k` is more than 0.
@@ -95,7 +99,7 @@ class ComparedBlock(NamedTuple):
     ...     needs_tokens = True
     ...
     ...     def add(self, block):
-    ...         print(block.candidate, block.positions, block.columns["kl"].round(4))
+    ...         print(block.candidate, block.rows, block.columns["kl"].round(4))
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     base, q4 = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy"))
     ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
@@ -109,8 +113,9 @@ class ComparedBlock(NamedTuple):
     ids: Array
     text: Array | None
     file: int
-    positions: Array
+    rows: Array
     sequences: Array
+    positions: Array
     base_scores: TokenScores | None
     scores: TokenScores | None
 
@@ -130,7 +135,7 @@ class Candidate(NamedTuple):
     comparison : Comparison
         Its figures, and results for each token.
     figures : dict
-        All that ``tokenloss compare --json`` prints of it.
+        All that ``tokenloss compare --format json`` prints of it.
 
     Examples
     --------
@@ -180,25 +185,25 @@ class Sink:
     ...     needs_tokens = True
     ...
     ...     def __init__(self, nats):
-    ...         self.nats, self.positions = nats, []
+    ...         self.nats, self.rows = nats, []
     ...
     ...     def add(self, block):
-    ...         self.positions += block.positions[block.scores.nll > self.nats].tolist()
+    ...         self.rows += block.rows[block.scores.nll > self.nats].tolist()
     >>> surprises = Surprises(2.0)
     >>> _ = evaluate([(np.log([[0.9, 0.1], [0.1, 0.9]]), [0, 0])], sinks=[surprises])
-    >>> surprises.positions
+    >>> surprises.rows
     [1]
     """
 
     __module__ = "tokenloss.sinks"
 
-    option: str = ""  # of the command line; an output without one prints if no other does
+    option: str = ""  # of the command line
     help: ClassVar[str] = ""
-    writes_file: ClassVar[bool] = True
     needs_tokens: bool = False
     top_k: int = 0
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
-    _of_responses: bool = False  # set before it is opened
+    _of_responses: bool = False  # this and the next are set before it is opened
+    _has_text: bool = False  # whether some files hold the text of their tokens
     _is_option: bool = False  # whether errors name it by its option, not by its class
     _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it
 
@@ -294,10 +299,11 @@ def open_sinks(
     rows: int | None,
     top_k: int,
     of_responses: bool = False,
+    has_text: bool = False,
 ) -> None:
     """Open sinks; the stack closes them."""
     for sink in sinks:
-        sink._of_responses = of_responses
+        sink._of_responses, sink._has_text = of_responses, has_text
         with write_errors_of(sink):
             manager = sink.open(batch, rows, top_k)
             manager.__enter__()
@@ -315,7 +321,7 @@ def token_function(sinks: Sequence[Sink], file: int, first_row: int = 0) -> Call
     sinks = [sink for sink in sinks if sink.needs_tokens]
 
     def add(block: Any) -> None:
-        block = block._replace(file=file, positions=block.positions + first_row)
+        block = block._replace(file=file, rows=None if block.rows is None else block.rows + first_row)
         for sink in sinks:
             with write_errors_of(sink):
                 sink.add(block)

@@ -137,9 +137,8 @@ def summary(
         **(_hidden_figures(shards, results, options) if options.lm_head is not None else {}),
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
         "highest_loss_tokens": [
-            {"file": path or None, "sequence": token.sequence, "position": token.position}
+            {"file": path or None, **token._asdict(), "probability": _probability(token.nll)}
             | {"target": None if of_responses and token.target < 0 else token.target}
-            | {"text": token.text, "loss": token.loss, "probability": _probability(token.loss)}
             for token, path in tokens[: options.top]
         ],
         "highest_loss_sequences": _rows(sequences, _highest(sequences["loss"], options.top), paths),
@@ -206,7 +205,7 @@ def _rows(columns: dict[str, Array], rows: Array, paths: Sequence[str | None]) -
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
-def _probability(loss: float) -> float:
+def _probability(nll: float) -> float:
     """Probability of a token with this loss."""
     with np.errstate(over="ignore"):
-        return float(np.exp(-loss))
+        return float(np.exp(-nll))

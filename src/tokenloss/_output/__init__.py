@@ -12,17 +12,12 @@ from tokenloss._output.divergence_plot import DivergencePlot
 from tokenloss._output.loss_page import HtmlPage
 from tokenloss._output.loss_plot import LossPlot
 from tokenloss._output.table_files import ComparedTokenTable, SequenceTable, TokenTable
-from tokenloss._output.terminal import JsonObject, Summary
 
 __all__ = [
     "Candidate", "ComparedBlock", "ComparedTokenTable", "DivergencePage", "DivergencePlot", "HtmlPage", "LossPlot",
     "SequenceTable", "Sink", "TokenBlock", "TokenTable",
 ]  # fmt: skip
 
-# Outputs are written in this order. The last one, the summary, is printed only if no other output prints.
-SCORE_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, LossPlot, HtmlPage, JsonObject, Summary)
-COMPARE_OUTPUTS: tuple[type[Sink], ...] = (
-    ComparedTokenTable, DivergencePlot, DivergencePage, JsonObject, Summary,
-)  # fmt: skip
-SAMPLE_OUTPUTS: tuple[type[Sink], ...] = (JsonObject, Summary)
-RESPONSE_OUTPUTS: tuple[type[Sink], ...] = (JsonObject, Summary)
+# outputs are written in this order
+SCORE_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, LossPlot, HtmlPage)
+COMPARE_OUTPUTS: tuple[type[Sink], ...] = (ComparedTokenTable, DivergencePlot, DivergencePage)

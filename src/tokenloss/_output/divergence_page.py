@@ -83,7 +83,7 @@ class DivergencePage(Sink):
             text = np.full(len(block.ids), None) if block.text is None else block.text.astype(object)
             of_file = np.full(len(block.ids), block.file)
             places = {"id": block.ids, "text": text, "file": of_file}
-            places |= {"sequence": block.sequences, "position": block.positions}
+            places |= {"row": block.rows, "sequence": block.sequences, "position": block.positions}
             self._places.append({name: column[:left] for name, column in places.items()})
             self._base.append(_tops(block.base_scores, left))
 
@@ -92,7 +92,7 @@ class DivergencePage(Sink):
         size = min(len(places["id"]), page.MOST_TOKENS // len(result))
         text = places.pop("text")[:size].tolist()
         ids = places.pop("id")[:size]
-        known = page.known_places(**{name: place[:size] for name, place in places.items()})
+        known = page.known_places({name: place[:size] for name, place in places.items()})
         _write_comparison(
             self.path,
             {one.name: one.comparison for one in result},

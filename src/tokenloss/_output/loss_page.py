@@ -59,8 +59,8 @@ class HtmlPage(TokenSink):
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         columns, accuracy = self.collected(), summary["accuracy"]
         scores = TokenScores(**{column: columns[column] for column in COLUMNS if column in columns})
-        file, sequence, position = (columns[name] for name in ("file", "sequences", "positions"))
-        places = page.known_places(file=file, sequence=sequence, position=position)
+        names = {"file": "file", "row": "rows", "sequence": "sequences", "position": "positions"}
+        places = page.known_places({name: columns[column] for name, column in names.items() if column in columns})
         ids, text, classes = columns["ids"], columns["text"].tolist(), page.Classes()
         if self._of_responses:
             accuracy = accuracy if summary["n_greedy_known"] else None

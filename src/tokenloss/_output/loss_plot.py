@@ -183,7 +183,7 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, starts: Array, exclu
     if size > _MAX_DOTS:
         dots = np.random.default_rng(0).choice(size, _MAX_DOTS, replace=False)
         drawn = f"{_MAX_DOTS:,} of {drawn} drawn, at random"
-    drawing.style(axes, "Loss along the text", (drawn, excluded), "position", "loss in nats")
+    drawing.style(axes, "Loss along the text", (drawn, excluded), "token", "loss in nats")
     if drawing.mark_if_empty(axes, size):
         return
     width, alpha = (10, 0.75) if size < 300 else (5, 0.35)

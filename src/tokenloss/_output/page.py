@@ -100,7 +100,7 @@ class Tokens(NamedTuple):
     ids : list of int or None
         Their class ids.
     places : dict of arrays of integers
-        What says where a token is: its `file`, `sequence` and `position`, or some of these; -1 of nowhere.
+        What says where a token is: its `file`, `row`, `sequence` and `position`, or some of these; -1 of nowhere.
     """
 
     text: list[str | None]
@@ -198,9 +198,9 @@ def class_names(
     return names
 
 
-def known_places(**places: Array) -> dict[str, Array]:
+def known_places(places: Mapping[str, Array]) -> dict[str, Array]:
     """Places without those that say nothing: the file of a single one, and sequences if there are none."""
-    unknown = {"file": 0, "sequence": -1}
+    unknown = {"file": 0, "sequence": -1, "position": -1}
     return {name: place for name, place in places.items() if name not in unknown or (place != unknown[name]).any()}
 
 

@@ -6,12 +6,14 @@ import csv
 import importlib
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.files import replacing
+from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.sink import Sink
 from tokenloss._scores.token_scores import COLUMNS
 
@@ -26,15 +28,16 @@ if TYPE_CHECKING:
 
 # The columns of `TokenScores` without logsumexp, which is 0 for probabilities and log-probabilities.
 _OF_SCORES = {name: column.dtype for name, column in COLUMNS.items() if name != "logsumexp" and not column.is_top}
-_PLACES = ("file", "sequence", "position")
+_PLACES = ("file", "row", "sequence", "position")
 _DTYPES = {"target": np.int64, "probability": np.float64, **_OF_SCORES, **dict.fromkeys(_PLACES, np.int64)}
 # Readers may go by position, so these come first and in this order; others follow.
 _FIRST = ("target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy")
 _COLUMNS = np.dtype([(name, np.dtype(_DTYPES[name]).newbyteorder("<")) for name in dict.fromkeys((*_FIRST, *_DTYPES))])
 # Of `_OF_SCORES`, responses of servers have these alone.
 _OF_RESPONSES = ("nll", "rank", "argmax", "is_greedy", "kept")
+_NOT_OF_RESPONSES = {*_OF_SCORES, "row"} - {*_OF_RESPONSES}
 _RESPONSE_COLUMNS = np.dtype(
-    [(name, _COLUMNS[name]) for name in _COLUMNS.names or () if name in _OF_RESPONSES or name not in _OF_SCORES]
+    [(name, _COLUMNS[name]) for name in _COLUMNS.names or () if name not in _NOT_OF_RESPONSES]
     + [("is_greedy_known", "?"), ("is_prompt", "?")]
 )
 _SEQUENCE_COLUMNS = np.dtype(
@@ -49,8 +52,8 @@ _COMPARED_COLUMNS = np.dtype(
     + [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p"))]
     + [("is_same_top", "?"), ("base_top_p", "<f8")]
 )
-# Columns that are null for tokens that are not scored, where the format has a null.
-_OF_SCORED = {"probability", *_OF_SCORES, *(_COMPARED_COLUMNS.names or ())} - {"candidate", "target", "kept", *_PLACES}
+# Columns that are not null for tokens that are not scored, where the format has a null.
+_OF_ALL = {"candidate", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES}
 
 
 class _TableFile(Sink):
@@ -76,17 +79,24 @@ class _TableFile(Sink):
 class TokenTable(_TableFile):
     """A file with a row for each token, as ``tokenloss score --per-token`` writes it.
 
-    Its columns are `target`, `probability`, those of `TokenScores` but `logsumexp`, and `file` (its number, from 0),
-    `sequence` (-1 of none) and `position` (row of the file). Of responses of servers, there is no `entropy`, but
-    `is_greedy_known` and `is_prompt`; a rank of 0 or a class of -1 is not known, and `position` counts from the start
-    of the sequence. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block. Of
-    tokens that are not scored (where `kept` is False), all but `target`, `kept` and the places is null in .parquet and
-    empty in .csv; in .npy, floats are nan and integers -1.
+    Its columns are `target`, `probability`, those of `TokenScores` but `logsumexp`, and the places of a token: `file`
+    (its number, from 0), `row` (of the file), `sequence` (-1 of none) and `position` (in the sequence, from 0; -1 where
+    there is none). Where targets are shifted, row and position are those that predict the target, which is the token
+    at the next position. Of responses of servers, there is no `entropy` and no `row`, but `is_greedy_known` and
+    `is_prompt`; a rank of 0 or a class of -1 is not known. Where the files hold the text of the tokens, .csv and
+    .parquet have the target's `text`; .npy has no text.
+
+    It is a .npy file of a structured array, a .csv or a .parquet file, written block by block. Of tokens that are not
+    scored (where `kept` is False), all but `target`, `kept`, `text` and the places is null in .parquet and empty in
+    .csv; in .npy, floats are nan and integers -1.
 
     Parameters
     ----------
     path : path-like
         File to write. An existing file is replaced when the new one is complete.
+    top_k : int, default 0
+        Number of the most likely classes of each token to write, if there are so many: `top_id_1` and `top_logprob_1`
+        are the likeliest one.
 
     Raises
     ------
@@ -117,31 +127,53 @@ class TokenTable(_TableFile):
     help = "write a row for each token to a .npy, .csv or .parquet file"
     needs_tokens = True
 
+    def __init__(self, path: str, top_k: int = 0) -> None:
+        self.top_k = check_integer("top_k", top_k, "an integer of at least 0", least=0)
+        super().__init__(path)
+
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
-        self._columns = _RESPONSE_COLUMNS if self._of_responses else _COLUMNS
+        columns = (_RESPONSE_COLUMNS if self._of_responses else _COLUMNS).descr
+        if self._has_text and self._suffix != ".npy":
+            columns.append(("text", "O"))
+        for k in range(1, min(self.top_k, top_k) + 1):
+            columns += [(f"top_id_{k}", "<i8"), (f"top_logprob_{k}", "<f8")]
+        self._columns = np.dtype(columns)
         with self._writer(self._columns, rows) as self._write:
             yield
 
     def add(self, block: TokenBlock) -> None:
-        table = np.zeros(len(block.ids), self._columns)
-        for name in self._columns.names or ():
-            if name in _OF_SCORES or hasattr(block, name):
-                table[name] = getattr(block.scores if name in _OF_SCORES else block, name)
-        table["target"] = block.ids
+        scores, table = block.scores, np.zeros(len(block.ids), self._columns)
         with np.errstate(over="ignore"):
-            table["probability"] = np.exp(-block.scores.nll)
-        table["file"], table["sequence"], table["position"] = block.file, block.sequences, block.positions
+            columns: dict[str, Any] = {"target": block.ids, "probability": np.exp(-scores.nll)}
+        columns |= {"file": block.file, "row": block.rows, "sequence": block.sequences, "position": block.positions}
+        columns["text"] = None if block.text is None else _as_unicode(block.text.tolist())
+        if scores.top_ids is not None and scores.top_logprobs is not None:
+            for k in range(scores.top_ids.shape[1]):
+                columns |= {f"top_id_{k + 1}": scores.top_ids[:, k], f"top_logprob_{k + 1}": scores.top_logprobs[:, k]}
+        for name in self._columns.names or ():
+            of_token = columns if name in columns else vars(scores) if name in _OF_SCORES else block._asdict()
+            table[name] = of_token[name]
         self._write(table)
+
+
+def _as_unicode(text: list[str | None]) -> list[str | None]:
+    """Text that every encoding of Unicode has: half of a surrogate pair, which an array may hold, is replaced."""
+    try:
+        "".join(filter(None, text)).encode()
+    except UnicodeEncodeError:
+        return [word and word.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for word in text]
+    return text
 
 
 class ComparedTokenTable(_TableFile):
     """A file with a row for each candidate and token, as ``tokenloss compare --per-token`` writes it.
 
     Its columns are `candidate` (its number, from 0, in the order given), `file` (the number of its shard, from 0),
-    `sequence` (-1 of none), `position` (row of the file), `target`, `kept`, and those of `Comparison`: `base_nll`,
-    `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are not scored,
-    as in `TokenTable`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block.
+    `row` (of the file), `sequence` and `position` in it (-1 of none), `target`, `kept`, and those of `Comparison`:
+    `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are
+    not scored, as in `TokenTable`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by
+    block.
 
     Parameters
     ----------
@@ -187,7 +219,7 @@ class ComparedTokenTable(_TableFile):
     def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
         table = np.zeros(len(block.ids), _COMPARED_COLUMNS)
         places = {"candidate": block.candidate, "file": block.file, "sequence": block.sequences,
-                  "position": block.positions, "target": block.ids}  # fmt: skip
+                  "row": block.rows, "position": block.positions, "target": block.ids}  # fmt: skip
         for name in _COMPARED_COLUMNS.names or ():
             table[name] = places[name] if name in places else block.columns[name]
         self._write(table)
@@ -269,12 +301,14 @@ def _npy(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_
 def _csv(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
     """Write text: numbers with all their digits, and empty cells for tokens that are not scored."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    # a line break of either kind in a cell is quoted only if it is part of those that end lines
+    lines: Any = SimpleNamespace(write=lambda line: text.write(line.removesuffix("\r\n") + "\n"))
+    writer = csv.writer(lines, lineterminator="\r\n")
     writer.writerow(columns.names or ())
 
     def write(table: Array) -> None:
         cells = {name: table[name].tolist() for name in columns.names or ()}
-        for name in cells.keys() & _OF_SCORED if "kept" in cells else ():
+        for name in cells.keys() - _OF_ALL if "kept" in cells else ():
             for row in np.flatnonzero(~table["kept"]).tolist():
                 cells[name][row] = None
         writer.writerows(zip(*cells.values(), strict=True))
@@ -289,12 +323,14 @@ def _parquet(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterat
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.from_numpy_dtype(columns[name])) for name in columns.names or ()])
-    nullable = _OF_SCORED if "kept" in schema.names else set()
+    types = {name: pa.string() if columns[name].kind == "O" else pa.from_numpy_dtype(columns[name])
+             for name in columns.names or ()}  # fmt: skip
+    schema = pa.schema(types.items())
+    nullable = types.keys() - _OF_ALL if "kept" in types else set()
 
     def write(table: Array) -> None:
-        masks = {name: ~table["kept"] if name in nullable else None for name in schema.names}
-        arrays = [pa.array(table[name], schema.field(name).type, mask=mask) for name, mask in masks.items()]
+        masks = {name: ~table["kept"] if name in nullable else None for name in types}
+        arrays = [pa.array(table[name], types[name], mask=mask) for name, mask in masks.items()]
         writer.write_table(pa.table(arrays, schema))
 
     with pq.ParquetWriter(file, schema) as writer:

@@ -1,46 +1,35 @@
-"""What is printed: one JSON object, or tables, with rich where it is installed, else as plain text."""
+"""What is printed: tables, with rich where it is installed, or Markdown, CSV or JSON."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.tables import candidates_shown
-from tokenloss._core.result import Result, as_text
-from tokenloss._core.text import as_strict_json, printable
+from tokenloss._core.result import as_csv, as_markdown, as_text
+from tokenloss._core.text import printable
 from tokenloss._evaluation.progress import has_rich
-from tokenloss._evaluation.sink import Sink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenloss._core.result import Shown, Table
+    from tokenloss._core.types import Columns
+
+FORMATS = ("text", "markdown", "csv", "json")
 
 _MIN_TEXT_WIDTH = 16  # letters, beyond which text is folded on a narrow terminal
 
 
-class JsonObject(Sink):
-    """One JSON object on stdout."""
-
-    option = "--json"
-    help = "print all figures as one JSON object"
-    writes_file = False
-
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        """Print the object; JSON has no nan and no infinities, so they become null."""
-        print(json.dumps(as_strict_json(summary), indent=2, allow_nan=False))
-
-
-class Summary(Sink):
-    """The tables of a result, or of several candidates."""
-
-    writes_file = False
-
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        """Print the tables."""
-        if not isinstance(result, Result):
-            named = {candidate.name: candidate.comparison for candidate in result}
-            show(candidates_shown(named) if len(named) > 1 else result[0].comparison._shown())
-        else:
-            show(result._shown())
+def print_as(form: str, shown: Callable[[], Shown], figures: Callable[[], Any], columns: Callable[[], Columns]) -> None:
+    """Print a result in one of `FORMATS`."""
+    if form == "text":
+        show(shown())
+    elif form == "markdown":
+        print(as_markdown(shown()))
+    elif form == "csv":
+        print(as_csv(columns()), end="")
+    else:
+        print(json.dumps(figures(), indent=2, allow_nan=False))
 
 
 def show(shown: Shown) -> None:

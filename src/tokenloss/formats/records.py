@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import collections
+import contextlib
 import gzip
+import itertools
 import json
 import re
 import reprlib
@@ -29,6 +31,10 @@ _MARKS = {  # byte-order marks, which a file may start with
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 _CHUNK = 1 << 18  # bytes read at a time
+_FIELD = re.compile(rb"(data|event|id|retry)?:")  # of a server-sent event; without a name, a comment
+_STREAM = re.compile(
+    rb"[\r\n]*" + _FIELD.pattern + rb"[^\0-\x08]{4}"
+)  # starts a file of them; a binary file may have the colon
 _LONG = 1 << 20  # bytes of a record, after which its beginning is checked, since a malformed one may never end
 _MOST = 64 << 20  # bytes of a record at most
 _MOST_EXPANSION = 100  # bytes of a record, if it is longer than `_LONG`, for each byte of the file
@@ -107,6 +113,35 @@ def read_records(path: str) -> Iterator[Record]:
             yield Record(place.line, element)
     if is_empty:
         raise_error("content", path=path, got="holds no record", fits="hold JSON objects")
+
+
+def is_stream(path: str) -> bool:
+    """Whether a file holds server-sent events, by its first bytes."""
+    with contextlib.suppress(ValueError):  # what is wrong with a file, its reader says
+        return Path(path).is_file() and bool(_STREAM.match(b"".join(itertools.islice(_chunks(path), 2))))
+    return False
+
+
+def read_events(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Read the JSON objects of server-sent events, with their lines; None where `[DONE]` ends a stream."""
+    n_bytes = 0
+    for place, text in _lines(path):
+        field = _FIELD.match(text)
+        if field is None:
+            got = f"holds {reprlib.repr(bytes(text))}"
+            raise_error("record", path=path, line=place.line, got=got, fits="hold data: and a JSON object")
+        data = text[field.end() :].strip()
+        if field[1] != b"data" or not data:
+            continue
+        value = None if data == b"[DONE]" else _value(path, place.after(text, text.find(data)), data)
+        if value is not None and not isinstance(value, dict):
+            got = f"holds {reprlib.repr(value)}"
+            raise_error("record", path=path, line=place.line, got=got, fits="hold a JSON object")
+        n_bytes = 0 if value is None else n_bytes + len(data)
+        if n_bytes > _MOST:
+            got = f"holds a stream of more than {_MOST} bytes"
+            raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
+        yield place.line, value
 
 
 def _chunks(path: str) -> Iterator[bytes]:
@@ -231,7 +266,7 @@ def _check_long(path: str, place: _Place, text: bytearray, n_new: int) -> None:
         got = f"holds a record of more than {most} bytes{of}"
         raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
     if len(text) - n_new <= _LONG:
-        _value(path, place, text, is_whole=False)
+        _value(path, place, text.removeprefix(b"data:"), is_whole=False)
 
 
 def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = True) -> Any:

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 from tokenloss._core._core import classes_by_id
-from tokenloss.formats.records import read_records
 from tokenloss.formats.responses.columns import Tokens, Tops, lengths
 from tokenloss.formats.responses.fields import Place, check_count, check_list, check_object, check_text
+from tokenloss.formats.responses.streams import read_responses
 
 _ID = re.compile("0|[1-9][0-9]{0,17}")  # each has one spelling
 _FAR = 8  # ranks, that ties do not explain
@@ -134,7 +134,7 @@ def _is_own_first(tops: Tops) -> bool | None:
 
 def proves_own_first(path: str) -> bool:
     """Whether a response of the file proves that the own token comes first, which short prompts may not."""
-    return any(_is_proof(path, *record) for record in read_records(path))
+    return any(_is_proof(path, *record) for record in read_responses(path))
 
 
 def _is_proof(path: str, line: int, value: dict[str, Any]) -> bool:

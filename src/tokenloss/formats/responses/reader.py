@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error
-from tokenloss.formats.records import read_records
+from tokenloss.formats.records import is_stream
 from tokenloss.formats.responses.columns import columns, join
 from tokenloss.formats.responses.dialects import failure, read
 from tokenloss.formats.responses.fields import Place
 from tokenloss.formats.responses.prompts import proves_own_first
+from tokenloss.formats.responses.streams import read_responses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -250,7 +251,7 @@ def _response(line: int, choice: int, custom_id: str | None, parts: list[tuple[s
 def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
     """Each response of a file: its line, the request's name, the response, and why it failed, if it did."""
     own_first = functools.cache(functools.partial(proves_own_first, path))  # of all lines, read only if one asks
-    for line, value in read_records(path):
+    for line, value in read_responses(path):
         yield Place(path, line, own_first), *failure(value)
 
 
@@ -272,8 +273,9 @@ def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"], str]:
 
 
 def is_responses(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is one of responses, by its name."""
-    return os.fspath(path).lower().endswith(SUFFIXES)
+    """Whether a file is one of responses, by its name, or by its first bytes if it is a stream."""
+    name = os.fspath(path)
+    return name.lower().endswith(SUFFIXES) or is_stream(name)
 
 
 def open_responses(
@@ -288,6 +290,7 @@ def open_responses(
     ----------
     path : str or path
         A .json or .jsonl file, or one that gzip compressed: responses as a server sent them, or the lines of a batch.
+        Or, under any name, the stream of a response: lines of ``data:`` and a piece of JSON (server-sent events).
     part : {"prompt", "generated", "all"}, optional
         The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
         file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts

@@ -1,0 +1,264 @@
+"""The arguments of each command, in groups, and its help; values have the names of the functions' parameters."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._command import commands
+from tokenloss._command.parser import Parser, filled, fraction, integer, number
+from tokenloss._core._core import KINDS
+from tokenloss._core.version import __version__
+from tokenloss._evaluation.summary import WORDS
+from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output.terminal import FORMATS
+from tokenloss.formats.lm_head import HEAD_FILES
+from tokenloss.formats.readers import FILES
+from tokenloss.formats.responses import PARTS_OF_RESPONSE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tokenloss._evaluation.sink import Sink
+
+    _Group = argparse._ArgumentGroup
+
+_LISTED: dict[str, Any] = {"action": "append", "default": []}  # an option that may be given several times
+_COMMANDS = """
+ score    loss, perplexity and accuracy of the predictions that files hold
+            tokenloss score logits.npz
+ compare  models, such as quantised ones, beside their base: KL divergence, perplexities, same top
+            tokenloss compare base.npz Q8=q8.npz Q4=q4.npz
+ info     the version, the instruction set in use and the number of threads
+            tokenloss info
+"""
+_SCORE = f"""
+Score the predictions that files hold: loss, perplexity and accuracy, with their errors.
+
+A FILE is {FILES}. It holds scores (..., V), in an array named logits, log_probs or probs, and their targets, class ids
+(...) or distributions (..., V), in an array named targets or in .npy files of their own. There may also be tokens (the
+text), and segment_ids or cu_seqlens (the sequences); each row of (N, T, V) is a sequence. With --lm-head, a FILE holds
+hidden states (..., D), named hidden_states or hidden. It may also be a .json or .jsonl file of responses from a server:
+vLLM, SGLang, llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.
+
+Several FILEs are shards of one text. With names, as in A=a.npz B=b.npz, they are models of the same text, and the table
+has a row for each; all options apply to each of them.
+"""
+_SCORE_EXAMPLES = """
+ a file of logits and targets:
+   tokenloss score logits.npz
+ logits, and the ids that the model read, of which row j predicts id j+1:
+   tokenloss score logits.npy ids.npy --shift
+ shards of one text, with bits per byte; a second call goes on where the first was interrupted:
+   tokenloss score 'part-*.npz' --text text.txt --state state.jsonl
+ final hidden states, and the model's own head:
+   tokenloss score hidden.npy ids.npy --shift --lm-head model/
+ what a server returned, with a table of its tokens and a page:
+   tokenloss score responses.jsonl --per-token tokens.csv --html page.html
+ two models side by side, as a table for an issue:
+   tokenloss score A=a.npz B=b.npz --format markdown
+"""
+_COMPARE = """
+Compare models, such as quantised ones, with their base: KL divergence, perplexities, changes of probability.
+
+BASE and each OTHER are files as `score` reads them, with scores of the same rows. Any of them may hold the targets; all
+that do must hold the same ones. BASE is read once for all. Or BASE and OTHER are two files of responses to the same
+requests, a file of scores and one of responses, or two .jsonl files of samples that lm-evaluation-harness logged.
+"""
+_COMPARE_EXAMPLES = """
+ two quantised models and their base:
+   tokenloss compare base.npz Q8=q8.npz Q4=q4.npz
+ one, with the size of its model, and a plot:
+   tokenloss compare base.npz Q4=q4.npz --size Q4=4.9G --plot kl.png
+ what two servers returned, for a lower bound of the divergence:
+   tokenloss compare server-a.jsonl server-b.jsonl
+ samples of lm-evaluation-harness: what changed, and whether both models are equal:
+   tokenloss compare samples-a.jsonl samples-b.jsonl --margin 0.01
+"""
+_GROUPS = ("input", "targets and sequences", "hidden states", "responses", "samples", "output", "running")
+_LM_HEAD = (
+    "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: "
+    f"{HEAD_FILES}; config.json beside it says how logits are scaled and capped, and whether the embedding is the head"
+)
+
+
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
+    parser = Parser(
+        prog="tokenloss",
+        usage="tokenloss COMMAND [options] ...",
+        description="Score what language models predicted, and compare models.",
+        epilog="`tokenloss COMMAND --help` shows the options of a command, and more examples.\n\n"
+        "rich draws the tables and a progress bar where it is installed: pip install 'tokenloss[cli]'",
+    )
+    parser.add_argument_group("commands", _COMMANDS)
+    options = parser.add_argument_group("options")
+    options.add_argument("-h", "--help", action="help", help="show this help")
+    options.add_argument("--version", action="version", version=f"tokenloss {__version__}", help="show the version")
+    subcommands = parser.add_subparsers(prog=parser.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    usage = (
+        "tokenloss score [options] FILE ...\n"
+        "       tokenloss score [options] LOGITS.npy TARGETS.npy\n"
+        "       tokenloss score [options] NAME=FILE NAME=FILE ..."
+    )
+    _add_score(subcommands.add_parser("score", usage=usage, description=_SCORE))
+    usage = "tokenloss compare [options] BASE [NAME=]OTHER ..."
+    _add_compare(subcommands.add_parser("compare", usage=usage, description=_COMPARE))
+    words = "Show the version, the instruction set in use and the number of threads."
+    info = subcommands.add_parser("info", usage="tokenloss info [options]", description=words)
+    info.set_defaults(run=commands.info)
+    of = _groups(info)
+    _add_format(of["output"])
+    _add_help(info, of["running"], " what is in use here:\n   tokenloss info")
+    return parser
+
+
+def _groups(command: Parser) -> dict[str, _Group]:
+    """Make the groups of options; those that stay empty are not shown."""
+    return {name: command.add_argument_group(name) for name in _GROUPS}
+
+
+def _add_help(command: Parser, running: _Group, examples: str) -> None:
+    """Add --help, and the examples, which come last."""
+    running.add_argument("-h", "--help", action="help", help="show this help")
+    command.add_argument_group("examples", examples)
+
+
+def _add_score(score: Parser) -> None:
+    """Describe the arguments of `tokenloss score`; values have the names that `evaluate` gives them."""
+    score.set_defaults(run=commands.score)
+    of = _groups(score)
+    words = (
+        "a file of scores, a directory of files, or a pattern in quotes, such as 'part-*.npz', perhaps after NAME=; "
+        "the files of a directory or pattern are read in the order of their numbers"
+    )
+    score.files = of["input"].add_argument("source", metavar="FILE", nargs="+", type=filled, help=words)
+    _add_input(of["input"])
+    _add(of["input"], "--text FILE", "the text, for bits per byte and perplexity per word")
+    words = "how to count the words of --text: between white space (default), or as lm-evaluation-harness does"
+    of["input"].add_argument("--words", choices=tuple(WORDS), default="whitespace", help=words)
+    words = "length of the text in bytes, for bits per byte, in place of --text"
+    _add(of["input"], "--n-bytes N", words, integer(1), default=0)
+    words = "number of words of the text, for perplexity per word, in place of --text"
+    _add(of["input"], "--n-words N", words, integer(1), default=0)
+    _add_targets(of["targets and sequences"])
+    _add(of["hidden states"], "--lm-head FILE[:NAME]", _LM_HEAD)
+    _add_hidden_states(of["hidden states"])
+    _add_responses(of["responses"])
+    words = "list the K tokens and K sequences with the highest losses (default: 5)"
+    _add(of["output"], "--top K", words, integer(0), default=5)
+    _add_format(of["output"])
+    _add_outputs(of["output"], SCORE_OUTPUTS)
+    _add_running(of["running"])
+    _add_help(score, of["running"], _SCORE_EXAMPLES)
+
+
+def _add_compare(compare: Parser) -> None:
+    """Describe the arguments of `tokenloss compare`; values have the names that `compare_files` gives them."""
+    compare.set_defaults(run=commands.compare, default=compare.get_default)
+    of = _groups(compare)
+    words = "scores of the base model: a file, a directory of shards, or a pattern of their names in quotes"
+    of["input"].add_argument("base", type=filled, metavar="BASE", help=words)
+    words = "scores of a model, of the same rows: FILE or NAME=FILE"
+    compare.files = of["input"].add_argument("others", metavar="OTHER", nargs="+", type=filled, help=words)
+    _add_input(of["input"])
+    words = "what the scores of BASE are, where their name does not say it (default: logits)"
+    of["input"].add_argument("--base-kind", choices=KINDS, help=words)
+    _add(of["input"], "--base-array NAME", "name of the array of scores of BASE")
+    _add(of["input"], "--classes N", "compare only the first N classes, where vocabularies differ", integer(1))
+    words = (
+        "formulas of the figures: llama.cpp takes the log-probabilities of BASE as they are, and the divergence over "
+        "those above -16 (default: exact)"
+    )
+    of["input"].add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
+    words = "size of the model of an OTHER: a file, a directory, or a number of bytes such as 4.9G"
+    _add(of["input"], "--size NAME=SIZE", words, **_LISTED)
+    _add_targets(of["targets and sequences"])
+    each = "one for all, and for BASE unless --base-kind or --base-array is given; or one for each OTHER in order"
+    _add(of["hidden states"], "--lm-head FILE[:NAME]", f"{_LM_HEAD}; {each}", **_LISTED)
+    _add(of["hidden states"], "--base-lm-head FILE[:NAME]", "--lm-head of BASE, if it has another one")
+    words = "name of the array of hidden states of BASE, if it has another one"
+    _add(of["hidden states"], "--base-hidden NAME", words)
+    _add_hidden_states(of["hidden states"])
+    _add_responses(of["responses"])
+    words = "of lm-evaluation-harness: test whether both models are equal within M, such as 0.01"
+    _add(of["samples"], "--margin M", words, fraction)
+    words = "the field of a document that names its group, by which errors are clustered (default: each is its own)"
+    _add(of["samples"], "--cluster FIELD", words)
+    _add_format(of["output"])
+    _add_outputs(of["output"], COMPARE_OUTPUTS)
+    _add_running(of["running"])
+    _add_help(compare, of["running"], _COMPARE_EXAMPLES)
+
+
+# -- options of both `score` and `compare` -----------------------------------------------------------------------------
+
+
+def _add_input(group: _Group) -> None:
+    """Add the options that say what files hold."""
+    words = "what the scores are, where the name of their array does not say it (default: logits)"
+    group.add_argument("--kind", choices=KINDS, help=words)
+    _add(group, "--array NAME", "name of the array of scores, if it is not the name of a kind")
+
+
+def _add_targets(group: _Group) -> None:
+    """Add the options of targets and sequences."""
+    words = "a .npy file of targets for each file of scores, in order, or one for all; or a pattern in quotes"
+    _add(group, "--targets FILE", words, **_LISTED)
+    words = "a .npy file of each token's sequence number for each file of scores, or one for all"
+    _add(group, "--segment-ids FILE", words, **_LISTED)
+    words = (
+        "the targets are the input ids of a causal model: row j predicts id j+1, and the last row of a FILE that is "
+        "one sequence (N, V) predicts the first id of the next FILE; --no-shift: the targets are right as they are"
+    )
+    group.add_argument("--shift", action=argparse.BooleanOptionalAction, help=words)
+    words = "target value that marks tokens to ignore, such as padding (default: -100)"
+    _add(group, "--ignore-index N", words, integer(-(2**63), 2**64 - 1), default=-100)
+
+
+def _add_hidden_states(group: _Group) -> None:
+    """Add the options of hidden states."""
+    _add(group, "--hidden NAME", "name of the array of hidden states")
+    words = "multiplier of the logits of hidden states (default: by the model's config.json, or 1)"
+    _add(group, "--logit-scale X", words, number)
+    words = "soft cap of the logits of hidden states, 0 for none (default: by the model's config.json, or none)"
+    _add(group, "--softcap X", words, number)
+
+
+def _add_responses(group: _Group) -> None:
+    """Add the options of responses."""
+    words = (
+        "the part of responses to read (default: the prompt where it has log-probabilities, else what was generated)"
+    )
+    group.add_argument("--part", choices=PARTS_OF_RESPONSE, help=words)
+    words = "leave out the failed lines of a batch of responses"
+    group.add_argument("--skip-failed", action="store_true", help=words)
+
+
+def _add_running(group: _Group) -> None:
+    """Add the options that say how and where the work is done."""
+    _add(group, "--state FILE", "checkpoint: save the result of each file of scores here, and resume from it")
+    _add(group, "--scheduler ADDRESS", "work on the Dask cluster at this address, such as tcp://127.0.0.1:8786")
+    words = "number of threads (default, and -1: one for each CPU)"
+    _add(group, "--workers N", words, integer(1, or_else=-1))
+
+
+def _add_format(group: _Group) -> None:
+    """Add the option that says how the result is printed."""
+    words = (
+        "print the tables as text (default) or Markdown, a row of all figures for each model as csv, or everything as "
+        "json"
+    )
+    group.add_argument("--format", choices=FORMATS, default="text", help=words)
+
+
+def _add_outputs(group: _Group, outputs: Iterable[type[Sink]]) -> None:
+    """Add the options of outputs."""
+    for output in outputs:
+        _add(group, f"{output.option} OUT", output.help)
+
+
+def _add(group: _Group, names: str, words: str, kind: Callable[[str], Any] = filled, **options: Any) -> None:
+    """Add an option; `names` are its own and that of its value, and `kind` makes the value from text."""
+    option, value = names.split()
+    group.add_argument(option, metavar=value, help=words, type=kind, **options)

@@ -1,0 +1,142 @@
+"""How the command reads its arguments: help of groups and examples, near misses, and types of values."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import reprlib
+import shutil
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._command.commands import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+_WIDTH = 100  # columns of help on a wide terminal
+_HELP_COLUMN = 26  # where the words about an option begin, unless its name is longer
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help of at most `_WIDTH` columns, in which paragraphs stay apart and no word is cut at a hyphen."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns - 2, _WIDTH)
+        super().__init__(prog, max_help_position=_HELP_COLUMN, width=width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrap each paragraph; lines that begin with a blank stay as they are."""
+        paragraphs = (
+            paragraph if paragraph.startswith(" ") else "\n".join(self._split_lines(paragraph, width))
+            for paragraph in text.strip("\n").split("\n\n")
+        )
+        return "\n\n".join(textwrap.indent(paragraph, indent) for paragraph in paragraphs)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Wrap the words about an option."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that reports an error in one line, and suggests what is near to a word that it does not know.
+
+    Options are not abbreviated, so that a script means the same when there is a new option.
+    """
+
+    files: argparse.Action  # those that may be given on both sides of an option
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, add_help=False, allow_abbrev=False, formatter_class=_Formatter)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; refuse those that are not known, and suggest others."""
+        found, left = super().parse_known_args(args, namespace)
+        options = [text for text in left if text.startswith("-")]
+        if options:
+            self.error(f"there is no option {options[0]}{self._nearest_option(options[0])}")
+        if left:
+            self._add_files(found, left)
+        return found, []
+
+    def _add_files(self, namespace: argparse.Namespace, texts: list[str]) -> None:
+        """Add files that come after an option to those before it."""
+        if not hasattr(self, "files"):
+            self.error(f"{texts[0]} is given; nothing fits here but options")
+        try:
+            more = self._get_values(self.files, texts)
+        except argparse.ArgumentError as error:
+            self.error(str(error))
+        setattr(namespace, self.files.dest, [*getattr(namespace, self.files.dest), *more])
+
+    def _nearest_option(self, text: str) -> str:
+        """Suggest an option: one that takes this word as its value, begins with it, or is spelled much like it."""
+        word = text.partition("=")[0].lstrip("-")
+        names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+        near = [f"{one.option_strings[0]} {word}" for one in self._actions if word in (one.choices or ())]
+        near += [f"--{name}" for name in names if word and name.startswith(word)]
+        near += [f"--{name}" for name in difflib.get_close_matches(word, names, 1)]
+        return f"; did you mean {near[0]}?" if near else f"; {self.prog} --help lists all"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is no choice of an option, or no command."""
+        choices = list(action.choices or [value])
+        if value in choices:
+            return
+        near = difflib.get_close_matches(value, choices, 1)
+        if action.nargs == argparse.PARSER and Path(value).exists():
+            near = [f"{self.prog} score {value}"]
+        fits = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise argparse.ArgumentError(action, f"must be {fits}, not {reprlib.repr(value)}{hint}")
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        print(end="", flush=True)  # here, a closed pipe is still handled
+        super().exit(status, message)
+
+
+# -- types of values ---------------------------------------------------------------------------------------------------
+
+
+def filled(text: str) -> str:
+    """Argument type of text that must not be empty, as it is where a shell variable is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; it must be a name")
+    return text
+
+
+def integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> Callable[[str], int]:
+    """Argument type of integers from `least` to `most`, or equal to `or_else`."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if least <= int(text) <= most or int(text) == or_else:
+                return int(text)
+        is_large = text.isdecimal() and (len(text) > len(str(most)) or int(text) > most)
+        fits = f"at most {most}" if is_large else f"at least {least}"
+        fits += "" if or_else is None else f", or {or_else}"
+        raise argparse.ArgumentTypeError(f"must be an integer of {fits}, not {reprlib.repr(text)}")
+
+    return read
+
+
+def number(text: str) -> float:
+    """Argument type of numbers."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {reprlib.repr(text)}") from None
+
+
+def fraction(text: str) -> float:
+    """Argument type of numbers between 0 and 1, both excluded."""
+    value = number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not {reprlib.repr(text)}")
+    return value

@@ -1,0 +1,99 @@
+"""Streams of server-sent events: the pieces of each response, joined to what the server would have sent at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenloss.formats.records import Record, is_stream, read_events, read_records
+from tokenloss.formats.responses.fields import Place, check_list, check_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_TEXTS = ("text", "content")  # go on in the next piece
+_LISTS = ("tokens", "token_ids", "completion_probabilities")  # likewise, of tokens
+
+
+def read_responses(path: str) -> Iterator[Record]:
+    """Read the responses of a file: each JSON object is one, or all pieces of a stream are one."""
+    yield from _joined(path) if is_stream(path) else read_records(path)
+
+
+def _joined(path: str) -> Iterator[Record]:
+    """The responses of streams that follow each other: one ends with `[DONE]`, or where another id begins."""
+    pieces: list[Record] = []
+    for line, value in read_events(path):
+        if pieces and (value is None or value.get("id") != pieces[0].value.get("id")):
+            yield from _responses(path, pieces, is_done=value is None)
+            pieces = []
+        if value is not None:
+            pieces.append(Record(line, value))
+    if pieces:
+        yield from _responses(path, pieces, is_done=False)
+
+
+def _responses(path: str, pieces: Sequence[Record], is_done: bool) -> Iterator[Record]:
+    """The response of all pieces; llama.cpp's own endpoint streams one for each index, and ends each by `stop`."""
+    open_responses: dict[Any, Record] = {}
+    for line, piece in pieces:
+        place, index = Place(path, line), piece.get("index") if "content" in piece else None
+        if "meta_info" in piece:
+            place.refuse("it is a piece of a stream of SGLang's own endpoint", "be whole: ask for it without stream")
+        first, value = open_responses.setdefault(index if type(index) is int else None, Record(line, {}))
+        if piece.get("error"):  # no other piece follows
+            value.clear()
+        _add_piece(value, piece, place)
+        if piece.get("stop") is True:
+            yield Record(first, value)
+            del open_responses[index]
+    for line, value in open_responses.values():
+        choices = value.get("choices", {})
+        reasons = [choice.get("finish_reason") for choice in choices.values()]
+        if not is_done and not value.get("error") and (None in reasons or not reasons):
+            Place(path, line).refuse("the stream breaks off", "go on to data: [DONE], or to a finish_reason")
+        yield Record(line, value | ({"choices": [choices[index] for index in sorted(choices)]} if choices else {}))
+
+
+def _add_piece(value: dict[str, Any], piece: dict[str, Any], place: Place) -> None:
+    """Add a piece to its response, whose choices are by index until it is whole."""
+    choices = value.setdefault("choices", {}) if piece.get("choices") is not None else {}
+    for i, choice in enumerate(check_list(piece.get("choices") or [], "choices", place)):
+        index = check_object(choice, f"choices[{i}]", place).get("index", 0)
+        if type(index) is not int:
+            place.refuse(f"choices[{i}].index is {index!r}", "be an integer")
+        own = {"message" if name == "delta" else name: content for name, content in choice.items()}
+        _add(choices.setdefault(index, {}), own, f"choices[{i}].", place)
+    _add(value, {name: content for name, content in piece.items() if name != "choices"}, "", place)
+
+
+def _add(old: dict[str, Any], new: dict[str, Any], field: str, place: Place) -> None:
+    """Add what a piece says: texts and lists of tokens go on; of others, the last that is known counts."""
+    for name, value in new.items():
+        before: Any = old.get(name)
+        if value is None:
+            old[name] = before
+        elif before is None and name != "logprobs":
+            old[name] = value
+        elif name in _TEXTS and isinstance(before, str) and isinstance(value, str):
+            old[name] = before + value
+        elif name in _LISTS and isinstance(before, list):
+            before += check_list(value, f"{field}{name}", place)
+        elif name == "message":
+            _add(before, check_object(value, f"{field}{name}", place), f"{field}{name}.", place)
+        elif name == "logprobs":
+            old[name] = before or {}
+            _add_lists(old[name], check_object(value, f"{field}{name}", place))
+        else:
+            old[name] = value
+
+
+def _add_lists(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Add lists with an element for each token; None stands for elements that are all None."""
+    n_old, n_new = (max((len(each) for each in of.values() if isinstance(each, list)), default=0) for of in (old, new))
+    for name in {**old, **new}:
+        before, value = old.get(name), new.get(name)
+        if isinstance(before, list) or isinstance(value, list):
+            old[name] = before if isinstance(before, list) else [None] * n_old
+            old[name] += value if isinstance(value, list) else [None] * n_new
+        else:
+            old[name] = before if value is None else value

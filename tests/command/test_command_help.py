@@ -1,0 +1,130 @@
+"""The command's help: its groups, its examples, which run, and that options and parameters have the same names."""
+
+import inspect
+import json
+import re
+import shlex
+
+import clients
+import numpy as np
+import pytest
+import safetensors.numpy
+from commands import assert_refused, process
+
+import tokenloss
+from tokenloss._command import cli
+from tokenloss._command.arguments import make_parser
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+COMMANDS = ("score", "compare", "info")
+
+
+@pytest.fixture
+def help_of(capsys, monkeypatch):
+    """Make a function that returns the help of a command, as a wide terminal shows it."""
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def help_of(*command):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, "--help"])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    return help_of
+
+
+def examples_in(text):
+    """The lines of help that are examples."""
+    lines = re.split("\n(?:commands|examples):\n", text)[1].splitlines()
+    return [line.strip() for line in lines if line.startswith("     ") and line.split()[0] == "tokenloss"]
+
+
+def test_no_command_prints_the_help(help_of):
+    done = process(COLUMNS="250")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", help_of())
+    assert "tokenloss[cli]" in done.stderr
+    assert [line.split()[1] for line in examples_in(done.stderr)] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_is_narrow_and_names_its_groups(command, help_of, monkeypatch):
+    text = help_of(*command)
+    assert max(map(len, text.splitlines())) <= 100
+    heads = re.findall(r"\n\n([a-z ]+):\n", text)
+    groups = {
+        (): ["commands", "options"],
+        ("score",): ["input", "targets and sequences", "hidden states", "responses", "output", "running"],
+        ("info",): ["output", "running"],
+    }
+    groups["compare",] = [*groups["score",][:4], "samples", *groups["score",][4:]]
+    assert heads == [*groups[command], *(["examples"] if command else [])]
+    monkeypatch.setenv("COLUMNS", "60")
+    options = [line for line in help_of(*command).splitlines() if not line.startswith(("   ", "usage"))]
+    assert max(map(len, options)) <= 60
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the files of which the examples in the help tell."""
+    rng = np.random.default_rng(3)
+    logits, ids = rng.normal(size=(24, 9)).astype(np.float32), rng.integers(9, size=24)
+    for name in ("logits", "base", "part-1", "part-2", "a", "b"):
+        np.savez(tmp_path / f"{name}.npz", logits=logits, targets=ids)
+    for name in ("q8", "q4"):
+        np.savez(tmp_path / f"{name}.npz", logits=logits + rng.normal(size=logits.shape, scale=0.1))
+    for name, array in {"logits": logits, "ids": ids, "hidden": logits[:, :4]}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 9}))
+    safetensors.numpy.save_file({"lm_head.weight": logits[:9, 4:8]}, tmp_path / "model" / "model.safetensors")
+    (tmp_path / "text.txt").write_text("A text of several words.")
+    for name in ("responses", "server-a", "server-b"):
+        clients.save(tmp_path / f"{name}.jsonl", "vllm/chat_00.json", "vllm/chat_01.json")
+    for name, run in ("samples-a", "base"), ("samples-b", "noise"):
+        clients.save(tmp_path / f"{name}.jsonl", f"{run}/mc.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_of_the_help_run(name, folder, help_of, command):
+    examples = examples_in(help_of(name))
+    assert {*examples_in(help_of())} & {*examples}
+    for example in examples:
+        before = {*folder.iterdir()}
+        argv = shlex.split(example)
+        assert argv[:2] == ["tokenloss", name]
+        status, out, _ = command(*argv[1:])
+        assert status == 0, example
+        assert len(out.splitlines()) > 3
+        outputs = ["--state", *(f"--{name.replace('_', '-')}" for name in OUTPUTS)]
+        written = {folder / argv[argv.index(option) + 1] for option in outputs if option in argv}
+        assert {*folder.iterdir()} - before == written, example
+
+
+def test_files_may_stand_on_both_sides_of_an_option(folder, command):
+    argv = "score", "part-1.npz", "--workers", 1, "part-2.npz"
+    assert command(*argv)[:2] == command("score", "part-1.npz", "part-2.npz", "--workers", 1)[:2]
+    assert "2 models" in command("compare", "base.npz", "--workers", 1, "q8.npz", "--kind", "logits", "q4.npz")[1]
+    assert_refused(command(*argv, ""), "argument FILE: is empty; it must be a name")
+
+
+OUTPUTS = {"per_token", "per_sequence", "plot", "html"}  # options that Python has as `sinks`
+
+
+@pytest.mark.parametrize(
+    ("argv", "function", "others"),
+    [
+        (["score", "x"], tokenloss.evaluate, {}),
+        (["compare", "x", "y"], tokenloss.compare_files, {"sizes": "size"}),  # given one by one, NAME=SIZE
+    ],
+)
+def test_options_and_parameters_have_the_same_names_and_defaults(argv, function, others):
+    options = vars(make_parser().parse_args(argv))
+    parameters = inspect.signature(function).parameters
+    for name, parameter in parameters.items():
+        if name not in ("sinks", "progress"):  # progress is shown where stderr is a terminal
+            value = options.pop(others.get(name, name))
+            assert parameter.default in (value, parameter.empty) or not (value or parameter.default), name
+    of_responses = {"part", "skip_failed", "margin", "cluster"} if argv[0] == "compare" else {}
+    assert options.keys() <= {*OUTPUTS, *of_responses, "format", "run", "default"}
