@@ -127,7 +127,7 @@ def test_browser_shows_responses_of_servers_as_far_as_they_are_known(browser, tm
     browser.point(*middle(browser, 2))
     card = browser.run(CARD)
     (own, first), *_ = entry.items()
-    where = f"#{own} · 0.json · sequence 0 · position 2"
+    where = f"#{own}\n0.json · sequence 0 · position 2"
     for word in (
         where,
         f"rank\n{first['rank']}\n",

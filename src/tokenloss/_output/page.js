@@ -208,8 +208,8 @@ function spot(at) {
 function describe(at) {
   const target = data.target[at], of = data.models[model];
   const id = data.class_text[target] === null ? null : data.class_id[target];
-  const where = make("small", "", make("span", "id", id === null ? "" : "#" + id), id === null ? "" : " · ", spot(at));
-  card.replaceChildren(make("header", "", named(target), where));
+  const head = make("header", "", named(target), make("span", "id", id === null ? "" : "#" + id));
+  card.replaceChildren(head, make("small", "", spot(at)));
   card.classList.toggle("wide", Boolean(data.base));
   if (LOOKS[parseInt(of.shades[at], 36)] === "ignored") {
     card.append(make("dl", "", make("dt", "", `ignored: no part of the ${data.base ? "comparison" : "loss"}`)));
@@ -273,6 +273,11 @@ function jump(at) {
   token.scrollIntoView({ block: "center" });
   if (stays) show(token);
   else token.focus({ preventScroll: true });
+  link(at);
+}
+
+/* Let the address lead to this token. */
+function link(at) {
   history.replaceState(null, "", "#token-" + at);
 }
 
@@ -351,7 +356,12 @@ const byId = (id) => document.getElementById(id);
 function listen() {
   text.addEventListener("pointerover", (event) => tokenOf(event) && show(tokenOf(event)));
   text.addEventListener("pointerleave", () => show(focused()));
-  text.addEventListener("click", (event) => tokenOf(event) && focus(tokenOf(event).at));
+  text.addEventListener("click", (event) => {
+    const token = tokenOf(event);
+    if (!token) return;
+    focus(token.at);
+    link(token.at);
+  });
   text.addEventListener("focusin", (event) => event.target.at >= 0 && show(event.target));
   text.addEventListener("focusout", () => show(null));
   byId("model")?.addEventListener("change", (event) => choose(+event.target.value));
@@ -395,7 +405,12 @@ function followLink() {
 }
 
 async function start() {
-  await load();
+  try {
+    await load();
+  } catch (error) {
+    document.querySelector("header").append(make("p", "note", `This browser cannot colour the tokens: ${error}`));
+    return;
+  }
   estimate();
   observe();
   if (paragraphs.length) fill(text.children[0]);

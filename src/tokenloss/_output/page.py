@@ -255,7 +255,7 @@ def _text_html(
     """HTML of the paragraphs, in parts, with a heading for each sequence if there are several."""
     labels = [_label(places, first, files) if is_start else None for first, is_start in starts]
     named = len({*labels} - {None}) > 1
-    anchors: set[str] = set()
+    file, anchors = "", {""}
     part = 0  # first token of the part
     bounds = [first for first, _ in starts] + [len(text)]
     for number, label in enumerate(labels):
@@ -264,8 +264,10 @@ def _text_html(
             yield f"{'</div>' * (number > 0)}\n<div class=part>\n"
             part = first
         if named and label:
-            name, anchor = label
-            yield f"<h2{'' if anchor in anchors else f' id={anchor}'}>{name}</h2>"
+            words, anchor = label
+            shown = words[1:] if len(words) > 1 and words[0] == file else words
+            yield f"<h2{'' if anchor in anchors else f' id={anchor}'}>{'<br>'.join(shown)}</h2>"
+            file = words[0]
             anchors.add(anchor)
         continued = "" if starts[number][1] else " class=on"
         yield f"<p{continued}>{html.escape(''.join(text[first:last]))}</p>\n"
@@ -273,13 +275,13 @@ def _text_html(
         yield "</div>"
 
 
-def _label(places: Mapping[str, Array], at: int, files: Sequence[str]) -> tuple[str, str] | None:
-    """HTML of the name of a token's sequence, and its anchor for links; None of a token that is in no sequence."""
+def _label(places: Mapping[str, Array], at: int, files: Sequence[str]) -> tuple[tuple[str, ...], str] | None:
+    """Names of a token's file and sequence, in HTML, and the anchor of both for links; None if it has neither."""
     known = {name: int(places[name][at]) for name in ("file", "sequence") if name in places and places[name][at] >= 0}
     words = [f"{name} {number}" for name, number in known.items()]
     if "file" in known and files:
         words[0] = escaped(Path(files[known["file"]]).name)
-    return ("<br>".join(words), "-".join(f"{name}-{number}" for name, number in known.items())) if known else None
+    return (tuple(words), "-".join(f"{name}-{number}" for name, number in known.items())) if known else None
 
 
 # -- shades ------------------------------------------------------------------------------------------------------------
