@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -84,7 +85,9 @@ def _run(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack characters of tokens
     try:
-        args = make_parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        args = make_parser().parse_args(words)
+        args.command_line = shlex.join(["tokenloss", *words])
         args.run(args)
         print(end="", flush=True)
     except OSError as error:  # stdout cannot be written; errors of files have become input errors

@@ -197,5 +197,5 @@ def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> 
         if path is not None:
             with _input_errors(output.option):
                 outputs.append(output(path))
-                outputs[-1]._is_option = True
+                outputs[-1]._is_option, outputs[-1]._made_by = True, args.command_line
     return outputs

@@ -177,6 +177,7 @@ class Sink:
     _has_text: bool = False  # whether some files hold the text of their tokens
     _names: Sequence[str] = ()  # of candidates
     _is_option: bool = False  # whether errors name it by its option, not by its class
+    _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it
 
     def __init__(self, path: Any = None) -> None:
         self.path = path
