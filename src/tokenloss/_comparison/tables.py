@@ -307,10 +307,12 @@ def _samples_note(comparison: Any) -> str:
 
 def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
     """Tables of metrics, flips and equivalence, of one or several models."""
-    named = [(model, metric) for model, one in comparisons.items() for metric in one.metrics]
+    named = [(model, metric) for model, one in comparisons.items() for metric in (*one.metrics, *one.groups)]
+    groups = {id(metric) for one in comparisons.values() for metric in one.groups}
     several = len({metric.filter for _, metric in named}) > 1
     rows = [
-        ({"model": printable(model)} if len(comparisons) > 1 else {}, metric,
+        (({"model": printable(model)} if len(comparisons) > 1 else {})
+         | ({"task": printable(metric.task)} if metric.task is not None else {}), metric,
          printable(f"{metric.name} ({metric.filter})" if several else metric.name))
         for model, metric in named
     ]  # fmt: skip
@@ -321,7 +323,10 @@ def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
     left_out = [item for one in comparisons.values() for item in one.left_out.items()]
     notes = [note for one in comparisons.values() for note in one.notes]
     tables = [
-        _table_of_cells([place | _difference(label, one) for place, one, label in rows]),
+        _table_of_cells([place | _difference(label, one) for place, one, label in rows if id(one) not in groups]),
+        _table_of_cells(
+            [place | _difference(label, one) for place, one, label in rows if id(one) in groups], "groups of tasks"
+        ),
         _table_of_cells(
             [place | _ratio(label, one) for place, one, label in rows if one.ratio_interval], "ratios of perplexities"
         ),
