@@ -275,12 +275,12 @@ def test_state_of_compare_holds_the_columns_of_the_base_once(sides, command):
 def test_outputs_of_every_token_with_state(sides, command):
     argv = [sides.path / name for name in SHARDS]
     for option, value, words in (
-        ("--state", "state", "keeps no single tokens"),
-        ("--scheduler", "tcp://x", "returns no single tokens"),
+        ("--state", "state", "keeps sums alone"),
+        ("--scheduler", "tcp://x", "returns sums alone"),
     ):
         for output in ("--per-token", "t.npy"), ("--html", "page.html"):
             refused = command("compare", *argv, option, value, output[0], sides.path / output[1])
-            assert_refused(refused, f"{output[0]} needs every token; {option} {words}")
+            assert_refused(refused, f"{output[0]} needs every token, and {option} {words}")
     assert not (sides.path / "t.npy").exists()
 
 

@@ -1,9 +1,9 @@
 """What compare prints and writes of one candidate and of several: tables, files of tokens, plots and pages."""
 
 import dataclasses
-import json
 import math
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -247,12 +247,12 @@ def test_page_of_several_candidates(most, many, command, monkeypatch):
     data = found.data
     assert found.text("h1") == f"3 models vs {many.path / 'base'}"
     assert [one["name"] for one in data["models"]] == ["q8", "q4", "q2"]
-    assert data["id"] == many.targets[:size].tolist()
-    assert data["token"] == many.tokens[:size].tolist()
-    assert data["places"]["file"] == np.repeat([0, 1], [13, 27])[:size].tolist()
-    assert data["places"]["row"] == [*range(13), *range(27)][:size]
-    assert data["places"]["position"] == [i for n in (6, 7, 10, 9, 8) for i in range(n)][:size]
-    assert found.paragraphs == len({*zip(data["places"]["file"], data["places"]["sequence"], strict=True)})
+    assert found.ids(data["target"]) == [None if i < 0 else i for i in many.targets[:size].tolist()]
+    assert [text for _, text in found.tokens] == many.tokens[:size].tolist()
+    assert found.places["file"] == np.repeat([0, 1], [13, 27])[:size].tolist()
+    assert found.places["row"] == [*range(13), *range(27)][:size]
+    assert found.places["position"] == [i for n in (6, 7, 10, 9, 8) for i in range(n)][:size]
+    assert found.paragraphs == len({*zip(found.places["file"], found.places["sequence"], strict=True)})
     scores = tokenloss.token_scores(many.base, many.targets, top_k=5)
     sides = [(data["base"], scores)]
     for one in data["models"]:
@@ -262,9 +262,10 @@ def test_page_of_several_candidates(most, many, command, monkeypatch):
     for side, scores in sides:
         assert side["k"] == 5
         assert side["rank"] == scores.rank[:size].tolist()
-        assert side["top"] == scores.top_ids[:size].reshape(-1).tolist()
-        np.testing.assert_allclose(np.array(side["loss"], float), scores.nll[:size], rtol=1e-5)
-        np.testing.assert_allclose(np.array(side["logprob"], float), scores.top_logprobs[:size].reshape(-1), rtol=1e-5)
+        assert found.ids(side["top"]) == scores.top_ids[:size].reshape(-1).tolist()
+        np.testing.assert_allclose(np.array(side["nll"], float), scores.nll[:size], rtol=1e-5)
+        chances = 100 * np.exp(scores.top_logprobs[:size].reshape(-1))
+        np.testing.assert_allclose(np.array(side["chance"], float), chances, rtol=5e-3)
     assert ("first 20 of 40 tokens, since 3 models share 60" in found.text("p")) == (most == 60)
 
 
@@ -274,7 +275,8 @@ def test_page_of_one_candidate(many, command):
     found = Reader(path.read_text("utf-8"))
     assert found.text("h1") == f"q4 vs {many.path / 'base'}"
     assert "option" not in found.texts
-    assert json.dumps(found.data["token"]) == json.dumps(many.tokens.tolist())
+    assert [text for _, text in found.tokens] == many.tokens.tolist()
+    assert found.text("code") == shlex.join(["tokenloss", *map(str, [*many.argv("q4"), "--html", path])])
 
 
 def test_outputs_of_one_file_without_sequences_or_text(models, command):
@@ -284,7 +286,6 @@ def test_outputs_of_one_file_without_sequences_or_text(models, command):
     path = models.path / "page.html"
     assert command("compare", base, other, "--html", path)[::2] == (0, "")
     found = Reader(path.read_text("utf-8"))
-    assert found.data["places"] == {"row": [*range(24)]}
-    assert found.data["token"] is None
-    assert [text for _, text in found.tokens] == [str(i) for i in models.targets.reshape(-1)]
+    assert found.places == {"row": [*range(24)]}
+    assert [text for _, text in found.tokens] == [f"#{i}" for i in models.targets.reshape(-1)]
     assert found.paragraphs == 1

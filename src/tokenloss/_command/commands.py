@@ -49,7 +49,8 @@ def info(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace) -> None:
     """Run `tokenloss score`."""
-    named = [_split(text, "FILE") for text in args.source]
+    with _input_errors():
+        named = [_split(text, "FILE") for text in args.source]
     if any(name != path for name, path in named):
         _score_models(args)
         return
@@ -63,7 +64,8 @@ def score(args: argparse.Namespace) -> None:
 
 def _score_models(args: argparse.Namespace) -> None:
     """Score the files of several models, each with its name, and show them side by side."""
-    models = _named(args.source, "FILE")
+    with _input_errors():
+        models = _named(args.source, "FILE")
     for name, path in models.items():
         if name == path:
             raise InputError(f"FILE {path}: has no name; each FILE must have one, NAME=FILE, or none")
@@ -195,5 +197,5 @@ def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> 
         if path is not None:
             with _input_errors(output.option):
                 outputs.append(output(path))
-                outputs[-1]._is_option = True
+                outputs[-1]._is_option, outputs[-1]._made_by = True, args.command_line
     return outputs

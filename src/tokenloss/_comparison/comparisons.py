@@ -32,7 +32,7 @@ class Comparisons(Result, dict[str, ComparisonT]):
     array([1.5514, 2.8099])
     """
 
-    __module__ = "tokenloss"
+    __module__ = "tokenloss.results"
 
     def __repr__(self) -> str:
         """Show the comparisons by name."""

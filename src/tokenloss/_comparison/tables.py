@@ -12,7 +12,7 @@ from tokenloss._statistics.distributions import student_quantile
 from tokenloss._statistics.ratio import guess_note, interval_note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
 _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
@@ -305,23 +305,49 @@ def _samples_note(comparison: Any) -> str:
     return printable(note)
 
 
+def metric_shown(metric: Any) -> Shown:
+    """What people see of a `SampleMetric`."""
+    note = f"{count_of(metric.count, 'sample')}, errors by {metric.n_clusters:,} documents or groups"
+    return Shown(metric.name, note, _metric_tables([({}, metric)], None))
+
+
 def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
-    """Tables of metrics, flips and equivalence, of one or several models."""
-    named = [(model, metric) for model, one in comparisons.items() for metric in (*one.metrics, *one.groups)]
-    groups = {id(metric) for one in comparisons.values() for metric in one.groups}
-    several = len({metric.filter for _, metric in named}) > 1
-    rows = [
-        (({"model": printable(model)} if len(comparisons) > 1 else {})
-         | ({"task": printable(metric.task)} if metric.task is not None else {}), metric,
-         printable(f"{metric.name} ({metric.filter})" if several else metric.name))
-        for model, metric in named
+    """Tables of metrics, flips and equivalence, of one or several models, and of what is not compared."""
+    several = len(comparisons) > 1
+    metrics = [
+        ({"model": printable(model)} if several else {}, metric)
+        for model, one in comparisons.items() for metric in (*one.metrics, *one.groups)
     ]  # fmt: skip
-    is_clustered = any(metric.count > metric.n_clusters for _, metric in named)
-    flips = "flips, with McNemar's exact test" + (", as if samples were independent" if is_clustered else "")
-    margin = next(iter(comparisons.values())).margin
-    equivalence = f"equivalence within {margin}, by two one-sided tests at 5 %"
     left_out = [item for one in comparisons.values() for item in one.left_out.items()]
     notes = [note for one in comparisons.values() for note in one.notes]
+    others = [
+        Table([(printable(name), printable(reason)) for name, reason in dict.fromkeys(left_out)], (), "left out"),
+        Table([(printable(note),) for note in dict.fromkeys(notes)], (), "notes"),
+    ]
+    groups = {id(metric) for one in comparisons.values() for metric in one.groups}
+    tables = _metric_tables(metrics, next(iter(comparisons.values())).margin, groups)
+    return tables + [table for table in others if table.rows]
+
+
+def _metric_tables(
+    metrics: list[tuple[dict[str, str], Any]], margin: float | None, groups: Container[int] = ()
+) -> list[Table]:
+    """Tables of metrics, of ratios, flips and equivalence, given the first cells of the rows of each metric.
+
+    `groups` are the `id` of those that are of groups of tasks.
+    """
+    several = len({metric.filter for _, metric in metrics}) > 1
+    rows = [
+        (
+            place | ({} if metric.task is None else {"task": printable(metric.task)}),
+            metric,
+            printable(f"{metric.name} ({metric.filter})" if several else metric.name),
+        )
+        for place, metric in metrics
+    ]
+    is_clustered = any(metric.count > metric.n_clusters for _, metric in metrics)
+    flips = "flips, with McNemar's exact test" + (", as if samples were independent" if is_clustered else "")
+    equivalence = "equivalence" + (f" within {margin}" if margin else "") + ", by two one-sided tests at 5 %"
     tables = [
         _table_of_cells([place | _difference(label, one) for place, one, label in rows if id(one) not in groups]),
         _table_of_cells(
@@ -335,8 +361,6 @@ def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
             [place | _equivalence(label, one) for place, one, label in rows if one.equivalence_p is not None],
             equivalence,
         ),
-        Table([(printable(name), printable(reason)) for name, reason in dict.fromkeys(left_out)], (), "left out"),
-        Table([(printable(note),) for note in dict.fromkeys(notes)], (), "notes"),
     ]
     return [table for table in tables if table.rows]
 

@@ -9,6 +9,8 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.files import WriteError, check_outputs
 from tokenloss._scores.token_scores import TokenScores
@@ -175,6 +177,7 @@ class Sink:
     _has_text: bool = False  # whether some files hold the text of their tokens
     _names: Sequence[str] = ()  # of candidates
     _is_option: bool = False  # whether errors name it by its option, not by its class
+    _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it
 
     def __init__(self, path: Any = None) -> None:
         self.path = path
@@ -233,8 +236,8 @@ def checked_sinks(value: Any, state: str | None, scheduler: str | None) -> list[
     for option, given, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
         for sink in sinks:
             if given and sink.needs_tokens:
-                got = f"{'--' if sink._is_option else ''}{option} {verb} no single tokens"
-                raise_error("needs tokens", name=sink._name, got=got)
+                option = f"{'--' if sink._is_option else ''}{option}"
+                raise_error("needs tokens", name=sink._name, got=f"{option} {verb} sums alone", option=option)
     return sinks
 
 
@@ -286,12 +289,16 @@ def _leave(sink: Sink, manager: AbstractContextManager[object], *error: Any) -> 
         return manager.__exit__(*error)
 
 
-def token_function(sinks: Sequence[Sink], file: int, first_row: int = 0) -> Callable[[Any], None] | None:
+def token_function(
+    sinks: Sequence[Sink], file: int, first_row: int = 0, first_sequence: int = 0
+) -> Callable[[Any], None] | None:
     """Make a function that gives blocks of a file's tokens to the sinks that need them; None if none does."""
     sinks = [sink for sink in sinks if sink.needs_tokens]
 
     def add(block: Any) -> None:
-        block = block._replace(file=file, rows=None if block.rows is None else block.rows + first_row)
+        rows = None if block.rows is None else block.rows + first_row
+        sequences = np.where(block.sequences < 0, -1, block.sequences + first_sequence)
+        block = block._replace(file=file, rows=rows, sequences=sequences)
         for sink in sinks:
             with write_errors_of(sink):
                 sink.add(block)
