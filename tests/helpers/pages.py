@@ -11,8 +11,8 @@ import numpy as np
 from places import SAMPLE
 
 from tokenloss import compare, token_scores
-from tokenloss.results import TokenScores
 from tokenloss._scores.token_scores import COLUMNS
+from tokenloss.results import TokenScores
 
 NASTY = [
     "<script>alert(1)</script>", "</script>", "&amp;", "<!--", "-->", "\"'", "</p></main>",
