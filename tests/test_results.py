@@ -16,8 +16,6 @@ from tokenloss import (
     LossMeter,
     compare,
     compare_files,
-    compare_responses,
-    compare_samples,
     evaluate,
     sequence_losses,
     token_scores,
@@ -89,9 +87,9 @@ MAKERS = {
     "comparison of a token": lambda _: compare([[1.0, 2.0]], [[1.0, 3.0]], [0]),
     "comparison without finite": lambda _: compare([[1.0, 2.0]] * 2, [[1.0, math.nan], [1.0, -math.inf]], [0, 1]),
     "comparison of files": compared,
-    "comparison of responses": lambda folder: compare_responses(*of_responses(folder)),
-    "comparison of samples": lambda folder: compare_samples(*of_samples(folder), margin=0.1),
-    "metric": lambda folder: compare_samples(*of_samples(folder)).metrics[0],
+    "comparison of responses": lambda folder: clients.compare_pair(*of_responses(folder)),
+    "comparison of samples": lambda folder: clients.compare_pair(*of_samples(folder), margin=0.1),
+    "metric": lambda folder: clients.compare_pair(*of_samples(folder)).metrics[0],
 }
 
 
@@ -257,8 +255,8 @@ def test_summary_is_what_the_command_prints(tmp_path, command):
         (("score", path), evaluate(path)),
         (("score", responses[0]), evaluate(responses[0])),
         (("compare", path, f"q4={other}"), compare_files(path, {"q4": other})["q4"]),
-        (("compare", *responses), compare_responses(*responses)),
-        (("compare", *samples, "--margin", 0.1), compare_samples(*samples, margin=0.1)),
+        (("compare", *responses), compare_files(*responses)),
+        (("compare", *samples, "--margin", 0.1), compare_files(*samples, margin=0.1)),
     ]:
         status, out, _ = command(*argv)
         assert (status, out) == (0, found.summary() + "\n")

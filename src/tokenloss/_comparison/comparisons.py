@@ -29,7 +29,7 @@ class Comparisons(Result, dict[str, ComparisonT]):
     >>> [(one["name"], round(one["mean_kl"], 4)) for one in found.to_dict()["candidates"]]  # the nearest comes first
     [('q8', 0.0011), ('q4', 0.1195)]
     >>> found.columns()["perplexity"].round(4)
-    array([1.5514, 2.8099])
+    array([2.8097, 1.7358])
     """
 
     __module__ = "tokenloss.results"
