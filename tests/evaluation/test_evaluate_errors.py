@@ -43,7 +43,7 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
         ([(LOGITS, IDS)], {"sinks": [print]}, TypeError, "sinks is 'builtin_function_or_method'"),
         *(
             ([(LOGITS, IDS)], {name: value}, ValueError, f"{name} is given; it must be left out where the source is")
-            for name, value in [("targets", IDS), ("segment_ids", IDS), ("array", "x"), ("text", "x"), ("state", "x"),
+            for name, value in [("targets", IDS), ("segment_ids", IDS), ("array", "x"), ("text", "x"),
                                 ("scheduler", "x")]
         ),
         ([(np.float32(1), 0)], {}, ValueError, "block 0: logits is a scalar; it must have a class axis"),

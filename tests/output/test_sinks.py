@@ -36,11 +36,14 @@ def test_page_keeps_its_first_tokens(of_blocks, blocks, npz, tmp_path, monkeypat
     path = npz(logits=logits, targets=targets)
     found = evaluate(iter(blocks) if of_blocks else path, sinks=[sinks.HtmlPage(tmp_path / "page.html")])
     page = Reader((tmp_path / "page.html").read_text("utf-8"))
-    assert len(page.tokens) == len(page.data["loss"]) == 7
+    assert len(page.tokens) == len(page.data["models"][0]["nll"]) == 7
     assert "first 7 of 30 tokens" in page.text("p")
     assert page.texts["dd"][0].strip() == str(found.meter.count)
     assert page.text("h1") == ("tokenloss" if of_blocks else str(path))
-    assert page.paragraphs == (1 if of_blocks else 2)  # as many as rows of the file
+    assert page.paragraphs == 2  # as many as rows
+    assert page.anchors == ["sequence-0", "sequence-1"]
+    made_by = "tokenloss.evaluate"
+    assert made_by in page.text("code")
 
 
 class Collected(sinks.Sink):
@@ -215,7 +218,7 @@ def test_sinks_of_wrong_names_or_without_their_packages(monkeypatch):
 def test_sinks_that_need_tokens_of_sums(option, verb, npz, tmp_path):
     path = npz(logits=np.zeros((2, 3)), targets=[0, 1])
     for sink in (sinks.TokenTable(tmp_path / "x.csv"), Collected()):
-        with pytest.raises(ValueError, match=f"^{type(sink).__name__} needs every token; {option} {verb} no"):
+        with pytest.raises(ValueError, match=f"^{type(sink).__name__} needs every token, and {option} {verb} sums"):
             evaluate(path, sinks=[sink], **{option: str(tmp_path / "x")})
     evaluate(path, sinks=[sinks.SequenceTable(tmp_path / "x.csv")], state=tmp_path / "state")
     assert math.isnan(evaluate(path, state=tmp_path / "state").figures["sequence_loss"])
