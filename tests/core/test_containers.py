@@ -457,7 +457,10 @@ def test_ids_of_a_part_of_the_classes_are_not_taken_for_labels():
 class Output(dict):
     """Like what a model of transformers returns: a dict whose entries are attributes, too."""
 
-    __getattr__ = dict.get
+    def __getattr__(self, name):
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
 
 
 @pytest.mark.parametrize(
@@ -489,5 +492,5 @@ def test_masks_of_integers_are_refused_with_what_to_write():
     for mask in [1, 0], np.array([1, 0], np.int32), [[1, 1], [0, 1]]:
         with fails(TypeError, "where has dtype int", "must be bool", "where != 0"):
             LossMeter().update(np.zeros(np.shape(mask)), where=mask)
-    with pytest.raises(TypeError, match="where has dtype float64; it must be bool: True for the positions to keep$"):
+    with pytest.raises(TypeError, match=r"where has dtype float64; it must be bool: True for the positions to keep$"):
         cross_entropy(np.zeros((2, 3)), [0, 1], where=[0.5, 1.0])

@@ -171,9 +171,8 @@ def check_losses(losses: Array, mask: Array | bool = True) -> None:
     """Refuse log-probabilities in the place of losses, of those that are unmasked."""
     least = float(np.fmin.reduce(losses, axis=None, initial=0, where=mask))
     if least < _LEAST_LOSS:
-        raise_error(
-            "option", name="a loss in nll", got=least, fits="at least 0; if these are log-probabilities, pass -nll"
-        )
+        fits = "at least 0; of log-probabilities, pass -nll"
+        raise_error("option", name="a loss in nll", got=least, fits=fits)
 
 
 def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
