@@ -144,4 +144,4 @@ def test_evaluations_are_a_table_in_python(two):
     assert found.to_dict()["a"] == found["a"].to_dict()
     assert found == Evaluations(found) != Evaluations({"a": found["a"]})
     assert "<td" in found._repr_html_()
-    assert repr(found).startswith("Evaluations({'a': Evaluation(count=4")
+    assert repr(found).startswith("Evaluations('a': loss=")

@@ -6,12 +6,10 @@ import math
 import re
 
 import clients
-import numpy as np
 import pytest
 from commands import assert_refused
-from eval_harness import TASKS, lines_of, named, of_values, sample
+from eval_harness import lines_of, named, of_values, sample
 
-import tokenloss
 from tokenloss import compare_samples
 from tokenloss.formats.samples import is_samples
 
@@ -240,13 +238,6 @@ def test_responses_are_no_samples(tmp_path):
         assert not is_samples(str(clients.save(tmp_path / "x.json", name)))
 
 
-def test_to_dict_is_json(compared):
-    for task in TASKS:
-        found = compared(lines_of(task), lines_of(task, "noise")).to_dict()
-        assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=True))
-        assert not any(isinstance(value, np.ndarray) for metric in found["metrics"] for value in metric.values())
-
-
 @pytest.fixture
 def files(tmp_path):
     """Real samples of both runs."""
@@ -323,10 +314,3 @@ def test_compare_of_samples_with_something_else(files, tmp_path, command):
     assert_refused(command("compare", files[0], damaged), f"{damaged}: line 1: ")
     assert_refused(command("compare", damaged, files[0]), f"{damaged}: line 1: ")
     assert_refused(command("compare", tmp_path / "none.jsonl", files[0]), "none.jsonl: cannot be read")
-
-
-def test_repr(compared):
-    assert repr(compared(lines_of("lastword"), lines_of("lastword"))) == (
-        "SampleComparison(count=20, metrics=['perplexity', 'acc', 'target_loglikelihood'])"
-    )
-    assert tokenloss.SampleMetric.__name__ in repr(compared(lines_of("mc"), lines_of("mc")).metrics[0])

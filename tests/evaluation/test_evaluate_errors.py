@@ -72,7 +72,7 @@ def test_evaluate_refuses(source, options, error, words):
 def test_blocks_without_rows():
     found = evaluate([(LOGITS[:0], IDS[:0]), (np.empty((0, 4)), IDS[:0, 0]), (LOGITS, IDS)])
     assert found.meter == evaluate([(LOGITS, IDS)]).meter
-    assert repr(evaluate([(LOGITS[:0], IDS[:0])])).startswith("Evaluation(count=0, n_sequences=0, loss=nan")
+    assert evaluate([(LOGITS[:0], IDS[:0])]).count == 0
 
 
 def test_errors_of_an_engine_are_its_own():

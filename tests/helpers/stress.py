@@ -89,7 +89,7 @@ CALLS = {
     "linear_token_scores": lambda n: linear_token_scores(HIDDEN, WEIGHT, IDS[:20], top_k=3, workers=n),
     "linear_kl_divergence": lambda n: linear_kl_divergence(HIDDEN, WEIGHT, HIDDEN / 2, WEIGHT, workers=n),
     "linear_compare": lambda n: linear_compare(HIDDEN, WEIGHT, HIDDEN / 2, WEIGHT, IDS[:20], workers=n),
-    "sequence_losses": lambda n: tuple(sequence_losses(NLL, segment_ids=IDS // 9).to_dict().values()),
+    "sequence_losses": lambda n: tuple(sequence_losses(NLL, segment_ids=IDS // 9).columns().values()),
     "evaluate": lambda n: evaluate([(LOGITS, IDS)], shift=False, workers=n).meter.total,
     "show_config": lambda n: tuple(show_config(mode="dicts").values()),
 }

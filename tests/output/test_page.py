@@ -12,7 +12,7 @@ from pages import NASTY, Reader, made_up
 from places import SAMPLE
 
 import tokenloss
-from tokenloss import page, token_scores
+from tokenloss import page, results, token_scores
 from tokenloss._output import page as frame
 from tokenloss._scores.token_scores import COLUMNS
 
@@ -41,7 +41,7 @@ def scores_of(nll, **fields):
     ids = np.zeros(nll.shape, np.int64)
     full = {name: np.zeros(nll.shape, column.dtype) for name, column in COLUMNS.items() if not column.is_top}
     full |= {"nll": nll, "entropy": nll / 2, "rank": ids + 3, "argmax": ids + 7, "kept": ids == 0}
-    return tokenloss.TokenScores(**{**full, **fields})
+    return results.TokenScores(**{**full, **fields})
 
 
 def shown(write, tokens, **options):

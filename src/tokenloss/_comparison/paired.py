@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core.exact import ExactMoments, exp
-from tokenloss._core.result import Result
+from tokenloss._core.result import Result, places_in, places_of, rows_of
 from tokenloss._statistics.distributions import quantile_ranks
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import sums_by_segment
@@ -92,6 +92,7 @@ class PairedLosses(Result):
     sequences: dict[str, Array] | None
     # what files say of the comparison, such as their names: more figures, which `==` does not compare
     _about: dict[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
+    _segment_ids: IntArray | None = field(default=None, kw_only=True)  # of all tokens
 
     def __init_subclass__(cls) -> None:
         """Put the attributes of this class into the docstring of a subclass, before its own."""
@@ -114,6 +115,23 @@ class PairedLosses(Result):
         if self.sequences is not None and self.n_sequences:
             figures["sequences"] = rows_of(self.sequences)
         return self._about | figures | self._about
+
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each token.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            By name, as the attributes. First come `sequence` and `position`, where sequences were given: the number of
+            the sequence, and the place in it, from 0; -1 outside of any. Else, if the batch has several axes, they are
+            the number of the row along the last axis, counted over all other axes, and the place in that row.
+        """
+        ids, arrays = self._segment_ids, {name: value for name, value in vars(self).items() if name[0] != "_"}
+        places = places_in(self.kept.shape) if ids is None else places_of(ids)
+        return places | {name: array.reshape(-1) for name, array in arrays.items() if isinstance(array, np.ndarray)}
+
+    def _compared(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_about"}
 
 
 class Mean:
@@ -252,9 +270,3 @@ def _clustered_radii(
 def nan_last(value: float) -> tuple[bool, float]:
     """Sort key that puts nan after all numbers."""
     return math.isnan(value), value
-
-
-def rows_of(table: dict[str, Array]) -> list[dict[str, Any]]:
-    """The rows of a table of columns."""
-    rows = zip(*(column.tolist() for column in table.values()), strict=True)
-    return [dict(zip(table, row, strict=True)) for row in rows]

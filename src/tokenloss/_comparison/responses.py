@@ -9,6 +9,7 @@ import numpy as np
 
 from tokenloss._comparison.paired import KL_QUANTILES, Mean, PairedLosses, paired_figures, quantiles, sequence_table
 from tokenloss._comparison.tables import responses_shown
+from tokenloss._core.result import figure
 
 if TYPE_CHECKING:
     from tokenloss._core.result import Shown
@@ -68,10 +69,8 @@ class ResponseComparison(PairedLosses):
     ...     paths = [pathlib.Path(directory) / name for name in ("base.jsonl", "other.jsonl")]
     ...     _ = [path.write_text(text) for path, text in zip(paths, (base, base.replace("0.25", "0.5")))]
     ...     compare_responses(*paths)
-    ResponseComparison(count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403, mean_kl_bound=0.05671)
+    ResponseComparison(mean_kl_bound=0.05671, count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403)
     """
-
-    __module__ = "tokenloss"
 
     part: str
     base_rounding: str
@@ -96,12 +95,13 @@ class ResponseComparison(PairedLosses):
         """Tables of the figures, whose divergence is a lower bound."""
         return responses_shown(self)
 
-    def __repr__(self) -> str:
-        """Show the main figures."""
-        return (
-            f"ResponseComparison(count={self.count}, n_sequences={self.n_sequences}, perplexity={self.perplexity:.6g}, "
-            f"base_perplexity={self.base_perplexity:.6g}, mean_kl_bound={self.mean_kl_bound:.4g})"
-        )
+    def _main(self) -> dict[str, str]:
+        bound = figure(self.mean_kl_bound, self.mean_kl_bound_stderr, 4)
+        main = {"mean_kl_bound": bound, "count": str(self.count), "n_sequences": str(self.n_sequences)}
+        return main | {name: figure(getattr(self, name)) for name in ("perplexity", "base_perplexity")}
+
+
+ResponseComparison.__module__ = "tokenloss.results"
 
 
 def response_comparison_of(
@@ -133,6 +133,7 @@ def response_comparison_of(
         same_top_stderr=same_top.stderr,
         n_top_known=int(np.count_nonzero(known)),
         sequences=sequences,
+        _segment_ids=ids,
         **others,
         **figures,
     )

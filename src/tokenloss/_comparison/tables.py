@@ -265,20 +265,31 @@ def samples_shown(comparison: Any) -> Shown:
 
 
 def sample_tables(comparison: Any) -> list[Table]:
-    """Tables of metrics, flips and equivalence."""
-    metrics = comparison.metrics
+    """Tables of metrics, flips and equivalence, and what is not compared."""
+    left_out = [(printable(name), printable(reason)) for name, reason in comparison.left_out.items()]
+    notes = [(printable(note),) for note in comparison.notes]
+    others = Table(left_out, (), "left out"), Table(notes, (), "notes")
+    return metric_tables(comparison.metrics, comparison.margin) + [table for table in others if table.rows]
+
+
+def metric_shown(metric: Any) -> Shown:
+    """What people see of a `SampleMetric`."""
+    note = f"{count_of(metric.count, 'sample')}, errors by {metric.n_clusters:,} documents or groups"
+    return Shown(metric.name, note, metric_tables([metric], None))
+
+
+def metric_tables(metrics: list[Any], margin: float | None) -> list[Table]:
+    """Tables of metrics, of ratios, flips and equivalence."""
     several = len({metric.filter for metric in metrics}) > 1
     named = [(printable(f"{one.name} ({one.filter})" if several else one.name), one) for one in metrics]
     is_clustered = any(metric.count > metric.n_clusters for metric in metrics)
     flips = "flips, with McNemar's exact test" + (", as if samples were independent" if is_clustered else "")
-    equivalence = f"equivalence within {comparison.margin}, by two one-sided tests at 5 %"
+    equivalence = "equivalence" + (f" within {margin}" if margin else "") + ", by two one-sided tests at 5 %"
     tables = [
         _table_of_cells([_difference(*one) for one in named]),
         _table_of_cells([_ratio(*one) for one in named if one[1].ratio_interval], "ratios of perplexities"),
         _table_of_cells([_flips(*one) for one in named if one[1].mcnemar_p is not None], flips),
         _table_of_cells([_equivalence(*one) for one in named if one[1].equivalence_p is not None], equivalence),
-        Table([(printable(name), printable(reason)) for name, reason in comparison.left_out.items()], (), "left out"),
-        Table([(printable(note),) for note in comparison.notes], (), "notes"),
     ]
     return [table for table in tables if table.rows]
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._comparison.comparison import comparison_of
-from tokenloss._comparison.paired import nan_last, rows_of
+from tokenloss._comparison.paired import nan_last
 from tokenloss._core.errors import raise_error
+from tokenloss._core.result import rows_of
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
 from tokenloss._evaluation.files import score_shards

@@ -179,7 +179,7 @@ def evaluate(
     ...         ids = rng.integers(50, size=(4, length))
     ...         yield rng.standard_normal((4, length, 50)), ids, np.ones((4, length), bool)
     >>> evaluate(engine(), shift=True)
-    Evaluation(count=56, n_sequences=8, loss=4.3598, stderr=0.147, perplexity=78.2418, accuracy=0.0179)
+    Evaluation(loss=4.35980 ± 0.147, count=56, n_sequences=8, perplexity=78.2418, accuracy=0.0179)
 
     An engine that stops and goes on, here after its third batch:
 
