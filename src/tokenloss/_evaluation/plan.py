@@ -396,7 +396,7 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
 
 def refuse_without_targets(path: str, names: Sequence[str] = ()) -> NoReturn:
     """Raise that a file, with arrays of these names, holds no targets."""
-    got = "holds no targets" + (f", but {', '.join(names)}" if names else "")
+    got = "holds no targets" + (f", but {', '.join(names)}" if len(names) > 1 else "")
     raise_error("content", path=path, got=got, fits="hold them, or come with --targets or --targets-array")
 
 
