@@ -95,7 +95,7 @@ def test_scores_and_comparisons_have_typed_fields() -> None:
     assert_type(meter.result(), results.Comparison)
     meter = tokenloss.ComparisonMeter(classes=1)
     meter.update(LOGITS, {"a": LOGITS, "b": PROBS}, [0, 0])
-    found = assert_type(meter.results(), dict[str, results.Comparison])["b"]
+    found = assert_type(meter.results(), results.Comparisons[results.Comparison])["b"]
     assert is_float(assert_type(found.kl_quantile_intervals[0.5], tuple[float, float])[0])
     assert is_float(assert_type(found.left_out, "float | None"))
     assert is_array(assert_type(found.by(["x", "y"]), dict[str, npt.NDArray[Any]])["kl"])

@@ -63,8 +63,6 @@ _NAMES = {
     "_comparison.linear_compare": ("linear_compare",),
     "_core.config": ("show_config",),
     "_evaluation.compare_files": ("compare_files",),
-    "_evaluation.compare_responses": ("compare_responses",),
-    "_evaluation.compare_samples": ("compare_samples",),
     "_evaluation.evaluate": ("evaluate",),
     "_evaluation.results": ("NormWarning", "ShiftWarning"),
     "_scores.class_log_probs": ("class_log_probs",),

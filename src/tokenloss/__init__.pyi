@@ -9,8 +9,6 @@ from tokenloss._comparison.linear_compare import linear_compare as linear_compar
 from tokenloss._core.config import show_config as show_config
 from tokenloss._core.version import __version__ as __version__
 from tokenloss._evaluation.compare_files import compare_files as compare_files
-from tokenloss._evaluation.compare_responses import compare_responses as compare_responses
-from tokenloss._evaluation.compare_samples import compare_samples as compare_samples
 from tokenloss._evaluation.evaluate import evaluate as evaluate
 from tokenloss._evaluation.results import NormWarning as NormWarning
 from tokenloss._evaluation.results import ShiftWarning as ShiftWarning
@@ -40,8 +38,6 @@ __all__ = [
     "class_log_probs",
     "compare",
     "compare_files",
-    "compare_responses",
-    "compare_samples",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_loss",

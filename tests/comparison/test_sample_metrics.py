@@ -10,7 +10,6 @@ import pytest
 from commands import assert_refused
 from eval_harness import lines_of, named, of_values, sample
 
-from tokenloss import compare_samples
 from tokenloss.formats.samples import is_samples
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
@@ -230,7 +229,7 @@ def test_files_of_samples(name, tmp_path):
     text = json.dumps(lines) if name == "samples.json" else "\n".join(map(json.dumps, lines))
     path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     assert is_samples(str(path))
-    assert compare_samples(path, str(path)).count == 2
+    assert clients.compare_pair(path, str(path)).count == 2
 
 
 def test_responses_are_no_samples(tmp_path):
@@ -247,8 +246,8 @@ def files(tmp_path):
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 def test_compare_of_samples_in_json(files, compare_json):
     found = compare_json(*files, "--margin", 0.2, "--cluster", "answer")
-    expected = compare_samples(*files, margin=0.2, cluster="answer").to_dict()
-    assert found == json.loads(json.dumps({"base": str(files[0]), "other": str(files[1]), **expected}))
+    expected = clients.compare_pair(*files, margin=0.2, cluster="answer").to_dict()
+    assert found == json.loads(json.dumps(expected | {"name": str(files[1])}))
 
 
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")

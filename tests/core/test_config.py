@@ -150,8 +150,6 @@ def test_public_names_are_those_that_are_promised():
         "class_log_probs",
         "compare",
         "compare_files",
-        "compare_responses",
-        "compare_samples",
         "cross_entropy",
         "cross_entropy_and_grad",
         "cross_entropy_loss",

@@ -78,15 +78,22 @@ class Browser:
         message, self._received = self._received.split(b"\0", 1)
         return json.loads(message)
 
-    def open(self, path, width=1000, height=700, scheme="light", touch=False):
+    def open(self, path, width=1000, height=700, scheme="light", touch=False, fragment=""):
         """Load a file in a window of this size."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.events = []
-        self.call("Page.navigate", url=path.as_uri())
-        while not self.seen("Page.loadEventFired"):
-            self.events.append(self._read())
+        for url in "about:blank", path.as_uri() + f"#{fragment}" * bool(fragment):  # a fragment alone loads nothing
+            self.events = []
+            self.call("Page.navigate", url=url)
+            while not self.seen("Page.loadEventFired"):
+                self.events.append(self._read())
+        self.settle()
+
+    def settle(self):
+        """Wait until the page has read its data, and drawn what is in the window."""
+        frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))"
+        self.run(f"typeof ready == 'undefined' ? 0 : ready.then(() => {frames})")
 
     def seen(self, *methods):
         """Events of these kinds since a file was opened."""
@@ -108,9 +115,10 @@ class Browser:
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def press(self, key):
-        """Press a key that is no character."""
+        """Press a key, with Shift for a capital."""
+        code, shift = {"Tab": 9}.get(key, 0), 8 * (len(key) == 1 and key.isupper())
         for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode={"Tab": 9}.get(key, 0))
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=shift)
 
     def screenshot(self, path):
         """Save what is seen as PNG."""

@@ -1,9 +1,9 @@
 """What compare prints and writes of one candidate and of several: tables, files of tokens, plots and pages."""
 
 import dataclasses
-import json
 import math
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -13,7 +13,7 @@ from pages import Reader
 
 import tokenloss
 from tokenloss import compare
-from tokenloss._comparison.tables import candidates_shown
+from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._core.result import as_text
 from tokenloss._evaluation import plan
 from tokenloss._output import divergence_plot, page
@@ -49,32 +49,34 @@ def test_table_of_several_candidates(rich, many, command, monkeypatch):
         f"3 models vs {many.path / 'base'}  {kept.sum()} tokens, errors by 5 sequences, exact definitions; logits; "
         f"95 % intervals reach {factor:.3g} standard errors"
     )
-    assert cells(heads) == ["model", "size", "mean KLD", MINUS, "99.9% KLD", "PPL ratio", MINUS, "same top", MINUS,
-                            "RMS Δp"]  # fmt: skip
-    assert [cells(row)[0] for row in rows] == ["q8", "q4", "q2"]
-    for row in rows:
+    assert cells(heads) == ["model", "size", "PPL", MINUS, "mean KLD", MINUS, "99.9% KLD", "PPL ratio", MINUS,
+                            "same top", MINUS, "RMS Δp"]  # fmt: skip
+    assert [cells(row)[0] for row in rows] == ["base", "q8", "q4", "q2"]
+    one = many.comparison("q8")
+    assert cells(rows[0]) == ["base", f"{one.base_perplexity:.6g}", f"{one.base_perplexity_stderr:.3g}"]
+    for row in rows[1:]:
         name = cells(row)[0]
-        assert cells(row)[1:-8] == {"q8": ["8.5 GB"], "q4": ["4.9 GB"], "q2": []}[name]
+        assert cells(row)[1:-10] == {"q8": ["8.5 GB"], "q4": ["4.9 GB"], "q2": []}[name]
         one = many.comparison(name)
         kl = one.kl[kept]
         groups = [(kl - kl.mean())[many.sequences[kept] == group].sum() for group in range(5)]
         stderr = math.sqrt(5 / 4 * np.square(groups).sum()) / kl.size
         change = one.delta_p[kept]
         expected = [
+            f"{one.perplexity:.6g}", f"{one.perplexity_stderr:.3g}",
             f"{kl.mean():.6f}", f"{stderr:.6f}", f"{np.quantile(kl, 0.999):.6f}",
             f"{math.exp(one.nll[kept].mean() - one.base_nll[kept].mean()):.5f}", f"{one.perplexity_ratio_stderr:.5f}",
             f"{100 * one.is_same_top[kept].mean():.2f} %", f"{100 * one.same_top_stderr:.2f} %",
             f"{100 * math.sqrt(np.square(change).mean()):.2f} %",
         ]  # fmt: skip
-        assert cells(row)[-8:] == expected
+        assert cells(row)[-10:] == expected
     assert [line for line in out.splitlines() if line != line.rstrip()] == []
 
 
 def printed(comparisons, **about):
     """Rows of the tables of comparisons by name, each a list of its cells."""
     named = {name: dataclasses.replace(one, _about={"name": name, **about}) for name, one in comparisons.items()}
-    shown = candidates_shown(named) if len(named) > 1 else next(iter(named.values()))._shown()
-    return [cells(line) for line in as_text(shown).splitlines()]
+    return [cells(line) for line in as_text(Comparisons(named)._shown()).splitlines()]
 
 
 def of_kl(kl, **options):
@@ -90,7 +92,8 @@ def test_infinite_candidates_are_last_and_marked():
     assert rows[2][-2:] == ["not finite", "KLD where finite"]
     assert [row[0] for row in rows[3:]] == ["low", "high", "inf", "nan"]
     finite = f"{0.5 * math.log((1 + math.e) ** 2 / (4 * math.e)):.6f}"
-    assert [row[1] for row in rows[3:]][2:] == ["inf", "nan"]
+    assert [row.count("inf") for row in rows[3:]] == [0, 0, 3, 0]  # the mean, a quantile and a ratio
+    assert rows[6].count("nan") > 2
     assert rows[5][-2:] == ["2", finite]
     assert rows[6][-2:] == ["1", finite]
     assert len(rows[3]) == len(rows[5]) - 1  # which has two more figures, and no error of an infinite one
@@ -99,7 +102,7 @@ def test_infinite_candidates_are_last_and_marked():
 def test_names_of_candidates_cannot_control_the_terminal():
     name = "\x1b[31mq\n4[bold]"
     rows = printed({name: of_kl([1.0, 2.0]), "q": of_kl([1.0, 2.0])}, size=0)
-    assert rows[3][:2] == [r"\x1b[31mq\n4[bold]", "0 GB"]
+    assert rows[4][:2] == [r"\x1b[31mq\n4[bold]", "0 GB"]
     rows = printed({name: of_kl([1.0, 2.0])})
     assert rows[0][0] == r"\x1b[31mq\n4[bold] vs base"
 
@@ -244,12 +247,12 @@ def test_page_of_several_candidates(most, many, command, monkeypatch):
     data = found.data
     assert found.text("h1") == f"3 models vs {many.path / 'base'}"
     assert [one["name"] for one in data["models"]] == ["q8", "q4", "q2"]
-    assert data["id"] == many.targets[:size].tolist()
-    assert data["token"] == many.tokens[:size].tolist()
-    assert data["places"]["file"] == np.repeat([0, 1], [13, 27])[:size].tolist()
-    assert data["places"]["row"] == [*range(13), *range(27)][:size]
-    assert data["places"]["position"] == [i for n in (6, 7, 10, 9, 8) for i in range(n)][:size]
-    assert found.paragraphs == len({*zip(data["places"]["file"], data["places"]["sequence"], strict=True)})
+    assert found.ids(data["target"]) == [None if i < 0 else i for i in many.targets[:size].tolist()]
+    assert [text for _, text in found.tokens] == many.tokens[:size].tolist()
+    assert found.places["file"] == np.repeat([0, 1], [13, 27])[:size].tolist()
+    assert found.places["row"] == [*range(13), *range(27)][:size]
+    assert found.places["position"] == [i for n in (6, 7, 10, 9, 8) for i in range(n)][:size]
+    assert found.paragraphs == len({*zip(found.places["file"], found.places["sequence"], strict=True)})
     scores = tokenloss.token_scores(many.base, many.targets, top_k=5)
     sides = [(data["base"], scores)]
     for one in data["models"]:
@@ -259,9 +262,10 @@ def test_page_of_several_candidates(most, many, command, monkeypatch):
     for side, scores in sides:
         assert side["k"] == 5
         assert side["rank"] == scores.rank[:size].tolist()
-        assert side["top"] == scores.top_ids[:size].reshape(-1).tolist()
-        np.testing.assert_allclose(np.array(side["loss"], float), scores.nll[:size], rtol=1e-5)
-        np.testing.assert_allclose(np.array(side["logprob"], float), scores.top_logprobs[:size].reshape(-1), rtol=1e-5)
+        assert found.ids(side["top"]) == scores.top_ids[:size].reshape(-1).tolist()
+        np.testing.assert_allclose(np.array(side["nll"], float), scores.nll[:size], rtol=1e-5)
+        chances = 100 * np.exp(scores.top_logprobs[:size].reshape(-1))
+        np.testing.assert_allclose(np.array(side["chance"], float), chances, rtol=5e-3)
     assert ("first 20 of 40 tokens, since 3 models share 60" in found.text("p")) == (most == 60)
 
 
@@ -271,7 +275,8 @@ def test_page_of_one_candidate(many, command):
     found = Reader(path.read_text("utf-8"))
     assert found.text("h1") == f"q4 vs {many.path / 'base'}"
     assert "option" not in found.texts
-    assert json.dumps(found.data["token"]) == json.dumps(many.tokens.tolist())
+    assert [text for _, text in found.tokens] == many.tokens.tolist()
+    assert found.text("code") == shlex.join(["tokenloss", *map(str, [*many.argv("q4"), "--html", path])])
 
 
 def test_outputs_of_one_file_without_sequences_or_text(models, command):
@@ -281,7 +286,6 @@ def test_outputs_of_one_file_without_sequences_or_text(models, command):
     path = models.path / "page.html"
     assert command("compare", base, other, "--html", path)[::2] == (0, "")
     found = Reader(path.read_text("utf-8"))
-    assert found.data["places"] == {"row": [*range(24)]}
-    assert found.data["token"] is None
-    assert [text for _, text in found.tokens] == [str(i) for i in models.targets.reshape(-1)]
+    assert found.places == {"row": [*range(24)]}
+    assert [text for _, text in found.tokens] == [f"#{i}" for i in models.targets.reshape(-1)]
     assert found.paragraphs == 1

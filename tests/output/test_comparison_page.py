@@ -6,13 +6,12 @@ import re
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
-from pages import NASTY, Reader, made_up
+from pages import LOOKS, NASTY, Reader, made_up
 
 from tokenloss import compare, page, token_scores
 from tokenloss._output import page as frame
 
 VOCABULARY = ["a", " b", "c\n", "d", " e", "f", " g", "h", " i"]
-NAMES = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "inf", "nan", "ignored"]
 
 
 @pytest.fixture
@@ -64,26 +63,29 @@ def test_data_of_models(write):
     assert found.text("h1") == found.text("title") == "2 & more"
     assert found.paragraphs == 4
     assert [model["name"] for model in data["models"]] == ["q8", "q2"]  # the smallest divergence first
-    assert data["id"] == targets.tolist()
+    assert found.ids(data["target"]) == targets.tolist()
     rows = np.arange(24)
     for side, logits, k in [
         (data["base"], models.base, 3), *((one, models.logits[one["name"]], 2) for one in data["models"]),
     ]:  # fmt: skip
         expected = log_probs(logits)
         order = np.argsort(-expected, -1)
-        assert side["loss"] == close(-expected[rows, targets])
+        assert side["nll"] == close(-expected[rows, targets])
         assert side["rank"] == (1 + np.argmax(order == targets[:, None], -1)).tolist()
         assert side["k"] == k
-        assert side["top"] == order[:, :k].reshape(-1).tolist()
-        assert side["logprob"] == close(np.take_along_axis(expected, order[:, :k], -1).reshape(-1))
+        assert found.named(side["top"]) == [VOCABULARY[i] for i in order[:, :k].reshape(-1)]
+        chances = 100 * np.exp(np.take_along_axis(expected, order[:, :k], -1).reshape(-1))
+        assert side["chance"] == pytest.approx(chances.astype(float), rel=5e-3)
     shades = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     for one in data["models"]:
         expected = divergences(models.base, models.logits[one["name"]])
         assert one["kl"] == close(expected)
+        assert one["worst"] == np.argsort(-expected, kind="stable").tolist()
         assert one["shades"] == "".join(str(sum(value >= shade for shade in shades)) for value in expected)
     assert [look[0] for look, _ in found.tokens] == [f"s{shade}" for shade in data["models"][0]["shades"]]
     assert "".join(text for _, text in found.tokens) == "".join(VOCABULARY[i] for i in targets)
-    assert data["text"] == {str(i): VOCABULARY[i] for i in range(9)}
+    assert found.named(range(9)) == [VOCABULARY[i] for i in data["class_id"]]
+    assert found.places == {"sequence": np.repeat(np.arange(4), 6).tolist(), "position": [*range(6)] * 4}
 
 
 def test_summaries_and_legends(write):
@@ -103,7 +105,7 @@ def test_summaries_and_legends(write):
             assert figure in words
         shares = [np.mean((kl >= low) & (kl < high)) for low, high in [(0, 0.001), (0.1, 0.3), (0.3, 1)]]
         for share in shares:
-            assert f"{100 * share:.2g} %" in found.texts["span"]
+            assert f"{100 * share:.2g} %" in found.texts["td"]
     assert found.texts["option"] == [
         f"{name} (mean divergence {divergences(models.base, models.logits[name]).mean():.4g})" for name in ("q8", "q2")
     ]
@@ -115,10 +117,10 @@ def test_shades_of_special_values(write):
     one = made_up(kl, kept=kept, n_infinite=1, n_nan=1, finite_mean_kl=1.625, finite_mean_kl_stderr=0.25)
     found = write({"q": one}, np.zeros(16, int), tokens=list("abcdefghijklmnop"))
     assert found.data["models"][0]["shades"] == "0001234567889abc"
-    assert [look for look, _ in found.tokens] == [[NAMES[int(one, 16)]] for one in found.data["models"][0]["shades"]]
+    assert [look for look, _ in found.tokens] == [[LOOKS[int(one, 16)]] for one in found.data["models"][0]["shades"]]
     assert found.data["models"][0]["kl"][-3:] == [math.inf, None, 0]
-    for word in ("infinite", "no number", "ignored"):
-        assert found.texts["span"][found.texts["span"].index(word) + 1] == "1"
+    assert found.texts["td"][10:13] == ["infinite", "no number", "ignored"]
+    assert found.texts["td"][-3:] == ["1"] * 3
     assert "1.625 ± 0.25 nats without 2 that are not finite" in found.text("small")
     assert "option" not in found.texts  # of a single model
 
@@ -149,11 +151,11 @@ def test_page_holds_the_first_tokens_of_all_models(write, monkeypatch):
     monkeypatch.setattr(frame, "MOST_TOKENS", 20)
     models = Models()
     found = write(models.comparisons, models.targets, **models.options())
-    assert len(found.tokens) == len(found.data["id"]) == 10
+    assert len(found.tokens) == len(found.data["target"]) == 10
     assert found.paragraphs == 2
     for side in (found.data["base"], *found.data["models"]):
-        assert {len(side[name]) for name in ("loss", "rank")} == {10}
-        assert len(side["top"]) == len(side["logprob"]) == 10 * side["k"]
+        assert {len(side[name]) for name in ("nll", "rank")} == {10}
+        assert len(side["top"]) == len(side["chance"]) == 10 * side["k"]
     assert {len(one["shades"]) for one in found.data["models"]} == {10}
     assert "first 10 of 24 tokens, since 2 models share 20; the figures are of all" in found.text("p")
     assert found.texts["dd"][0].strip() == "24"
@@ -178,7 +180,7 @@ CHOOSE = """(() => {
     select.dispatchEvent(new Event("change"));
 })()"""
 SHADES = """[...document.querySelectorAll("#text i")].map(token => token.className)"""
-SUMMARY = """[...document.querySelectorAll("body > section")].filter(one => !one.hidden && one.offsetHeight)
+SUMMARY = """[...document.querySelectorAll(".model")].filter(one => !one.hidden && one.offsetHeight)
     .map(one => one.innerText)"""
 
 
@@ -253,9 +255,10 @@ def test_browser_keyboard_reaches_the_choice_of_a_model(browser, tmp_path):
     browser.press("Tab")
     assert browser.run("document.activeElement.id") == "model"
     assert browser.run("document.activeElement.labels[0].innerText").startswith("Model")
+    browser.run("document.getElementById('query').focus()")
     browser.press("Tab")
     assert "position 0\n" in browser.run(CARD)
-    for key, position in ("ArrowRight", 1), ("End", 23), ("Home", 0):
+    for key, position in ("ArrowRight", 1), ("End", 5), ("Home", 0):
         browser.press(key)
         assert f"position {position}\n" in browser.run(CARD)
     browser.press("Escape")

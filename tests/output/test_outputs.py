@@ -14,7 +14,7 @@ from tokenloss._command import arguments, commands
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 TABLES = {name: outputs for name, outputs in vars(_output).items() if name.endswith("_OUTPUTS")}
-INTERFACE = {"Sink", "TokenBlock", "ComparedBlock", "Candidate"}
+INTERFACE = {"Sink", "TokenBlock", "ComparedBlock"}
 
 
 def test_each_sink_of_a_file_is_in_a_table():

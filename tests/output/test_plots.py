@@ -73,15 +73,29 @@ def test_running_mean_ends_where_a_sequence_does():
     assert np.delete(line, [30, 34], axis=0).tolist() == [[i, loss] for i, loss in enumerate(losses)]
 
 
-def test_running_mean_ends_where_no_token_is_included_nearby():
-    losses, where = np.repeat([1.0, 9.0, 3.0], [20, 10, 20]), np.repeat([True, False, True], [20, 10, 20])
-    _, mean = drawn(plots.draw_losses(losses, where=where)).axes[0].lines
+@pytest.mark.parametrize("by", ["where", "nan"])
+def test_running_mean_ends_at_tokens_that_are_not_scored(by):
+    """It was a mean over both sides of a gap, unless the gap was wide."""
+    losses, where = np.repeat([1.0, 9.0, 3.0, 2.0, 4.0], [20, 1, 20, 1, 20]), np.ones(62, bool)
+    where[[20, 61]] = False
+    losses[41] = np.inf  # was scored, but cannot be drawn
+    given = {"nll": losses, "where": where} if by == "where" else {"nll": np.where(where, losses, np.nan)}
+    _, mean = drawn(plots.draw_losses(**given)).axes[0].lines
     line = mean.get_xydata()
     assert np.isnan(line[20]).all()
-    assert np.delete(line, 20, axis=0).tolist() == [[i, losses[i]] for i in np.flatnonzero(where)]
-    where = np.arange(50) % 2 == 0  # tokens that alternate are one curve
-    _, mean = drawn(plots.draw_losses(losses, where=where)).axes[0].lines
-    assert not np.isnan(mean.get_xydata()).any()
+    line, shown = np.delete(line, 20, axis=0), np.flatnonzero(where & np.isfinite(losses))
+    half = 2
+    expected = [np.mean([losses[i] for i in shown if abs(i - at) <= half and (i < 20) == (at < 20)]) for at in shown]
+    np.testing.assert_array_equal(line[:, 0], shown)
+    np.testing.assert_allclose(line[:, 1], expected)
+
+
+def test_running_mean_draws_short_runs_of_a_long_text_whole():
+    ids = np.arange(100_000) // 10
+    _, mean = drawn(plots.draw_losses(np.arange(100_000.0), segment_ids=ids)).axes[0].lines
+    places = mean.get_xdata()
+    assert {*range(0, 100_000, 10), *range(9, 100_000, 10)} <= {*places[~np.isnan(places)]}
+    assert np.isnan(places).sum() == 9999
 
 
 def test_segment_ids_cluster_the_error_in_the_plot_of_divergences():

@@ -1,6 +1,5 @@
 """What `tokenloss score` gives sinks and writes of responses of servers: blocks, pages and plots."""
 
-import json
 import math
 import re
 
@@ -54,29 +53,29 @@ def test_html_shows_each_response_and_its_alternatives_by_their_text(command, tm
     found = Reader(page.read_text("utf-8"))
     texts = [clients.response(name)["choices"][0]["logprobs"]["tokens"][:-1] for name in names]
     assert (found.paragraphs, [text for _, text in found.tokens]) == (2, [text for one in texts for text in one])
-    data = found.data
+    data, (model,) = found.data, found.data["models"]
     tokens = [text for one in texts for text in one]
-    assert data["token"] == tokens
-    assert data["id"] == data["top"][:: data["k"]] == [None] * len(tokens)
-    assert "entropy" not in data
-    assert "-1" not in json.dumps([data["id"], data["top"], data["rank"]])
-    assert 0 not in data["rank"]
+    assert found.named(data["target"]) == tokens
+    assert set(data["class_id"]) == {None}
+    assert "entropy" not in model
+    assert not {0, -1} & {*model["rank"]}
     tops = clients.response(names[0])["choices"][0]["logprobs"]["top_logprobs"]
     best = max(tops[2], key=tops[2].get)
-    assert (data["named"][2 * data["k"]], data["logprob"][2 * data["k"]]) == (
-        best,
-        pytest.approx(tops[2][best], rel=1e-5),
-    )
-    assert data["sequence"] == [0] * len(texts[0]) + [1] * len(texts[1])
-    assert data["position"] == [*range(len(texts[0])), *range(len(texts[1]))]
+    first = 2 * model["k"]
+    assert found.named(model["top"][first : first + 1]) == [best]
+    assert model["chance"][first] == pytest.approx(100 * math.exp(tops[2][best]), rel=5e-3)
+    assert found.places["sequence"] == [0] * len(texts[0]) + [1] * len(texts[1])
+    assert found.places["position"] == [*range(len(texts[0])), *range(len(texts[1]))]
+    assert found.anchors == ["sequence-0", "sequence-1"]
 
 
 def test_html_without_what_is_not_known(command, tmp_path):
     path, page = clients.save_lines(tmp_path / "c.jsonl", chat(("a", -1.0), ("b", -2.0))), tmp_path / "page.html"
     assert command("score", path, "--html", page)[0] == 0
     found = Reader(page.read_text("utf-8"))
-    assert (found.data["rank"], found.data["id"]) == ([None] * 2, [None] * 2)
-    assert set(found.data["named"]) == {None}
+    (model,) = found.data["models"]
+    assert (model["rank"], {*found.data["class_id"]}) == ([None] * 2, {None})
+    assert set(model["top"]) == {-1}
     assert "greedy accuracy" not in found.texts["dt"]
     clients.save_lines(path, chat(("a", -1.0, [("a", -1.0), ("b", -2.0)]), ("b", -2.0)))
     assert command("score", path, "--html", page)[0] == 0
@@ -87,8 +86,8 @@ def test_html_of_a_token_without_text_and_class(command, tmp_path):
     path, page = clients.save(tmp_path / "c.json", "sglang/generate_last_class.json"), tmp_path / "page.html"
     assert command("score", path, "--html", page)[0] == 0
     found = Reader(page.read_text("utf-8"))
-    assert None in found.data["token"]
-    assert "-1" not in found.text("i")
+    assert None in found.data["class_text"]
+    assert ["id", "\ufffd"] in [[looks[-1], text] for looks, text in found.tokens]
 
 
 @pytest.mark.parametrize("name", ["vllm/completion_prompt_logprobs0.json", "vllm/rendered_echo_no_top.json"])
@@ -123,19 +122,26 @@ def test_browser_shows_responses_of_servers_as_far_as_they_are_known(browser, tm
     browser.open(path)
     known, unknown = clients.response(vllm), clients.response(llama_cpp)
     entry = known["choices"][0]["prompt_logprobs"][2]
+    first = browser.run("(({ innerText, className }) => [innerText, className])(document.querySelector('#text i'))")
+    assert first == [f"#{known['choices'][0]['prompt_token_ids'][0]}", "ignored id"]  # the server returns no text of it
     browser.point(*middle(browser, 2))
     card = browser.run(CARD)
     (own, first), *_ = entry.items()
-    for word in (f"id {own} · response 0 · position 2", f"rank\n{first['rank']}\n", f"{-first['logprob']:.5g} nats"):
+    where = f"#{own}\n0.json · sequence 0 · position 2"
+    for word in (
+        where,
+        f"rank\n{first['rank']}\n",
+        f"{-first['logprob']:.5g} nats",
+    ):
         assert word in card
     for i, other in entry.items():
-        assert f"{other['decoded_token'].replace(' ', '␣')}\t{i}\t" in card
+        assert f"{other['decoded_token'].replace(' ', '␣')}\t#{i}\t" in card
     assert "entropy" not in card
     logprobs = unknown["choices"][0]["logprobs"]
     browser.point(*middle(browser, len(known["choices"][0]["prompt_logprobs"]) + 3))
     card = browser.run(CARD)
     assert card.startswith(logprobs["tokens"][3].replace(" ", "␣"))
-    assert "\nresponse 0 · position 3\n" in card
+    assert "\n1.json · sequence 0 · position 3\n" in card
     for text, logprob in logprobs["top_logprobs"][3].items():
         share = f"{100 * math.exp(logprob):.3g} %" if logprob > math.log(1e-4) else f"{math.exp(logprob):.2e}"[:4]
         assert re.search(re.escape(text.strip()) + r"\t+" + re.escape(share), card), (text, share, card)

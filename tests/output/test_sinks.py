@@ -36,11 +36,14 @@ def test_page_keeps_its_first_tokens(of_blocks, blocks, npz, tmp_path, monkeypat
     path = npz(logits=logits, targets=targets)
     found = evaluate(iter(blocks) if of_blocks else path, sinks=[sinks.HtmlPage(tmp_path / "page.html")])
     page = Reader((tmp_path / "page.html").read_text("utf-8"))
-    assert len(page.tokens) == len(page.data["loss"]) == 7
+    assert len(page.tokens) == len(page.data["models"][0]["nll"]) == 7
     assert "first 7 of 30 tokens" in page.text("p")
     assert page.texts["dd"][0].strip() == str(found.meter.count)
     assert page.text("h1") == ("tokenloss" if of_blocks else str(path))
-    assert page.paragraphs == (1 if of_blocks else 2)  # as many as rows of the file
+    assert page.paragraphs == 2  # as many as rows
+    assert page.anchors == ["sequence-0", "sequence-1"]
+    made_by = "tokenloss.evaluate"
+    assert made_by in page.text("code")
 
 
 class Collected(sinks.Sink):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.columns import OF_TARGETS, check_definitions, join, new_columns, pair_columns, share
+from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import comparison_shown
@@ -70,6 +71,10 @@ class Comparison(PairedLosses):
     >>> round(comparison.kl_quantiles[0.5], 6), comparison.delta_p.round(4)
     (0.065366, array([ 0.1217, -0.1225]))
     """
+
+    _of_base = ("base", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
+                "fits_better_shifted", "definitions", "has_targets", "count", "n_sequences", "is_clustered",
+                "base_perplexity", "base_perplexity_stderr")  # fmt: skip
 
     definitions: str
     has_targets: bool
@@ -343,15 +348,16 @@ class ComparisonMeter:
             raise_error("candidates", got=len(self._parts))
         return next(iter(self.results().values()), comparison_of(self._definitions, new_columns(0)))
 
-    def results(self) -> dict[str, Comparison]:
+    def results(self) -> Comparisons[Comparison]:
         """Figures of all positions so far, of each candidate.
 
         Returns
         -------
-        dict of Comparison
-            By name; "logits" is the name of a candidate that came as an array. Arrays of the base are shared.
+        Comparisons
+            A dict of `Comparison` by name; "logits" is the name of a candidate that came as an array. Arrays of the
+            base are shared.
         """
-        comparisons: dict[str, Comparison] = {}
+        comparisons: Comparisons[Comparison] = Comparisons()
         first: Columns = {}
         for name, parts in self._parts.items():
             columns = share(join([new_columns(0), *parts]), first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -62,6 +62,10 @@ class PairedLosses(Result):
         other arrays of bool False.
     """
 
+    _of_base: ClassVar[tuple[str, ...]] = ("base",)  # figures that are the same for all candidates of one base
+    _divergence: ClassVar[str] = "kl"  # the array that has it
+    _quantity: ClassVar[str] = "KL divergence"
+
     count: int
     n_sequences: int
     is_clustered: bool
@@ -90,15 +94,35 @@ class PairedLosses(Result):
     is_same_top: BoolArray
     kept: BoolArray
     sequences: dict[str, Array] | None
+    _segment_ids: IntArray | None = field(default=None, kw_only=True)  # of all positions
     # what files say of the comparison, such as their names: more figures, which `==` does not compare
     _about: dict[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
-    _segment_ids: IntArray | None = field(default=None, kw_only=True)  # of all tokens
 
     def __init_subclass__(cls) -> None:
         """Put the attributes of this class into the docstring of a subclass, before its own."""
         line = "-" * len("Attributes") + "\n"
         shared = (PairedLosses.__doc__ or "").partition(line)[2].rstrip()
         cls.__doc__ = (cls.__doc__ or "").replace(line, f"{line}{shared}\n", 1)
+
+    @property
+    def _kl(self) -> Float64Array:
+        """The divergence of each token, or its lower bound."""
+        array: Float64Array = vars(self)[self._divergence]
+        return array
+
+    @property
+    def _mean_kl(self) -> tuple[float, float]:
+        """The mean divergence, or its lower bound, and its standard error."""
+        mean, stderr = (vars(self)[f"mean_{self._divergence}{suffix}"] for suffix in ("", "_stderr"))
+        return mean, stderr
+
+    def _rank(self) -> tuple[bool, float]:
+        """Sort key: the mean divergence."""
+        return nan_last(self._mean_kl[0])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """The figures, as the one row of a table."""
+        return [self._figures()]
 
     def _figures(self) -> dict[str, Any]:
         """All figures; quantiles and their intervals are by fraction, as text: "1", "0.999" and so on."""

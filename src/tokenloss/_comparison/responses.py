@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
-_ARRAYS = ("nll", "base_nll", "kl_bound", "base_mass", "mass", "delta_p", "is_same_top", "is_top_known", "kept")
+TOKEN_COLUMNS = (
+    "kept", "base_nll", "nll", "kl_bound", "delta_p", "is_same_top", "is_top_known", "base_mass", "mass",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,6 +74,9 @@ class ResponseComparison(PairedLosses):
     ResponseComparison(mean_kl_bound=0.05671, count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403)
     """
 
+    _divergence = "kl_bound"
+    _quantity = "lower bound of the KL divergence"
+
     part: str
     base_rounding: str
     rounding: str
@@ -119,7 +124,7 @@ def response_comparison_of(
     sequences["same_top"][np.searchsorted(numbers, same_top.sequences.sequence)] = same_top.sequences.loss
     for i, (name, dtype) in enumerate((("base_line", np.int64), ("line", np.int64), ("custom_id", object))):
         sequences[name] = np.array([origins[number][i] for number in numbers.tolist()], dtype)
-    figures |= {name: columns[name] for name in _ARRAYS}
+    figures |= {name: columns[name] for name in TOKEN_COLUMNS}
     return ResponseComparison(
         n_without_number=int(np.count_nonzero(~mask & ~columns["is_sentinel"])),
         n_sentinels=int(np.count_nonzero(~mask & columns["is_sentinel"])),

@@ -170,6 +170,8 @@ class SampleComparison(Result):
     SampleComparison(count=1, metrics=['exact_match'])
     """
 
+    _of_base = ("base", "cluster", "margin")  # the same for all candidates of one base
+
     count: int
     n_documents: int
     n_clusters: int
@@ -185,6 +187,14 @@ class SampleComparison(Result):
         """All figures; those of each metric are in a list."""
         figures = {name: value for name, value in vars(self).items() if name != "_about"}
         return self._about | figures | {"metrics": [metric._figures() for metric in self.metrics]}
+
+    def _rank(self) -> int:
+        """Sort key: samples stay in the order given."""
+        return 0
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """The figures of each metric, as rows of a table, in which a metric's name is "metric"."""
+        return [{"metric": metric.name} | metric._figures() for metric in self.metrics]
 
     def _shown(self) -> Shown:
         """Tables of metrics, flips and equivalence."""

@@ -29,6 +29,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "shape": (ValueError, "{name} has shape {got}; it must be {fits}"),
     "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
     "given": (ValueError, "{name} is given; it must be {fits}"),
+    "not for": (ValueError, "{name} {fits}"),
     "empty": (ValueError, "{name} is empty; it must be {fits}"),
     "sizes": (
         ValueError,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = {chr(byte): byte for byte in _PRINTABLE_BYTES}
 _BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_PRINTABLE_BYTES}))}
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of SentencePiece
 
 
 def byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
@@ -23,7 +24,7 @@ def byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
     # Maltese has these letters, too, but its tokens then hold more plain spaces
     if sum("Ġ" in token or "Ċ" in token for token in tokens) > sum(" " in token for token in tokens):
         return _from_byte_level
-    if any("▁" in token for token in tokens):
+    if any("▁" in token or _BYTE_TOKEN.fullmatch(token) for token in tokens):
         return _from_sentencepiece
     return _utf8
 
@@ -40,7 +41,7 @@ def _from_byte_level(token: str) -> bytes:
 
 def _from_sentencepiece(token: str) -> bytes:
     """Bytes of a token of SentencePiece, which writes a single byte as <0x0A>."""
-    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+    byte = _BYTE_TOKEN.fullmatch(token)
     return bytes.fromhex(byte[1]) if byte else _utf8(token.replace("▁", " "))
 
 

@@ -278,7 +278,7 @@ def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iter
 
 def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
     """Messages about mistakes that figures hint at, each with the category of its warning."""
-    if figures["fits_better_shifted"]:
+    if figures.get("fits_better_shifted"):
         yield SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):
         yield NORM_ADVICE, NormWarning

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.tables import head_row, known_of
@@ -30,14 +29,14 @@ def shown(figures: dict[str, Any], basis: str) -> Shown:
 def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str]) -> Shown:
     """The title and a table of the figures of several models; columns that are empty are left out."""
     lines = [[("model", printable(name)), *_cells(figures)] for name, figures in models.items()]
-    is_shown = [any(cell for _, cell in column) for column in zip(*lines, strict=True)]
-    lines = [[*itertools.compress(line, is_shown)] for line in lines]
-    tables = [Table([tuple(cell for _, cell in line) for line in lines], tuple(head for head, _ in lines[0]))]
+    columns = [column for column in zip(*lines, strict=True) if any(cell for _, cell in column)]
+    heads = tuple(column[0][0] for column in columns)
+    rows = [*zip(*([cell for _, cell in column] for column in columns), strict=True)]
     kinds = dict.fromkeys(figures["kind"] for figures in models.values())
     notes = [", ".join(kinds), *(bases if len(bases) == 1 else ())]
     if len({figures["count"] for figures in models.values()}) > 1:
         notes.append("their tokens differ, so compare bits per byte, not losses or perplexities")
-    return Shown(count_of(len(models), "model"), "; ".join(notes), tables)
+    return Shown(count_of(len(models), "model"), "; ".join(notes), [Table(rows, heads)] if rows else [])
 
 
 def _cells(figures: dict[str, Any]) -> list[tuple[str, str]]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.paired import nan_last
 from tokenloss._core.errors import raise_error
-from tokenloss._core.text import count_of
+from tokenloss._core.text import byte_encoder, count_of
 from tokenloss._core.validation import as_target_array
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
@@ -19,12 +18,13 @@ from tokenloss._statistics.ratio import guess_note
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from tokenloss._comparison.comparison import Comparison
+    from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._core.types import Array, ArrayLike
-    from tokenloss._evaluation.sink import Candidate, ComparedBlock
+    from tokenloss._evaluation.sink import ComparedBlock
     from tokenloss._scores.token_scores import TokenScores
 
 _DIVERGENCES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -62,57 +62,59 @@ class DivergencePage(Sink):
     help = "write a page that shows the text, each token shaded by its divergence"
     needs_tokens = True
     top_k = 5
+    _made_by = "tokenloss.compare_files"
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
         self._places: list[dict[str, Array]] = []  # ids, text and places: a part for each block, as in the next two
         self._base: list[dict[str, Array]] = []
-        self._others: list[list[dict[str, Array]]] = []  # by candidate
+        self._others: dict[str, list[dict[str, Array]]] = {}  # by candidate
+        self._seen: dict[str, int] = {}  # its tokens
         return contextlib.nullcontext()
 
     def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
-        while len(self._others) <= block.candidate:
-            self._others.append([])
-        others = self._others[block.candidate]
-        seen = sum(len(part["rank"]) for part in others)
-        left = max(0, page.MOST_TOKENS // len(self._others) - seen)
+        others = self._others.setdefault(block.name, [])
+        left = max(0, page.MOST_TOKENS // len(self._others) - self._seen.get(block.name, 0))
         if others and not left:
             return
+        self._seen[block.name] = self._seen.get(block.name, 0) + min(left, len(block.ids))
         others.append(_tops(block.scores, left))
-        if block.candidate == 0:
+        if block.name == next(iter(self._others)):
             text = np.full(len(block.ids), None) if block.text is None else block.text.astype(object)
             of_file = np.full(len(block.ids), block.file)
             places = {"id": block.ids, "text": text, "file": of_file}
-            places |= {"row": block.rows, "sequence": block.sequences, "position": block.positions}
+            places |= {} if block.rows is None else {"row": block.rows}
+            places |= {"sequence": block.sequences, "position": block.positions}
             self._places.append({name: column[:left] for name, column in places.items()})
             self._base.append(_tops(block.base_scores, left))
 
-    def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
+    def finish(self, summary: dict[str, Any], result: Comparisons[Any]) -> None:
+        first = next(iter(result.values()))
+        for name, one in result.items():
+            if not np.array_equal(one.kept, first.kept) and self._of_responses:
+                got, fits = f"other tokens in {name}", "the same in all files"
+                raise_error("option", name=self._name, got=got, fits=fits)
         places = _joined(self._places)
-        text = places.pop("text")
-        size = min(len(text), page.MOST_TOKENS // len(result))
-        file, sequence = places["file"][:size], places["sequence"][:size]
-        starts = np.flatnonzero((np.diff(file) != 0) | (np.diff(sequence) != 0)) + 1
-        for name, unknown in ("file", 0), ("sequence", -1), ("position", -1):
-            if (places[name] == unknown).all():
-                del places[name]
+        size = min(len(places["id"]), page.MOST_TOKENS // len(result))
+        text = places.pop("text")[:size].tolist()
+        ids = places.pop("id")[:size]
+        known = page.known_places({name: place[:size] for name, place in places.items()})
         _write_comparison(
             self.path,
-            {one.name: one.comparison for one in result},
-            places,
-            _joined(self._base),
-            {one.name: _joined(parts) for one, parts in zip(result, self._others, strict=True)},
-            text.tolist() if any(word is not None for word in text) else None,
-            None,
-            [0, *starts.tolist(), size],
+            result,
+            page.Tokens(text, byte_encoder(text), ids.tolist(), known),
+            _joined(self._base) or None,
+            None if self._of_responses else {name: _joined(parts) for name, parts in self._others.items()},
+            page.class_names(None, ids, text),
             compared_title(summary, result),
+            self._made_by,
         )
 
 
 def _tops(scores: TokenScores | None, size: int) -> dict[str, Array]:
     """Ranks and most likely classes of the first `size` tokens of a block."""
-    columns = vars(scores)
+    columns = {} if scores is None else vars(scores)
     names = ("rank", "argmax", "top_ids", "top_logprobs")
-    return {name: columns[name][:size] for name in names if columns[name] is not None}
+    return {name: columns[name][:size] for name in names if columns.get(name) is not None}
 
 
 def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
@@ -134,7 +136,8 @@ def write_comparison_page(
     """Write a page of HTML that shows a text, each token shaded by the divergence of a model from its base.
 
     A token that is pointed at, tapped or reached by the keyboard shows its divergence, and what both models predicted,
-    side by side. Of several models, one is chosen on the page, at first that of the smallest mean divergence.
+    side by side; jumps, search and links are those of `write_page`. Of several models, one is chosen on the page, at
+    first that of the smallest mean divergence.
 
     Parameters
     ----------
@@ -165,7 +168,7 @@ def write_comparison_page(
 
     Notes
     -----
-    A page holds 100,000 tokens (``MOST_TOKENS``) of all models together: of three, the first 33,333 of the text. It
+    A page holds 300,000 tokens (``MOST_TOKENS``) of all models together: of three, the first 100,000 of the text. It
     says so when there are more; its figures are of all. The colours begin at 0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1,
     3 and 10 nats on every page.
 
@@ -178,7 +181,7 @@ def write_comparison_page(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "page.html")
     ...     write_comparison_page(path, {"q4": comparison}, [0, 1], vocabulary=["to", " be"])
-    ...     "<i class=s4>to</i><i class=s0> be</i>" in path.read_text("utf-8")
+    ...     "<p>to be</p>" in path.read_text("utf-8")
     True
     """
     if not comparisons:
@@ -197,93 +200,80 @@ def write_comparison_page(
     for name, side in {"base_scores": base_scores, **sides}.items():
         if side is not None and side.nll.shape != shape:
             raise_error("shape", name=name, got=side.nll.shape, fits=f"{shape}, as comparisons")
-    given = None if tokens is None else page.as_strings(tokens, shape)
     size = min(len(ids), page.MOST_TOKENS // len(comparisons))
+    ids = ids[:size]
+    if tokens is None:
+        text, encode = page.vocabulary_text(vocabulary, ids.tolist()), byte_encoder(vocabulary or ())
+    else:
+        text = page.as_strings(tokens, shape, size)
+        encode = byte_encoder(text)
     _write_comparison(
         path,
         comparisons,
-        {"id": ids},
+        page.Tokens(text, encode, ids.tolist(), page.row_places(shape, size)),
         None if base_scores is None else vars(base_scores),
         None if scores is None else {name: vars(side) for name, side in scores.items()},
-        given,
-        vocabulary,
-        page.row_bounds(shape, size),
+        page.class_names(vocabulary, ids, text),
         title,
+        "tokenloss.page.write_comparison_page",
     )
 
 
 def _write_comparison(
-    path: str | os.PathLike[str], comparisons: Mapping[str, Comparison], places: Mapping[str, Array],
+    path: str | os.PathLike[str], comparisons: Mapping[str, Comparison], tokens: page.Tokens,
     base: Mapping[str, Array | None] | None, others: Mapping[str, Mapping[str, Array | None]] | None,
-    tokens: Sequence[str | None] | None, vocabulary: Sequence[str] | None, bounds: list[int], title: str,
+    names_of_classes: Callable[[list[int]], Iterable[str | None]], title: str, made_by: str,
 ) -> None:  # fmt: skip
-    """Write a page of the first tokens, in paragraphs with these bounds.
-
-    Places are the class ids and, if any, what says where a token is, -1 of nowhere; of both models, columns of
-    `TokenScores`.
-    """
-    size = bounds[-1]
-    ids = places["id"][:size]
-    given = None if tokens is None else [*tokens[:size]]
-    names = sorted(comparisons, key=lambda name: nan_last(comparisons[name].mean_kl))
-    tops: list[Array] = []
+    """Write a page of these tokens, which may be the first of many; of both models, columns of `TokenScores`."""
+    size, classes = len(tokens.ids), page.Classes()
+    names = sorted(comparisons, key=lambda name: comparisons[name]._rank())
 
     def side(nll: Array, scores: Mapping[str, Array | None] | None) -> dict[str, str]:
-        """What a model predicted, as columns of JSON."""
-        columns = {"loss": page.numbers(nll.reshape(-1)[:size])}
-        if scores is None:
-            return columns
-        top, found = page.alternatives(scores, size)
-        tops.append(top)
-        return columns | found
+        """JSON of what a model predicted, in columns."""
+        columns = {"nll": page.numbers(nll.reshape(-1)[:size])}
+        return columns if scores is None else columns | page.predictions(scores, size, classes, names_of_classes)
 
     heads, models = [], []
-    shown = np.empty(0, np.intp)
     for number, name in enumerate(names):
         one = comparisons[name]
-        css_class = page.css_classes(one.kl, one.kept, _DIVERGENCES)
-        columns = {"name": page.as_json(name), "shades": page.shade_letters(css_class[:size])}
-        columns["kl"] = page.numbers(one.kl.reshape(-1)[:size])
+        kl, css_class = one._kl.reshape(-1)[:size], page.css_classes(one._kl, one.kept, _DIVERGENCES)
+        columns = {"name": page.as_json(name), "kl": page.numbers(kl)}
+        columns["shades"] = page.shade_letters(css_class[:size])
+        columns["worst"] = page.worst(kl, one.kept.reshape(-1)[:size])
         models.append(page.as_object(columns | side(one.nll, others[name] if others else None)))
         fractions = np.bincount(css_class[one.kept.reshape(-1)], minlength=len(_DIVERGENCES) + 1) / max(one.count, 1)
         notes = [page.percent(fraction) for fraction in fractions[: len(_DIVERGENCES) + 1].tolist()]
-        shades = page.legend(css_class, "divergence from<br>of the tokens", _DIVERGENCES, notes, "infinite")
-        heads.append(f"<section{' hidden' if number else ''}>{_comparison_summary(one)}\n{shades}</section>")
-        shown = shown if number else css_class
-    data = {
-        "id": page.as_json(ids.tolist()),
-        "token": page.as_json(given),
-        "base": page.as_object(side(comparisons[names[0]].base_nll, base)),
-        "models": f"[{','.join(models)}]",
-    }
-    data["text"] = page.as_json(page.class_text(ids, given, vocabulary, tops))
-    if len(places) > 1:
-        data["places"] = page.as_json({name: place[:size].tolist() for name, place in places.items() if name != "id"})
+        shades = page.legend(css_class, "divergence from", _DIVERGENCES, "of the tokens", notes, "infinite")
+        heads.append(f"<div class=model{' hidden' * (number > 0)}>{_comparison_summary(one)}\n{shades}</div>")
+    base_columns = side(comparisons[names[0]].base_nll, base)
+    data = {"models": f"[{','.join(models)}]", "base": page.as_object(base_columns)}
     why = f", since {len(names)} models share {page.MOST_TOKENS:,}" if len(names) > 1 else ""
-    head = "\n".join([*_model_choice(names, comparisons), *heads]) + page.excerpt_note(size, shown.size, why)
-    text = [page.token_text(vocabulary, i) for i in ids.tolist()] if given is None else given
-    page.write_frame(path, title, head, page.paragraphs(ids, text, shown, bounds), data)
+    note = page.excerpt_note(size, comparisons[names[0]].kept.size, why)
+    page.write(
+        path, title, "\n".join([*_model_choice(names, comparisons), *heads]) + note, tokens, classes, data, made_by
+    )
 
 
-def _comparison_summary(comparison: Comparison) -> str:
+def _comparison_summary(comparison: Any) -> str:
     """HTML of a model's figures."""
+    known = vars(comparison)
 
     def error(name: str, scale: float = 1, unit: str = "") -> str:
-        stderr = scale * vars(comparison)[name + "_stderr"]
+        stderr = scale * known[name + "_stderr"]
         return "" if math.isnan(stderr) else f"± {stderr:.2g}{unit}"
 
     by = count_of(comparison.n_sequences, "sequence") if comparison.is_clustered else "tokens, taken as independent"
     by += guess_note(comparison.interval_factor)
-    note = error("mean_kl", unit=f" nats (by {by})")
-    if left_out := comparison.n_infinite + comparison.n_nan:
+    note = error(f"mean_{comparison._divergence}", unit=f" nats (by {by})")
+    if left_out := known.get("n_infinite", 0) + known.get("n_nan", 0):
         finite = f"{comparison.finite_mean_kl:.4g} {error('finite_mean_kl')}".rstrip()
         note = f"{finite} nats without {left_out:,} that are not finite"
-    low, high = comparison.kl_quantile_intervals[0.999]
+    low, high = known.get("kl_quantile_intervals", {}).get(0.999, (math.nan, math.nan))
     interval = "" if math.isnan(low) else f"95 % interval {low:.4g} to {high:.4g}"
     figures = [
         ("tokens", f"{comparison.count:,}", ""),
-        ("mean KL divergence", f"{comparison.mean_kl:.4g}", note),
-        ("99.9 % quantile", f"{comparison.kl_quantiles[0.999]:.4g}", interval),
+        (f"mean {comparison._quantity}", f"{comparison._mean_kl[0]:.4g}", note),
+        ("99.9 % quantile", f"{known[comparison._divergence + '_quantiles'][0.999]:.4g}", interval),
         ("perplexity ratio", f"{comparison.perplexity_ratio:.5g}", error("perplexity_ratio")),
         ("same top token", f"{100 * comparison.same_top:.2f} %", error("same_top", 100, " %")),
         ("RMS Δp", f"{100 * comparison.rms_delta_p:.3g} %", error("rms_delta_p", 100, " %")),
@@ -294,6 +284,6 @@ def _comparison_summary(comparison: Comparison) -> str:
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:
     """HTML for choosing one of several models; `autocomplete` keeps browsers from restoring an earlier choice."""
     if len(names) > 1:
-        labels = [f"{page.escaped(name)} (mean divergence {comparisons[name].mean_kl:.4g})" for name in names]
+        labels = [f"{page.escaped(name)} (mean divergence {comparisons[name]._mean_kl[0]:.4g})" for name in names]
         options = "".join(f"<option value={number}>{label}</option>" for number, label in enumerate(labels))
         yield f'<p class="choice"><label>Model <select id="model" autocomplete="off">{options}</select></label></p>'

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss._core.text import count_of, title
+from tokenloss._comparison.tables import known_of
+from tokenloss._core.text import byte_encoder, title
 from tokenloss._core.validation import as_target_array
 from tokenloss._output import page
 from tokenloss._output.shared import TokenSink
@@ -16,8 +17,7 @@ from tokenloss._statistics.meter import LossMeter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Sequence
 
     from tokenloss._core.types import Array, ArrayLike
 
@@ -56,24 +56,23 @@ class HtmlPage(TokenSink):
     top_k = 5
     max_tokens: ClassVar[float] = page.MOST_TOKENS
 
-    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
-        self._shape = (
-            batch if batch is not None and math.prod(batch) == rows else None
-        )  # set if all tokens are in one file
-        return super().open(batch, rows, top_k)
-
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        columns, name, accuracy = self.collected(), title(summary["files"]) or "tokenloss", summary["accuracy"]
+        columns, accuracy = self.collected(), summary["accuracy"]
         scores = TokenScores(**{column: columns[column] for column in COLUMNS if column in columns})
+        names = {"file": "file", "row": "rows", "sequence": "sequences", "position": "positions"}
+        places = page.known_places({name: columns[column] for name, column in names.items() if column in columns})
+        ids, text, classes = columns["ids"], columns["text"].tolist(), page.Classes()
         if self._of_responses:
-            known = summary["n_greedy_known"]
-            _write_responses(self.path, columns, scores, name, result.meter, accuracy, known, self._seen)
-            return
-        ids, text = columns["ids"], columns["text"].tolist()
-        given = text if any(word is not None for word in text) else None
-        bounds = page.row_bounds(self._shape or ids.shape, len(ids))
-        head, data = _summary(result.meter, accuracy), _data(scores, ids, given, None)
-        _write(self.path, scores, ids, text, bounds, name, head, self._seen, data)
+            accuracy = accuracy if summary["n_greedy_known"] else None
+            encode = byte_encoder([*text, *columns["top_tokens"].reshape(-1).tolist()])
+            predicted = _predictions_of_responses(scores, columns["top_tokens"], encode, classes)
+            tokens = page.Tokens(text, encode, page.known_ids(ids), places)
+        else:
+            tokens = page.Tokens(text, byte_encoder(text), ids.tolist(), places)
+            predicted = _predictions(scores, len(ids), classes, page.class_names(None, ids, text))
+        head = _summary(result.meter, accuracy, known_of(summary))
+        name = title(summary["files"]) or "tokenloss"
+        _write(self.path, name, head, scores, tokens, classes, predicted, self._seen, self._made_by, summary["files"])
 
 
 def write_page(
@@ -90,7 +89,8 @@ def write_page(
     """Write a page of HTML that shows a text, each token shaded by its loss.
 
     A token that is pointed at, tapped or reached by the keyboard shows its rank, probability, loss, entropy and the
-    most likely alternatives. The page is a single file and needs no network.
+    most likely alternatives. Buttons and keys lead to the worst tokens, to a sequence, and to text that is searched
+    for. The page is a single file and needs no network.
 
     Parameters
     ----------
@@ -124,7 +124,8 @@ def write_page(
 
     Notes
     -----
-    A page holds the first 100,000 tokens (``MOST_TOKENS``), and says so when there are more; its summary is of all.
+    A page holds the first 300,000 tokens (``MOST_TOKENS``), and says so when there are more; its summary is of all.
+    A link to it may end in ``#token-8`` or ``#sequence-3``. Without JavaScript it shows the figures and the text alone.
     The colours begin at 0, 0.1, 0.5, 1, 2, 3, 4, 6, 8 and 10 nats on every page.
 
     Examples
@@ -136,86 +137,65 @@ def write_page(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "page.html")
     ...     write_page(path, scores, [0, 1], vocabulary=["to", " be", " not"])
-    ...     "<i class=s1>to</i><i class=s0> be</i>" in path.read_text("utf-8")
+    ...     "<p>to be</p>" in path.read_text("utf-8")
     True
     """
     shape = scores.nll.shape
     ids = as_target_array("targets", targets, (), shape, "scores", False)[0].reshape(-1)[: page.MOST_TOKENS]
+    size = len(ids)
     if tokens is None:
-        given = None
-        text = [page.token_text(vocabulary, i) for i in ids.tolist()]
+        text, encode = page.vocabulary_text(vocabulary, ids.tolist()), byte_encoder(vocabulary or ())
     else:
-        given = text = page.as_strings(tokens, shape)
+        text = page.as_strings(tokens, shape, size)
+        encode = byte_encoder(text)
     if meter is None:
         meter, accuracy = LossMeter(), scores.accuracy
         meter.update(scores.nll, where=scores.kept)
+    classes, head = page.Classes(), _summary(meter, accuracy)
+    predicted = _predictions(scores, size, classes, page.class_names(vocabulary, ids, text))
+    shown = page.Tokens(text, encode, ids.tolist(), page.row_places(shape, size))
     total = max(math.prod(shape), meter.count)
-    data = _data(scores, ids, given, vocabulary)
-    _write(path, scores, ids, text, page.row_bounds(shape, len(ids)), title, _summary(meter, accuracy), total, data)
-
-
-def _write_responses(
-    path: str | os.PathLike[str], columns: dict[str, Array], scores: TokenScores, title: str, meter: LossMeter,
-    accuracy: float, known: int, total: int,
-) -> None:  # fmt: skip
-    """Do as `write_page` for responses of servers, each of which is a paragraph.
-
-    `columns` holds ids, text, sequences and positions of the tokens, and the text of their alternatives. Of `known`
-    tokens it is known whether they are greedy; the page may hold only the first of `total` tokens.
-    """
-    ids, bounds = columns["ids"], np.append(np.flatnonzero(columns["positions"] == 0), len(columns["ids"])).tolist()
-    text = ["\N{REPLACEMENT CHARACTER}" if i < 0 and word is None else word
-            for i, word in zip(ids.tolist(), columns["text"].tolist(), strict=True)]  # fmt: skip
-    assert scores.top_ids is not None
-    assert scores.top_logprobs is not None
-    top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
-    note = f"of {count_of(known, 'token')} where it is known" if known < meter.count else ""
-    head = _summary(meter, accuracy if known else None, note)
-    data = {
-        "k": str(top_ids.shape[-1]),
-        "id": _known(ids),
-        "rank": _known(scores.rank, least=1),
-        "loss": page.numbers(scores.nll),
-        "top": _known(top_ids),
-        "logprob": page.numbers(top_logprobs.reshape(-1)),
-        "token": page.as_json(columns["text"].tolist()),
-        "named": page.as_json(columns["top_tokens"].reshape(-1).tolist()),
-        "sequence": page.as_json(columns["sequences"].tolist()),
-        "position": page.as_json(columns["positions"].tolist()),
-    }
-    _write(path, scores, ids, text, bounds, title, head, total, data)
+    _write(path, title, head, scores, shown, classes, predicted, total, "tokenloss.page.write_page")
 
 
 def _write(
-    path: str | os.PathLike[str], scores: TokenScores, ids: Array, text: list[str | None], bounds: list[int],
-    title: str, head: str, total: int, data: dict[str, str],
+    path: str | os.PathLike[str], title: str, head: str, scores: TokenScores, tokens: page.Tokens,
+    classes: page.Classes, predicted: dict[str, str], total: int, made_by: str, files: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Write a page of tokens, in paragraphs with these bounds."""
-    css_class = page.css_classes(scores.nll, scores.kept, _LOSSES)
+    """Write a page of tokens, the first of `total`, of which this was predicted."""
+    size = len(tokens.ids)
+    nll, kept = scores.nll.reshape(-1)[:size], scores.kept.reshape(-1)[:size]
+    css_class = page.css_classes(nll, kept, _LOSSES)
     probabilities = [page.percent(math.exp(-loss)) for loss in (0.0, *_LOSSES)]
-    shades = page.legend(css_class, "loss from<br>probability to", _LOSSES, probabilities, "infinite loss")
-    head = f"{head}\n{shades}{page.excerpt_note(len(ids), total)}"
-    page.write_frame(path, title, head, page.paragraphs(ids, text, css_class, bounds), data)
+    shades = page.legend(css_class, "nll from", _LOSSES, "probability to", probabilities, "infinite nll")
+    looks = {"nll": page.numbers(nll), "shades": page.shade_letters(css_class), "worst": page.worst(nll, kept)}
+    data = {"models": f"[{page.as_object(looks | predicted)}]"}
+    head = f"{head}\n{shades}{page.excerpt_note(size, total)}"
+    page.write(path, title, head, tokens, classes, data, made_by, files)
 
 
-def _data(
-    scores: TokenScores, ids: Array, tokens: list[str | None] | None, vocabulary: Sequence[str] | None
+def _predictions(
+    scores: TokenScores, size: int, classes: page.Classes, names: Callable[[list[int]], Iterable[str | None]]
 ) -> dict[str, str]:
-    """JSON of everything that the script shows, in columns."""
-    size = len(ids)
-    top, columns = page.alternatives(vars(scores), size)
-    return columns | {
-        "id": page.as_json(ids.tolist()),
-        "loss": page.numbers(scores.nll.reshape(-1)[:size]),
-        "entropy": page.numbers(scores.entropy.reshape(-1)[:size]),
-        "text": page.as_json(page.class_text(ids, tokens, vocabulary, [top])),
-        "token": page.as_json(tokens),
+    """JSON of what was predicted for the first tokens, in columns."""
+    entropy = page.numbers(scores.entropy.reshape(-1)[:size], 5)
+    return {"entropy": entropy, **page.predictions(vars(scores), size, classes, names)}
+
+
+def _predictions_of_responses(
+    scores: TokenScores, top_tokens: Array, encode: Callable[[str], bytes], classes: page.Classes
+) -> dict[str, str]:
+    """The same of responses of servers, which name the most likely classes, but may not know ids and ranks."""
+    top, logprobs = scores.top_ids, scores.top_logprobs
+    assert top is not None
+    assert logprobs is not None
+    numbers = classes.numbers(page.known_ids(top), page.plain(top_tokens.reshape(-1).tolist(), encode))
+    return {
+        "k": str(top.shape[-1]),
+        "rank": page.as_json([rank if rank > 0 else None for rank in scores.rank.tolist()]),
+        "top": page.as_json(np.where(np.isnan(logprobs.reshape(-1)), -1, numbers).tolist()),
+        "chance": page.chances(logprobs),
     }
-
-
-def _known(values: Array, least: int = 0) -> str:
-    """JSON of integers; those below `least` are not known, and become null."""
-    return page.as_json([None if number < least else number for number in values.reshape(-1).tolist()])
 
 
 def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:

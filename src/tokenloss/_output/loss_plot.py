@@ -129,7 +129,7 @@ def draw_losses(
     -----
     At most 3,000 tokens are drawn as dots, chosen at random, and the figure says so; curves, bins and numbers are of
     all tokens. Losses that are infinite or nan are counted and left out. The running mean is of the tokens near each
-    position, and has gaps where none of these is included.
+    position; it ends where a sequence does, and at tokens that are not included or nan.
 
     The expected calibration error is ``sum(n_b / n * abs(accuracy_b - probability_b))`` over ten bins of equal width
     of the probability: Guo et al., "On calibration of modern neural networks", 2017.
@@ -147,18 +147,18 @@ def draw_losses(
     losses = np.asarray(nll, np.float64)
     shape = losses.shape
     kept = drawing.mask_of(where, shape)
-    losses = losses.reshape(-1)
+    all_losses = losses.reshape(-1)
     calibrated = greedy_logprobs is not None
     if calibrated:
         probability = np.exp(_as_1d("greedy_logprobs", greedy_logprobs, np.float64, shape)[kept])
         right = _as_1d("is_greedy", is_greedy, np.bool_, shape)[kept]
     figure = drawing.empty_figure(title, (10, 7.2))
     axes = figure.subplot_mosaic("TT;HC" if calibrated else "TT;HH")
-    positions = np.flatnonzero(kept & drawing.in_plot_range(losses))
-    note = drawing.excluded_note(losses[kept])
-    losses = losses[positions]
+    positions = np.flatnonzero(kept & drawing.in_plot_range(all_losses))
+    note = drawing.excluded_note(all_losses[kept])
+    losses = all_losses[positions]
     ids = drawing.sequence_numbers(segment_ids, shape)
-    _draw_text(axes["T"], positions, losses, None if ids is None else ids[positions], note)
+    _draw_text(axes["T"], positions, losses, _run_starts(kept & ~np.isnan(all_losses), ids, positions), note)
     _draw_histogram(axes["H"], losses)
     if calibrated:
         _draw_calibration(axes["C"], probability, right)
@@ -173,8 +173,8 @@ def _as_1d(name: str, value: ArrayLike | None, dtype: Any, shape: tuple[int, ...
     return array.reshape(-1)
 
 
-def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, excluded: str) -> None:
-    """Draw the losses along the text, and their running mean in each sequence."""
+def _draw_text(axes: Axes, positions: Array, losses: Array, starts: Array, excluded: str) -> None:
+    """Draw the losses along the text, and their running mean in each run of tokens."""
     from matplotlib.ticker import MaxNLocator
 
     size = len(losses)
@@ -192,7 +192,7 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, e
     )
     half = max(2, size // 100)
     label = f"mean of {count_of(min(2 * half + 1, size), 'token')}"
-    axes.plot(*_running_mean(positions, losses, ids, half), color=ORANGE, linewidth=1.8, label=label)
+    axes.plot(*_running_mean(positions, losses, starts, half), color=ORANGE, linewidth=1.8, label=label)
     drawing.add_legend(axes, "upper right")
     pad = max(0.5, (positions[-1] - positions[0]) / 100)
     axes.set_xlim(positions[0] - pad, positions[-1] + pad)
@@ -201,22 +201,34 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, e
     axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
-def _running_mean(positions: Array, losses: Array, ids: Array | None, half: int) -> tuple[Array, Array]:
-    """Points of the running mean of the losses up to `half` positions away in the same sequence; nan between curves."""
+def _running_mean(positions: Array, losses: Array, starts: Array, half: int) -> tuple[Array, Array]:
+    """Points of the running mean of the losses up to `half` positions away in the same run; nan between runs.
+
+    The means are over the losses that can be drawn; `starts` are those at which a run begins, the first one left out.
+    """
     size = len(losses)
-    is_start = np.diff(positions, prepend=positions[0]) > half
-    if ids is not None:
-        is_start |= np.diff(ids, prepend=ids[0]) != 0
-    starts = np.flatnonzero(is_start)
     bounds = np.concatenate([[0], starts, [size]])
-    middle = np.unique(np.linspace(0, size - 1, CURVE_POINTS).astype(np.intp))
-    curve = np.searchsorted(starts, middle, "right")
-    first = np.maximum(bounds[curve], np.searchsorted(positions, positions[middle] - half))
-    last = np.minimum(bounds[curve + 1], np.searchsorted(positions, positions[middle] + half, "right"))
+    ends = np.concatenate([bounds[:-1], bounds[1:] - 1])  # so that a short run is drawn whole
+    middle = np.unique(np.concatenate([np.linspace(0, size - 1, CURVE_POINTS).astype(np.intp), ends]))
+    run = np.searchsorted(starts, middle, "right")
+    first = np.maximum(bounds[run], np.searchsorted(positions, positions[middle] - half))
+    last = np.minimum(bounds[run + 1], np.searchsorted(positions, positions[middle] + half, "right"))
     sums = np.concatenate([[0.0], np.cumsum(losses)])
-    gaps = np.flatnonzero(np.diff(curve)) + 1
+    gaps = np.flatnonzero(np.diff(run)) + 1
     means = (sums[last] - sums[first]) / (last - first)
     return np.insert(positions[middle].astype(np.float64), gaps, np.nan), np.insert(means, gaps, np.nan)
+
+
+def _run_starts(is_scored: Array, ids: Array | None, positions: Array) -> Array:
+    """Which of the tokens at these positions begin a run, the first one aside.
+
+    A run ends at a token that is not scored, and where a sequence does.
+    """
+    runs = np.cumsum(~is_scored)
+    is_start = np.diff(runs[positions]) != 0
+    if ids is not None:
+        is_start |= np.diff(np.cumsum(np.diff(ids, prepend=ids[:1]) != 0)[positions]) != 0
+    return np.flatnonzero(is_start) + 1
 
 
 def _draw_histogram(axes: Axes, losses: Array) -> None:

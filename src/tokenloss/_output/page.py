@@ -1,4 +1,9 @@
-"""What all pages share: their frame, their text in shades, and the JSON that their script reads."""
+"""What all pages share: their frame, their text in paragraphs, and the JSON that their script reads.
+
+A page holds its text as plain paragraphs, so that browsers lay it out, find in it and print it by themselves. What is
+known of each token stands in columns of JSON, compressed, with the length of its text; `page.js` cuts the paragraphs
+near the window into tokens, and colours them.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +12,32 @@ import hashlib
 import html
 import itertools
 import json
-import unicodedata
+import zlib
 from importlib import resources
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
 from tokenloss._core.text import byte_encoder, decoded
+from tokenloss._core.version import __version__
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from tokenloss._core.types import Array
 
-MOST_TOKENS = 100_000  # on a page: about 10 MB, which a browser opens within two seconds
-_N_SHADES = 10  # colours for losses in page.css
-# The CSS classes that tokens have, by number; page.js has this list, too, and page.css the colour of each.
+MOST_TOKENS = 300_000  # on a page: about 11 MB, which a browser opens within a second; of a million, three
+_N_WORST = 1000  # tokens that the button for the worst token goes through
+_N_SHADES = 10  # colours of tokens in page.css
+# What a token can look like, by number; page.js has this list, too, and page.css the colour of each.
 _CLASSES = (*(f"s{shade}" for shade in range(_N_SHADES)), "inf", "nan", "ignored")
 _INF, _NAN, _IGNORED = range(_N_SHADES, len(_CLASSES))
+_MOST_IN_PARAGRAPH = 2000  # tokens: a longer paragraph is broken, since browsers lay out paragraphs as a whole
+_TOKENS_OF_PART = 1000  # paragraphs are coloured in parts of at least so many tokens
 _PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -41,24 +51,92 @@ _PAGE = """\
 {style}</style>
 </head>
 <body>
+<header>
 <h1>{title}</h1>
 {head}
-<p class="hint">Point at a token, tap it, or use Tab and the arrow keys, to see what was predicted there.</p>
-<main id="text">
+</header>
+<noscript><p class="part">Without JavaScript, this page shows the figures and the text, but not the colours of the
+tokens and what was predicted.</p></noscript>
+<form id="tools" role="search" aria-label="Find tokens" hidden>
+<div id="worst" role="group" aria-label="Worst tokens"><span>Worst tokens</span>
+<button type="button" aria-label="Previous worst token" aria-keyshortcuts="Shift+W">&lsaquo;</button>
+<output></output>
+<button type="button" aria-label="Next worst token" aria-keyshortcuts="W">&rsaquo;</button></div>
+<div id="sequences" role="group" aria-label="Sequence" hidden><label>Sequence
+<input id="sequence" inputmode="numeric" size="6" autocomplete="off" aria-keyshortcuts="S"></label>
+<output></output></div>
+<div id="search" role="group" aria-label="Search"><label>Search
+<input id="query" type="search" size="16" autocomplete="off" aria-keyshortcuts="/"></label>
+<button type="button" aria-label="Previous match" aria-keyshortcuts="Shift+N">&lsaquo;</button>
+<output></output>
+<button type="button" aria-label="Next match" aria-keyshortcuts="N">&rsaquo;</button></div>
+</form>
+<main id="text" aria-label="Text"{numbered}>
 {text}
 </main>
-<aside id="card" role="status" hidden></aside>
-<script type="application/json" id="data">{data}</script>
+<footer>
+<p>Point at a token, tap it, or use Tab and the arrow keys, to see what was predicted there.
+Keys: <kbd>w</kbd> next worst token, <kbd>s</kbd> sequence, <kbd>/</kbd> search, <kbd>n</kbd> next match; with
+<kbd>Shift</kbd>, the one before.</p>
+<p>Made by tokenloss {version}: <code>{made_by}</code></p>
+</footer>
+<div id="card" role="tooltip" hidden></div>
+<script type="text/plain" id="data">{data}</script>
 <script>{script}</script>
 </body>
 </html>
 """
 
 
-def write_frame(
-    path: str | os.PathLike[str], title: str, head: str, paragraphs: Iterable[str], data: dict[str, str]
-) -> None:
-    """Write a page of these parts."""
+class Tokens(NamedTuple):
+    """The tokens of a page, in the order of the text.
+
+    Attributes
+    ----------
+    text : list of str or None
+        Their text, as their vocabulary writes it.
+    encode : function
+        What turns this into bytes: `byte_encoder` of the vocabulary.
+    ids : list of int or None
+        Their class ids.
+    places : dict of arrays of integers
+        What says where a token is: its `file`, `row`, `sequence` and `position`, or some of these; -1 of nowhere.
+    """
+
+    text: list[str | None]
+    encode: Callable[[str], bytes]
+    ids: list[int | None]
+    places: dict[str, Array]
+
+
+def write(
+    path: str | os.PathLike[str], title: str, head: str, tokens: Tokens, classes: Classes, data: dict[str, str],
+    made_by: str, files: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Write a page of these tokens, made by a command or function.
+
+    `data` has JSON of `models` and, if these are compared, of `base`: what each predicted, and how its tokens look;
+    `classes` are those that this names. `files` are names for the numbers of files.
+    """
+    texts = decoded(tokens.text, tokens.encode)
+    shown = [_id_text(i) if text is None else text.translate(_CONTROL_PICTURES)
+             for i, text in zip(tokens.ids, texts, strict=True)]  # fmt: skip
+    lengths = [(-1 if word is None else 1) * _utf16_length(text)
+               for word, text in zip(tokens.text, shown, strict=True)]  # fmt: skip
+    starts = _paragraph_starts(shown, tokens.places)
+    ids = [None if i is not None and i < 0 and text is not None else i
+           for i, text in zip(tokens.ids, tokens.text, strict=True)]  # fmt: skip
+    target = classes.numbers(ids, plain(tokens.text, tokens.encode))
+    columns = {
+        "length": as_json(lengths),  # of the text of each token, negative if this is its id
+        "first": as_json([first for first, _ in starts]),  # token of each paragraph
+        "places": as_json({name: np.diff(place, prepend=0).tolist() for name, place in tokens.places.items()}),
+        "target": as_json(target),
+        "files": as_json([Path(file).name for file in files]),
+        **classes.columns(),
+        **data,
+    }
+    text = "".join(_text_html(shown, starts, tokens.places, files))
     style, script = (
         resources.files("tokenloss._output").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js")
     )
@@ -67,9 +145,12 @@ def write_frame(
         title=escaped(title),
         style=style,
         head=head,
-        text="\n".join(paragraphs),
-        data=as_object(data),
+        text=text,
+        numbered=' class="numbered"' if "<h2" in text else "",
+        data=base64.b64encode(zlib.compress(as_object(columns).encode("utf-8", "replace"))).decode(),
         script=script,
+        version=__version__,
+        made_by=escaped(made_by),
     )
     with replacing(path) as file:
         file.write(page.encode("utf-8", "replace"))
@@ -88,52 +169,126 @@ def escaped(text: str) -> str:
     return html.escape(text.translate(_CONTROL_PICTURES))
 
 
-def as_strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...]) -> list[str | None]:
+def as_strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...], size: int) -> list[str | None]:
     """The text of the first tokens, checked."""
     array = np.asarray(tokens)
     if array.shape != shape:
         raise_error("shape", name="tokens", got=array.shape, fits=f"{shape}, to fit scores")
     if array.dtype.kind not in "UTO":
         raise_error("dtype", name="tokens", got=array.dtype, fits="text")
-    return [None if token is None else str(token) for token in array.reshape(-1)[:MOST_TOKENS].tolist()]
+    return [None if token is None else str(token) for token in array.reshape(-1)[:size].tolist()]
 
 
-def token_text(vocabulary: Sequence[str] | None, i: int) -> str | None:
-    """Text of a class id, if it is known."""
-    return str(vocabulary[i]) if vocabulary is not None and 0 <= i < len(vocabulary) else None
+def vocabulary_text(vocabulary: Sequence[str] | None, ids: Iterable[int]) -> list[str | None]:
+    """Text of class ids, None where it is not known."""
+    known = () if vocabulary is None else vocabulary
+    return [str(known[i]) if 0 <= i < len(known) else None for i in ids]
 
 
-def row_bounds(shape: tuple[int, ...], size: int) -> list[int]:
-    """Bounds of the paragraphs of the first `size` tokens: each row of the last axis is a paragraph."""
-    return [*range(0, size, (shape[-1] if shape else 1) or 1), size]
+def class_names(
+    vocabulary: Sequence[str] | None, ids: Array, tokens: list[str | None]
+) -> Callable[[list[int]], list[str | None]]:
+    """Choose the function that names class ids: by the vocabulary, else by the tokens of the text."""
+    encode = byte_encoder(tokens if vocabulary is None else vocabulary)
+    known = {i: token for i, token in zip(ids.tolist(), tokens, strict=True) if token is not None}
+
+    def names(ids: list[int]) -> list[str | None]:
+        return plain(map(known.get, ids) if vocabulary is None else vocabulary_text(vocabulary, ids), encode)
+
+    return names
 
 
-def paragraphs(ids: Array, text: list[str | None], css_class: Array, bounds: list[int]) -> Iterator[str]:
-    """HTML of the tokens, in paragraphs with these bounds."""
-    encode = byte_encoder(text)
-    for part in itertools.starmap(slice, itertools.pairwise(bounds)):
-        spans = map(_span, ids[part].tolist(), decoded(text[part], encode), css_class[part].tolist())
-        yield f"<p>{''.join(spans)}</p>"
+def known_places(places: Mapping[str, Array]) -> dict[str, Array]:
+    """Places without those that say nothing: the file of a single one, and sequences if there are none."""
+    unknown = {"file": 0, "sequence": -1, "position": -1}
+    return {name: place for name, place in places.items() if name not in unknown or (place != unknown[name]).any()}
 
 
-def _span(i: int, text: str | None, css_class: int) -> str:
-    """HTML of a token."""
-    name = _CLASSES[css_class]
-    if text is None:
-        return f'<i class="{name} id">{i}</i> '
-    text = text.translate(_CONTROL_PICTURES)
-    if "\n" in text and text.isspace():
-        return f'<i class="{name} br">{text}</i>'
-    if all(unicodedata.category(c) in ("Cf", "Me", "Mn") for c in text):
-        return f'<i class="{name} thin">{text}</i>'
-    return f"<i class={name}>{html.escape(text)}</i>"
+def known_ids(ids: Array) -> list[int | None]:
+    """Ids as a list; those below 0 are not known, and become None."""
+    return [None if i < 0 else i for i in ids.reshape(-1).tolist()]
+
+
+def row_places(shape: tuple[int, ...], size: int) -> dict[str, Array]:
+    """Places of the first `size` tokens of a batch: each row of the last axis is a sequence."""
+    row, position = np.divmod(np.arange(size), (shape[-1] if shape else 1) or 1)
+    return {"sequence": row, "position": position} if len(shape) > 1 else {"position": position}
+
+
+def _id_text(i: int | None) -> str:
+    """What stands for a token without text: its id, if that is known, and a space."""
+    return "\N{REPLACEMENT CHARACTER} " if i is None else f"#{i} "
+
+
+def _utf16_length(text: str) -> int:
+    """The length of text in JavaScript."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "replace")) // 2
+
+
+def _paragraph_starts(text: list[str], places: Mapping[str, Array]) -> list[tuple[int, bool]]:
+    """The first token of each paragraph, and whether a sequence or file starts there.
+
+    A paragraph of very many tokens is broken after a newline, else before a space, else anywhere.
+    """
+    size = len(text)
+    is_start = np.zeros(size, bool)
+    is_start[:1] = True
+    for name in places.keys() & {"file", "sequence"}:
+        is_start[1:] |= np.diff(places[name]) != 0
+    if "sequence" in places and "position" in places:  # two sequences of the same number
+        is_start[1:] |= (np.diff(places["position"]) <= 0) & (places["sequence"][1:] >= 0)
+    starts: list[tuple[int, bool]] = []
+    for first, last in itertools.pairwise([*np.flatnonzero(is_start).tolist(), size]):
+        starts.append((first, True))
+        while last - first > _MOST_IN_PARAGRAPH:
+            least, most = first + _MOST_IN_PARAGRAPH // 2, first + _MOST_IN_PARAGRAPH
+            newlines = (i for i in range(least, most) if text[i - 1].endswith("\n"))
+            spaces = (i for i in range(most, least, -1) if text[i][:1].isspace())
+            first = next(newlines, None) or next(spaces, most)
+            starts.append((first, False))
+    return starts
+
+
+def _text_html(
+    text: list[str], starts: list[tuple[int, bool]], places: Mapping[str, Array], files: Sequence[str]
+) -> Iterator[str]:
+    """HTML of the paragraphs, in parts, with a heading for each sequence if there are several."""
+    labels = [_label(places, first, files) if is_start else None for first, is_start in starts]
+    named = len({*labels} - {None}) > 1
+    file, anchors = "", {""}
+    part = 0  # first token of the part
+    bounds = [first for first, _ in starts] + [len(text)]
+    for number, label in enumerate(labels):
+        first, last = bounds[number : number + 2]
+        if number == 0 or first - part >= _TOKENS_OF_PART:
+            yield f"{'</div>' * (number > 0)}\n<div class=part>\n"
+            part = first
+        if named and label:
+            words, anchor = label
+            shown = words[1:] if len(words) > 1 and words[0] == file else words
+            yield f"<h2{'' if anchor in anchors else f' id={anchor}'}>{'<br>'.join(shown)}</h2>"
+            file = words[0]
+            anchors.add(anchor)
+        continued = "" if starts[number][1] else " class=on"
+        yield f"<p{continued}>{html.escape(''.join(text[first:last]))}</p>\n"
+    if labels:
+        yield "</div>"
+
+
+def _label(places: Mapping[str, Array], at: int, files: Sequence[str]) -> tuple[tuple[str, ...], str] | None:
+    """Names of a token's file and sequence, in HTML, and the anchor of both for links; None if it has neither."""
+    known = {name: int(places[name][at]) for name in ("file", "sequence") if name in places and places[name][at] >= 0}
+    words = [f"{name} {number}" for name, number in known.items()]
+    if "file" in known and files:
+        words[0] = escaped(Path(files[known["file"]]).name)
+    return (tuple(words), "-".join(f"{name}-{number}" for name, number in known.items())) if known else None
 
 
 # -- shades ------------------------------------------------------------------------------------------------------------
 
 
 def css_classes(nats: Array, kept: Array, shades: Sequence[float]) -> Array:
-    """Index of each token's CSS class, given the nats at which each next colour begins."""
+    """Number of each token's look, given the nats at which each next colour begins."""
     nats = nats.reshape(-1)
     css_class = np.searchsorted(shades, nats, side="right")
     css_class[np.isinf(nats)] = _INF
@@ -142,16 +297,18 @@ def css_classes(nats: Array, kept: Array, shades: Sequence[float]) -> Array:
     return css_class
 
 
-def legend(css_class: Array, what: str, shades: Sequence[float], notes: Iterable[str], infinite: str) -> str:
+def legend(css_class: Array, what: str, shades: Sequence[float], note: str, notes: Sequence[str], infinite: str) -> str:
     """HTML of the legend, with a note below each shade; special values are listed only if they occur."""
-    starts = zip((0.0, *shades), notes, strict=True)
-    cells = [f"<span class=s{shade}>{start:g}<br>{note}</span>" for shade, (start, note) in enumerate(starts)]
-    rows = [f"<div><b>{what}</b>{''.join(cells)}</div>"]
+    starts = enumerate(zip((0.0, *shades), notes, strict=True))
+    columns = [(_CLASSES[shade], f"{start:g}", below) for shade, (start, below) in starts]
     for index, name in (_INF, infinite), (_NAN, "no number"), (_IGNORED, "ignored"):
-        count = int(np.count_nonzero(css_class == index))
-        if count:
-            rows.append(f"<div><span class={_CLASSES[index]}>{name}<br>{count:,}</span></div>")
-    return f'<div class="legend">{"".join(rows)}</div>'
+        if count := int(np.count_nonzero(css_class == index)):
+            columns.append((_CLASSES[index], name, f"{count:,}"))
+    rows = []
+    for row, name in (1, what), (2, note):
+        cells = "".join(f"<td class={column[0]}>{column[row]}</td>" for column in columns)
+        rows.append(f"<tr><th scope=row>{name}</th>{cells}</tr>")
+    return f'<table class="legend" aria-label="Colours">{"".join(rows)}</table>'
 
 
 def percent(fraction: float) -> str:
@@ -170,10 +327,37 @@ def excerpt_note(shown: int, total: int, why: str = "") -> str:
     if shown == total:
         return ""
     note = f"This page holds the first {shown:,} of {total:,} tokens{why}; the figures are of all."
-    return f'\n<p class="part">{note}</p>'
+    return f'\n<p class="note">{note}</p>'
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
+
+
+class Classes:
+    """The classes that a page names, each with its id and text, once; tokens name them by their number here."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[int | None, str | None], int] = {}
+
+    def numbers(self, ids: Iterable[int | None], names: Iterable[str | None]) -> list[int]:
+        """Numbers of classes of these ids and texts."""
+        return [self._numbers.setdefault(one, len(self._numbers)) for one in zip(ids, names, strict=True)]
+
+    def numbers_of_ids(self, ids: Array, names: Callable[[list[int]], Iterable[str | None]]) -> list[int]:
+        """Numbers of classes whose text follows from the id; -1 of no class."""
+        unique, inverse = np.unique(ids, return_inverse=True)
+        numbers = np.array(self.numbers(unique.tolist(), names(unique.tolist())), int)
+        return cast("list[int]", np.where(unique < 0, -1, numbers)[inverse.reshape(-1)].tolist())
+
+    def columns(self) -> dict[str, str]:
+        """JSON of the ids and texts of all classes."""
+        ids, names = zip(*self._numbers, strict=True) if self._numbers else ((), ())
+        return {"class_id": as_json(ids), "class_text": as_json(names)}
+
+
+def plain(texts: Iterable[str | None], encode: Callable[[str], bytes]) -> list[str | None]:
+    """Text of single tokens, without the marks of tokenizers; other bytes as escapes."""
+    return [None if text is None else encode(text).decode("utf-8", "backslashreplace") for text in texts]
 
 
 def as_object(columns: dict[str, str]) -> str:
@@ -182,22 +366,32 @@ def as_object(columns: dict[str, str]) -> str:
 
 
 def as_json(value: object) -> str:
-    """JSON that can neither end nor comment out the script that holds it, nor reverse its text."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c").translate(_BIDI_MARKS)
+    """JSON whose text cannot be reversed by marks of direction."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_BIDI_MARKS)
 
 
-def numbers(values: Array) -> str:
-    """JSON of numbers with six digits; infinities become 1e999, which overflows, and nan becomes null."""
-    return f"[{','.join([f'{x:.6g}' for x in values.tolist()])}]".replace("inf", "1e999").replace("nan", "null")
+def numbers(values: Array, digits: int = 6) -> str:
+    """JSON of numbers with so many digits; infinities become 1e999, which overflows, and nan becomes null."""
+    texts = [f"{x:.{digits}g}" for x in values.reshape(-1).tolist()]
+    return f"[{','.join(texts)}]".replace("inf", "1e999").replace("nan", "null")
 
 
 def shade_letters(css_class: Array) -> str:
-    """JSON text with a digit or letter for the CSS class of each token."""
+    """JSON text with a digit or letter for the look of each token."""
     return f'"{"".join(["0123456789abc"[index] for index in css_class.tolist()])}"'
 
 
-def alternatives(scores: Mapping[str, Array | None], size: int) -> tuple[Array, dict[str, str]]:
-    """The most likely classes of the first tokens; and JSON of them, their log-probabilities and the targets' ranks."""
+def worst(values: Array, kept: Array) -> str:
+    """JSON of the tokens with the greatest values, from the greatest on; nan counts as infinite."""
+    values = values.reshape(-1)
+    order = np.argsort(-np.where(np.isnan(values), np.inf, values), kind="stable")
+    return as_json(order[kept.reshape(-1)[order]][:_N_WORST].tolist())
+
+
+def predictions(
+    scores: Mapping[str, Array | None], size: int, classes: Classes, names: Callable[[list[int]], Iterable[str | None]]
+) -> dict[str, str]:
+    """JSON of the ranks of the first tokens, and of the most likely classes with their probabilities."""
     top, logprobs = scores.get("top_ids"), scores.get("top_logprobs")
     argmax, rank = scores["argmax"], scores["rank"]
     assert argmax is not None
@@ -207,15 +401,15 @@ def alternatives(scores: Mapping[str, Array | None], size: int) -> tuple[Array, 
         top, logprobs = top.reshape(-1)[: size * k], logprobs.reshape(-1)[: size * k]
     else:
         k, top, logprobs = 1, argmax.reshape(-1)[:size], np.full(size, np.nan)
-    columns = {"k": str(k), "rank": as_json(rank.reshape(-1)[:size].tolist())}
-    return top, columns | {"top": as_json(top.tolist()), "logprob": numbers(logprobs)}
+    return {
+        "k": str(k),
+        "rank": as_json(rank.reshape(-1)[:size].tolist()),
+        "top": as_json(classes.numbers_of_ids(top, names)),
+        "chance": chances(logprobs),
+    }
 
 
-def class_text(
-    ids: Array, tokens: list[str | None] | None, vocabulary: Sequence[str] | None, tops: list[Array]
-) -> dict[str, str]:
-    """Text of each class id that the page names, if it is known."""
-    if vocabulary is None:
-        return {str(i): token for i, token in zip(ids.tolist(), tokens or (), strict=False) if token is not None}
-    named = np.unique(np.concatenate([ids, *tops])).tolist()
-    return {str(i): token for i in named if (token := token_text(vocabulary, i)) is not None}
+def chances(logprobs: Array) -> str:
+    """JSON of probabilities in percent, with the three digits that the page shows."""
+    with np.errstate(over="ignore"):
+        return numbers(100 * np.exp(logprobs), 3)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss._evaluation.sink import Candidate, Sink, TokenBlock
+from tokenloss._evaluation.sink import Sink, TokenBlock
 from tokenloss._scores.token_scores import token_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from contextlib import AbstractContextManager
 
     from tokenloss._core.types import Array
@@ -33,7 +33,7 @@ class TokenSink(Sink):
         others: tuple[Array, ...] = ()
         if self._of_responses:
             others = none, none, np.empty((0, top_k), np.object_)
-        places = none, none, none
+        places = None if self._of_responses else none, none, none
         scores = token_scores(np.empty((0, top_k)), none, top_k=top_k)
         self.add(TokenBlock(scores, none, None, 0, *places, *others))
         return contextlib.nullcontext()
@@ -41,23 +41,20 @@ class TokenSink(Sink):
     def add(self, block: TokenBlock) -> None:
         ids, text = block.ids, block.text
         text = np.full(len(ids), None) if text is None else text.astype(object)
-        columns = dict(vars(block.scores), ids=ids, text=text)
-        if self.columns:  # these may be more than those of `TokenScores`
-            columns |= {"file": np.full(len(ids), block.file), "sequences": block.sequences}
-        if block.top_tokens is not None:
-            more = ("top_tokens", "sequences", "positions", "is_greedy_known")
-            columns |= {name: getattr(block, name) for name in more}
+        columns = dict(vars(block.scores), ids=ids, text=text, file=np.full(len(ids), block.file))
+        names = ("rows", "sequences", "positions", "top_tokens", "is_greedy_known")
+        columns |= {name: getattr(block, name) for name in names}
         left = int(min(len(ids), max(0, self.max_tokens - self._seen)))
         self._seen += len(ids)
         if left or not self._parts:
-            names = [name for name in self.columns or columns if columns.get(name) is not None]
-            self._parts.append({name: columns[name][:left] for name in names})
+            known = [name for name in self.columns or columns if columns.get(name) is not None]
+            self._parts.append({name: columns[name][:left] for name in known})
 
     def collected(self) -> dict[str, Array]:
-        """Columns by name: those of `TokenScores`, `ids`, `text`, and those that only responses have."""
+        """Columns by name: those of `TokenScores`, and of `TokenBlock`, as far as they are known."""
         return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
 
 
-def compared_title(summary: dict[str, Any], result: Sequence[Candidate]) -> str:
-    """Title of an output about a comparison."""
-    return f"{result[0].name if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"
+def compared_title(summary: dict[str, Any], result: Collection[str]) -> str:
+    """Title of an output about candidates, given their names."""
+    return f"{next(iter(result)) if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"
