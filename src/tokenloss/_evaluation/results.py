@@ -151,7 +151,7 @@ class Evaluation(LossFigures):
     meter: LossMeter
     sequences: dict[str, Array]
     figures: dict[str, Any]
-    _parts: Any  # of `parts.py`
+    _parts: Any = dataclasses.field(compare=False)  # of `parts.py`
 
     @property
     def _meter(self) -> LossMeter:
