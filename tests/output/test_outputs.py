@@ -89,4 +89,4 @@ def test_a_figure_of_a_comparison_is_printed_unless_it_is_listed_here(tmp_path):
 
     figures = {name: figure for name, figure in vars(comparison).items() if not isinstance(figure, np.ndarray)}
     missing = {name for name, figure in figures.items() if printed(**{name: other(figure)}) == printed()}
-    assert missing == {"_about", "has_targets"}  # the first is empty here; with targets, their figures are shown
+    assert missing == {"_about"}  # which is empty here
