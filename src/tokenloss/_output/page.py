@@ -115,8 +115,10 @@ def write(
 ) -> None:  # fmt: skip
     """Write a page of these tokens, made by a command or function.
 
-    `data` has JSON of `models` and, if these are compared, of `base`: what each predicted, and how its tokens look;
-    `classes` are those that this names. `files` are names for the numbers of files.
+    `data` has JSON of `models`, a list, and of `base` if they are compared. Each is an object of columns: `nll`, and as
+    far as they are known `entropy`, `rank`, `top`, `chance` (the `k` most likely of `classes` for each token, and their
+    probabilities in percent); a model has `shades` and `worst`, too, and if it is compared `kl` and a `name`. `files`
+    are names for the numbers of files.
     """
     texts = decoded(tokens.text, tokens.encode)
     shown = [_id_text(i) if text is None else text.translate(_CONTROL_PICTURES)
@@ -128,7 +130,7 @@ def write(
            for i, text in zip(tokens.ids, tokens.text, strict=True)]  # fmt: skip
     target = classes.numbers(ids, plain(tokens.text, tokens.encode))
     columns = {
-        "length": as_json(lengths),  # of the text of each token, negative if this is its id
+        "lengths": as_json(lengths),  # of the text of each token, negative if this is its id
         "first": as_json([first for first, _ in starts]),  # token of each paragraph
         "places": as_json({name: np.diff(place, prepend=0).tolist() for name, place in tokens.places.items()}),
         "target": as_json(target),
