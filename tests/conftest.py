@@ -185,8 +185,13 @@ def score_json(command):
 
 @pytest.fixture
 def compare_json(command):
-    """Run `tokenloss compare --format json`; return what it printed."""
-    return lambda *argv: json_of(command("compare", *argv, "--format", "json"))
+    """Run `tokenloss compare --format json`; return what it printed, of a single candidate without its list."""
+
+    def run(*argv):
+        found = json_of(command("compare", *argv, "--format", "json"))
+        return found.pop("candidates")[0] | found if len(found["candidates"]) == 1 else found
+
+    return run
 
 
 def json_of(result):
@@ -266,6 +271,6 @@ def compared(tmp_path):
 
     def compare(base, other, **options):
         paths = clients.save_lines(tmp_path / "base.jsonl", *base), clients.save_lines(tmp_path / "other.jsonl", *other)
-        return tokenloss.compare_samples(*paths, **options)
+        return clients.compare_pair(*paths, **options)
 
     return compare

@@ -17,16 +17,22 @@ from places import ROOT
 
 import tokenloss
 import tokenloss.dask
-from tokenloss import formats, page, plots, sinks
+from tokenloss import formats, page, plots, results, sinks
 from tokenloss._command import cli
 from tokenloss._comparison.paired import PairedLosses
+from tokenloss._core.result import Result
+from tokenloss._statistics.meter import LossFigures
 
 pytestmark = pytest.mark.thread_unsafe(reason="doctest patches the standard library, and numpydoc is not thread-safe")
 MODULES = [
     module.name for module in pkgutil.walk_packages(tokenloss.__path__, "tokenloss.") if "__main__" not in module.name
 ]
 NAMED = [
-    *(getattr(module, name) for module in (tokenloss, tokenloss.dask, formats, sinks) for name in module.__all__),
+    *(
+        getattr(module, name)
+        for module in (tokenloss, tokenloss.dask, formats, results, sinks)
+        for name in module.__all__
+    ),
     *(formats.llama_cpp.write, page.write_page, page.write_comparison_page),
     *(plots.check, plots.draw_candidates, plots.draw_divergences, plots.draw_losses, plots.save),
 ]
@@ -34,7 +40,7 @@ PUBLIC = [thing for thing in NAMED if inspect.isroutine(thing) or inspect.isclas
 RESULTS = [thing for thing in PUBLIC if dataclasses.is_dataclass(thing) or hasattr(thing, "_fields")]
 MEMBERS = [
     member
-    for thing in [*PUBLIC, PairedLosses]
+    for thing in [*PUBLIC, Result, LossFigures, PairedLosses]
     if inspect.isclass(thing)
     for name, member in vars(thing).items()
     if not name.startswith("_")
@@ -81,9 +87,12 @@ def test_results_tell_of_every_field(thing):
 
 
 @pytest.mark.parametrize("thing", PUBLIC, ids=name_of)
-def test_public_names_have_examples(thing):
-    finder = doctest.DocTestFinder(recurse=False)
-    assert any(test.examples for test in finder.find(thing))
+def test_public_names_have_examples_that_run(thing):
+    finder = doctest.DocTestFinder()  # testmod leaves out classes whose `__module__` is the public one
+    tests = finder.find(thing, name_of(thing), module=False, globs={thing.__name__: thing})
+    assert any(test.examples for test in tests)
+    runner = doctest.DocTestRunner()
+    assert sum(runner.run(test).failed for test in tests) == 0
 
 
 @pytest.mark.parametrize("thing", [thing for thing in PUBLIC if inspect.isroutine(thing)], ids=name_of)

@@ -1,6 +1,8 @@
 """The house: a package imports only those below it, files import each other in no circle, public modules hand on."""
 
 import ast
+import pydoc
+import re
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -8,7 +10,7 @@ from places import ROOT
 
 # from the ground up
 FLOORS = ["_core", "_scores", "_statistics", "formats", "_comparison", "_evaluation", "_output", "_command"]
-PUBLIC = ["dask", "page", "plots", "sinks"]  # modules that may hand on names of any package
+PUBLIC = ["dask", "page", "plots", "results", "sinks"]  # modules that may hand on names of any package
 SOURCE = ROOT / "src" / "tokenloss"
 FILES = {
     path.relative_to(SOURCE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
@@ -89,6 +91,35 @@ def test_stub_tells_type_checkers_of_every_public_name():
     expected |= {("tokenloss", name) for name in tokenloss._PUBLIC_MODULES if name != "dask"}
     assert told == expected | {("tokenloss._core.version", "__version__")}
     assert ast.literal_eval(names.value) == tokenloss.__all__
+    assert len(tokenloss.__all__) <= 30
+
+
+def test_docstring_of_the_package_is_a_map_that_names_everything_once():
+    import tokenloss
+
+    named = re.findall(r"^    (?:tokenloss\.)?(\w+) +\S", tokenloss.__doc__, re.MULTILINE)
+    assert sorted(named) == sorted([*tokenloss.__all__, *tokenloss._PUBLIC_MODULES])
+    page = pydoc.render_doc(tokenloss, renderer=pydoc.plaintext)
+    assert page.index("cross_entropy_loss ") < page.index("PACKAGE CONTENTS")
+    assert page.count("\n") < 100
+
+
+def test_dir_and_star_show_public_names_alone(run_python):
+    run_python(
+        """
+import importlib, pkgutil, tokenloss
+before = dir(tokenloss)
+for module in pkgutil.walk_packages(tokenloss.__path__, "tokenloss."):
+    if "__main__" not in module.name:
+        importlib.import_module(module.name)
+assert dir(tokenloss) == before
+public = [name for name in before if not name.startswith("__")]
+assert public == sorted([*tokenloss.__all__, *tokenloss._PUBLIC_MODULES])
+space = {}
+exec("from tokenloss import *", space)
+assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
+"""
+    )
 
 
 SUFFIXES = (".py", ".pyi", ".pyx", ".pxi", ".pxd", ".c", ".h", ".js", ".css")

@@ -11,7 +11,7 @@ import pytest
 
 import tokenloss
 import tokenloss.dask
-from tokenloss import formats, page, plots
+from tokenloss import formats, page, plots, results
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,20 +82,20 @@ def test_class_log_probs_are_an_array() -> None:
 
 
 def test_scores_and_comparisons_have_typed_fields() -> None:
-    scores = assert_type(tokenloss.token_scores(LOGITS, IDS, top_k=1), tokenloss.TokenScores)
+    scores = assert_type(tokenloss.token_scores(LOGITS, IDS, top_k=1), results.TokenScores)
     assert is_array(assert_type(scores.rank, npt.NDArray[np.int64]), np.int64)
     assert is_array(assert_type(scores.top_logprobs, "Floats | None"))
     assert is_float(assert_type(scores.perplexity, float))
-    assert_type(tokenloss.linear_token_scores(PROBS, PROBS, IDS), tokenloss.TokenScores)
-    comparison = assert_type(tokenloss.compare(LOGITS, PROBS, IDS, definitions="exact"), tokenloss.Comparison)
+    assert_type(tokenloss.linear_token_scores(PROBS, PROBS, IDS), results.TokenScores)
+    comparison = assert_type(tokenloss.compare(LOGITS, PROBS, IDS, definitions="exact"), results.Comparison)
     assert is_float(assert_type(comparison.kl_quantiles[0.5], float))
     assert is_array(assert_type(comparison.is_same_top, npt.NDArray[np.bool_]), np.bool_)
     meter = tokenloss.ComparisonMeter(definitions="exact")
     meter.update(LOGITS, PROBS, IDS)
-    assert_type(meter.result(), tokenloss.Comparison)
+    assert_type(meter.result(), results.Comparison)
     meter = tokenloss.ComparisonMeter(classes=1)
     meter.update(LOGITS, {"a": LOGITS, "b": PROBS}, [0, 0])
-    found = assert_type(meter.results(), dict[str, tokenloss.Comparison])["b"]
+    found = assert_type(meter.results(), results.Comparisons[results.Comparison])["b"]
     assert is_float(assert_type(found.kl_quantile_intervals[0.5], tuple[float, float])[0])
     assert is_float(assert_type(found.left_out, "float | None"))
     assert is_array(assert_type(found.by(["x", "y"]), dict[str, npt.NDArray[Any]])["kl"])

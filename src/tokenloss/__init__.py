@@ -1,46 +1,96 @@
-"""Scores language-model predictions on a CPU, exactly and at the speed of memory."""
+"""Scores language-model predictions on a CPU, exactly and at the speed of memory.
 
-from importlib import import_module
+Losses, as a mean, a sum, or of each token
+    cross_entropy_loss      from probabilities, as scikit-learn's log_loss
+    nll_loss                from log-probabilities
+    cross_entropy           from logits, as torch.nn.functional.cross_entropy
+    cross_entropy_and_grad  from logits, with the gradient
+    linear_cross_entropy    from hidden states and their projection onto the vocabulary
+
+Every token
+    token_scores            loss, entropy, rank and most likely classes
+    linear_token_scores     the same from hidden states
+    class_log_probs         log-probabilities of given classes
+    next_token              aligns a causal model's logits with the ids that they predict
+
+Arrays
+    softmax                 probabilities from logits
+    log_softmax             log-probabilities from logits
+    logsumexp               logarithm of the sum of exponentials
+
+Sums with errors
+    LossMeter               mean loss and perplexity over any number of batches, with their errors
+    sequence_losses         loss of each document, answer or text
+
+Two models on the same tokens
+    compare                 perplexities, KL divergence and changes of probability, with their errors
+    ComparisonMeter         the same, block by block, of any number of candidates
+    kl_divergence           the divergence alone
+    linear_compare          compare, from hidden states
+    linear_kl_divergence    kl_divergence, from hidden states
+    topk_divergence_bound   a lower bound of the divergence, from lists of the most likely classes
+
+Files and engines, as the commands `tokenloss score` and `tokenloss compare`
+    evaluate                scores files, servers' responses, or blocks that an engine yields
+    compare_files           compares models by their files of scores, responses or samples
+    compare_responses       the same of servers' responses
+    compare_samples         the same of samples of lm-evaluation-harness
+
+Settings and warnings
+    show_config             instruction set and number of threads
+    ShiftWarning            targets seem to need a shift by one token
+    NormWarning             hidden states seem to lack the final norm
+
+Modules
+    tokenloss.results       types of what these return, which all have summary(), to_dict() and columns()
+    tokenloss.sinks         files that evaluate and compare_files write
+    tokenloss.formats       readers of files
+    tokenloss.page          pages of tokens, in HTML
+    tokenloss.plots         plots, by matplotlib
+    tokenloss.dask          the same of Dask arrays, and on clusters
+
+help(tokenloss.cross_entropy) tells of a function, its options, errors and examples.
+"""
+
+import sys as _sys
+from importlib import import_module as _import_module
 
 from tokenloss._core.version import __version__ as __version__
 
 # by module, the public names that it has; `__init__.pyi` tells type checkers the same
 _NAMES = {
-    "_comparison.comparison": ("Comparison", "ComparisonMeter", "compare"),
+    "_comparison.comparison": ("ComparisonMeter", "compare"),
     "_comparison.linear_compare": ("linear_compare",),
-    "_comparison.responses": ("ResponseComparison",),
-    "_comparison.samples": ("SampleComparison", "SampleMetric"),
     "_core.config": ("show_config",),
     "_evaluation.compare_files": ("compare_files",),
-    "_evaluation.compare_responses": ("compare_responses",),
-    "_evaluation.compare_samples": ("compare_samples",),
     "_evaluation.evaluate": ("evaluate",),
-    "_evaluation.results": ("Evaluation", "NormWarning", "ShiftWarning"),
+    "_evaluation.results": ("NormWarning", "ShiftWarning"),
     "_scores.class_log_probs": ("class_log_probs",),
-    "_scores.divergence": ("TopkDivergence", "kl_divergence", "topk_divergence_bound"),
+    "_scores.divergence": ("kl_divergence", "topk_divergence_bound"),
     "_scores.linear": ("linear_cross_entropy", "linear_kl_divergence", "linear_token_scores"),
     "_scores.losses": ("cross_entropy", "cross_entropy_and_grad", "cross_entropy_loss", "nll_loss"),
     "_scores.softmax": ("log_softmax", "logsumexp", "softmax"),
-    "_scores.token_scores": ("TokenScores", "token_scores"),
+    "_scores.token_scores": ("token_scores",),
     "_statistics.meter": ("LossMeter",),
-    "_statistics.sequences": ("SequenceLosses", "next_token", "sequence_losses"),
+    "_statistics.sequences": ("next_token", "sequence_losses"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
-_PUBLIC_MODULES = ("dask", "formats", "page", "plots", "sinks")
-
-__all__ = sorted(_MODULES)
+_PUBLIC_MODULES = ("dask", "formats", "page", "plots", "results", "sinks")
 
 
 def __getattr__(name: str) -> object:
     """Import a name when it is first used (PEP 562), so that a script loads what it needs."""
     if name in _PUBLIC_MODULES:
-        return import_module(f"tokenloss.{name}")
+        return _import_module(f"tokenloss.{name}")
+    if name == "__all__":  # of which pydoc would print every docstring, 3,000 lines: help(tokenloss) is the map above
+        return [] if _sys._getframe(1).f_globals.get("__name__") == "pydoc" else sorted(_MODULES)
     if name not in _MODULES:
         raise AttributeError(f"module 'tokenloss' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"tokenloss.{_MODULES[name]}"), name)
+    value = globals()[name] = getattr(_import_module(f"tokenloss.{_MODULES[name]}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    """All public names, those that were not used yet among them."""
-    return sorted({*globals(), *_MODULES, *_PUBLIC_MODULES})
+    """All public names, those that were not used yet among them, and no module of the implementation."""
+    special = (name for name in globals() if name.startswith("__"))
+    return sorted({*special, "__all__", *_MODULES, *_PUBLIC_MODULES})

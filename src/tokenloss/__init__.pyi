@@ -1,25 +1,18 @@
 from tokenloss import formats as formats
 from tokenloss import page as page
 from tokenloss import plots as plots
+from tokenloss import results as results
 from tokenloss import sinks as sinks
-from tokenloss._comparison.comparison import Comparison as Comparison
 from tokenloss._comparison.comparison import ComparisonMeter as ComparisonMeter
 from tokenloss._comparison.comparison import compare as compare
 from tokenloss._comparison.linear_compare import linear_compare as linear_compare
-from tokenloss._comparison.responses import ResponseComparison as ResponseComparison
-from tokenloss._comparison.samples import SampleComparison as SampleComparison
-from tokenloss._comparison.samples import SampleMetric as SampleMetric
 from tokenloss._core.config import show_config as show_config
 from tokenloss._core.version import __version__ as __version__
 from tokenloss._evaluation.compare_files import compare_files as compare_files
-from tokenloss._evaluation.compare_responses import compare_responses as compare_responses
-from tokenloss._evaluation.compare_samples import compare_samples as compare_samples
 from tokenloss._evaluation.evaluate import evaluate as evaluate
-from tokenloss._evaluation.results import Evaluation as Evaluation
 from tokenloss._evaluation.results import NormWarning as NormWarning
 from tokenloss._evaluation.results import ShiftWarning as ShiftWarning
 from tokenloss._scores.class_log_probs import class_log_probs as class_log_probs
-from tokenloss._scores.divergence import TopkDivergence as TopkDivergence
 from tokenloss._scores.divergence import kl_divergence as kl_divergence
 from tokenloss._scores.divergence import topk_divergence_bound as topk_divergence_bound
 from tokenloss._scores.linear import linear_cross_entropy as linear_cross_entropy
@@ -32,31 +25,19 @@ from tokenloss._scores.losses import nll_loss as nll_loss
 from tokenloss._scores.softmax import log_softmax as log_softmax
 from tokenloss._scores.softmax import logsumexp as logsumexp
 from tokenloss._scores.softmax import softmax as softmax
-from tokenloss._scores.token_scores import TokenScores as TokenScores
 from tokenloss._scores.token_scores import token_scores as token_scores
 from tokenloss._statistics.meter import LossMeter as LossMeter
-from tokenloss._statistics.sequences import SequenceLosses as SequenceLosses
 from tokenloss._statistics.sequences import next_token as next_token
 from tokenloss._statistics.sequences import sequence_losses as sequence_losses
 
 __all__ = [
-    "Comparison",
     "ComparisonMeter",
-    "Evaluation",
     "LossMeter",
     "NormWarning",
-    "ResponseComparison",
-    "SampleComparison",
-    "SampleMetric",
-    "SequenceLosses",
     "ShiftWarning",
-    "TokenScores",
-    "TopkDivergence",
     "class_log_probs",
     "compare",
     "compare_files",
-    "compare_responses",
-    "compare_samples",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_loss",

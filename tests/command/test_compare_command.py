@@ -11,8 +11,10 @@ from places import DATA, SAMPLE
 
 import tokenloss
 from tokenloss._command import commands
-from tokenloss._command.arguments import make_parser
-from tokenloss._evaluation import plan
+from tokenloss._evaluation import compare_files, plan
+from tokenloss._evaluation.compare_responses import compare_responses
+from tokenloss._evaluation.compare_samples import compare_samples
+from tokenloss._evaluation.compare_scores import compare_scores
 from tokenloss.formats import llama_cpp
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -40,20 +42,19 @@ def test_compare_reads_every_format(other, block_rows, models, compare_json, mon
     found = compare_json(models.path / "base.npz", models.path / other)
     sequences = np.arange(4)[:, None]  # each row of (4, 6, V)
     expected = tokenloss.compare(models.base, models.other, models.targets, segment_ids=sequences).to_dict()
-    of_files = {"base", "other", "base_kind", "kind", "shape", "n_ignored", "n_without_next", "fits_better_shifted"}
-    of_files |= {"name", "size", "classes"}
+    of_files = {"base", "file", "base_kind", "kind", "shape", "n_ignored", "n_without_next", "fits_better_shifted"}
+    of_files |= {"name", "size", "classes", "files"}
     assert set(found) == set(expected) | of_files
     assert (found["base_kind"], found["kind"]) == ("logits", "probs" if other == "other.npz" else "logits")
     for name, value in expected.items():
         assert found[name] == near(value, 1e-5 if other == "other.npz" else 0), name
-    assert (found["base"], found["other"]) == (str(models.path / "base.npz"), str(models.path / other))
+    assert (found["base"], found["file"]) == (str(models.path / "base.npz"), str(models.path / other))
     assert (found["shape"], found["count"], found["n_ignored"]) == ([24, 9], 24, 0)
 
 
 def test_targets_and_ignore_index_in_compare(models, compare_json):
     base, other, targets = models.path / "base.npz", models.path / "other.npy", models.path / "targets.npy"
     expected = compare_json(base, other)
-    del expected["base"], expected["other"]
     for argv in ((base, other, "--targets", targets), (other, base), (other, other, "--targets", targets)):
         assert compare_json(*argv)["count"] == expected["count"]
     assert compare_json(other, base)["perplexity"] == expected["base_perplexity"]
@@ -160,37 +161,35 @@ FORWARDED = {
     ),
     "compare_files": (
         "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "
-        f"--definitions=llama.cpp --size=q=4.9G {FILES}",
+        f"--definitions=llama.cpp --size=q=4.9G --part=all --skip-failed --margin=0.1 --cluster=c {FILES}",
         OF_ALL | OF_FILES_ALONE | {"base": "x.npy", "others": {"q": "q.npy"}, "base_array": "b", "lm_head": ["l"],
                                    "base_kind": "log_probs", "base_lm_head": "m", "base_hidden": "i", "classes": 8,
-                                   "definitions": "llama.cpp", "sizes": {"q": "4.9G"}},
-    ),
-    "compare_responses": (
-        f"compare x.npy q.json --base-array=a --base-kind=probs --part=all --skip-failed {ALL}",
-        OF_ALL | {"base": "x.npy", "other": "q.json", "array": "a", "kind": "probs", "part": "all",
-                  "skip_failed": True, "targets": "t", "segment_ids": "s"},
-    ),
-    "compare_samples": (
-        "compare x.json q.json --margin=0.1 --cluster=c",
-        {"base": "x.json", "other": "q.json", "margin": 0.1, "cluster": "c"},
+                                   "definitions": "llama.cpp", "sizes": {"q": "4.9G"}, "part": "all",
+                                   "skip_failed": True, "margin": 0.1, "cluster": "c"},
     ),
 }  # fmt: skip
 OTHERS = {"sinks", "progress", "text"}  # which no option gives as it is
 
 
-@pytest.mark.parametrize("name", ["compare_responses", "compare_samples"])
-def test_an_option_that_a_comparison_does_not_take_is_refused(name, command, monkeypatch):
-    monkeypatch.setattr(commands, "is_samples", lambda _: name == "compare_samples")
-    taken = {*inspect.signature(getattr(commands, name)).parameters, "base_array", "base_kind", "workers"}
-    given = {word for words, _ in FORWARDED.values() for word in words.split() if word.startswith("--")}
-    given = {word.split("=")[0]: word for word in given | {"--plot=x.png", "--html=x.html", "--per-token=x.csv"}}
-    (subcommands,) = make_parser()._subparsers._group_actions
-    options = set(subcommands.choices["compare"]._option_string_actions) - {"--format", "--help", "-h", "--no-shift"}
-    assert options <= given.keys()
-    for option in options:
-        if option[2:].replace("-", "_") not in taken:
-            refused = command("compare", "x.json", "q.json", given[option])
-            assert_refused(refused, f"{option} does not apply to" if name == "compare_samples" else option)
+@pytest.mark.parametrize("function", [compare_scores, compare_responses, compare_samples])
+def test_an_option_that_a_comparison_does_not_take_is_refused(function, command, monkeypatch):
+    """By the command and by Python alike, before any file is read."""
+    monkeypatch.setattr(compare_files, "is_samples", lambda _: function is compare_samples)
+    base, other = ("x.npy", "q.npy") if function is compare_scores else ("x.json", "q.json")
+    taken = {*inspect.signature(function).parameters, "workers", "progress"}
+    refused = {name: value for name, value in FORWARDED["compare_files"][1].items() if name not in taken}
+    words = {word[2:].split("=")[0]: word for word in FORWARDED["compare_files"][0].split() if word.startswith("--")}
+    for name, value in refused.items():
+        option = {"sizes": "size"}.get(name, name.replace("_", "-"))
+        named = words[option].replace("=q=", f"={other}=")
+        assert_refused(command("compare", base, other, named), f"--{option} ")
+        given = {other: "4.9G"} if name == "sizes" else value
+        with pytest.raises(ValueError, match=rf"^{name} (does not apply to|is for) (responses|samples)"):
+            tokenloss.compare_files(base, other, **{name: given})
+    if function is compare_samples:
+        refused = command("compare", base, other, "--html=x.html")
+        assert_refused(refused, "--html does not apply to samples of lm-evaluation-harness")
+    assert len(refused) > 1
 
 
 @pytest.mark.parametrize("name", FORWARDED)
@@ -204,7 +203,6 @@ def test_every_option_reaches_the_function_that_runs_the_command(name, command, 
 
     function.__signature__ = signature
     monkeypatch.setattr(commands, name, function)
-    monkeypatch.setattr(commands, "is_samples", lambda _: True)
     assert_refused(command(*words.split()), "enough")
     assert {option: value for option, value in got.items() if option not in OTHERS} == expected
     assert set(signature.parameters) <= expected.keys() | OTHERS

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 
+import clients
 import numpy as np
 import pytest
 from commands import LOGITS, TARGETS, assert_refused
@@ -26,6 +28,9 @@ def two(npz, tmp_path, monkeypatch):
     ):
         npz(f"{name}.npz", logits=logits, targets=TARGETS)
     npz("short.npz", logits=LOGITS[:3], targets=TARGETS[:3])
+    for name, run in ("a", "base"), ("b", "noise"):
+        clients.save(tmp_path / f"samples-{name}.jsonl", f"{run}/mc.jsonl")
+        clients.save(tmp_path / f"server-{name}.jsonl", "vllm/chat_00.json", "vllm/chat_01.json")
     monkeypatch.chdir(tmp_path)
 
 
@@ -100,7 +105,16 @@ def test_models_that_are_refused(argv, words, two, command, tmp_path):
     assert {*tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("argv", [["score", "a.npz"], ["score", *MODELS], ["compare", "a.npz", "B=b.npz", "nan.npz"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["score", "a.npz"],
+        ["score", *MODELS],
+        ["compare", "a.npz", "B=b.npz", "nan.npz"],
+        ["compare", "server-a.jsonl", "B=server-b.jsonl"],
+        ["compare", "samples-a.jsonl", "B=samples-b.jsonl", "C=samples-b.jsonl"],
+    ],
+)
 def test_formats_hold_the_same_figures(argv, two, command):
     pandas = pytest.importorskip("pandas", reason="pandas is optional")
     printed = {}
@@ -109,6 +123,8 @@ def test_formats_hold_the_same_figures(argv, two, command):
         assert (status, err) == (0, "")
     figures = json.loads(printed["json"])
     each = [figures] if argv[1:] == ["a.npz"] else figures.get("candidates", [*figures.values()])
+    if "metrics" in each[0]:
+        each = [metric for one in each for metric in one["metrics"]]
     rows = pandas.read_csv(io.StringIO(printed["csv"]), keep_default_na=True).to_dict("records")
     assert len(rows) == len(each)
     for row, one in zip(sorted(rows, key=lambda row: row.get("mean_kl", 0)), each, strict=True):
@@ -118,7 +134,9 @@ def test_formats_hold_the_same_figures(argv, two, command):
             assert [row["perplexity_low"], row["perplexity_high"]] == one["perplexity_interval"]
     cells = [" ".join(row).split() for table in read_markdown(printed["markdown"]) for row in table if any(row)]
     lines = [line.split() for line in printed["text"].splitlines()[1:]]
-    titles = {"highest-loss tokens", "files"}
+    if argv[0] == "compare":
+        assert re.match(rf"(B|2 models) vs {re.escape(argv[1])}  ", printed["text"])
+    titles = re.findall(r"^(\w.*)\n\n\|", printed["markdown"], re.MULTILINE)
     assert [line for line in lines if line and " ".join(line) not in titles] == cells
 
 
@@ -142,6 +160,7 @@ def test_evaluations_are_a_table_in_python(two):
     assert table.loss["b"] == found["b"].meter.loss
     assert table.perplexity_high["a"] == found["a"].figures["perplexity_interval"][1]
     assert found.to_dict()["a"] == found["a"].to_dict()
+    assert Evaluations().summary() == "0 models"
     assert found == Evaluations(found) != Evaluations({"a": found["a"]})
     assert "<td" in found._repr_html_()
-    assert repr(found).startswith("Evaluations({'a': Evaluation(count=4")
+    assert repr(found).startswith("Evaluations('a': loss=")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pickle
 import re
 import sys
 from dataclasses import FrozenInstanceError
@@ -526,14 +525,9 @@ for definitions in ("exact", "llama.cpp"):
 # the Comparison and its tables
 
 
-def test_comparison_is_frozen_picklable_and_json(rng):
+def test_comparison_is_frozen_and_its_figures_are_json(rng):
     base, logits = pair(rng, (4, 9), np.float32, np.float32)
     found = compare(base, logits, [1, 2, 3, 4])
-    assert re.fullmatch(
-        r"Comparison\(count=4, perplexity=[\d.e+]+, base_perplexity=[\d.e+]+, mean_kl=[\d.e-]+, same_top=[\d.]+\)",
-        repr(found),
-    )
-    assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- pickled in this line
     with pytest.raises(FrozenInstanceError):
         found.count = 5
     figures = found._figures()

@@ -306,7 +306,6 @@ def test_losses_that_are_nan_or_inf(value):
 def test_comparison_of_sequences_is_picklable_and_json(rng):
     base, logits, targets, ids = models(rng)
     found = compare(base, logits, targets, segment_ids=ids)
-    assert repr(found).startswith("Comparison(count=60, n_sequences=7, perplexity=")
     assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- pickled in this line
     written = found.to_dict()
     assert repr(json.loads(json.dumps(written))) == repr(written)  # nan is not nan

@@ -1,4 +1,4 @@
-"""compare_responses where classes are known by text alone: equal texts, parts of characters, ties, other tokens."""
+"""compare_files of responses whose classes are known by text alone: equal texts, parts of characters, ties."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rendered import VOCABULARY, chat, vllm
 
-from tokenloss import compare_responses, kl_divergence, log_softmax, topk_divergence_bound
+from tokenloss import kl_divergence, log_softmax, topk_divergence_bound
 
 
 @pytest.mark.parametrize("text", ["", "\N{REPLACEMENT CHARACTER}", "t0"])
@@ -21,7 +21,7 @@ def test_texts_of_several_classes_name_no_class(text, rng, tmp_path):
     paths = [
         clients.save_lines(tmp_path / f"{i}.jsonl", chat(ids, rows, 8, texts)) for i, rows in enumerate((base, other))
     ]
-    found = compare_responses(*paths)
+    found = clients.compare_pair(*paths)
     expected = []
     for p, q, target in zip(base, other, ids, strict=True):
         lists = [{*np.argsort(-row, kind="stable")[:8].tolist(), int(target)} - {0, 1} for row in (p, q)]
@@ -40,7 +40,7 @@ def test_parts_of_characters_are_not_taken_for_one_class(text, tmp_path):
     paths = [
         clients.save_lines(tmp_path / f"{i}.jsonl", chat([2], *(row, 1, words))) for i, (row, words) in enumerate(rows)
     ]
-    found = compare_responses(*paths)
+    found = clients.compare_pair(*paths)
     assert found.kl_bound[0] == pytest.approx(0, abs=1e-12)  # of the token alone
     assert (found.n_bounded, found.n_top_known) == (0, 0)
 
@@ -50,7 +50,7 @@ def test_a_token_that_lists_hold_by_another_text_counts_once(tmp_path):
         clients.save_lines(tmp_path / f"{p}.jsonl", clients.chat(("a", math.log(p), [(" a", math.log(p))])))
         for p in (0.25, 0.5)
     ]
-    found = compare_responses(*paths)
+    found = clients.compare_pair(*paths)
     assert found.kl_bound[0] == topk_divergence_bound([0], np.log([0.25]), [0], np.log([0.5]), rounding=1e-5).kl
     assert found.kl_bound[0] == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), abs=1e-5)
     assert (found.mean_base_mass, found.mean_mass, found.n_bounded) == pytest.approx((0.25, 0.5, 0))
@@ -65,10 +65,10 @@ def test_same_top_of_classes_that_are_equally_likely(tmp_path):
     by_id[0]["choices"][0]["prompt_logprobs"][1] = dict(reversed(by_id[0]["choices"][0]["prompt_logprobs"][1].items()))
     for make, expected in ((by_id, (1, True)), ([chat([7], rows, 3) for rows in (base, other)], (0, False))):
         paths = [clients.save_lines(tmp_path / f"{i}.jsonl", body) for i, body in enumerate(make)]
-        found = compare_responses(*paths)
+        found = clients.compare_pair(*paths)
         assert (found.n_top_known, bool(found.is_same_top[-1])) == expected
     paths = [clients.save_lines(tmp_path / f"{i}.jsonl", chat([3], rows, 3)) for i, rows in enumerate((base, base))]
-    assert compare_responses(*paths).n_top_known == 1  # the token itself is one of them
+    assert clients.compare_pair(*paths).n_top_known == 1  # the token itself is one of them
 
 
 def test_other_texts_are_refused(rng, tmp_path):
@@ -77,4 +77,4 @@ def test_other_texts_are_refused(rng, tmp_path):
         clients.save_lines(tmp_path / f"{i}.jsonl", chat(ids, rows, 3)) for i, ids in enumerate(([1, 2, 3], [1, 5, 3]))
     ]
     with pytest.raises(ValueError, match=r"1.jsonl: line 1: token 1 is 't5' \(generated\); it must be 't2'"):
-        compare_responses(*paths)
+        clients.compare_pair(*paths)

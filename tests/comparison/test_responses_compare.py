@@ -1,4 +1,4 @@
-"""compare_responses and `tokenloss compare` of responses: equal to NumPy, matched and checked, traps, bad input."""
+"""compare_files and `tokenloss compare` of responses: equal to NumPy, matched and checked, traps, bad input."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from commands import assert_refused
 from rendered import Documents, batch, chat, vllm
 
 import tokenloss
-from tokenloss import compare_responses, kl_divergence, log_softmax
+from tokenloss import compare_files, kl_divergence, log_softmax
 from tokenloss._comparison import response_pairs
 from tokenloss._evaluation import plan
 from tokenloss._statistics.rounding import Rounding
@@ -84,7 +84,7 @@ def assert_as_logits(found, documents, ks, base="base", other="other"):
 @pytest.mark.parametrize("classes", [1, 100, 1 << 18])
 def test_compare_responses_equals_compare_of_the_full_log_probabilities(classes, documents, saved, monkeypatch):
     monkeypatch.setattr(response_pairs, "_PENDING", classes)
-    found = compare_responses(*saved)
+    found = clients.compare_pair(*saved)
     assert_as_logits(found, documents, (5, 7))
     assert (found.part, found.n_without_number, found.n_sentinels, found.n_skipped) == ("prompt", 4, 0, 0)
     assert (found.base_rounding, found.rounding) == ("float64", "float64")
@@ -101,7 +101,7 @@ def test_a_response_with_all_classes_does_not_widen_the_lists_of_others(rng, tmp
     monkeypatch.setattr(
         response_pairs, "join", lambda sides: widths.append(join(sides)["top_ids"].shape) or join(sides)
     )
-    assert compare_responses(path, path).count == 102
+    assert clients.compare_pair(path, path).count == 102
     assert widths == [(101, 2)] * 2 + [(3, 40)] * 2
 
 
@@ -117,7 +117,7 @@ def test_compare_responses_of_classes_by_text(documents, tmp_path):
         )
         for model in ("base", "other")
     ]
-    found = compare_responses(*paths)
+    found = clients.compare_pair(*paths)
     assert found.part == "generated"
     documents.ids = [ids for ids in documents.ids if len(ids) > 1]
     documents.base, documents.other = (
@@ -149,7 +149,7 @@ def test_error_of_rounded_log_probabilities():
 @pytest.mark.parametrize("name", SERVERS)
 def test_compare_responses_of_a_real_server_with_themselves(name, tmp_path):
     path = clients.save(tmp_path / "a.jsonl", *(name.format(i) for i in range(10)))
-    found = compare_responses(path, path)
+    found = clients.compare_pair(path, path)
     assert found.count > 100
     assert (found.mean_kl_bound, found.log_perplexity_ratio, found.rms_delta_p, found.same_top) == (0, 0, 0, 1)
     assert found.base_rounding == "float32"
@@ -161,7 +161,7 @@ def test_a_list_of_responses_is_matched_however_it_is_laid_out(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(value, indent=1))
     clients.save_lines(tmp_path / "c.jsonl", *value)
     for other in ("b.json", "c.jsonl"):
-        assert compare_responses(tmp_path / "a.json", tmp_path / other).n_sequences == len(value) == 2
+        assert clients.compare_pair(tmp_path / "a.json", tmp_path / other).n_sequences == len(value) == 2
 
 
 def test_compare_responses_of_two_servers_of_one_model(tmp_path):
@@ -169,7 +169,7 @@ def test_compare_responses_of_two_servers_of_one_model(tmp_path):
         clients.save(tmp_path / f"{i}.jsonl", *(name.format(i) for i in range(10)))
         for i, name in enumerate(SERVERS[:2])
     ]
-    found = compare_responses(*paths)
+    found = clients.compare_pair(*paths)
     assert found.count == found.n_bounded == found.n_top_known == 131
     assert found.mean_kl_bound < 1e-10  # SGLang's are rendered from logits of another program
     assert abs(found.log_perplexity_ratio) < 1e-6
@@ -189,32 +189,32 @@ def test_compare_responses_with_full_scores(kind, has_sequences, documents, save
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 4)
     sequences = {"segment_ids": documents.segment_ids} if has_sequences else {}
     scores = scores_file(documents, tmp_path / "scores.npz", "base", kind, **sequences)
-    found = compare_responses(scores, saved[1])
+    found = clients.compare_pair(scores, saved[1])
     assert_as_logits(found, documents, (40, 7))
     assert (found.base_rounding, found.rounding) == (f"{kind} of float64", "float64")
-    turned = compare_responses(saved[1], scores)
+    turned = clients.compare_pair(saved[1], scores)
     assert_as_logits(turned, documents, (7, 40), "other", "base")
     assert (turned.base_rounding, turned.rounding) == ("float64", f"{kind} of float64")
 
 
 def test_ignored_rows_and_shift_of_full_scores(documents, saved, tmp_path):
-    expected = compare_responses(scores_file(documents, tmp_path / "a.npz"), saved[1])
+    expected = clients.compare_pair(scores_file(documents, tmp_path / "a.npz"), saved[1])
     ids = np.concatenate(documents.ids)
     lengths = [len(one) for one in documents.ids]
     segments = np.repeat(np.arange(len(lengths)), lengths)
     rows = np.concatenate([np.vstack([one, np.zeros((1, 40))]) for one in documents.base])
     np.savez(tmp_path / "b.npz", logits=rows, targets=ids, segment_ids=segments)
-    found = compare_responses(tmp_path / "b.npz", saved[1], shift=True)
+    found = clients.compare_pair(tmp_path / "b.npz", saved[1], shift=True)
     np.testing.assert_allclose(found.kl_bound, expected.kl_bound, rtol=1e-12)
     ends = np.cumsum(lengths) - 1
     targets = np.roll(ids, -1)
     targets[ends] = -100
     np.savez(tmp_path / "c.npz", logits=rows, targets=targets, segment_ids=segments)
-    found = compare_responses(tmp_path / "c.npz", saved[1])
+    found = clients.compare_pair(tmp_path / "c.npz", saved[1])
     np.testing.assert_allclose(found.kl_bound, expected.kl_bound, rtol=1e-12)
     targets[1] = -100  # a token of the first prompt is not compared
     np.savez(tmp_path / "d.npz", logits=rows, targets=targets, segment_ids=segments)
-    found = compare_responses(tmp_path / "d.npz", saved[1])
+    found = clients.compare_pair(tmp_path / "d.npz", saved[1])
     assert found.count == expected.count - 1
     assert found.n_without_number == expected.n_without_number + 1
     kept = np.flatnonzero(found.kept)
@@ -222,19 +222,19 @@ def test_ignored_rows_and_shift_of_full_scores(documents, saved, tmp_path):
 
 
 def test_masked_targets_and_ignore_index_of_full_scores(documents, saved, tmp_path):
-    expected = compare_responses(*saved)
+    expected = clients.compare_pair(*saved)
     targets = documents.targets
     targets[7] = -100  # within the second prompt, whose other rows are as many as its tokens less one
     np.savez(tmp_path / "a.npz", logits=documents.rows("base"), targets=targets, segment_ids=documents.segment_ids)
-    found = compare_responses(tmp_path / "a.npz", saved[1])
+    found = clients.compare_pair(tmp_path / "a.npz", saved[1])
     assert found.count == expected.count - 1
     np.testing.assert_allclose(found.nll[found.kept], np.delete(expected.nll[expected.kept], 7))
     marked = {"targets": np.maximum(targets, -1), "segment_ids": documents.segment_ids}
     np.savez(tmp_path / "c.npz", logits=documents.rows("base"), **marked)
-    assert compare_responses(tmp_path / "c.npz", saved[1], ignore_index=-1).count == found.count
+    assert clients.compare_pair(tmp_path / "c.npz", saved[1], ignore_index=-1).count == found.count
     rows = np.concatenate([np.zeros((5000, 40)), documents.rows("base")])
     np.savez(tmp_path / "b.npz", logits=rows, targets=np.concatenate([np.full(5000, -100), documents.targets]))
-    assert compare_responses(tmp_path / "b.npz", saved[1]).count == expected.count
+    assert clients.compare_pair(tmp_path / "b.npz", saved[1]).count == expected.count
 
 
 @pytest.mark.thread_unsafe(reason="writes the files of the fixture")
@@ -242,10 +242,10 @@ def test_skip_failed_leaves_sequences_of_full_scores_out(documents, saved, tmp_p
     bodies = documents.responses("other", 7)
     clients.save_lines(saved[1], bodies[0], {"error": {"message": "too long", "code": 400}}, *bodies[2:])
     scores = scores_file(documents, tmp_path / "a.npz", segment_ids=documents.segment_ids)
-    found = compare_responses(scores, saved[1], skip_failed=True)
+    found = clients.compare_pair(scores, saved[1], skip_failed=True)
     assert (found.count, found.n_skipped) == (8, 1)
     with pytest.raises(ValueError, match="requests failed, and nothing says which rows are theirs"):
-        compare_responses(scores_file(documents, tmp_path / "b.npz"), saved[1], skip_failed=True)
+        clients.compare_pair(scores_file(documents, tmp_path / "b.npz"), saved[1], skip_failed=True)
 
 
 def test_full_scores_that_do_not_fit(documents, saved, tmp_path):
@@ -255,7 +255,7 @@ def test_full_scores_that_do_not_fit(documents, saved, tmp_path):
     def refused(words, **arrays):
         np.savez(path, **({"logits": documents.rows("base"), "targets": targets} | arrays))
         with pytest.raises(ValueError, match=words):
-            compare_responses(path, saved[1])
+            clients.compare_pair(path, saved[1])
 
     changed = targets.copy()
     changed[3] = (changed[3] + 1) % 40
@@ -279,7 +279,7 @@ def test_classes_that_full_scores_do_not_have_are_refused(rng, tmp_path):
     path = clients.save_lines(tmp_path / "a.jsonl", vllm([0, 1], log_softmax(rng.normal(0, 1, (1, 40))), 7))
     np.savez(tmp_path / "scores.npz", logits=np.zeros((1, 3)), targets=[1])
     with pytest.raises(ValueError, match=r"a.jsonl: line 1: it lists class \d+; it must have classes of .*scores.npz"):
-        compare_responses(tmp_path / "scores.npz", path)
+        clients.compare_pair(tmp_path / "scores.npz", path)
 
 
 def test_lists_by_text_alone_leave_the_token_to_full_scores(rng, tmp_path):
@@ -290,7 +290,7 @@ def test_lists_by_text_alone_leave_the_token_to_full_scores(rng, tmp_path):
     body["choices"][0]["token_ids"] = ids.tolist()
     path = clients.save_lines(tmp_path / "a.jsonl", body)
     np.savez(tmp_path / "scores.npz", log_probs=base, targets=ids)
-    found = compare_responses(tmp_path / "scores.npz", path)
+    found = clients.compare_pair(tmp_path / "scores.npz", path)
     p, q = (np.exp(rows[np.arange(6), ids]) for rows in (base, other))
     np.testing.assert_allclose(found.base_mass, p)
     np.testing.assert_allclose(found.mass, q)
@@ -306,7 +306,7 @@ def test_responses_are_matched_by_custom_id(documents, saved, tmp_path):
         clients.save_lines(tmp_path / "a.jsonl", *base),
         clients.save_lines(tmp_path / "b.jsonl", *(other[i] for i in (2, 0, 3, 1))),
     ]
-    found, expected = compare_responses(*paths), compare_responses(*saved)
+    found, expected = clients.compare_pair(*paths), clients.compare_pair(*saved)
     np.testing.assert_array_equal(found.kl_bound, expected.kl_bound)
     np.testing.assert_array_equal(found.nll, expected.nll)
     np.testing.assert_array_equal(found.sequences["line"], [2, 4, 3])
@@ -314,12 +314,12 @@ def test_responses_are_matched_by_custom_id(documents, saved, tmp_path):
     assert found.sequences["custom_id"].tolist() == ["r0", "r1", "r3"]
     clients.save_lines(paths[1], *(other[i] for i in (2, 0, 0, 3, 1)))
     with pytest.raises(ValueError, match=r"b.jsonl: line 3: 'r0' comes twice"):
-        compare_responses(*paths)
+        clients.compare_pair(*paths)
     clients.save_lines(paths[1], *(other[i] for i in (2, 0)))
     with pytest.raises(
         ValueError, match=r"a.jsonl: line 2: choice 0 of 'r1' has no partner in .*, and 1 more have none"
     ):
-        compare_responses(*paths)
+        clients.compare_pair(*paths)
 
 
 @pytest.mark.parametrize("has_names", [True, False])
@@ -338,8 +338,8 @@ def test_skip_failed_leaves_pairs_out(has_names, documents, tmp_path):
         clients.save_lines(tmp_path / "b.jsonl", *lines("other", 7, 3)),
     ]
     with pytest.raises(ValueError, match=r"a.jsonl: line 2: .*failed"):
-        compare_responses(*paths)
-    found = compare_responses(*paths, skip_failed=True)
+        clients.compare_pair(*paths)
+    found = clients.compare_pair(*paths, skip_failed=True)
     assert found.n_skipped == 2
     assert found.count == 5
     expected, _, _ = bounds(documents.base[0], documents.other[0], documents.ids[0][1:], (5, 7))
@@ -355,13 +355,13 @@ def test_other_tokens_are_refused_by_both_lines_and_position(documents, saved):
     with pytest.raises(
         ValueError, match=r"other.jsonl: line 2: token 0 is id \d+; it must be id \d+, as line 2 of .*base"
     ):
-        compare_responses(base, other)
+        clients.compare_pair(base, other)
     clients.save_lines(other, *(documents.responses("other", 7)[i] for i in (1, 0, 2, 3)))
     with pytest.raises(ValueError, match=r"line 1: it has 9 tokens; it must have 6, as line 1 of"):
-        compare_responses(base, other)
+        clients.compare_pair(base, other)
     clients.save_lines(other, *documents.responses("other", 7)[:3])
     with pytest.raises(ValueError, match=r"base.jsonl: line 4: choice 0 has no partner in .*other.jsonl"):
-        compare_responses(base, other)
+        clients.compare_pair(base, other)
 
 
 def test_sentinels_are_counted_and_never_averaged(documents, saved):
@@ -370,7 +370,7 @@ def test_sentinels_are_counted_and_never_averaged(documents, saved):
     entries = bodies[0]["choices"][0]["prompt_logprobs"]
     entries[2][str(documents.ids[0][2])]["logprob"] = -9999.0
     clients.save_lines(other, *bodies)
-    found = compare_responses(base, other)
+    found = clients.compare_pair(base, other)
     assert (found.n_sentinels, found.n_without_number, found.count) == (1, 4, 15)
     assert not found.kept[2]
     assert np.nanmax(found.nll) < 50
@@ -381,7 +381,7 @@ def test_impossible_tokens_have_an_infinite_loss_and_bound(documents, saved):
     bodies = documents.responses("other", 7)
     bodies[0]["choices"][0]["prompt_logprobs"][2][str(documents.ids[0][2])]["logprob"] = -math.inf
     clients.save_lines(other, *bodies)
-    found = compare_responses(base, other)
+    found = clients.compare_pair(base, other)
     assert (found.nll[2], found.kl_bound[2], found.perplexity, found.mean_kl_bound) == (math.inf,) * 4
     assert found.n_sentinels == 0
     assert math.isnan(found.mean_kl_bound_stderr)
@@ -396,7 +396,7 @@ def test_numbers_of_4_decimals_are_told_and_do_not_raise_the_bound(rng, tmp_path
     for model in ("base", "other"):
         setattr(documents, model, [rows.round(4) for rows in getattr(documents, model)])
     paths = [clients.save_lines(tmp_path / f"{m}.jsonl", *documents.responses(m, 20)) for m in ("base", "other")]
-    found = compare_responses(*paths)
+    found = clients.compare_pair(*paths)
     assert (found.base_rounding, found.rounding) == ("4 decimals", "4 decimals")
     assert (found.kl_bound[found.kept] >= 0).all()
     assert (found.kl_bound[found.kept] <= exact + 1e-12).all()
@@ -405,7 +405,7 @@ def test_numbers_of_4_decimals_are_told_and_do_not_raise_the_bound(rng, tmp_path
 def test_tokens_without_lists_are_bounded_by_the_token_itself(rng, tmp_path):
     documents = Documents(rng, (300,))  # enough for some that are ranked first
     paths = [clients.save_lines(tmp_path / f"{m}.jsonl", *documents.responses(m, 0)) for m in ("base", "other")]
-    found = compare_responses(*paths)
+    found = clients.compare_pair(*paths)
     p, q = np.exp(-found.base_nll[found.kept]), np.exp(-found.nll[found.kept])
     expected = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     assert_bound(found, expected)
@@ -420,10 +420,10 @@ def test_tokens_without_lists_are_bounded_by_the_token_itself(rng, tmp_path):
 class TestCommand:
     """tokenloss compare of responses."""
 
-    def test_json_is_what_compare_responses_gives(self, saved, compare_json):
+    def test_json_is_what_compare_files_gives(self, saved, compare_json):
         found = compare_json(*saved)
-        expected = compare_responses(*saved).to_dict()
-        assert found == json.loads(json.dumps(expected | {"base": str(saved[0]), "other": str(saved[1])}))
+        expected = clients.compare_pair(*saved).to_dict()
+        assert found == json.loads(json.dumps(expected | {"name": str(saved[1])}))
 
     def test_tables_never_call_the_bound_a_divergence(self, saved, command):
         status, out, err = command("compare", *saved)
@@ -458,7 +458,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         "argv",
         [
-            ("--plot", "x.png"), ("--definitions", "llama.cpp"), ("--margin", "0.1"), ("--cluster", "x"),
+            ("--state", "x"), ("--definitions", "llama.cpp"), ("--margin", "0.1"), ("--cluster", "x"),
             ("--kind", "logits"), ("--array", "x"), ("--base-kind", "logits"), ("--base-array", "x"), ("--shift",),
             ("--no-shift",), ("--targets", "x.npy"), ("--segment-ids", "x.npy"), ("--ignore-index", "0"),
         ],
@@ -480,8 +480,10 @@ class TestCommand:
 def test_files_without_responses_are_refused(documents, tmp_path):
     scores = scores_file(documents, tmp_path / "scores.npz")
     with pytest.raises(ValueError, match="is no file of responses"):
-        compare_responses(scores, scores)
+        compare_files(
+            scores, {"a": scores, "b": clients.save_lines(tmp_path / "b.jsonl", chat([0], np.zeros((1, 9)), 1))}
+        )
     path = clients.save_lines(tmp_path / "a.jsonl", *documents.responses("base", 3))
     for option in ({"kind": "logits"}, {"shift": False}, {"ignore_index": 0}, {"array": "x"}, {"targets": "x.npy"}):
-        with pytest.raises(ValueError, match=f"{next(iter(option))} is .*left out, since no file holds scores"):
-            compare_responses(path, path, **option)
+        with pytest.raises(ValueError, match=f"{next(iter(option))} is for scores, and (all files|others) hold"):
+            clients.compare_pair(path, path, **option)

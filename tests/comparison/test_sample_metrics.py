@@ -6,13 +6,10 @@ import math
 import re
 
 import clients
-import numpy as np
 import pytest
 from commands import assert_refused
-from eval_harness import TASKS, lines_of, named, of_values, sample
+from eval_harness import lines_of, named, of_values, sample
 
-import tokenloss
-from tokenloss import compare_samples
 from tokenloss.formats.samples import is_samples
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
@@ -232,19 +229,12 @@ def test_files_of_samples(name, tmp_path):
     text = json.dumps(lines) if name == "samples.json" else "\n".join(map(json.dumps, lines))
     path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     assert is_samples(str(path))
-    assert compare_samples(path, str(path)).count == 2
+    assert clients.compare_pair(path, str(path)).count == 2
 
 
 def test_responses_are_no_samples(tmp_path):
     for name in ("vllm/completion_00.json", "llama_server/completion_00.json"):
         assert not is_samples(str(clients.save(tmp_path / "x.json", name)))
-
-
-def test_to_dict_is_json(compared):
-    for task in TASKS:
-        found = compared(lines_of(task), lines_of(task, "noise")).to_dict()
-        assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=True))
-        assert not any(isinstance(value, np.ndarray) for metric in found["metrics"] for value in metric.values())
 
 
 @pytest.fixture
@@ -256,8 +246,8 @@ def files(tmp_path):
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 def test_compare_of_samples_in_json(files, compare_json):
     found = compare_json(*files, "--margin", 0.2, "--cluster", "answer")
-    expected = compare_samples(*files, margin=0.2, cluster="answer").to_dict()
-    assert found == json.loads(json.dumps({"base": str(files[0]), "other": str(files[1]), **expected}))
+    expected = clients.compare_pair(*files, margin=0.2, cluster="answer").to_dict()
+    assert found == json.loads(json.dumps(expected | {"name": str(files[1])}))
 
 
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -323,10 +313,3 @@ def test_compare_of_samples_with_something_else(files, tmp_path, command):
     assert_refused(command("compare", files[0], damaged), f"{damaged}: line 1: ")
     assert_refused(command("compare", damaged, files[0]), f"{damaged}: line 1: ")
     assert_refused(command("compare", tmp_path / "none.jsonl", files[0]), "none.jsonl: cannot be read")
-
-
-def test_repr(compared):
-    assert repr(compared(lines_of("lastword"), lines_of("lastword"))) == (
-        "SampleComparison(count=20, metrics=['perplexity', 'acc', 'target_loglikelihood'])"
-    )
-    assert tokenloss.SampleMetric.__name__ in repr(compared(lines_of("mc"), lines_of("mc")).metrics[0])

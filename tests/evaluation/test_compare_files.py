@@ -41,7 +41,7 @@ def candidates(tmp_path):
 
 
 def without_places(figures):
-    return {name: value for name, value in figures.items() if name not in ("name", "other", "size")}
+    return {name: value for name, value in figures.items() if name not in ("name", "file", "size", "candidates")}
 
 
 @pytest.mark.parametrize("block_rows", [3, 1000])
@@ -53,9 +53,9 @@ def test_candidates_have_the_bits_of_runs_of_their_own(definitions, block_rows, 
     found = compare_json(base, *(f"{name}={path}" for name, path in files.items()), *options)
     alone = {name: compare_json(base, path, *options) for name, path in files.items()}
     assert [figures["name"] for figures in found["candidates"]] == ["b", "c", "a"]  # by divergence
-    assert [figures["other"] for figures in found["candidates"]] == [str(files[name]) for name in "bca"]
+    assert [figures["file"] for figures in found["candidates"]] == [str(files[name]) for name in "bca"]
     for figures in found["candidates"]:
-        assert without_places(figures) == without_places(alone[figures["name"]])
+        assert without_places(found | figures) == without_places(alone[figures["name"]])
     arrays = compare_files(base, files, definitions=definitions)
     assert list(arrays) == ["a", "b", "c"]  # in the order given
     for name, comparison in arrays.items():
@@ -130,12 +130,12 @@ def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatc
     np.save(candidates.files["a"], candidates.logits["a"])
     found = compare_files(candidates.path / "base.npz", candidates.files, shift=True, sinks=[kept], sizes=sizes)
     summary, result = kept.finished
-    assert [(one.name, one.size) for one in result] == [("a", 1000), ("b", None), ("c", 2500)]
-    assert [figures["name"] for figures in summary["candidates"]] == ["b", "c", "a"]
-    assert all(one.comparison is found[one.name] for one in result)
+    assert result is found
+    assert [(one["name"], one["size"]) for one in summary["candidates"]] == [("b", None), ("c", 2500), ("a", 1000)]
+    assert repr(summary) == repr(found._figures())
     logs = log_softmax(candidates.base[:, :-1].reshape(-1, V))
-    for number, name in enumerate("abc"):
-        blocks = [block for block in kept.blocks if block.candidate == number]
+    for name in "abc":
+        blocks = [block for block in kept.blocks if block.name == name]
         for column in TOKEN_COLUMNS:
             of_blocks = np.concatenate([block.columns[column] for block in blocks])
             np.testing.assert_array_equal(of_blocks, getattr(found[name], column))
@@ -259,19 +259,6 @@ def test_arguments_of_compare_files_that_are_wrong(others, options, error, words
         compare_files("base.npz", others, **options)
 
 
-def test_options_that_do_not_apply_to_responses(command, tmp_path):
-    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
-        (tmp_path / name).write_text('{"choices": []}\n')
-    base, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    for argv in (base, other, tmp_path / "c.jsonl"), (base, f"x={other}"), (base, other, tmp_path / "d.npy"):
-        assert_refused(command("compare", *argv), "responses and samples are compared with one OTHER, without a name")
-    for option in (
-        "--html=x.html", "--per-token=x.npy", "--state=x", "--scheduler=x", "--classes=3", "--size=b=3",
-        "--base-lm-head=x", "--lm-head=x", "--base-hidden=x", "--hidden=x", "--logit-scale=2", "--softcap=3",
-    ):  # fmt: skip
-        assert_refused(command("compare", base, other, option), option.split("=")[0], "apply to responses")
-
-
 # -- unequal vocabularies ----------------------------------------------------------------------------------------------
 
 
@@ -283,12 +270,12 @@ def test_unequal_vocabularies(candidates, compare_json, command):
     np.save(padded, np.concatenate([candidates.logits["a"], more], -1))
     words = f"{padded}: holds 40 rows of 16 classes; it must hold 40 rows of 13, as {base} does; --classes 13"
     assert_refused(command("compare", base, candidates.files["b"], padded), words)
-    found = compare_json(base, padded, candidates.files["a"], "--classes", V)["candidates"]
-    figures = {one["name"]: one for one in found}
+    found = compare_json(base, padded, candidates.files["a"], "--classes", V)
+    assert found["classes"] == V
+    figures = {one["name"]: one for one in found["candidates"]}
     expected = tokenloss.compare(candidates.base, candidates.logits["a"], candidates.targets)
-    for one in found:
+    for one in figures.values():
         assert one["mean_kl"] == pytest.approx(expected.mean_kl, rel=1e-12)
-        assert one["classes"] == V
     logs = log_softmax(np.load(padded).reshape(-1, 16))[candidates.targets.reshape(-1) != -100]
     assert figures[str(padded)]["left_out"] == pytest.approx(float(np.exp(logs[:, V:]).sum(-1).mean()), rel=1e-7)
     assert figures[str(padded)]["base_left_out"] == 0
@@ -403,9 +390,10 @@ def test_llama_cpp_base_of_several_candidates(candidates, compare_json):
     path = candidates.path / "base.kld"
     llama_cpp.write(path, tokens, [candidates.base.reshape(ROWS, V)], 22)
     options = "--definitions", "llama.cpp"
-    found = compare_json(path, *candidates.files.values(), *options)["candidates"]
-    for figures in found:
-        assert without_places(figures) == without_places(compare_json(path, figures["other"], *options))
+    found = compare_json(path, *candidates.files.values(), *options)
+    for figures in found["candidates"]:
+        alone = compare_json(path, figures["file"], *options)
+        assert without_places(found | figures) == without_places(alone)
 
 
 # -- hidden states -----------------------------------------------------------------------------------------------------
@@ -501,12 +489,12 @@ def test_candidates_of_hidden_states_have_the_bits_of_runs_of_their_own(hidden, 
         np.save(hidden.path / f"h{number}.npy", (hidden.heads["base"] + rng.normal(size=(V, D), scale=0.1)))
         argv.append(f"c{number}={base}")
         heads += ["--lm-head", hidden.path / f"h{number}.npy"]
-    found = compare_json(base, *argv, "--base-lm-head", head, *heads)["candidates"]
-    assert len(found) == 3
-    for figures in found:
+    found = compare_json(base, *argv, "--base-lm-head", head, *heads)
+    assert len(found["candidates"]) == 3
+    for figures in found["candidates"]:
         own = hidden.path / f"h{figures['name'][1]}.npy"
         alone = compare_json(base, f"x={base}", "--base-lm-head", head, "--lm-head", own)
-        assert without_places(figures) == without_places(alone)
+        assert without_places(found | figures) == without_places(alone)
     same = compare_json(base, f"x={base}", "--lm-head", head)  # the head is that of both
     assert (same["mean_kl"], same["same_top"]) == (0, 1)
 

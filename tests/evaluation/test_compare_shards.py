@@ -18,7 +18,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of
 
 PARTS = np.split(np.arange(60), [13, 40])
 # what may differ between files and shards of them
-OF_FILES = ("base", "other", "name", "sequences")
+OF_FILES = ("base", "files", "file", "name", "sequences")
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def sides(tmp_path):
 
 
 def of_candidates(found):
-    """The figures of each candidate, but for those that name files."""
+    """The figures of each candidate and those of the base, but for those that name files."""
     return {
         Path(figures["name"]).name.removesuffix(".npz"): {
-            name: value for name, value in figures.items() if name not in OF_FILES
+            name: value for name, value in (found | figures).items() if name not in (*OF_FILES, "candidates")
         }
         for figures in found["candidates"]
     }
@@ -102,8 +102,8 @@ def test_sequences_that_go_on_in_the_next_shard(shift, sides, compare_json):
     options = ["--segment-ids", sides.path / "ids.npy", *shift]
     whole, shards = (compared(compare_json, sides, names, *options) for names in (WHOLE, SHARDS))
     assert of_candidates(whole) == of_candidates(shards)
+    assert whole["is_clustered"]
     for one, other in zip(whole["candidates"], shards["candidates"], strict=True):
-        assert one["is_clustered"]
         assert one["sequences"] == other["sequences"]
         assert {row["sequence"] for row in one["sequences"]} == {2, 5, 7, 5 * 10**9}
 
@@ -129,7 +129,7 @@ def test_sequences_whose_numbers_are_those_of_their_shard(how, tmp_path, compare
     files = [str(tmp_path / f"base-part-{i}.npz") for i in (0, 1)]
     assert places == [*((files[0], i) for i in range(2)), *((files[1], i) for i in range(4))]
     assert [row.pop("sequence") for row in whole["sequences"]] == [*range(6)]
-    for name in ("base", "other", "name"):
+    for name in ("base", "files", "file", "name"):
         del whole[name], shards[name]
     assert whole == shards
     paths = [
@@ -147,8 +147,8 @@ def test_per_token_in_compare(shift, sides, compare_json):
     rows = np.load(table)
     n = 59 if shift else 60
     assert len(rows) == 2 * n
-    for number, name in enumerate(("q8", "q4")):
-        own = rows[rows["candidate"] == number]
+    for name in ("q8", "q4"):
+        own = rows[rows["name"] == str(sides.path / name)]
         targets = sides.targets[1:] if shift else sides.targets
         expected = tokenloss.compare(sides.base[:n], getattr(sides, name)[:n], targets)
         for column in ("nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p"):
@@ -189,7 +189,7 @@ def interrupted(sides, command, monkeypatch, *options):
     state = sides.path / "state.json"
     with monkeypatch.context() as patch:
         calls = iter([compare.compare_shard, compare.compare_shard, raising(KeyboardInterrupt)])
-        patch.setattr(compare, "compare_shard", lambda *arguments: next(calls)(*arguments))
+        patch.setattr(compare, "compare_shard", lambda *given, **names: next(calls)(*given, **names))
         argv = [sides.path / name for name in SHARDS]
         assert command("compare", *argv, *options, "--state", state)[0] == 130
     return state
@@ -205,7 +205,9 @@ def test_state_of_compare_resumes_to_the_same_bits(options, sides, command, comp
     without = compared(compare_json, sides, SHARDS, *options)
     done = []
     run = compare.compare_shard
-    monkeypatch.setattr(compare, "compare_shard", lambda *given: (done.append(given[0].path), run(*given))[1])
+    monkeypatch.setattr(
+        compare, "compare_shard", lambda *given, **names: (done.append(given[0].path), run(*given, **names))[1]
+    )
     for _ in range(2):
         assert compared(compare_json, sides, SHARDS, *options, "--state", state) == without
     assert done == [str(sides.path / "base" / "part-11.npz")]
@@ -273,12 +275,12 @@ def test_state_of_compare_holds_the_columns_of_the_base_once(sides, command):
 def test_outputs_of_every_token_with_state(sides, command):
     argv = [sides.path / name for name in SHARDS]
     for option, value, words in (
-        ("--state", "state", "keeps no single tokens"),
-        ("--scheduler", "tcp://x", "returns no single tokens"),
+        ("--state", "state", "keeps sums alone"),
+        ("--scheduler", "tcp://x", "returns sums alone"),
     ):
         for output in ("--per-token", "t.npy"), ("--html", "page.html"):
             refused = command("compare", *argv, option, value, output[0], sides.path / output[1])
-            assert_refused(refused, f"{output[0]} needs every token; {option} {words}")
+            assert_refused(refused, f"{output[0]} needs every token, and {option} {words}")
     assert not (sides.path / "t.npy").exists()
 
 

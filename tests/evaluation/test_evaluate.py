@@ -11,8 +11,9 @@ from arrays import BFLOAT16, FLOATS, LAYOUTS
 from files import held_at_most
 
 import tokenloss
-from tokenloss import Evaluation, LossMeter, evaluate, sequence_losses, token_scores
+from tokenloss import LossMeter, evaluate, sequence_losses, token_scores
 from tokenloss._evaluation import checks, plan
+from tokenloss.results import Evaluation
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -87,7 +88,7 @@ def test_evaluate_is_what_the_command_prints(source, argv, options, texts, score
         assert without_times(json.loads(json.dumps(found.to_dict()))) == without_times(printed)
         options.pop("state", None)
     assert isinstance(found, Evaluation)
-    assert repr(found).startswith(f"Evaluation(count={printed['count']}, n_sequences={printed['n_sequences']}, loss=")
+    assert (found.count, found.n_sequences, found.loss) == tuple(printed[n] for n in ("count", "n_sequences", "loss"))
 
 
 def test_sequences_of_an_evaluation_are_a_table(texts):

@@ -245,9 +245,8 @@ def test_state_that_was_edited_or_damaged_is_refused(line, place, sequences, sha
     at = int(place * (len(lines[line]) - 1))
     lines[line] = lines[line][:at] + bytes([lines[line][at] ^ 1]) + lines[line][at + 1 :]
     state.write_bytes(b"".join(lines))
-    assert_refused(
-        command("score", *sequences, "--state", state), f"{state}: is no state of tokenloss score, or is dam"
-    )
+    message = f"line {line + 1}: is damaged; it must be as it was written" if line else "is no state of tokenloss score"
+    assert_refused(command("score", *sequences, "--state", state), f"{state}: {message}")
     assert state.read_bytes() == b"".join(lines)
 
 
@@ -273,6 +272,14 @@ def test_state_of_infinite_losses(score_json, npz, tmp_path):
     first, second = (score_json(path, "--state", tmp_path / "state") for _ in range(2))
     assert first["highest_loss_tokens"] == second["highest_loss_tokens"]
     assert first["loss"] is second["loss"] is None
+
+
+def test_a_state_of_more_highest_losses_fits(interrupted, shards, score_json):
+    for top in 1, 5, 0:  # the first of which scores the last file
+        found = score_json(shards.path / "part-*.npz", "--state", interrupted, "--top", top)
+        without = score_json(shards.path / "part-*.npz", "--top", top)
+        for name in ("highest_loss_tokens", "highest_loss_sequences", "loss"):
+            assert found[name] == without[name]
 
 
 def test_state_of_other_options_or_files_is_refused(interrupted, shards, command):

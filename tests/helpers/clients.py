@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from places import CLIENTS
 
+from tokenloss import compare_files
+
 COMPLETIONS = [f"vllm/completion_{i:02}.json" for i in range(10)]  # the prompt of 08 is a single token
 
 
@@ -103,3 +105,9 @@ def chat(*tokens):
     ]
     text = "".join(token[0] for token in tokens)
     return {"choices": [{"index": 0, "message": {"content": text}, "logprobs": {"content": content}}]}
+
+
+def compare_pair(base, other, **options):
+    """What `compare_files` finds of two files."""
+    (found,) = compare_files(base, {"other": other}, **options).values()
+    return found

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from reference import divide, exact_sum, float64, rounded, square_root
 
-from tokenloss import TokenScores
 from tokenloss._scores.token_scores import COLUMNS
+from tokenloss.results import TokenScores
 
 LN2 = Fraction(math.log(2))
 FIGURES = [

@@ -9,15 +9,18 @@ import pytest
 def read_table(path):
     """Columns of a .npy, .csv or .parquet file by name: arrays of floats, in which what is empty or null is nan.
 
-    The column "text" is a list; what is empty is None.
+    The columns "text" and "name" are lists; what is empty is None.
     """
     if path.suffix == ".npy":
         table = np.load(path)
-        return {name: table[name].astype(float) for name in table.dtype.names}
+        return {
+            name: table[name].tolist() if name == "name" else table[name].astype(float) for name in table.dtype.names
+        }
     if path.suffix == ".parquet":
         table = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional").read_table(path)
         return {
-            name: column if name == "text" else np.array(column, float) for name, column in table.to_pydict().items()
+            name: column if name in ("text", "name") else np.array(column, float)
+            for name, column in table.to_pydict().items()
         }
     with path.open(newline="") as file:
         names, *rows = csv.reader(file)
@@ -25,7 +28,7 @@ def read_table(path):
     columns = zip(*rows, strict=True)
     return {
         name: [cell or None for cell in column]
-        if name == "text"
+        if name in ("text", "name")
         else np.array([numbers.get(cell, cell) for cell in column], float)
         for name, column in zip(names, columns, strict=True)
     }

@@ -5,17 +5,18 @@ import numpy as np
 import pytest
 from candidates import Many
 from commands import LOGITS, TARGETS
+from rendered import Documents
 from tables import read_table
 
 import tokenloss
-from tokenloss import evaluate, sequence_losses, sinks, token_scores
+from tokenloss import compare_files, evaluate, sequence_losses, sinks, token_scores
 from tokenloss._evaluation import plan
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 SUFFIXES = [".npy", ".csv", ".parquet"]
 OF_SCORES = ("nll", "rank", "argmax", "is_greedy", "entropy")
 PLACES = ("file", "row", "sequence", "position")
-NEVER_NULL = {*PLACES, "candidate", "target", "kept", "is_greedy_known", "is_prompt"}
+NEVER_NULL = {*PLACES, "name", "target", "kept", "is_greedy_known", "is_prompt"}
 
 
 def rows_of(scores, targets, **places):
@@ -104,10 +105,35 @@ def of_candidates(path, command):
     comparisons = [many.comparison(name) for name in many.logits]
     figures = ("kept", "base_nll", "nll", "kl", "delta_p", "is_same_top", "base_top_p")
     of_all = {name: np.concatenate([getattr(one, name) for one in comparisons]) for name in figures}
-    return {"candidate": np.repeat([0, 1, 2], 40)} | columns | of_all
+    return {"name": np.repeat([*many.logits], 40)} | columns | of_all
 
 
-SOURCES = [of_blocks, of_shifted_blocks, of_segment_ids, of_files, of_responses, of_candidates]
+def of_compared_responses(path, command):
+    """Two candidates that returned the same tokens as the base."""
+    documents = Documents(np.random.default_rng(18))
+    models = {"base": ("base", 5), "near": ("other", 7), "same": ("base", 3)}
+    files = {
+        name: clients.save_lines(path.parent / f"{name}.jsonl", *documents.responses(model, k))
+        for name, (model, k) in models.items()
+    }
+    named = [f"{name}={files[name]}" for name in ("near", "same")]
+    assert command("compare", files["base"], *named, "--per-token", path)[::2] == (0, "")
+    found = compare_files(files["base"], {name: files[name] for name in ("near", "same")})
+    lengths = [len(ids) for ids in documents.ids]
+    places = {
+        "file": np.zeros(sum(lengths)),
+        "sequence": np.repeat(np.arange(len(lengths)), lengths),
+        "position": np.concatenate([np.arange(n) for n in lengths]),
+        "target": np.concatenate(documents.ids),
+    }
+    figures = ("kept", "base_nll", "nll", "kl_bound", "delta_p", "is_same_top", "is_top_known", "base_mass", "mass")
+    of_all = {name: np.concatenate([getattr(one, name) for one in found.values()]) for name in figures}
+    names = {"name": np.repeat([*found], sum(lengths))}
+    return names | {name: np.tile(column, 2) for name, column in places.items()} | of_all
+
+
+OF_TEXT = [of_responses, of_candidates, of_compared_responses]
+SOURCES = [of_blocks, of_shifted_blocks, of_segment_ids, of_files, *OF_TEXT]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -116,10 +142,14 @@ def test_a_row_for_each_token(source, suffix, command, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 5)
     expected = source(tmp_path / f"tokens{suffix}", command)
     table = read_table(tmp_path / f"tokens{suffix}")
-    assert ("text" in table) == (source is of_responses and suffix != ".npy")
+    assert ("text" in table) == (source in OF_TEXT and suffix != ".npy")
     table.pop("text", None)
     assert list(table) == list(expected)
-    order = np.argsort(table["candidate"], kind="stable") if "candidate" in table else slice(None)
+    order = slice(None)
+    if "name" in table:  # rows of a block come candidate by candidate
+        names = expected.pop("name").tolist()
+        order = np.argsort([names.index(name) for name in table["name"]], kind="stable")
+        assert [table["name"][row] for row in order] == names
     for name, column in expected.items():
         if suffix != ".npy" and name not in NEVER_NULL:  # .npy has no null
             column = np.where(expected["kept"], column, np.nan)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 
 import numpy as np
 import pytest
@@ -463,14 +462,15 @@ def test_perplexity_of_token_scores_beyond_a_float():
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 3)])
 @pytest.mark.parametrize("top_k", [0, 2])
-def test_to_dict_has_a_column_for_each_field(shape, top_k, rng):
+def test_columns_has_one_for_each_field(shape, top_k, rng):
     logits, targets = scores_for("cross_entropy", rng, (*shape, 5), np.float32), rng.integers(0, 5, shape)
     scores = token_scores(logits, targets, top_k=top_k)
-    table = scores.to_dict()
+    table = scores.columns()
     names = [name for name, column in COLUMNS.items() if not column.is_top]
     tops = [f"top_{what}_{k}" for what in ("id", "logprob") for k in range(1, top_k + 1)]
-    assert sorted(table) == sorted(names + tops)
-    assert list(table)[: len(names)] == names
+    places = ["sequence", "position"] * (len(shape) > 1)
+    assert sorted(table) == sorted(places + names + tops)
+    assert list(table)[: len(places + names)] == places + names
     for name in names:
         assert getattr(scores, name).shape == shape
         np.testing.assert_array_equal(table[name], getattr(scores, name).ravel(), name)
@@ -479,23 +479,6 @@ def test_to_dict_has_a_column_for_each_field(shape, top_k, rng):
         assert_same_bits(table[f"top_logprob_{k + 1}"], scores.top_logprobs[..., k].ravel())
         np.testing.assert_array_equal(table[f"top_id_{k + 1}"], scores.top_ids[..., k].ravel())
     assert {column.shape for column in table.values()} == {(int(np.prod(shape)),)}
-
-
-def test_to_dict_makes_a_pandas_table(rng):
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    scores = token_scores(scores_for("cross_entropy", rng, (2, 3, 5), np.float32), [[0, 1, 2]] * 2, top_k=2)
-    table = pandas.DataFrame(scores.to_dict())
-    assert table.shape == (6, len(COLUMNS) + 2)
-    assert list(table)[:7] == ["nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy", "kept"]
-    assert list(table)[-4:] == ["top_id_1", "top_logprob_1", "top_id_2", "top_logprob_2"]
-    assert table.nll.tolist() == scores.nll.ravel().tolist()
-
-
-def test_repr_of_token_scores():
-    scores = token_scores(np.broadcast_to([[math.log(1.0), math.log(0.39)]], (15, 2)), [0] * 15)
-    values = re.fullmatch(r"TokenScores\(count=15, loss=(.+), perplexity=(.+), accuracy=(.+)\)", repr(scores)).groups()
-    assert [float(value) for value in values] == pytest.approx([0.3293, 1.39, 1.0], rel=1e-3)
-    assert max(map(len, values)) <= 8  # six digits
 
 
 def test_token_scores_are_frozen():

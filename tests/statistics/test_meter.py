@@ -82,10 +82,6 @@ def test_stderr_needs_two_tokens():
     assert meter_of([1.0, 2.0]).stderr == 0.5
 
 
-def test_repr():
-    assert repr(meter_of([0.36, 0.02, 0.22])) == "LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.2214)"
-
-
 @pytest.mark.usefixtures("any_loss_is_taken")
 def test_statistics_equal_the_reference(rng):
     for count in (1, 2, 3, 10, 1000):

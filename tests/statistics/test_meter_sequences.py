@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_sequences import FIGURES, Meter, factor_of_two, scores_of
 
-from tokenloss import LossMeter, SequenceLosses, sequence_losses
+from tokenloss import LossMeter, sequence_losses
+from tokenloss.results import SequenceLosses
 
 INF, NAN = math.inf, math.nan
 LN2 = math.log(2)
@@ -141,13 +142,6 @@ def test_equal_sequences_have_no_error():
     meter = meter_of(*[[0.1, 0.7]] * 5, n_bytes=3, n_words=1)
     assert meter.stderr == meter.bits_per_byte_stderr == meter.sequence_loss_stderr == 0.0
     assert meter.word_perplexity_interval == (meter.word_perplexity,) * 2
-
-
-def test_repr():
-    assert repr(meter_of([1.0, 2.0, 3.0], [6.0])) == (
-        "LossMeter(count=4, n_sequences=2, loss=3, stderr=1.5, perplexity=20.0855)"
-    )
-    assert repr(loose([0.36, 0.02, 0.22])) == "LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.2214)"
 
 
 def test_figures_of_an_empty_meter():

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_sequences import FIGURES, expected_losses, scores_of
 
-from tokenloss import LossMeter, SequenceLosses, sequence_losses, token_scores
+from tokenloss import LossMeter, sequence_losses, token_scores
+from tokenloss.results import SequenceLosses
 
 INF, NAN = math.inf, math.nan
 LN2 = math.log(2)
@@ -37,7 +38,7 @@ def assert_equals_reference(nll, **options):
 
 def assert_same_sequences(actual, expected):
     """The same fields, of whatever shape."""
-    left, right = actual.to_dict(), expected.to_dict()
+    left, right = actual.columns(), expected.columns()
     assert list(left) == list(right)
     for name, values in left.items():
         assert_same_bits(values, right[name], name)
@@ -114,7 +115,7 @@ def test_single_sequence():
     result = sequence_losses([1.0, 2.0], n_bytes=3, n_words=1)
     assert result.sequence.shape == result.count.shape == result.nll.shape == result.n_bytes.shape == ()
     assert np.shape(result.loss) == np.shape(result.perplexity) == np.shape(result.bits_per_byte) == ()
-    columns = {name: result.to_dict()[name].tolist() for name in ("sequence", "count", "nll", "loss")}
+    columns = {name: result.columns()[name].tolist() for name in ("sequence", "count", "nll", "loss")}
     assert columns == {"sequence": [0], "count": [2], "nll": [3.0], "loss": [1.5]}
 
 
@@ -342,17 +343,17 @@ def test_padding_packing_order_and_batches_change_no_bit(tokens, is_weighted, ra
 # the result
 
 
-def test_to_dict(rng):
+def test_columns(rng):
     nll, lengths = rng.exponential(3, (2, 3, 4)), rng.integers(1, 50, (2, 3))
     result = sequence_losses(scores_of(nll), sample_weight=0.5, n_bytes=lengths, n_words=[7, 7, 7])
-    columns = result.to_dict()
+    columns = result.columns()
     assert {"sequence", "count", "nll", "sample_weight", "n_bytes", "n_words", "is_greedy"} <= columns.keys()
     for name, values in columns.items():
         assert values.shape == (6,), name
         assert_same_bits(values, np.ravel(getattr(result, name)), name)
     assert columns["n_words"].tolist() == [7] * 6
     assert columns["sample_weight"].tolist() == [2.0] * 6
-    columns = sequence_losses(nll).to_dict()
+    columns = sequence_losses(nll).columns()
     assert not {"sample_weight", "n_bytes", "n_words", "is_greedy"} & columns.keys()
     assert all(values is not None for values in columns.values())
 

@@ -42,7 +42,7 @@ hidden states (..., D), named hidden_states or hidden. It may also be a .json or
 vLLM, SGLang, llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.
 
 Several FILEs are shards of one text. With names, as in A=a.npz B=b.npz, they are models of the same text, and the table
-has a row for each; all options apply to each of them.
+has a row for each. All options apply to each of them. `tokenloss compare` gives their differences, with paired errors.
 """
 _SCORE_EXAMPLES = """
  a file of logits and targets:
@@ -61,9 +61,12 @@ _SCORE_EXAMPLES = """
 _COMPARE = """
 Compare models, such as quantised ones, with their base: KL divergence, perplexities, changes of probability.
 
-BASE and each OTHER are files as `score` reads them, with scores of the same rows. Any of them may hold the targets; all
-that do must hold the same ones. BASE is read once for all. Or BASE and OTHER are two files of responses to the same
-requests, a file of scores and one of responses, or two .jsonl files of samples that lm-evaluation-harness logged.
+BASE and each OTHER are files as `score` reads them, with scores of the same rows; or files of responses to the same
+requests, or of responses beside scores; or .jsonl files of samples that lm-evaluation-harness logged. Their content
+tells which.
+
+Any file of scores may hold the targets, and all that do must hold the same ones; without targets, divergences alone are
+compared. BASE is read once for all. Tables call each OTHER by its name, as in Q8=q8.npz, or else by its file.
 """
 _COMPARE_EXAMPLES = """
  two quantised models and their base:
@@ -96,6 +99,7 @@ def make_parser() -> Parser:
     options.add_argument("-h", "--help", action="help", help="show this help")
     options.add_argument("--version", action="version", version=f"tokenloss {__version__}", help="show the version")
     subcommands = parser.add_subparsers(prog=parser.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    parser.files = subcommands
     usage = (
         "tokenloss score [options] FILE ...\n"
         "       tokenloss score [options] LOGITS.npy TARGETS.npy\n"
@@ -155,7 +159,7 @@ def _add_score(score: Parser) -> None:
 
 def _add_compare(compare: Parser) -> None:
     """Describe the arguments of `tokenloss compare`; values have the names that `compare_files` gives them."""
-    compare.set_defaults(run=commands.compare, default=compare.get_default)
+    compare.set_defaults(run=commands.compare)
     of = _groups(compare)
     words = "scores of the base model: a file, a directory of shards, or a pattern of their names in quotes"
     of["input"].add_argument("base", type=filled, metavar="BASE", help=words)
@@ -245,10 +249,7 @@ def _add_running(group: _Group) -> None:
 
 def _add_format(group: _Group) -> None:
     """Add the option that says how the result is printed."""
-    words = (
-        "print the tables as text (default) or Markdown, a row of all figures for each model as csv, or everything as "
-        "json"
-    )
+    words = "print tables as text (default) or Markdown, a row of figures for each model as csv, or everything as json"
     group.add_argument("--format", choices=FORMATS, default="text", help=words)
 
 

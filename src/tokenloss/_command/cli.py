@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 from tokenloss._command.arguments import make_parser
 from tokenloss._command.commands import InputError
+from tokenloss._command.parser import NoArgumentsError
 from tokenloss._core.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
-
-    from tokenloss._command.parser import Parser
 
 _AT_ONCE = 1.0  # seconds: signals that come within these count as one, since `timeout` sends two
 
@@ -86,17 +85,17 @@ def _run(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack characters of tokens
     try:
-        parser = make_parser()
         words = sys.argv[1:] if argv is None else argv
-        if not words:
-            return _show_help(parser)
-        args = parser.parse_args(words)
+        args = make_parser().parse_args(words)
         args.command_line = shlex.join(["tokenloss", *words])
         args.run(args)
         print(end="", flush=True)
     except OSError as error:  # stdout cannot be written; errors of files have become input errors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # since Python flushes it again at exit
         return 1 if isinstance(error, BrokenPipeError) else _fail(f"error: cannot write: {error.strerror}", 2)
+    except NoArgumentsError as error:
+        _print_error(f"{error}".rstrip())
+        return 2
     except InputError as error:
         return _fail(f"error: {error}", 2)
     except MemoryError as error:
@@ -104,17 +103,14 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _show_help(parser: Parser) -> int:
-    """Show the help where no command is given; a script whose variable is empty fails by the exit status."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            parser.print_help(sys.stderr)
-    return 2
-
-
 def _fail(message: str, status: int) -> int:
     """Print in one line why there is no result; return the exit status."""
+    _print_error(f"tokenloss: {printable(message)}")
+    return status
+
+
+def _print_error(text: str) -> None:
+    """Print on stderr."""
     if sys.stderr is not None:  # print would write to stdout if stderr is closed
         with contextlib.suppress(OSError):
-            print(f"tokenloss: {printable(message)}", file=sys.stderr)
-    return status
+            print(text, file=sys.stderr)

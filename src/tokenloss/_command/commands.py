@@ -11,26 +11,24 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.tables import candidates_shown
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table, columns_of
-from tokenloss._core.text import as_strict_json, title
+from tokenloss._core.text import title
 from tokenloss._evaluation.compare_files import compare_files
-from tokenloss._evaluation.compare_responses import compare_responses
-from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.evaluate import advice, evaluate
 from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.terminal import print_as
-from tokenloss.formats.responses import is_responses
-from tokenloss.formats.samples import is_samples
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+
+_OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
 
 
 class InputError(Exception):
@@ -51,7 +49,8 @@ def info(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace) -> None:
     """Run `tokenloss score`."""
-    named = [_split(text, "FILE") for text in args.source]
+    with _input_errors():
+        named = [_split(text, "FILE") for text in args.source]
     if any(name != path for name, path in named):
         _score_models(args)
         return
@@ -65,7 +64,8 @@ def score(args: argparse.Namespace) -> None:
 
 def _score_models(args: argparse.Namespace) -> None:
     """Score the files of several models, each with its name, and show them side by side."""
-    models = _named(args.source, "FILE")
+    with _input_errors():
+        models = _named(args.source, "FILE")
     for name, path in models.items():
         if name == path:
             raise InputError(f"FILE {path}: has no name; each FILE must have one, NAME=FILE, or none")
@@ -101,36 +101,15 @@ def _warn(figures: dict[str, Any], about: str = "") -> None:
             print(f"tokenloss: warning: {about}{message}", file=sys.stderr)
 
 
-class _LastResult(Sink):
-    """Keeps the figures of a comparison and its candidates, to print them."""
-
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        self.figures, self.candidates = summary, result
-
-
 def compare(args: argparse.Namespace) -> None:
     """Run `tokenloss compare`."""
-    with _input_errors():
+    with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
-        paths = [args.base, *others.values()]
-        of_responses = [is_responses(path) for path in paths]
-        are_samples = all(of_responses) and any(map(is_samples, paths))
-    if any(of_responses):
-        if len(paths) > 2 or not others.keys() <= set(paths):
-            raise InputError("responses and samples are compared with one OTHER, without a name")
-        args.other = paths[1]
-    if are_samples:
-        reason = "does not apply to samples of lm-evaluation-harness"
-        _refuse_all_but(compare_samples, ("workers",), args, reason)
-        _compare_samples(args)
-        return
-    _refuse(args, ("margin", "cluster"), "is for samples of lm-evaluation-harness")
-    if any(of_responses):
-        reason = "does not apply to responses: they give a lower bound"
-        _refuse_all_but(compare_responses, ("base_array", "base_kind"), args, reason)
-        _compare_responses(args)
-    else:
-        _compare_scores(args, others)
+        models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
+        sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
+        found = compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
+    _warn(found._figures())
+    print_as(args.format, found._shown, found.to_dict, found.columns)
 
 
 def _named(texts: Sequence[str], argument: str) -> dict[str, str]:
@@ -179,69 +158,6 @@ def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _compare_samples(args: argparse.Namespace) -> None:
-    """Compare two files of samples of lm-evaluation-harness."""
-    with _input_errors():
-        comparison = compare_samples(**_arguments(compare_samples, args))
-    metrics = [metric._figures() for metric in comparison.metrics]
-    print_as(args.format, comparison._shown, comparison.to_dict, lambda: columns_of(metrics))
-
-
-def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
-    """Refuse options that would have no effect."""
-    for name in names:
-        if getattr(args, name) != args.default(name):
-            raise InputError(f"--{name.replace('_', '-')} {reason}")
-
-
-def _refuse_all_but(function: Callable[..., Any], others: Sequence[str], args: argparse.Namespace, reason: str) -> None:
-    """Refuse options that are given, but that the function does not take; `others` are allowed, too."""
-    taken = {*inspect.signature(function).parameters, *others, "others", "format", "run", "default"}
-    _refuse(args, (name for name in vars(args) if name not in taken), reason)
-
-
-def _compare_responses(args: argparse.Namespace) -> None:
-    """Compare two files of responses, or one with a file of scores."""
-    of_base, of_other = ("base_kind", "base_array"), ("kind", "array")
-    if is_responses(args.base):
-        _refuse(args, of_base, "is for scores, and BASE holds responses")
-    if is_responses(args.other):
-        _refuse(args, of_other, "is for scores, and OTHER holds responses")
-    if is_responses(args.base) and is_responses(args.other):
-        _refuse(args, ("targets", "segment_ids", "shift", "ignore_index"), "is for scores, and both hold responses")
-    for name in ("targets", "segment_ids"):
-        if len(getattr(args, name)) > 1:
-            raise InputError(f"--{name.replace('_', '-')} is given once where one file holds responses")
-    of_scores = {
-        "targets": next(iter(args.targets), None),
-        "segment_ids": next(iter(args.segment_ids), None),
-        "array": args.base_array or args.array,
-        "kind": args.base_kind or args.kind,
-    }
-    with _input_errors():
-        comparison = compare_responses(**_arguments(compare_responses, args, **of_scores))
-    print_as(args.format, comparison._shown, comparison.to_dict, lambda: columns_of([comparison._figures()]))
-
-
-def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:
-    """Compare files of scores or of hidden states."""
-    _refuse(args, ("part", "skip_failed"), "is for responses of servers")
-    outputs, last = _chosen_outputs(COMPARE_OUTPUTS, args), _LastResult()
-    with _input_errors(), _own_warnings():
-        models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
-        sinks = [*outputs, last]
-        compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
-    _warn(last.figures)
-    named = {candidate.name: candidate.comparison for candidate in last.candidates}
-    rows = [comparison._figures() for comparison in named.values()]
-    print_as(
-        args.format,
-        lambda: candidates_shown(named) if len(named) > 1 else last.candidates[0].comparison._shown(),
-        lambda: as_strict_json(last.figures),
-        lambda: columns_of(rows),
-    )
-
-
 # -- errors, inputs and outputs ----------------------------------------------------------------------------------------
 
 
@@ -262,10 +178,10 @@ def _input_errors(subject: str = "") -> Iterator[None]:
 def _with_options(message: str) -> str:
     """Name options in place of the parameters that a message is about."""
     parameters = (
-        r"^[a-z_]+(?= is given| is .+; it must be| and \w+ cannot)|(?<= and )\w+(?= cannot)|(?<=without )\w+$|"
-        r"(?<=there is )\w+$"
+        r"^[a-z_]+(?= does not apply| is for | is given| is .+; it must be| and \w+ cannot)|(?<= and )\w+(?= cannot)|"
+        r"(?<=without )\w+$|(?<=there is )\w+$"
     )
-    return re.sub(parameters, lambda name: f"--{name[0].replace('_', '-')}", message)
+    return re.sub(parameters, lambda name: f"--{_OPTIONS.get(name[0], name[0].replace('_', '-'))}", message)
 
 
 def _name_of(option: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import os
 import reprlib
 import shutil
+import sys
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command.commands import InputError
@@ -41,19 +42,25 @@ class _Formatter(argparse.HelpFormatter):
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
 
 
+class NoArgumentsError(Exception):
+    """Nothing is given where something must be; the message is the help."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that reports an error in one line, and suggests what is near to a word that it does not know.
 
     Options are not abbreviated, so that a script means the same when there is a new option.
     """
 
-    files: argparse.Action  # those that may be given on both sides of an option
+    files: argparse.Action | None = None  # what must be given; files may stand on both sides of an option
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, add_help=False, allow_abbrev=False, formatter_class=_Formatter)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments; refuse those that are not known, and suggest others."""
+        if not (sys.argv[1:] if args is None else args) and self.files is not None:
+            raise NoArgumentsError(self.format_help())
         found, left = super().parse_known_args(args, namespace)
         options = [text for text in left if text.startswith("-")]
         if options:
@@ -64,7 +71,7 @@ class Parser(argparse.ArgumentParser):
 
     def _add_files(self, namespace: argparse.Namespace, texts: list[str]) -> None:
         """Add files that come after an option to those before it."""
-        if not hasattr(self, "files"):
+        if self.files is None:
             self.error(f"{texts[0]} is given; nothing fits here but options")
         try:
             more = self._get_values(self.files, texts)
@@ -76,7 +83,8 @@ class Parser(argparse.ArgumentParser):
         """Suggest an option: one that takes this word as its value, begins with it, or is spelled much like it."""
         word = text.partition("=")[0].lstrip("-")
         names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
-        near = [f"{one.option_strings[0]} {word}" for one in self._actions if word in (one.choices or ())]
+        chosen = [one for one in self._actions if one.option_strings and word in (one.choices or ())]
+        near = [f"{one.option_strings[0]} {word}" for one in chosen]
         near += [f"--{name}" for name in names if word and name.startswith(word)]
         near += [f"--{name}" for name in difflib.get_close_matches(word, names, 1)]
         return f"; did you mean {near[0]}?" if near else f"; {self.prog} --help lists all"
@@ -87,8 +95,9 @@ class Parser(argparse.ArgumentParser):
         if value in choices:
             return
         near = difflib.get_close_matches(value, choices, 1)
-        if action.nargs == argparse.PARSER and Path(value).exists():
-            near = [f"{self.prog} score {value}"]
+        if action.nargs == argparse.PARSER:  # of commands
+            near += [f"{self.prog} --{value}"] * (f"--{value}" in self._option_string_actions)
+            near += [f"{self.prog} score {value}"] * os.path.exists(value)  # noqa: PTH110 -- Path's raises of long text
         fits = f"{', '.join(choices[:-1])} or {choices[-1]}"
         hint = f"; did you mean {near[0]}?" if near else ""
         raise argparse.ArgumentError(action, f"must be {fits}, not {reprlib.repr(value)}{hint}")

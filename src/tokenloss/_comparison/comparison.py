@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.columns import OF_TARGETS, check_definitions, join, new_columns, pair_columns, share
+from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table
-from tokenloss._comparison.paired import PairedLosses, rows_of
+from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import comparison_shown
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
+from tokenloss._core.result import figure, nonzero, rows_of
 from tokenloss._core.validation import check_axis
 
 if TYPE_CHECKING:
     from typing import Literal
 
     from tokenloss._core.result import Shown
-    from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, IntArray, Kind
+    from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, Kind
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,12 +67,14 @@ class Comparison(PairedLosses):
     >>> from tokenloss import compare
     >>> comparison = compare([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [0, 1])
     >>> comparison
-    Comparison(count=2, perplexity=1.27067, base_perplexity=1.28565, mean_kl=0.06537, same_top=1.0000)
+    Comparison(mean_kl=0.06537 ± 0.0113, count=2, perplexity=1.27067, base_perplexity=1.28565, same_top=1.0000)
     >>> round(comparison.kl_quantiles[0.5], 6), comparison.delta_p.round(4)
     (0.065366, array([ 0.1217, -0.1225]))
     """
 
-    __module__ = "tokenloss"
+    _of_base = ("base", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
+                "fits_better_shifted", "definitions", "has_targets", "count", "n_sequences", "is_clustered",
+                "base_perplexity", "base_perplexity_stderr")  # fmt: skip
 
     definitions: str
     has_targets: bool
@@ -86,7 +90,6 @@ class Comparison(PairedLosses):
     left_out: float | None
     kl: Float64Array
     base_top_p: Float64Array
-    _segment_ids: IntArray | None = None  # of all positions, for `by`
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:
         """Means over groups of positions, such as types of tokens.
@@ -137,13 +140,16 @@ class Comparison(PairedLosses):
         """Tables of the figures, in the words of llama.cpp's perplexity tool."""
         return comparison_shown(self)
 
-    def __repr__(self) -> str:
-        """Show the main figures."""
-        some = {name: value for name in ("n_sequences", "n_infinite", "n_nan") if (value := vars(self)[name])}
-        counts = "".join(f"{name}={value}, " for name, value in some.items())
-        if self.has_targets:
-            counts += f"perplexity={self.perplexity:.6g}, base_perplexity={self.base_perplexity:.6g}, "
-        return f"Comparison(count={self.count}, {counts}mean_kl={self.mean_kl:.4g}, same_top={self.same_top:.4f})"
+    def _main(self) -> dict[str, str]:
+        names = ("n_sequences", "n_infinite", "n_nan")
+        counts = {"count": str(self.count), **nonzero(**{name: getattr(self, name) for name in names})}
+        main = {"mean_kl": figure(self.mean_kl, self.mean_kl_stderr, 4), **counts}
+        of_targets = ("perplexity", "base_perplexity") if self.has_targets else ()
+        main |= {name: figure(getattr(self, name)) for name in of_targets}
+        return main | {"same_top": f"{self.same_top:.4f}"}
+
+
+Comparison.__module__ = "tokenloss.results"
 
 
 class ComparisonMeter:
@@ -178,7 +184,7 @@ class ComparisonMeter:
     >>> for shift in (0.5, 1.0):
     ...     meter.update(np.zeros((2, 3)), [[shift, 0, 0], [0, shift, 0]], [0, 1])
     >>> meter.result()
-    Comparison(count=4, perplexity=1.95993, base_perplexity=3, mean_kl=0.0743, same_top=0.5000)
+    Comparison(mean_kl=0.07430 ± 0.0261, count=4, perplexity=1.95993, base_perplexity=3.00000, same_top=0.5000)
 
     Several candidates, each as if it were compared alone:
 
@@ -285,7 +291,7 @@ class ComparisonMeter:
         ...     meter.update(np.zeros((2, 3)), [[shift, 0, 0], [0, shift, 0]], [0, 1])
         >>> meters[0].merge(meters[1])
         >>> meters[0].result()
-        Comparison(count=4, perplexity=1.95993, base_perplexity=3, mean_kl=0.0743, same_top=0.5000)
+        Comparison(mean_kl=0.07430 ± 0.0261, count=4, perplexity=1.95993, base_perplexity=3.00000, same_top=0.5000)
         """
         if not isinstance(other, ComparisonMeter):
             raise_error("type", name="other", got=type(other).__name__, fits="a ComparisonMeter")
@@ -342,15 +348,16 @@ class ComparisonMeter:
             raise_error("candidates", got=len(self._parts))
         return next(iter(self.results().values()), comparison_of(self._definitions, new_columns(0)))
 
-    def results(self) -> dict[str, Comparison]:
+    def results(self) -> Comparisons[Comparison]:
         """Figures of all positions so far, of each candidate.
 
         Returns
         -------
-        dict of Comparison
-            By name; "logits" is the name of a candidate that came as an array. Arrays of the base are shared.
+        Comparisons
+            A dict of `Comparison` by name; "logits" is the name of a candidate that came as an array. Arrays of the
+            base are shared.
         """
-        comparisons: dict[str, Comparison] = {}
+        comparisons: Comparisons[Comparison] = Comparisons()
         first: Columns = {}
         for name, parts in self._parts.items():
             columns = share(join([new_columns(0), *parts]), first)

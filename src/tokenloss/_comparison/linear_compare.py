@@ -95,7 +95,7 @@ def linear_compare(
     >>> rng = np.random.default_rng(0)
     >>> hidden, lm_head = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
     >>> linear_compare(hidden, lm_head, hidden, lm_head.round(1), [3, 14, 15, 92, 65])
-    Comparison(count=5, perplexity=462.146, base_perplexity=471.04, mean_kl=0.001514, same_top=1.0000)
+    Comparison(mean_kl=0.001514 ± 0.000477, count=5, perplexity=462.146, base_perplexity=471.040, same_top=1.0000)
     """
     base, other = two_projections(base_hidden, base_lm_head, base_lm_head_bias, hidden, lm_head, lm_head_bias)
     sizes = base.scores.classes, other.scores.classes

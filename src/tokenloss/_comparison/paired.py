@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from tokenloss._core.exact import ExactMoments, exp
-from tokenloss._core.result import Result
+from tokenloss._core.result import Result, places_in, places_of, rows_of
 from tokenloss._statistics.distributions import quantile_ranks
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import sums_by_segment
@@ -62,6 +62,10 @@ class PairedLosses(Result):
         other arrays of bool False.
     """
 
+    _of_base: ClassVar[tuple[str, ...]] = ("base",)  # figures that are the same for all candidates of one base
+    _divergence: ClassVar[str] = "kl"  # the array that has it
+    _quantity: ClassVar[str] = "KL divergence"
+
     count: int
     n_sequences: int
     is_clustered: bool
@@ -90,6 +94,7 @@ class PairedLosses(Result):
     is_same_top: BoolArray
     kept: BoolArray
     sequences: dict[str, Array] | None
+    _segment_ids: IntArray | None = field(default=None, kw_only=True)  # of all positions
     # what files say of the comparison, such as their names: more figures, which `==` does not compare
     _about: dict[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
 
@@ -98,6 +103,26 @@ class PairedLosses(Result):
         line = "-" * len("Attributes") + "\n"
         shared = (PairedLosses.__doc__ or "").partition(line)[2].rstrip()
         cls.__doc__ = (cls.__doc__ or "").replace(line, f"{line}{shared}\n", 1)
+
+    @property
+    def _kl(self) -> Float64Array:
+        """The divergence of each token, or its lower bound."""
+        array: Float64Array = vars(self)[self._divergence]
+        return array
+
+    @property
+    def _mean_kl(self) -> tuple[float, float]:
+        """The mean divergence, or its lower bound, and its standard error."""
+        mean, stderr = (vars(self)[f"mean_{self._divergence}{suffix}"] for suffix in ("", "_stderr"))
+        return mean, stderr
+
+    def _rank(self) -> tuple[bool, float]:
+        """Sort key: the mean divergence."""
+        return nan_last(self._mean_kl[0])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """The figures, as the one row of a table."""
+        return [self._figures()]
 
     def _figures(self) -> dict[str, Any]:
         """All figures; quantiles and their intervals are by fraction, as text: "1", "0.999" and so on."""
@@ -114,6 +139,23 @@ class PairedLosses(Result):
         if self.sequences is not None and self.n_sequences:
             figures["sequences"] = rows_of(self.sequences)
         return self._about | figures | self._about
+
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each token.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            By name, as the attributes. First come `sequence` and `position`, where sequences were given: the number of
+            the sequence, and the place in it, from 0; -1 outside of any. Else, if the batch has several axes, they are
+            the number of the row along the last axis, counted over all other axes, and the place in that row.
+        """
+        ids, arrays = self._segment_ids, {name: value for name, value in vars(self).items() if name[0] != "_"}
+        places = places_in(self.kept.shape) if ids is None else places_of(ids)
+        return places | {name: array.reshape(-1) for name, array in arrays.items() if isinstance(array, np.ndarray)}
+
+    def _compared(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_about"}
 
 
 class Mean:
@@ -252,9 +294,3 @@ def _clustered_radii(
 def nan_last(value: float) -> tuple[bool, float]:
     """Sort key that puts nan after all numbers."""
     return math.isnan(value), value
-
-
-def rows_of(table: dict[str, Array]) -> list[dict[str, Any]]:
-    """The rows of a table of columns."""
-    rows = zip(*(column.tolist() for column in table.values()), strict=True)
-    return [dict(zip(table, row, strict=True)) for row in rows]

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 _PENDING = 1 << 18  # listed classes that are compared at once
 _OWN = 1 << 62  # the class of a token that is known by its text alone
 
-# results for each token
+# results for each token, and what it is
 COLUMNS = {
-    "sequence": np.int64, "nll": np.float64, "base_nll": np.float64, "kl_bound": np.float64, "base_mass": np.float64,
+    "sequence": np.int64, "position": np.int64, "target": np.int64, "text": np.object_,
+    "nll": np.float64, "base_nll": np.float64, "kl_bound": np.float64, "base_mass": np.float64,
     "mass": np.float64, "delta_p": np.float64, "is_same_top": np.bool_, "is_top_known": np.bool_, "kept": np.bool_,
     "is_bounded": np.bool_, "is_sentinel": np.bool_,
 }  # fmt: skip
@@ -32,12 +33,14 @@ COLUMNS = {
 class Pair(NamedTuple):
     """A sequence as both models scored it: its number in the file of the base, its origin, and columns of its tokens.
 
+    `tokens` are their ids (-1 where unknown) and text (None where unknown).
     Columns of a model are logprobs, is_sentinel, is_greedy, is_greedy_known, best (the most likely class), and top_ids
     and top_logprobs (the listed classes, the last of which is the token's own). Unknown classes are -1.
     """
 
     number: int
     origin: tuple[int, int, str | None]  # its line in both files, and the name of its request
+    tokens: tuple[Array, Array]
     base: Columns
     other: Columns
 
@@ -87,7 +90,9 @@ class PairedFiles:
         """Two responses as classes of the same numbers."""
         _check_tokens(base, other, self.files[0].path, self.files[1].path)
         origin = base.line, other.line, base.custom_id or other.custom_id
-        return Pair(number, origin, *matched(base, other))
+        ids = np.where(base.ids >= 0, base.ids, other.ids)
+        text = np.where([one is None for one in base.tokens], other.tokens, base.tokens)
+        return Pair(number, origin, (ids, text), *matched(base, other))
 
 
 def compare_pairs(
@@ -106,7 +111,13 @@ def compare_pairs(
         with with_file_names(*paths):
             columns = _columns(base, other, max(rounding.error for rounding in roundings))
         lengths = [len(pair.base["logprobs"]) for pair in pending]
-        parts.append(columns | {"sequence": np.repeat([pair.number for pair in pending], lengths)})
+        columns |= {
+            "sequence": np.repeat([pair.number for pair in pending], lengths),
+            "position": np.concatenate([np.arange(length) for length in lengths]),
+            "target": np.concatenate([pair.tokens[0] for pair in pending]),
+            "text": np.concatenate([pair.tokens[1] for pair in pending]),
+        }
+        parts.append(columns)
         pending.clear()
 
     n = width = 0  # tokens that are pending, and the length that all their lists get

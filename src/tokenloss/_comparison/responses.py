@@ -9,12 +9,15 @@ import numpy as np
 
 from tokenloss._comparison.paired import KL_QUANTILES, Mean, PairedLosses, paired_figures, quantiles, sequence_table
 from tokenloss._comparison.tables import responses_shown
+from tokenloss._core.result import figure
 
 if TYPE_CHECKING:
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
-_ARRAYS = ("nll", "base_nll", "kl_bound", "base_mass", "mass", "delta_p", "is_same_top", "is_top_known", "kept")
+TOKEN_COLUMNS = (
+    "kept", "base_nll", "nll", "kl_bound", "delta_p", "is_same_top", "is_top_known", "base_mass", "mass",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,10 +71,11 @@ class ResponseComparison(PairedLosses):
     ...     paths = [pathlib.Path(directory) / name for name in ("base.jsonl", "other.jsonl")]
     ...     _ = [path.write_text(text) for path, text in zip(paths, (base, base.replace("0.25", "0.5")))]
     ...     compare_responses(*paths)
-    ResponseComparison(count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403, mean_kl_bound=0.05671)
+    ResponseComparison(mean_kl_bound=0.05671, count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403)
     """
 
-    __module__ = "tokenloss"
+    _divergence = "kl_bound"
+    _quantity = "lower bound of the KL divergence"
 
     part: str
     base_rounding: str
@@ -96,12 +100,13 @@ class ResponseComparison(PairedLosses):
         """Tables of the figures, whose divergence is a lower bound."""
         return responses_shown(self)
 
-    def __repr__(self) -> str:
-        """Show the main figures."""
-        return (
-            f"ResponseComparison(count={self.count}, n_sequences={self.n_sequences}, perplexity={self.perplexity:.6g}, "
-            f"base_perplexity={self.base_perplexity:.6g}, mean_kl_bound={self.mean_kl_bound:.4g})"
-        )
+    def _main(self) -> dict[str, str]:
+        bound = figure(self.mean_kl_bound, self.mean_kl_bound_stderr, 4)
+        main = {"mean_kl_bound": bound, "count": str(self.count), "n_sequences": str(self.n_sequences)}
+        return main | {name: figure(getattr(self, name)) for name in ("perplexity", "base_perplexity")}
+
+
+ResponseComparison.__module__ = "tokenloss.results"
 
 
 def response_comparison_of(
@@ -119,7 +124,7 @@ def response_comparison_of(
     sequences["same_top"][np.searchsorted(numbers, same_top.sequences.sequence)] = same_top.sequences.loss
     for i, (name, dtype) in enumerate((("base_line", np.int64), ("line", np.int64), ("custom_id", object))):
         sequences[name] = np.array([origins[number][i] for number in numbers.tolist()], dtype)
-    figures |= {name: columns[name] for name in _ARRAYS}
+    figures |= {name: columns[name] for name in TOKEN_COLUMNS}
     return ResponseComparison(
         n_without_number=int(np.count_nonzero(~mask & ~columns["is_sentinel"])),
         n_sentinels=int(np.count_nonzero(~mask & columns["is_sentinel"])),
@@ -133,6 +138,7 @@ def response_comparison_of(
         same_top_stderr=same_top.stderr,
         n_top_known=int(np.count_nonzero(known)),
         sequences=sequences,
+        _segment_ids=ids,
         **others,
         **figures,
     )

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.tables import samples_shown
-from tokenloss._core.result import Result
+from tokenloss._comparison.tables import metric_shown, samples_shown
+from tokenloss._core.result import Result, columns_of, figure
 
 if TYPE_CHECKING:
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, Float64Array
+
+_MAX_NAMES = 5  # of metrics that `repr` shows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,12 +74,10 @@ class SampleMetric(Result):
     ...     _ = path.write_text(json.dumps(samples))
     >>> (acc,) = compare_samples(*paths).metrics
     >>> acc
-    SampleMetric(name='acc', base=0.75, other=0.5, difference=-0.25, difference_stderr=0.25)
+    SampleMetric(name='acc', difference=-0.2500 ± 0.250, base=0.7500, other=0.5000)
     >>> acc.right_to_wrong, acc.doc_ids[acc.base_values > acc.other_values]
     (1, array([1], dtype=object))
     """
-
-    __module__ = "tokenloss"
 
     name: str
     filter: str
@@ -111,12 +111,27 @@ class SampleMetric(Result):
         """All figures, without the arrays."""
         return {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
 
-    def __repr__(self) -> str:
-        """Show the main figures."""
-        return (
-            f"SampleMetric(name={self.name!r}, base={self.base:.4g}, other={self.other:.4g}, "
-            f"difference={self.difference:.4g}, difference_stderr={self.difference_stderr:.4g})"
-        )
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each sample.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            `doc_id`, as text if any is text; `base` and `other`, the values of both models; and `sample_weight`.
+        """
+        ids = self.doc_ids.tolist()
+        doc_ids = np.array(ids) if all(isinstance(one, int) for one in ids) else np.array([*map(str, ids)])
+        return {"doc_id": doc_ids, "base": self.base_values, "other": self.other_values, "sample_weight": self.weights}
+
+    def _main(self) -> dict[str, str]:
+        main = {"name": repr(self.name), "difference": figure(self.difference, self.difference_stderr, 4)}
+        return main | {name: figure(getattr(self, name), digits=4) for name in ("base", "other")}
+
+    def _shown(self) -> Shown:
+        return metric_shown(self)
+
+
+SampleMetric.__module__ = "tokenloss.results"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,7 +170,7 @@ class SampleComparison(Result):
     SampleComparison(count=1, metrics=['exact_match'])
     """
 
-    __module__ = "tokenloss"
+    _of_base = ("base", "cluster", "margin")  # the same for all candidates of one base
 
     count: int
     n_documents: int
@@ -173,10 +188,36 @@ class SampleComparison(Result):
         figures = {name: value for name, value in vars(self).items() if name != "_about"}
         return self._about | figures | {"metrics": [metric._figures() for metric in self.metrics]}
 
+    def _rank(self) -> int:
+        """Sort key: samples stay in the order given."""
+        return 0
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """The figures of each metric, as rows of a table, in which a metric's name is "metric"."""
+        return [{"metric": metric.name} | metric._figures() for metric in self.metrics]
+
     def _shown(self) -> Shown:
         """Tables of metrics, flips and equivalence."""
         return samples_shown(self)
 
-    def __repr__(self) -> str:
-        """Show what was compared."""
-        return f"SampleComparison(count={self.count}, metrics={[metric.name for metric in self.metrics]})"
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each metric.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            By name, as the attributes of `SampleMetric`, with nan for None; intervals become two columns each, such as
+            `difference_low` and `difference_high`.
+        """
+        return columns_of([metric._figures() for metric in self.metrics])
+
+    def _main(self) -> dict[str, str]:
+        names = [repr(metric.name) for metric in self.metrics]
+        names[_MAX_NAMES:] = ["..."] * (len(names) > _MAX_NAMES)
+        return {"count": str(self.count), "metrics": f"[{', '.join(names)}]"}
+
+    def _compared(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_about"}
+
+
+SampleComparison.__module__ = "tokenloss.results"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,6 @@ from tokenloss._statistics.ratio import guess_note, interval_note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from tokenloss._comparison.paired import PairedLosses
 
 _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
@@ -34,9 +31,15 @@ def comparison_shown(comparison: Any) -> Shown:
 
 
 def candidates_shown(comparisons: Mapping[str, Any]) -> Shown:
-    """What people see of several `Comparison` with one base, by name."""
-    about = next(iter(comparisons.values()))._about
-    return _shown(comparisons, f"{len(comparisons)} models", about.get("base_kind", ""), [candidate_table(comparisons)])
+    """What people see of `Comparisons` of several models with one base, or of none."""
+    title, first = f"{len(comparisons)} models", next(iter(comparisons.values()), None)
+    if first is None:
+        return Shown(title, "", [])
+    if hasattr(first, "metrics"):
+        return samples_shown_together(comparisons, title)
+    if hasattr(first, "kl_bound"):
+        return Shown(f"{title} vs {first._about['base']}", _responses_note(first, ""), [candidate_table(comparisons)])
+    return _shown(comparisons, title, first._about.get("base_kind", ""), [candidate_table(comparisons)])
 
 
 def _shown(comparisons: Mapping[str, Any], name: str, kinds: str, tables: list[Table]) -> Shown:
@@ -44,6 +47,7 @@ def _shown(comparisons: Mapping[str, Any], name: str, kinds: str, tables: list[T
     first = next(iter(comparisons.values()))
     basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.is_clustered else "taken as independent"
     note = f"{count_of(first.count, 'token')}, {basis}, {first.definitions} definitions"
+    note += "" if first.has_targets else "; without targets, which losses and perplexities need"
     note = "; ".join(filter(None, (note, kinds, interval_note(first.interval_factor))))
     heads = [("base", first._about.get("base_head"))]
     heads += [(one, comparison._about.get("head")) for one, comparison in comparisons.items()]
@@ -80,18 +84,20 @@ def _not_finite(comparison: Any) -> list[tuple[str, ...]]:
 def group_tables(figures: dict[str, Any]) -> list[Table]:
     """Tables that show where a model differs from its base: by confidence, by type of token, by sequence."""
     bins = [row | {"group": f"{row['group']:.1f} to {row['group'] + 0.2:.1f}"} for row in figures["by_confidence"]]
-    tables = [_group_table("base's top p", "By the base's confidence", bins)]
+    has_losses = figures["has_targets"]
+    tables = [_group_table("base's top p", "By the base's confidence", bins, has_losses)]
     if types := figures.get("by_token_type"):
         types = sorted(types, key=lambda row: nan_last(-row["kl"]))
-        tables.append(_group_table("token type", "By type of token", types))
+        tables.append(_group_table("token type", "By type of token", types, has_losses))
     sequences = [row | {"group": row["sequence"]} for row in figures.get("sequences", ())]
     if len(sequences) > 1:
         sequences.sort(key=lambda row: nan_last(-row["kl"]))
-        tables.append(_group_table("sequence", "Sequences of the highest divergence", sequences[:_MAX_SEQUENCES]))
+        highest = sequences[:_MAX_SEQUENCES]
+        tables.append(_group_table("sequence", "Sequences of the highest divergence", highest, has_losses))
     return [table for table in tables if table.rows]
 
 
-def _group_table(head: str, title: str, rows: list[dict[str, Any]]) -> Table:
+def _group_table(head: str, title: str, rows: list[dict[str, Any]], has_losses: bool) -> Table:
     """Table of groups of tokens, with standard errors where these are known."""
     # heads are keys of a dict, so the second ± has blanks around it
     formats = {head: "{group}", "tokens": "{count:,}", "mean KLD": "{kl:.6f}", "±": "{kl_stderr:.6f}"}
@@ -99,38 +105,55 @@ def _group_table(head: str, title: str, rows: list[dict[str, Any]]) -> Table:
     formats |= {"mean Δp": "{percent_delta_p:+.3f} %", "same top": "{percent_same_top:.2f} %"}
     if rows and "kl_stderr" not in rows[0]:
         del formats["±"], formats[" ± "]
+    if not has_losses:
+        formats = {name: cell for name, cell in formats.items() if name not in ("ln(PPL ratio)", " ± ", "mean Δp")}
     if rows and "file" in rows[0]:  # sequences have the numbers of their file
         formats = {"file": "{file}"} | formats
     percents = [{f"percent_{name}": 100 * row[name] for name in ("delta_p", "same_top")} for row in rows]
     return table_of(title, formats, [row | percent for row, percent in zip(rows, percents, strict=True)])
 
 
-def candidate_table(comparisons: Mapping[str, Any]) -> Table:
-    """Table of several candidates, the smallest divergence first; columns that are empty are left out."""
-    ordered = sorted(comparisons.items(), key=lambda named: nan_last(named[1].mean_kl))
-    lines = [_candidate_cells(*named) for named in ordered]
-    is_shown = [any(cell for _, cell in column) for column in zip(*lines, strict=True)]
-    lines = [[*itertools.compress(line, is_shown)] for line in lines]
-    return Table([tuple(cell for _, cell in line) for line in lines], tuple(head for head, _ in lines[0]))
+def candidate_table(comparisons: Any) -> Table:
+    """Table of the base, and of several candidates by their divergence; columns that are empty are left out."""
+    lines = [_candidate_cells(*named) for named in comparisons._ranked()]
+    first, *others = comparisons.values()
+    if all((one.count, one.base_perplexity) == (first.count, first.base_perplexity) for one in (first, *others)):
+        cells = {"model": "base", "PPL": f"{first.base_perplexity:.6g}"}
+        cells |= {" ± ": known_error(first.base_perplexity_stderr, f"{first.base_perplexity_stderr:.3g}")}
+        lines.insert(0, dict.fromkeys(lines[0], "") | cells)
+    heads = [head for head in lines[0] if any(line[head] for line in lines)]
+    return Table([tuple(line[head] for head in heads) for line in lines], tuple(head.strip() for head in heads))
 
 
-def _candidate_cells(name: str, one: Any) -> list[tuple[str, str]]:
-    """The figures of a candidate: the head of each column, and the cell."""
-    left_out, size = one.n_infinite + one.n_nan, one._about.get("size")
-    return [
-        ("model", printable(name)),
-        ("size", "" if size is None else f"{size / 1e9:.3g} GB"),
-        ("mean KLD", f"{one.mean_kl:.6f}"),
-        ("±", known_error(one.mean_kl_stderr, f"{one.mean_kl_stderr:.6f}")),
-        ("99.9% KLD", f"{one.kl_quantiles[0.999]:.6f}"),
-        ("PPL ratio", f"{one.perplexity_ratio:.5f}"),
-        ("±", known_error(one.perplexity_ratio_stderr, f"{one.perplexity_ratio_stderr:.5f}")),
-        ("same top", f"{100 * one.same_top:.2f} %"),
-        ("±", known_error(one.same_top_stderr, f"{100 * one.same_top_stderr:.2f} %")),
-        ("RMS Δp", f"{100 * one.rms_delta_p:.2f} %"),
-        ("not finite", f"{left_out:,}" if left_out else ""),
-        ("KLD where finite", f"{one.finite_mean_kl:.6f}" if left_out else ""),
-    ]
+def _candidate_cells(name: str, one: Any) -> dict[str, str]:
+    """The figures of a candidate, by the head of their column; those of errors differ by the blanks around them."""
+    figures, size = vars(one), one._about.get("size")
+    kl, words = ("mean_kl", "KLD") if "mean_kl" in figures else ("mean_kl_bound", "KLD is at least")
+    quantiles = figures[kl.replace("mean_", "") + "_quantiles"]
+    left_out = figures.get("n_infinite", 0) + figures.get("n_nan", 0)
+
+    def error(name: str, form: str, scale: float = 1) -> str:
+        return known_error(figures[f"{name}_stderr"], form.format(scale * figures[f"{name}_stderr"]))
+
+    cells = {
+        "model": printable(name),
+        "size": "" if size is None else f"{size / 1e9:.3g} GB",
+        "PPL": f"{one.perplexity:.6g}",
+        " ± ": error("perplexity", "{:.3g}"),
+        f"mean {words}": f"{figures[kl]:.6f}",
+        "±": error(kl, "{:.6f}"),
+        f"99.9% {words}": f"{quantiles[0.999]:.6f}",
+        "PPL ratio": f"{one.perplexity_ratio:.5f}",
+        "  ±  ": error("perplexity_ratio", "{:.5f}"),
+        "same top": f"{100 * one.same_top:.2f} %",
+        "   ±   ": error("same_top", "{:.2f} %", 100),
+        "RMS Δp": f"{100 * one.rms_delta_p:.2f} %",
+        "not finite": f"{left_out:,}" if left_out else "",
+        "KLD where finite": f"{figures['finite_mean_kl']:.6f}" if left_out else "",
+    }
+    if not figures.get("has_targets", True):
+        cells |= dict.fromkeys(("PPL", "PPL ratio", "RMS Δp"), "")
+    return cells
 
 
 # -- responses ---------------------------------------------------------------------------------------------------------
@@ -138,19 +161,22 @@ def _candidate_cells(name: str, one: Any) -> list[tuple[str, str]]:
 
 def responses_shown(comparison: Any) -> Shown:
     """What people see of a `ResponseComparison`."""
+    rounded = [words for words in (comparison.rounding, comparison.base_rounding) if words]
+    note = f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
+    return Shown(_title(comparison), _responses_note(comparison, note), response_tables(comparison))
+
+
+def _responses_note(comparison: Any, more: str) -> str:
+    """How many responses there are, and what errors take as independent."""
     basis = "errors by response" if comparison.is_clustered else "taken as independent"
     counts = f"{count_of(comparison.count, 'token')} of {count_of(comparison.n_sequences, 'response')}"
-    rounded = [words for words in (comparison.rounding, comparison.base_rounding) if words]
-    note = f"{counts} ({comparison.part}), {basis}"
-    note += f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
     intervals = interval_note(comparison.interval_factor)
-    note += f"; {intervals}" if intervals else ""
-    return Shown(_title(comparison), note, response_tables(comparison))
+    return f"{counts} ({comparison.part}), {basis}{more}" + (f"; {intervals}" if intervals else "")
 
 
 def _title(comparison: Any) -> str:
     """Title that names both files."""
-    return f"{comparison._about.get('other', 'other')} vs {comparison._about.get('base', 'base')}"
+    return f"{comparison._about.get('name', 'other')} vs {comparison._about.get('base', 'base')}"
 
 
 def response_tables(comparison: Any) -> list[Table]:
@@ -184,8 +210,10 @@ def response_tables(comparison: Any) -> list[Table]:
 # -- scores and responses ----------------------------------------------------------------------------------------------
 
 
-def _perplexities(comparison: PairedLosses) -> list[tuple[str, ...]]:
-    """Rows of perplexities."""
+def _perplexities(comparison: Any) -> list[tuple[str, ...]]:
+    """Rows of perplexities; none without targets."""
+    if not getattr(comparison, "has_targets", True):
+        return []
     return [
         _nats(comparison, "Mean PPL(Q)", "perplexity"),
         _nats(comparison, "Mean PPL(base)", "base_perplexity"),
@@ -196,8 +224,10 @@ def _perplexities(comparison: PairedLosses) -> list[tuple[str, ...]]:
     ]
 
 
-def _probabilities(comparison: PairedLosses) -> list[tuple[str, ...]]:
-    """Rows of changes of probability, and of the most likely classes."""
+def _probabilities(comparison: Any) -> list[tuple[str, ...]]:
+    """Rows of changes of probability, if there are targets, and of the most likely classes."""
+    if not getattr(comparison, "has_targets", True):
+        return [_percent(comparison, "Same top p", "same_top")]
     return [
         _percent(comparison, "Mean    Δp", "mean_delta_p"),
         *_quantiles("Δp", comparison.delta_p_quantiles, lambda change: f"{100 * change:7.3f} %"),
@@ -254,6 +284,17 @@ def known_of(summary: dict[str, Any]) -> str:
 
 def samples_shown(comparison: Any) -> Shown:
     """What people see of a `SampleComparison`."""
+    return Shown(_title(comparison), _samples_note(comparison), sample_tables({"": comparison}))
+
+
+def samples_shown_together(comparisons: Mapping[str, Any], title: str) -> Shown:
+    """What people see of several `SampleComparison` with one base, by name."""
+    first = next(iter(comparisons.values()))
+    return Shown(f"{title} vs {first._about['base']}", _samples_note(first), sample_tables(comparisons))
+
+
+def _samples_note(comparison: Any) -> str:
+    """How many samples there are, and what errors take as independent."""
     by = count_of(comparison.n_clusters, "document" if comparison.cluster is None else "group")
     by += "" if comparison.cluster is None else f" of {comparison.cluster}"
     note = f"{count_of(comparison.count, 'sample')}, errors by {by}"
@@ -261,24 +302,52 @@ def samples_shown(comparison: Any) -> Shown:
         note += guess_note(student_quantile(0.025, comparison.n_clusters - 1))
     if comparison.n_other_prompts:
         note += f"; {comparison.n_other_prompts:,} prompts differ"
-    return Shown(_title(comparison), printable(note), sample_tables(comparison))
+    return printable(note)
 
 
-def sample_tables(comparison: Any) -> list[Table]:
-    """Tables of metrics, flips and equivalence."""
-    metrics = comparison.metrics
-    several = len({metric.filter for metric in metrics}) > 1
-    named = [(printable(f"{one.name} ({one.filter})" if several else one.name), one) for one in metrics]
-    is_clustered = any(metric.count > metric.n_clusters for metric in metrics)
+def metric_shown(metric: Any) -> Shown:
+    """What people see of a `SampleMetric`."""
+    note = f"{count_of(metric.count, 'sample')}, errors by {metric.n_clusters:,} documents or groups"
+    return Shown(metric.name, note, _metric_tables([({}, metric)], None))
+
+
+def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
+    """Tables of metrics, flips and equivalence, of one or several models, and of what is not compared."""
+    several = len(comparisons) > 1
+    metrics = [
+        ({"model": printable(model)} if several else {}, metric)
+        for model, one in comparisons.items() for metric in one.metrics
+    ]  # fmt: skip
+    left_out = [item for one in comparisons.values() for item in one.left_out.items()]
+    notes = [note for one in comparisons.values() for note in one.notes]
+    others = [
+        Table([(printable(name), printable(reason)) for name, reason in dict.fromkeys(left_out)], (), "left out"),
+        Table([(printable(note),) for note in dict.fromkeys(notes)], (), "notes"),
+    ]
+    tables = _metric_tables(metrics, next(iter(comparisons.values())).margin)
+    return tables + [table for table in others if table.rows]
+
+
+def _metric_tables(metrics: list[tuple[dict[str, str], Any]], margin: float | None) -> list[Table]:
+    """Tables of metrics, of ratios, flips and equivalence, given the first cells of the rows of each metric."""
+    several = len({metric.filter for _, metric in metrics}) > 1
+    rows = [
+        (place, metric, printable(f"{metric.name} ({metric.filter})" if several else metric.name))
+        for place, metric in metrics
+    ]
+    is_clustered = any(metric.count > metric.n_clusters for _, metric in metrics)
     flips = "flips, with McNemar's exact test" + (", as if samples were independent" if is_clustered else "")
-    equivalence = f"equivalence within {comparison.margin}, by two one-sided tests at 5 %"
+    equivalence = "equivalence" + (f" within {margin}" if margin else "") + ", by two one-sided tests at 5 %"
     tables = [
-        _table_of_cells([_difference(*one) for one in named]),
-        _table_of_cells([_ratio(*one) for one in named if one[1].ratio_interval], "ratios of perplexities"),
-        _table_of_cells([_flips(*one) for one in named if one[1].mcnemar_p is not None], flips),
-        _table_of_cells([_equivalence(*one) for one in named if one[1].equivalence_p is not None], equivalence),
-        Table([(printable(name), printable(reason)) for name, reason in comparison.left_out.items()], (), "left out"),
-        Table([(printable(note),) for note in comparison.notes], (), "notes"),
+        _table_of_cells([place | _difference(label, one) for place, one, label in rows]),
+        _table_of_cells(
+            [place | _ratio(label, one) for place, one, label in rows if one.ratio_interval], "ratios of perplexities"
+        ),
+        _table_of_cells([place | _flips(label, one) for place, one, label in rows if one.mcnemar_p is not None], flips),
+        _table_of_cells(
+            [place | _equivalence(label, one) for place, one, label in rows if one.equivalence_p is not None],
+            equivalence,
+        ),
     ]
     return [table for table in tables if table.rows]
 

@@ -23,10 +23,16 @@ def check_shift(shift: Any) -> None:
         raise_error("option", name="shift", got=shift, fits="True, False or None")
 
 
+def is_given(value: Any, default: Any) -> bool:
+    """Whether an option is given: neither its default nor empty."""
+    is_empty = isinstance(value, tuple | list | dict) and not value
+    return value is not default and not is_empty and not (type(value) is type(default) and value == default)
+
+
 def refuse_given(given: dict[str, Any], fits: str) -> None:
     """Raise if any of these options, which do not apply here, is given; None and empty lists count as not given."""
     for name, value in given.items():
-        if value is not None and not (isinstance(value, tuple | list) and not value):
+        if is_given(value, None):
             raise_error("given", name=name, fits=fits)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -12,9 +12,11 @@ from tokenloss._core.text import as_strict_json, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tokenloss._core.types import Array
+    from tokenloss._core.types import Array, IntArray
 
 _TEXT = ("file", "text", "metric", "custom_id", "model", "token type", "note")  # columns that hold words, not numbers
+_MAX_NAMED = 4  # results that `repr` shows
+ResultT = TypeVar("ResultT", bound=Any)
 
 
 class Table(NamedTuple):
@@ -47,6 +49,43 @@ def table_of(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -
     rows = [{head: printable(cell.format(**item)) for head, cell in formats.items()} for item in items]
     known = (("" if head.strip() == "±" and cell == "nan" else cell for head, cell in row.items()) for row in rows)
     return Table([*map(tuple, known)], tuple(formats), title)
+
+
+def figure(value: float, error: float = math.nan, digits: int = 6) -> str:
+    """A number with so many significant digits, zeros among them, and its standard error if that is known."""
+    error_words = known_error(error, f" ± {error:#.3g}".rstrip("."))
+    return f"{value:#.{digits}g}".rstrip(".") + error_words
+
+
+def nonzero(**counts: int) -> dict[str, str]:
+    """The counts that are not 0, as text."""
+    return {name: str(count) for name, count in counts.items() if count}
+
+
+def places_in(batch: tuple[int, ...]) -> dict[str, Array]:
+    """Columns with the place of each element of a batch; none if it has fewer than two axes.
+
+    A sequence is a row along the last axis, numbered in C order over the other axes; a position counts along it.
+    """
+    if len(batch) < 2:
+        return {}
+    rows, length = math.prod(batch[:-1]), batch[-1]
+    return {"sequence": np.repeat(np.arange(rows), length), "position": np.tile(np.arange(length), rows)}
+
+
+def places_of(segment_ids: IntArray) -> dict[str, Array]:
+    """Columns with the sequence of each token, given its number, and its place in it; both are -1 outside of any."""
+    order = np.argsort(segment_ids, kind="stable")
+    ordered = segment_ids[order]
+    position = np.empty_like(order)
+    position[order] = np.arange(order.size) - np.searchsorted(ordered, ordered)
+    return {"sequence": np.maximum(segment_ids, -1), "position": np.where(segment_ids < 0, -1, position)}
+
+
+def rows_of(table: dict[str, Array]) -> list[dict[str, Any]]:
+    """The rows of a table of columns."""
+    rows = zip(*(column.tolist() for column in table.values()), strict=True)
+    return [dict(zip(table, row, strict=True)) for row in rows]
 
 
 def as_text(shown: Shown) -> str:
@@ -145,7 +184,8 @@ def _single_values(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Each figure that is one value, and both ends of each interval, with its name."""
     for name, value in figures.items():
         if name.endswith("_interval"):
-            yield from zip((name.replace("_interval", end) for end in ("_low", "_high")), value, strict=True)
+            ends = (name.replace("_interval", end) for end in ("_low", "_high"))
+            yield from zip(ends, value or (None, None), strict=True)
         elif isinstance(value, bool | int | float | str | None):
             yield name, value
 
@@ -159,9 +199,13 @@ def _column(values: list[Any]) -> Array:
 
 
 class Result:
-    """What every result can do. A subclass has `_figures` and `_shown`, and `columns` where it has any."""
+    """What every result can do. A subclass has `_main`, `_figures` and `_shown`, and `columns` where it has any."""
 
     __slots__ = ()
+
+    def _main(self) -> dict[str, str]:
+        """The figures that `repr` shows, the most wanted first."""
+        raise NotImplementedError
 
     def _figures(self) -> dict[str, Any]:
         """Its numbers and short texts by name, with nan and infinities as they are."""
@@ -181,6 +225,10 @@ class Result:
         """
         figures: dict[str, Any] = as_strict_json(self._figures())
         return figures
+
+    def __repr__(self) -> str:
+        """Show the main figures in a line."""
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in self._main().items())})"
 
     def summary(self) -> str:
         """The tables that the command prints, as plain text.
@@ -203,6 +251,20 @@ class Result:
     def __eq__(self, other: object) -> bool:
         """Whether all figures and arrays are the same, bit by bit; nan equals nan."""
         return _same(self._compared(), other._compared()) if type(other) is type(self) else NotImplemented
+
+
+class NamedResults(Result, dict[str, ResultT]):
+    """Results of several models by name. A subclass has `_figures`, `_shown` and `columns`."""
+
+    def _compared(self) -> dict[str, Any]:
+        return dict(self)
+
+    def __repr__(self) -> str:
+        """Show the first figure of each."""
+        figures = [next(iter(one._main().items())) for one in self.values()]
+        parts = [f"{name!r}: {key}={text}" for name, (key, text) in zip(self, figures, strict=True)]
+        parts[_MAX_NAMED:] = ["..."] * (len(parts) > _MAX_NAMED)
+        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import dataclass, field
+from collections import ChainMap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,18 +15,18 @@ from tokenloss._core.dtypes import as_array, as_float_array, dtype_name, without
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import check_mask
 from tokenloss._evaluation import score
-from tokenloss._evaluation.files import make_evaluation
+from tokenloss._evaluation.checkpoint import Checkpoint
+from tokenloss._evaluation.parts import BlockTotal, Parts, ScoredBlock, summed
 from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, checked_shard, shifted_shard
-from tokenloss._evaluation.results import ShardResult
-from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
-from tokenloss._evaluation.sink import check_files, open_sinks, token_function
-from tokenloss._statistics.meter import LossMeter
+from tokenloss._evaluation.progress import Progress
+from tokenloss._evaluation.sequences import RowSequences
+from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks, token_function
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats.mapped import rows_at
 from tokenloss.formats.scores_file import ScoresFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
     from tokenloss._core.types import Array
     from tokenloss._evaluation.options import Options, Settings
@@ -34,73 +34,112 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
 
 
-def evaluate_blocks(blocks: Iterable[Any], options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
-    """Score all tokens of blocks, one block after the other."""
-    check_files(outputs, None, {})
-    workers = settings.workers or config.default_workers()
-    shard, total, n_read, top_k = None, _Total(options.top), 0, 0
-    with contextlib.ExitStack() as stack:
+def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
+    """Score all tokens of blocks, one block after the other; those that the checkpoint holds are not scored again."""
+    check_files(outputs, settings.state, {})
+    checkpoint: Checkpoint[Any] = Checkpoint(settings.state, options)
+    run = _Run(options._replace(top=checkpoint.top), settings, outputs)
+    for result in checkpoint.results.values():
+        run.total.add(result)
+    first = checkpoint.last_block()  # is made again: its last row may predict the first target of the next one
+    with contextlib.ExitStack() as stack, Progress(0 if settings.progress else None) as progress:
         start = time.perf_counter()
-        for opened, part in _opened(blocks, options, total):
-            if shard is None:
-                top_k = min(max((output.top_k for output in outputs), default=0), part.shape[-1])
-                open_sinks(stack, outputs, None, None, top_k)
-                shard = part
-            elif part.shape[-1] != shard.shape[-1]:
-                fits = f"(..., {shard.shape[-1]}), as those of earlier blocks"
-                raise_error("shape", name=f"{part.path}: logits", got=part.shape, fits=fits)
-            sampled = total.result.shift_sample.rows
-            result = score.score_rows(
-                part, opened, options, workers, token_function(outputs, 0, total.rows), top_k, sampled=sampled
-            )
-            total.add(result, part)
-            n_read += part.n_bytes
-            shard = shard._replace(
-                path="", shape=(total.rows, part.shape[-1]), batch=(total.scored_rows,),
-                dtype=_listed(shard.dtype, part.dtype), target_type=_listed(shard.target_type, part.target_type),
-            )  # fmt: skip
-        assert shard is not None
+        for number, values in enumerate(_made(source, first), first):
+            block = _checked(f"block {number}", values, run.total)
+            if number == first:
+                run.open_sinks(stack, block)
+            if number in checkpoint.results:
+                checkpoint.check_again(number, block.arrays())
+            else:
+                scored = run.take(block)
+                if settings.state is not None:
+                    checkpoint.add(number, summed(scored, checkpoint.top), block.arrays())
+            run.hold_back(block)
+            progress.advance(block.scores.nbytes, f"block {number}")
+        run.end()
         seconds, lengths = time.perf_counter() - start, (settings.n_bytes, settings.n_words)
-        others: dict[str, Any] = {"words": None, "files": [], "shards": []}
-        return make_evaluation(outputs, [shard], [total.all()], options, lengths, seconds, n_read, others)
+        evaluation = Parts.of_blocks(run.total.all(), options).evaluation(lengths, seconds, run.n_read)
+        finish_sinks(outputs, evaluation.figures, evaluation)
+        return evaluation
 
 
-@dataclass
-class _Total:
-    """The result of all blocks so far, as if they were one shard."""
+def _made(source: Any, first: int) -> Iterator[Any]:
+    """The blocks of a source; a function makes them from the first one on."""
+    if not callable(source):
+        yield from source
+        return
+    blocks, n_made, fits = source(first), 0, "an iterable of blocks, of which the first has this number"
+    if not hasattr(blocks, "__iter__"):
+        raise_error("type", name=f"source({first})", got=type(blocks).__name__, fits=fits)
+    for block in blocks:
+        n_made += 1
+        yield block
+    if not n_made:
+        raise_error("empty", name=f"source({first})", fits=fits)
 
-    top: int
-    rows: int = 0
-    scored_rows: int = 0
-    numbered: int = 0  # sequences so far, if each of the N rows of a block (N, T, V) is one
-    has_ids: bool | None = None  # whether blocks have segment ids; None before the first block
-    counts: dict[int, int] = field(default_factory=dict)  # of the rows that sequences with an id have
-    result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, 0, []))  # without sequences
-    whole: list[SequenceColumns] = field(default_factory=list)
-    split: list[SequenceColumns] = field(default_factory=list)
 
-    def add(self, new: ShardResult, part: Shard) -> None:
-        """Add the result of one more block."""
-        old = self.result
-        tokens = [token._replace(row=(token.row or 0) + self.rows) for token in new.highest_loss_tokens]
-        tokens = sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[: self.top]
-        old.meter.merge(new.meter)
-        sample = old.shift_sample + new.shift_sample
-        self.result = ShardResult(
-            old.meter, old.n_ignored + new.n_ignored, old.n_greedy + new.n_greedy, tokens, shift_sample=sample,
-            n_nan=old.n_nan + new.n_nan, n_infinite=old.n_infinite + new.n_infinite,
-        )  # fmt: skip
-        self.whole.append(new.sequences)
-        self.split.append(new.split)
-        self.has_ids = part.split is None
-        self.numbered += math.prod(part.shape[:-2]) if len(part.shape) > 2 and not self.has_ids else 0
-        self.rows += part.rows
-        self.scored_rows += part.scored_rows
+class _Run:
+    """Scores blocks, and adds them up.
 
-    def all(self) -> ShardResult:
-        """The result, with all sequences."""
-        whole, split = map(SequenceColumns.concatenated, (self.whole, self.split))
-        return self.result._replace(sequences=whole, split=split)
+    If targets are shifted and a sequence may go on in the next block, the last row of a block is held back until the
+    id that it predicts is known.
+    """
+
+    def __init__(self, options: Options, settings: Settings, outputs: Sequence[Sink]) -> None:
+        self.total, self.n_read = BlockTotal(options.top), 0
+        self._options, self._outputs = options, outputs
+        self._workers = settings.workers or config.default_workers()
+        self._top_k = 0
+        self._last: _Block | None = None  # the row that is held back
+
+    def open_sinks(self, stack: contextlib.ExitStack, block: _Block) -> None:
+        """Open the outputs before the first block."""
+        self._top_k = min(max((output.top_k for output in self._outputs), default=0), block.scores.shape[-1])
+        open_sinks(stack, self._outputs, None, None, self._top_k)
+
+    def take(self, block: _Block) -> list[ScoredBlock]:
+        """Score a block, in parts."""
+        last = self._last
+        if not self._is_open(block):
+            if last is not None and len(block.scores):
+                return [self._score(last), self._score(block)]
+            return [self._score(block)]
+        parts = [] if last is None else [self._score(last, following=block)]
+        return [*parts, self._score(block.rows(0, -1), following=block.rows(1, len(block.scores)))]
+
+    def hold_back(self, block: _Block) -> None:
+        """Keep the last row of a block."""
+        if self._is_open(block):
+            self._last = block.rows(-1, len(block.scores)).copy()
+        elif len(block.scores):
+            self._last = None
+
+    def end(self) -> None:
+        """Score the row that is held back."""
+        if self._last is not None:
+            self._score(self._last)
+
+    def _is_open(self, block: _Block) -> bool:
+        """Whether the last row of a block may predict the first target of the next one."""
+        if self._options.shift:
+            check_shiftable(_file(block, self._options), block.targets, None)
+        return bool(self._options.shift) and block.ids is not None and block.scores.ndim == 2 and len(block.scores) > 0
+
+    def _score(self, block: _Block, following: _Block | None = None) -> ScoredBlock:
+        """Score a block, or a part of it."""
+        options, total = self._options, self.total
+        opened, shard = _shard(block, options, ChainMap({}, total.counts), following)
+        add = token_function(self._outputs, 0, total.rows, 0 if total.has_ids else total.n_sequences)
+        sampled = total.result.shift_sample.rows
+        result = score.score_rows(shard, opened, options, self._workers, add, self._top_k, sampled=sampled)
+        ids, n_rows = None, None
+        if block.ids is not None:
+            ids, n_rows = np.unique(block.ids[block.ids >= 0], return_counts=True)
+        n_sequences = math.prod(shard.shape[:-2]) if block.ids is None and len(shard.shape) > 2 else 0
+        scored = ScoredBlock(shard, n_sequences, ids, n_rows, result)
+        total.add(scored)
+        self.n_read += shard.n_bytes
+        return scored
 
 
 class _Block(NamedTuple):
@@ -119,32 +158,22 @@ class _Block(NamedTuple):
         mask, ids = (None if array is None else array[part] for array in (self.mask, self.ids))
         return self._replace(scores=self.scores[part], targets=self.targets[part], mask=mask, ids=ids)
 
+    def copy(self) -> _Block:
+        """The same block in arrays of its own, since an engine may use its buffers again."""
+        mask, ids = (None if array is None else array.copy() for array in (self.mask, self.ids))
+        return self._replace(scores=self.scores.copy(), targets=self.targets.copy(), mask=mask, ids=ids)
 
-def _opened(blocks: Iterable[Any], options: Options, total: _Total) -> Iterator[tuple[OpenShard, Shard]]:
-    """Yield each block as an open shard.
-
-    If targets are shifted and a sequence may go on in the next block, the last row of a block is held back until the
-    id that it predicts is known.
-    """
-    last: _Block | None = None
-    for number, values in enumerate(blocks):
-        block = _checked(f"block {number}", values, total)
-        if options.shift:
-            check_shiftable(_file(block, options), block.targets, None)
-        if not options.shift or block.ids is None or block.scores.ndim != 2 or not len(block.scores):
-            yield _shard(block, options, total)
-        else:
-            if last is not None:
-                yield _shard(last, options, total, following=block)
-            if len(block.scores) > 1:
-                yield _shard(block.rows(0, -1), options, total, following=block.rows(1, len(block.scores)))
-            last = block.rows(-1, len(block.scores))
-            last = last._replace(scores=last.scores.copy(), targets=last.targets.copy(), ids=block.ids[-1:].copy())
-    if last is not None:
-        yield _shard(last, options, total)
+    def arrays(self) -> dict[str, Any]:
+        """What must be the same when the block is made again; logits may differ in their last bits."""
+        return {
+            "logits": self.scores,
+            "targets": self.targets,
+            "where": self.mask,
+            "segment_ids": self.ids,
+        }
 
 
-def _checked(name: str, values: Any, before: _Total) -> _Block:
+def _checked(name: str, values: Any, before: BlockTotal) -> _Block:
     """Check the arrays of a block: logits, targets, perhaps a mask and segment ids."""
     if not isinstance(values, tuple | list) or not 2 <= len(values) <= 4:
         got = type(values).__name__ + (f" of {len(values)}" if isinstance(values, tuple | list) else "")
@@ -154,6 +183,9 @@ def _checked(name: str, values: Any, before: _Total) -> _Block:
         scores, code = as_float_array("logits", logits)
         if not scores.ndim:
             raise_error("scalar", name="logits")
+        if before.shard is not None and scores.shape[-1] != before.shard.shape[-1]:
+            fits = f"(..., {before.shard.shape[-1]}), as those of earlier blocks"
+            raise_error("shape", name="logits", got=scores.shape, fits=fits)
         targets = without_bfloat16(*as_array("targets", targets))
         mask = None if where is None else check_mask(where, scores.shape[:-1])
         ids = None if segment_ids is None else check_segment_ids(segment_ids, scores.shape[:-1]).reshape(-1)
@@ -170,14 +202,16 @@ def _file(block: _Block, options: Options) -> ScoresFile:
     return ScoresFile(block.name, options.kind or "logits", block.scores.shape, dtype, None, None, read)
 
 
-def _shard(block: _Block, options: Options, before: _Total, following: _Block | None = None) -> tuple[OpenShard, Shard]:
+def _shard(
+    block: _Block, options: Options, counts: MutableMapping[int, int], following: _Block | None
+) -> tuple[OpenShard, Shard]:
     """A block as an open shard; `following` holds the rows that come after it, if they are known."""
     file, scores, mask, ids = _file(block, options), block.scores, block.mask, block.ids
     shard = Shard(
         block.name, file.kind, file.shape, dtype_name(block.code, scores), scores.shape[-1] * scores.itemsize,
         split=() if ids is None else None,
     )  # fmt: skip
-    sequences = RowSequences(scores.shape, ids, first=before.numbered, counts=before.counts)
+    sequences = RowSequences(scores.shape, ids, counts=counts)
     opened = OpenShard(file, block.targets, None, None, sequences, mask)
     if options.shift and following is None:
         mask = None if mask is None else mask & np.roll(mask, -1, -1)
@@ -200,8 +234,3 @@ def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]
             yield without_bfloat16(rows_at(scores, start, min(start + most_rows, rows)), code)
 
     return read
-
-
-def _listed(words: str, word: str) -> str:
-    """Add a word to a list of words, unless the list has it."""
-    return ", ".join(dict.fromkeys([*words.split(", "), word]))

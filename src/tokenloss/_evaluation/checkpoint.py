@@ -1,6 +1,6 @@
 """The checkpoint of an evaluation: a file of the results so far, from which a later run resumes.
 
-It has a line of JSON for the options, and one for the result of each shard, which is appended as soon as it is there.
+It has a line of JSON for the options, and one for the result of each shard or block, which is appended at once.
 Before each line stands its hash, so that a line that was damaged or edited is refused, and what is read is what was
 written. A run that is killed while it appends leaves a line without an end, which the next run cuts off.
 """
@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import json
+import math
 import os
 import reprlib
 import zlib
@@ -23,6 +24,8 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.files import files_of, replacing, write_errors
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.compared_shard import ComparedShard
+from tokenloss._evaluation.parts import ScoredBlock
+from tokenloss._evaluation.plan import Shard
 from tokenloss._evaluation.response_figures import ResponseFigures, Sources
 from tokenloss._evaluation.results import ShardResult, ShiftSample, TokenLoss
 from tokenloss._evaluation.sequences import SequenceColumns
@@ -35,16 +38,16 @@ if TYPE_CHECKING:
     from typing import BinaryIO, NoReturn
 
     from tokenloss._evaluation.options import Options
-    from tokenloss._evaluation.plan import Shard
 
-_FORMAT = 6  # number of the format; a file of another one is refused
+_FORMAT = 7  # number of the format; a file of another one is refused
 _PIECES = 32  # of a file are hashed, to tell it from another
 _MIN_PIECES = 4  # of each file of a directory, however many it holds
 _PIECE_BYTES = 1 << 12
 _RECORDS: dict[str, Any] = {  # the types of records that a result may hold
     record.__name__: record
     for record in (
-        ShardResult, ComparedShard, TokenLoss, ShiftSample, SequenceColumns, ResponseFigures, Sources, Rounding, Failed,
+        ShardResult, ComparedShard, ScoredBlock, Shard, TokenLoss, ShiftSample, SequenceColumns, ResponseFigures,
+        Sources, Rounding, Failed,
     )
 }  # fmt: skip
 
@@ -60,17 +63,25 @@ Result = TypeVar("Result", bound=_Result)
 
 
 class Checkpoint(Generic[Result]):
-    """The results of shards, by the number of the shard, and the file that holds them, if there is one."""
+    """The results of shards, by the number of the shard, and the file that holds them, if there is one.
 
-    def __init__(self, path: str | None, options: Options, shards: Sequence[Shard]) -> None:
+    Without shards, they are of blocks, which are not known before they are made. `top` is the number of the tokens with
+    the highest losses that each result lists, which may be more than the options ask for.
+    """
+
+    def __init__(self, path: str | None, options: Options, shards: Sequence[Shard] | None = None) -> None:
         self._path = path
         self._command = "compare" if options.others else "score"
-        self._options = {"command": self._command, "version": __version__, "format": _FORMAT, **_named(options)}
+        source = "blocks" if shards is None else "files"
+        self._options = {"command": self._command, "source": source, "version": __version__, "format": _FORMAT}
+        self._options |= _named(options)
         self.results: dict[int, Result] = {}
+        self.top = options.top
         if path is None:
             return
         of_file = functools.cache(_file_fingerprint)  # shards may share their targets and their head
-        self._shards = [_fingerprint(shard, of_file) for shard in shards]
+        self._of_blocks = shards is None
+        self._shards = [_fingerprint(shard, of_file) for shard in shards or ()]
         with write_errors(path):
             if not Path(path).exists():
                 with replacing(path) as file:
@@ -80,31 +91,53 @@ class Checkpoint(Generic[Result]):
             with Path(path).open("r+b") as file:
                 self._size = self._read(file)
 
-    def add(self, number: int, result: Result) -> None:
-        """Add the result of a shard, also to the file."""
-        self.results[number] = result
+    def add(self, number: int, result: Result, arrays: dict[str, Any] | None = None) -> None:
+        """Add the result of a shard, or of the next block, whose arrays are given, also to the file."""
         if self._path is None:
+            self.results[number] = result
             return
+        if arrays is not None:
+            self._shards.append(_block_fingerprint(number, arrays))
         with write_errors(self._path), Path(self._path).open("r+b") as file:
             if file.seek(0, os.SEEK_END) != self._size:
                 self._refuse("was changed during the run", "be written by one run at a time")
             self._size += file.write(_line({"shard": self._shards[number], "result": encoded(result)}))
+        if arrays is None:
+            self.results[number] = result
+
+    def last_block(self) -> int:
+        """The number of the last block that has rows, or 0."""
+        return max((number for number in self.results if math.prod(self._shards[number]["shape"][:-1])), default=0)
+
+    def check_again(self, number: int, arrays: dict[str, Any]) -> None:
+        """Refuse a block that is made again if it is another one than that of the result."""
+        stored = self._shards[number]
+        for name, digest in _block_fingerprint(number, arrays).items():
+            if digest != stored[name]:
+                self._refuse(
+                    f"holds the result of block {number} with other {name}", "be another file, or hold this one"
+                )
 
     def _read(self, file: BinaryIO) -> int:
         """Read results, which must be of these shards and options; return the size without an unfinished line."""
         first = file.readline()
-        options = self._entry(first)["options"]
+        options = self._entry(first, 1)["options"]
         for name, value in self._options.items():
-            if options.get(name) != value:
+            if name == "top" and isinstance(options.get(name), int) and options[name] >= value:
+                self.top = options[name]
+            elif options.get(name) != value:
                 got = f"was written with {name} {reprlib.repr(options.get(name))}"
                 self._refuse(got, f"be another file, with {value!r}")
         size, numbers = len(first), {shard["path"]: number for number, shard in enumerate(self._shards)}
-        for line in file:
+        for n_lines, line in enumerate(file, 2):
             if not line.endswith(b"\n"):
                 file.truncate(size)
                 break
             size += len(line)
-            entry = self._entry(line)
+            entry = self._entry(line, n_lines)
+            if self._of_blocks:
+                numbers[_name_of_block(len(self.results))] = len(self._shards)
+                self._shards.append(entry["shard"])
             path = entry["shard"]["path"]
             number = numbers.get(path)
             if number is None:
@@ -117,11 +150,14 @@ class Checkpoint(Generic[Result]):
             self.results[number] = decoded(entry["result"])
         return size
 
-    def _entry(self, line: bytes) -> dict[str, Any]:
+    def _entry(self, line: bytes, number: int) -> dict[str, Any]:
         """Parse a line, after its hash was compared."""
         digest, _, text = line.partition(b" ")
-        if digest != _hash_of(text):
+        if digest != _hash_of(text) and number == 1:
             self._refuse(f"is no state of tokenloss {self._command}, or is damaged", "be one, or not exist yet")
+        if digest != _hash_of(text):
+            got, fits = "is damaged", "be as it was written; without this line, its result is computed again"
+            raise_error("record", path=self._path, line=number, got=got, fits=fits)
         entry: dict[str, Any] = json.loads(text)
         return entry
 
@@ -180,6 +216,23 @@ def decoded(value: Any) -> Any:
         return np.frombuffer(zlib.decompress(base64.b64decode(data)), dtype)
     fields = {field: decoded(of_field) for field, of_field in content.items()}
     return fields if name == "dict" else _RECORDS[name](**fields)
+
+
+def _name_of_block(number: int) -> str:
+    """What stands for the path of a block."""
+    return f"block {number}"
+
+
+def _block_fingerprint(number: int, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Name of a block, the shape of its logits, and hashes of its other arrays with their shape and dtype."""
+    found = {"path": _name_of_block(number), "shape": list(arrays.pop("logits").shape)}
+    for name, array in arrays.items():
+        digest = hashlib.blake2b(digest_size=16)
+        if array is not None:
+            digest.update(repr((array.shape, array.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        found[name] = digest.hexdigest()
+    return found
 
 
 def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tokenloss._comparison.comparison import comparison_of
-from tokenloss._comparison.paired import nan_last, rows_of
+from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._core.errors import raise_error
+from tokenloss._core.result import rows_of
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
 from tokenloss._evaluation.files import score_shards
@@ -19,12 +21,13 @@ from tokenloss._evaluation.options import Inputs
 from tokenloss._evaluation.pairing import paired
 from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_stored, planned
 from tokenloss._evaluation.results import ShiftSample
-from tokenloss._evaluation.sink import Candidate, check_files, finish_sinks, open_sinks
+from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks
 from tokenloss._evaluation.token_types import TYPES, token_types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array
     from tokenloss._evaluation.options import Options, Settings
     from tokenloss._evaluation.plan import Shard
@@ -46,8 +49,8 @@ def compare_sides(
     options: Options,
     settings: Settings,
     outputs: Sequence[Sink],
-) -> tuple[dict[str, Any], list[Candidate]]:
-    """Compare all rows of candidates with those of the base; return the summary, and the candidates.
+) -> Comparisons[Comparison]:
+    """Compare all rows of candidates with those of the base.
 
     The first of `sides` is the base, which has the targets and segment ids of all. `models` are the files of which only
     the size is taken, by `identity`: no output may replace them.
@@ -69,18 +72,21 @@ def compare_sides(
     top_k = min(max((output.top_k for output in outputs), default=0), options.classes or classes, classes)
     rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)
     with contextlib.ExitStack() as stack:
-        open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k)
-        results, _ = score_shards(compare_shard, shards, options, settings, outputs, top_k)
-        summary, candidates = _figures(shards, results, named, options, firsts)
-        finish_sinks(outputs, summary, candidates)
-    return summary, candidates
+        names = tuple(one.name for one in named[1:])
+        has_text = any(side.has_text for shard in shards for side in (shard, *shard.others))
+        open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k, has_text=has_text, names=names)
+        compare = functools.partial(compare_shard, names=names)
+        results, _ = score_shards(compare, shards, options, settings, outputs, top_k)
+        found = _comparisons(shards, results, named, options, firsts)
+        finish_sinks(outputs, found._figures(), found)
+    return found
 
 
-def _figures(
+def _comparisons(
     shards: Sequence[Shard], results: Sequence[ComparedShard], named: Sequence[Given], options: Options,
     firsts: list[int],
-) -> tuple[dict[str, Any], list[Candidate]]:  # fmt: skip
-    """Make the figures of all shards together: the summary, and the candidates."""
+) -> Comparisons[Comparison]:  # fmt: skip
+    """Make the figures of all shards together, of each candidate."""
     parts = [_numbered(result, first) for result, first in zip(results, firsts, strict=True)]
     types = _types(shards, options, firsts)
     base, *others = named
@@ -89,15 +95,16 @@ def _figures(
     shared: dict[str, Any] = {
         "base": base.source,
         "base_kind": shards[0].kind,
+        "files": [shard.path for shard in shards],
         "shape": (rows, shards[0].shape[-1]),
         "classes": options.classes,
         "n_without_next": n_without_next,
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
     }
-    candidates = []
+    found: Comparisons[Comparison] = Comparisons()
     for number, (other, columns) in enumerate(zip(others, joined(parts), strict=True)):
         comparison = comparison_of(options.definitions, columns)
-        about = shared | {"other": other.source, "name": other.name, "size": other.size}
+        about = shared | {"name": other.name, "file": other.source, "size": other.size}
         about |= {"kind": shards[0].others[number].kind, "n_ignored": rows - n_without_next - comparison.count}
         about |= _head_figures(shards[0], number)
         if types is not None:
@@ -109,15 +116,8 @@ def _figures(
         if any(rms):
             known = [(about.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
             about["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
-        comparison = dataclasses.replace(comparison, _about=about)
-        candidates.append(Candidate(other.name, other.size, comparison, comparison._figures()))
-    if len(candidates) == 1:
-        return candidates[0].figures, candidates
-    found = [one.figures for one in sorted(candidates, key=lambda one: nan_last(one.comparison.mean_kl))]
-    missing = [figures["norm_seems_missing"] for figures in found if "norm_seems_missing" in figures]
-    if missing:
-        shared["norm_seems_missing"] = any(missing)
-    return shared | {"definitions": options.definitions, "candidates": found}, candidates
+        found[other.name] = dataclasses.replace(comparison, _about=about)
+    return found
 
 
 def _head_figures(shard: Shard, number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`compare_files`, which checks its arguments for `compare.py`: what `tokenloss compare` does, for Python."""
+"""`compare_files`: it tells by their content what files hold, and calls the comparison that fits."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.arguments import as_path, as_paths, is_given
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import files_of, identity
-from tokenloss._core.text import title
-from tokenloss._core.threads import check_workers
-from tokenloss._core.validation import check_integer, head_transform
-from tokenloss._evaluation.compare import Given, compare_sides
+from tokenloss._evaluation.compare_responses import compare_responses
+from tokenloss._evaluation.compare_samples import compare_samples
+from tokenloss._evaluation.compare_scores import compare_scores
 from tokenloss._evaluation.evaluate import advice, not_finite_notes
-from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.sink import checked_sinks
+from tokenloss.formats.responses import is_responses
+from tokenloss.formats.samples import is_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Literal, TypeAlias
 
-    from tokenloss._comparison.comparison import Comparison
+    from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._core.types import Kind
     from tokenloss._evaluation.sink import Sink
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Paths: TypeAlias = _Path | Sequence[_Path]
+
+_NOT_OF_RESPONSES = "does not apply to responses: they give a lower bound"
+_NOT_OF_SAMPLES = "does not apply to samples of lm-evaluation-harness"
+_OF_ALL = ("workers", "progress")  # options that may be given though they have no effect
+# by option that only some files take, why others do not
+_REASONS = {
+    **dict.fromkeys(("margin", "cluster"), "is for samples of lm-evaluation-harness"),
+    **dict.fromkeys(("part", "skip_failed"), "is for responses of servers"),
+}
 
 
 def compare_files(
@@ -51,28 +58,36 @@ def compare_files(
     definitions: Literal["exact", "llama.cpp"] = "exact",
     ignore_index: int | None = -100,
     shift: bool | None = None,
+    part: Literal["prompt", "generated", "all"] | None = None,
+    skip_failed: bool = False,
+    margin: float | None = None,
+    cluster: str | None = None,
     sizes: Mapping[str, int | _Path] | None = None,
     sinks: Sequence[Sink] = (),
     state: _Path | None = None,
     scheduler: str | None = None,
     progress: bool = False,
     workers: int | None = None,
-) -> dict[str, Comparison]:
-    """Compare models, say quantised ones, with their base, from files of their scores or hidden states.
+) -> Comparisons[Any]:
+    """Compare models, say quantised ones, with their base, from files of scores, of responses or of samples.
 
-    This is the command ``tokenloss compare``. The base is read once for all candidates. Nothing is loaded whole, so
-    files may be larger than memory.
+    This is the command ``tokenloss compare``. What files hold is told by their content: scores or hidden states of the
+    same rows; responses of servers to the same requests; or samples that lm-evaluation-harness logged
+    (``--log_samples``). Scores of the base are read once for all candidates, and no file of scores is loaded whole, so
+    they may be larger than memory.
 
     Parameters
     ----------
     base : path or paths
         Files of the base, shards of one text: of scores as `tokenloss.formats.open_scores` reads them, or of hidden
-        states. Or a pattern of their names, or their directory.
+        states. Or a pattern of their names, or their directory. Or one file of responses, as
+        `tokenloss.formats.open_responses` reads them, or of samples.
     others : path, or mapping of names to a path or paths
-        The candidates. Each has as many shards as the base, of the same rows in the same order.
+        The candidates. Each has as many shards as the base, of the same rows in the same order; responses to the same
+        requests; or samples of the same task. Responses may be compared with scores.
     targets : path or paths, optional
         A .npy file of class ids for each shard, or one for all; by default, the base or a candidate holds them. All
-        that are held must be the same.
+        that are held must be the same. Without any, scores are compared by their divergences alone.
     segment_ids : path or paths, optional
         .npy files of the number of each token's sequence: one for each shard, whose numbers are its own; or one for
         all, where a sequence may go on in the next shard. By default those that files hold.
@@ -97,10 +112,19 @@ def compare_files(
         Target value that marks tokens to ignore, such as padding.
     shift : bool, optional
         Whether targets are the input ids of a causal model, as in `evaluate`.
+    part : {"prompt", "generated", "all"}, optional
+        The tokens of responses to read, as in `evaluate`.
+    skip_failed : bool, default False
+        Leave out requests that failed in one of the files of responses, and count them, rather than raise an error.
+    margin : float, optional
+        Of samples: test whether metrics between 0 and 1, such as accuracies, are equal within this margin, say 0.01.
+    cluster : str, optional
+        Of samples: field of a document that names its group, such as "meta.passage", by which errors are clustered. By
+        default by document.
     sizes : mapping of names to int or path, optional
         Sizes of the candidates' models: bytes, a file or a directory of them, or text such as "4.9G".
     sinks : sequence of Sink, optional
-        Files to write; `Sink.add` gets a `ComparedBlock`, and `Sink.finish` a list of `Candidate`.
+        Files to write; `Sink.add` gets a `ComparedBlock`, and `Sink.finish` the figures and the result.
     state : path, optional
         Checkpoint, as in `evaluate`: the result of each shard is appended to it.
     scheduler : str, optional
@@ -112,17 +136,18 @@ def compare_files(
 
     Returns
     -------
-    dict of Comparison
-        By the name of the candidate, in the order given; a path without a name is its own. Each has the bits of a
-        comparison of that candidate alone, unless logits of several models are scaled or capped differently. Arrays are
-        of the tokens that are compared, of one dimension. Numbers of sequences that are a shard's own are counted on
-        from those of earlier shards.
+    Comparisons
+        A dict of `Comparison`, of `ResponseComparison` or of `SampleComparison`, by the name of the candidate, in the
+        order given; a path without a name is its own. Each has the bits of a comparison of that candidate alone, unless
+        logits of several models are scaled or capped differently. Arrays are of the tokens that are compared, of one
+        dimension. Numbers of sequences that are a shard's own are counted on from those of earlier shards.
 
     Raises
     ------
     IndexError, TypeError, ValueError
-        If an argument or a file is invalid, or files do not fit together; the message names it, what came and what
-        fits. Files are checked before any score is read, and no file is written then.
+        If an argument or a file is invalid, if files do not fit together, or if an option does not apply to what they
+        hold; the message names it, what came and what fits. Files are checked before any score is read, and no file is
+        written then.
     OSError
         If a file cannot be read or written.
     ImportError
@@ -142,63 +167,95 @@ def compare_files(
     compare : The same of arrays.
     ComparisonMeter : The same of blocks in memory.
 
+    Notes
+    -----
+    *Responses* are matched by their ``custom_id`` where both files have these, else by their order, and token by token:
+    by ids where both have them, else by text. Servers list only the most likely classes, so that a lower bound of the
+    divergence is known (`topk_divergence_bound`), and the probability of the classes that it is computed from. Classes
+    are matched by id where both files have ids, else by text; a text that is of a part of a character, or that comes
+    twice in a list, names no class. Two classes may have the same text in different lists, which the files do not show.
+
+    Rows of scores that are compared with responses are, in order, of the tokens that have a row before them: all but
+    the first one of each prompt. Their targets must be the tokens' ids. Sequences of the scores, if there are any, are
+    the responses in order; else rows that are ignored are left out.
+
+    *Samples* are paired by ``doc_hash``, or by ``doc_id`` where there are no documents, and by filter. The same
+    document may occur several times, as often in both files. Values are those of the files, as the harness computed
+    them, and their mean is the metric, unless that is a perplexity or bits per byte. Metrics of all samples at once,
+    such as BLEU, are left out. Where the files hold accuracies of multiple choice but not ``acc_norm``, it is computed
+    from the responses, and so is the log-likelihood of the right answer, but only where responses and targets give the
+    accuracies that the files hold, too. With S the sum over a document (or group) of n samples of, say, their
+    differences, the error of the mean difference ``mu`` over G of them is
+    ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. Intervals and tests of equivalence are by Student's t with
+    G - 1 degrees of freedom, or where n differ by its like (`LossMeter.interval_factor`).
+
     Examples
     --------
-    >>> import pathlib, tempfile
+    >>> import json, pathlib, tempfile
     >>> import numpy as np
     >>> from tokenloss import compare_files
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     base, q8, q4 = (pathlib.Path(directory) / name for name in ("base.npz", "q8.npy", "q4.npy"))
-    ...     logits = 3 * np.eye(4)
-    ...     np.savez(base, logits=logits, targets=np.arange(4))
-    ...     np.save(q8, 0.9 * logits)
-    ...     np.save(q4, 0.5 * logits)
-    ...     found = compare_files(base, {"Q8": q8, "Q4": q4})
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> base, q8, q4 = (folder / name for name in ("base.npz", "q8.npy", "q4.npy"))
+    >>> logits = 3 * np.eye(4)
+    >>> np.savez(base, logits=logits, targets=np.arange(4))
+    >>> np.save(q8, 0.9 * logits)
+    >>> np.save(q4, 0.5 * logits)
+    >>> found = compare_files(base, {"Q8": q8, "Q4": q4})
     >>> {name: round(comparison.mean_kl, 6) for name, comparison in found.items()}
     {'Q8': 0.005476, 'Q4': 0.178325}
+
+    Of two servers' responses:
+
+    >>> def response(*logprobs):
+    ...     tops = [{"token": text, "logprob": logprob} for text, logprob in zip(("Yes", "No"), logprobs)]
+    ...     content = [{"token": "Yes", "logprob": logprobs[0], "top_logprobs": tops}]
+    ...     return {"choices": [{"message": {"content": "Yes"}, "logprobs": {"content": content}}]}
+    >>> base, other = folder / "base.json", folder / "other.json"
+    >>> _ = base.write_text(json.dumps(response(-0.25, -1.75)))
+    >>> _ = other.write_text(json.dumps(response(-0.5, -1.25)))
+    >>> one = compare_files(base, {"other": other})["other"]
+    >>> one.nll, one.kl_bound.round(4), one.base_mass.round(4), one.same_top
+    (array([0.5]), array([0.0624]), array([0.9526]), 1.0)
+
+    Of samples of lm-evaluation-harness:
+
+    >>> for path, values in (base, [1, 1, 0, 1]), (other, [1, 0, 0, 1]):
+    ...     samples = [{"doc_id": i, "filtered_resps": [], "acc": value} for i, value in enumerate(values)]
+    ...     _ = path.write_text(json.dumps(samples))
+    >>> (acc,) = compare_files(base, {"other": other}, margin=0.1)["other"].metrics
+    >>> acc.difference, acc.difference_stderr, acc.mcnemar_p, acc.is_equivalent
+    (-0.25, 0.25, 1.0, False)
     """
-    check_choice("base_kind", base_kind, KINDS)
-    check_choice("kind", kind, KINDS)
-    check_choice("definitions", str(definitions), ("exact", "llama.cpp"))  # which cannot be None
-    check_shift(shift)
-    if classes is not None:
-        classes = check_integer("classes", classes, "a positive integer or None", least=1)
-    sources = [("base", _sources("base", base)), *_candidates(others).items()]
-    names = [name for name, _ in sources[1:]]
-    heads = _heads((base_array, base_kind, base_lm_head), (array, kind, lm_head), len(names))
-    scale, cap = head_transform(logit_scale, softcap)
-    of_hidden = {"hidden": hidden, "softcap": cap, "logit_scale": scale}
-    refuse_given({} if any(heads) else of_hidden, "left out without lm_head")
-    refuse_given({} if heads[0] else {"base_hidden": base_hidden}, "left out where the base has no lm_head")
-    shared = Options(ignore_index=ignore_index, shift=shift, logit_scale=scale, softcap=cap)
-    options = shared._replace(
-        array=base_array, kind=base_kind, lm_head=heads[0], hidden=base_hidden or hidden, definitions=definitions,
-        classes=classes,
-        others=tuple(shared._replace(array=array, kind=kind, lm_head=head, hidden=hidden) for head in heads[1:]),
-    )  # fmt: skip
-    of_sizes = _sizes(sizes or {}, names)
-    named = [Given(name, title(paths), of_sizes.get(name)) for name, paths in sources]
-    state = None if state is None else as_path("state", state)
-    outputs = checked_sinks(sinks, state, scheduler)
-    models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
-    exists = os.path.exists  # pathlib slows the import of the package down
-    of_models = {identity(file): str(file) for path in models if exists(path) for file in files_of(path)}
-    of_rows = {"targets": targets, "segment_ids": segment_ids}
-    ids, segments = (resolved(as_paths(name, value)) for name, value in of_rows.items())
-    sides = [
-        Inputs(resolved(paths, are_scores=True), [], [], lm_head=head)
-        for (_, paths), head in zip(sources, heads, strict=True)
-    ]
-    sides[0] = sides[0]._replace(targets=ids, segment_ids=segments)
-    settings = Settings(state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress)
-    summary, found = compare_sides(sides, of_models, named, options, settings, outputs)
-    for message, category in advice(summary):
+    options = {name: value for name, value in locals().items() if name not in ("base", "others")}
+    of_base, of_others = _sources("base", base), _candidates(others)
+    function, reason = _comparison_of([path for paths in (of_base, *of_others.values()) for path in paths])
+    code = function.__code__  # its parameters are the options that apply
+    taken = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    for name, value in options.items():
+        if name not in (*taken, *_OF_ALL) and is_given(value, _DEFAULTS[name]):
+            if name == "sinks":
+                name = checked_sinks(value, None, None)[0]._name
+            raise_error("not for", name=name, fits=reason if reason == _NOT_OF_SAMPLES else _REASONS.get(name, reason))
+    found: Comparisons[Any] = function(of_base, of_others, **{name: options[name] for name in options if name in taken})
+    for message, category in advice(found._figures()):
         warnings.warn(message, category, stacklevel=2)
-    for candidate in found:
-        comparison = candidate.comparison
+    for name, comparison in found.items() if function is compare_scores else ():
         for message in not_finite_notes(vars(comparison), comparison.count, "divergence or loss"):
-            warnings.warn(f"{candidate.name}: {message}", stacklevel=2)
-    return {candidate.name: candidate.comparison for candidate in found}
+            warnings.warn(f"{name}: {message}", stacklevel=2)
+    return found
+
+
+_DEFAULTS: dict[str, Any] = {"targets": (), **(compare_files.__kwdefaults__ or {})}
+
+
+def _comparison_of(paths: list[str]) -> tuple[Callable[..., Any], str]:
+    """The function that compares what these files hold, and why options of others do not apply."""
+    of_responses = [is_responses(path) for path in paths]
+    if all(of_responses) and any(map(is_samples, paths)):
+        return compare_samples, _NOT_OF_SAMPLES
+    if any(of_responses):
+        return compare_responses, _NOT_OF_RESPONSES
+    return compare_scores, ""
 
 
 def _sources(name: str, value: Any) -> list[str]:
@@ -222,47 +279,3 @@ def _candidates(others: Any) -> dict[str, list[str]]:
     if not others:
         raise_error("empty", name="others", fits="a path, or a mapping of names to paths")
     return {name: _sources(f"others[{name!r}]", value) for name, value in others.items()}
-
-
-def _heads(of_base: tuple[Any, Any, Any], of_others: tuple[Any, Any, Any], n: int) -> list[str | None]:
-    """The projection of the base and of each candidate; None for those that have scores."""
-    (base_array, base_kind, base_head), (array, kind, value) = of_base, of_others
-    heads: list[str | None] = [] if value is None else [*as_paths("lm_head", value)]
-    if heads:
-        refuse_given({"array": array, "kind": kind}, "left out where there is lm_head")
-    if value is not None and len(heads) not in (1, n):
-        fits = f"one, or one for each of {n} candidates"
-        raise_error("option", name="lm_head", got=f"{len(heads)} paths", fits=fits)
-    if base_head is not None:
-        refuse_given({"base_array": base_array, "base_kind": base_kind}, "left out where there is base_lm_head")
-        base_head = as_path("base_lm_head", base_head)
-    elif len(heads) == 1 and base_array is None and base_kind is None:
-        base_head = heads[0]
-    return [base_head, *(heads * n if len(heads) == 1 else heads or [None] * n)]
-
-
-def _sizes(sizes: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
-    """Size of each candidate's model in bytes, where it is given."""
-    for name in sizes:
-        if name not in names:
-            raise_error("option", name="a name of sizes", got=name, fits=f"that of a candidate: {', '.join(names)}")
-    return {name: _size(name, value) for name, value in sizes.items()}
-
-
-def _size(name: str, value: Any) -> int:
-    """Bytes of a model, which is given as a number, a file, a directory, or a number with a unit."""
-    import re
-
-    word = f"sizes[{name!r}]"
-    if hasattr(value, "__index__"):
-        size: int = check_integer(word, value, "an integer of at least 0", least=0)
-        return size
-    path = as_path(word, value)
-    if os.path.exists(path):  # noqa: PTH110 -- Path.exists raises if a text is too long for a path
-        return sum(file.stat().st_size for file in files_of(path))
-    number = re.fullmatch(r"([0-9]{1,20}\.?[0-9]*) ?(?:([KMGT])(i?))?B?", path, re.IGNORECASE)
-    if number is None:
-        raise_error("option", name=word, got=path, fits="a file, a directory, or a number of bytes such as 4.9G")
-    units: dict[str, int] = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-    factor = (1024.0 if number[3] else 1000.0) ** units[(number[2] or "").upper()]
-    return round(float(number[1]) * factor)

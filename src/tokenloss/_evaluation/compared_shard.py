@@ -73,9 +73,13 @@ def compare_shard(
     sink: _Sink | None = None,
     top_k: int = 0,
     advance: Callable[[int], None] | None = None,
+    names: Sequence[str] = (),
 ) -> ComparedShard:
-    """Compare the rows of a shard, block by block; call the sink with each block, and `advance` with its bytes."""
-    run = _Run(open_shard(shard, options), options, workers, sink, top_k, advance or (lambda n_bytes: None))
+    """Compare the rows of a shard, block by block; call the sink with each block, and `advance` with its bytes.
+
+    `names` are those of the candidates.
+    """
+    run = _Run(open_shard(shard, options), options, workers, sink, top_k, advance or (lambda n_bytes: None), names)
     start = 0
     for rows in run.base.file.blocks(run.max_rows):
         run.take(rows, slice(start, start + len(rows)))
@@ -83,8 +87,8 @@ def compare_shard(
     if sink and not start:  # so that there are columns if no block comes
         none, new = np.empty(0, np.int64), new_columns(0)
         scores = token_scores(np.empty((0, top_k)), none, top_k=top_k) if top_k else None
-        for number in range(len(shard.others)):
-            sink(ComparedBlock(number, new, none, None, 0, none, none, none, scores, scores))
+        for name in names:
+            sink(ComparedBlock(name, new, none, None, 0, none, none, none, scores, scores))
     return run.result()
 
 
@@ -199,8 +203,9 @@ class _Run:
 
     def __init__(
         self, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
-        advance: Callable[[int], None],
+        advance: Callable[[int], None], names: Sequence[str],
     ) -> None:  # fmt: skip
+        self._names = names
         self._options, self._workers, self._advance = options, workers, advance
         self._sink, self._top_k = sink, top_k if sink else 0
         files = opened.file, *opened.others
@@ -245,14 +250,15 @@ class _Run:
         self._advance(rows.nbytes)
         compared = (self._by_projection if self._are_hidden else self._by_logits)(rows, tokens, kept)
         found: list[Columns] = []
-        for number, (columns, base_scores, scores) in enumerate(compared):
+        for columns, base_scores, scores in compared:
             if self._is_clustered:
                 columns["segment_ids"] = numbers
             columns = {name: tokens.selected(column) for name, column in columns.items()}
-            found.append(columns)
             if self._sink:
+                name = self._names[len(found)]
                 of_pair = {name: columns[name] for name in COLUMNS if name in columns}
-                self._sink(ComparedBlock(number, of_pair, **tokens.compared(), base_scores=base_scores, scores=scores))
+                self._sink(ComparedBlock(name, of_pair, **tokens.compared(), base_scores=base_scores, scores=scores))
+            found.append(columns)
         self._parts.append(ComparedShard.of(found))
 
     def _by_logits(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:

@@ -23,7 +23,7 @@ from tokenloss._statistics.sequences import check_lengths
 from tokenloss.formats.responses import PARTS_OF_RESPONSE, is_responses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Literal, TypeAlias
 
     from tokenloss._core.types import ArrayLike, IntArray, Kind
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    source: _Path | Iterable[_Path] | Iterable[_Block],
+    source: _Path | Iterable[_Path] | Iterable[_Block] | Callable[[int], Iterable[_Block]],
     targets: _Path | Sequence[_Path] = (),
     *,
     segment_ids: _Path | Sequence[_Path] = (),
@@ -65,7 +65,7 @@ def evaluate(
 
     Parameters
     ----------
-    source : path, paths, or iterable of blocks
+    source : path, paths, iterable of blocks, or function that makes blocks
         Files of scores as `tokenloss.formats.open_scores` reads them, shards of one text; or patterns of their names,
         or their directory. Or blocks ``(logits, targets)``, ``(logits, targets, where)`` or ``(logits, targets, where,
         segment_ids)`` as an engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each row of scores
@@ -123,11 +123,14 @@ def evaluate(
         Files to write, such as ``TokenTable("tokens.parquet")``; see `tokenloss.sinks`.
     state : path, optional
         Checkpoint: the result of each file is appended to it at once, and a later call resumes from it. It is refused
-        if a file has another path, size, time or content, of which some pieces are compared.
+        if a file has another path, size, time or content, of which some pieces are compared. Of blocks, `source` is
+        then a function of the number of the first block to make, which returns an iterable of the blocks from there on:
+        a later call asks for the last one that is done, whose shape, targets, mask and segment ids must be the same,
+        and goes on from there. Logits are not compared: a state belongs to one model. A state with a higher `top` fits.
     scheduler : str, optional
         Address of a Dask scheduler, on whose workers the files are scored.
     progress : bool, default False
-        Whether to draw the progress over files on stderr, if that is a terminal.
+        Whether to draw the progress over files or blocks on stderr, if that is a terminal.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
@@ -171,7 +174,24 @@ def evaluate(
     ...         ids = rng.integers(50, size=(4, length))
     ...         yield rng.standard_normal((4, length, 50)), ids, np.ones((4, length), bool)
     >>> evaluate(engine(), shift=True)
-    Evaluation(count=56, n_sequences=8, loss=4.3598, stderr=0.147, perplexity=78.2418, accuracy=0.0179)
+    Evaluation(loss=4.35980 ± 0.147, count=56, n_sequences=8, perplexity=78.2418, accuracy=0.0179)
+
+    An engine that stops and goes on, here after its third batch:
+
+    >>> import pathlib, tempfile
+    >>> batches = np.arange(4 * 2 * 5).reshape(4, 2, 5) % 50  # ids of four batches of two texts
+    >>> def engine(first, fails=False):
+    ...     for number, ids in enumerate(batches[first:], first):
+    ...         if fails and number == 3:
+    ...             raise RuntimeError("out of memory")
+    ...         yield 5 * np.eye(50)[ids], ids  # the logits take long to make
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     state = pathlib.Path(directory) / "engine.state"
+    ...     try:
+    ...         evaluate(lambda first: engine(first, fails=True), shift=True, state=state)
+    ...     except RuntimeError:
+    ...         evaluate(engine, shift=True, state=state) == evaluate(engine(0), shift=True)
+    True
     """
     fits = "an integer of at least 0"
     top = check_integer("top", top, fits, least=0)
@@ -212,8 +232,11 @@ def evaluate(
             refuse_given(of_responses, "left out where the source is no responses of servers")
         evaluation = evaluate_files(inputs, options, settings, sinks)
     else:
-        given = of_scores | {"text": text, "state": state, "scheduler": scheduler} | of_responses
+        given = of_scores | {"text": text, "scheduler": scheduler} | of_responses
         refuse_given(given, "left out where the source is blocks, not paths")
+        if state is not None and not callable(source):
+            fits = "a function of the number of the first block, which returns the blocks from there on, to have state"
+            raise_error("type", name="source", got=type(source).__name__, fits=fits)
         evaluation = evaluate_blocks(items, options, settings, sinks)
     for message, category in advice(evaluation.figures):
         warnings.warn(message, category, stacklevel=2)
@@ -247,7 +270,7 @@ def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iter
 
 def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
     """Messages about mistakes that figures hint at, each with the category of its warning."""
-    if figures["fits_better_shifted"]:
+    if figures.get("fits_better_shifted"):
         yield SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):
         yield NORM_ADVICE, NormWarning
@@ -255,10 +278,12 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
         yield _CERTAIN_ADVICE, UserWarning
 
 
-def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:
-    """The first item of a source, and all of its items."""
+def _first_of(source: Any) -> tuple[Any, Any]:
+    """The first item of a source, and all of its items; a function that makes blocks as it is."""
     if isinstance(source, str | os.PathLike):
         return source, [source]
+    if callable(source):
+        return None, source
     if hasattr(source, "__array__") or hasattr(source, "__dlpack__"):
         raise_error(
             "type", name="source", got=type(source).__name__, fits="paths, or blocks such as [(logits, targets)]"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenloss._core import config
 from tokenloss._evaluation import score
 from tokenloss._evaluation.checkpoint import Checkpoint
+from tokenloss._evaluation.parts import Parts
 from tokenloss._evaluation.plan import plan
 from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.responses import (
@@ -18,13 +18,11 @@ from tokenloss._evaluation.responses import (
     check_names,
     lengths_of_text,
     plan_responses,
-    response_summary,
     score_responses,
     scored_shards,
 )
-from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks, token_function
-from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
+from tokenloss._evaluation.summary import text_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.checkpoint import Result
     from tokenloss._evaluation.options import Inputs, Options, Settings
     from tokenloss._evaluation.plan import Shard
+    from tokenloss._evaluation.results import Evaluation, ShardResult
     from tokenloss._evaluation.sink import Sink
 
 
@@ -51,7 +50,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
     n_bytes, n_words = settings.n_bytes, settings.n_words
     if inputs.text is not None:
         n_bytes, n_words = text_length(inputs.text, settings.words)
-    others: dict[str, Any] = {"words": settings.words if inputs.text is not None else None}
+    words = settings.words if inputs.text is not None else None
     with contextlib.ExitStack() as stack:
         open_sinks(stack, outputs, *size, top_k, of_responses, any(shard.has_text for shard in shards))
         start = time.perf_counter()
@@ -60,36 +59,11 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
         if of_responses:
             check_names(inputs.scores, results)
             shards = scored_shards(shards, results)
-            others |= response_summary(inputs.scores, results)
             if isinstance(n_bytes, int) and not n_bytes:
                 n_bytes = lengths_of_text(results)
-        lengths = n_bytes, n_words
-        return make_evaluation(outputs, shards, results, options, lengths, seconds, n_read, others)
-
-
-def make_evaluation(
-    outputs: Sequence[Sink],
-    shards: Sequence[Shard],
-    results: Sequence[ShardResult],
-    options: Options,
-    lengths: tuple[Any, Any],
-    seconds: float,
-    n_read: int,
-    others: dict[str, Any],
-) -> Evaluation:
-    """Make the evaluation from the results of all shards, and finish the sinks.
-
-    Lengths are the bytes and words of the text; `others` are figures in place of those of files.
-    """
-    meter, split = merge_meters(results)
-    sequences = sequence_columns(results, split)
-    add_lengths(meter, sequences, *lengths)
-    figures = summary(shards, results, meter, sequences, options)
-    speed = n_read / seconds / 1e9 if seconds else math.nan
-    figures |= {"seconds": seconds, "n_bytes_read": n_read, "gb_per_second": speed} | others
-    evaluation = Evaluation(meter, sequences, figures)
-    finish_sinks(outputs, figures, evaluation)
-    return evaluation
+        evaluation = Parts(shards, results, options, words).evaluation((n_bytes, n_words), seconds, n_read)
+        finish_sinks(outputs, evaluation.figures, evaluation)
+        return evaluation
 
 
 def score_shards(
@@ -102,6 +76,7 @@ def score_shards(
 ) -> tuple[list[Result], int]:
     """Score the shards that the checkpoint lacks; return the results of all, and the number of bytes that were read."""
     checkpoint: Checkpoint[Result] = Checkpoint(settings.state, options, shards)
+    options = options._replace(top=checkpoint.top)
     left = [number for number in range(len(shards)) if number not in checkpoint.results]
     chosen = [shards[number] for number in left]
     total = sum(shard.n_bytes for shard in chosen)

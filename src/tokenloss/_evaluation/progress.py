@@ -25,10 +25,10 @@ def has_rich() -> bool:
 
 
 class Progress:
-    """Shows the progress of long work on stderr, if that is a terminal and the total is known."""
+    """Shows the progress of long work on stderr, if that is a terminal; a total of None shows nothing, 0 is unknown."""
 
     def __init__(self, total: int | None) -> None:
-        self._total = total or 1
+        self._total = total
         self._done = 0
         is_shown = total is not None and sys.stderr and sys.stderr.isatty()
         self._next = time.monotonic() + _PROGRESS_SECONDS if is_shown else math.inf
@@ -46,17 +46,18 @@ class Progress:
         elif self._line:
             self._write("")
 
-    def advance(self, n_bytes: int) -> None:
-        """Count bytes that are done."""
+    def advance(self, n_bytes: int, what: str = "") -> None:
+        """Count bytes that are done, the last of which are of this."""
         self._done += n_bytes
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self._done)
+            self._bar.update(self._bar.task_ids[0], completed=self._done, description=what)
         elif time.monotonic() >= self._next:
             if has_rich():
                 self._start_bar()
             else:
                 self._next = time.monotonic() + _PROGRESS_SECONDS
-                self._write(f"{self._done / self._total:4.0%} of {self._total / 1e9:.3g} GB")
+                known = f"{self._done / self._total:4.0%} of {self._total / 1e9:.3g} GB" if self._total else ""
+                self._write(known or f"{what}, {self._done / 1e9:.3g} GB")
 
     def _write(self, line: str) -> None:
         """Replace the line of progress."""
@@ -69,6 +70,7 @@ class Progress:
         from rich.console import Console
 
         self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
             progress.BarColumn(),
             progress.TaskProgressColumn(),
             progress.DownloadColumn(),
@@ -77,5 +79,5 @@ class Progress:
             console=Console(stderr=True),
             transient=True,
         )
-        self._bar.add_task("", total=self._total, completed=self._done)
+        self._bar.add_task("", total=self._total or None, completed=self._done)
         self._bar.start()

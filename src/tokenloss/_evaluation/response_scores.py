@@ -98,7 +98,8 @@ class ScoredResponses:
         by_response, _ = matched(response, response, by_id=True)
         by_scores = self._columns(response, by_response["top_ids"], tokens[counted], rows[counted])
         sides = (by_scores, by_response) if self._is_base else (by_response, by_scores)
-        return Pair(number, (response.line, response.line, response.custom_id), *sides)
+        origin = response.line, response.line, response.custom_id
+        return Pair(number, origin, (response.ids, response.tokens), *sides)
 
     def _rows_of(self, response: Response, n: int) -> IntArray:
         """The rows of the next response."""

@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.result import Result, columns_of
+from tokenloss._core.result import NamedResults, columns_of, figure, nonzero
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
-from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.meter import LossFigures, LossMeter
 
 if TYPE_CHECKING:
     from tokenloss._core.result import Shown
@@ -110,7 +110,7 @@ class ShiftWarning(UserWarning):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation(Result):
+class Evaluation(LossFigures):
     """Result of `evaluate`.
 
     Attributes
@@ -125,6 +125,15 @@ class Evaluation(Result):
         All that ``tokenloss score --format json`` prints: figures of all tokens, of each file and of each sequence, and
         the tokens and sequences of the highest losses.
 
+    Notes
+    -----
+    Evaluations of parts add up with ``+`` and ``sum``, also when pickle has brought them from other machines: the
+    result has the same bits as one call on all files, or on all blocks, in this order. Numbers of files count on, and
+    so do rows and sequences of blocks without segment ids. Both must have the same kind of scores, number of classes,
+    options, and lengths of the text or none. What would count twice is refused: a file that is in both, a `custom_id`
+    that is in both, and a number that is in both where `segment_ids` number the sequences of all files or blocks of an
+    evaluation, as a sequence cannot be told from another one of the same number.
+
     Examples
     --------
     >>> import numpy as np
@@ -132,22 +141,55 @@ class Evaluation(Result):
     >>> logits = np.zeros((2, 3, 8), np.float32)  # two sequences of three tokens
     >>> evaluation = evaluate([(logits, np.ones((2, 3), int))])
     >>> evaluation
-    Evaluation(count=6, n_sequences=2, loss=2.07944, stderr=0, perplexity=8, accuracy=0.0000)
+    Evaluation(loss=2.07944 ± 0.00, count=6, n_sequences=2, perplexity=8.00000, accuracy=0.0000)
     >>> evaluation.sequences["count"]
     array([3, 3])
+    >>> evaluation + evaluate([(np.ones((1, 2, 8)), np.ones((1, 2), int))])
+    Evaluation(count=8, n_sequences=3, loss=2.07944, stderr=0, perplexity=8, accuracy=0.0000)
     """
-
-    __module__ = "tokenloss"
 
     meter: LossMeter
     sequences: dict[str, Array]
     figures: dict[str, Any]
+    _parts: Any  # of `parts.py`
+
+    @property
+    def _meter(self) -> LossMeter:
+        return self.meter
 
     @property
     def accuracy(self) -> float:
         """The fraction of the tokens that are the most likely class, of those where this is known; nan of none."""
         accuracy: float = self.figures["accuracy"]
         return accuracy
+
+    @property
+    def n_nan(self) -> int:
+        """The number of tokens whose loss is nan."""
+        n_nan: int = self.figures["n_nan"]
+        return n_nan
+
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each sequence.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            `sequences`; single tokens are in what `tokenloss.sinks.TokenTable` writes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import evaluate
+        >>> evaluate([(np.zeros((2, 3, 8)), np.ones((2, 3), int))]).columns()["loss"].round(4)
+        array([2.0794, 2.0794])
+        """
+        return dict(self.sequences)
+
+    def _main(self) -> dict[str, str]:
+        counts = {"count": str(self.count), **nonzero(n_nan=self.n_nan, n_sequences=self.n_sequences)}
+        main = {"loss": figure(self.loss, self.stderr), **counts, "perplexity": figure(self.perplexity)}
+        return main | {"accuracy": f"{self.accuracy:.4f}"}
 
     def _figures(self) -> dict[str, Any]:
         """All figures."""
@@ -158,21 +200,27 @@ class Evaluation(Result):
         return shown(self.figures, self.meter._basis())
 
     def _compared(self) -> dict[str, Any]:
-        """All but the time that it took."""
-        figures = {name: figure for name, figure in self.figures.items() if name not in ("seconds", "gb_per_second")}
-        return vars(self) | {"figures": figures}
+        """All but the time that it took, and the bytes that it read, which are fewer if it went on from a state."""
+        left_out = ("seconds", "gb_per_second", "n_bytes_read")
+        figures = {name: figure for name, figure in self.figures.items() if name not in left_out}
+        return {"meter": self.meter, "sequences": self.sequences, "figures": figures}
 
-    def __repr__(self) -> str:
-        """Show the main figures."""
-        meter, n_nan = self.meter, self.figures["n_nan"]
-        count = f"count={meter.count}, " + (f"n_nan={n_nan}, " if n_nan else "")
-        return (
-            f"Evaluation({count}n_sequences={meter.n_sequences}, loss={meter.loss:.6g}, stderr={meter.stderr:.3g}, "
-            f"perplexity={meter.perplexity:.6g}, accuracy={self.accuracy:.4f})"
-        )
+    def __add__(self, other: Evaluation) -> Evaluation:
+        """The evaluation of the files or blocks of both."""
+        if not isinstance(other, Evaluation):
+            return NotImplemented
+        both: Evaluation = self._parts.merged(self, other)
+        return both
+
+    def __radd__(self, other: object) -> Evaluation:
+        """The same evaluation, for the 0 that `sum` starts with."""
+        return self if type(other) is int and other == 0 else NotImplemented
 
 
-class Evaluations(Result, dict[str, Evaluation]):
+Evaluation.__module__ = "tokenloss.results"
+
+
+class Evaluations(NamedResults[Evaluation]):
     """Evaluations of several models side by side: a dict of `Evaluation` by the name of the model.
 
     This is what ``tokenloss score A=a.npz B=b.npz`` prints. Losses and perplexities compare models whose tokens are the
@@ -182,17 +230,18 @@ class Evaluations(Result, dict[str, Evaluation]):
     --------
     >>> import numpy as np
     >>> from tokenloss import evaluate
-    >>> from tokenloss._evaluation.results import Evaluations
+    >>> from tokenloss.results import Evaluations
     >>> ids, logits = np.arange(4), 4 * np.eye(4)
     >>> found = Evaluations({name: evaluate([(scale * logits, ids)]) for name, scale in (("A", 1.0), ("B", 0.5))})
     >>> print(found.summary())
     2 models  logits; 4 tokens, taken as independent
     <BLANKLINE>
-      model  tokens       loss  ±  perplexity       95 % interval  greedy accuracy
-      A           4  0.0534919  0     1.05495  1.0549 to 1.0549         100.00 %
+      model  tokens       loss  ±  perplexity     95 % interval  greedy accuracy
+      A           4  0.0534904  0     1.05495  1.0549 to 1.0549         100.00 %
+      B           4   0.340753  0     1.40601    1.406 to 1.406         100.00 %
     """
 
-    __module__ = "tokenloss"
+    __module__ = "tokenloss.results"
 
     def _figures(self) -> dict[str, Any]:
         """The figures of each, by its name."""
@@ -211,11 +260,3 @@ class Evaluations(Result, dict[str, Evaluation]):
             "name", each figure that is one number or text, and the ends of intervals, such as "perplexity_low".
         """
         return columns_of([{"name": name, **one._figures()} for name, one in self.items()])
-
-    def _compared(self) -> dict[str, Any]:
-        """The evaluations."""
-        return dict(self)
-
-    def __repr__(self) -> str:
-        """Show the evaluations by name."""
-        return f"Evaluations({dict.__repr__(self)})"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.tables import head_row, known_of
 from tokenloss._core.result import Shown, Table, known_error, table_of
 from tokenloss._core.text import count_of, printable, title
+from tokenloss._statistics.tables import loss_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,14 +29,14 @@ def shown(figures: dict[str, Any], basis: str) -> Shown:
 def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str]) -> Shown:
     """The title and a table of the figures of several models; columns that are empty are left out."""
     lines = [[("model", printable(name)), *_cells(figures)] for name, figures in models.items()]
-    is_shown = [any(cell for _, cell in column) for column in zip(*lines, strict=True)]
-    lines = [[*itertools.compress(line, is_shown)] for line in lines]
-    tables = [Table([tuple(cell for _, cell in line) for line in lines], tuple(head for head, _ in lines[0]))]
+    columns = [column for column in zip(*lines, strict=True) if any(cell for _, cell in column)]
+    heads = tuple(column[0][0] for column in columns)
+    rows = [*zip(*([cell for _, cell in column] for column in columns), strict=True)]
     kinds = dict.fromkeys(figures["kind"] for figures in models.values())
     notes = [", ".join(kinds), *(bases if len(bases) == 1 else ())]
     if len({figures["count"] for figures in models.values()}) > 1:
         notes.append("their tokens differ, so compare bits per byte, not losses or perplexities")
-    return Shown(count_of(len(models), "model"), "; ".join(notes), tables)
+    return Shown(count_of(len(models), "model"), "; ".join(notes), [Table(rows, heads)] if rows else [])
 
 
 def _cells(figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -61,7 +61,7 @@ def _cells(figures: dict[str, Any]) -> list[tuple[str, str]]:
 def _tables(summary: dict[str, Any], basis: str) -> list[Table]:
     """Tables of the figures, files and highest losses."""
     several = len(summary["shards"]) > 1
-    tables = [Table([tuple(row) for is_shown, *row in _rows(summary, basis) if is_shown])]
+    tables = [Table(_rows(summary, basis))]
     if several and len(summary["shards"]) <= _MAX_SHARDS:
         tables.append(_shard_table(summary["shards"]))
     if summary["n_sequences"] > 1 and summary["highest_loss_sequences"]:
@@ -71,31 +71,14 @@ def _tables(summary: dict[str, Any], basis: str) -> list[Table]:
     return tables
 
 
-def _rows(summary: dict[str, Any], basis: str) -> list[tuple[Any, str, str, str]]:
-    """Rows of the figures: whether a row is shown, its label, value and note."""
-    count, stderr = summary["count"], summary["stderr"]
-    low, high = summary["perplexity_interval"]
-    by_byte, by_sequence = summary["bits_per_byte_stderr"], summary["sequence_loss_stderr"]
-    no_error = "nats; no interval from one token" if count == 1 else "nats"
-    return [
+def _rows(summary: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
+    """Rows of the figures."""
+    count = summary["count"]
+    rows: list[tuple[Any, ...]] = [
         (True, "tokens", f"{count:,}", _left_out(summary)),
         (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {count:,}"),
         (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {count:,}"),
-        (True, "loss", f"{summary['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
-        (
-            True, "perplexity", f"{summary['perplexity']:.6g}",
-            known_error(low, f"95 % interval {low:.5g} to {high:.5g}"),
-        ),
-        (True, "bits per token", f"{summary['bits_per_token']:.6g}", ""),
-        (
-            summary["n_bytes"], "bits per byte", f"{summary['bits_per_byte']:.6g}",
-            known_error(by_byte, f"± {by_byte:.3g}{_proportion_note(summary, 'bytes')}"),
-        ),
-        (summary["n_words"], "perplexity per word", f"{summary['word_perplexity']:.6g}", _words_note(summary)),
-        (
-            summary["n_sequences"] > 1, "loss per sequence", f"{summary['sequence_loss']:.6g}",
-            known_error(by_sequence, f"± {by_sequence:.3g} nats") or "nats",
-        ),
+        *((True, *row) for row in loss_rows(summary, basis)),
         (summary.get("n_greedy_known", 1), "greedy accuracy", f"{100 * summary['accuracy']:.2f} %", known_of(summary)),
         (summary.get("head"), "logits", *head_row(summary.get("head"))),
         (
@@ -108,19 +91,7 @@ def _rows(summary: dict[str, Any], basis: str) -> list[tuple[Any, str, str, str]
         ),
         (summary["seconds"] >= 1, "time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
     ]  # fmt: skip
-
-
-def _words_note(summary: dict[str, Any]) -> str:
-    """The interval of the perplexity per word, and how words are counted."""
-    low, high = summary["word_perplexity_interval"]
-    interval = known_error(low, f"95 % interval {low:.5g} to {high:.5g}{_proportion_note(summary, 'words')}")
-    return "; ".join(filter(None, (interval, f"words by {summary['words']}" if summary["words"] else "")))
-
-
-def _proportion_note(summary: dict[str, Any], unit: str) -> str:
-    """Note where the bytes or words of each sequence are not known: errors take them as proportional to its tokens."""
-    is_guess = summary["is_clustered"] and not summary[f"{unit}_are_by_sequence"]
-    return ", text in proportion to tokens" if is_guess else ""
+    return [(*row,) for is_shown, *row in rows if is_shown]
 
 
 def _responses_note(summary: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ from tokenloss.formats.mapped import check_map
 from tokenloss.formats.scores_file import SEQUENCES
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats.scores_file import ScoresFile
@@ -31,11 +33,10 @@ class RowSequences:
         shape: tuple[int, ...],
         ids: Array | None = None,
         offsets: Array | None = None,
-        first: int = 0,
-        counts: dict[int, int] | None = None,
+        counts: MutableMapping[int, int] | None = None,
     ) -> None:
         self._length = shape[-2] if len(shape) > 2 else 0
-        self._ids, self._offsets, self._first = ids, offsets, first  # `first` is the number of the first sequence
+        self._ids, self._offsets = ids, offsets
         self._counts = {} if counts is None else counts  # of the rows so far of sequences that have an id
 
     @property
@@ -62,7 +63,7 @@ class RowSequences:
             return numbers
         if self._offsets is not None:
             return np.searchsorted(self._offsets, rows, "right") - 1
-        return self._first + rows // self._length if self._length else np.full(len(rows), -1)
+        return rows // self._length if self._length else np.full(len(rows), -1)
 
     def next_positions(self, start: int, numbers: IntArray) -> IntArray:
         """The positions in their sequences of the rows from `start` on, which have these numbers; -1 of none.
@@ -86,7 +87,7 @@ class RowSequences:
         return ends
 
 
-def _counted(ids: IntArray, counts: dict[int, int]) -> IntArray:
+def _counted(ids: IntArray, counts: MutableMapping[int, int]) -> IntArray:
     """The number of earlier rows with the same id, for each row; `counts` has those before them, and is updated."""
     order = np.argsort(ids, kind="stable")
     found, starts, sizes = np.unique(ids[order], return_index=True, return_counts=True)

@@ -9,6 +9,8 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.files import WriteError, check_outputs
 from tokenloss._scores.token_scores import TokenScores
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array
 
 
@@ -81,12 +82,13 @@ class ComparedBlock(NamedTuple):
 
     Attributes
     ----------
-    candidate : int
-        The number of the candidate, from 0, in the order given.
+    name : str
+        The name of the candidate.
     columns : dict of 1-D arrays
-        `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them.
+        `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them; the first
+        two and `delta_p` only with targets. Of responses of servers, those of `ResponseComparison`.
     ids, text, file, rows, sequences, positions
-        As of `TokenBlock`; the number of the file is that of the shard.
+        As of `TokenBlock`; the number of the file is that of the shard. Ids are -1 without targets.
     base_scores, scores : TokenScores or None
         Of the base and of the candidate, where an output's `top_k` is more than 0.
 
@@ -99,21 +101,21 @@ class ComparedBlock(NamedTuple):
     ...     needs_tokens = True
     ...
     ...     def add(self, block):
-    ...         print(block.candidate, block.rows, block.columns["kl"].round(4))
+    ...         print(block.name, block.rows, block.columns["kl"].round(4))
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     base, q4 = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy"))
     ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
     ...     np.save(q4, 2 * np.eye(4))
-    ...     _ = compare_files(base, q4, sinks=[Printed()])
-    0 [0 1 2 3] [0.1831 0.1831 0.1831 0.1831]
+    ...     _ = compare_files(base, {"q4": q4}, sinks=[Printed()])
+    q4 [0 1 2 3] [0.1831 0.1831 0.1831 0.1831]
     """
 
-    candidate: int
+    name: str
     columns: dict[str, Array]
     ids: Array
     text: Array | None
     file: int
-    rows: Array
+    rows: Array | None
     sequences: Array
     positions: Array
     base_scores: TokenScores | None
@@ -121,37 +123,6 @@ class ComparedBlock(NamedTuple):
 
 
 ComparedBlock.__module__ = "tokenloss.sinks"
-
-
-class Candidate(NamedTuple):
-    """A candidate of a comparison, of which `Sink.finish` gets a list.
-
-    Attributes
-    ----------
-    name : str
-        Its name, or its path.
-    size : int or None
-        Size of its model in bytes, if given.
-    comparison : Comparison
-        Its figures, and results for each token.
-    figures : dict
-        All that ``tokenloss compare --format json`` prints of it.
-
-    Examples
-    --------
-    >>> from tokenloss import compare, sinks
-    >>> comparison = compare([[1.0, 0.0]], [[0.5, 0.0]], [0])
-    >>> sinks.Candidate("q4", 4_900_000_000, comparison, comparison.to_dict()).size
-    4900000000
-    """
-
-    name: str
-    size: int | None
-    comparison: Comparison
-    figures: dict[str, Any]
-
-
-Candidate.__module__ = "tokenloss.sinks"
 
 
 class Sink:
@@ -202,8 +173,9 @@ class Sink:
     needs_tokens: bool = False
     top_k: int = 0
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
-    _of_responses: bool = False  # this and the next are set before it is opened
+    _of_responses: bool = False  # this and the next two are set before it is opened
     _has_text: bool = False  # whether some files hold the text of their tokens
+    _names: Sequence[str] = ()  # of candidates
     _is_option: bool = False  # whether errors name it by its option, not by its class
     _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it
 
@@ -249,8 +221,8 @@ class Sink:
         Parameters
         ----------
         summary : dict
-            The figures: `Evaluation.figures`.
-        result : Evaluation
+            The figures: `Evaluation.figures`, or those of a comparison, as `Comparisons.to_dict` has them.
+        result : Evaluation or Comparisons
             All results.
         """
 
@@ -264,8 +236,8 @@ def checked_sinks(value: Any, state: str | None, scheduler: str | None) -> list[
     for option, given, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
         for sink in sinks:
             if given and sink.needs_tokens:
-                got = f"{'--' if sink._is_option else ''}{option} {verb} no single tokens"
-                raise_error("needs tokens", name=sink._name, got=got)
+                option = f"{'--' if sink._is_option else ''}{option}"
+                raise_error("needs tokens", name=sink._name, got=f"{option} {verb} sums alone", option=option)
     return sinks
 
 
@@ -300,10 +272,11 @@ def open_sinks(
     top_k: int,
     of_responses: bool = False,
     has_text: bool = False,
+    names: Sequence[str] = (),
 ) -> None:
-    """Open sinks; the stack closes them."""
+    """Open sinks; the stack closes them. `names` are those of candidates."""
     for sink in sinks:
-        sink._of_responses, sink._has_text = of_responses, has_text
+        sink._of_responses, sink._has_text, sink._names = of_responses, has_text, names
         with write_errors_of(sink):
             manager = sink.open(batch, rows, top_k)
             manager.__enter__()
@@ -316,12 +289,16 @@ def _leave(sink: Sink, manager: AbstractContextManager[object], *error: Any) -> 
         return manager.__exit__(*error)
 
 
-def token_function(sinks: Sequence[Sink], file: int, first_row: int = 0) -> Callable[[Any], None] | None:
+def token_function(
+    sinks: Sequence[Sink], file: int, first_row: int = 0, first_sequence: int = 0
+) -> Callable[[Any], None] | None:
     """Make a function that gives blocks of a file's tokens to the sinks that need them; None if none does."""
     sinks = [sink for sink in sinks if sink.needs_tokens]
 
     def add(block: Any) -> None:
-        block = block._replace(file=file, rows=None if block.rows is None else block.rows + first_row)
+        rows = None if block.rows is None else block.rows + first_row
+        sequences = np.where(block.sequences < 0, -1, block.sequences + first_sequence)
+        block = block._replace(file=file, rows=rows, sequences=sequences)
         for sink in sinks:
             with write_errors_of(sink):
                 sink.add(block)

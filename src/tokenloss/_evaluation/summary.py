@@ -16,6 +16,7 @@ from tokenloss._evaluation.response_figures import Sources
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.sequences import SequenceColumns, joined
 from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,22 +119,10 @@ def summary(
         "kind": shards[0].kind,
         "shape": shards[0].shape if len(shards) == 1 else (rows,) if of_responses else (rows, shards[0].shape[-1]),
         **({} if of_responses else _types(shards)),
+        **meter._figures(),
         **_common_figures(results, meter),
         "n_without_sequence": meter.count - int(sequences["count"].sum()),
-        "sequence_loss": meter.sequence_loss,
-        "sequence_loss_stderr": meter.sequence_loss_stderr,
         "n_without_next": rows - sum(shard.scored_rows for shard in shards),
-        "perplexity_interval": meter.perplexity_interval,
-        "bits_per_token": meter.bits_per_token,
-        "n_bytes": meter.n_bytes,
-        "n_words": meter.n_words,
-        "bytes_are_by_sequence": meter._knows_lengths(meter.n_bytes, meter._by_bytes),
-        "words_are_by_sequence": meter._knows_lengths(meter.n_words, meter._by_words),
-        "bits_per_byte": meter.bits_per_byte,
-        "bits_per_byte_stderr": meter.bits_per_byte_stderr,
-        "bits_per_byte_interval": meter.bits_per_byte_interval,
-        "word_perplexity": meter.word_perplexity,
-        "word_perplexity_interval": meter.word_perplexity_interval,
         **(_hidden_figures(shards, results, options) if options.lm_head is not None else {}),
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
         "highest_loss_tokens": [
@@ -141,7 +130,7 @@ def summary(
             | {"target": None if of_responses and token.target < 0 else token.target}
             for token, path in tokens[: options.top]
         ],
-        "highest_loss_sequences": _rows(sequences, _highest(sequences["loss"], options.top), paths),
+        "highest_loss_sequences": _rows(sequences, highest(sequences["loss"], options.top), paths),
         "shards": [
             {"file": shard.path, "shape": shard.shape, **_common_figures([part], _meter_of(part))}
             for shard, part in pairs
@@ -187,11 +176,6 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
 def _meter_of(result: ShardResult) -> LossMeter:
     """Meter of all tokens of a shard; sequences that go on in other shards are cut."""
     return merge_meters([result])[0]
-
-
-def _highest(loss: Array, top: int) -> Array:
-    """The indices of the highest losses; nan counts as highest."""
-    return np.argsort(-np.where(np.isnan(loss), np.inf, loss), kind="stable")[:top]
 
 
 def _rows(columns: dict[str, Array], rows: Array, paths: Sequence[str | None]) -> list[dict[str, Any]]:

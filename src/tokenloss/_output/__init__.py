@@ -6,18 +6,20 @@ files, and their interface.
 
 from __future__ import annotations
 
-from tokenloss._evaluation.sink import Candidate, ComparedBlock, Sink, TokenBlock
+from tokenloss._evaluation.sink import ComparedBlock, Sink, TokenBlock
 from tokenloss._output.divergence_page import DivergencePage
 from tokenloss._output.divergence_plot import DivergencePlot
 from tokenloss._output.loss_page import HtmlPage
 from tokenloss._output.loss_plot import LossPlot
-from tokenloss._output.table_files import ComparedTokenTable, SequenceTable, TokenTable
+from tokenloss._output.table_files import ComparedSequenceTable, ComparedTokenTable, SequenceTable, TokenTable
 
 __all__ = [
-    "Candidate", "ComparedBlock", "ComparedTokenTable", "DivergencePage", "DivergencePlot", "HtmlPage", "LossPlot",
-    "SequenceTable", "Sink", "TokenBlock", "TokenTable",
+    "ComparedBlock", "ComparedSequenceTable", "ComparedTokenTable", "DivergencePage", "DivergencePlot", "HtmlPage",
+    "LossPlot", "SequenceTable", "Sink", "TokenBlock", "TokenTable",
 ]  # fmt: skip
 
 # outputs are written in this order
 SCORE_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, LossPlot, HtmlPage)
-COMPARE_OUTPUTS: tuple[type[Sink], ...] = (ComparedTokenTable, DivergencePlot, DivergencePage)
+COMPARE_OUTPUTS: tuple[type[Sink], ...] = (
+    ComparedTokenTable, ComparedSequenceTable, DivergencePlot, DivergencePage,
+)  # fmt: skip

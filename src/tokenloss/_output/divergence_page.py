@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.paired import nan_last
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import byte_encoder, count_of
 from tokenloss._core.validation import as_target_array
@@ -23,8 +22,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from tokenloss._comparison.comparison import Comparison
+    from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._core.types import Array, ArrayLike
-    from tokenloss._evaluation.sink import Candidate, ComparedBlock
+    from tokenloss._evaluation.sink import ComparedBlock
     from tokenloss._scores.token_scores import TokenScores
 
 _DIVERGENCES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -67,27 +67,32 @@ class DivergencePage(Sink):
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
         self._places: list[dict[str, Array]] = []  # ids, text and places: a part for each block, as in the next two
         self._base: list[dict[str, Array]] = []
-        self._others: list[list[dict[str, Array]]] = []  # by candidate
+        self._others: dict[str, list[dict[str, Array]]] = {}  # by candidate
+        self._seen: dict[str, int] = {}  # its tokens
         return contextlib.nullcontext()
 
     def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
-        while len(self._others) <= block.candidate:
-            self._others.append([])
-        others = self._others[block.candidate]
-        seen = sum(len(part["rank"]) for part in others)
-        left = max(0, page.MOST_TOKENS // len(self._others) - seen)
+        others = self._others.setdefault(block.name, [])
+        left = max(0, page.MOST_TOKENS // len(self._others) - self._seen.get(block.name, 0))
         if others and not left:
             return
+        self._seen[block.name] = self._seen.get(block.name, 0) + min(left, len(block.ids))
         others.append(_tops(block.scores, left))
-        if block.candidate == 0:
+        if block.name == next(iter(self._others)):
             text = np.full(len(block.ids), None) if block.text is None else block.text.astype(object)
             of_file = np.full(len(block.ids), block.file)
             places = {"id": block.ids, "text": text, "file": of_file}
-            places |= {"row": block.rows, "sequence": block.sequences, "position": block.positions}
+            places |= {} if block.rows is None else {"row": block.rows}
+            places |= {"sequence": block.sequences, "position": block.positions}
             self._places.append({name: column[:left] for name, column in places.items()})
             self._base.append(_tops(block.base_scores, left))
 
-    def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
+    def finish(self, summary: dict[str, Any], result: Comparisons[Any]) -> None:
+        first = next(iter(result.values()))
+        for name, one in result.items():
+            if not np.array_equal(one.kept, first.kept) and self._of_responses:
+                got, fits = f"other tokens in {name}", "the same in all files"
+                raise_error("option", name=self._name, got=got, fits=fits)
         places = _joined(self._places)
         size = min(len(places["id"]), page.MOST_TOKENS // len(result))
         text = places.pop("text")[:size].tolist()
@@ -95,10 +100,10 @@ class DivergencePage(Sink):
         known = page.known_places({name: place[:size] for name, place in places.items()})
         _write_comparison(
             self.path,
-            {one.name: one.comparison for one in result},
+            result,
             page.Tokens(text, byte_encoder(text), ids.tolist(), known),
-            _joined(self._base),
-            {one.name: _joined(parts) for one, parts in zip(result, self._others, strict=True)},
+            _joined(self._base) or None,
+            None if self._of_responses else {name: _joined(parts) for name, parts in self._others.items()},
             page.class_names(None, ids, text),
             compared_title(summary, result),
             self._made_by,
@@ -107,9 +112,9 @@ class DivergencePage(Sink):
 
 def _tops(scores: TokenScores | None, size: int) -> dict[str, Array]:
     """Ranks and most likely classes of the first `size` tokens of a block."""
-    columns = vars(scores)
+    columns = {} if scores is None else vars(scores)
     names = ("rank", "argmax", "top_ids", "top_logprobs")
-    return {name: columns[name][:size] for name in names if columns[name] is not None}
+    return {name: columns[name][:size] for name in names if columns.get(name) is not None}
 
 
 def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
@@ -221,7 +226,7 @@ def _write_comparison(
 ) -> None:  # fmt: skip
     """Write a page of these tokens, which may be the first of many; of both models, columns of `TokenScores`."""
     size, classes = len(tokens.ids), page.Classes()
-    names = sorted(comparisons, key=lambda name: nan_last(comparisons[name].mean_kl))
+    names = sorted(comparisons, key=lambda name: comparisons[name]._rank())
 
     def side(nll: Array, scores: Mapping[str, Array | None] | None) -> dict[str, str]:
         """JSON of what a model predicted, in columns."""
@@ -231,7 +236,7 @@ def _write_comparison(
     heads, models = [], []
     for number, name in enumerate(names):
         one = comparisons[name]
-        kl, css_class = one.kl.reshape(-1)[:size], page.css_classes(one.kl, one.kept, _DIVERGENCES)
+        kl, css_class = one._kl.reshape(-1)[:size], page.css_classes(one._kl, one.kept, _DIVERGENCES)
         columns = {"name": page.as_json(name), "kl": page.numbers(kl)}
         columns["shades"] = page.shade_letters(css_class[:size])
         columns["worst"] = page.worst(kl, one.kept.reshape(-1)[:size])
@@ -243,31 +248,32 @@ def _write_comparison(
     base_columns = side(comparisons[names[0]].base_nll, base)
     data = {"models": f"[{','.join(models)}]", "base": page.as_object(base_columns)}
     why = f", since {len(names)} models share {page.MOST_TOKENS:,}" if len(names) > 1 else ""
-    note = page.excerpt_note(size, comparisons[names[0]].kl.size, why)
+    note = page.excerpt_note(size, comparisons[names[0]].kept.size, why)
     page.write(
         path, title, "\n".join([*_model_choice(names, comparisons), *heads]) + note, tokens, classes, data, made_by
     )
 
 
-def _comparison_summary(comparison: Comparison) -> str:
+def _comparison_summary(comparison: Any) -> str:
     """HTML of a model's figures."""
+    known = vars(comparison)
 
     def error(name: str, scale: float = 1, unit: str = "") -> str:
-        stderr = scale * vars(comparison)[name + "_stderr"]
+        stderr = scale * known[name + "_stderr"]
         return "" if math.isnan(stderr) else f"± {stderr:.2g}{unit}"
 
     by = count_of(comparison.n_sequences, "sequence") if comparison.is_clustered else "tokens, taken as independent"
     by += guess_note(comparison.interval_factor)
-    note = error("mean_kl", unit=f" nats (by {by})")
-    if left_out := comparison.n_infinite + comparison.n_nan:
+    note = error(f"mean_{comparison._divergence}", unit=f" nats (by {by})")
+    if left_out := known.get("n_infinite", 0) + known.get("n_nan", 0):
         finite = f"{comparison.finite_mean_kl:.4g} {error('finite_mean_kl')}".rstrip()
         note = f"{finite} nats without {left_out:,} that are not finite"
-    low, high = comparison.kl_quantile_intervals[0.999]
+    low, high = known.get("kl_quantile_intervals", {}).get(0.999, (math.nan, math.nan))
     interval = "" if math.isnan(low) else f"95 % interval {low:.4g} to {high:.4g}"
     figures = [
         ("tokens", f"{comparison.count:,}", ""),
-        ("mean KL divergence", f"{comparison.mean_kl:.4g}", note),
-        ("99.9 % quantile", f"{comparison.kl_quantiles[0.999]:.4g}", interval),
+        (f"mean {comparison._quantity}", f"{comparison._mean_kl[0]:.4g}", note),
+        ("99.9 % quantile", f"{known[comparison._divergence + '_quantiles'][0.999]:.4g}", interval),
         ("perplexity ratio", f"{comparison.perplexity_ratio:.5g}", error("perplexity_ratio")),
         ("same top token", f"{100 * comparison.same_top:.2f} %", error("same_top", 100, " %")),
         ("RMS Δp", f"{100 * comparison.rms_delta_p:.3g} %", error("rms_delta_p", 100, " %")),
@@ -278,6 +284,6 @@ def _comparison_summary(comparison: Comparison) -> str:
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:
     """HTML for choosing one of several models; `autocomplete` keeps browsers from restoring an earlier choice."""
     if len(names) > 1:
-        labels = [f"{page.escaped(name)} (mean divergence {comparisons[name].mean_kl:.4g})" for name in names]
+        labels = [f"{page.escaped(name)} (mean divergence {comparisons[name]._mean_kl[0]:.4g})" for name in names]
         options = "".join(f"<option value={number}>{label}</option>" for number, label in enumerate(labels))
         yield f'<p class="choice"><label>Model <select id="model" autocomplete="off">{options}</select></label></p>'

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.paired import Mean, nan_last
+from tokenloss._comparison.paired import Mean
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import count_of, printable
 from tokenloss._core.validation import check_number
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tokenloss._comparison.comparison import Comparison
+    from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._core.types import Array, ArrayLike
-    from tokenloss._evaluation.sink import Candidate
 
 _MAX_NAME_LENGTH = 30
 _CROWDED = (0.1, 0.9)  # quantiles without a label where several models are drawn
@@ -85,15 +85,13 @@ class DivergencePlot(Sink):
         drawing.check(path)
         super().__init__(path)
 
-    def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
+    def finish(self, summary: dict[str, Any], result: Comparisons[Any]) -> None:
         if len(result) > 1:
-            sizes = {one.name: one.size for one in result if one.size is not None}
-            comparisons = {one.name: one.comparison for one in result}
-            figure = draw_candidates(comparisons, sizes=sizes, title=compared_title(summary, result))
+            sizes = {name: one._about["size"] for name, one in result.items() if one._about["size"] is not None}
+            figure = draw_candidates(result, sizes=sizes, title=compared_title(summary, result))
         else:
-            one = result[0]
-            of = one.comparison
-            figure = draw_divergences(of.kl, where=of.kept, segment_ids=of._segment_ids, title=one.name)
+            ((name, one),) = result.items()
+            figure = _drawn(one._kl, one.kept, one._segment_ids, name, one._quantity)
         drawing.save(figure, self.path)
 
 
@@ -140,13 +138,15 @@ def draw_divergences(
     """
     values = np.asarray(kl, np.float64)
     kept = drawing.mask_of(where, values.shape)
-    ids = drawing.sequence_numbers(segment_ids, values.shape)
-    flat = values.reshape(-1)
-    drawn = kept & drawing.in_plot_range(flat)
+    return _drawn(values.reshape(-1), kept, drawing.sequence_numbers(segment_ids, values.shape), title, "KL divergence")
+
+
+def _drawn(values: Array, kept: Array, ids: Array | None, title: str, quantity: str) -> Figure:
+    """Draw the quantiles of a model's divergences, or of their lower bounds."""
+    drawn = kept & drawing.in_plot_range(values)
     figure = drawing.empty_figure(title, (10, 5.2))
-    _draw_quantiles(
-        figure.subplots(), flat[drawn], None if ids is None else ids[drawn], drawing.excluded_note(flat[kept])
-    )
+    excluded = drawing.excluded_note(values[kept])
+    _draw_quantiles(figure.subplots(), values[drawn], None if ids is None else ids[drawn], excluded, quantity)
     return figure
 
 
@@ -157,8 +157,8 @@ def draw_candidates(
 
     Parameters
     ----------
-    comparisons : mapping of str to Comparison
-        Results of `compare`, by the names of the models.
+    comparisons : mapping of str to Comparison or ResponseComparison
+        Results of `compare` or `compare_files`, by the names of the models. Of responses, lower bounds are drawn.
     sizes : mapping of str to float, optional
         Bytes of each model. Where any is missing, means are drawn in their order, beside the names.
     title : str, optional
@@ -201,26 +201,21 @@ def draw_candidates(
             raise_error("option", name="sizes", got=name, fits=f"of names of comparisons: {[*comparisons]}")
         check_number(f"sizes[{name!r}]", size, "a finite number of at least 0")
     models = []
-    for name in sorted(comparisons, key=lambda name: nan_last(comparisons[name].mean_kl)):
-        one = comparisons[name]
-        kl = one.kl[one.kept]
-        radius = one.mean_kl_stderr * one.interval_factor
-        models.append(_Model(name, sizes.get(name), one.mean_kl, radius, np.sort(kl[drawing.in_plot_range(kl)])))
+    for name, one in sorted(comparisons.items(), key=lambda named: named[1]._rank()):
+        kl = one._kl[one.kept]
+        mean, stderr = one._mean_kl
+        radius = stderr * one.interval_factor
+        models.append(_Model(name, sizes.get(name), mean, radius, np.sort(kl[drawing.in_plot_range(kl)])))
     by_name = len(sizes) < len(models)
     figure = drawing.empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
-    _draw_models(figure, models)
+    _draw_models(figure, models, one._quantity)
     return figure
 
 
-def _quantile_axes(axes: Axes, notes: Sequence[str]) -> None:
+def _quantile_axes(axes: Axes, notes: Sequence[str], quantity: str) -> None:
     """Style the axes of quantiles."""
-    drawing.style(
-        axes,
-        "Quantiles of the KL divergence",
-        notes,
-        "fraction of tokens with a smaller divergence",
-        "KL divergence in nats",
-    )
+    title, x = f"Quantiles of the {quantity}", "fraction of tokens with a smaller one"
+    drawing.style(axes, title, notes, x, f"{quantity} in nats")
 
 
 def _draw_curve(axes: Axes, values: Array, color: str, dashes: str, mark: str) -> tuple[Array, Array]:
@@ -247,7 +242,7 @@ def _draw_curve(axes: Axes, values: Array, color: str, dashes: str, mark: str) -
     return places, marks
 
 
-def _draw_quantiles(axes: Axes, values: Array, segment_ids: Array | None, excluded: str) -> None:
+def _draw_quantiles(axes: Axes, values: Array, segment_ids: Array | None, excluded: str, quantity: str) -> None:
     """Draw the quantiles of one model's values, and their mean."""
     mean = Mean(values, segment_ids)
     values = np.sort(values)
@@ -256,6 +251,7 @@ def _draw_quantiles(axes: Axes, values: Array, segment_ids: Array | None, exclud
     _quantile_axes(
         axes,
         (count_of(size, "token"), excluded, f"{flat:,} below {PLOT_MIN:.0e}, off the scale" if flat else ""),
+        quantity,
     )
     if drawing.mark_if_empty(axes, size - flat):
         return
@@ -291,7 +287,7 @@ class _Look(NamedTuple):
     is_named: bool  # in the legend
 
 
-def _draw_models(figure: Figure, models: Sequence[_Model]) -> None:
+def _draw_models(figure: Figure, models: Sequence[_Model], quantity: str) -> None:
     """Draw the mean divergences and the quantiles of models, which come in the order of their means."""
     named = np.unique(np.linspace(0, len(models) - 1, min(len(models), _MOST_NAMED)).round().astype(int)).tolist()
     looks = [_Look(_GREY, "-", False)] * len(models)
@@ -300,8 +296,8 @@ def _draw_models(figure: Figure, models: Sequence[_Model]) -> None:
     names = _short_names([model.name for model in models])
     models = [model._replace(name=name) for model, name in zip(models, names, strict=True)]
     left, right = figure.subplots(1, 2)
-    _draw_all_quantiles(right, models, looks)
-    _draw_means(left, models, looks)
+    _draw_all_quantiles(right, models, looks, quantity)
+    _draw_means(left, models, looks, quantity)
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
@@ -318,9 +314,9 @@ def _short_names(names: Sequence[str]) -> list[str]:
     return [name if len(name) <= _MAX_NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}" for name in names]
 
 
-def _draw_all_quantiles(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look]) -> None:
+def _draw_all_quantiles(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look], quantity: str) -> None:
     """Draw the quantiles of models in one picture; the legend names the greatest divergences first."""
-    _quantile_axes(axes, ())
+    _quantile_axes(axes, (), quantity)
     lines, names = [], []
     for model, look in sorted(zip(models[::-1], looks[::-1], strict=True), key=lambda pair: pair[1].is_named):
         if model.values.size and model.values[-1] >= PLOT_MIN:
@@ -340,17 +336,17 @@ def _draw_all_quantiles(axes: Axes, models: Sequence[_Model], looks: Sequence[_L
         text.set_text(name)
 
 
-def _draw_means(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look]) -> None:
+def _draw_means(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look], quantity: str) -> None:
     """Plot the mean divergence of each model, with error bars, against its size, or by name if sizes are not known."""
     by_size = all(model.size is not None for model in models)
     drawn = [rank for rank, model in enumerate(models) if PLOT_MIN <= model.mean <= PLOT_MAX]
     left_out = len(models) - len(drawn)
     note = f"\n{left_out} left out, whose mean is 0 or not finite" if left_out else ""
-    x, y = "size in GB", "mean KL divergence in nats"
+    x, y = "size in GB", f"mean {quantity} in nats"
     if not by_size:
         x, y = y, ""
     drawing.style(
-        axes, "Size and divergence" if by_size else "Mean KL divergence", ("bars: 95 % intervals",), x + note, y
+        axes, "Size and divergence" if by_size else f"Mean {quantity}", ("bars: 95 % intervals",), x + note, y
     )
     if drawing.mark_if_empty(axes, len(drawn)):
         return

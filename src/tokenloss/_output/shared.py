@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss._evaluation.sink import Candidate, Sink, TokenBlock
+from tokenloss._evaluation.sink import Sink, TokenBlock
 from tokenloss._scores.token_scores import token_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from contextlib import AbstractContextManager
 
     from tokenloss._core.types import Array
@@ -55,6 +55,6 @@ class TokenSink(Sink):
         return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
 
 
-def compared_title(summary: dict[str, Any], result: Sequence[Candidate]) -> str:
-    """Title of an output about a comparison."""
-    return f"{result[0].name if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"
+def compared_title(summary: dict[str, Any], result: Collection[str]) -> str:
+    """Title of an output about candidates, given their names."""
+    return f"{next(iter(result)) if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"

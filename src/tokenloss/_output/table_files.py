@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._comparison.responses import TOKEN_COLUMNS
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.files import replacing
 from tokenloss._core.validation import check_integer
@@ -47,13 +48,19 @@ _SEQUENCE_COLUMNS = np.dtype(
 )
 # Sequences of responses have these, too.
 _SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]
-_COMPARED_COLUMNS = np.dtype(
-    [(name, "<i8") for name in ("candidate", *_PLACES, "target")]
-    + [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p"))]
-    + [("is_same_top", "?"), ("base_top_p", "<f8")]
-)
+# Tables of comparisons begin with the name of the candidate; text is an object until it is written.
+_COMPARED_PLACES = [*((name, "<i8") for name in (*_PLACES, "target")), ("text", "O")]
+_COMPARED_COLUMNS = [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p")),
+                     ("is_same_top", "?"), ("base_top_p", "<f8")]  # fmt: skip
+_COMPARED_RESPONSE_COLUMNS = [
+    (name, "?" if name in ("kept", "is_same_top", "is_top_known") else "<f8") for name in TOKEN_COLUMNS
+]
+_COMPARED_SEQUENCE_COLUMNS = [
+    *((name, "<i8") for name in ("file", "sequence", "count")),
+    *((name, "<f8") for name in ("loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")),
+]
 # Columns that are not null for tokens that are not scored, where the format has a null.
-_OF_ALL = {"candidate", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES}
+_OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES}
 
 
 class _TableFile(Sink):
@@ -69,6 +76,15 @@ class _TableFile(Sink):
             except ImportError:
                 raise_error("missing", name=path, got="pyarrow")
         super().__init__(path)
+
+    def _compared(self, columns: list[tuple[str, str]]) -> np.dtype[Any]:
+        """Columns of a table of candidates: their name, then these, but for those that there are not."""
+        missing = {"row"} if self._of_responses else set()
+        if self._suffix == ".npy" or not self._has_text:
+            missing.add("text")
+        width = max(map(len, self._names), default=0) or 1
+        name = f"<U{width}" if self._suffix == ".npy" else "O"
+        return np.dtype([("name", name), *(column for column in columns if column[0] not in missing)])
 
     @contextmanager
     def _writer(self, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
@@ -169,11 +185,13 @@ def _as_unicode(text: list[str | None]) -> list[str | None]:
 class ComparedTokenTable(_TableFile):
     """A file with a row for each candidate and token, as ``tokenloss compare --per-token`` writes it.
 
-    Its columns are `candidate` (its number, from 0, in the order given), `file` (the number of its shard, from 0),
-    `row` (of the file), `sequence` and `position` in it (-1 of none), `target`, `kept`, and those of `Comparison`:
+    Its columns are `name` (of the candidate), `file` (the number of its shard, from 0), `row` (of the file), `sequence`
+    and `position` in it (-1 of none), `target` (-1 where it is not known), `kept`, and those of `Comparison`:
     `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are
-    not scored, as in `TokenTable`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by
-    block.
+    not scored, as in `TokenTable`; without targets, losses and `delta_p` are nan. Where files hold the text of the
+    tokens, .csv and .parquet have the target's `text`. Of responses of servers there is no `row`, and the others are
+    those of `ResponseComparison`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by
+    block: of several candidates, the rows of a block of tokens come candidate by candidate, so group them by `name`.
 
     Parameters
     ----------
@@ -200,9 +218,10 @@ class ComparedTokenTable(_TableFile):
     ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "tokens.npy"))
     ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
     ...     np.save(q4, 2 * np.eye(4))
-    ...     _ = compare_files(base, q4, sinks=[sinks.ComparedTokenTable(path)])
-    ...     np.load(path)["kl"].round(4)
-    array([0.1831, 0.1831, 0.1831, 0.1831])
+    ...     _ = compare_files(base, {"q4": q4}, sinks=[sinks.ComparedTokenTable(path)])
+    ...     table = np.load(path)
+    >>> table["name"], table["kl"].round(4)
+    (array(['q4', 'q4', 'q4', 'q4'], dtype='<U2'), array([0.1831, 0.1831, 0.1831, 0.1831]))
     """
 
     __module__ = "tokenloss.sinks"
@@ -213,16 +232,83 @@ class ComparedTokenTable(_TableFile):
 
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
-        with self._writer(_COMPARED_COLUMNS, rows) as self._write:
+        of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else _COMPARED_COLUMNS
+        self._columns = self._compared([*_COMPARED_PLACES, *of_tokens])
+        with self._writer(self._columns, rows) as self._write:
             yield
 
     def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
-        table = np.zeros(len(block.ids), _COMPARED_COLUMNS)
-        places = {"candidate": block.candidate, "file": block.file, "sequence": block.sequences,
-                  "row": block.rows, "position": block.positions, "target": block.ids}  # fmt: skip
-        for name in _COMPARED_COLUMNS.names or ():
-            table[name] = places[name] if name in places else block.columns[name]
+        table = np.zeros(len(block.ids), self._columns)
+        places = {"name": block.name, "file": block.file, "row": block.rows, "sequence": block.sequences,
+                  "position": block.positions, "target": block.ids}  # fmt: skip
+        places["text"] = None if block.text is None else _as_unicode(block.text.tolist())
+        for name in self._columns.names or ():
+            table[name] = places[name] if name in places else block.columns.get(name, np.nan)
         self._write(table)
+
+
+class ComparedSequenceTable(_TableFile):
+    """A file with a row for each candidate and sequence, as ``tokenloss compare --per-sequence`` writes it.
+
+    Its columns are `name` (of the candidate), `file` (the number of the shard, from 0; -1 where several may hold a
+    part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
+    `loss_difference`, `kl`, `delta_p` and `same_top`. Of responses of servers, `kl_bound` stands in place of `kl`, and
+    `line` and `base_line` are those of the response in both files. It is a .npy file of a structured array, a .csv or a
+    .parquet file.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    ComparedTokenTable : A row for each token.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "sequences.npy"))
+    ...     np.savez(base, logits=4 * np.ones((2, 3, 5)), targets=np.ones((2, 3), int))
+    ...     np.save(q4, np.ones((2, 3, 5)))
+    ...     _ = compare_files(base, {"q4": q4}, sinks=[sinks.ComparedSequenceTable(path)])
+    ...     np.load(path)["count"]
+    array([3, 3])
+    """
+
+    __module__ = "tokenloss.sinks"
+
+    option = "--per-sequence"
+    help = "write a row for each candidate and sequence to a .npy, .csv or .parquet file"
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        columns = _COMPARED_SEQUENCE_COLUMNS
+        if self._of_responses:
+            columns = [("kl_bound", form) if name == "kl" else (name, form) for name, form in columns]
+            columns += [("line", "<i8"), ("base_line", "<i8")]
+        form = self._compared(columns)
+        numbers = {path: number for number, path in enumerate(summary.get("files", ()))}
+        tables = [np.zeros(0, form)]
+        for name, comparison in result.items():
+            rows = comparison._figures().get("sequences", ())
+            files = [numbers[row["file"]] if "file" in row else 0 if len(numbers) < 2 else -1 for row in rows]
+            tables.append(np.zeros(len(rows), form))
+            for column, _ in columns:
+                tables[-1][column] = files if column == "file" else [row[column] for row in rows]
+            tables[-1]["name"] = name
+        table = np.concatenate(tables)
+        with self._writer(form, len(table)) as write:
+            write(table)
 
 
 class SequenceTable(_TableFile):

@@ -151,7 +151,7 @@ class TopkDivergence(NamedTuple):
     n_common: Any
 
 
-TopkDivergence.__module__ = "tokenloss"
+TopkDivergence.__module__ = "tokenloss.results"
 
 
 def topk_divergence_bound(

@@ -11,6 +11,7 @@ import numpy as np
 from tokenloss._core import _core, jobs
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.result import Result, Shown, Table, figure, nonzero, places_in
 from tokenloss._core.validation import as_positions, as_scores, check_integer, check_kind, logit_transform
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TokenScores:
+class TokenScores(Result):
     """Result of `token_scores`: statistics of each position, in arrays of the batch's shape.
 
     Attributes
@@ -69,10 +70,8 @@ class TokenScores:
     --------
     >>> from tokenloss import token_scores
     >>> token_scores([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [0, 1])
-    TokenScores(count=2, loss=0.251264, perplexity=1.28565, accuracy=1.0000)
+    TokenScores(loss=0.251264, count=2, perplexity=1.28565, accuracy=1.0000)
     """
-
-    __module__ = "tokenloss"
 
     nll: Float64Array
     logsumexp: Float64Array
@@ -90,6 +89,11 @@ class TokenScores:
         return int(np.count_nonzero(self.kept))
 
     @property
+    def n_nan(self) -> int:
+        """The number of included positions whose loss is nan."""
+        return int(np.count_nonzero(np.isnan(self.nll) & self.kept))
+
+    @property
     def loss(self) -> float:
         """The mean loss of the included positions in nats; nan if there are none."""
         return ExactMoments.of(self.nll, self.kept).mean
@@ -104,37 +108,51 @@ class TokenScores:
         """The fraction of the included positions where `is_greedy`; nan if there are none."""
         return int(np.count_nonzero(self.is_greedy)) / self.count if self.count else math.nan
 
-    def to_dict(self) -> dict[str, Array]:
+    def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each position.
 
         Returns
         -------
         dict of 1-D arrays
             By name, as the attributes; `top_ids` and `top_logprobs` become `top_id_1`, `top_logprob_1`, `top_id_2` and
-            so on.
+            so on. If the batch has several axes, `sequence` and `position` come first: the number of the row along the
+            last axis, counted over all other axes, and the place in that row.
 
         Examples
         --------
         >>> from tokenloss import token_scores
-        >>> token_scores([[2.0, 1.0, 0.0]], [1], top_k=1).to_dict()["top_id_1"]
-        array([0])
+        >>> columns = token_scores([[[2.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [3.0, 0.0]]], [[0, 1], [0, 0]]).columns()
+        >>> columns["sequence"].tolist(), columns["position"].tolist(), columns["nll"].round(2).tolist()
+        ([0, 0, 1, 1], [0, 1, 0, 1], [0.31, 0.31, 0.31, 0.05])
         """
-        columns: dict[str, Array] = {
-            name: getattr(self, name).reshape(-1) for name, column in COLUMNS.items() if not column.is_top
-        }
+        columns = places_in(self.kept.shape)
+        columns |= {name: getattr(self, name).reshape(-1) for name, column in COLUMNS.items() if not column.is_top}
         tops = [name for name, column in COLUMNS.items() if column.is_top]
         for k in range(0 if self.top_ids is None else self.top_ids.shape[-1]):
             for name in tops:
                 columns[f"{name.removesuffix('s')}_{k + 1}"] = getattr(self, name)[..., k].reshape(-1)
         return columns
 
-    def __repr__(self) -> str:
-        """Show the main figures."""
-        n_nan = int(np.count_nonzero(np.isnan(self.nll) & self.kept))
-        return (
-            f"TokenScores(count={self.count}, {f'n_nan={n_nan}, ' if n_nan else ''}loss={self.loss:.6g}, "
-            f"perplexity={self.perplexity:.6g}, accuracy={self.accuracy:.4f})"
-        )
+    def _main(self) -> dict[str, str]:
+        main = {"loss": figure(self.loss), "count": str(self.count), **nonzero(n_nan=self.n_nan)}
+        return main | {"perplexity": figure(self.perplexity), "accuracy": f"{self.accuracy:.4f}"}
+
+    def _figures(self) -> dict[str, Any]:
+        names = ("count", "n_nan", "loss", "perplexity", "accuracy")
+        return {name: getattr(self, name) for name in names}
+
+    def _shown(self) -> Shown:
+        rows = [
+            ("tokens", f"{self.count:,}", f"{self.n_nan:,} nan" if self.n_nan else ""),
+            ("loss", f"{self.loss:.6g}", "nats"),
+            ("perplexity", f"{self.perplexity:.6g}", ""),
+            ("bits per token", f"{self.loss / math.log(2):.6g}", ""),
+            ("greedy accuracy", f"{100 * self.accuracy:.2f} %", ""),
+        ]
+        return Shown("token scores", " \N{MULTIPLICATION SIGN} ".join(map(str, self.kept.shape)), [Table(rows)])
+
+
+TokenScores.__module__ = "tokenloss.results"
 
 
 def token_scores(

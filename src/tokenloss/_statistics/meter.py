@@ -9,17 +9,134 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.result import Result, Shown, Table, figure, nonzero
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_integer, check_mask
 from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.ratio import ExactRatio, guess_note
 from tokenloss._statistics.sequences import SequenceLosses, known_tokens
+from tokenloss._statistics.tables import loss_rows
 
 if TYPE_CHECKING:
     from tokenloss._core.types import ArrayLike, Float64Array, IntArray
 
 
-class LossMeter:
+class LossFigures(Result):
+    """Figures of the losses that a meter added up: of `LossMeter`, and of results that hold one."""
+
+    __slots__ = ()
+
+    @property
+    def _meter(self) -> LossMeter:
+        """The meter."""
+        raise NotImplementedError
+
+    @property
+    def count(self) -> int:
+        """The number of tokens."""
+        return self._meter._tokens.count
+
+    @property
+    def n_sequences(self) -> int:
+        """The number of sequences with any token."""
+        return self._meter._sequences.count
+
+    @property
+    def n_bytes(self) -> int:
+        """The number of bytes of the tokens' text, if given; else 0."""
+        return self._meter.n_bytes
+
+    @property
+    def n_words(self) -> int:
+        """The number of words of the tokens' text, if given; else 0."""
+        return self._meter.n_words
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether `stderr` is clustered by sequence: with sequences, unless a single one is all there is."""
+        return self.n_sequences > 0 and self._meter._groups.count > 1
+
+    @property
+    def total(self) -> float:
+        """The sum of the losses in nats, or of weight times loss, rounded once."""
+        return self._meter._tokens.numerators.sum
+
+    @property
+    def loss(self) -> float:
+        """The mean loss in nats per token, with weights their weighted mean; nan without tokens."""
+        return self._meter._tokens.ratio
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of the mean loss: clustered by sequence if `is_clustered`, else of independent tokens.
+
+        It is nan for fewer than two tokens.
+        """
+        return self._meter._independent.stderr
+
+    @property
+    def interval_factor(self) -> float:
+        """The number of standard errors from the mean loss to each end of its 95 % confidence interval.
+
+        For G sequences of equal length it is the quantile of Student's t with G - 1 degrees of freedom: 12.7 for two,
+        4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more, and is
+        exact for normal sequence means of one variance. It is nan for fewer than two tokens.
+        """
+        return self._meter._independent.interval_factor
+
+    @property
+    def sequence_loss(self) -> float:
+        """The mean of the sequences' mean losses in nats, each sequence counted once; nan without sequences."""
+        return self._meter._sequences.mean
+
+    @property
+    def sequence_loss_stderr(self) -> float:
+        """The standard error of `sequence_loss`, from the sample's variance; nan for fewer than two sequences."""
+        return ExactRatio.of_mean(self._meter._sequences).stderr
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``; inf where that is beyond a float."""
+        return exp(self.loss)
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the perplexity, ``exp(loss ± interval_factor * stderr)``."""
+        return _interval(self.loss, self.stderr * self.interval_factor)
+
+    @property
+    def bits_per_token(self) -> float:
+        """The mean loss in bits."""
+        return self.loss / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """All losses in bits over the bytes of their text; nan if those of all or of some tokens are not known."""
+        return self._meter._loss_per("bytes") / math.log(2)
+
+    @property
+    def bits_per_byte_stderr(self) -> float:
+        """The standard error of `bits_per_byte`, clustered as `stderr` is; nan where that is."""
+        return self._meter._stderr_per("bytes") / math.log(2)
+
+    @property
+    def bits_per_byte_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `bits_per_byte`; nan where that is."""
+        radius = self._meter._radius_per("bytes") / math.log(2)
+        return self.bits_per_byte - radius, self.bits_per_byte + radius
+
+    @property
+    def word_perplexity(self) -> float:
+        """``exp(losses / words)`` of the text; nan if the words of all or of some tokens are not known."""
+        return exp(self._meter._loss_per("words"))
+
+    @property
+    def word_perplexity_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `word_perplexity`; nan where that is."""
+        return _interval(self._meter._loss_per("words"), self._meter._radius_per("words"))
+
+
+class LossMeter(LossFigures):
     """Adds up the losses of tokens exactly, over any number of calls, threads, files or machines.
 
     Meters of parts of the same tokens, merged in any order, have the same bits. A meter is a handful of Python
@@ -54,7 +171,7 @@ class LossMeter:
     >>> meter = LossMeter()
     >>> meter.update([0.36, 0.02, 0.22], n_bytes=12)
     >>> meter
-    LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.2214)
+    LossMeter(loss=0.200000 ± 0.0987, count=3, perplexity=1.22140)
     >>> round(meter.bits_per_byte, 4)
     0.0721
 
@@ -64,7 +181,7 @@ class LossMeter:
     >>> meter = LossMeter()
     >>> meter.update(sequence_losses([[1.0, 1.2, 0.9, 1.1], [3.0, 3.1, 2.9, 3.2]]))
     >>> meter
-    LossMeter(count=8, n_sequences=2, loss=2.05, stderr=1, perplexity=7.7679)
+    LossMeter(loss=2.05000 ± 1.00, count=8, n_sequences=2, perplexity=7.76790)
     """
 
     __module__ = "tokenloss"
@@ -86,19 +203,8 @@ class LossMeter:
         self.n_words: int = 0
 
     @property
-    def count(self) -> int:
-        """The number of tokens."""
-        return self._tokens.count
-
-    @property
-    def n_sequences(self) -> int:
-        """The number of sequences with any token."""
-        return self._sequences.count
-
-    @property
-    def is_clustered(self) -> bool:
-        """Whether `stderr` is clustered by sequence: with sequences, unless a single one is all there is."""
-        return self.n_sequences > 0 and self._groups.count > 1
+    def _meter(self) -> LossMeter:
+        return self
 
     def update(
         self,
@@ -160,17 +266,16 @@ class LossMeter:
 
     def _add_sequences(self, sequences: SequenceLosses) -> None:
         """Add sequences, those without tokens left out."""
-        columns = sequences.to_dict()
+        columns = sequences.columns()
         if int(columns["count"].sum()) != sequences._tokens.count:
             raise_error("type", name="nll", got="SequenceLosses made by hand", fits="a result of sequence_losses")
         mask = columns["count"] > 0
-        nll, tokens = columns["nll"][mask], columns["sample_weight" if "sample_weight" in columns else "count"][mask]
         self._tokens += sequences._tokens
-        self._groups += ExactRatio.of(nll, tokens.astype(np.float64))
+        self._groups += sequences._groups()
         self._sequences += ExactMoments.of(columns["loss"][mask])
         for name in ("n_bytes", "n_words"):
             if name in columns:
-                self._add_lengths(name, nll, columns[name][mask])
+                self._add_lengths(name, columns["nll"][mask], columns[name][mask])
 
     def _add_lengths(self, name: str, nll: Float64Array, lengths: IntArray) -> None:
         """Add the bytes or words of sequences whose losses were added before."""
@@ -240,34 +345,6 @@ class LossMeter:
         return meter
 
     @property
-    def total(self) -> float:
-        """The sum of the losses in nats, or of weight times loss, rounded once."""
-        return self._tokens.numerators.sum
-
-    @property
-    def loss(self) -> float:
-        """The mean loss in nats per token, with weights their weighted mean; nan without tokens."""
-        return self._tokens.ratio
-
-    @property
-    def stderr(self) -> float:
-        """The standard error of the mean loss: clustered by sequence if `is_clustered`, else of independent tokens.
-
-        It is nan for fewer than two tokens.
-        """
-        return self._independent.stderr
-
-    @property
-    def interval_factor(self) -> float:
-        """The number of standard errors from the mean loss to each end of its 95 % confidence interval.
-
-        For G sequences of equal length it is the quantile of Student's t with G - 1 degrees of freedom: 12.7 for two,
-        4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more, and is
-        exact for normal sequence means of one variance. It is nan for fewer than two tokens.
-        """
-        return self._independent.interval_factor
-
-    @property
     def _independent(self) -> ExactRatio:
         """Sums over what `stderr` takes as independent: sequences, or tokens."""
         return self._groups if self.is_clustered else self._tokens
@@ -282,90 +359,46 @@ class LossMeter:
             basis += f" and {count_of(loose, 'token')} outside of any" if loose else ""
         return basis + guess_note(self.interval_factor)
 
-    @property
-    def sequence_loss(self) -> float:
-        """The mean of the sequences' mean losses in nats, each sequence counted once; nan without sequences."""
-        return self._sequences.mean
-
-    @property
-    def sequence_loss_stderr(self) -> float:
-        """The standard error of `sequence_loss`, from the sample's variance; nan for fewer than two sequences."""
-        return ExactRatio.of_mean(self._sequences).stderr
-
-    @property
-    def perplexity(self) -> float:
-        """``exp(loss)``; inf where that is beyond a float."""
-        return exp(self.loss)
-
-    @property
-    def perplexity_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the perplexity, ``exp(loss ± interval_factor * stderr)``."""
-        return _interval(self.loss, self.stderr * self.interval_factor)
-
-    @property
-    def bits_per_token(self) -> float:
-        """The mean loss in bits."""
-        return self.loss / math.log(2)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """All losses in bits over the bytes of their text; nan if those of all or of some tokens are not known."""
-        return self._loss_per(self.n_bytes, self._with_bytes) / math.log(2)
-
-    @property
-    def bits_per_byte_stderr(self) -> float:
-        """The standard error of `bits_per_byte`, clustered as `stderr` is; nan where that is."""
-        return self._stderr_per(self.n_bytes, self._with_bytes, self._by_bytes) / math.log(2)
-
-    @property
-    def bits_per_byte_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of `bits_per_byte`; nan where that is."""
-        radius = self._radius_per(self.n_bytes, self._with_bytes, self._by_bytes) / math.log(2)
-        return self.bits_per_byte - radius, self.bits_per_byte + radius
-
-    @property
-    def word_perplexity(self) -> float:
-        """``exp(losses / words)`` of the text; nan if the words of all or of some tokens are not known."""
-        return exp(self._loss_per(self.n_words, self._with_words))
-
-    @property
-    def word_perplexity_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of `word_perplexity`; nan where that is."""
-        loss = self._loss_per(self.n_words, self._with_words)
-        return _interval(loss, self._radius_per(self.n_words, self._with_words, self._by_words))
-
-    def _loss_per(self, number: int, known: int) -> float:
+    def _loss_per(self, unit: str) -> float:
         """All losses over the bytes or words of their text; nan if these are known of some groups, not of all."""
+        known: int = getattr(self, f"_with_{unit}")
+        number: int = getattr(self, f"n_{unit}")
         return math.nan if 0 < known < self._groups.count else self._tokens.numerators.sum_over(number)
 
-    def _stderr_per(self, number: int, known: int, by_text: ExactRatio) -> float:
-        """The standard error of `_loss_per`; each text's length is known only if `by_text` holds all of them."""
-        if math.isnan(self._loss_per(number, known)):
+    def _stderr_per(self, unit: str) -> float:
+        """The standard error of `_loss_per`."""
+        if math.isnan(self._loss_per(unit)):
             return math.nan
-        if self._knows_lengths(number, by_text):
+        if (by_text := self._by_text(unit)) is not None:
             return by_text.stderr
-        return self.stderr * self._tokens.denominators.sum_over(number)
+        return self.stderr * self._tokens.denominators.sum_over(getattr(self, f"n_{unit}"))
 
-    def _radius_per(self, number: int, known: int, by_text: ExactRatio) -> float:
+    def _radius_per(self, unit: str) -> float:
         """Half the width of the 95 % interval of `_loss_per`."""
-        ratio = by_text if self._knows_lengths(number, by_text) else self._independent
-        return self._stderr_per(number, known, by_text) * ratio.interval_factor
+        return self._stderr_per(unit) * (self._by_text(unit) or self._independent).interval_factor
 
-    def _knows_lengths(self, number: int, by_text: ExactRatio) -> bool:
-        """True if all tokens are in sequences, the length of whose texts is known."""
-        return self.is_clustered and by_text.count == self._groups.count and by_text.denominators.sum == number
+    def _by_text(self, unit: str) -> ExactRatio | None:
+        """Sums over sequences and the lengths of their texts, if all tokens are in sequences of known lengths."""
+        by_text: ExactRatio = getattr(self, f"_by_{unit}")
+        knows_all = by_text.count == self._groups.count and by_text.denominators.sum == getattr(self, f"n_{unit}")
+        return by_text if self.is_clustered and knows_all else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the exact sums alone: a pickle outlives the modules of this version."""
         return LossMeter._from_json, (self._to_json(),)
 
-    def __repr__(self) -> str:
-        """Show the main figures."""
-        sequences = f"n_sequences={self.n_sequences}, " if self.n_sequences else ""
-        return (
-            f"LossMeter(count={self.count}, {sequences}loss={self.loss:.6g}, stderr={self.stderr:.3g}, "
-            f"perplexity={self.perplexity:.6g})"
-        )
+    def _main(self) -> dict[str, str]:
+        counts = {"count": str(self.count), **nonzero(n_sequences=self.n_sequences)}
+        return {"loss": figure(self.loss, self.stderr), **counts, "perplexity": figure(self.perplexity)}
+
+    def _figures(self) -> dict[str, Any]:
+        properties = (name for name, value in vars(LossFigures).items() if isinstance(value, property))
+        figures = {name: getattr(self, name) for name in properties if name != "_meter"}
+        return figures | {f"{unit}_are_by_sequence": self._by_text(unit) is not None for unit in ("bytes", "words")}
+
+    def _shown(self) -> Shown:
+        rows = loss_rows(self._figures(), self._basis())
+        return Shown("losses", "", [Table([("tokens", f"{self.count:,}", ""), *rows])])
 
 
 def _token_sums(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None) -> ExactRatio:

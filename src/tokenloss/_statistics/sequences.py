@@ -12,7 +12,8 @@ import numpy as np
 from tokenloss._core import _core, threads
 from tokenloss._core.dtypes import FLOATS, as_array, bfloat16_to_float32, dtype_name
 from tokenloss._core.errors import raise_error
-from tokenloss._core.exact import ExactMoments
+from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.result import Result, Shown, Table, known_error, rows_of, table_of
 from tokenloss._core.validation import broadcast, check_losses, check_mask, check_sample_weight
 from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.ratio import ExactRatio
@@ -20,9 +21,11 @@ from tokenloss._statistics.ratio import ExactRatio
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray
 
+_MAX_SHOWN = 5  # sequences of the highest losses
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SequenceLosses:
+class SequenceLosses(Result):
     """Result of `sequence_losses`: sums over each sequence, in arrays of one shape.
 
     Given to `LossMeter.update`, standard errors are clustered by sequence.
@@ -46,10 +49,8 @@ class SequenceLosses:
     --------
     >>> from tokenloss import sequence_losses
     >>> sequence_losses([[0.5, 1.5, 1.0], [2.0, 0.0, 0.0]], where=[[True, True, True], [True, False, False]])
-    SequenceLosses(n_sequences=2, count=4)
+    SequenceLosses(n_sequences=2, count=[3 1], loss=[1.0000 2.0000])
     """
-
-    __module__ = "tokenloss"
 
     sequence: IntArray
     count: IntArray
@@ -79,7 +80,7 @@ class SequenceLosses:
         with np.errstate(over="ignore"):
             return _quotient(self.nll, self.n_bytes) / math.log(2)
 
-    def to_dict(self) -> dict[str, Array]:
+    def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each sequence.
 
         Returns
@@ -90,7 +91,7 @@ class SequenceLosses:
         Examples
         --------
         >>> from tokenloss import sequence_losses
-        >>> sequence_losses([[0.5, 1.5], [2.0, 1.0]]).to_dict()["loss"]
+        >>> sequence_losses([[0.5, 1.5], [2.0, 1.0]]).columns()["loss"]
         array([1. , 1.5])
         """
         names = ("sequence", "count", "nll", "loss", "perplexity", "sample_weight", "n_bytes", "n_words",
@@ -98,9 +99,60 @@ class SequenceLosses:
         columns = {name: getattr(self, name) for name in names}
         return {name: column.reshape(-1) for name, column in columns.items() if column is not None}
 
-    def __repr__(self) -> str:
-        """Show the number of sequences and tokens."""
-        return f"SequenceLosses(n_sequences={self.sequence.size}, count={int(self.count.sum())})"
+    @property
+    def n_sequences(self) -> int:
+        """The number of sequences, those without tokens among them."""
+        return self.sequence.size
+
+    def _main(self) -> dict[str, str]:
+        def text(array: Array, decimals: int) -> str:
+            return np.array2string(
+                array.reshape(-1), threshold=4, edgeitems=2, floatmode="fixed", precision=decimals, max_line_width=200
+            )
+
+        return {"n_sequences": str(self.n_sequences), "count": text(self.count, 0), "loss": text(self.loss, 4)}
+
+    def _figures(self) -> dict[str, Any]:
+        sums, tokens = self._groups(), self._tokens
+        figures = {"n_sequences": self.n_sequences, "count": int(self.count.sum()), "loss": tokens.ratio}
+        figures |= {"stderr": (sums if sums.count > 1 else tokens).stderr, "perplexity": exp(tokens.ratio)}
+        lengths = {"n_bytes": self.n_bytes, "n_words": self.n_words}
+        return figures | {name: int(array.sum()) for name, array in lengths.items() if array is not None}
+
+    def _groups(self) -> ExactRatio:
+        """Sums over the sequences that have any token."""
+        columns = self.columns()
+        mask, tokens = columns["count"] > 0, columns.get("sample_weight", columns["count"])
+        return ExactRatio.of(columns["nll"][mask], tokens[mask].astype(np.float64))
+
+    def _shown(self) -> Shown:
+        figures = self._figures()
+        stderr = figures["stderr"]
+        rows = [
+            ("sequences", f"{figures['n_sequences']:,}", ""),
+            ("tokens", f"{figures['count']:,}", ""),
+            ("loss", f"{figures['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats") or "nats"),
+            ("perplexity", f"{figures['perplexity']:.6g}", ""),
+        ]
+        formats = {
+            "sequence": "{sequence}",
+            "tokens": "{count:,}",
+            "loss": "{loss:.4f}",
+            "perplexity": "{perplexity:.6g}",
+        }
+        columns = {name: column[self.count.reshape(-1) > 0] for name, column in self.columns().items()}
+        chosen = highest(columns["loss"], _MAX_SHOWN)
+        items = rows_of({name: column[chosen] for name, column in columns.items()})
+        tables = [Table(rows)] + [table_of("highest-loss sequences", formats, items)] * (len(items) > 1)
+        return Shown("sequence losses", "", tables)
+
+
+SequenceLosses.__module__ = "tokenloss.results"
+
+
+def highest(loss: Float64Array, top: int) -> IntArray:
+    """The indices of the highest losses; nan counts as highest."""
+    return np.argsort(-np.where(np.isnan(loss), np.inf, loss), kind="stable")[:top]
 
 
 def sequence_losses(

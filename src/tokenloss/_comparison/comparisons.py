@@ -1,0 +1,78 @@
+"""Comparisons of several models with one base, by the name of the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tokenloss._comparison.tables import candidates_shown
+from tokenloss._core.result import Result, Shown, columns_of
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import Array
+
+ComparisonT = TypeVar("ComparisonT", bound=Any)
+
+
+class Comparisons(Result, dict[str, ComparisonT]):
+    """Result of `compare_files`, and of `ComparisonMeter.results`: a dict of comparisons with one base.
+
+    Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison` or
+    all `SampleComparison`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import ComparisonMeter
+    >>> meter = ComparisonMeter()
+    >>> meter.update(np.zeros((2, 3)), {"q4": [[1, 0, 0], [0, 1, 0]], "q8": [[0.1, 0, 0], [0, 0.1, 0]]}, [0, 1])
+    >>> found = meter.results()
+    >>> [(one["name"], round(one["mean_kl"], 4)) for one in found.to_dict()["candidates"]]  # the nearest comes first
+    [('q8', 0.0011), ('q4', 0.1195)]
+    >>> found.columns()["perplexity"].round(4)
+    array([1.5514, 2.8099])
+    """
+
+    __module__ = "tokenloss.results"
+
+    def __repr__(self) -> str:
+        """Show the comparisons by name."""
+        return f"Comparisons({dict.__repr__(self)})"
+
+    def _ranked(self) -> list[tuple[str, Any]]:
+        """Names and comparisons, the smallest divergence first."""
+        return sorted(self.items(), key=lambda named: named[1]._rank())
+
+    def _figures(self) -> dict[str, Any]:
+        """What is the same for all, then "candidates": a list of the figures of each, the smallest divergence first."""
+        figures = {name: one._figures() for name, one in self._ranked()}
+        top: dict[str, Any] = {}
+        for name, one in self.items():
+            top |= {key: figures[name][key] for key in one._of_base if key in figures[name] and key not in top}
+        if any("norm_seems_missing" in one for one in figures.values()):
+            top["norm_seems_missing"] = any(one.get("norm_seems_missing") for one in figures.values())
+        each = [{"name": name, **{key: one[key] for key in one if key not in top}} for name, one in figures.items()]
+        return top | {"candidates": each}
+
+    def _shown(self) -> Shown:
+        """The tables of a single candidate; of several, a table with a row for each."""
+        if len(self) == 1:
+            shown: Shown = next(iter(self.values()))._shown()
+            return shown
+        return candidates_shown(self)
+
+    def _compared(self) -> dict[str, Any]:
+        """The comparisons, whose order does not matter."""
+        return dict(self)
+
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each candidate, the smallest divergence first.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            "name", each figure that is one number or text, and the ends of intervals; of samples, a row for each metric
+            of a candidate.
+        """
+        return columns_of(
+            [{"name": name} | row | {"name": name} for name, one in self._ranked() for row in one._rows()]
+        )

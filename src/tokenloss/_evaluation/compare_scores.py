@@ -1,0 +1,135 @@
+"""The comparison of files of scores or hidden states: checks arguments for `compare.py`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._core._core import KINDS
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.errors import raise_error
+from tokenloss._core.files import files_of, identity
+from tokenloss._core.text import title
+from tokenloss._core.threads import check_workers
+from tokenloss._core.validation import check_integer, head_transform
+from tokenloss._evaluation.compare import Given, compare_sides
+from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
+from tokenloss._evaluation.sink import checked_sinks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Literal
+
+    from tokenloss._comparison.comparison import Comparison
+    from tokenloss._comparison.comparisons import Comparisons
+    from tokenloss._core.types import Kind
+    from tokenloss._evaluation.sink import Sink
+
+
+def compare_scores(
+    base: list[str],
+    others: dict[str, list[str]],
+    targets: Any = (),
+    *,
+    segment_ids: Any = (),
+    base_array: str | None = None,
+    array: str | None = None,
+    base_kind: Kind | None = None,
+    kind: Kind | None = None,
+    base_lm_head: Any = None,
+    lm_head: Any = None,
+    base_hidden: str | None = None,
+    hidden: str | None = None,
+    logit_scale: float | None = None,
+    softcap: float | None = None,
+    classes: int | None = None,
+    definitions: Literal["exact", "llama.cpp"] = "exact",
+    ignore_index: int | None = -100,
+    shift: bool | None = None,
+    sizes: Mapping[str, Any] | None = None,
+    sinks: Sequence[Sink] = (),
+    state: Any = None,
+    scheduler: str | None = None,
+    progress: bool = False,
+    workers: int | None = None,
+) -> Comparisons[Comparison]:
+    """Compare candidates with their base, given files of scores or hidden states; options as of `compare_files`."""
+    check_choice("base_kind", base_kind, KINDS)
+    check_choice("kind", kind, KINDS)
+    check_choice("definitions", str(definitions), ("exact", "llama.cpp"))  # which cannot be None
+    check_shift(shift)
+    if classes is not None:
+        classes = check_integer("classes", classes, "a positive integer or None", least=1)
+    names = [*others]
+    heads = _heads((base_array, base_kind, base_lm_head), (array, kind, lm_head), len(names))
+    scale, cap = head_transform(logit_scale, softcap)
+    of_hidden = {"hidden": hidden, "softcap": cap, "logit_scale": scale}
+    refuse_given({} if any(heads) else of_hidden, "left out without lm_head")
+    refuse_given({} if heads[0] else {"base_hidden": base_hidden}, "left out where the base has no lm_head")
+    shared = Options(ignore_index=ignore_index, shift=shift, logit_scale=scale, softcap=cap)
+    options = shared._replace(
+        array=base_array, kind=base_kind, lm_head=heads[0], hidden=base_hidden or hidden, definitions=definitions,
+        classes=classes,
+        others=tuple(shared._replace(array=array, kind=kind, lm_head=head, hidden=hidden) for head in heads[1:]),
+    )  # fmt: skip
+    of_sizes = checked_sizes(sizes or {}, names)
+    named = [Given("base", title(base))]
+    named += [Given(name, title(paths), of_sizes.get(name)) for name, paths in others.items()]
+    state = None if state is None else as_path("state", state)
+    outputs = checked_sinks(sinks, state, scheduler)
+    models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
+    exists = os.path.exists  # pathlib slows the import of the package down
+    of_models = {identity(file): str(file) for path in models if exists(path) for file in files_of(path)}
+    of_rows = {"targets": targets, "segment_ids": segment_ids}
+    ids, segments = (resolved(as_paths(name, value)) for name, value in of_rows.items())
+    sides = [
+        Inputs(resolved(paths, are_scores=True), [], [], lm_head=head)
+        for paths, head in zip((base, *others.values()), heads, strict=True)
+    ]
+    sides[0] = sides[0]._replace(targets=ids, segment_ids=segments)
+    settings = Settings(state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress)
+    return compare_sides(sides, of_models, named, options, settings, outputs)
+
+
+def _heads(of_base: tuple[Any, Any, Any], of_others: tuple[Any, Any, Any], n: int) -> list[str | None]:
+    """The projection of the base and of each candidate; None for those that have scores."""
+    (base_array, base_kind, base_head), (array, kind, value) = of_base, of_others
+    heads: list[str | None] = [] if value is None else [*as_paths("lm_head", value)]
+    if heads:
+        refuse_given({"array": array, "kind": kind}, "left out where there is lm_head")
+    if value is not None and len(heads) not in (1, n):
+        fits = f"one, or one for each of {n} candidates"
+        raise_error("option", name="lm_head", got=f"{len(heads)} paths", fits=fits)
+    if base_head is not None:
+        refuse_given({"base_array": base_array, "base_kind": base_kind}, "left out where there is base_lm_head")
+        base_head = as_path("base_lm_head", base_head)
+    elif len(heads) == 1 and base_array is None and base_kind is None:
+        base_head = heads[0]
+    return [base_head, *(heads * n if len(heads) == 1 else heads or [None] * n)]
+
+
+def checked_sizes(sizes: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
+    """Size of each candidate's model in bytes, where it is given."""
+    for name in sizes:
+        if name not in names:
+            raise_error("option", name="a name of sizes", got=name, fits=f"that of a candidate: {', '.join(names)}")
+    return {name: _size(name, value) for name, value in sizes.items()}
+
+
+def _size(name: str, value: Any) -> int:
+    """Bytes of a model, which is given as a number, a file, a directory, or a number with a unit."""
+    import re
+
+    word = f"sizes[{name!r}]"
+    if hasattr(value, "__index__"):
+        size: int = check_integer(word, value, "an integer of at least 0", least=0)
+        return size
+    path = as_path(word, value)
+    if os.path.exists(path):  # noqa: PTH110 -- Path.exists raises if a text is too long for a path
+        return sum(file.stat().st_size for file in files_of(path))
+    number = re.fullmatch(r"([0-9]{1,20}\.?[0-9]*) ?(?:([KMGT])(i?))?B?", path, re.IGNORECASE)
+    if number is None:
+        raise_error("option", name=word, got=path, fits="a file, a directory, or a number of bytes such as 4.9G")
+    units: dict[str, int] = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+    factor = (1024.0 if number[3] else 1000.0) ** units[(number[2] or "").upper()]
+    return round(float(number[1]) * factor)

@@ -1,0 +1,224 @@
+"""The parts that an evaluation is made of, files or blocks: its figures follow from them, and so do merged ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core.errors import raise_error
+from tokenloss._evaluation.responses import check_names, response_summary
+from tokenloss._evaluation.results import Evaluation, ShardResult
+from tokenloss._evaluation.sequences import SequenceColumns
+from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary
+from tokenloss._statistics.meter import LossMeter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenloss._core.types import Array, IntArray
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.plan import Shard
+
+
+class ScoredBlock(NamedTuple):
+    """A block and its result, or several as if they were one. Rows and sequences without ids count from its first."""
+
+    shard: Shard
+    n_sequences: int  # if each of the N rows of blocks (N, T, V) is one
+    ids: IntArray | None  # of the sequences, if they are given
+    n_rows: IntArray | None  # that each of these has
+    result: ShardResult
+
+
+@dataclass
+class BlockTotal:
+    """The sum of blocks, one after the other."""
+
+    top: int
+    shard: Shard | None = None  # of all blocks; None before the first one
+    n_sequences: int = 0
+    counts: dict[int, int] = field(default_factory=dict)  # of the rows of each sequence, if these have ids
+    result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, 0, []))  # without sequences
+    whole: list[SequenceColumns] = field(default_factory=list)
+    split: list[SequenceColumns] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return 0 if self.shard is None else self.shard.rows
+
+    @property
+    def has_ids(self) -> bool | None:
+        """Whether blocks have segment ids; None before the first block."""
+        return None if self.shard is None else self.shard.split is None
+
+    def add(self, block: ScoredBlock) -> None:
+        """Add one more block."""
+        old, new, first_row = self.result, block.result, self.rows
+        first = 0 if block.ids is not None else self.n_sequences
+        tokens = [
+            token._replace(row=(token.row or 0) + first_row, sequence=_plus(token.sequence, first))
+            for token in new.highest_loss_tokens
+        ]
+        old.meter.merge(new.meter)
+        self.result = ShardResult(
+            old.meter,
+            old.n_ignored + new.n_ignored,
+            old.n_greedy + new.n_greedy,
+            sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[: self.top],
+            shift_sample=old.shift_sample + new.shift_sample,
+            n_nan=old.n_nan + new.n_nan,
+            n_infinite=old.n_infinite + new.n_infinite,
+        )
+        self.whole.append(new.sequences._replace(ids=new.sequences.ids + first))
+        self.split.append(new.split)
+        self.n_sequences += block.n_sequences
+        if block.ids is not None and block.n_rows is not None:
+            for number, n in zip(block.ids.tolist(), block.n_rows.tolist(), strict=True):
+                self.counts[number] = self.counts.get(number, 0) + n
+        one = block.shard
+        self.shard = (self.shard or one)._replace(
+            path="",
+            shape=(first_row + one.rows, one.shape[-1]),
+            batch=((0 if self.shard is None else self.shard.scored_rows) + one.scored_rows,),
+            dtype=_listed(one.dtype if self.shard is None else self.shard.dtype, one.dtype),
+            target_type=_listed(one.target_type if self.shard is None else self.shard.target_type, one.target_type),
+        )
+
+    def all(self) -> ScoredBlock:
+        """All blocks as one."""
+        assert self.shard is not None
+        whole, split = map(SequenceColumns.concatenated, (self.whole, self.split))
+        ids, n_rows = (np.array([*column], np.int64) for column in (self.counts, self.counts.values()))
+        result = self.result._replace(sequences=whole, split=split)
+        block = ScoredBlock(self.shard, self.n_sequences, None, None, result)
+        return block._replace(ids=ids, n_rows=n_rows) if self.has_ids else block
+
+
+def summed(blocks: Sequence[ScoredBlock], top: int) -> ScoredBlock:
+    """Blocks as if they were one."""
+    total = BlockTotal(top)
+    for block in blocks:
+        total.add(block)
+    return total.all()
+
+
+def _plus(number: int | None, first: int) -> int | None:
+    """A number that counts from another first one."""
+    return None if number is None else number + first
+
+
+def _listed(words: str, others: str) -> str:
+    """Words of both lists, each once."""
+    return ", ".join(dict.fromkeys([*words.split(", "), *others.split(", ")]))
+
+
+class Parts(NamedTuple):
+    """What an evaluation is made of: shards without open files, and their results; or blocks, and these as a shard."""
+
+    shards: Sequence[Shard]
+    results: Sequence[ShardResult]
+    options: Options
+    words: str | None = None  # how the words of a text were counted, if there was one
+    blocks: ScoredBlock | None = None
+
+    @classmethod
+    def of_blocks(cls, blocks: ScoredBlock, options: Options) -> Parts:
+        """Of blocks in memory."""
+        return cls([blocks.shard], [blocks.result], options, blocks=blocks)
+
+    def evaluation(self, lengths: tuple[Any, Any], seconds: float, n_read: int) -> Evaluation:
+        """Make the evaluation; lengths are the bytes and words of the text, or of that of each sequence."""
+        meter, split = merge_meters(self.results)
+        sequences = sequence_columns(self.results, split)
+        add_lengths(meter, sequences, *lengths)
+        return self.of_sums(meter, sequences, seconds, n_read)
+
+    def of_sums(self, meter: LossMeter, sequences: dict[str, Array], seconds: float, n_read: int) -> Evaluation:
+        """Make the evaluation of sums that are there."""
+        figures = summary(self.shards, self.results, meter, sequences, self.options)
+        speed = n_read / seconds / 1e9 if seconds else math.nan
+        figures |= {"seconds": seconds, "n_bytes_read": n_read, "gb_per_second": speed, "words": self.words}
+        if self.blocks is not None:
+            figures |= {"files": [], "shards": []}
+        if self.are_responses:
+            figures |= response_summary([shard.path for shard in self.shards], self.results)
+        # responses and open files are not kept
+        shards = [shard._replace(responses=None, file=None) for shard in self.shards]
+        return Evaluation(meter, sequences, figures, self._replace(shards=shards))
+
+    @staticmethod
+    def merged(one: Evaluation, other: Evaluation) -> Evaluation:
+        """The evaluation of the parts of both, as one call makes it of all of them."""
+        first: Parts = one._parts
+        second: Parts = other._parts
+        _check(one, other)
+        top = min(first.options.top, second.options.top)
+        parts = first._replace(options=first.options._replace(top=top))
+        if first.blocks is not None:
+            blocks = [block for block in (first.blocks, second.blocks) if block is not None]
+            parts = Parts.of_blocks(summed(blocks, top), parts.options)
+        else:
+            parts = parts._replace(shards=[*first.shards, *second.shards], results=[*first.results, *second.results])
+        if parts.are_responses:
+            check_names([shard.path for shard in parts.shards], parts.results)
+        meter, split = merge_meters(parts.results)
+        if not parts.are_responses or bool(one.meter.n_bytes) == bool(other.meter.n_bytes):
+            meter = one.meter + other.meter  # with the lengths of the text, which are not known of all responses else
+        seconds, n_read = (one.figures[name] + other.figures[name] for name in ("seconds", "n_bytes_read"))
+        return parts.of_sums(meter, sequence_columns(parts.results, split), seconds, n_read)
+
+    @property
+    def are_responses(self) -> bool:
+        """Whether they are files of responses."""
+        return self.shards[0].size is not None
+
+    @property
+    def share_numbers(self) -> bool:
+        """Whether the numbers of sequences are those of all parts: else files have their own, and blocks count on."""
+        if self.blocks is not None:
+            return self.blocks.ids is not None
+        return any(shard.segments_start is not None for shard in self.shards)
+
+    def described(self, meter: LossMeter) -> dict[str, Any]:
+        """What must be the same of evaluations that are merged."""
+        shard, options = self.shards[0], self.options
+        source = "blocks" if self.blocks is not None else "files of responses" if self.are_responses else "files"
+        parts = [result.responses.part for result in self.results if result.responses and result.responses.dialect]
+        return {
+            "source": source,
+            "kind": shard.kind,
+            "the number of classes": shard.shape[-1] if not self.are_responses else None,
+            "shift": bool(options.shift),
+            "ignore_index": options.ignore_index,
+            "lm_head": shard.head,
+            "part": parts[0] if parts else None,
+            "segment_ids": None if self.blocks is None else "given" if self.blocks.ids is not None else "not given",
+            "words": self.words,
+            "n_bytes": "given" if meter.n_bytes else "not given",
+            "n_words": "given" if meter.n_words else "not given",
+        }
+
+
+def _check(one: Evaluation, other: Evaluation) -> None:
+    """Refuse evaluations that do not fit, or that would count tokens twice."""
+    first, second = one._parts, other._parts
+    ours, theirs = first.described(one.meter), second.described(other.meter)
+    if first.are_responses and second.are_responses:
+        ours["n_bytes"] = theirs["n_bytes"]  # may be known of some files alone
+        ours["part"], theirs["part"] = ours["part"] or theirs["part"], theirs["part"] or ours["part"]
+    for name, value in ours.items():
+        if value != theirs[name]:
+            raise_error("merge", got=f"{name} is {value!r} in one and {theirs[name]!r} in the other")
+    meters = {shard.path: result.meter for shard, result in zip(first.shards, first.results, strict=True) if shard.path}
+    for shard, result in zip(second.shards, second.results, strict=True):
+        if meters.get(shard.path) == result.meter:  # another machine may have another file of this name
+            raise_error("merge", got=f"{shard.path} is in both, with the same losses")
+    if first.share_numbers and second.share_numbers:
+        again = np.intersect1d(one.sequences["sequence"], other.sequences["sequence"])
+        if again.size:
+            fits = "their numbers must differ, or one call score both"
+            raise_error("merge", got=f"sequence {again[0]} of segment_ids is in both; {fits}")

@@ -1,0 +1,15 @@
+"""The types of results, for annotations and isinstance: what the functions and meters of the package return."""
+
+from tokenloss._comparison.comparison import Comparison
+from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._comparison.responses import ResponseComparison
+from tokenloss._comparison.samples import SampleComparison, SampleMetric
+from tokenloss._evaluation.results import Evaluation, Evaluations
+from tokenloss._scores.divergence import TopkDivergence
+from tokenloss._scores.token_scores import TokenScores
+from tokenloss._statistics.sequences import SequenceLosses
+
+__all__ = [
+    "Comparison", "Comparisons", "Evaluation", "Evaluations", "ResponseComparison", "SampleComparison", "SampleMetric",
+    "SequenceLosses", "TokenScores", "TopkDivergence",
+]  # fmt: skip

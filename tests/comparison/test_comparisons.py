@@ -1,0 +1,196 @@
+"""Comparisons: the results of several candidates by name, in one schema for scores, responses and samples."""
+
+import json
+import pickle
+
+import clients
+import numpy as np
+import pytest
+from candidates import Many
+from eval_harness import of_values
+from pages import Reader
+from rendered import Documents
+from tables import read_table
+
+import tokenloss
+from tokenloss import ComparisonMeter, compare_files
+from tokenloss._comparison.comparisons import Comparisons
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+
+def of_scores(path):
+    """The base and other files, and the figures that are the same for all candidates of scores."""
+    many = Many(path)
+    common = {"base_kind", "files", "shape", "classes", "n_without_next", "n_ignored", "fits_better_shifted",
+              "definitions", "has_targets", "count", "n_sequences", "is_clustered", "base_perplexity",
+              "base_perplexity_stderr"}  # fmt: skip
+    return path / "base", {name: path / name for name in many.logits}, common
+
+
+def of_responses(path):
+    documents = Documents(np.random.default_rng(18))
+    models = {"base": ("base", 5), "near": ("other", 7), "same": ("base", 3)}
+    files = {
+        name: clients.save_lines(path / f"{name}.jsonl", *documents.responses(model, k))
+        for name, (model, k) in models.items()
+    }
+    return files.pop("base"), files, set()
+
+
+def of_samples(path):
+    values = {"base": [1, 1, 0, 1], "a": [1, 0, 0, 1], "b": [1, 1, 1, 1]}
+    files = {name: clients.save_lines(path / f"{name}.jsonl", *of_values(value)) for name, value in values.items()}
+    return files.pop("base"), files, {"cluster", "margin"}
+
+
+EACH = pytest.mark.parametrize("make", [of_scores, of_responses, of_samples])
+
+
+@EACH
+@pytest.mark.parametrize("several", [True, False])
+def test_json_has_one_schema_for_one_candidate_and_for_many(make, several, tmp_path, command):
+    base, others, common = make(tmp_path)
+    others = others if several else dict([*others.items()][:1])
+    found = compare_files(base, others)
+    status, out, err = command("compare", base, *(f"{name}={path}" for name, path in others.items()), "--format=json")
+    assert (status, err) == (0, "")
+    figures = json.loads(out)
+    assert figures == json.loads(json.dumps(found.to_dict()))
+    assert figures.keys() == common | {"base", "candidates"}
+    assert figures["base"] == str(base)
+    assert {one["name"] for one in figures["candidates"]} == set(others)
+    for one in figures["candidates"]:
+        assert one["file"] == str(others[one["name"]])
+        assert not one.keys() & (common | {"base"})
+        assert one | figures == found[one["name"]].to_dict() | {"candidates": figures["candidates"]}
+
+
+@EACH
+def test_each_candidate_is_as_alone(make, tmp_path):
+    base, others, _ = make(tmp_path)
+    found = compare_files(base, others)
+    assert list(found) == list(others)
+    for name, path in others.items():
+        assert found[name] == compare_files(base, {name: path})[name]
+    again = pickle.loads(pickle.dumps(found))  # noqa: S301 - our own
+    assert type(again) is Comparisons
+    assert again == found
+    assert again.to_dict() == found.to_dict()
+    changed = Comparisons(found | {name: found[next(iter(others))]})
+    assert changed != found
+
+
+@EACH
+def test_a_table_and_columns_name_each_candidate(make, tmp_path, command):
+    base, others, _ = make(tmp_path)
+    found = compare_files(base, others)
+    lines = found.summary().splitlines()
+    assert lines[0].startswith(f"{len(others)} models vs {base}")
+    assert command("compare", base, *(f"{name}={path}" for name, path in others.items()))[1] == found.summary() + "\n"
+    for name in others:
+        assert any(line.split()[:1] == [name] for line in lines)
+    assert f"<b>{len(others)} models vs" in found._repr_html_()
+    columns = found.columns()
+    assert sorted(columns["name"]) == sorted(others)
+    figure = "other" if make is of_samples else "perplexity"
+    for name, value in zip(columns["name"], columns[figure], strict=True):
+        one = found[name]
+        assert value == (one.metrics[0].other if make is of_samples else one.perplexity)
+
+
+def test_perplexities_of_all_and_of_the_base_are_shown(tmp_path):
+    base, others, _ = of_scores(tmp_path)
+    found = compare_files(base, others)
+    rows = {line.split()[0]: line.split()[1] for line in found.summary().splitlines()[3:]}
+    assert list(rows) == ["base", "q8", "q4", "q2"]
+    assert rows == {"base": f"{found['q8'].base_perplexity:.6g}"} | {
+        name: f"{one.perplexity:.6g}" for name, one in found.items()
+    }
+
+
+def test_no_candidates():
+    found = ComparisonMeter().results()
+    assert found == {}
+    assert found.to_dict() == {"candidates": []}
+    assert found.summary() == "0 models"
+    assert list(found.columns()) == []
+
+
+@pytest.mark.parametrize("names", [["q4"], ["q4", "q8"]])
+def test_what_needs_targets_is_not_shown_without_them(names, tmp_path, command):
+    many = Many(tmp_path)
+    np.save(tmp_path / "base.npy", many.base)
+    for name in names:
+        np.save(tmp_path / f"{name}.npy", many.logits[name])
+    argv = "compare", tmp_path / "base.npy", *(f"{name}={tmp_path / name}.npy" for name in names)
+    status, out, err = command(*argv, "--plot", tmp_path / "kl.svg", "--per-token", tmp_path / "t.csv")
+    assert (status, err) == (0, "")
+    assert "without targets" in out.splitlines()[0]
+    assert not any(word in out for word in ("PPL", "Δp", "nan"))
+    expected = {name: tokenloss.compare(many.base, many.logits[name], None) for name in names}
+    assert all(f"{one.mean_kl:.6f}" in out for one in expected.values())
+    figures = json.loads(command(*argv, "--format=json")[1])
+    assert not figures["has_targets"]
+    assert figures["base_perplexity"] is None
+    table = read_table(tmp_path / "t.csv")
+    assert set(table["target"]) == {-1}
+    assert np.isnan([table["nll"], table["base_nll"], table["delta_p"]]).all()
+    for name, one in expected.items():
+        np.testing.assert_array_equal(table["kl"][np.array(table["name"]) == name], one.kl)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+@pytest.mark.parametrize("make", [of_scores, of_responses])
+def test_a_row_for_each_candidate_and_sequence(make, suffix, tmp_path, command):
+    base, others, _ = make(tmp_path)
+    path = tmp_path / f"sequences{suffix}"
+    argv = "compare", base, *(f"{name}={file}" for name, file in others.items())
+    assert command(*argv, "--per-sequence", path)[::2] == (0, "")
+    found, table = compare_files(base, others), read_table(path)
+    n = len(next(iter(found.values())).sequences["sequence"])
+    assert table.pop("name") == [name for name in others for _ in range(n)]
+    if make is of_scores:  # two shards, whose numbers are their own
+        np.testing.assert_array_equal(table.pop("file"), np.tile([0, 0, 1, 1, 1], len(others)))
+        np.testing.assert_array_equal(table.pop("sequence"), np.tile([0, 1, 0, 1, 2], len(others)))
+    else:
+        assert set(table.pop("file")) == {0}
+    for name, column in table.items():
+        expected = np.concatenate([one.sequences[name] for one in found.values()])
+        np.testing.assert_array_equal(column, expected)
+
+
+def test_no_rows_where_there_are_no_sequences(tmp_path, command):
+    np.savez(tmp_path / "base.npz", logits=4 * np.eye(3), targets=np.arange(3))
+    path = tmp_path / "sequences.csv"
+    assert command("compare", tmp_path / "base.npz", tmp_path / "base.npz", "--per-sequence", path)[::2] == (0, "")
+    assert path.read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_page_and_plot_of_responses(several, tmp_path, command):
+    base, others, _ = of_responses(tmp_path)
+    others = others if several else {"near": others["near"]}
+    argv = "compare", base, *(f"{name}={file}" for name, file in others.items())
+    assert command(*argv, "--html", tmp_path / "page.html", "--plot", tmp_path / "kl.svg")[::2] == (0, "")
+    found, page = compare_files(base, others), Reader((tmp_path / "page.html").read_text("utf-8"))
+    assert [one["name"] for one in page.data["models"]] == (["same", "near"] if several else ["near"])
+    near = page.data["models"][-1]
+    bound, kept = found["near"].kl_bound, found["near"].kept
+    np.testing.assert_allclose(np.array(near["kl"], float)[kept], bound[kept], rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(np.array(near["loss"], float)[kept], found["near"].nll[kept], rtol=1e-5)
+    assert page.paragraphs == 4
+    assert "lower bound" in page.text("dl") or "lower bound" in (tmp_path / "page.html").read_text("utf-8")
+    assert "lower bound" in (tmp_path / "kl.svg").read_text("utf-8")
+
+
+def test_page_of_responses_to_other_requests(tmp_path, command):
+    base, others, _ = of_responses(tmp_path)
+    lines = others["same"].read_text().splitlines(keepends=True)
+    lines[1] = '{"error": {"message": "too long", "code": 400}}\n'
+    others["same"].write_text("".join(lines))
+    argv = "compare", base, *(f"{name}={file}" for name, file in others.items()), "--skip-failed"
+    status, out, err = command(*argv, "--html", tmp_path / "page.html")
+    assert (status, out) == (2, "")
+    assert "other tokens in same" in err
+    assert command(*argv)[0] == 0

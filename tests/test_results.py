@@ -1,0 +1,392 @@
+"""What every result can do: its figures are attributes, it is shown, saved, compared and made into tables."""
+
+import copy
+import dataclasses
+import json
+import math
+import pickle
+import re
+from html.parser import HTMLParser
+
+import clients
+import numpy as np
+import pytest
+
+from tokenloss import (
+    LossMeter,
+    compare,
+    compare_files,
+    compare_responses,
+    compare_samples,
+    evaluate,
+    sequence_losses,
+    token_scores,
+)
+from tokenloss._core.result import Result, Shown, Table, as_html, figure
+from tokenloss._evaluation.results import Evaluations
+
+RNG = np.random.default_rng(7)
+LOGITS, OTHER = RNG.normal(size=(2, 3, 4, 6)), RNG.normal(size=(2, 3, 4, 6))
+TARGETS = RNG.integers(6, size=(2, 3, 4))
+TARGETS[0, 1, 2:] = -100
+LENGTHS = np.full((2, 3), 9)
+IDS = np.arange(6).reshape(2, 3, 1) - 1  # the first row belongs to no sequence
+HOSTILE = "</td><script>alert('\"&amp;\x1b[31m')</script>\n"
+
+
+def scored(folder, *sources, name="base", targets=True, tokens=None):
+    """A file of scores, evaluated."""
+    path = folder / f"{name}.npz"
+    arrays = {"targets": TARGETS[0]} if targets else {}
+    np.savez(path, logits=sources[0][0], **arrays, **({} if tokens is None else {"tokens": tokens}))
+    return path
+
+
+def compared(folder, name="q4"):
+    """Files that are compared."""
+    return compare_files(scored(folder, LOGITS), {name: scored(folder, OTHER, name="other", targets=False)})[name]
+
+
+def of_responses(folder):
+    """Files of a server's responses, and of others to the same prompts."""
+    paths = [clients.save(folder / f"{name}_responses.jsonl", *clients.COMPLETIONS[:3]) for name in ("base", "other")]
+    paths[1].write_text(re.sub(r'("logprob": ?-)', r"\g<1>1", paths[1].read_text("utf-8")), "utf-8")
+    return paths
+
+
+def of_samples(folder):
+    return [clients.save(folder / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
+
+
+def meter(*args, **options):
+    result = LossMeter()
+    result.update(*args, **options)
+    return result
+
+
+MAKERS = {
+    "token scores": lambda _: token_scores(LOGITS, TARGETS, top_k=2),
+    "token scores of a row": lambda _: token_scores(LOGITS[0, 0], TARGETS[0, 0]),
+    "token scores of a token": lambda _: token_scores([1.0, 2.0], 0),
+    "token scores of nothing": lambda _: token_scores(LOGITS, TARGETS, where=False),
+    "token scores with nan": lambda _: token_scores([[0.0, math.nan], [0.0, -math.inf]], [0, 1]),
+    "sequence losses": lambda _: sequence_losses(token_scores(LOGITS, TARGETS), n_bytes=LENGTHS, sample_weight=0.5),
+    "sequence losses by number": lambda _: sequence_losses(
+        [[1.0, math.inf], [2.0, 3.0]], segment_ids=[[7, 3], [7, -1]]
+    ),
+    "sequence losses of nothing": lambda _: sequence_losses(np.ones((3, 2)), where=False),
+    "meter": lambda _: meter(sequence_losses(token_scores(LOGITS, TARGETS), n_bytes=LENGTHS, n_words=LENGTHS)),
+    "meter of tokens": lambda _: meter([0.5, 1.5, 1e-9]),
+    "meter of nothing": lambda _: LossMeter(),
+    "evaluation": lambda _: evaluate([(LOGITS, TARGETS)]),
+    "evaluation of nothing": lambda _: evaluate([(LOGITS[0, :0], TARGETS[0, :0])]),
+    "evaluation of a file": lambda folder: evaluate(scored(folder, LOGITS, tokens=np.full((3, 4), HOSTILE))),
+    "evaluation of responses": lambda folder: evaluate(of_responses(folder)[:1]),
+    "evaluations": lambda _: Evaluations(A=evaluate([(LOGITS, TARGETS)]), B=evaluate([(OTHER, TARGETS)])),
+    "comparison": lambda _: compare(LOGITS, OTHER, TARGETS),
+    "comparison of sequences": lambda _: compare(LOGITS, OTHER, TARGETS, segment_ids=IDS),
+    "comparison without targets": lambda _: compare(LOGITS, OTHER, None),
+    "comparison of a token": lambda _: compare([[1.0, 2.0]], [[1.0, 3.0]], [0]),
+    "comparison without finite": lambda _: compare([[1.0, 2.0]] * 2, [[1.0, math.nan], [1.0, -math.inf]], [0, 1]),
+    "comparison of files": compared,
+    "comparison of responses": lambda folder: compare_responses(*of_responses(folder)),
+    "comparison of samples": lambda folder: compare_samples(*of_samples(folder), margin=0.1),
+    "metric": lambda folder: compare_samples(*of_samples(folder)).metrics[0],
+}
+
+
+@pytest.fixture(params=MAKERS)
+def result(request, tmp_path):
+    """Each result of the table, whose texts are hostile where it has any."""
+    return MAKERS[request.param](tmp_path)
+
+
+def test_the_table_has_every_class_of_results(tmp_path):
+    def leaves(cls):
+        return {cls}.union(*map(leaves, cls.__subclasses__())) - ({cls} if cls.__subclasses__() else set())
+
+    assert {type(make(tmp_path)) for make in MAKERS.values()} == leaves(Result)
+
+
+# -- repr and attributes ----------------------------------------------------------------------------------------------
+
+
+def test_repr_is_a_line_of_attributes(result):
+    text = repr(result)
+    assert len(text) < 125
+    assert text.isprintable()
+    name, inner = re.fullmatch(r"(\w+)\((.*)\)", text).groups()
+    assert name == type(result).__name__
+    if isinstance(result, dict):
+        firsts = [repr(one).partition("(")[2].partition(", ")[0] for one in result.values()]
+        assert inner == ", ".join(f"{name!r}: {first}" for name, first in zip(result, firsts, strict=True))
+        return
+    figures = re.findall(r"(\w+)=([^=\[]+|\[.*?\])(?:, |$)", inner)
+    assert ", ".join(f"{name}={value}" for name, value in figures) == inner
+    for name, shown in figures:
+        value = getattr(result, name)
+        shown, _, error = shown.partition(" ± ")
+        if isinstance(value, str | list | np.ndarray):
+            continue
+        assert float(shown) == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True)
+        if error:
+            stderr = getattr(result, "stderr" if name == "loss" else f"{name}_stderr")
+            assert float(error) == pytest.approx(stderr, rel=1e-2)
+
+
+def test_repr_of_many_results_fits_a_line():
+    found = Evaluations({f"model {i}": evaluate([(LOGITS, TARGETS)]) for i in range(9)})
+    assert repr(found).endswith(", ...)")
+    assert len(repr(found)) < 170
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "expected"),
+    [
+        (11.0035, 0.05, "11.0035 ± 0.0500"), (11.0, math.nan, "11.0000"), (123456.0, 100.0, "123456 ± 100"),
+        (math.inf, math.nan, "inf"), (math.nan, math.nan, "nan"), (0.0, 0.0, "0.00000 ± 0.00"),
+        (1234567.0, math.nan, "1.23457e+06"),
+    ],
+)  # fmt: skip
+def test_figures_keep_their_digits(value, error, expected):
+    assert figure(value, error) == expected
+
+
+def test_an_evaluation_has_the_figures_of_its_meter():
+    found = evaluate([(LOGITS, TARGETS)], n_bytes=70, n_words=20)
+    scores = token_scores(LOGITS, TARGETS)
+    expected = meter(sequence_losses(scores))
+    expected.update([], n_bytes=70, n_words=20)
+    assert found.meter == expected
+    names = [name for name in expected.to_dict() if not name.endswith("_by_sequence")]
+    assert "bits_per_byte_interval" in names
+    for name in names:
+        assert getattr(found, name) == getattr(expected, name) == found.figures[name], name
+    assert (found.loss, found.accuracy) == (scores.loss, scores.accuracy)
+
+
+# -- figures and tables -----------------------------------------------------------------------------------------------
+
+
+def test_to_dict_is_json(result):
+    figures = result.to_dict()
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    numbers = {name: value for name, value in figures.items() if isinstance(value, float | int)}
+    assert numbers or isinstance(result, dict)
+    for name, value in numbers.items():
+        attribute = getattr(result, name, value)
+        assert isinstance(attribute, np.ndarray) or value == attribute
+
+
+def test_nan_and_infinity_are_none_in_to_dict():
+    found = compare([[1.0, 2.0]] * 2, [[1.0, math.nan], [1.0, -math.inf]], [0, 1])
+    assert math.isnan(found.mean_kl)
+    assert found.to_dict()["mean_kl"] is found.to_dict()["kl_quantiles"]["0.5"] is None
+    assert LossMeter().to_dict()["perplexity_interval"] == [None, None]
+
+
+def test_columns_are_equally_long_arrays(result):
+    if isinstance(result, LossMeter):  # it keeps sums, and no rows
+        assert not hasattr(result, "columns")
+        return
+    columns = result.columns()
+    assert len({column.shape for column in columns.values()}) == 1
+    for name, column in columns.items():
+        assert isinstance(column, np.ndarray), name
+        assert column.ndim == 1
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_columns_make_a_table(library, result):
+    module = pytest.importorskip(library, reason=f"{library} is not installed")
+    if isinstance(result, LossMeter):
+        return
+    columns = result.columns()
+    table = module.table(columns) if library == "pyarrow" else module.DataFrame(columns)
+    assert [*table.columns] == [*columns] if library != "pyarrow" else table.column_names == [*columns]
+    for name, column in columns.items():
+        cells = (
+            table[name].to_list()
+            if library == "polars"
+            else table[name].tolist()
+            if library == "pandas"
+            else table[name].to_pylist()
+        )
+        assert len(cells) == len(column)
+        if column.dtype.kind == "f":
+            np.testing.assert_array_equal(np.array(cells, float), column)
+        else:
+            assert cells == column.tolist(), name
+
+
+def test_columns_say_where_each_token_is():
+    shape = TARGETS.shape
+    expected = np.indices((6, 4)).reshape(2, -1).tolist()
+    for columns in token_scores(LOGITS, TARGETS).columns(), compare(LOGITS, OTHER, TARGETS).columns():
+        assert [columns["sequence"].tolist(), columns["position"].tolist()] == expected
+        np.testing.assert_array_equal(columns["nll"].reshape(shape)[0, 1, 2:], [math.nan] * 2)
+    assert sequence_losses(token_scores(LOGITS, TARGETS)).columns()["sequence"].tolist() == [*range(6)]
+    assert "position" not in token_scores(LOGITS[0, 0], TARGETS[0, 0]).columns()
+    assert "position" not in compare(LOGITS[0, 0], OTHER[0, 0], TARGETS[0, 0]).columns()
+
+
+def test_columns_count_positions_within_given_sequences():
+    columns = compare(np.zeros((7, 2)), np.ones((7, 2)), [0] * 7, segment_ids=[5, -3, 2, 5, 5, -1, 2]).columns()
+    assert columns["sequence"].tolist() == [5, -1, 2, 5, 5, -1, 2]
+    assert columns["position"].tolist() == [0, -1, 0, 1, 2, -1, 1]
+
+
+def test_columns_of_an_evaluation_are_what_the_file_of_sequences_holds(tmp_path):
+    from tokenloss import sinks
+
+    path = tmp_path / "sequences.npy"
+    columns = evaluate([(LOGITS, TARGETS)], sinks=[sinks.SequenceTable(path)]).columns()
+    table = np.load(path)
+    assert table.dtype.names == tuple(columns)
+    for name, column in columns.items():
+        np.testing.assert_array_equal(table[name], column)
+
+
+# -- what people see --------------------------------------------------------------------------------------------------
+
+
+def test_summary_is_what_the_command_prints(tmp_path, command):
+    path, other = scored(tmp_path, LOGITS), scored(tmp_path, OTHER, name="other", targets=False)
+    responses, samples = of_responses(tmp_path), of_samples(tmp_path)
+    for argv, found in [
+        (("score", path), evaluate(path)),
+        (("score", responses[0]), evaluate(responses[0])),
+        (("compare", path, f"q4={other}"), compare_files(path, {"q4": other})["q4"]),
+        (("compare", *responses), compare_responses(*responses)),
+        (("compare", *samples, "--margin", 0.1), compare_samples(*samples, margin=0.1)),
+    ]:
+        status, out, _ = command(*argv)
+        assert (status, out) == (0, found.summary() + "\n")
+
+
+CELLS = {"td", "th", "b", "span"}
+TAGS = {"div", "p", "table", "caption", "thead", "tbody", "tr"} | CELLS
+
+
+class Cells(HTMLParser):
+    """Reads the cells of tables, and all tags and attributes."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.cells, self.attributes, self.open = set(), [], set(), []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= set(attrs)
+        self.open.append(tag)
+        if tag in CELLS:
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1] in CELLS:
+            self.cells[-1] += data
+
+
+def test_html_has_the_same_cells_as_the_summary(result):
+    read, shown, text = Cells(result._repr_html_()), result._shown(), result.summary()
+    expected = [shown.title, shown.note]
+    for table in shown.tables:
+        expected += [table.title] * bool(table.title)
+        expected += [cell for row in [table.heads] * bool(table.heads) + [*table.rows] for cell in row]
+    assert read.cells == [cell.replace("\x1b", r"\x1b").replace("\n", r"\n") for cell in expected]
+    assert read.tags <= TAGS
+    assert {name for name, _ in read.attributes} <= {"style"}
+    assert not any(
+        word in style for _, style in read.attributes for word in ("background", "#", "rgb", "black", "white;")
+    )
+    for cell in read.cells:
+        assert cell.strip() in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_html_escapes_hostile_text():
+    html = as_html(Shown(HOSTILE, HOSTILE, [Table([(HOSTILE, "1")], ("text", HOSTILE), HOSTILE)]))
+    read = Cells(html)
+    assert read.tags <= TAGS
+    assert sum("script" in cell for cell in read.cells) == 5
+
+
+def test_html_of_hostile_names(tmp_path):
+    found = dataclasses.replace(compare(LOGITS, OTHER, TARGETS), _about={"name": HOSTILE, "base": HOSTILE})
+    read = Cells(found._repr_html_())
+    assert read.tags <= TAGS
+    assert read.cells[0].count("<script>") == 2
+    assert "\x1b" not in found.summary()
+    assert "\x1b" not in evaluate(scored(tmp_path, LOGITS, tokens=np.full((3, 4), HOSTILE))).summary()
+
+
+# -- copies and equality ----------------------------------------------------------------------------------------------
+
+
+def test_pickles_and_copies_are_equal(result):
+    for again in pickle.loads(pickle.dumps(result)), copy.deepcopy(result):  # noqa: S301 -- pickled in this line
+        assert again == result
+        assert repr(again) == repr(result)
+        assert again.to_dict() == result.to_dict()
+    assert result != 5
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(result)
+
+
+def changed(value):
+    """Values in which one element is another; none if there is nothing to change."""
+    if isinstance(value, np.ndarray):
+        for index in np.ndindex(value.shape):
+            other = value.copy()
+            other[index] = changed_scalar(value[index].item() if value.dtype != object else value[index])
+            yield other
+            return
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from ({**value, key: other} for other in changed(item))
+    elif isinstance(value, list | tuple):
+        yield type(value)([*value, 1])
+    elif isinstance(value, bool | int | float | str) or value is None:
+        yield changed_scalar(value)
+
+
+def changed_scalar(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float) and math.isfinite(value):
+        return value + 1
+    return 1.5 if isinstance(value, float) else f"{value}x"
+
+
+def test_one_changed_element_makes_results_unequal(result):
+    if isinstance(result, LossMeter):
+        other = result + LossMeter()
+        assert other == result
+        other.update([0.25])
+        assert other != result
+        return
+    if isinstance(result, dict):
+        assert type(result)({"B": result["A"], "A": result["B"]}) != result
+        return
+    n_changed = 0
+    for field in dataclasses.fields(result):
+        for value in changed(getattr(result, field.name)) if field.compare else ():
+            if isinstance(value, dict) and any(name in value for name in ("seconds", "gb_per_second")):
+                same = {name: value.get(name) == result.figures.get(name) for name in ("seconds", "gb_per_second")}
+                if not all(same.values()):  # the time is not compared
+                    continue
+            assert dataclasses.replace(result, **{field.name: value}) != result, field.name
+            n_changed += 1
+    assert n_changed >= len(dataclasses.fields(result)) - 4
+
+
+def test_names_and_times_do_not_count_for_equality(tmp_path):
+    assert compared(tmp_path) == compared(tmp_path, "another")
+    assert evaluate([(LOGITS, TARGETS)]) == evaluate([(LOGITS, TARGETS)])
+    assert compare(LOGITS, OTHER, TARGETS) != compare(LOGITS, OTHER, TARGETS, segment_ids=IDS)
