@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 import numpy as np
 from places import SAMPLE
 
-from tokenloss import TokenScores, compare, token_scores
+from tokenloss import compare, token_scores
 from tokenloss._scores.token_scores import COLUMNS
+from tokenloss.results import TokenScores
 
 NASTY = [
     "<script>alert(1)</script>", "</script>", "&amp;", "<!--", "-->", "\"'", "</p></main>",
