@@ -215,7 +215,7 @@ function describe(at) {
     card.append(make("dl", "", make("dt", "", `ignored: no part of the ${data.base ? "comparison" : "loss"}`)));
   } else if (data.base) {
     const side = (name, of) => make("section", "", make("bdi", "name", visible(name)), ...predicted(at, of));
-    card.append(make("dl", "", make("dt", "", "KL divergence"), make("dd", "", nats(of.kl[at]))),
+    card.append(make("dl", "", make("dt", "", of.quantity), make("dd", "", nats(of.kl[at]))),
       make("div", "sides", side("base", data.base), side(of.name, of)));
   } else {
     card.append(...predicted(at, of));
