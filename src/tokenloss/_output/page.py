@@ -138,6 +138,7 @@ def write(
         **classes.columns(),
         **data,
     }
+    packed = zlib.compress(as_object(columns).encode("utf-8", "replace"), 5)  # twice as fast as 6, and 3 % larger
     text = "".join(_text_html(shown, starts, tokens.places, files))
     style, script = (
         resources.files("tokenloss._output").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js")
@@ -149,7 +150,7 @@ def write(
         head=head,
         text=text,
         numbered=' class="numbered"' if "<h2" in text else "",
-        data=base64.b64encode(zlib.compress(as_object(columns).encode("utf-8", "replace"))).decode(),
+        data=base64.b64encode(packed).decode(),
         script=script,
         version=__version__,
         made_by=escaped(made_by),
