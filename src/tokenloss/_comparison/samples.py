@@ -216,8 +216,5 @@ class SampleComparison(Result):
         names[_MAX_NAMES:] = ["..."] * (len(names) > _MAX_NAMES)
         return {"count": str(self.count), "metrics": f"[{', '.join(names)}]"}
 
-    def _compared(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_about"}
-
 
 SampleComparison.__module__ = "tokenloss.results"
