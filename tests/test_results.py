@@ -347,6 +347,9 @@ def test_pickles_and_copies_are_equal(result):
         hash(result)
 
 
+TIMES = ("seconds", "gb_per_second", "n_bytes_read")  # are not compared
+
+
 def changed(value):
     """Values in which one element is another; none if there is nothing to change."""
     if isinstance(value, np.ndarray):

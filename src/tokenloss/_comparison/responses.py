@@ -1,4 +1,4 @@
-"""Results of `compare_responses`: losses, changes of probability, and a lower bound of the divergence, from columns."""
+"""Results of `compare_files` of responses: losses, changes of probability, a lower bound of the divergence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKEN_COLUMNS = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ResponseComparison(PairedLosses):
-    """Result of `compare_responses`: the figures of a model against its base that responses of servers allow for.
+    """Result of `compare_files` of responses: the figures of a model against its base that these allow for.
 
     Each ``*_stderr`` is the standard error of the figure before it, clustered by sequence, that is by response, if
     there are at least two: nan for less than two tokens and where the figure is infinite or nan. All figures are of the
