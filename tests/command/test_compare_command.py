@@ -155,9 +155,10 @@ OF_FILES_ALONE = {"array": "a", "kind": "probs", "lm_head": "l", "hidden": "h", 
                   "state": "f", "scheduler": "x"}  # fmt: skip
 FORWARDED = {
     "evaluate": (
-        f"score x.npy --n-bytes=7 --n-words=6 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
+        "score x.npy --n-bytes=7 --n-words=6 --words=lm-eval --top=9 --part=all --skip-failed --targets-array=y "
+        f"{FILES}",
         OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "n_words": 6, "words": "lm-eval", "top": 9,
-                                   "part": "all", "skip_failed": True},
+                                   "part": "all", "skip_failed": True, "targets_array": "y"},
     ),
     "compare_files": (
         "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "

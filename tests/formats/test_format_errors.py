@@ -32,6 +32,7 @@ from files import (
     zipped,
 )
 
+from tokenloss import evaluate
 from tokenloss.formats import open_scores
 from tokenloss.formats.readers import FILES
 
@@ -100,7 +101,7 @@ def wrong_npy():
         ({"descr": "<i4"}, "logits has dtype int32; it must be float16, bfloat16, float32 or float64"),
         ({"descr": "<c8", "shape": (4, 3)}, "logits has dtype complex64"),
         ({"descr": [("a", "<f4")]}, "logits has dtype [('a', '<f4')]"),
-        ({"descr": "O", "shape": (4, 3)}, "cannot be read", "allow_pickle"),
+        ({"descr": "O", "shape": (4, 3)}, "cannot be read", "Python objects"),
         ({"descr": "<V4"}, "logits has dtype |V4"),
         ({"descr": "nonsense"}, "cannot be read"),
         ({"descr": "<f4", "extra": 1}, "cannot be read"),
@@ -314,12 +315,16 @@ def test_array_that_holds_targets_or_tokens(name, tmp_path):
 def test_attention_mask_beside_targets_that_score_the_padding(save, tmp_path):
     """It was not read: padding counted as tokens, whatever the mask said."""
     mask, targets = np.ones(8, np.int64), TARGETS.copy()
-    assert open_scores(save(tmp_path / "ones", LOGITS, targets, attention_mask=mask)).rows == 8
+    assert evaluate(save(tmp_path / "ones", LOGITS, targets, attention_mask=mask), shift=False).meter.count == 8
     mask[2:] = 0
-    fits = "it must hold targets that are -100 where it is 0"
+    fits = (
+        "it must hold targets that are ignored where it is 0, or come with --shift (shift=True) if they are input ids"
+    )
     path = save(tmp_path / "padding", LOGITS, targets, attention_mask=mask)
-    assert refusal(path) == f"{path}: attention_mask[2] is 0, but its token would be scored; {fits}"
+    with pytest.raises(ValueError, match="attention_mask") as raised:
+        evaluate(path)
+    assert str(raised.value) == f"{path}: attention_mask[2] is 0, but its token would be scored; {fits}"
     targets[2:] = -100
-    assert open_scores(save(tmp_path / "ignored", LOGITS, targets, attention_mask=mask)).rows == 8
+    assert evaluate(save(tmp_path / "ignored", LOGITS, targets, attention_mask=mask)).meter.count == 2
     path = save(tmp_path / "short", LOGITS, targets, attention_mask=mask[:1])
     assert "attention_mask has shape (1,)" in refusal(path)

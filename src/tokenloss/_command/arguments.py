@@ -146,6 +146,8 @@ def _add_score(score: Parser) -> None:
     words = "number of words of the text, for perplexity per word, in place of --text"
     _add(of["input"], "--n-words N", words, integer(1), default=0)
     _add_targets(of["targets and sequences"])
+    words = "name of the array of targets, if it is neither targets nor labels"
+    _add(of["targets and sequences"], "--targets-array NAME", words)
     _add(of["hidden states"], "--lm-head FILE[:NAME]", _LM_HEAD)
     _add_hidden_states(of["hidden states"])
     _add_responses(of["responses"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenloss._comparison.tables import candidates_shown
-from tokenloss._core.result import Result, Shown, columns_of
+from tokenloss._core.result import NamedResults, Shown, columns_of
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
 
-class Comparisons(Result, dict[str, ComparisonT]):
+class Comparisons(NamedResults[ComparisonT]):
     """Result of `compare_files`, and of `ComparisonMeter.results`: a dict of comparisons with one base.
 
     Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison` or
@@ -33,10 +33,6 @@ class Comparisons(Result, dict[str, ComparisonT]):
     """
 
     __module__ = "tokenloss.results"
-
-    def __repr__(self) -> str:
-        """Show the comparisons by name."""
-        return f"Comparisons({dict.__repr__(self)})"
 
     def _ranked(self) -> list[tuple[str, Any]]:
         """Names and comparisons, the smallest divergence first."""
@@ -62,10 +58,6 @@ class Comparisons(Result, dict[str, ComparisonT]):
             shown: Shown = next(iter(self.values()))._shown()
             return shown
         return candidates_shown(self)
-
-    def _compared(self) -> dict[str, Any]:
-        """The comparisons, whose order does not matter."""
-        return dict(self)
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each candidate, the smallest divergence first.

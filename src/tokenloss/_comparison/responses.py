@@ -70,7 +70,7 @@ class ResponseComparison(PairedLosses):
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     paths = [pathlib.Path(directory) / name for name in ("base.jsonl", "other.jsonl")]
     ...     _ = [path.write_text(text) for path, text in zip(paths, (base, base.replace("0.25", "0.5")))]
-    ...     compare_files(paths[0], {"other": paths[1]})["other"]
+    ...     compare_files(paths[0], {"q4": paths[1]})["q4"]
     ResponseComparison(mean_kl_bound=0.05671, count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403)
     """
 

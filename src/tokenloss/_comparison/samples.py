@@ -74,7 +74,7 @@ class SampleMetric(Result):
     >>> for path, values in zip(paths, ([1, 1, 0, 1], [1, 0, 0, 1])):
     ...     samples = [{"doc_id": i, "filtered_resps": [], "acc": value} for i, value in enumerate(values)]
     ...     _ = path.write_text(json.dumps(samples))
-    >>> (acc,) = compare_files(paths[0], {"other": paths[1]})["other"].metrics
+    >>> (acc,) = compare_files(paths[0], {"q4": paths[1]})["q4"].metrics
     >>> acc
     SampleMetric(name='acc', difference=-0.2500 ± 0.250, base=0.7500, other=0.5000)
     >>> acc.right_to_wrong, acc.doc_ids[acc.base_values > acc.other_values]

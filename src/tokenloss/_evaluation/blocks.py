@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections import ChainMap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -177,7 +178,10 @@ def _checked(name: str, values: Any, before: BlockTotal) -> _Block:
     """Check the arrays of a block: logits, targets, perhaps a mask and segment ids."""
     if not isinstance(values, tuple | list) or not 2 <= len(values) <= 4:
         got = type(values).__name__ + (f" of {len(values)}" if isinstance(values, tuple | list) else "")
-        raise_error("type", name=name, got=got, fits="(logits, targets[, where[, segment_ids]])")
+        fits = "(logits, targets[, where[, segment_ids]])"
+        if isinstance(values, Mapping):  # a model's output is one, too
+            fits += ", as (output.logits, ids, mask > 0)" if hasattr(values, "logits") else " of its values"
+        raise_error("type", name=name, got=got, fits=fits)
     with with_file_names(name):
         logits, targets, where, segment_ids = (*values, None, None)[:4]
         scores, code = as_float_array("logits", logits)

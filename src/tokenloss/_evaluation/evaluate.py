@@ -39,6 +39,7 @@ def evaluate(
     *,
     segment_ids: _Path | Sequence[_Path] = (),
     array: str | None = None,
+    targets_array: str | None = None,
     kind: Kind | None = None,
     shift: bool | None = None,
     ignore_index: int | None = -100,
@@ -71,8 +72,8 @@ def evaluate(
         segment_ids)`` as an engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each row of scores
         of shape (N, T, V) is a sequence, and tokens of shape (N, V) are taken as independent, unless `segment_ids` or
         `cu_seqlens` say otherwise: arrays of these names in a file, whose numbers are its own, or the last part of a
-        block, whose numbers are those of all blocks. Or files of responses (.json, .jsonl) as
-        `tokenloss.formats.open_responses` reads them, each choice of which is a sequence, and in which no `custom_id`
+        block, whose numbers are those of all blocks. Or files of responses (.json, .jsonl, or a stream of one), or
+        their directory, as `tokenloss.formats.open_responses` reads them: each choice is a sequence, and no `custom_id`
         may come twice; `targets` to `ignore_index` do not apply to them.
     targets : path or paths, optional
         A .npy file of targets for each file of scores, or one for all; by default, the files hold them.
@@ -81,6 +82,10 @@ def evaluate(
         one for all, where a sequence may go on in the next file.
     array : str, optional
         Name of the array of scores, if it is not the name of a kind.
+    targets_array : str, optional
+        Name of the array of targets, if it is neither ``targets`` nor ``labels``. A file without targets may hold
+        ``token_ids`` or ``input_ids``, with `shift`. Where it holds ``attention_mask``, padding is left out if targets
+        are shifted; else targets must be ignored where the mask is 0.
     kind : {"logits", "log_probs", "probs"}, optional
         Kind of the scores; by default the name of their array, or logits.
     shift : bool, optional
@@ -157,7 +162,8 @@ def evaluate(
     ShiftWarning
         If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
     UserWarning
-        If losses are nan or infinite, or if every token has a probability of exactly 1.
+        If losses are nan or infinite, if every token has a probability of exactly 1, or if two files have the same
+        targets, as those of two models do, and parts of one text do not.
 
     See Also
     --------
@@ -211,11 +217,14 @@ def evaluate(
         refuse_given(of_hidden, "left out without lm_head")
     else:
         refuse_given({"array": array, "kind": kind}, "left out where there is lm_head")
-    options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, scale, cap)
+    options = Options(
+        array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, targets_array, scale, cap
+    )
     sinks = checked_sinks(sinks, state, scheduler)
     settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
     first, items = _first_of(source)
     of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array, "lm_head": head}
+    of_scores["targets_array"] = targets_array
     of_responses = {"part": part, "skip_failed": skip_failed or None}
     if isinstance(first, str | os.PathLike):
         for name, size in (("n_bytes", of_bytes), ("n_words", of_words)):
@@ -254,6 +263,10 @@ SHIFT_ADVICE = (
 NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
 
 
+_REPEAT_ADVICE = (
+    "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
+    "as in A=a.npz B=b.npz, or evaluate one by one"
+)
 _CERTAIN_ADVICE = (
     "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
     "say nothing about the model"
@@ -274,6 +287,8 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
         yield SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):
         yield NORM_ADVICE, NormWarning
+    if figures.get("targets_repeat"):
+        yield _REPEAT_ADVICE, UserWarning
     if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
         yield _CERTAIN_ADVICE, UserWarning
 

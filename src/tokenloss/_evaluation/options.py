@@ -32,6 +32,7 @@ class Options(NamedTuple):
     skip_failed: bool = False
     lm_head: str | None = None  # FILE[:NAME], the projection of hidden states
     hidden: str | None = None  # name of their array
+    targets_array: str | None = None
     logit_scale: float | None = None  # None: what the model's config.json says; so is the next, of which 0 means none
     softcap: float | None = None
     definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next two are of comparisons

@@ -19,7 +19,7 @@ from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy
 from tokenloss.formats.hidden_states import open_hidden_states
 from tokenloss.formats.readers import open_scores
-from tokenloss.formats.scores_file import ScoresFile
+from tokenloss.formats.scores_file import MASK, ScoresFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 32 << 20  # that are read at a time
 _BLOCK_ROWS = 1 << 20  # that are read at a time: each row needs memory besides its scores
 _BLOCK_TILES = 4  # of hidden states that are read at a time: their product takes long
+_FIRST_TARGETS = 1024  # of two files are compared
+_MIN_TARGETS = 8  # different ones; fewer may be the same in two parts of a text by chance
 _MOST_MAPS = 64  # that the open files of a model may have: each needs a file descriptor
 _MOST_LOADED = 64 << 20  # bytes that arrays of these files may need in memory, such as those of compressed files
 
@@ -59,6 +61,7 @@ class Shard(NamedTuple):
     has_text: bool = False  # whether the file holds the text of its tokens
     responses: ResponsesFile | None = None
     file: ScoresFile | None = None  # the open file of scores; None if it is opened anew each time
+    repeats: bool = False  # whether it has the targets of the shard beside it, as a file of another model does
     others: tuple[Shard, ...] = ()  # of each candidate, with the same rows
     head_files: tuple[str, ...] = ()  # the files of the head of hidden states, that of its weight first
     head: dict[str, Any] | None = None  # what was read from them and from config.json
@@ -136,7 +139,7 @@ def planned(
     ]
     shards = _with_split(shards)
     without_targets: list[str] = []
-    following = _Following()
+    following, beside = _Following(), None  # the shard that was opened before
     for number in sorted(range(len(shards)), reverse=bool(options.shift)):
         shard, stored = shards[number], open_stored(shards[number], options)
         last_sequence, first_sequence = (_open_sequence(shard, stored, row) for row in (shard.rows - 1, 0))
@@ -144,7 +147,8 @@ def planned(
             shard = shard._replace(next_id=following.id, next_text=following.token)
         without_targets += [] if stored.has_targets else [shard.path]
         opened = shifted_shard(shard, stored) if options.shift else stored
-        shards[number] = checked_shard(shard, opened, options)
+        repeats, beside = beside is not None and _have_same_targets(stored, beside), stored
+        shards[number] = checked_shard(shard, opened, options)._replace(repeats=repeats)
         if shard.rows or len(shard.shape) != 2:
             following = _Following()
         is_soft = shards[number].target_type == "distributions"
@@ -154,6 +158,13 @@ def planned(
     if 0 < len(without_targets) < len(shards):
         refuse_without_targets(without_targets[0])
     return shards
+
+
+def _have_same_targets(one: OpenShard, other: OpenShard) -> bool:
+    """True if two files have the same targets: then they are of two models, not parts of one text."""
+    first, second = (shard.targets.reshape(-1)[:_FIRST_TARGETS] for shard in (one, other))
+    is_text = len(np.unique(first)) >= _MIN_TARGETS
+    return is_text and one.targets.shape == other.targets.shape and np.array_equal(first, second)
 
 
 def have_same_rows(batch: tuple[int, ...], other: tuple[int, ...]) -> bool:
@@ -268,8 +279,10 @@ def _open(path: str, options: Options) -> ScoresFile:
     """Open a file of scores, or of hidden states."""
     if options.lm_head is not None:
         transform: Any = {"logit_scale": options.logit_scale, "softcap": options.softcap}
-        return open_hidden_states(path, options.lm_head, name=options.hidden, **transform)
-    return open_scores(path, array=options.array, kind=options.kind)
+        return open_hidden_states(
+            path, options.lm_head, name=options.hidden, targets_array=options.targets_array, **transform
+        )
+    return open_scores(path, array=options.array, kind=options.kind, targets_array=options.targets_array)
 
 
 def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
@@ -300,7 +313,7 @@ def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
 
 def _arrays_of(file: ScoresFile) -> list[Array]:
     """The arrays besides the scores that an open file holds, mapped or in memory."""
-    held = [file.targets, file.tokens, file.segment_ids, file.cu_seqlens, file.input_ids]
+    held = [file.targets, file.tokens, file.segment_ids, file.cu_seqlens, file.input_ids, file.attention_mask]
     if file.lm_head is not None:
         held += [file.lm_head.weight, file.lm_head.bias, *file.lm_head.norm_weights]
     return [array for array in held if array is not None]
@@ -358,6 +371,9 @@ def open_stored(shard: Shard, options: Options) -> OpenShard:
     files = [side.file or _open(side.path, side_options) for side, side_options in sides]
     tokens = next((file.tokens for file in files if file.tokens is not None), None)
     targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
+    for file in files:
+        if targets is not None and file.attention_mask is not None and not file.is_shifted:
+            targets = _masked(file, targets, options)
     stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]))
     if targets is None:
         return stored._replace(targets=np.zeros(shard.shape[:-1], np.int8), has_targets=False)
@@ -376,12 +392,12 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
     elif not held:
         held = [(file.path, file.input_ids) for file in files if file.input_ids is not None]
         if held and not options.shift:
-            fits = "hold targets, or come with --shift, --targets"
+            fits = "hold targets, or come with --shift (shift=True), --targets or --targets-array"
             raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
     if not held and shard.others and not options.shift:
         return None
     if not held:
-        refuse_without_targets(shard.path)
+        refuse_without_targets(shard.path, files[0].names)
     (first, targets), *rest = held
     for path, others in rest:
         if not np.array_equal(targets.reshape(-1), others.reshape(-1)):
@@ -389,9 +405,31 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
     return targets
 
 
-def refuse_without_targets(path: str) -> NoReturn:
-    """Raise that a file holds no targets."""
-    raise_error("content", path=path, got="holds no targets", fits="hold them, or come with --targets")
+def refuse_without_targets(path: str, names: Sequence[str] = ()) -> NoReturn:
+    """Raise that a file, with arrays of these names, holds no targets."""
+    got = "holds no targets" + (f", but {', '.join(names)}" if len(names) > 1 else "")
+    raise_error("content", path=path, got=got, fits="hold them, or come with --targets or --targets-array")
+
+
+def _masked(file: ScoresFile, targets: Array, options: Options) -> Array:
+    """Targets without those that a model's mask leaves out: if they are shifted, padding, and what follows on it.
+
+    Others may be the next tokens already, so that the mask of the last one is not that of its target.
+    """
+    mask = np.asarray(file.attention_mask)
+    kept, ignored = mask != 0, options.ignore_index
+    if options.shift and ignored is not None:
+        if targets.shape != mask.shape or targets.dtype.kind not in "iu":
+            return targets  # which are refused when they are shifted
+        kept[..., 1:] &= mask[..., 1:] == mask[..., :-1]
+        masked: Array = np.where(kept, targets.astype(np.int64), ignored)
+        return masked
+    wrong = ~kept if ignored is None or targets.shape != mask.shape else ~kept & (targets != ignored)
+    if wrong.any():
+        got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is 0, but its token would be scored"
+        fits = "hold targets that are ignored where it is 0, or come with --shift (shift=True) if they are input ids"
+        raise_error("content", path=file.path, got=got, fits=fits)
+    return targets
 
 
 def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:

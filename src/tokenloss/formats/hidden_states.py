@@ -20,6 +20,7 @@ def open_hidden_states(
     name: str | None = None,
     logit_scale: float | None = None,
     softcap: float | None = None,
+    targets_array: str | None = None,
 ) -> ScoresFile:
     """Open a file of hidden states, which a projection onto the vocabulary makes logits of.
 
@@ -42,6 +43,8 @@ def open_hidden_states(
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``, or with 0 stay as they are, whatever
         ``config.json`` says; logits of -inf stay -inf.
+    targets_array : str, optional
+        Name of the array of targets, if the file names its arrays. By default ``targets``, or else ``labels``.
 
     Returns
     -------
@@ -82,7 +85,7 @@ def open_hidden_states(
     ('hidden_states', (3, 10), (10, 4))
     """
     text = os.fspath(path)
-    file = format_of(text).open_scores(text, name, HIDDEN_NAMES[0])
+    file = format_of(text).open_scores(text, name, HIDDEN_NAMES[0], targets_array)
     scale, cap = head_transform(logit_scale, softcap)
     if isinstance(lm_head, LmHead):
         refuse_given({"logit_scale": scale, "softcap": cap}, "left out where lm_head is open, and has its own")

@@ -54,9 +54,9 @@ def _words(n_vocab: int) -> int:
     return 4 + n_vocab + n_vocab % 2
 
 
-def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
+def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
     """Open a file of logits of llama.cpp: log-probabilities, and the targets that they predict."""
-    reject_array_name(path, array)
+    reject_array_name(path, array, targets_array)
     if kind not in (None, "log_probs"):
         raise_error("content", path=path, got="holds log_probs of llama.cpp", fits=f"hold {kind} to be read as such")
     with open_regular(path) as file:

@@ -19,9 +19,9 @@ MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 12 + 10_000  # bytes of a header; NumPy refuses longer ones
 
 
-def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
+def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
     """Open a .npy file of scores; their targets are elsewhere."""
-    reject_array_name(path, array)
+    reject_array_name(path, array, targets_array)
     place = _locate(path)
     return ScoresFile(path, kind or "logits", place.shape, place.dtype, None, None, place.blocks)
 
@@ -55,7 +55,7 @@ def header(path: str, start: bytes, name: str = "") -> ArrayLocation:
         except MemoryError as error:  # of Python's parser
             raise ValueError("its header is nested too deeply") from error
         if dtype.hasobject:
-            raise ValueError("it holds Python objects, which allow_pickle=False forbids")
+            raise ValueError("it holds Python objects; rows of different lengths must be padded, with targets of -100")
         if any(length < 0 for length in shape):
             raise ValueError(f"its shape is {shape}")
         if not dtype.itemsize:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -17,11 +18,10 @@ from tokenloss.formats.mapped import ArrayLocation
 from tokenloss.formats.scores_file import (
     Format,
     ScoresFile,
-    check_shape,
     check_text,
     choose_scores,
+    is_of_rows,
     stored_parts,
-    with_parts,
 )
 
 if TYPE_CHECKING:
@@ -100,26 +100,25 @@ def _decompress(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
     return data
 
 
-def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
+def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
     """Open a .npz file of scores, perhaps with their targets, the tokens' text and which rows make a sequence."""
     with open_regular(path) as file:
         archive, entries = _opened(path, file)
         name, kind = choose_scores(path, entries, array, kind)
-        stored = stored_parts(path, entries, kind)
+        stored = stored_parts(path, entries, name, targets_array)
         scores, *members = (_member(path, file, archive, one, entries[one]) for one in (name, *stored.values()))
         parts = dict(zip(stored, members, strict=True))
     shape = scores.place.shape
     if scores.place.order == "F" and not scores.is_stored and len(shape) > 1:
         got, fits = "is compressed in Fortran order", "be in C order, or not compressed"
         raise_error("content", path=f"{path}: {name}", got=got, fits=fits)
-    opened_scores = ScoresFile(path, kind, shape, scores.place.dtype, None, None, scores.blocks)
-    scores.check_size(opened_scores.row_bytes)
-    for part, member in parts.items():
-        check_shape(opened_scores, part, member.place.shape)
+    found = ScoresFile(path, kind, shape, scores.place.dtype, None, None, scores.blocks, names=tuple(entries))
+    scores.check_size(found.row_bytes)
+    parts = {part: member for part, member in parts.items() if is_of_rows(found, part, member.place.shape)}
     arrays: dict[str, Any] = {part: member.load() for part, member in parts.items()}
     if "tokens" in arrays:
         check_text(path, arrays["tokens"])
-    return with_parts(opened_scores, arrays)
+    return replace(found, **arrays)
 
 
 def array_names(path: str) -> list[str]:

@@ -15,12 +15,14 @@ from tokenloss.formats.base import library_errors, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import NoReturn
 
     from tokenloss._core.types import Kind
     from tokenloss.formats.scores_file import Format, ScoresFile
 
 FORMATS = (npy.FORMAT, npz.FORMAT, safetensors.FORMAT, zarr.FORMAT, llama_cpp.FORMAT)
 _BY_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
+_PICKLE = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))  # the first bytes of a pickle
 _MOST_MAGIC = max(len(one.magic) for one in FORMATS)
 
 
@@ -38,6 +40,7 @@ def open_scores(
     *,
     array: str | None = None,
     kind: Kind | None = None,
+    targets_array: str | None = None,
 ) -> ScoresFile:
     """Open a file of scores, and check everything in it except the scores.
 
@@ -51,6 +54,8 @@ def open_scores(
     kind : {"logits", "log_probs", "probs"}, optional
         Kind of the scores. By default the name of their array, or logits if that is not a kind; files of llama.cpp hold
         log_probs.
+    targets_array : str, optional
+        Name of the array of targets, if the file names its arrays. By default ``targets``, or else ``labels``.
 
     Returns
     -------
@@ -74,7 +79,8 @@ def open_scores(
 
     Notes
     -----
-    A file is refused if its array `attention_mask` is 0 for a token that its targets do not leave out.
+    A file may hold ``token_ids`` or ``input_ids`` in place of targets, which are to be shifted, and ``attention_mask``:
+    `tokenloss.evaluate` leaves out what it masks where it shifts targets, and else refuses targets that do not.
 
     Files are memory-mapped block by block where possible; compressed ones are read as a stream. Checksums of mapped
     data are not verified, since that would read the whole file. Chunks of a Zarr store that were never written have its
@@ -107,7 +113,7 @@ def open_scores(
     """
     check_choice("kind", kind, KINDS)
     name = os.fspath(path)
-    return format_of(name).open_scores(name, array, kind)
+    return format_of(name).open_scores(name, array, kind, targets_array)
 
 
 def is_scores(path: str) -> bool:
@@ -132,11 +138,22 @@ def format_of(path: str) -> Format:
         start = file.read(_MOST_MAGIC)
         if start.startswith(npz.FORMAT.magic):
             with library_errors(path), zipfile.ZipFile(file) as archive:
-                return zarr.FORMAT if zarr.is_store(archive.namelist()) else npz.FORMAT
+                names = archive.namelist()
+            if any(name.endswith("data.pkl") for name in names):
+                _refuse_pickle(path)
+            return zarr.FORMAT if zarr.is_store(names) else npz.FORMAT
     for one in FORMATS:
         if one.magic and start.startswith(one.magic):
             return one
     by_suffix = _BY_SUFFIX.get(Path(path).suffix.lower())
+    if by_suffix is None and start.startswith(_PICKLE):
+        _refuse_pickle(path)
     if by_suffix is None:
         raise_error("content", path=path, got="is no file of scores", fits=f"be {FILES}")
     return by_suffix
+
+
+def _refuse_pickle(path: str) -> NoReturn:
+    """Raise that a file is no data, but a program that makes them."""
+    fits = "be saved by safetensors.torch.save_file or numpy.savez, as arrays named logits and targets"
+    raise_error("content", path=path, got="is a checkpoint of PyTorch, or another pickle", fits=fits)

@@ -6,6 +6,7 @@ bfloat16 without torch, and its errors do not say where in the file they are.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,9 @@ from tokenloss.formats.scores_file import (
     INPUT_IDS,
     Format,
     ScoresFile,
-    check_shape,
     choose_scores,
+    is_of_rows,
     stored_parts,
-    with_parts,
 )
 
 if TYPE_CHECKING:
@@ -67,21 +67,22 @@ class _Header(NamedTuple):
         return place
 
 
-def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
+def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
     """Open a .safetensors file of scores, perhaps with targets and which rows make a sequence."""
     header = _read_header(path)
     name, kind = choose_scores(path, header.entries, array, kind)
     scores = header.place(name)
-    stored = stored_parts(path, header.entries, kind)
+    stored = stored_parts(path, header.entries, name, targets_array)
     stored.pop("tokens", None)  # the format has no text
     places = {part: header.place(name_of_part) for part, name_of_part in stored.items()}
     if kind in HIDDEN_NAMES and INPUT_IDS[0] in header.entries:
         scores, places = _as_sequence(name, scores, places)
-    opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks)
-    for part, place in places.items():
-        check_shape(opened_scores, part, place.shape)
-    parts: dict[str, Any] = {part: place.map() for part, place in places.items()}
-    return with_parts(opened_scores, parts)
+    names = tuple(header.entries)
+    found = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks, names=names)
+    parts: dict[str, Any] = {
+        part: place.map() for part, place in places.items() if is_of_rows(found, part, place.shape)
+    }
+    return replace(found, **parts)
 
 
 def array_names(path: str) -> list[str]:

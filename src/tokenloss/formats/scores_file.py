@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind
 SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that say which rows make a sequence
 PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
-MASK = "attention_mask"  # a further one, which must agree with the targets
-INPUT_IDS = ("token_ids", "input_ids")  # arrays that may come with hidden states in place of targets
+MASK = "attention_mask"  # a further one
+TARGETS = ("targets", "labels")  # the names that targets may have, the first of which counts
+INPUT_IDS = ("token_ids", "input_ids")  # arrays that may come in place of targets
 
 _MAX_EMPTY_ROWS = 1 << 20  # without classes: they take no bytes, so a header may claim any number of them
 _PIECE = 1 << 20  # code points, checked at a time
@@ -43,7 +44,7 @@ class Format(NamedTuple):
     words: str  # what a file of it is, for messages
     suffixes: tuple[str, ...]
     magic: bytes
-    open_scores: Callable[[str, str | None, str | None], ScoresFile]
+    open_scores: Callable[[str, str | None, str | None, str | None], ScoresFile]
     array_names: Callable[[str], list[str]] | None = None
     locate: Callable[[str, str], ArrayLocation] | None = None
 
@@ -75,6 +76,10 @@ class ScoresFile:
         (V,) perhaps None, as is `softcap`; `logit_scale` is a number.
     input_ids : array of integers or None
         The model's input, in place of targets, of shape (...): row j predicts id j + 1.
+    attention_mask : array or None
+        The model's mask, of shape (...): 0 of padding.
+    names : tuple of str
+        Names of the arrays that were found in the file, if they have names.
 
     Examples
     --------
@@ -103,6 +108,8 @@ class ScoresFile:
     cu_seqlens: Array | None = None
     lm_head: LmHead | None = None
     input_ids: Array | None = None
+    attention_mask: Array | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse arrays that cannot be scores."""
@@ -190,10 +197,18 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
     return name, kind or (name if name in KINDS else "logits")
 
 
-def stored_parts(path: str, names: Collection[str], kind: str) -> dict[str, str]:
-    """The parts that come with scores, or input ids with hidden states, and the names that they are stored under."""
+def stored_parts(path: str, names: Collection[str], scores: str, targets_array: str | None) -> dict[str, str]:
+    """The parts that come with scores of this name, and the names that they are stored under."""
     parts = {part: part for part in (*PARTS, MASK) if part in names}
-    if kind in HIDDEN_NAMES and "targets" not in parts:
+    for name in TARGETS if targets_array is None else (targets_array,):
+        if name in names and name != scores:
+            parts["targets"] = name
+            break
+    else:
+        if targets_array is not None:
+            got, fits = f"holds {', '.join(names)}", f"hold the targets {targets_array!r} beside {scores}"
+            raise_error("content", path=path, got=got, fits=fits)
+    if "targets" not in parts:
         held = [name for name in INPUT_IDS if name in names]
         if len(held) > 1:
             raise_error("content", path=path, got=f"holds {' and '.join(held)}", fits="hold one of them")
@@ -202,31 +217,22 @@ def stored_parts(path: str, names: Collection[str], kind: str) -> dict[str, str]
     return parts
 
 
-def with_parts(scores: ScoresFile, parts: dict[str, Any]) -> ScoresFile:
-    """Scores with their targets, text and sequences; a mask must not leave out tokens that would be scored."""
-    mask, targets = parts.pop(MASK, None), parts.get("targets")
-    if mask is not None:
-        scored = np.asarray(mask) == 0
-        if targets is not None and targets.shape == mask.shape and targets.dtype.kind == "i":
-            scored &= targets >= 0
-        if scored.any():
-            got = f"{MASK}{np.argwhere(scored)[0].tolist()} is 0, but its token would be scored"
-            raise_error("content", path=scores.path, got=got, fits="hold targets that are -100 where it is 0")
-    return replace(scores, **parts)
-
-
-def reject_array_name(path: str, array: str | None) -> None:
+def reject_array_name(path: str, *arrays: str | None) -> None:
     """Refuse the name of an array for a file without names."""
-    if array is not None:
-        raise_error("content", path=path, got="holds one array without a name", fits=f"name {array!r}")
+    for array in arrays:
+        if array is not None:
+            raise_error("content", path=path, got="holds one array without a name", fits=f"name {array!r}")
 
 
-def check_shape(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
-    """Refuse a part of another shape than the scores allow for, before memory of its size is used.
+def is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
+    """Whether a part belongs to scores: not input ids of other tokens, beside scores whose targets are elsewhere.
 
-    The shape of class ids and the bounds of sequences are checked where they are used.
+    Another part of another shape than the scores allow for is refused, before memory of its size is used. The shape of
+    class ids and the bounds of sequences are checked where they are used.
     """
     batch = scores.shape[:-1]
+    if part == "input_ids" and scores.kind not in HIDDEN_NAMES and shape != batch:
+        return False
     if part == "cu_seqlens":
         fits, is_fit = "(G + 1,) for G sequences", len(shape) == 1
     elif part == "targets":
@@ -239,6 +245,7 @@ def check_shape(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
     if not is_fit:
         got, fits = f"{part} has shape {shape}", f"have shape {fits}, to fit {scores.kind}"
         raise_error("content", path=scores.path, got=got, fits=fits)
+    return True
 
 
 def check_text(path: str, tokens: Array) -> None:

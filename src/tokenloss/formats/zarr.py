@@ -21,18 +21,18 @@ from tokenloss.formats.scores_file import (
     INPUT_IDS,
     MASK,
     PARTS,
+    TARGETS,
     Format,
     ScoresFile,
-    check_shape,
     check_text,
     choose_scores,
+    is_of_rows,
     reject_array_name,
     stored_parts,
-    with_parts,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from tokenloss._core.types import Array
 
@@ -48,12 +48,12 @@ def is_store(names: Collection[str]) -> bool:
     return any(name in names for name in _METADATA)
 
 
-def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
+def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
     """Open a Zarr array of scores, or a group of it and perhaps targets, the tokens' text, and sequences."""
     guard = _ReadGuard(path)
-    arrays = _arrays(path, array, guard)
+    arrays = _arrays(path, (array, targets_array), guard)
     if "" in arrays:
-        reject_array_name(path, array)
+        reject_array_name(path, array, targets_array)
         name, kind = "", kind or "logits"
     else:
         name, kind = choose_scores(path, arrays, array, kind)
@@ -71,10 +71,11 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         for index in iter_row_blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
             yield block(index)  # not kept in a variable: a file that waits for its next block holds no memory
 
-    opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks)
-    parts = stored_parts(path, arrays, kind)
-    for part, stored in parts.items():
-        check_shape(opened_scores, part, arrays[stored].shape)
+    names = tuple(filter(None, arrays))
+    found = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks, names=names)
+    parts = stored_parts(path, arrays, name, targets_array)
+    parts = {part: stored for part, stored in parts.items() if is_of_rows(found, part, arrays[stored].shape)}
+    for stored in parts.values():
         _check(path, stored, arrays[stored], guard, whole=True)
     loaded: dict[str, Any] = {}
     for part, stored in parts.items():
@@ -82,10 +83,10 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
             loaded[part] = np.asarray(arrays[stored][...])
     if "tokens" in loaded:
         check_text(path, loaded["tokens"])
-    return with_parts(opened_scores, loaded)
+    return dataclasses.replace(found, **loaded)
 
 
-def _arrays(path: str, array: str | None, guard: _ReadGuard) -> dict[str, Any]:
+def _arrays(path: str, given: Sequence[str | None], guard: _ReadGuard) -> dict[str, Any]:
     """The arrays of a store that may be used, by name; the name is empty where the store is an array itself."""
     try:
         import zarr
@@ -103,7 +104,7 @@ def _arrays(path: str, array: str | None, guard: _ReadGuard) -> dict[str, Any]:
         root: Any = zarr.open(store, mode="r", use_consolidated=False)
         if isinstance(root, zarr.Array):
             return {"": root}
-        names = array, *KINDS, *HIDDEN_NAMES, *PARTS, *INPUT_IDS, MASK
+        names = *given, *KINDS, *HIDDEN_NAMES, *PARTS, *TARGETS, *INPUT_IDS, MASK
         members = {name: root[name] for name in names if name and name in root}
     return {name: member for name, member in members.items() if isinstance(member, zarr.Array)}
 

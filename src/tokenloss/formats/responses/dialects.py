@@ -76,6 +76,9 @@ def read(value: dict[str, Any], place: Place) -> tuple[str, list[Choice]]:
     keys = ", ".join(list(value)[:12]) or "nothing"
     if {"url", "body"} <= set(value):
         place.refuse("it is a request", "be a response")
+    if ("doc_id" in value and "filtered_resps" in value) or {"results", "configs"} <= set(value):
+        fits = "be a response; two models' samples are compared: tokenloss compare A.jsonl B.jsonl, or compare_files"
+        place.refuse("it is of lm-evaluation-harness", fits)
     fits = "be a response with choices (vLLM, OpenAI), meta_info (SGLang) or completion_probabilities (llama.cpp)"
     return place.refuse(f"it holds {keys}", fits)
 

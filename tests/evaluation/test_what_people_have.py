@@ -1,0 +1,125 @@
+"""Arrays under the names that people save, and files and blocks that are something else, which the error names."""
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from commands import assert_refused
+from files import save_zarr
+
+from tokenloss import LossMeter, cross_entropy, evaluate, next_token, sequence_losses, token_scores
+
+RNG = np.random.default_rng(44)
+LOGITS, IDS = RNG.normal(size=(3, 7, 9), scale=3).astype(np.float32), RNG.integers(9, size=(3, 7))
+LEFT, RIGHT = np.arange(7) >= [[3], [0], [1]], np.arange(7) < [[7], [2], [4]]
+DOCUMENTS = np.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 2, 0, 0], [3, 3, 3, 3, 3, 3, 3]])
+SAVES = {
+    ".npz": lambda path, **arrays: np.savez(path, **arrays),
+    ".safetensors": lambda path, **arrays: safetensors.numpy.save_file(arrays, path),
+    ".zarr": lambda path, **arrays: save_zarr(path, **arrays),
+}
+
+
+@pytest.fixture(params=SAVES)
+def save(request, tmp_path):
+    """Saves arrays in each format."""
+
+    def save(name="arrays", **arrays):
+        SAVES[request.param](path := tmp_path / f"{name}{request.param}", **arrays)
+        return path
+
+    return save
+
+
+def test_targets_by_other_names(save):
+    """Labels as torch has them, of which -100 are left out; targets are taken before labels, and a name before both."""
+    labels = np.where(RIGHT, IDS, -100)
+    expected = cross_entropy(LOGITS, labels)
+    assert evaluate(save(logits=LOGITS, labels=labels)).meter.loss == expected
+    assert evaluate(save(logits=LOGITS, labels=IDS, targets=labels)).meter.loss == expected
+    path = save(logits=LOGITS, labels=IDS, targets=IDS, y=labels)
+    assert evaluate(path, targets_array="y").meter.loss == expected
+    soft = np.full(LOGITS.shape, 1 / 9)
+    assert evaluate(save(logits=LOGITS, y=soft), targets_array="y").meter.loss == cross_entropy(LOGITS, soft)
+
+
+@pytest.mark.parametrize("mask", [LEFT, RIGHT, DOCUMENTS, None])
+@pytest.mark.parametrize("name", ["input_ids", "token_ids", "labels", "targets"])
+def test_what_a_causal_model_was_given(name, mask, save, command):
+    """Its ids are shifted, and its mask leaves out padding, as `next_token` does."""
+    masks = {} if mask is None else {"attention_mask": mask.astype(np.int64)}
+    path = save(logits=LOGITS, **{name: IDS}, **masks)
+    logits, ids, where = next_token(LOGITS, IDS, None if mask is None else mask.astype(np.int64))
+    expected = LossMeter()
+    expected.update(sequence_losses(token_scores(logits, ids, where=where)))
+    assert evaluate(path, shift=True).meter == expected
+    if "ids" in name:
+        words = "must hold targets, or come with --shift (shift=True), --targets or --targets-array"
+        assert_refused(command("score", path), f"{path}: holds input ids and no targets; it {words}")
+    elif mask is not None:
+        assert_refused(command("score", path), f"{path}: attention_mask[", "or come with --shift (shift=True)")
+
+
+def test_ids_of_other_tokens_do_not_matter_beside_targets(save, tmp_path):
+    """The prompt's own ids, say, beside logits of what came next."""
+    path = save(logits=LOGITS, input_ids=np.arange(5))
+    np.save(tmp_path / "targets.npy", IDS)
+    assert evaluate(path, tmp_path / "targets.npy").meter.loss == cross_entropy(LOGITS, IDS)
+
+
+def test_a_file_without_targets_says_what_it_holds(save, command):
+    others = {"y": IDS, "input_ids": np.arange(5)}
+    path = save(logits=LOGITS, **others)
+    refused = command("score", path)
+    assert_refused(
+        refused, f"{path}: holds no targets, but ", "; it must hold them, or come with --targets or --targets-"
+    )
+    names = refused[2].split("no targets, but ")[1].split(";")[0].split(", ")
+    assert {*names} == {"logits", "input_ids"} | ({"y"} if path.suffix != ".zarr" else set())  # looks up known names
+    for name in "z", "logits":
+        refused = command("score", path, "--targets-array", name)
+        assert_refused(refused, f"{path}: holds ", f"it must hold the targets '{name}' beside logits")
+
+
+def test_files_without_names_have_no_targets_array(tmp_path, command):
+    np.save(tmp_path / "a.npy", LOGITS)
+    refused = command("score", tmp_path / "a.npy", "--targets-array", "y")
+    assert_refused(refused, f"{tmp_path / 'a.npy'}: holds one array without a name; it must name 'y'")
+
+
+class Output(dict):
+    """The output of a model of transformers, which is a mapping with attributes."""
+
+    logits = LOGITS
+
+
+def test_what_is_something_else(tmp_path, command):
+    with zipfile.ZipFile(tmp_path / "new.pt", "w") as archive:
+        archive.writestr("model/data.pkl", pickle.dumps({}))
+    for protocol in range(2, 6):
+        (tmp_path / f"old-{protocol}.bin").write_bytes(pickle.dumps({"logits": LOGITS}, protocol))
+    for path in tmp_path.glob("*-?.bin"), tmp_path.glob("*.pt"):
+        for one in path:
+            refused = command("score", one)
+            assert_refused(
+                refused, f"{one}: is a checkpoint of PyTorch, or another pickle; it must be saved by safeten"
+            )
+    np.savez(tmp_path / "ragged.npz", logits=np.array([LOGITS[0], LOGITS[1, :2]], dtype=object))
+    refused = command("score", tmp_path / "ragged.npz")
+    assert_refused(refused, "logits: cannot be read: it holds Python objects; rows of different lengths must be padded")
+    (tmp_path / "samples.jsonl").write_text('{"doc_id": 0, "resps": [], "filtered_resps": []}\n')
+    (tmp_path / "results.json").write_text('{"results": {}, "configs": {}}\n')
+    for name in "samples.jsonl", "results.json":
+        refused = command("score", tmp_path / name)
+        assert_refused(
+            refused, "line 1: it is of lm-evaluation-harness; it must be a response; two models' samples are"
+        )
+    for block, message in [
+        (Output(logits=LOGITS), r"block 0 is 'Output'; it must be \(logits, .*\), as \(output.logits, ids, mask > 0\)"),
+        ({"logits": LOGITS, "labels": IDS}, r"block 0 is 'dict'; it must be \(logits, targets.* of its values"),
+        (LOGITS, "block 0 is 'ndarray'"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            evaluate([block])
