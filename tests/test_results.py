@@ -338,6 +338,7 @@ def test_pickles_and_copies_are_equal(result):
     with pytest.raises(TypeError, match="unhashable"):
         hash(result)
 
+
 TIMES = ("seconds", "gb_per_second", "n_bytes_read")  # are not compared
 
 
