@@ -33,8 +33,6 @@ Two models on the same tokens
 Files and engines, as the commands `tokenloss score` and `tokenloss compare`
     evaluate                scores files, servers' responses, or blocks that an engine yields
     compare_files           compares models by their files of scores, responses or samples
-    compare_responses       the same of servers' responses
-    compare_samples         the same of samples of lm-evaluation-harness
 
 Settings and warnings
     show_config             instruction set and number of threads

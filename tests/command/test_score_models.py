@@ -87,6 +87,16 @@ def test_a_warning_names_its_model(command, npz, tmp_path, monkeypatch):
     assert err.count("\n") == 1
 
 
+def test_models_without_names_are_noticed(command, npz, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ids, logits = np.arange(40) % 9, np.zeros((40, 9))
+    for name, targets in ("a", ids), ("b", ids), ("c", ids[::-1]), ("d", ids * 0), ("e", ids * 0):
+        npz(f"{name}.npz", logits=logits, targets=targets)
+    assert "two files have the same targets" in command("score", "a.npz", "b.npz")[2]
+    for argv in (*MODELS,), ("a.npz", "c.npz"), ("d.npz", "e.npz"):
+        assert command("score", *argv)[::2] == (0, "")
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

@@ -178,9 +178,10 @@ def test_page_and_plot_of_responses(several, tmp_path, command):
     near = page.data["models"][-1]
     bound, kept = found["near"].kl_bound, found["near"].kept
     np.testing.assert_allclose(np.array(near["kl"], float)[kept], bound[kept], rtol=1e-5, atol=1e-12)
-    np.testing.assert_allclose(np.array(near["loss"], float)[kept], found["near"].nll[kept], rtol=1e-5)
+    np.testing.assert_allclose(np.array(near["nll"], float)[kept], found["near"].nll[kept], rtol=1e-5)
     assert page.paragraphs == 4
-    assert "lower bound" in page.text("dl") or "lower bound" in (tmp_path / "page.html").read_text("utf-8")
+    assert "mean lower bound of the KL divergence" in page.texts["dt"]
+    assert near["quantity"] == "lower bound of the KL divergence"
     assert "lower bound" in (tmp_path / "kl.svg").read_text("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""compare_samples: the figures of real samples, errors and tests, and which samples belong together."""
+"""compare_files of samples: the figures of real samples, errors and tests, and which samples belong together."""
 
 import math
 from fractions import Fraction

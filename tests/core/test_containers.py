@@ -393,3 +393,104 @@ def test_integers_of_a_data_frame_are_refused_as_those_of_an_array_are(library, 
     with fails(TypeError, "logits has dtype int64"):
         function(frame([[1, 2, 3]]), *ids)
     function(frame([[1.0, 2.0, 3.0]]), *ids)
+
+
+# what people have in hand: columns of data frames, labels, and what a model returned
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_columns_of_data_frames(library):
+    module = pytest.importorskip(library, reason=f"{library} is not installed")
+    probs, ids = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]), [0, 2, 1]
+    frame = module.DataFrame({"ids": ids, "weight": [1.0, 2.0, 3.0], "mask": [True, False, True]})
+    expected = tokenloss.cross_entropy_loss(ids, probs, weight=[1.0, 2, 3], sample_weight=[1.0, 2, 3])
+    options = {"weight": frame["weight"], "sample_weight": frame["weight"]}
+    assert tokenloss.cross_entropy_loss(frame["ids"], module.DataFrame(probs), **options) == expected
+    expected = tokenloss.cross_entropy_loss(ids, probs, where=[True, False, True])
+    assert tokenloss.cross_entropy_loss(frame["ids"], probs, where=frame["mask"]) == expected
+    meter = LossMeter()
+    meter.update(frame["weight"])
+    assert meter.loss == 2
+    missing = module.Series([0, None, 1]) if library == "polars" else module.Series([0, None, 1], dtype="Int64")
+    with fails(TypeError, "y_true", "missing values", "integer", "-100", "astype(int)"):
+        tokenloss.cross_entropy_loss(missing, probs)
+    filled = missing.fill_null(-100) if library == "polars" else missing.fillna(-100)
+    assert tokenloss.cross_entropy_loss(filled, probs) == tokenloss.cross_entropy_loss([0, -100, 1], probs)
+    if library == "pandas":
+        table = module.DataFrame([[0.5, None], [0.25, 0.75]]).astype("Float64")
+        with fails(TypeError, "y_pred", "object", "y_pred.to_numpy('float64', na_value=np.nan)"):
+            tokenloss.cross_entropy_loss([0, 1], table)
+        array = table.to_numpy("float64", na_value=np.nan)
+        assert tokenloss.cross_entropy_loss([0, 1], array) == -(math.log(0.5) + math.log(0.75)) / 2
+
+
+UNIQUE = "np.unique(y_true, return_inverse=True)[1]"
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "words"),
+    [
+        (["b", "a", "c"], 3, ["<U1", UNIQUE]), (np.array(["b", "a"], object), 2, ["object", UNIQUE]),
+        ([1.0, 2.0, 3.0], 3, ["float64", "y_true.astype(int)", UNIQUE]), ([3, 1, 2], 3, ["out of range", UNIQUE]),
+        ([-1, 1, 1], 2, ["out of range", UNIQUE]), ([True, False], 2, ["bool", "y_true.astype(int)"]),
+    ],
+)  # fmt: skip
+def test_labels_that_are_no_class_ids(labels, classes, words):
+    probs = np.random.default_rng(3).dirichlet(np.ones(classes), len(labels))
+    with pytest.raises((TypeError, IndexError)) as error:
+        tokenloss.cross_entropy_loss(labels, probs)
+    assert [word for word in ["y_true", *words] if word not in str(error.value)] == []
+    assert (UNIQUE in str(error.value)) == (UNIQUE in words)
+    if UNIQUE in words:
+        ids = eval(UNIQUE, {"np": np, "y_true": labels})  # noqa: S307 -- the code that the message gives
+        expected = [sorted(set(np.asarray(labels).tolist())).index(label) for label in np.asarray(labels).tolist()]
+        assert tokenloss.cross_entropy_loss(ids, probs) == tokenloss.cross_entropy_loss(expected, probs)
+
+
+def test_ids_of_a_part_of_the_classes_are_not_taken_for_labels():
+    for targets, classes in ([3, 1], 3), ([50_000, 1], 50_000), ([-100, 7, 1], 2):
+        with pytest.raises(IndexError) as error:
+            cross_entropy(np.zeros((len(targets), classes)), targets)
+        assert "unique" not in str(error.value)
+
+
+class Output(dict):
+    """Like what a model of transformers returns: a dict whose entries are attributes, too."""
+
+    def __getattr__(self, name):
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "words"),
+    [
+        ("logits", Output(loss=1.0, logits=np.zeros((2, 3))), "logits is a Output; pass logits.logits"),
+        ("logits", {"logits": np.zeros((2, 3))}, "logits is a dict; pass logits['logits']"),
+        ("logits", {"scores": 5}, "logits is a dict; pass logits['scores']"),
+        ("logits", {}, "logits is a dict; pass an array"),
+        ("logits", None, "logits is None; it must be an array"),
+        ("targets", {"attention_mask": [1, 1], "input_ids": [0, 1]}, "targets is a dict; pass targets['input_ids']"),
+        ("targets", None, "targets is None; it must be an array"),
+    ],
+)
+def test_what_holds_arrays_and_is_none(argument, value, words):
+    arguments = {"logits": np.zeros((2, 3)), "targets": [0, 1], argument: value}
+    for function in cross_entropy, nll_loss, tokenloss.token_scores, tokenloss.cross_entropy_and_grad:
+        name = "log_probs" if function is nll_loss and argument == "logits" else argument
+        with fails(TypeError, *words.replace("logits is", f"{name} is").replace("pass logits", f"pass {name}").split()):
+            function(*arguments.values())
+    if argument == "logits":
+        with fails(TypeError, *words.split()):
+            tokenloss.next_token(value, [0, 1])
+        with fails(TypeError, "block 0", *words.split()):
+            tokenloss.evaluate([(value, [0, 1])])
+
+
+def test_masks_of_integers_are_refused_with_what_to_write():
+    for mask in [1, 0], np.array([1, 0], np.int32), [[1, 1], [0, 1]]:
+        with fails(TypeError, "where has dtype int", "must be bool", "where != 0"):
+            LossMeter().update(np.zeros(np.shape(mask)), where=mask)
+    with pytest.raises(TypeError, match=r"where has dtype float64; it must be bool: True for the positions to keep$"):
+        cross_entropy(np.zeros((2, 3)), [0, 1], where=[0.5, 1.0])

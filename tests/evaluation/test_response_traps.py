@@ -341,7 +341,7 @@ def test_texts_that_fall_together_are_counted_as_in_vllm_44319_and_sglang_32290(
     assert response.n_short_lists == 1
     assert response.is_greedy_known.tolist() == [False, True, False, True]
     assert np.isnan(response.top_logprobs[2]).all()
-    assert response.rank.tolist() == [0, 1, 0, 1]
+    assert response.rank.tolist() == [-1, 1, -1, 1]
 
 
 def test_a_token_that_took_the_place_of_another_as_in_llama_cpp_python(read):
@@ -382,7 +382,7 @@ def test_a_token_of_the_same_text_as_a_listed_class_is_not_that_class(read):
     tops = [None, {"": -0.5, "b": -1.0, "c": -2.0}, {"d": -0.5, "b": -1.0, "c": -2.0}]
     (response,) = read(echo(["a", "", "d"], [None, -9.0, -0.5], tops, usage=(3, 0)))
     assert response.is_greedy.tolist() == [False, False, True]
-    assert response.rank[1] == 0
+    assert response.rank[1] == -1
 
 
 def test_two_classes_of_one_text_are_noticed_where_the_token_is_below_the_likeliest(read):
@@ -397,7 +397,7 @@ def test_two_classes_of_one_text_are_noticed_where_the_token_is_below_the_likeli
     assert response.n_short_lists == 1  # of "c": it may be the third, or one of two with the text "x" or "y" is lost
     assert response.is_greedy_known.tolist() == [False, True, True, True]
     assert not response.is_greedy.any()
-    assert response.rank.tolist() == [0, 0, 0, 2]
+    assert response.rank.tolist() == [-1, -1, -1, 2]
 
 
 @pytest.mark.parametrize("ids", [("7", "07"), ("0", "00")])

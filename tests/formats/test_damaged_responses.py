@@ -120,7 +120,8 @@ def check(response):
     assert np.isnan(response.logprobs[response.is_sentinel]).all()
     assert response.ids.min(initial=0) >= -1
     assert response.n_bytes.min(initial=0) >= -1
-    assert response.rank.min(initial=0) >= 0
+    assert response.rank.min(initial=1) >= -1
+    assert 0 not in response.rank
     assert response.is_greedy_known[response.is_greedy].all()
     tops = np.nan_to_num(response.top_logprobs, nan=-np.inf)
     assert (tops[:, 1:] <= tops[:, :-1]).all()

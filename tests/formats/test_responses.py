@@ -44,7 +44,7 @@ def test_prompts_have_the_losses_of_their_full_logits(name, read):
 def test_prompts_have_the_ranks_of_their_full_logits(name, read):
     (response,) = read(name)
     ranks = REFERENCES[name].ranks[-len(response.ids) :]
-    assert response.rank[0] == 0
+    assert response.rank[0] == -1
     assert response.is_greedy_known.tolist() == [False, *[True] * (len(ranks) - 1)]
     np.testing.assert_array_equal(response.is_greedy[1:], ranks[1:] == 1)
     has_rank = response.rank > 0

@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 import numpy as np
 from places import SAMPLE
 
-from tokenloss import TokenScores, compare, token_scores
+from tokenloss import compare, token_scores
 from tokenloss._scores.token_scores import COLUMNS
+from tokenloss.results import TokenScores
 
 NASTY = [
     "<script>alert(1)</script>", "</script>", "&amp;", "<!--", "-->", "\"'", "</p></main>",
@@ -63,7 +64,7 @@ class Reader(HTMLParser):
     def tokens(self):
         """The looks and the text of each token, cut from the text as JavaScript does, in units of UTF-16."""
         data, units, at, tokens = self.data, self.words.encode("utf-16-le"), 0, []
-        for length, shade in zip(data["length"], data["models"][0]["shades"], strict=True):
+        for length, shade in zip(data["lengths"], data["models"][0]["shades"], strict=True):
             text = units[2 * at : 2 * (at + abs(length))].decode("utf-16-le")
             tokens.append([[LOOKS[int(shade, 16)], *["id"] * (length < 0)], text[:-1] if length < 0 else text])
             at += abs(length)

@@ -76,7 +76,7 @@ def test_a_figure_of_score_is_printed_unless_it_is_listed_here(tmp_path):
     assert {name for name, figure in figures.items() if printed(**{name: other(figure)}) == printed()} == {
         "bits_per_byte_interval", "interval_factor", "total",  # the error is printed, and the mean
         "n_bytes", "n_words", "n_bytes_read", "n_sequences", "n_without_sequence",  # rows depend on whether they are 0
-        "sequences", "fits_better_shifted",  # those of the highest losses are printed; a warning is
+        "sequences", "fits_better_shifted", "targets_repeat",  # those of the highest losses are printed; warnings are
     }  # fmt: skip
 
 
@@ -89,4 +89,4 @@ def test_a_figure_of_a_comparison_is_printed_unless_it_is_listed_here(tmp_path):
 
     figures = {name: figure for name, figure in vars(comparison).items() if not isinstance(figure, np.ndarray)}
     missing = {name for name, figure in figures.items() if printed(**{name: other(figure)}) == printed()}
-    assert missing == {"_about", "has_targets"}  # the first is empty here; with targets, their figures are shown
+    assert missing == {"_about"}  # which is empty here

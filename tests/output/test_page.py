@@ -90,7 +90,7 @@ def test_page_holds_the_first_tokens(write, monkeypatch):
     assert found.paragraphs == 2
     (model,) = found.data["models"]
     assert found.named(model["top"]) == [*"abcde", *range(5, 10)]
-    assert {len(column) for column in (*found.places.values(), found.data["length"], found.data["target"])} == {5}
+    assert {len(column) for column in (*found.places.values(), found.data["lengths"], found.data["target"])} == {5}
     assert {len(model[name]) for name in ("rank", "nll", "entropy", "worst")} == {5}
     assert found.anchors == ["sequence-0", "sequence-1"]
     assert "first 5 of 8 tokens" in found.text("p")

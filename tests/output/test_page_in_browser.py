@@ -369,3 +369,17 @@ def test_browser_without_scripts_shows_the_text(browser, long):
     assert "Without JavaScript, this page shows the figures and the text" in shown
     assert "".join(words[:99]).strip() in shown
     assert "Next worst token" not in shown
+
+
+def test_browser_that_is_too_old_shows_the_text(browser, tmp_path):
+    path = tmp_path / "page.html"
+    page.write_page(path, scores_of(np.ones(2)), [0, 1], tokens=["to", " be"])
+    old = browser.call("Page.addScriptToEvaluateOnNewDocument", source="delete window.DecompressionStream")
+    try:
+        browser.open(path)
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", **old)
+    shown = browser.run("document.body.innerText")
+    assert "This browser cannot colour the tokens: " in shown
+    assert "to be" in shown
+    assert "Worst tokens" not in shown

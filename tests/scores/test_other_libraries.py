@@ -1,6 +1,8 @@
 """The same numbers as torch, scikit-learn, SciPy, optax and statsmodels, with the options that both have."""
 
+import ast
 import itertools
+import textwrap
 import warnings
 
 import numpy as np
@@ -148,6 +150,26 @@ def test_sklearn_log_loss(weighted, rng):
         assert cross_entropy_loss(targets, y_pred, **options) == pytest.approx(expected, rel=1e-13)
         assert cross_entropy(logits, targets, **options) == pytest.approx(expected, rel=1e-13)
         assert nll_loss(np.log(y_pred), targets, **options) == pytest.approx(expected, rel=1e-13)
+
+
+def test_sklearn_scorers_of_the_docstring():
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import make_scorer
+    from sklearn.model_selection import cross_val_score
+
+    code = cross_entropy_loss.__doc__.partition("alone::")[2].partition("Examples")[0]
+    several, two = ast.parse(textwrap.dedent(code)).body
+    names = {"make_scorer": make_scorer, "cross_entropy_loss": cross_entropy_loss, "np": np}
+    x, y = load_iris(return_X_y=True)
+    for scorer, rows in ((several, y >= 0), (two, y < 2)):
+        scoring = eval(compile(ast.Expression(scorer.value), "docstring", "eval"), names)  # noqa: S307 -- our docstring
+        ours, theirs = (
+            cross_val_score(LogisticRegression(max_iter=1000), x[rows], y[rows], scoring=one, error_score="raise")
+            for one in (scoring, "neg_log_loss")
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 # SciPy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenloss._comparison.tables import candidates_shown
-from tokenloss._core.result import Result, Shown, columns_of
+from tokenloss._core.result import NamedResults, Shown, columns_of
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
 
-class Comparisons(Result, dict[str, ComparisonT]):
+class Comparisons(NamedResults[ComparisonT]):
     """Result of `compare_files`, and of `ComparisonMeter.results`: a dict of comparisons with one base.
 
     Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison` or
@@ -29,14 +29,10 @@ class Comparisons(Result, dict[str, ComparisonT]):
     >>> [(one["name"], round(one["mean_kl"], 4)) for one in found.to_dict()["candidates"]]  # the nearest comes first
     [('q8', 0.0011), ('q4', 0.1195)]
     >>> found.columns()["perplexity"].round(4)
-    array([1.5514, 2.8099])
+    array([2.8097, 1.7358])
     """
 
     __module__ = "tokenloss.results"
-
-    def __repr__(self) -> str:
-        """Show the comparisons by name."""
-        return f"Comparisons({dict.__repr__(self)})"
 
     def _ranked(self) -> list[tuple[str, Any]]:
         """Names and comparisons, the smallest divergence first."""
@@ -59,10 +55,6 @@ class Comparisons(Result, dict[str, ComparisonT]):
             shown: Shown = next(iter(self.values()))._shown()
             return shown
         return candidates_shown(self)
-
-    def _compared(self) -> dict[str, Any]:
-        """The comparisons, whose order does not matter."""
-        return dict(self)
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each candidate, the smallest divergence first.

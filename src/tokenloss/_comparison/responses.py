@@ -1,4 +1,4 @@
-"""Results of `compare_responses`: losses, changes of probability, and a lower bound of the divergence, from columns."""
+"""Results of `compare_files` of responses: losses, changes of probability, a lower bound of the divergence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKEN_COLUMNS = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ResponseComparison(PairedLosses):
-    """Result of `compare_responses`: the figures of a model against its base that responses of servers allow for.
+    """Result of `compare_files` of responses: the figures of a model against its base that these allow for.
 
     Each ``*_stderr`` is the standard error of the figure before it, clustered by sequence, that is by response, if
     there are at least two: nan for less than two tokens and where the figure is infinite or nan. All figures are of the
@@ -65,12 +65,12 @@ class ResponseComparison(PairedLosses):
     Examples
     --------
     >>> import pathlib, tempfile
-    >>> from tokenloss import compare_responses
+    >>> from tokenloss import compare_files
     >>> base = '{"choices": [{"message": {}, "logprobs": {"content": [{"token": "Yes", "logprob": -0.25}]}}]}'
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     paths = [pathlib.Path(directory) / name for name in ("base.jsonl", "other.jsonl")]
     ...     _ = [path.write_text(text) for path, text in zip(paths, (base, base.replace("0.25", "0.5")))]
-    ...     compare_responses(*paths)
+    ...     compare_files(paths[0], {"q4": paths[1]})["q4"]
     ResponseComparison(mean_kl_bound=0.05671, count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403)
     """
 

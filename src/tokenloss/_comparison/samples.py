@@ -1,4 +1,4 @@
-"""Results of `compare_samples`: each metric of two models, of samples that lm-evaluation-harness logged."""
+"""Results of `compare_files` of samples: each metric of two models, of samples that lm-evaluation-harness logged."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class SampleMetric(Result):
 
     Attributes
     ----------
+    task : str or None
+        The task, where folders of several are compared, or the group of tasks.
     name, filter : str
         The metric, and the filter of the harness that responses went through, "none" where there is none.
     is_derived : bool
@@ -59,7 +61,7 @@ class SampleMetric(Result):
     is_equivalent : bool or None
         Whether `equivalence_p` is below 0.05; None where it is not known.
     doc_ids : array of object
-        The `doc_id` in the base's file of each sample.
+        The `doc_id` in the base's file of each sample; empty of a group of tasks, and so are the next ones.
     base_values, other_values, weights : array of float64
         Values of each sample, and their weights: words or bytes, or 1. The values of perplexities are losses in nats,
         those of bits per byte are bits.
@@ -67,18 +69,19 @@ class SampleMetric(Result):
     Examples
     --------
     >>> import json, pathlib, tempfile
-    >>> from tokenloss import compare_samples
+    >>> from tokenloss import compare_files
     >>> paths = [pathlib.Path(tempfile.mkdtemp(), name) for name in ("base.json", "other.json")]
     >>> for path, values in zip(paths, ([1, 1, 0, 1], [1, 0, 0, 1])):
     ...     samples = [{"doc_id": i, "filtered_resps": [], "acc": value} for i, value in enumerate(values)]
     ...     _ = path.write_text(json.dumps(samples))
-    >>> (acc,) = compare_samples(*paths).metrics
+    >>> (acc,) = compare_files(paths[0], {"q4": paths[1]})["q4"].metrics
     >>> acc
     SampleMetric(name='acc', difference=-0.2500 ± 0.250, base=0.7500, other=0.5000)
     >>> acc.right_to_wrong, acc.doc_ids[acc.base_values > acc.other_values]
     (1, array([1], dtype=object))
     """
 
+    task: str | None
     name: str
     filter: str
     is_derived: bool
@@ -136,7 +139,7 @@ SampleMetric.__module__ = "tokenloss.results"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SampleComparison(Result):
-    """Result of `compare_samples`.
+    """Result of `compare_files` of samples of lm-evaluation-harness.
 
     Attributes
     ----------
@@ -155,18 +158,21 @@ class SampleComparison(Result):
     metrics : list of SampleMetric
         Metrics in the order of the base's file, for each filter; then "target_loglikelihood", the log-likelihood of the
         right answer in nats, which shows a difference sooner than accuracies do.
+    groups : list of SampleMetric
+        Where folders are compared: metrics of groups of tasks, as the harness aggregates them, by the numbers of
+        samples or with equal weights. Their errors take tasks as independent; they are nan where tasks share documents.
     left_out : dict of str
-        By metric, why it is not compared.
+        By metric, or by task, why it is not compared.
     notes : list of str
         Metrics in the files that differ from what the responses there give.
 
     Examples
     --------
     >>> import json, pathlib, tempfile
-    >>> from tokenloss import compare_samples
+    >>> from tokenloss import compare_files
     >>> path = pathlib.Path(tempfile.mkdtemp(), "samples.jsonl")
     >>> _ = path.write_text(json.dumps({"doc_id": 0, "filtered_resps": ["4"], "exact_match": 1.0}))
-    >>> compare_samples(path, path)
+    >>> compare_files(path, {"same": path})["same"]
     SampleComparison(count=1, metrics=['exact_match'])
     """
 
@@ -179,6 +185,7 @@ class SampleComparison(Result):
     margin: float | None
     n_other_prompts: int
     metrics: list[SampleMetric]
+    groups: list[SampleMetric]
     left_out: dict[str, str]
     notes: list[str]
     _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
@@ -186,7 +193,11 @@ class SampleComparison(Result):
     def _figures(self) -> dict[str, Any]:
         """All figures; those of each metric are in a list."""
         figures = {name: value for name, value in vars(self).items() if name != "_about"}
-        return self._about | figures | {"metrics": [metric._figures() for metric in self.metrics]}
+        return (
+            self._about
+            | figures
+            | {name: [metric._figures() for metric in vars(self)[name]] for name in ("metrics", "groups")}
+        )
 
     def _rank(self) -> int:
         """Sort key: samples stay in the order given."""
@@ -194,7 +205,7 @@ class SampleComparison(Result):
 
     def _rows(self) -> list[dict[str, Any]]:
         """The figures of each metric, as rows of a table, in which a metric's name is "metric"."""
-        return [{"metric": metric.name} | metric._figures() for metric in self.metrics]
+        return [{"metric": metric.name} | metric._figures() for metric in (*self.metrics, *self.groups)]
 
     def _shown(self) -> Shown:
         """Tables of metrics, flips and equivalence."""

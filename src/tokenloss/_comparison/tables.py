@@ -12,7 +12,7 @@ from tokenloss._statistics.distributions import student_quantile
 from tokenloss._statistics.ratio import guess_note, interval_note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
 _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
@@ -316,7 +316,7 @@ def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
     several = len(comparisons) > 1
     metrics = [
         ({"model": printable(model)} if several else {}, metric)
-        for model, one in comparisons.items() for metric in one.metrics
+        for model, one in comparisons.items() for metric in (*one.metrics, *one.groups)
     ]  # fmt: skip
     left_out = [item for one in comparisons.values() for item in one.left_out.items()]
     notes = [note for one in comparisons.values() for note in one.notes]
@@ -324,22 +324,35 @@ def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
         Table([(printable(name), printable(reason)) for name, reason in dict.fromkeys(left_out)], (), "left out"),
         Table([(printable(note),) for note in dict.fromkeys(notes)], (), "notes"),
     ]
-    tables = _metric_tables(metrics, next(iter(comparisons.values())).margin)
+    groups = {id(metric) for one in comparisons.values() for metric in one.groups}
+    tables = _metric_tables(metrics, next(iter(comparisons.values())).margin, groups)
     return tables + [table for table in others if table.rows]
 
 
-def _metric_tables(metrics: list[tuple[dict[str, str], Any]], margin: float | None) -> list[Table]:
-    """Tables of metrics, of ratios, flips and equivalence, given the first cells of the rows of each metric."""
+def _metric_tables(
+    metrics: list[tuple[dict[str, str], Any]], margin: float | None, groups: Container[int] = ()
+) -> list[Table]:
+    """Tables of metrics, of ratios, flips and equivalence, given the first cells of the rows of each metric.
+
+    `groups` are the `id` of those that are of groups of tasks.
+    """
     several = len({metric.filter for _, metric in metrics}) > 1
     rows = [
-        (place, metric, printable(f"{metric.name} ({metric.filter})" if several else metric.name))
+        (
+            place | ({} if metric.task is None else {"task": printable(metric.task)}),
+            metric,
+            printable(f"{metric.name} ({metric.filter})" if several else metric.name),
+        )
         for place, metric in metrics
     ]
     is_clustered = any(metric.count > metric.n_clusters for _, metric in metrics)
     flips = "flips, with McNemar's exact test" + (", as if samples were independent" if is_clustered else "")
     equivalence = "equivalence" + (f" within {margin}" if margin else "") + ", by two one-sided tests at 5 %"
     tables = [
-        _table_of_cells([place | _difference(label, one) for place, one, label in rows]),
+        _table_of_cells([place | _difference(label, one) for place, one, label in rows if id(one) not in groups]),
+        _table_of_cells(
+            [place | _difference(label, one) for place, one, label in rows if id(one) in groups], "groups of tasks"
+        ),
         _table_of_cells(
             [place | _ratio(label, one) for place, one, label in rows if one.ratio_interval], "ratios of perplexities"
         ),

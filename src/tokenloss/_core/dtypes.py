@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -93,6 +94,27 @@ def as_array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any,
         return (array.view(np.uint16) if code == _core.DTYPES["bfloat16"] else array), code
 
 
+def refuse_container(name: str, value: Any) -> None:
+    """Raise if something holds arrays and is none: None, a dict, or what a model returned; say what to pass."""
+    if value is None:
+        raise_error("type", name=name, got=None, fits="an array")
+    if isinstance(value, Mapping):
+        wanted = [key for key in ("logits", "labels", "input_ids", *value) if key in value]
+        fits = [f"{name}.logits" if hasattr(value, "logits") else f"{name}[{key!r}]" for key in wanted[:1]]
+        raise_error("container", name=name, got=type(value).__name__, fits=fits[0] if fits else "an array")
+    if hasattr(value, "logits"):
+        raise_error("container", name=name, got=type(value).__name__, fits=f"{name}.logits")
+
+
+def refuse_dtype(name: str, value: Any, got: object) -> NoReturn:
+    """Raise that something holds no floats, and say what to pass where that is known."""
+    refuse_container(name, value)
+    fits = FLOATS
+    if hasattr(value, "to_numpy"):  # columns of pandas that may be null
+        fits += f"; pass {name}.to_numpy('float64', na_value=np.nan)"
+    raise_error("dtype", name=name, got=got, fits=fits)
+
+
 class CheckedArray(NamedTuple):
     """An array that was checked, and the code of its dtype; every function takes it for scores."""
 
@@ -108,7 +130,7 @@ def as_float_array(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
     if code is not None and code in FLOAT_CODES:
         return array, code
     if code is None or not isinstance(value, list | tuple | int):
-        raise_error("dtype", name=name, got=array.dtype, fits=FLOATS)
+        refuse_dtype(name, value, array.dtype)
     return array.astype(np.float64), _core.DTYPES["float64"]
 
 

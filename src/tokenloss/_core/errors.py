@@ -23,6 +23,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "negative view": (TypeError, "{name} has the negative bit set; pass {name}.resolve_neg()"),
     "masked": (TypeError, "{name} is a masked array; pass its data, and where=~mask"),
     "dtype": (TypeError, "{name} has dtype {got}; it must be {fits}"),
+    "container": (TypeError, "{name} is a {got}; pass {fits}"),
     "scalar": (ValueError, "{name} is a scalar; it must have a class axis"),
     "axis": (ValueError, "axis is {got}, but {name} has {fits}"),
     "type": (TypeError, "{name} is {got!r}; it must be {fits}"),
@@ -58,6 +59,8 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "unreadable": (ValueError, "{path}: cannot be read: {got}"),
     "missing": (ImportError, "{name} needs the package {got}: pip install {got}"),
 }
+_MOST_LABELS = 1000  # more classes are a vocabulary, whose ids have a meaning
+_MOST_READ = 1 << 16  # targets that are searched for all labels
 _LONGEST = 4000  # characters of a message: a name or a list of names in a file may have millions
 
 
@@ -71,8 +74,16 @@ def raise_error(error: str, **words: object) -> NoReturn:
 
 
 def raise_bad_class(name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int) -> NoReturn:
-    """Raise the IndexError of a class id that is out of range."""
-    raise_error("class", name=name, position=list(index) or "", got=targets[tuple(index)], fits=f"[0, {classes})")
+    """Raise the IndexError of a class id that is out of range; labels of other numbers get the code that turns them."""
+    fits, got = f"[0, {classes})", targets[tuple(index)]
+    if classes <= _MOST_LABELS and len(set(targets.flat[:_MOST_READ].tolist())) == classes:  # say 1 to C, or -1 and 1
+        fits += f"; if these are the labels of all classes, pass {labels_to_ids(name)}"
+    raise_error("class", name=name, position=list(index) or "", got=got, fits=fits)
+
+
+def labels_to_ids(name: str) -> str:
+    """Code that turns labels into class ids."""
+    return f"np.unique({name}, return_inverse=True)[1]"
 
 
 class _Manager(contextlib.AbstractContextManager[Any, "bool | None"]):

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core import _core
-from tokenloss._core.dtypes import FLOATS, as_array, bfloat16_to_float32
-from tokenloss._core.errors import raise_error
+from tokenloss._core.dtypes import as_array, bfloat16_to_float32, refuse_dtype
 from tokenloss._core.validation import check_mask
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def iter_float64(name: str, value: Any, where: Any = None, are_losses: bool = Fa
     """Yield the numbers of an array, or those that the mask `where` selects, as contiguous float64."""
     array, code = as_array(name, value)
     if code is None or (are_losses and array.dtype == np.bool_):
-        raise_error("dtype", name=name, got=array.dtype, fits=FLOATS)
+        refuse_dtype(name, value, array.dtype)
     mask = None if where is None else check_mask(where, array.shape)
 
     def parts() -> Iterator[Float64Array]:

@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -20,9 +20,10 @@ from tokenloss._core.dtypes import (
     as_float_array,
     dtype_name,
     is_integer,
+    refuse_container,
     without_bfloat16,
 )
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import labels_to_ids, raise_error
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array
@@ -91,6 +92,7 @@ def as_target_array(
             _warn_of_labels(name, array, code, scores_name)
         return array, code
     if array.shape != batch:
+        refuse_container(name, value)
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
         axis = next((k for k in range(len(shape)) if shape[:k] + shape[k + 1 :] == array.shape), None)
         if axis is not None and not scores_name.endswith("hidden"):  # their last axis holds features, not classes
@@ -99,10 +101,22 @@ def as_target_array(
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
         return np.empty(batch, np.int64), _core.DTYPES["int64"]
     if code is None or not is_integer(code, array):
-        raise_error(
-            "dtype", name=name, got=dtype_name(code, array), fits=f"integer, being class ids by its shape {batch}"
-        )
+        _refuse_labels(name, array, code, batch)
     return array, code
+
+
+def _refuse_labels(name: str, array: Array, code: int | None, batch: tuple[int, ...]) -> NoReturn:
+    """Raise that labels are no integers, and say how they become class ids."""
+    got, fits = dtype_name(code, array), f"integer, being class ids by its shape {batch}"
+    if array.dtype == np.bool_:
+        fits += f"; pass {name}.astype(int)"
+    elif array.dtype.kind == "f" and np.isnan(array).any():  # integers of pandas and polars become floats by them
+        got += ", with missing values"
+        fits += f"; fill them with -100, which is ignored, and pass {name}.astype(int)"
+    else:
+        fits += f"; pass {name}.astype(int), or" if code in FLOAT_CODES else "; pass"
+        fits += f" labels of all classes as {labels_to_ids(name)}"
+    raise_error("dtype", name=name, got=got, fits=fits)
 
 
 def _warn_of_labels(name: str, masses: Array, code: int, scores_name: str) -> None:
@@ -146,7 +160,10 @@ def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """The mask of the batch, from the public argument `where`; it is broadcast."""
     array, code = as_array("where", value, "bool")
     if array.dtype != np.bool_:
-        raise_error("dtype", name="where", got=dtype_name(code, array), fits="bool: True for the positions to keep")
+        fits = "bool: True for the positions to keep"
+        if is_integer(code, array):
+            fits += "; pass where != 0, if it holds 0 and 1"
+        raise_error("dtype", name="where", got=dtype_name(code, array), fits=fits)
     return broadcast("where", array, batch)
 
 
@@ -154,7 +171,8 @@ def check_losses(losses: Array, mask: Array | bool = True) -> None:
     """Refuse log-probabilities in the place of losses, of those that are unmasked."""
     least = float(np.fmin.reduce(losses, axis=None, initial=0, where=mask))
     if least < _LEAST_LOSS:
-        raise_error("option", name="a loss in nll", got=least, fits="at least 0: negate log-probabilities")
+        fits = "at least 0; of log-probabilities, pass -nll"
+        raise_error("option", name="a loss in nll", got=least, fits=fits)
 
 
 def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:

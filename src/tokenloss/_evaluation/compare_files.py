@@ -15,6 +15,7 @@ from tokenloss._evaluation.compare_scores import compare_scores
 from tokenloss._evaluation.evaluate import advice, not_finite_notes
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss.formats.responses import is_responses
+from tokenloss.formats.sample_folders import is_samples_folder
 from tokenloss.formats.samples import is_samples
 
 if TYPE_CHECKING:
@@ -81,10 +82,11 @@ def compare_files(
     base : path or paths
         Files of the base, shards of one text: of scores as `tokenloss.formats.open_scores` reads them, or of hidden
         states. Or a pattern of their names, or their directory. Or one file of responses, as
-        `tokenloss.formats.open_responses` reads them, or of samples.
+        `tokenloss.formats.open_responses` reads them, or of samples; or the folder of a model's samples, as
+        lm-evaluation-harness writes it (``--output_path``).
     others : path, or mapping of names to a path or paths
         The candidates. Each has as many shards as the base, of the same rows in the same order; responses to the same
-        requests; or samples of the same task. Responses may be compared with scores.
+        requests; or samples of the same task, or of tasks of the same names. Responses may be compared with scores.
     targets : path or paths, optional
         A .npy file of class ids for each shard, or one for all; by default, the base or a candidate holds them. All
         that are held must be the same. Without any, scores are compared by their divergences alone.
@@ -189,6 +191,11 @@ def compare_files(
     ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. Intervals and tests of equivalence are by Student's t with
     G - 1 degrees of freedom, or where n differ by its like (`LossMeter.interval_factor`).
 
+    Of *folders of samples*, each task is compared by the newest file of either folder, and tasks that only one of them
+    holds are named in `SampleComparison.left_out`. Groups of tasks are those of the newest ``results_*.json`` of the
+    base; their means have the weights that give the value there. Errors of groups take tasks as independent, and their
+    intervals and tests are by Student's t with Satterthwaite's degrees of freedom.
+
     Examples
     --------
     >>> import json, pathlib, tempfile
@@ -251,7 +258,7 @@ _DEFAULTS: dict[str, Any] = {"targets": (), **(compare_files.__kwdefaults__ or {
 def _comparison_of(paths: list[str]) -> tuple[Callable[..., Any], str]:
     """The function that compares what these files hold, and why options of others do not apply."""
     of_responses = [is_responses(path) for path in paths]
-    if all(of_responses) and any(map(is_samples, paths)):
+    if any(map(is_samples_folder, paths)) or (all(of_responses) and any(map(is_samples, paths))):
         return compare_samples, _NOT_OF_SAMPLES
     if any(of_responses):
         return compare_responses, _NOT_OF_RESPONSES

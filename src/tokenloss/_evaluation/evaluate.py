@@ -162,7 +162,8 @@ def evaluate(
     ShiftWarning
         If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
     UserWarning
-        If losses are nan or infinite, or if every token has a probability of exactly 1.
+        If losses are nan or infinite, if every token has a probability of exactly 1, or if two files have the same
+        targets, as those of two models do, and parts of one text do not.
 
     See Also
     --------
@@ -262,6 +263,10 @@ SHIFT_ADVICE = (
 NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
 
 
+_REPEAT_ADVICE = (
+    "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
+    "as in A=a.npz B=b.npz, or evaluate one by one"
+)
 _CERTAIN_ADVICE = (
     "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
     "say nothing about the model"
@@ -282,6 +287,8 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
         yield SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):
         yield NORM_ADVICE, NormWarning
+    if figures.get("targets_repeat"):
+        yield _REPEAT_ADVICE, UserWarning
     if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
         yield _CERTAIN_ADVICE, UserWarning
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 32 << 20  # that are read at a time
 _BLOCK_ROWS = 1 << 20  # that are read at a time: each row needs memory besides its scores
 _BLOCK_TILES = 4  # of hidden states that are read at a time: their product takes long
+_FIRST_TARGETS = 1024  # of two files are compared
+_MIN_TARGETS = 8  # different ones; fewer may be the same in two parts of a text by chance
 _MOST_MAPS = 64  # that the open files of a model may have: each needs a file descriptor
 _MOST_LOADED = 64 << 20  # bytes that arrays of these files may need in memory, such as those of compressed files
 
@@ -59,6 +61,7 @@ class Shard(NamedTuple):
     has_text: bool = False  # whether the file holds the text of its tokens
     responses: ResponsesFile | None = None
     file: ScoresFile | None = None  # the open file of scores; None if it is opened anew each time
+    repeats: bool = False  # whether it has the targets of the shard beside it, as a file of another model does
     others: tuple[Shard, ...] = ()  # of each candidate, with the same rows
     head_files: tuple[str, ...] = ()  # the files of the head of hidden states, that of its weight first
     head: dict[str, Any] | None = None  # what was read from them and from config.json
@@ -136,7 +139,7 @@ def planned(
     ]
     shards = _with_split(shards)
     without_targets: list[str] = []
-    following = _Following()
+    following, beside = _Following(), None  # the shard that was opened before
     for number in sorted(range(len(shards)), reverse=bool(options.shift)):
         shard, stored = shards[number], open_stored(shards[number], options)
         last_sequence, first_sequence = (_open_sequence(shard, stored, row) for row in (shard.rows - 1, 0))
@@ -144,7 +147,8 @@ def planned(
             shard = shard._replace(next_id=following.id, next_text=following.token)
         without_targets += [] if stored.has_targets else [shard.path]
         opened = shifted_shard(shard, stored) if options.shift else stored
-        shards[number] = checked_shard(shard, opened, options)
+        repeats, beside = beside is not None and _have_same_targets(stored, beside), stored
+        shards[number] = checked_shard(shard, opened, options)._replace(repeats=repeats)
         if shard.rows or len(shard.shape) != 2:
             following = _Following()
         is_soft = shards[number].target_type == "distributions"
@@ -154,6 +158,13 @@ def planned(
     if 0 < len(without_targets) < len(shards):
         refuse_without_targets(without_targets[0])
     return shards
+
+
+def _have_same_targets(one: OpenShard, other: OpenShard) -> bool:
+    """True if two files have the same targets: then they are of two models, not parts of one text."""
+    first, second = (shard.targets.reshape(-1)[:_FIRST_TARGETS] for shard in (one, other))
+    is_text = len(np.unique(first)) >= _MIN_TARGETS
+    return is_text and one.targets.shape == other.targets.shape and np.array_equal(first, second)
 
 
 def have_same_rows(batch: tuple[int, ...], other: tuple[int, ...]) -> bool:

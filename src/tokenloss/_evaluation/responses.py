@@ -171,10 +171,7 @@ def _columns(responses: Sequence[Response], top_k: int) -> dict[str, Any]:
 
 
 def _token_scores(block: dict[str, Any], top_k: int) -> TokenScores:
-    """Scores of the tokens of a block, as far as they are known: nan, a rank of 0 and a class of -1 are not.
-
-    Tokens without a number have a rank of -1.
-    """
+    """Scores of the tokens of a block, as far as they are known: nan and a rank or class of -1 are not."""
     mask, ids = block["kept"], block["ids"]
     is_greedy = mask & block["is_greedy"]
     top_ids, top_logprobs = block["top_ids"], block["top_logprobs"]

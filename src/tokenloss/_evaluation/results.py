@@ -144,8 +144,8 @@ class Evaluation(LossFigures):
     Evaluation(loss=2.07944 ± 0.00, count=6, n_sequences=2, perplexity=8.00000, accuracy=0.0000)
     >>> evaluation.sequences["count"]
     array([3, 3])
-    >>> evaluation + evaluate([(np.ones((1, 2, 8)), np.ones((1, 2), int))])
-    Evaluation(loss=2.07944 ± 2.33e-09, count=8, n_sequences=3, perplexity=8.00000, accuracy=0.0000)
+    >>> evaluation + evaluate([(np.zeros((1, 2, 8), np.float32), np.ones((1, 2), int))])
+    Evaluation(loss=2.07944 ± 0.00, count=8, n_sequences=3, perplexity=8.00000, accuracy=0.0000)
     """
 
     meter: LossMeter

@@ -29,7 +29,7 @@ class TokenBlock(NamedTuple):
     ----------
     scores : TokenScores
         Their scores, in arrays of one dimension; `kept` is False of those that are ignored. What a server did not
-        return is not known: an entropy is nan then, the rank of a scored token 0, a class -1.
+        return is not known: an entropy is nan then, a rank or a class -1.
     ids : array of integers
         Their targets, or the most likely classes of targets that are distributions; -1 of what is not known.
     text : array of str or None

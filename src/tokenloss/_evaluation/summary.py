@@ -124,6 +124,7 @@ def summary(
         "n_without_sequence": meter.count - int(sequences["count"].sum()),
         "n_without_next": rows - sum(shard.scored_rows for shard in shards),
         **(_hidden_figures(shards, results, options) if options.lm_head is not None else {}),
+        "targets_repeat": any(shard.repeats for shard in shards),
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
         "highest_loss_tokens": [
             {"file": path or None, **token._asdict(), "probability": _probability(token.nll)}

@@ -98,10 +98,11 @@ class DivergencePage(Sink):
         text = places.pop("text")[:size].tolist()
         ids = places.pop("id")[:size]
         known = page.known_places({name: place[:size] for name, place in places.items()})
+        known_ids = page.known_ids(ids) if self._of_responses else ids.tolist()
         _write_comparison(
             self.path,
             result,
-            page.Tokens(text, byte_encoder(text), ids.tolist(), known),
+            page.Tokens(text, byte_encoder(text), known_ids, known),
             _joined(self._base) or None,
             None if self._of_responses else {name: _joined(parts) for name, parts in self._others.items()},
             page.class_names(None, ids, text),
@@ -237,7 +238,7 @@ def _write_comparison(
     for number, name in enumerate(names):
         one = comparisons[name]
         kl, css_class = one._kl.reshape(-1)[:size], page.css_classes(one._kl, one.kept, _DIVERGENCES)
-        columns = {"name": page.as_json(name), "kl": page.numbers(kl)}
+        columns = {"name": page.as_json(name), "quantity": page.as_json(one._quantity), "kl": page.numbers(kl)}
         columns["shades"] = page.shade_letters(css_class[:size])
         columns["worst"] = page.worst(kl, one.kept.reshape(-1)[:size])
         models.append(page.as_object(columns | side(one.nll, others[name] if others else None)))

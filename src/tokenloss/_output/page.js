@@ -20,23 +20,23 @@ async function load() {
   for (const column of Object.values(data.places)) { /* they are steps from token to token */
     for (let at = 1; at < column.length; at++) column[at] += column[at - 1];
   }
-  starts = new Uint32Array(data.length.length);
+  starts = new Uint32Array(data.lengths.length);
   paragraphs.forEach((paragraph, number) => {
     if (number && paragraph.className !== "on") whole += "\n"; /* a search finds nothing across sequences */
     let start = whole.length;
     paragraph.number = number;
     for (let at = data.first[number]; at < after(paragraph); at++) {
       starts[at] = start;
-      start += Math.abs(data.length[at]);
+      start += Math.abs(data.lengths[at]);
     }
     whole += paragraph.textContent;
   });
 }
 
 /* The number of the token after a paragraph. */
-const after = (paragraph) => data.first[paragraph.number + 1] ?? data.length.length;
+const after = (paragraph) => data.first[paragraph.number + 1] ?? data.lengths.length;
 
-const end = (at) => starts[at] + Math.abs(data.length[at]);
+const end = (at) => starts[at] + Math.abs(data.lengths[at]);
 
 /* -- the text ---------------------------------------------------------------------------------------------------- */
 
@@ -59,7 +59,7 @@ function last(list, value) {
 }
 
 function element(at) {
-  const isId = data.length[at] < 0, string = whole.slice(starts[at], end(at));
+  const isId = data.lengths[at] < 0, string = whole.slice(starts[at], end(at));
   let look = LOOKS[parseInt(data.models[model].shades[at], 36)];
   if (isId) look += " id";
   else if (/^[\p{Cf}\p{Me}\p{Mn}]*$/u.test(string)) look += " thin"; /* has no width of its own */
@@ -77,7 +77,7 @@ function fill(part) {
     const tokens = document.createDocumentFragment();
     for (let at = data.first[paragraph.number]; at < after(paragraph); at++) {
       tokens.append(element(at));
-      if (data.length[at] < 0) tokens.append(" ");
+      if (data.lengths[at] < 0) tokens.append(" ");
     }
     paragraph.replaceChildren(tokens);
   }
@@ -215,7 +215,7 @@ function describe(at) {
     card.append(make("dl", "", make("dt", "", `ignored: no part of the ${data.base ? "comparison" : "loss"}`)));
   } else if (data.base) {
     const side = (name, of) => make("section", "", make("bdi", "name", visible(name)), ...predicted(at, of));
-    card.append(make("dl", "", make("dt", "", "KL divergence"), make("dd", "", nats(of.kl[at]))),
+    card.append(make("dl", "", make("dt", "", of.quantity), make("dd", "", nats(of.kl[at]))),
       make("div", "sides", side("base", data.base), side(of.name, of)));
   } else {
     card.append(...predicted(at, of));
@@ -261,7 +261,7 @@ function reach(at) {
 }
 
 function focus(at) {
-  if (at < 0 || at >= data.length.length) return;
+  if (at < 0 || at >= data.lengths.length) return;
   reach(at);
   tokenAt(at).focus();
 }
@@ -384,9 +384,9 @@ function listen() {
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const at = tokenOf(event)?.at, isBox = event.target.matches("input, select"), by = event.shiftKey ? -1 : 1;
-  const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: data.length.length - 1 }[event.key];
+  const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: data.lengths.length - 1 }[event.key];
   const keys = { w: () => worst.go(by), n: () => found.go(by), "/": () => byId("query").select() };
-  if (data.places.sequence) keys.s = () => byId("sequence").select();
+  if (!byId("sequences").hidden) keys.s = () => byId("sequence").select();
   const act = at >= 0 && next !== undefined ? () => focus(next) : isBox ? undefined : keys[event.key.toLowerCase()];
   if (event.key === "Escape") {
     show(null);
@@ -400,7 +400,7 @@ function onKey(event) {
 /* A link may end in #token-8, or as the headings of sequences say. */
 function followLink() {
   const at = parseInt(location.hash.match(/^#token-(\d+)$/)?.[1]);
-  if (at < data.length.length) jump(at);
+  if (at < data.lengths.length) jump(at);
   else text.querySelector(":target")?.scrollIntoView();
 }
 

@@ -115,8 +115,10 @@ def write(
 ) -> None:  # fmt: skip
     """Write a page of these tokens, made by a command or function.
 
-    `data` has JSON of `models` and, if these are compared, of `base`: what each predicted, and how its tokens look;
-    `classes` are those that this names. `files` are names for the numbers of files.
+    `data` has JSON of `models`, a list, and of `base` if they are compared. Each is an object of columns: `nll`, and as
+    far as they are known `entropy`, `rank`, `top`, `chance` (the `k` most likely of `classes` for each token, and their
+    probabilities in percent); a model has `shades` and `worst`, too, and if it is compared `kl`, the `quantity` that
+    this is, and a `name`. `files` are names for the numbers of files.
     """
     texts = decoded(tokens.text, tokens.encode)
     shown = [_id_text(i) if text is None else text.translate(_CONTROL_PICTURES)
@@ -128,7 +130,7 @@ def write(
            for i, text in zip(tokens.ids, tokens.text, strict=True)]  # fmt: skip
     target = classes.numbers(ids, plain(tokens.text, tokens.encode))
     columns = {
-        "length": as_json(lengths),  # of the text of each token, negative if this is its id
+        "lengths": as_json(lengths),  # of the text of each token, negative if this is its id
         "first": as_json([first for first, _ in starts]),  # token of each paragraph
         "places": as_json({name: np.diff(place, prepend=0).tolist() for name, place in tokens.places.items()}),
         "target": as_json(target),
@@ -136,6 +138,7 @@ def write(
         **classes.columns(),
         **data,
     }
+    packed = zlib.compress(as_object(columns).encode("utf-8", "replace"), 5)  # twice as fast as 6, and 3 % larger
     text = "".join(_text_html(shown, starts, tokens.places, files))
     style, script = (
         resources.files("tokenloss._output").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js")
@@ -147,7 +150,7 @@ def write(
         head=head,
         text=text,
         numbered=' class="numbered"' if "<h2" in text else "",
-        data=base64.b64encode(zlib.compress(as_object(columns).encode("utf-8", "replace"))).decode(),
+        data=base64.b64encode(packed).decode(),
         script=script,
         version=__version__,
         made_by=escaped(made_by),

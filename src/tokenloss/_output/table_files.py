@@ -99,7 +99,7 @@ class TokenTable(_TableFile):
     (its number, from 0), `row` (of the file), `sequence` (-1 of none) and `position` (in the sequence, from 0; -1 where
     there is none). Where targets are shifted, row and position are those that predict the target, which is the token
     at the next position. Of responses of servers, there is no `entropy` and no `row`, but `is_greedy_known` and
-    `is_prompt`; a rank of 0 or a class of -1 is not known. Where the files hold the text of the tokens, .csv and
+    `is_prompt`; a rank or a class of -1 is not known. Where the files hold the text of the tokens, .csv and
     .parquet have the target's `text`; .npy has no text.
 
     It is a .npy file of a structured array, a .csv or a .parquet file, written block by block. Of tokens that are not

@@ -194,7 +194,7 @@ def topk_divergence_bound(
     See Also
     --------
     kl_divergence : The divergence, from all classes.
-    compare_responses : The bound for each token of responses of servers.
+    compare_files : The bound for each token of responses of servers.
 
     Notes
     -----

@@ -101,6 +101,15 @@ def cross_entropy_loss(
     The argument order is that of scikit-learn's ``log_loss``, which also takes N probabilities of class 1: write
     ``cross_entropy_loss(y, np.stack([1 - p, p], -1))`` for those. Rows that do not add up to 1 are taken as they are.
 
+    A scorer for scikit-learn's ``cross_val_score`` and the like, of classes 0 to C - 1, is one of these; the second is
+    for two classes, of which scikit-learn passes the probabilities of class 1 alone::
+
+        make_scorer(cross_entropy_loss, response_method="predict_proba", greater_is_better=False)
+        make_scorer(
+            lambda y, p: cross_entropy_loss(y, np.stack([1 - p, p], -1)),
+            response_method="predict_proba", greater_is_better=False,
+        )
+
     Examples
     --------
     >>> from tokenloss import cross_entropy_loss

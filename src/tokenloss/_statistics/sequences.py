@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core import _core, threads
-from tokenloss._core.dtypes import FLOATS, as_array, bfloat16_to_float32, dtype_name
+from tokenloss._core.dtypes import as_array, bfloat16_to_float32, dtype_name, refuse_container, refuse_dtype
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, Shown, Table, known_error, rows_of, table_of
@@ -310,6 +310,7 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     shapes = []
     for name, value in (("logits", logits), ("ids", ids)):
         if not hasattr(value, "shape"):
+            refuse_container(name, value)
             raise_error("array", name=name, got=type(value).__name__)
         shapes.append(tuple(value.shape))
     if len(shapes[0]) < 2:
@@ -359,7 +360,7 @@ def _as_losses(nll: ArrayLike) -> Array:
     """An array of losses as float64."""
     array, code = as_array("nll", nll)
     if code is None or array.dtype == np.bool_:
-        raise_error("dtype", name="nll", got=array.dtype, fits=FLOATS)
+        refuse_dtype("nll", nll, array.dtype)
     if code == _core.DTYPES["bfloat16"]:
         array = bfloat16_to_float32(array)
     with np.errstate(invalid="ignore"):  # a nan that signals is a nan

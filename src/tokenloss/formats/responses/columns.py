@@ -99,10 +99,12 @@ def columns(tokens: Tokens, *, is_prompt: bool) -> Columns:
     )
     if arrays is None:
         _refuse_numbers(tokens)
-    integers, bools, logprobs, top_texts, top_ids, top_logprobs = arrays
+    (n_bytes, ids, ranks), bools, logprobs, top_texts, top_ids, top_logprobs = arrays
     columns: Columns = {
         "tokens": _objects(tokens.texts),
-        **dict(zip(("n_bytes", "ids", "rank"), integers, strict=True)),
+        "n_bytes": n_bytes,
+        "ids": ids,
+        "rank": np.where(ranks > 0, ranks, -1),
         "logprobs": logprobs,
         **dict(zip(_BOOLS, bools.view(bool), strict=True)),
         "top_tokens": _objects(top_texts).reshape(top_ids.shape),

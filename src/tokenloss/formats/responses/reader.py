@@ -58,7 +58,7 @@ class Response:
         Whether the token is of the prompt; the others were generated.
     rank : array of int64
         1 + number of other classes whose log-probability is >= the token's, as the server counted it or among those
-        that it listed; 0 where it is not known, also for the last one listed, since others may be as likely.
+        that it listed; -1 where it is not known, also for the last one listed, since others may be as likely.
     is_greedy : array of bool
         Whether no class is more likely than the token; of a tie that ids can break, whether its id is the lowest.
     is_greedy_known : array of bool

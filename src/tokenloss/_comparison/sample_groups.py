@@ -1,0 +1,110 @@
+"""Figures of groups of tasks, from those of their tasks."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._comparison.samples import SampleMetric
+from tokenloss._statistics.distributions import binomial_tail, student_quantile, student_tail
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tokenloss.formats.sample_folders import Group
+
+_LEVEL = 0.05
+_NEAR = 1e-9  # relative difference of a mean from that of the harness, through rounding
+
+
+def group_metrics(
+    groups: tuple[Mapping[str, Group], Mapping[str, Group]],
+    metrics: Mapping[str, Sequence[SampleMetric]],
+    clusters: Mapping[str, set[Any]],
+    margin: float | None,
+) -> tuple[list[SampleMetric], dict[str, str]]:
+    """Metrics of the groups that the base's results name, and the reasons why others are left out.
+
+    `metrics` are those of each task, and `clusters` what errors take as independent in it: a group whose tasks share
+    some has no errors, since these take tasks as independent.
+    """
+    found, left_out = [], {}
+    for name, group in groups[0].items():
+        own = groups[1].get(name)
+        shares = sum(len(clusters[task]) for task in group.tasks if task in clusters)
+        is_shared = len(set().union(*(clusters.get(task, ()) for task in group.tasks))) < shares
+        for key, value in group.values.items():
+            other = None if own is None else own.values.get(key)
+            parts = [_metric(metrics.get(task, ()), key) for task in group.tasks]
+            weights = None if None in parts else _weights([part for part in parts if part], value, other)
+            word = f"{name}: {key[0]}" + ("" if key[1] == "none" else f" ({key[1]})")
+            if None in parts:
+                left_out[word] = f"both folders do not hold it of {group.tasks[parts.index(None)]}"
+            elif weights is None:
+                left_out[word] = "it is no mean of its tasks' metrics"
+            else:
+                found.append(_joined(name, [part for part in parts if part], weights, is_shared, margin))
+    return found, left_out
+
+
+def _metric(metrics: Sequence[SampleMetric], key: tuple[str, str]) -> SampleMetric | None:
+    """The metric of a name and a filter."""
+    return next((one for one in metrics if (one.name, one.filter) == key and not one.is_derived), None)
+
+
+def _weights(parts: list[SampleMetric], value: float, other: float | None) -> list[float] | None:
+    """The weights by which the harness made the value of a group: the numbers of samples, or equal ones."""
+    for counts in ([part.count for part in parts], [1] * len(parts)):
+        weights = [count / sum(counts) for count in counts]
+        found = [_mean(weights, [vars(part)[side] for part in parts]) for side in ("base", "other")]
+        wanted = value, found[1] if other is None else other
+        if all(math.isclose(one, two, rel_tol=_NEAR, abs_tol=_NEAR) for one, two in zip(found, wanted, strict=True)):
+            return weights
+    return None
+
+
+def _mean(weights: list[float], values: list[float]) -> float:
+    """The weighted mean."""
+    return math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
+
+
+def _stderr(weights: list[float], stderrs: list[float]) -> float:
+    """The standard error of a weighted mean of independent figures."""
+    return math.sqrt(math.fsum((weight * stderr) ** 2 for weight, stderr in zip(weights, stderrs, strict=True)))
+
+
+def _joined(
+    name: str, parts: list[SampleMetric], weights: list[float], is_shared: bool, margin: float | None
+) -> SampleMetric:
+    """A metric of a group of tasks."""
+    figures: dict[str, Any] = {side: _mean(weights, [vars(part)[side] for part in parts])
+                               for side in ("base", "other", "difference")}  # fmt: skip
+    for side in ("base", "other", "difference"):
+        stderrs = [vars(part)[f"{side}_stderr"] for part in parts]
+        figures[f"{side}_stderr"] = math.nan if is_shared else _stderr(weights, stderrs)
+    optional: dict[str, Any] = dict.fromkeys(
+        ("log_ratio", "log_ratio_stderr", "ratio", "ratio_stderr", "ratio_interval", "right_to_wrong", "wrong_to_right",
+         "mcnemar_p", "discordance_bound", "equivalence_p", "is_equivalent")
+    )  # fmt: skip
+    if all(part.mcnemar_p is not None for part in parts):
+        lost, won = (sum(vars(part)[side] for part in parts) for side in ("right_to_wrong", "wrong_to_right"))
+        optional |= {"right_to_wrong": lost, "wrong_to_right": won}
+        optional["mcnemar_p"] = min(1.0, 2 * binomial_tail(min(lost, won), lost + won))
+    stderr, radius, n_clusters = figures["difference_stderr"], math.nan, sum(part.n_clusters for part in parts)
+    if stderr > 0:
+        spread = [(weight * part.difference_stderr) ** 2 for weight, part in zip(weights, parts, strict=True)]
+        # Satterthwaite's approximation
+        dof = sum(spread) ** 2 / sum(one**2 / (part.n_clusters - 1) for one, part in zip(spread, parts, strict=True))
+        radius = student_quantile(_LEVEL / 2, dof) * stderr
+        if margin is not None and all(part.equivalence_p is not None for part in parts):
+            p = student_tail((margin - abs(figures["difference"])) / stderr, dof)
+            optional |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
+    low, high = figures["difference"] - radius, figures["difference"] + radius
+    none = np.empty(0)
+    return SampleMetric(
+        task=name, name=parts[0].name, filter=parts[0].filter, is_derived=False,
+        count=sum(part.count for part in parts), n_clusters=n_clusters, difference_interval=(low, high),
+        doc_ids=none.astype(object), base_values=none, other_values=none, weights=none, **figures, **optional,
+    )  # fmt: skip

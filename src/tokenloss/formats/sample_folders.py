@@ -1,0 +1,106 @@
+"""Folders that lm-evaluation-harness writes (`--output_path`): samples of tasks, and results of groups of these."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokenloss._core.errors import raise_error
+from tokenloss.formats.records import read_records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# names end in the time of the run, where colons have become hyphens
+_NAME = re.compile(r"(samples|results)(?:_(.+?))??(?:_(\d{4}-\d\d-\d\dT[\d.-]+))?\.jsonl?(?:\.gz)?")
+
+
+class Group(NamedTuple):
+    """A group of tasks: these, those of the groups within it among them, and its values by metric and filter."""
+
+    tasks: tuple[str, ...]
+    values: dict[tuple[str, str], float]
+
+
+class SamplesFolder(NamedTuple):
+    """The newest file of samples of each task, and the groups of tasks."""
+
+    path: str
+    tasks: dict[str, str]
+    groups: dict[str, Group]
+
+
+def is_samples_folder(path: str) -> bool:
+    """Whether a folder, or one in it, has files of samples that are named as lm-evaluation-harness does."""
+    return bool(_folders(path))
+
+
+def open_samples_folder(path: str) -> SamplesFolder:
+    """Find the files of samples in a model's folder, or in the folder of a single model's folder."""
+    folders = _folders(path)
+    if len(folders) > 1:
+        got = f"holds folders of several models: {', '.join(folder.name for folder in folders)}"
+        raise_error("content", path=path, got=got, fits="be the folder of one")
+    tasks: dict[str, str] = {}
+    groups: dict[str, Group] = {}
+    for kind, task, file in _dated(folders[0]):  # newer ones replace older ones
+        if kind == "samples":
+            tasks[task] = str(file)
+        else:
+            groups |= _groups_of(str(file))
+    return SamplesFolder(path, dict(sorted(tasks.items())), groups)
+
+
+def _folders(path: str) -> list[Path]:
+    """The folder itself if it has samples, else those in it that have some."""
+    if not os.path.isdir(path):  # noqa: PTH112 -- Path.is_dir raises if a text is too long for a path
+        return []
+    if _has_samples(Path(path)):
+        return [Path(path)]
+    return [folder for folder in sorted(Path(path).iterdir()) if folder.is_dir() and _has_samples(folder)]
+
+
+def _has_samples(folder: Path) -> bool:
+    """Whether a folder has files of samples."""
+    return any(kind == "samples" for kind, *_ in _dated(folder))
+
+
+def _dated(folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """Files of samples and of results, the oldest first: their kind, their task and their path."""
+    named = [(match, file) for file in folder.iterdir() if (match := _NAME.fullmatch(file.name)) and file.is_file()]
+    for match, file in sorted(named, key=lambda one: (one[0][3] or "", one[1].name)):
+        if match[1] == "results" or match[2]:
+            yield match[1], match[2] or "", file
+
+
+def _groups_of(path: str) -> dict[str, Group]:
+    """The groups of tasks in a file of results."""
+    found = next(iter(read_records(path))).value
+    subtasks, values = found.get("group_subtasks"), found.get("groups") or found.get("results")
+    if not isinstance(subtasks, dict) or not isinstance(values, dict):
+        return {}
+    return {
+        name: Group(tuple(dict.fromkeys(_leaves(name, subtasks, set()))), dict(_numbers(values.get(name))))
+        for name, inner in subtasks.items()
+        if inner
+    }
+
+
+def _leaves(name: str, subtasks: dict[str, Any], seen: set[str]) -> Iterator[str]:
+    """The tasks of a group, and of the groups within it."""
+    inner = subtasks.get(name)
+    if not inner or not isinstance(inner, list):
+        yield name
+    elif name not in seen:
+        for one in inner:
+            yield from _leaves(str(one), subtasks, seen | {name})
+
+
+def _numbers(values: Any) -> Iterator[tuple[tuple[str, str], float]]:
+    """Values by metric and filter, without standard errors, of keys such as "acc,none"."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        metric, comma, kind = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+            yield (metric, kind), float(value)

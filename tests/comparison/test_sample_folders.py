@@ -1,0 +1,207 @@
+"""Folders of lm-evaluation-harness: which files of which tasks are compared, and groups of tasks against NumPy."""
+
+import json
+import math
+
+import clients
+import numpy as np
+import pytest
+from commands import assert_refused
+from eval_harness import lines_of
+
+from tokenloss import compare_files
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+OLD, NEW = "2024-09-02T12-34-56.123456", "2025-01-31T00-00-01.5"
+SIZES = {"a": 30, "b": 50, "c": 20}
+SUBTASKS = {"g": ["a", "sub"], "sub": ["b", "c"], "a": [], "b": [], "c": []}
+
+
+def lines(task, values, name="acc", **others):
+    """Samples of a task with documents of its own."""
+    return [
+        {"doc_id": i, "doc": {"q": f"{task} {i}"}, "filtered_resps": ["x"], name: float(value), **others}
+        for i, value in enumerate(values)
+    ]
+
+
+class Folders:
+    """Samples of three tasks by two models, in the layout of the harness, and their values."""
+
+    def __init__(self, path, weight_by_size=True):
+        rng = np.random.default_rng(4)
+        self.path, self.values = path, {}
+        for model, chance in ("base", 0.6), ("other", 0.5):
+            own = self.values[model] = {task: rng.random(n) < chance for task, n in SIZES.items()}
+            for task, values in own.items():
+                self.save(model, task, lines(task, values))
+            self.save_results(model, {
+                name: {"acc,none": self.mean(own, name, weight_by_size), "acc_stderr,none": 0.1, "alias": name}
+                for name in ("g", "sub")
+            })  # fmt: skip
+
+    @staticmethod
+    def tasks(name):
+        return [task for one in SUBTASKS[name] for task in (Folders.tasks(one) or [one])]
+
+    def mean(self, values, name, by_size):
+        values = [values[task] for task in self.tasks(name)]
+        return float(np.concatenate(values).mean() if by_size else np.mean([one.mean() for one in values]))
+
+    def folder(self, model):
+        folder = self.path / model / f"org__{model}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def save(self, model, task, samples, date=NEW):
+        return clients.save_lines(self.folder(model) / f"samples_{task}_{date}.jsonl", *samples)
+
+    def save_results(self, model, groups, date=NEW, **others):
+        found = {"results": {}, "groups": groups, "group_subtasks": SUBTASKS, **others}
+        (self.folder(model) / f"results_{date}.json").write_text(json.dumps(found, indent=2))
+
+    def compared(self, **options):
+        return compare_files(self.path / "base", {"q": self.path / "other"}, **options)["q"]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return Folders(tmp_path)
+
+
+def test_each_task_is_compared_as_its_files_are(folders):
+    found = folders.compared(margin=0.2)
+    assert [metric.task for metric in found.metrics] == ["a", "b", "c"]
+    assert (found.count, found.n_documents, found.left_out) == (100, 100, {})
+    for metric in found.metrics:
+        paths = [folders.folder(model) / f"samples_{metric.task}_{NEW}.jsonl" for model in ("base", "other")]
+        (alone,) = clients.compare_pair(*paths, margin=0.2).metrics
+        assert alone.to_dict() | {"task": metric.task} == metric.to_dict()
+    whole = compare_files(folders.folder("base"), {"q": folders.folder("other")}, margin=0.2)["q"]
+    assert whole.metrics == found.metrics  # a model's own folder
+    assert whole.groups == found.groups
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_groups_are_means_as_the_harness_aggregates_them(by_size, tmp_path):
+    student = pytest.importorskip("scipy.stats", reason="scipy is optional").t
+    folders = Folders(tmp_path, by_size)
+    found = folders.compared(margin=0.3)
+    assert [metric.task for metric in found.groups] == ["g", "sub"]
+    for metric in found.groups:
+        tasks = folders.tasks(metric.task)
+        sizes = np.array([SIZES[task] for task in tasks])
+        weights = sizes / sizes.sum() if by_size else np.full(len(tasks), 1 / len(tasks))
+        base, other = ([folders.values[model][task].astype(float) for task in tasks] for model in ("base", "other"))
+        changes = [b - a for a, b in zip(base, other, strict=True)]
+        assert metric.base == pytest.approx(weights @ [one.mean() for one in base])
+        assert metric.other == pytest.approx(weights @ [one.mean() for one in other])
+        assert metric.difference == pytest.approx(weights @ [one.mean() for one in changes])
+        variances = (weights * [one.std(ddof=1) / math.sqrt(len(one)) for one in changes]) ** 2
+        stderr = math.sqrt(variances.sum())
+        dof = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
+        assert metric.difference_stderr == pytest.approx(stderr)
+        radius = student.ppf(0.975, dof) * stderr
+        assert metric.difference_interval == pytest.approx((metric.difference - radius, metric.difference + radius))
+        assert metric.equivalence_p == pytest.approx(student.sf((0.3 - abs(metric.difference)) / stderr, dof))
+        flips = np.concatenate(changes)
+        assert (metric.right_to_wrong, metric.wrong_to_right) == ((flips < 0).sum(), (flips > 0).sum())
+        assert (metric.count, metric.n_clusters) == (sizes.sum(), sizes.sum())
+
+
+def test_the_newest_file_of_a_task_is_read(folders):
+    expected = folders.compared()
+    for model in ("base", "other"):
+        folders.save(model, "a", lines("a", [0, 1]), OLD)
+        folders.save_results(model, {"g": {"acc,none": 0.5}}, OLD)
+    assert folders.compared() == expected
+
+
+def test_a_task_of_one_folder_is_named(folders):
+    folders.save("base", "more", lines("more", [1, 0]))
+    folders.save("other", "less", lines("less", [1, 0]))
+    found = folders.compared()
+    assert found.left_out == {
+        "less": "only the folder of the other model holds it", "more": "only the folder of the base holds it",
+    }  # fmt: skip
+    (folders.folder("other") / f"samples_c_{NEW}.jsonl").unlink()
+    found = folders.compared()
+    assert found.groups == []
+    assert found.left_out["sub: acc"] == "both folders do not hold it of c"
+
+
+def test_a_group_that_is_no_mean_of_its_tasks_is_left_out(folders):
+    folders.save_results("base", {"g": {"acc,none": 0.123, "f1,none": 0.5}, "sub": {"acc,none": "N/A"}})
+    found = folders.compared()
+    assert found.groups == []
+    assert found.left_out == {
+        "g: acc": "it is no mean of its tasks' metrics", "g: f1": "both folders do not hold it of a",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "results", [{}, {"group_subtasks": None}, {"group_subtasks": {"g": ["g"]}, "groups": {"g": 3}}]
+)
+def test_results_without_groups(results, folders):
+    for model in ("base", "other"):
+        (folders.folder(model) / f"results_{NEW}.json").write_text(json.dumps(results))
+    assert folders.compared().groups == []
+    (folders.folder("base") / f"results_{NEW}.json").unlink()
+    assert len(folders.compared().metrics) == 3
+
+
+def test_tasks_that_share_documents_have_no_error_of_their_group(tmp_path):
+    folder = {}
+    for model, run in ("base", "base"), ("other", "noise"):
+        folder[model] = tmp_path / model
+        folder[model].mkdir()
+        for task in ("mc", "mc_mutual_info"):
+            clients.save_lines(folder[model] / f"samples_{task}_{NEW}.jsonl", *lines_of(task, run))
+        values = [[line["acc"] for line in lines_of(task, run)] for task in ("mc", "mc_mutual_info")]
+        found = {
+            "groups": {"g": {"acc,none": float(np.mean(values))}},
+            "group_subtasks": {"g": ["mc", "mc_mutual_info"]},
+        }
+        (folder[model] / f"results_{NEW}.json").write_text(json.dumps(found))
+    found = compare_files(folder["base"], {"q": folder["other"]}, margin=0.2)["q"]
+    (group,) = found.groups
+    assert group.base == pytest.approx(np.mean([metric.base for metric in found.metrics if metric.name == "acc"]))
+    assert math.isnan(group.difference_stderr)
+    assert group.equivalence_p is None
+    assert "nan" not in found.summary()
+
+
+def test_groups_whose_models_are_the_same(folders):
+    found = compare_files(folders.path / "base", {"q": folders.path / "base"}, margin=0.1)["q"]
+    for metric in found.groups:
+        assert (metric.difference, metric.difference_stderr) == (0, 0)
+        assert np.isnan(metric.difference_interval).all()
+        assert metric.equivalence_p is None
+    assert "nan" not in found.summary()
+
+
+def test_command(folders, command):
+    status, out, err = command("compare", folders.path / "base", f"q={folders.path / 'other'}", "--margin", "0.3")
+    assert (status, err) == (0, "")
+    found = folders.compared(margin=0.3)
+    assert out == found.summary() + "\n"
+    heads = [line.split()[:2] for line in out.splitlines() if line.strip().startswith("task")]
+    assert heads == [["task", "metric"]] * 4  # tasks, groups, flips, equivalence
+    rows = out.split("groups of tasks\n")[1].splitlines()[1:3]
+    assert [row.split()[:4] for row in rows] == [
+        [metric.task, "acc", f"{metric.base:.6g}", f"{metric.other:.6g}"] for metric in found.groups
+    ]
+
+
+def test_folders_that_do_not_fit(folders, command, tmp_path):
+    base, other = folders.path / "base", folders.path / "other"
+    refused = command("compare", base, folders.folder("other") / f"samples_a_{NEW}.jsonl")
+    assert_refused(refused, f"is no folder with samples, as {base} is; it must be one")
+    assert_refused(command("compare", tmp_path, other), f"{tmp_path}: is no folder with samples, as {other} is")
+    (base / "org__more").mkdir()
+    clients.save_lines(base / "org__more" / "samples_a.jsonl", *lines("a", [1]))
+    words = f"{base}: holds folders of several models: org__base, org__more; it must be the folder of one"
+    assert_refused(command("compare", base, other), words)
+    clients.save_lines(tmp_path / "samples_else.jsonl", *lines("else", [1]))
+    assert_refused(command("compare", tmp_path, other), f"{other}: holds no task of {tmp_path}: a, b, c; it must hold")
+    assert_refused(command("compare", other, other, "--classes=3"), "--classes does not apply to samples")
