@@ -163,7 +163,8 @@ def test_text_is_literal_in_markdown_and_on_one_line_in_csv(npz, command, tmp_pa
     assert r"\$x\$" in out  # which GitHub would take for mathematics
     named = command("score", f'=b,"\n={path}', "--format", "csv")[1].splitlines()
     assert len(named) == 2
-    assert named[1].startswith('"=b,""\\n",logits,')
+    assert named[0].startswith("name,count,loss,stderr,perplexity,perplexity_low,")
+    assert named[1].startswith('"=b,""\\n",11,')
 
 
 def test_evaluations_are_a_table_in_python(two):
