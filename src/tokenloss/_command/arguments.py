@@ -36,10 +36,11 @@ _SCORE = f"""
 Score the predictions that files hold: loss, perplexity and accuracy, with their errors.
 
 A FILE is {FILES}. It holds scores (..., V), in an array named logits, log_probs or probs, and their targets, class ids
-(...) or distributions (..., V), in an array named targets or in .npy files of their own. There may also be tokens (the
-text), and segment_ids or cu_seqlens (the sequences); each row of (N, T, V) is a sequence. With --lm-head, a FILE holds
-hidden states (..., D), named hidden_states or hidden. It may also be a .json or .jsonl file of responses from a server:
-vLLM, SGLang, llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.
+(...) or distributions (..., V), in an array named targets or labels, or in .npy files of their own; or, with --shift,
+input_ids. There may also be tokens (the text), attention_mask, and segment_ids or cu_seqlens (the sequences); each row
+of (N, T, V) is a sequence. With --lm-head, a FILE holds hidden states (..., D), named hidden_states or hidden. It may
+also be a .json or .jsonl file of responses from a server, or the stream of one: vLLM, SGLang, llama.cpp or any with
+OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.
 
 Several FILEs are shards of one text. With names, as in A=a.npz B=b.npz, they are models of the same text, and the table
 has a row for each. All options apply to each of them. `tokenloss compare` gives their differences, with paired errors.
@@ -62,8 +63,8 @@ _COMPARE = """
 Compare models, such as quantised ones, with their base: KL divergence, perplexities, changes of probability.
 
 BASE and each OTHER are files as `score` reads them, with scores of the same rows; or files of responses to the same
-requests, or of responses beside scores; or .jsonl files of samples that lm-evaluation-harness logged. Their content
-tells which.
+requests, or of responses beside scores; or samples that lm-evaluation-harness logged: .jsonl files, or its folders,
+task by task. Their content tells which.
 
 Any file of scores may hold the targets, and all that do must hold the same ones; without targets, divergences alone are
 compared. BASE is read once for all. Tables call each OTHER by its name, as in Q8=q8.npz, or else by its file.

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, IntArray
 
-_TEXT = ("file", "text", "metric", "custom_id", "model", "token type", "note")  # columns that hold words, not numbers
+# columns that hold words, not numbers
+_TEXT = ("file", "text", "task", "metric", "custom_id", "model", "token type", "note")
 _MAX_NAMED = 4  # results that `repr` shows
 ResultT = TypeVar("ResultT", bound=Any)
 
