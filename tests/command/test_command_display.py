@@ -129,6 +129,23 @@ def test_progress_without_rich(command, monkeypatch):
     assert terminal.getvalue() == "\r".join(lines)
 
 
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_progress_of_blocks(has_rich, monkeypatch):
+    """Their total is not known."""
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(progress, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    blocks = [(np.zeros((50, 100)), np.zeros(50, int))] * 3
+    tokenloss.evaluate(blocks, shift=False, progress=True)
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.getvalue())
+    if has_rich:
+        assert re.search(r"block 2 .* 120\.0/\? kB", text)
+    else:
+        assert text == "\r".join(["", "block 0, 4e-05 GB", "block 1, 8e-05 GB", "block 2, 0.00012 GB", " " * 19, ""])
+
+
 def test_progress_is_shown_on_a_terminal_alone(command, monkeypatch):
     monkeypatch.setattr(progress, "_PROGRESS_SECONDS", 0)
     assert command("score", SAMPLE)[2] == ""

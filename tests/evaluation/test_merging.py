@@ -127,6 +127,9 @@ def test_the_same_name_on_another_machine_is_another_file(files, npz):
     ours = evaluate([first])
     npz("part-0.npz", logits=LOGITS[8:16], targets=TARGETS[8:16])
     assert (ours + evaluate([first])).meter.count == np.count_nonzero(TARGETS[:16] >= 0)
+    npz("part-0.npz", logits=LOGITS[:1], targets=TARGETS[:1])  # which is ignored
+    nothing = evaluate([first])
+    assert (nothing + nothing).meter.count == 0
 
 
 def test_what_does_not_fit_is_refused(files, tmp_path, npz):
@@ -170,6 +173,25 @@ def test_sequences_of_ids_for_all_that_stand_in_both_are_refused(files, npz, tmp
     )
     with pytest.raises(ValueError, match="sequence 2 of segment_ids is in both"):
         one + other
+
+
+def test_numbers_of_a_files_own_are_not_those_of_others(npz, tmp_path):
+    paths = [npz(f"{i}.npz", logits=LOGITS[i : i + 8], targets=TARGETS[i : i + 8]) for i in range(5)]
+    own = npz("own.npz", logits=LOGITS[:8], targets=TARGETS[:8], segment_ids=np.full(8, 5))
+    np.save(tmp_path / "first.npy", np.repeat([1, 2], 8))
+    np.save(tmp_path / "last.npy", np.repeat([5, 6], 8))
+    first = evaluate(paths[:2], segment_ids=[tmp_path / "first.npy"])
+    last = evaluate(paths[2:4], segment_ids=[tmp_path / "last.npy"])
+    merged = first + evaluate([own]) + last
+    assert merged.sequences["sequence"].tolist() == [1, 2, 5, 5, 6]
+    assert merged.sequences["file"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_words_of_responses_whose_bytes_are_not_all_known(tmp_path):
+    paths = [clients.save(tmp_path / f"{i}.json", f"sglang/generate_0{i}.json") for i in range(2)]
+    merged = evaluate(paths[:1], n_words=7) + evaluate(paths[1:], n_words=5)
+    assert (merged.meter.n_bytes, merged.meter.n_words) == (0, 12)
+    assert merged.meter.word_perplexity == evaluate(paths, n_words=12).meter.word_perplexity
 
 
 def test_requests_that_come_twice_are_refused(tmp_path):

@@ -36,10 +36,11 @@ _SCORE = f"""
 Score the predictions that files hold: loss, perplexity and accuracy, with their errors.
 
 A FILE is {FILES}. It holds scores (..., V), in an array named logits, log_probs or probs, and their targets, class ids
-(...) or distributions (..., V), in an array named targets or in .npy files of their own. There may also be tokens (the
-text), and segment_ids or cu_seqlens (the sequences); each row of (N, T, V) is a sequence. With --lm-head, a FILE holds
-hidden states (..., D), named hidden_states or hidden. It may also be a .json or .jsonl file of responses from a server:
-vLLM, SGLang, llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.
+(...) or distributions (..., V), in an array named targets or labels, or in .npy files of their own; or, with --shift,
+input_ids. There may also be tokens (the text), attention_mask, and segment_ids or cu_seqlens (the sequences); each row
+of (N, T, V) is a sequence. With --lm-head, a FILE holds hidden states (..., D), named hidden_states or hidden. It may
+also be a .json or .jsonl file of responses from a server, or the stream of one: vLLM, SGLang, llama.cpp or any with
+OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.
 
 Several FILEs are shards of one text. With names, as in A=a.npz B=b.npz, they are models of the same text, and the table
 has a row for each. All options apply to each of them. `tokenloss compare` gives their differences, with paired errors.

@@ -245,8 +245,9 @@ class Result:
         return as_html(self._shown())
 
     def _compared(self) -> dict[str, Any]:
-        """What `==` compares."""
-        return vars(self)
+        """What `==` compares: the fields of a dataclass, but those with ``compare=False``."""
+        fields: Any = vars(type(self))["__dataclass_fields__"]
+        return {name: getattr(self, name) for name, field in fields.items() if field.compare}
 
     def __eq__(self, other: object) -> bool:
         """Whether all figures and arrays are the same, bit by bit; nan equals nan."""

@@ -100,13 +100,14 @@ class _Run:
 
     def take(self, block: _Block) -> list[ScoredBlock]:
         """Score a block, in parts."""
-        last = self._last
-        if not self._is_open(block):
-            if last is not None and len(block.scores):
-                return [self._score(last), self._score(block)]
-            return [self._score(block)]
-        parts = [] if last is None else [self._score(last, following=block)]
-        return [*parts, self._score(block.rows(0, -1), following=block.rows(1, len(block.scores)))]
+        if self._options.shift:
+            check_shiftable(_file(block, self._options), block.targets, None)
+        parts, is_open = [], self._is_open(block)
+        if self._last is not None and len(block.scores):
+            parts.append(self._score(self._last, following=block if is_open else None))
+        if is_open:
+            return [*parts, self._score(block.rows(0, -1), following=block.rows(1, len(block.scores)))]
+        return [*parts, self._score(block)]
 
     def hold_back(self, block: _Block) -> None:
         """Keep the last row of a block."""
@@ -122,22 +123,22 @@ class _Run:
 
     def _is_open(self, block: _Block) -> bool:
         """Whether the last row of a block may predict the first target of the next one."""
-        if self._options.shift:
-            check_shiftable(_file(block, self._options), block.targets, None)
         return bool(self._options.shift) and block.ids is not None and block.scores.ndim == 2 and len(block.scores) > 0
 
     def _score(self, block: _Block, following: _Block | None = None) -> ScoredBlock:
         """Score a block, or a part of it."""
         options, total = self._options, self.total
-        opened, shard = _shard(block, options, ChainMap({}, total.counts), following)
+        counts: dict[int, int] = {}
+        opened, shard = _shard(block, options, ChainMap(counts, total.counts), following)
         add = token_function(self._outputs, 0, total.rows, 0 if total.has_ids else total.n_sequences)
         sampled = total.result.shift_sample.rows
         result = score.score_rows(shard, opened, options, self._workers, add, self._top_k, sampled=sampled)
-        ids, n_rows = None, None
-        if block.ids is not None:
-            ids, n_rows = np.unique(block.ids[block.ids >= 0], return_counts=True)
         n_sequences = math.prod(shard.shape[:-2]) if block.ids is None and len(shard.shape) > 2 else 0
-        scored = ScoredBlock(shard, n_sequences, ids, n_rows, result)
+        scored = ScoredBlock(shard, n_sequences, None, None, result)
+        if block.ids is not None:
+            new = [(number, n - total.counts.get(number, 0)) for number, n in counts.items() if number >= 0]
+            ids, n_rows = np.array(new, np.int64).reshape(-1, 2).T
+            scored = scored._replace(ids=ids, n_rows=n_rows)
         total.add(scored)
         self.n_read += shard.n_bytes
         return scored

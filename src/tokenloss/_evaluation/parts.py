@@ -80,12 +80,12 @@ class BlockTotal:
             for number, n in zip(block.ids.tolist(), block.n_rows.tolist(), strict=True):
                 self.counts[number] = self.counts.get(number, 0) + n
         one = block.shard
-        self.shard = (self.shard or one)._replace(
-            path="",
-            shape=(first_row + one.rows, one.shape[-1]),
-            batch=((0 if self.shard is None else self.shard.scored_rows) + one.scored_rows,),
-            dtype=_listed(one.dtype if self.shard is None else self.shard.dtype, one.dtype),
-            target_type=_listed(one.target_type if self.shard is None else self.shard.target_type, one.target_type),
+        before = self.shard or one._replace(path="", shape=(0, one.shape[-1]), batch=(0,))
+        self.shard = before._replace(
+            shape=(before.rows + one.rows, one.shape[-1]),
+            batch=(before.scored_rows + one.scored_rows,),
+            dtype=_listed(before.dtype, one.dtype),
+            target_type=_listed(before.target_type, one.target_type),
         )
 
     def all(self) -> ScoredBlock:
@@ -166,22 +166,27 @@ class Parts(NamedTuple):
         if parts.are_responses:
             check_names([shard.path for shard in parts.shards], parts.results)
         meter, split = merge_meters(parts.results)
-        if not parts.are_responses or bool(one.meter.n_bytes) == bool(other.meter.n_bytes):
-            meter = one.meter + other.meter  # with the lengths of the text, which are not known of all responses else
+        sequences = sequence_columns(parts.results, split)
+        if bool(one.meter.n_bytes) == bool(other.meter.n_bytes):
+            meter = one.meter + other.meter  # with the lengths of the text
+        else:  # the bytes of some responses are not known
+            add_lengths(meter, sequences, 0, one.meter.n_words + other.meter.n_words)
         seconds, n_read = (one.figures[name] + other.figures[name] for name in ("seconds", "n_bytes_read"))
-        return parts.of_sums(meter, sequence_columns(parts.results, split), seconds, n_read)
+        return parts.of_sums(meter, sequences, seconds, n_read)
 
     @property
     def are_responses(self) -> bool:
         """Whether they are files of responses."""
         return self.shards[0].size is not None
 
-    @property
-    def share_numbers(self) -> bool:
-        """Whether the numbers of sequences are those of all parts: else files have their own, and blocks count on."""
+    def shared_numbers(self, sequences: dict[str, Array]) -> Array:
+        """The numbers of sequences that are those of all parts; else files have their own, and blocks count on."""
         if self.blocks is not None:
-            return self.blocks.ids is not None
-        return any(shard.segments_start is not None for shard in self.shards)
+            are_shared = [self.blocks.ids is not None, True]
+        else:  # the last one stands for sequences in several files, which have the number -1
+            are_shared = [*(shard.segments_start is not None for shard in self.shards), True]
+        shared: Array = sequences["sequence"][np.array(are_shared)[sequences["file"]]]
+        return shared
 
     def described(self, meter: LossMeter) -> dict[str, Any]:
         """What must be the same of evaluations that are merged."""
@@ -213,12 +218,12 @@ def _check(one: Evaluation, other: Evaluation) -> None:
     for name, value in ours.items():
         if value != theirs[name]:
             raise_error("merge", got=f"{name} is {value!r} in one and {theirs[name]!r} in the other")
-    meters = {shard.path: result.meter for shard, result in zip(first.shards, first.results, strict=True) if shard.path}
+    results = {shard.path: result for shard, result in zip(first.shards, first.results, strict=True) if shard.path}
     for shard, result in zip(second.shards, second.results, strict=True):
-        if meters.get(shard.path) == result.meter:  # another machine may have another file of this name
+        same = results.get(shard.path)  # perhaps another file of this name, on another machine
+        if same is not None and result.n_tokens and merge_meters([same])[0] == merge_meters([result])[0]:
             raise_error("merge", got=f"{shard.path} is in both, with the same losses")
-    if first.share_numbers and second.share_numbers:
-        again = np.intersect1d(one.sequences["sequence"], other.sequences["sequence"])
-        if again.size:
-            fits = "their numbers must differ, or one call score both"
-            raise_error("merge", got=f"sequence {again[0]} of segment_ids is in both; {fits}")
+    again = np.intersect1d(first.shared_numbers(one.sequences), second.shared_numbers(other.sequences))
+    if again.size:
+        fits = "their numbers must differ, or one call score both"
+        raise_error("merge", got=f"sequence {again[0]} of segment_ids is in both; {fits}")

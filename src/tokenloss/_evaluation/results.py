@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.result import NamedResults, columns_of, figure, nonzero
@@ -111,7 +111,7 @@ class ShiftWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(LossFigures):
-    """Result of `evaluate`.
+    """Result of `evaluate`, which has the figures of `LossMeter`, such as `loss`, `stderr` and `perplexity`.
 
     Attributes
     ----------
@@ -128,9 +128,10 @@ class Evaluation(LossFigures):
     Notes
     -----
     Evaluations of parts add up with ``+`` and ``sum``, also when pickle has brought them from other machines: the
-    result has the same bits as one call on all files, or on all blocks, in this order. Numbers of files count on, and
-    so do rows and sequences of blocks without segment ids. Both must have the same kind of scores, number of classes,
-    options, and lengths of the text or none. What would count twice is refused: a file that is in both, a `custom_id`
+    result has the same bits as one call on all files, or on all blocks, in this order; but where a call shifts targets,
+    no last row predicts the first id of what was scored elsewhere. Numbers of files count on, and so do rows and
+    sequences of blocks without segment ids. Both must have the same kind of scores, number of classes, options, and
+    lengths of the text or none. What would count twice is refused: a file that is in both, a `custom_id`
     that is in both, and a number that is in both where `segment_ids` number the sequences of all files or blocks of an
     evaluation, as a sequence cannot be told from another one of the same number.
 
@@ -151,7 +152,7 @@ class Evaluation(LossFigures):
     meter: LossMeter
     sequences: dict[str, Array]
     figures: dict[str, Any]
-    _parts: Any = dataclasses.field(compare=False)  # of `parts.py`
+    _parts: Any = field(compare=False)  # of `parts.py`
 
     @property
     def _meter(self) -> LossMeter:
@@ -203,7 +204,7 @@ class Evaluation(LossFigures):
         """All but the time that it took, and the bytes that it read, which are fewer if it went on from a state."""
         left_out = ("seconds", "gb_per_second", "n_bytes_read")
         figures = {name: figure for name, figure in self.figures.items() if name not in left_out}
-        return {"meter": self.meter, "sequences": self.sequences, "figures": figures}
+        return super()._compared() | {"figures": figures}
 
     def __add__(self, other: Evaluation) -> Evaluation:
         """The evaluation of the files or blocks of both."""

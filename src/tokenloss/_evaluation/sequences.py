@@ -90,7 +90,9 @@ class RowSequences:
 def _counted(ids: IntArray, counts: MutableMapping[int, int]) -> IntArray:
     """The number of earlier rows with the same id, for each row; `counts` has those before them, and is updated."""
     order = np.argsort(ids, kind="stable")
-    found, starts, sizes = np.unique(ids[order], return_index=True, return_counts=True)
+    ordered = ids[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ids)])
+    found, sizes = ordered[starts], np.diff(starts, append=len(ids))
     before = np.array([counts.get(number, 0) for number in found.tolist()], np.int64)
     positions = np.empty(len(ids), np.int64)
     positions[order] = np.arange(len(ids)) - np.repeat(starts - before, sizes)

@@ -391,7 +391,7 @@ def _is_piece(value: dict[str, Any]) -> bool:
 
 def _stream(value: dict[str, Any], place: Place) -> list[Choice]:
     """Refuse a piece of a stream."""
-    return place.refuse("it is a piece of a stream", "be a whole response")
+    return place.refuse("it is a piece of a stream", "be a whole response, or the stream as it came, lines of data:")
 
 
 _DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], bool], Callable[[dict[str, Any], Place], list[Choice]]]] = {
