@@ -1,8 +1,10 @@
 """The house: a package imports only those below it, files import each other in no circle, public modules hand on."""
 
 import ast
+import importlib
 import pydoc
 import re
+import sys
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -99,6 +101,19 @@ def test_docstring_of_the_package_is_a_map_that_names_everything_once():
 
     named = re.findall(r"^    (?:tokenloss\.)?(\w+) +\S", tokenloss.__doc__, re.MULTILINE)
     assert sorted(named) == sorted([*tokenloss.__all__, *tokenloss._PUBLIC_MODULES])
+
+
+def test_help_is_the_map_also_without_dask(monkeypatch):
+    import tokenloss
+
+    monkeypatch.setitem(sys.modules, "dask.array", None)
+    for name in "tokenloss.dask", "tokenloss._evaluation.cluster":
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr(tokenloss, "dask", raising=False)
+    with pytest.raises(ImportError, match="needs the package dask"):
+        importlib.import_module("tokenloss.dask")
+    with pytest.raises(AttributeError, match="needs the package dask"):
+        _ = tokenloss.dask
     page = pydoc.render_doc(tokenloss, renderer=pydoc.plaintext)
     assert page.index("cross_entropy_loss ") < page.index("PACKAGE CONTENTS")
     assert page.count("\n") < 100

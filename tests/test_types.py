@@ -101,6 +101,18 @@ def test_scores_and_comparisons_have_typed_fields() -> None:
     assert is_array(assert_type(found.by(["x", "y"]), dict[str, npt.NDArray[Any]])["kl"])
 
 
+def test_results_speak_one_protocol() -> None:
+    evaluation = assert_type(tokenloss.evaluate([(LOGITS, IDS)]), results.Evaluation)
+    assert is_float(assert_type(evaluation.loss, float))
+    assert type(assert_type(evaluation.count, int)) is int
+    assert_type(evaluation.perplexity_interval, tuple[float, float])
+    assert is_array(assert_type(evaluation.columns(), dict[str, npt.NDArray[Any]])["loss"])
+    assert assert_type(evaluation.to_dict(), dict[str, Any])["count"] == 2
+    assert "perplexity" in assert_type(evaluation.summary(), str)
+    sequences = assert_type(tokenloss.sequence_losses([[1.0, 2.0]]), results.SequenceLosses)
+    assert is_array(assert_type(sequences.columns(), dict[str, npt.NDArray[Any]])["nll"])
+
+
 def test_meters_add_up() -> None:
     meter = tokenloss.LossMeter()
     meter.update([0.5, 0.25], n_bytes=3)

@@ -79,7 +79,10 @@ _PUBLIC_MODULES = ("dask", "formats", "page", "plots", "results", "sinks")
 def __getattr__(name: str) -> object:
     """Import a name when it is first used (PEP 562), so that a script loads what it needs."""
     if name in _PUBLIC_MODULES:
-        return _import_module(f"tokenloss.{name}")
+        try:
+            return _import_module(f"tokenloss.{name}")
+        except ImportError as error:  # without Dask: help() and others that look at all names must go on
+            raise AttributeError(error) from error
     if name == "__all__":  # of which pydoc would print every docstring, 3,000 lines: help(tokenloss) is the map above
         return [] if _sys._getframe(1).f_globals.get("__name__") == "pydoc" else sorted(_MODULES)
     if name not in _MODULES:

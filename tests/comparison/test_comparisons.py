@@ -82,6 +82,15 @@ def test_each_candidate_is_as_alone(make, tmp_path):
 
 
 @EACH
+def test_a_candidate_may_be_named_base(make, tmp_path):
+    base, others, _ = make(tmp_path)
+    (path, *_) = others.values()
+    (found,) = compare_files(base, {"base": path}).values()
+    (named,) = compare_files(base, {"q": path}).values()
+    assert found.to_dict() == named.to_dict() | {"name": "base"}
+
+
+@EACH
 def test_a_table_and_columns_name_each_candidate(make, tmp_path, command):
     base, others, _ = make(tmp_path)
     found = compare_files(base, others)

@@ -108,7 +108,7 @@ def compare(args: argparse.Namespace) -> None:
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
         sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
         found = compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
-    _warn(found._figures())
+    _warn(found._hints())
     print_as(args.format, found._shown, found.to_dict, found.columns)
 
 

@@ -44,10 +44,13 @@ class Comparisons(NamedResults[ComparisonT]):
         top: dict[str, Any] = {}
         for name, one in self.items():
             top |= {key: figures[name][key] for key in one._of_base if key in figures[name] and key not in top}
-        if any("norm_seems_missing" in one for one in figures.values()):
-            top["norm_seems_missing"] = any(one.get("norm_seems_missing") for one in figures.values())
         each = [{"name": name, **{key: one[key] for key in one if key not in top}} for name, one in figures.items()]
         return top | {"candidates": each}
+
+    def _hints(self) -> dict[str, bool]:
+        """The figures that hint at mistakes, of any candidate."""
+        names = "fits_better_shifted", "norm_seems_missing"
+        return {name: any(one._about.get(name) for one in self.values()) for name in names}
 
     def _shown(self) -> Shown:
         """The tables of a single candidate; of several, a table with a row for each."""

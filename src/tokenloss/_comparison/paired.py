@@ -154,9 +154,6 @@ class PairedLosses(Result):
         places = places_in(self.kept.shape) if ids is None else places_of(ids)
         return places | {name: array.reshape(-1) for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
-    def _compared(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_about"}
-
 
 class Mean:
     """The mean of a quantity that each token has, its standard error, and the mean of each sequence."""

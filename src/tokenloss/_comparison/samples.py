@@ -127,7 +127,8 @@ class SampleMetric(Result):
         return {"doc_id": doc_ids, "base": self.base_values, "other": self.other_values, "sample_weight": self.weights}
 
     def _main(self) -> dict[str, str]:
-        main = {"name": repr(self.name), "difference": figure(self.difference, self.difference_stderr, 4)}
+        task = {} if self.task is None else {"task": repr(self.task)}
+        main = task | {"name": repr(self.name), "difference": figure(self.difference, self.difference_stderr, 4)}
         return main | {name: figure(getattr(self, name), digits=4) for name in ("base", "other")}
 
     def _shown(self) -> Shown:
@@ -212,7 +213,7 @@ class SampleComparison(Result):
         return samples_shown(self)
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each metric.
+        """Columns of a table that has a row for each metric, and for each of groups of tasks.
 
         Returns
         -------
@@ -220,15 +221,12 @@ class SampleComparison(Result):
             By name, as the attributes of `SampleMetric`, with nan for None; intervals become two columns each, such as
             `difference_low` and `difference_high`.
         """
-        return columns_of([metric._figures() for metric in self.metrics])
+        return columns_of([metric._figures() for metric in (*self.metrics, *self.groups)])
 
     def _main(self) -> dict[str, str]:
         names = [repr(metric.name) for metric in self.metrics]
         names[_MAX_NAMES:] = ["..."] * (len(names) > _MAX_NAMES)
         return {"count": str(self.count), "metrics": f"[{', '.join(names)}]"}
-
-    def _compared(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_about"}
 
 
 SampleComparison.__module__ = "tokenloss.results"

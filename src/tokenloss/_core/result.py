@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, IntArray
 
-_TEXT = ("file", "text", "metric", "custom_id", "model", "token type", "note")  # columns that hold words, not numbers
+# columns that hold words, not numbers
+_TEXT = ("file", "text", "task", "metric", "custom_id", "model", "token type", "note")
 _MAX_NAMED = 4  # results that `repr` shows
 ResultT = TypeVar("ResultT", bound=Any)
 
@@ -245,8 +246,9 @@ class Result:
         return as_html(self._shown())
 
     def _compared(self) -> dict[str, Any]:
-        """What `==` compares."""
-        return vars(self)
+        """What `==` compares: the fields of a dataclass, but those with ``compare=False``."""
+        fields: Any = vars(type(self))["__dataclass_fields__"]
+        return {name: getattr(self, name) for name, field in fields.items() if field.compare}
 
     def __eq__(self, other: object) -> bool:
         """Whether all figures and arrays are the same, bit by bit; nan equals nan."""

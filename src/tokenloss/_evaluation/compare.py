@@ -78,7 +78,8 @@ def compare_sides(
         compare = functools.partial(compare_shard, names=names)
         results, _ = score_shards(compare, shards, options, settings, outputs, top_k)
         found = _comparisons(shards, results, named, options, firsts)
-        finish_sinks(outputs, found._figures(), found)
+        if outputs:
+            finish_sinks(outputs, found._figures(), found)
     return found
 
 

@@ -244,7 +244,7 @@ def compare_files(
                 name = checked_sinks(value, None, None)[0]._name
             raise_error("not for", name=name, fits=reason if reason == _NOT_OF_SAMPLES else _REASONS.get(name, reason))
     found: Comparisons[Any] = function(of_base, of_others, **{name: options[name] for name in options if name in taken})
-    for message, category in advice(found._figures()):
+    for message, category in advice(found._hints()):
         warnings.warn(message, category, stacklevel=2)
     for name, comparison in found.items() if function is compare_scores else ():
         for message in not_finite_notes(vars(comparison), comparison.count, "divergence or loss"):

@@ -58,44 +58,41 @@ def compare_responses(
     """
     check_shift(shift)
     check_workers(workers)
-    paths = {"base": single("base", base)} | {name: single(f"others[{name!r}]", one) for name, one in others.items()}
+    path = single("base", base)
+    paths = {name: single(f"others[{name!r}]", one) for name, one in others.items()}
     of_rows = {"targets": as_paths("targets", targets), "segment_ids": as_paths("segment_ids", segment_ids)}
     rest = {"ignore_index": ignore_index, "shift": shift}
-    _refuse(is_responses(paths["base"]), {"base_array": base_array, "base_kind": base_kind}, "base holds responses")
-    are_responses = [is_responses(path) for path in paths.values()]
-    _refuse(all(are_responses[1:]), {"array": array, "kind": kind}, "others hold responses")
-    _refuse(all(are_responses), of_rows | rest, "all files hold responses")
+    is_base, are_others = is_responses(path), all(map(is_responses, paths.values()))
+    _refuse(is_base, {"base_array": base_array, "base_kind": base_kind}, "base holds responses")
+    _refuse(are_others, {"array": array, "kind": kind}, "others hold responses")
+    _refuse(is_base and are_others, of_rows | rest, "all files hold responses")
     for name, files in of_rows.items():
         if len(files) > 1:
             raise_error("not for", name=name, fits="is given once where one file holds responses")
     outputs = checked_sinks(sinks, None, None)
     of_sizes = checked_sizes(sizes or {}, [*others])
-    check_files(
-        outputs, None, {identity(path): path for path in (*paths.values(), *itertools.chain(*of_rows.values()))}
-    )
+    taken = (path, *paths.values(), *itertools.chain(*of_rows.values()))
+    check_files(outputs, None, {identity(file): file for file in taken})
     of_scores = next(iter(of_rows["targets"]), None), next(iter(of_rows["segment_ids"]), None)
-    sides = {name: Options(array, kind, ignore_index, shift) for name in others}
-    sides["base"] = Options(base_array, base_kind, ignore_index, shift)
+    options = Options(base_array, base_kind, ignore_index, shift), Options(array, kind, ignore_index, shift)
     found: Comparisons[ResponseComparison] = Comparisons()
     with contextlib.ExitStack() as stack:
         open_sinks(stack, outputs, None, None, 0, of_responses=True, has_text=True, names=(*others,))
-        for name in others:
-            about = {"base": paths["base"], "name": name, "file": paths[name], "size": of_sizes.get(name)}
-            pair = _Pair(
-                (paths["base"], paths[name]), (sides["base"], sides[name]), of_scores, part, skip_failed, workers
-            )
+        for name, other in paths.items():
+            about = {"base": path, "name": name, "file": other, "size": of_sizes.get(name)}
+            pair = _Pair((path, other), options, of_scores, part, skip_failed, workers)
             columns, found[name] = pair.compared(about)
             _give(outputs, name, columns)
-        finish_sinks(outputs, found._figures(), found)
+        if outputs:
+            finish_sinks(outputs, found._figures(), found)
     return found
 
 
 def single(name: str, paths: list[str]) -> str:
     """The one file of a model."""
     if len(paths) > 1:
-        raise_error(
-            "option", name=name, got=f"{len(paths)} paths", fits="one file, where files hold responses or samples"
-        )
+        fits = "one file, where files hold responses or samples"
+        raise_error("option", name=name, got=f"{len(paths)} paths", fits=fits)
     return paths[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.result import NamedResults, columns_of, figure, nonzero
@@ -111,7 +111,7 @@ class ShiftWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(LossFigures):
-    """Result of `evaluate`.
+    """Result of `evaluate`, which has the figures of `LossMeter`, such as `loss`, `stderr` and `perplexity`.
 
     Attributes
     ----------
@@ -152,7 +152,7 @@ class Evaluation(LossFigures):
     meter: LossMeter
     sequences: dict[str, Array]
     figures: dict[str, Any]
-    _parts: Any = dataclasses.field(compare=False)  # of `parts.py`
+    _parts: Any = field(compare=False)  # of `parts.py`
 
     @property
     def _meter(self) -> LossMeter:
@@ -204,7 +204,7 @@ class Evaluation(LossFigures):
         """All but the time that it took, and the bytes that it read, which are fewer if it went on from a state."""
         left_out = ("seconds", "gb_per_second", "n_bytes_read")
         figures = {name: figure for name, figure in self.figures.items() if name not in left_out}
-        return {"meter": self.meter, "sequences": self.sequences, "figures": figures}
+        return super()._compared() | {"figures": figures}
 
     def __add__(self, other: Evaluation) -> Evaluation:
         """The evaluation of the files or blocks of both."""

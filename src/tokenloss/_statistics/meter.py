@@ -158,6 +158,9 @@ class LossMeter(LossFigures):
     text; where only the length of all texts together is known, it is taken as proportional to the tokens. Both are nan
     as soon as some tokens have come with the length of their text, and others without.
 
+    A meter keeps no tokens, so it has no `columns()`: ``pandas.DataFrame([meter.to_dict() for meter in meters])`` has a
+    row for each meter.
+
     On a cluster, anything that calls functions on other machines will do. Here ``score_file(path)`` returns the meter
     of a file (scored with ``workers=1`` where every CPU runs its own call)::
 
