@@ -90,7 +90,7 @@ def test_streams_are_compared(tmp_path):
     base, other = (clients.save(tmp_path / f"{i}.txt", name) for i, name in enumerate(names))
     ((_, found),) = compare_files(base, other).items()
     assert found.count == 4
-    assert abs(found.loss - found.base_loss) < 1e-3
+    assert abs(found.log_perplexity_ratio) < 1e-3
 
 
 def test_ids_of_other_tokens_do_not_matter_beside_targets(save, tmp_path):
