@@ -330,8 +330,6 @@ class ComparisonMeter:
             for name in mine
         )
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
     def result(self) -> Comparison:
         """Figures of all positions so far.
 

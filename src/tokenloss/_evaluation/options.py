@@ -84,7 +84,7 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
         if glob.has_magic(pattern) and not Path(pattern).exists():
             matches = sorted(glob.glob(pattern, recursive=True), key=by_number)
         elif are_scores and Path(pattern).is_dir() and not is_scores(pattern):
-            files = sorted(map(str, Path(pattern).iterdir()), key=by_number)
+            files = sorted((str(path) for path in Path(pattern).iterdir() if path.name[0] != "."), key=by_number)
             matches = [*filter(is_scores, files)] or [*filter(is_responses, files)]
             if not matches:
                 got, fits = "is a directory without files of scores or of responses", "hold some"
