@@ -14,9 +14,12 @@ import pytest
 
 from tokenloss import (
     LossMeter,
+    class_log_probs,
     compare,
     compare_files,
     evaluate,
+    linear_compare,
+    linear_token_scores,
     sequence_losses,
     token_scores,
 )
@@ -253,6 +256,26 @@ def test_columns_of_an_evaluation_are_what_the_file_of_sequences_holds(tmp_path)
     assert table.dtype.names == tuple(columns)
     for name, column in columns.items():
         np.testing.assert_array_equal(table[name], column)
+
+
+def test_what_is_not_scored_is_not_0():
+    logits, other, targets = LOGITS[0, 0], OTHER[0, 0], TARGETS[0, 0]
+    hidden, head, options = RNG.normal(size=(4, 3)), RNG.normal(size=(6, 3)), {"where": [True, False, True, False]}
+    for result in (
+        token_scores(logits, targets, top_k=2, **options),
+        linear_token_scores(hidden, head, targets, top_k=2, **options),
+        compare(logits, other, targets, **options),
+        linear_compare(hidden, head, hidden, head[:, ::-1], targets, **options),
+    ):
+        for name, column in result.columns().items():
+            missing = {"f": math.nan, "i": -1, "b": False}[column.dtype.kind]
+            np.testing.assert_array_equal(column[[1, 3]], missing, name)
+            assert name == "kept" or column.dtype == bool or not np.isin(column[[0, 2]], [-1, math.nan]).any()
+    assert np.isnan(class_log_probs(logits, [0, 1], **options)[[1, 3]]).all()
+    sums = sequence_losses([[1.0, math.nan], [1.0, math.nan]], where=[[True, False], [False, False]]).columns()
+    assert (sums["nll"][0], sums["count"].tolist(), np.isnan(sums["loss"]).tolist()) == (1, [1, 0], [False, True])
+    assert math.isnan(sequence_losses([[1.0, math.nan]]).nll[0])  # as no mask says that it was left out
+    assert math.isnan(meter([1.0, math.nan]).loss)
 
 
 # -- what people see --------------------------------------------------------------------------------------------------
