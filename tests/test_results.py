@@ -35,17 +35,16 @@ IDS = np.arange(6).reshape(2, 3, 1) - 1  # the first row belongs to no sequence
 HOSTILE = "</td><script>alert('\"&amp;\x1b[31m')</script>\n"
 
 
-def scored(folder, *sources, name="base", targets=True, tokens=None):
-    """A file of scores, evaluated."""
+def scored(folder, logits, name="base", **arrays):
+    """A file of scores; that of the base has targets."""
     path = folder / f"{name}.npz"
-    arrays = {"targets": TARGETS[0]} if targets else {}
-    np.savez(path, logits=sources[0][0], **arrays, **({} if tokens is None else {"tokens": tokens}))
+    np.savez(path, logits=logits[0], **({"targets": TARGETS[0]} if name == "base" else {}), **arrays)
     return path
 
 
 def compared(folder, name="q4"):
     """Files that are compared."""
-    return compare_files(scored(folder, LOGITS), {name: scored(folder, OTHER, name="other", targets=False)})[name]
+    return compare_files(scored(folder, LOGITS), {name: scored(folder, OTHER, name="other")})[name]
 
 
 def of_responses(folder):
@@ -56,6 +55,7 @@ def of_responses(folder):
 
 
 def of_samples(folder):
+    """Files of samples of two models."""
     return [clients.save(folder / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
 
 
@@ -281,8 +281,9 @@ def test_what_is_not_scored_is_not_0():
 # -- what people see --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 def test_summary_is_what_the_command_prints(tmp_path, command):
-    path, other = scored(tmp_path, LOGITS), scored(tmp_path, OTHER, name="other", targets=False)
+    path, other = scored(tmp_path, LOGITS), scored(tmp_path, OTHER, name="other")
     responses, samples = of_responses(tmp_path), of_samples(tmp_path)
     for argv, found in [
         (("score", path), evaluate(path)),
