@@ -70,6 +70,17 @@ def test_a_run_that_ends_in_the_middle_of_a_line_goes_on(tmp_path):
         assert path.read_bytes() == data
 
 
+def test_a_damaged_line_is_refused_with_its_number(tmp_path):
+    path, blocks = tmp_path / "s", BLOCKS["ids"]
+    whole = evaluate(Engine(blocks), state=path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"x" + lines[3], *lines[4:]]))
+    with pytest.raises(ValueError, match=r"line 4: is damaged; .* without this line and those after it, what is miss"):
+        evaluate(Engine(blocks), state=path)
+    path.write_bytes(b"".join(lines[:3]))
+    assert evaluate(Engine(blocks), state=path) == whole
+
+
 def changed(number, **arrays):
     names = ("logits", "targets", "where", "segment_ids")
     blocks = [*BLOCKS["ids"]]

@@ -375,7 +375,8 @@ def test_several_files(score_json, tmp_path):
 
 def test_a_folder_is_its_files(tmp_path):
     paths = [clients.save(tmp_path / f"part-{i}.json", name) for i, name in enumerate(CONTINUED)]
-    (tmp_path / "notes.md").write_text("not a response")
+    for name in "notes.md", ".part-0.json":
+        (tmp_path / name).write_text("not a response")
     folder, files = evaluate(tmp_path), evaluate(paths)
     assert folder.meter == files.meter
     assert folder.figures["files"] == list(map(str, paths))

@@ -1,15 +1,26 @@
 """Arrays under the names that people save, and files and blocks that are something else, which the error names."""
 
+import math
 import pickle
 import zipfile
 
+import clients
 import numpy as np
 import pytest
 import safetensors.numpy
 from commands import assert_refused
 from files import save_zarr
 
-from tokenloss import LossMeter, cross_entropy, evaluate, next_token, sequence_losses, token_scores
+from tokenloss import (
+    LossMeter,
+    compare,
+    compare_files,
+    cross_entropy,
+    evaluate,
+    next_token,
+    sequence_losses,
+    token_scores,
+)
 
 RNG = np.random.default_rng(44)
 LOGITS, IDS = RNG.normal(size=(3, 7, 9), scale=3).astype(np.float32), RNG.integers(9, size=(3, 7))
@@ -60,6 +71,26 @@ def test_what_a_causal_model_was_given(name, mask, save, command):
         assert_refused(command("score", path), f"{path}: holds input ids and no targets; it {words}")
     elif mask is not None:
         assert_refused(command("score", path), f"{path}: attention_mask[", "or come with --shift (shift=True)")
+
+
+def test_models_are_compared_by_input_ids_or_without_targets(save):
+    base, other = save("base", logits=LOGITS, input_ids=IDS), save("other", logits=LOGITS * 0.9)
+    with pytest.raises(ValueError, match=r"holds input ids and no targets; .* or --no-shift, to do without"):
+        compare_files(base, other)
+    logits, ids, where = next_token(LOGITS, IDS, None)
+    shifted, alone = (next(iter(compare_files(base, other, shift=shift).values())) for shift in (True, False))
+    assert shifted.mean_kl == compare(logits, logits * np.float32(0.9), ids, where=where).mean_kl
+    assert shifted.count == 18
+    assert alone.count == 21
+    assert math.isnan(alone.perplexity)
+
+
+def test_streams_are_compared(tmp_path):
+    names = "vllm/completion_stream.txt", "llama_cpp_python/completion_echo_stream.txt"
+    base, other = (clients.save(tmp_path / f"{i}.txt", name) for i, name in enumerate(names))
+    ((_, found),) = compare_files(base, other).items()
+    assert found.count == 4
+    assert abs(found.log_perplexity_ratio) < 1e-3
 
 
 def test_ids_of_other_tokens_do_not_matter_beside_targets(save, tmp_path):

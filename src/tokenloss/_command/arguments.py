@@ -63,8 +63,8 @@ _COMPARE = """
 Compare models, such as quantised ones, with their base: KL divergence, perplexities, changes of probability.
 
 BASE and each OTHER are files as `score` reads them, with scores of the same rows; or files of responses to the same
-requests, or of responses beside scores; or .jsonl files of samples that lm-evaluation-harness logged, or the folders of
-models that it wrote, whose tasks are compared by name. Their content tells which.
+requests, or of responses beside scores; or samples that lm-evaluation-harness logged: .jsonl files, or its folders,
+task by task. Their content tells which.
 
 Any file of scores may hold the targets, and all that do must hold the same ones; without targets, divergences alone are
 compared. BASE is read once for all. Tables call each OTHER by its name, as in Q8=q8.npz, or else by its file.

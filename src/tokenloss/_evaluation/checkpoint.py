@@ -156,8 +156,9 @@ class Checkpoint(Generic[Result]):
         if digest != _hash_of(text) and number == 1:
             self._refuse(f"is no state of tokenloss {self._command}, or is damaged", "be one, or not exist yet")
         if digest != _hash_of(text):
-            got, fits = "is damaged", "be as it was written; without this line, its result is computed again"
-            raise_error("record", path=self._path, line=number, got=got, fits=fits)
+            lines = "this line and those after it" if self._of_blocks else "this line"
+            fits = f"be as it was written; without {lines}, what is missing is computed again"
+            raise_error("record", path=self._path, line=number, got="is damaged", fits=fits)
         entry: dict[str, Any] = json.loads(text)
         return entry
 

@@ -399,13 +399,16 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
         held = [*(held if shard.others else ()), (shard.targets, given)]
     elif not held:
         held = [(file.path, file.input_ids) for file in files if file.input_ids is not None]
+        if held and shard.others and options.shift is False:
+            return None
         if held and not options.shift:
-            fits = "hold targets, or come with --shift (shift=True), --targets or --targets-array"
+            instead = "--targets; or --no-shift, to do without" if shard.others else "--targets or --targets-array"
+            fits = f"hold targets, or come with --shift (shift=True), {instead}"
             raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
     if not held and shard.others and not options.shift:
         return None
     if not held:
-        refuse_without_targets(shard.path, files[0].names)
+        refuse_without_targets(shard.path, () if shard.others else files[0].names)
     (first, targets), *rest = held
     for path, others in rest:
         if not np.array_equal(targets.reshape(-1), others.reshape(-1)):
@@ -415,8 +418,10 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
 
 def refuse_without_targets(path: str, names: Sequence[str] = ()) -> NoReturn:
     """Raise that a file, with arrays of these names, holds no targets."""
-    got = "holds no targets" + (f", but {', '.join(names)}" if len(names) > 1 else "")
-    raise_error("content", path=path, got=got, fits="hold them, or come with --targets or --targets-array")
+    got, fits = "holds no targets", "hold them, or come with --targets"
+    if len(names) > 1:
+        got, fits = f"{got}, but {', '.join(names)}", f"{fits} or --targets-array"
+    raise_error("content", path=path, got=got, fits=fits)
 
 
 def _masked(file: ScoresFile, targets: Array, options: Options) -> Array:

@@ -10,7 +10,7 @@ import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
-from tokenloss.formats.records import read_records
+from tokenloss.formats.records import is_stream, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ class _Line(NamedTuple):
 
 def is_samples(path: str) -> bool:
     """Whether a file of JSON holds samples, by the keys of its first record."""
-    return _is_sample(next(iter(read_records(path))).value)
+    return not is_stream(path) and _is_sample(next(iter(read_records(path))).value)
 
 
 def _is_sample(record: dict[str, Any]) -> bool:
