@@ -28,8 +28,10 @@ def two(npz, tmp_path, monkeypatch):
     ):
         npz(f"{name}.npz", logits=logits, targets=TARGETS)
     npz("short.npz", logits=LOGITS[:3], targets=TARGETS[:3])
+    (tmp_path / "folder" / "model").mkdir(parents=True)
     for name, run in ("a", "base"), ("b", "noise"):
         clients.save(tmp_path / f"samples-{name}.jsonl", f"{run}/mc.jsonl")
+        clients.save(tmp_path / "folder" / "model" / f"samples_{name}.jsonl", f"{run}/mc.jsonl")
         clients.save(tmp_path / f"server-{name}.jsonl", "vllm/chat_00.json", "vllm/chat_01.json")
     monkeypatch.chdir(tmp_path)
 
@@ -101,6 +103,7 @@ def test_models_without_names_are_noticed(command, npz, tmp_path, monkeypatch):
     ("argv", "words"),
     [
         (["A=a.npz", "b.npz"], "FILE b.npz: has no name; each FILE must have one, NAME=FILE, or none"),
+        (["folder"], "folder: holds samples of lm-evaluation-harness; it must hold scores or responses"),
         (["A=a.npz", "A=b.npz"], "FILE A=b.npz: the name A is given twice"),
         (["A=a.npz", "B="], "FILE B=: has no FILE; it must be NAME=FILE, or FILE"),
         (["A=a.npz", "B=none.npz"], "none.npz: cannot be read"),
@@ -121,7 +124,7 @@ def test_models_that_are_refused(argv, words, two, command, tmp_path):
         ["score", "a.npz"],
         ["score", *MODELS],
         ["compare", "a.npz", "B=b.npz", "nan.npz"],
-        ["compare", "server-a.jsonl", "B=server-b.jsonl"],
+        ["compare", "server-a.jsonl", "B=server-[b].jsonl"],
         ["compare", "samples-a.jsonl", "B=samples-b.jsonl", "C=samples-b.jsonl"],
     ],
 )
@@ -160,7 +163,8 @@ def test_text_is_literal_in_markdown_and_on_one_line_in_csv(npz, command, tmp_pa
     assert r"\$x\$" in out  # which GitHub would take for mathematics
     named = command("score", f'=b,"\n={path}', "--format", "csv")[1].splitlines()
     assert len(named) == 2
-    assert named[1].startswith('"=b,""\\n",logits,')
+    assert named[0].startswith("name,count,loss,stderr,perplexity,perplexity_low,")
+    assert named[1].startswith('"=b,""\\n",11,')
 
 
 def test_evaluations_are_a_table_in_python(two):

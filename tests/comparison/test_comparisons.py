@@ -15,6 +15,7 @@ from tables import read_table
 import tokenloss
 from tokenloss import ComparisonMeter, compare_files
 from tokenloss._comparison.comparisons import Comparisons
+from tokenloss.page import write_comparison_page
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -147,6 +148,16 @@ def test_what_needs_targets_is_not_shown_without_them(names, tmp_path, command):
     assert np.isnan([table["nll"], table["base_nll"], table["delta_p"]]).all()
     for name, one in expected.items():
         np.testing.assert_array_equal(table["kl"][np.array(table["name"]) == name], one.kl)
+
+
+def test_page_of_arrays_without_targets(tmp_path):
+    many = Many(tmp_path)
+    found = tokenloss.compare(many.base, many.logits["q4"], None)
+    write_comparison_page(tmp_path / "page.html", {"q4": found}, np.zeros(40, int))
+    page = Reader((tmp_path / "page.html").read_text("utf-8"))
+    text = page.text("dt") + page.text("dd")
+    assert f"{found.mean_kl:.4g}" in text
+    assert not any(word in text for word in ("nan", "Δp", "perplexity"))
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])

@@ -420,6 +420,24 @@ def of_hidden(hidden, name):
     return str(hidden.path / f"{name}.npz"), str(hidden.path / f"{name}-head.npy")
 
 
+@pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
+def test_hidden_states_without_targets(definitions, hidden):
+    """By projections tile by tile, and by logits."""
+    (base, base_head), (other, head) = of_hidden(hidden, "base"), of_hidden(hidden, "q")
+    options = {"base_lm_head": base_head, "lm_head": head, "definitions": definitions, "ignore_index": None}
+    targets = np.maximum(hidden.targets, 0)
+    for name in ("base", "q"):
+        np.savez(hidden.path / f"{name}.npz", hidden_states=hidden.states[name])
+    np.save(hidden.path / "targets.npy", targets)
+    expected = compare_files(base, {"q": other}, hidden.path / "targets.npy", **options)["q"]
+    found = compare_files(base, {"q": other}, **options)["q"]
+    assert (found.has_targets, expected.has_targets) == (False, True)
+    np.testing.assert_allclose(found.kl, expected.kl, rtol=1e-13, atol=1e-15)  # projections begin with the target's
+    assert found.mean_kl == pytest.approx(expected.mean_kl, rel=1e-13)
+    assert found.same_top == expected.same_top
+    assert np.isnan(found.nll).all()
+
+
 @pytest.mark.parametrize("transform", [{}, {"logit_scale": 0.5, "softcap": 3.0}])
 @pytest.mark.parametrize("classes", [None, 13, 5])
 def test_hidden_states_in_compare(classes, transform, hidden, compare_json):

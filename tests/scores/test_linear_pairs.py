@@ -120,6 +120,15 @@ def test_linear_compare_equals_compare_of_the_logits_with_cu_seqlens_or_segment_
     numbers = np.arange(rows) >= 4
     again = linear_compare(*operands, targets, where=where, segment_ids=numbers.astype(int))
     assert again.to_dict() == found.to_dict()
+    alone = linear_compare(*operands, None, where=where & (targets != -100), cu_seqlens=bounds)
+    assert_same_bits(alone.kl, found.kl)
+    assert (alone.mean_kl, alone.mean_kl_stderr, alone.same_top) == (
+        found.mean_kl,
+        found.mean_kl_stderr,
+        found.same_top,
+    )
+    assert not alone.has_targets
+    assert np.isnan([alone.nll, alone.base_nll, alone.delta_p]).all()
 
 
 @pytest.mark.parametrize("batch", [(), (0,), (2, 3), (3, 4, 5)])

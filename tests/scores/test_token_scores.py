@@ -25,7 +25,6 @@ from arrays import (
 
 from tokenloss import (
     LossMeter,
-    TokenScores,
     cross_entropy,
     cross_entropy_loss,
     linear_token_scores,
@@ -34,6 +33,7 @@ from tokenloss import (
     token_scores,
 )
 from tokenloss._scores.token_scores import COLUMNS
+from tokenloss.results import TokenScores
 
 NAN, INF = math.nan, math.inf
 SCALINGS = [{}, {"logit_scale": 0.3}, {"softcap": 5.0}, {"logit_scale": 2.5, "softcap": 30.0}]

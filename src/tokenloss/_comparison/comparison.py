@@ -155,6 +155,7 @@ Comparison.__module__ = "tokenloss.results"
 class ComparisonMeter:
     """Compares models with their base block by block, where their logits are not in memory at once.
 
+    Blocks may be what an engine computes, or parts of arrays on the disk, as `numpy.load` maps them with `mmap_mode`.
     It keeps 42 bytes for each position, 8 more for each that comes with the number of its sequence, and 16 more where
     `classes` leaves some out; of each further candidate 25, and 8 where it has more than these classes. Blocks come in
     the order of the text and have any size: no bit of the result depends on how a text is split, or a sequence. Only
@@ -328,8 +329,6 @@ class ComparisonMeter:
             and all(np.array_equal(mine[name][one], theirs[name][one], equal_nan=True) for one in mine[name])
             for name in mine
         )
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
 
     def result(self) -> Comparison:
         """Figures of all positions so far.

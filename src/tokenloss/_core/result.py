@@ -91,7 +91,7 @@ def rows_of(table: dict[str, Array]) -> list[dict[str, Any]]:
 
 def as_text(shown: Shown) -> str:
     """Lines of a title, its note and tables, whose cells are aligned in columns."""
-    lines = [f"{printable(shown.title)}  {shown.note}".rstrip()]
+    lines = [f"{printable(shown.title)}  {printable(shown.note)}".rstrip()]
     for table in shown.tables:
         lines += ["", *(f"  {line}".rstrip() for line in _aligned(table))]
     return "\n".join(lines)
@@ -116,7 +116,7 @@ def as_html(shown: Shown) -> str:
     from html import escape
 
     dim = ' style="opacity: 0.7"'
-    parts = [f"<p><b>{escape(printable(shown.title))}</b> <span{dim}>{escape(shown.note)}</span></p>"]
+    parts = [f"<p><b>{escape(printable(shown.title))}</b> <span{dim}>{escape(printable(shown.note))}</span></p>"]
     for table in shown.tables:
         head = "".join(_html_cell("th", table, i, escape(name)) for i, name in enumerate(table.heads))
         rows = ["".join(_html_cell("td", table, i, escape(cell)) for i, cell in enumerate(row)) for row in table.rows]
@@ -135,7 +135,7 @@ def _html_cell(tag: str, table: Table, column: int, text: str) -> str:
 
 def as_markdown(shown: Shown) -> str:
     """The same in GitHub's Markdown, whose columns are aligned in plain text, too."""
-    lines = [f"**{_literal(printable(shown.title))}** {_literal(shown.note)}".rstrip()]
+    lines = [f"**{_literal(printable(shown.title))}** {_literal(printable(shown.note))}".rstrip()]
     for table in shown.tables:
         lines += ["", *([_literal(table.title), ""] if table.title else []), *_markdown_lines(table)]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_scores import compare_scores
 from tokenloss._evaluation.evaluate import advice, not_finite_notes
+from tokenloss._evaluation.options import resolved
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.sample_folders import is_samples_folder
@@ -235,7 +236,9 @@ def compare_files(
     """
     options = {name: value for name, value in locals().items() if name not in ("base", "others")}
     of_base, of_others = _sources("base", base), _candidates(others)
-    function, reason = _comparison_of([path for paths in (of_base, *of_others.values()) for path in paths])
+    function, reason = _comparison_of(resolved([path for paths in (of_base, *of_others.values()) for path in paths]))
+    if function is not compare_scores:
+        of_base, of_others = resolved(of_base), {name: resolved(paths) for name, paths in of_others.items()}
     code = function.__code__  # its parameters are the options that apply
     taken = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     for name, value in options.items():

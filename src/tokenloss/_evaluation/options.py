@@ -12,6 +12,7 @@ from tokenloss._core.files import identity, links_in
 from tokenloss.formats.lm_head import lm_head_files
 from tokenloss.formats.readers import is_scores
 from tokenloss.formats.responses import is_responses
+from tokenloss.formats.sample_folders import is_samples_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,8 +87,11 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
             files = sorted((str(path) for path in Path(pattern).iterdir() if path.name[0] != "."), key=by_number)
             matches = [*filter(is_scores, files)] or [*filter(is_responses, files)]
             if not matches:
-                got = "is a directory without files of scores or of responses"
-                raise_error("content", path=pattern, got=got, fits="hold some")
+                got, fits = "is a directory without files of scores or of responses", "hold some"
+                if is_samples_folder(pattern):
+                    got = "holds samples of lm-evaluation-harness"
+                    fits = "hold scores or responses; two models' samples are compared: tokenloss compare A B"
+                raise_error("content", path=pattern, got=got, fits=fits)
         if not matches:
             raise ValueError(f"{pattern}: matches no file")
         paths += matches

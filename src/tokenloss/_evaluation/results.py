@@ -221,6 +221,10 @@ class Evaluation(LossFigures):
 Evaluation.__module__ = "tokenloss.results"
 
 
+# columns of the table of several models that come first
+_MAIN = ("count", "loss", "stderr", "perplexity", "perplexity_interval", "accuracy", "bits_per_byte")
+
+
 class Evaluations(NamedResults[Evaluation]):
     """Evaluations of several models side by side: a dict of `Evaluation` by the name of the model.
 
@@ -258,6 +262,8 @@ class Evaluations(NamedResults[Evaluation]):
         Returns
         -------
         dict of 1-D arrays
-            "name", each figure that is one number or text, and the ends of intervals, such as "perplexity_low".
+            "name", the main figures, then each other that is one number or text, and the ends of intervals, such as
+            "perplexity_low".
         """
-        return columns_of([{"name": name, **one._figures()} for name, one in self.items()])
+        first = {name: {main: figures[main] for main in _MAIN} for name, figures in self._figures().items()}
+        return columns_of([{"name": name, **first[name], **one._figures()} for name, one in self.items()])

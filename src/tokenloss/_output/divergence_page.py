@@ -279,7 +279,8 @@ def _comparison_summary(comparison: Any) -> str:
         ("same top token", f"{100 * comparison.same_top:.2f} %", error("same_top", 100, " %")),
         ("RMS Δp", f"{100 * comparison.rms_delta_p:.3g} %", error("rms_delta_p", 100, " %")),
     ]
-    return page.summary(figures)
+    of_targets = () if known.get("has_targets", True) else ("perplexity ratio", "RMS Δp")
+    return page.summary([row for row in figures if row[0] not in of_targets])
 
 
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:

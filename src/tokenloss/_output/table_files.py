@@ -144,7 +144,7 @@ class TokenTable(_TableFile):
     needs_tokens = True
 
     def __init__(self, path: str, top_k: int = 0) -> None:
-        self.top_k = check_integer("top_k", top_k, "an integer of at least 0", least=0)
+        self.top_k: int = check_integer("top_k", top_k, "an integer of at least 0", least=0)
         super().__init__(path)
 
     @contextmanager

@@ -50,7 +50,7 @@ def _print_with_rich(shown: Shown) -> bool:
         return False
     # a narrower terminal wraps lines by itself; rich would cut cells
     console.width = max(console.width, *(2 + sum(2 + width for width in _min_widths(table)) for table in shown.tables))
-    console.print(Text.assemble((printable(shown.title), "bold"), "  ", (shown.note, "dim")), soft_wrap=True)
+    console.print(Text.assemble((printable(shown.title), "bold"), "  ", (printable(shown.note), "dim")), soft_wrap=True)
     for table in shown.tables:
         drawn = RichTable(
             box=None, show_header=bool(table.heads), header_style="dim", pad_edge=False, padding=(0, 2, 0, 0)

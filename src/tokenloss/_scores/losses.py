@@ -339,6 +339,13 @@ def cross_entropy(
     array([0.407606, 0.094923])
     >>> f"{cross_entropy([17.0, 0.0], 0):.3g}"
     '4.14e-08'
+
+    Of images (N, C, H, W) with labels (N, H, W), 255 of which marks what has none:
+
+    >>> import numpy as np
+    >>> images, labels = np.zeros((1, 3, 2, 2)), np.array([[[0, 1], [2, 255]]])
+    >>> round(cross_entropy(images, labels, axis=1, ignore_index=255), 4)
+    1.0986
     """
     small = _core.small_cross_entropy(
         logits, targets, axis, weight, ignore_index, where, sample_weight,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
+from tokenloss.formats.readers import is_scores
 from tokenloss.formats.records import read_records
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def open_samples_folder(path: str) -> SamplesFolder:
 
 def _folders(path: str) -> list[Path]:
     """The folder itself if it has samples, else those in it that have some."""
-    if not os.path.isdir(path):  # noqa: PTH112 -- Path.is_dir raises if a text is too long for a path
+    # Path.is_dir raises if a text is too long for a path; a Zarr store may have very many files
+    if not os.path.isdir(path) or is_scores(path):  # noqa: PTH112
         return []
     if _has_samples(Path(path)):
         return [Path(path)]
