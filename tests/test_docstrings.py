@@ -111,7 +111,7 @@ VARIANTS = {
         {"_evaluation.compare_files.compare_files"},
         {"_comparison.linear_compare.linear_compare", "_scores.linear.linear_kl_divergence"},
     ],
-    "targets_array": [{"_evaluation.evaluate.evaluate"}],
+    "targets_array": [{"_evaluation.evaluate.evaluate"}, {"_evaluation.compare_files.compare_files"}],
     "progress": [{"_evaluation.evaluate.evaluate"}],
     "state": [{"_evaluation.compare_files.compare_files"}],
     "targets": [

@@ -150,15 +150,16 @@ def test_definitions_llama_cpp_print_what_llama_cpp_printed(command, tmp_path):
 
 ALL = "--targets=t --segment-ids=s --ignore-index=3 --shift --workers=2"
 FILES = f"{ALL} --array=a --kind=probs --lm-head=l --hidden=h --logit-scale=2 --softcap=5 --state=f --scheduler=x"
+FILES += " --targets-array=y"
 OF_ALL = {"targets": ["t"], "segment_ids": ["s"], "ignore_index": 3, "shift": True, "workers": 2}
 OF_FILES_ALONE = {"array": "a", "kind": "probs", "lm_head": "l", "hidden": "h", "logit_scale": 2.0, "softcap": 5.0,
-                  "state": "f", "scheduler": "x"}  # fmt: skip
+                  "state": "f", "scheduler": "x", "targets_array": "y"}  # fmt: skip
 FORWARDED = {
     "evaluate": (
-        "score x.npy --n-bytes=7 --n-words=6 --words=lm-eval --top=9 --part=all --skip-failed --targets-array=y "
+        "score x.npy --n-bytes=7 --n-words=6 --words=lm-eval --top=9 --part=all --skip-failed "
         f"{FILES}",
         OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "n_words": 6, "words": "lm-eval", "top": 9,
-                                   "part": "all", "skip_failed": True, "targets_array": "y"},
+                                   "part": "all", "skip_failed": True},
     ),
     "compare_files": (
         "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "

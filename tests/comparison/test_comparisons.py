@@ -13,7 +13,7 @@ from rendered import Documents
 from tables import read_table
 
 import tokenloss
-from tokenloss import ComparisonMeter, compare_files
+from tokenloss import ComparisonMeter, compare_files, sinks
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss.page import write_comparison_page
 
@@ -178,6 +178,17 @@ def test_a_row_for_each_candidate_and_sequence(make, suffix, tmp_path, command):
     for name, column in table.items():
         expected = np.concatenate([one.sequences[name] for one in found.values()])
         np.testing.assert_array_equal(column, expected)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_names_that_no_encoding_has(suffix, tmp_path):
+    """As of a file whose name is not of UTF-8."""
+    base, others, _ = of_scores(tmp_path)
+    paths = tmp_path / f"tokens{suffix}", tmp_path / f"sequences{suffix}"
+    outputs = [sinks.ComparedTokenTable(paths[0]), sinks.ComparedSequenceTable(paths[1])]
+    compare_files(base, {"q\udcff": others["q4"]}, sinks=outputs)
+    for path in paths:
+        assert set(read_table(path)["name"]) == {"q\N{REPLACEMENT CHARACTER}"}
 
 
 def test_no_rows_where_there_are_no_sequences(tmp_path, command):

@@ -171,12 +171,21 @@ def test_tasks_that_share_documents_have_no_error_of_their_group(tmp_path):
     assert "nan" not in found.summary()
 
 
-def test_groups_whose_models_are_the_same(folders):
+@pytest.mark.parametrize("by_size", [True, False])
+def test_groups_whose_models_are_the_same(by_size, tmp_path):
+    """A bound of what differs is known of the samples as a whole, so of groups by size."""
+    folders = Folders(tmp_path, by_size)
     found = compare_files(folders.path / "base", {"q": folders.path / "base"}, margin=0.1)["q"]
-    for metric in found.groups:
+    for metric, n in zip(found.groups, (100, 70), strict=True):
         assert (metric.difference, metric.difference_stderr) == (0, 0)
-        assert np.isnan(metric.difference_interval).all()
-        assert metric.equivalence_p is None
+        if by_size:
+            bound = 1 - 0.05 ** (1 / n)
+            assert metric.difference_interval == (-metric.discordance_bound, metric.discordance_bound)
+            assert metric.discordance_bound == pytest.approx(bound)
+            assert metric.equivalence_p == pytest.approx(0.9**n)
+        else:
+            assert np.isnan(metric.difference_interval).all()
+            assert metric.equivalence_p is metric.discordance_bound is None
     assert "nan" not in found.summary()
 
 

@@ -77,6 +77,15 @@ def test_compare_files_is_compare_of_arrays(candidates):
             np.testing.assert_array_equal(getattr(found, column), getattr(expected, column).reshape(-1))
 
 
+def test_name_of_the_array_of_targets(candidates, command):
+    np.savez(candidates.path / "named.npz", logits=candidates.base, mine=candidates.targets)
+    found = compare_files(candidates.path / "named.npz", candidates.files, targets_array="mine")
+    for name, one in compare_files(candidates.path / "base.npz", candidates.files).items():
+        assert found[name].perplexity == one.perplexity
+    argv = candidates.path / "named.npz", candidates.files["a"], "--targets-array", "other"
+    assert_refused(command("compare", *argv), "named.npz", "other")
+
+
 def test_one_path_is_its_own_name(candidates):
     path = candidates.files["a"]
     assert list(compare_files(candidates.path / "base.npz", path)) == [str(path)]
@@ -163,6 +172,18 @@ def test_files_without_targets_are_compared_by_their_divergences(definitions, ca
         assert not one.has_targets
         figures = one.to_dict()
         assert figures | expected.to_dict() == figures
+
+
+@pytest.mark.parametrize("shape", [(4, 10), (ROWS,)])
+def test_masked_rows_are_left_out_without_targets(shape, candidates):
+    mask = np.random.default_rng(2).random(shape) < 0.7
+    np.savez(candidates.path / "alone.npz", logits=candidates.base.reshape(*shape, V), attention_mask=mask.astype(int))
+    found = compare_files(candidates.path / "alone.npz", {"c": candidates.files["c"]})
+    expected = tokenloss.compare(candidates.base, candidates.logits["c"], None, where=mask.reshape(4, 10))
+    one = found["c"]
+    np.testing.assert_array_equal(one.kl, expected.kl.reshape(-1))
+    assert (one.count, one.mean_kl) == (mask.sum(), expected.mean_kl)
+    assert found.to_dict()["n_ignored"] == ROWS - mask.sum()
 
 
 def test_shards_that_hold_targets_in_part(candidates):

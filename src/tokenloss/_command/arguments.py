@@ -147,8 +147,6 @@ def _add_score(score: Parser) -> None:
     words = "number of words of the text, for perplexity per word, in place of --text"
     _add(of["input"], "--n-words N", words, integer(1), default=0)
     _add_targets(of["targets and sequences"])
-    words = "name of the array of targets, if it is neither targets nor labels"
-    _add(of["targets and sequences"], "--targets-array NAME", words)
     _add(of["hidden states"], "--lm-head FILE[:NAME]", _LM_HEAD)
     _add_hidden_states(of["hidden states"])
     _add_responses(of["responses"])
@@ -212,6 +210,8 @@ def _add_targets(group: _Group) -> None:
     """Add the options of targets and sequences."""
     words = "a .npy file of targets for each file of scores, in order, or one for all; or a pattern in quotes"
     _add(group, "--targets FILE", words, **_LISTED)
+    words = "name of the array of targets, if it is neither targets nor labels; `compare` reads it of BASE"
+    _add(group, "--targets-array NAME", words)
     words = "a .npy file of each token's sequence number for each file of scores, or one for all"
     _add(group, "--segment-ids FILE", words, **_LISTED)
     words = (
@@ -251,9 +251,10 @@ def _add_running(group: _Group) -> None:
 
 
 def _add_format(group: _Group) -> None:
-    """Add the option that says how the result is printed."""
+    """Add the option that says how the result is printed, and the short one that scripts use."""
     words = "print tables as text (default) or Markdown, a row of figures for each model as csv, or everything as json"
     group.add_argument("--format", choices=FORMATS, default="text", help=words)
+    group.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
 
 
 def _add_outputs(group: _Group, outputs: Iterable[type[Sink]]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.columns import bytes_of_bools, new_columns, probability_of_rest, share, without_losses
+from tokenloss._comparison.columns import bytes_of_bools, new_columns, probability_of_rest, share
 from tokenloss._core import _core
 from tokenloss._core.projection import run_pairs
 from tokenloss._core.validation import as_positions
@@ -23,7 +23,6 @@ def linear_pair_columns(
     positions: _core.Positions,
     transform: tuple[float, float],
     workers: Any,
-    has_targets: bool = True,
 ) -> dict[str, Columns]:
     """Columns of each candidate, flat, by its name; of the classes of the positions, if the projections have more."""
     count = slice(positions.classes)
@@ -46,7 +45,7 @@ def linear_pair_columns(
             rest = _logsumexp_from(positions.classes, others[name], columns["kept"], transform, workers)
             columns["base_left_out"] = probability_of_rest(columns.pop("base_logsumexp"), base_rest)
             columns["left_out"] = probability_of_rest(columns.pop("logsumexp"), rest)
-        candidates[name] = share(columns if has_targets else without_losses(columns), first)
+        candidates[name] = share(columns, first)
         first = first or columns
     return candidates
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenloss._comparison.columns import pair_positions
+from tokenloss._comparison.columns import pair_positions, without_losses
 from tokenloss._comparison.comparison import Comparison, comparison_of
 from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.projection import two_projections
@@ -104,8 +104,9 @@ def linear_compare(
     positions = pair_positions(targets, cut.scores, ignore_index, where)
     transform = logit_transform(logit_scale, softcap)
     numbers = sequence_numbers(segment_ids, cu_seqlens, batch)
-    named = linear_pair_columns(base, {"hidden": other}, positions, transform, workers, targets is not None)
-    columns = named["hidden"]
+    columns = linear_pair_columns(base, {"hidden": other}, positions, transform, workers)["hidden"]
+    if targets is None:
+        columns = without_losses(columns)
     if numbers is not None:
         columns["segment_ids"] = numbers
     return comparison_of("exact", columns, batch)

@@ -102,6 +102,14 @@ def _joined(
             p = student_tail((margin - abs(figures["difference"])) / stderr, dof)
             optional |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
     low, high = figures["difference"] - radius, figures["difference"] + radius
+    shares = [part.count / n_clusters for part in parts]
+    if weights == shares and not is_shared and all(part.discordance_bound is not None for part in parts):
+        # no sample differs, and each is a document of its own
+        high = optional["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
+        low = -high
+        if margin is not None:
+            p = (1 - margin) ** n_clusters
+            optional |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
     none = np.empty(0)
     return SampleMetric(
         task=name, name=parts[0].name, filter=parts[0].filter, is_derived=False,

@@ -116,8 +116,9 @@ def _group_table(head: str, title: str, rows: list[dict[str, Any]], has_losses: 
 def candidate_table(comparisons: Any) -> Table:
     """Table of the base, and of several candidates by their divergence; columns that are empty are left out."""
     lines = [_candidate_cells(*named) for named in comparisons._ranked()]
-    first, *others = comparisons.values()
-    if all((one.count, one.base_perplexity) == (first.count, first.base_perplexity) for one in (first, *others)):
+    of_base = {(one.count, one.base_perplexity) for one in comparisons.values()}
+    first = next(iter(comparisons.values()))
+    if len(of_base) == 1 and not math.isnan(first.base_perplexity):  # responses may be of other tokens each
         cells = {"model": "base", "PPL": f"{first.base_perplexity:.6g}"}
         cells |= {" ± ": known_error(first.base_perplexity_stderr, f"{first.base_perplexity_stderr:.3g}")}
         lines.insert(0, dict.fromkeys(lines[0], "") | cells)

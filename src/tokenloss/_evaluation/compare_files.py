@@ -48,6 +48,7 @@ def compare_files(
     segment_ids: _Paths = (),
     base_array: str | None = None,
     array: str | None = None,
+    targets_array: str | None = None,
     base_kind: Kind | None = None,
     kind: Kind | None = None,
     base_lm_head: _Path | None = None,
@@ -96,6 +97,8 @@ def compare_files(
         all, where a sequence may go on in the next shard. By default those that files hold.
     base_array, array : str, optional
         Name of the array of scores, of the base and of all candidates, if it is not the name of a kind.
+    targets_array : str, optional
+        Name of the array of targets in the files of the base, if it is neither ``targets`` nor ``labels``.
     base_kind, kind : {"logits", "log_probs", "probs"}, optional
         Kind of the scores of the base and of all candidates; by default the name of their array, or logits.
     base_lm_head, lm_head : path or paths, optional

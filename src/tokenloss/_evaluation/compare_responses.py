@@ -42,6 +42,7 @@ def compare_responses(
     segment_ids: Any = (),
     base_array: str | None = None,
     array: str | None = None,
+    targets_array: str | None = None,
     base_kind: Kind | None = None,
     kind: Kind | None = None,
     ignore_index: int | None = -100,
@@ -61,26 +62,27 @@ def compare_responses(
     path = single("base", base)
     paths = {name: single(f"others[{name!r}]", one) for name, one in others.items()}
     of_rows = {"targets": as_paths("targets", targets), "segment_ids": as_paths("segment_ids", segment_ids)}
-    rest = {"ignore_index": ignore_index, "shift": shift}
+    rest = {"ignore_index": ignore_index, "shift": shift, "targets_array": targets_array}
     is_base, are_others = is_responses(path), all(map(is_responses, paths.values()))
     _refuse(is_base, {"base_array": base_array, "base_kind": base_kind}, "base holds responses")
     _refuse(are_others, {"array": array, "kind": kind}, "others hold responses")
     _refuse(is_base and are_others, of_rows | rest, "all files hold responses")
-    for name, files in of_rows.items():
-        if len(files) > 1:
+    for name, paths_of_rows in of_rows.items():
+        if len(paths_of_rows) > 1:
             raise_error("not for", name=name, fits="is given once where one file holds responses")
     outputs = checked_sinks(sinks, None, None)
     of_sizes = checked_sizes(sizes or {}, [*others])
     taken = (path, *paths.values(), *itertools.chain(*of_rows.values()))
     check_files(outputs, None, {identity(file): file for file in taken})
-    of_scores = next(iter(of_rows["targets"]), None), next(iter(of_rows["segment_ids"]), None)
-    options = Options(base_array, base_kind, ignore_index, shift), Options(array, kind, ignore_index, shift)
+    files = next(iter(of_rows["targets"]), None), next(iter(of_rows["segment_ids"]), None)
+    of_scores = Options(ignore_index=ignore_index, shift=shift, targets_array=targets_array)
+    options = of_scores._replace(array=base_array, kind=base_kind), of_scores._replace(array=array, kind=kind)
     found: Comparisons[ResponseComparison] = Comparisons()
     with contextlib.ExitStack() as stack:
         open_sinks(stack, outputs, None, None, 0, of_responses=True, has_text=True, names=(*others,))
         for name, other in paths.items():
             about = {"base": path, "name": name, "file": other, "size": of_sizes.get(name)}
-            pair = _Pair((path, other), options, of_scores, part, skip_failed, workers)
+            pair = _Pair((path, other), options, files, part, skip_failed, workers)
             columns, found[name] = pair.compared(about)
             _give(outputs, name, columns)
         if outputs:

@@ -34,6 +34,7 @@ def compare_scores(
     segment_ids: Any = (),
     base_array: str | None = None,
     array: str | None = None,
+    targets_array: str | None = None,
     base_kind: Kind | None = None,
     kind: Kind | None = None,
     base_lm_head: Any = None,
@@ -68,8 +69,8 @@ def compare_scores(
     refuse_given({} if heads[0] else {"base_hidden": base_hidden}, "left out where the base has no lm_head")
     shared = Options(ignore_index=ignore_index, shift=shift, logit_scale=scale, softcap=cap)
     options = shared._replace(
-        array=base_array, kind=base_kind, lm_head=heads[0], hidden=base_hidden or hidden, definitions=definitions,
-        classes=classes,
+        array=base_array, targets_array=targets_array, kind=base_kind, lm_head=heads[0], hidden=base_hidden or hidden,
+        definitions=definitions, classes=classes,
         others=tuple(shared._replace(array=array, kind=kind, lm_head=head, hidden=hidden) for head in heads[1:]),
     )  # fmt: skip
     of_sizes = checked_sizes(sizes or {}, names)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns, pair_positions
+from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns, without_losses
 from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
-from tokenloss._core.validation import scores_of_shape
+from tokenloss._core.validation import as_positions, scores_of_shape
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import open_shard, rows_per_block
+from tokenloss._evaluation.plan import LEFT_OUT, open_shard, rows_per_block
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.score import SHIFT_SAMPLE, ShiftSampler, row_functions, scores_at, scores_of_kind
 from tokenloss._evaluation.sink import ComparedBlock
@@ -179,7 +179,7 @@ def _row_bytes(file: ScoresFile) -> int:
 class _Tokens(NamedTuple):
     """Ids, mask, text and places of a block of rows."""
 
-    ids: Array | None  # None without targets
+    ids: Array
     scored: BoolArray | None  # the rows that are compared; None for all
     text: Array | None
     rows: IntArray
@@ -193,8 +193,6 @@ class _Tokens(NamedTuple):
     def compared(self) -> dict[str, Any]:
         """Fields of a `ComparedBlock`, of the rows that are compared."""
         fields = {name: self.selected(array) for name, array in self._asdict().items() if name != "scored"}
-        if self.ids is None:
-            fields["ids"] = np.full(len(fields["positions"]), -1)
         return fields | {"file": 0}
 
 
@@ -218,8 +216,9 @@ class _Run:
         sides = zip(opened.others, options.others, strict=True)
         self._others = [_Model(file, of_file, "--kind", self.max_rows) for file, of_file in sides]
         self._sequences = opened.sequences
-        self._ids: Any = opened.targets.reshape(-1) if opened.has_targets else None
-        self._ignore_index = options.ignore_index if opened.has_targets else None
+        self._ids: Any = opened.targets.reshape(-1)
+        self._has_targets = opened.has_targets
+        self._ignore_index = options.ignore_index if opened.has_targets else LEFT_OUT
         self._scored, self._text = (
             None if array is None else array.reshape(-1) for array in (opened.scored, opened.tokens)
         )
@@ -233,10 +232,8 @@ class _Run:
 
     def take(self, rows: Array, part: slice) -> None:
         """Compare the next rows of the base with those of each candidate."""
-        ids, numbers = None, self._sequences.numbers(part.start, part.stop)
-        if self._ids is not None:
-            check_map(self._ids)
-            ids = np.array(self._ids[part])
+        check_map(self._ids)
+        ids, numbers = np.array(self._ids[part]), self._sequences.numbers(part.start, part.stop)
         scored, text = (None if array is None else array[part] for array in (self._scored, self._text))
         places = np.arange(part.start, part.stop), np.maximum(numbers, -1)
         tokens = _Tokens(ids, scored, text, *places, self._sequences.next_positions(part.start, numbers))
@@ -244,9 +241,8 @@ class _Run:
         if self._ignore_index is not None:
             kept = kept & (ids != self._ignore_index)
         self.base.check(rows, kept)
-        if ids is not None:
-            with with_file_names(self.base.file.path):
-                self._sampler.update(rows, ids, numbers, kept)
+        with with_file_names(self.base.file.path):
+            self._sampler.update(rows, ids, numbers, kept)
         self._advance(rows.nbytes)
         compared = (self._by_projection if self._are_hidden else self._by_logits)(rows, tokens, kept)
         found: list[Columns] = []
@@ -254,10 +250,13 @@ class _Run:
             if self._is_clustered:
                 columns["segment_ids"] = numbers
             columns = {name: tokens.selected(column) for name, column in columns.items()}
+            if not self._has_targets:
+                columns = without_losses(columns)
             if self._sink:
-                name = self._names[len(found)]
-                of_pair = {name: columns[name] for name in COLUMNS if name in columns}
-                self._sink(ComparedBlock(name, of_pair, **tokens.compared(), base_scores=base_scores, scores=scores))
+                name, fields = self._names[len(found)], tokens.compared()
+                fields["ids"] = fields["ids"] if self._has_targets else np.full(len(fields["rows"]), -1)
+                of_pair = {column: columns[column] for column in COLUMNS if column in columns}
+                self._sink(ComparedBlock(name, of_pair, **fields, base_scores=base_scores, scores=scores))
             found.append(columns)
         self._parts.append(ComparedShard.of(found))
 
@@ -295,12 +294,13 @@ class _Run:
             base, *others = (model.projection(block) for model, block in blocks)
             classes = min(options.classes or base.scores.classes, base.scores.classes)
             shape = scores_of_shape("logits", (len(rows), classes), -1)
-            positions = pair_positions(tokens.ids, shape, self._ignore_index, tokens.scored)
+            positions = as_positions(
+                "targets", tokens.ids, shape, self._ignore_index, tokens.scored, distributions=False
+            )
             named = {str(number): other for number, other in enumerate(others)}
             assert self.base.file.lm_head is not None
             transform = self.base.file.lm_head.logit_scale, self.base.file.lm_head.softcap or 0.0
-            has_targets = tokens.ids is not None
-            columns = linear_pair_columns(base, named, positions, transform, self._workers, has_targets)
+            columns = linear_pair_columns(base, named, positions, transform, self._workers)
             base_scores, *scores = (
                 self._scores(model.token_scores(block, options.classes), tokens) for model, block in blocks
             )

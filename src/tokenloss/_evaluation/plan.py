@@ -35,6 +35,7 @@ _BLOCK_ROWS = 1 << 20  # that are read at a time: each row needs memory besides 
 _BLOCK_TILES = 4  # of hidden states that are read at a time: their product takes long
 _FIRST_TARGETS = 1024  # of two files are compared
 _MIN_TARGETS = 8  # different ones; fewer may be the same in two parts of a text by chance
+LEFT_OUT = -1  # in place of targets where there are none
 _MOST_MAPS = 64  # that the open files of a model may have: each needs a file descriptor
 _MOST_LOADED = 64 << 20  # bytes that arrays of these files may need in memory, such as those of compressed files
 
@@ -106,7 +107,7 @@ class OpenShard(NamedTuple):
     sequences: RowSequences
     mask: Array | None = None  # mask of the scored rows that count, besides what the targets say; None for all
     others: tuple[ScoresFile, ...] = ()  # of candidates
-    has_targets: bool = True  # False where models are compared without; zeros stand in
+    has_targets: bool = True  # False where models are compared without: zeros stand in, or `LEFT_OUT` where masked
 
 
 def rows_per_block(row_bytes: int, are_hidden: bool = False) -> int:
@@ -182,7 +183,7 @@ def checked_shard(shard: Shard, opened: OpenShard, options: Options) -> Shard:
         fits = all(have_same_rows(targets.shape, side.shape[:-1]) for side in (shard, *shard.others))
         targets = targets.reshape(-1) if fits else targets
         mask = None if mask is None else mask.reshape(-1)
-    ignore_index = options.ignore_index if opened.has_targets else None
+    ignore_index = options.ignore_index if opened.has_targets else LEFT_OUT
     name = "shifted targets" if options.shift else "targets"  # their positions are those of the rows that predict them
     with with_file_names(shard.path, shard.targets):
         scores = scores_of_shape(shard.kind, shape, -1)
@@ -375,9 +376,16 @@ def open_stored(shard: Shard, options: Options) -> OpenShard:
         if targets is not None and file.attention_mask is not None and not file.is_shifted:
             targets = _masked(file, targets, options)
     stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]))
-    if targets is None:
-        return stored._replace(targets=np.zeros(shard.shape[:-1], np.int8), has_targets=False)
-    return stored._replace(targets=targets)
+    if targets is not None:
+        return stored._replace(targets=targets)
+    kept = np.ones(shard.shape[:-1], np.bool_)
+    for file in files:
+        if file.attention_mask is not None:
+            if file.attention_mask.size != kept.size:
+                got, fits = f"holds {MASK} of shape {file.attention_mask.shape}", "hold one for each row"
+                raise_error("content", path=file.path, got=got, fits=fits)
+            kept &= np.asarray(file.attention_mask).reshape(kept.shape) != 0
+    return stored._replace(targets=np.where(kept, np.int8(0), np.int8(LEFT_OUT)), has_targets=False)
 
 
 def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Array | None:
@@ -394,13 +402,13 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
         if held and shard.others and options.shift is False:
             return None
         if held and not options.shift:
-            instead = "--targets; or --no-shift, to do without" if shard.others else "--targets or --targets-array"
-            fits = f"hold targets, or come with --shift (shift=True), {instead}"
+            fits = "hold targets, or come with --shift (shift=True), --targets or --targets-array"
+            fits += "; or --no-shift, to do without" if shard.others else ""
             raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
     if not held and shard.others and not options.shift:
         return None
     if not held:
-        refuse_without_targets(shard.path, () if shard.others else files[0].names)
+        refuse_without_targets(shard.path, files[0].names)
     (first, targets), *rest = held
     for path, others in rest:
         if not np.array_equal(targets.reshape(-1), others.reshape(-1)):

@@ -239,8 +239,9 @@ class ComparedTokenTable(_TableFile):
 
     def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
         table = np.zeros(len(block.ids), self._columns)
-        places = {"name": block.name, "file": block.file, "row": block.rows, "sequence": block.sequences,
-                  "position": block.positions, "target": block.ids}  # fmt: skip
+        (named,) = _as_unicode([block.name])
+        places: dict[str, Any] = {"name": named, "file": block.file, "row": block.rows}
+        places |= {"sequence": block.sequences, "position": block.positions, "target": block.ids}
         places["text"] = None if block.text is None else _as_unicode(block.text.tolist())
         for name in self._columns.names or ():
             table[name] = places[name] if name in places else block.columns.get(name, np.nan)
@@ -305,7 +306,7 @@ class ComparedSequenceTable(_TableFile):
             tables.append(np.zeros(len(rows), form))
             for column, _ in columns:
                 tables[-1][column] = files if column == "file" else [row[column] for row in rows]
-            tables[-1]["name"] = name
+            tables[-1]["name"] = _as_unicode([name])[0]
         table = np.concatenate(tables)
         with self._writer(form, len(table)) as write:
             write(table)
