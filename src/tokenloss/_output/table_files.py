@@ -348,7 +348,7 @@ class ComparedSequenceTable(_TableFile):
 class SequenceTable(_TableFile):
     """A file with a row for each sequence, as ``tokenloss score --per-sequence`` writes it.
 
-    Its columns are those of `Evaluation.sequences`: `file` (-1 where several hold a part), `sequence`, `tokens`, `nll`,
+    Its columns are those of `Evaluation.sequences`: `file` (-1 where several hold a part), `sequence`, `count`, `nll`,
     `loss`, `perplexity` and `is_greedy`; of responses of servers also `line`, `choice` and `is_greedy_known`. It is a
     .npy file of a structured array, a .csv or a .parquet file.
 
