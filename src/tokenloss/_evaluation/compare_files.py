@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -242,8 +243,7 @@ def compare_files(
     function, reason = _comparison_of(resolved([path for paths in (of_base, *of_others.values()) for path in paths]))
     if function is not compare_scores:
         of_base, of_others = resolved(of_base), {name: resolved(paths) for name, paths in of_others.items()}
-    code = function.__code__  # its parameters are the options that apply
-    taken = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    taken = inspect.signature(function).parameters  # the options that apply
     for name, value in options.items():
         if name not in (*taken, *_OF_ALL) and is_given(value, _DEFAULTS[name]):
             if name == "sinks":
@@ -258,7 +258,7 @@ def compare_files(
     return found
 
 
-_DEFAULTS: dict[str, Any] = {"targets": (), **(compare_files.__kwdefaults__ or {})}
+_DEFAULTS = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}
 
 
 def _comparison_of(paths: list[str]) -> tuple[Callable[..., Any], str]:

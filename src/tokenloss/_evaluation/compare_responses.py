@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.response_pairs import PairedFiles, compare_pairs
@@ -35,24 +35,11 @@ if TYPE_CHECKING:
 
 
 def compare_responses(
-    base: list[str],
-    others: dict[str, list[str]],
-    targets: Any = (),
-    *,
-    segment_ids: Any = (),
-    base_array: str | None = None,
-    array: str | None = None,
-    targets_array: str | None = None,
-    base_kind: Kind | None = None,
-    kind: Kind | None = None,
-    ignore_index: int | None = -100,
-    shift: bool | None = None,
-    part: Literal["prompt", "generated", "all"] | None = None,
-    skip_failed: bool = False,
-    sizes: Mapping[str, Any] | None = None,
-    sinks: Sequence[Sink] = (),
-    workers: int | None = None,
-) -> Comparisons[ResponseComparison]:
+    base: list[str], others: dict[str, list[str]], *, targets: Any, segment_ids: Any, base_array: str | None,
+    array: str | None, targets_array: str | None, base_kind: Kind | None, kind: Kind | None, ignore_index: int | None,
+    shift: bool | None, part: Literal["prompt", "generated", "all"] | None, skip_failed: bool,
+    sizes: Mapping[str, Any] | None, sinks: Sequence[Sink], workers: int | None,
+) -> Comparisons[ResponseComparison]:  # fmt: skip
     """Compare responses with a base of responses or of scores, or scores with a base of responses.
 
     Options are those of `compare_files`.
@@ -62,7 +49,7 @@ def compare_responses(
     path = single("base", base)
     paths = {name: single(f"others[{name!r}]", one) for name, one in others.items()}
     of_rows = {"targets": as_paths("targets", targets), "segment_ids": as_paths("segment_ids", segment_ids)}
-    rest = {"ignore_index": ignore_index, "shift": shift, "targets_array": targets_array}
+    rest: dict[str, Any] = {"ignore_index": ignore_index, "shift": shift, "targets_array": targets_array}
     is_base, are_others = is_responses(path), all(map(is_responses, paths.values()))
     _refuse(is_base, {"base_array": base_array, "base_kind": base_kind}, "base holds responses")
     _refuse(are_others, {"array": array, "kind": kind}, "others hold responses")
@@ -74,16 +61,14 @@ def compare_responses(
     of_sizes = checked_sizes(sizes or {}, [*others])
     taken = (path, *paths.values(), *itertools.chain(*of_rows.values()))
     check_files(outputs, None, {identity(file): file for file in taken})
-    files = next(iter(of_rows["targets"]), None), next(iter(of_rows["segment_ids"]), None)
-    of_scores = Options(ignore_index=ignore_index, shift=shift, targets_array=targets_array)
-    options = of_scores._replace(array=base_array, kind=base_kind), of_scores._replace(array=array, kind=kind)
+    shared = Options(part=part, skip_failed=skip_failed, **rest)
+    options = shared._replace(array=base_array, kind=base_kind), shared._replace(array=array, kind=kind)
     found: Comparisons[ResponseComparison] = Comparisons()
     with contextlib.ExitStack() as stack:
         open_sinks(stack, outputs, None, None, 0, of_responses=True, has_text=True, names=(*others,))
         for name, other in paths.items():
             about = {"base": path, "name": name, "file": other, "size": of_sizes.get(name)}
-            pair = _Pair((path, other), options, files, part, skip_failed, workers)
-            columns, found[name] = pair.compared(about)
+            columns, found[name] = _compared((path, other), options, of_rows, workers, about)
             _give(outputs, name, columns)
         if outputs:
             finish_sinks(outputs, found._figures(), found)
@@ -114,39 +99,34 @@ def _give(outputs: Sequence[Sink], name: str, columns: Columns) -> None:
         add(ComparedBlock(name, of_pair, columns["target"], columns["text"], 0, *places, None, None))
 
 
-class _Pair(NamedTuple):
-    """Files of a base and of a model, one of which may be of scores, and how these are read."""
+def _compared(
+    paths: tuple[str, str], options: tuple[Options, Options], of_rows: Mapping[str, list[str]],
+    workers: int | None, about: dict[str, Any],
+) -> tuple[Columns, ResponseComparison]:  # fmt: skip
+    """The columns of all tokens of a base and a model, one of which may be of scores, and the comparison of these.
 
-    paths: tuple[str, str]
-    options: tuple[Options, Options]
-    files: tuple[str | None, str | None]  # of targets and of segment ids
-    part: Any
-    skip_failed: bool
-    workers: int | None
-
-    def compared(self, about: dict[str, Any]) -> tuple[Columns, ResponseComparison]:
-        """The columns of all tokens, and the comparison that they make."""
-        opened = [
-            open_responses(path, part=self.part, skip_failed=self.skip_failed) if is_responses(path) else None
-            for path in self.paths
-        ]
-        words = ["", ""]
-        pairs: PairedFiles | ScoredResponses
-        if opened[0] is not None and opened[1] is not None:
-            pairs = PairedFiles(opened[0], opened[1])
-        elif opened[0] is None and opened[1] is None:
-            got, fits = "is no file of responses", "be one, or the other file: a .json or .jsonl file"
-            raise_error("content", path=self.paths[0], got=got, fits=fits)
-        else:
-            side = 0 if opened[0] is None else 1
-            responses: Any = opened[1 - side]
-            scores = self.paths[side], responses, self.options[side], self.files, side == 0, self.workers
-            pairs = scored = ScoredResponses(*scores)
-            words[side] = scored.words
-        columns, origins, roundings = compare_pairs(iter(pairs), self.paths)
-        own: Any = next(file for file in opened if file is not None)
-        words = [word or str(rounding) for word, rounding in zip(words, roundings, strict=True)]
-        return columns, response_comparison_of(
-            columns, origins, part=own.part, base_rounding=words[0], rounding=words[1], n_skipped=pairs.skipped,
-            _about=about,
-        )  # fmt: skip
+    `of_rows` are the files of the targets and of the segment ids of scores, if they have one.
+    """
+    opened = [
+        open_responses(path, part=of_file.part, skip_failed=of_file.skip_failed) if is_responses(path) else None
+        for path, of_file in zip(paths, options, strict=True)
+    ]
+    words = ["", ""]
+    pairs: PairedFiles | ScoredResponses
+    if opened[0] is not None and opened[1] is not None:
+        pairs = PairedFiles(opened[0], opened[1])
+    elif opened[0] is None and opened[1] is None:
+        got, fits = "is no file of responses", "be one, or the other file: a .json or .jsonl file"
+        raise_error("content", path=paths[0], got=got, fits=fits)
+    else:
+        side = 0 if opened[0] is None else 1
+        responses: Any = opened[1 - side]
+        pairs = scored = ScoredResponses(paths[side], responses, options[side], of_rows, side == 0, workers)
+        words[side] = scored.words
+    columns, origins, roundings = compare_pairs(iter(pairs), paths)
+    own: Any = next(file for file in opened if file is not None)
+    words = [word or str(rounding) for word, rounding in zip(words, roundings, strict=True)]
+    return columns, response_comparison_of(
+        columns, origins, part=own.part, base_rounding=words[0], rounding=words[1], n_skipped=pairs.skipped,
+        _about=about,
+    )  # fmt: skip

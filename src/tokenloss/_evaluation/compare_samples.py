@@ -17,7 +17,7 @@ from tokenloss.formats.samples import read_samples
 
 
 def compare_samples(
-    base: list[str], others: dict[str, list[str]], *, margin: float | None = None, cluster: str | None = None
+    base: list[str], others: dict[str, list[str]], *, margin: float | None, cluster: str | None
 ) -> Comparisons[SampleComparison]:
     """Compare models with their base by samples of lm-evaluation-harness; options as of `compare_files`."""
     if margin is not None and not (isinstance(margin, numbers.Real) and 0 < margin < 1):

@@ -27,33 +27,13 @@ if TYPE_CHECKING:
 
 
 def compare_scores(
-    base: list[str],
-    others: dict[str, list[str]],
-    targets: Any = (),
-    *,
-    segment_ids: Any = (),
-    base_array: str | None = None,
-    array: str | None = None,
-    targets_array: str | None = None,
-    base_kind: Kind | None = None,
-    kind: Kind | None = None,
-    base_lm_head: Any = None,
-    lm_head: Any = None,
-    base_hidden: str | None = None,
-    hidden: str | None = None,
-    logit_scale: float | None = None,
-    softcap: float | None = None,
-    classes: int | None = None,
-    definitions: Literal["exact", "llama.cpp"] = "exact",
-    ignore_index: int | None = -100,
-    shift: bool | None = None,
-    sizes: Mapping[str, Any] | None = None,
-    sinks: Sequence[Sink] = (),
-    state: Any = None,
-    scheduler: str | None = None,
-    progress: bool = False,
-    workers: int | None = None,
-) -> Comparisons[Comparison]:
+    base: list[str], others: dict[str, list[str]], *, targets: Any, segment_ids: Any, base_array: str | None,
+    array: str | None, targets_array: str | None, base_kind: Kind | None, kind: Kind | None, base_lm_head: Any,
+    lm_head: Any, base_hidden: str | None, hidden: str | None, logit_scale: float | None, softcap: float | None,
+    classes: int | None, definitions: Literal["exact", "llama.cpp"], ignore_index: int | None, shift: bool | None,
+    sizes: Mapping[str, Any] | None, sinks: Sequence[Sink], state: Any, scheduler: str | None, progress: bool,
+    workers: int | None,
+) -> Comparisons[Comparison]:  # fmt: skip
     """Compare candidates with their base, given files of scores or hidden states; options as of `compare_files`."""
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)

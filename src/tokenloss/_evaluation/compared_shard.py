@@ -60,11 +60,6 @@ class ComparedShard(NamedTuple):
         """The number of tokens."""
         return int(np.count_nonzero(self.base["kept"]))
 
-    @property
-    def has_targets(self) -> bool:
-        """Whether there were targets."""
-        return "base_nll" in self.base
-
 
 def compare_shard(
     shard: Shard,

@@ -16,7 +16,7 @@ from tokenloss._scores.token_scores import token_scores
 from tokenloss.formats.mapped import check_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tokenloss._core.types import Array, Columns, IntArray
     from tokenloss._evaluation.options import Options
@@ -34,15 +34,15 @@ class ScoredResponses:
         path: str,
         responses: ResponsesFile,
         options: Options,
-        parts: tuple[str | None, str | None],
+        of_rows: Mapping[str, list[str]],
         is_base: bool,
         workers: int | None,
     ) -> None:
-        targets, segment_ids = ([] if part is None else [part] for part in parts)
         (alone,) = open_all([path], options)
         # as if compared with itself, so that targets that the file holds must be those that are given
-        (shard,) = planned([alone._replace(others=(alone,))], targets, options._replace(others=(options,)), segment_ids)
-        opened = open_shard(shard, options._replace(others=(options,)))
+        twice = options._replace(others=(options,))
+        (shard,) = planned([alone._replace(others=(alone,))], of_rows["targets"], twice, of_rows["segment_ids"])
+        opened = open_shard(shard, twice)
         scores, sequences = opened.file, opened.sequences
         if not opened.has_targets:
             refuse_without_targets(scores.path)
