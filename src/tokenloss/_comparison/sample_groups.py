@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.samples import SampleMetric
-from tokenloss._statistics.distributions import binomial_tail, student_quantile, student_tail
+from tokenloss._statistics.distributions import mcnemar_p, student_quantile, student_tail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,19 +79,14 @@ def _joined(
     name: str, parts: list[SampleMetric], weights: list[float], is_shared: bool, margin: float | None
 ) -> SampleMetric:
     """A metric of a group of tasks."""
-    figures: dict[str, Any] = {side: _mean(weights, [vars(part)[side] for part in parts])
-                               for side in ("base", "other", "difference")}  # fmt: skip
+    figures: dict[str, Any] = {}
     for side in ("base", "other", "difference"):
+        figures[side] = _mean(weights, [vars(part)[side] for part in parts])
         stderrs = [vars(part)[f"{side}_stderr"] for part in parts]
         figures[f"{side}_stderr"] = math.nan if is_shared else _stderr(weights, stderrs)
-    optional: dict[str, Any] = dict.fromkeys(
-        ("log_ratio", "log_ratio_stderr", "ratio", "ratio_stderr", "ratio_interval", "right_to_wrong", "wrong_to_right",
-         "mcnemar_p", "discordance_bound", "equivalence_p", "is_equivalent")
-    )  # fmt: skip
     if all(part.mcnemar_p is not None for part in parts):
         lost, won = (sum(vars(part)[side] for part in parts) for side in ("right_to_wrong", "wrong_to_right"))
-        optional |= {"right_to_wrong": lost, "wrong_to_right": won}
-        optional["mcnemar_p"] = min(1.0, 2 * binomial_tail(min(lost, won), lost + won))
+        figures |= {"right_to_wrong": lost, "wrong_to_right": won, "mcnemar_p": mcnemar_p(lost, won)}
     stderr, radius, n_clusters = figures["difference_stderr"], math.nan, sum(part.n_clusters for part in parts)
     if stderr > 0:
         spread = [(weight * part.difference_stderr) ** 2 for weight, part in zip(weights, parts, strict=True)]
@@ -100,19 +95,19 @@ def _joined(
         radius = student_quantile(_LEVEL / 2, dof) * stderr
         if margin is not None and all(part.equivalence_p is not None for part in parts):
             p = student_tail((margin - abs(figures["difference"])) / stderr, dof)
-            optional |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
+            figures |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
     low, high = figures["difference"] - radius, figures["difference"] + radius
     shares = [part.count / n_clusters for part in parts]
     if weights == shares and not is_shared and all(part.discordance_bound is not None for part in parts):
         # no sample differs, and each is a document of its own
-        high = optional["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
+        high = figures["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
         low = -high
         if margin is not None:
             p = (1 - margin) ** n_clusters
-            optional |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
+            figures |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
     none = np.empty(0)
     return SampleMetric(
         task=name, name=parts[0].name, filter=parts[0].filter, is_derived=False,
         count=sum(part.count for part in parts), n_clusters=n_clusters, difference_interval=(low, high),
-        doc_ids=none.astype(object), base_values=none, other_values=none, weights=none, **figures, **optional,
+        doc_ids=none.astype(object), base_values=none, other_values=none, weights=none, **figures,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import exp
-from tokenloss._statistics.distributions import binomial_tail
+from tokenloss._statistics.distributions import mcnemar_p
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss.formats.samples import WEIGHTED, Sample
 
@@ -26,8 +26,6 @@ _CHECKED = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # they can be co
 _DERIVED = ("acc_norm", "target_loglikelihood")  # they are computed from responses where files do not hold them
 # metrics that are no fractions, even where all values lie between 0 and 1
 _NOT_FRACTIONS = {*WEIGHTED, "brier_score", "target_loglikelihood"}
-_OPTIONAL = ("log_ratio", "log_ratio_stderr", "ratio", "ratio_stderr", "ratio_interval", "right_to_wrong",
-             "wrong_to_right", "mcnemar_p", "discordance_bound", "equivalence_p", "is_equivalent")  # fmt: skip
 _LEVEL = 0.05
 
 
@@ -214,7 +212,7 @@ def _figures(name: str, columns: Float64Array, clusters: _Clusters, margin: floa
     base, other, difference = (ratio.ratio for ratio in ratios)
     base_stderr, other_stderr, stderr = (ratio.stderr for ratio in ratios)
     change, radius = ratios[2], ratios[2].interval_factor
-    optional: dict[str, Any] = dict.fromkeys(_OPTIONAL)
+    optional: dict[str, Any] = {}
     if name in _PERPLEXITIES:
         low, high = difference - radius * stderr, difference + radius * stderr
         optional |= {"log_ratio": difference, "log_ratio_stderr": stderr, "ratio": exp(difference)}
@@ -226,7 +224,7 @@ def _figures(name: str, columns: Float64Array, clusters: _Clusters, margin: floa
         difference = other - base
     elif name not in _NOT_FRACTIONS and np.all((columns[..., 0] >= 0) & (columns[..., 0] <= 1)):
         optional |= _figures_of_fractions(base_values, other_values, change, margin)
-    bound, reach = optional["discordance_bound"], radius * stderr
+    bound, reach = optional.get("discordance_bound"), radius * stderr
     return optional | {
         "count": weights.size,
         "n_clusters": clusters.number,
@@ -252,8 +250,7 @@ def _figures_of_fractions(
     is_equal = bool(np.all(base == other))
     if np.all((base == 0) | (base == 1)) and np.all((other == 0) | (other == 1)):
         lost, won = int(np.count_nonzero(base > other)), int(np.count_nonzero(other > base))
-        figures |= {"right_to_wrong": lost, "wrong_to_right": won}
-        figures["mcnemar_p"] = min(1.0, 2 * binomial_tail(min(lost, won), lost + won))
+        figures |= {"right_to_wrong": lost, "wrong_to_right": won, "mcnemar_p": mcnemar_p(lost, won)}
     if is_equal:
         figures["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
     if margin is None:

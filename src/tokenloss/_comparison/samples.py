@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MAX_NAMES = 5  # of metrics that `repr` shows
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class SampleMetric(Result):
     """A metric of two models on the same samples.
 
@@ -94,17 +94,17 @@ class SampleMetric(Result):
     difference: float
     difference_stderr: float
     difference_interval: tuple[float, float]
-    log_ratio: float | None
-    log_ratio_stderr: float | None
-    ratio: float | None
-    ratio_stderr: float | None
-    ratio_interval: tuple[float, float] | None
-    right_to_wrong: int | None
-    wrong_to_right: int | None
-    mcnemar_p: float | None
-    discordance_bound: float | None
-    equivalence_p: float | None
-    is_equivalent: bool | None
+    log_ratio: float | None = None
+    log_ratio_stderr: float | None = None
+    ratio: float | None = None
+    ratio_stderr: float | None = None
+    ratio_interval: tuple[float, float] | None = None
+    right_to_wrong: int | None = None
+    wrong_to_right: int | None = None
+    mcnemar_p: float | None = None
+    discordance_bound: float | None = None
+    equivalence_p: float | None = None
+    is_equivalent: bool | None = None
     doc_ids: Array
     base_values: Float64Array
     other_values: Float64Array

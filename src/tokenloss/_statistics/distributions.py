@@ -39,6 +39,11 @@ def binomial_tail(k: int, n: int) -> float:
     return total * math.exp(series - deviance) * math.sqrt(n / (2 * math.pi * k * (n - k)))
 
 
+def mcnemar_p(lost: int, won: int) -> float:
+    """The p value of McNemar's exact test, two-sided, given how many samples only the one or the other gets right."""
+    return min(1.0, 2 * binomial_tail(min(lost, won), lost + won))
+
+
 def quantile_ranks(n: int, fraction: float) -> tuple[int, int]:
     """Ranks, from 1, of the ordered values that bound a quantile of what n values were drawn from.
 

@@ -134,12 +134,8 @@ class SequenceLosses(Result):
             ("loss", f"{figures['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats") or "nats"),
             ("perplexity", f"{figures['perplexity']:.6g}", ""),
         ]
-        formats = {
-            "sequence": "{sequence}",
-            "tokens": "{count:,}",
-            "loss": "{loss:.4f}",
-            "perplexity": "{perplexity:.6g}",
-        }
+        formats = {"sequence": "{sequence}", "tokens": "{count:,}"}
+        formats |= {"loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
         columns = {name: column[self.count.reshape(-1) > 0] for name, column in self.columns().items()}
         chosen = highest(columns["loss"], _MAX_SHOWN)
         items = rows_of({name: column[chosen] for name, column in columns.items()})
@@ -425,25 +421,25 @@ def sequence_numbers(segment_ids: Any, cu_seqlens: Any, shape: tuple[int, ...]) 
     return np.repeat(np.arange(lengths.size), lengths)
 
 
-def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_ids") -> Array:
+def check_segment_ids(value: Any, shape: tuple[int, ...]) -> Array:
     """Numbers of sequences as int64, broadcast over tokens of this shape."""
-    return broadcast(name, _integers(name, value), shape)
+    return broadcast("segment_ids", _integers("segment_ids", value), shape)
 
 
-def check_offsets(value: Any, size: int, name: str = "cu_seqlens") -> Array:
+def check_offsets(value: Any, size: int) -> Array:
     """Bounds of sequences that `size` tokens are made of."""
-    offsets = np.array(_integers(name, value), order="C")  # a copy: another thread may change them after the check
+    offsets = np.array(_integers("cu_seqlens", value), order="C")  # a copy: another thread may change them
     if offsets.ndim != 1 or not offsets.size:
-        raise_error("shape", name=name, got=offsets.shape, fits="(G + 1,), for G sequences")
+        raise_error("shape", name="cu_seqlens", got=offsets.shape, fits="(G + 1,), for G sequences")
     if offsets[0] != 0:
-        raise_error("option", name=f"{name}[0]", got=int(offsets[0]), fits="0")
+        raise_error("option", name="cu_seqlens[0]", got=int(offsets[0]), fits="0")
     falls = np.flatnonzero(offsets[1:] < offsets[:-1])
     if falls.size:
         at = int(falls[0]) + 1
         fits = f"at least {offsets[at - 1]}, the one before"
-        raise_error("option", name=f"{name}[{at}]", got=int(offsets[at]), fits=fits)
+        raise_error("option", name=f"cu_seqlens[{at}]", got=int(offsets[at]), fits=fits)
     if offsets[-1] != size:
-        raise_error("option", name=f"{name}[-1]", got=int(offsets[-1]), fits=f"{size}, the number of tokens")
+        raise_error("option", name="cu_seqlens[-1]", got=int(offsets[-1]), fits=f"{size}, the number of tokens")
     return offsets
 
 
