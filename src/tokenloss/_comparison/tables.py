@@ -12,7 +12,7 @@ from tokenloss._statistics.distributions import student_quantile
 from tokenloss._statistics.ratio import guess_note, interval_note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Callable, Mapping
 
 _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
@@ -309,15 +309,15 @@ def _samples_note(comparison: Any) -> str:
 def metric_shown(metric: Any) -> Shown:
     """What people see of a `SampleMetric`."""
     note = f"{count_of(metric.count, 'sample')}, errors by {metric.n_clusters:,} documents or groups"
-    return Shown(metric.name, note, _metric_tables([({}, metric)], None))
+    return Shown(metric.name, note, _metric_tables([({}, metric, False)], None))
 
 
 def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
     """Tables of metrics, flips and equivalence, of one or several models, and of what is not compared."""
     several = len(comparisons) > 1
     metrics = [
-        ({"model": printable(model)} if several else {}, metric)
-        for model, one in comparisons.items() for metric in (*one.metrics, *one.groups)
+        ({"model": printable(model)} if several else {}, metric, of_tasks == "groups")
+        for model, one in comparisons.items() for of_tasks in ("metrics", "groups") for metric in vars(one)[of_tasks]
     ]  # fmt: skip
     left_out = [item for one in comparisons.values() for item in one.left_out.items()]
     notes = [note for one in comparisons.values() for note in one.notes]
@@ -325,42 +325,33 @@ def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
         Table([(printable(name), printable(reason)) for name, reason in dict.fromkeys(left_out)], (), "left out"),
         Table([(printable(note),) for note in dict.fromkeys(notes)], (), "notes"),
     ]
-    groups = {id(metric) for one in comparisons.values() for metric in one.groups}
-    tables = _metric_tables(metrics, next(iter(comparisons.values())).margin, groups)
+    tables = _metric_tables(metrics, next(iter(comparisons.values())).margin)
     return tables + [table for table in others if table.rows]
 
 
-def _metric_tables(
-    metrics: list[tuple[dict[str, str], Any]], margin: float | None, groups: Container[int] = ()
-) -> list[Table]:
-    """Tables of metrics, of ratios, flips and equivalence, given the first cells of the rows of each metric.
+def _metric_tables(metrics: list[tuple[dict[str, str], Any, bool]], margin: float | None) -> list[Table]:
+    """Tables of metrics, of ratios, flips and equivalence.
 
-    `groups` are the `id` of those that are of groups of tasks.
+    Each metric comes with the first cells of its rows, and with whether it is of a group of tasks.
     """
-    several = len({metric.filter for _, metric in metrics}) > 1
-    rows = [
-        (
-            place | ({} if metric.task is None else {"task": printable(metric.task)}),
-            metric,
-            printable(f"{metric.name} ({metric.filter})" if several else metric.name),
-        )
-        for place, metric in metrics
-    ]
-    is_clustered = any(metric.count > metric.n_clusters for _, metric in metrics)
+    several = len({metric.filter for _, metric, _ in metrics}) > 1
+    rows = []
+    for place, metric, is_group in metrics:
+        task = {} if metric.task is None else {"task": printable(metric.task)}
+        label = printable(f"{metric.name} ({metric.filter})" if several else metric.name)
+        rows.append((place | task | {"metric": label}, metric, is_group))
+    is_clustered = any(metric.count > metric.n_clusters for _, metric, _ in metrics)
     flips = "flips, with McNemar's exact test" + (", as if samples were independent" if is_clustered else "")
     equivalence = "equivalence" + (f" within {margin}" if margin else "") + ", by two one-sided tests at 5 %"
     tables = [
-        _table_of_cells([place | _difference(label, one) for place, one, label in rows if id(one) not in groups]),
+        _table_of_cells([_difference(place, one) for place, one, is_group in rows if not is_group]),
+        _table_of_cells([_difference(place, one) for place, one, is_group in rows if is_group], "groups of tasks"),
         _table_of_cells(
-            [place | _difference(label, one) for place, one, label in rows if id(one) in groups], "groups of tasks"
+            [place | _ratio(one) for place, one, _ in rows if one.ratio_interval], "ratios of perplexities"
         ),
+        _table_of_cells([place | _flips(one) for place, one, _ in rows if one.mcnemar_p is not None], flips),
         _table_of_cells(
-            [place | _ratio(label, one) for place, one, label in rows if one.ratio_interval], "ratios of perplexities"
-        ),
-        _table_of_cells([place | _flips(label, one) for place, one, label in rows if one.mcnemar_p is not None], flips),
-        _table_of_cells(
-            [place | _equivalence(label, one) for place, one, label in rows if one.equivalence_p is not None],
-            equivalence,
+            [place | _equivalence(one) for place, one, _ in rows if one.equivalence_p is not None], equivalence
         ),
     ]
     return [table for table in tables if table.rows]
@@ -371,11 +362,11 @@ def _table_of_cells(rows: list[dict[str, str]], title: str = "") -> Table:
     return Table([tuple(row.values()) for row in rows], tuple(rows[0]) if rows else (), title)
 
 
-def _difference(label: str, metric: Any) -> dict[str, str]:
-    """Cells of a metric: its value for each model, and the difference."""
+def _difference(place: dict[str, str], metric: Any) -> dict[str, str]:
+    """Cells of a metric, after those of its place: its value for each model, and the difference."""
     low, high = metric.difference_interval
-    return {
-        "metric": label + (", from responses" if metric.is_derived else ""),
+    return place | {
+        "metric": place["metric"] + (", from responses" if metric.is_derived else ""),
         "base": f"{metric.base:.6g}",
         "other": f"{metric.other:.6g}",
         "difference": f"{metric.difference:+.4g}",
@@ -384,11 +375,10 @@ def _difference(label: str, metric: Any) -> dict[str, str]:
     }
 
 
-def _ratio(label: str, metric: Any) -> dict[str, str]:
+def _ratio(metric: Any) -> dict[str, str]:
     """Cells of a ratio of perplexities."""
     low, high = metric.ratio_interval or (0.0, 0.0)
     return {
-        "metric": label,
         "ln(other/base)": f"{metric.log_ratio:+.4g}",
         "±": known_error(low, f"{metric.log_ratio_stderr:.3g}"),
         "other/base": f"{metric.ratio:.6g}",
@@ -396,20 +386,19 @@ def _ratio(label: str, metric: Any) -> dict[str, str]:
     }
 
 
-def _flips(label: str, metric: Any) -> dict[str, str]:
+def _flips(metric: Any) -> dict[str, str]:
     """Cells that count the answers that only one of the models got right."""
     return {
-        "metric": label,
         f"right {_ARROW} wrong": f"{metric.right_to_wrong:,}",
         f"wrong {_ARROW} right": f"{metric.wrong_to_right:,}",
         "p": f"{metric.mcnemar_p:.4g}",
     }
 
 
-def _equivalence(label: str, metric: Any) -> dict[str, str]:
+def _equivalence(metric: Any) -> dict[str, str]:
     """Cells of a test of equivalence."""
     note = ""
     if metric.discordance_bound is not None:
         note = f"no sample differs, so at most {100 * metric.discordance_bound:.3g} % do (95 % confidence)"
     verdict = {True: "yes", False: "no", None: "not known"}[metric.is_equivalent]
-    return {"metric": label, "p": f"{metric.equivalence_p:.4g}", "equivalent": verdict, "note": note}
+    return {"p": f"{metric.equivalence_p:.4g}", "equivalent": verdict, "note": note}

@@ -107,7 +107,8 @@ def _comparisons(
         comparison = comparison_of(options.definitions, columns)
         about = shared | {"name": other.name, "file": other.source, "size": other.size}
         about |= {"kind": shards[0].others[number].kind, "n_ignored": rows - n_without_next - comparison.count}
-        about |= _head_figures(shards[0], number)
+        heads = {"base_head": shards[0].head, "head": shards[0].others[number].head}
+        about |= {name: head for name, head in heads.items() if head is not None}
         if types is not None:
             table = comparison.by(types)
             about["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
@@ -119,12 +120,6 @@ def _comparisons(
             about["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
         found[other.name] = dataclasses.replace(comparison, _about=about)
     return found
-
-
-def _head_figures(shard: Shard, number: int) -> dict[str, Any]:
-    """What was read of the heads of the base and of a candidate, if they have hidden states."""
-    heads = {"base_head": shard.head, "head": shard.others[number].head}
-    return {name: head for name, head in heads.items() if head is not None}
 
 
 def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:

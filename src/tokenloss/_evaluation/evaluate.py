@@ -199,8 +199,7 @@ def evaluate(
     ...         evaluate(engine, shift=True, state=state) == evaluate(engine(0), shift=True)
     True
     """
-    fits = "an integer of at least 0"
-    top = check_integer("top", top, fits, least=0)
+    top = check_integer("top", top, "an integer of at least 0", least=0)
     of_bytes, of_words = (_length(name, value) for name, value in (("n_bytes", n_bytes), ("n_words", n_words)))
     if words not in WORDS:
         raise_error("option", name="words", got=words, fits=" or ".join(map(repr, WORDS)))
@@ -255,15 +254,11 @@ def evaluate(
     return evaluation
 
 
-SHIFT_ADVICE = (
+_SHIFT_ADVICE = (
     "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
     "shift=True), or say that they are right (--no-shift, shift=False)"
 )
-
-
-NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
-
-
+_NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
 _REPEAT_ADVICE = (
     "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
     "as in A=a.npz B=b.npz, or evaluate one by one"
@@ -285,9 +280,9 @@ def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iter
 def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
     """Messages about mistakes that figures hint at, each with the category of its warning."""
     if figures.get("fits_better_shifted"):
-        yield SHIFT_ADVICE, ShiftWarning
+        yield _SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):
-        yield NORM_ADVICE, NormWarning
+        yield _NORM_ADVICE, NormWarning
     if figures.get("targets_repeat"):
         yield _REPEAT_ADVICE, UserWarning
     if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:

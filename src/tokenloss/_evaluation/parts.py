@@ -60,7 +60,9 @@ class BlockTotal:
         old, new, first_row = self.result, block.result, self.rows
         first = 0 if block.ids is not None else self.n_sequences
         tokens = [
-            token._replace(row=(token.row or 0) + first_row, sequence=_plus(token.sequence, first))
+            token._replace(
+                row=(token.row or 0) + first_row, sequence=None if token.sequence is None else token.sequence + first
+            )
             for token in new.highest_loss_tokens
         ]
         old.meter.merge(new.meter)
@@ -104,11 +106,6 @@ def summed(blocks: Sequence[ScoredBlock], top: int) -> ScoredBlock:
     for block in blocks:
         total.add(block)
     return total.all()
-
-
-def _plus(number: int | None, first: int) -> int | None:
-    """A number that counts from another first one."""
-    return None if number is None else number + first
 
 
 def _listed(words: str, others: str) -> str:

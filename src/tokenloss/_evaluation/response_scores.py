@@ -92,7 +92,8 @@ class ScoredResponses:
         counted = self._counted[rows]
         wrong = counted & (targets != response.ids[tokens])
         for i in np.flatnonzero(wrong)[:1].tolist():
-            got = f"token {tokens[i]} has {_id(response.ids[tokens[i]])}"
+            number = response.ids[tokens[i]]
+            got = f"token {tokens[i]} has {f'id {number}' if number >= 0 else 'no id'}"
             fits = f"have id {targets[i]}, the target of row {rows[i]} of {self._scores.path}"
             raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
         by_response, _ = matched(response, response, by_id=True)
@@ -177,8 +178,3 @@ def _runs(path: str, numbers: IntArray) -> list[tuple[int, int]]:
     if len({int(numbers[start]) for start, _ in runs}) < len(runs):
         raise_error("content", path=path, got="holds sequences in pieces", fits="hold the rows of each together")
     return runs
-
-
-def _id(number: int) -> str:
-    """An id in words."""
-    return f"id {number}" if number >= 0 else "no id"

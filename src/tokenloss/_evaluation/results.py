@@ -265,5 +265,6 @@ class Evaluations(NamedResults[Evaluation]):
             "name", the main figures, then each other that is one number or text, and the ends of intervals, such as
             "perplexity_low".
         """
-        first = {name: {main: figures[main] for main in _MAIN} for name, figures in self._figures().items()}
-        return columns_of([{"name": name, **first[name], **one._figures()} for name, one in self.items()])
+        return columns_of(
+            [{"name": name} | {main: one.figures[main] for main in _MAIN} | one.figures for name, one in self.items()]
+        )

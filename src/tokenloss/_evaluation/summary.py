@@ -105,10 +105,10 @@ def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns) -> 
 
 
 def shard_figures(shards: Sequence[Shard], results: Sequence[ShardResult]) -> list[dict[str, Any]]:
-    """Figures of each shard."""
-    pairs = zip(shards, results, strict=True)
+    """Figures of each shard; sequences that go on in other shards are cut."""
     return [
-        {"file": shard.path, "shape": shard.shape, **_common_figures([part], _meter_of(part))} for shard, part in pairs
+        {"file": shard.path, "shape": shard.shape, **_common_figures([part], merge_meters([part])[0])}
+        for shard, part in zip(shards, results, strict=True)
     ]
 
 
@@ -177,11 +177,6 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
         "perplexity": meter.perplexity,
         "accuracy": sum(part.n_greedy for part in results) / known if known else math.nan,
     }
-
-
-def _meter_of(result: ShardResult) -> LossMeter:
-    """Meter of all tokens of a shard; sequences that go on in other shards are cut."""
-    return merge_meters([result])[0]
 
 
 def _rows(columns: dict[str, Array], rows: Array, paths: Sequence[str | None]) -> list[dict[str, Any]]:

@@ -201,20 +201,15 @@ def write_comparison_page(
     for name, side in {"base_scores": base_scores, **sides}.items():
         if side is not None and side.nll.shape != shape:
             raise_error("shape", name=name, got=side.nll.shape, fits=f"{shape}, as comparisons")
-    size = min(len(ids), page.MOST_TOKENS // len(comparisons))
-    ids = ids[:size]
-    if tokens is None:
-        text, encode = page.vocabulary_text(vocabulary, ids.tolist()), byte_encoder(vocabulary or ())
-    else:
-        text = page.as_strings(tokens, shape, size)
-        encode = byte_encoder(text)
+    ids = ids[: page.MOST_TOKENS // len(comparisons)]
+    shown = page.tokens_of(ids, tokens, vocabulary, shape)
     _write_comparison(
         path,
         comparisons,
-        page.Tokens(text, encode, ids.tolist(), page.row_places(shape, size)),
+        shown,
         None if base_scores is None else vars(base_scores),
         None if scores is None else {name: vars(side) for name, side in scores.items()},
-        page.class_names(vocabulary, ids, text),
+        page.class_names(vocabulary, ids, shown.text),
         title,
         "tokenloss.page.write_comparison_page",
     )

@@ -142,18 +142,12 @@ def write_page(
     """
     shape = scores.nll.shape
     ids = as_target_array("targets", targets, (), shape, "scores", False)[0].reshape(-1)[: page.MOST_TOKENS]
-    size = len(ids)
-    if tokens is None:
-        text, encode = page.vocabulary_text(vocabulary, ids.tolist()), byte_encoder(vocabulary or ())
-    else:
-        text = page.as_strings(tokens, shape, size)
-        encode = byte_encoder(text)
+    shown = page.tokens_of(ids, tokens, vocabulary, shape)
     if meter is None:
         meter, accuracy = LossMeter(), scores.accuracy
         meter.update(scores.nll, where=scores.kept)
     classes, head = page.Classes(), _summary(meter, accuracy)
-    predicted = _predictions(scores, size, classes, page.class_names(vocabulary, ids, text))
-    shown = page.Tokens(text, encode, ids.tolist(), page.row_places(shape, size))
+    predicted = _predictions(scores, len(ids), classes, page.class_names(vocabulary, ids, shown.text))
     total = max(math.prod(shape), meter.count)
     _write(path, title, head, scores, shown, classes, predicted, total, "tokenloss.page.write_page")
 

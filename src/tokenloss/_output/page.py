@@ -172,7 +172,21 @@ def escaped(text: str) -> str:
     return html.escape(text.translate(_CONTROL_PICTURES))
 
 
-def as_strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...], size: int) -> list[str | None]:
+def tokens_of(
+    ids: Array, tokens: Sequence[str | None] | Array | None, vocabulary: Sequence[str] | None, shape: tuple[int, ...]
+) -> Tokens:
+    """The first tokens of a batch, those of these ids; their text is given, or follows from the vocabulary."""
+    if tokens is None:
+        text, encode = vocabulary_text(vocabulary, ids.tolist()), byte_encoder(vocabulary or ())
+    else:
+        text = _as_strings(tokens, shape, ids.size)
+        encode = byte_encoder(text)
+    row, position = np.divmod(np.arange(ids.size), (shape[-1] if shape else 1) or 1)  # each row is a sequence
+    places = {"sequence": row, "position": position} if len(shape) > 1 else {"position": position}
+    return Tokens(text, encode, ids.tolist(), places)
+
+
+def _as_strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...], size: int) -> list[str | None]:
     """The text of the first tokens, checked."""
     array = np.asarray(tokens)
     if array.shape != shape:
@@ -210,12 +224,6 @@ def known_places(places: Mapping[str, Array]) -> dict[str, Array]:
 def known_ids(ids: Array) -> list[int | None]:
     """Ids as a list; those below 0 are not known, and become None."""
     return [None if i < 0 else i for i in ids.reshape(-1).tolist()]
-
-
-def row_places(shape: tuple[int, ...], size: int) -> dict[str, Array]:
-    """Places of the first `size` tokens of a batch: each row of the last axis is a sequence."""
-    row, position = np.divmod(np.arange(size), (shape[-1] if shape else 1) or 1)
-    return {"sequence": row, "position": position} if len(shape) > 1 else {"position": position}
 
 
 def _id_text(i: int | None) -> str:

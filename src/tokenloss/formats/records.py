@@ -32,9 +32,8 @@ _MARKS = {  # byte-order marks, which a file may start with
 }
 _CHUNK = 1 << 18  # bytes read at a time
 _FIELD = re.compile(rb"(data|event|id|retry)?:")  # of a server-sent event; without a name, a comment
-_STREAM = re.compile(
-    rb"[\r\n]*" + _FIELD.pattern + rb"[^\0-\x08]{4}"
-)  # starts a file of them; a binary file may have the colon
+# starts a file of them; a binary file may have the colon
+_STREAM = re.compile(rb"[\r\n]*" + _FIELD.pattern + rb"[^\0-\x08]{4}")
 _LONG = 1 << 20  # bytes of a record, after which its beginning is checked, since a malformed one may never end
 _MOST = 64 << 20  # bytes of a record at most
 _MOST_EXPANSION = 100  # bytes of a record, if it is longer than `_LONG`, for each byte of the file
