@@ -6,7 +6,7 @@ import bisect
 import contextlib
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,18 +34,10 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
 
 
-class Given(NamedTuple):
-    """What the user gave of a model: its name, its files in words, and its size."""
-
-    name: str
-    source: str
-    size: int | None = None
-
-
 def compare_sides(
     sides: Sequence[Inputs],
     models: dict[object, str],
-    named: Sequence[Given],
+    abouts: Sequence[dict[str, Any]],
     options: Options,
     settings: Settings,
     outputs: Sequence[Sink],
@@ -53,7 +45,8 @@ def compare_sides(
     """Compare all rows of candidates with those of the base.
 
     The first of `sides` is the base, which has the targets and segment ids of all. `models` are the files of which only
-    the size is taken, by `identity`: no output may replace them.
+    the size is taken, by `identity`: no output may replace them. `abouts` say of each candidate its name, its files and
+    those of the base in words, and its size.
     """
     taken = {key: path for side in sides for key, path in side.by_identity().items()}
     check_files(outputs, settings.state, models | taken)
@@ -72,29 +65,28 @@ def compare_sides(
     top_k = min(max((output.top_k for output in outputs), default=0), options.classes or classes, classes)
     rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)
     with contextlib.ExitStack() as stack:
-        names = tuple(one.name for one in named[1:])
+        names = tuple(about["name"] for about in abouts)
         has_text = any(side.has_text for shard in shards for side in (shard, *shard.others))
         open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k, has_text=has_text, names=names)
         compare = functools.partial(compare_shard, names=names)
         results, _ = score_shards(compare, shards, options, settings, outputs, top_k)
-        found = _comparisons(shards, results, named, options, firsts)
+        found = _comparisons(shards, results, abouts, options, firsts)
         if outputs:
             finish_sinks(outputs, found._figures(), found)
     return found
 
 
 def _comparisons(
-    shards: Sequence[Shard], results: Sequence[ComparedShard], named: Sequence[Given], options: Options,
-    firsts: list[int],
+    shards: Sequence[Shard], results: Sequence[ComparedShard], abouts: Sequence[dict[str, Any]],
+    options: Options, firsts: list[int],
 ) -> Comparisons[Comparison]:  # fmt: skip
     """Make the figures of all shards together, of each candidate."""
     parts = [_numbered(result, first) for result, first in zip(results, firsts, strict=True)]
     types = _types(shards, options, firsts)
-    base, *others = named
     rows = sum(shard.rows for shard in shards)
     n_without_next = rows - sum(shard.scored_rows for shard in shards)
     shared: dict[str, Any] = {
-        "base": base.source,
+        "base": abouts[0]["base"],
         "base_kind": shards[0].kind,
         "files": [shard.path for shard in shards],
         "shape": (rows, shards[0].shape[-1]),
@@ -103,9 +95,9 @@ def _comparisons(
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
     }
     found: Comparisons[Comparison] = Comparisons()
-    for number, (other, columns) in enumerate(zip(others, joined(parts), strict=True)):
+    for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):
         comparison = comparison_of(options.definitions, columns)
-        about = shared | {"name": other.name, "file": other.source, "size": other.size}
+        about = shared | given
         about |= {"kind": shards[0].others[number].kind, "n_ignored": rows - n_without_next - comparison.count}
         heads = {"base_head": shards[0].head, "head": shards[0].others[number].head}
         about |= {name: head for name, head in heads.items() if head is not None}
@@ -118,7 +110,7 @@ def _comparisons(
         if any(rms):
             known = [(about.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
             about["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
-        found[other.name] = dataclasses.replace(comparison, _about=about)
+        found[given["name"]] = dataclasses.replace(comparison, _about=about)
     return found
 
 

@@ -12,7 +12,7 @@ from tokenloss._core.files import files_of, identity
 from tokenloss._core.text import title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
-from tokenloss._evaluation.compare import Given, compare_sides
+from tokenloss._evaluation.compare import compare_sides
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.sink import checked_sinks
 
@@ -54,8 +54,10 @@ def compare_scores(
         others=tuple(shared._replace(array=array, kind=kind, lm_head=head, hidden=hidden) for head in heads[1:]),
     )  # fmt: skip
     of_sizes = checked_sizes(sizes or {}, names)
-    named = [Given("base", title(base))]
-    named += [Given(name, title(paths), of_sizes.get(name)) for name, paths in others.items()]
+    abouts = [
+        {"base": title(base), "name": name, "file": title(paths), "size": of_sizes.get(name)}
+        for name, paths in others.items()
+    ]
     state = None if state is None else as_path("state", state)
     outputs = checked_sinks(sinks, state, scheduler)
     models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
@@ -69,7 +71,7 @@ def compare_scores(
     ]
     sides[0] = sides[0]._replace(targets=ids, segment_ids=segments)
     settings = Settings(state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress)
-    return compare_sides(sides, of_models, named, options, settings, outputs)
+    return compare_sides(sides, of_models, abouts, options, settings, outputs)
 
 
 def _heads(of_base: tuple[Any, Any, Any], of_others: tuple[Any, Any, Any], n: int) -> list[str | None]:
