@@ -255,7 +255,7 @@ def test_sizes_of_candidates(candidates, compare_json, command):
         ("a.npy", {"kind": "logit"}, ValueError, "kind is 'logit'"),
         ("a.npy", {"base_kind": "logit"}, ValueError, "base_kind is 'logit'"),
         ("a.npy", {"definitions": "mine"}, ValueError, "definitions is 'mine'"),
-        ("a.npy", {"definitions": None}, ValueError, "definitions is 'None'"),
+        ("a.npy", {"definitions": None}, ValueError, "definitions is None"),
         ("a.npy", {"shift": "yes"}, ValueError, "shift is 'yes'"),
         ("a.npy", {"classes": 0}, ValueError, "classes is 0"),
         ("a.npy", {"sizes": {"b": 3}}, ValueError, "a name of sizes is 'b'; it must be that of a candidate: a.npy"),

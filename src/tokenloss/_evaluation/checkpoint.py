@@ -52,17 +52,17 @@ _RECORDS: dict[str, Any] = {  # the types of records that a result may hold
 }  # fmt: skip
 
 
-class _Result(Protocol):
+class _Counted(Protocol):
     """What the results of all commands have."""
 
     @property
     def n_tokens(self) -> int: ...
 
 
-Result = TypeVar("Result", bound=_Result)
+ResultT = TypeVar("ResultT", bound=_Counted)
 
 
-class Checkpoint(Generic[Result]):
+class Checkpoint(Generic[ResultT]):
     """The results of shards, by the number of the shard, and the file that holds them, if there is one.
 
     Without shards, they are of blocks, which are not known before they are made. `top` is the number of the tokens with
@@ -75,7 +75,7 @@ class Checkpoint(Generic[Result]):
         source = "blocks" if shards is None else "files"
         self._options = {"command": self._command, "source": source, "version": __version__, "format": _FORMAT}
         self._options |= _named(options)
-        self.results: dict[int, Result] = {}
+        self.results: dict[int, ResultT] = {}
         self.top = options.top
         if path is None:
             return
@@ -91,7 +91,7 @@ class Checkpoint(Generic[Result]):
             with Path(path).open("r+b") as file:
                 self._size = self._read(file)
 
-    def add(self, number: int, result: Result, arrays: dict[str, Any] | None = None) -> None:
+    def add(self, number: int, result: ResultT, arrays: dict[str, Any] | None = None) -> None:
         """Add the result of a shard, or of the next block, whose arrays are given, also to the file."""
         if self._path is None:
             self.results[number] = result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._comparison.columns import check_definitions
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
 from tokenloss._core.errors import raise_error
@@ -37,7 +38,7 @@ def compare_scores(
     """Compare candidates with their base, given files of scores or hidden states; options as of `compare_files`."""
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)
-    check_choice("definitions", str(definitions), ("exact", "llama.cpp"))  # which cannot be None
+    check_definitions(definitions)
     check_shift(shift)
     if classes is not None:
         classes = check_integer("classes", classes, "a positive integer or None", least=1)

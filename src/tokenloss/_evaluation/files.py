@@ -27,7 +27,7 @@ from tokenloss._evaluation.summary import text_length
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tokenloss._evaluation.checkpoint import Result
+    from tokenloss._evaluation.checkpoint import ResultT
     from tokenloss._evaluation.options import Inputs, Options, Settings
     from tokenloss._evaluation.plan import Shard
     from tokenloss._evaluation.results import Evaluation, ShardResult
@@ -67,15 +67,15 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
 
 
 def score_shards(
-    function: Callable[..., Result],
+    function: Callable[..., ResultT],
     shards: list[Shard],
     options: Options,
     settings: Settings,
     outputs: Sequence[Sink],
     top_k: int,
-) -> tuple[list[Result], int]:
+) -> tuple[list[ResultT], int]:
     """Score the shards that the checkpoint lacks; return the results of all, and the number of bytes that were read."""
-    checkpoint: Checkpoint[Result] = Checkpoint(settings.state, options, shards)
+    checkpoint: Checkpoint[ResultT] = Checkpoint(settings.state, options, shards)
     options = options._replace(top=checkpoint.top)
     left = [number for number in range(len(shards)) if number not in checkpoint.results]
     chosen = [shards[number] for number in left]
@@ -95,14 +95,14 @@ def score_shards(
 
 
 def _score_locally(
-    function: Callable[..., Result],
+    function: Callable[..., ResultT],
     shards: list[Shard],
     options: Options,
     settings: Settings,
     outputs: Sequence[Sink],
     top_k: int,
     advance: Callable[[int], None],
-) -> Iterator[tuple[int, Result]]:
+) -> Iterator[tuple[int, ResultT]]:
     """Score shards one by one."""
     workers = settings.workers or config.default_workers()
     for number, shard in enumerate(shards):
@@ -110,8 +110,8 @@ def _score_locally(
 
 
 def _score_on_cluster(
-    function: Callable[..., Result], shards: list[Shard], options: Options, settings: Settings, scheduler: str
-) -> Iterator[tuple[int, Result]]:
+    function: Callable[..., ResultT], shards: list[Shard], options: Options, settings: Settings, scheduler: str
+) -> Iterator[tuple[int, ResultT]]:
     """Score shards on a cluster."""
     from tokenloss._evaluation.cluster import map_shards  # needs Dask
 
