@@ -16,6 +16,7 @@ from tokenloss._core.threads import check_workers
 from tokenloss._evaluation.compare_scores import checked_sizes
 from tokenloss._evaluation.options import Options
 from tokenloss._evaluation.response_scores import ScoredResponses
+from tokenloss._evaluation.responses import columns_of_responses, scores_of_responses
 from tokenloss._evaluation.sink import (
     ComparedBlock,
     check_files,
@@ -27,11 +28,13 @@ from tokenloss._evaluation.sink import (
 from tokenloss.formats.responses import is_responses, open_responses
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Literal
 
-    from tokenloss._core.types import Columns, Kind
+    from tokenloss._comparison.response_pairs import Pair
+    from tokenloss._core.types import Array, Columns, Kind
     from tokenloss._evaluation.sink import Sink
+    from tokenloss._scores.token_scores import TokenScores
 
 
 def compare_responses(
@@ -79,12 +82,13 @@ def compare_responses(
     options = of_scores._replace(array=base_array, kind=base_kind), of_scores._replace(array=array, kind=kind)
     found: Comparisons[ResponseComparison] = Comparisons()
     with contextlib.ExitStack() as stack:
-        open_sinks(stack, outputs, None, None, 0, of_responses=True, has_text=True, names=(*others,))
+        top_k = max((output.top_k for output in outputs), default=0)
+        open_sinks(stack, outputs, None, None, top_k, of_responses=True, has_text=True, names=(*others,))
         for name, other in paths.items():
             about = {"base": path, "name": name, "file": other, "size": of_sizes.get(name)}
-            pair = _Pair((path, other), options, files, part, skip_failed, workers)
+            pair = _Pair((path, other), options, files, part, skip_failed, workers, [] if top_k else None)
             columns, found[name] = pair.compared(about)
-            _give(outputs, name, columns)
+            _give(outputs, name, columns, pair.tops(top_k))
         if outputs:
             finish_sinks(outputs, found._figures(), found)
     return found
@@ -105,13 +109,13 @@ def _refuse(applies: bool, given: dict[str, Any], why: str) -> None:
             raise_error("not for", name=name, fits=f"is for scores, and {why}")
 
 
-def _give(outputs: Sequence[Sink], name: str, columns: Columns) -> None:
+def _give(outputs: Sequence[Sink], name: str, columns: Columns, tops: Sequence[Any]) -> None:
     """Give the tokens of a candidate to the sinks that need them."""
     add = token_function(outputs, 0)
     if add is not None:
         of_pair = {column: columns[column] for column in TOKEN_COLUMNS}
         places = None, columns["sequence"], columns["position"]
-        add(ComparedBlock(name, of_pair, columns["target"], columns["text"], 0, *places, None, None))
+        add(ComparedBlock(name, of_pair, columns["target"], columns["text"], 0, *places, *tops))
 
 
 class _Pair(NamedTuple):
@@ -123,6 +127,7 @@ class _Pair(NamedTuple):
     part: Any
     skip_failed: bool
     workers: int | None
+    seen: list[Pair] | None  # where all pairs are kept, if an output needs their lists
 
     def compared(self, about: dict[str, Any]) -> tuple[Columns, ResponseComparison]:
         """The columns of all tokens, and the comparison that they make."""
@@ -143,10 +148,29 @@ class _Pair(NamedTuple):
             scores = self.paths[side], responses, self.options[side], self.files, side == 0, self.workers
             pairs = scored = ScoredResponses(*scores)
             words[side] = scored.words
-        columns, origins, roundings = compare_pairs(iter(pairs), self.paths)
+        columns, origins, roundings = compare_pairs(self._noted(pairs), self.paths)
         own: Any = next(file for file in opened if file is not None)
         words = [word or str(rounding) for word, rounding in zip(words, roundings, strict=True)]
         return columns, response_comparison_of(
             columns, origins, part=own.part, base_rounding=words[0], rounding=words[1], n_skipped=pairs.skipped,
             _about=about,
         )  # fmt: skip
+
+    def _noted(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """Keep pairs as they come."""
+        for pair in pairs:
+            if self.seen is not None:
+                self.seen.append(pair)
+            yield pair
+
+    def tops(self, top_k: int) -> tuple[Any, ...]:
+        """Scores of the base and of the model, as far as responses tell them, and the text of listed classes."""
+        scores: list[TokenScores | None] = [None, None]
+        texts: list[Array | None] = [None, None]
+        pairs = sorted(self.seen or (), key=lambda pair: pair.number)
+        for side in (0, 1):
+            responses = [response for pair in pairs if (response := pair.responses[side]) is not None]
+            if responses:
+                block = columns_of_responses(responses, top_k)
+                scores[side], texts[side] = scores_of_responses(block, top_k), block["top_tokens"][:, :top_k]
+        return *scores, *texts
