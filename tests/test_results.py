@@ -14,9 +14,12 @@ import pytest
 
 from tokenloss import (
     LossMeter,
+    class_log_probs,
     compare,
     compare_files,
     evaluate,
+    linear_compare,
+    linear_token_scores,
     sequence_losses,
     token_scores,
 )
@@ -32,17 +35,16 @@ IDS = np.arange(6).reshape(2, 3, 1) - 1  # the first row belongs to no sequence
 HOSTILE = "</td><script>alert('\"&amp;\x1b[31m')</script>\n"
 
 
-def scored(folder, *sources, name="base", targets=True, tokens=None):
-    """A file of scores, evaluated."""
+def scored(folder, logits, name="base", **arrays):
+    """A file of scores; that of the base has targets."""
     path = folder / f"{name}.npz"
-    arrays = {"targets": TARGETS[0]} if targets else {}
-    np.savez(path, logits=sources[0][0], **arrays, **({} if tokens is None else {"tokens": tokens}))
+    np.savez(path, logits=logits[0], **({"targets": TARGETS[0]} if name == "base" else {}), **arrays)
     return path
 
 
 def compared(folder, name="q4"):
     """Files that are compared."""
-    return compare_files(scored(folder, LOGITS), {name: scored(folder, OTHER, name="other", targets=False)})[name]
+    return compare_files(scored(folder, LOGITS), {name: scored(folder, OTHER, name="other")})[name]
 
 
 def of_responses(folder):
@@ -53,6 +55,7 @@ def of_responses(folder):
 
 
 def of_samples(folder):
+    """Files of samples of two models."""
     return [clients.save(folder / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
 
 
@@ -255,11 +258,32 @@ def test_columns_of_an_evaluation_are_what_the_file_of_sequences_holds(tmp_path)
         np.testing.assert_array_equal(table[name], column)
 
 
+def test_what_is_not_scored_is_not_0():
+    logits, other, targets = LOGITS[0, 0], OTHER[0, 0], TARGETS[0, 0]
+    hidden, head, options = RNG.normal(size=(4, 3)), RNG.normal(size=(6, 3)), {"where": [True, False, True, False]}
+    for result in (
+        token_scores(logits, targets, top_k=2, **options),
+        linear_token_scores(hidden, head, targets, top_k=2, **options),
+        compare(logits, other, targets, **options),
+        linear_compare(hidden, head, hidden, head[:, ::-1], targets, **options),
+    ):
+        for name, column in result.columns().items():
+            missing = {"f": math.nan, "i": -1, "b": False}[column.dtype.kind]
+            np.testing.assert_array_equal(column[[1, 3]], missing, name)
+            assert name == "kept" or column.dtype == bool or not np.isin(column[[0, 2]], [-1, math.nan]).any()
+    assert np.isnan(class_log_probs(logits, [0, 1], **options)[[1, 3]]).all()
+    sums = sequence_losses([[1.0, math.nan], [1.0, math.nan]], where=[[True, False], [False, False]]).columns()
+    assert (sums["nll"][0], sums["count"].tolist(), np.isnan(sums["loss"]).tolist()) == (1, [1, 0], [False, True])
+    assert math.isnan(sequence_losses([[1.0, math.nan]]).nll[0])  # as no mask says that it was left out
+    assert math.isnan(meter([1.0, math.nan]).loss)
+
+
 # -- what people see --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 def test_summary_is_what_the_command_prints(tmp_path, command):
-    path, other = scored(tmp_path, LOGITS), scored(tmp_path, OTHER, name="other", targets=False)
+    path, other = scored(tmp_path, LOGITS), scored(tmp_path, OTHER, name="other")
     responses, samples = of_responses(tmp_path), of_samples(tmp_path)
     for argv, found in [
         (("score", path), evaluate(path)),

@@ -157,7 +157,8 @@ def test_info(command):
     assert (status, err) == (0, "")
     for word in (config["version"], config["instruction_set"], *config["available"], str(config["workers"])):
         assert word in out
-    assert json.loads(command("info", "--format", "json")[1]) == config
+    for option in ("--format", "json"), ("--json",):
+        assert json.loads(command("info", *option)[1]) == config
 
 
 def test_version(capsys):

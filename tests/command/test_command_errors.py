@@ -61,6 +61,7 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE, "--n-bytes", "9", "--text", "x"], ["--text and --n-bytes"]),
         (["score", SAMPLE, "--n-words", "9", "--text", "x"], ["--text and --n-words"]),
         (["score", SAMPLE, "--part", "all"], ["--part is given"]),
+        (["score", SAMPLE, "--words", "lm-eval"], ["--words is given; it must be left out without --text"]),
         (["score", SAMPLE, "--softcap", "1"], ["--softcap is given; it must be left out without --lm-head"]),
         (["score", SAMPLE, "--text", "none.txt"], ["none.txt: cannot be read: No such file"]),
         (["score", SAMPLE, "--per-token", "x.txt"], ["--per-token: ", "'x.txt'", ".npy, .csv, .parquet"]),

@@ -58,7 +58,7 @@ def test_models_side_by_side(two, command):
     found = Evaluations({name: evaluate(f"{file}.npz", n_bytes=9) for name, file in (("A", "a"), ("B b", "b"))})
     assert out == found.summary() + "\n"
     title, _, heads, *rows = out.splitlines()
-    assert title == "2 models  logits; 4 tokens, taken as independent"
+    assert title == "2 models  logits; 4 tokens, taken as independent; tokenloss compare has the errors of differences"
     assert " ".join(heads.split()) == "model tokens loss ± perplexity 95 % interval bits per byte ± greedy accuracy"
     for row, (name, one) in zip(rows, found.items(), strict=True):
         low, high = one.figures["perplexity_interval"]
@@ -72,7 +72,7 @@ def test_models_side_by_side(two, command):
 def test_models_whose_tokens_differ(two, command):
     assert "tokens differ, so compare bits per byte" in command("score", "A=a.npz", "S=short.npz")[1]
     title, _, heads, _, row = command("score", "A=a.npz", "N=nan.npz")[1].splitlines()
-    assert "differ" not in title
+    assert "tokens differ" not in title
     assert "nan" in heads
     assert row.split()[:4] == ["N", "4", "1", "nan"]
 

@@ -585,9 +585,9 @@ def test_mixed_layouts_are_refused_with_their_line(read):
         ({}, "it holds nothing"),
         ({"choices": []}, "it holds choices"),
         ({"custom_id": "q", "method": "POST", "url": "/v1/completions", "body": {}}, "it is a request"),
-        ({"choices": [{"index": 0, "delta": {"content": "a"}}]}, "it is a piece of a stream"),
-        ({"content": " a", "tokens_predicted": 1, "stop": False}, "it is a piece of a stream"),
-        ({"choices": [{"text": " a", "logprobs": None, "finish_reason": None}]}, "it is a piece of a stream"),
+        ({"choices": [{"index": 0, "delta": {"content": "a"}}]}, "the stream breaks off"),
+        ({"content": " a", "tokens_predicted": 1, "stop": False}, "the stream breaks off"),
+        ({"choices": [{"text": " a", "logprobs": None, "finish_reason": None}]}, "the stream breaks off"),
         ({"text": " a", "meta_info": {"finish_reason": None}}, "it is a piece of a stream"),
         (echo(["a"], [None, -1.0], text="a"), r"choices\[0\].logprobs.tokens has 1 elements; it must have 2"),
         (echo(["a", 3], [None, -1.0], text="a"), r"choices\[0\].logprobs.tokens\[1\] is 3"),
@@ -632,6 +632,14 @@ def test_what_is_no_response_is_refused(value, message, read):
 def test_what_is_no_stream_of_responses_is_refused(lines, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         list(open_responses(clients.save_lines(tmp_path / "stream.txt", *lines)))
+
+
+def test_pieces_of_a_stream_among_whole_responses_are_refused(read):
+    piece = {"choices": [{"text": " a", "logprobs": None, "finish_reason": None}]}
+    with pytest.raises(
+        ValueError, match="line 2: it is a piece of a stream; it must be a whole response, as those bef"
+    ):
+        read(clients.chat(("a", -1.0)), piece)
 
 
 def test_a_stream_may_be_of_several_responses_and_lack_lists(tmp_path):

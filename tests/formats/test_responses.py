@@ -268,8 +268,13 @@ STREAMS = {  # of each, a response to the same prompt that came at once
 
 @pytest.mark.parametrize(("name", "whole"), STREAMS.items())
 def test_a_stream_is_read_as_the_response_that_comes_at_once(name, whole, read, tmp_path):
-    (response,) = open_responses(clients.save(tmp_path / "stream.txt", name), part="generated")
+    (response,) = open_responses(path := clients.save(tmp_path / "stream.txt", name), part="generated")
     (expected,) = read(whole, part="generated")
+    pieces = [
+        line[6:] for line in path.read_text().splitlines() if line and "[DONE]" not in line
+    ]  # as clients save them
+    (same,) = open_responses(clients.save_lines(tmp_path / "pieces.jsonl", *pieces), part="generated")
+    assert same.logprobs.tolist() == response.logprobs.tolist()
     n = len(response.ids)
     assert 3 <= n <= len(expected.ids)
     for column in ("tokens", "n_bytes", "is_greedy", "is_greedy_known"):

@@ -251,9 +251,10 @@ def _add_running(group: _Group) -> None:
 
 
 def _add_format(group: _Group) -> None:
-    """Add the option that says how the result is printed."""
+    """Add the option that says how the result is printed, and the short one that scripts use."""
     words = "print tables as text (default) or Markdown, a row of figures for each model as csv, or everything as json"
     group.add_argument("--format", choices=FORMATS, default="text", help=words)
+    group.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
 
 
 def _add_outputs(group: _Group, outputs: Iterable[type[Sink]]) -> None:

@@ -222,7 +222,8 @@ class Result:
         Returns
         -------
         dict
-            Numbers that JSON does not have, nan and the infinities, are None.
+            Numbers that JSON does not have, nan and the infinities, are None. Quantiles and their intervals are by
+            fraction, as text: "1", "0.999" and so on.
         """
         figures: dict[str, Any] = as_strict_json(self._figures())
         return figures

@@ -212,6 +212,7 @@ def evaluate(
         None if path is None else as_path(name, path)
         for name, path in (("lm_head", lm_head), ("state", state), ("text", text))
     )
+    refuse_given({} if text else {"words": words if words != "whitespace" else None}, "left out without text")
     of_hidden = {"hidden": hidden, "logit_scale": scale, "softcap": cap}
     if head is None:
         refuse_given(of_hidden, "left out without lm_head")

@@ -12,7 +12,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.responses import check_names, response_summary
 from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.sequences import SequenceColumns
-from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary
+from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, shard_figures, summary
 from tokenloss._statistics.meter import LossMeter
 
 if TYPE_CHECKING:
@@ -135,15 +135,23 @@ class Parts(NamedTuple):
         meter, split = merge_meters(self.results)
         sequences = sequence_columns(self.results, split)
         add_lengths(meter, sequences, *lengths)
-        return self.of_sums(meter, sequences, seconds, n_read)
+        of_shards = [] if self.blocks is not None else shard_figures(self.shards, self.results)
+        return self._of_sums(meter, sequences, of_shards, seconds, n_read)
 
-    def of_sums(self, meter: LossMeter, sequences: dict[str, Array], seconds: float, n_read: int) -> Evaluation:
-        """Make the evaluation of sums that are there."""
-        figures = summary(self.shards, self.results, meter, sequences, self.options)
+    def _of_sums(
+        self,
+        meter: LossMeter,
+        sequences: dict[str, Array],
+        of_shards: list[dict[str, Any]],
+        seconds: float,
+        n_read: int,
+    ) -> Evaluation:
+        """Make the evaluation of sums, and of figures of each shard, that are there."""
+        figures = summary(self.shards, self.results, meter, sequences, self.options, of_shards)
         speed = n_read / seconds / 1e9 if seconds else math.nan
         figures |= {"seconds": seconds, "n_bytes_read": n_read, "gb_per_second": speed, "words": self.words}
         if self.blocks is not None:
-            figures |= {"files": [], "shards": []}
+            figures["files"] = []
         if self.are_responses:
             figures |= response_summary([shard.path for shard in self.shards], self.results)
         # responses and open files are not kept
@@ -172,7 +180,8 @@ class Parts(NamedTuple):
         else:  # the bytes of some responses are not known
             add_lengths(meter, sequences, 0, one.meter.n_words + other.meter.n_words)
         seconds, n_read = (one.figures[name] + other.figures[name] for name in ("seconds", "n_bytes_read"))
-        return parts.of_sums(meter, sequences, seconds, n_read)
+        of_shards = [*one.figures["shards"], *other.figures["shards"]]
+        return parts._of_sums(meter, sequences, of_shards, seconds, n_read)
 
     @property
     def are_responses(self) -> bool:

@@ -402,13 +402,13 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
         if held and shard.others and options.shift is False:
             return None
         if held and not options.shift:
-            instead = "--targets; or --no-shift, to do without" if shard.others else "--targets or --targets-array"
-            fits = f"hold targets, or come with --shift (shift=True), {instead}"
+            fits = "hold targets, or come with --shift (shift=True), --targets or --targets-array"
+            fits += "; or --no-shift, to do without" if shard.others else ""
             raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
     if not held and shard.others and not options.shift:
         return None
     if not held:
-        refuse_without_targets(shard.path, () if shard.others else files[0].names)
+        refuse_without_targets(shard.path, files[0].names)
     (first, targets), *rest = held
     for path, others in rest:
         if not np.array_equal(targets.reshape(-1), others.reshape(-1)):

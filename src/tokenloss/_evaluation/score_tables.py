@@ -36,6 +36,8 @@ def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str]) -> 
     notes = [", ".join(kinds), *(bases if len(bases) == 1 else ())]
     if len({figures["count"] for figures in models.values()}) > 1:
         notes.append("their tokens differ, so compare bits per byte, not losses or perplexities")
+    elif len(models) > 1:
+        notes.append("tokenloss compare has the errors of differences")
     return Shown(count_of(len(models), "model"), "; ".join(notes), [Table(rows, heads)] if rows else [])
 
 

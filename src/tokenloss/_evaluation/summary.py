@@ -104,13 +104,21 @@ def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns) -> 
     } | (Sources.concatenated(sources).as_columns() if sources else {})  # fmt: skip
 
 
+def shard_figures(shards: Sequence[Shard], results: Sequence[ShardResult]) -> list[dict[str, Any]]:
+    """Figures of each shard."""
+    pairs = zip(shards, results, strict=True)
+    return [
+        {"file": shard.path, "shape": shard.shape, **_common_figures([part], _meter_of(part))} for shard, part in pairs
+    ]
+
+
 def summary(
     shards: Sequence[Shard], results: Sequence[ShardResult], meter: LossMeter, sequences: dict[str, Array],
-    options: Options,
+    options: Options, of_shards: list[dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
-    """Figures of all shards together, and of each."""
+    """Figures of all shards together; those of each are given."""
     rows = sum(shard.rows for shard in shards)
-    pairs = list(zip(shards, results, strict=True))
+    pairs = zip(shards, results, strict=True)
     tokens = [(token, shard.path) for shard, part in pairs for token in part.highest_loss_tokens]
     tokens.sort(key=lambda token: -token[0].sort_key)
     paths, of_responses = [shard.path or None for shard in shards], shards[0].size is not None
@@ -132,10 +140,7 @@ def summary(
             for token, path in tokens[: options.top]
         ],
         "highest_loss_sequences": _rows(sequences, highest(sequences["loss"], options.top), paths),
-        "shards": [
-            {"file": shard.path, "shape": shard.shape, **_common_figures([part], _meter_of(part))}
-            for shard, part in pairs
-        ],
+        "shards": of_shards,
         "sequences": _rows(sequences, np.arange(len(sequences["file"])), paths),
     }
 

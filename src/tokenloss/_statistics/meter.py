@@ -230,7 +230,7 @@ class LossMeter(LossFigures):
             must be negated.
         where : array of bool, optional
             Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored
-            or masked: their losses are 0.0 and would count as perfect.
+            or masked: their losses are 0.0 and would count as perfect, or nan, which would make the mean nan.
         n_bytes, n_words : int, default 0
             Length of the text of these tokens; in a call without tokens, of the text of all tokens, if no other call
             gives a length.

@@ -177,7 +177,7 @@ def sequence_losses(
         say otherwise.
     where : array of bool, optional
         Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored or
-        masked: their losses are 0.0 and would count as perfect.
+        masked: their losses are 0.0 and would count as perfect, or nan, which would make the mean nan.
     segment_ids : array of integers, optional
         Number of the sequence of each token, broadcast over `nll`, in any order. Tokens of negative numbers belong to
         no sequence, and are left out.

@@ -24,6 +24,7 @@ from tokenloss.formats.responses.fields import (
     types,
 )
 from tokenloss.formats.responses.prompts import read_objects
+from tokenloss.formats.responses.streams import is_piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -380,22 +381,13 @@ def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
     return [Choice(number if type(number) is int else 0, parts, n_generated=_integer(n_generated))]
 
 
-def _is_piece(value: dict[str, Any]) -> bool:
-    """Whether a response is a piece of a stream: its end is open, and in completions it has no counts."""
-    meta, choices = value.get("meta_info"), value.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    is_open = "text" in first and first.get("finish_reason", "") is None and not value.get("usage")
-    is_open |= isinstance(meta, dict) and meta.get("finish_reason", "") is None
-    return is_open or "delta" in first or ("content" in value and value.get("stop") is False)
-
-
 def _stream(value: dict[str, Any], place: Place) -> list[Choice]:
-    """Refuse a piece of a stream."""
-    return place.refuse("it is a piece of a stream", "be a whole response, or the stream as it came, lines of data:")
+    """Refuse a piece of a stream among whole responses."""
+    return place.refuse("it is a piece of a stream", "be a whole response, as those before it")
 
 
 _DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], bool], Callable[[dict[str, Any], Place], list[Choice]]]] = {
-    "stream": (_is_piece, _stream),
+    "stream": (is_piece, _stream),
     "llama.cpp": (
         lambda value: "completion_probabilities" in value or {"content", "tokens_predicted"} <= set(value),
         _llama_cpp,

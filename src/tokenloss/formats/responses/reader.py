@@ -290,7 +290,8 @@ def open_responses(
     ----------
     path : str or path
         A .json or .jsonl file, or one that gzip compressed: responses as a server sent them, or the lines of a batch.
-        Or, under any name, the stream of a response: lines of ``data:`` and a piece of JSON (server-sent events).
+        Or the stream of a response: its pieces, one after the other; or, under any name, as server-sent events, which
+        are lines of ``data:`` and a piece.
     part : {"prompt", "generated", "all"}, optional
         The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
         file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts

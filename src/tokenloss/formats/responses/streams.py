@@ -1,14 +1,15 @@
-"""Streams of server-sent events: the pieces of each response, joined to what the server would have sent at once."""
+"""Streams: the pieces of each response, joined to what the server would have sent at once."""
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from tokenloss.formats.records import Record, is_stream, read_events, read_records
 from tokenloss.formats.responses.fields import Place, check_list, check_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 _TEXTS = ("text", "content")  # go on in the next piece
 _LISTS = ("tokens", "token_ids", "completion_probabilities")  # likewise, of tokens
@@ -16,13 +17,28 @@ _LISTS = ("tokens", "token_ids", "completion_probabilities")  # likewise, of tok
 
 def read_responses(path: str) -> Iterator[Record]:
     """Read the responses of a file: each JSON object is one, or all pieces of a stream are one."""
-    yield from _joined(path) if is_stream(path) else read_records(path)
+    if is_stream(path):
+        yield from _joined(path, read_events(path))
+        return
+    records = read_records(path)
+    first = next(records)
+    records = itertools.chain([first], records)
+    yield from _joined(path, records) if is_piece(first.value) else records
 
 
-def _joined(path: str) -> Iterator[Record]:
+def is_piece(value: dict[str, Any]) -> bool:
+    """Whether a response is a piece of a stream: its end is open, and in completions it has no counts."""
+    meta, choices = value.get("meta_info"), value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    is_open = "text" in first and first.get("finish_reason", "") is None and not value.get("usage")
+    is_open |= isinstance(meta, dict) and meta.get("finish_reason", "") is None
+    return is_open or "delta" in first or ("content" in value and value.get("stop") is False)
+
+
+def _joined(path: str, events: Iterable[tuple[int, dict[str, Any] | None]]) -> Iterator[Record]:
     """The responses of streams that follow each other: one ends with `[DONE]`, or where another id begins."""
     pieces: list[Record] = []
-    for line, value in read_events(path):
+    for line, value in events:
         if pieces and (value is None or value.get("id") != pieces[0].value.get("id")):
             yield from _responses(path, pieces, is_done=value is None)
             pieces = []
@@ -50,7 +66,7 @@ def _responses(path: str, pieces: Sequence[Record], is_done: bool) -> Iterator[R
         choices = value.get("choices", {})
         reasons = [choice.get("finish_reason") for choice in choices.values()]
         if not is_done and not value.get("error") and (None in reasons or not reasons):
-            Place(path, line).refuse("the stream breaks off", "go on to data: [DONE], or to a finish_reason")
+            Place(path, line).refuse("the stream breaks off", "go on to its [DONE], or to a finish_reason")
         yield Record(line, value | ({"choices": [choices[index] for index in sorted(choices)]} if choices else {}))
 
 
