@@ -112,7 +112,7 @@ class TokenTable(_TableFile):
         File to write. An existing file is replaced when the new one is complete.
     top_k : int, default 0
         Number of the most likely classes of each token to write, if there are so many: `top_id_1` and `top_logprob_1`
-        are the likeliest one.
+        are the likeliest one; the option ``--top-k``.
 
     Raises
     ------
