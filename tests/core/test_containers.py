@@ -411,6 +411,8 @@ def test_columns_of_data_frames(library):
     meter = LossMeter()
     meter.update(frame["weight"])
     assert meter.loss == 2
+    with fails(ValueError, "y_true", "(3, 1)", "np.asarray(y_true)[..., 0]"):
+        tokenloss.cross_entropy_loss(frame[["ids"]], probs)
     missing = module.Series([0, None, 1]) if library == "polars" else module.Series([0, None, 1], dtype="Int64")
     with fails(TypeError, "y_true", "missing values", "integer", "-100", "astype(int)"):
         tokenloss.cross_entropy_loss(missing, probs)

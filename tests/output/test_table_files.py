@@ -270,3 +270,20 @@ def test_positions_go_on_in_the_next_file_and_block(npz, tmp_path, monkeypatch):
     shifted = [place for i, place in enumerate(expected) if i < 59 and ids[i] == ids[i + 1] >= 0]
     assert positions(blocks, shift=True) == shifted
     assert positions(paths, segment_ids=[tmp_path / "ids.npy"], shift=True) == shifted
+
+
+def test_a_table_in_memory_has_the_columns_of_the_file(npz, tmp_path):
+    path = npz(logits=LOGITS, targets=np.where(np.arange(len(TARGETS)) == 1, -100, TARGETS))
+    tables = sinks.TokenTable(tmp_path / "t.npy", top_k=2), sinks.TokenTable(top_k=2)
+    assert tables[1].columns() == {}
+    evaluate(path, sinks=tables)
+    compared = sinks.ComparedTokenTable(tmp_path / "c.npy"), sinks.ComparedTokenTable()
+    compare_files(path, {"a": path}, sinks=compared)
+    for in_file, in_memory in (tables, compared):
+        expected, found = np.load(in_file.path), in_memory.columns()
+        assert [*found] == [*expected.dtype.names]
+        for name, column in found.items():
+            assert column.dtype.isnative
+            np.testing.assert_array_equal(column, expected[name], err_msg=name)
+        with pytest.raises(ValueError, match=r"path.*None, for a table in memory"):
+            in_file.columns()

@@ -64,17 +64,18 @@ _OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_P
 
 
 class _TableFile(Sink):
-    """A file with a table, which replaces an existing file when it is complete."""
+    """A file with a table, which replaces an existing file when it is complete; without a path, a table in memory."""
 
-    def __init__(self, path: str) -> None:
-        self._suffix = Path(path).suffix.lower()
-        if self._suffix not in _WRITERS:
+    def __init__(self, path: str | None = None) -> None:
+        self._suffix = "" if path is None else Path(path).suffix.lower()
+        if path is not None and self._suffix not in _WRITERS:
             raise_error("option", name="path", got=path, fits=f"a name that ends in {', '.join(_WRITERS)}")
         if self._suffix == ".parquet":
             try:
                 importlib.import_module("pyarrow.parquet")
             except ImportError:
                 raise_error("missing", name=path, got="pyarrow")
+        self._blocks: list[Array] = []  # of a table in memory
         super().__init__(path)
 
     def _compared(self, columns: list[tuple[str, str]]) -> np.dtype[Any]:
@@ -86,8 +87,30 @@ class _TableFile(Sink):
         name = f"<U{width}" if self._suffix == ".npy" else "O"
         return np.dtype([("name", name), *(column for column in columns if column[0] not in missing)])
 
+    def columns(self) -> dict[str, Array]:
+        """The columns of a table without a path, after the work, for ``pandas.DataFrame`` and the like.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            Of tokens that are not scored, floats are nan and integers -1.
+
+        Raises
+        ------
+        ValueError
+            If the table is in a file.
+        """
+        if self.path is not None:
+            raise_error("option", name="path", got=self.path, fits="None, for a table in memory")
+        table = np.concatenate(self._blocks or [np.zeros(0, [])])
+        return {name: np.array(table[name], table.dtype[name].newbyteorder("=")) for name in table.dtype.names or ()}
+
     @contextmanager
     def _writer(self, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
+        if self.path is None:
+            self._blocks = [np.zeros(0, columns)]
+            yield self._blocks.append
+            return
         with replacing(self.path) as file, _WRITERS[self._suffix](file, columns, rows) as write:
             yield write
 
@@ -108,8 +131,9 @@ class TokenTable(_TableFile):
 
     Parameters
     ----------
-    path : path-like
-        File to write. An existing file is replaced when the new one is complete.
+    path : path-like, optional
+        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
+        and `columns` has it.
     top_k : int, default 0
         Number of the most likely classes of each token to write, if there are so many: `top_id_1` and `top_logprob_1`
         are the likeliest one; the option ``--top-k``.
@@ -135,6 +159,13 @@ class TokenTable(_TableFile):
     ...     _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[sinks.TokenTable(path)])
     ...     np.load(path)["sequence"]
     array([0, 0, 0, 1, 1, 1])
+
+    Without a file, say for ``pandas.DataFrame(table.columns())``:
+
+    >>> table = sinks.TokenTable()
+    >>> _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[table])
+    >>> table.columns()["position"]
+    array([0, 1, 2, 0, 1, 2])
     """
 
     __module__ = "tokenloss.sinks"
@@ -143,7 +174,7 @@ class TokenTable(_TableFile):
     help = "write a row for each token to a .npy, .csv or .parquet file"
     needs_tokens = True
 
-    def __init__(self, path: str, top_k: int = 0) -> None:
+    def __init__(self, path: str | None = None, top_k: int = 0) -> None:
         self.top_k: int = check_integer("top_k", top_k, "an integer of at least 0", least=0)
         super().__init__(path)
 
@@ -195,8 +226,9 @@ class ComparedTokenTable(_TableFile):
 
     Parameters
     ----------
-    path : path-like
-        File to write. An existing file is replaced when the new one is complete.
+    path : path-like, optional
+        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
+        and `columns` has it.
 
     Raises
     ------
@@ -259,8 +291,9 @@ class ComparedSequenceTable(_TableFile):
 
     Parameters
     ----------
-    path : path-like
-        File to write. An existing file is replaced when the new one is complete.
+    path : path-like, optional
+        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
+        and `columns` has it.
 
     Raises
     ------
@@ -315,14 +348,15 @@ class ComparedSequenceTable(_TableFile):
 class SequenceTable(_TableFile):
     """A file with a row for each sequence, as ``tokenloss score --per-sequence`` writes it.
 
-    Its columns are those of `Evaluation.sequences`: `file` (-1 where several hold a part), `sequence`, `tokens`, `nll`,
+    Its columns are those of `Evaluation.sequences`: `file` (-1 where several hold a part), `sequence`, `count`, `nll`,
     `loss`, `perplexity` and `is_greedy`; of responses of servers also `line`, `choice` and `is_greedy_known`. It is a
     .npy file of a structured array, a .csv or a .parquet file.
 
     Parameters
     ----------
-    path : path-like
-        File to write. An existing file is replaced when the new one is complete.
+    path : path-like, optional
+        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
+        and `columns` has it.
 
     Raises
     ------
