@@ -103,7 +103,7 @@ def test_docstring_of_the_package_is_a_map_that_names_everything_once():
     assert sorted(named) == sorted([*tokenloss.__all__, *tokenloss._PUBLIC_MODULES])
 
 
-def test_help_is_the_map_also_without_dask(monkeypatch):
+def test_help_begins_with_the_map_also_without_dask(monkeypatch):
     import tokenloss
 
     monkeypatch.setitem(sys.modules, "dask.array", None)
@@ -115,8 +115,7 @@ def test_help_is_the_map_also_without_dask(monkeypatch):
     with pytest.raises(AttributeError, match="needs the package dask"):
         _ = tokenloss.dask
     page = pydoc.render_doc(tokenloss, renderer=pydoc.plaintext)
-    assert page.index("cross_entropy_loss ") < page.index("PACKAGE CONTENTS")
-    assert page.count("\n") < 100
+    assert page.index("cross_entropy_loss ") < page.index("PACKAGE CONTENTS") < page.index("FUNCTIONS")
 
 
 def test_dir_and_star_show_public_names_alone(run_python):

@@ -50,7 +50,6 @@ Modules
 help(tokenloss.cross_entropy) tells of a function, its options, errors and examples.
 """
 
-import sys as _sys
 from importlib import import_module as _import_module
 
 from tokenloss._core.version import __version__ as __version__
@@ -75,6 +74,8 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 _PUBLIC_MODULES = ("dask", "formats", "page", "plots", "results", "sinks")
 
+__all__ = sorted(_MODULES)
+
 
 def __getattr__(name: str) -> object:
     """Import a name when it is first used (PEP 562), so that a script loads what it needs."""
@@ -83,8 +84,6 @@ def __getattr__(name: str) -> object:
             return _import_module(f"tokenloss.{name}")
         except ImportError as error:  # without Dask: help() and others that look at all names must go on
             raise AttributeError(error) from error
-    if name == "__all__":  # of which pydoc would print every docstring, 3,000 lines: help(tokenloss) is the map above
-        return [] if _sys._getframe(1).f_globals.get("__name__") == "pydoc" else sorted(_MODULES)
     if name not in _MODULES:
         raise AttributeError(f"module 'tokenloss' has no attribute {name!r}")
     value = globals()[name] = getattr(_import_module(f"tokenloss.{_MODULES[name]}"), name)
@@ -94,4 +93,4 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     """All public names, those that were not used yet among them, and no module of the implementation."""
     special = (name for name in globals() if name.startswith("__"))
-    return sorted({*special, "__all__", *_MODULES, *_PUBLIC_MODULES})
+    return sorted({*special, *_MODULES, *_PUBLIC_MODULES})

@@ -65,6 +65,7 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE, "--softcap", "1"], ["--softcap is given; it must be left out without --lm-head"]),
         (["score", SAMPLE, "--text", "none.txt"], ["none.txt: cannot be read: No such file"]),
         (["score", SAMPLE, "--per-token", "x.txt"], ["--per-token: ", "'x.txt'", ".npy, .csv, .parquet"]),
+        (["score", SAMPLE, "--top-k", "2"], ["--top-k is for --per-token"]),
         (["score", SAMPLE, "--plot", "x.txt"], ["--plot: ", "'x.txt'", ".png"]),
         (["compare", SAMPLE, SAMPLE, "--plot", "x.txt"], ["--plot: ", "'x.txt'", ".png"]),
         (["score", SAMPLE, "--state", "/dev/zero"], [f"/dev/zero: {NO_FILE}"]),

@@ -129,4 +129,4 @@ def test_options_and_parameters_have_the_same_names_and_defaults(argv, function,
         if name not in ("sinks", "progress"):  # progress is shown where stderr is a terminal
             value = options.pop(others.get(name, name))
             assert parameter.default in (value, parameter.empty) or not (value or parameter.default), name
-    assert options.keys() <= {*OUTPUTS, "format", "run"}
+    assert options.keys() <= {*OUTPUTS, "top_k", "format", "run"}  # top_k is a parameter of `sinks.TokenTable`

@@ -15,6 +15,7 @@ from tables import read_table
 import tokenloss
 from tokenloss import ComparisonMeter, compare_files, sinks
 from tokenloss._comparison.comparisons import Comparisons
+from tokenloss.formats import open_responses
 from tokenloss.page import write_comparison_page
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -211,6 +212,17 @@ def test_page_and_plot_of_responses(several, tmp_path, command):
     np.testing.assert_allclose(np.array(near["kl"], float)[kept], bound[kept], rtol=1e-5, atol=1e-12)
     np.testing.assert_allclose(np.array(near["nll"], float)[kept], found["near"].nll[kept], rtol=1e-5)
     assert page.paragraphs == 4
+    for side, path, k in (page.data["base"], base, 5), (near, others["near"], 7):
+        rows = [
+            ([*row, *[None] * 5][:5], [*chances, *[np.nan] * 5][:5])
+            for response in open_responses(path)
+            for row, chances in zip(response.top_tokens, np.exp(response.top_logprobs), strict=True)
+        ]
+        assert side["k"] == min(k, 5)
+        names = [None if number < 0 else page.data["class_text"][number] for number in side["top"]]
+        assert names == [name for listed, _ in rows for name in listed]
+        chances = 100 * np.array([listed for _, listed in rows]).reshape(-1)
+        np.testing.assert_allclose(np.array(side["chance"], float), chances, rtol=1e-2)
     assert "mean lower bound of the KL divergence" in page.texts["dt"]
     assert near["quantity"] == "lower bound of the KL divergence"
     assert "lower bound" in (tmp_path / "kl.svg").read_text("utf-8")

@@ -355,8 +355,8 @@ def test_results_do_not_depend_on_how_responses_are_gathered(completions, monkey
 
 def test_many_short_responses_are_scored_together(tmp_path, monkeypatch):
     blocks = []
-    scored = score._token_scores
-    monkeypatch.setattr(score, "_token_scores", lambda *args: blocks.append(0) or scored(*args))
+    scored = score.scores_of_responses
+    monkeypatch.setattr(score, "scores_of_responses", lambda *args: blocks.append(0) or scored(*args))
     lines = [json.dumps(chat(("a", -1.0), ("b", -2.0)))] * 5000
     found = evaluate([clients.save_lines(tmp_path / "chats.jsonl", *lines)])
     assert found.meter.n_sequences == 5000

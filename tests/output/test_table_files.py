@@ -232,6 +232,9 @@ def test_text_and_likeliest_classes_of_each_token(suffix, command, npz, tmp_path
         np.testing.assert_array_equal(table[f"top_id_{k + 1}"], ids)
         np.testing.assert_array_equal(table[f"top_logprob_{k + 1}"], logprobs)
     assert "top_id_3" not in table
+    again = tmp_path / f"again{suffix}"
+    assert command("score", with_text, without, "--no-shift", "--per-token", again, "--top-k", 2)[0] == 0
+    assert again.read_bytes() == path.read_bytes()
     for top_k, error in (-1, ValueError), (1.5, TypeError):
         with pytest.raises(error, match="top_k"):
             sinks.TokenTable(path, top_k=top_k)

@@ -152,6 +152,8 @@ def _add_score(score: Parser) -> None:
     _add_responses(of["responses"])
     words = "list the K tokens and K sequences with the highest losses (default: 5)"
     _add(of["output"], "--top K", words, integer(0), default=5)
+    words = "write the K most likely classes of each token, too, in --per-token (default: 0)"
+    _add(of["output"], "--top-k K", words, integer(0), default=0)
     _add_format(of["output"])
     _add_outputs(of["output"], SCORE_OUTPUTS)
     _add_running(of["running"])

@@ -49,6 +49,8 @@ def info(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace) -> None:
     """Run `tokenloss score`."""
+    if args.top_k and args.per_token is None:
+        raise InputError("--top-k is for --per-token")
     with _input_errors():
         named = [_split(text, "FILE") for text in args.source]
     if any(name != path for name, path in named):
@@ -196,6 +198,6 @@ def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> 
         path = getattr(args, _name_of(output.option))
         if path is not None:
             with _input_errors(output.option):
-                outputs.append(output(path))
+                outputs.append(output(path, **_arguments(output, args)))
                 outputs[-1]._is_option, outputs[-1]._made_by = True, args.command_line
     return outputs

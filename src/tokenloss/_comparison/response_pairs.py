@@ -33,7 +33,8 @@ COLUMNS = {
 class Pair(NamedTuple):
     """A sequence as both models scored it: its number in the file of the base, its origin, and columns of its tokens.
 
-    `tokens` are their ids (-1 where unknown) and text (None where unknown).
+    `tokens` are their ids (-1 where unknown) and text (None where unknown), `responses` those of both files, None in
+    place of scores.
     Columns of a model are logprobs, is_sentinel, is_greedy, is_greedy_known, best (the most likely class), and top_ids
     and top_logprobs (the listed classes, the last of which is the token's own). Unknown classes are -1.
     """
@@ -41,6 +42,7 @@ class Pair(NamedTuple):
     number: int
     origin: tuple[int, int, str | None]  # its line in both files, and the name of its request
     tokens: tuple[Array, Array]
+    responses: tuple[Response | None, Response | None]
     base: Columns
     other: Columns
 
@@ -92,7 +94,7 @@ class PairedFiles:
         origin = base.line, other.line, base.custom_id or other.custom_id
         ids = np.where(base.ids >= 0, base.ids, other.ids)
         text = np.where([one is None for one in base.tokens], other.tokens, base.tokens)
-        return Pair(number, origin, (ids, text), *matched(base, other))
+        return Pair(number, origin, (ids, text), (base, other), *matched(base, other))
 
 
 def compare_pairs(

@@ -16,6 +16,7 @@ from tokenloss._core.threads import check_workers
 from tokenloss._evaluation.compare_scores import checked_sizes
 from tokenloss._evaluation.options import Options
 from tokenloss._evaluation.response_scores import ScoredResponses
+from tokenloss._evaluation.responses import columns_of_responses, scores_of_responses
 from tokenloss._evaluation.sink import (
     ComparedBlock,
     check_files,
@@ -27,11 +28,13 @@ from tokenloss._evaluation.sink import (
 from tokenloss.formats.responses import is_responses, open_responses
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Literal
 
-    from tokenloss._core.types import Columns, Kind
+    from tokenloss._comparison.response_pairs import Pair
+    from tokenloss._core.types import Array, Columns, Kind
     from tokenloss._evaluation.sink import Sink
+    from tokenloss._scores.token_scores import TokenScores
 
 
 def compare_responses(
@@ -65,11 +68,13 @@ def compare_responses(
     options = shared._replace(array=base_array, kind=base_kind), shared._replace(array=array, kind=kind)
     found: Comparisons[ResponseComparison] = Comparisons()
     with contextlib.ExitStack() as stack:
-        open_sinks(stack, outputs, None, None, 0, of_responses=True, has_text=True, names=(*others,))
+        top_k = max((output.top_k for output in outputs), default=0)
+        open_sinks(stack, outputs, None, None, top_k, of_responses=True, has_text=True, names=(*others,))
         for name, other in paths.items():
             about = {"base": path, "name": name, "file": other, "size": of_sizes.get(name)}
-            columns, found[name] = _compared((path, other), options, of_rows, workers, about)
-            _give(outputs, name, columns)
+            seen: list[Pair] = []
+            columns, found[name] = _compared((path, other), options, of_rows, workers, about, seen if top_k else None)
+            _give(outputs, name, columns, _tops(seen, top_k))
         if outputs:
             finish_sinks(outputs, found._figures(), found)
     return found
@@ -90,22 +95,23 @@ def _refuse(applies: bool, given: dict[str, Any], why: str) -> None:
             raise_error("not for", name=name, fits=f"is for scores, and {why}")
 
 
-def _give(outputs: Sequence[Sink], name: str, columns: Columns) -> None:
+def _give(outputs: Sequence[Sink], name: str, columns: Columns, tops: Sequence[Any]) -> None:
     """Give the tokens of a candidate to the sinks that need them."""
     add = token_function(outputs, 0)
     if add is not None:
         of_pair = {column: columns[column] for column in TOKEN_COLUMNS}
         places = None, columns["sequence"], columns["position"]
-        add(ComparedBlock(name, of_pair, columns["target"], columns["text"], 0, *places, None, None))
+        add(ComparedBlock(name, of_pair, columns["target"], columns["text"], 0, *places, *tops))
 
 
 def _compared(
     paths: tuple[str, str], options: tuple[Options, Options], of_rows: Mapping[str, list[str]],
-    workers: int | None, about: dict[str, Any],
+    workers: int | None, about: dict[str, Any], seen: list[Pair] | None,
 ) -> tuple[Columns, ResponseComparison]:  # fmt: skip
     """The columns of all tokens of a base and a model, one of which may be of scores, and the comparison of these.
 
-    `of_rows` are the files of the targets and of the segment ids of scores, if they have one.
+    `of_rows` are the files of the targets and of the segment ids of scores, if they have one. All pairs are added to
+    `seen`, if an output needs their lists.
     """
     opened = [
         open_responses(path, part=of_file.part, skip_failed=of_file.skip_failed) if is_responses(path) else None
@@ -123,10 +129,30 @@ def _compared(
         responses: Any = opened[1 - side]
         pairs = scored = ScoredResponses(paths[side], responses, options[side], of_rows, side == 0, workers)
         words[side] = scored.words
-    columns, origins, roundings = compare_pairs(iter(pairs), paths)
+    columns, origins, roundings = compare_pairs(iter(pairs) if seen is None else _noted(pairs, seen), paths)
     own: Any = next(file for file in opened if file is not None)
     words = [word or str(rounding) for word, rounding in zip(words, roundings, strict=True)]
     return columns, response_comparison_of(
         columns, origins, part=own.part, base_rounding=words[0], rounding=words[1], n_skipped=pairs.skipped,
         _about=about,
     )  # fmt: skip
+
+
+def _noted(pairs: Iterable[Pair], seen: list[Pair]) -> Iterator[Pair]:
+    """Pairs, each of which is added to a list as it comes."""
+    for pair in pairs:
+        seen.append(pair)
+        yield pair
+
+
+def _tops(pairs: Sequence[Pair], top_k: int) -> tuple[Any, ...]:
+    """Scores of the base and of the model, as far as responses tell them, and the text of listed classes."""
+    scores: list[TokenScores | None] = [None, None]
+    texts: list[Array | None] = [None, None]
+    pairs = sorted(pairs, key=lambda pair: pair.number)
+    for side in (0, 1):
+        responses = [response for pair in pairs if (response := pair.responses[side]) is not None]
+        if responses:
+            block = columns_of_responses(responses, top_k)
+            scores[side], texts[side] = scores_of_responses(block, top_k), block["top_tokens"][:, :top_k]
+    return *scores, *texts

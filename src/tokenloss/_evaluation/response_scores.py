@@ -100,7 +100,8 @@ class ScoredResponses:
         by_scores = self._columns(response, by_response["top_ids"], tokens[counted], rows[counted])
         sides = (by_scores, by_response) if self._is_base else (by_response, by_scores)
         origin = response.line, response.line, response.custom_id
-        return Pair(number, origin, (response.ids, response.tokens), *sides)
+        responses = (None, response) if self._is_base else (response, None)
+        return Pair(number, origin, (response.ids, response.tokens), responses, *sides)
 
     def _rows_of(self, response: Response, n: int) -> IntArray:
         """The rows of the next response."""

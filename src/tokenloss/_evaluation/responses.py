@@ -71,9 +71,9 @@ def score_responses(
     counts = np.zeros(5, np.int64)
     rounding, sources, n_responses, n_short_lists = Rounding(), [], 0, 0
     for responses in _gathered(file):
-        block = _columns(responses, top_k)
+        block = columns_of_responses(responses, top_k)
         numbers, mask = block["numbers"] + n_responses, block["kept"]
-        scores = _token_scores(block, top_k)
+        scores = scores_of_responses(block, top_k)
         is_missed = np.bincount(block["numbers"][block["is_sentinel"]], minlength=len(responses)) > 0
         is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
         collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
@@ -157,7 +157,7 @@ def _gathered(file: Iterable[Response]) -> Iterator[list[Response]]:
         yield responses
 
 
-def _columns(responses: Sequence[Response], top_k: int) -> dict[str, Any]:
+def columns_of_responses(responses: Sequence[Response], top_k: int) -> dict[str, Any]:
     """Columns of the tokens of responses; their numbers count from 0."""
     names = ("tokens", "n_bytes", "ids", "logprobs", "is_sentinel", "is_prompt", "rank", "is_greedy", "is_greedy_known",
              "top_tokens", "top_ids", "top_logprobs")  # fmt: skip
@@ -170,7 +170,7 @@ def _columns(responses: Sequence[Response], top_k: int) -> dict[str, Any]:
     return columns
 
 
-def _token_scores(block: dict[str, Any], top_k: int) -> TokenScores:
+def scores_of_responses(block: dict[str, Any], top_k: int) -> TokenScores:
     """Scores of the tokens of a block, as far as they are known: nan and a rank or class of -1 are not."""
     mask, ids = block["kept"], block["ids"]
     is_greedy = mask & block["is_greedy"]

@@ -91,6 +91,8 @@ class ComparedBlock(NamedTuple):
         As of `TokenBlock`; the number of the file is that of the shard. Ids are -1 without targets.
     base_scores, scores : TokenScores or None
         Of the base and of the candidate, where an output's `top_k` is more than 0.
+    base_top_tokens, top_tokens : arrays of str or None, of shape (n, k), or None
+        Of responses of servers: the text of the most likely classes of both, None where there is none.
 
     Examples
     --------
@@ -120,6 +122,8 @@ class ComparedBlock(NamedTuple):
     positions: Array
     base_scores: TokenScores | None
     scores: TokenScores | None
+    base_top_tokens: Array | None = None
+    top_tokens: Array | None = None
 
 
 ComparedBlock.__module__ = "tokenloss.sinks"

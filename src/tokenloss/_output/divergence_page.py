@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ class DivergencePage(Sink):
         if others and not left:
             return
         self._seen[block.name] = self._seen.get(block.name, 0) + min(left, len(block.ids))
-        others.append(_tops(block.scores, left))
+        others.append(_tops(block.scores, block.top_tokens, left))
         if block.name == next(iter(self._others)):
             text = np.full(len(block.ids), None) if block.text is None else block.text.astype(object)
             of_file = np.full(len(block.ids), block.file)
@@ -85,12 +86,12 @@ class DivergencePage(Sink):
             places |= {} if block.rows is None else {"row": block.rows}
             places |= {"sequence": block.sequences, "position": block.positions}
             self._places.append({name: column[:left] for name, column in places.items()})
-            self._base.append(_tops(block.base_scores, left))
+            self._base.append(_tops(block.base_scores, block.base_top_tokens, left))
 
     def finish(self, summary: dict[str, Any], result: Comparisons[Any]) -> None:
         first = next(iter(result.values()))
         for name, one in result.items():
-            if not np.array_equal(one.kept, first.kept) and self._of_responses:
+            if self._of_responses and not np.array_equal(one._segment_ids, first._segment_ids):
                 got, fits = f"other tokens in {name}", "the same in all files"
                 raise_error("option", name=self._name, got=got, fits=fits)
         places = _joined(self._places)
@@ -99,22 +100,24 @@ class DivergencePage(Sink):
         ids = places.pop("id")[:size]
         known = page.known_places({name: place[:size] for name, place in places.items()})
         known_ids = page.known_ids(ids) if self._of_responses else ids.tolist()
+        base, others = _joined(self._base), {name: _joined(parts) for name, parts in self._others.items()}
+        listed = [side["top_tokens"].reshape(-1).tolist() for side in (base, *others.values()) if "top_tokens" in side]
         _write_comparison(
             self.path,
             result,
-            page.Tokens(text, byte_encoder(text), known_ids, known),
-            _joined(self._base) or None,
-            None if self._of_responses else {name: _joined(parts) for name, parts in self._others.items()},
+            page.Tokens(text, byte_encoder([*text, *itertools.chain(*listed)]), known_ids, known),
+            base,
+            others,
             page.class_names(None, ids, text),
             compared_title(summary, result),
             self._made_by,
         )
 
 
-def _tops(scores: TokenScores | None, size: int) -> dict[str, Array]:
-    """Ranks and most likely classes of the first `size` tokens of a block."""
-    columns = {} if scores is None else vars(scores)
-    names = ("rank", "argmax", "top_ids", "top_logprobs")
+def _tops(scores: TokenScores | None, top_tokens: Array | None, size: int) -> dict[str, Array]:
+    """Ranks and most likely classes of the first `size` tokens of a block, as far as they are known."""
+    columns = {} if scores is None else vars(scores) | {"top_tokens": top_tokens}
+    names = ("rank", "argmax", "top_ids", "top_logprobs", "top_tokens")
     return {name: columns[name][:size] for name in names if columns.get(name) is not None}
 
 
@@ -227,7 +230,13 @@ def _write_comparison(
     def side(nll: Array, scores: Mapping[str, Array | None] | None) -> dict[str, str]:
         """JSON of what a model predicted, in columns."""
         columns = {"nll": page.numbers(nll.reshape(-1)[:size])}
-        return columns if scores is None else columns | page.predictions(scores, size, classes, names_of_classes)
+        if not scores:
+            return columns
+        top_tokens = scores.get("top_tokens")
+        if top_tokens is None:
+            return columns | page.predictions(scores, size, classes, names_of_classes)
+        cut = {name: column[:size] for name, column in scores.items() if column is not None}
+        return columns | page.predictions_of_responses(cut, top_tokens[:size], tokens.encode, classes)
 
     heads, models = [], []
     for number, name in enumerate(names):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from tokenloss._comparison.tables import known_of
 from tokenloss._core.text import byte_encoder, title
 from tokenloss._core.validation import as_target_array
@@ -65,7 +63,7 @@ class HtmlPage(TokenSink):
         if self._of_responses:
             accuracy = accuracy if summary["n_greedy_known"] else None
             encode = byte_encoder([*text, *columns["top_tokens"].reshape(-1).tolist()])
-            predicted = _predictions_of_responses(scores, columns["top_tokens"], encode, classes)
+            predicted = page.predictions_of_responses(vars(scores), columns["top_tokens"], encode, classes)
             tokens = page.Tokens(text, encode, page.known_ids(ids), places)
         else:
             tokens = page.Tokens(text, byte_encoder(text), ids.tolist(), places)
@@ -174,22 +172,6 @@ def _predictions(
     """JSON of what was predicted for the first tokens, in columns."""
     entropy = page.numbers(scores.entropy.reshape(-1)[:size], 5)
     return {"entropy": entropy, **page.predictions(vars(scores), size, classes, names)}
-
-
-def _predictions_of_responses(
-    scores: TokenScores, top_tokens: Array, encode: Callable[[str], bytes], classes: page.Classes
-) -> dict[str, str]:
-    """The same of responses of servers, which name the most likely classes, but may not know ids and ranks."""
-    top, logprobs = scores.top_ids, scores.top_logprobs
-    assert top is not None
-    assert logprobs is not None
-    numbers = classes.numbers(page.known_ids(top), page.plain(top_tokens.reshape(-1).tolist(), encode))
-    return {
-        "k": str(top.shape[-1]),
-        "rank": page.as_json([rank if rank > 0 else None for rank in scores.rank.tolist()]),
-        "top": page.as_json(np.where(np.isnan(logprobs.reshape(-1)), -1, numbers).tolist()),
-        "chance": page.chances(logprobs),
-    }
 
 
 def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:

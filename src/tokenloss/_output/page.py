@@ -420,6 +420,20 @@ def predictions(
     }
 
 
+def predictions_of_responses(
+    scores: Mapping[str, Array], top_tokens: Array, encode: Callable[[str], bytes], classes: Classes
+) -> dict[str, str]:
+    """The same of responses of servers, which name the most likely classes, but may not know ids and ranks."""
+    top, logprobs = scores["top_ids"], scores["top_logprobs"]
+    names = classes.numbers(known_ids(top), plain(top_tokens.reshape(-1).tolist(), encode))
+    return {
+        "k": str(top.shape[-1]),
+        "rank": as_json([rank if rank > 0 else None for rank in scores["rank"].tolist()]),
+        "top": as_json(np.where(np.isnan(logprobs.reshape(-1)), -1, names).tolist()),
+        "chance": chances(logprobs),
+    }
+
+
 def chances(logprobs: Array) -> str:
     """JSON of probabilities in percent, with the three digits that the page shows."""
     with np.errstate(over="ignore"):

@@ -136,7 +136,7 @@ class TokenTable(_TableFile):
         and `columns` has it.
     top_k : int, default 0
         Number of the most likely classes of each token to write, if there are so many: `top_id_1` and `top_logprob_1`
-        are the likeliest one.
+        are the likeliest one; the option ``--top-k``.
 
     Raises
     ------
