@@ -12,7 +12,7 @@ from tokenloss._comparison.columns import OF_TARGETS, check_definitions, join, n
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table
 from tokenloss._comparison.paired import PairedLosses
-from tokenloss._comparison.tables import comparison_shown
+from tokenloss._comparison.tables import scores_shown
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import figure, nonzero, rows_of
@@ -21,7 +21,6 @@ from tokenloss._core.validation import check_axis
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, Kind
 
 
@@ -75,6 +74,7 @@ class Comparison(PairedLosses):
     _of_base = ("base", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
                 "fits_better_shifted", "definitions", "has_targets", "count", "n_sequences", "is_clustered",
                 "base_perplexity", "base_perplexity_stderr")  # fmt: skip
+    _shown_of = staticmethod(scores_shown)
 
     definitions: str
     has_targets: bool
@@ -135,10 +135,6 @@ class Comparison(PairedLosses):
     def _figures(self) -> dict[str, Any]:
         """All figures, and the table of confidence."""
         return super()._figures() | {"by_confidence": rows_of(self.by_confidence)}
-
-    def _shown(self) -> Shown:
-        """Tables of the figures, in the words of llama.cpp's perplexity tool."""
-        return comparison_shown(self)
 
     def _main(self) -> dict[str, str]:
         names = ("n_sequences", "n_infinite", "n_nan")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tokenloss._comparison.tables import candidates_shown
 from tokenloss._core.result import NamedResults, Shown, columns_of
 
 if TYPE_CHECKING:
@@ -54,10 +53,8 @@ class Comparisons(NamedResults[ComparisonT]):
 
     def _shown(self) -> Shown:
         """The tables of a single candidate; of several, a table with a row for each."""
-        if len(self) == 1:
-            shown: Shown = next(iter(self.values()))._shown()
-            return shown
-        return candidates_shown(self)
+        shown: Shown = next(iter(self.values()))._shown_of(self) if self else Shown("0 models", "", [])
+        return shown
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each candidate, the smallest divergence first.

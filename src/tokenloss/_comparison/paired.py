@@ -15,6 +15,9 @@ from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
 
 KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
@@ -115,6 +118,15 @@ class PairedLosses(Result):
         """The mean divergence, or its lower bound, and its standard error."""
         mean, stderr = (vars(self)[f"mean_{self._divergence}{suffix}"] for suffix in ("", "_stderr"))
         return mean, stderr
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        """What people see of one or several comparisons of this type, by the name of the candidate."""
+        raise NotImplementedError
+
+    def _shown(self) -> Shown:
+        """Tables of the figures."""
+        return self._shown_of({self._about.get("name", "model"): self})
 
     def _rank(self) -> tuple[bool, float]:
         """Sort key: the mean divergence."""

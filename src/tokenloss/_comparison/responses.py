@@ -12,7 +12,6 @@ from tokenloss._comparison.tables import responses_shown
 from tokenloss._core.result import figure
 
 if TYPE_CHECKING:
-    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
 TOKEN_COLUMNS = (
@@ -76,6 +75,7 @@ class ResponseComparison(PairedLosses):
 
     _divergence = "kl_bound"
     _quantity = "lower bound of the KL divergence"
+    _shown_of = staticmethod(responses_shown)
 
     part: str
     base_rounding: str
@@ -95,10 +95,6 @@ class ResponseComparison(PairedLosses):
     mass: Float64Array
     is_top_known: BoolArray
     sequences: dict[str, Array]
-
-    def _shown(self) -> Shown:
-        """Tables of the figures, whose divergence is a lower bound."""
-        return responses_shown(self)
 
     def _main(self) -> dict[str, str]:
         bound = figure(self.mean_kl_bound, self.mean_kl_bound_stderr, 4)

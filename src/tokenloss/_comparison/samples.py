@@ -178,6 +178,7 @@ class SampleComparison(Result):
     """
 
     _of_base = ("base", "cluster", "margin")  # the same for all candidates of one base
+    _shown_of = staticmethod(samples_shown)
 
     count: int
     n_documents: int
@@ -210,7 +211,7 @@ class SampleComparison(Result):
 
     def _shown(self) -> Shown:
         """Tables of metrics, flips and equivalence."""
-        return samples_shown(self)
+        return samples_shown({"": self})
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each metric, and for each of groups of tasks.

@@ -18,42 +18,30 @@ _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 
+def title_of(comparisons: Mapping[str, Any]) -> str:
+    """The name of a candidate, or how many there are, and that of their base."""
+    first, *others = comparisons.values()
+    name = f"{len(comparisons)} models" if others else first._about.get("name", "model")
+    return f"{name} vs {first._about.get('base', 'base')}"
+
+
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
-def comparison_shown(comparison: Any) -> Shown:
-    """What people see of a `Comparison`."""
-    about = comparison._about
-    kinds = [about[name] for name in ("kind", "base_kind") if name in about]
-    tables = comparison_tables(comparison) + group_tables(comparison._figures())
-    name = about.get("name", "model")
-    return _shown({name: comparison}, name, " vs ".join(kinds), tables)
-
-
-def candidates_shown(comparisons: Mapping[str, Any]) -> Shown:
-    """What people see of `Comparisons` of several models with one base, or of none."""
-    title, first = f"{len(comparisons)} models", next(iter(comparisons.values()), None)
-    if first is None:
-        return Shown(title, "", [])
-    if hasattr(first, "metrics"):
-        return samples_shown_together(comparisons, title)
-    if hasattr(first, "kl_bound"):
-        return Shown(f"{title} vs {first._about['base']}", _responses_note(first, ""), [candidate_table(comparisons)])
-    return _shown(comparisons, title, first._about.get("base_kind", ""), [candidate_table(comparisons)])
-
-
-def _shown(comparisons: Mapping[str, Any], name: str, kinds: str, tables: list[Table]) -> Shown:
-    """A title, a note and tables of one or several comparisons with one base."""
-    first = next(iter(comparisons.values()))
+def scores_shown(comparisons: Mapping[str, Any]) -> Shown:
+    """What people see of one or several `Comparison` with one base: all figures of one, or a table of several."""
+    first, *others = comparisons.values()
+    kinds = [first._about[name] for name in ("kind", "base_kind")[bool(others) :] if name in first._about]
     basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.is_clustered else "taken as independent"
     note = f"{count_of(first.count, 'token')}, {basis}, {first.definitions} definitions"
     note += "" if first.has_targets else "; without targets, which losses and perplexities need"
-    note = "; ".join(filter(None, (note, kinds, interval_note(first.interval_factor))))
+    note = "; ".join(filter(None, (note, " vs ".join(kinds), interval_note(first.interval_factor))))
+    tables = [candidate_table(comparisons)] if others else comparison_tables(first) + group_tables(first._figures())
     heads = [("base", first._about.get("base_head"))]
     heads += [(one, comparison._about.get("head")) for one, comparison in comparisons.items()]
     rows = [(printable(one), *head_row(head)) for one, head in heads if head]
     tables += [Table(rows, title="Logits of hidden states")] if rows else []
-    return Shown(f"{name} vs {first._about.get('base', 'base')}", note, tables)
+    return Shown(title_of(comparisons), note, tables)
 
 
 def comparison_tables(comparison: Any) -> list[Table]:
@@ -160,24 +148,16 @@ def _candidate_cells(name: str, one: Any) -> dict[str, str]:
 # -- responses ---------------------------------------------------------------------------------------------------------
 
 
-def responses_shown(comparison: Any) -> Shown:
-    """What people see of a `ResponseComparison`."""
-    rounded = [words for words in (comparison.rounding, comparison.base_rounding) if words]
-    note = f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
-    return Shown(_title(comparison), _responses_note(comparison, note), response_tables(comparison))
-
-
-def _responses_note(comparison: Any, more: str) -> str:
-    """How many responses there are, and what errors take as independent."""
-    basis = "errors by response" if comparison.is_clustered else "taken as independent"
-    counts = f"{count_of(comparison.count, 'token')} of {count_of(comparison.n_sequences, 'response')}"
-    intervals = interval_note(comparison.interval_factor)
-    return f"{counts} ({comparison.part}), {basis}{more}" + (f"; {intervals}" if intervals else "")
-
-
-def _title(comparison: Any) -> str:
-    """Title that names both files."""
-    return f"{comparison._about.get('name', 'other')} vs {comparison._about.get('base', 'base')}"
+def responses_shown(comparisons: Mapping[str, Any]) -> Shown:
+    """What people see of one or several `ResponseComparison` with one base."""
+    first, *others = comparisons.values()
+    basis = "errors by response" if first.is_clustered else "taken as independent"
+    counts = f"{count_of(first.count, 'token')} of {count_of(first.n_sequences, 'response')}"
+    rounded = [words for words in (first.rounding, first.base_rounding) if words and not others]
+    note = f"{counts} ({first.part}), {basis}" + (f"; log-probabilities: {' vs '.join(rounded)}" if rounded else "")
+    note = "; ".join(filter(None, (note, interval_note(first.interval_factor))))
+    tables = [candidate_table(comparisons)] if others else response_tables(first)
+    return Shown(title_of(comparisons), note, tables)
 
 
 def response_tables(comparison: Any) -> list[Table]:
@@ -283,15 +263,10 @@ def known_of(summary: dict[str, Any]) -> str:
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-def samples_shown(comparison: Any) -> Shown:
-    """What people see of a `SampleComparison`."""
-    return Shown(_title(comparison), _samples_note(comparison), sample_tables({"": comparison}))
-
-
-def samples_shown_together(comparisons: Mapping[str, Any], title: str) -> Shown:
-    """What people see of several `SampleComparison` with one base, by name."""
-    first = next(iter(comparisons.values()))
-    return Shown(f"{title} vs {first._about['base']}", _samples_note(first), sample_tables(comparisons))
+def samples_shown(comparisons: Mapping[str, Any]) -> Shown:
+    """What people see of one or several `SampleComparison` with one base."""
+    note = _samples_note(next(iter(comparisons.values())))
+    return Shown(title_of(comparisons), note, sample_tables(comparisons))
 
 
 def _samples_note(comparison: Any) -> str:

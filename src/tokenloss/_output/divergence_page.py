@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._comparison.tables import title_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import byte_encoder, count_of
 from tokenloss._core.validation import as_target_array
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
-from tokenloss._output.shared import compared_title
 from tokenloss._statistics.ratio import guess_note
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class DivergencePage(Sink):
             base,
             others,
             page.class_names(None, ids, text),
-            compared_title(summary, result),
+            title_of(result),
             self._made_by,
         )
 

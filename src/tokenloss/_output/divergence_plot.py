@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._comparison.paired import Mean
+from tokenloss._comparison.tables import title_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import count_of, printable
 from tokenloss._core.validation import check_number
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import drawing
 from tokenloss._output.drawing import BLUE, CURVE_POINTS, INK, LINE, ORANGE, PLOT_MAX, PLOT_MIN
-from tokenloss._output.shared import compared_title
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,7 +88,7 @@ class DivergencePlot(Sink):
     def finish(self, summary: dict[str, Any], result: Comparisons[Any]) -> None:
         if len(result) > 1:
             sizes = {name: one._about["size"] for name, one in result.items() if one._about["size"] is not None}
-            figure = draw_candidates(result, sizes=sizes, title=compared_title(summary, result))
+            figure = draw_candidates(result, sizes=sizes, title=title_of(result))
         else:
             ((name, one),) = result.items()
             figure = _drawn(one._kl, one.kept, one._segment_ids, name, one._quantity)

@@ -1,10 +1,10 @@
-"""What several outputs share: a sink that collects tokens, and titles."""
+"""What several outputs share: a sink that collects tokens."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from tokenloss._evaluation.sink import Sink, TokenBlock
 from tokenloss._scores.token_scores import token_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from tokenloss._core.types import Array
@@ -53,8 +53,3 @@ class TokenSink(Sink):
     def collected(self) -> dict[str, Array]:
         """Columns by name: those of `TokenScores`, and of `TokenBlock`, as far as they are known."""
         return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
-
-
-def compared_title(summary: dict[str, Any], result: Collection[str]) -> str:
-    """Title of an output about candidates, given their names."""
-    return f"{next(iter(result)) if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"
