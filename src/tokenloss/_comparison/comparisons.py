@@ -47,7 +47,7 @@ class Comparisons(NamedResults[ComparisonT]):
         return top | {"candidates": each}
 
     def _hints(self) -> dict[str, bool]:
-        """The figures that hint at mistakes, of any candidate."""
+        """Whether figures of any candidate hint at a mistake, by the name of the figure."""
         names = "fits_better_shifted", "norm_seems_missing"
         return {name: any(one._about.get(name) for one in self.values()) for name in names}
 

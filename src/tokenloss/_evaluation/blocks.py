@@ -65,7 +65,7 @@ def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: 
 
 
 def _made(source: Any, first: int) -> Iterator[Any]:
-    """The blocks of a source; a function makes them from the first one on."""
+    """The blocks of a source, from this number on if it is a function that makes them."""
     if not callable(source):
         yield from source
         return

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 _MERGED_AT_ONCE = 32  # meters; Dask adds objects up by their `+`, in a tree
 
-Shard = TypeVar("Shard")
-Result = TypeVar("Result")
+ShardT = TypeVar("ShardT")
+ResultT = TypeVar("ResultT")
 
 
 def score(
@@ -403,8 +403,8 @@ def _kept(
 
 
 def map_shards(
-    function: Callable[[Shard], Result], shards: Iterable[Shard], scheduler: str
-) -> Iterator[tuple[int, Result]]:
+    function: Callable[[ShardT], ResultT], shards: Iterable[ShardT], scheduler: str
+) -> Iterator[tuple[int, ResultT]]:
     """Call a function with each shard on a cluster, and yield results as they come.
 
     Parameters

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
 
 class ScoredBlock(NamedTuple):
-    """A block and its result, or several as if they were one. Rows and sequences without ids count from its first."""
+    """A block and its result, or several as if they were one.
+
+    Rows are numbered from the first one of the block, and so are sequences without ids.
+    """
 
     shard: Shard
-    n_sequences: int  # if each of the N rows of blocks (N, T, V) is one
-    ids: IntArray | None  # of the sequences, if they are given
-    n_rows: IntArray | None  # that each of these has
+    n_sequences: int  # without ids: the N of a block (N, T, V), else 0
+    ids: IntArray | None  # of its sequences, if they have some
+    n_rows: IntArray | None  # of each of these
     result: ShardResult
 
 
@@ -186,7 +189,7 @@ class Parts(NamedTuple):
         return self.shards[0].size is not None
 
     def shared_numbers(self, sequences: dict[str, Array]) -> Array:
-        """The numbers of sequences that are those of all parts; else files have their own, and blocks count on."""
+        """The numbers that mean the same sequence in all parts: those that segment ids give to all files or blocks."""
         if self.blocks is not None:
             are_shared = [self.blocks.ids is not None, True]
         else:  # the last one stands for sequences in several files, which have the number -1

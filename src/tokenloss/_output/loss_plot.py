@@ -63,7 +63,7 @@ class LossPlot(TokenSink):
     option = "--plot"
     help = "draw the losses to a .png, .svg or .pdf file"
     top_k = 1
-    columns: ClassVar[Sequence[str] | None] = (
+    wanted: ClassVar[Sequence[str] | None] = (
         "nll", "kept", "is_greedy", "top_logprobs", "is_greedy_known", "file", "sequences",
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ class TokenSink(Sink):
     """An output that collects tokens, all or the first `max_tokens`."""
 
     needs_tokens = True
-    columns: ClassVar[Sequence[str] | None] = None  # names of those to collect; None for all
+    wanted: ClassVar[Sequence[str] | None] = None  # names of the columns to collect; None for all
     max_tokens: ClassVar[float] = math.inf
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
@@ -47,7 +47,7 @@ class TokenSink(Sink):
         left = int(min(len(ids), max(0, self.max_tokens - self._seen)))
         self._seen += len(ids)
         if left or not self._parts:
-            known = [name for name in self.columns or columns if columns.get(name) is not None]
+            known = [name for name in self.wanted or columns if columns.get(name) is not None]
             self._parts.append({name: columns[name][:left] for name in known})
 
     def collected(self) -> dict[str, Array]:

@@ -225,10 +225,10 @@ def reject_array_name(path: str, *arrays: str | None) -> None:
 
 
 def is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
-    """Whether a part belongs to scores: not input ids of other tokens, beside scores whose targets are elsewhere.
+    """Whether a part belongs to scores. Input ids of another shape do not: the targets of scores may be elsewhere.
 
-    Another part of another shape than the scores allow for is refused, before memory of its size is used. The shape of
-    class ids and the bounds of sequences are checked where they are used.
+    Any other part of a shape that does not fit is refused, before memory of its size is used. The shape of class ids
+    and the bounds of sequences are checked where they are used.
     """
     batch = scores.shape[:-1]
     if part == "input_ids" and scores.kind not in HIDDEN_NAMES and shape != batch:
