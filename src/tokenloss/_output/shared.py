@@ -22,6 +22,7 @@ class TokenSink(Sink):
     """An output that collects tokens, all or the first `max_tokens`."""
 
     needs_tokens = True
+    _function = "evaluate"
     columns: ClassVar[Sequence[str] | None] = None  # names of those to collect; None for all
     max_tokens: ClassVar[float] = math.inf
 
