@@ -82,7 +82,7 @@ def _add_piece(value: dict[str, Any], piece: dict[str, Any], place: Place) -> No
         own = {"message" if name == "delta" else name: content for name, content in choice.items()}
         old = choices.setdefault(index, {})
         if own.get("logprobs") and old.get("finish_reason") is not None:
-            place.refuse(f"choices[{i}] goes on after its finish_reason", "be of another response, with an id of its own")
+            place.refuse(f"choices[{i}] goes on after its finish_reason", "be of a response with an id of its own")
         _add(old, own, f"choices[{i}].", place)
     _add(value, {name: content for name, content in piece.items() if name != "choices"}, "", place)
 
