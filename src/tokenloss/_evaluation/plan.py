@@ -19,7 +19,7 @@ from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy
 from tokenloss.formats.hidden_states import open_hidden_states
 from tokenloss.formats.readers import open_scores
-from tokenloss.formats.scores_file import MASK, ScoresFile
+from tokenloss.formats.scores_file import MASK, ScoresFile, checked_mask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -393,7 +393,7 @@ def open_stored(shard: Shard, options: Options) -> OpenShard:
             if file.attention_mask.size != kept.size:
                 got, fits = f"holds {MASK} of shape {file.attention_mask.shape}", "hold one for each row"
                 raise_error("content", path=file.path, got=got, fits=fits)
-            kept &= _mask_of(file).reshape(kept.shape) != 0
+            kept &= checked_mask(file).reshape(kept.shape) != 0
     return stored._replace(targets=np.where(kept, np.int8(0), np.int8(LEFT_OUT)), has_targets=False)
 
 
@@ -438,7 +438,7 @@ def _masked(file: ScoresFile, targets: Array, options: Options) -> Array:
 
     Others may be the next tokens already, so that the mask of the last one is not that of its target.
     """
-    mask = _mask_of(file)
+    mask = checked_mask(file)
     kept, ignored = mask != 0, options.ignore_index
     if options.shift:
         if targets.shape != mask.shape or targets.dtype.kind not in "iu":
@@ -453,16 +453,6 @@ def _masked(file: ScoresFile, targets: Array, options: Options) -> Array:
         fits = "hold targets that are ignored where it is 0, or come with --shift (shift=True) if they are input ids"
         raise_error("content", path=file.path, got=got, fits=fits)
     return targets
-
-
-def _mask_of(file: ScoresFile) -> Array:
-    """A model's mask; one that is added to attention, and is 0 of tokens and negative of padding, is refused."""
-    mask = np.asarray(file.attention_mask)
-    wrong = ~(mask >= 0)
-    if wrong.any():
-        got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is {mask[wrong][0]}"
-        raise_error("content", path=file.path, got=got, fits="be 0 of padding and positive of tokens")
-    return mask
 
 
 def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:

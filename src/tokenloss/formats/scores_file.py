@@ -260,3 +260,13 @@ def check_text(path: str, tokens: Array) -> None:
         if largest > _MAX_CODE_POINT:
             got, fits = f"tokens has the code point {largest:#x}", f"have none above {_MAX_CODE_POINT:#x}"
             raise_error("content", path=path, got=got, fits=fits)
+
+
+def checked_mask(file: ScoresFile) -> Array:
+    """A model's mask; one that is added to attention, and is 0 of tokens and negative of padding, is refused."""
+    mask = np.asarray(file.attention_mask)
+    wrong = ~(mask >= 0)
+    if wrong.any():
+        got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is {mask[wrong][0]}"
+        raise_error("content", path=file.path, got=got, fits="be 0 of padding and positive of tokens")
+    return mask
