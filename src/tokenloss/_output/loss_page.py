@@ -68,7 +68,8 @@ class HtmlPage(TokenSink):
         else:
             tokens = page.Tokens(text, byte_encoder(text), ids.tolist(), places)
             predicted = _predictions(scores, len(ids), classes, page.class_names(None, ids, text))
-        head = _summary(result.meter, accuracy, known_of(summary))
+        known = known_of(summary.get("n_greedy_known", summary["count"]), summary["count"])
+        head = _summary(result.meter, accuracy, known)
         name = title(summary["files"]) or "tokenloss"
         _write(self.path, name, head, scores, tokens, classes, predicted, self._seen, self._made_by, summary["files"])
 
