@@ -627,6 +627,11 @@ def test_what_is_no_response_is_refused(value, message, read):
             ['data: {"id": "x", "choices": []}', 'data: {"id": "x", "error": {"message": "oh"}}'],
             "the request failed: oh",
         ),
+        (['data: {"id": "x", "choices": []}', 'data: {"error": {"message": "oh"}}'], "the request failed: oh"),
+        (
+            [f"data: {json.dumps(echo(['a'], [-1.0]))}"] * 2,
+            r"line 2: choices\[0\] goes on after its finish_reason; it must be of a response with",
+        ),
     ],
 )
 def test_what_is_no_stream_of_responses_is_refused(lines, message, tmp_path):

@@ -73,6 +73,36 @@ def test_what_a_causal_model_was_given(name, mask, save, command):
         assert_refused(command("score", path), f"{path}: attention_mask[", "or come with --shift (shift=True)")
 
 
+@pytest.mark.parametrize("mask", [[1, 1, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1], [1, 1, 1, 2, 2, 2, 2]])
+def test_a_mask_leaves_out_the_same_tokens_of_shards(mask, save):
+    """A shard's last row does not predict the next one's first id where the mask says that it is of another text."""
+    mask = np.array(mask)
+    arrays = {"logits": LOGITS[0], "input_ids": IDS[0], "attention_mask": mask}
+    shards = [save(f"{i}", **{name: array[part] for name, array in arrays.items()})
+              for i, part in enumerate((slice(0, 3), slice(3, 7)))]  # fmt: skip
+    whole, parts = evaluate(save(**arrays), shift=True), evaluate(shards, shift=True)
+    assert parts.meter == whole.meter
+    assert parts.figures["n_ignored"] == whole.figures["n_ignored"]
+    assert parts.figures["n_without_next"] == whole.figures["n_without_next"]
+
+
+def test_masks_that_are_added_to_attention_are_refused(save):
+    """They are 0 of tokens and negative of padding, the other way round."""
+    mask = np.where(LEFT, 0.0, -np.inf)
+    path, other = save(logits=LOGITS, input_ids=IDS, attention_mask=mask), save("other", logits=LOGITS * 0.9)
+    message = r"attention_mask\[0, 0\] is -inf; it must be 0 of padding and positive of tokens"
+    with pytest.raises(ValueError, match=message):
+        evaluate(path, shift=True)
+    with pytest.raises(ValueError, match=message):
+        compare_files(path, other, shift=False)
+
+
+def test_documents_of_a_mask_are_told_apart_or_refused_without_an_index_to_ignore(save):
+    path = save(logits=LOGITS[2:], input_ids=IDS[2:], attention_mask=np.array([[1, 1, 1, 2, 2, 2, 2]]))
+    with pytest.raises(ValueError, match=r"attention_mask\[0, 3\] is 2, but its token would be scored"):
+        evaluate(path, shift=True, ignore_index=None)
+
+
 def test_models_are_compared_by_input_ids_or_without_targets(save):
     base, other = save("base", logits=LOGITS, input_ids=IDS), save("other", logits=LOGITS * 0.9)
     with pytest.raises(ValueError, match=r"holds input ids and no targets; .* or --no-shift, to do without"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pages import Reader
 
-from tokenloss import evaluate, sinks, token_scores
+from tokenloss import compare_files, evaluate, sinks, token_scores
 from tokenloss._scores.token_scores import COLUMNS
 
 
@@ -222,3 +222,15 @@ def test_sinks_that_need_tokens_of_sums(option, verb, npz, tmp_path):
             evaluate(path, sinks=[sink], **{option: str(tmp_path / "x")})
     evaluate(path, sinks=[sinks.SequenceTable(tmp_path / "x.csv")], state=tmp_path / "state")
     assert math.isnan(evaluate(path, state=tmp_path / "state").figures["sequence_loss"])
+
+
+def test_sinks_of_the_other_function_are_refused_before_any_work(npz, tmp_path):
+    base = npz("base.npz", logits=3 * np.eye(4), targets=np.arange(4))
+    others = [(sinks.ComparedTokenTable(), sinks.TokenTable()), (sinks.ComparedSequenceTable(), sinks.SequenceTable()),
+              (sinks.DivergencePlot("x.png"), sinks.LossPlot("x.png")),
+              (sinks.DivergencePage("x.html"), sinks.HtmlPage("x.html"))]  # fmt: skip
+    for of_pair, of_one in others:
+        with pytest.raises(ValueError, match=f"^{type(of_pair).__name__} is a sink of compare_files, not of evaluate$"):
+            evaluate(base, sinks=[of_pair])
+        with pytest.raises(ValueError, match=f"^{type(of_one).__name__} is a sink of evaluate, not of compare_files$"):
+            compare_files(base, base, sinks=[of_one])

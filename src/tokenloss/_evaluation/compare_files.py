@@ -247,7 +247,7 @@ def compare_files(
     for name, value in options.items():
         if name not in (*taken, *_OF_ALL) and is_given(value, _DEFAULTS[name]):
             if name == "sinks":
-                name = checked_sinks(value, None, None)[0]._name
+                name = checked_sinks(value, "compare_files", None, None)[0]._name
             raise_error("not for", name=name, fits=reason if reason == _NOT_OF_SAMPLES else _REASONS.get(name, reason))
     found: Comparisons[Any] = function(of_base, of_others, **{name: options[name] for name in options if name in taken})
     for message, category in advice(found._hints()):

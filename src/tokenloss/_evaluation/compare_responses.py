@@ -59,7 +59,7 @@ def compare_responses(
     for name, paths_of_rows in of_rows.items():
         if len(paths_of_rows) > 1:
             raise_error("not for", name=name, fits="is given once where one file holds responses")
-    outputs = checked_sinks(sinks, None, None)
+    outputs = checked_sinks(sinks, "compare_files", None, None)
     of_sizes = checked_sizes(sizes or {}, [*others])
     taken = (path, *paths.values(), *itertools.chain(*of_rows.values()))
     check_files(outputs, None, {identity(file): file for file in taken})

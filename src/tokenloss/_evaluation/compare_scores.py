@@ -60,7 +60,7 @@ def compare_scores(
         for name, paths in others.items()
     ]
     state = None if state is None else as_path("state", state)
-    outputs = checked_sinks(sinks, state, scheduler)
+    outputs = checked_sinks(sinks, "compare_files", state, scheduler)
     models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
     exists = os.path.exists  # pathlib slows the import of the package down
     of_models = {identity(file): str(file) for path in models if exists(path) for file in files_of(path)}

@@ -220,7 +220,7 @@ def evaluate(
     options = Options(
         array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, targets_array, scale, cap
     )
-    sinks = checked_sinks(sinks, state, scheduler)
+    sinks = checked_sinks(sinks, "evaluate", state, scheduler)
     settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
     first, items = _first_of(source)
     of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array, "lm_head": head}

@@ -145,7 +145,9 @@ def planned(
         shard, stored = shards[number], open_stored(shards[number], options)
         last_sequence, first_sequence = (_open_sequence(shard, stored, row) for row in (shard.rows - 1, 0))
         if options.shift and last_sequence is not None and last_sequence == following.sequence:
-            shard = shard._replace(next_id=following.id, next_text=following.token)
+            goes_on = None in (following.mask, _mask_at(stored, -1)) or following.mask == _mask_at(stored, -1)
+            next_id = following.id if goes_on else options.ignore_index
+            shard = shard._replace(next_id=next_id, next_text=following.token)
         without_targets += [] if stored.has_targets else [shard.path]
         opened = shifted_shard(shard, stored) if options.shift else stored
         repeats, beside = beside is not None and _have_same_targets(stored, beside), stored
@@ -155,7 +157,7 @@ def planned(
         is_soft = shards[number].target_type == "distributions"
         if shard.rows and first_sequence is not None and stored.targets.dtype.kind in "iu" and not is_soft:
             token = None if stored.tokens is None else str(stored.tokens.reshape(-1)[0])
-            following = _Following(int(stored.targets.reshape(-1)[0]), token, first_sequence)
+            following = _Following(int(stored.targets.reshape(-1)[0]), token, first_sequence, _mask_at(stored, 0))
     if 0 < len(without_targets) < len(shards):
         refuse_without_targets(without_targets[0])
     return shards
@@ -195,11 +197,18 @@ def checked_shard(shard: Shard, opened: OpenShard, options: Options) -> Shard:
 
 
 class _Following(NamedTuple):
-    """The token after a shard: its id, its text, and the number of the sequence that it belongs to."""
+    """The token after a shard: its id, its text, the number of the sequence that it belongs to, and its mask."""
 
     id: int | None = None
     token: str | None = None
     sequence: int | None = None
+    mask: float | None = None
+
+
+def _mask_at(stored: OpenShard, row: int) -> float | None:
+    """A row of the model's mask, if the file of scores has one."""
+    mask = stored.file.attention_mask
+    return None if mask is None else float(mask.reshape(-1)[row])
 
 
 def _open_sequence(shard: Shard, stored: OpenShard, row: int) -> int | None:
@@ -384,7 +393,7 @@ def open_stored(shard: Shard, options: Options) -> OpenShard:
             if file.attention_mask.size != kept.size:
                 got, fits = f"holds {MASK} of shape {file.attention_mask.shape}", "hold one for each row"
                 raise_error("content", path=file.path, got=got, fits=fits)
-            kept &= np.asarray(file.attention_mask).reshape(kept.shape) != 0
+            kept &= _mask_of(file).reshape(kept.shape) != 0
     return stored._replace(targets=np.where(kept, np.int8(0), np.int8(LEFT_OUT)), has_targets=False)
 
 
@@ -429,20 +438,31 @@ def _masked(file: ScoresFile, targets: Array, options: Options) -> Array:
 
     Others may be the next tokens already, so that the mask of the last one is not that of its target.
     """
-    mask = np.asarray(file.attention_mask)
+    mask = _mask_of(file)
     kept, ignored = mask != 0, options.ignore_index
-    if options.shift and ignored is not None:
+    if options.shift:
         if targets.shape != mask.shape or targets.dtype.kind not in "iu":
             return targets  # which are refused when they are shifted
         kept[..., 1:] &= mask[..., 1:] == mask[..., :-1]
-        masked: Array = np.where(kept, targets.astype(np.int64), ignored)
-        return masked
+        if ignored is not None:
+            masked: Array = np.where(kept, targets.astype(np.int64), ignored)
+            return masked
     wrong = ~kept if ignored is None or targets.shape != mask.shape else ~kept & (targets != ignored)
     if wrong.any():
-        got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is 0, but its token would be scored"
+        got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is {mask[wrong][0]:g}, but its token would be scored"
         fits = "hold targets that are ignored where it is 0, or come with --shift (shift=True) if they are input ids"
         raise_error("content", path=file.path, got=got, fits=fits)
     return targets
+
+
+def _mask_of(file: ScoresFile) -> Array:
+    """A model's mask; one that is added to attention, and is 0 of tokens and negative of padding, is refused."""
+    mask = np.asarray(file.attention_mask)
+    wrong = ~(mask >= 0)
+    if wrong.any():
+        got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is {mask[wrong][0]}"
+        raise_error("content", path=file.path, got=got, fits="be 0 of padding and positive of tokens")
+    return mask
 
 
 def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:

@@ -129,11 +129,12 @@ class Evaluation(LossFigures):
     -----
     Evaluations of parts add up with ``+`` and ``sum``, also when pickle has brought them from other machines: the
     result has the same bits as one call on all files, or on all blocks, in this order; but where a call shifts targets,
-    no last row predicts the first id of what was scored elsewhere. Numbers of files count on, and so do rows and
-    sequences of blocks without segment ids. Both must have the same kind of scores, number of classes, options, and
-    lengths of the text or none. What would count twice is refused: a file that is in both, a `custom_id`
-    that is in both, and a number that is in both where `segment_ids` number the sequences of all files or blocks of an
-    evaluation, as a sequence cannot be told from another one of the same number.
+    no last row predicts the first id of what was scored elsewhere, and of blocks, ``figures["fits_better_shifted"]`` is
+    of a sample of each part. Numbers of files count on, and so do rows and sequences of blocks without segment ids.
+    Both must have the same kind of scores, number of classes, options, and lengths of the text or none. What would
+    count twice is refused: a file that is in both, a `custom_id` that is in both, and a number that is in both where
+    `segment_ids` number the sequences of all files or blocks of an evaluation, as a sequence cannot be told from
+    another one of the same number.
 
     Examples
     --------

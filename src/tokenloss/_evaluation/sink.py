@@ -180,6 +180,7 @@ class Sink:
     _of_responses: bool = False  # this and the next two are set before it is opened
     _has_text: bool = False  # whether some files hold the text of their tokens
     _names: Sequence[str] = ()  # of candidates
+    _function: ClassVar[str] = ""  # the function that takes it, if not any
     _is_option: bool = False  # whether errors name it by its option, not by its class
     _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it
 
@@ -231,12 +232,14 @@ class Sink:
         """
 
 
-def checked_sinks(value: Any, state: str | None, scheduler: str | None) -> list[Sink]:
-    """Sinks as a list. Those that need tokens are refused with a state or a scheduler, which return none."""
+def checked_sinks(value: Any, function: str, state: str | None, scheduler: str | None) -> list[Sink]:
+    """Sinks of a function as a list. Those that need tokens are refused with a state or a scheduler, without tokens."""
     sinks = list(value) if hasattr(value, "__iter__") else [value]
     for sink in sinks:
         if not isinstance(sink, Sink) or value is sink:
             raise_error("type", name="sinks", got=type(sink).__name__, fits="a sequence of tokenloss.sinks.Sink")
+        if sink._function not in ("", function):
+            raise_error("not for", name=sink._name, fits=f"is a sink of {sink._function}, not of {function}")
     for option, given, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
         for sink in sinks:
             if given and sink.needs_tokens:

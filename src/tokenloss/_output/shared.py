@@ -22,6 +22,7 @@ class TokenSink(Sink):
     """An output that collects tokens, all or the first `max_tokens`."""
 
     needs_tokens = True
+    _function = "evaluate"
     wanted: ClassVar[Sequence[str] | None] = None  # names of the columns to collect; None for all
     max_tokens: ClassVar[float] = math.inf
 

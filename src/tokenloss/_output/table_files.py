@@ -171,6 +171,7 @@ class TokenTable(_TableFile):
     __module__ = "tokenloss.sinks"
 
     option = "--per-token"
+    _function = "evaluate"
     help = "write a row for each token to a .npy, .csv or .parquet file"
     needs_tokens = True
 
@@ -259,6 +260,7 @@ class ComparedTokenTable(_TableFile):
     __module__ = "tokenloss.sinks"
 
     option = "--per-token"
+    _function = "compare_files"
     help = "write a row for each candidate and token to a .npy, .csv or .parquet file"
     needs_tokens = True
 
@@ -323,6 +325,7 @@ class ComparedSequenceTable(_TableFile):
     __module__ = "tokenloss.sinks"
 
     option = "--per-sequence"
+    _function = "compare_files"
     help = "write a row for each candidate and sequence to a .npy, .csv or .parquet file"
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
@@ -384,6 +387,7 @@ class SequenceTable(_TableFile):
     __module__ = "tokenloss.sinks"
 
     option = "--per-sequence"
+    _function = "evaluate"
     help = "write a row for each sequence to a .npy, .csv or .parquet file"
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:

@@ -39,7 +39,9 @@ def _joined(path: str, events: Iterable[tuple[int, dict[str, Any] | None]]) -> I
     """The responses of streams that follow each other: one ends with `[DONE]`, or where another id begins."""
     pieces: list[Record] = []
     for line, value in events:
-        if pieces and (value is None or value.get("id") != pieces[0].value.get("id")):
+        first = pieces[0].value if pieces else {}
+        is_error = value is not None and value.get("error") and "id" not in value  # of the stream that it ends
+        if pieces and (value is None or (value.get("id") != first.get("id") and not is_error)):
             yield from _responses(path, pieces, is_done=value is None)
             pieces = []
         if value is not None:
@@ -78,7 +80,10 @@ def _add_piece(value: dict[str, Any], piece: dict[str, Any], place: Place) -> No
         if type(index) is not int:
             place.refuse(f"choices[{i}].index is {index!r}", "be an integer")
         own = {"message" if name == "delta" else name: content for name, content in choice.items()}
-        _add(choices.setdefault(index, {}), own, f"choices[{i}].", place)
+        old = choices.setdefault(index, {})
+        if own.get("logprobs") and old.get("finish_reason") is not None:
+            place.refuse(f"choices[{i}] goes on after its finish_reason", "be of a response with an id of its own")
+        _add(old, own, f"choices[{i}].", place)
     _add(value, {name: content for name, content in piece.items() if name != "choices"}, "", place)
 
 
