@@ -234,3 +234,18 @@ def test_sinks_of_the_other_function_are_refused_before_any_work(npz, tmp_path):
             evaluate(base, sinks=[of_pair])
         with pytest.raises(ValueError, match=f"^{type(of_one).__name__} is a sink of evaluate, not of compare_files$"):
             compare_files(base, base, sinks=[of_one])
+
+
+def test_a_sink_that_is_given_twice_is_refused(blocks):
+    table = sinks.TokenTable()
+    with pytest.raises(ValueError, match=r"^TokenTable is given twice in sinks$"):
+        evaluate(blocks, sinks=[table, sinks.SequenceTable(), table])
+
+
+def test_a_table_in_memory_holds_nothing_of_work_that_failed(blocks):
+    table = sinks.TokenTable()
+    evaluate(blocks, sinks=[table])
+    assert len(table.columns()["row"]) == 30
+    with pytest.raises(TypeError, match="block 3 is 'NoneType'"):
+        evaluate([*blocks, None], sinks=[table])
+    assert table.columns() == {}

@@ -240,6 +240,8 @@ def checked_sinks(value: Any, function: str, state: str | None, scheduler: str |
             raise_error("type", name="sinks", got=type(sink).__name__, fits="a sequence of tokenloss.sinks.Sink")
         if sink._function not in ("", function):
             raise_error("not for", name=sink._name, fits=f"is a sink of {sink._function}, not of {function}")
+        if sum(sink is one for one in sinks) > 1:
+            raise_error("not for", name=sink._name, fits="is given twice in sinks")
     for option, given, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
         for sink in sinks:
             if given and sink.needs_tokens:

@@ -108,8 +108,9 @@ class _TableFile(Sink):
     @contextmanager
     def _writer(self, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
         if self.path is None:
-            self._blocks = [np.zeros(0, columns)]
-            yield self._blocks.append
+            self._blocks, blocks = [], [np.zeros(0, columns)]
+            yield blocks.append
+            self._blocks = blocks  # none of work that failed
             return
         with replacing(self.path) as file, _WRITERS[self._suffix](file, columns, rows) as write:
             yield write
