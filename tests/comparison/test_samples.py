@@ -77,7 +77,7 @@ def test_perplexities_of_real_documents(real):
     factor = (mean - math.log(words.ratio_interval[0])) / error
     assert math.log(words.ratio_interval[1]) == pytest.approx(mean + factor * error, rel=1e-9)
     assert 0.04 < interval_misses(factor, [pair[1] for pair in pairs[0]]) < 0.0505
-    assert words.weights.tolist() == [pair[1] for pair in pairs[0]]
+    assert words.sample_weight.tolist() == [pair[1] for pair in pairs[0]]
     for run, side in (("base", "base"), ("noise", "other")):
         expected = reference[run]["rolling"]
         log_stderr = getattr(words, f"{side}_stderr") / getattr(words, side)

@@ -149,9 +149,9 @@ def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatc
             of_blocks = np.concatenate([block.columns[column] for block in blocks])
             np.testing.assert_array_equal(of_blocks, getattr(found[name], column))
         np.testing.assert_array_equal(
-            np.concatenate([block.ids for block in blocks]), candidates.targets[:, 1:].ravel()
+            np.concatenate([block.target for block in blocks]), candidates.targets[:, 1:].ravel()
         )
-        np.testing.assert_array_equal(np.concatenate([block.sequences for block in blocks]), np.repeat(range(4), 9))
+        np.testing.assert_array_equal(np.concatenate([block.sequence for block in blocks]), np.repeat(range(4), 9))
         tops = np.concatenate([block.base_scores.top_logprobs for block in blocks])
         of_kept = found[name].kept
         np.testing.assert_allclose(tops[of_kept], -np.sort(-logs.astype(float), -1)[of_kept, :3], atol=1e-6)

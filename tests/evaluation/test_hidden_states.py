@@ -372,7 +372,7 @@ def parts(path):
 def test_state(parts, command, score_json, monkeypatch):
     argv = parts.pattern, "--lm-head", parts.head
     whole, first = score_json(*argv), score_json(*argv, "--state", parts.state)
-    monkeypatch.setattr(shard_run, "score_rows", None)  # nothing is left to score
+    monkeypatch.setattr(shard_run, "score_shard", None)  # nothing is left to score
     second = score_json(*argv, "--state", parts.state)
     for name in ("loss", "stderr", "highest_loss_tokens", "norm_seems_missing", "shards"):
         assert first[name] == second[name] == whole[name]

@@ -34,7 +34,7 @@ def test_blocks_tell_what_is_known(completions):
     evaluate([completions], sinks=[sink])
     (block,) = sink.blocks
     names = [clients.references()[name] for name in COMPLETIONS]
-    assert block.top_tokens.shape == block.scores.top_ids.shape == (len(block.ids), 3)
+    assert block.top_tokens.shape == block.scores.top_ids.shape == (len(block.target), 3)
     assert np.array_equal(block.scores.top_ids, np.concatenate([reference.top_ids[:, :3] for reference in names]))
     top = np.concatenate([reference.top_logprobs[:, :3] for reference in names]).astype(float)
     np.testing.assert_allclose(block.scores.top_logprobs, top, atol=1e-5)

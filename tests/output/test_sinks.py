@@ -79,7 +79,7 @@ def test_sink_of_ones_own(blocks, npz):
     for name in COLUMNS:
         column = np.concatenate([getattr(block.scores, name) for block in sink.blocks])
         np.testing.assert_array_equal(column, getattr(expected, name).reshape(column.shape), err_msg=name)
-    assert np.concatenate([block.ids for block in sink.blocks]).tolist() == targets.ravel().tolist()
+    assert np.concatenate([block.target for block in sink.blocks]).tolist() == targets.ravel().tolist()
     assert {block.text for block in sink.blocks} == {None}
     sink = Collected()
     text = np.array(list("abcdefghijklmno")).reshape(3, 5)

@@ -109,5 +109,5 @@ def _joined(
     return SampleMetric(
         task=name, name=parts[0].name, filter=parts[0].filter, is_derived=False,
         count=sum(part.count for part in parts), n_clusters=n_clusters, difference_interval=(low, high),
-        doc_ids=none.astype(object), base_values=none, other_values=none, weights=none, **figures,
+        doc_ids=none.astype(object), base_values=none, other_values=none, sample_weight=none, **figures,
     )  # fmt: skip

@@ -237,7 +237,7 @@ def _figures(name: str, columns: Float64Array, clusters: _Clusters, margin: floa
         "difference_interval": (difference - reach, difference + reach) if bound is None else (-bound, bound),
         "base_values": base_values,
         "other_values": other_values,
-        "weights": weights,
+        "sample_weight": weights,
     }
 
 

@@ -62,7 +62,7 @@ class SampleMetric(Result):
         Whether `equivalence_p` is below 0.05; None where it is not known.
     doc_ids : array of object
         The `doc_id` in the base's file of each sample; empty of a group of tasks, and so are the next ones.
-    base_values, other_values, weights : array of float64
+    base_values, other_values, sample_weight : array of float64
         Values of each sample, and their weights: words or bytes, or 1. The values of perplexities are losses in nats,
         those of bits per byte are bits.
 
@@ -108,7 +108,7 @@ class SampleMetric(Result):
     doc_ids: Array
     base_values: Float64Array
     other_values: Float64Array
-    weights: Float64Array
+    sample_weight: Float64Array
 
     def _figures(self) -> dict[str, Any]:
         """All figures, without the arrays."""
@@ -124,7 +124,8 @@ class SampleMetric(Result):
         """
         ids = self.doc_ids.tolist()
         doc_ids = np.array(ids) if all(isinstance(one, int) for one in ids) else np.array([*map(str, ids)])
-        return {"doc_id": doc_ids, "base": self.base_values, "other": self.other_values, "sample_weight": self.weights}
+        columns = {"doc_id": doc_ids, "base": self.base_values, "other": self.other_values}
+        return columns | {"sample_weight": self.sample_weight}
 
     def _main(self) -> dict[str, str]:
         task = {} if self.task is None else {"task": repr(self.task)}

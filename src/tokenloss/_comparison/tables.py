@@ -177,7 +177,7 @@ def response_tables(comparison: Any) -> list[Table]:
     probabilities = _probabilities(comparison)
     label, share, error = probabilities.pop()
     if comparison.n_top_known:
-        known = known_of({"n_greedy_known": comparison.n_top_known, "count": comparison.count})
+        known = known_of(comparison.n_top_known, comparison.count)
         probabilities.append((label, share, f"{error}  {known}".rstrip()))
     tables = [
         Table([(label, f"{n:,}") for label, n in left_out.items() if n], title="Left out"),
@@ -254,10 +254,9 @@ def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
     return printable(head["weight"]) + (" + bias" if head["has_bias"] else ""), printable(", ".join(notes))
 
 
-def known_of(summary: dict[str, Any]) -> str:
-    """Note on how many tokens are known to be greedy or not; empty if all are."""
-    known = summary.get("n_greedy_known", summary["count"])
-    return "" if known == summary["count"] else f"of {count_of(known, 'token')} where it is known"
+def known_of(known: int, count: int) -> str:
+    """Note on how many tokens of all something is known; empty if it is of all."""
+    return "" if known == count else f"of {count_of(known, 'token')} where it is known"
 
 
 # -- samples -----------------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class _Run:
         opened, shard = _shard(block, options, ChainMap(counts, total.counts), following)
         add = token_function(self._outputs, 0, total.rows, 0 if total.has_ids else total.n_sequences)
         sampled = total.result.shift_sample.rows
-        result = score.score_rows(shard, opened, options, self._workers, add, self._top_k, sampled=sampled)
+        result = score.score_shard(shard, options, self._workers, add, self._top_k, opened=opened, sampled=sampled)
         n_sequences = math.prod(shard.shape[:-2]) if block.ids is None and len(shard.shape) > 2 else 0
         scored = ScoredBlock(shard, n_sequences, None, None, result)
         if block.ids is not None:

@@ -13,8 +13,7 @@ from tokenloss._core.arguments import as_paths, check_shift, is_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import identity
 from tokenloss._core.threads import check_workers
-from tokenloss._evaluation.compare_scores import checked_sizes
-from tokenloss._evaluation.options import Options
+from tokenloss._evaluation.options import Options, checked_sizes, single
 from tokenloss._evaluation.response_scores import ScoredResponses
 from tokenloss._evaluation.responses import columns_of_responses, scores_of_responses
 from tokenloss._evaluation.sink import (
@@ -78,14 +77,6 @@ def compare_responses(
         if outputs:
             finish_sinks(outputs, found._figures(), found)
     return found
-
-
-def single(name: str, paths: list[str]) -> str:
-    """The one file of a model."""
-    if len(paths) > 1:
-        fits = "one file, where files hold responses or samples"
-        raise_error("option", name=name, got=f"{len(paths)} paths", fits=fits)
-    return paths[0]
 
 
 def _refuse(applies: bool, given: dict[str, Any], why: str) -> None:

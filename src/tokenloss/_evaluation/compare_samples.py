@@ -11,7 +11,7 @@ from tokenloss._comparison.sample_groups import group_metrics
 from tokenloss._comparison.sample_metrics import metrics_of, paired
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._core.errors import raise_error
-from tokenloss._evaluation.compare_responses import single
+from tokenloss._evaluation.options import single
 from tokenloss.formats.sample_folders import SamplesFolder, is_samples_folder, open_samples_folder
 from tokenloss.formats.samples import read_samples
 

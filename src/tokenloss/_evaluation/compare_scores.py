@@ -14,7 +14,7 @@ from tokenloss._core.text import title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss._evaluation.compare import compare_sides
-from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
+from tokenloss._evaluation.options import Inputs, Options, Settings, checked_sizes, resolved
 from tokenloss._evaluation.sink import checked_sinks
 
 if TYPE_CHECKING:
@@ -90,30 +90,3 @@ def _heads(of_base: tuple[Any, Any, Any], of_others: tuple[Any, Any, Any], n: in
     elif len(heads) == 1 and base_array is None and base_kind is None:
         base_head = heads[0]
     return [base_head, *(heads * n if len(heads) == 1 else heads or [None] * n)]
-
-
-def checked_sizes(sizes: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
-    """Size of each candidate's model in bytes, where it is given."""
-    for name in sizes:
-        if name not in names:
-            raise_error("option", name="a name of sizes", got=name, fits=f"that of a candidate: {', '.join(names)}")
-    return {name: _size(name, value) for name, value in sizes.items()}
-
-
-def _size(name: str, value: Any) -> int:
-    """Bytes of a model, which is given as a number, a file, a directory, or a number with a unit."""
-    import re
-
-    word = f"sizes[{name!r}]"
-    if hasattr(value, "__index__"):
-        size: int = check_integer(word, value, "an integer of at least 0", least=0)
-        return size
-    path = as_path(word, value)
-    if os.path.exists(path):  # noqa: PTH110 -- Path.exists raises if a text is too long for a path
-        return sum(file.stat().st_size for file in files_of(path))
-    number = re.fullmatch(r"([0-9]{1,20}\.?[0-9]*) ?(?:([KMGT])(i?))?B?", path, re.IGNORECASE)
-    if number is None:
-        raise_error("option", name=word, got=path, fits="a file, a directory, or a number of bytes such as 4.9G")
-    units: dict[str, int] = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-    factor = (1024.0 if number[3] else 1000.0) ** units[(number[2] or "").upper()]
-    return round(float(number[1]) * factor)

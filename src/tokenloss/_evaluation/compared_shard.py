@@ -174,12 +174,12 @@ def _row_bytes(file: ScoresFile) -> int:
 class _Tokens(NamedTuple):
     """Ids, mask, text and places of a block of rows."""
 
-    ids: Array
+    target: Array
     scored: BoolArray | None  # the rows that are compared; None for all
     text: Array | None
-    rows: IntArray
-    sequences: IntArray
-    positions: IntArray
+    row: IntArray
+    sequence: IntArray
+    position: IntArray
 
     def selected(self, array: Any) -> Any:
         """The part of an array that belongs to the rows that are compared."""
@@ -249,7 +249,7 @@ class _Run:
                 columns = without_losses(columns)
             if self._sink:
                 name, fields = self._names[len(found)], tokens.compared()
-                fields["ids"] = fields["ids"] if self._has_targets else np.full(len(fields["rows"]), -1)
+                fields["target"] = fields["target"] if self._has_targets else np.full(len(fields["row"]), -1)
                 of_pair = {column: columns[column] for column in COLUMNS if column in columns}
                 self._sink(ComparedBlock(name, of_pair, **fields, base_scores=base_scores, scores=scores))
             found.append(columns)
@@ -267,13 +267,13 @@ class _Run:
         pairing: Any = {"definitions": options.definitions, "base_kind": base_kind, "classes": options.classes,
                         "where": tokens.scored, "ignore_index": self._ignore_index,
                         "workers": self._workers}  # fmt: skip
-        first = f"rows from {tokens.rows[0]} on" if tokens.rows[0] else None  # errors count from there
+        first = f"rows from {tokens.row[0]} on" if tokens.row[0] else None  # errors count from there
         for model in self._others:
-            rows = model.read(len(tokens.positions))
+            rows = model.read(len(tokens.position))
             model.check(rows, kept)
             compared = model.scores(rows)
             with with_file_names(file.path, model.file.path, first):
-                columns = pair_columns(base, {"logits": compared}, tokens.ids, kind=model.kind, **pairing)["logits"]
+                columns = pair_columns(base, {"logits": compared}, tokens.target, kind=model.kind, **pairing)["logits"]
                 scores = self._scores(model.top_scores(compared), tokens)
             self._advance(rows.nbytes)
             yield columns, base_scores, scores
@@ -290,7 +290,7 @@ class _Run:
             classes = min(options.classes or base.scores.classes, base.scores.classes)
             shape = scores_of_shape("logits", (len(rows), classes), -1)
             positions = as_positions(
-                "targets", tokens.ids, shape, self._ignore_index, tokens.scored, distributions=False
+                "targets", tokens.target, shape, self._ignore_index, tokens.scored, distributions=False
             )
             named = {str(number): other for number, other in enumerate(others)}
             assert self.base.file.lm_head is not None
@@ -306,7 +306,7 @@ class _Run:
         if not self._top_k:
             return None
         options: Any = {"where": tokens.scored, "ignore_index": self._ignore_index, "workers": self._workers}
-        scores = function(tokens.ids, top_k=self._top_k, **options)
+        scores = function(tokens.target, top_k=self._top_k, **options)
         return scores if tokens.scored is None else scores_at(scores, tokens.scored)
 
     def result(self) -> ComparedShard:

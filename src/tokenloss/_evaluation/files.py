@@ -84,7 +84,11 @@ def score_shards(
         if settings.scheduler:
             results = _score_on_cluster(function, chosen, options, settings, settings.scheduler)
         else:
-            results = _score_locally(function, chosen, options, settings, outputs, top_k, progress.advance)
+            workers = settings.workers or config.default_workers()
+            results = (
+                (i, function(shard, options, workers, token_function(outputs, i), top_k, progress.advance))
+                for i, shard in enumerate(chosen)
+            )
         for i, result in results:
             checkpoint.add(left[i], result)
             if settings.scheduler:
@@ -92,21 +96,6 @@ def score_shards(
     n_read = sum(shard.size or 0 for shard in chosen)
     n_read += sum(checkpoint.results[number].n_tokens * shards[number].row_bytes for number in left)
     return [checkpoint.results[number] for number in range(len(shards))], n_read
-
-
-def _score_locally(
-    function: Callable[..., ResultT],
-    shards: list[Shard],
-    options: Options,
-    settings: Settings,
-    outputs: Sequence[Sink],
-    top_k: int,
-    advance: Callable[[int], None],
-) -> Iterator[tuple[int, ResultT]]:
-    """Score shards one by one."""
-    workers = settings.workers or config.default_workers()
-    for number, shard in enumerate(shards):
-        yield number, function(shard, options, workers, token_function(outputs, number), top_k, advance)
 
 
 def _score_on_cluster(

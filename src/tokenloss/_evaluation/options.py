@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tokenloss._core.arguments import as_path
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import identity, links_in
+from tokenloss._core.files import files_of, identity, links_in
+from tokenloss._core.validation import check_integer
 from tokenloss.formats.lm_head import lm_head_files
 from tokenloss.formats.readers import is_scores
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.sample_folders import is_samples_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Literal
 
     from tokenloss._core.types import IntArray, Kind
@@ -112,3 +115,36 @@ def check_different(paths: Sequence[str]) -> None:
 def by_number(path: str) -> tuple[str | int, ...]:
     """Sort key that puts part-2 before part-10."""
     return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path)))
+
+
+def single(name: str, paths: list[str]) -> str:
+    """The one file of a model."""
+    if len(paths) > 1:
+        fits = "one file, where files hold responses or samples"
+        raise_error("option", name=name, got=f"{len(paths)} paths", fits=fits)
+    return paths[0]
+
+
+def checked_sizes(sizes: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
+    """Size of each candidate's model in bytes, where it is given."""
+    for name in sizes:
+        if name not in names:
+            raise_error("option", name="a name of sizes", got=name, fits=f"that of a candidate: {', '.join(names)}")
+    return {name: _size(name, value) for name, value in sizes.items()}
+
+
+def _size(name: str, value: Any) -> int:
+    """Bytes of a model, which is given as a number, a file, a directory, or a number with a unit."""
+    word = f"sizes[{name!r}]"
+    if hasattr(value, "__index__"):
+        size: int = check_integer(word, value, "an integer of at least 0", least=0)
+        return size
+    path = as_path(word, value)
+    if os.path.exists(path):  # noqa: PTH110 -- Path.exists raises if a text is too long for a path
+        return sum(file.stat().st_size for file in files_of(path))
+    number = re.fullmatch(r"([0-9]{1,20}\.?[0-9]*) ?(?:([KMGT])(i?))?B?", path, re.IGNORECASE)
+    if number is None:
+        raise_error("option", name=word, got=path, fits="a file, a directory, or a number of bytes such as 4.9G")
+    units: dict[str, int] = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+    factor = (1024.0 if number[3] else 1000.0) ** units[(number[2] or "").upper()]
+    return round(float(number[1]) * factor)

@@ -130,13 +130,11 @@ def planned(
     shards: list[Shard], targets: Sequence[str], options: Options, segment_ids: Sequence[str] = ()
 ) -> list[Shard]:
     """Give shards their targets and sequences, and check these."""
+    of_targets = _assigned(shards, targets, "targets", "class ids")
+    of_segments = _assigned(shards, segment_ids, "segment ids", "ids")
     shards = [
-        shard._replace(targets=path, start=start)
-        for shard, (path, start) in zip(shards, _assigned(shards, targets, "targets", "class ids"), strict=True)
-    ]
-    shards = [
-        shard._replace(segments=path, segments_start=start)
-        for shard, (path, start) in zip(shards, _assigned(shards, segment_ids, "segment ids", "ids"), strict=True)
+        shard._replace(targets=path, start=start, segments=segments, segments_start=segments_start)
+        for shard, (path, start), (segments, segments_start) in zip(shards, of_targets, of_segments, strict=True)
     ]
     shards = _with_split(shards)
     without_targets: list[str] = []
@@ -381,19 +379,19 @@ def open_stored(shard: Shard, options: Options) -> OpenShard:
     files = [side.file or _open(side.path, side_options) for side, side_options in sides]
     tokens = next((file.tokens for file in files if file.tokens is not None), None)
     targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
-    for file in files:
-        if targets is not None and file.attention_mask is not None and not file.is_shifted:
-            targets = _masked(file, targets, options)
     stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]))
+    with_mask = [file for file in files if file.attention_mask is not None]
     if targets is not None:
+        for file in with_mask:
+            targets = targets if file.is_shifted else _masked(file, targets, options)
         return stored._replace(targets=targets)
     kept = np.ones(shard.shape[:-1], np.bool_)
-    for file in files:
-        if file.attention_mask is not None:
-            if file.attention_mask.size != kept.size:
-                got, fits = f"holds {MASK} of shape {file.attention_mask.shape}", "hold one for each row"
-                raise_error("content", path=file.path, got=got, fits=fits)
-            kept &= checked_mask(file).reshape(kept.shape) != 0
+    for file in with_mask:
+        mask = checked_mask(file)
+        if mask.size != kept.size:
+            got, fits = f"holds {MASK} of shape {mask.shape}", "hold one for each row"
+            raise_error("content", path=file.path, got=got, fits=fits)
+        kept &= mask.reshape(kept.shape) != 0
     return stored._replace(targets=np.where(kept, np.int8(0), np.int8(LEFT_OUT)), has_targets=False)
 
 
@@ -459,16 +457,14 @@ def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
     """The sequences of a shard, from their own file or from one of scores; if several hold some, all must be equal."""
     if shard.segments is not None:
         array = _assigned_array(shard.segments, shard.segments_start, files[0])
-        return row_sequences(
-            files[0], array, shard.segments, dict(zip(shard.split or (), shard.split_rows, strict=False))
-        )
+        counts = dict(zip(shard.split or (), shard.split_rows, strict=False))
+        return row_sequences(files[0], array, shard.segments, counts)
     found = [(file.path, row_sequences(file, None, None)) for file in files]
     given = [(path, sequences) for path, sequences in found if sequences.are_given]
     for path, sequences in given[1:]:
         first, rows = given[0], files[0].rows
         if not np.array_equal(first[1].numbers(0, rows), sequences.numbers(0, rows)):
-            fits = f"hold those of {first[0]} if any"
-            raise_error("content", path=path, got="holds other sequences", fits=fits)
+            raise_error("content", path=path, got="holds other sequences", fits=f"hold those of {first[0]} if any")
     return next((sequences for _, sequences in given or found if sequences.exist), found[0][1])
 
 
@@ -477,9 +473,7 @@ def shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
     file, targets, _, tokens, sequences, *_ = stored
     for one in (file, *stored.others):
         check_shiftable(one, targets, None if shard.others and one.is_shifted else shard.targets)
-    scored: Array | None = None
-    if sequences.are_given:
-        scored = ~sequences.ends(file.rows).reshape(targets.shape)
+    scored = ~sequences.ends(file.rows).reshape(targets.shape) if sequences.are_given else None
     if shard.next_id is None:
         length = targets.shape[-1]
         targets, has_next = np.roll(targets, -1, -1), np.broadcast_to(np.arange(length) < length - 1, targets.shape)

@@ -85,22 +85,14 @@ def score_shard(
     sink: _Sink | None = None,
     top_k: int = 0,
     advance: Callable[[int], None] | None = None,
-) -> ShardResult:
-    """Score the tokens of a shard, block by block; call the sink with each block, and `advance` with its bytes."""
-    return score_rows(shard, open_shard(shard, options), options, workers, sink, top_k, advance)
-
-
-def score_rows(
-    shard: Shard,
-    opened: OpenShard,
-    options: Options,
-    workers: int | None,
-    sink: _Sink | None = None,
-    top_k: int = 0,
-    advance: Callable[[int], None] | None = None,
+    opened: OpenShard | None = None,
     sampled: int = 0,
 ) -> ShardResult:
-    """As `score_shard`, of an open shard; `sampled` rows of earlier shards are in the sample of shifted targets."""
+    """Score the tokens of a shard, block by block; call the sink with each block, and `advance` with its bytes.
+
+    `opened` is the shard if it is open already; `sampled` rows of earlier ones are in the sample of shifted targets.
+    """
+    opened = open_shard(shard, options) if opened is None else opened
     run = _Run(shard, opened, options, workers, sink, top_k, sampled)
     for rows in opened.file.blocks(run.max_rows):
         run.take(rows)

@@ -76,12 +76,13 @@ def _tables(summary: dict[str, Any], basis: str) -> list[Table]:
 def _rows(summary: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
     """Rows of the figures."""
     count = summary["count"]
+    known = known_of(summary.get("n_greedy_known", count), count)
     rows: list[tuple[Any, ...]] = [
         (True, "tokens", f"{count:,}", _left_out(summary)),
         (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {count:,}"),
         (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {count:,}"),
         *((True, *row) for row in loss_rows(summary, basis)),
-        (summary.get("n_greedy_known", 1), "greedy accuracy", f"{100 * summary['accuracy']:.2f} %", known_of(summary)),
+        (summary.get("n_greedy_known", 1), "greedy accuracy", f"{100 * summary['accuracy']:.2f} %", known),
         (summary.get("head"), "logits", *head_row(summary.get("head"))),
         (
             summary.get("n_skipped"), "failed lines", f"{summary.get('n_skipped', 0):,}",

@@ -30,17 +30,17 @@ class TokenBlock(NamedTuple):
     scores : TokenScores
         Their scores, in arrays of one dimension; `kept` is False of those that are ignored. What a server did not
         return is not known: an entropy is nan then, a rank or a class -1.
-    ids : array of integers
+    target : array of integers
         Their targets, or the most likely classes of targets that are distributions; -1 of what is not known.
     text : array of str or None
         Their text, if the file holds it.
     file : int
         The number of their file, from 0; 0 of blocks in memory.
-    rows : array of int64 or None
+    row : array of int64 or None
         Their rows in that file, or in all blocks, from 0; None of responses.
-    sequences : array of int64
+    sequence : array of int64
         The numbers of their sequences, -1 of those without one.
-    positions : array of int64
+    position : array of int64
         Their positions in their sequences, from 0, -1 of those without one. Where targets are shifted, these are the
         positions of the rows, and a target is the token at the next position.
     is_greedy_known, is_prompt : arrays of bool, or None
@@ -57,18 +57,18 @@ class TokenBlock(NamedTuple):
     ...     needs_tokens = True
     ...
     ...     def add(self, block):
-    ...         print(block.rows, block.sequences, block.positions, block.scores.nll.round(2))
+    ...         print(block.row, block.sequence, block.position, block.scores.nll.round(2))
     >>> _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[Printed()])
     [0 1 2 3 4 5] [0 0 0 1 1 1] [0 1 2 0 1 2] [1.39 1.39 1.39 1.39 1.39 1.39]
     """
 
     scores: TokenScores
-    ids: Array
+    target: Array
     text: Array | None
     file: int
-    rows: Array | None
-    sequences: Array
-    positions: Array
+    row: Array | None
+    sequence: Array
+    position: Array
     is_greedy_known: Array | None = None
     is_prompt: Array | None = None
     top_tokens: Array | None = None
@@ -87,7 +87,7 @@ class ComparedBlock(NamedTuple):
     columns : dict of 1-D arrays
         `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them; the first
         two and `delta_p` only with targets. Of responses of servers, those of `ResponseComparison`.
-    ids, text, file, rows, sequences, positions
+    target, text, file, row, sequence, position
         As of `TokenBlock`; the number of the file is that of the shard. Ids are -1 without targets.
     base_scores, scores : TokenScores or None
         Of the base and of the candidate, where an output's `top_k` is more than 0.
@@ -103,7 +103,7 @@ class ComparedBlock(NamedTuple):
     ...     needs_tokens = True
     ...
     ...     def add(self, block):
-    ...         print(block.name, block.rows, block.columns["kl"].round(4))
+    ...         print(block.name, block.row, block.columns["kl"].round(4))
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     base, q4 = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy"))
     ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
@@ -114,12 +114,12 @@ class ComparedBlock(NamedTuple):
 
     name: str
     columns: dict[str, Array]
-    ids: Array
+    target: Array
     text: Array | None
     file: int
-    rows: Array | None
-    sequences: Array
-    positions: Array
+    row: Array | None
+    sequence: Array
+    position: Array
     base_scores: TokenScores | None
     scores: TokenScores | None
     base_top_tokens: Array | None = None
@@ -163,7 +163,7 @@ class Sink:
     ...         self.nats, self.rows = nats, []
     ...
     ...     def add(self, block):
-    ...         self.rows += block.rows[block.scores.nll > self.nats].tolist()
+    ...         self.rows += block.row[block.scores.nll > self.nats].tolist()
     >>> surprises = Surprises(2.0)
     >>> _ = evaluate([(np.log([[0.9, 0.1], [0.1, 0.9]]), [0, 0])], sinks=[surprises])
     >>> surprises.rows
@@ -305,9 +305,9 @@ def token_function(
     sinks = [sink for sink in sinks if sink.needs_tokens]
 
     def add(block: Any) -> None:
-        rows = None if block.rows is None else block.rows + first_row
-        sequences = np.where(block.sequences < 0, -1, block.sequences + first_sequence)
-        block = block._replace(file=file, rows=rows, sequences=sequences)
+        row = None if block.row is None else block.row + first_row
+        sequence = np.where(block.sequence < 0, -1, block.sequence + first_sequence)
+        block = block._replace(file=file, row=row, sequence=sequence)
         for sink in sinks:
             with write_errors_of(sink):
                 sink.add(block)

@@ -45,12 +45,8 @@ def _type_of(characters: str) -> int:
     if "\N{REPLACEMENT CHARACTER}" in word:
         return _OTHER
     categories = {unicodedata.category(character)[0] for character in word}
-    return (
-        _PART
-        if "L" in categories
-        else _NUMBER
-        if "N" in categories
-        else _PUNCTUATION
-        if categories <= {*"PS"}
-        else _OTHER
-    )
+    if "L" in categories:
+        return _PART
+    if "N" in categories:
+        return _NUMBER
+    return _PUNCTUATION if categories <= {*"PS"} else _OTHER

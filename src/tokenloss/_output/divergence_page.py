@@ -78,14 +78,14 @@ class DivergencePage(Sink):
         left = max(0, page.MOST_TOKENS // len(self._others) - self._seen.get(block.name, 0))
         if others and not left:
             return
-        self._seen[block.name] = self._seen.get(block.name, 0) + min(left, len(block.ids))
+        self._seen[block.name] = self._seen.get(block.name, 0) + min(left, len(block.target))
         others.append(_tops(block.scores, block.top_tokens, left))
         if block.name == next(iter(self._others)):
-            text = np.full(len(block.ids), None) if block.text is None else block.text.astype(object)
-            of_file = np.full(len(block.ids), block.file)
-            places = {"id": block.ids, "text": text, "file": of_file}
-            places |= {} if block.rows is None else {"row": block.rows}
-            places |= {"sequence": block.sequences, "position": block.positions}
+            text = np.full(len(block.target), None) if block.text is None else block.text.astype(object)
+            of_file = np.full(len(block.target), block.file)
+            places = {"id": block.target, "text": text, "file": of_file}
+            places |= {} if block.row is None else {"row": block.row}
+            places |= {"sequence": block.sequence, "position": block.position}
             self._places.append({name: column[:left] for name, column in places.items()})
             self._base.append(_tops(block.base_scores, block.base_top_tokens, left))
 

@@ -57,9 +57,9 @@ class HtmlPage(TokenSink):
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         columns, accuracy = self.collected(), summary["accuracy"]
         scores = TokenScores(**{column: columns[column] for column in COLUMNS if column in columns})
-        names = {"file": "file", "row": "rows", "sequence": "sequences", "position": "positions"}
-        places = page.known_places({name: columns[column] for name, column in names.items() if column in columns})
-        ids, text, classes = columns["ids"], columns["text"].tolist(), page.Classes()
+        names = ("file", "row", "sequence", "position")
+        places = page.known_places({name: columns[name] for name in names if name in columns})
+        ids, text, classes = columns["target"], columns["text"].tolist(), page.Classes()
         if self._of_responses:
             accuracy = accuracy if summary["n_greedy_known"] else None
             encode = byte_encoder([*text, *columns["top_tokens"].reshape(-1).tolist()])
@@ -68,7 +68,8 @@ class HtmlPage(TokenSink):
         else:
             tokens = page.Tokens(text, byte_encoder(text), ids.tolist(), places)
             predicted = _predictions(scores, len(ids), classes, page.class_names(None, ids, text))
-        head = _summary(result.meter, accuracy, known_of(summary))
+        known = known_of(summary.get("n_greedy_known", summary["count"]), summary["count"])
+        head = _summary(result.meter, accuracy, known)
         name = title(summary["files"]) or "tokenloss"
         _write(self.path, name, head, scores, tokens, classes, predicted, self._seen, self._made_by, summary["files"])
 

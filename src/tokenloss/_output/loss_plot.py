@@ -64,7 +64,7 @@ class LossPlot(TokenSink):
     help = "draw the losses to a .png, .svg or .pdf file"
     top_k = 1
     wanted: ClassVar[Sequence[str] | None] = (
-        "nll", "kept", "is_greedy", "top_logprobs", "is_greedy_known", "file", "sequences",
+        "nll", "kept", "is_greedy", "top_logprobs", "is_greedy_known", "file", "sequence",
     )  # fmt: skip
 
     def __init__(self, path: str) -> None:
@@ -80,7 +80,7 @@ class LossPlot(TokenSink):
             logprobs = np.where(columns["is_greedy_known"], greedy.pop("greedy_logprobs"), np.nan)
             greedy = greedy | {"greedy_logprobs": logprobs} if not np.isnan(logprobs).all() else {}
         name = title(summary["files"])
-        starts = np.diff(columns["file"], prepend=0) | np.diff(columns["sequences"], prepend=0)
+        starts = np.diff(columns["file"], prepend=0) | np.diff(columns["sequence"], prepend=0)
         ids = np.cumsum(starts != 0)  # numbers of the sequences across all files
         figure = draw_losses(columns["nll"], where=columns["kept"], segment_ids=ids, title=name, **greedy)
         drawing.save(figure, self.path)

@@ -23,6 +23,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
 from tokenloss._core.text import byte_encoder, decoded
 from tokenloss._core.version import __version__
+from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
     import os
@@ -394,8 +395,7 @@ def shade_letters(css_class: Array) -> str:
 
 def worst(values: Array, kept: Array) -> str:
     """JSON of the tokens with the greatest values, from the greatest on; nan counts as infinite."""
-    values = values.reshape(-1)
-    order = np.argsort(-np.where(np.isnan(values), np.inf, values), kind="stable")
+    order = highest(values.reshape(-1), values.size)
     return as_json(order[kept.reshape(-1)[order]][:_N_WORST].tolist())
 
 

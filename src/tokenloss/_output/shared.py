@@ -40,13 +40,13 @@ class TokenSink(Sink):
         return contextlib.nullcontext()
 
     def add(self, block: TokenBlock) -> None:
-        ids, text = block.ids, block.text
-        text = np.full(len(ids), None) if text is None else text.astype(object)
-        columns = dict(vars(block.scores), ids=ids, text=text, file=np.full(len(ids), block.file))
-        names = ("rows", "sequences", "positions", "top_tokens", "is_greedy_known")
+        n_tokens, text = len(block.target), block.text
+        text = np.full(n_tokens, None) if text is None else text.astype(object)
+        columns = dict(vars(block.scores), text=text, file=np.full(n_tokens, block.file))
+        names = ("target", "row", "sequence", "position", "top_tokens", "is_greedy_known")
         columns |= {name: getattr(block, name) for name in names}
-        left = int(min(len(ids), max(0, self.max_tokens - self._seen)))
-        self._seen += len(ids)
+        left = int(min(n_tokens, max(0, self.max_tokens - self._seen)))
+        self._seen += n_tokens
         if left or not self._parts:
             known = [name for name in self.wanted or columns if columns.get(name) is not None]
             self._parts.append({name: columns[name][:left] for name in known})

@@ -192,10 +192,10 @@ class TokenTable(_TableFile):
             yield
 
     def add(self, block: TokenBlock) -> None:
-        scores, table = block.scores, np.zeros(len(block.ids), self._columns)
+        scores, table = block.scores, np.zeros(len(block.target), self._columns)
         with np.errstate(over="ignore"):
-            columns: dict[str, Any] = {"target": block.ids, "probability": np.exp(-scores.nll)}
-        columns |= {"file": block.file, "row": block.rows, "sequence": block.sequences, "position": block.positions}
+            columns: dict[str, Any] = {"target": block.target, "probability": np.exp(-scores.nll)}
+        columns |= {"file": block.file, "row": block.row, "sequence": block.sequence, "position": block.position}
         columns["text"] = None if block.text is None else _as_unicode(block.text.tolist())
         if scores.top_ids is not None and scores.top_logprobs is not None:
             for k in range(scores.top_ids.shape[1]):
@@ -273,10 +273,10 @@ class ComparedTokenTable(_TableFile):
             yield
 
     def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
-        table = np.zeros(len(block.ids), self._columns)
+        table = np.zeros(len(block.target), self._columns)
         (named,) = _as_unicode([block.name])
-        places: dict[str, Any] = {"name": named, "file": block.file, "row": block.rows}
-        places |= {"sequence": block.sequences, "position": block.positions, "target": block.ids}
+        places: dict[str, Any] = {"name": named, "file": block.file, "row": block.row}
+        places |= {"sequence": block.sequence, "position": block.position, "target": block.target}
         places["text"] = None if block.text is None else _as_unicode(block.text.tolist())
         for name in self._columns.names or ():
             table[name] = places[name] if name in places else block.columns.get(name, np.nan)
