@@ -21,6 +21,7 @@ from tokenloss._core.validation import check_axis
 if TYPE_CHECKING:
     from typing import Literal
 
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, Kind
 
 
@@ -74,7 +75,6 @@ class Comparison(PairedLosses):
     _of_base = ("base", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
                 "fits_better_shifted", "definitions", "has_targets", "count", "n_sequences", "is_clustered",
                 "base_perplexity", "base_perplexity_stderr")  # fmt: skip
-    _shown_of = staticmethod(scores_shown)
 
     definitions: str
     has_targets: bool
@@ -135,6 +135,10 @@ class Comparison(PairedLosses):
     def _figures(self) -> dict[str, Any]:
         """All figures, and the table of confidence."""
         return super()._figures() | {"by_confidence": rows_of(self.by_confidence)}
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        return scores_shown(comparisons)
 
     def _main(self) -> dict[str, str]:
         names = ("n_sequences", "n_infinite", "n_nan")

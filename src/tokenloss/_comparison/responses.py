@@ -12,6 +12,9 @@ from tokenloss._comparison.tables import responses_shown
 from tokenloss._core.result import figure
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
 TOKEN_COLUMNS = (
@@ -75,7 +78,6 @@ class ResponseComparison(PairedLosses):
 
     _divergence = "kl_bound"
     _quantity = "lower bound of the KL divergence"
-    _shown_of = staticmethod(responses_shown)
 
     part: str
     base_rounding: str
@@ -95,6 +97,10 @@ class ResponseComparison(PairedLosses):
     mass: Float64Array
     is_top_known: BoolArray
     sequences: dict[str, Array]
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        return responses_shown(comparisons)
 
     def _main(self) -> dict[str, str]:
         bound = figure(self.mean_kl_bound, self.mean_kl_bound_stderr, 4)

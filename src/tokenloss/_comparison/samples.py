@@ -11,6 +11,8 @@ from tokenloss._comparison.tables import metric_shown, samples_shown
 from tokenloss._core.result import Result, columns_of, figure
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, Float64Array
 
@@ -179,7 +181,6 @@ class SampleComparison(Result):
     """
 
     _of_base = ("base", "cluster", "margin")  # the same for all candidates of one base
-    _shown_of = staticmethod(samples_shown)
 
     count: int
     n_documents: int
@@ -224,6 +225,10 @@ class SampleComparison(Result):
             `difference_low` and `difference_high`.
         """
         return columns_of([metric._figures() for metric in (*self.metrics, *self.groups)])
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        return samples_shown(comparisons)
 
     def _main(self) -> dict[str, str]:
         names = [repr(metric.name) for metric in self.metrics]
