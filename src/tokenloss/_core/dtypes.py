@@ -77,7 +77,7 @@ def as_array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any,
     """Any array-like, with its dtype code; only lists and the like are copied."""
     if type(value) is np.ndarray:
         array = value
-    elif isinstance(value, np.ma.MaskedArray):
+    elif isinstance(value, np.ndarray) and isinstance(value, np.ma.MaskedArray):  # `np.ma` is slow to import
         raise_error("masked", name=name)
     elif hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
         return _from_dlpack(name, value, fits)
