@@ -33,6 +33,7 @@ from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 )
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear
+from cpython.object cimport Py_GT, PyObject_RichCompareBool
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
 from cpython.tuple cimport PyTuple_GetSlice
 from libc.math cimport INFINITY, NAN, fabs

@@ -78,7 +78,8 @@ cdef Positions small_positions(Scores scores, targets, ignore_index):
 
 cdef inline bint fits_workers(workers) except -1:
     """Whether this is a valid number of workers. Calls this small use one thread, whatever it is."""
-    return workers is None or type(workers) is int and (workers > 0 or workers == -1)
+    # what Cython makes of `workers > 0` warns where long has 32 bits
+    return workers is None or type(workers) is int and (workers == -1 or PyObject_RichCompareBool(workers, 0, Py_GT))
 
 
 cdef object small_result(RowJob job, reduction):
