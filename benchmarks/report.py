@@ -109,9 +109,7 @@ def section(report: dict[str, Any]) -> str:
         "Exact sums of losses, in a meter also of their squares; NumPy's are rounded:": _table(
             "work", sums, {"math.fsum": "`math.fsum`", "NumPy, sum": "NumPy"}
         ),
-        "131072 classes: the speed as a share of that of `read`, or the time as a multiple of a copy's:": _shares(
-            cases
-        ),
+        "131072 classes: speed relative to `read`; where an array is written, time relative to a copy:": _shares(cases),
         "Float32 of them, on one thread:": _table("work", large, PEERS),
         "`linear_cross_entropy` on two threads, and the memory that a call adds:": _projections(cases),
         "The largest errors in nats:": _errors(report["accuracy"]),
@@ -189,7 +187,7 @@ def _table(head: str, cases: Cases, columns: dict[str, str]) -> str:
 
 
 def _shares(cases: Cases) -> str:
-    """How near to the speed of reading or copying, by threads and instruction sets."""
+    """Speed relative to reading, or time relative to a copy, by threads and instruction set."""
     columns = [(name, threads) for name in ("tokenloss", AVX2) for threads in (1, 2)]
     heads = [f"{'AVX2, ' if name == AVX2 else ''}{n} thread{'s' * (n > 1)}" for name, n in columns]
     rows = [["work", "dtype", "GB/s", *heads]]
@@ -202,7 +200,7 @@ def _shares(cases: Cases) -> str:
 
 
 def _projections(cases: Cases) -> str:
-    """Times and memory beside those of a product alone and of torch."""
+    """Time and memory of projections, compared with the matrix product alone and with torch."""
     rows = [
         ["hidden states, classes", "tokenloss", "of read", "MB", "the product alone, same BLAS", "MB", "torch", "MB"]
     ]
@@ -259,7 +257,7 @@ def _other(peer: Contender | None) -> str:
 
 
 def _share(contender: Contender | None) -> str:
-    """A speed as a share of that of reading, or a time as a multiple of that of a copy."""
+    """The speed of a contender relative to reading, or its time relative to a copy."""
     if not contender:
         return ""
     return f"{1 / contender['of_copy']:.2f} x copy" if "of_copy" in contender else f"{contender['of_read']:.2f}"
@@ -281,7 +279,7 @@ def _processor(report: dict[str, Any]) -> str:
 
 
 def _file(report: dict[str, Any], suffix: str) -> Path:
-    """Where what was measured on a processor is."""
+    """The path of the results that were measured on this processor."""
     return RESULTS / f"{re.sub('[^a-z0-9]+', '-', _processor(report).lower()).strip('-')}.{suffix}"
 
 
@@ -292,7 +290,7 @@ def _work(name: str) -> str:
 
 
 def _after_comma(case: dict[str, Any]) -> str:
-    """What the title says after the name of the function."""
+    """The title of a case without the name of the function."""
     return str(case["title"].partition(", ")[2])
 
 

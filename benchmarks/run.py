@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _is_right(contender: dict[str, Any]) -> bool:
-    """Whether a contender's result is tokenloss's, or is known to overflow."""
+    """Whether a contender's result agrees with ours, or differs because it is known to overflow."""
     return bool(contender["agrees"] or contender["known"])
 
 

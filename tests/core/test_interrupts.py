@@ -12,7 +12,7 @@ from programs import PATIENCE
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
 DELAY = 0.2
 # 0.2 s are promised; a busy machine may be late to wake this thread, and an emulated one is slow
-LIMIT = 1.5 * PATIENCE
+LIMIT = 0.5 * PATIENCE
 
 
 def interrupted(call):

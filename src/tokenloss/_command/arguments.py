@@ -27,7 +27,7 @@ _LISTED: dict[str, Any] = {"action": "append", "default": []}  # an option that 
 _COMMANDS = """
  score    loss, perplexity and accuracy of the predictions that files hold
             tokenloss score logits.npz
- compare  models, such as quantised ones, beside their base: KL divergence, perplexities, same top
+ compare  KL divergence, perplexity and top tokens of models, compared with their base
             tokenloss compare base.npz Q8=q8.npz Q4=q4.npz
  info     the version, the instruction set in use and the number of threads
             tokenloss info
@@ -48,7 +48,7 @@ has a row for each. All options apply to each of them. `tokenloss compare` gives
 _SCORE_EXAMPLES = """
  a file of logits and targets:
    tokenloss score logits.npz
- logits, and the ids that the model read, of which row j predicts id j+1:
+ logits and the model's input ids, where row j predicts id j+1:
    tokenloss score logits.npy ids.npy --shift
  shards of one text, with bits per byte; a second call goes on where the first was interrupted:
    tokenloss score 'part-*.npz' --text text.txt --state state.jsonl

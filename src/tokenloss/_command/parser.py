@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import os
 import reprlib
 import shutil
 import sys
@@ -13,6 +12,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command.commands import InputError
+from tokenloss._core.files import exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
         near = difflib.get_close_matches(value, choices, 1)
         if action.nargs == argparse.PARSER:  # of commands
             near += [f"{self.prog} --{value}"] * (f"--{value}" in self._option_string_actions)
-            near += [f"{self.prog} score {value}"] * os.path.exists(value)  # noqa: PTH110 -- Path's raises of long text
+            near += [f"{self.prog} score {value}"] * exists(value)
         fits = f"{', '.join(choices[:-1])} or {choices[-1]}"
         hint = f"; did you mean {near[0]}?" if near else ""
         raise argparse.ArgumentError(action, f"must be {fits}, not {reprlib.repr(value)}{hint}")

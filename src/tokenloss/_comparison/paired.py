@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -120,9 +121,9 @@ class PairedLosses(Result):
         return mean, stderr
 
     @staticmethod
+    @abstractmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
         """What people see of one or several comparisons of this type, by the name of the candidate."""
-        raise NotImplementedError
 
     def _shown(self) -> Shown:
         """Tables of the figures."""

@@ -25,6 +25,11 @@ _NAME_LETTERS = 40  # of an output, in the name of its temporary file: a name ha
 _LEFT_SECONDS = 3600  # a temporary file that is older and not locked was left by a run that was killed
 
 
+def exists(path: str) -> bool:
+    """Whether a path exists; false of text that is too long for one, of which `Path.exists` raises."""
+    return os.path.exists(path)  # noqa: PTH110 -- see above
+
+
 def identity(path: str | os.PathLike[str]) -> object:
     """Key of a file, the same under all its names; the real path of a file that does not exist yet."""
     with contextlib.suppress(OSError):

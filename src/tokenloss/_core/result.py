@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -199,22 +200,22 @@ def _column(values: list[Any]) -> Array:
     return np.array(values, None if all(isinstance(value, bool) for value in values) else np.object_)
 
 
-class Result:
-    """What every result can do. A subclass has `_main`, `_figures` and `_shown`, and `columns` where it has any."""
+class Result(ABC):
+    """What every result can do. A subclass has `columns`, too, where it has a table."""
 
     __slots__ = ()
 
+    @abstractmethod
     def _main(self) -> dict[str, str]:
         """The figures that `repr` shows, the most wanted first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _figures(self) -> dict[str, Any]:
         """Its numbers and short texts by name, with nan and infinities as they are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _shown(self) -> Shown:
         """What people see of it."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """All figures by name, as JSON can hold them; arrays are left out.
@@ -262,10 +263,14 @@ class NamedResults(Result, dict[str, ResultT]):
     def _compared(self) -> dict[str, Any]:
         return dict(self)
 
+    def _main(self) -> dict[str, str]:
+        """The first figure of each, with its name."""
+        first = {name: next(iter(one._main().items())) for name, one in self.items()}
+        return {name: f"{key}={text}" for name, (key, text) in first.items()}
+
     def __repr__(self) -> str:
         """Show the first figure of each."""
-        figures = [next(iter(one._main().items())) for one in self.values()]
-        parts = [f"{name!r}: {key}={text}" for name, (key, text) in zip(self, figures, strict=True)]
+        parts = [f"{name!r}: {text}" for name, text in self._main().items()]
         parts[_MAX_NAMED:] = ["..."] * (len(parts) > _MAX_NAMED)
         return f"{type(self).__name__}({', '.join(parts)})"
 

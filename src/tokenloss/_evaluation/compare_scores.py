@@ -9,7 +9,7 @@ from tokenloss._comparison.columns import check_definitions
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import files_of, identity
+from tokenloss._core.files import exists, files_of, identity
 from tokenloss._core.text import title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
@@ -62,7 +62,6 @@ def compare_scores(
     state = None if state is None else as_path("state", state)
     outputs = checked_sinks(sinks, "compare_files", state, scheduler)
     models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
-    exists = os.path.exists  # pathlib slows the import of the package down
     of_models = {identity(file): str(file) for path in models if exists(path) for file in files_of(path)}
     of_rows = {"targets": targets, "segment_ids": segment_ids}
     ids, segments = (resolved(as_paths(name, value)) for name, value in of_rows.items())

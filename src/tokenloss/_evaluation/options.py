@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.arguments import as_path
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import files_of, identity, links_in
+from tokenloss._core.files import exists, files_of, identity, links_in
 from tokenloss._core.validation import check_integer
 from tokenloss.formats.lm_head import lm_head_files
 from tokenloss.formats.readers import is_scores
@@ -140,7 +139,7 @@ def _size(name: str, value: Any) -> int:
         size: int = check_integer(word, value, "an integer of at least 0", least=0)
         return size
     path = as_path(word, value)
-    if os.path.exists(path):  # noqa: PTH110 -- Path.exists raises if a text is too long for a path
+    if exists(path):
         return sum(file.stat().st_size for file in files_of(path))
     number = re.fullmatch(r"([0-9]{1,20}\.?[0-9]*) ?(?:([KMGT])(i?))?B?", path, re.IGNORECASE)
     if number is None:

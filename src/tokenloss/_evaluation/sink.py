@@ -211,13 +211,13 @@ class Sink:
         """
         return contextlib.nullcontext()
 
-    def add(self, block: TokenBlock) -> None:
+    def add(self, block: Any) -> None:
         """Take the next tokens.
 
         Parameters
         ----------
-        block : TokenBlock
-            The tokens, whose arrays must not be changed.
+        block : TokenBlock or ComparedBlock
+            What `evaluate` gives, or `compare_files`: the tokens, whose arrays must not be changed.
         """
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:

@@ -73,7 +73,7 @@ class DivergencePage(Sink):
         self._seen: dict[str, int] = {}  # its tokens
         return contextlib.nullcontext()
 
-    def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
+    def add(self, block: ComparedBlock) -> None:
         others = self._others.setdefault(block.name, [])
         left = max(0, page.MOST_TOKENS // len(self._others) - self._seen.get(block.name, 0))
         if others and not left:

@@ -272,7 +272,7 @@ class ComparedTokenTable(_TableFile):
         with self._writer(self._columns, rows) as self._write:
             yield
 
-    def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
+    def add(self, block: ComparedBlock) -> None:
         table = np.zeros(len(block.target), self._columns)
         (named,) = _as_unicode([block.name])
         places: dict[str, Any] = {"name": named, "file": block.file, "row": block.row}

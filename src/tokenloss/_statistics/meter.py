@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,9 +28,9 @@ class LossFigures(Result):
     __slots__ = ()
 
     @property
+    @abstractmethod
     def _meter(self) -> LossMeter:
         """The meter."""
-        raise NotImplementedError
 
     @property
     def count(self) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
+from tokenloss._core.files import exists
 from tokenloss.formats.readers import is_scores
 from tokenloss.formats.records import read_records
 
@@ -56,8 +56,8 @@ def open_samples_folder(path: str) -> SamplesFolder:
 
 def _folders(path: str) -> list[Path]:
     """The folder itself if it has samples, else those in it that have some."""
-    # Path.is_dir raises if a text is too long for a path; a Zarr store may have very many files
-    if not os.path.isdir(path) or is_scores(path):  # noqa: PTH112
+    # a Zarr store is a folder, too, and may have very many files
+    if not exists(path) or not Path(path).is_dir() or is_scores(path):
         return []
     if _has_samples(Path(path)):
         return [Path(path)]
