@@ -1,108 +1,153 @@
-"""Pages as a parser reads them, comparisons for them, and text that would break a page if it were not escaped."""
+"""Pages of the documentation, whose examples run as a reader would run them.
 
-import base64
-import dataclasses
-import functools
-import json
-import zlib
-from html.parser import HTMLParser
+A page is Markdown with blocks of three kinds, which run in their order, in a folder that holds copies of `tests/data`
+and `benchmarks/examples`:
 
-import numpy as np
-from places import SAMPLE
+- `python` blocks share their names. What one prints is shown in the `text` block that follows it, or it prints nothing.
+- `console` blocks have commands, after `$ `, and below each what it prints. A backslash continues a line.
+- `sh` blocks have commands whose output is not shown.
 
-from tokenloss import compare, token_scores
-from tokenloss._scores.token_scores import COLUMNS
-from tokenloss.results import TokenScores
+In output that is shown, `...` stands for anything, and a number may differ by two units of its last digit: engines add
+up in float32, in an order that depends on the machine.
+"""
 
-NASTY = [
-    "<script>alert(1)</script>", "</script>", "&amp;", "<!--", "-->", "\"'", "</p></main>",
-    "<img src=x onerror=alert(2)>", "{title}", "\\u003c", "\x00\r", "\u202e", "\ud800", "", " ", "\n", "]]>", "%s",
-]  # fmt: skip
+import contextlib
+import io
+import itertools
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
+from places import ROOT
 
-LOOKS = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "inf", "nan", "ignored"]
+from tokenloss._command import cli
 
-
-class Reader(HTMLParser):
-    """Reads a page and checks that every element is closed."""
-
-    VOID = ("meta", "br", "input")
-
-    def __init__(self, text):
-        super().__init__()
-        self.stack, self.paragraphs, self.texts, self.words, self.anchors = [], 0, {}, "", []
-        self.feed(text)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.paragraphs += tag == "p" and "main" in self.stack and attributes.get("class") != "on"
-        if tag == "h2":
-            self.anchors.append(attributes.get("id"))
-        if tag not in self.VOID:
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, text):
-        if self.stack:
-            self.texts.setdefault(self.stack[-1], []).append(text)
-        if "main" in self.stack and self.stack[-1] == "p":
-            self.words += text
-
-    def text(self, tag):
-        return "".join(self.texts.get(tag, []))
-
-    @functools.cached_property
-    def data(self):
-        """What the page knows of its tokens."""
-        return json.loads(zlib.decompress(base64.b64decode(self.texts["script"][0])))
-
-    @property
-    def tokens(self):
-        """The looks and the text of each token, cut from the text as JavaScript does, in units of UTF-16."""
-        data, units, at, tokens = self.data, self.words.encode("utf-16-le"), 0, []
-        for length, shade in zip(data["lengths"], data["models"][0]["shades"], strict=True):
-            text = units[2 * at : 2 * (at + abs(length))].decode("utf-16-le")
-            tokens.append([[LOOKS[int(shade, 16)], *["id"] * (length < 0)], text[:-1] if length < 0 else text])
-            at += abs(length)
-        assert 2 * at == len(units)
-        return tokens
-
-    def named(self, classes):
-        """The texts of classes of these numbers, or their ids if they have none."""
-        ids, texts = self.data["class_id"], self.data["class_text"]
-        return [ids[one] if texts[one] is None else texts[one] for one in classes]
-
-    def ids(self, classes):
-        """The ids of classes of these numbers; -1 of none."""
-        return [-1 if one < 0 else self.data["class_id"][one] for one in classes]
-
-    @property
-    def places(self):
-        """Where each token is."""
-        return {name: np.cumsum(steps).tolist() for name, steps in self.data["places"].items()}
+DOCS = ROOT / ".github" / "docs"
+SHIMS = ROOT / "tests" / "helpers" / "shims"  # commands that stand in for those that cannot be installed
+BLOCKS = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
-def sample():
-    """The sample of the tests: its scores, with five alternatives, targets and tokens."""
-    with np.load(SAMPLE) as data:
-        return token_scores(data["logits"], data["targets"], top_k=5), data["targets"], data["tokens"]
+@dataclass(frozen=True)
+class Block:
+    """A block of a page: its language, its text, and the line on which it begins."""
+
+    language: str
+    text: str
+    line: int
 
 
-def scores_of(nll, **fields):
-    """Scores with these losses; all else is made up."""
-    nll = np.asarray(nll, np.float64)
-    ids = np.zeros(nll.shape, np.int64)
-    full = {name: np.zeros(nll.shape, column.dtype) for name, column in COLUMNS.items() if not column.is_top}
-    full |= {"nll": nll, "entropy": nll / 2, "rank": ids + 3, "argmax": ids + 7, "kept": ids == 0}
-    return TokenScores(**{**full, **fields})
+def blocks_of(page):
+    """The blocks of a page, in their order."""
+    text = page.read_text("utf-8")
+    return [Block(m["language"], m["text"], text.count("\n", 0, m.start()) + 1) for m in BLOCKS.finditer(text)]
 
 
-def made_up(kl, **fields):
-    """A comparison with these divergences."""
-    kl = np.asarray(kl, np.float64)
-    one = compare(np.zeros((*kl.shape, 2)), np.zeros((*kl.shape, 2)), np.zeros(kl.shape, int))
-    return dataclasses.replace(one, kl=kl, **fields)
+def prepare(folder):
+    """Copy what examples may read into the folder in which they run."""
+    shutil.copytree(ROOT / "tests" / "data", folder / "tests" / "data")
+    shutil.copytree(ROOT / "benchmarks" / "examples", folder / "benchmarks" / "examples")
+
+
+def run(page):
+    """Run the examples of a page in the current folder; an AssertionError names the line whose output differs."""
+    names = {"__name__": "__main__"}
+    for block, following in itertools.pairwise([*blocks_of(page), Block("", "", 0)]):
+        where = f"{page.name}:{block.line}"
+        if block.language == "python":
+            code = compile("\n" * block.line + block.text, str(page), "exec")
+            _, printed = _captured(exec, code, names)
+            shown = following.text if following.language == "text" else ""
+            assert agrees(shown, printed), f"{where} prints\n{printed}\nand shows\n{shown}"
+        elif block.language in ("console", "sh"):
+            for command, shown in commands_of(block):
+                status, printed = call(command)
+                assert status == 0 or "error: " in shown, f"{where}: {command} ends with {status} and\n{printed}"
+                if block.language == "console":
+                    assert agrees(shown, printed), f"{where}: {command} prints\n{printed}\nand shows\n{shown}"
+
+
+def commands_of(block):
+    """The commands of a block, each with the output that is shown below it."""
+    if block.language == "sh":
+        text = block.text.replace("\\\n", " ")
+        return [(line, "") for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    parts = re.split(r"^\$ ", block.text.replace("\\\n", " "), flags=re.MULTILINE)
+    assert not parts[0].strip(), f"output without a command: {parts[0]}"
+    return [(command, shown) for command, _, shown in (part.partition("\n") for part in parts[1:])]
+
+
+def call(command):
+    """The exit status of a command, and what it prints; tokenloss and programs in Python run in this process."""
+    name, *arguments = shlex.split(command, comments=True)
+    plain = not re.search(r"[|<>;&$`(]", command)
+    if plain and name == "tokenloss":
+        return _captured(cli.main, arguments)
+    if plain and name == "python" and arguments[0].endswith(".py"):
+        return _captured(_run_program, arguments)
+    path = f"{SHIMS}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def agrees(shown, printed):
+    """Whether an output is the one that is shown, where numbers may differ by two units of their last digit."""
+    parts = re.split(rf"({NUMBER.pattern}|\.\.\.)", _stripped(shown))  # every second one is a number or dots
+    numbers = [part for part in parts[1::2] if part != "..."]
+    found = re.fullmatch("".join(map(_pattern, parts)), _stripped(printed), re.DOTALL)
+    return found is not None and all(map(_near, numbers, found.groups()))
+
+
+def _pattern(part):
+    """The regular expression of a part of an output: dots, a number, or a text as it is."""
+    if part == "...":
+        return ".*?"
+    return f"({NUMBER.pattern})" if NUMBER.fullmatch(part) else re.escape(part)
+
+
+def _near(shown, printed):
+    """Whether two numbers are equal, or differ by at most two units of the last digit that is shown."""
+    if shown == printed:
+        return True
+    if not set(".e") & set(shown):
+        return False  # a count
+    digits, _, exponent = shown.partition("e")
+    unit = 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+    return abs(float(shown.replace(",", "")) - float(printed.replace(",", ""))) <= 2.01 * unit
+
+
+def _stripped(text):
+    """The lines without blanks at their ends, and without empty lines around them."""
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+
+
+def _run_program(arguments):
+    """Run a program with its arguments; its exit status."""
+    before, sys.argv = sys.argv, arguments
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+            return 1
+        return error.code or 0
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _captured(function, *arguments):
+    """What a function returns, and what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        result = function(*arguments)
+    return result, out.getvalue()

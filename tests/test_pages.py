@@ -1,0 +1,59 @@
+"""The pages of the documentation: their examples run, and print what is shown."""
+
+import re
+import shutil
+
+import pages
+import pytest
+
+pytestmark = [
+    pytest.mark.thread_unsafe(reason="changes the working directory"),
+    pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github"),
+    pytest.mark.skipif(not shutil.which("bash"), reason="commands of pages are those of a POSIX shell"),
+]
+PAGES = sorted(pages.DOCS.rglob("*.md"))
+# packages that a page's examples need, beyond those of the extra `test`
+NEEDS = {}
+
+
+def name_of(page):
+    """The path of a page within the documentation."""
+    return page.relative_to(pages.DOCS).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_examples_of(page, tmp_path, monkeypatch):
+    for module in NEEDS.get(name_of(page), ()):
+        pytest.importorskip(module, reason="the package is not installed")
+    pages.prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    pages.run(page)
+
+
+def test_needs_name_pages():
+    assert set(NEEDS) <= set(map(name_of, PAGES))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_name_their_language(page):
+    fences = re.findall(r"^`{3,}(.*)$", page.read_text("utf-8"), re.MULTILINE)[::2]
+    known = {"python", "text", "console", "sh", "json", "yaml", "toml"}
+    assert [fence for fence in fences if fence not in known and not fence.startswith("{")] == []
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "agree"),
+    [
+        ("loss 0.3290", "loss 0.3291", True),
+        ("loss 0.3290", "loss 0.3294", False),
+        ("tokens 15", "tokens 16", False),
+        ("loss 1.2e-05", "loss 1.3e-05", True),
+        ("loss", "less", False),
+        ("a ... c", "a b\nb c", True),
+        ("a ... c", "a b", False),
+        ("", "printed and not shown", False),
+    ],
+)
+def test_outputs_agree(shown, printed, agree):
+    assert pages.agrees(shown, printed) is agree
