@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from candidates import Many
-from pages import Reader
+from html_pages import Reader
 
 import tokenloss
 from tokenloss import compare
