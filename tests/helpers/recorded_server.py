@@ -41,7 +41,7 @@ def answer(url, body):
 
 
 class _Proxy(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):  # noqa: N802 -- the name of the method
+    def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         status, text = answer(self.path, body)
         self.send_response(status)
