@@ -13,7 +13,9 @@ pytestmark = [
 ]
 PAGES = sorted(pages.DOCS.rglob("*.md"))
 # packages that a page's examples need, beyond those of the extra `test`
-NEEDS = {}
+NEEDS = {
+    "explained/differences.md": ("scipy", "sklearn", "torch"),
+}
 
 
 def name_of(page):
