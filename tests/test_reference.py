@@ -1,0 +1,140 @@
+"""The reference: its pages name every key of JSON, every column, option and environment variable, and no other."""
+
+import contextlib
+import io
+import json
+import re
+from types import SimpleNamespace
+
+import clients
+import numpy as np
+import pages
+import pytest
+
+from tokenloss._command.cli import main
+
+pytestmark = [
+    pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process"),
+    pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github"),
+]
+
+
+def tables_of(name):
+    """The tables of a page: the heading above each, the cells of its head, and its rows."""
+    lines = (pages.DOCS / "reference" / f"{name}.md").read_text("utf-8").splitlines()
+    heading, found = "", []
+    for line, before in zip(lines, ["", *lines], strict=False):
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("|"):
+            cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            if not before.startswith("|"):
+                found.append((heading, cells, []))
+            elif not set(line) <= set("|-: "):
+                found[-1][2].append(cells)
+    return found
+
+
+def codes(text):
+    """What stands between backticks."""
+    return re.findall(r"`([^`]+)`", text)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files of every kind that the command reads."""
+    path, rng = tmp_path_factory.mktemp("reference"), np.random.default_rng(3)
+    logits, targets = rng.normal(size=(40, 11), scale=3).astype(np.float32), rng.integers(9, size=40)
+    words = np.array([" a", "b", " 1", ",", " "] * 8)
+    for name, noise in ("base", 0), ("q8", 0.1), ("q4", 0.5):
+        (path / name).mkdir()
+        scores = logits + noise * rng.normal(size=logits.shape).astype(np.float32)
+        for i, part in enumerate(np.split(np.arange(40), 2)):
+            parts = {"targets": targets[part], "tokens": words[part], "segment_ids": part // 8}
+            np.savez(path / name / f"part-{i}.npz", logits=scores[part], **parts)
+    np.save(path / "head.npy", rng.normal(size=(11, 4)))
+    np.savez(path / "hidden.npz", hidden_states=rng.normal(size=(8, 5, 4)), targets=targets.reshape(8, 5))
+    (path / "text.txt").write_text("a few words")
+    (path / "responses.jsonl").write_text(clients.responses()["vllm/run_batch_out.jsonl"], "utf-8", newline="")
+    for model in "base", "noise":
+        (path / model).mkdir(exist_ok=True)
+        for task in "mc", "rolling":
+            (path / f"{model}-{task}.jsonl").write_text(clients.samples()[f"{model}/{task}.jsonl"], "utf-8", newline="")
+    names = [*path.iterdir()]
+    return SimpleNamespace(**{name.name.replace(".", "_").replace("-", "_"): name for name in names})
+
+
+def emitted(*argv):
+    """The JSON that a command prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(out.getvalue())
+
+
+def keys_of(value, path="", found=None):
+    """The keys of all objects within a value, by the path of the object as `jq` writes it."""
+    found = {} if found is None else found
+    if isinstance(value, list):
+        for element in value:
+            keys_of(element, f"{path}[]", found)
+    elif isinstance(value, dict) and not all(re.fullmatch(r"[\d.]+", key) for key in value):  # quantiles by fraction
+        found.setdefault(path or ".", set()).update(value)
+        for key, element in value.items():
+            if key != "left_out" or not isinstance(element, dict):  # by the name of a metric
+                keys_of(element, f"{path}.{key}", found)
+    return found
+
+
+def described_keys(command, kind):
+    """The keys of a command that the page describes for a kind of input, by path."""
+    found = {}
+    kinds = {"hidden states": ("hidden states", "scores")}.get(kind, (kind,))
+    for heading, head, rows in tables_of("json"):
+        if heading == f"`tokenloss {command}`":
+            for keys, _, meaning in rows:
+                of = re.match(r"\*([^*]+):\*", meaning)
+                if of is None or {*kinds} & {*of[1].split(", ")}:
+                    for path in codes(head[0]):
+                        found.setdefault(path, set()).update(codes(keys))
+    return found
+
+
+def commands_of(files, kind):
+    """Commands whose JSON has every key of a kind of input, by their name."""
+    skip = ("--skip-failed",)
+    return {
+        "scores": [
+            ("score", files.base, "--text", files.text_txt),
+            ("compare", files.base, f"q8={files.q8}", f"q4={files.q4}", "--size", "q4=1"),
+        ],
+        "hidden states": [
+            ("score", files.hidden_npz, "--lm-head", files.head_npy),
+            ("compare", files.hidden_npz, files.hidden_npz, "--lm-head", files.head_npy),
+        ],
+        "responses": [
+            ("score", files.responses_jsonl, *skip),
+            ("compare", files.responses_jsonl, files.responses_jsonl, *skip),
+        ],
+        "samples": [("compare", files.base_mc_jsonl, files.noise_mc_jsonl, "--margin", "0.1")],
+        "all": [("info",)],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["scores", "hidden states", "responses", "samples", "all"])
+def test_keys_of_json_are_described(files, kind):
+    for argv in commands_of(files, kind):
+        found, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
+        if kind == "samples":
+            del described[".candidates[].groups[]"]  # of folders; its keys are those of `metrics`
+        if kind == "hidden states":  # without text, and in one file
+            described.pop(".candidates[].by_token_type[]", None)
+            for path, key in (".candidates[]", "by_token_type"), (".candidates[].sequences[]", "file"):
+                described.get(path, set()).discard(key)
+        assert found == described
+
+
+def test_models_side_by_side_have_the_keys_of_each(files):
+    found = emitted("score", f"A={files.q8}", f"B={files.q4}")
+    assert [*found] == ["A", "B"]
+    assert keys_of(found["B"]) == keys_of(emitted("score", files.q4))
