@@ -11,6 +11,7 @@ import numpy as np
 import pages
 import pytest
 
+from tokenloss import compare, compare_files, evaluate, sequence_losses, sinks, token_scores
 from tokenloss._command.cli import main
 
 pytestmark = [
@@ -38,6 +39,12 @@ def tables_of(name):
 def codes(text):
     """What stands between backticks."""
     return re.findall(r"`([^`]+)`", text)
+
+
+def is_of(meaning, *kinds):
+    """Whether a row is of any of these kinds of input; those of some alone begin with their names."""
+    of = re.match(r"\*([^*]+):\*", meaning)
+    return of is None or bool({*kinds} & {*of[1].split(", ")})
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +100,7 @@ def described_keys(command, kind):
     for heading, head, rows in tables_of("json"):
         if heading == f"`tokenloss {command}`":
             for keys, _, meaning in rows:
-                of = re.match(r"\*([^*]+):\*", meaning)
-                if of is None or {*kinds} & {*of[1].split(", ")}:
+                if is_of(meaning, *kinds):
                     for path in codes(head[0]):
                         found.setdefault(path, set()).update(codes(keys))
     return found
@@ -138,3 +144,71 @@ def test_models_side_by_side_have_the_keys_of_each(files):
     found = emitted("score", f"A={files.q8}", f"B={files.q4}")
     assert [*found] == ["A", "B"]
     assert keys_of(found["B"]) == keys_of(emitted("score", files.q4))
+
+
+# -- columns -----------------------------------------------------------------------------------------------------------
+
+TITLES = ("A token", "A sequence", "A token of two models", "A sequence of two models")
+
+
+def tables_in_memory(files):
+    """Columns of every table of tokens and sequences, by the heading of the page and the kind of input."""
+    skip = {"skip_failed": True}
+    for kind, path, options in ("scores", files.base, {}), ("responses", files.responses_jsonl, skip):
+        tokens, sequences = sinks.TokenTable(top_k=2), sinks.SequenceTable()
+        evaluation = evaluate(path, sinks=[tokens, sequences], **options)
+        yield TITLES[0], kind, tokens.columns()
+        yield TITLES[1], kind, sequences.columns() | evaluation.columns()
+        tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
+        other = files.q8 if kind == "scores" else path
+        found = compare_files(path, {"a": other}, sinks=[tokens, sequences], **options)
+        yield TITLES[2], kind, tokens.columns()
+        yield TITLES[3], kind, sequences.columns()
+        yield TITLES[2], "arrays" if kind == "scores" else "response arrays", found["a"].columns()
+    logits, targets = np.zeros((2, 3, 5)), np.array([[1, 2, -100], [0, 1, 2]])
+    scores = token_scores(logits, targets, top_k=2)
+    lengths = {"n_bytes": [3, 4], "n_words": [1, 2], "sample_weight": np.ones((2, 3))}
+    yield TITLES[0], "arrays", scores.columns()
+    yield TITLES[1], "arrays", sequence_losses(scores, **lengths).columns()
+    yield TITLES[2], "arrays", compare(logits, logits, targets).columns()
+
+
+def test_columns_are_described(files):
+    page = {heading: rows for heading, _, rows in tables_of("columns")}
+    for heading, kind, columns in tables_in_memory(files):
+        described = {}
+        for names, dtypes, meaning, *_ in page[heading]:
+            if is_of(meaning, kind):
+                of_names = [name for name in codes(names.replace(", ...", ""))]
+                given = dtypes.split("; ")
+                described |= dict(zip(of_names, given * len(of_names) if len(given) == 1 else given, strict=False))
+        found = {name: "text" if column.dtype == object and name != "custom_id" else str(column.dtype)
+                 for name, column in columns.items()}  # fmt: skip
+        assert found == described, (heading, kind)
+
+
+def test_columns_that_are_not_scored_hold_what_is_described():
+    logits, targets = np.zeros((2, 3, 5)), np.array([[1, 2, -100], [0, 1, 2]])
+    tokens = sinks.TokenTable(top_k=2)
+    evaluate([(logits, targets)], sinks=[tokens])
+    pairs = ("A token", tokens.columns()), ("A token", token_scores(logits, targets, top_k=2).columns())
+    for heading, columns in (*pairs, ("A token of two models", compare(logits, logits, targets).columns())):
+        ((*_, rows),) = (table for table in tables_of("columns") if table[0] == heading)
+        for names, _, _, value in rows:
+            for name in codes(names):
+                if name in columns and value != "as it is":
+                    assert str(columns[name][2]) == value, name
+
+
+def test_columns_of_models_are_keys_of_json(files):
+    kinds = {"scores": (files.base, files.q8, {}), "responses": (files.responses_jsonl,) * 2 + ({"skip_failed": True},)}
+    for kind, (base, other, options) in kinds.items():
+        keys = described_keys("compare", kind)
+        found = {*compare_files(base, {"a": other}, **options).columns()}
+        assert found <= keys["."] | keys[".candidates[]"]
+    samples = compare_files(files.base_mc_jsonl, {"a": files.noise_mc_jsonl}, margin=0.1)
+    keys = described_keys("compare", "samples")[".candidates[].metrics[]"]
+    assert {*samples.columns()} <= {
+        name.replace("_interval", end) for name in keys for end in ("", "_low", "_high")
+    } | {"metric"}
+    assert [*samples["a"].metrics[0].columns()] == ["doc_id", "base", "other", "sample_weight"]
