@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import re
 from types import SimpleNamespace
@@ -178,12 +179,10 @@ def test_columns_are_described(files):
     for heading, kind, columns in tables_in_memory(files):
         described = {}
         for names, dtypes, meaning, *_ in page[heading]:
-            if is_of(meaning, kind):
-                of_names = [name for name in codes(names.replace(", ...", ""))]
-                given = dtypes.split("; ")
-                described |= dict(zip(of_names, given * len(of_names) if len(given) == 1 else given, strict=False))
-        found = {name: "text" if column.dtype == object and name != "custom_id" else str(column.dtype)
-                 for name, column in columns.items()}  # fmt: skip
+            if is_of(meaning, kind):  # each name has a dtype, or all have the last one
+                dtype = itertools.chain(dtypes.split("; "), itertools.repeat(dtypes.split("; ")[-1]))
+                described |= dict(zip(codes(names), dtype, strict=False))
+        found = {name: str(column.dtype).replace("object", "text") for name, column in columns.items()}
         assert found == described, (heading, kind)
 
 
@@ -208,7 +207,6 @@ def test_columns_of_models_are_keys_of_json(files):
         assert found <= keys["."] | keys[".candidates[]"]
     samples = compare_files(files.base_mc_jsonl, {"a": files.noise_mc_jsonl}, margin=0.1)
     keys = described_keys("compare", "samples")[".candidates[].metrics[]"]
-    assert {*samples.columns()} <= {
-        name.replace("_interval", end) for name in keys for end in ("", "_low", "_high")
-    } | {"metric"}
+    ends = {name.replace("_interval", end) for name in keys for end in ("", "_low", "_high")}
+    assert {*samples.columns()} <= ends | {"metric"}
     assert [*samples["a"].metrics[0].columns()] == ["doc_id", "base", "other", "sample_weight"]
