@@ -1,5 +1,6 @@
 """The reference: its pages name every key of JSON, every column, option and environment variable, and no other."""
 
+import argparse
 import contextlib
 import io
 import itertools
@@ -13,6 +14,7 @@ import pages
 import pytest
 
 from tokenloss import compare, compare_files, evaluate, sequence_losses, sinks, token_scores
+from tokenloss._command.arguments import make_parser
 from tokenloss._command.cli import main
 
 pytestmark = [
@@ -210,3 +212,43 @@ def test_columns_of_models_are_keys_of_json(files):
     ends = {name.replace("_interval", end) for name in keys for end in ("", "_low", "_high")}
     assert {*samples.columns()} <= ends | {"metric"}
     assert [*samples["a"].metrics[0].columns()] == ["doc_id", "base", "other", "sample_weight"]
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def commands():
+    """The parsers of the commands, by name."""
+    (action,) = (one for one in make_parser()._actions if isinstance(one, argparse._SubParsersAction))
+    return action.choices
+
+
+def options_of(parser):
+    """The options of a command with the words of its help, by the title of their group."""
+    found = {}
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            value = action.metavar or (f"{{{','.join(action.choices)}}}" if action.choices else "")
+            names = ", ".join(action.option_strings) or value
+            takes_value = action.option_strings and action.nargs != 0
+            found.setdefault(group.title, {})[f"{names} {value}" if takes_value else names] = action.help
+    return found
+
+
+@pytest.mark.parametrize("command", ["score", "compare", "info"])
+def test_options_are_described_in_the_words_of_the_help(command):
+    described = {
+        group: {option.strip("`"): meaning.replace("`", "") for option, meaning in rows}
+        for heading, (group, _), rows in tables_of("command")
+        if heading == f"`tokenloss {command}`"
+    }
+    found = options_of(commands()[command])
+    assert described == {
+        group: {option: words.replace("`", "") for option, words in options.items()} for group, options in found.items()
+    }
+
+
+def test_usage_is_that_of_the_help():
+    blocks = [block.text for block in pages.blocks_of(pages.DOCS / "reference" / "command.md")]
+    for parser in commands().values():
+        assert parser.format_usage().replace("usage: ", "", 1).replace("\n       ", "\n") in blocks

@@ -88,7 +88,7 @@ def call(command):
     name, *arguments = shlex.split(command, comments=True)
     plain = not re.search(r"[|<>;&$`(]", command)
     if plain and name == "tokenloss":
-        return _captured(cli.main, arguments)
+        return _captured(_run_command, arguments)
     if plain and name == "python" and arguments[0].endswith(".py"):
         return _captured(_run_program, arguments)
     path = f"{SHIMS}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -128,6 +128,14 @@ def _near(shown, printed):
 def _stripped(text):
     """The lines without blanks at their ends, and without empty lines around them."""
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+
+
+def _run_command(arguments):
+    """Run `tokenloss` with its arguments; its exit status."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as error:  # of --help and --version
+        return error.code or 0
 
 
 def _run_program(arguments):
