@@ -33,6 +33,7 @@ from tokenloss._command import cli
 DOCS = ROOT / ".github" / "docs"
 SHIMS = ROOT / "tests" / "helpers" / "shims"  # commands that stand in for those that cannot be installed
 BLOCKS = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+SHOWS_STATUS = "; echo $?"
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -87,6 +88,9 @@ def commands_of(block):
 
 def call(command):
     """The exit status of a command, and what it prints; tokenloss and programs in Python run in this process."""
+    if command.endswith(SHOWS_STATUS):
+        status, printed = call(command.removesuffix(SHOWS_STATUS))
+        return 0, f"{printed}{status}\n"
     name, *arguments = shlex.split(command, comments=True)
     plain = not re.search(r"[|<>;&$`(]", command)
     if plain and name == "tokenloss":
