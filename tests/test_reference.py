@@ -12,6 +12,7 @@ import clients
 import numpy as np
 import pages
 import pytest
+from places import ROOT
 
 from tokenloss import compare, compare_files, evaluate, sequence_losses, sinks, token_scores
 from tokenloss._command.arguments import make_parser
@@ -252,3 +253,15 @@ def test_usage_is_that_of_the_help():
     blocks = [block.text for block in pages.blocks_of(pages.DOCS / "reference" / "command.md")]
     for parser in commands().values():
         assert parser.format_usage().replace("usage: ", "", 1).replace("\n       ", "\n") in blocks
+
+
+# -- environment variables ---------------------------------------------------------------------------------------------
+
+
+def test_environment_variables_are_described():
+    sources = [ROOT / "setup.py", *ROOT.glob("src/**/*.py"), *ROOT.glob("tests/helpers/*.py")]
+    text = "".join(path.read_text("utf-8") for path in sources)
+    read = {*re.findall(r"environ(?:\.get\(|\[)\"(\w+)", text), *re.findall(r"_VARIABLE = \"(\w+)\"", text)} - {"PATH"}
+    described = {name for _, _, rows in tables_of("environment") for names, *_ in rows for name in codes(names)}
+    assert read <= described
+    assert {name for name in described if name.startswith("TOKENLOSS_")} <= read
