@@ -13,7 +13,7 @@ pytestmark = [
 ]
 PAGES = sorted(pages.DOCS.rglob("*.md"))
 # packages that a page's examples need, beyond those of the extra `test`
-NEEDS = {}
+NEEDS = {"reference/files.md": ("zarr", "safetensors")}
 
 
 def name_of(page):

@@ -17,6 +17,9 @@ from places import ROOT
 from tokenloss import compare, compare_files, evaluate, sequence_losses, sinks, token_scores
 from tokenloss._command.arguments import make_parser
 from tokenloss._command.cli import main
+from tokenloss._core._core import KINDS
+from tokenloss.formats import scores_file
+from tokenloss.formats.readers import FORMATS
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process"),
@@ -265,3 +268,16 @@ def test_environment_variables_are_described():
     described = {name for _, _, rows in tables_of("environment") for names, *_ in rows for name in codes(names)}
     assert read <= described
     assert {name for name in described if name.startswith("TOKENLOSS_")} <= read
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_of_files_are_described():
+    names = {*KINDS, *scores_file.HIDDEN_NAMES, *scores_file.PARTS, *scores_file.TARGETS, *scores_file.INPUT_IDS}
+    formats, arrays = (rows for *_, rows in tables_of("files"))
+    assert {name for names, *_ in arrays for name in codes(names)} == names | {scores_file.MASK}
+    words = " ".join(cell for row in formats for cell in row)
+    for one in FORMATS:
+        assert all(suffix in words for suffix in one.suffixes), one.words
+        assert one.magic in (b"", b"PK") or one.magic.decode("latin1").replace("\x93", r"\x93") in words
