@@ -15,6 +15,7 @@ PAGES = sorted(pages.DOCS.rglob("*.md"))
 # packages that a page's examples need, beyond those of the extra `test`
 NEEDS = {
     "explained/differences.md": ("scipy", "sklearn", "torch"),
+    "reference/files.md": ("zarr", "safetensors"),
 }
 
 
