@@ -14,7 +14,14 @@ pytestmark = [
 ]
 PAGES = sorted(pages.DOCS.rglob("*.md"))
 # packages that a page's examples need, beyond those of the extra `test`
-NEEDS = {}
+NEEDS = {
+    "explained/differences.md": ("scipy", "sklearn", "torch"),
+    "reference/files.md": ("zarr", "safetensors"),
+    "how-to/hidden-states.md": ("torch", "transformers"),
+    "how-to/multiple-choice.md": ("torch", "transformers"),
+    "how-to/packed-documents.md": ("torch", "transformers"),
+    "how-to/padded-batch.md": ("torch", "transformers"),
+}
 
 
 def name_of(page):
@@ -66,6 +73,7 @@ def test_blocks_name_their_language(page):
         ("a ... c", "a b\nb c", True),
         ("a ... c", "a b", False),
         ("", "printed and not shown", False),
+        ("loaded", "\rLoading: 0%\rLoading: 100%\nloaded", True),
     ],
 )
 def test_outputs_agree(shown, printed, agree):
