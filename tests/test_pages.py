@@ -6,15 +6,16 @@ import shutil
 import pages
 import pytest
 import recorded_server
+from places import ROOT
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="changes the working directory"),
-    pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github"),
     pytest.mark.skipif(not shutil.which("bash"), reason="commands of pages are those of a POSIX shell"),
 ]
-PAGES = sorted(pages.DOCS.rglob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(pages.DOCS.rglob("*.md"))]  # an sdist has README alone
 # packages that a page's examples need, beyond those of the extra `test`
 NEEDS = {
+    "README.md": ("sklearn", "torch", "transformers"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
     "reference/files.md": ("zarr", "safetensors"),
     "how-to/hidden-states.md": ("torch", "transformers"),
@@ -25,8 +26,8 @@ NEEDS = {
 
 
 def name_of(page):
-    """The path of a page within the documentation."""
-    return page.relative_to(pages.DOCS).as_posix()
+    """The path of a page within the documentation, or README.md."""
+    return page.relative_to(pages.DOCS if pages.DOCS in page.parents else ROOT).as_posix()
 
 
 @pytest.fixture
