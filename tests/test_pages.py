@@ -63,6 +63,14 @@ def test_blocks_name_their_language(page):
     assert [fence for fence in fences if fence not in known and not fence.startswith("{")] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_files_of_the_repository_lead_somewhere(page):
+    """Those that leave the site, which Sphinx takes for links to another one."""
+    for link in re.findall(r"\]\(([^):#]+)", page.read_text("utf-8")):
+        target = (page.parent / link).resolve()
+        assert target.is_relative_to(pages.DOCS) or target.exists(), link
+
+
 @pytest.mark.parametrize(
     ("shown", "printed", "agree"),
     [
