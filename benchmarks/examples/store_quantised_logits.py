@@ -14,11 +14,11 @@ import numpy as np
 
 def mlx(path: str, n_classes: int) -> Callable[[np.ndarray], np.ndarray]:
     """The logits of a text by mlx-lm, from its ids."""
-    import mlx.core as mx
     import mlx_lm
+    from mlx import core
 
     model, _ = mlx_lm.load(path)
-    return lambda ids: np.array(model(mx.array(ids[np.newaxis])).astype(mx.float32))[0, :, :n_classes]
+    return lambda ids: np.array(model(core.array(ids[np.newaxis])).astype(core.float32))[0, :, :n_classes]
 
 
 def exllamav3(path: str, n_classes: int) -> Callable[[np.ndarray], np.ndarray]:
