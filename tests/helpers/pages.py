@@ -10,7 +10,8 @@ and `benchmarks/examples`:
 Blocks of other languages, such as `bash`, which installs, do not run.
 
 In output that is shown, `...` stands for anything, and a number may differ by two units of its last digit: engines add
-up in float32, in an order that depends on the machine.
+up in float32, in an order that depends on the machine. Progress bars, which return to the start of their line, are not
+compared.
 """
 
 import contextlib
@@ -135,8 +136,9 @@ def _near(shown, printed):
 
 
 def _stripped(text):
-    """The lines without blanks at their ends, and without empty lines around them."""
-    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+    """The lines without blanks at their ends, without empty lines around them, and without progress bars."""
+    lines = (line for line in text.split("\n") if "\r" not in line)
+    return "\n".join(line.rstrip() for line in lines).strip("\n")
 
 
 def _run_command(arguments):
