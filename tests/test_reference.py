@@ -310,7 +310,6 @@ CALLS = [
     'token_scores(p + 0.5, t, kind="probs")',
     "cross_entropy(x, t, where=[1, 1, 1, 0])",
     "cross_entropy(x, t, where=[True, False])",
-    "cross_entropy(x, t, weight=[1, 1])",
     'token_scores(p, t, kind="probs", softcap=30.0)',
     "LossMeter().update([-0.36, -0.02])",
     "sequence_losses(np.zeros((4, 4)), segment_ids=t)",
