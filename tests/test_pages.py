@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 
 import pages
 import pytest
@@ -22,6 +23,7 @@ NEEDS = {
     "how-to/multiple-choice.md": ("torch", "transformers"),
     "how-to/packed-documents.md": ("torch", "transformers"),
     "how-to/padded-batch.md": ("torch", "transformers"),
+    "how-to/quantised-models.md": ("torch", "transformers"),
 }
 
 
@@ -47,6 +49,7 @@ def test_examples_of(page, tmp_path, monkeypatch, request):
     if "http://localhost:" in page.read_text("utf-8"):
         request.getfixturevalue("servers")
     pages.prepare(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(pages.STAND_INS)])  # after the packages that are installed
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     pages.run(page)
