@@ -5,15 +5,19 @@ import shutil
 
 import pages
 import pytest
+import recorded_server
+from places import ROOT
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="changes the working directory"),
-    pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github"),
     pytest.mark.skipif(not shutil.which("bash"), reason="commands of pages are those of a POSIX shell"),
 ]
-PAGES = sorted(pages.DOCS.rglob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(pages.DOCS.rglob("*.md"))]  # an sdist has README alone
 # packages that a page's examples need, beyond those of the extra `test`
 NEEDS = {
+    "README.md": ("sklearn", "torch", "transformers"),
+    "explained/differences.md": ("scipy", "sklearn", "torch"),
+    "reference/files.md": ("zarr", "safetensors"),
     "how-to/hidden-states.md": ("torch", "transformers"),
     "how-to/multiple-choice.md": ("torch", "transformers"),
     "how-to/packed-documents.md": ("torch", "transformers"),
@@ -22,14 +26,26 @@ NEEDS = {
 
 
 def name_of(page):
-    """The path of a page within the documentation."""
-    return page.relative_to(pages.DOCS).as_posix()
+    """The path of a page within the documentation, or README.md."""
+    return page.relative_to(pages.DOCS if pages.DOCS in page.parents else ROOT).as_posix()
+
+
+@pytest.fixture
+def servers(monkeypatch):
+    """Servers at the addresses that pages name, which answer as real ones did."""
+    with recorded_server.serving() as proxy:
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("http_proxy", proxy)
+        yield
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_examples_of(page, tmp_path, monkeypatch):
+def test_examples_of(page, tmp_path, monkeypatch, request):
     for module in NEEDS.get(name_of(page), ()):
         pytest.importorskip(module, reason="the package is not installed")
+    if "http://localhost:" in page.read_text("utf-8"):
+        request.getfixturevalue("servers")
     pages.prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
@@ -45,6 +61,14 @@ def test_blocks_name_their_language(page):
     fences = re.findall(r"^`{3,}(.*)$", page.read_text("utf-8"), re.MULTILINE)[::2]
     known = {"python", "text", "console", "sh", "bash", "json", "yaml", "toml"}
     assert [fence for fence in fences if fence not in known and not fence.startswith("{")] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_files_of_the_repository_lead_somewhere(page):
+    """Those that leave the site, which Sphinx takes for links to another one."""
+    for link in re.findall(r"\]\(([^):#]+)", page.read_text("utf-8")):
+        target = (page.parent / link).resolve()
+        assert target.is_relative_to(pages.DOCS) or target.exists(), link
 
 
 @pytest.mark.parametrize(

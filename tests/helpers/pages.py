@@ -3,7 +3,8 @@
 A page is Markdown with blocks of three kinds, which run in their order, in a folder that holds copies of `tests/data`
 and `benchmarks/examples`:
 
-- `python` blocks share their names. What one prints is shown in the `text` block that follows it, or it prints nothing.
+- `python` blocks share their names. What one prints is shown in the `text` block that follows it, or line by line in
+  comments after `print(...)`, or it prints nothing.
 - `console` blocks have commands, after `$ `, and below each what it prints. A backslash continues a line.
 - `sh` blocks have commands whose output is not shown.
 
@@ -34,6 +35,7 @@ from tokenloss._command import cli
 DOCS = ROOT / ".github" / "docs"
 SHIMS = ROOT / "tests" / "helpers" / "shims"  # commands that stand in for those that cannot be installed
 BLOCKS = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+SHOWS_STATUS = "; echo $?"
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -66,7 +68,8 @@ def run(page):
         if block.language == "python":
             code = compile("\n" * block.line + block.text, str(page), "exec")
             _, printed, _ = _captured(exec, code, names)
-            shown = following.text if following.language == "text" else ""
+            comments = re.findall(r"^ *print\(.*\)  # (.+)$", block.text, re.MULTILINE)
+            shown = following.text if following.language == "text" else "\n".join(comments)
             assert agrees(shown, printed), f"{where} prints\n{printed}\nand shows\n{shown}"
         elif block.language in ("console", "sh"):
             for command, shown in commands_of(block):
@@ -88,20 +91,23 @@ def commands_of(block):
 
 def call(command):
     """The exit status of a command, and what it prints; tokenloss and programs in Python run in this process."""
+    if command.endswith(SHOWS_STATUS):
+        status, printed = call(command.removesuffix(SHOWS_STATUS))
+        return 0, f"{printed}{status}\n"
     name, *arguments = shlex.split(command, comments=True)
     plain = not re.search(r"[|<>;&$`(]", command)
     if plain and name == "tokenloss":
-        status, out, errors = _captured(cli.main, arguments)
-        return status, out + errors
+        return _captured(_run_command, arguments, apart=False)[:2]
     if plain and name == "python" and arguments[0].endswith(".py"):
         status, out, errors = _captured(_run_program, arguments)
         return status, out + (errors if status else "")  # some libraries draw progress bars
     path = f"{SHIMS}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONUTF8": "1"}
+    environment = {**os.environ, "PATH": path, "PYTHONUTF8": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False
-    )
-    return done.returncode, done.stdout + done.stderr
+        ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment,
+        timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout
 
 
 def agrees(shown, printed):
@@ -136,6 +142,14 @@ def _stripped(text):
     return "\n".join(line.rstrip() for line in lines).strip("\n")
 
 
+def _run_command(arguments):
+    """Run `tokenloss` with its arguments; its exit status."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as error:  # of --help and --version
+        return error.code or 0
+
+
 def _run_program(arguments):
     """Run a program with its arguments; its exit status."""
     before, sys.argv = sys.argv, arguments
@@ -151,9 +165,10 @@ def _run_program(arguments):
     return 0
 
 
-def _captured(function, *arguments):
-    """What a function returns, and what it writes to the standard output and to that for errors."""
-    out, errors = io.StringIO(), io.StringIO()
+def _captured(function, *arguments, apart=True):
+    """What a function returns, what it prints, and what it writes to stderr, if that is kept apart."""
+    out = io.StringIO()
+    errors = io.StringIO() if apart else out
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         result = function(*arguments)
     return result, out.getvalue(), errors.getvalue()
