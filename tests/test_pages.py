@@ -13,7 +13,10 @@ pytestmark = [
 ]
 PAGES = sorted(pages.DOCS.rglob("*.md"))
 # packages that a page's examples need, beyond those of the extra `test`
-NEEDS = {}
+NEEDS = {
+    "how-to/scikit-learn.md": ("sklearn",),
+    "how-to/segmentation.md": ("torch",),
+}
 
 
 def name_of(page):
