@@ -41,7 +41,7 @@ def test_needs_name_pages():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_blocks_name_their_language(page):
     fences = re.findall(r"^`{3,}(.*)$", page.read_text("utf-8"), re.MULTILINE)[::2]
-    known = {"python", "text", "console", "sh", "json", "yaml", "toml"}
+    known = {"python", "text", "console", "sh", "bash", "json", "yaml", "toml"}
     assert [fence for fence in fences if fence not in known and not fence.startswith("{")] == []
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import is_dataclass
 
 import tokenloss
 
@@ -18,7 +19,6 @@ root_doc = "index"
 templates_path = ["templates"]
 myst_heading_anchors = 4
 autosummary_generate = True
-autosummary_imported_members = True
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
@@ -46,6 +46,12 @@ def link_to_repository(app, name, source):
     )
 
 
+def without_signature(app, what, name, thing, options, signature, annotation):
+    """Leave out how results are made: the functions of the package make them."""
+    return ("", None) if name.startswith("tokenloss.results.") and is_dataclass(thing) else None
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", without_signature)
     app.connect("source-read", link_to_repository)

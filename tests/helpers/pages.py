@@ -7,6 +7,8 @@ and `benchmarks/examples`:
 - `console` blocks have commands, after `$ `, and below each what it prints. A backslash continues a line.
 - `sh` blocks have commands whose output is not shown.
 
+Blocks of other languages, such as `bash`, which installs, do not run.
+
 In output that is shown, `...` stands for anything, and a number may differ by two units of its last digit: engines add
 up in float32, in an order that depends on the machine.
 """
@@ -62,7 +64,7 @@ def run(page):
         where = f"{page.name}:{block.line}"
         if block.language == "python":
             code = compile("\n" * block.line + block.text, str(page), "exec")
-            _, printed = _captured(exec, code, names)
+            _, printed, _ = _captured(exec, code, names)
             shown = following.text if following.language == "text" else ""
             assert agrees(shown, printed), f"{where} prints\n{printed}\nand shows\n{shown}"
         elif block.language in ("console", "sh"):
@@ -88,9 +90,11 @@ def call(command):
     name, *arguments = shlex.split(command, comments=True)
     plain = not re.search(r"[|<>;&$`(]", command)
     if plain and name == "tokenloss":
-        return _captured(cli.main, arguments)
+        status, out, errors = _captured(cli.main, arguments)
+        return status, out + errors
     if plain and name == "python" and arguments[0].endswith(".py"):
-        return _captured(_run_program, arguments)
+        status, out, errors = _captured(_run_program, arguments)
+        return status, out + (errors if status else "")  # some libraries draw progress bars
     path = f"{SHIMS}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONUTF8": "1"}
     done = subprocess.run(
@@ -146,8 +150,8 @@ def _run_program(arguments):
 
 
 def _captured(function, *arguments):
-    """What a function returns, and what it prints."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    """What a function returns, and what it writes to the standard output and to that for errors."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         result = function(*arguments)
-    return result, out.getvalue()
+    return result, out.getvalue(), errors.getvalue()
