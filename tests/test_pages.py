@@ -14,6 +14,7 @@ pytestmark = [
 PAGES = sorted(pages.DOCS.rglob("*.md"))
 # packages that a page's examples need, beyond those of the extra `test`
 NEEDS = {
+    "how-to/engines.md": ("torch", "transformers", "onnx", "onnxruntime"),
     "how-to/scikit-learn.md": ("sklearn",),
     "how-to/segmentation.md": ("torch",),
 }
