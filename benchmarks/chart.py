@@ -1,61 +1,91 @@
-"""A chart of lines as SVG, in colours and greys that can be read on white and on black pages."""
+"""Charts as SVG, in colours and greys that can be read on white and on dark pages."""
 
 from __future__ import annotations
 
-import math
-from html import escape
+import io
+from typing import TYPE_CHECKING, Any
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 820, 440, 44, 700, 44, 392
-GREY = "#7d8590"
-OURS = "#2f81f7"
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+
+GREY, OURS = "#7d8590", "#2f81f7"
 COLORS = ("#e0562b", "#2f9e5b", "#9068d0", "#a87900", "#d6409f", "#0e97a7")
-APART = 17  # pixels between texts
-TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+STYLE: Any = {
+    **{f"{thing}.color": GREY for thing in ("text", "xtick", "ytick", "grid")},
+    "axes.labelcolor": GREY, "axes.edgecolor": GREY, "axes.titlecolor": GREY,
+    "font.family": "sans-serif", "font.size": 10,
+    # text stays text, and the same figures give the same bytes
+    "svg.fonttype": "none", "svg.hashsalt": "tokenloss",
+}  # fmt: skip
+TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+APART = 1.28  # from a name to the one above, so that none lies on another
+LONGEST = 8.0  # multiple of tokenloss's time at which a bar breaks off, so that the others can be told apart
 
 
-def svg(lines: dict[str, dict[int, float]], title: str, below: str) -> str:
+def lines(curves: Mapping[str, Mapping[int, float]], title: str, below: str) -> str:
     """Lines by their names: multiples of tokenloss's time over numbers of classes, both on logarithmic axes."""
-    xs = sorted({x for line in lines.values() for x in line}) or [1]
-    ys = [1.0, *(y for line in lines.values() for y in line.values())]
-    low, high = min(ys) / 1.15, max(ys) * 1.15
-
-    def at_x(x: float) -> float:
-        return LEFT + (RIGHT - LEFT) * math.log(x / xs[0]) / (math.log(xs[-1] / xs[0]) or 1)
-
-    def at_y(y: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * math.log(y / low) / math.log(high / low)
-
-    parts = [_text(LEFT - 32, 22, title, "style='font-weight:bold'"), _text(LEFT - 32, HEIGHT - 8, below)]
-    for tick in TICKS:
-        if low < tick < high:
-            parts += [_line([(LEFT, at_y(tick)), (RIGHT, at_y(tick))], GREY, 0.3)]
-            parts += [_text(LEFT - 8, at_y(tick) + 4, f"{tick:g}", "text-anchor='end'")]
-    for x in xs:
-        parts.append(_line([(at_x(x), BOTTOM), (at_x(x), BOTTOM + 4)], GREY, 1))
-        if x in (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000):
-            parts.append(_text(at_x(x), BOTTOM + 18, f"{x}", "text-anchor='middle'"))
-    styles = {"tokenloss": (OURS, 3.5), **{name: (color, 2) for name, color in zip(lines, COLORS, strict=False)}}
-    place = math.inf
-    for name, line in sorted(
-        {"tokenloss": dict.fromkeys(xs, 1.0), **lines}.items(), key=lambda each: [*each[1].values()][-1]
-    ):
-        color, width = styles[name]
-        points = [(at_x(x), at_y(y)) for x, y in sorted(line.items())]
-        parts.append(_line(points, color, width))
-        parts += [f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{width + 0.5}' fill='{color}'/>" for x, y in points]
-        place = min(points[-1][1], place - APART)  # so that no name lies on another
-        parts.append(_text(RIGHT + 12, place + 4, name, f"style='fill:{color};font-weight:bold'"))
-    style = f"<style>text {{ font: 13px sans-serif; fill: {GREY} }}</style>"
-    size = f"width='{WIDTH}' height='{HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}'"
-    return f"<svg xmlns='http://www.w3.org/2000/svg' {size}>\n" + "\n".join([style, *parts]) + "\n</svg>\n"
+    classes = sorted({x for curve in curves.values() for x in curve}) or [1]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.2, 4.4), facecolor="none")
+        axes = figure.add_axes((0.06, 0.14, 0.79, 0.76), facecolor="none", xscale="log", yscale="log")
+        axes.set_title(title, loc="left", weight="bold")
+        axes.set_xlabel(below, loc="left")
+        styles = {"tokenloss": (OURS, 3.0), **{name: (color, 1.8) for name, color in zip(curves, COLORS, strict=False)}}
+        named = {"tokenloss": dict.fromkeys(classes, 1.0), **curves}
+        place = 0.0
+        for name, curve in sorted(named.items(), key=lambda each: [*each[1].values()][-1]):
+            (color, width), (last, time) = styles[name], [*curve.items()][-1]
+            axes.plot([*curve], [*curve.values()], ".-", color=color, linewidth=width)
+            place = max(time, APART * place)
+            axes.text(1.2 * last, place, name, color=color, weight="bold", va="center")
+        low, high = axes.get_ylim()
+        axes.set_yticks([tick for tick in TICKS if low < tick < high])
+        axes.set_xticks([x for x in classes if str(x)[0] in "125"])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.tick_params(length=3, labelsize=9)
+        axes.minorticks_off()
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        return _svg(figure)
 
 
-def _line(points: list[tuple[float, float]], color: str, width: float) -> str:
-    """A line through points."""
-    through = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f"<polyline points='{through}' fill='none' stroke='{color}' stroke-width='{width}'/>"
+def bars(groups: Mapping[str, Mapping[str, float]], title: str, below: str) -> str:
+    """Groups of horizontal bars below each other: multiples of tokenloss's time by the names of libraries."""
+    heights = [len(group) for group in groups.values()]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.2, 1.1 + 0.27 * sum(heights) + 0.3 * len(heights)), facecolor="none")
+        figure.suptitle(title, x=0.01, y=0.98, ha="left", weight="bold")
+        space = {"left": 0.14, "right": 0.93, "top": 1 - 0.75 / figure.get_figheight(), "bottom": 0.07, "hspace": 0.25}
+        grid = figure.subplots(len(groups), squeeze=False, gridspec_kw={"height_ratios": heights, **space})
+        for axes, (head, group) in zip(grid[:, 0], groups.items(), strict=True):
+            _draw_bars(axes, head, dict(sorted(group.items(), key=lambda each: -each[1])))
+        figure.text(0.01, 0.012, below, size=9)
+        return _svg(figure)
 
 
-def _text(x: float, y: float, text: str, more: str = "") -> str:
-    """A text, whose beginning is here unless more is said."""
-    return f"<text x='{x:.1f}' y='{y:.1f}' {more}>{escape(text)}</text>"
+def _draw_bars(axes: Axes, head: str, group: Mapping[str, float]) -> None:
+    """A bar for each library, with its number."""
+    axes.set(facecolor="none", xlim=(0, LONGEST), xticks=[])
+    axes.set_title(head, loc="left", size=10)
+    for place, (name, time) in enumerate(group.items()):
+        whole = [(0.0, time)] if time <= LONGEST else [(0.0, 0.93 * LONGEST), (0.945 * LONGEST, 0.055 * LONGEST)]
+        axes.broken_barh(whole, (place - 0.38, 0.76), color=OURS if name == "tokenloss" else "#8c959f", linewidth=0)
+        axes.text(min(time, LONGEST) + 0.08, place, f"{time:.2g}", va="center", weight="bold")
+    axes.set_yticks(range(len(group)), [*group])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as SVG, without the time at which it was drawn."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()

@@ -1,6 +1,6 @@
-"""Writes all tables and charts of benchmarks/README.md, and the table of speeds of README.md, from results/*.json.
+"""Writes all tables and charts of benchmarks/README.md, and the chart of README.md, from results/*.json.
 
-Times of others are multiples of tokenloss's, of each library the fastest way that was measured.
+Of each library, the fastest way that was measured counts.
 
     python benchmarks/report.py            # run.py --write does the same after measuring
     python benchmarks/report.py FILE       # prints the tables of one file
@@ -11,41 +11,50 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
-
-import chart
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 BEGIN, END = "<!-- written by benchmarks/report.py -->\n", "<!-- until here -->\n"
 
-LINES = ("torch", "NumPy", "SciPy", "scikit-learn", "JAX", "onnxruntime")  # of the chart
-PEERS = {name: name for name in (*LINES, "the tutorial's")}
+LIBRARIES = ("torch", "NumPy", "SciPy", "scikit-learn", "JAX", "onnxruntime")
+PEERS = {name: name for name in (*LIBRARIES, "the tutorial's")}
+CURVE = "short/float32/"  # the rows of the chart of lines, by their number of classes
+SHOWN = ("large/cross_entropy/float32/1", "short/float32/10")  # in README
 AVX2 = "tokenloss, avx2"
-WORKS = {  # of short rows, by the beginnings of the names of their cases
-    "short/float32": "`cross_entropy`",
-    "short/float16": "the same, float16",
-    "short/bfloat16": "the same, bfloat16",
-    "short/float64": "the same, float64",
-    "short_softmax": "`softmax` into `out`",
-    "short_log_softmax": "`log_softmax` into `out`",
-    "short_cross_entropy_and_grad": "`cross_entropy_and_grad` into `out`",
-    "short_ids/float32": "`cross_entropy_loss`, class ids",
-    "short_onehot/float32": "`cross_entropy_loss`, one-hot",
-    "short_onehot/float64": "the same, float64",
-    "short_soft/float32": "`cross_entropy_loss`, soft targets",
-    "short_soft/float64": "the same, float64",
+OURS_AND_PEERS = {"tokenloss": "tokenloss", **PEERS}
+WITH_AVX2 = {"tokenloss": "tokenloss", AVX2: "with AVX2", **PEERS}
+WORKS = {  # by the beginnings of the names of their cases; what follows is the number of classes
+    CURVE: "`cross_entropy`",
+    "short/float16/": "`cross_entropy`, float16",
+    "short/bfloat16/": "`cross_entropy`, bfloat16",
+    "short/float64/": "`cross_entropy`, float64",
+    "short_softmax/": "`softmax` into `out`",
+    "short_log_softmax/": "`log_softmax` into `out`",
+    "short_cross_entropy_and_grad/": "`cross_entropy_and_grad` into `out`",
+    "short_ids/float32/": "`cross_entropy_loss`, class ids",
+    "short_onehot/float32/": "`cross_entropy_loss`, one-hot",
+    "short_onehot/float64/": "`cross_entropy_loss`, one-hot, float64",
+    "short_soft/float32/": "`cross_entropy_loss`, soft targets",
+    "short_soft/float64/": "`cross_entropy_loss`, soft targets, float64",
 }
-WORKS_OF_README = ("short/float32", "short_softmax", "short_ids/float32", "short_onehot/float32", "short_soft/float32")
-TINY = {
-    "onehot": "`cross_entropy_loss`, one-hot",
-    "ids": "`cross_entropy_loss`, class ids",
-    "cross_entropy": "`cross_entropy`",
-    "logsumexp": "`logsumexp`",
+OTHER_WORKS = {
+    "planes/": "`cross_entropy(x, t, axis=1)`, images",
+    "cold/ids/": "`cross_entropy_loss`, class ids, in no cache, threads",
+    "cold/onehot/": "`cross_entropy_loss`, one-hot, in no cache, threads",
+    "cold/": "`cross_entropy_loss`, class ids, in no cache",
+    "tiny/onehot/": "`cross_entropy_loss`, one-hot, one tiny call",
+    "tiny/ids/": "`cross_entropy_loss`, class ids, one tiny call",
+    "tiny/cross_entropy/": "`cross_entropy`, one tiny call",
+    "tiny/logsumexp/": "`logsumexp`, one tiny call",
+    "large/": "131072 classes",
+    "linear/": "`linear_cross_entropy`",
 }
+LABELS = {**WORKS, **OTHER_WORKS}
 
 Contender = dict[str, Any]
 Cases = dict[str, dict[str, Any]]
@@ -81,134 +90,222 @@ def write() -> None:
 def texts() -> dict[Path, str]:
     """The text of each file that shows the results."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    blocks = {HERE / "README.md": "\n".join(map(section, reports)), HERE.parent / "README.md": of_readme(reports)}
-    found = {_file(report, "svg"): _chart(report) for report in reports}
+    found = {_file(report, ".svg"): _lines(report) for report in reports}
+    found |= {_file(report, "-readme.svg"): _bars(report) for report in reports}
+    closest = min(reports, key=lambda report: _ratio(_others(_cases(report)[SHOWN[0]])[0]))
+    blocks = {HERE / "README.md": "\n".join(map(section, reports)), HERE.parent / "README.md": of_readme(closest)}
     for page, block in blocks.items():
         before, _, rest = page.read_text("utf-8").partition(BEGIN)
         found[page] = before + BEGIN + block + END + rest.partition(END)[2]
     return found
 
 
+def of_readme(report: dict[str, Any]) -> str:
+    """The chart of bars and a sentence."""
+    cases = _cases(report)
+    compared, slower = _compared(cases)
+    (many, few), (of_many, of_few) = zip(
+        *((_classes(cases[name]), _others(cases[name])[0]) for name in SHOWN), strict=True
+    )
+    picture = f"benchmarks/results/{_file(report, '-readme.svg').name}"
+    sentence = (
+        f"The fastest other library takes {_digits(_ratio(of_many))} times as long for `cross_entropy` of {many}"
+        f" classes ({_library(of_many)}), and {_digits(_ratio(of_few))} times for {few} ({_library(of_few)}); the"
+        f" {len(slower)} of {len(compared)} measured cases in which another way is faster are listed in [the"
+        " benchmarks](benchmarks/README.md)."
+    )
+    described = f"Time of cross_entropy in other libraries, at {many} and at {few} classes"
+    return f"\n![{described}]({picture})\n\n{_wrapped(sentence)}"
+
+
 def section(report: dict[str, Any]) -> str:
-    """All tables of a processor, each below a line that says what it shows."""
-    cases = {case["name"]: case for case in report["cases"]}
-    with_avx2 = {AVX2: "with AVX2", **PEERS}
+    """All tables of a processor, below headings and what they show."""
+    cases = _cases(report)
+    images, tiny = _named(cases, "planes/"), {_tiny(name): case for name, case in _named(cases, "tiny/").items()}
     cold = {_after_comma(case): case for case in _named(cases, "cold/").values()}
-    tiny = {_tiny(name): case for name, case in _named(cases, "tiny/").items()}
     sums = {f"`{case['title'].partition(',')[0]}`": case for case in _named(cases, "sums/").values()}
-    large = {_work(name): case for name, case in cases.items() if re.match("large/.+/float32/1", name)}
-    chart = f"![Times of other libraries over the number of classes](results/{_file(report, 'svg').name})\n"
     parts = {
-        "`cross_entropy` of float32 rows:": f"{chart}\n{_table('classes', _short(report), with_avx2)}",
-        "Other work, float32 unless a dtype is named: nanoseconds a row; the fastest other way:": _pivot(cases),
-        "Images, channels first, `cross_entropy(x, t, axis=1)`; a row is a pixel:": _table(
-            "channels", _named(cases, "planes/"), with_avx2
-        ),
-        "`cross_entropy_loss` of probabilities that are in no cache:": _table("targets", cold, PEERS),
-        "One tiny call, float64:": _table("work", tiny, PEERS),
-        "Exact sums of losses, in a meter also of their squares; NumPy's are rounded:": _table(
-            "work", sums, {"math.fsum": "`math.fsum`", "NumPy, sum": "NumPy"}
-        ),
-        "131072 classes: speed relative to `read`; where an array is written, time relative to a copy:": _shares(cases),
-        "Float32 of them, on one thread:": _table("work", large, PEERS),
-        "`linear_cross_entropy` on two threads, and the memory that a call adds:": _projections(cases),
-        "The largest errors in nats:": _errors(report["accuracy"]),
+        "Short rows: `cross_entropy`, float32": _of_short_rows(report),
+        "Short rows: other work": _of_works(cases),
+        "Images": [
+            "Nanoseconds a pixel of `cross_entropy(x, t, axis=1)`, where `x` has the channels first:",
+            _table("channels", images, WITH_AVX2, _ns),
+        ],
+        "Probabilities that are in no cache": [
+            "Milliseconds a call of `cross_entropy_loss`:",
+            _table("targets", cold, OURS_AND_PEERS, _ms),
+        ],
+        "One tiny call": ["Microseconds a call, float64:", _table("work", tiny, OURS_AND_PEERS, _us)],
+        "Exact sums": [
+            "Nanoseconds a loss that is added. The meter adds its square, too, and NumPy's sums are rounded:",
+            _table("work", sums, {"tokenloss": "tokenloss", "math.fsum": "`math.fsum`", "NumPy, sum": "NumPy"}, _ns),
+        ],
+        "Rows of 131072 classes": _of_large_rows(cases),
+        "Hidden states, without their logits": _of_projections(cases),
+        "The largest errors": ["Nats, by the dtype of the logits:", _errors(report["accuracy"])],
+        "Where others are faster": _of_slower(cases),
     }
-    tables = "\n".join(f"{line}\n\n{table}" for line, table in parts.items() if table)
-    return f"{_head(report)}\n{tables}\n{_summary(cases, _short(report))}"
-
-
-def of_readme(reports: list[dict[str, Any]]) -> str:
-    """The fastest other way to some work of short rows: where it comes closest, if there are several processors."""
-    classes = ("2", "10", "100", "1000")
-    rows = [["work", *(f"{v} classes" for v in classes)]]
-    for begins in WORKS_OF_README:
-        names = [f"{begins}/{v}" for v in classes]
-        peers = [[_peer(c) for report in reports for c in report["cases"] if c["name"] == name] for name in names]
-        closest = [min(filter(None, found), key=_ratio, default=None) for found in peers]
-        rows.append([WORKS[begins], *map(_other, closest)])
-    processors = "; ".join(map(_processor, reports))
-    return f"\n{_markdown(rows)}\nFloat32, one thread, {processors}; below 1 the other is faster. "
+    shown = ["\n\n".join([f"### {heading}", *map(str.strip, part)]) for heading, part in parts.items() if all(part)]
+    return "\n\n".join([_head(report), *shown]) + "\n"
 
 
 def _head(report: dict[str, Any]) -> str:
     """The machine, the number of rounds and the versions, as text."""
     machine = report["machine"]
-    facts = f"{machine['cpus']} CPUs, {machine['instruction_set']}, last-level cache {machine['last_level_cache']}"
-    rounds = f"{report['rounds']} rounds or more"
     others = median(case["others_cpus"] for case in report["cases"])
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    quick = "**A quick run over small arrays, to show the form: no figures to rely on.**\n" if report["quick"] else ""
-    return f"## {_processor(report)}\n\n{facts}; {rounds}; other processes had {others:.1f} CPUs.\n{versions}.\n{quick}"
-
-
-def _summary(cases: Cases, short: Cases) -> str:
-    """The mean over rows of all lengths, and the cases in which a peer is faster than tokenloss."""
-    mean = geometric_mean([_ratio(peer) for peer in map(_peer, short.values()) if peer] or [1.0])
-    peers = {name: _peer(case) for name, case in cases.items() if not name.startswith("sums/")}
-    slower = {name: peer for name, peer in peers.items() if peer and _ratio(peer) < 1}
-    named = "; ".join(f"{name} ({_digits(_ratio(peer))} {peer['name']})" for name, peer in slower.items())
-    return (
-        f"The geometric mean of the fastest other's times for float32 rows is {_digits(mean)}. Another way is faster in"
-        f" {len(slower)} of {len(peers)} cases: {named or 'none'}.\n"
+    facts = (
+        f"Measured on {machine['cpus']} CPUs with {machine['instruction_set'].upper()} and a last-level cache of"
+        f" {machine['last_level_cache'].removesuffix('K')} kB, in {report['rounds']} rounds or more, while other"
+        f" processes used {others:.1f} CPUs."
     )
+    versions = f"Versions: {', '.join(' '.join(each) for each in machine['versions'].items())}."
+    quick = "**A quick run over small arrays, to show the form: no figures to rely on.**\n\n" if report["quick"] else ""
+    return f"## {_processor(report)}\n\n{quick}{_wrapped(facts)}\n{_wrapped(versions)}".strip()
 
 
-def _chart(report: dict[str, Any]) -> str:
+def _of_short_rows(report: dict[str, Any]) -> list[str]:
+    """Float32 rows by their number of classes: the chart, and each library's time."""
+    cases = _named(_cases(report), CURVE)
+    return [
+        f"![Times of other libraries over the number of classes](results/{_file(report, '.svg').name})",
+        "Nanoseconds a row:",
+        _table("classes", cases, WITH_AVX2, _ns),
+    ]
+
+
+def _of_works(cases: Cases) -> list[str]:
+    """Tables that have a row for each work and a column for each number of classes."""
+    return [
+        "Float32 unless another dtype is named. Nanoseconds a row of tokenloss:",
+        _pivot(cases, lambda case: _ns(case, ours(case))),
+        "The fastest other way's time, as a multiple of tokenloss's:",
+        _pivot(cases, lambda case: _digits(_ratio(_others(case)[0]))),
+        "The library that this is:",
+        _pivot(cases, lambda case: _library(_others(case)[0])),
+    ]
+
+
+def _of_large_rows(cases: Cases) -> list[str]:
+    """Times, speed relative to reading, and time relative to a copy, by threads and instruction set."""
+    times = {_work(name): case for name, case in cases.items() if re.match("large/.+/float32/1", name)}
+    parts = ["Milliseconds a call, float32, one thread:", _table("work", times, WITH_AVX2, _ms)]
+    speeds = [_reading(case) for n in (1, 2) if (case := cases.get(f"large/cross_entropy/float32/{n}"))]
+    said = f" (float32: {' and '.join(speeds)})" if speeds else ""
+    relative = {
+        "of_read": f"Speed as a share of that of `read`{said}:",
+        "of_copy": "Where an array is written, the time as a multiple of a copy's:",
+    }
+    for unit, text in relative.items():
+        if table := _relative(cases, unit):
+            parts += [_wrapped(text), table]
+    return parts if times else []
+
+
+def _of_projections(cases: Cases) -> list[str]:
+    """Time and memory of projections, compared with the matrix product alone and with torch."""
+    found = {_after_comma(case): case for case in _named(cases, "linear/").values()}
+    columns = {"tokenloss": "tokenloss", "product": "the product alone, same BLAS", "torch": "torch"}
+    parts = [
+        "Milliseconds a call of `linear_cross_entropy`, two threads:",
+        _table("hidden states, weights", found, columns, _ms),
+        "Megabytes that a call allocates:",
+        _table("hidden states, weights", found, columns, _mb),
+    ]
+    read = [f"{ours(case)['of_read']:.2f} ({label})" for label, case in found.items() if case["bytes"]]
+    return [*parts, _wrapped(f"Speed as a share of that of `read`: {', '.join(read)}.")] if read else parts
+
+
+def _of_slower(cases: Cases) -> list[str]:
+    """The mean over rows of all lengths, and the cases in which a peer is faster than tokenloss."""
+    ratios = [_ratio(peer) for case in _named(cases, CURVE).values() for peer in _others(case)[:1]]
+    compared, slower = _compared(cases)
+    mean = (
+        f"Over the {len(ratios)} numbers of classes of float32 rows, the fastest other way takes"
+        f" {_digits(geometric_mean(ratios or [1.0]))} times tokenloss's time (geometric mean)."
+    )
+    counted = f"Of {len(compared)} cases, another way is faster in {len(slower)}{':' if slower else '.'}"
+    groups: dict[tuple[str, str], dict[str, float]] = {}
+    for case, peer in slower.items():
+        begins = next(each for each in LABELS if case.startswith(each))
+        groups.setdefault((LABELS[begins], peer["name"]), {})[case.removeprefix(begins)] = _ratio(peer)
+    rows = [["work", "number of classes, or shape", "faster", "its time, as a multiple of tokenloss's"]]
+    for (work, name), times in groups.items():
+        sizes = ", ".join(re.sub(r"(?<=\d)x(?=\d)", " x ", size.replace("/", " ")) for size in times)
+        range_of_times = dict.fromkeys(_digits(time) for time in (min(times.values()), max(times.values())))
+        rows.append([work, sizes, name, " to ".join(range_of_times)])
+    return [_wrapped(f"{mean} {counted}" if ratios else counted), *filter(None, [_markdown(rows)])]
+
+
+def _compared(cases: Cases) -> tuple[Cases, dict[str, Contender]]:
+    """The cases that others have, and of those in which another way is faster, that way; rounded sums do not count."""
+    compared = {name: case for name, case in cases.items() if _others(case) and not name.startswith("sums/")}
+    fastest_others = {name: _others(case)[0] for name, case in compared.items()}
+    return compared, {name: peer for name, peer in fastest_others.items() if _ratio(peer) < 1}
+
+
+def _lines(report: dict[str, Any]) -> str:
     """The curves over the number of classes, of libraries alone."""
-    lines: dict[str, dict[int, float]] = {}
-    for name in LINES:
-        peers = {int(v): fastest(case, [name]) for v, case in _short(report).items()}
+    import chart  # needs matplotlib
+
+    cases = _named(_cases(report), CURVE)
+    curves = {}
+    for name in LIBRARIES:
+        peers = {int(classes): fastest(case, [name]) for classes, case in cases.items()}
         if any(peers.values()):
-            lines[name] = {v: _ratio(peer) for v, peer in peers.items() if peer}
+            curves[name] = {classes: _ratio(peer) for classes, peer in peers.items() if peer}
     title = "Time of cross_entropy of float32 rows, as a multiple of tokenloss's"
-    return chart.svg(lines, title, f"number of classes; {_processor(report)}, one thread")
+    return chart.lines(curves, title, f"number of classes; {_processor(report)}, one thread")
 
 
-def _pivot(cases: Cases) -> str:
-    """A row for each work and a column for each number of classes, with the fastest other way and its library."""
-    found = {begins: _named(cases, f"{begins}/") for begins in WORKS}
-    columns = sorted({v for begins, of_work in found.items() if begins != "short/float32" for v in of_work}, key=int)
+def _bars(report: dict[str, Any]) -> str:
+    """Each library's time at many classes and at few."""
+    import chart
+
+    cases = _cases(report)
+    groups = {}
+    for name in SHOWN:
+        others = [peer for peer in reversed(_others(cases[name])) if _library(peer) != "the tutorial's function"]
+        groups[f"{_classes(cases[name])} classes"] = {
+            **{_library(peer): _ratio(peer) for peer in others},
+            "tokenloss": 1.0,
+        }
+    title = "Time of cross_entropy, as a multiple of tokenloss's: shorter is faster"
+    return chart.bars(groups, title, f"float32 logits, one thread, {_processor(report)}; each library at its best")
+
+
+def _pivot(cases: Cases, cell: Callable[[dict[str, Any]], str]) -> str:
+    """A row for each work on short rows and a column for each number of classes."""
+    found = {begins: of_work for begins in WORKS if (of_work := _named(cases, begins))}
+    columns = sorted({v for begins, of_work in found.items() if begins != CURVE for v in of_work}, key=int)
     rows = [["work", *(f"{v} classes" for v in columns)]]
     for begins, of_work in found.items():
-        of_columns = map(of_work.get, columns)
-        cells = [f"{_digits(_ns(case))}; {_other(_peer(case))}" if case else "" for case in of_columns]
-        rows.append([WORKS[begins], *cells])
+        rows.append([WORKS[begins], *(cell(of_work[v]) if v in of_work else "" for v in columns)])
     return _markdown(rows)
 
 
-def _table(head: str, cases: Cases, columns: dict[str, str]) -> str:
-    """A row for each case: tokenloss's time, and the others' as multiples."""
-    rows = [[head, "tokenloss", *columns.values()]]
+def _table(head: str, cases: Cases, columns: dict[str, str], cell: Callable[[dict[str, Any], Contender], str]) -> str:
+    """A row for each case, and a column for each of the contenders whose names begin as the columns' keys."""
+    rows = [[head, *columns.values()]]
     for label, case in cases.items():
-        peers = [fastest(case, [begins]) for begins in columns]
-        rows.append([label, _time(case), *(_digits(_ratio(peer)) if peer else "" for peer in peers)])
+        chosen = (
+            _contender(case, begins) if begins in WITH_AVX2 and begins not in PEERS else fastest(case, [begins])
+            for begins in columns
+        )
+        rows.append([label, *(cell(case, each) if each else "" for each in chosen)])
     return _markdown(rows)
 
 
-def _shares(cases: Cases) -> str:
+def _relative(cases: Cases, unit: str) -> str:
     """Speed relative to reading, or time relative to a copy, by threads and instruction set."""
     columns = [(name, threads) for name in ("tokenloss", AVX2) for threads in (1, 2)]
     heads = [f"{'AVX2, ' if name == AVX2 else ''}{n} thread{'s' * (n > 1)}" for name, n in columns]
-    rows = [["work", "dtype", "GB/s", *heads]]
+    rows = [["work", "dtype", *heads]]
     for label in dict.fromkeys(name.rpartition("/")[0] for name in cases if name.startswith("large/")):
-        first = cases[f"{label}/1"]
         found = [_contender(cases.get(f"{label}/{n}"), name) for name, n in columns]
-        speed = _digits(first["bytes"] / ours(first)["time"] / 1e9)
-        rows.append([_work(label), label.rpartition("/")[2], speed, *map(_share, found)])
-    return _markdown(rows)
-
-
-def _projections(cases: Cases) -> str:
-    """Time and memory of projections, compared with the matrix product alone and with torch."""
-    rows = [
-        ["hidden states, classes", "tokenloss", "of read", "MB", "the product alone, same BLAS", "MB", "torch", "MB"]
-    ]
-    for case in _named(cases, "linear/").values():
-        of_read = f"{ours(case)['of_read']:.2f}" if case["bytes"] else ""
-        rows.append([_after_comma(case), _time(case), of_read, _mb(ours(case))])
-        for peer in (_contender(case, "product"), fastest(case, ["torch"])):
-            rows[-1] += [_digits(_ratio(peer)), _mb(peer)] if peer else ["", ""]
+        shares = [each.get(unit) if each else None for each in found]
+        if any(shares) and (unit == "of_copy" or "of_copy" not in ours(cases[f"{label}/1"])):
+            times = [1 / share if share and unit == "of_copy" else share for share in shares]
+            rows.append([_work(label), label.rpartition("/")[2], *(f"{time:.2f}" if time else "" for time in times)])
     return _markdown(rows)
 
 
@@ -236,9 +333,13 @@ def ours(case: dict[str, Any]) -> Contender:
     return found
 
 
-def _peer(case: dict[str, Any]) -> Contender | None:
-    """The fastest other way."""
-    return fastest(case, PEERS)
+def _others(case: dict[str, Any]) -> list[Contender]:
+    """The fastest way of each other library, the fastest library first."""
+    found: dict[str, Contender] = {}
+    for each in sorted(case["contenders"], key=_ratio):
+        if each["name"].startswith(tuple(PEERS)) and each["agrees"]:
+            found.setdefault(_library(each), each)
+    return list(found.values())
 
 
 def _contender(case: dict[str, Any] | None, name: str) -> Contender | None:
@@ -251,16 +352,14 @@ def _ratio(contender: Contender) -> float:
     return float(contender["times_tokenloss"])
 
 
-def _other(peer: Contender | None) -> str:
-    """The time of a peer and its library."""
-    return f"{_digits(_ratio(peer))} {peer['name'].partition(',')[0]}" if peer else ""
+def _library(contender: Contender) -> str:
+    """The library of a contender."""
+    return str(contender["name"].partition(",")[0])
 
 
-def _share(contender: Contender | None) -> str:
-    """The speed of a contender relative to reading, or its time relative to a copy."""
-    if not contender:
-        return ""
-    return f"{1 / contender['of_copy']:.2f} x copy" if "of_copy" in contender else f"{contender['of_read']:.2f}"
+def _cases(report: dict[str, Any]) -> Cases:
+    """The cases by their names."""
+    return {case["name"]: case for case in report["cases"]}
 
 
 def _named(cases: Cases, begins: str) -> Cases:
@@ -268,25 +367,27 @@ def _named(cases: Cases, begins: str) -> Cases:
     return {name.removeprefix(begins): case for name, case in cases.items() if name.startswith(begins)}
 
 
-def _short(report: dict[str, Any]) -> Cases:
-    """Float32 rows by their numbers of classes."""
-    return _named({case["name"]: case for case in report["cases"]}, "short/float32/")
-
-
 def _processor(report: dict[str, Any]) -> str:
     """The processor's name."""
     return str(report["machine"]["processor"])
 
 
-def _file(report: dict[str, Any], suffix: str) -> Path:
+def _file(report: dict[str, Any], ending: str) -> Path:
     """The path of the results that were measured on this processor."""
-    return RESULTS / f"{re.sub('[^a-z0-9]+', '-', _processor(report).lower()).strip('-')}.{suffix}"
+    return RESULTS / f"{re.sub('[^a-z0-9]+', '-', _processor(report).lower()).strip('-')}{ending}"
 
 
 def _work(name: str) -> str:
     """The function of a case of many classes, and what it is asked for."""
     work = name.split("/")[1]
     return "`token_scores`, `top_k=20`" if work == "top_k" else f"`{work}`"
+
+
+def _classes(case: dict[str, Any]) -> str:
+    """The number of classes, with which the title of a case of whole rows ends, or its part before a comma."""
+    found = re.search(r" x (\d+)", case["title"])
+    assert found
+    return found[1]
 
 
 def _after_comma(case: dict[str, Any]) -> str:
@@ -297,30 +398,50 @@ def _after_comma(case: dict[str, Any]) -> str:
 def _tiny(name: str) -> str:
     """Work and shape of a tiny call."""
     work, shape = name.split("/")
-    return f"{TINY[work]}, ({', '.join(shape.split('x'))}{',' * ('x' not in shape)})"
+    label = OTHER_WORKS[f"tiny/{work}/"].removesuffix(", one tiny call")
+    return f"{label}, ({', '.join(shape.split('x'))}{',' * ('x' not in shape)})"
 
 
-def _ns(case: dict[str, Any]) -> float:
+def _ns(case: dict[str, Any], contender: Contender) -> str:
     """Nanoseconds a row."""
-    return float(ours(case)["time"] / case["rows"] * 1e9)
+    return _digits(contender["time"] / case["rows"] * 1e9)
 
 
-def _time(case: dict[str, Any]) -> str:
-    """Tokenloss's time: of a row, or where rows are not counted of the call."""
-    if case["rows"]:
-        return f"{_digits(_ns(case))} ns"
-    time = ours(case)["time"]
-    return f"{_digits(time * 1e6)} µs" if time < 1e-3 else f"{_digits(time * 1e3)} ms"
+def _us(case: dict[str, Any], contender: Contender) -> str:
+    """Microseconds a call."""
+    return _digits(contender["time"] * 1e6)
 
 
-def _mb(contender: Contender) -> str:
+def _ms(case: dict[str, Any], contender: Contender) -> str:
+    """Milliseconds a call."""
+    return _digits(contender["time"] * 1e3)
+
+
+def _mb(case: dict[str, Any], contender: Contender) -> str:
     """Megabytes that a call adds."""
     return "" if contender["extra_bytes"] is None else f"{contender['extra_bytes'] / 1e6:.0f}"
 
 
+def _reading(case: dict[str, Any]) -> str:
+    """The speed of plain reading, and its threads."""
+    read = _contender(case, "read")
+    assert read
+    return f"{_digits(case['bytes'] / read['time'] / 1e9)} GB/s on {_threads(case['workers'])}"
+
+
+def _threads(count: int) -> str:
+    """A number of threads."""
+    return f"{count} thread{'s' * (count > 1)}"
+
+
 def _digits(number: float) -> str:
     """Two digits that matter, or all of an integer."""
-    return f"{number:.0f}" if number >= 10 else f"{number:.{1 if number >= 1 else 2}f}"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.{1 if number >= 1 else 2}f}"
+
+
+def _wrapped(text: str) -> str:
+    """A paragraph in lines."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def _markdown(rows: list[list[str]]) -> str:

@@ -41,7 +41,7 @@ NAMED = [
 PUBLIC = [thing for thing in NAMED if inspect.isroutine(thing) or inspect.isclass(thing)]
 RESULTS = [thing for thing in PUBLIC if dataclasses.is_dataclass(thing) or hasattr(thing, "_fields")]
 MEMBERS = [
-    member
+    member.__func__ if isinstance(member, classmethod) else member
     for thing in [*PUBLIC, Result, LossFigures, PairedLosses]
     if inspect.isclass(thing)
     for name, member in vars(thing).items()
