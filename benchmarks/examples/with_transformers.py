@@ -1,8 +1,8 @@
 """Score texts with a model of transformers, batch by batch.
 
 MODEL is any causal language model that transformers can load: its name, or its folder. TEXTS is a file with one text on
-each line. Prints the loss and perplexity of all texts, with errors that take each text as one observation. With --state,
-the result of each batch is kept in a file, and the same command goes on from there if it was interrupted.
+each line. Prints the loss and perplexity of all texts, with errors that take each text as one observation. With
+--state, the result of each batch is kept in a file, and the same command goes on from there if it was interrupted.
 """
 
 import argparse
