@@ -18,6 +18,8 @@ NEEDS = {
     "how-to/engines.md": ("torch", "transformers", "onnx", "onnxruntime"),
     "how-to/scikit-learn.md": ("sklearn",),
     "how-to/segmentation.md": ("torch",),
+    "how-to/shards.md": ("torch", "transformers"),
+    "how-to/tables.md": ("torch", "transformers", "pandas", "polars", "pyarrow"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
     "reference/files.md": ("zarr", "safetensors"),
     "how-to/hidden-states.md": ("torch", "transformers"),
