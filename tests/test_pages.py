@@ -17,6 +17,11 @@ PAGES = [ROOT / "README.md", *sorted(pages.DOCS.rglob("*.md"))]  # an sdist has 
 # packages that a page's examples need, beyond those of the extra `test`
 NEEDS = {
     "README.md": ("sklearn", "torch", "transformers"),
+    "how-to/engines.md": ("torch", "transformers", "onnx", "onnxruntime"),
+    "how-to/scikit-learn.md": ("sklearn",),
+    "how-to/segmentation.md": ("torch",),
+    "how-to/shards.md": ("torch", "transformers"),
+    "how-to/tables.md": ("torch", "transformers", "pandas", "polars", "pyarrow"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
     "reference/files.md": ("zarr", "safetensors"),
     "how-to/hidden-states.md": ("torch", "transformers"),
