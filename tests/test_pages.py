@@ -8,16 +8,17 @@ from pathlib import Path
 import pages
 import pytest
 import recorded_server
+from places import ROOT
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="changes the working directory"),
-    pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github"),
     pytest.mark.skipif(not shutil.which("bash"), reason="commands of pages are those of a POSIX shell"),
 ]
-PAGES = sorted(pages.DOCS.rglob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(pages.DOCS.rglob("*.md"))]  # an sdist has README alone
 # packages that a page's examples need, beyond those of the extra `test`
 NEEDS = {
     "gallery.md": ("matplotlib", "torch", "transformers"),
+    "README.md": ("sklearn", "torch", "transformers"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
     "reference/files.md": ("zarr", "safetensors"),
     "how-to/hidden-states.md": ("torch", "transformers"),
@@ -28,8 +29,8 @@ NEEDS = {
 
 
 def name_of(page):
-    """The path of a page within the documentation."""
-    return page.relative_to(pages.DOCS).as_posix()
+    """The path of a page within the documentation, or README.md."""
+    return page.relative_to(pages.DOCS if pages.DOCS in page.parents else ROOT).as_posix()
 
 
 @pytest.fixture
@@ -72,6 +73,14 @@ def test_blocks_name_their_language(page):
     fences = re.findall(r"^`{3,}(.*)$", page.read_text("utf-8"), re.MULTILINE)[::2]
     known = {"python", "text", "console", "sh", "bash", "json", "yaml", "toml"}
     assert [fence for fence in fences if fence not in known and not fence.startswith("{")] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_files_of_the_repository_lead_somewhere(page):
+    """Those that leave the site, which Sphinx takes for links to another one."""
+    for link in re.findall(r"\]\(([^):#]+)", page.read_text("utf-8")):
+        target = (page.parent / link).resolve()
+        assert target.is_relative_to(pages.DOCS) or target.exists(), link
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 A page is Markdown with blocks of three kinds, which run in their order, in a folder that holds copies of `tests/data`
 and `benchmarks/examples`:
 
-- `python` blocks share their names. What one prints is shown in the `text` block that follows it, or it prints nothing.
+- `python` blocks share their names. What one prints is shown in the `text` block that follows it, or line by line in
+  comments after `print(...)`, or it prints nothing.
 - `console` blocks have commands, after `$ `, and below each what it prints. A backslash continues a line.
 - `sh` blocks have commands whose output is not shown.
 
@@ -67,7 +68,8 @@ def run(page):
         if block.language == "python":
             code = compile("\n" * block.line + block.text, str(page), "exec")
             _, printed, _ = _captured(exec, code, names)
-            shown = following.text if following.language == "text" else ""
+            comments = re.findall(r"^ *print\(.*\)  # (.+)$", block.text, re.MULTILINE)
+            shown = following.text if following.language == "text" else "\n".join(comments)
             assert agrees(shown, printed), f"{where} prints\n{printed}\nand shows\n{shown}"
         elif block.language in ("console", "sh"):
             for command, shown in commands_of(block):
@@ -99,13 +101,12 @@ def call(command):
     name, *arguments = shlex.split(command, comments=True)
     plain = not re.search(r"[|<>;&$`(]", command)
     if plain and name == "tokenloss":
-        status, out, errors = _captured(_run_command, arguments)
-        return status, out + errors
+        return _captured(_run_command, arguments, apart=False)[:2]
     if plain and name == "python" and arguments[0].endswith(".py"):
         status, out, errors = _captured(_run_program, arguments)
         return status, out + (errors if status else "")  # some libraries draw progress bars
     path = f"{SHIMS}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONUTF8": "1"}
+    environment = {**os.environ, "PATH": path, "PYTHONUTF8": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
         ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment,
         timeout=120, check=False,
@@ -168,9 +169,10 @@ def _run_program(arguments):
     return 0
 
 
-def _captured(function, *arguments):
-    """What a function returns, and what it writes to the standard output and to that for errors."""
-    out, errors = io.StringIO(), io.StringIO()
+def _captured(function, *arguments, apart=True):
+    """What a function returns, what it prints, and what it writes to stderr, if that is kept apart."""
+    out = io.StringIO()
+    errors = io.StringIO() if apart else out
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         result = function(*arguments)
     return result, out.getvalue(), errors.getvalue()
