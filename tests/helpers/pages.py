@@ -115,6 +115,10 @@ def call(command):
     if command.endswith(SHOWS_STATUS):
         status, printed = call(command.removesuffix(SHOWS_STATUS))
         return 0, f"{printed}{status}\n"
+    if stored := re.fullmatch(r"(python [^|<>;&$`(]+) > (\S+)", command):
+        status, printed = call(stored[1])
+        Path(stored[2]).write_text(printed, "utf-8")
+        return status, ""
     name, *arguments = shlex.split(command, comments=True)
     plain = not re.search(r"[|<>;&$`(]", command)
     if plain and name == "tokenloss":
