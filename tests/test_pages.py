@@ -5,6 +5,7 @@ import shutil
 
 import pages
 import pytest
+import recorded_server
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="changes the working directory"),
@@ -13,7 +14,14 @@ pytestmark = [
 ]
 PAGES = sorted(pages.DOCS.rglob("*.md"))
 # packages that a page's examples need, beyond those of the extra `test`
-NEEDS = {}
+NEEDS = {
+    "explained/differences.md": ("scipy", "sklearn", "torch"),
+    "reference/files.md": ("zarr", "safetensors"),
+    "how-to/hidden-states.md": ("torch", "transformers"),
+    "how-to/multiple-choice.md": ("torch", "transformers"),
+    "how-to/packed-documents.md": ("torch", "transformers"),
+    "how-to/padded-batch.md": ("torch", "transformers"),
+}
 
 
 def name_of(page):
@@ -21,10 +29,22 @@ def name_of(page):
     return page.relative_to(pages.DOCS).as_posix()
 
 
+@pytest.fixture
+def servers(monkeypatch):
+    """Servers at the addresses that pages name, which answer as real ones did."""
+    with recorded_server.serving() as proxy:
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("http_proxy", proxy)
+        yield
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_examples_of(page, tmp_path, monkeypatch):
+def test_examples_of(page, tmp_path, monkeypatch, request):
     for module in NEEDS.get(name_of(page), ()):
         pytest.importorskip(module, reason="the package is not installed")
+    if "http://localhost:" in page.read_text("utf-8"):
+        request.getfixturevalue("servers")
     pages.prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
@@ -53,6 +73,7 @@ def test_blocks_name_their_language(page):
         ("a ... c", "a b\nb c", True),
         ("a ... c", "a b", False),
         ("", "printed and not shown", False),
+        ("loaded", "\rLoading: 0%\rLoading: 100%\nloaded", True),
     ],
 )
 def test_outputs_agree(shown, printed, agree):

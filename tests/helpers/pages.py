@@ -10,7 +10,8 @@ and `benchmarks/examples`:
 Blocks of other languages, such as `bash`, which installs, do not run.
 
 In output that is shown, `...` stands for anything, and a number may differ by two units of its last digit: engines add
-up in float32, in an order that depends on the machine.
+up in float32, in an order that depends on the machine. Progress bars, which return to the start of their line, are not
+compared.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ from tokenloss._command import cli
 DOCS = ROOT / ".github" / "docs"
 SHIMS = ROOT / "tests" / "helpers" / "shims"  # commands that stand in for those that cannot be installed
 BLOCKS = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+SHOWS_STATUS = "; echo $?"
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -87,10 +89,13 @@ def commands_of(block):
 
 def call(command):
     """The exit status of a command, and what it prints; tokenloss and programs in Python run in this process."""
+    if command.endswith(SHOWS_STATUS):
+        status, printed = call(command.removesuffix(SHOWS_STATUS))
+        return 0, f"{printed}{status}\n"
     name, *arguments = shlex.split(command, comments=True)
     plain = not re.search(r"[|<>;&$`(]", command)
     if plain and name == "tokenloss":
-        status, out, errors = _captured(cli.main, arguments)
+        status, out, errors = _captured(_run_command, arguments)
         return status, out + errors
     if plain and name == "python" and arguments[0].endswith(".py"):
         status, out, errors = _captured(_run_program, arguments)
@@ -98,9 +103,10 @@ def call(command):
     path = f"{SHIMS}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONUTF8": "1"}
     done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False
-    )
-    return done.returncode, done.stdout + done.stderr
+        ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment,
+        timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout
 
 
 def agrees(shown, printed):
@@ -130,8 +136,17 @@ def _near(shown, printed):
 
 
 def _stripped(text):
-    """The lines without blanks at their ends, and without empty lines around them."""
-    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+    """The lines without blanks at their ends, without empty lines around them, and without progress bars."""
+    lines = (line for line in text.split("\n") if "\r" not in line)
+    return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+def _run_command(arguments):
+    """Run `tokenloss` with its arguments; its exit status."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as error:  # of --help and --version
+        return error.code or 0
 
 
 def _run_program(arguments):
