@@ -260,7 +260,7 @@ def cluster(sizes: Sizes, folder: Path) -> Iterator[Row]:
     settings = {"distributed.scheduler.allowed-failures": 100}  # workers that may die under a shard; else 3
     with (
         dask.config.set(settings),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as local,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as local,
     ):
         evaluate(paths[:2], scheduler=local.scheduler_address)
         start = time.perf_counter()

@@ -15,6 +15,7 @@ pytestmark = [
 PAGES = sorted(pages.DOCS.rglob("*.md"))
 # packages that a page's examples need, beyond those of the extra `test`
 NEEDS = {
+    "how-to/clusters.md": ("torch", "transformers", "joblib", "distributed"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
     "reference/files.md": ("zarr", "safetensors"),
     "how-to/hidden-states.md": ("torch", "transformers"),

@@ -24,9 +24,21 @@ def body(options: argparse.Namespace, prompt: str) -> dict[str, object]:
         asked = {"prompt_logprobs": top, "logprobs": top, "return_token_ids": True}
         return {"model": options.model, "prompt": prompt, "max_tokens": new, "temperature": 0, **asked}
     if options.server == "echo":  # others with OpenAI's layout: the prompt comes back, and what was generated after it
-        return {"model": options.model, "prompt": prompt, "max_tokens": new, "temperature": 0, "echo": True, "logprobs": top}
+        return {
+            "model": options.model,
+            "prompt": prompt,
+            "max_tokens": new,
+            "temperature": 0,
+            "echo": True,
+            "logprobs": top,
+        }
     if options.server == "sglang":  # logprob_start_len 0: from the first token of the prompt on
-        asked = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": top, "return_text_in_logprobs": True}
+        asked = {
+            "return_logprob": True,
+            "logprob_start_len": 0,
+            "top_logprobs_num": top,
+            "return_text_in_logprobs": True,
+        }
         return {"text": prompt, "sampling_params": {"max_new_tokens": new, "temperature": 0}, **asked}
     # llama.cpp has none of the prompt
     return {
