@@ -10,6 +10,8 @@ and `benchmarks/examples`:
 
 Blocks of other languages, such as `bash`, which installs, do not run.
 
+In output that is shown, `...` stands for anything, a row of times may be missing, and a number may differ by two units
+of its last digit: engines add up in float32, in an order that depends on the machine.
 In output that is shown, `...` stands for anything, and a number may differ by two units of its last digit: engines add
 up in float32, in an order that depends on the machine. Progress bars, which return to the start of their line, are not
 compared.
@@ -34,7 +36,10 @@ from tokenloss._command import cli
 
 DOCS = ROOT / ".github" / "docs"
 SHIMS = ROOT / "tests" / "helpers" / "shims"  # commands that stand in for those that cannot be installed
+STAND_INS = ROOT / "tests" / "helpers" / "stand_ins"  # and modules
+STAND_INS = ROOT / "tests" / "helpers" / "stand_ins"  # modules that do
 BLOCKS = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+TIME = re.compile(r"^  time  .*/s$\n?", re.MULTILINE)  # a row that only tables of slow runs have
 SHOWS_STATUS = "; echo $?"
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -46,6 +51,21 @@ class Block:
     language: str
     text: str
     line: int
+
+
+@contextlib.contextmanager
+def stand_ins():
+    """Meanwhile, modules can be imported that stand in for those that cannot be installed."""
+    names = {path.stem for path in STAND_INS.glob("*.py")}
+    before = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    sys.path.insert(0, str(STAND_INS))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(STAND_INS))
+        for name in names & sys.modules.keys():
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def blocks_of(page):
@@ -60,6 +80,7 @@ def prepare(folder):
     shutil.copytree(ROOT / "benchmarks" / "examples", folder / "benchmarks" / "examples")
 
 
+@stand_ins()
 def run(page):
     """Run the examples of a page in the current folder; an AssertionError names the line whose output differs."""
     names = {"__name__": "__main__"}
@@ -94,6 +115,10 @@ def call(command):
     if command.endswith(SHOWS_STATUS):
         status, printed = call(command.removesuffix(SHOWS_STATUS))
         return 0, f"{printed}{status}\n"
+    if stored := re.fullmatch(r"(python [^|<>;&$`(]+) > (\S+)", command):
+        status, printed = call(stored[1])
+        Path(stored[2]).write_text(printed, "utf-8")
+        return status, ""
     name, *arguments = shlex.split(command, comments=True)
     plain = not re.search(r"[|<>;&$`(]", command)
     if plain and name == "tokenloss":
@@ -137,9 +162,9 @@ def _near(shown, printed):
 
 
 def _stripped(text):
-    """The lines without blanks at their ends, without empty lines around them, and without progress bars."""
+    """The lines without blanks at their ends, without a row of times or progress bars, and without empty lines around."""
     lines = (line for line in text.split("\n") if "\r" not in line)
-    return "\n".join(line.rstrip() for line in lines).strip("\n")
+    return TIME.sub("", "\n".join(line.rstrip() for line in lines)).strip("\n")
 
 
 def _run_command(arguments):
