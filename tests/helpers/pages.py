@@ -162,7 +162,7 @@ def _near(shown, printed):
 
 
 def _stripped(text):
-    """The lines without blanks at their ends, without a row of times or progress bars, and without empty lines around."""
+    """The lines without blanks at their ends, a row of times, progress bars, and empty lines around them."""
     lines = (line for line in text.split("\n") if "\r" not in line)
     return TIME.sub("", "\n".join(line.rstrip() for line in lines)).strip("\n")
 
