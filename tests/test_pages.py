@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import pages
 import pytest
@@ -15,13 +17,21 @@ pytestmark = [
 PAGES = [ROOT / "README.md", *sorted(pages.DOCS.rglob("*.md"))]  # an sdist has README alone
 # packages that a page's examples need, beyond those of the extra `test`
 NEEDS = {
+    "gallery.md": ("matplotlib", "torch", "transformers"),
     "README.md": ("sklearn", "torch", "transformers"),
+    "how-to/engines.md": ("torch", "transformers", "onnx", "onnxruntime"),
+    "how-to/scikit-learn.md": ("sklearn",),
+    "how-to/segmentation.md": ("torch",),
+    "how-to/shards.md": ("torch", "transformers"),
+    "how-to/tables.md": ("torch", "transformers", "pandas", "polars", "pyarrow"),
+    "how-to/clusters.md": ("torch", "transformers", "joblib", "distributed"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
     "reference/files.md": ("zarr", "safetensors"),
     "how-to/hidden-states.md": ("torch", "transformers"),
     "how-to/multiple-choice.md": ("torch", "transformers"),
     "how-to/packed-documents.md": ("torch", "transformers"),
     "how-to/padded-batch.md": ("torch", "transformers"),
+    "how-to/quantised-models.md": ("torch", "transformers"),
 }
 
 
@@ -47,9 +57,19 @@ def test_examples_of(page, tmp_path, monkeypatch, request):
     if "http://localhost:" in page.read_text("utf-8"):
         request.getfixturevalue("servers")
     pages.prepare(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(pages.STAND_INS)])  # after the packages that are installed
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads wait for each other, on a busy machine for long
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     pages.run(page)
+    for shown in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", page.read_text("utf-8")):
+        picture, drawn = page.parent / shown, tmp_path / Path(shown).name
+        if drawn.exists():
+            import pictures  # needs Pillow, as matplotlib does
+
+            assert pictures.shows(picture, drawn), f"{shown}: python tests/helpers/pictures.py makes it anew"
 
 
 def test_needs_name_pages():
