@@ -162,6 +162,12 @@ def _stripped(text):
     """The lines without blanks at their ends, rows of times, progress bars, and empty lines around them."""
     lines = (line.rstrip() for line in text.split("\n") if "\r" not in line and not TIME.fullmatch(line))
     return "\n".join(lines).strip("\n")
+    """The lines without blanks at their ends, progress bars, a row of times, and empty lines around them."""
+    lines = (line.rstrip() for line in text.split("\n") if "\r" not in line)
+    return TIME.sub("", "\n".join(lines)).strip("\n")
+    """The lines without blanks at their ends, without a row of times or progress bars, and without empty lines around."""
+    lines = (line for line in text.split("\n") if "\r" not in line)
+    return TIME.sub("", "\n".join(line.rstrip() for line in lines)).strip("\n")
 
 
 def _run_command(arguments):
