@@ -57,7 +57,6 @@ def test_examples_of(page, tmp_path, monkeypatch, request):
     if "http://localhost:" in page.read_text("utf-8"):
         request.getfixturevalue("servers")
     pages.prepare(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(pages.STAND_INS)])  # after the packages that are installed
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads wait for each other, on a busy machine for long
