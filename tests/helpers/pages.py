@@ -10,11 +10,9 @@ and `benchmarks/examples`:
 
 Blocks of other languages, such as `bash`, which installs, do not run.
 
-In output that is shown, `...` stands for anything, a row of times may be missing, and a number may differ by two units
-of its last digit: engines add up in float32, in an order that depends on the machine.
 In output that is shown, `...` stands for anything, and a number may differ by two units of its last digit: engines add
-up in float32, in an order that depends on the machine. Progress bars, which return to the start of their line, are not
-compared.
+up in float32, in an order that depends on the machine. Rows of times, which only slow runs have, and progress bars,
+which return to the start of their line, are not compared.
 """
 
 import contextlib
@@ -37,8 +35,9 @@ from tokenloss._command import cli
 DOCS = ROOT / ".github" / "docs"
 SHIMS = ROOT / "tests" / "helpers" / "shims"  # commands that stand in for those that cannot be installed
 STAND_INS = ROOT / "tests" / "helpers" / "stand_ins"  # and modules
+STAND_INS = ROOT / "tests" / "helpers" / "stand_ins"  # modules that do
 BLOCKS = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
-TIME = re.compile(r"^  time  .*/s$\n?", re.MULTILINE)  # a row that only tables of slow runs have
+TIME = re.compile(r"  time  .*/s")  # a row of a table
 SHOWS_STATUS = "; echo $?"
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -129,7 +128,7 @@ def call(command):
         return _captured(_run_command, arguments, apart=False)[:2]
     if plain and name == "python" and arguments[0].endswith(".py"):
         status, out, errors = _captured(_run_program, arguments)
-        return status, out + (errors if status else "")  # some libraries draw progress bars
+        return status, out + (errors if status else "")  # warnings of other libraries are not compared
     path = f"{SHIMS}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONUTF8": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
@@ -166,11 +165,15 @@ def _near(shown, printed):
 
 
 def _stripped(text):
-    """The lines without blanks at their ends, without a row of times, and without empty lines around them."""
-    return TIME.sub("", "\n".join(line.rstrip() for line in text.splitlines())).strip("\n")
-    """The lines without blanks at their ends, without empty lines around them, and without progress bars."""
+    """The lines without blanks at their ends, rows of times, progress bars, and empty lines around them."""
+    lines = (line.rstrip() for line in text.split("\n") if "\r" not in line and not TIME.fullmatch(line))
+    return "\n".join(lines).strip("\n")
+    """The lines without blanks at their ends, progress bars, a row of times, and empty lines around them."""
+    lines = (line.rstrip() for line in text.split("\n") if "\r" not in line)
+    return TIME.sub("", "\n".join(lines)).strip("\n")
+    """The lines without blanks at their ends, without a row of times or progress bars, and without empty lines around."""
     lines = (line for line in text.split("\n") if "\r" not in line)
-    return "\n".join(line.rstrip() for line in lines).strip("\n")
+    return TIME.sub("", "\n".join(line.rstrip() for line in lines)).strip("\n")
 
 
 def _run_command(arguments):
