@@ -35,7 +35,6 @@ from tokenloss._command import cli
 DOCS = ROOT / ".github" / "docs"
 SHIMS = ROOT / "tests" / "helpers" / "shims"  # commands that stand in for those that cannot be installed
 STAND_INS = ROOT / "tests" / "helpers" / "stand_ins"  # and modules
-STAND_INS = ROOT / "tests" / "helpers" / "stand_ins"  # modules that do
 BLOCKS = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 TIME = re.compile(r"  time  .*/s")  # a row of a table
 SHOWS_STATUS = "; echo $?"
@@ -168,12 +167,6 @@ def _stripped(text):
     """The lines without blanks at their ends, rows of times, progress bars, and empty lines around them."""
     lines = (line.rstrip() for line in text.split("\n") if "\r" not in line and not TIME.fullmatch(line))
     return "\n".join(lines).strip("\n")
-    """The lines without blanks at their ends, progress bars, a row of times, and empty lines around them."""
-    lines = (line.rstrip() for line in text.split("\n") if "\r" not in line)
-    return TIME.sub("", "\n".join(lines)).strip("\n")
-    """The lines without blanks at their ends, without a row of times or progress bars, and without empty lines around."""
-    lines = (line for line in text.split("\n") if "\r" not in line)
-    return TIME.sub("", "\n".join(line.rstrip() for line in lines)).strip("\n")
 
 
 def _run_command(arguments):
