@@ -233,6 +233,10 @@ def sequences(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield f"memory of an Evaluation of {count:,} sequences, for each", f"{kept / count:.0f} bytes"
     yield "the same pickled", f"{len(pickle.dumps(found)) / count:.0f} bytes"
     yield "its meter pickled, in all", f"{len(pickle.dumps(found.meter)):,} bytes"
+    np.savez(folder / "sequences.npz", logits=np.tile(batch[0], (20, 1, 1)), targets=np.tile(batch[1], (20, 1)))
+    state = folder / "sequences.state"
+    evaluate(folder / "sequences.npz", state=state)
+    yield "the state of a file of 20,000 sequences, for each", f"{state.stat().st_size / 20_000:.0f} bytes"
     for suffix in ("npy", "csv", "parquet"):
         path = folder / f"tokens.{suffix}"
         logits, targets = rng.normal(size=(20_000, 512)).astype(np.float32), rng.integers(512, size=20_000)
