@@ -1,0 +1,1 @@
+"""What programs use of MLX 0.32."""
