@@ -3,7 +3,6 @@
 import contextlib
 import re
 import sys
-import sys
 from pathlib import Path
 
 import pages
