@@ -231,10 +231,8 @@ def blocks(sizes: Sizes, folder: Path) -> Iterator[Row]:
 
     seconds = cpu_seconds(lambda: found.append(evaluate(engine, state=state)))
     yield f"evaluate of {sizes.blocks:,} blocks with a state, for each", f"{seconds / sizes.blocks * 1e3:.2f} ms"
-    yield (
-        "size of the state",
-        f"{state.stat().st_size / 1e6:.1f} MB, {state.stat().st_size / sizes.blocks:.0f} bytes each",
-    )
+    size = state.stat().st_size
+    yield "size of the state", f"{size / 1e6:.1f} MB, {size / sizes.blocks:.0f} bytes for each block"
     seconds = cpu_seconds(lambda: check(evaluate(engine, state=state) == found[0], "a resumed run has the same bits"))
     yield "resuming when all is done", f"{seconds:.1f} s, {seconds / sizes.blocks * 1e3:.2f} ms each"
 
@@ -253,7 +251,8 @@ def sequences(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield f"memory of an Evaluation of {count:,} sequences, for each", f"{kept / count:.0f} bytes"
     yield "the same pickled", f"{len(pickle.dumps(found)) / count:.0f} bytes"
     yield "its meter pickled, in all", f"{len(pickle.dumps(found.meter)):,} bytes"
-    np.savez(folder / "sequences.npz", logits=np.tile(batch[0], (20, 1, 1)), targets=np.tile(batch[1], (20, 1)))
+    logits, targets = rng.normal(size=(20_000, 4, 2)).astype(np.float32), rng.integers(2, size=(20_000, 4))
+    np.savez(folder / "sequences.npz", logits=logits, targets=targets)
     state = folder / "sequences.state"
     evaluate(folder / "sequences.npz", state=state)
     yield "the state of a file of 20,000 sequences, for each", f"{state.stat().st_size / 20_000:.0f} bytes"
