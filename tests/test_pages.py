@@ -40,7 +40,12 @@ def name_of(page):
     return page.relative_to(pages.DOCS if pages.DOCS in page.parents else ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def slow_if_it_needs_others(page):
+    """A page whose examples need other libraries, which take seconds to import, is among the slow tests."""
+    return pytest.param(page, marks=[pytest.mark.slow] * (name_of(page) in NEEDS), id=name_of(page))
+
+
+@pytest.mark.parametrize("page", [*map(slow_if_it_needs_others, PAGES)])
 def test_examples_of(page, tmp_path, monkeypatch):
     for module in NEEDS.get(name_of(page), ()):
         pytest.importorskip(module, reason="the package is not installed")
