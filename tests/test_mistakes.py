@@ -63,7 +63,7 @@ def bites(*words):
 
 # in memory, with options of their own
 WITHOUT_SCORES = {"compare_files", "evaluate", "next_token", "sequence_losses",
-                  "show_config", "topk_divergence_bound"}  # fmt: skip
+                  "show_config", "topk_divergence_bound", "windows"}  # fmt: skip
 FUNCTIONS = [name for name in tokenloss.__all__ if name[0].islower() and name not in WITHOUT_SCORES]
 OF_TARGETS = [*LOSSES, *TOKENS]  # the others take no targets
 KEPT = IDS > 0
