@@ -90,6 +90,13 @@ def test_pages_show_what_was_measured(monkeypatch):
         assert len(text) < 60_000
 
 
+@pytest.mark.skipif(not (ROOT / ".github").exists(), reason="an sdist has no .github")
+def test_page_about_errors_shows_those_that_were_measured():
+    page = (ROOT / ".github" / "docs" / "explained" / "exact.md").read_text("utf-8")
+    (errors,) = re.findall(r"^\| dtype \|.*\n(?:\|.*\n)+", page, re.MULTILINE)
+    assert f"\n\n{errors}" in (BENCHMARKS / "README.md").read_text("utf-8")
+
+
 def drawn_alike(shown, drawn):
     """Whether a chart is the one that is drawn: byte for byte, or word for word if another matplotlib drew it."""
     versions, words = re.compile("Matplotlib v[^,]+"), re.compile("<text[^>]*>([^<]*)")

@@ -1,24 +1,44 @@
 """The pages of the documentation: their examples run, and print what is shown."""
 
+import contextlib
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import pages
 import pytest
+import recorded_server
+from places import ROOT
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="changes the working directory"),
-    pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github"),
     pytest.mark.skipif(not shutil.which("bash"), reason="commands of pages are those of a POSIX shell"),
 ]
-PAGES = sorted(pages.DOCS.rglob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(pages.DOCS.rglob("*.md"))]  # an sdist has README alone
 # packages that a page's examples need, beyond those of the extra `test`
-NEEDS = {}
+NEEDS = {
+    "gallery.md": ("matplotlib", "torch", "transformers"),
+    "README.md": ("sklearn", "torch", "transformers"),
+    "how-to/engines.md": ("torch", "transformers", "onnx", "onnxruntime"),
+    "how-to/scikit-learn.md": ("sklearn",),
+    "how-to/segmentation.md": ("torch",),
+    "how-to/shards.md": ("torch", "transformers"),
+    "how-to/tables.md": ("torch", "transformers", "pandas", "polars", "pyarrow"),
+    "how-to/clusters.md": ("torch", "transformers", "joblib", "distributed"),
+    "explained/differences.md": ("scipy", "sklearn", "torch"),
+    "reference/files.md": ("zarr", "safetensors"),
+    "how-to/hidden-states.md": ("torch", "transformers"),
+    "how-to/multiple-choice.md": ("torch", "transformers"),
+    "how-to/packed-documents.md": ("torch", "transformers"),
+    "how-to/padded-batch.md": ("torch", "transformers"),
+    "how-to/quantised-models.md": ("torch", "transformers"),
+}
 
 
 def name_of(page):
-    """The path of a page within the documentation."""
-    return page.relative_to(pages.DOCS).as_posix()
+    """The path of a page within the documentation, or README.md."""
+    return page.relative_to(pages.DOCS if pages.DOCS in page.parents else ROOT).as_posix()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -28,7 +48,18 @@ def test_examples_of(page, tmp_path, monkeypatch):
     pages.prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    pages.run(page)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads wait for each other, on a busy machine for long
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    asks = "http://localhost:" in page.read_text("utf-8")
+    with recorded_server.serving() if asks else contextlib.nullcontext():
+        pages.run(page)
+    for shown in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", page.read_text("utf-8")):
+        picture, drawn = page.parent / shown, tmp_path / Path(shown).name
+        if drawn.exists():
+            import pictures  # needs Pillow, as matplotlib does
+
+            assert pictures.shows(picture, drawn), f"{shown}: python tests/helpers/pictures.py makes it anew"
 
 
 def test_needs_name_pages():
@@ -42,6 +73,14 @@ def test_blocks_name_their_language(page):
     assert [fence for fence in fences if fence not in known and not fence.startswith("{")] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_files_of_the_repository_lead_somewhere(page):
+    """Those that leave the site, which Sphinx takes for links to another one."""
+    for link in re.findall(r"\]\(([^):#]+)", page.read_text("utf-8")):
+        target = (page.parent / link).resolve()
+        assert target.is_relative_to(pages.DOCS) or target.exists(), link
+
+
 @pytest.mark.parametrize(
     ("shown", "printed", "agree"),
     [
@@ -53,6 +92,7 @@ def test_blocks_name_their_language(page):
         ("a ... c", "a b\nb c", True),
         ("a ... c", "a b", False),
         ("", "printed and not shown", False),
+        ("loaded", "\rLoading: 0%\rLoading: 100%\nloaded", True),
     ],
 )
 def test_outputs_agree(shown, printed, agree):

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import re
+import sys
 from html.parser import HTMLParser
 
 import clients
@@ -359,6 +360,15 @@ def test_html_of_hostile_names(tmp_path):
 
 
 # -- copies and equality ----------------------------------------------------------------------------------------------
+
+
+def test_cloudpickle_sends_results_by_the_name_of_their_class(result, monkeypatch):
+    """Ray, Spark and joblib use it; where a module is not imported yet, it copies the class."""
+    cloudpickle = pytest.importorskip("cloudpickle", reason="cloudpickle is not installed")
+    monkeypatch.delitem(sys.modules, "tokenloss.results", raising=False)
+    data = cloudpickle.dumps(result)
+    assert b"_make_skeleton_class" not in data
+    assert type(pickle.loads(data)) is type(result)  # noqa: S301 -- pickled above
 
 
 def test_pickles_and_copies_are_equal(result):

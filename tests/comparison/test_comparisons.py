@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from candidates import Many
 from eval_harness import of_values
-from pages import Reader
+from html_pages import Reader
 from rendered import Documents
 from tables import read_table
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from commands import assert_refused, raising, read_state
-from pages import Reader
+from html_pages import Reader
 
 import tokenloss
 from tokenloss._evaluation import checkpoint, compare

@@ -7,7 +7,9 @@ import clients
 import numpy as np
 import pytest
 
+import tokenloss._evaluation.parts as parts_module
 from tokenloss import evaluate
+from tokenloss.results import Evaluation
 
 RNG = np.random.default_rng(41)
 LOGITS = RNG.normal(size=(40, 9), scale=3).astype(np.float32)
@@ -110,6 +112,7 @@ def test_parts_add_up_to_the_whole(name, files, tmp_path):
     if name == "ids for all":  # which are in other files
         merged.figures["files"] = whole.figures["files"]
     assert merged == whole
+    assert Evaluation.of_parts(iter(parts)) == sum(parts)
     assert merged.summary().splitlines()[1:] == whole.summary().splitlines()[1:]
     assert (parts[0] + sum(parts[1:])).sequences["nll"].tolist() == whole.sequences["nll"].tolist()
     for order in itertools.permutations(parts[:3]):
@@ -120,6 +123,36 @@ def test_lists_are_as_short_as_the_shortest(files):
     first, second, _ = files()
     merged = evaluate([first], top=2) + evaluate([second], top=4)
     assert merged.figures["highest_loss_tokens"] == evaluate([first, second], top=2).figures["highest_loss_tokens"]
+
+
+def test_what_comes_twice_among_many_is_refused(files, npz):
+    paths = [npz(f"{i}.npz", logits=LOGITS[8 * i : 8 * i + 8], targets=TARGETS[8 * i : 8 * i + 8]) for i in range(5)]
+    parts = [evaluate(path) for path in paths]
+    assert Evaluation.of_parts(parts) == evaluate(paths)
+    with pytest.raises(ValueError, match=r"3\.npz is in both, with the same losses"):
+        Evaluation.of_parts([*parts, parts[3]])
+    with pytest.raises(ValueError, match="shift is False in one and True in the other"):
+        Evaluation.of_parts([*parts, evaluate([files()[0]], shift=True)])
+
+
+def test_many_parts_are_merged_in_linear_time(monkeypatch):
+    """`sum` makes the figures of all parts so far for each part; `of_parts` makes them once."""
+    calls = []
+    summary = parts_module.summary
+    monkeypatch.setattr(parts_module, "summary", lambda *arguments: calls.append(1) or summary(*arguments))
+    parts = [evaluate([(LOGITS[None, :8], TARGETS[None, :8])]) for _ in range(20)]
+    calls.clear()
+    assert Evaluation.of_parts(parts).count == 20 * parts[0].count
+    assert len(calls) == 1
+
+
+def test_what_cannot_be_added_up_is_refused(files):
+    one = evaluate([files()[0]])
+    assert Evaluation.of_parts([one]) is one
+    with pytest.raises(ValueError, match="evaluations is empty; it must be at least one Evaluation"):
+        Evaluation.of_parts([])
+    with pytest.raises(TypeError, match="one of evaluations is a LossMeter; pass an Evaluation"):
+        Evaluation.of_parts([one, one.meter])
 
 
 def test_the_same_name_on_another_machine_is_another_file(files, npz):
@@ -158,6 +191,8 @@ def test_what_does_not_fit_is_refused(files, tmp_path, npz):
     ]:
         with pytest.raises(ValueError, match=message):
             left + right
+        with pytest.raises(ValueError, match=message):
+            Evaluation.of_parts([left, right])
     for other in None, 1, one.meter, "":
         with pytest.raises(TypeError):
             one + other

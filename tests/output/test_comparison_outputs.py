@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from candidates import Many
-from pages import Reader
+from html_pages import Reader
 
 import tokenloss
 from tokenloss import compare
@@ -99,10 +99,19 @@ def test_infinite_candidates_are_last_and_marked():
     assert len(rows[3]) == len(rows[5]) - 1  # which has two more figures, and no error of an infinite one
 
 
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(4.9e9, "4.9 GB"), (1e8, "0.1 GB"), (99_940_000, "99.9 MB"), (1e5, "0.1 MB"), (2148, "2.15 kB"), (3, "0.003 kB")],
+)
+def test_sizes_are_told_in_a_unit_that_fits(size, text):
+    rows = printed({"q": of_kl([1.0, 2.0]), "r": of_kl([1.0, 2.0])}, size=size)
+    assert rows[4][1] == text
+
+
 def test_names_of_candidates_cannot_control_the_terminal():
     name = "\x1b[31mq\n4[bold]"
     rows = printed({name: of_kl([1.0, 2.0]), "q": of_kl([1.0, 2.0])}, size=0)
-    assert rows[4][:2] == [r"\x1b[31mq\n4[bold]", "0 GB"]
+    assert rows[4][:2] == [r"\x1b[31mq\n4[bold]", "0 kB"]
     rows = printed({name: of_kl([1.0, 2.0])})
     assert rows[0][0] == r"\x1b[31mq\n4[bold] vs base"
 

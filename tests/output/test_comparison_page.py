@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
-from pages import LOOKS, NASTY, Reader, made_up
+from html_pages import LOOKS, NASTY, Reader, made_up
 
 from tokenloss import compare, page, token_scores
 from tokenloss._output import page as frame

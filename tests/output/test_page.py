@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import NASTY, Reader, made_up, sample, scores_of
+from html_pages import NASTY, Reader, made_up, sample, scores_of
 
 import tokenloss
 from tokenloss import page, token_scores

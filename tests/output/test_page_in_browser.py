@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
-from pages import NASTY, Reader, sample, scores_of
+from html_pages import NASTY, Reader, sample, scores_of
 
 from tokenloss import page
 

@@ -259,17 +259,17 @@ def boxes(axes):
     return texts, dots
 
 
-@pytest.mark.parametrize("count", [2, 12])
-def test_draw_candidates_over_sizes(count):
+@pytest.mark.parametrize(("count", "unit", "scale"), [(2, "MB", 1e6), (12, "GB", 1e9)])
+def test_draw_candidates_over_sizes(count, unit, scale):
     comparisons = comparisons_of(count)
-    sizes = {name: RNG.uniform(2e9, 9e9) for name in comparisons}
+    sizes = {name: scale * RNG.uniform(2, 9) for name in comparisons}
     figure = drawn(plots.draw_candidates(comparisons, sizes=sizes, title="vs base"))
     means, quantiles = figure.axes
     assert figure.get_suptitle() == "vs base"
-    assert (means.get_xlabel(), means.get_yscale(), quantiles.get_yscale()) == ("size in GB", "log", "log")
+    assert (means.get_xlabel(), means.get_yscale(), quantiles.get_yscale()) == (f"size in {unit}", "log", "log")
     names = by_mean(comparisons)
     dots = np.array([line.get_xydata()[0] for line in means.lines])
-    np.testing.assert_allclose(dots, [(sizes[name] / 1e9, comparisons[name].kl.mean()) for name in names])
+    np.testing.assert_allclose(dots, [(sizes[name] / scale, comparisons[name].kl.mean()) for name in names])
     for bar, name in zip(means.collections, names, strict=True):
         ((low, high),) = (segment[:, 1] for segment in bar.get_segments())
         half = 1.971957 * comparisons[name].kl.std(ddof=1) / math.sqrt(200)  # Student's t with 199 degrees of freedom

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
 from clients import COMPLETIONS, chat
-from pages import Reader
+from html_pages import Reader
 
 from tokenloss import evaluate, sinks
 from tokenloss._output import drawing, loss_plot

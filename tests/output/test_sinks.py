@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import Reader
+from html_pages import Reader
 
 from tokenloss import compare_files, evaluate, sinks, token_scores
 from tokenloss._scores.token_scores import COLUMNS

@@ -14,6 +14,7 @@ from arrays import BFLOAT16, FLOATS, INTEGERS, LAYOUTS, assert_same_bits
 import tokenloss
 from tokenloss import LossMeter, nll_loss
 from tokenloss._core import _core
+from tokenloss._core.exact import integer_of, integer_text
 
 STATISTICS = ["count", "total", "loss", "stderr", "perplexity", "bits_per_token", "bits_per_byte", "word_perplexity"]
 
@@ -429,6 +430,16 @@ def test_json_round_trip(losses):
     assert again == meter
     assert repr(again) == repr(meter)
     assert (again.total, again.stderr) == pytest.approx((meter.total, meter.stderr), rel=0, abs=0, nan_ok=True)
+
+
+def test_state_of_integers():
+    for value in (0, 1, -1, 12, 10 << 1074, -(1 << 2148), (1 << 4300) - 1, 3 << 8000):
+        assert integer_of(integer_text(value)) == value
+    assert integer_text(3 << 1074) == "0x3p1074"
+    assert integer_of("0x1f") == 31
+    for text in ("0x1p-1", "0x1p99999", "p1", "", "1.5p1"):
+        with pytest.raises(ValueError, match=r"."):
+            integer_of(text)
 
 
 def test_pickle_of_another_version_is_refused():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.paired import nan_last
 from tokenloss._core.result import Shown, Table, known_error, table_of
-from tokenloss._core.text import count_of, printable
+from tokenloss._core.text import count_of, printable, unit_of_bytes
 from tokenloss._statistics.distributions import student_quantile
 from tokenloss._statistics.ratio import guess_note, interval_note
 
@@ -103,7 +103,8 @@ def _group_table(head: str, title: str, rows: list[dict[str, Any]], has_losses: 
 
 def candidate_table(comparisons: Any) -> Table:
     """Table of the base, and of several candidates by their divergence; columns that are empty are left out."""
-    lines = [_candidate_cells(*named) for named in comparisons._ranked()]
+    unit = unit_of_bytes(max((one._about.get("size") or 0 for one in comparisons.values()), default=0))
+    lines = [_candidate_cells(name, one, *unit) for name, one in comparisons._ranked()]
     of_base = {(one.count, one.base_perplexity) for one in comparisons.values()}
     first = next(iter(comparisons.values()))
     if len(of_base) == 1 and not math.isnan(first.base_perplexity):  # responses may be of other tokens each
@@ -114,19 +115,19 @@ def candidate_table(comparisons: Any) -> Table:
     return Table([tuple(line[head] for head in heads) for line in lines], tuple(head.strip() for head in heads))
 
 
-def _candidate_cells(name: str, one: Any) -> dict[str, str]:
+def _candidate_cells(name: str, one: Any, unit: str, scale: float) -> dict[str, str]:
     """The figures of a candidate, by the head of their column; those of errors differ by the blanks around them."""
     figures, size = vars(one), one._about.get("size")
     kl, words = ("mean_kl", "KLD") if "mean_kl" in figures else ("mean_kl_bound", "KLD is at least")
     quantiles = figures[kl.replace("mean_", "") + "_quantiles"]
     left_out = figures.get("n_infinite", 0) + figures.get("n_nan", 0)
 
-    def error(name: str, form: str, scale: float = 1) -> str:
-        return known_error(figures[f"{name}_stderr"], form.format(scale * figures[f"{name}_stderr"]))
+    def error(name: str, form: str, factor: float = 1) -> str:
+        return known_error(figures[f"{name}_stderr"], form.format(factor * figures[f"{name}_stderr"]))
 
     cells = {
         "model": printable(name),
-        "size": "" if size is None else f"{size / 1e9:.3g} GB",
+        "size": "" if size is None else f"{size / scale:.3g} {unit}",
         "PPL": f"{one.perplexity:.6g}",
         " ± ": error("perplexity", "{:.3g}"),
         f"mean {words}": f"{figures[kl]:.6f}",

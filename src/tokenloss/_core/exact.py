@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import ArrayLike
 
 UNIT = 2**1074  # integers hold multiples of the smallest float64, 2**-1074, and of its square
+_MOST_SHIFTED = 1 << 13  # bits at the end of a stored integer; those of real sums are fewer
 
 
 class ExactMoments:
@@ -97,18 +98,33 @@ class ExactMoments:
         return self.sum / number
 
     def to_json(self) -> dict[str, Any]:
-        """The exact sums, as JSON can hold them: integers of any length are hexadecimal."""
+        """The exact sums, as JSON can hold them: integers are text, as `integer_text` makes it."""
         integers = {"count": self.count, "finite": self.finite, "squares": self.squares}
-        return {name: hex(value) for name, value in integers.items()} | {"special": repr(self.special)}
+        return {name: integer_text(value) for name, value in integers.items()} | {"special": repr(self.special)}
 
     @classmethod
     def from_json(cls, state: Any) -> ExactMoments:
         """Inverse of `to_json`; ValueError for sums that no numbers have."""
-        count, finite, squares = (int(state[name], 16) for name in ("count", "finite", "squares"))
+        count, finite, squares = (integer_of(state[name]) for name in ("count", "finite", "squares"))
         moments = cls(count, finite, float(state["special"]), squares)
         if not moments.is_possible():
             raise ValueError("no numbers have these sums")
         return moments
+
+
+def integer_text(value: int) -> str:
+    """An integer as ``0x3p10``, which is 3 * 2**10: sums of ordinary losses end in a thousand bits that are 0."""
+    shift = max(0, (value & -value).bit_length() - 1)
+    return f"{value >> shift:#x}p{shift}"
+
+
+def integer_of(text: str) -> int:
+    """Inverse of `integer_text`, which takes plain hexadecimal digits, too."""
+    digits, _, exponent = text.partition("p")
+    shift = int(exponent or 0)
+    if not 0 <= shift <= _MOST_SHIFTED:
+        raise ValueError("no sum ends in so many bits that are 0")
+    return int(digits, 16) << shift
 
 
 def exp(x: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -251,6 +252,11 @@ class Result(ABC):
         """What `==` compares: the fields of a dataclass, but those with ``compare=False``."""
         fields: Any = vars(type(self))["__dataclass_fields__"]
         return {name: getattr(self, name) for name, field in fields.items() if field.compare}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle the class by its name: cloudpickle (Ray, Spark, joblib) copies classes of modules not yet imported."""
+        import_module(type(self).__module__)
+        return super().__reduce_ex__(protocol)
 
     def __eq__(self, other: object) -> bool:
         """Whether all figures and arrays are the same, bit by bit; nan equals nan."""

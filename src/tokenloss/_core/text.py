@@ -62,6 +62,11 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
+def unit_of_bytes(size: float) -> tuple[str, float]:
+    """The unit for a number of bytes, and the bytes that it has: GB, but MB or kB below a tenth of GB or MB."""
+    return next((unit for unit in (("GB", 1e9), ("MB", 1e6)) if size >= unit[1] / 10), ("kB", 1e3))
+
+
 def as_strict_json(value: Any) -> Any:
     """Replace what JSON cannot hold: nan and infinities by None, unpaired surrogates by U+FFFD."""
     if isinstance(value, dict):

@@ -159,29 +159,35 @@ class Parts(NamedTuple):
         return Evaluation(meter, sequences, figures, self._replace(shards=shards))
 
     @staticmethod
-    def merged(one: Evaluation, other: Evaluation) -> Evaluation:
-        """The evaluation of the parts of both, as one call makes it of all of them."""
-        first: Parts = one._parts
-        second: Parts = other._parts
-        _check(one, other)
-        top = min(first.options.top, second.options.top)
-        parts = first._replace(options=first.options._replace(top=top))
+    def merged(evaluations: Sequence[Evaluation]) -> Evaluation:
+        """The evaluation of the parts of all, as one call makes it of all of them; the time is linear in their number.
+
+        There must be at least one.
+        """
+        of_each: list[Parts] = [one._parts for one in evaluations]
+        first = of_each[0]
+        _check(evaluations)
+        top = min(parts.options.top for parts in of_each)
+        merged = first._replace(options=first.options._replace(top=top))
         if first.blocks is not None:
-            blocks = [block for block in (first.blocks, second.blocks) if block is not None]
-            parts = Parts.of_blocks(summed(blocks, top), parts.options)
+            blocks = [parts.blocks for parts in of_each if parts.blocks is not None]
+            merged = Parts.of_blocks(summed(blocks, top), merged.options)
         else:
-            parts = parts._replace(shards=[*first.shards, *second.shards], results=[*first.results, *second.results])
-        if parts.are_responses:
-            check_names([shard.path for shard in parts.shards], parts.results)
-        meter, split = merge_meters(parts.results)
-        sequences = sequence_columns(parts.results, split)
-        if bool(one.meter.n_bytes) == bool(other.meter.n_bytes):
-            meter = one.meter + other.meter  # with the lengths of the text
+            shards = [shard for parts in of_each for shard in parts.shards]
+            merged = merged._replace(shards=shards, results=[result for parts in of_each for result in parts.results])
+        if merged.are_responses:
+            check_names([shard.path for shard in merged.shards], merged.results)
+        meter, split = merge_meters(merged.results)
+        sequences = sequence_columns(merged.results, split)
+        if len({bool(one.meter.n_bytes) for one in evaluations}) == 1:
+            meter = LossMeter()  # with the lengths of the text
+            for one in evaluations:
+                meter.merge(one.meter)
         else:  # the bytes of some responses are not known
-            add_lengths(meter, sequences, 0, one.meter.n_words + other.meter.n_words)
-        seconds, n_read = (one.figures[name] + other.figures[name] for name in ("seconds", "n_bytes_read"))
-        of_shards = [*one.figures["shards"], *other.figures["shards"]]
-        return parts._of_sums(meter, sequences, of_shards, seconds, n_read)
+            add_lengths(meter, sequences, 0, sum(one.meter.n_words for one in evaluations))
+        seconds, n_read = (sum(one.figures[name] for one in evaluations) for name in ("seconds", "n_bytes_read"))
+        of_shards = [figures for one in evaluations for figures in one.figures["shards"]]
+        return merged._of_sums(meter, sequences, of_shards, seconds, n_read)
 
     @property
     def are_responses(self) -> bool:
@@ -219,22 +225,29 @@ class Parts(NamedTuple):
         }
 
 
-def _check(one: Evaluation, other: Evaluation) -> None:
+def _check(evaluations: Sequence[Evaluation]) -> None:
     """Refuse evaluations that do not fit, or that would count tokens twice."""
-    first, second = one._parts, other._parts
-    ours, theirs = first.described(one.meter), second.described(other.meter)
-    if first.are_responses and second.are_responses:
-        ours["n_bytes"] = theirs["n_bytes"]  # may be known of some files alone
-        ours["part"], theirs["part"] = ours["part"] or theirs["part"], theirs["part"] or ours["part"]
-    for name, value in ours.items():
-        if value != theirs[name]:
-            raise_error("merge", got=f"{name} is {value!r} in one and {theirs[name]!r} in the other")
-    results = {shard.path: result for shard, result in zip(first.shards, first.results, strict=True) if shard.path}
-    for shard, result in zip(second.shards, second.results, strict=True):
-        same = results.get(shard.path)  # perhaps another file of this name, on another machine
-        if same is not None and result.n_tokens and merge_meters([same])[0] == merge_meters([result])[0]:
-            raise_error("merge", got=f"{shard.path} is in both, with the same losses")
-    again = np.intersect1d(first.shared_numbers(one.sequences), second.shared_numbers(other.sequences))
-    if again.size:
+    first: Parts = evaluations[0]._parts
+    ours = first.described(evaluations[0].meter)
+    results: dict[str, ShardResult] = {}  # by the path of the shard
+    for number, one in enumerate(evaluations):
+        parts: Parts = one._parts
+        if number:
+            theirs = parts.described(one.meter)
+            if first.are_responses and parts.are_responses:
+                theirs["n_bytes"] = ours["n_bytes"]  # may be known of some files alone
+                ours["part"], theirs["part"] = ours["part"] or theirs["part"], theirs["part"] or ours["part"]
+            for name, value in ours.items():
+                if value != theirs[name]:
+                    raise_error("merge", got=f"{name} is {value!r} in one and {theirs[name]!r} in the other")
+        of_one = [(shard.path, part) for shard, part in zip(parts.shards, parts.results, strict=True) if shard.path]
+        for path, result in of_one:
+            same = results.get(path)  # perhaps another file of this name, on another machine
+            if same is not None and result.n_tokens and merge_meters([same])[0] == merge_meters([result])[0]:
+                raise_error("merge", got=f"{path} is in both, with the same losses")
+        results.update(of_one)
+    numbers = [one._parts.shared_numbers(one.sequences) for one in evaluations]
+    distinct, counts = np.unique(np.concatenate(numbers), return_counts=True)
+    if len(again := distinct[counts > 1]):
         fits = "their numbers must differ, or one call score both"
         raise_error("merge", got=f"sequence {again[0]} of segment_ids is in both; {fits}")

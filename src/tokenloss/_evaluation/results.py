@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tokenloss._core.errors import raise_error
 from tokenloss._core.result import NamedResults, columns_of, figure, nonzero
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
@@ -14,6 +15,8 @@ from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
 from tokenloss._statistics.meter import LossFigures, LossMeter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array
 
@@ -127,14 +130,14 @@ class Evaluation(LossFigures):
 
     Notes
     -----
-    Evaluations of parts add up with ``+`` and ``sum``, also when pickle has brought them from other machines: the
-    result has the same bits as one call on all files, or on all blocks, in this order; but where a call shifts targets,
-    no last row predicts the first id of what was scored elsewhere, and of blocks, ``figures["fits_better_shifted"]`` is
-    of a sample of each part. Numbers of files count on, and so do rows and sequences of blocks without segment ids.
-    Both must have the same kind of scores, number of classes, options, and lengths of the text or none. What would
-    count twice is refused: a file that is in both, a `custom_id` that is in both, and a number that is in both where
-    `segment_ids` number the sequences of all files or blocks of an evaluation, as a sequence cannot be told from
-    another one of the same number.
+    Evaluations of parts add up with ``+`` and ``sum``, or thousands with `of_parts`, also when pickle has brought them
+    from other machines: the result has the same bits as one call on all files, or on all blocks, in this order; but
+    where a call shifts targets, no last row predicts the first id of what was scored elsewhere, and of blocks,
+    ``figures["fits_better_shifted"]`` is of a sample of each part. Numbers of files count on, and so do rows and
+    sequences of blocks without segment ids. Both must have the same kind of scores, number of classes, options, and
+    lengths of the text or none. What would count twice is refused: a file that is in both, a `custom_id` that is in
+    both, and a number that is in both where `segment_ids` number the sequences of all files or blocks of an evaluation,
+    as a sequence cannot be told from another one of the same number.
 
     Examples
     --------
@@ -170,6 +173,45 @@ class Evaluation(LossFigures):
         """The number of tokens whose loss is nan."""
         n_nan: int = self.figures["n_nan"]
         return n_nan
+
+    @classmethod
+    def of_parts(cls, evaluations: Iterable[Evaluation]) -> Evaluation:
+        """Add up evaluations of parts, as ``sum`` does, in a time that grows with their number and not with its square.
+
+        Parameters
+        ----------
+        evaluations : iterable of Evaluation
+            The evaluations to add up, at least one, in the order of the text.
+
+        Returns
+        -------
+        Evaluation
+            The same as ``sum(evaluations)``, which is as good for a few dozen.
+
+        Raises
+        ------
+        TypeError
+            If one of them is no `Evaluation`.
+        ValueError
+            If there is none, if they do not fit, or if something would count twice.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import evaluate
+        >>> from tokenloss.results import Evaluation
+        >>> parts = [evaluate([(np.zeros((1, 3, 8)), np.ones((1, 3), int))]) for _ in range(4)]
+        >>> Evaluation.of_parts(parts)
+        Evaluation(loss=2.07944 ± 0.00, count=12, n_sequences=4, perplexity=8.00000, accuracy=0.0000)
+        """
+        parts = list(evaluations)
+        for one in parts:
+            if not isinstance(one, Evaluation):
+                raise_error("container", name="one of evaluations", got=type(one).__name__, fits="an Evaluation")
+        if not parts:
+            raise_error("empty", name="evaluations", fits="at least one Evaluation")
+        merged: Evaluation = parts[0]._parts.merged(parts) if len(parts) > 1 else parts[0]
+        return merged
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each sequence.
@@ -211,8 +253,7 @@ class Evaluation(LossFigures):
         """The evaluation of the files or blocks of both."""
         if not isinstance(other, Evaluation):
             return NotImplemented
-        both: Evaluation = self._parts.merged(self, other)
-        return both
+        return self.of_parts([self, other])
 
     def __radd__(self, other: object) -> Evaluation:
         """The same evaluation, for the 0 that `sum` starts with."""

@@ -12,7 +12,7 @@ import numpy as np
 from tokenloss._comparison.paired import Mean
 from tokenloss._comparison.tables import title_of
 from tokenloss._core.errors import raise_error
-from tokenloss._core.text import count_of, printable
+from tokenloss._core.text import count_of, printable, unit_of_bytes
 from tokenloss._core.validation import check_number
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import drawing
@@ -343,7 +343,8 @@ def _draw_means(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look], qu
     drawn = [rank for rank, model in enumerate(models) if PLOT_MIN <= model.mean <= PLOT_MAX]
     left_out = len(models) - len(drawn)
     note = f"\n{left_out} left out, whose mean is 0 or not finite" if left_out else ""
-    x, y = "size in GB", f"mean {quantity} in nats"
+    unit, scale = unit_of_bytes(max((models[rank].size or 0 for rank in drawn), default=1e9))
+    x, y = f"size in {unit}", f"mean {quantity} in nats"
     if not by_size:
         x, y = y, ""
     drawing.style(
@@ -355,7 +356,7 @@ def _draw_means(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look], qu
     errors = np.nan_to_num([models[rank].radius for rank in drawn], posinf=0)
     lows, highs = means - errors, np.minimum(means + errors, PLOT_MAX)
     limits = np.where(lows > 0, lows, means).min() / 1.5, highs.max() * 1.5
-    places = np.array([(models[rank].size or 0) / 1e9 for rank in drawn]) if by_size else np.arange(len(drawn))
+    places = np.array([(models[rank].size or 0) / scale for rank in drawn]) if by_size else np.arange(len(drawn))
     for rank, place, mean, low, high in zip(drawn, places, means, np.maximum(lows, PLOT_MIN), highs, strict=True):
         look = looks[rank]
         (axes.vlines if by_size else axes.hlines)(place, low, high, color=look.color, linewidth=1.8)

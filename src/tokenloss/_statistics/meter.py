@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core.errors import raise_error
-from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.exact import ExactMoments, exp, integer_of, integer_text
 from tokenloss._core.result import Result, Shown, Table, figure, nonzero
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_integer, check_mask
@@ -311,8 +311,8 @@ class LossMeter(LossFigures):
         if not isinstance(other, LossMeter):
             return NotImplemented
         both = LossMeter()
-        both.merge(self)
-        both.merge(other)
+        for name in self.__slots__:
+            setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
 
     def __radd__(self, other: object) -> LossMeter:
@@ -328,7 +328,9 @@ class LossMeter(LossFigures):
     def _to_json(self) -> dict[str, Any]:
         """The exact state, as JSON can hold it."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        return {name: hex(value) if isinstance(value, int) else value.to_json() for name, value in values.items()}
+        return {
+            name: integer_text(value) if isinstance(value, int) else value.to_json() for name, value in values.items()
+        }
 
     @classmethod
     def _from_json(cls, state: dict[str, Any]) -> LossMeter:
@@ -338,7 +340,7 @@ class LossMeter(LossFigures):
         meter = cls()
         for name in cls.__slots__:
             empty = getattr(meter, name)
-            setattr(meter, name, int(state[name], 16) if isinstance(empty, int) else empty.from_json(state[name]))
+            setattr(meter, name, integer_of(state[name]) if isinstance(empty, int) else empty.from_json(state[name]))
         groups, sequences = meter._groups.count, meter._sequences.count
         known = (
             meter._by_bytes.count <= meter._with_bytes <= groups,

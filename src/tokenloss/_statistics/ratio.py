@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core import _core
-from tokenloss._core.exact import UNIT, ExactMoments
+from tokenloss._core.exact import UNIT, ExactMoments, integer_of, integer_text
 from tokenloss._statistics.distributions import equivalent_lengths, ratio_quantile, ratio_tail
 
 if TYPE_CHECKING:
@@ -137,14 +137,14 @@ class ExactRatio:
             "numerators": self.numerators.to_json(),
             "denominators": self.denominators.to_json(),
             "largest": self.largest.hex(),
-            **{name: hex(getattr(self, name)) for name in ("products", "cubes", "fourths")},
+            **{name: integer_text(getattr(self, name)) for name in ("products", "cubes", "fourths")},
         }
 
     @classmethod
     def from_json(cls, state: Any) -> ExactRatio:
         """Inverse of `to_json`; ValueError for sums that no pairs have."""
         numerators, denominators = (ExactMoments.from_json(state[name]) for name in ("numerators", "denominators"))
-        products, cubes, fourths = (int(state[name], 16) for name in ("products", "cubes", "fourths"))
+        products, cubes, fourths = (integer_of(state[name]) for name in ("products", "cubes", "fourths"))
         ratio = cls(numerators, denominators, products, cubes, fourths, float.fromhex(state["largest"]))
         if (
             numerators.count != denominators.count

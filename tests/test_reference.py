@@ -1,0 +1,303 @@
+"""The reference: its pages name every key of JSON, every column, option and environment variable, and no other."""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import re
+from types import SimpleNamespace
+
+import clients
+import numpy as np
+import pages
+import pytest
+from places import ROOT
+
+import tokenloss
+import tokenloss.dask
+from tokenloss import (
+    compare,
+    compare_files,
+    evaluate,
+    formats,
+    page,
+    plots,
+    results,
+    sequence_losses,
+    sinks,
+    token_scores,
+)
+from tokenloss._command.arguments import make_parser
+from tokenloss._command.cli import main
+from tokenloss._core._core import KINDS
+from tokenloss.formats import scores_file
+from tokenloss.formats.readers import FORMATS
+
+pytestmark = [
+    pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process"),
+    pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github"),
+]
+
+
+def tables_of(name):
+    """The tables of a page: the heading above each, the cells of its head, and its rows."""
+    lines = (pages.DOCS / "reference" / f"{name}.md").read_text("utf-8").splitlines()
+    heading, found = "", []
+    for line, before in zip(lines, ["", *lines], strict=False):
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("|"):
+            cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            if not before.startswith("|"):
+                found.append((heading, cells, []))
+            elif not set(line) <= set("|-: "):
+                found[-1][2].append(cells)
+    return found
+
+
+def codes(text):
+    """What stands between backticks."""
+    return re.findall(r"`([^`]+)`", text)
+
+
+def is_of(meaning, *kinds):
+    """Whether a row is of any of these kinds of input; those of some alone begin with their names."""
+    of = re.match(r"\*([^*]+):\*", meaning)
+    return of is None or bool({*kinds} & {*of[1].split(", ")})
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files of every kind that the command reads."""
+    path, rng = tmp_path_factory.mktemp("reference"), np.random.default_rng(3)
+    logits, targets = rng.normal(size=(40, 11), scale=3).astype(np.float32), rng.integers(9, size=40)
+    words = np.array([" a", "b", " 1", ",", " "] * 8)
+    for name, noise in ("base", 0), ("q8", 0.1), ("q4", 0.5):
+        (path / name).mkdir()
+        scores = logits + noise * rng.normal(size=logits.shape).astype(np.float32)
+        for i, part in enumerate(np.split(np.arange(40), 2)):
+            parts = {"targets": targets[part], "tokens": words[part], "segment_ids": part // 8}
+            np.savez(path / name / f"part-{i}.npz", logits=scores[part], **parts)
+    np.save(path / "head.npy", rng.normal(size=(11, 4)))
+    np.savez(path / "hidden.npz", hidden_states=rng.normal(size=(8, 5, 4)), targets=targets.reshape(8, 5))
+    (path / "text.txt").write_text("a few words")
+    (path / "responses.jsonl").write_text(clients.responses()["vllm/run_batch_out.jsonl"], "utf-8", newline="")
+    for model in "base", "noise":
+        (path / model).mkdir(exist_ok=True)
+        for task in "mc", "rolling":
+            (path / f"{model}-{task}.jsonl").write_text(clients.samples()[f"{model}/{task}.jsonl"], "utf-8", newline="")
+    names = [*path.iterdir()]
+    return SimpleNamespace(**{name.name.replace(".", "_").replace("-", "_"): name for name in names})
+
+
+def emitted(*argv):
+    """The JSON that a command prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(out.getvalue())
+
+
+def keys_of(value, path="", found=None):
+    """The keys of all objects within a value, by the path of the object as `jq` writes it."""
+    found = {} if found is None else found
+    if isinstance(value, list):
+        for element in value:
+            keys_of(element, f"{path}[]", found)
+    elif isinstance(value, dict) and not all(re.fullmatch(r"[\d.]+", key) for key in value):  # quantiles by fraction
+        found.setdefault(path or ".", set()).update(value)
+        for key, element in value.items():
+            if key != "left_out" or not isinstance(element, dict):  # by the name of a metric
+                keys_of(element, f"{path}.{key}", found)
+    return found
+
+
+def described_keys(command, kind):
+    """The keys of a command that the page describes for a kind of input, by path."""
+    found = {}
+    kinds = {"hidden states": ("hidden states", "scores")}.get(kind, (kind,))
+    for heading, head, rows in tables_of("json"):
+        if heading == f"`tokenloss {command}`":
+            for keys, _, meaning in rows:
+                if is_of(meaning, *kinds):
+                    for path in codes(head[0]):
+                        found.setdefault(path, set()).update(codes(keys))
+    return found
+
+
+def commands_of(files, kind):
+    """Commands whose JSON has every key of a kind of input, by their name."""
+    skip = ("--skip-failed",)
+    return {
+        "scores": [
+            ("score", files.base, "--text", files.text_txt),
+            ("compare", files.base, f"q8={files.q8}", f"q4={files.q4}", "--size", "q4=1"),
+        ],
+        "hidden states": [
+            ("score", files.hidden_npz, "--lm-head", files.head_npy),
+            ("compare", files.hidden_npz, files.hidden_npz, "--lm-head", files.head_npy),
+        ],
+        "responses": [
+            ("score", files.responses_jsonl, *skip),
+            ("compare", files.responses_jsonl, files.responses_jsonl, *skip),
+        ],
+        "samples": [("compare", files.base_mc_jsonl, files.noise_mc_jsonl, "--margin", "0.1")],
+        "all": [("info",)],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["scores", "hidden states", "responses", "samples", "all"])
+def test_keys_of_json_are_described(files, kind):
+    for argv in commands_of(files, kind):
+        found, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
+        if kind == "samples":
+            del described[".candidates[].groups[]"]  # of folders; its keys are those of `metrics`
+        if kind == "hidden states":  # without text, and in one file
+            described.pop(".candidates[].by_token_type[]", None)
+            for path, key in (".candidates[]", "by_token_type"), (".candidates[].sequences[]", "file"):
+                described.get(path, set()).discard(key)
+        assert found == described
+
+
+def test_models_side_by_side_have_the_keys_of_each(files):
+    found = emitted("score", f"A={files.q8}", f"B={files.q4}")
+    assert [*found] == ["A", "B"]
+    assert keys_of(found["B"]) == keys_of(emitted("score", files.q4))
+
+
+# -- columns -----------------------------------------------------------------------------------------------------------
+
+TITLES = ("A token", "A sequence", "A token of two models", "A sequence of two models")
+
+
+def tables_in_memory(files):
+    """Columns of every table of tokens and sequences, by the heading of the page and the kind of input."""
+    skip = {"skip_failed": True}
+    for kind, path, options in ("scores", files.base, {}), ("responses", files.responses_jsonl, skip):
+        tokens, sequences = sinks.TokenTable(top_k=2), sinks.SequenceTable()
+        evaluation = evaluate(path, sinks=[tokens, sequences], **options)
+        yield TITLES[0], kind, tokens.columns()
+        yield TITLES[1], kind, sequences.columns() | evaluation.columns()
+        tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
+        other = files.q8 if kind == "scores" else path
+        found = compare_files(path, {"a": other}, sinks=[tokens, sequences], **options)
+        yield TITLES[2], kind, tokens.columns()
+        yield TITLES[3], kind, sequences.columns()
+        yield TITLES[2], "arrays" if kind == "scores" else "response arrays", found["a"].columns()
+    logits, targets = np.zeros((2, 3, 5)), np.array([[1, 2, -100], [0, 1, 2]])
+    scores = token_scores(logits, targets, top_k=2)
+    lengths = {"n_bytes": [3, 4], "n_words": [1, 2], "sample_weight": np.ones((2, 3))}
+    yield TITLES[0], "arrays", scores.columns()
+    yield TITLES[1], "arrays", sequence_losses(scores, **lengths).columns()
+    yield TITLES[2], "arrays", compare(logits, logits, targets).columns()
+
+
+def test_columns_are_described(files):
+    page = {heading: rows for heading, _, rows in tables_of("columns")}
+    for heading, kind, columns in tables_in_memory(files):
+        described = {}
+        for names, dtypes, meaning, *_ in page[heading]:
+            if is_of(meaning, kind):  # each name has a dtype, or all have the last one
+                dtype = itertools.chain(dtypes.split("; "), itertools.repeat(dtypes.split("; ")[-1]))
+                described |= dict(zip(codes(names), dtype, strict=False))
+        found = {name: str(column.dtype).replace("object", "text") for name, column in columns.items()}
+        assert found == described, (heading, kind)
+
+
+def test_columns_that_are_not_scored_hold_what_is_described():
+    logits, targets = np.zeros((2, 3, 5)), np.array([[1, 2, -100], [0, 1, 2]])
+    tokens = sinks.TokenTable(top_k=2)
+    evaluate([(logits, targets)], sinks=[tokens])
+    pairs = ("A token", tokens.columns()), ("A token", token_scores(logits, targets, top_k=2).columns())
+    for heading, columns in (*pairs, ("A token of two models", compare(logits, logits, targets).columns())):
+        ((*_, rows),) = (table for table in tables_of("columns") if table[0] == heading)
+        for names, _, _, value in rows:
+            for name in codes(names):
+                if name in columns and value != "as it is":
+                    assert str(columns[name][2]) == value, name
+
+
+def test_columns_of_models_are_keys_of_json(files):
+    kinds = {"scores": (files.base, files.q8, {}), "responses": (files.responses_jsonl,) * 2 + ({"skip_failed": True},)}
+    for kind, (base, other, options) in kinds.items():
+        keys = described_keys("compare", kind)
+        found = {*compare_files(base, {"a": other}, **options).columns()}
+        assert found <= keys["."] | keys[".candidates[]"]
+    samples = compare_files(files.base_mc_jsonl, {"a": files.noise_mc_jsonl}, margin=0.1)
+    keys = described_keys("compare", "samples")[".candidates[].metrics[]"]
+    ends = {name.replace("_interval", end) for name in keys for end in ("", "_low", "_high")}
+    assert {*samples.columns()} <= ends | {"metric"}
+    assert [*samples["a"].metrics[0].columns()] == ["doc_id", "base", "other", "sample_weight"]
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def commands():
+    """The parsers of the commands, by name."""
+    (action,) = (one for one in make_parser()._actions if isinstance(one, argparse._SubParsersAction))
+    return action.choices
+
+
+def options_of(parser):
+    """The options of a command with the words of its help, by the title of their group."""
+    found = {}
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            value = action.metavar or (f"{{{','.join(action.choices)}}}" if action.choices else "")
+            names = ", ".join(action.option_strings) or value
+            takes_value = action.option_strings and action.nargs != 0
+            found.setdefault(group.title, {})[f"{names} {value}" if takes_value else names] = action.help
+    return found
+
+
+@pytest.mark.parametrize("command", ["score", "compare", "info"])
+def test_options_are_described_in_the_words_of_the_help(command):
+    described = {
+        group: {option.strip("`"): meaning.replace("`", "") for option, meaning in rows}
+        for heading, (group, _), rows in tables_of("command")
+        if heading == f"`tokenloss {command}`"
+    }
+    found = options_of(commands()[command])
+    assert described == {
+        group: {option: words.replace("`", "") for option, words in options.items()} for group, options in found.items()
+    }
+
+
+def test_usage_is_that_of_the_help():
+    blocks = [block.text for block in pages.blocks_of(pages.DOCS / "reference" / "command.md")]
+    for parser in commands().values():
+        assert parser.format_usage().replace("usage: ", "", 1).replace("\n       ", "\n") in blocks
+
+
+# -- environment variables ---------------------------------------------------------------------------------------------
+
+
+def test_environment_variables_are_described():
+    sources = [ROOT / "setup.py", *ROOT.glob("src/**/*.py"), *ROOT.glob("tests/helpers/*.py")]
+    text = "".join(path.read_text("utf-8") for path in sources)
+    read = {*re.findall(r"environ(?:\.get\(|\[)\"(\w+)", text), *re.findall(r"_VARIABLE = \"(\w+)\"", text)} - {"PATH"}
+    described = {name for _, _, rows in tables_of("environment") for names, *_ in rows for name in codes(names)}
+    assert read <= described
+    assert {name for name in described if name.startswith("TOKENLOSS_")} <= read
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_of_files_are_described():
+    names = {*KINDS, *scores_file.HIDDEN_NAMES, *scores_file.PARTS, *scores_file.TARGETS, *scores_file.INPUT_IDS}
+    formats, arrays = (rows for *_, rows in tables_of("files"))
+    assert {name for names, *_ in arrays for name in codes(names)} == names | {scores_file.MASK}
+    words = " ".join(cell for row in formats for cell in row)
+    for one in FORMATS:
+        assert all(suffix in words for suffix in one.suffixes), one.words
+        assert one.magic in (b"", b"PK") or one.magic.decode("latin1").replace("\x93", r"\x93") in words
+
+
+def test_functions_and_results_are_listed():
+    listed = re.findall(r"^   (tokenloss\.\S+)$", (pages.DOCS / "reference/api.md").read_text("utf-8"), re.MULTILINE)
+    modules = (tokenloss, tokenloss.dask, formats, page, plots, results, sinks)
+    public = [f"{module.__name__}.{name}" for module in modules for name in module.__all__ if name != "KINDS"]
+    assert sorted(listed) == sorted([*public, "tokenloss.formats.llama_cpp.write"])
