@@ -98,7 +98,7 @@ def evaluate(
         Number of tokens of each window, where the files hold a text longer than a model's context, window by window:
         each token is scored in the first window that holds it, as by `windows`. Rows of shape (N, T, V) are N windows,
         and those of all files are in order; the last one may be shorter, or padded. Targets are input ids, which are
-        shifted: those of each window, or in a .npy file those of the text. Each window is a sequence.
+        shifted: those of each window, or in a .npy file those of the text without padding. Each window is a sequence.
     stride : int, optional
         Number of tokens from the start of a window to that of the next one, with `window`.
     ignore_index : int or None, default -100

@@ -380,7 +380,7 @@ def open_stored(shard: Shard, options: Options) -> OpenShard:
     if shard.windows:
         sequences = shard.windows.sequences(shard.path, shard.shape, sequences)
         if targets is not None and shard.windows.of_text:
-            targets = shard.windows.ids(targets, shard.shape[:-1], options.ignore_index)
+            targets = shard.windows.ids(targets, shard.shape[:-1])
     stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]))
     with_mask = [file for file in files if file.attention_mask is not None]
     if targets is not None:

@@ -35,13 +35,10 @@ class StoredWindows(NamedTuple):
         rows = math.prod(shape[:-1])
         return RowSequences(shape, offsets=np.append(np.arange(0, rows, self.size), rows))
 
-    def ids(self, targets: Array, batch: tuple[int, ...], ignored: int | None) -> Array:
-        """The ids of all rows, given those of the text; padding after the text is ignored."""
+    def ids(self, targets: Array, batch: tuple[int, ...]) -> Array:
+        """The ids of all rows, given those of the text."""
         numbers, positions = np.divmod(np.arange(math.prod(batch)), self.size)
-        places = (self.first + numbers) * self.stride + positions
-        ids: Array = targets.reshape(-1)[np.minimum(places, targets.size - 1)]
-        if ignored is not None and (places >= targets.size).any():
-            ids = np.where(places < targets.size, ids.astype(np.int64), ignored)
+        ids: Array = targets.reshape(-1)[(self.first + numbers) * self.stride + positions]
         return ids.reshape(batch)
 
     def check_overlaps(self, path: str, ids: Array, following: Array, ignored: int | None) -> Array:
@@ -87,19 +84,20 @@ def stored_windows(
     if number > 1 and length <= size - stride:
         fits = f"end with one of more than {size - stride}, which holds tokens that the one before lacks"
         raise_error("content", path=files[-1][0], got=f"ends with a window of {length} tokens", fits=fits)
-    n_tokens = (number - 1) * stride + length
-    least = n_tokens if length < size or options.ignore_index is None else n_tokens - stride + 1  # without padding
-    if len(targets) == 1 and _are_of_text(targets[0], sum(counts), least, n_tokens):
+    if len(targets) == 1 and _are_of_text(targets[0], sum(counts), (number - 1) * stride + length):
         return [windows._replace(of_text=True) for windows in found]
     return found
 
 
-def _are_of_text(path: str, rows: int, least: int, most: int) -> bool:
-    """Whether a file of targets holds the ids of a text, not those of each row."""
+def _are_of_text(path: str, rows: int, n_tokens: int) -> bool:
+    """Whether a file of targets holds the ids of a text, not those of each row.
+
+    A text that is shorter than its windows is refused: the last one may be padded, or begin earlier to be full.
+    """
     array = npy.open_array(path)
     if array.size == rows or array.size != max(array.shape, default=0):
         return False
-    if not least <= array.size <= most:
-        fits = f"hold {most} ids, of the text in these windows, or {rows}, one for each row"
+    if array.size != n_tokens:
+        fits = f"hold {n_tokens} ids, of the text in these windows, or {rows}, one for each row"
         raise_error("content", path=path, got=f"has shape {array.shape}", fits=fits)
     return True
