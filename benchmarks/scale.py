@@ -4,7 +4,7 @@ Times are of one CPU, as it was busy with this process, if nothing else is said.
 other bits than it must have.
 
     python benchmarks/scale.py                        # small numbers of everything, in less than a minute
-    python benchmarks/scale.py --full                 # 10^5 files, 10^4 shards on a cluster: 15 minutes, 1 GB of disk
+    python benchmarks/scale.py --full                 # a state of 10^5 lines, 10^4 shards on a cluster: 20 minutes
     python benchmarks/scale.py --only tokens dask     # parts of it
 """
 
@@ -47,12 +47,13 @@ class Sizes(NamedTuple):
     files: int
     meters: int
     sequences: int
+    blocks: int  # of an engine, each a line of the state
     shards: int  # on the cluster
     kills: int  # of its workers
 
 
-QUICK = Sizes(files=400, meters=10_000, sequences=50_000, shards=150, kills=1)
-FULL = Sizes(files=100_000, meters=100_000, sequences=1_000_000, shards=10_000, kills=8)
+QUICK = Sizes(files=400, meters=10_000, sequences=50_000, blocks=1000, shards=150, kills=1)
+FULL = Sizes(files=20_000, meters=100_000, sequences=1_000_000, blocks=100_000, shards=10_000, kills=3)
 Row = tuple[str, str]
 
 
@@ -216,6 +217,26 @@ def files(sizes: Sizes, folder: Path) -> Iterator[Row]:
         yield f"bytes read beside the scores by {words} a file of 64 MB with a state", f"{bytes_read() - before:,}"
 
 
+# -- blocks of an engine -----------------------------------------------------------------------------------------------
+
+
+def blocks(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    """The state of an engine's loop that has a line for each of very many blocks."""
+    rng = np.random.default_rng(4)
+    block = rng.normal(size=(2, 8, 32)).astype(np.float32), rng.integers(32, size=(2, 8))
+    state, found = folder / "blocks.state", []
+
+    def engine(first: int) -> Iterator[tuple[Any, Any]]:
+        return itertools.repeat(block, sizes.blocks - first)
+
+    seconds = cpu_seconds(lambda: found.append(evaluate(engine, state=state)))
+    yield f"evaluate of {sizes.blocks:,} blocks with a state, for each", f"{seconds / sizes.blocks * 1e3:.2f} ms"
+    size = state.stat().st_size
+    yield "size of the state", f"{size / 1e6:.1f} MB, {size / sizes.blocks:.0f} bytes for each block"
+    seconds = cpu_seconds(lambda: check(evaluate(engine, state=state) == found[0], "a resumed run has the same bits"))
+    yield "resuming when all is done", f"{seconds:.1f} s, {seconds / sizes.blocks * 1e3:.2f} ms each"
+
+
 # -- sequences and tokens ---------------------------------------------------------------------------------------------
 
 
@@ -224,15 +245,17 @@ def sequences(sizes: Sizes, folder: Path) -> Iterator[Row]:
     rng = np.random.default_rng(3)
     batch = rng.normal(size=(1000, 4, 2)).astype(np.float32), rng.integers(2, size=(1000, 4))
 
-    def blocks(count: int) -> Iterator[tuple[Any, Any]]:
-        return itertools.repeat(batch, count // 1000)
-
-    evaluate(blocks(1000))
-    found, kept = kept_bytes(lambda: evaluate(blocks(sizes.sequences)))
+    evaluate(itertools.repeat(batch, 1))
+    found, kept = kept_bytes(lambda: evaluate(itertools.repeat(batch, sizes.sequences // 1000)))
     count = found.n_sequences
     yield f"memory of an Evaluation of {count:,} sequences, for each", f"{kept / count:.0f} bytes"
     yield "the same pickled", f"{len(pickle.dumps(found)) / count:.0f} bytes"
     yield "its meter pickled, in all", f"{len(pickle.dumps(found.meter)):,} bytes"
+    logits, targets = rng.normal(size=(20_000, 4, 2)).astype(np.float32), rng.integers(2, size=(20_000, 4))
+    np.savez(folder / "sequences.npz", logits=logits, targets=targets)
+    state = folder / "sequences.state"
+    evaluate(folder / "sequences.npz", state=state)
+    yield "the state of a file of 20,000 sequences, for each", f"{state.stat().st_size / 20_000:.0f} bytes"
     for suffix in ("npy", "csv", "parquet"):
         path = folder / f"tokens.{suffix}"
         logits, targets = rng.normal(size=(20_000, 512)).astype(np.float32), rng.integers(512, size=20_000)
@@ -263,12 +286,12 @@ def cluster(sizes: Sizes, folder: Path) -> Iterator[Row]:
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as local,
     ):
         evaluate(paths[:2], scheduler=local.scheduler_address)
-        start = time.perf_counter()
+        start, own = time.perf_counter(), time.process_time()
         found = evaluate(paths, scheduler=local.scheduler_address)
-        seconds = time.perf_counter() - start
+        seconds, own = time.perf_counter() - start, time.process_time() - own
         check(found == whole, "a cluster gives the same bits")
-        each = f"{seconds / len(paths) * 1e3:.1f} ms each"
-        yield f"{len(paths):,} shards on two workers", f"{seconds:.1f} s of wall clock, {each}"
+        yield f"{len(paths):,} shards on two workers, by the clock", f"{seconds:.1f} s"
+        yield "CPU of the scheduler and of the caller, for each", f"{own / len(paths) * 1e3:.1f} ms"
         killed: list[int] = []
         ended = threading.Event()
         pause = max(0.2, seconds / (sizes.kills + 1))
@@ -282,7 +305,7 @@ def cluster(sizes: Sizes, folder: Path) -> Iterator[Row]:
             killer.join()
         check(found == whole, "workers that die change no bit")
         seconds = time.perf_counter() - start
-        yield f"the same, while workers are killed ({len(killed)})", f"{seconds:.1f} s, with the same bits"
+        yield f"the same, while workers are killed ({len(killed)})", f"{seconds:.1f} s, the same bits"
 
 
 def kill_workers(local: Any, most: int, pause: float, killed: list[int], ended: threading.Event) -> None:
@@ -297,7 +320,7 @@ def kill_workers(local: Any, most: int, pause: float, killed: list[int], ended: 
                 os.kill(left[0], getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-PARTS = {"states": states, "tokens": tokens, "files": files, "sequences": sequences, "dask": cluster}
+PARTS = {"states": states, "tokens": tokens, "files": files, "sequences": sequences, "blocks": blocks, "dask": cluster}
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from places import ROOT
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="changes the working directory"),
-    pytest.mark.skipif(not shutil.which("bash"), reason="commands of pages are those of a POSIX shell"),
+    pytest.mark.skipif(sys.platform == "win32", reason="commands of pages are those of a POSIX shell"),
 ]
 PAGES = [ROOT / "README.md", *sorted(pages.DOCS.rglob("*.md"))]  # an sdist has README alone
 # packages that a page's examples need, beyond those of the extra `test`

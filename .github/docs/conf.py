@@ -28,7 +28,7 @@ html_css_files = ["site.css"]
 html_title = "tokenloss"
 html_show_sourcelink = False
 html_show_copyright = False
-html_sidebars = dict.fromkeys(("index", "get-started", "at-scale", "gallery", "changelog"), [])
+html_sidebars = {name: [] for name in ("index", "get-started", "at-scale", "gallery", "changelog")}
 html_theme_options = {
     "navigation_with_keys": False,
     "show_prev_next": True,
