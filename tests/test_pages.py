@@ -23,6 +23,7 @@ NEEDS = {
     "how-to/scikit-learn.md": ("sklearn",),
     "how-to/segmentation.md": ("torch",),
     "how-to/shards.md": ("torch", "transformers"),
+    "how-to/windows.md": ("torch", "transformers"),
     "how-to/tables.md": ("torch", "transformers", "pandas", "polars", "pyarrow"),
     "how-to/clusters.md": ("torch", "transformers", "joblib", "distributed"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
