@@ -66,7 +66,8 @@ def linear_compare(
     logit_scale : float, default 1.0
         Multiplier of the logits of both models (1 / temperature).
     softcap : float, optional
-        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
+        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf. Of
+        models that differ in this, or in their scale, use `compare_files`, which reads each ``config.json``.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 

@@ -272,7 +272,8 @@ def linear_kl_divergence(
     base_lm_head_bias, lm_head_bias : arrays of shape (V,), optional
         Biases of the projections.
     where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
+        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read. There
+        are no targets to mark padding: without `where`, padding counts.
     logit_scale : float, default 1.0
         Multiplier of the logits of both models (1 / temperature).
     softcap : float, optional
@@ -316,7 +317,10 @@ def linear_kl_divergence(
     """
     base, other = two_projections(base_hidden, base_lm_head, base_lm_head_bias, hidden, lm_head, lm_head_bias)
     if base.scores.classes != other.scores.classes:
+        least = min(base.scores.classes, other.scores.classes)
+        larger = "lm_head" if other.scores.classes > least else "base_lm_head"
         fits = f"({base.scores.classes}, {other.hidden.shape[-1]}): as many classes as base_lm_head has"
+        fits += f"; pass {larger}[:{least}], or linear_compare(..., classes={least})"
         raise_error("shape", name="lm_head", got=other.weight.shape, fits=fits)
     positions, transform = without_targets(base.scores, where), logit_transform(logit_scale, softcap)
     divergences = jobs.new_losses(reduction, base.scores.batch)
