@@ -313,7 +313,7 @@ class Mean:
             self.is_clustered = True
 
     def factor(self, tail: float = TAIL) -> float:
-        """The number of standard errors from the mean to each end of an interval that leaves out `tail` on each side."""
+        """The number of standard errors from the mean to each end of its interval, by default of 95 %."""
         return self._independent.factor(tail)
 
 
@@ -386,8 +386,9 @@ def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float
 def quantile_intervals(
     values: Float64Array, fractions: tuple[float, ...], segment_ids: IntArray | None, mean: Mean, tail: float = TAIL
 ) -> dict[float, tuple[float, float]]:
-    """Confidence intervals, by default of 95 %, of quantiles of values of at least 0, for the fractions that are neither 0 nor 1.
+    """Confidence intervals of quantiles of values of at least 0, for the fractions that are neither 0 nor 1.
 
+    The true quantile lies below, and above, with a probability of at most `tail` each; by default they are of 95 %.
     Each end is one of the ordered values, and its rank is from the binomial distribution. With sequences, ranks are at
     least as far apart as the interval of the fraction of values up to the quantile (Woodruff, Journal of the American
     Statistical Association 47, 1952). `mean` is that of the values, which come in the order of their sequences.

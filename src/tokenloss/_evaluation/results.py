@@ -65,7 +65,7 @@ class ShardResult(NamedTuple):
 
     meter: LossMeter  # of all tokens but those in `split`
     n_ignored: int
-    n_greedy: int
+    greedy: LossMeter  # of each token of which it is known: 1 if it is the likeliest class, else 0; not of `split`
     highest_loss_tokens: list[TokenLoss]
     sequences: SequenceColumns = NO_SEQUENCES
     split: SequenceColumns = NO_SEQUENCES  # the tokens of sequences that go on in other shards
@@ -79,11 +79,6 @@ class ShardResult(NamedTuple):
     def n_tokens(self) -> int:
         """The number of tokens."""
         return self.meter.count + len(self.split.ids)
-
-    @property
-    def n_greedy_known(self) -> int:
-        """The number of tokens that are known to be greedy or not."""
-        return self.responses.n_greedy_known if self.responses else self.n_tokens
 
 
 class NormWarning(UserWarning):

@@ -291,7 +291,7 @@ def verdict_on(
 def _rounded(number: float) -> int:
     """A number of texts with two digits, rounded up, as more would feign that it is exact."""
     unit = 10 ** max(0, math.floor(math.log10(max(number, 1))) - 1)
-    return math.ceil(number / unit) * unit
+    return int(math.ceil(number / unit) * unit)
 
 
 def independent_note(count: int, unit: str, factor: float) -> list[str]:
