@@ -141,6 +141,12 @@ class Verdicts(Result):
 Verdicts.__module__ = "tokenloss.results"
 
 
+def joined_verdicts(verdicts: Mapping[str, Verdicts]) -> Verdicts:
+    """The verdicts of several models, by the name of each."""
+    gates = [gate._replace(name=name) for name, one in verdicts.items() for gate in one.gates]
+    return Verdicts(gates, next((one.confidence for one in verdicts.values()), math.nan))
+
+
 def _worst(gates: Sequence[Verdict]) -> str:
     """The verdict of several gates together."""
     verdicts = {one.verdict for one in gates}
@@ -302,13 +308,11 @@ def independent_note(count: int, unit: str, factor: float) -> list[str]:
 
 
 def beside_noise(verdicts: Sequence[Verdict], noise: Sequence[Verdict]) -> list[Verdict]:
-    """Verdicts that say where a second run of the base fails the gate, too, or may fail it."""
-    notes = {
-        FAILS: "below the noise: a second run of the base has {figure:.5g}, so nobody can pass",
-        CANNOT_TELL: "near the noise: a second run of the base has {figure:.5g}, and may not pass itself",
-    }
-    return [
-        one._replace(note="; ".join(filter(None, (one.note, notes[twin.verdict].format(figure=twin.figure)))))
-        if twin.verdict in notes else one
-        for one, twin in zip(verdicts, noise, strict=True)
-    ]  # fmt: skip
+    """Verdicts that say where a second run of the base lies beyond the limit itself."""
+    noted = []
+    for one, twin in zip(verdicts, noise, strict=True):
+        is_beyond = twin.figure > one.limit if one.gate.startswith("max_") else twin.figure < one.limit
+        words = f"below the noise: a second run of the base has {twin.figure:.5g}, so "
+        words += "perhaps " * (twin.verdict != FAILS) + "nobody can pass"
+        noted.append(one._replace(note="; ".join(filter(None, (one.note, words)))) if is_beyond else one)
+    return noted
