@@ -109,14 +109,15 @@ class Verdicts(Result):
         return {"verdict": _worst(own), "confidence": self.confidence, "gates": gates}
 
     def columns_of(self, names: Sequence[str]) -> dict[str, Array]:
-        """Columns for a table that has a row for each of these models: the verdict, and the ends of each gate."""
+        """Columns for a table that has a row for each of these models: the verdict, and figures of each gate."""
         rows: list[dict[str, Any]] = []
         for name in names:
             own = [one for one in self.gates if one.name == name]
             rows.append({"verdict": _worst(own)} if own else {})
             for one in own:
                 gate = one.gate.replace(" ", "_")
-                cells = {"limit": one.limit, "low": one.interval[0], "high": one.interval[1], "verdict": one.verdict}
+                low, high = one.interval
+                cells = {"limit": one.limit, "figure": one.figure, "low": low, "high": high, "verdict": one.verdict}
                 rows[-1] |= {f"{gate}_{key}": cell for key, cell in cells.items()}
         return columns_of(rows)
 
