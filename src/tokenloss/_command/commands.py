@@ -147,10 +147,10 @@ def _print(
 
     def shown() -> Shown:
         tables: Shown = whole._shown()
-        return tables._replace(tables=[*tables.tables, verdicts.table()])
+        return tables._replace(tables=[*tables.tables, verdicts._table()])
 
     def figures() -> Any:
-        of_each: dict[str, Any] = as_strict_json({name: verdicts.of(name) for name in found})
+        of_each: dict[str, Any] = as_strict_json({name: verdicts._of(name) for name in found})
         every = whole.to_dict()
         if not is_named:
             return every | next(iter(of_each.values()))
@@ -161,7 +161,7 @@ def _print(
 
     def columns() -> dict[str, Array]:
         rows = found.columns()
-        return rows | verdicts.columns_of(rows["name"].tolist())
+        return rows | verdicts._columns_of(rows["name"].tolist())
 
     print_as(args.format, shown, figures, columns)
     return _STATUSES[verdicts.verdict]

@@ -276,7 +276,7 @@ class Evaluation(LossFigures):
         >>> found = evaluate([(rng.normal(size=(20, 30, 8)), rng.integers(8, size=(20, 30)))])
         >>> verdicts = found.check(max_perplexity=20, min_greedy_accuracy=0.12)
         >>> [(one.gate, round(one.figure, 3), one.verdict, one.n_more) for one in verdicts.gates]
-        [('max_perplexity', 12.9, 'holds', None)]
+        [('max_perplexity', 11.297, 'holds', None), ('min_greedy_accuracy', 0.133, 'cannot tell', 66)]
         """
         given = {
             "max_perplexity": max_perplexity, "max_loss": max_loss, "min_greedy_accuracy": min_greedy_accuracy,

@@ -46,6 +46,14 @@ class Verdict(NamedTuple):
         stays as it is; None where there is a verdict, and where no number would.
     note : str
         The same in words, and what a reader of the verdict must know.
+
+    Examples
+    --------
+    >>> from tokenloss import compare
+    >>> comparison = compare([[2.0, 1.0], [0.0, 3.0]], [[2.0, 0.0], [0.0, 2.0]], None)
+    >>> (verdict,) = comparison.check(max_kl=0.0).gates
+    >>> verdict.verdict, verdict.n_more
+    ('cannot tell', 3)
     """
 
     name: str
@@ -102,13 +110,13 @@ class Verdicts(Result):
         rows = [one._asdict() | {"low": one.interval[0], "high": one.interval[1]} for one in self.gates]
         return columns_of(rows)
 
-    def of(self, name: str) -> dict[str, Any]:
+    def _of(self, name: str) -> dict[str, Any]:
         """What JSON says of the gates of one model: "verdict", "confidence" and "gates"."""
         own = [one for one in self.gates if one.name == name]
         gates = [{key: value for key, value in one._asdict().items() if key != "name"} for one in own]
         return {"verdict": _worst(own), "confidence": self.confidence, "gates": gates}
 
-    def columns_of(self, names: Sequence[str]) -> dict[str, Array]:
+    def _columns_of(self, names: Sequence[str]) -> dict[str, Array]:
         """Columns for a table that has a row for each of these models: the verdict, and figures of each gate."""
         rows: list[dict[str, Any]] = []
         for name in names:
@@ -129,9 +137,9 @@ class Verdicts(Result):
         return {"verdict": self.verdict, "confidence": self.confidence, "gates": gates}
 
     def _shown(self) -> Shown:
-        return Shown("gates", self.verdict, [self.table()._replace(title="")])
+        return Shown("gates", self.verdict, [self._table()._replace(title="")])
 
-    def table(self) -> Table:
+    def _table(self) -> Table:
         """The table that the command prints below the figures."""
         several = len({one.name for one in self.gates}) > 1
         heads = ("model", "gate", "limit", "figure", f"{100 * self.confidence:g} % interval", "verdict", "note")
@@ -216,12 +224,13 @@ class Estimate(NamedTuple):
 
 
 def mean_estimate(mean: float, independent: ExactRatio, limit: float, tail: float, *, is_log: bool = False) -> Estimate:
-    """The estimate of a mean, or where `is_log` of its exponential, whose limit is given."""
+    """The estimate of a mean of what is at least 0, or where `is_log` of its exponential, whose limit is given."""
     if not math.isfinite(mean):
         return Estimate(math.nan if mean < 0 else mean, *_UNKNOWN, math.inf)
     radius = independent.stderr * independent.factor(tail)
     distance = abs((math.log(limit) if limit else -math.inf) - mean if is_log else limit - mean)
-    figure, low, high = (exp(end) if is_log else end for end in (mean, mean - radius, mean + radius))
+    ends = mean, mean - radius, mean + radius
+    figure, low, high = map(exp, ends) if is_log else (mean, max(ends[1], min(mean, 0.0)), ends[2])
     return Estimate(figure, low, high, needed_count(independent.count, radius, distance, tail))
 
 
