@@ -109,13 +109,11 @@ def of_readme(report: dict[str, Any]) -> str:
     )
     picture = f"benchmarks/results/{_file(report, '-readme.svg').name}"
     sentence = (
-        f"The fastest other library takes {_digits(_ratio(of_many))} times as long for `cross_entropy` of {many}"
-        f" classes ({_library(of_many)}), and {_digits(_ratio(of_few))} times for {few} ({_library(of_few)}); the"
-        f" {len(slower)} of {len(compared)} measured cases in which another way is faster are listed in [the"
-        " benchmarks](benchmarks/README.md)."
+        f"The fastest other library takes {_digits(_ratio(of_many))} and {_digits(_ratio(of_few))} times as long. In"
+        f" {len(slower)} of {len(compared)} [measured cases](benchmarks/README.md) another is faster."
     )
     described = f"Time of cross_entropy in other libraries, at {many} and at {few} classes"
-    return f"\n![{described}]({picture})\n\n{_wrapped(sentence)}"
+    return f"![{described}]({picture})\n\n{sentence} "
 
 
 def section(report: dict[str, Any]) -> str:

@@ -14,7 +14,20 @@ import pages
 import pytest
 from places import ROOT
 
-from tokenloss import compare, compare_files, evaluate, sequence_losses, sinks, token_scores
+import tokenloss
+import tokenloss.dask
+from tokenloss import (
+    compare,
+    compare_files,
+    evaluate,
+    formats,
+    page,
+    plots,
+    results,
+    sequence_losses,
+    sinks,
+    token_scores,
+)
 from tokenloss._command.arguments import make_parser
 from tokenloss._command.cli import main
 from tokenloss._core._core import KINDS
@@ -281,3 +294,10 @@ def test_arrays_of_files_are_described():
     for one in FORMATS:
         assert all(suffix in words for suffix in one.suffixes), one.words
         assert one.magic in (b"", b"PK") or one.magic.decode("latin1").replace("\x93", r"\x93") in words
+
+
+def test_functions_and_results_are_listed():
+    listed = re.findall(r"^   (tokenloss\.\S+)$", (pages.DOCS / "reference/api.md").read_text("utf-8"), re.MULTILINE)
+    modules = (tokenloss, tokenloss.dask, formats, page, plots, results, sinks)
+    public = [f"{module.__name__}.{name}" for module in modules for name in module.__all__ if name != "KINDS"]
+    assert sorted(listed) == sorted([*public, "tokenloss.formats.llama_cpp.write"])

@@ -1,8 +1,9 @@
 """Store the logits of texts that are packed into rows without padding, for `tokenloss score OUT --shift`.
 
 MODEL is any causal language model that transformers can load: its name, or its folder. TEXTS is a file with one text on
-each line. If OUT ends in .npz, all texts are one row in this file; else OUT is a folder, which gets a file for each row.
-Each file holds `logits` in float16, `input_ids`, `tokens`, the text of the ids, and `cu_seqlens`, where texts begin.
+each line. If OUT ends in .npz, all texts are one row in this file; else OUT is a folder, which gets a file for each
+row. Each file holds `logits` in float16, `input_ids`, `tokens`, the text of the ids, and `cu_seqlens`, where texts
+begin.
 """
 
 import argparse

@@ -1,40 +1,43 @@
-"""Score a text with llama-cpp-python, given a GGUF file: the loss by its own log-probabilities, and tokenloss's.
+"""Score texts with llama-cpp-python, one by one.
 
-Without a file, random logits are scored that come as a model's do.
+MODEL is a GGUF file of a causal language model. TEXTS is a file with one text on each line. Prints the loss and
+perplexity of all texts, with errors that take each text as one observation. With --state, the result of each text is
+kept in a file, and the same command goes on from there if it was interrupted.
 """
 
-import sys
+import argparse
+from pathlib import Path
 
-import numpy as np
+from llama_cpp import Llama
 
-import tokenloss
+from tokenloss import evaluate
+from tokenloss.sinks import TokenTable
 
-TEXT = b"In the beginning God created the heaven and the earth. And the earth was without form, and void."
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("texts", metavar="TEXTS", type=Path)
+    parser.add_argument("--n-ctx", type=int, default=512, help="tokens that texts are cut to (default: 512)")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--state", metavar="FILE", help="keep the result of each text here, and go on from there")
+    kept.add_argument("--per-token", metavar="OUT", help="write a row for each token to a .npy, .csv or .parquet file")
+    args = parser.parse_args()
 
-class StandIn:
-    """What a llama_cpp.Llama has after it has evaluated a text of bytes; rows beyond the text are of no use."""
+    # logits_all keeps the logits of every token: n_ctx x vocabulary x 4 bytes
+    llm = Llama(args.model, n_ctx=args.n_ctx, logits_all=True, verbose=False)
+    texts = args.texts.read_bytes().splitlines()
 
-    def __init__(self, text: bytes) -> None:
-        self.n_tokens = len(text)
-        self.input_ids = np.frombuffer(text.ljust(self.n_tokens + 100), np.uint8).astype(np.intc)
-        self.scores = 3 * np.random.default_rng(0).standard_normal((len(text) + 100, 256), np.float32)
+    def each_text(first):  # from text number `first` on: `evaluate` asks for what is not yet in the state
+        for text in texts[first:]:
+            llm.reset()
+            llm.eval(llm.tokenize(text)[: args.n_ctx])
+            logits, ids = llm.scores[None, : llm.n_tokens - 1], llm.input_ids[None, 1 : llm.n_tokens]
+            yield logits, ids  # row j predicts token j + 1; of shape (1, tokens, V), a text is a sequence
 
-    @staticmethod
-    def logits_to_logprobs(logits: np.ndarray) -> np.ndarray:
-        """Logarithm of the softmax, in float32."""
-        shifted = logits - logits.max(-1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    sinks = [TokenTable(args.per_token)] if args.per_token else []
+    print(evaluate(each_text, state=args.state, sinks=sinks, top=3, progress=True).summary())
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        from llama_cpp import Llama
-
-        llm = Llama(sys.argv[1], n_ctx=512, logits_all=True, verbose=False)
-        llm.eval(llm.tokenize(TEXT))
-    else:
-        llm = StandIn(TEXT)
-    logits, targets = llm.scores[: llm.n_tokens - 1], llm.input_ids[1 : llm.n_tokens]  # row j: token j + 1
-    own = -llm.logits_to_logprobs(logits)[np.arange(len(targets)), targets].mean()
-    print(f"llama-cpp-python {own:.9g}, tokenloss {tokenloss.cross_entropy(logits, targets):.9g}")
+    main()

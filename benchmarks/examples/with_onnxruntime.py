@@ -1,35 +1,58 @@
-"""Score a text with onnxruntime: the loss that its own operator finds, and tokenloss's."""
+"""Score texts with onnxruntime, batch by batch.
+
+FOLDER holds a causal language model as Optimum exports it: model.onnx, whose inputs are input_ids and perhaps
+attention_mask, position_ids and past_key_values, and whose output is logits; and tokenizer.json. TEXTS is a file with
+one text on each line. Prints the loss and perplexity of all texts, with errors that take each text as one observation.
+With --state, the result of each batch is kept in a file, and the same command goes on from there if it was interrupted.
+"""
+
+import argparse
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer
 
-import tokenloss
+from tokenloss import evaluate, next_token
+from tokenloss.sinks import TokenTable
 
-TEXT = b"In the beginning God created the heaven and the earth. And the earth was without form, and void."
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def model() -> bytes:
-    """Causal model of bytes with random weights: each position sees the sum of those up to it."""
-    random = np.random.default_rng(0)
-    embedding = random.normal(size=(256, 64)).astype(np.float32)
-    weights = {"embedding": embedding, "head": embedding.T / 4, "axis": np.zeros((), np.int64)}
-    nodes = [
-        helper.make_node("Gather", ["embedding", "ids"], ["embedded"]),
-        helper.make_node("CumSum", ["embedded", "axis"], ["summed"]),
-        helper.make_node("Tanh", ["summed"], ["hidden"]),
-        helper.make_node("MatMul", ["hidden", "head"], ["logits"]),
-        helper.make_node("SoftmaxCrossEntropyLoss", ["logits", "targets"], ["loss"], reduction="mean"),
-    ]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["tokens"]) for name in ("ids", "targets")]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("logits", "loss")]
-    constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "bytes", inputs, outputs, constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("texts", metavar="TEXTS", type=Path)
+    parser.add_argument("--batch-size", type=int, default=8, help="texts in each batch (default: 8)")
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens that texts are cut to (default: 1024)")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--state", metavar="FILE", help="keep the result of each batch here, and go on from there")
+    kept.add_argument("--per-token", metavar="OUT", help="write a row for each token to a .npy, .csv or .parquet file")
+    args = parser.parse_args()
+
+    tokenizer = Tokenizer.from_file(str(args.folder / "tokenizer.json"))
+    tokenizer.enable_padding()  # on the right, by id 0: any will do, as it is masked
+    tokenizer.enable_truncation(args.max_length)
+    session = onnxruntime.InferenceSession(args.folder / "model.onnx", providers=["CPUExecutionProvider"])
+    texts = args.texts.read_text("utf-8").splitlines()
+
+    def batches(first):  # from batch number `first` on: `evaluate` asks for what is not yet in the state
+        for start in range(first * args.batch_size, len(texts), args.batch_size):
+            batch = tokenizer.encode_batch(texts[start : start + args.batch_size])
+            ids = np.array([text.ids for text in batch])
+            mask = np.array([text.attention_mask for text in batch])
+            known = {"input_ids": ids, "attention_mask": mask, "position_ids": np.maximum(mask.cumsum(-1) - 1, 0)}
+            feed = {}
+            for node in session.get_inputs():
+                if node.name.startswith("past_key_values"):  # (texts, heads, tokens, size): nothing came before
+                    known[node.name] = np.zeros((len(ids), node.shape[1], 0, node.shape[3]), DTYPES[node.type])
+                feed[node.name] = known[node.name]
+            (logits,) = session.run(["logits"], feed)
+            yield next_token(logits, ids, mask)
+
+    sinks = [TokenTable(args.per_token)] if args.per_token else []
+    print(evaluate(batches, state=args.state, sinks=sinks, top=3, progress=True).summary())
 
 
 if __name__ == "__main__":
-    ids = np.frombuffer(TEXT, np.uint8).astype(np.int64)
-    session = onnxruntime.InferenceSession(model(), providers=["CPUExecutionProvider"])
-    logits, own = session.run(["logits", "loss"], {"ids": ids[:-1], "targets": ids[1:]})
-    print(f"onnxruntime {own:.9g}, tokenloss {tokenloss.cross_entropy(logits, ids[1:]):.9g}")
+    main()

@@ -1,26 +1,47 @@
-"""Score a text with transformers: the loss that its model returns, and tokenloss's."""
+"""Score texts with a model of transformers, batch by batch.
+
+MODEL is any causal language model that transformers can load: its name, or its folder. TEXTS is a file with one text on
+each line. Prints the loss and perplexity of all texts, with errors that take each text as one observation. With
+--state, the result of each batch is kept in a file, and the same command goes on from there if it was interrupted.
+"""
+
+import argparse
+from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tokenloss import LossMeter, cross_entropy, next_token
+from tokenloss import evaluate, next_token
+from tokenloss.sinks import TokenTable
 
-TEXT = b"In the beginning God created the heaven and the earth. And the earth was without form, and void."
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("texts", metavar="TEXTS", type=Path)
+    parser.add_argument("--batch-size", type=int, default=8, help="texts in each batch (default: 8)")
+    parser.add_argument("--dtype", default="float32", help="precision of the computation (default: float32)")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--state", metavar="FILE", help="keep the result of each batch here, and go on from there")
+    kept.add_argument("--per-token", metavar="OUT", help="write a row for each token to a .npy, .csv or .parquet file")
+    args = parser.parse_args()
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="right")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # any will do: it is masked
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).eval()
+    texts = args.texts.read_text("utf-8").splitlines()
+
+    def batches(first):  # from batch number `first` on: `evaluate` asks for what is not yet in the state
+        for start in range(first * args.batch_size, len(texts), args.batch_size):
+            part = texts[start : start + args.batch_size]
+            batch = tokenizer(part, return_tensors="pt", padding=True, truncation=True)
+            with torch.inference_mode():
+                logits = model(**batch).logits
+            yield next_token(logits, batch["input_ids"], batch["attention_mask"])
+
+    sinks = [TokenTable(args.per_token)] if args.per_token else []
+    print(evaluate(batches, state=args.state, sinks=sinks, top=3, progress=True).summary())
+
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        initializer_range=0.2,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()  # of random weights, for bytes; AutoModelForCausalLM.from_pretrained(...)
-    ids = torch.tensor([list(TEXT)])
-    with torch.inference_mode():
-        output = model(ids, labels=ids)
-
-    logits, targets, _ = next_token(output.logits, ids)  # views of tensors, which are read where they are
-    nll = cross_entropy(logits, targets, reduction="none")
-    meter = LossMeter()
-    meter.update(nll, n_bytes=len(TEXT) - 1)
-    print(f"transformers {output.loss:.9g}, tokenloss {meter.loss:.9g}")
-    print(f"± {meter.stderr:.3g} nats per token, {meter.bits_per_byte:.4g} bits per byte")
+    main()

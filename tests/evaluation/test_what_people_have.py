@@ -144,6 +144,20 @@ def test_a_file_without_targets_says_what_it_holds(save, command):
         assert_refused(refused, f"{path}: holds ", f"it must hold the targets '{name}' beside logits")
 
 
+def test_targets_beside_scores_that_cannot_be_taken(tmp_path, command):
+    logits, ids, scores = tmp_path / "logits.npy", tmp_path / "ids.npy", tmp_path / "scores.npz"
+    np.save(logits, LOGITS)
+    np.savez(scores, logits=LOGITS, targets=IDS)
+    np.save(ids, IDS.astype(np.float32))
+    refused = command("score", logits, ids)
+    assert_refused(refused, f"{ids}: holds float32 of the shape of targets; it must hold integers, to be class ids")
+    np.save(ids, IDS)
+    refused = command("score", scores, ids)
+    words = f"{ids}: holds int64 as targets do, and {scores} holds targets; it must come with --targets, to be taken"
+    assert_refused(refused, words)
+    assert evaluate(scores, ids).loss == evaluate(logits, ids).loss == evaluate([logits, ids]).loss
+
+
 def test_files_without_names_have_no_targets_array(tmp_path, command):
     np.save(tmp_path / "a.npy", LOGITS)
     refused = command("score", tmp_path / "a.npy", "--targets-array", "y")

@@ -3,15 +3,16 @@
 A page is Markdown with blocks of three kinds, which run in their order, in a folder that holds copies of `tests/data`
 and `benchmarks/examples`:
 
-- `python` blocks share their names. What one prints is shown in the `text` block that follows it, or it prints nothing.
+- `python` blocks share their names. What one prints is shown in the `text` block that follows it, or line by line in
+  comments after `print(...)`, or it prints nothing.
 - `console` blocks have commands, after `$ `, and below each what it prints. A backslash continues a line.
 - `sh` blocks have commands whose output is not shown.
 
 Blocks of other languages, such as `bash`, which installs, do not run.
 
 In output that is shown, `...` stands for anything, and a number may differ by two units of its last digit: engines add
-up in float32, in an order that depends on the machine. Progress bars, which return to the start of their line, are not
-compared.
+up in float32, in an order that depends on the machine. Rows of times, which only slow runs have, and progress bars,
+which return to the start of their line, are not compared.
 """
 
 import contextlib
@@ -33,7 +34,9 @@ from tokenloss._command import cli
 
 DOCS = ROOT / ".github" / "docs"
 SHIMS = ROOT / "tests" / "helpers" / "shims"  # commands that stand in for those that cannot be installed
+STAND_INS = ROOT / "tests" / "helpers" / "stand_ins"  # and modules
 BLOCKS = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+TIME = re.compile(r"  time  .*/s")  # a row of a table
 SHOWS_STATUS = "; echo $?"
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -45,6 +48,26 @@ class Block:
     language: str
     text: str
     line: int
+
+
+@contextlib.contextmanager
+def stand_ins():
+    """Meanwhile, modules can be imported that stand in for others, whether these are installed or not."""
+    before = {name: sys.modules.pop(name) for name in _stood_in()}
+    sys.path.insert(0, str(STAND_INS))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(STAND_INS))
+        for name in _stood_in():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _stood_in():
+    """The modules that are imported, and have the names of stand-ins or lie in those of their packages."""
+    names = {path.stem for path in STAND_INS.iterdir()}
+    return [name for name in sys.modules if name.partition(".")[0] in names]
 
 
 def blocks_of(page):
@@ -59,6 +82,7 @@ def prepare(folder):
     shutil.copytree(ROOT / "benchmarks" / "examples", folder / "benchmarks" / "examples")
 
 
+@stand_ins()
 def run(page):
     """Run the examples of a page in the current folder; an AssertionError names the line whose output differs."""
     names = {"__name__": "__main__"}
@@ -67,7 +91,8 @@ def run(page):
         if block.language == "python":
             code = compile("\n" * block.line + block.text, str(page), "exec")
             _, printed, _ = _captured(exec, code, names)
-            shown = following.text if following.language == "text" else ""
+            comments = re.findall(r"^ *print\(.*\)  # (.+)$", block.text, re.MULTILINE)
+            shown = following.text if following.language == "text" else "\n".join(comments)
             assert agrees(shown, printed), f"{where} prints\n{printed}\nand shows\n{shown}"
         elif block.language in ("console", "sh"):
             for command, shown in commands_of(block):
@@ -92,16 +117,19 @@ def call(command):
     if command.endswith(SHOWS_STATUS):
         status, printed = call(command.removesuffix(SHOWS_STATUS))
         return 0, f"{printed}{status}\n"
+    if stored := re.fullmatch(r"(python [^|<>;&$`(]+) > (\S+)", command):
+        status, printed = call(stored[1])
+        Path(stored[2]).write_text(printed, "utf-8")
+        return status, ""
     name, *arguments = shlex.split(command, comments=True)
     plain = not re.search(r"[|<>;&$`(]", command)
     if plain and name == "tokenloss":
-        status, out, errors = _captured(_run_command, arguments)
-        return status, out + errors
+        return _captured(_run_command, arguments, apart=False)[:2]
     if plain and name == "python" and arguments[0].endswith(".py"):
         status, out, errors = _captured(_run_program, arguments)
-        return status, out + (errors if status else "")  # some libraries draw progress bars
+        return status, out + (errors if status else "")  # warnings of other libraries are not compared
     path = f"{SHIMS}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONUTF8": "1"}
+    environment = {**os.environ, "PATH": path, "PYTHONUTF8": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
         ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment,
         timeout=120, check=False,
@@ -136,9 +164,10 @@ def _near(shown, printed):
 
 
 def _stripped(text):
-    """The lines without blanks at their ends, without empty lines around them, and without progress bars."""
-    lines = (line for line in text.split("\n") if "\r" not in line)
-    return "\n".join(line.rstrip() for line in lines).strip("\n")
+    """The lines without blanks at their ends, a row of times, progress bars, and empty lines around them."""
+    """The lines without blanks at their ends, rows of times, progress bars, and empty lines around them."""
+    lines = (line.rstrip() for line in text.split("\n") if "\r" not in line and not TIME.fullmatch(line))
+    return "\n".join(lines).strip("\n")
 
 
 def _run_command(arguments):
@@ -164,9 +193,10 @@ def _run_program(arguments):
     return 0
 
 
-def _captured(function, *arguments):
-    """What a function returns, and what it writes to the standard output and to that for errors."""
-    out, errors = io.StringIO(), io.StringIO()
+def _captured(function, *arguments, apart=True):
+    """What a function returns, what it prints, and what it writes to stderr, if that is kept apart."""
+    out = io.StringIO()
+    errors = io.StringIO() if apart else out
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         result = function(*arguments)
     return result, out.getvalue(), errors.getvalue()

@@ -104,7 +104,7 @@ def _group_table(head: str, title: str, rows: list[dict[str, Any]], has_losses: 
 def candidate_table(comparisons: Any) -> Table:
     """Table of the base, and of several candidates by their divergence; columns that are empty are left out."""
     unit = unit_of_bytes(max((one._about.get("size") or 0 for one in comparisons.values()), default=0))
-    lines = [_candidate_cells(*named, *unit) for named in comparisons._ranked()]
+    lines = [_candidate_cells(name, one, *unit) for name, one in comparisons._ranked()]
     of_base = {(one.count, one.base_perplexity) for one in comparisons.values()}
     first = next(iter(comparisons.values()))
     if len(of_base) == 1 and not math.isnan(first.base_perplexity):  # responses may be of other tokens each

@@ -255,14 +255,20 @@ def _is_file_of_class_ids(path: str, scores_path: str, options: Options) -> bool
     with Path(path).open("rb") as file:
         if file.read(len(npy.MAGIC)) != npy.MAGIC:
             return False
-    scores = _open(scores_path, options)
+    scores, array = _open(scores_path, options), npy.open_array(path)
+    batch, is_integer = scores.shape[:-1], array.dtype.kind in "iu"
     if scores.targets is not None:
+        if is_integer and array.shape == batch:
+            got = f"holds {array.dtype} as targets do, and {scores_path} holds targets"
+            raise_error("content", path=path, got=got, fits="come with --targets, to be taken in their place")
         return False
-    array = npy.open_array(path)
     if array.dtype.kind in "iub" and array.shape == scores.shape:
         got = f"holds {array.dtype} of the shape of {scores.kind}"
         raise_error("content", path=path, got=got, fits="come with --targets to be distributions")
-    return array.dtype.kind in "iu"
+    if array.dtype.kind == "f" and array.shape == batch:
+        got = f"holds {array.dtype} of the shape of targets"
+        raise_error("content", path=path, got=got, fits="hold integers, to be class ids: save it with .astype(int)")
+    return is_integer
 
 
 def check_order(paths: Sequence[str], targets: Sequence[str], options: Options) -> None:

@@ -152,7 +152,7 @@ def _checked_entries(entries: list[Any], field: str, place: Place) -> Sequence[l
         path = f"{field}[{i}]"
         if "prob" in entry or "probs" in entry:
             got = f"{path} holds probabilities after sampling, which are not the model's"
-            place.refuse(got, "hold logprob: ask without post_sampling_probs")
+            place.refuse(got, "hold logprob: do not ask for post_sampling_probs")
         if "logprob" not in entry:
             place.refuse(f"{path} holds no logprob", "hold one")
         class_ = _class(entry, path, place)

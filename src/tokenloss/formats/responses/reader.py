@@ -174,7 +174,7 @@ class ResponsesFile:
             if reason and not self.skip_failed:
                 request = "the request" if custom_id is None else f"request {custom_id!r}"
                 fits = "have succeeded, or be left out (--skip-failed, skip_failed=True)"
-                place.refuse(f"{request} failed: {reason}", fits)
+                place.refuse(f"{request} failed: {reason.rstrip('.')}", fits)
             if reason:
                 has_failed = True
                 self.failed.append(Failed(place.line, custom_id, reason))
