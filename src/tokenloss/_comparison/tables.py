@@ -235,16 +235,21 @@ def _quantiles(
     intervals: dict[float, tuple[float, float]] | None = None,
 ) -> list[tuple[str, ...]]:  # fmt: skip
     """Rows of quantiles, with intervals where these are known."""
-    words = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
-    labels = {fraction: words.get(fraction, f"{100 * fraction:4.1f}%") for fraction in quantiles}
     notes = {
         fraction: f"95 % interval {form(low).strip()} to {form(high).strip()}"
         for fraction, (low, high) in (intervals or {}).items()
         if not math.isnan(low)
     }
     return [
-        (f"{labels[fraction]:<7} {what}", form(value), notes.get(fraction, "")) for fraction, value in quantiles.items()
+        (_quantile_label(fraction, what), form(value), notes.get(fraction, ""))
+        for fraction, value in quantiles.items()
     ]
+
+
+def _quantile_label(fraction: float, what: str) -> str:
+    """What a quantile is called."""
+    words = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
+    return f"{words.get(fraction, f'{100 * fraction:4.1f}%'):<7} {what}"
 
 
 def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
@@ -300,7 +305,7 @@ def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
     """Table of the changes of a second run of the base, and of each candidate, also as multiples of the former."""
     kl = "KLD" if noise._divergence == "kl" else "KLD is at least"
     labels = {
-        f"mean_{noise._divergence}": f"Mean {kl}", f"{noise._divergence}_quantiles": kl, "mean_delta_p": "|Mean Δp|",
+        f"mean_{noise._divergence}": f"Mean    {kl}", f"{noise._divergence}_quantiles": kl, "mean_delta_p": "Mean    |Δp|",
         "log_perplexity_ratio": "|ln(PPL ratio)|", "perplexity_difference": "|PPL difference|",
         "rms_delta_p": "RMS Δp", "delta_p_quantiles": "|Δp|", "same_top": "Other top p",
     }  # fmt: skip
@@ -309,7 +314,8 @@ def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
     rows = []
     for key, value in of_noise.items():
         name, fraction = key
-        row = [labels[name] if fraction is None else f"{100 * fraction:g}% {labels[name]}", f"{value:.4g}"]
+        label = labels[name] if fraction is None else _quantile_label(fraction, labels[name])
+        row = [label, f"{value:.4g}"]
         for changes, multiples in columns:
             row += f"{changes[key]:.4g}", known_error(multiples[key], f"{multiples[key]:.3g}")
         rows += [] if math.isnan(value) else [(*row,)]
