@@ -102,6 +102,7 @@ def test_gates_of_score_in_json(folder, command):
         (("--min-same-top", "97"), "--min-same-top is 97.0; it must be a number from 0 to 1"),
         (("--max-kl-quantile", "0.3"), "argument --max-kl-quantile: must be F=X, with F between 0 and 1"),
         (("--max-kl-quantile", "1=0.3"), "not '1=0.3'"),
+        (("--max-kl-quantile", "0.9=1", "--max-kl-quantile", "0.9=2"), "--max-kl-quantile is given twice for the same"),
         (("--max-kl", "1", "--confidence", "95"), "argument --confidence: must be a number between 0 and 1, not '95'"),
         (("--confidence", "0.9"), "--confidence is for gates, such as --max-kl"),
         (("--max-perplexity", "3"), "--max-perplexity"),  # of `score`

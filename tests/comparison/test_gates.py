@@ -11,6 +11,7 @@ from scipy import stats
 
 from tokenloss import ComparisonMeter, LossMeter, compare, compare_files, evaluate, sequence_losses
 from tokenloss._statistics.distributions import binomial_interval, quantile_ranks
+from tokenloss.results import Evaluations
 
 LIMITS = {"max_kl": 1.0, "max_kl_quantile": {0.5: 1.0}, "min_same_top": 0.5, "max_perplexity_ratio": 1.0}
 
@@ -212,7 +213,9 @@ def test_gates_of_an_infinite_loss_of_the_base_fail():
 
 def test_gates_of_losses_without_targets_fail(rng):
     base = rng.normal(size=(40, 5))
-    assert compare(base, base, None).check(max_perplexity_ratio=2).verdict == "fails"
+    verdict = only(compare(base, base, None).check(max_perplexity_ratio=2))
+    assert verdict.verdict == "fails"
+    assert verdict.note.startswith("the figure is not finite; there are no targets")
     assert compare(base, base, None).check(max_kl=2).verdict == "holds"
     assert compare(base[:0], base[:0], None).check(max_kl=2, min_same_top=0).verdict == "fails"
     single = compare(base[:1], base[:1] + 1, [0]).check(max_kl=2, min_same_top=0.5)
@@ -263,6 +266,8 @@ def test_gates_of_several_candidates_have_their_names(rng):
     assert [one._replace(name="") for one in verdicts.gates[:2]] == found["q8"].check(
         max_kl=0.01, max_perplexity_ratio=9
     ).gates
+    with pytest.raises(ValueError, match="the list of models is empty"):
+        Evaluations().check(max_loss=1)
     assert verdicts.columns()["high"].tolist() == [one.interval[1] for one in verdicts.gates]
 
 

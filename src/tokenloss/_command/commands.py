@@ -128,7 +128,10 @@ def _gates(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError("--confidence is for gates, such as --" + next(iter(given)).replace("_", "-"))
         return {}
     if "max_kl_quantile" in gates:
-        gates["max_kl_quantile"] = dict(gates["max_kl_quantile"])
+        limits = dict(gates["max_kl_quantile"])
+        if len(limits) < len(gates["max_kl_quantile"]):
+            raise InputError("--max-kl-quantile is given twice for the same fraction")
+        gates["max_kl_quantile"] = limits
     with _input_errors():
         checked_limits(**gates)
     return gates | ({} if args.confidence is None else {"confidence": args.confidence})

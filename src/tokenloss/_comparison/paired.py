@@ -266,6 +266,8 @@ class PairedLosses(Result):
                 estimate = _quantile_estimate(kl, fraction, ids, mean, limit, tail)
         count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"
         notes = independent_note(count, unit, mean.factor(tail))
+        if gate == "max_perplexity_ratio" and not getattr(self, "has_targets", True):
+            notes.insert(0, "there are no targets")
         is_lower_bound = gate.startswith("max_kl") and self._divergence != "kl"
         return verdict_on(gate, limit, estimate, count, unit, notes=notes, is_lower_bound=is_lower_bound)
 

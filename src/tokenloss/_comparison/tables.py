@@ -241,8 +241,7 @@ def _quantiles(
         if not math.isnan(low)
     }
     return [
-        (_quantile_label(fraction, what), form(value), notes.get(fraction, ""))
-        for fraction, value in quantiles.items()
+        (_quantile_label(fraction, what), form(value), notes.get(fraction, "")) for fraction, value in quantiles.items()
     ]
 
 
@@ -305,9 +304,9 @@ def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
     """Table of the changes of a second run of the base, and of each candidate, also as multiples of the former."""
     kl = "KLD" if noise._divergence == "kl" else "KLD is at least"
     labels = {
-        f"mean_{noise._divergence}": f"Mean    {kl}", f"{noise._divergence}_quantiles": kl, "mean_delta_p": "Mean    |Δp|",
+        f"mean_{noise._divergence}": f"Mean    {kl}", f"{noise._divergence}_quantiles": kl,
         "log_perplexity_ratio": "|ln(PPL ratio)|", "perplexity_difference": "|PPL difference|",
-        "rms_delta_p": "RMS Δp", "delta_p_quantiles": "|Δp|", "same_top": "Other top p",
+        "mean_delta_p": "Mean    |Δp|", "delta_p_quantiles": "|Δp|", "rms_delta_p": "RMS Δp", "same_top": "Other top p",
     }  # fmt: skip
     of_noise = _changes(noise)
     columns = [(_changes(one), noise_multiples(one, noise)) for one in comparisons.values()]

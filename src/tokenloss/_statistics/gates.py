@@ -152,8 +152,10 @@ Verdicts.__module__ = "tokenloss.results"
 
 def joined_verdicts(verdicts: Mapping[str, Verdicts]) -> Verdicts:
     """The verdicts of several models, by the name of each."""
+    if not verdicts:
+        raise_error("empty", name="the list of models", fits="of one at least, to be checked")
     gates = [gate._replace(name=name) for name, one in verdicts.items() for gate in one.gates]
-    return Verdicts(gates, next((one.confidence for one in verdicts.values()), math.nan))
+    return Verdicts(gates, next(iter(verdicts.values())).confidence)
 
 
 def _worst(gates: Sequence[Verdict]) -> str:
