@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import harness
 import numpy as np
 
-from tokenloss import LossMeter, evaluate, sequence_losses
+from tokenloss import LossMeter, compare, evaluate, sequence_losses
 from tokenloss.formats import open_scores
 from tokenloss.results import Evaluation
 from tokenloss.sinks import TokenTable
@@ -256,6 +256,11 @@ def sequences(sizes: Sizes, folder: Path) -> Iterator[Row]:
     state = folder / "sequences.state"
     evaluate(folder / "sequences.npz", state=state)
     yield "the state of a file of 20,000 sequences, for each", f"{state.stat().st_size / 20_000:.0f} bytes"
+    base = rng.normal(size=(20_000, 32)).astype(np.float32)
+    other, ids = base + np.float32(0.1) * base[::-1], rng.integers(32, size=20_000)
+    compare(base[:9], other[:9], ids[:9])
+    _, kept = kept_bytes(lambda: compare(base, other, ids))
+    yield "memory of a Comparison, for each token", f"{kept / 20_000:.0f} bytes"
     for suffix in ("npy", "csv", "parquet"):
         path = folder / f"tokens.{suffix}"
         logits, targets = rng.normal(size=(20_000, 512)).astype(np.float32), rng.integers(512, size=20_000)

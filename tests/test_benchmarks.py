@@ -77,6 +77,7 @@ def test_tables_of_a_quick_run(measured):
         assert words in printed
 
 
+@pytest.mark.slow
 def test_quick_run_of_scale():
     """Every part of it; the exit status tells of results with other bits."""
     sizes = ("--files", 40, "--meters", 2000, "--sequences", 4000, "--blocks", 50, "--shards", 20)

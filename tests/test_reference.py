@@ -116,7 +116,8 @@ def keys_of(value, path="", found=None):
 def described_keys(command, kind):
     """The keys of a command that the page describes for a kind of input, by path."""
     found = {}
-    kinds = {"hidden states": ("hidden states", "scores")}.get(kind, (kind,))
+    of_hidden = "hidden states", "scores"
+    kinds = {"hidden states": of_hidden, "windows": ("windows", *of_hidden)}.get(kind, (kind,))
     for heading, head, rows in tables_of("json"):
         if heading == f"`tokenloss {command}`":
             for keys, _, meaning in rows:
@@ -139,6 +140,7 @@ def commands_of(files, kind):
             ("score", files.hidden_npz, "--lm-head", files.head_npy, *of_loss),
             ("compare", *[files.hidden_npz] * 2, "--lm-head", files.head_npy, "--noise", files.hidden_npz, *of_kl),
         ],
+        "windows": [("score", files.hidden_npz, "--lm-head", files.head_npy, "--window", 5, "--stride", 5)],
         "responses": [
             ("score", files.responses_jsonl, *skip, *of_loss),
             ("compare", *[files.responses_jsonl] * 2, *skip, "--noise", files.responses_jsonl, *of_ratio),
@@ -148,7 +150,7 @@ def commands_of(files, kind):
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["scores", "hidden states", "responses", "samples", "all"])
+@pytest.mark.parametrize("kind", ["scores", "hidden states", "windows", "responses", "samples", "all"])
 def test_keys_of_json_are_described(files, kind):
     for argv in commands_of(files, kind):
         found, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
