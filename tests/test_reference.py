@@ -140,7 +140,9 @@ def commands_of(files, kind):
             ("score", files.hidden_npz, "--lm-head", files.head_npy, *of_loss),
             ("compare", *[files.hidden_npz] * 2, "--lm-head", files.head_npy, "--noise", files.hidden_npz, *of_kl),
         ],
-        "windows": [("score", files.hidden_npz, "--lm-head", files.head_npy, "--window", 5, "--stride", 5)],
+        "windows": [
+            ("score", files.hidden_npz, "--lm-head", files.head_npy, "--window", 5, "--stride", 5, *of_loss),
+        ],
         "responses": [
             ("score", files.responses_jsonl, *skip, *of_loss),
             ("compare", *[files.responses_jsonl] * 2, *skip, "--noise", files.responses_jsonl, *of_ratio),
