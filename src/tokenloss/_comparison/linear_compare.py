@@ -37,6 +37,8 @@ def linear_compare(
 
     It is `compare` of the logits ``base_hidden @ base_lm_head.T + base_lm_head_bias`` and
     ``hidden @ lm_head.T + lm_head_bias``, which never exist as a whole; see `linear_kl_divergence`.
+    Both models have one `logit_scale` and one `softcap`: of models that differ in these, use `compare_files`, which
+    reads each model's ``config.json``.
 
     Parameters
     ----------
@@ -66,8 +68,7 @@ def linear_compare(
     logit_scale : float, default 1.0
         Multiplier of the logits of both models (1 / temperature).
     softcap : float, optional
-        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf. Of
-        models that differ in this, or in their scale, use `compare_files`, which reads each ``config.json``.
+        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 

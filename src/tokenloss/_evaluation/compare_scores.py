@@ -50,7 +50,7 @@ def compare_scores(
     scale, cap = head_transform(logit_scale, softcap)
     of_hidden = {"hidden": hidden, "softcap": cap, "logit_scale": scale}
     refuse_given({} if any(heads) else of_hidden, "left out without lm_head")
-    _refuse_scores(heads, [title(base), *map(title, others.values())], scale, cap)
+    _refuse_scores(heads, [title(base), *(title(others[name]) for name in names)], scale, cap)
     refuse_given({} if heads[0] else {"base_hidden": base_hidden}, "left out where the base has no lm_head")
     shared = Options(ignore_index=ignore_index, shift=shift, logit_scale=scale, softcap=cap)
     as_base = shared._replace(array=base_array, kind=base_kind, lm_head=heads[0], hidden=base_hidden or hidden)

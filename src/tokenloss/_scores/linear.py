@@ -259,6 +259,8 @@ def linear_kl_divergence(
     two tiles are reduced together while they are in the cache. At most 32 MB is allocated in addition to the arguments
     and the result.
 
+    There are no targets that could mark padding: it counts, unless `where` leaves it out.
+
     Parameters
     ----------
     base_hidden : array of shape (..., D)
@@ -272,8 +274,7 @@ def linear_kl_divergence(
     base_lm_head_bias, lm_head_bias : arrays of shape (V,), optional
         Biases of the projections.
     where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read. There
-        are no targets to mark padding: without `where`, padding counts.
+        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
     logit_scale : float, default 1.0
         Multiplier of the logits of both models (1 / temperature).
     softcap : float, optional
