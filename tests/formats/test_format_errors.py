@@ -149,6 +149,7 @@ def wrong_safetensors():
         ([ENTRY], "byte 8: by the header all is [{", "dtype, shape and data_offsets"),
         ({"logits": 3}, "by the header logits is 3;"),
         ({"logits": ENTRY, "other": ENTRY}, "other begins at 0", "begin at 96"),
+        ({"top_logprobs": ENTRY}, "holds top_logprobs; it must", "; of lists of likely tokens, see topk_divergence_bound"),
         ({"weights": ENTRY}, "holds weights; it must hold exactly one of logits, log_probs, "),
     ]:
         yield safetensors_bytes(header), *words
