@@ -37,8 +37,8 @@ _OF_ALL = ("workers", "progress")  # options that may be given though they have 
 # by option that only some files take, why others do not
 _REASONS = {
     "margin": (
-        "is for samples of lm-evaluation-harness; others have gates, such as --max-perplexity-ratio (max_perplexity_ratio "
-        "of check)"
+        "is for samples of lm-evaluation-harness; others have gates, such as --max-perplexity-ratio "
+        "(max_perplexity_ratio of check)"
     ),
     "cluster": "is for samples of lm-evaluation-harness",
     **dict.fromkeys(("part", "skip_failed"), "is for responses of servers"),
