@@ -58,7 +58,7 @@ def compare_sides(
     shards = planned(paired(base, others, options), sides[0].targets, options, sides[0].segment_ids)
     if shards[0].target_type == "none":
         for output in outputs:
-            if output.top_k:
+            if output.top_k and output._needs_targets:
                 got, fits = "holds no targets", f"hold them for {output._name}, or come with --targets"
                 raise_error("content", path=shards[0].path, got=got, fits=fits)
     classes = min(side[0].shape[-1] for side in (base, *others))
