@@ -77,6 +77,16 @@ def test_tables_of_a_quick_run(measured):
         assert words in printed
 
 
+def test_quick_run_of_scale():
+    """Every part of it; the exit status tells of results with other bits."""
+    sizes = ("--files", 40, "--meters", 2000, "--sequences", 4000, "--shards", 20)
+    printed = run("scale.py", "--quick", *map(str, sizes))
+    for part in ("states", "tokens", "files", "sequences", "dask"):
+        assert f"\n{part}\n" in printed
+    assert "different results of 5 random orders" in printed
+    assert "WRONG" not in printed
+
+
 @pytest.mark.skipif(not (BENCHMARKS / "results").exists(), reason="the sdist leaves out benchmarks/results")
 def test_pages_show_what_was_measured(monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")

@@ -7,15 +7,17 @@ import json
 import sys
 from pathlib import Path
 
+import clients
 import numpy as np
 import pages
 import pytest
+import recorded_server
 
 from tokenloss import evaluate
 
 pytestmark = pytest.mark.thread_unsafe(reason="changes the working directory")
 PROGRAMS = sorted((pages.ROOT / "benchmarks" / "examples").glob("*.py"))
-STAND_INS = {path.stem for path in pages.STAND_INS.glob("*.py")}
+STAND_INS = {path.stem for path in pages.STAND_INS.iterdir()} - {"__pycache__"}
 MODEL, TEXTS = "tests/data/model", "tests/data/texts.txt"
 
 
@@ -35,6 +37,9 @@ def run(tmp_path, monkeypatch):
     """Runs a program with arguments, in a folder that holds tests/data; what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or torch's threads wait for each other on a busy machine
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     pages.prepare(tmp_path)
 
     def run(name, *arguments, status=0):
@@ -130,7 +135,7 @@ def test_a_run_that_was_cut_off_goes_on(name, run, engine):
     state = Path("run.state")
     whole = state.read_bytes()
     state.write_bytes(whole[: len(whole) * 2 // 3])
-    assert pages.TIME.sub("", run(name, model, TEXTS, "--state run.state")) == pages.TIME.sub("", printed)
+    assert pages.agrees(printed, run(name, model, TEXTS, "--state run.state"))
     assert state.read_bytes() == whole
 
 
@@ -150,6 +155,64 @@ def test_vllm_goes_on_after_a_line_that_was_cut_short(run):
     run("with_vllm.py", MODEL, TEXTS, "out.jsonl", options)
     assert out.read_bytes() == whole
     assert len([json.loads(line) for line in whole.splitlines()]) == 20
+
+
+@pytest.mark.parametrize("engine", ["mlx", "exllamav3"])
+def test_quantised_logits_are_of_the_tokens_of_the_base(engine, run):
+    run("store_logits.py", MODEL, TEXTS, "base.npz", "--max-length 40")
+    run("store_quantised_logits.py", engine, MODEL, "base.npz", "out.npz")
+    with pages.stand_ins():
+        import transformed
+        from torch import from_numpy
+
+        logits_of = transformed.load(MODEL)
+    with np.load("base.npz") as base:
+        ids, mask, shape = base["input_ids"], base["attention_mask"].astype(bool), base["logits"].shape
+    found = np.load("out.npz")["logits"]
+    assert found.shape == shape
+    for row, where, own in zip(found, mask, ids, strict=True):
+        assert not row[~where].any()
+        logits = logits_of(from_numpy(own[np.newaxis, where]))[0].numpy()
+        np.testing.assert_allclose(row[where].astype(float), logits, rtol=1e-3, atol=1e-4)  # of float16
+
+
+def test_rounded_weights(run):
+    run("store_logits.py", MODEL, TEXTS, "base.npz", "--max-length 40")
+    printed = run("round_weights.py", MODEL, "base.npz", "out", "--bits 8 2 --group 64 --models")
+    names, sizes = ["Q8g64", "Q2g64"], [182592, 54336]
+    lines = [f"{name}=out/{name}.npz --size {name}={size}" for name, size in zip(names, sizes, strict=True)]
+    assert printed.splitlines() == lines
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    with np.load("base.npz") as base:
+        ids, mask, logits = (base[name] for name in ("input_ids", "attention_mask", "logits"))
+    errors = []
+    for name, bits in zip(names, (8, 2), strict=True):
+        model = transformers.AutoModelForCausalLM.from_pretrained(f"out/{name}", dtype="float32")
+        for weights in model.parameters():
+            if weights.ndim == 2:
+                assert max(len(group.unique()) for group in weights.detach().reshape(-1, 64)[:50]) <= 2**bits
+        with torch.inference_mode():
+            again = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.half().numpy()
+        found = np.load(f"out/{name}.npz")["logits"]
+        np.testing.assert_allclose(found[mask > 0].astype(float), again[mask > 0], rtol=2e-3, atol=1e-3)
+        errors.append(np.square(found[mask > 0].astype(float) - logits[mask > 0]).mean())
+    assert errors[0] < errors[1] / 1000
+
+
+@pytest.mark.parametrize("server", ["vllm", "echo", "sglang", "llama.cpp"])
+def test_what_a_server_answers_to_a_wrong_request_is_told(server, run):
+    Path("prompts.txt").write_text("Who?\n", "utf-8")
+    with recorded_server.serving():
+        url = "http://localhost:8000"
+        printed = run("ask_server.py", url, "prompts.txt", "out.jsonl", "--server", server, status=1)
+    assert "'Who?': status 501, no response to /" in printed
+    assert Path("out.jsonl").read_text("utf-8") == ""
+
+
+def test_requests_have_responses():
+    names = [request["file"] for request in recorded_server.requests()]
+    assert len(set(names)) == len(names) > 90
+    assert set(names) <= set(clients.responses())
 
 
 @pytest.mark.parametrize("name", sorted(STAND_INS))

@@ -23,9 +23,12 @@ numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
 html_theme = "pydata_sphinx_theme"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_title = "tokenloss"
 html_show_sourcelink = False
 html_show_copyright = False
+html_sidebars = {name: [] for name in ("index", "get-started", "at-scale", "gallery", "changelog")}
 html_theme_options = {
     "navigation_with_keys": False,
     "show_prev_next": True,

@@ -1,9 +1,9 @@
 """Round the weights of a model to few bits, and store the logits of each of the models that come of it.
 
-MODEL is any causal language model that transformers can load. BASE.npz is what store_logits.py has stored of it: `input_ids`
-and `attention_mask`. In each group of neighbouring weights the values become 2 ** BITS steps between the least and the
-greatest, which is the plainest way to quantise. OUT gets a file of `logits` for each number of bits and size of groups,
-and with --models a folder of the model. Printed are the arguments of `tokenloss compare` that name the files and sizes.
+MODEL is any causal language model that transformers can load. BASE.npz is what store_logits.py has stored of it. OUT is
+a folder, which gets a file of `logits` in float16 for each number of bits and each size of groups, and with --models
+the model, too. In each group of neighbouring weights the values become 2 ** BITS steps from the least to the greatest,
+which is the plainest way to quantise. Printed are the arguments of `tokenloss compare` that name the files and sizes.
 """
 
 import argparse

@@ -7,6 +7,7 @@ that are started here, `ray.init` and Spark's master can name a cluster; all its
 
 import argparse
 import multiprocessing
+from glob import glob
 
 from tokenloss import evaluate
 from tokenloss.results import Evaluation
@@ -46,9 +47,12 @@ WAYS = {"spawn": by_spawn, "joblib": by_joblib, "ray": by_ray, "spark": by_spark
 
 if __name__ == "__main__":  # processes that are spawned import this file, and must not start others
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", metavar="FILE", nargs="+")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="files, or patterns of their names")
     parser.add_argument("--by", choices=WAYS, default="spawn", help="what runs the processes (default: spawn)")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="number of processes (default: 2)")
     options = parser.parse_args()
-    results = WAYS[options.by](options.files, options.processes)
+    paths = [path for pattern in options.files for path in sorted(glob(pattern))]
+    if not paths:
+        parser.error(f"no file fits {options.files[0]}")
+    results = WAYS[options.by](paths, options.processes)
     print(Evaluation.of_parts(results).summary())

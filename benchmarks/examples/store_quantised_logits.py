@@ -1,8 +1,8 @@
-"""Store the logits that a quantised model gives for the tokens of its base, for `tokenloss compare BASE.npz OUT --shift`.
+"""Store the logits of a quantised model for the tokens of its base, for `tokenloss compare BASE.npz OUT --shift`.
 
 ENGINE is mlx (for models in the layout of mlx-lm) or exllamav3 (for exl3 models, on a GPU). MODEL is what it can load.
-BASE.npz is what store_logits.py has stored of the base: `input_ids` and `attention_mask`. OUT is a .npz file of `logits`
-in float16, of the same shape. What transformers can load, such as GPTQ and AWQ, is stored by store_logits.py itself.
+BASE.npz is what store_logits.py has stored of the base. OUT is a .npz file of `logits` in float16, of the same shape.
+What transformers can load, such as GPTQ and AWQ, store_logits.py stores itself.
 """
 
 import argparse
@@ -14,11 +14,11 @@ import numpy as np
 
 def mlx(path: str, n_classes: int) -> Callable[[np.ndarray], np.ndarray]:
     """The logits of a text by mlx-lm, from its ids."""
-    import mlx.core as mx
     import mlx_lm
+    from mlx import core
 
     model, _ = mlx_lm.load(path)
-    return lambda ids: np.array(model(mx.array(ids[np.newaxis])).astype(mx.float32))[0, :, :n_classes]
+    return lambda ids: np.array(model(core.array(ids[np.newaxis])).astype(core.float32))[0, :, :n_classes]
 
 
 def exllamav3(path: str, n_classes: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -46,7 +46,7 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE, "--ignore-index", "none"], ["--ignore-index", "'none'"]),
         (["score", SAMPLE, "--kind", "odds"], ["--kind", "'odds'", "log_probs"]),
         (["score", SAMPLE, "--kind", "probs"], [f"{SAMPLE}: holds logits, targets, tokens; it must hold probs"]),
-        (["score", SAMPLE, "--array", "other"], [f"{SAMPLE}: holds logits, targets, tokens; it must hold other"]),
+        (["score", SAMPLE, "--array", "other"], [f"{SAMPLE}: holds logits, targets, tokens; it must hold 'other'"]),
         (["score", SAMPLE, "targets.npy"], ["targets.npy: cannot be read: No such file"]),
         (["score", SAMPLE, "--targets", "none.npy"], ["none.npy: cannot be read: No such file"]),
         (["score", SAMPLE, SAMPLE], [f"{SAMPLE}: is given twice"]),

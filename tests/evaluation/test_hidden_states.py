@@ -259,7 +259,7 @@ def test_hidden_that_is_refused(path, command):
     assert_refused(
         command("score", path / "both.npz", *head), "both.npz: holds ", "exactly one of hidden_states, hidden"
     )
-    assert_refused(command("score", path / "both.npz", *head, "--hidden", "logits"), "hold logits")
+    assert_refused(command("score", path / "both.npz", *head, "--hidden", "logits"), "hold 'logits'")
     np.savez(path / "logits.npz", logits=HIDDEN, targets=TARGETS)
     assert_refused(command("score", path / "logits.npz", *head), "logits.npz: holds logits, targets")
     np.savez(path / "integers.npz", hidden=np.ones((N, D), int), targets=TARGETS)

@@ -291,7 +291,7 @@ def test_names_that_are_very_long(tmp_path):
 @pytest.mark.parametrize("save", [save_npz, save_safetensors, save_zarr_3])
 def test_array_and_kind_that_are_missing(save, tmp_path):
     path = save(tmp_path / "scores")
-    assert "it must hold other" in refusal(path, array="other")
+    assert "it must hold 'other'" in refusal(path, array="other")
     assert "it must hold probs" in refusal(path, kind="probs")
 
 

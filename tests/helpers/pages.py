@@ -34,7 +34,7 @@ from tokenloss._command import cli
 
 DOCS = ROOT / ".github" / "docs"
 SHIMS = ROOT / "tests" / "helpers" / "shims"  # commands that stand in for those that cannot be installed
-STAND_INS = ROOT / "tests" / "helpers" / "stand_ins"  # modules that do
+STAND_INS = ROOT / "tests" / "helpers" / "stand_ins"  # and modules
 BLOCKS = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 TIME = re.compile(r"  time  .*/s")  # a row of a table
 SHOWS_STATUS = "; echo $?"
@@ -52,17 +52,22 @@ class Block:
 
 @contextlib.contextmanager
 def stand_ins():
-    """Meanwhile, modules can be imported that stand in for those that cannot be installed."""
-    names = {path.stem for path in STAND_INS.glob("*.py")}
-    before = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    """Meanwhile, modules can be imported that stand in for others, whether these are installed or not."""
+    before = {name: sys.modules.pop(name) for name in _stood_in()}
     sys.path.insert(0, str(STAND_INS))
     try:
         yield
     finally:
         sys.path.remove(str(STAND_INS))
-        for name in names & sys.modules.keys():
+        for name in _stood_in():
             del sys.modules[name]
         sys.modules.update(before)
+
+
+def _stood_in():
+    """The modules that are imported, and have the names of stand-ins or lie in those of their packages."""
+    names = {path.stem for path in STAND_INS.iterdir()}
+    return [name for name in sys.modules if name.partition(".")[0] in names]
 
 
 def blocks_of(page):
@@ -159,6 +164,7 @@ def _near(shown, printed):
 
 
 def _stripped(text):
+    """The lines without blanks at their ends, a row of times, progress bars, and empty lines around them."""
     """The lines without blanks at their ends, rows of times, progress bars, and empty lines around them."""
     lines = (line.rstrip() for line in text.split("\n") if "\r" not in line and not TIME.fullmatch(line))
     return "\n".join(lines).strip("\n")

@@ -9,8 +9,10 @@ import gzip
 import http.server
 import json
 import threading
+import urllib.request
 from urllib.parse import urlsplit
 
+import pytest
 from clients import responses
 from places import CLIENTS
 
@@ -54,8 +56,13 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving():
-    """The address of the server, while it runs."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy) as server:
+    """Meanwhile, http://localhost:8000 and the other addresses answer, to programs and to this process."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy) as server, pytest.MonkeyPatch.context() as patch:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.delenv(name, raising=False)
+        patch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+        urllib.request.install_opener(None)  # one that was made before knows no proxy
+        yield
+        urllib.request.install_opener(None)
         server.shutdown()

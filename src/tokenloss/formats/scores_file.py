@@ -191,7 +191,7 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
         fits = "come with its model's projection onto the vocabulary: --lm-head FILE, or lm_head=FILE"
         raise_error("content", path=path, got=f"holds {held[0]} and no scores", fits=fits)
     if len(fitting) != 1:
-        fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds)
+        fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds) if array is None else repr(array)
         raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {fits}")
     name = fitting[0]
     return name, kind or (name if name in KINDS else "logits")

@@ -2,10 +2,10 @@
 
 import torch
 import transformed
-from mlx.core import array
+from mlx import core
 
 
 def load(path):
     """A model, and a tokenizer, which is not used."""
     logits_of = transformed.load(path)
-    return lambda ids: array(logits_of(torch.from_numpy(ids.values)).numpy()), None
+    return lambda ids: core.array(logits_of(torch.from_numpy(ids.values)).numpy()), None

@@ -1,1 +1,0 @@
-"""What programs use of MLX 0.32."""

@@ -1,0 +1,149 @@
+"""Programs that store what a model makes of texts: figures are those of each text alone, without padding."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pages
+import pytest
+
+from tokenloss import compare_files, evaluate
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers are not installed")
+pytestmark = pytest.mark.thread_unsafe(reason="changes the working directory")
+
+TEXTS = [
+    "And God said, Let there be light.",
+    "Selah.",
+    "The words of Agur the son of Jakeh, even the prophecy:",
+    "A man",
+]
+QUESTIONS = [
+    {"question": "And God said, Let there be", "choices": ["light", "an hundred and forty", "Ægypt"], "answer": 0},
+    {"question": "The heaven and the", "choices": ["sea", "earth. And God said"], "answer": 1},
+    {"question": "And", "choices": ["he", "it came to pass"], "answer": 0},
+]
+PROGRAMS = {"store_logits.py": 1e-3, "store_packed_logits.py": 1e-3, "store_hidden_states.py": 1e-5}  # and tolerances
+
+
+def random_model(kind):
+    """A model of random weights: the first finds positions by differences, the second has learned ones."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0}
+    if kind == "llama":
+        config = transformers.LlamaConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, initializer_range=1.0,
+            **sizes,
+        )  # fmt: skip
+        return transformers.LlamaForCausalLM(config).eval()
+    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, initializer_range=0.5, **sizes)
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def model(request, tmp_path, monkeypatch):
+    """A model that is saved in `model`, with a tokenizer that would pad on the left and has no token for it."""
+    pages.prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    model = random_model(request.param)
+    model.save_pretrained("model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"tests/data/model/{name}", f"model/{name}")
+    settings = json.loads(Path("model/tokenizer_config.json").read_text("utf-8"))
+    del settings["pad_token"]
+    Path("model/tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}), "utf-8")
+    Path("texts.txt").write_text("\n".join(TEXTS) + "\n", "utf-8")
+    return model
+
+
+def losses_of(model, text):
+    """The losses of one text by itself, without padding."""
+    ids = torch.tensor([transformers.AutoTokenizer.from_pretrained("tests/data/model")(text)["input_ids"]])
+    with torch.inference_mode():
+        logits = model(ids).logits[0, :-1].double()
+    return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").numpy()
+
+
+def run(program, *arguments):
+    """Run a program on the model; its exit status, and what it prints."""
+    return pages.call(f"python benchmarks/examples/{program} model {' '.join(arguments)}")
+
+
+def check_figures(found, losses, tolerance):
+    """Loss, standard error by text and the sum of each text are those of texts alone."""
+    mean, count = np.mean(np.concatenate(losses)), sum(map(len, losses))
+    clusters = sum((part.sum() - mean * len(part)) ** 2 for part in losses) * len(losses) / (len(losses) - 1)
+    assert found.count == count
+    assert found.loss == pytest.approx(mean, rel=tolerance)
+    assert found.stderr == pytest.approx(np.sqrt(clusters) / count, rel=10 * tolerance)
+    np.testing.assert_allclose(found.sequences["nll"], [part.sum() for part in losses], rtol=tolerance)
+    np.testing.assert_array_equal(found.sequences["count"], list(map(len, losses)))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("out", ["out.npz", "folder"])
+def test_figures_are_those_of_texts_alone(program, out, model):
+    options = () if out.endswith(".npz") else ("--row-length=20",) if "packed" in program else ("--batch-size=2",)
+    status, printed = run(program, "texts.txt", out, *options)
+    assert status == 0, printed
+    files = [out] if out.endswith(".npz") else sorted(map(str, Path(out).iterdir()))
+    assert len(files) == 1 or not out.endswith(".npz")
+    assert len(files) > 1 or out.endswith(".npz")
+    head = {"lm_head": "model"} if "hidden" in program else {}
+    check_figures(evaluate(files, shift=True, **head), [losses_of(model, text) for text in TEXTS], PROGRAMS[program])
+
+
+@pytest.mark.parametrize("program", ["store_logits.py", "store_hidden_states.py"])
+def test_long_texts_are_cut(program, model):
+    assert run(program, "texts.txt", "out.npz", "--max-length=5")[0] == 0
+    assert np.load("out.npz")["input_ids"].shape == (4, 5)
+
+
+def test_answers_are_chosen_by_their_own_losses(model):
+    Path("questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in QUESTIONS), "utf-8")
+    status, printed = run("answer_questions.py", "questions.jsonl", "out.jsonl")
+    assert status == 0, printed
+    right = []
+    for line, written in zip(QUESTIONS, Path("out.jsonl").read_text("utf-8").splitlines(), strict=True):
+        start = len(losses_of(model, line["question"]))
+        sums = [losses_of(model, f"{line['question']} {choice}")[start:].sum() for choice in line["choices"]]
+        sample = json.loads(written)
+        np.testing.assert_allclose([-score for score, _ in sample["filtered_resps"]], sums, rtol=1e-5)
+        per_letter = np.divide(sums, [len(choice) for choice in line["choices"]])
+        right.append([np.argmin(sums) == line["answer"], np.argmin(per_letter) == line["answer"]])
+        assert [sample["acc"], sample["acc_norm"]] == right[-1]
+    for line, mean in zip(printed.strip().splitlines(), np.mean(right, axis=0), strict=True):
+        assert f" {mean:.2f} ± " in line
+    metrics = {metric.name: metric for metric in compare_files("out.jsonl", {"copy": "out.jsonl"})["copy"].metrics}
+    assert not metrics["acc"].is_derived
+    assert metrics["target_loglikelihood"].difference == 0
+
+
+@pytest.mark.parametrize("question", ["", "In the beginning God created the "])
+def test_questions_without_an_end_are_refused(question, model):
+    Path("questions.jsonl").write_text(json.dumps(QUESTIONS[0] | {"question": question}), "utf-8")
+    status, printed = run("answer_questions.py", "questions.jsonl", "out.jsonl")
+    assert status == 1
+    assert "error: line 1: empty, or ends in a blank or within a token" in printed
+    assert not Path("out.jsonl").exists()
+
+
+@pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github")
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_page_of_padded_batches_has_figures_of_texts_alone(side, model, monkeypatch):
+    tokenizer = transformers.AutoTokenizer.from_pretrained("tests/data/model", padding_side=side)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
+    names = {}
+    blocks = [block.text for block in pages.blocks_of(pages.DOCS / "how-to" / "padded-batch.md")]
+    for block in [block for block in blocks if "batches()" in block or "np.savez(" in block]:
+        exec(block, names)  # noqa: S102 -- code of this repository's page
+    losses = [losses_of(model, text) for text in names["texts"]]
+    check_figures(names["found"], losses, 1e-5)
+    check_figures(evaluate("mine.npz", shift=True), losses, 1e-3)
+    assert names["found"].bits_per_byte == pytest.approx(
+        sum(part.sum() for part in losses) / np.log(2) / len("".join(names["texts"]).encode()), rel=1e-5
+    )
