@@ -9,6 +9,7 @@ import numpy as np
 
 from tokenloss._comparison.tables import metric_shown, samples_shown
 from tokenloss._core.result import Result, columns_of, figure
+from tokenloss._core.signature import signature_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,12 +195,18 @@ class SampleComparison(Result):
     notes: list[str]
     _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
 
+    @property
+    def signature(self) -> str:
+        """How the figures were computed, in a line that can be published with them."""
+        return signature_of(unit=self.cluster or "document", samples=self.count, documents=self.n_documents)
+
     def _figures(self) -> dict[str, Any]:
         """All figures; those of each metric are in a list."""
         figures = {name: value for name, value in vars(self).items() if name != "_about"}
         return (
             self._about
             | figures
+            | {"signature": self.signature}
             | {name: [metric._figures() for metric in vars(self)[name]] for name in ("metrics", "groups")}
         )
 

@@ -35,11 +35,12 @@ class Table(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What people see of a result: its title, a note beside it, and tables."""
+    """What people see of a result: its title, a note beside it, tables, and below them its signature, if it has one."""
 
     title: str
     note: str
     tables: Sequence[Table]
+    signature: str = ""
 
 
 def known_error(error: float, words: str) -> str:
@@ -96,7 +97,7 @@ def as_text(shown: Shown) -> str:
     lines = [f"{printable(shown.title)}  {printable(shown.note)}".rstrip()]
     for table in shown.tables:
         lines += ["", *(f"  {line}".rstrip() for line in _aligned(table))]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", f"  {shown.signature}"] if shown.signature else [])])
 
 
 def _aligned(table: Table) -> Iterator[str]:
@@ -126,6 +127,8 @@ def as_html(shown: Shown) -> str:
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         parts += ["<table>", caption * bool(table.title), f"<thead><tr>{head}</tr></thead>" * bool(head)]
         parts += [f"<tbody>{body}</tbody></table>"]
+    if shown.signature:
+        parts.append(f"<p><span{dim}>{escape(shown.signature)}</span></p>")
     return f'<div style="font-variant-numeric: tabular-nums">{"".join(parts)}</div>'
 
 
@@ -140,7 +143,7 @@ def as_markdown(shown: Shown) -> str:
     lines = [f"**{_literal(printable(shown.title))}** {_literal(printable(shown.note))}".rstrip()]
     for table in shown.tables:
         lines += ["", *([_literal(table.title), ""] if table.title else []), *_markdown_lines(table)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", f"`{shown.signature}`"] if shown.signature else [])])
 
 
 def _markdown_lines(table: Table) -> Iterator[str]:
