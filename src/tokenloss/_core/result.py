@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tokenloss._core.text import as_strict_json, printable
+from tokenloss._core.text import as_strict_json, printable, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -135,7 +135,7 @@ def as_html(shown: Shown) -> str:
 def _html_cell(tag: str, table: Table, column: int, text: str) -> str:
     """A cell of a table in HTML, given its escaped text."""
     side = "right" if table.aligns_right(column) else "left"
-    return f'<{tag} style="text-align: {side}; white-space: pre-wrap">{text}</{tag}>'
+    return f'<{tag} style="text-align: {side}; white-space: pre-wrap; padding: 0.1em 1em 0.1em 0">{text}</{tag}>'
 
 
 def as_markdown(shown: Shown) -> str:
@@ -279,7 +279,7 @@ class NamedResults(Result, dict[str, ResultT]):
 
     def __repr__(self) -> str:
         """Show the first figure of each."""
-        parts = [f"{name!r}: {text}" for name, text in self._main().items()]
+        parts = [f"{shortened(name)!r}: {text}" for name, text in self._main().items()]
         parts[_MAX_NAMED:] = ["..."] * (len(parts) > _MAX_NAMED)
         return f"{type(self).__name__}({', '.join(parts)})"
 
