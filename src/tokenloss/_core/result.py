@@ -123,19 +123,19 @@ def as_html(shown: Shown) -> str:
     for table in shown.tables:
         head = "".join(_html_cell("th", table, i, escape(name)) for i, name in enumerate(table.heads))
         rows = ["".join(_html_cell("td", table, i, escape(cell)) for i, cell in enumerate(row)) for row in table.rows]
-        caption = f'<caption style="text-align: left; color: inherit"><b>{escape(table.title)}</b></caption>'
+        caption = f'<caption style="text-align: left; color: inherit; padding: 0.6em 0 0.1em"><b>{escape(table.title)}</b></caption>'
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        parts += ["<table>", caption * bool(table.title), f"<thead><tr>{head}</tr></thead>" * bool(head)]
+        parts += ['<table style="color: inherit">', caption * bool(table.title), f"<thead><tr>{head}</tr></thead>" * bool(head)]
         parts += [f"<tbody>{body}</tbody></table>"]
     if shown.signature:
-        parts.append(f"<p><span{dim}>{escape(shown.signature)}</span></p>")
+        parts.append(f'<p style="overflow-wrap: anywhere"><span{dim}>{escape(shown.signature)}</span></p>')
     return f'<div style="font-variant-numeric: tabular-nums">{"".join(parts)}</div>'
 
 
 def _html_cell(tag: str, table: Table, column: int, text: str) -> str:
     """A cell of a table in HTML, given its escaped text."""
-    side = "right" if table.aligns_right(column) else "left"
-    return f'<{tag} style="text-align: {side}; white-space: pre-wrap; padding: 0.1em 1em 0.1em 0">{text}</{tag}>'
+    side, space = ("right", "pre") if table.aligns_right(column) else ("left", "pre-wrap")  # numbers stay whole
+    return f'<{tag} style="text-align: {side}; white-space: {space}; padding: 0.1em 1em 0.1em 0">{text}</{tag}>'
 
 
 def as_markdown(shown: Shown) -> str:
