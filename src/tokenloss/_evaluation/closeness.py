@@ -144,12 +144,12 @@ def _is_path(scores: Any) -> bool:
 
 def _checked(limits: dict[str, Any]) -> dict[str, float]:
     """The limits that are given, at least one."""
-    words = {"min_same_top": ("a number from 0 to 1", 1.0)}
     checked = {}
     for name, value in limits.items():
-        if value is not None:
-            fits, most = words.get(name, ("a finite number of at least 0", np.finfo(np.float64).max))
-            checked[name] = check_number(name, value, fits, most=float(most))
+        if value is not None and name.startswith("min_"):
+            checked[name] = check_number(name, value, "a number from 0 to 1", most=1.0)
+        elif value is not None:
+            checked[name] = check_number(name, value, "a finite number of at least 0")
     if not checked:
         raise_error("empty", name="the list of limits", fits=f"one or more of {', '.join(limits)}")
     return checked
