@@ -176,6 +176,7 @@ def test_signature_of_a_comparison_has_its_options():
     plain, probs = compare(logits, logits + 1, ids).signature, tokenloss.softmax(logits)
     for found, differ in [
         (compare(logits, logits, np.minimum(ids, 5), classes=6), ["classes"]),
+        (compare(logits, logits, ids, classes=7), []),
         (compare(logits, logits, ids, definitions="llama.cpp"), ["definitions"]),
         (compare(probs, logits, ids, base_kind="probs"), ["kind"]),
         (linear_compare(logits, np.eye(7), logits, np.eye(7), ids), ["kind"]),

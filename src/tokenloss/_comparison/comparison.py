@@ -494,5 +494,7 @@ def comparison_of(
     definitions: str, columns: Columns, batch: tuple[int, ...] = (-1,), signed: dict[str, Any] | None = None
 ) -> Comparison:
     """The comparison of columns, whose arrays get the shape of the batch; `signed` are fields of its signature."""
+    figures = figures_of(columns, batch)
     signed = {"definitions": None if definitions == "exact" else definitions} | (signed or {})
-    return Comparison(definitions=definitions, **figures_of(columns, batch), _signed=signed)
+    signed |= {"classes": None} if figures["left_out"] is None else {}  # all classes
+    return Comparison(definitions=definitions, **figures, _signed=signed)

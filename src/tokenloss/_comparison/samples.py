@@ -133,7 +133,10 @@ class SampleMetric(Result):
 
     def _main(self) -> dict[str, str]:
         task = {} if self.task is None else {"task": repr(shortened(self.task))}
-        main = task | {"name": repr(shortened(self.name)), "difference": figure(self.difference, self.difference_stderr, 4)}
+        main = task | {
+            "name": repr(shortened(self.name)),
+            "difference": figure(self.difference, self.difference_stderr, 4),
+        }
         return main | {name: figure(getattr(self, name), digits=4) for name in ("base", "other")}
 
     def _shown(self) -> Shown:

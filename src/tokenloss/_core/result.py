@@ -123,9 +123,14 @@ def as_html(shown: Shown) -> str:
     for table in shown.tables:
         head = "".join(_html_cell("th", table, i, escape(name)) for i, name in enumerate(table.heads))
         rows = ["".join(_html_cell("td", table, i, escape(cell)) for i, cell in enumerate(row)) for row in table.rows]
-        caption = f'<caption style="text-align: left; color: inherit; padding: 0.6em 0 0.1em"><b>{escape(table.title)}</b></caption>'
+        style = "text-align: left; color: inherit; padding: 0.6em 0 0.1em"
+        caption = f'<caption style="{style}"><b>{escape(table.title)}</b></caption>'
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        parts += ['<table style="color: inherit">', caption * bool(table.title), f"<thead><tr>{head}</tr></thead>" * bool(head)]
+        parts += [
+            '<table style="color: inherit">',
+            caption * bool(table.title),
+            f"<thead><tr>{head}</tr></thead>" * bool(head),
+        ]
         parts += [f"<tbody>{body}</tbody></table>"]
     if shown.signature:
         parts.append(f'<p style="overflow-wrap: anywhere"><span{dim}>{escape(shown.signature)}</span></p>')

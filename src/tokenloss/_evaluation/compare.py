@@ -116,7 +116,7 @@ def _comparisons(
             "shift": "yes" if options.shift else None,
             "kind": either(other.kind, shards[0].kind),
             "dtype": either(_dtypes([shard.others[number] for shard in shards]), _dtypes(shards)),
-            "classes": options.classes,
+            "classes": None if comparison.left_out is None else options.classes,
             "ignored": about["n_ignored"],
             "ids": sum(part.ids_sum for part in results) if comparison.has_targets else None,
         }
