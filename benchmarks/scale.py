@@ -4,7 +4,7 @@ Times are of one CPU, as it was busy with this process, if nothing else is said.
 other bits than it must have.
 
     python benchmarks/scale.py                        # small numbers of everything, in less than a minute
-    python benchmarks/scale.py --full                 # 10^5 files, 10^4 shards on a cluster: 15 minutes, 1 GB of disk
+    python benchmarks/scale.py --full                 # a state of 10^5 lines, 10^4 shards on a cluster: 20 minutes
     python benchmarks/scale.py --only tokens dask     # parts of it
 """
 
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import harness
 import numpy as np
 
-from tokenloss import LossMeter, evaluate, sequence_losses
+from tokenloss import LossMeter, compare, evaluate, sequence_losses
 from tokenloss.formats import open_scores
 from tokenloss.results import Evaluation
 from tokenloss.sinks import TokenTable
@@ -47,12 +47,13 @@ class Sizes(NamedTuple):
     files: int
     meters: int
     sequences: int
+    blocks: int  # of an engine, each a line of the state
     shards: int  # on the cluster
     kills: int  # of its workers
 
 
-QUICK = Sizes(files=400, meters=10_000, sequences=50_000, shards=150, kills=1)
-FULL = Sizes(files=100_000, meters=100_000, sequences=1_000_000, shards=10_000, kills=8)
+QUICK = Sizes(files=400, meters=10_000, sequences=50_000, blocks=1000, shards=150, kills=1)
+FULL = Sizes(files=20_000, meters=100_000, sequences=1_000_000, blocks=100_000, shards=10_000, kills=3)
 Row = tuple[str, str]
 
 
@@ -216,6 +217,26 @@ def files(sizes: Sizes, folder: Path) -> Iterator[Row]:
         yield f"bytes read beside the scores by {words} a file of 64 MB with a state", f"{bytes_read() - before:,}"
 
 
+# -- blocks of an engine -----------------------------------------------------------------------------------------------
+
+
+def blocks(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    """The state of an engine's loop that has a line for each of very many blocks."""
+    rng = np.random.default_rng(4)
+    block = rng.normal(size=(2, 8, 32)).astype(np.float32), rng.integers(32, size=(2, 8))
+    state, found = folder / "blocks.state", []
+
+    def engine(first: int) -> Iterator[tuple[Any, Any]]:
+        return itertools.repeat(block, sizes.blocks - first)
+
+    seconds = cpu_seconds(lambda: found.append(evaluate(engine, state=state)))
+    yield f"evaluate of {sizes.blocks:,} blocks with a state, for each", f"{seconds / sizes.blocks * 1e3:.2f} ms"
+    size = state.stat().st_size
+    yield "size of the state", f"{size / 1e6:.1f} MB, {size / sizes.blocks:.0f} bytes for each block"
+    seconds = cpu_seconds(lambda: check(evaluate(engine, state=state) == found[0], "a resumed run has the same bits"))
+    yield "resuming when all is done", f"{seconds:.1f} s, {seconds / sizes.blocks * 1e3:.2f} ms each"
+
+
 # -- sequences and tokens ---------------------------------------------------------------------------------------------
 
 
@@ -224,19 +245,22 @@ def sequences(sizes: Sizes, folder: Path) -> Iterator[Row]:
     rng = np.random.default_rng(3)
     batch = rng.normal(size=(1000, 4, 2)).astype(np.float32), rng.integers(2, size=(1000, 4))
 
-    def blocks(count: int) -> Iterator[tuple[Any, Any]]:
-        return itertools.repeat(batch, count // 1000)
-
-    evaluate(blocks(1000))
-    found, kept = kept_bytes(lambda: evaluate(blocks(sizes.sequences)))
+    evaluate(itertools.repeat(batch, 1))
+    found, kept = kept_bytes(lambda: evaluate(itertools.repeat(batch, sizes.sequences // 1000)))
     count = found.n_sequences
     yield f"memory of an Evaluation of {count:,} sequences, for each", f"{kept / count:.0f} bytes"
     yield "the same pickled", f"{len(pickle.dumps(found)) / count:.0f} bytes"
     yield "its meter pickled, in all", f"{len(pickle.dumps(found.meter)):,} bytes"
-    np.savez(folder / "sequences.npz", logits=np.tile(batch[0], (20, 1, 1)), targets=np.tile(batch[1], (20, 1)))
+    logits, targets = rng.normal(size=(20_000, 4, 2)).astype(np.float32), rng.integers(2, size=(20_000, 4))
+    np.savez(folder / "sequences.npz", logits=logits, targets=targets)
     state = folder / "sequences.state"
     evaluate(folder / "sequences.npz", state=state)
     yield "the state of a file of 20,000 sequences, for each", f"{state.stat().st_size / 20_000:.0f} bytes"
+    base = rng.normal(size=(20_000, 32)).astype(np.float32)
+    other, ids = base + np.float32(0.1) * base[::-1], rng.integers(32, size=20_000)
+    compare(base[:9], other[:9], ids[:9])
+    _, kept = kept_bytes(lambda: compare(base, other, ids))
+    yield "memory of a Comparison, for each token", f"{kept / 20_000:.0f} bytes"
     for suffix in ("npy", "csv", "parquet"):
         path = folder / f"tokens.{suffix}"
         logits, targets = rng.normal(size=(20_000, 512)).astype(np.float32), rng.integers(512, size=20_000)
@@ -301,7 +325,7 @@ def kill_workers(local: Any, most: int, pause: float, killed: list[int], ended: 
                 os.kill(left[0], getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-PARTS = {"states": states, "tokens": tokens, "files": files, "sequences": sequences, "dask": cluster}
+PARTS = {"states": states, "tokens": tokens, "files": files, "sequences": sequences, "blocks": blocks, "dask": cluster}
 
 
 def main() -> int:

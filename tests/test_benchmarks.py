@@ -77,11 +77,12 @@ def test_tables_of_a_quick_run(measured):
         assert words in printed
 
 
+@pytest.mark.slow
 def test_quick_run_of_scale():
     """Every part of it; the exit status tells of results with other bits."""
-    sizes = ("--files", 40, "--meters", 2000, "--sequences", 4000, "--shards", 20)
+    sizes = ("--files", 40, "--meters", 2000, "--sequences", 4000, "--blocks", 50, "--shards", 20)
     printed = run("scale.py", "--quick", *map(str, sizes))
-    for part in ("states", "tokens", "files", "sequences", "dask"):
+    for part in ("states", "tokens", "files", "sequences", "blocks", "dask"):
         assert f"\n{part}\n" in printed
     assert "different results of 5 random orders" in printed
     assert "WRONG" not in printed

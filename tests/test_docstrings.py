@@ -115,6 +115,7 @@ VARIANTS = {
     "targets_array": [{"_evaluation.evaluate.evaluate"}, {"_evaluation.compare_files.compare_files"}],
     "progress": [{"_evaluation.evaluate.evaluate"}],
     "state": [{"_evaluation.compare_files.compare_files"}],
+    "stride": [{"_statistics.windows.windows"}],
     "targets": [
         {"_comparison.comparison.ComparisonMeter.update"},
         {"_comparison.comparison.compare"},

@@ -15,7 +15,7 @@ import recorded_server
 
 from tokenloss import evaluate
 
-pytestmark = pytest.mark.thread_unsafe(reason="changes the working directory")
+pytestmark = [pytest.mark.slow, pytest.mark.thread_unsafe(reason="changes the working directory")]
 PROGRAMS = sorted((pages.ROOT / "benchmarks" / "examples").glob("*.py"))
 STAND_INS = {path.stem for path in pages.STAND_INS.iterdir()} - {"__pycache__"}
 MODEL, TEXTS = "tests/data/model", "tests/data/texts.txt"

@@ -12,7 +12,7 @@ from tokenloss import compare_files, evaluate
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers are not installed")
-pytestmark = pytest.mark.thread_unsafe(reason="changes the working directory")
+pytestmark = [pytest.mark.slow, pytest.mark.thread_unsafe(reason="changes the working directory")]
 
 TEXTS = [
     "And God said, Let there be light.",

@@ -23,6 +23,7 @@ NEEDS = {
     "how-to/scikit-learn.md": ("sklearn",),
     "how-to/segmentation.md": ("torch",),
     "how-to/shards.md": ("torch", "transformers"),
+    "how-to/windows.md": ("torch", "transformers"),
     "how-to/tables.md": ("torch", "transformers", "pandas", "polars", "pyarrow"),
     "how-to/clusters.md": ("torch", "transformers", "joblib", "distributed"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
@@ -40,7 +41,12 @@ def name_of(page):
     return page.relative_to(pages.DOCS if pages.DOCS in page.parents else ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def slow_if_it_needs_others(page):
+    """A page whose examples need other libraries, which take seconds to import, is among the slow tests."""
+    return pytest.param(page, marks=[pytest.mark.slow] * (name_of(page) in NEEDS), id=name_of(page))
+
+
+@pytest.mark.parametrize("page", [*map(slow_if_it_needs_others, PAGES)])
 def test_examples_of(page, tmp_path, monkeypatch):
     for module in NEEDS.get(name_of(page), ()):
         pytest.importorskip(module, reason="the package is not installed")

@@ -118,7 +118,8 @@ def keys_of(value, path="", found=None):
 def described_keys(command, kind):
     """The keys of a command that the page describes for a kind of input, by path."""
     found = {}
-    kinds = {"hidden states": ("hidden states", "scores")}.get(kind, (kind,))
+    of_hidden = "hidden states", "scores"
+    kinds = {"hidden states": of_hidden, "windows": ("windows", *of_hidden)}.get(kind, (kind,))
     for heading, head, rows in tables_of("json"):
         if heading == f"`tokenloss {command}`":
             for keys, _, meaning in rows:
@@ -140,6 +141,7 @@ def commands_of(files, kind):
             ("score", files.hidden_npz, "--lm-head", files.head_npy),
             ("compare", files.hidden_npz, files.hidden_npz, "--lm-head", files.head_npy),
         ],
+        "windows": [("score", files.hidden_npz, "--lm-head", files.head_npy, "--window", 5, "--stride", 5)],
         "responses": [
             ("score", files.responses_jsonl, *skip),
             ("compare", files.responses_jsonl, files.responses_jsonl, *skip),
@@ -149,7 +151,7 @@ def commands_of(files, kind):
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["scores", "hidden states", "responses", "samples", "all"])
+@pytest.mark.parametrize("kind", ["scores", "hidden states", "windows", "responses", "samples", "all"])
 def test_keys_of_json_are_described(files, kind):
     for argv in commands_of(files, kind):
         found, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)

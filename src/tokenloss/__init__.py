@@ -12,6 +12,7 @@ Every token
     linear_token_scores     the same from hidden states
     class_log_probs         log-probabilities of given classes
     next_token              aligns a causal model's logits with the ids that they predict
+    windows                 cuts a text that is longer than a context, and scores each token once
 
 Arrays
     softmax                 probabilities from logits
@@ -71,6 +72,7 @@ _NAMES = {
     "_scores.token_scores": ("token_scores",),
     "_statistics.meter": ("LossMeter",),
     "_statistics.sequences": ("next_token", "sequence_losses"),
+    "_statistics.windows": ("windows",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 _PUBLIC_MODULES = ("dask", "formats", "page", "plots", "results", "sinks", "testing")

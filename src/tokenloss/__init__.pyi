@@ -30,6 +30,7 @@ from tokenloss._scores.token_scores import token_scores as token_scores
 from tokenloss._statistics.meter import LossMeter as LossMeter
 from tokenloss._statistics.sequences import next_token as next_token
 from tokenloss._statistics.sequences import sequence_losses as sequence_losses
+from tokenloss._statistics.windows import windows as windows
 
 __all__ = [
     "ComparisonMeter",
@@ -57,4 +58,5 @@ __all__ = [
     "softmax",
     "token_scores",
     "topk_divergence_bound",
+    "windows",
 ]

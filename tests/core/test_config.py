@@ -168,6 +168,7 @@ def test_public_names_are_those_that_are_promised():
         "softmax",
         "token_scores",
         "topk_divergence_bound",
+        "windows",
     }
     for name in tokenloss.__all__:
         assert hasattr(tokenloss, name)

@@ -582,6 +582,7 @@ def test_mixed_layouts_are_refused_with_their_line(read):
     ("value", "message"),
     [
         ({"a": 1, "b": 2}, "it holds a, b; it must be a response with choices"),
+        ({"choices": [{"index": 0}]}, r"its first choice holds index; it must hold text \(of completions\), message"),
         ({}, "it holds nothing"),
         ({"choices": []}, "it holds choices"),
         ({"custom_id": "q", "method": "POST", "url": "/v1/completions", "body": {}}, "it is a request"),

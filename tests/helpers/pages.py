@@ -169,7 +169,6 @@ def _near(shown, printed):
 
 
 def _stripped(text):
-    """The lines without blanks at their ends, a row of times, progress bars, and empty lines around them."""
     """The lines without blanks at their ends, rows of times, progress bars, and empty lines around them."""
     lines = (line.rstrip() for line in text.split("\n") if "\r" not in line and not TIME.fullmatch(line))
     return "\n".join(lines).strip("\n")

@@ -147,6 +147,13 @@ def _add_score(score: Parser) -> None:
     words = "number of words of the text, for perplexity per word, in place of --text"
     _add(of["input"], "--n-words N", words, integer(1), default=0)
     _add_targets(of["targets and sequences"])
+    words = (
+        "the FILEs hold one text, longer than a model's context, in windows of N tokens, and the ids of each window or "
+        "of the text; each token is scored in the first window that holds it"
+    )
+    _add(of["targets and sequences"], "--window N", words, integer(2))
+    words = "number of tokens from the start of a window to that of the next one, for --window"
+    _add(of["targets and sequences"], "--stride N", words, integer(1))
     _add(of["hidden states"], "--lm-head FILE[:NAME]", _LM_HEAD)
     _add_hidden_states(of["hidden states"])
     _add_responses(of["responses"])

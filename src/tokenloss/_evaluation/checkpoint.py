@@ -245,6 +245,7 @@ def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict
     others = [[of_file(other.path), *_head_fingerprint(other, of_file)] for other in shard.others]
     return {
         **of_file(shard.path), "targets": targets, "segments": segments, "split": split, "next": following,
+        "windows": shard.windows and list(shard.windows),
         "head": _head_fingerprint(shard, of_file), "others": others,
     }  # fmt: skip
 

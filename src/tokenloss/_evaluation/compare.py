@@ -18,9 +18,9 @@ from tokenloss._core.signature import either
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
 from tokenloss._evaluation.files import score_shards
-from tokenloss._evaluation.options import Inputs
+from tokenloss._evaluation.options import Inputs, check_order
 from tokenloss._evaluation.pairing import paired
-from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_stored, planned
+from tokenloss._evaluation.plan import open_all, open_shard, open_stored, planned
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks
 from tokenloss._evaluation.token_types import TYPES, token_types

@@ -37,7 +37,8 @@ def compare_samples(
         else:
             file, folder = (path, other) if isinstance(sides[0], str) else (other, path)
             got = f"is no folder with samples, as {folder} is"
-            raise_error("content", path=file, got=got, fits="be one, with files such as samples_TASK.jsonl")
+            fits = "be one: files such as samples_TASK.jsonl, by --log_samples"
+            raise_error("content", path=file, got=got, fits=fits)
         if margin is not None and all(metric.equivalence_p is None for metric in comparison.metrics):
             got, fits = "holds no metric between 0 and 1", "hold one where a margin is given"
             raise_error("content", path=path, got=got, fits=fits)

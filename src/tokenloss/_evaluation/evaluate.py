@@ -42,6 +42,8 @@ def evaluate(
     targets_array: str | None = None,
     kind: Kind | None = None,
     shift: bool | None = None,
+    window: int | None = None,
+    stride: int | None = None,
     ignore_index: int | None = -100,
     lm_head: _Path | None = None,
     hidden: str | None = None,
@@ -92,6 +94,13 @@ def evaluate(
         Whether targets are the input ids of a causal model, of which row j predicts id j + 1 of its sequence. By
         default they are not, and a `ShiftWarning` is given if they seem to be. The last row of a file of shape (N, V)
         predicts the first id of the next file, but a block without `segment_ids` ends its sequences.
+    window : int, optional
+        Number of tokens of each window, where the files hold a text longer than a model's context, window by window:
+        each token is scored in the first window that holds it, as by `windows`. Rows of shape (N, T, V) are N windows,
+        and those of all files are in order; the last one may be shorter, or padded. Targets are input ids, which are
+        shifted: those of each window, or in a .npy file those of the text without padding. Each window is a sequence.
+    stride : int, optional
+        Number of tokens from the start of a window to that of the next one, with `window`.
     ignore_index : int or None, default -100
         Target value that marks tokens to ignore, such as padding.
     lm_head : path, optional
@@ -217,14 +226,16 @@ def evaluate(
         refuse_given(of_hidden, "left out without lm_head")
     else:
         refuse_given({"array": array, "kind": kind}, "left out where there is lm_head")
+    of_windows = _checked_windows(window, stride, shift, segment_ids)
     options = Options(
-        array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, targets_array, scale, cap
-    )
+        array, kind, ignore_index, shift if window is None else True, top, part, bool(skip_failed), head, hidden,
+        targets_array, scale, cap, *of_windows,
+    )  # fmt: skip
     sinks = checked_sinks(sinks, "evaluate", state, scheduler)
     settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
     first, items = _first_of(source)
     of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array, "lm_head": head}
-    of_scores["targets_array"] = targets_array
+    of_scores |= {"targets_array": targets_array, "window": window, "stride": stride}
     of_responses = {"part": part, "skip_failed": skip_failed or None}
     if isinstance(first, str | os.PathLike):
         for name, size in (("n_bytes", of_bytes), ("n_words", of_words)):
@@ -307,6 +318,20 @@ def _first_of(source: Any) -> tuple[Any, Any]:
     if first is None:
         raise_error("empty", name="source", fits="paths or blocks")
     return first, itertools.chain([first], items)
+
+
+def _checked_windows(window: Any, stride: Any, shift: bool | None, segment_ids: Any) -> tuple[int, int]:
+    """Length and distance of windows; 0 if the files hold none."""
+    if window is None or stride is None:
+        refuse_given({"stride": stride}, "left out without window")
+        refuse_given({"window": window}, "left out without stride")
+        return 0, 0
+    refuse_given({"segment_ids": segment_ids}, "left out where there is window")
+    if shift is False:
+        raise_error("option", name="shift", got=shift, fits="True, or left out, where there is window")
+    window = check_integer("window", window, "an integer of at least 2", least=2)
+    fits = f"an integer from 1 to {window}, the window"
+    return window, check_integer("stride", stride, fits, least=1, most=window)
 
 
 def _length(name: str, value: Any) -> int | IntArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +39,8 @@ class Options(NamedTuple):
     targets_array: str | None = None
     logit_scale: float | None = None  # None: what the model's config.json says; so is the next, of which 0 means none
     softcap: float | None = None
+    window: int = 0  # tokens of each window, where files hold a text window by window; 0 where they do not
+    stride: int = 0  # tokens from the start of a window to that of the next one
     definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next two are of comparisons
     classes: int | None = None  # number of classes that are compared; None for all
     others: tuple[Options, ...] = ()  # of the files of each candidate
@@ -114,6 +117,24 @@ def check_different(paths: Sequence[str]) -> None:
 def by_number(path: str) -> tuple[str | int, ...]:
     """Sort key that puts part-2 before part-10."""
     return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path)))
+
+
+def check_order(paths: Sequence[str], targets: Sequence[str], options: Options) -> None:
+    """Refuse files that are not in the order of their numbers, if the order matters."""
+    misplaced = [_misplaced(paths), _misplaced(targets)]
+    if options.shift or (targets and not all(misplaced)):
+        for path, following in itertools.chain(*misplaced):
+            fits = "come after it; with the pattern in quotes, files are in the order of their numbers"
+            raise_error("content", path=path, got=f"comes before {following}", fits=fits)
+
+
+def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Neighbours not in the order of their numbers, if all are in the order of letters, as a shell sorts them."""
+    return [
+        (path, following)
+        for path, following in itertools.pairwise(paths if list(paths) == sorted(paths) else ())
+        if by_number(path) > by_number(following) and by_number(path)[::2] == by_number(following)[::2]
+    ]
 
 
 def single(name: str, paths: list[str]) -> str:

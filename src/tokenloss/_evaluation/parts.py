@@ -224,6 +224,8 @@ class Parts(NamedTuple):
             "kind": shard.kind,
             "the number of classes": shard.shape[-1] if not self.are_responses else None,
             "shift": bool(options.shift),
+            "window": options.window,
+            "stride": options.stride,
             "ignore_index": options.ignore_index,
             "lm_head": shard.head,
             "part": parts[0] if parts else None,

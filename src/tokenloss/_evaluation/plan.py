@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +12,9 @@ from tokenloss._core import jobs
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS
 from tokenloss._core.validation import as_positions, scores_of_shape
-from tokenloss._evaluation.options import by_number
+from tokenloss._evaluation.options import check_order
 from tokenloss._evaluation.sequences import row_sequences
+from tokenloss._evaluation.stored_windows import StoredWindows, stored_windows
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy
 from tokenloss.formats.hidden_states import open_hidden_states
@@ -63,6 +63,7 @@ class Shard(NamedTuple):
     responses: ResponsesFile | None = None
     file: ScoresFile | None = None  # the open file of scores; None if it is opened anew each time
     repeats: bool = False  # whether it has the targets of the shard beside it, as a file of another model does
+    windows: StoredWindows | None = None  # that the file holds; None if it holds no windows of a text
     others: tuple[Shard, ...] = ()  # of each candidate, with the same rows
     head_files: tuple[str, ...] = ()  # the files of the head of hidden states, that of its weight first
     head: dict[str, Any] | None = None  # what was read from them and from config.json
@@ -130,6 +131,9 @@ def planned(
     shards: list[Shard], targets: Sequence[str], options: Options, segment_ids: Sequence[str] = ()
 ) -> list[Shard]:
     """Give shards their targets and sequences, and check these."""
+    if options.window:
+        found = stored_windows([(shard.path, shard.shape) for shard in shards], targets, options)
+        shards = [shard._replace(windows=windows) for shard, windows in zip(shards, found, strict=True)]
     of_targets = _assigned(shards, targets, "targets", "class ids")
     of_segments = _assigned(shards, segment_ids, "segment ids", "ids")
     shards = [
@@ -139,6 +143,7 @@ def planned(
     shards = _with_split(shards)
     without_targets: list[str] = []
     following, beside = _Following(), None  # the shard that was opened before
+    window = np.empty(0, np.int64)  # the ids of its first window
     for number in sorted(range(len(shards)), reverse=bool(options.shift)):
         shard, stored = shards[number], open_stored(shards[number], options)
         last_sequence, first_sequence = (_open_sequence(shard, stored, row) for row in (shard.rows - 1, 0))
@@ -147,6 +152,9 @@ def planned(
             next_id = following.id if goes_on else options.ignore_index
             shard = shard._replace(next_id=next_id, next_text=following.token)
         without_targets += [] if stored.has_targets else [shard.path]
+        if shard.windows and stored.targets.size == shard.rows:  # others are refused when they are shifted
+            ids = stored.targets.reshape(-1)
+            window = shard.windows.check_overlaps(shard.targets or shard.path, ids, window, options.ignore_index)
         opened = shifted_shard(shard, stored) if options.shift else stored
         repeats, beside = beside is not None and _have_same_targets(stored, beside), stored
         shards[number] = checked_shard(shard, opened, options)._replace(repeats=repeats)
@@ -271,24 +279,6 @@ def _is_file_of_class_ids(path: str, scores_path: str, options: Options) -> bool
     return is_integer
 
 
-def check_order(paths: Sequence[str], targets: Sequence[str], options: Options) -> None:
-    """Refuse files that are not in the order of their numbers, if the order matters."""
-    misplaced = [_misplaced(paths), _misplaced(targets)]
-    if options.shift or (targets and not all(misplaced)):
-        for path, following in itertools.chain(*misplaced):
-            fits = "come after it; with the pattern in quotes, files are in the order of their numbers"
-            raise_error("content", path=path, got=f"comes before {following}", fits=fits)
-
-
-def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Neighbours not in the order of their numbers, if all are in the order of letters, as a shell sorts them."""
-    return [
-        (path, following)
-        for path, following in itertools.pairwise(paths if list(paths) == sorted(paths) else ())
-        if by_number(path) > by_number(following) and by_number(path)[::2] == by_number(following)[::2]
-    ]
-
-
 def _open(path: str, options: Options) -> ScoresFile:
     """Open a file of scores, or of hidden states."""
     if options.lm_head is not None:
@@ -337,6 +327,8 @@ def _assigned(
     shards: list[Shard], paths: Sequence[str], what: str, numbers: str
 ) -> list[tuple[str | None, int | None]]:
     """For each shard, the file of its targets or segment ids, and where its part starts if one file serves all."""
+    if paths and shards[0].windows and shards[0].windows.of_text:
+        return [(paths[0], None)] * len(shards)
     if len(paths) == len(shards):
         return [(path, None) for path in paths]
     if not paths:
@@ -385,6 +377,10 @@ def open_stored(shard: Shard, options: Options) -> OpenShard:
     files = [side.file or _open(side.path, side_options) for side, side_options in sides]
     tokens = next((file.tokens for file in files if file.tokens is not None), None)
     targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
+    if shard.windows:
+        sequences = shard.windows.sequences(shard.path, shard.shape, sequences)
+        if targets is not None and shard.windows.of_text:
+            targets = shard.windows.ids(targets, shard.shape[:-1])
     stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]))
     with_mask = [file for file in files if file.attention_mask is not None]
     if targets is not None:
@@ -484,6 +480,7 @@ def shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
         length = targets.shape[-1]
         targets, has_next = np.roll(targets, -1, -1), np.broadcast_to(np.arange(length) < length - 1, targets.shape)
         scored = has_next if scored is None else scored & has_next
+        scored = scored & shard.windows.new(shard.rows).reshape(scored.shape) if shard.windows else scored
         tokens = None if tokens is None else np.roll(tokens, -1, -1)
         return stored._replace(targets=targets, scored=scored, tokens=tokens)
     if scored is not None:

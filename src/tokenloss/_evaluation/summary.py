@@ -118,6 +118,7 @@ def summary(
 ) -> dict[str, Any]:  # fmt: skip
     """Figures of all shards together; those of each are given."""
     rows = sum(shard.rows for shard in shards)
+    of_windows = _window_figures(shards, options) if options.window else {}
     pairs = zip(shards, results, strict=True)
     tokens = [(token, shard.path) for shard, part in pairs for token in part.highest_loss_tokens]
     tokens.sort(key=lambda token: -token[0].sort_key)
@@ -130,7 +131,8 @@ def summary(
         **meter._figures(),
         **_common_figures(results, meter),
         "n_without_sequence": meter.count - int(sequences["count"].sum()),
-        "n_without_next": rows - sum(shard.scored_rows for shard in shards),
+        "n_without_next": rows - sum(shard.scored_rows for shard in shards) - of_windows.get("n_context", 0),
+        **of_windows,
         **(_hidden_figures(shards, results, options) if options.lm_head is not None else {}),
         "targets_repeat": any(shard.repeats for shard in shards),
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
@@ -143,6 +145,12 @@ def summary(
         "shards": of_shards,
         "sequences": _rows(sequences, np.arange(len(sequences["file"])), paths),
     }
+
+
+def _window_figures(shards: Sequence[Shard], options: Options) -> dict[str, int]:
+    """Figures of windows alone; `n_context` is the number of rows that predict what an earlier window did."""
+    known = [np.count_nonzero(~shard.windows.new(shard.rows)) for shard in shards if shard.windows]
+    return {"window": options.window, "stride": options.stride, "n_context": int(sum(known))}
 
 
 def _hidden_figures(shards: Sequence[Shard], results: Sequence[ShardResult], options: Options) -> dict[str, Any]:

@@ -80,6 +80,11 @@ def read(value: dict[str, Any], place: Place) -> tuple[str, list[Choice]]:
     if ("doc_id" in value and "filtered_resps" in value) or {"results", "configs"} <= set(value):
         fits = "be a response; two models' samples are compared: tokenloss compare A.jsonl B.jsonl, or compare_files"
         place.refuse("it is of lm-evaluation-harness", fits)
+    choices = value.get("choices")
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        keys = ", ".join(list(choices[0])[:12]) or "nothing"
+        fits = "hold text (of completions), message (of chats) or token_ids, too"
+        place.refuse(f"its first choice holds {keys}", fits)
     fits = "be a response with choices (vLLM, OpenAI), meta_info (SGLang) or completion_probabilities (llama.cpp)"
     return place.refuse(f"it holds {keys}", fits)
 

@@ -1,0 +1,203 @@
+"""--window and --stride: a text that was stored window by window, of which each token is scored once."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from commands import assert_refused
+
+from tokenloss import LossMeter, evaluate, sequence_losses, token_scores, windows
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+SIZE, STRIDE, N, V = 16, 6, 16 + 3 * 6 + 2, 11  # the last of five windows has 12 tokens
+RNG = np.random.default_rng(35)
+IDS = RNG.integers(V, size=N)
+STARTS = range(0, N - SIZE + STRIDE, STRIDE)
+WINDOWS = [np.arange(start, min(start + SIZE, N)) for start in STARTS]
+LOGITS = [RNG.standard_normal((len(window), V), np.float32) for window in WINDOWS]  # other logits in each window
+
+
+def meter_of(logits, ids, size, stride):
+    """Exact sums of the loop that `windows` is for, given the logits that each window had."""
+    meter = LossMeter()
+    for rows, (inputs, targets, where) in zip(logits, windows(len(ids), size, stride), strict=True):
+        length = inputs.stop - inputs.start
+        meter.update(sequence_losses(token_scores(rows[:length], ids[targets], where=where)))
+    return meter
+
+
+def padded(arrays, value):
+    """Arrays of windows as one, with this value after the last."""
+    found = np.full((len(arrays), SIZE, *arrays[0].shape[1:]), value, arrays[0].dtype)
+    for row, array in zip(found, arrays, strict=True):
+        row[: len(array)] = array
+    return found
+
+
+def batch(path, **others):
+    np.savez(path / "a.npz", logits=padded(LOGITS, 99), **others)
+    return [path / "a.npz"]
+
+
+def masked(path):
+    mask = padded([np.ones(len(window), int) for window in WINDOWS], 0)
+    return batch(path, input_ids=padded([IDS[window] for window in WINDOWS], 0), attention_mask=mask)
+
+
+def ignored(path):
+    return batch(path, targets=padded([IDS[window] for window in WINDOWS], -100))
+
+
+def labels(path):
+    """As transformers' loop has them: context is ignored, too."""
+    ids = padded([IDS[window] for window in WINDOWS], -100)
+    ids[1:, : SIZE - STRIDE] = -100
+    return batch(path, labels=ids)
+
+
+def flat(path):
+    np.save(path / "a.npy", np.concatenate(LOGITS))
+    np.save(path / "ids.npy", IDS[np.concatenate(WINDOWS)])
+    return [path / "a.npy", path / "ids.npy"]
+
+
+def flat_and_text(path):
+    np.save(path / "a.npy", np.concatenate(LOGITS))
+    np.save(path / "ids.npy", IDS[None].astype(np.uint8))  # a batch of one
+    return [path / "a.npy", path / "ids.npy"]
+
+
+def a_file_each(path):
+    for number, (rows, window) in enumerate(zip(LOGITS, WINDOWS, strict=True)):
+        np.savez(path / f"{number}.npz", logits=rows[None], input_ids=IDS[window][None])
+    return [path / "*.npz"]
+
+
+def two_files(path):
+    for number, part in enumerate((slice(0, 2), slice(2, 5))):
+        ids = np.concatenate([IDS[window] for window in WINDOWS[part]])
+        np.savez(path / f"{number}.npz", logits=np.concatenate(LOGITS[part]), input_ids=ids)
+    return [path / "*.npz"]
+
+
+def a_file_each_and_text(path):
+    for number, rows in enumerate(LOGITS):
+        np.save(path / f"w{number}.npy", rows)
+    np.save(path / "ids.npy", IDS)
+    return [path / "w*.npy", "--targets", path / "ids.npy"]
+
+
+LAYOUTS = [masked, ignored, labels, flat, flat_and_text, a_file_each, two_files, a_file_each_and_text]
+OPTIONS = ["--window", SIZE, "--stride", STRIDE]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_window_of_every_layout_scores_each_token_once(layout, score_json, tmp_path):
+    argv = [*layout(tmp_path), *OPTIONS]
+    found = score_json(*argv, "--per-token", tmp_path / "tokens.csv", "--top", 50)
+    expected = meter_of(LOGITS, IDS, SIZE, STRIDE)
+    assert (found["count"], found["n_sequences"]) == (N - 1, 5)
+    assert (found["loss"], found["stderr"]) == (expected.loss, expected.stderr)
+    assert (found["window"], found["stride"]) == (SIZE, STRIDE)
+    left_out = found["n_context"] + found["n_ignored"] + found["n_without_next"]
+    assert (left_out + N - 1, found["n_context"]) == (math.prod(found["shape"][:-1]), 4 * (SIZE - STRIDE - 1))
+    table = np.genfromtxt(tmp_path / "tokens.csv", delimiter=",", names=True)
+    table = table[~np.isnan(table["nll"])]
+    assert table["target"].tolist() == IDS[1:].tolist()
+
+
+def test_window_of_one_that_is_not_full_and_of_disjoint_ones(score_json, npz):
+    found = score_json(npz(logits=LOGITS[4], input_ids=IDS[WINDOWS[4]]), *OPTIONS)
+    assert (found["count"], found["n_context"]) == (len(WINDOWS[4]) - 1, 0)
+    disjoint = IDS[:32].reshape(2, SIZE)
+    found = score_json(npz(logits=np.stack(LOGITS[:2]), input_ids=disjoint), "--window", SIZE, "--stride", SIZE)
+    assert found["loss"] == meter_of(LOGITS[:2], IDS[:32], SIZE, SIZE).loss
+    assert (found["count"], found["n_context"], found["n_without_next"]) == (30, 0, 2)
+
+
+def test_window_of_hidden_states(npz, tmp_path):
+    head = RNG.standard_normal((V, 4), np.float32)
+    np.save(tmp_path / "head.npy", head)
+    hidden = RNG.standard_normal((4, SIZE, 4), np.float32)
+    path = npz(hidden_states=hidden, input_ids=np.stack([IDS[window] for window in WINDOWS[:4]]))
+    with pytest.warns(UserWarning, match="final norm"):
+        found = evaluate(path, lm_head=tmp_path / "head.npy", window=SIZE, stride=STRIDE)
+    assert found.meter.loss == pytest.approx(meter_of(hidden @ head.T, IDS[: N - 2], SIZE, STRIDE).loss, rel=1e-5)
+
+
+def test_window_prints_what_is_context(command, tmp_path):
+    out = command("score", *ignored(tmp_path), *OPTIONS)[1]
+    assert re.search("tokens +35 +4 ignored, 36 as context alone, 5 without a next token\n", out)
+
+
+def test_state_of_a_window_knows_its_place(command, tmp_path):
+    a_file_each(tmp_path)
+    files = sorted(tmp_path.glob("?.npz"))
+    of_windows = {"window": SIZE, "stride": STRIDE}
+    first, again = (evaluate(files[1:], **of_windows, state=tmp_path / "state") for _ in range(2))
+    assert first.meter == again.meter == evaluate(files[1:], **of_windows).meter
+    refused = command("score", *files, *OPTIONS, "--state", tmp_path / "state")  # 1.npz is no longer the first
+    assert_refused(refused, "state: holds the result of", "1.npz", "changed")
+    refused = command("score", *files[1:], "--shift", "--state", tmp_path / "state")
+    assert_refused(refused, "was written with window 16")
+
+
+def test_texts_in_windows_are_merged_if_these_are_equal(npz):
+    def of(name, **options):
+        return evaluate(npz(name, logits=LOGITS[0], input_ids=IDS[:SIZE] % (1 + len(name))), window=SIZE, **options)
+
+    one, other = of("a.npz", stride=STRIDE), of("bb.npz", stride=STRIDE)
+    assert (one + other).meter.count == 30
+    with pytest.raises(ValueError, match="stride is 6 in one and 5 in the other"):
+        one + of("ccc.npz", stride=5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "words"),
+    [
+        ({}, "--window 16", "--window is given; it must be left out without --stride"),
+        ({}, "--stride 16", "--stride is given; it must be left out without --window"),
+        ({}, "--window 16 --stride 17", "--stride is 17; it must be an integer from 1 to 16, the window"),
+        ({}, "--window 1 --stride 1", "argument --window: must be an integer of at least 2, not '1'"),
+        ({}, "--window 16 --stride 6 --no-shift", "--shift is False; it must be True, or left out, where there is"),
+        ({}, "--window 16 --stride 6 --segment-ids x.npy", "--segment-ids is given"),
+        ({}, "--window 16 --stride 5", "windows 0 and 1 hold different ids where they overlap; it must hold"),
+        ({}, "--window 15 --stride 6", "holds windows of 16 tokens; it must hold windows of 15"),
+        ({}, "--window 17 --stride 6", "holds windows of 16 tokens; it must hold windows of 17"),
+        ({"segment_ids": np.zeros((5, 16), int)}, "--window 16 --stride 6", "holds segment_ids or cu_seqlens; it must"),
+        ({"input_ids": None}, "--window 16 --stride 6", "holds no targets"),
+        ({"logits": np.zeros((26, V)), "input_ids": IDS[:26]}, "--window 16 --stride 6", "ends with a window of 10"),
+    ],
+)  # fmt: skip
+def test_window_that_does_not_fit_is_refused(arrays, options, words, command, npz):
+    good = {"logits": padded(LOGITS, 0), "input_ids": padded([IDS[window] for window in WINDOWS], -100)}
+    path = npz(**{name: array for name, array in (good | arrays).items() if array is not None})
+    assert_refused(command("score", path, *options.split()), words)
+
+
+@pytest.mark.parametrize("n", [N - 6, N, N + 5, 5 * 16 - 1])
+def test_window_and_ids_of_another_text_are_refused(n, command, tmp_path):
+    """Also those of the text before its padding: the last window might as well have been moved back to be full."""
+    np.save(tmp_path / "a.npy", padded(LOGITS, 0))
+    np.save(tmp_path / "ids.npy", np.zeros(n, int))
+    refused = command("score", tmp_path / "a.npy", tmp_path / "ids.npy", *OPTIONS)
+    assert_refused(refused, f"has shape ({n},); it must hold 40 ids, of the text in these windows, or 80, one for each")
+
+
+def test_window_in_files_of_another_order_is_refused(command, tmp_path):
+    a_file_each(tmp_path)
+    paths = [tmp_path / f"{number}.npz" for number in (1, 0, 2)]
+    assert_refused(command("score", *paths, *OPTIONS), "0.npz: windows 1 and 2 hold different ids")
+    paths = [tmp_path / f"{number}.npz" for number in (4, 0, 1)]
+    assert_refused(command("score", *paths, *OPTIONS), "4.npz: ends with a window of 12; it must hold windows of 16")
+
+
+@pytest.mark.parametrize("source", [[(LOGITS[0], IDS[:16])], "responses.json"])
+def test_window_is_for_files_of_scores(source, tmp_path):
+    if isinstance(source, str):
+        (tmp_path / source).write_text("{}")
+        source = tmp_path / source
+    with pytest.raises(ValueError, match="window is given; it must be left out where the source is"):
+        evaluate(source, window=SIZE, stride=STRIDE)
