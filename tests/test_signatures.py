@@ -129,6 +129,16 @@ def test_the_same_tokens_in_another_order_have_the_same_ids():
     assert len({hash_of(one) for one in itertools.combinations_with_replacement(batch, 4)}) == math.comb(10, 4)
 
 
+@pytest.mark.parametrize(("window", "stride", "scored"), [(6, 2, range(1, 12)), (6, 6, [*range(1, 6), *range(7, 12)])])
+def test_signature_has_the_window_and_its_stride(window, stride, scored, tmp_path):
+    ids = RNG.integers(7, size=12)
+    rows = np.arange(0, 12 - window + 1, stride)[:, None] + np.arange(window)
+    np.savez(tmp_path / "a.npz", logits=RNG.normal(size=(*rows.shape, 7)), input_ids=ids[rows])
+    found = fields(evaluate(tmp_path / "a.npz", window=window, stride=stride).signature)
+    assert [found[name] for name in ("window", "stride", "shift")] == [str(window), str(stride), "yes"]
+    assert (found["tokens"], found["ids"]) == (str(len(scored)), hash_of(ids[[*scored]]))
+
+
 def test_weights_of_a_meter_are_in_its_signature():
     signatures = []
     for weight in (
