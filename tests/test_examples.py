@@ -209,6 +209,12 @@ def test_what_a_server_answers_to_a_wrong_request_is_told(server, run):
     assert Path("out.jsonl").read_text("utf-8") == ""
 
 
+def test_ask_server_without_a_server(run):
+    Path("prompts.txt").write_text("Who?\n", "utf-8")
+    assert "no server answers" in run("ask_server.py", "http://localhost:1", "prompts.txt", "out.jsonl", status=1)
+    assert "begins with http" in run("ask_server.py", "localhost:1", "prompts.txt", "out.jsonl", status=2)
+
+
 def test_requests_have_responses():
     names = [request["file"] for request in recorded_server.requests()]
     assert len(set(names)) == len(names) > 90

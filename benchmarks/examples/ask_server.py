@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=5, help="number of the likeliest tokens to ask for (default: 5)")
     parser.add_argument("--generate", type=int, default=1, help="number of tokens to generate (default: 1)")
     args = parser.parse_args()
+    if not args.url.startswith(("http://", "https://")):
+        parser.error(f"{args.url}: an address begins with http:// or https://")
     with args.out.open("w", encoding="utf-8") as out:
         for prompt in args.prompts.read_text("utf-8").splitlines():
             endpoint, body = request(args, prompt)
@@ -50,6 +52,8 @@ def main() -> None:
                     print(response.read().decode(), file=out)
             except urllib.error.HTTPError as error:
                 parser.exit(1, f"{prompt!r}: status {error.code}, {error.read().decode()}\n")
+            except urllib.error.URLError as error:
+                parser.exit(1, f"{args.url}: no server answers: {error.reason}\n")
 
 
 if __name__ == "__main__":

@@ -434,6 +434,12 @@ class TestCommand:
         assert "where it is known" not in out
         for line in out.splitlines():
             assert "KLD" not in line or "KLD is at least" in line
+        assert "Positions where both list further tokens" in out
+
+    def test_a_page_of_several_never_calls_the_bound_a_divergence(self, saved, command, tmp_path):
+        argv = "compare", saved[0], f"A={saved[1]}", f"B={saved[0]}", "--html", tmp_path / "page.html"
+        assert command(*argv)[0] == 0
+        assert "B (mean divergence at least 0)" in (tmp_path / "page.html").read_text("utf-8")
 
     def test_full_scores_and_part(self, documents, saved, tmp_path, compare_json):
         np.save(tmp_path / "logits.npy", documents.rows("base"))
@@ -475,6 +481,12 @@ class TestCommand:
     def test_parts_that_differ(self, documents, saved, tmp_path, command):
         path = clients.save_lines(tmp_path / "chat.jsonl", chat(documents.ids[0], np.zeros((6, 40)) - 4, 3))
         assert_refused(command("compare", saved[0], path), f"{path}: is read for what is generated", "choose the part")
+
+
+def test_a_folder_of_responses_is_refused(saved, command):
+    folder = saved[0].parent
+    for argv in [(folder, folder), (saved[0], folder), (folder, saved[0])]:
+        assert_refused(command("compare", *argv), folder, "is a folder of responses", "be one file, with a response on")
 
 
 def test_files_without_responses_are_refused(documents, tmp_path):

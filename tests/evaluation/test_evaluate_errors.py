@@ -13,6 +13,9 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
     [
         ([], {}, ValueError, "source is empty; it must be paths or blocks"),
         (iter(()), {}, ValueError, "source is empty"),
+        ({"id": "a"}, {}, TypeError, "source is 'dict'; it must be paths, or blocks .*; save what a server sent"),
+        ('{"id": "' + "a" * 300, {}, TypeError, "source is '{\"id\": \"aaaaaaaa...'; it must be paths"),
+        (['[{"id": "a"}]'], {}, TypeError, "source is '.*; it must be a path; save what a server sent"),
         (LOGITS, {}, TypeError, "source is 'ndarray'; it must be paths, or blocks such as"),
         (3, {}, TypeError, "source is 'int'; it must be paths or blocks"),
         ((LOGITS, IDS), {}, TypeError, r"block 0 is 'ndarray'; it must be \(logits, targets"),

@@ -157,7 +157,7 @@ def test_bits_per_byte_are_left_out_where_bytes_are_not_known(score_json, comman
     path = clients.save(tmp_path / "g.jsonl", "sglang/generate_00.json", "sglang/generate_01.json")  # 01 has no text
     found = score_json(path)
     assert (found["n_bytes"], found["bits_per_byte"]) == (0, None)
-    assert "bits per byte" not in command("score", path)[1]
+    assert re.search("bits per byte +not known +the text of some tokens is not known\n", command("score", path)[1])
 
 
 @pytest.mark.parametrize(("null", "n_bytes"), [(0, 0), (2, 0), (3, 3), (None, 5)])
@@ -334,7 +334,7 @@ def test_lists_that_lost_classes_of_the_same_text_as_of_vllm_44319(score_json, c
     assert (status, err) == (0, "")
     n = evaluate([path]).figures["n_short_lists"]
     assert n > 0
-    assert re.search(rf"short lists +{n} +positions list fewer classes than others, since texts coincide", out)
+    assert re.search(rf"short lists +{n} +lists lost tokens, since two of them have the same text", out)
 
 
 # -- many responses, files, checkpoints --------------------------------------------------------------------------------
@@ -386,7 +386,43 @@ def test_files_of_different_parts_are_refused(command, score_json, tmp_path):
     prompt = clients.save(tmp_path / "a.json", COMPLETIONS[0])
     generated = clients.save(tmp_path / "b.json", "llama_server/completion_00.json")
     assert_refused(command("score", prompt, generated), generated, "'generated'", "--part")
+    assert_refused(command("score", prompt, generated), "all come with --part generated")
     assert score_json(prompt, generated, "--part", "generated")["dialect"] == "completions, llama.cpp"
+
+
+@pytest.mark.parametrize("options", [(), ("--part", "prompt")])
+def test_a_file_without_a_token_to_score_is_counted_as_a_line_is(options, command, score_json, tmp_path):
+    (tmp_path / "many").mkdir()
+    for name in reversed(COMPLETIONS):
+        clients.save(tmp_path / "many" / name.replace("/", "-"), name)
+    one = score_json(clients.save(tmp_path / "one.jsonl", *COMPLETIONS), *options)
+    several = score_json(tmp_path / "many", *options)
+    for name in ("loss", "stderr", "count", "n_bytes", "n_responses", "n_without_number", "n_unscored", "part"):
+        assert several[name] == one[name]
+    assert (one["n_responses"], one["n_sequences"], one["n_unscored"]) == (10, 9, 1)
+    assert re.search("not scored +1 +of 10 responses, without any log-prob", command("score", tmp_path / "many")[1])
+    for files in [COMPLETIONS[8:9], COMPLETIONS[8:9] * 2]:  # but not if there are no others
+        paths = [clients.save(tmp_path / f"{i}.json", name) for i, name in enumerate(files)]
+        words = "holds no log-probability of a prompt, of whose first token no server gives any"
+        assert_refused(command("score", *paths, "--part", "prompt"), paths[0], words)
+        assert score_json(*paths)["part"] == "generated"
+
+
+def test_a_state_of_another_part_is_refused(command, score_json, tmp_path):
+    single, other = (clients.save(tmp_path / f"{name[-7:-5]}.json", name) for name in (COMPLETIONS[8], COMPLETIONS[0]))
+    assert score_json(single, "--state", tmp_path / "state")["part"] == "generated"
+    outcome = command("score", single, other, "--state", tmp_path / "state")
+    assert_refused(outcome, single, "is in the state by the part 'generated'", "'prompt', with a new state")
+
+
+def test_names_of_files_of_responses(completions, command, score_json, tmp_path):
+    text = completions.read_bytes()
+    (tmp_path / "a.ndjson").write_bytes(text)
+    assert score_json(tmp_path / "a.ndjson")["sequences"][1]["line"] == 2
+    (tmp_path / "a.txt").write_bytes(text)
+    assert_refused(command("score", tmp_path / "a.txt"), "is JSON by its first bytes", ".json or .jsonl")
+    (tmp_path / "b.txt").write_text("notes")
+    assert_refused(command("score", tmp_path / "b.txt"), "is no file of scores", "or one of responses (.json, .jsonl)")
 
 
 def test_state(completions, score_json, command, tmp_path):

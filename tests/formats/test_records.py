@@ -56,7 +56,7 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("name", [*NAMES, "A.JSONL", "a", "a.jsonl.gz"])
+@pytest.mark.parametrize("name", [*NAMES, "A.JSONL", "a", "a.jsonl.gz", "a.ndjson"])
 @pytest.mark.parametrize("data", LINES.values(), ids=LINES)
 def test_records_are_lines(data, name, tmp_path):
     assert read(save(tmp_path, data, name)) == [(1, {"a": 1}), (2, {"a": 2})]
@@ -185,6 +185,7 @@ WRONG_JSON = {
 }
 
 
+EACH_LINE = "it must hold one on each line; named .json, a file may hold several on a line"
 WRONG_LINES = {
     "": "holds no record; it must hold JSON objects",
     "\n \n": "holds no record; it must hold JSON objects",
@@ -194,7 +195,9 @@ WRONG_LINES = {
     '{}\n"{}"\n': "line 2: holds '{}'; it must hold a JSON object",
     "[[{}]]": "line 1: holds [{}]; it must hold a JSON object",
     "[{}, 1]": "line 1: holds 1; it must hold a JSON object",
-    "{}\n{} {}": "line 2: byte 4: Extra data; it must be JSON",
+    "{}\n{} {}": f"line 2: holds two records; {EACH_LINE}",
+    "{}\n{}[{}]": f"line 2: holds two records; {EACH_LINE}",
+    "{}\n{} x": "line 2: byte 4: Extra data; it must be JSON",
     '{"a": 1\n{}': f"line 1: a record ends too early; {WHOLE}",
     '{}\n{"a": "x': f"line 2: a record ends too early; {WHOLE}",
     '{\n"a": 1\n}': f"line 1: a record ends too early; {WHOLE}",

@@ -179,7 +179,7 @@ def response_tables(comparison: Any) -> list[Table]:
         _nats(comparison, "Mean    KLD is at least", "mean_kl_bound"),
         *_quantiles("KLD is at least", comparison.kl_bound_quantiles, "{:10.6f}".format),
         ("Mean probability of these classes", *masses),
-        ("Tokens whose lists share other classes", f"{comparison.n_bounded:,}", f"of {comparison.count:,}"),
+        ("Positions where both list further tokens", f"{comparison.n_bounded:,}", f"of {comparison.count:,}"),
     ]
     probabilities = _probabilities(comparison)
     label, share, error = probabilities.pop()

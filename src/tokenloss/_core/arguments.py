@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.errors import raise_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_JSON = re.compile(r'\s*(\[\s*)?\{\s*"')  # the beginning of an object, or of a list of them
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -38,12 +42,23 @@ def refuse_given(given: dict[str, Any], fits: str) -> None:
 
 def as_paths(name: str, value: Any) -> list[str]:
     """Turn a path, or several, into a list of text."""
+    refuse_content(name, value)
     several = hasattr(value, "__iter__") and not isinstance(value, str)
     return [as_path(name, path) for path in (value if several else [value])]
 
 
+def refuse_content(name: str, value: Any, fits: str = "a path") -> None:
+    """Raise if a value is what a file of JSON holds, and not its path."""
+    fits += "; save what a server sent as a .json file"
+    if isinstance(value, Mapping):
+        raise_error("type", name=name, got=type(value).__name__, fits=fits)
+    if isinstance(value, str) and _JSON.match(value):
+        raise_error("type", name=name, got=f"{value[:16]}...", fits=fits)
+
+
 def as_path(name: str, value: Any) -> str:
     """Turn a path into text."""
+    refuse_content(name, value)
     if not isinstance(value, str | os.PathLike):
         raise_error("type", name=name, got=type(value).__name__, fits="a path")
     if not os.fspath(value):

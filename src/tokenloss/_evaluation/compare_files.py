@@ -14,7 +14,7 @@ from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_scores import compare_scores
 from tokenloss._evaluation.evaluate import advice, not_finite_notes
-from tokenloss._evaluation.options import resolved
+from tokenloss._evaluation.options import is_folder_of_responses, resolved
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.sample_folders import is_samples_folder
@@ -263,6 +263,9 @@ _DEFAULTS = {name: one.default for name, one in inspect.signature(compare_files)
 
 def _comparison_of(paths: list[str]) -> tuple[Callable[..., Any], str]:
     """The function that compares what these files hold, and why options of others do not apply."""
+    for path in filter(is_folder_of_responses, paths):
+        fits = "be one file, with a response on each line (.jsonl), in the order of the other's"
+        raise_error("content", path=path, got="is a folder of responses", fits=fits)
     of_responses = [is_responses(path) for path in paths]
     if any(map(is_samples_folder, paths)) or (all(of_responses) and any(map(is_samples, paths))):
         return compare_samples, _NOT_OF_SAMPLES

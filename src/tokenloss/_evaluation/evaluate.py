@@ -8,7 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_content, refuse_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import count_of
 from tokenloss._core.threads import check_workers
@@ -302,6 +302,7 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
 
 def _first_of(source: Any) -> tuple[Any, Any]:
     """The first item of a source, and all of its items; a function that makes blocks as it is."""
+    refuse_content("source", source, "paths, or blocks such as [(logits, targets)]")
     if isinstance(source, str | os.PathLike):
         return source, [source]
     if callable(source):

@@ -16,6 +16,7 @@ from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.responses import (
     are_responses,
     check_names,
+    check_parts,
     lengths_of_text,
     plan_responses,
     score_responses,
@@ -57,6 +58,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
         results, n_read = score_shards(function, shards, options, settings, outputs, top_k)
         seconds = time.perf_counter() - start
         if of_responses:
+            check_parts(shards, results)
             check_names(inputs.scores, results)
             shards = scored_shards(shards, results)
             if isinstance(n_bytes, int) and not n_bytes:

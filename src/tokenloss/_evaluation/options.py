@@ -89,7 +89,7 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
         if glob.has_magic(pattern) and not Path(pattern).exists():
             matches = sorted(glob.glob(pattern, recursive=True), key=by_number)
         elif are_scores and Path(pattern).is_dir() and not is_scores(pattern):
-            files = sorted((str(path) for path in Path(pattern).iterdir() if path.name[0] != "."), key=by_number)
+            files = _files_in(pattern)
             matches = [*filter(is_scores, files)] or [*filter(is_responses, files)]
             if not matches:
                 got, fits = "is a directory without files of scores or of responses", "hold some"
@@ -101,6 +101,19 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
             raise ValueError(f"{pattern}: matches no file")
         paths += matches
     return paths
+
+
+def _files_in(folder: str) -> list[str]:
+    """The entries of a folder, in the order of their numbers."""
+    return sorted((str(path) for path in Path(folder).iterdir() if path.name[0] != "."), key=by_number)
+
+
+def is_folder_of_responses(path: str) -> bool:
+    """Whether `resolved` would take a folder for that of responses."""
+    if not exists(path) or not Path(path).is_dir() or is_scores(path) or is_samples_folder(path):
+        return False
+    files = _files_in(path)
+    return not any(map(is_scores, files)) and any(map(is_responses, files))
 
 
 def check_different(paths: Sequence[str]) -> None:

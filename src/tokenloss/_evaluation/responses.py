@@ -17,7 +17,7 @@ from tokenloss._evaluation.sequences import RowSequences, SequenceCollector
 from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.rounding import Rounding
-from tokenloss.formats.responses import is_responses, open_responses
+from tokenloss.formats.responses import is_responses, open_responses, refuse_without_number
 from tokenloss.formats.responses.columns import join
 
 if TYPE_CHECKING:
@@ -44,10 +44,15 @@ def plan_responses(paths: Sequence[str], options: Options) -> list[Shard]:
     """Open all files, which must have the same part, as far as it was not chosen."""
     files = [open_responses(path, part=options.part, skip_failed=options.skip_failed) for path in paths]
     known = [file for file in files if file.dialect]  # of those whose lines all failed, the part is not known
-    for file in known:
-        if file.part != known[0].part:
+    known = [file for file in known if not file._fits_any] or known
+    for file in files:
+        file._is_one_of_several = len(files) > 1
+        if file._fits_any and known:
+            file.part = known[0].part
+        if file in known and file.part != known[0].part:
             got = f"has log-probabilities of the part {file.part!r}, but {known[0].path} of {known[0].part!r}"
-            raise_error("content", path=file.path, got=got, fits="come with --part, or part=")
+            fits = "have those, or be scored apart; or all come with --part generated (part='generated')"
+            raise_error("content", path=file.path, got=got, fits=fits)
     sizes = [Path(path).stat().st_size for path in paths]
     shards = zip(paths, sizes, files, strict=True)
     return [
@@ -112,6 +117,21 @@ def scored_shards(shards: Sequence[Shard], results: Sequence[ShardResult]) -> li
     """Shards whose number of tokens is known."""
     shapes = [(result.n_tokens + result.n_ignored,) for result in results]
     return [shard._replace(shape=shape, batch=shape) for shard, shape in zip(shards, shapes, strict=True)]
+
+
+def check_parts(shards: Sequence[Shard], results: Sequence[ShardResult]) -> None:
+    """Refuse files none of which has a log-probability, and what a state holds of another part."""
+    n_known = 0  # tokens with a number, and failed lines
+    for shard, result in zip(shards, results, strict=True):
+        file, figures = shard.responses, result.responses
+        assert file is not None
+        assert figures is not None
+        n_known += result.n_tokens + figures.n_sentinels + len(figures.failed)
+        if file.dialect and figures.part != file.part:
+            got, fits = f"is in the state by the part {figures.part!r}", f"be scored by {file.part!r}, with a new state"
+            raise_error("content", path=file.path, got=got, fits=fits)
+    if not n_known:
+        refuse_without_number(shards[0].path, results[0].responses.part if results[0].responses else "")
 
 
 def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:
@@ -251,6 +271,7 @@ def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> di
         "part": next((figures.part for figures in files if figures.dialect), files[0].part),
         "rounding": str(sum((figures.rounding for figures in files), Rounding())) or None,
         **totals,
+        "n_unscored": totals["n_responses"] - sum(len(figures.sources.line) for figures in files),
         "n_skipped": len(failed),
         "failed": failed,
     }

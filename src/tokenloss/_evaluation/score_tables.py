@@ -86,11 +86,21 @@ def _rows(summary: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
     """Rows of the figures."""
     count = summary["count"]
     known = known_of(summary.get("n_greedy_known", count), count)
+    of_losses = loss_rows(summary, basis)
     rows: list[tuple[Any, ...]] = [
         (True, "tokens", f"{count:,}", _left_out(summary)),
         (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {count:,}"),
         (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {count:,}"),
-        *((True, *row) for row in loss_rows(summary, basis)),
+        (
+            summary.get("n_unscored"), "not scored", f"{summary.get('n_unscored', 0):,}",
+            f"of {count_of(summary.get('n_responses', 0), 'response')}, without any log-probability",
+        ),
+        *((True, *row) for row in of_losses[:3]),  # as far as the bits per token
+        (
+            summary["kind"] == "responses" and count and not summary["n_bytes"], "bits per byte", "not known",
+            "the text of some tokens is not known",
+        ),
+        *((True, *row) for row in of_losses[3:]),
         (summary.get("n_greedy_known", 1), "greedy accuracy", f"{100 * summary['accuracy']:.2f} %", known),
         (summary.get("head"), "logits", *head_row(summary.get("head"))),
         (
@@ -99,7 +109,7 @@ def _rows(summary: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
         ),
         (
             summary.get("n_short_lists"), "short lists", f"{summary.get('n_short_lists', 0):,}",
-            "positions list fewer classes than others, since texts coincide",
+            "lists lost tokens, since two of them have the same text",
         ),
         (summary["seconds"] >= 1, "time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
     ]  # fmt: skip

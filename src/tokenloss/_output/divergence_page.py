@@ -291,6 +291,8 @@ def _comparison_summary(comparison: Any) -> str:
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:
     """HTML for choosing one of several models; `autocomplete` keeps browsers from restoring an earlier choice."""
     if len(names) > 1:
-        labels = [f"{page.escaped(name)} (mean divergence {comparisons[name]._mean_kl[0]:.4g})" for name in names]
+        least = "at least " if comparisons[names[0]]._divergence == "kl_bound" else ""
+        means = [f"{least}{comparisons[name]._mean_kl[0]:.4g}" for name in names]
+        labels = [f"{page.escaped(name)} (mean divergence {mean})" for name, mean in zip(names, means, strict=True)]
         options = "".join(f"<option value={number}>{label}</option>" for number, label in enumerate(labels))
         yield f'<p class="choice"><label>Model <select id="model" autocomplete="off">{options}</select></label></p>'

@@ -160,7 +160,7 @@ def interval_note(factor: float) -> str:
     """Words about intervals that reach this many standard errors; "" for those of many sequences, which reach 1.96."""
     if not factor > 2:
         return ""
-    return f"95 % intervals reach {factor:.3g} standard errors" + guess_note(factor)
+    return f"multiply ± by {factor:.3g} for a 95 % interval" + guess_note(factor)
 
 
 def guess_note(factor: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ FORMATS = (npy.FORMAT, npz.FORMAT, safetensors.FORMAT, zarr.FORMAT, llama_cpp.FO
 _BY_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
 _PICKLE = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))  # the first bytes of a pickle
 _MOST_MAGIC = max(len(one.magic) for one in FORMATS)
+_JSON = re.compile(rb'\s*(\[\s*)?(\{\s*("|$)|\{?$)')  # the first bytes of objects, or of a list of them
 
 
 def either(words: Iterable[str]) -> str:
@@ -148,8 +150,12 @@ def format_of(path: str) -> Format:
     by_suffix = _BY_SUFFIX.get(Path(path).suffix.lower())
     if by_suffix is None and start.startswith(_PICKLE):
         _refuse_pickle(path)
+    if by_suffix is None and start and _JSON.match(start):
+        got, fits = "is JSON by its first bytes", "have a name that ends in .json or .jsonl, if it holds responses"
+        raise_error("content", path=path, got=got, fits=fits)
     if by_suffix is None:
-        raise_error("content", path=path, got="is no file of scores", fits=f"be {FILES}")
+        fits = f"be {FILES}; or one of responses (.json, .jsonl)"
+        raise_error("content", path=path, got="is no file of scores", fits=fits)
     return by_suffix
 
 

@@ -97,10 +97,10 @@ class _Place(NamedTuple):
 def read_records(path: str) -> Iterator[Record]:
     """Read the objects of a file, plain or compressed by gzip; ValueError names the line of what is wrong.
 
-    A line of .jsonl holds an object, or a list of them. A file of any other name holds objects, and lists of them, on
-    any lines; only the text of one object at a time is in memory.
+    A line of .jsonl or .ndjson holds an object, or a list of them. A file of any other name holds objects, and lists of
+    them, on any lines; only the text of one object at a time is in memory.
     """
-    is_lines = path.lower().removesuffix(".gz").endswith(".jsonl")
+    is_lines = path.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
     is_empty = True
     for place, text in (_lines if is_lines else _objects)(path):
         value = _value(path, place, text)
@@ -290,6 +290,8 @@ def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = T
         is_cut = error.pos >= length or error.msg.startswith("Unterminated")
         if is_cut and is_whole:
             got, fits = "a record ends too early", "be whole JSON, on one line in .jsonl"
+        elif error.msg == "Extra data" and string[error.pos] in "{[":  # as of files that were joined without a newline
+            got, fits = "holds two records", "hold one on each line; named .json, a file may hold several on a line"
         elif not is_cut:
             at, got, fits = len(string[: error.pos].encode()), error.msg, "be JSON"
     except KeyError as error:

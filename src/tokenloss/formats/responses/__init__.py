@@ -7,6 +7,15 @@ from tokenloss.formats.responses.reader import (
     ResponsesFile,
     is_responses,
     open_responses,
+    refuse_without_number,
 )
 
-__all__ = ["PARTS_OF_RESPONSE", "Failed", "Response", "ResponsesFile", "is_responses", "open_responses"]
+__all__ = [
+    "PARTS_OF_RESPONSE",
+    "Failed",
+    "Response",
+    "ResponsesFile",
+    "is_responses",
+    "open_responses",
+    "refuse_without_number",
+]

@@ -19,13 +19,13 @@ from tokenloss.formats.responses.streams import read_responses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any, Literal
+    from typing import Any, Literal, NoReturn
 
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats.responses.columns import Tokens
     from tokenloss.formats.responses.dialects import Choice
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+SUFFIXES = tuple(end + gz for end in (".json", ".jsonl", ".ndjson") for gz in ("", ".gz"))
 PARTS_OF_RESPONSE = ("prompt", "generated", "all")  # parts of a response
 
 
@@ -164,6 +164,8 @@ class ResponsesFile:
     dialect: str = ""
     failed: list[Failed] = field(default_factory=list)
     _is_default: bool = False
+    _fits_any: bool = False  # whether nothing in the file tells for which part it is, as a prompt of a single token
+    _is_one_of_several: bool = False  # of which some may lack a log-probability
 
     def __iter__(self) -> Iterator[Response]:
         """Read the file from its start."""
@@ -190,8 +192,8 @@ class ResponsesFile:
                     has_prompts = _check_prompt(choice, has_prompts, place)
                 has_number = has_number or any(tokens.has_number() for _, tokens in parts)
                 yield _response(place.line, choice.number, custom_id, parts)
-        if not has_number and not has_failed:
-            raise_error("content", path=self.path, got="holds no log-probability", fits=f"hold some ({self.part})")
+        if not (has_number or has_failed or self._is_one_of_several):
+            refuse_without_number(self.path, self.part)
 
     def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Tokens]]:
         """Parts of a choice that are yielded; none of one whose prompt is that of the choice before it."""
@@ -221,6 +223,14 @@ class ResponsesFile:
                 got += ", nor of a prompt: the server ignored echo, or was not asked for them"
             place.refuse(got, "hold some: ask for logprobs")
         return [("generated", tokens)]
+
+
+def refuse_without_number(path: str, part: str) -> NoReturn:
+    """Raise that a file, and any other that is read with it, has no log-probability of a part."""
+    got = "holds no log-probability"
+    if part == "prompt":
+        got += " of a prompt, of whose first token no server gives any"
+    raise_error("content", path=path, got=got, fits=f"hold some ({part})")
 
 
 _ORDER = ("prompt", "all", "generated")
@@ -255,8 +265,8 @@ def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]
         yield Place(path, line, own_first), *failure(value)
 
 
-def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"], str]:
-    """The part that a file is read for by default, and its dialect."""
+def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"] | None, str]:
+    """The part that a file is read for by default, None if nothing tells it, and the file's dialect."""
     dialect = ""
     for place, _, body, reason in _bodies(path):
         if reason:
@@ -269,7 +279,7 @@ def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"], str]:
                 return "prompt", dialect
             if not prompt and not choice.is_repeated and generated and generated.has_number():
                 return "generated", dialect
-    return "generated", dialect
+    return None, dialect
 
 
 def is_responses(path: str | os.PathLike[str]) -> bool:
@@ -289,9 +299,9 @@ def open_responses(
     Parameters
     ----------
     path : str or path
-        A .json or .jsonl file, or one that gzip compressed: responses as a server sent them, or the lines of a batch.
-        Or the stream of a response: its pieces, one after the other; or, under any name, as server-sent events, which
-        are lines of ``data:`` and a piece.
+        A .json, .jsonl or .ndjson file, or one that gzip compressed: responses as a server sent them, or the lines of a
+        batch. Or the stream of a response: its pieces, one after the other; or, under any name, as server-sent events,
+        which are lines of ``data:`` and a piece.
     part : {"prompt", "generated", "all"}, optional
         The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
         file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts
@@ -347,4 +357,5 @@ def open_responses(
     if part is not None and part not in PARTS_OF_RESPONSE:
         raise_error("option", name="part", got=part, fits=", ".join(map(repr, PARTS_OF_RESPONSE)))
     default, dialect = _looked_ahead(os.fspath(path))
-    return ResponsesFile(os.fspath(path), part or default, skip_failed, dialect, _is_default=part is None)
+    is_default, is_open = part is None, default is None
+    return ResponsesFile(os.fspath(path), part or default or "generated", skip_failed, dialect, [], is_default, is_open)
