@@ -65,10 +65,15 @@ def joined_signature(signatures: Iterable[str]) -> str:
 
 
 def differing_fields(signatures: Iterable[str]) -> list[str]:
-    """Names of the fields by which signatures differ. Masks may mark padding alone: they differ if class ids do."""
+    """Names of the fields by which signatures differ.
+
+    A result without class ids, as of responses, may be of the same ones. Masks may mark padding alone: they are no
+    difference where the class ids are the same.
+    """
     fields = _fields(signatures)
-    differ = [name for name, values in fields.items() if len(values) > 1]
-    return [name for name in differ if name != "mask" or len(fields.get("ids", ())) != 1]
+    ids = {*fields.get("ids", ["no"])}
+    differ = [name for name, values in fields.items() if len({*values} - {"no"} if name == "ids" else values) > 1]
+    return [name for name in differ if name != "mask" or len(ids) > 1 or ids == {"no"}]
 
 
 def _fields(signatures: Iterable[str]) -> dict[str, list[str]]:

@@ -47,7 +47,7 @@ def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str], dif
 
 def difference_note(differences: list[str]) -> str:
     """Words about the fields by which signatures differ."""
-    return f"their signatures differ in {', '.join(differences)}"
+    return f"the models' signatures differ in {', '.join(differences)}"
 
 
 def _cells(figures: dict[str, Any]) -> list[tuple[str, str]]:
