@@ -178,7 +178,7 @@ def test_shift_is_of_files(tmp_path):
 
 def test_bad_arguments_are_refused(tmp_path):
     path = as_file(tmp_path, "base", BASE)
-    with fails(ValueError, "the list of limits is empty", "max_kl, max_token_kl, max_abs_loss, min_same_top"):
+    with fails(ValueError, "the list of gates is empty", "max_kl, max_token_kl, max_abs_loss, min_same_top"):
         assert_close(LOGITS, BASE)
     with fails(ValueError, "min_same_top is 97", "a number from 0 to 1"):
         assert_close(LOGITS, BASE, min_same_top=97)

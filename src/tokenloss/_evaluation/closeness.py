@@ -13,9 +13,9 @@ from tokenloss._core.dtypes import CheckedArray, as_array, as_float_array, witho
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import Shown, Table, as_text
 from tokenloss._core.text import count_of, printable
-from tokenloss._core.validation import check_number
 from tokenloss._evaluation.compare_files import compare_files
 from tokenloss._evaluation.sink import Sink
+from tokenloss._statistics.gates import checked_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike, Float64Array, Kind
     from tokenloss._evaluation.sink import ComparedBlock
 
+    _Limits: TypeAlias = dict[str, tuple[float | None, float]]  # as `checked_limits` has them
     _Describe: TypeAlias = Callable[
         [Array], dict[str, list[Any]]
     ]  # the cells of some tokens, by the head of the column
@@ -116,7 +117,7 @@ def assert_close(
     """
     __tracebackhide__ = True  # pytest then shows the line of the test
     given_limits = {"max_kl": max_kl, "max_token_kl": max_token_kl, "max_abs_loss": max_abs_loss}
-    limits = _checked(given_limits | {"min_same_top": min_same_top})
+    limits = checked_limits(**given_limits, min_same_top=min_same_top)
     are_files = [_is_path(scores) for scores in (logits, base)]
     if are_files[0] != are_files[1]:
         fits = "a path, as base is" if are_files[1] else "an array, as base is"
@@ -142,20 +143,7 @@ def _is_path(scores: Any) -> bool:
     return isinstance(first, str | os.PathLike)
 
 
-def _checked(limits: dict[str, Any]) -> dict[str, float]:
-    """The limits that are given, at least one."""
-    checked = {}
-    for name, value in limits.items():
-        if value is not None and name.startswith("min_"):
-            checked[name] = check_number(name, value, "a number from 0 to 1", most=1.0)
-        elif value is not None:
-            checked[name] = check_number(name, value, "a finite number of at least 0")
-    if not checked:
-        raise_error("empty", name="the list of limits", fits=f"one or more of {', '.join(limits)}")
-    return checked
-
-
-def _message_of_arrays(logits: Any, base: Any, targets: Any, limits: dict[str, float], options: dict[str, Any]) -> str:
+def _message_of_arrays(logits: Any, base: Any, targets: Any, limits: _Limits, options: dict[str, Any]) -> str:
     """What an AssertionError says of arrays; options are those of `compare`."""
     scores = CheckedArray(*as_float_array("logits", logits))
     base_scores = CheckedArray(*as_float_array("base", base))
@@ -228,7 +216,7 @@ class _Tokens(Sink):
         return {head: cells for head, cells in columns.items() if any(cell is not None for cell in cells)}
 
 
-def _message(comparison: Comparison, limits: dict[str, float], describe: _Describe) -> str:
+def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> str:
     """What an AssertionError says; empty if all limits hold, and all numbers are finite."""
     if "max_abs_loss" in limits and not comparison.has_targets:
         raise_error("type", name="targets", got=None, fits="given, or held by the files, for max_abs_loss")
@@ -244,7 +232,7 @@ def _message(comparison: Comparison, limits: dict[str, float], describe: _Descri
         "min_same_top": ("tokens of the same top class", comparison.same_top, np.where(same_top, 0.0, 1 + kl)),
     }
     rows, failed = [], []
-    for name, limit in limits.items():
+    for name, (_, limit) in limits.items():
         words, figure, _ = figures[name]
         is_least = name.startswith("min_")
         if not (figure >= limit if is_least else figure <= limit):  # nan keeps to no limit
