@@ -152,6 +152,7 @@ OF_HOSTILE_NAMES = {
     "comparison of responses": lambda folder: compare_files(*[responses_of_names(folder)] * 2),
     "comparison of samples": samples_of_names,
     "metric": lambda folder: samples_of_names(folder).metrics[0],
+    "verdicts": lambda folder: models_of_names(folder).check(max_kl=0.01, min_same_top=0.5),
 }
 
 
