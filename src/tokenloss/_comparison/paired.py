@@ -242,7 +242,7 @@ class PairedLosses(Result):
         gates  holds
         <BLANKLINE>
           gate                  limit     figure           95 % interval  verdict  note
-          max_kl                 0.01  0.0029001   0.0028393 to 0.002961  holds
+          max_kl                 0.01  0.0029001  0.0028399 to 0.0029616  holds
           max_kl_quantile 0.99   0.01  0.0077102  0.0073774 to 0.0083003  holds
           min_same_top            0.9          1             0.9119 to 1  holds
         """
