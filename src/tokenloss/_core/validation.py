@@ -95,7 +95,9 @@ def as_target_array(
         refuse_container(name, value)
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
         axis = next((k for k in range(len(shape)) if shape[:k] + shape[k + 1 :] == array.shape), None)
-        if array.shape == (*batch, 1):  # a column of a data frame
+        if array.shape == shape and array.ndim == 1:  # each sample's probability of class 1
+            fits += f"; if {scores_name} holds a probability of class 1 for each sample, pass np.stack([1 - p, p], -1)"
+        elif array.shape == (*batch, 1):  # a column of a data frame
             fits += f"; pass np.asarray({name})[..., 0]"
         elif axis is not None and not scores_name.endswith("hidden"):  # their last axis holds features, not classes
             fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
@@ -137,7 +139,8 @@ def check_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:
     """One weight for each class."""
     array, code = as_array("weight", value)
     if code is None:
-        raise_error("dtype", name="weight", got=array.dtype, fits=FLOATS)
+        fits = f"{FLOATS}, with one weight for each class, in the order of the classes"
+        raise_error("dtype", name="weight", got=array.dtype, fits=fits)
     if array.shape != (classes,):
         raise_error("shape", name="weight", got=array.shape, fits=f"({classes},), one for each class")
     return array, code
