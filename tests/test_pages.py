@@ -28,6 +28,7 @@ NEEDS = {
     "how-to/clusters.md": ("torch", "transformers", "joblib", "distributed"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
     "reference/files.md": ("zarr", "safetensors"),
+    "how-to/gates.md": ("torch", "transformers"),
     "how-to/hidden-states.md": ("torch", "transformers"),
     "how-to/multiple-choice.md": ("torch", "transformers"),
     "how-to/packed-documents.md": ("torch", "transformers"),

@@ -479,7 +479,10 @@ def test_marks_of_no_label_are_not_taken_for_a_class(targets, classes, hint):
 def test_probabilities_of_class_1_alone_get_the_code_that_adds_class_0():
     p, y = np.array([0.25, 0.75, 0.5]), np.array([0, 1, 1])
     both = np.stack([1 - p, p], -1)
-    for refused in (lambda: tokenloss.token_scores(p, y, kind="probs"), lambda: tokenloss.compare(p, p, y, kind="probs")):
+    for refused in (
+        lambda: tokenloss.token_scores(p, y, kind="probs"),
+        lambda: tokenloss.compare(p, p, y, kind="probs"),
+    ):
         with fails(ValueError, "has shape (3,); it must be () (class ids)", "pass np.stack([1 - p, p], -1)"):
             refused()
     p = p[:, None]
