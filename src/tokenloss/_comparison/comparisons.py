@@ -122,9 +122,13 @@ class Comparisons(NamedResults[ComparisonT]):
             of a candidate. With `noise`, its row comes last, and others have figures as multiples of its own, such as
             "mean_kl_multiple".
         """
-        return columns_of(
-            [{"name": name} | row | {"name": name} for name, one in self._ranked() for row in one._rows()]
-        )
+        rows = [{"name": name} | row | {"name": name} for name, one in self._ranked() for row in one._rows()]
+        if self.noise is not None:
+            for row in rows:
+                multiples = nested(noise_multiples(self[row["name"]], self.noise))
+                row |= {f"{name}_multiple": multiple for name, multiple in multiples.items()}
+            rows += self.noise._rows()
+        return columns_of(rows)
 
 
 def has_zero(comparison: Any, kind: str | None, base_kind: str | None) -> bool:
