@@ -34,7 +34,8 @@ NEEDS = {
     "how-to/multiple-choice.md": ("torch", "transformers"),
     "how-to/packed-documents.md": ("torch", "transformers"),
     "how-to/padded-batch.md": ("torch", "transformers"),
-    "how-to/quantised-models.md": ("torch", "transformers"),
+    "how-to/quantised-models.md": ("matplotlib", "torch", "transformers"),
+    "how-to/two-candidates.md": ("torch", "transformers"),
 }
 
 

@@ -299,6 +299,8 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
         yield _REPEAT_ADVICE, UserWarning
     if figures.get("has_zero"):
         yield ZERO_ADVICE, UserWarning
+    for message in figures.get("not_finite", ()):
+        yield message, UserWarning
     if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
         yield _CERTAIN_ADVICE, UserWarning
 
