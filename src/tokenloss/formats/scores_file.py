@@ -249,6 +249,10 @@ def is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
         fits, is_fit = f"{batch}", shape == batch
     if not is_fit:
         got, fits = f"{part} has shape {shape}", f"have shape {fits}, to fit {scores.kind}"
+        if part == "targets" and shape == scores.shape[:1] + scores.shape[2:]:  # of images
+            fits += (
+                f"; or save the classes last, if axis 1 of {scores.kind} holds them: np.moveaxis({scores.kind}, 1, -1)"
+            )
         raise_error("content", path=scores.path, got=got, fits=fits)
     return True
 
