@@ -1,8 +1,9 @@
 """Store the logits of a padded batch of texts, for `tokenloss score OUT --shift`.
 
 MODEL is any causal language model that transformers can load: its name, or its folder. TEXTS is a file with one text on
-each line. If OUT ends in .npz, all texts are one batch in this file; else OUT is a folder, which gets a file for each
-batch. Each file holds `logits` in float16, `input_ids`, `attention_mask` and `tokens`, the text of the ids.
+each line; it is told how many are cut. If OUT ends in .npz, all texts are one batch in this file; else OUT is a folder,
+which gets a file for each batch, so that only one is in memory. Each file holds `logits` in float16, `input_ids`,
+`attention_mask` and `tokens`, the text of the ids.
 """
 
 import argparse
@@ -28,6 +29,9 @@ def main() -> None:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # any will do: it is masked
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).eval()
     texts = args.texts.read_text("utf-8").splitlines()
+    most = args.max_length or tokenizer.model_max_length
+    if cut := sum(len(ids) > most for ids in tokenizer(texts, verbose=False)["input_ids"]):
+        print(f"{cut} of {len(texts)} texts cut to {most} tokens")
     if args.out.suffix == ".npz":
         args.batch_size = len(texts)
     else:
@@ -35,7 +39,7 @@ def main() -> None:
 
     for number, start in enumerate(range(0, len(texts), args.batch_size)):
         part = texts[start : start + args.batch_size]
-        batch = tokenizer(part, return_tensors="pt", padding=True, truncation=True, max_length=args.max_length)
+        batch = tokenizer(part, return_tensors="pt", padding=True, truncation=True, max_length=most)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         with torch.inference_mode():
             logits = model(ids, attention_mask=mask).logits

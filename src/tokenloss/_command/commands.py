@@ -16,7 +16,7 @@ from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table, columns_of
 from tokenloss._core.text import title
-from tokenloss._evaluation.compare_files import compare_files
+from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.evaluate import advice, evaluate
 from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.sink import Sink
@@ -110,7 +110,7 @@ def compare(args: argparse.Namespace) -> None:
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
         sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
         found = compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
-    _warn(found._hints())
+    _warn(hints_of(found))
     print_as(args.format, found._shown, found.to_dict, found.columns)
 
 

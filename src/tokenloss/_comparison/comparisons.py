@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tokenloss._comparison.figures import difference_table
 from tokenloss._core.result import NamedResults, Shown, columns_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,50 @@ class Comparisons(NamedResults[ComparisonT]):
         """The tables of a single candidate; of several, a table with a row for each."""
         shown: Shown = next(iter(self.values()))._shown_of(self) if self else Shown("0 models", "", [])
         return shown
+
+    def difference(self, a: str, b: str) -> dict[str, Array]:
+        """The figures of `b` less those of `a`, with paired errors, which tell the better one of two candidates.
+
+        Their own errors cannot tell, as these are mostly errors of the texts, which both share. Here the differences of
+        each token are averaged, so that only what differs between the two remains.
+
+        Parameters
+        ----------
+        a, b : str
+            Names of two candidates, whose comparisons are of scores (`Comparison`).
+
+        Returns
+        -------
+        dict of 1-D arrays
+            Columns of a table that has a row for each "figure": "kl" (the mean divergence from the base), "loss" (the
+            mean loss; its difference is the logarithm of the ratio of the perplexities; nan without targets) and
+            "same_top". They are: the figure of "a" and of "b", the "difference" b - a, its standard error "stderr",
+            clustered as those of the comparisons are, and the ends "low" and "high" of its 95 % confidence interval.
+
+        Raises
+        ------
+        KeyError
+            If a candidate is unknown.
+        TypeError
+            If a comparison is of responses or of samples.
+        ValueError
+            If the comparisons are of different tokens.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import ComparisonMeter
+        >>> meter = ComparisonMeter()
+        >>> base, noise = np.random.default_rng(1).normal(size=(2, 500, 8))
+        >>> meter.update(base, {"q8": base + 0.01 * noise, "q4": base + 0.1 * noise}, np.zeros(500, int))
+        >>> table = meter.results().difference("q8", "q4")
+        >>> for figure, difference, stderr in zip(table["figure"], table["difference"], table["stderr"]):
+        ...     print(f"{figure:8} {difference:+.4f} ± {stderr:.4f}")
+        kl       +0.0037 ± 0.0001
+        loss     +0.0008 ± 0.0039
+        same_top -0.0760 ± 0.0119
+        """
+        return difference_table(self[a], self[b])
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each candidate, the smallest divergence first.

@@ -250,12 +250,20 @@ def compare_files(
                 name = checked_sinks(value, "compare_files", None, None)[0]._name
             raise_error("not for", name=name, fits=reason if reason == _NOT_OF_SAMPLES else _REASONS.get(name, reason))
     found: Comparisons[Any] = function(of_base, of_others, **{name: options[name] for name in options if name in taken})
-    for message, category in advice(found._hints()):
+    for message, category in advice(hints_of(found)):
         warnings.warn(message, category, stacklevel=2)
-    for name, comparison in found.items() if function is compare_scores else ():
-        for message in not_finite_notes(vars(comparison), comparison.count, "divergence or loss"):
-            warnings.warn(f"{name}: {message}", stacklevel=2)
     return found
+
+
+def hints_of(found: Comparisons[Any]) -> dict[str, Any]:
+    """Figures that hint at a mistake, for `advice`."""
+    of_scores = {name: vars(one) for name, one in found.items() if hasattr(one, "n_nan")}
+    notes = [
+        f"{name}: {note}"
+        for name, figures in of_scores.items()
+        for note in not_finite_notes(figures, figures["count"], "divergence or loss")
+    ]
+    return found._hints() | {"not_finite": notes}
 
 
 _DEFAULTS = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}

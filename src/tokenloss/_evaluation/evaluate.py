@@ -296,6 +296,8 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
         yield _NORM_ADVICE, NormWarning
     if figures.get("targets_repeat"):
         yield _REPEAT_ADVICE, UserWarning
+    for message in figures.get("not_finite", ()):
+        yield message, UserWarning
     if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
         yield _CERTAIN_ADVICE, UserWarning
 

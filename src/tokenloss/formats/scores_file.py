@@ -27,6 +27,7 @@ PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
 MASK = "attention_mask"  # a further one
 TARGETS = ("targets", "labels")  # the names that targets may have, the first of which counts
 INPUT_IDS = ("token_ids", "input_ids")  # arrays that may come in place of targets
+_WEIGHTS = (".weight", ".qweight", ".weight_packed")  # ends of names of what a model's own files hold
 
 _MAX_EMPTY_ROWS = 1 << 20  # without classes: they take no bytes, so a header may claim any number of them
 _PIECE = 1 << 20  # code points, checked at a time
@@ -190,6 +191,10 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
     if kind is array is None and held and not fitting:
         fits = "come with its model's projection onto the vocabulary: --lm-head FILE, or lm_head=FILE"
         raise_error("content", path=path, got=f"holds {held[0]} and no scores", fits=fits)
+    weight = next((name for name in names if name.endswith(_WEIGHTS)), None)
+    if array is None and weight is not None and not fitting:
+        got, fits = f"holds a model's weights, such as {weight}", "hold what the model predicts: store its logits first"
+        raise_error("content", path=path, got=got, fits=fits)
     if len(fitting) != 1:
         fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds) if array is None else repr(array)
         raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {fits}")
