@@ -17,6 +17,7 @@ SCORES = {
 }
 # by parameter, groups of functions that share a paragraph of their own, since the meaning differs from that elsewhere
 VARIANTS = {
+    "**gates": [{"_comparison.comparisons.Comparisons.check"}],
     "array": [{"_evaluation.evaluate.evaluate"}, {"_evaluation.compare_files.compare_files"}],
     "axis": [{"_scores.softmax.logsumexp"}, {"_scores.softmax.softmax", "_scores.softmax.log_softmax"}],
     "base_hidden": [{"_evaluation.compare_files.compare_files"}],
@@ -24,6 +25,7 @@ VARIANTS = {
     "base_kind": [{"_evaluation.compare_files.compare_files"}],
     "classes": [{"_comparison.comparison.compare"}],
     "comparisons": [{"_output.divergence_plot.draw_candidates"}],
+    "confidence": [{"_comparison.paired.PairedLosses.check"}],
     "cu_seqlens": [{"_comparison.comparison.compare", "_comparison.linear_compare.linear_compare"}],
     "definitions": [{"_comparison.comparison.compare"}],
     "hidden": [
@@ -77,6 +79,7 @@ VARIANTS = {
     "n_bytes": [{"_evaluation.evaluate.evaluate"}, {"_statistics.meter.LossMeter.update"}],
     "n_words": [{"_evaluation.evaluate.evaluate"}, {"_statistics.meter.LossMeter.update"}],
     "nll": [{"_statistics.meter.LossMeter.update"}, {"_statistics.sequences.sequence_losses"}],
+    "noise": [{"_evaluation.compare_files.compare_files"}],
     "other": [{"_comparison.comparison.ComparisonMeter.merge"}],
     "out": [{"_scores.losses.cross_entropy_and_grad"}, {"_scores.softmax.logsumexp"}],
     "path": [

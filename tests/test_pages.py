@@ -28,11 +28,13 @@ NEEDS = {
     "how-to/clusters.md": ("torch", "transformers", "joblib", "distributed"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
     "reference/files.md": ("zarr", "safetensors"),
+    "how-to/gates.md": ("torch", "transformers"),
     "how-to/hidden-states.md": ("torch", "transformers"),
     "how-to/multiple-choice.md": ("torch", "transformers"),
     "how-to/packed-documents.md": ("torch", "transformers"),
     "how-to/padded-batch.md": ("torch", "transformers"),
-    "how-to/quantised-models.md": ("torch", "transformers"),
+    "how-to/quantised-models.md": ("matplotlib", "torch", "transformers"),
+    "how-to/two-candidates.md": ("torch", "transformers"),
 }
 
 

@@ -129,20 +129,23 @@ def described_keys(command, kind):
 
 def commands_of(files, kind):
     """Commands whose JSON has every key of a kind of input, by their name."""
-    skip = ("--skip-failed",)
+    skip, of_loss = ("--skip-failed",), ("--max-loss", "99")
+    of_kl, of_ratio = ("--max-kl", "99"), ("--max-perplexity-ratio", "99")
     return {
         "scores": [
-            ("score", files.base, "--text", files.text_txt),
-            ("compare", files.base, f"q8={files.q8}", f"q4={files.q4}", "--size", "q4=1"),
+            ("score", files.base, "--text", files.text_txt, *of_loss),
+            ("compare", files.base, f"q8={files.q8}", f"q4={files.q4}", "--size", "q4=1", "--noise", files.q8, *of_kl),
         ],
         "hidden states": [
-            ("score", files.hidden_npz, "--lm-head", files.head_npy),
-            ("compare", files.hidden_npz, files.hidden_npz, "--lm-head", files.head_npy),
+            ("score", files.hidden_npz, "--lm-head", files.head_npy, *of_loss),
+            ("compare", *[files.hidden_npz] * 2, "--lm-head", files.head_npy, "--noise", files.hidden_npz, *of_kl),
         ],
-        "windows": [("score", files.hidden_npz, "--lm-head", files.head_npy, "--window", 5, "--stride", 5)],
+        "windows": [
+            ("score", files.hidden_npz, "--lm-head", files.head_npy, "--window", 5, "--stride", 5, *of_loss),
+        ],
         "responses": [
-            ("score", files.responses_jsonl, *skip),
-            ("compare", files.responses_jsonl, files.responses_jsonl, *skip),
+            ("score", files.responses_jsonl, *skip, *of_loss),
+            ("compare", *[files.responses_jsonl] * 2, *skip, "--noise", files.responses_jsonl, *of_ratio),
         ],
         "samples": [("compare", files.base_mc_jsonl, files.noise_mc_jsonl, "--margin", "0.1")],
         "all": [("info",)],
@@ -155,17 +158,19 @@ def test_keys_of_json_are_described(files, kind):
         found, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
         if kind == "samples":
             del described[".candidates[].groups[]"]  # of folders; its keys are those of `metrics`
+            del described[".noise"]
         if kind == "hidden states":  # without text, and in one file
-            described.pop(".candidates[].by_token_type[]", None)
-            for path, key in (".candidates[]", "by_token_type"), (".candidates[].sequences[]", "file"):
-                described.get(path, set()).discard(key)
+            for model in ".candidates[]", ".noise":
+                described.pop(f"{model}.by_token_type[]", None)
+                for path, key in (model, "by_token_type"), (f"{model}.sequences[]", "file"):
+                    described.get(path, set()).discard(key)
         assert found == described
 
 
 def test_models_side_by_side_have_the_keys_of_each(files):
-    found = emitted("score", f"A={files.q8}", f"B={files.q4}")
+    found = emitted("score", f"A={files.q8}", f"B={files.q4}", "--max-loss", "99")
     assert [*found] == ["A", "B"]
-    assert keys_of(found["B"]) == keys_of(emitted("score", files.q4))
+    assert keys_of(found["B"]) == keys_of(emitted("score", files.q4, "--max-loss", "99"))
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ CALLS = [
     "tokenloss score empty-folder",
     "tokenloss score scores.npz --per-token tokens.parquet",
     "tokenloss score other-name.npz",
+    "tokenloss score weights.npz",
     "tokenloss score no-targets.npz",
     "tokenloss score inputs.npz",
     "tokenloss score hidden.npz",
@@ -135,6 +136,7 @@ def wrong(tmp_path_factory):
         "unshifted": {"logits": 5 * np.eye(9)[np.roll(ids, -1)], "targets": ids},
         "no-norm": {"hidden_states": np.exp(rng.normal(size=(100, 1))) * rng.normal(size=(100, 8)), "targets": ids},
         "model-a": {"logits": np.zeros((100, 9)), "targets": ids},
+        "weights": {"model.norm.weight": np.ones(5), "lm_head.weight": x},
         "certain": {"log_probs": certain, "targets": np.zeros(6, int)},
     }  # fmt: skip
     for name, array in arrays.items():

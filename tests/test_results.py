@@ -66,6 +66,10 @@ def only(comparisons):
     return one
 
 
+def evaluations_of(*names):
+    return Evaluations({name: evaluate([(LOGITS, TARGETS)]) for name in names})
+
+
 def meter(*args, **options):
     result = LossMeter()
     result.update(*args, **options)
@@ -94,6 +98,7 @@ MAKERS = {
     "comparisons": lambda folder: compare_files(
         scored(folder, LOGITS),
         {name: scored(folder, logits, name=name) for name, logits in (("q4", OTHER), ("q8", LOGITS + 0.1 * OTHER))},
+        noise=scored(folder, LOGITS + 0.01 * OTHER, name="twin"),
     ),
     "comparison": lambda _: compare(LOGITS, OTHER, TARGETS),
     "comparison of sequences": lambda _: compare(LOGITS, OTHER, TARGETS, segment_ids=IDS),
@@ -103,6 +108,8 @@ MAKERS = {
     "comparison of files": compared,
     "comparison of responses": lambda folder: only(compare_files(*of_responses(folder))),
     "comparison of samples": lambda folder: only(compare_files(*of_samples(folder), margin=0.1)),
+    "verdicts": lambda _: compare(LOGITS, OTHER, TARGETS).check(max_kl=1, max_kl_quantile={0.9: 2}, min_same_top=0.5),
+    "verdicts by name": lambda folder: evaluations_of(HOSTILE).check(max_loss=3),
     "metric": lambda folder: only(compare_files(*of_samples(folder))).metrics[0],
 }
 
@@ -147,7 +154,7 @@ def test_repr_is_a_line_of_attributes(result):
 
 
 def test_repr_of_many_results_fits_a_line():
-    found = Evaluations({f"model {i}": evaluate([(LOGITS, TARGETS)]) for i in range(9)})
+    found = evaluations_of(*(f"model {i}" for i in range(9)))
     assert repr(found).endswith(", ...)")
     assert len(repr(found)) < 170
 

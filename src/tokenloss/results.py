@@ -7,9 +7,10 @@ from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._evaluation.results import Evaluation, Evaluations
 from tokenloss._scores.divergence import TopkDivergence
 from tokenloss._scores.token_scores import TokenScores
+from tokenloss._statistics.gates import Verdict, Verdicts
 from tokenloss._statistics.sequences import SequenceLosses
 
 __all__ = [
     "Comparison", "Comparisons", "Evaluation", "Evaluations", "ResponseComparison", "SampleComparison", "SampleMetric",
-    "SequenceLosses", "TokenScores", "TopkDivergence",
+    "SequenceLosses", "TokenScores", "TopkDivergence", "Verdict", "Verdicts",
 ]  # fmt: skip

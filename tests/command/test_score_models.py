@@ -133,7 +133,8 @@ def test_formats_hold_the_same_figures(argv, two, command):
     printed = {}
     for form in FORMATS:
         status, printed[form], err = command(*argv, "--format", form)
-        assert (status, err) == (0, "")
+        warns = "tokenloss: warning: nan.npz: 1 of 4 tokens are nan\n" if "nan.npz" in argv else ""
+        assert (status, err) == (0, warns)
     figures = json.loads(printed["json"])
     each = [figures] if argv[1:] == ["a.npz"] else figures.get("candidates", [*figures.values()])
     if "metrics" in each[0]:

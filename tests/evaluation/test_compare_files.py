@@ -106,7 +106,7 @@ def test_shift_warning_of_compare_files(tmp_path):
     assert (found.count, found.mean_kl, found.same_top) == (399, 0, 1)
 
 
-def test_nan_and_infinite_divergences_are_warned_of(tmp_path):
+def test_nan_and_infinite_divergences_are_warned_of(tmp_path, command):
     base, other, targets = np.zeros((20, 3)), np.zeros((20, 3)), np.zeros(20, int)
     other[[1, 7], 1], other[3, 0], other[5, 2], targets[5] = np.nan, -np.inf, np.nan, -100
     np.savez(tmp_path / "base.npz", logits=base, targets=targets)
@@ -116,6 +116,9 @@ def test_nan_and_infinite_divergences_are_warned_of(tmp_path):
     messages = [str(one.message) for one in record]
     assert messages == ["q: 2 of 19 tokens are nan", "q: 1 of 19 tokens have an infinite divergence or loss"]
     assert "count=19, n_infinite=1, n_nan=2, " in repr(found["q"])
+    status, out, err = command("compare", tmp_path / "base.npz", f"q={tmp_path / 'other.npy'}")
+    assert (status, out) == (0, found.summary() + "\n")
+    assert err.splitlines() == [f"tokenloss: warning: {message}" for message in messages]
 
 
 def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatch):

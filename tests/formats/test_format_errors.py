@@ -150,6 +150,7 @@ def wrong_safetensors():
         ({"logits": 3}, "by the header logits is 3;"),
         ({"logits": ENTRY, "other": ENTRY}, "other begins at 0", "begin at 96"),
         ({"weights": ENTRY}, "holds weights; it must hold exactly one of logits, log_probs, "),
+        ({"h.0.qweight": ENTRY}, "holds a model's weights, such as h.0.qweight; it must hold what the model predicts"),
     ]:
         yield safetensors_bytes(header), *words
     for entry, *words in [

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command import commands
-from tokenloss._command.parser import Parser, filled, fraction, integer, number
+from tokenloss._command.parser import Parser, filled, fraction, integer, number, of_fraction
 from tokenloss._core._core import KINDS
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
@@ -58,6 +58,8 @@ _SCORE_EXAMPLES = """
    tokenloss score responses.jsonl --per-token tokens.csv --html page.html
  two models side by side, as a table for an issue:
    tokenloss score A=a.npz B=b.npz --format markdown
+ for a script, which goes on where the perplexity is surely below 12 (exit status 0):
+   tokenloss score logits.npz --max-perplexity 12
 """
 _COMPARE = """
 Compare models, such as quantised ones, with their base: KL divergence, perplexities, changes of probability.
@@ -76,10 +78,12 @@ _COMPARE_EXAMPLES = """
    tokenloss compare base.npz Q4=q4.npz --size Q4=4.9G --plot kl.png
  what two servers returned, for a lower bound of the divergence:
    tokenloss compare server-a.jsonl server-b.jsonl
+ for a script, which goes on where both limits are surely kept to (exit status 0):
+   tokenloss compare base.npz Q4=q4.npz --max-kl 0.01 --min-same-top 0.97
  samples of lm-evaluation-harness: what changed, and whether both models are equal:
    tokenloss compare samples-a.jsonl samples-b.jsonl --margin 0.01
 """
-_GROUPS = ("input", "targets and sequences", "hidden states", "responses", "samples", "output", "running")
+_GROUPS = ("input", "targets and sequences", "hidden states", "responses", "samples", "gates", "output", "running")
 _LM_HEAD = (
     "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: "
     f"{HEAD_FILES}; config.json beside it says how logits are scaled and capped, and whether the embedding is the head"
@@ -157,6 +161,11 @@ def _add_score(score: Parser) -> None:
     _add(of["hidden states"], "--lm-head FILE[:NAME]", _LM_HEAD)
     _add_hidden_states(of["hidden states"])
     _add_responses(of["responses"])
+    _add(of["gates"], "--max-perplexity X", "the largest perplexity", number)
+    _add(of["gates"], "--max-loss X", "the largest mean loss in nats", number)
+    words = "the smallest fraction of the tokens that are the likeliest class"
+    _add(of["gates"], "--min-greedy-accuracy X", words, number)
+    _add_confidence(of["gates"])
     words = "list the K tokens and K sequences with the highest losses (default: 5)"
     _add(of["output"], "--top K", words, integer(0), default=5)
     words = "write the K most likely classes of each token, too, in --per-token (default: 0)"
@@ -173,7 +182,7 @@ def _add_compare(compare: Parser) -> None:
     of = _groups(compare)
     words = "scores of the base model: a file, a directory of shards, or a pattern of their names in quotes"
     of["input"].add_argument("base", type=filled, metavar="BASE", help=words)
-    words = "scores of a model, of the same rows: a file, a directory of shards or a pattern, as BASE; or NAME=FILE"
+    words = "scores of a model, of the same rows: a file, a directory or a pattern, as BASE; NAME=FILE names it"
     compare.files = of["input"].add_argument("others", metavar="OTHER", nargs="+", type=filled, help=words)
     _add_input(of["input"])
     words = "what the scores of BASE are, where their name does not say it (default: logits)"
@@ -199,6 +208,18 @@ def _add_compare(compare: Parser) -> None:
     _add(of["samples"], "--margin M", words, fraction)
     words = "the field of a document that names its group, by which errors are clustered (default: each is its own)"
     _add(of["samples"], "--cluster FIELD", words)
+    _add(of["gates"], "--max-kl X", "the largest mean KL divergence in nats", number)
+    words = "the largest quantile of the divergence for a fraction F of the tokens, such as 0.99=0.3; for several F"
+    _add(of["gates"], "--max-kl-quantile F=X", words, of_fraction, **_LISTED)
+    words = "the smallest fraction of the tokens at which both have the same likeliest class"
+    _add(of["gates"], "--min-same-top X", words, number)
+    _add(of["gates"], "--max-perplexity-ratio X", "the largest perplexity over that of BASE", number)
+    _add_confidence(of["gates"])
+    words = (
+        "a second run of BASE, with another batch size or engine: all figures are shown as multiples of its own, and "
+        "gates that it does not pass itself are named"
+    )
+    _add(of["gates"], "--noise TWIN", words)
     _add_format(of["output"])
     _add_outputs(of["output"], COMPARE_OUTPUTS)
     _add_running(of["running"])
@@ -249,6 +270,15 @@ def _add_responses(group: _Group) -> None:
     group.add_argument("--part", choices=PARTS_OF_RESPONSE, help=words)
     words = "leave out the failed lines of a batch of responses"
     group.add_argument("--skip-failed", action="store_true", help=words)
+
+
+def _add_confidence(group: _Group) -> None:
+    """Add the option of all gates, which says what their verdicts are."""
+    words = (
+        "confidence of the intervals (default: 0.95); a gate holds where the whole interval of its figure does (exit "
+        "status 0), fails where the interval lies beyond the limit (3), and else these texts cannot tell (4)"
+    )
+    _add(group, "--confidence C", words, fraction)
 
 
 def _add_running(group: _Group) -> None:

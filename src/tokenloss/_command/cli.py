@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         The exit status: 0, or 1 when nobody reads stdout any more, 2 for bad input (one line on stderr says what is
-        wrong with it), 130 after Ctrl-C, 128 and the number of a signal that ended it.
+        wrong with it), 3 where a gate fails, 4 where the data cannot tell whether one does, 130 after Ctrl-C, 128 and
+        the number of a signal that ended it.
     """
     try:
         with _ending_on_signals():
@@ -88,7 +89,7 @@ def _run(argv: Sequence[str] | None) -> int:
         words = sys.argv[1:] if argv is None else argv
         args = make_parser().parse_args(words)
         args.command_line = shlex.join(["tokenloss", *words])
-        args.run(args)
+        status: int = args.run(args)
         print(end="", flush=True)
     except OSError as error:  # stdout cannot be written; errors of files have become input errors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # since Python flushes it again at exit
@@ -100,7 +101,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(f"error: {error}", 2)
     except MemoryError as error:
         return _fail(f"error: out of memory: {error}", 2)
-    return 0
+    return status
 
 
 def _fail(message: str, status: int) -> int:

@@ -15,19 +15,23 @@ from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table, columns_of
-from tokenloss._core.text import title
+from tokenloss._core.text import as_strict_json, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.evaluate import advice, evaluate
 from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.terminal import print_as
+from tokenloss._statistics.gates import CANNOT_TELL, FAILS, HOLDS, checked_limits
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
+    from tokenloss._comparison.comparisons import Comparisons
+    from tokenloss._core.types import Array
 
+_STATUSES = {HOLDS: 0, FAILS: 3, CANNOT_TELL: 4}  # by the verdict of all gates
 _OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
 
 
@@ -35,8 +39,8 @@ class InputError(Exception):
     """Bad input; the message is one line."""
 
 
-def info(args: argparse.Namespace) -> None:
-    """Run `tokenloss info`."""
+def info(args: argparse.Namespace) -> int:
+    """Run `tokenloss info`; return the exit status, as all commands do."""
     with _input_errors():
         config = show_config(mode="dicts")
     rows = [
@@ -45,27 +49,27 @@ def info(args: argparse.Namespace) -> None:
     ]
     shown = Shown("tokenloss", config["version"], [Table(rows)])
     print_as(args.format, lambda: shown, lambda: config, lambda: columns_of([config]))
+    return 0
 
 
-def score(args: argparse.Namespace) -> None:
+def score(args: argparse.Namespace) -> int:
     """Run `tokenloss score`."""
     if args.top_k and args.per_token is None:
         raise InputError("--top-k is for --per-token")
+    gates = _gates(args)
     with _input_errors():
         named = [_split(text, "FILE") for text in args.source]
     if any(name != path for name, path in named):
-        _score_models(args)
-        return
+        return _print(args, _score_models(args), gates)
     with _input_errors(), _own_warnings():
         sinks = _chosen_outputs(SCORE_OUTPUTS, args)
         evaluation = evaluate(**_arguments(evaluate, args, sinks=sinks, progress=True))
     _warn(evaluation.figures)
-    alone = Evaluations({title(evaluation.figures["files"]): evaluation})
-    print_as(args.format, evaluation._shown, evaluation.to_dict, alone.columns)
+    return _print(args, Evaluations({title(evaluation.figures["files"]): evaluation}), gates, is_named=False)
 
 
-def _score_models(args: argparse.Namespace) -> None:
-    """Score the files of several models, each with its name, and show them side by side."""
+def _score_models(args: argparse.Namespace) -> Evaluations:
+    """Score the files of several models, each with its name."""
     with _input_errors():
         models = _named(args.source, "FILE")
     for name, path in models.items():
@@ -79,7 +83,7 @@ def _score_models(args: argparse.Namespace) -> None:
         with _input_errors(), _own_warnings():
             evaluations[name] = evaluate(**_arguments(evaluate, args, source=path, progress=True))
         _warn(evaluations[name].figures, f"{name}: ")
-    print_as(args.format, evaluations._shown, evaluations.to_dict, evaluations.columns)
+    return evaluations
 
 
 def _arguments(function: Callable[..., Any], args: argparse.Namespace, **others: Any) -> dict[str, Any]:
@@ -103,15 +107,67 @@ def _warn(figures: dict[str, Any], about: str = "") -> None:
             print(f"tokenloss: warning: {about}{message}", file=sys.stderr)
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace) -> int:
     """Run `tokenloss compare`."""
+    gates = _gates(args)
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
         sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
         found = compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
     _warn(hints_of(found))
-    print_as(args.format, found._shown, found.to_dict, found.columns)
+    return _print(args, found, gates)
+
+
+def _gates(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `check`; none without gates. Bad limits are refused before anything is read."""
+    given = {name: value for name, value in vars(args).items() if name.startswith(("max_", "min_"))}
+    gates = {name: value for name, value in given.items() if value not in (None, [])}
+    if not gates:
+        if args.confidence is not None:
+            raise InputError("--confidence is for gates, such as --" + next(iter(given)).replace("_", "-"))
+        return {}
+    if "max_kl_quantile" in gates:
+        limits = dict(gates["max_kl_quantile"])
+        if len(limits) < len(gates["max_kl_quantile"]):
+            raise InputError("--max-kl-quantile is given twice for the same fraction")
+        gates["max_kl_quantile"] = limits
+    with _input_errors():
+        checked_limits(**gates)
+    return gates | ({} if args.confidence is None else {"confidence": args.confidence})
+
+
+def _print(
+    args: argparse.Namespace, found: Evaluations | Comparisons[Any], gates: dict[str, Any], is_named: bool = True
+) -> int:
+    """Print results, with the verdicts on gates where there are some; return the exit status."""
+    whole: Any = found if is_named else next(iter(found.values()))
+    if not gates:
+        print_as(args.format, whole._shown, whole.to_dict, found.columns)
+        return 0
+    with _input_errors():
+        verdicts = found.check(**gates)
+
+    def shown() -> Shown:
+        tables: Shown = whole._shown()
+        return tables._replace(tables=[*tables.tables, verdicts._table()])
+
+    def figures() -> Any:
+        of_each: dict[str, Any] = as_strict_json({name: verdicts._of(name) for name in found})
+        every = whole.to_dict()
+        if not is_named:
+            return every | next(iter(of_each.values()))
+        if isinstance(found, Evaluations):
+            return {name: every[name] | of_each[name] for name in found}
+        of_each = {as_strict_json(name): one for name, one in of_each.items()}
+        return every | {"candidates": [one | of_each[one["name"]] for one in every["candidates"]]}
+
+    def columns() -> dict[str, Array]:
+        rows = found.columns()
+        return rows | verdicts._columns_of(rows["name"].tolist())
+
+    print_as(args.format, shown, figures, columns)
+    return _STATUSES[verdicts.verdict]
 
 
 def _named(texts: Sequence[str], argument: str) -> dict[str, str]:

@@ -143,6 +143,16 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, not {reprlib.repr(text)}") from None
 
 
+def of_fraction(text: str) -> tuple[float, float]:
+    """Argument type of FRACTION=NUMBER."""
+    name, _, value = text.partition("=")
+    try:
+        return fraction(name), number(value)
+    except argparse.ArgumentTypeError:
+        fits = "must be F=X, with F between 0 and 1, such as 0.99=0.3"
+        raise argparse.ArgumentTypeError(f"{fits}, not {reprlib.repr(text)}") from None
+
+
 def fraction(text: str) -> float:
     """Argument type of numbers between 0 and 1, both excluded."""
     value = number(text)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenloss._comparison.figures import difference_table
+from tokenloss._comparison.tables import nested, noise_multiples, noise_table
+from tokenloss._core.errors import raise_error
 from tokenloss._core.result import NamedResults, Shown, columns_of
+from tokenloss._statistics.gates import joined_verdicts
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array
+    from tokenloss._statistics.gates import Verdicts
 
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
@@ -18,6 +22,11 @@ class Comparisons(NamedResults[ComparisonT]):
 
     Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison` or
     all `SampleComparison`.
+
+    Attributes
+    ----------
+    noise : Comparison, ResponseComparison or None
+        A second run of the base compared with it, if `compare_files` was given one.
 
     Examples
     --------
@@ -33,6 +42,10 @@ class Comparisons(NamedResults[ComparisonT]):
     """
 
     __module__ = "tokenloss.results"
+    noise: ComparisonT | None = None
+
+    def _compared(self) -> dict[str, Any]:
+        return {"candidates": dict(self), "noise": self.noise}
 
     def _ranked(self) -> list[tuple[str, Any]]:
         """Names and comparisons, the smallest divergence first."""
@@ -45,16 +58,27 @@ class Comparisons(NamedResults[ComparisonT]):
         for name, one in self.items():
             top |= {key: figures[name][key] for key in one._of_base if key in figures[name] and key not in top}
         each = [{"name": name, **{key: one[key] for key in one if key not in top}} for name, one in figures.items()]
-        return top | {"candidates": each}
+        if self.noise is None:
+            return top | {"candidates": each}
+        noise = {key: value for key, value in self.noise._figures().items() if key not in top}
+        for row in each:
+            row["noise_multiples"] = nested(noise_multiples(self[row["name"]], self.noise))
+        return top | {"noise": noise, "candidates": each}
+
+    def _all(self) -> list[Any]:
+        """All comparisons, also that of the noise."""
+        return [*self.values(), *([] if self.noise is None else [self.noise])]
 
     def _hints(self) -> dict[str, bool]:
         """Whether figures of any candidate hint at a mistake, by the name of the figure."""
         names = "fits_better_shifted", "norm_seems_missing"
-        return {name: any(one._about.get(name) for one in self.values()) for name in names}
+        return {name: any(one._about.get(name) for one in self._all()) for name in names}
 
     def _shown(self) -> Shown:
         """The tables of a single candidate; of several, a table with a row for each."""
         shown: Shown = next(iter(self.values()))._shown_of(self) if self else Shown("0 models", "", [])
+        if self.noise is not None:
+            shown = shown._replace(tables=[*shown.tables, noise_table(dict(self._ranked()), self.noise)])
         return shown
 
     def difference(self, a: str, b: str) -> dict[str, Array]:
@@ -101,6 +125,30 @@ class Comparisons(NamedResults[ComparisonT]):
         """
         return difference_table(self[a], self[b])
 
+    def check(self, **gates: Any) -> Verdicts:
+        """Tell for each candidate whether its figures keep to limits.
+
+        Parameters
+        ----------
+        **gates : float or mapping
+            Limits and `confidence`, as `Comparison.check` takes them.
+
+        Returns
+        -------
+        Verdicts
+            The verdicts of all candidates, each with the name of its candidate.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, if no gate is given, or of samples of lm-evaluation-harness, which have none of
+            these figures.
+        """
+        if not all(hasattr(one, "check") for one in self.values()):
+            fits = "does not apply to samples of lm-evaluation-harness, which have a margin in its place"
+            raise_error("not for", name=next(iter(gates), "a gate"), fits=fits)
+        return joined_verdicts({name: one.check(**gates, noise=self.noise) for name, one in self.items()})
+
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each candidate, the smallest divergence first.
 
@@ -108,8 +156,13 @@ class Comparisons(NamedResults[ComparisonT]):
         -------
         dict of 1-D arrays
             "name", each figure that is one number or text, and the ends of intervals; of samples, a row for each metric
-            of a candidate.
+            of a candidate. With `noise`, its row comes last, and others have figures as multiples of its own, such as
+            "mean_kl_multiple".
         """
-        return columns_of(
-            [{"name": name} | row | {"name": name} for name, one in self._ranked() for row in one._rows()]
-        )
+        rows = [{"name": name} | row | {"name": name} for name, one in self._ranked() for row in one._rows()]
+        if self.noise is not None:
+            for row in rows:
+                multiples = nested(noise_multiples(self[row["name"]], self.noise))
+                row |= {f"{name}_multiple": multiple for name, multiple in multiples.items()}
+            rows += self.noise._rows()
+        return columns_of(rows)

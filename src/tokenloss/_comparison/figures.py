@@ -11,6 +11,7 @@ from tokenloss._comparison.columns import COLUMNS, OF_TARGETS
 from tokenloss._comparison.paired import (
     KL_QUANTILES,
     Mean,
+    included,
     paired_figures,
     quantile_intervals,
     quantiles,
@@ -34,7 +35,7 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     has_targets = all(name in columns for name in OF_TARGETS)
     if not has_targets:
         columns = columns | {name: np.full(columns["kl"].size, np.nan) for name in OF_TARGETS}
-    index, ids = _included(columns["kept"], segment_ids)
+    index, ids = included(columns["kept"], segment_ids)
     nll, base_nll, kl, delta_p, is_same_top = (
         columns[name][index] for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
     )
@@ -72,15 +73,6 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _included(mask: BoolArray, segment_ids: IntArray | None) -> tuple[Array, IntArray | None]:
-    """Index of the positions of the mask, in the order of their sequences if these are given, and their numbers."""
-    if segment_ids is None:
-        return mask, None
-    index = np.flatnonzero(mask)
-    index = index[np.argsort(segment_ids[index], kind="stable")]  # sorted once, instead of for each sum
-    return index, segment_ids[index]
-
-
 def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
     """Labels of positions: integers, booleans or text, broadcast over the batch."""
     array, _ = as_array("groups", groups)
@@ -93,7 +85,7 @@ def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
 
 def group_table(comparison: Any, groups: Array, mask: BoolArray) -> dict[str, Array]:
     """Columns of a table of groups of the positions of the mask, given the label of each position."""
-    index, ids = _included(mask.reshape(-1), comparison._segment_ids)
+    index, ids = included(mask.reshape(-1), comparison._segment_ids)
     labels, numbers = np.unique(groups.reshape(-1)[index], return_inverse=True)
     order = np.argsort(numbers, kind="stable")
     nll, base_nll, kl, delta_p, same_top = (

@@ -9,9 +9,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, places_in, places_of, rows_of
-from tokenloss._statistics.distributions import quantile_ranks
+from tokenloss._statistics.distributions import TAIL, quantile_ranks, student_quantile
+from tokenloss._statistics.gates import (
+    Estimate,
+    Verdicts,
+    beside_noise,
+    checked_limits,
+    checked_tail,
+    independent_note,
+    mean_estimate,
+    needed_count,
+    share_estimate,
+    verdict_on,
+)
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import sums_by_segment
 
@@ -20,9 +33,12 @@ if TYPE_CHECKING:
 
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._statistics.gates import Verdict
 
 KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
 _DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
+
+_PARTS = 1_000_000  # fractions of quantiles are multiples of one of these parts of 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,6 +85,7 @@ class PairedLosses(Result):
     _of_base: ClassVar[tuple[str, ...]] = ("base",)  # figures that are the same for all candidates of one base
     _divergence: ClassVar[str] = "kl"  # the array that has it
     _quantity: ClassVar[str] = "KL divergence"
+    _unit: ClassVar[str] = "sequence"  # what errors take as independent
 
     count: int
     n_sequences: int
@@ -153,6 +170,107 @@ class PairedLosses(Result):
             figures["sequences"] = rows_of(self.sequences)
         return self._about | figures | self._about
 
+    def check(
+        self,
+        *,
+        max_kl: float | None = None,
+        max_kl_quantile: Mapping[float, float] | None = None,
+        min_same_top: float | None = None,
+        max_perplexity_ratio: float | None = None,
+        confidence: float = 0.95,
+        noise: PairedLosses | None = None,
+    ) -> Verdicts:
+        """Tell whether figures keep to limits, for all texts of this kind and not for these alone.
+
+        A gate holds where the whole interval of its figure does, and fails where the interval lies beyond the limit;
+        else these texts cannot tell. A figure that is nan or infinite fails.
+
+        Parameters
+        ----------
+        max_kl : float, optional
+            The largest mean KL divergence in nats. Of responses, a lower bound is known, which can fail this gate and
+            the next one, but never hold it.
+        max_kl_quantile : mapping of float to float, optional
+            The largest quantiles of the divergence, by fraction of the tokens: ``{0.99: 0.3}``.
+        min_same_top : float, optional
+            The smallest fraction of the tokens at which both models have the same most likely class.
+        max_perplexity_ratio : float, optional
+            The largest ``perplexity / base_perplexity``.
+        confidence : float, default 0.95
+            The confidence of the intervals, which reach to both sides: a gate at the true value holds with a
+            probability of 2.5 %, and fails with as much.
+        noise : Comparison, optional
+            A second run of the base, compared with it in the same way: a note says which gates it does not pass itself.
+
+        Returns
+        -------
+        Verdicts
+            Its `verdict` is "holds", "fails" or "cannot tell", and `gates` has that of each gate.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a limit or `confidence` is invalid, or if no gate is given.
+
+        Notes
+        -----
+        Intervals are those of the figures' standard errors, clustered by sequence: linear for a mean, exp of that of
+        the logarithm for a ratio, and of `kl_quantile_intervals` for a quantile. That of a fraction is binomial, for as
+        many independent tokens as would have its standard error (Korn and Graubard, Survey Methodology 24, 1998). Where
+        all tokens are alike, that error is 0 and says nothing, so each sequence then counts as a single token.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import compare
+        >>> base = np.random.default_rng(0).normal(size=(40, 50, 8))  # 40 documents
+        >>> comparison = compare(base, 0.9 * base, np.zeros((40, 50), int), segment_ids=np.arange(40)[:, None])
+        >>> print(comparison.check(max_kl=0.01, max_kl_quantile={0.99: 0.01}, min_same_top=0.9).summary())
+        gates  holds
+        <BLANKLINE>
+          gate                  limit     figure           95 % interval  verdict  note
+          max_kl                 0.01  0.0029001   0.0028393 to 0.002961  holds
+          max_kl_quantile 0.99   0.01  0.0077102  0.0073774 to 0.0083003  holds
+          min_same_top            0.9          1             0.9119 to 1  holds
+        """
+        given = {
+            "max_kl": max_kl, "max_kl_quantile": max_kl_quantile, "min_same_top": min_same_top,
+            "max_perplexity_ratio": max_perplexity_ratio,
+        }  # fmt: skip
+        limits, tail = checked_limits(**given), checked_tail(confidence)
+        if not isinstance(noise, type(self) | None):
+            raise_error("type", name="noise", got=type(noise).__name__, fits=f"a {type(self).__name__}, or None")
+        verdicts = [self._verdict(gate, *limit, tail) for gate, limit in limits.items()]
+        if noise is not None:
+            verdicts = beside_noise(verdicts, [noise._verdict(gate, *limit, tail) for gate, limit in limits.items()])
+        return Verdicts(verdicts, float(confidence))
+
+    def _verdict(self, gate: str, fraction: float | None, limit: float, tail: float) -> Verdict:
+        """The verdict on a gate, which is that of a quantile if a fraction is given."""
+        mask = getattr(self, "is_top_known", self.kept) if gate == "min_same_top" else self.kept
+        index, ids = included(mask.reshape(-1), self._segment_ids)
+        kl, nll, base_nll, is_same_top = (
+            vars(self)[name].reshape(-1)[index] for name in (self._divergence, "nll", "base_nll", "is_same_top")
+        )
+        if gate == "min_same_top":
+            mean = Mean(is_same_top, ids)
+            estimate = share_estimate(mean.mean, kl.size, mean._independent, limit, tail)
+        elif gate == "max_perplexity_ratio":
+            with np.errstate(invalid="ignore"):  # infinite losses
+                mean = Mean(nll - base_nll, ids)
+            estimate = mean_estimate(mean.mean, mean._independent, limit, tail, is_log=True)
+        else:
+            mean = Mean(kl, ids)
+            estimate = mean_estimate(mean.mean, mean._independent, limit, tail)
+            if fraction is not None:
+                estimate = _quantile_estimate(kl, fraction, ids, mean, limit, tail)
+        count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"
+        notes = independent_note(count, unit, mean.factor(tail))
+        if gate == "max_perplexity_ratio" and not getattr(self, "has_targets", True):
+            notes.insert(0, "there are no targets")
+        is_lower_bound = gate.startswith("max_kl") and self._divergence != "kl"
+        return verdict_on(gate, limit, estimate, count, unit, notes=notes, is_lower_bound=is_lower_bound)
+
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each token.
 
@@ -166,6 +284,15 @@ class PairedLosses(Result):
         ids, arrays = self._segment_ids, {name: value for name, value in vars(self).items() if name[0] != "_"}
         places = places_in(self.kept.shape) if ids is None else places_of(ids)
         return places | {name: array.reshape(-1) for name, array in arrays.items() if isinstance(array, np.ndarray)}
+
+
+def included(mask: BoolArray, segment_ids: IntArray | None) -> tuple[Array, IntArray | None]:
+    """Index of the positions of the mask, in the order of their sequences if these are given, and their numbers."""
+    if segment_ids is None:
+        return mask, None
+    index = np.flatnonzero(mask)
+    index = index[np.argsort(segment_ids[index], kind="stable")]  # sorted once, instead of for each sum
+    return index, segment_ids[index]
 
 
 class Mean:
@@ -187,10 +314,9 @@ class Mean:
             self.stderr = groups.stderr
             self.is_clustered = True
 
-    @property
-    def interval_factor(self) -> float:
-        """The number of standard errors from the mean to each end of its 95 % confidence interval."""
-        return self._independent.interval_factor
+    def factor(self, tail: float = TAIL) -> float:
+        """The number of standard errors from the mean to each end of its interval, by default of 95 %."""
+        return self._independent.factor(tail)
 
 
 def paired_figures(
@@ -208,7 +334,7 @@ def paired_figures(
         "count": nll.size,
         "n_sequences": 0 if ids is None else loss.sequences.sequence.size,
         "is_clustered": loss.is_clustered,
-        "interval_factor": loss.interval_factor,
+        "interval_factor": loss.factor(),
         "perplexity": perplexity,
         "perplexity_stderr": perplexity * loss.stderr,
         "base_perplexity": base_perplexity,
@@ -253,17 +379,18 @@ def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float
         return dict.fromkeys(fractions, math.nan)
     values = {}
     for fraction in fractions:
-        below, rest = divmod(round(1000 * fraction) * (ordered.size - 1), 1000)
+        below, rest = divmod(round(_PARTS * fraction) * (ordered.size - 1), _PARTS)
         low, high = float(ordered[below]), float(ordered[below + (rest > 0)])
-        values[fraction] = low if low == high else low * (1 - rest / 1000) + high * (rest / 1000)
+        values[fraction] = low if low == high else low * (1 - rest / _PARTS) + high * (rest / _PARTS)
     return values
 
 
 def quantile_intervals(
-    values: Float64Array, fractions: tuple[float, ...], segment_ids: IntArray | None, mean: Mean
+    values: Float64Array, fractions: tuple[float, ...], segment_ids: IntArray | None, mean: Mean, tail: float = TAIL
 ) -> dict[float, tuple[float, float]]:
-    """95 % confidence intervals of quantiles of values of at least 0, for the fractions that are neither 0 nor 1.
+    """Confidence intervals of quantiles of values of at least 0, for the fractions that are neither 0 nor 1.
 
+    The true quantile lies below, and above, with a probability of at most `tail` each; by default they are of 95 %.
     Each end is one of the ordered values, and its rank is from the binomial distribution. With sequences, ranks are at
     least as far apart as the interval of the fraction of values up to the quantile (Woodruff, Journal of the American
     Statistical Association 47, 1952). `mean` is that of the values, which come in the order of their sequences.
@@ -274,9 +401,9 @@ def quantile_intervals(
         return dict.fromkeys(inner, (math.nan, math.nan))
     intervals, radii = {}, {}
     if segment_ids is not None and mean.is_clustered:
-        radii = _clustered_radii(values, quantiles(ordered, (*inner,)), segment_ids, mean.interval_factor)
+        radii = _clustered_radii(values, quantiles(ordered, (*inner,)), segment_ids, mean.factor(tail))
     for fraction in inner:
-        low, high = quantile_ranks(ordered.size, fraction)
+        low, high = quantile_ranks(ordered.size, fraction, tail)
         if fraction in radii:
             low = min(low, max(0, math.floor(ordered.size * (fraction - radii[fraction]))))
             high = max(high, min(ordered.size, math.ceil(ordered.size * (fraction + radii[fraction]))) + 1)
@@ -285,6 +412,18 @@ def quantile_intervals(
             float(ordered[high - 1]) if high <= ordered.size else math.inf,
         )
     return intervals
+
+
+def _quantile_estimate(
+    values: Float64Array, fraction: float, ids: IntArray | None, mean: Mean, limit: float, tail: float
+) -> Estimate:
+    """The estimate of a quantile, which more texts tell from a limit as they tell what fraction of tokens it bounds."""
+    n, below = values.size, Mean(values <= limit, ids)
+    low, high = quantile_intervals(values, (fraction,), ids, mean, tail)[fraction]
+    radius = student_quantile(tail, max(n - 1, 1)) * math.sqrt(fraction * (1 - fraction) / max(n, 1))
+    radius = max(radius, below.stderr * mean.factor(tail))
+    needed = needed_count(mean._independent.count, radius, abs(below.mean - fraction), tail)
+    return Estimate(quantiles(np.sort(values), (fraction,))[fraction], low, high, needed)
 
 
 def _clustered_radii(

@@ -78,6 +78,7 @@ class ResponseComparison(PairedLosses):
 
     _divergence = "kl_bound"
     _quantity = "lower bound of the KL divergence"
+    _unit = "response"
 
     part: str
     base_rounding: str

@@ -235,16 +235,20 @@ def _quantiles(
     intervals: dict[float, tuple[float, float]] | None = None,
 ) -> list[tuple[str, ...]]:  # fmt: skip
     """Rows of quantiles, with intervals where these are known."""
-    words = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
-    labels = {fraction: words.get(fraction, f"{100 * fraction:4.1f}%") for fraction in quantiles}
     notes = {
         fraction: f"95 % interval {form(low).strip()} to {form(high).strip()}"
         for fraction, (low, high) in (intervals or {}).items()
         if not math.isnan(low)
     }
     return [
-        (f"{labels[fraction]:<7} {what}", form(value), notes.get(fraction, "")) for fraction, value in quantiles.items()
+        (_quantile_label(fraction, what), form(value), notes.get(fraction, "")) for fraction, value in quantiles.items()
     ]
+
+
+def _quantile_label(fraction: float, what: str) -> str:
+    """What a quantile is called."""
+    words = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
+    return f"{words.get(fraction, f'{100 * fraction:4.1f}%'):<7} {what}"
 
 
 def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
@@ -258,6 +262,67 @@ def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
 def known_of(known: int, count: int) -> str:
     """Note on how many tokens of all something is known; empty if it is of all."""
     return "" if known == count else f"of {count_of(known, 'token')} where it is known"
+
+
+# -- the noise ---------------------------------------------------------------------------------------------------------
+
+
+def _changes(one: Any) -> dict[tuple[str, float | None], float]:
+    """Figures that are 0 where nothing changed, by their name and, of quantiles, their fraction."""
+    figures, divergence = vars(one), one._divergence
+    changes: dict[tuple[str, float | None], float] = {}
+    for name in (
+        f"mean_{divergence}", f"{divergence}_quantiles", "log_perplexity_ratio", "perplexity_difference",
+        "mean_delta_p", "delta_p_quantiles", "rms_delta_p",
+    ):  # fmt: skip
+        values = figures[name] if isinstance(figures[name], dict) else {None: figures[name]}
+        changes |= {(name, fraction): abs(value) for fraction, value in values.items()}
+    return changes | {("same_top", None): 1 - one.same_top}
+
+
+def noise_multiples(one: Any, noise: Any) -> dict[tuple[str, float | None], float]:
+    """The size of each change over that of the noise; nan where both are 0."""
+    changes, of_noise = _changes(one), _changes(noise)
+    return {
+        key: change / of_noise[key] if of_noise[key] else math.nan if not change else math.inf
+        for key, change in changes.items()
+    }
+
+
+def nested(changes: Mapping[tuple[str, float | None], float]) -> dict[str, Any]:
+    """Numbers by name, in which quantiles are by fraction, as text."""
+    found: dict[str, Any] = {}
+    for (name, fraction), value in changes.items():
+        if fraction is None:
+            found[name] = value
+        else:
+            found.setdefault(name, {})[f"{fraction:g}"] = value
+    return found
+
+
+def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
+    """Table of the changes of a second run of the base, and of each candidate, also as multiples of the former."""
+    kl = "KLD" if noise._divergence == "kl" else "KLD is at least"
+    labels = {
+        f"mean_{noise._divergence}": f"Mean    {kl}", f"{noise._divergence}_quantiles": kl,
+        "log_perplexity_ratio": "|ln(PPL ratio)|", "perplexity_difference": "|PPL difference|",
+        "mean_delta_p": "Mean    |Δp|", "delta_p_quantiles": "|Δp|", "rms_delta_p": "RMS Δp", "same_top": "Other top p",
+    }  # fmt: skip
+    of_noise = _changes(noise)
+    columns = [(_changes(one), noise_multiples(one, noise)) for one in comparisons.values()]
+    rows = []
+    for key, value in of_noise.items():
+        name, fraction = key
+        label = labels[name] if fraction is None else _quantile_label(fraction, labels[name])
+        row = [label, f"{value:.4g}"]
+        for changes, multiples in columns:
+            row += f"{changes[key]:.4g}", known_error(multiples[key], f"{multiples[key]:.3g}")
+        rows += [] if math.isnan(value) else [(*row,)]
+    title = f"Beside the noise of a second run of the base, {printable(noise._about.get('file', 'noise'))}"
+    if not any(of_noise.values()):
+        title += ", which is equal to it and shows none"
+    heads = [head for name in comparisons for head in (printable(name), "multiple")]
+    return Table(rows, ("change", "noise", *heads), title)
 
 
 # -- samples -----------------------------------------------------------------------------------------------------------

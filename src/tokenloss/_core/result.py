@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, IntArray
 
 # columns that hold words, not numbers
-_TEXT = ("file", "text", "task", "metric", "custom_id", "model", "token type", "note")
+_TEXT = ("file", "text", "task", "metric", "custom_id", "model", "token type", "gate", "verdict", "note", "change")
 _MAX_NAMED = 4  # results that `repr` shows
 ResultT = TypeVar("ResultT", bound=Any)
 

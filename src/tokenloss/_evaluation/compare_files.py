@@ -14,7 +14,7 @@ from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_scores import compare_scores
 from tokenloss._evaluation.evaluate import advice, not_finite_notes
-from tokenloss._evaluation.options import is_folder_of_responses, resolved
+from tokenloss._evaluation.options import NOISE, is_folder_of_responses, resolved
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.sample_folders import is_samples_folder
@@ -67,6 +67,7 @@ def compare_files(
     margin: float | None = None,
     cluster: str | None = None,
     sizes: Mapping[str, int | _Path] | None = None,
+    noise: _Paths | None = None,
     sinks: Sequence[Sink] = (),
     state: _Path | None = None,
     scheduler: str | None = None,
@@ -130,6 +131,10 @@ def compare_files(
         default by document.
     sizes : mapping of names to int or path, optional
         Sizes of the candidates' models: bytes, a file or a directory of them, or text such as "4.9G".
+    noise : path or paths, optional
+        A second run of the base, say with another batch size or by another engine, which is read as the base is:
+        `Comparisons.noise` compares it with the base, tables show figures as multiples of its own, and
+        `Comparisons.check` tells which gates it does not pass itself. In `sinks` it is one more candidate, "noise".
     sinks : sequence of Sink, optional
         Files to write; `Sink.add` gets a `ComparedBlock`, and `Sink.finish` the figures and the result.
     state : path, optional
@@ -240,16 +245,19 @@ def compare_files(
     """
     options = {name: value for name, value in locals().items() if name not in ("base", "others")}
     of_base, of_others = _sources("base", base), _candidates(others)
-    function, reason = _comparison_of(resolved([path for paths in (of_base, *of_others.values()) for path in paths]))
+    models = of_others if noise is None else _with_noise(of_others, noise)
+    function, reason = _comparison_of(resolved([path for paths in (of_base, *models.values()) for path in paths]))
     if function is not compare_scores:
-        of_base, of_others = resolved(of_base), {name: resolved(paths) for name, paths in of_others.items()}
+        of_base, models = resolved(of_base), {name: resolved(paths) for name, paths in models.items()}
     taken = inspect.signature(function).parameters  # the options that apply
     for name, value in options.items():
         if name not in (*taken, *_OF_ALL) and is_given(value, _DEFAULTS[name]):
             if name == "sinks":
                 name = checked_sinks(value, "compare_files", None, None)[0]._name
             raise_error("not for", name=name, fits=reason if reason == _NOT_OF_SAMPLES else _REASONS.get(name, reason))
-    found: Comparisons[Any] = function(of_base, of_others, **{name: options[name] for name in options if name in taken})
+    found: Comparisons[Any] = function(of_base, models, **{name: options[name] for name in options if name in taken})
+    if noise is not None:
+        found.noise = found.pop(NOISE)
     for message, category in advice(hints_of(found)):
         warnings.warn(message, category, stacklevel=2)
     return found
@@ -257,7 +265,8 @@ def compare_files(
 
 def hints_of(found: Comparisons[Any]) -> dict[str, Any]:
     """Figures that hint at a mistake, for `advice`."""
-    of_scores = {name: vars(one) for name, one in found.items() if hasattr(one, "n_nan")}
+    every = found if found.noise is None else found | {NOISE: found.noise}
+    of_scores = {name: vars(one) for name, one in every.items() if hasattr(one, "n_nan")}
     notes = [
         f"{name}: {note}"
         for name, figures in of_scores.items()
@@ -288,6 +297,13 @@ def _sources(name: str, value: Any) -> list[str]:
     if not paths:
         raise_error("empty", name=name, fits="a path, or paths")
     return paths
+
+
+def _with_noise(others: dict[str, list[str]], noise: Any) -> dict[str, list[str]]:
+    """The candidates, and as the last one a second run of the base."""
+    if NOISE in others:
+        raise_error("option", name="a name of others", got=NOISE, fits="another one, where noise is given")
+    return others | {NOISE: _sources("noise", noise)}
 
 
 def _candidates(others: Any) -> dict[str, list[str]]:

@@ -40,11 +40,11 @@ def compare_responses(
     base: list[str], others: dict[str, list[str]], *, targets: Any, segment_ids: Any, base_array: str | None,
     array: str | None, targets_array: str | None, base_kind: Kind | None, kind: Kind | None, ignore_index: int | None,
     shift: bool | None, part: Literal["prompt", "generated", "all"] | None, skip_failed: bool,
-    sizes: Mapping[str, Any] | None, sinks: Sequence[Sink], workers: int | None,
+    sizes: Mapping[str, Any] | None, noise: Any, sinks: Sequence[Sink], workers: int | None,
 ) -> Comparisons[ResponseComparison]:  # fmt: skip
     """Compare responses with a base of responses or of scores, or scores with a base of responses.
 
-    Options are those of `compare_files`.
+    Options are those of `compare_files`; if there is `noise`, it is the last of the others.
     """
     check_shift(shift)
     check_workers(workers)
@@ -60,7 +60,7 @@ def compare_responses(
         if len(paths_of_rows) > 1:
             raise_error("not for", name=name, fits="is given once where one file holds responses")
     outputs = checked_sinks(sinks, "compare_files", None, None)
-    of_sizes = checked_sizes(sizes or {}, [*others])
+    of_sizes = checked_sizes(sizes or {}, [*others] if noise is None else [*others][:-1])
     taken = (path, *paths.values(), *itertools.chain(*of_rows.values()))
     check_files(outputs, None, {identity(file): file for file in taken})
     shared = Options(part=part, skip_failed=skip_failed, **rest)

@@ -32,28 +32,34 @@ def compare_scores(
     array: str | None, targets_array: str | None, base_kind: Kind | None, kind: Kind | None, base_lm_head: Any,
     lm_head: Any, base_hidden: str | None, hidden: str | None, logit_scale: float | None, softcap: float | None,
     classes: int | None, definitions: Literal["exact", "llama.cpp"], ignore_index: int | None, shift: bool | None,
-    sizes: Mapping[str, Any] | None, sinks: Sequence[Sink], state: Any, scheduler: str | None, progress: bool,
-    workers: int | None,
+    sizes: Mapping[str, Any] | None, noise: Any, sinks: Sequence[Sink], state: Any, scheduler: str | None,
+    progress: bool, workers: int | None,
 ) -> Comparisons[Comparison]:  # fmt: skip
-    """Compare candidates with their base, given files of scores or hidden states; options as of `compare_files`."""
+    """Compare candidates with their base, given files of scores or hidden states; options as of `compare_files`.
+
+    If there is `noise`, it is the last of the candidates, and read as the base is.
+    """
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)
     check_definitions(definitions)
     check_shift(shift)
     if classes is not None:
         classes = check_integer("classes", classes, "a positive integer or None", least=1)
-    names = [*others]
+    names = [*others] if noise is None else [*others][:-1]
     heads = _heads((base_array, base_kind, base_lm_head), (array, kind, lm_head), len(names))
     scale, cap = head_transform(logit_scale, softcap)
     of_hidden = {"hidden": hidden, "softcap": cap, "logit_scale": scale}
     refuse_given({} if any(heads) else of_hidden, "left out without lm_head")
     refuse_given({} if heads[0] else {"base_hidden": base_hidden}, "left out where the base has no lm_head")
     shared = Options(ignore_index=ignore_index, shift=shift, logit_scale=scale, softcap=cap)
-    options = shared._replace(
-        array=base_array, targets_array=targets_array, kind=base_kind, lm_head=heads[0], hidden=base_hidden or hidden,
-        definitions=definitions, classes=classes,
-        others=tuple(shared._replace(array=array, kind=kind, lm_head=head, hidden=hidden) for head in heads[1:]),
-    )  # fmt: skip
+    as_base = shared._replace(array=base_array, kind=base_kind, lm_head=heads[0], hidden=base_hidden or hidden)
+    candidates = [shared._replace(array=array, kind=kind, lm_head=head, hidden=hidden) for head in heads[1:]]
+    if noise is not None:
+        candidates.append(as_base)
+        heads.append(heads[0])
+    options = as_base._replace(
+        targets_array=targets_array, definitions=definitions, classes=classes, others=tuple(candidates)
+    )
     of_sizes = checked_sizes(sizes or {}, names)
     abouts = [
         {"base": title(base), "name": name, "file": title(paths), "size": of_sizes.get(name)}

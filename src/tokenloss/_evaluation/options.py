@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from tokenloss._core.types import IntArray, Kind
 
 
+NOISE = "noise"  # the name of a second run of the base
+
+
 class Options(NamedTuple):
     """Options that affect the result of a shard."""
 

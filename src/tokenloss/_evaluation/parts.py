@@ -12,7 +12,14 @@ from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.responses import check_names, response_summary
 from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.sequences import SequenceColumns
-from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, shard_figures, summary
+from tokenloss._evaluation.summary import (
+    add_lengths,
+    merge_greedy,
+    merge_meters,
+    sequence_columns,
+    shard_figures,
+    summary,
+)
 from tokenloss._statistics.meter import LossMeter
 
 if TYPE_CHECKING:
@@ -44,7 +51,7 @@ class BlockTotal:
     shard: Shard | None = None  # of all blocks; None before the first one
     n_sequences: int = 0
     counts: dict[int, int] = field(default_factory=dict)  # of the rows of each sequence, if these have ids
-    result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, 0, []))  # without sequences
+    result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, LossMeter(), []))  # no sequences
     whole: list[SequenceColumns] = field(default_factory=list)
     split: list[SequenceColumns] = field(default_factory=list)
 
@@ -69,10 +76,11 @@ class BlockTotal:
             for token in new.highest_loss_tokens
         ]
         old.meter.merge(new.meter)
+        old.greedy.merge(new.greedy)
         self.result = ShardResult(
             old.meter,
             old.n_ignored + new.n_ignored,
-            old.n_greedy + new.n_greedy,
+            old.greedy,
             sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[: self.top],
             shift_sample=old.shift_sample + new.shift_sample,
             n_nan=old.n_nan + new.n_nan,
@@ -188,6 +196,10 @@ class Parts(NamedTuple):
         seconds, n_read = (sum(one.figures[name] for one in evaluations) for name in ("seconds", "n_bytes_read"))
         of_shards = [figures for one in evaluations for figures in one.figures["shards"]]
         return merged._of_sums(meter, sequences, of_shards, seconds, n_read)
+
+    def greedy_meter(self) -> LossMeter:
+        """The meter of `merge_greedy`."""
+        return merge_greedy(self.results)
 
     @property
     def are_responses(self) -> bool:

@@ -13,9 +13,10 @@ from tokenloss._evaluation.plan import Shard
 from tokenloss._evaluation.response_figures import ResponseFigures, Sources
 from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.score import TopLosses
-from tokenloss._evaluation.sequences import RowSequences, SequenceCollector
+from tokenloss._evaluation.sequences import RowSequences, SequenceCollector, greedy_by_segment
 from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
+from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import is_responses, open_responses, refuse_without_number
 from tokenloss.formats.responses.columns import join
@@ -72,8 +73,8 @@ def score_responses(
     assert shard.responses is not None
     file = dataclasses.replace(shard.responses, path=shard.path)
     collector, highest = SequenceCollector(RowSequences((0,)), ()), TopLosses(options.top)
-    # of tokens: without a number, sentinels, greedy, known to be greedy or not, of an infinite loss
-    counts = np.zeros(5, np.int64)
+    # of tokens: without a number, sentinels, known to be greedy or not, of an infinite loss
+    counts, greedy = np.zeros(4, np.int64), LossMeter()
     rounding, sources, n_responses, n_short_lists = Rounding(), [], 0, 0
     for responses in _gathered(file):
         block = columns_of_responses(responses, top_k)
@@ -83,9 +84,10 @@ def score_responses(
         is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
         collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
         highest.update(scores.nll, block["ids"], mask, None, numbers, block["positions"], block["tokens"])
-        counted = (~mask & ~block["is_sentinel"], ~mask & block["is_sentinel"],
-                   scores.is_greedy, mask & block["is_greedy_known"], np.isinf(scores.nll))  # fmt: skip
+        known = mask & block["is_greedy_known"]
+        counted = ~mask & ~block["is_sentinel"], ~mask & block["is_sentinel"], known, np.isinf(scores.nll)
         counts += list(map(np.count_nonzero, counted))
+        greedy.update(greedy_by_segment(scores.is_greedy[known], numbers[known]))
         rounding += Rounding.of(block["logprobs"][mask])
         sources.append(_sources(responses, block))
         n_short_lists += sum(response.n_short_lists for response in responses)
@@ -97,7 +99,7 @@ def score_responses(
     if advance:
         advance(shard.n_bytes)
     meter, sequences, _ = collector.result()
-    n_without_number, n_sentinels, greedy, n_greedy_known, n_infinite = counts.tolist()
+    n_without_number, n_sentinels, n_greedy_known, n_infinite = counts.tolist()
     figures = ResponseFigures(
         file.dialect, file.part, n_responses, n_without_number, n_sentinels, n_greedy_known, n_short_lists, rounding,
         list(file.failed), Sources.concatenated(sources),

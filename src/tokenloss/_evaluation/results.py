@@ -12,6 +12,17 @@ from tokenloss._core.result import NamedResults, columns_of, figure, nonzero
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
+from tokenloss._statistics.gates import (
+    Verdict,
+    Verdicts,
+    checked_limits,
+    checked_tail,
+    independent_note,
+    joined_verdicts,
+    mean_estimate,
+    share_estimate,
+    verdict_on,
+)
 from tokenloss._statistics.meter import LossFigures, LossMeter
 
 if TYPE_CHECKING:
@@ -65,7 +76,7 @@ class ShardResult(NamedTuple):
 
     meter: LossMeter  # of all tokens but those in `split`
     n_ignored: int
-    n_greedy: int
+    greedy: LossMeter  # of each token of which it is known: 1 if it is the likeliest class, else 0; not of `split`
     highest_loss_tokens: list[TokenLoss]
     sequences: SequenceColumns = NO_SEQUENCES
     split: SequenceColumns = NO_SEQUENCES  # the tokens of sequences that go on in other shards
@@ -79,11 +90,6 @@ class ShardResult(NamedTuple):
     def n_tokens(self) -> int:
         """The number of tokens."""
         return self.meter.count + len(self.split.ids)
-
-    @property
-    def n_greedy_known(self) -> int:
-        """The number of tokens that are known to be greedy or not."""
-        return self.responses.n_greedy_known if self.responses else self.n_tokens
 
 
 class NormWarning(UserWarning):
@@ -230,6 +236,66 @@ class Evaluation(LossFigures):
         """
         return dict(self.sequences)
 
+    def check(
+        self,
+        *,
+        max_perplexity: float | None = None,
+        max_loss: float | None = None,
+        min_greedy_accuracy: float | None = None,
+        confidence: float = 0.95,
+    ) -> Verdicts:
+        """Tell whether figures keep to limits, for all texts of this kind and not for these alone.
+
+        A gate holds where the whole interval of its figure does, and fails where the interval lies beyond the limit;
+        else these texts cannot tell. A figure that is nan or infinite fails.
+
+        Parameters
+        ----------
+        max_perplexity, max_loss : float, optional
+            The largest perplexity, and the largest mean loss in nats.
+        min_greedy_accuracy : float, optional
+            The smallest fraction of the tokens that are the most likely class, of those where this is known.
+        confidence : float, default 0.95
+            The confidence of the intervals, as in `Comparison.check`, which tells how each is made.
+
+        Returns
+        -------
+        Verdicts
+            Its `verdict` is "holds", "fails" or "cannot tell", and `gates` has that of each gate.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a limit or `confidence` is invalid, or if no gate is given.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import evaluate
+        >>> rng = np.random.default_rng(0)
+        >>> found = evaluate([(rng.normal(size=(20, 30, 8)), rng.integers(8, size=(20, 30)))])
+        >>> verdicts = found.check(max_perplexity=20, min_greedy_accuracy=0.12)
+        >>> [(one.gate, round(one.figure, 3), one.verdict, one.n_more) for one in verdicts.gates]
+        [('max_perplexity', 11.297, 'holds', None), ('min_greedy_accuracy', 0.133, 'cannot tell', 66)]
+        """
+        given = {
+            "max_perplexity": max_perplexity, "max_loss": max_loss, "min_greedy_accuracy": min_greedy_accuracy,
+        }  # fmt: skip
+        limits, tail = checked_limits(**given), checked_tail(confidence)
+        return Verdicts([self._verdict(gate, limit, tail) for gate, (_, limit) in limits.items()], float(confidence))
+
+    def _verdict(self, gate: str, limit: float, tail: float) -> Verdict:
+        """The verdict on a gate."""
+        meter = self._parts.greedy_meter() if gate == "min_greedy_accuracy" else self.meter
+        independent = meter._independent
+        if gate == "min_greedy_accuracy":
+            estimate = share_estimate(meter.loss, meter.count, independent, limit, tail)
+        else:
+            estimate = mean_estimate(meter.loss, independent, limit, tail, is_log=gate == "max_perplexity")
+        count, unit = independent.count, "sequence" if meter.is_clustered else "token"
+        notes = independent_note(count, unit, independent.factor(tail))
+        return verdict_on(gate, limit, estimate, count, unit, notes=notes)
+
     def _main(self) -> dict[str, str]:
         counts = {"count": str(self.count), **nonzero(n_nan=self.n_nan, n_sequences=self.n_sequences)}
         main = {"loss": figure(self.loss, self.stderr), **counts, "perplexity": figure(self.perplexity)}
@@ -297,6 +363,26 @@ class Evaluations(NamedResults[Evaluation]):
     def _shown(self) -> Shown:
         """A table with a row for each."""
         return evaluations_shown(self._figures(), {one.meter._basis() for one in self.values()})
+
+    def check(self, **gates: Any) -> Verdicts:
+        """Tell for each model whether its figures keep to limits.
+
+        Parameters
+        ----------
+        **gates : float
+            Limits and `confidence`, as `Evaluation.check` takes them.
+
+        Returns
+        -------
+        Verdicts
+            The verdicts of all models, each with the name of its model.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, or if no gate is given.
+        """
+        return joined_verdicts({name: one.check(**gates) for name, one in self.items()})
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table with a row for each model.

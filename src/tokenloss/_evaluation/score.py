@@ -127,7 +127,7 @@ class _Run:
         left = SHIFT_SAMPLE - sampled if samples else 0
         self._sampler = ShiftSampler(self._functions.losses, options.ignore_index, sequences.are_given, left)
         self._rms: tuple[float, ...] = ()
-        self._start = self._greedy = self._n_nan = self._n_infinite = 0
+        self._start = self._n_nan = self._n_infinite = 0
         self._is_checked = file.kind == "log_probs"  # `_scores` checks every row of these
 
     def take(self, rows: Array) -> None:
@@ -146,7 +146,6 @@ class _Run:
             self._sampler.update(rows, targets, numbers, scores.kept)
         self._check(rows, scores.kept)
         self._collector.update(scores, numbers)
-        self._greedy += int(np.count_nonzero(scores.is_greedy))
         self._n_nan += int(np.count_nonzero(np.isnan(scores.nll) & scores.kept))
         self._n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
         self._highest.update(scores.nll, ids, scores.kept, row_numbers, numbers, positions)
@@ -183,8 +182,8 @@ class _Run:
         count = meter.count + len(split.ids)
         ignored = (self._start if self._where is None else int(np.count_nonzero(self._where))) - count
         return ShardResult(
-            meter, ignored, self._greedy, self._highest.tokens(self._text), whole, split, self._sampler.sample,
-            rms=self._rms, n_nan=self._n_nan, n_infinite=self._n_infinite,
+            meter, ignored, self._collector.greedy, self._highest.tokens(self._text), whole, split,
+            self._sampler.sample, rms=self._rms, n_nan=self._n_nan, n_infinite=self._n_infinite,
         )  # fmt: skip
 
 

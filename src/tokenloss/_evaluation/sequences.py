@@ -163,6 +163,7 @@ class SequenceCollector:
 
     def __init__(self, sequences: RowSequences, split: tuple[int, ...] | None) -> None:
         self.meter = LossMeter()
+        self.greedy = LossMeter()  # in place of losses, 1 for each token that is the likeliest class, and 0 for others
         self._sequences, self._split = sequences, split
         self._whole: list[SequenceColumns] = []
         self._pending: list[SequenceColumns] = []  # a row for each token
@@ -172,7 +173,8 @@ class SequenceCollector:
         """Add the next rows, and the numbers of their sequences."""
         is_part = scores.kept & (numbers >= 0)
         # targets that are rounded below 0 may have losses below -0.001, which `update` refuses
-        self.meter._add_tokens(ExactRatio.of_mean(ExactMoments.of(scores.nll, scores.kept & ~is_part)))
+        for meter, values in ((self.meter, scores.nll), (self.greedy, scores.is_greedy)):
+            meter._add_tokens(ExactRatio.of_mean(ExactMoments.of(values, scores.kept & ~is_part)))
         if is_part.any():
             ids = numbers[is_part]
             self._pending.append(
@@ -191,6 +193,7 @@ class SequenceCollector:
         if len(whole.ids):
             losses = sums_by_segment(whole.nll, whole.is_greedy, whole.ids)
             self.meter.update(losses)
+            self.greedy.update(greedy_by_segment(whole.is_greedy, whole.ids))
             self._whole.append(SequenceColumns.of(losses))
         self._pending = [tokens.select(is_later)]
         self._n_pending = len(self._pending[0].ids)
@@ -201,6 +204,11 @@ class SequenceCollector:
         """Meter of all but the split sequences; the whole sequences; and the tokens of the split ones."""
         split = self._end_sequences()
         return self.meter, SequenceColumns.concatenated(self._whole), split
+
+
+def greedy_by_segment(is_greedy: BoolArray, ids: IntArray) -> SequenceLosses:
+    """The number of greedy tokens of each sequence, in place of its losses."""
+    return sums_by_segment(is_greedy.astype(np.float64), None, ids)
 
 
 def joined(parts: list[SequenceColumns]) -> SequenceLosses:

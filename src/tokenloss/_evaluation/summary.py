@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.response_figures import Sources
 from tokenloss._evaluation.results import ShiftSample
-from tokenloss._evaluation.sequences import SequenceColumns, joined
+from tokenloss._evaluation.sequences import SequenceColumns, greedy_by_segment, joined
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.sequences import highest
 
@@ -37,6 +36,16 @@ def merge_meters(results: Sequence[ShardResult]) -> tuple[LossMeter, SequenceCol
     sequences = joined([result.split for result in results])
     meter.update(sequences)
     return meter, SequenceColumns.of(sequences)
+
+
+def merge_greedy(results: Sequence[ShardResult]) -> LossMeter:
+    """Meter of all shards that has 1 for each token that is the likeliest class, and 0 for others: the accuracy."""
+    meter = LossMeter()
+    for result in results:
+        meter.merge(result.greedy)
+    tokens = SequenceColumns.concatenated([result.split for result in results])
+    meter.update(greedy_by_segment(tokens.is_greedy, tokens.ids))
+    return meter
 
 
 def add_lengths(meter: LossMeter, sequences: dict[str, Array], n_bytes: Any, n_words: Any) -> None:
@@ -171,7 +180,6 @@ def _types(shards: Sequence[Shard]) -> dict[str, str]:
 
 def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[str, Any]:
     """Figures that each shard has, and the total, too."""
-    known = sum(part.n_greedy_known for part in results)
     return {
         "count": meter.count,
         "n_sequences": meter.n_sequences,
@@ -183,7 +191,7 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
         "is_clustered": meter.is_clustered,
         "interval_factor": meter.interval_factor,
         "perplexity": meter.perplexity,
-        "accuracy": sum(part.n_greedy for part in results) / known if known else math.nan,
+        "accuracy": merge_greedy(results).loss,
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from tokenloss._core.types import Float64Array
 
+TAIL = 0.025  # the probability beyond each end of a 95 % interval
 _EXACT = 2000  # trials up to which integers are summed
 
 
@@ -44,10 +45,10 @@ def mcnemar_p(lost: int, won: int) -> float:
     return min(1.0, 2 * binomial_tail(min(lost, won), lost + won))
 
 
-def quantile_ranks(n: int, fraction: float) -> tuple[int, int]:
+def quantile_ranks(n: int, fraction: float, tail: float = TAIL) -> tuple[int, int]:
     """Ranks, from 1, of the ordered values that bound a quantile of what n values were drawn from.
 
-    It lies below the first, or above the second, with a probability of at most 2.5 % each: how many values lie below
+    It lies below the first, or above the second, with a probability of at most `tail` each: how many values lie below
     the quantile is binomial. A rank is 0, or n + 1, where no value bounds that end.
     """
     mean = n * fraction
@@ -57,7 +58,7 @@ def quantile_ranks(n: int, fraction: float) -> tuple[int, int]:
     steps = np.log((n - counts) / (counts + 1) * (fraction / (1 - fraction)))  # from each probability to the next
     logs = np.concatenate([[0.0], np.cumsum(steps)])
     tails = np.cumsum(np.exp(logs - logs.max()))  # of at most this count
-    low, high = np.searchsorted(tails, tails[-1] * np.array([0.025, 0.975])).tolist()
+    low, high = np.searchsorted(tails, tails[-1] * np.array([tail, 1 - tail])).tolist()
     return first + low, first + high + 1
 
 
@@ -97,6 +98,29 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
         if abs(fraction - before) < 1e-16 * fraction:
             break
     return math.exp(log_front) * fraction / a
+
+
+def binomial_interval(share: float, n: float, tail: float) -> tuple[float, float]:
+    """Ends of an interval of a probability, given the share of successes in n trials, which need not be an integer.
+
+    The true one lies above, and below, with a probability of at most `tail` each (Clopper and Pearson, Biometrika 26,
+    1934).
+    """
+    return _least_probability(share, n, tail), 1 - _least_probability(1 - share, n, tail)
+
+
+def _least_probability(share: float, n: float, tail: float) -> float:
+    """The probability with which at least this share of n trials succeeds as seldom as `tail`: a quantile of a beta."""
+    a, b = share * n, n - share * n + 1
+    low, high = 0.0, share
+    for _ in range(60 if share else 0):
+        middle = (low + high) / 2
+        if middle < (a + 1) / (a + b + 2):
+            below = _incomplete_beta(a, b, middle, 1 - middle)
+        else:
+            below = 1 - _incomplete_beta(b, a, 1 - middle, middle)
+        low, high = (middle, high) if below < tail else (low, middle)
+    return low
 
 
 def student_quantile(tail: float, dof: float) -> float:

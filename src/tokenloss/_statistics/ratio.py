@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core import _core
 from tokenloss._core.exact import UNIT, ExactMoments, integer_of, integer_text
-from tokenloss._statistics.distributions import equivalent_lengths, ratio_quantile, ratio_tail
+from tokenloss._statistics.distributions import TAIL, equivalent_lengths, ratio_quantile, ratio_tail
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Float64Array
@@ -108,7 +108,17 @@ class ExactRatio:
 
         With equal denominators it is the quantile of Student's t with n - 1 degrees of freedom.
         """
-        return ratio_quantile(0.025, self._equivalent_lengths()) if self.count > 1 else math.nan
+        return self.factor()
+
+    def factor(self, tail: float = TAIL) -> float:
+        """The same of an interval that the true ratio lies above, and below, with this probability each."""
+        return ratio_quantile(tail, self._equivalent_lengths()) if self.count > 1 else math.nan
+
+    @property
+    def effective_count(self) -> float:
+        """How many pairs of equal denominators weigh as much (Kish): ``sum(x)**2 / sum(x**2)``; nan of none."""
+        sums = self.denominators
+        return sums.finite**2 / sums.squares if sums.squares else math.nan
 
     def tail(self, t: float) -> float:
         """The probability of a ratio that is more than t standard errors above the true one."""

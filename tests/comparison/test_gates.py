@@ -1,0 +1,423 @@
+"""Gates: verdicts by the intervals of figures, and how often they are right; the noise of a second run."""
+
+import json
+import math
+import re
+
+import clients
+import numpy as np
+import pytest
+from scipy import stats
+
+from tokenloss import ComparisonMeter, LossMeter, compare, compare_files, evaluate, sequence_losses
+from tokenloss._statistics.distributions import binomial_interval, quantile_ranks
+from tokenloss.results import Evaluations
+
+LIMITS = {"max_kl": 1.0, "max_kl_quantile": {0.5: 1.0}, "min_same_top": 0.5, "max_perplexity_ratio": 1.0}
+
+
+def only(verdicts):
+    """The only verdict."""
+    (verdict,) = verdicts.gates
+    return verdict
+
+
+def less_likely(path):
+    """A file of responses like this one, with other log-probabilities."""
+    other = path.with_name("other.jsonl")
+    other.write_text(re.sub(r'("logprob": ?-)', r"\g<1>1", path.read_text("utf-8")), "utf-8")
+    return other
+
+
+@pytest.fixture
+def documents(rng):
+    """A base, and a model that differs a little from it, of 30 documents of 20 tokens."""
+    base = rng.normal(size=(30, 20, 7), scale=2)
+    model = base + rng.normal(size=base.shape, scale=0.3)
+    return compare(base, model, rng.integers(7, size=(30, 20)), segment_ids=np.arange(30)[:, None])
+
+
+# -- intervals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95, 0.999])
+def test_intervals_have_the_confidence(documents, confidence):
+    t = stats.t.ppf((1 + confidence) / 2, 29)  # documents are equally long
+    found = {one.gate: one for one in documents.check(**LIMITS, confidence=confidence).gates}
+    radius = t * documents.mean_kl_stderr
+    assert found["max_kl"].interval == pytest.approx((documents.mean_kl - radius, documents.mean_kl + radius))
+    radius = t * documents.log_perplexity_ratio_stderr
+    expected = [math.exp(documents.log_perplexity_ratio + sign * radius) for sign in (-1, 1)]
+    assert found["max_perplexity_ratio"].interval == pytest.approx(expected)
+    share, error = documents.same_top, documents.same_top_stderr
+    n = share * (1 - share) / error**2 * (stats.t.ppf((1 + confidence) / 2, 599) / t) ** 2  # Korn and Graubard
+    n, tail = min(n, 600 * (stats.t.ppf((1 + confidence) / 2, 599) / t) ** 2), (1 - confidence) / 2
+    expected = stats.beta.ppf(tail, share * n, n - share * n + 1), stats.beta.isf(tail, share * n + 1, n - share * n)
+    assert found["min_same_top"].interval == pytest.approx(expected)
+    low, high = found["max_kl_quantile 0.5"].interval
+    kl = np.sort(documents.kl.ravel())
+    first, last = quantile_ranks(600, 0.5, tail)
+    assert low <= kl[first - 1] < kl[last - 1] <= high
+    assert [one.figure for one in found.values()] == [
+        documents.mean_kl, documents.kl_quantiles[0.5], documents.same_top, documents.perplexity_ratio,
+    ]  # fmt: skip
+
+
+def test_intervals_of_95_percent_are_those_of_the_comparison(documents):
+    intervals = documents.kl_quantile_intervals
+    verdicts = documents.check(max_kl_quantile=dict.fromkeys(intervals, 1)).gates
+    for verdict, (fraction, interval) in zip(verdicts, intervals.items(), strict=True):
+        assert verdict.gate == f"max_kl_quantile {fraction:g}"
+        assert verdict.interval == interval
+        assert verdict.figure == documents.kl_quantiles[fraction]
+
+
+@pytest.mark.parametrize("n", [1, 7, 0.3, 33.3, 5000, 1e7])
+@pytest.mark.parametrize("share", [0, 1e-3, 0.3, 0.97, 1])
+def test_binomial_interval_is_that_of_clopper_and_pearson(n, share):
+    k = share * n
+    for tail in 0.25, 0.025, 1e-6:
+        low = stats.beta.ppf(tail, k, n - k + 1) if k else 0.0
+        high = stats.beta.isf(tail, k + 1, n - k) if n > k else 1.0
+        assert binomial_interval(share, n, tail) == pytest.approx((low, high), abs=1e-11)
+
+
+@pytest.mark.parametrize("n", [40, 400])
+@pytest.mark.parametrize("tail", [0.005, 0.05, 0.25])
+def test_quantile_ranks_of_other_tails(n, tail):
+    low, high = quantile_ranks(n, 0.9, tail)
+    below = stats.binom(n, 0.9)  # how many values lie below the quantile
+    assert below.cdf(low - 1) <= tail < below.cdf(low)
+    assert below.sf(high - 1) <= tail < below.sf(high - 2)
+
+
+def test_gates_of_all_tokens_alike_count_sequences_once(rng):
+    """A Wald interval, whose error is 0, would hold after a single text."""
+    base = rng.normal(size=(12, 50, 5))
+    targets = np.zeros((12, 50), int)
+    same = compare(base, 0.9 * base, targets, segment_ids=np.arange(12)[:, None])
+    assert (same.same_top, same.same_top_stderr) == (1.0, 0.0)
+    verdict = only(same.check(min_same_top=0.97))
+    assert verdict.interval == pytest.approx((0.025 ** (1 / 12), 1.0))
+    assert (verdict.verdict, verdict.n_more) == ("cannot tell", 94)
+    tokens = only(compare(base, 0.9 * base, targets).check(min_same_top=0.97))
+    assert tokens.interval == pytest.approx((0.025 ** (1 / 600), 1.0))
+    assert tokens.verdict == "holds"
+    lengths = [1, 1, 1, 1, 1, 95]  # which weigh as much as 1.1 equal ones
+    uneven = compare(base[0].repeat(2, 0), 0.9 * base[0].repeat(2, 0), np.zeros(100, int),
+                     segment_ids=np.repeat(np.arange(6), lengths))  # fmt: skip
+    assert only(uneven.check(min_same_top=0.97)).interval[0] == pytest.approx(0.025 ** (9030 / 10000))
+
+
+def share_of_verdicts(check, repetitions):
+    """How often a gate at the true value holds, and fails."""
+    verdicts = [check() for _ in range(repetitions)]
+    return verdicts.count("holds") / repetitions, verdicts.count("fails") / repetitions
+
+
+@pytest.mark.parametrize("repetitions", [pytest.param(2000, marks=pytest.mark.slow), 60])
+@pytest.mark.parametrize("gate", ["max_kl", "max_kl_quantile", "min_same_top", "max_perplexity_ratio"])
+def test_gates_at_the_true_value_hold_and_fail_at_their_confidence(gate, repetitions, rng):
+    """Sets of documents are resampled of some whose figures are known: a gate at these is neither kept nor broken."""
+    number, confidence = 2000, 0.8
+    base = rng.normal(size=(number, 6, 4), scale=2)
+    noise = rng.normal(size=base.shape) * rng.uniform(0.3, 0.5, size=(number, 1, 1))  # documents differ
+    targets = rng.integers(4, size=base.shape[:2])
+    truth = compare(base, base + noise, targets)
+    limit = {
+        "max_kl": truth.mean_kl, "max_kl_quantile": {0.75: np.quantile(truth.kl, 0.75)},
+        "min_same_top": truth.same_top, "max_perplexity_ratio": truth.perplexity_ratio,
+    }[gate]  # fmt: skip
+    ids = np.arange(40)[:, None]
+
+    def check():
+        drawn = rng.integers(number, size=40)
+        one = compare(base[drawn], (base + noise)[drawn], targets[drawn], segment_ids=ids)
+        return only(one.check(**{gate: limit}, confidence=confidence)).verdict
+
+    holds, fails = share_of_verdicts(check, repetitions)
+    tail = (1 - confidence) / 2
+    error = 4 * math.sqrt(tail * (1 - tail) / repetitions)
+    assert max(holds, fails) < tail + error + 0.015
+    if gate in ("max_kl", "max_perplexity_ratio"):  # those of counts are at most this, and those of ranks are discrete
+        assert min(holds, fails) > tail - error - 0.02
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def test_verdicts_say_where_the_interval_lies(documents):
+    low, high = only(documents.check(max_kl=1)).interval
+    for limit, verdict in (high, "holds"), (low, "cannot tell"), (np.nextafter(low, 0), "fails"):
+        assert only(documents.check(max_kl=limit)).verdict == verdict
+    low, high = only(documents.check(min_same_top=1)).interval
+    for limit, verdict in (low, "holds"), (high, "cannot tell"), (np.nextafter(high, 1), "fails"):
+        assert only(documents.check(min_same_top=limit)).verdict == verdict
+    assert documents.check(max_kl=high, min_same_top=low).verdict == "holds"
+    assert documents.check(max_kl=high, min_same_top=high).verdict == "cannot tell"
+    assert documents.check(max_kl=0, min_same_top=high).verdict == "fails"
+
+
+@pytest.mark.parametrize("gate", [*LIMITS])
+def test_n_more_texts_tell(gate, rng):
+    """As many more documents as a verdict says give one, when their figures are the same."""
+
+    def compared(number):
+        drawn = np.arange(number) % 10
+        return compare(base[drawn], model[drawn], targets[drawn], segment_ids=np.arange(number)[:, None])
+
+    base = rng.normal(size=(10, 20, 6), scale=2)
+    model = base + rng.normal(size=base.shape) * rng.gamma(3, 0.1, size=(10, 1, 1))
+    targets = rng.integers(6, size=(10, 20))
+    few = compared(10)
+    verdict = only(few.check(**{gate: LIMITS[gate]}))
+    ends = {"max_kl_quantile": lambda limit: {0.5: limit}}.get(gate, lambda limit: limit)
+    limit = ends(verdict.figure + 0.4 * (verdict.interval[gate.startswith("max")] - verdict.figure))
+    verdict = only(few.check(**{gate: limit}))
+    assert verdict.verdict == "cannot tell"
+    assert f"about {verdict.n_more} more sequences would tell" in verdict.note
+    assert only(compared(10 + 2 * verdict.n_more).check(**{gate: limit})).verdict == "holds"
+    assert only(compared(10 + verdict.n_more // 2).check(**{gate: limit})).verdict == "cannot tell"
+
+
+def test_gates_at_the_figure_itself_are_told_by_no_number_of_texts(documents):
+    verdict = only(documents.check(max_kl=documents.mean_kl))
+    assert (verdict.verdict, verdict.n_more) == ("cannot tell", None)
+    assert "no number of texts would tell" in verdict.note
+
+
+def test_gates_of_one_sequence_take_tokens_as_independent_and_say_so(rng):
+    base = rng.normal(size=(40, 5))
+    for options in {}, {"segment_ids": np.zeros(40, int)}:
+        verdict = only(compare(base, 0.9 * base, np.zeros(40, int), **options).check(max_kl=1))
+        assert verdict.verdict == "holds"
+        assert verdict.note == "40 tokens, taken as independent"
+    two = compare(base, 0.9 * base, np.zeros(40, int), segment_ids=np.arange(40) // 20)
+    assert "2 sequences, too few for more than a guess" in only(two.check(max_kl=1)).note
+
+
+@pytest.mark.parametrize("model", [[1.0, math.nan], [1.0, -math.inf]])
+def test_gates_of_nan_and_infinite_figures_fail(model):
+    found = compare([[1.0, 2.0]] * 3, [[1.0, 2.0], model, model], [0, 1, 1])
+    for verdict in found.check(max_kl=1e9, max_kl_quantile={0.6: 1e9}, max_perplexity_ratio=1e9).gates:
+        assert verdict.verdict == "fails", verdict
+        assert "the figure is not finite" in verdict.note
+
+
+def test_gates_of_an_infinite_loss_of_the_base_fail():
+    """The ratio of perplexities is then 0, which looks perfect."""
+    found = compare([[1.0, -math.inf]] * 2, [[1.0, 2.0]] * 2, [0, 1])
+    assert found.perplexity_ratio == 0
+    assert only(found.check(max_perplexity_ratio=1)).verdict == "fails"
+
+
+def test_gates_of_losses_without_targets_fail(rng):
+    base = rng.normal(size=(40, 5))
+    verdict = only(compare(base, base, None).check(max_perplexity_ratio=2))
+    assert verdict.verdict == "fails"
+    assert verdict.note.startswith("the figure is not finite; there are no targets")
+    assert compare(base, base, None).check(max_kl=2).verdict == "holds"
+    assert compare(base[:0], base[:0], None).check(max_kl=2, min_same_top=0).verdict == "fails"
+    single = compare(base[:1], base[:1] + 1, [0]).check(max_kl=2, min_same_top=0.5)
+    assert [one.verdict for one in single.gates] == ["cannot tell"] * 2
+
+
+@pytest.mark.parametrize(
+    ("gates", "words"),
+    [
+        ({}, "the list of gates is empty; it must be one or more of max_kl, max_kl_quantile"),
+        ({"max_kl": -1}, "max_kl is -1; it must be a finite number of at least 0"),
+        ({"max_kl": math.nan}, "max_kl is nan"),
+        ({"max_perplexity_ratio": math.inf}, "max_perplexity_ratio is inf"),
+        ({"min_same_top": 97}, "min_same_top is 97; it must be a number from 0 to 1"),
+        ({"max_kl": "1"}, "max_kl is '1'"),
+        ({"max_kl_quantile": 0.3}, "max_kl_quantile is 0.3; it must be a mapping"),
+        ({"max_kl_quantile": {1.0: 0.3}}, "a fraction of max_kl_quantile is 1.0; it must be a number between 0 and 1"),
+        ({"max_kl_quantile": {0.12345678: 0.3}}, "with at most 6 decimals"),
+        ({"max_kl_quantile": {0.5: -1}}, "max_kl_quantile is -1"),
+        ({"max_kl": 1, "confidence": 95}, "confidence is 95; it must be a number between 0 and 1"),
+        ({"max_kl": 1, "confidence": 1.0}, "confidence is 1.0"),
+        ({"max_kl": 1, "confidence": 0}, "confidence is 0"),
+        ({"max_kl": 1, "noise": "twin.npz"}, "noise is 'str'; it must be a Comparison, or None"),
+    ],
+)
+def test_gates_that_are_invalid(gates, words, documents):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        documents.check(**gates)
+    assert words in str(caught.value)
+
+
+def test_max_kl_quantile_of_any_fraction(documents):
+    verdict = only(documents.check(max_kl_quantile={0.123456: 5}))
+    assert verdict.gate == "max_kl_quantile 0.123456"
+    assert verdict.figure == pytest.approx(np.quantile(documents.kl, 0.123456), rel=1e-12)
+
+
+def test_gates_of_several_candidates_have_their_names(rng):
+    meter, base = ComparisonMeter(), rng.normal(size=(60, 5))
+    meter.update(base, {"q8": 0.99 * base, "q4": 0.2 * base}, np.zeros(60, int))
+    found = meter.results()
+    verdicts = found.check(max_kl=0.01, max_perplexity_ratio=9)
+    assert [(one.name, one.gate, one.verdict) for one in verdicts.gates] == [
+        ("q8", "max_kl", "holds"), ("q8", "max_perplexity_ratio", "holds"),
+        ("q4", "max_kl", "fails"), ("q4", "max_perplexity_ratio", "holds"),
+    ]  # fmt: skip
+    assert verdicts.verdict == "fails"
+    assert [one._replace(name="") for one in verdicts.gates[:2]] == found["q8"].check(
+        max_kl=0.01, max_perplexity_ratio=9
+    ).gates
+    with pytest.raises(ValueError, match="the list of models is empty"):
+        Evaluations().check(max_loss=1)
+    assert verdicts.columns()["high"].tolist() == [one.interval[1] for one in verdicts.gates]
+
+
+# -- evaluations -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sequences", [False, True])
+def test_gates_of_evaluations(sequences, rng):
+    logits, targets = rng.normal(size=(25, 8, 6), scale=3), rng.integers(6, size=(25, 8))
+    targets = np.where(rng.random(targets.shape) < 0.5, logits.argmax(-1), targets)
+    targets[:, 6:][rng.random((25, 2)) < 0.5] = -100
+    source = (logits, targets) if sequences else (logits.reshape(-1, 6), targets.ravel())
+    found = evaluate([source])
+    perplexity, loss, accuracy = found.check(max_loss=1, max_perplexity=3, min_greedy_accuracy=0.5).gates
+    radius = found.interval_factor * found.stderr
+    assert loss.interval == pytest.approx((found.loss - radius, found.loss + radius))
+    assert perplexity.interval == found.perplexity_interval
+    assert accuracy.figure == found.accuracy
+    meter, kept = LossMeter(), targets >= 0
+    greedy = np.where(kept, logits.argmax(-1) == targets, 0.0)
+    meter.update(sequence_losses(greedy, where=kept) if sequences else greedy[kept])
+    share, n = meter.loss, meter.count
+    assert share == pytest.approx(found.accuracy)
+    if sequences:
+        t = meter.interval_factor
+        n = min(n, share * (1 - share) / meter.stderr**2) * (stats.t.ppf(0.975, n - 1) / t) ** 2
+    expected = stats.beta.ppf(0.025, share * n, n - share * n + 1), stats.beta.isf(0.025, share * n + 1, n - share * n)
+    assert accuracy.interval == pytest.approx(expected)
+    assert ("taken as independent" in accuracy.note) is not sequences
+
+
+def test_min_greedy_accuracy_of_parts_and_of_sequences_in_several_files(tmp_path, rng):
+    logits, ids = rng.normal(size=(60, 5)), np.repeat(np.arange(6), 10)
+    targets = np.where(rng.random(60) < 0.6, logits.argmax(-1), 0)
+    np.save(tmp_path / "ids.npy", ids)
+    for i, part in enumerate(np.split(np.arange(60), [25])):
+        np.savez(tmp_path / f"{i}.npz", logits=logits[part], targets=targets[part])
+    blocks = [(logits[part], targets[part], None, ids[part]) for part in np.split(np.arange(60), [10, 25, 47])]
+    whole = evaluate([(logits, targets, None, ids)]).check(min_greedy_accuracy=0.5)
+    state = tmp_path / "state"
+    parts = blocks[0], (logits[10:], targets[10:], None, ids[10:])
+    found = [evaluate(blocks), sum(evaluate([block]) for block in parts)]
+    paths = [tmp_path / f"{i}.npz" for i in range(2)]
+    found += [evaluate(paths, segment_ids=tmp_path / "ids.npy", state=state) for _ in range(2)]
+    assert all(one.check(min_greedy_accuracy=0.5) == whole for one in found)
+
+
+def test_min_greedy_accuracy_of_responses_is_of_tokens_where_it_is_known(tmp_path):
+    path = clients.save(tmp_path / "r.jsonl", *clients.COMPLETIONS[:3])
+    found = evaluate(path)
+    verdict = only(found.check(min_greedy_accuracy=0.99))
+    assert verdict.figure == found.accuracy
+    assert verdict.interval[0] < found.accuracy <= verdict.interval[1]
+
+
+# -- responses and samples ---------------------------------------------------------------------------------------------
+
+
+def test_max_kl_of_responses_can_fail_and_never_holds(tmp_path):
+    """A bound from the listed classes is below the divergence: holding by it would let any model pass."""
+    base = clients.save(tmp_path / "base.jsonl", *clients.COMPLETIONS[:3])
+    other = less_likely(base)
+    found = compare_files(base, {"same": base, "other": other})
+    for verdict in found["same"].check(max_kl=100, max_kl_quantile={0.9: 100}).gates:
+        assert (verdict.figure, verdict.verdict, verdict.n_more) == (pytest.approx(0, abs=1e-9), "cannot tell", None)
+        assert "a lower bound of the divergence: it can fail a gate, and hold none" in verdict.note
+    assert only(found["same"].check(max_perplexity_ratio=1.01)).verdict == "holds"
+    assert only(found["other"].check(max_kl=1e-9)).verdict == "fails"
+
+
+def test_gates_of_samples_are_refused(tmp_path):
+    paths = [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
+    found = compare_files(paths[0], {"noise": paths[1]})
+    with pytest.raises(ValueError, match=r"^max_kl does not apply to samples of lm-evaluation-harness"):
+        found.check(max_kl=1)
+
+
+# -- noise -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(tmp_path, rng):
+    """Files of a base, of a second run of it, and of two models."""
+    base = rng.normal(size=(20, 30, 9), scale=2)
+    noises = {"base": 0, "twin": 0.01, "q8": 0.05, "q4": 0.3}
+    arrays = {name: base + rng.normal(size=base.shape) * scale for name, scale in noises.items()}
+    for name, logits in arrays.items():
+        np.savez(tmp_path / f"{name}.npz", logits=logits, **({"targets": base.argmax(-1)} if name == "base" else {}))
+    return {name: tmp_path / f"{name}.npz" for name in arrays}
+
+
+def test_noise_is_compared_as_a_candidate_alone_would_be(runs):
+    others = {name: runs[name] for name in ("q8", "q4")}
+    found = compare_files(runs["base"], others, noise=runs["twin"])
+    assert [*found] == ["q8", "q4"]
+    assert dict(found) == dict(compare_files(runs["base"], others))
+    twin = compare_files(runs["base"], {"twin": runs["twin"]})["twin"]
+    assert found.noise == twin
+    figures = found.to_dict()
+    assert figures["noise"]["mean_kl"] == twin.mean_kl
+    for one in figures["candidates"]:
+        comparison, multiples = found[one["name"]], one["noise_multiples"]
+        assert multiples["mean_kl"] == comparison.mean_kl / twin.mean_kl
+        assert multiples["kl_quantiles"]["0.99"] == comparison.kl_quantiles[0.99] / twin.kl_quantiles[0.99]
+        assert multiples["same_top"] == (1 - comparison.same_top) / (1 - twin.same_top)
+        assert multiples["log_perplexity_ratio"] == abs(comparison.log_perplexity_ratio / twin.log_perplexity_ratio)
+    columns = found.columns()
+    assert columns["name"].tolist() == ["q8", "q4", "noise"]
+    assert columns["mean_kl_multiple"][:2].tolist() == [one.mean_kl / twin.mean_kl for one in found.values()]
+    assert f"Beside the noise of a second run of the base, {runs['twin']}" in found.summary()
+
+
+def test_noise_is_read_as_the_base_is(runs, tmp_path):
+    with np.load(runs["base"]) as base, np.load(runs["twin"]) as twin:
+        np.savez(tmp_path / "b.npz", out=base["logits"], targets=base["targets"])
+        np.savez(tmp_path / "t.npz", out=twin["logits"])
+    options = {"base_array": "out", "array": "logits", "base_kind": "logits", "sizes": {"q4": 7}}
+    found = compare_files(tmp_path / "b.npz", {"q4": runs["q4"]}, noise=tmp_path / "t.npz", **options)
+    assert found.noise == compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["twin"]).noise
+
+
+def test_noise_of_the_same_run_shows_none(runs):
+    found = compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["base"])
+    assert "which is equal to it and shows none" in found.summary()
+    assert found.to_dict()["candidates"][0]["noise_multiples"]["mean_kl"] is None
+
+
+def test_noise_names_gates_that_nobody_can_pass(runs):
+    """llama.cpp's users asked for limits of the divergence below what another batch size makes of the same weights."""
+    found = compare_files(runs["base"], {"q8": runs["q8"]}, noise=runs["twin"])
+    noise = found.noise.mean_kl
+    below, above = (only(found.check(max_kl=limit)) for limit in (noise / 2, noise * 2))
+    assert below.note == f"below the noise: a second run of the base has {noise:.5g}, so nobody can pass"
+    assert (below.verdict, above.note) == ("fails", "")
+    assert "so perhaps nobody can pass" in only(found.check(max_kl=0.999 * noise)).note
+    same_top = found.noise.same_top
+    assert same_top < 1
+    assert "below the noise" in only(found.check(min_same_top=(1 + same_top) / 2)).note
+
+
+def test_noise_beside_a_candidate_of_its_name_is_refused(runs):
+    with pytest.raises(ValueError, match=r"^a name of others is 'noise'; it must be another one, where noise is given"):
+        compare_files(runs["base"], {"noise": runs["q4"]}, noise=runs["twin"])
+
+
+def test_noise_of_responses(tmp_path):
+    base = clients.save(tmp_path / "base.jsonl", *clients.COMPLETIONS[:3])
+    other = less_likely(base)
+    found = compare_files(base, {"other": other}, noise=other)
+    assert [*found] == ["other"]
+    assert found.to_dict()["candidates"][0]["noise_multiples"]["log_perplexity_ratio"] == 1
+    assert "KLD is at least" in found.summary()
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["noise"]["part"] == found.noise.part
