@@ -69,6 +69,12 @@ CALLS = [
     "tokenloss score log2.npz",
     "tokenloss score padded.npz",
     "tokenloss score scores.npz wide.npz",
+    "tokenloss score responses.txt",
+    "tokenloss score joined.jsonl",
+    'evaluate({"id": 1})',
+    "tokenloss score one-token.json --part prompt",
+    "tokenloss score prompt.json chat.json",
+    "tokenloss compare chat.json responses",
     "tokenloss score no-logprobs.json",
     "tokenloss score failed.jsonl",
     "tokenloss score cut.jsonl",
@@ -99,6 +105,14 @@ def chat(text, logprob=-0.25):
     """A response in OpenAI's layout of chats."""
     content = {"token": text, "logprob": logprob, "top_logprobs": [{"token": text, "logprob": logprob}]}
     return {"choices": [{"message": {"content": text}, "logprobs": {"content": [content]}}]}
+
+
+def echo(*logprobs):
+    """A response in OpenAI's layout of completions: the prompt alone."""
+    texts = ["A", " b"][: len(logprobs)]
+    logprobs = {"tokens": texts, "token_logprobs": [*logprobs], "top_logprobs": [None] * len(texts)}
+    usage = {"prompt_tokens": len(texts), "completion_tokens": 0}
+    return {"choices": [{"text": "".join(texts), "logprobs": logprobs}], "usage": usage}
 
 
 def sample(number):
@@ -148,11 +162,15 @@ def wrong(tmp_path_factory):
     lines = {
         "no-logprobs.json": [{"choices": [{"text": "Yes", "logprobs": None}]}], "chat.json": [chat("Yes")],
         "other-chat.json": [chat("No")], "failed.jsonl": [failed], "twice.jsonl": [batch, batch],
+        "one-token.json": [echo(None)], "prompt.json": [echo(None, -0.5)], "responses.txt": [chat("Yes")],
         "samples.jsonl": [sample(0), sample(1)], "other-samples.jsonl": [sample(0), sample(2)],
     }  # fmt: skip
     for name, records in lines.items():
         (path / name).write_text("".join(f"{json.dumps(record)}\n" for record in records))
     (path / "notes.txt").write_text("no scores")
+    (path / "joined.jsonl").write_text(2 * json.dumps(chat("Yes")))
+    (path / "responses").mkdir()
+    (path / "responses" / "chat.json").write_text(json.dumps(chat("Yes")))
     (path / "model.pt").write_bytes(pickle.dumps({}))
     (path / "cut.npy").write_bytes((path / "logits.npy").read_bytes()[:-8])
     (path / "cut.jsonl").write_text('{"choices": [\n')

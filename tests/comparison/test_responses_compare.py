@@ -480,7 +480,8 @@ class TestCommand:
 
     def test_parts_that_differ(self, documents, saved, tmp_path, command):
         path = clients.save_lines(tmp_path / "chat.jsonl", chat(documents.ids[0], np.zeros((6, 40)) - 4, 3))
-        assert_refused(command("compare", saved[0], path), f"{path}: is read for what is generated", "choose the part")
+        words = f"{path}: has log-probabilities of the part 'generated'", "or both come with --part generated"
+        assert_refused(command("compare", saved[0], path), *words)
 
 
 def test_a_folder_of_responses_is_refused(saved, command):

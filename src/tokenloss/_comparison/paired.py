@@ -19,6 +19,7 @@ from tokenloss._statistics.gates import (
     beside_noise,
     checked_limits,
     checked_tail,
+    divergence_estimate,
     independent_note,
     mean_estimate,
     needed_count,
@@ -261,7 +262,7 @@ class PairedLosses(Result):
             estimate = mean_estimate(mean.mean, mean._independent, limit, tail, is_log=True)
         else:
             mean = Mean(kl, ids)
-            estimate = mean_estimate(mean.mean, mean._independent, limit, tail)
+            estimate = divergence_estimate(mean.mean, mean._independent, limit, tail)
             if fraction is not None:
                 estimate = _quantile_estimate(kl, fraction, ids, mean, limit, tail)
         count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"

@@ -55,7 +55,9 @@ class PairedFiles:
 
     def __init__(self, base: ResponsesFile, other: ResponsesFile) -> None:
         if base.part != other.part:
-            got, fits = f"is read for what is {other.part}", f"be read as {base.path} is, {base.part}: choose the part"
+            got = f"has log-probabilities of the part {other.part!r}"
+            fits = f"have those of {base.part!r}, as {base.path} has"
+            fits += "; or both come with --part generated (part='generated')"
             raise_error("content", path=other.path, got=got, fits=fits)
         self.files = base, other
         self.skipped = 0

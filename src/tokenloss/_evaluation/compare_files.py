@@ -36,7 +36,11 @@ _NOT_OF_SAMPLES = "does not apply to samples of lm-evaluation-harness"
 _OF_ALL = ("workers", "progress")  # options that may be given though they have no effect
 # by option that only some files take, why others do not
 _REASONS = {
-    **dict.fromkeys(("margin", "cluster"), "is for samples of lm-evaluation-harness"),
+    "margin": (
+        "is for samples of lm-evaluation-harness; others have gates, such as --max-perplexity-ratio "
+        "(max_perplexity_ratio of check)"
+    ),
+    "cluster": "is for samples of lm-evaluation-harness",
     **dict.fromkeys(("part", "skip_failed"), "is for responses of servers"),
 }
 

@@ -101,7 +101,7 @@ def _check_text(
         is_right &= _is_shifted_rightly(text, texts, choice.get("finish_reason"), usage)
     if not is_right:
         got = f"the tokens of {field}.logprobs are not known to be those of its text; {_ISSUE}"
-        place.refuse(got, "list every token of the text, under the row before it")
+        place.refuse(got, "list every token of the text, under the row before it; score the model's logits instead")
 
 
 def _ascii(text: str) -> str:
