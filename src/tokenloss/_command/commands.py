@@ -19,6 +19,7 @@ from tokenloss._core.text import as_strict_json, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.evaluate import advice, evaluate
 from tokenloss._evaluation.results import Evaluations
+from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.terminal import print_as
@@ -83,6 +84,8 @@ def _score_models(args: argparse.Namespace) -> Evaluations:
         with _input_errors(), _own_warnings():
             evaluations[name] = evaluate(**_arguments(evaluate, args, source=path, progress=True))
         _warn(evaluations[name].figures, f"{name}: ")
+    if differences := evaluations._differences():
+        _print_warning(difference_note(differences))
     return evaluations
 
 
@@ -102,9 +105,15 @@ def _own_warnings() -> Iterator[None]:
 
 def _warn(figures: dict[str, Any], about: str = "") -> None:
     """Print on stderr what the figures warn of."""
-    for message, _ in advice(figures) if sys.stderr is not None else ():
+    for message, _ in advice(figures):
+        _print_warning(f"{about}{message}")
+
+
+def _print_warning(message: str) -> None:
+    """Print a warning on stderr, if there is one."""
+    if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(f"tokenloss: warning: {about}{message}", file=sys.stderr)
+            print(f"tokenloss: warning: {message}", file=sys.stderr)
 
 
 def compare(args: argparse.Namespace) -> int:

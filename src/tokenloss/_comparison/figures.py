@@ -17,10 +17,11 @@ from tokenloss._comparison.paired import (
     quantiles,
     sequence_table,
 )
-from tokenloss._core.dtypes import as_array
+from tokenloss._core.dtypes import as_array, as_float_array, dtype_name
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import columns_of
-from tokenloss._core.validation import broadcast
+from tokenloss._core.signature import either, ids_sum
+from tokenloss._core.validation import broadcast, check_kinds
 from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
@@ -71,6 +72,20 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
         **figures,
         **{name: columns[name].reshape(batch) for name in COLUMNS},
     }
+
+
+def signed_of(
+    base_logits: Any, logits: Any, targets: Any, kept: BoolArray, classes: int | None, kind: Any, base_kind: Any = None
+) -> dict[str, Any]:
+    """What the signature of a comparison says of scores and targets; those of blocks are merged."""
+    base_kind, kind = check_kinds(base_kind, kind)
+    arrays = {"logits": logits, "base_logits": base_logits}
+    dtype, base_dtype = (dtype_name(code, array) for array, code in (as_float_array(*one) for one in arrays.items()))
+    signed: dict[str, Any] = {"kind": either(kind, base_kind), "dtype": either(dtype, base_dtype)}
+    signed |= {"ignored": int(np.count_nonzero(~kept))} | ({} if classes is None else {"classes": str(classes)})
+    if targets is not None:
+        signed["ids"] = ids_sum(as_array("targets", targets)[0].reshape(-1)[kept])
+    return signed
 
 
 def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp, integer_of, integer_text
 from tokenloss._core.result import Result, Shown, Table, figure, nonzero
+from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_integer, check_mask
 from tokenloss._scores.token_scores import TokenScores
@@ -84,6 +85,11 @@ class LossFigures(Result):
         exact for normal sequence means of one variance. It is nan for fewer than two tokens.
         """
         return self._meter._independent.interval_factor
+
+    @property
+    def signature(self) -> str:
+        """How the figures were computed, as far as it is known, in a line that can be published with them."""
+        return self._meter._signature()
 
     @property
     def sequence_loss(self) -> float:
@@ -364,6 +370,16 @@ class LossMeter(LossFigures):
             basis += f" and {count_of(loose, 'token')} outside of any" if loose else ""
         return basis + guess_note(self.interval_factor)
 
+    def _signature(self, **fields: Any) -> str:
+        """The signature with further fields."""
+        weights = self._tokens.denominators
+        are_ones = weights == ExactRatio.of_mean(self._tokens.numerators).denominators
+        own: dict[str, Any] = {
+            "unit": "sequence" if self.is_clustered else "token", "tokens": self.count,
+            "sequences": self.n_sequences or None, "weights": None if are_ones else "yes",
+        }  # fmt: skip
+        return signature_of(**own, **fields)
+
     def _loss_per(self, unit: str) -> float:
         """All losses over the bytes or words of their text; nan if these are known of some groups, not of all."""
         known: int = getattr(self, f"_with_{unit}")
@@ -403,7 +419,7 @@ class LossMeter(LossFigures):
 
     def _shown(self) -> Shown:
         rows = loss_rows(self._figures(), self._basis())
-        return Shown("losses", "", [Table([("tokens", f"{self.count:,}", ""), *rows])])
+        return Shown("losses", "", [Table([("tokens", f"{self.count:,}", ""), *rows])], self.signature)
 
 
 def _check_length(name: str, value: Any) -> int:
