@@ -13,7 +13,7 @@ import pages
 import pytest
 import recorded_server
 
-from tokenloss import evaluate
+from tokenloss import compare_files, evaluate
 
 pytestmark = [pytest.mark.slow, pytest.mark.thread_unsafe(reason="changes the working directory")]
 PROGRAMS = sorted((pages.ROOT / "benchmarks" / "examples").glob("*.py"))
@@ -168,7 +168,10 @@ def test_quantised_logits_are_of_the_tokens_of_the_base(engine, run):
         logits_of = transformed.load(MODEL)
     with np.load("base.npz") as base:
         ids, mask, shape = base["input_ids"], base["attention_mask"].astype(bool), base["logits"].shape
-    found = np.load("out.npz")["logits"]
+    with np.load("out.npz") as file:
+        found = file["logits"]
+        np.testing.assert_array_equal(file["input_ids"], ids)
+        np.testing.assert_array_equal(file["attention_mask"], mask)
     assert found.shape == shape
     for row, where, own in zip(found, mask, ids, strict=True):
         assert not row[~where].any()
@@ -187,7 +190,7 @@ def test_rounded_weights(run):
         ids, mask, logits = (base[name] for name in ("input_ids", "attention_mask", "logits"))
     errors = []
     for name, bits in zip(names, (8, 2), strict=True):
-        model = transformers.AutoModelForCausalLM.from_pretrained(f"out/{name}", dtype="float32")
+        model = transformers.AutoModelForCausalLM.from_pretrained(f"out/models/{name}", dtype="float32")
         for weights in model.parameters():
             if weights.ndim == 2:
                 assert max(len(group.unique()) for group in weights.detach().reshape(-1, 64)[:50]) <= 2**bits
@@ -197,6 +200,43 @@ def test_rounded_weights(run):
         np.testing.assert_allclose(found[mask > 0].astype(float), again[mask > 0], rtol=2e-3, atol=1e-3)
         errors.append(np.square(found[mask > 0].astype(float) - logits[mask > 0]).mean())
     assert errors[0] < errors[1] / 1000
+
+
+@pytest.mark.parametrize("program", ["round_weights.py", "store_quantised_logits.py"])
+def test_quantised_logits_of_a_folder(program, run):
+    """They are those of the same texts in one file."""
+    found = []
+    for base, options in (("base.npz", ""), ("base", "--batch-size 7")):
+        run("store_logits.py", MODEL, TEXTS, base, "--max-length 40", options)
+        if program == "round_weights.py":
+            printed = run(program, MODEL, base, "quants", "--bits 4 --group 64 --models")
+            others = dict([printed.split()[0].split("=")])
+            assert Path("quants/models/Q4g64/model.safetensors").exists()
+        else:
+            others = {"mlx": f"mlx{Path(base).suffix}"}
+            run(program, "mlx", MODEL, base, *others.values())
+        found += compare_files(base, others, shift=True).values()
+    one, many = found
+    assert one.count == many.count == 780
+    assert many.mean_kl == pytest.approx(one.mean_kl, rel=1e-3, abs=1e-7)
+    assert many.perplexity == pytest.approx(one.perplexity, rel=1e-5)
+
+
+def test_quantised_logits_of_other_texts_are_refused(run):
+    texts = Path(TEXTS).read_text("utf-8").splitlines()
+    Path("others.txt").write_text("\n".join([texts[1], texts[0], *texts[2:]]), "utf-8")
+    for name, path in (("base", TEXTS), ("other", "others.txt")):
+        run("store_logits.py", MODEL, path, f"{name}.npz", "--max-length 40")
+    run("round_weights.py", MODEL, "other.npz", "quants", "--bits 4 --group 64")
+    with pytest.raises(ValueError, match=r"Q4g64\.npz: holds other targets; it must hold those of base\.npz if any"):
+        compare_files("base.npz", {"Q4": "quants/Q4g64.npz"}, shift=True)
+
+
+def test_texts_that_are_cut_are_told(run):
+    assert run("store_logits.py", MODEL, TEXTS, "cut.npz", "--max-length 40") == "20 of 20 texts cut to 40 tokens\n"
+    Path("texts.txt").write_text("And\n" + " ".join(Path(TEXTS).read_text("utf-8").splitlines()), "utf-8")
+    assert run("store_logits.py", MODEL, "texts.txt", "long.npz") == "1 of 2 texts cut to 256 tokens\n"
+    assert not run("store_logits.py", MODEL, TEXTS, "whole.npz")
 
 
 @pytest.mark.parametrize("server", ["vllm", "echo", "sglang", "llama.cpp"])

@@ -12,7 +12,7 @@ from places import ROOT
 
 # from the ground up
 FLOORS = ["_core", "_scores", "_statistics", "formats", "_comparison", "_evaluation", "_output", "_command"]
-PUBLIC = ["dask", "page", "plots", "results", "sinks"]  # modules that may hand on names of any package
+PUBLIC = ["dask", "page", "plots", "results", "sinks", "testing"]  # modules that may hand on names of any package
 SOURCE = ROOT / "src" / "tokenloss"
 FILES = {
     path.relative_to(SOURCE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path

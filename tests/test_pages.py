@@ -20,7 +20,8 @@ NEEDS = {
     "gallery.md": ("matplotlib", "torch", "transformers"),
     "README.md": ("sklearn", "torch", "transformers"),
     "how-to/engines.md": ("torch", "transformers", "onnx", "onnxruntime"),
-    "how-to/scikit-learn.md": ("sklearn",),
+    "how-to/classifiers-compared.md": ("sklearn",),
+    "how-to/scikit-learn.md": ("pandas", "sklearn"),
     "how-to/segmentation.md": ("torch",),
     "how-to/shards.md": ("torch", "transformers"),
     "how-to/windows.md": ("torch", "transformers"),
@@ -34,7 +35,8 @@ NEEDS = {
     "how-to/multiple-choice.md": ("torch", "transformers"),
     "how-to/packed-documents.md": ("torch", "transformers"),
     "how-to/padded-batch.md": ("torch", "transformers"),
-    "how-to/quantised-models.md": ("torch", "transformers"),
+    "how-to/quantised-models.md": ("matplotlib", "torch", "transformers"),
+    "how-to/two-candidates.md": ("torch", "transformers"),
 }
 
 

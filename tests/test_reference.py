@@ -26,11 +26,13 @@ from tokenloss import (
     results,
     sequence_losses,
     sinks,
+    testing,
     token_scores,
 )
 from tokenloss._command.arguments import make_parser
 from tokenloss._command.cli import main
 from tokenloss._core._core import KINDS
+from tokenloss._core.signature import _FIELDS
 from tokenloss.formats import scores_file
 from tokenloss.formats.readers import FORMATS
 
@@ -165,6 +167,11 @@ def test_keys_of_json_are_described(files, kind):
                 for path, key in (model, "by_token_type"), (f"{model}.sequences[]", "file"):
                     described.get(path, set()).discard(key)
         assert found == described
+
+
+def test_fields_of_signatures_are_described():
+    ((_, _, rows),) = (table for table in tables_of("json") if table[0] == "Signatures")
+    assert [name for names, _ in rows for name in codes(names)] == [*_FIELDS]
 
 
 def test_models_side_by_side_have_the_keys_of_each(files):
@@ -305,6 +312,6 @@ def test_arrays_of_files_are_described():
 
 def test_functions_and_results_are_listed():
     listed = re.findall(r"^   (tokenloss\.\S+)$", (pages.DOCS / "reference/api.md").read_text("utf-8"), re.MULTILINE)
-    modules = (tokenloss, tokenloss.dask, formats, page, plots, results, sinks)
+    modules = (tokenloss, tokenloss.dask, formats, page, plots, results, sinks, testing)
     public = [f"{module.__name__}.{name}" for module in modules for name in module.__all__ if name != "KINDS"]
     assert sorted(listed) == sorted([*public, "tokenloss.formats.llama_cpp.write"])

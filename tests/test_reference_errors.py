@@ -25,6 +25,7 @@ pytestmark = [
 # calls in Python and commands, of which the page has the messages
 CALLS = [
     "cross_entropy(x, [1, 2, 3, 5])",
+    "cross_entropy(x, [1, 2, 3, 255])",
     "cross_entropy(x, t[:3])",
     "cross_entropy(np.zeros((2, 5, 3)), np.zeros((2, 3), int))",
     "cross_entropy(x, t.astype(float))",
@@ -58,6 +59,7 @@ CALLS = [
     "tokenloss score empty-folder",
     "tokenloss score scores.npz --per-token tokens.parquet",
     "tokenloss score other-name.npz",
+    "tokenloss score weights.npz",
     "tokenloss score no-targets.npz",
     "tokenloss score inputs.npz",
     "tokenloss score hidden.npz",
@@ -93,6 +95,7 @@ CALLS = [
     "tokenloss score model-a.npz model-b.npz",
     "tokenloss score certain.npz",
     "evaluate([(x * np.nan, t)])",
+    'compare(p, np.eye(5)[[1, 1, 2, 3]], t, kind="probs")',
 ]
 # errors that say all that can be said of them, or that no example can show
 CLEAR = {
@@ -150,6 +153,7 @@ def wrong(tmp_path_factory):
         "unshifted": {"logits": 5 * np.eye(9)[np.roll(ids, -1)], "targets": ids},
         "no-norm": {"hidden_states": np.exp(rng.normal(size=(100, 1))) * rng.normal(size=(100, 8)), "targets": ids},
         "model-a": {"logits": np.zeros((100, 9)), "targets": ids},
+        "weights": {"model.norm.weight": np.ones(5), "lm_head.weight": x},
         "certain": {"log_probs": certain, "targets": np.zeros(6, int)},
     }  # fmt: skip
     for name, array in arrays.items():

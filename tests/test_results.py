@@ -10,10 +10,12 @@ import sys
 from html.parser import HTMLParser
 
 import clients
+import eval_harness
 import numpy as np
 import pytest
 
 from tokenloss import (
+    ComparisonMeter,
     LossMeter,
     class_log_probs,
     compare,
@@ -114,6 +116,46 @@ MAKERS = {
 }
 
 
+NAMES = [f"{HOSTILE}{'long ' * 40}{i}" for i in range(30)]
+
+
+def models_of_names(_):
+    """Comparisons of many models, block by block."""
+    comparisons = ComparisonMeter()
+    comparisons.update(LOGITS, {name: OTHER + i for i, name in enumerate(NAMES)}, TARGETS)
+    return comparisons.results()
+
+
+def responses_of_names(folder):
+    """A batch of chats whose texts, top classes and ids are hostile."""
+    bodies = [clients.chat((name, -0.5 - i / 9, [(name, -0.5), (HOSTILE, -1.5)])) for i, name in enumerate(NAMES)]
+    lines = [
+        {"custom_id": name, "response": {"status_code": 200, "body": one}}
+        for name, one in zip(NAMES, bodies, strict=True)
+    ]
+    return clients.save_lines(folder / "batch.jsonl", *lines)
+
+
+def samples_of_names(folder):
+    """Samples with many metrics."""
+    samples = [eval_harness.sample(i, **{name: float(i % 3 > 0) for name in NAMES}) for i in range(4)]
+    path = clients.save_lines(folder / "samples.jsonl", *samples)
+    return only(compare_files(path, {NAMES[0]: path}, margin=0.1))
+
+
+OF_HOSTILE_NAMES = {
+    "evaluations": lambda _: Evaluations((name, evaluate([(LOGITS, TARGETS)])) for name in NAMES),
+    "comparisons": models_of_names,
+    "comparison": lambda folder: models_of_names(folder)[NAMES[0]],
+    "comparison of files": lambda folder: compare_files(scored(folder, LOGITS), {NAMES[0]: scored(folder, OTHER, "q")}),
+    "evaluation of responses": lambda folder: evaluate(responses_of_names(folder)),
+    "comparison of responses": lambda folder: compare_files(*[responses_of_names(folder)] * 2),
+    "comparison of samples": samples_of_names,
+    "metric": lambda folder: samples_of_names(folder).metrics[0],
+    "verdicts": lambda folder: models_of_names(folder).check(max_kl=0.01, min_same_top=0.5),
+}
+
+
 @pytest.fixture(params=MAKERS)
 def result(request, tmp_path):
     """Each result of the table, whose texts are hostile where it has any."""
@@ -177,7 +219,7 @@ def test_an_evaluation_has_the_figures_of_its_meter():
     expected = meter(sequence_losses(scores))
     expected.update([], n_bytes=70, n_words=20)
     assert found.meter == expected
-    names = [name for name in expected.to_dict() if not name.endswith("_by_sequence")]
+    names = [name for name in expected.to_dict() if not name.endswith("_by_sequence") and name != "signature"]
     assert "bits_per_byte_interval" in names
     for name in names:
         assert getattr(found, name) == getattr(expected, name) == found.figures[name], name
@@ -334,14 +376,35 @@ class Cells(HTMLParser):
 
 
 def test_html_has_the_same_cells_as_the_summary(result):
+    check_html(result)
+
+
+@pytest.mark.parametrize("make", OF_HOSTILE_NAMES)
+def test_hostile_names_are_text_and_long_ones_are_cut_in_repr(make, tmp_path):
+    found = OF_HOSTILE_NAMES[make](tmp_path)
+    check_html(found)
+    assert found.summary().replace("\n", "").isprintable()
+    assert repr(found).isprintable()
+    assert len(repr(found)) <= 4 * 80  # some lines of a screen
+
+
+def check_html(result):
+    """Check the HTML of a result, by its plain text."""
     read, shown, text = Cells(result._repr_html_()), result._shown(), result.summary()
     expected = [shown.title, shown.note]
     for table in shown.tables:
         expected += [table.title] * bool(table.title)
         expected += [cell for row in [table.heads] * bool(table.heads) + [*table.rows] for cell in row]
+    expected += [shown.signature] * bool(shown.signature)
     assert read.cells == [cell.replace("\x1b", r"\x1b").replace("\n", r"\n") for cell in expected]
     assert read.tags <= TAGS
     assert {name for name, _ in read.attributes} <= {"style"}
+    assert (
+        "style",
+        "color: inherit",
+    ) in read.attributes  # where a page has no doctype, tables have a colour of their own
+    paddings = [style for _, style in read.attributes if "white-space" in style]
+    assert all("padding: 0.1em 1em" in style for style in paddings)  # many notebooks leave cells without
     assert not any(
         word in style for _, style in read.attributes for word in ("background", "#", "rgb", "black", "white;")
     )

@@ -1,12 +1,14 @@
 """Round the weights of a model to few bits, and store the logits of each of the models that come of it.
 
-MODEL is any causal language model that transformers can load. BASE.npz is what store_logits.py has stored of it. OUT is
-a folder, which gets a file of `logits` in float16 for each number of bits and each size of groups, and with --models
-the model, too. In each group of neighbouring weights the values become 2 ** BITS steps from the least to the greatest,
-which is the plainest way to quantise. Printed are the arguments of `tokenloss compare` that name the files and sizes.
+MODEL is any causal language model that transformers can load. BASE is what store_logits.py has stored of it: a .npz
+file, or a folder of them. The folder OUT gets the same for each number of bits and each size of groups, with `logits`
+in float16, and the ids and masks of BASE; with --models it gets the models, too. In each group of neighbouring weights
+the values become 2 ** BITS steps from the least to the greatest, which is the plainest way to quantise. Printed are the
+arguments of `tokenloss compare` that name the files and sizes.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -33,26 +35,28 @@ def round_weights(model: torch.nn.Module, bits: int, group: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("base", metavar="BASE.npz", type=Path)
+    parser.add_argument("base", metavar="BASE", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 5, 4, 3], help="default: 8 6 5 4 3")
     parser.add_argument("--group", type=int, nargs="+", default=[64, 16], help="weights in a group (default: 64 16)")
-    parser.add_argument("--models", action="store_true", help="save the models, too")
+    parser.add_argument("--models", action="store_true", help="save the models, too, in OUT/models")
     args = parser.parse_args()
-    with np.load(args.base) as base:
-        ids, mask = (torch.from_numpy(base[name]) for name in ("input_ids", "attention_mask"))
-    args.out.mkdir(parents=True, exist_ok=True)
-    for bits in args.bits:
-        for group in args.group:
-            model = AutoModelForCausalLM.from_pretrained(args.model, dtype="float32").eval()
-            size, out = round_weights(model, bits, group), args.out / f"Q{bits}g{group}"
+    is_folder = args.base.is_dir()
+    for bits, group in itertools.product(args.bits, args.group):
+        model, name = AutoModelForCausalLM.from_pretrained(args.model, dtype="float32").eval(), f"Q{bits}g{group}"
+        size, out = round_weights(model, bits, group), args.out / (name if is_folder else f"{name}.npz")
+        for path in sorted(args.base.glob("*.npz")) if is_folder else [args.base]:
+            with np.load(path) as base:
+                held = {array: base[array] for array in ("input_ids", "attention_mask")}
             with torch.inference_mode():
-                logits = model(ids, attention_mask=mask).logits
-            np.savez(f"{out}.npz", logits=logits.half().numpy())
-            print(f"{out.name}={out}.npz --size {out.name}={size}")
-            if args.models:
-                model.save_pretrained(out)
-                AutoTokenizer.from_pretrained(args.model).save_pretrained(out)
+                logits = model(**{array: torch.from_numpy(values) for array, values in held.items()}).logits
+            file = out / path.name if is_folder else out
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(file, logits=logits.half().numpy(), **held)
+        print(f"{name}={out} --size {name}={size}")
+        if args.models:
+            model.save_pretrained(args.out / "models" / name)
+            AutoTokenizer.from_pretrained(args.model).save_pretrained(args.out / "models" / name)
 
 
 if __name__ == "__main__":

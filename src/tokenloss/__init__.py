@@ -46,6 +46,7 @@ Modules
     tokenloss.formats       readers of files
     tokenloss.page          pages of tokens, in HTML
     tokenloss.plots         plots, by matplotlib
+    tokenloss.testing       assert_close, for tests of kernels and of quantised models
     tokenloss.dask          the same of Dask arrays, and on clusters
 
 help(tokenloss.cross_entropy) tells of a function, its options, errors and examples.
@@ -74,7 +75,7 @@ _NAMES = {
     "_statistics.windows": ("windows",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
-_PUBLIC_MODULES = ("dask", "formats", "page", "plots", "results", "sinks")
+_PUBLIC_MODULES = ("dask", "formats", "page", "plots", "results", "sinks", "testing")
 
 __all__ = sorted(_MODULES)
 

@@ -3,6 +3,7 @@ from tokenloss import page as page
 from tokenloss import plots as plots
 from tokenloss import results as results
 from tokenloss import sinks as sinks
+from tokenloss import testing as testing
 from tokenloss._comparison.comparison import ComparisonMeter as ComparisonMeter
 from tokenloss._comparison.comparison import compare as compare
 from tokenloss._comparison.linear_compare import linear_compare as linear_compare

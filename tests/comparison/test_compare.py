@@ -383,14 +383,15 @@ def test_ignore_index_of_all_targets(definitions, shape):
     assert found.count == 0
     assert found.kl.shape == shape[:-1]
     figures = found._figures()
-    for name in ("definitions", "count", "n_sequences", "is_clustered", "has_targets"):
+    for name in ("signature", "definitions", "count", "n_sequences", "is_clustered", "has_targets"):
         del figures[name]
     assert [figures.pop(name) for name in ("n_infinite", "n_nan", "left_out", "base_left_out")] == [0, 0, None, None]
     assert figures.pop("by_confidence") == []
     for figure in figures.values():
         for value in figure.values() if isinstance(figure, dict) else [figure]:
             assert np.isnan(value).all()
-    assert repr(ComparisonMeter(definitions=definitions).result()._figures()) == repr(found._figures())
+    of_meter = ComparisonMeter(definitions=definitions).result()._figures()
+    assert repr(of_meter | {"signature": found.signature}) == repr(found._figures())
 
 
 @each_definition

@@ -46,7 +46,7 @@ def assert_same(actual, expected):
 def assert_same_but_for_errors(actual, expected):
     """Compare every bit of two comparisons, but for what depends on sequences."""
     left_out = [*ERRORS, "n_sequences", "is_clustered", "interval_factor", "kl_quantile_intervals", "sequences",
-                "by_confidence"]  # fmt: skip
+                "by_confidence", "signature"]  # fmt: skip
     assert repr(figures(actual, *left_out)) == repr(figures(expected, *left_out))
     for name in ARRAYS:
         assert_same_bits(getattr(actual, name), getattr(expected, name), name)
@@ -241,7 +241,7 @@ def test_one_sequence_falls_back_to_tokens(rng):
     for options in ({"segment_ids": 3}, {"segment_ids": np.full(60, 3)}, {"cu_seqlens": [0, 60]}):
         found = compare(base, logits, targets, **options)
         assert (found.n_sequences, found.is_clustered) == (1, False)
-        left_out = ("n_sequences", "sequences")
+        left_out = ("n_sequences", "sequences", "signature")
         assert repr(figures(found, *left_out)) == repr(figures(expected, *left_out))
     # the other sequences are masked
     found = compare(base, logits, targets, segment_ids=ids, where=ids == 2)

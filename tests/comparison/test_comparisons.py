@@ -1,6 +1,7 @@
 """Comparisons: the results of several candidates by name, in one schema for scores, responses and samples."""
 
 import json
+import math
 import pickle
 
 import clients
@@ -113,7 +114,7 @@ def test_a_table_and_columns_name_each_candidate(make, tmp_path, command):
 def test_perplexities_of_all_and_of_the_base_are_shown(tmp_path):
     base, others, _ = of_scores(tmp_path)
     found = compare_files(base, others)
-    rows = {line.split()[0]: line.split()[1] for line in found.summary().splitlines()[3:]}
+    rows = {line.split()[0]: line.split()[1] for line in found.summary().splitlines()[3:-2]}
     assert list(rows) == ["base", "q8", "q4", "q2"]
     assert rows == {"base": f"{found['q8'].base_perplexity:.6g}"} | {
         name: f"{one.perplexity:.6g}" for name, one in found.items()
@@ -238,3 +239,102 @@ def test_page_of_responses_to_other_requests(tmp_path, command):
     assert (status, out) == (2, "")
     assert "other tokens in same" in err
     assert command(*argv)[0] == 0
+
+
+# -- the difference of two candidates ----------------------------------------------------------------------------------
+
+
+def paired(many, figure, a, b):
+    """The mean difference of two candidates and its error, of the sums of each sequence, in plain sums."""
+    sums = {}
+    for number, kept, x, y in zip(
+        many.sequences.tolist(), a.kept.tolist(), vars(a)[figure].tolist(), vars(b)[figure].tolist(), strict=True
+    ):
+        if kept:
+            sums.setdefault(number, []).append(float(y) - float(x))
+    n = sum(map(len, sums.values()))
+    mean = math.fsum(map(math.fsum, sums.values())) / n
+    squares = math.fsum((math.fsum(one) - mean * len(one)) ** 2 for one in sums.values())
+    return mean, math.sqrt(len(sums) / (len(sums) - 1) * squares) / n
+
+
+@pytest.mark.parametrize("by_files", [True, False])
+def test_differences_of_two_candidates_are_paired_and_clustered(by_files, tmp_path):
+    many = Many(tmp_path)
+    if by_files:
+        found = compare_files(tmp_path / "base", {name: tmp_path / name for name in many.logits})
+    else:
+        meter = ComparisonMeter()
+        for part in (slice(25), slice(25, None)):
+            logits = {name: array[part] for name, array in many.logits.items()}
+            meter.update(many.base[part], logits, many.targets[part], segment_ids=many.sequences[part])
+        found = meter.results()
+    for a, b in (("q8", "q4"), ("q4", "q2"), ("q2", "q8")):
+        one, other, table = many.comparison(a), many.comparison(b), found.difference(a, b)
+        assert list(table) == ["figure", "a", "b", "difference", "stderr", "low", "high"]
+        assert table["figure"].tolist() == ["kl", "loss", "same_top"]
+        for i, name in enumerate(("kl", "nll", "is_same_top")):
+            mean, stderr = paired(many, name, one, other)
+            assert table["difference"][i] == pytest.approx(mean, rel=1e-12, abs=1e-15)
+            assert table["stderr"][i] == pytest.approx(stderr, rel=1e-12)
+            reach = one.interval_factor * stderr
+            assert table["low"][i] == pytest.approx(mean - reach, rel=1e-12)
+            assert table["high"][i] == pytest.approx(mean + reach, rel=1e-12)
+        for key, of in (("a", one), ("b", other)):
+            assert table[key].tolist() == [of.mean_kl, pytest.approx(math.log(of.perplexity), rel=1e-14), of.same_top]
+        ratio = math.log(other.perplexity / one.perplexity)
+        assert table["difference"][1] == pytest.approx(ratio, rel=1e-12)
+        assert lists(found.difference(b, a)) == {key: pytest.approx(value) for key, value in reverse(table).items()}
+
+
+def lists(table):
+    return {name: column.tolist() for name, column in table.items()}
+
+
+def reverse(table):
+    """The table of the same two candidates, the other way round."""
+    turned = {"a": table["b"], "b": table["a"], "difference": -table["difference"]}
+    turned |= {"low": -table["high"], "high": -table["low"]}
+    return lists({name: turned.get(name, column) for name, column in table.items()})
+
+
+def test_a_difference_is_that_of_a_comparison_of_both(tmp_path):
+    """The difference of losses, and its error, are those of the two models compared without their base."""
+    many = Many(tmp_path)
+    found = compare_files(tmp_path / "base", {name: tmp_path / name for name in many.logits})
+    direct = tokenloss.compare(many.logits["q8"], many.logits["q4"], many.targets, segment_ids=many.sequences)
+    table = found.difference("q8", "q4")
+    assert table["difference"][1] == direct.log_perplexity_ratio
+    assert table["stderr"][1] == direct.log_perplexity_ratio_stderr
+
+
+def test_differences_without_sequences_or_targets():
+    base, noise = np.random.default_rng(5).normal(size=(2, 30, 7))
+    meter = ComparisonMeter()
+    meter.update(base, {"a": base + 0.1 * noise, "b": base + 0.3 * noise}, None)
+    found = meter.results()
+    table, change = found.difference("a", "b"), found["b"].kl - found["a"].kl
+    assert table["difference"][0] == pytest.approx(change.mean(), rel=1e-13)
+    assert table["stderr"][0] == pytest.approx(change.std(ddof=1) / math.sqrt(30), rel=1e-12)
+    assert np.isnan([table[name][1] for name in ("a", "b", "difference", "stderr", "low", "high")]).all()
+
+
+@EACH
+def test_what_has_no_difference_is_refused(make, tmp_path):
+    base, others, _ = make(tmp_path)
+    found = compare_files(base, others)
+    a, b, *_ = others
+    with pytest.raises(KeyError, match="nobody"):
+        found.difference(a, "nobody")
+    if make is not of_scores:
+        with pytest.raises(TypeError, match=r"a candidate is '\w+Comparison'; it must be a Comparison, of scores"):
+            found.difference(a, b)
+        return
+    many = ComparisonMeter()
+    many.update(np.zeros((2, 3)), np.eye(3)[:2], [0, 1])
+    mixed = Comparisons(found | {"elsewhere": many.result()})
+    with pytest.raises(ValueError, match="difference is for candidates that are compared at the same tokens"):
+        mixed.difference(a, "elsewhere")
+    same = mixed.difference(a, a)
+    assert not same["difference"].any()
+    assert not same["stderr"].any()

@@ -44,8 +44,8 @@ def documents(rng):
 def test_intervals_have_the_confidence(documents, confidence):
     t = stats.t.ppf((1 + confidence) / 2, 29)  # documents are equally long
     found = {one.gate: one for one in documents.check(**LIMITS, confidence=confidence).gates}
-    radius = t * documents.mean_kl_stderr
-    assert found["max_kl"].interval == pytest.approx((documents.mean_kl - radius, documents.mean_kl + radius))
+    factor = math.exp(t * documents.mean_kl_stderr / documents.mean_kl)
+    assert found["max_kl"].interval == pytest.approx((documents.mean_kl / factor, documents.mean_kl * factor))
     radius = t * documents.log_perplexity_ratio_stderr
     expected = [math.exp(documents.log_perplexity_ratio + sign * radius) for sign in (-1, 1)]
     assert found["max_perplexity_ratio"].interval == pytest.approx(expected)

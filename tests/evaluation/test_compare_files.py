@@ -107,7 +107,7 @@ def test_shift_warning_of_compare_files(tmp_path):
     assert (found.count, found.mean_kl, found.same_top) == (399, 0, 1)
 
 
-def test_nan_and_infinite_divergences_are_warned_of(tmp_path):
+def test_nan_and_infinite_divergences_are_warned_of(tmp_path, command):
     base, other, targets = np.zeros((20, 3)), np.zeros((20, 3)), np.zeros(20, int)
     other[[1, 7], 1], other[3, 0], other[5, 2], targets[5] = np.nan, -np.inf, np.nan, -100
     np.savez(tmp_path / "base.npz", logits=base, targets=targets)
@@ -117,6 +117,52 @@ def test_nan_and_infinite_divergences_are_warned_of(tmp_path):
     messages = [str(one.message) for one in record]
     assert messages == ["q: 2 of 19 tokens are nan", "q: 1 of 19 tokens have an infinite divergence or loss"]
     assert "count=19, n_infinite=1, n_nan=2, " in repr(found["q"])
+    status, out, err = command("compare", tmp_path / "base.npz", f"q={tmp_path / 'other.npy'}")
+    assert (status, out) == (0, found.summary() + "\n")
+    assert err.splitlines() == [f"tokenloss: warning: {message}" for message in messages]
+
+
+def test_probabilities_of_0_are_warned_of_where_they_make_a_loss_infinite(tmp_path, command):
+    base, other, targets = np.full((9, 4), 0.25), np.full((9, 4), 0.25), np.zeros(9, int)
+    other[5] = 0, 0, 0.5, 0.5
+    words = "a probability of 0 for a target makes its loss infinite"
+    np.savez(tmp_path / "base.npz", probs=base, targets=targets)
+    np.savez(tmp_path / "other.npz", probs=other, targets=targets)
+    for first, second in itertools.permutations((base, other)):
+        with pytest.warns(UserWarning, match=words) as record:
+            found = tokenloss.compare(first, second, targets, kind="probs")
+        assert record[0].filename == __file__
+        assert abs(found.log_perplexity_ratio) == np.inf
+        clipped = tokenloss.compare(*(np.clip(p, 1e-12, 1) for p in (first, second)), targets, kind="probs")
+        assert abs(clipped.log_perplexity_ratio) == pytest.approx(np.log(0.25e12) / 9)
+    for first, second in itertools.permutations(("base", "other")):
+        _, _, err = command("compare", tmp_path / f"{first}.npz", tmp_path / f"{second}.npz")
+        assert err.startswith(f"tokenloss: warning: {words}")
+    with pytest.warns(UserWarning, match="0 for a target|infinite divergence or loss") as record:
+        compare_files(tmp_path / "base.npz", tmp_path / "other.npz")
+    assert [words in str(one.message) for one in record] == [True, False]
+    targets[5] = 3  # the probability of 0 is of a class that did not come
+    assert tokenloss.compare(base, other, targets, kind="probs").n_infinite == 1
+    with np.errstate(divide="ignore"):
+        logs = np.log(other)
+    assert tokenloss.compare(logs, logs, 0 * targets).perplexity == np.inf  # of logits, an infinite loss is meant
+
+
+def test_what_functions_say_of_axis_and_ignore_index_names_options_in_the_command(tmp_path, command):
+    logits, targets = np.zeros((2, 5, 3, 4), np.float32), np.full((2, 3, 4), 255)
+    np.save(tmp_path / "logits.npy", logits)
+    np.save(tmp_path / "targets.npy", targets)
+    np.savez(tmp_path / "images.npz", logits=logits, targets=targets)
+    words = "or save the classes last, if axis 1 of logits holds them: np.moveaxis(logits, 1, -1)"
+    assert_refused(command("score", tmp_path / "logits.npy", tmp_path / "targets.npy"), words)
+    assert_refused(command("score", tmp_path / "images.npz"), words)
+    np.savez(tmp_path / "images.npz", logits=np.moveaxis(logits, 1, -1), targets=targets)
+    words = "targets[0, 0, 0] = 255 is out of range [0, 5); if 255 marks what has no label, give --ignore-index 255"
+    assert_refused(command("score", tmp_path / "images.npz"), words)
+    assert command("score", tmp_path / "images.npz", "--ignore-index", "255")[0] == 0
+    np.savez(tmp_path / "binary.npz", probs=np.full(9, 0.25), labels=np.arange(9) % 2)
+    words = "targets adds up to 4; it must add up to 1", "save both classes: np.stack([1 - p, p], -1)"
+    assert_refused(command("score", tmp_path / "binary.npz"), *words)
 
 
 def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatch):

@@ -67,8 +67,8 @@ def test_what_a_causal_model_was_given(name, mask, save, command):
     expected.update(sequence_losses(token_scores(logits, ids, where=where)))
     assert evaluate(path, shift=True).meter == expected
     if "ids" in name:
-        words = "must hold targets, or come with --shift (shift=True), --targets or --targets-array"
-        assert_refused(command("score", path), f"{path}: holds input ids and no targets; it {words}")
+        words = "it must hold targets, or come with --targets or --targets-array; if these ids are the model's input, "
+        assert_refused(command("score", path), f"{path}: holds input ids and no targets; {words}add --shift")
     elif mask is not None:
         assert_refused(command("score", path), f"{path}: attention_mask[", "or come with --shift (shift=True)")
 
@@ -105,7 +105,7 @@ def test_documents_of_a_mask_are_told_apart_or_refused_without_an_index_to_ignor
 
 def test_models_are_compared_by_input_ids_or_without_targets(save):
     base, other = save("base", logits=LOGITS, input_ids=IDS), save("other", logits=LOGITS * 0.9)
-    with pytest.raises(ValueError, match=r"holds input ids and no targets; .* or --no-shift, to do without"):
+    with pytest.raises(ValueError, match=r"holds input ids and no targets; .*; for divergences alone, --no-shift$"):
         compare_files(base, other)
     logits, ids, where = next_token(LOGITS, IDS, None)
     shifted, alone = (next(iter(compare_files(base, other, shift=shift).values())) for shift in (True, False))

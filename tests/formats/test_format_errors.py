@@ -151,6 +151,7 @@ def wrong_safetensors():
         ({"logits": ENTRY, "other": ENTRY}, "other begins at 0", "begin at 96"),
         ({"top_logprobs": ENTRY}, "holds top_logprobs; it must", "; of lists of likely tokens, see topk_divergence_bound"),
         ({"weights": ENTRY}, "holds weights; it must hold exactly one of logits, log_probs, "),
+        ({"h.0.qweight": ENTRY}, "holds a model's weights, such as h.0.qweight; it must hold what the model predicts"),
     ]:
         yield safetensors_bytes(header), *words
     for entry, *words in [

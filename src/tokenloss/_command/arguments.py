@@ -183,7 +183,7 @@ def _add_compare(compare: Parser) -> None:
     words = "scores of the base model: a file, a directory of shards, or a pattern of their names in quotes"
     words += "; of responses, a file"
     of["input"].add_argument("base", type=filled, metavar="BASE", help=words)
-    words = "scores of a model, of the same rows: FILE or NAME=FILE"
+    words = "scores of a model, of the same rows: a file, a directory or a pattern, as BASE; NAME=FILE names it"
     compare.files = of["input"].add_argument("others", metavar="OTHER", nargs="+", type=filled, help=words)
     _add_input(of["input"])
     words = "what the scores of BASE are, where their name does not say it (default: logits)"

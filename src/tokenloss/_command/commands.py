@@ -16,9 +16,10 @@ from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table, columns_of
 from tokenloss._core.text import as_strict_json, title
-from tokenloss._evaluation.compare_files import compare_files
+from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.evaluate import advice, evaluate
 from tokenloss._evaluation.results import Evaluations
+from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.terminal import print_as
@@ -83,6 +84,8 @@ def _score_models(args: argparse.Namespace) -> Evaluations:
         with _input_errors(), _own_warnings():
             evaluations[name] = evaluate(**_arguments(evaluate, args, source=path, progress=True))
         _warn(evaluations[name].figures, f"{name}: ")
+    if differences := evaluations._differences():
+        _print_warning(difference_note(differences))
     return evaluations
 
 
@@ -102,9 +105,15 @@ def _own_warnings() -> Iterator[None]:
 
 def _warn(figures: dict[str, Any], about: str = "") -> None:
     """Print on stderr what the figures warn of."""
-    for message, _ in advice(figures) if sys.stderr is not None else ():
+    for message, _ in advice(figures):
+        _print_warning(f"{about}{message}")
+
+
+def _print_warning(message: str) -> None:
+    """Print a warning on stderr, if there is one."""
+    if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(f"tokenloss: warning: {about}{message}", file=sys.stderr)
+            print(f"tokenloss: warning: {message}", file=sys.stderr)
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -115,7 +124,7 @@ def compare(args: argparse.Namespace) -> int:
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
         sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
         found = compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
-    _warn(found._hints())
+    _warn(hints_of(found))
     return _print(args, found, gates)
 
 
@@ -239,6 +248,9 @@ def _with_options(message: str) -> str:
         r"^[a-z_]+(?= does not apply| is for | is given| is .+; it must be| and \w+ cannot)|(?<= and )\w+(?= cannot)|"
         r"(?<=without )\w+$|(?<=there is )\w+$"
     )
+    message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)
+    last = r"save the classes last, if axis \1 of \2 holds them: np.moveaxis(\2, \1, -1)"
+    message = re.sub(r"give axis=(\d+), if that axis of (\w+) holds the classes", last, message)
     return re.sub(parameters, lambda name: f"--{_OPTIONS.get(name[0], name[0].replace('_', '-'))}", message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.columns import OF_TARGETS, check_definitions, join, new_columns, pair_columns, share
-from tokenloss._comparison.comparisons import Comparisons
-from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table
+from tokenloss._comparison.comparisons import ZERO_ADVICE, Comparisons, has_zero
+from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table, signed_of
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import scores_shown
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import figure, nonzero, rows_of
+from tokenloss._core.signature import merged_parts
 from tokenloss._core.validation import check_axis
 
 if TYPE_CHECKING:
@@ -208,6 +210,7 @@ class ComparisonMeter:
         self._definitions = check_definitions(definitions)
         self._options: dict[str, Any] = {"classes": classes, "ignore_index": ignore_index, "workers": workers}
         self._parts: dict[str, list[Columns]] = {}
+        self._signed: dict[str, dict[str, Any]] = {}  # of each candidate, fields of its signature
 
     def update(
         self,
@@ -264,6 +267,9 @@ class ComparisonMeter:
         )  # fmt: skip
         for name in names:
             self._parts.setdefault(name, []).append(columns[name])
+            of_mask = columns[name]["kept"], self._options["classes"]
+            signed = signed_of(base_logits, others[name], targets, *of_mask, kind, base_kind)
+            self._signed[name] = merged_parts(self._signed.get(name, {}), signed)
 
     def merge(self, other: ComparisonMeter) -> None:
         """Add the positions of another meter, as if they were the next ones of the text.
@@ -310,6 +316,7 @@ class ComparisonMeter:
         self._check_targets(OF_TARGETS[0] in next(iter(other._parts.values()))[0])
         for name, parts in other._parts.items():
             self._parts[name] = [*self._parts.get(name, ()), *parts]
+            self._signed[name] = merged_parts(self._signed.get(name, {}), other._signed[name])
 
     def _check_targets(self, are_given: bool) -> None:
         """Refuse targets after blocks without them, and the reverse."""
@@ -361,7 +368,7 @@ class ComparisonMeter:
         for name, parts in self._parts.items():
             columns = share(join([new_columns(0), *parts]), first)
             first = first or columns
-            comparisons[name] = comparison_of(self._definitions, columns)
+            comparisons[name] = comparison_of(self._definitions, columns, signed=self._signed[name])
         return comparisons
 
 
@@ -393,7 +400,8 @@ def compare(
         Class ids, of the shape of `logits` without its class axis. With None there are divergences, but no losses.
     kind : {"logits", "log_probs", "probs"}, default "logits"
         What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
-        of their row's probabilities, since rounding leaves it near 1.
+        of their row's probabilities, since rounding leaves it near 1. A probability of 0 is not raised, as it is by
+        `cross_entropy_loss`: for a target, it makes the loss infinite, which is warned of.
     base_kind : {"logits", "log_probs", "probs"}, optional
         What `base_logits` holds; `kind` by default.
     classes : int, optional
@@ -480,9 +488,18 @@ def compare(
         classes=classes, axis=axis,
         ignore_index=ignore_index, where=where, segment_ids=segment_ids, cu_seqlens=cu_seqlens, workers=workers,
     )  # fmt: skip
-    return comparison_of(definitions, columns["logits"], batch)
+    signed = signed_of(base, logits, targets, columns["logits"]["kept"], classes, kind, base_kind)
+    comparison = comparison_of(definitions, columns["logits"], batch, signed)
+    if has_zero(comparison, kind, kind if base_kind is None else base_kind):
+        warnings.warn(ZERO_ADVICE, stacklevel=2)
+    return comparison
 
 
-def comparison_of(definitions: str, columns: Columns, batch: tuple[int, ...] = (-1,)) -> Comparison:
-    """The comparison of columns, whose arrays get the shape of the batch."""
-    return Comparison(definitions=definitions, **figures_of(columns, batch))
+def comparison_of(
+    definitions: str, columns: Columns, batch: tuple[int, ...] = (-1,), signed: dict[str, Any] | None = None
+) -> Comparison:
+    """The comparison of columns, whose arrays get the shape of the batch; `signed` are fields of its signature."""
+    figures = figures_of(columns, batch)
+    signed = {"definitions": None if definitions == "exact" else definitions} | (signed or {})
+    signed |= {"classes": None} if figures["left_out"] is None else {}  # all classes
+    return Comparison(definitions=definitions, **figures, _signed=signed)

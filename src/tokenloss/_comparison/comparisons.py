@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import NamedResults, Shown, columns_of
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     from tokenloss._statistics.gates import Verdicts
 
 ComparisonT = TypeVar("ComparisonT", bound=Any)
+
+ZERO_ADVICE = (
+    "a probability of 0 for a target makes its loss infinite, and so the perplexity; raise such probabilities first, "
+    "in both models, say by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
+)
 
 
 class Comparisons(NamedResults[ComparisonT]):
@@ -71,7 +78,9 @@ class Comparisons(NamedResults[ComparisonT]):
     def _hints(self) -> dict[str, bool]:
         """Whether figures of any candidate hint at a mistake, by the name of the figure."""
         names = "fits_better_shifted", "norm_seems_missing"
-        return {name: any(one._about.get(name) for one in self._all()) for name in names}
+        hints = {name: any(one._about.get(name) for one in self._all()) for name in names}
+        kinds = ((one, one._about.get("kind"), one._about.get("base_kind")) for one in self._all())
+        return hints | {"has_zero": any(has_zero(*of_one) for of_one in kinds)}
 
     def _shown(self) -> Shown:
         """The tables of a single candidate; of several, a table with a row for each."""
@@ -79,6 +88,50 @@ class Comparisons(NamedResults[ComparisonT]):
         if self.noise is not None:
             shown = shown._replace(tables=[*shown.tables, noise_table(dict(self._ranked()), self.noise)])
         return shown
+
+    def difference(self, a: str, b: str) -> dict[str, Array]:
+        """The figures of `b` less those of `a`, with paired errors, which tell the better one of two candidates.
+
+        Their own errors cannot tell, as these are mostly errors of the texts, which both share. Here the differences of
+        each token are averaged, so that only what differs between the two remains.
+
+        Parameters
+        ----------
+        a, b : str
+            Names of two candidates, whose comparisons are of scores (`Comparison`).
+
+        Returns
+        -------
+        dict of 1-D arrays
+            Columns of a table that has a row for each "figure": "kl" (the mean divergence from the base), "loss" (the
+            mean loss; its difference is the logarithm of the ratio of the perplexities; nan without targets) and
+            "same_top". They are: the figure of "a" and of "b", the "difference" b - a, its standard error "stderr",
+            clustered as those of the comparisons are, and the ends "low" and "high" of its 95 % confidence interval.
+
+        Raises
+        ------
+        KeyError
+            If a candidate is unknown.
+        TypeError
+            If a comparison is of responses or of samples.
+        ValueError
+            If the comparisons are of different tokens.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import ComparisonMeter
+        >>> meter = ComparisonMeter()
+        >>> base, noise = np.random.default_rng(1).normal(size=(2, 500, 8))
+        >>> meter.update(base, {"q8": base + 0.01 * noise, "q4": base + 0.1 * noise}, np.zeros(500, int))
+        >>> table = meter.results().difference("q8", "q4")
+        >>> for figure, difference, stderr in zip(table["figure"], table["difference"], table["stderr"]):
+        ...     print(f"{figure:8} {difference:+.4f} ± {stderr:.4f}")
+        kl       +0.0037 ± 0.0001
+        loss     +0.0008 ± 0.0039
+        same_top -0.0760 ± 0.0119
+        """
+        return difference_table(self[a], self[b])
 
     def check(self, **gates: Any) -> Verdicts:
         """Tell for each candidate whether its figures keep to limits.
@@ -121,3 +174,10 @@ class Comparisons(NamedResults[ComparisonT]):
                 row |= {f"{name}_multiple": multiple for name, multiple in multiples.items()}
             rows += self.noise._rows()
         return columns_of(rows)
+
+
+def has_zero(comparison: Any, kind: str | None, base_kind: str | None) -> bool:
+    """Whether a loss is infinite since scores, which are probabilities, are 0."""
+    return (kind == "probs" and math.isinf(comparison.perplexity)) or (
+        base_kind == "probs" and math.isinf(comparison.base_perplexity)
+    )

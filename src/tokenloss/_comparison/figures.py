@@ -17,9 +17,11 @@ from tokenloss._comparison.paired import (
     quantiles,
     sequence_table,
 )
-from tokenloss._core.dtypes import as_array
+from tokenloss._core.dtypes import as_array, as_float_array, dtype_name
 from tokenloss._core.errors import raise_error
-from tokenloss._core.validation import broadcast
+from tokenloss._core.result import columns_of
+from tokenloss._core.signature import either, ids_sum
+from tokenloss._core.validation import broadcast, check_kinds
 from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
@@ -70,6 +72,20 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
         **figures,
         **{name: columns[name].reshape(batch) for name in COLUMNS},
     }
+
+
+def signed_of(
+    base_logits: Any, logits: Any, targets: Any, kept: BoolArray, classes: int | None, kind: Any, base_kind: Any = None
+) -> dict[str, Any]:
+    """What the signature of a comparison says of scores and targets; those of blocks are merged."""
+    base_kind, kind = check_kinds(base_kind, kind)
+    arrays = {"logits": logits, "base_logits": base_logits}
+    dtype, base_dtype = (dtype_name(code, array) for array, code in (as_float_array(*one) for one in arrays.items()))
+    signed: dict[str, Any] = {"kind": either(kind, base_kind), "dtype": either(dtype, base_dtype)}
+    signed |= {"ignored": int(np.count_nonzero(~kept))} | ({} if classes is None else {"classes": str(classes)})
+    if targets is not None:
+        signed["ids"] = ids_sum(as_array("targets", targets)[0].reshape(-1)[kept])
+    return signed
 
 
 def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
@@ -128,3 +144,27 @@ def confidence_table(comparison: Any) -> dict[str, Array]:
     bins = np.searchsorted(_BINS, confidence, side="right") - 1
     table = group_table(comparison, bins, comparison.kept & ~np.isnan(confidence))
     return table | {"group": _BINS[table["group"]]}
+
+
+def difference_table(a: Any, b: Any) -> dict[str, Array]:
+    """Columns of a table of the differences b - a of the figures of two models, compared with one base."""
+    for one in (a, b):
+        if not hasattr(one, "mean_kl"):
+            fits = "a Comparison, of scores, which tell the whole divergence"
+            raise_error("type", name="a candidate", got=type(one).__name__, fits=fits)
+    for name in ("kept", "_segment_ids", "base_nll", "base_top_p"):
+        mine, theirs = getattr(a, name), getattr(b, name)
+        if mine is not theirs and not np.array_equal(mine, theirs, equal_nan=name.startswith("base")):
+            raise_error("not for", name="difference", fits="is for candidates that are compared at the same tokens")
+    kept, ids = a.kept, a._segment_ids
+    ids = None if ids is None else ids.reshape(kept.shape)[kept]
+    rows: list[dict[str, Any]] = []
+    for figure, name in (("kl", "kl"), ("loss", "nll"), ("same_top", "is_same_top")):
+        values = [getattr(one, name)[kept].astype(np.float64) for one in (a, b)]
+        with np.errstate(invalid="ignore"):  # infinite losses
+            mean = Mean(values[1] - values[0], ids)
+        reach = a.interval_factor * mean.stderr
+        row = {"figure": figure} | {name: Mean(one, None).mean for name, one in zip("ab", values, strict=True)}
+        row |= {"difference": mean.mean, "stderr": mean.stderr}
+        rows.append(row | {"low": mean.mean - reach, "high": mean.mean + reach})
+    return columns_of(rows)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tokenloss._comparison.columns import pair_positions, without_losses
 from tokenloss._comparison.comparison import Comparison, comparison_of
+from tokenloss._comparison.figures import signed_of
 from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.projection import two_projections
 from tokenloss._core.validation import check_compared_classes, logit_transform
@@ -111,4 +112,5 @@ def linear_compare(
         columns = without_losses(columns)
     if numbers is not None:
         columns["segment_ids"] = numbers
-    return comparison_of("exact", columns, batch)
+    signed = signed_of(base_hidden, hidden, targets, columns["kept"], classes, "logits") | {"kind": "hidden_states"}
+    return comparison_of("exact", columns, batch, signed)

@@ -12,6 +12,7 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, places_in, places_of, rows_of
+from tokenloss._core.signature import signature_of
 from tokenloss._statistics.distributions import TAIL, quantile_ranks, student_quantile
 from tokenloss._statistics.gates import (
     Estimate,
@@ -19,6 +20,7 @@ from tokenloss._statistics.gates import (
     beside_noise,
     checked_limits,
     checked_tail,
+    divergence_estimate,
     independent_note,
     mean_estimate,
     needed_count,
@@ -118,12 +120,23 @@ class PairedLosses(Result):
     _segment_ids: IntArray | None = field(default=None, kw_only=True)  # of all positions
     # what files say of the comparison, such as their names: more figures, which `==` does not compare
     _about: dict[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
+    _signed: dict[str, Any] = field(default_factory=dict, compare=False, kw_only=True)  # fields of the signature
 
     def __init_subclass__(cls) -> None:
         """Put the attributes of this class into the docstring of a subclass, before its own."""
         line = "-" * len("Attributes") + "\n"
         shared = (PairedLosses.__doc__ or "").partition(line)[2].rstrip()
         cls.__doc__ = (cls.__doc__ or "").replace(line, f"{line}{shared}\n", 1)
+
+    @property
+    def signature(self) -> str:
+        """How the figures were computed, as far as it is known, in a line that can be published with them."""
+        return signature_of(**self._signature_fields())
+
+    def _signature_fields(self) -> dict[str, Any]:
+        """Fields of its signature."""
+        unit = "sequence" if self.is_clustered else "token"
+        return {"unit": unit, "tokens": self.count, "sequences": self.n_sequences or None} | self._signed
 
     @property
     def _kl(self) -> Float64Array:
@@ -168,7 +181,7 @@ class PairedLosses(Result):
                 figures[name] = value
         if self.sequences is not None and self.n_sequences:
             figures["sequences"] = rows_of(self.sequences)
-        return self._about | figures | self._about
+        return self._about | figures | {"signature": self.signature} | self._about
 
     def check(
         self,
@@ -229,7 +242,7 @@ class PairedLosses(Result):
         gates  holds
         <BLANKLINE>
           gate                  limit     figure           95 % interval  verdict  note
-          max_kl                 0.01  0.0029001   0.0028393 to 0.002961  holds
+          max_kl                 0.01  0.0029001  0.0028399 to 0.0029616  holds
           max_kl_quantile 0.99   0.01  0.0077102  0.0073774 to 0.0083003  holds
           min_same_top            0.9          1             0.9119 to 1  holds
         """
@@ -261,7 +274,7 @@ class PairedLosses(Result):
             estimate = mean_estimate(mean.mean, mean._independent, limit, tail, is_log=True)
         else:
             mean = Mean(kl, ids)
-            estimate = mean_estimate(mean.mean, mean._independent, limit, tail)
+            estimate = divergence_estimate(mean.mean, mean._independent, limit, tail)
             if fraction is not None:
                 estimate = _quantile_estimate(kl, fraction, ids, mean, limit, tail)
         count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"

@@ -99,6 +99,10 @@ class ResponseComparison(PairedLosses):
     is_top_known: BoolArray
     sequences: dict[str, Array]
 
+    def _signature_fields(self) -> dict[str, Any]:
+        """Fields of its signature."""
+        return super()._signature_fields() | {"kind": "responses", "part": self.part}
+
     @staticmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
         return responses_shown(comparisons)

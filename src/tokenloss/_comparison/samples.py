@@ -9,6 +9,8 @@ import numpy as np
 
 from tokenloss._comparison.tables import metric_shown, samples_shown
 from tokenloss._core.result import Result, columns_of, figure
+from tokenloss._core.signature import signature_of
+from tokenloss._core.text import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,8 +132,11 @@ class SampleMetric(Result):
         return columns | {"sample_weight": self.sample_weight}
 
     def _main(self) -> dict[str, str]:
-        task = {} if self.task is None else {"task": repr(self.task)}
-        main = task | {"name": repr(self.name), "difference": figure(self.difference, self.difference_stderr, 4)}
+        task = {} if self.task is None else {"task": repr(shortened(self.task))}
+        main = task | {
+            "name": repr(shortened(self.name)),
+            "difference": figure(self.difference, self.difference_stderr, 4),
+        }
         return main | {name: figure(getattr(self, name), digits=4) for name in ("base", "other")}
 
     def _shown(self) -> Shown:
@@ -194,12 +199,18 @@ class SampleComparison(Result):
     notes: list[str]
     _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
 
+    @property
+    def signature(self) -> str:
+        """How the figures were computed, in a line that can be published with them."""
+        return signature_of(unit=self.cluster or "document", samples=self.count, documents=self.n_documents)
+
     def _figures(self) -> dict[str, Any]:
         """All figures; those of each metric are in a list."""
         figures = {name: value for name, value in vars(self).items() if name != "_about"}
         return (
             self._about
             | figures
+            | {"signature": self.signature}
             | {name: [metric._figures() for metric in vars(self)[name]] for name in ("metrics", "groups")}
         )
 
@@ -231,7 +242,7 @@ class SampleComparison(Result):
         return samples_shown(comparisons)
 
     def _main(self) -> dict[str, str]:
-        names = [repr(metric.name) for metric in self.metrics]
+        names = [repr(shortened(metric.name)) for metric in self.metrics]
         names[_MAX_NAMES:] = ["..."] * (len(names) > _MAX_NAMES)
         return {"count": str(self.count), "metrics": f"[{', '.join(names)}]"}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.paired import nan_last
 from tokenloss._core.result import Shown, Table, known_error, table_of
+from tokenloss._core.signature import joined_signature
 from tokenloss._core.text import count_of, printable, unit_of_bytes
 from tokenloss._statistics.distributions import student_quantile
 from tokenloss._statistics.ratio import guess_note, interval_note
@@ -41,7 +42,12 @@ def scores_shown(comparisons: Mapping[str, Any]) -> Shown:
     heads += [(one, comparison._about.get("head")) for one, comparison in comparisons.items()]
     rows = [(printable(one), *head_row(head)) for one, head in heads if head]
     tables += [Table(rows, title="Logits of hidden states")] if rows else []
-    return Shown(title_of(comparisons), note, tables)
+    return Shown(title_of(comparisons), note, tables, signature_of_all(comparisons))
+
+
+def signature_of_all(comparisons: Mapping[str, Any]) -> str:
+    """The signature of one or several comparisons."""
+    return joined_signature(one.signature for one in comparisons.values())
 
 
 def comparison_tables(comparison: Any) -> list[Table]:
@@ -132,7 +138,7 @@ def _candidate_cells(name: str, one: Any, unit: str, scale: float) -> dict[str, 
         " ± ": error("perplexity", "{:.3g}"),
         f"mean {words}": f"{figures[kl]:.6f}",
         "±": error(kl, "{:.6f}"),
-        f"99.9% {words}": f"{quantiles[0.999]:.6f}",
+        f"99.9% {words}": f"{quantiles[0.999]:.3g}",
         "PPL ratio": f"{one.perplexity_ratio:.5f}",
         "  ±  ": error("perplexity_ratio", "{:.5f}"),
         "same top": f"{100 * one.same_top:.2f} %",
@@ -158,7 +164,7 @@ def responses_shown(comparisons: Mapping[str, Any]) -> Shown:
     note = f"{counts} ({first.part}), {basis}" + (f"; log-probabilities: {' vs '.join(rounded)}" if rounded else "")
     note = "; ".join(filter(None, (note, interval_note(first.interval_factor))))
     tables = [candidate_table(comparisons)] if others else response_tables(first)
-    return Shown(title_of(comparisons), note, tables)
+    return Shown(title_of(comparisons), note, tables, signature_of_all(comparisons))
 
 
 def response_tables(comparison: Any) -> list[Table]:
@@ -331,7 +337,7 @@ def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
 def samples_shown(comparisons: Mapping[str, Any]) -> Shown:
     """What people see of one or several `SampleComparison` with one base."""
     note = _samples_note(next(iter(comparisons.values())))
-    return Shown(title_of(comparisons), note, sample_tables(comparisons))
+    return Shown(title_of(comparisons), note, sample_tables(comparisons), signature_of_all(comparisons))
 
 
 def _samples_note(comparison: Any) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tokenloss._core.text import as_strict_json, printable
+from tokenloss._core.text import as_strict_json, printable, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,11 +35,12 @@ class Table(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What people see of a result: its title, a note beside it, and tables."""
+    """What people see of a result: its title, a note beside it, tables, and below them its signature, if it has one."""
 
     title: str
     note: str
     tables: Sequence[Table]
+    signature: str = ""
 
 
 def known_error(error: float, words: str) -> str:
@@ -96,7 +97,7 @@ def as_text(shown: Shown) -> str:
     lines = [f"{printable(shown.title)}  {printable(shown.note)}".rstrip()]
     for table in shown.tables:
         lines += ["", *(f"  {line}".rstrip() for line in _aligned(table))]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", f"  {shown.signature}"] if shown.signature else [])])
 
 
 def _aligned(table: Table) -> Iterator[str]:
@@ -122,17 +123,24 @@ def as_html(shown: Shown) -> str:
     for table in shown.tables:
         head = "".join(_html_cell("th", table, i, escape(name)) for i, name in enumerate(table.heads))
         rows = ["".join(_html_cell("td", table, i, escape(cell)) for i, cell in enumerate(row)) for row in table.rows]
-        caption = f'<caption style="text-align: left; color: inherit"><b>{escape(table.title)}</b></caption>'
+        style = "text-align: left; color: inherit; padding: 0.6em 0 0.1em"
+        caption = f'<caption style="{style}"><b>{escape(table.title)}</b></caption>'
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        parts += ["<table>", caption * bool(table.title), f"<thead><tr>{head}</tr></thead>" * bool(head)]
+        parts += [
+            '<table style="color: inherit">',
+            caption * bool(table.title),
+            f"<thead><tr>{head}</tr></thead>" * bool(head),
+        ]
         parts += [f"<tbody>{body}</tbody></table>"]
+    if shown.signature:
+        parts.append(f'<p style="overflow-wrap: anywhere"><span{dim}>{escape(shown.signature)}</span></p>')
     return f'<div style="font-variant-numeric: tabular-nums">{"".join(parts)}</div>'
 
 
 def _html_cell(tag: str, table: Table, column: int, text: str) -> str:
     """A cell of a table in HTML, given its escaped text."""
-    side = "right" if table.aligns_right(column) else "left"
-    return f'<{tag} style="text-align: {side}; white-space: pre-wrap">{text}</{tag}>'
+    side, space = ("right", "pre") if table.aligns_right(column) else ("left", "pre-wrap")  # numbers stay whole
+    return f'<{tag} style="text-align: {side}; white-space: {space}; padding: 0.1em 1em 0.1em 0">{text}</{tag}>'
 
 
 def as_markdown(shown: Shown) -> str:
@@ -140,7 +148,7 @@ def as_markdown(shown: Shown) -> str:
     lines = [f"**{_literal(printable(shown.title))}** {_literal(printable(shown.note))}".rstrip()]
     for table in shown.tables:
         lines += ["", *([_literal(table.title), ""] if table.title else []), *_markdown_lines(table)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", f"`{shown.signature}`"] if shown.signature else [])])
 
 
 def _markdown_lines(table: Table) -> Iterator[str]:
@@ -276,7 +284,7 @@ class NamedResults(Result, dict[str, ResultT]):
 
     def __repr__(self) -> str:
         """Show the first figure of each."""
-        parts = [f"{name!r}: {text}" for name, text in self._main().items()]
+        parts = [f"{shortened(name)!r}: {text}" for name, text in self._main().items()]
         parts[_MAX_NAMED:] = ["..."] * (len(parts) > _MAX_NAMED)
         return f"{type(self).__name__}({', '.join(parts)})"
 

@@ -57,6 +57,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: str, most: int = 24) -> str:
+    """The text, or of a longer one its start and its end, so many characters in all."""
+    return text if len(text) <= most else f"{text[: most // 2]}\N{HORIZONTAL ELLIPSIS}{text[most // 2 + 1 - most :]}"
+
+
 def count_of(number: int, noun: str) -> str:
     """Say how many there are: '1 token', '12,000 tokens'."""
     return f"{number:,} {noun}" + "s" * (number != 1)

@@ -14,6 +14,7 @@ from tokenloss._comparison.comparison import comparison_of
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import rows_of
+from tokenloss._core.signature import either
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
 from tokenloss._evaluation.files import score_shards
@@ -60,7 +61,7 @@ def compare_sides(
     shards = planned(paired(base, others, options), sides[0].targets, options, sides[0].segment_ids)
     if shards[0].target_type == "none":
         for output in outputs:
-            if output.top_k:
+            if output.top_k and output._needs_targets:
                 got, fits = "holds no targets", f"hold them for {output._name}, or come with --targets"
                 raise_error("content", path=shards[0].path, got=got, fits=fits)
     classes = min(side[0].shape[-1] for side in (base, *others))
@@ -124,8 +125,22 @@ def _comparisons(
         if any(rms):
             known = [(about.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
             about["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
-        found[given["name"]] = dataclasses.replace(comparison, _about=about)
+        other = shards[0].others[number]
+        signed = {
+            "shift": "yes" if options.shift else None,
+            "kind": either(other.kind, shards[0].kind),
+            "dtype": either(_dtypes([shard.others[number] for shard in shards]), _dtypes(shards)),
+            "classes": None if comparison.left_out is None else options.classes,
+            "ignored": about["n_ignored"],
+            "ids": sum(part.ids_sum for part in results) if comparison.has_targets else None,
+        }
+        found[given["name"]] = dataclasses.replace(comparison, _about=about, _signed=comparison._signed | signed)
     return found
+
+
+def _dtypes(shards: Sequence[Shard]) -> str:
+    """The dtypes of the scores of shards."""
+    return ", ".join(sorted({shard.dtype for shard in shards}))
 
 
 def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:

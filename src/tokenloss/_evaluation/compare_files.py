@@ -36,7 +36,11 @@ _NOT_OF_SAMPLES = "does not apply to samples of lm-evaluation-harness"
 _OF_ALL = ("workers", "progress")  # options that may be given though they have no effect
 # by option that only some files take, why others do not
 _REASONS = {
-    **dict.fromkeys(("margin", "cluster"), "is for samples of lm-evaluation-harness"),
+    "margin": (
+        "is for samples of lm-evaluation-harness; others have gates, such as --max-perplexity-ratio "
+        "(max_perplexity_ratio of check)"
+    ),
+    "cluster": "is for samples of lm-evaluation-harness",
     **dict.fromkeys(("part", "skip_failed"), "is for responses of servers"),
 }
 
@@ -258,12 +262,21 @@ def compare_files(
     found: Comparisons[Any] = function(of_base, models, **{name: options[name] for name in options if name in taken})
     if noise is not None:
         found.noise = found.pop(NOISE)
-    for message, category in advice(found._hints()):
+    for message, category in advice(hints_of(found)):
         warnings.warn(message, category, stacklevel=2)
-    for name, comparison in zip(models, found._all(), strict=True) if function is compare_scores else ():
-        for message in not_finite_notes(vars(comparison), comparison.count, "divergence or loss"):
-            warnings.warn(f"{name}: {message}", stacklevel=2)
     return found
+
+
+def hints_of(found: Comparisons[Any]) -> dict[str, Any]:
+    """Figures that hint at a mistake, for `advice`."""
+    every = found if found.noise is None else found | {NOISE: found.noise}
+    of_scores = {name: vars(one) for name, one in every.items() if hasattr(one, "n_nan")}
+    notes = [
+        f"{name}: {note}"
+        for name, figures in of_scores.items()
+        for note in not_finite_notes(figures, figures["count"], "divergence or loss")
+    ]
+    return found._hints() | {"not_finite": notes}
 
 
 _DEFAULTS = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}

@@ -13,6 +13,7 @@ from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_colum
 from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
+from tokenloss._core.signature import ids_sum
 from tokenloss._core.validation import as_positions, scores_of_shape
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import LEFT_OUT, open_shard, rows_per_block
@@ -48,6 +49,7 @@ class ComparedShard(NamedTuple):
     others: list[Columns]  # of each candidate
     shift_sample: ShiftSample = ShiftSample()
     rms: tuple[tuple[float, ...], ...] = ()  # of the base and of each candidate, as in `ShardResult`
+    ids_sum: int = 0  # as in `ShardResult`
 
     @classmethod
     def of(cls, columns: Sequence[Columns]) -> ComparedShard:
@@ -224,6 +226,7 @@ class _Run:
         left = SHIFT_SAMPLE if samples else 0
         self._sampler = ShiftSampler(losses, options.ignore_index, opened.sequences.are_given, left)
         self._parts: list[ComparedShard] = []  # of each block
+        self._ids_sum = 0
 
     def take(self, rows: Array, part: slice) -> None:
         """Compare the next rows of the base with those of each candidate."""
@@ -254,6 +257,8 @@ class _Run:
                 self._sink(ComparedBlock(name, of_pair, **fields, base_scores=base_scores, scores=scores))
             found.append(columns)
         self._parts.append(ComparedShard.of(found))
+        if self._has_targets:
+            self._ids_sum += ids_sum(tokens.selected(ids)[found[0]["kept"]])
 
     def _by_logits(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
         """Yield the columns and scores of each candidate, whose logits of a block are made as a whole."""
@@ -313,7 +318,7 @@ class _Run:
         """The result of all rows."""
         rms = tuple(model.rms for model in (self.base, *self._others))
         columns = joined(self._parts) if self._parts else [new_columns(0) for _ in self._others]
-        return ComparedShard.of(columns)._replace(shift_sample=self._sampler.sample, rms=rms)
+        return ComparedShard.of(columns)._replace(shift_sample=self._sampler.sample, rms=rms, ids_sum=self._ids_sum)
 
 
 def joined(parts: Sequence[ComparedShard]) -> list[Columns]:

@@ -85,6 +85,7 @@ class BlockTotal:
             shift_sample=old.shift_sample + new.shift_sample,
             n_nan=old.n_nan + new.n_nan,
             n_infinite=old.n_infinite + new.n_infinite,
+            ids_sum=old.ids_sum + new.ids_sum,
         )
         self.whole.append(new.sequences._replace(ids=new.sequences.ids + first))
         self.split.append(new.split)
@@ -162,6 +163,7 @@ class Parts(NamedTuple):
             figures["files"] = []
         if self.are_responses:
             figures |= response_summary([shard.path for shard in self.shards], self.results)
+        figures["signature"] = self._signature(meter, figures)
         # responses and open files are not kept
         shards = [shard._replace(responses=None, file=None) for shard in self.shards]
         return Evaluation(meter, sequences, figures, self._replace(shards=shards))
@@ -196,6 +198,15 @@ class Parts(NamedTuple):
         seconds, n_read = (sum(one.figures[name] for one in evaluations) for name in ("seconds", "n_bytes_read"))
         of_shards = [figures for one in evaluations for figures in one.figures["shards"]]
         return merged._of_sums(meter, sequences, of_shards, seconds, n_read)
+
+    def _signature(self, meter: LossMeter, figures: dict[str, Any]) -> str:
+        """The signature of the figures of all parts."""
+        names = ("kind", "dtype", "part", "words", "window", "stride")
+        known = {name: figures.get(name) for name in names}
+        if not self.are_responses:  # their tokens may have no ids
+            known |= {"shift": "yes" if self.options.shift else None, "ignored": figures["n_ignored"]}
+            known["ids"] = sum(result.ids_sum for result in self.results)
+        return meter._signature(**known)
 
     def greedy_meter(self) -> LossMeter:
         """The meter of `merge_greedy`."""

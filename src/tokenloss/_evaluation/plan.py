@@ -411,8 +411,8 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
         if held and shard.others and options.shift is False:
             return None
         if held and not options.shift:
-            fits = "hold targets, or come with --shift (shift=True), --targets or --targets-array"
-            fits += "; or --no-shift, to do without" if shard.others else ""
+            fits = "hold targets, or come with --targets or --targets-array; if these ids are the model's input, add "
+            fits += "--shift (shift=True)" + ("; for divergences alone, --no-shift" if shard.others else "")
             raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
     if not held and shard.others and not options.shift:
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import NamedResults, columns_of, figure, nonzero
+from tokenloss._core.signature import differing_fields, joined_signature
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
@@ -85,6 +86,7 @@ class ShardResult(NamedTuple):
     rms: tuple[float, ...] = ()  # root mean squares of a sample of hidden states
     n_nan: int = 0  # tokens whose loss is nan
     n_infinite: int = 0
+    ids_sum: int = 0  # of the class ids that are scored, as `signature.py` has it; 0 of responses
 
     @property
     def n_tokens(self) -> int:
@@ -173,6 +175,12 @@ class Evaluation(LossFigures):
         """The fraction of the tokens that are the most likely class, of those where this is known; nan of none."""
         accuracy: float = self.figures["accuracy"]
         return accuracy
+
+    @property
+    def signature(self) -> str:
+        """How the figures were computed, in a line that can be published with them."""
+        signature: str = self.figures["signature"]
+        return signature
 
     @property
     def n_nan(self) -> int:
@@ -307,7 +315,7 @@ class Evaluation(LossFigures):
 
     def _shown(self) -> Shown:
         """Tables of the figures, files and highest losses."""
-        return shown(self.figures, self.meter._basis())
+        return shown(self.figures, self.meter._basis())._replace(signature=self.signature)
 
     def _compared(self) -> dict[str, Any]:
         """All but the time that it took, and the bytes that it read, which are fewer if it went on from a state."""
@@ -346,12 +354,14 @@ class Evaluations(NamedResults[Evaluation]):
     >>> from tokenloss.results import Evaluations
     >>> ids, logits = np.arange(4), 4 * np.eye(4)
     >>> found = Evaluations({name: evaluate([(scale * logits, ids)]) for name, scale in (("A", 1.0), ("B", 0.5))})
-    >>> print(found.summary())
+    >>> print(found.summary())  # doctest: +ELLIPSIS
     2 models  logits; 4 tokens, taken as independent; tokenloss compare has the errors of differences
     <BLANKLINE>
       model  tokens       loss  ±  perplexity     95 % interval  greedy accuracy
       A           4  0.0534904  0     1.05495  1.0549 to 1.0549         100.00 %
       B           4   0.340753  0     1.40601    1.406 to 1.406         100.00 %
+    <BLANKLINE>
+      tokenloss:...|unit:token|tokens:4|kind:logits|dtype:float64|ids:4fe95c65
     """
 
     __module__ = "tokenloss.results"
@@ -362,7 +372,12 @@ class Evaluations(NamedResults[Evaluation]):
 
     def _shown(self) -> Shown:
         """A table with a row for each."""
-        return evaluations_shown(self._figures(), {one.meter._basis() for one in self.values()})
+        shown = evaluations_shown(self._figures(), {one.meter._basis() for one in self.values()}, self._differences())
+        return shown._replace(signature=joined_signature(one.signature for one in self.values()))
+
+    def _differences(self) -> list[str]:
+        """Names of the fields by which the signatures of the models differ."""
+        return differing_fields(one.signature for one in self.values())
 
     def check(self, **gates: Any) -> Verdicts:
         """Tell for each model whether its figures keep to limits.

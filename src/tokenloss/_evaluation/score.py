@@ -11,6 +11,7 @@ import numpy as np
 from tokenloss._core import _core, jobs
 from tokenloss._core.dtypes import as_float_array
 from tokenloss._core.errors import with_file_names
+from tokenloss._core.signature import ids_sum
 from tokenloss._core.validation import as_positions
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block
@@ -127,7 +128,7 @@ class _Run:
         left = SHIFT_SAMPLE - sampled if samples else 0
         self._sampler = ShiftSampler(self._functions.losses, options.ignore_index, sequences.are_given, left)
         self._rms: tuple[float, ...] = ()
-        self._start = self._n_nan = self._n_infinite = 0
+        self._ids_sum = self._start = self._n_nan = self._n_infinite = 0
         self._is_checked = file.kind == "log_probs"  # `_scores` checks every row of these
 
     def take(self, rows: Array) -> None:
@@ -146,6 +147,7 @@ class _Run:
             self._sampler.update(rows, targets, numbers, scores.kept)
         self._check(rows, scores.kept)
         self._collector.update(scores, numbers)
+        self._ids_sum += ids_sum(ids[scores.kept])
         self._n_nan += int(np.count_nonzero(np.isnan(scores.nll) & scores.kept))
         self._n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
         self._highest.update(scores.nll, ids, scores.kept, row_numbers, numbers, positions)
@@ -183,7 +185,7 @@ class _Run:
         ignored = (self._start if self._where is None else int(np.count_nonzero(self._where))) - count
         return ShardResult(
             meter, ignored, self._collector.greedy, self._highest.tokens(self._text), whole, split,
-            self._sampler.sample, rms=self._rms, n_nan=self._n_nan, n_infinite=self._n_infinite,
+            self._sampler.sample, rms=self._rms, n_nan=self._n_nan, n_infinite=self._n_infinite, ids_sum=self._ids_sum,
         )  # fmt: skip
 
 

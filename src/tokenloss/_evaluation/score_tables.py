@@ -26,19 +26,28 @@ def shown(figures: dict[str, Any], basis: str) -> Shown:
     return Shown(title(figures["files"]) or "blocks in memory", note, _tables(figures, basis))
 
 
-def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str]) -> Shown:
-    """The title and a table of the figures of several models; columns that are empty are left out."""
+def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str], differences: list[str]) -> Shown:
+    """The title and a table of the figures of several models; columns that are empty are left out.
+
+    `differences` are the fields by which their signatures differ.
+    """
     lines = [[("model", printable(name)), *_cells(figures)] for name, figures in models.items()]
     columns = [column for column in zip(*lines, strict=True) if any(cell for _, cell in column)]
     heads = tuple(column[0][0] for column in columns)
     rows = [*zip(*([cell for _, cell in column] for column in columns), strict=True)]
     kinds = dict.fromkeys(figures["kind"] for figures in models.values())
     notes = [", ".join(kinds), *(bases if len(bases) == 1 else ())]
-    if len({figures["count"] for figures in models.values()}) > 1:
+    notes += [difference_note(differences)] if differences else []
+    if {"tokens", "ids"} & {*differences}:
         notes.append("their tokens differ, so compare bits per byte, not losses or perplexities")
     elif len(models) > 1:
         notes.append("tokenloss compare has the errors of differences")
     return Shown(count_of(len(models), "model"), "; ".join(notes), [Table(rows, heads)] if rows else [])
+
+
+def difference_note(differences: list[str]) -> str:
+    """Words about the fields by which signatures differ."""
+    return f"the models' signatures differ in {', '.join(differences)}"
 
 
 def _cells(figures: dict[str, Any]) -> list[tuple[str, str]]:

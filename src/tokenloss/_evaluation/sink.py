@@ -180,6 +180,7 @@ class Sink:
     _of_responses: bool = False  # this and the next two are set before it is opened
     _has_text: bool = False  # whether some files hold the text of their tokens
     _names: Sequence[str] = ()  # of candidates
+    _needs_targets: bool = True  # where it has likeliest classes of a comparison, with which losses come
     _function: ClassVar[str] = ""  # the function that takes it, if not any
     _is_option: bool = False  # whether errors name it by its option, not by its class
     _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it

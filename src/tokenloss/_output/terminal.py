@@ -69,6 +69,9 @@ def _print_with_rich(shown: Shown) -> bool:
         if table.title:
             console.print(f"  {table.title}", style="bold")
         console.print(Padding(drawn, (0, 0, 0, 2), expand=False))
+    if shown.signature:
+        console.print()
+        console.print(f"  {shown.signature}", style="dim", soft_wrap=True)
     return True
 
 

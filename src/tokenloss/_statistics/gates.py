@@ -51,9 +51,9 @@ class Verdict(NamedTuple):
     --------
     >>> from tokenloss import compare
     >>> comparison = compare([[2.0, 1.0], [0.0, 3.0]], [[2.0, 0.0], [0.0, 2.0]], None)
-    >>> (verdict,) = comparison.check(max_kl=0.0).gates
+    >>> (verdict,) = comparison.check(max_kl=0.06).gates
     >>> verdict.verdict, verdict.n_more
-    ('cannot tell', 3)
+    ('cannot tell', 520)
     """
 
     name: str
@@ -84,7 +84,7 @@ class Verdicts(Result):
     --------
     >>> from tokenloss import compare
     >>> comparison = compare([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [0, 1])
-    >>> verdicts = comparison.check(max_kl=0.3, min_same_top=0.9)
+    >>> verdicts = comparison.check(max_kl=0.6, min_same_top=0.9)
     >>> verdicts
     Verdicts(verdict='cannot tell', confidence=0.95)
     >>> [(one.gate, one.verdict) for one in verdicts.gates]
@@ -225,15 +225,31 @@ class Estimate(NamedTuple):
     needed: float
 
 
-def mean_estimate(mean: float, independent: ExactRatio, limit: float, tail: float, *, is_log: bool = False) -> Estimate:
+def mean_estimate(
+    mean: float, independent: ExactRatio, limit: float, tail: float, *, stderr: float | None = None,
+    is_log: bool = False,
+) -> Estimate:  # fmt: skip
     """The estimate of a mean of what is at least 0, or where `is_log` of its exponential, whose limit is given."""
     if not math.isfinite(mean):
         return Estimate(math.nan if mean < 0 else mean, *_UNKNOWN, math.inf)
-    radius = independent.stderr * independent.factor(tail)
+    radius = (independent.stderr if stderr is None else stderr) * independent.factor(tail)
     distance = abs((math.log(limit) if limit else -math.inf) - mean if is_log else limit - mean)
     ends = mean, mean - radius, mean + radius
     figure, low, high = map(exp, ends) if is_log else (mean, max(ends[1], min(mean, 0.0)), ends[2])
     return Estimate(figure, low, high, needed_count(independent.count, radius, distance, tail))
+
+
+def divergence_estimate(mean: float, independent: ExactRatio, limit: float, tail: float) -> Estimate:
+    """The estimate of a mean divergence, whose interval is that of its logarithm, as divergences are skewed.
+
+    Few texts have much of their sum, and a sample without these has a small mean, and a small error, too. Of 40 texts
+    with exponential divergences, the upper end lies below the true mean in 4 % of all samples; that of an interval of
+    the mean itself does in 6 %, where 2.5 % are meant.
+    """
+    if not 0 < mean < math.inf:
+        return mean_estimate(mean, independent, limit, tail)
+    of_log = mean_estimate(math.log(mean), independent, limit, tail, stderr=independent.stderr / mean, is_log=True)
+    return of_log._replace(figure=mean)
 
 
 def share_estimate(share: float, count: int, independent: ExactRatio, limit: float, tail: float) -> Estimate:

@@ -11,6 +11,7 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp, integer_of, integer_text
 from tokenloss._core.result import Result, Shown, Table, figure, nonzero
+from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_integer, check_mask
 from tokenloss._scores.token_scores import TokenScores
@@ -84,6 +85,11 @@ class LossFigures(Result):
         exact for normal sequence means of one variance. It is nan for fewer than two tokens.
         """
         return self._meter._independent.interval_factor
+
+    @property
+    def signature(self) -> str:
+        """How the figures were computed, as far as it is known, in a line that can be published with them."""
+        return self._meter._signature()
 
     @property
     def sequence_loss(self) -> float:
@@ -244,8 +250,7 @@ class LossMeter(LossFigures):
         TypeError, ValueError
             If an argument is invalid, or is part of the `SequenceLosses` already; the meter is then unchanged.
         """
-        n_bytes = check_integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
-        n_words = check_integer("n_words", n_words, "an integer of at least 0", least=0)
+        n_bytes, n_words = _check_length("n_bytes", n_bytes), _check_length("n_words", n_words)
         before = self._groups.count
         if isinstance(nll, SequenceLosses):
             given = {"where": where, "sample_weight": sample_weight}
@@ -365,6 +370,16 @@ class LossMeter(LossFigures):
             basis += f" and {count_of(loose, 'token')} outside of any" if loose else ""
         return basis + guess_note(self.interval_factor)
 
+    def _signature(self, **fields: Any) -> str:
+        """The signature with further fields."""
+        weights = self._tokens.denominators
+        are_ones = weights == ExactRatio.of_mean(self._tokens.numerators).denominators
+        own: dict[str, Any] = {
+            "unit": "sequence" if self.is_clustered else "token", "tokens": self.count,
+            "sequences": self.n_sequences or None, "weights": None if are_ones else "yes",
+        }  # fmt: skip
+        return signature_of(**own, **fields)
+
     def _loss_per(self, unit: str) -> float:
         """All losses over the bytes or words of their text; nan if these are known of some groups, not of all."""
         known: int = getattr(self, f"_with_{unit}")
@@ -404,7 +419,13 @@ class LossMeter(LossFigures):
 
     def _shown(self) -> Shown:
         rows = loss_rows(self._figures(), self._basis())
-        return Shown("losses", "", [Table([("tokens", f"{self.count:,}", ""), *rows])])
+        return Shown("losses", "", [Table([("tokens", f"{self.count:,}", ""), *rows])], self.signature)
+
+
+def _check_length(name: str, value: Any) -> int:
+    """The length of a text; of several lengths, an error says what takes them."""
+    instead = f"; give lengths of sequences to sequence_losses(..., {name}=...)" if hasattr(value, "__len__") else ""
+    return check_integer(name, value, f"an integer of at least 0{instead}", least=0)
 
 
 def _token_sums(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None) -> ExactRatio:

@@ -28,6 +28,7 @@ PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
 MASK = "attention_mask"  # a further one
 TARGETS = ("targets", "labels")  # the names that targets may have, the first of which counts
 INPUT_IDS = ("token_ids", "input_ids")  # arrays that may come in place of targets
+_WEIGHTS = (".weight", ".qweight", ".weight_packed")  # ends of names of what a model's own files hold
 
 _MAX_EMPTY_ROWS = 1 << 20  # without classes: they take no bytes, so a header may claim any number of them
 _PIECE = 1 << 20  # code points, checked at a time
@@ -191,6 +192,10 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
     if kind is array is None and held and not fitting:
         fits = "come with its model's projection onto the vocabulary: --lm-head FILE, or lm_head=FILE"
         raise_error("content", path=path, got=f"holds {held[0]} and no scores", fits=fits)
+    weight = next((name for name in names if name.endswith(_WEIGHTS)), None)
+    if array is None and weight is not None and not fitting:
+        got, fits = f"holds a model's weights, such as {weight}", "hold what the model predicts: store its logits first"
+        raise_error("content", path=path, got=got, fits=fits)
     if len(fitting) != 1:
         fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds) if array is None else repr(array)
         if array is None and kind is None and not fitting and any("top_" in name or "topk" in name for name in names):
@@ -247,6 +252,10 @@ def is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
         fits, is_fit = f"{batch}", shape == batch
     if not is_fit:
         got, fits = f"{part} has shape {shape}", f"have shape {fits}, to fit {scores.kind}"
+        if part == "targets" and shape == scores.shape[:1] + scores.shape[2:]:  # of images
+            fits += (
+                f"; or save the classes last, if axis 1 of {scores.kind} holds them: np.moveaxis({scores.kind}, 1, -1)"
+            )
         raise_error("content", path=scores.path, got=got, fits=fits)
     return True
 

@@ -1,0 +1,263 @@
+"""`assert_close`: whether a model's scores keep to limits, for the tests of kernels and of quantised models."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._comparison.comparison import compare
+from tokenloss._core.arguments import refuse_given
+from tokenloss._core.dtypes import CheckedArray, as_array, as_float_array, without_bfloat16
+from tokenloss._core.errors import raise_error
+from tokenloss._core.result import Shown, Table, as_text
+from tokenloss._core.text import count_of, printable
+from tokenloss._evaluation.compare_files import compare_files
+from tokenloss._evaluation.sink import Sink
+from tokenloss._statistics.gates import checked_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from typing import TypeAlias
+
+    from tokenloss._comparison.comparison import Comparison
+    from tokenloss._core.types import Array, ArrayLike, Float64Array, Kind
+    from tokenloss._evaluation.sink import ComparedBlock
+
+    _Limits: TypeAlias = dict[str, tuple[float | None, float]]  # as `checked_limits` has them
+    _Describe: TypeAlias = Callable[
+        [Array], dict[str, list[Any]]
+    ]  # the cells of some tokens, by the head of the column
+    _Scores: TypeAlias = ArrayLike | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+_MOST_LISTED = 5  # positions
+
+
+def assert_close(
+    logits: _Scores,
+    base: _Scores,
+    targets: ArrayLike | str | os.PathLike[str] | None = None,
+    *,
+    max_kl: float | None = None,
+    max_token_kl: float | None = None,
+    max_abs_loss: float | None = None,
+    min_same_top: float | None = None,
+    kind: Kind | None = None,
+    base_kind: Kind | None = None,
+    classes: int | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    shift: bool | None = None,
+    workers: int | None = None,
+) -> None:
+    """Raise an AssertionError unless a model's scores keep to limits of how far they may be from those of its base.
+
+    It is for tests: a kernel or an engine wants limits of each token, `max_token_kl` and `max_abs_loss`; a quantised
+    model those of means, `max_kl` and `min_same_top`. At least one is given. A divergence or loss that is nan or
+    infinite fails, whatever the limits are, and so does a comparison of no token.
+
+    Parameters
+    ----------
+    logits, base : arrays of one shape (..., V), or paths
+        Logits of the model and of its base, or what `kind` says, as in `compare`; or files of both, as in
+        `compare_files`.
+    targets : array of integers or path, optional
+        Class ids, which `max_abs_loss` needs. Files may hold them.
+    max_kl : float, optional
+        The largest mean KL divergence from the base, in nats: that of `tokenloss compare --max-kl`.
+    max_token_kl : float, optional
+        The largest KL divergence of any token, in nats.
+    max_abs_loss : float, optional
+        The largest absolute difference of the losses of any token, in nats.
+    min_same_top : float, optional
+        The least fraction of the tokens at which both have the same most likely class, 1.0 for all.
+    kind, base_kind : {"logits", "log_probs", "probs"}, optional
+        Kinds of the scores, as in `compare`; of files as in `compare_files`.
+    classes : int, optional
+        Number of classes to compare, from the first, where vocabularies differ.
+    ignore_index : int or None, default -100
+        Target value that marks tokens to leave out.
+    where : array of bool, optional
+        Mask of the positions to compare, of arrays alone.
+    shift : bool, optional
+        Of files alone: whether targets are the input ids of a causal model, as in `evaluate`.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`.
+
+    Raises
+    ------
+    AssertionError
+        If a limit is exceeded. The message has the figures, the limits, and the tokens that are farthest from the base.
+    IndexError, TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits.
+
+    See Also
+    --------
+    tokenloss.compare : The figures, of arrays.
+    tokenloss.results.Comparison.check : Limits of figures that take their errors into account.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss.testing import assert_close
+    >>> base = np.array([[4.0, 0.0, 0.0], [0.0, 2.0, 1.0]])
+    >>> assert_close(base.astype(np.float16), base, [0, 1], max_token_kl=1e-6, max_abs_loss=1e-3)
+    >>> assert_close(base[:, [0, 2, 1]], base, [0, 1], max_abs_loss=1e-3, max_kl=0.5)
+    Traceback (most recent call last):
+    AssertionError: not close to the base  max_abs_loss fails, of 2 tokens
+    <BLANKLINE>
+      max_kl        mean KL divergence                0.210256  holds, at most 0.5
+      max_abs_loss  largest change of a token's loss  1         fails, at most 0.001
+    <BLANKLINE>
+      The farthest tokens
+      position  token  top class  base's        KL     loss  base's loss
+           [1]      1          2       1  0.420512  1.40761     0.407606
+    """
+    __tracebackhide__ = True  # pytest then shows the line of the test
+    given_limits = {"max_kl": max_kl, "max_token_kl": max_token_kl, "max_abs_loss": max_abs_loss}
+    limits = checked_limits(**given_limits, min_same_top=min_same_top)
+    are_files = [_is_path(scores) for scores in (logits, base)]
+    if are_files[0] != are_files[1]:
+        fits = "a path, as base is" if are_files[1] else "an array, as base is"
+        raise_error("type", name="logits", got=type(logits).__name__, fits=f"{fits}; formats.open_scores reads files")
+    options: dict[str, Any] = {"classes": classes, "ignore_index": ignore_index, "workers": workers}
+    if are_files[0]:
+        refuse_given({"where": where}, "left out where logits and base are files")
+        tokens = _Tokens()
+        paths: Any = base, {"logits": logits}, () if targets is None else targets
+        found = compare_files(*paths, kind=kind, base_kind=base_kind, shift=shift, sinks=[tokens], **options)
+        message = _message(found["logits"], limits, tokens.describe)
+    else:
+        refuse_given({"shift": shift}, "left out where logits and base are arrays; next_token shifts them")
+        options |= {"kind": kind or "logits", "base_kind": base_kind, "where": where}
+        message = _message_of_arrays(logits, base, targets, limits, options)
+    if message:
+        raise AssertionError(message)
+
+
+def _is_path(scores: Any) -> bool:
+    """Whether scores are given by a path, or by several."""
+    first = scores[0] if isinstance(scores, list | tuple) and scores else scores
+    return isinstance(first, str | os.PathLike)
+
+
+def _message_of_arrays(logits: Any, base: Any, targets: Any, limits: _Limits, options: dict[str, Any]) -> str:
+    """What an AssertionError says of arrays; options are those of `compare`."""
+    scores = CheckedArray(*as_float_array("logits", logits))
+    base_scores = CheckedArray(*as_float_array("base", base))
+    arrays: Any = {"base_logits": base_scores, "logits": scores}
+    comparison = compare(targets=targets, **arrays, **options)
+
+    def describe(positions: Array) -> dict[str, list[Any]]:
+        index = np.unravel_index(positions, comparison.kept.shape)
+        columns: dict[str, list[Any]] = {"position": np.transpose(index).tolist()}
+        if targets is not None:
+            columns["token"] = as_array("targets", targets)[0][index].tolist()
+        for head, (array, code) in ("top class", scores), ("base's", base_scores):
+            columns[head] = without_bfloat16(array[index][:, : options["classes"]], code).argmax(-1).tolist()
+        return columns
+
+    return _message(comparison, limits, describe)
+
+
+class _Tokens(Sink):
+    """Keeps of each token of files what describes it."""
+
+    needs_tokens = True
+    top_k = 1
+    option, _is_option = "assert_close", True  # its name in errors
+    _needs_targets = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks: list[dict[str, Array]] = []
+        self._files: list[str] = []
+
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
+        """Refuse responses of servers, whose divergences are not known."""
+        if self._of_responses:
+            raise_error(
+                "not for", name="assert_close", fits="does not apply to responses: their divergences have bounds"
+            )
+        return super().open(batch, rows, top_k)
+
+    def add(self, block: ComparedBlock) -> None:
+        """Keep the ids of a block, without its scores."""
+        assert block.scores is not None
+        assert block.base_scores is not None
+        assert block.scores.top_ids is not None
+        assert block.base_scores.top_ids is not None
+        none = np.full(block.target.size, None)
+        self._blocks.append(
+            {
+                "file": np.full(block.target.size, block.file),
+                "row": none if block.row is None else block.row,
+                "token": block.target,
+                "text": none if block.text is None else block.text,
+                "top class": block.scores.top_ids[:, 0],
+                "base's": block.base_scores.top_ids[:, 0],
+            }
+        )
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        """Take the names of the files."""
+        self._files = summary["files"]
+
+    def describe(self, positions: Array) -> dict[str, list[Any]]:
+        """The cells of some tokens, without columns that say nothing."""
+        columns = {
+            head: np.concatenate([block[head] for block in self._blocks])[positions].tolist()
+            for head in self._blocks[0]
+        }
+        columns["file"] = [self._files[number] for number in columns["file"]] if len(self._files) > 1 else [None]
+        columns["token"] = [None if token < 0 else token for token in columns["token"]]
+        return {head: cells for head, cells in columns.items() if any(cell is not None for cell in cells)}
+
+
+def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> str:
+    """What an AssertionError says; empty if all limits hold, and all numbers are finite."""
+    if "max_abs_loss" in limits and not comparison.has_targets:
+        raise_error("type", name="targets", got=None, fits="given, or held by the files, for max_abs_loss")
+    columns: dict[str, Any] = comparison.columns()
+    kept, kl, same_top = (columns[name] for name in ("kept", "kl", "is_same_top"))
+    with np.errstate(invalid="ignore"):  # infinite losses
+        change = abs(columns["nll"] - columns["base_nll"])
+    # by limit: words, the figure of all tokens, and how far each token is
+    figures: dict[str, tuple[str, float, Float64Array]] = {
+        "max_kl": ("mean KL divergence", comparison.mean_kl, kl),
+        "max_token_kl": ("largest KL divergence of a token", _largest(kl[kept]), kl),
+        "max_abs_loss": ("largest change of a token's loss", _largest(change[kept]), change),
+        "min_same_top": ("tokens of the same top class", comparison.same_top, np.where(same_top, 0.0, 1 + kl)),
+    }
+    rows, failed = [], []
+    for name, (_, limit) in limits.items():
+        words, figure, _ = figures[name]
+        is_least = name.startswith("min_")
+        if not (figure >= limit if is_least else figure <= limit):  # nan keeps to no limit
+            failed.append(name)
+        verdict = f"{'fails' if name in failed else 'holds'}, at {'least' if is_least else 'most'} {limit:g}"
+        rows.append((name, words, f"{figure:.6g}", verdict))
+    for word, number in ("nan", comparison.n_nan), ("infinite", comparison.n_infinite):
+        if number:
+            rows.append((word, "divergence or loss of a token", f"{number:,}", "fails, none"))
+            failed.append(word)
+    if not failed:
+        return ""
+    distance = figures[failed[0]][2] if failed[0] in figures else kl
+    is_finite = np.isfinite(kl) & (np.isfinite(change) | (not comparison.has_targets))
+    distance = np.where(kept, np.where(is_finite, distance, np.inf), 0)
+    worst = np.argsort(-distance, kind="stable")[: min(_MOST_LISTED, np.count_nonzero(distance))]
+    numbers = {"KL": "kl"} | ({"loss": "nll", "base's loss": "base_nll"} if comparison.has_targets else {})
+    cells = describe(worst) if worst.size else {}
+    cells |= {head: [f"{one:.6g}" for one in columns[name][worst]] for head, name in numbers.items()}
+    lines = zip(*([printable(str(cell)) for cell in column] for column in cells.values()), strict=True)
+    tables = [Table(rows), Table([*lines], (*cells,), "The farthest tokens")]
+    note = f"{', '.join(failed)} {'fails' if len(failed) == 1 else 'fail'}, of {count_of(comparison.count, 'token')}"
+    return as_text(Shown("not close to the base", note, tables[: 1 + (worst.size > 0)]))
+
+
+def _largest(values: Array) -> float:
+    """The largest of the values, nan if one is, or if there are none."""
+    return float(values.max()) if values.size else np.nan
