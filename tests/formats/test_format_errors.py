@@ -149,7 +149,11 @@ def wrong_safetensors():
         ([ENTRY], "byte 8: by the header all is [{", "dtype, shape and data_offsets"),
         ({"logits": 3}, "by the header logits is 3;"),
         ({"logits": ENTRY, "other": ENTRY}, "other begins at 0", "begin at 96"),
-        ({"top_logprobs": ENTRY}, "holds top_logprobs; it must", "; of lists of likely tokens, see topk_divergence_bound"),
+        (
+            {"top_logprobs": ENTRY},
+            "holds top_logprobs; it must",
+            "; of lists of likely tokens, see topk_divergence_bound",
+        ),
         ({"weights": ENTRY}, "holds weights; it must hold exactly one of logits, log_probs, "),
         ({"h.0.qweight": ENTRY}, "holds a model's weights, such as h.0.qweight; it must hold what the model predicts"),
     ]:

@@ -352,7 +352,12 @@ def _no_product(monkeypatch):
         (BOTH, {"softcap": -1.0}, ValueError, ["softcap", "-1.0", "positive"]),
         (BOTH, {"workers": 0}, ValueError, ["workers", "0", "positive"]),
         (DIVERGENCE, {"lm_head": np.ones((5, 2))}, ValueError, ["pass lm_head[:4], or linear_compare(..., classes=4)"]),
-        (DIVERGENCE, {"lm_head": np.ones((3, 2))}, ValueError, ["pass base_lm_head[:3], or linear_compare(..., classes"]),
+        (
+            DIVERGENCE,
+            {"lm_head": np.ones((3, 2))},
+            ValueError,
+            ["pass base_lm_head[:3], or linear_compare(..., classes"],
+        ),
         (DIVERGENCE, {"reduction": "max"}, ValueError, ["reduction", "'max'", "'mean'"]),
         (COMPARE, {"targets": np.array([0, 4])}, IndexError, ["targets[1]", "4", "[0, 4)"]),
         (COMPARE, {"targets": np.array([0.0, 1.0])}, TypeError, ["targets", "float64", "integer"]),
