@@ -12,6 +12,7 @@ import pytest
 from tokenloss import compare_files, evaluate
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
+safetensors = pytest.importorskip("safetensors")
 transformers = pytest.importorskip("transformers", reason="transformers are not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.thread_unsafe(reason="changes the working directory")]
 
@@ -94,6 +95,18 @@ def test_figures_are_those_of_texts_alone(program, out, model):
     assert len(files) > 1 or out.endswith(".npz")
     head = {"lm_head": "model"} if "hidden" in program else {}
     check_figures(evaluate(files, shift=True, **head), [losses_of(model, text) for text in TEXTS], PROGRAMS[program])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_hidden_states_keep_their_precision(dtype, model):
+    for out in "out.npz", "out.safetensors":
+        status, printed = run("store_hidden_states.py", "texts.txt", out, f"--dtype={dtype}")
+        assert status == 0, printed
+        figures = evaluate(out, shift=True, lm_head="model").loss
+        assert figures == pytest.approx(np.mean(np.concatenate([losses_of(model, text) for text in TEXTS])), rel=0.02)
+    assert np.load("out.npz")["hidden_states"].dtype == np.float16
+    with safetensors.safe_open("out.safetensors", "pt") as file:
+        assert file.get_tensor("hidden_states").dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize("program", ["store_logits.py", "store_hidden_states.py"])

@@ -25,6 +25,7 @@ pytestmark = [
 # calls in Python and commands, of which the page has the messages
 CALLS = [
     "cross_entropy(x, [1, 2, 3, 5])",
+    "cross_entropy(x, [1, 2, 3, 255])",
     "cross_entropy(x, t[:3])",
     "cross_entropy(np.zeros((2, 5, 3)), np.zeros((2, 3), int))",
     "cross_entropy(x, t.astype(float))",
@@ -81,6 +82,7 @@ CALLS = [
     "tokenloss score twice.jsonl",
     "tokenloss score samples.jsonl",
     "tokenloss compare scores.npz wide.npz",
+    "tokenloss compare hidden.npz scores.npz --base-lm-head head.npy --logit-scale 0.5",
     "tokenloss compare scores.npz other-targets.npz",
     "tokenloss compare chat.json other-chat.json",
     "tokenloss compare samples.jsonl other-samples.jsonl",
@@ -93,6 +95,7 @@ CALLS = [
     "tokenloss score model-a.npz model-b.npz",
     "tokenloss score certain.npz",
     "evaluate([(x * np.nan, t)])",
+    'compare(p, np.eye(5)[[1, 1, 2, 3]], t, kind="probs")',
 ]
 # errors that say all that can be said of them, or that no example can show
 CLEAR = {

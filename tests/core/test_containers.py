@@ -4,6 +4,7 @@ import array
 import ctypes
 import gc
 import math
+import re
 import warnings
 import weakref
 from typing import ClassVar
@@ -454,6 +455,58 @@ def test_ids_of_a_part_of_the_classes_are_not_taken_for_labels():
         with pytest.raises(IndexError) as error:
             cross_entropy(np.zeros((len(targets), classes)), targets)
         assert "unique" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("targets", "classes", "hint"),
+    [
+        ([0, 1, 2, 3, 255], 5, "if 255 marks what has no label, give ignore_index=255"),  # class 4 does not occur
+        ([0, 1, 1, -1], 3, "if -1 marks what has no label, give ignore_index=-1"),
+        ([2, 1, 0, -1], 4, "if -1 marks what has no label, give ignore_index=-1"),
+        ([7, -1], 50_000, "if -1 marks what has no label, give ignore_index=-1"),
+        ([0, 1, 99], 3, f"if 99 marks what has no label, give ignore_index=99; if these are .*{re.escape(UNIQUE)}"),
+        ([1, -1], 2, f"if -1 marks what has no label, give ignore_index=-1; if these are .*{re.escape(UNIQUE)}"),
+    ],
+)
+def test_marks_of_no_label_are_not_taken_for_a_class(targets, classes, hint):
+    probs = np.full((len(targets), classes), 1 / classes)
+    with pytest.raises(IndexError, match=rf"= {targets[-1]} is out of range \[0, {classes}\); {hint}$"):
+        tokenloss.cross_entropy_loss(targets, probs)
+    expected = tokenloss.cross_entropy_loss(targets[:-1], probs[:-1])
+    assert tokenloss.cross_entropy_loss(targets, probs, ignore_index=targets[-1]) == expected
+
+
+def test_probabilities_of_class_1_alone_get_the_code_that_adds_class_0():
+    p, y = np.array([0.25, 0.75, 0.5]), np.array([0, 1, 1])
+    both = np.stack([1 - p, p], -1)
+    for refused in (
+        lambda: tokenloss.token_scores(p, y, kind="probs"),
+        lambda: tokenloss.compare(p, p, y, kind="probs"),
+    ):
+        with fails(ValueError, "has shape (3,); it must be () (class ids)", "pass np.stack([1 - p, p], -1)"):
+            refused()
+    p = p[:, None]
+    with fails(IndexError, "y_true[1] = 1 is out of range [0, 1)", "np.concatenate([1 - p, p], -1)"):
+        tokenloss.cross_entropy_loss(y, p)
+    assert (np.concatenate([1 - p, p], -1) == both).all()
+    with fails(IndexError, "class_ids[0] = 1 is out of range [0, 1)"):
+        tokenloss.class_log_probs([0.0], [1])
+
+
+def test_weights_by_name_and_probabilities_first():
+    probs = np.array([[0.25, 0.75], [0.5, 0.5]])
+    for weight in "balanced", {0: 1.0, 1: 2.0}:
+        with fails(TypeError, "weight has dtype", "one weight for each class, in the order of the classes"):
+            tokenloss.cross_entropy_loss([0, 1], probs, weight=weight)
+    with fails(TypeError, "y_pred has dtype int64", "targets come first in this function"):
+        tokenloss.cross_entropy_loss(probs, np.array([0, 1]))
+
+
+def test_sequences_named_by_text_get_the_code_that_numbers_them():
+    names = np.array(["b", "a", "b"])
+    for segment_ids in names, names.astype(object):
+        with fails(TypeError, "segment_ids has dtype", "np.unique(segment_ids, return_inverse=True)[1]"):
+            tokenloss.sequence_losses(np.zeros(3), segment_ids=segment_ids)
 
 
 class Output(dict):

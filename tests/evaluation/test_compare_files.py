@@ -1,6 +1,7 @@
 """tokenloss compare and compare_files of several candidates: names, sizes, unequal vocabularies, hidden states."""
 
 import itertools
+import json
 import warnings
 from types import SimpleNamespace
 
@@ -119,6 +120,49 @@ def test_nan_and_infinite_divergences_are_warned_of(tmp_path, command):
     status, out, err = command("compare", tmp_path / "base.npz", f"q={tmp_path / 'other.npy'}")
     assert (status, out) == (0, found.summary() + "\n")
     assert err.splitlines() == [f"tokenloss: warning: {message}" for message in messages]
+
+
+def test_probabilities_of_0_are_warned_of_where_they_make_a_loss_infinite(tmp_path, command):
+    base, other, targets = np.full((9, 4), 0.25), np.full((9, 4), 0.25), np.zeros(9, int)
+    other[5] = 0, 0, 0.5, 0.5
+    words = "a probability of 0 for a target makes its loss infinite"
+    np.savez(tmp_path / "base.npz", probs=base, targets=targets)
+    np.savez(tmp_path / "other.npz", probs=other, targets=targets)
+    for first, second in itertools.permutations((base, other)):
+        with pytest.warns(UserWarning, match=words) as record:
+            found = tokenloss.compare(first, second, targets, kind="probs")
+        assert record[0].filename == __file__
+        assert abs(found.log_perplexity_ratio) == np.inf
+        clipped = tokenloss.compare(*(np.clip(p, 1e-12, 1) for p in (first, second)), targets, kind="probs")
+        assert abs(clipped.log_perplexity_ratio) == pytest.approx(np.log(0.25e12) / 9)
+    for first, second in itertools.permutations(("base", "other")):
+        _, _, err = command("compare", tmp_path / f"{first}.npz", tmp_path / f"{second}.npz")
+        assert err.startswith(f"tokenloss: warning: {words}")
+    with pytest.warns(UserWarning, match="0 for a target|infinite divergence or loss") as record:
+        compare_files(tmp_path / "base.npz", tmp_path / "other.npz")
+    assert [words in str(one.message) for one in record] == [True, False]
+    targets[5] = 3  # the probability of 0 is of a class that did not come
+    assert tokenloss.compare(base, other, targets, kind="probs").n_infinite == 1
+    with np.errstate(divide="ignore"):
+        logs = np.log(other)
+    assert tokenloss.compare(logs, logs, 0 * targets).perplexity == np.inf  # of logits, an infinite loss is meant
+
+
+def test_what_functions_say_of_axis_and_ignore_index_names_options_in_the_command(tmp_path, command):
+    logits, targets = np.zeros((2, 5, 3, 4), np.float32), np.full((2, 3, 4), 255)
+    np.save(tmp_path / "logits.npy", logits)
+    np.save(tmp_path / "targets.npy", targets)
+    np.savez(tmp_path / "images.npz", logits=logits, targets=targets)
+    words = "or save the classes last, if axis 1 of logits holds them: np.moveaxis(logits, 1, -1)"
+    assert_refused(command("score", tmp_path / "logits.npy", tmp_path / "targets.npy"), words)
+    assert_refused(command("score", tmp_path / "images.npz"), words)
+    np.savez(tmp_path / "images.npz", logits=np.moveaxis(logits, 1, -1), targets=targets)
+    words = "targets[0, 0, 0] = 255 is out of range [0, 5); if 255 marks what has no label, give --ignore-index 255"
+    assert_refused(command("score", tmp_path / "images.npz"), words)
+    assert command("score", tmp_path / "images.npz", "--ignore-index", "255")[0] == 0
+    np.savez(tmp_path / "binary.npz", probs=np.full(9, 0.25), labels=np.arange(9) % 2)
+    words = "targets adds up to 4; it must add up to 1", "save both classes: np.stack([1 - p, p], -1)"
+    assert_refused(command("score", tmp_path / "binary.npz"), *words)
 
 
 def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatch):
@@ -502,8 +546,9 @@ def test_hidden_states_with_scores_with_logit_scale_and_softcap(definitions, tra
     if transform:  # of hidden states alone
         for path in logits:
             np.save(path, 3 * np.tanh(0.5 * np.load(path) / 3))
+        config = {"model_type": "muse_glimmer", "output_multiplier": 0.5, "final_logit_softcapping": 3.0}
+        (hidden.path / "config.json").write_text(json.dumps(config), "utf-8")
     expected = compare_json(*logits, "--targets", targets, *options)
-    options += [word for name, value in transform.items() for word in (f"--{name.replace('_', '-')}", value)]
     for argv in (
         [base, logits[1], "--base-lm-head", base_head],
         [logits[0], other, "--base-kind", "logits", "--lm-head", head],
@@ -512,6 +557,47 @@ def test_hidden_states_with_scores_with_logit_scale_and_softcap(definitions, tra
         found = compare_json(*argv, *options)
         for name in ("mean_kl", "perplexity", "base_perplexity", "same_top", "rms_delta_p"):
             assert found[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("option", ["--logit-scale", "--softcap"])
+def test_a_transform_of_hidden_states_is_refused_where_a_file_holds_scores(option, hidden, command, compare_json):
+    (base, base_head), (other, head) = of_hidden(hidden, "base"), of_hidden(hidden, "q")
+    logits = [hidden.path / f"{name}-logits.npy" for name in ("base", "q")]
+    np.save(hidden.path / "targets.npy", hidden.targets)
+    neutral = "1" if option == "--logit-scale" else "0"
+    for refused, *argv in (
+        (logits[1], base, logits[1], "--base-lm-head", base_head),
+        (logits[0], logits[0], other, "--base-kind", "logits", "--lm-head", head),
+    ):
+        argv += "--targets", hidden.path / "targets.npy"
+        found = command("compare", *argv, option, "0.5")
+        assert_refused(
+            found, f"{refused}: is read as scores, which ", f"({option}) leaves as they are; it must hold hi"
+        )
+        assert compare_json(*argv, option, neutral) == compare_json(*argv) | {
+            name: value for name, value in compare_json(*argv, option, neutral).items() if name.endswith("head")
+        }
+
+
+def test_one_head_for_files_that_it_does_not_fit_names_the_other_options(hidden, command):
+    base, head = of_hidden(hidden, "base")
+    np.savez(hidden.path / "narrow.npz", hidden_states=np.zeros((100, 3)))
+    np.savez(hidden.path / "scores.npz", logits=hidden.base)
+    for files, words in (
+        (
+            (base, "narrow.npz"),
+            "to fit hidden states of 3 features; base_lm_head (--base-lm-head) is the head of the base",
+        ),
+        (
+            (base, "scores.npz"),
+            "exactly one of hidden_states, hidden; base_lm_head (--base-lm-head) is the head of the",
+        ),
+        (("scores.npz", base), "alone, base_kind the kind of a base of scores"),
+    ):
+        found = command("compare", *(hidden.path / file for file in files), "--lm-head", head)
+        assert_refused(found, words)
+    found = command("compare", base, hidden.path / "narrow.npz", "--base-lm-head", head, "--lm-head", head)
+    assert_refused(found, "to fit hidden states of 3 features")
 
 
 def test_base_of_logits_that_would_be_read_as_hidden_states(hidden, command):

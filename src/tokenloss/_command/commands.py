@@ -248,6 +248,9 @@ def _with_options(message: str) -> str:
         r"^[a-z_]+(?= does not apply| is for | is given| is .+; it must be| and \w+ cannot)|(?<= and )\w+(?= cannot)|"
         r"(?<=without )\w+$|(?<=there is )\w+$"
     )
+    message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)
+    last = r"save the classes last, if axis \1 of \2 holds them: np.moveaxis(\2, \1, -1)"
+    message = re.sub(r"give axis=(\d+), if that axis of (\w+) holds the classes", last, message)
     return re.sub(parameters, lambda name: f"--{_OPTIONS.get(name[0], name[0].replace('_', '-'))}", message)
 
 

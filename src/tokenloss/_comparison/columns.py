@@ -171,7 +171,7 @@ def _left_out(
     unnormalized = np.argwhere(mask & (abs(total) > most_unnormalized(kind, array.array)))
     if len(unnormalized):
         at = unnormalized[0].tolist()
-        raise_error("unnormalized", name=f"{name}{at or ''}", got=total[tuple(at)], fits=jobs.NORMALIZED[kind])
+        jobs.raise_unnormalized(name, at, kind, total[tuple(at)])
     return probability_of_rest(*sums).reshape(-1)
 
 

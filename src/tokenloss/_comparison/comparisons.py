@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenloss._comparison.figures import difference_table
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from tokenloss._statistics.gates import Verdicts
 
 ComparisonT = TypeVar("ComparisonT", bound=Any)
+
+ZERO_ADVICE = (
+    "a probability of 0 for a target makes its loss infinite, and so the perplexity; raise such probabilities first, "
+    "in both models, say by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
+)
 
 
 class Comparisons(NamedResults[ComparisonT]):
@@ -72,7 +78,9 @@ class Comparisons(NamedResults[ComparisonT]):
     def _hints(self) -> dict[str, bool]:
         """Whether figures of any candidate hint at a mistake, by the name of the figure."""
         names = "fits_better_shifted", "norm_seems_missing"
-        return {name: any(one._about.get(name) for one in self._all()) for name in names}
+        hints = {name: any(one._about.get(name) for one in self._all()) for name in names}
+        kinds = ((one, one._about.get("kind"), one._about.get("base_kind")) for one in self._all())
+        return hints | {"has_zero": any(has_zero(*of_one) for of_one in kinds)}
 
     def _shown(self) -> Shown:
         """The tables of a single candidate; of several, a table with a row for each."""
@@ -166,3 +174,10 @@ class Comparisons(NamedResults[ComparisonT]):
                 row |= {f"{name}_multiple": multiple for name, multiple in multiples.items()}
             rows += self.noise._rows()
         return columns_of(rows)
+
+
+def has_zero(comparison: Any, kind: str | None, base_kind: str | None) -> bool:
+    """Whether a loss is infinite since scores, which are probabilities, are 0."""
+    return (kind == "probs" and math.isinf(comparison.perplexity)) or (
+        base_kind == "probs" and math.isinf(comparison.base_perplexity)
+    )

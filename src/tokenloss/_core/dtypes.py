@@ -110,6 +110,8 @@ def refuse_dtype(name: str, value: Any, got: object) -> NoReturn:
     """Raise that something holds no floats, and say what to pass where that is known."""
     refuse_container(name, value)
     fits = FLOATS
+    if name == "y_pred" and getattr(got, "kind", "") in ("i", "u"):  # elsewhere, targets come second
+        fits += "; targets come first in this function"
     if hasattr(value, "to_numpy"):  # columns of pandas that may be null
         fits += f"; pass {name}.to_numpy('float64', na_value=np.nan)"
     raise_error("dtype", name=name, got=got, fits=fits)

@@ -45,6 +45,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
         "{name} needs every token, and {got}; run once with {option}, for the figures, and once without it, for {name}",
     ),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),
+    "sum": (ValueError, "{name} has a row that adds up to {got:.4g}; {fits}"),
     "twice": (ValueError, "{name} lists class {got} twice at one position; each class must come once"),
     "class": (IndexError, "{name}{position} = {got} is out of range {fits}"),
     "changed": (IndexError, "{name}{position} changed during the call and is now out of range {fits}"),
@@ -61,6 +62,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
 }
 _MOST_LABELS = 1000  # more classes are a vocabulary, whose ids have a meaning
 _MOST_READ = 1 << 16  # targets that are searched for all labels
+_NO_LABEL = 255  # marks pixels without a label, as -1 and -100 do
 _LONGEST = 4000  # characters of a message: a name or a list of names in a file may have millions
 
 
@@ -74,9 +76,22 @@ def raise_error(error: str, **words: object) -> NoReturn:
 
 
 def raise_bad_class(name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int) -> NoReturn:
-    """Raise the IndexError of a class id that is out of range; labels of other numbers get the code that turns them."""
-    fits, got = f"[0, {classes})", targets[tuple(index)]
-    if classes <= _MOST_LABELS and len(set(targets.flat[:_MOST_READ].tolist())) == classes:  # say 1 to C, or -1 and 1
+    """Raise the IndexError of a class id that is out of range, and say what to pass where that can be known.
+
+    Labels of other numbers, say 1 to C, or -1 and 1, get the code that turns them into ids. It would make a class of a
+    mark of what has no label, so wherever there may be one, the option that names it comes in its place.
+    """
+    fits, got = f"[0, {classes})", int(targets[tuple(index)])
+    labels = set(targets.flat[:_MOST_READ].tolist()) if classes <= _MOST_LABELS else set()
+    may_be_labels = classes > 1 and len(labels) == classes
+    is_alone = may_be_labels and 0 in labels and sum(not 0 <= label < classes for label in labels) == 1
+    may_be_mark = got < 0 or got == _NO_LABEL or is_alone
+    if classes == 1 and name != "class_ids":
+        fits += "; of probabilities of class 1 alone, pass both classes: np.concatenate([1 - p, p], -1)"
+    elif may_be_mark and name != "class_ids":
+        fits += f"; if {got} marks what has no label, give ignore_index={got}"
+    is_sure = not any(label < 0 or label == _NO_LABEL for label in labels) or labels == {-1, 1}
+    if may_be_labels and is_sure:
         fits += f"; if these are the labels of all classes, pass {labels_to_ids(name)}"
     raise_error("class", name=name, position=list(index) or "", got=got, fits=fits)
 

@@ -12,16 +12,17 @@ from tokenloss._core.errors import raise_bad_class, raise_error
 from tokenloss._core.validation import check_reduction
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from tokenloss._core.types import Float64Array
 
 
 # what the message says of a row whose logsumexp is too far from 0, by the kind of its scores
-NORMALIZED = {
+_NORMALIZED = {
     "logits": "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them",
     "log_probs": "natural log-probabilities have 0; for logits, give kind='logits'",
-    "probs": "probabilities add up to 1, whose log is 0; for logits, give kind='logits'",
+    "probs": "probabilities add up to 1: divide each row by its sum; for logits, give kind='logits'",
 }
 
 
@@ -94,6 +95,15 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
     raise_error("one-hot", name=positions.name, position=position or "", got=got, fits=fits)
 
 
+def raise_unnormalized(name: str, position: Sequence[int], kind: str, logsumexp: float) -> NoReturn:
+    """Raise the error of a row that is not normalised; of probabilities, it tells their sum."""
+    name, fits = f"{name}{position or ''}", _NORMALIZED[kind]
+    if kind == "probs":
+        with np.errstate(over="ignore"):
+            raise_error("sum", name=name, got=np.exp(logsumexp), fits=fits)
+    raise_error("unnormalized", name=name, got=logsumexp, fits=fits)
+
+
 def raise_refusal(job: _core.RowJob) -> NoReturn:
     """Raise the error of the first row that a job refused while it read rows."""
     reason, row, k, score = job.refusal()
@@ -105,7 +115,7 @@ def raise_refusal(job: _core.RowJob) -> NoReturn:
         scores, k = job.other, k - scores.classes
     kind = _core.KINDS[scores.kind]
     if reason == _core.UNNORMALIZED:
-        raise_error("unnormalized", name=f"{scores.name}{position or ''}", got=score, fits=NORMALIZED[kind])
+        raise_unnormalized(scores.name, position, kind, score)
     if reason == _core.BAD_TARGET:
         fits = f"[0, {positions.classes})"
         raise_error("changed", name=positions.name, position=position or "", fits=fits)

@@ -95,9 +95,12 @@ def as_target_array(
         refuse_container(name, value)
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
         axis = next((k for k in range(len(shape)) if shape[:k] + shape[k + 1 :] == array.shape), None)
-        if array.shape == (*batch, 1):  # a column of a data frame
+        has_classes = not scores_name.endswith("hidden")  # the last axis of those holds features
+        if array.shape == shape and array.ndim == 1 and has_classes:  # each sample's probability of class 1
+            fits += f"; if {scores_name} holds a probability of class 1 for each sample, pass np.stack([1 - p, p], -1)"
+        elif array.shape == (*batch, 1):  # a column of a data frame
             fits += f"; pass np.asarray({name})[..., 0]"
-        elif axis is not None and not scores_name.endswith("hidden"):  # their last axis holds features, not classes
+        elif axis is not None and has_classes:
             fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
         raise_error("shape", name=name, got=array.shape, fits=fits)
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
@@ -137,7 +140,8 @@ def check_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:
     """One weight for each class."""
     array, code = as_array("weight", value)
     if code is None:
-        raise_error("dtype", name="weight", got=array.dtype, fits=FLOATS)
+        fits = f"{FLOATS}, with one weight for each class, in the order of the classes"
+        raise_error("dtype", name="weight", got=array.dtype, fits=fits)
     if array.shape != (classes,):
         raise_error("shape", name="weight", got=array.shape, fits=f"({classes},), one for each class")
     return array, code

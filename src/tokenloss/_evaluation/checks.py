@@ -141,5 +141,7 @@ def _refuse_distribution(shard: Shard, row: int, probs: Array) -> NoReturn:
     for prob in (probs.min(), probs.max()):
         if not -_PROBABILITY_SLACK <= prob <= 1 + _PROBABILITY_SLACK:
             got, fits = f"has a probability of {prob:.4g}", "have probabilities from 0 to 1"
-    path = shard.targets or shard.path
-    raise_error("content", path=path, got=f"targets{position} {got}", fits=f"{fits}; class ids are integers")
+    fits += "; class ids are integers"
+    if len(shard.shape) == 1:  # of samples, not of classes
+        fits += "; of probabilities of class 1 alone, save both classes: np.stack([1 - p, p], -1)"
+    raise_error("content", path=shard.targets or shard.path, got=f"targets{position} {got}", fits=fits)

@@ -7,6 +7,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._comparison.comparisons import ZERO_ADVICE
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_content, refuse_given
 from tokenloss._core.errors import raise_error
@@ -296,6 +297,8 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
         yield _NORM_ADVICE, NormWarning
     if figures.get("targets_repeat"):
         yield _REPEAT_ADVICE, UserWarning
+    if figures.get("has_zero"):
+        yield ZERO_ADVICE, UserWarning
     for message in figures.get("not_finite", ()):
         yield message, UserWarning
     if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenloss._core import _core, threads
 from tokenloss._core.dtypes import as_array, bfloat16_to_float32, dtype_name, refuse_container, refuse_dtype
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import labels_to_ids, raise_error
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, Shown, Table, known_error, rows_of, table_of
 from tokenloss._core.validation import broadcast, check_losses, check_mask, check_sample_weight
@@ -468,7 +468,9 @@ def _integers(name: str, value: Any) -> Array:
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
         return array.astype(np.int64)
     if array.dtype.kind not in "iu" or dtype_name(code, array) == "bfloat16":
-        raise_error("dtype", name=name, got=dtype_name(code, array), fits="an integer")
+        is_text = array.dtype.kind in "OSTU" and name == "segment_ids"
+        fits = "an integer" + f"; pass labels as {labels_to_ids(name)}" * is_text
+        raise_error("dtype", name=name, got=dtype_name(code, array), fits=fits)
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise_error("option", name=name, got=int(array.max()), fits=f"at most {np.iinfo(np.int64).max}")
     return array.astype(np.int64, copy=False)
