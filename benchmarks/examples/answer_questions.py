@@ -49,8 +49,8 @@ def main() -> None:
         scores = [[-nll, bool(greedy)] for nll, greedy in zip(found.nll, found.is_greedy, strict=True)]
         sample = {"doc_id": number, "doc": doc, "target": doc["answer"], "filtered_resps": scores}
         sample |= {"arguments": [[question, answer] for answer in answers], "metrics": ["acc", "acc_norm"]}
-        numbers = zip(("chosen", "chosen_norm", "acc", "acc_norm"), chosen + right[-1], strict=True)
-        samples.append(sample | dict(numbers))
+        values = zip(("chosen", "chosen_norm", "acc", "acc_norm"), chosen + right[-1], strict=True)
+        samples.append(sample | dict(values))
     args.out.write_text("".join(json.dumps(sample) + "\n" for sample in samples), "utf-8")
     count = "1 question: no error" if len(right) == 1 else f"{len(right)} questions"
     for what, each in zip(("likelihood", "likelihood per letter"), np.transpose(right), strict=True):
