@@ -1,6 +1,7 @@
 """Programs that store what a model makes of texts: figures are those of each text alone, without padding."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tokenloss import compare_files, evaluate
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
+safetensors = pytest.importorskip("safetensors")
 transformers = pytest.importorskip("transformers", reason="transformers are not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.thread_unsafe(reason="changes the working directory")]
 
@@ -28,17 +30,17 @@ QUESTIONS = [
 PROGRAMS = {"store_logits.py": 1e-3, "store_packed_logits.py": 1e-3, "store_hidden_states.py": 1e-5}  # and tolerances
 
 
-def random_model(kind):
+def random_model(kind, **options):
     """A model of random weights: the first finds positions by differences, the second has learned ones."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0}
     if kind == "llama":
         config = transformers.LlamaConfig(
             hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, initializer_range=1.0,
-            **sizes,
+            **sizes, **options,
         )  # fmt: skip
         return transformers.LlamaForCausalLM(config).eval()
-    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, initializer_range=0.5, **sizes)
+    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, initializer_range=0.5, **sizes, **options)
     return transformers.GPT2LMHeadModel(config).eval()
 
 
@@ -95,10 +97,37 @@ def test_figures_are_those_of_texts_alone(program, out, model):
     check_figures(evaluate(files, shift=True, **head), [losses_of(model, text) for text in TEXTS], PROGRAMS[program])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_hidden_states_keep_their_precision(dtype, model):
+    for out in "out.npz", "out.safetensors":
+        status, printed = run("store_hidden_states.py", "texts.txt", out, f"--dtype={dtype}")
+        assert status == 0, printed
+        figures = evaluate(out, shift=True, lm_head="model").loss
+        assert figures == pytest.approx(np.mean(np.concatenate([losses_of(model, text) for text in TEXTS])), rel=0.02)
+    assert np.load("out.npz")["hidden_states"].dtype == np.float16
+    with safetensors.safe_open("out.safetensors", "pt") as file:
+        assert file.get_tensor("hidden_states").dtype == getattr(torch, dtype)
+
+
 @pytest.mark.parametrize("program", ["store_logits.py", "store_hidden_states.py"])
 def test_long_texts_are_cut(program, model):
     assert run(program, "texts.txt", "out.npz", "--max-length=5")[0] == 0
     assert np.load("out.npz")["input_ids"].shape == (4, 5)
+
+
+def test_texts_are_cut_to_the_context_if_the_tokenizer_has_no_limit(model):
+    settings = Path("model/tokenizer_config.json")
+    settings.write_text(json.dumps(json.loads(settings.read_text("utf-8")) | {"model_max_length": int(1e30)}), "utf-8")
+    random_model(model.config.model_type, max_position_embeddings=5).save_pretrained("model")
+    assert run("store_logits.py", "texts.txt", "out.npz") == (0, "2 of 4 texts cut to 5 tokens\n")
+    assert np.load("out.npz")["input_ids"].shape == (4, 5)
+
+
+def test_a_folder_that_exists_is_refused(model):
+    Path("out").mkdir()
+    status, printed = run("store_logits.py", "texts.txt", "out")
+    assert status == 2
+    assert "error: out exists; OUT must be a new folder, or end in .npz" in printed
 
 
 def test_answers_are_chosen_by_their_own_losses(model):
@@ -112,6 +141,7 @@ def test_answers_are_chosen_by_their_own_losses(model):
         sample = json.loads(written)
         np.testing.assert_allclose([-score for score, _ in sample["filtered_resps"]], sums, rtol=1e-5)
         per_letter = np.divide(sums, [len(choice) for choice in line["choices"]])
+        assert [sample["chosen"], sample["chosen_norm"]] == [np.argmin(sums), np.argmin(per_letter)]
         right.append([np.argmin(sums) == line["answer"], np.argmin(per_letter) == line["answer"]])
         assert [sample["acc"], sample["acc_norm"]] == right[-1]
     for line, mean in zip(printed.strip().splitlines(), np.mean(right, axis=0), strict=True):
@@ -119,6 +149,22 @@ def test_answers_are_chosen_by_their_own_losses(model):
     metrics = {metric.name: metric for metric in compare_files("out.jsonl", {"copy": "out.jsonl"})["copy"].metrics}
     assert not metrics["acc"].is_derived
     assert metrics["target_loglikelihood"].difference == 0
+
+
+def test_one_question_has_no_error(model):
+    Path("questions.jsonl").write_text(json.dumps(QUESTIONS[0]), "utf-8")
+    status, printed = run("answer_questions.py", "questions.jsonl", "out.jsonl")
+    assert status == 0, printed
+    assert len(re.findall(r" [01]\.00 \(1 question: no error\)$", printed, re.MULTILINE)) == 2
+
+
+def test_questions_beyond_the_context_are_refused(model):
+    long = QUESTIONS[1] | {"question": "The heaven and the earth " * 500 + "and"}
+    Path("questions.jsonl").write_text(f"{json.dumps(QUESTIONS[0])}\n{json.dumps(long)}", "utf-8")
+    status, printed = run("answer_questions.py", "questions.jsonl", "out.jsonl")
+    assert status == 1
+    assert re.search(r"^error: line 2: \d+ tokens, more than the (1024|2048) of the model$", printed, re.MULTILINE)
+    assert not Path("out.jsonl").exists()
 
 
 @pytest.mark.parametrize("question", ["", "In the beginning God created the "])

@@ -29,6 +29,7 @@ NEEDS = {
     "how-to/clusters.md": ("torch", "transformers", "joblib", "distributed"),
     "explained/differences.md": ("scipy", "sklearn", "torch"),
     "reference/files.md": ("zarr", "safetensors"),
+    "how-to/distillation.md": ("torch", "transformers"),
     "how-to/gates.md": ("torch", "transformers"),
     "how-to/hidden-states.md": ("torch", "transformers"),
     "how-to/multiple-choice.md": ("torch", "transformers"),

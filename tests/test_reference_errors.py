@@ -82,6 +82,7 @@ CALLS = [
     "tokenloss score twice.jsonl",
     "tokenloss score samples.jsonl",
     "tokenloss compare scores.npz wide.npz",
+    "tokenloss compare hidden.npz scores.npz --base-lm-head head.npy --logit-scale 0.5",
     "tokenloss compare scores.npz other-targets.npz",
     "tokenloss compare chat.json other-chat.json",
     "tokenloss compare samples.jsonl other-samples.jsonl",

@@ -139,6 +139,18 @@ def test_signature_has_the_window_and_its_stride(window, stride, scored, tmp_pat
     assert (found["tokens"], found["ids"]) == (str(len(scored)), hash_of(ids[[*scored]]))
 
 
+def test_windows_of_papers_and_whole_texts_are_told_apart_as_of_lm_evaluation_harness_2301(tmp_path):
+    """Somebody held a perplexity of windows of 2048 tokens against one of whole documents: 5.47 and 8.71."""
+    ids = RNG.integers(7, size=12)
+    logits = RNG.normal(size=(2, 6, 7))
+    np.savez(tmp_path / "papers.npz", logits=logits, input_ids=ids.reshape(2, 6))
+    np.savez(tmp_path / "whole.npz", logits=logits.reshape(1, 12, 7), input_ids=ids[None])
+    papers = evaluate(tmp_path / "papers.npz", window=6, stride=6)
+    whole = evaluate(tmp_path / "whole.npz", shift=True)
+    assert "window" in differing_fields([papers.signature, whole.signature])
+    assert "window" in Evaluations(papers=papers, whole=whole).summary().partition("\n")[0]
+
+
 def test_weights_of_a_meter_are_in_its_signature():
     signatures = []
     for weight in (

@@ -1,9 +1,9 @@
 """Store the logits of a padded batch of texts, for `tokenloss score OUT --shift`.
 
 MODEL is any causal language model that transformers can load: its name, or its folder. TEXTS is a file with one text on
-each line; it is told how many are cut. If OUT ends in .npz, all texts are one batch in this file; else OUT is a folder,
-which gets a file for each batch, so that only one is in memory. Each file holds `logits` in float16, `input_ids`,
-`attention_mask` and `tokens`, the text of the ids.
+each line; how many of them are cut is printed. If OUT ends in .npz, all texts are one batch in this file; else OUT is a
+new folder, which gets a file for each batch, so that only one is in memory. Each file holds `logits` in float16,
+`input_ids`, `attention_mask` and `tokens`, the text of the ids.
 """
 
 import argparse
@@ -20,19 +20,23 @@ def main() -> None:
     parser.add_argument("texts", metavar="TEXTS", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--batch-size", type=int, default=8, help="texts in each file of a folder (default: 8)")
-    parser.add_argument("--max-length", type=int, help="tokens that longer texts are cut to (default: the tokenizer's)")
+    parser.add_argument("--max-length", type=int, help="tokens that longer texts are cut to (default: the context)")
     parser.add_argument("--dtype", default="float32", help="precision of the computation (default: float32)")
     args = parser.parse_args()
+    in_one_file = args.out.suffix == ".npz"
+    if args.out.exists() and not in_one_file:
+        parser.error(f"{args.out} exists; OUT must be a new folder, or end in .npz")
 
     # on the right, so that positions count from a text's first token: models with learned positions need this
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="right")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # any will do: it is masked
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).eval()
     texts = args.texts.read_text("utf-8").splitlines()
-    most = args.max_length or tokenizer.model_max_length
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**9
+    most = args.max_length or min(context, tokenizer.model_max_length)  # many tokenizers have no limit
     if cut := sum(len(ids) > most for ids in tokenizer(texts, verbose=False)["input_ids"]):
         print(f"{cut} of {len(texts)} texts cut to {most} tokens")
-    if args.out.suffix == ".npz":
+    if in_one_file:
         args.batch_size = len(texts)
     else:
         args.out.mkdir(parents=True)
@@ -44,7 +48,7 @@ def main() -> None:
         with torch.inference_mode():
             logits = model(ids, attention_mask=mask).logits
         np.savez(
-            args.out if args.out.suffix == ".npz" else args.out / f"batch-{number:05}.npz",
+            args.out if in_one_file else args.out / f"batch-{number:05}.npz",
             logits=logits.half().numpy(),
             input_ids=ids.numpy(),
             attention_mask=mask.numpy(),

@@ -1,6 +1,7 @@
 """tokenloss compare and compare_files of several candidates: names, sizes, unequal vocabularies, hidden states."""
 
 import itertools
+import json
 import warnings
 from types import SimpleNamespace
 
@@ -545,8 +546,9 @@ def test_hidden_states_with_scores_with_logit_scale_and_softcap(definitions, tra
     if transform:  # of hidden states alone
         for path in logits:
             np.save(path, 3 * np.tanh(0.5 * np.load(path) / 3))
+        config = {"model_type": "muse_glimmer", "output_multiplier": 0.5, "final_logit_softcapping": 3.0}
+        (hidden.path / "config.json").write_text(json.dumps(config), "utf-8")
     expected = compare_json(*logits, "--targets", targets, *options)
-    options += [word for name, value in transform.items() for word in (f"--{name.replace('_', '-')}", value)]
     for argv in (
         [base, logits[1], "--base-lm-head", base_head],
         [logits[0], other, "--base-kind", "logits", "--lm-head", head],
@@ -555,6 +557,47 @@ def test_hidden_states_with_scores_with_logit_scale_and_softcap(definitions, tra
         found = compare_json(*argv, *options)
         for name in ("mean_kl", "perplexity", "base_perplexity", "same_top", "rms_delta_p"):
             assert found[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("option", ["--logit-scale", "--softcap"])
+def test_a_transform_of_hidden_states_is_refused_where_a_file_holds_scores(option, hidden, command, compare_json):
+    (base, base_head), (other, head) = of_hidden(hidden, "base"), of_hidden(hidden, "q")
+    logits = [hidden.path / f"{name}-logits.npy" for name in ("base", "q")]
+    np.save(hidden.path / "targets.npy", hidden.targets)
+    neutral = "1" if option == "--logit-scale" else "0"
+    for refused, *argv in (
+        (logits[1], base, logits[1], "--base-lm-head", base_head),
+        (logits[0], logits[0], other, "--base-kind", "logits", "--lm-head", head),
+    ):
+        argv += "--targets", hidden.path / "targets.npy"
+        found = command("compare", *argv, option, "0.5")
+        assert_refused(
+            found, f"{refused}: is read as scores, which ", f"({option}) leaves as they are; it must hold hi"
+        )
+        assert compare_json(*argv, option, neutral) == compare_json(*argv) | {
+            name: value for name, value in compare_json(*argv, option, neutral).items() if name.endswith("head")
+        }
+
+
+def test_one_head_for_files_that_it_does_not_fit_names_the_other_options(hidden, command):
+    base, head = of_hidden(hidden, "base")
+    np.savez(hidden.path / "narrow.npz", hidden_states=np.zeros((100, 3)))
+    np.savez(hidden.path / "scores.npz", logits=hidden.base)
+    for files, words in (
+        (
+            (base, "narrow.npz"),
+            "to fit hidden states of 3 features; base_lm_head (--base-lm-head) is the head of the base",
+        ),
+        (
+            (base, "scores.npz"),
+            "exactly one of hidden_states, hidden; base_lm_head (--base-lm-head) is the head of the",
+        ),
+        (("scores.npz", base), "alone, base_kind the kind of a base of scores"),
+    ):
+        found = command("compare", *(hidden.path / file for file in files), "--lm-head", head)
+        assert_refused(found, words)
+    found = command("compare", base, hidden.path / "narrow.npz", "--base-lm-head", head, "--lm-head", head)
+    assert_refused(found, "to fit hidden states of 3 features")
 
 
 def test_base_of_logits_that_would_be_read_as_hidden_states(hidden, command):

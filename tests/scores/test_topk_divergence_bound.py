@@ -112,6 +112,24 @@ def test_rounding_of_distributions_does_not_raise_the_bound_above_the_divergence
             assert found.kl.mean() >= 0.98 * unrounded.mean()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("sharpness", [0, 0.3, 3, 12])
+@pytest.mark.parametrize("difference", [0, 0.003, 0.1, 3])
+def test_rounding_of_half_precision_is_known_by_the_dtype(dtype, sharpness, difference, rng):
+    dtype = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else np.float16
+    logits = sharpness * rng.standard_normal((500, 64))
+    base, other = log_softmax(np.stack([logits, logits + difference * rng.standard_normal(logits.shape)]))
+    exact = kl_divergence(base, other, reduction="none")
+    for k in (1, 5, 20, 64):
+        (ids, p), (other_ids, q) = tops(base, k), tops(other, k)
+        found = topk_divergence_bound(ids, p.astype(dtype), other_ids, q.astype(dtype))
+        assert (found.kl <= exact + 1e-12).all()
+        of_one = topk_divergence_bound(ids, p, other_ids, q.astype(dtype))
+        assert (of_one.kl <= exact + 1e-12).all()
+        if difference == 3:
+            assert of_one.kl.mean() >= found.kl.mean() >= 0.9 * topk_divergence_bound(ids, p, other_ids, q).kl.mean()
+
+
 def test_topk_divergence_bound_never_takes_what_rounding_left_for_an_impossible_rest():
     base, other = np.log([0.6, 0.3]), np.log([0.75, 0.25])  # Q is 1, and above or below it by rounding
     expected = 0.6 * math.log(0.6 / 0.75) + 0.3 * math.log(0.3 / 0.25) + 0.1 * math.log(0.1 / 1e-6)

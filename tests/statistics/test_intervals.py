@@ -131,6 +131,13 @@ def test_interval_of_two_sequences_is_said_to_be_a_guess(number, is_guess, rng):
     assert ("too few for more than a guess" in meter_of([4] * number, rng)._basis()) == is_guess
 
 
+@pytest.mark.parametrize(("number", "factor"), [(2, "12.7"), (12, "2.2"), (13, None), (40, None)])
+def test_tables_name_factors_that_are_far_from_2(number, factor, rng):
+    meter = meter_of([4] * number, rng)
+    note = f"; multiply ± by {factor} for a 95 % interval" if factor else ""
+    assert f" nats ({meter._basis()}){note}\n" in meter.summary()
+
+
 # how often intervals hold the true figure
 
 

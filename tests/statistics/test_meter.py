@@ -385,6 +385,7 @@ def test_equality():
         (([1.0],), {"n_bytes": -1}, ValueError, "n_bytes.*-1.*0"),
         (([1.0],), {"n_words": -5}, ValueError, "n_words.*-5.*0"),
         (([1.0],), {"n_bytes": 1.5}, TypeError, "n_bytes.*1.5.*integer"),
+        (([1.0],), {"n_bytes": [38, 3]}, TypeError, r"n_bytes is \[38, 3\].*sequence_losses\(..., n_bytes=...\)"),
         (([1.0],), {"n_words": "x"}, TypeError, "n_words.*'x'.*integer"),
         (([1.0],), {"n_bytes": 3, "n_words": None}, TypeError, "n_words.*None.*integer"),
     ],

@@ -134,6 +134,21 @@ def test_score_of_windows_equals_each_token_alone(score, stride, bos, model):
         np.testing.assert_allclose(losses, alone, rtol=1e-4)
 
 
+def test_bos_of_each_window_changes_no_row_that_is_scored_as_of_transformers_40524(model):
+    """The loop of that page gave a BOS to the first window alone; whoever added it shifted the labels of the others."""
+    function, ids = model
+    scored = {}
+    for bos in ("first", "each"):
+        scored[bos] = []
+        for inputs, targets, where in windows(len(ids), 32, 32):
+            read = ids[inputs] if bos == "first" else np.append(ids[0], ids[inputs][1:])
+            losses = cross_entropy(function(read), ids[targets], where=where, reduction="none")[where]
+            scored[bos].append((ids[targets][where], losses))
+    for number, (first, each) in enumerate(zip(scored["first"], scored["each"], strict=True)):
+        np.testing.assert_array_equal(first[0], each[0])
+        assert np.array_equal(first[1], each[1]) is (number == 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [

@@ -198,9 +198,14 @@ def _add_compare(compare: Parser) -> None:
     words = "size of the model of an OTHER: a file, a directory, or a number of bytes such as 4.9G"
     _add(of["input"], "--size NAME=SIZE", words, **_LISTED)
     _add_targets(of["targets and sequences"])
-    each = "one for all, and for BASE unless --base-kind or --base-array is given; or one for each OTHER in order"
-    _add(of["hidden states"], "--lm-head FILE[:NAME]", f"{_LM_HEAD}; {each}", **_LISTED)
-    _add(of["hidden states"], "--base-lm-head FILE[:NAME]", "--lm-head of BASE, if it has another one")
+    words = (
+        "the OTHERs hold hidden states, and BASE, too, if neither --base-lm-head, --base-kind nor --base-array is "
+        "given: their head, in a file as of `score --lm-head`. For OTHERs with different heads, repeat the option, one "
+        "for each OTHER in order"
+    )
+    _add(of["hidden states"], "--lm-head FILE[:NAME]", words, **_LISTED)
+    words = "BASE holds hidden states, and this is its own head; OTHERs hold scores if there is no --lm-head"
+    _add(of["hidden states"], "--base-lm-head FILE[:NAME]", words)
     words = "name of the array of hidden states of BASE, if it has another one"
     _add(of["hidden states"], "--base-hidden NAME", words)
     _add_hidden_states(of["hidden states"])
@@ -257,9 +262,15 @@ def _add_targets(group: _Group) -> None:
 def _add_hidden_states(group: _Group) -> None:
     """Add the options of hidden states."""
     _add(group, "--hidden NAME", "name of the array of hidden states")
-    words = "multiplier of the logits of hidden states (default: by the model's config.json, or 1)"
+    words = (
+        "multiplier of the logits of hidden states, which all files must hold then (default: by the model's "
+        "config.json, or 1)"
+    )
     _add(group, "--logit-scale X", words, number)
-    words = "soft cap of the logits of hidden states, 0 for none (default: by the model's config.json, or none)"
+    words = (
+        "soft cap of the logits of hidden states, which all files must hold then; 0 for none (default: by the model's "
+        "config.json, or none)"
+    )
     _add(group, "--softcap X", words, number)
 
 

@@ -38,6 +38,8 @@ def linear_compare(
 
     It is `compare` of the logits ``base_hidden @ base_lm_head.T + base_lm_head_bias`` and
     ``hidden @ lm_head.T + lm_head_bias``, which never exist as a whole; see `linear_kl_divergence`.
+    Both models have one `logit_scale` and one `softcap`: of models that differ in these, use `compare_files`, which
+    reads each model's ``config.json``.
 
     Parameters
     ----------

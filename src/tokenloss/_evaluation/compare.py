@@ -24,6 +24,8 @@ from tokenloss._evaluation.plan import open_all, open_shard, open_stored, planne
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks
 from tokenloss._evaluation.token_types import TYPES, token_types
+from tokenloss.formats.lm_head import OTHER_WIDTH
+from tokenloss.formats.scores_file import NO_HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +56,7 @@ def compare_sides(
     for side in sides:
         check_order(side.scores, sides[0].targets, options)
     base, *others = (
-        open_all(side.scores, of_side) for side, of_side in zip(sides, (options, *options.others), strict=True)
+        _opened(side, of_side, options) for side, of_side in zip(sides, (options, *options.others), strict=True)
     )
     shards = planned(paired(base, others, options), sides[0].targets, options, sides[0].segment_ids)
     if shards[0].target_type == "none":
@@ -75,6 +77,18 @@ def compare_sides(
         if outputs:
             finish_sinks(outputs, found._figures(), found)
     return found
+
+
+def _opened(side: Inputs, of_side: Options, options: Options) -> list[Shard]:
+    """Open the files of the base or of a candidate; where they do not fit the head of both, say how to name others."""
+    try:
+        return open_all(side.scores, of_side)
+    except ValueError as error:
+        is_shared = options.lm_head is not None and options.lm_head == options.others[0].lm_head
+        if not is_shared or not any(words in str(error) for words in (NO_HIDDEN, OTHER_WIDTH)):
+            raise
+        hint = "base_lm_head (--base-lm-head) is the head of the base alone, base_kind the kind of a base of scores"
+        raise ValueError(f"{error}; {hint}") from error
 
 
 def _comparisons(

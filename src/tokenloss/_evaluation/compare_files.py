@@ -115,7 +115,7 @@ def compare_files(
         Name of the array of hidden states; that of the base is `hidden` by default.
     logit_scale, softcap : float, optional
         Transform of the logits of hidden states, as in `evaluate`, in place of that of each model, which
-        ``config.json`` beside its projection says.
+        ``config.json`` beside its projection says. Only for files that all hold hidden states.
     classes : int, optional
         Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
     definitions : {"exact", "llama.cpp"}, default "exact"

@@ -50,6 +50,7 @@ def compare_scores(
     scale, cap = head_transform(logit_scale, softcap)
     of_hidden = {"hidden": hidden, "softcap": cap, "logit_scale": scale}
     refuse_given({} if any(heads) else of_hidden, "left out without lm_head")
+    _refuse_scores(heads, [title(base), *(title(others[name]) for name in names)], scale, cap)
     refuse_given({} if heads[0] else {"base_hidden": base_hidden}, "left out where the base has no lm_head")
     shared = Options(ignore_index=ignore_index, shift=shift, logit_scale=scale, softcap=cap)
     as_base = shared._replace(array=base_array, kind=base_kind, lm_head=heads[0], hidden=base_hidden or hidden)
@@ -78,6 +79,17 @@ def compare_scores(
     sides[0] = sides[0]._replace(targets=ids, segment_ids=segments)
     settings = Settings(state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress)
     return compare_sides(sides, of_models, abouts, options, settings, outputs)
+
+
+def _refuse_scores(heads: Sequence[str | None], files: Sequence[str], scale: float | None, cap: float | None) -> None:
+    """Refuse a transform of hidden states where there are scores, too: only one of the models would be heated."""
+    values = ("logit_scale", scale, 1.0), ("softcap", cap, 0.0)
+    given = [name for name, value, neutral in values if value is not None and value != neutral]
+    for head, file in zip(heads, files, strict=True):
+        if head is None and given:
+            got = f"is read as scores, which {given[0]} (--{given[0].replace('_', '-')}) leaves as they are"
+            fits = "hold hidden states, as the others do; config.json beside a head may scale and cap its logits alone"
+            raise_error("content", path=file, got=got, fits=fits)
 
 
 def _heads(of_base: tuple[Any, Any, Any], of_others: tuple[Any, Any, Any], n: int) -> list[str | None]:

@@ -13,6 +13,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import as_other_scores, as_scores, check_kinds, check_number, without_targets
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Literal
 
     from tokenloss._core.types import Array, ArrayLike, Float64Array, IntArray, Kind
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 18  # listed classes that are matched at a time
 _FLOAT64_ERROR = 1e-14  # of a mass
 _MAX_LOG_MASS = 0.1  # logarithm of the mass of a list, after rounding
+_ROUNDING = 1e-6  # of log-probabilities in float32
+_HALF_STEPS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # the largest rounding of a number, relative to it
 
 
 @overload
@@ -160,7 +163,7 @@ def topk_divergence_bound(
     top_ids: ArrayLike,
     top_logprobs: ArrayLike,
     *,
-    rounding: float = 1e-6,
+    rounding: float | None = None,
 ) -> TopkDivergence:
     """Lower bound of the Kullback-Leibler divergence of two models, from their likeliest classes alone.
 
@@ -176,9 +179,11 @@ def topk_divergence_bound(
         Their log-probabilities in nats. Lists are converted.
     top_ids, top_logprobs : arrays of shape (..., L)
         The same of the other model.
-    rounding : float, default 1e-6
-        How far a log-probability may be from the unrounded one: 5e-5 for those with 4 decimals. The bound holds for all
-        log-probabilities that round to these, and is somewhat lower for that where the models differ.
+    rounding : float, optional
+        How far a log-probability may be from the unrounded one: 5e-5 for those with 4 decimals. By default 1e-6, and
+        for lists of float16 or bfloat16 also what their dtype may have changed: 1 / 2048 or 1 / 256 of the number. Cast
+        such numbers back if they were made float32. The bound holds for all log-probabilities that round to these, and
+        is somewhat lower for that where the models differ.
 
     Returns
     -------
@@ -214,9 +219,13 @@ def topk_divergence_bound(
     >>> print(bound.kl.round(5), bound.base_mass.round(6), bound.mass.round(6))
     0.13081 0.25 0.5
     """
-    error = max(check_number("rounding", rounding, "a number from 0 to 0.01", most=0.01), _FLOAT64_ERROR)
-    base_ids, base_logs = _as_list("base_top", base_top_ids, base_top_logprobs)
-    ids, logs = _as_list("top", top_ids, top_logprobs)
+    if rounding is not None:
+        rounding = max(
+            check_number("rounding", rounding, "a number from 0 to 0.01, or None", most=0.01), _FLOAT64_ERROR
+        )
+    base_ids, base_logs, base_step = _as_list("base_top", base_top_ids, base_top_logprobs)
+    ids, logs, step_of_other = _as_list("top", top_ids, top_logprobs)
+    errors = _Errors(_ROUNDING, base_step, step_of_other) if rounding is None else _Errors(rounding, 0.0, 0.0)
     batch = base_ids.shape[:-1]
     if ids.shape[:-1] != batch:
         fits = f"({', '.join(map(str, (*batch, 'L')))}), to fit base_top_ids"
@@ -225,13 +234,21 @@ def topk_divergence_bound(
     arrays: list[Any] = [array.reshape(rows, array.shape[-1]) for array in (base_ids, base_logs, ids, logs)]
     step = max(1, _BLOCK // width)
     parts = [
-        _bounds(error, *(array[start : start + step] for array in arrays)) for start in range(0, max(1, rows), step)
+        _bounds(errors, *(array[start : start + step] for array in arrays)) for start in range(0, max(1, rows), step)
     ]
     return TopkDivergence(*(np.concatenate(column).reshape(batch)[()] for column in zip(*parts, strict=True)))
 
 
-def _as_list(name: str, ids: Any, logprobs: Any) -> tuple[IntArray, Float64Array]:
-    """Ids (..., K), negative for none, and their log-probabilities in float64."""
+class _Errors(NamedTuple):
+    """How far log-probabilities may be from the unrounded ones: all, and those of each model relative to their size."""
+
+    fixed: float
+    base_step: float
+    step: float
+
+
+def _as_list(name: str, ids: Any, logprobs: Any) -> tuple[IntArray, Float64Array, float]:
+    """Ids (..., K), negative for none, their log-probabilities in float64, and the half step of their dtype."""
     classes, code = as_array(f"{name}_ids", ids, "an integer")
     if classes.ndim == 0:
         raise_error("shape", name=f"{name}_ids", got=(), fits="(..., K)")
@@ -255,11 +272,11 @@ def _as_list(name: str, ids: Any, logprobs: Any) -> tuple[IntArray, Float64Array
     twice = ordered[..., 1:][(ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)]
     if twice.size:
         raise_error("twice", name=f"{name}_ids", got=twice[0])
-    return classes, values
+    return classes, values, _HALF_STEPS.get(dtype_name(code, logs), 0.0)
 
 
 def _bounds(
-    rounding: float, base_ids: IntArray, base_logs: Float64Array, ids: IntArray, logs: Float64Array
+    errors: _Errors, base_ids: IntArray, base_logs: Float64Array, ids: IntArray, logs: Float64Array
 ) -> tuple[Array, Array, Array, Array]:
     """Bound, both masses and the number of common classes of rows (N, K) and (N, L)."""
     n, split = len(ids), base_ids.shape[1]
@@ -271,32 +288,51 @@ def _bounds(
     log_p = base_logs[row, order[row, place]]
     log_q = logs[row, order[row, place + 1] - split]
     base_mass, mass = (np.bincount(row, np.exp(log), n).astype(np.float64) for log in (log_p, log_q))
+    roundings = [_roundings(errors.fixed, step, log) for log, step in ((log_p, errors.base_step), (log_q, errors.step))]
     log_p, log_q = (
-        log - np.maximum(0.0, np.log(np.maximum(1.0, total)) - rounding)[row]
-        for log, total in ((log_p, base_mass), (log_q, mass))
+        log - np.maximum(0.0, np.log(np.maximum(1.0, total)) - _most(row, rounding, n))[row]
+        for log, total, rounding in zip((log_p, log_q), (base_mass, mass), roundings, strict=True)
     )
     base_mass, mass = np.minimum(base_mass, 1.0), np.minimum(mass, 1.0)
-    kl = _least_divergence(rounding, row, log_p, log_q, base_mass, mass)
+    kl = _least_divergence(roundings, row, log_p, log_q, base_mass, mass)
     return np.maximum(kl, 0.0) + 0.0, base_mass, mass, np.bincount(row, minlength=n)
 
 
+def _roundings(fixed: float, step: float, logs: Float64Array) -> float | Float64Array:
+    """How far each log-probability may be from the unrounded one."""
+    return fixed + step * np.abs(np.where(logs == -np.inf, 0.0, logs)) if step else fixed
+
+
+def _most(row: IntArray, roundings: float | Float64Array, n: int) -> float | Float64Array:
+    """The largest rounding of each of n rows."""
+    if isinstance(roundings, float):
+        return roundings
+    most = np.zeros(n)
+    np.maximum.at(most, row, roundings)
+    return most
+
+
 def _least_divergence(
-    rounding: float, row: IntArray, log_p: Array, log_q: Array, base_mass: Array, mass: Array
+    roundings: Sequence[float | Float64Array], row: IntArray, log_p: Array, log_q: Array, base_mass: Array, mass: Array
 ) -> Float64Array:
-    """Lower bound of the divergence of all distributions whose log-probabilities are within `rounding` of these.
+    """Lower bound of the divergence of all distributions whose log-probabilities are within `roundings` of these.
 
     For any function g of the classes, ``sum(p * g) - log(sum(q * exp(g)))`` is at most the divergence (Donsker and
     Varadhan), and equals it where g is ``log(p / q)``. Here g is that of the rounded p and q, and each p and q is moved
     from the rounded one to where the result is least; the other classes, as one, have what is left of 1.
     """
-    n = len(mass)
+    n, (of_p, of_q) = len(mass), roundings
     with np.errstate(divide="ignore", invalid="ignore"):  # of -inf; nan stays
         p, q = np.exp(log_p), np.exp(log_q)
         g = np.where((p == 0) & (q == 0), 0.0, log_p - log_q)
         # rounding may have taken all of a rest, which must not make it seem impossible
-        rest_g = np.log((1 - base_mass + rounding * base_mass) / (1 - mass + rounding * mass))
-        p = p * np.exp(np.where(g > rest_g[row], -rounding, rounding))
-        q = q * np.exp(np.where(g > rest_g[row], rounding, -rounding))
+        lost, of_other = (
+            rounding * total if isinstance(rounding, float) else np.bincount(row, rounding * part, n)
+            for rounding, total, part in ((of_p, base_mass, p), (of_q, mass, q))
+        )
+        rest_g = np.log((1 - base_mass + lost) / (1 - mass + of_other))
+        p = p * np.exp(np.where(g > rest_g[row], -of_p, of_p))
+        q = q * np.exp(np.where(g > rest_g[row], of_q, -of_q))
         mean_g = np.bincount(row, np.where(p == 0, 0.0, p * g), n) + (1 - np.bincount(row, p, n)) * rest_g
         rest = np.maximum(1 - np.bincount(row, q, n), 0.0)
         mean_exp_g = np.bincount(row, np.where(q == 0, 0.0, q * np.exp(g)), n) + rest * np.exp(rest_g)

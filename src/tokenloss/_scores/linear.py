@@ -259,6 +259,8 @@ def linear_kl_divergence(
     two tiles are reduced together while they are in the cache. At most 32 MB is allocated in addition to the arguments
     and the result.
 
+    There are no targets that could mark padding: it counts, unless `where` leaves it out.
+
     Parameters
     ----------
     base_hidden : array of shape (..., D)
@@ -316,7 +318,10 @@ def linear_kl_divergence(
     """
     base, other = two_projections(base_hidden, base_lm_head, base_lm_head_bias, hidden, lm_head, lm_head_bias)
     if base.scores.classes != other.scores.classes:
+        least = min(base.scores.classes, other.scores.classes)
+        larger = "lm_head" if other.scores.classes > least else "base_lm_head"
         fits = f"({base.scores.classes}, {other.hidden.shape[-1]}): as many classes as base_lm_head has"
+        fits += f"; pass {larger}[:{least}], or linear_compare(..., classes={least})"
         raise_error("shape", name="lm_head", got=other.weight.shape, fits=fits)
     positions, transform = without_targets(base.scores, where), logit_transform(logit_scale, softcap)
     divergences = jobs.new_losses(reduction, base.scores.batch)

@@ -250,8 +250,7 @@ class LossMeter(LossFigures):
         TypeError, ValueError
             If an argument is invalid, or is part of the `SequenceLosses` already; the meter is then unchanged.
         """
-        n_bytes = check_integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
-        n_words = check_integer("n_words", n_words, "an integer of at least 0", least=0)
+        n_bytes, n_words = _check_length("n_bytes", n_bytes), _check_length("n_words", n_words)
         before = self._groups.count
         if isinstance(nll, SequenceLosses):
             given = {"where": where, "sample_weight": sample_weight}
@@ -421,6 +420,12 @@ class LossMeter(LossFigures):
     def _shown(self) -> Shown:
         rows = loss_rows(self._figures(), self._basis())
         return Shown("losses", "", [Table([("tokens", f"{self.count:,}", ""), *rows])], self.signature)
+
+
+def _check_length(name: str, value: Any) -> int:
+    """The length of a text; of several lengths, an error says what takes them."""
+    instead = f"; give lengths of sequences to sequence_losses(..., {name}=...)" if hasattr(value, "__len__") else ""
+    return check_integer(name, value, f"an integer of at least 0{instead}", least=0)
 
 
 def _token_sums(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None) -> ExactRatio:

@@ -170,7 +170,12 @@ def interval_note(factor: float) -> str:
     """Words about intervals that reach this many standard errors; "" for those of many sequences, which reach 1.96."""
     if not factor > 2:
         return ""
-    return f"multiply ± by {factor:.3g} for a 95 % interval" + guess_note(factor)
+    return factor_note(factor) + guess_note(factor)
+
+
+def factor_note(factor: float) -> str:
+    """Words about how many standard errors an interval reaches."""
+    return f"multiply ± by {factor:.3g} for a 95 % interval"
 
 
 def guess_note(factor: float) -> str:

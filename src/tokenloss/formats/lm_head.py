@@ -53,6 +53,7 @@ _EMBEDDINGS = (
     "decoder.embed_tokens.weight", "word_embeddings.weight", "embed_tokens.weight",
     "model.text_model.embed_tokens.weight",
 )  # fmt: skip
+OTHER_WIDTH = "to fit hidden states"  # what messages about a head of another width say
 _COMPARED_ROWS = 64  # of two weights that a model ties
 
 
@@ -119,7 +120,7 @@ def _oriented(place: ArrayLocation, name: str, depth: int) -> Array:
     if not is_float(place.dtype):
         raise_error("content", path=place.path, got=f"{name} has dtype {place.dtype}", fits=f"be {FLOATS}")
     if len(shape) != 2 or (shape[0] == depth) == (shape[1] == depth):
-        fits = f"have shape (V, {depth}) or ({depth}, V), V not {depth}, to fit hidden states of {depth} features"
+        fits = f"have shape (V, {depth}) or ({depth}, V), V not {depth}, {OTHER_WIDTH} of {depth} features"
         raise_error("content", path=place.path, got=f"{name} has shape {shape}", fits=fits)
     weight = place.map()
     return weight if shape[1] == depth else weight.T

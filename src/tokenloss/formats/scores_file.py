@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenloss.formats.mapped import ArrayLocation
 
 HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind
+NO_HIDDEN = f"exactly one of {', '.join(HIDDEN_NAMES)}"  # what the message about a file without them says
 SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that say which rows make a sequence
 PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
 MASK = "attention_mask"  # a further one
@@ -197,6 +198,8 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
         raise_error("content", path=path, got=got, fits=fits)
     if len(fitting) != 1:
         fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds) if array is None else repr(array)
+        if array is None and kind is None and not fitting and any("top_" in name or "topk" in name for name in names):
+            fits += "; of lists of likely tokens, see topk_divergence_bound"
         raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {fits}")
     name = fitting[0]
     return name, kind or (name if name in KINDS else "logits")
