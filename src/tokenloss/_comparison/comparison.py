@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.columns import OF_TARGETS, check_definitions, join, new_columns, pair_columns, share
-from tokenloss._comparison.comparisons import ZERO_ADVICE, Comparisons, has_zero
+from tokenloss._comparison.comparisons import Comparisons, warn_of_zero
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table, signed_of
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import scores_shown
@@ -400,8 +399,7 @@ def compare(
         Class ids, of the shape of `logits` without its class axis. With None there are divergences, but no losses.
     kind : {"logits", "log_probs", "probs"}, default "logits"
         What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
-        of their row's probabilities, since rounding leaves it near 1. A probability of 0 is not raised, as it is by
-        `cross_entropy_loss`: for a target, it makes the loss infinite, which is warned of.
+        of their row's probabilities, since rounding leaves it near 1. None is raised: of 0, the loss is infinite.
     base_kind : {"logits", "log_probs", "probs"}, optional
         What `base_logits` holds; `kind` by default.
     classes : int, optional
@@ -489,10 +487,7 @@ def compare(
         ignore_index=ignore_index, where=where, segment_ids=segment_ids, cu_seqlens=cu_seqlens, workers=workers,
     )  # fmt: skip
     signed = signed_of(base, logits, targets, columns["logits"]["kept"], classes, kind, base_kind)
-    comparison = comparison_of(definitions, columns["logits"], batch, signed)
-    if has_zero(comparison, kind, kind if base_kind is None else base_kind):
-        warnings.warn(ZERO_ADVICE, stacklevel=2)
-    return comparison
+    return warn_of_zero(comparison_of(definitions, columns["logits"], batch, signed), kind, base_kind or kind)
 
 
 def comparison_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenloss._comparison.figures import difference_table
@@ -80,7 +81,7 @@ class Comparisons(NamedResults[ComparisonT]):
         names = "fits_better_shifted", "norm_seems_missing"
         hints = {name: any(one._about.get(name) for one in self._all()) for name in names}
         kinds = ((one, one._about.get("kind"), one._about.get("base_kind")) for one in self._all())
-        return hints | {"has_zero": any(has_zero(*of_one) for of_one in kinds)}
+        return hints | {"has_zero": any(_has_zero(*of_one) for of_one in kinds)}
 
     def _shown(self) -> Shown:
         """The tables of a single candidate; of several, a table with a row for each."""
@@ -176,7 +177,14 @@ class Comparisons(NamedResults[ComparisonT]):
         return columns_of(rows)
 
 
-def has_zero(comparison: Any, kind: str | None, base_kind: str | None) -> bool:
+def warn_of_zero(comparison: ComparisonT, kind: str, base_kind: str) -> ComparisonT:
+    """The comparison, with a warning where a probability of 0 makes a loss infinite; for the caller's caller."""
+    if _has_zero(comparison, kind, base_kind):
+        warnings.warn(ZERO_ADVICE, stacklevel=3)
+    return comparison
+
+
+def _has_zero(comparison: Any, kind: str | None, base_kind: str | None) -> bool:
     """Whether a loss is infinite since scores, which are probabilities, are 0."""
     return (kind == "probs" and math.isinf(comparison.perplexity)) or (
         base_kind == "probs" and math.isinf(comparison.base_perplexity)
