@@ -399,7 +399,7 @@ def compare(
         Class ids, of the shape of `logits` without its class axis. With None there are divergences, but no losses.
     kind : {"logits", "log_probs", "probs"}, default "logits"
         What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
-        of their row's probabilities, since rounding leaves it near 1. None is raised: of 0, the loss is infinite.
+        of their row's probabilities, since rounding leaves it near 1.
     base_kind : {"logits", "log_probs", "probs"}, optional
         What `base_logits` holds; `kind` by default.
     classes : int, optional
@@ -447,15 +447,14 @@ def compare(
     -----
     The figures are those of llama.cpp's ``llama-perplexity --kl-divergence``. Standard errors of perplexities, of their
     ratio and difference and of the root mean square are of first order (the delta method), those of ratio and
-    difference from the tokens' differences of loss. An infinite loss makes its perplexity infinite; a nan makes all
-    figures of its kind nan. Only the arrays of the result grow with the number of positions.
+    difference from the tokens' differences of loss. An infinite loss, as of a probability of 0, makes its perplexity
+    infinite; a nan makes all figures of its kind nan. Only the arrays of the result grow with the number of positions.
 
-    Tokens of one document are alike, so a standard error that takes them as independent is often too small. Given
-    `segment_ids` or `cu_seqlens`, each one is clustered by sequence (Miller, arXiv:2411.00640), and paired as before:
-    with S the sum over a sequence of n tokens of, say, their differences of loss, and G sequences, the error of the
-    mean ``mu`` is ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence
-    of one. A single sequence does not show how sequences vary: its tokens are taken as independent. Each row of a
-    padded batch (N, T) is a sequence by ``segment_ids=np.arange(N)[:, None]``.
+    Tokens of one document are alike, so an error that takes them as independent is often too small. `segment_ids` or
+    `cu_seqlens` cluster it by sequence (Miller, arXiv:2411.00640): with S the sum over a sequence of n tokens of, say,
+    their differences of loss, and G sequences, the error of the mean ``mu`` is ``sqrt(G / (G - 1) * sum((S - mu *
+    n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one. The tokens of a single sequence are taken
+    as independent. Each row of a padded batch (N, T) is a sequence by ``segment_ids=np.arange(N)[:, None]``.
 
     Examples
     --------
@@ -474,8 +473,6 @@ def compare(
     >>> documents = compare(base, logits, [[0, 0], [0, 0]], segment_ids=[[0], [1]])
     >>> round(tokens.log_perplexity_ratio_stderr, 4), round(documents.log_perplexity_ratio_stderr, 4)
     (0.0218, 0.0373)
-    >>> documents.sequences["loss_difference"].round(4)
-    array([0.116 , 0.0414])
     """
     base: Any = CheckedArray(*as_float_array("base_logits", base_logits))
     shape = base.array.shape
@@ -483,8 +480,8 @@ def compare(
     batch = shape[:axis] + shape[axis + 1 :]
     columns = pair_columns(
         base, {"logits": logits}, targets, definitions=check_definitions(definitions), kind=kind, base_kind=base_kind,
-        classes=classes, axis=axis,
-        ignore_index=ignore_index, where=where, segment_ids=segment_ids, cu_seqlens=cu_seqlens, workers=workers,
+        classes=classes, axis=axis, ignore_index=ignore_index, where=where, segment_ids=segment_ids,
+        cu_seqlens=cu_seqlens, workers=workers,
     )  # fmt: skip
     signed = signed_of(base, logits, targets, columns["logits"]["kept"], classes, kind, base_kind)
     return warn_of_zero(comparison_of(definitions, columns["logits"], batch, signed), kind, base_kind or kind)

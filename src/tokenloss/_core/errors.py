@@ -75,8 +75,12 @@ def raise_error(error: str, **words: object) -> NoReturn:
     raise kind(message)
 
 
-def raise_bad_class(name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int) -> NoReturn:
+def raise_bad_class(
+    name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int, position: Sequence[int] | None = None
+) -> NoReturn:
     """Raise the IndexError of a class id that is out of range, and say what to pass where that can be known.
+
+    `position` is its index in the whole array, if `targets` are a block of that.
 
     Labels of other numbers, say 1 to C, or -1 and 1, get the code that turns them into ids. It would make a class of a
     mark of what has no label, so wherever there may be one, the option that names it comes in its place.
@@ -93,7 +97,7 @@ def raise_bad_class(name: str, targets: np.ndarray[Any, Any], index: Sequence[in
     is_sure = not any(label < 0 or label == _NO_LABEL for label in labels) or labels == {-1, 1}
     if may_be_labels and is_sure:
         fits += f"; if these are the labels of all classes, pass {labels_to_ids(name)}"
-    raise_error("class", name=name, position=list(index) or "", got=got, fits=fits)
+    raise_error("class", name=name, position=list(index if position is None else position) or "", got=got, fits=fits)
 
 
 def labels_to_ids(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tokenloss._core import threads
-from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.errors import contextmanager, raise_bad_class, raise_error
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.validation import (
     as_positions,
@@ -350,8 +350,7 @@ def _losses(
             raise
         first = bad[0]
         position = [int(start[0] + i) for start, i in zip(starts, first, strict=True)]
-        got = targets[tuple(first)]
-        raise_error("class", name="targets", position=position or "", got=got, fits=f"[0, {classes})")
+        raise_bad_class("targets", targets, first, classes, position)
     return np.expand_dims(nll, axis)
 
 
