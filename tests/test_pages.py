@@ -38,6 +38,7 @@ NEEDS = {
     "how-to/quantised-models.md": ("matplotlib", "torch", "transformers"),
     "how-to/two-candidates.md": ("torch", "transformers"),
 }
+OF_PROCESSES = ("reference/environment.md", "reference/exit-statuses.md")  # whose examples start many
 
 
 def name_of(page):
@@ -45,12 +46,12 @@ def name_of(page):
     return page.relative_to(pages.DOCS if pages.DOCS in page.parents else ROOT).as_posix()
 
 
-def slow_if_it_needs_others(page):
-    """A page whose examples need other libraries, which take seconds to import, is among the slow tests."""
-    return pytest.param(page, marks=[pytest.mark.slow] * (name_of(page) in NEEDS), id=name_of(page))
+def slow_or_not(page):
+    """A page is slow if its examples need other libraries, which take seconds to import, or start many processes."""
+    return pytest.param(page, marks=[pytest.mark.slow] * (name_of(page) in {*NEEDS, *OF_PROCESSES}), id=name_of(page))
 
 
-@pytest.mark.parametrize("page", [*map(slow_if_it_needs_others, PAGES)])
+@pytest.mark.parametrize("page", [*map(slow_or_not, PAGES)])
 def test_examples_of(page, tmp_path, monkeypatch):
     for module in NEEDS.get(name_of(page), ()):
         pytest.importorskip(module, reason="the package is not installed")
@@ -72,7 +73,7 @@ def test_examples_of(page, tmp_path, monkeypatch):
 
 
 def test_needs_name_pages():
-    assert set(NEEDS) <= set(map(name_of, PAGES))
+    assert {*NEEDS, *OF_PROCESSES} <= set(map(name_of, PAGES))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
