@@ -22,14 +22,16 @@ MODEL, TEXTS = "tests/data/model", "tests/data/texts.txt"
 
 
 def needs_of(program):
-    """The packages that a program imports, but for those that are always there or have a stand-in."""
+    """The packages that a program imports, or the stand-ins that it imports, but for those that are always there."""
     nodes = [
         node
         for node in ast.walk(ast.parse(program.read_text("utf-8")))
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
     names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
-    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - STAND_INS - {"tokenloss"}
+    packages = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"tokenloss"}
+    of_stand_ins = (needs_of(pages.STAND_INS / f"{name}.py") for name in packages & STAND_INS)
+    return (packages - STAND_INS).union(*of_stand_ins)
 
 
 @pytest.fixture

@@ -436,7 +436,7 @@ def map_shards(
     --------
     >>> from distributed import LocalCluster
     >>> from tokenloss.dask import map_shards
-    >>> with LocalCluster(processes=False, dashboard_address=None) as cluster:
+    >>> with LocalCluster(processes=False, dashboard_address=":0") as cluster:
     ...     sorted(map_shards(len, ["a", "bcd"], cluster.scheduler_address))
     [(0, 1), (1, 3)]
     """
