@@ -46,9 +46,10 @@ def main() -> None:
         for prompt in args.prompts.read_text("utf-8").splitlines():
             endpoint, body = request(args, prompt)
             headers = {"Content-Type": "application/json"}
-            asked = urllib.request.Request(args.url + endpoint, json.dumps(body).encode(), headers)  # noqa: S310
+            data = json.dumps(body).encode()
+            asked = urllib.request.Request(args.url + endpoint, data, headers)  # noqa: S310 -- its scheme is checked above
             try:
-                with urllib.request.urlopen(asked) as response:  # noqa: S310 -- the address is the user's own
+                with urllib.request.urlopen(asked) as response:  # noqa: S310 -- its scheme is checked above
                     print(response.read().decode(), file=out)
             except urllib.error.HTTPError as error:
                 parser.exit(1, f"{prompt!r}: status {error.code}, {error.read().decode()}\n")
