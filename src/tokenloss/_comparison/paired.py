@@ -227,10 +227,11 @@ class PairedLosses(Result):
 
         Notes
         -----
-        Intervals are those of the figures' standard errors, clustered by sequence: linear for a mean, exp of that of
-        the logarithm for a ratio, and of `kl_quantile_intervals` for a quantile. That of a fraction is binomial, for as
-        many independent tokens as would have its standard error (Korn and Graubard, Survey Methodology 24, 1998). Where
-        all tokens are alike, that error is 0 and says nothing, so each sequence then counts as a single token.
+        Intervals come from the figures' standard errors, clustered by sequence. Those of a mean divergence, which is
+        skewed, and of a ratio are intervals of the logarithm. A quantile has that of `kl_quantile_intervals`. That of a
+        fraction is binomial, for as many independent tokens as would have its standard error (Korn and Graubard, Survey
+        Methodology 24, 1998). Where all tokens are alike, this error is 0 and says nothing, so each sequence then
+        counts as a single token.
 
         Examples
         --------
