@@ -24,7 +24,6 @@ from tokenloss._statistics.gates import (
     checked_tail,
     divergence_estimate,
     independent_note,
-    mean_estimate,
     share_estimate,
     verdict_on,
 )
@@ -185,9 +184,7 @@ class Mismatch(Result):
         names = "logprobs", "base_logprobs", "difference", "ratio", "kept"
         return places | {name: getattr(self, name).reshape(-1) for name in names}
 
-    def check(
-        self, *, max_k3: float | None = None, min_ess: float | None = None, confidence: float = 0.95
-    ) -> Verdicts:
+    def check(self, *, max_k3: float | None = None, min_ess: float | None = None, confidence: float = 0.95) -> Verdicts:
         """Tell whether figures keep to limits, for all tokens of this kind and not for these alone.
 
         Parameters
@@ -350,7 +347,7 @@ def mismatch(
     >>> mismatch(base.round(3), base).diagnosis
     ["agree but for rounding: the trainer's are of 3 decimals, the sampler's of float64, and no two differ by more than 0.0005"]
     """
-    ours, theirs = (_as_logprobs(*named) for named in (("logprobs", logprobs), ("base_logprobs", base_logprobs)))
+    ours, theirs = (as_logprobs(*named) for named in (("logprobs", logprobs), ("base_logprobs", base_logprobs)))
     if not ours.shape:
         raise_error("shape", name="logprobs", got=(), fits="(..., T)")
     if theirs.shape != ours.shape:
@@ -363,7 +360,7 @@ def mismatch(
     return mismatch_of(ours, theirs, mask, ids, epsilon)
 
 
-def _as_logprobs(name: str, value: Any) -> Float64Array:
+def as_logprobs(name: str, value: Any) -> Float64Array:
     """Log-probabilities as float64."""
     array, code = as_float_array(name, value)
     with np.errstate(invalid="ignore"):  # a nan that signals is a nan
@@ -448,9 +445,9 @@ def _token_figures(
         radius = mean.factor() * mean.stderr
         ends = mean.mean - radius, mean.mean + radius
         if name == "outside":
-            ends = share_estimate(mean.mean, difference.size, mean._independent, 1.0, TAIL)[1:3]
+            ends = share_estimate(mean.mean, difference.size, mean._independent, mean.mean, TAIL)[1:3]
         elif name != "k1":
-            ends = divergence_estimate(mean.mean, mean._independent, 1.0, TAIL)[1:3]
+            ends = divergence_estimate(mean.mean, mean._independent, mean.mean, TAIL)[1:3]
         figures |= {name: mean.mean, f"{name}_stderr": mean.stderr, f"{name}_interval": ends}
     value, stderr, _, factor = _mean_of_exp(difference, ids)
     figures |= {"mean_ratio": value, "mean_ratio_stderr": stderr}
@@ -488,23 +485,25 @@ def _mean_of_exp(logs: Float64Array, ids: IntArray | None) -> tuple[float, float
     return mean.mean * factor, mean.stderr * factor, log, mean.factor()
 
 
-def _effective(logs: Float64Array, ids: IntArray | None, limit: float, tail: float) -> tuple[Estimate, Mean]:
-    """The estimate of the effective sample size of weights ``exp(logs)``, as a fraction, by that of its logarithm.
+def _effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tail: float) -> tuple[Estimate, Mean]:
+    """The estimate of the effective sample size of weights ``exp(logs)``, as a fraction of their number.
 
-    The mean that comes with it is of what each token adds to the error of the logarithm.
+    It is 1 / (1 + v) with v their variance over the square of their mean, whose interval is that of a divergence. The
+    mean that comes with it is v, as the mean of what each weight adds to it and to its error.
     """
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         weights = np.exp(logs - logs.max(initial=-math.inf))
-        first, second = Mean(weights, None).mean, Mean(weights**2, None).mean
-        influence = 2 * weights / first - weights**2 / second - 1
-    log = 2 * math.log(first) - math.log(second) if first > 0 else math.nan
-    mean = Mean(influence, ids)
-    estimate = mean_estimate(log, mean._independent, limit, tail, is_log=True)
-    return estimate._replace(high=min(estimate.high, 1.0)), mean
+        weights /= Mean(weights, None).mean
+        variance = Mean((weights - 1) ** 2, None).mean
+        mean = Mean((weights - 1) ** 2 - 2 * variance * (weights - 1), ids)
+    of_variance = variance if limit is None else 1 / limit - 1 if limit else math.inf
+    estimate = divergence_estimate(variance, mean._independent, of_variance, tail)
+    figure, high, low = (1 / (1 + value) for value in estimate[:3])
+    return estimate._replace(figure=figure, low=low, high=high), mean
 
 
 def _effective_figures(name: str, logs: Float64Array, ids: IntArray | None) -> dict[str, Any]:
     """The effective sample size as a fraction, its error and its interval."""
-    estimate, mean = _effective(logs, ids, 1.0, TAIL)
-    interval = estimate.low, estimate.high
-    return {name: estimate.figure, f"{name}_stderr": estimate.figure * mean.stderr, f"{name}_interval": interval}
+    estimate, mean = _effective(logs, ids, None, TAIL)
+    interval, stderr = (estimate.low, estimate.high), estimate.figure**2 * mean.stderr
+    return {name: estimate.figure, f"{name}_stderr": stderr, f"{name}_interval": interval}

@@ -205,7 +205,9 @@ def _tempered(tokens: Tokens, line: _Line | None) -> tuple[float | None, str]:
         return None, ""
     temperature = 1 / line.slope
     words = f"looks like a temperature: the trainer's are about the sampler's at a temperature of {temperature:.2g}, "
-    words += f"which explains {100 * line.explained:.0f} % of the squared differences (a fit: it takes the other classes "
+    words += (
+        f"which explains {100 * line.explained:.0f} % of the squared differences (a fit: it takes the other classes "
+    )
     words += "to share what a token leaves in the same way everywhere)"
     ratio = Mean(np.expm1(tokens.difference), tokens.ids)
     if ratio.mean - ratio.factor(_TAIL) * ratio.stderr > 0:

@@ -181,7 +181,7 @@ def check_losses(losses: Array, mask: Array | bool = True) -> None:
         raise_error("option", name="a loss in nll", got=least, fits=fits)
 
 
-def check_log_probs(name: str, logprobs: Array, mask: Array) -> None:
+def check_log_probs(name: str, logprobs: Array, mask: Array | bool) -> None:
     """Refuse numbers in the place of log-probabilities that are above 0 by more than rounding; nan is none of them."""
     wrong = np.argwhere((logprobs > -_LEAST_LOSS) & mask)
     if len(wrong):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path, as_paths, is_given
 from tokenloss._core.errors import raise_error
+from tokenloss._evaluation.compare_logprobs import are_logprobs, compare_logprobs
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_scores import compare_scores
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     _Paths: TypeAlias = _Path | Sequence[_Path]
 
 _NOT_OF_RESPONSES = "does not apply to responses: they give a lower bound"
+_NOT_OF_LOGPROBS = "does not apply to log-probabilities of tokens alone"
 _NOT_OF_SAMPLES = "does not apply to samples of lm-evaluation-harness"
 _OF_ALL = ("workers", "progress")  # options that may be given though they have no effect
 # by option that only some files take, why others do not
@@ -250,7 +252,7 @@ def compare_files(
     options = {name: value for name, value in locals().items() if name not in ("base", "others")}
     of_base, of_others = _sources("base", base), _candidates(others)
     models = of_others if noise is None else _with_noise(of_others, noise)
-    function, reason = _comparison_of(resolved([path for paths in (of_base, *models.values()) for path in paths]))
+    function, reason = _comparison_of(resolved([path for paths in (of_base, *models.values()) for path in paths]), part)
     if function is not compare_scores:
         of_base, models = resolved(of_base), {name: resolved(paths) for name, paths in models.items()}
     taken = inspect.signature(function).parameters  # the options that apply
@@ -258,7 +260,11 @@ def compare_files(
         if name not in (*taken, *_OF_ALL) and is_given(value, _DEFAULTS[name]):
             if name == "sinks":
                 name = checked_sinks(value, "compare_files", None, None)[0]._name
-            raise_error("not for", name=name, fits=reason if reason == _NOT_OF_SAMPLES else _REASONS.get(name, reason))
+            raise_error(
+                "not for",
+                name=name,
+                fits=reason if reason in (_NOT_OF_SAMPLES, _NOT_OF_LOGPROBS) else _REASONS.get(name, reason),
+            )
     found: Comparisons[Any] = function(of_base, models, **{name: options[name] for name in options if name in taken})
     if noise is not None:
         found.noise = found.pop(NOISE)
@@ -282,7 +288,7 @@ def hints_of(found: Comparisons[Any]) -> dict[str, Any]:
 _DEFAULTS = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}
 
 
-def _comparison_of(paths: list[str]) -> tuple[Callable[..., Any], str]:
+def _comparison_of(paths: list[str], part: Any) -> tuple[Callable[..., Any], str]:
     """The function that compares what these files hold, and why options of others do not apply."""
     for path in filter(is_folder_of_responses, paths):
         fits = "be one file, with a response on each line (.jsonl), in the order of the other's"
@@ -290,6 +296,8 @@ def _comparison_of(paths: list[str]) -> tuple[Callable[..., Any], str]:
     of_responses = [is_responses(path) for path in paths]
     if any(map(is_samples_folder, paths)) or (all(of_responses) and any(map(is_samples, paths))):
         return compare_samples, _NOT_OF_SAMPLES
+    if are_logprobs(paths, part):
+        return compare_logprobs, _NOT_OF_LOGPROBS
     if any(of_responses):
         return compare_responses, _NOT_OF_RESPONSES
     return compare_scores, ""

@@ -177,10 +177,12 @@ class Sink:
     needs_tokens: bool = False
     top_k: int = 0
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
-    _of_responses: bool = False  # this and the next two are set before it is opened
+    _of_responses: bool = False  # this and the next three are set before it is opened
+    _of_logprobs: bool = False
     _has_text: bool = False  # whether some files hold the text of their tokens
     _names: Sequence[str] = ()  # of candidates
     _needs_targets: bool = True  # where it has likeliest classes of a comparison, with which losses come
+    _takes_logprobs: ClassVar[bool] = True  # of tokens alone, as a comparison may have them
     _function: ClassVar[str] = ""  # the function that takes it, if not any
     _is_option: bool = False  # whether errors name it by its option, not by its class
     _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it
@@ -283,10 +285,12 @@ def open_sinks(
     of_responses: bool = False,
     has_text: bool = False,
     names: Sequence[str] = (),
+    of_logprobs: bool = False,
 ) -> None:
     """Open sinks; the stack closes them. `names` are those of candidates."""
     for sink in sinks:
         sink._of_responses, sink._has_text, sink._names = of_responses, has_text, names
+        sink._of_logprobs = of_logprobs
         with write_errors_of(sink):
             manager = sink.open(batch, rows, top_k)
             manager.__enter__()

@@ -61,6 +61,7 @@ class DivergencePage(Sink):
 
     option = "--html"
     _function = "compare_files"
+    _takes_logprobs = False
     help = "write a page that shows the text, each token shaded by its divergence"
     needs_tokens = True
     top_k = 5

@@ -80,6 +80,7 @@ class DivergencePlot(Sink):
 
     option = "--plot"
     _function = "compare_files"
+    _takes_logprobs = False
     help = "draw the KL divergences to a .png, .svg or .pdf file"
 
     def __init__(self, path: str) -> None:

@@ -59,6 +59,12 @@ _COMPARED_SEQUENCE_COLUMNS = [
     *((name, "<i8") for name in ("file", "sequence", "count")),
     *((name, "<f8") for name in ("loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")),
 ]
+# Of log-probabilities of tokens alone; a line is -1 in arrays.
+_MISMATCH_COLUMNS = [("kept", "?"), *((name, "<f8") for name in ("logprobs", "base_logprobs", "difference", "ratio"))]
+_MISMATCH_SEQUENCE_COLUMNS = [
+    *((name, "<i8") for name in ("file", "sequence", "count", "line")),
+    *((name, "<f8") for name in ("difference", "k3", "log_ratio", "ratio", "geometric_ratio")),
+]
 # Columns that are not null for tokens that are not scored, where the format has a null.
 _OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES}
 
@@ -80,7 +86,7 @@ class _TableFile(Sink):
 
     def _compared(self, columns: list[tuple[str, str]]) -> np.dtype[Any]:
         """Columns of a table of candidates: their name, then these, but for those that there are not."""
-        missing = {"row"} if self._of_responses else set()
+        missing = {"row"} if self._of_responses or self._of_logprobs else set()
         if self._suffix == ".npy" or not self._has_text:
             missing.add("text")
         width = max(map(len, self._names), default=0) or 1
@@ -268,6 +274,7 @@ class ComparedTokenTable(_TableFile):
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else _COMPARED_COLUMNS
+        of_tokens = _MISMATCH_COLUMNS if self._of_logprobs else of_tokens
         self._columns = self._compared([*_COMPARED_PLACES, *of_tokens])
         with self._writer(self._columns, rows) as self._write:
             yield
@@ -334,6 +341,8 @@ class ComparedSequenceTable(_TableFile):
         if self._of_responses:
             columns = [("kl_bound", form) if name == "kl" else (name, form) for name, form in columns]
             columns += [("line", "<i8"), ("base_line", "<i8")]
+        if self._of_logprobs:
+            columns = _MISMATCH_SEQUENCE_COLUMNS
         form = self._compared(columns)
         numbers = {path: number for number, path in enumerate(summary.get("files", ()))}
         tables = [np.zeros(0, form)]
@@ -342,7 +351,7 @@ class ComparedSequenceTable(_TableFile):
             files = [numbers[row["file"]] if "file" in row else 0 if len(numbers) < 2 else -1 for row in rows]
             tables.append(np.zeros(len(rows), form))
             for column, _ in columns:
-                tables[-1][column] = files if column == "file" else [row[column] for row in rows]
+                tables[-1][column] = files if column == "file" else [row.get(column, -1) for row in rows]
             tables[-1]["name"] = _as_unicode([name])[0]
         table = np.concatenate(tables)
         with self._writer(form, len(table)) as write:
