@@ -135,10 +135,8 @@ def test_one_dimension_has_independent_tokens_and_no_sequences(pair):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "list"])
 def test_dtype_of_logprobs_is_read_exactly(dtype, pair):
-    make = {"bfloat16": bfloat16, "list": lambda values: values.tolist()}.get(
-        dtype, lambda values: values.astype(dtype)
-    )
-    arrays = [make(one) for one in pair]
+    make = {"bfloat16": bfloat16, "list": np.ndarray.tolist}
+    arrays = [make[dtype](one) if dtype in make else one.astype(dtype) for one in pair]
     assert mismatch(*arrays) == mismatch(*(np.array(one).astype(np.float64) for one in arrays))
 
 
@@ -231,7 +229,7 @@ def test_k1_and_k3_have_the_divergence_as_their_mean(spread, rng):
 
 
 def test_intervals_hold_the_truth_of_clustered_tokens():
-    rng, inside, truth = np.random.default_rng(5), {name: 0 for name in ("k1", "k3", "mean_ratio", "ess")}, {}
+    rng, inside, truth = np.random.default_rng(5), dict.fromkeys(("k1", "k3", "mean_ratio", "ess"), 0), {}
     for n in (50_000, *[30] * 200):  # the first tells the truth
         scale = rng.gamma(6, 0.02, size=(n, 1))  # sequences differ in their mismatch
         d = scale * rng.normal(size=(n, 5)) - scale**2 / 2
@@ -312,10 +310,8 @@ def test_rounding_is_told_by_its_digits(rounded, words, is_trainer, pair):
     base = pair[1]
     sides = (rounded(base), base)[:: 1 if is_trainer else -1]
     (sentence,) = mismatch(*sides).diagnosis
-    assert sentence.startswith("agree but for rounding: the trainer's are of ")
-    assert (
-        f"{'trainer' if is_trainer else 'sampler'}'s are of {words}".replace("sampler's are", "sampler's") in sentence
-    )
+    both = (words, "float64") if is_trainer else ("float64", words)
+    assert sentence.startswith("agree but for rounding: the trainer's are of {}, the sampler's of {},".format(*both))
     assert mismatch(*(one[:1, :9] for one in sides)).diagnosis == []  # too few to tell
 
 

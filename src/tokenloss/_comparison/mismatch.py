@@ -9,22 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.mismatch_causes import causes
+from tokenloss._comparison.mismatch_figures import effective, k3_of, sequence_figures, sequence_table, token_figures
 from tokenloss._comparison.mismatch_tables import mismatch_shown
 from tokenloss._comparison.paired import Mean, included, nan_last, quantiles
 from tokenloss._core.dtypes import as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
-from tokenloss._core.exact import exp
 from tokenloss._core.result import Result, figure, places_in, places_of, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._core.validation import check_log_probs, check_mask, check_number
-from tokenloss._statistics.distributions import TAIL
 from tokenloss._statistics.gates import (
     Verdicts,
     checked_limits,
     checked_tail,
     divergence_estimate,
     independent_note,
-    share_estimate,
     verdict_on,
 )
 from tokenloss._statistics.sequences import check_segment_ids
@@ -34,11 +32,9 @@ if TYPE_CHECKING:
 
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray
-    from tokenloss._statistics.gates import Estimate, Verdict
+    from tokenloss._statistics.gates import Verdict
 
 _QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
-_LARGEST = 700.0  # whose exponential is a float
-_TERMS = 19  # of the series of k3, for differences up to 1
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -99,8 +95,8 @@ class Mismatch(Result):
         Whether the token is compared.
     sequences : dict of 1-D arrays or None
         Columns of a table that has a row for each sequence with any compared token: "sequence" (its number), "count",
-        "difference" (the mean of d), "k3", "log_ratio" (the sum of d), "ratio" (the product of r) and "geometric_ratio";
-        of files of responses also "line". None without sequences.
+        "difference" (the mean of d), "k3", "log_ratio" (the sum of d), "ratio" (the product of r), "geometric_ratio",
+        and of files of responses "line". None without sequences.
 
     Examples
     --------
@@ -194,7 +190,7 @@ class Mismatch(Result):
         min_ess : float, optional
             The smallest `ess`, a fraction of the number of tokens.
         confidence : float, default 0.95
-            The confidence of the intervals, as of `Comparison.check`.
+            The confidence of the intervals, as in `Comparison.check`, which tells how each is made.
 
         Returns
         -------
@@ -226,7 +222,7 @@ class Mismatch(Result):
             mean = Mean(k3_of(difference), ids)
             estimate = divergence_estimate(mean.mean, mean._independent, limit, tail)
         else:
-            estimate, mean = _effective(difference, ids, limit, tail)
+            estimate, mean = effective(difference, ids, limit, tail)
         count, unit = mean._independent.count, "sequence" if mean.is_clustered else "token"
         notes = independent_note(count, unit, mean.factor(tail))
         return verdict_on(gate, limit, estimate, count, unit, notes=notes)
@@ -293,8 +289,8 @@ def mismatch(
         Mask of the tokens to compare, broadcast over the batch: True for what was generated, False for prompts and
         padding.
     segment_ids : array of integers, optional
-        Number of the sequence of each token, broadcast over the batch, in any order: standard errors are then clustered
-        by sequence. Tokens of negative numbers belong to no sequence: each is a group of its own.
+        Number of the sequence of each position, broadcast over the batch, in any order: standard errors are then
+        clustered by sequence. Positions of negative numbers belong to no sequence: each is a group of its own.
     epsilon : float, default 0.2
         Ratios outside [1 - epsilon, 1 + epsilon] are counted in `Mismatch.outside`: those that PPO clips.
 
@@ -344,8 +340,9 @@ def mismatch(
     >>> found = mismatch(base * rng.normal(1, 0.01, size=base.shape), base)
     >>> print(f"{found.k3:.1e}, {found.outside:.1%} clipped, {found.sequence_ess:.1%} effective, {found.diagnosis}")
     5.0e-05, 0.0% clipped, 99.2% effective, []
-    >>> mismatch(base.round(3), base).diagnosis
-    ["agree but for rounding: the trainer's are of 3 decimals, the sampler's of float64, and no two differ by more than 0.0005"]
+    >>> (sentence,) = mismatch(1.25 * base, base).diagnosis
+    >>> print(sentence[:70])
+    looks scaled: the trainer's are 1.25 times the sampler's at every toke
     """
     ours, theirs = (as_logprobs(*named) for named in (("logprobs", logprobs), ("base_logprobs", base_logprobs)))
     if not ours.shape:
@@ -378,8 +375,8 @@ def mismatch_of(
     with np.errstate(invalid="ignore", over="ignore"):
         difference, everywhere = ours - theirs, np.where(kept, logprobs - base, np.nan)
         ratio, ratios = np.exp(difference), np.exp(everywhere)
-    figures, mean = _token_figures(difference, ratio, ids, epsilon)
-    sequences = None if ids is None else _sequence_table(difference, ids)
+    figures, mean = token_figures(difference, ratio, ids, epsilon)
+    sequences = None if ids is None else sequence_table(difference, ids)
     of_sequences = np.empty((2, 0)) if sequences is None else (sequences["log_ratio"], sequences["count"])
     sentences, temperature = causes(ours, theirs, ids)
     return Mismatch(
@@ -392,7 +389,7 @@ def mismatch_of(
         n_nan=int(np.count_nonzero(np.isnan(difference))),
         n_infinite=int(np.count_nonzero(np.isinf(difference))),
         **figures,
-        **_sequence_figures(*of_sequences),
+        **sequence_figures(*of_sequences),
         difference_quantiles=quantiles(np.sort(difference), _QUANTILES),
         ratio_quantiles=quantiles(np.sort(ratio), _QUANTILES),
         diagnosis=sentences,
@@ -408,102 +405,8 @@ def mismatch_of(
     )
 
 
-def k3_of(difference: Float64Array) -> Float64Array:
-    """``expm1(d) - d`` without cancellation: by its series up to 1, as d**2 / 2 * (1 + d / 3 * (1 + d / 4 * ...))."""
-    is_small = np.abs(difference) <= 1
-    d = np.where(is_small, difference, 0.0)
-    series = np.ones_like(d)
-    for n in range(_TERMS, 2, -1):
-        series = 1 + d / n * series
-    with np.errstate(over="ignore", invalid="ignore"):
-        large = np.where(difference == math.inf, math.inf, np.expm1(difference) - difference)
-    return np.where(is_small, d * d / 2 * series, large)
-
-
 def _ids_of(shape: tuple[int, ...], segment_ids: IntArray | None) -> IntArray | None:
     """The number of the sequence of each token: as given, or of its row along the last axis; None of one dimension."""
     if segment_ids is not None or len(shape) < 2:
         return segment_ids
     return np.repeat(np.arange(math.prod(shape[:-1])), shape[-1])
-
-
-def _token_figures(
-    difference: Float64Array, ratio: Float64Array, ids: IntArray | None, epsilon: float
-) -> tuple[dict[str, Any], Mean]:
-    """Figures of tokens with their errors and intervals, and the mean of k1."""
-    outside = np.where(np.isnan(ratio), np.nan, (ratio < 1 - epsilon) | (ratio > 1 + epsilon))
-    values = {
-        "k1": 0.0 - difference,
-        "k2": difference**2 / 2,
-        "k3": k3_of(difference),
-        "mean_abs_difference": np.abs(difference),
-        "outside": outside,
-    }
-    figures: dict[str, Any] = {}
-    means = {name: Mean(array, ids) for name, array in values.items()}
-    for name, mean in means.items():
-        radius = mean.factor() * mean.stderr
-        ends = mean.mean - radius, mean.mean + radius
-        if name == "outside":
-            ends = share_estimate(mean.mean, difference.size, mean._independent, mean.mean, TAIL)[1:3]
-        elif name != "k1":
-            ends = divergence_estimate(mean.mean, mean._independent, mean.mean, TAIL)[1:3]
-        figures |= {name: mean.mean, f"{name}_stderr": mean.stderr, f"{name}_interval": ends}
-    value, stderr, _, factor = _mean_of_exp(difference, ids)
-    figures |= {"mean_ratio": value, "mean_ratio_stderr": stderr}
-    figures["mean_ratio_interval"] = value - factor * stderr, value + factor * stderr
-    return figures | _effective_figures("ess", difference, ids), means["k1"]
-
-
-def _sequence_table(difference: Float64Array, ids: IntArray) -> dict[str, Array]:
-    """Columns of the table of sequences."""
-    sums, k3 = Mean(difference, ids).sequences, Mean(k3_of(difference), ids).sequences
-    with np.errstate(over="ignore"):
-        ratios = {"ratio": np.exp(sums.nll), "geometric_ratio": np.exp(sums.loss)}
-    columns = {"sequence": sums.sequence, "count": sums.count, "difference": sums.loss, "k3": k3.loss}
-    return columns | {"log_ratio": sums.nll} | ratios
-
-
-def _sequence_figures(log_ratios: Float64Array, counts: Array) -> dict[str, Any]:
-    """Figures of sequences, which are independent; nan without any."""
-    value, stderr, log, _ = _mean_of_exp(log_ratios, None)
-    figures: dict[str, Any] = {"mean_sequence_ratio": value, "mean_sequence_ratio_stderr": stderr}
-    figures["log_mean_sequence_ratio"] = log
-    value, stderr, *_ = _mean_of_exp(log_ratios / counts, None)
-    figures |= {"mean_geometric_ratio": value, "mean_geometric_ratio_stderr": stderr}
-    return figures | _effective_figures("sequence_ess", log_ratios, None)
-
-
-def _mean_of_exp(logs: Float64Array, ids: IntArray | None) -> tuple[float, float, float, float]:
-    """The mean of exponentials, its error, its logarithm, and how many errors its interval reaches."""
-    top = float(logs.max(initial=0.0))
-    shift = top if _LARGEST < top < math.inf else 0.0  # else they are as exact as their sum
-    with np.errstate(over="ignore"):
-        mean = Mean(np.exp(logs - shift), ids)
-    log = (math.log(mean.mean) if mean.mean else -math.inf) + shift
-    factor = exp(shift)
-    return mean.mean * factor, mean.stderr * factor, log, mean.factor()
-
-
-def _effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tail: float) -> tuple[Estimate, Mean]:
-    """The estimate of the effective sample size of weights ``exp(logs)``, as a fraction of their number.
-
-    It is 1 / (1 + v) with v their variance over the square of their mean, whose interval is that of a divergence. The
-    mean that comes with it is v, as the mean of what each weight adds to it and to its error.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        weights = np.exp(logs - logs.max(initial=-math.inf))
-        weights /= Mean(weights, None).mean
-        variance = Mean((weights - 1) ** 2, None).mean
-        mean = Mean((weights - 1) ** 2 - 2 * variance * (weights - 1), ids)
-    of_variance = variance if limit is None else 1 / limit - 1 if limit else math.inf
-    estimate = divergence_estimate(variance, mean._independent, of_variance, tail)
-    figure, high, low = (1 / (1 + value) for value in estimate[:3])
-    return estimate._replace(figure=figure, low=low, high=high), mean
-
-
-def _effective_figures(name: str, logs: Float64Array, ids: IntArray | None) -> dict[str, Any]:
-    """The effective sample size as a fraction, its error and its interval."""
-    estimate, mean = _effective(logs, ids, None, TAIL)
-    interval, stderr = (estimate.low, estimate.high), estimate.figure**2 * mean.stderr
-    return {name: estimate.figure, f"{name}_stderr": stderr, f"{name}_interval": interval}

@@ -15,7 +15,7 @@ from tokenloss._core.text import count_of
 from tokenloss._statistics.rounding import Rounding
 
 if TYPE_CHECKING:
-    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import BoolArray, Float64Array, IntArray
 
 _TAIL = 1e-4  # the probability of a statement by chance
 _LEAST_ROUNDED = 10  # numbers that show how numbers are rounded
@@ -41,7 +41,8 @@ class Tokens(NamedTuple):
         """Whether the token before each one, but for the first, is of the same sequence."""
         if self.ids is None:
             return np.ones(max(self.base.size - 1, 0), np.bool_)
-        return (self.ids[1:] == self.ids[:-1]) & (self.ids[1:] >= 0)
+        is_same: BoolArray = (self.ids[1:] == self.ids[:-1]) & (self.ids[1:] >= 0)
+        return is_same
 
 
 def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> tuple[list[str], float | None]:
@@ -205,10 +206,8 @@ def _tempered(tokens: Tokens, line: _Line | None) -> tuple[float | None, str]:
         return None, ""
     temperature = 1 / line.slope
     words = f"looks like a temperature: the trainer's are about the sampler's at a temperature of {temperature:.2g}, "
-    words += (
-        f"which explains {100 * line.explained:.0f} % of the squared differences (a fit: it takes the other classes "
-    )
-    words += "to share what a token leaves in the same way everywhere)"
+    words += f"which explains {100 * line.explained:.0f} % of the squared differences (a fit: it takes the other "
+    words += "classes to share what a token leaves in the same way everywhere)"
     ratio = Mean(np.expm1(tokens.difference), tokens.ids)
     if ratio.mean - ratio.factor(_TAIL) * ratio.stderr > 0:
         words += "; tokens were not drawn by the sampler's, as the mean ratio is above 1: these are raw"

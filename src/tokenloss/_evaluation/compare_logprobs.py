@@ -76,7 +76,7 @@ def _kind_of(path: str) -> str:
             return "lists" if _are_lists(next(read_records(path)).value) else "responses"
         form = format_of(path)
         if form is npy.FORMAT:
-            place = npy.FORMAT.locate(path, "")
+            place = npy.locate(path)
             return {1: "array", 2: "batch"}.get(len(place.shape) * is_float(place.dtype), "scores")
         if form is npz.FORMAT:
             names = npz.array_names(path)
@@ -91,7 +91,7 @@ def _are_lists(value: dict[str, Any]) -> bool:
 
 def _fits_batch(path: str, responses: str, part: Any) -> bool:
     """Whether an array of two dimensions has a row for each response, and not for each token; an error for both."""
-    rows = npy.FORMAT.locate(path, "").shape[0]
+    rows = npy.locate(path).shape[0]
     lengths = [len(response.ids) for response in open_responses(responses, part=part or "generated", skip_failed=True)]
     if rows != len(lengths):
         return False
@@ -169,7 +169,7 @@ def _read(path: str, part: Any, skip_failed: bool) -> _Rows | Float64Array:
         place = Place(path, line)
         numbers = check_list(value.get(_NAME), _NAME, place)
         for i, number in enumerate(numbers):
-            if number is not None and not (isinstance(number, float | int) and number <= 1e-3):  # noqa: PLR2004
+            if number is not None and not (isinstance(number, float | int) and number <= 1e-3):
                 place.refuse(f"{_NAME}[{i}] is {number!r}", "be a log-probability, a number of at most 0, or null")
         found.values.append(np.array([np.nan if number is None else number for number in numbers], np.float64))
         found.lines.append(line)
@@ -197,7 +197,8 @@ def _of_arrays(paths: tuple[str, str], arrays: Sequence[Any], segments: list[str
 def _lengths(array: Float64Array) -> IntArray:
     """The length of each row along the last axis without the nan at its end."""
     is_number = ~np.isnan(array).reshape(-1, array.shape[-1] if array.size else 1)
-    return (np.arange(1, is_number.shape[1] + 1) * is_number).max(axis=1, initial=0)
+    lengths: IntArray = (np.arange(1, is_number.shape[1] + 1) * is_number).max(axis=1, initial=0)
+    return lengths
 
 
 def _of_rows(paths: tuple[str, str], sides: Sequence[Any], rows: _Rows, about: dict[str, Any]) -> Mismatch:
@@ -209,8 +210,9 @@ def _of_rows(paths: tuple[str, str], sides: Sequence[Any], rows: _Rows, about: d
             continue
         _check_rows(side, rows)
         values.append(np.concatenate([*side.values, np.empty(0)]))
+    ours = np.where(np.isnan(values[1]), np.nan, values[0])  # what has no number is left out
     ids = np.repeat(np.arange(len(rows.values)), rows.lengths)
-    found = mismatch_of(values[0], values[1], np.ones(ids.shape, np.bool_), ids, _EPSILON, about)
+    found = mismatch_of(ours, values[1], np.ones(ids.shape, np.bool_), ids, _EPSILON, about)
     assert found.sequences is not None
     found.sequences["line"] = np.array(rows.lines, np.int64)[found.sequences["sequence"]]
     return found
@@ -246,9 +248,8 @@ def _fitted(path: str, array: Float64Array, rows: _Rows) -> Float64Array:
         fits_right = 0 < length < row.size and bool(np.isnan(head).all())
         if fits_left == fits_right:
             got = f"row {i} has {row.size} numbers, {np.count_nonzero(np.isnan(row))} of them nan"
-            fits = (
-                f"hold {length} log-probabilities, as line {rows.lines[i]} of {rows.path} has tokens, and then nan or 0"
-            )
+            fits = f"hold {length} log-probabilities, as many as line {rows.lines[i]} of {rows.path} has tokens, and "
+            fits += "then nan or 0"
             raise_error("content", path=path, got=got, fits=fits)
         parts.append(row[:length] if fits_left else row[row.size - length :])
     return np.concatenate(parts)
@@ -262,5 +263,5 @@ def _give(outputs: Sequence[Sink], name: str, found: Mismatch, rows: _Rows | Non
     columns, unknown = found.columns(), np.full(found.kept.size, -1)
     target = unknown if rows is None else np.concatenate([*rows.ids, np.empty(0, np.int64)])
     text = None if rows is None else np.concatenate([*rows.texts, np.empty(0, np.object_)])
-    places = (columns.pop(place, unknown) for place in ("sequence", "position"))
-    add(ComparedBlock(name, columns, target, text, 0, None, *places, None, None))
+    sequence, position = (columns.pop(place, unknown) for place in ("sequence", "position"))
+    add(ComparedBlock(name, columns, target, text, 0, None, sequence, position, None, None))

@@ -58,7 +58,8 @@ class Rounding(NamedTuple):
         if self.total and self.decimals <= _MOST_DECIMALS:
             return np.full(values.shape, 0.5 * 10.0**-self.decimals)
         bits = 8 if self.is_bfloat16 else 11 if self.is_float16 else 24 if self.is_float32 else 53
-        return np.ldexp(0.5, np.frexp(values)[1] - bits)
+        steps: Array = np.ldexp(0.5, np.frexp(values)[1] - bits)
+        return steps
 
     def __str__(self) -> str:
         """In words, the coarsest rounding that fits; empty without numbers."""
