@@ -178,8 +178,7 @@ def _truncated(tokens: Tokens, line: _Line | None) -> str:
     if line is None or abs(line.slope - 1) > 0.15:  # of another temperature, few tokens may outweigh many
         return ""
     for is_trainer, difference in ((False, tokens.difference), (True, -tokens.difference)):
-        with np.errstate(over="ignore"):
-            change = np.expm1(difference)
+        change = np.expm1(difference)
         mean = Mean(change, tokens.ids)
         gain, loss = float(np.maximum(change, 0).sum()), float(-np.minimum(change, 0).sum())
         is_sure = mean.mean + mean.factor(_TAIL) * mean.stderr < 0

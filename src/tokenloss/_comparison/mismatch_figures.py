@@ -63,8 +63,7 @@ def token_figures(
 def sequence_table(difference: Float64Array, ids: IntArray) -> dict[str, Array]:
     """Columns of the table of sequences."""
     sums, k3 = Mean(difference, ids).sequences, Mean(k3_of(difference), ids).sequences
-    with np.errstate(over="ignore"):
-        ratios = {"ratio": np.exp(sums.nll), "geometric_ratio": np.exp(sums.loss)}
+    ratios = {"ratio": np.exp(sums.nll), "geometric_ratio": np.exp(sums.loss)}
     columns = {"sequence": sums.sequence, "count": sums.count, "difference": sums.loss, "k3": k3.loss}
     return columns | {"log_ratio": sums.nll} | ratios
 
@@ -83,8 +82,7 @@ def _mean_of_exp(logs: Float64Array, ids: IntArray | None) -> tuple[float, float
     """The mean of exponentials, its error, its logarithm, and how many errors its interval reaches."""
     top = float(logs.max(initial=0.0))
     shift = top if _LARGEST < top < math.inf else 0.0  # else they are as exact as their sum
-    with np.errstate(over="ignore"):
-        mean = Mean(np.exp(logs - shift), ids)
+    mean = Mean(np.exp(logs - shift), ids)
     log = (math.log(mean.mean) if mean.mean else -math.inf) + shift
     factor = exp(shift)
     return mean.mean * factor, mean.stderr * factor, log, mean.factor()
@@ -96,11 +94,10 @@ def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tai
     It is 1 / (1 + v) with v their variance over the square of their mean, whose interval is that of a divergence. The
     mean that comes with it is v, as the mean of what each weight adds to it and to its error.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        weights = np.exp(logs - logs.max(initial=-math.inf))
-        weights /= Mean(weights, None).mean
-        variance = Mean((weights - 1) ** 2, None).mean
-        mean = Mean((weights - 1) ** 2 - 2 * variance * (weights - 1), ids)
+    weights = np.exp(logs - logs.max(initial=-math.inf))
+    weights /= Mean(weights, None).mean
+    variance = Mean((weights - 1) ** 2, None).mean
+    mean = Mean((weights - 1) ** 2 - 2 * variance * (weights - 1), ids)
     of_variance = variance if limit is None else 1 / limit - 1 if limit else math.inf
     estimate = divergence_estimate(variance, mean._independent, of_variance, tail)
     figure, high, low = (1 / (1 + value) for value in estimate[:3])
