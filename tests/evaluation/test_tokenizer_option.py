@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 
+import made_tokenizers
 import numpy as np
 import pytest
 import tokenizers
@@ -208,6 +209,24 @@ def test_tokenizer_of_windows_counts_each_token_of_the_text_once(of_text, text, 
     assert found.bits_per_byte == pytest.approx((len(ids) - 1) * math.log2(512) / SIZES[0][1:].sum())
 
 
+@pytest.mark.parametrize("name", made_tokenizers.TOKENIZERS)
+def test_tokenizer_of_each_family_has_the_bytes_of_lines_of_many_scripts(name, text, tmp_path):
+    made = made_tokenizers.make(name, tmp_path)
+    lines = [line for line in made_tokenizers.lines(60) if line == line.strip()]
+    texts = [made.encode(line) for line in lines]
+    offsets = np.append(0, np.cumsum([*map(len, texts)]))
+    ids = np.concatenate(texts)
+    logits = np.zeros((len(ids), max(ids) + 2), np.float16)
+    np.savez(tmp_path / "a.npz", logits=logits, targets=ids, cu_seqlens=offsets)
+    text.write_bytes("\n".join(lines).encode())
+    found = [evaluate(tmp_path / "a.npz", tokenizer=made.path, text=text)]
+    if name != "WordPiece":
+        blocks = [(logits[start:stop][None], ids[start:stop][None]) for start, stop in itertools.pairwise(offsets)]
+        found += [evaluate(tmp_path / "a.npz", tokenizer=made.path), evaluate(blocks, tokenizer=made.path)]
+    for one in found:
+        assert one.sequences["n_bytes"].tolist() == [len(line.encode()) for line in lines]
+
+
 # -- sums --------------------------------------------------------------------------------------------------------------
 
 
@@ -374,7 +393,9 @@ def test_tokenizer_does_not_come_with_lengths_or_responses(command, tmp_path):
     assert_refused(command("score", source, "--tokenizer", tmp_path / "none"), "none: cannot be read")
     changed(tmp_path, lambda said: None)
     state = tmp_path / "tokenizer.json"
-    assert_refused(command("score", source, "--shift", "--tokenizer", tmp_path, "--state", state), state, "would replace")
+    assert_refused(
+        command("score", source, "--shift", "--tokenizer", tmp_path, "--state", state), state, "would replace"
+    )
 
 
 def test_tokenizer_refuses_unknown_tokens_that_are_scored(command, text, tmp_path):
