@@ -7,6 +7,8 @@ import pickle
 import made_tokenizers
 import numpy as np
 import pytest
+from damage import DAMAGES, bounded, damaged, fuzzed
+from hypothesis import given
 from places import DATA
 
 from tokenloss import token_bytes
@@ -367,15 +369,15 @@ BYTES_ONLY = {"vocab": byte_vocab()}
 REFUSED = {
     "a version": (as_json(BYTES_ONLY, BYTE_LEVEL, BYTE_LEVEL, version="2.0"), "version '2.0', and '1.0' is known"),
     "JSON that is cut": (as_json(BYTES_ONLY, BYTE_LEVEL, BYTE_LEVEL)[:-9], "cannot be read: "),
-    "a decoder": (as_json(BYTES_ONLY, {"type": "CTC", "pad_token": "<pad>"}), "its decoder CTC is not known"),
+    "a decoder": (as_json(BYTES_ONLY, {"type": "CTC", "pad_token": "<pad>"}), "decoder has a step that is not known"),
     "a Strip of each token": (
-        as_json(BYTES_ONLY, {"type": "Strip", "content": " ", "start": 1, "stop": 0}), "its decoder Strip is not known"
+        as_json(BYTES_ONLY, {"type": "Strip", "content": " ", "start": 1, "stop": 0}), "not known: {'type': 'Strip'"
     ),
     "a Replace of a Regex": (
         as_json(BYTES_ONLY, {"type": "Replace", "pattern": {"Regex": "a"}, "content": ""}),
-        "its decoder Replace is not known",
+        "a step that is not known: {'type': 'Replace'",
     ),
-    "a pre_tokenizer": (as_json(BYTES_ONLY, None, {"type": "Reverse"}), "its pre_tokenizer Reverse is not known"),
+    "a pre_tokenizer": (as_json(BYTES_ONLY, None, {"type": "Reverse"}), "not known: {'type': 'Reverse'}"),
     "a decoder that does not fit": (as_json(BYTES_ONLY, METASPACE, BYTE_LEVEL), "ByteLevel, and not the other"),
     "a space that stays ▁": (as_json({"vocab": {"▁": 0}}, None, None, TO_METASPACE), "makes '▁' of a space"),
     "a vocabulary of Keras": ('{"class_name": "Tokenizer", "config": {}}', "no tokenizer.json, and no vocab.json"),
@@ -484,9 +486,7 @@ def test_masked_ids_hide_what_the_text_holds(tmp_path):
     tokenizer = open_tokenizer(save_ranks(tmp_path, [bytes([byte]) for byte in range(256)]))
     path = tmp_path / "text.txt"
     path.write_bytes(b"ab")
-    with pytest.raises(
-        ValueError, match="1 ids before it are below 0 and write nothing, but the text holds"
-    ):
+    with pytest.raises(ValueError, match="1 ids before it are below 0 and write nothing, but the text holds"):
         AlignedText(str(path), tokenizer).update(*first_of([-100, ord("b")]), "ids")
     path.write_bytes(b"")
     aligned = AlignedText(str(path), tokenizer)
@@ -516,3 +516,35 @@ def test_text_that_changes_is_refused(tmp_path):
     path.write_bytes(b"a")
     with pytest.raises(ValueError, match=r"text\.txt: "):
         aligned.update(*first_of([97, 98]), "ids")
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+SEEDS = {
+    "json": as_json(BYTES_ONLY, BYTE_LEVEL, BYTE_LEVEL, added=[{"id": 256, "content": "    "}]).encode(),
+    "with ▁": as_json(*LAYOUTS["Prepend and Replace"][0]).encode(),
+    "model": b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02\n\x07\n\x03\xe2\x96\x81\x18\x01\x1a\x02\x18\x01",
+    "ranks": b"YQ== 0\nYmM= 1\n",
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_damaged_tokenizers_raise_value_error(name, tmp_path_factory):
+    path = tmp_path_factory.mktemp("damaged") / "tokenizer"
+    path.write_bytes(SEEDS[name])
+    assert token_bytes(path).sum() > 0
+
+    @fuzzed
+    @given(DAMAGES)
+    def read(damages):
+        path.write_bytes(damaged(SEEDS[name], damages))
+        message = f"{path}: "
+        with bounded():
+            try:
+                token_bytes(path)
+            except ValueError as error:
+                message = str(error)
+        assert message.startswith(f"{path}: ")
+        assert "\n" not in message
+
+    read()
