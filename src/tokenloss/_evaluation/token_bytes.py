@@ -44,7 +44,7 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
             got, fits = "targets are distributions", "be class ids, where there is a tokenizer"
             raise_error("content", path=shard.targets or shard.path, got=got, fits=fits)
         may_go_on = shard.segments_start is not None or shard.windows is not None or not stored.sequences.exist
-        own = _bytes_of_shard(shard, stored.ids, stored, options, tokenizer, begun if may_go_on else set(), aligned)
+        own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else set(), aligned)
         found.append((own, scored_rows(opened, options.ignore_index)))
     if aligned is not None:
         aligned.end()
@@ -64,14 +64,15 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
 
 
 def _bytes_of_shard(
-    shard: Shard, ids: Array, stored: OpenShard, options: Options, tokenizer: Tokenizer, begun: set[int],
+    shard: Shard, stored: OpenShard, ids: Array, options: Options, tokenizer: Tokenizer, begun: set[int],
     aligned: AlignedText | None,
 ) -> Array:  # fmt: skip
     """How many bytes the ids of a shard write into their texts, or into the file of these, if it is given."""
     n_bytes, flat, path = np.zeros(shard.rows, np.int32), ids.reshape(-1), shard.targets or shard.path
+    mask = None if stored.file.attention_mask is None else checked_mask(stored.file).reshape(-1)
     for start in range(0, shard.rows, _PIECE):
         rows = np.arange(start, min(start + _PIECE, shard.rows))
-        texts, included = _texts(shard, stored, rows)
+        texts, included = _texts(shard, stored, rows, None if mask is None else mask[rows])
         found, is_first = bytes_of_ids(flat[rows], texts, included, tokenizer, begun)
         if aligned is not None:
             is_ignored = flat[rows] == options.ignore_index
@@ -89,7 +90,7 @@ def _bytes_of_shard(
     return n_bytes
 
 
-def _texts(shard: Shard, stored: OpenShard, rows: IntArray) -> tuple[IntArray, BoolArray]:
+def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) -> tuple[IntArray, BoolArray]:
     """The number of the text that each row's id belongs to, and a mask of the ids that belong to any.
 
     Windows are parts of one text, in which each token counts once; a model's mask may number the texts of a row.
@@ -97,8 +98,7 @@ def _texts(shard: Shard, stored: OpenShard, rows: IntArray) -> tuple[IntArray, B
     texts, included = stored.sequences.numbers(int(rows[0]), int(rows[-1]) + 1), np.ones(len(rows), np.bool_)
     if shard.windows:
         texts, included = np.full(len(rows), -1), shard.windows.first_held(rows)
-    if stored.file.attention_mask is not None:
-        mask = checked_mask(stored.file).reshape(-1)[rows]
+    if mask is not None:
         texts, included = texts * _MOST_IN_ROW + mask.astype(np.int64), included & (mask != 0)
     return texts, included
 
