@@ -200,8 +200,11 @@ def test_spans_of_another_source_are_refused_as_in_marin_6011(make, tmp_path):
     ids = [0, *made.encode("a cat"), 0]  # <|endoftext|> before and after
     starts, stops = AlignedText(str(text), tokenizer).update(*first_of(ids), "ids")
     assert (starts[0], stops[0], starts[-1], stops[-1]) == (0, 0, 5, 5)
-    with pytest.raises(ValueError, match="byte 2: line 1 goes on with b'cat'"):
+    with pytest.raises(ValueError, match=r"byte [12]: line 1 goes on with b' ?cat', and token [12] of ids, id "):
         AlignedText(str(text), tokenizer).update(*first_of(made.encode("a dog")), "ids")
+    text.write_text("<|endoftext|>a", "utf-8")
+    with pytest.raises(ValueError, match=r"byte 0: line 1 goes on .*; special tokens before it write nothing"):
+        AlignedText(str(text), tokenizer).update(*first_of([0, *made.encode("a")]), "ids")
 
 
 def test_special_tokens_write_nothing_and_byte_tokens_one_as_in_marin_6013(make):
@@ -379,7 +382,14 @@ REFUSED = {
     ),
     "a pre_tokenizer": (as_json(BYTES_ONLY, None, {"type": "Reverse"}), "not known: {'type': 'Reverse'}"),
     "a decoder that does not fit": (as_json(BYTES_ONLY, METASPACE, BYTE_LEVEL), "ByteLevel, and not the other"),
-    "a space that stays ▁": (as_json({"vocab": {"▁": 0}}, None, None, TO_METASPACE), "makes '▁' of a space"),
+    "a space that stays ▁": (as_json({"vocab": {"▁": 0}}, None, None, TO_METASPACE), "makes no space of '▁'"),
+    "a prefix that is no space": (
+        as_json({"vocab": {"_": 0}}, None, None, {"type": "Prepend", "prepend": "_"}), "makes no space of '_'"
+    ),
+    "a step after ByteLevel": (
+        as_json(BYTES_ONLY, {"type": "Sequence", "decoders": [BYTE_LEVEL, METASPACE]}, BYTE_LEVEL),
+        "has Metaspace after ByteLevel",
+    ),
     "a vocabulary of Keras": ('{"class_name": "Tokenizer", "config": {}}', "no tokenizer.json, and no vocab.json"),
     "a pickle": (pickle.dumps({"a": 1}), "a pickle or an archive"),
     "protobuf that is cut": (b"\n\x20abc", "it ends inside a field"),

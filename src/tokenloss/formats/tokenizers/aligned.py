@@ -32,6 +32,7 @@ _SPACE = ord(" ")
 _SHOWN = 16  # bytes of a text in a message
 _HEAD = 64  # bytes of a text that are compared first
 _BEFORE, _AFTER = 16, 64  # bytes around a difference in which its cause is looked for
+_MOST_GAPS = 1 << 10  # bytes of white space among which a difference is looked for
 _PIECE = 1 << 20  # bytes whose lines are counted at a time
 _BOM = b"\xef\xbb\xbf"
 _CONTINUATION = bytes(range(128, 192))  # bytes that go on with a character in UTF-8
@@ -150,7 +151,8 @@ class AlignedText:
             k = int(np.searchsorted(offsets, d, "right")) - 1
             start = places[offsets[k]] if offsets[k] < len(places) else len(text) - self._at
             around = slice(max(0, d - _BEFORE), d + _AFTER)
-            self._refuse(text, ids, k, self._at + int(start), found[around], joined[around])
+            piece = joined[offsets[k] : offsets[k + 1]]
+            self._refuse(text, ids, k, piece, self._at + int(start), found[around], joined[around])
         edges = self._at + np.append(0, places + 1)[offsets]
         starts, stops = edges[:-1].copy(), edges[1:]
         first = self._tokenizer.first_writing(ids, is_first)
@@ -161,26 +163,31 @@ class AlignedText:
 
     def _refuse_part(self, text: Text, ids: IntArray, first: int, offsets: IntArray, written: bytes) -> NoReturn:
         """Refuse tokens from `first` on, which write what the text does not hold, at the white space that fits best."""
-        last = min(_after_spaces(text, self._at), self._at + _PIECE) if self._is_blank else self._at
+        last = min(_after_spaces(text, self._at), self._at + _MOST_GAPS) if self._is_blank else self._at
         common = {at: _first_difference(text[at : at + len(written)], written) for at in range(self._at, last + 1)}
         at = max(common, key=common.__getitem__)
         d = common[at]
         k = int(np.searchsorted(offsets, offsets[first] + d, "right")) - 1
+        start, stop = (offsets[k : k + 2] - offsets[first]).tolist()
         begin = max(0, d - _BEFORE)
         found, expected = text[at + begin : at + d + _AFTER], written[begin : d + _AFTER]
-        self._refuse(text, ids, k, at + int(offsets[k] - offsets[first]), found, expected)
+        self._refuse(text, ids, k, written[start:stop], at + start, found, expected)
 
-    def _refuse(self, text: Text, ids: IntArray, k: int, at: int, found: bytes, expected: bytes) -> NoReturn:
+    def _refuse(
+        self, text: Text, ids: IntArray, k: int, piece: bytes, at: int, found: bytes, expected: bytes
+    ) -> NoReturn:
         """Refuse token k at a byte of the text, by what the text has around the difference, and what it should have."""
-        i, n = int(ids[k]), self._n_tokens + k
         goes_on = f"goes on with {text[at : at + _SHOWN]!r}" if at < len(text) else "ends"
-        got = f"line {_line(text, at)} {goes_on}, and token {n} of {self._place}, id {i}, is {self._pieces[i]!r}"
+        token = f"token {self._n_tokens + k} of {self._place}, id {ids[k]}, is {piece!r}"
+        got = f"line {_line(text, at)} {goes_on}, and {token}"
         if hidden := int((ids[:k] < 0).sum()):
             cause = f"{hidden} ids before it are below 0 and write nothing, but the text holds all tokens"
         elif text[:3] == _BOM and at < len(_BOM):
             cause = "it begins with a byte order mark, which they lack"
         else:
-            cause = _cause(found, expected) or "they may be of another text, tokenizer or version"
+            is_special = k > 0 and self._tokenizer.is_special[ids[k - 1]]
+            other = "they may be of another text, tokenizer or version"
+            cause = _cause(found, expected) or ("special tokens before it write nothing" if is_special else other)
         fits = f"be the text of the ids by {self._tokenizer.path}; {cause}"
         raise_error("file", path=self.path, byte=at, got=got, fits=fits)
 

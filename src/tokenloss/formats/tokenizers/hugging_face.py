@@ -68,10 +68,14 @@ def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]
     for step in splits:
         if step["type"] not in (*_KEEPING, *_DROPPING):
             raise ValueError(f"its pre_tokenizer has a step that is not known: {str(step)[:_SHOWN]}")
-    for step in normalizers:
+    for step in (*normalizers, *splits):
         match step:
-            case {"type": "Replace", "pattern": {"String": " "}, "content": str(to)} if _written(encode, to) != b" ":
-                raise ValueError(f"its normalizer makes {to!r} of a space, and its decoder makes no space of it")
+            case (
+                {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)}
+                | {"type": "Prepend", "prepend": str(mark)}
+                | {"type": "Metaspace", "replacement": str(mark)}
+            ) if _written(encode, mark) != b" ":
+                raise ValueError(f"its decoder makes no space of {mark!r}, which is one in {str(step)[:_SHOWN]}")
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
@@ -108,6 +112,12 @@ def _encoder(
     is_fused = False
     for step in decoders:
         match step:
+            case {"type": "Fuse"}:
+                is_fused = True
+            case {"type": "Strip", "content": " ", "start": 0 | 1, "stop": 0} if is_fused:
+                pass  # the space of `_prefix`
+            case {"type": str(kind)} if from_byte_level in steps:
+                raise ValueError(f"its decoder has {kind} after ByteLevel, which is not known")
             case {"type": "ByteLevel"}:
                 steps.append(from_byte_level)
             case {"type": "ByteFallback"}:
@@ -120,10 +130,6 @@ def _encoder(
                 steps.append(lambda piece, start=start: piece.removeprefix(start))  # type: ignore[misc]
             case {"type": "BPEDecoder", "suffix": str(end)}:
                 steps.append(lambda piece, end=end: piece.removesuffix(end))  # type: ignore[misc]
-            case {"type": "Fuse"}:
-                is_fused = True
-            case {"type": "Strip", "content": " ", "start": 0 | 1, "stop": 0} if is_fused:
-                pass  # the space of `_prefix`
             case _:
                 raise ValueError(f"its decoder has a step that is not known: {str(step)[:_SHOWN]}")
     if model.get("byte_fallback") and _byte_or_text not in steps:
