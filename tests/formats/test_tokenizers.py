@@ -8,12 +8,14 @@ import made_tokenizers
 import numpy as np
 import pytest
 from damage import DAMAGES, bounded, damaged, fuzzed
-from hypothesis import given
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from places import DATA
 
 from tokenloss import token_bytes
 from tokenloss._core.text import BYTES
 from tokenloss.formats.tokenizers import AlignedText, Tokenizer, open_tokenizer
+from tokenloss.formats.tokenizers.tokenizer import Vocabulary
 
 MODEL = DATA / "model"
 
@@ -393,13 +395,13 @@ REFUSED = {
     "a vocabulary of Keras": ('{"class_name": "Tokenizer", "config": {}}', "no tokenizer.json, and no vocab.json"),
     "a pickle": (pickle.dumps({"a": 1}), "a pickle or an archive"),
     "protobuf that is cut": (b"\n\x20abc", "it ends inside a field"),
-    "protobuf without pieces": (b"\x12\x00", "it holds no pieces"),
+    "protobuf without pieces": (b"\x12\x00", "or a damaged one of SentencePiece, which has pieces"),
     "a number that is cut": (b"\n\xff", "it ends inside a number"),
     "a rank that comes twice": ("YQ== 0\nYg== 0\n", "a rank is given twice"),
     "an id that is too large": (as_json({"vocab": {"a": 1 << 40}}), "integers from 0 to"),
     "an id that is no number": (as_json({"vocab": {"a": "b"}}), "integers from 0 to"),
     "a surrogate": ('{"version": "1.0", "model": {"vocab": {"\\ud800": 0}}}', "surrogates not allowed"),
-    "nothing": (b"", "it holds no pieces"),
+    "nothing": (b"", "or a damaged one of SentencePiece, which has pieces"),
 }  # fmt: skip
 
 
@@ -516,6 +518,30 @@ def test_text_may_be_of_windows_that_begin_with_a_space(make, tmp_path):
     starts, stops = aligned.update(*first_of(*texts), "ids")
     aligned.end()
     assert (stops - starts).sum() == len(b"the catthe dog and the pig")
+
+
+WORDS = [b"a", b" ", b"\n", b" a", b"\na", b"  ", b"aa", b"\r\n", "\u3000".encode(), b"a\n"]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", " ", "\n", "\n\n ", "\r\n"]), st.lists(st.integers(0, len(WORDS) - 1)))),
+    st.lists(st.integers(1, 3)),
+)
+def test_any_texts_with_white_space_between_them_align_in_any_blocks(tmp_path_factory, texts, sizes):
+    tokenizer = Tokenizer("words", Vocabulary(dict(enumerate(WORDS)), frozenset()))
+    path = tmp_path_factory.getbasetemp() / "text.txt"
+    data = b"".join(space.encode() + b"".join(WORDS[i] for i in ids) for space, ids in texts)
+    path.write_bytes(data)
+    ids, is_first = first_of([], *(ids for _, ids in texts))
+    aligned, start, last = AlignedText(str(path), tokenizer), 0, 0
+    for size in [*sizes, len(ids) + 1]:
+        part = slice(start, start + size)
+        starts, stops = aligned.update(ids[part], is_first[part], "ids")
+        assert [data[a:b] for a, b in zip(starts, stops, strict=True)] == [WORDS[i] for i in ids[part]]
+        assert ([last, *stops[:-1]] <= starts).all()
+        last, start = stops[-1] if len(stops) else last, start + size
+    aligned.end()
 
 
 def test_text_that_changes_is_refused(tmp_path):
