@@ -493,6 +493,24 @@ def test_texts_that_differ_name_the_first_token_and_the_cause(cause, tmp_path):
         align(size=1)
 
 
+def test_white_space_of_word_piece_belongs_to_the_token_after_it(tmp_path):
+    added = [{"id": 3, "content": "b b"}]
+    tokenizer = open_tokenizer(save_json(tmp_path, *LAYOUTS["WordPiece"][0], added=added))
+    path = tmp_path / "text.txt"
+    path.write_text(" b  b\u2003bé\n\nb b b\n", "utf-8")
+    ids, is_first = first_of([2, 2, 2, 1], [3, 2])
+    aligned = AlignedText(str(path), tokenizer)
+    starts, stops = aligned.update(ids, is_first, "ids")
+    aligned.end()
+    assert starts.tolist() == [1, 2, 5, 9, 13, 16]
+    assert stops.tolist() == [2, 5, 9, 11, 16, 18]
+    path.write_text(" b  B bé", "utf-8")
+    with pytest.raises(
+        ValueError, match=r"byte 4: line 1 goes on with b'B .*, id 2, is b'b'.*in lower case"
+    ):
+        AlignedText(str(path), tokenizer).update(ids[:4], is_first[:4], "ids")
+
+
 def test_masked_ids_hide_what_the_text_holds(tmp_path):
     tokenizer = open_tokenizer(save_ranks(tmp_path, [bytes([byte]) for byte in range(256)]))
     path = tmp_path / "text.txt"
