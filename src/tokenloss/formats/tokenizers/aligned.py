@@ -13,13 +13,13 @@ import numpy as np
 
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss.formats.base import check_stamp, open_regular, stamp
+from tokenloss.formats.tokenizers.tokenizer import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn, TypeAlias
 
     from tokenloss._core.types import Array, BoolArray, IntArray
-    from tokenloss.formats.tokenizers.tokenizer import Tokenizer
 
     Text: TypeAlias = bytes | mmap.mmap
 
@@ -53,11 +53,7 @@ class AlignedText:
 
     def __init__(self, path: str, tokenizer: Tokenizer) -> None:
         self.path: str = path
-        self._tokenizer = tokenizer
-        self._pieces = tokenizer.pieces
-        if tokenizer.drops_spaces:  # added tokens may hold spaces
-            self._pieces = [_WIDE_SPACE.sub(b"", b"".join(piece.split())) for piece in tokenizer.pieces]
-        self._n_bytes = np.array([*map(len, self._pieces)], np.int64)
+        self._tokenizer = _solid(tokenizer) if tokenizer.drops_spaces else tokenizer
         self._at = 0  # byte of the file after the last token
         self._place, self._n_tokens = "", 0  # the file of the ids, and how many of it came
         self._is_first = True  # whether the text has written nothing yet
@@ -106,7 +102,7 @@ class AlignedText:
     def _lay(self, text: Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
         """Lay tokens over the text, each beside the one before it, but for white space where a text begins."""
         prefixed = self._tokenizer.prefixed(ids, is_first)
-        joined, offsets = self._written(ids, prefixed)
+        joined, offsets = self._written(ids, is_first)
         gaps, lengths = np.zeros_like(ids), np.diff(offsets)
         bounds = np.unique([0, *np.flatnonzero(is_first), len(ids)])
         cut = dict(zip(np.searchsorted(bounds, prefixed, "right") - 1, prefixed, strict=True))
@@ -125,14 +121,10 @@ class AlignedText:
         stops = begin + np.cumsum(gaps + lengths)
         return stops - lengths, stops
 
-    def _written(self, ids: IntArray, prefixed: IntArray) -> tuple[bytes, IntArray]:
+    def _written(self, ids: IntArray, is_first: BoolArray) -> tuple[bytes, IntArray]:
         """The bytes of tokens, and where each begins in them, with the end."""
-        pieces = [self._pieces[i] if i >= 0 else b"" for i in ids.tolist()]
-        for i in prefixed.tolist():
-            pieces[i] = pieces[i][1:]
-        lengths = self._n_bytes[np.maximum(ids, 0)] * (ids >= 0)
-        lengths[prefixed] -= 1
-        return b"".join(pieces), np.append(0, np.cumsum(lengths))
+        lengths = self._tokenizer.lengths(ids, is_first)
+        return b"".join(self._tokenizer.pieces_of(ids, is_first)), np.append(0, np.cumsum(lengths))
 
     def _gap(self, text: Text, written: bytes) -> int | None:
         """How much white space comes before what a text or the rest of it writes; None if it differs."""
@@ -144,7 +136,7 @@ class AlignedText:
 
     def _lay_words(self, text: Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
         """Lay tokens over what is not white space in the text."""
-        joined, offsets = self._written(ids, ids[:0])
+        joined, offsets = self._written(ids, is_first)
         found, places = _without_spaces(text, self._at, len(joined))
         if found != joined:
             d = _first_difference(found, joined)
@@ -156,7 +148,6 @@ class AlignedText:
         edges = self._at + np.append(0, places + 1)[offsets]
         starts, stops = edges[:-1].copy(), edges[1:]
         first = self._tokenizer.first_writing(ids, is_first)
-        first = first[offsets[first] < offsets[first + 1]]
         starts[first] = self._at + places[offsets[first]]
         self._at = int(edges[-1])
         return starts, stops
@@ -190,6 +181,14 @@ class AlignedText:
             cause = _cause(found, expected) or ("special tokens before it write nothing" if is_special else other)
         fits = f"be the text of the ids by {self._tokenizer.path}; {cause}"
         raise_error("file", path=self.path, byte=at, got=got, fits=fits)
+
+
+def _solid(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer without the white space in its tokens, which those that were added may hold."""
+    pieces = {i: _WIDE_SPACE.sub(b"", b"".join(piece.split())) for i, piece in enumerate(tokenizer.pieces)}
+    unknown = frozenset(np.flatnonzero(tokenizer.unknown).tolist())
+    silent = frozenset(i for i, piece in pieces.items() if not piece)
+    return Tokenizer(tokenizer.path, Vocabulary(pieces, silent - unknown, unknown, drops_spaces=True))
 
 
 def _without_spaces(text: Text, at: int, most: int) -> tuple[bytes, IntArray]:

@@ -104,7 +104,7 @@ def _encoder(
 ) -> list[Step]:
     """What turns a piece into text, step by step, up to the one that makes bytes of it."""
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
-    steps: list[Step] = [lambda piece: piece.removeprefix(prefix).removesuffix(suffix)]
+    steps: list[Step] = [_cutting(prefix, suffix)]
     if not decoders:  # the pieces are what the pre-tokenizer made
         decoders = [step for step in splits if step["type"] in ("ByteLevel", "Metaspace")][:1]
     if is_byte_level != any(step["type"] == "ByteLevel" for step in decoders):
@@ -127,14 +127,19 @@ def _encoder(
             case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
                 steps.append(_replacing(old, new))
             case {"type": "WordPiece", "prefix": str(start)}:
-                steps.append(lambda piece, start=start: piece.removeprefix(start))  # type: ignore[misc]
+                steps.append(_cutting(start, ""))
             case {"type": "BPEDecoder", "suffix": str(end)}:
-                steps.append(lambda piece, end=end: piece.removesuffix(end))  # type: ignore[misc]
+                steps.append(_cutting("", end))
             case _:
                 raise ValueError(f"its decoder has a step that is not known: {str(step)[:_SHOWN]}")
     if model.get("byte_fallback") and _byte_or_text not in steps:
         steps.append(_byte_or_text)
     return steps
+
+
+def _cutting(prefix: str, suffix: str) -> Step:
+    """The step that cuts marks of words off a piece."""
+    return lambda piece: piece.removeprefix(prefix).removesuffix(suffix)
 
 
 def _replacing(old: str, new: str) -> Step:
@@ -164,5 +169,4 @@ def _drops_text(step: dict[str, Any]) -> bool:
     if step["type"] in _DROPPING or str(step.get("behavior")).lower() != "removed":
         return step["type"] in _DROPPING
     # one that keeps what it matches, and matches white space last, as patterns of tiktoken do, keeps all
-    pattern = str(step.get("pattern"))
-    return not (step.get("invert") and pattern.rstrip("'}").endswith(("|\\\\s+", "|\\\\s")))
+    return not (step.get("invert") and step["pattern"].get("Regex", "").endswith((r"|\s+", r"|\s")))

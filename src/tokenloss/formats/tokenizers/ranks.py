@@ -18,7 +18,7 @@ def read_tiktoken(data: bytes) -> Vocabulary:
     pieces = {int(rank): base64.b64decode(token.removeprefix(b"="), validate=True) for token, rank in lines}
     if len(pieces) < len(lines):
         raise ValueError("a rank is given twice")
-    return Vocabulary(pieces, frozenset())
+    return Vocabulary(pieces)
 
 
 def read_tekken(said: dict[str, Any]) -> Vocabulary:

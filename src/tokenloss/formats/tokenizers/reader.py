@@ -134,6 +134,6 @@ def _added(path: str) -> list[dict[str, Any]]:
     config = Path(path).with_name(_CONFIG)
     if not config.is_file():
         return []
-    with open_regular(str(config)) as file:
+    with open_regular(str(config)) as file, library_errors(str(config)):
         said = parsed_json(file.read(_MOST_BYTES)).get("added_tokens_decoder", {})
     return [{**token, "id": int(i)} for i, token in said.items()]

@@ -27,7 +27,7 @@ class Vocabulary(NamedTuple):
     """
 
     pieces: dict[int, bytes]
-    special: frozenset[int]
+    special: frozenset[int] = frozenset()
     unknown: frozenset[int] = frozenset()
     prefix: Prefix = "never"
     drops_spaces: bool = False
