@@ -52,7 +52,7 @@ _SCORE_EXAMPLES = """
    tokenloss score logits.npy ids.npy --shift
  the same with bits per byte, by the bytes of each token:
    tokenloss score logits.npy ids.npy --shift --tokenizer model/
- shards of one text, with perplexity per word; a second call goes on where the first was interrupted:
+ shards of one text; a second call goes on where the first was interrupted:
    tokenloss score 'part-*.npz' --text text.txt --state state.jsonl
  final hidden states, and the model's own head:
    tokenloss score hidden.npy ids.npy --shift --lm-head model/
