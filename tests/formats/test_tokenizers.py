@@ -505,9 +505,7 @@ def test_white_space_of_word_piece_belongs_to_the_token_after_it(tmp_path):
     assert starts.tolist() == [1, 2, 5, 9, 13, 16]
     assert stops.tolist() == [2, 5, 9, 11, 16, 18]
     path.write_text(" b  B bé", "utf-8")
-    with pytest.raises(
-        ValueError, match=r"byte 4: line 1 goes on with b'B .*, id 2, is b'b'.*in lower case"
-    ):
+    with pytest.raises(ValueError, match=r"byte 4: line 1 goes on with b'B .*, id 2, is b'b'.*in lower case"):
         AlignedText(str(path), tokenizer).update(ids[:4], is_first[:4], "ids")
 
 
