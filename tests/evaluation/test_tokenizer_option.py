@@ -342,6 +342,15 @@ def test_tokenizer_leaves_out_the_space_before_targets_that_are_next_tokens(tmp_
     assert [evaluate([block], tokenizer=tmp_path).n_bytes for block in answers] == [len(" a")] * 2
 
 
+def test_tokenizer_with_text_counts_the_space_before_a_piece_of_a_text(tmp_path):
+    (ids, _) = llama(tmp_path)
+    np.savez(tmp_path / "a.npz", logits=np.zeros((2, 3, len(LLAMA))), targets=[ids, ids])
+    (tmp_path / "text").write_text("a a a a a a")
+    options = {"source": tmp_path / "a.npz", "tokenizer": tmp_path}
+    assert evaluate(**options, text=tmp_path / "text").sequences["n_bytes"].tolist() == [5, 6]
+    assert evaluate(**options).sequences["n_bytes"].tolist() == [5, 5]
+
+
 def word_piece(path):
     vocab = {"[UNK]": 0, "[CLS]": 1, "un": 2, "##do": 3, "it": 4, ",": 5}
     tokenizer = tokenizers.Tokenizer(models.WordPiece(vocab))
