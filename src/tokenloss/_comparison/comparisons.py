@@ -29,8 +29,8 @@ ZERO_ADVICE = (
 class Comparisons(NamedResults[ComparisonT]):
     """Result of `compare_files`, and of `ComparisonMeter.results`: a dict of comparisons with one base.
 
-    Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison` or
-    all `SampleComparison`.
+    Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison`, all
+    `SampleComparison` or all `Mismatch`.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class Comparisons(NamedResults[ComparisonT]):
         Parameters
         ----------
         **gates : float or mapping
-            Limits and `confidence`, as `Comparison.check` takes them.
+            Limits and `confidence`, as `Comparison.check` or `Mismatch.check` takes them.
 
         Returns
         -------
@@ -152,8 +152,8 @@ class Comparisons(NamedResults[ComparisonT]):
         Raises
         ------
         TypeError, ValueError
-            If an argument is invalid, if no gate is given, or of samples of lm-evaluation-harness, which have none of
-            these figures.
+            If an argument is invalid, if no gate is given or the results have no such figure, as those of samples of
+            lm-evaluation-harness.
         """
         if not all(hasattr(one, "check") for one in self.values()):
             fits = "does not apply to samples of lm-evaluation-harness, which have a margin in its place"

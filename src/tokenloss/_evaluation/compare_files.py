@@ -83,9 +83,9 @@ def compare_files(
     """Compare models, say quantised ones, with their base, from files of scores, of responses or of samples.
 
     This is the command ``tokenloss compare``. What files hold is told by their content: scores or hidden states of the
-    same rows; responses of servers to the same requests; or samples that lm-evaluation-harness logged
-    (``--log_samples``). Scores of the base are read once for all candidates, and no file of scores is loaded whole, so
-    they may be larger than memory.
+    same rows; responses of servers to the same requests; samples that lm-evaluation-harness logged (``--log_samples``);
+    or log-probabilities of the same tokens alone, of a trainer and of the engine that sampled. Scores of the base are
+    read once for all candidates, and no file of scores is loaded whole, so they may be larger than memory.
 
     Parameters
     ----------
@@ -93,10 +93,11 @@ def compare_files(
         Files of the base, shards of one text: of scores as `tokenloss.formats.open_scores` reads them, or of hidden
         states. Or a pattern of their names, or their directory. Or one file of responses, as
         `tokenloss.formats.open_responses` reads them, or of samples; or the folder of a model's samples, as
-        lm-evaluation-harness writes it (``--output_path``).
+        lm-evaluation-harness writes it (``--output_path``). Or the file of a trainer's log-probabilities.
     others : path, or mapping of names to a path or paths
         The candidates. Each has as many shards as the base, of the same rows in the same order; responses to the same
         requests; or samples of the same task, or of tasks of the same names. Responses may be compared with scores.
+        Or the one file of the engine that sampled.
     targets : path or paths, optional
         A .npy file of class ids for each shard, or one for all; by default, the base or a candidate holds them. All
         that are held must be the same. Without any, scores are compared by their divergences alone.
@@ -155,10 +156,10 @@ def compare_files(
     Returns
     -------
     Comparisons
-        A dict of `Comparison`, of `ResponseComparison` or of `SampleComparison`, by the name of the candidate, in the
-        order given; a path without a name is its own. Each has the bits of a comparison of that candidate alone, unless
-        logits of several models are scaled or capped differently. Arrays are of the tokens that are compared, of one
-        dimension. Numbers of sequences that are a shard's own are counted on from those of earlier shards.
+        A dict of `Comparison`, `ResponseComparison`, `SampleComparison` or `Mismatch`, by the name of the candidate, in
+        the order given; a path without a name is its own. Each has the bits of a comparison of that candidate alone,
+        unless logits of several models are scaled or capped differently. Arrays are of the tokens that are compared, of
+        one dimension. Numbers of sequences that are a shard's own are counted on from those of earlier shards.
 
     Raises
     ------
@@ -184,6 +185,7 @@ def compare_files(
     --------
     compare : The same of arrays.
     ComparisonMeter : The same of blocks in memory.
+    mismatch : A trainer's log-probabilities against those of the engine that sampled, in arrays.
 
     Notes
     -----
@@ -211,6 +213,12 @@ def compare_files(
     holds are named in `SampleComparison.left_out`. Groups of tasks are those of the newest ``results_*.json`` of the
     base; their means have the weights that give the value there. Errors of groups take tasks as independent, and their
     intervals and tests are by Student's t with Satterthwaite's degrees of freedom.
+
+    *Log-probabilities of tokens* are those of a .npy file of one dimension, of an array ``logprobs`` in a .npz file, or
+    of lines of JSON with a list ``logprobs`` (null for what has no number). Beside responses, whose generated tokens
+    are read by default, a .npy file of two dimensions holds them, too, if it has a row for each response and not for
+    each token. Rows are in the order of the responses, as long as these, and nan or 0 in all other places. Two arrays
+    have one shape, and their padding is nan in both.
 
     Examples
     --------

@@ -129,8 +129,9 @@ class TokenTable(_TableFile):
     (its number, from 0), `row` (of the file), `sequence` (-1 of none) and `position` (in the sequence, from 0; -1 where
     there is none). Where targets are shifted, row and position are those that predict the target, which is the token
     at the next position. Of responses of servers, there is no `entropy` and no `row`, but `is_greedy_known` and
-    `is_prompt`; a rank or a class of -1 is not known. Where the files hold the text of the tokens, .csv and
-    .parquet have the target's `text`; .npy has no text.
+    `is_prompt`; a rank or a class of -1 is not known. With a tokenizer there is `n_bytes`, the target's bytes in its
+    text. Where the files or the tokenizer have the text of the tokens, .csv and .parquet have the target's `text`, with
+    escapes for bytes that are no whole character; .npy has no text.
 
     It is a .npy file of a structured array, a .csv or a .parquet file, written block by block. Of tokens that are not
     scored (where `kept` is False), all but `target`, `kept`, `text` and the places is null in .parquet and empty in
@@ -189,6 +190,7 @@ class TokenTable(_TableFile):
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         columns = (_RESPONSE_COLUMNS if self._of_responses else _COLUMNS).descr
+        columns += [("n_bytes", "<i8")] * (self._tokenizer is not None)
         if self._has_text and self._suffix != ".npy":
             columns.append(("text", "O"))
         for k in range(1, min(self.top_k, top_k) + 1):
@@ -229,8 +231,9 @@ class ComparedTokenTable(_TableFile):
     `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are
     not scored, as in `TokenTable`; without targets, losses and `delta_p` are nan. Where files hold the text of the
     tokens, .csv and .parquet have the target's `text`. Of responses of servers there is no `row`, and the others are
-    those of `ResponseComparison`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by
-    block: of several candidates, the rows of a block of tokens come candidate by candidate, so group them by `name`.
+    those of `ResponseComparison`; of log-probabilities of tokens alone, of `Mismatch`. It is a .npy file of a
+    structured array, a .csv or a .parquet file, written block by block: of several candidates, the rows of a block of
+    tokens come candidate by candidate, so group them by `name`.
 
     Parameters
     ----------
@@ -296,8 +299,8 @@ class ComparedSequenceTable(_TableFile):
     Its columns are `name` (of the candidate), `file` (the number of the shard, from 0; -1 where several may hold a
     part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
     `loss_difference`, `kl`, `delta_p` and `same_top`. Of responses of servers, `kl_bound` stands in place of `kl`, and
-    `line` and `base_line` are those of the response in both files. It is a .npy file of a structured array, a .csv or a
-    .parquet file.
+    `line` and `base_line` are those of the response in both files. Of log-probabilities of tokens alone, they are those
+    of `Mismatch.sequences`. It is a .npy file of a structured array, a .csv or a .parquet file.
 
     Parameters
     ----------
@@ -362,8 +365,8 @@ class SequenceTable(_TableFile):
     """A file with a row for each sequence, as ``tokenloss score --per-sequence`` writes it.
 
     Its columns are those of `Evaluation.sequences`: `file` (-1 where several hold a part), `sequence`, `count`, `nll`,
-    `loss`, `perplexity` and `is_greedy`; of responses of servers also `line`, `choice` and `is_greedy_known`. It is a
-    .npy file of a structured array, a .csv or a .parquet file.
+    `loss`, `perplexity` and `is_greedy`; of responses of servers also `line`, `choice` and `is_greedy_known`, and with
+    a tokenizer `n_bytes` and `bits_per_byte`. It is a .npy file of a structured array, a .csv or a .parquet file.
 
     Parameters
     ----------
@@ -404,6 +407,8 @@ class SequenceTable(_TableFile):
         columns = _SEQUENCE_COLUMNS
         if self._of_responses:
             columns = np.dtype([*columns.descr, *_SOURCE_COLUMNS])
+        if self._tokenizer is not None:
+            columns = np.dtype([*columns.descr, ("n_bytes", "<i8"), ("bits_per_byte", "<f8")])
         table = np.zeros(len(result.sequences["file"]), columns)
         for name in columns.names or ():
             table[name] = result.sequences[name]
