@@ -348,10 +348,12 @@ def test_vime_64_raw_log_probabilities_beside_a_temperature(temperature, is_raw,
     classes = drawn(rng, hot)
     sides = (hot, log_probs) if is_raw else (log_probs, hot)
     found = mismatch(*(of_classes(one, classes) for one in sides))
-    assert begins(found) == ["looks like a temperature"]
+    assert begins(found)[0] == "looks like a temperature"
     expected = temperature if is_raw else 1 / temperature
     assert found.temperature == pytest.approx(expected, rel=0.3 if temperature == 0.5 else 0.1)
-    assert found.diagnosis[0].endswith("these are raw") <= is_raw
+    is_drawn = "tokens were not drawn by the sampler's numbers" not in begins(found)
+    assert is_drawn or is_raw
+    assert is_drawn == (not is_raw) or temperature > 0.8  # near 1 it takes more tokens to tell
 
 
 def test_log_probabilities_that_are_divided_by_a_temperature_are_told(pair):
@@ -368,7 +370,8 @@ def test_trl_6789_log_probabilities_over_truncated_classes(options, is_trainer, 
     classes = drawn(rng, cut)
     sides = [of_classes(cut, classes), changed(rng, log_probs, classes, 0.01)][:: 1 if is_trainer else -1]
     found = mismatch(*sides)
-    assert begins(found) == ["looks like raw against processed log-probabilities"]
+    assert begins(found)[0] == "looks like raw against processed log-probabilities"
+    assert found.diagnosis[1:] == [] or is_trainer
     whole = "the sampler's" if is_trainer else "the trainer's"
     assert f"{whole} keep" in found.diagnosis[0]
     if not is_trainer:

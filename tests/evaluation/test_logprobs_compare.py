@@ -39,6 +39,7 @@ def folder(tmp_path, monkeypatch, rng):
     np.save(tmp_path / "zeros.npy", padded(ours, 0.0))
     np.savez(tmp_path / "left.npz", logprobs=padded(ours, np.nan, on_left=True))
     np.savez_compressed(tmp_path / "batch.npz", logprobs=padded(ours, np.nan))
+    np.save(tmp_path / "nan_base.npy", padded(base, np.nan))
     np.savez(tmp_path / "base.npz", logprobs=padded(base, np.nan))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -52,7 +53,8 @@ def only(comparisons):
 LAYOUTS = [
     ("flat.npy", "rollout.jsonl"), ("nan.npy", "rollout.jsonl"), ("zeros.npy", "lists.jsonl"),
     ("left.npz", "rollout.jsonl"), ("ours.jsonl", "rollout.jsonl"), ("ours.jsonl", "lists.jsonl"),
-    ("ours.jsonl", "flat_base.npy"), ("batch.npz", "base.npz"), ("batch.npz", "rollout.jsonl"),
+    ("ours.jsonl", "flat_base.npy"), ("nan.npy", "nan_base.npy"),
+    ("batch.npz", "base.npz"), ("batch.npz", "rollout.jsonl"),
 ]  # fmt: skip
 
 

@@ -324,12 +324,13 @@ def mismatch(
     Owen, Monte Carlo theory, methods and examples, 2013, chapter 9), and its error is by the delta method. Means of
     ratios that a float cannot hold are computed by their logarithms. Sums are exact.
 
-    A diagnosis is made where chance would hardly ever make it: "agree but for rounding"; "looks shifted by one";
-    "looks scaled", where log-probabilities and not logits were divided by a temperature; "looks like padding"; "looks
-    like raw against processed log-probabilities", where one side is over the classes that top-p, top-k or min-p left;
-    and "looks like a temperature". One log-probability of each token does not determine a temperature: the one that is
-    given assumes that the other classes share what a token leaves in the same way everywhere. On logits of language
-    models, it was within 5 % for temperatures from 0.7 to 1.2, and within 22 % at 0.5.
+    A diagnosis is made where chance would hardly ever make it: "agree but for rounding"; "looks shifted by one"; "looks
+    scaled", where log-probabilities and not logits were divided by a temperature; "looks like padding"; "looks like raw
+    against processed log-probabilities", where one side is over the classes that top-p, top-k or min-p left; "looks
+    like a temperature"; and "tokens were not drawn by the sampler's numbers", where k1 is negative. One log-probability
+    of each token does not determine a temperature: the one that is given assumes that the other classes share what a
+    token leaves in the same way everywhere. On logits of language models, it was within 5 % for temperatures from 0.7
+    to 1.2, and within 22 % at 0.5.
 
     Examples
     --------

@@ -22,6 +22,7 @@ _LEAST_ROUNDED = 10  # numbers that show how numbers are rounded
 _LEAST_PAIRS = 30  # neighbours that show a shift
 _LEAST_FITTED = 50  # tokens that show a temperature
 _CERTAIN = -1e-6  # log-probabilities above this have lost their digits
+_LEAST_K1 = -0.01  # nats; rounding of all numbers may bias k1 by less
 _MOST_ENTROPY = 7.0  # nats of the other classes; the line of a truncation would need more
 
 
@@ -64,9 +65,9 @@ def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> 
         if sentence := cause(tokens):
             return [*found, sentence], None
     line = _line(tokens)
-    found += filter(None, [_padded(tokens), _truncated(tokens, line)])
-    temperature, sentence = _tempered(tokens, line)
-    return found + [sentence] * bool(sentence), temperature
+    temperature, sentence = _tempered(line)
+    found += filter(None, [_padded(tokens), _truncated(tokens, line), sentence, _not_drawn(tokens)])
+    return found, temperature
 
 
 def _rounded(tokens: Tokens) -> str:
@@ -193,7 +194,7 @@ def _truncated(tokens: Tokens, line: _Line | None) -> str:
     return ""
 
 
-def _tempered(tokens: Tokens, line: _Line | None) -> tuple[float | None, str]:
+def _tempered(line: _Line | None) -> tuple[float | None, str]:
     """The temperature at which the sampler's model would give the trainer's log-probabilities, if that fits.
 
     With p the probability of a token, and the others sharing 1 - p in the same way at all tokens, a temperature T makes
@@ -207,7 +208,13 @@ def _tempered(tokens: Tokens, line: _Line | None) -> tuple[float | None, str]:
     words = f"looks like a temperature: the trainer's are about the sampler's at a temperature of {temperature:.2g}, "
     words += f"which explains {100 * line.explained:.0f} % of the squared differences (a fit: it takes the other "
     words += "classes to share what a token leaves in the same way everywhere)"
-    ratio = Mean(np.expm1(tokens.difference), tokens.ids)
-    if ratio.mean - ratio.factor(_TAIL) * ratio.stderr > 0:
-        words += "; tokens were not drawn by the sampler's, as the mean ratio is above 1: these are raw"
     return temperature, words
+
+
+def _not_drawn(tokens: Tokens) -> str:
+    """Whether tokens were drawn by other probabilities, since the divergence by k1 is negative."""
+    k1 = Mean(-tokens.difference, tokens.ids)
+    if not k1.mean + k1.factor(_TAIL) * k1.stderr < _LEAST_K1:
+        return ""
+    words = f"k1 is {k1.mean:.3g} ± {k1.stderr:.2g}, and a divergence is never negative"
+    return f"tokens were not drawn by the sampler's numbers: {words}; are these raw, or of other weights?"

@@ -218,7 +218,7 @@ def compare_files(
     of lines of JSON with a list ``logprobs`` (null for what has no number). Beside responses, whose generated tokens
     are read by default, a .npy file of two dimensions holds them, too, if it has a row for each response and not for
     each token. Rows are in the order of the responses, as long as these, and nan or 0 in all other places. Two arrays
-    have one shape, and their padding is nan in both.
+    have one shape, and their padding is nan in both; .npy files of two dimensions without any are scores.
 
     Examples
     --------

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _NAME = "logprobs"  # of arrays in .npz files, and of lists in lines of JSON
 _EPSILON = 0.2
+_ROWS = 1000  # whose ends are looked at: scores may be larger than memory
 
 
 class _Rows(NamedTuple):
@@ -70,18 +71,27 @@ def are_logprobs(paths: Sequence[str], part: Any) -> bool:
 
 
 def _kind_of(path: str) -> str:
-    """What a file holds: an "array" of log-probabilities, or their "lists", a "batch" that may be either, or others."""
+    """What a file holds: "array" or "lists" of log-probabilities, "batch" for perhaps one, "responses" or "scores"."""
     with contextlib.suppress(OSError, ValueError):  # which the reader of the file will raise
         if is_responses(path):
             return "lists" if _are_lists(next(read_records(path)).value) else "responses"
         form = format_of(path)
         if form is npy.FORMAT:
             place = npy.locate(path)
+            if len(place.shape) == 2 and _are_padded(place.map()):
+                return "array"
             return {1: "array", 2: "batch"}.get(len(place.shape) * is_float(place.dtype), "scores")
         if form is npz.FORMAT:
             names = npz.array_names(path)
             return "array" if _NAME in names and not {*KINDS} & {*names} else "scores"
     return "scores"
+
+
+def _are_padded(array: Array) -> bool:
+    """Whether rows end in nan, and have no number above 0 before: no scores of all classes are so."""
+    if not is_float(array.dtype) or not array.shape[1] or not np.isnan(array[:_ROWS, -1]).any():
+        return False
+    return not (array > 0).any()
 
 
 def _are_lists(value: dict[str, Any]) -> bool:
