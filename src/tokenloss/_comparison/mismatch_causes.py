@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _TAIL = 1e-4  # the probability of a statement by chance
 _LEAST_ROUNDED = 10  # numbers that show how numbers are rounded
 _LEAST_PAIRS = 30  # neighbours that show a shift
+_MOST_PAIRS = 50_000  # so many of them are enough
 _LEAST_FITTED = 50  # tokens that show a temperature
 _CERTAIN = -1e-6  # log-probabilities above this have lost their digits
 _LEAST_K1 = -0.01  # nats; rounding of all numbers may bias k1 by less
@@ -27,7 +28,7 @@ _MOST_ENTROPY = 7.0  # nats of the other classes; the line of a truncation would
 
 
 class Tokens(NamedTuple):
-    """Finite log-probabilities of tokens by the trainer and the sampler, in the order of their sequences."""
+    """Log-probabilities of tokens by the trainer and the sampler, in the order of their sequences."""
 
     logprobs: Float64Array
     base: Float64Array
@@ -37,6 +38,10 @@ class Tokens(NamedTuple):
     def difference(self) -> Float64Array:
         """The trainer's less the sampler's."""
         return self.logprobs - self.base
+
+    def of(self, index: slice | BoolArray) -> Tokens:
+        """Some of the tokens."""
+        return Tokens(self.logprobs[index], self.base[index], None if self.ids is None else self.ids[index])
 
     def follows(self) -> BoolArray:
         """Whether the token before each one, but for the first, is of the same sequence."""
@@ -53,8 +58,7 @@ def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> 
     if impossible:
         number = count_of(impossible, "token")
         found.append(f"{number} cannot have been sampled: the sampler's log-probability is minus infinity")
-    finite = np.isfinite(logprobs) & np.isfinite(base)
-    tokens = Tokens(logprobs[finite], base[finite], None if ids is None else ids[finite])
+    tokens = Tokens(logprobs, base, ids).of(np.isfinite(logprobs) & np.isfinite(base))
     if not tokens.base.size:
         return found, None
     if not tokens.difference.any():
@@ -86,6 +90,7 @@ def _rounded(tokens: Tokens) -> str:
 
 def _shifted(tokens: Tokens) -> str:
     """Whether the trainer's fit those of the sampler at the next position, or at the one before."""
+    tokens = tokens.of(slice(_MOST_PAIRS))
     follows = tokens.follows()
     if np.count_nonzero(follows) < _LEAST_PAIRS:
         return ""
@@ -139,7 +144,7 @@ def _padded(tokens: Tokens) -> str:
     if not is_batch or inner > 0.1 * (ids.size - runs.sum()):
         return ""
     words = f"the last numbers of {np.count_nonzero(runs):,} of {runs.size:,} sequences are 0.0 in both"
-    return f"looks like padding that is counted: {words}, {int(runs.sum()):,} in all; leave them out by `where`"
+    return f"looks like padding that is counted: {words}, {int(runs.sum()):,} in all; leave them out, by `where` or as nan"
 
 
 class _Line(NamedTuple):
@@ -153,10 +158,9 @@ class _Line(NamedTuple):
 
 def _line(tokens: Tokens) -> _Line | None:
     """Fit a line to log-odds, with weights that make its errors those of log-probabilities; None of few tokens."""
-    is_open = (tokens.logprobs < _CERTAIN) & (tokens.base < _CERTAIN)
-    if np.count_nonzero(is_open) < _LEAST_FITTED:
+    logprobs, base, ids = tokens.of((tokens.logprobs < _CERTAIN) & (tokens.base < _CERTAIN))
+    if base.size < _LEAST_FITTED:
         return None
-    logprobs, base = tokens.logprobs[is_open], tokens.base[is_open]
     x, y = (values - np.log(-np.expm1(values)) for values in (base, logprobs))
     weight = np.expm1(base) * np.expm1(logprobs)
     weight /= weight.mean()
@@ -164,7 +168,7 @@ def _line(tokens: Tokens) -> _Line | None:
     pull = weight * (x - x_mean) / max(float(np.mean(weight * (x - x_mean) ** 2)), 1e-300)
     slope = float(np.mean(pull * (y - y_mean)))
     offset = y_mean - slope * x_mean
-    error = Mean(pull * (y - offset - slope * x), None if tokens.ids is None else tokens.ids[is_open])
+    error = Mean(pull * (y - offset - slope * x), ids)
     rest = logprobs + np.logaddexp(0, -(offset + slope * x))
     explained = 1 - float(np.sum(rest**2) / np.sum((logprobs - base) ** 2))
     return _Line(slope, offset, abs(slope - 1) > error.factor(_TAIL) * error.stderr, explained)
@@ -204,7 +208,7 @@ def _tempered(line: _Line | None) -> tuple[float | None, str]:
         return None, ""
     if not 0 < line.offset / (line.slope - 1) < _MOST_ENTROPY:
         return None, ""
-    temperature = 1 / line.slope
+    temperature = round(1 / line.slope, 3)  # a fit has no more digits, and further ones depend on the machine
     words = f"looks like a temperature: the trainer's are about the sampler's at a temperature of {temperature:.2g}, "
     words += f"which explains {100 * line.explained:.0f} % of the squared differences (a fit: it takes the other "
     words += "classes to share what a token leaves in the same way everywhere)"
