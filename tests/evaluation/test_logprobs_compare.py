@@ -91,6 +91,16 @@ def test_tokens_without_a_number_are_left_out_and_counted(folder):
         assert np.isnan(only(compare_files("flat.npy", "lists.jsonl")).k3)
 
 
+@pytest.mark.parametrize(("trainer", "rollout"), [("nan.npy", "rollout.jsonl"), ("batch.npz", "base.npz")])
+def test_the_plot_is_of_absolute_differences(trainer, rollout, folder):
+    pytest.importorskip("matplotlib", reason="Matplotlib is optional")
+    found = only(compare_files(trainer, rollout, sinks=[sinks.DivergencePlot("a.svg")]))
+    text = (folder / "a.svg").read_text("utf-8")
+    mean = f"mean {found.mean_abs_difference:.4g} ± {found.mean_abs_difference_stderr:.2g}"
+    for words in ("Quantiles of the absolute difference", "21 tokens", mean):
+        assert f"<!-- {words} -->" in text
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".npy", ".parquet"])
 def test_tables_have_the_columns_of_the_result(suffix, folder):
     if suffix == ".parquet":
@@ -146,7 +156,7 @@ def write(name, array):
             "high.npy: logprobs[0] = 1 is not a log-probability: it is above 0",
         ),
         (lambda: ("flat.npy", "rollout.jsonl", "lists.jsonl"), "the list of others is '2 files'; it must be one file"),
-        (lambda: ("flat.npy", "rollout.jsonl", "--plot", "a.png"), "--plot does not apply to log-probabilities of"),
+        (lambda: ("flat.npy", "rollout.jsonl", "--html", "a.html"), "--html does not apply to log-probabilities of"),
         (lambda: ("flat.npy", "rollout.jsonl", "--kind", "probs"), "--kind does not apply to log-probabilities of"),
         (lambda: ("flat.npy", "rollout.jsonl", "--max-kl", "1"), "--max-kl does not apply here; there are max_k3"),
         (lambda: ("rollout.jsonl", "rollout.jsonl", "--max-k3", "1"), "--max-k3 does not apply here; there are max_kl"),

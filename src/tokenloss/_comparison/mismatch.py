@@ -14,7 +14,7 @@ from tokenloss._comparison.mismatch_tables import mismatch_shown
 from tokenloss._comparison.paired import Mean, included, nan_last, quantiles
 from tokenloss._core.dtypes import as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
-from tokenloss._core.result import Result, figure, places_in, places_of, rows_of
+from tokenloss._core.result import Result, figure, places_of, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._core.validation import check_log_probs, check_mask, check_number
 from tokenloss._statistics.gates import (
@@ -106,6 +106,7 @@ class Mismatch(Result):
     """
 
     _of_base = ()
+    _quantity = "absolute difference"  # what `_kl` has
 
     count: int
     n_sequences: int
@@ -154,7 +155,7 @@ class Mismatch(Result):
     ratio: Float64Array
     kept: BoolArray
     sequences: dict[str, Array] | None
-    _segment_ids: IntArray | None = None  # of all tokens, if they were given
+    _segment_ids: IntArray | None = None  # of all tokens, those of rows, too; None without sequences
     _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
 
     @property
@@ -175,8 +176,7 @@ class Mismatch(Result):
             By name, as the attributes. First come `sequence` and `position`, as of `Comparison.columns`: the number of
             the sequence that was given, or of the row along the last axis, and the place in it, from 0.
         """
-        ids = self._segment_ids
-        places = places_in(self.kept.shape) if ids is None else places_of(ids)
+        places = {} if self._segment_ids is None else places_of(self._segment_ids)
         names = "logprobs", "base_logprobs", "difference", "ratio", "kept"
         return places | {name: getattr(self, name).reshape(-1) for name in names}
 
@@ -215,8 +215,7 @@ class Mismatch(Result):
 
     def _verdict(self, gate: str, limit: float, tail: float) -> Verdict:
         """The verdict on a gate."""
-        ids = _ids_of(self.kept.shape, self._segment_ids)
-        index, ids = included(self.kept.reshape(-1), ids)
+        index, ids = included(self.kept.reshape(-1), self._segment_ids)
         difference = self.difference.reshape(-1)[index]
         with np.errstate(all="ignore"):
             mean = Mean(k3_of(difference), ids)
@@ -226,6 +225,11 @@ class Mismatch(Result):
         count, unit = mean._independent.count, "sequence" if mean.is_clustered else "token"
         notes = independent_note(count, unit, mean.factor(tail))
         return verdict_on(gate, limit, estimate, count, unit, notes=notes)
+
+    @property
+    def _kl(self) -> Float64Array:
+        """What plots draw of each token."""
+        return np.abs(self.difference)
 
     def _rank(self) -> tuple[bool, float]:
         """Sort key: the divergence."""
@@ -371,43 +375,38 @@ def mismatch_of(
 ) -> Mismatch:  # fmt: skip
     """The result for checked arrays of one shape."""
     kept = mask & ~(np.isnan(logprobs) & np.isnan(base))
-    index, ids = included(kept.reshape(-1), _ids_of(kept.shape, segment_ids))
-    ours, theirs = logprobs.reshape(-1)[index], base.reshape(-1)[index]
+    if segment_ids is None and kept.ndim > 1:  # each row along the last axis is a sequence
+        segment_ids = np.repeat(np.arange(math.prod(kept.shape[:-1])), kept.shape[-1])
+    index, ids = included(kept.reshape(-1), segment_ids)
     with np.errstate(all="ignore"):  # of infinite and of very different numbers
-        difference, everywhere = ours - theirs, np.where(kept, logprobs - base, np.nan)
-        ratio, ratios = np.exp(difference), np.exp(everywhere)
-        figures, mean = token_figures(difference, ratio, ids, epsilon)
-        sequences = None if ids is None else sequence_table(difference, ids)
+        difference = np.where(kept, logprobs - base, np.nan)
+        ratio = np.exp(difference)
+        ours, theirs, d, r = (array.reshape(-1)[index] for array in (logprobs, base, difference, ratio))
+        figures, mean = token_figures(d, r, ids, epsilon)
+        sequences = None if ids is None else sequence_table(d, ids)
         of_sequences = np.empty((2, 0)) if sequences is None else (sequences["log_ratio"], sequences["count"])
         figures |= sequence_figures(*of_sequences)
         sentences, temperature = causes(ours, theirs, ids)
     return Mismatch(
-        count=difference.size,
+        count=d.size,
         n_sequences=0 if sequences is None else len(sequences["sequence"]),
         is_clustered=mean.is_clustered,
         interval_factor=mean.factor(),
         epsilon=epsilon,
         n_without_number=int(np.count_nonzero(mask & ~kept)),
-        n_nan=int(np.count_nonzero(np.isnan(difference))),
-        n_infinite=int(np.count_nonzero(np.isinf(difference))),
+        n_nan=int(np.count_nonzero(np.isnan(d))),
+        n_infinite=int(np.count_nonzero(np.isinf(d))),
         **figures,
-        difference_quantiles=quantiles(np.sort(difference), _QUANTILES),
-        ratio_quantiles=quantiles(np.sort(ratio), _QUANTILES),
+        difference_quantiles=quantiles(np.sort(d), _QUANTILES),
+        ratio_quantiles=quantiles(np.sort(r), _QUANTILES),
         diagnosis=sentences,
         temperature=temperature,
         logprobs=np.where(kept, logprobs, np.nan),
         base_logprobs=np.where(kept, base, np.nan),
-        difference=everywhere,
-        ratio=ratios,
+        difference=difference,
+        ratio=ratio,
         kept=kept,
         sequences=sequences,
         _segment_ids=segment_ids,
         _about=about or {},
     )
-
-
-def _ids_of(shape: tuple[int, ...], segment_ids: IntArray | None) -> IntArray | None:
-    """The number of the sequence of each token: as given, or of its row along the last axis; None of one dimension."""
-    if segment_ids is not None or len(shape) < 2:
-        return segment_ids
-    return np.repeat(np.arange(math.prod(shape[:-1])), shape[-1])

@@ -144,7 +144,9 @@ def _padded(tokens: Tokens) -> str:
     if not is_batch or inner > 0.1 * (ids.size - runs.sum()):
         return ""
     words = f"the last numbers of {np.count_nonzero(runs):,} of {runs.size:,} sequences are 0.0 in both"
-    return f"looks like padding that is counted: {words}, {int(runs.sum()):,} in all; leave them out, by `where` or as nan"
+    return (
+        f"looks like padding that is counted: {words}, {int(runs.sum()):,} in all; leave them out, by `where` or as nan"
+    )
 
 
 class _Line(NamedTuple):
