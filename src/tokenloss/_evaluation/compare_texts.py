@@ -1,0 +1,325 @@
+"""`compare_texts`: the losses of two models with different tokenizers, laid over the bytes of one text."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._comparison.text_comparison import text_comparison_of
+from tokenloss._comparison.text_spans import TextTokens, document_bytes, spans_of
+from tokenloss._core._core import KINDS
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift
+from tokenloss._core.errors import raise_error
+from tokenloss._core.files import identity
+from tokenloss._core.text import title
+from tokenloss._core.threads import check_workers
+from tokenloss._core.validation import check_integer
+from tokenloss._evaluation.evaluate import advice, not_finite_notes
+from tokenloss._evaluation.files import evaluate_files
+from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
+from tokenloss._evaluation.plan import open_stored, plan
+from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
+from tokenloss.formats.responses import is_responses
+from tokenloss.formats.scores_file import checked_mask
+from tokenloss.formats.tokenizers import AlignedText, open_tokenizer
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    from tokenloss._comparison.text_comparison import TextComparison
+    from tokenloss._core.types import BoolArray, Float64Array, IntArray, Kind
+    from tokenloss._evaluation.plan import Shard
+    from tokenloss.formats.tokenizers import Tokenizer
+
+    _Path: TypeAlias = str | os.PathLike[str]
+    _Paths: TypeAlias = _Path | Sequence[_Path]
+
+_ALL = np.iinfo(np.int64).max  # the number of the only document, where there are no sequences
+_ROWS = 1 << 20  # whose ids are held against the text at a time
+
+
+def compare_texts(
+    a: _Paths,
+    b: _Paths,
+    *,
+    text: _Path,
+    tokenizer_a: _Path,
+    tokenizer_b: _Path,
+    name_a: str | None = None,
+    name_b: str | None = None,
+    array: str | None = None,
+    targets_array: str | None = None,
+    kind: Kind | None = None,
+    shift: bool | None = None,
+    ignore_index: int | None = -100,
+    top: int = 5,
+    sinks: Sequence[Sink] = (),
+    progress: bool = False,
+    workers: int | None = None,
+) -> TextComparison:
+    """Compare two models with different tokenizers on the same text, by their bits per byte.
+
+    This is ``tokenloss compare A B --text TEXT --tokenizer-a DIR --tokenizer-b DIR``. Losses per token of such models
+    cannot be compared, as their tokens are of different lengths. So the losses are laid over the bytes of the text,
+    which is cut where both models have a boundary: on each of these spans, both predicted the same bytes.
+
+    Parameters
+    ----------
+    a, b : path or paths
+        Files of scores of each model, as `evaluate` takes them, with the ids of its own tokens. Each sequence is a
+        document, and both models have the same ones, in the order of the text. Without sequences, all is one document.
+    text : path
+        The text in UTF-8: the bytes of the tokens of all documents, one after the other, with white space between them.
+    tokenizer_a, tokenizer_b : path
+        The tokenizer of each model, or the folder of the model, as `token_bytes` takes it.
+    name_a, name_b : str, optional
+        Names of the models; by default their files.
+    array, targets_array, kind, shift, ignore_index
+        How the files of both are read, as in `evaluate`. Tokens that are ignored are no part of the text.
+    top : int, default 5
+        Number of the spans with the greatest differences to list, each way.
+    sinks : sequence of Sink, optional
+        Files to write: `sinks.SpanTable` and `sinks.SpanPage`.
+    progress : bool, default False
+        Whether to draw the progress over files on stderr, if that is a terminal.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    TextComparison
+        Exact sums of both models' losses over the same bytes, with errors by document.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        If an argument or a file is invalid, if the bytes of a model's tokens are not those of the text, or if both
+        models do not have the same documents. All this is checked before any score is read, and no file is written
+        then.
+    OSError
+        If a file cannot be read or written.
+
+    Warns
+    -----
+    ShiftWarning
+        If targets of a model were not shifted, and seem to need it, as in `evaluate`.
+    UserWarning
+        If losses are nan or infinite.
+
+    See Also
+    --------
+    compare_files : Compares models that have the same tokens, token by token.
+
+    Notes
+    -----
+    *Spans.* A span ends where both models have a boundary between two tokens and between two characters. A token
+    without bytes, such as the end of a document, belongs to the span that ends where it stands, so that its loss is
+    counted, as bits per byte do. Spans in which either model has a token that is not scored, such as the first one of a
+    document, are left out of the figures of both; a special token that is not scored has no bytes, and leaves nothing
+    out. Where all is scored, the sum over the spans is the exact sum of all losses of each model.
+
+    *Errors.* With D the sum over a document of b's losses less a's, and n its bytes, the error of the difference ``mu``
+    over G documents is ``sqrt(G / (G - 1) * sum((D - mu * n)**2)) / sum(n)``. Intervals are by Student's t with G - 1
+    degrees of freedom, or where n differ by its like (`LossMeter.interval_factor`). One document has no such error:
+    spans are then taken as independent, which makes errors too small where losses of neighbours are correlated.
+
+    *Kinds of spans.* A span is of the kind that most of its characters have, of several the first one here: *words*
+    (letters of the Latin script), *digits* (decimal ones, of any script), *punctuation*, *code* (characters that prose
+    hardly has: ``# $ % & * + / < = > @ [ \\ ] ^ _ ` { | } ~``) and *other scripts* (letters of these, and all else).
+    White space counts only where there is nothing else.
+
+    Examples
+    --------
+    Two models of bytes and of pairs of letters, each with the ranks of its tokens in tiktoken's format:
+
+    >>> import base64, pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_texts
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "t.txt").write_text("abab")
+    >>> for name, pieces, ids in ("a", ["a", "b"], [0, 1, 0, 1]), ("b", ["a", "b", "ab"], [2, 2]):
+    ...     lines = [f"{base64.b64encode(piece.encode()).decode()} {i}" for i, piece in enumerate(pieces)]
+    ...     _ = (folder / f"{name}.tiktoken").write_text("\\n".join(lines))
+    ...     np.savez(folder / f"{name}.npz", logits=np.zeros((len(ids), len(pieces))), targets=ids)
+    >>> files = {"tokenizer_a": folder / "a.tiktoken", "tokenizer_b": folder / "b.tiktoken"}
+    >>> found = compare_texts(folder / "a.npz", folder / "b.npz", text=folder / "t.txt", **files)
+    >>> round(found.bits_per_byte_a, 4), round(found.bits_per_byte_b, 4)  # log2(2), and log2(3) for two bytes
+    (1.0, 0.7925)
+    """
+    check_choice("kind", kind, KINDS)
+    check_shift(shift)
+    top = check_integer("top", top, "an integer of at least 0", least=0)
+    outputs = checked_sinks(sinks, "compare_texts", None, None)
+    options = Options(array, kind, ignore_index, shift, 0, targets_array=targets_array)
+    settings = Settings(workers=check_workers(workers), progress=progress)
+    path = as_path("text", text)
+    sides = [_side(*given) for given in (("a", a, name_a, tokenizer_a), ("b", b, name_b, tokenizer_b))]
+    check_files(outputs, None, {identity(path): path} | {key: one for side in sides for key, one in side.read.items()})
+    content = _read(path)
+    texts = [_laid_over(side, path, options) for side in sides]
+    _check_documents(sides, texts, content)
+    with contextlib.ExitStack() as stack:
+        open_sinks(stack, outputs, None, None, 0, names=[side.name for side in sides])
+        messages = [_score(side, tokens, options, settings) for side, tokens in zip(sides, texts, strict=True)]
+        spans = spans_of(texts[0].tokens(), texts[1].tokens(), np.frombuffer(content, np.uint8))
+        names = {"name_a": sides[0].name, "name_b": sides[1].name}
+        found = text_comparison_of(spans, content, **names, path=path, top=top)
+        finish_sinks(outputs, found._figures(), found)
+    for message, category in [one for of_side in messages for one in of_side]:
+        warnings.warn(message, category, stacklevel=2)
+    return found
+
+
+class _Side(NamedTuple):
+    """A model: its name, its files, and its tokenizer."""
+
+    name: str
+    inputs: Inputs
+    tokenizer: Tokenizer
+    read: dict[object, str]  # all files that are read, by `identity`
+
+
+def _side(letter: str, paths: Any, name: Any, tokenizer: Any) -> _Side:
+    """What was given of a model, checked."""
+    given = as_paths(letter, paths)
+    if not given:
+        raise_error("empty", name=letter, fits="a path, or paths")
+    if name is not None and not isinstance(name, str):
+        raise_error("type", name=f"name_{letter}", got=name, fits="text or None")
+    files = resolved(given, are_scores=True)
+    for path in filter(is_responses, files):
+        raise_error("content", path=path, got="holds responses", fits="hold scores, where models are compared by text")
+    inputs, opened = Inputs(files, [], []), open_tokenizer(as_path(f"tokenizer_{letter}", tokenizer))
+    return _Side(name or title(given), inputs, opened, inputs.by_identity() | {identity(opened.path): opened.path})
+
+
+def _read(path: str) -> bytes:
+    """The bytes of a text in UTF-8."""
+    content = Path(path).read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        got = f"{content[error.start : error.start + 4]!r} is not UTF-8"
+        raise_error("file", path=path, byte=error.start, got=got, fits="be text in UTF-8")
+    return content
+
+
+class _LaidTokens(NamedTuple):
+    """The rows of all files of a model: the place of the token of each in the text, and its loss."""
+
+    files: list[int]  # the first row of each file
+    step: int  # rows from one that predicts a token to that of the token
+    start: IntArray
+    stop: IntArray
+    document: IntArray  # -1 of rows that are no part of the text
+    nll: Float64Array
+    is_scored: BoolArray
+
+    def tokens(self) -> TextTokens:
+        """The tokens of the text."""
+        tokens = TextTokens(self.start, self.stop, self.document, self.nll, self.is_scored)
+        return tokens.at(self.document >= 0)
+
+
+def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
+    """Hold the ids of a model against the text; ValueError at the first token whose bytes differ."""
+    shards = plan(side.inputs.scores, [], options)
+    files = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
+    start, stop, document = (np.full(files[-1], -1) for _ in range(3))
+    aligned, last, count = AlignedText(text, side.tokenizer), None, 0
+    for number, shard in enumerate(shards):
+        if shard.target_type != "class ids":
+            raise_error("content", path=shard.path, got="holds distributions as targets", fits="hold class ids")
+        ids, sequences = _ids_of(shard, options)
+        rows = np.flatnonzero(sequences >= 0)
+        for part in np.split(rows, range(_ROWS, rows.size, _ROWS)) if rows.size else ():
+            own = sequences[part]
+            is_first = np.diff(own, prepend=-1) != 0
+            is_first[0] = part[0] == rows[0] and own[0] != _ALL or own[0] != last
+            last = int(own[-1])
+            places = aligned.update(ids[part], is_first, shard.path)
+            document[files[number] + part] = count + np.cumsum(is_first) - 1
+            start[files[number] + part], stop[files[number] + part] = places
+            count += int(is_first.sum())
+    aligned.end()
+    is_scored = np.zeros(files[-1], np.bool_)
+    return _LaidTokens(files, int(bool(options.shift)), start, stop, document, np.full(files[-1], np.nan), is_scored)
+
+
+def _ids_of(shard: Shard, options: Options) -> tuple[IntArray, IntArray]:
+    """The id of each row of a file, and the number of its sequence, which is `_ALL` where there are none.
+
+    Rows that are no part of the text have the number -1: padding, and what is in no sequence.
+    """
+    stored = open_stored(shard, options)
+    ids, file, sequences = stored.targets.reshape(-1), stored.file, np.full(shard.rows, _ALL)
+    if stored.sequences.exist:
+        sequences = stored.sequences.numbers(0, shard.rows)
+    is_part = np.ones(shard.rows, np.bool_) if options.ignore_index is None else ids != options.ignore_index
+    inputs = file.input_ids
+    if options.shift and inputs is not None and inputs.shape == file.shape[:-1] == stored.targets.shape:
+        inputs = inputs.reshape(-1)  # of labels, which may leave out a prompt
+        wrong = np.flatnonzero(is_part & (inputs != ids))
+        if wrong.size:
+            got, fits = f"holds input ids and targets that differ in row {wrong[0]}", "hold the same ones, to be shifted"
+            raise_error("content", path=shard.path, got=got, fits=fits)
+        mask = file.attention_mask
+        ids, is_part = inputs, is_part | (True if mask is None else checked_mask(file).reshape(-1) != 0)
+    sequences = np.where(is_part, sequences, -1)
+    numbers = sequences[sequences >= 0]
+    n_runs = np.count_nonzero(np.diff(numbers, prepend=-1))
+    if n_runs > np.unique(numbers).size:
+        got, fits = "holds sequences whose tokens are mixed", "hold them one after the other, as the text does"
+        raise_error("content", path=shard.path, got=got, fits=fits)
+    return ids, sequences
+
+
+class _Losses(Sink):
+    """Puts the losses of tokens beside their places in the text."""
+
+    needs_tokens = True
+
+    def __init__(self, laid: _LaidTokens) -> None:
+        super().__init__()
+        self._laid = laid
+
+    def add(self, block: TokenBlock) -> None:
+        assert block.row is not None
+        rows = self._laid.files[block.file] + block.row + self._laid.step
+        self._laid.nll[rows], self._laid.is_scored[rows] = block.scores.nll, block.scores.kept
+
+
+def _score(
+    side: _Side, laid: _LaidTokens, options: Options, settings: Settings
+) -> list[tuple[str, type[Warning]]]:
+    """Fill in the losses of a model; return what must be warned of."""
+    evaluation = evaluate_files(side.inputs, options, settings, [_Losses(laid)])
+    notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
+    found = [*advice(evaluation.figures), *((note, UserWarning) for note in notes)]
+    return [(f"{side.name}: {message}", category) for message, category in found]
+
+
+def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], content: bytes) -> None:
+    """Refuse models that do not have the same documents, but for white space around these."""
+    found = [document_bytes(one.tokens()) for one in texts]
+    for side, (start, _) in zip(sides, found, strict=True):
+        if not start.size or start.min() < 0:
+            got = f"holds no text in its document {int(np.argmin(start))}" if start.size else "holds no tokens"
+            raise_error("content", path=side.inputs.scores[0], got=got, fits="hold text in each document")
+    (of_a, of_b), path = found, sides[1].inputs.scores[0]
+    fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
+    if of_a[0].size != of_b[0].size:
+        raise_error("content", path=path, got=f"holds {of_b[0].size} documents, not {of_a[0].size}", fits=fits)
+    for a, b in zip(of_a, of_b, strict=True):
+        for document in np.flatnonzero(a != b).tolist():
+            first, last = sorted((int(a[document]), int(b[document])))
+            if content[first:last].decode("utf-8", "replace").strip():
+                places = [f"{one[0][document]} to {one[1][document]}" for one in (of_b, of_a)]
+                got = f"holds a document {document} of bytes {places[0]}, not {places[1]}"
+                raise_error("content", path=path, got=got, fits=fits)
