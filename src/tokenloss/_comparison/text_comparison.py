@@ -109,7 +109,7 @@ class TextComparison(Result):
     text : str
         The file of the text.
     n_documents, n_spans, n_bytes : int
-        Number of documents, of spans, and of their bytes.
+        Number of documents that have such spans, of the spans, and of their bytes.
     n_spans_left_out, n_bytes_left_out : int
         Number of the spans in which either model did not score a token, such as the first one of a document, and of
         their bytes.
@@ -306,7 +306,8 @@ def text_comparison_of(
     """The figures of spans of a text, with so many of the greatest differences each way."""
     kind = kinds_of(text.decode(), spans.start, spans.stop)
     kept = spans.kept
-    is_clustered = len(np.unique(spans.document[kept])) > 1
+    n_documents = len(np.unique(spans.document[kept]))
+    is_clustered = n_documents > 1
     of_all = _Rates(spans, kept, is_clustered)
     totals = [ExactMoments.of(spans.nll_of_tokens(side)) for side in (0, 1)]
     rates = [one.sum_over(of_all.n_bytes) / _LN2 for one in totals]
@@ -318,8 +319,7 @@ def text_comparison_of(
         loss = np.where(kept, spans.nll[1] - spans.nll[0], 0.0)
     return TextComparison(
         name_a=name_a, name_b=name_b, text=path,
-        n_documents=int(spans.document[-1]) + 1 if kept.size else 0,
-        n_spans=int(kept.sum()), n_bytes=of_all.n_bytes,
+        n_documents=n_documents, n_spans=int(kept.sum()), n_bytes=of_all.n_bytes,
         n_spans_left_out=int((~kept).sum()), n_bytes_left_out=int(spans.n_bytes[~kept].sum()),
         n_tokens_a=counts[0], n_tokens_b=counts[1], nll_a=totals[0].sum, nll_b=totals[1].sum,
         bits_per_byte_a=rates[0], bits_per_byte_a_stderr=of_all.sides[0].stderr / _LN2,
