@@ -179,8 +179,9 @@ class AlignedText:
         elif text[:3] == _BOM and at < len(_BOM):
             cause = "it begins with a byte order mark, which they lack"
         else:
-            cause = _cause(found, expected) or f"or {self._tokenizer.path} is not their tokenizer"
-        raise_error("file", path=self.path, byte=at, got=got, fits=f"be the text of the ids: {cause}")
+            cause = _cause(found, expected) or "they may be of another text, tokenizer or version"
+        fits = f"be the text of the ids by {self._tokenizer.path}; {cause}"
+        raise_error("file", path=self.path, byte=at, got=got, fits=fits)
 
 
 def _without_spaces(text: Text, at: int, most: int) -> tuple[bytes, IntArray]:

@@ -45,12 +45,14 @@ def read(said: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:
             special.add(i)
         elif token.get("lstrip") or token.get("rstrip"):
             unknown.add(i)  # it stands for the white space beside it, too
-        elif names.get(i) != content:  # it is not of the model, so it is not in an alphabet of bytes
+        elif is_byte_level and names.get(i) == content and pieces[i] != content.encode():
+            unknown.add(i)  # é is a byte of the model, and this character by itself
+        elif names.get(i) != content:
             pieces[i] = content.encode() if is_byte_level else _written(encode, content)
     unk = model.get("unk_id")  # of Unigram
     unk = next((i for i, name in names.items() if name == model.get("unk_token")), None) if unk is None else unk
-    if unk is not None:  # tokenizers that write any byte never need it
-        (special if _byte_or_text in encode or is_byte_level else unknown).add(unk)
+    if unk is not None and not is_byte_level:
+        unknown.add(unk)
     drops = any(map(_drops_text, splits)) or any(step["type"] in ("WordPiece", "BPEDecoder") for step in decoders)
     return Vocabulary(pieces, frozenset(special - unknown), frozenset(unknown), _prefix(normalizers, splits), drops)
 

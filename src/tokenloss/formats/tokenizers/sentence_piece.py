@@ -32,16 +32,16 @@ def read(data: bytes) -> Vocabulary:
         raise ValueError("it holds no pieces")
     if trainer.get(_SPACE_IS_SUFFIX, 0):
         raise ValueError("it has treat_whitespace_as_suffix, so that white space ends words")
-    has_bytes, escapes = _BYTE in types, bool(normalizer.get(_ESCAPES_SPACES, 1))
-    if has_bytes and escapes:
+    escapes = bool(normalizer.get(_ESCAPES_SPACES, 1))
+    if escapes and _BYTE in types:
         check_spaces(names)
     pieces = {}
     for i, (name, kind) in enumerate(zip(names, types, strict=True)):
         byte = BYTE_TOKEN.fullmatch(name) if kind == _BYTE else None
         pieces[i] = bytes.fromhex(byte[1]) if byte else (name.replace("▁", " ") if escapes else name).encode()
-    # one that writes any byte never needs its mark of unknown text
-    special = frozenset(i for i, kind in enumerate(types) if kind == _CONTROL or (kind == _UNKNOWN and has_bytes))
-    unknown = frozenset(i for i, kind in enumerate(types) if kind == _UNKNOWN) - special
+    special, unknown = (
+        frozenset(i for i, one in enumerate(types) if one == kind) for kind in (_CONTROL, _UNKNOWN)
+    )
     return Vocabulary(pieces, special, unknown, "always" if normalizer.get(_ADDS_SPACE, 1) else "never")
 
 

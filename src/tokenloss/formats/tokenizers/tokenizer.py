@@ -69,11 +69,8 @@ class Tokenizer:
         self.unknown: BoolArray = (self.n_bytes == 0) & ~self.is_special
         self.has_prefix_space: bool = said.prefix != "never"
         self.drops_spaces: bool = said.drops_spaces
-        # a text that begins with two spaces had the first one itself, if one is added only where none is
-        real = b"  " if said.prefix == "unless there" else b"\0 "
-        self._begins_with_space: BoolArray = np.array(
-            [piece.startswith(b" ") and not piece.startswith(real) for piece in self.pieces], bool
-        )
+        self._is_added_once = said.prefix == "unless there"
+        self._spaces: IntArray = np.array([len(piece) - len(piece.lstrip(b" ")) for piece in self.pieces], np.int64)
 
     def pieces_of(self, ids: Array, is_first: Array, start: int = 0) -> list[bytes]:
         """The bytes of tokens in texts, as `lengths` counts them."""
@@ -108,17 +105,26 @@ class Tokenizer:
     def first_writing(self, ids: IntArray, is_first: Array) -> IntArray:
         """Indices of the first token of each text that writes anything."""
         starts, writing = np.flatnonzero(is_first), np.flatnonzero(self.lengths_of(ids))
-        places = np.searchsorted(writing, starts)
-        is_there = places < len(writing)
-        first = writing[places[is_there]]
-        return first[first < np.append(starts[1:], len(ids))[is_there]]
+        places = np.searchsorted(writing, np.append(starts, len(ids)))
+        return writing[places[:-1][np.diff(places) > 0]]
 
     def prefixed(self, ids: IntArray, is_first: Array) -> IntArray:
         """Indices of the tokens that begin with a space that their text lacks."""
         if not self.has_prefix_space:
             return np.empty(0, np.int64)
         first = self.first_writing(ids, is_first)
-        return first[self._begins_with_space[ids[first]]]
+        spaces = self._spaces[ids[first]]
+        if self._is_added_once:  # to a text that begins with none: one that begins with two had both
+            is_alone = spaces == self.n_bytes[ids[first]]
+            spaces[is_alone] += self._spaces_after(ids, first[is_alone])
+            return first[spaces == 1]
+        return first[spaces > 0]
+
+    def _spaces_after(self, ids: IntArray, indices: IntArray) -> IntArray:
+        """How many spaces the next token that writes anything begins with, after tokens at these indices."""
+        writing = np.flatnonzero(self.lengths_of(ids))
+        after = np.append(self._spaces[ids[writing]], 0)
+        return after[np.searchsorted(writing, indices, "right")]
 
     def checked(self, ids: Array, name: str, start: int = 0) -> IntArray:
         """The ids as int64; those whose bytes the tokenizer does not know are refused, by the name of their array."""
