@@ -151,7 +151,7 @@ class AlignedText:
             around = slice(max(0, d - _BEFORE), d + _AFTER)
             self._refuse(text, ids, k, self._at + int(start), found[around], joined[around])
         edges = self._at + np.append(0, places + 1)[offsets]
-        starts, stops = edges[:-1], edges[1:]
+        starts, stops = edges[:-1].copy(), edges[1:]
         first = self._tokenizer.first_writing(ids, is_first)
         first = first[offsets[first] < offsets[first + 1]]
         starts[first] = self._at + places[offsets[first]]
