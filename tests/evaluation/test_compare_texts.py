@@ -154,3 +154,221 @@ def test_real_tokenizers_share_spans_of_whole_characters(name, made, tmp_path):
     assert result.nll_a == pytest.approx(nll["a"])
     assert result.nll_b == pytest.approx(nll["b"])
     assert result.n_spans > len(lines) * 1.5
+
+
+# -- what files may hold -----------------------------------------------------------------------------------------------
+
+
+def test_shards_of_one_document_go_on(tmp_path):
+    (tmp_path / "t.txt").write_text(DOCUMENTS[0])
+    a, b = (model(tmp_path, name, [cut(DOCUMENTS[0], size)]) for name, size in (("a", 2), ("b", 3)))
+    for one in a, b:
+        np.savez(one.path, logits=one.logits, input_ids=one.ids)
+    whole, (middle, size) = compared(a, b), (3, len(a.ids))
+    a.path = []
+    for name, part in ("part-1", slice(middle)), ("part-2", slice(middle, size)):
+        a.path.append(tmp_path / f"{name}.npz")
+        np.savez(a.path[-1], logits=a.logits[part], input_ids=a.ids[part])
+    assert compared(a, b, text=tmp_path / "t.txt", name_a=whole.name_a) == whole
+    assert (whole.is_clustered, whole.n_documents) == (False, 1)
+
+
+def test_padding_is_no_part_of_the_text_and_a_masked_prompt_is_left_out(two):
+    """A batch with an attention mask, as a model that pads on the left has it, and labels of which some are -100."""
+    a, b = two
+    width = max(np.bincount(a.segments))
+    ids, mask = np.zeros((len(DOCUMENTS), width), int), np.zeros((len(DOCUMENTS), width), int)
+    logits = np.zeros((*ids.shape, a.logits.shape[-1]))
+    for document in range(len(DOCUMENTS)):
+        own = a.segments == document
+        ids[document, -own.sum() :], mask[document, -own.sum() :] = a.ids[own], 1
+        logits[document, -own.sum() :] = a.logits[own]
+    expected = compared(a, b)
+    np.savez(a.path, logits=logits, input_ids=ids, attention_mask=mask)
+    assert compared(a, b) == expected
+    labels = np.where(mask, ids, -100)
+    labels[1, :-3] = -100  # all but the last three words of a document
+    np.savez(a.path, logits=logits, input_ids=ids, attention_mask=mask, labels=labels)
+    found = compared(a, b)
+    texts = found.columns()["text"][found.columns()["kept"]].tolist()
+    assert found.n_bytes < expected.n_bytes
+    assert [text for text in texts if text in DOCUMENTS[1]] == [" {and}"] or " {and}" in "".join(texts)
+    assert "12" not in "".join(texts) or "the" not in "".join(texts)
+
+
+def test_targets_that_seem_to_need_a_shift_are_warned_of(two):
+    a, b = two
+    for one in two:
+        one.logits[np.arange(len(one.ids) - 1), one.ids[1:]] = 20
+        np.savez(one.path, logits=one.logits, targets=one.ids, segment_ids=one.segments)
+    with pytest.warns(ShiftWarning, match=r"a\.npz: the targets fit far better"):
+        compared(a, b, shift=None)
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def rewritten(change):
+    """What changes the text."""
+    return lambda a, b: a.path.with_name("t.txt").write_bytes(change(TEXT.encode()))
+
+
+def other_ids(a, b):
+    """Ids that are larger than the tokenizer has."""
+    np.savez(a.path, logits=np.zeros((3, 99)), input_ids=[1, 2, 98])
+
+
+def another_version(a, b):
+    """The tokenizer of an earlier version: its ids are other pieces."""
+    tokenizer(a.tokenizer, [f"{i:3}".encode() for i in range(40)])
+
+
+def other_documents(a, b):
+    """A model that has the same text in other sequences."""
+    np.savez(b.path, logits=b.logits, input_ids=b.ids, segment_ids=np.where(b.segments == 3, 2, b.segments))
+
+
+def moved_documents(a, b):
+    """A model whose second document begins a token too late."""
+    segments = b.segments.copy()
+    segments[np.flatnonzero(segments == 1)[0]] = 0
+    np.savez(b.path, logits=b.logits, input_ids=b.ids, segment_ids=segments)
+
+
+def mixed_documents(a, b):
+    """Sequences that take turns."""
+    np.savez(a.path, logits=a.logits, input_ids=a.ids, segment_ids=np.arange(len(a.ids)) % 2)
+
+
+def empty_document(a, b):
+    """A document that is a special token alone."""
+    np.savez(b.path, logits=b.logits, input_ids=np.append(b.ids[:-1], 0), segment_ids=b.segments)
+    ids, last = b.ids.copy(), b.segments == 3
+    ids[last] = 0
+    np.savez(b.path, logits=b.logits, input_ids=ids, segment_ids=b.segments)
+    np.savez(a.path, logits=a.logits[a.segments < 3], input_ids=a.ids[a.segments < 3],
+             segment_ids=a.segments[a.segments < 3])  # fmt: skip
+    a.path.with_name("t.txt").write_text("\n".join(DOCUMENTS[:3]))
+
+
+def distributions(a, b):
+    """Targets that are no ids."""
+    np.savez(a.path, logits=np.zeros((2, 3)), targets=np.full((2, 3), 1 / 3))
+
+
+def responses(a, b):
+    """What a server returned."""
+    a.path = clients.save(a.path.with_name("a.json"), "vllm/chat_00.json")
+
+
+def other_labels(a, b):
+    """Labels that are not those of the input ids."""
+    np.savez(a.path, logits=a.logits, labels=np.roll(a.ids, 1), input_ids=a.ids)
+
+
+BAD = {
+    "beyond": (other_ids, r"a\.npz.* 98"),
+    "version": (another_version, r"t\.txt: byte 0: line 1 goes on with b'In the beg"),
+    "normalised": (rewritten(lambda text: text.replace("ü".encode(), "u\u0308".encode())), r"in NFD|in NFC"),
+    "truncated": (rewritten(lambda text: text[:-9]), "t.txt: byte 6"),
+    "longer": (rewritten(lambda text: text + b"more"), "goes on with b'more' after the last token"),
+    "BOM": (rewritten(lambda text: b"\xef\xbb\xbf" + text), "byte order mark"),
+    "CRLF": (rewritten(lambda text: text.replace(b", ", b",\r\n")), r"t\.txt: byte \d+: line 2 goes on with"),
+    "surrogate": (rewritten(lambda text: text + "\ud800".encode("utf-8", "surrogatepass")),
+                  r"t\.txt: byte 70: b'\\xed\\xa0\\x80' is not UTF-8; it must be text in UTF-8"),
+    "documents": (other_documents, r"b\.npz: holds 3 documents, not 4; it must hold those of .*a\.npz"),
+    "moved": (moved_documents, r"b\.npz: .*"),
+    "mixed": (mixed_documents, r"a\.npz: holds sequences whose tokens are mixed; it must hold them one after the other"),
+    "empty": (empty_document, r"b\.npz: .*"),
+    "distributions": (distributions, r"a\.npz: .*"),
+    "responses": (responses, r"a\.json: holds responses; it must hold scores"),
+    "labels": (other_labels, r"a\.npz: holds input ids and targets that differ in row 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_anything_is_written(name, two, tmp_path, command):
+    spoil, words = BAD[name]
+    spoil(*two)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    outputs = [sinks.SpanPage(tmp_path / "p.html"), sinks.SpanTable(str(tmp_path / "s.csv"))]
+    with pytest.raises((ValueError, IndexError), match=words) as caught:
+        compared(*two, sinks=outputs)
+    refused = command(*argv_of(*two), "--shift", "--html", tmp_path / "p.html", "--per-token", tmp_path / "s.csv")
+    assert_refused(refused, str(caught.value).partition("; ")[0])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"top": -1}, "top is -1; it must be an integer of at least 0"),
+        ({"kind": "loss"}, "kind is 'loss'; it must be 'logits', 'log_probs', 'probs'"),
+        ({"shift": 2}, "shift is 2; it must be True, False or None"),
+        ({"name_b": 3}, "name_b is 3; it must be text or None"),
+        ({"text": b"a"}, "text is 'bytes'; it must be a path"),
+        ({"sinks": [sinks.HtmlPage("x.html")]}, "HtmlPage is a sink of evaluate, not of compare_texts"),
+    ],
+)
+def test_arguments_of_compare_texts_are_checked(options, words, two):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        compared(*two, **options)
+    assert str(caught.value) == words
+
+
+def test_an_output_replaces_no_input(two, tmp_path):
+    for path in tmp_path / "t.txt", two[0].tokenizer, two[1].path:
+        with pytest.raises(ValueError, match="would replace"):
+            compared(*two, sinks=[sinks.SpanPage(path)])
+
+
+# -- outputs and the command -------------------------------------------------------------------------------------------
+
+
+def test_span_tables_hold_the_columns_of_the_result(two, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
+    tables = [sinks.SpanTable(str(tmp_path / f"s{suffix}")) for suffix in (".npy", ".csv", ".parquet")]
+    memory = sinks.SpanTable()
+    columns = compared(*two, sinks=[*tables, memory]).columns()
+    assert [*memory.columns()] == [*columns]
+    npy, parquet = np.load(tables[0].path), pyarrow.read_table(tables[2].path).to_pydict()
+    rows = [*csv.DictReader(io.StringIO((tmp_path / "s.csv").read_text("utf-8")))]
+    for name, column in columns.items():
+        assert np.array_equal(memory.columns()[name], column, equal_nan=column.dtype.kind == "f")
+        known = [None if value != value else value for value in column.tolist()]
+        assert parquet[name] == known
+        assert [row[name] for row in rows] == ["" if value is None else str(value) for value in known]
+        assert name == "text" or np.array_equal(npy[name], column, equal_nan=column.dtype.kind == "f")
+
+
+def test_command_prints_what_compare_texts_returns(two, command, tmp_path):
+    a, b = two
+    found = compared(a, b, name_b="new")
+    argv = [f"new={b.path}" if word == b.path else word for word in argv_of(a, b)]
+    status, out, err = command(*argv, "--shift", "--html", tmp_path / "p.html")
+    assert (status, out, err) == (0, found.summary() + "\n", "")
+    assert json.loads(command(*argv, "--shift", "--json")[1]) == found.to_dict()
+    (row,) = csv.DictReader(io.StringIO(command(*argv, "--shift", "--format", "csv")[1]))
+    assert float(row["difference"]) == found.difference
+    assert float(row["difference_low"]) == found.difference_interval[0]
+    assert "| new" in command(*argv, "--shift", "--format", "markdown")[1].replace("b: new", "new")
+    assert "<p>In the beginning</p>" in (tmp_path / "p.html").read_text("utf-8")
+
+
+def test_command_refuses_what_does_not_apply_to_texts(two, command):
+    argv = argv_of(*two)
+    assert_refused(command(*argv[:5]), "--tokenizer-a is missing; models with different tokenizers need --text, "
+                   "--tokenizer-a, --tokenizer-b")  # fmt: skip
+    assert_refused(command(*argv, "more.npz"), "OTHER more.npz: --text compares two models")
+    for option in ("--max-kl=1", "--base-kind=logits", "--size=a=1", "--plot=x.png", "--per-sequence=x.csv",
+                   "--state=x", "--lm-head=x", "--noise=x", "--targets=x", "--classes=4", "--skip-failed",
+                   "--definitions=llama.cpp", "--confidence=0.9"):  # fmt: skip
+        assert_refused(command(*argv, option), f"{option.split('=')[0]} does not apply to models with different")
+    assert not list(two[0].path.parent.glob("x*"))
+
+
+def test_result_is_pickled_with_its_spans(two):
+    found = compared(*two)
+    again = pickle.loads(pickle.dumps(found))
+    assert again == found
+    assert again.columns()["text"].tolist() == found.columns()["text"].tolist()
