@@ -149,6 +149,11 @@ def _add_score(score: Parser) -> None:
     score.files = of["input"].add_argument("source", metavar="FILE", nargs="+", type=filled, help=words)
     _add_input(of["input"])
     _add(of["input"], "--text FILE", "the text, for bits per byte and perplexity per word")
+    words = (
+        "the file of the tokenizer, or the folder of its model, for bits per byte of the tokens that are scored; with "
+        "--text, the ids must write this text, byte by byte"
+    )
+    _add(of["input"], "--tokenizer DIR", words)
     words = "how to count the words of --text: between white space (default), or as lm-evaluation-harness does"
     of["input"].add_argument("--words", choices=tuple(WORDS), default="whitespace", help=words)
     words = "length of the text in bytes, for bits per byte, in place of --text"

@@ -56,6 +56,12 @@ class StoredWindows(NamedTuple):
                 raise_error("content", path=path, got=got, fits=fits)
         return np.array(ids[: self.size]) if len(ids) else following
 
+    def first_held(self, rows: int) -> BoolArray:
+        """Mask of the rows whose own token no earlier window holds."""
+        numbers, positions = np.divmod(np.arange(rows), self.size)
+        found: BoolArray = (positions >= self.size - self.stride) | (self.first + numbers == 0)
+        return found
+
     def new(self, rows: int) -> BoolArray:
         """Mask of the rows that predict a token which no earlier window holds."""
         numbers, positions = np.divmod(np.arange(rows), self.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,19 +99,20 @@ def text_length(path: str, words: str = "whitespace") -> tuple[int, int]:
     return n_bytes, n_words
 
 
-def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns) -> dict[str, Array]:
+def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns, options: Options) -> dict[str, Array]:
     """A table of all sequences; `file` counts from 0, and is -1 for sequences in several files."""
     parts = [*(result.sequences for result in results), split]
     files = np.repeat([*range(len(results)), -1], [len(part.ids) for part in parts])
     columns = SequenceColumns.concatenated(parts)
     sources = [result.responses.sources for result in results if result.responses]
     loss = columns.nll / columns.tokens
-    with np.errstate(over="ignore"):
-        perplexity = np.exp(loss)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        perplexity, bits_per_byte = np.exp(loss), columns.nll / columns.n_bytes / math.log(2)
+    of_bytes = {"n_bytes": columns.n_bytes, "bits_per_byte": bits_per_byte} if options.tokenizer else {}
     return {
         "file": files, "sequence": columns.ids, "count": columns.tokens, "nll": columns.nll, "loss": loss,
         "perplexity": perplexity, "is_greedy": columns.is_greedy,
-    } | (Sources.concatenated(sources).as_columns() if sources else {})  # fmt: skip
+    } | (Sources.concatenated(sources).as_columns() if sources else {}) | of_bytes  # fmt: skip
 
 
 def shard_figures(shards: Sequence[Shard], results: Sequence[ShardResult]) -> list[dict[str, Any]]:

@@ -184,6 +184,7 @@ class TokenTable(_TableFile):
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         columns = (_RESPONSE_COLUMNS if self._of_responses else _COLUMNS).descr
+        columns += [("n_bytes", "<i8")] * (self._tokenizer is not None)
         if self._has_text and self._suffix != ".npy":
             columns.append(("text", "O"))
         for k in range(1, min(self.top_k, top_k) + 1):
@@ -396,6 +397,8 @@ class SequenceTable(_TableFile):
         columns = _SEQUENCE_COLUMNS
         if self._of_responses:
             columns = np.dtype([*columns.descr, *_SOURCE_COLUMNS])
+        if self._tokenizer is not None:
+            columns = np.dtype([*columns.descr, ("n_bytes", "<i8"), ("bits_per_byte", "<f8")])
         table = np.zeros(len(result.sequences["file"]), columns)
         for name in columns.names or ():
             table[name] = result.sequences[name]
