@@ -23,6 +23,7 @@ from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.plan import open_stored, plan
 from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
+from tokenloss._evaluation.token_bytes import NEXT_TOKENS
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.scores_file import checked_mask
 from tokenloss.formats.tokenizers import AlignedText, open_tokenizer
@@ -33,14 +34,13 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from tokenloss._comparison.text_comparison import TextComparison
-    from tokenloss._core.types import BoolArray, Float64Array, IntArray, Kind
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray, Kind
     from tokenloss._evaluation.plan import Shard
     from tokenloss.formats.tokenizers import Tokenizer
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Paths: TypeAlias = _Path | Sequence[_Path]
 
-_ALL = np.iinfo(np.int64).max  # the number of the only document, where there are no sequences
 _ROWS = 1 << 20  # whose ids are held against the text at a time
 
 
@@ -232,18 +232,21 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
     shards = plan(side.inputs.scores, [], options)
     files = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
     start, stop, document = (np.full(files[-1], -1) for _ in range(3))
-    aligned, last, count = AlignedText(text, side.tokenizer), None, 0
+    aligned, last, count = AlignedText(text, side.tokenizer), -1, 0
     for number, shard in enumerate(shards):
-        if shard.target_type != "class ids":
-            raise_error("content", path=shard.path, got="holds distributions as targets", fits="hold class ids")
-        ids, sequences = _ids_of(shard, options)
-        rows = np.flatnonzero(sequences >= 0)
-        for part in np.split(rows, range(_ROWS, rows.size, _ROWS)) if rows.size else ():
-            own = sequences[part]
-            is_first = np.diff(own, prepend=-1) != 0
-            is_first[0] = part[0] == rows[0] and own[0] != _ALL or own[0] != last
-            last = int(own[-1])
-            places = aligned.update(ids[part], is_first, shard.path)
+        ids, documents, goes_on = _ids_of(shard, options)
+        last = last if goes_on else -1
+        rows = np.flatnonzero(documents >= 0)
+        for first in range(0, rows.size, _ROWS):
+            part = rows[first : first + _ROWS]
+            is_first = np.diff(documents[part], prepend=last) != 0
+            last = int(documents[part[-1]])
+            try:
+                places = aligned.update(ids[part], is_first, shard.path)
+            except ValueError as error:
+                if options.shift:
+                    raise
+                raise ValueError(f"{error}{NEXT_TOKENS}") from error
             document[files[number] + part] = count + np.cumsum(is_first) - 1
             start[files[number] + part], stop[files[number] + part] = places
             count += int(is_first.sum())
@@ -252,32 +255,30 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
     return _LaidTokens(files, int(bool(options.shift)), start, stop, document, np.full(files[-1], np.nan), is_scored)
 
 
-def _ids_of(shard: Shard, options: Options) -> tuple[IntArray, IntArray]:
-    """The id of each row of a file, and the number of its sequence, which is `_ALL` where there are none.
+def _ids_of(shard: Shard, options: Options) -> tuple[Array, IntArray, bool]:
+    """The id of each row of a file, the number of its document, and whether the first document goes on from before.
 
-    Rows that are no part of the text have the number -1: padding, and what is in no sequence.
+    Rows that are no part of the text have the number -1: padding, ignored ids, and what is in no sequence. A model's
+    mask may number the texts that are packed into a row.
     """
     stored = open_stored(shard, options)
-    ids, file, sequences = stored.targets.reshape(-1), stored.file, np.full(shard.rows, _ALL)
-    if stored.sequences.exist:
-        sequences = stored.sequences.numbers(0, shard.rows)
+    if stored.ids is None or shard.target_type != "class ids":
+        raise_error("content", path=shard.path, got="holds distributions as targets", fits="hold class ids")
+    ids, documents = stored.ids.reshape(-1), np.zeros(shard.rows, np.int64)
     is_part = np.ones(shard.rows, np.bool_) if options.ignore_index is None else ids != options.ignore_index
-    inputs = file.input_ids
-    if options.shift and inputs is not None and inputs.shape == file.shape[:-1] == stored.targets.shape:
-        inputs = inputs.reshape(-1)  # of labels, which may leave out a prompt
-        wrong = np.flatnonzero(is_part & (inputs != ids))
-        if wrong.size:
-            got, fits = f"holds input ids and targets that differ in row {wrong[0]}", "hold the same ones, to be shifted"
-            raise_error("content", path=shard.path, got=got, fits=fits)
-        mask = file.attention_mask
-        ids, is_part = inputs, is_part | (True if mask is None else checked_mask(file).reshape(-1) != 0)
-    sequences = np.where(is_part, sequences, -1)
-    numbers = sequences[sequences >= 0]
-    n_runs = np.count_nonzero(np.diff(numbers, prepend=-1))
-    if n_runs > np.unique(numbers).size:
+    if stored.sequences.exist:
+        documents = stored.sequences.numbers(0, shard.rows)
+        is_part &= documents >= 0
+    if stored.file.attention_mask is not None:
+        mask = checked_mask(stored.file).reshape(-1).astype(np.int64)
+        is_part &= mask != 0
+        documents = documents * (1 + mask.max(initial=0)) + mask
+    documents = np.where(is_part, documents, -1)
+    numbers = documents[is_part]
+    if np.count_nonzero(np.diff(numbers, prepend=-1)) > np.unique(numbers).size:
         got, fits = "holds sequences whose tokens are mixed", "hold them one after the other, as the text does"
         raise_error("content", path=shard.path, got=got, fits=fits)
-    return ids, sequences
+    return ids, documents, not stored.sequences.exist
 
 
 class _Losses(Sink):
@@ -316,9 +317,8 @@ def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], conte
     fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
     if of_a[0].size != of_b[0].size:
         raise_error("content", path=path, got=f"holds {of_b[0].size} documents, not {of_a[0].size}", fits=fits)
-    for a, b in zip(of_a, of_b, strict=True):
-        for document in np.flatnonzero(a != b).tolist():
-            first, last = sorted((int(a[document]), int(b[document])))
+    for document in np.flatnonzero((of_a[0] != of_b[0]) | (of_a[1] != of_b[1])).tolist():
+        for first, last in (sorted((int(a[document]), int(b[document]))) for a, b in zip(of_a, of_b, strict=True)):
             if content[first:last].decode("utf-8", "replace").strip():
                 places = [f"{one[0][document]} to {one[1][document]}" for one in (of_b, of_a)]
                 got = f"holds a document {document} of bytes {places[0]}, not {places[1]}"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _UNKNOWN = -1  # in place of the bytes of an id that has none that are known
 _PIECE = 1 << 18  # tokens that are held against a text at a time
-_NEXT_TOKENS = (
+NEXT_TOKENS = (
     "; targets that are the next tokens already lack the first token of each text: store the input ids and add --shift "
     "(shift=True), or leave the text out"
 )
@@ -59,7 +59,7 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
             except ValueError as error:
                 if options.shift:
                     raise
-                raise ValueError(f"{error}{_NEXT_TOKENS}") from error
+                raise ValueError(f"{error}{NEXT_TOKENS}") from error
         found.append((own, scored_rows(opened, options.ignore_index)))
     if aligned is not None:
         aligned.end()
