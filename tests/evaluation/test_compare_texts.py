@@ -269,7 +269,7 @@ BAD = {
     "surrogate": (rewritten(lambda text: text + "\ud800".encode("utf-8", "surrogatepass")),
                   r"t\.txt: byte 67: b'\\xed\\xa0\\x80' is not UTF-8; it must be text in UTF-8"),
     "documents": (other_documents, r"b\.npz: holds 3 documents, not 4; it must hold those of .*a\.npz"),
-    "moved": (moved_documents, r"b\.npz: holds a document 2 of bytes 41 to 64, not 41 to 61; it must hold those of"),
+    "moved": (moved_documents, r"b\.npz: holds a document 2 of bytes 40 to 64, not 40 to 61; it must hold those of"),
     "mixed": (mixed_documents, r"a\.npz: holds sequences whose tokens are mixed; it must hold them one after the other"),
     "empty": (empty_document, r"b\.npz: holds no text in its document 3; it must hold text in each document"),
     "distributions": (distributions, r"a\.npz: holds targets of shape \(2, 3\); it must hold an id for each row"),
