@@ -23,17 +23,18 @@ if TYPE_CHECKING:
 
     Text: TypeAlias = bytes | mmap.mmap
 
-_IS_SPACE = np.isin(np.arange(256), [*b"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f "])
+_IS_SPACE = np.isin(np.arange(256), [*b"\t\n\x0b\x0c\r "])
 _WIDE_SPACE = re.compile(  # other white space, in UTF-8
     rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
 )
-_SPACES = re.compile(rb"(?:[\t-\r\x1c- ]|%b)*" % _WIDE_SPACE.pattern)
+_SPACES = re.compile(rb"(?:[\t-\r ]|%b)*" % _WIDE_SPACE.pattern)
 _SPACE = ord(" ")
 _SHOWN = 16  # bytes of a text in a message
 _HEAD = 64  # bytes of a text that are compared first
 _BEFORE, _AFTER = 16, 64  # bytes around a difference in which its cause is looked for
 _PIECE = 1 << 20  # bytes whose lines are counted at a time
 _BOM = b"\xef\xbb\xbf"
+_CONTINUATION = bytes(range(128, 192))  # bytes that go on with a character in UTF-8
 
 
 class AlignedText:
@@ -238,12 +239,14 @@ def _cause(found: bytes, expected: bytes) -> str | None:
     """Why the bytes of a text may differ from those of tokens, if that can be told; both are the same at first."""
     if expected.startswith(found):
         return "it ends before them"
+    same = expected[: _first_difference(found, expected)]
+    cut = len(same) - len(same.lstrip(_CONTINUATION))  # of a character that begins before
+    text, of_ids = (part[cut:].decode(errors="ignore") for part in (found, expected))
     try:
-        found.decode()
+        found[cut:].decode()
     except UnicodeDecodeError as error:
-        if error.start < len(found) - 3 and error.start > 3:
+        if cut + error.start <= len(same):
             return "it is not UTF-8 there, and tokenizers put U+FFFD in place of that"
-    text, of_ids = (part.lstrip(bytes(range(128, 192))).decode(errors="ignore") for part in (found, expected))
     differ = next((i for i, (a, b) in enumerate(zip(text, of_ids, strict=False)) if a != b), 0)
     for words, change in _CHANGES:
         for changed, other, what in (change(text), of_ids, "they are of it"), (text, change(of_ids), "it is theirs"):

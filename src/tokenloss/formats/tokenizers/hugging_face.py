@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._core.text import BYTE_TOKEN, from_byte_level
+from tokenloss._core.text import BYTE_TOKEN, BYTES, from_byte_level
 from tokenloss.formats.tokenizers.tokenizer import Vocabulary, check_spaces
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Step = Callable[[str], str | bytes]
 
 _VERSION = "1.0"
+_FALLBACK = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 # pre-tokenizers that cut a text and keep all of it, and those that leave out white space, if not more
 _KEEPING = ("ByteLevel", "Digits", "FixedLength", "Metaspace", "Punctuation", "Split", "UnicodeScripts")
 _DROPPING = ("BertPreTokenizer", "CharDelimiterSplit", "Whitespace", "WhitespaceSplit")
@@ -51,9 +52,13 @@ def read(said: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:
             pieces[i] = content.encode() if is_byte_level else _written(encode, content)
     unk = model.get("unk_id")  # of Unigram
     unk = next((i for i, name in names.items() if name == model.get("unk_token")), None) if unk is None else unk
-    if unk is not None and not is_byte_level:
+    has_bytes = (is_byte_level or bool(model.get("byte_fallback"))) and {*names.values()}.issuperset(
+        BYTES if is_byte_level else _FALLBACK
+    )
+    if unk is not None and not has_bytes:
         unknown.add(unk)
-    drops = any(map(_drops_text, splits)) or any(step["type"] in ("WordPiece", "BPEDecoder") for step in decoders)
+    drops = "merges" in model and unk is None and not has_bytes  # BPE leaves out in silence what it has no token for
+    drops |= any(map(_drops_text, splits)) or any(step["type"] in ("WordPiece", "BPEDecoder") for step in decoders)
     return Vocabulary(pieces, frozenset(special - unknown), frozenset(unknown), _prefix(normalizers, splits), drops)
 
 

@@ -32,7 +32,7 @@ def read_tekken(said: dict[str, Any]) -> Vocabulary:
 def read_gpt2(vocab: dict[str, int], path: str) -> Vocabulary:
     """What a vocab.json says, in the alphabet of byte-level BPE: tokens that no merge makes are special."""
     if not vocab.keys() >= BYTES.keys():
-        raise ValueError("it lacks some of the 256 bytes, which GPT-2's vocab.json has")
+        raise ValueError("it is no tokenizer.json, and no vocab.json of byte-level BPE, which has all 256 bytes")
     with open_regular(str(Path(path).with_name("merges.txt"))) as file:
         made = {line.replace(" ", "") for line in file.read().decode().splitlines()} | BYTES.keys()
     pieces = {i: from_byte_level(piece) for piece, i in vocab.items() if piece in made}

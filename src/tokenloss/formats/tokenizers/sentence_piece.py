@@ -39,9 +39,9 @@ def read(data: bytes) -> Vocabulary:
     for i, (name, kind) in enumerate(zip(names, types, strict=True)):
         byte = BYTE_TOKEN.fullmatch(name) if kind == _BYTE else None
         pieces[i] = bytes.fromhex(byte[1]) if byte else (name.replace("▁", " ") if escapes else name).encode()
-    special, unknown = (
-        frozenset(i for i, one in enumerate(types) if one == kind) for kind in (_CONTROL, _UNKNOWN)
-    )
+    never = (_CONTROL, _UNKNOWN) if types.count(_BYTE) == 256 else (_CONTROL,)  # with all bytes, nothing is unknown
+    special = frozenset(i for i, kind in enumerate(types) if kind in never)
+    unknown = frozenset(i for i, kind in enumerate(types) if kind == _UNKNOWN) - special
     return Vocabulary(pieces, special, unknown, "always" if normalizer.get(_ADDS_SPACE, 1) else "never")
 
 

@@ -56,7 +56,8 @@ class Tokenizer:
     has_prefix_space : bool
         Whether the first token of a text begins with a space that the text lacks.
     drops_spaces : bool
-        Whether white space between tokens is in no token, so that bytes are known only with the text.
+        Whether a text may hold what no token does, such as white space between words, so that bytes are known only
+        with the text.
     """
 
     def __init__(self, path: str, said: Vocabulary) -> None:
@@ -123,8 +124,8 @@ class Tokenizer:
     def _spaces_after(self, ids: IntArray, indices: IntArray) -> IntArray:
         """How many spaces the next token that writes anything begins with, after tokens at these indices."""
         writing = np.flatnonzero(self.lengths_of(ids))
-        after = np.append(self._spaces[ids[writing]], 0)
-        return after[np.searchsorted(writing, indices, "right")]
+        after: IntArray = np.append(self._spaces[ids[writing]], 0)[np.searchsorted(writing, indices, "right")]
+        return after
 
     def checked(self, ids: Array, name: str, start: int = 0) -> IntArray:
         """The ids as int64; those whose bytes the tokenizer does not know are refused, by the name of their array."""
@@ -137,6 +138,7 @@ class Tokenizer:
         unknown = np.flatnonzero(self.unknown[np.maximum(ids, 0)] & (ids >= 0))
         if len(unknown):
             i = int(unknown[0])
-            got = f"id {int(ids[i])} of {name}[{start + i}] stands for text that it does not tell"
-            raise_error("content", path=self.path, got=got, fits="tell the bytes of each id that is scored")
+            got = f"has no bytes for id {int(ids[i])}, {name}[{start + i}], the mark of unknown text or no token"
+            fits = "have bytes for all ids but those below 0, which are left out"
+            raise_error("content", path=self.path, got=got, fits=fits)
         return ids
