@@ -106,9 +106,12 @@ def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns, opt
     columns = SequenceColumns.concatenated(parts)
     sources = [result.responses.sources for result in results if result.responses]
     loss = columns.nll / columns.tokens
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        perplexity, bits_per_byte = np.exp(loss), columns.nll / columns.n_bytes / math.log(2)
-    of_bytes = {"n_bytes": columns.n_bytes, "bits_per_byte": bits_per_byte} if options.tokenizer else {}
+    with np.errstate(over="ignore"):
+        perplexity = np.exp(loss)
+    of_bytes = {}
+    if options.tokenizer:
+        bits_per_byte = columns.nll / np.where(columns.n_bytes > 0, columns.n_bytes, np.nan) / math.log(2)
+        of_bytes = {"n_bytes": columns.n_bytes, "bits_per_byte": bits_per_byte}
     return {
         "file": files, "sequence": columns.ids, "count": columns.tokens, "nll": columns.nll, "loss": loss,
         "perplexity": perplexity, "is_greedy": columns.is_greedy,

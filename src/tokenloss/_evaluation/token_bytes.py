@@ -147,8 +147,8 @@ def pieces_of(ids: Array, tokenizer: Tokenizer, n_bytes: Array | None = None) ->
 
     Given how many bytes they have in their text, a space is left out that only the vocabulary has.
     """
-    pieces = dict(enumerate(tokenizer.pieces))
-    found = [pieces.get(i) or None for i in ids.tolist()]
+    size = len(tokenizer.pieces)
+    found = [(tokenizer.pieces[i] or None) if 0 <= i < size else None for i in ids.tolist()]
     if n_bytes is not None:
         found = [piece and piece[-n:] if n > 0 else piece for piece, n in zip(found, n_bytes.tolist(), strict=True)]
     return found
