@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from tokenloss._comparison.text_spans import KINDS, kinds_of
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.result import Result, Shown, Table, figure, known_error, table_of
+from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of, printable, shortened
 from tokenloss._statistics.ratio import ExactRatio, guess_note
 from tokenloss._statistics.sequences import highest, sums_by_segment
@@ -140,18 +142,21 @@ class TextComparison(Result):
 
     Examples
     --------
+    >>> import base64, pathlib, tempfile
     >>> import numpy as np
-    >>> from tokenloss._comparison.text_comparison import text_comparison_of
-    >>> from tokenloss._comparison.text_spans import TextTokens
-    >>> def tokens(*stops):  # one bit for each token
-    ...     nll = np.full(len(stops), np.log(2))
-    ...     starts = np.append(0, stops[:-1])
-    ...     return TextTokens(starts, np.array(stops), np.zeros_like(starts), nll, nll > 0)
-    >>> found = text_comparison_of(tokens(2, 4, 7), tokens(4, 5, 6, 7), b"an ox 1", "A", "B", "t.txt", 1)
+    >>> from tokenloss import compare_texts
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     text, ranks, a, b = (pathlib.Path(directory, name) for name in ("t.txt", "t.tiktoken", "a.npz", "b.npz"))
+    ...     _ = text.write_text("abab")
+    ...     lines = [f"{base64.b64encode(piece).decode()} {i}" for i, piece in enumerate((b"a", b"b", b"ab"))]
+    ...     _ = ranks.write_text("\\n".join(lines))
+    ...     np.savez(a, logits=np.zeros((4, 3)), targets=[0, 1, 0, 1])
+    ...     np.savez(b, logits=np.zeros((3, 3)), targets=[2, 0, 1])
+    ...     found = compare_texts(a, b, text=text, tokenizer_a=ranks, tokenizer_b=ranks)
     >>> found
-    TextComparison(difference=0.142857 ± 0.404, bits_per_byte_a=0.428571, bits_per_byte_b=0.571429, n_bytes=7)
-    >>> [span.text for span in found.b_worse]
-    ['x 1']
+    TextComparison(difference=-0.396241 ± 0.396, bits_per_byte_a=1.58496, bits_per_byte_b=1.18872, n_bytes=4)
+    >>> found.columns()["n_tokens_b"], found.a_worse[0].tokens_a
+    (array([1, 1, 1]), ['a', 'b'])
     """
 
     name_a: str
@@ -183,6 +188,13 @@ class TextComparison(Result):
     _kind: IntArray = field(compare=False)
     _spans: Spans = field(compare=False)
     _bytes: bytes = field(compare=False)
+
+    @property
+    def signature(self) -> str:
+        """A line that says how the figures were computed, to publish beside them."""
+        unit = "document" if self.is_clustered else "span"
+        text = f"{zlib.crc32(self._bytes):08x}"
+        return signature_of(unit=unit, documents=self.n_documents, bytes=self.n_bytes, text=text)
 
     @property
     def tokens_per_byte_a(self) -> float:
@@ -228,7 +240,7 @@ class TextComparison(Result):
 
     def _figures(self) -> dict[str, Any]:
         figures = {name: value for name, value in vars(self).items() if name[0] != "_"}
-        figures |= {name: getattr(self, name) for name in ("tokens_per_byte_a", "tokens_per_byte_b")}
+        figures |= {name: getattr(self, name) for name in ("tokens_per_byte_a", "tokens_per_byte_b", "signature")}
         lists = {name: [one._asdict() for one in figures.pop(name)] for name in ("kinds", "b_worse", "a_worse")}
         return figures | lists
 
@@ -244,7 +256,7 @@ class TextComparison(Result):
         for worse, better, spans in (self.name_b, self.name_a, self.b_worse), (self.name_a, self.name_b, self.a_worse):
             if spans:
                 tables.append(_spans_table(f"{worse} loses most against {better}", spans))
-        return Shown(f"{self.name_b} vs {self.name_a}", note, tables)
+        return Shown(f"{self.name_b} vs {self.name_a}", note, tables, self.signature)
 
     def _models_table(self) -> Table:
         """A row for each model."""

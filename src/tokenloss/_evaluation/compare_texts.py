@@ -80,12 +80,18 @@ def compare_texts(
         The tokenizer of each model, or the folder of the model, as `token_bytes` takes it.
     name_a, name_b : str, optional
         Names of the models; by default their files.
-    array, targets_array, kind, shift, ignore_index
-        How the files of both are read, as in `evaluate`. Tokens that are ignored are no part of the text.
+    array, targets_array : str, optional
+        Names of the arrays of scores and of targets in the files of both, as in `evaluate`.
+    kind : {"logits", "log_probs", "probs"}, optional
+        Kind of the scores of both; by default the name of their array, or logits.
+    shift : bool, optional
+        Whether targets are the input ids of a causal model, as in `evaluate`.
+    ignore_index : int or None, default -100
+        Target value that marks tokens to ignore, such as padding.
     top : int, default 5
         Number of the spans with the greatest differences to list, each way.
     sinks : sequence of Sink, optional
-        Files to write: `sinks.SpanTable` and `sinks.SpanPage`.
+        Files to write: `sinks.SpanTable` and `sinks.SpanPage`, whose `finish` gets the figures and the result.
     progress : bool, default False
         Whether to draw the progress over files on stderr, if that is a terminal.
     workers : int, optional
@@ -122,7 +128,8 @@ def compare_texts(
     without bytes, such as the end of a document, belongs to the span that ends where it stands, so that its loss is
     counted, as bits per byte do. Spans in which either model has a token that is not scored, such as the first one of a
     document, are left out of the figures of both; a special token that is not scored has no bytes, and leaves nothing
-    out. Where all is scored, the sum over the spans is the exact sum of all losses of each model.
+    out. Where all is scored, the sum over the spans is the exact sum of all losses of each model. Tokens that are
+    ignored, or that a model's mask leaves out, are no part of the text.
 
     *Errors.* With D the sum over a document of b's losses less a's, and n its bytes, the error of the difference ``mu``
     over G documents is ``sqrt(G / (G - 1) * sum((D - mu * n)**2)) / sum(n)``. Intervals are by Student's t with G - 1
