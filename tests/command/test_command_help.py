@@ -82,7 +82,11 @@ def folder(tmp_path, monkeypatch):
     safetensors.numpy.save_file({"lm_head.weight": logits[:9, 4:8]}, tmp_path / "model" / "model.safetensors")
     (tmp_path / "text.txt").write_text("A text of several words.")
     for name in "ab":  # models of this text, whose ids are those of its bytes
-        np.savez(tmp_path / f"{name}.npz", logits=rng.normal(size=(24, 123)), targets=1 + np.array([*b"A text of several words."]))
+        np.savez(
+            tmp_path / f"{name}.npz",
+            logits=rng.normal(size=(24, 123)),
+            targets=1 + np.array([*b"A text of several words."]),
+        )
         (tmp_path / name.upper()).mkdir()
         laid_texts.tokenizer(tmp_path / name.upper() / "tekken.json", [bytes([i]) for i in range(123)])
     for name in ("responses", "server-a", "server-b"):

@@ -1,5 +1,6 @@
 """Tokens of two models laid over one text: spans, their sums and kinds, and errors that hold what they promise."""
 
+import itertools
 import math
 
 import numpy as np
@@ -94,7 +95,7 @@ def segmentation(draw, bounds):
     rows = []
     for document, (start, stop) in enumerate(bounds):
         cuts = sorted({start, stop, *draw(st.lists(st.integers(start, stop), max_size=6))})
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in itertools.pairwise(cuts):
             rows += [(first, first)] * draw(st.integers(0, 1))
             rows.append((first, last))
         rows += [(stop, stop)] * draw(st.integers(0, 1))
@@ -110,7 +111,7 @@ def spans_one_by_one(text, bounds, sides):
         edges = [{place for row in side if row[0] < row[1] for place in row[:2]} for side in own]
         cuts = [i for i in range(start, stop + 1) if {i} <= edges[0] & edges[1] and not is_inside(text, i)]
         cuts = sorted({start, *cuts, stop})
-        for number, (first, last) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        for number, (first, last) in enumerate(itertools.pairwise(cuts)):
             chosen = [[row for row in side if first < row[1] <= last or (number == 0 and row[1] == start)]
                       for side in own]  # fmt: skip
             found.append((first, last, document, chosen))
@@ -137,7 +138,9 @@ def test_any_two_segmentations_give_spans_that_partition_the_text(case):
         assert np.diff(found.first[side]).tolist() == [*map(len, own)]
         is_kept = [all(row[4] for of_side in one[3] for row in of_side) for one in expected]
         assert found.kept.tolist() == is_kept
-        sums = [math.fsum(row[3] for row in rows) if kept else math.nan for rows, kept in zip(own, is_kept, strict=True)]
+        sums = [
+            math.fsum(row[3] for row in rows) if kept else math.nan for rows, kept in zip(own, is_kept, strict=True)
+        ]
         assert np.array_equal(found.nll[side], sums, equal_nan=True)
 
 
@@ -180,7 +183,7 @@ def of_documents(rng, lengths, tilt):
         shared = rng.normal()
         for rows, size, mean in (sides[0], 2, 2.0), (sides[1], 3, 3.0 * (1 + tilt)):
             cuts = [*range(0, 6 * length, size), 6 * length]
-            for first, last in zip(cuts, cuts[1:], strict=False):
+            for first, last in itertools.pairwise(cuts):
                 noise = 0.3 * rng.normal() + (0.2 * size * shared if size == 3 else 0)
                 rows.append((at + first, at + last, document, mean + noise, True))
         at += 6 * length

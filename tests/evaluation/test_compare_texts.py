@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import pickle
 
 import clients
 import numpy as np
@@ -262,7 +261,7 @@ BAD = {
     "beyond": (other_ids, r"a\.npz.* 98"),
     "version": (another_version, r"t\.txt: byte 0: line 1 goes on with b'In the beg"),
     "normalised": (rewritten(lambda text: text.replace("ü".encode(), "u\u0308".encode())), r"in NFD|in NFC"),
-    "truncated": (rewritten(lambda text: text[:-4]), "t.txt: byte 63: line 3 ends, and token 12 of .* it ends before them"),
+    "truncated": (rewritten(lambda text: text[:-4]), "t.txt: byte 63: line 3 ends, and token 12 .* ends before them"),
     "longer": (rewritten(lambda text: text + b"more"), "goes on with b'more' after the last token"),
     "BOM": (rewritten(lambda text: b"\xef\xbb\xbf" + text), "byte order mark"),
     "CRLF": (rewritten(lambda text: text.replace(b", ", b",\r\n")), r"t\.txt: byte \d+: line 2 goes on with"),
@@ -270,7 +269,7 @@ BAD = {
                   r"t\.txt: byte 67: b'\\xed\\xa0\\x80' is not UTF-8; it must be text in UTF-8"),
     "documents": (other_documents, r"b\.npz: holds 3 documents, not 4; it must hold those of .*a\.npz"),
     "moved": (moved_documents, r"b\.npz: holds a document 2 of bytes 40 to 64, not 40 to 61; it must hold those of"),
-    "mixed": (mixed_documents, r"a\.npz: holds sequences whose tokens are mixed; it must hold them one after the other"),
+    "mixed": (mixed_documents, r"a\.npz: holds sequences whose tokens are mixed; it must hold them one after"),
     "empty": (empty_document, r"b\.npz: holds no text in its document 3; it must hold text in each document"),
     "distributions": (distributions, r"a\.npz: holds targets of shape \(2, 3\); it must hold an id for each row"),
     "responses": (responses, r"a\.json: holds responses; it must hold scores"),
@@ -369,10 +368,3 @@ def test_command_refuses_what_does_not_apply_to_texts(two, command):
                    "--definitions=llama.cpp", "--confidence=0.9"):  # fmt: skip
         assert_refused(command(*argv, option), f"{option.split('=')[0]} does not apply to models with different")
     assert not list(two[0].path.parent.glob("x*"))
-
-
-def test_result_is_pickled_with_its_spans(two):
-    found = compared(*two)
-    again = pickle.loads(pickle.dumps(found))
-    assert again == found
-    assert again.columns()["text"].tolist() == found.columns()["text"].tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -72,7 +72,7 @@ class TextSpan(NamedTuple):
     text : str
         Its text.
     tokens_a, tokens_b : list of str
-        The tokens of each model; bytes that are a part of a character as ``\\xe2``, and special tokens as "".
+        The tokens of each model; bytes that are a part of a character as escapes, and special tokens as "".
     nll_a, nll_b : float
         The sum of their losses in nats, by each model.
 
@@ -98,7 +98,7 @@ TextSpan.__module__ = "tokenloss.results"
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class TextComparison(Result):
-    """Result of `compare_texts`: two models with different tokenizers on the same text.
+    r"""Result of `compare_texts`: two models with different tokenizers on the same text.
 
     Each ``*_stderr`` is a standard error, clustered by document if there are at least two; nan where it is not known,
     and where the figure is infinite or nan. That of a difference or ratio is paired. All figures are of the spans that
@@ -149,12 +149,12 @@ class TextComparison(Result):
     ...     text, ranks, a, b = (pathlib.Path(directory, name) for name in ("t.txt", "t.tiktoken", "a.npz", "b.npz"))
     ...     _ = text.write_text("abab")
     ...     lines = [f"{base64.b64encode(piece).decode()} {i}" for i, piece in enumerate((b"a", b"b", b"ab"))]
-    ...     _ = ranks.write_text("\\n".join(lines))
+    ...     _ = ranks.write_text("\n".join(lines))
     ...     np.savez(a, logits=np.zeros((4, 3)), targets=[0, 1, 0, 1])
     ...     np.savez(b, logits=np.zeros((3, 3)), targets=[2, 0, 1])
     ...     found = compare_texts(a, b, text=text, tokenizer_a=ranks, tokenizer_b=ranks)
     >>> found
-    TextComparison(difference=-0.396241 ± 0.396, bits_per_byte_a=1.58496, bits_per_byte_b=1.18872, n_bytes=4)
+    TextComparison(difference=-0.396241 ± 0.297, bits_per_byte_a=1.58496, bits_per_byte_b=1.18872, n_bytes=4)
     >>> found.columns()["n_tokens_b"], found.a_worse[0].tokens_a
     (array([1, 1, 1]), ['a', 'b'])
     """
@@ -185,9 +185,9 @@ class TextComparison(Result):
     kinds: list[BytesRate]
     b_worse: list[TextSpan]
     a_worse: list[TextSpan]
-    _kind: IntArray = field(compare=False)
-    _spans: Spans = field(compare=False)
-    _bytes: bytes = field(compare=False)
+    _kind: IntArray
+    _spans: Spans
+    _bytes: bytes
 
     @property
     def signature(self) -> str:
@@ -312,9 +312,7 @@ def texts_of_tokens(start: IntArray, stop: IntArray, text: bytes) -> list[str]:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def text_comparison_of(
-    spans: Spans, text: bytes, *, name_a: str, name_b: str, path: str, top: int
-) -> TextComparison:
+def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, path: str, top: int) -> TextComparison:
     """The figures of spans of a text, with so many of the greatest differences each way."""
     kind = kinds_of(text.decode(), spans.start, spans.stop)
     kept = spans.kept
@@ -370,8 +368,9 @@ def _rate_of_kind(spans: Spans, kind: IntArray, number: int, is_clustered: bool)
     """The figures of one kind of span."""
     chosen = (kind == number) & spans.kept
     found = _Rates(spans, chosen, is_clustered)
-    values = (one.ratio / _LN2 for one in (*found.sides, found.difference))
-    return BytesRate([*KINDS][number], int(chosen.sum()), found.n_bytes, *values, found.difference.stderr / _LN2)
+    a, b, difference = (one.ratio / _LN2 for one in (*found.sides, found.difference))
+    stderr = found.difference.stderr / _LN2
+    return BytesRate([*KINDS][number], int(chosen.sum()), found.n_bytes, a, b, difference, stderr)
 
 
 def _worst(spans: Spans, loss: Float64Array, top: int, text: bytes) -> list[TextSpan]:
@@ -380,7 +379,7 @@ def _worst(spans: Spans, loss: Float64Array, top: int, text: bytes) -> list[Text
     found = []
     for span in chosen:
         start, stop = int(spans.start[span]), int(spans.stop[span])
-        tokens = (texts_of_tokens(*spans.tokens_of(side, span)[:2], text) for side in (0, 1))
-        nll = (float(of_side[span]) for of_side in spans.nll)
-        found.append(TextSpan(start, stop, int(spans.document[span]), text[start:stop].decode(), *tokens, *nll))
+        of_a, of_b = (texts_of_tokens(*spans.tokens_of(side, span)[:2], text) for side in (0, 1))
+        a, b = (float(nll[span]) for nll in spans.nll)
+        found.append(TextSpan(start, stop, int(spans.document[span]), text[start:stop].decode(), of_a, of_b, a, b))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,8 @@ class TextTokens(NamedTuple):
 
     def at(self, chosen: BoolArray | slice) -> TextTokens:
         """Some of the tokens."""
-        return TextTokens(*(column[chosen] for column in self))
+        columns: Any = (column[chosen] for column in self)
+        return TextTokens(*columns)
 
 
 class Spans(NamedTuple):
@@ -75,7 +76,7 @@ def spans_of(a: TextTokens, b: TextTokens, text: Array) -> Spans:
     document_stop = np.maximum(ends[0][1], ends[1][1])
     # white space between two documents belongs to the first, if one model has it there
     document_start = np.maximum(np.minimum(ends[0][0], ends[1][0]), np.append(0, document_stop[:-1])[: ends[0][0].size])
-    cuts = np.intersect1d(*(_boundaries(side) for side in (a, b)), assume_unique=True)
+    cuts = np.intersect1d(_boundaries(a), _boundaries(b), assume_unique=True)
     inner = np.searchsorted(document_stop, cuts, "right")
     is_inside = cuts < document_stop[-1:].max(initial=0)
     cuts, inner = cuts[is_inside], inner[is_inside]
@@ -99,7 +100,8 @@ def _boundaries(tokens: TextTokens) -> IntArray:
     own = tokens.at(tokens.stop > tokens.start)
     both = np.empty(2 * own.start.size, np.int64)
     both[::2], both[1::2] = own.start, own.stop
-    return both[np.diff(both, prepend=-1) != 0]
+    found: IntArray = both[np.diff(both, prepend=-1) != 0]
+    return found
 
 
 def _span_of_tokens(tokens: TextTokens, stop: IntArray, bounds: IntArray) -> IntArray:
@@ -156,8 +158,8 @@ def kinds_of(text: str, start: IntArray, stop: IntArray) -> IntArray:
     """The number of the kind of each span, which holds whole characters; spans are given by their bytes."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     of_code = np.zeros(int(codes.max(initial=0)) + 1, np.int8)
-    found = np.flatnonzero(np.bincount(codes))
-    of_code[found] = [_kind_of(chr(code)) for code in found.tolist()]
+    distinct = np.flatnonzero(np.bincount(codes))
+    of_code[distinct] = [_kind_of(chr(code)) for code in distinct.tolist()]
     kind = of_code[codes]
     at = np.cumsum(1 + (codes > 0x7F) + (codes > 0x7FF).astype(np.int64) + (codes > 0xFFFF))  # where each one stops
     first, last = np.searchsorted(at, start, "right"), np.searchsorted(at, stop, "right")
@@ -167,4 +169,5 @@ def kinds_of(text: str, start: IntArray, stop: IntArray) -> IntArray:
         counts[number] = so_far[last] - so_far[first]
     space = _NAMES.index("white space")
     counts[space] = counts[:space].sum(0) == 0  # at least one only where nothing else is
-    return counts.argmax(0)
+    found: IntArray = counts.argmax(0)
+    return found

@@ -63,7 +63,7 @@ def compare_texts(
     progress: bool = False,
     workers: int | None = None,
 ) -> TextComparison:
-    """Compare two models with different tokenizers on the same text, by their bits per byte.
+    r"""Compare two models with different tokenizers on the same text, by their bits per byte.
 
     This is ``tokenloss compare A B --text TEXT --tokenizer-a DIR --tokenizer-b DIR``. Losses per token of such models
     cannot be compared, as their tokens are of different lengths. So the losses are laid over the bytes of the text,
@@ -138,7 +138,7 @@ def compare_texts(
 
     *Kinds of spans.* A span is of the kind that most of its characters have, of several the first one here: *words*
     (letters of the Latin script), *digits* (decimal ones, of any script), *punctuation*, *code* (characters that prose
-    hardly has: ``# $ % & * + / < = > @ [ \\ ] ^ _ ` { | } ~``) and *other scripts* (letters of these, and all else).
+    hardly has: ``# $ % & * + / < = > @ [ \ ] ^ _ ` { | } ~``) and *other scripts* (letters of these, and all else).
     White space counts only where there is nothing else.
 
     Examples
@@ -152,7 +152,7 @@ def compare_texts(
     >>> _ = (folder / "t.txt").write_text("abab")
     >>> for name, pieces, ids in ("a", ["a", "b"], [0, 1, 0, 1]), ("b", ["a", "b", "ab"], [2, 2]):
     ...     lines = [f"{base64.b64encode(piece.encode()).decode()} {i}" for i, piece in enumerate(pieces)]
-    ...     _ = (folder / f"{name}.tiktoken").write_text("\\n".join(lines))
+    ...     _ = (folder / f"{name}.tiktoken").write_text("\n".join(lines))
     ...     np.savez(folder / f"{name}.npz", logits=np.zeros((len(ids), len(pieces))), targets=ids)
     >>> files = {"tokenizer_a": folder / "a.tiktoken", "tokenizer_b": folder / "b.tiktoken"}
     >>> found = compare_texts(folder / "a.npz", folder / "b.npz", text=folder / "t.txt", **files)
@@ -303,13 +303,11 @@ class _Losses(Sink):
         self._laid.nll[rows], self._laid.is_scored[rows] = block.scores.nll, block.scores.kept
 
 
-def _score(
-    side: _Side, laid: _LaidTokens, options: Options, settings: Settings
-) -> list[tuple[str, type[Warning]]]:
+def _score(side: _Side, laid: _LaidTokens, options: Options, settings: Settings) -> list[tuple[str, type[Warning]]]:
     """Fill in the losses of a model; return what must be warned of."""
     evaluation = evaluate_files(side.inputs, options, settings, [_Losses(laid)])
     notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
-    found = [*advice(evaluation.figures), *((note, UserWarning) for note in notes)]
+    found: list[tuple[str, type[Warning]]] = [*advice(evaluation.figures), *((note, UserWarning) for note in notes)]
     return [(f"{side.name}: {message}", category) for message, category in found]
 
 

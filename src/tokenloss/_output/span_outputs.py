@@ -26,7 +26,7 @@ _COLUMNS = [
 
 
 class SpanTable(_TableFile):
-    """A file with a row for each span, as ``tokenloss compare --text --per-token`` writes it.
+    r"""A file with a row for each span, as ``tokenloss compare --text --per-token`` writes it.
 
     Its columns are those of `TextComparison.columns`; .npy has no `text`. It is a .npy file of a structured array, a
     .csv or a .parquet file; of spans that are left out, losses are nan in .npy, null in .parquet and empty in .csv.
@@ -55,7 +55,7 @@ class SpanTable(_TableFile):
     >>> from tokenloss import compare_texts, sinks
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     text, ranks, a = (pathlib.Path(directory, name) for name in ("t.txt", "t.tiktoken", "a.npz"))
-    ...     _ = text.write_text("abab"), ranks.write_text(f"{base64.b64encode(b'ab').decode()} 0\\n")
+    ...     _ = text.write_text("abab"), ranks.write_text(f"{base64.b64encode(b'ab').decode()} 0\n")
     ...     np.savez(a, logits=np.zeros((2, 1)), targets=[0, 0])
     ...     table = sinks.SpanTable()
     ...     _ = compare_texts(a, a, text=text, tokenizer_a=ranks, tokenizer_b=ranks, sinks=[table])
@@ -84,7 +84,7 @@ class SpanTable(_TableFile):
 
 
 class SpanPage(Sink):
-    """A page of HTML of a text, each span shaded by the difference of two models' losses, with the tokens of both.
+    r"""A page of HTML of a text, each span shaded by the difference of two models' losses, with the tokens of both.
 
     This is ``tokenloss compare --text --html``. It holds the first 300,000 spans. Where b lost more than a, spans are
     red, and where it lost less, blue; the colours begin at a difference of 0.1, 0.3, 1, 3 and 10 nats.
@@ -104,8 +104,8 @@ class SpanPage(Sink):
     >>> import numpy as np
     >>> from tokenloss import compare_texts, sinks
     >>> with tempfile.TemporaryDirectory() as directory:
-    ...     text, ranks, a, path = (pathlib.Path(directory, name) for name in ("t.txt", "t.tiktoken", "a.npz", "p.html"))
-    ...     _ = text.write_text("abab"), ranks.write_text(f"{base64.b64encode(b'ab').decode()} 0\\n")
+    ...     text, ranks, a, path = (pathlib.Path(directory, name) for name in ("t.txt", "t.ranks", "a.npz", "p.html"))
+    ...     _ = text.write_text("abab"), ranks.write_text(f"{base64.b64encode(b'ab').decode()} 0\n")
     ...     np.savez(a, logits=np.zeros((2, 1)), targets=[0, 0])
     ...     _ = compare_texts(a, a, text=text, tokenizer_a=ranks, tokenizer_b=ranks, sinks=[sinks.SpanPage(path)])
     ...     "<p>abab</p>" in path.read_text("utf-8")
