@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -186,7 +186,7 @@ class TextComparison(Result):
     b_worse: list[TextSpan]
     a_worse: list[TextSpan]
     _kind: IntArray
-    _spans: Spans
+    _spans: Spans = field(compare=False)  # below
     _bytes: bytes
 
     @property
@@ -232,6 +232,9 @@ class TextComparison(Result):
             "text": np.array([*texts, None], object)[:-1], "kept": spans.kept[part], "n_tokens_a": counts[0],
             "n_tokens_b": counts[1], "nll_a": a[part], "nll_b": b[part], "difference": difference,
         }  # fmt: skip
+
+    def _compared(self) -> dict[str, Any]:
+        return super()._compared() | {"spans": tuple(self._spans)}
 
     def _main(self) -> dict[str, str]:
         main = {"difference": figure(self.difference, self.difference_stderr)}
