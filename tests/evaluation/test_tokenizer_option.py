@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 
+import made_tokenizers
 import numpy as np
 import pytest
 import tokenizers
@@ -13,6 +14,7 @@ from places import TESTS
 from tokenizers import models, normalizers, pre_tokenizers
 
 from tokenloss import cross_entropy, evaluate
+from tokenloss._evaluation import token_bytes
 from tokenloss.results import Evaluation
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -127,7 +129,8 @@ def text(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_tokenizer_gives_bits_per_byte_of_each_layout(layout, text, tmp_path):
+def test_tokenizer_gives_bits_per_byte_of_each_layout(layout, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_bytes, "_PIECE", 7)
     options = layout(tmp_path)
     found = evaluate(**options, tokenizer=MODEL)
     assert_expected(found)
@@ -176,6 +179,20 @@ def test_tokenizer_of_tokens_without_sequences_counts_each_token(tmp_path):
     assert evaluate([(rows, ids)], tokenizer=MODEL).meter == found.meter
 
 
+def test_tokenizer_of_tokens_outside_of_sequences_counts_each_as_one():
+    rows, ids = (np.concatenate(side) for side in ([r[:-1] for r in LOGITS], [i[1:] for i in IDS]))
+    segments = np.repeat(np.arange(len(IDS)), [len(one) - 1 for one in IDS])
+    segments[segments == 1] = -1
+    found = evaluate([(rows, ids, None, segments)], tokenizer=MODEL)
+    pairs = [(nll[1:].sum(), sizes[1:].sum()) for i, (nll, sizes) in enumerate(zip(NLL, SIZES, strict=True)) if i != 1]
+    nll, sizes = np.array([*pairs, *zip(NLL[1][1:], SIZES[1][1:], strict=True)]).T
+    ratio, n = nll.sum() / sizes.sum(), len(nll)
+    stderr = math.sqrt(n / (n - 1) * np.square(nll - ratio * sizes).sum()) / sizes.sum()
+    assert (found.n_bytes, found.figures["n_without_sequence"]) == (sizes.sum(), len(IDS[1]) - 1)
+    assert found.bits_per_byte == pytest.approx(ratio / math.log(2))
+    assert found.bits_per_byte_stderr == pytest.approx(stderr / math.log(2))
+
+
 @pytest.mark.parametrize("of_text", [False, True])
 def test_tokenizer_of_windows_counts_each_token_of_the_text_once(of_text, text, tmp_path):
     size, stride, ids = 20, 8, IDS[0]
@@ -190,6 +207,24 @@ def test_tokenizer_of_windows_counts_each_token_of_the_text_once(of_text, text, 
     )
     assert (found.n_bytes, found.count) == (SIZES[0][1:].sum(), len(ids) - 1)
     assert found.bits_per_byte == pytest.approx((len(ids) - 1) * math.log2(512) / SIZES[0][1:].sum())
+
+
+@pytest.mark.parametrize("name", made_tokenizers.TOKENIZERS)
+def test_tokenizer_of_each_family_has_the_bytes_of_lines_of_many_scripts(name, text, tmp_path):
+    made = made_tokenizers.make(name, tmp_path)
+    lines = [line for line in made_tokenizers.lines(60) if line == line.strip()]
+    texts = [made.encode(line) for line in lines]
+    offsets = np.append(0, np.cumsum([*map(len, texts)]))
+    ids = np.concatenate(texts)
+    logits = np.zeros((len(ids), max(ids) + 2), np.float16)
+    np.savez(tmp_path / "a.npz", logits=logits, targets=ids, cu_seqlens=offsets)
+    text.write_bytes("\n".join(lines).encode())
+    found = [evaluate(tmp_path / "a.npz", tokenizer=made.path, text=text)]
+    if name != "WordPiece":
+        blocks = [(logits[start:stop][None], ids[start:stop][None]) for start, stop in itertools.pairwise(offsets)]
+        found += [evaluate(tmp_path / "a.npz", tokenizer=made.path), evaluate(blocks, tokenizer=made.path)]
+    for one in found:
+        assert one.sequences["n_bytes"].tolist() == [len(line.encode()) for line in lines]
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------
@@ -233,6 +268,8 @@ def test_tokenizer_of_parts_has_the_bits_of_the_whole(tmp_path, monkeypatch):
     for one in [*found, Evaluation.of_parts(parts), sum(parts)]:
         assert one.meter == whole.meter
         assert sorted(one.sequences["n_bytes"]) == sorted(whole.sequences["n_bytes"])
+        tokens, expected_tokens = (each.figures["highest_loss_tokens"] for each in (one, whole))
+        assert [(token["nll"], token["text"]) for token in tokens] == [(t["nll"], t["text"]) for t in expected_tokens]
     bare = evaluate([(LOGITS[0][None], IDS[0][None])], shift=True)
     with pytest.raises(ValueError, match="cannot be merged: tokenizer is"):
         parts[0] + bare
@@ -340,6 +377,25 @@ def test_tokenizer_that_drops_white_space_needs_the_text(command, text, tmp_path
     assert_refused(command(*argv), "drops the white space between tokens", "--text")
     with pytest.raises(ValueError, match="drops the white space"):
         evaluate([(np.zeros((1, 6)), [1])], tokenizer=tmp_path)
+
+
+def test_tokenizer_does_not_come_with_lengths_or_responses(command, tmp_path):
+    source = batch(tmp_path)["source"]
+    refused = command("score", source, "--shift", "--tokenizer", MODEL, "--n-bytes", 5)
+    assert_refused(refused, "--tokenizer and --n-bytes cannot be given together")
+    responses = TESTS / "data" / "vllm.json"
+    assert_refused(command("score", responses, "--tokenizer", MODEL), "--tokenizer is given; it must be left out")
+    np.savez(tmp_path / "soft.npz", probs=np.full((2, 512), 1 / 512), targets=np.full((2, 512), 1 / 512))
+    assert_refused(command("score", tmp_path / "soft.npz", "--tokenizer", MODEL), "soft.npz: targets are distributions")
+    with pytest.raises(ValueError, match=r"block 0: targets has shape \(2, 512\); it must be \(2,\), class ids"):
+        evaluate([(np.zeros((2, 512)), np.full((2, 512), 1 / 512))], tokenizer=MODEL)
+    assert_refused(command("score", source, "--tokenizer", source), f"{source}: ")
+    assert_refused(command("score", source, "--tokenizer", tmp_path / "none"), "none: cannot be read")
+    changed(tmp_path, lambda said: None)
+    state = tmp_path / "tokenizer.json"
+    assert_refused(
+        command("score", source, "--shift", "--tokenizer", tmp_path, "--state", state), state, "would replace"
+    )
 
 
 def test_tokenizer_refuses_unknown_tokens_that_are_scored(command, text, tmp_path):

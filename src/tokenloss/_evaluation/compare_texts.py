@@ -23,7 +23,6 @@ from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.plan import open_stored, plan
 from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
-from tokenloss._evaluation.token_bytes import NEXT_TOKENS
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.scores_file import checked_mask
 from tokenloss.formats.tokenizers import AlignedText, open_tokenizer
@@ -41,6 +40,10 @@ if TYPE_CHECKING:
     _Path: TypeAlias = str | os.PathLike[str]
     _Paths: TypeAlias = _Path | Sequence[_Path]
 
+_NEXT_TOKENS = (
+    "; targets that are the next tokens already lack the first token of each text: store the input ids, and add --shift "
+    "(shift=True)"
+)
 _ROWS = 1 << 20  # whose ids are held against the text at a time
 
 
@@ -253,7 +256,7 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
             except ValueError as error:
                 if options.shift:
                     raise
-                raise ValueError(f"{error}{NEXT_TOKENS}") from error
+                raise ValueError(f"{error}{_NEXT_TOKENS}") from error
             document[files[number] + part] = count + np.cumsum(is_first) - 1
             start[files[number] + part], stop[files[number] + part] = places
             count += int(is_first.sum())

@@ -138,8 +138,10 @@ def evaluate(
     tokenizer : path, optional
         The tokenizer's own file, or the folder of its model, as `token_bytes` takes it, for bits per byte of the tokens
         that are scored: each counts with its own bytes, and each sequence with their sum. The loss of a special token
-        counts, too, but it has no bytes: mask or ignore it, to leave it out. With a tokenizer that drops white space
-        (WordPiece), `text` must be given. Sinks get the text of tokens from it, in place of what files hold.
+        counts, too, but it has no bytes: mask or ignore it, to leave it out. Where the tokenizer adds a space before a
+        text (SentencePiece), that of the first token of each sequence does not count, unless what comes before is
+        ignored. With one that drops white space (WordPiece), `text` must be given. Tables and pages have the text of
+        tokens from it, in place of what files hold.
     words : {"whitespace", "lm-eval"}, default "whitespace"
         How its words are counted: those between white space, or as lm-evaluation-harness does, by `re.split` at white
         space, which counts a blank at the end as a word, too.
@@ -203,9 +205,20 @@ def evaluate(
     >>> evaluate(engine(), shift=True)
     Evaluation(loss=4.35980 ± 0.147, count=56, n_sequences=8, perplexity=78.2418, accuracy=0.0179)
 
+    Bits per byte of three tokens of five bytes, by their ranks in the layout of tiktoken:
+
+    >>> import base64, pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     ranks = pathlib.Path(directory) / "two.tiktoken"
+    ...     with ranks.open("w") as file:
+    ...         for i, piece in enumerate([b"a", b" b"]):
+    ...             print(base64.b64encode(piece).decode(), i, file=file)
+    ...     found = evaluate([(np.zeros((1, 3, 2)), np.array([[0, 1, 1]]))], tokenizer=ranks)
+    >>> found.n_bytes, round(found.bits_per_byte, 4)
+    (5, 0.6)
+
     An engine that stops and goes on, here after its third batch:
 
-    >>> import pathlib, tempfile
     >>> batches = np.arange(4 * 2 * 5).reshape(4, 2, 5) % 50  # ids of four batches of two texts
     >>> def engine(first, fails=False):
     ...     for number, ids in enumerate(batches[first:], first):

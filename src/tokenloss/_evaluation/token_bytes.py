@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _UNKNOWN = -1  # in place of the bytes of an id that has none that are known
 _PIECE = 1 << 18  # tokens that are held against a text at a time
-NEXT_TOKENS = (
+_MOST_IN_ROW = 1 << 20  # texts that a model's mask numbers
+_NEXT_TOKENS = (
     "; targets that are the next tokens already lack the first token of each text: store the input ids and add --shift "
     "(shift=True), or leave the text out"
 )
@@ -59,7 +60,7 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
             except ValueError as error:
                 if options.shift:
                     raise
-                raise ValueError(f"{error}{NEXT_TOKENS}") from error
+                raise ValueError(f"{error}{_NEXT_TOKENS}") from error
         found.append((own, scored_rows(opened, options.ignore_index)))
     if aligned is not None:
         aligned.end()
@@ -87,8 +88,8 @@ def _texts(shard: Shard, stored: OpenShard) -> tuple[IntArray, BoolArray]:
     if shard.windows:
         texts, included = np.full(shard.rows, -1), shard.windows.first_held(shard.rows)
     if stored.file.attention_mask is not None:
-        mask = checked_mask(stored.file).reshape(-1).astype(np.int64)
-        texts, included = texts * (1 + mask.max(initial=0)) + mask, included & (mask != 0)
+        mask = checked_mask(stored.file).reshape(-1)
+        texts, included = texts * _MOST_IN_ROW + mask.astype(np.int64), included & (mask != 0)
     return texts, included
 
 

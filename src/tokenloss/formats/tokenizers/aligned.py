@@ -225,8 +225,12 @@ _CHANGES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("in lower case", str.lower),
     ("in lower case without accents", lambda text: _without_accents(text.lower())),
     ("without accents", lambda text: _without_accents(text)),
-    ("with single spaces", lambda text: re.sub(r"\s+", " ", text)),
-    ("in NFKC, with single spaces", lambda text: re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text))),
+    ("with single spaces", lambda text: re.sub(" +", " ", text)),
+    ("with a space for any white space", lambda text: re.sub(r"\s+", " ", text)),
+    (
+        "in NFKC, with a space for any white space",
+        lambda text: re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)),
+    ),
 )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Step = Callable[[str], str | bytes]
 
 _VERSION = "1.0"
+_SHOWN = 120  # characters of a step in a message
 _FALLBACK = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 # pre-tokenizers that cut a text and keep all of it, and those that leave out white space, if not more
 _KEEPING = ("ByteLevel", "Digits", "FixedLength", "Metaspace", "Punctuation", "Split", "UnicodeScripts")
@@ -66,7 +67,7 @@ def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]
     """Refuse what changes a text before the model reads it, if the decoder does not change it back."""
     for step in splits:
         if step["type"] not in (*_KEEPING, *_DROPPING):
-            raise ValueError(f"its pre_tokenizer {step['type']} is not known")
+            raise ValueError(f"its pre_tokenizer has a step that is not known: {str(step)[:_SHOWN]}")
     for step in normalizers:
         match step:
             case {"type": "Replace", "pattern": {"String": " "}, "content": str(to)} if _written(encode, to) != b" ":
@@ -124,7 +125,7 @@ def _encoder(
             case {"type": "Strip", "content": " ", "start": 0 | 1, "stop": 0} if is_fused:
                 pass  # the space of `_prefix`
             case _:
-                raise ValueError(f"its decoder {step['type']} is not known as {str(step)[:120]}")
+                raise ValueError(f"its decoder has a step that is not known: {str(step)[:_SHOWN]}")
     if model.get("byte_fallback") and _byte_or_text not in steps:
         steps.append(_byte_or_text)
     return steps

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import IntArray
 
 _MOST_BYTES = 256 << 20  # of a file
-_MOST_IDS = 1 << 24
+_MOST_IDS = 1 << 21
 _NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model", "*.tiktoken", "vocab.json")  # the first counts
 _RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")  # begins a list of ranks
 _CONFIG = "tokenizer_config.json"

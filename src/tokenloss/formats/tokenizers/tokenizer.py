@@ -118,8 +118,8 @@ class Tokenizer:
         if self._is_added_once:  # to a text that begins with none: one that begins with two had both
             is_alone = spaces == self.n_bytes[ids[first]]
             spaces[is_alone] += self._spaces_after(ids, first[is_alone])
-            return first[spaces == 1]
-        return first[spaces > 0]
+        found: IntArray = first[spaces == 1 if self._is_added_once else spaces > 0]
+        return found
 
     def _spaces_after(self, ids: IntArray, indices: IntArray) -> IntArray:
         """How many spaces the next token that writes anything begins with, after tokens at these indices."""
