@@ -319,7 +319,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     """The figures of spans of a text, with so many of the greatest differences each way."""
     kind = kinds_of(text.decode(), spans.start, spans.stop)
     kept = spans.kept
-    n_documents = len(np.unique(spans.document[kept]))
+    n_documents = int(np.count_nonzero(np.diff(spans.document[kept], prepend=-1)))
     is_clustered = n_documents > 1
     of_all = _Rates(spans, kept, is_clustered)
     totals = [ExactMoments.of(spans.nll_of_tokens(side)) for side in (0, 1)]
@@ -341,7 +341,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
         difference_interval=(change - radius, change + radius),
         ratio=of_all.ratio.ratio, ratio_stderr=of_all.ratio.stderr,
         is_clustered=is_clustered, interval_factor=factor,
-        kinds=[_rate_of_kind(spans, kind, number, is_clustered) for number in np.unique(kind[kept]).tolist()],
+        kinds=[_rate_of_kind(spans, kind, number, is_clustered) for number in np.flatnonzero(np.bincount(kind[kept])).tolist()],
         b_worse=_worst(spans, loss, top, text), a_worse=_worst(spans, -loss, top, text),
         _kind=kind, _spans=spans, _bytes=text,
     )  # fmt: skip

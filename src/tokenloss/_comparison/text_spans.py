@@ -81,7 +81,7 @@ def spans_of(a: TextTokens, b: TextTokens, text: Array) -> Spans:
     is_inside = cuts < document_stop[-1:].max(initial=0)
     cuts, inner = cuts[is_inside], inner[is_inside]
     cuts = cuts[(cuts > document_start[inner]) & (text[cuts] & 0xC0 != 0x80)]
-    stop = np.union1d(cuts, document_stop)
+    stop = np.sort(np.concatenate([cuts, document_stop]), kind="stable")
     document = np.searchsorted(document_stop, stop)
     is_first = np.diff(document, prepend=-1) != 0
     start = np.where(is_first, document_start[document], np.append(0, stop)[:-1])
@@ -160,13 +160,13 @@ def kinds_of(text: str, start: IntArray, stop: IntArray) -> IntArray:
     of_code = np.zeros(int(codes.max(initial=0)) + 1, np.int8)
     distinct = np.flatnonzero(np.bincount(codes))
     of_code[distinct] = [_kind_of(chr(code)) for code in distinct.tolist()]
-    kind = of_code[codes]
-    at = np.cumsum(1 + (codes > 0x7F) + (codes > 0x7FF).astype(np.int64) + (codes > 0xFFFF))  # where each one stops
-    first, last = np.searchsorted(at, start, "right"), np.searchsorted(at, stop, "right")
+    kind = np.append(of_code[codes], np.int8(-1))
+    at = np.cumsum(1 + (codes > 0x7F) + (codes > 0x7FF).astype(np.int8) + (codes > 0xFFFF))  # where each one stops
+    bounds = np.empty(2 * start.size, np.int64)
+    bounds[::2], bounds[1::2] = np.searchsorted(at, start, "right"), np.searchsorted(at, stop, "right")
     counts = np.empty((len(KINDS), start.size), np.int64)
     for number in range(len(KINDS)):
-        so_far = np.append(0, np.cumsum(kind == number))
-        counts[number] = so_far[last] - so_far[first]
+        counts[number] = np.add.reduceat((kind == number).view(np.int8), bounds, dtype=np.int64)[::2]
     space = _NAMES.index("white space")
     counts[space] = counts[:space].sum(0) == 0  # at least one only where nothing else is
     found: IntArray = counts.argmax(0)
