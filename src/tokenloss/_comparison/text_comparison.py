@@ -325,6 +325,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     totals = [ExactMoments.of(spans.nll_of_tokens(side)) for side in (0, 1)]
     rates = [one.sum_over(of_all.n_bytes) / _LN2 for one in totals]
     change = _difference(*totals).sum_over(of_all.n_bytes) / _LN2
+    kinds = np.flatnonzero(np.bincount(kind[kept])).tolist()
     factor = of_all.difference.interval_factor
     radius = of_all.difference.stderr / _LN2 * factor
     counts = [int(np.diff(first)[kept].sum()) for first in spans.first]
@@ -341,7 +342,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
         difference_interval=(change - radius, change + radius),
         ratio=of_all.ratio.ratio, ratio_stderr=of_all.ratio.stderr,
         is_clustered=is_clustered, interval_factor=factor,
-        kinds=[_rate_of_kind(spans, kind, number, is_clustered) for number in np.flatnonzero(np.bincount(kind[kept])).tolist()],
+        kinds=[_rate_of_kind(spans, kind, number, is_clustered) for number in kinds],
         b_worse=_worst(spans, loss, top, text), a_worse=_worst(spans, -loss, top, text),
         _kind=kind, _spans=spans, _bytes=text,
     )  # fmt: skip

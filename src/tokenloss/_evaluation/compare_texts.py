@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     _Paths: TypeAlias = _Path | Sequence[_Path]
 
 _NEXT_TOKENS = (
-    "; targets that are the next tokens already lack the first token of each text: store the input ids, and add --shift "
-    "(shift=True)"
+    "; targets that are the next tokens already lack the first token of each text: store the input ids, and add "
+    "--shift (shift=True)"
 )
 _ROWS = 1 << 20  # whose ids are held against the text at a time
 
