@@ -219,6 +219,11 @@ def another_version(a, b):
     tokenizer(a.tokenizer, [f"{i:3}".encode() for i in range(40)])
 
 
+def masked_prompt(a, b):
+    """Labels of which the prompt is masked, so that nobody knows its tokens."""
+    np.savez(a.path, logits=a.logits, labels=np.where(np.arange(len(a.ids)) < 2, -100, a.ids), segment_ids=a.segments)
+
+
 def other_documents(a, b):
     """A model that has the same text in other sequences."""
     np.savez(b.path, logits=b.logits, input_ids=b.ids, segment_ids=np.where(b.segments == 3, 2, b.segments))
@@ -269,6 +274,7 @@ BAD = {
                   r"t\.txt: byte 67: b'\\xed\\xa0\\x80' is not UTF-8; it must be text in UTF-8"),
     "documents": (other_documents, r"b\.npz: holds 3 documents, not 4; it must hold those of .*a\.npz"),
     "moved": (moved_documents, r"b\.npz: holds a document 2 of bytes 40 to 64, not 40 to 61; it must hold those of"),
+    "masked": (masked_prompt, "t.txt: byte 0: line 1 goes on with .*; 2 ignored ids of the file cannot be of the text"),
     "mixed": (mixed_documents, r"a\.npz: holds sequences whose tokens are mixed; it must hold them one after"),
     "empty": (empty_document, r"b\.npz: holds no text in its document 3; it must hold text in each document"),
     "distributions": (distributions, r"a\.npz: holds targets of shape \(2, 3\); it must hold an id for each row"),

@@ -15,7 +15,7 @@ from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import identity
-from tokenloss._core.text import title
+from tokenloss._core.text import count_of, title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.evaluate import advice, not_finite_notes
@@ -254,15 +254,20 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
             try:
                 places = aligned.update(ids[part], is_first, shard.path)
             except ValueError as error:
-                if options.shift:
-                    raise
-                raise ValueError(f"{error}{_NEXT_TOKENS}") from error
+                raise ValueError(f"{error}{_hint(ids, options)}") from error
             document[files[number] + part] = count + np.cumsum(is_first) - 1
             start[files[number] + part], stop[files[number] + part] = places
             count += int(is_first.sum())
     aligned.end()
     is_scored = np.zeros(files[-1], np.bool_)
     return _LaidTokens(files, int(bool(options.shift)), start, stop, document, np.full(files[-1], np.nan), is_scored)
+
+
+def _hint(ids: Array, options: Options) -> str:
+    """Why ids may not be those of the text, in words that follow an error."""
+    ignored = 0 if options.ignore_index is None else int(np.count_nonzero(ids == options.ignore_index))
+    hint = "" if options.shift else _NEXT_TOKENS
+    return f"; {count_of(ignored, 'ignored id')} of the file cannot be of the text{hint}" if ignored else hint
 
 
 def _ids_of(shard: Shard, options: Options) -> tuple[Array, IntArray, bool]:
