@@ -295,6 +295,12 @@ def test_bad_input_is_refused_before_anything_is_written(name, two, tmp_path, co
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+class Tokens(sinks.Sink):
+    """A sink that waits for tokens in vain."""
+
+    needs_tokens = True
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -303,6 +309,7 @@ def test_bad_input_is_refused_before_anything_is_written(name, two, tmp_path, co
         ({"shift": 2}, "shift is 2; it must be True, False or None"),
         ({"name_b": 3}, "name_b is 3; it must be text or None"),
         ({"text": b"a"}, "text is 'bytes'; it must be a path"),
+        ({"sinks": [Tokens()]}, "Tokens needs each token; compare_texts gives the result alone"),
         ({"sinks": [sinks.HtmlPage("x.html")]}, "HtmlPage is a sink of evaluate, not of compare_texts"),
     ],
 )

@@ -145,7 +145,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
     taken |= {_name_of(output.option) for output in TEXT_OUTPUTS}
     defaults = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}
     for name, value in vars(args).items():
-        if name not in taken and is_given(value, defaults.get(name)):
+        if name not in taken and value is not False and is_given(value, defaults.get(name)):
             raise InputError(f"{_option(name)} does not apply to models with different tokenizers (--text)")
     with _input_errors(), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
@@ -155,7 +155,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
         found = compare_texts(**_arguments(compare_texts, args, **models))
     for warning in told:
         _print_warning(str(warning.message))
-    print_as(args.format, found._shown, found.to_dict, lambda: columns_of([found.to_dict()]))
+    print_as(args.format, found._shown, found.to_dict, lambda: columns_of([found._figures()]))
     return 0
 
 

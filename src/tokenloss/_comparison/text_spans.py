@@ -67,9 +67,9 @@ def document_bytes(tokens: TextTokens) -> tuple[IntArray, IntArray]:
 def spans_of(a: TextTokens, b: TextTokens, text: Array) -> Spans:
     """Cut a text, given as its bytes, where both models have a boundary between two characters.
 
-    Both have the same documents, with bytes in each. A token that drops white space before it starts after that, and a
-    span of dropped white space has no token. A token without bytes belongs to the span that ends where it stands, or at
-    the start of a document to the first one.
+    Both have the same documents, with bytes in each. White space that is in no token of one model may be a span of its
+    own, without a token of that model. A token without bytes belongs to the span that ends where it stands, or at the
+    start of a document to the first one.
     """
     a, b = (side.at((side.stop > side.start) | side.is_scored) for side in (a, b))
     ends = [document_bytes(side) for side in (a, b)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.plan import open_stored, plan
 from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
+from tokenloss.formats.base import open_regular
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.scores_file import checked_mask
 from tokenloss.formats.tokenizers import AlignedText, open_tokenizer
@@ -166,6 +166,9 @@ def compare_texts(
     check_shift(shift)
     top = check_integer("top", top, "an integer of at least 0", least=0)
     outputs = checked_sinks(sinks, "compare_texts", None, None)
+    for output in outputs:
+        if output.needs_tokens:
+            raise_error("not for", name=output._name, fits="needs each token; compare_texts gives the result alone")
     options = Options(array, kind, ignore_index, shift, 0, targets_array=targets_array)
     settings = Settings(workers=check_workers(workers), progress=progress)
     path = as_path("text", text)
@@ -211,7 +214,8 @@ def _side(letter: str, paths: Any, name: Any, tokenizer: Any) -> _Side:
 
 def _read(path: str) -> bytes:
     """The bytes of a text in UTF-8."""
-    content = Path(path).read_bytes()
+    with open_regular(path) as file:
+        content: bytes = file.read()
     try:
         content.decode()
     except UnicodeDecodeError as error:
@@ -306,7 +310,7 @@ class _Losses(Sink):
         self._laid = laid
 
     def add(self, block: TokenBlock) -> None:
-        assert block.row is not None
+        assert block.row is not None  # as of responses, which are refused
         rows = self._laid.files[block.file] + block.row + self._laid.step
         self._laid.nll[rows], self._laid.is_scored[rows] = block.scores.nll, block.scores.kept
 
