@@ -109,6 +109,7 @@ VARIANTS = {
     "scheduler": [{"_evaluation.cluster.map_shards"}, {"_evaluation.compare_files.compare_files"}],
     "scores": [{"_output.loss_page.write_page"}, {"_output.divergence_page.write_comparison_page"}],
     "segment_ids": [
+        {"_evaluation.compare_texts.compare_texts"},
         {"_evaluation.evaluate.evaluate"},
         {
             "_comparison.comparison.ComparisonMeter.update",
@@ -138,6 +139,7 @@ VARIANTS = {
     "state": [{"_evaluation.compare_files.compare_files"}],
     "stride": [{"_statistics.windows.windows"}],
     "targets": [
+        {"_evaluation.compare_texts.compare_texts"},
         {"_comparison.comparison.ComparisonMeter.update"},
         {"_comparison.comparison.compare"},
         {"_comparison.linear_compare.linear_compare"},

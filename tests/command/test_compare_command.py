@@ -176,9 +176,10 @@ FORWARDED = {
     ),
     "compare_texts": (
         "compare x.npy q=q.npy --text=t --tokenizer-a=A --tokenizer-b=B --array=a --targets-array=y --kind=probs "
-        "--ignore-index=3 --shift --workers=2",
+        "--ignore-index=3 --shift --workers=2 --targets=i --targets=j --segment-ids=k --segment-ids=l",
         {"a": "x.npy", "b": "q.npy", "name_b": "q", "tokenizer_a": "A", "tokenizer_b": "B", "array": "a",
-         "targets_array": "y", "kind": "probs", "ignore_index": 3, "shift": True, "workers": 2},
+         "targets_array": "y", "kind": "probs", "ignore_index": 3, "shift": True, "workers": 2,
+         "targets": ["i", "j"], "segment_ids": ["k", "l"]},
     ),
 }  # fmt: skip
 OTHERS = {"sinks", "progress", "text"}  # which no option gives as it is

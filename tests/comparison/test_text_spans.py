@@ -210,10 +210,19 @@ def test_with_one_document_spans_are_taken_as_independent():
     assert "spans, taken as independent" in result.summary()
 
 
-def test_losses_that_are_infinite_or_nan_stay_so():
-    rows = [(0, 1, 0, 1, True), (1, 2, 0, 2, True)]
-    for value in math.inf, math.nan:
-        result = compared(rows, [rows[0], (1, 2, 0, value, True)], b"ab")
-        assert str(result.bits_per_byte_b) == str(result.difference) == str(value)
-        assert math.isnan(result.difference_stderr)
-        assert result.b_worse[0].start == 1
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_losses_that_are_infinite_or_nan_stay_so(value):
+    rows = [(0, 1, 0, 1, True), (1, 2, 1, 2, True)]
+    others = [rows[0], (1, 2, 1, value, True)]
+    result = compared(rows, others, b"ab")
+    assert str(result.bits_per_byte_b) == str(result.difference) == str(value)
+    assert result.b_worse[0].start == 1
+    assert math.isnan(result.difference_stderr)
+    assert math.isnan(result.ratio_stderr)
+    result = compared(others, rows, b"ab")
+    assert str(result.bits_per_byte_a) == str(value)
+    assert str(-result.difference) == str(value)
+    assert math.isnan(result.ratio)
+    assert math.isnan(result.ratio_stderr)
+    assert math.isnan(result.difference_stderr)
+    assert math.isnan(compared(others, others, b"ab").difference)

@@ -171,6 +171,30 @@ def test_shards_of_one_document_go_on(tmp_path):
     assert (whole.is_clustered, whole.n_documents) == (False, 1)
 
 
+def test_ids_and_segment_ids_may_be_in_files_of_their_own(two, command):
+    """With a document that goes on in the next shard."""
+    a, b = two
+    expected, folder = compared(a, b, name_a="a", name_b="b"), a.path.parent
+    for name, one in ("a", a), ("b", b):
+        np.save(folder / f"{name}-ids.npy", one.ids)
+        np.save(folder / f"{name}-segments.npy", one.segments)
+    for name, part in ("part-1.npy", slice(10)), ("part-2.npy", slice(10, None)):
+        np.save(folder / name, a.logits[part])
+    np.save(folder / "b.npy", b.logits)
+    a.path, b.path = folder / "part-*.npy", folder / "b.npy"
+    of_rows = {
+        "targets": [folder / f"{name}-ids.npy" for name in "ab"],
+        "segment_ids": [folder / f"{name}-segments.npy" for name in "ab"],
+    }
+    assert compared(a, b, **of_rows, name_a="a", name_b="b") == expected
+    argv = [
+        word for option, paths in of_rows.items() for path in paths for word in (f"--{option.replace('_', '-')}", path)
+    ]
+    assert command(*argv_of(a, b), *argv, "--shift")[0] == 0
+    with pytest.raises(ValueError, match=r"^targets is '1 path'; it must be two: that of a, and that of b"):
+        compared(a, b, targets=of_rows["targets"][:1])
+
+
 def test_padding_is_no_part_of_the_text(two):
     """A batch with an attention mask, as a model that pads on the left has it, and one of packed texts."""
     a, b = two
@@ -377,7 +401,7 @@ def test_command_refuses_what_does_not_apply_to_texts(two, command):
                    "--tokenizer-a, --tokenizer-b")  # fmt: skip
     assert_refused(command(*argv, "more.npz"), "OTHER more.npz: --text compares two models")
     for option in ("--max-kl=1", "--base-kind=logits", "--size=a=1", "--plot=x.png", "--per-sequence=x.csv",
-                   "--state=x", "--lm-head=x", "--noise=x", "--targets=x", "--classes=4", "--skip-failed",
+                   "--state=x", "--lm-head=x", "--noise=x", "--classes=4", "--skip-failed",
                    "--definitions=llama.cpp", "--confidence=0.9"):  # fmt: skip
         assert_refused(command(*argv, option), f"{option.split('=')[0]} does not apply to models with different")
     assert not list(two[0].path.parent.glob("x*"))

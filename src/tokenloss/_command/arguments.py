@@ -72,7 +72,8 @@ Any file of scores may hold the targets, and all that do must hold the same ones
 compared. BASE is read once for all. Tables call each OTHER by its name, as in Q8=q8.npz, or else by its file.
 
 With --text, --tokenizer-a and --tokenizer-b, BASE and OTHER are two models with different tokenizers, each with the ids
-of its own tokens of the same text: they are compared by bits per byte.
+of its own tokens of the same text: they are compared by bits per byte. There, --targets and --segment-ids are given
+twice if at all, first for BASE.
 """
 _COMPARE_EXAMPLES = """
  two quantised models and their base:

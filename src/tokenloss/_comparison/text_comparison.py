@@ -365,7 +365,7 @@ class _Rates:
         self.sides = ExactRatio.of(a, n_bytes), ExactRatio.of(b, n_bytes)
         with np.errstate(invalid="ignore"):
             self.difference = ExactRatio.of(b - a, n_bytes)
-        self.ratio = ExactRatio.of(b, a)
+        self.ratio = ExactRatio.of(b, a) if np.isfinite(a).all() else ExactRatio()  # nan, then
 
 
 def _rate_of_kind(spans: Spans, kind: IntArray, number: int, is_clustered: bool) -> BytesRate:

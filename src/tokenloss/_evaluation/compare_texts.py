@@ -56,6 +56,8 @@ def compare_texts(
     tokenizer_b: _Path,
     name_a: str | None = None,
     name_b: str | None = None,
+    targets: Sequence[_Path] = (),
+    segment_ids: Sequence[_Path] = (),
     array: str | None = None,
     targets_array: str | None = None,
     kind: Kind | None = None,
@@ -83,6 +85,9 @@ def compare_texts(
         The tokenizer of each model, or the folder of the model, as `token_bytes` takes it.
     name_a, name_b : str, optional
         Names of the models; by default their files.
+    targets, segment_ids : two paths, optional
+        A .npy file of a's ids and one of b's, or of the number of each token's sequence, for all files of each model.
+        By default its files hold them.
     array, targets_array : str, optional
         Names of the arrays of scores and of targets in the files of both, as in `evaluate`.
     kind : {"logits", "log_probs", "probs"}, optional
@@ -172,7 +177,11 @@ def compare_texts(
     options = Options(array, kind, ignore_index, shift, 0, targets_array=targets_array)
     settings = Settings(workers=check_workers(workers), progress=progress)
     path = as_path("text", text)
-    sides = [_side(*given) for given in (("a", a, name_a, tokenizer_a), ("b", b, name_b, tokenizer_b))]
+    of_rows = _of_both("targets", targets), _of_both("segment_ids", segment_ids)
+    sides = [
+        _side("a", a, name_a, tokenizer_a, *(files[0] for files in of_rows)),
+        _side("b", b, name_b, tokenizer_b, *(files[1] for files in of_rows)),
+    ]
     check_files(outputs, None, {identity(path): path} | {key: one for side in sides for key, one in side.read.items()})
     content = _read(path)
     texts = [_laid_over(side, path, options) for side in sides]
@@ -198,7 +207,15 @@ class _Side(NamedTuple):
     read: dict[object, str]  # all files that are read, by `identity`
 
 
-def _side(letter: str, paths: Any, name: Any, tokenizer: Any) -> _Side:
+def _of_both(name: str, value: Any) -> tuple[list[str], list[str]]:
+    """The file of a and that of b, each in a list; two empty ones if there are none."""
+    paths = as_paths(name, value)
+    if len(paths) not in (0, 2):
+        raise_error("option", name=name, got=count_of(len(paths), "path"), fits="two: that of a, and that of b")
+    return paths[:1], paths[1:]
+
+
+def _side(letter: str, paths: Any, name: Any, tokenizer: Any, targets: list[str], segment_ids: list[str]) -> _Side:
     """What was given of a model, checked."""
     given = as_paths(letter, paths)
     if not given:
@@ -208,7 +225,7 @@ def _side(letter: str, paths: Any, name: Any, tokenizer: Any) -> _Side:
     files = resolved(given, are_scores=True)
     for path in filter(is_responses, files):
         raise_error("content", path=path, got="holds responses", fits="hold scores, where models are compared by text")
-    inputs, opened = Inputs(files, [], []), open_tokenizer(as_path(f"tokenizer_{letter}", tokenizer))
+    inputs, opened = Inputs(files, targets, segment_ids), open_tokenizer(as_path(f"tokenizer_{letter}", tokenizer))
     return _Side(name or title(given), inputs, opened, inputs.by_identity() | {identity(opened.path): opened.path})
 
 
@@ -243,7 +260,7 @@ class _LaidTokens(NamedTuple):
 
 def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
     """Hold the ids of a model against the text; ValueError at the first token whose bytes differ."""
-    shards = plan(side.inputs.scores, [], options)
+    shards = plan(side.inputs.scores, side.inputs.targets, options, side.inputs.segment_ids)
     files = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
     start, stop, document = (np.full(files[-1], -1) for _ in range(3))
     aligned, last, count = AlignedText(text, side.tokenizer), -1, 0
@@ -297,7 +314,7 @@ def _ids_of(shard: Shard, options: Options) -> tuple[Array, IntArray, bool]:
     if np.count_nonzero(np.diff(numbers, prepend=-1)) > np.unique(numbers).size:
         got, fits = "holds sequences whose tokens are mixed", "hold them one after the other, as the text does"
         raise_error("content", path=shard.path, got=got, fits=fits)
-    return ids, documents, not stored.sequences.exist
+    return ids, documents, shard.segments_start is not None or not stored.sequences.exist
 
 
 class _Losses(Sink):
