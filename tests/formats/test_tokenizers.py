@@ -8,14 +8,15 @@ import made_tokenizers
 import numpy as np
 import pytest
 from damage import DAMAGES, bounded, damaged, fuzzed
-from hypothesis import given
-from places import DATA
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tokenloss import token_bytes
 from tokenloss._core.text import BYTES
 from tokenloss.formats.tokenizers import AlignedText, Tokenizer, open_tokenizer
+from tokenloss.formats.tokenizers.tokenizer import Vocabulary
 
-MODEL = DATA / "model"
+pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +201,11 @@ def test_spans_of_another_source_are_refused_as_in_marin_6011(make, tmp_path):
     ids = [0, *made.encode("a cat"), 0]  # <|endoftext|> before and after
     starts, stops = AlignedText(str(text), tokenizer).update(*first_of(ids), "ids")
     assert (starts[0], stops[0], starts[-1], stops[-1]) == (0, 0, 5, 5)
-    with pytest.raises(ValueError, match="byte 2: line 1 goes on with b'cat'"):
+    with pytest.raises(ValueError, match=r"byte [12]: line 1 goes on with b' ?cat', and token [12] of ids, id "):
         AlignedText(str(text), tokenizer).update(*first_of(made.encode("a dog")), "ids")
+    text.write_text("<|endoftext|>a", "utf-8")
+    with pytest.raises(ValueError, match=r"byte 0: line 1 goes on .*; special tokens before it write nothing"):
+        AlignedText(str(text), tokenizer).update(*first_of([0, *made.encode("a")]), "ids")
 
 
 def test_special_tokens_write_nothing_and_byte_tokens_one_as_in_marin_6013(make):
@@ -254,7 +258,7 @@ LAYOUTS = {
     ),
     "Split and ByteLevel": (
         [{"vocab": byte_vocab("Ġa")}, BYTE_LEVEL, {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": r"\p{L}+|\s+(?!\S)|\s+"}, "behavior": "Removed", "invert": True},
+            {"type": "Split", "pattern": {"Regex": r"'s|\p{L}+|\s+(?!\S)|\s+"}, "behavior": "Removed", "invert": True},
             {**BYTE_LEVEL, "add_prefix_space": True}]}], [1] * 256 + [2], True, False
     ),
     "end of word": (
@@ -379,17 +383,24 @@ REFUSED = {
     ),
     "a pre_tokenizer": (as_json(BYTES_ONLY, None, {"type": "Reverse"}), "not known: {'type': 'Reverse'}"),
     "a decoder that does not fit": (as_json(BYTES_ONLY, METASPACE, BYTE_LEVEL), "ByteLevel, and not the other"),
-    "a space that stays ▁": (as_json({"vocab": {"▁": 0}}, None, None, TO_METASPACE), "makes '▁' of a space"),
+    "a space that stays ▁": (as_json({"vocab": {"▁": 0}}, None, None, TO_METASPACE), "makes no space of '▁'"),
+    "a prefix that is no space": (
+        as_json({"vocab": {"_": 0}}, None, None, {"type": "Prepend", "prepend": "_"}), "makes no space of '_'"
+    ),
+    "a step after ByteLevel": (
+        as_json(BYTES_ONLY, {"type": "Sequence", "decoders": [BYTE_LEVEL, METASPACE]}, BYTE_LEVEL),
+        "has Metaspace after ByteLevel",
+    ),
     "a vocabulary of Keras": ('{"class_name": "Tokenizer", "config": {}}', "no tokenizer.json, and no vocab.json"),
     "a pickle": (pickle.dumps({"a": 1}), "a pickle or an archive"),
     "protobuf that is cut": (b"\n\x20abc", "it ends inside a field"),
-    "protobuf without pieces": (b"\x12\x00", "it holds no pieces"),
+    "protobuf without pieces": (b"\x12\x00", "or a damaged one of SentencePiece, which has pieces"),
     "a number that is cut": (b"\n\xff", "it ends inside a number"),
     "a rank that comes twice": ("YQ== 0\nYg== 0\n", "a rank is given twice"),
     "an id that is too large": (as_json({"vocab": {"a": 1 << 40}}), "integers from 0 to"),
     "an id that is no number": (as_json({"vocab": {"a": "b"}}), "integers from 0 to"),
     "a surrogate": ('{"version": "1.0", "model": {"vocab": {"\\ud800": 0}}}', "surrogates not allowed"),
-    "nothing": (b"", "it holds no pieces"),
+    "nothing": (b"", "or a damaged one of SentencePiece, which has pieces"),
 }  # fmt: skip
 
 
@@ -482,6 +493,22 @@ def test_texts_that_differ_name_the_first_token_and_the_cause(cause, tmp_path):
         align(size=1)
 
 
+def test_white_space_of_word_piece_belongs_to_the_token_after_it(tmp_path):
+    added = [{"id": 3, "content": "b b"}]
+    tokenizer = open_tokenizer(save_json(tmp_path, *LAYOUTS["WordPiece"][0], added=added))
+    path = tmp_path / "text.txt"
+    path.write_text(" b  b\u2003bé\n\nb b b\n", "utf-8")
+    ids, is_first = first_of([2, 2, 2, 1], [3, 2])
+    aligned = AlignedText(str(path), tokenizer)
+    starts, stops = aligned.update(ids, is_first, "ids")
+    aligned.end()
+    assert starts.tolist() == [1, 2, 5, 9, 13, 16]
+    assert stops.tolist() == [2, 5, 9, 11, 16, 18]
+    path.write_text(" b  B bé", "utf-8")
+    with pytest.raises(ValueError, match=r"byte 4: line 1 goes on with b'B .*, id 2, is b'b'.*in lower case"):
+        AlignedText(str(path), tokenizer).update(ids[:4], is_first[:4], "ids")
+
+
 def test_masked_ids_hide_what_the_text_holds(tmp_path):
     tokenizer = open_tokenizer(save_ranks(tmp_path, [bytes([byte]) for byte in range(256)]))
     path = tmp_path / "text.txt"
@@ -506,6 +533,30 @@ def test_text_may_be_of_windows_that_begin_with_a_space(make, tmp_path):
     starts, stops = aligned.update(*first_of(*texts), "ids")
     aligned.end()
     assert (stops - starts).sum() == len(b"the catthe dog and the pig")
+
+
+WORDS = [b"a", b" ", b"\n", b" a", b"\na", b"  ", b"aa", b"\r\n", "\u3000".encode(), b"a\n"]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", " ", "\n", "\n\n ", "\r\n"]), st.lists(st.integers(0, len(WORDS) - 1)))),
+    st.lists(st.integers(1, 3)),
+)
+def test_any_texts_with_white_space_between_them_align_in_any_blocks(tmp_path_factory, texts, sizes):
+    tokenizer = Tokenizer("words", Vocabulary(dict(enumerate(WORDS))))
+    path = tmp_path_factory.getbasetemp() / "text.txt"
+    data = b"".join(space.encode() + b"".join(WORDS[i] for i in ids) for space, ids in texts)
+    path.write_bytes(data)
+    ids, is_first = first_of([], *(ids for _, ids in texts))
+    aligned, start, last = AlignedText(str(path), tokenizer), 0, 0
+    for size in [*sizes, len(ids) + 1]:
+        part = slice(start, start + size)
+        starts, stops = aligned.update(ids[part], is_first[part], "ids")
+        assert [data[a:b] for a, b in zip(starts, stops, strict=True)] == [WORDS[i] for i in ids[part]]
+        assert ([last, *stops[:-1]] <= starts).all()
+        last, start = stops[-1] if len(stops) else last, start + size
+    aligned.end()
 
 
 def test_text_that_changes_is_refused(tmp_path):

@@ -13,13 +13,13 @@ import numpy as np
 
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss.formats.base import check_stamp, open_regular, stamp
+from tokenloss.formats.tokenizers.tokenizer import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn, TypeAlias
 
     from tokenloss._core.types import Array, BoolArray, IntArray
-    from tokenloss.formats.tokenizers.tokenizer import Tokenizer
 
     Text: TypeAlias = bytes | mmap.mmap
 
@@ -32,6 +32,7 @@ _SPACE = ord(" ")
 _SHOWN = 16  # bytes of a text in a message
 _HEAD = 64  # bytes of a text that are compared first
 _BEFORE, _AFTER = 16, 64  # bytes around a difference in which its cause is looked for
+_MOST_GAPS = 1 << 10  # bytes of white space among which a difference is looked for
 _PIECE = 1 << 20  # bytes whose lines are counted at a time
 _BOM = b"\xef\xbb\xbf"
 _CONTINUATION = bytes(range(128, 192))  # bytes that go on with a character in UTF-8
@@ -52,11 +53,7 @@ class AlignedText:
 
     def __init__(self, path: str, tokenizer: Tokenizer) -> None:
         self.path: str = path
-        self._tokenizer = tokenizer
-        self._pieces = tokenizer.pieces
-        if tokenizer.drops_spaces:  # added tokens may hold spaces
-            self._pieces = [_WIDE_SPACE.sub(b"", b"".join(piece.split())) for piece in tokenizer.pieces]
-        self._n_bytes = np.array([*map(len, self._pieces)], np.int64)
+        self._tokenizer = _solid(tokenizer) if tokenizer.drops_spaces else tokenizer
         self._at = 0  # byte of the file after the last token
         self._place, self._n_tokens = "", 0  # the file of the ids, and how many of it came
         self._is_first = True  # whether the text has written nothing yet
@@ -105,7 +102,7 @@ class AlignedText:
     def _lay(self, text: Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
         """Lay tokens over the text, each beside the one before it, but for white space where a text begins."""
         prefixed = self._tokenizer.prefixed(ids, is_first)
-        joined, offsets = self._written(ids, prefixed)
+        joined, offsets = self._written(ids, is_first)
         gaps, lengths = np.zeros_like(ids), np.diff(offsets)
         bounds = np.unique([0, *np.flatnonzero(is_first), len(ids)])
         cut = dict(zip(np.searchsorted(bounds, prefixed, "right") - 1, prefixed, strict=True))
@@ -124,14 +121,10 @@ class AlignedText:
         stops = begin + np.cumsum(gaps + lengths)
         return stops - lengths, stops
 
-    def _written(self, ids: IntArray, prefixed: IntArray) -> tuple[bytes, IntArray]:
+    def _written(self, ids: IntArray, is_first: BoolArray) -> tuple[bytes, IntArray]:
         """The bytes of tokens, and where each begins in them, with the end."""
-        pieces = [self._pieces[i] if i >= 0 else b"" for i in ids.tolist()]
-        for i in prefixed.tolist():
-            pieces[i] = pieces[i][1:]
-        lengths = self._n_bytes[np.maximum(ids, 0)] * (ids >= 0)
-        lengths[prefixed] -= 1
-        return b"".join(pieces), np.append(0, np.cumsum(lengths))
+        lengths = self._tokenizer.lengths(ids, is_first)
+        return b"".join(self._tokenizer.pieces_of(ids, is_first)), np.append(0, np.cumsum(lengths))
 
     def _gap(self, text: Text, written: bytes) -> int | None:
         """How much white space comes before what a text or the rest of it writes; None if it differs."""
@@ -143,46 +136,59 @@ class AlignedText:
 
     def _lay_words(self, text: Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
         """Lay tokens over what is not white space in the text."""
-        joined, offsets = self._written(ids, ids[:0])
+        joined, offsets = self._written(ids, is_first)
         found, places = _without_spaces(text, self._at, len(joined))
         if found != joined:
             d = _first_difference(found, joined)
             k = int(np.searchsorted(offsets, d, "right")) - 1
             start = places[offsets[k]] if offsets[k] < len(places) else len(text) - self._at
             around = slice(max(0, d - _BEFORE), d + _AFTER)
-            self._refuse(text, ids, k, self._at + int(start), found[around], joined[around])
+            piece = joined[offsets[k] : offsets[k + 1]]
+            self._refuse(text, ids, k, piece, self._at + int(start), found[around], joined[around])
         edges = self._at + np.append(0, places + 1)[offsets]
         starts, stops = edges[:-1].copy(), edges[1:]
         first = self._tokenizer.first_writing(ids, is_first)
-        first = first[offsets[first] < offsets[first + 1]]
         starts[first] = self._at + places[offsets[first]]
         self._at = int(edges[-1])
         return starts, stops
 
     def _refuse_part(self, text: Text, ids: IntArray, first: int, offsets: IntArray, written: bytes) -> NoReturn:
         """Refuse tokens from `first` on, which write what the text does not hold, at the white space that fits best."""
-        last = min(_after_spaces(text, self._at), self._at + _PIECE) if self._is_blank else self._at
+        last = min(_after_spaces(text, self._at), self._at + _MOST_GAPS) if self._is_blank else self._at
         common = {at: _first_difference(text[at : at + len(written)], written) for at in range(self._at, last + 1)}
         at = max(common, key=common.__getitem__)
         d = common[at]
         k = int(np.searchsorted(offsets, offsets[first] + d, "right")) - 1
+        start, stop = (offsets[k : k + 2] - offsets[first]).tolist()
         begin = max(0, d - _BEFORE)
         found, expected = text[at + begin : at + d + _AFTER], written[begin : d + _AFTER]
-        self._refuse(text, ids, k, at + int(offsets[k] - offsets[first]), found, expected)
+        self._refuse(text, ids, k, written[start:stop], at + start, found, expected)
 
-    def _refuse(self, text: Text, ids: IntArray, k: int, at: int, found: bytes, expected: bytes) -> NoReturn:
+    def _refuse(
+        self, text: Text, ids: IntArray, k: int, piece: bytes, at: int, found: bytes, expected: bytes
+    ) -> NoReturn:
         """Refuse token k at a byte of the text, by what the text has around the difference, and what it should have."""
-        i, n = int(ids[k]), self._n_tokens + k
         goes_on = f"goes on with {text[at : at + _SHOWN]!r}" if at < len(text) else "ends"
-        got = f"line {_line(text, at)} {goes_on}, and token {n} of {self._place}, id {i}, is {self._pieces[i]!r}"
+        token = f"token {self._n_tokens + k} of {self._place}, id {ids[k]}, is {piece!r}"
+        got = f"line {_line(text, at)} {goes_on}, and {token}"
         if hidden := int((ids[:k] < 0).sum()):
             cause = f"{hidden} ids before it are below 0 and write nothing, but the text holds all tokens"
         elif text[:3] == _BOM and at < len(_BOM):
             cause = "it begins with a byte order mark, which they lack"
         else:
-            cause = _cause(found, expected) or "they may be of another text, tokenizer or version"
+            is_special = k > 0 and self._tokenizer.is_special[ids[k - 1]]
+            other = "they may be of another text, tokenizer or version"
+            cause = _cause(found, expected) or ("special tokens before it write nothing" if is_special else other)
         fits = f"be the text of the ids by {self._tokenizer.path}; {cause}"
         raise_error("file", path=self.path, byte=at, got=got, fits=fits)
+
+
+def _solid(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer without the white space in its tokens, which those that were added may hold."""
+    pieces = {i: _WIDE_SPACE.sub(b"", b"".join(piece.split())) for i, piece in enumerate(tokenizer.pieces)}
+    unknown = frozenset(np.flatnonzero(tokenizer.unknown).tolist())
+    silent = frozenset(i for i, piece in pieces.items() if not piece)
+    return Tokenizer(tokenizer.path, Vocabulary(pieces, silent - unknown, unknown, drops_spaces=True))
 
 
 def _without_spaces(text: Text, at: int, most: int) -> tuple[bytes, IntArray]:

@@ -68,10 +68,14 @@ def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]
     for step in splits:
         if step["type"] not in (*_KEEPING, *_DROPPING):
             raise ValueError(f"its pre_tokenizer has a step that is not known: {str(step)[:_SHOWN]}")
-    for step in normalizers:
+    for step in (*normalizers, *splits):
         match step:
-            case {"type": "Replace", "pattern": {"String": " "}, "content": str(to)} if _written(encode, to) != b" ":
-                raise ValueError(f"its normalizer makes {to!r} of a space, and its decoder makes no space of it")
+            case (
+                {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)}
+                | {"type": "Prepend", "prepend": str(mark)}
+                | {"type": "Metaspace", "replacement": str(mark)}
+            ) if _written(encode, mark) != b" ":
+                raise ValueError(f"its decoder makes no space of {mark!r}, which is one in {str(step)[:_SHOWN]}")
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
@@ -100,7 +104,7 @@ def _encoder(
 ) -> list[Step]:
     """What turns a piece into text, step by step, up to the one that makes bytes of it."""
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
-    steps: list[Step] = [lambda piece: piece.removeprefix(prefix).removesuffix(suffix)]
+    steps: list[Step] = [_cutting(prefix, suffix)]
     if not decoders:  # the pieces are what the pre-tokenizer made
         decoders = [step for step in splits if step["type"] in ("ByteLevel", "Metaspace")][:1]
     if is_byte_level != any(step["type"] == "ByteLevel" for step in decoders):
@@ -108,6 +112,12 @@ def _encoder(
     is_fused = False
     for step in decoders:
         match step:
+            case {"type": "Fuse"}:
+                is_fused = True
+            case {"type": "Strip", "content": " ", "start": 0 | 1, "stop": 0} if is_fused:
+                pass  # the space of `_prefix`
+            case {"type": str(kind)} if from_byte_level in steps:
+                raise ValueError(f"its decoder has {kind} after ByteLevel, which is not known")
             case {"type": "ByteLevel"}:
                 steps.append(from_byte_level)
             case {"type": "ByteFallback"}:
@@ -117,18 +127,19 @@ def _encoder(
             case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
                 steps.append(_replacing(old, new))
             case {"type": "WordPiece", "prefix": str(start)}:
-                steps.append(lambda piece, start=start: piece.removeprefix(start))  # type: ignore[misc]
+                steps.append(_cutting(start, ""))
             case {"type": "BPEDecoder", "suffix": str(end)}:
-                steps.append(lambda piece, end=end: piece.removesuffix(end))  # type: ignore[misc]
-            case {"type": "Fuse"}:
-                is_fused = True
-            case {"type": "Strip", "content": " ", "start": 0 | 1, "stop": 0} if is_fused:
-                pass  # the space of `_prefix`
+                steps.append(_cutting("", end))
             case _:
                 raise ValueError(f"its decoder has a step that is not known: {str(step)[:_SHOWN]}")
     if model.get("byte_fallback") and _byte_or_text not in steps:
         steps.append(_byte_or_text)
     return steps
+
+
+def _cutting(prefix: str, suffix: str) -> Step:
+    """The step that cuts marks of words off a piece."""
+    return lambda piece: piece.removeprefix(prefix).removesuffix(suffix)
 
 
 def _replacing(old: str, new: str) -> Step:
@@ -158,5 +169,4 @@ def _drops_text(step: dict[str, Any]) -> bool:
     if step["type"] in _DROPPING or str(step.get("behavior")).lower() != "removed":
         return step["type"] in _DROPPING
     # one that keeps what it matches, and matches white space last, as patterns of tiktoken do, keeps all
-    pattern = str(step.get("pattern"))
-    return not (step.get("invert") and pattern.rstrip("'}").endswith(("|\\\\s+", "|\\\\s")))
+    return not (step.get("invert") and step["pattern"].get("Regex", "").endswith((r"|\s+", r"|\s")))

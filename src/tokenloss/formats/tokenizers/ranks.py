@@ -14,10 +14,11 @@ from tokenloss.formats.tokenizers.tokenizer import Vocabulary
 def read_tiktoken(data: bytes) -> Vocabulary:
     """What lines `base64 rank` say; special ids are in no line."""
     lines = [line.split() for line in data.splitlines() if line.strip()]
-    pieces = {int(rank): base64.b64decode(token, validate=True) for token, rank in lines}
+    # Whisper's has "=" for no bytes
+    pieces = {int(rank): base64.b64decode(token.removeprefix(b"="), validate=True) for token, rank in lines}
     if len(pieces) < len(lines):
         raise ValueError("a rank is given twice")
-    return Vocabulary(pieces, frozenset())
+    return Vocabulary(pieces)
 
 
 def read_tekken(said: dict[str, Any]) -> Vocabulary:

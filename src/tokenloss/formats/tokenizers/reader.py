@@ -119,7 +119,7 @@ def _vocabulary(path: str, data: bytes) -> Vocabulary:
         if "vocab" in said:
             return ranks.read_tekken(said)
         vocabulary = ranks.read_gpt2(said, path)
-    elif data[:1] in (b"\x80", b"P"):
+    elif data.startswith((b"\x80", b"PK\x03\x04")):
         raise ValueError("it is a pickle or an archive, which may run code or hold weights")
     else:
         vocabulary = ranks.read_tiktoken(data) if _RANK.match(data) else sentence_piece.read(data)
@@ -134,6 +134,6 @@ def _added(path: str) -> list[dict[str, Any]]:
     config = Path(path).with_name(_CONFIG)
     if not config.is_file():
         return []
-    with open_regular(str(config)) as file:
+    with open_regular(str(config)) as file, library_errors(str(config)):
         said = parsed_json(file.read(_MOST_BYTES)).get("added_tokens_decoder", {})
     return [{**token, "id": int(i)} for i, token in said.items()]

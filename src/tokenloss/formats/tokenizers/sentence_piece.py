@@ -16,6 +16,7 @@ _PIECE, _TYPE = 1, 3
 _UNKNOWN, _CONTROL, _BYTE = 2, 3, 6  # types of pieces; the others, normal 1, user-defined 4 and unused 5, are text
 _SPACE_IS_SUFFIX = 24  # of the trainer
 _ADDS_SPACE, _ESCAPES_SPACES = 3, 5  # of the normalizer
+_UNLIKE = "it is no file of a tokenizer that is known, or a damaged one of SentencePiece"
 _WIDTHS = {1: 8, 5: 4}  # bytes of a number by its wire type
 
 
@@ -29,7 +30,7 @@ def read(data: bytes) -> Vocabulary:
     types = [piece.get(_TYPE, 1) for piece in parts[_PIECES]]
     trainer, normalizer = ({key: v for part in parts[i] for key, v in part.items()} for i in (_TRAINER, _NORMALIZER))
     if not names:
-        raise ValueError("it holds no pieces")
+        raise ValueError(f"{_UNLIKE}, which has pieces")
     if trainer.get(_SPACE_IS_SUFFIX, 0):
         raise ValueError("it has treat_whitespace_as_suffix, so that white space ends words")
     escapes = bool(normalizer.get(_ESCAPES_SPACES, 1))
@@ -58,7 +59,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             size, at = _varint(data, at) if wire == 2 else (_WIDTHS.get(wire, len(data)), at)
             value = data[at : at + size]
             if len(value) < size:
-                raise ValueError("it ends inside a field")
+                raise ValueError(f"{_UNLIKE}: it ends inside a field")
             at += size
         yield key >> 3, value
 
@@ -73,4 +74,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         at += 1
         if data[at - 1] < 128:
             return value, at
-    raise ValueError("it ends inside a number")
+    raise ValueError(f"{_UNLIKE}: it ends inside a number")

@@ -22,11 +22,12 @@ class Vocabulary(NamedTuple):
 
     `pieces` are the bytes by id. `special` ids write nothing by design; `unknown` ids stand for text that no file
     tells. `prefix` says when the first token of a text begins with a space that the text lacks: "always", or only where
-    it does not begin with one itself, "unless there". If `drops_spaces`, no token holds the white space between tokens.
+    it does not begin with one itself, "unless there". If `drops_spaces`, a text may hold what no token does, such as
+    white space.
     """
 
     pieces: dict[int, bytes]
-    special: frozenset[int]
+    special: frozenset[int] = frozenset()
     unknown: frozenset[int] = frozenset()
     prefix: Prefix = "never"
     drops_spaces: bool = False
