@@ -46,6 +46,8 @@ def test_spans_by_hand():
     result = compared(a, b, "the cat é".encode())
     assert (result.nll_a, result.nll_b, result.n_tokens_a, result.n_tokens_b) == (63, 31, 6, 5)
     assert result.bits_per_byte_b == 31 / 10 / math.log(2)
+    assert (result.n_special_a, result.special_bits_per_byte_a) == (1, 32 / 10 / math.log(2))
+    assert (result.n_special_b, result.special_bits_per_byte_b) == (0, 0)
     assert [(one.text, one.tokens_a, one.tokens_b) for one in result.b_worse + result.a_worse] == [
         ("the cat", ["the", " cat"], ["th", "e ca", "t"]),
         (" é", [" ", "\\xc3", "\\xa9", ""], [" \\xc3", "\\xa9"]),

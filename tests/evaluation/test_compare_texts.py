@@ -103,6 +103,8 @@ def test_marin_4962_a_gap_is_found_where_it_was_made_and_has_an_error(tmp_path):
     b = model(tmp_path, "b", ends[1], nll)
     found = compared(a, b, shift=False)
     assert found.nll_a == pytest.approx(found.n_bytes * bit + 0.5 * 2 * len(texts))  # the ends are counted
+    assert found.n_special_b == 2 * len(texts)
+    assert found.special_bits_per_byte_b == pytest.approx(0.5 * 2 * len(texts) / bit / found.n_bytes)
     kinds = {one.kind: one for one in found.kinds}
     assert kinds["digits"].difference == pytest.approx(
         sum(byte.isdigit() for text in texts for byte in text) / kinds["digits"].n_bytes, rel=0.05

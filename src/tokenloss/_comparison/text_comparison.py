@@ -119,6 +119,10 @@ class TextComparison(Result):
         Number of tokens of each model.
     nll_a, nll_b : float
         Exact sums of their losses in nats.
+    n_special_a, n_special_b : int
+        Number of those of the tokens that have no bytes, such as the end of a document.
+    special_bits_per_byte_a, special_bits_per_byte_b : float
+        Their losses in bits, over all bytes: the part of the bits per byte that is not of the text.
     bits_per_byte_a, bits_per_byte_a_stderr, bits_per_byte_b, bits_per_byte_b_stderr : float
         These in bits, over the bytes.
     difference, difference_stderr : float
@@ -171,6 +175,10 @@ class TextComparison(Result):
     n_tokens_b: int
     nll_a: float
     nll_b: float
+    n_special_a: int
+    special_bits_per_byte_a: float
+    n_special_b: int
+    special_bits_per_byte_b: float
     bits_per_byte_a: float
     bits_per_byte_a_stderr: float
     bits_per_byte_b: float
@@ -277,6 +285,10 @@ class TextComparison(Result):
         words = f"± {self.difference_stderr:.3g} bits per byte, 95 % interval {low:+.5g} to {high:+.5g}"
         yield "difference", f"{self.difference:+.6g}", known_error(self.difference_stderr, words) or "bits per byte"
         yield "ratio", f"{self.ratio:.6g}", known_error(self.ratio_stderr, f"± {self.ratio_stderr:.3g}")
+        if self.n_special_a or self.n_special_b:
+            rates = f"{self.special_bits_per_byte_a:.4g} and {self.special_bits_per_byte_b:.4g}"
+            why = f"of a and of b, without bytes: {rates} of the bits per byte"
+            yield "special tokens", f"{self.n_special_a:,} and {self.n_special_b:,}", why
         if self.n_spans_left_out:
             why = f"in {count_of(self.n_spans_left_out, 'span')} that one of the models did not score"
             yield "bytes left out", f"{self.n_bytes_left_out:,}", why
@@ -322,20 +334,23 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     n_documents = int(np.count_nonzero(np.diff(spans.document[kept], prepend=-1)))
     is_clustered = n_documents > 1
     of_all = _Rates(spans, kept, is_clustered)
-    totals = [ExactMoments.of(spans.nll_of_tokens(side)) for side in (0, 1)]
+    tokens = [spans.kept_tokens(side) for side in (0, 1)]
+    totals = [ExactMoments.of(side.nll) for side in tokens]
+    special = [ExactMoments.of(side.nll[side.start == side.stop]) for side in tokens]
     rates = [one.sum_over(of_all.n_bytes) / _LN2 for one in totals]
     change = _difference(*totals).sum_over(of_all.n_bytes) / _LN2
     kinds = np.flatnonzero(np.bincount(kind[kept])).tolist()
     factor = of_all.difference.interval_factor
     radius = of_all.difference.stderr / _LN2 * factor
-    counts = [int(np.diff(first)[kept].sum()) for first in spans.first]
     with np.errstate(invalid="ignore"):
         loss = np.where(kept, spans.nll[1] - spans.nll[0], 0.0)
     return TextComparison(
         name_a=name_a, name_b=name_b, text=path,
         n_documents=n_documents, n_spans=int(kept.sum()), n_bytes=of_all.n_bytes,
         n_spans_left_out=int((~kept).sum()), n_bytes_left_out=int(spans.n_bytes[~kept].sum()),
-        n_tokens_a=counts[0], n_tokens_b=counts[1], nll_a=totals[0].sum, nll_b=totals[1].sum,
+        n_tokens_a=totals[0].count, n_tokens_b=totals[1].count, nll_a=totals[0].sum, nll_b=totals[1].sum,
+        n_special_a=special[0].count, special_bits_per_byte_a=special[0].sum_over(of_all.n_bytes) / _LN2,
+        n_special_b=special[1].count, special_bits_per_byte_b=special[1].sum_over(of_all.n_bytes) / _LN2,
         bits_per_byte_a=rates[0], bits_per_byte_a_stderr=of_all.sides[0].stderr / _LN2,
         bits_per_byte_b=rates[1], bits_per_byte_b_stderr=of_all.sides[1].stderr / _LN2,
         difference=change, difference_stderr=of_all.difference.stderr / _LN2,

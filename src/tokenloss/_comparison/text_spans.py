@@ -48,9 +48,9 @@ class Spans(NamedTuple):
         """The tokens of one model in a span."""
         return self.tokens[side].at(slice(*self.first[side][span : span + 2].tolist()))
 
-    def nll_of_tokens(self, side: int) -> Float64Array:
-        """The losses of the tokens of one model in all spans that are kept."""
-        return self.tokens[side].nll[np.repeat(self.kept, np.diff(self.first[side]))]
+    def kept_tokens(self, side: int) -> TextTokens:
+        """The tokens of one model in all spans that are kept."""
+        return self.tokens[side].at(np.repeat(self.kept, np.diff(self.first[side])))
 
 
 def document_bytes(tokens: TextTokens) -> tuple[IntArray, IntArray]:
