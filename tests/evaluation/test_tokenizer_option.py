@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from commands import assert_refused
 from places import TESTS
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from tokenloss import cross_entropy, evaluate
 from tokenloss._evaluation import token_bytes
@@ -293,73 +293,68 @@ def test_state_of_another_tokenizer_is_refused(command, tmp_path):
 # -- first tokens, white space, unknown tokens -------------------------------------------------------------------------
 
 
-def llama(path, prefix):
-    """A tokenizer that puts a space before a text, as Llama 2 has it, with <s> and <unk>."""
-    vocab = (
-        {"<unk>": 0, "<s>": 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)} | {"▁": 258, "▁a": 259, "a": 260}
-    )
-    bpe = models.BPE(vocab=vocab, merges=[("▁", "a")], byte_fallback=True)
-    tokenizer = tokenizers.Tokenizer(bpe)
+LLAMA = {"<unk>": 0, "<s>": 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)} | {"▁": 258, "▁a": 259, "a": 260}
+OF_LLAMA = ["a a a", "xa a"]  # x is a byte after ▁
+
+
+def llama(path):
+    """The ids of two texts by a tokenizer that puts a space before a text, as Llama 2 has it; it is saved."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=LLAMA, merges=[("▁", "a")], byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = tokenizers.decoders.Sequence([
-        tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse(),
-        tokenizers.decoders.Strip(" ", 1, 0),
-    ])  # fmt: skip
+    steps = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
+    tokenizer.decoder = decoders.Sequence([*steps])
     tokenizer.add_special_tokens(["<unk>", "<s>"])
     tokenizer.save(str(path / "tokenizer.json"))
-    return tokenizer
+    (path / "text").write_text("\n".join(OF_LLAMA))
+    return [tokenizer.encode(text, add_special_tokens=False).ids for text in OF_LLAMA]
 
 
 @pytest.mark.parametrize("bos", [[], [1]])
-@pytest.mark.parametrize("way", ["rows", "masked rows", "blocks", "shards", "next tokens"])
-def test_tokenizer_leaves_out_the_space_before_a_text(way, bos, tmp_path):
+def test_tokenizer_leaves_out_the_space_before_a_text(bos, tmp_path):
     """Of the first token that writes anything, wherever files and blocks begin."""
-    tokenizer, texts = llama(tmp_path, True), ["a a a", "xa a"]
-    ids = [np.array(bos + tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
-    n_bytes = sum(len(text.encode()) for text in texts) - (0 if bos else len("a"))  # x is a byte after "▁"
-    options, flat = {"shift": True, "tokenizer": tmp_path}, np.concatenate(ids)
-    segments = np.repeat([4, 2], [*map(len, ids)])
-    logits = np.zeros((len(flat), 261), np.float32)
-    (tmp_path / "text").write_text("\n".join(texts))
-    if way == "rows":
-        found = [evaluate([(np.zeros((1, len(one), 261)), one[None]) for one in ids], **options)]
-    elif way == "masked rows":  # the answer alone is scored, and its space is real
-        where = np.arange(len(ids[0])) >= len(ids[0]) - 1
-        found, n_bytes = (
-            [evaluate([(np.zeros((1, len(ids[0]), 261)), ids[0][None], where[None])], tokenizer=tmp_path)],
-            2,
-        )
-    elif way == "blocks":
-        parts = [slice(i, i + 1) for i in range(len(flat))]
-        found = [evaluate([(logits[part], flat[part], None, segments[part]) for part in parts], **options)]
-    elif way == "shards":
-        for i in range(len(flat)):
-            np.save(tmp_path / f"{i}.npy", logits[i : i + 1])
-        np.save(tmp_path / "ids.npy", flat)
-        np.save(tmp_path / "segments.npy", segments)
-        files = [tmp_path / f"{i}.npy" for i in range(len(flat))]
-        options |= {"targets": tmp_path / "ids.npy", "segment_ids": tmp_path / "segments.npy"}
-        found = [evaluate(files, **options), evaluate(files, **options, text=tmp_path / "text")]
-    elif bos:  # <s> is predicted by no row
-        np.savez(
-            tmp_path / "a.npz",
-            logits=logits[2:],
-            targets=np.concatenate([one[1:] for one in ids]),
-            segment_ids=np.delete(segments, [0, len(ids[0])]),
-        )
-        found = [
-            evaluate(tmp_path / "a.npz", tokenizer=tmp_path),
-            evaluate(tmp_path / "a.npz", tokenizer=tmp_path, text=tmp_path / "text"),
-        ]
-    else:
-        return
-    assert [one.n_bytes for one in found] == [n_bytes] * len(found)
+    texts = [np.array(bos + ids) for ids in llama(tmp_path)]
+    ids, segments = np.concatenate(texts), np.repeat([4, 2], [*map(len, texts)])
+    logits = np.zeros((len(ids), len(LLAMA)), np.float32)
+    options = {"shift": True, "tokenizer": tmp_path}
+    rows = [(np.zeros((1, len(one), len(LLAMA))), one[None]) for one in texts]
+    blocks = [(logits[i : i + 1], ids[i : i + 1], None, segments[i : i + 1]) for i in range(len(ids))]
+    for i in range(len(ids)):
+        np.save(tmp_path / f"{i}.npy", logits[i : i + 1])
+    np.save(tmp_path / "ids.npy", ids)
+    np.save(tmp_path / "segments.npy", segments)
+    files = [tmp_path / f"{i}.npy" for i in range(len(ids))]
+    of_files = options | {"targets": tmp_path / "ids.npy", "segment_ids": tmp_path / "segments.npy"}
+    found = [evaluate(source, **options) for source in (rows, blocks)]
+    found += [evaluate(files, **of_files), evaluate(files, **of_files, text=tmp_path / "text")]
+    expected = sum(map(len, OF_LLAMA)) - (0 if bos else len("a"))  # ▁ of the second text writes nothing
+    assert [one.n_bytes for one in found] == [expected] * 4
+
+
+def test_tokenizer_leaves_out_the_space_before_targets_that_are_next_tokens(tmp_path):
+    """They begin with the first token of a text, as <s> is no target, but for an answer whose prompt is ignored."""
+    texts = llama(tmp_path)
+    np.savez(tmp_path / "a.npz", logits=np.zeros((7, len(LLAMA))), targets=np.concatenate(texts), cu_seqlens=[0, 3, 7])
+    options = {"source": tmp_path / "a.npz", "tokenizer": tmp_path}
+    found = [evaluate(**options), evaluate(**options, text=tmp_path / "text")]
+    assert [one.sequences["n_bytes"].tolist() for one in found] == [[*map(len, OF_LLAMA)]] * 2
+    logits, (ids, _) = np.zeros((1, 3, len(LLAMA))), texts
+    answers = (logits, np.array([ids]), np.array([[False, False, True]])), (logits, np.array([[-100, -100, ids[2]]]))
+    assert [evaluate([block], tokenizer=tmp_path).n_bytes for block in answers] == [len(" a")] * 2
+
+
+def test_tokenizer_with_text_counts_the_space_before_a_piece_of_a_text(tmp_path):
+    (ids, _) = llama(tmp_path)
+    np.savez(tmp_path / "a.npz", logits=np.zeros((2, 3, len(LLAMA))), targets=[ids, ids])
+    (tmp_path / "text").write_text("a a a a a a")
+    options = {"source": tmp_path / "a.npz", "tokenizer": tmp_path}
+    assert evaluate(**options, text=tmp_path / "text").sequences["n_bytes"].tolist() == [5, 6]
+    assert evaluate(**options).sequences["n_bytes"].tolist() == [5, 5]
 
 
 def word_piece(path):
     vocab = {"[UNK]": 0, "[CLS]": 1, "un": 2, "##do": 3, "it": 4, ",": 5}
     tokenizer = tokenizers.Tokenizer(models.WordPiece(vocab))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), tokenizers.decoders.WordPiece()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
     tokenizer.add_special_tokens(["[UNK]", "[CLS]"])
     tokenizer.save(str(path / "tokenizer.json"))
     return tokenizer
@@ -445,6 +440,15 @@ def test_tokenizer_refuses_ids_that_it_lacks(command, text, tmp_path):
         np.savez(tmp_path / "a.npz", logits=np.zeros((3, 700)), input_ids=ids)
         assert_refused(command(*arguments), "a.npz: ", "targets[0] = 600 is out of range [0, 512), the ids of", MODEL)
     assert evaluate(tmp_path / "a.npz", shift=True, tokenizer=MODEL).n_bytes == 2 * len(BPE.id_to_token(5))
+
+
+def test_tokenizer_of_another_version_writes_another_text(command, text, tmp_path):
+    def swap(said):
+        vocabulary = said["model"]["vocab"]
+        vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+
+    argv = "score", batch(tmp_path)["source"], "--shift", "--tokenizer", changed(tmp_path, swap), "--text", text
+    assert_refused(command(*argv), text, "byte 92: line 2 goes on with", "another text, tokenizer or version")
 
 
 def test_tokenizer_takes_lines_that_end_in_crlf_between_texts(text, tmp_path):

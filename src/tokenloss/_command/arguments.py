@@ -50,7 +50,9 @@ _SCORE_EXAMPLES = """
    tokenloss score logits.npz
  logits and the model's input ids, where row j predicts id j+1:
    tokenloss score logits.npy ids.npy --shift
- shards of one text, with bits per byte; a second call goes on where the first was interrupted:
+ the same with bits per byte, by the bytes of each token:
+   tokenloss score logits.npy ids.npy --shift --tokenizer model/
+ shards of one text; a second call goes on where the first was interrupted:
    tokenloss score 'part-*.npz' --text text.txt --state state.jsonl
  final hidden states, and the model's own head:
    tokenloss score hidden.npy ids.npy --shift --lm-head model/

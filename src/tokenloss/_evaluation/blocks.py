@@ -109,7 +109,7 @@ class _Run:
         """A block with the bytes of its ids, if there is a tokenizer."""
         if self._tokenizer is None:
             return block
-        if block.targets.ndim == block.scores.ndim:
+        if block.targets.shape != block.scores.shape[:-1]:
             fits = f"{block.scores.shape[:-1]}, class ids, where there is a tokenizer"
             raise_error("shape", name=f"{block.name}: targets", got=block.targets.shape, fits=fits)
         numbers = RowSequences(block.scores.shape, block.ids).numbers(0, block.targets.size)
@@ -265,7 +265,7 @@ def _with_bytes(
     scored = scored_rows(opened, options.ignore_index)
     with with_file_names(block.name):
         name = "shifted targets" if options.shift else "targets"
-        refuse_unknown(name, opened.targets, scored & (n_bytes < 0), tokenizer)
+        refuse_unknown(name, opened.targets, np.flatnonzero(scored & (n_bytes < 0)), tokenizer)
     return shard._replace(token_bytes=compact(n_bytes, scored))
 
 

@@ -246,7 +246,7 @@ def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict
     return {
         **of_file(shard.path), "targets": targets, "segments": segments, "split": split, "next": following,
         "windows": shard.windows and list(shard.windows),
-        "bytes": None if shard.token_bytes is None else hashlib.blake2b(shard.token_bytes.tobytes()).hexdigest(),
+        "bytes": None if shard.token_bytes is None else _hash_of(shard.token_bytes.tobytes()).decode(),
         "head": _head_fingerprint(shard, of_file), "others": others,
     }  # fmt: skip
 

@@ -35,7 +35,8 @@ class TokenBlock(NamedTuple):
     target : array of integers
         Their targets, or the most likely classes of targets that are distributions; -1 of what is not known.
     text : array of str or None
-        Their text, if the file holds it.
+        Their text, if the file holds it, or if there is a tokenizer: then with escapes for bytes that are no whole
+        character, and None of special tokens.
     file : int
         The number of their file, from 0; 0 of blocks in memory.
     row : array of int64 or None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenloss.formats.tokenizers import Tokenizer
 
 _UNKNOWN = -1  # in place of the bytes of an id that has none that are known
-_PIECE = 1 << 18  # tokens that are held against a text at a time
+_PIECE = 1 << 18  # rows whose bytes are found at a time
 _MOST_IN_ROW = 1 << 20  # texts that a model's mask numbers
 _NEXT_TOKENS = (
     "; targets that are the next tokens already lack the first token of each text: store the input ids and add --shift "
@@ -36,42 +36,26 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
     """
     aligned = None if text is None else AlignedText(text, tokenizer)
     begun: set[int] = set()  # numbers of the texts that go on in later shards, whose first token was found
-    found: list[tuple[IntArray, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
+    found: list[tuple[Array, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
     for shard in shards:
-        stored, path = open_stored(shard, options), shard.targets or shard.path
+        stored = open_stored(shard, options)
         opened = shifted_shard(shard, stored) if options.shift else stored
         if stored.ids is None or stored.ids.ndim == len(shard.shape):
             got, fits = "targets are distributions", "be class ids, where there is a tokenizer"
-            raise_error("content", path=path, got=got, fits=fits)
+            raise_error("content", path=shard.targets or shard.path, got=got, fits=fits)
         may_go_on = shard.segments_start is not None or shard.windows is not None or not stored.sequences.exist
-        texts, included = _texts(shard, stored)
-        own, is_first = bytes_of_ids(stored.ids, texts, included, tokenizer, begun if may_go_on else set())
-        if aligned is not None:
-            is_ignored = stored.ids.reshape(-1) == options.ignore_index
-            with with_file_names(path):
-                refuse_unknown("targets", stored.ids, included & ~is_ignored & (own == _UNKNOWN), tokenizer)
-            held = np.flatnonzero(included)
-            ids = np.where(is_ignored, -1, stored.ids.reshape(-1).astype(np.int64))
-            try:
-                for start in range(0, len(held), _PIECE):
-                    part = held[start : start + _PIECE]
-                    starts, stops = aligned.update(ids[part], is_first[part], path)
-                    own[part] = stops - starts
-            except ValueError as error:
-                if options.shift:
-                    raise
-                raise ValueError(f"{error}{_NEXT_TOKENS}") from error
+        own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else set(), aligned)
         found.append((own, scored_rows(opened, options.ignore_index)))
     if aligned is not None:
         aligned.end()
-    planned, following = [*shards], np.zeros(1, np.int64)
+    planned, following = [*shards], found[-1][0]
     for number in reversed(range(len(shards))):
         shard, (own, scored) = shards[number], found[number]
         rows = np.roll(own.reshape(shard.shape[:-1]), -1, -1).reshape(-1) if options.shift else own
         if shard.next_id is not None:
             rows[-1] = following[0]
         following = own if len(own) else following
-        if (wrong := scored & (rows == _UNKNOWN)).any():
+        if len(wrong := np.flatnonzero(scored & (rows == _UNKNOWN))):
             name = "shifted targets" if options.shift else "targets"
             with with_file_names(shard.path, shard.targets):
                 refuse_unknown(name, open_shard(shard, options).targets, wrong, tokenizer)
@@ -79,16 +63,42 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
     return planned
 
 
-def _texts(shard: Shard, stored: OpenShard) -> tuple[IntArray, BoolArray]:
+def _bytes_of_shard(
+    shard: Shard, stored: OpenShard, ids: Array, options: Options, tokenizer: Tokenizer, begun: set[int],
+    aligned: AlignedText | None,
+) -> Array:  # fmt: skip
+    """How many bytes the ids of a shard write into their texts, or into the file of these, if it is given."""
+    n_bytes, flat, path = np.zeros(shard.rows, np.int32), ids.reshape(-1), shard.targets or shard.path
+    mask = None if stored.file.attention_mask is None else checked_mask(stored.file).reshape(-1)
+    for start in range(0, shard.rows, _PIECE):
+        rows = np.arange(start, min(start + _PIECE, shard.rows))
+        texts, included = _texts(shard, stored, rows, None if mask is None else mask[rows])
+        found, is_first = bytes_of_ids(flat[rows], texts, included, tokenizer, begun)
+        if aligned is not None:
+            is_ignored = flat[rows] == options.ignore_index
+            with with_file_names(path):
+                refuse_unknown("targets", ids, rows[included & ~is_ignored & (found == _UNKNOWN)], tokenizer)
+            held = np.where(is_ignored, -1, flat[rows].astype(np.int64))
+            try:
+                starts, stops = aligned.update(held[included], is_first[included], path)
+            except ValueError as error:
+                if options.shift:
+                    raise
+                raise ValueError(f"{error}{_NEXT_TOKENS}") from error
+            found[included] = stops - starts
+        n_bytes[rows] = found
+    return n_bytes
+
+
+def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) -> tuple[IntArray, BoolArray]:
     """The number of the text that each row's id belongs to, and a mask of the ids that belong to any.
 
     Windows are parts of one text, in which each token counts once; a model's mask may number the texts of a row.
     """
-    texts, included = stored.sequences.numbers(0, shard.rows), np.ones(shard.rows, np.bool_)
+    texts, included = stored.sequences.numbers(int(rows[0]), int(rows[-1]) + 1), np.ones(len(rows), np.bool_)
     if shard.windows:
-        texts, included = np.full(shard.rows, -1), shard.windows.first_held(shard.rows)
-    if stored.file.attention_mask is not None:
-        mask = checked_mask(stored.file).reshape(-1)
+        texts, included = np.full(len(rows), -1), shard.windows.first_held(rows)
+    if mask is not None:
         texts, included = texts * _MOST_IN_ROW + mask.astype(np.int64), included & (mask != 0)
     return texts, included
 
@@ -124,16 +134,16 @@ def scored_rows(opened: OpenShard, ignore_index: int | None) -> BoolArray:
     return scored
 
 
-def compact(n_bytes: IntArray, scored: BoolArray) -> IntArray:
+def compact(n_bytes: Array, scored: BoolArray) -> IntArray:
     """The bytes of the tokens that are scored, and 0 of others, in as small a dtype as can hold them."""
     n_bytes = np.where(scored, n_bytes, 0)
     found: IntArray = n_bytes.astype(np.min_scalar_type(n_bytes.max(initial=0)))
     return found
 
 
-def refuse_unknown(name: str, targets: Array, wrong: BoolArray, tokenizer: Tokenizer) -> None:
-    """Refuse the first target of a mask, if there is any: the tokenizer does not tell its bytes."""
-    for row in np.flatnonzero(wrong)[:1].tolist():
+def refuse_unknown(name: str, targets: Array, rows: IntArray, tokenizer: Tokenizer) -> None:
+    """Refuse the target of the first of these rows, if there is any: the tokenizer does not tell its bytes."""
+    for row in rows[:1].tolist():
         position = [int(i) for i in np.unravel_index(row, targets.shape)]
         got, size = int(targets.reshape(-1)[row]), len(tokenizer.pieces)
         if not 0 <= got < size:

@@ -229,15 +229,13 @@ def sums_by_segment(
 ) -> SequenceLosses:
     """Sums over sequences of tokens that are all included, given the number of each token's sequence, and its bytes.
 
-    Unlike `sequence_losses`, it takes any numbers, such as the differences of losses.
+    With bytes, each token must belong to a sequence. Unlike `sequence_losses`, it takes any numbers, such as the
+    differences of losses.
     """
     tokens = {"nll": losses, "weight": None, "mask": None, "is_greedy": is_greedy}
     layout = _layout(losses.shape, numbers, None)
     if n_bytes is not None:
-        sizes = np.zeros(layout.batch, np.int64)
-        is_of_any = numbers >= 0
-        np.add.at(sizes, np.searchsorted(layout.ids, numbers[is_of_any]), n_bytes[is_of_any])
-        n_bytes = sizes
+        n_bytes = np.bincount(np.searchsorted(layout.ids, numbers), n_bytes, len(layout.ids)).astype(np.int64)
     return _sums(tokens, layout, n_bytes, None)
 
 
