@@ -10,6 +10,7 @@ from base64 import b64encode
 from types import SimpleNamespace
 
 import clients
+import laid_texts
 import numpy as np
 import pages
 import pytest
@@ -20,6 +21,7 @@ import tokenloss.dask
 from tokenloss import (
     compare,
     compare_files,
+    compare_texts,
     evaluate,
     formats,
     page,
@@ -97,6 +99,9 @@ def files(tmp_path_factory):
         (path / model).mkdir(exist_ok=True)
         for task in "mc", "rolling":
             (path / f"{model}-{task}.jsonl").write_text(clients.samples()[f"{model}/{task}.jsonl"], "utf-8", newline="")
+    (path / "t.txt").write_text("to be, or not to be")
+    laid_texts.model(path, "a", [laid_texts.words("to be, or not to be")])
+    laid_texts.model(path, "b", [laid_texts.cut("to be, or not to be", 2)])
     names = [*path.iterdir()]
     return SimpleNamespace(**{name.name.replace(".", "_").replace("-", "_"): name for name in names})
 
@@ -180,6 +185,17 @@ def test_keys_of_json_are_described(files, kind):
         assert found == described
 
 
+def of_texts(files):
+    """Files of two models with different tokenizers, as options."""
+    return {"text": files.t_txt, "tokenizer_a": files.a_json, "tokenizer_b": files.b_json}
+
+
+def test_keys_of_json_of_texts_are_described(files):
+    options = (f"--{name.replace('_', '-')}={path}" for name, path in of_texts(files).items())
+    found = keys_of(emitted("compare", files.a_npz, files.b_npz, *options, "--shift"))
+    assert found == described_keys("compare --text", "texts")
+
+
 def test_fields_of_signatures_are_described():
     ((_, _, rows),) = (table for table in tables_of("json") if table[0] == "Signatures")
     assert [name for names, _ in rows for name in codes(names)] == [*_FIELDS]
@@ -217,6 +233,10 @@ def tables_in_memory(files):
     yield TITLES[4], "logprobs", tokens.columns()
     yield TITLES[5], "logprobs", sequences.columns()
     yield TITLES[4], "arrays", found["a"].columns()
+    spans = sinks.SpanTable()
+    found = compare_texts(files.a_npz, files.b_npz, **of_texts(files), shift=True, sinks=[spans])
+    for columns in spans.columns(), found.columns():
+        yield "A span of two models with different tokenizers", "texts", columns
     logits, targets = np.zeros((2, 3, 5)), np.array([[1, 2, -100], [0, 1, 2]])
     scores = token_scores(logits, targets, top_k=2)
     lengths = {"n_bytes": [3, 4], "n_words": [1, 2], "sample_weight": np.ones((2, 3))}

@@ -73,6 +73,10 @@ task by task; or log-probabilities of the same tokens alone, of a trainer and th
 
 Any file of scores may hold the targets, and all that do must hold the same ones; without targets, divergences alone are
 compared. BASE is read once for all. Tables call each OTHER by its name, as in Q8=q8.npz, or else by its file.
+
+With --text, --tokenizer-a and --tokenizer-b, BASE and OTHER are two models with different tokenizers, each with the ids
+of its own tokens of the same text: they are compared by bits per byte. There, --targets and --segment-ids are given
+twice if at all, first for BASE.
 """
 _COMPARE_EXAMPLES = """
  two quantised models and their base:
@@ -85,6 +89,8 @@ _COMPARE_EXAMPLES = """
    tokenloss compare base.npz Q4=q4.npz --max-kl 0.01 --min-same-top 0.97
  a trainer's log-probabilities of what an engine sampled, with a diagnosis:
    tokenloss compare trainer.npy rollout.jsonl
+ two models with different tokenizers, on the same text:
+   tokenloss compare a.npz b.npz --text text.txt --tokenizer-a A/ --tokenizer-b B/
  samples of lm-evaluation-harness: what changed, and whether both models are equal:
    tokenloss compare samples-a.jsonl samples-b.jsonl --margin 0.01
 """
@@ -205,6 +211,11 @@ def _add_compare(compare: Parser) -> None:
         "those above -16 (default: exact)"
     )
     of["input"].add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
+    words = "the text, for two models with different tokenizers: their losses are laid over its bytes"
+    _add(of["input"], "--text FILE", words)
+    for letter, model in ("a", "BASE"), ("b", "OTHER"):
+        words = f"for --text, the tokenizer of {model}: its file, or the folder of the model"
+        _add(of["input"], f"--tokenizer-{letter} DIR", words)
     words = "size of the model of an OTHER: a file, a directory, or a number of bytes such as 4.9G"
     _add(of["input"], "--size NAME=SIZE", words, **_LISTED)
     _add_targets(of["targets and sequences"])
