@@ -191,6 +191,33 @@ def test_rows_of_padding_must_be_of_one_length(folder):
         compare_files("batch.npz", "longer.npz")
 
 
+@pytest.mark.parametrize("number", ["true", '"-1"', "0.5", "-1" + 400 * "0", "[-1]"])
+def test_lines_of_json_hold_numbers_alone(number, folder):
+    clients.save_lines(folder / "lists.jsonl", f'{{"logprobs": [-1, {number}]}}')
+    np.save("two.npy", [-1.0, -2.0])
+    with pytest.raises(ValueError, match=r"^lists.jsonl: line 1: logprobs\[1\] is .*; it must be a log-prob"):
+        compare_files("two.npy", "lists.jsonl")
+
+
+def test_numbers_that_are_not_known_or_0_by_rounding_are_taken(folder):
+    clients.save_lines(folder / "lists.jsonl", '{"logprobs": [-1, NaN, null, 1e-7, -Infinity]}')
+    np.save("five.npy", [-1.0, -2.0, -3.0, 0.0, -1.0])
+    with pytest.warns(UserWarning, match="1 of 3 tokens have an infinite divergence or loss"):
+        found = only(compare_files("five.npy", "lists.jsonl"))
+    assert (found.count, found.n_without_number, found.n_infinite) == (3, 2, 1)
+
+
+def test_responses_of_prompts_stay_beside_scores(folder, rng):
+    """A row of scores for a response whose prompt has two tokens: as many rows as responses."""
+    lists = {"tokens": ["a", "b"], "token_logprobs": [None, -1.0], "top_logprobs": None}
+    counts = {"prompt_tokens": 2, "completion_tokens": 0}
+    clients.save_lines(folder / "prompt.jsonl", {"choices": [{"text": "ab", "logprobs": lists}], "usage": counts})
+    np.save("row.npy", -rng.exponential(size=(1, 9)))
+    np.save("ids.npy", [3])
+    with pytest.raises(ValueError, match=r"token 1 has no id; it must have id 3, the target of row 0 of row.npy$"):
+        compare_files("row.npy", "prompt.jsonl", "ids.npy")
+
+
 def test_scores_of_all_classes_stay_scores(folder, rng):
     """Two arrays of two dimensions, and a file that holds logits, too, are no log-probabilities of tokens alone."""
     np.save("a.npy", rng.normal(size=(21, 30)))

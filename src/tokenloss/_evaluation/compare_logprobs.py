@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.mismatch import Mismatch, as_logprobs, mismatch_of
-from tokenloss._core._core import KINDS
+from tokenloss._core._core import KINDS, is_log_prob
 from tokenloss._core.arguments import as_paths
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import identity
@@ -101,9 +101,11 @@ def _are_lists(value: dict[str, Any]) -> bool:
 
 def _fits_batch(path: str, responses: str, part: Any) -> bool:
     """Whether an array of two dimensions has a row for each response, and not for each token; an error for both."""
-    rows = npy.locate(path).shape[0]
-    lengths = [len(response.ids) for response in open_responses(responses, part=part or "generated", skip_failed=True)]
-    if rows != len(lengths):
+    rows, lengths = npy.locate(path).shape[0], []
+    with contextlib.suppress(ValueError):  # of what is wrong with the responses, or that they are of prompts alone
+        file = open_responses(responses, part=part or "generated", skip_failed=True)
+        lengths = [len(response.ids) for response in file]
+    if not lengths or rows != len(lengths) or (npy.open_array(path) > 0).any():
         return False
     if rows == sum(lengths):
         got = f"has {rows:,} rows, and {responses} as many responses, each of one token"
@@ -179,7 +181,8 @@ def _read(path: str, part: Any, skip_failed: bool) -> _Rows | Float64Array:
         place = Place(path, line)
         numbers = check_list(value.get(_NAME), _NAME, place)
         for i, number in enumerate(numbers):
-            if number is not None and not (isinstance(number, float | int) and number <= 1e-3):
+            is_known = is_log_prob(number) or (type(number) is float and not number > 1e-3)  # by rounding; nan, too
+            if number is not None and not is_known:
                 place.refuse(f"{_NAME}[{i}] is {number!r}", "be a log-probability, a number of at most 0, or null")
         found.values.append(np.array([np.nan if number is None else number for number in numbers], np.float64))
         found.lines.append(line)
