@@ -337,8 +337,8 @@ def test_tokenizer_leaves_out_the_space_before_targets_that_are_next_tokens(tmp_
     options = {"source": tmp_path / "a.npz", "tokenizer": tmp_path}
     found = [evaluate(**options), evaluate(**options, text=tmp_path / "text")]
     assert [one.sequences["n_bytes"].tolist() for one in found] == [[*map(len, OF_LLAMA)]] * 2
-    logits, (ids, _) = np.zeros((1, 3, len(LLAMA))), texts
-    answers = (logits, np.array([ids]), np.array([[False, False, True]])), (logits, np.array([[-100, -100, ids[2]]]))
+    logits, (_, ids) = np.zeros((1, 4, len(LLAMA))), texts
+    answers = (logits, np.array([ids]), np.array([[0, 0, 0, 1]]) > 0), (logits, np.array([[-100, -100, -100, ids[3]]]))
     assert [evaluate([block], tokenizer=tmp_path).n_bytes for block in answers] == [len(" a")] * 2
 
 

@@ -259,7 +259,7 @@ LAYOUTS = {
     "Split and ByteLevel": (
         [{"vocab": byte_vocab("Ġa")}, BYTE_LEVEL, {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": r"'s|\p{L}+|\s+(?!\S)|\s+"}, "behavior": "Removed", "invert": True},
-            {**BYTE_LEVEL, "add_prefix_space": True}]}], [1] * 256 + [2], True, False
+            {**BYTE_LEVEL, "add_prefix_space": True}]}], [1] * 256 + [2], True, True
     ),
     "end of word": (
         [{"vocab": byte_vocab("a</w>"), "end_of_word_suffix": "</w>"}, BYTE_LEVEL,

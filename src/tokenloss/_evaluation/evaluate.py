@@ -371,14 +371,15 @@ def _opened(path: str, has_text: bool) -> Tokenizer:
     """A tokenizer, of which bytes of tokens can be told, with a text or without."""
     tokenizer = open_tokenizer(path)
     if tokenizer.drops_spaces and not has_text:
-        got = "drops the white space between tokens, whose bytes only the text tells"
+        got = "drops the white space between tokens or changes a text, so that only the text tells their bytes"
         raise_error("content", path=tokenizer.path, got=got, fits="come with text (--text), or be left out")
     return tokenizer
 
 
 def _hash_of(tokenizer: Tokenizer) -> str:
     """A hash of the bytes of all tokens."""
-    rules = (tokenizer.has_prefix_space, tokenizer.drops_spaces, tokenizer.pieces)
+    said = tokenizer.said
+    rules = (said.prefix, said.drops_spaces, sorted(said.restarts), tokenizer.pieces)
     return hashlib.blake2b(repr(rules).encode(), digest_size=16).hexdigest()
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenloss.formats.tokenizers import Tokenizer
 
 _UNKNOWN = -1  # in place of the bytes of an id that has none that are known
+WRITTEN = 1 << 24  # stands for an id that writes something where ids are counted
 _PIECE = 1 << 18  # rows whose bytes are found at a time
 _MOST_IN_ROW = 1 << 20  # texts that a model's mask numbers
 _NEXT_TOKENS = (
@@ -34,8 +35,10 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
 
     All ids are held against the text, if it is given, in the order of the shards.
     """
+    if text is not None:  # which proves what special ids write
+        tokenizer = tokenizer.with_special(max((shard.shape[-1] for shard in shards), default=0))
     aligned = None if text is None else AlignedText(text, tokenizer)
-    begun: set[int] = set()  # numbers of the texts that go on in later shards, whose first token was found
+    begun: dict[int, int] = {}  # what came of texts that go on in later shards, by their number
     found: list[tuple[Array, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
     for shard in shards:
         stored = open_stored(shard, options)
@@ -44,7 +47,7 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
             got, fits = "targets are distributions", "be class ids, where there is a tokenizer"
             raise_error("content", path=shard.targets or shard.path, got=got, fits=fits)
         may_go_on = shard.segments_start is not None or shard.windows is not None or not stored.sequences.exist
-        own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else set(), aligned)
+        own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else {}, aligned)
         found.append((own, scored_rows(opened, options.ignore_index)))
     if aligned is not None:
         aligned.end()
@@ -64,7 +67,7 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
 
 
 def _bytes_of_shard(
-    shard: Shard, stored: OpenShard, ids: Array, options: Options, tokenizer: Tokenizer, begun: set[int],
+    shard: Shard, stored: OpenShard, ids: Array, options: Options, tokenizer: Tokenizer, begun: dict[int, int],
     aligned: AlignedText | None,
 ) -> Array:  # fmt: skip
     """How many bytes the ids of a shard write into their texts, or into the file of these, if it is given."""
@@ -104,26 +107,47 @@ def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) 
 
 
 def bytes_of_ids(
-    ids: Array, texts: IntArray, included: BoolArray, tokenizer: Tokenizer, begun: set[int]
+    ids: Array, texts: IntArray, included: BoolArray, tokenizer: Tokenizer, begun: dict[int, int]
 ) -> tuple[IntArray, BoolArray]:
     """How many bytes ids write into texts of these numbers, or `_UNKNOWN`, and which are the first that write any.
 
-    A text may lack the space that its first token begins with. `begun` holds the numbers of texts whose first token
-    came before, and is updated. Ids that are not included are padding; those below 0 stand for text that is not known.
+    A text may lack the space that its first token begins with. `begun` says what came of a text before, and is updated.
+    Ids that are not included are padding; those that the tokenizer lacks, such as -100, stand for text that is not
+    known. One of them alone at the start of a text is a BOS, and a special id ends those that are padding.
     """
     ids = ids.reshape(-1)
     is_known = included & (ids >= 0) & (ids < len(tokenizer.pieces))
     known = np.where(is_known, ids, 0).astype(np.int64)
+    is_hidden = ~is_known
     is_known &= ~tokenizer.unknown[known]
-    rows = np.flatnonzero(included & (~is_known | (tokenizer.n_bytes[known] > 0)))
-    numbers, first = np.unique(texts[rows], return_index=True)
+    rows = np.flatnonzero(included)
+    rows = rows[np.argsort(texts[rows], kind="stable")]
+    numbers, starts = np.unique(texts[rows], return_index=True)
+    if not len(rows):
+        return np.full(len(ids), _UNKNOWN), np.zeros(len(ids), np.bool_)
+    kinds = known[rows]
+    weights = np.where(tokenizer.unknown[kinds] | (tokenizer.n_bytes[kinds] > 0), WRITTEN, 0)
+    weights[is_hidden[rows]] = 1
+    came = np.zeros(len(rows), np.int64)
+    came[starts] = [begun.get(number, 0) for number in numbers.tolist()]
+    before = _sums_before(weights, came, starts)
+    is_new = ~is_hidden[rows] & (tokenizer.restarts[kinds] | (tokenizer.is_special[kinds] & (before < WRITTEN)))
+    ends = np.append(starts[1:], len(rows)) - 1
+    begins = 1 + np.setdiff1d(np.flatnonzero(is_new), ends)
+    before = _sums_before(weights, came, np.union1d(starts, begins))
     is_first = np.zeros(len(ids), np.bool_)
-    is_first[rows[first]] = [number not in begun for number in numbers.tolist()]
-    is_first &= is_known
-    begun.update(numbers.tolist())
+    is_first[rows] = is_known[rows] & (weights == WRITTEN) & (before < 2)
+    begun.update(zip(numbers.tolist(), np.where(is_new, 0, before + weights)[ends].clip(max=WRITTEN).tolist()))
     n_bytes = np.full(len(ids), _UNKNOWN)
     n_bytes[is_known] = tokenizer.lengths(known[is_known], is_first[is_known])
     return n_bytes, is_first
+
+
+def _sums_before(weights: IntArray, came: IntArray, starts: IntArray) -> IntArray:
+    """The sums of the weights before each row of a part, for parts that start here with sums that came before."""
+    before = np.cumsum(weights) - weights
+    found: IntArray = before + np.repeat(came[starts] - before[starts], np.diff(np.append(starts, len(weights))))
+    return found
 
 
 def scored_rows(opened: OpenShard, ignore_index: int | None) -> BoolArray:
@@ -145,10 +169,9 @@ def refuse_unknown(name: str, targets: Array, rows: IntArray, tokenizer: Tokeniz
     """Refuse the target of the first of these rows, if there is any: the tokenizer does not tell its bytes."""
     for row in rows[:1].tolist():
         position = [int(i) for i in np.unravel_index(row, targets.shape)]
-        got, size = int(targets.reshape(-1)[row]), len(tokenizer.pieces)
-        if not 0 <= got < size:
-            fits = f"[0, {size}), the ids of {tokenizer.path}"
-            raise_error("class", name=name, position=position, got=got, fits=fits)
+        got = int(targets.reshape(-1)[row])
+        if not 0 <= got < len(tokenizer.pieces):
+            raise_error("class", name=name, position=position, got=got, fits=tokenizer.range_of_ids)
         fits = f"an id whose text {tokenizer.path} tells; mask or ignore this one"
         raise_error("option", name=f"{name}{position}", got=got, fits=fits)
 
