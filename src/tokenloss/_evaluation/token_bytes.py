@@ -116,31 +116,40 @@ def bytes_of_ids(
     known. One of them alone at the start of a text is a BOS, and a special id ends those that are padding.
     """
     ids = ids.reshape(-1)
-    is_known = included & (ids >= 0) & (ids < len(tokenizer.pieces))
-    known = np.where(is_known, ids, 0).astype(np.int64)
-    is_hidden = ~is_known
-    is_known &= ~tokenizer.unknown[known]
+    is_in = included & (ids >= 0) & (ids < len(tokenizer.pieces))
+    known = np.where(is_in, ids, 0).astype(np.int64)
     rows = np.flatnonzero(included)
     rows = rows[np.argsort(texts[rows], kind="stable")]
-    numbers, starts = np.unique(texts[rows], return_index=True)
-    if not len(rows):
-        return np.full(len(ids), _UNKNOWN), np.zeros(len(ids), np.bool_)
-    kinds = known[rows]
-    weights = np.where(tokenizer.unknown[kinds] | (tokenizer.n_bytes[kinds] > 0), WRITTEN, 0)
-    weights[is_hidden[rows]] = 1
-    came = np.zeros(len(rows), np.int64)
-    came[starts] = [begun.get(number, 0) for number in numbers.tolist()]
-    before = _sums_before(weights, came, starts)
-    is_new = ~is_hidden[rows] & (tokenizer.restarts[kinds] | (tokenizer.is_special[kinds] & (before < WRITTEN)))
-    ends = np.append(starts[1:], len(rows)) - 1
-    begins = 1 + np.setdiff1d(np.flatnonzero(is_new), ends)
-    before = _sums_before(weights, came, np.union1d(starts, begins))
+    is_known = is_in & ~tokenizer.unknown[known]
     is_first = np.zeros(len(ids), np.bool_)
-    is_first[rows] = is_known[rows] & (weights == WRITTEN) & (before < 2)
-    begun.update(zip(numbers.tolist(), np.where(is_new, 0, before + weights)[ends].clip(max=WRITTEN).tolist()))
+    is_first[rows] = _are_first(known[rows], ~is_in[rows], texts[rows], tokenizer, begun)
+    is_first &= is_known
     n_bytes = np.full(len(ids), _UNKNOWN)
     n_bytes[is_known] = tokenizer.lengths(known[is_known], is_first[is_known])
     return n_bytes, is_first
+
+
+def _are_first(
+    ids: IntArray, is_hidden: BoolArray, texts: IntArray, tokenizer: Tokenizer, begun: dict[int, int]
+) -> BoolArray:
+    """Which ids are the first of a text that write anything, text by text; of those that are hidden nothing is known.
+
+    Of each text, `begun` holds the number of hidden ids that came, and `WRITTEN` if another one wrote anything.
+    """
+    numbers, starts = np.unique(texts, return_index=True)
+    is_special = ~is_hidden & tokenizer.is_special[ids]
+    writes = ~is_hidden & ~tokenizer.is_special[ids]
+    weights = np.where(writes, WRITTEN, is_hidden)
+    came = np.zeros(len(ids), np.int64)
+    came[starts] = [begun.get(number, 0) for number in numbers.tolist()]
+    before = _sums_before(weights, came, starts)
+    is_end = (~is_hidden & tokenizer.restarts[ids]) | (is_special & (before < WRITTEN))  # a text may begin after it
+    stops = np.append(starts[1:], len(ids)) - 1  # the last of each text
+    before = _sums_before(weights, came, np.union1d(starts, 1 + np.setdiff1d(np.flatnonzero(is_end), stops)))
+    sums = np.where(is_end, 0, np.minimum(before + weights, WRITTEN))[stops[: len(numbers)]]
+    begun.update(zip(numbers.tolist(), sums.tolist(), strict=True))
+    found: BoolArray = writes & (before < 2)
+    return found
 
 
 def _sums_before(weights: IntArray, came: IntArray, starts: IntArray) -> IntArray:

@@ -197,7 +197,8 @@ def _prefix(
 ) -> tuple[Prefix, frozenset[int]]:
     """When a space is put before a text, and the ids after which it is put there again."""
     if any(step["type"] == "Prepend" for step in normalizers):
-        return "always", frozenset(token["id"] for token in added if token.get("special") or not token.get("normalized"))
+        again = (token["id"] for token in added if token.get("special") or not token.get("normalized"))
+        return "always", frozenset(again)
     schemes = [scheme for scheme in map(_scheme, splits) if scheme != "never"]
     if not schemes:
         return "never", frozenset()
