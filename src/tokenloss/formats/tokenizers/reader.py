@@ -63,7 +63,7 @@ def token_bytes(tokenizer: str | os.PathLike[str] | Tokenizer) -> IntArray:
     Tokens that were added count with their text, unless they are special. The first token of a text may begin with a
     space that the text lacks (SentencePiece, Llama 2): sum, and subtract 1 for each text. White space between tokens is
     in no token of WordPiece (BERT): there, bytes are known only with the text. If the tokenizer normalises a text, say
-    to NFC, these are the bytes of what it made of it.
+    to NFC or to single spaces, these are the bytes of what it made of it.
 
     Examples
     --------
