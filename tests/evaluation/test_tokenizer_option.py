@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from commands import assert_refused
 from places import TESTS
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from tokenloss import cross_entropy, evaluate
 from tokenloss._evaluation import token_bytes
@@ -362,12 +362,14 @@ def test_tokenizer_leaves_out_the_space_that_comes_again_after_special_and_added
         tokenizer.normalizer = normalizer
     steps = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
     tokenizer.decoder = decoders.ByteLevel() if name == "ByteLevel" else decoders.Sequence([*steps])
-    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.add_special_tokens(["<s>", "</s>"])
     tokenizer.add_tokens([tokenizers.AddedToken("<tool>", normalized=False)])
+    ends = [(one, tokenizer.token_to_id(one)) for one in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     text = "a</s>aa<tool>a a</s></s>a"
-    ids = np.array(tokenizer.encode(text).ids)
-    written = text.replace("</s>", "")
+    ids = np.array([*tokenizer.encode(text).ids, *tokenizer.encode(text).ids])  # texts in a row
+    written = 2 * text.replace("</s>", "")
     logits, expected = np.zeros((len(ids), tokenizer.get_vocab_size())), len(written)
     blocks = [(logits[i : i + 1], ids[i : i + 1], None, np.array([3])) for i in range(len(ids))]
     (tmp_path / "text").write_text(written)

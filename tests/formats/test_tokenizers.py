@@ -388,6 +388,11 @@ def test_vocab_json_and_merges_of_gpt_2(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = open_tokenizer(tmp_path)
     assert (tokenizer.n_bytes[257], tokenizer.is_special.any()) == (len("<tool>"), False)
+    assert not tokenizer.has_prefix_space
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "add_prefix_space": True}))
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.has_prefix_space
+    assert tokenizer.restarts.nonzero()[0].tolist() == [257]
 
 
 def test_vocab_json_of_clip_has_marks_at_the_ends_of_words(tmp_path):

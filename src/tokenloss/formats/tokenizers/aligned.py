@@ -41,9 +41,9 @@ _CONTINUATION = bytes(range(128, 192))  # bytes that go on with a character in U
 class AlignedText:
     """The bytes of a text file, against which ids are held, block by block.
 
-    The file is that of all texts of the ids in their order. Between two of them, and at the end, there may be white
-    space that no token holds; it belongs to none. Where a tokenizer drops white space between tokens, it belongs to the
-    token that follows it.
+    The file is that of all texts of the ids in their order. Between two of them, after special tokens, and at the end,
+    there may be white space that no token holds; it belongs to none. Where a tokenizer drops white space between
+    tokens, it belongs to the token that follows it.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class AlignedText:
         ids, is_first = tokenizer.checked(ids, place, self._n_tokens), np.array(is_first, bool)
         if not len(ids):
             return ids, ids
-        # after an id that writes no text, there may be white space that no token holds; what begins a word is not known
+        # one text may end and another begin at an id that writes nothing
         may_end = (ids < 0) | (tokenizer.is_special | tokenizer.restarts)[np.maximum(ids, 0)]
         may_end &= not tokenizer.drops_spaces
         is_first[1:] |= may_end[:-1]

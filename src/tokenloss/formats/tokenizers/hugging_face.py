@@ -67,6 +67,8 @@ def read(said: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:
     drops |= any(map(_drops_text, splits)) or any(step["type"] in ("WordPiece", "BPEDecoder") for step in decoders)
     drops |= _adds_spaces(splits) or any(_changes_length(step, encode, is_byte_level) for step in normalizers)
     prefix, restarts = _prefix(normalizers, splits, added)
+    if prefix != "never":
+        restarts |= _bos(said.get("post_processor"))
     return Vocabulary(pieces, frozenset(special - unknown), frozenset(unknown), prefix, drops, restarts)
 
 
@@ -86,9 +88,9 @@ def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, those of a sequence one by one."""
+    """The steps of a normalizer, pre-tokenizer, decoder or post-processor, those of a sequence one by one."""
     if isinstance(part, dict):
-        inner = [part[key] for key in ("normalizers", "pretokenizers", "decoders") if key in part]
+        inner = [part[key] for key in ("normalizers", "pretokenizers", "decoders", "processors") if key in part]
         if inner:
             for step in inner[0]:
                 yield from _steps(step)
@@ -203,6 +205,17 @@ def _prefix(
     if not schemes:
         return "never", frozenset()
     return "unless there", frozenset(token["id"] for token in added if "always" in schemes)
+
+
+def _bos(processor: Any) -> frozenset[int]:
+    """The ids that a post-processor puts before each text."""
+    found: set[int] = set()
+    for step in _steps(processor):
+        for item in step.get("single", ()):
+            if "SpecialToken" not in item:
+                break
+            found.update(step["special_tokens"][item["SpecialToken"]["id"]]["ids"])
+    return frozenset(found)
 
 
 def _drops_text(step: dict[str, Any]) -> bool:

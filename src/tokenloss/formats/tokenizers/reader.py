@@ -125,6 +125,8 @@ def _vocabulary(path: str, data: bytes) -> Vocabulary:
         if "vocab" in said:
             return ranks.read_tekken(said)
         vocabulary = ranks.read_gpt2(said, path)
+        if _config(path).get("add_prefix_space"):
+            vocabulary = vocabulary._replace(prefix="unless there")
     elif data.startswith((b"\x80", b"PK\x03\x04")):
         raise ValueError("it is a pickle or an archive, which may run code or hold weights")
     elif _RANK.match(data):
