@@ -397,7 +397,9 @@ def test_tokenizer_of_labels_tells_padding_and_bos_from_prompts(name, tmp_path):
     logits, ids = np.zeros((len(ids), len(LLAMA))), np.array(ids)
     blocks = [(logits[i : i + 1], ids[i : i + 1], None, np.array([5])) for i in range(len(ids))]
     for source in [(logits, ids)], [(logits[None], ids[None])], blocks:
-        assert evaluate(source, tokenizer=tmp_path).n_bytes == n_bytes
+        assert evaluate(source, shift=True, tokenizer=tmp_path).n_bytes == n_bytes
+        if name == "BOS that is ignored":  # which is no target if they are the next tokens
+            assert evaluate(source, shift=False, tokenizer=tmp_path).n_bytes == n_bytes + len(" ")
 
 
 def test_tokenizer_of_a_batch_that_is_padded_on_the_left_with_an_id_of_text(tmp_path):

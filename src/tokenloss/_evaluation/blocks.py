@@ -113,8 +113,9 @@ class _Run:
             fits = f"{block.scores.shape[:-1]}, class ids, where there is a tokenizer"
             raise_error("shape", name=f"{block.name}: targets", got=block.targets.shape, fits=fits)
         numbers = RowSequences(block.scores.shape, block.ids).numbers(0, block.targets.size)
-        begun = {} if block.ids is None else self.begun
-        return block._replace(n_bytes=bytes_of_ids(block.targets, numbers, _in_texts(block), self._tokenizer, begun)[0])
+        begun, shift = {} if block.ids is None else self.begun, bool(self._options.shift)
+        n_bytes, _ = bytes_of_ids(block.targets, numbers, _in_texts(block), self._tokenizer, begun, shift)
+        return block._replace(n_bytes=n_bytes)
 
     def take(self, block: _Block) -> list[ScoredBlock]:
         """Score a block, in parts."""

@@ -76,7 +76,7 @@ def _bytes_of_shard(
     for start in range(0, shard.rows, _PIECE):
         rows = np.arange(start, min(start + _PIECE, shard.rows))
         texts, included = _texts(shard, stored, rows, None if mask is None else mask[rows])
-        found, is_first = bytes_of_ids(flat[rows], texts, included, tokenizer, begun)
+        found, is_first = bytes_of_ids(flat[rows], texts, included, tokenizer, begun, bool(options.shift))
         if aligned is not None:
             is_ignored = flat[rows] == options.ignore_index
             with with_file_names(path):
@@ -107,13 +107,14 @@ def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) 
 
 
 def bytes_of_ids(
-    ids: Array, texts: IntArray, included: BoolArray, tokenizer: Tokenizer, begun: dict[int, int]
+    ids: Array, texts: IntArray, included: BoolArray, tokenizer: Tokenizer, begun: dict[int, int], has_bos: bool
 ) -> tuple[IntArray, BoolArray]:
     """How many bytes ids write into texts of these numbers, or `_UNKNOWN`, and which are the first that write any.
 
     A text may lack the space that its first token begins with. `begun` says what came of a text before, and is updated.
     Ids that are not included are padding; those that the tokenizer lacks, such as -100, stand for text that is not
-    known. One of them alone at the start of a text is a BOS, and a special id ends those that are padding.
+    known: one of them alone at the start of a text is its BOS, if texts may have one, and if a special id comes after
+    them, they are padding.
     """
     ids = ids.reshape(-1)
     is_in = included & (ids >= 0) & (ids < len(tokenizer.pieces))
@@ -122,19 +123,20 @@ def bytes_of_ids(
     rows = rows[np.argsort(texts[rows], kind="stable")]
     is_known = is_in & ~tokenizer.unknown[known]
     is_first = np.zeros(len(ids), np.bool_)
-    is_first[rows] = _are_first(known[rows], ~is_in[rows], texts[rows], tokenizer, begun)
+    before, writes = _before(known[rows], ~is_in[rows], texts[rows], tokenizer, begun)
+    is_first[rows] = writes & (before <= has_bos)
     is_first &= is_known
     n_bytes = np.full(len(ids), _UNKNOWN)
     n_bytes[is_known] = tokenizer.lengths(known[is_known], is_first[is_known])
     return n_bytes, is_first
 
 
-def _are_first(
+def _before(
     ids: IntArray, is_hidden: BoolArray, texts: IntArray, tokenizer: Tokenizer, begun: dict[int, int]
-) -> BoolArray:
-    """Which ids are the first of a text that write anything, text by text; of those that are hidden nothing is known.
+) -> tuple[IntArray, BoolArray]:
+    """How many hidden ids come before each in its text, `WRITTEN` if another one writes anything, and which ones do.
 
-    Of each text, `begun` holds the number of hidden ids that came, and `WRITTEN` if another one wrote anything.
+    Texts come one after the other. Nothing is known of hidden ids. `begun` has the same of earlier parts of the texts.
     """
     numbers, starts = np.unique(texts, return_index=True)
     is_special = ~is_hidden & tokenizer.is_special[ids]
@@ -148,8 +150,7 @@ def _are_first(
     before = _sums_before(weights, came, np.union1d(starts, 1 + np.setdiff1d(np.flatnonzero(is_end), stops)))
     sums = np.where(is_end, 0, np.minimum(before + weights, WRITTEN))[stops[: len(numbers)]]
     begun.update(zip(numbers.tolist(), sums.tolist(), strict=True))
-    found: BoolArray = writes & (before < 2)
-    return found
+    return before, writes
 
 
 def _sums_before(weights: IntArray, came: IntArray, starts: IntArray) -> IntArray:
