@@ -400,6 +400,10 @@ def test_tokenizer_of_labels_tells_padding_and_bos_from_prompts(name, tmp_path):
         assert evaluate(source, shift=True, tokenizer=tmp_path).n_bytes == n_bytes
         if name == "BOS that is ignored":  # which is no target if they are the next tokens
             assert evaluate(source, shift=False, tokenizer=tmp_path).n_bytes == n_bytes + len(" ")
+    for stop in range(1, len(blocks)):
+        options = {"shift": True, "tokenizer": tmp_path, "state": tmp_path / f"state{stop}"}
+        evaluate(lambda first, stop=stop: blocks[first:stop], **options)
+        assert evaluate(lambda first: blocks[first:], **options).n_bytes == n_bytes
 
 
 def test_tokenizer_of_a_batch_that_is_padded_on_the_left_with_an_id_of_text(tmp_path):
