@@ -121,7 +121,13 @@ def compare(args: argparse.Namespace) -> int:
     gates = _gates(args)
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
-        models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
+        divergences = ",".join(args.divergences or ["kl"]).split(",")
+        models = {
+            "others": others,
+            "divergences": divergences,
+            "lm_head": args.lm_head or None,
+            "sizes": _sizes(args.size, others),
+        }
         sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
         found = compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
     _warn(hints_of(found))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.columns import check_definitions
 from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import as_path, as_paths, check_choice, check_divergences, check_shift, refuse_given
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, further_divergences, refuse_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import exists, files_of, identity
 from tokenloss._core.text import title
@@ -42,7 +42,7 @@ def compare_scores(
     """
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)
-    wanted = check_divergences(divergences, check_definitions(definitions))
+    wanted = further_divergences(divergences, check_definitions(definitions))
     check_shift(shift)
     if classes is not None:
         classes = check_integer("classes", classes, "a positive integer or None", least=1)
