@@ -86,7 +86,8 @@ class ComparedBlock(NamedTuple):
         The name of the candidate.
     columns : dict of 1-D arrays
         `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them; the first
-        two and `delta_p` only with targets; and further divergences that were asked for. Of responses of servers, those of `ResponseComparison`.
+        two and `delta_p` only with targets; and further divergences that were asked for. Of responses of servers, those
+        of `ResponseComparison`.
     target, text, file, row, sequence, position
         As of `TokenBlock`; the number of the file is that of the shard. Ids are -1 without targets.
     base_scores, scores : TokenScores or None

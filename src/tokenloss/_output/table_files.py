@@ -220,11 +220,12 @@ class ComparedTokenTable(_TableFile):
 
     Its columns are `name` (of the candidate), `file` (the number of its shard, from 0), `row` (of the file), `sequence`
     and `position` in it (-1 of none), `target` (-1 where it is not known), `kept`, and those of `Comparison`:
-    `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top`, `base_top_p` and the `divergences` that were asked for beside
-    "kl", which are nan, null or empty of tokens that are not scored, as in `TokenTable`; without targets, losses and `delta_p` are nan. Where files hold the text of the
-    tokens, .csv and .parquet have the target's `text`. Of responses of servers there is no `row`, and the others are
-    those of `ResponseComparison`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by
-    block: of several candidates, the rows of a block of tokens come candidate by candidate, so group them by `name`.
+    `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top`, `base_top_p` and further `divergences` that were asked for, which
+    are nan, null or empty of tokens that are not scored, as in `TokenTable`; without targets, losses and `delta_p` are
+    nan. Where files hold the text of the tokens, .csv and .parquet have the target's `text`. Of responses of servers
+    there is no `row`, and the others are those of `ResponseComparison`. It is a .npy file of a structured array, a .csv
+    or a .parquet file, written block by block: of several candidates, the rows of a block of tokens come candidate by
+    candidate, so group them by `name`.
 
     Parameters
     ----------
@@ -289,9 +290,9 @@ class ComparedSequenceTable(_TableFile):
 
     Its columns are `name` (of the candidate), `file` (the number of the shard, from 0; -1 where several may hold a
     part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
-    `loss_difference`, `kl`, `delta_p`, `same_top`, and further `divergences`. Of responses of servers, `kl_bound` stands in place of `kl`, and
-    `line` and `base_line` are those of the response in both files. It is a .npy file of a structured array, a .csv or a
-    .parquet file.
+    `loss_difference`, `kl`, `delta_p`, `same_top`, and further `divergences` that were asked for. Of responses of
+    servers, `kl_bound` stands in place of `kl`, and `line` and `base_line` are those of the response in both files. It
+    is a .npy file of a structured array, a .csv or a .parquet file.
 
     Parameters
     ----------
