@@ -121,12 +121,9 @@ def compare(args: argparse.Namespace) -> int:
     gates = _gates(args)
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
-        divergences = tuple(",".join(args.divergences or ["kl"]).split(","))
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
         sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
-        found = compare_files(
-            **_arguments(compare_files, args, **models, divergences=divergences, sinks=sinks, progress=True)
-        )
+        found = compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
     _warn(hints_of(found))
     return _print(args, found, gates)
 
