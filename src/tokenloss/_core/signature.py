@@ -20,6 +20,7 @@ _BITS = 64  # of a sum of class ids
 _FIELDS = (
     "tokenloss", "unit", "tokens", "sequences", "samples", "documents", "window", "stride", "shift", "mask", "weights",
     "kind", "dtype", "part", "definitions", "classes", "words", "ids",
+    "bytes", "text",
 )  # fmt: skip
 
 
