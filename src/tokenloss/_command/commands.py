@@ -276,7 +276,8 @@ def _input_errors(subject: str = "") -> Iterator[None]:
 def _with_options(message: str) -> str:
     """Name options in place of the parameters that a message is about."""
     parameters = (
-        r"^[a-z_]+(?= does not apply| is for | is given| is .+; it must be| and \w+ cannot)|(?<= and )\w+(?= cannot)|"
+        r"^[a-z_][a-z_0-9]*(?= does not apply| is for | is given| is .+; it must be| and \w+ cannot)|"
+        r"(?<= and )\w+(?= cannot)|"
         r"(?<=without )\w+$|(?<=there is )\w+$"
     )
     message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)

@@ -59,6 +59,12 @@ _COMPARED_SEQUENCE_COLUMNS = [
     *((name, "<i8") for name in ("file", "sequence", "count")),
     *((name, "<f8") for name in ("loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")),
 ]
+# Of log-probabilities of tokens alone; a line is -1 in arrays.
+_MISMATCH_COLUMNS = [("kept", "?"), *((name, "<f8") for name in ("logprobs", "base_logprobs", "difference", "ratio"))]
+_MISMATCH_SEQUENCE_COLUMNS = [
+    *((name, "<i8") for name in ("file", "sequence", "count", "line")),
+    *((name, "<f8") for name in ("difference", "k3", "log_ratio", "ratio", "geometric_ratio")),
+]
 # Columns that are not null for tokens that are not scored, where the format has a null.
 _OF_SPANS = {"document", "start", "stop", "kind", "n_tokens_a", "n_tokens_b"}
 _OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES, *_OF_SPANS}
@@ -81,7 +87,7 @@ class _TableFile(Sink):
 
     def _compared(self, columns: list[tuple[str, str]]) -> np.dtype[Any]:
         """Columns of a table of candidates: their name, then these, but for those that there are not."""
-        missing = {"row"} if self._of_responses else set()
+        missing = {"row"} if self._of_responses or self._of_logprobs else set()
         if self._suffix == ".npy" or not self._has_text:
             missing.add("text")
         width = max(map(len, self._names), default=0) or 1
@@ -226,9 +232,9 @@ class ComparedTokenTable(_TableFile):
     `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top`, `base_top_p` and further `divergences` that were asked for, which
     are nan, null or empty of tokens that are not scored, as in `TokenTable`; without targets, losses and `delta_p` are
     nan. Where files hold the text of the tokens, .csv and .parquet have the target's `text`. Of responses of servers
-    there is no `row`, and the others are those of `ResponseComparison`. It is a .npy file of a structured array, a .csv
-    or a .parquet file, written block by block: of several candidates, the rows of a block of tokens come candidate by
-    candidate, so group them by `name`.
+    there is no `row`, and the others are those of `ResponseComparison`; of log-probabilities of tokens alone, of
+    `Mismatch`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block: of several
+    candidates, the rows of a block of tokens come candidate by candidate, so group them by `name`.
 
     Parameters
     ----------
@@ -272,6 +278,7 @@ class ComparedTokenTable(_TableFile):
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else _COMPARED_COLUMNS
+        of_tokens = _MISMATCH_COLUMNS if self._of_logprobs else of_tokens
         further = [(name, "<f8") for name in self._divergences]
         self._columns = self._compared([*_COMPARED_PLACES, *of_tokens, *further])
         with self._writer(self._columns, rows) as self._write:
@@ -294,8 +301,9 @@ class ComparedSequenceTable(_TableFile):
     Its columns are `name` (of the candidate), `file` (the number of the shard, from 0; -1 where several may hold a
     part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
     `loss_difference`, `kl`, `delta_p`, `same_top`, and further `divergences` that were asked for. Of responses of
-    servers, `kl_bound` stands in place of `kl`, and `line` and `base_line` are those of the response in both files. It
-    is a .npy file of a structured array, a .csv or a .parquet file.
+    servers, `kl_bound` stands in place of `kl`, and `line` and `base_line` are those of the response in both files. Of
+    log-probabilities of tokens alone, they are those of `Mismatch.sequences`. It is a .npy file of a structured array,
+    a .csv or a .parquet file.
 
     Parameters
     ----------
@@ -339,6 +347,8 @@ class ComparedSequenceTable(_TableFile):
         if self._of_responses:
             columns = [("kl_bound", form) if name == "kl" else (name, form) for name, form in columns]
             columns += [("line", "<i8"), ("base_line", "<i8")]
+        if self._of_logprobs:
+            columns = _MISMATCH_SEQUENCE_COLUMNS
         form = self._compared(columns)
         numbers = {path: number for number, path in enumerate(summary.get("files", ()))}
         tables = [np.zeros(0, form)]
@@ -347,7 +357,7 @@ class ComparedSequenceTable(_TableFile):
             files = [numbers[row["file"]] if "file" in row else 0 if len(numbers) < 2 else -1 for row in rows]
             tables.append(np.zeros(len(rows), form))
             for column, _ in columns:
-                tables[-1][column] = files if column == "file" else [row[column] for row in rows]
+                tables[-1][column] = files if column == "file" else [row.get(column, -1) for row in rows]
             tables[-1]["name"] = _as_unicode([name])[0]
         table = np.concatenate(tables)
         with self._writer(form, len(table)) as write:
