@@ -281,6 +281,14 @@ def compare(
     >>> round(comparison.mean_kl, 6), comparison.same_top
     (0.065366, 1.0)
 
+    Further divergences:
+
+    >>> comparison = compare(
+    ...     [[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [0, 1], divergences=("tv", "js")
+    ... )
+    >>> round(comparison.mean_tv, 6), round(comparison.mean_js, 6)
+    (0.130339, 0.015897)
+
     Two documents of two tokens, in each of which both models' losses differ alike:
 
     >>> base = [[[1.0, 0.0], [1.2, 0.0]], [[0.5, 0.0], [0.3, 0.0]]]
