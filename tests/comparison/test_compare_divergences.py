@@ -9,6 +9,7 @@ from arrays import assert_same_bits, fails
 from candidates import Many
 
 from tokenloss import ComparisonMeter, compare, compare_files, kl_divergence, sinks
+from tokenloss.page import write_comparison_page
 
 FURTHER = ("reverse_kl", "js", "tv", "hellinger")
 
@@ -94,6 +95,15 @@ def test_divergences_of_files_are_those_of_arrays_also_from_a_state(tmp_path):
     assert multiples["mean_tv"] == expected.mean_tv / found["q8"].mean_tv
     with fails(ValueError, str(state), "was written with divergences ['tv', 'hellinger']"):
         compare_files(*paths, noise=tmp_path / "q8", state=state)
+
+
+def test_divergences_are_on_the_page_of_a_comparison(tmp_path):
+    many = Many(tmp_path)
+    found = many.comparison("q4", divergences=("tv",))
+    write_comparison_page(tmp_path / "page.html", {"q4": found}, many.targets)
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert "mean total variation" in text
+    assert f"{found.mean_tv:.4g}" in text
 
 
 def test_divergences_are_printed_by_the_command(tmp_path, command):
