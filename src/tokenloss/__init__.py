@@ -26,6 +26,7 @@ Sums with errors
 Two models on the same tokens
     compare                 perplexities, KL divergence and changes of probability, with their errors
     ComparisonMeter         the same, block by block, of any number of candidates
+    draft_acceptance        what a target model accepts of a draft's tokens, and the speed-up
     kl_divergence           the divergence alone
     linear_compare          compare, from hidden states
     linear_kl_divergence    kl_divergence, from hidden states
@@ -59,6 +60,7 @@ from tokenloss._core.version import __version__ as __version__
 # by module, the public names that it has; `__init__.pyi` tells type checkers the same
 _NAMES = {
     "_comparison.comparison": ("ComparisonMeter", "compare"),
+    "_comparison.drafts": ("draft_acceptance",),
     "_comparison.linear_compare": ("linear_compare",),
     "_core.config": ("show_config",),
     "_evaluation.compare_files": ("compare_files",),

@@ -2,6 +2,7 @@
 
 from tokenloss._comparison.comparison import Comparison
 from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._comparison.drafts import DraftAcceptance
 from tokenloss._comparison.responses import ResponseComparison
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._evaluation.results import Evaluation, Evaluations
@@ -11,6 +12,6 @@ from tokenloss._statistics.gates import Verdict, Verdicts
 from tokenloss._statistics.sequences import SequenceLosses
 
 __all__ = [
-    "Comparison", "Comparisons", "Evaluation", "Evaluations", "ResponseComparison", "SampleComparison", "SampleMetric",
-    "SequenceLosses", "TokenScores", "TopkDivergence", "Verdict", "Verdicts",
+    "Comparison", "Comparisons", "DraftAcceptance", "Evaluation", "Evaluations", "ResponseComparison",
+    "SampleComparison", "SampleMetric", "SequenceLosses", "TokenScores", "TopkDivergence", "Verdict", "Verdicts",
 ]  # fmt: skip

@@ -80,10 +80,14 @@ _COMPARE_EXAMPLES = """
    tokenloss compare server-a.jsonl server-b.jsonl
  for a script, which goes on where both limits are surely kept to (exit status 0):
    tokenloss compare base.npz Q4=q4.npz --max-kl 0.01 --min-same-top 0.97
+ what a large model accepts of the tokens that a small one drafts, and the speed-up:
+   tokenloss compare large.npz small=small.npz --draft --cost-ratio 0.05
  samples of lm-evaluation-harness: what changed, and whether both models are equal:
    tokenloss compare samples-a.jsonl samples-b.jsonl --margin 0.01
 """
-_GROUPS = ("input", "targets and sequences", "hidden states", "responses", "samples", "gates", "output", "running")
+_GROUPS = (
+    "input", "targets and sequences", "hidden states", "drafts", "responses", "samples", "gates", "output", "running",
+)  # fmt: skip
 _LM_HEAD = (
     "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: "
     f"{HEAD_FILES}; config.json beside it says how logits are scaled and capped, and whether the embedding is the head"
@@ -209,6 +213,7 @@ def _add_compare(compare: Parser) -> None:
     words = "name of the array of hidden states of BASE, if it has another one"
     _add(of["hidden states"], "--base-hidden NAME", words)
     _add_hidden_states(of["hidden states"])
+    _add_drafts(of["drafts"])
     _add_responses(of["responses"])
     words = "of lm-evaluation-harness: test whether both models are equal within M, such as 0.01"
     _add(of["samples"], "--margin M", words, fraction)
@@ -230,6 +235,19 @@ def _add_compare(compare: Parser) -> None:
     _add_outputs(of["output"], COMPARE_OUTPUTS)
     _add_running(of["running"])
     _add_help(compare, of["running"], _COMPARE_EXAMPLES)
+
+
+def _add_drafts(group: _Group) -> None:
+    """Add the options of drafts."""
+    words = (
+        "the OTHERs are drafts of speculative decoding for BASE, their target: print what it accepts, and the tokens "
+        "per call of the target for 1 to 8 drafted tokens, in place of divergences"
+    )
+    group.add_argument("--draft", action="store_true", help=words)
+    words = "temperature of all models, or 0 for greedy decoding (default: 1)"
+    _add(group, "--temperature T", words, number)
+    words = "the time of a step of a draft over that of a call of the target, such as 0.05, for the speed-up"
+    _add(group, "--cost-ratio C", words, number)
 
 
 # -- options of both `score` and `compare` -----------------------------------------------------------------------------

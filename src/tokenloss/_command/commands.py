@@ -119,6 +119,9 @@ def _print_warning(message: str) -> None:
 def compare(args: argparse.Namespace) -> int:
     """Run `tokenloss compare`."""
     gates = _gates(args)
+    if gates and args.draft:
+        option = next(iter(gates)).replace("_", "-")
+        raise InputError(f"--{option} is for divergences, not for the acceptance of drafts")
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}

@@ -46,6 +46,7 @@ class Options(NamedTuple):
     stride: int = 0  # tokens from the start of a window to that of the next one
     definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next two are of comparisons
     classes: int | None = None  # number of classes that are compared; None for all
+    temperature: float | None = None  # at which drafts are compared; None where others are
     others: tuple[Options, ...] = ()  # of the files of each candidate
 
     def with_absolute_paths(self) -> Options:
@@ -64,6 +65,7 @@ class Settings(NamedTuple):
     scheduler: str | None = None
     workers: int | None = None
     progress: bool = False
+    cost_ratio: float | None = None  # of drafts
 
 
 class Inputs(NamedTuple):

@@ -86,7 +86,8 @@ class ComparedBlock(NamedTuple):
         The name of the candidate.
     columns : dict of 1-D arrays
         `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them; the first
-        two and `delta_p` only with targets. Of responses of servers, those of `ResponseComparison`.
+        two and `delta_p` only with targets. Of responses of servers, those of `ResponseComparison`. Of drafts,
+        `acceptance` as `DraftAcceptance` has it, `kept`, and others at the temperature.
     target, text, file, row, sequence, position
         As of `TokenBlock`; the number of the file is that of the shard. Ids are -1 without targets.
     base_scores, scores : TokenScores or None
@@ -177,9 +178,11 @@ class Sink:
     needs_tokens: bool = False
     top_k: int = 0
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
-    _of_responses: bool = False  # this and the next two are set before it is opened
+    _of_responses: bool = False  # this and the next three are set before it is opened
     _has_text: bool = False  # whether some files hold the text of their tokens
     _names: Sequence[str] = ()  # of candidates
+    _are_drafts: bool = False  # whether these are drafts, which have acceptances
+    _takes_drafts: ClassVar[bool] = True
     _needs_targets: bool = True  # where it has likeliest classes of a comparison, with which losses come
     _function: ClassVar[str] = ""  # the function that takes it, if not any
     _is_option: bool = False  # whether errors name it by its option, not by its class
@@ -283,10 +286,11 @@ def open_sinks(
     of_responses: bool = False,
     has_text: bool = False,
     names: Sequence[str] = (),
+    are_drafts: bool = False,
 ) -> None:
     """Open sinks; the stack closes them. `names` are those of candidates."""
     for sink in sinks:
-        sink._of_responses, sink._has_text, sink._names = of_responses, has_text, names
+        sink._of_responses, sink._has_text, sink._names, sink._are_drafts = of_responses, has_text, names, are_drafts
         with write_errors_of(sink):
             manager = sink.open(batch, rows, top_k)
             manager.__enter__()

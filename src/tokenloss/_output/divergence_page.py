@@ -60,6 +60,7 @@ class DivergencePage(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--html"
+    _takes_drafts = False
     _function = "compare_files"
     help = "write a page that shows the text, each token shaded by its divergence"
     needs_tokens = True

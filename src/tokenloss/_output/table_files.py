@@ -52,6 +52,7 @@ _SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]
 _COMPARED_PLACES = [*((name, "<i8") for name in (*_PLACES, "target")), ("text", "O")]
 _COMPARED_COLUMNS = [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p")),
                      ("is_same_top", "?"), ("base_top_p", "<f8")]  # fmt: skip
+_DRAFT_COLUMNS = [("kept", "?"), ("acceptance", "<f8")]
 _COMPARED_RESPONSE_COLUMNS = [
     (name, "?" if name in ("kept", "is_same_top", "is_top_known") else "<f8") for name in TOKEN_COLUMNS
 ]
@@ -59,6 +60,7 @@ _COMPARED_SEQUENCE_COLUMNS = [
     *((name, "<i8") for name in ("file", "sequence", "count")),
     *((name, "<f8") for name in ("loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")),
 ]
+_DRAFT_SEQUENCE_COLUMNS = [*_COMPARED_SEQUENCE_COLUMNS[:3], ("acceptance", "<f8")]
 # Columns that are not null for tokens that are not scored, where the format has a null.
 _OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES}
 
@@ -223,8 +225,9 @@ class ComparedTokenTable(_TableFile):
     `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are
     not scored, as in `TokenTable`; without targets, losses and `delta_p` are nan. Where files hold the text of the
     tokens, .csv and .parquet have the target's `text`. Of responses of servers there is no `row`, and the others are
-    those of `ResponseComparison`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by
-    block: of several candidates, the rows of a block of tokens come candidate by candidate, so group them by `name`.
+    those of `ResponseComparison`; of drafts, `acceptance` is the only other. It is a .npy file of a structured array, a
+    .csv or a .parquet file, written block by block: of several candidates, the rows of a block of tokens come candidate
+    by candidate, so group them by `name`.
 
     Parameters
     ----------
@@ -267,7 +270,8 @@ class ComparedTokenTable(_TableFile):
 
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
-        of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else _COMPARED_COLUMNS
+        of_tokens = _DRAFT_COLUMNS if self._are_drafts else _COMPARED_COLUMNS
+        of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else of_tokens
         self._columns = self._compared([*_COMPARED_PLACES, *of_tokens])
         with self._writer(self._columns, rows) as self._write:
             yield
@@ -289,8 +293,8 @@ class ComparedSequenceTable(_TableFile):
     Its columns are `name` (of the candidate), `file` (the number of the shard, from 0; -1 where several may hold a
     part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
     `loss_difference`, `kl`, `delta_p` and `same_top`. Of responses of servers, `kl_bound` stands in place of `kl`, and
-    `line` and `base_line` are those of the response in both files. It is a .npy file of a structured array, a .csv or a
-    .parquet file.
+    `line` and `base_line` are those of the response in both files. Of drafts, `acceptance` is the only mean. It is a
+    .npy file of a structured array, a .csv or a .parquet file.
 
     Parameters
     ----------
@@ -330,7 +334,7 @@ class ComparedSequenceTable(_TableFile):
     help = "write a row for each candidate and sequence to a .npy, .csv or .parquet file"
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        columns = _COMPARED_SEQUENCE_COLUMNS
+        columns = _DRAFT_SEQUENCE_COLUMNS if self._are_drafts else _COMPARED_SEQUENCE_COLUMNS
         if self._of_responses:
             columns = [("kl_bound", form) if name == "kl" else (name, form) for name, form in columns]
             columns += [("line", "<i8"), ("base_line", "<i8")]

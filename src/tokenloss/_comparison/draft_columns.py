@@ -1,0 +1,75 @@
+"""The acceptance of a draft at each position, from the scores of two models, which may have other classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._comparison.columns import join, pair_columns
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import CheckedArray, as_float_array, without_bfloat16
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import as_scores, check_kinds, check_mask, without_targets
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import Array, Columns, Float64Array
+
+OF_DRAFTS = ("tv",)  # the divergences that it needs
+_BLOCK = 1 << 23  # scores that are copied at a time
+
+
+def acceptance(columns: Columns, temperature: float) -> Float64Array:
+    """The probability that a drafted token is accepted: at each position, given the columns at this temperature."""
+    if temperature:
+        return 1 - columns["tv"]
+    is_unknown = np.isnan(columns["kl"])  # as a score is, or where it is masked
+    return np.where(is_unknown, np.nan, columns["is_same_top"])
+
+
+def draft_columns(
+    base_logits: Any, logits: Any, temperature: float, *, kind: Any = "logits", base_kind: Any = None, axis: Any = -1,
+    where: Any = None, workers: Any = None,
+) -> tuple[Columns, tuple[int, ...]]:  # fmt: skip
+    """Columns of both models at a temperature, flat and without targets; and the batch.
+
+    Classes that one of the models lacks have a probability of 0 there, so that each is normalised over its own.
+    """
+    kinds = check_kinds(base_kind, kind)
+    values = {"base_logits": base_logits, "logits": logits}
+    arrays = [CheckedArray(*as_float_array(*one)) for one in values.items()]
+    sides = [as_scores(*one, axis, own) for one, own in zip(zip(values, arrays, strict=True), kinds, strict=True)]
+    base, draft = sides
+    if draft.batch != base.batch:
+        raise_error("shape", name="logits", got=draft.shape, fits=f"{base.shape}, but for the number of classes")
+    options: dict[str, Any] = {"temperature": temperature or 1.0, "divergences": OF_DRAFTS, "workers": workers}
+    if base.classes == draft.classes and (temperature in (0, 1) or kinds == ("logits", "logits")):
+        named = {"base_kind": kinds[0], "kind": kinds[1], "axis": axis, "where": where}
+        return pair_columns(arrays[0], {"logits": arrays[1]}, None, **named, **options)["logits"], base.batch
+    mask = np.atleast_1d(check_mask(True if where is None else where, base.batch))
+    for side, own in zip(sides, kinds, strict=True):
+        if own != "logits":  # a comparison with itself refuses what is not normalised, as no heated row is
+            jobs.run(_core.KLDivergence(side, without_targets(side, where), np.zeros(side.batch), side), workers)
+    rows = [np.atleast_2d(np.moveaxis(side.array, side.axis, -1)) for side in sides]
+    classes, parts = max(base.classes, draft.classes), []
+    step = max(1, _BLOCK * len(mask) // max(1, base.rows * classes))
+    for start in range(0, max(1, len(mask)), step):
+        part = slice(start, start + step)
+        some = [CheckedArray(array[part], side.dtype) for array, side in zip(rows, sides, strict=True)]
+        made = [_widened(*one, own, classes, temperature) for one, own in zip(some, kinds, strict=True)]
+        (base_part, base_own), (other_part, own) = made
+        named = {"base_kind": base_own, "kind": own, "where": mask[part]}
+        parts.append(pair_columns(base_part, {"logits": other_part}, None, **named, **options)["logits"])
+    return join(parts), base.batch
+
+
+def _widened(scores: Array, code: int, kind: str, classes: int, temperature: float) -> tuple[Array, str]:
+    """Scores of so many classes, those that are missing with a probability of 0, and of a kind that can be heated."""
+    scores = without_bfloat16(scores, code)
+    if temperature not in (0, 1):
+        if kind == "probs":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scores = np.log(np.maximum(scores, 0), dtype=np.float64)  # rounding may leave less than 0
+        kind = "logits"
+    missing = np.full((*scores.shape[:-1], classes - scores.shape[-1]), 0.0 if kind == "probs" else -np.inf)
+    return np.concatenate([scores, missing.astype(scores.dtype)], -1), kind
