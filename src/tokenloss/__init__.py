@@ -59,7 +59,8 @@ from tokenloss._core.version import __version__ as __version__
 
 # by module, the public names that it has; `__init__.pyi` tells type checkers the same
 _NAMES = {
-    "_comparison.comparison": ("ComparisonMeter", "compare"),
+    "_comparison.comparison": ("compare",),
+    "_comparison.comparison_meter": ("ComparisonMeter",),
     "_comparison.drafts": ("draft_acceptance",),
     "_comparison.linear_compare": ("linear_compare",),
     "_core.config": ("show_config",),

@@ -321,7 +321,7 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
     for (int r = 0; r < block->of->count; r++)
         base.excluded[r] = other.excluded[r] = is_expected(block, r) ? r % block->of->classes : -1;
     for (tl_definitions definitions = TL_EXACT; definitions <= TL_LLAMA_CPP; definitions++) {
-        tl_pair_of_block(block->backend, &base, &other, dtype, definitions, pairs, block->cancel);
+        tl_pair_of_block(block->backend, &base, &other, dtype, definitions, 0, pairs, block->cancel);
         for (int r = 0; r < block->of->count; r++) {
             tl_row row = tl_row_of_block(&base, r), other_row = tl_row_of_block(&other, r);
             tl_loss loss = {.soft = {.one_minus_eps = 1}, .target = base.excluded[r], .target_weight = 1};

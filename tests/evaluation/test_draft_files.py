@@ -196,6 +196,11 @@ def test_options_that_make_no_sense_with_drafts_are_refused(options, words, file
     assert not (files.path / "x.svg").exists()
 
 
+def test_divergences_are_none_of_drafts(files):
+    with pytest.raises(ValueError, match="divergences is given; it must be left out of a comparison of drafts"):
+        compare_files(files.base, files.others, draft=True, divergences=("kl", "js"))
+
+
 def test_check_has_no_gate_for_drafts(files):
     found = compare_files(files.base, files.others, draft=True)
     with pytest.raises(ValueError, match="max_kl does not apply to drafts, which have no divergence"):

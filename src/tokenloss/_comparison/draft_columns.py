@@ -49,7 +49,8 @@ def draft_columns(
     mask = np.atleast_1d(check_mask(True if where is None else where, base.batch))
     for side, own in zip(sides, kinds, strict=True):
         if own != "logits":  # a comparison with itself refuses what is not normalised, as no heated row is
-            jobs.run(_core.KLDivergence(side, without_targets(side, where), np.zeros(side.batch), side), workers)
+            ignored = np.zeros(side.batch)
+            jobs.run(_core.KLDivergence(side, without_targets(side, where), ignored, side, {}), workers)
     rows = [np.atleast_2d(np.moveaxis(side.array, side.axis, -1)) for side in sides]
     classes, parts = max(base.classes, draft.classes), []
     step = max(1, _BLOCK * len(mask) // max(1, base.rows * classes))

@@ -64,6 +64,7 @@ def compare_files(
     softcap: float | None = None,
     classes: int | None = None,
     definitions: Literal["exact", "llama.cpp"] = "exact",
+    divergences: Sequence[str] = ("kl",),
     draft: bool = False,
     temperature: float | None = None,
     cost_ratio: float | None = None,
@@ -123,6 +124,10 @@ def compare_files(
         Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures, as in `compare`.
+    divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
+        Divergences of each position: that of Kullback and Leibler, the same with the models in each other's place,
+        Jensen-Shannon divergence, total variation and Hellinger distance. "kl" is always there: the others need what it
+        comes with. Those beside it take a second pass, over rows that lie in a cache.
     draft : bool, default False
         The candidates are drafts of speculative decoding, and the base is their target: compare what
         `draft_acceptance` tells, in place of divergences. Vocabularies may differ in their last classes, and targets

@@ -6,9 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.columns import check_definitions
+from tokenloss._comparison.draft_columns import OF_DRAFTS
 from tokenloss._comparison.drafts import check_cost_ratio, check_temperature
 from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_divergences, check_shift, refuse_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import exists, files_of, identity
 from tokenloss._core.text import title
@@ -31,9 +32,10 @@ def compare_scores(
     base: list[str], others: dict[str, list[str]], *, targets: Any, segment_ids: Any, base_array: str | None,
     array: str | None, targets_array: str | None, base_kind: Kind | None, kind: Kind | None, base_lm_head: Any,
     lm_head: Any, base_hidden: str | None, hidden: str | None, logit_scale: float | None, softcap: float | None,
-    classes: int | None, definitions: Literal["exact", "llama.cpp"], draft: bool, temperature: float | None,
-    cost_ratio: float | None, ignore_index: int | None, shift: bool | None, sizes: Mapping[str, Any] | None, noise: Any,
-    sinks: Sequence[Sink], state: Any, scheduler: str | None, progress: bool, workers: int | None,
+    classes: int | None, definitions: Literal["exact", "llama.cpp"], divergences: Sequence[str], draft: bool,
+    temperature: float | None, cost_ratio: float | None, ignore_index: int | None, shift: bool | None,
+    sizes: Mapping[str, Any] | None, noise: Any, sinks: Sequence[Sink], state: Any, scheduler: str | None,
+    progress: bool, workers: int | None,
 ) -> Comparisons[Any]:  # fmt: skip
     """Compare candidates with their base, given files of scores or hidden states; options as of `compare_files`.
 
@@ -41,14 +43,15 @@ def compare_scores(
     """
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)
-    check_definitions(definitions)
+    wanted = check_divergences(divergences, check_definitions(definitions))
     check_shift(shift)
     if classes is not None:
         classes = check_integer("classes", classes, "a positive integer or None", least=1)
     if draft:
         given = {"classes": classes, "definitions": None if definitions == "exact" else definitions, "noise": noise}
+        given["divergences"] = None if wanted == ("kl",) else divergences
         refuse_given(given, "left out of a comparison of drafts")
-        temperature = check_temperature(1.0 if temperature is None else temperature)
+        temperature, wanted = check_temperature(1.0 if temperature is None else temperature), OF_DRAFTS
         shift = bool(shift)  # None would look whether the targets, which are not needed, should be shifted
     else:
         refuse_given({"temperature": temperature, "cost_ratio": cost_ratio}, "left out without draft")
@@ -66,9 +69,13 @@ def compare_scores(
         candidates.append(as_base)
         heads.append(heads[0])
     options = as_base._replace(
-        targets_array=targets_array, definitions=definitions, classes=classes, temperature=temperature,
+        targets_array=targets_array,
+        definitions=definitions,
+        divergences=wanted,
+        classes=classes,
+        temperature=temperature,
         others=tuple(candidates),
-    )  # fmt: skip
+    )
     of_sizes = checked_sizes(sizes or {}, names)
     abouts = [
         {"base": title(base), "name": name, "file": title(paths), "size": of_sizes.get(name)}

@@ -44,7 +44,8 @@ class Options(NamedTuple):
     softcap: float | None = None
     window: int = 0  # tokens of each window, where files hold a text window by window; 0 where they do not
     stride: int = 0  # tokens from the start of a window to that of the next one
-    definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next two are of comparisons
+    definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next three are of comparisons
+    divergences: tuple[str, ...] = ("kl",)
     classes: int | None = None  # number of classes that are compared; None for all
     temperature: float | None = None  # at which drafts are compared; None where others are
     others: tuple[Options, ...] = ()  # of the files of each candidate

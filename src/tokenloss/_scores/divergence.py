@@ -124,7 +124,7 @@ def kl_divergence(
     other = as_other_scores("logits", logits, base, kinds[1])
     positions = without_targets(base, where)
     divergences = jobs.new_losses(reduction, base.batch)
-    job = _core.KLDivergence(base, positions, divergences, other)
+    job = _core.KLDivergence(base, positions, divergences, other, {})
     return jobs.run_and_reduce(job, divergences, reduction, workers)
 
 

@@ -325,7 +325,7 @@ def linear_kl_divergence(
         raise_error("shape", name="lm_head", got=other.weight.shape, fits=fits)
     positions, transform = without_targets(base.scores, where), logit_transform(logit_scale, softcap)
     divergences = jobs.new_losses(reduction, base.scores.batch)
-    job = _core.KLDivergence(base.scores, positions, divergences, other.scores)
+    job = _core.KLDivergence(base.scores, positions, divergences, other.scores, {})
     job.set_transform(*transform)
     run_pairs(base, [other], [job], workers)
     return jobs.reduced(job, divergences, reduction)

@@ -71,6 +71,33 @@ static const double f64_WHOLE[] = {0x1.a01edf351ab43p-13, 0x1.6c1c3ab56a4f0p-10,
 static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5040.0, 1 / 720.0,
                                  1 / 120.0,     1 / 24.0,     1 / 6.0,     0.5,        1};
 
+/* Of divergences (divergence_body.h): (exp(r / 2) - 1) / r for |r| <= 0.1735, within 5e-9 (double: 2e-17) of exp(r / 2);
+ * P(z) = ((1 + u) log(1 + u) + (1 - u) log(1 - u)) / z for z = u^2 in [0, 1/4], within 5.5e-9 (7e-19), and Q(v) =
+ * log(1 + v) / v for v in [0, 1/3], within 5.4e-9 (5e-18), relatively: fits at Chebyshev nodes. Roots are 2^ROOT_SCALE
+ * times as large in the kernel, so that probabilities down to 2^-206 are normal floats. */
+#define f32_ROOT_SCALE 40
+#define f64_ROOT_SCALE 0
+#define f32_SIZE_BITS 0x7fffffff
+#define f64_SIZE_BITS 0x7fffffffffffffff
+#define f32_LEAST_NORMAL 0x1p-126f
+#define f64_LEAST_NORMAL 0x1p-1022
+static const float f32_ROOT[] = {0x1.556b4ep-9f, 0x1.55764ap-6f, 0x1p-3f, 0x1.fffffep-2f};
+static const double f64_ROOT[] = {0x1.a02bdc3d376bfp-24, 0x1.a03052fb79dcbp-20, 0x1.6c16c115e9127p-16,
+                                  0x1.111110a557652p-12, 0x1.55555555565f9p-9,  0x1.5555555557eeep-6,
+                                  0x1p-3,                0x1.fffffffffffffp-2};
+static const float f32_JS_NEAR[] = {0x1.c2b9a8p-6f, 0x1.2bfb8ep-6f, 0x1.28f6acp-5f, 0x1.10ef24p-4f, 0x1.5555b4p-3f, 1};
+static const double f64_JS_NEAR[] = {
+    0x1.cf14243897534p-7,  -0x1.584fe359a91fp-7, 0x1.5c654cc9c733ap-7, 0x1.d91d837715105p-11, 0x1.473ac0624a84bp-8,
+    0x1.5175b8402b5c9p-8,  0x1.ad40c8df9ade1p-8, 0x1.1106e19f18578p-7, 0x1.68172107e4309p-7,  0x1.f07c185be9d49p-7,
+    0x1.6c16c1834d02bp-6,  0x1.2492492461ca2p-5, 0x1.111111111146p-4,  0x1.5555555555554p-3,  1};
+static const float f32_LOG1P_NEAR[] = {0x1.d3883p-5f,  -0x1.13705cp-3f, 0x1.8c0372p-3f, -0x1.fe7f44p-3f,
+                                       0x1.554af6p-2f, -0x1.ffffcap-2f, 1};
+static const double f64_LOG1P_NEAR[] = {
+    -0x1.afd047304d02ap-8, 0x1.943805ab2a4a9p-6,  -0x1.88019c69933c6p-5, 0x1.12f2401a4e5fap-4,
+    -0x1.48ef464e89779p-4, 0x1.71808b54f92b3p-4,  -0x1.991b3e27c9c1p-4,  0x1.c70c3e670c6f8p-4,
+    -0x1.fffe79bd02ee1p-4, 0x1.24923bf4f60e1p-3,  -0x1.555554b6fee5fp-3, 0x1.99999994b4f9cp-3,
+    -0x1.ffffffffe8855p-3, 0x1.555555555537bp-2,  -0x1.ffffffffffffep-2, 1};
+
 /* Inside of the kernels, terms are 2^HEADROOM times as large, so that those far below the maximum are still in range.
  * Moments and sums up to SUM_OVERFLOW (logsumexp.c) must be, too. */
 #define f32_HEADROOM 80
@@ -237,6 +264,7 @@ TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec l
 #define OP(f) f32_##f
 #include "exp_body.h"
 #include "nll_body.h"
+#include "divergence_body.h"
 #undef REAL
 #undef UINT
 #undef OP
@@ -245,6 +273,7 @@ TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec l
 #define OP(f) f64_##f
 #include "exp_body.h"
 #include "nll_body.h"
+#include "divergence_body.h"
 #undef REAL
 #undef UINT
 #undef OP
@@ -427,6 +456,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .softcap = JOIN(softcap_, BACKEND),
     .logs = JOIN(logs_, BACKEND),
     .prob_sums = JOIN(prob_sums_, BACKEND),
+    .divergences = {[TL_FLOAT32] = f32_divergences, [TL_FLOAT64] = f64_divergences},
     .target_dot = COMPUTE_DTYPES(target_dot_),
     .row_dots = COMPUTE_DTYPES(row_dots_),
     .largest_mass = COMPUTE_DTYPES(largest_mass_),
