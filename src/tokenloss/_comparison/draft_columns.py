@@ -15,12 +15,16 @@ from tokenloss._core.validation import as_scores, check_kinds, check_mask, witho
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, Columns, Float64Array
 
-OF_DRAFTS = ("tv",)  # the divergences that it needs
 _BLOCK = 1 << 23  # scores that are copied at a time
 
 
+def needed_divergences(temperature: float) -> tuple[str, ...]:
+    """The divergences that the acceptance is found from; none for greedy decoding."""
+    return ("tv",) if temperature else ()
+
+
 def acceptance(columns: Columns, temperature: float) -> Float64Array:
-    """The probability that a drafted token is accepted: at each position, given the columns at this temperature."""
+    """The probability that a drafted token is accepted at each position, given the columns at this temperature."""
     if temperature:
         return 1 - columns["tv"]
     is_unknown = np.isnan(columns["kl"])  # as a score is, or where it is masked
@@ -42,7 +46,8 @@ def draft_columns(
     base, draft = sides
     if draft.batch != base.batch:
         raise_error("shape", name="logits", got=draft.shape, fits=f"{base.shape}, but for the number of classes")
-    options: dict[str, Any] = {"temperature": temperature or 1.0, "divergences": OF_DRAFTS, "workers": workers}
+    options: dict[str, Any] = {"temperature": temperature or 1.0, "workers": workers}
+    options["divergences"] = needed_divergences(temperature)
     if base.classes == draft.classes and (temperature in (0, 1) or kinds == ("logits", "logits")):
         named = {"base_kind": kinds[0], "kind": kinds[1], "axis": axis, "where": where}
         return pair_columns(arrays[0], {"logits": arrays[1]}, None, **named, **options)["logits"], base.batch
