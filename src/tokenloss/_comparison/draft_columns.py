@@ -11,9 +11,10 @@ from tokenloss._core import _core, jobs
 from tokenloss._core.dtypes import CheckedArray, as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import as_scores, check_kinds, check_mask, without_targets
+from tokenloss._scores.losses import cross_entropy_loss
 
 if TYPE_CHECKING:
-    from tokenloss._core.types import Array, Columns, Float64Array
+    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
 _BLOCK = 1 << 23  # scores that are copied at a time
 
@@ -62,20 +63,28 @@ def draft_columns(
     for start in range(0, max(1, len(mask)), step):
         part = slice(start, start + step)
         some = [CheckedArray(array[part], side.dtype) for array, side in zip(rows, sides, strict=True)]
-        made = [_widened(*one, own, classes, temperature) for one, own in zip(some, kinds, strict=True)]
+        made = [_widened(*one, own, mask[part], classes, temperature) for one, own in zip(some, kinds, strict=True)]
         (base_part, base_own), (other_part, own) = made
         named = {"base_kind": base_own, "kind": own, "where": mask[part]}
         parts.append(pair_columns(base_part, {"logits": other_part}, None, **named, **options)["logits"])
     return join(parts), base.batch
 
 
-def _widened(scores: Array, code: int, kind: str, classes: int, temperature: float) -> tuple[Array, str]:
+def _widened(
+    scores: Array, code: int, kind: str, mask: BoolArray, classes: int, temperature: float
+) -> tuple[Array, str]:
     """Scores of so many classes, those that are missing with a probability of 0, and of a kind that can be heated."""
     scores = without_bfloat16(scores, code)
     if temperature not in (0, 1):
-        if kind == "probs":
-            with np.errstate(divide="ignore", invalid="ignore"):
-                scores = np.log(np.maximum(scores, 0), dtype=np.float64)  # rounding may leave less than 0
+        scores = _logs(scores, mask) if kind == "probs" else scores
         kind = "logits"
     missing = np.full((*scores.shape[:-1], classes - scores.shape[-1]), 0.0 if kind == "probs" else -np.inf)
     return np.concatenate([scores, missing.astype(scores.dtype)], -1), kind
+
+
+def _logs(probs: Array, mask: BoolArray) -> Float64Array:
+    """Logarithms of the probabilities in rows of the mask, which are losses of a class: NumPy's differ by machine."""
+    each = probs.reshape(-1, 1).astype(np.float64)
+    where = np.repeat(mask.reshape(-1), probs.shape[-1])
+    losses = cross_entropy_loss(np.zeros(len(each), np.int8), each, epsilon=0.0, where=where, reduction="none")
+    return -losses.reshape(probs.shape)

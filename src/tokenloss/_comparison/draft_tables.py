@@ -20,7 +20,7 @@ _SHOWN_K = (1, 2, 4, 8)  # of the table of several drafts
 def drafts_shown(comparisons: Mapping[str, Any]) -> Shown:
     """What people see of one or several `DraftAcceptance` of one target."""
     first, *others = comparisons.values()
-    basis = f"errors by {count_of(first.n_sequences, 'sequence')}"
+    basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.n_sequences else "taken as independent"
     if not first.is_clustered:
         basis = f"errors by blocks of {BLOCK} positions of one text"
     greedy = "" if first.temperature else " (greedy)"

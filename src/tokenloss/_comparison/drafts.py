@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
 
-MAX_K = 8  # drafted tokens of a call
-_TEMPERATURES = 1e-6, 1e6
+_MAX_K = 8  # drafted tokens of a call
+_TEMPERATURES = 1e-6, 1e6  # beyond which decoding is greedy, or all classes are alike
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -123,13 +123,9 @@ class DraftAcceptance(Result):
     @property
     def signature(self) -> str:
         """How the figures were computed, as far as it is known, in a line that can be published with them."""
-        unit = "sequence" if self.is_clustered else "block"
-        fields: dict[str, Any] = {
-            "unit": unit,
-            "tokens": self.count,
-            "sequences": self.n_sequences or None,
-        } | self._signed
-        return signature_of(temperature=f"{self.temperature:g}", **fields)
+        fields: dict[str, Any] = {"unit": "sequence" if self.is_clustered else "block", "tokens": self.count}
+        fields |= {"sequences": self.n_sequences or None, "temperature": f"{self.temperature:g}"}
+        return signature_of(**fields | self._signed)
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each position.
@@ -250,8 +246,9 @@ def draft_acceptance(
     So a call at position t gives ``1 + a[t] + a[t] * a[t + 1] + ...`` tokens, k products of the acceptances a. The mean
     weighs each position with the probability that a call begins there, which is higher after positions where drafts
     are rejected: where easy and hard passages alternate, most calls are in the hard ones, so that the mean lies below
-    the usual ``(1 - a**(k + 1)) / (1 - a)`` of the mean acceptance a. With c the cost ratio, the speed-up is
-    ``tokens_per_call / (k * c + 1)``. No call crosses the end of a text or a masked position.
+    the usual ``(1 - a**(k + 1)) / (1 - a)`` of the mean acceptance a. No call crosses the end of a text or a masked
+    position. With c the cost ratio, the speed-up is ``tokens_per_call / (k * c + 1)``, if a call that tests k tokens
+    takes the target no longer than one that makes a token.
 
     Positions are those of the texts given. Along texts that the target itself generated at this temperature, the
     acceptance is that of decoding; of other texts it is an estimate. That of a position is taken as the same whichever
@@ -283,7 +280,7 @@ def draft_acceptance(
 
 
 def check_temperature(value: Any) -> float:
-    """A temperature: 0, or a number within bounds beyond which it has no effect but overflow."""
+    """A temperature: 0, or a number within bounds."""
     least, most = _TEMPERATURES
     fits = f"0, for greedy decoding, or a number from {least:g} to {most:g}"
     temperature = check_number("temperature", value, fits, most=most)
@@ -328,7 +325,7 @@ def acceptance_of(
     by_text = _ratio(texts.acceptance, np.ones(groups.size), groups)
     mean = ExactMoments.of(texts.acceptance).mean
     sequences = None if segment_ids is None else _sequence_table(texts)
-    table = columns_of([_row(k, texts, groups, mean, cost_ratio) for k in range(1, MAX_K + 1)])
+    table = columns_of([_row(k, texts, groups, mean, cost_ratio) for k in range(1, _MAX_K + 1)])
     best = None if cost_ratio is None else _best(table, "speedup")
     return DraftAcceptance(
         temperature=temperature, count=groups.size, n_sequences=0 if sequences is None else sequences["count"].size,
@@ -382,11 +379,12 @@ def _sequence_table(texts: _Texts) -> dict[str, Array]:
 
 def _row(k: int, texts: _Texts, groups: IntArray, mean: float, cost_ratio: float | None) -> dict[str, Any]:
     """The figures of calls for each of which k tokens are drafted."""
-    accepted, tokens = np.ones(groups.size), np.ones(groups.size)
+    accepted, tokens, independent = np.ones(groups.size), np.ones(groups.size), 1.0
     beyond = np.append(texts.acceptance, np.ones(k))
     for ahead in range(k):
         accepted *= beyond[ahead : ahead + groups.size]
         tokens += accepted  # of positions with fewer than k ahead, a number that is not read
+        independent = 1 + mean * independent
     is_start = texts.left >= k
     begins = _probability_of_calls(k, texts, accepted)[is_start]
     calls = _ratio(begins * tokens[is_start], begins, groups[is_start])
@@ -395,7 +393,7 @@ def _row(k: int, texts: _Texts, groups: IntArray, mean: float, cost_ratio: float
         "n_starts": int(np.count_nonzero(is_start)),
         "tokens_per_call": calls.ratio,
         "tokens_per_call_stderr": calls.stderr,
-        "independent_tokens": math.fsum(mean**n for n in range(k + 1)),
+        "independent_tokens": independent,
         "break_even_ratio": (calls.ratio - 1) / k,
     }
     if cost_ratio is None:
