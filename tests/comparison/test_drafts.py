@@ -203,7 +203,7 @@ def test_texts_with_fewer_positions_than_k_have_no_value_and_the_table_says_so()
     none = draft_acceptance(np.zeros((0, 4)), np.zeros((0, 4)), cost_ratio=0.1)
     assert none.count == 0
     assert math.isnan(none.mean_acceptance)
-    assert math.isnan(none.best_speedup)
+    assert none.best_speedup is None
 
 
 SCORES = {
@@ -295,11 +295,12 @@ def test_segment_ids_and_cu_seqlens_are_texts_and_so_are_rows_by_default():
 @pytest.mark.filterwarnings("error")
 def test_n_nan_counts_positions_without_an_acceptance():
     target = np.zeros((2, 10, 4))
-    target[0, 3, 1] = np.nan
+    target[0, 3, 1], target[1, 2], target[1, 3, 1] = np.nan, -np.inf, np.inf
     for temperature in (0, 1):
-        found = draft_acceptance(target, np.zeros((2, 10, 4)), temperature=temperature, cost_ratio=0.1)
-        assert np.flatnonzero(np.isnan(found.acceptance)).tolist() == [3]
-        assert found.n_nan == 1
+        for models in (target, np.zeros_like(target)), (np.zeros_like(target), target):
+            found = draft_acceptance(*models, temperature=temperature, cost_ratio=0.1)
+            assert np.flatnonzero(np.isnan(found.acceptance)).tolist() == [3, 12, 13]
+            assert found.n_nan == 3
         assert math.isnan(found.mean_acceptance)
         assert "Positions that are nan" in found.summary()
 
@@ -323,3 +324,5 @@ def test_bad_options_are_named(options, words):
         draft_acceptance(scores, scores, **options)
     with pytest.raises(ValueError, match=r"logits has shape \(4, 8\); it must be \(5, 8\), but for the number of cl"):
         draft_acceptance(scores, scores[:4])
+    with pytest.raises(ValueError, match=r"logits has shape \(5, 0\); it must be that of one class or more"):
+        draft_acceptance(scores, scores[:, :0])

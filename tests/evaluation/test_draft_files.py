@@ -78,6 +78,16 @@ def test_draft_prints_one_or_several(files, command):
     assert "no text" not in out
 
 
+def test_n_nan_of_one_of_several_drafts_is_shown(files, command):
+    files.drafts["far"][0, 3, 4] = np.nan
+    np.savez(files.others["far"] / "0.npz", logits=files.drafts["far"][:2])
+    status, out, err = command(*files.argv, "--cost-ratio=0.1")
+    assert status == 0
+    assert err == "tokenloss: warning: far: 1 of 65 tokens are nan\n"
+    heads, near, far = (line.split() for line in out.splitlines()[2:5])
+    assert [heads[-1], near[0], far[0], far[-1]] == ["nan", "near", "far", "1"]
+
+
 def test_draft_is_printed_in_every_format(files, command):
     found = compare_files(files.base, files.others, draft=True)
     figures = json.loads(command(*files.argv, "--json")[1])

@@ -16,20 +16,15 @@ from tokenloss._scores.losses import cross_entropy_loss
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
+OF_DRAFTS = ("tv",)  # the divergences that the acceptance is found from
 _BLOCK = 1 << 23  # scores that are copied at a time
-
-
-def needed_divergences(temperature: float) -> tuple[str, ...]:
-    """The divergences that the acceptance is found from; none for greedy decoding."""
-    return ("tv",) if temperature else ()
 
 
 def acceptance(columns: Columns, temperature: float) -> Float64Array:
     """The probability that a drafted token is accepted at each position, given the columns at this temperature."""
     if temperature:
         return 1 - columns["tv"]
-    is_unknown = np.isnan(columns["kl"])  # as a score is, or where it is masked
-    return np.where(is_unknown, np.nan, columns["is_same_top"])
+    return np.where(np.isnan(columns["tv"]), np.nan, columns["is_same_top"])  # masked, or of a score that is nan
 
 
 def draft_columns(
@@ -47,8 +42,10 @@ def draft_columns(
     base, draft = sides
     if draft.batch != base.batch:
         raise_error("shape", name="logits", got=draft.shape, fits=f"{base.shape}, but for the number of classes")
-    options: dict[str, Any] = {"temperature": temperature or 1.0, "workers": workers}
-    options["divergences"] = needed_divergences(temperature)
+    for side in sides:
+        if not side.classes:
+            raise_error("shape", name=side.name, got=side.shape, fits="that of one class or more at each position")
+    options: dict[str, Any] = {"temperature": temperature or 1.0, "divergences": OF_DRAFTS, "workers": workers}
     if base.classes == draft.classes and (temperature in (0, 1) or kinds == ("logits", "logits")):
         named = {"base_kind": kinds[0], "kind": kinds[1], "axis": axis, "where": where}
         return pair_columns(arrays[0], {"logits": arrays[1]}, None, **named, **options)["logits"], base.batch

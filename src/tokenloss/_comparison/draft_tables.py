@@ -88,8 +88,9 @@ def _drafts_table(comparisons: Any) -> Table:
         tokens = one.by_k["tokens_per_call"]
         cells |= {f"tokens, k={k}": known_error(tokens[k - 1], f"{tokens[k - 1]:.3f}") for k in _SHOWN_K}
         cells["pays below"] = known_error(one.break_even_ratio, f"{one.break_even_ratio:.3f}")
-        if one.best_speedup is not None:
-            cells |= {"best k": str(one.best_k), "speed-up": known_error(one.best_speedup, f"{one.best_speedup:.3f}")}
+        cells |= dict.fromkeys(("best k", "speed-up", " ± "), "")
+        if one.best_k is not None:
+            cells |= {"best k": str(one.best_k), "speed-up": f"{one.best_speedup:.3f}"}
             cells[" ± "] = known_error(one.best_speedup_stderr, f"{one.best_speedup_stderr:.3f}")
         cells["nan"] = f"{one.n_nan:,}" if one.n_nan else ""
         lines.append(cells)

@@ -64,7 +64,7 @@ class DraftAcceptance(Result):
     cost_ratio : float or None
         Time of a step of the draft over that of the target, if it was given.
     best_k : int or None
-        Number of drafted tokens with the largest speed-up at this cost ratio; None without one.
+        Number of drafted tokens with the largest speed-up at this cost ratio; None without one, or where all are nan.
     best_speedup, best_speedup_stderr : float or None
         The speed-up there; below 1, drafting costs more than it gains.
     by_k : dict of 1-D arrays
@@ -326,7 +326,7 @@ def acceptance_of(
     mean = ExactMoments.of(texts.acceptance).mean
     sequences = None if segment_ids is None else _sequence_table(texts)
     table = columns_of([_row(k, texts, groups, mean, cost_ratio) for k in range(1, _MAX_K + 1)])
-    best = None if cost_ratio is None else _best(table, "speedup")
+    best = None if cost_ratio is None or math.isnan(table["speedup"][0]) else _best(table, "speedup")
     return DraftAcceptance(
         temperature=temperature, count=groups.size, n_sequences=0 if sequences is None else sequences["count"].size,
         is_clustered=is_clustered, interval_factor=by_text.factor(), n_nan=int(np.isnan(texts.acceptance).sum()),

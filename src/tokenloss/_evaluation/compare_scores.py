@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.columns import check_definitions
-from tokenloss._comparison.draft_columns import needed_divergences
+from tokenloss._comparison.draft_columns import OF_DRAFTS
 from tokenloss._comparison.drafts import check_cost_ratio, check_temperature
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_divergences, check_shift, refuse_given
@@ -51,8 +51,7 @@ def compare_scores(
         given = {"classes": classes, "definitions": None if definitions == "exact" else definitions, "noise": noise}
         given["divergences"] = None if wanted == ("kl",) else divergences
         refuse_given(given, "left out of a comparison of drafts")
-        temperature = check_temperature(1.0 if temperature is None else temperature)
-        wanted = needed_divergences(temperature)
+        temperature, wanted = check_temperature(1.0 if temperature is None else temperature), OF_DRAFTS
         shift = bool(shift)  # None would look whether the targets, which are not needed, should be shifted
     else:
         refuse_given({"temperature": temperature, "cost_ratio": cost_ratio}, "left out without draft")
