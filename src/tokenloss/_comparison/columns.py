@@ -105,13 +105,9 @@ def pair_columns(
     where: Any = None,
     segment_ids: Any = None,
     cu_seqlens: Any = None,
-    temperature: float = 1.0,
     workers: Any = None,
 ) -> dict[str, Columns]:
-    """Columns of each candidate, flat, by its name; without those of targets if there are none.
-
-    Both models' logits are divided by the temperature, which is 1 for other kinds of scores.
-    """
+    """Columns of each candidate, flat, by its name; without those of targets if there are none."""
     base_kind, kind = check_kinds(base_kind, kind)
     base_array = CheckedArray(*as_float_array("base_logits", base_logits))
     shape = base_array.array.shape
@@ -134,9 +130,7 @@ def pair_columns(
         other = _scores(word, array, axis, kind, stop=count)
         columns = new_columns(base.rows, divergences)
         options = _core.DEFINITIONS[definitions], bytes_of_bools(columns), UNNORMALIZED
-        job = _core.PairStats(base, positions, other, *options)
-        job.set_transform(1 / temperature, 0.0)
-        jobs.run(job, workers)
+        jobs.run(_core.PairStats(base, positions, other, *options), workers)
         if targets is None:
             columns = without_losses(columns)
         if numbers is not None:

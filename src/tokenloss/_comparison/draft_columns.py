@@ -14,6 +14,8 @@ from tokenloss._core.validation import as_scores, check_kinds, check_mask, witho
 from tokenloss._scores.losses import cross_entropy_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
 OF_DRAFTS = ("tv",)  # the divergences that the acceptance is found from
@@ -31,7 +33,7 @@ def draft_columns(
     base_logits: Any, logits: Any, temperature: float, *, kind: Any = "logits", base_kind: Any = None, axis: Any = -1,
     where: Any = None, workers: Any = None,
 ) -> tuple[Columns, tuple[int, ...]]:  # fmt: skip
-    """Columns of both models at a temperature, flat and without targets; and the batch.
+    """Columns from which the acceptance is found, flat, without targets; and the batch.
 
     Classes that one of the models lacks have a probability of 0 there, so that each is normalised over its own.
     """
@@ -45,38 +47,46 @@ def draft_columns(
     for side in sides:
         if not side.classes:
             raise_error("shape", name=side.name, got=side.shape, fits="that of one class or more at each position")
-    options: dict[str, Any] = {"temperature": temperature or 1.0, "divergences": OF_DRAFTS, "workers": workers}
     if base.classes == draft.classes and (temperature in (0, 1) or kinds == ("logits", "logits")):
-        named = {"base_kind": kinds[0], "kind": kinds[1], "axis": axis, "where": where}
-        return pair_columns(arrays[0], {"logits": arrays[1]}, None, **named, **options)["logits"], base.batch
+        return _columns(arrays, kinds, axis, where, temperature, workers), base.batch
     mask = np.atleast_1d(check_mask(True if where is None else where, base.batch))
     for side, own in zip(sides, kinds, strict=True):
         if own != "logits":  # a comparison with itself refuses what is not normalised, as no heated row is
             ignored = np.zeros(side.batch)
             jobs.run(_core.KLDivergence(side, without_targets(side, where), ignored, side, {}), workers)
     rows = [np.atleast_2d(np.moveaxis(side.array, side.axis, -1)) for side in sides]
-    classes, parts = max(base.classes, draft.classes), []
+    classes, made = max(base.classes, draft.classes), kinds if temperature in (0, 1) else ("logits", "logits")
     step = max(1, _BLOCK * len(mask) // max(1, base.rows * classes))
+    parts = []
     for start in range(0, max(1, len(mask)), step):
         part = slice(start, start + step)
-        some = [CheckedArray(array[part], side.dtype) for array, side in zip(rows, sides, strict=True)]
-        made = [_widened(*one, own, mask[part], classes, temperature) for one, own in zip(some, kinds, strict=True)]
-        (base_part, base_own), (other_part, own) = made
-        named = {"base_kind": base_own, "kind": own, "where": mask[part]}
-        parts.append(pair_columns(base_part, {"logits": other_part}, None, **named, **options)["logits"])
+        some = [without_bfloat16(array[part], side.dtype) for array, side in zip(rows, sides, strict=True)]
+        some = [_widened(*one, mask[part], classes) for one in zip(some, kinds, made, strict=True)]
+        parts.append(_columns(some, made, -1, mask[part], temperature, workers))
     return join(parts), base.batch
 
 
-def _widened(
-    scores: Array, code: int, kind: str, mask: BoolArray, classes: int, temperature: float
-) -> tuple[Array, str]:
-    """Scores of so many classes, those that are missing with a probability of 0, and of a kind that can be heated."""
-    scores = without_bfloat16(scores, code)
-    if temperature not in (0, 1):
-        scores = _logs(scores, mask) if kind == "probs" else scores
-        kind = "logits"
-    missing = np.full((*scores.shape[:-1], classes - scores.shape[-1]), 0.0 if kind == "probs" else -np.inf)
-    return np.concatenate([scores, missing.astype(scores.dtype)], -1), kind
+def _columns(
+    arrays: Sequence[Any], kinds: Sequence[str], axis: Any, where: Any, temperature: float, workers: Any
+) -> Columns:
+    """Columns of two models with the same classes; their divergences alone, unless decoding is greedy."""
+    if not temperature:
+        options: Any = {"base_kind": kinds[0], "kind": kinds[1], "axis": axis, "where": where, "workers": workers}
+        return pair_columns(arrays[0], {"logits": arrays[1]}, None, divergences=OF_DRAFTS, **options)["logits"]
+    base, draft = as_scores("base_logits", arrays[0], axis, kinds[0]), as_scores("logits", arrays[1], axis, kinds[1])
+    kl, tv = np.zeros(base.batch), np.full(base.rows, np.nan)
+    job = _core.KLDivergence(base, without_targets(base, where), kl, draft, {"tv": tv})
+    job.set_transform(1 / temperature, 0.0)
+    jobs.run(job, workers)
+    kept = check_mask(True if where is None else where, base.batch).flatten()
+    return {"kl": kl.reshape(-1), "kept": kept, "tv": tv}
+
+
+def _widened(scores: Array, kind: str, made: str, mask: BoolArray, classes: int) -> Array:
+    """Scores of so many classes, of which those that are missing have a probability of 0, made the other kind."""
+    scores = _logs(scores, mask) if (kind, made) == ("probs", "logits") else scores
+    missing = np.full((*scores.shape[:-1], classes - scores.shape[-1]), 0.0 if made == "probs" else -np.inf)
+    return np.concatenate([scores, missing.astype(scores.dtype)], -1)
 
 
 def _logs(probs: Array, mask: BoolArray) -> Float64Array:
