@@ -6,12 +6,12 @@ from tokenloss._comparison.drafts import DraftAcceptance
 from tokenloss._comparison.responses import ResponseComparison
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._evaluation.results import Evaluation, Evaluations
-from tokenloss._scores.divergence import TopkDivergence
+from tokenloss._scores.divergence import Divergences, TopkDivergence
 from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.gates import Verdict, Verdicts
 from tokenloss._statistics.sequences import SequenceLosses
 
 __all__ = [
-    "Comparison", "Comparisons", "DraftAcceptance", "Evaluation", "Evaluations", "ResponseComparison",
+    "Comparison", "Comparisons", "Divergences", "DraftAcceptance", "Evaluation", "Evaluations", "ResponseComparison",
     "SampleComparison", "SampleMetric", "SequenceLosses", "TokenScores", "TopkDivergence", "Verdict", "Verdicts",
 ]  # fmt: skip

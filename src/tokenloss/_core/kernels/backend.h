@@ -171,7 +171,7 @@ typedef struct {
 } tl_prob_sums;
 
 /* Which divergences of two distributions are wanted, beside KL(p || q); and the sums that they are found from: of
- * p + q, and of what divergence_body.h says. All are in 16 lanes, with their rounding errors if they are of float64. */
+ * 2 (p + q), and of what divergence_body.h says. All are in 16 lanes, with their rounding errors if they are of float64. */
 enum { TL_REVERSE_KL = 1, TL_JS = 2, TL_TV = 4, TL_HELLINGER = 8 };
 enum {
     TL_SUM_OF_BOTH,
@@ -190,7 +190,7 @@ typedef struct {
 typedef struct {
     double sum[TL_DIVERGENCE_SUMS][16], comp[TL_DIVERGENCE_SUMS][16];
     tl_divergence_side base, other;
-    int wanted;
+    int wanted, clamps; /* whether logits far below the logsumexp were met */
 } tl_divergence_acc;
 
 #define TL_TOLERANCE 1e-3 /* by which rounding may take probabilities out of [0, 1], and log-probabilities above 0 */
@@ -274,7 +274,7 @@ typedef struct {
 
     /* Adds a multiple of TL_LANES logits of two rows of float32 or float64 to the sums of the wanted divergences, and
      * perhaps to those of others. Returns whether it saw a logit of -inf (or, in double, below -TL_MIN_FMA_SAFE) in the
-     * first row, if the reverse divergence is wanted. */
+     * first row. */
     int (*divergences[TL_FLOAT_DTYPES])(const void *base, const void *other, size_t count, tl_divergence_acc *acc);
 
     /* Of masses and logits of one dtype, float32 or float64: adds mass (shift - x), which is 0 where mass is 0 or x is

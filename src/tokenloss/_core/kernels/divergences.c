@@ -82,9 +82,9 @@ int tl_divergences_end(const tl_divergence_state *state, tl_divergences *found) 
     if (!state->is_infinite && reverse_kl - reverse_kl != 0 && state->dtype != TL_FLOAT64)
         return 0;
     found->reverse_kl = state->is_infinite ? (double)INFINITY : reverse_kl < 0 ? 0 : reverse_kl;
-    found->js = within(sum[TL_SUM_OF_JS] / (2 * both), TL_LN2);
-    found->tv = within(sum[TL_SUM_OF_TV] / both, 1);
-    found->hellinger = within(root_of(within(sum[TL_SUM_OF_HELLINGER] / both, 1)), 1);
+    found->js = within(sum[TL_SUM_OF_JS] / both, TL_LN2);
+    found->tv = within(2 * sum[TL_SUM_OF_TV] / both, 1);
+    found->hellinger = within(root_of(within(2 * sum[TL_SUM_OF_HELLINGER] / both, 1)), 1);
     return 1;
 }
 
