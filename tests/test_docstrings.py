@@ -17,6 +17,7 @@ SCORES = {
 }
 # by parameter, groups of functions that share a paragraph of their own, since the meaning differs from that elsewhere
 VARIANTS = {
+    "tokenizer": [{"_evaluation.evaluate.evaluate"}],
     "**gates": [{"_comparison.comparisons.Comparisons.check"}],
     "array": [{"_evaluation.evaluate.evaluate"}, {"_evaluation.compare_files.compare_files"}],
     "axis": [{"_scores.softmax.logsumexp"}, {"_scores.softmax.softmax", "_scores.softmax.log_softmax"}],

@@ -68,7 +68,7 @@ def rows_of_page():
 
 # in memory, with options of their own
 WITHOUT_SCORES = {"compare_files", "evaluate", "next_token", "sequence_losses",
-                  "show_config", "topk_divergence_bound", "windows"}  # fmt: skip
+                  "show_config", "token_bytes", "topk_divergence_bound", "windows"}  # fmt: skip
 FUNCTIONS = [name for name in tokenloss.__all__ if name[0].islower() and name not in WITHOUT_SCORES]
 OF_TARGETS = [*LOSSES, *TOKENS]  # the others take no targets
 KEPT = IDS > 0

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import re
+from base64 import b64encode
 from types import SimpleNamespace
 
 import clients
@@ -84,6 +85,7 @@ def files(tmp_path_factory):
     np.save(path / "head.npy", rng.normal(size=(11, 4)))
     np.savez(path / "hidden.npz", hidden_states=rng.normal(size=(8, 5, 4)), targets=targets.reshape(8, 5))
     (path / "text.txt").write_text("a few words")
+    (path / "ranks.tiktoken").write_text("".join(f"{b64encode(bytes([n])).decode()} {n}\n" for n in range(11)))
     (path / "responses.jsonl").write_text(clients.responses()["vllm/run_batch_out.jsonl"], "utf-8", newline="")
     for model in "base", "noise":
         (path / model).mkdir(exist_ok=True)
@@ -131,19 +133,19 @@ def described_keys(command, kind):
 
 def commands_of(files, kind):
     """Commands whose JSON has every key of a kind of input, by their name."""
-    skip, of_loss = ("--skip-failed",), ("--max-loss", "99")
+    skip, of_loss, of_bytes = ("--skip-failed",), ("--max-loss", "99"), ("--tokenizer", files.ranks_tiktoken)
     of_kl, of_ratio = ("--max-kl", "99"), ("--max-perplexity-ratio", "99")
     return {
         "scores": [
-            ("score", files.base, "--text", files.text_txt, *of_loss),
+            ("score", files.base, *of_bytes, "--n-words", 5, *of_loss),
             ("compare", files.base, f"q8={files.q8}", f"q4={files.q4}", "--size", "q4=1", "--noise", files.q8, *of_kl),
         ],
         "hidden states": [
-            ("score", files.hidden_npz, "--lm-head", files.head_npy, *of_loss),
+            ("score", files.hidden_npz, "--lm-head", files.head_npy, *of_bytes, *of_loss),
             ("compare", *[files.hidden_npz] * 2, "--lm-head", files.head_npy, "--noise", files.hidden_npz, *of_kl),
         ],
         "windows": [
-            ("score", files.hidden_npz, "--lm-head", files.head_npy, "--window", 5, "--stride", 5, *of_loss),
+            ("score", files.hidden_npz, "--lm-head", files.head_npy, "--window", 5, "--stride", 5, *of_bytes, *of_loss),
         ],
         "responses": [
             ("score", files.responses_jsonl, *skip, *of_loss),
@@ -193,7 +195,8 @@ def tables_in_memory(files):
     skip = {"skip_failed": True}
     for kind, path, options in ("scores", files.base, {}), ("responses", files.responses_jsonl, skip):
         tokens, sequences = sinks.TokenTable(top_k=2), sinks.SequenceTable()
-        evaluation = evaluate(path, sinks=[tokens, sequences], **options)
+        of_bytes = {"tokenizer": files.ranks_tiktoken} if kind == "scores" else {}
+        evaluation = evaluate(path, sinks=[tokens, sequences], **options, **of_bytes)
         yield TITLES[0], kind, tokens.columns()
         yield TITLES[1], kind, sequences.columns() | evaluation.columns()
         tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import warnings
+from base64 import b64encode
 
 import numpy as np
 import pages
@@ -70,6 +71,10 @@ CALLS = [
     "tokenloss score log2.npz",
     "tokenloss score padded.npz",
     "tokenloss score scores.npz wide.npz",
+    "tokenloss score scores.npz --shift --tokenizer five.tiktoken --text other-text.txt",
+    "tokenloss score scores.npz --tokenizer five.tiktoken --text first-cut.txt",
+    "tokenloss score scores.npz --tokenizer two.tiktoken",
+    "tokenloss score scores.npz --tokenizer word-piece.json",
     "tokenloss score responses.txt",
     "tokenloss score joined.jsonl",
     'evaluate({"id": 1})',
@@ -171,6 +176,13 @@ def wrong(tmp_path_factory):
     for name, records in lines.items():
         (path / name).write_text("".join(f"{json.dumps(record)}\n" for record in records))
     (path / "notes.txt").write_text("no scores")
+    for name, n in ("five", 5), ("two", 2):
+        ranks = [f"{b64encode(bytes([97 + i])).decode()} {i}\n" for i in range(n)]
+        (path / f"{name}.tiktoken").write_text("".join(ranks))
+    word_piece = {"version": "1.0", "model": {"vocab": {"a": 0}}, "decoder": {"type": "WordPiece", "prefix": "##"}}
+    (path / "word-piece.json").write_text(json.dumps(word_piece))
+    (path / "other-text.txt").write_text("abCd")
+    (path / "first-cut.txt").write_text("xabcd")
     (path / "joined.jsonl").write_text(2 * json.dumps(chat("Yes")))
     (path / "responses").mkdir()
     (path / "responses" / "chat.json").write_text(json.dumps(chat("Yes")))

@@ -32,6 +32,9 @@ Two models on the same tokens
     linear_kl_divergence    kl_divergence, from hidden states
     topk_divergence_bound   a lower bound of the divergence, from lists of the most likely classes
 
+Bytes of tokens
+    token_bytes             how many bytes each id of a tokenizer writes, for bits per byte
+
 Files and engines, as the commands `tokenloss score` and `tokenloss compare`
     evaluate                scores files, servers' responses, or blocks that an engine yields
     compare_files           compares models by their files of scores, responses or samples
@@ -76,6 +79,7 @@ _NAMES = {
     "_statistics.meter": ("LossMeter",),
     "_statistics.sequences": ("next_token", "sequence_losses"),
     "_statistics.windows": ("windows",),
+    "formats.tokenizers.reader": ("token_bytes",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 _PUBLIC_MODULES = ("dask", "formats", "page", "plots", "results", "sinks", "testing")

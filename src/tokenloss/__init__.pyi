@@ -32,6 +32,7 @@ from tokenloss._statistics.meter import LossMeter as LossMeter
 from tokenloss._statistics.sequences import next_token as next_token
 from tokenloss._statistics.sequences import sequence_losses as sequence_losses
 from tokenloss._statistics.windows import windows as windows
+from tokenloss.formats.tokenizers.reader import token_bytes as token_bytes
 
 __all__ = [
     "ComparisonMeter",
@@ -58,6 +59,7 @@ __all__ = [
     "sequence_losses",
     "show_config",
     "softmax",
+    "token_bytes",
     "token_scores",
     "topk_divergence_bound",
     "windows",

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import shlex
+from base64 import b64encode
 
 import clients
 import numpy as np
@@ -79,6 +80,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 9}))
     safetensors.numpy.save_file({"lm_head.weight": logits[:9, 4:8]}, tmp_path / "model" / "model.safetensors")
+    ranks = (f"{b64encode(bytes([97 + rank])).decode()} {rank}\n" for rank in range(9))
+    (tmp_path / "model" / "nine.tiktoken").write_text("".join(ranks))
     (tmp_path / "text.txt").write_text("A text of several words.")
     for name in ("responses", "server-a", "server-b"):
         clients.save(tmp_path / f"{name}.jsonl", "vllm/chat_00.json", "vllm/chat_01.json")

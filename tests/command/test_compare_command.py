@@ -159,10 +159,11 @@ OF_FILES_ALONE = {"array": "a", "kind": "probs", "lm_head": "l", "hidden": "h", 
                   "state": "f", "scheduler": "x", "targets_array": "y"}  # fmt: skip
 FORWARDED = {
     "evaluate": (
-        "score x.npy --n-bytes=7 --n-words=6 --words=lm-eval --top=9 --part=all --skip-failed "
+        "score x.npy --n-bytes=7 --n-words=6 --words=lm-eval --tokenizer=t --top=9 --part=all --skip-failed "
         f"--window=9 --stride=4 {FILES}",
-        OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "n_words": 6, "words": "lm-eval", "top": 9,
-                                   "part": "all", "skip_failed": True, "window": 9, "stride": 4},
+        OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "n_words": 6, "words": "lm-eval",
+                                   "tokenizer": "t", "top": 9, "part": "all", "skip_failed": True, "window": 9,
+                                   "stride": 4},
     ),
     "compare_files": (
         "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "

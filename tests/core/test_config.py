@@ -167,6 +167,7 @@ def test_public_names_are_those_that_are_promised():
         "sequence_losses",
         "show_config",
         "softmax",
+        "token_bytes",
         "token_scores",
         "topk_divergence_bound",
         "windows",

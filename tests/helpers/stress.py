@@ -14,6 +14,7 @@ import time
 import warnings
 
 import numpy as np
+from places import DATA
 from programs import PATIENCE
 
 import tokenloss
@@ -38,6 +39,7 @@ from tokenloss import (
     sequence_losses,
     show_config,
     softmax,
+    token_bytes,
     token_scores,
     topk_divergence_bound,
 )  # fmt: skip
@@ -91,6 +93,7 @@ CALLS = {
     "linear_token_scores": lambda n: linear_token_scores(HIDDEN, WEIGHT, IDS[:20], top_k=3, workers=n),
     "linear_kl_divergence": lambda n: linear_kl_divergence(HIDDEN, WEIGHT, HIDDEN / 2, WEIGHT, workers=n),
     "linear_compare": lambda n: linear_compare(HIDDEN, WEIGHT, HIDDEN / 2, WEIGHT, IDS[:20], workers=n),
+    "token_bytes": lambda _: token_bytes(DATA / "model"),
     "sequence_losses": lambda n: tuple(sequence_losses(NLL, segment_ids=IDS // 9).columns().values()),
     "evaluate": lambda n: evaluate([(LOGITS, IDS)], shift=False, workers=n).meter.total,
     "show_config": lambda n: tuple(show_config(mode="dicts").values()),

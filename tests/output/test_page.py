@@ -1,5 +1,6 @@
 """page.write_page: its HTML as a parser reads it, and its data of each token."""
 
+import json
 import math
 import re
 import shlex
@@ -9,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from html_pages import NASTY, Reader, made_up, sample, scores_of
+from places import TESTS
 
 import tokenloss
-from tokenloss import page, token_scores
+from tokenloss import evaluate, page, sinks, token_scores
 from tokenloss._output import page as frame
 
 
@@ -210,6 +212,23 @@ def test_tokens_of_byte_level_bpe(write):
     text = [chr(code) + " " for code in range(0xA0, 0x2000) if code != turning]  # lead and other bytes of two and three
     tokens = ["".join(sign[byte] for byte in word.encode()) for word in text]
     assert shown(write, tokens) == text
+
+
+def test_tokenizer_joins_the_tokens_that_split_a_character(tmp_path):
+    """The character stands over the last of them, and each names its own bytes, as do the likeliest tokens."""
+    vocabulary = json.loads((TESTS / "data" / "model" / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    text = "a 🙂 the"
+    ids = np.array([*(vocabulary[piece] for piece in ("a", "Ġ", "ð", "Ł", "Ļ", "Ĥ", "Ġthe")), 0])
+    logits = np.where(np.arange(512) == ids[:, None], 9.0, 0.0)
+    path = tmp_path / "page.html"
+    evaluate([(logits, ids)], tokenizer=TESTS / "data" / "model", sinks=[sinks.HtmlPage(path)])
+    found = Reader(path.read_text("utf-8"))
+    assert [shown for _, shown in found.tokens][:7] == ["a", " ", "", "", "", "🙂", " the"]
+    assert "".join(shown for _, shown in found.tokens) == text + "#0"
+    pieces = [*text[:2], *(f"\\x{byte:02x}" for byte in "🙂".encode()), " the"]
+    assert found.named(found.data["target"])[:7] == pieces
+    assert found.named(found.data["models"][0]["top"][::5])[:7] == pieces
+    assert "bits per byte" in found.text("dt")
 
 
 def test_tokens_with_markup(write):

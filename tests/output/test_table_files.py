@@ -1,10 +1,13 @@
 """Files with a row for each token or sequence: the same of every source and in every format as arrays give."""
 
+import json
+
 import clients
 import numpy as np
 import pytest
 from candidates import Many
 from commands import LOGITS, TARGETS
+from places import TESTS
 from rendered import Documents
 from tables import read_table
 
@@ -13,6 +16,7 @@ from tokenloss import compare_files, evaluate, sequence_losses, sinks, token_sco
 from tokenloss._evaluation import plan
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+MODEL = TESTS / "data" / "model"
 SUFFIXES = [".npy", ".csv", ".parquet"]
 OF_SCORES = ("nll", "rank", "argmax", "is_greedy", "entropy")
 PLACES = ("file", "row", "sequence", "position")
@@ -238,6 +242,24 @@ def test_text_and_likeliest_classes_of_each_token(suffix, command, npz, tmp_path
     for top_k, error in (-1, ValueError), (1.5, TypeError):
         with pytest.raises(error, match="top_k"):
             sinks.TokenTable(path, top_k=top_k)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_tokenizer_gives_each_token_its_bytes_and_its_text(suffix, command, npz, tmp_path):
+    """In place of what the file holds; bytes that are no whole character are escapes; special tokens have no text."""
+    vocabulary = json.loads((MODEL / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    ids = np.array([[*(vocabulary[piece] for piece in ("a", "Ġ", "ð", "Ł", "Ļ", "Ĥ", "Ġthe")), 0, -100]])
+    path = npz(logits=np.zeros((*ids.shape, 512)), targets=ids, tokens=np.full(ids.shape, "x"))
+    found = tmp_path / f"tokens{suffix}"
+    assert command("score", path, "--tokenizer", MODEL, "--per-token", found)[0] == 0
+    table = read_table(found)
+    unknown = -1 if suffix == ".npy" else np.nan
+    np.testing.assert_array_equal(table["n_bytes"], [1, 1, 1, 1, 1, 1, 4, 0, unknown])
+    assert list(table)[-2:] == (["position", "n_bytes"] if suffix == ".npy" else ["n_bytes", "text"])
+    if suffix != ".npy":
+        assert table["text"] == ["a", " ", "\\xf0", "\\x9f", "\\x99", "\\x82", " the", None, None]
+    assert command("score", path, "--tokenizer", MODEL, "--per-sequence", found)[0] == 0
+    assert (read_table(found)["n_bytes"].tolist(), list(read_table(found))[-1]) == ([10], "bits_per_byte")
 
 
 def test_positions_go_on_in_the_next_file_and_block(npz, tmp_path, monkeypatch):

@@ -50,7 +50,9 @@ _SCORE_EXAMPLES = """
    tokenloss score logits.npz
  logits and the model's input ids, where row j predicts id j+1:
    tokenloss score logits.npy ids.npy --shift
- shards of one text, with bits per byte; a second call goes on where the first was interrupted:
+ the same with bits per byte, by the bytes of each token:
+   tokenloss score logits.npy ids.npy --shift --tokenizer model/
+ shards of one text; a second call goes on where the first was interrupted:
    tokenloss score 'part-*.npz' --text text.txt --state state.jsonl
  final hidden states, and the model's own head:
    tokenloss score hidden.npy ids.npy --shift --lm-head model/
@@ -148,6 +150,11 @@ def _add_score(score: Parser) -> None:
     score.files = of["input"].add_argument("source", metavar="FILE", nargs="+", type=filled, help=words)
     _add_input(of["input"])
     _add(of["input"], "--text FILE", "the text, for bits per byte and perplexity per word")
+    words = (
+        "the file of the tokenizer, or the folder of its model, for bits per byte of the tokens that are scored; with "
+        "--text, the ids must write this text, byte by byte"
+    )
+    _add(of["input"], "--tokenizer DIR", words)
     words = "how to count the words of --text: between white space (default), or as lm-evaluation-harness does"
     of["input"].add_argument("--words", choices=tuple(WORDS), default="whitespace", help=words)
     words = "length of the text in bytes, for bits per byte, in place of --text"

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 # Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on.
 _PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_BYTES = {chr(byte): byte for byte in _PRINTABLE_BYTES}
-_BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_PRINTABLE_BYTES}))}
-_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of SentencePiece
+BYTES = {chr(byte): byte for byte in _PRINTABLE_BYTES}
+BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_PRINTABLE_BYTES}))}
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of SentencePiece
 
 
 def byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
@@ -23,8 +23,8 @@ def byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
     tokens = {token for token in text if token}
     # Maltese has these letters, too, but its tokens then hold more plain spaces
     if sum("Ġ" in token or "Ċ" in token for token in tokens) > sum(" " in token for token in tokens):
-        return _from_byte_level
-    if any("▁" in token or _BYTE_TOKEN.fullmatch(token) for token in tokens):
+        return from_byte_level
+    if any("▁" in token or BYTE_TOKEN.fullmatch(token) for token in tokens):
         return _from_sentencepiece
     return _utf8
 
@@ -34,14 +34,14 @@ def _utf8(token: str) -> bytes:
     return token.encode("utf-8", "replace")
 
 
-def _from_byte_level(token: str) -> bytes:
+def from_byte_level(token: str) -> bytes:
     """Bytes of a token of byte-level BPE; tokens that were added to the vocabulary later are plain text."""
-    return bytes(_BYTES[c] for c in token) if _BYTES.keys() >= {*token} else _utf8(token)
+    return bytes(BYTES[c] for c in token) if BYTES.keys() >= {*token} else _utf8(token)
 
 
 def _from_sentencepiece(token: str) -> bytes:
     """Bytes of a token of SentencePiece, which writes a single byte as <0x0A>."""
-    byte = _BYTE_TOKEN.fullmatch(token)
+    byte = BYTE_TOKEN.fullmatch(token)
     return bytes.fromhex(byte[1]) if byte else _utf8(token.replace("▁", " "))
 
 

@@ -22,6 +22,7 @@ from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, checke
 from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.sequences import RowSequences
 from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks, token_function
+from tokenloss._evaluation.token_bytes import bytes_of_ids, compact, refuse_unknown, scored_rows, with_text
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats.mapped import rows_at
 from tokenloss.formats.scores_file import ScoresFile
@@ -29,10 +30,11 @@ from tokenloss.formats.scores_file import ScoresFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
-    from tokenloss._core.types import Array
+    from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.options import Options, Settings
     from tokenloss._evaluation.results import Evaluation
     from tokenloss._evaluation.sink import Sink
+    from tokenloss.formats.tokenizers import Tokenizer
 
 
 def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
@@ -42,11 +44,12 @@ def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: 
     run = _Run(options._replace(top=checkpoint.top), settings, outputs)
     for result in checkpoint.results.values():
         run.total.add(result)
+    run.begun.update(run.total.counts)
     first = checkpoint.last_block()  # is made again: its last row may predict the first target of the next one
     with contextlib.ExitStack() as stack, Progress(0 if settings.progress else None) as progress:
         start = time.perf_counter()
         for number, values in enumerate(_made(source, first), first):
-            block = _checked(f"block {number}", values, run.total)
+            block = run.with_bytes(_checked(f"block {number}", values, run.total))
             if number == first:
                 run.open_sinks(stack, block)
             if number in checkpoint.results:
@@ -59,7 +62,9 @@ def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: 
             progress.advance(block.scores.nbytes, f"block {number}")
         run.end()
         seconds, lengths = time.perf_counter() - start, (settings.n_bytes, settings.n_words)
-        evaluation = Parts.of_blocks(run.total.all(), options).evaluation(lengths, seconds, run.n_read)
+        blocks = run.total.all()
+        blocks = blocks._replace(result=with_text(blocks.result, settings.tokenizer))
+        evaluation = Parts.of_blocks(blocks, options).evaluation(lengths, seconds, run.n_read)
         finish_sinks(outputs, evaluation.figures, evaluation)
         return evaluation
 
@@ -88,6 +93,8 @@ class _Run:
 
     def __init__(self, options: Options, settings: Settings, outputs: Sequence[Sink]) -> None:
         self.total, self.n_read = BlockTotal(options.top), 0
+        self._tokenizer = settings.tokenizer
+        self.begun: set[int] = set()  # numbers of the sequences whose first token came
         self._options, self._outputs = options, outputs
         self._workers = settings.workers or config.default_workers()
         self._top_k = 0
@@ -96,7 +103,18 @@ class _Run:
     def open_sinks(self, stack: contextlib.ExitStack, block: _Block) -> None:
         """Open the outputs before the first block."""
         self._top_k = min(max((output.top_k for output in self._outputs), default=0), block.scores.shape[-1])
-        open_sinks(stack, self._outputs, None, None, self._top_k)
+        open_sinks(stack, self._outputs, None, None, self._top_k, tokenizer=self._tokenizer)
+
+    def with_bytes(self, block: _Block) -> _Block:
+        """A block with the bytes of its ids, if there is a tokenizer."""
+        if self._tokenizer is None:
+            return block
+        if block.targets.shape != block.scores.shape[:-1]:
+            fits = f"{block.scores.shape[:-1]}, class ids, where there is a tokenizer"
+            raise_error("shape", name=f"{block.name}: targets", got=block.targets.shape, fits=fits)
+        numbers = RowSequences(block.scores.shape, block.ids).numbers(0, block.targets.size)
+        every, begun = np.ones(block.targets.size, np.bool_), set() if block.ids is None else self.begun
+        return block._replace(n_bytes=bytes_of_ids(block.targets, numbers, every, self._tokenizer, begun)[0])
 
     def take(self, block: _Block) -> list[ScoredBlock]:
         """Score a block, in parts."""
@@ -130,7 +148,10 @@ class _Run:
         options, total = self._options, self.total
         counts: dict[int, int] = {}
         opened, shard = _shard(block, options, ChainMap(counts, total.counts), following)
-        add = token_function(self._outputs, 0, total.rows, 0 if total.has_ids else total.n_sequences)
+        if self._tokenizer is not None:
+            shard = _with_bytes(shard, opened, block, following, options, self._tokenizer)
+        first_sequence = 0 if total.has_ids else total.n_sequences
+        add = token_function(self._outputs, 0, total.rows, first_sequence, self._tokenizer)
         sampled = total.result.shift_sample.rows
         result = score.score_shard(shard, options, self._workers, add, self._top_k, opened=opened, sampled=sampled)
         n_sequences = math.prod(shard.shape[:-2]) if block.ids is None and len(shard.shape) > 2 else 0
@@ -153,12 +174,13 @@ class _Block(NamedTuple):
     targets: Array
     mask: Array | None
     ids: Array | None  # the number of the sequence of each row
+    n_bytes: IntArray | None = None  # of the id of each row, by a tokenizer
 
     def rows(self, start: int, stop: int) -> _Block:
         """A block of some of the rows of a block (N, V)."""
         part = slice(start, stop)
-        mask, ids = (None if array is None else array[part] for array in (self.mask, self.ids))
-        return self._replace(scores=self.scores[part], targets=self.targets[part], mask=mask, ids=ids)
+        mask, ids, n_bytes = (None if array is None else array[part] for array in (self.mask, self.ids, self.n_bytes))
+        return self._replace(scores=self.scores[part], targets=self.targets[part], mask=mask, ids=ids, n_bytes=n_bytes)
 
     def copy(self) -> _Block:
         """The same block in arrays of its own, since an engine may use its buffers again."""
@@ -228,6 +250,23 @@ def _shard(
         mask = None if mask is None else mask & (True if following.mask is None else following.mask)
         opened = opened._replace(targets=following.targets, scored=(ids == following.ids) & (ids >= 0), mask=mask)
     return opened, checked_shard(shard, opened, options)
+
+
+def _with_bytes(
+    shard: Shard, opened: OpenShard, block: _Block, following: _Block | None, options: Options, tokenizer: Tokenizer
+) -> Shard:
+    """A block as a shard with the bytes of the tokens that its rows predict."""
+    n_bytes = block.n_bytes
+    assert n_bytes is not None
+    if options.shift and following is None:
+        n_bytes = np.roll(n_bytes.reshape(block.targets.shape), -1, -1).reshape(-1)
+    elif options.shift and following is not None and following.n_bytes is not None:
+        n_bytes = following.n_bytes[: len(n_bytes)]
+    scored = scored_rows(opened, options.ignore_index)
+    with with_file_names(block.name):
+        name = "shifted targets" if options.shift else "targets"
+        refuse_unknown(name, opened.targets, np.flatnonzero(scored & (n_bytes < 0)), tokenizer)
+    return shard._replace(token_bytes=compact(n_bytes, scored))
 
 
 def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]:

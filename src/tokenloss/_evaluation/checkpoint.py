@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from tokenloss._evaluation.options import Options
 
-_FORMAT = 10  # number of the format; a file of another one is refused
+_FORMAT = 11  # number of the format; a file of another one is refused
 _PIECES = 32  # of a file are hashed, to tell it from another
 _MIN_PIECES = 4  # of each file of a directory, however many it holds
 _PIECE_BYTES = 1 << 12
@@ -246,6 +246,7 @@ def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict
     return {
         **of_file(shard.path), "targets": targets, "segments": segments, "split": split, "next": following,
         "windows": shard.windows and list(shard.windows),
+        "bytes": None if shard.token_bytes is None else _hash_of(shard.token_bytes.tobytes()).decode(),
         "head": _head_fingerprint(shard, of_file), "others": others,
     }  # fmt: skip
 

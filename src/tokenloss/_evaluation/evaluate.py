@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import warnings
@@ -22,6 +23,7 @@ from tokenloss._evaluation.sink import checked_sinks
 from tokenloss._evaluation.summary import WORDS
 from tokenloss._statistics.sequences import check_lengths
 from tokenloss.formats.responses import PARTS_OF_RESPONSE, is_responses
+from tokenloss.formats.tokenizers import open_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import ArrayLike, IntArray, Kind
     from tokenloss._evaluation.sink import Sink
+    from tokenloss.formats.tokenizers import Tokenizer
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Block: TypeAlias = tuple[ArrayLike, ...]
@@ -55,6 +58,7 @@ def evaluate(
     n_bytes: ArrayLike = 0,
     n_words: ArrayLike = 0,
     text: _Path | None = None,
+    tokenizer: _Path | None = None,
     words: Literal["whitespace", "lm-eval"] = "whitespace",
     top: int = 5,
     sinks: Sequence[Sink] = (),
@@ -128,7 +132,16 @@ def evaluate(
         the lengths of sequences as proportional to their tokens, and are often too small. Of responses, bytes are
         counted if not given.
     text : path, optional
-        A file of the whole text, in place of its lengths.
+        A file of the whole text, in place of its lengths. With `tokenizer`, it is that of all texts in their order, and
+        must be what the ids write, byte by byte; between texts there may be white space. Else the first token that
+        differs is an error, before any score is read.
+    tokenizer : path, optional
+        The tokenizer's own file, or the folder of its model, as `token_bytes` takes it, for bits per byte of the tokens
+        that are scored: each counts with its own bytes, and each sequence with their sum. The loss of a special token
+        counts, too, but it has no bytes: mask or ignore it, to leave it out. Where the tokenizer adds a space before a
+        text (SentencePiece), that of the first token of each sequence does not count, unless what comes before is
+        ignored. With one that drops white space (WordPiece), `text` must be given. Tables and pages have the text of
+        tokens from it, in place of what files hold.
     words : {"whitespace", "lm-eval"}, default "whitespace"
         How its words are counted: those between white space, or as lm-evaluation-harness does, by `re.split` at white
         space, which counts a blank at the end as a word, too.
@@ -192,9 +205,20 @@ def evaluate(
     >>> evaluate(engine(), shift=True)
     Evaluation(loss=4.35980 ± 0.147, count=56, n_sequences=8, perplexity=78.2418, accuracy=0.0179)
 
+    Bits per byte of three tokens of five bytes, by their ranks in the layout of tiktoken:
+
+    >>> import base64, pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     ranks = pathlib.Path(directory) / "two.tiktoken"
+    ...     with ranks.open("w") as file:
+    ...         for i, piece in enumerate([b"a", b" b"]):
+    ...             print(base64.b64encode(piece).decode(), i, file=file)
+    ...     found = evaluate([(np.zeros((1, 3, 2)), np.array([[0, 1, 1]]))], tokenizer=ranks)
+    >>> found.n_bytes, round(found.bits_per_byte, 4)
+    (5, 0.6)
+
     An engine that stops and goes on, here after its third batch:
 
-    >>> import pathlib, tempfile
     >>> batches = np.arange(4 * 2 * 5).reshape(4, 2, 5) % 50  # ids of four batches of two texts
     >>> def engine(first, fails=False):
     ...     for number, ids in enumerate(batches[first:], first):
@@ -221,6 +245,9 @@ def evaluate(
         None if path is None else as_path(name, path)
         for name, path in (("lm_head", lm_head), ("state", state), ("text", text))
     )
+    if tokenizer is not None and (not isinstance(of_bytes, int) or of_bytes):
+        raise_error("together", name="tokenizer", got="n_bytes")
+    opened = None if tokenizer is None else _opened(as_path("tokenizer", tokenizer), text is not None)
     refuse_given({} if text else {"words": words if words != "whitespace" else None}, "left out without text")
     of_hidden = {"hidden": hidden, "logit_scale": scale, "softcap": cap}
     if head is None:
@@ -230,10 +257,10 @@ def evaluate(
     of_windows = _checked_windows(window, stride, shift, segment_ids)
     options = Options(
         array, kind, ignore_index, shift if window is None else True, top, part, bool(skip_failed), head, hidden,
-        targets_array, scale, cap, *of_windows,
+        targets_array, scale, cap, *of_windows, None if opened is None else _hash_of(opened),
     )  # fmt: skip
     sinks = checked_sinks(sinks, "evaluate", state, scheduler)
-    settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
+    settings = Settings(of_bytes, of_words, words, opened, state, scheduler, check_workers(workers), progress)
     first, items = _first_of(source)
     of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array, "lm_head": head}
     of_scores |= {"targets_array": targets_array, "window": window, "stride": stride}
@@ -244,9 +271,9 @@ def evaluate(
                 raise_error("together", name="text", got=name)
         files = {"source": items, "targets": targets, "segment_ids": segment_ids}
         scores, ids, segments = (resolved(as_paths(name, value), name == "source") for name, value in files.items())
-        inputs = Inputs(scores, ids, segments, text, head)
+        inputs = Inputs(scores, ids, segments, text, head, None if opened is None else opened.path)
         if any(map(is_responses, scores)):
-            given = of_scores | {"kind": kind, "shift": shift}
+            given = of_scores | {"kind": kind, "shift": shift, "tokenizer": tokenizer}
             given |= {"ignore_index": None if ignore_index == -100 else "given"}
             refuse_given(given, "left out where the source is responses of servers")
         else:
@@ -338,6 +365,21 @@ def _checked_windows(window: Any, stride: Any, shift: bool | None, segment_ids: 
     window = check_integer("window", window, "an integer of at least 2", least=2)
     fits = f"an integer from 1 to {window}, the window"
     return window, check_integer("stride", stride, fits, least=1, most=window)
+
+
+def _opened(path: str, has_text: bool) -> Tokenizer:
+    """A tokenizer, of which bytes of tokens can be told, with a text or without."""
+    tokenizer = open_tokenizer(path)
+    if tokenizer.drops_spaces and not has_text:
+        got = "drops the white space between tokens, whose bytes only the text tells"
+        raise_error("content", path=tokenizer.path, got=got, fits="come with text (--text), or be left out")
+    return tokenizer
+
+
+def _hash_of(tokenizer: Tokenizer) -> str:
+    """A hash of the bytes of all tokens."""
+    rules = (tokenizer.has_prefix_space, tokenizer.drops_spaces, tokenizer.pieces)
+    return hashlib.blake2b(repr(rules).encode(), digest_size=16).hexdigest()
 
 
 def _length(name: str, value: Any) -> int | IntArray:

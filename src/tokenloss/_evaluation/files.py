@@ -24,6 +24,7 @@ from tokenloss._evaluation.responses import (
 )
 from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks, token_function
 from tokenloss._evaluation.summary import text_length
+from tokenloss._evaluation.token_bytes import with_text, with_token_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,18 +46,23 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
         shards, function = plan_responses(inputs.scores, options), score_responses
     else:
         shards = plan(inputs.scores, inputs.targets, options, inputs.segment_ids)
+        if settings.tokenizer is not None:
+            shards = with_token_bytes(shards, options, settings.tokenizer, inputs.text)
         function = score.score_shard
         top_k = min(top_k, shards[0].shape[-1])
         size = shards[0].batch, sum(shard.scored_rows for shard in shards)
     n_bytes, n_words = settings.n_bytes, settings.n_words
     if inputs.text is not None:
         n_bytes, n_words = text_length(inputs.text, settings.words)
+        n_bytes = n_bytes if settings.tokenizer is None else 0  # those of the tokens that are scored count
     words = settings.words if inputs.text is not None else None
     with contextlib.ExitStack() as stack:
-        open_sinks(stack, outputs, *size, top_k, of_responses, any(shard.has_text for shard in shards))
+        has_text = any(shard.has_text for shard in shards)
+        open_sinks(stack, outputs, *size, top_k, of_responses, has_text, tokenizer=settings.tokenizer)
         start = time.perf_counter()
         results, n_read = score_shards(function, shards, options, settings, outputs, top_k)
         seconds = time.perf_counter() - start
+        results = [with_text(result, settings.tokenizer) for result in results]
         if of_responses:
             check_parts(shards, results)
             check_names(inputs.scores, results)
@@ -88,8 +94,9 @@ def score_shards(
         else:
             workers = settings.workers or config.default_workers()
             results = (
-                (i, function(shard, options, workers, token_function(outputs, i), top_k, progress.advance))
+                (i, function(shard, options, workers, add, top_k, progress.advance))
                 for i, shard in enumerate(chosen)
+                for add in [token_function(outputs, i, tokenizer=settings.tokenizer)]
             )
         for i, result in results:
             checkpoint.add(left[i], result)

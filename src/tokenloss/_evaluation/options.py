@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from tokenloss._core.types import IntArray, Kind
+    from tokenloss.formats.tokenizers import Tokenizer
 
 
 NOISE = "noise"  # the name of a second run of the base
@@ -44,7 +45,8 @@ class Options(NamedTuple):
     softcap: float | None = None
     window: int = 0  # tokens of each window, where files hold a text window by window; 0 where they do not
     stride: int = 0  # tokens from the start of a window to that of the next one
-    definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next three are of comparisons
+    tokenizer: str | None = None  # a hash of the bytes of its tokens
+    definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next four are of comparisons
     divergences: tuple[str, ...] = ("kl",)
     classes: int | None = None  # number of classes that are compared; None for all
     temperature: float | None = None  # at which drafts are compared; None where others are
@@ -62,6 +64,7 @@ class Settings(NamedTuple):
     n_bytes: int | IntArray = 0  # of the whole text, or of each sequence
     n_words: int | IntArray = 0
     words: str = "whitespace"
+    tokenizer: Tokenizer | None = None  # of which the options hold a hash
     state: str | None = None
     scheduler: str | None = None
     workers: int | None = None
@@ -77,6 +80,7 @@ class Inputs(NamedTuple):
     segment_ids: list[str]
     text: str | None = None
     lm_head: str | None = None
+    tokenizer: str | None = None  # its file
 
     def by_identity(self) -> dict[object, str]:
         """All files that are read, by `identity`; refuse a file that is given twice."""
@@ -84,7 +88,7 @@ class Inputs(NamedTuple):
         check_different(paths)
         heads = [] if self.lm_head is None else lm_head_files(self.lm_head)  # perhaps in a file of hidden states
         links = (str(link) for path in self.scores if Path(path).is_dir() for link in links_in(path))
-        return {identity(path): path for path in (*heads, *links, *paths)}
+        return {identity(path): path for path in (*filter(None, [self.tokenizer]), *heads, *links, *paths)}
 
 
 def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:

@@ -142,7 +142,7 @@ class Parts(NamedTuple):
     def evaluation(self, lengths: tuple[Any, Any], seconds: float, n_read: int) -> Evaluation:
         """Make the evaluation; lengths are the bytes and words of the text, or of that of each sequence."""
         meter, split = merge_meters(self.results)
-        sequences = sequence_columns(self.results, split)
+        sequences = sequence_columns(self.results, split, self.options)
         add_lengths(meter, sequences, *lengths)
         of_shards = [] if self.blocks is not None else shard_figures(self.shards, self.results)
         return self._of_sums(meter, sequences, of_shards, seconds, n_read)
@@ -164,8 +164,8 @@ class Parts(NamedTuple):
         if self.are_responses:
             figures |= response_summary([shard.path for shard in self.shards], self.results)
         figures["signature"] = self._signature(meter, figures)
-        # responses and open files are not kept
-        shards = [shard._replace(responses=None, file=None) for shard in self.shards]
+        # responses, open files and the bytes of each token are not kept
+        shards = [shard._replace(responses=None, file=None, token_bytes=None) for shard in self.shards]
         return Evaluation(meter, sequences, figures, self._replace(shards=shards))
 
     @staticmethod
@@ -188,7 +188,7 @@ class Parts(NamedTuple):
         if merged.are_responses:
             check_names([shard.path for shard in merged.shards], merged.results)
         meter, split = merge_meters(merged.results)
-        sequences = sequence_columns(merged.results, split)
+        sequences = sequence_columns(merged.results, split, merged.options)
         if len({bool(one.meter.n_bytes) for one in evaluations}) == 1:
             meter = LossMeter()  # with the lengths of the text
             for one in evaluations:
@@ -243,7 +243,8 @@ class Parts(NamedTuple):
             "part": parts[0] if parts else None,
             "segment_ids": None if self.blocks is None else "given" if self.blocks.ids is not None else "not given",
             "words": self.words,
-            "n_bytes": "given" if meter.n_bytes else "not given",
+            "tokenizer": options.tokenizer,
+            "n_bytes": "given" if meter.n_bytes or options.tokenizer else "not given",
             "n_words": "given" if meter.n_words else "not given",
         }
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-    from tokenloss._core.types import Array
+    from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.options import Options
     from tokenloss._evaluation.sequences import RowSequences
     from tokenloss.formats.responses import ResponsesFile
@@ -64,6 +64,7 @@ class Shard(NamedTuple):
     file: ScoresFile | None = None  # the open file of scores; None if it is opened anew each time
     repeats: bool = False  # whether it has the targets of the shard beside it, as a file of another model does
     windows: StoredWindows | None = None  # that the file holds; None if it holds no windows of a text
+    token_bytes: IntArray | None = None  # of the token that each row predicts, 0 if it is not scored; by a tokenizer
     others: tuple[Shard, ...] = ()  # of each candidate, with the same rows
     head_files: tuple[str, ...] = ()  # the files of the head of hidden states, that of its weight first
     head: dict[str, Any] | None = None  # what was read from them and from config.json
@@ -108,6 +109,7 @@ class OpenShard(NamedTuple):
     sequences: RowSequences
     mask: Array | None = None  # mask of the scored rows that count, besides what the targets say; None for all
     others: tuple[ScoresFile, ...] = ()  # of candidates
+    ids: Array | None = None  # the targets as they are stored, those that a model's mask leaves out among them
     has_targets: bool = True  # False where models are compared without: zeros stand in, or `LEFT_OUT` where masked
 
 
@@ -384,6 +386,7 @@ def open_stored(shard: Shard, options: Options) -> OpenShard:
     stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]))
     with_mask = [file for file in files if file.attention_mask is not None]
     if targets is not None:
+        stored = stored._replace(ids=targets)
         for file in with_mask:
             targets = targets if file.is_shifted else _masked(file, targets, options)
         return stored._replace(targets=targets)

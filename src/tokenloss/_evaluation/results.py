@@ -131,7 +131,7 @@ class Evaluation(LossFigures):
     sequences : dict of 1-D arrays
         A table of the sequences, by column: `file` (number of the file, from 0; -1 where several hold a part),
         `sequence`, `count`, `nll`, `loss`, `perplexity` and `is_greedy`. Of responses also `line`, `choice`,
-        `is_greedy_known` and `custom_id`.
+        `is_greedy_known` and `custom_id`. With a tokenizer also `n_bytes` and `bits_per_byte`.
     figures : dict
         All that ``tokenloss score --format json`` prints: figures of all tokens, of each file and of each sequence, and
         the tokens and sequences of the highest losses.

@@ -111,7 +111,7 @@ class _Run:
     ) -> None:  # fmt: skip
         file, targets, scored, text, sequences, mask, *_ = opened
         self._shard, self._file, self._options, self._sink = shard, file, options, sink
-        self._targets, self._sequences = targets, sequences
+        self._targets, self._sequences, self._token_bytes = targets, sequences, shard.token_bytes
         self._is_soft = targets.ndim == len(file.shape)
         self._ids = None if self._is_soft else targets.reshape(-1)
         counted = scored if mask is None else mask if scored is None else scored & mask
@@ -146,14 +146,16 @@ class _Run:
             scores = self._scores(rows, targets, ids, counted)
             self._sampler.update(rows, targets, numbers, scores.kept)
         self._check(rows, scores.kept)
-        self._collector.update(scores, numbers)
+        n_bytes = None if self._token_bytes is None else self._token_bytes[start:stop].astype(np.int64)
+        self._collector.update(scores, numbers, n_bytes)
         self._ids_sum += ids_sum(ids[scores.kept])
         self._n_nan += int(np.count_nonzero(np.isnan(scores.nll) & scores.kept))
         self._n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
         self._highest.update(scores.nll, ids, scores.kept, row_numbers, numbers, positions)
         if self._sink:
             places = row_numbers, np.maximum(numbers, -1), positions
-            self._sink(_select(scored, TokenBlock(scores, ids, text, 0, *places)))
+            n_bytes = None if n_bytes is None else np.where(scores.kept, n_bytes, -1)
+            self._sink(_select(scored, TokenBlock(scores, ids, text, 0, *places, n_bytes=n_bytes)))
         self._start = stop
 
     def _scores(self, rows: Array, targets: Array, ids: Array, mask: BoolArray | None) -> TokenScores:

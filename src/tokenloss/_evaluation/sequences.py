@@ -125,12 +125,13 @@ def row_sequences(
 
 
 class SequenceColumns(NamedTuple):
-    """Sequences: their number, tokens, sum of losses, and whether each token is the likeliest class."""
+    """Sequences: their number, tokens, sum of losses, whether each token is the likeliest class, and their bytes."""
 
     ids: IntArray
     tokens: IntArray
     nll: Float64Array
     is_greedy: BoolArray
+    n_bytes: IntArray  # -1 without a tokenizer
 
     @classmethod
     def concatenated(cls, parts: list[SequenceColumns]) -> SequenceColumns:
@@ -142,15 +143,22 @@ class SequenceColumns(NamedTuple):
     def of(cls, sequences: SequenceLosses) -> SequenceColumns:
         """Columns of sums over sequences."""
         assert sequences.is_greedy is not None
-        return cls(sequences.sequence, sequences.count, sequences.nll, sequences.is_greedy)
+        n_bytes = np.full_like(sequences.count, -1) if sequences.n_bytes is None else sequences.n_bytes
+        return cls(sequences.sequence, sequences.count, sequences.nll, sequences.is_greedy, n_bytes)
 
     def select(self, rows: BoolArray) -> SequenceColumns:
         """The rows of a mask."""
-        return SequenceColumns(self.ids[rows], self.tokens[rows], self.nll[rows], self.is_greedy[rows])
+        columns: Any = (column[rows] for column in self)
+        return SequenceColumns(*columns)
+
+    def summed(self) -> SequenceLosses:
+        """Sums over sequences of which each row is a token."""
+        n_bytes = None if (self.n_bytes < 0).any() else self.n_bytes
+        return sums_by_segment(self.nll, self.is_greedy, self.ids, n_bytes)
 
 
 NO_SEQUENCES = SequenceColumns(
-    np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.bool_)
+    np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.bool_), np.empty(0, np.int64)
 )
 
 
@@ -169,18 +177,21 @@ class SequenceCollector:
         self._pending: list[SequenceColumns] = []  # a row for each token
         self._n_pending, self._most_pending = 0, _MAX_PENDING
 
-    def update(self, scores: TokenScores, numbers: IntArray) -> None:
-        """Add the next rows, and the numbers of their sequences."""
+    def update(self, scores: TokenScores, numbers: IntArray, n_bytes: IntArray | None = None) -> None:
+        """Add the next rows, the numbers of their sequences, and perhaps the bytes of their tokens."""
         is_part = scores.kept & (numbers >= 0)
+        is_loose = scores.kept & ~is_part
         # targets that are rounded below 0 may have losses below -0.001, which `update` refuses
         for meter, values in ((self.meter, scores.nll), (self.greedy, scores.is_greedy)):
-            meter._add_tokens(ExactRatio.of_mean(ExactMoments.of(values, scores.kept & ~is_part)))
+            meter._add_tokens(ExactRatio.of_mean(ExactMoments.of(values, is_loose)))
+        if n_bytes is None:
+            n_bytes = np.full_like(numbers, -1)
+        else:
+            self.meter._add_lengths("n_bytes", scores.nll[is_loose], n_bytes[is_loose])
         if is_part.any():
-            ids = numbers[is_part]
-            self._pending.append(
-                SequenceColumns(ids, np.ones_like(ids), scores.nll[is_part], scores.is_greedy[is_part])
-            )
-            self._n_pending += len(ids)
+            tokens = SequenceColumns(numbers, np.ones_like(numbers), scores.nll, scores.is_greedy, n_bytes)
+            self._pending.append(tokens.select(is_part))
+            self._n_pending += len(self._pending[-1].ids)
         if self._n_pending > self._most_pending and self._sequences.are_in_order:
             self._end_sequences(up_to=int(numbers[-1]))
 
@@ -191,7 +202,7 @@ class SequenceCollector:
         is_split = np.full(len(tokens.ids), True) if self._split is None else np.isin(tokens.ids, self._split)
         whole = tokens.select(~is_later & ~is_split)
         if len(whole.ids):
-            losses = sums_by_segment(whole.nll, whole.is_greedy, whole.ids)
+            losses = whole.summed()
             self.meter.update(losses)
             self.greedy.update(greedy_by_segment(whole.is_greedy, whole.ids))
             self._whole.append(SequenceColumns.of(losses))
@@ -213,5 +224,4 @@ def greedy_by_segment(is_greedy: BoolArray, ids: IntArray) -> SequenceLosses:
 
 def joined(parts: list[SequenceColumns]) -> SequenceLosses:
     """Sums over sequences whose tokens are in several shards."""
-    tokens = SequenceColumns.concatenated(parts)
-    return sums_by_segment(tokens.nll, tokens.is_greedy, tokens.ids)
+    return SequenceColumns.concatenated(parts).summed()

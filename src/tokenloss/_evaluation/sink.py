@@ -13,6 +13,7 @@ import numpy as np
 
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.files import WriteError, check_outputs
+from tokenloss._evaluation.token_bytes import text_of
 from tokenloss._scores.token_scores import TokenScores
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from tokenloss._core.types import Array
+    from tokenloss.formats.tokenizers import Tokenizer
 
 
 class TokenBlock(NamedTuple):
@@ -33,7 +35,8 @@ class TokenBlock(NamedTuple):
     target : array of integers
         Their targets, or the most likely classes of targets that are distributions; -1 of what is not known.
     text : array of str or None
-        Their text, if the file holds it.
+        Their text, if the file holds it, or if there is a tokenizer: then with escapes for bytes that are no whole
+        character, and None of special tokens.
     file : int
         The number of their file, from 0; 0 of blocks in memory.
     row : array of int64 or None
@@ -48,6 +51,8 @@ class TokenBlock(NamedTuple):
         prompt.
     top_tokens : array of str or None, of shape (n, k), or None
         Of responses of servers: the text of the most likely classes, None where there is none.
+    n_bytes : array of int64 or None
+        Their bytes in the text, if there is a tokenizer; -1 of those that are not scored.
 
     Examples
     --------
@@ -72,6 +77,7 @@ class TokenBlock(NamedTuple):
     is_greedy_known: Array | None = None
     is_prompt: Array | None = None
     top_tokens: Array | None = None
+    n_bytes: Array | None = None
 
 
 TokenBlock.__module__ = "tokenloss.sinks"
@@ -178,8 +184,9 @@ class Sink:
     needs_tokens: bool = False
     top_k: int = 0
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
-    _of_responses: bool = False  # this and the next three are set before it is opened
+    _of_responses: bool = False  # this and the next four are set before it is opened
     _has_text: bool = False  # whether some files hold the text of their tokens
+    _tokenizer: Tokenizer | None = None  # which has the bytes of the tokens, and their text
     _names: Sequence[str] = ()  # of candidates
     _are_drafts: bool = False  # whether these are drafts, which have acceptances
     _takes_drafts: ClassVar[bool] = True
@@ -286,11 +293,13 @@ def open_sinks(
     of_responses: bool = False,
     has_text: bool = False,
     names: Sequence[str] = (),
+    tokenizer: Tokenizer | None = None,
     are_drafts: bool = False,
 ) -> None:
     """Open sinks; the stack closes them. `names` are those of candidates."""
     for sink in sinks:
-        sink._of_responses, sink._has_text, sink._names, sink._are_drafts = of_responses, has_text, names, are_drafts
+        sink._of_responses, sink._has_text, sink._names = of_responses, has_text or tokenizer is not None, names
+        sink._tokenizer, sink._are_drafts = tokenizer, are_drafts
         with write_errors_of(sink):
             manager = sink.open(batch, rows, top_k)
             manager.__enter__()
@@ -304,7 +313,7 @@ def _leave(sink: Sink, manager: AbstractContextManager[object], *error: Any) -> 
 
 
 def token_function(
-    sinks: Sequence[Sink], file: int, first_row: int = 0, first_sequence: int = 0
+    sinks: Sequence[Sink], file: int, first_row: int = 0, first_sequence: int = 0, tokenizer: Tokenizer | None = None
 ) -> Callable[[Any], None] | None:
     """Make a function that gives blocks of a file's tokens to the sinks that need them; None if none does."""
     sinks = [sink for sink in sinks if sink.needs_tokens]
@@ -313,6 +322,8 @@ def token_function(
         row = None if block.row is None else block.row + first_row
         sequence = np.where(block.sequence < 0, -1, block.sequence + first_sequence)
         block = block._replace(file=file, row=row, sequence=sequence)
+        if tokenizer is not None:
+            block = block._replace(text=text_of(block.target, tokenizer, block.n_bytes))
         for sink in sinks:
             with write_errors_of(sink):
                 sink.add(block)

@@ -15,7 +15,7 @@ from tokenloss.formats.scores_file import SEQUENCES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenloss._core.types import Array, BoolArray
+    from tokenloss._core.types import Array, BoolArray, IntArray
     from tokenloss._evaluation.options import Options
 
 
@@ -55,6 +55,12 @@ class StoredWindows(NamedTuple):
                 fits = f"hold windows of one text, in order, that begin every {self.stride} tokens"
                 raise_error("content", path=path, got=got, fits=fits)
         return np.array(ids[: self.size]) if len(ids) else following
+
+    def first_held(self, rows: IntArray) -> BoolArray:
+        """Mask of these rows: those whose own token no earlier window holds."""
+        numbers, positions = np.divmod(rows, self.size)
+        found: BoolArray = (positions >= self.size - self.stride) | (self.first + numbers == 0)
+        return found
 
     def new(self, rows: int) -> BoolArray:
         """Mask of the rows that predict a token which no earlier window holds."""

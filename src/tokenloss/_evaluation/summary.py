@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def text_length(path: str, words: str = "whitespace") -> tuple[int, int]:
     return n_bytes, n_words
 
 
-def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns) -> dict[str, Array]:
+def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns, options: Options) -> dict[str, Array]:
     """A table of all sequences; `file` counts from 0, and is -1 for sequences in several files."""
     parts = [*(result.sequences for result in results), split]
     files = np.repeat([*range(len(results)), -1], [len(part.ids) for part in parts])
@@ -107,10 +108,14 @@ def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns) -> 
     loss = columns.nll / columns.tokens
     with np.errstate(over="ignore"):
         perplexity = np.exp(loss)
+    of_bytes = {}
+    if options.tokenizer:
+        bits_per_byte = columns.nll / np.where(columns.n_bytes > 0, columns.n_bytes, np.nan) / math.log(2)
+        of_bytes = {"n_bytes": columns.n_bytes, "bits_per_byte": bits_per_byte}
     return {
         "file": files, "sequence": columns.ids, "count": columns.tokens, "nll": columns.nll, "loss": loss,
         "perplexity": perplexity, "is_greedy": columns.is_greedy,
-    } | (Sources.concatenated(sources).as_columns() if sources else {})  # fmt: skip
+    } | (Sources.concatenated(sources).as_columns() if sources else {}) | of_bytes  # fmt: skip
 
 
 def shard_figures(shards: Sequence[Shard], results: Sequence[ShardResult]) -> list[dict[str, Any]]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from tokenloss._comparison.tables import known_of
 from tokenloss._core.text import byte_encoder, title
 from tokenloss._core.validation import as_target_array
+from tokenloss._evaluation.token_bytes import pieces_of, text_of
 from tokenloss._output import page
 from tokenloss._output.shared import TokenSink
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
@@ -65,6 +68,11 @@ class HtmlPage(TokenSink):
             encode = byte_encoder([*text, *columns["top_tokens"].reshape(-1).tolist()])
             predicted = page.predictions_of_responses(vars(scores), columns["top_tokens"], encode, classes)
             tokens = page.Tokens(text, encode, page.known_ids(ids), places)
+        elif (tokenizer := self._tokenizer) is not None:
+            pieces = pieces_of(ids, tokenizer, columns["n_bytes"])
+            text = [None if piece is None else piece.decode("utf-8", "surrogateescape") for piece in pieces]
+            tokens = page.Tokens(text, lambda text: text.encode("utf-8", "surrogateescape"), ids.tolist(), places)
+            predicted = _predictions(scores, len(ids), classes, lambda ids: text_of(np.array(ids), tokenizer).tolist())
         else:
             tokens = page.Tokens(text, byte_encoder(text), ids.tolist(), places)
             predicted = _predictions(scores, len(ids), classes, page.class_names(None, ids, text))

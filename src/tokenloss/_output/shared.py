@@ -31,19 +31,22 @@ class TokenSink(Sink):
         self._parts: list[dict[str, Array]] = []
         # an empty block, so that there are columns even if no other comes
         none = np.empty(0, np.int64)
-        others: tuple[Array, ...] = ()
+        others: dict[str, Array] = {}
         if self._of_responses:
-            others = none, none, np.empty((0, top_k), np.object_)
+            top_tokens = np.empty((0, top_k), np.object_)
+            others = {"is_greedy_known": none, "is_prompt": none, "top_tokens": top_tokens}
+        if self._tokenizer is not None:
+            others = {"n_bytes": none}
         places = None if self._of_responses else none, none, none
         scores = token_scores(np.empty((0, top_k)), none, top_k=top_k)
-        self.add(TokenBlock(scores, none, None, 0, *places, *others))
+        self.add(TokenBlock(scores, none, None, 0, *places, **others))
         return contextlib.nullcontext()
 
     def add(self, block: TokenBlock) -> None:
         n_tokens, text = len(block.target), block.text
         text = np.full(n_tokens, None) if text is None else text.astype(object)
         columns = dict(vars(block.scores), text=text, file=np.full(n_tokens, block.file))
-        names = ("target", "row", "sequence", "position", "top_tokens", "is_greedy_known")
+        names = ("target", "row", "sequence", "position", "top_tokens", "is_greedy_known", "n_bytes")
         columns |= {name: getattr(block, name) for name in names}
         left = int(min(n_tokens, max(0, self.max_tokens - self._seen)))
         self._seen += n_tokens

@@ -125,8 +125,9 @@ class TokenTable(_TableFile):
     (its number, from 0), `row` (of the file), `sequence` (-1 of none) and `position` (in the sequence, from 0; -1 where
     there is none). Where targets are shifted, row and position are those that predict the target, which is the token
     at the next position. Of responses of servers, there is no `entropy` and no `row`, but `is_greedy_known` and
-    `is_prompt`; a rank or a class of -1 is not known. Where the files hold the text of the tokens, .csv and
-    .parquet have the target's `text`; .npy has no text.
+    `is_prompt`; a rank or a class of -1 is not known. With a tokenizer there is `n_bytes`, the target's bytes in its
+    text. Where the files or the tokenizer have the text of the tokens, .csv and .parquet have the target's `text`, with
+    escapes for bytes that are no whole character; .npy has no text.
 
     It is a .npy file of a structured array, a .csv or a .parquet file, written block by block. Of tokens that are not
     scored (where `kept` is False), all but `target`, `kept`, `text` and the places is null in .parquet and empty in
@@ -185,6 +186,7 @@ class TokenTable(_TableFile):
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         columns = (_RESPONSE_COLUMNS if self._of_responses else _COLUMNS).descr
+        columns += [("n_bytes", "<i8")] * (self._tokenizer is not None)
         if self._has_text and self._suffix != ".npy":
             columns.append(("text", "O"))
         for k in range(1, min(self.top_k, top_k) + 1):
@@ -357,8 +359,8 @@ class SequenceTable(_TableFile):
     """A file with a row for each sequence, as ``tokenloss score --per-sequence`` writes it.
 
     Its columns are those of `Evaluation.sequences`: `file` (-1 where several hold a part), `sequence`, `count`, `nll`,
-    `loss`, `perplexity` and `is_greedy`; of responses of servers also `line`, `choice` and `is_greedy_known`. It is a
-    .npy file of a structured array, a .csv or a .parquet file.
+    `loss`, `perplexity` and `is_greedy`; of responses of servers also `line`, `choice` and `is_greedy_known`, and with
+    a tokenizer `n_bytes` and `bits_per_byte`. It is a .npy file of a structured array, a .csv or a .parquet file.
 
     Parameters
     ----------
@@ -399,6 +401,8 @@ class SequenceTable(_TableFile):
         columns = _SEQUENCE_COLUMNS
         if self._of_responses:
             columns = np.dtype([*columns.descr, *_SOURCE_COLUMNS])
+        if self._tokenizer is not None:
+            columns = np.dtype([*columns.descr, ("n_bytes", "<i8"), ("bits_per_byte", "<f8")])
         table = np.zeros(len(result.sequences["file"]), columns)
         for name in columns.names or ():
             table[name] = result.sequences[name]

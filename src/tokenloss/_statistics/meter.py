@@ -399,10 +399,10 @@ class LossMeter(LossFigures):
         return self._stderr_per(unit) * (self._by_text(unit) or self._independent).interval_factor
 
     def _by_text(self, unit: str) -> ExactRatio | None:
-        """Sums over sequences and the lengths of their texts, if all tokens are in sequences of known lengths."""
+        """Sums over what `stderr` takes as independent and the lengths of their texts, if each of these is known."""
         by_text: ExactRatio = getattr(self, f"_by_{unit}")
-        knows_all = by_text.count == self._groups.count and by_text.denominators.sum == getattr(self, f"n_{unit}")
-        return by_text if self.is_clustered and knows_all else None
+        knows_all = by_text.denominators.sum == getattr(self, f"n_{unit}")
+        return by_text if knows_all and by_text.count == self._independent.count > 1 else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the exact sums alone: a pickle outlives the modules of this version."""

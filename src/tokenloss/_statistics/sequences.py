@@ -224,13 +224,19 @@ def sequence_losses(
     return _sums(tokens, layout, *lengths)
 
 
-def sums_by_segment(losses: Array, is_greedy: Array | None, numbers: Array) -> SequenceLosses:
-    """Sums over sequences of tokens that are all included, given the number of each token's sequence.
+def sums_by_segment(
+    losses: Array, is_greedy: Array | None, numbers: Array, n_bytes: Array | None = None
+) -> SequenceLosses:
+    """Sums over sequences of tokens that are all included, given the number of each token's sequence, and its bytes.
 
-    Unlike `sequence_losses`, it takes any numbers, such as the differences of losses.
+    With bytes, each token must belong to a sequence. Unlike `sequence_losses`, it takes any numbers, such as the
+    differences of losses.
     """
     tokens = {"nll": losses, "weight": None, "mask": None, "is_greedy": is_greedy}
-    return _sums(tokens, _layout(losses.shape, numbers, None), None, None)
+    layout = _layout(losses.shape, numbers, None)
+    if n_bytes is not None:
+        n_bytes = np.bincount(np.searchsorted(layout.ids, numbers), n_bytes, len(layout.ids)).astype(np.int64)
+    return _sums(tokens, layout, n_bytes, None)
 
 
 def _sums(

@@ -1,0 +1,184 @@
+"""The bytes that targets write into a text, by a tokenizer; with the text itself, all ids are held against it first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenloss._core.errors import raise_error, with_file_names
+from tokenloss._evaluation.plan import open_shard, open_stored, shifted_shard
+from tokenloss.formats.scores_file import checked_mask
+from tokenloss.formats.tokenizers import AlignedText
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenloss._core.types import Array, BoolArray, IntArray
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.plan import OpenShard, Shard
+    from tokenloss._evaluation.results import ShardResult
+    from tokenloss.formats.tokenizers import Tokenizer
+
+_UNKNOWN = -1  # in place of the bytes of an id that has none that are known
+_PIECE = 1 << 18  # rows whose bytes are found at a time
+_MOST_IN_ROW = 1 << 20  # texts that a model's mask numbers
+_NEXT_TOKENS = (
+    "; targets that are the next tokens already lack the first token of each text: store the input ids and add --shift "
+    "(shift=True), or leave the text out"
+)
+
+
+def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Tokenizer, text: str | None) -> list[Shard]:
+    """Give each shard the bytes of the tokens that its rows predict, before any score is read.
+
+    All ids are held against the text, if it is given, in the order of the shards.
+    """
+    aligned = None if text is None else AlignedText(text, tokenizer)
+    begun: set[int] = set()  # numbers of the texts that go on in later shards, whose first token was found
+    found: list[tuple[Array, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
+    for shard in shards:
+        stored = open_stored(shard, options)
+        opened = shifted_shard(shard, stored) if options.shift else stored
+        if stored.ids is None or stored.ids.ndim == len(shard.shape):
+            got, fits = "targets are distributions", "be class ids, where there is a tokenizer"
+            raise_error("content", path=shard.targets or shard.path, got=got, fits=fits)
+        may_go_on = shard.segments_start is not None or shard.windows is not None or not stored.sequences.exist
+        own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else set(), aligned)
+        found.append((own, scored_rows(opened, options.ignore_index)))
+    if aligned is not None:
+        aligned.end()
+    planned, following = [*shards], found[-1][0]
+    for number in reversed(range(len(shards))):
+        shard, (own, scored) = shards[number], found[number]
+        rows = np.roll(own.reshape(shard.shape[:-1]), -1, -1).reshape(-1) if options.shift else own
+        if shard.next_id is not None:
+            rows[-1] = following[0]
+        following = own if len(own) else following
+        if len(wrong := np.flatnonzero(scored & (rows == _UNKNOWN))):
+            name = "shifted targets" if options.shift else "targets"
+            with with_file_names(shard.path, shard.targets):
+                refuse_unknown(name, open_shard(shard, options).targets, wrong, tokenizer)
+        planned[number] = shard._replace(token_bytes=compact(rows, scored))
+    return planned
+
+
+def _bytes_of_shard(
+    shard: Shard, stored: OpenShard, ids: Array, options: Options, tokenizer: Tokenizer, begun: set[int],
+    aligned: AlignedText | None,
+) -> Array:  # fmt: skip
+    """How many bytes the ids of a shard write into their texts, or into the file of these, if it is given."""
+    n_bytes, flat, path = np.zeros(shard.rows, np.int32), ids.reshape(-1), shard.targets or shard.path
+    mask = None if stored.file.attention_mask is None else checked_mask(stored.file).reshape(-1)
+    for start in range(0, shard.rows, _PIECE):
+        rows = np.arange(start, min(start + _PIECE, shard.rows))
+        texts, included = _texts(shard, stored, rows, None if mask is None else mask[rows])
+        found, is_first = bytes_of_ids(flat[rows], texts, included, tokenizer, begun)
+        if aligned is not None:
+            is_ignored = flat[rows] == options.ignore_index
+            with with_file_names(path):
+                refuse_unknown("targets", ids, rows[included & ~is_ignored & (found == _UNKNOWN)], tokenizer)
+            held = np.where(is_ignored, -1, flat[rows].astype(np.int64))
+            try:
+                starts, stops = aligned.update(held[included], is_first[included], path)
+            except ValueError as error:
+                if options.shift:
+                    raise
+                raise ValueError(f"{error}{_NEXT_TOKENS}") from error
+            found[included] = stops - starts
+        n_bytes[rows] = found
+    return n_bytes
+
+
+def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) -> tuple[IntArray, BoolArray]:
+    """The number of the text that each row's id belongs to, and a mask of the ids that belong to any.
+
+    Windows are parts of one text, in which each token counts once; a model's mask may number the texts of a row.
+    """
+    texts, included = stored.sequences.numbers(int(rows[0]), int(rows[-1]) + 1), np.ones(len(rows), np.bool_)
+    if shard.windows:
+        texts, included = np.full(len(rows), -1), shard.windows.first_held(rows)
+    if mask is not None:
+        texts, included = texts * _MOST_IN_ROW + mask.astype(np.int64), included & (mask != 0)
+    return texts, included
+
+
+def bytes_of_ids(
+    ids: Array, texts: IntArray, included: BoolArray, tokenizer: Tokenizer, begun: set[int]
+) -> tuple[IntArray, BoolArray]:
+    """How many bytes ids write into texts of these numbers, or `_UNKNOWN`, and which are the first that write any.
+
+    A text may lack the space that its first token begins with. `begun` holds the numbers of texts whose first token
+    came before, and is updated. Ids that are not included are padding; those below 0 stand for text that is not known.
+    """
+    ids = ids.reshape(-1)
+    is_known = included & (ids >= 0) & (ids < len(tokenizer.pieces))
+    known = np.where(is_known, ids, 0).astype(np.int64)
+    is_known &= ~tokenizer.unknown[known]
+    rows = np.flatnonzero(included & (~is_known | (tokenizer.n_bytes[known] > 0)))
+    numbers, first = np.unique(texts[rows], return_index=True)
+    is_first = np.zeros(len(ids), np.bool_)
+    is_first[rows[first]] = [number not in begun for number in numbers.tolist()]
+    is_first &= is_known
+    begun.update(numbers.tolist())
+    n_bytes = np.full(len(ids), _UNKNOWN)
+    n_bytes[is_known] = tokenizer.lengths(known[is_known], is_first[is_known])
+    return n_bytes, is_first
+
+
+def scored_rows(opened: OpenShard, ignore_index: int | None) -> BoolArray:
+    """Mask of the rows of a shard that are scored."""
+    scored: BoolArray = opened.targets.reshape(-1) != ignore_index
+    for mask in (opened.scored, opened.mask):
+        scored = scored if mask is None else scored & mask.reshape(-1)
+    return scored
+
+
+def compact(n_bytes: Array, scored: BoolArray) -> IntArray:
+    """The bytes of the tokens that are scored, and 0 of others, in as small a dtype as can hold them."""
+    n_bytes = np.where(scored, n_bytes, 0)
+    found: IntArray = n_bytes.astype(np.min_scalar_type(n_bytes.max(initial=0)))
+    return found
+
+
+def refuse_unknown(name: str, targets: Array, rows: IntArray, tokenizer: Tokenizer) -> None:
+    """Refuse the target of the first of these rows, if there is any: the tokenizer does not tell its bytes."""
+    for row in rows[:1].tolist():
+        position = [int(i) for i in np.unravel_index(row, targets.shape)]
+        got, size = int(targets.reshape(-1)[row]), len(tokenizer.pieces)
+        if not 0 <= got < size:
+            fits = f"[0, {size}), the ids of {tokenizer.path}"
+            raise_error("class", name=name, position=position, got=got, fits=fits)
+        fits = f"an id whose text {tokenizer.path} tells; mask or ignore this one"
+        raise_error("option", name=f"{name}{position}", got=got, fits=fits)
+
+
+def pieces_of(ids: Array, tokenizer: Tokenizer, n_bytes: Array | None = None) -> list[bytes | None]:
+    """The bytes of class ids, None of those that write nothing that is known.
+
+    Given how many bytes they have in their text, a space is left out that only the vocabulary has.
+    """
+    size = len(tokenizer.pieces)
+    found = [(tokenizer.pieces[i] or None) if 0 <= i < size else None for i in ids.tolist()]
+    if n_bytes is not None:
+        found = [piece and piece[-n:] if n > 0 else piece for piece, n in zip(found, n_bytes.tolist(), strict=True)]
+    return found
+
+
+def text_of(ids: Array, tokenizer: Tokenizer, n_bytes: Array | None = None) -> Array:
+    """The text of class ids, of which bytes that are no whole character are escapes; None where it is not known."""
+    pieces = pieces_of(ids, tokenizer, n_bytes)
+    found = np.empty(len(pieces), np.object_)
+    found[:] = [piece and piece.decode("utf-8", "backslashreplace") for piece in pieces]
+    return found
+
+
+def with_text(result: ShardResult, tokenizer: Tokenizer | None) -> ShardResult:
+    """A result whose tokens of the highest losses have the text that a tokenizer gives them."""
+    if tokenizer is None:
+        return result
+    tokens = result.highest_loss_tokens
+    texts = text_of(np.array([token.target for token in tokens], np.int64), tokenizer)
+    return result._replace(
+        highest_loss_tokens=[token._replace(text=text) for token, text in zip(tokens, texts.tolist(), strict=True)]
+    )

@@ -1,0 +1,172 @@
+"""The bytes of tokens by a `tokenizer.json`, the file of the library tokenizers.
+
+Its decoder says how the pieces of its vocabulary become text, and its normalizer and pre-tokenizer what the pieces hold
+of a text. Where both agree on what is known here, a piece has its bytes; else the part is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._core.text import BYTE_TOKEN, BYTES, from_byte_level
+from tokenloss.formats.tokenizers.tokenizer import Vocabulary, check_spaces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tokenloss.formats.tokenizers.tokenizer import Prefix
+
+    Step = Callable[[str], str | bytes]
+
+_VERSION = "1.0"
+_SHOWN = 120  # characters of a step in a message
+_FALLBACK = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+# pre-tokenizers that cut a text and keep all of it, and those that leave out white space, if not more
+_KEEPING = ("ByteLevel", "Digits", "FixedLength", "Metaspace", "Punctuation", "Split", "UnicodeScripts")
+_DROPPING = ("BertPreTokenizer", "CharDelimiterSplit", "Whitespace", "WhitespaceSplit")
+
+
+def read(said: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:
+    """What the JSON of a tokenizer says, with tokens added to its model; ValueError if a part is unknown."""
+    if said.get("version") != _VERSION:
+        raise ValueError(f"it has version {said.get('version')!r}, and {_VERSION!r} is known")
+    model = said["model"]
+    normalizers, splits, decoders = ([*_steps(said.get(part))] for part in ("normalizer", "pre_tokenizer", "decoder"))
+    is_byte_level = any(step["type"] == "ByteLevel" for step in (*normalizers, *splits))
+    encode = _encoder(model, splits, decoders, is_byte_level)
+    _check_splits(normalizers, splits, encode)
+    vocab = model["vocab"]
+    names = dict(enumerate(one[0] for one in vocab)) if isinstance(vocab, list) else {i: p for p, i in vocab.items()}
+    if _byte_or_text in encode and _written(encode, "▁") == b" ":
+        check_spaces({*names.values()})
+    pieces = {i: _written(encode, name) for i, name in names.items()}
+    special, unknown = set(), set()
+    for token in added:
+        i, content = token["id"], token["content"]
+        if token.get("special"):
+            special.add(i)
+        elif token.get("lstrip") or token.get("rstrip"):
+            unknown.add(i)  # it stands for the white space beside it, too
+        elif is_byte_level and names.get(i) == content and pieces[i] != content.encode():
+            unknown.add(i)  # é is a byte of the model, and this character by itself
+        elif names.get(i) != content:
+            pieces[i] = content.encode() if is_byte_level else _written(encode, content)
+    unk = model.get("unk_id")  # of Unigram
+    unk = next((i for i, name in names.items() if name == model.get("unk_token")), None) if unk is None else unk
+    has_bytes = (is_byte_level or bool(model.get("byte_fallback"))) and {*names.values()}.issuperset(
+        BYTES if is_byte_level else _FALLBACK
+    )
+    if unk is not None and not has_bytes:
+        unknown.add(unk)
+    drops = "merges" in model and unk is None and not has_bytes  # BPE leaves out in silence what it has no token for
+    drops |= any(map(_drops_text, splits)) or any(step["type"] in ("WordPiece", "BPEDecoder") for step in decoders)
+    return Vocabulary(pieces, frozenset(special - unknown), frozenset(unknown), _prefix(normalizers, splits), drops)
+
+
+def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]], encode: list[Step]) -> None:
+    """Refuse what changes a text before the model reads it, if the decoder does not change it back."""
+    for step in splits:
+        if step["type"] not in (*_KEEPING, *_DROPPING):
+            raise ValueError(f"its pre_tokenizer has a step that is not known: {str(step)[:_SHOWN]}")
+    for step in (*normalizers, *splits):
+        match step:
+            case (
+                {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)}
+                | {"type": "Prepend", "prepend": str(mark)}
+                | {"type": "Metaspace", "replacement": str(mark)}
+            ) if _written(encode, mark) != b" ":
+                raise ValueError(f"its decoder makes no space of {mark!r}, which is one in {str(step)[:_SHOWN]}")
+
+
+def _steps(part: Any) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer, pre-tokenizer or decoder, those of a sequence one by one."""
+    if isinstance(part, dict):
+        inner = [part[key] for key in ("normalizers", "pretokenizers", "decoders") if key in part]
+        if inner:
+            for step in inner[0]:
+                yield from _steps(step)
+        else:
+            yield part
+
+
+def _written(encode: list[Step], piece: str) -> bytes:
+    """The bytes of a piece."""
+    for step in encode:
+        written = step(piece)
+        if isinstance(written, bytes):
+            return written
+        piece = written
+    return piece.encode()
+
+
+def _encoder(
+    model: dict[str, Any], splits: list[dict[str, Any]], decoders: list[dict[str, Any]], is_byte_level: bool
+) -> list[Step]:
+    """What turns a piece into text, step by step, up to the one that makes bytes of it."""
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+    steps: list[Step] = [_cutting(prefix, suffix)]
+    if not decoders:  # the pieces are what the pre-tokenizer made
+        decoders = [step for step in splits if step["type"] in ("ByteLevel", "Metaspace")][:1]
+    if is_byte_level != any(step["type"] == "ByteLevel" for step in decoders):
+        raise ValueError("one of its pre_tokenizer and its decoder is ByteLevel, and not the other")
+    is_fused = False
+    for step in decoders:
+        match step:
+            case {"type": "Fuse"}:
+                is_fused = True
+            case {"type": "Strip", "content": " ", "start": 0 | 1, "stop": 0} if is_fused:
+                pass  # the space of `_prefix`
+            case {"type": str(kind)} if from_byte_level in steps:
+                raise ValueError(f"its decoder has {kind} after ByteLevel, which is not known")
+            case {"type": "ByteLevel"}:
+                steps.append(from_byte_level)
+            case {"type": "ByteFallback"}:
+                steps.append(_byte_or_text)
+            case {"type": "Metaspace"}:
+                steps.append(_replacing(step.get("replacement", "▁"), " "))
+            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
+                steps.append(_replacing(old, new))
+            case {"type": "WordPiece", "prefix": str(start)}:
+                steps.append(_cutting(start, ""))
+            case {"type": "BPEDecoder", "suffix": str(end)}:
+                steps.append(_cutting("", end))
+            case _:
+                raise ValueError(f"its decoder has a step that is not known: {str(step)[:_SHOWN]}")
+    if model.get("byte_fallback") and _byte_or_text not in steps:
+        steps.append(_byte_or_text)
+    return steps
+
+
+def _cutting(prefix: str, suffix: str) -> Step:
+    """The step that cuts marks of words off a piece."""
+    return lambda piece: piece.removeprefix(prefix).removesuffix(suffix)
+
+
+def _replacing(old: str, new: str) -> Step:
+    """The step that replaces text in a piece."""
+    return lambda piece: piece.replace(old, new)
+
+
+def _byte_or_text(piece: str) -> str | bytes:
+    """The byte of a piece like <0x0A>."""
+    byte = BYTE_TOKEN.fullmatch(piece)
+    return bytes.fromhex(byte[1]) if byte else piece
+
+
+def _prefix(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]]) -> Prefix:
+    """When a space is put before a text."""
+    if any(step["type"] == "Prepend" for step in normalizers):
+        return "always"
+    for step in splits:
+        scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space") else "never")
+        if step["type"] in ("ByteLevel", "Metaspace") and scheme != "never":
+            return "unless there"
+    return "never"
+
+
+def _drops_text(step: dict[str, Any]) -> bool:
+    """Whether a pre-tokenizer leaves out a part of the text, for all that is known; then it needs the text itself."""
+    if step["type"] in _DROPPING or str(step.get("behavior")).lower() != "removed":
+        return step["type"] in _DROPPING
+    # one that keeps what it matches, and matches white space last, as patterns of tiktoken do, keeps all
+    return not (step.get("invert") and step["pattern"].get("Regex", "").endswith((r"|\s+", r"|\s")))

@@ -1,0 +1,139 @@
+"""Which file of a tokenizer it is, and what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._core.errors import raise_error
+from tokenloss.formats.base import library_errors, open_regular, parsed_json
+from tokenloss.formats.tokenizers import hugging_face, ranks, sentence_piece
+from tokenloss.formats.tokenizers.tokenizer import Tokenizer, Vocabulary
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import IntArray
+
+_MOST_BYTES = 256 << 20  # of a file
+_MOST_IDS = 1 << 21
+_NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model", "*.tiktoken", "vocab.json")  # the first counts
+_RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")  # begins a list of ranks
+_CONFIG = "tokenizer_config.json"
+
+
+def token_bytes(tokenizer: str | os.PathLike[str] | Tokenizer) -> IntArray:
+    r"""Count the bytes that each id of a tokenizer writes into a text, as bits per byte need them.
+
+    Parameters
+    ----------
+    tokenizer : path
+        A tokenizer's own file, or the folder of a model that holds one: `tokenizer.json` of Hugging Face,
+        `tokenizer.model` of SentencePiece, ranks of tiktoken, `tekken.json` of Mistral, or `vocab.json` beside
+        `merges.txt`, as GPT-2 has them. What it is, its content tells.
+
+    Returns
+    -------
+    array of int64
+        The number of bytes of each id: that of id 7 has index 7. It is 0 of special tokens, which write nothing, and of
+        ids that the tokenizer does not have. It is also 0 of a token that stands for text that is not known, such as
+        [UNK]: a loss of such a token should not be counted.
+
+    Raises
+    ------
+    ValueError, OSError
+        If the file is of no such kind, is damaged, or does what is not understood, which the message names.
+
+    See Also
+    --------
+    evaluate : Scores files of logits.
+
+    Notes
+    -----
+    No tokenizer is run: the file says which bytes each id stands for. To decode ids one by one and count the bytes of
+    the text is wrong: a byte that is no whole character becomes U+FFFD, which has three bytes, the space before a word
+    is lost, and special tokens count with their names.
+
+    Tokens that were added count with their text, unless they are special. The first token of a text may begin with a
+    space that the text lacks (SentencePiece, Llama 2): sum, and subtract 1 for each text. White space between tokens is
+    in no token of WordPiece (BERT): there, bytes are known only with the text. If the tokenizer normalises a text, say
+    to NFC, these are the bytes of what it made of it.
+
+    Examples
+    --------
+    >>> import base64, pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import token_bytes
+    >>> ranks = [b"a", b"b", "é".encode()[:1], "é".encode()[1:], b" ab"]  # in the layout of tiktoken
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "ab.tiktoken"
+    ...     _ = path.write_text("".join(f"{base64.b64encode(b).decode()} {i}\n" for i, b in enumerate(ranks)))
+    ...     n_bytes = token_bytes(path)
+    >>> n_bytes
+    array([1, 1, 1, 1, 3])
+    >>> nll, ids = np.array([0.5, 1.5, 0.25]), np.array([4, 2, 3])  # of the text " abé"
+    >>> print(f"{nll.sum() / np.log(2) / n_bytes[ids].sum():.4f} bits per byte")
+    0.6492 bits per byte
+    """
+    return open_tokenizer(tokenizer).n_bytes.copy()
+
+
+def open_tokenizer(path: str | os.PathLike[str] | Tokenizer) -> Tokenizer:
+    """Read the file of a tokenizer, or the one in the folder of a model; one that was read comes back as it is."""
+    if isinstance(path, Tokenizer):
+        return path
+    name = os.fspath(path)
+    if Path(name).is_dir():
+        name = _in_folder(name)
+    with open_regular(name) as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise_error("content", path=name, got=f"has more than {_MOST_BYTES >> 20} MB", fits="be a tokenizer's own file")
+    with library_errors(name):
+        said = _vocabulary(name, data)
+        ids = said.pieces.keys() | said.special | said.unknown
+        if not ids or not all(type(i) is int and 0 <= i < _MOST_IDS for i in ids):
+            raise ValueError(f"it has no ids, or others than integers from 0 to {_MOST_IDS - 1}")
+    return Tokenizer(name, said)
+
+
+def _in_folder(folder: str) -> str:
+    """The file of the tokenizer in the folder of a model."""
+    for pattern in _NAMES:
+        found = sorted(Path(folder).glob(pattern))
+        if len(found) > 1:
+            got = f"holds {len(found)} files {pattern}"
+            raise_error("content", path=folder, got=got, fits="hold one, or come as a file")
+        if found:
+            return str(found[0])
+    fits = f"hold one: {', '.join(_NAMES)}"
+    return raise_error("content", path=folder, got="holds no file of a tokenizer", fits=fits)
+
+
+def _vocabulary(path: str, data: bytes) -> Vocabulary:
+    """What a file says; its content tells of which kind it is."""
+    if data[:1] == b"{":
+        said = parsed_json(data)
+        if "model" in said:
+            return hugging_face.read(said, said.get("added_tokens") or _added(path))
+        if "vocab" in said:
+            return ranks.read_tekken(said)
+        vocabulary = ranks.read_gpt2(said, path)
+    elif data.startswith((b"\x80", b"PK\x03\x04")):
+        raise ValueError("it is a pickle or an archive, which may run code or hold weights")
+    else:
+        vocabulary = ranks.read_tiktoken(data) if _RANK.match(data) else sentence_piece.read(data)
+    added = {token["id"]: token for token in _added(path)}
+    special = {i for i, token in added.items() if token.get("special")} - vocabulary.unknown
+    pieces = {i: token["content"].encode() for i, token in added.items()} | vocabulary.pieces
+    return vocabulary._replace(pieces=pieces, special=vocabulary.special | special)
+
+
+def _added(path: str) -> list[dict[str, Any]]:
+    """The tokens that the configuration beside a tokenizer adds to it."""
+    config = Path(path).with_name(_CONFIG)
+    if not config.is_file():
+        return []
+    with open_regular(str(config)) as file, library_errors(str(config)):
+        said = parsed_json(file.read(_MOST_BYTES)).get("added_tokens_decoder", {})
+    return [{**token, "id": int(i)} for i, token in said.items()]

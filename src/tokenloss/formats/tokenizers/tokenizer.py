@@ -1,0 +1,145 @@
+"""The bytes that the ids of a tokenizer write into a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from tokenloss._core.errors import raise_error
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Literal, TypeAlias
+
+    from tokenloss._core.types import Array, BoolArray, IntArray
+
+    Prefix: TypeAlias = Literal["never", "always", "unless there"]
+
+
+class Vocabulary(NamedTuple):
+    """What a file says of a tokenizer.
+
+    `pieces` are the bytes by id. `special` ids write nothing by design; `unknown` ids stand for text that no file
+    tells. `prefix` says when the first token of a text begins with a space that the text lacks: "always", or only where
+    it does not begin with one itself, "unless there". If `drops_spaces`, a text may hold what no token does, such as
+    white space.
+    """
+
+    pieces: dict[int, bytes]
+    special: frozenset[int] = frozenset()
+    unknown: frozenset[int] = frozenset()
+    prefix: Prefix = "never"
+    drops_spaces: bool = False
+
+
+def check_spaces(pieces: Collection[str]) -> None:
+    """Refuse a vocabulary with bytes that lacks ▁, its space: the three bytes of this would make one space."""
+    if "▁" not in pieces:
+        raise ValueError("it has no piece ▁, so that it writes a space as three tokens of a byte, <0xE2><0x96><0x81>")
+
+
+class Tokenizer:
+    """The bytes that each id of a tokenizer writes, as its file tells them; it turns no text into tokens.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    pieces : list of bytes
+        What each id writes into a text: nothing if it is special, or if the tokenizer has no such id.
+    n_bytes : array of int64
+        The lengths of the pieces.
+    is_special : array of bool
+        Ids that write nothing by design.
+    unknown : array of bool
+        Ids whose text no file tells, such as [UNK], and those below the largest that the tokenizer lacks.
+    has_prefix_space : bool
+        Whether the first token of a text begins with a space that the text lacks.
+    drops_spaces : bool
+        Whether a text may hold what no token does, such as white space between words, so that bytes are known only
+        with the text.
+    """
+
+    def __init__(self, path: str, said: Vocabulary) -> None:
+        size = 1 + max((*said.pieces, *said.special, *said.unknown), default=-1)
+        silent = said.special | said.unknown
+        self.path: str = path
+        self.pieces: list[bytes] = [b"" if i in silent else said.pieces.get(i, b"") for i in range(size)]
+        self.n_bytes: IntArray = np.array([*map(len, self.pieces)], np.int64)
+        self.is_special: BoolArray = np.array([i in said.special for i in range(size)], bool)
+        self.unknown: BoolArray = (self.n_bytes == 0) & ~self.is_special
+        self.has_prefix_space: bool = said.prefix != "never"
+        self.drops_spaces: bool = said.drops_spaces
+        self._is_added_once = said.prefix == "unless there"
+        self._spaces: IntArray = np.array([len(piece) - len(piece.lstrip(b" ")) for piece in self.pieces], np.int64)
+
+    def pieces_of(self, ids: Array, is_first: Array, start: int = 0) -> list[bytes]:
+        """The bytes of tokens in texts, as `lengths` counts them."""
+        ids = self.checked(ids, "ids", start)
+        pieces = [self.pieces[i] if i >= 0 else b"" for i in ids.tolist()]
+        for i in self.prefixed(ids, is_first).tolist():
+            pieces[i] = pieces[i][1:]
+        return pieces
+
+    def lengths(self, ids: Array, is_first: Array, start: int = 0) -> IntArray:
+        """How many bytes tokens write into texts.
+
+        `is_first` is True for the first token of each text; the space that this text lacks is taken off its first token
+        that writes anything, so that a BOS may come first. Ids below 0 write nothing. `start` is the number of the
+        first of these tokens, for messages.
+        """
+        ids = self.checked(ids, "ids", start)
+        lengths = self.lengths_of(ids)
+        lengths[self.prefixed(ids, is_first)] -= 1
+        return lengths
+
+    def lengths_of(self, ids: IntArray) -> IntArray:
+        """Lengths of the pieces of ids that were checked."""
+        lengths: IntArray = self.n_bytes[np.maximum(ids, 0)] * (ids >= 0)
+        return lengths
+
+    def is_open(self, ids: Array, is_first: Array) -> bool:
+        """Whether the last text that begins here has written nothing yet, so that the next token is its first, too."""
+        starts = np.flatnonzero(is_first)
+        return bool(len(starts)) and not self.lengths_of(np.asarray(ids)[starts[-1] :]).any()
+
+    def first_writing(self, ids: IntArray, is_first: Array) -> IntArray:
+        """Indices of the first token of each text that writes anything."""
+        starts, writing = np.flatnonzero(is_first), np.flatnonzero(self.lengths_of(ids))
+        places = np.searchsorted(writing, np.append(starts, len(ids)))
+        return writing[places[:-1][np.diff(places) > 0]]
+
+    def prefixed(self, ids: IntArray, is_first: Array) -> IntArray:
+        """Indices of the tokens that begin with a space that their text lacks."""
+        if not self.has_prefix_space:
+            return np.empty(0, np.int64)
+        first = self.first_writing(ids, is_first)
+        spaces = self._spaces[ids[first]]
+        if self._is_added_once:  # to a text that begins with none: one that begins with two had both
+            is_alone = spaces == self.n_bytes[ids[first]]
+            spaces[is_alone] += self._spaces_after(ids, first[is_alone])
+        found: IntArray = first[spaces == 1 if self._is_added_once else spaces > 0]
+        return found
+
+    def _spaces_after(self, ids: IntArray, indices: IntArray) -> IntArray:
+        """How many spaces the next token that writes anything begins with, after tokens at these indices."""
+        writing = np.flatnonzero(self.lengths_of(ids))
+        after: IntArray = np.append(self._spaces[ids[writing]], 0)[np.searchsorted(writing, indices, "right")]
+        return after
+
+    def checked(self, ids: Array, name: str, start: int = 0) -> IntArray:
+        """The ids as int64; those whose bytes the tokenizer does not know are refused, by the name of their array."""
+        ids = np.asarray(ids).astype(np.int64, copy=False)
+        beyond = np.flatnonzero(ids >= len(self.pieces))
+        if len(beyond):
+            i = int(beyond[0])
+            fits = f"[0, {len(self.pieces)}), the ids of {self.path}"
+            raise_error("class", name=name, position=[start + i], got=int(ids[i]), fits=fits)
+        unknown = np.flatnonzero(self.unknown[np.maximum(ids, 0)] & (ids >= 0))
+        if len(unknown):
+            i = int(unknown[0])
+            got = f"has no bytes for id {int(ids[i])}, {name}[{start + i}], the mark of unknown text or no token"
+            fits = "have bytes for all ids but those below 0, which are left out"
+            raise_error("content", path=self.path, got=got, fits=fits)
+        return ids
