@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command import commands
-from tokenloss._command.parser import Parser, filled, fraction, integer, number, of_fraction
+from tokenloss._command.parser import Names, Parser, filled, fraction, integer, number, of_fraction
 from tokenloss._core._core import KINDS
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
@@ -206,6 +206,11 @@ def _add_compare(compare: Parser) -> None:
         "those above -16 (default: exact)"
     )
     of["input"].add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
+    words = (
+        "divergences beside kl, with commas between them or one by one: reverse_kl, js (Jensen-Shannon), tv (total "
+        "variation) or hellinger (default: kl)"
+    )
+    _add(of["input"], "--divergences NAMES", words, action=Names, default=("kl",))
     words = "size of the model of an OTHER: a file, a directory, or a number of bytes such as 4.9G"
     _add(of["input"], "--size NAME=SIZE", words, **_LISTED)
     _add_targets(of["targets and sequences"])

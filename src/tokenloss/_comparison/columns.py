@@ -46,8 +46,8 @@ def check_definitions(value: Any) -> str:
 
 
 def new_columns(rows: int, divergences: Sequence[str] = ()) -> Columns:
-    """Columns of positions that are not included, also of these divergences."""
-    dtypes = COLUMNS | {name: np.float64 for name in divergences if name in FURTHER_DIVERGENCES}
+    """Columns of positions that are not included, also of these further divergences."""
+    dtypes = COLUMNS | dict.fromkeys(divergences, np.float64)
     return {name: np.full(rows, np.nan if dtype == np.float64 else False, dtype) for name, dtype in dtypes.items()}
 
 

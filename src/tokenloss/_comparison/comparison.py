@@ -10,7 +10,7 @@ from tokenloss._comparison.comparisons import warn_of_zero
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table, signed_of
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import scores_shown
-from tokenloss._core.arguments import FURTHER_DIVERGENCES, check_divergences
+from tokenloss._core.arguments import FURTHER_DIVERGENCES, further_divergences
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.result import figure, nonzero, rows_of
 from tokenloss._core.validation import check_axis
@@ -295,7 +295,7 @@ def compare(
     shape = base.array.shape
     axis = check_axis("base_logits", len(shape), axis)
     batch = shape[:axis] + shape[axis + 1 :]
-    wanted = check_divergences(divergences, check_definitions(definitions))
+    wanted = further_divergences(divergences, check_definitions(definitions))
     columns = pair_columns(
         base, {"logits": logits}, targets, definitions=definitions, divergences=wanted, kind=kind, base_kind=base_kind,
         classes=classes, axis=axis, ignore_index=ignore_index, where=where, segment_ids=segment_ids,

@@ -11,7 +11,7 @@ from tokenloss._comparison.columns import OF_TARGETS, check_definitions, join, n
 from tokenloss._comparison.comparison import Comparison, comparison_of
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.figures import signed_of
-from tokenloss._core.arguments import check_divergences
+from tokenloss._core.arguments import further_divergences
 from tokenloss._core.errors import raise_error
 from tokenloss._core.signature import merged_parts
 
@@ -82,7 +82,7 @@ class ComparisonMeter:
         workers: int | None = None,
     ) -> None:
         self._definitions = check_definitions(definitions)
-        self._divergences = check_divergences(divergences, self._definitions)
+        self._divergences = further_divergences(divergences, self._definitions)
         self._options: dict[str, Any] = {"classes": classes, "ignore_index": ignore_index, "workers": workers}
         self._parts: dict[str, list[Columns]] = {}
         self._signed: dict[str, dict[str, Any]] = {}  # of each candidate, fields of its signature

@@ -8,7 +8,7 @@ from tokenloss._comparison.columns import pair_positions, without_losses
 from tokenloss._comparison.comparison import Comparison, comparison_of
 from tokenloss._comparison.figures import signed_of
 from tokenloss._comparison.linear_columns import linear_pair_columns
-from tokenloss._core.arguments import check_divergences
+from tokenloss._core.arguments import further_divergences
 from tokenloss._core.projection import two_projections
 from tokenloss._core.validation import check_compared_classes, logit_transform
 from tokenloss._statistics.sequences import sequence_numbers
@@ -109,7 +109,7 @@ def linear_compare(
     >>> linear_compare(hidden, lm_head, hidden, lm_head.round(1), [3, 14, 15, 92, 65])
     Comparison(mean_kl=0.001514 ± 0.000477, count=5, perplexity=462.146, base_perplexity=471.040, same_top=1.0000)
     """
-    wanted = check_divergences(divergences)
+    wanted = further_divergences(divergences)
     base, other = two_projections(base_hidden, base_lm_head, base_lm_head_bias, hidden, lm_head, lm_head_bias)
     sizes = base.scores.classes, other.scores.classes
     count = check_compared_classes(classes, "base_lm_head", sizes[0], "lm_head", sizes[1])

@@ -9,7 +9,7 @@ from tokenloss._comparison.columns import check_definitions
 from tokenloss._comparison.draft_columns import OF_DRAFTS
 from tokenloss._comparison.drafts import check_cost_ratio, check_temperature
 from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import as_path, as_paths, check_choice, check_divergences, check_shift, refuse_given
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, further_divergences, refuse_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import exists, files_of, identity
 from tokenloss._core.text import title
@@ -43,13 +43,13 @@ def compare_scores(
     """
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)
-    wanted = check_divergences(divergences, check_definitions(definitions))
+    wanted = further_divergences(divergences, check_definitions(definitions))
     check_shift(shift)
     if classes is not None:
         classes = check_integer("classes", classes, "a positive integer or None", least=1)
     if draft:
         given = {"classes": classes, "definitions": None if definitions == "exact" else definitions, "noise": noise}
-        given["divergences"] = None if wanted == ("kl",) else divergences
+        given["divergences"] = wanted
         refuse_given(given, "left out of a comparison of drafts")
         temperature, wanted = check_temperature(1.0 if temperature is None else temperature), OF_DRAFTS
         shift = bool(shift)  # None would look whether the targets, which are not needed, should be shifted

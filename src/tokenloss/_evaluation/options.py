@@ -47,7 +47,7 @@ class Options(NamedTuple):
     stride: int = 0  # tokens from the start of a window to that of the next one
     tokenizer: str | None = None  # a hash of the bytes of its tokens
     definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next four are of comparisons
-    divergences: tuple[str, ...] = ("kl",)
+    divergences: tuple[str, ...] = ()  # beside "kl"
     classes: int | None = None  # number of classes that are compared; None for all
     temperature: float | None = None  # at which drafts are compared; None where others are
     others: tuple[Options, ...] = ()  # of the files of each candidate

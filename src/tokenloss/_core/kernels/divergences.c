@@ -73,6 +73,8 @@ int tl_divergences_end(const tl_divergence_state *state, tl_divergences *found) 
     double sum[TL_DIVERGENCE_SUMS];
     if (!state->has_softmaxes) {
         *found = (tl_divergences){(double)NAN, (double)NAN, (double)NAN, (double)NAN};
+        if (acc->base.log == -(double)INFINITY && acc->other.log - acc->other.log == 0)
+            found->reverse_kl = (double)INFINITY; /* all classes of the base are impossible */
         return 1;
     }
     for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)

@@ -102,7 +102,9 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
                                             int wanted, int clamps) {
     const OP(root_acc) of_p = OP(root_init)(&acc->base), of_q = OP(root_init)(&acc->other);
     const OP(table) powers = OP(load_powers)(OP(POWERS), GUARD);
-    const OP(vec) floor = OP(set)(-OP(OTHER_LIMIT)), apart = OP(set)((REAL)(acc->other.log - acc->base.log));
+    const REAL log_p = (REAL)acc->base.log, log_q = (REAL)acc->other.log;
+    const OP(vec) floor = OP(set)(-OP(OTHER_LIMIT)), at_p = OP(set)(log_p), at_q = OP(set)(log_q);
+    const OP(vec) rest = OP(set)((REAL)((acc->other.log - (double)log_q) - (acc->base.log - (double)log_p)));
     OP(vec) least = OP(set)((REAL)INFINITY), least_other = least;
     tl_lanes sums[TL_DIVERGENCE_SUMS];
     for (size_t k = 0; k < TL_DIVERGENCE_SUMS; k++)
@@ -123,8 +125,10 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
                 of.both[i] = OP(fma)(sum, sum, of.square[i]);
                 of.log[i] = OP(fma)(OP(sub)(q.k, p.k), OP(set)(OP(LN2) / 4), OP(sub)(q.r, p.r));
                 if (clamps) { /* where p is 0, and q may not be */
-                    OP(vec) far = OP(sub)(OP(max_keep_nan)(floor, other), OP(max_keep_nan)(floor, given));
-                    of.log[i] = OP(if_less)(given, of_p.min_arg, OP(sub)(far, apart), of.log[i]);
+                    OP(vec) far_p = OP(sub)(OP(max_keep_nan)(floor, given), at_p);
+                    OP(vec) far_q = OP(sub)(OP(max_keep_nan)(floor, other), at_q);
+                    of.log[i] =
+                        OP(if_less)(given, of_p.min_arg, OP(sub)(OP(sub)(far_q, far_p), rest), of.log[i]);
                 }
                 least = OP(min)(least, given);
                 least_other = OP(min)(least_other, other);
