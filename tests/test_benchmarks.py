@@ -21,6 +21,7 @@ CASES = (
     "tiny/ids/3",
     "sums/",
     "large/log_softmax",
+    "divergences/",
     "accuracy",
 )
 

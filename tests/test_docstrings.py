@@ -18,8 +18,16 @@ SCORES = {
 # by parameter, groups of functions that share a paragraph of their own, since the meaning differs from that elsewhere
 VARIANTS = {
     "tokenizer": [{"_evaluation.evaluate.evaluate"}],
+    "a": [{"_evaluation.compare_texts.compare_texts"}],
+    "b": [{"_evaluation.compare_texts.compare_texts"}],
+    "text": [{"_evaluation.compare_texts.compare_texts"}],
+    "top": [{"_evaluation.compare_texts.compare_texts"}],
     "**gates": [{"_comparison.comparisons.Comparisons.check"}],
-    "array": [{"_evaluation.evaluate.evaluate"}, {"_evaluation.compare_files.compare_files"}],
+    "array": [
+        {"_evaluation.evaluate.evaluate"},
+        {"_evaluation.compare_files.compare_files"},
+        {"_evaluation.compare_texts.compare_texts"},
+    ],
     "axis": [{"_scores.softmax.logsumexp"}, {"_scores.softmax.softmax", "_scores.softmax.log_softmax"}],
     "base_hidden": [{"_evaluation.compare_files.compare_files"}],
     "base_lm_head": [{"_evaluation.compare_files.compare_files"}],
@@ -47,12 +55,17 @@ VARIANTS = {
             "_scores.linear.linear_token_scores",
             "_scores.token_scores.token_scores",
         },
-        {"_evaluation.evaluate.evaluate", "_evaluation.compare_files.compare_files"},
+        {
+            "_evaluation.evaluate.evaluate",
+            "_evaluation.compare_files.compare_files",
+            "_evaluation.compare_texts.compare_texts",
+        },
     ],
     "kind": [
         {"_evaluation.evaluate.evaluate"},
         {"_scores.token_scores.token_scores"},
         {"_evaluation.compare_files.compare_files"},
+        {"_evaluation.compare_texts.compare_texts"},
         {
             "_comparison.comparison.ComparisonMeter.update",
             "_comparison.comparison.compare",
@@ -91,7 +104,7 @@ VARIANTS = {
     "other": [{"_comparison.comparison.ComparisonMeter.merge"}],
     "out": [{"_scores.losses.cross_entropy_and_grad"}, {"_scores.softmax.logsumexp"}],
     "path": [
-        {f"sinks.{of}Table" for of in ("Token", "Sequence", "ComparedToken", "ComparedSequence")},
+        {f"sinks.{of}Table" for of in ("Token", "Sequence", "ComparedToken", "ComparedSequence", "Span")},
         {"formats.readers.open_scores"},
         {"formats.hidden_states.open_hidden_states"},
         {"formats.responses.reader.open_responses"},
@@ -103,6 +116,7 @@ VARIANTS = {
     "scheduler": [{"_evaluation.cluster.map_shards"}, {"_evaluation.compare_files.compare_files"}],
     "scores": [{"_output.loss_page.write_page"}, {"_output.divergence_page.write_comparison_page"}],
     "segment_ids": [
+        {"_evaluation.compare_texts.compare_texts"},
         {"_evaluation.evaluate.evaluate"},
         {
             "_comparison.comparison.ComparisonMeter.update",
@@ -114,8 +128,8 @@ VARIANTS = {
         {"_output.divergence_plot.draw_divergences"},
         {"_output.loss_plot.draw_losses"},
     ],
-    "shift": [{"_evaluation.compare_files.compare_files"}],
-    "sinks": [{"_evaluation.compare_files.compare_files"}],
+    "shift": [{"_evaluation.compare_files.compare_files", "_evaluation.compare_texts.compare_texts"}],
+    "sinks": [{"_evaluation.compare_files.compare_files"}, {"_evaluation.compare_texts.compare_texts"}],
     "sizes": [{"_output.divergence_plot.draw_candidates"}],
     "part": [{"_evaluation.compare_files.compare_files"}],
     "skip_failed": [{"_evaluation.compare_files.compare_files"}, {"_evaluation.evaluate.evaluate"}],
@@ -124,11 +138,16 @@ VARIANTS = {
         {"_evaluation.compare_files.compare_files"},
         {"_comparison.linear_compare.linear_compare", "_scores.linear.linear_kl_divergence"},
     ],
-    "targets_array": [{"_evaluation.evaluate.evaluate"}, {"_evaluation.compare_files.compare_files"}],
+    "targets_array": [
+        {"_evaluation.evaluate.evaluate"},
+        {"_evaluation.compare_files.compare_files"},
+        {"_evaluation.compare_texts.compare_texts"},
+    ],
     "progress": [{"_evaluation.evaluate.evaluate"}],
     "state": [{"_evaluation.compare_files.compare_files"}],
     "stride": [{"_statistics.windows.windows"}],
     "targets": [
+        {"_evaluation.compare_texts.compare_texts"},
         {"_comparison.comparison.ComparisonMeter.update"},
         {"_comparison.comparison.compare"},
         {"_comparison.linear_compare.linear_compare"},

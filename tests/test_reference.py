@@ -10,6 +10,7 @@ from base64 import b64encode
 from types import SimpleNamespace
 
 import clients
+import laid_texts
 import numpy as np
 import pages
 import pytest
@@ -20,6 +21,7 @@ import tokenloss.dask
 from tokenloss import (
     compare,
     compare_files,
+    compare_texts,
     evaluate,
     formats,
     page,
@@ -33,6 +35,7 @@ from tokenloss import (
 from tokenloss._command.arguments import make_parser
 from tokenloss._command.cli import main
 from tokenloss._core._core import KINDS
+from tokenloss._core.arguments import DIVERGENCES
 from tokenloss._core.signature import _FIELDS
 from tokenloss.formats import scores_file
 from tokenloss.formats.readers import FORMATS
@@ -91,6 +94,9 @@ def files(tmp_path_factory):
         (path / model).mkdir(exist_ok=True)
         for task in "mc", "rolling":
             (path / f"{model}-{task}.jsonl").write_text(clients.samples()[f"{model}/{task}.jsonl"], "utf-8", newline="")
+    (path / "t.txt").write_text("to be, or not to be")
+    laid_texts.model(path, "a", [laid_texts.words("to be, or not to be")])
+    laid_texts.model(path, "b", [laid_texts.cut("to be, or not to be", 2)])
     names = [*path.iterdir()]
     return SimpleNamespace(**{name.name.replace(".", "_").replace("-", "_"): name for name in names})
 
@@ -134,7 +140,7 @@ def described_keys(command, kind):
 def commands_of(files, kind):
     """Commands whose JSON has every key of a kind of input, by their name."""
     skip, of_loss, of_bytes = ("--skip-failed",), ("--max-loss", "99"), ("--tokenizer", files.ranks_tiktoken)
-    of_kl, of_ratio = ("--max-kl", "99"), ("--max-perplexity-ratio", "99")
+    of_kl, of_ratio = ("--max-kl", "99", "--divergences", ",".join(DIVERGENCES)), ("--max-perplexity-ratio", "99")
     return {
         "scores": [
             ("score", files.base, *of_bytes, "--n-words", 5, *of_loss),
@@ -174,6 +180,17 @@ def test_keys_of_json_are_described(files, kind):
         assert found == described
 
 
+def of_texts(files):
+    """Files of two models with different tokenizers, as options."""
+    return {"text": files.t_txt, "tokenizer_a": files.a_json, "tokenizer_b": files.b_json}
+
+
+def test_keys_of_json_of_texts_are_described(files):
+    options = (f"--{name.replace('_', '-')}={path}" for name, path in of_texts(files).items())
+    found = keys_of(emitted("compare", files.a_npz, files.b_npz, *options, "--shift"))
+    assert found == described_keys("compare --text", "texts")
+
+
 def test_fields_of_signatures_are_described():
     ((_, _, rows),) = (table for table in tables_of("json") if table[0] == "Signatures")
     assert [name for names, _ in rows for name in codes(names)] == [*_FIELDS]
@@ -201,7 +218,8 @@ def tables_in_memory(files):
         yield TITLES[1], kind, sequences.columns() | evaluation.columns()
         tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
         other = files.q8 if kind == "scores" else path
-        found = compare_files(path, {"a": other}, sinks=[tokens, sequences], **options)
+        wanted = {"divergences": (*DIVERGENCES,)} if kind == "scores" else {}
+        found = compare_files(path, {"a": other}, sinks=[tokens, sequences], **options, **wanted)
         yield TITLES[2], kind, tokens.columns()
         yield TITLES[3], kind, sequences.columns()
         yield TITLES[2], "arrays" if kind == "scores" else "response arrays", found["a"].columns()
@@ -211,12 +229,16 @@ def tables_in_memory(files):
     yield TITLES[3], "drafts", sequences.columns()
     (one,) = found.values()
     yield TITLES[2], "draft arrays", one.columns()
+    spans = sinks.SpanTable()
+    found = compare_texts(files.a_npz, files.b_npz, **of_texts(files), shift=True, sinks=[spans])
+    for columns in spans.columns(), found.columns():
+        yield "A span of two models with different tokenizers", "texts", columns
     logits, targets = np.zeros((2, 3, 5)), np.array([[1, 2, -100], [0, 1, 2]])
     scores = token_scores(logits, targets, top_k=2)
     lengths = {"n_bytes": [3, 4], "n_words": [1, 2], "sample_weight": np.ones((2, 3))}
     yield TITLES[0], "arrays", scores.columns()
     yield TITLES[1], "arrays", sequence_losses(scores, **lengths).columns()
-    yield TITLES[2], "arrays", compare(logits, logits, targets).columns()
+    yield TITLES[2], "arrays", compare(logits, logits, targets, divergences=(*DIVERGENCES,)).columns()
 
 
 def test_columns_are_described(files):

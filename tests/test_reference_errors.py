@@ -75,6 +75,9 @@ CALLS = [
     "tokenloss score scores.npz --tokenizer five.tiktoken --text first-cut.txt",
     "tokenloss score scores.npz --tokenizer two.tiktoken",
     "tokenloss score scores.npz --tokenizer word-piece.json",
+    "tokenloss compare scores.npz two-documents.npz --text text.txt --tokenizer-a five.tiktoken",
+    "tokenloss compare scores.npz two-documents.npz --text text.txt --tokenizer-a five.tiktoken "
+    "--tokenizer-b five.tiktoken",
     "tokenloss score responses.txt",
     "tokenloss score joined.jsonl",
     'evaluate({"id": 1})',
@@ -183,6 +186,8 @@ def wrong(tmp_path_factory):
     (path / "word-piece.json").write_text(json.dumps(word_piece))
     (path / "other-text.txt").write_text("abCd")
     (path / "first-cut.txt").write_text("xabcd")
+    (path / "text.txt").write_text("abcd")
+    np.savez(path / "two-documents.npz", logits=x, targets=t, segment_ids=[0, 0, 1, 1])
     (path / "joined.jsonl").write_text(2 * json.dumps(chat("Yes")))
     (path / "responses").mkdir()
     (path / "responses" / "chat.json").write_text(json.dumps(chat("Yes")))

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import clients
 import eval_harness
+import laid_texts
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from tokenloss import (
     class_log_probs,
     compare,
     compare_files,
+    compare_texts,
     draft_acceptance,
     evaluate,
     linear_compare,
@@ -64,6 +66,15 @@ def of_samples(folder):
     return [clients.save(folder / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
 
 
+def of_texts(folder, names=("a", "b"), text="to be, or not"):
+    """A comparison of two models of a text, by words and by three letters."""
+    (folder / "t.txt").write_text(text, "utf-8")
+    tokens = laid_texts.words(text), laid_texts.cut(text, 3)
+    a, b = (laid_texts.model(folder, name, [own]) for name, own in zip("ab", tokens, strict=True))
+    files = {"text": folder / "t.txt", "tokenizer_a": a.tokenizer, "tokenizer_b": b.tokenizer}
+    return compare_texts(a.path, b.path, **files, name_a=names[0], name_b=names[1], shift=True)
+
+
 def only(comparisons):
     """The only one of several results."""
     (one,) = comparisons.values()
@@ -105,6 +116,7 @@ MAKERS = {
         noise=scored(folder, LOGITS + 0.01 * OTHER, name="twin"),
     ),
     "comparison": lambda _: compare(LOGITS, OTHER, TARGETS),
+    "comparison of divergences": lambda _: compare(LOGITS, OTHER, TARGETS, divergences=("tv", "reverse_kl")),
     "comparison of sequences": lambda _: compare(LOGITS, OTHER, TARGETS, segment_ids=IDS),
     "comparison without targets": lambda _: compare(LOGITS, OTHER, None),
     "comparison of a token": lambda _: compare([[1.0, 2.0]], [[1.0, 3.0]], [0]),
@@ -120,6 +132,8 @@ MAKERS = {
     ),
     "comparison of responses": lambda folder: only(compare_files(*of_responses(folder))),
     "comparison of samples": lambda folder: only(compare_files(*of_samples(folder), margin=0.1)),
+    "comparison of texts": of_texts,
+    "comparison of texts without spans": lambda folder: of_texts(folder, text="to"),
     "verdicts": lambda _: compare(LOGITS, OTHER, TARGETS).check(max_kl=1, max_kl_quantile={0.9: 2}, min_same_top=0.5),
     "verdicts by name": lambda folder: evaluations_of(HOSTILE).check(max_loss=3),
     "metric": lambda folder: only(compare_files(*of_samples(folder))).metrics[0],
@@ -154,6 +168,7 @@ def samples_of_names(folder):
 
 
 OF_HOSTILE_NAMES = {
+    "comparison of texts": lambda folder: of_texts(folder, NAMES[:2], f"to be {HOSTILE} {HOSTILE}"),
     "evaluations": lambda _: Evaluations((name, evaluate([(LOGITS, TARGETS)])) for name in NAMES),
     "comparisons": models_of_names,
     "comparison": lambda folder: models_of_names(folder)[NAMES[0]],

@@ -32,8 +32,9 @@ Two models on the same tokens
     linear_kl_divergence    kl_divergence, from hidden states
     topk_divergence_bound   a lower bound of the divergence, from lists of the most likely classes
 
-Bytes of tokens
+Bytes of tokens, and two models with different tokens
     token_bytes             how many bytes each id of a tokenizer writes, for bits per byte
+    compare_texts           bits per byte of two models on the same text, and where in it they differ
 
 Files and engines, as the commands `tokenloss score` and `tokenloss compare`
     evaluate                scores files, servers' responses, or blocks that an engine yields
@@ -68,6 +69,7 @@ _NAMES = {
     "_comparison.linear_compare": ("linear_compare",),
     "_core.config": ("show_config",),
     "_evaluation.compare_files": ("compare_files",),
+    "_evaluation.compare_texts": ("compare_texts",),
     "_evaluation.evaluate": ("evaluate",),
     "_evaluation.results": ("NormWarning", "ShiftWarning"),
     "_scores.class_log_probs": ("class_log_probs",),

@@ -11,6 +11,7 @@ from tokenloss._comparison.linear_compare import linear_compare as linear_compar
 from tokenloss._core.config import show_config as show_config
 from tokenloss._core.version import __version__ as __version__
 from tokenloss._evaluation.compare_files import compare_files as compare_files
+from tokenloss._evaluation.compare_texts import compare_texts as compare_texts
 from tokenloss._evaluation.evaluate import evaluate as evaluate
 from tokenloss._evaluation.results import NormWarning as NormWarning
 from tokenloss._evaluation.results import ShiftWarning as ShiftWarning
@@ -42,6 +43,7 @@ __all__ = [
     "class_log_probs",
     "compare",
     "compare_files",
+    "compare_texts",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_loss",

@@ -7,6 +7,7 @@ import shlex
 from base64 import b64encode
 
 import clients
+import laid_texts
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -71,7 +72,7 @@ def folder(tmp_path, monkeypatch):
     """A folder with the files of which the examples in the help tell."""
     rng = np.random.default_rng(3)
     logits, ids = rng.normal(size=(24, 9)).astype(np.float32), rng.integers(9, size=24)
-    for name in ("logits", "base", "part-1", "part-2", "a", "b", "large", "small"):
+    for name in ("logits", "base", "part-1", "part-2", "large", "small"):
         np.savez(tmp_path / f"{name}.npz", logits=logits, targets=ids)
     for name in ("q8", "q4"):
         np.savez(tmp_path / f"{name}.npz", logits=logits + rng.normal(size=logits.shape, scale=0.1))
@@ -83,6 +84,14 @@ def folder(tmp_path, monkeypatch):
     ranks = (f"{b64encode(bytes([97 + rank])).decode()} {rank}\n" for rank in range(9))
     (tmp_path / "model" / "nine.tiktoken").write_text("".join(ranks))
     (tmp_path / "text.txt").write_text("A text of several words.")
+    for name in "ab":  # models of this text, whose ids are those of its bytes
+        np.savez(
+            tmp_path / f"{name}.npz",
+            logits=rng.normal(size=(24, 123)),
+            targets=1 + np.array([*b"A text of several words."]),
+        )
+        (tmp_path / name.upper()).mkdir()
+        laid_texts.tokenizer(tmp_path / name.upper() / "tekken.json", [bytes([i]) for i in range(123)])
     for name in ("responses", "server-a", "server-b"):
         clients.save(tmp_path / f"{name}.jsonl", "vllm/chat_00.json", "vllm/chat_01.json")
     for name, run in ("samples-a", "base"), ("samples-b", "noise"):
@@ -129,6 +138,10 @@ OUTPUTS = {"per_token", "per_sequence", "plot", "html"}  # options that Python h
 def test_options_and_parameters_have_the_same_names_and_defaults(argv, function, others, result):
     options = vars(make_parser().parse_args(argv))
     parameters = inspect.signature(function).parameters
+    if function is tokenloss.compare_files:  # of which other models take these
+        of_texts = inspect.signature(tokenloss.compare_texts).parameters
+        for name in set(of_texts) & {"text", "tokenizer_a", "tokenizer_b"}:
+            assert options.pop(name) is None
     for name, parameter in parameters.items():
         if name not in ("sinks", "progress"):  # progress is shown where stderr is a terminal
             value = options.pop(others.get(name, name))

@@ -150,6 +150,7 @@ def test_public_names_are_those_that_are_promised():
         "class_log_probs",
         "compare",
         "compare_files",
+        "compare_texts",
         "cross_entropy",
         "cross_entropy_and_grad",
         "cross_entropy_loss",

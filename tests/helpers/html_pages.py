@@ -20,7 +20,8 @@ NASTY = [
 ]  # fmt: skip
 
 
-LOOKS = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "inf", "nan", "ignored"]
+LOOKS = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "inf", "nan", "ignored", "c1", "c2",
+         "c3", "c4", "c5"]  # fmt: skip
 
 
 class Reader(HTMLParser):
@@ -66,7 +67,7 @@ class Reader(HTMLParser):
         data, units, at, tokens = self.data, self.words.encode("utf-16-le"), 0, []
         for length, shade in zip(data["lengths"], data["models"][0]["shades"], strict=True):
             text = units[2 * at : 2 * (at + abs(length))].decode("utf-16-le")
-            tokens.append([[LOOKS[int(shade, 16)], *["id"] * (length < 0)], text[:-1] if length < 0 else text])
+            tokens.append([[LOOKS[int(shade, 36)], *["id"] * (length < 0)], text[:-1] if length < 0 else text])
             at += abs(length)
         assert 2 * at == len(units)
         return tokens

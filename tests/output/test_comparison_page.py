@@ -117,7 +117,7 @@ def test_shades_of_special_values(write):
     one = made_up(kl, kept=kept, n_infinite=1, n_nan=1, finite_mean_kl=1.625, finite_mean_kl_stderr=0.25)
     found = write({"q": one}, np.zeros(16, int), tokens=list("abcdefghijklmnop"))
     assert found.data["models"][0]["shades"] == "0001234567889abc"
-    assert [look for look, _ in found.tokens] == [[LOOKS[int(one, 16)]] for one in found.data["models"][0]["shades"]]
+    assert [look for look, _ in found.tokens] == [[LOOKS[int(one, 36)]] for one in found.data["models"][0]["shades"]]
     assert found.data["models"][0]["kl"][-3:] == [math.inf, None, 0]
     assert found.texts["td"][10:13] == ["infinite", "no number", "ignored"]
     assert found.texts["td"][-3:] == ["1"] * 3

@@ -3,12 +3,13 @@
 import re
 import time
 
+import laid_texts
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
 from html_pages import NASTY, Reader, sample, scores_of
 
-from tokenloss import page
+from tokenloss import compare_texts, page, sinks
 
 NAME = """(({ ariaLabel, labels, innerText }) => ariaLabel ?? labels?.[0].innerText.trim() ?? innerText)(
     document.activeElement)"""
@@ -51,6 +52,30 @@ def test_browser_shows_tokens_with_markup(browser, tmp_path):
         if index < 10:
             assert browser.run(CARD).startswith(NASTY[index].replace(" ", "␣") + "\n")
     assert browser.run("""document.querySelectorAll("script").length""") == 2
+    assert_quiet(browser, path)
+
+
+def test_browser_shows_the_tokens_of_both_models_over_one_text(browser, tmp_path):
+    text = "to be ü or"
+    (tmp_path / "t.txt").write_bytes(text.encode())
+    a, b = (
+        laid_texts.model(tmp_path, name, [tokens], [0.5] * len(tokens))
+        for name, tokens in (("a", [b"", *laid_texts.words(text), b""]), ("b", laid_texts.cut(text, 1)))
+    )
+    path = tmp_path / "page.html"
+    files = {"text": tmp_path / "t.txt", "tokenizer_a": a.tokenizer, "tokenizer_b": b.tokenizer}
+    names = {"name_a": "words", "name_b": NASTY[0]}
+    compare_texts(a.path, b.path, **files, **names, shift=False, sinks=[sinks.SpanPage(path)])
+    browser.open(path)
+    assert browser.run(TEXT) == ["to", " be", " ü", " or"]
+    browser.point(*middle(browser, 2))
+    card = browser.run(CARD)
+    assert card.startswith("␣ü\nsequence 0 · byte 5\ndifference\n1 nats\nwords\nnll\n0.5 nats\n␣ü\t60.7 %\n")
+    assert card.endswith(f"{NASTY[0]}\nnll\n1.5 nats\n␣\t60.7 %\n\\xc3\t60.7 %\n\\xbc\t60.7 %")
+    browser.point(*middle(browser, 3))
+    assert "\nno text\t60.7 %" in browser.run(CARD)  # the end of the text
+    looks = browser.run("""[...document.querySelectorAll("#text i")].map(token => token.className)""")
+    assert looks == ["s0", "s5", "s5", "s3 shown"]
     assert_quiet(browser, path)
 
 

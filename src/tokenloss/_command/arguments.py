@@ -72,6 +72,10 @@ task by task. Their content tells which.
 
 Any file of scores may hold the targets, and all that do must hold the same ones; without targets, divergences alone are
 compared. BASE is read once for all. Tables call each OTHER by its name, as in Q8=q8.npz, or else by its file.
+
+With --text, --tokenizer-a and --tokenizer-b, BASE and OTHER are two models with different tokenizers, each with the ids
+of its own tokens of the same text: they are compared by bits per byte. There, --targets and --segment-ids are given
+twice if at all, first for BASE.
 """
 _COMPARE_EXAMPLES = """
  two quantised models and their base:
@@ -82,6 +86,8 @@ _COMPARE_EXAMPLES = """
    tokenloss compare server-a.jsonl server-b.jsonl
  for a script, which goes on where both limits are surely kept to (exit status 0):
    tokenloss compare base.npz Q4=q4.npz --max-kl 0.01 --min-same-top 0.97
+ two models with different tokenizers, on the same text:
+   tokenloss compare a.npz b.npz --text text.txt --tokenizer-a A/ --tokenizer-b B/
  what a large model accepts of the tokens that a small one drafts, and the speed-up:
    tokenloss compare large.npz small=small.npz --draft --cost-ratio 0.05
  samples of lm-evaluation-harness: what changed, and whether both models are equal:
@@ -211,6 +217,11 @@ def _add_compare(compare: Parser) -> None:
         "variation) or hellinger (default: kl)"
     )
     _add(of["input"], "--divergences NAMES", words, action=Names, default=("kl",))
+    words = "the text, for two models with different tokenizers: their losses are laid over its bytes"
+    _add(of["input"], "--text FILE", words)
+    for letter, model in ("a", "BASE"), ("b", "OTHER"):
+        words = f"for --text, the tokenizer of {model}: its file, or the folder of the model"
+        _add(of["input"], f"--tokenizer-{letter} DIR", words)
     words = "size of the model of an OTHER: a file, a directory, or a number of bytes such as 4.9G"
     _add(of["input"], "--size NAME=SIZE", words, **_LISTED)
     _add_targets(of["targets and sequences"])

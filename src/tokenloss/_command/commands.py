@@ -11,17 +11,19 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._core.arguments import is_given
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table, columns_of
 from tokenloss._core.text import as_strict_json, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
+from tokenloss._evaluation.compare_texts import compare_texts
 from tokenloss._evaluation.evaluate import advice, evaluate
 from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
-from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
 from tokenloss._output.terminal import print_as
 from tokenloss._statistics.gates import CANNOT_TELL, FAILS, HOLDS, checked_limits
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _STATUSES = {HOLDS: 0, FAILS: 3, CANNOT_TELL: 4}  # by the verdict of all gates
 _OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
+_OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
 
 
 class InputError(Exception):
@@ -118,6 +121,8 @@ def _print_warning(message: str) -> None:
 
 def compare(args: argparse.Namespace) -> int:
     """Run `tokenloss compare`."""
+    if any(getattr(args, name) is not None for name in _OF_TEXTS):
+        return _compare_texts(args)
     gates = _gates(args)
     if gates and args.draft:
         option = next(iter(gates)).replace("_", "-")
@@ -129,6 +134,32 @@ def compare(args: argparse.Namespace) -> int:
         found = compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
     _warn(hints_of(found))
     return _print(args, found, gates)
+
+
+def _compare_texts(args: argparse.Namespace) -> int:
+    """Run `tokenloss compare --text`, of two models with tokenizers of their own."""
+    for name in _OF_TEXTS:
+        if getattr(args, name) is None:
+            every = ", ".join(map(_option, _OF_TEXTS))
+            raise InputError(f"{_option(name)} is missing; models with different tokenizers need {every}")
+    if len(args.others) > 1:
+        raise InputError(f"OTHER {args.others[1]}: --text compares two models; leave it out")
+    taken = {*inspect.signature(compare_texts).parameters, "base", "others", "format", "run", "command_line"}
+    taken |= {_name_of(output.option) for output in TEXT_OUTPUTS}
+    defaults = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}
+    for name, value in vars(args).items():
+        if name not in taken and value is not False and is_given(value, defaults.get(name)):
+            raise InputError(f"{_option(name)} does not apply to models with different tokenizers (--text)")
+    with _input_errors(), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        ((name, path),) = _named(args.others, "OTHER").items()
+        sinks = _chosen_outputs(TEXT_OUTPUTS, args)
+        models = {"a": args.base, "b": path, "name_b": name, "sinks": sinks, "progress": True}
+        found = compare_texts(**_arguments(compare_texts, args, **models))
+    for warning in told:
+        _print_warning(str(warning.message))
+    print_as(args.format, found._shown, found.to_dict, lambda: columns_of([found._figures()]))
+    return 0
 
 
 def _gates(args: argparse.Namespace) -> dict[str, Any]:
@@ -255,6 +286,11 @@ def _with_options(message: str) -> str:
     last = r"save the classes last, if axis \1 of \2 holds them: np.moveaxis(\2, \1, -1)"
     message = re.sub(r"give axis=(\d+), if that axis of (\w+) holds the classes", last, message)
     return re.sub(parameters, lambda name: f"--{_OPTIONS.get(name[0], name[0].replace('_', '-'))}", message)
+
+
+def _option(name: str) -> str:
+    """The option that gives an argument."""
+    return f"--{_OPTIONS.get(name, name.replace('_', '-'))}"
 
 
 def _name_of(option: str) -> str:

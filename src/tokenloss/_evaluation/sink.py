@@ -294,14 +294,14 @@ def open_sinks(
     of_responses: bool = False,
     has_text: bool = False,
     names: Sequence[str] = (),
-    tokenizer: Tokenizer | None = None,
     divergences: Sequence[str] = (),
+    tokenizer: Tokenizer | None = None,
     are_drafts: bool = False,
 ) -> None:
     """Open sinks; the stack closes them. `names` are those of candidates, and `divergences` those beside KL."""
     for sink in sinks:
         sink._of_responses, sink._has_text, sink._names = of_responses, has_text or tokenizer is not None, names
-        sink._tokenizer, sink._divergences, sink._are_drafts = tokenizer, divergences, are_drafts
+        sink._divergences, sink._tokenizer, sink._are_drafts = divergences, tokenizer, are_drafts
         with write_errors_of(sink):
             manager = sink.open(batch, rows, top_k)
             manager.__enter__()

@@ -62,7 +62,10 @@ class DivergencePage(Sink):
     option = "--html"
     _takes_drafts = False
     _function = "compare_files"
-    help = "write a page that shows the text, each token shaded by its divergence"
+    help = (
+        "write a page that shows the text, each token shaded by its divergence; with --text, each span by the "
+        "difference of both models' losses, with the tokens of both"
+    )
     needs_tokens = True
     top_k = 5
     _made_by = "tokenloss.compare_files"

@@ -2,7 +2,8 @@
 /* The page holds its text as plain paragraphs, which browsers lay out, find in and print by themselves. What is known
    of each token stands in #data, as columns of JSON, compressed. Of the paragraphs near the window, each token becomes
    an <i> in its colour; everything else works on columns, so that it knows the whole text. */
-const LOOKS = [..."0123456789"].map((shade) => "s" + shade).concat("inf", "nan", "ignored");
+const LOOKS = [..."0123456789"].map((shade) => "s" + shade)
+  .concat("inf", "nan", "ignored", "c1", "c2", "c3", "c4", "c5");
 const text = document.getElementById("text");
 const card = document.getElementById("card");
 const paragraphs = [...text.getElementsByTagName("p")]; /* in parts, which are coloured as a whole */
@@ -146,6 +147,7 @@ function visible(string) {
 /* The name of a class: its text, else its id, which looks different. */
 function named(number) {
   const string = data.class_text[number], id = data.class_id[number];
+  if (string === "") return make("bdi", "id", "no text");
   if (string !== null) return make("bdi", "", visible(string));
   return make("bdi", "id", id === null ? "?" : "#" + id);
 }
@@ -153,7 +155,7 @@ function named(number) {
 /* null is nan: JSON has none. */
 function nats(number) {
   if (number === null) return "nan";
-  return (isFinite(number) ? String(+number.toPrecision(5)) : "inf") + " nats";
+  return (isFinite(number) ? String(+number.toPrecision(5)) : number < 0 ? "-inf" : "inf") + " nats";
 }
 
 function percent(share) {
@@ -199,6 +201,16 @@ function predicted(at, of) {
   return [facts, ...alternatives(at, share, of)];
 }
 
+/* A span by a model with tokens of its own: its loss, and the tokens with their probabilities. */
+function laid(at, of) {
+  const rows = make("table", ""), facts = make("dl", "", make("dt", "", "nll"), make("dd", "", nats(of.nll[at])));
+  for (let k = of.first[at]; k < of.first[at + 1]; k++) {
+    const nll = of.token_nll[k];
+    rows.append(alternative(of.token[k], nll === null ? null : Math.exp(-nll), false));
+  }
+  return make("section", "", make("bdi", "name", visible(of.name)), facts, rows);
+}
+
 function spot(at) {
   const known = Object.entries(data.places).filter(([, column]) => column[at] >= 0);
   const place = (name, number) => (name === "file" && data.files[number]) || `${name} ${number}`;
@@ -210,9 +222,13 @@ function describe(at) {
   const id = data.class_text[target] === null ? null : data.class_id[target];
   const head = make("header", "", named(target), make("span", "id", id === null ? "" : "#" + id));
   card.replaceChildren(head, make("small", "", spot(at)));
-  card.classList.toggle("wide", Boolean(data.base));
+  const isPair = Boolean(data.base || of.sides);
+  card.classList.toggle("wide", isPair);
   if (LOOKS[parseInt(of.shades[at], 36)] === "ignored") {
-    card.append(make("dl", "", make("dt", "", `ignored: no part of the ${data.base ? "comparison" : "loss"}`)));
+    card.append(make("dl", "", make("dt", "", `ignored: no part of the ${isPair ? "comparison" : "loss"}`)));
+  } else if (of.sides) {
+    card.append(make("dl", "", make("dt", "", "difference"), make("dd", "", nats(of.difference[at]))),
+      make("div", "sides", ...of.sides.map((side) => laid(at, side))));
   } else if (data.base) {
     const side = (name, of) => make("section", "", make("bdi", "name", visible(name)), ...predicted(at, of));
     card.append(make("dl", "", make("dt", "", of.quantity), make("dd", "", nats(of.kl[at]))),

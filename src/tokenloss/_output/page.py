@@ -12,6 +12,7 @@ import hashlib
 import html
 import itertools
 import json
+import math
 import zlib
 from importlib import resources
 from pathlib import Path
@@ -35,8 +36,9 @@ MOST_TOKENS = 300_000  # on a page: about 11 MB, which a browser opens within a 
 _N_WORST = 1000  # tokens that the button for the worst token goes through
 _N_SHADES = 10  # colours of tokens in page.css
 # What a token can look like, by number; page.js has this list, too, and page.css the colour of each.
-_CLASSES = (*(f"s{shade}" for shade in range(_N_SHADES)), "inf", "nan", "ignored")
-_INF, _NAN, _IGNORED = range(_N_SHADES, len(_CLASSES))
+_CLASSES = (*(f"s{shade}" for shade in range(_N_SHADES)), "inf", "nan", "ignored", "c1", "c2", "c3", "c4", "c5")
+_INF, _NAN, _IGNORED, *_COLD = range(_N_SHADES, len(_CLASSES))
+_SIGNED = (*_COLD[::-1], 0, 1, 3, 5, 7, 9)  # looks of differences, from the least one
 _MOST_IN_PARAGRAPH = 2000  # tokens: a longer paragraph is broken, since browsers lay out paragraphs as a whole
 _TOKENS_OF_PART = 1000  # paragraphs are coloured in parts of at least so many tokens
 _PAGE = """\
@@ -299,10 +301,12 @@ def _label(places: Mapping[str, Array], at: int, files: Sequence[str]) -> tuple[
 # -- shades ------------------------------------------------------------------------------------------------------------
 
 
-def css_classes(nats: Array, kept: Array, shades: Sequence[float]) -> Array:
-    """Number of each token's look, given the nats at which each next colour begins."""
+def css_classes(nats: Array, kept: Array, shades: Sequence[float], are_signed: bool = False) -> Array:
+    """Number of each token's look, given the nats at which each next colour begins; differences have both signs."""
     nats = nats.reshape(-1)
     css_class = np.searchsorted(shades, nats, side="right")
+    if are_signed:
+        css_class = np.array(_SIGNED)[css_class]
     css_class[np.isinf(nats)] = _INF
     css_class[np.isnan(nats)] = _NAN
     css_class[~kept.reshape(-1)] = _IGNORED
@@ -311,8 +315,11 @@ def css_classes(nats: Array, kept: Array, shades: Sequence[float]) -> Array:
 
 def legend(css_class: Array, what: str, shades: Sequence[float], note: str, notes: Sequence[str], infinite: str) -> str:
     """HTML of the legend, with a note below each shade; special values are listed only if they occur."""
-    starts = enumerate(zip((0.0, *shades), notes, strict=True))
-    columns = [(_CLASSES[shade], f"{start:g}", below) for shade, (start, below) in starts]
+    looks: Sequence[int] = range(_N_SHADES)
+    starts = [f"{start:g}" for start in (0.0, *shades)]
+    if shades[0] < 0:
+        looks, starts = _SIGNED, [f"{start:+g}" for start in (-math.inf, *shades)]
+    columns = [(_CLASSES[look], start, below) for look, start, below in zip(looks, starts, notes, strict=True)]
     for index, name in (_INF, infinite), (_NAN, "no number"), (_IGNORED, "ignored"):
         if count := int(np.count_nonzero(css_class == index)):
             columns.append((_CLASSES[index], name, f"{count:,}"))
@@ -334,11 +341,11 @@ def summary(figures: Iterable[tuple[str, str, str]]) -> str:
     return f'<dl class="summary">{"".join(cells)}</dl>'
 
 
-def excerpt_note(shown: int, total: int, why: str = "") -> str:
+def excerpt_note(shown: int, total: int, why: str = "", noun: str = "tokens") -> str:
     """HTML of a note that the page holds only the first tokens; empty if it holds all."""
     if shown == total:
         return ""
-    note = f"This page holds the first {shown:,} of {total:,} tokens{why}; the figures are of all."
+    note = f"This page holds the first {shown:,} of {total:,} {noun}{why}; the figures are of all."
     return f'\n<p class="note">{note}</p>'
 
 
@@ -390,7 +397,7 @@ def numbers(values: Array, digits: int = 6) -> str:
 
 def shade_letters(css_class: Array) -> str:
     """JSON text with a digit or letter for the look of each token."""
-    return f'"{"".join(["0123456789abc"[index] for index in css_class.tolist()])}"'
+    return f'"{"".join(["0123456789abcdefgh"[index] for index in css_class.tolist()])}"'
 
 
 def worst(values: Array, kept: Array) -> str:

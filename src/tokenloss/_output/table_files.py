@@ -62,7 +62,8 @@ _COMPARED_SEQUENCE_COLUMNS = [
 ]
 _DRAFT_SEQUENCE_COLUMNS = [*_COMPARED_SEQUENCE_COLUMNS[:3], ("acceptance", "<f8")]
 # Columns that are not null for tokens that are not scored, where the format has a null.
-_OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES}
+_OF_SPANS = {"document", "start", "stop", "kind", "n_tokens_a", "n_tokens_b"}
+_OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES, *_OF_SPANS}
 
 
 class _TableFile(Sink):
@@ -267,7 +268,7 @@ class ComparedTokenTable(_TableFile):
 
     option = "--per-token"
     _function = "compare_files"
-    help = "write a row for each candidate and token to a .npy, .csv or .parquet file"
+    help = "write a row for each candidate and token to a .npy, .csv or .parquet file; with --text, for each span"
     needs_tokens = True
 
     @contextmanager

@@ -273,8 +273,8 @@ typedef struct {
     void (*prob_sums)(const double *p, const double *q, size_t count, tl_prob_sums *sums);
 
     /* Adds a multiple of TL_LANES logits of two rows of float32 or float64 to the sums of the wanted divergences, and
-     * perhaps to those of others. Returns whether it saw a logit of -inf (or, in double, below -TL_MIN_FMA_SAFE) in the
-     * first row. */
+     * perhaps to those of others. Returns whether a class has a logit of -inf (or, in double, below -TL_MIN_FMA_SAFE) in
+     * the first row alone. */
     int (*divergences[TL_FLOAT_DTYPES])(const void *base, const void *other, size_t count, tl_divergence_acc *acc);
 
     /* Of masses and logits of one dtype, float32 or float64: adds mass (shift - x), which is 0 where mass is 0 or x is

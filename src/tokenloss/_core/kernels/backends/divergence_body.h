@@ -96,8 +96,8 @@ TL_TARGET TL_INLINE void OP(set_log_terms)(OP(divergence_terms) * of, int wanted
         OP(set_far_terms)(of, limit, wanted);
 }
 
-/* Adds a multiple of 64 classes. Returns whether logits of p are -inf, or too small for the dtype; -1, with nothing
- * added, if logits are not clamped and one would have to be. */
+/* Adds a multiple of 64 classes. Returns whether a class may be impossible under p alone: a logit of -inf, or one that is
+ * too small for the dtype; -1, with nothing added, if logits are not clamped and one would have to be. */
 TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t count, tl_divergence_acc *acc,
                                             int wanted, int clamps) {
     const OP(root_acc) of_p = OP(root_init)(&acc->base), of_q = OP(root_init)(&acc->other);
@@ -105,7 +105,7 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
     const REAL log_p = (REAL)acc->base.log, log_q = (REAL)acc->other.log;
     const OP(vec) floor = OP(set)(-OP(OTHER_LIMIT)), at_p = OP(set)(log_p), at_q = OP(set)(log_q);
     const OP(vec) rest = OP(set)((REAL)((acc->other.log - (double)log_q) - (acc->base.log - (double)log_p)));
-    OP(vec) least = OP(set)((REAL)INFINITY), least_other = least;
+    OP(vec) least = OP(set)((REAL)INFINITY), least_other = least, alone = OP(sub)(OP(set)(0), least);
     tl_lanes sums[TL_DIVERGENCE_SUMS];
     for (size_t k = 0; k < TL_DIVERGENCE_SUMS; k++)
         sums[k] = f64_load_lanes(acc->sum[k], acc->comp[k]);
@@ -129,6 +129,7 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
                     OP(vec) far_q = OP(sub)(OP(max_keep_nan)(floor, other), at_q);
                     of.log[i] =
                         OP(if_less)(given, of_p.min_arg, OP(sub)(OP(sub)(far_q, far_p), rest), of.log[i]);
+                    alone = OP(max_skip_nan)(OP(if_less)(given, floor, other, alone), alone);
                 }
                 least = OP(min)(least, given);
                 least_other = OP(min)(least_other, other);
@@ -149,7 +150,7 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
         return -1;
     for (size_t k = 0; k < TL_DIVERGENCE_SUMS; k++)
         f64_store_lanes(&sums[k], acc->sum[k], acc->comp[k]);
-    return clamps && OP(mask_ge)(floor, least);
+    return clamps && OP(mask_ge)(alone, floor);
 }
 
 TL_TARGET static int OP(divergences)(const void *base, const void *other, size_t count, tl_divergence_acc *acc) {

@@ -1,0 +1,404 @@
+"""Results of `compare_texts`: bits per byte of two models, their difference, and where in the text it is greatest."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._comparison.text_spans import KINDS, kinds_of
+from tokenloss._core.exact import ExactMoments
+from tokenloss._core.result import Result, Shown, Table, figure, known_error, table_of
+from tokenloss._core.signature import signature_of
+from tokenloss._core.text import count_of, printable, shortened
+from tokenloss._statistics.ratio import ExactRatio, guess_note
+from tokenloss._statistics.sequences import highest, sums_by_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tokenloss._comparison.text_spans import Spans
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+
+_LN2 = math.log(2)
+_MOST_SHOWN = 40  # characters of a span, or of its tokens, in a table
+
+
+class BytesRate(NamedTuple):
+    """Bits per byte of two models over some spans of a text, and their difference.
+
+    Attributes
+    ----------
+    kind : str
+        The kind of the spans: see the notes of `compare_texts`.
+    n_spans, n_bytes : int
+        Number of these spans, and of their bytes.
+    bits_per_byte_a, bits_per_byte_b : float
+        Their losses in bits, by each model, over their bytes.
+    difference, difference_stderr : float
+        That of b less that of a, and its standard error, which is paired.
+
+    Examples
+    --------
+    >>> from tokenloss.results import BytesRate
+    >>> BytesRate("digits", 20, 45, 2.1, 1.6, -0.5, 0.2).difference
+    -0.5
+    """
+
+    kind: str
+    n_spans: int
+    n_bytes: int
+    bits_per_byte_a: float
+    bits_per_byte_b: float
+    difference: float
+    difference_stderr: float
+
+
+BytesRate.__module__ = "tokenloss.results"
+
+
+class TextSpan(NamedTuple):
+    """A part of a text, between two places where tokens of both models have a boundary.
+
+    Attributes
+    ----------
+    start, stop : int
+        Its bytes in the file of the text.
+    document : int
+        Its document, from 0.
+    text : str
+        Its text.
+    tokens_a, tokens_b : list of str
+        The tokens of each model; bytes that are a part of a character as escapes, and special tokens as "".
+    nll_a, nll_b : float
+        The sum of their losses in nats, by each model.
+
+    Examples
+    --------
+    >>> from tokenloss.results import TextSpan
+    >>> TextSpan(0, 3, 0, "the", ["the"], ["t", "he"], 1.5, 2.0).tokens_b
+    ['t', 'he']
+    """
+
+    start: int
+    stop: int
+    document: int
+    text: str
+    tokens_a: list[str]
+    tokens_b: list[str]
+    nll_a: float
+    nll_b: float
+
+
+TextSpan.__module__ = "tokenloss.results"
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class TextComparison(Result):
+    r"""Result of `compare_texts`: two models with different tokenizers on the same text.
+
+    Each ``*_stderr`` is a standard error, clustered by document if there are at least two; nan where it is not known,
+    and where the figure is infinite or nan. That of a difference or ratio is paired. All figures are of the spans that
+    both models scored, if nothing else is said.
+
+    Attributes
+    ----------
+    name_a, name_b : str
+        Names of the models.
+    text : str
+        The file of the text.
+    n_documents, n_spans, n_bytes : int
+        Number of documents that have such spans, of the spans, and of their bytes.
+    n_spans_left_out, n_bytes_left_out : int
+        Number of the spans in which either model did not score a token, such as the first one of a document, and of
+        their bytes.
+    n_tokens_a, n_tokens_b : int
+        Number of tokens of each model.
+    nll_a, nll_b : float
+        Exact sums of their losses in nats.
+    n_special_a, n_special_b : int
+        Number of those of the tokens that have no bytes, such as the end of a document.
+    special_bits_per_byte_a, special_bits_per_byte_b : float
+        Their losses in bits, over all bytes: the part of the bits per byte that is not of the text.
+    bits_per_byte_a, bits_per_byte_a_stderr, bits_per_byte_b, bits_per_byte_b_stderr : float
+        These in bits, over the bytes.
+    difference, difference_stderr : float
+        Bits per byte of b less those of a.
+    difference_interval : tuple of float
+        Its 95 % interval.
+    ratio, ratio_stderr : float
+        Bits per byte of b over those of a.
+    is_clustered : bool
+        Whether errors are by document; else there is one document, and they take spans as independent.
+    interval_factor : float
+        How many standard errors the interval reaches to each side, by Student's t: see `LossMeter.interval_factor`.
+    kinds : list of BytesRate
+        The figures of each kind of span that there is.
+    b_worse, a_worse : list of TextSpan
+        The spans in which b lost most against a, and a against b, the greatest difference first.
+
+    See Also
+    --------
+    compare_texts : Makes it.
+
+    Examples
+    --------
+    >>> import base64, pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_texts
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     text, ranks, a, b = (pathlib.Path(directory, name) for name in ("t.txt", "t.tiktoken", "a.npz", "b.npz"))
+    ...     _ = text.write_text("abab")
+    ...     lines = [f"{base64.b64encode(piece).decode()} {i}" for i, piece in enumerate((b"a", b"b", b"ab"))]
+    ...     _ = ranks.write_text("\n".join(lines))
+    ...     np.savez(a, logits=np.zeros((4, 3)), targets=[0, 1, 0, 1])
+    ...     np.savez(b, logits=np.zeros((3, 3)), targets=[2, 0, 1])
+    ...     found = compare_texts(a, b, text=text, tokenizer_a=ranks, tokenizer_b=ranks)
+    >>> found
+    TextComparison(difference=-0.396241 ± 0.297, bits_per_byte_a=1.58496, bits_per_byte_b=1.18872, n_bytes=4)
+    >>> found.columns()["n_tokens_b"], found.a_worse[0].tokens_a
+    (array([1, 1, 1]), ['a', 'b'])
+    """
+
+    name_a: str
+    name_b: str
+    text: str
+    n_documents: int
+    n_spans: int
+    n_bytes: int
+    n_spans_left_out: int
+    n_bytes_left_out: int
+    n_tokens_a: int
+    n_tokens_b: int
+    nll_a: float
+    nll_b: float
+    n_special_a: int
+    special_bits_per_byte_a: float
+    n_special_b: int
+    special_bits_per_byte_b: float
+    bits_per_byte_a: float
+    bits_per_byte_a_stderr: float
+    bits_per_byte_b: float
+    bits_per_byte_b_stderr: float
+    difference: float
+    difference_stderr: float
+    difference_interval: tuple[float, float]
+    ratio: float
+    ratio_stderr: float
+    is_clustered: bool
+    interval_factor: float
+    kinds: list[BytesRate]
+    b_worse: list[TextSpan]
+    a_worse: list[TextSpan]
+    _kind: IntArray
+    _spans: Spans = field(compare=False)  # below
+    _bytes: bytes
+
+    @property
+    def signature(self) -> str:
+        """A line that says how the figures were computed, to publish beside them."""
+        unit = "document" if self.is_clustered else "span"
+        text = f"{zlib.crc32(self._bytes):08x}"
+        return signature_of(unit=unit, documents=self.n_documents, bytes=self.n_bytes, text=text)
+
+    @property
+    def tokens_per_byte_a(self) -> float:
+        """Tokens of a over the bytes; nan without bytes."""
+        return self.n_tokens_a / self.n_bytes if self.n_bytes else math.nan
+
+    @property
+    def tokens_per_byte_b(self) -> float:
+        """Tokens of b over the bytes."""
+        return self.n_tokens_b / self.n_bytes if self.n_bytes else math.nan
+
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each span, in the order of the text.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            By name: `document`, `start`, `stop`, `kind`, `text`, `kept` (whether both models scored it), `n_tokens_a`,
+            `n_tokens_b`, `nll_a`, `nll_b` and `difference`, which is ``nll_b - nll_a``; these are nan where it is not
+            kept.
+        """
+        return self._columns(0, len(self._kind))
+
+    def _columns(self, first: int, last: int) -> dict[str, Array]:
+        """Columns of some of the spans."""
+        part, spans = slice(first, last), self._spans
+        start, stop = spans.start[part], spans.stop[part]
+        kinds = np.array([*KINDS], object)[self._kind[part]]
+        texts = [self._bytes[i:j].decode() for i, j in zip(start.tolist(), stop.tolist(), strict=True)]
+        (a, b), counts = spans.nll, [np.diff(of_side)[part] for of_side in spans.first]
+        with np.errstate(invalid="ignore"):
+            difference = b[part] - a[part]
+        return {
+            "document": spans.document[part], "start": start, "stop": stop, "kind": kinds,
+            "text": np.array([*texts, None], object)[:-1], "kept": spans.kept[part], "n_tokens_a": counts[0],
+            "n_tokens_b": counts[1], "nll_a": a[part], "nll_b": b[part], "difference": difference,
+        }  # fmt: skip
+
+    def _compared(self) -> dict[str, Any]:
+        return super()._compared() | {"spans": tuple(self._spans)}
+
+    def _main(self) -> dict[str, str]:
+        main = {"difference": figure(self.difference, self.difference_stderr)}
+        main |= {name: figure(getattr(self, name)) for name in ("bits_per_byte_a", "bits_per_byte_b")}
+        return main | {"n_bytes": str(self.n_bytes)}
+
+    def _figures(self) -> dict[str, Any]:
+        figures = {name: value for name, value in vars(self).items() if name[0] != "_"}
+        figures |= {name: getattr(self, name) for name in ("tokens_per_byte_a", "tokens_per_byte_b", "signature")}
+        lists = {name: [one._asdict() for one in figures.pop(name)] for name in ("kinds", "b_worse", "a_worse")}
+        return figures | lists
+
+    def _basis(self) -> str:
+        """What errors take as independent, in words."""
+        by = count_of(self.n_documents, "document") if self.is_clustered else "spans, taken as independent"
+        return by + guess_note(self.interval_factor)
+
+    def _shown(self) -> Shown:
+        note = f"{self.n_bytes:,} bytes of {self.text}, errors by {self._basis()}"
+        tables = [self._models_table(), Table([*self._difference_rows()])]
+        tables.append(table_of("by kind of span", _KIND_FORMATS, [one._asdict() for one in self.kinds]))
+        for worse, better, spans in (self.name_b, self.name_a, self.b_worse), (self.name_a, self.name_b, self.a_worse):
+            if spans:
+                tables.append(_spans_table(f"{worse} loses most against {better}", spans))
+        return Shown(f"{self.name_b} vs {self.name_a}", note, tables, self.signature)
+
+    def _models_table(self) -> Table:
+        """A row for each model."""
+        rows = []
+        for name, side in (self.name_a, "a"), (self.name_b, "b"):
+            one = {key: getattr(self, f"{key}_{side}") for key in ("bits_per_byte", "n_tokens", "tokens_per_byte")}
+            rows.append(one | {"model": f"{side}: {name}", "stderr": getattr(self, f"bits_per_byte_{side}_stderr")})
+        formats = {"model": "{model}", "bits per byte": "{bits_per_byte:.6g}", "±": "{stderr:.3g}"}
+        formats |= {"tokens": "{n_tokens:,}", "tokens per byte": "{tokens_per_byte:.4f}"}
+        return table_of("", formats, rows)
+
+    def _difference_rows(self) -> Iterator[tuple[str, str, str]]:
+        """Rows of the difference and the ratio, and of what is left out."""
+        low, high = self.difference_interval
+        words = f"± {self.difference_stderr:.3g} bits per byte, 95 % interval {low:+.5g} to {high:+.5g}"
+        yield "difference", f"{self.difference:+.6g}", known_error(self.difference_stderr, words) or "bits per byte"
+        yield "ratio", f"{self.ratio:.6g}", known_error(self.ratio_stderr, f"± {self.ratio_stderr:.3g}")
+        if self.n_special_a or self.n_special_b:
+            rates = f"{self.special_bits_per_byte_a:.4g} and {self.special_bits_per_byte_b:.4g}"
+            why = f"of a and of b, without bytes: {rates} of the bits per byte"
+            yield "special tokens", f"{self.n_special_a:,} and {self.n_special_b:,}", why
+        if self.n_spans_left_out:
+            why = f"in {count_of(self.n_spans_left_out, 'span')} that one of the models did not score"
+            yield "bytes left out", f"{self.n_bytes_left_out:,}", why
+
+
+TextComparison.__module__ = "tokenloss.results"
+_KIND_FORMATS = {
+    "kind": "{kind}", "bytes": "{n_bytes:,}", "a": "{bits_per_byte_a:.4f}", "b": "{bits_per_byte_b:.4f}",
+    "difference": "{difference:+.4f}", "±": "{difference_stderr:.2g}",
+}  # fmt: skip
+
+
+def _spans_table(title: str, spans: list[TextSpan]) -> Table:
+    """A table of spans and of both models' tokens there."""
+    rows = [
+        (
+            printable(shortened(one.text, _MOST_SHOWN)), f"{one.start:,}", f"{one.nll_a / _LN2:.2f}",
+            f"{one.nll_b / _LN2:.2f}", *(_joined(tokens) for tokens in (one.tokens_a, one.tokens_b)),
+        )
+        for one in spans
+    ]  # fmt: skip
+    return Table(rows, ("text", "byte", "bits a", "bits b", "tokens a", "tokens b"), title)
+
+
+def _joined(tokens: list[str]) -> str:
+    """Tokens with bars between them."""
+    return printable(shortened("|".join(tokens), _MOST_SHOWN))
+
+
+def texts_of_tokens(start: IntArray, stop: IntArray, text: bytes) -> list[str]:
+    """The text of tokens; bytes that are a part of a character as escapes."""
+    pairs = zip(start.tolist(), stop.tolist(), strict=True)
+    return [text[i:j].decode("utf-8", "backslashreplace") for i, j in pairs]
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, path: str, top: int) -> TextComparison:
+    """The figures of spans of a text, with so many of the greatest differences each way."""
+    kind = kinds_of(text.decode(), spans.start, spans.stop)
+    kept = spans.kept
+    n_documents = int(np.count_nonzero(np.diff(spans.document[kept], prepend=-1)))
+    is_clustered = n_documents > 1
+    of_all = _Rates(spans, kept, is_clustered)
+    tokens = [spans.kept_tokens(side) for side in (0, 1)]
+    totals = [ExactMoments.of(side.nll) for side in tokens]
+    special = [ExactMoments.of(side.nll[side.start == side.stop]) for side in tokens]
+    rates = [one.sum_over(of_all.n_bytes) / _LN2 for one in totals]
+    change = _difference(*totals).sum_over(of_all.n_bytes) / _LN2
+    kinds = np.flatnonzero(np.bincount(kind[kept])).tolist()
+    factor = of_all.difference.interval_factor
+    radius = of_all.difference.stderr / _LN2 * factor
+    with np.errstate(invalid="ignore"):
+        loss = np.where(kept, spans.nll[1] - spans.nll[0], 0.0)
+    return TextComparison(
+        name_a=name_a, name_b=name_b, text=path,
+        n_documents=n_documents, n_spans=int(kept.sum()), n_bytes=of_all.n_bytes,
+        n_spans_left_out=int((~kept).sum()), n_bytes_left_out=int(spans.n_bytes[~kept].sum()),
+        n_tokens_a=totals[0].count, n_tokens_b=totals[1].count, nll_a=totals[0].sum, nll_b=totals[1].sum,
+        n_special_a=special[0].count, special_bits_per_byte_a=special[0].sum_over(of_all.n_bytes) / _LN2,
+        n_special_b=special[1].count, special_bits_per_byte_b=special[1].sum_over(of_all.n_bytes) / _LN2,
+        bits_per_byte_a=rates[0], bits_per_byte_a_stderr=of_all.sides[0].stderr / _LN2,
+        bits_per_byte_b=rates[1], bits_per_byte_b_stderr=of_all.sides[1].stderr / _LN2,
+        difference=change, difference_stderr=of_all.difference.stderr / _LN2,
+        difference_interval=(change - radius, change + radius),
+        ratio=of_all.ratio.ratio, ratio_stderr=of_all.ratio.stderr,
+        is_clustered=is_clustered, interval_factor=factor,
+        kinds=[_rate_of_kind(spans, kind, number, is_clustered) for number in kinds],
+        b_worse=_worst(spans, loss, top, text), a_worse=_worst(spans, -loss, top, text),
+        _kind=kind, _spans=spans, _bytes=text,
+    )  # fmt: skip
+
+
+def _difference(a: ExactMoments, b: ExactMoments) -> ExactMoments:
+    """The sum of b less that of a, without rounding."""
+    return ExactMoments(b.count, b.finite - a.finite, b.special - a.special)
+
+
+class _Rates:
+    """Sums over the documents of some spans, or over the spans themselves, of both models and of their bytes."""
+
+    def __init__(self, spans: Spans, chosen: BoolArray, is_clustered: bool) -> None:
+        n_bytes, (a, b) = spans.n_bytes[chosen].astype(np.float64), (nll[chosen] for nll in spans.nll)
+        if is_clustered:
+            documents = spans.document[chosen]
+            a, b, n_bytes = (sums_by_segment(values, None, documents).nll for values in (a, b, n_bytes))
+        self.n_bytes = int(n_bytes.sum())
+        self.sides = ExactRatio.of(a, n_bytes), ExactRatio.of(b, n_bytes)
+        with np.errstate(invalid="ignore"):
+            self.difference = ExactRatio.of(b - a, n_bytes)
+        self.ratio = ExactRatio.of(b, a) if np.isfinite(a).all() else ExactRatio()  # nan, then
+
+
+def _rate_of_kind(spans: Spans, kind: IntArray, number: int, is_clustered: bool) -> BytesRate:
+    """The figures of one kind of span."""
+    chosen = (kind == number) & spans.kept
+    found = _Rates(spans, chosen, is_clustered)
+    a, b, difference = (one.ratio / _LN2 for one in (*found.sides, found.difference))
+    stderr = found.difference.stderr / _LN2
+    return BytesRate([*KINDS][number], int(chosen.sum()), found.n_bytes, a, b, difference, stderr)
+
+
+def _worst(spans: Spans, loss: Float64Array, top: int, text: bytes) -> list[TextSpan]:
+    """The spans of the greatest losses above 0, and nan, the greatest first."""
+    chosen = [span for span in highest(loss, top).tolist() if not loss[span] <= 0]
+    found = []
+    for span in chosen:
+        start, stop = int(spans.start[span]), int(spans.stop[span])
+        of_a, of_b = (texts_of_tokens(*spans.tokens_of(side, span)[:2], text) for side in (0, 1))
+        a, b = (float(nll[span]) for nll in spans.nll)
+        found.append(TextSpan(start, stop, int(spans.document[span]), text[start:stop].decode(), of_a, of_b, a, b))
+    return found

@@ -1,0 +1,359 @@
+"""`compare_texts`: the losses of two models with different tokenizers, laid over the bytes of one text."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._comparison.text_comparison import text_comparison_of
+from tokenloss._comparison.text_spans import TextTokens, document_bytes, spans_of
+from tokenloss._core._core import KINDS
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift
+from tokenloss._core.errors import raise_error
+from tokenloss._core.files import identity
+from tokenloss._core.text import count_of, title
+from tokenloss._core.threads import check_workers
+from tokenloss._core.validation import check_integer
+from tokenloss._evaluation.evaluate import advice, not_finite_notes
+from tokenloss._evaluation.files import evaluate_files
+from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
+from tokenloss._evaluation.plan import open_stored, plan
+from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
+from tokenloss.formats.base import open_regular
+from tokenloss.formats.responses import is_responses
+from tokenloss.formats.scores_file import checked_mask
+from tokenloss.formats.tokenizers import AlignedText, open_tokenizer
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    from tokenloss._comparison.text_comparison import TextComparison
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray, Kind
+    from tokenloss._evaluation.plan import Shard
+    from tokenloss.formats.tokenizers import Tokenizer
+
+    _Path: TypeAlias = str | os.PathLike[str]
+    _Paths: TypeAlias = _Path | Sequence[_Path]
+
+_NEXT_TOKENS = (
+    "; targets that are the next tokens already lack the first token of each text: store the input ids, and add "
+    "--shift (shift=True)"
+)
+_ROWS = 1 << 20  # whose ids are held against the text at a time
+
+
+def compare_texts(
+    a: _Paths,
+    b: _Paths,
+    *,
+    text: _Path,
+    tokenizer_a: _Path,
+    tokenizer_b: _Path,
+    name_a: str | None = None,
+    name_b: str | None = None,
+    targets: Sequence[_Path] = (),
+    segment_ids: Sequence[_Path] = (),
+    array: str | None = None,
+    targets_array: str | None = None,
+    kind: Kind | None = None,
+    shift: bool | None = None,
+    ignore_index: int | None = -100,
+    top: int = 5,
+    sinks: Sequence[Sink] = (),
+    progress: bool = False,
+    workers: int | None = None,
+) -> TextComparison:
+    r"""Compare two models with different tokenizers on the same text, by their bits per byte.
+
+    This is ``tokenloss compare A B --text TEXT --tokenizer-a DIR --tokenizer-b DIR``. Losses per token of such models
+    cannot be compared, as their tokens are of different lengths. So the losses are laid over the bytes of the text,
+    which is cut where both models have a boundary: on each of these spans, both predicted the same bytes.
+
+    Parameters
+    ----------
+    a, b : path or paths
+        Files of scores of each model, as `evaluate` takes them, with the ids of its own tokens. Each sequence is a
+        document, and both models have the same ones, in the order of the text. Without sequences, all is one document.
+    text : path
+        The text in UTF-8: the bytes of the tokens of all documents, one after the other, with white space between them.
+    tokenizer_a, tokenizer_b : path
+        The tokenizer of each model, or the folder of the model, as `token_bytes` takes it.
+    name_a, name_b : str, optional
+        Names of the models; by default their files.
+    targets, segment_ids : two paths, optional
+        A .npy file of a's ids and one of b's, or of the number of each token's sequence, for all files of each model.
+        By default its files hold them.
+    array, targets_array : str, optional
+        Names of the arrays of scores and of targets in the files of both, as in `evaluate`.
+    kind : {"logits", "log_probs", "probs"}, optional
+        Kind of the scores of both; by default the name of their array, or logits.
+    shift : bool, optional
+        Whether targets are the input ids of a causal model, as in `evaluate`.
+    ignore_index : int or None, default -100
+        Target value that marks tokens to ignore, such as padding.
+    top : int, default 5
+        Number of the spans with the greatest differences to list, each way.
+    sinks : sequence of Sink, optional
+        Files to write: `sinks.SpanTable` and `sinks.SpanPage`, whose `finish` gets the figures and the result.
+    progress : bool, default False
+        Whether to draw the progress over files on stderr, if that is a terminal.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    TextComparison
+        Exact sums of both models' losses over the same bytes, with errors by document.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        If an argument or a file is invalid, if the bytes of a model's tokens are not those of the text, or if both
+        models do not have the same documents. All this is checked before any score is read, and no file is written
+        then.
+    OSError
+        If a file cannot be read or written.
+
+    Warns
+    -----
+    ShiftWarning
+        If targets of a model were not shifted, and seem to need it, as in `evaluate`.
+    UserWarning
+        If losses are nan or infinite.
+
+    See Also
+    --------
+    compare_files : Compares models that have the same tokens, token by token.
+
+    Notes
+    -----
+    *Spans.* A span ends where both models have a boundary between two tokens and between two characters. A token
+    without bytes, such as the end of a document, belongs to the span that ends where it stands, so that its loss is
+    counted, as bits per byte do. Spans in which either model has a token that is not scored, such as the first one of a
+    document, are left out of the figures of both; a special token that is not scored has no bytes, and leaves nothing
+    out. Where all is scored, the sum over the spans is the exact sum of all losses of each model. Tokens that are
+    ignored, or that a model's mask leaves out, are no part of the text.
+
+    *Errors.* With D the sum over a document of b's losses less a's, and n its bytes, the error of the difference ``mu``
+    over G documents is ``sqrt(G / (G - 1) * sum((D - mu * n)**2)) / sum(n)``. Intervals are by Student's t with G - 1
+    degrees of freedom, or where n differ by its like (`LossMeter.interval_factor`). One document has no such error:
+    spans are then taken as independent, which makes errors too small where losses of neighbours are correlated.
+
+    *Kinds of spans.* A span is of the kind that most of its characters have, of several the first one here: *words*
+    (letters of the Latin script), *digits* (decimal ones, of any script), *punctuation*, *code* (characters that prose
+    hardly has: ``# $ % & * + / < = > @ [ \ ] ^ _ ` { | } ~``) and *other scripts* (letters of these, and all else).
+    White space counts only where there is nothing else.
+
+    Examples
+    --------
+    Two models of bytes and of pairs of letters, each with the ranks of its tokens in tiktoken's format:
+
+    >>> import base64, pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_texts
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "t.txt").write_text("abab")
+    >>> for name, pieces, ids in ("a", ["a", "b"], [0, 1, 0, 1]), ("b", ["a", "b", "ab"], [2, 2]):
+    ...     lines = [f"{base64.b64encode(piece.encode()).decode()} {i}" for i, piece in enumerate(pieces)]
+    ...     _ = (folder / f"{name}.tiktoken").write_text("\n".join(lines))
+    ...     np.savez(folder / f"{name}.npz", logits=np.zeros((len(ids), len(pieces))), targets=ids)
+    >>> files = {"tokenizer_a": folder / "a.tiktoken", "tokenizer_b": folder / "b.tiktoken"}
+    >>> found = compare_texts(folder / "a.npz", folder / "b.npz", text=folder / "t.txt", **files)
+    >>> round(found.bits_per_byte_a, 4), round(found.bits_per_byte_b, 4)  # log2(2), and log2(3) for two bytes
+    (1.0, 0.7925)
+    """
+    check_choice("kind", kind, KINDS)
+    check_shift(shift)
+    top = check_integer("top", top, "an integer of at least 0", least=0)
+    outputs = checked_sinks(sinks, "compare_texts", None, None)
+    for output in outputs:
+        if output.needs_tokens:
+            raise_error("not for", name=output._name, fits="needs each token; compare_texts gives the result alone")
+    options = Options(array, kind, ignore_index, shift, 0, targets_array=targets_array)
+    settings = Settings(workers=check_workers(workers), progress=progress)
+    path = as_path("text", text)
+    of_rows = _of_both("targets", targets), _of_both("segment_ids", segment_ids)
+    sides = [
+        _side("a", a, name_a, tokenizer_a, *(files[0] for files in of_rows)),
+        _side("b", b, name_b, tokenizer_b, *(files[1] for files in of_rows)),
+    ]
+    check_files(outputs, None, {identity(path): path} | {key: one for side in sides for key, one in side.read.items()})
+    content = _read(path)
+    texts = [_laid_over(side, path, options) for side in sides]
+    _check_documents(sides, texts, content)
+    with contextlib.ExitStack() as stack:
+        open_sinks(stack, outputs, None, None, 0, names=[side.name for side in sides])
+        messages = [_score(side, tokens, options, settings) for side, tokens in zip(sides, texts, strict=True)]
+        spans = spans_of(texts[0].tokens(), texts[1].tokens(), np.frombuffer(content, np.uint8))
+        names = {"name_a": sides[0].name, "name_b": sides[1].name}
+        found = text_comparison_of(spans, content, **names, path=path, top=top)
+        finish_sinks(outputs, found._figures(), found)
+    for message, category in [one for of_side in messages for one in of_side]:
+        warnings.warn(message, category, stacklevel=2)
+    return found
+
+
+class _Side(NamedTuple):
+    """A model: its name, its files, and its tokenizer."""
+
+    name: str
+    inputs: Inputs
+    tokenizer: Tokenizer
+    read: dict[object, str]  # all files that are read, by `identity`
+
+
+def _of_both(name: str, value: Any) -> tuple[list[str], list[str]]:
+    """The file of a and that of b, each in a list; two empty ones if there are none."""
+    paths = as_paths(name, value)
+    if len(paths) not in (0, 2):
+        raise_error("option", name=name, got=count_of(len(paths), "path"), fits="two: that of a, and that of b")
+    return paths[:1], paths[1:]
+
+
+def _side(letter: str, paths: Any, name: Any, tokenizer: Any, targets: list[str], segment_ids: list[str]) -> _Side:
+    """What was given of a model, checked."""
+    given = as_paths(letter, paths)
+    if not given:
+        raise_error("empty", name=letter, fits="a path, or paths")
+    if name is not None and not isinstance(name, str):
+        raise_error("type", name=f"name_{letter}", got=name, fits="text or None")
+    files = resolved(given, are_scores=True)
+    for path in filter(is_responses, files):
+        raise_error("content", path=path, got="holds responses", fits="hold scores, where models are compared by text")
+    inputs, opened = Inputs(files, targets, segment_ids), open_tokenizer(as_path(f"tokenizer_{letter}", tokenizer))
+    return _Side(name or title(given), inputs, opened, inputs.by_identity() | {identity(opened.path): opened.path})
+
+
+def _read(path: str) -> bytes:
+    """The bytes of a text in UTF-8."""
+    with open_regular(path) as file:
+        content: bytes = file.read()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        got = f"{content[error.start : error.start + 4]!r} is not UTF-8"
+        raise_error("file", path=path, byte=error.start, got=got, fits="be text in UTF-8")
+    return content
+
+
+class _LaidTokens(NamedTuple):
+    """The rows of all files of a model: the place of the token of each in the text, and its loss."""
+
+    files: list[int]  # the first row of each file
+    step: int  # rows from one that predicts a token to that of the token
+    start: IntArray
+    stop: IntArray
+    document: IntArray  # -1 of rows that are no part of the text
+    nll: Float64Array
+    is_scored: BoolArray
+
+    def tokens(self) -> TextTokens:
+        """The tokens of the text."""
+        tokens = TextTokens(self.start, self.stop, self.document, self.nll, self.is_scored)
+        return tokens.at(self.document >= 0)
+
+
+def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
+    """Hold the ids of a model against the text; ValueError at the first token whose bytes differ."""
+    shards = plan(side.inputs.scores, side.inputs.targets, options, side.inputs.segment_ids)
+    files = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
+    start, stop, document = (np.full(files[-1], -1) for _ in range(3))
+    aligned, last, count = AlignedText(text, side.tokenizer), -1, 0
+    for number, shard in enumerate(shards):
+        ids, documents, goes_on = _ids_of(shard, options)
+        last = last if goes_on else -1
+        rows = np.flatnonzero(documents >= 0)
+        for first in range(0, rows.size, _ROWS):
+            part = rows[first : first + _ROWS]
+            is_first = np.diff(documents[part], prepend=last) != 0
+            last = int(documents[part[-1]])
+            try:
+                places = aligned.update(ids[part], is_first, shard.path)
+            except ValueError as error:
+                raise ValueError(f"{error}{_hint(ids, options)}") from error
+            document[files[number] + part] = count + np.cumsum(is_first) - 1
+            start[files[number] + part], stop[files[number] + part] = places
+            count += int(is_first.sum())
+    aligned.end()
+    is_scored = np.zeros(files[-1], np.bool_)
+    return _LaidTokens(files, int(bool(options.shift)), start, stop, document, np.full(files[-1], np.nan), is_scored)
+
+
+def _hint(ids: Array, options: Options) -> str:
+    """Why ids may not be those of the text, in words that follow an error."""
+    ignored = 0 if options.ignore_index is None else int(np.count_nonzero(ids == options.ignore_index))
+    hint = "" if options.shift else _NEXT_TOKENS
+    return f"; {count_of(ignored, 'ignored id')} of the file cannot be of the text{hint}" if ignored else hint
+
+
+def _ids_of(shard: Shard, options: Options) -> tuple[Array, IntArray, bool]:
+    """The id of each row of a file, the number of its document, and whether the first document goes on from before.
+
+    Rows that are no part of the text have the number -1: padding, ignored ids, and what is in no sequence. A model's
+    mask may number the texts that are packed into a row.
+    """
+    stored = open_stored(shard, options)
+    if stored.ids is None or shard.target_type != "class ids":
+        raise_error("content", path=shard.path, got="holds distributions as targets", fits="hold class ids")
+    ids, documents = stored.ids.reshape(-1), np.zeros(shard.rows, np.int64)
+    is_part = np.ones(shard.rows, np.bool_) if options.ignore_index is None else ids != options.ignore_index
+    if stored.sequences.exist:
+        documents = stored.sequences.numbers(0, shard.rows)
+        is_part &= documents >= 0
+    if stored.file.attention_mask is not None:
+        mask = checked_mask(stored.file).reshape(-1).astype(np.int64)
+        is_part &= mask != 0
+        documents = documents * (1 + mask.max(initial=0)) + mask
+    documents = np.where(is_part, documents, -1)
+    numbers = documents[is_part]
+    if np.count_nonzero(np.diff(numbers, prepend=-1)) > np.unique(numbers).size:
+        got, fits = "holds sequences whose tokens are mixed", "hold them one after the other, as the text does"
+        raise_error("content", path=shard.path, got=got, fits=fits)
+    return ids, documents, shard.segments_start is not None or not stored.sequences.exist
+
+
+class _Losses(Sink):
+    """Puts the losses of tokens beside their places in the text."""
+
+    needs_tokens = True
+
+    def __init__(self, laid: _LaidTokens) -> None:
+        super().__init__()
+        self._laid = laid
+
+    def add(self, block: TokenBlock) -> None:
+        assert block.row is not None  # as of responses, which are refused
+        rows = self._laid.files[block.file] + block.row + self._laid.step
+        self._laid.nll[rows], self._laid.is_scored[rows] = block.scores.nll, block.scores.kept
+
+
+def _score(side: _Side, laid: _LaidTokens, options: Options, settings: Settings) -> list[tuple[str, type[Warning]]]:
+    """Fill in the losses of a model; return what must be warned of."""
+    evaluation = evaluate_files(side.inputs, options, settings, [_Losses(laid)])
+    notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
+    found: list[tuple[str, type[Warning]]] = [*advice(evaluation.figures), *((note, UserWarning) for note in notes)]
+    return [(f"{side.name}: {message}", category) for message, category in found]
+
+
+def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], content: bytes) -> None:
+    """Refuse models that do not have the same documents, but for white space around these."""
+    found = [document_bytes(one.tokens()) for one in texts]
+    for side, (start, _) in zip(sides, found, strict=True):
+        if not start.size or start.min() < 0:
+            got = f"holds no text in its document {int(np.argmin(start))}" if start.size else "holds no tokens"
+            raise_error("content", path=side.inputs.scores[0], got=got, fits="hold text in each document")
+    (of_a, of_b), path = found, sides[1].inputs.scores[0]
+    fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
+    if of_a[0].size != of_b[0].size:
+        raise_error("content", path=path, got=f"holds {of_b[0].size} documents, not {of_a[0].size}", fits=fits)
+    for document in np.flatnonzero((of_a[0] != of_b[0]) | (of_a[1] != of_b[1])).tolist():
+        for first, last in (sorted((int(a[document]), int(b[document]))) for a, b in zip(of_a, of_b, strict=True)):
+            if content[first:last].decode("utf-8", "replace").strip():
+                places = [f"{one[0][document]} to {one[1][document]}" for one in (of_b, of_a)]
+                got = f"holds a document {document} of bytes {places[0]}, not {places[1]}"
+                raise_error("content", path=path, got=got, fits=fits)

@@ -1,0 +1,400 @@
+"""compare_texts and `tokenloss compare --text`: two models with different tokenizers on the same text."""
+
+import csv
+import io
+import json
+import math
+
+import clients
+import made_tokenizers
+import numpy as np
+import pytest
+from commands import assert_refused
+from laid_texts import cut, model, tokenizer, words
+
+from tokenloss import ShiftWarning, compare_texts, evaluate, sinks, token_scores
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+DOCUMENTS = ("In the beginning", "was the 12 word, {and}", "Δελτα über 🙂", "so on")
+TEXT = "\n".join(DOCUMENTS[:3]) + DOCUMENTS[3] + "\n"  # with white space between some of them
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A text, and two models of it: of words, and of three bytes each, some of which split a character."""
+    (tmp_path / "t.txt").write_bytes(TEXT.encode())
+    return [model(tmp_path, "a", [*map(words, DOCUMENTS)]), model(tmp_path, "b", [cut(one, 3) for one in DOCUMENTS])]
+
+
+def compared(a, b, **options):
+    """The comparison of two models by the text beside their files."""
+    options = {"shift": True, "text": a.path.with_name("t.txt")} | options
+    return compare_texts(a.path, b.path, tokenizer_a=a.tokenizer, tokenizer_b=b.tokenizer, **options)
+
+
+def argv_of(a, b):
+    """The same as a command."""
+    text = a.path.with_name("t.txt")
+    return "compare", a.path, b.path, "--text", text, "--tokenizer-a", a.tokenizer, "--tokenizer-b", b.tokenizer
+
+
+def losses_of(one, document):
+    """The losses of a model's tokens of a document, without its first one."""
+    rows = np.flatnonzero(one.segments == document)
+    return token_scores(one.logits[rows[:-1]], one.ids[rows[1:]]).nll
+
+
+def test_spans_hold_the_losses_of_both_models(two):
+    found = compared(*two)
+    columns, kept = found.columns(), found.columns()["kept"]
+    assert "".join(columns["text"]) == "".join(DOCUMENTS)
+    # In the| beginning: the first span of each document holds a token that is not scored
+    assert kept.tolist() == (np.diff(columns["document"], prepend=-1) == 0).tolist()
+    assert columns["text"][:2].tolist() == ["In the", " beginning"]
+    assert columns["nll_a"][1] == losses_of(two[0], 0)[1]
+    assert columns["nll_b"][1] == math.fsum(losses_of(two[1], 0)[1:])
+    for total, nll, rate in ((found.nll_a, columns["nll_a"], found.bits_per_byte_a),
+                             (found.nll_b, columns["nll_b"], found.bits_per_byte_b)):  # fmt: skip
+        assert total == math.fsum(nll[kept])
+        assert rate == total / found.n_bytes / math.log(2)
+    assert found.n_bytes == sum(len(text.encode()) for text in columns["text"][kept])
+    assert found.n_bytes + found.n_bytes_left_out == len("".join(DOCUMENTS).encode())
+
+
+def test_totals_are_those_of_evaluate_where_all_is_scored(two):
+    for one in two:
+        np.savez(one.path, logits=one.logits, targets=one.ids, segment_ids=one.segments)
+    found, size = compared(*two, shift=False), len("".join(DOCUMENTS).encode())
+    rates = found.bits_per_byte_a, found.bits_per_byte_b
+    for one, total, rate in zip(two, (found.nll_a, found.nll_b), rates, strict=True):
+        assert total == math.fsum(token_scores(one.logits, one.ids).nll)
+        assert rate == evaluate(one.path, shift=False, n_bytes=size).meter.bits_per_byte
+    assert (found.n_bytes, found.n_bytes_left_out, found.n_tokens_b) == (size, 0, len(two[1].ids))
+
+
+def test_tinker_cookbook_823_losses_per_token_of_a_coarser_tokenizer_are_higher_at_equal_quality(tmp_path):
+    """One source of letters, predicted letter by letter and pair by pair."""
+    text = "".join("ab"[i] for i in np.random.default_rng(3).integers(2, size=60).tolist())
+    (tmp_path / "t.txt").write_text(text)
+    nll = {ord("a"): -math.log(0.2), ord("b"): -math.log(0.8)}
+    a, b = (
+        model(tmp_path, name, [cut(text, size)], [sum(nll[byte] for byte in piece) for piece in cut(text, size)])
+        for name, size in (("a", 1), ("b", 2))
+    )
+    losses = [evaluate(one.path, shift=False).meter.loss for one in (a, b)]
+    assert losses[1] == pytest.approx(2 * losses[0])
+    found = compared(a, b, shift=False)
+    assert found.bits_per_byte_b == pytest.approx(found.bits_per_byte_a)
+    assert found.difference == pytest.approx(0, abs=1e-12)
+    assert (found.tokens_per_byte_a, found.tokens_per_byte_b) == (1, 0.5)
+
+
+def test_marin_4962_a_gap_is_found_where_it_was_made_and_has_an_error(tmp_path):
+    """Both models pay for an end that has no bytes; b has a bit more for each digit, and for every second document."""
+    texts = [f"word {i} and {i * i} more" for i in range(10, 40)]
+    (tmp_path / "t.txt").write_text("\n".join(texts))
+    bit = math.log(2)
+    ends = [[b"", *words(text), b""] for text in texts], [[b"", *cut(text, 1), b""] for text in texts]
+    a = model(tmp_path, "a", ends[0], [len(piece) * bit if piece else 0.5 for tokens in ends[0] for piece in tokens])
+    nll = [
+        (len(piece) + piece.isdigit() + (i % 2) / len(tokens)) * bit if piece else 0.5
+        for i, tokens in enumerate(ends[1]) for piece in tokens
+    ]  # fmt: skip
+    b = model(tmp_path, "b", ends[1], nll)
+    found = compared(a, b, shift=False)
+    assert found.nll_a == pytest.approx(found.n_bytes * bit + 0.5 * 2 * len(texts))  # the ends are counted
+    assert found.n_special_b == 2 * len(texts)
+    assert found.special_bits_per_byte_b == pytest.approx(0.5 * 2 * len(texts) / bit / found.n_bytes)
+    kinds = {one.kind: one for one in found.kinds}
+    assert kinds["digits"].difference == pytest.approx(
+        sum(byte.isdigit() for text in texts for byte in text) / kinds["digits"].n_bytes, rel=0.05
+    )
+    assert abs(kinds["words"].difference) < 0.05
+    assert 0 < found.difference_stderr < found.difference
+    assert found.is_clustered
+    assert found.n_documents == len(texts)
+    assert all(any(c.isdigit() for c in span.text) for span in found.b_worse)
+    assert found.difference_interval[0] < found.difference < found.difference_interval[1]
+
+
+TOKENIZERS = ("byte-level BPE", "BPE with bytes", "WordPiece", "SentencePiece Unigram", "the tests' model")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Lines of many scripts; of tokenizers of several families, the file, and the ids of each line."""
+    lines = [line.strip() for line in made_tokenizers.lines(300) if line.strip()][:40]
+    found = {}
+    for name in TOKENIZERS:
+        one = made_tokenizers.make(name, tmp_path_factory.mktemp("made"))
+        found[name] = one.path, [one.encode(line) for line in lines]
+    return lines, found
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_real_tokenizers_share_spans_of_whole_characters(name, made, tmp_path):
+    """With byte tokens that split a character, a space before each text, and WordPiece, which drops white space."""
+    lines, found = made
+    (tmp_path / "t.txt").write_text("\n".join(lines), "utf-8", newline="")
+    tokenizers, expected = {}, []
+    for letter, key in ("a", "byte-level BPE"), ("b", name):
+        tokenizers[f"tokenizer_{letter}"], ids = found[key]
+        flat, segments = np.concatenate(ids), np.repeat(np.arange(len(lines)), [*map(len, ids)])
+        logits = np.zeros((len(flat), 1 + flat.max()), np.float32)
+        np.savez(tmp_path / f"{letter}.npz", logits=logits, targets=flat, segment_ids=segments)
+        expected.append(len(flat) * math.log(logits.shape[-1]))
+    result = compare_texts(tmp_path / "a.npz", tmp_path / "b.npz", text=tmp_path / "t.txt", shift=False, **tokenizers)
+    columns = result.columns()
+    for document, line in enumerate(lines):
+        assert "".join(columns["text"][columns["document"] == document]) == line
+    assert [result.nll_a, result.nll_b] == pytest.approx(expected)
+    assert result.n_spans > len(lines) * 1.5
+
+
+# -- what files may hold -----------------------------------------------------------------------------------------------
+
+
+def test_shards_of_one_document_go_on(tmp_path):
+    (tmp_path / "t.txt").write_text(DOCUMENTS[0])
+    a, b = (model(tmp_path, name, [cut(DOCUMENTS[0], size)]) for name, size in (("a", 2), ("b", 3)))
+    for one in a, b:
+        np.savez(one.path, logits=one.logits, input_ids=one.ids)
+    whole, (middle, size) = compared(a, b), (3, len(a.ids))
+    for name, part in ("part-1", slice(middle)), ("part-2", slice(middle, size)):
+        np.savez(tmp_path / f"{name}.npz", logits=a.logits[part], input_ids=a.ids[part])
+    name, a.path = whole.name_a, tmp_path / "part-*.npz"
+    assert compared(a, b, name_a=name) == whole
+    assert (whole.is_clustered, whole.n_documents) == (False, 1)
+
+
+def test_ids_and_segment_ids_may_be_in_files_of_their_own(two, command):
+    """With a document that goes on in the next shard."""
+    a, b = two
+    expected, folder = compared(a, b, name_a="a", name_b="b"), a.path.parent
+    for name, one in ("a", a), ("b", b):
+        np.save(folder / f"{name}-ids.npy", one.ids)
+        np.save(folder / f"{name}-segments.npy", one.segments)
+    for name, part in ("part-1.npy", slice(10)), ("part-2.npy", slice(10, None)):
+        np.save(folder / name, a.logits[part])
+    np.save(folder / "b.npy", b.logits)
+    a.path, b.path = folder / "part-*.npy", folder / "b.npy"
+    of_rows = {
+        "targets": [folder / f"{name}-ids.npy" for name in "ab"],
+        "segment_ids": [folder / f"{name}-segments.npy" for name in "ab"],
+    }
+    assert compared(a, b, **of_rows, name_a="a", name_b="b") == expected
+    argv = [
+        word for option, paths in of_rows.items() for path in paths for word in (f"--{option.replace('_', '-')}", path)
+    ]
+    assert command(*argv_of(a, b), *argv, "--shift")[0] == 0
+    with pytest.raises(ValueError, match=r"^targets is '1 path'; it must be two: that of a, and that of b"):
+        compared(a, b, targets=of_rows["targets"][:1])
+
+
+def test_padding_is_no_part_of_the_text(two):
+    """A batch with an attention mask, as a model that pads on the left has it, and one of packed texts."""
+    a, b = two
+    expected, width = compared(a, b), max(np.bincount(a.segments))
+    ids, mask = np.zeros((len(DOCUMENTS), width), int), np.zeros((len(DOCUMENTS), width), int)
+    logits = np.zeros((*ids.shape, a.logits.shape[-1]))
+    for document in range(len(DOCUMENTS)):
+        own = a.segments == document
+        ids[document, -own.sum() :], mask[document, -own.sum() :] = a.ids[own], 1
+        logits[document, -own.sum() :] = a.logits[own]
+    np.savez(a.path, logits=logits, input_ids=ids, attention_mask=mask)
+    assert compared(a, b) == expected
+    packed = {"logits": a.logits, "input_ids": a.ids, "attention_mask": a.segments + 1}
+    np.savez(a.path, **{name: array[None] for name, array in packed.items()})
+    assert compared(a, b) == expected
+
+
+def test_targets_that_seem_to_need_a_shift_are_warned_of(tmp_path, command):
+    text = " ".join(f"word {i}" for i in range(100))
+    (tmp_path / "t.txt").write_text(text)
+    a, b = (model(tmp_path, name, [pieces]) for name, pieces in (("a", words(text)), ("b", cut(text, 3))))
+    a.logits[np.arange(len(a.ids) - 1), a.ids[1:]] = 20
+    np.savez(a.path, logits=a.logits, targets=a.ids)
+    np.savez(b.path, logits=b.logits, targets=b.ids)
+    with pytest.warns(ShiftWarning, match=r"a\.npz: the targets fit far better") as told:
+        compared(a, b, shift=None)
+    assert len(told) == 1
+    assert "a.npz: the targets fit far better" in command(*argv_of(a, b))[2]
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def rewritten(change):
+    """What changes the text."""
+    return lambda a, b: a.path.with_name("t.txt").write_bytes(change(TEXT.encode()))
+
+
+def other_ids(a, b):
+    """Ids that are larger than the tokenizer has."""
+    np.savez(a.path, logits=np.zeros((3, 99)), input_ids=[1, 2, 98])
+
+
+def another_version(a, b):
+    """The tokenizer of an earlier version: its ids are other pieces."""
+    tokenizer(a.tokenizer, [f"{i:3}".encode() for i in range(40)])
+
+
+def masked_prompt(a, b):
+    """Labels of which the prompt is masked, so that nobody knows its tokens."""
+    np.savez(a.path, logits=a.logits, labels=np.where(np.arange(len(a.ids)) < 2, -100, a.ids), segment_ids=a.segments)
+
+
+def other_documents(a, b):
+    """A model that has the same text in other sequences."""
+    np.savez(b.path, logits=b.logits, input_ids=b.ids, segment_ids=np.where(b.segments == 3, 2, b.segments))
+
+
+def moved_documents(a, b):
+    """A model whose last document begins a token too late."""
+    segments = b.segments.copy()
+    segments[np.flatnonzero(segments == 3)[0]] = 2
+    np.savez(b.path, logits=b.logits, input_ids=b.ids, segment_ids=segments)
+
+
+def mixed_documents(a, b):
+    """Sequences that take turns."""
+    np.savez(a.path, logits=a.logits, input_ids=a.ids, segment_ids=np.arange(len(a.ids)) % 2)
+
+
+def empty_document(a, b):
+    """A document that is special tokens alone."""
+    ids, is_text = np.where(b.segments == 3, 0, b.ids), a.segments < 3
+    np.savez(b.path, logits=b.logits, input_ids=ids, segment_ids=b.segments)
+    np.savez(a.path, logits=a.logits[is_text], input_ids=a.ids[is_text], segment_ids=a.segments[is_text])
+    a.path.with_name("t.txt").write_text("\n".join(DOCUMENTS[:3]), "utf-8")
+
+
+def distributions(a, b):
+    """Targets that are no ids."""
+    np.savez(a.path, logits=np.zeros((2, 3)), targets=np.full((2, 3), 1 / 3))
+
+
+def responses(a, b):
+    """What a server returned."""
+    a.path = clients.save(a.path.with_name("a.json"), "vllm/chat_00.json")
+
+
+BAD = {
+    "beyond": (other_ids, r"a\.npz.* 98"),
+    "version": (another_version, r"t\.txt: byte 0: line 1 goes on with b'In the beg"),
+    "normalised": (rewritten(lambda text: text.replace("ü".encode(), "u\u0308".encode())), r"in NFD|in NFC"),
+    "truncated": (rewritten(lambda text: text[:-4]), "t.txt: byte 63: line 3 ends, and token 12 .* ends before them"),
+    "longer": (rewritten(lambda text: text + b"more"), "goes on with b'more' after the last token"),
+    "BOM": (rewritten(lambda text: b"\xef\xbb\xbf" + text), "byte order mark"),
+    "CRLF": (rewritten(lambda text: text.replace(b", ", b",\r\n")), r"t\.txt: byte \d+: line 2 goes on with"),
+    "surrogate": (rewritten(lambda text: text + "\ud800".encode("utf-8", "surrogatepass")),
+                  r"t\.txt: byte 67: b'\\xed\\xa0\\x80' is not UTF-8; it must be text in UTF-8"),
+    "documents": (other_documents, r"b\.npz: holds 3 documents, not 4; it must hold those of .*a\.npz"),
+    "moved": (moved_documents, r"b\.npz: holds a document 2 of bytes 40 to 64, not 40 to 61; it must hold those of"),
+    "masked": (masked_prompt, "t.txt: byte 0: line 1 goes on with .*; 2 ignored ids of the file cannot be of the text"),
+    "mixed": (mixed_documents, r"a\.npz: holds sequences whose tokens are mixed; it must hold them one after"),
+    "empty": (empty_document, r"b\.npz: holds no text in its document 3; it must hold text in each document"),
+    "distributions": (distributions, r"a\.npz: holds targets of shape \(2, 3\); it must hold an id for each row"),
+    "responses": (responses, r"a\.json: holds responses; it must hold scores"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_anything_is_written(name, two, tmp_path, command):
+    spoil, words = BAD[name]
+    spoil(*two)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    outputs = [sinks.SpanPage(tmp_path / "p.html"), sinks.SpanTable(str(tmp_path / "s.csv"))]
+    with pytest.raises((ValueError, IndexError), match=words) as caught:
+        compared(*two, sinks=outputs)
+    refused = command(*argv_of(*two), "--shift", "--html", tmp_path / "p.html", "--per-token", tmp_path / "s.csv")
+    assert_refused(refused, str(caught.value).partition("; ")[0])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Tokens(sinks.Sink):
+    """A sink that waits for tokens in vain."""
+
+    needs_tokens = True
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"top": -1}, "top is -1; it must be an integer of at least 0"),
+        ({"kind": "loss"}, "kind is 'loss'; it must be 'logits', 'log_probs', 'probs'"),
+        ({"shift": 2}, "shift is 2; it must be True, False or None"),
+        ({"name_b": 3}, "name_b is 3; it must be text or None"),
+        ({"text": b"a"}, "text is 'bytes'; it must be a path"),
+        ({"sinks": [Tokens()]}, "Tokens needs each token; compare_texts gives the result alone"),
+        ({"sinks": [sinks.HtmlPage("x.html")]}, "HtmlPage is a sink of evaluate, not of compare_texts"),
+    ],
+)
+def test_arguments_of_compare_texts_are_checked(options, words, two):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        compared(*two, **options)
+    assert str(caught.value) == words
+
+
+def test_distributions_as_targets_are_refused(two):
+    distributions(*two)
+    with pytest.raises(ValueError, match=r"a\.npz: holds distributions as targets; it must hold class ids"):
+        compared(*two, shift=False)
+
+
+def test_targets_that_lack_the_first_token_are_refused_with_a_hint(two):
+    a, b = two
+    np.savez(a.path, logits=a.logits[:-1], targets=a.ids[1:], segment_ids=a.segments[:-1])
+    with pytest.raises(ValueError, match="targets that are the next tokens already lack the first token of each text"):
+        compared(a, b, shift=False)
+
+
+def test_an_output_replaces_no_input(two, tmp_path):
+    for path in tmp_path / "t.txt", two[0].tokenizer, two[1].path:
+        with pytest.raises(ValueError, match="would replace"):
+            compared(*two, sinks=[sinks.SpanPage(path)])
+
+
+# -- outputs and the command -------------------------------------------------------------------------------------------
+
+
+def test_span_tables_hold_the_columns_of_the_result(two, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
+    tables = [sinks.SpanTable(str(tmp_path / f"s{suffix}")) for suffix in (".npy", ".csv", ".parquet")]
+    memory = sinks.SpanTable()
+    columns = compared(*two, sinks=[*tables, memory]).columns()
+    assert [*memory.columns()] == [*columns]
+    npy, parquet = np.load(tables[0].path), pyarrow.read_table(tables[2].path).to_pydict()
+    rows = [*csv.DictReader(io.StringIO((tmp_path / "s.csv").read_text("utf-8")))]
+    for name, column in columns.items():
+        assert np.array_equal(memory.columns()[name], column, equal_nan=column.dtype.kind == "f")
+        known = [None if value != value else value for value in column.tolist()]
+        assert parquet[name] == known
+        assert [row[name] for row in rows] == ["" if value is None else str(value) for value in known]
+        assert name == "text" or np.array_equal(npy[name], column, equal_nan=column.dtype.kind == "f")
+
+
+def test_command_prints_what_compare_texts_returns(two, command, tmp_path):
+    a, b = two
+    found = compared(a, b, name_b="new")
+    argv = [f"new={b.path}" if word == b.path else word for word in argv_of(a, b)]
+    status, out, err = command(*argv, "--shift", "--html", tmp_path / "p.html")
+    assert (status, out, err) == (0, found.summary() + "\n", "")
+    assert json.loads(command(*argv, "--shift", "--json")[1]) == found.to_dict()
+    (row,) = csv.DictReader(io.StringIO(command(*argv, "--shift", "--format", "csv")[1]))
+    assert float(row["difference"]) == found.difference
+    assert float(row["difference_low"]) == found.difference_interval[0]
+    assert "| b: new" in command(*argv, "--shift", "--format", "markdown")[1]
+    assert "<p>In the beginning</p>" in (tmp_path / "p.html").read_text("utf-8")
+
+
+def test_command_refuses_what_does_not_apply_to_texts(two, command):
+    argv = argv_of(*two)
+    assert_refused(command(*argv[:5]), "--tokenizer-a is missing; models with different tokenizers need --text, "
+                   "--tokenizer-a, --tokenizer-b")  # fmt: skip
+    assert_refused(command(*argv, "more.npz"), "OTHER more.npz: --text compares two models")
+    for option in ("--max-kl=1", "--base-kind=logits", "--size=a=1", "--plot=x.png", "--per-sequence=x.csv",
+                   "--state=x", "--lm-head=x", "--noise=x", "--classes=4", "--skip-failed",
+                   "--definitions=llama.cpp", "--confidence=0.9"):  # fmt: skip
+        assert_refused(command(*argv, option), f"{option.split('=')[0]} does not apply to models with different")
+    assert not list(two[0].path.parent.glob("x*"))
