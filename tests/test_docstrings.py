@@ -115,12 +115,14 @@ VARIANTS = {
     "sample_weight": [{"_statistics.meter.LossMeter.update"}, {"_statistics.sequences.sequence_losses"}],
     "scheduler": [{"_evaluation.cluster.map_shards"}, {"_evaluation.compare_files.compare_files"}],
     "scores": [{"_output.loss_page.write_page"}, {"_output.divergence_page.write_comparison_page"}],
+    "epsilon": [{"_comparison.mismatch.mismatch"}],
     "segment_ids": [
         {"_evaluation.compare_texts.compare_texts"},
         {"_evaluation.evaluate.evaluate"},
         {
             "_comparison.comparison.ComparisonMeter.update",
             "_comparison.comparison.compare",
+            "_comparison.mismatch.mismatch",
             "_comparison.linear_compare.linear_compare",
         },
         {"_comparison.drafts.draft_acceptance"},
@@ -165,6 +167,7 @@ VARIANTS = {
     "vocabulary": [{"_output.divergence_page.write_comparison_page"}],
     "where": [
         {"_statistics.meter.LossMeter.update", "_statistics.sequences.sequence_losses"},
+        {"_comparison.mismatch.mismatch"},
         {"_output.divergence_plot.draw_divergences"},
         {"_output.loss_plot.draw_losses"},
     ],

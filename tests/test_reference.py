@@ -88,6 +88,12 @@ def files(tmp_path_factory):
     np.save(path / "head.npy", rng.normal(size=(11, 4)))
     np.savez(path / "hidden.npz", hidden_states=rng.normal(size=(8, 5, 4)), targets=targets.reshape(8, 5))
     (path / "text.txt").write_text("a few words")
+    answer = {
+        "message": {"content": "a"},
+        "logprobs": {"content": [{"token": "a", "logprob": -0.5 - i} for i in range(4)]},
+    }
+    clients.save_lines(path / "rollout.jsonl", *[{"choices": [answer]}] * 5)
+    np.save(path / "trainer.npy", -rng.exponential(size=20))
     (path / "ranks.tiktoken").write_text("".join(f"{b64encode(bytes([n])).decode()} {n}\n" for n in range(11)))
     (path / "responses.jsonl").write_text(clients.responses()["vllm/run_batch_out.jsonl"], "utf-8", newline="")
     for model in "base", "noise":
@@ -158,19 +164,23 @@ def commands_of(files, kind):
             ("compare", *[files.responses_jsonl] * 2, *skip, "--noise", files.responses_jsonl, *of_ratio),
         ],
         "drafts": [("compare", files.base, f"q8={files.q8}", "--draft", "--cost-ratio", "0.1", "--size", "q8=1")],
+        "logprobs": [("compare", files.trainer_npy, files.rollout_jsonl, "--max-k3", "99")],
         "samples": [("compare", files.base_mc_jsonl, files.noise_mc_jsonl, "--margin", "0.1")],
         "all": [("info",)],
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["scores", "hidden states", "windows", "drafts", "responses", "samples", "all"])
+KINDS_OF_JSON = "scores", "hidden states", "windows", "drafts", "responses", "logprobs", "samples", "all"
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_JSON)
 def test_keys_of_json_are_described(files, kind):
     for argv in commands_of(files, kind):
         found, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
         if kind == "samples":
             del described[".candidates[].groups[]"]  # of folders; its keys are those of `metrics`
             del described[".noise"]
-        if kind == "drafts":
+        if kind in ("drafts", "logprobs"):
             del described[".noise"], described[".noise.sequences[]"]
         if kind == "hidden states":  # without text, and in one file
             for model in ".candidates[]", ".noise":
@@ -204,7 +214,8 @@ def test_models_side_by_side_have_the_keys_of_each(files):
 
 # -- columns -----------------------------------------------------------------------------------------------------------
 
-TITLES = ("A token", "A sequence", "A token of two models", "A sequence of two models")
+TITLES = ("A token", "A sequence", "A token of two models", "A sequence of two models",
+          "A token of a trainer and a sampler", "A sequence of a trainer and a sampler")  # fmt: skip
 
 
 def tables_in_memory(files):
@@ -229,6 +240,11 @@ def tables_in_memory(files):
     yield TITLES[3], "drafts", sequences.columns()
     (one,) = found.values()
     yield TITLES[2], "draft arrays", one.columns()
+    tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
+    found = compare_files(files.trainer_npy, {"a": files.rollout_jsonl}, sinks=[tokens, sequences])
+    yield TITLES[4], "logprobs", tokens.columns()
+    yield TITLES[5], "logprobs", sequences.columns()
+    yield TITLES[4], "arrays", found["a"].columns()
     spans = sinks.SpanTable()
     found = compare_texts(files.a_npz, files.b_npz, **of_texts(files), shift=True, sinks=[spans])
     for columns in spans.columns(), found.columns():

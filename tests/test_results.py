@@ -26,6 +26,7 @@ from tokenloss import (
     evaluate,
     linear_compare,
     linear_token_scores,
+    mismatch,
     sequence_losses,
     token_scores,
 )
@@ -59,6 +60,13 @@ def of_responses(folder):
     paths = [clients.save(folder / f"{name}_responses.jsonl", *clients.COMPLETIONS[:3]) for name in ("base", "other")]
     paths[1].write_text(re.sub(r'("logprob": ?-)', r"\g<1>1", paths[1].read_text("utf-8")), "utf-8")
     return paths
+
+
+def of_logprobs(folder):
+    """Files of a trainer's log-probabilities, and of an engine's that sampled."""
+    clients.save_lines(folder / "rollout.jsonl", *({"logprobs": [-0.5 - i, None, -1.0]} for i in range(3)))
+    np.save(folder / "trainer.npy", np.linspace(-2, -1, 9))
+    return only(compare_files(folder / "trainer.npy", folder / "rollout.jsonl"))
 
 
 def of_samples(folder):
@@ -132,6 +140,10 @@ MAKERS = {
     ),
     "comparison of responses": lambda folder: only(compare_files(*of_responses(folder))),
     "comparison of samples": lambda folder: only(compare_files(*of_samples(folder), margin=0.1)),
+    "mismatch": lambda _: mismatch(-np.abs(LOGITS[..., 0]), -np.abs(OTHER[..., 0]), where=TARGETS >= 0),
+    "mismatch of tokens": lambda _: mismatch([-1.0, -2.0, math.nan, -3.0], [-1.5, -math.inf, -1.0, -3.0]),
+    "mismatch of nothing": lambda _: mismatch(np.zeros((3, 0)), np.zeros((3, 0))),
+    "mismatch of files": of_logprobs,
     "comparison of texts": of_texts,
     "comparison of texts without spans": lambda folder: of_texts(folder, text="to"),
     "verdicts": lambda _: compare(LOGITS, OTHER, TARGETS).check(max_kl=1, max_kl_quantile={0.9: 2}, min_same_top=0.5),

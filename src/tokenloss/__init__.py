@@ -30,6 +30,7 @@ Two models on the same tokens
     kl_divergence           the divergence alone
     linear_compare          compare, from hidden states
     linear_kl_divergence    kl_divergence, from hidden states
+    mismatch                a trainer's log-probabilities against those of the engine that sampled
     topk_divergence_bound   a lower bound of the divergence, from lists of the most likely classes
 
 Bytes of tokens, and two models with different tokens
@@ -67,6 +68,7 @@ _NAMES = {
     "_comparison.comparison_meter": ("ComparisonMeter",),
     "_comparison.drafts": ("draft_acceptance",),
     "_comparison.linear_compare": ("linear_compare",),
+    "_comparison.mismatch": ("mismatch",),
     "_core.config": ("show_config",),
     "_evaluation.compare_files": ("compare_files",),
     "_evaluation.compare_texts": ("compare_texts",),

@@ -8,6 +8,7 @@ from tokenloss._comparison.comparison import compare as compare
 from tokenloss._comparison.comparison_meter import ComparisonMeter as ComparisonMeter
 from tokenloss._comparison.drafts import draft_acceptance as draft_acceptance
 from tokenloss._comparison.linear_compare import linear_compare as linear_compare
+from tokenloss._comparison.mismatch import mismatch as mismatch
 from tokenloss._core.config import show_config as show_config
 from tokenloss._core.version import __version__ as __version__
 from tokenloss._evaluation.compare_files import compare_files as compare_files
@@ -56,6 +57,7 @@ __all__ = [
     "linear_token_scores",
     "log_softmax",
     "logsumexp",
+    "mismatch",
     "next_token",
     "nll_loss",
     "sequence_losses",

@@ -16,7 +16,7 @@ from commands import assert_refused, process
 import tokenloss
 from tokenloss._command import cli
 from tokenloss._command.arguments import make_parser
-from tokenloss.results import Comparison, Evaluation
+from tokenloss.results import Comparison, Evaluation, Mismatch
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 COMMANDS = ("score", "compare", "info")
@@ -94,6 +94,8 @@ def folder(tmp_path, monkeypatch):
         laid_texts.tokenizer(tmp_path / name.upper() / "tekken.json", [bytes([i]) for i in range(123)])
     for name in ("responses", "server-a", "server-b"):
         clients.save(tmp_path / f"{name}.jsonl", "vllm/chat_00.json", "vllm/chat_01.json")
+    clients.save_lines(tmp_path / "rollout.jsonl", {"logprobs": [-0.5, -1.5]}, {"logprobs": [-0.25]})
+    np.save(tmp_path / "trainer.npy", [-0.5, -1.25, -0.25])
     for name, run in ("samples-a", "base"), ("samples-b", "noise"):
         clients.save(tmp_path / f"{name}.jsonl", f"{run}/mc.jsonl")
     monkeypatch.chdir(tmp_path)
@@ -129,13 +131,18 @@ OUTPUTS = {"per_token", "per_sequence", "plot", "html"}  # options that Python h
 
 
 @pytest.mark.parametrize(
-    ("argv", "function", "others", "result"),
+    ("argv", "function", "others", "results"),
     [
-        (["score", "x"], tokenloss.evaluate, {}, Evaluation),
-        (["compare", "x", "y"], tokenloss.compare_files, {"sizes": "size"}, Comparison),  # given one by one, NAME=SIZE
+        (["score", "x"], tokenloss.evaluate, {}, (Evaluation,)),
+        (
+            ["compare", "x", "y"],
+            tokenloss.compare_files,
+            {"sizes": "size"},
+            (Comparison, Mismatch),
+        ),  # given one by one, NAME=SIZE
     ],
 )
-def test_options_and_parameters_have_the_same_names_and_defaults(argv, function, others, result):
+def test_options_and_parameters_have_the_same_names_and_defaults(argv, function, others, results):
     options = vars(make_parser().parse_args(argv))
     parameters = inspect.signature(function).parameters
     if function is tokenloss.compare_files:  # of which other models take these
@@ -146,6 +153,6 @@ def test_options_and_parameters_have_the_same_names_and_defaults(argv, function,
         if name not in ("sinks", "progress"):  # progress is shown where stderr is a terminal
             value = options.pop(others.get(name, name))
             assert parameter.default in (value, parameter.empty) or not (value or parameter.default), name
-    gates = {*inspect.signature(result.check).parameters} - {"self", "noise"}
+    gates = {name for one in results for name in inspect.signature(one.check).parameters} - {"self", "noise"}
     assert gates <= options.keys()
     assert options.keys() - gates <= {*OUTPUTS, "top_k", "format", "run"}  # top_k is a parameter of `sinks.TokenTable`

@@ -12,6 +12,7 @@ from places import DATA, SAMPLE
 import tokenloss
 from tokenloss._command import commands
 from tokenloss._evaluation import compare_files, plan
+from tokenloss._evaluation.compare_logprobs import compare_logprobs
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_scores import compare_scores
@@ -187,10 +188,11 @@ FORWARDED = {
 OTHERS = {"sinks", "progress", "text"}  # which no option gives as it is
 
 
-@pytest.mark.parametrize("function", [compare_scores, compare_responses, compare_samples])
+@pytest.mark.parametrize("function", [compare_scores, compare_responses, compare_samples, compare_logprobs])
 def test_an_option_that_a_comparison_does_not_take_is_refused(function, command, monkeypatch):
     """By the command and by Python alike, before any file is read."""
     monkeypatch.setattr(compare_files, "is_samples", lambda _: function is compare_samples)
+    monkeypatch.setattr(compare_files, "are_logprobs", lambda *_: function is compare_logprobs)
     base, other = ("x.npy", "q.npy") if function is compare_scores else ("x.json", "q.json")
     taken = {*inspect.signature(function).parameters, "workers", "progress"}
     refused = {name: value for name, value in FORWARDED["compare_files"][1].items() if name not in taken}
@@ -200,7 +202,7 @@ def test_an_option_that_a_comparison_does_not_take_is_refused(function, command,
         named = words[option].replace("=q=", f"={other}=")
         assert_refused(command("compare", base, other, named), f"--{option} ")
         given = {other: "4.9G"} if name == "sizes" else value
-        with pytest.raises(ValueError, match=rf"^{name} (does not apply to|is for) (responses|samples)"):
+        with pytest.raises(ValueError, match=rf"^{name} (does not apply to|is for) (responses|samples|log-prob)"):
             tokenloss.compare_files(base, other, **{name: given})
     if function is compare_samples:
         refused = command("compare", base, other, "--html=x.html")

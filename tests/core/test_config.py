@@ -163,6 +163,7 @@ def test_public_names_are_those_that_are_promised():
         "linear_token_scores",
         "log_softmax",
         "logsumexp",
+        "mismatch",
         "next_token",
         "nll_loss",
         "sequence_losses",

@@ -68,7 +68,8 @@ Compare models, such as quantised ones, with their base: KL divergence, perplexi
 
 BASE and each OTHER are files as `score` reads them, with scores of the same rows; or files of responses to the same
 requests, or of responses beside scores; or samples that lm-evaluation-harness logged: .jsonl files, or its folders,
-task by task. Their content tells which.
+task by task; or log-probabilities of the same tokens alone, of a trainer and then of the engine that sampled: arrays
+(tokens,), (N, T) beside responses, or `logprobs` in a .npz file or in lines of JSON. Their content tells which.
 
 Any file of scores may hold the targets, and all that do must hold the same ones; without targets, divergences alone are
 compared. BASE is read once for all. Tables call each OTHER by its name, as in Q8=q8.npz, or else by its file.
@@ -86,6 +87,8 @@ _COMPARE_EXAMPLES = """
    tokenloss compare server-a.jsonl server-b.jsonl
  for a script, which goes on where both limits are surely kept to (exit status 0):
    tokenloss compare base.npz Q4=q4.npz --max-kl 0.01 --min-same-top 0.97
+ a trainer's log-probabilities of what an engine sampled, with a diagnosis:
+   tokenloss compare trainer.npy rollout.jsonl
  two models with different tokenizers, on the same text:
    tokenloss compare a.npz b.npz --text text.txt --tokenizer-a A/ --tokenizer-b B/
  what a large model accepts of the tokens that a small one drafts, and the speed-up:
@@ -242,22 +245,30 @@ def _add_compare(compare: Parser) -> None:
     _add(of["samples"], "--margin M", words, fraction)
     words = "the field of a document that names its group, by which errors are clustered (default: each is its own)"
     _add(of["samples"], "--cluster FIELD", words)
-    _add(of["gates"], "--max-kl X", "the largest mean KL divergence in nats", number)
-    words = "the largest quantile of the divergence for a fraction F of the tokens, such as 0.99=0.3; for several F"
-    _add(of["gates"], "--max-kl-quantile F=X", words, of_fraction, **_LISTED)
-    words = "the smallest fraction of the tokens at which both have the same likeliest class"
-    _add(of["gates"], "--min-same-top X", words, number)
-    _add(of["gates"], "--max-perplexity-ratio X", "the largest perplexity over that of BASE", number)
-    _add_confidence(of["gates"])
-    words = (
-        "a second run of BASE, with another batch size or engine: all figures are shown as multiples of its own, and "
-        "gates that it does not pass itself are named"
-    )
-    _add(of["gates"], "--noise TWIN", words)
+    _add_compare_gates(of["gates"])
     _add_format(of["output"])
     _add_outputs(of["output"], COMPARE_OUTPUTS)
     _add_running(of["running"])
     _add_help(compare, of["running"], _COMPARE_EXAMPLES)
+
+
+def _add_compare_gates(group: _Group) -> None:
+    """Add the gates of two models, and the noise beside which they are judged."""
+    _add(group, "--max-kl X", "the largest mean KL divergence in nats", number)
+    words = "the largest quantile of the divergence for a fraction F of the tokens, such as 0.99=0.3; for several F"
+    _add(group, "--max-kl-quantile F=X", words, of_fraction, **_LISTED)
+    words = "the smallest fraction of the tokens at which both have the same likeliest class"
+    _add(group, "--min-same-top X", words, number)
+    _add(group, "--max-perplexity-ratio X", "the largest perplexity over that of BASE", number)
+    _add(group, "--max-k3 X", "of a trainer and a sampler: the largest KL divergence by k3 in nats", number)
+    words = "of a trainer and a sampler: the smallest effective sample size, as a fraction of the tokens"
+    _add(group, "--min-ess X", words, number)
+    _add_confidence(group)
+    words = (
+        "a second run of BASE, with another batch size or engine: all figures are shown as multiples of its own, and "
+        "gates that it does not pass itself are named"
+    )
+    _add(group, "--noise TWIN", words)
 
 
 def _add_drafts(group: _Group) -> None:

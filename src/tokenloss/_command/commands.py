@@ -125,8 +125,7 @@ def compare(args: argparse.Namespace) -> int:
         return _compare_texts(args)
     gates = _gates(args)
     if gates and args.draft:
-        option = next(iter(gates)).replace("_", "-")
-        raise InputError(f"--{option} is for divergences, not for the acceptance of drafts")
+        raise InputError(f"{_option(next(iter(gates)))} is for divergences, not for the acceptance of drafts")
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
@@ -279,7 +278,8 @@ def _input_errors(subject: str = "") -> Iterator[None]:
 def _with_options(message: str) -> str:
     """Name options in place of the parameters that a message is about."""
     parameters = (
-        r"^[a-z_]+(?= does not apply| is for | is given| is .+; it must be| and \w+ cannot)|(?<= and )\w+(?= cannot)|"
+        r"^[a-z_][a-z_0-9]*(?= does not apply| is for | is given| is .+; it must be| and \w+ cannot)|"
+        r"(?<= and )\w+(?= cannot)|"
         r"(?<=without )\w+$|(?<=there is )\w+$"
     )
     message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)

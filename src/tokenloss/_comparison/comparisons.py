@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
+_GATES = "max_", "min_"  # how their names begin
 ZERO_ADVICE = (
     "a probability of 0 for a target makes its loss infinite, and so the perplexity; raise such probabilities first, "
     "in both models, say by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
@@ -28,7 +30,7 @@ class Comparisons(NamedResults[ComparisonT]):
     """Result of `compare_files`, and of `ComparisonMeter.results`: a dict of comparisons with one base.
 
     Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `DraftAcceptance`, all
-    `ResponseComparison` or all `SampleComparison`.
+    `ResponseComparison`, all `SampleComparison` or all `Mismatch`.
 
     Attributes
     ----------
@@ -140,7 +142,7 @@ class Comparisons(NamedResults[ComparisonT]):
         Parameters
         ----------
         **gates : float or mapping
-            Limits and `confidence`, as `Comparison.check` takes them.
+            Limits and `confidence`, as `Comparison.check` or `Mismatch.check` takes them.
 
         Returns
         -------
@@ -150,15 +152,21 @@ class Comparisons(NamedResults[ComparisonT]):
         Raises
         ------
         TypeError, ValueError
-            If an argument is invalid, if no gate is given, or of samples of lm-evaluation-harness, which have none of
-            these figures.
+            If an argument is invalid, if no gate is given or the results have no such figure, as those of samples of
+            lm-evaluation-harness.
         """
         if not all(hasattr(one, "check") for one in self.values()):
             fits = "does not apply to samples of lm-evaluation-harness, which have a margin in its place"
             if any(hasattr(one, "acceptance") for one in self.values()):
                 fits = "does not apply to drafts, which have no divergence"
             raise_error("not for", name=next(iter(gates), "a gate"), fits=fits)
-        return joined_verdicts({name: one.check(**gates, noise=self.noise) for name, one in self.items()})
+        for one in [*self.values()][:1]:
+            taken = inspect.signature(one.check).parameters
+            for name in gates.keys() - taken.keys():
+                fits = f"does not apply here; there are {', '.join(gate for gate in taken if gate.startswith(_GATES))}"
+                raise_error("not for", name=name, fits=fits)
+        noise = {} if self.noise is None else {"noise": self.noise}
+        return joined_verdicts({name: one.check(**gates, **noise) for name, one in self.items()})
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each candidate, the smallest divergence first.

@@ -181,6 +181,14 @@ def check_losses(losses: Array, mask: Array | bool = True) -> None:
         raise_error("option", name="a loss in nll", got=least, fits=fits)
 
 
+def check_log_probs(name: str, logprobs: Array, mask: Array | bool) -> None:
+    """Refuse numbers in the place of log-probabilities that are above 0 by more than rounding; nan is none of them."""
+    wrong = np.argwhere((logprobs > -_LEAST_LOSS) & mask)
+    if len(wrong):
+        fits = "log-probability: it is above 0"
+        raise_error("score", name=name, position=wrong[0].tolist(), got=logprobs[tuple(wrong[0])], fits=fits)
+
+
 def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The weight of each position as float64; it is broadcast. Larger ones might have a sum beyond a float."""
     array, code = as_array("sample_weight", value)

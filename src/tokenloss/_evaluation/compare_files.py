@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path, as_paths, is_given
 from tokenloss._core.errors import raise_error
+from tokenloss._evaluation.compare_logprobs import are_logprobs, compare_logprobs
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_scores import compare_scores
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     _Paths: TypeAlias = _Path | Sequence[_Path]
 
 _NOT_OF_RESPONSES = "does not apply to responses: they give a lower bound"
+_NOT_OF_LOGPROBS = "does not apply to log-probabilities of tokens alone"
 _NOT_OF_SAMPLES = "does not apply to samples of lm-evaluation-harness"
 _OF_ALL = ("workers", "progress")  # options that may be given though they have no effect
 # by option that only some files take, why others do not
@@ -85,9 +87,9 @@ def compare_files(
     """Compare models, say quantised ones, with their base, from files of scores, of responses or of samples.
 
     This is the command ``tokenloss compare``. What files hold is told by their content: scores or hidden states of the
-    same rows; responses of servers to the same requests; or samples that lm-evaluation-harness logged
-    (``--log_samples``). Scores of the base are read once for all candidates, and no file of scores is loaded whole, so
-    they may be larger than memory.
+    same rows; responses of servers to the same requests; samples that lm-evaluation-harness logged (``--log_samples``);
+    or log-probabilities of the same tokens alone, of a trainer and of the engine that sampled. Scores of the base are
+    read once for all candidates, and no file of scores is loaded whole, so they may be larger than memory.
 
     Parameters
     ----------
@@ -95,10 +97,11 @@ def compare_files(
         Files of the base, shards of one text: of scores as `tokenloss.formats.open_scores` reads them, or of hidden
         states. Or a pattern of their names, or their directory. Or one file of responses, as
         `tokenloss.formats.open_responses` reads them, or of samples; or the folder of a model's samples, as
-        lm-evaluation-harness writes it (``--output_path``).
+        lm-evaluation-harness writes it (``--output_path``). Or the file of a trainer's log-probabilities.
     others : path, or mapping of names to a path or paths
         The candidates. Each has as many shards as the base, of the same rows in the same order; responses to the same
         requests; or samples of the same task, or of tasks of the same names. Responses may be compared with scores.
+        Or the one file of the engine that sampled.
     targets : path or paths, optional
         A .npy file of class ids for each shard, or one for all; by default, the base or a candidate holds them. All
         that are held must be the same. Without any, scores are compared by their divergences alone.
@@ -169,11 +172,11 @@ def compare_files(
     Returns
     -------
     Comparisons
-        A dict of `Comparison`, of `DraftAcceptance`, of `ResponseComparison` or of `SampleComparison`, by the name of
-        the candidate, in the order given; a path without a name is its own. Each has the bits of a comparison of that
-        candidate alone, unless logits of several models are scaled or capped differently. Arrays are of the tokens that
-        are compared, of one dimension. Numbers of sequences that are a shard's own are counted on from those of earlier
-        shards.
+        A dict of `Comparison`, `DraftAcceptance`, `ResponseComparison`, `SampleComparison` or `Mismatch`, by the name
+        of the candidate, in the order given; a path without a name is its own. Each has the bits of a comparison of
+        that candidate alone, unless logits of several models are scaled or capped differently. Arrays are of the tokens
+        that are compared, of one dimension. Numbers of sequences that are a shard's own are counted on from those of
+        earlier shards.
 
     Raises
     ------
@@ -200,6 +203,7 @@ def compare_files(
     compare : The same of arrays.
     draft_acceptance : The acceptance of a draft, of arrays.
     ComparisonMeter : The same of blocks in memory.
+    mismatch : A trainer's log-probabilities against those of the engine that sampled, in arrays.
 
     Notes
     -----
@@ -227,6 +231,12 @@ def compare_files(
     holds are named in `SampleComparison.left_out`. Groups of tasks are those of the newest ``results_*.json`` of the
     base; their means have the weights that give the value there. Errors of groups take tasks as independent, and their
     intervals and tests are by Student's t with Satterthwaite's degrees of freedom.
+
+    *Log-probabilities of tokens* are those of a .npy file of one dimension, of an array ``logprobs`` in a .npz file, or
+    of lines of JSON with a list ``logprobs`` (null for what has no number). Beside responses, whose generated tokens
+    are read by default, a .npy file of two dimensions holds them, too, if it has a row for each response and not for
+    each token. Rows are in the order of the responses, as long as these, and nan or 0 in all other places. Two arrays
+    have one shape, and their padding is nan in both; .npy files of two dimensions without any are scores.
 
     Examples
     --------
@@ -268,7 +278,7 @@ def compare_files(
     options = {name: value for name, value in locals().items() if name not in ("base", "others")}
     of_base, of_others = _sources("base", base), _candidates(others)
     models = of_others if noise is None else _with_noise(of_others, noise)
-    function, reason = _comparison_of(resolved([path for paths in (of_base, *models.values()) for path in paths]))
+    function, reason = _comparison_of(resolved([path for paths in (of_base, *models.values()) for path in paths]), part)
     if function is not compare_scores:
         of_base, models = resolved(of_base), {name: resolved(paths) for name, paths in models.items()}
     taken = inspect.signature(function).parameters  # the options that apply
@@ -276,7 +286,8 @@ def compare_files(
         if name not in (*taken, *_OF_ALL) and is_given(value, _DEFAULTS[name]):
             if name == "sinks":
                 name = checked_sinks(value, "compare_files", None, None)[0]._name
-            raise_error("not for", name=name, fits=reason if reason == _NOT_OF_SAMPLES else _REASONS.get(name, reason))
+            fits = reason if reason in (_NOT_OF_SAMPLES, _NOT_OF_LOGPROBS) else _REASONS.get(name, reason)
+            raise_error("not for", name=name, fits=fits)
     found: Comparisons[Any] = function(of_base, models, **{name: options[name] for name in options if name in taken})
     if noise is not None:
         found.noise = found.pop(NOISE)
@@ -300,7 +311,7 @@ def hints_of(found: Comparisons[Any]) -> dict[str, Any]:
 _DEFAULTS = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}
 
 
-def _comparison_of(paths: list[str]) -> tuple[Callable[..., Any], str]:
+def _comparison_of(paths: list[str], part: Any) -> tuple[Callable[..., Any], str]:
     """The function that compares what these files hold, and why options of others do not apply."""
     for path in filter(is_folder_of_responses, paths):
         fits = "be one file, with a response on each line (.jsonl), in the order of the other's"
@@ -308,6 +319,8 @@ def _comparison_of(paths: list[str]) -> tuple[Callable[..., Any], str]:
     of_responses = [is_responses(path) for path in paths]
     if any(map(is_samples_folder, paths)) or (all(of_responses) and any(map(is_samples, paths))):
         return compare_samples, _NOT_OF_SAMPLES
+    if are_logprobs(paths, part):
+        return compare_logprobs, _NOT_OF_LOGPROBS
     if any(of_responses):
         return compare_responses, _NOT_OF_RESPONSES
     return compare_scores, ""

@@ -62,6 +62,7 @@ class DivergencePage(Sink):
     option = "--html"
     _takes_drafts = False
     _function = "compare_files"
+    _takes_logprobs = False
     help = (
         "write a page that shows the text, each token shaded by its divergence; with --text, each span by the "
         "difference of both models' losses, with the tokens of both"

@@ -44,7 +44,7 @@ _QUANTILES = {
 class DivergencePlot(Sink):
     """A plot of the quantiles of the divergence, and of several candidates' means over sizes: ``compare --plot``.
 
-    It is a .png, .svg or .pdf file.
+    Of log-probabilities of tokens alone, it is of their absolute differences. It is a .png, .svg or .pdf file.
 
     Parameters
     ----------
@@ -93,7 +93,8 @@ class DivergencePlot(Sink):
             figure = draw_candidates(result, sizes=sizes, title=title_of(result))
         else:
             ((name, one),) = result.items()
-            figure = _drawn(one._kl, one.kept, one._segment_ids, name, one._quantity)
+            kept = one.kept.reshape(-1)
+            figure = _drawn(one._kl.reshape(-1), kept, one._segment_ids, name, one._quantity)
         drawing.save(figure, self.path)
 
 

@@ -61,6 +61,12 @@ _COMPARED_SEQUENCE_COLUMNS = [
     *((name, "<f8") for name in ("loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")),
 ]
 _DRAFT_SEQUENCE_COLUMNS = [*_COMPARED_SEQUENCE_COLUMNS[:3], ("acceptance", "<f8")]
+# Of log-probabilities of tokens alone; a line is -1 in arrays.
+_MISMATCH_COLUMNS = [("kept", "?"), *((name, "<f8") for name in ("logprobs", "base_logprobs", "difference", "ratio"))]
+_MISMATCH_SEQUENCE_COLUMNS = [
+    *((name, "<i8") for name in ("file", "sequence", "count", "line")),
+    *((name, "<f8") for name in ("difference", "k3", "log_ratio", "ratio", "geometric_ratio")),
+]
 # Columns that are not null for tokens that are not scored, where the format has a null.
 _OF_SPANS = {"document", "start", "stop", "kind", "n_tokens_a", "n_tokens_b"}
 _OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES, *_OF_SPANS}
@@ -83,7 +89,7 @@ class _TableFile(Sink):
 
     def _compared(self, columns: list[tuple[str, str]]) -> np.dtype[Any]:
         """Columns of a table of candidates: their name, then these, but for those that there are not."""
-        missing = {"row"} if self._of_responses else set()
+        missing = {"row"} if self._of_responses or self._of_logprobs else set()
         if self._suffix == ".npy" or not self._has_text:
             missing.add("text")
         width = max(map(len, self._names), default=0) or 1
@@ -228,9 +234,10 @@ class ComparedTokenTable(_TableFile):
     `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top`, `base_top_p` and further `divergences` that were asked for, which
     are nan, null or empty of tokens that are not scored, as in `TokenTable`; without targets, losses and `delta_p` are
     nan. Where files hold the text of the tokens, .csv and .parquet have the target's `text`. Of responses of servers
-    there is no `row`, and the others are those of `ResponseComparison`; of drafts, `acceptance` is the only other. It
-    is a .npy file of a structured array, a .csv or a .parquet file, written block by block: of several candidates, the
-    rows of a block of tokens come candidate by candidate, so group them by `name`.
+    there is no `row`, and the others are those of `ResponseComparison`; of log-probabilities of tokens alone, of
+    `Mismatch`; of drafts, `acceptance` is the only other. It is a .npy file of a structured array, a .csv or a .parquet
+    file, written block by block: of several candidates, the rows of a block of tokens come candidate by candidate, so
+    group them by `name`.
 
     Parameters
     ----------
@@ -274,8 +281,10 @@ class ComparedTokenTable(_TableFile):
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         of_tokens = [*_COMPARED_COLUMNS, *((name, "<f8") for name in self._divergences)]
-        if self._of_responses or self._are_drafts:
-            of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else _DRAFT_COLUMNS
+        if self._are_drafts:
+            of_tokens = _DRAFT_COLUMNS
+        of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else of_tokens
+        of_tokens = _MISMATCH_COLUMNS if self._of_logprobs else of_tokens
         self._columns = self._compared([*_COMPARED_PLACES, *of_tokens])
         with self._writer(self._columns, rows) as self._write:
             yield
@@ -298,7 +307,8 @@ class ComparedSequenceTable(_TableFile):
     part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
     `loss_difference`, `kl`, `delta_p`, `same_top`, and further `divergences` that were asked for. Of responses of
     servers, `kl_bound` stands in place of `kl`, and `line` and `base_line` are those of the response in both files. Of
-    drafts, `acceptance` is the only mean. It is a .npy file of a structured array, a .csv or a .parquet file.
+    log-probabilities of tokens alone, they are those of `Mismatch.sequences`; of drafts, `acceptance` is the only mean.
+    It is a .npy file of a structured array, a .csv or a .parquet file.
 
     Parameters
     ----------
@@ -344,6 +354,8 @@ class ComparedSequenceTable(_TableFile):
         if self._of_responses:
             columns = [("kl_bound", form) if name == "kl" else (name, form) for name, form in columns]
             columns += [("line", "<i8"), ("base_line", "<i8")]
+        if self._of_logprobs:
+            columns = _MISMATCH_SEQUENCE_COLUMNS
         form = self._compared(columns)
         numbers = {path: number for number, path in enumerate(summary.get("files", ()))}
         tables = [np.zeros(0, form)]
@@ -352,7 +364,7 @@ class ComparedSequenceTable(_TableFile):
             files = [numbers[row["file"]] if "file" in row else 0 if len(numbers) < 2 else -1 for row in rows]
             tables.append(np.zeros(len(rows), form))
             for column, _ in columns:
-                tables[-1][column] = files if column == "file" else [row[column] for row in rows]
+                tables[-1][column] = files if column == "file" else [row.get(column, -1) for row in rows]
             tables[-1]["name"] = _as_unicode([name])[0]
         table = np.concatenate(tables)
         with self._writer(form, len(table)) as write:

@@ -53,6 +53,14 @@ class Rounding(NamedTuple):
             return max(_FLOAT32_ERROR, min(0.01, 0.5 * 10.0**-self.decimals))
         return 0.01 if self.total and (self.is_bfloat16 or self.is_float16) else _FLOAT32_ERROR
 
+    def half_steps(self, values: Array) -> Array:
+        """How far each of these numbers may be from the unrounded one, by its decimals or else by its dtype."""
+        if self.total and self.decimals <= _MOST_DECIMALS:
+            return np.full(values.shape, 0.5 * 10.0**-self.decimals)
+        bits = 8 if self.is_bfloat16 else 11 if self.is_float16 else 24 if self.is_float32 else 53
+        steps: Array = np.ldexp(0.5, np.frexp(values)[1] - bits)
+        return steps
+
     def __str__(self) -> str:
         """In words, the coarsest rounding that fits; empty without numbers."""
         if not self.total:

@@ -22,16 +22,16 @@ MAX_HEADER_BYTES = 12 + 10_000  # bytes of a header; NumPy refuses longer ones
 def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
     """Open a .npy file of scores; their targets are elsewhere."""
     reject_array_name(path, array, targets_array)
-    place = _locate(path)
+    place = locate(path)
     return ScoresFile(path, kind or "logits", place.shape, place.dtype, None, None, place.blocks)
 
 
 def open_array(path: str) -> Array:
     """Map a .npy file, say of targets."""
-    return _locate(path, is_targets=True).map()
+    return locate(path, is_targets=True).map()
 
 
-def _locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
+def locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
     """Locate the array of a .npy file."""
     with open_regular(path) as file:
         start, found = file.read(MAX_HEADER_BYTES), stamp(file)
@@ -67,4 +67,4 @@ def header(path: str, start: bytes, name: str = "") -> ArrayLocation:
     return ArrayLocation(path, stream.tell(), dtype, shape, "F" if is_fortran else "C")
 
 
-FORMAT = Format("a .npy file", (".npy",), MAGIC, open_scores, lambda _: [""], lambda path, _: _locate(path))
+FORMAT = Format("a .npy file", (".npy",), MAGIC, open_scores, lambda _: [""], lambda path, _: locate(path))

@@ -127,6 +127,13 @@ def array_names(path: str) -> list[str]:
         return list(_opened(path, file)[1])
 
 
+def open_array(path: str, name: str) -> Array:
+    """Load an array of a .npz file."""
+    with open_regular(path) as file:
+        archive, entries = _opened(path, file)
+        return _member(path, file, archive, name, entries[name]).load()
+
+
 def locate(path: str, name: str) -> ArrayLocation:
     """Location of an array of a .npz file, which must not be compressed."""
     with open_regular(path) as file:

@@ -1,0 +1,412 @@
+"""`mismatch`: a trainer's log-probabilities of tokens against those of the engine that sampled them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._comparison.mismatch_causes import causes
+from tokenloss._comparison.mismatch_figures import effective, k3_of, sequence_figures, sequence_table, token_figures
+from tokenloss._comparison.mismatch_tables import mismatch_shown
+from tokenloss._comparison.paired import Mean, included, nan_last, quantiles
+from tokenloss._core.dtypes import as_float_array, without_bfloat16
+from tokenloss._core.errors import raise_error
+from tokenloss._core.result import Result, figure, places_of, rows_of
+from tokenloss._core.signature import signature_of
+from tokenloss._core.validation import check_log_probs, check_mask, check_number
+from tokenloss._statistics.gates import (
+    Verdicts,
+    checked_limits,
+    checked_tail,
+    divergence_estimate,
+    independent_note,
+    verdict_on,
+)
+from tokenloss._statistics.sequences import check_segment_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenloss._core.result import Shown
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray
+    from tokenloss._statistics.gates import Verdict
+
+_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Mismatch(Result):
+    """Result of `mismatch`: how far a trainer's log-probabilities are from those of the engine that sampled.
+
+    With d = logprobs - base_logprobs of a token, the importance ratio is r = exp(d). Each ``*_stderr`` is the standard
+    error of the figure before it, clustered by sequence if there are at least two, nan for fewer than two tokens. Each
+    ``*_interval`` holds both ends of its 95 % confidence interval, as `Comparison.check` has them: that of a divergence
+    and of an effective sample size is one of its logarithm, and that of a fraction is binomial.
+
+    Attributes
+    ----------
+    count : int
+        Number of tokens that are compared.
+    n_sequences : int
+        Number of sequences with any such token; 0 without sequences.
+    is_clustered : bool
+        Whether standard errors are clustered by sequence.
+    interval_factor : float
+        Number of standard errors from `k1` to each end of its interval.
+    epsilon : float
+        Half the width of the range of ratios that `outside` is about.
+    n_without_number : int
+        Number of tokens that neither side has a number of, and that are left out: padding.
+    n_nan, n_infinite : int
+        Number of compared tokens whose d is nan, since one side is, or infinite. They make the means nan or infinite.
+    k1, k1_stderr, k1_interval, k2, k2_stderr, k2_interval, k3, k3_stderr, k3_interval : float, tuple of float
+        Means of -d, of d**2 / 2 and of exp(d) - 1 - d, in nats: estimates of the KL divergence of the trainer's
+        distribution from the sampler's.
+    mean_abs_difference, mean_abs_difference_stderr, mean_abs_difference_interval : float, tuple of float
+        Mean of abs(d).
+    mean_ratio, mean_ratio_stderr, mean_ratio_interval : float, tuple of float
+        Mean of r, which is 1, but for chance, where tokens were drawn by the sampler's probabilities and both are over
+        the same classes.
+    outside, outside_stderr, outside_interval : float, tuple of float
+        Fraction of the tokens with r outside [1 - epsilon, 1 + epsilon].
+    ess, ess_stderr, ess_interval : float, tuple of float
+        Effective sample size of the tokens, weighted by r, as a fraction of their number.
+    mean_sequence_ratio, mean_sequence_ratio_stderr, log_mean_sequence_ratio : float
+        Mean over the sequences of the product of their tokens' ratios, inf where that is beyond a float, and its
+        logarithm. These figures of sequences, and the next ones, are nan without sequences.
+    mean_geometric_ratio, mean_geometric_ratio_stderr : float
+        Mean over the sequences of the geometric mean of their tokens' ratios.
+    sequence_ess, sequence_ess_stderr, sequence_ess_interval : float, tuple of float
+        Effective sample size of the sequences, weighted by the products, as a fraction of their number.
+    difference_quantiles, ratio_quantiles : dict
+        Quantiles of d and of r by fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.75, 0.5 (the
+        median), 0.25, 0.1, 0.05, 0.01, 0.001 and 0.0 (the minimum), interpolated linearly.
+    diagnosis : list of str
+        What the differences look like, each with its evidence; empty where nothing is sure.
+    temperature : float or None
+        The temperature at which the sampler's logits would give the trainer's log-probabilities, about, if the
+        diagnosis names one.
+    logprobs, base_logprobs, difference, ratio : arrays of float64
+        Of each token; nan where it is not compared.
+    kept : array of bool
+        Whether the token is compared.
+    sequences : dict of 1-D arrays or None
+        Columns of a table that has a row for each sequence with any compared token: "sequence" (its number), "count",
+        "difference" (the mean of d), "k3", "log_ratio" (the sum of d), "ratio" (the product of r), "geometric_ratio",
+        and of files of responses "line". None without sequences.
+
+    Examples
+    --------
+    >>> from tokenloss import mismatch
+    >>> mismatch([[-0.5, -1.0], [-0.25, -2.0]], [[-0.5, -1.1], [-0.3, -1.9]])
+    Mismatch(k3=0.002820 ± 0.000234, count=4, n_sequences=2, mean_ratio=1.01532 ± 0.0373, ess=0.9947)
+    """
+
+    _of_base = ()
+    _quantity = "absolute difference"  # what `_kl` has
+
+    count: int
+    n_sequences: int
+    is_clustered: bool
+    interval_factor: float
+    epsilon: float
+    n_without_number: int
+    n_nan: int
+    n_infinite: int
+    k1: float
+    k1_stderr: float
+    k1_interval: tuple[float, float]
+    k2: float
+    k2_stderr: float
+    k2_interval: tuple[float, float]
+    k3: float
+    k3_stderr: float
+    k3_interval: tuple[float, float]
+    mean_abs_difference: float
+    mean_abs_difference_stderr: float
+    mean_abs_difference_interval: tuple[float, float]
+    mean_ratio: float
+    mean_ratio_stderr: float
+    mean_ratio_interval: tuple[float, float]
+    outside: float
+    outside_stderr: float
+    outside_interval: tuple[float, float]
+    ess: float
+    ess_stderr: float
+    ess_interval: tuple[float, float]
+    mean_sequence_ratio: float
+    mean_sequence_ratio_stderr: float
+    log_mean_sequence_ratio: float
+    mean_geometric_ratio: float
+    mean_geometric_ratio_stderr: float
+    sequence_ess: float
+    sequence_ess_stderr: float
+    sequence_ess_interval: tuple[float, float]
+    difference_quantiles: dict[float, float]
+    ratio_quantiles: dict[float, float]
+    diagnosis: list[str]
+    temperature: float | None
+    logprobs: Float64Array
+    base_logprobs: Float64Array
+    difference: Float64Array
+    ratio: Float64Array
+    kept: BoolArray
+    sequences: dict[str, Array] | None
+    _segment_ids: IntArray | None = None  # of all tokens, those of rows, too; None without sequences
+    _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
+
+    @property
+    def signature(self) -> str:
+        """How the figures were computed, in a line that can be published with them."""
+        unit = "sequence" if self.is_clustered else "token"
+        part = self._about.get("part")
+        return signature_of(
+            unit=unit, tokens=self.count, sequences=self.n_sequences or None, kind="logprobs", part=part
+        )
+
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each token.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            By name, as the attributes. First come `sequence` and `position`, as of `Comparison.columns`: the number of
+            the sequence that was given, or of the row along the last axis, and the place in it, from 0.
+        """
+        places = {} if self._segment_ids is None else places_of(self._segment_ids)
+        names = "logprobs", "base_logprobs", "difference", "ratio", "kept"
+        return places | {name: getattr(self, name).reshape(-1) for name in names}
+
+    def check(self, *, max_k3: float | None = None, min_ess: float | None = None, confidence: float = 0.95) -> Verdicts:
+        """Tell whether figures keep to limits, for all tokens of this kind and not for these alone.
+
+        Parameters
+        ----------
+        max_k3 : float, optional
+            The largest `k3` in nats.
+        min_ess : float, optional
+            The smallest `ess`, a fraction of the number of tokens.
+        confidence : float, default 0.95
+            The confidence of the intervals, as in `Comparison.check`, which tells how each is made.
+
+        Returns
+        -------
+        Verdicts
+            Its `verdict` is "holds", "fails" or "cannot tell", and `gates` has that of each gate.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a limit or `confidence` is invalid, or if no gate is given.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import mismatch
+        >>> base = -np.random.default_rng(0).exponential(size=(20, 50))
+        >>> mismatch(1.01 * base, base).check(max_k3=0.001, min_ess=0.99).verdict
+        'holds'
+        """
+        limits, tail = checked_limits(max_k3=max_k3, min_ess=min_ess), checked_tail(confidence)
+        return Verdicts([self._verdict(gate, limit, tail) for gate, (_, limit) in limits.items()], float(confidence))
+
+    def _verdict(self, gate: str, limit: float, tail: float) -> Verdict:
+        """The verdict on a gate."""
+        index, ids = included(self.kept.reshape(-1), self._segment_ids)
+        difference = self.difference.reshape(-1)[index]
+        with np.errstate(all="ignore"):
+            mean = Mean(k3_of(difference), ids)
+            estimate = divergence_estimate(mean.mean, mean._independent, limit, tail)
+            if gate == "min_ess":
+                estimate, mean = effective(difference, ids, limit, tail)
+        count, unit = mean._independent.count, "sequence" if mean.is_clustered else "token"
+        notes = independent_note(count, unit, mean.factor(tail))
+        return verdict_on(gate, limit, estimate, count, unit, notes=notes)
+
+    @property
+    def _kl(self) -> Float64Array:
+        """What plots draw of each token."""
+        return np.abs(self.difference)
+
+    def _rank(self) -> tuple[bool, float]:
+        """Sort key: the divergence."""
+        return nan_last(self.k3)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """The figures, as the one row of a table."""
+        return [self._figures()]
+
+    def _figures(self) -> dict[str, Any]:
+        """All figures; quantiles are by fraction, as text."""
+        figures: dict[str, Any] = {
+            name: {f"{fraction:g}": one for fraction, one in value.items()} if name.endswith("_quantiles") else value
+            for name, value in vars(self).items()
+            if name[0] != "_" and name != "sequences" and not isinstance(value, np.ndarray)
+        }
+        if self.sequences is not None:
+            figures["sequences"] = rows_of(self.sequences)
+        return self._about | figures | {"signature": self.signature}
+
+    def _main(self) -> dict[str, str]:
+        main = {"k3": figure(self.k3, self.k3_stderr, 4), "count": str(self.count)}
+        main |= {"n_sequences": str(self.n_sequences)} if self.sequences is not None else {}
+        return main | {
+            "mean_ratio": figure(self.mean_ratio, self.mean_ratio_stderr), "ess": figure(self.ess, digits=4)
+        }  # fmt: skip
+
+    def _shown(self) -> Shown:
+        return mismatch_shown(self)
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        (only,) = comparisons.values()
+        return mismatch_shown(only)
+
+
+Mismatch.__module__ = "tokenloss.results"
+
+
+def mismatch(
+    logprobs: ArrayLike,
+    base_logprobs: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    epsilon: float = 0.2,
+) -> Mismatch:
+    """Compare a trainer's log-probabilities of sampled tokens with those of the engine that sampled them.
+
+    `logprobs` are of the policy pi that is trained, `base_logprobs` of the policy mu that the tokens were drawn by, so
+    that with d = logprobs - base_logprobs the importance ratio pi / mu of a token is r = exp(d), and `k1`, `k2` and
+    `k3` are estimates of the divergence KL(mu || pi), of pi from mu.
+
+    Parameters
+    ----------
+    logprobs, base_logprobs : arrays of floats of one shape (..., T)
+        Log-probability of each token in nats, by the trainer and by the sampler: float16, bfloat16, float32 or float64.
+        Each row along the last axis is a sequence, unless `segment_ids` say otherwise; in one dimension, tokens are
+        taken as independent. A token that is nan in both is left out, as by `where`.
+    where : array of bool, optional
+        Mask of the tokens to compare, broadcast over the batch: True for what was generated, False for prompts and
+        padding.
+    segment_ids : array of integers, optional
+        Number of the sequence of each position, broadcast over the batch, in any order: standard errors are then
+        clustered by sequence. Positions of negative numbers belong to no sequence: each is a group of its own.
+    epsilon : float, default 0.2
+        Ratios outside [1 - epsilon, 1 + epsilon] are counted in `Mismatch.outside`: those that PPO clips.
+
+    Returns
+    -------
+    Mismatch
+        The divergence by three estimators, ratios of tokens and of sequences, effective sample sizes, and a diagnosis
+        of what the differences look like.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid, or a log-probability is above 0 by more than rounding; the message names it, what
+        came and what fits.
+
+    See Also
+    --------
+    compare : Two models by all their logits, which give the divergence itself.
+    compare_files : The same of files, as ``tokenloss compare TRAINER.npy ROLLOUT.jsonl``.
+
+    Notes
+    -----
+    The estimators are those of Schulman's note "Approximating KL divergence" (2020, http://joschu.net/blog/kl-approx.html),
+    for tokens that were drawn by mu: ``k1 = -d`` and ``k3 = exp(d) - 1 - d`` have the divergence as their mean, and k3
+    is never negative; ``k2 = d**2 / 2`` has nearly the divergence where that is small. k3 is computed by a series, as
+    the terms of its formula nearly cancel: to 1e-14 of it for any d, where the formula in float32 has not a digit
+    right at d = 1e-4.
+
+    PPO clips the ratios of tokens (Schulman et al. 2017, arXiv 1707.06347); GSPO takes the geometric mean over each
+    sequence (Zheng et al. 2025, arXiv 2507.18071). The effective sample size is ``sum(r)**2 / sum(r**2)`` (Kong 1992;
+    Owen, Monte Carlo theory, methods and examples, 2013, chapter 9), and its error is by the delta method. Means of
+    ratios that a float cannot hold are computed by their logarithms. Sums are exact.
+
+    A diagnosis is made where chance would hardly ever make it: "agree but for rounding"; "looks shifted by one"; "looks
+    scaled", where log-probabilities and not logits were divided by a temperature; "looks like padding"; "looks like raw
+    against processed log-probabilities", where one side is over the classes that top-p, top-k or min-p left; "looks
+    like a temperature"; and "tokens were not drawn by the sampler's numbers", where k1 is negative. One log-probability
+    of each token does not determine a temperature: the one that is given assumes that the other classes share what a
+    token leaves in the same way everywhere. On logits of three small models, it was within 5 % for temperatures from
+    0.7 to 1.2, and within 22 % at 0.5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import mismatch
+    >>> rng = np.random.default_rng(0)
+    >>> base = -rng.exponential(size=(8, 100))  # of 8 answers, by the engine
+    >>> found = mismatch(base * rng.normal(1, 0.01, size=base.shape), base)
+    >>> print(f"{found.k3:.1e}, {found.outside:.1%} clipped, {found.sequence_ess:.1%} effective, {found.diagnosis}")
+    1.4e-04, 0.1% clipped, 98.4% effective, []
+    >>> (sentence,) = mismatch(1.25 * base, base).diagnosis
+    >>> print(sentence[:70])
+    looks scaled: the trainer's are 1.25 times the sampler's at every toke
+    """
+    ours, theirs = (as_logprobs(*named) for named in (("logprobs", logprobs), ("base_logprobs", base_logprobs)))
+    if not ours.shape:
+        raise_error("shape", name="logprobs", got=(), fits="(..., T)")
+    if theirs.shape != ours.shape:
+        raise_error("shape", name="base_logprobs", got=theirs.shape, fits=f"{ours.shape}, as logprobs")
+    mask = np.ones(ours.shape, np.bool_) if where is None else check_mask(where, ours.shape)
+    epsilon = check_number("epsilon", epsilon, "a number between 0 and 1", most=1.0)
+    ids = None if segment_ids is None else check_segment_ids(segment_ids, ours.shape).flatten()
+    for name, array in ("logprobs", ours), ("base_logprobs", theirs):
+        check_log_probs(name, array, mask)
+    return mismatch_of(ours, theirs, mask, ids, epsilon)
+
+
+def as_logprobs(name: str, value: Any) -> Float64Array:
+    """Log-probabilities as float64."""
+    array, code = as_float_array(name, value)
+    with np.errstate(invalid="ignore"):  # a nan that signals is a nan
+        return without_bfloat16(array, code).astype(np.float64)
+
+
+def mismatch_of(
+    logprobs: Float64Array, base: Float64Array, mask: Array, segment_ids: IntArray | None, epsilon: float,
+    about: dict[str, Any] | None = None,
+) -> Mismatch:  # fmt: skip
+    """The result for checked arrays of one shape."""
+    kept = mask & ~(np.isnan(logprobs) & np.isnan(base))
+    if segment_ids is None and kept.ndim > 1:  # each row along the last axis is a sequence
+        segment_ids = np.repeat(np.arange(math.prod(kept.shape[:-1])), kept.shape[-1])
+    index, ids = included(kept.reshape(-1), segment_ids)
+    with np.errstate(all="ignore"):  # of infinite and of very different numbers
+        difference = np.where(kept, logprobs - base, np.nan)
+        ratio = np.exp(difference)
+        ours, theirs, d, r = (array.reshape(-1)[index] for array in (logprobs, base, difference, ratio))
+        figures, mean = token_figures(d, r, ids, epsilon)
+        sequences = None if ids is None else sequence_table(d, ids)
+        of_sequences = np.empty((2, 0)) if sequences is None else (sequences["log_ratio"], sequences["count"])
+        figures |= sequence_figures(*of_sequences)
+        sentences, temperature = causes(ours, theirs, ids)
+    return Mismatch(
+        count=d.size,
+        n_sequences=0 if sequences is None else len(sequences["sequence"]),
+        is_clustered=mean.is_clustered,
+        interval_factor=mean.factor(),
+        epsilon=epsilon,
+        n_without_number=int(np.count_nonzero(mask & ~kept)),
+        n_nan=int(np.count_nonzero(np.isnan(d))),
+        n_infinite=int(np.count_nonzero(np.isinf(d))),
+        **figures,
+        difference_quantiles=quantiles(np.sort(d), _QUANTILES),
+        ratio_quantiles=quantiles(np.sort(r), _QUANTILES),
+        diagnosis=sentences,
+        temperature=temperature,
+        logprobs=np.where(kept, logprobs, np.nan),
+        base_logprobs=np.where(kept, base, np.nan),
+        difference=difference,
+        ratio=ratio,
+        kept=kept,
+        sequences=sequences,
+        _segment_ids=segment_ids,
+        _about=about or {},
+    )

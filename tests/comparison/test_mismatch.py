@@ -1,0 +1,384 @@
+"""mismatch: a trainer's log-probabilities of tokens against those of the engine that sampled them."""
+
+import math
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from tokenloss import mismatch
+from tokenloss._comparison.mismatch import k3_of
+
+ROWS = 12
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def logits_of_text(rng, n=1200, classes=300):
+    """Logits as of a language model: few likely classes, many unlikely ones, and rows of all degrees of certainty."""
+    logits = -1.2 * np.log(np.arange(1, classes + 1)) * np.exp(rng.normal(0.3, 0.5, size=(n, 1)))
+    logits[:, 0] += rng.exponential(3, size=n)
+    return logits + rng.normal(size=(n, classes))
+
+
+def drawn(rng, log_probs):
+    """A class of each row, drawn by its probability."""
+    return (log_probs + rng.gumbel(size=log_probs.shape)).argmax(-1)
+
+
+def of_classes(log_probs, classes):
+    return np.take_along_axis(log_probs, classes[:, None], 1)[:, 0].reshape(ROWS, -1)
+
+
+def truncated(log_probs, top_p=None, top_k=None):
+    """Log-probabilities over the classes that top-p or top-k leaves."""
+    order = np.argsort(-log_probs, -1)
+    ordered = np.exp(np.take_along_axis(log_probs, order, 1))
+    kept = np.zeros(log_probs.shape, bool)
+    left = np.arange(log_probs.shape[1]) < top_k if top_k else ordered.cumsum(1) - ordered < top_p
+    np.put_along_axis(kept, order, np.broadcast_to(left, kept.shape), 1)
+    return log_softmax(np.where(kept, log_probs, -1e9))
+
+
+def bfloat16(values):
+    import ml_dtypes
+
+    return np.asarray(values).astype(ml_dtypes.bfloat16)
+
+
+@pytest.fixture
+def pair(rng):
+    """A trainer and a sampler that differ by noise as of other kernels."""
+    base = -rng.exponential(size=(9, 40))
+    return base * rng.normal(1, 0.02, size=base.shape), base
+
+
+def exact_k3(d):
+    """exp(d) - 1 - d, by so many digits that those that cancel are spare."""
+    with localcontext() as context:
+        context.prec = 80
+        return Decimal(d).exp() - 1 - Decimal(d)
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1e-15, 1e-9, 1e-6, 1e-4, 0.03, 0.999, 1.0, 1.001, 30.0, 600.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_k3_is_right_at_any_difference(d, sign):
+    exact = exact_k3(sign * d)
+    assert abs(Decimal(k3_of(np.array([sign * d]))[0].item()) / exact - 1) < 1e-14
+    assert k3_of(np.array([math.inf, -math.inf, 0.0])).tolist() == [math.inf, math.inf, 0.0]
+
+
+def test_unsloth_10401_k3_of_float32_at_a_millionth():
+    """In float32, 1 is subtracted from a number near 1 there: what is left is far above the divergence, or negative."""
+    base, logprobs = np.full((4, 8), -1e-6, np.float32), np.zeros((4, 8), np.float32)
+    d = logprobs - base
+    assert np.abs(np.exp(d) - d - np.float32(1)).min() > 1e4 * 5e-13
+    exact = float(d[0, 0])
+    found = mismatch(logprobs, base)
+    assert found.k3 == pytest.approx(exact**2 / 2, rel=1e-6)
+    assert found.k2 == pytest.approx(exact**2 / 2, rel=1e-12)
+    assert found.k1 == -exact
+
+
+def clustered(values, ids):
+    """The mean and its standard error, clustered by sequence, by exact fractions."""
+    values = [Fraction(float(value)) for value in values]
+    mean = sum(values) / len(values)
+    sums = [sum(value - mean for value, one in zip(values, ids, strict=True) if one == group) for group in {*ids}]
+    return float(mean), math.sqrt(len(sums) / (len(sums) - 1) * sum(one**2 for one in sums)) / len(values)
+
+
+@pytest.mark.parametrize("by", ["row", "segment_ids"])
+@pytest.mark.parametrize("where", [None, "mask"])
+def test_figures_are_those_of_brute_force(pair, rng, by, where):
+    logprobs, base = pair
+    ids = np.repeat(np.arange(9), 40) if by == "row" else rng.integers(5, size=360)
+    mask = np.ones(360, bool) if where is None else rng.random(360) < 0.7
+    options = {} if by == "row" else {"segment_ids": ids.reshape(9, 40)}
+    options |= {} if where is None else {"where": mask.reshape(9, 40)}
+    found = mismatch(logprobs, base, epsilon=0.03, **options)
+    d, ids = (logprobs - base).ravel()[mask], ids[mask].tolist()
+    k3 = [float(exact_k3(one)) for one in d.tolist()]
+    values = {
+        "k1": -d, "k2": d**2 / 2, "k3": k3, "mean_abs_difference": np.abs(d), "mean_ratio": np.exp(d),
+        "outside": np.abs(np.exp(d) - 1) > 0.03,
+    }  # fmt: skip
+    for name, array in values.items():
+        expected = clustered(array, ids)
+        assert [getattr(found, name), getattr(found, f"{name}_stderr")] == pytest.approx(expected, rel=1e-12), name
+    sums = {one: math.fsum(d[np.array(ids) == one]) for one in sorted({*ids})}
+    ratios = np.exp([*sums.values()])
+    assert found.sequences["sequence"].tolist() == [*sums]
+    np.testing.assert_allclose(found.sequences["ratio"], ratios, rtol=1e-13)
+    assert found.mean_sequence_ratio == pytest.approx(ratios.mean(), rel=1e-13)
+    assert found.mean_sequence_ratio_stderr == pytest.approx(ratios.std(ddof=1) / math.sqrt(ratios.size), rel=1e-9)
+    geometric = ratios ** (1 / found.sequences["count"])
+    assert found.mean_geometric_ratio == pytest.approx(geometric.mean(), rel=1e-12)
+    for name, weights in ("ess", np.exp(d)), ("sequence_ess", ratios):
+        effective = weights.sum() ** 2 / (weights**2).sum() / weights.size
+        assert getattr(found, name) == pytest.approx(effective, rel=1e-12)
+    assert found.difference_quantiles[0.5] == pytest.approx(np.median(d))
+    assert found.ratio_quantiles[0.99] == pytest.approx(np.quantile(np.exp(d), 0.99))
+    assert found.count == mask.sum()
+
+
+def test_one_dimension_has_independent_tokens_and_no_sequences(pair):
+    logprobs, base = (one.ravel() for one in pair)
+    found = mismatch(logprobs, base)
+    assert (found.is_clustered, found.n_sequences, found.sequences) == (False, 0, None)
+    assert found.k1_stderr == pytest.approx((logprobs - base).std(ddof=1) / math.sqrt(360))
+    assert math.isnan(found.mean_sequence_ratio)
+    assert "sequence" not in found.columns()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "list"])
+def test_dtype_of_logprobs_is_read_exactly(dtype, pair):
+    make = {"bfloat16": bfloat16, "list": np.ndarray.tolist}
+    arrays = [make[dtype](one) if dtype in make else one.astype(dtype) for one in pair]
+    assert mismatch(*arrays) == mismatch(*(np.array(one).astype(np.float64) for one in arrays))
+
+
+def test_where_and_nan_in_both_leave_tokens_out(pair):
+    logprobs, base = pair
+    mask = np.arange(40) < np.arange(3, 39, 4)[:, None]
+    of_mask = mismatch(logprobs, base, where=mask)
+    of_nan = mismatch(*(np.where(mask, one, np.nan) for one in pair))
+    assert (of_nan.count, of_nan.n_without_number, of_mask.n_without_number) == (mask.sum(), (~mask).sum(), 0)
+    for name in ("k1", "k3_stderr", "ess_interval", "sequence_ess", "ratio_quantiles"):
+        assert getattr(of_mask, name) == getattr(of_nan, name)
+    np.testing.assert_array_equal(of_mask.columns()["ratio"], of_nan.columns()["ratio"])
+    np.testing.assert_array_equal(np.isnan(of_mask.difference), ~mask)
+
+
+def test_nan_in_one_and_infinity_are_counted_and_not_averaged_away():
+    found = mismatch([-1.0, math.nan, -2.0], [-1.0, -1.0, -1.0])
+    assert (found.n_nan, found.n_infinite) == (1, 0)
+    assert all(math.isnan(getattr(found, name)) for name in ("k1", "k2", "k3", "mean_ratio", "outside", "ess"))
+    found = mismatch([[-1.0, -math.inf, -2.0]], [[-1.0, -1.0, -1.0]])
+    assert (found.n_infinite, found.k1, found.k3, found.outside) == (1, math.inf, math.inf, 2 / 3)
+    assert found.mean_ratio == pytest.approx((1 + math.exp(-1)) / 3)
+    found = mismatch([-1.0, -1.0], [-1.0, -math.inf])
+    assert (found.n_infinite, found.k1, found.mean_ratio) == (1, -math.inf, math.inf)
+    assert found.diagnosis == ["1 token cannot have been sampled: the sampler's log-probability is minus infinity"]
+
+
+def test_ratios_of_long_sequences_are_averaged_by_their_logarithms():
+    base = np.full((3, 2000), -2.0)
+    logprobs = base + np.array([[0.5], [0.499], [-0.5]])
+    found = mismatch(logprobs, base)
+    assert found.mean_sequence_ratio == math.inf
+    assert found.log_mean_sequence_ratio == pytest.approx(1000 + math.log((1 + math.exp(-2)) / 3))
+    assert found.sequence_ess == pytest.approx((1 + math.exp(-2)) ** 2 / (1 + math.exp(-4)) / 3)
+    assert found.sequences["log_ratio"].tolist() == pytest.approx([1000, 998, -1000])
+    assert "exp(999.0" in found.summary()
+
+
+def test_a_ratio_of_a_sequence_is_the_product_and_not_the_sum_of_its_tokens():
+    """What an implementation of modes of sequences computed as a sum of ratios."""
+    found = mismatch([[-1.0, -1.0, -1.0]], [[-1.1, -1.2, -0.9]])
+    assert found.sequences["ratio"][0] == pytest.approx(math.exp(0.2))
+    assert found.sequences["geometric_ratio"][0] == pytest.approx(math.exp(0.2 / 3))
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4)])
+def test_no_tokens_have_no_figures(shape):
+    found = mismatch(np.zeros(shape), np.zeros(shape))
+    assert found.count == 0
+    assert math.isnan(found.k3)
+    assert found.diagnosis == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (([-1.0, 0.5], [-1.0, -1.0]), {}, r"^logprobs\[1\] = 0.5 is not a log-probability: it is above 0$"),
+        (([[-1.0]], [[2.0]]), {}, r"^base_logprobs\[0, 0\] = 2 is not a log-probability"),
+        (([-1.0, -1.0], [-1.0]), {}, r"^base_logprobs has shape \(1,\); it must be \(2,\), as logprobs$"),
+        ((-1.0, -1.0), {}, r"^logprobs has shape \(\); it must be \(\.\.\., T\)$"),
+        (([-1.0], [-1.0]), {"epsilon": 2}, r"^epsilon is 2; it must be a number between 0 and 1$"),
+        (([-1.0], [-1.0]), {"where": [1]}, "^where has dtype int64; it must be bool"),
+        (([-1.0], [-1.0]), {"segment_ids": [0.5]}, "^segment_ids has dtype float64; it must be an integer"),
+        ((np.array([1]), [-1.0]), {}, "^logprobs has dtype int64"),
+    ],
+)
+def test_errors_name_the_argument(arguments, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        mismatch(*arguments, **options)
+
+
+def test_log_probabilities_above_0_by_rounding_are_taken():
+    assert mismatch([1e-6, -1.0], [0.0, -1.0]).k1 == pytest.approx(-5e-7)
+    assert mismatch([2.0, -1.0], [0.0, -1.0], where=[False, True]).count == 1
+
+
+# -- estimates ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spread", [1e-4, 0.1, 1.0])
+def test_k1_and_k3_have_the_divergence_as_their_mean(spread, rng):
+    logits = rng.normal(size=8)
+    mu, pi = log_softmax(logits), log_softmax(logits + spread * rng.normal(size=8))
+    kl = float(np.exp(mu) @ (mu - pi))
+    drawn_by_mu = rng.choice(8, p=np.exp(mu), size=200_000)
+    found = mismatch(pi[drawn_by_mu], mu[drawn_by_mu])
+    for name, truth in ("k1", kl), ("k3", kl), ("mean_ratio", 1.0):
+        assert abs(getattr(found, name) - truth) < 4.5 * getattr(found, f"{name}_stderr"), name
+    assert found.k3_stderr < found.k1_stderr
+
+
+def test_intervals_hold_the_truth_of_clustered_tokens():
+    rng, inside, truth = np.random.default_rng(5), dict.fromkeys(("k1", "k3", "mean_ratio", "ess"), 0), {}
+    for n in (50_000, *[30] * 200):  # the first tells the truth
+        scale = rng.gamma(6, 0.02, size=(n, 1))  # sequences differ in their mismatch
+        d = scale * rng.normal(size=(n, 5)) - scale**2 / 2
+        found = mismatch(d - 9.0, np.full(d.shape, -9.0))
+        for name in inside:
+            low, high = getattr(found, f"{name}_interval")
+            truth.setdefault(name, getattr(found, name))
+            inside[name] += low <= truth[name] <= high
+    assert all(0.88 <= number / 201 <= 0.995 for number in inside.values()), inside
+
+
+@pytest.mark.parametrize("gate", ["max_k3", "min_ess"])
+def test_gates_hold_fail_or_cannot_tell(gate, pair):
+    found = mismatch(*pair)
+    figure = getattr(found, gate[4:])
+    low, high = getattr(found, f"{gate[4:]}_interval")
+    limits = {"holds": high, "cannot tell": figure, "fails": 0.9 * low}
+    if gate == "min_ess":
+        limits = {"holds": low, "cannot tell": figure, "fails": (high + 1) / 2}
+    for verdict, limit in limits.items():
+        (one,) = found.check(**{gate: limit}).gates
+        assert (one.verdict, one.figure, one.interval) == (verdict, pytest.approx(figure), (low, high))
+
+
+# -- the diagnosis -----------------------------------------------------------------------------------------------------
+
+
+def begins(found):
+    """The beginning of each sentence."""
+    return [sentence.partition(":")[0] for sentence in found.diagnosis]
+
+
+def changed(rng, log_probs, classes, noise):
+    """What another engine would give, by noise in its logits."""
+    return of_classes(log_softmax(log_probs + noise * rng.normal(size=log_probs.shape)), classes)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_correct_pairs_have_no_diagnosis(seed):
+    rng = np.random.default_rng(seed)
+    logits = logits_of_text(rng)
+    log_probs = log_softmax(logits)
+    classes = drawn(rng, log_probs)
+    base = of_classes(log_probs, classes)
+    in_bfloat16 = log_softmax(bfloat16(logits).astype(float))
+    for name, logprobs in {
+        "bfloat16 logits": of_classes(in_bfloat16, classes),
+        "noise of kernels": changed(rng, log_probs, classes, 0.02),
+        "bfloat16 of other kernels": bfloat16(changed(rng, log_probs, classes, 0.02)).astype(float),
+        "a policy that moved": changed(rng, log_probs, classes, 0.5),
+        "a policy that moved far": changed(rng, log_probs, classes, 1.5),
+        "a sharper policy": changed(rng, 1.03 * log_probs, classes, 0.2),
+    }.items():
+        assert mismatch(logprobs, base).diagnosis == [], name
+        assert mismatch(logprobs.ravel(), base.ravel()).diagnosis == [], name
+        assert mismatch(logprobs, bfloat16(base)).diagnosis == [] or name == "bfloat16 logits", name
+        assert mismatch(logprobs[:, :3], base[:, :3]).diagnosis == [], name
+
+
+@pytest.mark.slow
+def test_correct_pairs_have_no_diagnosis_for_many_seeds():
+    for seed in range(3, 100):
+        test_correct_pairs_have_no_diagnosis(seed)
+
+
+@pytest.mark.parametrize("is_trainer", [True, False])
+@pytest.mark.parametrize(
+    ("rounded", "words"),
+    [
+        (lambda values: values.round(4), "4 decimals"),
+        (lambda values: values.round(2), "2 decimals"),
+        (lambda values: bfloat16(values).astype(float), "bfloat16"),
+        (lambda values: values.astype(np.float16), "float16"),
+        (lambda values: values.astype(np.float32), "float32"),
+    ],
+)
+def test_rounding_is_told_by_its_digits(rounded, words, is_trainer, pair):
+    base = pair[1]
+    sides = (rounded(base), base)[:: 1 if is_trainer else -1]
+    (sentence,) = mismatch(*sides).diagnosis
+    both = (words, "float64") if is_trainer else ("float64", words)
+    assert sentence.startswith("agree but for rounding: the trainer's are of {}, the sampler's of {},".format(*both))
+    assert mismatch(*(one[:1, :9] for one in sides)).diagnosis == []  # too few to tell
+
+
+def test_equal_numbers_are_told(pair):
+    assert begins(mismatch(pair[0], pair[0])) == ["equal"]
+
+
+@pytest.mark.parametrize(("shift", "place"), [(1, "t + 1"), (-1, "t - 1")])
+@pytest.mark.parametrize("by", ["row", "one dimension"])
+def test_a_shift_by_one_is_told(shift, place, by, pair):
+    logprobs, base = pair
+    logprobs = np.roll(logprobs, -shift, axis=1)
+    sides = (logprobs, base) if by == "row" else (logprobs.ravel(), base.ravel())
+    (sentence,) = mismatch(*sides).diagnosis
+    assert sentence.startswith("looks shifted by one")
+    assert f"fit the sampler's at {place} " in sentence
+
+
+def test_padding_that_is_counted_is_told(pair, rng):
+    mask = np.arange(40) < rng.integers(5, 36, size=9)[:, None]
+    logprobs, base = (np.where(mask, one, 0.0) for one in pair)
+    assert begins(mismatch(logprobs, base)) == ["looks like padding that is counted"]
+    assert mismatch(logprobs, base, where=mask).diagnosis == []
+    logprobs[:, ::3] = base[:, ::3] = 0  # certain tokens
+    assert mismatch(logprobs, base).diagnosis == []
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.7, 0.9, 1.2])
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_vime_64_raw_log_probabilities_beside_a_temperature(temperature, is_raw, rng):
+    """The engine samples at a temperature and returns raw log-probabilities, or the trainer does not know of it."""
+    log_probs = log_softmax(logits_of_text(rng, n=2400))
+    hot = log_softmax(log_probs / temperature)
+    classes = drawn(rng, hot)
+    sides = (hot, log_probs) if is_raw else (log_probs, hot)
+    found = mismatch(*(of_classes(one, classes) for one in sides))
+    assert begins(found)[0] == "looks like a temperature"
+    expected = temperature if is_raw else 1 / temperature
+    assert found.temperature == pytest.approx(expected, rel=0.3 if temperature == 0.5 else 0.1)
+    is_drawn = "tokens were not drawn by the sampler's numbers" not in begins(found)
+    assert is_drawn or is_raw
+    assert is_drawn == (not is_raw) or temperature > 0.8  # near 1 it takes more tokens to tell
+
+
+def test_log_probabilities_that_are_divided_by_a_temperature_are_told(pair):
+    (sentence,) = mismatch(pair[1] / 0.7, pair[1]).diagnosis
+    assert sentence.startswith("looks scaled: the trainer's are 1.429 times the sampler's")
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.8}, {"top_p": 0.95}, {"top_k": 20}])
+@pytest.mark.parametrize("is_trainer", [False, True])
+def test_trl_6789_log_probabilities_over_truncated_classes(options, is_trainer, rng):
+    """The engine's are over the classes that top-p left, the trainer's over all; the mean ratio is the mass kept."""
+    log_probs = log_softmax(logits_of_text(rng))
+    cut = truncated(log_probs, **options)
+    classes = drawn(rng, cut)
+    sides = [of_classes(cut, classes), changed(rng, log_probs, classes, 0.01)][:: 1 if is_trainer else -1]
+    found = mismatch(*sides)
+    assert begins(found)[0] == "looks like raw against processed log-probabilities"
+    assert found.diagnosis[1:] == [] or is_trainer
+    whole = "the sampler's" if is_trainer else "the trainer's"
+    assert f"{whole} keep" in found.diagnosis[0]
+    if not is_trainer:
+        kept = float(np.mean([np.exp(log_probs[i][cut[i] > -1e8]).sum() for i in range(len(cut))]))
+        assert found.mean_ratio == pytest.approx(kept, abs=4 * found.mean_ratio_stderr)
