@@ -42,6 +42,11 @@ VARIANTS = {
         {"_comparison.drafts.draft_acceptance"},
     ],
     "definitions": [{"_comparison.comparison.compare"}],
+    "divergences": [
+        {"_comparison.linear_compare.linear_compare"},
+        {"_scores.divergence.kl_divergence"},
+        {"_scores.linear.linear_kl_divergence"},
+    ],
     "hidden": [
         {"_evaluation.evaluate.evaluate"},
         {"_evaluation.compare_files.compare_files"},
@@ -67,7 +72,7 @@ VARIANTS = {
         {"_evaluation.compare_files.compare_files"},
         {"_evaluation.compare_texts.compare_texts"},
         {
-            "_comparison.comparison.ComparisonMeter.update",
+            "_comparison.comparison_meter.ComparisonMeter.update",
             "_comparison.comparison.compare",
             "_comparison.drafts.draft_acceptance",
             "_scores.divergence.kl_divergence",
@@ -87,7 +92,7 @@ VARIANTS = {
     ],
     "logits": [
         {
-            "_comparison.comparison.ComparisonMeter.update",
+            "_comparison.comparison_meter.ComparisonMeter.update",
             "_comparison.comparison.compare",
             "_scores.divergence.kl_divergence",
             "_scores.token_scores.token_scores",
@@ -101,7 +106,7 @@ VARIANTS = {
     "n_words": [{"_evaluation.evaluate.evaluate"}, {"_statistics.meter.LossMeter.update"}],
     "nll": [{"_statistics.meter.LossMeter.update"}, {"_statistics.sequences.sequence_losses"}],
     "noise": [{"_evaluation.compare_files.compare_files"}],
-    "other": [{"_comparison.comparison.ComparisonMeter.merge"}],
+    "other": [{"_comparison.comparison_meter.ComparisonMeter.merge"}],
     "out": [{"_scores.losses.cross_entropy_and_grad"}, {"_scores.softmax.logsumexp"}],
     "path": [
         {f"sinks.{of}Table" for of in ("Token", "Sequence", "ComparedToken", "ComparedSequence", "Span")},
@@ -120,7 +125,7 @@ VARIANTS = {
         {"_evaluation.compare_texts.compare_texts"},
         {"_evaluation.evaluate.evaluate"},
         {
-            "_comparison.comparison.ComparisonMeter.update",
+            "_comparison.comparison_meter.ComparisonMeter.update",
             "_comparison.comparison.compare",
             "_comparison.mismatch.mismatch",
             "_comparison.linear_compare.linear_compare",
@@ -150,7 +155,7 @@ VARIANTS = {
     "stride": [{"_statistics.windows.windows"}],
     "targets": [
         {"_evaluation.compare_texts.compare_texts"},
-        {"_comparison.comparison.ComparisonMeter.update"},
+        {"_comparison.comparison_meter.ComparisonMeter.update"},
         {"_comparison.comparison.compare"},
         {"_comparison.linear_compare.linear_compare"},
         {"_scores.linear.linear_cross_entropy"},

@@ -82,7 +82,7 @@ static tl_kl checked_divergences(quantity of, const tl_backend *backend, const t
     tl_divergences back = tl_divergences_of(backend, other, base, kl.other, kl.base, ALL_DIVERGENCES, cancel), parts;
     tl_divergence_state state;
     for (int dtype = base->compute_dtype;; dtype = TL_FLOAT64) {
-        tl_divergences_begin(kl.base, kl.other, dtype, ALL_DIVERGENCES, &state);
+        tl_divergences_begin(kl.base, kl.other, base->count, dtype, ALL_DIVERGENCES, &state);
         for (int64_t start = 0; start < base->count; start += PART)
             tl_divergences_range(backend, base, other, start, base->count - start < PART ? base->count : start + PART,
                                  &state, cancel);

@@ -37,8 +37,7 @@ class ComparisonMeter:
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures, as in `compare`.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
-        Divergences of each position: that of Kullback and Leibler, the same with the models in each other's place,
-        Jensen-Shannon divergence, total variation and Hellinger distance. "kl" is always there: the others need what it
+        Divergences of each position, as `kl_divergence` defines them. "kl" is always there: the others need what it
         comes with. Those beside it take a second pass, over rows that lie in a cache.
     classes : int, optional
         Number of classes to compare, from the first, where vocabularies differ, as in `compare`.

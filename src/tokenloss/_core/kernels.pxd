@@ -145,7 +145,7 @@ cdef extern from "kernels/kernels.h" nogil:
                                      tl_cancel *)
     ctypedef struct tl_divergence_state:
         pass
-    void tl_divergences_begin(tl_lse, tl_lse, int, int, tl_divergence_state *)
+    void tl_divergences_begin(tl_lse, tl_lse, int64_t, int, int, tl_divergence_state *)
     void tl_divergences_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t,
                               tl_divergence_state *, tl_cancel *)
     bint tl_divergences_end(const tl_divergence_state *, tl_divergences *)

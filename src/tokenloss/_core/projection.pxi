@@ -205,8 +205,8 @@ cdef class Tiles(Job):
             tiled.compute_dtype = TL_FLOAT64
             return
         if tiled.is_open:
-            tl_divergences_begin(tiled.pair.base_lse, tiled.pair.lse, dtype, self.pair_job.divergences,
-                                 &tiled.state.further)
+            tl_divergences_begin(tiled.pair.base_lse, tiled.pair.lse, self.job.scores.classes, dtype,
+                                 self.pair_job.divergences, &tiled.state.further)
         else:
             self.job.add(tiled.row, tiled.target, self.pair_job.write_pair(tiled.row, &tiled.pair), &self.totals)
 

@@ -305,8 +305,8 @@ def open_sinks(
     """Open sinks; the stack closes them. `names` are those of candidates, and `divergences` those beside KL."""
     for sink in sinks:
         sink._of_responses, sink._has_text, sink._names = of_responses, has_text or tokenizer is not None, names
-        sink._divergences, sink._tokenizer, sink._are_drafts = divergences, tokenizer, are_drafts
-        sink._of_logprobs = of_logprobs
+        sink._of_logprobs, sink._divergences, sink._tokenizer = of_logprobs, divergences, tokenizer
+        sink._are_drafts = are_drafts
         with write_errors_of(sink):
             manager = sink.open(batch, rows, top_k)
             manager.__enter__()

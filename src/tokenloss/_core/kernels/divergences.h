@@ -16,13 +16,14 @@ typedef struct {
 tl_divergences tl_divergences_of(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_lse base_lse,
                                  tl_lse lse, int wanted, tl_cancel *cancel);
 
-/* The same range by range, of rows of one compute dtype: ranges must start at multiples of TL_CHUNK. */
+/* The same range by range, of rows of this length and compute dtype: ranges must start at multiples of TL_CHUNK. */
 typedef struct {
     tl_divergence_acc sums;
     double base_offset, offset;
     int dtype, is_infinite, has_softmaxes;
 } tl_divergence_state;
-void tl_divergences_begin(tl_lse base, tl_lse other, int dtype, int wanted, tl_divergence_state *state);
+void tl_divergences_begin(tl_lse base, tl_lse other, int64_t count, int dtype, int wanted,
+                          tl_divergence_state *state);
 void tl_divergences_range(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start,
                           int64_t end, tl_divergence_state *state, tl_cancel *cancel);
 /* Returns 0 if all ranges must be read again, begun with double as the dtype. */

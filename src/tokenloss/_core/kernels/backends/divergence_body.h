@@ -11,9 +11,9 @@
  *     Jensen-Shannon    m / 2 ((1 + 2 u) log(1 + 2 u) + (1 - 2 u) log(1 - 2 u))
  *                       = m l^2 JS(l^2) = m log(1 + 2 u) - 2 min(p, q) |l|
  *
- * The last two are near ones, by the polynomials, up to |l| = 1.1, and far ones beyond. No term is negative, and an error
- * of a logsumexp does not change them to first order where p is near q. All are of degree 1 in (p, q), so a common
- * factor of all p and q vanishes as sums are divided by that of m. */
+ * The last two are near ones, by the polynomials, up to |l| = 1.1, and far ones beyond. No term is negative. But for |t|,
+ * an error of a logsumexp does not change them to first order where p is near q. All are of degree 1 in (p, q), so a
+ * common factor of all p and q vanishes as sums are divided by that of m. */
 
 /* What a row needs: as acc_init, of quarters. */
 typedef struct {
@@ -96,8 +96,8 @@ TL_TARGET TL_INLINE void OP(set_log_terms)(OP(divergence_terms) * of, int wanted
         OP(set_far_terms)(of, limit, wanted);
 }
 
-/* Adds a multiple of 64 classes. Returns whether a class may be impossible under p alone: a logit of -inf, or one that is
- * too small for the dtype; -1, with nothing added, if logits are not clamped and one would have to be. */
+/* Adds a multiple of 64 classes. Returns whether a class may be impossible under p alone: a logit of -inf, or one that
+ * is too small for the dtype; -1, with nothing added, if logits are not clamped and one would have to be. */
 TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t count, tl_divergence_acc *acc,
                                             int wanted, int clamps) {
     const OP(root_acc) of_p = OP(root_init)(&acc->base), of_q = OP(root_init)(&acc->other);
@@ -150,7 +150,7 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
         return -1;
     for (size_t k = 0; k < TL_DIVERGENCE_SUMS; k++)
         f64_store_lanes(&sums[k], acc->sum[k], acc->comp[k]);
-    return clamps && OP(mask_ge)(alone, floor);
+    return clamps && OP(mask_ge)(alone, OP(set)(OP(LOWEST)));
 }
 
 TL_TARGET static int OP(divergences)(const void *base, const void *other, size_t count, tl_divergence_acc *acc) {
