@@ -163,20 +163,24 @@ def commands_of(files, kind):
             ("score", files.responses_jsonl, *skip, *of_loss),
             ("compare", *[files.responses_jsonl] * 2, *skip, "--noise", files.responses_jsonl, *of_ratio),
         ],
+        "drafts": [("compare", files.base, f"q8={files.q8}", "--draft", "--cost-ratio", "0.1", "--size", "q8=1")],
         "logprobs": [("compare", files.trainer_npy, files.rollout_jsonl, "--max-k3", "99")],
         "samples": [("compare", files.base_mc_jsonl, files.noise_mc_jsonl, "--margin", "0.1")],
         "all": [("info",)],
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["scores", "hidden states", "windows", "responses", "logprobs", "samples", "all"])
+KINDS_OF_JSON = "scores", "hidden states", "windows", "drafts", "responses", "logprobs", "samples", "all"
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_JSON)
 def test_keys_of_json_are_described(files, kind):
     for argv in commands_of(files, kind):
         found, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
         if kind == "samples":
             del described[".candidates[].groups[]"]  # of folders; its keys are those of `metrics`
             del described[".noise"]
-        if kind == "logprobs":
+        if kind in ("drafts", "logprobs"):
             del described[".noise"], described[".noise.sequences[]"]
         if kind == "hidden states":  # without text, and in one file
             for model in ".candidates[]", ".noise":
@@ -230,6 +234,12 @@ def tables_in_memory(files):
         yield TITLES[2], kind, tokens.columns()
         yield TITLES[3], kind, sequences.columns()
         yield TITLES[2], "arrays" if kind == "scores" else "response arrays", found["a"].columns()
+    tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
+    found = compare_files(files.base, files.q8, draft=True, sinks=[tokens, sequences])
+    yield TITLES[2], "drafts", tokens.columns()
+    yield TITLES[3], "drafts", sequences.columns()
+    (one,) = found.values()
+    yield TITLES[2], "draft arrays", one.columns()
     tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
     found = compare_files(files.trainer_npy, {"a": files.rollout_jsonl}, sinks=[tokens, sequences])
     yield TITLES[4], "logprobs", tokens.columns()

@@ -2,6 +2,7 @@
 
 from tokenloss._comparison.comparison import Comparison
 from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._comparison.drafts import DraftAcceptance
 from tokenloss._comparison.mismatch import Mismatch
 from tokenloss._comparison.responses import ResponseComparison
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
@@ -13,7 +14,7 @@ from tokenloss._statistics.gates import Verdict, Verdicts
 from tokenloss._statistics.sequences import SequenceLosses
 
 __all__ = [
-    "BytesRate", "Comparison", "Comparisons", "Divergences", "Evaluation", "Evaluations", "Mismatch",
+    "BytesRate", "Comparison", "Comparisons", "Divergences", "DraftAcceptance", "Evaluation", "Evaluations", "Mismatch",
     "ResponseComparison", "SampleComparison", "SampleMetric", "SequenceLosses", "TextComparison", "TextSpan",
     "TokenScores", "TopkDivergence", "Verdict", "Verdicts",
 ]  # fmt: skip

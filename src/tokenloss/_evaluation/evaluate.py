@@ -312,7 +312,7 @@ _MIN_CERTAIN = 5  # tokens; fewer may all be certain by chance
 def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
     """Messages about tokens whose loss or divergence is nan or infinite; none if all are finite."""
     for name, words in ("n_nan", "are nan"), ("n_infinite", f"have an infinite {quantity}"):
-        if number := figures[name]:
+        if number := figures.get(name):
             yield f"{number:,} of {count_of(count, 'token')} {words}"
 
 

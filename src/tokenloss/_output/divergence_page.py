@@ -61,6 +61,7 @@ class DivergencePage(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--html"
+    _takes_drafts = False
     _function = "compare_files"
     _takes_logprobs = False
     help = (

@@ -79,6 +79,7 @@ class DivergencePlot(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--plot"
+    _takes_drafts = False
     _function = "compare_files"
     help = "draw the KL divergences to a .png, .svg or .pdf file"
 
