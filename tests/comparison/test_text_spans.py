@@ -48,6 +48,7 @@ def test_spans_by_hand():
     assert result.bits_per_byte_b == 31 / 10 / math.log(2)
     assert (result.n_special_a, result.special_bits_per_byte_a) == (1, 32 / 10 / math.log(2))
     assert (result.n_special_b, result.special_bits_per_byte_b) == (0, 0)
+    assert "tokens without bytes  a 1, b 0  which cost a 4.617 and b 0 bits per byte" in result.summary()
     assert [(one.text, one.tokens_a, one.tokens_b) for one in result.b_worse + result.a_worse] == [
         ("the cat", ["the", " cat"], ["th", "e ca", "t"]),
         (" é", [" ", "\\xc3", "\\xa9", ""], [" \\xc3", "\\xa9"]),
@@ -72,6 +73,9 @@ def test_white_space_that_a_model_drops_counts_as_bytes_of_both():
     found = spans(a, b, b"ab cd\nef")
     assert (found.start.tolist(), found.stop.tolist()) == ([0, 2, 3, 5, 6], [2, 3, 5, 6, 8])
     assert [side.tolist() for side in found.nll] == [[1, 2, 4, 8, 16], [1, 0, 2, 0, 4]]
+    result = compared(a, b, b"ab cd\nef")
+    assert (result.n_bytes_without_token_a, result.n_bytes_without_token_b) == (0, 2)
+    assert "white space in no token of b, which need not predict it" in result.summary()
     # the same if b's tokens hold the space before them, and if the line's end opens the second document of a
     b[1], a[3:] = (2, 5, 0, 2, True), [(5, 6, 1, 8, True), (6, 8, 1, 16, True)]
     found = spans(a, b, b"ab cd\nef")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from contextlib import nullcontext
 
 import clients
 import made_tokenizers
@@ -143,7 +144,13 @@ def test_real_tokenizers_share_spans_of_whole_characters(name, made, tmp_path):
         logits = np.zeros((len(flat), 1 + flat.max()), np.float32)
         np.savez(tmp_path / f"{letter}.npz", logits=logits, targets=flat, segment_ids=segments)
         expected.append(len(flat) * math.log(logits.shape[-1]))
-    result = compare_texts(tmp_path / "a.npz", tmp_path / "b.npz", text=tmp_path / "t.txt", shift=False, **tokenizers)
+    dropped = sum(len(c.encode()) for line in lines for c in line if c.isspace()) if name == "WordPiece" else 0
+    told = pytest.warns(UserWarning, match=f"b.npz: {dropped} of .* white space") if dropped else nullcontext()
+    with told:
+        result = compare_texts(
+            tmp_path / "a.npz", tmp_path / "b.npz", text=tmp_path / "t.txt", shift=False, **tokenizers
+        )
+    assert (result.n_bytes_without_token_a, result.n_bytes_without_token_b) == (0, dropped)
     columns = result.columns()
     for document, line in enumerate(lines):
         assert "".join(columns["text"][columns["document"] == document]) == line
@@ -219,6 +226,16 @@ def test_targets_that_seem_to_need_a_shift_are_warned_of(tmp_path, command):
         compared(a, b, shift=None)
     assert len(told) == 1
     assert "a.npz: the targets fit far better" in command(*argv_of(a, b))[2]
+
+
+def test_padding_that_is_scored_is_warned_of(two, command):
+    a, b = two
+    ids, segments = np.append(a.ids, [0] * 5), np.append(a.segments, [3] * 5)
+    np.savez(a.path, logits=np.zeros((len(ids), a.logits.shape[-1])), input_ids=ids, segment_ids=segments)
+    words = f"4 of {len(ids) - len(DOCUMENTS)} scored tokens repeat the special token 0 before them, as padding does: "
+    with pytest.warns(UserWarning, match=rf"a\.npz: {words}store attention_mask, or set their targets to ignore"):
+        compared(a, b)
+    assert words in command(*argv_of(a, b), "--shift")[2]
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

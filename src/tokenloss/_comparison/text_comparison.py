@@ -119,8 +119,11 @@ class TextComparison(Result):
         Number of tokens of each model.
     nll_a, nll_b : float
         Exact sums of their losses in nats.
+    n_bytes_without_token_a, n_bytes_without_token_b : int
+        Number of those of the bytes that are white space in no token of the model, as where WordPiece drops it. The
+        model need not predict it, so that its bits per byte are too low beside those of a model that does.
     n_special_a, n_special_b : int
-        Number of those of the tokens that have no bytes, such as the end of a document.
+        Number of those of the tokens that have no bytes, such as the end of a document, or a ``▁`` that begins it.
     special_bits_per_byte_a, special_bits_per_byte_b : float
         Their losses in bits, over all bytes: the part of the bits per byte that is not of the text.
     bits_per_byte_a, bits_per_byte_a_stderr, bits_per_byte_b, bits_per_byte_b_stderr : float
@@ -175,6 +178,8 @@ class TextComparison(Result):
     n_tokens_b: int
     nll_a: float
     nll_b: float
+    n_bytes_without_token_a: int
+    n_bytes_without_token_b: int
     n_special_a: int
     special_bits_per_byte_a: float
     n_special_b: int
@@ -286,9 +291,13 @@ class TextComparison(Result):
         yield "difference", f"{self.difference:+.6g}", known_error(self.difference_stderr, words) or "bits per byte"
         yield "ratio", f"{self.ratio:.6g}", known_error(self.ratio_stderr, f"± {self.ratio_stderr:.3g}")
         if self.n_special_a or self.n_special_b:
-            rates = f"{self.special_bits_per_byte_a:.4g} and {self.special_bits_per_byte_b:.4g}"
-            why = f"of a and of b, without bytes: {rates} of the bits per byte"
-            yield "special tokens", f"{self.n_special_a:,} and {self.n_special_b:,}", why
+            a, b = self.special_bits_per_byte_a, self.special_bits_per_byte_b
+            counts = f"a {self.n_special_a:,}, b {self.n_special_b:,}"
+            yield "tokens without bytes", counts, f"which cost a {a:.4g} and b {b:.4g} bits per byte"
+        for side, count in ("a", self.n_bytes_without_token_a), ("b", self.n_bytes_without_token_b):
+            if count:
+                why = f"white space in no token of {side}, which need not predict it: its bits per byte are too low"
+                yield "bytes without token", f"{count:,}", why
         if self.n_spans_left_out:
             why = f"in {count_of(self.n_spans_left_out, 'span')} that one of the models did not score"
             yield "bytes left out", f"{self.n_bytes_left_out:,}", why
@@ -337,6 +346,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     tokens = [spans.kept_tokens(side) for side in (0, 1)]
     totals = [ExactMoments.of(side.nll) for side in tokens]
     special = [ExactMoments.of(side.nll[side.start == side.stop]) for side in tokens]
+    covered = [int((side.stop - side.start).sum()) for side in tokens]
     rates = [one.sum_over(of_all.n_bytes) / _LN2 for one in totals]
     change = _difference(*totals).sum_over(of_all.n_bytes) / _LN2
     kinds = np.flatnonzero(np.bincount(kind[kept])).tolist()
@@ -349,6 +359,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
         n_documents=n_documents, n_spans=int(kept.sum()), n_bytes=of_all.n_bytes,
         n_spans_left_out=int((~kept).sum()), n_bytes_left_out=int(spans.n_bytes[~kept].sum()),
         n_tokens_a=totals[0].count, n_tokens_b=totals[1].count, nll_a=totals[0].sum, nll_b=totals[1].sum,
+        n_bytes_without_token_a=of_all.n_bytes - covered[0], n_bytes_without_token_b=of_all.n_bytes - covered[1],
         n_special_a=special[0].count, special_bits_per_byte_a=special[0].sum_over(of_all.n_bytes) / _LN2,
         n_special_b=special[1].count, special_bits_per_byte_b=special[1].sum_over(of_all.n_bytes) / _LN2,
         bits_per_byte_a=rates[0], bits_per_byte_a_stderr=of_all.sides[0].stderr / _LN2,

@@ -17,11 +17,12 @@ from tokenloss._core.files import identity
 from tokenloss._core.text import count_of, title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer
-from tokenloss._evaluation.evaluate import advice, not_finite_notes
+from tokenloss._evaluation.evaluate import advice, not_finite_notes, white_space_notes
 from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.plan import open_stored, plan
 from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
+from tokenloss._evaluation.token_bytes import most_repeated, repeated_special
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.scores_file import checked_mask
@@ -72,7 +73,7 @@ def compare_texts(
 
     This is ``tokenloss compare A B --text TEXT --tokenizer-a DIR --tokenizer-b DIR``. Losses per token of such models
     cannot be compared, as their tokens are of different lengths. So the losses are laid over the bytes of the text,
-    which is cut where both models have a boundary: on each of these spans, both predicted the same bytes.
+    which is cut where both models have a boundary: each of these spans is the same text for both.
 
     Parameters
     ----------
@@ -124,7 +125,8 @@ def compare_texts(
     ShiftWarning
         If targets of a model were not shifted, and seem to need it, as in `evaluate`.
     UserWarning
-        If losses are nan or infinite.
+        If losses are nan or infinite, if a tokenizer drops white space, which its model then need not predict, or if
+        scored tokens seem to be padding.
 
     See Also
     --------
@@ -192,6 +194,9 @@ def compare_texts(
         spans = spans_of(texts[0].tokens(), texts[1].tokens(), np.frombuffer(content, np.uint8))
         names = {"name_a": sides[0].name, "name_b": sides[1].name}
         found = text_comparison_of(spans, content, **names, path=path, top=top)
+        counts = found.n_bytes_without_token_a, found.n_bytes_without_token_b
+        for side, of_side, count in zip(sides, messages, counts, strict=True):
+            of_side += [(f"{side.name}: {note}", UserWarning) for note in white_space_notes(count, found.n_bytes)]
         finish_sinks(outputs, found._figures(), found)
     for message, category in [one for of_side in messages for one in of_side]:
         warnings.warn(message, category, stacklevel=2)
@@ -251,6 +256,7 @@ class _LaidTokens(NamedTuple):
     document: IntArray  # -1 of rows that are no part of the text
     nll: Float64Array
     is_scored: BoolArray
+    repeated: IntArray  # the ids of special tokens that repeat the token before them, -1 of others
 
     def tokens(self) -> TextTokens:
         """The tokens of the text."""
@@ -262,26 +268,29 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
     """Hold the ids of a model against the text; ValueError at the first token whose bytes differ."""
     shards = plan(side.inputs.scores, side.inputs.targets, options, side.inputs.segment_ids)
     files = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
-    start, stop, document = (np.full(files[-1], -1) for _ in range(3))
+    start, stop, document, repeated = (np.full(files[-1], -1) for _ in range(4))
     aligned, last, count = AlignedText(text, side.tokenizer), -1, 0
     for number, shard in enumerate(shards):
         ids, documents, goes_on = _ids_of(shard, options)
         last = last if goes_on else -1
         rows = np.flatnonzero(documents >= 0)
+        repeated[files[number] + rows] = repeated_special(ids[rows], documents[rows], side.tokenizer)
         for first in range(0, rows.size, _ROWS):
             part = rows[first : first + _ROWS]
             is_first = np.diff(documents[part], prepend=last) != 0
             last = int(documents[part[-1]])
             try:
-                places = aligned.update(ids[part], is_first, shard.path)
+                starts, stops = aligned.update(ids[part], is_first, shard.path)
             except ValueError as error:
                 raise ValueError(f"{error}{_hint(ids, options)}") from error
             document[files[number] + part] = count + np.cumsum(is_first) - 1
-            start[files[number] + part], stop[files[number] + part] = places
+            if side.tokenizer.drops_spaces:  # which is in no token: here a token has what it writes
+                starts = np.maximum(starts, stops - side.tokenizer.lengths_of(ids[part]))
+            start[files[number] + part], stop[files[number] + part] = starts, stops
             count += int(is_first.sum())
     aligned.end()
-    is_scored = np.zeros(files[-1], np.bool_)
-    return _LaidTokens(files, int(bool(options.shift)), start, stop, document, np.full(files[-1], np.nan), is_scored)
+    nll, is_scored = np.full(files[-1], np.nan), np.zeros(files[-1], np.bool_)
+    return _LaidTokens(files, int(bool(options.shift)), start, stop, document, nll, is_scored, repeated)
 
 
 def _hint(ids: Array, options: Options) -> str:
@@ -336,7 +345,10 @@ def _score(side: _Side, laid: _LaidTokens, options: Options, settings: Settings)
     """Fill in the losses of a model; return what must be warned of."""
     evaluation = evaluate_files(side.inputs, options, settings, [_Losses(laid)])
     notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
-    found: list[tuple[str, type[Warning]]] = [*advice(evaluation.figures), *((note, UserWarning) for note in notes)]
+    padding = most_repeated(laid.repeated[laid.is_scored])
+    of_padding: dict[str, Any] = {"padding": padding and {"file": None, **padding}}
+    found: list[tuple[str, type[Warning]]] = [*advice(evaluation.figures | of_padding)]
+    found += ((note, UserWarning) for note in notes)
     return [(f"{side.name}: {message}", category) for message, category in found]
 
 

@@ -302,6 +302,7 @@ _REPEAT_ADVICE = (
     "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
     "as in A=a.npz B=b.npz, or evaluate one by one"
 )
+_PADDING_ADVICE = "as padding does: store attention_mask, or set their targets to ignore_index"
 _CERTAIN_ADVICE = (
     "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
     "say nothing about the model"
@@ -316,6 +317,15 @@ def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iter
             yield f"{number:,} of {count_of(count, 'token')} {words}"
 
 
+def white_space_notes(count: int, n_bytes: int) -> Iterator[str]:
+    """Messages about so many bytes that are in no token; none if there are none."""
+    if count:
+        yield (
+            f"{count:,} of {count_of(n_bytes, 'byte')} are white space that the tokenizer drops: the model need not "
+            "predict it, so bits per byte are too low beside those of a model that does"
+        )
+
+
 def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
     """Messages about mistakes that figures hint at, each with the category of its warning."""
     if figures.get("fits_better_shifted"):
@@ -324,6 +334,12 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
         yield _NORM_ADVICE, NormWarning
     if figures.get("targets_repeat"):
         yield _REPEAT_ADVICE, UserWarning
+    if padding := figures.get("padding"):
+        place = f"{padding['file']}: " if padding["file"] else ""
+        words = f"{padding['count']:,} of {count_of(figures['count'], 'scored token')}"
+        yield f"{place}{words} repeat the special token {padding['token']} before them, {_PADDING_ADVICE}", UserWarning
+    for message in white_space_notes(figures.get("n_bytes_without_token", 0), figures.get("n_bytes", 0)):
+        yield message, UserWarning
     if figures.get("has_zero"):
         yield ZERO_ADVICE, UserWarning
     for message in figures.get("not_finite", ()):
