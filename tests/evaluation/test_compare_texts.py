@@ -231,7 +231,9 @@ def test_targets_that_seem_to_need_a_shift_are_warned_of(tmp_path, command):
 def test_padding_that_is_scored_is_warned_of(two, command):
     a, b = two
     ids, segments = np.append(a.ids, [0] * 5), np.append(a.segments, [3] * 5)
-    np.savez(a.path, logits=np.zeros((len(ids), a.logits.shape[-1])), input_ids=ids, segment_ids=segments)
+    np.savez(
+        a.path, logits=np.zeros((len(ids), a.logits.shape[-1])), input_ids=ids.astype(np.uint8), segment_ids=segments
+    )
     words = f"4 of {len(ids) - len(DOCUMENTS)} scored tokens repeat the special token 0 before them, as padding does: "
     with pytest.warns(UserWarning, match=rf"a\.npz: {words}store attention_mask, or set their targets to ignore"):
         compared(a, b)
@@ -402,7 +404,11 @@ def test_command_prints_what_compare_texts_returns(two, command, tmp_path):
     assert float(row["difference"]) == found.difference
     assert float(row["difference_low"]) == found.difference_interval[0]
     assert "| b: new" in command(*argv, "--shift", "--format", "markdown")[1]
-    assert "<p>In the beginning</p>" in (tmp_path / "p.html").read_text("utf-8")
+    page = (tmp_path / "p.html").read_text("utf-8")
+    for shown in "<p>In the beginning</p>", "blue: new needs fewer bits; red: it needs more", "difference in nats from":
+        assert shown in page
+    assert "Worst spans" in page
+    assert "<h2 id=sequence-1>document 1</h2>" in page
 
 
 def test_command_refuses_what_does_not_apply_to_texts(two, command):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.text_spans import KINDS, kinds_of
+from tokenloss._comparison.text_spans import KINDS, kinds_of, script_of
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.result import Result, Shown, Table, figure, known_error, table_of
 from tokenloss._core.signature import signature_of
@@ -40,11 +40,13 @@ class BytesRate(NamedTuple):
         Their losses in bits, by each model, over their bytes.
     difference, difference_stderr : float
         That of b less that of a, and its standard error, which is paired.
+    difference_interval : tuple of float
+        Its 95 % interval, by the documents that have such spans.
 
     Examples
     --------
     >>> from tokenloss.results import BytesRate
-    >>> BytesRate("digits", 20, 45, 2.1, 1.6, -0.5, 0.2).difference
+    >>> BytesRate("digits", 20, 45, 2.1, 1.6, -0.5, 0.2, (-0.9, -0.1)).difference
     -0.5
     """
 
@@ -55,6 +57,7 @@ class BytesRate(NamedTuple):
     bits_per_byte_b: float
     difference: float
     difference_stderr: float
+    difference_interval: tuple[float, float]
 
 
 BytesRate.__module__ = "tokenloss.results"
@@ -225,9 +228,9 @@ class TextComparison(Result):
         Returns
         -------
         dict of 1-D arrays
-            By name: `document`, `start`, `stop`, `kind`, `text`, `kept` (whether both models scored it), `n_tokens_a`,
-            `n_tokens_b`, `nll_a`, `nll_b` and `difference`, which is ``nll_b - nll_a``; these are nan where it is not
-            kept.
+            By name: `document`, `start`, `stop`, `kind`, `script` (of its first letter, such as Latin or CJK), `text`,
+            `kept` (whether both models scored it), `n_tokens_a`, `n_tokens_b`, `nll_a`, `nll_b` in nats, and
+            `difference`, which is ``nll_b - nll_a``; these are nan where it is not kept.
         """
         return self._columns(0, len(self._kind))
 
@@ -242,6 +245,7 @@ class TextComparison(Result):
             difference = b[part] - a[part]
         return {
             "document": spans.document[part], "start": start, "stop": stop, "kind": kinds,
+            "script": np.array([*map(script_of, texts), None], object)[:-1],
             "text": np.array([*texts, None], object)[:-1], "kept": spans.kept[part], "n_tokens_a": counts[0],
             "n_tokens_b": counts[1], "nll_a": a[part], "nll_b": b[part], "difference": difference,
         }  # fmt: skip
@@ -268,7 +272,11 @@ class TextComparison(Result):
     def _shown(self) -> Shown:
         note = f"{self.n_bytes:,} bytes of {self.text}, errors by {self._basis()}"
         tables = [self._models_table(), Table([*self._difference_rows()])]
-        tables.append(table_of("by kind of span", _KIND_FORMATS, [one._asdict() for one in self.kinds]))
+        rows = []
+        for one in self.kinds:
+            low, high = one.difference_interval
+            rows.append(one._asdict() | {"interval": known_error(low, f"{low:+.4f} to {high:+.4f}")})
+        tables.append(table_of("by kind of span", _KIND_FORMATS, rows))
         for worse, better, spans in (self.name_b, self.name_a, self.b_worse), (self.name_a, self.name_b, self.a_worse):
             if spans:
                 tables.append(_spans_table(f"{worse} loses most against {better}", spans))
@@ -286,10 +294,13 @@ class TextComparison(Result):
 
     def _difference_rows(self) -> Iterator[tuple[str, str, str]]:
         """Rows of the difference and the ratio, and of what is left out."""
-        low, high = self.difference_interval
-        words = f"± {self.difference_stderr:.3g} bits per byte, 95 % interval {low:+.5g} to {high:+.5g}"
-        yield "difference", f"{self.difference:+.6g}", known_error(self.difference_stderr, words) or "bits per byte"
-        yield "ratio", f"{self.ratio:.6g}", known_error(self.ratio_stderr, f"± {self.ratio_stderr:.3g}")
+        (low, high), error = self.difference_interval, self.difference_stderr
+        form = _form(error)
+        words = f"± {error:.3g} bits per byte, 95 % interval {low:+{form}} to {high:+{form}}"
+        verdict = "; these texts cannot tell which is better" if low <= 0 <= high else ""
+        yield "difference", f"{self.difference:+{form}}", known_error(error, words + verdict) or "bits per byte"
+        form = _form(self.ratio_stderr)
+        yield "ratio", f"{self.ratio:{form}}", known_error(self.ratio_stderr, f"± {self.ratio_stderr:.3g}")
         if self.n_special_a or self.n_special_b:
             a, b = self.special_bits_per_byte_a, self.special_bits_per_byte_b
             counts = f"a {self.n_special_a:,}, b {self.n_special_b:,}"
@@ -307,24 +318,33 @@ TextComparison.__module__ = "tokenloss.results"
 _KIND_FORMATS = {
     "kind": "{kind}", "bytes": "{n_bytes:,}", "a": "{bits_per_byte_a:.4f}", "b": "{bits_per_byte_b:.4f}",
     "difference": "{difference:+.4f}", "±": "{difference_stderr:.2g}",
+    "95 % interval": "{interval}",
 }  # fmt: skip
+
+
+def _form(error: float) -> str:
+    """The format of a figure, whose digits end where those of three digits of its error do."""
+    return f".{min(max(2 - math.floor(math.log10(error)), 0), 12)}f" if 0 < error < math.inf else ".6g"
 
 
 def _spans_table(title: str, spans: list[TextSpan]) -> Table:
     """A table of spans and of both models' tokens there."""
     rows = [
         (
-            printable(shortened(one.text, _MOST_SHOWN)), f"{one.start:,}", f"{one.nll_a / _LN2:.2f}",
-            f"{one.nll_b / _LN2:.2f}", *(_joined(tokens) for tokens in (one.tokens_a, one.tokens_b)),
+            _visible(one.text), f"{one.start:,}", f"{one.nll_a / _LN2:.2f}",
+            f"{one.nll_b / _LN2:.2f}", *(_visible(*tokens) for tokens in (one.tokens_a, one.tokens_b)),
         )
         for one in spans
     ]  # fmt: skip
     return Table(rows, ("text", "byte", "bits a", "bits b", "tokens a", "tokens b"), title)
 
 
-def _joined(tokens: list[str]) -> str:
-    """Tokens with bars between them."""
-    return printable(shortened("|".join(tokens), _MOST_SHOWN))
+_SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})  # as on pages
+
+
+def _visible(*tokens: str) -> str:
+    """Tokens with spaces between them, white space as signs, and a sign for a token without text."""
+    return printable(shortened(" ".join(token.translate(_SIGNS) or "∅" for token in tokens), _MOST_SHOWN))
 
 
 def texts_of_tokens(start: IntArray, stop: IntArray, text: bytes) -> list[str]:
@@ -400,7 +420,9 @@ def _rate_of_kind(spans: Spans, kind: IntArray, number: int, is_clustered: bool)
     found = _Rates(spans, chosen, is_clustered)
     a, b, difference = (one.ratio / _LN2 for one in (*found.sides, found.difference))
     stderr = found.difference.stderr / _LN2
-    return BytesRate([*KINDS][number], int(chosen.sum()), found.n_bytes, a, b, difference, stderr)
+    radius = stderr * found.difference.interval_factor
+    interval = difference - radius, difference + radius
+    return BytesRate([*KINDS][number], int(chosen.sum()), found.n_bytes, a, b, difference, stderr, interval)
 
 
 def _worst(spans: Spans, loss: Float64Array, top: int, text: bytes) -> list[TextSpan]:

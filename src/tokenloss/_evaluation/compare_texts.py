@@ -147,9 +147,10 @@ def compare_texts(
     spans are then taken as independent, which makes errors too small where losses of neighbours are correlated.
 
     *Kinds of spans.* A span is of the kind that most of its characters have, of several the first one here: *words*
-    (letters of the Latin script), *digits* (decimal ones, of any script), *punctuation*, *code* (characters that prose
-    hardly has: ``# $ % & * + / < = > @ [ \ ] ^ _ ` { | } ~``) and *other scripts* (letters of these, and all else).
-    White space counts only where there is nothing else.
+    (letters of the Latin script), *digits* (decimal ones, of any script), *punctuation*, *code symbols* (those that
+    prose hardly has: ``# $ % & * + / < = > @ [ \ ] ^ _ ` { | } ~``) and *other scripts* (letters of these, and all
+    else). White space counts only where there is nothing else. The loss of an end of a text, which has no bytes, counts
+    in the kind of the last span.
 
     Examples
     --------

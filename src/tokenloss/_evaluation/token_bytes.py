@@ -77,9 +77,10 @@ def _predicted(of_ids: Array, shard: Shard, options: Options) -> Array:
 
 def repeated_special(ids: Array, texts: IntArray, tokenizer: Tokenizer) -> IntArray:
     """The ids of special tokens that repeat the token before them in texts of these numbers; -1 in place of others."""
-    is_repeated = np.zeros(len(ids), np.bool_)
-    is_repeated[1:] = (ids[1:] == ids[:-1]) & (texts[1:] == texts[:-1]) & (ids[1:] >= 0)
-    is_repeated &= tokenizer.is_special[np.where(is_repeated & (ids < len(tokenizer.pieces)), ids, 0).astype(np.int64)]
+    ids, is_repeated = ids.astype(np.int64), np.zeros(len(ids), np.bool_)
+    is_repeated[1:] = (ids[1:] == ids[:-1]) & (texts[1:] == texts[:-1])
+    is_repeated &= (ids >= 0) & (ids < len(tokenizer.pieces))
+    is_repeated &= tokenizer.is_special[np.where(is_repeated, ids, 0)]
     found: IntArray = np.where(is_repeated, ids, -1)
     return found
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _DIFFERENCES = (-10.0, -3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0, 10.0)  # nats at which each next colour begins
 _SPANS = 1 << 16  # that are written at a time
 _COLUMNS = [
-    *((name, "<i8") for name in ("document", "start", "stop")), ("kind", "O"), ("text", "O"), ("kept", "?"),
+    *((name, "<i8") for name in ("document", "start", "stop")),
+    ("kind", "O"), ("script", "O"), ("text", "O"), ("kept", "?"),
     *((name, "<i8") for name in ("n_tokens_a", "n_tokens_b")),
     *((name, "<f8") for name in ("nll_a", "nll_b", "difference")),
 ]  # fmt: skip
@@ -71,7 +72,7 @@ class SpanTable(_TableFile):
 
     def finish(self, summary: dict[str, Any], result: TextComparison) -> None:
         is_npy = self._suffix == ".npy"
-        form = np.dtype([(name, "<U13" if name == "kind" and is_npy else kind) for name, kind in _COLUMNS
+        form = np.dtype([(name, "<U17" if name in ("kind", "script") and is_npy else kind) for name, kind in _COLUMNS
                          if name != "text" or not is_npy])  # fmt: skip
         size = len(result._kind)
         with self._writer(form, size) as write:
@@ -137,12 +138,14 @@ class SpanPage(Sink):
             np.searchsorted(_DIFFERENCES, difference[kept], "right"), result._spans.n_bytes[kept], len(_DIFFERENCES) + 1
         )
         notes = [page.percent(part) for part in (n_bytes / max(result.n_bytes, 1)).tolist()]
-        legend = page.legend(looks, "difference from", _DIFFERENCES, "of the bytes", notes, "infinite")
-        head = f"{_summary(result)}\n{legend}{page.excerpt_note(size, kept.size, noun='spans')}"
+        legend = page.legend(looks, "difference in nats from", _DIFFERENCES, "of the bytes", notes, "infinite")
+        b = page.escaped(result.name_b)
+        colours = f"<p>blue: {b} needs fewer bits; red: it needs more</p>"
+        head = f"{_summary(result)}\n{legend}{colours}{page.excerpt_note(size, kept.size, noun='spans')}"
         places = {"sequence": columns["document"], "byte": columns["start"]}
         tokens = page.Tokens(columns["text"].tolist(), str.encode, [None] * size, page.known_places(places))
         data = {"models": f"[{page.as_object(model)}]"}
-        page.write(self.path, title, head, tokens, classes, data, self._made_by)
+        page.write(self.path, title, head, tokens, classes, data, self._made_by, nouns=("span", "document"))
 
 
 def _side(result: TextComparison, side: int, size: int, classes: page.Classes) -> str:

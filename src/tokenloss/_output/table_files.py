@@ -66,7 +66,7 @@ _MISMATCH_SEQUENCE_COLUMNS = [
     *((name, "<f8") for name in ("difference", "k3", "log_ratio", "ratio", "geometric_ratio")),
 ]
 # Columns that are not null for tokens that are not scored, where the format has a null.
-_OF_SPANS = {"document", "start", "stop", "kind", "n_tokens_a", "n_tokens_b"}
+_OF_SPANS = {"document", "start", "stop", "kind", "script", "n_tokens_a", "n_tokens_b"}
 _OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES, *_OF_SPANS}
 
 
