@@ -368,6 +368,36 @@ def test_targets_that_lack_the_first_token_are_refused_with_a_hint(two):
         compared(a, b, shift=False)
 
 
+def test_swapped_tokenizers_are_named(two):
+    a, b = two
+    a.tokenizer, b.tokenizer = b.tokenizer, a.tokenizer
+    with pytest.raises((IndexError, ValueError), match="; the ids are of the text with tokenizer_a and tokenizer_b sw"):
+        compared(a, b)
+    a.path = b.path
+    with pytest.raises((IndexError, ValueError)) as caught:
+        compared(a, b)
+    assert "tokenizer_b swapped" not in str(caught.value)
+
+
+def test_text_that_a_tokenizer_cannot_write_is_refused_with_its_document(two, tmp_path):
+    pieces = {"[UNK]": 0, "In": 1, "the": 2}
+    a, b = two
+    a.tokenizer = tmp_path / "words.json"
+    a.tokenizer.write_text(json.dumps({
+        "version": "1.0", "model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": pieces},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    }))  # fmt: skip
+    np.savez(a.path, logits=np.zeros((5, 3)), targets=[1, 2, 1, 2, 0], segment_ids=[0, 0, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"a\.npz: holds id 0 in document 1, the mark of .*leave that document out of"):
+        compared(a, b, shift=False)
+
+
+def test_compare_of_models_with_other_tokenizers_names_the_options_that_fit(two, command):
+    a, b = two
+    refused = command("compare", a.path, b.path, "--shift")
+    assert_refused(refused, "b.npz: holds", "; models with different tokenizers need --text, --tokenizer-a and --to")
+
+
 def test_an_output_replaces_no_input(two, tmp_path):
     for path in tmp_path / "t.txt", two[0].tokenizer, two[1].path:
         with pytest.raises(ValueError, match="would replace"):

@@ -206,6 +206,10 @@ def test_spans_of_another_source_are_refused_as_in_marin_6011(make, tmp_path):
     text.write_text("<|endoftext|>a", "utf-8")
     with pytest.raises(ValueError, match=r"byte 0: line 1 goes on .*; special tokens before it write nothing"):
         AlignedText(str(text), tokenizer).update(*first_of([0, *made.encode("a")]), "ids")
+    text.write_text("a cat\n\na dog", "utf-8")
+    packed = [*made.encode("a cat"), 0, *made.encode("a dog")]
+    with pytest.raises(ValueError, match=r"line 1 goes on .*; a new text seems to begin here: give segment_ids"):
+        AlignedText(str(text), tokenizer).update(*first_of(packed), "ids")
 
 
 def test_special_tokens_write_nothing_and_byte_tokens_one_as_in_marin_6013(make):

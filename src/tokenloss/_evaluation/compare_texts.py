@@ -187,7 +187,13 @@ def compare_texts(
     ]
     check_files(outputs, None, {identity(path): path} | {key: one for side in sides for key, one in side.read.items()})
     content = _read(path)
-    texts = [_laid_over(side, path, options) for side in sides]
+    try:
+        texts = [_laid_over(side, path, options) for side in sides]
+    except (IndexError, ValueError) as error:
+        swapped = [one._replace(tokenizer=other.tokenizer) for one, other in zip(sides, sides[::-1], strict=True)]
+        if not _fit(swapped, path, options):
+            raise
+        raise type(error)(f"{error}; the ids are of the text with tokenizer_a and tokenizer_b swapped") from error
     _check_documents(sides, texts, content)
     with contextlib.ExitStack() as stack:
         open_sinks(stack, outputs, None, None, 0, names=[side.name for side in sides])
@@ -280,11 +286,13 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
             part = rows[first : first + _ROWS]
             is_first = np.diff(documents[part], prepend=last) != 0
             last = int(documents[part[-1]])
+            of_text = count + np.cumsum(is_first) - 1
+            _refuse_unknown(ids[part].astype(np.int64), of_text, side, shard.path)
             try:
                 starts, stops = aligned.update(ids[part], is_first, shard.path)
             except ValueError as error:
                 raise ValueError(f"{error}{_hint(ids, options)}") from error
-            document[files[number] + part] = count + np.cumsum(is_first) - 1
+            document[files[number] + part] = of_text
             if side.tokenizer.drops_spaces:  # which is in no token: here a token has what it writes
                 starts = np.maximum(starts, stops - side.tokenizer.lengths_of(ids[part]))
             start[files[number] + part], stop[files[number] + part] = starts, stops
@@ -292,6 +300,23 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
     aligned.end()
     nll, is_scored = np.full(files[-1], np.nan), np.zeros(files[-1], np.bool_)
     return _LaidTokens(files, int(bool(options.shift)), start, stop, document, nll, is_scored, repeated)
+
+
+def _fit(sides: Sequence[_Side], text: str, options: Options) -> bool:
+    """Whether the ids of both models are those of the text."""
+    try:
+        return all(_laid_over(side, text, options) for side in sides)
+    except (IndexError, ValueError):
+        return False
+
+
+def _refuse_unknown(ids: Array, documents: IntArray, side: _Side, path: str) -> None:
+    """Refuse ids that stand for text which no file tells; their documents are given, too."""
+    is_unknown = np.append(side.tokenizer.unknown, False)[np.clip(ids, -1, len(side.tokenizer.pieces))]
+    for i in np.flatnonzero(is_unknown)[:1].tolist():
+        got = f"holds id {ids[i]} in document {documents[i]}, the mark of text that its tokenizer cannot write ([UNK])"
+        fits = "hold tokens of all of the text; leave that document out of the text and of both models"
+        raise_error("content", path=path, got=got, fits=fits)
 
 
 def _hint(ids: Array, options: Options) -> str:

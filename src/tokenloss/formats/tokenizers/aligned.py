@@ -177,8 +177,12 @@ class AlignedText:
             cause = "it begins with a byte order mark, which they lack"
         else:
             is_special = k > 0 and self._tokenizer.is_special[ids[k - 1]]
-            other = "they may be of another text, tokenizer or version"
-            cause = _cause(found, expected) or ("special tokens before it write nothing" if is_special else other)
+            begin, own = _after_spaces(text, at), piece.lstrip()
+            if is_special and own and text[begin : begin + len(own)] == own:
+                cause = "a new text seems to begin here: give segment_ids (--segment-ids)"
+            else:
+                other = "they may be of another text, tokenizer or version"
+                cause = _cause(found, expected) or ("special tokens before it write nothing" if is_special else other)
         fits = f"be the text of the ids by {self._tokenizer.path}; {cause}"
         raise_error("file", path=self.path, byte=at, got=got, fits=fits)
 
