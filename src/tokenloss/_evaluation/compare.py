@@ -107,7 +107,7 @@ def _comparisons(
         "shape": (rows, shards[0].shape[-1]),
         "classes": options.classes,
         "n_without_next": n_without_next,
-        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
+        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better,
     }
     found: Comparisons[Comparison] = Comparisons()
     for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):

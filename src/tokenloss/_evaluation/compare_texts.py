@@ -123,7 +123,8 @@ def compare_texts(
     Warns
     -----
     ShiftWarning
-        If targets of a model were not shifted, and seem to need it, as in `evaluate`.
+        If targets of a model were not shifted, and seem to need it, or were shifted, and seem to be the next tokens
+        already, as in `evaluate`.
     UserWarning
         If losses are nan or infinite, if a tokenizer drops white space, which its model then need not predict, or if
         scored tokens seem to be padding.

@@ -183,10 +183,12 @@ def evaluate(
         If the root mean squares of hidden states vary as they do before a model's final norm, or do not fit the weight
         of that norm, where `lm_head` is a model that holds it.
     ShiftWarning
-        If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
+        If targets were not shifted, and rows give the next target more than four times the probability, beyond chance;
+        or if they were shifted, and rows give that to the targets that they would have without.
     UserWarning
         If losses are nan or infinite, if every token has a probability of exactly 1, or if two files have the same
-        targets, as those of two models do, and parts of one text do not.
+        targets, as those of two models do, and parts of one text do not. With `tokenizer`, if it drops white space,
+        which the model then need not predict, or if scored tokens of files repeat a special token, as padding does.
 
     See Also
     --------
@@ -297,6 +299,10 @@ _SHIFT_ADVICE = (
     "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
     "shift=True), or say that they are right (--no-shift, shift=False)"
 )
+_NO_SHIFT_ADVICE = (
+    "the targets fit far better without the shift: they seem to be the next tokens already; leave out --shift "
+    "(shift=True)"
+)
 _NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
 _REPEAT_ADVICE = (
     "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
@@ -330,6 +336,8 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
     """Messages about mistakes that figures hint at, each with the category of its warning."""
     if figures.get("fits_better_shifted"):
         yield _SHIFT_ADVICE, ShiftWarning
+    if figures.get("fits_better_unshifted"):
+        yield _NO_SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):
         yield _NORM_ADVICE, NormWarning
     if figures.get("targets_repeat"):

@@ -136,6 +136,7 @@ def summary(
     pairs = zip(shards, results, strict=True)
     tokens = [(token, shard.path) for shard, part in pairs for token in part.highest_loss_tokens]
     tokens.sort(key=lambda token: -token[0].sort_key)
+    fits_better = sum((part.shift_sample for part in results), ShiftSample()).fits_better
     paths, of_responses = [shard.path or None for shard in shards], shards[0].size is not None
     return {
         "files": [path for shard in shards for path in (shard.path, shard.targets, shard.segments) if path],
@@ -150,7 +151,8 @@ def summary(
         **(_hidden_figures(shards, results, options) if options.lm_head is not None else {}),
         **(_tokenizer_figures(shards) if options.tokenizer else {}),
         "targets_repeat": any(shard.repeats for shard in shards),
-        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
+        "fits_better_shifted": fits_better and not options.shift,
+        "fits_better_unshifted": fits_better and bool(options.shift),
         "highest_loss_tokens": [
             {"file": path or None, **token._asdict(), "probability": _probability(token.nll)}
             | {"target": None if of_responses and token.target < 0 else token.target}
