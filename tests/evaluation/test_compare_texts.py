@@ -423,6 +423,23 @@ def test_span_tables_hold_the_columns_of_the_result(two, tmp_path):
         assert name == "text" or np.array_equal(npy[name], column, equal_nan=column.dtype.kind == "f")
 
 
+def test_documents_hold_sums_of_their_spans(two, command, tmp_path):
+    a, b = two
+    path = tmp_path / "d.csv"
+    assert command(*argv_of(a, b), "--shift", "--per-sequence", path)[::2] == (0, "")
+    rows, found = [*csv.DictReader(io.StringIO(path.read_text("utf-8")))], compared(a, b)
+    documents, columns = found.documents, found.columns()
+    assert [[float(value) for value in row.values()] for row in rows] == np.array([*documents.values()]).T.tolist()
+    own = columns["kept"] & (columns["document"] == 1)
+    assert documents["nll_b"][1] == math.fsum(columns["nll_b"][own])
+    assert documents["n_bytes"][1] == (columns["stop"] - columns["start"])[own].sum()
+    assert documents["n_tokens_a"].sum() == found.n_tokens_a
+    assert documents["bits_per_byte_a"][1] == pytest.approx(
+        math.fsum(columns["nll_a"][own]) / math.log(2) / documents["n_bytes"][1]
+    )
+    assert documents["difference"] @ documents["n_bytes"] / found.n_bytes == pytest.approx(found.difference)
+
+
 def test_command_prints_what_compare_texts_returns(two, command, tmp_path):
     a, b = two
     found = compared(a, b, name_b="new")
@@ -446,7 +463,7 @@ def test_command_refuses_what_does_not_apply_to_texts(two, command):
     assert_refused(command(*argv[:5]), "--tokenizer-a is missing; models with different tokenizers need --text, "
                    "--tokenizer-a, --tokenizer-b")  # fmt: skip
     assert_refused(command(*argv, "more.npz"), "OTHER more.npz: --text compares two models")
-    for option in ("--max-kl=1", "--base-kind=logits", "--size=a=1", "--plot=x.png", "--per-sequence=x.csv",
+    for option in ("--max-kl=1", "--base-kind=logits", "--size=a=1", "--plot=x.png",
                    "--state=x", "--lm-head=x", "--noise=x", "--classes=4", "--skip-failed",
                    "--definitions=llama.cpp", "--confidence=0.9"):  # fmt: skip
         assert_refused(command(*argv, option), f"{option.split('=')[0]} does not apply to models with different")

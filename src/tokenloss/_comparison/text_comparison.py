@@ -234,6 +234,27 @@ class TextComparison(Result):
         """
         return self._columns(0, len(self._kind))
 
+    @property
+    def documents(self) -> dict[str, Array]:
+        """A table of the documents that have spans which both models scored, as columns by name.
+
+        These are `document`, `n_bytes`, `n_tokens_a`, `n_tokens_b`, `nll_a`, `nll_b` in nats, `bits_per_byte_a`,
+        `bits_per_byte_b`, and `difference`, bits per byte of b less those of a.
+        """
+        spans, kept = self._spans, self._spans.kept
+        numbers, position = np.unique(spans.document[kept], return_inverse=True)
+        counts = [spans.n_bytes, *(np.diff(first) for first in spans.first)]
+        n_bytes, *n_tokens = (np.bincount(position, one[kept], numbers.size).astype(np.int64) for one in counts)
+        nll = [sums_by_segment(of_side[kept], None, position).nll for of_side in spans.nll]
+        rates = [of_side / np.where(n_bytes > 0, n_bytes, np.nan) / _LN2 for of_side in nll]
+        with np.errstate(invalid="ignore"):
+            difference = rates[1] - rates[0]
+        return {
+            "document": numbers, "n_bytes": n_bytes, "n_tokens_a": n_tokens[0], "n_tokens_b": n_tokens[1],
+            "nll_a": nll[0], "nll_b": nll[1], "bits_per_byte_a": rates[0], "bits_per_byte_b": rates[1],
+            "difference": difference,
+        }  # fmt: skip
+
     def _columns(self, first: int, last: int) -> dict[str, Array]:
         """Columns of some of the spans."""
         part, spans = slice(first, last), self._spans

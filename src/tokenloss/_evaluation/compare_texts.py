@@ -100,7 +100,8 @@ def compare_texts(
     top : int, default 5
         Number of the spans with the greatest differences to list, each way.
     sinks : sequence of Sink, optional
-        Files to write: `sinks.SpanTable` and `sinks.SpanPage`, whose `finish` gets the figures and the result.
+        Files to write: `sinks.SpanTable`, `sinks.DocumentTable` and `sinks.SpanPage`, whose `finish` gets the figures
+        and the result.
     progress : bool, default False
         Whether to draw the progress over files on stderr, if that is a terminal.
     workers : int, optional

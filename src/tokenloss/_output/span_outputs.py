@@ -1,4 +1,4 @@
-"""The outputs of `compare_texts`: a table with a row for each span, and a page of the text in its spans."""
+"""The outputs of `compare_texts`: tables with a row for each span or document, and a page of the text in its spans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenloss._comparison.text_comparison import texts_of_tokens
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
 from tokenloss._output.divergence_page import DivergencePage
-from tokenloss._output.table_files import ComparedTokenTable, _TableFile
+from tokenloss._output.table_files import ComparedSequenceTable, ComparedTokenTable, _TableFile
 
 if TYPE_CHECKING:
     from tokenloss._comparison.text_comparison import TextComparison
@@ -82,6 +82,60 @@ class SpanTable(_TableFile):
                 for name in form.names or ():
                     table[name] = columns[name]
                 write(table)
+
+
+class DocumentTable(_TableFile):
+    r"""A file with a row for each document, as ``tokenloss compare --text --per-sequence`` writes it.
+
+    Its columns are those of `TextComparison.documents`. It is a .npy file of a structured array, a .csv or a .parquet
+    file.
+
+    Parameters
+    ----------
+    path : path-like, optional
+        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
+        and `columns` has it.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    tokenloss.compare_texts : Takes it.
+
+    Examples
+    --------
+    >>> import base64, pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_texts, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     text, ranks, a = (pathlib.Path(directory, name) for name in ("t.txt", "t.tiktoken", "a.npz"))
+    ...     _ = text.write_text("ab\nab"), ranks.write_text(f"{base64.b64encode(b'ab').decode()} 0\n")
+    ...     np.savez(a, logits=np.zeros((2, 1)), targets=[0, 0], segment_ids=[0, 1])
+    ...     table = sinks.DocumentTable()
+    ...     _ = compare_texts(a, a, text=text, tokenizer_a=ranks, tokenizer_b=ranks, sinks=[table])
+    >>> table.columns()["n_bytes"]
+    array([2, 2])
+    """
+
+    __module__ = "tokenloss.sinks"
+
+    option = ComparedSequenceTable.option
+    _function = "compare_texts"
+    help = "write a row for each document to a .npy, .csv or .parquet file"
+
+    def finish(self, summary: dict[str, Any], result: TextComparison) -> None:
+        columns = result.documents
+        form = np.dtype([(name, column.dtype.newbyteorder("<")) for name, column in columns.items()])
+        table = np.zeros(len(columns["document"]), form)
+        for name, column in columns.items():
+            table[name] = column
+        with self._writer(form, len(table)) as write:
+            write(table)
 
 
 class SpanPage(Sink):

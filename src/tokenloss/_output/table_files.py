@@ -338,7 +338,9 @@ class ComparedSequenceTable(_TableFile):
 
     option = "--per-sequence"
     _function = "compare_files"
-    help = "write a row for each candidate and sequence to a .npy, .csv or .parquet file"
+    help = (
+        "write a row for each candidate and sequence to a .npy, .csv or .parquet file; with --text, for each document"
+    )
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         columns = _COMPARED_SEQUENCE_COLUMNS
