@@ -387,7 +387,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     tokens = [spans.kept_tokens(side) for side in (0, 1)]
     totals = [ExactMoments.of(side.nll) for side in tokens]
     special = [ExactMoments.of(side.nll[side.start == side.stop]) for side in tokens]
-    covered = [int((side.stop - side.start).sum()) for side in tokens]
+    without = [max(of_all.n_bytes - int((side.stop - side.start).sum()), 0) for side in tokens]
     rates = [one.sum_over(of_all.n_bytes) / _LN2 for one in totals]
     change = _difference(*totals).sum_over(of_all.n_bytes) / _LN2
     kinds = np.flatnonzero(np.bincount(kind[kept])).tolist()
@@ -400,7 +400,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
         n_documents=n_documents, n_spans=int(kept.sum()), n_bytes=of_all.n_bytes,
         n_spans_left_out=int((~kept).sum()), n_bytes_left_out=int(spans.n_bytes[~kept].sum()),
         n_tokens_a=totals[0].count, n_tokens_b=totals[1].count, nll_a=totals[0].sum, nll_b=totals[1].sum,
-        n_bytes_without_token_a=of_all.n_bytes - covered[0], n_bytes_without_token_b=of_all.n_bytes - covered[1],
+        n_bytes_without_token_a=without[0], n_bytes_without_token_b=without[1],
         n_special_a=special[0].count, special_bits_per_byte_a=special[0].sum_over(of_all.n_bytes) / _LN2,
         n_special_b=special[1].count, special_bits_per_byte_b=special[1].sum_over(of_all.n_bytes) / _LN2,
         bits_per_byte_a=rates[0], bits_per_byte_a_stderr=of_all.sides[0].stderr / _LN2,

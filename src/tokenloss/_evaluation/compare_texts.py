@@ -195,7 +195,8 @@ def compare_texts(
         swapped = [one._replace(tokenizer=other.tokenizer) for one, other in zip(sides, sides[::-1], strict=True)]
         if not _fit(swapped, path, options):
             raise
-        raise type(error)(f"{error}; the ids are of the text with tokenizer_a and tokenizer_b swapped") from error
+        kind_of_error = IndexError if isinstance(error, IndexError) else ValueError
+        raise kind_of_error(f"{error}; the ids are of the text with tokenizer_a and tokenizer_b swapped") from error
     _check_documents(sides, texts, content)
     with contextlib.ExitStack() as stack:
         open_sinks(stack, outputs, None, None, 0, names=[side.name for side in sides])
@@ -283,7 +284,7 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
         ids, documents, goes_on = _ids_of(shard, options)
         last = last if goes_on else -1
         rows = np.flatnonzero(documents >= 0)
-        repeated[files[number] + rows] = repeated_special(ids[rows], documents[rows], side.tokenizer)
+        repeated[files[number] + rows] = repeated_special(ids[rows].astype(np.int64), documents[rows], side.tokenizer)
         for first in range(0, rows.size, _ROWS):
             part = rows[first : first + _ROWS]
             is_first = np.diff(documents[part], prepend=last) != 0

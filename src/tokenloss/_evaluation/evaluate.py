@@ -327,8 +327,8 @@ def white_space_notes(count: int, n_bytes: int) -> Iterator[str]:
     """Messages about so many bytes that are in no token; none if there are none."""
     if count:
         yield (
-            f"{count:,} of {count_of(n_bytes, 'byte')} are white space that the tokenizer drops: the model need not "
-            "predict it, so bits per byte are too low beside those of a model that does"
+            f"{count:,} of {count_of(n_bytes, 'byte')} are white space in no token: the model need not predict it, so "
+            "bits per byte are too low beside those of a model that does"
         )
 
 

@@ -75,9 +75,9 @@ def _predicted(of_ids: Array, shard: Shard, options: Options) -> Array:
     return np.roll(of_ids.reshape(shard.shape[:-1]), -1, -1).reshape(-1) if options.shift else of_ids
 
 
-def repeated_special(ids: Array, texts: IntArray, tokenizer: Tokenizer) -> IntArray:
+def repeated_special(ids: IntArray, texts: IntArray, tokenizer: Tokenizer) -> IntArray:
     """The ids of special tokens that repeat the token before them in texts of these numbers; -1 in place of others."""
-    ids, is_repeated = ids.astype(np.int64), np.zeros(len(ids), np.bool_)
+    is_repeated = np.zeros(len(ids), np.bool_)
     is_repeated[1:] = (ids[1:] == ids[:-1]) & (texts[1:] == texts[:-1])
     is_repeated &= (ids >= 0) & (ids < len(tokenizer.pieces))
     is_repeated &= tokenizer.is_special[np.where(is_repeated, ids, 0)]
@@ -100,7 +100,7 @@ def _bytes_of_shard(
     The bytes are those in the file of the texts, if it is given.
     """
     n_bytes, flat, path = np.zeros(shard.rows, np.int32), ids.reshape(-1), shard.targets or shard.path
-    repeated = np.full(shard.rows, -1, np.int32)
+    repeated, before = np.full(shard.rows, -1, np.int32), (-1, -1)  # the last id of a piece, and the text of it
     mask = None if stored.file.attention_mask is None else checked_mask(stored.file).reshape(-1)
     for start in range(0, shard.rows, _PIECE):
         rows = np.arange(start, min(start + _PIECE, shard.rows))
@@ -119,7 +119,9 @@ def _bytes_of_shard(
                 raise ValueError(f"{error}{_NEXT_TOKENS}") from error
             found[included] = stops - starts
         n_bytes[rows] = found
-        repeated[rows] = repeated_special(flat[rows], texts, tokenizer)
+        with_last = np.append(before[0], flat[rows].astype(np.int64)), np.append(before[1], texts)
+        repeated[rows] = repeated_special(*with_last, tokenizer)[1:]
+        before = int(flat[rows[-1]]), int(texts[-1])
     return n_bytes, repeated
 
 

@@ -121,8 +121,8 @@ def write(
     `data` has JSON of `models`, a list, and of `base` if they are compared. Each is an object of columns: `nll`, and as
     far as they are known `entropy`, `rank`, `top`, `chance` (the `k` most likely of `classes` for each token, and their
     probabilities in percent); a model has `shades` and `worst`, too, and if it is compared `kl`, the `quantity` that
-    this is, and a `name`. `files` are names for the numbers of files, `nouns` what the page calls
-    a token and a sequence.
+    this is, and a `name`. `files` are names for the numbers of files, `nouns` what the page calls a token and a
+    sequence.
     """
     texts = decoded(tokens.text, tokens.encode)
     shown = [_id_text(i) if text is None else text.translate(_CONTROL_PICTURES)
