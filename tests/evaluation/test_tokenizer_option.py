@@ -159,11 +159,11 @@ def test_tokenizer_counts_the_tokens_of_a_mask_alone(tmp_path):
 
 def test_tokenizer_of_special_tokens_counts_their_loss_without_bytes():
     logits = 4 * RNG.standard_normal((1, 3, 512))
-    ids = np.array([[BPE.token_to_id("a"), 0, 0]])  # the special token ends a text
+    ids = np.array([[0, BPE.token_to_id("a"), 0]])  # the special token begins and ends a text
     found = evaluate([(logits, ids)], tokenizer=MODEL)
     assert (found.n_bytes, found.count) == (1, 3)
     assert found.bits_per_byte == pytest.approx(cross_entropy(logits, ids, reduction="sum") / math.log(2))
-    assert math.isnan(evaluate([(logits, np.zeros((1, 3), int))], tokenizer=MODEL).bits_per_byte)
+    assert math.isnan(evaluate([(logits[:, :1], ids[:, :1])], tokenizer=MODEL).bits_per_byte)
 
 
 def test_tokenizer_of_tokens_without_sequences_counts_each_token(tmp_path):
@@ -401,6 +401,13 @@ def test_tokenizer_tells_padding_that_is_scored(shift, command, tmp_path, monkey
     shift_option = "--shift" if shift else "--no-shift"
     assert words in command("score", tmp_path / "a.npz", "--tokenizer", MODEL, shift_option)[2]
     assert evaluate(tmp_path / "b.npz", **options).figures["padding"] is None
+    segments = np.repeat(np.arange(len(ids)), width)
+    flat = [(logits.reshape(-1, 512)[i : i + 9], ids.reshape(-1)[i : i + 9], None, segments[i : i + 9])
+            for i in range(0, ids.size, 9)]  # fmt: skip
+    batches = [(logits[:2], ids[:2]), (logits[2:], ids[2:])]
+    for source in (batches, flat) if shift else (batches,):
+        with pytest.warns(UserWarning, match=f"^{words.removeprefix('a.npz: ')}"):
+            evaluate(source, **options)
 
 
 def test_tokenizer_does_not_come_with_lengths_or_responses(command, tmp_path):

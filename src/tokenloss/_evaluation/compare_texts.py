@@ -22,7 +22,7 @@ from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.plan import open_stored, plan
 from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
-from tokenloss._evaluation.token_bytes import most_repeated, repeated_special
+from tokenloss._evaluation.token_bytes import ids_before, most_repeated, repeats_special
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.scores_file import checked_mask
@@ -266,7 +266,7 @@ class _LaidTokens(NamedTuple):
     document: IntArray  # -1 of rows that are no part of the text
     nll: Float64Array
     is_scored: BoolArray
-    repeated: IntArray  # the ids of special tokens that repeat the token before them, -1 of others
+    repeated: IntArray  # the id of a special token that repeats the token before it, -1 of others
 
     def tokens(self) -> TextTokens:
         """The tokens of the text."""
@@ -284,7 +284,9 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
         ids, documents, goes_on = _ids_of(shard, options)
         last = last if goes_on else -1
         rows = np.flatnonzero(documents >= 0)
-        repeated[files[number] + rows] = repeated_special(ids[rows].astype(np.int64), documents[rows], side.tokenizer)
+        own = ids[rows].astype(np.int64)
+        repeats = repeats_special(own, ids_before(own, documents[rows]), side.tokenizer)
+        repeated[files[number] + rows[repeats]] = own[repeats]
         for first in range(0, rows.size, _ROWS):
             part = rows[first : first + _ROWS]
             is_first = np.diff(documents[part], prepend=last) != 0
@@ -374,7 +376,7 @@ def _score(side: _Side, laid: _LaidTokens, options: Options, settings: Settings)
     """Fill in the losses of a model; return what must be warned of."""
     evaluation = evaluate_files(side.inputs, options, settings, [_Losses(laid)])
     notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
-    padding = most_repeated(laid.repeated[laid.is_scored])
+    padding = most_repeated(laid.repeated[laid.is_scored & (laid.repeated >= 0)])
     of_padding: dict[str, Any] = {"padding": padding and {"file": None, **padding}}
     found: list[tuple[str, type[Warning]]] = [*advice(evaluation.figures | of_padding)]
     found += ((note, UserWarning) for note in notes)

@@ -188,7 +188,7 @@ def evaluate(
     UserWarning
         If losses are nan or infinite, if every token has a probability of exactly 1, or if two files have the same
         targets, as those of two models do, and parts of one text do not. With `tokenizer`, if it drops white space,
-        which the model then need not predict, or if scored tokens of files repeat a special token, as padding does.
+        which the model then need not predict, or if scored tokens repeat a special token, as padding does.
 
     See Also
     --------

@@ -36,7 +36,8 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
     """
     aligned = None if text is None else AlignedText(text, tokenizer)
     begun: set[int] = set()  # numbers of the texts that go on in later shards, whose first token was found
-    found: list[tuple[Array, Array, BoolArray]] = []  # of the ids of each shard as below, and which rows are scored
+    found: list[tuple[Array, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
+    planned = []
     for shard in shards:
         stored = open_stored(shard, options)
         opened = shifted_shard(shard, stored) if options.shift else stored
@@ -44,14 +45,15 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
             got, fits = "targets are distributions", "be class ids, where there is a tokenizer"
             raise_error("content", path=shard.targets or shard.path, got=got, fits=fits)
         may_go_on = shard.segments_start is not None or shard.windows is not None or not stored.sequences.exist
-        of_ids = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else set(), aligned)
-        found.append((*of_ids, scored_rows(opened, options.ignore_index)))
+        own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else set(), aligned)
+        found.append((own, scored_rows(opened, options.ignore_index)))
+        planned.append(shard._replace(padding=padding_of(opened, stored.ids, found[-1][1], options, tokenizer)))
     if aligned is not None:
         aligned.end()
-    planned, following = [*shards], found[-1][0]
+    following = found[-1][0]
     for number in reversed(range(len(shards))):
-        shard, (own, repeated, scored) = shards[number], found[number]
-        rows = _predicted(own, shard, options)
+        shard, (own, scored) = planned[number], found[number]
+        rows = np.roll(own.reshape(shard.shape[:-1]), -1, -1).reshape(-1) if options.shift else own
         if shard.next_id is not None:
             rows[-1] = following[0]
         following = own if len(own) else following
@@ -63,44 +65,47 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
         if tokenizer.drops_spaces:
             ids = open_shard(shard, options).targets.reshape(-1)[scored].astype(np.int64)
             without = int(np.maximum(rows[scored] - tokenizer.lengths_of(ids), 0).sum())
-        planned[number] = shard._replace(
-            token_bytes=compact(rows, scored), n_bytes_without_token=without,
-            padding=most_repeated(_predicted(repeated, shard, options)[scored]),
-        )  # fmt: skip
+        planned[number] = shard._replace(token_bytes=compact(rows, scored), n_bytes_without_token=without)
     return planned
 
 
-def _predicted(of_ids: Array, shard: Shard, options: Options) -> Array:
-    """What is known of the id that each row predicts, by what is known of the row's own."""
-    return np.roll(of_ids.reshape(shard.shape[:-1]), -1, -1).reshape(-1) if options.shift else of_ids
+def padding_of(
+    opened: OpenShard, stored: Array, scored: BoolArray, options: Options, tokenizer: Tokenizer
+) -> dict[str, int] | None:
+    """The special token that most scored rows predict after itself, given the ids as they are stored."""
+    ids = opened.targets.reshape(-1).astype(np.int64)
+    numbers = opened.sequences.numbers(0, len(ids))
+    before = stored.reshape(-1).astype(np.int64) if options.shift else ids_before(ids, numbers)
+    return most_repeated(ids[scored & repeats_special(ids, before, tokenizer)])
 
 
-def repeated_special(ids: IntArray, texts: IntArray, tokenizer: Tokenizer) -> IntArray:
-    """The ids of special tokens that repeat the token before them in texts of these numbers; -1 in place of others."""
-    is_repeated = np.zeros(len(ids), np.bool_)
-    is_repeated[1:] = (ids[1:] == ids[:-1]) & (texts[1:] == texts[:-1])
-    is_repeated &= (ids >= 0) & (ids < len(tokenizer.pieces))
-    is_repeated &= tokenizer.is_special[np.where(is_repeated, ids, 0)]
-    found: IntArray = np.where(is_repeated, ids, -1)
-    return found
+def ids_before(ids: IntArray, texts: IntArray) -> IntArray:
+    """The id before each one in texts of these numbers; -1 where a text begins."""
+    before = np.full(len(ids), -1)
+    goes_on = texts[1:] == texts[:-1]
+    before[1:][goes_on] = ids[:-1][goes_on]
+    return before
 
 
-def most_repeated(repeated: Array) -> dict[str, int] | None:
-    """Of ids that `repeated_special` gave, the one that occurs most, and how often; None if there is none."""
-    ids, counts = np.unique(repeated[repeated >= 0], return_counts=True)
-    return {"token": int(ids[counts.argmax()]), "count": int(counts.max())} if len(ids) else None
+def repeats_special(ids: IntArray, before: IntArray, tokenizer: Tokenizer) -> BoolArray:
+    """Mask of the special tokens that repeat the token before them, as padding does."""
+    repeats: BoolArray = (ids == before) & (ids >= 0) & (ids < len(tokenizer.pieces))
+    repeats &= tokenizer.is_special[np.where(repeats, ids, 0)]
+    return repeats
+
+
+def most_repeated(ids: IntArray) -> dict[str, int] | None:
+    """Of ids the one that occurs most, and how often; None if there is none."""
+    distinct, counts = np.unique(ids, return_counts=True)
+    return {"token": int(distinct[counts.argmax()]), "count": int(counts.max())} if len(ids) else None
 
 
 def _bytes_of_shard(
     shard: Shard, stored: OpenShard, ids: Array, options: Options, tokenizer: Tokenizer, begun: set[int],
     aligned: AlignedText | None,
-) -> tuple[Array, Array]:  # fmt: skip
-    """How many bytes the ids of a shard write into their texts, and which are special ones that repeat.
-
-    The bytes are those in the file of the texts, if it is given.
-    """
+) -> Array:  # fmt: skip
+    """How many bytes the ids of a shard write into their texts, or into the file of these, if it is given."""
     n_bytes, flat, path = np.zeros(shard.rows, np.int32), ids.reshape(-1), shard.targets or shard.path
-    repeated, before = np.full(shard.rows, -1, np.int32), (-1, -1)  # the last id of a piece, and the text of it
     mask = None if stored.file.attention_mask is None else checked_mask(stored.file).reshape(-1)
     for start in range(0, shard.rows, _PIECE):
         rows = np.arange(start, min(start + _PIECE, shard.rows))
@@ -119,10 +124,7 @@ def _bytes_of_shard(
                 raise ValueError(f"{error}{_NEXT_TOKENS}") from error
             found[included] = stops - starts
         n_bytes[rows] = found
-        with_last = np.append(before[0], flat[rows].astype(np.int64)), np.append(before[1], texts)
-        repeated[rows] = repeated_special(*with_last, tokenizer)[1:]
-        before = int(flat[rows[-1]]), int(texts[-1])
-    return n_bytes, repeated
+    return n_bytes
 
 
 def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) -> tuple[IntArray, BoolArray]:
