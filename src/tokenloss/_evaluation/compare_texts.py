@@ -22,7 +22,7 @@ from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.plan import open_stored, plan
 from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
-from tokenloss._evaluation.token_bytes import ids_before, most_repeated, repeats_special
+from tokenloss._evaluation.token_bytes import ids_before, leaves_out_spaces, most_repeated, repeats_special
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.scores_file import checked_mask
@@ -277,6 +277,8 @@ class _LaidTokens(NamedTuple):
 def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
     """Hold the ids of a model against the text; ValueError at the first token whose bytes differ."""
     shards = plan(side.inputs.scores, side.inputs.targets, options, side.inputs.segment_ids)
+    most = max((shard.shape[-1] for shard in shards), default=0)
+    side = side._replace(tokenizer=side.tokenizer.with_special(most))  # the text proves what special ids write
     files = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
     start, stop, document, repeated = (np.full(files[-1], -1) for _ in range(4))
     aligned, last, count = AlignedText(text, side.tokenizer), -1, 0
@@ -298,7 +300,7 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
             except ValueError as error:
                 raise ValueError(f"{error}{_hint(ids, options)}") from error
             document[files[number] + part] = of_text
-            if side.tokenizer.drops_spaces:  # which is in no token: here a token has what it writes
+            if leaves_out_spaces(side.tokenizer):  # which is in no token: here a token has what it writes
                 starts = np.maximum(starts, stops - side.tokenizer.lengths_of(ids[part]))
             start[files[number] + part], stop[files[number] + part] = starts, stops
             count += int(is_first.sum())

@@ -139,9 +139,9 @@ def evaluate(
         The tokenizer's own file, or the folder of its model, as `token_bytes` takes it, for bits per byte of the tokens
         that are scored: each counts with its own bytes, and each sequence with their sum. The loss of a special token
         counts, too, but it has no bytes: mask or ignore it, to leave it out. Where the tokenizer adds a space before a
-        text (SentencePiece), that of the first token of each sequence does not count, unless what comes before is
-        ignored. With one that drops white space (WordPiece), `text` must be given. Tables and pages have the text of
-        tokens from it, in place of what files hold.
+        text (SentencePiece), that of the first token of each sequence does not count, unless several ids before it are
+        ignored, as those of a prompt are. With one that drops white space (WordPiece), `text` must be given. Tables and
+        pages have the text of tokens from it, in place of what files hold.
     words : {"whitespace", "lm-eval"}, default "whitespace"
         How its words are counted: those between white space, or as lm-evaluation-harness does, by `re.split` at white
         space, which counts a blank at the end as a word, too.
@@ -395,14 +395,15 @@ def _opened(path: str, has_text: bool) -> Tokenizer:
     """A tokenizer, of which bytes of tokens can be told, with a text or without."""
     tokenizer = open_tokenizer(path)
     if tokenizer.drops_spaces and not has_text:
-        got = "drops the white space between tokens, whose bytes only the text tells"
+        got = "drops the white space between tokens or changes a text, so that only the text tells their bytes"
         raise_error("content", path=tokenizer.path, got=got, fits="come with text (--text), or be left out")
     return tokenizer
 
 
 def _hash_of(tokenizer: Tokenizer) -> str:
     """A hash of the bytes of all tokens."""
-    rules = (tokenizer.has_prefix_space, tokenizer.drops_spaces, tokenizer.pieces)
+    said = tokenizer.said
+    rules = (said.prefix, said.drops_spaces, sorted(said.restarts), tokenizer.pieces)
     return hashlib.blake2b(repr(rules).encode(), digest_size=16).hexdigest()
 
 
