@@ -398,6 +398,25 @@ def test_compare_of_models_with_other_tokenizers_names_the_options_that_fit(two,
     assert_refused(refused, "b.npz: holds", "; models with different tokenizers need --text, --tokenizer-a and --to")
 
 
+def test_packed_texts_without_segment_ids_are_told_what_they_lack(tmp_path):
+    (tmp_path / "t.txt").write_text("a b\nc d")
+    a, b = (model(tmp_path, name, [[b"a", b" b", b""], [b"c", b" d", b""]]) for name in "ab")
+    np.savez(b.path, logits=b.logits, input_ids=b.ids)
+    with pytest.raises(
+        ValueError, match=r"b\.npz: holds 1 documents, not 2; .*segment_ids \(--segment-ids\) tell them"
+    ):
+        compared(a, b)
+
+
+def test_special_ids_beyond_a_list_of_ranks_are_those_of_the_text(tmp_path):
+    (tmp_path / "t.txt").write_text("ab")
+    (tmp_path / "r.tiktoken").write_text("YQ== 0\nYg== 1\n")
+    np.savez(tmp_path / "a.npz", logits=np.zeros((3, 4)), targets=[0, 1, 3])
+    options = {f"tokenizer_{letter}": tmp_path / "r.tiktoken" for letter in "ab"}
+    found = compare_texts(tmp_path / "a.npz", tmp_path / "a.npz", text=tmp_path / "t.txt", shift=False, **options)
+    assert (found.n_tokens_a, found.n_special_a, found.bits_per_byte_a) == (3, 1, 3.0)
+
+
 def test_an_output_replaces_no_input(two, tmp_path):
     for path in tmp_path / "t.txt", two[0].tokenizer, two[1].path:
         with pytest.raises(ValueError, match="would replace"):

@@ -395,6 +395,8 @@ def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], conte
     (of_a, of_b), path = found, sides[1].inputs.scores[0]
     fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
     if of_a[0].size != of_b[0].size:
+        if 1 in (of_a[0].size, of_b[0].size):
+            fits += "; where texts are packed, segment_ids (--segment-ids) tell them apart"
         raise_error("content", path=path, got=f"holds {of_b[0].size} documents, not {of_a[0].size}", fits=fits)
     for document in np.flatnonzero((of_a[0] != of_b[0]) | (of_a[1] != of_b[1])).tolist():
         for first, last in (sorted((int(a[document]), int(b[document]))) for a, b in zip(of_a, of_b, strict=True)):
