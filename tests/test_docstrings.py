@@ -37,6 +37,11 @@ VARIANTS = {
     "confidence": [{"_comparison.paired.PairedLosses.check"}],
     "cu_seqlens": [{"_comparison.comparison.compare", "_comparison.linear_compare.linear_compare"}],
     "definitions": [{"_comparison.comparison.compare"}],
+    "divergences": [
+        {"_comparison.linear_compare.linear_compare"},
+        {"_scores.divergence.kl_divergence"},
+        {"_scores.linear.linear_kl_divergence"},
+    ],
     "hidden": [
         {"_evaluation.evaluate.evaluate"},
         {"_evaluation.compare_files.compare_files"},
@@ -62,7 +67,7 @@ VARIANTS = {
         {"_evaluation.compare_files.compare_files"},
         {"_evaluation.compare_texts.compare_texts"},
         {
-            "_comparison.comparison.ComparisonMeter.update",
+            "_comparison.comparison_meter.ComparisonMeter.update",
             "_comparison.comparison.compare",
             "_scores.divergence.kl_divergence",
         },
@@ -81,7 +86,7 @@ VARIANTS = {
     ],
     "logits": [
         {
-            "_comparison.comparison.ComparisonMeter.update",
+            "_comparison.comparison_meter.ComparisonMeter.update",
             "_comparison.comparison.compare",
             "_scores.divergence.kl_divergence",
             "_scores.token_scores.token_scores",
@@ -94,7 +99,7 @@ VARIANTS = {
     "n_words": [{"_evaluation.evaluate.evaluate"}, {"_statistics.meter.LossMeter.update"}],
     "nll": [{"_statistics.meter.LossMeter.update"}, {"_statistics.sequences.sequence_losses"}],
     "noise": [{"_evaluation.compare_files.compare_files"}],
-    "other": [{"_comparison.comparison.ComparisonMeter.merge"}],
+    "other": [{"_comparison.comparison_meter.ComparisonMeter.merge"}],
     "out": [{"_scores.losses.cross_entropy_and_grad"}, {"_scores.softmax.logsumexp"}],
     "path": [
         {f"sinks.{of}Table" for of in ("Token", "Sequence", "ComparedToken", "ComparedSequence", "Document", "Span")},
@@ -113,7 +118,7 @@ VARIANTS = {
         {"_evaluation.compare_texts.compare_texts"},
         {"_evaluation.evaluate.evaluate"},
         {
-            "_comparison.comparison.ComparisonMeter.update",
+            "_comparison.comparison_meter.ComparisonMeter.update",
             "_comparison.comparison.compare",
             "_comparison.mismatch.mismatch",
             "_comparison.linear_compare.linear_compare",
@@ -142,7 +147,7 @@ VARIANTS = {
     "stride": [{"_statistics.windows.windows"}],
     "targets": [
         {"_evaluation.compare_texts.compare_texts"},
-        {"_comparison.comparison.ComparisonMeter.update"},
+        {"_comparison.comparison_meter.ComparisonMeter.update"},
         {"_comparison.comparison.compare"},
         {"_comparison.linear_compare.linear_compare"},
         {"_scores.linear.linear_cross_entropy"},

@@ -35,6 +35,7 @@ from tokenloss import (
 from tokenloss._command.arguments import make_parser
 from tokenloss._command.cli import main
 from tokenloss._core._core import KINDS
+from tokenloss._core.arguments import DIVERGENCES
 from tokenloss._core.signature import _FIELDS
 from tokenloss.formats import scores_file
 from tokenloss.formats.readers import FORMATS
@@ -145,7 +146,7 @@ def described_keys(command, kind):
 def commands_of(files, kind):
     """Commands whose JSON has every key of a kind of input, by their name."""
     skip, of_loss, of_bytes = ("--skip-failed",), ("--max-loss", "99"), ("--tokenizer", files.ranks_tiktoken)
-    of_kl, of_ratio = ("--max-kl", "99"), ("--max-perplexity-ratio", "99")
+    of_kl, of_ratio = ("--max-kl", "99", "--divergences", ",".join(DIVERGENCES)), ("--max-perplexity-ratio", "99")
     return {
         "scores": [
             ("score", files.base, *of_bytes, "--n-words", 5, *of_loss),
@@ -224,7 +225,8 @@ def tables_in_memory(files):
         yield TITLES[1], kind, sequences.columns() | evaluation.columns()
         tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
         other = files.q8 if kind == "scores" else path
-        found = compare_files(path, {"a": other}, sinks=[tokens, sequences], **options)
+        wanted = {"divergences": (*DIVERGENCES,)} if kind == "scores" else {}
+        found = compare_files(path, {"a": other}, sinks=[tokens, sequences], **options, **wanted)
         yield TITLES[2], kind, tokens.columns()
         yield TITLES[3], kind, sequences.columns()
         yield TITLES[2], "arrays" if kind == "scores" else "response arrays", found["a"].columns()
@@ -244,7 +246,7 @@ def tables_in_memory(files):
     lengths = {"n_bytes": [3, 4], "n_words": [1, 2], "sample_weight": np.ones((2, 3))}
     yield TITLES[0], "arrays", scores.columns()
     yield TITLES[1], "arrays", sequence_losses(scores, **lengths).columns()
-    yield TITLES[2], "arrays", compare(logits, logits, targets).columns()
+    yield TITLES[2], "arrays", compare(logits, logits, targets, divergences=(*DIVERGENCES,)).columns()
 
 
 def test_columns_are_described(files):

@@ -122,6 +122,7 @@ MAKERS = {
         noise=scored(folder, LOGITS + 0.01 * OTHER, name="twin"),
     ),
     "comparison": lambda _: compare(LOGITS, OTHER, TARGETS),
+    "comparison of divergences": lambda _: compare(LOGITS, OTHER, TARGETS, divergences=("tv", "reverse_kl")),
     "comparison of sequences": lambda _: compare(LOGITS, OTHER, TARGETS, segment_ids=IDS),
     "comparison without targets": lambda _: compare(LOGITS, OTHER, None),
     "comparison of a token": lambda _: compare([[1.0, 2.0]], [[1.0, 3.0]], [0]),

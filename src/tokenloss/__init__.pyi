@@ -4,8 +4,8 @@ from tokenloss import plots as plots
 from tokenloss import results as results
 from tokenloss import sinks as sinks
 from tokenloss import testing as testing
-from tokenloss._comparison.comparison import ComparisonMeter as ComparisonMeter
 from tokenloss._comparison.comparison import compare as compare
+from tokenloss._comparison.comparison_meter import ComparisonMeter as ComparisonMeter
 from tokenloss._comparison.linear_compare import linear_compare as linear_compare
 from tokenloss._comparison.mismatch import mismatch as mismatch
 from tokenloss._core.config import show_config as show_config

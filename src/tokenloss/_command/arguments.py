@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command import commands
-from tokenloss._command.parser import Parser, filled, fraction, integer, number, of_fraction
+from tokenloss._command.parser import Names, Parser, filled, fraction, integer, number, of_fraction
 from tokenloss._core._core import KINDS
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
@@ -206,11 +206,7 @@ def _add_compare(compare: Parser) -> None:
     of["input"].add_argument("--base-kind", choices=KINDS, help=words)
     _add(of["input"], "--base-array NAME", "name of the array of scores of BASE")
     _add(of["input"], "--classes N", "compare only the first N classes, where vocabularies differ", integer(1))
-    words = (
-        "formulas of the figures: llama.cpp takes the log-probabilities of BASE as they are, and the divergence over "
-        "those above -16 (default: exact)"
-    )
-    of["input"].add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
+    _add_formulas(of["input"])
     words = "the text, for two models with different tokenizers: their losses are laid over its bytes"
     _add(of["input"], "--text FILE", words)
     for letter, model in ("a", "BASE"), ("b", "OTHER"):
@@ -264,6 +260,20 @@ def _add_input(group: _Group) -> None:
     words = "what the scores are, where the name of their array does not say it (default: logits)"
     group.add_argument("--kind", choices=KINDS, help=words)
     _add(group, "--array NAME", "name of the array of scores, if it is not the name of a kind")
+
+
+def _add_formulas(group: _Group) -> None:
+    """Add the options that say what is computed of two models."""
+    words = (
+        "formulas of the figures: llama.cpp takes the log-probabilities of BASE as they are, and the divergence over "
+        "those above -16 (default: exact)"
+    )
+    group.add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
+    words = (
+        "divergences beside kl, with commas between them or one by one: reverse_kl, js (Jensen-Shannon), tv (total "
+        "variation) or hellinger (default: kl)"
+    )
+    _add(group, "--divergences NAMES", words, action=Names, default=("kl",))
 
 
 def _add_targets(group: _Group) -> None:

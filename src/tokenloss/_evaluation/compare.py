@@ -70,7 +70,8 @@ def compare_sides(
     with contextlib.ExitStack() as stack:
         names = tuple(about["name"] for about in abouts)
         has_text = any(side.has_text for shard in shards for side in (shard, *shard.others))
-        open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k, has_text=has_text, names=names)
+        of_sinks: Any = {"has_text": has_text, "names": names, "divergences": options.divergences}
+        open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k, **of_sinks)
         compare = functools.partial(compare_shard, names=names)
         results, _ = score_shards(compare, shards, options, settings, outputs, top_k)
         found = _comparisons(shards, results, abouts, options, firsts)

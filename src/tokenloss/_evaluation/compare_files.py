@@ -66,6 +66,7 @@ def compare_files(
     softcap: float | None = None,
     classes: int | None = None,
     definitions: Literal["exact", "llama.cpp"] = "exact",
+    divergences: Sequence[str] = ("kl",),
     ignore_index: int | None = -100,
     shift: bool | None = None,
     part: Literal["prompt", "generated", "all"] | None = None,
@@ -123,6 +124,9 @@ def compare_files(
         Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures, as in `compare`.
+    divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
+        Divergences of each position, as `kl_divergence` defines them. "kl" is always there: the others need what it
+        comes with. Those beside it take a second pass, over rows that lie in a cache.
     ignore_index : int or None, default -100
         Target value that marks tokens to ignore, such as padding.
     shift : bool, optional

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.columns import check_definitions
 from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, further_divergences, refuse_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import exists, files_of, identity
 from tokenloss._core.text import title
@@ -31,7 +31,8 @@ def compare_scores(
     base: list[str], others: dict[str, list[str]], *, targets: Any, segment_ids: Any, base_array: str | None,
     array: str | None, targets_array: str | None, base_kind: Kind | None, kind: Kind | None, base_lm_head: Any,
     lm_head: Any, base_hidden: str | None, hidden: str | None, logit_scale: float | None, softcap: float | None,
-    classes: int | None, definitions: Literal["exact", "llama.cpp"], ignore_index: int | None, shift: bool | None,
+    classes: int | None, definitions: Literal["exact", "llama.cpp"],
+    divergences: Sequence[str], ignore_index: int | None, shift: bool | None,
     sizes: Mapping[str, Any] | None, noise: Any, sinks: Sequence[Sink], state: Any, scheduler: str | None,
     progress: bool, workers: int | None,
 ) -> Comparisons[Comparison]:  # fmt: skip
@@ -41,7 +42,7 @@ def compare_scores(
     """
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)
-    check_definitions(definitions)
+    wanted = further_divergences(divergences, check_definitions(definitions))
     check_shift(shift)
     if classes is not None:
         classes = check_integer("classes", classes, "a positive integer or None", least=1)
@@ -59,7 +60,11 @@ def compare_scores(
         candidates.append(as_base)
         heads.append(heads[0])
     options = as_base._replace(
-        targets_array=targets_array, definitions=definitions, classes=classes, others=tuple(candidates)
+        targets_array=targets_array,
+        definitions=definitions,
+        divergences=wanted,
+        classes=classes,
+        others=tuple(candidates),
     )
     of_sizes = checked_sizes(sizes or {}, names)
     abouts = [

@@ -11,6 +11,7 @@ import numpy as np
 
 from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns, without_losses
 from tokenloss._comparison.linear_columns import linear_pair_columns
+from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
 from tokenloss._core.signature import ids_sum
@@ -82,7 +83,7 @@ def compare_shard(
         run.take(rows, slice(start, start + len(rows)))
         start += len(rows)
     if sink and not start:  # so that there are columns if no block comes
-        none, new = np.empty(0, np.int64), new_columns(0)
+        none, new = np.empty(0, np.int64), new_columns(0, options.divergences)
         scores = token_scores(np.empty((0, top_k)), none, top_k=top_k) if top_k else None
         for name in names:
             sink(ComparedBlock(name, new, none, None, 0, none, none, none, scores, scores))
@@ -253,7 +254,7 @@ class _Run:
             if self._sink:
                 name, fields = self._names[len(found)], tokens.compared()
                 fields["target"] = fields["target"] if self._has_targets else np.full(len(fields["row"]), -1)
-                of_pair = {column: columns[column] for column in COLUMNS if column in columns}
+                of_pair = {one: columns[one] for one in (*COLUMNS, *FURTHER_DIVERGENCES) if one in columns}
                 self._sink(ComparedBlock(name, of_pair, **fields, base_scores=base_scores, scores=scores))
             found.append(columns)
         self._parts.append(ComparedShard.of(found))
@@ -269,9 +270,9 @@ class _Run:
             base = log_softmax(base.astype(np.float32) if base.itemsize < 4 else base)
         with with_file_names(file.path):
             base_scores = self._scores(self.base.top_scores(base), tokens)
-        pairing: Any = {"definitions": options.definitions, "base_kind": base_kind, "classes": options.classes,
-                        "where": tokens.scored, "ignore_index": self._ignore_index,
-                        "workers": self._workers}  # fmt: skip
+        pairing: Any = {"definitions": options.definitions, "divergences": options.divergences,
+                        "base_kind": base_kind, "classes": options.classes, "where": tokens.scored,
+                        "ignore_index": self._ignore_index, "workers": self._workers}  # fmt: skip
         first = f"rows from {tokens.row[0]} on" if tokens.row[0] else None  # errors count from there
         for model in self._others:
             rows = model.read(len(tokens.position))
@@ -300,7 +301,7 @@ class _Run:
             named = {str(number): other for number, other in enumerate(others)}
             assert self.base.file.lm_head is not None
             transform = self.base.file.lm_head.logit_scale, self.base.file.lm_head.softcap or 0.0
-            columns = linear_pair_columns(base, named, positions, transform, self._workers)
+            columns = linear_pair_columns(base, named, positions, transform, self._workers, options.divergences)
             base_scores, *scores = (
                 self._scores(model.token_scores(block, options.classes), tokens) for model, block in blocks
             )
@@ -317,7 +318,9 @@ class _Run:
     def result(self) -> ComparedShard:
         """The result of all rows."""
         rms = tuple(model.rms for model in (self.base, *self._others))
-        columns = joined(self._parts) if self._parts else [new_columns(0) for _ in self._others]
+        columns = (
+            joined(self._parts) if self._parts else [new_columns(0, self._options.divergences) for _ in self._others]
+        )
         return ComparedShard.of(columns)._replace(shift_sample=self._sampler.sample, rms=rms, ids_sum=self._ids_sum)
 
 

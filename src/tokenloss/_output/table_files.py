@@ -229,12 +229,12 @@ class ComparedTokenTable(_TableFile):
 
     Its columns are `name` (of the candidate), `file` (the number of its shard, from 0), `row` (of the file), `sequence`
     and `position` in it (-1 of none), `target` (-1 where it is not known), `kept`, and those of `Comparison`:
-    `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are
-    not scored, as in `TokenTable`; without targets, losses and `delta_p` are nan. Where files hold the text of the
-    tokens, .csv and .parquet have the target's `text`. Of responses of servers there is no `row`, and the others are
-    those of `ResponseComparison`; of log-probabilities of tokens alone, of `Mismatch`. It is a .npy file of a
-    structured array, a .csv or a .parquet file, written block by block: of several candidates, the rows of a block of
-    tokens come candidate by candidate, so group them by `name`.
+    `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top`, `base_top_p` and further `divergences` that were asked for, which
+    are nan, null or empty of tokens that are not scored, as in `TokenTable`; without targets, losses and `delta_p` are
+    nan. Where files hold the text of the tokens, .csv and .parquet have the target's `text`. Of responses of servers
+    there is no `row`, and the others are those of `ResponseComparison`; of log-probabilities of tokens alone, of
+    `Mismatch`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block: of several
+    candidates, the rows of a block of tokens come candidate by candidate, so group them by `name`.
 
     Parameters
     ----------
@@ -279,7 +279,8 @@ class ComparedTokenTable(_TableFile):
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else _COMPARED_COLUMNS
         of_tokens = _MISMATCH_COLUMNS if self._of_logprobs else of_tokens
-        self._columns = self._compared([*_COMPARED_PLACES, *of_tokens])
+        further = [(name, "<f8") for name in self._divergences]
+        self._columns = self._compared([*_COMPARED_PLACES, *of_tokens, *further])
         with self._writer(self._columns, rows) as self._write:
             yield
 
@@ -299,9 +300,10 @@ class ComparedSequenceTable(_TableFile):
 
     Its columns are `name` (of the candidate), `file` (the number of the shard, from 0; -1 where several may hold a
     part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
-    `loss_difference`, `kl`, `delta_p` and `same_top`. Of responses of servers, `kl_bound` stands in place of `kl`, and
-    `line` and `base_line` are those of the response in both files. Of log-probabilities of tokens alone, they are those
-    of `Mismatch.sequences`. It is a .npy file of a structured array, a .csv or a .parquet file.
+    `loss_difference`, `kl`, `delta_p`, `same_top`, and further `divergences` that were asked for. Of responses of
+    servers, `kl_bound` stands in place of `kl`, and `line` and `base_line` are those of the response in both files. Of
+    log-probabilities of tokens alone, they are those of `Mismatch.sequences`. It is a .npy file of a structured array,
+    a .csv or a .parquet file.
 
     Parameters
     ----------
@@ -343,7 +345,7 @@ class ComparedSequenceTable(_TableFile):
     )
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        columns = _COMPARED_SEQUENCE_COLUMNS
+        columns = [*_COMPARED_SEQUENCE_COLUMNS, *((name, "<f8") for name in self._divergences)]
         if self._of_responses:
             columns = [("kl_bound", form) if name == "kl" else (name, form) for name, form in columns]
             columns += [("line", "<i8"), ("base_line", "<i8")]
