@@ -109,7 +109,7 @@ VARIANTS = {
     "other": [{"_comparison.comparison_meter.ComparisonMeter.merge"}],
     "out": [{"_scores.losses.cross_entropy_and_grad"}, {"_scores.softmax.logsumexp"}],
     "path": [
-        {f"sinks.{of}Table" for of in ("Token", "Sequence", "ComparedToken", "ComparedSequence", "Span")},
+        {f"sinks.{of}Table" for of in ("Token", "Sequence", "ComparedToken", "ComparedSequence", "Document", "Span")},
         {"formats.readers.open_scores"},
         {"formats.hidden_states.open_hidden_states"},
         {"formats.responses.reader.open_responses"},

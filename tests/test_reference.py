@@ -245,8 +245,10 @@ def tables_in_memory(files):
     yield TITLES[4], "logprobs", tokens.columns()
     yield TITLES[5], "logprobs", sequences.columns()
     yield TITLES[4], "arrays", found["a"].columns()
-    spans = sinks.SpanTable()
-    found = compare_texts(files.a_npz, files.b_npz, **of_texts(files), shift=True, sinks=[spans])
+    spans, documents = sinks.SpanTable(), sinks.DocumentTable()
+    found = compare_texts(files.a_npz, files.b_npz, **of_texts(files), shift=True, sinks=[spans, documents])
+    for columns in documents.columns(), found.documents:
+        yield "A document of two models with different tokenizers", "texts", columns
     for columns in spans.columns(), found.columns():
         yield "A span of two models with different tokenizers", "texts", columns
     logits, targets = np.zeros((2, 3, 5)), np.array([[1, 2, -100], [0, 1, 2]])

@@ -1,6 +1,7 @@
 """tokenizer: bits per byte of the tokens that are scored, whose ids are held against the text before any is."""
 
 import base64
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -159,11 +160,11 @@ def test_tokenizer_counts_the_tokens_of_a_mask_alone(tmp_path):
 
 def test_tokenizer_of_special_tokens_counts_their_loss_without_bytes():
     logits = 4 * RNG.standard_normal((1, 3, 512))
-    ids = np.array([[BPE.token_to_id("a"), 0, 0]])  # the special token ends a text
+    ids = np.array([[0, BPE.token_to_id("a"), 0]])  # the special token begins and ends a text
     found = evaluate([(logits, ids)], tokenizer=MODEL)
     assert (found.n_bytes, found.count) == (1, 3)
     assert found.bits_per_byte == pytest.approx(cross_entropy(logits, ids, reduction="sum") / math.log(2))
-    assert math.isnan(evaluate([(logits, np.zeros((1, 3), int))], tokenizer=MODEL).bits_per_byte)
+    assert math.isnan(evaluate([(logits[:, :1], ids[:, :1])], tokenizer=MODEL).bits_per_byte)
 
 
 def test_tokenizer_of_tokens_without_sequences_counts_each_token(tmp_path):
@@ -220,7 +221,8 @@ def test_tokenizer_of_each_family_has_the_bytes_of_lines_of_many_scripts(name, t
     logits = np.zeros((len(ids), max(ids) + 2), np.float16)
     np.savez(tmp_path / "a.npz", logits=logits, targets=ids, cu_seqlens=offsets)
     text.write_bytes("\n".join(lines).encode())
-    found = [evaluate(tmp_path / "a.npz", tokenizer=made.path, text=text)]
+    with pytest.warns(UserWarning, match="white space") if name == "WordPiece" else contextlib.nullcontext():
+        found = [evaluate(tmp_path / "a.npz", tokenizer=made.path, text=text)]
     if name != "WordPiece":
         blocks = [(logits[start:stop][None], ids[start:stop][None]) for start, stop in itertools.pairwise(offsets)]
         found += [evaluate(tmp_path / "a.npz", tokenizer=made.path), evaluate(blocks, tokenizer=made.path)]
@@ -352,6 +354,7 @@ PREFIXES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* repeat the special token")
 @pytest.mark.parametrize("name", PREFIXES)
 def test_tokenizer_leaves_out_the_space_that_comes_again_after_special_and_added_tokens(name, tmp_path):
     vocabulary = pre_tokenizers.ByteLevel.alphabet() if name == "ByteLevel" else [*LLAMA][2:]
@@ -469,12 +472,46 @@ def test_tokenizer_that_drops_white_space_needs_the_text(command, text, tmp_path
     ids = [1, *tokenizer.encode(texts[0]).ids, 1, *tokenizer.encode(texts[1]).ids]
     np.savez(tmp_path / "a.npz", logits=np.zeros((len(ids), 6)), input_ids=ids, cu_seqlens=[0, 6, len(ids)])
     text.write_text("\n".join(texts), "utf-8")
-    found = evaluate(tmp_path / "a.npz", shift=True, tokenizer=tmp_path, text=text)
+    words = "4 of 19 bytes are white space in no token: the model need not predict it"
+    with pytest.warns(UserWarning, match=words):
+        found = evaluate(tmp_path / "a.npz", shift=True, tokenizer=tmp_path, text=text)
     assert found.sequences["n_bytes"].tolist() == [*map(len, texts)]
+    assert found.figures["n_bytes_without_token"] == sum(c.isspace() for line in texts for c in line)
     argv = "score", tmp_path / "a.npz", "--shift", "--tokenizer", tmp_path
+    assert words in command(*argv, "--text", text)[2]
     assert_refused(command(*argv), "drops the white space between tokens", "--text")
     with pytest.raises(ValueError, match="drops the white space"):
         evaluate([(np.zeros((1, 6)), [1])], tokenizer=tmp_path)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_tokenizer_tells_padding_that_is_scored(shift, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_bytes, "_PIECE", 7)
+    end = BPE.token_to_id("<|endoftext|>")
+    texts = [np.append(ids, end) for ids in IDS]
+    width = max(map(len, texts))
+    ids = np.array([np.append(one, np.full(width - len(one), end)) for one in texts])
+    logits = np.zeros((*ids.shape, 512), np.float16)
+    padding = sum(width - len(one) for one in texts)
+    options = {"shift": shift, "tokenizer": MODEL}
+    is_text = np.arange(width) < np.array([*map(len, texts)])[:, None]
+    masks = {"input_ids": ids, "attention_mask": is_text} if shift else {"targets": np.where(is_text, ids, -100)}
+    np.savez(tmp_path / "a.npz", logits=logits, **{"input_ids" if shift else "targets": ids})
+    np.savez(tmp_path / "b.npz", logits=logits, **masks)
+    words = f"a.npz: {padding} of {ids.size - len(ids) * shift} scored tokens repeat the special token {end} before"
+    with pytest.warns(UserWarning, match=words):
+        found = evaluate(tmp_path / "a.npz", **options)
+    assert found.figures["padding"] == {"file": str(tmp_path / "a.npz"), "token": end, "count": padding}
+    shift_option = "--shift" if shift else "--no-shift"
+    assert words in command("score", tmp_path / "a.npz", "--tokenizer", MODEL, shift_option)[2]
+    assert evaluate(tmp_path / "b.npz", **options).figures["padding"] is None
+    segments = np.repeat(np.arange(len(ids)), width)
+    flat = [(logits.reshape(-1, 512)[i : i + 9], ids.reshape(-1)[i : i + 9], None, segments[i : i + 9])
+            for i in range(0, ids.size, 9)]  # fmt: skip
+    batches = [(logits[:2], ids[:2]), (logits[2:], ids[2:])]
+    for source in (batches, flat) if shift else (batches,):
+        with pytest.warns(UserWarning, match=f"^{words.removeprefix('a.npz: ')}"):
+            evaluate(source, **options)
 
 
 def test_tokenizer_does_not_come_with_lengths_or_responses(command, tmp_path):

@@ -22,7 +22,15 @@ from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, checke
 from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.sequences import RowSequences
 from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks, token_function
-from tokenloss._evaluation.token_bytes import WRITTEN, bytes_of_ids, compact, refuse_unknown, scored_rows, with_text
+from tokenloss._evaluation.token_bytes import (
+    WRITTEN,
+    bytes_of_ids,
+    compact,
+    padding_of,
+    refuse_unknown,
+    scored_rows,
+    with_text,
+)
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats.mapped import rows_at
 from tokenloss.formats.scores_file import ScoresFile
@@ -278,7 +286,8 @@ def _with_bytes(
     with with_file_names(block.name):
         name = "shifted targets" if options.shift else "targets"
         refuse_unknown(name, opened.targets, np.flatnonzero(scored & (n_bytes < 0)), tokenizer)
-    return shard._replace(token_bytes=compact(n_bytes, scored))
+    padding = padding_of(opened, block.targets, scored, options, tokenizer)
+    return shard._replace(token_bytes=compact(n_bytes, scored), padding=padding)
 
 
 def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]:

@@ -112,7 +112,7 @@ def _comparisons(
         "shape": (rows, shards[0].shape[-1]),
         "classes": options.classes,
         "n_without_next": n_without_next,
-        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
+        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better,
     }
     if are_drafts:
         del shared["classes"], shared["fits_better_shifted"]

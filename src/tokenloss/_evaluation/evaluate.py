@@ -183,10 +183,12 @@ def evaluate(
         If the root mean squares of hidden states vary as they do before a model's final norm, or do not fit the weight
         of that norm, where `lm_head` is a model that holds it.
     ShiftWarning
-        If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
+        If targets were not shifted, and rows give the next target more than four times the probability, beyond chance;
+        or if they were shifted, and rows give that to the targets that they would have without.
     UserWarning
         If losses are nan or infinite, if every token has a probability of exactly 1, or if two files have the same
-        targets, as those of two models do, and parts of one text do not.
+        targets, as those of two models do, and parts of one text do not. With `tokenizer`, if it drops white space,
+        which the model then need not predict, or if scored tokens repeat a special token, as padding does.
 
     See Also
     --------
@@ -297,11 +299,16 @@ _SHIFT_ADVICE = (
     "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
     "shift=True), or say that they are right (--no-shift, shift=False)"
 )
+_NO_SHIFT_ADVICE = (
+    "the targets fit far better without the shift: they seem to be the next tokens already; leave out --shift "
+    "(shift=True)"
+)
 _NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
 _REPEAT_ADVICE = (
     "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
     "as in A=a.npz B=b.npz, or evaluate one by one"
 )
+_PADDING_ADVICE = "as padding does: store attention_mask, or set their targets to ignore_index"
 _CERTAIN_ADVICE = (
     "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
     "say nothing about the model"
@@ -316,14 +323,31 @@ def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iter
             yield f"{number:,} of {count_of(count, 'token')} {words}"
 
 
+def white_space_notes(count: int, n_bytes: int) -> Iterator[str]:
+    """Messages about so many bytes that are in no token; none if there are none."""
+    if count:
+        yield (
+            f"{count:,} of {count_of(n_bytes, 'byte')} are white space in no token: the model need not predict it, so "
+            "bits per byte are too low beside those of a model that does"
+        )
+
+
 def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
     """Messages about mistakes that figures hint at, each with the category of its warning."""
     if figures.get("fits_better_shifted"):
         yield _SHIFT_ADVICE, ShiftWarning
+    if figures.get("fits_better_unshifted"):
+        yield _NO_SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):
         yield _NORM_ADVICE, NormWarning
     if figures.get("targets_repeat"):
         yield _REPEAT_ADVICE, UserWarning
+    if padding := figures.get("padding"):
+        place = f"{padding['file']}: " if padding["file"] else ""
+        words = f"{padding['count']:,} of {count_of(figures['count'], 'scored token')}"
+        yield f"{place}{words} repeat the special token {padding['token']} before them, {_PADDING_ADVICE}", UserWarning
+    for message in white_space_notes(figures.get("n_bytes_without_token", 0), figures.get("n_bytes", 0)):
+        yield message, UserWarning
     if figures.get("has_zero"):
         yield ZERO_ADVICE, UserWarning
     for message in figures.get("not_finite", ()):

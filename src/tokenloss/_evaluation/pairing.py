@@ -47,6 +47,8 @@ def _check_shapes(shard: Shard, other: Shard, options: Options) -> None:
         if other_rows == rows and min(classes, other_classes):
             least = min(classes, other_classes)
             fits += f"; --classes {least} (classes={least}) compares the first {least} of both"
+        elif other_rows != rows and other_classes != classes:
+            fits += "; models with different tokenizers need --text, --tokenizer-a and --tokenizer-b (compare_texts)"
         raise_error("content", path=other.path, got=got, fits=fits)
     for side in (shard, other):
         if classes != other_classes and side.shape[-1] < (options.classes or 0):

@@ -40,6 +40,7 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
     aligned = None if text is None else AlignedText(text, tokenizer)
     begun: dict[int, int] = {}  # what came of texts that go on in later shards, by their number
     found: list[tuple[Array, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
+    planned = []
     for shard in shards:
         stored = open_stored(shard, options)
         opened = shifted_shard(shard, stored) if options.shift else stored
@@ -49,11 +50,12 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
         may_go_on = shard.segments_start is not None or shard.windows is not None or not stored.sequences.exist
         own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else {}, aligned)
         found.append((own, scored_rows(opened, options.ignore_index)))
+        planned.append(shard._replace(padding=padding_of(opened, stored.ids, found[-1][1], options, tokenizer)))
     if aligned is not None:
         aligned.end()
-    planned, following = [*shards], found[-1][0]
+    following = found[-1][0]
     for number in reversed(range(len(shards))):
-        shard, (own, scored) = shards[number], found[number]
+        shard, (own, scored) = planned[number], found[number]
         rows = np.roll(own.reshape(shard.shape[:-1]), -1, -1).reshape(-1) if options.shift else own
         if shard.next_id is not None:
             rows[-1] = following[0]
@@ -62,8 +64,48 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
             name = "shifted targets" if options.shift else "targets"
             with with_file_names(shard.path, shard.targets):
                 refuse_unknown(name, open_shard(shard, options).targets, wrong, tokenizer)
-        planned[number] = shard._replace(token_bytes=compact(rows, scored))
+        without = 0
+        if leaves_out_spaces(tokenizer):
+            ids = open_shard(shard, options).targets.reshape(-1)[scored].astype(np.int64)
+            without = int(np.maximum(rows[scored] - tokenizer.lengths_of(ids), 0).sum())
+        planned[number] = shard._replace(token_bytes=compact(rows, scored), n_bytes_without_token=without)
     return planned
+
+
+def leaves_out_spaces(tokenizer: Tokenizer) -> bool:
+    """Whether no token holds the space between words, as in WordPiece, so that the model need not predict it."""
+    return tokenizer.drops_spaces and not any(piece.startswith(b" ") for piece in tokenizer.pieces)
+
+
+def padding_of(
+    opened: OpenShard, stored: Array, scored: BoolArray, options: Options, tokenizer: Tokenizer
+) -> dict[str, int] | None:
+    """The special token that most scored rows predict after itself, given the ids as they are stored."""
+    ids = opened.targets.reshape(-1).astype(np.int64)
+    numbers = opened.sequences.numbers(0, len(ids))
+    before = stored.reshape(-1).astype(np.int64) if options.shift else ids_before(ids, numbers)
+    return most_repeated(ids[scored & repeats_special(ids, before, tokenizer)])
+
+
+def ids_before(ids: IntArray, texts: IntArray) -> IntArray:
+    """The id before each one in texts of these numbers; -1 where a text begins."""
+    before = np.full(len(ids), -1)
+    goes_on = texts[1:] == texts[:-1]
+    before[1:][goes_on] = ids[:-1][goes_on]
+    return before
+
+
+def repeats_special(ids: IntArray, before: IntArray, tokenizer: Tokenizer) -> BoolArray:
+    """Mask of the special tokens that repeat the token before them, as padding does."""
+    repeats: BoolArray = (ids == before) & (ids >= 0) & (ids < len(tokenizer.pieces))
+    repeats &= tokenizer.is_special[np.where(repeats, ids, 0)]
+    return repeats
+
+
+def most_repeated(ids: IntArray) -> dict[str, int] | None:
+    """Of ids the one that occurs most, and how often; None if there is none."""
+    distinct, counts = np.unique(ids, return_counts=True)
+    return {"token": int(distinct[counts.argmax()]), "count": int(counts.max())} if len(ids) else None
 
 
 def _bytes_of_shard(

@@ -68,7 +68,7 @@ _MISMATCH_SEQUENCE_COLUMNS = [
     *((name, "<f8") for name in ("difference", "k3", "log_ratio", "ratio", "geometric_ratio")),
 ]
 # Columns that are not null for tokens that are not scored, where the format has a null.
-_OF_SPANS = {"document", "start", "stop", "kind", "n_tokens_a", "n_tokens_b"}
+_OF_SPANS = {"document", "start", "stop", "kind", "script", "n_tokens_a", "n_tokens_b"}
 _OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES, *_OF_SPANS}
 
 
@@ -345,7 +345,9 @@ class ComparedSequenceTable(_TableFile):
 
     option = "--per-sequence"
     _function = "compare_files"
-    help = "write a row for each candidate and sequence to a .npy, .csv or .parquet file"
+    help = (
+        "write a row for each candidate and sequence to a .npy, .csv or .parquet file; with --text, for each document"
+    )
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         columns = [*_COMPARED_SEQUENCE_COLUMNS, *((name, "<f8") for name in self._divergences)]
