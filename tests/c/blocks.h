@@ -347,6 +347,31 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
     }
 }
 
+/* Further divergences of a block: those of single rows. */
+static void check_further(tested_block *block, const tl_row_block *base, const tl_row_block *others, int wanted) {
+    tl_lse base_lse[TL_BLOCK_ROWS] = {{0, 0}}, lse[TL_BLOCK_ROWS] = {{0, 0}};
+    tl_divergences found[TL_BLOCK_ROWS];
+    for (int r = 0; r < block->of->count; r++) {
+        tl_row row = tl_row_of_block(base, r), other_row = tl_row_of_block(others, r);
+        tl_kl kl = tl_kl_divergence(block->backend, &row, &other_row, block->cancel);
+        base_lse[r] = kl.base;
+        lse[r] = kl.other;
+    }
+    tl_divergences_of_block(block->backend, base, others, base_lse, lse, wanted, found, block->cancel);
+    for (int r = 0; r < block->of->count; r++) {
+        tl_row row = tl_row_of_block(base, r), other_row = tl_row_of_block(others, r);
+        if (!is_expected(block, r))
+            continue;
+        tl_divergences alone =
+            tl_divergences_of(block->backend, &row, &other_row, base_lse[r], lse[r], wanted, block->cancel);
+        int fits = (!(wanted & TL_TV) || same(found[r].tv, alone.tv)) &&
+                   (!(wanted & TL_JS) || same(found[r].js, alone.js)) &&
+                   (!(wanted & TL_HELLINGER) || same(found[r].hellinger, alone.hellinger)) &&
+                   (!(wanted & TL_REVERSE_KL) || same(found[r].reverse_kl, alone.reverse_kl));
+        require(fits, "further divergences in a block", &row);
+    }
+}
+
 /* Divergences from other rows, which lie where results did: unscaled ones, whatever the base's are. */
 static void check_divergences(tested_block *block) {
     tl_kl kl[TL_BLOCK_ROWS];
@@ -378,6 +403,9 @@ static void check_divergences(tested_block *block) {
                 require(same(kl[r].kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel).kl),
                         "divergence in a block", &row);
         }
+        for (int wanted = TL_REVERSE_KL; wanted <= TL_HELLINGER; wanted *= 2)
+            check_further(block, base, others, wanted);
+        check_further(block, base, others, TL_REVERSE_KL | TL_JS | TL_TV | TL_HELLINGER);
     }
     if (!tl_is_transformed(&block->rows.row))
         check_pairs(block, &other);

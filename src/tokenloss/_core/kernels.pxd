@@ -143,6 +143,8 @@ cdef extern from "kernels/kernels.h" nogil:
         double hellinger
     tl_divergences tl_divergences_of(const tl_backend *, const tl_row *, const tl_row *, tl_lse, tl_lse, int,
                                      tl_cancel *)
+    void tl_divergences_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, const tl_lse *,
+                                 const tl_lse *, int, tl_divergences *, tl_cancel *)
     ctypedef struct tl_divergence_state:
         pass
     void tl_divergences_begin(tl_lse, tl_lse, int64_t, int, int, tl_divergence_state *)

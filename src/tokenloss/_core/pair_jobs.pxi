@@ -107,21 +107,41 @@ cdef class KLDivergence(PairJob):
         cdef tl_row_block *base = &block.rows
         cdef tl_row_block other
         cdef tl_kl kl[BLOCK_ROWS]
+        cdef tl_lse base_lse[BLOCK_ROWS]
+        cdef tl_lse lse[BLOCK_ROWS]
+        cdef tl_divergences found[BLOCK_ROWS]
         cdef uint64_t reduced
         cdef int i
         self.find_other(block, &other)
         base.row.compute_dtype = other.row.compute_dtype = self.compute_dtype
         reduced = tl_kl_of_block(backend, base, &other, -INFINITY, kl)
         for i in range(base.count):
-            if reduced >> i & 1:
-                block.values[i] = self.checked(block.number[i], kl[i], totals, cancel)
-            elif base.wanted >> i & 1:
-                block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
+            if base.wanted >> i & 1 and not reduced >> i & 1:
+                kl[i] = self.kl_of_row(block.number[i], cancel)
+            if base.wanted >> i & 1:
+                block.values[i] = self.checked(block.number[i], kl[i], totals)
+                base_lse[i], lse[i] = kl[i].base, kl[i].other
+        if self.divergences:
+            tl_divergences_of_block(backend, base, &other, base_lse, lse, self.divergences, found, cancel)
+            for i in range(base.count):
+                if base.wanted >> i & 1:
+                    self.write_divergences(block.number[i], &found[i])
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row base, other
+        cdef tl_divergences found
+        cdef tl_kl kl = self.kl_of_row(row, cancel)
+        if self.divergences:
+            self.find_pair(row, &base, &other)
+            found = tl_divergences_of(backend, &base, &other, kl.base, kl.other, self.divergences, cancel)
+            self.write_divergences(row, &found)
+        return self.checked(row, kl, totals)
+
+    cdef tl_kl kl_of_row(self, int64_t row, tl_cancel *cancel) noexcept nogil:
+        """The divergence of a row by itself."""
+        cdef tl_row base, other
         self.find_pair(row, &base, &other)
-        return self.checked(row, tl_kl_divergence(backend, &base, &other, cancel), totals, cancel)
+        return tl_kl_divergence(backend, &base, &other, cancel)
 
     cdef void find_pair(self, int64_t row, tl_row *base, tl_row *other) noexcept nogil:
         """Both rows of a number."""
@@ -129,15 +149,9 @@ cdef class KLDivergence(PairJob):
         other.data, other.stride = address_of(&self.other.view, row), self.other.view.buffer.strides[self.other.axis]
         base.compute_dtype = other.compute_dtype = self.compute_dtype
 
-    cdef inline double checked(self, int64_t row, tl_kl kl, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """The divergence of a row, which may be refused; write the others."""
-        cdef tl_row base, other
-        cdef tl_divergences found
+    cdef inline double checked(self, int64_t row, tl_kl kl, Totals *totals) noexcept nogil:
+        """The divergence of a row, which may be refused."""
         self.check_kinds(row, kl.base_logsumexp, kl.logsumexp, totals)
-        if self.divergences:
-            self.find_pair(row, &base, &other)
-            found = tl_divergences_of(backend, &base, &other, kl.base, kl.other, self.divergences, cancel)
-            self.write_divergences(row, &found)
         return kl.kl
 
 

@@ -194,6 +194,16 @@ typedef struct {
     int wanted, clamps; /* whether logits far below the logsumexp were met */
 } tl_divergence_acc;
 
+/* The same of a group of short rows: what is given, and what is found. */
+typedef struct {
+    double log[TL_GROUP], quarters[TL_GROUP], rest[TL_GROUP];
+} tl_divergence_sides;
+typedef struct {
+    tl_divergence_sides base, other;
+    double sum[TL_DIVERGENCE_SUMS][TL_GROUP]; /* of all 16 lanes, compensated */
+    double alone[TL_GROUP]; /* the largest other logit of a class that is impossible in the base; -inf if there is none */
+} tl_short_divergences;
+
 #define TL_TOLERANCE 1e-3 /* by which rounding may take probabilities out of [0, 1], and log-probabilities above 0 */
 
 /* What scores are: probabilities, which are clipped to [lowest, highest], or log-probabilities, if both are nan. A
@@ -277,6 +287,9 @@ typedef struct {
      * perhaps to those of others. Returns whether a class has a logit of -inf (or, in double, below -TL_MIN_FMA_SAFE)
      * in the first row alone. */
     int (*divergences[TL_FLOAT_DTYPES])(const void *base, const void *other, size_t count, tl_divergence_acc *acc);
+    /* The same sums of a group of short rows of float64: those that are wanted. */
+    void (*short_divergences)(const double *base, const double *other, size_t classes, int wanted,
+                              tl_short_divergences *of);
 
     /* Of masses and logits of one dtype, float32 or float64: adds mass (shift - x), which is 0 where mass is 0 or x is
      * the shift, and mass. The first of `count` classes is in the first lane. Sums of float32 are not compensated. */

@@ -72,6 +72,16 @@ static double within(double value, double most) {
     return value < 0 ? 0 : value > most ? most : value;
 }
 
+/* Those of finite sums, or of infinite ones, of which the first is infinite, too. */
+static tl_divergences of_sums(const double *sum, int wanted) {
+    const double both = sum[TL_SUM_OF_BOTH], reverse_kl = 2 * sum[TL_SUM_OF_REVERSE_KL] / both;
+    tl_divergences found = {reverse_kl < 0 ? 0 : reverse_kl, within(sum[TL_SUM_OF_JS] / both, TL_LN2),
+                            within(2 * sum[TL_SUM_OF_TV] / both, 1), 0};
+    if (wanted & TL_HELLINGER)
+        found.hellinger = within(root_of(within(2 * sum[TL_SUM_OF_HELLINGER] / both, 1)), 1);
+    return found;
+}
+
 int tl_divergences_end(const tl_divergence_state *state, tl_divergences *found) {
     const tl_divergence_acc *acc = &state->sums;
     double sum[TL_DIVERGENCE_SUMS];
@@ -83,15 +93,10 @@ int tl_divergences_end(const tl_divergence_state *state, tl_divergences *found) 
     }
     for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
         sum[k] = tl_lanes_sum_compensated(acc->sum[k], acc->comp[k]);
-    const double both = sum[TL_SUM_OF_BOTH];
-    double reverse_kl = 2 * sum[TL_SUM_OF_REVERSE_KL] / both;
-    if (!state->is_infinite && reverse_kl - reverse_kl != 0 && state->dtype != TL_FLOAT64)
-        return 0;
-    found->reverse_kl = state->is_infinite ? (double)INFINITY : reverse_kl < 0 ? 0 : reverse_kl;
-    found->js = within(sum[TL_SUM_OF_JS] / both, TL_LN2);
-    found->tv = within(2 * sum[TL_SUM_OF_TV] / both, 1);
-    found->hellinger = within(root_of(within(2 * sum[TL_SUM_OF_HELLINGER] / both, 1)), 1);
-    return 1;
+    *found = of_sums(sum, acc->wanted);
+    if (state->is_infinite)
+        found->reverse_kl = (double)INFINITY;
+    return state->is_infinite || found->reverse_kl - found->reverse_kl == 0 || state->dtype == TL_FLOAT64;
 }
 
 tl_divergences tl_divergences_of(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_lse base_lse,
@@ -103,5 +108,63 @@ tl_divergences tl_divergences_of(const tl_backend *backend, const tl_row *base, 
         tl_divergences_range(backend, base, other, 0, base->count, &state, cancel);
         if (tl_divergences_end(&state, &found))
             return found;
+    }
+}
+
+/* Loads a block into groups of doubles, scaled and capped. */
+static const double *wide_groups(const tl_backend *backend, const tl_row_block *rows, int count) {
+    tl_row_block wide = *rows;
+    wide.row.compute_dtype = TL_FLOAT64;
+    return tl_scale_groups(backend, &wide, count, tl_load_raw_groups(backend, &wide, count)).at;
+}
+
+/* Reduces short rows side by side; returns which of the wanted ones were found. */
+static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
+                           const tl_lse *base_lse, const tl_lse *lse, int wanted, tl_divergences *found) {
+    const int count = tl_grouped_rows(base);
+    uint64_t usable = 0;
+    for (int i = 0; i < count; i++) {
+        double logs = base_lse[i].log + lse[i].log;
+        if (tl_is_wanted(base, i) && base_lse[i].offset == 0 && lse[i].offset == 0 && logs - logs == 0)
+            usable |= (uint64_t)1 << i;
+    }
+    if (usable == 0)
+        return 0;
+    const double *p = wide_groups(backend, base, count), *q = wide_groups(backend, other, count);
+    for (int start = 0; start < count; start += TL_GROUP) {
+        tl_short_divergences of;
+        memset(&of, 0, sizeof of);
+        for (int r = 0; r < TL_GROUP && start + r < count; r++) {
+            if (!(usable >> (start + r) & 1))
+                continue;
+            tl_divergence_side side = side_of(base_lse[start + r].log, TL_FLOAT64);
+            tl_divergence_side other_side = side_of(lse[start + r].log, TL_FLOAT64);
+            of.base.log[r] = side.log, of.base.quarters[r] = side.quarters, of.base.rest[r] = side.rest;
+            of.other.log[r] = other_side.log, of.other.quarters[r] = other_side.quarters;
+            of.other.rest[r] = other_side.rest;
+        }
+        size_t at = tl_place_in_groups(base, start, 0);
+        backend->short_divergences(p + at, q + at, (size_t)base->row.count, wanted, &of);
+        for (int r = 0; r < TL_GROUP && start + r < count; r++) {
+            double sum[TL_DIVERGENCE_SUMS];
+            for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
+                sum[k] = of.sum[k][r];
+            if (of.alone[r] == -(double)INFINITY)
+                found[start + r] = of_sums(sum, wanted);
+            else
+                usable &= ~((uint64_t)1 << (start + r));
+        }
+    }
+    return usable;
+}
+
+void tl_divergences_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
+                             const tl_lse *base_lse, const tl_lse *lse, int wanted, tl_divergences *found,
+                             tl_cancel *cancel) {
+    uint64_t left = base->wanted & ~find_short(backend, base, other, base_lse, lse, wanted, found);
+    for (int i = 0; i < base->count; i++) {
+        tl_row row = tl_row_of_block(base, i), other_row = tl_row_of_block(other, i);
+        if (left >> i & 1)
+            found[i] = tl_divergences_of(backend, &row, &other_row, base_lse[i], lse[i], wanted, cancel);
     }
 }

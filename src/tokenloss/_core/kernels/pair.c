@@ -206,6 +206,24 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     return found;
 }
 
+/* Finds the further divergences of the wanted pairs. */
+static void find_divergences(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
+                             int divergences, tl_pair *pairs, tl_cancel *cancel) {
+    tl_row_block p = *base, q = *rows;
+    tl_lse base_lse[TL_BLOCK_ROWS] = {{0, 0}}, lse[TL_BLOCK_ROWS] = {{0, 0}};
+    tl_divergences found[TL_BLOCK_ROWS];
+    p.row.compute_dtype = q.row.compute_dtype = dtype;
+    for (int i = 0; i < rows->count; i++)
+        if (tl_is_wanted(rows, i)) {
+            base_lse[i] = pairs[i].base_lse;
+            lse[i] = pairs[i].lse;
+        }
+    tl_divergences_of_block(backend, &p, &q, base_lse, lse, divergences, found, cancel);
+    for (int i = 0; i < rows->count; i++)
+        if (tl_is_wanted(rows, i))
+            pairs[i].further = found[i];
+}
+
 void tl_pair_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
                       tl_definitions definitions, int divergences, tl_pair *pairs, tl_cancel *cancel) {
     assert(base->count == rows->count && base->wanted == rows->wanted);
@@ -214,11 +232,9 @@ void tl_pair_of_block(const tl_backend *backend, const tl_row_block *base, const
         tl_row base_row = tl_row_of_block(base, i), row = tl_row_of_block(rows, i);
         if (left >> i & 1)
             pairs[i] = tl_pair_row(backend, &base_row, &row, rows->excluded[i], dtype, definitions, cancel);
-        base_row.compute_dtype = row.compute_dtype = dtype;
-        if (divergences && rows->wanted >> i & 1)
-            pairs[i].further = tl_divergences_of(backend, &base_row, &row, pairs[i].base_lse, pairs[i].lse, divergences,
-                                                 cancel);
     }
+    if (divergences)
+        find_divergences(backend, base, rows, dtype, divergences, pairs, cancel);
 }
 
 double tl_pair_base_logsumexp(const tl_backend *backend, const tl_row *base, double counted, double most,

@@ -24,6 +24,12 @@ typedef struct {
     OP(vec) k, r, power, rest;
 } OP(root);
 
+/* What two rows need: besides, their logsumexps as far as REAL holds them, and the difference of what is left. */
+typedef struct {
+    OP(root_acc) base, other;
+    OP(vec) base_log, other_log, rest;
+} OP(pair_acc);
+
 TL_TARGET TL_INLINE OP(root_acc) OP(root_init)(const tl_divergence_side *of) {
     const int64_t first = 8 * (OP(ROOT_SCALE) - OP(LEAST_EXPONENT));
     const double least = of->quarters - (double)(first + CLAMPED_EIGHTHS);
@@ -57,9 +63,35 @@ typedef struct {
     OP(vec) a[4], b[4], difference[4], size[4], both[4], log[4], log_square[4], square[4], reverse[4], js[4];
 } OP(divergence_terms);
 
-/* Replaces near terms by far ones where these are right. */
-TL_TARGET TL_INLINE void OP(set_far_terms)(OP(divergence_terms) * of, OP(vec) limit, int wanted) {
-    for (size_t i = 0; i < 4; i++) {
+/* Sets the terms of vector i that need no logarithm, and the logarithm. */
+TL_TARGET TL_INLINE void OP(set_terms)(OP(divergence_terms) * of, size_t i, OP(vec) given, OP(vec) other,
+                                       const OP(pair_acc) * acc, OP(table) powers, int clamps) {
+    OP(root) p = OP(root_of)(given, &acc->base, powers, clamps), q = OP(root_of)(other, &acc->other, powers, clamps);
+    OP(vec) between = OP(add)(OP(sub)(p.power, q.power), OP(sub)(p.rest, q.rest));
+    of->a[i] = OP(add)(p.power, p.rest);
+    of->b[i] = OP(add)(q.power, q.rest);
+    OP(vec) sum = OP(add)(of->a[i], of->b[i]);
+    of->square[i] = OP(mul)(between, between);
+    of->difference[i] = OP(mul)(between, sum);
+    of->size[i] = OP(and_bits)(of->difference[i], OP(SIZE_BITS));
+    of->both[i] = OP(fma)(sum, sum, of->square[i]);
+    of->log[i] = OP(fma)(OP(sub)(q.k, p.k), OP(set)(OP(LN2) / 4), OP(sub)(q.r, p.r));
+    if (clamps) { /* where p is 0, and q may not be */
+        const OP(vec) floor = OP(set)(-OP(OTHER_LIMIT));
+        OP(vec) far_p = OP(sub)(OP(max_keep_nan)(floor, given), acc->base_log);
+        OP(vec) far_q = OP(sub)(OP(max_keep_nan)(floor, other), acc->other_log);
+        of->log[i] = OP(if_less)(given, acc->base.min_arg, OP(sub)(OP(sub)(far_q, far_p), acc->rest), of->log[i]);
+    }
+}
+
+/* The logit under q alone of a class that is impossible under p, if it is above `before`. */
+TL_TARGET TL_INLINE OP(vec) OP(most_alone)(OP(vec) given, OP(vec) other, OP(vec) before) {
+    return OP(max_skip_nan)(OP(if_less)(given, OP(set)(-OP(OTHER_LIMIT)), other, before), before);
+}
+
+/* Replaces near terms by far ones where these are right, of `count` vectors. */
+TL_TARGET TL_INLINE void OP(set_far_terms)(OP(divergence_terms) * of, size_t count, OP(vec) limit, int wanted) {
+    for (size_t i = 0; i < count; i++) {
         OP(vec) far = OP(fma)(OP(mul)(of->b[i], of->b[i]), of->log[i], of->difference[i]);
         of->reverse[i] = OP(if_less)(of->log_square[i], limit, of->reverse[i], OP(add)(far, far));
         if (!(wanted & TL_JS))
@@ -75,11 +107,11 @@ TL_TARGET TL_INLINE void OP(set_far_terms)(OP(divergence_terms) * of, OP(vec) li
     }
 }
 
-/* Sets the terms that need a logarithm. */
-TL_TARGET TL_INLINE void OP(set_log_terms)(OP(divergence_terms) * of, int wanted) {
+/* Sets the terms that need a logarithm, of `count` vectors. */
+TL_TARGET TL_INLINE void OP(set_log_terms)(OP(divergence_terms) * of, size_t count, int wanted) {
     const OP(vec) limit = OP(set)((REAL)1.21);
     OP(vec) most = OP(set)(0);
-    for (size_t i = 0; i < 4; i++) {
+    for (size_t i = 0; i < count; i++) {
         OP(vec) y = OP(mul)(of->log[i], of->log[i]), of_y = OP(mul)(of->both[i], y);
         OP(vec) reverse = OP(set)(OP(REVERSE_NEAR)[0]), js = OP(set)(OP(JS_NEAR)[0]);
         for (size_t k = 1; k < sizeof OP(REVERSE_NEAR) / sizeof OP(REVERSE_NEAR)[0]; k++)
@@ -93,18 +125,18 @@ TL_TARGET TL_INLINE void OP(set_log_terms)(OP(divergence_terms) * of, int wanted
         most = OP(max_skip_nan)(y, most);
     }
     if (OP(mask_ge)(most, limit))
-        OP(set_far_terms)(of, limit, wanted);
+        OP(set_far_terms)(of, count, limit, wanted);
 }
 
 /* Adds a multiple of 64 classes. Returns whether a class may be impossible under p alone: a logit of -inf, or one that
  * is too small for the dtype; -1, with nothing added, if logits are not clamped and one would have to be. */
 TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t count, tl_divergence_acc *acc,
                                             int wanted, int clamps) {
-    const OP(root_acc) of_p = OP(root_init)(&acc->base), of_q = OP(root_init)(&acc->other);
-    const OP(table) powers = OP(load_powers)(OP(POWERS), GUARD);
     const REAL log_p = (REAL)acc->base.log, log_q = (REAL)acc->other.log;
-    const OP(vec) floor = OP(set)(-OP(OTHER_LIMIT)), at_p = OP(set)(log_p), at_q = OP(set)(log_q);
-    const OP(vec) rest = OP(set)((REAL)((acc->other.log - (double)log_q) - (acc->base.log - (double)log_p)));
+    const OP(pair_acc)
+    of_pair = {OP(root_init)(&acc->base), OP(root_init)(&acc->other), OP(set)(log_p), OP(set)(log_q),
+               OP(set)((REAL)((acc->other.log - (double)log_q) - (acc->base.log - (double)log_p)))};
+    const OP(table) powers = OP(load_powers)(OP(POWERS), GUARD);
     OP(vec) least = OP(set)((REAL)INFINITY), least_other = least, alone = OP(sub)(OP(set)(0), least);
     tl_lanes sums[TL_DIVERGENCE_SUMS];
     for (size_t k = 0; k < TL_DIVERGENCE_SUMS; k++)
@@ -114,28 +146,14 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
             OP(divergence_terms) of;
             for (size_t i = 0; i < 4; i++) {
                 OP(vec) given = OP(load)(x + start + 16 * i + j), other = OP(load)(y + start + 16 * i + j);
-                OP(root) p = OP(root_of)(given, &of_p, powers, clamps), q = OP(root_of)(other, &of_q, powers, clamps);
-                OP(vec) between = OP(add)(OP(sub)(p.power, q.power), OP(sub)(p.rest, q.rest));
-                of.a[i] = OP(add)(p.power, p.rest);
-                of.b[i] = OP(add)(q.power, q.rest);
-                OP(vec) sum = OP(add)(of.a[i], of.b[i]);
-                of.square[i] = OP(mul)(between, between);
-                of.difference[i] = OP(mul)(between, sum);
-                of.size[i] = OP(and_bits)(of.difference[i], OP(SIZE_BITS));
-                of.both[i] = OP(fma)(sum, sum, of.square[i]);
-                of.log[i] = OP(fma)(OP(sub)(q.k, p.k), OP(set)(OP(LN2) / 4), OP(sub)(q.r, p.r));
-                if (clamps) { /* where p is 0, and q may not be */
-                    OP(vec) far_p = OP(sub)(OP(max_keep_nan)(floor, given), at_p);
-                    OP(vec) far_q = OP(sub)(OP(max_keep_nan)(floor, other), at_q);
-                    of.log[i] =
-                        OP(if_less)(given, of_p.min_arg, OP(sub)(OP(sub)(far_q, far_p), rest), of.log[i]);
-                    alone = OP(max_skip_nan)(OP(if_less)(given, floor, other, alone), alone);
-                }
+                OP(set_terms)(&of, i, given, other, &of_pair, powers, clamps);
+                if (clamps)
+                    alone = OP(most_alone)(given, other, alone);
                 least = OP(min)(least, given);
                 least_other = OP(min)(least_other, other);
             }
             if (wanted & (TL_REVERSE_KL | TL_JS))
-                OP(set_log_terms)(&of, wanted);
+                OP(set_log_terms)(&of, 4, wanted);
             OP(accumulate)(&sums[TL_SUM_OF_BOTH], j, OP(sum_of_four)(of.both));
             if (wanted & TL_TV)
                 OP(accumulate)(&sums[TL_SUM_OF_TV], j, OP(sum_of_four)(of.size));
@@ -146,7 +164,7 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
             if (wanted & TL_JS)
                 OP(accumulate)(&sums[TL_SUM_OF_JS], j, OP(sum_of_four)(of.js));
         }
-    if (!clamps && (OP(mask_ge)(of_p.min_arg, least) || OP(mask_ge)(of_q.min_arg, least_other)))
+    if (!clamps && (OP(mask_ge)(of_pair.base.min_arg, least) || OP(mask_ge)(of_pair.other.min_arg, least_other)))
         return -1;
     for (size_t k = 0; k < TL_DIVERGENCE_SUMS; k++)
         f64_store_lanes(&sums[k], acc->sum[k], acc->comp[k]);

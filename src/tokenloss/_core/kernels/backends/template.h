@@ -394,6 +394,7 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 
 #define DTYPE float64
 #include "short_rows_body.h"
+#include "short_divergences_body.h"
 
 #include "block_math.h"
 
@@ -433,6 +434,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .softcap = JOIN(softcap_, BACKEND),
     .logs = JOIN(logs_, BACKEND),
     .prob_sums = JOIN(prob_sums_, BACKEND),
+    .short_divergences = JOIN(short_divergences_float64_, BACKEND),
     .divergences = {[TL_FLOAT32] = f32_divergences, [TL_FLOAT64] = f64_divergences},
     .target_dot = COMPUTE_DTYPES(target_dot_),
     .row_dots = COMPUTE_DTYPES(row_dots_),
