@@ -259,6 +259,28 @@ def test_gates_hold_fail_or_cannot_tell(gate, pair):
         assert (one.verdict, one.figure, one.interval) == (verdict, pytest.approx(figure), (low, high))
 
 
+def test_max_k3_cannot_hold_where_k3_is_too_small(rng):
+    """Under top-p, k3 is near 0 by what the mean ratio lacks, and the divergence is k1."""
+    log_probs = log_softmax(logits_of_text(rng))
+    cut = truncated(log_probs, top_p=0.9)
+    found = mismatch(of_classes(log_probs, classes := drawn(rng, cut)), of_classes(cut, classes))
+    with np.errstate(invalid="ignore"):
+        exact = float(np.where(cut > -1e8, np.exp(cut) * (cut - log_probs), 0).sum(1).mean())
+    assert found.k3_interval[1] < exact / 5
+    assert found.k1 == pytest.approx(exact, abs=4 * found.k1_stderr)
+    note = f"the mean ratio is {found.mean_ratio:.4f}"
+    for limit, verdict in ((found.k3 / 2, "fails"), (exact / 2, "cannot tell"), (2 * exact, "holds")):
+        (one,) = found.check(max_k3=limit).gates
+        assert one.verdict == verdict
+        assert note in one.note
+
+
+def test_the_part_of_k3_that_the_largest_tokens_hold():
+    d = np.array([1.0] * 2 + [0.1] * 148)
+    k3 = k3_of(d)
+    assert mismatch(d - 3, np.full(150, -3.0)).top_k3_share == pytest.approx(k3[:2].sum() / k3.sum())
+
+
 # -- the diagnosis -----------------------------------------------------------------------------------------------------
 
 

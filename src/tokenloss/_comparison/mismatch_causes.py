@@ -17,7 +17,7 @@ from tokenloss._statistics.rounding import Rounding
 if TYPE_CHECKING:
     from tokenloss._core.types import BoolArray, Float64Array, IntArray
 
-_TAIL = 1e-4  # the probability of a statement by chance
+SURE = 1e-4  # the probability of a statement by chance
 _LEAST_ROUNDED = 10  # numbers that show how numbers are rounded
 _LEAST_PAIRS = 30  # neighbours that show a shift
 _MOST_PAIRS = 50_000  # so many of them are enough
@@ -173,7 +173,7 @@ def _line(tokens: Tokens) -> _Line | None:
     error = Mean(pull * (y - offset - slope * x), ids)
     rest = logprobs + np.logaddexp(0, -(offset + slope * x))
     explained = 1 - float(np.sum(rest**2) / np.sum((logprobs - base) ** 2))
-    return _Line(slope, offset, abs(slope - 1) > error.factor(_TAIL) * error.stderr, explained)
+    return _Line(slope, offset, abs(slope - 1) > error.factor(SURE) * error.stderr, explained)
 
 
 def _truncated(tokens: Tokens, line: _Line | None) -> str:
@@ -188,7 +188,7 @@ def _truncated(tokens: Tokens, line: _Line | None) -> str:
         change = np.expm1(difference)
         mean = Mean(change, tokens.ids)
         gain, loss = float(np.maximum(change, 0).sum()), float(-np.minimum(change, 0).sum())
-        is_sure = mean.mean + mean.factor(_TAIL) * mean.stderr < 0
+        is_sure = mean.mean + mean.factor(SURE) * mean.stderr < 0
         if not (is_sure and loss > 10 * gain and np.mean(difference > 0.02) < 0.1):
             continue
         whole, part = ("the sampler's", "the trainer's") if is_trainer else ("the trainer's", "the sampler's")
@@ -220,7 +220,7 @@ def _tempered(line: _Line | None) -> tuple[float | None, str]:
 def _not_drawn(tokens: Tokens) -> str:
     """Whether tokens were drawn by other probabilities, since the divergence by k1 is negative."""
     k1 = Mean(-tokens.difference, tokens.ids)
-    if not k1.mean + k1.factor(_TAIL) * k1.stderr < _LEAST_K1:
+    if not k1.mean + k1.factor(SURE) * k1.stderr < _LEAST_K1:
         return ""
     words = f"k1 is {k1.mean:.3g} ± {k1.stderr:.2g}, and a divergence is never negative"
     return f"tokens were not drawn by the sampler's numbers: {words}; are these raw, or of other weights?"
