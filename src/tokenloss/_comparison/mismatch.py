@@ -212,8 +212,10 @@ class Mismatch(Result):
         --------
         >>> import numpy as np
         >>> from tokenloss import mismatch
-        >>> base = -np.random.default_rng(0).exponential(size=(20, 50))
-        >>> mismatch(1.01 * base, base).check(max_k3=0.001, min_ess=0.99).verdict
+        >>> rng = np.random.default_rng(0)
+        >>> base = -rng.exponential(size=(20, 50))
+        >>> logprobs = base * rng.normal(1, 0.01, size=base.shape)
+        >>> mismatch(logprobs, base).check(max_k3=0.001, min_ess=0.99).verdict
         'holds'
         """
         limits, tail = checked_limits(max_k3=max_k3, min_ess=min_ess), checked_tail(confidence)
