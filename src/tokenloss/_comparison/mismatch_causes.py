@@ -110,7 +110,7 @@ def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
     values, counts = np.unique(tokens.base[tokens.base == tokens.logprobs], return_counts=True)
     if not values.size or counts.max() < _LEAST_RUN:
         return "", none
-    value = float(values[counts.argmax()])
+    value = float(values[counts.argmax()]) + 0.0  # which is not -0.0
     is_value = (tokens.logprobs == value) & (tokens.base == value)
     ids = none.astype(np.int64) if tokens.ids is None else tokens.ids
     is_new = np.diff(ids, prepend=ids[0] - 1) != 0  # sequence
@@ -123,7 +123,7 @@ def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
     if lengths.max(initial=0, where=runs) < _LEAST_RUN or np.count_nonzero(runs & (lengths >= 2)) < n_sequences / 2:
         # numbers near 0 come beside those of tokens that are certain, and not beside padding
         runs = is_run & (lengths >= _LEAST_RUN)
-        is_near = sum((side > -1e-3) & (side < 0) for side in tokens[:2]) > 0
+        is_near = np.any([(side > -1e-3) & (side < 0) for side in tokens[:2]], axis=0)
         number = int(lengths.sum(where=runs))
         if np.count_nonzero(runs) < 3 or 20 * number < ids.size or 10 * np.count_nonzero(is_near) > number:
             return "", none
@@ -131,7 +131,7 @@ def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
     number = int(np.count_nonzero(is_filler))
     if np.count_nonzero(is_value) - number > 0.1 * (ids.size - number):
         return "", none
-    words = f"{number:,} tokens are {value:.1f} in both, in {np.count_nonzero(runs):,} runs of up to "
+    words = f"{number:,} tokens are {value!r} in both, in {np.count_nonzero(runs):,} runs of up to "
     words += f"{lengths.max(where=runs, initial=0):,}"
     return f"looks like padding or prompts that are counted: {words}; leave them out, by `where` or as nan", is_filler
 
@@ -141,23 +141,22 @@ def _sentinels(tokens: Tokens) -> tuple[str, BoolArray]:
     lowest = np.minimum(*tokens[:2])
     is_filler: BoolArray = lowest < _LEAST_LOGPROB
     words = f"{count_of(int(np.count_nonzero(is_filler)), 'token')} below {_LEAST_LOGPROB:g} in one of both, down to "
-    words += (
-        f"{lowest.min(initial=0):.6g}: no token that was sampled is so unlikely, but engines write such numbers in "
-    )
-    words += "place of minus infinity (vLLM: -9999); leave them out"
+    words += f"{lowest.min(initial=0):.6g}: no token that was sampled is so unlikely, but engines write such numbers "
+    words += "in place of minus infinity (vLLM: -9999); leave them out"
     return words if is_filler.any() else "", is_filler
 
 
 def _zeros_of_one(tokens: Tokens) -> tuple[str, BoolArray]:
     """Whether one side has zeros where the other is far from certain."""
-    for ours, theirs, name in ((0, 1, "trainer"), (1, 0, "sampler")):
-        is_zero = tokens[ours] == 0
-        number = int(np.count_nonzero(is_zero & (tokens[theirs] <= -1)))
+    logprobs, base, _ = tokens
+    for ours, theirs, name in ((logprobs, base, "trainer"), (base, logprobs, "sampler")):
+        is_zero = ours == 0
+        number = int(np.count_nonzero(is_zero & (theirs <= -1)))
         if number >= max(10, 0.01 * is_zero.size):
             words = f"{number:,} numbers of the {name} are 0.0 where the other's are at most -1, as where a prompt or "
             words += "padding is counted that one side has no numbers of"
             return words + ", or tokens were drawn greedily" * (name == "sampler"), is_zero
-    return "", np.zeros(tokens.base.size, np.bool_)
+    return "", np.zeros(base.size, np.bool_)
 
 
 # -- log-probabilities -------------------------------------------------------------------------------------------------
