@@ -240,6 +240,7 @@ class _Line(NamedTuple):
     offset: float
     is_sure: bool  # whether the slope is not 1
     explained: float  # the part of the squared differences that the line explains
+    needs_slope: bool  # whether a shift of all log-odds, as learning from these tokens makes, explains far less
 
 
 def _line(tokens: Tokens) -> _Line | None:
@@ -257,9 +258,12 @@ def _line(tokens: Tokens) -> _Line | None:
     slope = float(np.mean(pull * (y - y_mean)))
     offset = y_mean - slope * x_mean
     error = Mean(pull * (y - offset - slope * x), ids)
-    rest = logprobs + np.logaddexp(0, -(offset + slope * x))
-    explained = 1 - float(np.sum(rest**2) / np.sum((logprobs - base) ** 2))
-    return _Line(slope, offset, abs(slope - 1) > error.factor(SURE) * error.stderr, explained)
+    total = float(np.sum((logprobs - base) ** 2))
+    rest, rest_of_shift = (
+        float(np.sum((logprobs + np.logaddexp(0, -y)) ** 2)) for y in (offset + slope * x, x + y_mean - x_mean)
+    )
+    is_sure = abs(slope - 1) > error.factor(SURE) * error.stderr
+    return _Line(slope, offset, is_sure, 1 - rest / total if total else 0.0, rest < rest_of_shift / 2)
 
 
 def _truncated(tokens: Tokens, line: _Line | None) -> str:
@@ -314,7 +318,9 @@ def _tempered(line: _Line | None) -> tuple[float | None, str]:
     With p the probability of a token, and the others sharing 1 - p in the same way at all tokens, a temperature T makes
     its log-odds ``log(p / (1 - p)) / T + (1 / T - 1) * h`` of them, where h is about the entropy of the others: a line.
     """
-    if line is None or not (line.is_sure and abs(line.slope - 1) > 0.03 and line.slope > 0 and line.explained > 0.5):
+    if line is None or not (
+        line.is_sure and abs(line.slope - 1) > 0.03 and line.slope > 0 and line.explained > 0.5 and line.needs_slope
+    ):
         return None, ""
     if not 0 < line.offset / (line.slope - 1) < _MOST_ENTROPY:
         return None, ""
