@@ -236,7 +236,8 @@ class Mismatch(Result):
         if gate == "min_ess" or not (bias > 0.1 * limit and bias > mean.factor(SURE) * self.mean_ratio_stderr):
             return verdict_on(gate, limit, estimate, count, unit, notes=notes)
         ratio = figure(self.mean_ratio, self.mean_ratio_stderr, 4)
-        notes.append(f"k3 is k1 + mean ratio - 1, and the mean ratio is {ratio}, not 1: read k1, {self.k1:.4g}")
+        words = f"read k1, {self.k1:.4g}" if self.mean_ratio < 1 else "these tokens do not tell a divergence"
+        notes.append(f"k3 is k1 + mean ratio - 1, and the mean ratio is {ratio}, not 1: {words}")
         verdict = verdict_on(gate, limit, estimate, count, unit, notes=notes)
         cannot_hold = verdict.verdict == HOLDS and estimate.high + bias > limit
         return verdict._replace(verdict=CANNOT_TELL) if cannot_hold else verdict

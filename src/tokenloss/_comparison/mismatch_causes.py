@@ -119,21 +119,19 @@ def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
     is_run, n_sequences = is_value[starts], int(np.count_nonzero(is_new))
     at_ends = is_run & (is_new[starts] | np.append(is_new, True)[starts + lengths])
     is_batch = n_sequences > 1 and len({*np.diff(np.flatnonzero(is_new), append=ids.size).tolist()}) == 1
-    runs = at_ends & is_batch
-    if lengths.max(initial=0, where=runs) < _LEAST_RUN or np.count_nonzero(runs & (lengths >= 2)) < n_sequences / 2:
-        # numbers near 0 come beside those of tokens that are certain, and not beside padding
-        runs = is_run & (lengths >= _LEAST_RUN)
-        is_near = np.any([(side > -1e-3) & (side < 0) for side in tokens[:2]], axis=0)
-        number = int(lengths.sum(where=runs))
-        if np.count_nonzero(runs) < 3 or 20 * number < ids.size or 10 * np.count_nonzero(is_near) > number:
-            return "", none
-    is_filler: BoolArray = np.repeat(runs, lengths)
-    number = int(np.count_nonzero(is_filler))
-    if np.count_nonzero(is_value) - number > 0.1 * (ids.size - number):
+    is_long = is_run & (lengths >= _LEAST_RUN)
+    is_at_ends = is_batch and np.count_nonzero(at_ends & (lengths >= 2)) >= n_sequences / 2
+    runs = at_ends if is_at_ends else is_long
+    number = int(lengths.sum(where=runs))
+    # numbers near 0 come beside those of tokens that are certain, and not beside padding
+    near = 0 if is_at_ends else np.count_nonzero(np.any([(side > -1e-3) & (side < 0) for side in tokens[:2]], axis=0))
+    left = np.count_nonzero(is_value) - number
+    is_sure = np.count_nonzero(runs & is_long) >= 3 and 20 * number >= ids.size
+    if not is_sure or 10 * near > number or left > 0.1 * (ids.size - number):
         return "", none
     words = f"{number:,} tokens are {value!r} in both, in {np.count_nonzero(runs):,} runs of up to "
-    words += f"{lengths.max(where=runs, initial=0):,}"
-    return f"looks like padding or prompts that are counted: {words}; leave them out, by `where` or as nan", is_filler
+    words += f"{lengths.max(where=runs, initial=0):,}; leave them out, by `where` or as nan"
+    return f"looks like padding or prompts that are counted: {words}", np.repeat(runs, lengths)
 
 
 def _sentinels(tokens: Tokens) -> tuple[str, BoolArray]:
