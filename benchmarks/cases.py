@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import peers
+import peers_of_divergences
 import peers_of_probabilities
 import peers_of_projection
 import peers_of_tokens
@@ -17,6 +18,7 @@ from harness import REFERENCE, Case, Contender, UnavailableError, gather
 
 import tokenloss
 from tokenloss._core import _core, jobs
+from tokenloss._core.arguments import DIVERGENCES
 from tokenloss._core.validation import as_scores, without_targets
 
 BEST = _core.backend_in_use()
@@ -59,6 +61,8 @@ def all_cases(*, quick: bool) -> Iterator[tuple[str, Build]]:
         size = nbytes // ITEMSIZES[dtype] // (1 + (work in PAIRS))
         build = builds.get(work, partial(written, work))
         yield f"large/{work}/{dtype}/{count}", partial(build, dtype, (size // classes, classes), count)
+    for classes in (300,) if quick else (1000, 8192, 32768, 131072):
+        yield f"divergences/{classes}", partial(divergences, (nbytes // 8 // classes, classes))
     for dtype, shape in [("float32", (40, 64, 3000))] if quick else PROJECTIONS:
         yield f"linear/{dtype}/{'x'.join(map(str, shape))}", partial(linear, dtype, shape, WORKERS[-1])
 
@@ -143,6 +147,28 @@ def divergence(dtype: str, shape: tuple[int, int], workers: int) -> Case:
     case.contenders = [_reader(pair.reshape(-1, shape[1]), workers)]
     case.contenders += backends(lambda: tokenloss.kl_divergence(*pair, workers=workers))
     return _gather(case, dtype, peers_of_tokens.DIVERGENCE, *pair)
+
+
+def divergences(shape: tuple[int, int]) -> Case:
+    """All five divergences of two nearly equal models, and what they add to the time of `compare`."""
+    case, base, targets = _over_logits("all divergences of two ", "float32", shape, 1)
+    x = base + np.float32(0.3) * normal("float32", base.size, 1.0).reshape(shape)[::-1]
+    pair, every = (base, x), (*DIVERGENCES,)
+
+    def call() -> float:
+        found = tokenloss.kl_divergence(*pair, divergences=every, workers=1)
+        return float(sum(found))
+
+    def compared(divergences: tuple[str, ...]) -> float:
+        return tokenloss.compare(*pair, targets, divergences=divergences, workers=1).mean_kl
+
+    case.nbytes, case.contenders = 2 * base.nbytes, backends(call)
+    for backend in (name for name in _core.backends() if name in (BEST, "avx2")):
+        for words, wanted in ("compare", ("kl",)), ("compare, tv", ("tv",)), ("compare, all five", every):
+            name = words if backend == BEST else f"{words}, {backend}"
+            before = partial(_core.use_backend, backend)
+            case.contenders.append(Contender(name, partial(compared, wanted), None, before=before))
+    return gather(case, peers_of_divergences.DIVERGENCES, *pair)
 
 
 def written(name: str, dtype: str, shape: tuple[int, int], workers: int) -> Case:

@@ -52,6 +52,7 @@ OTHER_WORKS = {
     "tiny/cross_entropy/": "`cross_entropy`, one tiny call",
     "tiny/logsumexp/": "`logsumexp`, one tiny call",
     "large/": "131072 classes",
+    "divergences/": "`kl_divergence`, all five divergences",
     "linear/": "`linear_cross_entropy`",
 }
 LABELS = {**WORKS, **OTHER_WORKS}

@@ -102,7 +102,7 @@ OUTCOMES = {
     "labels from 1 without the last class": ([], [], ["from 1"]),
     "targets that are not shifted": ([], [], ["shift"]),
     "mask of integers": (
-        [*OF_TARGETS, "class_log_probs", "kl_divergence", "linear_kl_divergence"],
+        [*OF_TARGETS, "class_log_probs", "draft_acceptance", "kl_divergence", "linear_kl_divergence"],
         [],
         ["`where` that marks the padding", "TypeError"],
     ),
@@ -120,7 +120,7 @@ def number(function, scores=None, targets=IDS, is_swapped=False, **options):
             arguments += [HIDDEN + np.arange(3) % 2, WEIGHT]
     else:
         arguments = [GOOD.get(function, LOGITS) if scores is None else scores]
-    if function in ("compare", "kl_divergence"):
+    if function in ("compare", "draft_acceptance", "kl_divergence"):
         arguments.append(arguments[0] + np.arange(arguments[0].shape[-1]) % 2)
     if function == "class_log_probs":
         arguments.append([2, 0])
@@ -129,7 +129,7 @@ def number(function, scores=None, targets=IDS, is_swapped=False, **options):
     found = getattr(tokenloss, function)(*arguments, **options)
     if isinstance(found, tuple):
         found = found[0]
-    for name in ("loss", "perplexity"):
+    for name in ("loss", "perplexity", "mean_acceptance"):
         found = getattr(found, name, found)
     return float(np.ravel(found)[0])
 

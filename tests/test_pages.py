@@ -30,6 +30,7 @@ NEEDS = {
     "explained/differences.md": ("scipy", "sklearn", "torch"),
     "reference/files.md": ("zarr", "safetensors"),
     "how-to/distillation.md": ("torch", "transformers"),
+    "how-to/draft-models.md": ("torch", "transformers"),
     "how-to/gates.md": ("torch", "transformers"),
     "how-to/hidden-states.md": ("torch", "transformers"),
     "how-to/multiple-choice.md": ("torch", "transformers"),

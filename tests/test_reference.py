@@ -35,6 +35,7 @@ from tokenloss import (
 from tokenloss._command.arguments import make_parser
 from tokenloss._command.cli import main
 from tokenloss._core._core import KINDS
+from tokenloss._core.arguments import DIVERGENCES
 from tokenloss._core.signature import _FIELDS
 from tokenloss.formats import scores_file
 from tokenloss.formats.readers import FORMATS
@@ -145,7 +146,7 @@ def described_keys(command, kind):
 def commands_of(files, kind):
     """Commands whose JSON has every key of a kind of input, by their name."""
     skip, of_loss, of_bytes = ("--skip-failed",), ("--max-loss", "99"), ("--tokenizer", files.ranks_tiktoken)
-    of_kl, of_ratio = ("--max-kl", "99"), ("--max-perplexity-ratio", "99")
+    of_kl, of_ratio = ("--max-kl", "99", "--divergences", ",".join(DIVERGENCES)), ("--max-perplexity-ratio", "99")
     return {
         "scores": [
             ("score", files.base, *of_bytes, "--n-words", 5, *of_loss),
@@ -162,20 +163,24 @@ def commands_of(files, kind):
             ("score", files.responses_jsonl, *skip, *of_loss),
             ("compare", *[files.responses_jsonl] * 2, *skip, "--noise", files.responses_jsonl, *of_ratio),
         ],
+        "drafts": [("compare", files.base, f"q8={files.q8}", "--draft", "--cost-ratio", "0.1", "--size", "q8=1")],
         "logprobs": [("compare", files.trainer_npy, files.rollout_jsonl, "--max-k3", "99")],
         "samples": [("compare", files.base_mc_jsonl, files.noise_mc_jsonl, "--margin", "0.1")],
         "all": [("info",)],
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["scores", "hidden states", "windows", "responses", "logprobs", "samples", "all"])
+KINDS_OF_JSON = "scores", "hidden states", "windows", "drafts", "responses", "logprobs", "samples", "all"
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_JSON)
 def test_keys_of_json_are_described(files, kind):
     for argv in commands_of(files, kind):
         found, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
         if kind == "samples":
             del described[".candidates[].groups[]"]  # of folders; its keys are those of `metrics`
             del described[".noise"]
-        if kind == "logprobs":
+        if kind in ("drafts", "logprobs"):
             del described[".noise"], described[".noise.sequences[]"]
         if kind == "hidden states":  # without text, and in one file
             for model in ".candidates[]", ".noise":
@@ -224,17 +229,26 @@ def tables_in_memory(files):
         yield TITLES[1], kind, sequences.columns() | evaluation.columns()
         tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
         other = files.q8 if kind == "scores" else path
-        found = compare_files(path, {"a": other}, sinks=[tokens, sequences], **options)
+        wanted = {"divergences": (*DIVERGENCES,)} if kind == "scores" else {}
+        found = compare_files(path, {"a": other}, sinks=[tokens, sequences], **options, **wanted)
         yield TITLES[2], kind, tokens.columns()
         yield TITLES[3], kind, sequences.columns()
         yield TITLES[2], "arrays" if kind == "scores" else "response arrays", found["a"].columns()
+    tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
+    found = compare_files(files.base, files.q8, draft=True, sinks=[tokens, sequences])
+    yield TITLES[2], "drafts", tokens.columns()
+    yield TITLES[3], "drafts", sequences.columns()
+    (one,) = found.values()
+    yield TITLES[2], "draft arrays", one.columns()
     tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
     found = compare_files(files.trainer_npy, {"a": files.rollout_jsonl}, sinks=[tokens, sequences])
     yield TITLES[4], "logprobs", tokens.columns()
     yield TITLES[5], "logprobs", sequences.columns()
     yield TITLES[4], "arrays", found["a"].columns()
-    spans = sinks.SpanTable()
-    found = compare_texts(files.a_npz, files.b_npz, **of_texts(files), shift=True, sinks=[spans])
+    spans, documents = sinks.SpanTable(), sinks.DocumentTable()
+    found = compare_texts(files.a_npz, files.b_npz, **of_texts(files), shift=True, sinks=[spans, documents])
+    for columns in documents.columns(), found.documents:
+        yield "A document of two models with different tokenizers", "texts", columns
     for columns in spans.columns(), found.columns():
         yield "A span of two models with different tokenizers", "texts", columns
     logits, targets = np.zeros((2, 3, 5)), np.array([[1, 2, -100], [0, 1, 2]])
@@ -242,7 +256,7 @@ def tables_in_memory(files):
     lengths = {"n_bytes": [3, 4], "n_words": [1, 2], "sample_weight": np.ones((2, 3))}
     yield TITLES[0], "arrays", scores.columns()
     yield TITLES[1], "arrays", sequence_losses(scores, **lengths).columns()
-    yield TITLES[2], "arrays", compare(logits, logits, targets).columns()
+    yield TITLES[2], "arrays", compare(logits, logits, targets, divergences=(*DIVERGENCES,)).columns()
 
 
 def test_columns_are_described(files):

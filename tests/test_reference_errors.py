@@ -10,6 +10,7 @@ import sys
 import warnings
 from base64 import b64encode
 
+import laid_texts
 import numpy as np
 import pages
 import pytest
@@ -99,6 +100,10 @@ CALLS = [
     "tokenloss score scores.npz --plot losses.jpg",
     "tokenloss score scores.npz --state a.state --per-token tokens.csv",
     "tokenloss score unshifted.npz",
+    "tokenloss score shifted.npz --shift",
+    "tokenloss score words.npz --tokenizer word-piece.json --text words.txt",
+    "tokenloss score words-padded.npz --tokenizer tekken.json",
+    "tokenloss compare scores.npz words.npz",
     "tokenloss score no-norm.npz --lm-head head.npy",
     "tokenloss score model-a.npz model-b.npz",
     "tokenloss score certain.npz",
@@ -159,6 +164,9 @@ def wrong(tmp_path_factory):
         "padded": {"logits": np.zeros((2, 2, 5)), "targets": t.reshape(2, 2), "attention_mask": [[1, 0], [1, 1]]},
         "wide": {"logits": np.zeros((4, 7)), "targets": t}, "other-targets": {"logits": x, "targets": t[::-1]},
         "unshifted": {"logits": 5 * np.eye(9)[np.roll(ids, -1)], "targets": ids},
+        "shifted": {"logits": 5 * np.eye(9)[ids], "targets": ids},
+        "words": {"logits": np.zeros((2, 1)), "targets": [0, 0]},
+        "words-padded": {"logits": np.zeros((4, 2)), "targets": [1, 0, 0, 0]},
         "no-norm": {"hidden_states": np.exp(rng.normal(size=(100, 1))) * rng.normal(size=(100, 8)), "targets": ids},
         "model-a": {"logits": np.zeros((100, 9)), "targets": ids},
         "weights": {"model.norm.weight": np.ones(5), "lm_head.weight": x},
@@ -184,6 +192,8 @@ def wrong(tmp_path_factory):
         (path / f"{name}.tiktoken").write_text("".join(ranks))
     word_piece = {"version": "1.0", "model": {"vocab": {"a": 0}}, "decoder": {"type": "WordPiece", "prefix": "##"}}
     (path / "word-piece.json").write_text(json.dumps(word_piece))
+    laid_texts.tokenizer(path / "tekken.json", [b"a"])
+    (path / "words.txt").write_text("a a")
     (path / "other-text.txt").write_text("abCd")
     (path / "first-cut.txt").write_text("xabcd")
     (path / "text.txt").write_text("abcd")

@@ -22,6 +22,7 @@ from tokenloss import (
     compare,
     compare_files,
     compare_texts,
+    draft_acceptance,
     evaluate,
     linear_compare,
     linear_token_scores,
@@ -38,6 +39,7 @@ TARGETS = RNG.integers(6, size=(2, 3, 4))
 TARGETS[0, 1, 2:] = -100
 LENGTHS = np.full((2, 3), 9)
 IDS = np.arange(6).reshape(2, 3, 1) - 1  # the first row belongs to no sequence
+DRAFTS = {"far": OTHER, "near": LOGITS + 0.1 * OTHER}
 HOSTILE = "</td><script>alert('\"&amp;\x1b[31m')</script>\n"
 
 
@@ -122,11 +124,20 @@ MAKERS = {
         noise=scored(folder, LOGITS + 0.01 * OTHER, name="twin"),
     ),
     "comparison": lambda _: compare(LOGITS, OTHER, TARGETS),
+    "comparison of divergences": lambda _: compare(LOGITS, OTHER, TARGETS, divergences=("tv", "reverse_kl")),
     "comparison of sequences": lambda _: compare(LOGITS, OTHER, TARGETS, segment_ids=IDS),
     "comparison without targets": lambda _: compare(LOGITS, OTHER, None),
     "comparison of a token": lambda _: compare([[1.0, 2.0]], [[1.0, 3.0]], [0]),
     "comparison without finite": lambda _: compare([[1.0, 2.0]] * 2, [[1.0, math.nan], [1.0, -math.inf]], [0, 1]),
     "comparison of files": compared,
+    "drafts": lambda _: draft_acceptance(LOGITS[..., :5], OTHER, where=TARGETS >= 0, cost_ratio=0.1),
+    "drafts of a text": lambda _: draft_acceptance(LOGITS[0, 0], OTHER[0, 0], temperature=0),
+    "drafts of files": lambda folder: compare_files(
+        scored(folder, LOGITS),
+        {name: scored(folder, logits, name=name) for name, logits in DRAFTS.items()},
+        draft=True,
+        cost_ratio=0.1,
+    ),
     "comparison of responses": lambda folder: only(compare_files(*of_responses(folder))),
     "comparison of samples": lambda folder: only(compare_files(*of_samples(folder), margin=0.1)),
     "mismatch": lambda _: mismatch(-np.abs(LOGITS[..., 0]), -np.abs(OTHER[..., 0]), where=TARGETS >= 0),

@@ -26,7 +26,8 @@ Sums with errors
 Two models on the same tokens
     compare                 perplexities, KL divergence and changes of probability, with their errors
     ComparisonMeter         the same, block by block, of any number of candidates
-    kl_divergence           the divergence alone
+    draft_acceptance        what a target model accepts of a draft's tokens, and the speed-up
+    kl_divergence           the divergence alone, or with others, such as total variation
     linear_compare          compare, from hidden states
     linear_kl_divergence    kl_divergence, from hidden states
     mismatch                a trainer's log-probabilities against those of the engine that sampled
@@ -63,7 +64,9 @@ from tokenloss._core.version import __version__ as __version__
 
 # by module, the public names that it has; `__init__.pyi` tells type checkers the same
 _NAMES = {
-    "_comparison.comparison": ("ComparisonMeter", "compare"),
+    "_comparison.comparison": ("compare",),
+    "_comparison.comparison_meter": ("ComparisonMeter",),
+    "_comparison.drafts": ("draft_acceptance",),
     "_comparison.linear_compare": ("linear_compare",),
     "_comparison.mismatch": ("mismatch",),
     "_core.config": ("show_config",),

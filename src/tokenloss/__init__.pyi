@@ -4,8 +4,9 @@ from tokenloss import plots as plots
 from tokenloss import results as results
 from tokenloss import sinks as sinks
 from tokenloss import testing as testing
-from tokenloss._comparison.comparison import ComparisonMeter as ComparisonMeter
 from tokenloss._comparison.comparison import compare as compare
+from tokenloss._comparison.comparison_meter import ComparisonMeter as ComparisonMeter
+from tokenloss._comparison.drafts import draft_acceptance as draft_acceptance
 from tokenloss._comparison.linear_compare import linear_compare as linear_compare
 from tokenloss._comparison.mismatch import mismatch as mismatch
 from tokenloss._core.config import show_config as show_config
@@ -47,6 +48,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_loss",
+    "draft_acceptance",
     "evaluate",
     "kl_divergence",
     "linear_compare",

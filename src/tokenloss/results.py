@@ -2,18 +2,19 @@
 
 from tokenloss._comparison.comparison import Comparison
 from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._comparison.drafts import DraftAcceptance
 from tokenloss._comparison.mismatch import Mismatch
 from tokenloss._comparison.responses import ResponseComparison
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._comparison.text_comparison import BytesRate, TextComparison, TextSpan
 from tokenloss._evaluation.results import Evaluation, Evaluations
-from tokenloss._scores.divergence import TopkDivergence
+from tokenloss._scores.divergence import Divergences, TopkDivergence
 from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.gates import Verdict, Verdicts
 from tokenloss._statistics.sequences import SequenceLosses
 
 __all__ = [
-    "BytesRate", "Comparison", "Comparisons", "Evaluation", "Evaluations", "Mismatch", "ResponseComparison",
-    "SampleComparison", "SampleMetric", "SequenceLosses", "TextComparison", "TextSpan", "TokenScores", "TopkDivergence",
-    "Verdict", "Verdicts",
+    "BytesRate", "Comparison", "Comparisons", "Divergences", "DraftAcceptance", "Evaluation", "Evaluations", "Mismatch",
+    "ResponseComparison", "SampleComparison", "SampleMetric", "SequenceLosses", "TextComparison", "TextSpan",
+    "TokenScores", "TopkDivergence", "Verdict", "Verdicts",
 ]  # fmt: skip

@@ -321,7 +321,7 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
     for (int r = 0; r < block->of->count; r++)
         base.excluded[r] = other.excluded[r] = is_expected(block, r) ? r % block->of->classes : -1;
     for (tl_definitions definitions = TL_EXACT; definitions <= TL_LLAMA_CPP; definitions++) {
-        tl_pair_of_block(block->backend, &base, &other, dtype, definitions, pairs, block->cancel);
+        tl_pair_of_block(block->backend, &base, &other, dtype, definitions, TL_TV | TL_JS, pairs, block->cancel);
         for (int r = 0; r < block->of->count; r++) {
             tl_row row = tl_row_of_block(&base, r), other_row = tl_row_of_block(&other, r);
             tl_loss loss = {.soft = {.one_minus_eps = 1}, .target = base.excluded[r], .target_weight = 1};
@@ -337,8 +337,12 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
                     &row);
             if (definitions == TL_LLAMA_CPP)
                 continue;
-            require(same(pair.kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel).kl),
-                    "divergence of a pair alone", &row);
+            tl_kl alone = tl_kl_divergence(block->backend, &row, &other_row, block->cancel);
+            tl_divergences further = tl_divergences_of(block->backend, &row, &other_row, alone.base, alone.other,
+                                                       TL_TV | TL_JS, block->cancel);
+            require(same(pair.kl, alone.kl), "divergence of a pair alone", &row);
+            require(same(pairs[r].further.tv, further.tv) && same(pairs[r].further.js, further.js),
+                    "further divergences of a pair", &row);
         }
     }
 }

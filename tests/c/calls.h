@@ -30,6 +30,20 @@ TL_INLINE tl_token_stats take_token(const tl_backend *backend, const tl_row *row
     return token;
 }
 
+#define ALL_DIVERGENCES (TL_REVERSE_KL | TL_JS | TL_TV | TL_HELLINGER)
+
+/* The divergence of two rows, which is returned, and all further ones. */
+TL_INLINE tl_kl take_divergences(quantity of, const tl_backend *backend, const tl_row *base, const tl_row *other,
+                                 tl_cancel *cancel) {
+    tl_kl kl = tl_kl_divergence(backend, base, other, cancel);
+    tl_divergences found = tl_divergences_of(backend, base, other, kl.base, kl.other, ALL_DIVERGENCES, cancel);
+    take(of, found.reverse_kl);
+    take(of, found.js);
+    take(of, found.tv);
+    take(of, found.hellinger);
+    return kl;
+}
+
 /* Sums over a target distribution. */
 TL_INLINE void take_masses(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft,
                            tl_cancel *cancel) {

@@ -71,6 +71,35 @@ static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t 
         require(same(loss, loss_of_class(backend, row, &plain, &states[i], cancel)), "transposed row", row);
 }
 
+/* Divergences have the same bits alone, range by range and, if symmetric, of both rows in each other's place. */
+static tl_kl checked_divergences(quantity of, const tl_backend *backend, const tl_row *base, const tl_row *other,
+                                 tl_cancel *cancel) {
+    tl_kl kl = take_divergences(of, backend, base, other, cancel);
+    tl_divergences all = tl_divergences_of(backend, base, other, kl.base, kl.other, ALL_DIVERGENCES, cancel);
+    tl_divergences tv = tl_divergences_of(backend, base, other, kl.base, kl.other, TL_TV, cancel);
+    tl_divergences but_js =
+        tl_divergences_of(backend, base, other, kl.base, kl.other, ALL_DIVERGENCES - TL_JS, cancel);
+    tl_divergences back = tl_divergences_of(backend, other, base, kl.other, kl.base, ALL_DIVERGENCES, cancel), parts;
+    tl_divergence_state state;
+    for (int dtype = base->compute_dtype;; dtype = TL_FLOAT64) {
+        tl_divergences_begin(kl.base, kl.other, base->count, dtype, ALL_DIVERGENCES, &state);
+        for (int64_t start = 0; start < base->count; start += PART)
+            tl_divergences_range(backend, base, other, start, base->count - start < PART ? base->count : start + PART,
+                                 &state, cancel);
+        if (tl_divergences_end(&state, &parts))
+            break;
+    }
+    require(same(tv.tv, all.tv) && same(but_js.tv, all.tv), "total variation alone", base);
+    require(same(but_js.reverse_kl, all.reverse_kl) && same(but_js.hellinger, all.hellinger),
+            "divergences without another", base);
+    require(same(back.js, all.js) && same(back.tv, all.tv) && same(back.hellinger, all.hellinger),
+            "divergences of rows in each other's place", base);
+    require(same(parts.reverse_kl, all.reverse_kl) && same(parts.js, all.js) && same(parts.tv, all.tv) &&
+                same(parts.hellinger, all.hellinger),
+            "divergences by ranges", base);
+    return kl;
+}
+
 /* All other quantities of a row, with the row before it as the other model's and as a soft target. */
 static void take_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int64_t target,
                      tl_cancel *cancel) {
@@ -85,7 +114,7 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_token_stats token = take_token(backend, row, target, &best, cancel);
     tl_lse_row(backend, row, -1, &state, cancel);
     require(same(token.logsumexp, tl_logsumexp_of(backend, row, &state, -1, NULL, cancel)), "logsumexp", row);
-    take(Q_kl, tl_kl_divergence(backend, row, other, cancel).kl);
+    take(Q_kl, checked_divergences(Q_divergences, backend, row, other, cancel).kl);
     take_masses(backend, row, &soft, cancel);
     tl_lse lse = tl_lse_finish(&state, row);
     if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
@@ -116,9 +145,9 @@ static void take_probs(const tl_backend *backend, const tl_row *row, const tl_ro
     backwards = probs;
     backwards.data += (row->count - 1) * row->stride;
     backwards.stride = -row->stride;
-    const tl_kl found[] = {tl_kl_divergence(backend, &probs, &backwards, cancel),
-                           tl_kl_divergence(backend, &probs, &other, cancel),
-                           tl_kl_divergence(backend, &other, &probs, cancel)};
+    const tl_kl found[] = {checked_divergences(Q_divergences_of_probs, backend, &probs, &backwards, cancel),
+                           checked_divergences(Q_divergences_of_probs, backend, &probs, &other, cancel),
+                           checked_divergences(Q_divergences_of_probs, backend, &other, &probs, cancel)};
     for (int i = 0; i < 3; i++) {
         take(Q_kl_of_probs, found[i].kl);
         take(Q_kl_of_probs, found[i].base_logsumexp);

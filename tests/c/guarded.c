@@ -101,10 +101,10 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_topk best = {most, 0, (double *)(void *)place(MASSES, 8 * most, at_end),
                     (int64_t *)(void *)place(WEIGHTS, 8 * most, at_end), 0};
     take_token(backend, row, count / 2, &best, cancel);
-    use(tl_kl_divergence(backend, row, other, cancel).kl);
+    use(take_divergences(Q_divergences, backend, row, other, cancel).kl);
     tl_row probs = *row, other_probs = *other;
     probs.of_probs = other_probs.of_probs = 1;
-    use(tl_kl_divergence(backend, &probs, &other_probs, cancel).kl);
+    use(take_divergences(Q_divergences_of_probs, backend, &probs, &other_probs, cancel).kl);
     for (tl_definitions definitions = TL_EXACT; definitions <= TL_LLAMA_CPP; definitions++) {
         tl_pair pair = tl_pair_row(backend, row, other, count / 2, row->compute_dtype, definitions, cancel);
         use(pair.nll + pair.base_nll + pair.kl + pair.change + pair.is_same_top);

@@ -60,7 +60,7 @@ def test_help_is_narrow_and_names_its_groups(command, help_of, monkeypatch):
         ("score",): ["input", "targets and sequences", "hidden states", "responses", "gates", "output", "running"],
         ("info",): ["output", "running"],
     }
-    groups["compare",] = [*groups["score",][:4], "samples", *groups["score",][4:]]
+    groups["compare",] = [*groups["score",][:3], "drafts", "responses", "samples", *groups["score",][4:]]
     assert heads == [*groups[command], *(["examples"] if command else [])]
     monkeypatch.setenv("COLUMNS", "60")
     options = [line for line in help_of(*command).splitlines() if not line.startswith(("   ", "usage"))]
@@ -72,7 +72,7 @@ def folder(tmp_path, monkeypatch):
     """A folder with the files of which the examples in the help tell."""
     rng = np.random.default_rng(3)
     logits, ids = rng.normal(size=(24, 9)).astype(np.float32), rng.integers(9, size=24)
-    for name in ("logits", "base", "part-1", "part-2"):
+    for name in ("logits", "base", "part-1", "part-2", "large", "small"):
         np.savez(tmp_path / f"{name}.npz", logits=logits, targets=ids)
     for name in ("q8", "q4"):
         np.savez(tmp_path / f"{name}.npz", logits=logits + rng.normal(size=logits.shape, scale=0.1))

@@ -48,6 +48,7 @@ def test_spans_by_hand():
     assert result.bits_per_byte_b == 31 / 10 / math.log(2)
     assert (result.n_special_a, result.special_bits_per_byte_a) == (1, 32 / 10 / math.log(2))
     assert (result.n_special_b, result.special_bits_per_byte_b) == (0, 0)
+    assert "tokens without bytes  a 1, b 0  which cost a 4.617 and b 0 bits per byte" in result.summary()
     assert [(one.text, one.tokens_a, one.tokens_b) for one in result.b_worse + result.a_worse] == [
         ("the cat", ["the", " cat"], ["th", "e ca", "t"]),
         (" é", [" ", "\\xc3", "\\xa9", ""], [" \\xc3", "\\xa9"]),
@@ -72,6 +73,9 @@ def test_white_space_that_a_model_drops_counts_as_bytes_of_both():
     found = spans(a, b, b"ab cd\nef")
     assert (found.start.tolist(), found.stop.tolist()) == ([0, 2, 3, 5, 6], [2, 3, 5, 6, 8])
     assert [side.tolist() for side in found.nll] == [[1, 2, 4, 8, 16], [1, 0, 2, 0, 4]]
+    result = compared(a, b, b"ab cd\nef")
+    assert (result.n_bytes_without_token_a, result.n_bytes_without_token_b) == (0, 2)
+    assert "white space in no token of b, which need not predict it" in result.summary()
     # the same if b's tokens hold the space before them, and if the line's end opens the second document of a
     b[1], a[3:] = (2, 5, 0, 2, True), [(5, 6, 1, 8, True), (6, 8, 1, 16, True)]
     found = spans(a, b, b"ab cd\nef")
@@ -166,7 +170,7 @@ def test_totals_are_those_of_each_model_where_all_is_scored(case):
         ("the", "words"), (" naïve", "words"), ("e\u0301", "words"), ("x1", "words"), ("a. b", "words"),
         ("12", "digits"), (" ٣٤", "digits"), (".5", "digits"),
         (", ", "punctuation"), ("«", "punctuation"), ("...", "punctuation"),
-        ("{}", "code"), (" +=", "code"), ("i++", "code"), ("self._x", "words"),
+        ("{}", "code symbols"), (" +=", "code symbols"), ("i++", "code symbols"), ("self._x", "words"),
         ("Δελτα", "other scripts"), ("日本", "other scripts"), ("🙂", "other scripts"), ("€", "other scripts"),
         (" ", "white space"), ("\n\t", "white space"), ("\u3000", "white space"),
     ],
@@ -176,6 +180,38 @@ def test_kinds_of_spans(text, kind):
     start = np.array([2])
     (number,) = kinds_of(whole, start, start + len(text.encode()))
     assert [*KINDS][number] == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [(" the", "Latin"), ("«Да", "Cyrillic"), ("日本", "CJK"), ("ひ", "Hiragana"), ("मनु", "Devanagari"), ("12 🙂", "")],
+)
+def test_scripts_of_spans(text, script):
+    rows = [(0, len(text.encode()), 0, 1, True)]
+    assert compared(rows, rows, text.encode()).columns()["script"].tolist() == [script]
+
+
+def test_table_of_spans_shows_white_space_and_bars():
+    text = b"a\n | \tb"
+    a = [(0, 1, 0, 1, True), (1, 8, 0, 1, True), (8, 8, 0, 1, True)]
+    b = [(0, 1, 0, 1, True), (1, 2, 0, 9, True), (2, 3, 0, 9, True), (3, 4, 0, 9, True), (4, 8, 0, 9, True)]
+    b[-1], a[1], a[2] = (4, 7, 0, 9, True), (1, 7, 0, 1, True), (7, 7, 0, 1, True)
+    result = compared(a, b, text)
+    assert result.b_worse[0].tokens_b == ["\n", " ", "|", " \tb"]
+    assert "↵␣|␣⇥b     1    2.89   51.94  ↵␣|␣⇥b ∅  ↵ ␣ | ␣⇥b" in result.summary()
+
+
+def test_difference_has_the_digits_of_its_error_and_a_plain_word():
+    sides, size = of_documents(np.random.default_rng(5), [9, 8, 7, 6], 0)
+    result = compared(*sides, b"a" * size)
+    low, high = result.difference_interval
+    assert low < 0 < high
+    words = f"± {result.difference_stderr:.4f} bits per byte, 95 % interval {low:+.4f} to {high:+.4f}"
+    assert f"{words}; these texts cannot tell which is better" in result.summary()
+    assert f"{result.difference:+.4f} " in result.summary()
+    (kind,) = result.kinds
+    assert kind.difference_interval == pytest.approx(result.difference_interval)
+    assert f"{low:+.4f} to {high:+.4f}" in result.summary()
 
 
 def of_documents(rng, lengths, tilt):

@@ -154,6 +154,7 @@ def test_public_names_are_those_that_are_promised():
         "cross_entropy",
         "cross_entropy_and_grad",
         "cross_entropy_loss",
+        "draft_acceptance",
         "evaluate",
         "kl_divergence",
         "linear_compare",

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from contextlib import nullcontext
 
 import clients
 import made_tokenizers
@@ -143,7 +144,13 @@ def test_real_tokenizers_share_spans_of_whole_characters(name, made, tmp_path):
         logits = np.zeros((len(flat), 1 + flat.max()), np.float32)
         np.savez(tmp_path / f"{letter}.npz", logits=logits, targets=flat, segment_ids=segments)
         expected.append(len(flat) * math.log(logits.shape[-1]))
-    result = compare_texts(tmp_path / "a.npz", tmp_path / "b.npz", text=tmp_path / "t.txt", shift=False, **tokenizers)
+    dropped = sum(len(c.encode()) for line in lines for c in line if c.isspace()) if name == "WordPiece" else 0
+    told = pytest.warns(UserWarning, match=f"b.npz: {dropped} of .* white space") if dropped else nullcontext()
+    with told:
+        result = compare_texts(
+            tmp_path / "a.npz", tmp_path / "b.npz", text=tmp_path / "t.txt", shift=False, **tokenizers
+        )
+    assert (result.n_bytes_without_token_a, result.n_bytes_without_token_b) == (0, dropped)
     columns = result.columns()
     for document, line in enumerate(lines):
         assert "".join(columns["text"][columns["document"] == document]) == line
@@ -219,6 +226,18 @@ def test_targets_that_seem_to_need_a_shift_are_warned_of(tmp_path, command):
         compared(a, b, shift=None)
     assert len(told) == 1
     assert "a.npz: the targets fit far better" in command(*argv_of(a, b))[2]
+
+
+def test_padding_that_is_scored_is_warned_of(two, command):
+    a, b = two
+    ids, segments = np.append(a.ids, [0] * 5), np.append(a.segments, [3] * 5)
+    np.savez(
+        a.path, logits=np.zeros((len(ids), a.logits.shape[-1])), input_ids=ids.astype(np.uint8), segment_ids=segments
+    )
+    words = f"4 of {len(ids) - len(DOCUMENTS)} scored tokens repeat the special token 0 before them, as padding does: "
+    with pytest.warns(UserWarning, match=rf"a\.npz: {words}store attention_mask, or set their targets to ignore"):
+        compared(a, b)
+    assert words in command(*argv_of(a, b), "--shift")[2]
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -349,6 +368,55 @@ def test_targets_that_lack_the_first_token_are_refused_with_a_hint(two):
         compared(a, b, shift=False)
 
 
+def test_swapped_tokenizers_are_named(two):
+    a, b = two
+    a.tokenizer, b.tokenizer = b.tokenizer, a.tokenizer
+    with pytest.raises((IndexError, ValueError), match="; the ids are of the text with tokenizer_a and tokenizer_b sw"):
+        compared(a, b)
+    a.path = b.path
+    with pytest.raises((IndexError, ValueError)) as caught:
+        compared(a, b)
+    assert "tokenizer_b swapped" not in str(caught.value)
+
+
+def test_text_that_a_tokenizer_cannot_write_is_refused_with_its_document(two, tmp_path):
+    pieces = {"[UNK]": 0, "In": 1, "the": 2}
+    a, b = two
+    a.tokenizer = tmp_path / "words.json"
+    a.tokenizer.write_text(json.dumps({
+        "version": "1.0", "model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": pieces},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    }))  # fmt: skip
+    np.savez(a.path, logits=np.zeros((5, 3)), targets=[1, 2, 1, 2, 0], segment_ids=[0, 0, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"a\.npz: holds id 0 in document 1, the mark of .*leave that document out of"):
+        compared(a, b, shift=False)
+
+
+def test_compare_of_models_with_other_tokenizers_names_the_options_that_fit(two, command):
+    a, b = two
+    refused = command("compare", a.path, b.path, "--shift")
+    assert_refused(refused, "b.npz: holds", "; models with different tokenizers need --text, --tokenizer-a and --to")
+
+
+def test_packed_texts_without_segment_ids_are_told_what_they_lack(tmp_path):
+    (tmp_path / "t.txt").write_text("a b\nc d")
+    a, b = (model(tmp_path, name, [[b"a", b" b", b""], [b"c", b" d", b""]]) for name in "ab")
+    np.savez(b.path, logits=b.logits, input_ids=b.ids)
+    with pytest.raises(
+        ValueError, match=r"b\.npz: holds 1 documents, not 2; .*segment_ids \(--segment-ids\) tell them"
+    ):
+        compared(a, b)
+
+
+def test_special_ids_beyond_a_list_of_ranks_are_those_of_the_text(tmp_path):
+    (tmp_path / "t.txt").write_text("ab")
+    (tmp_path / "r.tiktoken").write_text("YQ== 0\nYg== 1\n")
+    np.savez(tmp_path / "a.npz", logits=np.zeros((3, 4)), targets=[0, 1, 3])
+    options = {f"tokenizer_{letter}": tmp_path / "r.tiktoken" for letter in "ab"}
+    found = compare_texts(tmp_path / "a.npz", tmp_path / "a.npz", text=tmp_path / "t.txt", shift=False, **options)
+    assert (found.n_tokens_a, found.n_special_a, found.bits_per_byte_a) == (3, 1, 3.0)
+
+
 def test_an_output_replaces_no_input(two, tmp_path):
     for path in tmp_path / "t.txt", two[0].tokenizer, two[1].path:
         with pytest.raises(ValueError, match="would replace"):
@@ -374,6 +442,23 @@ def test_span_tables_hold_the_columns_of_the_result(two, tmp_path):
         assert name == "text" or np.array_equal(npy[name], column, equal_nan=column.dtype.kind == "f")
 
 
+def test_documents_hold_sums_of_their_spans(two, command, tmp_path):
+    a, b = two
+    path = tmp_path / "d.csv"
+    assert command(*argv_of(a, b), "--shift", "--per-sequence", path)[::2] == (0, "")
+    rows, found = [*csv.DictReader(io.StringIO(path.read_text("utf-8")))], compared(a, b)
+    documents, columns = found.documents, found.columns()
+    assert [[float(value) for value in row.values()] for row in rows] == np.array([*documents.values()]).T.tolist()
+    own = columns["kept"] & (columns["document"] == 1)
+    assert documents["nll_b"][1] == math.fsum(columns["nll_b"][own])
+    assert documents["n_bytes"][1] == (columns["stop"] - columns["start"])[own].sum()
+    assert documents["n_tokens_a"].sum() == found.n_tokens_a
+    assert documents["bits_per_byte_a"][1] == pytest.approx(
+        math.fsum(columns["nll_a"][own]) / math.log(2) / documents["n_bytes"][1]
+    )
+    assert documents["difference"] @ documents["n_bytes"] / found.n_bytes == pytest.approx(found.difference)
+
+
 def test_command_prints_what_compare_texts_returns(two, command, tmp_path):
     a, b = two
     found = compared(a, b, name_b="new")
@@ -385,7 +470,11 @@ def test_command_prints_what_compare_texts_returns(two, command, tmp_path):
     assert float(row["difference"]) == found.difference
     assert float(row["difference_low"]) == found.difference_interval[0]
     assert "| b: new" in command(*argv, "--shift", "--format", "markdown")[1]
-    assert "<p>In the beginning</p>" in (tmp_path / "p.html").read_text("utf-8")
+    page = (tmp_path / "p.html").read_text("utf-8")
+    for shown in "<p>In the beginning</p>", "blue: new needs fewer bits; red: it needs more", "difference in nats from":
+        assert shown in page
+    assert "Worst spans" in page
+    assert "<h2 id=sequence-1>document 1</h2>" in page
 
 
 def test_command_refuses_what_does_not_apply_to_texts(two, command):
@@ -393,7 +482,7 @@ def test_command_refuses_what_does_not_apply_to_texts(two, command):
     assert_refused(command(*argv[:5]), "--tokenizer-a is missing; models with different tokenizers need --text, "
                    "--tokenizer-a, --tokenizer-b")  # fmt: skip
     assert_refused(command(*argv, "more.npz"), "OTHER more.npz: --text compares two models")
-    for option in ("--max-kl=1", "--base-kind=logits", "--size=a=1", "--plot=x.png", "--per-sequence=x.csv",
+    for option in ("--max-kl=1", "--base-kind=logits", "--size=a=1", "--plot=x.png",
                    "--state=x", "--lm-head=x", "--noise=x", "--classes=4", "--skip-failed",
                    "--definitions=llama.cpp", "--confidence=0.9"):  # fmt: skip
         assert_refused(command(*argv, option), f"{option.split('=')[0]} does not apply to models with different")

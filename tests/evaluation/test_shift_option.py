@@ -208,7 +208,8 @@ def warnings_of(*arguments, **options):
         warnings.simplefilter("always")
         found = tokenloss.evaluate(*arguments, **options)
     assert all(warning.category is ShiftWarning and warning.filename == __file__ for warning in caught)
-    assert found.figures["fits_better_shifted"] == bool(caught)
+    said = "fits_better_unshifted" if options.get("shift") else "fits_better_shifted"
+    assert found.figures[said] == bool(caught)
     return found, [str(warning.message) for warning in caught]
 
 
@@ -223,6 +224,20 @@ def test_missing_shift_is_warned_of_once(of_blocks, shape, npz):
     assert warnings_of(source, shift=True)[1] == warnings_of(source, shift=False)[1] == []
     logits, ids = causal(400, predicts_next=False, shape=shape)
     assert warnings_of([(logits, ids)] if of_blocks else npz(logits=logits, targets=ids))[1] == []
+
+
+@pytest.mark.parametrize("shape", [None, (4, 100), (100, 4), (2, 2, 100)])
+@pytest.mark.parametrize("of_blocks", [True, False])
+def test_shift_of_targets_that_are_the_next_tokens_is_warned_of_once(of_blocks, shape, npz, command):
+    logits, targets = causal(400, predicts_next=False, shape=shape)  # the ids that the rows predict
+    source = [(logits, targets)] if of_blocks else npz(logits=logits, targets=targets)
+    said = "the targets fit far better without the shift: they seem to be the next tokens already; leave out --shift"
+    assert warnings_of(source, shift=True)[1] == [f"{said} (shift=True)"]
+    if not of_blocks:
+        assert said in command("score", source, "--shift")[2]
+    rng = np.random.default_rng(1)
+    noise = rng.normal(size=(400, 50)), np.repeat(rng.integers(50, size=40), 10)  # ids that repeat
+    assert warnings_of([noise], shift=True)[1] == []
 
 
 def test_missing_shift_in_the_command(command, npz, tmp_path):

@@ -1,5 +1,7 @@
 """tokenizer: bits per byte of the tokens that are scored, whose ids are held against the text before any is."""
 
+import base64
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -11,7 +13,7 @@ import pytest
 import tokenizers
 from commands import assert_refused
 from places import TESTS
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from tokenloss import cross_entropy, evaluate
 from tokenloss._evaluation import token_bytes
@@ -158,11 +160,11 @@ def test_tokenizer_counts_the_tokens_of_a_mask_alone(tmp_path):
 
 def test_tokenizer_of_special_tokens_counts_their_loss_without_bytes():
     logits = 4 * RNG.standard_normal((1, 3, 512))
-    ids = np.array([[BPE.token_to_id("a"), 0, 0]])  # the special token ends a text
+    ids = np.array([[0, BPE.token_to_id("a"), 0]])  # the special token begins and ends a text
     found = evaluate([(logits, ids)], tokenizer=MODEL)
     assert (found.n_bytes, found.count) == (1, 3)
     assert found.bits_per_byte == pytest.approx(cross_entropy(logits, ids, reduction="sum") / math.log(2))
-    assert math.isnan(evaluate([(logits, np.zeros((1, 3), int))], tokenizer=MODEL).bits_per_byte)
+    assert math.isnan(evaluate([(logits[:, :1], ids[:, :1])], tokenizer=MODEL).bits_per_byte)
 
 
 def test_tokenizer_of_tokens_without_sequences_counts_each_token(tmp_path):
@@ -219,7 +221,8 @@ def test_tokenizer_of_each_family_has_the_bytes_of_lines_of_many_scripts(name, t
     logits = np.zeros((len(ids), max(ids) + 2), np.float16)
     np.savez(tmp_path / "a.npz", logits=logits, targets=ids, cu_seqlens=offsets)
     text.write_bytes("\n".join(lines).encode())
-    found = [evaluate(tmp_path / "a.npz", tokenizer=made.path, text=text)]
+    with pytest.warns(UserWarning, match="white space") if name == "WordPiece" else contextlib.nullcontext():
+        found = [evaluate(tmp_path / "a.npz", tokenizer=made.path, text=text)]
     if name != "WordPiece":
         blocks = [(logits[start:stop][None], ids[start:stop][None]) for start, stop in itertools.pairwise(offsets)]
         found += [evaluate(tmp_path / "a.npz", tokenizer=made.path), evaluate(blocks, tokenizer=made.path)]
@@ -337,9 +340,112 @@ def test_tokenizer_leaves_out_the_space_before_targets_that_are_next_tokens(tmp_
     options = {"source": tmp_path / "a.npz", "tokenizer": tmp_path}
     found = [evaluate(**options), evaluate(**options, text=tmp_path / "text")]
     assert [one.sequences["n_bytes"].tolist() for one in found] == [[*map(len, OF_LLAMA)]] * 2
-    logits, (ids, _) = np.zeros((1, 3, len(LLAMA))), texts
-    answers = (logits, np.array([ids]), np.array([[False, False, True]])), (logits, np.array([[-100, -100, ids[2]]]))
+    logits, (_, ids) = np.zeros((1, 4, len(LLAMA))), texts
+    answers = (logits, np.array([ids]), np.array([[0, 0, 0, 1]]) > 0), (logits, np.array([[-100, -100, -100, ids[3]]]))
     assert [evaluate([block], tokenizer=tmp_path).n_bytes for block in answers] == [len(" a")] * 2
+
+
+# by when a space is put before a text: the normalizer, the pre-tokenizer and the decoder
+PREFIXES = {
+    "Prepend": (normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None),
+    "Metaspace": (None, pre_tokenizers.Metaspace(prepend_scheme="always")),
+    "Metaspace before the first": (None, pre_tokenizers.Metaspace(prepend_scheme="first")),
+    "ByteLevel": (None, pre_tokenizers.ByteLevel(add_prefix_space=True)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* repeat the special token")
+@pytest.mark.parametrize("name", PREFIXES)
+def test_tokenizer_leaves_out_the_space_that_comes_again_after_special_and_added_tokens(name, tmp_path):
+    vocabulary = pre_tokenizers.ByteLevel.alphabet() if name == "ByteLevel" else [*LLAMA][2:]
+    vocabulary = {piece: i for i, piece in enumerate(["<unk>", *vocabulary])}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    normalizer, tokenizer.pre_tokenizer = PREFIXES[name]
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    steps = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
+    tokenizer.decoder = decoders.ByteLevel() if name == "ByteLevel" else decoders.Sequence([*steps])
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.add_tokens([tokenizers.AddedToken("<tool>", normalized=False)])
+    ends = [(one, tokenizer.token_to_id(one)) for one in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = "a</s>aa<tool>a a</s></s>a"
+    ids = np.array([*tokenizer.encode(text).ids, *tokenizer.encode(text).ids])  # texts in a row
+    written = 2 * text.replace("</s>", "")
+    logits, expected = np.zeros((len(ids), tokenizer.get_vocab_size())), len(written)
+    blocks = [(logits[i : i + 1], ids[i : i + 1], None, np.array([3])) for i in range(len(ids))]
+    (tmp_path / "text").write_text(written)
+    np.savez(tmp_path / "a.npz", logits=logits[None], targets=ids[None])
+    found = [evaluate(source, tokenizer=tmp_path) for source in ([(logits[None], ids[None])], blocks)]
+    found += [evaluate(tmp_path / "a.npz", tokenizer=tmp_path, **more) for more in ({}, {"text": tmp_path / "text"})]
+    assert [one.n_bytes for one in found] == [expected] * 4
+
+
+# by what is not of a text: the ids of "a a" with a space before it, as labels or in a batch, and the bytes that count
+BEFORE_TEXTS = {
+    "padding and BOS": ([-100, -100, 1, 259, 259], 3),
+    "BOS that is ignored": ([-100, 259, 259], 3),
+    "a prompt that is ignored": ([-100, -100, 259, 259], 4),
+    "a prompt with BOS": ([1, -100, -100, 259, 259], 4),
+    "texts in a row": ([1, 259, 259, 1, 259, 259], 6),
+    "a prompt that ends in a special token": ([1, -100, -100, 1, 259, 259], 3),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_TEXTS)
+def test_tokenizer_of_labels_tells_padding_and_bos_from_prompts(name, tmp_path):
+    llama(tmp_path)
+    ids, n_bytes = BEFORE_TEXTS[name]
+    logits, ids = np.zeros((len(ids), len(LLAMA))), np.array(ids)
+    blocks = [(logits[i : i + 1], ids[i : i + 1], None, np.array([5])) for i in range(len(ids))]
+    for source in [(logits, ids)], [(logits[None], ids[None])], blocks:
+        assert evaluate(source, shift=True, tokenizer=tmp_path).n_bytes == n_bytes
+        if name == "BOS that is ignored":  # which is no target if they are the next tokens
+            assert evaluate(source, shift=False, tokenizer=tmp_path).n_bytes == n_bytes + len(" ")
+    for stop in range(1, len(blocks)):
+        options = {"shift": True, "tokenizer": tmp_path, "state": tmp_path / f"state{stop}"}
+        evaluate(lambda first, stop=stop: blocks[first:stop], **options)
+        assert evaluate(lambda first: blocks[first:], **options).n_bytes == n_bytes
+
+
+def test_tokenizer_of_a_batch_that_is_padded_on_the_left_with_an_id_of_text(tmp_path):
+    """A mask of a block leaves it out; one that leaves out prompts, which are not of one id, does not begin a text."""
+    llama(tmp_path)
+    logits, ids = np.zeros((2, 4, len(LLAMA))), np.array([[260, 260, 259, 259], [260, 259, 259, 259]])
+    where = np.array([[False, False, True, True], [False, True, True, True]])
+    assert evaluate([(logits, ids, where)], tokenizer=tmp_path).n_bytes == len("a a") + len("a a a")
+    ids[0, 0] = 259
+    assert evaluate([(logits, ids, where)], tokenizer=tmp_path).n_bytes == len(" a a") + len(" a a a")
+
+
+def test_tokenizer_of_ranks_lacks_special_ids_which_the_text_proves(command, tmp_path):
+    words = ["a", " b", "c"]
+    ranks = "".join(f"{base64.b64encode(word.encode()).decode()} {i}\n" for i, word in enumerate(words))
+    (tmp_path / "a.tiktoken").write_text(ranks)
+    (tmp_path / "text").write_text("a b\nc")
+    argv = "score", tmp_path / "a.npz", "--shift", "--tokenizer", tmp_path
+    np.savez(tmp_path / "a.npz", logits=np.zeros((6, 7)), input_ids=[5, 0, 1, 4, 2, 4])  # texts in a row
+    assert_refused(command(*argv), "= 4 is out of range [0, 3)", "its lines hold no special ids")
+    found = evaluate(tmp_path / "a.npz", shift=True, tokenizer=tmp_path, text=tmp_path / "text")
+    assert (found.n_bytes, found.count) == (len("a bc"), 5)
+    (tmp_path / "text").write_text("a bxc")
+    assert_refused(command(*argv, "--text", tmp_path / "text"), "byte 3", "another text, tokenizer or version")
+
+
+def test_tokenizer_that_adds_spaces_to_parts_needs_the_text(command, text, tmp_path):
+    steps = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel()
+    alphabet = {piece: i for i, piece in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence([*steps]), decoders.ByteLevel()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    written = "In 1984 it cost 12.50"
+    ids = tokenizer.encode(written).ids
+    text.write_text(written)
+    np.savez(tmp_path / "a.npz", logits=np.zeros((len(ids), 256)), targets=ids)
+    found = evaluate(tmp_path / "a.npz", tokenizer=tmp_path, text=text)
+    assert (len(ids), found.n_bytes) == (len(written) + 10, len(written))  # before In and each part after it
+    assert_refused(command("score", tmp_path / "a.npz", "--tokenizer", tmp_path), "or changes a text", "--text")
 
 
 def test_tokenizer_with_text_counts_the_space_before_a_piece_of_a_text(tmp_path):
@@ -366,12 +472,46 @@ def test_tokenizer_that_drops_white_space_needs_the_text(command, text, tmp_path
     ids = [1, *tokenizer.encode(texts[0]).ids, 1, *tokenizer.encode(texts[1]).ids]
     np.savez(tmp_path / "a.npz", logits=np.zeros((len(ids), 6)), input_ids=ids, cu_seqlens=[0, 6, len(ids)])
     text.write_text("\n".join(texts), "utf-8")
-    found = evaluate(tmp_path / "a.npz", shift=True, tokenizer=tmp_path, text=text)
+    words = "4 of 19 bytes are white space in no token: the model need not predict it"
+    with pytest.warns(UserWarning, match=words):
+        found = evaluate(tmp_path / "a.npz", shift=True, tokenizer=tmp_path, text=text)
     assert found.sequences["n_bytes"].tolist() == [*map(len, texts)]
+    assert found.figures["n_bytes_without_token"] == sum(c.isspace() for line in texts for c in line)
     argv = "score", tmp_path / "a.npz", "--shift", "--tokenizer", tmp_path
+    assert words in command(*argv, "--text", text)[2]
     assert_refused(command(*argv), "drops the white space between tokens", "--text")
     with pytest.raises(ValueError, match="drops the white space"):
         evaluate([(np.zeros((1, 6)), [1])], tokenizer=tmp_path)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_tokenizer_tells_padding_that_is_scored(shift, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_bytes, "_PIECE", 7)
+    end = BPE.token_to_id("<|endoftext|>")
+    texts = [np.append(ids, end) for ids in IDS]
+    width = max(map(len, texts))
+    ids = np.array([np.append(one, np.full(width - len(one), end)) for one in texts])
+    logits = np.zeros((*ids.shape, 512), np.float16)
+    padding = sum(width - len(one) for one in texts)
+    options = {"shift": shift, "tokenizer": MODEL}
+    is_text = np.arange(width) < np.array([*map(len, texts)])[:, None]
+    masks = {"input_ids": ids, "attention_mask": is_text} if shift else {"targets": np.where(is_text, ids, -100)}
+    np.savez(tmp_path / "a.npz", logits=logits, **{"input_ids" if shift else "targets": ids})
+    np.savez(tmp_path / "b.npz", logits=logits, **masks)
+    words = f"a.npz: {padding} of {ids.size - len(ids) * shift} scored tokens repeat the special token {end} before"
+    with pytest.warns(UserWarning, match=words):
+        found = evaluate(tmp_path / "a.npz", **options)
+    assert found.figures["padding"] == {"file": str(tmp_path / "a.npz"), "token": end, "count": padding}
+    shift_option = "--shift" if shift else "--no-shift"
+    assert words in command("score", tmp_path / "a.npz", "--tokenizer", MODEL, shift_option)[2]
+    assert evaluate(tmp_path / "b.npz", **options).figures["padding"] is None
+    segments = np.repeat(np.arange(len(ids)), width)
+    flat = [(logits.reshape(-1, 512)[i : i + 9], ids.reshape(-1)[i : i + 9], None, segments[i : i + 9])
+            for i in range(0, ids.size, 9)]  # fmt: skip
+    batches = [(logits[:2], ids[:2]), (logits[2:], ids[2:])]
+    for source in (batches, flat) if shift else (batches,):
+        with pytest.warns(UserWarning, match=f"^{words.removeprefix('a.npz: ')}"):
+            evaluate(source, **options)
 
 
 def test_tokenizer_does_not_come_with_lengths_or_responses(command, tmp_path):

@@ -203,6 +203,8 @@ def test_spans_of_another_source_are_refused_as_in_marin_6011(make, tmp_path):
     assert (starts[0], stops[0], starts[-1], stops[-1]) == (0, 0, 5, 5)
     with pytest.raises(ValueError, match=r"byte [12]: line 1 goes on with b' ?cat', and token [12] of ids, id "):
         AlignedText(str(text), tokenizer).update(*first_of(made.encode("a dog")), "ids")
+    with pytest.raises(ValueError, match=r"byte 0: line 1 goes on .*; they may be of another text, tokenizer or"):
+        AlignedText(str(text), tokenizer).update(*first_of([0, *made.encode("the dog")]), "ids")
     text.write_text("<|endoftext|>a", "utf-8")
     with pytest.raises(ValueError, match=r"byte 0: line 1 goes on .*; special tokens before it write nothing"):
         AlignedText(str(text), tokenizer).update(*first_of([0, *made.encode("a")]), "ids")
@@ -238,6 +240,7 @@ def test_added_tokens_count_with_their_text_unless_they_are_special(tmp_path):
 
 
 BYTE_IDS = byte_vocab()
+NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 # by what it does: parts of a tokenizer.json, and the bytes of its ids, whether a space is added, and spaces dropped
 LAYOUTS = {
@@ -259,7 +262,7 @@ LAYOUTS = {
     "Split and ByteLevel": (
         [{"vocab": byte_vocab("Ġa")}, BYTE_LEVEL, {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": r"'s|\p{L}+|\s+(?!\S)|\s+"}, "behavior": "Removed", "invert": True},
-            {**BYTE_LEVEL, "add_prefix_space": True}]}], [1] * 256 + [2], True, False
+            {**BYTE_LEVEL, "add_prefix_space": True}]}], [1] * 256 + [2], True, True
     ),
     "end of word": (
         [{"vocab": byte_vocab("a</w>"), "end_of_word_suffix": "</w>"}, BYTE_LEVEL,
@@ -278,6 +281,24 @@ LAYOUTS = {
         [{"type": "WordPiece", "vocab": {"[UNK]": 0, "##é": 1, "b": 2}, "unk_token": "[UNK]",
           "continuing_subword_prefix": "##"}, {"type": "WordPiece", "prefix": "##", "cleanup": True},
          {"type": "BertPreTokenizer"}], [0, 2, 1], False, True
+    ),
+    "Digits and ByteLevel with a space": (  # a space comes before each digit
+        [{"vocab": byte_vocab("Ġa")}, BYTE_LEVEL, {"type": "Sequence", "pretokenizers": [
+            {"type": "Digits", "individual_digits": True}, {**BYTE_LEVEL, "add_prefix_space": True}]}],
+        [1] * 256 + [2], True, True
+    ),
+    "ByteLevel with a space, and Digits": (
+        [{"vocab": byte_vocab("Ġa")}, BYTE_LEVEL, {"type": "Sequence", "pretokenizers": [
+            {**BYTE_LEVEL, "add_prefix_space": True}, {"type": "Digits", "individual_digits": True}]}],
+        [1] * 256 + [2], True, False
+    ),
+    "bytes that are in no UTF-8": (
+        [{"vocab": {c: i for i, c in enumerate(c for c, byte in BYTES.items() if byte not in NEVER)}}, BYTE_LEVEL,
+         BYTE_LEVEL], [1] * 243, False, False
+    ),
+    "a Replace that is not undone": (
+        [{"vocab": byte_vocab("Ġa")}, BYTE_LEVEL, BYTE_LEVEL,
+         {"type": "Replace", "pattern": {"String": "\n"}, "content": "¶"}], [1] * 256 + [2], False, True
     ),
     "no decoder": ([{"vocab": byte_vocab("Ġa")}, None, BYTE_LEVEL], [1] * 256 + [2], False, False),
     "WordLevel": (
@@ -303,6 +324,24 @@ def test_space_of_a_prefix_is_taken_off_the_first_token_that_writes(tmp_path):
     assert tokenizer.lengths(ids, is_first).tolist() == [0, 1, 2, 0, 1, 3, 1, 2, 0, 1, 2, 0, 1]
     assert b"|".join(tokenizer.pieces_of(ids, is_first)) == b"|b| b||c|  a| | b||c| b||b"
     assert [tokenizer.is_open(*first_of(text)) for text in texts] == [False] * 4 + [True, False, False]
+
+
+def test_added_tokens_are_normalized_and_bytes_are_not_special(tmp_path):
+    """A token that is looked for in the normalized text holds the space before it."""
+    vocab = {piece: i for i, piece in enumerate([*ALL_BYTES, "▁", "b"])}
+    added = [
+        *({"id": i, "content": piece, "special": True} for i, piece in enumerate(ALL_BYTES)),
+        {"id": 257, "content": "b", "special": False, "normalized": True},  # b by the model, or " b"
+        {"id": 258, "content": "foo", "special": False, "normalized": True},
+        {"id": 259, "content": "bar", "special": False},
+    ]
+    path = save_json(
+        tmp_path, {"vocab": vocab, "byte_fallback": True}, *LAYOUTS["Prepend and Replace"][0][1:], added=added
+    )
+    tokenizer = open_tokenizer(path)
+    assert tokenizer.n_bytes.tolist() == [1] * 257 + [0, len(" foo"), len("bar")]
+    assert tokenizer.unknown.nonzero()[0].tolist() == [257]
+    assert tokenizer.restarts.nonzero()[0].tolist() == [259]
 
 
 def test_tokenizer_json_of_old_libraries_has_no_type_of_its_model(tmp_path):
@@ -345,6 +384,31 @@ def test_vocab_json_and_merges_of_gpt_2(tmp_path):
     tokenizer = open_tokenizer(tmp_path)
     assert tokenizer.n_bytes.tolist() == [1] * 256 + [2, 0]  # no merge makes the last one, so it is special
     assert tokenizer.is_special.nonzero()[0].tolist() == [257]
+    config = {"added_tokens_decoder": {"257": {"content": "<tool>", "special": False}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = open_tokenizer(tmp_path)
+    assert (tokenizer.n_bytes[257], tokenizer.is_special.any()) == (len("<tool>"), False)
+    assert not tokenizer.has_prefix_space
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "add_prefix_space": True}))
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.has_prefix_space
+    assert tokenizer.restarts.nonzero()[0].tolist() == [257]
+
+
+def test_vocab_json_of_clip_has_marks_at_the_ends_of_words(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps(byte_vocab(*(c + "</w>" for c in BYTES), "ab</w>", "<|end|>")))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b</w>\n", "utf-8")
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.n_bytes.tolist() == [1] * 512 + [2, 0]
+    assert tokenizer.drops_spaces
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sentencepiece.bpe.model", "A"), ("spiece.model", "PegasusTokenizerFast")])
+def test_models_whose_ids_are_shifted_are_refused(name, kind, tmp_path):
+    (tmp_path / name).write_bytes(SEEDS["model"])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    with pytest.raises(ValueError, match=r"the ids of its model are not those that it has here; give the tokenizer\.j"):
+        token_bytes(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.tiktoken", "tokenizer.model"])
@@ -460,6 +524,7 @@ DIFFERENT = {
     "a byte order mark": (b"\xef\xbb\xbfa b", b"a b", r"byte 0: line 1 goes on with .*byte order mark"),
     "CRLF": (b"a b\r\nc d\r\n", b"a b\nc d\n", r"byte 3: line 1 goes on .*they are of it with LF for CRLF"),
     "LF": (b"a b\nc d\n", b"a b\r\nc d\r\n", r"byte 3: line 1 goes on .*it is theirs with LF for CRLF"),
+    "CRLF after ids": (b"a b\r\nc d\r\n", b"a b\n", r"byte 3: line 1 goes on .*they are of it with LF for CRLF"),
     "ids in NFD": (*changed(normalized("NFD")), r"byte 16: .*it is theirs in NFC"),
     "ids in NFKC": (*changed(normalized("NFKC")), r"byte 6: .*they are of it in NFKC"),
     "text in NFD": (*changed(normalized("NFD"))[::-1], r"byte 16: .*they are of it in NFC"),
@@ -533,6 +598,33 @@ def test_text_may_be_of_windows_that_begin_with_a_space(make, tmp_path):
     starts, stops = aligned.update(*first_of(*texts), "ids")
     aligned.end()
     assert (stops - starts).sum() == len(b"the catthe dog and the pig")
+
+
+# by what a file does with white space: texts, the file, and the bytes of the texts
+STRIPPED = {
+    "an indented line": (["a", "a"], "a\n  a", 2),
+    "a line with a space": ([" a", "a"], " a\na", 3),
+    "lines with spaces": (["  a", "  a"], "  a\n  a", 6),
+    "windows": (["a", "a"], "a a", 3),
+}
+
+
+@pytest.mark.parametrize("case", STRIPPED)
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_white_space_before_texts_counts_where_a_token_holds_it(scheme, case, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    texts, written, n_bytes = STRIPPED[case]
+    model = {"vocab": {"<unk>": 0, "▁": 1, "a": 2}, "unk_token": "<unk>"}
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    normalizer = {"type": "Sequence", "normalizers": [prepend, TO_METASPACE] if scheme == "always" else [TO_METASPACE]}
+    splits = None if scheme == "always" else {**METASPACE, "prepend_scheme": "first"}
+    path = save_json(tmp_path, model, LLAMA, splits, normalizer)
+    encode = tokenizers.Tokenizer.from_file(str(path)).encode
+    (tmp_path / "text.txt").write_text(written)
+    aligned = AlignedText(str(tmp_path / "text.txt"), open_tokenizer(path))
+    starts, stops = aligned.update(*first_of(*(encode(text).ids for text in texts)), "ids")
+    aligned.end()
+    assert (stops - starts).sum() == n_bytes
 
 
 WORDS = [b"a", b" ", b"\n", b" a", b"\na", b"  ", b"aa", b"\r\n", "\u3000".encode(), b"a\n"]

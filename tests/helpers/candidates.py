@@ -35,5 +35,5 @@ class Many:
     def argv(self, *names):
         return "compare", self.path / "base", *(f"{name}={self.path / name}" for name in names or self.logits)
 
-    def comparison(self, name):
-        return compare(self.base, self.logits[name], self.targets, segment_ids=self.sequences)
+    def comparison(self, name, **options):
+        return compare(self.base, self.logits[name], self.targets, segment_ids=self.sequences, **options)

@@ -21,6 +21,7 @@ import tokenloss
 PATH = DATA / "recorded.txt"
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
 ROWS = 5
+FURTHER = ("reverse_kl", "js", "tv", "hellinger")
 LENGTHS = {"short": (2, 100, 1100), "long": (5000,)}  # long rows have more than one block
 
 
@@ -90,7 +91,14 @@ def quantities(logits, others, length):
     comparison = tokenloss.compare(logits, others, ignored)
     for field in ("nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p"):
         yield f"compare {field}", getattr(comparison, field)
+    for name, values in (
+        tokenloss.kl_divergence(logits, others, divergences=FURTHER, reduction="none")._asdict().items()
+    ):
+        yield f"divergences {name}", values
     probs, other_probs = tokenloss.softmax(others), tokenloss.softmax(others[::-1])
+    both = tokenloss.kl_divergence(probs, other_probs, kind="probs", divergences=FURTHER, reduction="none")
+    for name, values in both._asdict().items():
+        yield f"divergences probs {name}", values
     yield "kl_divergence probs", tokenloss.kl_divergence(probs, other_probs, kind="probs", reduction="none")
     for field in ("nll", "entropy", "logsumexp"):
         yield f"token_scores probs {field}", getattr(tokenloss.token_scores(probs, ids, kind="probs"), field)
@@ -102,6 +110,9 @@ def quantities(logits, others, length):
     models, bias = (hidden, matrix, hidden[::-1], matrix), np.arange(300.0) / 64
     yield "linear_kl_divergence", tokenloss.linear_kl_divergence(*models, base_lm_head_bias=bias, reduction="none")
     yield "linear_compare kl", tokenloss.linear_compare(*models, ids, softcap=30.0).kl
+    found = tokenloss.linear_kl_divergence(*models, softcap=30.0, divergences=FURTHER, reduction="none")
+    for name, values in found._asdict().items():
+        yield f"linear_divergences {name}", values
     meter = tokenloss.LossMeter()
     meter.update(tokenloss.token_scores(logits, ignored))
     for statistic in ("count", "total", "loss", "stderr"):

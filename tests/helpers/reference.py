@@ -253,6 +253,29 @@ def _divergence(base_row, row):
     return max(0.0, float((exp(-base_losses) * (losses - base_losses)).sum()))
 
 
+def divergences(base_logits, logits, *, axis=-1):
+    """All divergences of each row, by name."""
+    base_logits, logits = (np.moveaxis(float64(array), axis, -1) for array in (base_logits, logits))
+    found = {name: np.zeros(logits.shape[:-1]) for name in ("kl", "reverse_kl", "js", "tv", "hellinger")}
+    for position in np.ndindex(logits.shape[:-1]):
+        for name, value in _divergences(base_logits[position], logits[position]).items():
+            found[name][position] = value
+    return found
+
+
+def _divergences(base_row, row):
+    pair = {"kl": _divergence(base_row, row), "reverse_kl": _divergence(row, base_row)}
+    if undefined(base_row) or undefined(row):
+        return pair | dict.fromkeys(("js", "tv", "hellinger"), math.nan)
+    logs = [-_losses_of_logits(one) for one in (base_row, row)]
+    p, q = map(exp, logs)
+    mean = log(np.where(p + q > 0, (p + q) / 2, 1))
+    with np.errstate(invalid="ignore"):  # 0 (-inf)
+        js = sum(np.where(one > 0, one * (log_one - mean), 0).sum() for one, log_one in zip((p, q), logs, strict=True))
+    squares = ((exp(logs[0] / 2) - exp(logs[1] / 2)) ** 2).sum()
+    return pair | {"js": float(js / 2), "tv": float(abs(p - q).sum() / 2), "hellinger": math.sqrt(float(squares / 2))}
+
+
 def compare(
     base_logits, logits, targets, *, classes=None, axis=-1, ignore_index=-100, where=None, definitions="exact",
     workers=None,

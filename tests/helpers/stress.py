@@ -26,6 +26,7 @@ from tokenloss import (
     cross_entropy,
     cross_entropy_and_grad,
     cross_entropy_loss,
+    draft_acceptance,
     evaluate,
     kl_divergence,
     linear_compare,
@@ -88,6 +89,7 @@ CALLS = {
     "topk_divergence_bound": lambda _: topk_divergence_bound(TOP_IDS, TOP_LOGPROBS[0], TOP_IDS, TOP_LOGPROBS[1]),
     "class_log_probs": lambda n: class_log_probs(LOGITS, [5, 17, 4095, 5], logit_scale=1.5, workers=n),
     "compare": lambda n: compare(LOGITS, OTHERS, IDS, workers=n),
+    "draft_acceptance": lambda n: draft_acceptance(LOGITS, OTHERS[:, :4000], temperature=0.7, workers=n),
     "ComparisonMeter": of_blocks,
     "linear_cross_entropy": lambda n: linear_cross_entropy(HIDDEN, WEIGHT, IDS[:20], workers=n),
     "linear_token_scores": lambda n: linear_token_scores(HIDDEN, WEIGHT, IDS[:20], top_k=3, workers=n),
@@ -99,9 +101,9 @@ CALLS = {
     "show_config": lambda n: tuple(show_config(mode="dicts").values()),
 }
 # what is no function, or calls functions that are in the table
-LEFT_OUT = {"Comparison", "Comparisons", "Evaluation", "LossMeter", "NormWarning", "ResponseComparison",
-            "SampleComparison", "SampleMetric", "SequenceLosses", "ShiftWarning", "TokenScores", "TopkDivergence",
-            "compare_files", "compare_texts", "next_token", "windows"}  # fmt: skip
+LEFT_OUT = {"Comparison", "Comparisons", "DraftAcceptance", "Evaluation", "LossMeter", "NormWarning",
+            "ResponseComparison", "SampleComparison", "SampleMetric", "SequenceLosses", "ShiftWarning", "TokenScores",
+            "TopkDivergence", "compare_files", "compare_texts", "next_token", "windows"}  # fmt: skip
 assert {name.split(",")[0] for name in CALLS} == {*tokenloss.__all__} - LEFT_OUT
 
 

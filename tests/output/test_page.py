@@ -218,13 +218,13 @@ def test_tokenizer_joins_the_tokens_that_split_a_character(tmp_path):
     """The character stands over the last of them, and each names its own bytes, as do the likeliest tokens."""
     vocabulary = json.loads((TESTS / "data" / "model" / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
     text = "a 🙂 the"
-    ids = np.array([*(vocabulary[piece] for piece in ("a", "Ġ", "ð", "Ł", "Ļ", "Ĥ", "Ġthe")), 0])
+    ids = np.array([*(vocabulary[piece] for piece in ("a", "Ġ", "ð", "Ł", "Ļ", "Ĥ", "Ġthe")), 0, -100])
     logits = np.where(np.arange(512) == ids[:, None], 9.0, 0.0)
     path = tmp_path / "page.html"
     evaluate([(logits, ids)], tokenizer=TESTS / "data" / "model", sinks=[sinks.HtmlPage(path)])
     found = Reader(path.read_text("utf-8"))
     assert [shown for _, shown in found.tokens][:7] == ["a", " ", "", "", "", "🙂", " the"]
-    assert "".join(shown for _, shown in found.tokens) == text + "#0"
+    assert "".join(shown for _, shown in found.tokens) == text + "#0"  # and nothing of padding
     pieces = [*text[:2], *(f"\\x{byte:02x}" for byte in "🙂".encode()), " the"]
     assert found.named(found.data["target"])[:7] == pieces
     assert found.named(found.data["models"][0]["top"][::5])[:7] == pieces

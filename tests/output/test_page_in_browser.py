@@ -70,7 +70,7 @@ def test_browser_shows_the_tokens_of_both_models_over_one_text(browser, tmp_path
     assert browser.run(TEXT) == ["to", " be", " ü", " or"]
     browser.point(*middle(browser, 2))
     card = browser.run(CARD)
-    assert card.startswith("␣ü\nsequence 0 · byte 5\ndifference\n1 nats\nwords\nnll\n0.5 nats\n␣ü\t60.7 %\n")
+    assert card.startswith("␣ü\ndocument 0 · byte 5\ndifference\n1 nats\nwords\nnll\n0.5 nats\n␣ü\t60.7 %\n")
     assert card.endswith(f"{NASTY[0]}\nnll\n1.5 nats\n␣\t60.7 %\n\\xc3\t60.7 %\n\\xbc\t60.7 %")
     browser.point(*middle(browser, 3))
     assert "\nno text\t60.7 %" in browser.run(CARD)  # the end of the text

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command import commands
-from tokenloss._command.parser import Parser, filled, fraction, integer, number, of_fraction
+from tokenloss._command.parser import Names, Parser, filled, fraction, integer, number, of_fraction
 from tokenloss._core._core import KINDS
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
@@ -91,10 +91,14 @@ _COMPARE_EXAMPLES = """
    tokenloss compare trainer.npy rollout.jsonl
  two models with different tokenizers, on the same text:
    tokenloss compare a.npz b.npz --text text.txt --tokenizer-a A/ --tokenizer-b B/
+ what a large model accepts of the tokens that a small one drafts, and the speed-up:
+   tokenloss compare large.npz small=small.npz --draft --cost-ratio 0.05
  samples of lm-evaluation-harness: what changed, and whether both models are equal:
    tokenloss compare samples-a.jsonl samples-b.jsonl --margin 0.01
 """
-_GROUPS = ("input", "targets and sequences", "hidden states", "responses", "samples", "gates", "output", "running")
+_GROUPS = (
+    "input", "targets and sequences", "hidden states", "drafts", "responses", "samples", "gates", "output", "running",
+)  # fmt: skip
 _LM_HEAD = (
     "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: "
     f"{HEAD_FILES}; config.json beside it says how logits are scaled and capped, and whether the embedding is the head"
@@ -206,11 +210,7 @@ def _add_compare(compare: Parser) -> None:
     of["input"].add_argument("--base-kind", choices=KINDS, help=words)
     _add(of["input"], "--base-array NAME", "name of the array of scores of BASE")
     _add(of["input"], "--classes N", "compare only the first N classes, where vocabularies differ", integer(1))
-    words = (
-        "formulas of the figures: llama.cpp takes the log-probabilities of BASE as they are, and the divergence over "
-        "those above -16 (default: exact)"
-    )
-    of["input"].add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
+    _add_formulas(of["input"])
     words = "the text, for two models with different tokenizers: their losses are laid over its bytes"
     _add(of["input"], "--text FILE", words)
     for letter, model in ("a", "BASE"), ("b", "OTHER"):
@@ -230,30 +230,49 @@ def _add_compare(compare: Parser) -> None:
     words = "name of the array of hidden states of BASE, if it has another one"
     _add(of["hidden states"], "--base-hidden NAME", words)
     _add_hidden_states(of["hidden states"])
+    _add_drafts(of["drafts"])
     _add_responses(of["responses"])
     words = "of lm-evaluation-harness: test whether both models are equal within M, such as 0.01"
     _add(of["samples"], "--margin M", words, fraction)
     words = "the field of a document that names its group, by which errors are clustered (default: each is its own)"
     _add(of["samples"], "--cluster FIELD", words)
-    _add(of["gates"], "--max-kl X", "the largest mean KL divergence in nats", number)
-    words = "the largest quantile of the divergence for a fraction F of the tokens, such as 0.99=0.3; for several F"
-    _add(of["gates"], "--max-kl-quantile F=X", words, of_fraction, **_LISTED)
-    words = "the smallest fraction of the tokens at which both have the same likeliest class"
-    _add(of["gates"], "--min-same-top X", words, number)
-    _add(of["gates"], "--max-perplexity-ratio X", "the largest perplexity over that of BASE", number)
-    _add(of["gates"], "--max-k3 X", "of a trainer and a sampler: the largest KL divergence by k3 in nats", number)
-    words = "of a trainer and a sampler: the smallest effective sample size, as a fraction of the tokens"
-    _add(of["gates"], "--min-ess X", words, number)
-    _add_confidence(of["gates"])
-    words = (
-        "a second run of BASE, with another batch size or engine: all figures are shown as multiples of its own, and "
-        "gates that it does not pass itself are named"
-    )
-    _add(of["gates"], "--noise TWIN", words)
+    _add_compare_gates(of["gates"])
     _add_format(of["output"])
     _add_outputs(of["output"], COMPARE_OUTPUTS)
     _add_running(of["running"])
     _add_help(compare, of["running"], _COMPARE_EXAMPLES)
+
+
+def _add_compare_gates(group: _Group) -> None:
+    """Add the gates of two models, and the noise beside which they are judged."""
+    _add(group, "--max-kl X", "the largest mean KL divergence in nats", number)
+    words = "the largest quantile of the divergence for a fraction F of the tokens, such as 0.99=0.3; for several F"
+    _add(group, "--max-kl-quantile F=X", words, of_fraction, **_LISTED)
+    words = "the smallest fraction of the tokens at which both have the same likeliest class"
+    _add(group, "--min-same-top X", words, number)
+    _add(group, "--max-perplexity-ratio X", "the largest perplexity over that of BASE", number)
+    _add(group, "--max-k3 X", "of a trainer and a sampler: the largest KL divergence by k3 in nats", number)
+    words = "of a trainer and a sampler: the smallest effective sample size, as a fraction of the tokens"
+    _add(group, "--min-ess X", words, number)
+    _add_confidence(group)
+    words = (
+        "a second run of BASE, with another batch size or engine: all figures are shown as multiples of its own, and "
+        "gates that it does not pass itself are named"
+    )
+    _add(group, "--noise TWIN", words)
+
+
+def _add_drafts(group: _Group) -> None:
+    """Add the options of drafts."""
+    words = (
+        "the OTHERs are drafts of speculative decoding for BASE, their target: print what it accepts, and the tokens "
+        "per call of the target for 1 to 8 drafted tokens, in place of divergences"
+    )
+    group.add_argument("--draft", action="store_true", help=words)
+    words = "temperature of all models, or 0 for greedy decoding (default: 1)"
+    _add(group, "--temperature T", words, number)
+    words = "the time of a step of a draft over that of a call of the target, such as 0.05, for the speed-up"
+    _add(group, "--cost-ratio C", words, number)
 
 
 # -- options of both `score` and `compare` -----------------------------------------------------------------------------
@@ -264,6 +283,20 @@ def _add_input(group: _Group) -> None:
     words = "what the scores are, where the name of their array does not say it (default: logits)"
     group.add_argument("--kind", choices=KINDS, help=words)
     _add(group, "--array NAME", "name of the array of scores, if it is not the name of a kind")
+
+
+def _add_formulas(group: _Group) -> None:
+    """Add the options that say what is computed of two models."""
+    words = (
+        "formulas of the figures: llama.cpp takes the log-probabilities of BASE as they are, and the divergence over "
+        "those above -16 (default: exact)"
+    )
+    group.add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
+    words = (
+        "divergences beside kl, with commas between them or one by one: reverse_kl, js (Jensen-Shannon), tv (total "
+        "variation) or hellinger (default: kl)"
+    )
+    _add(group, "--divergences NAMES", words, action=Names, default=("kl",))
 
 
 def _add_targets(group: _Group) -> None:

@@ -124,6 +124,8 @@ def compare(args: argparse.Namespace) -> int:
     if any(getattr(args, name) is not None for name in _OF_TEXTS):
         return _compare_texts(args)
     gates = _gates(args)
+    if gates and args.draft:
+        raise InputError(f"{_option(next(iter(gates)))} is for divergences, not for the acceptance of drafts")
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}

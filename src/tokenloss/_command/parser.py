@@ -113,6 +113,14 @@ class Parser(argparse.ArgumentParser):
 # -- types of values ---------------------------------------------------------------------------------------------------
 
 
+class Names(argparse.Action):
+    """Names with commas between them, of all times that the option is given, in place of the default."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, (*(() if before is self.default else before), *values.split(",")))
+
+
 def filled(text: str) -> str:
     """Argument type of text that must not be empty, as it is where a shell variable is not set."""
     if not text:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core import _core, jobs
+from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import (
@@ -32,7 +33,8 @@ COLUMNS = {
     "kept": np.bool_, "base_top_p": np.float64,
 }  # fmt: skip
 OF_TARGETS = ("nll", "base_nll", "delta_p")  # columns that there are not without targets
-_OPTIONAL = {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}  # and the values of a part without the column
+# and the values of a part without the column
+_OPTIONAL = dict.fromkeys(FURTHER_DIVERGENCES, np.nan) | {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}
 
 
 def check_definitions(value: Any) -> str:
@@ -43,9 +45,10 @@ def check_definitions(value: Any) -> str:
     return definitions
 
 
-def new_columns(rows: int) -> Columns:
-    """Columns of positions that are not included."""
-    return {name: np.full(rows, np.nan if dtype == np.float64 else False, dtype) for name, dtype in COLUMNS.items()}
+def new_columns(rows: int, divergences: Sequence[str] = ()) -> Columns:
+    """Columns of positions that are not included, also of these further divergences."""
+    dtypes = COLUMNS | dict.fromkeys(divergences, np.float64)
+    return {name: np.full(rows, np.nan if dtype == np.float64 else False, dtype) for name, dtype in dtypes.items()}
 
 
 def pair_positions(targets: Any, scores: _core.Scores, ignore_index: Any, where: Any) -> _core.Positions:
@@ -93,6 +96,7 @@ def pair_columns(
     targets: Any,
     *,
     definitions: str = "exact",
+    divergences: Sequence[str] = (),
     kind: Any = "logits",
     base_kind: Any = None,
     classes: int | None = None,
@@ -124,7 +128,7 @@ def pair_columns(
     candidates: dict[str, Columns] = {}
     for name, (word, array) in arrays.items():
         other = _scores(word, array, axis, kind, stop=count)
-        columns = new_columns(base.rows)
+        columns = new_columns(base.rows, divergences)
         options = _core.DEFINITIONS[definitions], bytes_of_bools(columns), UNNORMALIZED
         jobs.run(_core.PairStats(base, positions, other, *options), workers)
         if targets is None:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tokenloss._comparison.columns import OF_TARGETS, check_definitions, join, new_columns, pair_columns, share
-from tokenloss._comparison.comparisons import Comparisons, warn_of_zero
+from tokenloss._comparison.columns import check_definitions, pair_columns
+from tokenloss._comparison.comparisons import warn_of_zero
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table, signed_of
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import scores_shown
+from tokenloss._core.arguments import FURTHER_DIVERGENCES, further_divergences
 from tokenloss._core.dtypes import CheckedArray, as_float_array
-from tokenloss._core.errors import raise_error
 from tokenloss._core.result import figure, nonzero, rows_of
-from tokenloss._core.signature import merged_parts
 from tokenloss._core.validation import check_axis
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Literal
 
     from tokenloss._core.result import Shown
@@ -58,10 +55,20 @@ class Comparison(PairedLosses):
         KL divergence at each position in nats.
     base_top_p : array of float64
         Probability of the base's most likely class: its confidence.
+    reverse_kl, js, tv, hellinger : array of float64, or None
+        Of the `divergences` that were asked for, the value at each position: the KL divergence of the base's
+        distribution from the model's; the Jensen-Shannon divergence, both in nats; the total variation and the
+        Hellinger distance, from 0 to 1.
+    mean_reverse_kl, mean_js, mean_tv, mean_hellinger : float or None
+        Their means.
+    mean_reverse_kl_stderr, mean_js_stderr, mean_tv_stderr, mean_hellinger_stderr : float or None
+        Standard errors of the means.
+    reverse_kl_quantiles, js_quantiles, tv_quantiles, hellinger_quantiles : dict or None
+        As `kl_quantiles`.
     sequences : dict of 1-D arrays or None
         Columns of a table that has a row for each sequence with any included position: "sequence" (its number, in
         ascending order), "count", and means over its included positions: "loss", "base_loss", "loss_difference", "kl",
-        "delta_p" and "same_top". None if no sequences were given.
+        "delta_p", "same_top", and further divergences. None if no sequences were given.
 
     Examples
     --------
@@ -91,6 +98,22 @@ class Comparison(PairedLosses):
     left_out: float | None
     kl: Float64Array
     base_top_p: Float64Array
+    mean_reverse_kl: float | None = field(default=None, kw_only=True)
+    mean_reverse_kl_stderr: float | None = field(default=None, kw_only=True)
+    reverse_kl_quantiles: dict[float, float] | None = field(default=None, kw_only=True)
+    reverse_kl: Float64Array | None = field(default=None, kw_only=True)
+    mean_js: float | None = field(default=None, kw_only=True)
+    mean_js_stderr: float | None = field(default=None, kw_only=True)
+    js_quantiles: dict[float, float] | None = field(default=None, kw_only=True)
+    js: Float64Array | None = field(default=None, kw_only=True)
+    mean_tv: float | None = field(default=None, kw_only=True)
+    mean_tv_stderr: float | None = field(default=None, kw_only=True)
+    tv_quantiles: dict[float, float] | None = field(default=None, kw_only=True)
+    tv: Float64Array | None = field(default=None, kw_only=True)
+    mean_hellinger: float | None = field(default=None, kw_only=True)
+    mean_hellinger_stderr: float | None = field(default=None, kw_only=True)
+    hellinger_quantiles: dict[float, float] | None = field(default=None, kw_only=True)
+    hellinger: Float64Array | None = field(default=None, kw_only=True)
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:
         """Means over groups of positions, such as types of tokens.
@@ -105,8 +128,8 @@ class Comparison(PairedLosses):
         dict of 1-D arrays
             Columns of a table that has a row for each group with any included position: "group" (its label, in
             ascending order), "count", and means over its included positions: "loss", "base_loss", "loss_difference",
-            "loss_difference_stderr", "kl", "kl_stderr", "delta_p" and "same_top". With sequences, standard errors are
-            clustered by sequence, unless the group has tokens of a single one.
+            "loss_difference_stderr", "kl", "kl_stderr", "delta_p", "same_top", and further divergences. With sequences,
+            standard errors are clustered by sequence, unless the group has tokens of a single one.
 
         Raises
         ------
@@ -134,8 +157,10 @@ class Comparison(PairedLosses):
         return confidence_table(self)
 
     def _figures(self) -> dict[str, Any]:
-        """All figures, and the table of confidence."""
-        return super()._figures() | {"by_confidence": rows_of(self.by_confidence)}
+        """All figures, but those of divergences that were not asked for, and the table of confidence."""
+        left_out = [name for one in FURTHER_DIVERGENCES if vars(self)[one] is None for name in _names_of(one)]
+        figures = {name: value for name, value in super()._figures().items() if name not in left_out}
+        return figures | {"by_confidence": rows_of(self.by_confidence)}
 
     @staticmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
@@ -153,222 +178,9 @@ class Comparison(PairedLosses):
 Comparison.__module__ = "tokenloss.results"
 
 
-class ComparisonMeter:
-    """Compares models with their base block by block, where their logits are not in memory at once.
-
-    Blocks may be what an engine computes, or parts of arrays on the disk, as `numpy.load` maps them with `mmap_mode`.
-    It keeps 42 bytes for each position, 8 more for each that comes with the number of its sequence, and 16 more where
-    `classes` leaves some out; of each further candidate 25, and 8 where it has more than these classes. Blocks come in
-    the order of the text and have any size: no bit of the result depends on how a text is split, or a sequence. Only
-    one thread may update it at a time.
-
-    Parameters
-    ----------
-    definitions : {"exact", "llama.cpp"}, default "exact"
-        Formulas of the figures, as in `compare`.
-    classes : int, optional
-        Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their logits are never read.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
-
-    Raises
-    ------
-    ValueError
-        If `definitions` is neither "exact" nor "llama.cpp".
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from tokenloss import ComparisonMeter
-    >>> meter = ComparisonMeter()
-    >>> for shift in (0.5, 1.0):
-    ...     meter.update(np.zeros((2, 3)), [[shift, 0, 0], [0, shift, 0]], [0, 1])
-    >>> meter.result()
-    Comparison(mean_kl=0.07430 ± 0.0261, count=4, perplexity=1.95993, base_perplexity=3.00000, same_top=0.5000)
-
-    Several candidates, each as if it were compared alone:
-
-    >>> meter = ComparisonMeter()
-    >>> meter.update(np.zeros((2, 3)), {"q4": [[1, 0, 0], [0, 1, 0]], "q8": [[0.1, 0, 0], [0, 0.1, 0]]}, [0, 1])
-    >>> {name: round(comparison.mean_kl, 4) for name, comparison in meter.results().items()}
-    {'q4': 0.1195, 'q8': 0.0011}
-    """
-
-    __module__ = "tokenloss"
-
-    def __init__(
-        self,
-        *,
-        definitions: Literal["exact", "llama.cpp"] = "exact",
-        classes: int | None = None,
-        ignore_index: int | None = -100,
-        workers: int | None = None,
-    ) -> None:
-        self._definitions = check_definitions(definitions)
-        self._options: dict[str, Any] = {"classes": classes, "ignore_index": ignore_index, "workers": workers}
-        self._parts: dict[str, list[Columns]] = {}
-        self._signed: dict[str, dict[str, Any]] = {}  # of each candidate, fields of its signature
-
-    def update(
-        self,
-        base_logits: ArrayLike,
-        logits: ArrayLike | Mapping[str, ArrayLike],
-        targets: ArrayLike | None,
-        *,
-        kind: Kind = "logits",
-        base_kind: Kind | None = None,
-        axis: int = -1,
-        where: ArrayLike | None = None,
-        segment_ids: ArrayLike | None = None,
-    ) -> None:
-        """Compare the next positions.
-
-        Sequences have the same numbers in all calls, so that one may go on in the next block. Positions without numbers
-        belong to none. Several candidates are a mapping of `logits` by name, with the same names in all calls.
-
-        Parameters
-        ----------
-        base_logits, logits : arrays of one shape (..., V)
-            Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any
-            byte order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy.
-            Lists are converted.
-        targets : array of integers or None
-            Class ids, of the shape of `logits` without its class axis. None in all calls, or in none.
-        kind : {"logits", "log_probs", "probs"}, default "logits"
-            What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the
-            sum of their row's probabilities, since rounding leaves it near 1.
-        base_kind : {"logits", "log_probs", "probs"}, optional
-            What `base_logits` holds; `kind` by default.
-        axis : int, default -1
-            Axis of the classes.
-        where : array of bool, optional
-            Mask of the positions to include, broadcast over the batch; the logits of others are never read.
-        segment_ids : array of integers, optional
-            Number of the sequence of each position, broadcast over the batch, in any order: standard errors are then
-            clustered by sequence. Positions of negative numbers belong to no sequence: each is a group of its own.
-
-        Raises
-        ------
-        IndexError, TypeError, ValueError
-            If an argument is invalid; the meter is then unchanged.
-        """
-        others = logits if isinstance(logits, Mapping) else {"logits": logits}
-        names = list(self._parts or others)
-        if not names or set(names) != set(others):
-            fits = "a mapping with the same names in all calls" if names else "an array, or a mapping of arrays"
-            raise_error("option", name="logits", got=list(others), fits=f"{fits}: {names}" if names else fits)
-        self._check_targets(targets is not None)
-        columns = pair_columns(
-            base_logits, others, targets, definitions=self._definitions, kind=kind, base_kind=base_kind, axis=axis,
-            where=where, segment_ids=segment_ids, **self._options,
-        )  # fmt: skip
-        for name in names:
-            self._parts.setdefault(name, []).append(columns[name])
-            of_mask = columns[name]["kept"], self._options["classes"]
-            signed = signed_of(base_logits, others[name], targets, *of_mask, kind, base_kind)
-            self._signed[name] = merged_parts(self._signed.get(name, {}), signed)
-
-    def merge(self, other: ComparisonMeter) -> None:
-        """Add the positions of another meter, as if they were the next ones of the text.
-
-        Sequences of the same number are one, as those of several calls of `update` are. So the blocks of a text may be
-        compared by several processes, whose meters are pickled and merged in the order of the text.
-
-        Parameters
-        ----------
-        other : ComparisonMeter
-            The meter to add, with the same `definitions` and `classes`, of the same candidates; it does not change.
-
-        Raises
-        ------
-        TypeError
-            If it is not a `ComparisonMeter`.
-        ValueError
-            If it does not fit; the meter is then unchanged.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from tokenloss import ComparisonMeter
-        >>> meters = ComparisonMeter(), ComparisonMeter()
-        >>> for meter, shift in zip(meters, (0.5, 1.0)):
-        ...     meter.update(np.zeros((2, 3)), [[shift, 0, 0], [0, shift, 0]], [0, 1])
-        >>> meters[0].merge(meters[1])
-        >>> meters[0].result()
-        Comparison(mean_kl=0.07430 ± 0.0261, count=4, perplexity=1.95993, base_perplexity=3.00000, same_top=0.5000)
-        """
-        if not isinstance(other, ComparisonMeter):
-            raise_error("type", name="other", got=type(other).__name__, fits="a ComparisonMeter")
-        for name, mine, theirs in (
-            ("definitions", self._definitions, other._definitions),
-            ("classes", self._options["classes"], other._options["classes"]),
-        ):
-            if mine != theirs:
-                raise_error("option", name=f"{name} of other", got=theirs, fits=f"{mine!r}, as this meter's")
-        if not other._parts:
-            return
-        if self._parts and other._parts.keys() != self._parts.keys():
-            fits = f"those of this meter: {[*self._parts]}"
-            raise_error("option", name="the names of other", got=[*other._parts], fits=fits)
-        self._check_targets(OF_TARGETS[0] in next(iter(other._parts.values()))[0])
-        for name, parts in other._parts.items():
-            self._parts[name] = [*self._parts.get(name, ()), *parts]
-            self._signed[name] = merged_parts(self._signed.get(name, {}), other._signed[name])
-
-    def _check_targets(self, are_given: bool) -> None:
-        """Refuse targets after blocks without them, and the reverse."""
-        for first, *_ in self._parts.values():
-            if (OF_TARGETS[0] in first) != are_given:
-                raise_error("sometimes", name="targets")
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both compared the same positions, however these were split into blocks."""
-        if not isinstance(other, ComparisonMeter):
-            return NotImplemented
-        if (self._definitions, self._options["classes"]) != (other._definitions, other._options["classes"]):
-            return False
-        mine, theirs = ({name: join(parts) for name, parts in meter._parts.items()} for meter in (self, other))
-        return mine.keys() == theirs.keys() and all(
-            mine[name].keys() == theirs[name].keys()
-            and all(np.array_equal(mine[name][one], theirs[name][one], equal_nan=True) for one in mine[name])
-            for name in mine
-        )
-
-    def result(self) -> Comparison:
-        """Figures of all positions so far.
-
-        Returns
-        -------
-        Comparison
-            With arrays of one dimension.
-
-        Raises
-        ------
-        ValueError
-            If there are several candidates.
-        """
-        if len(self._parts) > 1:
-            raise_error("candidates", got=len(self._parts))
-        return next(iter(self.results().values()), comparison_of(self._definitions, new_columns(0)))
-
-    def results(self) -> Comparisons[Comparison]:
-        """Figures of all positions so far, of each candidate.
-
-        Returns
-        -------
-        Comparisons
-            A dict of `Comparison` by name; "logits" is the name of a candidate that came as an array. Arrays of the
-            base are shared.
-        """
-        comparisons: Comparisons[Comparison] = Comparisons()
-        first: Columns = {}
-        for name, parts in self._parts.items():
-            columns = share(join([new_columns(0), *parts]), first)
-            first = first or columns
-            comparisons[name] = comparison_of(self._definitions, columns, signed=self._signed[name])
-        return comparisons
+def _names_of(divergence: str) -> tuple[str, ...]:
+    """The names of what a comparison says of a divergence."""
+    return f"mean_{divergence}", f"mean_{divergence}_stderr", f"{divergence}_quantiles", divergence
 
 
 def compare(
@@ -385,6 +197,7 @@ def compare(
     segment_ids: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     definitions: Literal["exact", "llama.cpp"] = "exact",
+    divergences: Sequence[str] = ("kl",),
     workers: int | None = None,
 ) -> Comparison:
     """Compare a model, say a quantised one, with its base, in the figures that are published for quantised models.
@@ -422,6 +235,9 @@ def compare(
         over all classes. "llama.cpp", as its perplexity tool prints them: `base_logits` are log-probabilities, used as
         given (the probabilities in its files do not quite add up to 1, and `classes` may leave out a tenth), and
         divergences are sums over those above -16.
+    divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
+        Divergences of each position, as `kl_divergence` defines them. "kl" is always there: the others need what it
+        comes with. Those beside it take a second pass, over rows that lie in a cache.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
@@ -465,6 +281,14 @@ def compare(
     >>> round(comparison.mean_kl, 6), comparison.same_top
     (0.065366, 1.0)
 
+    Further divergences:
+
+    >>> comparison = compare(
+    ...     [[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [0, 1], divergences=("tv", "js")
+    ... )
+    >>> round(comparison.mean_tv, 6), round(comparison.mean_js, 6)
+    (0.130339, 0.015897)
+
     Two documents of two tokens, in each of which both models' losses differ alike:
 
     >>> base = [[[1.0, 0.0], [1.2, 0.0]], [[0.5, 0.0], [0.3, 0.0]]]
@@ -478,8 +302,9 @@ def compare(
     shape = base.array.shape
     axis = check_axis("base_logits", len(shape), axis)
     batch = shape[:axis] + shape[axis + 1 :]
+    wanted = further_divergences(divergences, check_definitions(definitions))
     columns = pair_columns(
-        base, {"logits": logits}, targets, definitions=check_definitions(definitions), kind=kind, base_kind=base_kind,
+        base, {"logits": logits}, targets, definitions=definitions, divergences=wanted, kind=kind, base_kind=base_kind,
         classes=classes, axis=axis, ignore_index=ignore_index, where=where, segment_ids=segment_ids,
         cu_seqlens=cu_seqlens, workers=workers,
     )  # fmt: skip

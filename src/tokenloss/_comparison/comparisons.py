@@ -29,8 +29,8 @@ ZERO_ADVICE = (
 class Comparisons(NamedResults[ComparisonT]):
     """Result of `compare_files`, and of `ComparisonMeter.results`: a dict of comparisons with one base.
 
-    Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison`, all
-    `SampleComparison` or all `Mismatch`.
+    Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `DraftAcceptance`, all
+    `ResponseComparison`, all `SampleComparison` or all `Mismatch`.
 
     Attributes
     ----------
@@ -157,6 +157,8 @@ class Comparisons(NamedResults[ComparisonT]):
         """
         if not all(hasattr(one, "check") for one in self.values()):
             fits = "does not apply to samples of lm-evaluation-harness, which have a margin in its place"
+            if any(hasattr(one, "acceptance") for one in self.values()):
+                fits = "does not apply to drafts, which have no divergence"
             raise_error("not for", name=next(iter(gates), "a gate"), fits=fits)
         for one in [*self.values()][:1]:
             taken = inspect.signature(one.check).parameters
@@ -176,8 +178,8 @@ class Comparisons(NamedResults[ComparisonT]):
         -------
         dict of 1-D arrays
             "name", each figure that is one number or text, and the ends of intervals; of samples, a row for each metric
-            of a candidate. With `noise`, its row comes last, and others have figures as multiples of its own, such as
-            "mean_kl_multiple".
+            of a candidate, and of drafts, for each number of drafted tokens. With `noise`, its row comes last, and
+            others have figures as multiples of its own, such as "mean_kl_multiple".
         """
         rows = [{"name": name} | row | {"name": name} for name, one in self._ranked() for row in one._rows()]
         if self.noise is not None:
@@ -197,6 +199,5 @@ def warn_of_zero(comparison: ComparisonT, kind: str, base_kind: str) -> Comparis
 
 def _has_zero(comparison: Any, kind: str | None, base_kind: str | None) -> bool:
     """Whether a loss is infinite since scores, which are probabilities, are 0."""
-    return (kind == "probs" and math.isinf(comparison.perplexity)) or (
-        base_kind == "probs" and math.isinf(comparison.base_perplexity)
-    )
+    losses = {"perplexity": kind, "base_perplexity": base_kind}
+    return any(of == "probs" and math.isinf(getattr(comparison, name, 0)) for name, of in losses.items())

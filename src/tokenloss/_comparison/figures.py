@@ -17,6 +17,7 @@ from tokenloss._comparison.paired import (
     quantiles,
     sequence_table,
 )
+from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.dtypes import as_array, as_float_array, dtype_name
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import columns_of
@@ -54,6 +55,16 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
         name: Mean(columns[name][index], None).mean if name in columns else None
         for name in ("base_left_out", "left_out")
     }
+    further: dict[str, Any] = {}
+    for name in FURTHER_DIVERGENCES:
+        if name in columns:
+            values = columns[name][index]
+            means[name] = Mean(values, ids)
+            further |= {f"mean_{name}": means[name].mean, f"mean_{name}_stderr": means[name].stderr}
+            further |= {
+                f"{name}_quantiles": quantiles(np.sort(values), KL_QUANTILES),
+                name: columns[name].reshape(batch),
+            }
     return {
         "has_targets": has_targets,
         "mean_kl": divergence.mean,
@@ -70,6 +81,7 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
         "_segment_ids": segment_ids,
         **left_out,
         **figures,
+        **further,
         **{name: columns[name].reshape(batch) for name in COLUMNS},
     }
 
@@ -107,6 +119,11 @@ def group_table(comparison: Any, groups: Array, mask: BoolArray) -> dict[str, Ar
         getattr(comparison, name).reshape(-1)[index][order].astype(np.float64, copy=False)
         for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
     )
+    further = {
+        name: vars(comparison)[name].reshape(-1)[index][order]
+        for name in FURTHER_DIVERGENCES
+        if vars(comparison)[name] is not None
+    }
     numbers, ids = numbers[order], None if ids is None else ids[order]
     with np.errstate(invalid="ignore"):  # infinite losses
         difference = nll - base_nll
@@ -135,6 +152,7 @@ def group_table(comparison: Any, groups: Array, mask: BoolArray) -> dict[str, Ar
         "kl_stderr": stderr(kl),
         "delta_p": mean(delta_p),
         "same_top": mean(same_top),
+        **{name: mean(values) for name, values in further.items()},
     }
 
 
@@ -159,7 +177,9 @@ def difference_table(a: Any, b: Any) -> dict[str, Array]:
     kept, ids = a.kept, a._segment_ids
     ids = None if ids is None else ids.reshape(kept.shape)[kept]
     rows: list[dict[str, Any]] = []
-    for figure, name in (("kl", "kl"), ("loss", "nll"), ("same_top", "is_same_top")):
+    names = {"kl": "kl", "loss": "nll", "same_top": "is_same_top"}
+    names |= {name: name for name in FURTHER_DIVERGENCES if not any(vars(one)[name] is None for one in (a, b))}
+    for figure, name in names.items():
         values = [getattr(one, name)[kept].astype(np.float64) for one in (a, b)]
         with np.errstate(invalid="ignore"):  # infinite losses
             mean = Mean(values[1] - values[0], ids)

@@ -13,6 +13,8 @@ from tokenloss._core.validation import as_positions
 from tokenloss._scores.token_scores import token_job
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenloss._core.projection import Projection
     from tokenloss._core.types import Array, Columns, Float64Array
 
@@ -23,11 +25,12 @@ def linear_pair_columns(
     positions: _core.Positions,
     transform: tuple[float, float],
     workers: Any,
+    divergences: Sequence[str] = (),
 ) -> dict[str, Columns]:
     """Columns of each candidate, flat, by its name; of the classes of the positions, if the projections have more."""
     count = slice(positions.classes)
     cut, cut_others = base.part(count), [other.part(count) for other in others.values()]
-    candidates = {name: new_columns(base.scores.rows) for name in others}
+    candidates = {name: new_columns(base.scores.rows, divergences) for name in others}
     jobs: list[_core.PairJob] = []
     for (name, columns), other in zip(candidates.items(), cut_others, strict=True):
         if max(base.scores.classes, others[name].scores.classes) > positions.classes:

@@ -8,11 +8,14 @@ from tokenloss._comparison.columns import pair_positions, without_losses
 from tokenloss._comparison.comparison import Comparison, comparison_of
 from tokenloss._comparison.figures import signed_of
 from tokenloss._comparison.linear_columns import linear_pair_columns
+from tokenloss._core.arguments import further_divergences
 from tokenloss._core.projection import two_projections
 from tokenloss._core.validation import check_compared_classes, logit_transform
 from tokenloss._statistics.sequences import sequence_numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenloss._core.types import ArrayLike
 
 
@@ -32,6 +35,7 @@ def linear_compare(
     cu_seqlens: ArrayLike | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    divergences: Sequence[str] = ("kl",),
     workers: int | None = None,
 ) -> Comparison:
     """Compare a model with its base from their hidden states and projections onto the vocabulary.
@@ -70,6 +74,9 @@ def linear_compare(
         Multiplier of the logits of both models (1 / temperature).
     softcap : float, optional
         Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
+    divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
+        Divergences of each position, as `kl_divergence` defines them. "kl" is always there: the others need what it
+        comes with. For those beside it, all tiles are computed twice.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
@@ -100,6 +107,7 @@ def linear_compare(
     >>> linear_compare(hidden, lm_head, hidden, lm_head.round(1), [3, 14, 15, 92, 65])
     Comparison(mean_kl=0.001514 ± 0.000477, count=5, perplexity=462.146, base_perplexity=471.040, same_top=1.0000)
     """
+    wanted = further_divergences(divergences)
     base, other = two_projections(base_hidden, base_lm_head, base_lm_head_bias, hidden, lm_head, lm_head_bias)
     sizes = base.scores.classes, other.scores.classes
     count = check_compared_classes(classes, "base_lm_head", sizes[0], "lm_head", sizes[1])
@@ -107,7 +115,7 @@ def linear_compare(
     positions = pair_positions(targets, cut.scores, ignore_index, where)
     transform = logit_transform(logit_scale, softcap)
     numbers = sequence_numbers(segment_ids, cu_seqlens, batch)
-    columns = linear_pair_columns(base, {"hidden": other}, positions, transform, workers)["hidden"]
+    columns = linear_pair_columns(base, {"hidden": other}, positions, transform, workers, wanted)["hidden"]
     if targets is None:
         columns = without_losses(columns)
     if numbers is not None:

@@ -219,8 +219,11 @@ def _scaled(tokens: Tokens, line: _Line | None) -> str:
     power = float(base @ base)
     if base.size < _LEAST_PAIRS or not power or np.std(base) < 0.1 * np.abs(base).mean():
         return ""
+    squares = tokens.difference**2
+    if np.sum(squares) ** 2 < 5 * np.sum(squares**2):  # a few tokens would decide it
+        return ""
     factor = float(base @ logprobs) / power
-    rest = float(np.sum((logprobs - factor * base) ** 2) / np.sum(tokens.difference**2))
+    rest = float(np.sum((logprobs - factor * base) ** 2) / np.sum(squares))
     is_noisy_copy = rest < 0.05 and line is not None and rest < 1 - line.explained  # than a temperature of logits
     if not (rest <= 4e-4 or is_noisy_copy) or abs(factor - 1) < 0.01:
         return ""

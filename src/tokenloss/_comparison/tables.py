@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.paired import nan_last
+from tokenloss._core.arguments import DIVERGENCES, FURTHER_DIVERGENCES
 from tokenloss._core.result import Shown, Table, known_error, table_of
 from tokenloss._core.signature import joined_signature
 from tokenloss._core.text import count_of, printable, unit_of_bytes
@@ -62,10 +63,26 @@ def comparison_tables(comparison: Any) -> list[Table]:
     tables = [
         Table(_perplexities(comparison), title="Perplexity statistics"),
         Table(divergences, title="KL divergence statistics"),
+        Table(_further(comparison), title="Further divergences"),
         Table(_probabilities(comparison), title="Token probability statistics"),
         Table(masses, title="Probability of the classes that are left out"),
     ]
     return [table for table in tables if table.rows]
+
+
+def _further(comparison: Any) -> list[tuple[str, ...]]:
+    """Rows of the divergences that were asked for beside KL."""
+    rows = []
+    for name in further_of(comparison):
+        quantiles = {fraction: vars(comparison)[f"{name}_quantiles"][fraction] for fraction in (1.0, 0.99, 0.5)}
+        rows.append(_nats(comparison, f"Mean    {DIVERGENCES[name]}", f"mean_{name}"))
+        rows += _quantiles(DIVERGENCES[name], quantiles, "{:10.6f}".format)
+    return rows
+
+
+def further_of(comparison: Any) -> list[str]:
+    """The names of the divergences that a comparison has beside KL."""
+    return [name for name in FURTHER_DIVERGENCES if vars(comparison).get(name) is not None]
 
 
 def _not_finite(comparison: Any) -> list[tuple[str, ...]]:
@@ -139,6 +156,7 @@ def _candidate_cells(name: str, one: Any, unit: str, scale: float) -> dict[str, 
         f"mean {words}": f"{figures[kl]:.6f}",
         "±": error(kl, "{:.6f}"),
         f"99.9% {words}": f"{quantiles[0.999]:.3g}",
+        **{f"mean {DIVERGENCES[name]}": f"{figures[f'mean_{name}']:.6f}" for name in further_of(one)},
         "PPL ratio": f"{one.perplexity_ratio:.5f}",
         "  ±  ": error("perplexity_ratio", "{:.5f}"),
         "same top": f"{100 * one.same_top:.2f} %",
@@ -283,6 +301,7 @@ def _changes(one: Any) -> dict[tuple[str, float | None], float]:
     ):  # fmt: skip
         values = figures[name] if isinstance(figures[name], dict) else {None: figures[name]}
         changes |= {(name, fraction): abs(value) for fraction, value in values.items()}
+    changes |= {(f"mean_{name}", None): figures[f"mean_{name}"] for name in further_of(one)}
     return changes | {("same_top", None): 1 - one.same_top}
 
 
@@ -314,6 +333,7 @@ def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
         "log_perplexity_ratio": "|ln(PPL ratio)|", "perplexity_difference": "|PPL difference|",
         "mean_delta_p": "Mean    |Δp|", "delta_p_quantiles": "|Δp|", "rms_delta_p": "RMS Δp", "same_top": "Other top p",
     }  # fmt: skip
+    labels |= {f"mean_{name}": f"Mean    {DIVERGENCES[name]}" for name in further_of(noise)}
     of_noise = _changes(noise)
     columns = [(_changes(one), noise_multiples(one, noise)) for one in comparisons.values()]
     rows = []

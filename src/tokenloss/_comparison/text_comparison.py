@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.text_spans import KINDS, kinds_of
+from tokenloss._comparison.text_spans import KINDS, kinds_of, script_of
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.result import Result, Shown, Table, figure, known_error, table_of
 from tokenloss._core.signature import signature_of
@@ -40,11 +40,13 @@ class BytesRate(NamedTuple):
         Their losses in bits, by each model, over their bytes.
     difference, difference_stderr : float
         That of b less that of a, and its standard error, which is paired.
+    difference_interval : tuple of float
+        Its 95 % interval, by the documents that have such spans.
 
     Examples
     --------
     >>> from tokenloss.results import BytesRate
-    >>> BytesRate("digits", 20, 45, 2.1, 1.6, -0.5, 0.2).difference
+    >>> BytesRate("digits", 20, 45, 2.1, 1.6, -0.5, 0.2, (-0.9, -0.1)).difference
     -0.5
     """
 
@@ -55,6 +57,7 @@ class BytesRate(NamedTuple):
     bits_per_byte_b: float
     difference: float
     difference_stderr: float
+    difference_interval: tuple[float, float]
 
 
 BytesRate.__module__ = "tokenloss.results"
@@ -119,8 +122,11 @@ class TextComparison(Result):
         Number of tokens of each model.
     nll_a, nll_b : float
         Exact sums of their losses in nats.
+    n_bytes_without_token_a, n_bytes_without_token_b : int
+        Number of those of the bytes that are white space in no token of the model, as where WordPiece drops it. The
+        model need not predict it, so that its bits per byte are too low beside those of a model that does.
     n_special_a, n_special_b : int
-        Number of those of the tokens that have no bytes, such as the end of a document.
+        Number of those of the tokens that have no bytes, such as the end of a document, or a ``▁`` that begins it.
     special_bits_per_byte_a, special_bits_per_byte_b : float
         Their losses in bits, over all bytes: the part of the bits per byte that is not of the text.
     bits_per_byte_a, bits_per_byte_a_stderr, bits_per_byte_b, bits_per_byte_b_stderr : float
@@ -175,6 +181,8 @@ class TextComparison(Result):
     n_tokens_b: int
     nll_a: float
     nll_b: float
+    n_bytes_without_token_a: int
+    n_bytes_without_token_b: int
     n_special_a: int
     special_bits_per_byte_a: float
     n_special_b: int
@@ -220,11 +228,32 @@ class TextComparison(Result):
         Returns
         -------
         dict of 1-D arrays
-            By name: `document`, `start`, `stop`, `kind`, `text`, `kept` (whether both models scored it), `n_tokens_a`,
-            `n_tokens_b`, `nll_a`, `nll_b` and `difference`, which is ``nll_b - nll_a``; these are nan where it is not
-            kept.
+            By name: `document`, `start`, `stop`, `kind`, `script` (of its first letter, such as Latin or CJK), `text`,
+            `kept` (whether both models scored it), `n_tokens_a`, `n_tokens_b`, `nll_a`, `nll_b` in nats, and
+            `difference`, which is ``nll_b - nll_a``; these are nan where it is not kept.
         """
         return self._columns(0, len(self._kind))
+
+    @property
+    def documents(self) -> dict[str, Array]:
+        """A table of the documents that have spans which both models scored, as columns by name.
+
+        These are `document`, `n_bytes`, `n_tokens_a`, `n_tokens_b`, `nll_a`, `nll_b` in nats, `bits_per_byte_a`,
+        `bits_per_byte_b`, and `difference`, bits per byte of b less those of a.
+        """
+        spans, kept = self._spans, self._spans.kept
+        numbers, position = np.unique(spans.document[kept], return_inverse=True)
+        counts = [spans.n_bytes, *(np.diff(first) for first in spans.first)]
+        n_bytes, *n_tokens = (np.bincount(position, one[kept], numbers.size).astype(np.int64) for one in counts)
+        nll = [sums_by_segment(of_side[kept], None, position).nll for of_side in spans.nll]
+        rates = [of_side / np.where(n_bytes > 0, n_bytes, np.nan) / _LN2 for of_side in nll]
+        with np.errstate(invalid="ignore"):
+            difference = rates[1] - rates[0]
+        return {
+            "document": numbers, "n_bytes": n_bytes, "n_tokens_a": n_tokens[0], "n_tokens_b": n_tokens[1],
+            "nll_a": nll[0], "nll_b": nll[1], "bits_per_byte_a": rates[0], "bits_per_byte_b": rates[1],
+            "difference": difference,
+        }  # fmt: skip
 
     def _columns(self, first: int, last: int) -> dict[str, Array]:
         """Columns of some of the spans."""
@@ -237,6 +266,7 @@ class TextComparison(Result):
             difference = b[part] - a[part]
         return {
             "document": spans.document[part], "start": start, "stop": stop, "kind": kinds,
+            "script": np.array([*map(script_of, texts), None], object)[:-1],
             "text": np.array([*texts, None], object)[:-1], "kept": spans.kept[part], "n_tokens_a": counts[0],
             "n_tokens_b": counts[1], "nll_a": a[part], "nll_b": b[part], "difference": difference,
         }  # fmt: skip
@@ -263,7 +293,11 @@ class TextComparison(Result):
     def _shown(self) -> Shown:
         note = f"{self.n_bytes:,} bytes of {self.text}, errors by {self._basis()}"
         tables = [self._models_table(), Table([*self._difference_rows()])]
-        tables.append(table_of("by kind of span", _KIND_FORMATS, [one._asdict() for one in self.kinds]))
+        rows = []
+        for one in self.kinds:
+            low, high = one.difference_interval
+            rows.append(one._asdict() | {"interval": known_error(low, f"{low:+.4f} to {high:+.4f}")})
+        tables.append(table_of("by kind of span", _KIND_FORMATS, rows))
         for worse, better, spans in (self.name_b, self.name_a, self.b_worse), (self.name_a, self.name_b, self.a_worse):
             if spans:
                 tables.append(_spans_table(f"{worse} loses most against {better}", spans))
@@ -281,14 +315,21 @@ class TextComparison(Result):
 
     def _difference_rows(self) -> Iterator[tuple[str, str, str]]:
         """Rows of the difference and the ratio, and of what is left out."""
-        low, high = self.difference_interval
-        words = f"± {self.difference_stderr:.3g} bits per byte, 95 % interval {low:+.5g} to {high:+.5g}"
-        yield "difference", f"{self.difference:+.6g}", known_error(self.difference_stderr, words) or "bits per byte"
-        yield "ratio", f"{self.ratio:.6g}", known_error(self.ratio_stderr, f"± {self.ratio_stderr:.3g}")
+        (low, high), error = self.difference_interval, self.difference_stderr
+        form = _form(error)
+        words = f"± {error:.3g} bits per byte, 95 % interval {low:+{form}} to {high:+{form}}"
+        verdict = "; these texts cannot tell which is better" if low <= 0 <= high else ""
+        yield "difference", f"{self.difference:+{form}}", known_error(error, words + verdict) or "bits per byte"
+        form = _form(self.ratio_stderr)
+        yield "ratio", f"{self.ratio:{form}}", known_error(self.ratio_stderr, f"± {self.ratio_stderr:.3g}")
         if self.n_special_a or self.n_special_b:
-            rates = f"{self.special_bits_per_byte_a:.4g} and {self.special_bits_per_byte_b:.4g}"
-            why = f"of a and of b, without bytes: {rates} of the bits per byte"
-            yield "special tokens", f"{self.n_special_a:,} and {self.n_special_b:,}", why
+            a, b = self.special_bits_per_byte_a, self.special_bits_per_byte_b
+            counts = f"a {self.n_special_a:,}, b {self.n_special_b:,}"
+            yield "tokens without bytes", counts, f"which cost a {a:.4g} and b {b:.4g} bits per byte"
+        for side, count in ("a", self.n_bytes_without_token_a), ("b", self.n_bytes_without_token_b):
+            if count:
+                why = f"white space in no token of {side}, which need not predict it: its bits per byte are too low"
+                yield "bytes without token", f"{count:,}", why
         if self.n_spans_left_out:
             why = f"in {count_of(self.n_spans_left_out, 'span')} that one of the models did not score"
             yield "bytes left out", f"{self.n_bytes_left_out:,}", why
@@ -298,24 +339,33 @@ TextComparison.__module__ = "tokenloss.results"
 _KIND_FORMATS = {
     "kind": "{kind}", "bytes": "{n_bytes:,}", "a": "{bits_per_byte_a:.4f}", "b": "{bits_per_byte_b:.4f}",
     "difference": "{difference:+.4f}", "±": "{difference_stderr:.2g}",
+    "95 % interval": "{interval}",
 }  # fmt: skip
+
+
+def _form(error: float) -> str:
+    """The format of a figure, whose digits end where those of three digits of its error do."""
+    return f".{min(max(2 - math.floor(math.log10(error)), 0), 12)}f" if 0 < error < math.inf else ".6g"
 
 
 def _spans_table(title: str, spans: list[TextSpan]) -> Table:
     """A table of spans and of both models' tokens there."""
     rows = [
         (
-            printable(shortened(one.text, _MOST_SHOWN)), f"{one.start:,}", f"{one.nll_a / _LN2:.2f}",
-            f"{one.nll_b / _LN2:.2f}", *(_joined(tokens) for tokens in (one.tokens_a, one.tokens_b)),
+            _visible(one.text), f"{one.start:,}", f"{one.nll_a / _LN2:.2f}",
+            f"{one.nll_b / _LN2:.2f}", *(_visible(*tokens) for tokens in (one.tokens_a, one.tokens_b)),
         )
         for one in spans
     ]  # fmt: skip
     return Table(rows, ("text", "byte", "bits a", "bits b", "tokens a", "tokens b"), title)
 
 
-def _joined(tokens: list[str]) -> str:
-    """Tokens with bars between them."""
-    return printable(shortened("|".join(tokens), _MOST_SHOWN))
+_SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})  # as on pages
+
+
+def _visible(*tokens: str) -> str:
+    """Tokens with spaces between them, white space as signs, and a sign for a token without text."""
+    return printable(shortened(" ".join(token.translate(_SIGNS) or "∅" for token in tokens), _MOST_SHOWN))
 
 
 def texts_of_tokens(start: IntArray, stop: IntArray, text: bytes) -> list[str]:
@@ -337,6 +387,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     tokens = [spans.kept_tokens(side) for side in (0, 1)]
     totals = [ExactMoments.of(side.nll) for side in tokens]
     special = [ExactMoments.of(side.nll[side.start == side.stop]) for side in tokens]
+    without = [max(of_all.n_bytes - int((side.stop - side.start).sum()), 0) for side in tokens]
     rates = [one.sum_over(of_all.n_bytes) / _LN2 for one in totals]
     change = _difference(*totals).sum_over(of_all.n_bytes) / _LN2
     kinds = np.flatnonzero(np.bincount(kind[kept])).tolist()
@@ -349,6 +400,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
         n_documents=n_documents, n_spans=int(kept.sum()), n_bytes=of_all.n_bytes,
         n_spans_left_out=int((~kept).sum()), n_bytes_left_out=int(spans.n_bytes[~kept].sum()),
         n_tokens_a=totals[0].count, n_tokens_b=totals[1].count, nll_a=totals[0].sum, nll_b=totals[1].sum,
+        n_bytes_without_token_a=without[0], n_bytes_without_token_b=without[1],
         n_special_a=special[0].count, special_bits_per_byte_a=special[0].sum_over(of_all.n_bytes) / _LN2,
         n_special_b=special[1].count, special_bits_per_byte_b=special[1].sum_over(of_all.n_bytes) / _LN2,
         bits_per_byte_a=rates[0], bits_per_byte_a_stderr=of_all.sides[0].stderr / _LN2,
@@ -389,7 +441,9 @@ def _rate_of_kind(spans: Spans, kind: IntArray, number: int, is_clustered: bool)
     found = _Rates(spans, chosen, is_clustered)
     a, b, difference = (one.ratio / _LN2 for one in (*found.sides, found.difference))
     stderr = found.difference.stderr / _LN2
-    return BytesRate([*KINDS][number], int(chosen.sum()), found.n_bytes, a, b, difference, stderr)
+    radius = stderr * found.difference.interval_factor
+    interval = difference - radius, difference + radius
+    return BytesRate([*KINDS][number], int(chosen.sum()), found.n_bytes, a, b, difference, stderr, interval)
 
 
 def _worst(spans: Spans, loss: Float64Array, top: int, text: bytes) -> list[TextSpan]:

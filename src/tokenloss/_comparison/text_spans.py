@@ -129,8 +129,8 @@ def _sums(nll: Float64Array, first: IntArray, kept: BoolArray) -> Float64Array:
 KINDS = {
     "words": "letters of the Latin script, and marks that combine with them",
     "digits": "decimal digits of any script",
-    "punctuation": "of any script, but for that of code",
-    "code": "characters that prose hardly has: # $ % & * + / < = > @ [ \\ ] ^ _ ` { | } ~",
+    "punctuation": "of any script, but for code symbols",
+    "code symbols": "characters that prose hardly has: # $ % & * + / < = > @ [ \\ ] ^ _ ` { | } ~",
     "other scripts": "letters of other scripts, their marks, and all other characters",
     "white space": "nothing else",
 }
@@ -145,13 +145,20 @@ def _kind_of(character: str) -> int:
     if character.isspace():
         return _NAMES.index("white space")
     if character in _CODE:
-        return _NAMES.index("code")
+        return _NAMES.index("code symbols")
     if category == "Nd":
         return _NAMES.index("digits")
     if category[0] == "P":
         return _NAMES.index("punctuation")
     is_latin = category[0] == "L" and "LATIN" in name.split()
     return _NAMES.index("words" if is_latin or name.startswith("COMBINING ") else "other scripts")
+
+
+def script_of(text: str) -> str:
+    """The script of the first letter of a text, by its name in Unicode: Latin, Cyrillic, CJK; "" without a letter."""
+    names = (unicodedata.name(character, "") for character in text if character.isalpha())
+    name = next(names, "").partition(" ")[0]
+    return name if name == "CJK" else name.capitalize()
 
 
 def kinds_of(text: str, start: IntArray, stop: IntArray) -> IntArray:

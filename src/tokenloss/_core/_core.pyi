@@ -167,7 +167,9 @@ class PairJob(LogSumExpJob):
 
 @final
 class KLDivergence(PairJob):
-    def __init__(self, scores: Scores, positions: Positions, numbers: _Floats | None, other: Scores) -> None: ...
+    def __init__(
+        self, scores: Scores, positions: Positions, numbers: _Floats | None, other: Scores, columns: dict[str, _Array]
+    ) -> None: ...
 
 @final
 class PairStats(PairJob):

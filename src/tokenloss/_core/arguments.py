@@ -12,6 +12,11 @@ from tokenloss._core.errors import raise_error
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# the divergences of two models' distributions, in the order of results, and what tables call them
+DIVERGENCES = {
+    "kl": "KLD", "reverse_kl": "reverse KLD", "js": "Jensen-Shannon", "tv": "total variation", "hellinger": "Hellinger",
+}  # fmt: skip
+FURTHER_DIVERGENCES = tuple(DIVERGENCES)[1:]  # those beside the first, which every comparison has
 _JSON = re.compile(r'\s*(\[\s*)?\{\s*"')  # the beginning of an object, or of a list of them
 
 
@@ -19,6 +24,22 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise unless an option is None or one of its choices."""
     if value is not None and value not in choices:
         raise_error("option", name=name, got=value, fits=", ".join(map(repr, choices)))
+
+
+def check_divergences(value: Any, definitions: str = "exact") -> tuple[str, ...]:
+    """The names of divergences, in the order of `DIVERGENCES`; a text is one name."""
+    names = value if isinstance(value, list | tuple) else (value,)
+    for name in names or (value,):
+        if not isinstance(name, str) or name not in DIVERGENCES:
+            raise_error("option", name="divergences", got=name, fits=f"some of {', '.join(map(repr, DIVERGENCES))}")
+        if name in FURTHER_DIVERGENCES and definitions != "exact":
+            raise_error("option", name="divergences", got=name, fits=f"'kl' alone with definitions={definitions!r}")
+    return tuple(name for name in DIVERGENCES if name in names)
+
+
+def further_divergences(value: Any, definitions: str = "exact") -> tuple[str, ...]:
+    """The same without "kl", which every comparison has."""
+    return tuple(name for name in check_divergences(value, definitions) if name in FURTHER_DIVERGENCES)
 
 
 def check_shift(shift: Any) -> None:

@@ -125,12 +125,30 @@ cdef extern from "kernels/kernels.h" nogil:
     void tl_lse_of_block(const tl_backend *, const tl_row_block *, int, tl_block_lse *, tl_cancel *)
     void tl_odds_of_block(const tl_backend *, const tl_row_block *, tl_block_lse *, tl_cancel *)
     void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, double *, tl_cancel *)
+    ctypedef struct tl_lse:
+        pass
     ctypedef struct tl_kl:
         double kl
         double base_logsumexp
         double logsumexp
+        tl_lse base
+        tl_lse other
     tl_kl tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
     uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double, tl_kl *)
+    int TL_REVERSE_KL, TL_JS, TL_TV, TL_HELLINGER
+    ctypedef struct tl_divergences:
+        double reverse_kl
+        double js
+        double tv
+        double hellinger
+    tl_divergences tl_divergences_of(const tl_backend *, const tl_row *, const tl_row *, tl_lse, tl_lse, int,
+                                     tl_cancel *)
+    ctypedef struct tl_divergence_state:
+        pass
+    void tl_divergences_begin(tl_lse, tl_lse, int64_t, int, int, tl_divergence_state *)
+    void tl_divergences_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t,
+                              tl_divergence_state *, tl_cancel *)
+    bint tl_divergences_end(const tl_divergence_state *, tl_divergences *)
     ctypedef enum tl_definitions:
         TL_EXACT
         TL_LLAMA_CPP
@@ -141,7 +159,10 @@ cdef extern from "kernels/kernels.h" nogil:
         double change
         double base_logsumexp
         double logsumexp
+        tl_lse base_lse
+        tl_lse lse
         double base_top_p
+        tl_divergences further
         bint is_same_top
     ctypedef struct tl_pair_acc:
         pass
@@ -149,7 +170,7 @@ cdef extern from "kernels/kernels.h" nogil:
                        tl_definitions, tl_pair_acc *, tl_cancel *)
     bint tl_pair_end(const tl_backend *, const tl_row *, const tl_row *, int64_t, double, double, int, tl_pair_acc *,
                      tl_pair *)
-    void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, tl_definitions,
+    void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, tl_definitions, int,
                           tl_pair *, tl_cancel *)
     double tl_pair_base_logsumexp(const tl_backend *, const tl_row *, double, double, tl_cancel *)
     ctypedef struct tl_out_block:

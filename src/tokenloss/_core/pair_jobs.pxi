@@ -5,6 +5,8 @@ cdef class PairJob(LogSumExpJob):
 
     cdef readonly Scores other
     cdef int compute_dtype  # of both rows
+    cdef int divergences  # those that are wanted beside that of Kullback and Leibler, and their columns
+    cdef double[::1] reverse_kl, js, tv, hellinger
 
     cdef int set_up_pair(self, Scores scores, Positions positions, numbers, Scores other) except -1:
         """Set the fields of this class."""
@@ -33,6 +35,30 @@ cdef class PairJob(LogSumExpJob):
         if logit_scale != 1 or softcap != 0:
             self.compute_dtype = TL_FLOAT64
 
+    cdef int set_divergences(self, dict columns) except -1:
+        """Find those divergences of which there are columns."""
+        self.reverse_kl, self.js = columns.get("reverse_kl"), columns.get("js")
+        self.tv, self.hellinger = columns.get("tv"), columns.get("hellinger")
+        self.divergences = (
+            (self.reverse_kl is not None) * TL_REVERSE_KL + (self.js is not None) * TL_JS
+            + (self.tv is not None) * TL_TV + (self.hellinger is not None) * TL_HELLINGER
+        )
+        for column in columns.values():
+            if len(column) != self.rows:
+                raise ValueError("columns do not have a number for each row")
+        return 0
+
+    cdef void write_divergences(self, int64_t row, const tl_divergences *found) noexcept nogil:
+        """Write the columns of the wanted divergences."""
+        if self.reverse_kl is not None:
+            self.reverse_kl[row] = found.reverse_kl
+        if self.js is not None:
+            self.js[row] = found.js
+        if self.tv is not None:
+            self.tv[row] = found.tv
+        if self.hellinger is not None:
+            self.hellinger[row] = found.hellinger
+
     cdef tl_row row_of_other(self) noexcept nogil:
         return self.row_of(self.other)
 
@@ -43,7 +69,14 @@ cdef class PairJob(LogSumExpJob):
 
     cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
         """Write the columns of a row, if there are any; return its number."""
+        self.write_divergences(row, &pair.further)
         return pair.kl
+
+    cdef double cost_of_divergences(self) noexcept:
+        """The cost of the second pass over a row."""
+        if not self.divergences:
+            return 0
+        return self.cost_of_scores(60, 0.5 if self.divergences == TL_TV else 1)
 
     cdef size_t scratch_bytes(self) noexcept nogil:
         return 2 * LogSumExpJob.scratch_bytes(self)
@@ -60,10 +93,14 @@ cdef class PairJob(LogSumExpJob):
 
 @cython.final
 cdef class KLDivergence(PairJob):
-    """KL(softmax(scores) || softmax(other)) of each row."""
+    """KL(softmax(scores) || softmax(other)) of each row, and further divergences, of which there are columns."""
 
-    def __init__(self, Scores scores, Positions positions, numbers, Scores other):
+    def __init__(self, Scores scores, Positions positions, numbers, Scores other, dict columns):
         self.set_up_pair(scores, positions, numbers, other)
+        self.set_divergences(columns)
+
+    cdef double cost_of_row(self) noexcept:
+        return PairJob.cost_of_row(self) + self.cost_of_divergences()
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         """Reduce short rows side by side, and by themselves those that the kernel leaves."""
@@ -77,19 +114,30 @@ cdef class KLDivergence(PairJob):
         reduced = tl_kl_of_block(backend, base, &other, -INFINITY, kl)
         for i in range(base.count):
             if reduced >> i & 1:
-                block.values[i] = self.checked(block.number[i], kl[i], totals)
+                block.values[i] = self.checked(block.number[i], kl[i], totals, cancel)
             elif base.wanted >> i & 1:
                 block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row base = self.row_at(row), other = self.row_of_other()
+        cdef tl_row base, other
+        self.find_pair(row, &base, &other)
+        return self.checked(row, tl_kl_divergence(backend, &base, &other, cancel), totals, cancel)
+
+    cdef void find_pair(self, int64_t row, tl_row *base, tl_row *other) noexcept nogil:
+        """Both rows of a number."""
+        base[0], other[0] = self.row_at(row), self.row_of_other()
         other.data, other.stride = address_of(&self.other.view, row), self.other.view.buffer.strides[self.other.axis]
         base.compute_dtype = other.compute_dtype = self.compute_dtype
-        return self.checked(row, tl_kl_divergence(backend, &base, &other, cancel), totals)
 
-    cdef inline double checked(self, int64_t row, tl_kl kl, Totals *totals) noexcept nogil:
-        """The divergence of a row, which may be refused."""
+    cdef inline double checked(self, int64_t row, tl_kl kl, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        """The divergence of a row, which may be refused; write the others."""
+        cdef tl_row base, other
+        cdef tl_divergences found
         self.check_kinds(row, kl.base_logsumexp, kl.logsumexp, totals)
+        if self.divergences:
+            self.find_pair(row, &base, &other)
+            found = tl_divergences_of(backend, &base, &other, kl.base, kl.other, self.divergences, cancel)
+            self.write_divergences(row, &found)
         return kl.kl
 
 
@@ -119,12 +167,10 @@ cdef class PairStats(PairJob):
         self.delta_p, self.base_top_p = columns["delta_p"], columns["base_top_p"]
         self.is_same_top, self.kept = columns["is_same_top"], columns["kept"]
         self.base_logsumexp, self.logsumexp = columns.get("base_logsumexp"), columns.get("logsumexp")
-        for column in columns.values():
-            if len(column) != self.rows:
-                raise ValueError("columns do not have a number for each row")
+        self.set_divergences(columns)
 
     cdef double cost_of_row(self) noexcept:
-        return self.cost_of_scores(40, 1.6)
+        return self.cost_of_scores(40, 1.6) + self.cost_of_divergences()
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row_block other
@@ -132,7 +178,8 @@ cdef class PairStats(PairJob):
         cdef int64_t row
         cdef int i
         self.find_other(block, &other)
-        tl_pair_of_block(backend, &block.rows, &other, self.compute_dtype, self.definitions, pairs, cancel)
+        tl_pair_of_block(backend, &block.rows, &other, self.compute_dtype, self.definitions, self.divergences,
+                         pairs, cancel)
         for i in range(block.rows.count):
             if not block.rows.wanted >> i & 1:
                 continue
@@ -150,7 +197,7 @@ cdef class PairStats(PairJob):
         self.base_top_p[row], self.kept[row] = pair.base_top_p, True
         if self.logsumexp is not None:
             self.base_logsumexp[row], self.logsumexp[row] = pair.base_logsumexp, pair.logsumexp
-        return pair.kl
+        return PairJob.write_pair(self, row, pair)
 
     cdef void check_log_probs(self, int64_t row, int64_t target, const tl_pair *pair, Totals *totals,
                               tl_cancel *cancel) noexcept nogil:

@@ -10,6 +10,7 @@ cdef union TiledState:
     tl_loss_acc loss  # for CrossEntropy
     tl_token_stats token  # for TokenStats
     tl_pair_acc pair  # for a PairJob
+    tl_divergence_state further  # for the same, once its pair is known
 
 
 cdef struct TiledRow:
@@ -19,6 +20,8 @@ cdef struct TiledRow:
     double target_raw, base_target_raw  # that logit, as it is in tiles
     int compute_dtype  # of the two rows of a pair
     bint is_open  # whether tiles are still to be read
+    bint has_pair  # whether they are to be read for further divergences
+    tl_pair pair
     TiledState state
     tl_topk top
 
@@ -71,7 +74,7 @@ cdef class Tiles(Job):
         cdef int64_t nonzero
         tiled.row, tiled.target, tiled.excluded, tiled.is_open = row, target, target, True
         if self.pair_job is not None:
-            tiled.compute_dtype = self.pair_job.compute_dtype
+            tiled.compute_dtype, tiled.has_pair = self.pair_job.compute_dtype, False
             return
         if self.token_job is not None:
             tiled.top = self.token_job.top_of(row)
@@ -163,6 +166,9 @@ cdef class Tiles(Job):
             self.set_row(&self.tile, i, tiled.target_raw, &logits)
             if self.pair_job is not None:
                 self.set_row(&self.base_tile, i, tiled.base_target_raw, &base)
+                if tiled.has_pair:
+                    tl_divergences_range(backend, &base, &logits, self.first, self.last, &tiled.state.further, cancel)
+                    continue
                 tl_pair_range(backend, &base, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
                               tiled.compute_dtype, TL_EXACT, &tiled.state.pair, cancel)
             elif self.token_job is not None:
@@ -186,14 +192,23 @@ cdef class Tiles(Job):
         return tl_loss_end(backend, logits, &loss, &tiled.state.loss)
 
     cdef void end_pair(self, TiledRow *tiled, const tl_row *logits) noexcept nogil:
-        """Finish a pair, or leave it open, to be read again in double."""
+        """Finish a pair, or leave it open, to be read again: in double, or for further divergences."""
         cdef tl_row base = self.job.row_of_scores()
-        cdef tl_pair pair
-        if tl_pair_end(backend, &base, logits, tiled.target, tiled.base_target_raw, tiled.target_raw,
-                       tiled.compute_dtype, &tiled.state.pair, &pair):
-            tiled.is_open = False
-            self.job.add(tiled.row, tiled.target, self.pair_job.write_pair(tiled.row, &pair), &self.totals)
-        tiled.compute_dtype = TL_FLOAT64
+        cdef int dtype = TL_FLOAT64
+        if tiled.has_pair:
+            tiled.is_open = not tl_divergences_end(&tiled.state.further, &tiled.pair.further)
+        elif tl_pair_end(backend, &base, logits, tiled.target, tiled.base_target_raw, tiled.target_raw,
+                         tiled.compute_dtype, &tiled.state.pair, &tiled.pair):
+            tiled.has_pair = tiled.is_open = self.pair_job.divergences != 0
+            dtype = self.pair_job.compute_dtype
+        else:
+            tiled.compute_dtype = TL_FLOAT64
+            return
+        if tiled.is_open:
+            tl_divergences_begin(tiled.pair.base_lse, tiled.pair.lse, self.job.scores.classes, dtype,
+                                 self.pair_job.divergences, &tiled.state.further)
+        else:
+            self.job.add(tiled.row, tiled.target, self.pair_job.write_pair(tiled.row, &tiled.pair), &self.totals)
 
     def end_rows(self):
         """Finish the rows, and add their numbers to the job's; returns how many need all tiles once more."""

@@ -19,8 +19,7 @@ _BITS = 64  # of a sum of class ids
 # the fields, in their order; those that do not apply are left out
 _FIELDS = (
     "tokenloss", "unit", "tokens", "sequences", "samples", "documents", "window", "stride", "shift", "mask", "weights",
-    "kind", "dtype", "part", "definitions", "classes", "words", "ids",
-    "bytes", "text",
+    "kind", "dtype", "part", "definitions", "temperature", "classes", "words", "ids", "bytes", "text",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = {chr(byte): byte for byte in _PRINTABLE_BYTES}
 BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_PRINTABLE_BYTES}))}
+UTF8_BYTES = {c for c, byte in BYTES.items() if byte < 0xC0 or 0xC1 < byte < 0xF5}  # the others are in no UTF-8
 BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of SentencePiece
 
 

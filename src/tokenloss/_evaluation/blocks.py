@@ -22,7 +22,15 @@ from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, checke
 from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.sequences import RowSequences
 from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks, token_function
-from tokenloss._evaluation.token_bytes import bytes_of_ids, compact, refuse_unknown, scored_rows, with_text
+from tokenloss._evaluation.token_bytes import (
+    WRITTEN,
+    bytes_of_ids,
+    compact,
+    padding_of,
+    refuse_unknown,
+    scored_rows,
+    with_text,
+)
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats.mapped import rows_at
 from tokenloss.formats.scores_file import ScoresFile
@@ -30,7 +38,7 @@ from tokenloss.formats.scores_file import ScoresFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
-    from tokenloss._core.types import Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, IntArray
     from tokenloss._evaluation.options import Options, Settings
     from tokenloss._evaluation.results import Evaluation
     from tokenloss._evaluation.sink import Sink
@@ -44,7 +52,7 @@ def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: 
     run = _Run(options._replace(top=checkpoint.top), settings, outputs)
     for result in checkpoint.results.values():
         run.total.add(result)
-    run.begun.update(run.total.counts)
+    run.begun.update(dict.fromkeys(run.total.counts, WRITTEN))
     first = checkpoint.last_block()  # is made again: its last row may predict the first target of the next one
     with contextlib.ExitStack() as stack, Progress(0 if settings.progress else None) as progress:
         start = time.perf_counter()
@@ -94,7 +102,7 @@ class _Run:
     def __init__(self, options: Options, settings: Settings, outputs: Sequence[Sink]) -> None:
         self.total, self.n_read = BlockTotal(options.top), 0
         self._tokenizer = settings.tokenizer
-        self.begun: set[int] = set()  # numbers of the sequences whose first token came
+        self.begun: dict[int, int] = {}  # what came of sequences, by their number
         self._options, self._outputs = options, outputs
         self._workers = settings.workers or config.default_workers()
         self._top_k = 0
@@ -113,8 +121,9 @@ class _Run:
             fits = f"{block.scores.shape[:-1]}, class ids, where there is a tokenizer"
             raise_error("shape", name=f"{block.name}: targets", got=block.targets.shape, fits=fits)
         numbers = RowSequences(block.scores.shape, block.ids).numbers(0, block.targets.size)
-        every, begun = np.ones(block.targets.size, np.bool_), set() if block.ids is None else self.begun
-        return block._replace(n_bytes=bytes_of_ids(block.targets, numbers, every, self._tokenizer, begun)[0])
+        begun, shift = {} if block.ids is None else self.begun, bool(self._options.shift)
+        n_bytes, _ = bytes_of_ids(block.targets, numbers, _in_texts(block), self._tokenizer, begun, shift)
+        return block._replace(n_bytes=n_bytes)
 
     def take(self, block: _Block) -> list[ScoredBlock]:
         """Score a block, in parts."""
@@ -222,6 +231,17 @@ def _checked(name: str, values: Any, before: BlockTotal) -> _Block:
     return _Block(name, scores, code, targets, mask, ids)
 
 
+def _in_texts(block: _Block) -> BoolArray:
+    """Mask of the ids that are no padding: a mask may leave out the same id before the texts of a batch."""
+    found = np.ones(block.targets.shape, np.bool_)
+    if block.mask is not None and block.ids is None and block.targets.ndim > 1:
+        is_left = np.logical_and.accumulate(~block.mask, axis=-1)
+        left = block.targets[is_left]
+        if (left == left[:1]).all() and is_left.sum(-1).max(initial=0) > 1:
+            found = ~is_left
+    return found.reshape(-1)
+
+
 def _file(block: _Block, options: Options) -> ScoresFile:
     """The logits of a block as a file of scores, whose rows are read from memory."""
     dtype = without_bfloat16(block.scores[:0], block.code).dtype
@@ -266,7 +286,8 @@ def _with_bytes(
     with with_file_names(block.name):
         name = "shifted targets" if options.shift else "targets"
         refuse_unknown(name, opened.targets, np.flatnonzero(scored & (n_bytes < 0)), tokenizer)
-    return shard._replace(token_bytes=compact(n_bytes, scored))
+    padding = padding_of(opened, block.targets, scored, options, tokenizer)
+    return shard._replace(token_bytes=compact(n_bytes, scored), padding=padding)
 
 
 def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]:

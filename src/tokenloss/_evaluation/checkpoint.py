@@ -169,7 +169,7 @@ class Checkpoint(Generic[ResultT]):
 
 def _named(options: Options) -> dict[str, Any]:
     """All options by name; those of candidates have the number of the candidate in their name."""
-    named = options._asdict()
+    named = options._asdict() | {"divergences": [*options.divergences]}  # as JSON has it
     for number, other in enumerate(named.pop("others")):
         named |= {f"candidate {number}: {name}": value for name, value in _named(other).items()}
     return named

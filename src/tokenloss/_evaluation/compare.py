@@ -12,6 +12,8 @@ import numpy as np
 
 from tokenloss._comparison.comparison import comparison_of
 from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._comparison.draft_columns import acceptance
+from tokenloss._comparison.drafts import acceptance_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import rows_of
 from tokenloss._core.signature import either
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenloss._comparison.comparison import Comparison
-    from tokenloss._core.types import Array
+    from tokenloss._core.types import Array, Columns
     from tokenloss._evaluation.options import Options, Settings
     from tokenloss._evaluation.plan import Shard
     from tokenloss._evaluation.sink import Sink
@@ -70,10 +72,12 @@ def compare_sides(
     with contextlib.ExitStack() as stack:
         names = tuple(about["name"] for about in abouts)
         has_text = any(side.has_text for shard in shards for side in (shard, *shard.others))
-        open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k, has_text=has_text, names=names)
+        of_sinks: Any = {"has_text": has_text, "names": names, "divergences": options.divergences}
+        of_sinks["are_drafts"] = options.temperature is not None
+        open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k, **of_sinks)
         compare = functools.partial(compare_shard, names=names)
         results, _ = score_shards(compare, shards, options, settings, outputs, top_k)
-        found = _comparisons(shards, results, abouts, options, firsts)
+        found = _comparisons(shards, results, abouts, options, firsts, settings.cost_ratio)
         if outputs:
             finish_sinks(outputs, found._figures(), found)
     return found
@@ -93,11 +97,12 @@ def _opened(side: Inputs, of_side: Options, options: Options) -> list[Shard]:
 
 def _comparisons(
     shards: Sequence[Shard], results: Sequence[ComparedShard], abouts: Sequence[dict[str, Any]],
-    options: Options, firsts: list[int],
-) -> Comparisons[Comparison]:  # fmt: skip
+    options: Options, firsts: list[int], cost_ratio: float | None,
+) -> Comparisons[Any]:  # fmt: skip
     """Make the figures of all shards together, of each candidate."""
     parts = [_numbered(result, first) for result, first in zip(results, firsts, strict=True)]
-    types = _types(shards, options, firsts)
+    are_drafts = options.temperature is not None
+    types = None if are_drafts else _types(shards, options, firsts)
     rows = sum(shard.rows for shard in shards)
     n_without_next = rows - sum(shard.scored_rows for shard in shards)
     shared: dict[str, Any] = {
@@ -107,11 +112,13 @@ def _comparisons(
         "shape": (rows, shards[0].shape[-1]),
         "classes": options.classes,
         "n_without_next": n_without_next,
-        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
+        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better,
     }
-    found: Comparisons[Comparison] = Comparisons()
+    if are_drafts:
+        del shared["classes"], shared["fits_better_shifted"]
+    found: Comparisons[Any] = Comparisons()
     for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):
-        comparison = comparison_of(options.definitions, columns)
+        comparison = _result_of(columns, options, cost_ratio)
         about = shared | given
         about |= {"kind": shards[0].others[number].kind, "n_ignored": rows - n_without_next - comparison.count}
         heads = {"base_head": shards[0].head, "head": shards[0].others[number].head}
@@ -126,16 +133,25 @@ def _comparisons(
             known = [(about.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
             about["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
         other = shards[0].others[number]
+        has_ids = shards[0].target_type != "none" if are_drafts else comparison.has_targets
         signed = {
             "shift": "yes" if options.shift else None,
             "kind": either(other.kind, shards[0].kind),
             "dtype": either(_dtypes([shard.others[number] for shard in shards]), _dtypes(shards)),
-            "classes": None if comparison.left_out is None else options.classes,
+            "classes": None if are_drafts or comparison.left_out is None else options.classes,
             "ignored": about["n_ignored"],
-            "ids": sum(part.ids_sum for part in results) if comparison.has_targets else None,
+            "ids": sum(part.ids_sum for part in results) if has_ids else None,
         }
         found[given["name"]] = dataclasses.replace(comparison, _about=about, _signed=comparison._signed | signed)
     return found
+
+
+def _result_of(columns: Columns, options: Options, cost_ratio: float | None) -> Any:
+    """The figures of a candidate, from its columns."""
+    if options.temperature is None:
+        return comparison_of(options.definitions, columns)
+    of_texts = columns["kept"], columns.get("segment_ids")
+    return acceptance_of(acceptance(columns, options.temperature), *of_texts, options.temperature, cost_ratio)
 
 
 def _dtypes(shards: Sequence[Shard]) -> str:

@@ -66,6 +66,10 @@ def compare_files(
     softcap: float | None = None,
     classes: int | None = None,
     definitions: Literal["exact", "llama.cpp"] = "exact",
+    divergences: Sequence[str] = ("kl",),
+    draft: bool = False,
+    temperature: float | None = None,
+    cost_ratio: float | None = None,
     ignore_index: int | None = -100,
     shift: bool | None = None,
     part: Literal["prompt", "generated", "all"] | None = None,
@@ -123,6 +127,17 @@ def compare_files(
         Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures, as in `compare`.
+    divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
+        Divergences of each position, as `kl_divergence` defines them. "kl" is always there: the others need what it
+        comes with. Those beside it take a second pass, over rows that lie in a cache.
+    draft : bool, default False
+        The candidates are drafts of speculative decoding, and the base is their target: compare what
+        `draft_acceptance` tells, in place of divergences. Vocabularies may differ in their last classes, and targets
+        are not needed: where files hold them, those that are ignored mask rows.
+    temperature : float, optional
+        Of drafts: the temperature of all models, as in `draft_acceptance`; by default 1.
+    cost_ratio : float, optional
+        Of drafts: the time of a step of the draft over that of a call of the target, for the speed-up.
     ignore_index : int or None, default -100
         Target value that marks tokens to ignore, such as padding.
     shift : bool, optional
@@ -156,10 +171,11 @@ def compare_files(
     Returns
     -------
     Comparisons
-        A dict of `Comparison`, `ResponseComparison`, `SampleComparison` or `Mismatch`, by the name of the candidate, in
-        the order given; a path without a name is its own. Each has the bits of a comparison of that candidate alone,
-        unless logits of several models are scaled or capped differently. Arrays are of the tokens that are compared, of
-        one dimension. Numbers of sequences that are a shard's own are counted on from those of earlier shards.
+        A dict of `Comparison`, `DraftAcceptance`, `ResponseComparison`, `SampleComparison` or `Mismatch`, by the name
+        of the candidate, in the order given; a path without a name is its own. Each has the bits of a comparison of
+        that candidate alone, unless logits of several models are scaled or capped differently. Arrays are of the tokens
+        that are compared, of one dimension. Numbers of sequences that are a shard's own are counted on from those of
+        earlier shards.
 
     Raises
     ------
@@ -184,6 +200,7 @@ def compare_files(
     See Also
     --------
     compare : The same of arrays.
+    draft_acceptance : The acceptance of a draft, of arrays.
     ComparisonMeter : The same of blocks in memory.
     mismatch : A trainer's log-probabilities against those of the engine that sampled, in arrays.
 

@@ -6,8 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.columns import check_definitions
+from tokenloss._comparison.draft_columns import OF_DRAFTS
+from tokenloss._comparison.drafts import check_cost_ratio, check_temperature
 from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, further_divergences, refuse_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import exists, files_of, identity
 from tokenloss._core.text import title
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Literal
 
-    from tokenloss._comparison.comparison import Comparison
     from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._core.types import Kind
     from tokenloss._evaluation.sink import Sink
@@ -31,20 +32,29 @@ def compare_scores(
     base: list[str], others: dict[str, list[str]], *, targets: Any, segment_ids: Any, base_array: str | None,
     array: str | None, targets_array: str | None, base_kind: Kind | None, kind: Kind | None, base_lm_head: Any,
     lm_head: Any, base_hidden: str | None, hidden: str | None, logit_scale: float | None, softcap: float | None,
-    classes: int | None, definitions: Literal["exact", "llama.cpp"], ignore_index: int | None, shift: bool | None,
+    classes: int | None, definitions: Literal["exact", "llama.cpp"], divergences: Sequence[str], draft: bool,
+    temperature: float | None, cost_ratio: float | None, ignore_index: int | None, shift: bool | None,
     sizes: Mapping[str, Any] | None, noise: Any, sinks: Sequence[Sink], state: Any, scheduler: str | None,
     progress: bool, workers: int | None,
-) -> Comparisons[Comparison]:  # fmt: skip
+) -> Comparisons[Any]:  # fmt: skip
     """Compare candidates with their base, given files of scores or hidden states; options as of `compare_files`.
 
     If there is `noise`, it is the last of the candidates, and read as the base is.
     """
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)
-    check_definitions(definitions)
+    wanted = further_divergences(divergences, check_definitions(definitions))
     check_shift(shift)
     if classes is not None:
         classes = check_integer("classes", classes, "a positive integer or None", least=1)
+    if draft:
+        given = {"classes": classes, "definitions": None if definitions == "exact" else definitions, "noise": noise}
+        given["divergences"] = wanted
+        refuse_given(given, "left out of a comparison of drafts")
+        temperature, wanted = check_temperature(1.0 if temperature is None else temperature), OF_DRAFTS
+        shift = bool(shift)  # None would look whether the targets, which are not needed, should be shifted
+    else:
+        refuse_given({"temperature": temperature, "cost_ratio": cost_ratio}, "left out without draft")
     names = [*others] if noise is None else [*others][:-1]
     heads = _heads((base_array, base_kind, base_lm_head), (array, kind, lm_head), len(names))
     scale, cap = head_transform(logit_scale, softcap)
@@ -59,7 +69,12 @@ def compare_scores(
         candidates.append(as_base)
         heads.append(heads[0])
     options = as_base._replace(
-        targets_array=targets_array, definitions=definitions, classes=classes, others=tuple(candidates)
+        targets_array=targets_array,
+        definitions=definitions,
+        divergences=wanted,
+        classes=classes,
+        temperature=temperature,
+        others=tuple(candidates),
     )
     of_sizes = checked_sizes(sizes or {}, names)
     abouts = [
@@ -68,6 +83,9 @@ def compare_scores(
     ]
     state = None if state is None else as_path("state", state)
     outputs = checked_sinks(sinks, "compare_files", state, scheduler)
+    for output in outputs if draft else ():
+        if not output._takes_drafts:
+            raise_error("not for", name=output._name, fits="is for divergences, not for the acceptance of drafts")
     models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
     of_models = {identity(file): str(file) for path in models if exists(path) for file in files_of(path)}
     of_rows = {"targets": targets, "segment_ids": segment_ids}
@@ -77,7 +95,10 @@ def compare_scores(
         for paths, head in zip((base, *others.values()), heads, strict=True)
     ]
     sides[0] = sides[0]._replace(targets=ids, segment_ids=segments)
-    settings = Settings(state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress)
+    settings = Settings(
+        state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress,
+        cost_ratio=check_cost_ratio(cost_ratio),
+    )  # fmt: skip
     return compare_sides(sides, of_models, abouts, options, settings, outputs)
 
 

@@ -17,11 +17,12 @@ from tokenloss._core.files import identity
 from tokenloss._core.text import count_of, title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer
-from tokenloss._evaluation.evaluate import advice, not_finite_notes
+from tokenloss._evaluation.evaluate import advice, not_finite_notes, white_space_notes
 from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.plan import open_stored, plan
 from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
+from tokenloss._evaluation.token_bytes import ids_before, leaves_out_spaces, most_repeated, repeats_special
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.scores_file import checked_mask
@@ -72,7 +73,7 @@ def compare_texts(
 
     This is ``tokenloss compare A B --text TEXT --tokenizer-a DIR --tokenizer-b DIR``. Losses per token of such models
     cannot be compared, as their tokens are of different lengths. So the losses are laid over the bytes of the text,
-    which is cut where both models have a boundary: on each of these spans, both predicted the same bytes.
+    which is cut where both models have a boundary: each of these spans is the same text for both.
 
     Parameters
     ----------
@@ -99,7 +100,8 @@ def compare_texts(
     top : int, default 5
         Number of the spans with the greatest differences to list, each way.
     sinks : sequence of Sink, optional
-        Files to write: `sinks.SpanTable` and `sinks.SpanPage`, whose `finish` gets the figures and the result.
+        Files to write: `sinks.SpanTable`, `sinks.DocumentTable` and `sinks.SpanPage`, whose `finish` gets the figures
+        and the result.
     progress : bool, default False
         Whether to draw the progress over files on stderr, if that is a terminal.
     workers : int, optional
@@ -122,9 +124,11 @@ def compare_texts(
     Warns
     -----
     ShiftWarning
-        If targets of a model were not shifted, and seem to need it, as in `evaluate`.
+        If targets of a model were not shifted, and seem to need it, or were shifted, and seem to be the next tokens
+        already, as in `evaluate`.
     UserWarning
-        If losses are nan or infinite.
+        If losses are nan or infinite, if a tokenizer drops white space, which its model then need not predict, or if
+        scored tokens seem to be padding.
 
     See Also
     --------
@@ -145,9 +149,10 @@ def compare_texts(
     spans are then taken as independent, which makes errors too small where losses of neighbours are correlated.
 
     *Kinds of spans.* A span is of the kind that most of its characters have, of several the first one here: *words*
-    (letters of the Latin script), *digits* (decimal ones, of any script), *punctuation*, *code* (characters that prose
-    hardly has: ``# $ % & * + / < = > @ [ \ ] ^ _ ` { | } ~``) and *other scripts* (letters of these, and all else).
-    White space counts only where there is nothing else.
+    (letters of the Latin script), *digits* (decimal ones, of any script), *punctuation*, *code symbols* (those that
+    prose hardly has: ``# $ % & * + / < = > @ [ \ ] ^ _ ` { | } ~``) and *other scripts* (letters of these, and all
+    else). White space counts only where there is nothing else. The loss of an end of a text, which has no bytes, counts
+    in the kind of the last span.
 
     Examples
     --------
@@ -184,7 +189,14 @@ def compare_texts(
     ]
     check_files(outputs, None, {identity(path): path} | {key: one for side in sides for key, one in side.read.items()})
     content = _read(path)
-    texts = [_laid_over(side, path, options) for side in sides]
+    try:
+        texts = [_laid_over(side, path, options) for side in sides]
+    except (IndexError, ValueError) as error:
+        swapped = [one._replace(tokenizer=other.tokenizer) for one, other in zip(sides, sides[::-1], strict=True)]
+        if not _fit(swapped, path, options):
+            raise
+        kind_of_error = IndexError if isinstance(error, IndexError) else ValueError
+        raise kind_of_error(f"{error}; the ids are of the text with tokenizer_a and tokenizer_b swapped") from error
     _check_documents(sides, texts, content)
     with contextlib.ExitStack() as stack:
         open_sinks(stack, outputs, None, None, 0, names=[side.name for side in sides])
@@ -192,6 +204,9 @@ def compare_texts(
         spans = spans_of(texts[0].tokens(), texts[1].tokens(), np.frombuffer(content, np.uint8))
         names = {"name_a": sides[0].name, "name_b": sides[1].name}
         found = text_comparison_of(spans, content, **names, path=path, top=top)
+        counts = found.n_bytes_without_token_a, found.n_bytes_without_token_b
+        for side, of_side, count in zip(sides, messages, counts, strict=True):
+            of_side += [(f"{side.name}: {note}", UserWarning) for note in white_space_notes(count, found.n_bytes)]
         finish_sinks(outputs, found._figures(), found)
     for message, category in [one for of_side in messages for one in of_side]:
         warnings.warn(message, category, stacklevel=2)
@@ -251,6 +266,7 @@ class _LaidTokens(NamedTuple):
     document: IntArray  # -1 of rows that are no part of the text
     nll: Float64Array
     is_scored: BoolArray
+    repeated: IntArray  # the id of a special token that repeats the token before it, -1 of others
 
     def tokens(self) -> TextTokens:
         """The tokens of the text."""
@@ -261,27 +277,53 @@ class _LaidTokens(NamedTuple):
 def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
     """Hold the ids of a model against the text; ValueError at the first token whose bytes differ."""
     shards = plan(side.inputs.scores, side.inputs.targets, options, side.inputs.segment_ids)
+    most = max((shard.shape[-1] for shard in shards), default=0)
+    side = side._replace(tokenizer=side.tokenizer.with_special(most))  # the text proves what special ids write
     files = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
-    start, stop, document = (np.full(files[-1], -1) for _ in range(3))
+    start, stop, document, repeated = (np.full(files[-1], -1) for _ in range(4))
     aligned, last, count = AlignedText(text, side.tokenizer), -1, 0
     for number, shard in enumerate(shards):
         ids, documents, goes_on = _ids_of(shard, options)
         last = last if goes_on else -1
         rows = np.flatnonzero(documents >= 0)
+        own = ids[rows].astype(np.int64)
+        repeats = repeats_special(own, ids_before(own, documents[rows]), side.tokenizer)
+        repeated[files[number] + rows[repeats]] = own[repeats]
         for first in range(0, rows.size, _ROWS):
             part = rows[first : first + _ROWS]
             is_first = np.diff(documents[part], prepend=last) != 0
             last = int(documents[part[-1]])
+            of_text = count + np.cumsum(is_first) - 1
+            _refuse_unknown(ids[part].astype(np.int64), of_text, side, shard.path)
             try:
-                places = aligned.update(ids[part], is_first, shard.path)
+                starts, stops = aligned.update(ids[part], is_first, shard.path)
             except ValueError as error:
                 raise ValueError(f"{error}{_hint(ids, options)}") from error
-            document[files[number] + part] = count + np.cumsum(is_first) - 1
-            start[files[number] + part], stop[files[number] + part] = places
+            document[files[number] + part] = of_text
+            if leaves_out_spaces(side.tokenizer):  # which is in no token: here a token has what it writes
+                starts = np.maximum(starts, stops - side.tokenizer.lengths_of(ids[part]))
+            start[files[number] + part], stop[files[number] + part] = starts, stops
             count += int(is_first.sum())
     aligned.end()
-    is_scored = np.zeros(files[-1], np.bool_)
-    return _LaidTokens(files, int(bool(options.shift)), start, stop, document, np.full(files[-1], np.nan), is_scored)
+    nll, is_scored = np.full(files[-1], np.nan), np.zeros(files[-1], np.bool_)
+    return _LaidTokens(files, int(bool(options.shift)), start, stop, document, nll, is_scored, repeated)
+
+
+def _fit(sides: Sequence[_Side], text: str, options: Options) -> bool:
+    """Whether the ids of both models are those of the text."""
+    try:
+        return all(_laid_over(side, text, options) for side in sides)
+    except (IndexError, ValueError):
+        return False
+
+
+def _refuse_unknown(ids: Array, documents: IntArray, side: _Side, path: str) -> None:
+    """Refuse ids that stand for text which no file tells; their documents are given, too."""
+    is_unknown = np.append(side.tokenizer.unknown, False)[np.clip(ids, -1, len(side.tokenizer.pieces))]
+    for i in np.flatnonzero(is_unknown)[:1].tolist():
+        got = f"holds id {ids[i]} in document {documents[i]}, the mark of text that its tokenizer cannot write ([UNK])"
+        fits = "hold tokens of all of the text; leave that document out of the text and of both models"
+        raise_error("content", path=path, got=got, fits=fits)
 
 
 def _hint(ids: Array, options: Options) -> str:
@@ -336,7 +378,10 @@ def _score(side: _Side, laid: _LaidTokens, options: Options, settings: Settings)
     """Fill in the losses of a model; return what must be warned of."""
     evaluation = evaluate_files(side.inputs, options, settings, [_Losses(laid)])
     notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
-    found: list[tuple[str, type[Warning]]] = [*advice(evaluation.figures), *((note, UserWarning) for note in notes)]
+    padding = most_repeated(laid.repeated[laid.is_scored & (laid.repeated >= 0)])
+    of_padding: dict[str, Any] = {"padding": padding and {"file": None, **padding}}
+    found: list[tuple[str, type[Warning]]] = [*advice(evaluation.figures | of_padding)]
+    found += ((note, UserWarning) for note in notes)
     return [(f"{side.name}: {message}", category) for message, category in found]
 
 
@@ -350,6 +395,8 @@ def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], conte
     (of_a, of_b), path = found, sides[1].inputs.scores[0]
     fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
     if of_a[0].size != of_b[0].size:
+        if 1 in (of_a[0].size, of_b[0].size):
+            fits += "; where texts are packed, segment_ids (--segment-ids) tell them apart"
         raise_error("content", path=path, got=f"holds {of_b[0].size} documents, not {of_a[0].size}", fits=fits)
     for document in np.flatnonzero((of_a[0] != of_b[0]) | (of_a[1] != of_b[1])).tolist():
         for first, last in (sorted((int(a[document]), int(b[document]))) for a, b in zip(of_a, of_b, strict=True)):

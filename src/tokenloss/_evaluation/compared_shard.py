@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns, without_losses
+from tokenloss._comparison.draft_columns import acceptance, draft_columns
 from tokenloss._comparison.linear_columns import linear_pair_columns
+from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
 from tokenloss._core.signature import ids_sum
@@ -82,7 +84,7 @@ def compare_shard(
         run.take(rows, slice(start, start + len(rows)))
         start += len(rows)
     if sink and not start:  # so that there are columns if no block comes
-        none, new = np.empty(0, np.int64), new_columns(0)
+        none, new = np.empty(0, np.int64), new_columns(0, options.divergences)
         scores = token_scores(np.empty((0, top_k)), none, top_k=top_k) if top_k else None
         for name in names:
             sink(ComparedBlock(name, new, none, None, 0, none, none, none, scores, scores))
@@ -207,6 +209,9 @@ class _Run:
         # hidden states are projected tile by tile, if all models have them and the same transform of the logits
         transforms = {file.lm_head and (file.lm_head.logit_scale, file.lm_head.softcap) for file in files}
         self._are_hidden = options.definitions == "exact" and len(transforms) == 1 and None not in transforms
+        self._are_drafts = options.temperature is not None
+        if self._are_drafts and len({file.shape[-1] for file in files}) > 1:
+            self._are_hidden = False
         row_bytes = max(map(_row_bytes, files)) * max(1, len(files) // 4)  # each file's reader keeps a block
         self.max_rows = MAX_TILE_ROWS if self._are_hidden else rows_per_block(row_bytes)
         self.base = _Model(opened.file, options, "--base-kind", self.max_rows)
@@ -248,12 +253,14 @@ class _Run:
             if self._is_clustered:
                 columns["segment_ids"] = numbers
             columns = {name: tokens.selected(column) for name, column in columns.items()}
-            if not self._has_targets:
+            if self._are_drafts or not self._has_targets:
                 columns = without_losses(columns)
             if self._sink:
                 name, fields = self._names[len(found)], tokens.compared()
                 fields["target"] = fields["target"] if self._has_targets else np.full(len(fields["row"]), -1)
-                of_pair = {column: columns[column] for column in COLUMNS if column in columns}
+                of_pair = {one: columns[one] for one in (*COLUMNS, *FURTHER_DIVERGENCES) if one in columns}
+                if self._options.temperature is not None:
+                    of_pair["acceptance"] = acceptance(columns, self._options.temperature)
                 self._sink(ComparedBlock(name, of_pair, **fields, base_scores=base_scores, scores=scores))
             found.append(columns)
         self._parts.append(ComparedShard.of(found))
@@ -269,16 +276,22 @@ class _Run:
             base = log_softmax(base.astype(np.float32) if base.itemsize < 4 else base)
         with with_file_names(file.path):
             base_scores = self._scores(self.base.top_scores(base), tokens)
-        pairing: Any = {"definitions": options.definitions, "base_kind": base_kind, "classes": options.classes,
-                        "where": tokens.scored, "ignore_index": self._ignore_index,
-                        "workers": self._workers}  # fmt: skip
+        pairing: Any = {"definitions": options.definitions, "divergences": options.divergences,
+                        "base_kind": base_kind, "classes": options.classes, "where": tokens.scored,
+                        "ignore_index": self._ignore_index, "workers": self._workers}  # fmt: skip
         first = f"rows from {tokens.row[0]} on" if tokens.row[0] else None  # errors count from there
         for model in self._others:
             rows = model.read(len(tokens.position))
             model.check(rows, kept)
             compared = model.scores(rows)
             with with_file_names(file.path, model.file.path, first):
-                columns = pair_columns(base, {"logits": compared}, tokens.target, kind=model.kind, **pairing)["logits"]
+                if options.temperature is None:
+                    named = {"logits": compared}
+                    columns = pair_columns(base, named, tokens.target, kind=model.kind, **pairing)["logits"]
+                else:
+                    kinds: Any = {"kind": model.kind, "base_kind": base_kind}
+                    of_drafts: Any = {"where": kept, "workers": self._workers, **kinds}
+                    columns, _ = draft_columns(base, compared, options.temperature, **of_drafts)
                 scores = self._scores(model.top_scores(compared), tokens)
             self._advance(rows.nbytes)
             yield columns, base_scores, scores
@@ -299,8 +312,9 @@ class _Run:
             )
             named = {str(number): other for number, other in enumerate(others)}
             assert self.base.file.lm_head is not None
-            transform = self.base.file.lm_head.logit_scale, self.base.file.lm_head.softcap or 0.0
-            columns = linear_pair_columns(base, named, positions, transform, self._workers)
+            heat = options.temperature or 1.0
+            transform = self.base.file.lm_head.logit_scale / heat, (self.base.file.lm_head.softcap or 0.0) / heat
+            columns = linear_pair_columns(base, named, positions, transform, self._workers, options.divergences)
             base_scores, *scores = (
                 self._scores(model.token_scores(block, options.classes), tokens) for model, block in blocks
             )
@@ -317,7 +331,9 @@ class _Run:
     def result(self) -> ComparedShard:
         """The result of all rows."""
         rms = tuple(model.rms for model in (self.base, *self._others))
-        columns = joined(self._parts) if self._parts else [new_columns(0) for _ in self._others]
+        columns = (
+            joined(self._parts) if self._parts else [new_columns(0, self._options.divergences) for _ in self._others]
+        )
         return ComparedShard.of(columns)._replace(shift_sample=self._sampler.sample, rms=rms, ids_sum=self._ids_sum)
 
 

@@ -139,9 +139,9 @@ def evaluate(
         The tokenizer's own file, or the folder of its model, as `token_bytes` takes it, for bits per byte of the tokens
         that are scored: each counts with its own bytes, and each sequence with their sum. The loss of a special token
         counts, too, but it has no bytes: mask or ignore it, to leave it out. Where the tokenizer adds a space before a
-        text (SentencePiece), that of the first token of each sequence does not count, unless what comes before is
-        ignored. With one that drops white space (WordPiece), `text` must be given. Tables and pages have the text of
-        tokens from it, in place of what files hold.
+        text (SentencePiece), that of the first token of each sequence does not count, unless several ids before it are
+        ignored, as those of a prompt are. With one that drops white space (WordPiece), `text` must be given. Tables and
+        pages have the text of tokens from it, in place of what files hold.
     words : {"whitespace", "lm-eval"}, default "whitespace"
         How its words are counted: those between white space, or as lm-evaluation-harness does, by `re.split` at white
         space, which counts a blank at the end as a word, too.
@@ -183,10 +183,12 @@ def evaluate(
         If the root mean squares of hidden states vary as they do before a model's final norm, or do not fit the weight
         of that norm, where `lm_head` is a model that holds it.
     ShiftWarning
-        If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
+        If targets were not shifted, and rows give the next target more than four times the probability, beyond chance;
+        or if they were shifted, and rows give that to the targets that they would have without.
     UserWarning
         If losses are nan or infinite, if every token has a probability of exactly 1, or if two files have the same
-        targets, as those of two models do, and parts of one text do not.
+        targets, as those of two models do, and parts of one text do not. With `tokenizer`, if it drops white space,
+        which the model then need not predict, or if scored tokens repeat a special token, as padding does.
 
     See Also
     --------
@@ -297,11 +299,16 @@ _SHIFT_ADVICE = (
     "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
     "shift=True), or say that they are right (--no-shift, shift=False)"
 )
+_NO_SHIFT_ADVICE = (
+    "the targets fit far better without the shift: they seem to be the next tokens already; leave out --shift "
+    "(shift=True)"
+)
 _NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
 _REPEAT_ADVICE = (
     "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
     "as in A=a.npz B=b.npz, or evaluate one by one"
 )
+_PADDING_ADVICE = "as padding does: store attention_mask, or set their targets to ignore_index"
 _CERTAIN_ADVICE = (
     "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
     "say nothing about the model"
@@ -312,18 +319,35 @@ _MIN_CERTAIN = 5  # tokens; fewer may all be certain by chance
 def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
     """Messages about tokens whose loss or divergence is nan or infinite; none if all are finite."""
     for name, words in ("n_nan", "are nan"), ("n_infinite", f"have an infinite {quantity}"):
-        if number := figures[name]:
+        if number := figures.get(name):
             yield f"{number:,} of {count_of(count, 'token')} {words}"
+
+
+def white_space_notes(count: int, n_bytes: int) -> Iterator[str]:
+    """Messages about so many bytes that are in no token; none if there are none."""
+    if count:
+        yield (
+            f"{count:,} of {count_of(n_bytes, 'byte')} are white space in no token: the model need not predict it, so "
+            "bits per byte are too low beside those of a model that does"
+        )
 
 
 def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
     """Messages about mistakes that figures hint at, each with the category of its warning."""
     if figures.get("fits_better_shifted"):
         yield _SHIFT_ADVICE, ShiftWarning
+    if figures.get("fits_better_unshifted"):
+        yield _NO_SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):
         yield _NORM_ADVICE, NormWarning
     if figures.get("targets_repeat"):
         yield _REPEAT_ADVICE, UserWarning
+    if padding := figures.get("padding"):
+        place = f"{padding['file']}: " if padding["file"] else ""
+        words = f"{padding['count']:,} of {count_of(figures['count'], 'scored token')}"
+        yield f"{place}{words} repeat the special token {padding['token']} before them, {_PADDING_ADVICE}", UserWarning
+    for message in white_space_notes(figures.get("n_bytes_without_token", 0), figures.get("n_bytes", 0)):
+        yield message, UserWarning
     if figures.get("has_zero"):
         yield ZERO_ADVICE, UserWarning
     for message in figures.get("not_finite", ()):
@@ -371,14 +395,15 @@ def _opened(path: str, has_text: bool) -> Tokenizer:
     """A tokenizer, of which bytes of tokens can be told, with a text or without."""
     tokenizer = open_tokenizer(path)
     if tokenizer.drops_spaces and not has_text:
-        got = "drops the white space between tokens, whose bytes only the text tells"
+        got = "drops the white space between tokens or changes a text, so that only the text tells their bytes"
         raise_error("content", path=tokenizer.path, got=got, fits="come with text (--text), or be left out")
     return tokenizer
 
 
 def _hash_of(tokenizer: Tokenizer) -> str:
     """A hash of the bytes of all tokens."""
-    rules = (tokenizer.has_prefix_space, tokenizer.drops_spaces, tokenizer.pieces)
+    said = tokenizer.said
+    rules = (said.prefix, said.drops_spaces, sorted(said.restarts), tokenizer.pieces)
     return hashlib.blake2b(repr(rules).encode(), digest_size=16).hexdigest()
 
 

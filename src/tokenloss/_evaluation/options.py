@@ -46,8 +46,10 @@ class Options(NamedTuple):
     window: int = 0  # tokens of each window, where files hold a text window by window; 0 where they do not
     stride: int = 0  # tokens from the start of a window to that of the next one
     tokenizer: str | None = None  # a hash of the bytes of its tokens
-    definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next two are of comparisons
+    definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next four are of comparisons
+    divergences: tuple[str, ...] = ()  # beside "kl"
     classes: int | None = None  # number of classes that are compared; None for all
+    temperature: float | None = None  # at which drafts are compared; None where others are
     others: tuple[Options, ...] = ()  # of the files of each candidate
 
     def with_absolute_paths(self) -> Options:
@@ -67,6 +69,7 @@ class Settings(NamedTuple):
     scheduler: str | None = None
     workers: int | None = None
     progress: bool = False
+    cost_ratio: float | None = None  # of drafts
 
 
 class Inputs(NamedTuple):

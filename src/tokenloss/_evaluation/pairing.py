@@ -40,12 +40,15 @@ def paired(base: Sequence[Shard], candidates: Sequence[Sequence[Shard]], options
 def _check_shapes(shard: Shard, other: Shard, options: Options) -> None:
     """Refuse a shard with another number of rows, or of classes if all classes are compared."""
     (rows, classes), (other_rows, other_classes) = ((side.rows, side.shape[-1]) for side in (shard, other))
-    if other_rows != rows or (other_classes != classes and options.classes is None):
+    all_are_compared = options.classes is None and options.temperature is None
+    if other_rows != rows or (other_classes != classes and all_are_compared):
         got = f"holds {other_rows} rows of {other_classes} classes"
         fits = f"hold {rows} rows of {classes}, as {shard.path} does"
         if other_rows == rows and min(classes, other_classes):
             least = min(classes, other_classes)
             fits += f"; --classes {least} (classes={least}) compares the first {least} of both"
+        elif other_rows != rows and other_classes != classes:
+            fits += "; models with different tokenizers need --text, --tokenizer-a and --tokenizer-b (compare_texts)"
         raise_error("content", path=other.path, got=got, fits=fits)
     for side in (shard, other):
         if classes != other_classes and side.shape[-1] < (options.classes or 0):

@@ -100,6 +100,7 @@ class BlockTotal:
             batch=(before.scored_rows + one.scored_rows,),
             dtype=_listed(before.dtype, one.dtype),
             target_type=_listed(before.target_type, one.target_type),
+            padding=_joined_padding(before.padding, one.padding) if self.shard else one.padding,
         )
 
     def all(self) -> ScoredBlock:
@@ -118,6 +119,15 @@ def summed(blocks: Sequence[ScoredBlock], top: int) -> ScoredBlock:
     for block in blocks:
         total.add(block)
     return total.all()
+
+
+def _joined_padding(one: dict[str, int] | None, other: dict[str, int] | None) -> dict[str, int] | None:
+    """The counts of a special token together; of two tokens, that which is counted more often."""
+    if not one or not other:
+        return one or other
+    if one["token"] == other["token"]:
+        return one | {"count": one["count"] + other["count"]}
+    return max(one, other, key=lambda each: each["count"])
 
 
 def _listed(words: str, others: str) -> str:

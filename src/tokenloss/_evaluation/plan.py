@@ -65,6 +65,8 @@ class Shard(NamedTuple):
     repeats: bool = False  # whether it has the targets of the shard beside it, as a file of another model does
     windows: StoredWindows | None = None  # that the file holds; None if it holds no windows of a text
     token_bytes: IntArray | None = None  # of the token that each row predicts, 0 if it is not scored; by a tokenizer
+    n_bytes_without_token: int = 0  # of white space that the tokenizer drops, among the bytes of those tokens
+    padding: dict[str, int] | None = None  # a special token, and how often it is scored after itself
     others: tuple[Shard, ...] = ()  # of each candidate, with the same rows
     head_files: tuple[str, ...] = ()  # the files of the head of hidden states, that of its weight first
     head: dict[str, Any] | None = None  # what was read from them and from config.json

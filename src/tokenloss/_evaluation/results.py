@@ -55,7 +55,10 @@ class TokenLoss(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ShiftSample:
-    """A sample of rows: how much lower their losses are if each row predicts the next row's target (the gain)."""
+    """A sample of rows: how much lower their losses are if each predicts the target of the row beside it (the gain).
+
+    That is the next row, or where targets are shifted the one before.
+    """
 
     rows: int = 0
     gain: float = 0.0
@@ -66,7 +69,7 @@ class ShiftSample:
         return ShiftSample(self.rows + other.rows, self.gain + other.gain, self.squares + other.squares)
 
     @property
-    def fits_better_shifted(self) -> bool:
+    def fits_better(self) -> bool:
         """True if the mean gain exceeds ln 4 nats, and the gain four standard errors of it."""
         least = max(self.rows * math.log(4), _MIN_SHIFT_Z * math.sqrt(max(self.squares, 0)))
         return self.rows >= _MIN_SHIFT_SAMPLE and self.gain > least

@@ -124,9 +124,12 @@ class _Run:
         ignored = -1 if self._is_soft else options.ignore_index  # the likeliest class of a row without classes is -1
         self._scored: Any = {"ignore_index": ignored, "workers": workers, "top_k": min(top_k, file.shape[-1])}
         self._collector, self._highest = SequenceCollector(sequences, shard.split), TopLosses(options.top)
-        samples = not self._is_soft and not file.is_shifted and options.shift is None
+        samples = not self._is_soft and not file.is_shifted and options.shift is not False
         left = SHIFT_SAMPLE - sampled if samples else 0
-        self._sampler = ShiftSampler(self._functions.losses, options.ignore_index, sequences.are_given, left)
+        are_shifted = bool(options.shift)
+        self._sampler = ShiftSampler(
+            self._functions.losses, options.ignore_index, sequences.are_given, left, are_shifted=are_shifted
+        )
         self._rms: tuple[float, ...] = ()
         self._ids_sum = self._start = self._n_nan = self._n_infinite = 0
         self._is_checked = file.kind == "log_probs"  # `_scores` checks every row of these
@@ -207,12 +210,16 @@ def scores_at(scores: TokenScores, scored: Array) -> TokenScores:
 
 
 class ShiftSampler:
-    """Compares the losses of the first rows with those for the next row's target, which a shift would give them."""
+    """Compares the losses of the first rows with those for the next row's target, which a shift would give them.
+
+    If targets are shifted, it is the row before whose target they would have without the shift.
+    """
 
     def __init__(
-        self, losses: Callable[..., Any], ignore_index: int | None, has_ids: bool, left: int = SHIFT_SAMPLE
-    ) -> None:
-        self._losses, self._ignore_index = losses, ignore_index
+        self, losses: Callable[..., Any], ignore_index: int | None, has_ids: bool, left: int = SHIFT_SAMPLE,
+        are_shifted: bool = False,
+    ) -> None:  # fmt: skip
+        self._losses, self._ignore_index, self._are_shifted = losses, ignore_index, are_shifted
         self._has_ids, self._left = has_ids, left  # with ids, negative ones mean no sequence
         self._last: tuple[Array, ...] = ()  # the last row of the block before, with its target, sequence and mask
         self.sample = ShiftSample()
@@ -234,9 +241,10 @@ class ShiftSampler:
             has_next &= numbers[1:] >= 0
         rows = np.flatnonzero(has_next)[: self._left]
         self._left -= len(rows)
+        rows, others = (rows + 1, rows) if self._are_shifted else (rows, rows + 1)
         loss, options = self._losses, {"reduction": "none", "ignore_index": self._ignore_index}
         with np.errstate(invalid="ignore", over="ignore"):
-            gain = loss(block[rows], ids[rows], **options) - loss(block[rows], ids[rows + 1], **options)
+            gain = loss(block[rows], ids[rows], **options) - loss(block[rows], ids[others], **options)
             self.sample += ShiftSample(len(rows), float(gain.sum()), float(np.square(gain).sum()))
 
 

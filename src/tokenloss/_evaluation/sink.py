@@ -92,8 +92,9 @@ class ComparedBlock(NamedTuple):
         The name of the candidate.
     columns : dict of 1-D arrays
         `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them; the first
-        two and `delta_p` only with targets. Of responses of servers, those of `ResponseComparison`; of
-        log-probabilities of tokens alone, those of `Mismatch`.
+        two and `delta_p` only with targets; and further divergences that were asked for. Of responses of servers, those
+        of `ResponseComparison`; of log-probabilities of tokens alone, those of `Mismatch`; of drafts, `acceptance` as
+        `DraftAcceptance` has it, `kept`, and others.
     target, text, file, row, sequence, position
         As of `TokenBlock`; the number of the file is that of the shard. Ids are -1 without targets.
     base_scores, scores : TokenScores or None
@@ -184,11 +185,14 @@ class Sink:
     needs_tokens: bool = False
     top_k: int = 0
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
-    _of_responses: bool = False  # this and the next three are set before it is opened
+    _of_responses: bool = False  # this and the next six are set before it is opened
     _of_logprobs: bool = False
     _has_text: bool = False  # whether some files hold the text of their tokens
     _tokenizer: Tokenizer | None = None  # which has the bytes of the tokens, and their text
     _names: Sequence[str] = ()  # of candidates
+    _divergences: Sequence[str] = ()  # those that comparisons have beside KL
+    _are_drafts: bool = False  # whether candidates are drafts, which have acceptances
+    _takes_drafts: ClassVar[bool] = True
     _needs_targets: bool = True  # where it has likeliest classes of a comparison, with which losses come
     _takes_logprobs: ClassVar[bool] = True  # of tokens alone, as a comparison may have them
     _function: ClassVar[str] = ""  # the function that takes it, if not any
@@ -293,13 +297,16 @@ def open_sinks(
     of_responses: bool = False,
     has_text: bool = False,
     names: Sequence[str] = (),
+    divergences: Sequence[str] = (),
     of_logprobs: bool = False,
     tokenizer: Tokenizer | None = None,
+    are_drafts: bool = False,
 ) -> None:
-    """Open sinks; the stack closes them. `names` are those of candidates."""
+    """Open sinks; the stack closes them. `names` are those of candidates, and `divergences` those beside KL."""
     for sink in sinks:
         sink._of_responses, sink._has_text, sink._names = of_responses, has_text or tokenizer is not None, names
-        sink._of_logprobs, sink._tokenizer = of_logprobs, tokenizer
+        sink._of_logprobs, sink._divergences, sink._tokenizer = of_logprobs, divergences, tokenizer
+        sink._are_drafts = are_drafts
         with write_errors_of(sink):
             manager = sink.open(batch, rows, top_k)
             manager.__enter__()

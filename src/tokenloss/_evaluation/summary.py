@@ -136,6 +136,7 @@ def summary(
     pairs = zip(shards, results, strict=True)
     tokens = [(token, shard.path) for shard, part in pairs for token in part.highest_loss_tokens]
     tokens.sort(key=lambda token: -token[0].sort_key)
+    fits_better = sum((part.shift_sample for part in results), ShiftSample()).fits_better
     paths, of_responses = [shard.path or None for shard in shards], shards[0].size is not None
     return {
         "files": [path for shard in shards for path in (shard.path, shard.targets, shard.segments) if path],
@@ -148,8 +149,10 @@ def summary(
         "n_without_next": rows - sum(shard.scored_rows for shard in shards) - of_windows.get("n_context", 0),
         **of_windows,
         **(_hidden_figures(shards, results, options) if options.lm_head is not None else {}),
+        **(_tokenizer_figures(shards) if options.tokenizer else {}),
         "targets_repeat": any(shard.repeats for shard in shards),
-        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
+        "fits_better_shifted": fits_better and not options.shift,
+        "fits_better_unshifted": fits_better and bool(options.shift),
         "highest_loss_tokens": [
             {"file": path or None, **token._asdict(), "probability": _probability(token.nll)}
             | {"target": None if of_responses and token.target < 0 else token.target}
@@ -165,6 +168,13 @@ def _window_figures(shards: Sequence[Shard], options: Options) -> dict[str, int]
     """Figures of windows alone; `n_context` is the number of rows that predict what an earlier window did."""
     known = [np.count_nonzero(~shard.windows.new(shard.rows)) for shard in shards if shard.windows]
     return {"window": options.window, "stride": options.stride, "n_context": int(sum(known))}
+
+
+def _tokenizer_figures(shards: Sequence[Shard]) -> dict[str, Any]:
+    """Figures of a tokenizer alone: what it drops, and the file in which most special tokens repeat."""
+    worst = max(shards, key=lambda shard: shard.padding["count"] if shard.padding else 0)
+    padding: dict[str, Any] | None = worst.padding and {"file": worst.path or None, **worst.padding}
+    return {"n_bytes_without_token": sum(shard.n_bytes_without_token for shard in shards), "padding": padding}
 
 
 def _hidden_figures(shards: Sequence[Shard], results: Sequence[ShardResult], options: Options) -> dict[str, Any]:

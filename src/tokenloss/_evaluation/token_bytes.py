@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenloss.formats.tokenizers import Tokenizer
 
 _UNKNOWN = -1  # in place of the bytes of an id that has none that are known
+WRITTEN = 1 << 24  # stands for an id that writes something where ids are counted
 _PIECE = 1 << 18  # rows whose bytes are found at a time
 _MOST_IN_ROW = 1 << 20  # texts that a model's mask numbers
 _NEXT_TOKENS = (
@@ -34,9 +35,12 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
 
     All ids are held against the text, if it is given, in the order of the shards.
     """
+    if text is not None:  # which proves what special ids write
+        tokenizer = tokenizer.with_special(max((shard.shape[-1] for shard in shards), default=0))
     aligned = None if text is None else AlignedText(text, tokenizer)
-    begun: set[int] = set()  # numbers of the texts that go on in later shards, whose first token was found
+    begun: dict[int, int] = {}  # what came of texts that go on in later shards, by their number
     found: list[tuple[Array, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
+    planned = []
     for shard in shards:
         stored = open_stored(shard, options)
         opened = shifted_shard(shard, stored) if options.shift else stored
@@ -44,13 +48,14 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
             got, fits = "targets are distributions", "be class ids, where there is a tokenizer"
             raise_error("content", path=shard.targets or shard.path, got=got, fits=fits)
         may_go_on = shard.segments_start is not None or shard.windows is not None or not stored.sequences.exist
-        own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else set(), aligned)
+        own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else {}, aligned)
         found.append((own, scored_rows(opened, options.ignore_index)))
+        planned.append(shard._replace(padding=padding_of(opened, stored.ids, found[-1][1], options, tokenizer)))
     if aligned is not None:
         aligned.end()
-    planned, following = [*shards], found[-1][0]
+    following = found[-1][0]
     for number in reversed(range(len(shards))):
-        shard, (own, scored) = shards[number], found[number]
+        shard, (own, scored) = planned[number], found[number]
         rows = np.roll(own.reshape(shard.shape[:-1]), -1, -1).reshape(-1) if options.shift else own
         if shard.next_id is not None:
             rows[-1] = following[0]
@@ -59,12 +64,52 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
             name = "shifted targets" if options.shift else "targets"
             with with_file_names(shard.path, shard.targets):
                 refuse_unknown(name, open_shard(shard, options).targets, wrong, tokenizer)
-        planned[number] = shard._replace(token_bytes=compact(rows, scored))
+        without = 0
+        if leaves_out_spaces(tokenizer):
+            ids = open_shard(shard, options).targets.reshape(-1)[scored].astype(np.int64)
+            without = int(np.maximum(rows[scored] - tokenizer.lengths_of(ids), 0).sum())
+        planned[number] = shard._replace(token_bytes=compact(rows, scored), n_bytes_without_token=without)
     return planned
 
 
+def leaves_out_spaces(tokenizer: Tokenizer) -> bool:
+    """Whether no token holds the space between words, as in WordPiece, so that the model need not predict it."""
+    return tokenizer.drops_spaces and not any(piece.startswith(b" ") for piece in tokenizer.pieces)
+
+
+def padding_of(
+    opened: OpenShard, stored: Array, scored: BoolArray, options: Options, tokenizer: Tokenizer
+) -> dict[str, int] | None:
+    """The special token that most scored rows predict after itself, given the ids as they are stored."""
+    ids = opened.targets.reshape(-1).astype(np.int64)
+    numbers = opened.sequences.numbers(0, len(ids))
+    before = stored.reshape(-1).astype(np.int64) if options.shift else ids_before(ids, numbers)
+    return most_repeated(ids[scored & repeats_special(ids, before, tokenizer)])
+
+
+def ids_before(ids: IntArray, texts: IntArray) -> IntArray:
+    """The id before each one in texts of these numbers; -1 where a text begins."""
+    before = np.full(len(ids), -1)
+    goes_on = texts[1:] == texts[:-1]
+    before[1:][goes_on] = ids[:-1][goes_on]
+    return before
+
+
+def repeats_special(ids: IntArray, before: IntArray, tokenizer: Tokenizer) -> BoolArray:
+    """Mask of the special tokens that repeat the token before them, as padding does."""
+    repeats: BoolArray = (ids == before) & (ids >= 0) & (ids < len(tokenizer.pieces))
+    repeats &= tokenizer.is_special[np.where(repeats, ids, 0)]
+    return repeats
+
+
+def most_repeated(ids: IntArray) -> dict[str, int] | None:
+    """Of ids the one that occurs most, and how often; None if there is none."""
+    distinct, counts = np.unique(ids, return_counts=True)
+    return {"token": int(distinct[counts.argmax()]), "count": int(counts.max())} if len(ids) else None
+
+
 def _bytes_of_shard(
-    shard: Shard, stored: OpenShard, ids: Array, options: Options, tokenizer: Tokenizer, begun: set[int],
+    shard: Shard, stored: OpenShard, ids: Array, options: Options, tokenizer: Tokenizer, begun: dict[int, int],
     aligned: AlignedText | None,
 ) -> Array:  # fmt: skip
     """How many bytes the ids of a shard write into their texts, or into the file of these, if it is given."""
@@ -73,7 +118,7 @@ def _bytes_of_shard(
     for start in range(0, shard.rows, _PIECE):
         rows = np.arange(start, min(start + _PIECE, shard.rows))
         texts, included = _texts(shard, stored, rows, None if mask is None else mask[rows])
-        found, is_first = bytes_of_ids(flat[rows], texts, included, tokenizer, begun)
+        found, is_first = bytes_of_ids(flat[rows], texts, included, tokenizer, begun, bool(options.shift))
         if aligned is not None:
             is_ignored = flat[rows] == options.ignore_index
             with with_file_names(path):
@@ -104,26 +149,57 @@ def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) 
 
 
 def bytes_of_ids(
-    ids: Array, texts: IntArray, included: BoolArray, tokenizer: Tokenizer, begun: set[int]
+    ids: Array, texts: IntArray, included: BoolArray, tokenizer: Tokenizer, begun: dict[int, int], has_bos: bool
 ) -> tuple[IntArray, BoolArray]:
     """How many bytes ids write into texts of these numbers, or `_UNKNOWN`, and which are the first that write any.
 
-    A text may lack the space that its first token begins with. `begun` holds the numbers of texts whose first token
-    came before, and is updated. Ids that are not included are padding; those below 0 stand for text that is not known.
+    A text may lack the space that its first token begins with. `begun` says what came of a text before, and is updated.
+    Ids that are not included are padding; those that the tokenizer lacks, such as -100, stand for text that is not
+    known: one of them alone at the start of a text is its BOS, if texts may have one, and if a special id comes after
+    them, they are padding.
     """
     ids = ids.reshape(-1)
-    is_known = included & (ids >= 0) & (ids < len(tokenizer.pieces))
-    known = np.where(is_known, ids, 0).astype(np.int64)
-    is_known &= ~tokenizer.unknown[known]
-    rows = np.flatnonzero(included & (~is_known | (tokenizer.n_bytes[known] > 0)))
-    numbers, first = np.unique(texts[rows], return_index=True)
+    is_in = included & (ids >= 0) & (ids < len(tokenizer.pieces))
+    known = np.where(is_in, ids, 0).astype(np.int64)
+    rows = np.flatnonzero(included)
+    rows = rows[np.argsort(texts[rows], kind="stable")]
+    is_known = is_in & ~tokenizer.unknown[known]
     is_first = np.zeros(len(ids), np.bool_)
-    is_first[rows[first]] = [number not in begun for number in numbers.tolist()]
+    before, writes = _before(known[rows], ~is_in[rows], texts[rows], tokenizer, begun)
+    is_first[rows] = writes & (before <= has_bos)
     is_first &= is_known
-    begun.update(numbers.tolist())
     n_bytes = np.full(len(ids), _UNKNOWN)
     n_bytes[is_known] = tokenizer.lengths(known[is_known], is_first[is_known])
     return n_bytes, is_first
+
+
+def _before(
+    ids: IntArray, is_hidden: BoolArray, texts: IntArray, tokenizer: Tokenizer, begun: dict[int, int]
+) -> tuple[IntArray, BoolArray]:
+    """How many hidden ids come before each in its text, `WRITTEN` if another one writes anything, and which ones do.
+
+    Texts come one after the other. Nothing is known of hidden ids. `begun` has the same of earlier parts of the texts.
+    """
+    numbers, starts = np.unique(texts, return_index=True)
+    is_special = ~is_hidden & tokenizer.is_special[ids]
+    writes = ~is_hidden & ~tokenizer.is_special[ids]
+    weights = np.where(writes, WRITTEN, is_hidden)
+    came = np.zeros(len(ids), np.int64)
+    came[starts] = [begun.get(number, 0) for number in numbers.tolist()]
+    before = _sums_before(weights, came, starts)
+    is_end = (~is_hidden & tokenizer.restarts[ids]) | (is_special & (before < WRITTEN))  # a text may begin after it
+    stops = np.append(starts[1:], len(ids)) - 1  # the last of each text
+    before = _sums_before(weights, came, np.union1d(starts, 1 + np.setdiff1d(np.flatnonzero(is_end), stops)))
+    sums = np.where(is_end, 0, np.minimum(before + weights, WRITTEN))[stops[: len(numbers)]]
+    begun.update(zip(numbers.tolist(), sums.tolist(), strict=True))
+    return before, writes
+
+
+def _sums_before(weights: IntArray, came: IntArray, starts: IntArray) -> IntArray:
+    """The sums of the weights before each row of a part, for parts that start here with sums that came before."""
+    before = np.cumsum(weights) - weights
+    found: IntArray = before + np.repeat(came[starts] - before[starts], np.diff(np.append(starts, len(weights))))
+    return found
 
 
 def scored_rows(opened: OpenShard, ignore_index: int | None) -> BoolArray:
@@ -145,10 +221,9 @@ def refuse_unknown(name: str, targets: Array, rows: IntArray, tokenizer: Tokeniz
     """Refuse the target of the first of these rows, if there is any: the tokenizer does not tell its bytes."""
     for row in rows[:1].tolist():
         position = [int(i) for i in np.unravel_index(row, targets.shape)]
-        got, size = int(targets.reshape(-1)[row]), len(tokenizer.pieces)
-        if not 0 <= got < size:
-            fits = f"[0, {size}), the ids of {tokenizer.path}"
-            raise_error("class", name=name, position=position, got=got, fits=fits)
+        got = int(targets.reshape(-1)[row])
+        if not 0 <= got < len(tokenizer.pieces):
+            raise_error("class", name=name, position=position, got=got, fits=tokenizer.range_of_ids)
         fits = f"an id whose text {tokenizer.path} tells; mask or ignore this one"
         raise_error("option", name=f"{name}{position}", got=got, fits=fits)
 

@@ -11,12 +11,12 @@ from tokenloss._output.divergence_page import DivergencePage
 from tokenloss._output.divergence_plot import DivergencePlot
 from tokenloss._output.loss_page import HtmlPage
 from tokenloss._output.loss_plot import LossPlot
-from tokenloss._output.span_outputs import SpanPage, SpanTable
+from tokenloss._output.span_outputs import DocumentTable, SpanPage, SpanTable
 from tokenloss._output.table_files import ComparedSequenceTable, ComparedTokenTable, SequenceTable, TokenTable
 
 __all__ = [
-    "ComparedBlock", "ComparedSequenceTable", "ComparedTokenTable", "DivergencePage", "DivergencePlot", "HtmlPage",
-    "LossPlot", "SequenceTable", "Sink", "SpanPage", "SpanTable", "TokenBlock", "TokenTable",
+    "ComparedBlock", "ComparedSequenceTable", "ComparedTokenTable", "DivergencePage", "DivergencePlot", "DocumentTable",
+    "HtmlPage", "LossPlot", "SequenceTable", "Sink", "SpanPage", "SpanTable", "TokenBlock", "TokenTable",
 ]  # fmt: skip
 
 # outputs are written in this order
@@ -24,4 +24,8 @@ SCORE_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, LossPlot, Ht
 COMPARE_OUTPUTS: tuple[type[Sink], ...] = (
     ComparedTokenTable, ComparedSequenceTable, DivergencePlot, DivergencePage,
 )  # fmt: skip
-TEXT_OUTPUTS: tuple[type[Sink], ...] = (SpanTable, SpanPage)  # of `compare --text`, by options of `COMPARE_OUTPUTS`
+TEXT_OUTPUTS: tuple[type[Sink], ...] = (
+    SpanTable,
+    DocumentTable,
+    SpanPage,
+)  # of `compare --text`, by options of those above

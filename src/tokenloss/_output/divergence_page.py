@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.tables import title_of
+from tokenloss._comparison.tables import further_of, title_of
+from tokenloss._core.arguments import DIVERGENCES
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import byte_encoder, count_of
 from tokenloss._core.validation import as_target_array
@@ -60,6 +61,7 @@ class DivergencePage(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--html"
+    _takes_drafts = False
     _function = "compare_files"
     _takes_logprobs = False
     help = (
@@ -280,10 +282,12 @@ def _comparison_summary(comparison: Any) -> str:
         note = f"{finite} nats without {left_out:,} that are not finite"
     low, high = known.get("kl_quantile_intervals", {}).get(0.999, (math.nan, math.nan))
     interval = "" if math.isnan(low) else f"95 % interval {low:.4g} to {high:.4g}"
+    further = further_of(comparison)
     figures = [
         ("tokens", f"{comparison.count:,}", ""),
         (f"mean {comparison._quantity}", f"{comparison._mean_kl[0]:.4g}", note),
         ("99.9 % quantile", f"{known[comparison._divergence + '_quantiles'][0.999]:.4g}", interval),
+        *((f"mean {DIVERGENCES[one]}", f"{known[f'mean_{one}']:.4g}", error(f"mean_{one}")) for one in further),
         ("perplexity ratio", f"{comparison.perplexity_ratio:.5g}", error("perplexity_ratio")),
         ("same top token", f"{100 * comparison.same_top:.2f} %", error("same_top", 100, " %")),
         ("RMS Δp", f"{100 * comparison.rms_delta_p:.3g} %", error("rms_delta_p", 100, " %")),

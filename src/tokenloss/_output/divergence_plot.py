@@ -79,6 +79,7 @@ class DivergencePlot(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--plot"
+    _takes_drafts = False
     _function = "compare_files"
     help = "draw KL divergences, or absolute differences of tokens' log-probabilities, to a .png, .svg or .pdf file"
 

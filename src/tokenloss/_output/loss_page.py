@@ -70,6 +70,7 @@ class HtmlPage(TokenSink):
             tokens = page.Tokens(text, encode, page.known_ids(ids), places)
         elif (tokenizer := self._tokenizer) is not None:
             pieces = pieces_of(ids, tokenizer, columns["n_bytes"])
+            pieces = [b"" if i < 0 else piece for i, piece in zip(ids.tolist(), pieces, strict=True)]  # of padding
             text = [None if piece is None else piece.decode("utf-8", "surrogateescape") for piece in pieces]
             tokens = page.Tokens(text, lambda text: text.encode("utf-8", "surrogateescape"), ids.tolist(), places)
             predicted = _predictions(scores, len(ids), classes, lambda ids: text_of(np.array(ids), tokenizer).tolist())

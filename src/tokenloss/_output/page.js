@@ -213,7 +213,8 @@ function laid(at, of) {
 
 function spot(at) {
   const known = Object.entries(data.places).filter(([, column]) => column[at] >= 0);
-  const place = (name, number) => (name === "file" && data.files[number]) || `${name} ${number}`;
+  const called = (name) => (name === "sequence" ? data.noun : name);
+  const place = (name, number) => (name === "file" && data.files[number]) || `${called(name)} ${number}`;
   return known.map(([name, column]) => place(name, column[at])).join(" · ");
 }
 

@@ -59,13 +59,13 @@ _PAGE = """\
 {head}
 </header>
 <noscript><p class="part">Without JavaScript, this page shows the figures and the text, but not the colours of the
-tokens and what was predicted.</p></noscript>
-<form id="tools" role="search" aria-label="Find tokens" hidden>
-<div id="worst" role="group" aria-label="Worst tokens"><span>Worst tokens</span>
-<button type="button" aria-label="Previous worst token" aria-keyshortcuts="Shift+W">&lsaquo;</button>
+{token}s and what was predicted.</p></noscript>
+<form id="tools" role="search" aria-label="Find {token}s" hidden>
+<div id="worst" role="group" aria-label="Worst {token}s"><span>Worst {token}s</span>
+<button type="button" aria-label="Previous worst {token}" aria-keyshortcuts="Shift+W">&lsaquo;</button>
 <output></output>
-<button type="button" aria-label="Next worst token" aria-keyshortcuts="W">&rsaquo;</button></div>
-<div id="sequences" role="group" aria-label="Sequence" hidden><label>Sequence
+<button type="button" aria-label="Next worst {token}" aria-keyshortcuts="W">&rsaquo;</button></div>
+<div id="sequences" role="group" aria-label="{Sequence}" hidden><label>{Sequence}
 <input id="sequence" inputmode="numeric" size="6" autocomplete="off" aria-keyshortcuts="S"></label>
 <output></output></div>
 <div id="search" role="group" aria-label="Search"><label>Search
@@ -78,8 +78,8 @@ tokens and what was predicted.</p></noscript>
 {text}
 </main>
 <footer>
-<p>Point at a token, tap it, or use Tab and the arrow keys, to see what was predicted there.
-Keys: <kbd>w</kbd> next worst token, <kbd>s</kbd> sequence, <kbd>/</kbd> search, <kbd>n</kbd> next match; with
+<p>Point at a {token}, tap it, or use Tab and the arrow keys, to see what was predicted there.
+Keys: <kbd>w</kbd> next worst {token}, <kbd>s</kbd> {sequence}, <kbd>/</kbd> search, <kbd>n</kbd> next match; with
 <kbd>Shift</kbd>, the one before.</p>
 <p>Made by tokenloss {version}: <code>{made_by}</code></p>
 </footer>
@@ -114,14 +114,15 @@ class Tokens(NamedTuple):
 
 def write(
     path: str | os.PathLike[str], title: str, head: str, tokens: Tokens, classes: Classes, data: dict[str, str],
-    made_by: str, files: Sequence[str] = (),
+    made_by: str, files: Sequence[str] = (), nouns: tuple[str, str] = ("token", "sequence"),
 ) -> None:  # fmt: skip
     """Write a page of these tokens, made by a command or function.
 
     `data` has JSON of `models`, a list, and of `base` if they are compared. Each is an object of columns: `nll`, and as
     far as they are known `entropy`, `rank`, `top`, `chance` (the `k` most likely of `classes` for each token, and their
     probabilities in percent); a model has `shades` and `worst`, too, and if it is compared `kl`, the `quantity` that
-    this is, and a `name`. `files` are names for the numbers of files.
+    this is, and a `name`. `files` are names for the numbers of files, `nouns` what the page calls a token and a
+    sequence.
     """
     texts = decoded(tokens.text, tokens.encode)
     shown = [_id_text(i) if text is None else text.translate(_CONTROL_PICTURES)
@@ -137,12 +138,13 @@ def write(
         "first": as_json([first for first, _ in starts]),  # token of each paragraph
         "places": as_json({name: np.diff(place, prepend=0).tolist() for name, place in tokens.places.items()}),
         "target": as_json(target),
+        "noun": as_json(nouns[1]),
         "files": as_json([Path(file).name for file in files]),
         **classes.columns(),
         **data,
     }
     packed = zlib.compress(as_object(columns).encode("utf-8", "replace"), 5)  # twice as fast as 6, and 3 % larger
-    text = "".join(_text_html(shown, starts, tokens.places, files))
+    text = "".join(_text_html(shown, starts, tokens.places, files, nouns[1]))
     style, script = (
         resources.files("tokenloss._output").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js")
     )
@@ -157,6 +159,9 @@ def write(
         script=script,
         version=__version__,
         made_by=escaped(made_by),
+        token=nouns[0],
+        sequence=nouns[1],
+        Sequence=nouns[1].capitalize(),
     )
     with replacing(path) as file:
         file.write(page.encode("utf-8", "replace"))
@@ -264,10 +269,10 @@ def _paragraph_starts(text: list[str], places: Mapping[str, Array]) -> list[tupl
 
 
 def _text_html(
-    text: list[str], starts: list[tuple[int, bool]], places: Mapping[str, Array], files: Sequence[str]
+    text: list[str], starts: list[tuple[int, bool]], places: Mapping[str, Array], files: Sequence[str], noun: str
 ) -> Iterator[str]:
     """HTML of the paragraphs, in parts, with a heading for each sequence if there are several."""
-    labels = [_label(places, first, files) if is_start else None for first, is_start in starts]
+    labels = [_label(places, first, files, noun) if is_start else None for first, is_start in starts]
     named = len({*labels} - {None}) > 1
     file, anchors = "", {""}
     part = 0  # first token of the part
@@ -289,10 +294,13 @@ def _text_html(
         yield "</div>"
 
 
-def _label(places: Mapping[str, Array], at: int, files: Sequence[str]) -> tuple[tuple[str, ...], str] | None:
-    """Names of a token's file and sequence, in HTML, and the anchor of both for links; None if it has neither."""
+def _label(places: Mapping[str, Array], at: int, files: Sequence[str], noun: str) -> tuple[tuple[str, ...], str] | None:
+    """Names of a token's file and sequence, in HTML, and the anchor of both for links; None if it has neither.
+
+    The noun is what a sequence is called.
+    """
     known = {name: int(places[name][at]) for name in ("file", "sequence") if name in places and places[name][at] >= 0}
-    words = [f"{name} {number}" for name, number in known.items()]
+    words = [f"{noun if name == 'sequence' else name} {number}" for name, number in known.items()]
     if "file" in known and files:
         words[0] = escaped(Path(files[known["file"]]).name)
     return (tuple(words), "-".join(f"{name}-{number}" for name, number in known.items())) if known else None

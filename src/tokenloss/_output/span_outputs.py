@@ -1,4 +1,4 @@
-"""The outputs of `compare_texts`: a table with a row for each span, and a page of the text in its spans."""
+"""The outputs of `compare_texts`: tables with a row for each span or document, and a page of the text in its spans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenloss._comparison.text_comparison import texts_of_tokens
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
 from tokenloss._output.divergence_page import DivergencePage
-from tokenloss._output.table_files import ComparedTokenTable, _TableFile
+from tokenloss._output.table_files import ComparedSequenceTable, ComparedTokenTable, _TableFile
 
 if TYPE_CHECKING:
     from tokenloss._comparison.text_comparison import TextComparison
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _DIFFERENCES = (-10.0, -3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0, 10.0)  # nats at which each next colour begins
 _SPANS = 1 << 16  # that are written at a time
 _COLUMNS = [
-    *((name, "<i8") for name in ("document", "start", "stop")), ("kind", "O"), ("text", "O"), ("kept", "?"),
+    *((name, "<i8") for name in ("document", "start", "stop")),
+    ("kind", "O"), ("script", "O"), ("text", "O"), ("kept", "?"),
     *((name, "<i8") for name in ("n_tokens_a", "n_tokens_b")),
     *((name, "<f8") for name in ("nll_a", "nll_b", "difference")),
 ]  # fmt: skip
@@ -71,7 +72,7 @@ class SpanTable(_TableFile):
 
     def finish(self, summary: dict[str, Any], result: TextComparison) -> None:
         is_npy = self._suffix == ".npy"
-        form = np.dtype([(name, "<U13" if name == "kind" and is_npy else kind) for name, kind in _COLUMNS
+        form = np.dtype([(name, "<U17" if name in ("kind", "script") and is_npy else kind) for name, kind in _COLUMNS
                          if name != "text" or not is_npy])  # fmt: skip
         size = len(result._kind)
         with self._writer(form, size) as write:
@@ -81,6 +82,60 @@ class SpanTable(_TableFile):
                 for name in form.names or ():
                     table[name] = columns[name]
                 write(table)
+
+
+class DocumentTable(_TableFile):
+    r"""A file with a row for each document, as ``tokenloss compare --text --per-sequence`` writes it.
+
+    Its columns are those of `TextComparison.documents`. It is a .npy file of a structured array, a .csv or a .parquet
+    file.
+
+    Parameters
+    ----------
+    path : path-like, optional
+        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
+        and `columns` has it.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    tokenloss.compare_texts : Takes it.
+
+    Examples
+    --------
+    >>> import base64, pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_texts, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     text, ranks, a = (pathlib.Path(directory, name) for name in ("t.txt", "t.tiktoken", "a.npz"))
+    ...     _ = text.write_text("ab\nab"), ranks.write_text(f"{base64.b64encode(b'ab').decode()} 0\n")
+    ...     np.savez(a, logits=np.zeros((2, 1)), targets=[0, 0], segment_ids=[0, 1])
+    ...     table = sinks.DocumentTable()
+    ...     _ = compare_texts(a, a, text=text, tokenizer_a=ranks, tokenizer_b=ranks, sinks=[table])
+    >>> table.columns()["n_bytes"]
+    array([2, 2])
+    """
+
+    __module__ = "tokenloss.sinks"
+
+    option = ComparedSequenceTable.option
+    _function = "compare_texts"
+    help = "write a row for each document to a .npy, .csv or .parquet file"
+
+    def finish(self, summary: dict[str, Any], result: TextComparison) -> None:
+        columns = result.documents
+        form = np.dtype([(name, column.dtype.newbyteorder("<")) for name, column in columns.items()])
+        table = np.zeros(len(columns["document"]), form)
+        for name, column in columns.items():
+            table[name] = column
+        with self._writer(form, len(table)) as write:
+            write(table)
 
 
 class SpanPage(Sink):
@@ -137,12 +192,14 @@ class SpanPage(Sink):
             np.searchsorted(_DIFFERENCES, difference[kept], "right"), result._spans.n_bytes[kept], len(_DIFFERENCES) + 1
         )
         notes = [page.percent(part) for part in (n_bytes / max(result.n_bytes, 1)).tolist()]
-        legend = page.legend(looks, "difference from", _DIFFERENCES, "of the bytes", notes, "infinite")
-        head = f"{_summary(result)}\n{legend}{page.excerpt_note(size, kept.size, noun='spans')}"
+        legend = page.legend(looks, "difference in nats from", _DIFFERENCES, "of the bytes", notes, "infinite")
+        b = page.escaped(result.name_b)
+        colours = f"<p>blue: {b} needs fewer bits; red: it needs more</p>"
+        head = f"{_summary(result)}\n{legend}{colours}{page.excerpt_note(size, kept.size, noun='spans')}"
         places = {"sequence": columns["document"], "byte": columns["start"]}
         tokens = page.Tokens(columns["text"].tolist(), str.encode, [None] * size, page.known_places(places))
         data = {"models": f"[{page.as_object(model)}]"}
-        page.write(self.path, title, head, tokens, classes, data, self._made_by)
+        page.write(self.path, title, head, tokens, classes, data, self._made_by, nouns=("span", "document"))
 
 
 def _side(result: TextComparison, side: int, size: int, classes: page.Classes) -> str:

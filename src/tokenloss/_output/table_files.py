@@ -52,6 +52,7 @@ _SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]
 _COMPARED_PLACES = [*((name, "<i8") for name in (*_PLACES, "target")), ("text", "O")]
 _COMPARED_COLUMNS = [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p")),
                      ("is_same_top", "?"), ("base_top_p", "<f8")]  # fmt: skip
+_DRAFT_COLUMNS = [("kept", "?"), ("acceptance", "<f8")]
 _COMPARED_RESPONSE_COLUMNS = [
     (name, "?" if name in ("kept", "is_same_top", "is_top_known") else "<f8") for name in TOKEN_COLUMNS
 ]
@@ -59,6 +60,7 @@ _COMPARED_SEQUENCE_COLUMNS = [
     *((name, "<i8") for name in ("file", "sequence", "count")),
     *((name, "<f8") for name in ("loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")),
 ]
+_DRAFT_SEQUENCE_COLUMNS = [*_COMPARED_SEQUENCE_COLUMNS[:3], ("acceptance", "<f8")]
 # Of log-probabilities of tokens alone; a line is -1 in arrays.
 _MISMATCH_COLUMNS = [("kept", "?"), *((name, "<f8") for name in ("logprobs", "base_logprobs", "difference", "ratio"))]
 _MISMATCH_SEQUENCE_COLUMNS = [
@@ -66,7 +68,7 @@ _MISMATCH_SEQUENCE_COLUMNS = [
     *((name, "<f8") for name in ("difference", "k3", "log_ratio", "ratio", "geometric_ratio")),
 ]
 # Columns that are not null for tokens that are not scored, where the format has a null.
-_OF_SPANS = {"document", "start", "stop", "kind", "n_tokens_a", "n_tokens_b"}
+_OF_SPANS = {"document", "start", "stop", "kind", "script", "n_tokens_a", "n_tokens_b"}
 _OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES, *_OF_SPANS}
 
 
@@ -229,12 +231,13 @@ class ComparedTokenTable(_TableFile):
 
     Its columns are `name` (of the candidate), `file` (the number of its shard, from 0), `row` (of the file), `sequence`
     and `position` in it (-1 of none), `target` (-1 where it is not known), `kept`, and those of `Comparison`:
-    `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are
-    not scored, as in `TokenTable`; without targets, losses and `delta_p` are nan. Where files hold the text of the
-    tokens, .csv and .parquet have the target's `text`. Of responses of servers there is no `row`, and the others are
-    those of `ResponseComparison`; of log-probabilities of tokens alone, of `Mismatch`. It is a .npy file of a
-    structured array, a .csv or a .parquet file, written block by block: of several candidates, the rows of a block of
-    tokens come candidate by candidate, so group them by `name`.
+    `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top`, `base_top_p` and further `divergences` that were asked for, which
+    are nan, null or empty of tokens that are not scored, as in `TokenTable`; without targets, losses and `delta_p` are
+    nan. Where files hold the text of the tokens, .csv and .parquet have the target's `text`. Of responses of servers
+    there is no `row`, and the others are those of `ResponseComparison`; of log-probabilities of tokens alone, of
+    `Mismatch`; of drafts, `acceptance` is the only other. It is a .npy file of a structured array, a .csv or a .parquet
+    file, written block by block: of several candidates, the rows of a block of tokens come candidate by candidate, so
+    group them by `name`.
 
     Parameters
     ----------
@@ -277,7 +280,10 @@ class ComparedTokenTable(_TableFile):
 
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
-        of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else _COMPARED_COLUMNS
+        of_tokens = [*_COMPARED_COLUMNS, *((name, "<f8") for name in self._divergences)]
+        if self._are_drafts:
+            of_tokens = _DRAFT_COLUMNS
+        of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else of_tokens
         of_tokens = _MISMATCH_COLUMNS if self._of_logprobs else of_tokens
         self._columns = self._compared([*_COMPARED_PLACES, *of_tokens])
         with self._writer(self._columns, rows) as self._write:
@@ -299,9 +305,10 @@ class ComparedSequenceTable(_TableFile):
 
     Its columns are `name` (of the candidate), `file` (the number of the shard, from 0; -1 where several may hold a
     part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
-    `loss_difference`, `kl`, `delta_p` and `same_top`. Of responses of servers, `kl_bound` stands in place of `kl`, and
-    `line` and `base_line` are those of the response in both files. Of log-probabilities of tokens alone, they are those
-    of `Mismatch.sequences`. It is a .npy file of a structured array, a .csv or a .parquet file.
+    `loss_difference`, `kl`, `delta_p`, `same_top`, and further `divergences` that were asked for. Of responses of
+    servers, `kl_bound` stands in place of `kl`, and `line` and `base_line` are those of the response in both files. Of
+    log-probabilities of tokens alone, they are those of `Mismatch.sequences`; of drafts, `acceptance` is the only mean.
+    It is a .npy file of a structured array, a .csv or a .parquet file.
 
     Parameters
     ----------
@@ -338,10 +345,14 @@ class ComparedSequenceTable(_TableFile):
 
     option = "--per-sequence"
     _function = "compare_files"
-    help = "write a row for each candidate and sequence to a .npy, .csv or .parquet file"
+    help = (
+        "write a row for each candidate and sequence to a .npy, .csv or .parquet file; with --text, for each document"
+    )
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        columns = _COMPARED_SEQUENCE_COLUMNS
+        columns = [*_COMPARED_SEQUENCE_COLUMNS, *((name, "<f8") for name in self._divergences)]
+        if self._are_drafts:
+            columns = _DRAFT_SEQUENCE_COLUMNS
         if self._of_responses:
             columns = [("kl_bound", form) if name == "kl" else (name, form) for name, form in columns]
             columns += [("line", "<i8"), ("base_line", "<i8")]

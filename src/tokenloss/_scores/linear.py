@@ -8,12 +8,15 @@ from tokenloss._core import _core, jobs
 from tokenloss._core.errors import raise_error
 from tokenloss._core.projection import Projection, run_pairs, two_projections
 from tokenloss._core.validation import as_positions, logit_transform, loss_options, without_targets
+from tokenloss._scores.divergence import DivergenceJob
 from tokenloss._scores.token_scores import TokenScores, token_job
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Literal
 
     from tokenloss._core.types import ArrayLike, Float64Array
+    from tokenloss._scores.divergence import Divergences
 
 
 @overload
@@ -229,15 +232,23 @@ def linear_token_scores(
 def linear_kl_divergence(
     base_hidden: ArrayLike, base_lm_head: ArrayLike, hidden: ArrayLike, lm_head: ArrayLike, *,
     base_lm_head_bias: ArrayLike | None = None, lm_head_bias: ArrayLike | None = None, where: ArrayLike | None = None,
-    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], workers: int | None = None,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], divergences: None = None,
+    workers: int | None = None,
 ) -> Float64Array: ...  # fmt: skip
 @overload
 def linear_kl_divergence(
     base_hidden: ArrayLike, base_lm_head: ArrayLike, hidden: ArrayLike, lm_head: ArrayLike, *,
     base_lm_head_bias: ArrayLike | None = None, lm_head_bias: ArrayLike | None = None, where: ArrayLike | None = None,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
-    workers: int | None = None,
+    divergences: None = None, workers: int | None = None,
 ) -> float: ...  # fmt: skip
+@overload
+def linear_kl_divergence(
+    base_hidden: ArrayLike, base_lm_head: ArrayLike, hidden: ArrayLike, lm_head: ArrayLike, *,
+    divergences: Sequence[str], base_lm_head_bias: ArrayLike | None = None, lm_head_bias: ArrayLike | None = None,
+    where: ArrayLike | None = None, logit_scale: float = 1.0, softcap: float | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean", workers: int | None = None,
+) -> Divergences: ...  # fmt: skip
 def linear_kl_divergence(
     base_hidden: ArrayLike,
     base_lm_head: ArrayLike,
@@ -250,8 +261,9 @@ def linear_kl_divergence(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     reduction: str = "mean",
+    divergences: Sequence[str] | None = None,
     workers: int | None = None,
-) -> float | Float64Array:
+) -> float | Float64Array | Divergences:
     """Kullback-Leibler divergence of two models from their hidden states and projections onto the vocabulary.
 
     It is `kl_divergence` of the logits ``base_hidden @ base_lm_head.T + base_lm_head_bias`` and
@@ -282,12 +294,14 @@ def linear_kl_divergence(
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
         divergence of each position, 0.0 where masked.
+    divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, optional
+        The divergences to return by name, as in `kl_divergence`. For those beside "kl", all tiles are computed twice.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
-    float or array of float64
+    float, array of float64, or Divergences
         As of `kl_divergence`: never negative, and exactly 0 for a model and itself.
 
     Raises
@@ -324,8 +338,7 @@ def linear_kl_divergence(
         fits += f"; pass {larger}[:{least}], or linear_compare(..., classes={least})"
         raise_error("shape", name="lm_head", got=other.weight.shape, fits=fits)
     positions, transform = without_targets(base.scores, where), logit_transform(logit_scale, softcap)
-    divergences = jobs.new_losses(reduction, base.scores.batch)
-    job = _core.KLDivergence(base.scores, positions, divergences, other.scores)
-    job.set_transform(*transform)
-    run_pairs(base, [other], [job], workers)
-    return jobs.reduced(job, divergences, reduction)
+    job = DivergenceJob(base.scores, positions, other.scores, reduction, divergences)
+    job.job.set_transform(*transform)
+    run_pairs(base, [other], [job.job], workers)
+    return job.result()

@@ -203,6 +203,13 @@ static void compare_divergences(const tl_row *row, const tl_row *other_row, int6
             base.compute_dtype == TL_FLOAT64 || other.compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
     compare("divergence", tl_kl_divergence(backend, &base, &other, &cancel).kl);
     compare("divergence the other way", tl_kl_divergence(backend, &other, &base, &cancel).kl);
+    tl_kl found = tl_kl_divergence(backend, &base, &other, &cancel);
+    tl_divergences further = tl_divergences_of(backend, &base, &other, found.base, found.other,
+                                               TL_REVERSE_KL | TL_JS | TL_TV | TL_HELLINGER, &cancel);
+    compare("reverse divergence", further.reverse_kl);
+    compare("Jensen-Shannon divergence", further.js);
+    compare("total variation", further.tv);
+    compare("Hellinger distance", further.hellinger);
     compare_pairs(&base, &other, target);
 }
 

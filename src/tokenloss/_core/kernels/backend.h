@@ -170,6 +170,30 @@ typedef struct {
     double p[TL_GROUP], q[TL_GROUP], dot[TL_GROUP], most[TL_GROUP];
 } tl_prob_sums;
 
+/* Which divergences of two distributions are wanted, beside KL(p || q); and the sums that they are found from: of
+ * 2 (p + q), and of what divergence_body.h says. All are in 16 lanes, with their rounding errors if they are of
+ * float64. */
+enum { TL_REVERSE_KL = 1, TL_JS = 2, TL_TV = 4, TL_HELLINGER = 8 };
+enum {
+    TL_SUM_OF_BOTH,
+    TL_SUM_OF_REVERSE_KL,
+    TL_SUM_OF_JS,
+    TL_SUM_OF_TV,
+    TL_SUM_OF_HELLINGER,
+    TL_DIVERGENCE_SUMS
+};
+
+/* A logsumexp less the offset of its row: `log`, and the same as quarters of ln 2 and a rest. */
+typedef struct {
+    double log, quarters, rest;
+} tl_divergence_side;
+
+typedef struct {
+    double sum[TL_DIVERGENCE_SUMS][16], comp[TL_DIVERGENCE_SUMS][16];
+    tl_divergence_side base, other;
+    int wanted, clamps; /* whether logits far below the logsumexp were met */
+} tl_divergence_acc;
+
 #define TL_TOLERANCE 1e-3 /* by which rounding may take probabilities out of [0, 1], and log-probabilities above 0 */
 
 /* What scores are: probabilities, which are clipped to [lowest, highest], or log-probabilities, if both are nan. A
@@ -195,8 +219,8 @@ typedef struct {
     tl_reduce_fn *reduce[TL_REDUCE_KINDS][TL_FLOAT_DTYPES];
 
     /* Reductions of two rows: both sums, the moment of the base with regard to the other row, and the maximum of the
-     * base. `count` is below TL_CHUNK or a multiple of it. Returns 1 if the other row holds -inf (or, in double,
-     * anything below -TL_MIN_FMA_SAFE). */
+     * base. `count` is below TL_CHUNK or a multiple of it. Returns 1 if a class of the base that is above the floor
+     * has -inf (or, in double, anything below -TL_MIN_FMA_SAFE) in the other row. */
     int (*kl[TL_FLOAT_DTYPES])(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
                                tl_lse_acc *other_state);
 
@@ -248,6 +272,11 @@ typedef struct {
     void (*logs)(double *x, size_t count);
     /* Of a multiple of TL_LANES probabilities of each of two distributions: the sums of both. */
     void (*prob_sums)(const double *p, const double *q, size_t count, tl_prob_sums *sums);
+
+    /* Adds a multiple of TL_LANES logits of two rows of float32 or float64 to the sums of the wanted divergences, and
+     * perhaps to those of others. Returns whether a class has a logit of -inf (or, in double, below -TL_MIN_FMA_SAFE)
+     * in the first row alone. */
+    int (*divergences[TL_FLOAT_DTYPES])(const void *base, const void *other, size_t count, tl_divergence_acc *acc);
 
     /* Of masses and logits of one dtype, float32 or float64: adds mass (shift - x), which is 0 where mass is 0 or x is
      * the shift, and mass. The first of `count` classes is in the first lane. Sums of float32 are not compensated. */

@@ -5,6 +5,7 @@
 #include "backend.h"
 #include "cancel.h"
 #include "distributions.h"
+#include "divergences.h"
 #include "elementwise.h"
 #include "kl.h"
 #include "logsumexp.h"

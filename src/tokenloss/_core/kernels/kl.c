@@ -32,13 +32,16 @@ TL_INLINE int is_possible(const tl_backend *backend, const tl_row *row, int64_t 
     return logit > floor;
 }
 
-/* Whether a class of [start, end) is possible in the base and impossible in the other row. */
-static int has_infinite_kl(const tl_backend *backend, const tl_kl_side *base, const tl_kl_side *other, int64_t start,
-                           int64_t end) {
+static int has_infinite_kl(const tl_backend *backend, const tl_row *base, double floor, const tl_row *other,
+                           int64_t start, int64_t end) {
     for (int64_t i = start; i < end; i++)
-        if (!is_possible(backend, other->row, i, -(double)INFINITY) && is_possible(backend, base->row, i, base->floor))
+        if (!is_possible(backend, other, i, -(double)INFINITY) && is_possible(backend, base, i, floor))
             return 1;
     return 0;
+}
+
+int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end) {
+    return has_infinite_kl(backend, base, -(double)INFINITY, other, start, end);
 }
 
 static int can_read_in_place(const tl_kl_side *of) {
@@ -65,7 +68,7 @@ static int reduce_both(const tl_backend *backend, tl_kl_side *base, tl_kl_side *
         const void *p = elements(backend, base, start, count, base_in_place);
         const void *q = elements(backend, other, start, count, other_in_place);
         if (TL_UNLIKELY(backend->kl[base->row->compute_dtype](p, q, (size_t)count, &base->state, &other->state)))
-            found |= has_infinite_kl(backend, base, other, start, start + count);
+            found |= has_infinite_kl(backend, base->row, base->floor, other->row, start, start + count);
         start += count;
     }
     return found;
@@ -213,12 +216,15 @@ static void read_rows(const tl_backend *backend, const tl_row *base, const tl_ro
 }
 
 tl_kl tl_kl_finish(const tl_row *base, const tl_row *other, tl_kl_acc *acc) {
-    tl_kl found = {(double)NAN, (double)NAN, (double)NAN};
+    const double nan = (double)NAN;
+    tl_kl found = {nan, nan, nan, {0, nan}, {0, nan}};
     if (acc->stage != TL_KL_OPEN)
         return found;
     double base_log = tl_lse_log(&acc->base.state, base), other_log = tl_lse_log(&acc->other.state, other);
-    found.base_logsumexp = acc->base.state.offset + base_log;
-    found.logsumexp = acc->other.state.offset + other_log;
+    found.base = (tl_lse){acc->base.state.offset, base_log};
+    found.other = (tl_lse){acc->other.state.offset, other_log};
+    found.base_logsumexp = tl_logsumexp(found.base);
+    found.logsumexp = tl_logsumexp(found.other);
     if (base_log == -(double)INFINITY)
         return found;
     double mean = tl_moment_mean(&acc->base.state);
@@ -291,7 +297,7 @@ static void end_probs(const tl_backend *backend, const prob_acc *acc, int count,
         double kl = dot / (acc->sum[0][l] + acc->error[0][l]) - (base - other);
         if (acc->is_infinite[l] && base == base && other == other)
             kl = (double)INFINITY;
-        found[l] = (tl_kl){kl < 0 ? 0 : kl, base, other};
+        found[l] = (tl_kl){kl < 0 ? 0 : kl, base, other, {0, base}, {0, other}};
     }
 }
 
@@ -430,6 +436,8 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
         found_of[i].kl = infinite ? (double)INFINITY : kl < 0 ? 0 : kl;
         found_of[i].base_logsumexp = base_lse.log[i];
         found_of[i].logsumexp = other_lse.log[i];
+        found_of[i].base = (tl_lse){0, base_lse.log[i]};
+        found_of[i].other = (tl_lse){0, other_lse.log[i]};
         found &= ~((uint64_t)!(sum > 0 && other_sum == other_sum && (infinite || mean - mean == 0)) << i);
     }
     return found;

@@ -3,11 +3,13 @@
 #define TOKENLOSS_KL_H
 
 #include "cancel.h"
+#include "logsumexp.h"
 #include "row_block.h"
 
-/* A divergence, and the logsumexps of both; nan if a logit is nan or +inf. */
+/* A divergence, and the logsumexps of both, as a number and as two; nan if a logit is nan or +inf. */
 typedef struct {
     double kl, base_logsumexp, logsumexp;
+    tl_lse base, other;
 } tl_kl;
 
 /* KL(softmax(base) || softmax(other)) of two rows of one length and compute dtype: double if one is transformed. */
@@ -19,6 +21,9 @@ tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_r
  * they were reduced. */
 uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double floor,
                         tl_kl *found_of);
+
+/* Whether a class of [start, end) is possible in the base and impossible in the other row. */
+int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end);
 
 /* -- for kernels that read both rows block by block ---------------------------------------------------------------- */
 

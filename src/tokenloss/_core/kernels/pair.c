@@ -107,6 +107,8 @@ static tl_pair end(const tl_backend *backend, const tl_row *base, double base_nl
     tl_pair pair = {.kl = divergence_of(found, definitions)};
     pair.base_logsumexp = found.base_logsumexp;
     pair.logsumexp = found.logsumexp;
+    pair.base_lse = found.base;
+    pair.lse = found.other;
     pair.nll = nll;
     pair.base_nll = base_nll;
     pair.change = tl_exp(-pair.nll) - tl_exp(-pair.base_nll);
@@ -121,7 +123,7 @@ int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row
     tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype);
     tl_kl found = tl_kl_finish(&kl_base, &kl_row, &acc->kl);
     if (target < 0)
-        pair->kl = found.kl;
+        *pair = (tl_pair){.kl = found.kl, .base_lse = found.base, .lse = found.other};
     else
         *pair = end(backend, base, nll_of(backend, base, &acc->base, base_target_raw),
                     nll_of(backend, row, &acc->other, target_raw), TL_EXACT, found, acc);
@@ -191,6 +193,8 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         pairs[i].kl = divergence_of(found_of[i], definitions);
         pairs[i].base_logsumexp = found_of[i].base_logsumexp;
         pairs[i].logsumexp = found_of[i].logsumexp;
+        pairs[i].base_lse = found_of[i].base;
+        pairs[i].lse = found_of[i].other;
         pairs[i].nll = lse.relative.nll[i];
         pairs[i].base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, &base_row, base->excluded[i])
                                                         : base_lse.relative.nll[i];
@@ -203,13 +207,17 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
 }
 
 void tl_pair_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
-                      tl_definitions definitions, tl_pair *pairs, tl_cancel *cancel) {
+                      tl_definitions definitions, int divergences, tl_pair *pairs, tl_cancel *cancel) {
     assert(base->count == rows->count && base->wanted == rows->wanted);
     uint64_t left = rows->wanted & ~find_short(backend, base, rows, dtype, definitions, pairs, cancel);
     for (int i = 0; i < rows->count; i++) {
         tl_row base_row = tl_row_of_block(base, i), row = tl_row_of_block(rows, i);
         if (left >> i & 1)
             pairs[i] = tl_pair_row(backend, &base_row, &row, rows->excluded[i], dtype, definitions, cancel);
+        base_row.compute_dtype = row.compute_dtype = dtype;
+        if (divergences && rows->wanted >> i & 1)
+            pairs[i].further = tl_divergences_of(backend, &base_row, &row, pairs[i].base_lse, pairs[i].lse, divergences,
+                                                 cancel);
     }
 }
 

@@ -2,7 +2,7 @@
 #ifndef TOKENLOSS_PAIR_H
 #define TOKENLOSS_PAIR_H
 
-#include "kl.h"
+#include "divergences.h"
 
 /* Whose definitions hold. By llama.cpp's, the base has log-probabilities b, used as given, and the divergence is the
  * sum of exp(b) (b - log_softmax(row)) over those above -16. */
@@ -13,7 +13,9 @@ typedef struct {
     double change;         /* of the class id's probability */
     double base_logsumexp; /* of the classes that the divergence counts */
     double logsumexp;
+    tl_lse base_lse, lse; /* both, as two numbers each */
     double base_top_p; /* probability of the base's most likely class */
+    tl_divergences further; /* if they are wanted */
     int is_same_top; /* whether both have the same most likely class: the lowest of the largest logit; nan is skipped */
 } tl_pair;
 
@@ -41,9 +43,10 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
 int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target,
                 double base_target_raw, double target_raw, int dtype, tl_pair_acc *acc, tl_pair *pair);
 
-/* The same of the wanted rows of two blocks, which have the same rows and excluded classes: the class ids. */
+/* The same of the wanted rows of two blocks, which have the same rows and excluded classes: the class ids; and these
+ * further divergences, a sum of codes of backend.h. */
 void tl_pair_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
-                      tl_definitions definitions, tl_pair *pairs, tl_cancel *cancel);
+                      tl_definitions definitions, int divergences, tl_pair *pairs, tl_cancel *cancel);
 
 /* The logsumexp of a base of log-probabilities: that of the counted ones if the others cannot make it exceed `most`. */
 double tl_pair_base_logsumexp(const tl_backend *backend, const tl_row *base, double counted, double most,

@@ -41,9 +41,9 @@ _CONTINUATION = bytes(range(128, 192))  # bytes that go on with a character in U
 class AlignedText:
     """The bytes of a text file, against which ids are held, block by block.
 
-    The file is that of all texts of the ids in their order. Between two of them, and at the end, there may be white
-    space that no token holds; it belongs to none. Where a tokenizer drops white space between tokens, it belongs to the
-    token that follows it.
+    The file is that of all texts of the ids in their order. Between two of them, after special tokens, and at the end,
+    there may be white space that no token holds; it belongs to none. Where a tokenizer drops white space between
+    tokens, it belongs to the token that follows it.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class AlignedText:
         self._tokenizer = _solid(tokenizer) if tokenizer.drops_spaces else tokenizer
         self._at = 0  # byte of the file after the last token
         self._place, self._n_tokens = "", 0  # the file of the ids, and how many of it came
-        self._is_first = True  # whether the text has written nothing yet
+        self._is_first = True  # whether the next token may be the first of a text
         self._is_blank = True  # whether it has written no more than white space
         with open_regular(path) as file:
             self._stamp = stamp(file)
@@ -68,15 +68,20 @@ class AlignedText:
         """
         if place != self._place:
             self._place, self._n_tokens = place, 0
-        ids, is_first = self._tokenizer.checked(ids, place, self._n_tokens), np.array(is_first, bool)
+        tokenizer = self._tokenizer
+        ids, is_first = tokenizer.checked(ids, place, self._n_tokens), np.array(is_first, bool)
         if not len(ids):
             return ids, ids
+        # one text may end and another begin at an id that writes nothing
+        may_end = (ids < 0) | (tokenizer.is_special | tokenizer.restarts)[np.maximum(ids, 0)]
+        may_end &= not tokenizer.drops_spaces
+        is_first[1:] |= may_end[:-1]
         is_first[0] |= self._is_first
         with self._opened() as text:
-            lay = self._lay_words if self._tokenizer.drops_spaces else self._lay
+            lay = self._lay_words if tokenizer.drops_spaces else self._lay
             starts, stops = lay(text, ids, is_first)
         self._n_tokens += len(ids)
-        self._is_first = self._tokenizer.is_open(ids, is_first)
+        self._is_first = bool(may_end[-1]) or tokenizer.is_open(ids, is_first)
         return starts, stops
 
     def end(self) -> None:
@@ -114,12 +119,21 @@ class AlignedText:
             if gap is None:
                 self._refuse_part(text, ids, first, offsets, written)
             self._at += gap + len(written)
-            if gap and n in cut and text[self._at - len(written) - 1] == _SPACE:
+            if n in cut and self._has_space(text, self._at - len(written), gap):
                 gap, lengths[cut[n]] = gap - 1, lengths[cut[n]] + 1  # it goes on with a space that the text has
             gaps[first] = gap
             self._is_blank &= not written.strip()
         stops = begin + np.cumsum(gaps + lengths)
         return stops - lengths, stops
+
+    def _has_space(self, text: Text, at: int, gap: int) -> bool:
+        """Whether a text has the space that was taken off its first token, in the white space up to a byte.
+
+        More of it belongs to no token, but for spaces that a tokenizer adds to a text that begins with none.
+        """
+        if not gap or text[at - 1] != _SPACE:
+            return False
+        return gap == 1 or (self._tokenizer.said.prefix == "unless there" and text[at - 2] != _SPACE)
 
     def _written(self, ids: IntArray, is_first: BoolArray) -> tuple[bytes, IntArray]:
         """The bytes of tokens, and where each begins in them, with the end."""
@@ -177,18 +191,20 @@ class AlignedText:
             cause = "it begins with a byte order mark, which they lack"
         else:
             is_special = k > 0 and self._tokenizer.is_special[ids[k - 1]]
+            name = self._tokenizer.said.pieces.get(int(ids[k - 1]), b"") if is_special else b""
+            is_named = name and text[at : at + len(name)] == name
             other = "they may be of another text, tokenizer or version"
-            cause = _cause(found, expected) or ("special tokens before it write nothing" if is_special else other)
+            cause = _cause(found, expected) or ("special tokens before it write nothing" if is_named else other)
         fits = f"be the text of the ids by {self._tokenizer.path}; {cause}"
         raise_error("file", path=self.path, byte=at, got=got, fits=fits)
 
 
 def _solid(tokenizer: Tokenizer) -> Tokenizer:
     """A tokenizer without the white space in its tokens, which those that were added may hold."""
-    pieces = {i: _WIDE_SPACE.sub(b"", b"".join(piece.split())) for i, piece in enumerate(tokenizer.pieces)}
-    unknown = frozenset(np.flatnonzero(tokenizer.unknown).tolist())
-    silent = frozenset(i for i, piece in pieces.items() if not piece)
-    return Tokenizer(tokenizer.path, Vocabulary(pieces, silent - unknown, unknown, drops_spaces=True))
+    said = tokenizer.said
+    pieces = {i: _WIDE_SPACE.sub(b"", b"".join(piece.split())) for i, piece in said.pieces.items()}
+    special = said.special.union(i for i, piece in pieces.items() if said.pieces[i] and not piece) - said.unknown
+    return Tokenizer(tokenizer.path, Vocabulary(pieces, special, said.unknown, drops_spaces=True))
 
 
 def _without_spaces(text: Text, at: int, most: int) -> tuple[bytes, IntArray]:
@@ -259,8 +275,9 @@ def _cause(found: bytes, expected: bytes) -> str | None:
             return "it is not UTF-8 there, and tokenizers put U+FFFD in place of that"
     differ = next((i for i, (a, b) in enumerate(zip(text, of_ids, strict=False)) if a != b), 0)
     for words, change in _CHANGES:
-        for changed, other, what in (change(text), of_ids, "they are of it"), (text, change(of_ids), "it is theirs"):
-            n = min(len(changed), len(other)) - 2 * (len(changed) != len(other))
+        for before, other, what in (text, of_ids, "they are of it"), (of_ids, text, "it is theirs"):
+            changed = change(before)
+            n = min(len(changed) - 2 * (len(changed) != len(other)), len(other))  # its last ones may be cut
             if n > differ and changed[:n] == other[:n]:
                 return f"{what} {words}"
     return None

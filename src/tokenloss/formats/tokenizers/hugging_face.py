@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._core.text import BYTE_TOKEN, BYTES, from_byte_level
+from tokenloss._core.text import BYTE_TOKEN, BYTES, UTF8_BYTES, from_byte_level
 from tokenloss.formats.tokenizers.tokenizer import Vocabulary, check_spaces
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _VERSION = "1.0"
 _SHOWN = 120  # characters of a step in a message
-_FALLBACK = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+_FALLBACK = frozenset(f"<0x{BYTES[c]:02X}>" for c in UTF8_BYTES)
 # pre-tokenizers that cut a text and keep all of it, and those that leave out white space, if not more
 _KEEPING = ("ByteLevel", "Digits", "FixedLength", "Metaspace", "Punctuation", "Split", "UnicodeScripts")
 _DROPPING = ("BertPreTokenizer", "CharDelimiterSplit", "Whitespace", "WhitespaceSplit")
@@ -40,27 +40,36 @@ def read(said: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:
     if _byte_or_text in encode and _written(encode, "▁") == b" ":
         check_spaces({*names.values()})
     pieces = {i: _written(encode, name) for i, name in names.items()}
+    if model.get("byte_fallback"):  # bytes of the model write something, even if they were added as special tokens
+        added = [token for token in added if not BYTE_TOKEN.fullmatch(token["content"])]
     special, unknown = set(), set()
     for token in added:
         i, content = token["id"], token["content"]
+        matched = _normalized(normalizers, content) if token.get("normalized") else content
+        written = content.encode() if is_byte_level else _written(encode, matched)
         if token.get("special"):
             special.add(i)
+            pieces[i] = content.encode()
         elif token.get("lstrip") or token.get("rstrip"):
             unknown.add(i)  # it stands for the white space beside it, too
-        elif is_byte_level and names.get(i) == content and pieces[i] != content.encode():
+        elif names.get(i) == content and pieces[i] != written:
             unknown.add(i)  # é is a byte of the model, and this character by itself
-        elif names.get(i) != content:
-            pieces[i] = content.encode() if is_byte_level else _written(encode, content)
+        else:
+            pieces[i] = written
     unk = model.get("unk_id")  # of Unigram
     unk = next((i for i, name in names.items() if name == model.get("unk_token")), None) if unk is None else unk
     has_bytes = (is_byte_level or bool(model.get("byte_fallback"))) and {*names.values()}.issuperset(
-        BYTES if is_byte_level else _FALLBACK
+        UTF8_BYTES if is_byte_level else _FALLBACK
     )
     if unk is not None and not has_bytes:
         unknown.add(unk)
     drops = "merges" in model and unk is None and not has_bytes  # BPE leaves out in silence what it has no token for
     drops |= any(map(_drops_text, splits)) or any(step["type"] in ("WordPiece", "BPEDecoder") for step in decoders)
-    return Vocabulary(pieces, frozenset(special - unknown), frozenset(unknown), _prefix(normalizers, splits), drops)
+    drops |= _adds_spaces(splits) or any(_changes_length(step, encode, is_byte_level) for step in normalizers)
+    prefix, restarts = _prefix(normalizers, splits, added)
+    if prefix != "never":
+        restarts |= _bos(said.get("post_processor"))
+    return Vocabulary(pieces, frozenset(special - unknown), frozenset(unknown), prefix, drops, restarts)
 
 
 def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]], encode: list[Step]) -> None:
@@ -79,9 +88,9 @@ def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, those of a sequence one by one."""
+    """The steps of a normalizer, pre-tokenizer, decoder or post-processor, those of a sequence one by one."""
     if isinstance(part, dict):
-        inner = [part[key] for key in ("normalizers", "pretokenizers", "decoders") if key in part]
+        inner = [part[key] for key in ("normalizers", "pretokenizers", "decoders", "processors") if key in part]
         if inner:
             for step in inner[0]:
                 yield from _steps(step)
@@ -153,15 +162,60 @@ def _byte_or_text(piece: str) -> str | bytes:
     return bytes.fromhex(byte[1]) if byte else piece
 
 
-def _prefix(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]]) -> Prefix:
-    """When a space is put before a text."""
+def _normalized(normalizers: list[dict[str, Any]], content: str) -> str:
+    """What an added token is looked for as, if a text is normalized first."""
+    for step in normalizers:
+        match step:
+            case {"type": "Prepend", "prepend": str(mark)}:
+                content = mark + content
+            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
+                content = content.replace(old, new)
+    return content
+
+
+def _changes_length(step: dict[str, Any], encode: list[Step], is_byte_level: bool) -> bool:
+    """Whether a step of a normalizer writes other text of another length, which the decoder does not change back."""
+    match step:
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old != " ":
+            return len(new.encode() if is_byte_level else _written(encode, new)) != len(old.encode())
+    return False
+
+
+def _scheme(step: dict[str, Any]) -> str:
+    """Which parts of a text a pre-tokenizer puts a space before: "never" any, the "first", or "always" each."""
+    if step["type"] not in ("ByteLevel", "Metaspace"):
+        return "never"
+    return str(step.get("prepend_scheme", "always" if step.get("add_prefix_space") else "never"))
+
+
+def _adds_spaces(splits: list[dict[str, Any]]) -> bool:
+    """Whether a space is put before each part of a text that was split before."""
+    after = [i for i, step in enumerate(splits) if step.get("use_regex", True) and step.get("split", True)][:1]
+    return any(_scheme(step) == "always" for i in after for step in splits[i + 1 :])
+
+
+def _prefix(
+    normalizers: list[dict[str, Any]], splits: list[dict[str, Any]], added: list[dict[str, Any]]
+) -> tuple[Prefix, frozenset[int]]:
+    """When a space is put before a text, and the ids after which it is put there again."""
     if any(step["type"] == "Prepend" for step in normalizers):
-        return "always"
-    for step in splits:
-        scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space") else "never")
-        if step["type"] in ("ByteLevel", "Metaspace") and scheme != "never":
-            return "unless there"
-    return "never"
+        again = (token["id"] for token in added if token.get("special") or not token.get("normalized"))
+        return "always", frozenset(again)
+    schemes = [scheme for scheme in map(_scheme, splits) if scheme != "never"]
+    if not schemes:
+        return "never", frozenset()
+    return "unless there", frozenset(token["id"] for token in added if "always" in schemes)
+
+
+def _bos(processor: Any) -> frozenset[int]:
+    """The ids that a post-processor puts before each text."""
+    found: set[int] = set()
+    for step in _steps(processor):
+        for item in step.get("single", ()):
+            if "SpecialToken" not in item:
+                break
+            found.update(step["special_tokens"][item["SpecialToken"]["id"]]["ids"])
+    return frozenset(found)
 
 
 def _drops_text(step: dict[str, Any]) -> bool:

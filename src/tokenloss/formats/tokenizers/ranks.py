@@ -6,9 +6,11 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from tokenloss._core.text import BYTES, from_byte_level
+from tokenloss._core.text import BYTES, UTF8_BYTES, from_byte_level
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.tokenizers.tokenizer import Vocabulary
+
+_END_OF_WORD = "</w>"
 
 
 def read_tiktoken(data: bytes) -> Vocabulary:
@@ -18,7 +20,7 @@ def read_tiktoken(data: bytes) -> Vocabulary:
     pieces = {int(rank): base64.b64decode(token.removeprefix(b"="), validate=True) for token, rank in lines}
     if len(pieces) < len(lines):
         raise ValueError("a rank is given twice")
-    return Vocabulary(pieces)
+    return Vocabulary(pieces, lacks_special=True)
 
 
 def read_tekken(said: dict[str, Any]) -> Vocabulary:
@@ -31,10 +33,15 @@ def read_tekken(said: dict[str, Any]) -> Vocabulary:
 
 
 def read_gpt2(vocab: dict[str, int], path: str) -> Vocabulary:
-    """What a vocab.json says, in the alphabet of byte-level BPE: tokens that no merge makes are special."""
-    if not vocab.keys() >= BYTES.keys():
-        raise ValueError("it is no tokenizer.json, and no vocab.json of byte-level BPE, which has all 256 bytes")
+    """What a vocab.json says, in the alphabet of byte-level BPE: tokens that no merge makes are special.
+
+    Where tokens that end a word have a mark, as CLIP's have, none holds white space.
+    """
+    if not vocab.keys() >= UTF8_BYTES:
+        raise ValueError("it is no tokenizer.json, and no vocab.json of byte-level BPE, which has all bytes of UTF-8")
+    end = _END_OF_WORD if any(letter + _END_OF_WORD in vocab for letter in BYTES) else ""
     with open_regular(str(Path(path).with_name("merges.txt"))) as file:
         made = {line.replace(" ", "") for line in file.read().decode().splitlines()} | BYTES.keys()
-    pieces = {i: from_byte_level(piece) for piece, i in vocab.items() if piece in made}
-    return Vocabulary(pieces, frozenset(vocab.values()) - pieces.keys())
+    made.update(letter + end for letter in BYTES)
+    pieces = {i: from_byte_level(piece.removesuffix(end)) for piece, i in vocab.items() if piece in made}
+    return Vocabulary(pieces, frozenset(vocab.values()) - pieces.keys(), drops_spaces=bool(end))

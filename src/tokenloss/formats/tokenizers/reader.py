@@ -20,6 +20,12 @@ _MOST_IDS = 1 << 21
 _NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model", "*.tiktoken", "vocab.json")  # the first counts
 _RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")  # begins a list of ranks
 _CONFIG = "tokenizer_config.json"
+# models of SentencePiece whose ids are others in Hugging Face's tokenizers, by the name of the file or the class
+_SHIFTED = ("sentencepiece.bpe.model", "source.spm", "target.spm")
+_SHIFTING = (
+    "Barthez", "Camembert", "ErnieM", "M2M100", "MBart", "Marian", "Nllb", "PLBart", "Pegasus", "SeamlessM4T",
+    "Speech2Text", "XGLM", "XLMProphetNet", "XLMRoberta",
+)  # fmt: skip
 
 
 def token_bytes(tokenizer: str | os.PathLike[str] | Tokenizer) -> IntArray:
@@ -57,7 +63,7 @@ def token_bytes(tokenizer: str | os.PathLike[str] | Tokenizer) -> IntArray:
     Tokens that were added count with their text, unless they are special. The first token of a text may begin with a
     space that the text lacks (SentencePiece, Llama 2): sum, and subtract 1 for each text. White space between tokens is
     in no token of WordPiece (BERT): there, bytes are known only with the text. If the tokenizer normalises a text, say
-    to NFC, these are the bytes of what it made of it.
+    to NFC or to single spaces, these are the bytes of what it made of it.
 
     Examples
     --------
@@ -119,21 +125,34 @@ def _vocabulary(path: str, data: bytes) -> Vocabulary:
         if "vocab" in said:
             return ranks.read_tekken(said)
         vocabulary = ranks.read_gpt2(said, path)
+        if _config(path).get("add_prefix_space"):
+            vocabulary = vocabulary._replace(prefix="unless there")
     elif data.startswith((b"\x80", b"PK\x03\x04")):
         raise ValueError("it is a pickle or an archive, which may run code or hold weights")
+    elif _RANK.match(data):
+        vocabulary = ranks.read_tiktoken(data)
     else:
-        vocabulary = ranks.read_tiktoken(data) if _RANK.match(data) else sentence_piece.read(data)
+        kind = str(_config(path).get("tokenizer_class"))
+        if Path(path).name in _SHIFTED or kind.startswith(_SHIFTING):
+            raise ValueError("the ids of its model are not those that it has here; give the tokenizer.json beside it")
+        vocabulary = sentence_piece.read(data)
     added = {token["id"]: token for token in _added(path)}
     special = {i for i, token in added.items() if token.get("special")} - vocabulary.unknown
     pieces = {i: token["content"].encode() for i, token in added.items()} | vocabulary.pieces
-    return vocabulary._replace(pieces=pieces, special=vocabulary.special | special)
+    special |= vocabulary.special - added.keys()
+    restarts = vocabulary.restarts | (added.keys() if vocabulary.prefix != "never" else set())
+    return vocabulary._replace(pieces=pieces, special=frozenset(special), restarts=restarts)
+
+
+def _config(path: str) -> dict[str, Any]:
+    """The configuration beside a tokenizer; nothing if there is none."""
+    config = Path(path).with_name(_CONFIG)
+    if not config.is_file():
+        return {}
+    with open_regular(str(config)) as file, library_errors(str(config)):
+        return {**parsed_json(file.read(_MOST_BYTES))}
 
 
 def _added(path: str) -> list[dict[str, Any]]:
     """The tokens that the configuration beside a tokenizer adds to it."""
-    config = Path(path).with_name(_CONFIG)
-    if not config.is_file():
-        return []
-    with open_regular(str(config)) as file, library_errors(str(config)):
-        said = parsed_json(file.read(_MOST_BYTES)).get("added_tokens_decoder", {})
-    return [{**token, "id": int(i)} for i, token in said.items()]
+    return [{**token, "id": int(i)} for i, token in _config(path).get("added_tokens_decoder", {}).items()]

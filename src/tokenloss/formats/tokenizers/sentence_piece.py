@@ -10,6 +10,8 @@ from tokenloss.formats.tokenizers.tokenizer import Vocabulary, check_spaces
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tokenloss.formats.tokenizers.tokenizer import Prefix
+
 # numbers of fields in sentencepiece_model.proto
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _PIECE, _TYPE = 1, 3
@@ -43,7 +45,9 @@ def read(data: bytes) -> Vocabulary:
     never = (_CONTROL, _UNKNOWN) if types.count(_BYTE) == 256 else (_CONTROL,)  # with all bytes, nothing is unknown
     special = frozenset(i for i, kind in enumerate(types) if kind in never)
     unknown = frozenset(i for i, kind in enumerate(types) if kind == _UNKNOWN) - special
-    return Vocabulary(pieces, special, unknown, "always" if normalizer.get(_ADDS_SPACE, 1) else "never")
+    prefix: Prefix = "always" if normalizer.get(_ADDS_SPACE, 1) else "never"
+    # it writes no control piece for a text: after one, another text begins
+    return Vocabulary(pieces, special, unknown, prefix, restarts=special)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

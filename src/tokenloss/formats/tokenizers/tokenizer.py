@@ -22,8 +22,9 @@ class Vocabulary(NamedTuple):
 
     `pieces` are the bytes by id. `special` ids write nothing by design; `unknown` ids stand for text that no file
     tells. `prefix` says when the first token of a text begins with a space that the text lacks: "always", or only where
-    it does not begin with one itself, "unless there". If `drops_spaces`, a text may hold what no token does, such as
-    white space.
+    it does not begin with one itself, "unless there"; the first token after one of `restarts` begins with it again. If
+    `drops_spaces`, a text may hold what no token does, such as white space, or tokens what the text lacks. If
+    `lacks_special`, there may be special ids beyond those of the file.
     """
 
     pieces: dict[int, bytes]
@@ -31,6 +32,8 @@ class Vocabulary(NamedTuple):
     unknown: frozenset[int] = frozenset()
     prefix: Prefix = "never"
     drops_spaces: bool = False
+    restarts: frozenset[int] = frozenset()
+    lacks_special: bool = False
 
 
 def check_spaces(pieces: Collection[str]) -> None:
@@ -52,6 +55,8 @@ class Tokenizer:
         The lengths of the pieces.
     is_special : array of bool
         Ids that write nothing by design.
+    restarts : array of bool
+        Ids after which a text begins anew, with a space that it lacks.
     unknown : array of bool
         Ids whose text no file tells, such as [UNK], and those below the largest that the tokenizer lacks.
     has_prefix_space : bool
@@ -59,20 +64,35 @@ class Tokenizer:
     drops_spaces : bool
         Whether a text may hold what no token does, such as white space between words, so that bytes are known only
         with the text.
+    said : Vocabulary
+        What the file says, with the names of special tokens.
     """
 
     def __init__(self, path: str, said: Vocabulary) -> None:
         size = 1 + max((*said.pieces, *said.special, *said.unknown), default=-1)
         silent = said.special | said.unknown
         self.path: str = path
+        self.said: Vocabulary = said
         self.pieces: list[bytes] = [b"" if i in silent else said.pieces.get(i, b"") for i in range(size)]
         self.n_bytes: IntArray = np.array([*map(len, self.pieces)], np.int64)
         self.is_special: BoolArray = np.array([i in said.special for i in range(size)], bool)
+        self.restarts: BoolArray = np.array([i in said.restarts for i in range(size)], bool)
         self.unknown: BoolArray = (self.n_bytes == 0) & ~self.is_special
         self.has_prefix_space: bool = said.prefix != "never"
         self.drops_spaces: bool = said.drops_spaces
         self._is_added_once = said.prefix == "unless there"
         self._spaces: IntArray = np.array([len(piece) - len(piece.lstrip(b" ")) for piece in self.pieces], np.int64)
+
+    @property
+    def range_of_ids(self) -> str:
+        """The ids that there are, for messages."""
+        hint = "; its lines hold no special ids: tokenizer.json or tokenizer_config.json beside it would name them"
+        return f"[0, {len(self.pieces)}), the ids of {self.path}{hint * self.said.lacks_special}"
+
+    def with_special(self, size: int) -> Tokenizer:
+        """One of at least so many ids; those beyond are special if the file may lack some that are."""
+        beyond = range(len(self.pieces), size if self.said.lacks_special else 0)
+        return Tokenizer(self.path, self.said._replace(special=self.said.special.union(beyond))) if beyond else self
 
     def pieces_of(self, ids: Array, is_first: Array, start: int = 0) -> list[bytes]:
         """The bytes of tokens in texts, as `lengths` counts them."""
@@ -134,8 +154,7 @@ class Tokenizer:
         beyond = np.flatnonzero(ids >= len(self.pieces))
         if len(beyond):
             i = int(beyond[0])
-            fits = f"[0, {len(self.pieces)}), the ids of {self.path}"
-            raise_error("class", name=name, position=[start + i], got=int(ids[i]), fits=fits)
+            raise_error("class", name=name, position=[start + i], got=int(ids[i]), fits=self.range_of_ids)
         unknown = np.flatnonzero(self.unknown[np.maximum(ids, 0)] & (ids >= 0))
         if len(unknown):
             i = int(unknown[0])

@@ -11,14 +11,14 @@ typedef struct {
     OP(vec) rounder; /* rounds 8 x / ln 2 to k, and leaves k less that of the least power in the low bits */
     OP(table) powers;
     OP(vec) shift, threshold;
-    OP(vec) maximum[2], min_other, floor;
+    OP(vec) maximum[2], alone, floor;
     OP(bits) count_ge[2];
     OP(bits) or_bits[2]; /* of all k */
 } OP(acc);
 
 TL_TARGET TL_INLINE OP(acc) OP(acc_init)(int64_t exponent, int clamps, double shift, double threshold) {
     const int64_t least = OP(LEAST_EXPONENT) - OP(HEADROOM) + exponent;
-    const OP(vec) infinity = OP(set)((REAL)INFINITY), none = OP(set)(-(REAL)INFINITY);
+    const OP(vec) none = OP(set)(-(REAL)INFINITY);
     const OP(bits) zero = OP(no_bits)();
     OP(acc)
     acc = {OP(set)((REAL)(((double)least - CLAMPED_EIGHTHS / 8.0) * TL_LN2)),
@@ -27,7 +27,7 @@ TL_TARGET TL_INLINE OP(acc) OP(acc_init)(int64_t exponent, int clamps, double sh
            OP(set)((REAL)shift),
            OP(set)((REAL)threshold),
            {none, none},
-           infinity,
+           none,
            none,
            {zero, zero},
            {zero, zero}};

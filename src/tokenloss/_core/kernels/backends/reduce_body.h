@@ -36,7 +36,8 @@ TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *ot
         OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(add_rest)(&exp, exp.power);
         acc->maximum[i % 2] = OP(max_skip_nan)(value[c], acc->maximum[i % 2]);
         if (mode == KL && clamps) {
-            acc->min_other = OP(min)(acc->min_other, y[c]);
+            OP(vec) alone = OP(if_less)(y[c], OP(set)(-OP(OTHER_LIMIT)), value[c], acc->alone);
+            acc->alone = OP(max_skip_nan)(alone, acc->alone);
             y[c] = OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y[c]);
         }
         if (mode == KL)
@@ -318,8 +319,7 @@ TL_TARGET TL_INLINE int NAME(try_kl_)(const ELEMENT *p, const ELEMENT *q, size_t
     base->exp_overflow |= p_out_of_range;
     other->exp_overflow |= q_out_of_range;
     base->maximum = NAME(max_of_)(p_acc.maximum, 2, base->maximum);
-    OP(vec) minus_min = OP(sub)(OP(set)(0), p_acc.min_other);
-    return clamps_q && NAME(max_of_)(&minus_min, 1, 0) > OP(OTHER_LIMIT);
+    return clamps_q && OP(mask_ge)(p_acc.alone, OP(set)(OP(LOWEST)));
 }
 
 /* A function of its own, whose registers the compiler divides better. */

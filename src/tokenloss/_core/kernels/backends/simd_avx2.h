@@ -86,6 +86,7 @@ OPERATION __m256 f32_mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
 OPERATION __m256 f32_max_keep_nan(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 OPERATION __m256 f32_max_skip_nan(__m256 a, __m256 b) { return f32_max_keep_nan(a, b); }
 OPERATION __m256 f32_min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
+OPERATION __m256 f32_div(__m256 a, __m256 b) { return _mm256_div_ps(a, b); }
 /* a, but -inf where it is not above b; nan stays */
 OPERATION __m256 f32_above(__m256 a, __m256 b) {
     return _mm256_blendv_ps(a, _mm256_set1_ps(-INFINITY), _mm256_cmp_ps(a, b, _CMP_LE_OQ));
@@ -113,6 +114,9 @@ OPERATION __m256i f32_or_bits(__m256i a, __m256 b, __m256 c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castps_si256(b), _mm256_castps_si256(c)));
 }
 /* a == b ? c : d; a nan compares as false */
+OPERATION __m256 f32_if_less(__m256 a, __m256 b, __m256 c, __m256 d) {
+    return _mm256_blendv_ps(d, c, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 OPERATION __m256 f32_if_equal(__m256 a, __m256 b, __m256 c, __m256 d) {
     return _mm256_blendv_ps(d, c, _mm256_cmp_ps(a, b, _CMP_EQ_OQ));
 }

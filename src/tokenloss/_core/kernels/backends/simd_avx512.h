@@ -79,6 +79,7 @@ OPERATION __m512 f32_mul(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
 OPERATION __m512 f32_max_keep_nan(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 OPERATION __m512 f32_max_skip_nan(__m512 a, __m512 b) { return f32_max_keep_nan(a, b); }
 OPERATION __m512 f32_min(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
+OPERATION __m512 f32_div(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
 /* a, but -inf where it is not above b; nan stays */
 OPERATION __m512 f32_above(__m512 a, __m512 b) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), a, _mm512_set1_ps(-INFINITY));
@@ -105,6 +106,9 @@ OPERATION __m512i f32_or_bits(__m512i a, __m512 b, __m512 c) {
     return _mm512_ternarylogic_epi32(a, _mm512_castps_si512(b), _mm512_castps_si512(c), 0xfe);
 }
 /* a == b ? c : d; a nan compares as false */
+OPERATION __m512 f32_if_less(__m512 a, __m512 b, __m512 c, __m512 d) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), d, c);
+}
 OPERATION __m512 f32_if_equal(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), d, c);
 }

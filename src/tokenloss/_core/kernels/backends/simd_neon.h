@@ -48,6 +48,7 @@ TL_INLINE float32x4_t f32_mul(float32x4_t a, float32x4_t b) { return vmulq_f32(a
 TL_INLINE float32x4_t f32_max_keep_nan(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
 TL_INLINE float32x4_t f32_max_skip_nan(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 TL_INLINE float32x4_t f32_min(float32x4_t a, float32x4_t b) { return vminq_f32(a, b); }
+TL_INLINE float32x4_t f32_div(float32x4_t a, float32x4_t b) { return vdivq_f32(a, b); }
 /* a, but -inf where it is not above b; nan stays */
 TL_INLINE float32x4_t f32_above(float32x4_t a, float32x4_t b) {
     return vbslq_f32(vcleq_f32(a, b), vdupq_n_f32(-INFINITY), a);
@@ -79,6 +80,9 @@ TL_INLINE uint32x4_t f32_or_bits(uint32x4_t a, float32x4_t b, float32x4_t c) {
     return vorrq_u32(a, vorrq_u32(vreinterpretq_u32_f32(b), vreinterpretq_u32_f32(c)));
 }
 /* a == b ? c : d; a nan compares as false */
+TL_INLINE float32x4_t f32_if_less(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d) {
+    return vbslq_f32(vcltq_f32(a, b), c, d);
+}
 TL_INLINE float32x4_t f32_if_equal(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d) {
     return vbslq_f32(vceqq_f32(a, b), c, d);
 }

@@ -65,6 +65,7 @@ TL_INLINE float f32_mul(float a, float b) { return a * b; }
 TL_INLINE float f32_max_keep_nan(float a, float b) { return a > b ? a : b; }
 TL_INLINE float f32_max_skip_nan(float a, float b) { return a > b ? a : b; }
 TL_INLINE float f32_min(float a, float b) { return a < b ? a : b; }
+TL_INLINE float f32_div(float a, float b) { return a / b; }
 /* a, but -inf where it is not above b; nan stays */
 TL_INLINE float f32_above(float a, float b) { return a <= b ? -INFINITY : a; }
 TL_INLINE uint32_t f32_mask_ge(float a, float b) { return a >= b; }
@@ -114,6 +115,7 @@ TL_INLINE float f32_zero_if_negative(float a) {
 }
 
 /* a == b ? c : d; a nan compares as false */
+TL_INLINE float f32_if_less(float a, float b, float c, float d) { return a < b ? c : d; }
 TL_INLINE float f32_if_equal(float a, float b, float c, float d) { return a == b ? c : d; }
 TL_INLINE int f32_any_negative(uint32_t bits) { return bits >> 31 != 0; }
 

@@ -44,6 +44,7 @@ static const float f32_WHOLE[] = {0x1.55479p-3f, 0x1.0008d8p-1f, 1}; /* LEADING 
 #define f32_UNIT 0x1.4cd7e6p-1f
 #define f32_UNIT_LOW (-0x1.5ba98p-26f)
 static const float f32_EXP[] = {1 / 24.0f, 1 / 6.0f, 0.5f, 1};
+#define f32_LOWEST (-0x1.fffffep127f)
 #define f32_SUMS 2 /* of four powers each: a third addition in float would cost too many digits */
 
 static const uint64_t f64_POWERS[8] = {0x10000000000000, 0x0f72b83c7d517b, 0x0f06fe0a31b715, 0x0ebfdad5362a27,
@@ -61,6 +62,7 @@ static const double f64_WHOLE[] = {0x1.a01edf351ab43p-13, 0x1.6c1c3ab56a4f0p-10,
 #define f64_KEPT_BITS TL_DOUBLE_KEPT_BITS
 #define f64_UNKEPT TL_DOUBLE_UNKEPT
 #define f64_OTHER_LIMIT TL_MIN_FMA_SAFE
+#define f64_LOWEST (-0x1.fffffffffffffp1023)
 #define f64_SUMS 1
 #define f64_REACH 700
 #define f64_LEAST_ODDS 0x1p-900
@@ -70,6 +72,8 @@ static const double f64_WHOLE[] = {0x1.a01edf351ab43p-13, 0x1.6c1c3ab56a4f0p-10,
 #define f64_UNIT_LOW 0.0
 static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5040.0, 1 / 720.0,
                                  1 / 120.0,     1 / 24.0,     1 / 6.0,     0.5,        1};
+
+#include "divergence_fits.h"
 
 /* Inside of the kernels, terms are 2^HEADROOM times as large, so that those far below the maximum are still in range.
  * Moments and sums up to SUM_OVERFLOW (logsumexp.c) must be, too. */
@@ -100,8 +104,8 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
 #endif
 
 /* What a reduction adds up. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x, #{x >= threshold}, and the
- * sum of all classes. KL: also sum of e^x ((x - shift) - (y - shift_y)), max x and min y, where y are the logits of the
- * other row and shift_y is passed as `threshold`. */
+ * sum of all classes. KL: also sum of e^x ((x - shift) - (y - shift_y)), max x, and the largest x whose y is -inf,
+ * where y are the logits of the other row and shift_y is passed as `threshold`. */
 enum tl_mode { SUMEXP, MOMENT, KL };
 
 /* What is written of a row: exponentials that were kept, times a number; elements less a number; exponentials. */
@@ -237,6 +241,7 @@ TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec l
 #define OP(f) f32_##f
 #include "exp_body.h"
 #include "nll_body.h"
+#include "divergence_body.h"
 #undef REAL
 #undef UINT
 #undef OP
@@ -245,6 +250,7 @@ TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec l
 #define OP(f) f64_##f
 #include "exp_body.h"
 #include "nll_body.h"
+#include "divergence_body.h"
 #undef REAL
 #undef UINT
 #undef OP
@@ -427,6 +433,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .softcap = JOIN(softcap_, BACKEND),
     .logs = JOIN(logs_, BACKEND),
     .prob_sums = JOIN(prob_sums_, BACKEND),
+    .divergences = {[TL_FLOAT32] = f32_divergences, [TL_FLOAT64] = f64_divergences},
     .target_dot = COMPUTE_DTYPES(target_dot_),
     .row_dots = COMPUTE_DTYPES(row_dots_),
     .largest_mass = COMPUTE_DTYPES(largest_mass_),

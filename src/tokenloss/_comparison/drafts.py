@@ -1,0 +1,424 @@
+"""Draft models of speculative decoding: how much of what they draft a target model accepts, and what that gains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._comparison.draft_columns import acceptance, draft_columns
+from tokenloss._comparison.draft_tables import BLOCK, drafts_shown
+from tokenloss._comparison.figures import signed_of
+from tokenloss._comparison.paired import nan_last
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import ExactMoments
+from tokenloss._core.result import Result, columns_of, figure, nonzero, places_of, rows_of
+from tokenloss._core.signature import signature_of
+from tokenloss._core.validation import check_number
+from tokenloss._statistics.distributions import TAIL
+from tokenloss._statistics.gates import share_estimate
+from tokenloss._statistics.ratio import ExactRatio
+from tokenloss._statistics.sequences import sequence_numbers, sums_by_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenloss._core.result import Shown
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
+
+_MAX_K = 8  # drafted tokens of a call
+_TEMPERATURES = 1e-6, 1e6  # beyond which decoding is greedy, or all classes are alike
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class DraftAcceptance(Result):
+    """Result of `draft_acceptance`, and of `compare_files` with ``draft=True``.
+
+    Each ``*_stderr`` is the standard error of the figure before it, clustered by text; those of a single text take each
+    64 neighbouring positions as independent of the others. It is nan where there are fewer than two texts or blocks.
+
+    Attributes
+    ----------
+    temperature : float
+        The temperature of both models; 0 is greedy decoding.
+    count : int
+        Number of positions.
+    n_sequences : int
+        Number of texts with any position; 0 where positions were not numbered by text, and all are one text.
+    is_clustered : bool
+        Whether standard errors are clustered by text; if not, by blocks of a single text.
+    interval_factor : float
+        Number of standard errors from a mean to each end of its 95 % confidence interval, as of
+        `LossMeter.interval_factor`.
+    n_nan : int
+        Number of positions whose acceptance is nan.
+    mean_acceptance, mean_acceptance_stderr : float
+        Mean probability that the target accepts a token that the draft samples.
+    mean_acceptance_interval : tuple of float
+        Its 95 % confidence interval, within 0 and 1; of greedy decoding by the binomial distribution, as the mean is
+        then a fraction of the positions.
+    break_even_ratio : float
+        The largest cost ratio at which drafting pays: that of `by_k` at the best k.
+    cost_ratio : float or None
+        Time of a step of the draft over that of the target, if it was given.
+    best_k : int or None
+        Number of drafted tokens with the largest speed-up at this cost ratio; None without one, or where all are nan.
+    best_speedup, best_speedup_stderr : float or None
+        The speed-up there; below 1, drafting costs more than it gains.
+    by_k : dict of 1-D arrays
+        Columns of a table that has a row for each number of drafted tokens: "k" (from 1 to 8), "n_starts" (the number
+        of positions that begin k positions of one text without a gap), "tokens_per_call" (the mean number of tokens
+        that a call of the target gives) with "tokens_per_call_stderr", "independent_tokens" (what it would be if each
+        position had the mean acceptance), "break_even_ratio" (the cost ratio below which drafting so many tokens pays,
+        which is also the fraction of them that is accepted), and with a cost ratio "speedup" and "speedup_stderr".
+        Figures are nan where no text has k positions.
+    acceptance : array of float64
+        Probability that a drafted token is accepted at each position; nan where it is masked.
+    kept : array of bool
+        Whether the position counts.
+    sequences : dict of 1-D arrays or None
+        Columns of a table that has a row for each text: "sequence" (its number), "count" and its mean "acceptance".
+        None where positions were not numbered by text.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import draft_acceptance
+    >>> target = np.random.default_rng(0).normal(size=(50, 20, 8))  # 50 texts of 20 tokens
+    >>> found = draft_acceptance(target, 0.8 * target, cost_ratio=0.05)
+    >>> found
+    DraftAcceptance(mean_acceptance=0.9366 ± 0.000605, count=1000, n_sequences=50, temperature=1, best_speedup=5.01)
+    >>> found.best_k, found.by_k["tokens_per_call"].round(2)
+    (8, array([1.94, 2.81, 3.64, 4.4 , 5.12, 5.8 , 6.43, 7.02]))
+    """
+
+    _of_base = ("base", "base_kind", "base_head", "files", "shape", "n_without_next", "n_ignored", "temperature",
+                "cost_ratio", "count", "n_sequences", "is_clustered")  # fmt: skip
+
+    temperature: float
+    count: int
+    n_sequences: int
+    is_clustered: bool
+    interval_factor: float
+    n_nan: int
+    mean_acceptance: float
+    mean_acceptance_stderr: float
+    mean_acceptance_interval: tuple[float, float]
+    break_even_ratio: float
+    cost_ratio: float | None
+    best_k: int | None
+    best_speedup: float | None
+    best_speedup_stderr: float | None
+    by_k: dict[str, Array]
+    acceptance: Float64Array
+    kept: BoolArray
+    sequences: dict[str, Array] | None
+    _segment_ids: IntArray | None = None
+    # what files say of the models, such as their names: more figures, which `==` does not compare
+    _about: dict[str, Any] = field(default_factory=dict, compare=False)
+    _signed: dict[str, Any] = field(default_factory=dict, compare=False)  # fields of the signature
+
+    @property
+    def signature(self) -> str:
+        """How the figures were computed, as far as it is known, in a line that can be published with them."""
+        fields: dict[str, Any] = {"unit": "sequence" if self.is_clustered else "block", "tokens": self.count}
+        fields |= {"sequences": self.n_sequences or None, "temperature": f"{self.temperature:g}"}
+        return signature_of(**fields | self._signed)
+
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each position.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            `sequence` and `position` in it, from 0, where positions are numbered by text (-1 outside of any), then
+            `acceptance` and `kept`.
+        """
+        places = {} if self._segment_ids is None else places_of(self._segment_ids)
+        return places | {"acceptance": self.acceptance.reshape(-1), "kept": self.kept.reshape(-1)}
+
+    def _figures(self) -> dict[str, Any]:
+        """All figures; tables are lists of rows."""
+        figures: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if name.startswith("_") or isinstance(value, np.ndarray) or (name == "sequences" and value is None):
+                continue
+            figures[name] = rows_of(value) if isinstance(value, dict) else value
+        return self._about | figures | {"signature": self.signature} | self._about
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """A row for each number of drafted tokens, after the figures of all."""
+        figures = self._figures()
+        return [figures | row for row in figures["by_k"]]
+
+    def _rank(self) -> tuple[bool, float]:
+        """Sort key: the draft that gains most comes first, or without a cost ratio that of the highest acceptance."""
+        return nan_last(-self.mean_acceptance if self.best_speedup is None else -self.best_speedup)
+
+    def _main(self) -> dict[str, str]:
+        main = {"mean_acceptance": figure(self.mean_acceptance, self.mean_acceptance_stderr, 4)}
+        main |= {"count": str(self.count), **nonzero(n_sequences=self.n_sequences, n_nan=self.n_nan)}
+        main["temperature"] = f"{self.temperature:g}"
+        return main if self.best_speedup is None else main | {"best_speedup": f"{self.best_speedup:.3g}"}
+
+    def _shown(self) -> Shown:
+        return drafts_shown({self._about.get("name", "draft"): self})
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        return drafts_shown(comparisons)
+
+
+DraftAcceptance.__module__ = "tokenloss.results"
+
+
+def draft_acceptance(
+    base_logits: ArrayLike,
+    logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    kind: Kind = "logits",
+    base_kind: Kind | None = None,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    cost_ratio: float | None = None,
+    workers: int | None = None,
+) -> DraftAcceptance:
+    """How many tokens of a draft model a target model accepts in speculative decoding, and the speed-up.
+
+    Where the target's distribution is p and the draft's is q, a drafted token is accepted with the probability
+    ``sum(min(p, q))``, which is 1 less the total variation. From that of each position of some texts follow the number
+    of tokens that a call of the target gives, for 1 to 8 drafted tokens, and what this gains.
+
+    Parameters
+    ----------
+    base_logits, logits : arrays of shape (..., V) and (..., W)
+        Logits of the target and of the draft for the same positions, or what `kind` says: of any dtype, byte order and
+        memory layout that `compare` takes. The first classes are the same in both; those that only one of the models
+        has (W may differ from V) have a probability of 0 in the other, and each is normalised over its own.
+    temperature : float, default 1.0
+        Temperature of both models, from 1e-6 to 1e6; or 0 for greedy decoding, where a token is accepted if it is the
+        likeliest class of both models.
+    kind : {"logits", "log_probs", "probs"}, default "logits"
+        What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
+        of their row's probabilities, since rounding leaves it near 1.
+    base_kind : {"logits", "log_probs", "probs"}, optional
+        What `base_logits` holds; `kind` by default.
+    axis : int, default -1
+        Axis of the classes.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+    segment_ids : array of integers, optional
+        Number of the text of each position, broadcast over the batch; the positions of a text come in its order, and
+        those of negative numbers belong to none. By default each row of a batch (..., T) is a text.
+    cu_seqlens : array of integers, optional
+        Bounds of packed texts, such as [0, 7, 12] for two of 7 and 5 positions of the batch.
+    cost_ratio : float, optional
+        Time of a step of the draft over that of a call of the target, say 0.05, for the speed-up.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    DraftAcceptance
+        With `acceptance` in the batch's shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits. Also if a probability lies outside
+        [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from normalised.
+
+    See Also
+    --------
+    compare_files : The same of files, with ``draft=True``.
+    compare : Divergences, and perplexities.
+
+    Notes
+    -----
+    The algorithm is that of Leviathan et al., "Fast inference from transformers via speculative decoding",
+    arXiv:2211.17192, and of Chen et al., arXiv:2302.01318: k drafted tokens are tested one after the other, and the
+    first that is rejected is replaced by one from what is left of p; if none is, the call of the target gives one more.
+    So a call at position t gives ``1 + a[t] + a[t] * a[t + 1] + ...`` tokens, k products of the acceptances a. The mean
+    weighs each position with the probability that a call begins there, which is higher after positions where drafts
+    are rejected: where easy and hard passages alternate, most calls are in the hard ones, so that the mean lies below
+    the usual ``(1 - a**(k + 1)) / (1 - a)`` of the mean acceptance a. No call crosses the end of a text or a masked
+    position. With c the cost ratio, the speed-up is ``tokens_per_call / (k * c + 1)``, if a call that tests k tokens
+    takes the target no longer than one that makes a token.
+
+    Positions are those of the texts given. Along texts that the target itself generated at this temperature, the
+    acceptance is that of decoding; of other texts it is an estimate. That of a position is taken as the same whichever
+    token was accepted before.
+
+    Examples
+    --------
+    >>> from tokenloss import draft_acceptance
+    >>> target = [[2.0, 0.0, 0.0], [0.0, 2.0, 1.0], [0.0, 0.0, 3.0]]
+    >>> draft = [[1.0, 0.0, 0.0], [0.0, 2.0, 2.0], [0.0, 0.0, 3.0]]
+    >>> found = draft_acceptance(target, draft, cost_ratio=0.1)
+    >>> found.acceptance.round(4)
+    array([0.7891, 0.7764, 1.    ])
+    >>> found.best_k, round(found.best_speedup, 4)
+    (3, 2.3189)
+    >>> draft_acceptance(target, draft, temperature=0).acceptance
+    array([1., 1., 1.])
+    """
+    temperature, cost_ratio = check_temperature(temperature), check_cost_ratio(cost_ratio)
+    columns, batch = draft_columns(
+        base_logits, logits, temperature, kind=kind, base_kind=base_kind, axis=axis, where=where, workers=workers
+    )
+    numbers = sequence_numbers(segment_ids, cu_seqlens, batch)
+    if numbers is None:
+        numbers = np.arange(math.prod(batch)) // (batch[-1] or 1 if batch else 1)
+    signed = signed_of(base_logits, logits, None, columns["kept"], None, kind, base_kind)
+    of_columns = acceptance(columns, temperature), columns["kept"], numbers
+    return acceptance_of(*of_columns, temperature, cost_ratio, batch, _signed=signed)
+
+
+def check_temperature(value: Any) -> float:
+    """A temperature: 0, or a number within bounds."""
+    least, most = _TEMPERATURES
+    fits = f"0, for greedy decoding, or a number from {least:g} to {most:g}"
+    temperature = check_number("temperature", value, fits, most=most)
+    if 0 < temperature < least:
+        raise_error("option", name="temperature", got=temperature, fits=fits)
+    return temperature
+
+
+def check_cost_ratio(value: Any) -> float | None:
+    """The time of a step of the draft over that of the target, if it is given."""
+    return None if value is None else check_number("cost_ratio", value, "a finite number of at least 0, or None")
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+class _Texts(NamedTuple):
+    """The positions that count, in the order of their texts."""
+
+    acceptance: Float64Array
+    text: IntArray  # the number of its text, from 0; positions that belong to none are texts of their own
+    sequence: IntArray  # the number that it came with
+    is_first: BoolArray  # whether it begins a run: it is the first of its text, or comes after one that is masked
+    left: IntArray  # number of positions from this one to the end of its run
+
+
+def acceptance_of(
+    acceptance: Float64Array,
+    kept: BoolArray,
+    segment_ids: IntArray | None,
+    temperature: float,
+    cost_ratio: float | None,
+    batch: tuple[int, ...] = (-1,),
+    **others: Any,
+) -> DraftAcceptance:
+    """The result, from the acceptance at each position, flat; `others` are its private fields."""
+    texts = _in_texts(acceptance, kept, segment_ids)
+    groups = texts.text
+    is_clustered = bool(groups.size) and int(groups[-1]) > 0
+    if not is_clustered:
+        groups = np.arange(groups.size) // BLOCK
+    by_text = _ratio(texts.acceptance, np.ones(groups.size), groups)
+    mean = ExactMoments.of(texts.acceptance).mean
+    sequences = None if segment_ids is None else _sequence_table(texts)
+    table = columns_of([_row(k, texts, groups, mean, cost_ratio) for k in range(1, _MAX_K + 1)])
+    best = None if cost_ratio is None or math.isnan(table["speedup"][0]) else _best(table, "speedup")
+    return DraftAcceptance(
+        temperature=temperature, count=groups.size, n_sequences=0 if sequences is None else sequences["count"].size,
+        is_clustered=is_clustered, interval_factor=by_text.factor(), n_nan=int(np.isnan(texts.acceptance).sum()),
+        mean_acceptance=mean, mean_acceptance_stderr=by_text.stderr,
+        mean_acceptance_interval=_interval(mean, by_text, groups.size, is_share=temperature == 0),
+        break_even_ratio=float(table["break_even_ratio"][_best(table, "break_even_ratio")]), cost_ratio=cost_ratio,
+        best_k=None if best is None else int(table["k"][best]),
+        best_speedup=None if best is None else float(table["speedup"][best]),
+        best_speedup_stderr=None if best is None else float(table["speedup_stderr"][best]),
+        by_k=table, acceptance=acceptance.reshape(batch), kept=kept.reshape(batch), sequences=sequences,
+        _segment_ids=segment_ids, **others,
+    )  # fmt: skip
+
+
+def _in_texts(acceptance: Float64Array, kept: BoolArray, segment_ids: IntArray | None) -> _Texts:
+    """Put positions in the order of their texts, and take out those that are masked."""
+    ids = np.zeros(kept.size, np.int64) if segment_ids is None else segment_ids
+    order = np.argsort(ids, kind="stable")
+    ids, mask = ids[order], kept[order]
+    is_new = (np.diff(ids, prepend=ids[:1] - 1) != 0) | (ids < 0)
+    is_first = (is_new | ~np.append(True, mask[:-1])[: mask.size])[mask]
+    first = np.flatnonzero(is_first)
+    lengths = np.diff(first, append=is_first.size)
+    left = np.repeat(first + lengths, lengths) - np.arange(is_first.size)
+    _, text = np.unique(np.cumsum(is_new)[mask], return_inverse=True)
+    return _Texts(acceptance[order][mask], text, ids[mask], is_first, left)
+
+
+def _ratio(numerators: Float64Array, denominators: Float64Array, groups: IntArray) -> ExactRatio:
+    """The ratio of two sums, clustered by group."""
+    return ExactRatio.of(*(sums_by_segment(values, None, groups).nll for values in (numerators, denominators)))
+
+
+def _interval(mean: float, by_text: ExactRatio, count: int, *, is_share: bool) -> tuple[float, float]:
+    """The 95 % interval of the mean acceptance; of greedy decoding, where it is a fraction of the positions."""
+    if by_text.count < 2 or math.isnan(mean):
+        return math.nan, math.nan
+    if is_share:
+        estimate = share_estimate(mean, count, by_text, 1.0, TAIL)
+        return estimate.low, estimate.high
+    reach = by_text.factor() * by_text.stderr
+    return max(0.0, mean - reach), min(1.0, mean + reach)
+
+
+def _sequence_table(texts: _Texts) -> dict[str, Array]:
+    """Columns of the table of texts that have a number."""
+    sums = sums_by_segment(texts.acceptance, None, texts.sequence)
+    return {"sequence": sums.sequence, "count": sums.count, "acceptance": sums.loss}
+
+
+def _row(k: int, texts: _Texts, groups: IntArray, mean: float, cost_ratio: float | None) -> dict[str, Any]:
+    """The figures of calls for each of which k tokens are drafted."""
+    accepted, tokens, independent = np.ones(groups.size), np.ones(groups.size), 1.0
+    beyond = np.append(texts.acceptance, np.ones(k))
+    for ahead in range(k):
+        accepted *= beyond[ahead : ahead + groups.size]
+        tokens += accepted  # of positions with fewer than k ahead, a number that is not read
+        independent = 1 + mean * independent
+    is_start = texts.left >= k
+    begins = _probability_of_calls(k, texts, accepted)[is_start]
+    calls = _ratio(begins * tokens[is_start], begins, groups[is_start])
+    row: dict[str, Any] = {
+        "k": k,
+        "n_starts": int(np.count_nonzero(is_start)),
+        "tokens_per_call": calls.ratio,
+        "tokens_per_call_stderr": calls.stderr,
+        "independent_tokens": independent,
+        "break_even_ratio": (calls.ratio - 1) / k,
+    }
+    if cost_ratio is None:
+        return row
+    cost = k * cost_ratio + 1
+    return row | {"speedup": calls.ratio / cost, "speedup_stderr": calls.stderr / cost}
+
+
+def _probability_of_calls(k: int, texts: _Texts, accepted: Float64Array) -> Float64Array:
+    """The probability that a call begins at each position, of calls of k drafted tokens along each run.
+
+    The first position begins one. Another does if the draft was rejected at the position before, or if that has the
+    target's own token after k accepted ones. So with a the acceptance, c the probability, and A that of k accepted
+    tokens, `c[t + 1] = 1 - a[t] * (1 - A[t - k] * c[t - k])`.
+    """
+    before = np.append(0.0, texts.acceptance[:-1])[: texts.acceptance.size]
+    probability: list[float] = np.where(texts.is_first, 1.0, 1 - before).tolist()
+    step = k + 1
+    is_inside = texts.left[: max(0, len(probability) - step)] > step
+    again = np.where(is_inside, accepted[: is_inside.size] * texts.acceptance[k : k + is_inside.size], 0.0)
+    for t, factor in enumerate(again.tolist()):
+        probability[t + step] += factor * probability[t]
+    return np.array(probability)
+
+
+def _best(table: dict[str, Array], name: str) -> int:
+    """The row of the largest figure; the first one if all are nan."""
+    return int(np.argmax(np.where(np.isnan(table[name]), -np.inf, table[name])))

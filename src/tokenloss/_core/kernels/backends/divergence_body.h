@@ -1,0 +1,172 @@
+/* Sums over the classes for divergences of two distributions p and q, whose logsumexps are known: included for float
+ * and double after exp_body.h, with REAL and OP defined as there.
+ *
+ * Of each logit, the root of the probability is computed, a = sqrt(p) = exp((x - logsumexp) / 2), as a power and a rest
+ * as in exp_body.h. Then d = a - b keeps its relative digits: equal powers vanish, and so do neighbouring ones, without
+ * rounding. With t = p - q = d (a + b), m = 2 (p + q) = d^2 + (a + b)^2, u = |t| / m and l = log(q / p), the terms are
+ *
+ *     total variation   |t|
+ *     Hellinger         d^2
+ *     KL(q || p)        2 (t + q l) = m l^3 REVERSE(l^2) - t l
+ *     Jensen-Shannon    m / 2 ((1 + 2 u) log(1 + 2 u) + (1 - 2 u) log(1 - 2 u))
+ *                       = m l^2 JS(l^2) = m log(1 + 2 u) - 2 min(p, q) |l|
+ *
+ * The last two are near ones, by the polynomials, up to |l| = 1.1, and far ones beyond. No term is negative. But for |t|,
+ * an error of a logsumexp does not change them to first order where p is near q. All are of degree 1 in (p, q), so a
+ * common factor of all p and q vanishes as sums are divided by that of m. */
+
+/* What a row needs: as acc_init, of quarters. */
+typedef struct {
+    OP(vec) rounder, min_arg, rest;
+} OP(root_acc);
+
+typedef struct {
+    OP(vec) k, r, power, rest;
+} OP(root);
+
+TL_TARGET TL_INLINE OP(root_acc) OP(root_init)(const tl_divergence_side *of) {
+    const int64_t first = 8 * (OP(ROOT_SCALE) - OP(LEAST_EXPONENT));
+    const double least = of->quarters - (double)(first + CLAMPED_EIGHTHS);
+    OP(root_acc)
+    acc = {OP(set)(OP(ROUNDER) + (REAL)((double)(GUARD + first) - of->quarters)),
+           OP(set)((REAL)(least * (TL_LN2 / 4))), OP(set)((REAL)of->rest)};
+    return acc;
+}
+
+/* The root of a probability, which is its power and its rest. */
+TL_TARGET TL_INLINE OP(root) OP(root_of)(OP(vec) x, const OP(root_acc) * acc, OP(table) powers, int clamps) {
+    OP(root) of;
+    OP(vec) bounded = clamps ? OP(max_keep_nan)(acc->min_arg, x) : x, factor = OP(set)(OP(ROOT)[0]);
+    of.k = OP(fma)(bounded, OP(set)(OP(EIGHTHS) / 2), acc->rounder);
+    of.r = OP(sub)(OP(fma)(OP(sub)(of.k, acc->rounder), OP(set)(-OP(LN2) / 4), bounded), acc->rest);
+    of.power = OP(power)(of.k, powers);
+    if (clamps)
+        of.power = OP(zero_if_negative)(of.power);
+    for (size_t i = 1; i < sizeof OP(ROOT) / sizeof OP(ROOT)[0]; i++)
+        factor = OP(fma)(factor, of.r, OP(set)(OP(ROOT)[i]));
+    of.rest = OP(mul)(OP(mul)(of.r, of.power), factor);
+    return of;
+}
+
+TL_TARGET TL_INLINE OP(vec) OP(sum_of_four)(const OP(vec) * x) {
+    return OP(add)(OP(add)(x[0], x[1]), OP(add)(x[2], x[3]));
+}
+
+/* Of four vectors of classes: a, b, t, |t|, m, l and l^2, d^2, and the last two terms. */
+typedef struct {
+    OP(vec) a[4], b[4], difference[4], size[4], both[4], log[4], log_square[4], square[4], reverse[4], js[4];
+} OP(divergence_terms);
+
+/* Replaces near terms by far ones where these are right. */
+TL_TARGET TL_INLINE void OP(set_far_terms)(OP(divergence_terms) * of, OP(vec) limit, int wanted) {
+    for (size_t i = 0; i < 4; i++) {
+        OP(vec) far = OP(fma)(OP(mul)(of->b[i], of->b[i]), of->log[i], of->difference[i]);
+        of->reverse[i] = OP(if_less)(of->log_square[i], limit, of->reverse[i], OP(add)(far, far));
+        if (!(wanted & TL_JS))
+            continue;
+        OP(vec) u = OP(div)(of->size[i], OP(max_skip_nan)(of->both[i], OP(set)(OP(LEAST_NORMAL))));
+        OP(vec) x = OP(sub)(u, OP(set)((REAL)0.375)), log = OP(set)(OP(JS_FAR)[0]);
+        for (size_t k = 1; k < sizeof OP(JS_FAR) / sizeof OP(JS_FAR)[0]; k++)
+            log = OP(fma)(log, x, OP(set)(OP(JS_FAR)[k]));
+        OP(vec) less = OP(min)(of->a[i], of->b[i]);
+        less = OP(mul)(OP(mul)(less, less), OP(and_bits)(of->log[i], OP(SIZE_BITS)));
+        far = OP(sub)(OP(mul)(of->both[i], log), OP(add)(less, less));
+        of->js[i] = OP(if_less)(of->log_square[i], limit, of->js[i], far);
+    }
+}
+
+/* Sets the terms that need a logarithm. */
+TL_TARGET TL_INLINE void OP(set_log_terms)(OP(divergence_terms) * of, int wanted) {
+    const OP(vec) limit = OP(set)((REAL)1.21);
+    OP(vec) most = OP(set)(0);
+    for (size_t i = 0; i < 4; i++) {
+        OP(vec) y = OP(mul)(of->log[i], of->log[i]), of_y = OP(mul)(of->both[i], y);
+        OP(vec) reverse = OP(set)(OP(REVERSE_NEAR)[0]), js = OP(set)(OP(JS_NEAR)[0]);
+        for (size_t k = 1; k < sizeof OP(REVERSE_NEAR) / sizeof OP(REVERSE_NEAR)[0]; k++)
+            reverse = OP(fma)(reverse, y, OP(set)(OP(REVERSE_NEAR)[k]));
+        reverse = OP(sub)(OP(mul)(reverse, of_y), of->difference[i]);
+        of->reverse[i] = OP(mul)(reverse, of->log[i]);
+        for (size_t k = 1; k < sizeof OP(JS_NEAR) / sizeof OP(JS_NEAR)[0]; k++)
+            js = OP(fma)(js, y, OP(set)(OP(JS_NEAR)[k]));
+        of->js[i] = OP(mul)(js, of_y);
+        of->log_square[i] = y;
+        most = OP(max_skip_nan)(y, most);
+    }
+    if (OP(mask_ge)(most, limit))
+        OP(set_far_terms)(of, limit, wanted);
+}
+
+/* Adds a multiple of 64 classes. Returns whether a class may be impossible under p alone: a logit of -inf, or one that
+ * is too small for the dtype; -1, with nothing added, if logits are not clamped and one would have to be. */
+TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t count, tl_divergence_acc *acc,
+                                            int wanted, int clamps) {
+    const OP(root_acc) of_p = OP(root_init)(&acc->base), of_q = OP(root_init)(&acc->other);
+    const OP(table) powers = OP(load_powers)(OP(POWERS), GUARD);
+    const REAL log_p = (REAL)acc->base.log, log_q = (REAL)acc->other.log;
+    const OP(vec) floor = OP(set)(-OP(OTHER_LIMIT)), at_p = OP(set)(log_p), at_q = OP(set)(log_q);
+    const OP(vec) rest = OP(set)((REAL)((acc->other.log - (double)log_q) - (acc->base.log - (double)log_p)));
+    OP(vec) least = OP(set)((REAL)INFINITY), least_other = least, alone = OP(sub)(OP(set)(0), least);
+    tl_lanes sums[TL_DIVERGENCE_SUMS];
+    for (size_t k = 0; k < TL_DIVERGENCE_SUMS; k++)
+        sums[k] = f64_load_lanes(acc->sum[k], acc->comp[k]);
+    for (size_t start = 0; start < count; start += 64)
+        for (size_t j = 0; j < 16; j += OP(WIDTH)) {
+            OP(divergence_terms) of;
+            for (size_t i = 0; i < 4; i++) {
+                OP(vec) given = OP(load)(x + start + 16 * i + j), other = OP(load)(y + start + 16 * i + j);
+                OP(root) p = OP(root_of)(given, &of_p, powers, clamps), q = OP(root_of)(other, &of_q, powers, clamps);
+                OP(vec) between = OP(add)(OP(sub)(p.power, q.power), OP(sub)(p.rest, q.rest));
+                of.a[i] = OP(add)(p.power, p.rest);
+                of.b[i] = OP(add)(q.power, q.rest);
+                OP(vec) sum = OP(add)(of.a[i], of.b[i]);
+                of.square[i] = OP(mul)(between, between);
+                of.difference[i] = OP(mul)(between, sum);
+                of.size[i] = OP(and_bits)(of.difference[i], OP(SIZE_BITS));
+                of.both[i] = OP(fma)(sum, sum, of.square[i]);
+                of.log[i] = OP(fma)(OP(sub)(q.k, p.k), OP(set)(OP(LN2) / 4), OP(sub)(q.r, p.r));
+                if (clamps) { /* where p is 0, and q may not be */
+                    OP(vec) far_p = OP(sub)(OP(max_keep_nan)(floor, given), at_p);
+                    OP(vec) far_q = OP(sub)(OP(max_keep_nan)(floor, other), at_q);
+                    of.log[i] =
+                        OP(if_less)(given, of_p.min_arg, OP(sub)(OP(sub)(far_q, far_p), rest), of.log[i]);
+                    alone = OP(max_skip_nan)(OP(if_less)(given, floor, other, alone), alone);
+                }
+                least = OP(min)(least, given);
+                least_other = OP(min)(least_other, other);
+            }
+            if (wanted & (TL_REVERSE_KL | TL_JS))
+                OP(set_log_terms)(&of, wanted);
+            OP(accumulate)(&sums[TL_SUM_OF_BOTH], j, OP(sum_of_four)(of.both));
+            if (wanted & TL_TV)
+                OP(accumulate)(&sums[TL_SUM_OF_TV], j, OP(sum_of_four)(of.size));
+            if (wanted & TL_HELLINGER)
+                OP(accumulate)(&sums[TL_SUM_OF_HELLINGER], j, OP(sum_of_four)(of.square));
+            if (wanted & TL_REVERSE_KL)
+                OP(accumulate)(&sums[TL_SUM_OF_REVERSE_KL], j, OP(sum_of_four)(of.reverse));
+            if (wanted & TL_JS)
+                OP(accumulate)(&sums[TL_SUM_OF_JS], j, OP(sum_of_four)(of.js));
+        }
+    if (!clamps && (OP(mask_ge)(of_p.min_arg, least) || OP(mask_ge)(of_q.min_arg, least_other)))
+        return -1;
+    for (size_t k = 0; k < TL_DIVERGENCE_SUMS; k++)
+        f64_store_lanes(&sums[k], acc->sum[k], acc->comp[k]);
+    return clamps && OP(mask_ge)(alone, OP(set)(OP(LOWEST)));
+}
+
+TL_TARGET static int OP(divergences)(const void *base, const void *other, size_t count, tl_divergence_acc *acc) {
+    enum { BUT_JS = TL_TV | TL_HELLINGER | TL_REVERSE_KL };
+    const REAL *x = (const REAL *)base, *y = (const REAL *)other;
+    int found = -1;
+    if (!acc->clamps && count % TL_CHUNK == 0) {
+        if (acc->wanted == TL_TV)
+            found = OP(add_divergences)(x, y, count, acc, TL_TV, 0);
+        else if (acc->wanted & TL_JS)
+            found = OP(add_divergences)(x, y, count, acc, BUT_JS | TL_JS, 0);
+        else
+            found = OP(add_divergences)(x, y, count, acc, BUT_JS, 0);
+        acc->clamps = found < 0; /* a row that has such logits may have more */
+    }
+    if (found < 0 && acc->wanted == TL_TV)
+        return OP(add_divergences)(x, y, count, acc, TL_TV, 1);
+    return found < 0 ? OP(add_divergences)(x, y, count, acc, BUT_JS | TL_JS, 1) : found;
+}
