@@ -259,12 +259,47 @@ def test_gates_hold_fail_or_cannot_tell(gate, pair):
         assert (one.verdict, one.figure, one.interval) == (verdict, pytest.approx(figure), (low, high))
 
 
+def test_max_k3_cannot_hold_where_k3_is_too_small(rng):
+    """Under top-p, k3 is near 0 by what the mean ratio lacks, and the divergence is k1."""
+    log_probs = log_softmax(logits_of_text(rng))
+    cut = truncated(log_probs, top_p=0.9)
+    found = mismatch(of_classes(log_probs, classes := drawn(rng, cut)), of_classes(cut, classes))
+    with np.errstate(invalid="ignore"):
+        exact = float(np.where(cut > -1e8, np.exp(cut) * (cut - log_probs), 0).sum(1).mean())
+    assert found.k3_interval[1] < exact / 5
+    assert found.k1 == pytest.approx(exact, abs=4 * found.k1_stderr)
+    note = f"the mean ratio is {found.mean_ratio:.4f}"
+    for limit, verdict in ((found.k3 / 2, "fails"), (exact / 2, "cannot tell"), (2 * exact, "holds")):
+        (one,) = found.check(max_k3=limit).gates
+        assert one.verdict == verdict
+        assert note in one.note
+
+
+def test_the_part_of_k3_that_the_largest_tokens_hold():
+    d = np.array([1.0] * 2 + [0.1] * 148)
+    k3 = k3_of(d)
+    assert mismatch(d - 3, np.full(150, -3.0)).top_k3_share == pytest.approx(k3[:2].sum() / k3.sum())
+
+
 # -- the diagnosis -----------------------------------------------------------------------------------------------------
 
 
 def begins(found):
     """The beginning of each sentence."""
     return [sentence.partition(":")[0] for sentence in found.diagnosis]
+
+
+def with_bad_tokens(rng, log_probs, share, noise):
+    """What an engine gives that is far off at some tokens, as where a mixture of experts takes other ones."""
+    is_bad = rng.random((len(log_probs), 1)) < share
+    return log_softmax(log_probs + (0.02 + noise * is_bad) * rng.normal(size=log_probs.shape))
+
+
+def learnt_from(rng, log_probs, classes, gain):
+    """The policy after it learnt to make the very tokens likelier that were drawn, or less likely."""
+    logits = log_probs.copy()
+    logits[np.arange(len(classes)), classes] += gain * rng.exponential(size=len(classes))
+    return log_softmax(logits)
 
 
 def changed(rng, log_probs, classes, noise):
@@ -287,6 +322,8 @@ def test_correct_pairs_have_no_diagnosis(seed):
         "a policy that moved": changed(rng, log_probs, classes, 0.5),
         "a policy that moved far": changed(rng, log_probs, classes, 1.5),
         "a sharper policy": changed(rng, 1.03 * log_probs, classes, 0.2),
+        "2 % bad tokens": of_classes(with_bad_tokens(rng, log_probs, 0.02, 1.5), classes),
+        "10 % bad tokens": of_classes(with_bad_tokens(rng, log_probs, 0.1, 3), classes),
     }.items():
         assert mismatch(logprobs, base).diagnosis == [], name
         assert mismatch(logprobs.ravel(), base.ravel()).diagnosis == [], name
@@ -295,9 +332,24 @@ def test_correct_pairs_have_no_diagnosis(seed):
 
 
 @pytest.mark.slow
-def test_correct_pairs_have_no_diagnosis_for_many_seeds():
+@pytest.mark.parametrize("sharpness", [1, 3, 8])
+def test_diagnoses_of_many_seeds_are_none_or_true(sharpness, monkeypatch):
+    of_text = logits_of_text
+    monkeypatch.setitem(globals(), "logits_of_text", lambda rng: sharpness * of_text(rng))
+    learnt = {"tokens were not drawn by the sampler's numbers"}, {"the mean ratio is surely below 1"}
     for seed in range(3, 100):
         test_correct_pairs_have_no_diagnosis(seed)
+        rng = np.random.default_rng(seed)
+        log_probs = log_softmax(logits_of_text(rng))
+        classes = drawn(rng, log_probs)
+        base = of_classes(log_probs, classes)
+        for gain in (0.1, 1.0, -0.1, -1.0):
+            found = mismatch(of_classes(learnt_from(rng, log_probs, classes, gain), classes), base)
+            assert {words.partition(" (")[0] for words in begins(found)} <= learnt[gain < 0], (seed, gain)
+        sides = [base.copy(), changed(rng, log_probs, classes, 0.02)]
+        sides[seed % 2][:, :4], sides[1 - seed % 2][:, :4] = 0, -1 - rng.exponential(size=(ROWS, 4))
+        (sentence,) = mismatch(*sides).diagnosis
+        assert sentence.startswith("48 numbers of the ")
 
 
 @pytest.mark.parametrize("is_trainer", [True, False])
@@ -338,7 +390,7 @@ def test_a_shift_by_one_is_told(shift, place, by, pair):
 def test_padding_that_is_counted_is_told(pair, rng):
     mask = np.arange(40) < rng.integers(5, 36, size=9)[:, None]
     logprobs, base = (np.where(mask, one, 0.0) for one in pair)
-    assert begins(mismatch(logprobs, base)) == ["looks like padding that is counted"]
+    assert begins(mismatch(logprobs, base)) == ["looks like padding or prompts that are counted"]
     assert mismatch(logprobs, base, where=mask).diagnosis == []
     logprobs[:, ::3] = base[:, ::3] = 0  # certain tokens
     assert mismatch(logprobs, base).diagnosis == []
@@ -366,6 +418,89 @@ def test_log_probabilities_that_are_divided_by_a_temperature_are_told(pair):
     assert sentence.startswith("looks scaled: the trainer's are 1.429 times the sampler's")
 
 
+@pytest.mark.parametrize("temperature", [0.6, 0.8, 1.5])
+def test_scaled_log_probabilities_are_told_beside_noise(temperature, rng):
+    log_probs = log_softmax(logits_of_text(rng))
+    classes = drawn(rng, log_probs)
+    base, other = of_classes(log_probs, classes), changed(rng, log_probs, classes, 0.02)
+    (sentence,) = mismatch(other / temperature, base).diagnosis
+    assert sentence.startswith(f"looks scaled: the trainer's are {1 / temperature:.4g}"[:-2])
+
+
+@pytest.mark.parametrize("layout", ["left", "flat", "left flat", "-100"])
+def test_padding_is_told_in_layout(layout, pair, rng):
+    mask = np.arange(40) < rng.integers(5, 31, size=9)[:, None]
+    mask = mask[:, ::-1] if "left" in layout else mask
+    sides = [np.where(mask, one, -100.0 if layout == "-100" else 0.0) for one in pair]
+    (sentence,) = mismatch(*(one.ravel() if "flat" in layout else one for one in sides)).diagnosis
+    assert sentence.startswith("looks like padding or prompts that are counted")
+    assert f"{(~mask).sum()} tokens are {'-100.0' if layout == '-100' else '0.0'} in both" in sentence
+
+
+def test_certain_tokens_in_runs_are_no_padding(rng):
+    """Certain tokens come beside nearly certain ones, and padding does not."""
+    for is_same in (False, True):
+        certain = np.repeat(rng.random(300) < 0.3, 20)  # as where a text is copied
+        base = -rng.exponential(size=6000) * np.where(certain, 10.0 ** -rng.uniform(4, 12, size=6000), 1)
+        base = np.where(base > -1e-8, 0.0, base)
+        assert (base == 0).mean() > 0.1
+        other = base * rng.normal(1, 0.02, size=6000)
+        shape = (6, 1000) if is_same else -1
+        assert mismatch(other.reshape(shape), base.reshape(shape)).diagnosis == []
+
+
+@pytest.mark.parametrize("name", ["trainer", "sampler"])
+def test_zeros_of_one_side_are_told_and_not_taken_for_top_p(name, pair):
+    sides = [one.copy() for one in pair]
+    ours = sides[name == "sampler"]
+    ours[:, :6], sides[name == "trainer"][:, :6] = 0, -3
+    (sentence,) = mismatch(*sides).diagnosis
+    assert sentence.startswith(f"54 numbers of the {name} are 0.0 where the other's are at most -1, as where a prompt")
+
+
+@pytest.mark.parametrize("name", ["trainer", "sampler"])
+def test_numbers_in_place_of_minus_infinity_are_told_and_explain_nothing(name, pair):
+    sides = [one.copy() for one in pair]
+    sides[name == "sampler"][2, 3] = -9999
+    found = mismatch(*sides)
+    assert (len(found.diagnosis), found.temperature) == (1, None)
+    assert found.diagnosis[0].startswith("1 token below -1000 in one of both, down to -9999")
+
+
+def test_nan_on_one_side_is_told(pair):
+    logprobs, base = pair
+    mask = np.arange(40) < 30
+    (sentence,) = mismatch(np.where(mask, logprobs, np.nan), np.where(mask, base, 0)).diagnosis
+    assert sentence.startswith(
+        "90 tokens with nan on one side alone, which makes figures nan: the other side is 0 there"
+    )
+
+
+def test_rows_in_another_order_do_not_belong_together(pair):
+    (sentence,) = mismatch(np.roll(pair[0], 1, axis=0), pair[1]).diagnosis
+    assert sentence.startswith("the two hardly belong together: their rank correlation is")
+
+
+def test_a_trainer_that_learnt_from_these_tokens_is_not_truncated(rng):
+    """It makes them likelier than they were when they were drawn, by more than top-p can."""
+    log_probs = log_softmax(logits_of_text(rng))
+    classes = drawn(rng, log_probs)
+    base = of_classes(log_probs, classes)
+    for gain in 0.1, 0.5:
+        (sentence,) = mismatch(of_classes(learnt_from(rng, log_probs, classes, gain), classes), base).diagnosis
+        assert sentence.startswith("tokens were not drawn by the sampler's numbers")
+        assert sentence.endswith("or did the trainer already learn from these very tokens?")
+
+
+def test_a_temperature_and_top_p_are_both_told(rng):
+    log_probs = log_softmax(logits_of_text(rng, n=2400))
+    cut = truncated(log_softmax(log_probs / 0.6), top_p=0.9)
+    classes = drawn(rng, cut)
+    found = mismatch(changed(rng, log_probs, classes, 0.01), of_classes(cut, classes))
+    assert found.diagnosis[0].startswith(f"the mean ratio is surely below 1 ({found.mean_ratio:.3f} ± ")
+    assert found.diagnosis[1].startswith("looks like a temperature")
+
+
 @pytest.mark.parametrize("options", [{"top_p": 0.8}, {"top_p": 0.95}, {"top_k": 20}])
 @pytest.mark.parametrize("is_trainer", [False, True])
 def test_trl_6789_log_probabilities_over_truncated_classes(options, is_trainer, rng):
@@ -375,6 +510,10 @@ def test_trl_6789_log_probabilities_over_truncated_classes(options, is_trainer, 
     classes = drawn(rng, cut)
     sides = [of_classes(cut, classes), changed(rng, log_probs, classes, 0.01)][:: 1 if is_trainer else -1]
     found = mismatch(*sides)
+    if "top_k" in options:  # which leaves several classes at each token
+        sentence = "tokens were not drawn by" if is_trainer else "the mean ratio is surely below 1"
+        assert found.diagnosis[0].startswith(sentence)
+        return
     assert begins(found)[0] == "looks like raw against processed log-probabilities"
     assert found.diagnosis[1:] == [] or is_trainer
     whole = "the sampler's" if is_trainer else "the trainer's"

@@ -150,6 +150,10 @@ def write(name, array):
             lambda: (write("narrow.npy", np.load("nan.npy")[:, :6]), "rollout.jsonl"),
             "narrow.npy: row 1 has 6 numbers, 0 of them nan; it must hold 7 log-probabilities, as many as line 2",
         ),
+        (
+            lambda: ("zeros.npy", write("zeros_base.npy", np.nan_to_num(np.load("nan_base.npy")))),
+            "zeros.npy: has no number above 0, and its rows end in zeros, as log-probabilities of tokens with padding",
+        ),
         (lambda: ("flat.npy", "nan.npy"), "nan.npy: has shape (4, 8); it must have (21,), as flat.npy"),
         (
             lambda: (write("high.npy", np.ones(21)), "rollout.jsonl"),
@@ -158,8 +162,8 @@ def write(name, array):
         (lambda: ("flat.npy", "rollout.jsonl", "lists.jsonl"), "the list of others is '2 files'; it must be one file"),
         (lambda: ("flat.npy", "rollout.jsonl", "--html", "a.html"), "--html does not apply to log-probabilities of"),
         (lambda: ("flat.npy", "rollout.jsonl", "--kind", "probs"), "--kind does not apply to log-probabilities of"),
-        (lambda: ("flat.npy", "rollout.jsonl", "--max-kl", "1"), "--max-kl does not apply here; there are max_k3"),
-        (lambda: ("rollout.jsonl", "rollout.jsonl", "--max-k3", "1"), "--max-k3 does not apply here; there are max_kl"),
+        (lambda: ("flat.npy", "rollout.jsonl", "--max-kl", "1"), "--max-kl does not apply to log-probabilities"),
+        (lambda: ("rollout.jsonl", "rollout.jsonl", "--max-k3", "1"), "--max-k3 does not apply to scores of"),
         (lambda: ("flat.npy", "rollout.jsonl", "--segment-ids", "ids.npy"), "--segment-ids is for arrays, and a file"),
         (
             lambda: ("flat.npy", clients.save_lines(Path("two.jsonl"), {"logprobs": [-1.0]}, {"logprobs": ["a"]})),

@@ -163,7 +163,10 @@ class Comparisons(NamedResults[ComparisonT]):
         for one in [*self.values()][:1]:
             taken = inspect.signature(one.check).parameters
             for name in gates.keys() - taken.keys():
-                fits = f"does not apply here; there are {', '.join(gate for gate in taken if gate.startswith(_GATES))}"
+                what = ["scores of all classes or to responses", "log-probabilities of tokens"]
+                what = what[::-1] if "max_k3" in taken else what
+                fits = f"does not apply to {what[0]}" + f", but to {what[1]}" * (name in ("max_k3", "min_ess"))
+                fits += f"; there are {', '.join(gate for gate in taken if gate.startswith(_GATES))}"
                 raise_error("not for", name=name, fits=fits)
         noise = {} if self.noise is None else {"noise": self.noise}
         return joined_verdicts({name: one.check(**gates, **noise) for name, one in self.items()})

@@ -17,13 +17,17 @@ from tokenloss._statistics.rounding import Rounding
 if TYPE_CHECKING:
     from tokenloss._core.types import BoolArray, Float64Array, IntArray
 
-_TAIL = 1e-4  # the probability of a statement by chance
+SURE = 1e-4  # the probability of a statement by chance
 _LEAST_ROUNDED = 10  # numbers that show how numbers are rounded
 _LEAST_PAIRS = 30  # neighbours that show a shift
 _MOST_PAIRS = 50_000  # so many of them are enough
 _LEAST_FITTED = 50  # tokens that show a temperature
 _CERTAIN = -1e-6  # log-probabilities above this have lost their digits
 _LEAST_K1 = -0.01  # nats; rounding of all numbers may bias k1 by less
+_LEAST_RUN = 8  # of one number in both, which shows padding
+_LEAST_LOGPROB = -1000.0  # of a token that was sampled
+_MOST_CUT = -0.7  # log of what a cut keeps: that of half of the probabilities
+_MOST_RATIO = 0.995  # rounding of all numbers may take less from 1
 _MOST_ENTROPY = 7.0  # nats of the other classes; the line of a truncation would need more
 
 
@@ -54,24 +58,106 @@ class Tokens(NamedTuple):
 def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> tuple[list[str], float | None]:
     """Sentences about what these differences look like, and the temperature that explains them, if one does."""
     impossible = int(np.count_nonzero(base == -math.inf))
-    found = []
+    found = [_nan_in_one(logprobs, base)]
     if impossible:
         number = count_of(impossible, "token")
         found.append(f"{number} cannot have been sampled: the sampler's log-probability is minus infinity")
+    temperature = None
     tokens = Tokens(logprobs, base, ids).of(np.isfinite(logprobs) & np.isfinite(base))
-    if not tokens.base.size:
-        return found, None
+    if tokens.base.size and not tokens.difference.any():
+        number = count_of(tokens.base.size, "token")
+        found.append("" if impossible else f"equal: both have the same number for each of {number}")
+    else:
+        for filler in (_padded, _sentinels, _zeros_of_one):  # numbers that are no log-probabilities
+            sentence, is_filler = filler(tokens)
+            found.append(sentence)
+            tokens = tokens.of(~is_filler) if sentence else tokens
+        sentences, temperature = _causes_of(tokens)
+        found += sentences
+    return [*filter(None, found)], temperature
+
+
+def _causes_of(tokens: Tokens) -> tuple[list[str], float | None]:
+    """Sentences about log-probabilities alone, and the temperature."""
     if not tokens.difference.any():
-        if not impossible:
-            found.append(f"equal: both have the same number for each of {count_of(tokens.base.size, 'token')}")
-        return found, None
-    for cause in (_rounded, _shifted, _scaled):  # each of which explains all differences
-        if sentence := cause(tokens):
-            return [*found, sentence], None
+        return [], None
     line = _line(tokens)
+    for sentence in (_rounded(tokens), _shifted(tokens), _unrelated(tokens), _scaled(tokens, line)):
+        if sentence:  # each of which explains all differences
+            return [sentence], None
     temperature, sentence = _tempered(line)
-    found += filter(None, [_padded(tokens), _truncated(tokens, line), sentence, _not_drawn(tokens)])
-    return found, temperature
+    return [_truncated(tokens, line) or _below_one(tokens), sentence, _not_drawn(tokens)], temperature
+
+
+# -- numbers that are no log-probabilities -----------------------------------------------------------------------------
+
+
+def _nan_in_one(logprobs: Float64Array, base: Float64Array) -> str:
+    """Whether one side alone is nan at some tokens."""
+    is_alone = np.isnan(logprobs) != np.isnan(base)
+    if not is_alone.any():
+        return ""
+    others = np.where(np.isnan(base), logprobs, base)[is_alone]
+    words = f"{count_of(others.size, 'token')} with nan on one side alone, which makes figures nan"
+    if (others == others[0]).all():
+        words += f": the other side is {others[0]:.6g} there, as in padding"
+    return f"{words}; make them nan in both, or leave them out by `where`"
+
+
+def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
+    """Whether sequences begin or end in one same number, or many long runs of it show padding or prompts."""
+    none = np.zeros(tokens.base.size, np.bool_)
+    values, counts = np.unique(tokens.base[tokens.base == tokens.logprobs], return_counts=True)
+    if not values.size or counts.max() < _LEAST_RUN:
+        return "", none
+    value = float(values[counts.argmax()]) + 0.0  # which is not -0.0
+    is_value = (tokens.logprobs == value) & (tokens.base == value)
+    ids = none.astype(np.int64) if tokens.ids is None else tokens.ids
+    is_new = np.diff(ids, prepend=ids[0] - 1) != 0  # sequence
+    starts = np.flatnonzero(is_new | (np.diff(is_value, prepend=~is_value[:1]) != 0))
+    lengths = np.diff(starts, append=ids.size)
+    is_run, n_sequences = is_value[starts], int(np.count_nonzero(is_new))
+    at_ends = is_run & (is_new[starts] | np.append(is_new, True)[starts + lengths])
+    is_batch = n_sequences > 1 and len({*np.diff(np.flatnonzero(is_new), append=ids.size).tolist()}) == 1
+    is_long = is_run & (lengths >= _LEAST_RUN)
+    is_at_ends = is_batch and np.count_nonzero(at_ends & (lengths >= 2)) >= n_sequences / 2
+    runs = at_ends if is_at_ends else is_long
+    number = int(lengths.sum(where=runs))
+    # numbers near 0 come beside those of tokens that are certain, and not beside padding
+    near = 0 if is_at_ends else np.count_nonzero(np.any([(side > -1e-3) & (side < 0) for side in tokens[:2]], axis=0))
+    left = np.count_nonzero(is_value) - number
+    is_sure = np.count_nonzero(runs & is_long) >= 3 and 20 * number >= ids.size
+    if not is_sure or 10 * near > number or left > 0.1 * (ids.size - number):
+        return "", none
+    words = f"{number:,} tokens are {value!r} in both, in {np.count_nonzero(runs):,} runs of up to "
+    words += f"{lengths.max(where=runs, initial=0):,}; leave them out, by `where` or as nan"
+    return f"looks like padding or prompts that are counted: {words}", np.repeat(runs, lengths)
+
+
+def _sentinels(tokens: Tokens) -> tuple[str, BoolArray]:
+    """Whether there are numbers that engines write in place of minus infinity."""
+    lowest = np.minimum(*tokens[:2])
+    is_filler: BoolArray = lowest < _LEAST_LOGPROB
+    words = f"{count_of(int(np.count_nonzero(is_filler)), 'token')} below {_LEAST_LOGPROB:g} in one of both, down to "
+    words += f"{lowest.min(initial=0):.6g}: no token that was sampled is so unlikely, but engines write such numbers "
+    words += "in place of minus infinity (vLLM: -9999); leave them out"
+    return words if is_filler.any() else "", is_filler
+
+
+def _zeros_of_one(tokens: Tokens) -> tuple[str, BoolArray]:
+    """Whether one side has zeros where the other is far from certain."""
+    logprobs, base, _ = tokens
+    for ours, theirs, name in ((logprobs, base, "trainer"), (base, logprobs, "sampler")):
+        is_zero = ours == 0
+        number = int(np.count_nonzero(is_zero & (theirs <= -1)))
+        if number >= max(10, 0.01 * is_zero.size):
+            words = f"{number:,} numbers of the {name} are 0.0 where the other's are at most -1, as where a prompt or "
+            words += "padding is counted that one side has no numbers of"
+            return words + ", or tokens were drawn greedily" * (name == "sampler"), is_zero
+    return "", np.zeros(base.size, np.bool_)
+
+
+# -- log-probabilities -------------------------------------------------------------------------------------------------
 
 
 def _rounded(tokens: Tokens) -> str:
@@ -115,37 +201,36 @@ def _rank_correlation(one: Float64Array, other: Float64Array) -> float:
     return float(ranks[0] @ ranks[1]) / norm if norm else math.nan
 
 
-def _scaled(tokens: Tokens) -> str:
-    """Whether the trainer's are those of the sampler, multiplied by a number."""
+def _unrelated(tokens: Tokens) -> str:
+    """Whether the numbers belong to other tokens: those of one side tell nothing about those of the other."""
+    logprobs, base, _ = tokens.of(slice(_MOST_PAIRS))
+    if np.mean(np.abs(logprobs - base)) < 0.3 or np.var(logprobs - base) < (np.var(logprobs) + np.var(base)) / 2:
+        return ""
+    correlation = _rank_correlation(logprobs, base)
+    if not correlation < 0.5 - 4 / math.sqrt(base.size):
+        return ""
+    words = f"their rank correlation is {correlation:.2f}"
+    return f"the two hardly belong together: {words}, as where rows are in another order, or tokens are others"
+
+
+def _scaled(tokens: Tokens, line: _Line | None) -> str:
+    """Whether the trainer's are those of the sampler, multiplied by a number, but for noise."""
     logprobs, base, _ = tokens
     power = float(base @ base)
     if base.size < _LEAST_PAIRS or not power or np.std(base) < 0.1 * np.abs(base).mean():
         return ""
+    squares = tokens.difference**2
+    if np.sum(squares) ** 2 < 5 * np.sum(squares**2):  # a few tokens would decide it
+        return ""
     factor = float(base @ logprobs) / power
-    rest = float(np.sum((logprobs - factor * base) ** 2) / np.sum(tokens.difference**2))
-    if rest > 4e-4 or abs(factor - 1) < 0.01:
+    rest = float(np.sum((logprobs - factor * base) ** 2) / np.sum(squares))
+    is_noisy_copy = rest < 0.05 and line is not None and rest < 1 - line.explained  # than a temperature of logits
+    if not (rest <= 4e-4 or is_noisy_copy) or abs(factor - 1) < 0.01:
         return ""
     words = "log-probabilities were divided by a temperature, in place of logits"
-    return f"looks scaled: the trainer's are {factor:.4g} times the sampler's at every token, as where {words}"
-
-
-def _padded(tokens: Tokens) -> str:
-    """Whether rows end in zeros that are padding, and not tokens that are certain."""
-    ids = tokens.ids
-    if ids is None or ids[0] == ids[-1]:
-        return ""
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
-    ends = np.append(starts[1:], ids.size)
-    is_zero = (tokens.logprobs == 0) & (tokens.base == 0)
-    last = np.maximum.reduceat(np.where(is_zero, -1, np.arange(ids.size)), starts)
-    runs = ends - 1 - np.maximum(last, starts - 1)
-    lengths, inner = ends - starts, is_zero.sum() - runs.sum()
-    is_batch = lengths.min() == lengths.max() and runs.max() >= 8 and np.mean(runs >= 2) >= 0.5
-    if not is_batch or inner > 0.1 * (ids.size - runs.sum()):
-        return ""
-    words = f"the last numbers of {np.count_nonzero(runs):,} of {runs.size:,} sequences are 0.0 in both"
     return (
-        f"looks like padding that is counted: {words}, {int(runs.sum()):,} in all; leave them out, by `where` or as nan"
+        f"looks scaled: the trainer's are {factor:.4g} times the sampler's, which explains {100 - 100 * rest:.4g} % of "
+        f"the squared differences, as where {words}"
     )
 
 
@@ -156,11 +241,14 @@ class _Line(NamedTuple):
     offset: float
     is_sure: bool  # whether the slope is not 1
     explained: float  # the part of the squared differences that the line explains
+    needs_slope: bool  # whether a shift of all log-odds, as learning from these tokens makes, explains far less
 
 
 def _line(tokens: Tokens) -> _Line | None:
     """Fit a line to log-odds, with weights that make its errors those of log-probabilities; None of few tokens."""
-    logprobs, base, ids = tokens.of((tokens.logprobs < _CERTAIN) & (tokens.base < _CERTAIN))
+    size = np.abs(tokens.difference)
+    is_usual = size <= 10 * np.quantile(size, 0.95)  # a few outliers would decide the slope
+    logprobs, base, ids = tokens.of(is_usual & (tokens.logprobs < _CERTAIN) & (tokens.base < _CERTAIN))
     if base.size < _LEAST_FITTED:
         return None
     x, y = (values - np.log(-np.expm1(values)) for values in (base, logprobs))
@@ -171,9 +259,12 @@ def _line(tokens: Tokens) -> _Line | None:
     slope = float(np.mean(pull * (y - y_mean)))
     offset = y_mean - slope * x_mean
     error = Mean(pull * (y - offset - slope * x), ids)
-    rest = logprobs + np.logaddexp(0, -(offset + slope * x))
-    explained = 1 - float(np.sum(rest**2) / np.sum((logprobs - base) ** 2))
-    return _Line(slope, offset, abs(slope - 1) > error.factor(_TAIL) * error.stderr, explained)
+    total = float(np.sum((logprobs - base) ** 2))
+    rest, rest_of_shift = (
+        float(np.sum((logprobs + np.logaddexp(0, -y)) ** 2)) for y in (offset + slope * x, x + y_mean - x_mean)
+    )
+    is_sure = abs(slope - 1) > error.factor(SURE) * error.stderr
+    return _Line(slope, offset, is_sure, 1 - rest / total if total else 0.0, rest < rest_of_shift / 2)
 
 
 def _truncated(tokens: Tokens, line: _Line | None) -> str:
@@ -188,16 +279,38 @@ def _truncated(tokens: Tokens, line: _Line | None) -> str:
         change = np.expm1(difference)
         mean = Mean(change, tokens.ids)
         gain, loss = float(np.maximum(change, 0).sum()), float(-np.minimum(change, 0).sum())
-        is_sure = mean.mean + mean.factor(_TAIL) * mean.stderr < 0
-        if not (is_sure and loss > 10 * gain and np.mean(difference > 0.02) < 0.1):
+        is_sure = mean.mean + mean.factor(SURE) * mean.stderr < 0
+        certain = int(np.count_nonzero((tokens[not is_trainer] == 0) & (difference < -0.01)))
+        is_bounded = np.quantile(difference, 0.01) > _MOST_CUT  # as top-p bounds it, and learning does not
+        if not (certain >= 5 and is_bounded and is_sure and loss > 10 * gain and np.mean(difference > 0.02) < 0.1):
             continue
         whole, part = ("the sampler's", "the trainer's") if is_trainer else ("the trainer's", "the sampler's")
-        certain = int(np.count_nonzero((tokens[not is_trainer] == 0) & (difference < -0.01)))
         words = f"looks like raw against processed log-probabilities: {part} are hardly ever the smaller ones, and "
         words += f"{whole} keep {100 * (1 + mean.mean):.3g} % of their probabilities in the mean, as where {part} are "
         words += f"over the classes that top-p, top-k or min-p left, and {whole} over all"
-        return words + (f"; {count_of(certain, 'token')} had no other class left" if certain else "")
+        return f"{words}; {count_of(certain, 'token')} had no other class left"
     return ""
+
+
+def _below_one(tokens: Tokens) -> str:
+    """Whether the mean ratio is below 1, beyond what the tokens that were not drawn may have added to it.
+
+    Where both are over the same classes, those that were not drawn have a ratio of (1 - pi) / (1 - mu) in the mean. Of
+    a token that was nearly certain to be drawn, the tokens that are there do not show it, and it may be large.
+    """
+    ratio = Mean(np.exp(tokens.difference), tokens.ids)
+    logprobs, base, ids = tokens.of(tokens.base < _CERTAIN)
+    if base.size < _LEAST_FITTED or not ratio.mean < _MOST_RATIO:
+        return ""
+    change = Mean(np.expm1(logprobs - base), ids)
+    moved = np.exp(logprobs) - np.exp(base)
+    unseen = math.sqrt(float(np.sum(moved**2 / -np.expm1(base) / np.exp(base)))) / base.size
+    error = 1.5 * change.factor(SURE) * math.hypot(change.stderr, unseen)  # ratios are skewed
+    if not change.mean + error < 0:
+        return ""
+    words = f"the mean ratio is surely below 1 ({ratio.mean:.3f} ± {ratio.stderr:.2g})"
+    words += ", as where the sampler's log-probabilities are over fewer classes (top-p, top-k, min-p)"
+    return f"{words}, tokens were drawn by other numbers, or the trainer already learnt from these very tokens"
 
 
 def _tempered(line: _Line | None) -> tuple[float | None, str]:
@@ -206,7 +319,9 @@ def _tempered(line: _Line | None) -> tuple[float | None, str]:
     With p the probability of a token, and the others sharing 1 - p in the same way at all tokens, a temperature T makes
     its log-odds ``log(p / (1 - p)) / T + (1 / T - 1) * h`` of them, where h is about the entropy of the others: a line.
     """
-    if line is None or not (line.is_sure and abs(line.slope - 1) > 0.03 and line.slope > 0 and line.explained > 0.5):
+    if line is None or not (
+        line.is_sure and abs(line.slope - 1) > 0.03 and line.slope > 0 and line.explained > 0.5 and line.needs_slope
+    ):
         return None, ""
     if not 0 < line.offset / (line.slope - 1) < _MOST_ENTROPY:
         return None, ""
@@ -220,7 +335,8 @@ def _tempered(line: _Line | None) -> tuple[float | None, str]:
 def _not_drawn(tokens: Tokens) -> str:
     """Whether tokens were drawn by other probabilities, since the divergence by k1 is negative."""
     k1 = Mean(-tokens.difference, tokens.ids)
-    if not k1.mean + k1.factor(_TAIL) * k1.stderr < _LEAST_K1:
+    if not k1.mean + k1.factor(SURE) * k1.stderr < _LEAST_K1:
         return ""
     words = f"k1 is {k1.mean:.3g} ± {k1.stderr:.2g}, and a divergence is never negative"
-    return f"tokens were not drawn by the sampler's numbers: {words}; are these raw, or of other weights?"
+    words += "; are these raw, or of other weights, or did the trainer already learn from these very tokens?"
+    return f"tokens were not drawn by the sampler's numbers: {words}"

@@ -57,6 +57,9 @@ def token_figures(
     value, stderr, _, factor = _mean_of_exp(difference, ids)
     figures |= {"mean_ratio": value, "mean_ratio_stderr": stderr}
     figures["mean_ratio_interval"] = value - factor * stderr, value + factor * stderr
+    k3 = np.sort(values["k3"])
+    total, top = float(k3.sum()), float(k3[k3.size - -(-k3.size // 100) :].sum())
+    figures["top_k3_share"] = top / total if 0 < total < math.inf else math.nan
     return figures | _effective_figures("ess", difference, ids), means["k1"]
 
 

@@ -54,6 +54,7 @@ def _figure_rows(found: Any) -> list[tuple[str, ...]]:
         row("KL, by k1", "k1", unit=" nats"),
         row("KL, by k2", "k2", unit=" nats"),
         row("KL, by k3", "k3", unit=" nats"),
+        ("k3 of top 1 %", f"{100 * found.top_k3_share:.1f} %", "of the sum of k3, in the largest 1 % of the tokens"),
         row("mean |difference|", "mean_abs_difference", unit=" nats"),
         row("mean ratio", "mean_ratio"),
         row(f"outside {1 - found.epsilon:g} to {1 + found.epsilon:g}", "outside", "{:.2f} %", " %", 100),

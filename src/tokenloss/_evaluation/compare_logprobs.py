@@ -64,6 +64,10 @@ class _Rows(NamedTuple):
 def are_logprobs(paths: Sequence[str], part: Any) -> bool:
     """Whether files hold a log-probability of each token, by their content, and not scores of all classes."""
     kinds = [_kind_of(path) for path in paths]
+    if kinds == ["batch", "batch"] and all(map(_ends_in_zeros, paths)):
+        got = "has no number above 0, and its rows end in zeros, as log-probabilities of tokens with padding do"
+        fits = f"be a .npz file, whose array is named {_NAME} (of tokens) or {', '.join(KINDS)} (of all classes)"
+        raise_error("content", path=paths[0], got=got, fits=fits)
     if "batch" in kinds and "responses" in kinds and "scores" not in kinds and len(paths) == 2:
         batch, responses = (paths[kinds.index(kind)] for kind in ("batch", "responses"))
         return _fits_batch(batch, responses, part)
@@ -92,6 +96,17 @@ def _are_padded(array: Array) -> bool:
     if not is_float(array.dtype) or not array.shape[1] or not np.isnan(array[:_ROWS, -1]).any():
         return False
     return not (array > 0).any()
+
+
+def _ends_in_zeros(path: str) -> bool:
+    """Whether rows end in zeros, each in another number of them, and have no number above 0: no scores are so."""
+    array = npy.open_array(path)
+    is_zero = array[:_ROWS] == 0
+    if not is_zero.size or (array[:_ROWS] > 0).any():
+        return False
+    lengths = np.where(is_zero.all(axis=1), is_zero.shape[1], (~is_zero[:, ::-1]).argmax(axis=1))
+    is_padded = lengths.max() >= 2 and len({*lengths.tolist()}) > 1 and not is_zero.all(axis=1).any()
+    return bool(is_padded) and not (array > 0).any()
 
 
 def _are_lists(value: dict[str, Any]) -> bool:

@@ -81,7 +81,7 @@ class DivergencePlot(Sink):
     option = "--plot"
     _takes_drafts = False
     _function = "compare_files"
-    help = "draw the KL divergences to a .png, .svg or .pdf file"
+    help = "draw KL divergences, or absolute differences of tokens' log-probabilities, to a .png, .svg or .pdf file"
 
     def __init__(self, path: str) -> None:
         drawing.check(path)
