@@ -1,0 +1,84 @@
+/* Divergences of short rows (TL_SHORT_ROW classes at most), a row in each lane, in double: included after
+ * short_rows_body.h, with REAL and OP for double. Each row's terms and additions are those of divergence_body.h, in
+ * their order, so the bits are the same. Classes that a row does not have would add 0 there, and are left out here. */
+
+#define NAME(what) JOIN(JOIN(what, float64), JOIN(_, BACKEND))
+
+/* As f64_root_init, of the rows from `row` on. */
+TL_TARGET TL_INLINE f64_root_acc NAME(root_init_)(const tl_divergence_sides *of, size_t row) {
+    const double first = 8 * (f64_ROOT_SCALE - f64_LEAST_EXPONENT);
+    f64_vec quarters = f64_load(of->quarters + row);
+    f64_vec least = f64_sub(quarters, f64_set(first + CLAMPED_EIGHTHS));
+    f64_root_acc acc = {f64_add(f64_set(f64_ROUNDER), f64_sub(f64_set(GUARD + first), quarters)),
+                        f64_mul(least, f64_set(TL_LN2 / 4)), f64_load(of->rest + row)};
+    return acc;
+}
+
+TL_TARGET TL_INLINE f64_vec NAME(sum_of_)(const f64_vec *x, size_t most) {
+    return most == 1 ? x[0] : f64_sum_of_four(x);
+}
+
+/* Adds classes first, first + 16, first + 32 and first + 48, as far as there are any; or the first alone, if `most` is
+ * 1, which is known to the compiler. */
+TL_TARGET TL_INLINE void NAME(add_four_)(const double *base, const double *other, size_t first, size_t classes,
+                                         size_t most, const f64_pair_acc *acc, f64_table powers, int wanted,
+                                         f64_vec *alone, NAME(lane_) (*lanes)[16]) {
+    f64_divergence_terms of;
+    const size_t lane = first % 16;
+    for (size_t i = 0; i < most; i++) {
+        const size_t at = TL_GROUP * (first + 16 * i);
+        int is_there = first + 16 * i < classes;
+        f64_vec given = is_there ? f64_load(base + at) : f64_set(-(double)INFINITY);
+        f64_vec of_other = is_there ? f64_load(other + at) : f64_set(-(double)INFINITY);
+        f64_set_terms(&of, i, given, of_other, acc, powers, 1);
+        *alone = f64_most_alone(given, of_other, *alone);
+    }
+    if (wanted & (TL_REVERSE_KL | TL_JS))
+        f64_set_log_terms(&of, most, wanted);
+    NAME(add_)(&lanes[TL_SUM_OF_BOTH][lane], NAME(sum_of_)(of.both, most));
+    if (wanted & TL_TV)
+        NAME(add_)(&lanes[TL_SUM_OF_TV][lane], NAME(sum_of_)(of.size, most));
+    if (wanted & TL_HELLINGER)
+        NAME(add_)(&lanes[TL_SUM_OF_HELLINGER][lane], NAME(sum_of_)(of.square, most));
+    if (wanted & TL_REVERSE_KL)
+        NAME(add_)(&lanes[TL_SUM_OF_REVERSE_KL][lane], NAME(sum_of_)(of.reverse, most));
+    if (wanted & TL_JS)
+        NAME(add_)(&lanes[TL_SUM_OF_JS][lane], NAME(sum_of_)(of.js, most));
+}
+
+/* Of f64_WIDTH rows from `row` on. */
+TL_TARGET TL_INLINE void NAME(divergences_of_rows_)(const double *base, const double *other, size_t classes,
+                                                    size_t row, int wanted, tl_short_divergences *of) {
+    NAME(lane_) lanes[TL_DIVERGENCE_SUMS][16];
+    const size_t count = classes < 16 ? classes : 16;
+    const f64_table powers = f64_load_powers(f64_POWERS, GUARD);
+    const f64_pair_acc acc = {NAME(root_init_)(&of->base, row), NAME(root_init_)(&of->other, row),
+                              f64_load(of->base.log + row), f64_load(of->other.log + row), f64_set(0)};
+    f64_vec alone = f64_set(-(double)INFINITY);
+    for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
+        for (size_t l = 0; l < 16; l++)
+            lanes[k][l].sum[0] = lanes[k][l].comp[0] = f64_set(0);
+    for (size_t start = 0; start < classes; start += TL_LANES)
+        for (size_t l = 0; l < 16 && start + l < classes; l++)
+            if (start + l + 16 < classes)
+                NAME(add_four_)(base, other, start + l, classes, 4, &acc, powers, wanted, &alone, lanes);
+            else
+                NAME(add_four_)(base, other, start + l, classes, 1, &acc, powers, wanted, &alone, lanes);
+    for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
+        NAME(end_lanes_)(lanes[k], count, 1, of->sum[k] + row);
+    f64_store(of->alone + row, alone);
+}
+
+TL_TARGET static void NAME(short_divergences_)(const double *base, const double *other, size_t classes, int wanted,
+                                               tl_short_divergences *of) {
+    enum { BUT_JS = TL_TV | TL_HELLINGER | TL_REVERSE_KL };
+    for (size_t row = 0; row < TL_GROUP; row += f64_WIDTH)
+        if (wanted == TL_TV)
+            NAME(divergences_of_rows_)(base + row, other + row, classes, row, TL_TV, of);
+        else if (wanted & TL_JS)
+            NAME(divergences_of_rows_)(base + row, other + row, classes, row, BUT_JS | TL_JS, of);
+        else
+            NAME(divergences_of_rows_)(base + row, other + row, classes, row, BUT_JS, of);
+}
+
+#undef NAME
