@@ -101,8 +101,8 @@ def test_speculators_741_products_of_mean_acceptances_are_not_what_calls_give(k)
 
 
 def expected_by_k(acceptance, kept, ids, k):
-    """Tokens of a call, its error and the number of starts, position by position."""
-    numerators, denominators, n_starts = {}, {}, 0
+    """Tokens of a call, its error, the number of starts, and of texts that have any, with their positions."""
+    numerators, denominators, n_starts, n_positions = {}, {}, 0, {}
     for number in dict.fromkeys(ids.tolist()):
         positions = [[i] for i in np.flatnonzero(ids == number)] if number < 0 else [np.flatnonzero(ids == number)]
         for place, text in enumerate(positions):
@@ -128,12 +128,13 @@ def expected_by_k(acceptance, kept, ids, k):
                     numerators[key] = numerators.get(key, 0) + begins[t] * tokens
                     denominators[key] = denominators.get(key, 0) + begins[t]
                     n_starts += 1
+                    n_positions[key] = int(kept[text].sum())
     y, x = (np.array([*sums.values()]) for sums in (numerators, denominators))
     if not y.size:
-        return math.nan, math.nan, 0
+        return math.nan, math.nan, 0, 0, 0
     n, ratio = y.size, y.sum() / x.sum()
     stderr = math.sqrt(n / (n - 1) * ((y - ratio * x) ** 2).sum()) / x.sum() if n > 1 else math.nan
-    return ratio, stderr, n_starts
+    return ratio, stderr, n_starts, n, sum(n_positions.values())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -143,22 +144,36 @@ def test_tokens_of_a_call_never_cross_the_end_of_a_text_or_a_masked_position(see
     acceptance, kept = rng.random(size), rng.random(size) < (0.9 if seed else 2)
     ids = rng.integers(-1, 4, size) if seed % 2 else np.sort(rng.integers(0, 6, size))
     found = acceptance_of(np.where(kept, acceptance, np.nan), kept, ids, 1.0, 0.1)
+    fair = []
     for k in range(1, 9):
-        ratio, stderr, n_starts = expected_by_k(acceptance, kept, ids, k)
+        ratio, stderr, n_starts, n_texts, n_positions = expected_by_k(acceptance, kept, ids, k)
+        fair += [k - 1] if n_positions >= 0.9 * kept.sum() else []
         row = {name: column[k - 1] for name, column in found.by_k.items()}
         assert row["k"] == k
-        assert row["n_starts"] == n_starts
+        assert (row["n_starts"], row["n_texts"]) == (n_starts, n_texts)
         np.testing.assert_allclose([row["tokens_per_call"], row["tokens_per_call_stderr"]], [ratio, stderr], rtol=1e-9)
         np.testing.assert_allclose(row["speedup"], ratio / (1 + 0.1 * k), rtol=1e-9)
         np.testing.assert_allclose(row["speedup_stderr"], stderr / (1 + 0.1 * k), rtol=1e-9)
         np.testing.assert_allclose(row["break_even_ratio"], (ratio - 1) / k, rtol=1e-9)
-    assert found.break_even_ratio == np.nanmax(found.by_k["break_even_ratio"])
-    assert found.best_speedup == np.nanmax(found.by_k["speedup"]) == found.by_k["speedup"][found.best_k - 1]
+    assert found.break_even_ratio == max(found.by_k["break_even_ratio"][fair])
+    assert found.best_speedup == max(found.by_k["speedup"][fair]) == found.by_k["speedup"][found.best_k - 1]
     assert found.count == kept.sum()
     table = found.sequences
     for number, count, mean in zip(*(table[name] for name in ("sequence", "count", "acceptance")), strict=True):
         of_text = acceptance[kept & (ids == number)]
         assert (count, mean) == (of_text.size, pytest.approx(of_text.mean(), rel=1e-14))
+
+
+def test_a_best_k_is_not_that_of_a_few_long_texts():
+    rng = np.random.default_rng(0)
+    lengths = np.array([6] * 50 + [40] * 10)
+    easy = np.repeat(lengths == 40, lengths)
+    acceptance = np.where(easy, 0.8, 0.4) + 0.01 * rng.random(lengths.sum())
+    ids = np.repeat(np.arange(60), lengths)
+    found = acceptance_of(acceptance, np.ones(ids.size, bool), ids, 1.0, 0.05)
+    assert found.by_k["n_texts"].tolist() == [60] * 6 + [10] * 2
+    assert found.best_k <= 6
+    assert "of 10 of 60 texts alone" in found.summary()
 
 
 def test_mean_acceptance_has_an_error_by_text():

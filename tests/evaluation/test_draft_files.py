@@ -224,3 +224,15 @@ def test_drafts_of_other_rows_are_refused(files, tmp_path):
     np.save(tmp_path / "whole.npy", files.target[1:3])
     with pytest.raises(ValueError, match=r"short\.npy: holds 20 rows of 13 classes; it must hold 40 rows"):
         compare_files(tmp_path / "whole.npy", tmp_path / "short.npy", draft=True)
+
+
+@pytest.mark.parametrize("option", ["--draft", "--no-shift"])
+def test_input_ids_that_differ_are_those_of_other_texts(option, tmp_path, command):
+    rng = np.random.default_rng(5)
+    logits, ids = rng.normal(size=(3, 9, 12)).astype(np.float32), rng.integers(12, size=(3, 9))
+    np.savez(tmp_path / "target.npz", logits=logits, input_ids=ids)
+    np.savez(tmp_path / "same.npz", logits=logits[..., ::-1], input_ids=ids)
+    np.savez(tmp_path / "other.npz", logits=logits, input_ids=ids[::-1])
+    argv = "compare", tmp_path / "target.npz"
+    assert command(*argv, tmp_path / "same.npz", option)[0] == 0
+    assert_refused(command(*argv, tmp_path / "other.npz", option), "other.npz: holds other input ids")

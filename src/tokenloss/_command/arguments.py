@@ -293,8 +293,8 @@ def _add_formulas(group: _Group) -> None:
     )
     group.add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
     words = (
-        "divergences beside kl, with commas between them or one by one: reverse_kl, js (Jensen-Shannon), tv (total "
-        "variation) or hellinger (default: kl)"
+        "divergences beside kl, with commas between them, as in js,tv, or by repeating the option: reverse_kl, js "
+        "(Jensen-Shannon), tv (total variation) or hellinger (default: kl)"
     )
     _add(group, "--divergences NAMES", words, action=Names, default=("kl",))
 

@@ -118,7 +118,8 @@ class Names(argparse.Action):
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         before = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, (*(() if before is self.default else before), *values.split(",")))
+        names = [name.strip() for name in values.split(",")]
+        setattr(namespace, self.dest, (*(() if before is self.default else before), *names))
 
 
 def filled(text: str) -> str:

@@ -58,7 +58,7 @@ def _table_by_k(one: Any) -> Table:
     """The table of the numbers of drafted tokens."""
     heads = ["k", "tokens per call", "±", "if independent", "pays below"]
     heads += ["speed-up", "±"] * (one.cost_ratio is not None) + ["note"]
-    rows = []
+    rows, most = [], int(one.by_k["n_texts"][0])
     for row in rows_of(one.by_k):
         has_starts = row["n_starts"] > 0
         numbers = [row["tokens_per_call"], row["tokens_per_call_stderr"], row["independent_tokens"]]
@@ -67,6 +67,8 @@ def _table_by_k(one: Any) -> Table:
         for error in (1, 5)[: len(cells) // 3]:
             cells[error] = known_error(numbers[error], cells[error])
         note = "" if has_starts else f"no text has {count_of(row['k'], 'position')} in a row"
+        if 0 < row["n_texts"] < most:
+            note = f"of {row['n_texts']:,} of {count_of(most, 'text')} alone"
         rows.append((str(row["k"]), *(cells if has_starts else [""] * len(cells)), note))
     keep = [column for column in range(len(heads)) if heads[column] != "note" or any(row[-1] for row in rows)]
     lines = [tuple(line[column] for column in keep) for line in (heads, *rows)]

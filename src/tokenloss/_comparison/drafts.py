@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
 
 _MAX_K = 8  # drafted tokens of a call
+_FAIR = 0.9  # of all positions, which the texts that are long enough for k must have to make it the best one
 _TEMPERATURES = 1e-6, 1e6  # beyond which decoding is greedy, or all classes are alike
 
 
@@ -60,7 +61,8 @@ class DraftAcceptance(Result):
         Its 95 % confidence interval, within 0 and 1; of greedy decoding by the binomial distribution, as the mean is
         then a fraction of the positions.
     break_even_ratio : float
-        The largest cost ratio at which drafting pays: that of `by_k` at the best k.
+        The largest cost ratio at which drafting pays: that of `by_k` at the best k. Only those k are compared that
+        texts with nine tenths of the positions have.
     cost_ratio : float or None
         Time of a step of the draft over that of the target, if it was given.
     best_k : int or None
@@ -69,11 +71,12 @@ class DraftAcceptance(Result):
         The speed-up there; below 1, drafting costs more than it gains.
     by_k : dict of 1-D arrays
         Columns of a table that has a row for each number of drafted tokens: "k" (from 1 to 8), "n_starts" (the number
-        of positions that begin k positions of one text without a gap), "tokens_per_call" (the mean number of tokens
+        of positions that begin k positions of one text without a gap), "n_texts" (the number of texts that have such
+        positions), "tokens_per_call" (the mean number of tokens
         that a call of the target gives) with "tokens_per_call_stderr", "independent_tokens" (what it would be if each
         position had the mean acceptance), "break_even_ratio" (the cost ratio below which drafting so many tokens pays,
         which is also the fraction of them that is accepted), and with a cost ratio "speedup" and "speedup_stderr".
-        Figures are nan where no text has k positions.
+        Figures are nan where no text has k positions, and of long texts alone where few have.
     acceptance : array of float64
         Probability that a drafted token is accepted at each position; nan where it is masked.
     kept : array of bool
@@ -202,7 +205,7 @@ def draft_acceptance(
         has (W may differ from V) have a probability of 0 in the other, and each is normalised over its own.
     temperature : float, default 1.0
         Temperature of both models, from 1e-6 to 1e6; or 0 for greedy decoding, where a token is accepted if it is the
-        likeliest class of both models.
+        likeliest class of both models: the first one, of equal logits.
     kind : {"logits", "log_probs", "probs"}, default "logits"
         What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
         of their row's probabilities, since rounding leaves it near 1.
@@ -325,14 +328,19 @@ def acceptance_of(
     by_text = _ratio(texts.acceptance, np.ones(groups.size), groups)
     mean = ExactMoments.of(texts.acceptance).mean
     sequences = None if segment_ids is None else _sequence_table(texts)
-    table = columns_of([_row(k, texts, groups, mean, cost_ratio) for k in range(1, _MAX_K + 1)])
-    best = None if cost_ratio is None or math.isnan(table["speedup"][0]) else _best(table, "speedup")
+    longest = np.zeros(int(texts.text.max(initial=-1)) + 1, np.int64)
+    np.maximum.at(longest, texts.text, texts.left)
+    table = columns_of([_row(k, texts, groups, mean, cost_ratio, longest) for k in range(1, _MAX_K + 1)])
+    # figures of long texts alone are not held against those of all
+    is_fair = np.array([np.count_nonzero(longest[texts.text] >= k) >= _FAIR * groups.size for k in table["k"]])
+    ratios = table["break_even_ratio"]
+    best = None if cost_ratio is None or math.isnan(table["speedup"][0]) else _best(table["speedup"], is_fair)
     return DraftAcceptance(
         temperature=temperature, count=groups.size, n_sequences=0 if sequences is None else sequences["count"].size,
         is_clustered=is_clustered, interval_factor=by_text.factor(), n_nan=int(np.isnan(texts.acceptance).sum()),
         mean_acceptance=mean, mean_acceptance_stderr=by_text.stderr,
         mean_acceptance_interval=_interval(mean, by_text, groups.size, is_share=temperature == 0),
-        break_even_ratio=float(table["break_even_ratio"][_best(table, "break_even_ratio")]), cost_ratio=cost_ratio,
+        break_even_ratio=float(ratios[_best(ratios, is_fair)]), cost_ratio=cost_ratio,
         best_k=None if best is None else int(table["k"][best]),
         best_speedup=None if best is None else float(table["speedup"][best]),
         best_speedup_stderr=None if best is None else float(table["speedup_stderr"][best]),
@@ -377,7 +385,9 @@ def _sequence_table(texts: _Texts) -> dict[str, Array]:
     return {"sequence": sums.sequence, "count": sums.count, "acceptance": sums.loss}
 
 
-def _row(k: int, texts: _Texts, groups: IntArray, mean: float, cost_ratio: float | None) -> dict[str, Any]:
+def _row(
+    k: int, texts: _Texts, groups: IntArray, mean: float, cost_ratio: float | None, longest: IntArray
+) -> dict[str, Any]:
     """The figures of calls for each of which k tokens are drafted."""
     accepted, tokens, independent = np.ones(groups.size), np.ones(groups.size), 1.0
     beyond = np.append(texts.acceptance, np.ones(k))
@@ -391,6 +401,7 @@ def _row(k: int, texts: _Texts, groups: IntArray, mean: float, cost_ratio: float
     row: dict[str, Any] = {
         "k": k,
         "n_starts": int(np.count_nonzero(is_start)),
+        "n_texts": int(np.count_nonzero(longest >= k)),
         "tokens_per_call": calls.ratio,
         "tokens_per_call_stderr": calls.stderr,
         "independent_tokens": independent,
@@ -419,6 +430,6 @@ def _probability_of_calls(k: int, texts: _Texts, accepted: Float64Array) -> Floa
     return np.array(probability)
 
 
-def _best(table: dict[str, Array], name: str) -> int:
-    """The row of the largest figure; the first one if all are nan."""
-    return int(np.argmax(np.where(np.isnan(table[name]), -np.inf, table[name])))
+def _best(figures: Array, is_fair: BoolArray) -> int:
+    """The row of the largest figure of those that are of nearly all texts; the first one if all are nan."""
+    return int(np.argmax(np.where(is_fair & ~np.isnan(figures), figures, -np.inf)))

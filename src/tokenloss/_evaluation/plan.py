@@ -407,15 +407,14 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
 
     None of models that are compared without targets, in their divergence alone.
     """
-    held = [(file.path, file.targets) for file in files if file.targets is not None]
+    held, is_needed = [(file.path, file.targets) for file in files if file.targets is not None], True
     if shard.targets is not None:
         given = _assigned_array(shard.targets, shard.start, files[0])
         held = [*(held if shard.others else ()), (shard.targets, given)]
     elif not held:
         held = [(file.path, file.input_ids) for file in files if file.input_ids is not None]
-        if held and shard.others and options.shift is False:
-            return None
-        if held and not options.shift:
+        is_needed = not shard.others or options.shift is not False  # else ids alone tell that texts are the same
+        if held and is_needed and not options.shift:
             fits = "hold targets, or come with --targets or --targets-array; if these ids are the model's input, add "
             fits += "--shift (shift=True)" + ("; for divergences alone, --no-shift" if shard.others else "")
             raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
@@ -426,8 +425,9 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
     (first, targets), *rest = held
     for path, others in rest:
         if not np.array_equal(targets.reshape(-1), others.reshape(-1)):
-            raise_error("content", path=path, got="holds other targets", fits=f"hold those of {first} if any")
-    return targets
+            got = f"holds other {'targets' if is_needed else 'input ids'}"
+            raise_error("content", path=path, got=got, fits=f"hold those of {first} if any")
+    return targets if is_needed else None
 
 
 def refuse_without_targets(path: str, names: Sequence[str] = ()) -> NoReturn:
