@@ -198,6 +198,21 @@ def test_ids_and_segment_ids_may_be_in_files_of_their_own(two, command):
         compared(a, b, targets=of_rows["targets"][:1])
 
 
+def test_a_text_goes_on_in_the_next_file_whatever_numbers_its_attention_mask_has(two):
+    """Texts that are packed into one sequence, of which the first file holds lower numbers than the second."""
+    a, b = two
+    expected, folder = compared(a, b, name_a="a"), a.path.parent
+    for name, part in ("part-1.npz", slice(5)), ("part-2.npz", slice(5, None)):
+        np.savez(folder / name, logits=a.logits[part], input_ids=a.ids[part], attention_mask=1 + a.segments[part])
+    assert a.segments[4] == a.segments[5]
+    of_rows = [folder / "sequence.npy", folder / "segments.npy"]
+    np.save(of_rows[0], np.full(len(a.ids), 5))
+    np.save(of_rows[1], b.segments)
+    np.savez(b.path, logits=b.logits, input_ids=b.ids)
+    a.path = folder / "part-*.npz"
+    assert compared(a, b, segment_ids=of_rows, name_a="a") == expected
+
+
 def test_padding_is_no_part_of_the_text(two):
     """A batch with an attention mask, as a model that pads on the left has it, and one of packed texts."""
     a, b = two

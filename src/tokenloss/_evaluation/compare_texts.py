@@ -22,7 +22,14 @@ from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.plan import open_stored, plan
 from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
-from tokenloss._evaluation.token_bytes import ids_before, leaves_out_spaces, most_repeated, repeats_special
+from tokenloss._evaluation.token_bytes import (
+    NEXT_TOKENS,
+    ids_before,
+    leaves_out_spaces,
+    masked_texts,
+    most_repeated,
+    repeats_special,
+)
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.scores_file import checked_mask
@@ -41,10 +48,6 @@ if TYPE_CHECKING:
     _Path: TypeAlias = str | os.PathLike[str]
     _Paths: TypeAlias = _Path | Sequence[_Path]
 
-_NEXT_TOKENS = (
-    "; targets that are the next tokens already lack the first token of each text: store the input ids, and add "
-    "--shift (shift=True)"
-)
 _ROWS = 1 << 20  # whose ids are held against the text at a time
 
 
@@ -329,7 +332,7 @@ def _refuse_unknown(ids: Array, documents: IntArray, side: _Side, path: str) -> 
 def _hint(ids: Array, options: Options) -> str:
     """Why ids may not be those of the text, in words that follow an error."""
     ignored = 0 if options.ignore_index is None else int(np.count_nonzero(ids == options.ignore_index))
-    hint = "" if options.shift else _NEXT_TOKENS
+    hint = "" if options.shift else NEXT_TOKENS
     return f"; {count_of(ignored, 'ignored id')} of the file cannot be of the text{hint}" if ignored else hint
 
 
@@ -348,9 +351,9 @@ def _ids_of(shard: Shard, options: Options) -> tuple[Array, IntArray, bool]:
         documents = stored.sequences.numbers(0, shard.rows)
         is_part &= documents >= 0
     if stored.file.attention_mask is not None:
-        mask = checked_mask(stored.file).reshape(-1).astype(np.int64)
+        mask = checked_mask(stored.file).reshape(-1)
         is_part &= mask != 0
-        documents = documents * (1 + mask.max(initial=0)) + mask
+        documents = masked_texts(documents, mask)
     documents = np.where(is_part, documents, -1)
     numbers = documents[is_part]
     if np.count_nonzero(np.diff(numbers, prepend=-1)) > np.unique(numbers).size:

@@ -24,9 +24,9 @@ _UNKNOWN = -1  # in place of the bytes of an id that has none that are known
 WRITTEN = 1 << 24  # stands for an id that writes something where ids are counted
 _PIECE = 1 << 18  # rows whose bytes are found at a time
 _MOST_IN_ROW = 1 << 20  # texts that a model's mask numbers
-_NEXT_TOKENS = (
+NEXT_TOKENS = (  # follows an error
     "; targets that are the next tokens already lack the first token of each text: store the input ids and add --shift "
-    "(shift=True), or leave the text out"
+    "(shift=True)"
 )
 
 
@@ -129,7 +129,7 @@ def _bytes_of_shard(
             except ValueError as error:
                 if options.shift:
                     raise
-                raise ValueError(f"{error}{_NEXT_TOKENS}") from error
+                raise ValueError(f"{error}{NEXT_TOKENS}, or leave the text out") from error
             found[included] = stops - starts
         n_bytes[rows] = found
     return n_bytes
@@ -144,8 +144,14 @@ def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) 
     if shard.windows:
         texts, included = np.full(len(rows), -1), shard.windows.first_held(rows)
     if mask is not None:
-        texts, included = texts * _MOST_IN_ROW + mask.astype(np.int64), included & (mask != 0)
+        texts, included = masked_texts(texts, mask), included & (mask != 0)
     return texts, included
+
+
+def masked_texts(numbers: IntArray, mask: Array) -> IntArray:
+    """Numbers of the texts that a model's mask tells apart in sequences of these numbers, the same in each file."""
+    found: IntArray = numbers * _MOST_IN_ROW + mask.astype(np.int64)
+    return found
 
 
 def bytes_of_ids(
