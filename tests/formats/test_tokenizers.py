@@ -411,6 +411,11 @@ def test_models_whose_ids_are_shifted_are_refused(name, kind, tmp_path):
         token_bytes(tmp_path / name)
 
 
+def test_a_tokenizer_that_is_no_path_is_refused_by_name():
+    with pytest.raises(TypeError, match="^tokenizer is 'int'; it must be a path"):
+        token_bytes(5)
+
+
 @pytest.mark.parametrize("name", ["a.tiktoken", "tokenizer.model"])
 def test_ranks_are_told_by_their_content_and_special_tokens_by_the_configuration(name, tmp_path):
     path = save_ranks(tmp_path, [b"a", b"bc"], name)
@@ -420,8 +425,7 @@ def test_ranks_are_told_by_their_content_and_special_tokens_by_the_configuration
     assert tokenizer.path == str(path)
     assert tokenizer.n_bytes.tolist() == [1, 2, 0, 0, 6]
     assert tokenizer.is_special.nonzero()[0].tolist() == [2]
-    assert open_tokenizer(tokenizer) is tokenizer
-    assert (token_bytes(tokenizer) == tokenizer.n_bytes).all()
+    assert (token_bytes(path) == tokenizer.n_bytes).all()
     assert isinstance(pickle.loads(pickle.dumps(tokenizer)), Tokenizer)  # noqa: S301 -- it was made here
 
 

@@ -259,7 +259,7 @@ def evaluate(
     of_windows = _checked_windows(window, stride, shift, segment_ids)
     options = Options(
         array, kind, ignore_index, shift if window is None else True, top, part, bool(skip_failed), head, hidden,
-        targets_array, scale, cap, *of_windows, None if opened is None else _hash_of(opened),
+        targets_array, scale, cap, *of_windows, None if opened is None else _tokenizer_hash(opened),
     )  # fmt: skip
     sinks = checked_sinks(sinks, "evaluate", state, scheduler)
     settings = Settings(of_bytes, of_words, words, opened, state, scheduler, check_workers(workers), progress)
@@ -400,10 +400,11 @@ def _opened(path: str, has_text: bool) -> Tokenizer:
     return tokenizer
 
 
-def _hash_of(tokenizer: Tokenizer) -> str:
-    """A hash of the bytes of all tokens."""
+def _tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """A hash of all that bytes of tokens depend on."""
     said = tokenizer.said
-    rules = (said.prefix, said.drops_spaces, sorted(said.restarts), tokenizer.pieces)
+    ids = [sorted(numbers) for numbers in (said.restarts, said.special, said.unknown)]
+    rules = (said.prefix, said.drops_spaces, said.lacks_special, *ids, tokenizer.pieces)
     return hashlib.blake2b(repr(rules).encode(), digest_size=16).hexdigest()
 
 

@@ -45,7 +45,7 @@ class Options(NamedTuple):
     softcap: float | None = None
     window: int = 0  # tokens of each window, where files hold a text window by window; 0 where they do not
     stride: int = 0  # tokens from the start of a window to that of the next one
-    tokenizer: str | None = None  # a hash of the bytes of its tokens
+    tokenizer: str | None = None  # a hash of what bytes of its tokens depend on
     definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next four are of comparisons
     divergences: tuple[str, ...] = ()  # beside "kl"
     classes: int | None = None  # number of classes that are compared; None for all

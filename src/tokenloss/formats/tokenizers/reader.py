@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._core.arguments import as_path
 from tokenloss._core.errors import raise_error
 from tokenloss.formats.base import library_errors, open_regular, parsed_json
 from tokenloss.formats.tokenizers import hugging_face, ranks, sentence_piece
@@ -28,7 +29,7 @@ _SHIFTING = (
 )  # fmt: skip
 
 
-def token_bytes(tokenizer: str | os.PathLike[str] | Tokenizer) -> IntArray:
+def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
     r"""Count the bytes that each id of a tokenizer writes into a text, as bits per byte need them.
 
     Parameters
@@ -47,12 +48,15 @@ def token_bytes(tokenizer: str | os.PathLike[str] | Tokenizer) -> IntArray:
 
     Raises
     ------
+    TypeError
+        If `tokenizer` is no path.
     ValueError, OSError
         If the file is of no such kind, is damaged, or does what is not understood, which the message names.
 
     See Also
     --------
     evaluate : Scores files of logits.
+    compare_texts : Compares models whose tokenizers differ.
 
     Notes
     -----
@@ -64,6 +68,9 @@ def token_bytes(tokenizer: str | os.PathLike[str] | Tokenizer) -> IntArray:
     space that the text lacks (SentencePiece, Llama 2): sum, and subtract 1 for each text. White space between tokens is
     in no token of WordPiece (BERT): there, bytes are known only with the text. If the tokenizer normalises a text, say
     to NFC or to single spaces, these are the bytes of what it made of it.
+
+    The formats are defined by Hugging Face's package tokenizers, by ``sentencepiece_model.proto`` of SentencePiece
+    (Kudo and Richardson 2018) and by OpenAI's package tiktoken.
 
     Examples
     --------
@@ -81,13 +88,11 @@ def token_bytes(tokenizer: str | os.PathLike[str] | Tokenizer) -> IntArray:
     >>> print(f"{nll.sum() / np.log(2) / n_bytes[ids].sum():.4f} bits per byte")
     0.6492 bits per byte
     """
-    return open_tokenizer(tokenizer).n_bytes.copy()
+    return open_tokenizer(as_path("tokenizer", tokenizer)).n_bytes.copy()
 
 
-def open_tokenizer(path: str | os.PathLike[str] | Tokenizer) -> Tokenizer:
-    """Read the file of a tokenizer, or the one in the folder of a model; one that was read comes back as it is."""
-    if isinstance(path, Tokenizer):
-        return path
+def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Read the file of a tokenizer, or the one in the folder of a model."""
     name = os.fspath(path)
     if Path(name).is_dir():
         name = _in_folder(name)
