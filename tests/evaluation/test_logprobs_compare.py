@@ -144,7 +144,8 @@ def write(name, array):
         ),
         (
             lambda: (write("full.npy", np.full((4, 8), -1.0)), "rollout.jsonl"),
-            "full.npy: row 0 has 8 numbers, 0 of them nan; it must hold 5 log-probabilities, as many as line 1 of roll",
+            "full.npy: row 0 has 8 numbers, 0 of them nan; it must hold 5 log-probabilities, as many as line 1 of "
+            "rollout.jsonl has tokens, and then nan or 0, or nan before them",
         ),
         (
             lambda: (write("narrow.npy", np.load("nan.npy")[:, :6]), "rollout.jsonl"),

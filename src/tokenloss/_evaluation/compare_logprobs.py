@@ -152,10 +152,11 @@ def compare_logprobs(
         if not output._takes_logprobs:
             raise_error("not for", name=output._name, fits="does not apply to log-probabilities of tokens alone")
     check_files(outputs, None, {identity(file): file for file in (trainer, sampler, *segments)})
-    if _kind_of(trainer) == "responses":
+    kinds = [_kind_of(path) for path in (trainer, sampler)]
+    if kinds[0] == "responses":
         got, fits = "holds responses of the engine that sampled", f"come second, after those of the trainer, {sampler}"
         raise_error("content", path=trainer, got=got, fits=fits)
-    sides = [_read(path, part, skip_failed) for path in (trainer, sampler)]
+    sides = [_read(path, kind, part, skip_failed) for path, kind in zip((trainer, sampler), kinds, strict=True)]
     rows = next((side for side in (sides[1], sides[0]) if isinstance(side, _Rows)), None)
     about = {"name": name, "trainer": trainer, "sampler": sampler}
     if rows is None:
@@ -163,8 +164,8 @@ def compare_logprobs(
     else:
         if segments:
             raise_error("not for", name="segment_ids", fits="is for arrays, and a file holds a sequence on each line")
-        is_chosen = _kind_of(sampler) == "responses"
-        found = _of_rows((trainer, sampler), sides, rows, about | ({"part": part or "generated"} if is_chosen else {}))
+        about |= {"part": part or "generated"} if kinds[1] == "responses" else {}
+        found = _of_rows((trainer, sampler), sides, rows, about)
     result: Comparisons[Mismatch] = Comparisons({name: found})
     with contextlib.ExitStack() as stack:
         has_text = rows is not None and any(text is not None for texts in rows.texts for text in texts)
@@ -175,14 +176,14 @@ def compare_logprobs(
     return result
 
 
-def _read(path: str, part: Any, skip_failed: bool) -> _Rows | Float64Array:
-    """The log-probabilities of a file."""
-    if not is_responses(path):
+def _read(path: str, kind: str, part: Any, skip_failed: bool) -> _Rows | Float64Array:
+    """The log-probabilities of a file of this kind."""
+    if kind not in ("responses", "lists"):
         named = npz.open_array(path, _NAME) if format_of(path) is npz.FORMAT else npy.open_array(path)
         array: Float64Array = as_logprobs(f"{path}: {_NAME}", named)
         check_log_probs(f"{path}: {_NAME}", array, True)
         return array
-    if _kind_of(path) == "responses":
+    if kind == "responses":
         responses = [*open_responses(path, part=part or "generated", skip_failed=skip_failed)]
         return _Rows(
             path,
@@ -277,7 +278,7 @@ def _fitted(path: str, array: Float64Array, rows: _Rows) -> Float64Array:
         if fits_left == fits_right:
             got = f"row {i} has {row.size} numbers, {np.count_nonzero(np.isnan(row))} of them nan"
             fits = f"hold {length} log-probabilities, as many as line {rows.lines[i]} of {rows.path} has tokens, and "
-            fits += "then nan or 0"
+            fits += "then nan or 0, or nan before them"
             raise_error("content", path=path, got=got, fits=fits)
         parts.append(row[:length] if fits_left else row[row.size - length :])
     return np.concatenate(parts)
