@@ -130,7 +130,7 @@ class TextComparison(Result):
     special_bits_per_byte_a, special_bits_per_byte_b : float
         Their losses in bits, over all bytes: the part of the bits per byte that is not of the text.
     bits_per_byte_a, bits_per_byte_a_stderr, bits_per_byte_b, bits_per_byte_b_stderr : float
-        These in bits, over the bytes.
+        `nll_a` and `nll_b` in bits, over `n_bytes`, and their standard errors.
     difference, difference_stderr : float
         Bits per byte of b less those of a.
     difference_interval : tuple of float
@@ -228,9 +228,10 @@ class TextComparison(Result):
         Returns
         -------
         dict of 1-D arrays
-            By name: `document`, `start`, `stop`, `kind`, `script` (of its first letter, such as Latin or CJK), `text`,
-            `kept` (whether both models scored it), `n_tokens_a`, `n_tokens_b`, `nll_a`, `nll_b` in nats, and
-            `difference`, which is ``nll_b - nll_a``; these are nan where it is not kept.
+            By name: `document`, `start`, `stop`, `kind`, `script` (first word of the Unicode name of its first letter,
+            such as Latin or CJK; "" without a letter), `text`, `kept` (whether both models scored it), `n_tokens_a`,
+            `n_tokens_b`, `nll_a`, `nll_b` in nats, and `difference`, which is ``nll_b - nll_a``; these are nan where
+            it is not kept.
         """
         return self._columns(0, len(self._kind))
 
@@ -259,7 +260,7 @@ class TextComparison(Result):
         """Columns of some of the spans."""
         part, spans = slice(first, last), self._spans
         start, stop = spans.start[part], spans.stop[part]
-        kinds = np.array([*KINDS], object)[self._kind[part]]
+        kinds = np.array(KINDS, object)[self._kind[part]]
         texts = [self._bytes[i:j].decode() for i, j in zip(start.tolist(), stop.tolist(), strict=True)]
         (a, b), counts = spans.nll, [np.diff(of_side)[part] for of_side in spans.first]
         with np.errstate(invalid="ignore"):
@@ -443,7 +444,7 @@ def _rate_of_kind(spans: Spans, kind: IntArray, number: int, is_clustered: bool)
     stderr = found.difference.stderr / _LN2
     radius = stderr * found.difference.interval_factor
     interval = difference - radius, difference + radius
-    return BytesRate([*KINDS][number], int(chosen.sum()), found.n_bytes, a, b, difference, stderr, interval)
+    return BytesRate(KINDS[number], int(chosen.sum()), found.n_bytes, a, b, difference, stderr, interval)
 
 
 def _worst(spans: Spans, loss: Float64Array, top: int, text: bytes) -> list[TextSpan]:

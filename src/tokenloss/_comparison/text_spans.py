@@ -124,18 +124,8 @@ def _sums(nll: Float64Array, first: IntArray, kept: BoolArray) -> Float64Array:
 
 # -- kinds of spans ----------------------------------------------------------------------------------------------------
 
-# What a character is; of a span, the kind that most of its characters have, of several the first one here. White space
-# counts only where there is nothing else.
-KINDS = {
-    "words": "letters of the Latin script, and marks that combine with them",
-    "digits": "decimal digits of any script",
-    "punctuation": "of any script, but for code symbols",
-    "code symbols": "characters that prose hardly has: # $ % & * + / < = > @ [ \\ ] ^ _ ` { | } ~",
-    "other scripts": "letters of other scripts, their marks, and all other characters",
-    "white space": "nothing else",
-}
+KINDS = "words", "digits", "punctuation", "code symbols", "other scripts", "white space"  # as `compare_texts` tells
 _CODE = frozenset("#$%&*+/<=>@[\\]^_`{|}~")
-_NAMES = [*KINDS]
 
 
 def _kind_of(character: str) -> int:
@@ -143,19 +133,19 @@ def _kind_of(character: str) -> int:
     category = unicodedata.category(character)
     name = unicodedata.name(character, "")
     if character.isspace():
-        return _NAMES.index("white space")
+        return KINDS.index("white space")
     if character in _CODE:
-        return _NAMES.index("code symbols")
+        return KINDS.index("code symbols")
     if category == "Nd":
-        return _NAMES.index("digits")
+        return KINDS.index("digits")
     if category[0] == "P":
-        return _NAMES.index("punctuation")
+        return KINDS.index("punctuation")
     is_latin = category[0] == "L" and "LATIN" in name.split()
-    return _NAMES.index("words" if is_latin or name.startswith("COMBINING ") else "other scripts")
+    return KINDS.index("words" if is_latin or name.startswith("COMBINING ") else "other scripts")
 
 
 def script_of(text: str) -> str:
-    """The script of the first letter of a text, by its name in Unicode: Latin, Cyrillic, CJK; "" without a letter."""
+    """The first word of the Unicode name of a text's first letter, such as Latin or CJK; "" without a letter."""
     names = (unicodedata.name(character, "") for character in text if character.isalpha())
     name = next(names, "").partition(" ")[0]
     return name if name == "CJK" else name.capitalize()
@@ -174,7 +164,7 @@ def kinds_of(text: str, start: IntArray, stop: IntArray) -> IntArray:
     counts = np.empty((len(KINDS), start.size), np.int64)
     for number in range(len(KINDS)):
         counts[number] = np.add.reduceat((kind == number).view(np.int8), bounds, dtype=np.int64)[::2]
-    space = _NAMES.index("white space")
+    space = KINDS.index("white space")
     counts[space] = counts[:space].sum(0) == 0  # at least one only where nothing else is
     found: IntArray = counts.argmax(0)
     return found

@@ -72,6 +72,7 @@ class SpanTable(_TableFile):
 
     def finish(self, summary: dict[str, Any], result: TextComparison) -> None:
         is_npy = self._suffix == ".npy"
+        # .npy files need a length: 17 letters, as the longest script has, Katakana-hiragana
         form = np.dtype([(name, "<U17" if name in ("kind", "script") and is_npy else kind) for name, kind in _COLUMNS
                          if name != "text" or not is_npy])  # fmt: skip
         size = len(result._kind)
