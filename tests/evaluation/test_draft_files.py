@@ -213,7 +213,7 @@ def test_divergences_are_none_of_drafts(files):
 
 def test_check_has_no_gate_for_drafts(files):
     found = compare_files(files.base, files.others, draft=True)
-    with pytest.raises(ValueError, match="max_kl does not apply to drafts, which have no divergence"):
+    with pytest.raises(ValueError, match="max_kl is for divergences, not for the acceptance of drafts"):
         found.check(max_kl=1)
     with pytest.raises(TypeError, match="of scores, which tell the whole divergence"):
         found.difference("near", "far")

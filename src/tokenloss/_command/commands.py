@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._comparison.comparisons import NOT_OF_DRAFTS
 from tokenloss._core.arguments import is_given
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
@@ -125,7 +126,7 @@ def compare(args: argparse.Namespace) -> int:
         return _compare_texts(args)
     gates = _gates(args)
     if gates and args.draft:
-        raise InputError(f"{_option(next(iter(gates)))} is for divergences, not for the acceptance of drafts")
+        raise InputError(f"{_option(next(iter(gates)))} {NOT_OF_DRAFTS}")
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
@@ -285,7 +286,7 @@ def _with_options(message: str) -> str:
     message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)
     last = r"save the classes last, if axis \1 of \2 holds them: np.moveaxis(\2, \1, -1)"
     message = re.sub(r"give axis=(\d+), if that axis of (\w+) holds the classes", last, message)
-    return re.sub(parameters, lambda name: f"--{_OPTIONS.get(name[0], name[0].replace('_', '-'))}", message)
+    return re.sub(parameters, lambda name: _option(name[0]), message)
 
 
 def _option(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.columns import check_definitions, pair_columns
 from tokenloss._comparison.comparisons import warn_of_zero
-from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table, signed_of
+from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, further_of, group_table, signed_of
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import scores_shown
 from tokenloss._core.arguments import FURTHER_DIVERGENCES, further_divergences
@@ -158,7 +158,7 @@ class Comparison(PairedLosses):
 
     def _figures(self) -> dict[str, Any]:
         """All figures, but those of divergences that were not asked for, and the table of confidence."""
-        left_out = [name for one in FURTHER_DIVERGENCES if vars(self)[one] is None for name in _names_of(one)]
+        left_out = [name for one in {*FURTHER_DIVERGENCES} - {*further_of(self)} for name in _names_of(one)]
         figures = {name: value for name, value in super()._figures().items() if name not in left_out}
         return figures | {"by_confidence": rows_of(self.by_confidence)}
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
 _GATES = "max_", "min_"  # how their names begin
+NOT_OF_DRAFTS = "is for divergences, not for the acceptance of drafts"
 ZERO_ADVICE = (
     "a probability of 0 for a target makes its loss infinite, and so the perplexity; raise such probabilities first, "
     "in both models, say by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
@@ -158,10 +159,10 @@ class Comparisons(NamedResults[ComparisonT]):
         if not all(hasattr(one, "check") for one in self.values()):
             fits = "does not apply to samples of lm-evaluation-harness, which have a margin in its place"
             if any(hasattr(one, "acceptance") for one in self.values()):
-                fits = "does not apply to drafts, which have no divergence"
+                fits = NOT_OF_DRAFTS
             raise_error("not for", name=next(iter(gates), "a gate"), fits=fits)
-        for one in [*self.values()][:1]:
-            taken = inspect.signature(one.check).parameters
+        if self:
+            taken = inspect.signature(next(iter(self.values())).check).parameters
             for name in gates.keys() - taken.keys():
                 what = ["scores of all classes or to responses", "log-probabilities of tokens"]
                 what = what[::-1] if "max_k3" in taken else what

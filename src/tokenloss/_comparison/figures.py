@@ -110,6 +110,11 @@ def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
     return broadcast("groups", array, batch)
 
 
+def further_of(comparison: Any) -> list[str]:
+    """The names of the divergences that a comparison has beside KL."""
+    return [name for name in FURTHER_DIVERGENCES if vars(comparison).get(name) is not None]
+
+
 def group_table(comparison: Any, groups: Array, mask: BoolArray) -> dict[str, Array]:
     """Columns of a table of groups of the positions of the mask, given the label of each position."""
     index, ids = included(mask.reshape(-1), comparison._segment_ids)
@@ -119,11 +124,7 @@ def group_table(comparison: Any, groups: Array, mask: BoolArray) -> dict[str, Ar
         getattr(comparison, name).reshape(-1)[index][order].astype(np.float64, copy=False)
         for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
     )
-    further = {
-        name: vars(comparison)[name].reshape(-1)[index][order]
-        for name in FURTHER_DIVERGENCES
-        if vars(comparison)[name] is not None
-    }
+    further = {name: vars(comparison)[name].reshape(-1)[index][order] for name in further_of(comparison)}
     numbers, ids = numbers[order], None if ids is None else ids[order]
     with np.errstate(invalid="ignore"):  # infinite losses
         difference = nll - base_nll
@@ -178,7 +179,7 @@ def difference_table(a: Any, b: Any) -> dict[str, Array]:
     ids = None if ids is None else ids.reshape(kept.shape)[kept]
     rows: list[dict[str, Any]] = []
     names = {"kl": "kl", "loss": "nll", "same_top": "is_same_top"}
-    names |= {name: name for name in FURTHER_DIVERGENCES if not any(vars(one)[name] is None for one in (a, b))}
+    names |= {name: name for name in further_of(a) if name in further_of(b)}
     for figure, name in names.items():
         values = [getattr(one, name)[kept].astype(np.float64) for one in (a, b)]
         with np.errstate(invalid="ignore"):  # infinite losses

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._comparison.figures import further_of
 from tokenloss._comparison.paired import nan_last
-from tokenloss._core.arguments import DIVERGENCES, FURTHER_DIVERGENCES
+from tokenloss._core.arguments import DIVERGENCES
 from tokenloss._core.result import Shown, Table, known_error, table_of
 from tokenloss._core.signature import joined_signature
 from tokenloss._core.text import count_of, printable, unit_of_bytes
@@ -78,11 +79,6 @@ def _further(comparison: Any) -> list[tuple[str, ...]]:
         rows.append(_nats(comparison, f"Mean    {DIVERGENCES[name]}", f"mean_{name}"))
         rows += _quantiles(DIVERGENCES[name], quantiles, "{:10.6f}".format)
     return rows
-
-
-def further_of(comparison: Any) -> list[str]:
-    """The names of the divergences that a comparison has beside KL."""
-    return [name for name in FURTHER_DIVERGENCES if vars(comparison).get(name) is not None]
 
 
 def _not_finite(comparison: Any) -> list[tuple[str, ...]]:

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.columns import check_definitions
+from tokenloss._comparison.comparisons import NOT_OF_DRAFTS
 from tokenloss._comparison.draft_columns import OF_DRAFTS
 from tokenloss._comparison.drafts import check_cost_ratio, check_temperature
 from tokenloss._core._core import KINDS
@@ -85,7 +86,7 @@ def compare_scores(
     outputs = checked_sinks(sinks, "compare_files", state, scheduler)
     for output in outputs if draft else ():
         if not output._takes_drafts:
-            raise_error("not for", name=output._name, fits="is for divergences, not for the acceptance of drafts")
+            raise_error("not for", name=output._name, fits=NOT_OF_DRAFTS)
     models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
     of_models = {identity(file): str(file) for path in models if exists(path) for file in files_of(path)}
     of_rows = {"targets": targets, "segment_ids": segment_ids}

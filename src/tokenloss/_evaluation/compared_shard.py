@@ -209,8 +209,7 @@ class _Run:
         # hidden states are projected tile by tile, if all models have them and the same transform of the logits
         transforms = {file.lm_head and (file.lm_head.logit_scale, file.lm_head.softcap) for file in files}
         self._are_hidden = options.definitions == "exact" and len(transforms) == 1 and None not in transforms
-        self._are_drafts = options.temperature is not None
-        if self._are_drafts and len({file.shape[-1] for file in files}) > 1:
+        if options.temperature is not None and len({file.shape[-1] for file in files}) > 1:
             self._are_hidden = False
         row_bytes = max(map(_row_bytes, files)) * max(1, len(files) // 4)  # each file's reader keeps a block
         self.max_rows = MAX_TILE_ROWS if self._are_hidden else rows_per_block(row_bytes)
@@ -253,7 +252,7 @@ class _Run:
             if self._is_clustered:
                 columns["segment_ids"] = numbers
             columns = {name: tokens.selected(column) for name, column in columns.items()}
-            if self._are_drafts or not self._has_targets:
+            if self._options.temperature is not None or not self._has_targets:
                 columns = without_losses(columns)
             if self._sink:
                 name, fields = self._names[len(found)], tokens.compared()
@@ -312,8 +311,9 @@ class _Run:
             )
             named = {str(number): other for number, other in enumerate(others)}
             assert self.base.file.lm_head is not None
-            heat = options.temperature or 1.0
-            transform = self.base.file.lm_head.logit_scale / heat, (self.base.file.lm_head.softcap or 0.0) / heat
+            temperature = options.temperature or 1.0
+            head = self.base.file.lm_head
+            transform = head.logit_scale / temperature, (head.softcap or 0.0) / temperature
             columns = linear_pair_columns(base, named, positions, transform, self._workers, options.divergences)
             base_scores, *scores = (
                 self._scores(model.token_scores(block, options.classes), tokens) for model, block in blocks

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.tables import further_of, title_of
+from tokenloss._comparison.figures import further_of
+from tokenloss._comparison.tables import title_of
 from tokenloss._core.arguments import DIVERGENCES
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import byte_encoder, count_of
