@@ -206,6 +206,11 @@ def test_options_that_make_no_sense_with_drafts_are_refused(options, words, file
     assert not (files.path / "x.svg").exists()
 
 
+def test_draft_is_true_or_false(files):
+    with pytest.raises(ValueError, match="draft is 'no'; it must be True or False"):
+        compare_files(files.base, files.others, draft="no")
+
+
 def test_divergences_are_none_of_drafts(files):
     with pytest.raises(ValueError, match="divergences is given; it must be left out of a comparison of drafts"):
         compare_files(files.base, files.others, draft=True, divergences=("kl", "js"))

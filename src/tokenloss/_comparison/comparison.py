@@ -236,8 +236,8 @@ def compare(
         given (the probabilities in its files do not quite add up to 1, and `classes` may leave out a tenth), and
         divergences are sums over those above -16.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
-        Divergences of each position, as `kl_divergence` defines them. "kl" is always there: the others need what it
-        comes with. Those beside it take a second pass, over rows that lie in a cache.
+        Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
+        logsumexps. Those beside it take a second pass, over rows that lie in a cache.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 

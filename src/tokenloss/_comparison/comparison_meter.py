@@ -36,8 +36,8 @@ class ComparisonMeter:
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures, as in `compare`.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
-        Divergences of each position, as `kl_divergence` defines them. "kl" is always there: the others need what it
-        comes with. Those beside it take a second pass, over rows that lie in a cache.
+        Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
+        logsumexps. Those beside it take a second pass, over rows that lie in a cache.
     classes : int, optional
         Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
     ignore_index : int or None, default -100

@@ -75,8 +75,8 @@ def linear_compare(
     softcap : float, optional
         Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
-        Divergences of each position, as `kl_divergence` defines them. "kl" is always there: the others need what it
-        comes with. For those beside it, all tiles are computed twice.
+        Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
+        logsumexps. For those beside it, all tiles are computed twice.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 

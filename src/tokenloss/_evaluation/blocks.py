@@ -102,7 +102,7 @@ class _Run:
     def __init__(self, options: Options, settings: Settings, outputs: Sequence[Sink]) -> None:
         self.total, self.n_read = BlockTotal(options.top), 0
         self._tokenizer = settings.tokenizer
-        self.begun: dict[int, int] = {}  # what came of sequences, by their number
+        self.begun: dict[int, int] = {}  # per text number: hidden ids so far, or WRITTEN
         self._options, self._outputs = options, outputs
         self._workers = settings.workers or config.default_workers()
         self._top_k = 0

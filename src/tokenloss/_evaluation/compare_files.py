@@ -128,8 +128,8 @@ def compare_files(
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures, as in `compare`.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
-        Divergences of each position, as `kl_divergence` defines them. "kl" is always there: the others need what it
-        comes with. Those beside it take a second pass, over rows that lie in a cache.
+        Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
+        logsumexps. Those beside it take a second pass, over rows that lie in a cache.
     draft : bool, default False
         The candidates are drafts of speculative decoding, and the base is their target: compare what
         `draft_acceptance` tells, in place of divergences. Vocabularies may differ in their last classes, and targets
@@ -174,8 +174,8 @@ def compare_files(
         A dict of `Comparison`, `DraftAcceptance`, `ResponseComparison`, `SampleComparison` or `Mismatch`, by the name
         of the candidate, in the order given; a path without a name is its own. Each has the bits of a comparison of
         that candidate alone, unless logits of several models are scaled or capped differently. Arrays are of the tokens
-        that are compared, of one dimension. Numbers of sequences that are a shard's own are counted on from those of
-        earlier shards.
+        that are compared, of one dimension, except in a `Mismatch` of arrays, which keeps their shape. Numbers of
+        sequences that are a shard's own are counted on from those of earlier shards.
 
     Raises
     ------
@@ -234,8 +234,8 @@ def compare_files(
     *Log-probabilities of tokens* are those of a .npy file of one dimension, of an array ``logprobs`` in a .npz file, or
     of lines of JSON with a list ``logprobs`` (null for what has no number). Beside responses, whose generated tokens
     are read by default, a .npy file of two dimensions holds them, too, if it has a row for each response and not for
-    each token. Rows are in the order of the responses, as long as these, and nan or 0 in all other places. Two arrays
-    have one shape, and their padding is nan in both; .npy files of two dimensions without any are scores.
+    each token. Rows are in the order of the responses, as long as these, and followed by nan or 0, or preceded by nan.
+    Two arrays have one shape, and their padding is nan in both; .npy files of two dimensions without any are scores.
 
     Examples
     --------

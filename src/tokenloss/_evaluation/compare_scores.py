@@ -48,6 +48,8 @@ def compare_scores(
     check_shift(shift)
     if classes is not None:
         classes = check_integer("classes", classes, "a positive integer or None", least=1)
+    if draft not in (True, False):
+        raise_error("option", name="draft", got=draft, fits="True or False")
     if draft:
         given = {"classes": classes, "definitions": None if definitions == "exact" else definitions, "noise": noise}
         given["divergences"] = wanted

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenloss.formats.tokenizers import Tokenizer
 
 _UNKNOWN = -1  # in place of the bytes of an id that has none that are known
-WRITTEN = 1 << 24  # stands for an id that writes something where ids are counted
+WRITTEN = 1 << 24  # more than any count of hidden ids: marks that an id has written text
 _PIECE = 1 << 18  # rows whose bytes are found at a time
 _MOST_IN_ROW = 1 << 20  # texts that a model's mask numbers
 NEXT_TOKENS = (  # follows an error
@@ -38,7 +38,7 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
     if text is not None:  # which proves what special ids write
         tokenizer = tokenizer.with_special(max((shard.shape[-1] for shard in shards), default=0))
     aligned = None if text is None else AlignedText(text, tokenizer)
-    begun: dict[int, int] = {}  # what came of texts that go on in later shards, by their number
+    begun: dict[int, int] = {}  # per text number: hidden ids so far, or WRITTEN
     found: list[tuple[Array, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
     planned = []
     for shard in shards:
@@ -159,10 +159,10 @@ def bytes_of_ids(
 ) -> tuple[IntArray, BoolArray]:
     """How many bytes ids write into texts of these numbers, or `_UNKNOWN`, and which are the first that write any.
 
-    A text may lack the space that its first token begins with. `begun` says what came of a text before, and is updated.
-    Ids that are not included are padding; those that the tokenizer lacks, such as -100, stand for text that is not
-    known: one of them alone at the start of a text is its BOS, if texts may have one, and if a special id comes after
-    them, they are padding.
+    A text may lack the space that its first token begins with. `begun` has the hidden ids of each text before, or
+    `WRITTEN`, and is updated. Ids that are not included are padding; those that the tokenizer lacks, such as -100,
+    stand for text that is not known: one of them alone at the start of a text is its BOS, if texts may have one, and if
+    a special id comes after them, they are padding.
     """
     ids = ids.reshape(-1)
     is_in = included & (ids >= 0) & (ids < len(tokenizer.pieces))
