@@ -65,7 +65,7 @@ def test_bytes_of_ids_are_those_of_10000_lines_of_many_scripts(name, make):
 def test_pieces_decode_every_text_as_the_tokenizer_itself_does(name, make):
     made = make(name)
     tokenizer = open_tokenizer(made.path)
-    for line in made_tokenizers.lines(2000):
+    for line in made_tokenizers.lines():
         ids = made.encode(line)
         written, decoded = pieces_of(tokenizer, ids).decode(), made.decode(ids)
         if tokenizer.drops_spaces:

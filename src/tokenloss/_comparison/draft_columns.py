@@ -51,7 +51,8 @@ def draft_columns(
         return _columns(arrays, kinds, axis, where, temperature, workers), base.batch
     mask = np.atleast_1d(check_mask(True if where is None else where, base.batch))
     for side, own in zip(sides, kinds, strict=True):
-        if own != "logits":  # a comparison with itself refuses what is not normalised, as no heated row is
+        if own != "logits":
+            # a comparison with itself checks normalisation here: once divided by the temperature, no row is normalised
             ignored = np.zeros(side.batch)
             jobs.run(_core.KLDivergence(side, without_targets(side, where), ignored, side, {}), workers)
     rows = [np.atleast_2d(np.moveaxis(side.array, side.axis, -1)) for side in sides]

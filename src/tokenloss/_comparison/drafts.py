@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
 
 _MAX_K = 8  # drafted tokens of a call
-_FAIR = 0.9  # of all positions, which the texts that are long enough for k must have to make it the best one
+_FAIR = 0.9  # a k can be the best one only if texts that are long enough for it hold this fraction of all positions
 _TEMPERATURES = 1e-6, 1e6  # beyond which decoding is greedy, or all classes are alike
 
 
@@ -47,7 +47,8 @@ class DraftAcceptance(Result):
     count : int
         Number of positions.
     n_sequences : int
-        Number of texts with any position; 0 where positions were not numbered by text, and all are one text.
+        Number of numbered texts with any position. 0 where positions were not numbered by text, and all are one text,
+        or where all numbers are negative, so that each position is a text of its own.
     is_clustered : bool
         Whether standard errors are clustered by text; if not, by blocks of a single text.
     interval_factor : float
@@ -61,8 +62,8 @@ class DraftAcceptance(Result):
         Its 95 % confidence interval, within 0 and 1; of greedy decoding by the binomial distribution, as the mean is
         then a fraction of the positions.
     break_even_ratio : float
-        The largest cost ratio at which drafting pays: that of `by_k` at the best k. Only those k are compared that
-        texts with nine tenths of the positions have.
+        The largest of those of `by_k`: with a cost ratio below it, some k pays. Here and in `best_k`, only those k are
+        compared for which texts with nine tenths of the positions are long enough.
     cost_ratio : float or None
         Time of a step of the draft over that of the target, if it was given.
     best_k : int or None
@@ -70,17 +71,17 @@ class DraftAcceptance(Result):
     best_speedup, best_speedup_stderr : float or None
         The speed-up there; below 1, drafting costs more than it gains.
     by_k : dict of 1-D arrays
-        Columns of a table that has a row for each number of drafted tokens: "k" (from 1 to 8), "n_starts" (the number
-        of positions that begin k positions of one text without a gap), "n_texts" (the number of texts that have such
-        positions), "tokens_per_call" (the mean number of tokens
-        that a call of the target gives) with "tokens_per_call_stderr", "independent_tokens" (what it would be if each
-        position had the mean acceptance), "break_even_ratio" (the cost ratio below which drafting so many tokens pays,
-        which is also the fraction of them that is accepted), and with a cost ratio "speedup" and "speedup_stderr".
-        Figures are nan where no text has k positions, and of long texts alone where few have.
+        Columns of a table that has a row for each number of drafted tokens, 8 in all: "k" (from 1 to 8), "n_starts"
+        (the number of positions that begin k positions of one text without a gap), "n_texts" (the number of texts that
+        have such positions), "tokens_per_call" (the mean number of tokens that a call of the target gives) with
+        "tokens_per_call_stderr", "independent_tokens" (what it would be if each position had the mean acceptance),
+        "break_even_ratio" (the cost ratio below which drafting so many tokens pays, which is also the fraction of them
+        that is accepted), and with a cost ratio "speedup" and "speedup_stderr". Figures are nan if no text has k
+        positions in a row, and cover only the texts that have.
     acceptance : array of float64
-        Probability that a drafted token is accepted at each position; nan where it is masked.
+        Probability that a drafted token is accepted at each position, in the batch's shape; nan where it is masked.
     kept : array of bool
-        Whether the position counts.
+        False where the position is masked; the acceptance of others may still be nan.
     sequences : dict of 1-D arrays or None
         Columns of a table that has a row for each text: "sequence" (its number), "count" and its mean "acceptance".
         None where positions were not numbered by text.
@@ -149,6 +150,7 @@ class DraftAcceptance(Result):
             if name.startswith("_") or isinstance(value, np.ndarray) or (name == "sequences" and value is None):
                 continue
             figures[name] = rows_of(value) if isinstance(value, dict) else value
+        # first for the order of the keys, last since what files say is right
         return self._about | figures | {"signature": self.signature} | self._about
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -431,5 +433,5 @@ def _probability_of_calls(k: int, texts: _Texts, accepted: Float64Array) -> Floa
 
 
 def _best(figures: Array, is_fair: BoolArray) -> int:
-    """The row of the largest figure of those that are of nearly all texts; the first one if all are nan."""
+    """Index of the largest figure among the k for which nearly all texts are long enough; 0 if all are nan."""
     return int(np.argmax(np.where(is_fair & ~np.isnan(figures), figures, -np.inf)))

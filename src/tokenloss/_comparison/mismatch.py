@@ -351,14 +351,15 @@ def mismatch(
 
     A diagnosis is made where chance would hardly ever make it. Of numbers that are none of log-probabilities: nan on
     one side alone, "looks like padding or prompts", numbers below -1000, and zeros on one side where the other is far
-    from certain. Of the rest: "agree but for rounding"; "looks shifted by one"; "the two hardly belong together";
-    "looks scaled", where log-probabilities and not logits were divided by a temperature; "looks like raw against
-    processed log-probabilities", where one side is over the classes that top-p, top-k or min-p left, and tokens had no
-    other class left; "the mean ratio is surely below 1"; "looks like a temperature"; and "tokens were not drawn by the
+    from certain. Of the rest: "equal"; "N tokens cannot have been sampled", where the sampler has minus infinity;
+    "agree but for rounding"; "looks shifted by one"; "the two hardly belong together"; "looks scaled", where
+    log-probabilities and not logits were divided by a temperature; "looks like raw against processed
+    log-probabilities", where one side is over the classes that top-p, top-k or min-p left, and tokens had no other
+    class left; "the mean ratio is surely below 1"; "looks like a temperature"; and "tokens were not drawn by the
     sampler's numbers", where k1 is negative, as after learning from these very tokens. One log-probability of each
     token does not determine a temperature: the one that is given assumes that the other classes share what a token
-    leaves in the same way everywhere. On logits of three small models, it was within 5 % for temperatures from
-    0.7 to 1.2, and within 22 % at 0.5.
+    leaves in the same way everywhere. On logits of three small models, it was within 5 % for temperatures from 0.7 to
+    1.2, and within 22 % at 0.5.
 
     Examples
     --------

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 SURE = 1e-4  # the probability of a statement by chance
 _LEAST_ROUNDED = 10  # numbers that show how numbers are rounded
-_LEAST_PAIRS = 30  # neighbours that show a shift
+_LEAST_PAIRS = 30  # the fewest neighbours from which a shift is told
 _MOST_PAIRS = 50_000  # so many of them are enough
-_LEAST_FITTED = 50  # tokens that show a temperature
-_CERTAIN = -1e-6  # log-probabilities above this have lost their digits
+_LEAST_FITTED = 50  # the fewest tokens from which a temperature is told
+_CERTAIN = -1e-6  # log-probabilities above this are too near 0 for log-odds
 _LEAST_K1 = -0.01  # nats; rounding of all numbers may bias k1 by less
 _LEAST_RUN = 8  # of one number in both, which shows padding
 _LEAST_LOGPROB = -1000.0  # of a token that was sampled

@@ -102,7 +102,7 @@ def kl_divergence(
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
         divergence of each position, 0.0 where masked.
-    divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, optional
+    divergences : list or tuple of {"kl", "reverse_kl", "js", "tv", "hellinger"}, or one of them, optional
         The divergences to return by name, in a `Divergences`: with ``m = (p + q) / 2``, "kl" is as above, "reverse_kl"
         is ``sum(q * (log(q) - log(p)))``, "js" (Jensen-Shannon) the mean of the divergences of p and of q from m, "tv"
         (total variation) ``sum(abs(p - q)) / 2``, and "hellinger" ``sqrt(sum((sqrt(p) - sqrt(q))**2) / 2)``.
@@ -115,7 +115,7 @@ def kl_divergence(
         A Python float, or for "none" an array of the batch's shape, a scalar for a single row. It is never negative, 0
         for equal rows, inf where a class is possible for the base and impossible for the other model, and nan where a
         logit of either is nan or +inf. With `divergences`, the same of each of them: "js" is at most log 2, and "tv"
-        and "hellinger" at most 1, in the last bit.
+        and "hellinger" at most 1; rounding never takes them above.
 
     Raises
     ------
@@ -138,7 +138,8 @@ def kl_divergence(
     "Asymptotic methods in statistical decision theory", 1986. Those beside "kl" take a second pass over each row, while
     it is in a cache. No term of their sums is negative, so "reverse_kl", "js" and "hellinger" keep their digits where
     models are nearly equal: of thousands of classes whose float32 logits differ by some 1e-4, they are right to about
-    1e-4 of themselves. Probabilities that come without ``kind="probs"`` are taken as logits, and seem nearly equal.
+    1e-4 of themselves. Without ``kind="probs"``, probabilities are taken as logits, whose softmaxes are nearly equal:
+    divergences come out far too small.
 
     Examples
     --------

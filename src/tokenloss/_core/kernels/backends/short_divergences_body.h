@@ -18,8 +18,8 @@ TL_TARGET TL_INLINE f64_vec NAME(sum_of_)(const f64_vec *x, size_t most) {
     return most == 1 ? x[0] : f64_sum_of_four(x);
 }
 
-/* Adds classes first, first + 16, first + 32 and first + 48, as far as there are any; or the first alone, if `most` is
- * 1, which is known to the compiler. */
+/* Adds classes first, first + 16, first + 32 and first + 48, as far as there are any; or `first` alone if `most` is 1.
+ * `most` is a literal, so that the loops unroll. */
 TL_TARGET TL_INLINE void NAME(add_four_)(const double *base, const double *other, size_t first, size_t classes,
                                          size_t most, const f64_pair_acc *acc, f64_table powers, int wanted,
                                          f64_vec *alone, NAME(lane_) (*lanes)[16]) {

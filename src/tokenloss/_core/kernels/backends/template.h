@@ -44,7 +44,7 @@ static const float f32_WHOLE[] = {0x1.55479p-3f, 0x1.0008d8p-1f, 1}; /* LEADING 
 #define f32_UNIT 0x1.4cd7e6p-1f
 #define f32_UNIT_LOW (-0x1.5ba98p-26f)
 static const float f32_EXP[] = {1 / 24.0f, 1 / 6.0f, 0.5f, 1};
-#define f32_LOWEST (-0x1.fffffep127f)
+#define f32_LOWEST (-0x1.fffffep127f) /* the lowest finite number */
 #define f32_SUMS 2 /* of four powers each: a third addition in float would cost too many digits */
 
 static const uint64_t f64_POWERS[8] = {0x10000000000000, 0x0f72b83c7d517b, 0x0f06fe0a31b715, 0x0ebfdad5362a27,
