@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tokenloss._comparison.comparisons import Comparisons
-from tokenloss._comparison.mismatch import Mismatch, as_logprobs, mismatch_of
+from tokenloss._comparison.mismatch import Mismatch, as_logprobs, mismatch, mismatch_of
 from tokenloss._core._core import KINDS, is_log_prob
 from tokenloss._core.arguments import as_paths
 from tokenloss._core.errors import raise_error
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
 
 _NAME = "logprobs"  # of arrays in .npz files, and of lists in lines of JSON
-_EPSILON = 0.2
+_EPSILON = inspect.signature(mismatch).parameters["epsilon"].default
 _ROWS = 1000  # whose ends are looked at: scores may be larger than memory
 
 

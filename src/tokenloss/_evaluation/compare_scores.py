@@ -52,8 +52,7 @@ def compare_scores(
         raise_error("option", name="draft", got=draft, fits="True or False")
     if draft:
         given = {"classes": classes, "definitions": None if definitions == "exact" else definitions, "noise": noise}
-        given["divergences"] = wanted
-        refuse_given(given, "left out of a comparison of drafts")
+        refuse_given(given | {"divergences": wanted}, "left out of a comparison of drafts")
         temperature, wanted = check_temperature(1.0 if temperature is None else temperature), OF_DRAFTS
         shift = bool(shift)  # None would look whether the targets, which are not needed, should be shifted
     else:
