@@ -353,7 +353,7 @@ def _ids_of(shard: Shard, options: Options) -> tuple[Array, IntArray, bool]:
     if stored.file.attention_mask is not None:
         mask = checked_mask(stored.file).reshape(-1)
         is_part &= mask != 0
-        documents = masked_texts(documents, mask)
+        documents = masked_texts(documents, mask, shard.path)
     documents = np.where(is_part, documents, -1)
     numbers = documents[is_part]
     if np.count_nonzero(np.diff(numbers, prepend=-1)) > np.unique(numbers).size:

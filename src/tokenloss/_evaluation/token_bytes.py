@@ -144,14 +144,17 @@ def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) 
     if shard.windows:
         texts, included = np.full(len(rows), -1), shard.windows.first_held(rows)
     if mask is not None:
-        texts, included = masked_texts(texts, mask), included & (mask != 0)
+        texts, included = masked_texts(texts, mask, shard.path), included & (mask != 0)
     return texts, included
 
 
-def masked_texts(numbers: IntArray, mask: Array) -> IntArray:
+def masked_texts(numbers: IntArray, mask: Array, path: str) -> IntArray:
     """Numbers of the texts that a model's mask tells apart in sequences of these numbers, the same in each file."""
-    found: IntArray = numbers * _MOST_IN_ROW + mask.astype(np.int64)
-    return found
+    found: IntArray = numbers * _MOST_IN_ROW
+    if (mask >= _MOST_IN_ROW).any() or (found // _MOST_IN_ROW != numbers).any():
+        got = f"numbers texts up to {mask.max()} by its mask, in sequences up to {numbers.max()}"
+        raise_error("content", path=path, got=got, fits=f"stay below {_MOST_IN_ROW} and {(1 << 63) // _MOST_IN_ROW}")
+    return found + mask.astype(np.int64)
 
 
 def bytes_of_ids(
