@@ -37,9 +37,9 @@ def test_scores_without_an_array():
     with pytest.raises(ValueError, match="they arrive in tiles"):
         job.run(2, False)
     with pytest.raises(ValueError, match="they arrive in tiles"):
-        _core.KLDivergence(LOGITS, without_targets(LOGITS), None, scores).run(2, False)
+        _core.KLDivergence(LOGITS, without_targets(LOGITS), None, scores, {}).run(2, False)
     with pytest.raises(ValueError, match="another shape"):
-        _core.KLDivergence(LOGITS, without_targets(LOGITS), None, OTHER)
+        _core.KLDivergence(LOGITS, without_targets(LOGITS), None, OTHER, {})
     with pytest.raises(ValueError, match="another shape"):
         _core.PairStats(LOGITS, CLASS_IDS, OTHER, EXACT, {})
 

@@ -107,8 +107,8 @@ def test_targets_changed_while_the_command_reads_them(how, what, tmp_path, monke
     monkeypatch.setattr(plan, "_BLOCK_BYTES", 64)
     update = SequenceCollector.update
 
-    def changing(self, scores, numbers):
-        update(self, scores, numbers)
+    def changing(self, scores, *others):
+        update(self, scores, *others)
         if scores.nll.size:
             np.save(tmp_path / "other.npy", array[::-1])
             if what == "replaced":
