@@ -10,16 +10,18 @@ import math
 import made_tokenizers
 import numpy as np
 import pytest
-import tokenizers
 from commands import assert_refused
 from places import TESTS
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from tokenloss import cross_entropy, evaluate
 from tokenloss._evaluation import token_bytes
 from tokenloss.results import Evaluation
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+decoders, models, normalizers = tokenizers.decoders, tokenizers.models, tokenizers.normalizers
+pre_tokenizers, processors = tokenizers.pre_tokenizers, tokenizers.processors
 
 MODEL = TESTS / "data" / "model"
 BPE = tokenizers.Tokenizer.from_file(str(MODEL / "tokenizer.json"))  # of 512 tokens: other scripts are bytes
