@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, BoolArray, IntArray
 
-    Text: TypeAlias = bytes | mmap.mmap
+    _Text: TypeAlias = bytes | mmap.mmap
 
 _IS_SPACE = np.isin(np.arange(256), [*b"\t\n\x0b\x0c\r "])
 _WIDE_SPACE = re.compile(  # other white space, in UTF-8
@@ -94,7 +94,7 @@ class AlignedText:
                 raise_error("file", path=self.path, byte=at, got=got, fits=fits)
 
     @contextmanager
-    def _opened(self) -> Iterator[Text]:
+    def _opened(self) -> Iterator[_Text]:
         """The mapped file, which must not have changed."""
         with open_regular(self.path) as file:
             check_stamp(self.path, file, self._stamp)
@@ -104,7 +104,7 @@ class AlignedText:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
                 yield text
 
-    def _lay(self, text: Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
+    def _lay(self, text: _Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
         """Lay tokens over the text, each beside the one before it, but for white space where a text begins."""
         prefixed = self._tokenizer.prefixed(ids, is_first)
         joined, offsets = self._written(ids, is_first)
@@ -126,7 +126,7 @@ class AlignedText:
         stops = begin + np.cumsum(gaps + lengths)
         return stops - lengths, stops
 
-    def _has_space(self, text: Text, at: int, gap: int) -> bool:
+    def _has_space(self, text: _Text, at: int, gap: int) -> bool:
         """Whether a text has the space that was taken off its first token, in the white space up to a byte.
 
         More of it belongs to no token, but for spaces that a tokenizer adds to a text that begins with none.
@@ -140,7 +140,7 @@ class AlignedText:
         lengths = self._tokenizer.lengths(ids, is_first)
         return b"".join(self._tokenizer.pieces_of(ids, is_first)), np.append(0, np.cumsum(lengths))
 
-    def _gap(self, text: Text, written: bytes) -> int | None:
+    def _gap(self, text: _Text, written: bytes) -> int | None:
         """How much white space comes before what a text or the rest of it writes; None if it differs."""
         head = written[:_HEAD]
         for at in range(self._at, (_after_spaces(text, self._at) if self._is_blank else self._at) + 1):
@@ -148,7 +148,7 @@ class AlignedText:
                 return at - self._at
         return None
 
-    def _lay_words(self, text: Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
+    def _lay_words(self, text: _Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
         """Lay tokens over what is not white space in the text."""
         joined, offsets = self._written(ids, is_first)
         found, places = _without_spaces(text, self._at, len(joined))
@@ -166,7 +166,7 @@ class AlignedText:
         self._at = int(edges[-1])
         return starts, stops
 
-    def _refuse_part(self, text: Text, ids: IntArray, first: int, offsets: IntArray, written: bytes) -> NoReturn:
+    def _refuse_part(self, text: _Text, ids: IntArray, first: int, offsets: IntArray, written: bytes) -> NoReturn:
         """Refuse tokens from `first` on, which write what the text does not hold, at the white space that fits best."""
         last = min(_after_spaces(text, self._at), self._at + _MOST_GAPS) if self._is_blank else self._at
         common = {at: _first_difference(text[at : at + len(written)], written) for at in range(self._at, last + 1)}
@@ -179,7 +179,7 @@ class AlignedText:
         self._refuse(text, ids, k, written[start:stop], at + start, found, expected)
 
     def _refuse(
-        self, text: Text, ids: IntArray, k: int, piece: bytes, at: int, found: bytes, expected: bytes
+        self, text: _Text, ids: IntArray, k: int, piece: bytes, at: int, found: bytes, expected: bytes
     ) -> NoReturn:
         """Refuse token k at a byte of the text, by what the text has around the difference, and what it should have."""
         goes_on = f"goes on with {text[at : at + _SHOWN]!r}" if at < len(text) else "ends"
@@ -207,7 +207,7 @@ def _solid(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer(tokenizer.path, Vocabulary(pieces, special, said.unknown, drops_spaces=True))
 
 
-def _without_spaces(text: Text, at: int, most: int) -> tuple[bytes, IntArray]:
+def _without_spaces(text: _Text, at: int, most: int) -> tuple[bytes, IntArray]:
     """Up to so many bytes from a byte of the text on that are not white space, and their places after it."""
     size = 2 * most + _PIECE
     while True:
@@ -222,7 +222,7 @@ def _without_spaces(text: Text, at: int, most: int) -> tuple[bytes, IntArray]:
         size *= 2
 
 
-def _after_spaces(text: Text, at: int) -> int:
+def _after_spaces(text: _Text, at: int) -> int:
     """Where the white space ends that begins at a byte of the text, if any does."""
     match = _SPACES.match(text, at)
     return match.end() if match else at
@@ -235,7 +235,7 @@ def _first_difference(found: bytes, expected: bytes) -> int:
     return int(differs.argmax()) if differs.any() else n
 
 
-def _line(text: Text, at: int) -> int:
+def _line(text: _Text, at: int) -> int:
     """Number of the line of a byte, from 1."""
     return 1 + sum(text[i : min(i + _PIECE, at)].count(b"\n") for i in range(0, at, _PIECE))
 

@@ -14,9 +14,9 @@ from tokenloss.formats.tokenizers.tokenizer import Vocabulary, check_spaces
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tokenloss.formats.tokenizers.tokenizer import Prefix
+    from tokenloss.formats.tokenizers.tokenizer import _Prefix
 
-    Step = Callable[[str], str | bytes]
+    _Step = Callable[[str], str | bytes]
 
 _VERSION = "1.0"
 _SHOWN = 120  # characters of a step in a message
@@ -72,7 +72,7 @@ def read(said: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:
     return Vocabulary(pieces, frozenset(special - unknown), frozenset(unknown), prefix, drops, restarts)
 
 
-def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]], encode: list[Step]) -> None:
+def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]], encode: list[_Step]) -> None:
     """Refuse what changes a text before the model reads it, if the decoder does not change it back."""
     for step in splits:
         if step["type"] not in (*_KEEPING, *_DROPPING):
@@ -98,7 +98,7 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
             yield part
 
 
-def _written(encode: list[Step], piece: str) -> bytes:
+def _written(encode: list[_Step], piece: str) -> bytes:
     """The bytes of a piece."""
     for step in encode:
         written = step(piece)
@@ -110,10 +110,10 @@ def _written(encode: list[Step], piece: str) -> bytes:
 
 def _encoder(
     model: dict[str, Any], splits: list[dict[str, Any]], decoders: list[dict[str, Any]], is_byte_level: bool
-) -> list[Step]:
+) -> list[_Step]:
     """What turns a piece into text, step by step, up to the one that makes bytes of it."""
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
-    steps: list[Step] = [_cutting(prefix, suffix)]
+    steps: list[_Step] = [_cutting(prefix, suffix)]
     if not decoders:  # the pieces are what the pre-tokenizer made
         decoders = [step for step in splits if step["type"] in ("ByteLevel", "Metaspace")][:1]
     if is_byte_level != any(step["type"] == "ByteLevel" for step in decoders):
@@ -146,12 +146,12 @@ def _encoder(
     return steps
 
 
-def _cutting(prefix: str, suffix: str) -> Step:
+def _cutting(prefix: str, suffix: str) -> _Step:
     """The step that cuts marks of words off a piece."""
     return lambda piece: piece.removeprefix(prefix).removesuffix(suffix)
 
 
-def _replacing(old: str, new: str) -> Step:
+def _replacing(old: str, new: str) -> _Step:
     """The step that replaces text in a piece."""
     return lambda piece: piece.replace(old, new)
 
@@ -173,7 +173,7 @@ def _normalized(normalizers: list[dict[str, Any]], content: str) -> str:
     return content
 
 
-def _changes_length(step: dict[str, Any], encode: list[Step], is_byte_level: bool) -> bool:
+def _changes_length(step: dict[str, Any], encode: list[_Step], is_byte_level: bool) -> bool:
     """Whether a step of a normalizer writes other text of another length, which the decoder does not change back."""
     match step:
         case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old != " ":
@@ -196,7 +196,7 @@ def _adds_spaces(splits: list[dict[str, Any]]) -> bool:
 
 def _prefix(
     normalizers: list[dict[str, Any]], splits: list[dict[str, Any]], added: list[dict[str, Any]]
-) -> tuple[Prefix, frozenset[int]]:
+) -> tuple[_Prefix, frozenset[int]]:
     """When a space is put before a text, and the ids after which it is put there again."""
     if any(step["type"] == "Prepend" for step in normalizers):
         again = (token["id"] for token in added if token.get("special") or not token.get("normalized"))

@@ -10,7 +10,7 @@ from tokenloss.formats.tokenizers.tokenizer import Vocabulary, check_spaces
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenloss.formats.tokenizers.tokenizer import Prefix
+    from tokenloss.formats.tokenizers.tokenizer import _Prefix
 
 # numbers of fields in sentencepiece_model.proto
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -45,7 +45,7 @@ def read(data: bytes) -> Vocabulary:
     never = (_CONTROL, _UNKNOWN) if types.count(_BYTE) == 256 else (_CONTROL,)  # with all bytes, nothing is unknown
     special = frozenset(i for i, kind in enumerate(types) if kind in never)
     unknown = frozenset(i for i, kind in enumerate(types) if kind == _UNKNOWN) - special
-    prefix: Prefix = "always" if normalizer.get(_ADDS_SPACE, 1) else "never"
+    prefix: _Prefix = "always" if normalizer.get(_ADDS_SPACE, 1) else "never"
     # it writes no control piece for a text: after one, another text begins
     return Vocabulary(pieces, special, unknown, prefix, restarts=special)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, BoolArray, IntArray
 
-    Prefix: TypeAlias = Literal["never", "always", "unless there"]
+    _Prefix: TypeAlias = Literal["never", "always", "unless there"]
 
 
 class Vocabulary(NamedTuple):
@@ -30,7 +30,7 @@ class Vocabulary(NamedTuple):
     pieces: dict[int, bytes]
     special: frozenset[int] = frozenset()
     unknown: frozenset[int] = frozenset()
-    prefix: Prefix = "never"
+    prefix: _Prefix = "never"
     drops_spaces: bool = False
     restarts: frozenset[int] = frozenset()
     lacks_special: bool = False
