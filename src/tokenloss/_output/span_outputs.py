@@ -10,8 +10,7 @@ import numpy as np
 from tokenloss._comparison.text_comparison import texts_of_tokens
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
-from tokenloss._output.divergence_page import DivergencePage
-from tokenloss._output.table_files import ComparedSequenceTable, ComparedTokenTable, _TableFile
+from tokenloss._output.table_files import _TableFile
 
 if TYPE_CHECKING:
     from tokenloss._comparison.text_comparison import TextComparison
@@ -66,7 +65,7 @@ class SpanTable(_TableFile):
 
     __module__ = "tokenloss.sinks"
 
-    option = ComparedTokenTable.option
+    option = "--per-token"
     _function = "compare_texts"
     help = "write a row for each span to a .npy, .csv or .parquet file"
 
@@ -125,7 +124,7 @@ class DocumentTable(_TableFile):
 
     __module__ = "tokenloss.sinks"
 
-    option = ComparedSequenceTable.option
+    option = "--per-sequence"
     _function = "compare_texts"
     help = "write a row for each document to a .npy, .csv or .parquet file"
 
@@ -170,7 +169,7 @@ class SpanPage(Sink):
 
     __module__ = "tokenloss.sinks"
 
-    option = DivergencePage.option
+    option = "--html"
     _function = "compare_texts"
     help = "write a page that shows the text, each span shaded by the difference of both models' losses"
     _made_by = "tokenloss.compare_texts"
