@@ -202,3 +202,10 @@ def test_interval_coverage_of_comparisons(kind, rng):
     assert shares[:2].min() > 0.935
     assert shares[:2].max() < 0.97
     assert shares[2] > 0.93  # a count, which is not normal in short sequences
+
+
+def test_denominators_whose_squares_are_beyond_a_float_give_the_factor_of_equal_ones():
+    values = np.array([1.0, 2.0, 3.0])
+    found = ExactRatio.of(values, np.array([1e308, 115.0, 56.0]))
+    assert found.interval_factor == ExactRatio.of(values, np.ones(3)).interval_factor
+    assert ExactRatio.from_json(found.to_json()) == found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tokenloss._core import _core
 from tokenloss._core.exact import UNIT, ExactMoments, integer_of, integer_text
 from tokenloss._statistics.distributions import TAIL, equivalent_lengths, ratio_quantile, ratio_tail
@@ -12,6 +14,8 @@ from tokenloss._statistics.distributions import TAIL, equivalent_lengths, ratio_
 if TYPE_CHECKING:
     from tokenloss._core.types import Float64Array
     from tokenloss._statistics.distributions import Lengths
+
+_LONGEST = 1e150  # the square of a longer sequence might be beyond a float; there is none
 
 
 class ExactRatio:
@@ -44,8 +48,9 @@ class ExactRatio:
         cls, numerators: ExactMoments, sums: ExactMoments, products: int, denominators: Float64Array
     ) -> ExactRatio:
         """Sums over pairs whose numerators, denominators and products are summed up already."""
-        squares = denominators * denominators
-        cubes, fourths = _core.sum_of_products(squares, denominators), _core.sum_of_products(squares, squares)
+        lengths = np.minimum(denominators, _LONGEST)
+        squares = lengths * lengths
+        cubes, fourths = _core.sum_of_products(squares, lengths), _core.sum_of_products(squares, squares)
         return cls(numerators, sums, products, cubes, fourths, float(denominators.max(initial=0.0)))
 
     @classmethod
