@@ -53,7 +53,9 @@ def assert_as_oracle(base_logits, logits, given=None, axis=-1):
         reference.divergences(base_logits, logits, axis=axis),
     )
     error = np.maximum(normalizer_error(base_logits, axis), normalizer_error(logits, axis))
-    relative = 1e-6 if min(base_logits.dtype.itemsize, logits.dtype.itemsize) < 8 else 4e-15
+    is_single = min(base_logits.dtype.itemsize, logits.dtype.itemsize) < 8
+    # of float64 far stricter than the relative 1e-6 of the contract; the kernel's ln 2 is rounded, by 3e-17 of a logit
+    relative = 1e-6 if is_single else 6e-14 + error / 40
     for name in NAMES[1:]:
         finite = np.where(np.isfinite(expected[name]), expected[name], 0)
         assert_near(found[name], expected[name], error + (relative * finite if name == "reverse_kl" else 0), 2)
