@@ -54,7 +54,7 @@ def assert_as_oracle(base_logits, logits, given=None, axis=-1):
     )
     error = np.maximum(normalizer_error(base_logits, axis), normalizer_error(logits, axis))
     is_single = min(base_logits.dtype.itemsize, logits.dtype.itemsize) < 8
-    # of float64 far stricter than the relative 1e-6 of the contract; the kernel's ln 2 is rounded, by 3e-17 of a logit
+    # the contract is a relative 1e-6 of any dtype; of float64, what the roundings of both logsumexps leave in p and q
     relative = 1e-6 if is_single else 6e-14 + error / 40
     for name in NAMES[1:]:
         finite = np.where(np.isfinite(expected[name]), expected[name], 0)
