@@ -136,15 +136,29 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
     )
 
 
-SUFFIXES = (".py", ".pyi", ".pyx", ".pxi", ".pxd", ".c", ".h", ".js", ".css")
-SIZED = [path for path in sorted(SOURCE.rglob("*.*")) if path.suffix in SUFFIXES]
+# Raising a budget takes a commit of its own, which gives the reason.
+LINES = {
+    "_core": 6300, "kernels": 11600, "_scores": 1900, "_statistics": 1950, "formats": 5400, "_comparison": 5700,
+    "_evaluation": 7800, "_output": 2750, "_command": 1000, "": 260,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("path", SIZED, ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_no_file_has_over_500_lines_and_no_function_over_60(path):
-    text = path.read_text("utf-8")
-    assert text.count("\n") <= 500
-    for function in ast.walk(ast.parse(text)) if path.suffix == ".py" else ():
+@pytest.mark.parametrize("name", LINES)
+def test_a_package_keeps_to_its_budget_of_lines(name):
+    suffixes = {".py", ".pyi", ".pyx", ".pxi", ".pxd", ".c", ".h"}
+    lines = {path: path.read_text("utf-8").count("\n") for path in SOURCE.rglob("*.*") if path.suffix in suffixes}
+
+    def budget_of(path):
+        parts = path.relative_to(SOURCE).parts[:-1]
+        return "kernels" if "kernels" in parts else parts[0] if parts else ""
+
+    total = sum(count for path, count in lines.items() if budget_of(path) == name)
+    assert 0 < total <= LINES[name]
+
+
+@pytest.mark.parametrize("path", FILES.values(), ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_no_function_has_over_60_lines(path):
+    for function in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(function, ast.FunctionDef):
             first = function.body[1 if ast.get_docstring(function) else 0 :] or function.body
             assert function.end_lineno - first[0].lineno < 60, f"{path.name}: {function.name}"
