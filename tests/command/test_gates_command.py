@@ -52,6 +52,32 @@ def test_exit_status_of_gates(argv, status, folder, command):
         assert command(*argv, "--format", form)[::2] == (status, "")
 
 
+def test_exit_status_of_gates_on_numbers_that_the_output_calls_wrong(folder, command, rng):
+    """Padding that agrees was counted, and diluted the divergence until the gate held."""
+    base = -rng.exponential(size=(20, 40))
+    other = base * rng.normal(1, 0.05, size=base.shape)
+    is_token = np.arange(40) < np.arange(5, 25)[:, None]
+    for name, array in ("trainer", other), ("rollout", base):
+        np.savez(f"{name}.npz", logprobs=np.where(is_token, array, 0.0))
+    status, out, _ = command("compare", "trainer.npz", "rollout.npz", "--max-k3", "1", "--min-ess", "0.1", "--json")
+    (found,) = json.loads(out)["candidates"]
+    assert (status, found["verdict"]) == (4, "cannot tell")
+    assert found["void"].startswith("looks like padding or prompts that are counted: 510 tokens are 0.0 in both")
+    assert all(found["void"] in one["note"] for one in found["gates"])
+    for name, array in ("trainer", other), ("rollout", base):
+        np.savez(f"{name}.npz", logprobs=np.where(is_token, array, np.nan))
+    assert command("compare", "trainer.npz", "rollout.npz", "--max-k3", "1", "--min-ess", "0.1")[0] == 0
+
+
+def test_exit_status_of_gates_beside_a_warning_that_calls_the_number_wrong(folder, command, rng):
+    ids = rng.integers(8, size=200)
+    np.savez("ids.npz", logits=9.0 * (np.roll(ids, -1)[:, None] == np.arange(8)), targets=ids)
+    status, out, err = command("score", "ids.npz", "--max-loss", "99")
+    assert (status, err.count("they seem to be the input ids of a causal model")) == (4, 1)
+    assert "this value cannot be trusted: the targets fit far better one row earlier" in out
+    assert command("score", "ids.npz", "--max-loss", "99", "--no-shift")[0] == 0
+
+
 def test_exit_status_of_gates_in_a_process(folder):
     done = process("compare", "base.npz", "q4.npz", "--max-kl", "0.01", "--json")
     assert (done.returncode, done.stderr) == (3, "")

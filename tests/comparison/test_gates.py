@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tokenloss import ComparisonMeter, LossMeter, compare, compare_files, evaluate, sequence_losses
+from tokenloss import (
+    ComparisonMeter,
+    LossMeter,
+    NormWarning,
+    ShiftWarning,
+    compare,
+    compare_files,
+    evaluate,
+    sequence_losses,
+)
 from tokenloss._statistics.distributions import binomial_interval, quantile_ranks
 from tokenloss.results import Evaluations
 
@@ -343,6 +352,97 @@ def test_gates_of_samples_are_refused(tmp_path):
     found = compare_files(paths[0], {"noise": paths[1]})
     with pytest.raises(ValueError, match=r"^max_kl does not apply to samples of lm-evaluation-harness"):
         found.check(max_kl=1)
+
+
+# -- numbers that a warning calls wrong --------------------------------------------------------------------------------
+
+
+def assert_void(result, words, **limits):
+    """Gates neither hold nor fail, whatever their limits are, and give the reason."""
+    for gate, (strict, generous) in limits.items():
+        for limit in strict, generous:
+            one = only(result.check(**{gate: limit}))
+            assert (one.verdict, one.n_more) == ("cannot tell", None), gate
+            assert one.note.startswith("this value cannot be trusted: "), gate
+            assert words in one.note, gate
+
+
+OF_LOSSES = {"max_perplexity": (1.01, 1e9), "max_loss": (1e-3, 99), "min_greedy_accuracy": (0.999, 1e-9)}
+
+
+def favoring(classes, rng):
+    """Logits that favor these classes."""
+    return rng.normal(size=(*classes.shape, 50)) + 6 * (classes[..., None] == np.arange(50))
+
+
+@pytest.mark.parametrize("shift", [None, True])
+def test_gates_on_targets_that_seem_to_need_another_shift_are_inconclusive(shift, rng):
+    ids = rng.integers(50, size=400)
+    logits = favoring(ids if shift else np.roll(ids, -1), rng)
+    with pytest.warns(ShiftWarning):
+        found = evaluate([(logits, ids)], shift=shift)
+    assert_void(found, "the targets fit far better", **OF_LOSSES)
+    assert evaluate([(logits, ids)], shift=not shift).check(max_loss=1).verdict == "holds"
+
+
+def test_gates_of_compare_on_a_missing_shift_are_inconclusive_where_targets_count(tmp_path, rng):
+    ids = rng.integers(50, size=(4, 100))
+    logits = favoring(np.roll(ids, -1, axis=1), rng)
+    np.savez(tmp_path / "base.npz", logits=logits, targets=ids)
+    np.save(tmp_path / "other.npy", logits + rng.normal(size=logits.shape, scale=0.01))
+    with pytest.warns(ShiftWarning):
+        found = compare_files(tmp_path / "base.npz", tmp_path / "other.npy")
+    assert_void(found, "the targets fit far better one row earlier", max_perplexity_ratio=(1e-9, 100))
+    assert found.check(max_kl=0.01).verdict == "holds"  # a divergence needs no targets
+    right = compare_files(tmp_path / "base.npz", tmp_path / "other.npy", shift=True)
+    assert right.check(max_perplexity_ratio=1.1).verdict == "holds"
+
+
+def test_gates_on_hidden_states_without_the_final_norm_are_inconclusive(tmp_path, rng):
+    states = rng.normal(size=(200, 16)) * rng.lognormal(sigma=1, size=(200, 1))
+    paths = [tmp_path / name for name in ("states.npz", "other.npz", "head.npy")]
+    np.savez(paths[0], hidden=states, targets=rng.integers(9, size=200))
+    np.savez(paths[1], hidden=states * rng.normal(1, 0.001, size=states.shape))
+    np.save(paths[2], rng.normal(size=(9, 16)))
+    with pytest.warns(NormWarning):
+        found = evaluate(paths[0], lm_head=paths[2], shift=False)
+    assert_void(found, "the model's final norm", **OF_LOSSES)
+    with pytest.warns(NormWarning):
+        found = compare_files(paths[0], paths[1], lm_head=paths[2], shift=False)
+    assert_void(found, "the model's final norm", max_kl=(1e-12, 9), min_same_top=(1, 0), max_perplexity_ratio=(0.1, 9))
+
+
+def test_gates_on_two_models_that_are_taken_for_one_text_are_inconclusive(tmp_path, rng):
+    targets = rng.integers(50, size=80)
+    paths = [tmp_path / f"{i}.npz" for i in range(2)]
+    for path, logits in zip(paths, (favoring(targets, rng), rng.normal(size=(80, 50))), strict=True):
+        np.savez(path, logits=logits, targets=targets)
+    with pytest.warns(UserWarning, match="two files have the same targets"):
+        found = evaluate(paths)
+    assert_void(found, "two files have the same targets", **OF_LOSSES)
+
+
+def test_gates_on_padding_that_is_scored_are_inconclusive(tmp_path):
+    ids = np.array([[5, 6, 7, 8, 0, 0, 0, 0]] * 4)  # 0 is <|endoftext|>
+    np.savez(tmp_path / "a.npz", logits=np.zeros((4, 8, 512), np.float16), input_ids=ids)
+    with pytest.warns(UserWarning, match="as padding does"):
+        found = evaluate(tmp_path / "a.npz", shift=True, tokenizer="tests/data/model")
+    assert_void(found, "as padding does", **OF_LOSSES)
+
+
+def test_gates_on_log_probabilities_that_are_all_0_are_inconclusive():
+    log_probs = np.tile([0.0, -np.inf], (30, 1))
+    with pytest.warns(UserWarning, match="a probability of exactly 1"):
+        found = evaluate([(log_probs, np.zeros(30, int))], kind="log_probs")
+    assert_void(found, "say nothing about the model", **OF_LOSSES)
+
+
+def test_gates_on_losses_without_those_of_sentinels_are_inconclusive(tmp_path):
+    """-9999.0 stands for minus infinity: a loss without it is too small by an unknown amount."""
+    paths = [clients.save(tmp_path / f"{i}.json", "vllm/rendered_sentinel_prompt_logprobs.json") for i in range(2)]
+    words = "it leaves out 1 token with a sentinel in place of minus infinity"
+    assert_void(compare_files(*paths), words, max_perplexity_ratio=(1e-9, 100))
+    assert_void(evaluate(paths[0]), words, max_perplexity=(1.01, 1e9), max_loss=(1e-3, 99))
 
 
 # -- noise -------------------------------------------------------------------------------------------------------------

@@ -275,6 +275,95 @@ def test_max_k3_cannot_hold_where_k3_is_too_small(rng):
         assert note in one.note
 
 
+def counted_padding(ours, base):
+    ours[:, 25:] = base[:, 25:] = 0
+
+
+def sentinel_of_the_trainer(ours, base):
+    ours[2, 3] = -9999
+
+
+def prompt_of_one_side(ours, base):
+    ours[:, :6], base[:, :6] = 0, -3
+
+
+def shifted_by_one(ours, base):
+    ours[:] = np.roll(ours, 1, axis=1)
+
+
+def rows_in_another_order(ours, base):
+    ours[:] = np.roll(ours, 1, axis=0)
+
+
+def divided_log_probabilities(ours, base):
+    ours /= 0.7
+
+
+def learnt_from_these_tokens(ours, base):
+    ours *= 0.9
+
+
+def answers_of_other_classes(ours, base):
+    """The trainer's are over the classes that top-p left, the sampler's over all, by which no token was drawn."""
+    ours[:] = np.minimum(base + 0.1, 0)
+    ours[:, ::4] = 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [counted_padding, sentinel_of_the_trainer, prompt_of_one_side, shifted_by_one, rows_in_another_order,
+     divided_log_probabilities, learnt_from_these_tokens, answers_of_other_classes],
+)  # fmt: skip
+def test_a_gate_on_numbers_that_the_diagnosis_calls_wrong_is_inconclusive(change, pair):
+    """It passed: padding that agrees dilutes a divergence. Nor does it fail, as the number means nothing."""
+    change(*pair)
+    found = mismatch(*pair)
+    assert found.void
+    assert set(found.void.split("; ")) <= set("; ".join(found.diagnosis).split("; "))
+    for limits in {"max_k3": 1e6, "min_ess": 0.0}, {"max_k3": 1e-9, "min_ess": 0.99999}:
+        for one in found.check(**limits).gates:
+            assert (one.verdict, one.n_more) == ("cannot tell", None)
+            assert one.note.startswith(f"this value cannot be trusted: {found.void}")
+    assert "\n  Diagnosis: the numbers above mean nothing\n" in found.summary()
+
+
+def test_a_diagnosis_that_leaves_numbers_their_meaning_leaves_gates_alone(pair, rng):
+    base = pair[1]
+    log_probs = log_softmax(logits_of_text(rng))
+    hot = log_softmax(log_probs / 0.7)
+    classes = drawn(rng, hot)
+    found = {
+        "agree but for rounding": mismatch(base.round(4), base),
+        "equal": mismatch(base, base),
+        "looks like a temperature": mismatch(of_classes(log_probs, classes), of_classes(hot, classes)),
+    }
+    verdicts = [one.check(max_k3=1e-3).verdict for one in found.values()]
+    assert verdicts == ["holds", "holds", "fails"]
+    assert [(begins(one), one.void) for one in found.values()] == [([name], "") for name in found]
+
+
+def test_figures_that_are_nan_fail_beside_any_diagnosis(pair):
+    logprobs, base = pair
+    logprobs[0, 0] = np.nan
+    counted_padding(logprobs, base)
+    found = mismatch(logprobs, base)
+    assert "nan on one side alone" in found.diagnosis[0]
+    assert "nan on one side alone" not in found.void
+    assert {one.verdict for one in found.check(max_k3=1.0, min_ess=0.5).gates} == {"fails"}
+
+
+def test_max_k3_cannot_tell_where_the_mean_ratio_is_above_1(pair, rng):
+    """The note said that these tokens do not tell a divergence, beside a gate that held or failed."""
+    base = pair[1]
+    found = mismatch(base - 1 + rng.normal(0.005, 0.02, size=base.shape), base - 1)
+    assert (found.diagnosis, found.void) == ([], "")
+    for limit in found.k3 / 2, 2 * found.k3, 0.01:
+        (one,) = found.check(max_k3=limit).gates
+        assert one.verdict == "cannot tell"
+        assert one.note.endswith("these tokens do not tell a divergence")
+    assert found.check(max_k3=0.1, min_ess=0.99).verdict == "holds"
+
+
 def test_the_part_of_k3_that_the_largest_tokens_hold():
     d = np.array([1.0] * 2 + [0.1] * 148)
     k3 = k3_of(d)

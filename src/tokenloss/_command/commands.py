@@ -20,12 +20,13 @@ from tokenloss._core.result import Shown, Table, columns_of
 from tokenloss._core.text import as_strict_json, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.compare_texts import compare_texts
-from tokenloss._evaluation.evaluate import advice, evaluate
+from tokenloss._evaluation.evaluate import evaluate
 from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
 from tokenloss._output.terminal import print_as
+from tokenloss._statistics.advice import advice
 from tokenloss._statistics.gates import CANNOT_TELL, FAILS, HOLDS, checked_limits
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def _own_warnings() -> Iterator[None]:
 
 def _warn(figures: dict[str, Any], about: str = "") -> None:
     """Print on stderr what the figures warn of."""
-    for message, _ in advice(figures):
-        _print_warning(f"{about}{message}")
+    for one in advice(figures):
+        _print_warning(f"{about}{one.message}")
 
 
 def _print_warning(message: str) -> None:

@@ -11,6 +11,7 @@ from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import NamedResults, Shown, columns_of
+from tokenloss._statistics.advice import ZERO_ADVICE
 from tokenloss._statistics.gates import joined_verdicts
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ ComparisonT = TypeVar("ComparisonT", bound=Any)
 
 _GATES = "max_", "min_"  # how their names begin
 NOT_OF_DRAFTS = "is for divergences, not for the acceptance of drafts"
-ZERO_ADVICE = (
-    "a probability of 0 for a target makes its loss infinite, and so the perplexity; raise such probabilities first, "
-    "in both models, say by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
-)
 
 
 class Comparisons(NamedResults[ComparisonT]):

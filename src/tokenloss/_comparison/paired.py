@@ -13,6 +13,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, places_in, places_of, rows_of
 from tokenloss._core.signature import signature_of
+from tokenloss._statistics.advice import void_of
 from tokenloss._statistics.distributions import TAIL, quantile_ranks, student_quantile
 from tokenloss._statistics.gates import (
     Estimate,
@@ -283,7 +284,8 @@ class PairedLosses(Result):
         if gate == "max_perplexity_ratio" and not getattr(self, "has_targets", True):
             notes.insert(0, "there are no targets")
         is_lower_bound = gate.startswith("max_kl") and self._divergence != "kl"
-        return verdict_on(gate, limit, estimate, count, unit, notes=notes, is_lower_bound=is_lower_bound)
+        void = void_of(self._about | {"n_sentinels": getattr(self, "n_sentinels", 0)}, gate)
+        return verdict_on(gate, limit, estimate, count, unit, notes=notes, is_lower_bound=is_lower_bound, void=void)
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each token.

@@ -14,9 +14,9 @@ from tokenloss._evaluation.compare_logprobs import are_logprobs, compare_logprob
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_scores import compare_scores
-from tokenloss._evaluation.evaluate import advice, not_finite_notes
 from tokenloss._evaluation.options import NOISE, is_folder_of_responses, resolved
 from tokenloss._evaluation.sink import checked_sinks
+from tokenloss._statistics.advice import advice, not_finite_notes
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.sample_folders import is_samples_folder
 from tokenloss.formats.samples import is_samples
@@ -290,8 +290,8 @@ def compare_files(
     found: Comparisons[Any] = function(of_base, models, **{name: options[name] for name in options if name in taken})
     if noise is not None:
         found.noise = found.pop(NOISE)
-    for message, category in advice(hints_of(found)):
-        warnings.warn(message, category, stacklevel=2)
+    for one in advice(hints_of(found)):
+        warnings.warn(one.message, one.category, stacklevel=2)
     return found
 
 

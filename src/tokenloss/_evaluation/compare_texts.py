@@ -17,7 +17,6 @@ from tokenloss._core.files import identity
 from tokenloss._core.text import count_of, title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer
-from tokenloss._evaluation.evaluate import advice, not_finite_notes, white_space_notes
 from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.plan import open_stored, plan
@@ -30,6 +29,7 @@ from tokenloss._evaluation.token_bytes import (
     most_repeated,
     repeats_special,
 )
+from tokenloss._statistics.advice import Advice, advice, not_finite_notes, white_space_notes
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.scores_file import checked_mask
@@ -209,10 +209,10 @@ def compare_texts(
         found = text_comparison_of(spans, content, **names, path=path, top=top)
         counts = found.n_bytes_without_token_a, found.n_bytes_without_token_b
         for side, of_side, count in zip(sides, messages, counts, strict=True):
-            of_side += [(f"{side.name}: {note}", UserWarning) for note in white_space_notes(count, found.n_bytes)]
+            of_side += [Advice(f"{side.name}: {note}") for note in white_space_notes(count, found.n_bytes)]
         finish_sinks(outputs, found._figures(), found)
-    for message, category in [one for of_side in messages for one in of_side]:
-        warnings.warn(message, category, stacklevel=2)
+    for one in [one for of_side in messages for one in of_side]:
+        warnings.warn(one.message, one.category, stacklevel=2)
     return found
 
 
@@ -377,15 +377,14 @@ class _Losses(Sink):
         self._laid.nll[rows], self._laid.is_scored[rows] = block.scores.nll, block.scores.kept
 
 
-def _score(side: _Side, laid: _LaidTokens, options: Options, settings: Settings) -> list[tuple[str, type[Warning]]]:
+def _score(side: _Side, laid: _LaidTokens, options: Options, settings: Settings) -> list[Advice]:
     """Fill in the losses of a model; return what must be warned of."""
     evaluation = evaluate_files(side.inputs, options, settings, [_Losses(laid)])
     notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
     padding = most_repeated(laid.repeated[laid.is_scored & (laid.repeated >= 0)])
     of_padding: dict[str, Any] = {"padding": padding and {"file": None, **padding}}
-    found: list[tuple[str, type[Warning]]] = [*advice(evaluation.figures | of_padding)]
-    found += ((note, UserWarning) for note in notes)
-    return [(f"{side.name}: {message}", category) for message, category in found]
+    found = [*advice(evaluation.figures | of_padding), *map(Advice, notes)]
+    return [one._replace(message=f"{side.name}: {one.message}") for one in found]
 
 
 def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], content: bytes) -> None:

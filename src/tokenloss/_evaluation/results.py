@@ -13,6 +13,7 @@ from tokenloss._core.signature import differing_fields, joined_signature
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
+from tokenloss._statistics.advice import void_of
 from tokenloss._statistics.gates import (
     Verdict,
     Verdicts,
@@ -95,32 +96,6 @@ class ShardResult(NamedTuple):
     def n_tokens(self) -> int:
         """The number of tokens."""
         return self.meter.count + len(self.split.ids)
-
-
-class NormWarning(UserWarning):
-    """Warns that hidden states seem to lack the model's final norm, without which their logits are wrong.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from tokenloss import NormWarning
-    >>> warnings.simplefilter("error", NormWarning)
-    """
-
-    __module__ = "tokenloss"
-
-
-class ShiftWarning(UserWarning):
-    """Warns that targets seem to be a causal model's own input, which should have been shifted.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from tokenloss import ShiftWarning
-    >>> warnings.simplefilter("error", ShiftWarning)  # rather an error than a wrong perplexity
-    """
-
-    __module__ = "tokenloss"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -305,7 +280,7 @@ class Evaluation(LossFigures):
             estimate = mean_estimate(meter.loss, independent, limit, tail, is_log=gate == "max_perplexity")
         count, unit = independent.count, "sequence" if meter.is_clustered else "token"
         notes = independent_note(count, unit, independent.factor(tail))
-        return verdict_on(gate, limit, estimate, count, unit, notes=notes)
+        return verdict_on(gate, limit, estimate, count, unit, notes=notes, void=void_of(self.figures, gate))
 
     def _main(self) -> dict[str, str]:
         counts = {"count": str(self.count), **nonzero(n_nan=self.n_nan, n_sequences=self.n_sequences)}

@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
         Both ends of the interval of the figure; nan where it is not known.
     verdict : str
         "holds" if the whole interval does, "fails" if it lies beyond the limit or if the figure is nan or infinite,
-        else "cannot tell".
+        else "cannot tell"; also "cannot tell" where a warning or a diagnosis shows that the figure means nothing.
     n_more : int or None
         About how many more sequences (or tokens, where errors take these as independent) would tell, if the figure
         stays as it is; None where there is a verdict, and where no number would.
@@ -294,14 +294,16 @@ def needed_count(count: int, radius: float, distance: float, tail: float, power:
 
 def verdict_on(
     gate: str, limit: float, estimate: Estimate, count: int, unit: str, *, notes: Sequence[str] = (),
-    is_lower_bound: bool = False,
+    is_lower_bound: bool = False, void: str = "",
 ) -> Verdict:  # fmt: skip
-    """The verdict on a gate; `count` is the number of texts, or of what `unit` says, behind the estimate."""
+    """The verdict on a gate from an estimate of `count` texts, or tokens; `void` is why its metric means nothing."""
     figure, low, high, needed = estimate
     is_max = gate.startswith("max_")
     is_beyond, is_within = (low > limit, high <= limit) if is_max else (high < limit, low >= limit)
     verdict, n_more, words = CANNOT_TELL, None, [*notes]
-    if not math.isfinite(figure):
+    if void and not math.isnan(figure):
+        words.insert(0, f"this value cannot be trusted: {void}")
+    elif not math.isfinite(figure):
         verdict = FAILS
         words.insert(0, "the figure is not finite")
     elif is_beyond:
