@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tokenloss import mismatch
 from tokenloss._comparison.mismatch import k3_of
@@ -244,6 +245,73 @@ def test_intervals_hold_the_truth_of_clustered_tokens():
             truth.setdefault(name, getattr(found, name))
             inside[name] += low <= truth[name] <= high
     assert all(0.88 <= number / 201 <= 0.995 for number in inside.values()), inside
+
+
+def excess(weights):
+    """1 / ESS - 1: the variance of weights over the square of their mean."""
+    return (weights**2).mean() / weights.mean() ** 2 - 1
+
+
+def jackknifed(weights, groups, factor):
+    """The interval of an effective sample size by Miller's jackknife of log v, computed anew without each group."""
+    whole, without = (np.log(one) for one in (excess(weights), [excess(weights[groups != g]) for g in {*groups}]))
+    values = len(without) * whole - (len(without) - 1) * without
+    radius = factor * values.std(ddof=1) / math.sqrt(len(values))
+    ends = max(values.mean(), whole) + radius, min(values.mean(), whole) - radius
+    return [1 / (1 + math.exp(end)) for end in ends]
+
+
+@pytest.mark.parametrize("by", ["row", "unequal", "some of none", "token"])
+def test_intervals_of_effective_sample_sizes_are_by_the_jackknife(by, pair, rng):
+    logprobs, base = (one.ravel() for one in pair)
+    ids = np.repeat(np.arange(9), 40)
+    if by == "unequal":
+        ids = rng.choice(6, size=360, p=np.arange(1, 7) / 21)
+    elif by == "some of none":  # each token of a negative number is a group of its own
+        ids = np.where(rng.random(360) < 0.1, -1, ids)
+    groups = np.where(ids < 0, 1000 + np.arange(360), ids) if by != "token" else np.arange(360)
+    found = mismatch(logprobs, base, segment_ids=None if by == "token" else ids)
+    if by == "row":
+        assert found.interval_factor == pytest.approx(stats.t.ppf(0.975, 8))
+    expected = jackknifed(np.exp(logprobs - base), groups, found.interval_factor)
+    assert found.ess_interval == pytest.approx(expected, rel=1e-9)
+    (gate,) = found.check(min_ess=0.5).gates
+    assert gate.interval == found.ess_interval
+    if by != "token":
+        ratios = found.sequences["ratio"]
+        expected = jackknifed(ratios, np.arange(ratios.size), stats.t.ppf(0.975, ratios.size - 1))
+        assert found.sequence_ess_interval == pytest.approx(expected, rel=1e-9)
+
+
+def test_intervals_of_effective_sample_sizes_where_one_sequence_has_all_the_spread(rng):
+    """Without it, the logarithm is of 0: the interval is by the delta method."""
+    d = np.zeros((8, 30))
+    d[3] = rng.normal(size=30, scale=0.2)
+    found = mismatch(d - 3, np.full(d.shape, -3.0))
+    v = excess(np.exp(d))
+    reach = np.exp(stats.t.ppf(0.975, 7) * found.ess_stderr / found.ess**2 / v)
+    assert found.ess_interval == pytest.approx([1 / (1 + v * reach), 1 / (1 + v / reach)])
+    for numbers in [[-1.0, -1.0]], [[-1.0, -2.0]], [[-1.0], [-2.0]], [[-1.0]]:
+        low, high = mismatch(numbers, np.full(np.shape(numbers), -1.0)).ess_interval
+        assert low <= high or math.isnan(low)
+
+
+def test_error_of_effective_sample_size_is_by_the_delta_method(pair):
+    """Of the ratio of the mean of w**2 to the square of the mean of w, with sums by sequence."""
+    found, w = mismatch(*pair), np.exp(np.subtract(*pair))
+    first, second = w.mean(), (w**2).mean()
+    change = w**2 / first**2 - 2 * second * w / first**3
+    sums = (change - change.mean()).sum(axis=1)
+    error = math.sqrt(9 / 8 * (sums**2).sum()) / w.size
+    assert found.ess_stderr == pytest.approx(error * found.ess**2, rel=1e-9)
+
+
+def test_interval_of_the_mean_ratio_stays_above_0(rng):
+    d = rng.normal(size=(3, 4), scale=2.0)
+    found = mismatch(d - 30, np.full(d.shape, -30.0))
+    reach = math.exp(found.interval_factor * found.mean_ratio_stderr / found.mean_ratio)
+    assert found.mean_ratio_interval == pytest.approx((found.mean_ratio / reach, found.mean_ratio * reach))
+    assert mismatch([[-math.inf], [-math.inf]], [[-1.0], [-1.0]]).mean_ratio_interval == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("gate", ["max_k3", "min_ess"])

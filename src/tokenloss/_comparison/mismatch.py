@@ -46,7 +46,8 @@ class Mismatch(Result):
     With d = logprobs - base_logprobs of a token, the importance ratio is r = exp(d). Each ``*_stderr`` is the standard
     error of the figure before it, clustered by sequence if there are at least two, nan for fewer than two tokens. Each
     ``*_interval`` holds both ends of its 95 % confidence interval, as `Comparison.check` has them: that of a divergence
-    and of an effective sample size is one of its logarithm, and that of a fraction is binomial.
+    and of the mean ratio is one of its logarithm, that of a fraction is binomial, and that of an effective sample size
+    is by the jackknife.
 
     Attributes
     ----------
@@ -356,8 +357,12 @@ def mismatch(
 
     PPO clips the ratios of tokens (Schulman et al. 2017, arXiv 1707.06347); GSPO takes the geometric mean over each
     sequence (Zheng et al. 2025, arXiv 2507.18071). The effective sample size is ``sum(r)**2 / sum(r**2)`` (Kong 1992;
-    Owen, Monte Carlo theory, methods and examples, 2013, chapter 9), and its error is by the delta method. Means of
-    ratios that a float cannot hold are computed by their logarithms. Sums are exact.
+    Owen, Monte Carlo theory, methods and examples, 2013, chapter 9), and its error is by the delta method. Its interval
+    is that of log(1 / ESS - 1) by the jackknife over sequences (Miller, Ann. Math. Stat. 39, 1968), or by the delta
+    method where one sequence has all the variance of the ratios. In simulations with sequences of 50 tokens, a gate on
+    it at the true value holds in about 5 % of samples; if half of the noise is shared by the tokens of a sequence, in
+    15, 11, 8 and 5 % with 5, 10, 20 and 64 sequences. Means of ratios that a float cannot hold are computed by their
+    logarithms. Sums are exact.
 
     A diagnosis is made where chance would hardly ever make it. Of numbers that are none of log-probabilities: nan on
     one side alone, "looks like padding or prompts", numbers below -1000, and zeros on one side where the other is far
