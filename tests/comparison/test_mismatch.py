@@ -392,7 +392,7 @@ def test_a_gate_on_numbers_that_the_diagnosis_calls_wrong_is_inconclusive(change
         for one in found.check(**limits).gates:
             assert (one.verdict, one.n_more) == ("cannot tell", None)
             assert one.note.startswith(f"this value cannot be trusted: {found.void}")
-    assert "\n  Diagnosis: the numbers above mean nothing\n" in found.summary()
+    assert "\n  Diagnosis: the numbers above cannot be trusted\n" in found.summary()
 
 
 def test_a_diagnosis_that_leaves_numbers_their_meaning_leaves_gates_alone(pair, rng):
@@ -527,6 +527,32 @@ def test_rounding_is_told_by_its_digits(rounded, words, is_trainer, pair):
     both = (words, "float64") if is_trainer else ("float64", words)
     assert sentence.startswith("agree but for rounding: the trainer's are of {}, the sampler's of {},".format(*both))
     assert mismatch(*(one[:1, :9] for one in sides)).diagnosis == []  # too few to tell
+
+
+def test_rounding_of_large_numbers_of_float32_is_that_of_sums_over_all_classes(rng):
+    """Log-probabilities of -20 to -60 are computed to some 1e-5, however finely float32 can write them."""
+    base = -rng.uniform(20, 60, size=200).astype(np.float32)
+    other = base + np.float32(1.5e-5) * rng.choice([-1, 1], size=200).astype(np.float32)
+    (sentence,) = mismatch(other, base).diagnosis
+    assert sentence.startswith("agree but for rounding: the trainer's are of float32, the sampler's of float32")
+
+
+def test_rounding_of_float16_is_half_a_unit_on_each_side(rng):
+    base = -rng.uniform(1, 2, size=200).astype(np.float16)
+    other = base.view(np.uint16) + np.tile(np.uint16([1, 0]), 100)
+    assert begins(mismatch(other.view(np.float16), base)) == ["agree but for rounding"]
+    other[0] += 1
+    assert "agree but for rounding" not in begins(mismatch(other.view(np.float16), base))
+
+
+def test_log_odds_on_a_line_that_no_temperature_makes_have_none(rng):
+    """Its offset would need other classes with an entropy of -2 nats."""
+    x = rng.normal(size=(20, 60), scale=1.5)
+    for slope, offset, expected in (1.3, -0.6, None), (1.3, 0.6, pytest.approx(1 / 1.3, abs=1e-3)):
+        base, logprobs = (-np.logaddexp(0, -odds) for odds in (x, slope * x + offset))
+        found = mismatch(logprobs, base)
+        assert found.temperature == expected
+        assert ("looks like a temperature" in begins(found)) == (expected is not None)
 
 
 def test_equal_numbers_are_told(pair):

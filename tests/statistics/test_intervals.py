@@ -223,7 +223,7 @@ def log_ratios(kind, number, rng):
     ],
 )
 def test_interval_coverage_of_effective_sample_sizes(kind, number, most, rng):
-    """How often a gate at the true value holds: 15, 8 and 5 % of 20,000 samples; by the delta method, 24 % of the first."""
+    """How often a gate at the true value holds: 15, 8 and 5 % of 20,000 samples; by the delta method, 24 % at first."""
     repetitions, holds, fails = 600, 0, 0
     for _ in range(repetitions):
         d, true = log_ratios(kind, number, rng)

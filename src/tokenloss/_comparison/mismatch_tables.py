@@ -44,7 +44,7 @@ def mismatch_shown(found: Any) -> Shown:
 
 def _diagnosis(found: Any) -> Table:
     """Table of the sentences of the diagnosis, or of one that says why there is none."""
-    title = "Diagnosis: the numbers above mean nothing" if found.void else "Diagnosis"
+    title = "Diagnosis: the numbers above cannot be trusted" if found.void else "Diagnosis"
     if found.diagnosis:
         return Table([(printable(sentence),) for sentence in found.diagnosis], title=title)
     low, high = found.mean_ratio_interval

@@ -232,10 +232,14 @@ def compare_files(
     intervals and tests are by Student's t with Satterthwaite's degrees of freedom.
 
     *Log-probabilities of tokens* are those of a .npy file of one dimension, of an array ``logprobs`` in a .npz file, or
-    of lines of JSON with a list ``logprobs`` (null for what has no number). Beside responses, whose generated tokens
-    are read by default, a .npy file of two dimensions holds them, too, if it has a row for each response and not for
-    each token. Rows are in the order of the responses, as long as these, and followed by nan or 0, or preceded by nan.
-    Two arrays have one shape, and their padding is nan in both; .npy files of two dimensions without any are scores.
+    of lines of JSON with a list ``logprobs`` (null for what has no number), or with those of verl
+    (``rollout_log_probs``, ``response_mask``), TRL (``sampling_per_token_logps``, ``completion_mask``) or prime-rl
+    (``completion_logprobs``, ``completion_mask``); masks may be missing. Two files of lines or responses are paired by
+    ``custom_id``, and the ``choice`` of a line (0 by default), if both have these, else by their order. Beside
+    responses, whose generated tokens are read by default, a .npy file of two dimensions holds log-probabilities, too,
+    if it has a row for each response and not for each token. Rows are in the order of the responses, as long as these,
+    and followed by nan or 0, or preceded by nan. Two arrays have one shape, and their padding is nan in both; .npy
+    files of two dimensions without any are scores.
 
     Examples
     --------
