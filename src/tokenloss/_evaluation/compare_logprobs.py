@@ -233,9 +233,8 @@ def _listed(value: dict[str, Any], place: Place) -> _Row:
     """The sequence of a line that has a list of log-probabilities, and perhaps one that masks it."""
     names = [name for name in _FIELDS if name in value]
     if len(names) != 1:
-        place.refuse(
-            f"it holds {' and '.join(names) or 'no log-probabilities'}", f'hold one list, {{"{_NAME}": [...]}}'
-        )
+        held = " and ".join(names) or "no log-probabilities"
+        place.refuse(f"it holds {held}", f'hold one list, {{"{_NAME}": [...]}}')
     (name,) = names
     numbers = check_list(value[name], name, place)
     field = _FIELDS[name]
@@ -301,22 +300,27 @@ def _paired(side: _Rows, rows: _Rows) -> _Rows:
     """
     if side is rows:
         return side
-    has_names = [any(row.name is not None for row in one.rows) for one in (side, rows)]
-    keys: list[dict[Any, _Row]] = [{}, {}]
-    for one, has_name, seen in zip((side, rows), has_names, keys, strict=True):
-        for row in one.rows if has_name else ():
-            if row.name is None or (row.key in seen and all(has_names)):
-                got = "it has no custom_id" if row.name is None else f"the custom_id {row.name!r} comes twice"
+    files = side, rows
+    named = [any(row.name is not None for row in one.rows) for one in files]
+    keyed: list[dict[Any, _Row]] = [{}, {}]
+    for one, is_named, seen in zip(files, named, keyed, strict=True):
+        for row in one.rows if is_named else ():
+            if row.name is None:
+                raise_error(
+                    "record", path=one.path, line=row.line, got="it has no custom_id", fits="have one, as others do"
+                )
+            if row.key in seen and all(named):
+                got = f"the custom_id {row.name!r} comes twice"
                 fits = 'have one of its own, or further choices of a request a "choice" each'
-                raise_error("record", path=one.path, line=row.line, got=got, fits=fits if row.name else "have one")
+                raise_error("record", path=one.path, line=row.line, got=got, fits=fits)
             seen[row.key] = row
-    if all(has_names):
-        for one, other, seen in (side, rows, keys[1]), (rows, side, keys[0]):
+    if all(named):
+        for one, other, partners in zip(files, files[::-1], keyed[::-1], strict=True):
             for row in one.rows:
-                if row.key not in seen:
+                if row.key not in partners:
                     got = f"the custom_id {row.name!r} is of no line of {other.path}"
                     raise_error("record", path=one.path, line=row.line, got=got, fits="be that of one")
-        side = _Rows(side.path, [keys[0][row.key] for row in rows.rows])
+        side = _Rows(side.path, [keyed[0][row.key] for row in rows.rows])
     _check_rows(side, rows)
     return side
 
@@ -328,11 +332,8 @@ def _check_rows(side: _Rows, rows: _Rows) -> None:
         raise_error("content", path=side.path, got=got, fits=fits)
     for row, other in zip(side.rows, rows.rows, strict=True):
         if len(row.values) != len(other.values):
-            got, fits = (
-                f"it has {len(row.values)} tokens",
-                f"have {len(other.values)}, as line {other.line} of {rows.path}",
-            )
-            raise_error("record", path=side.path, line=row.line, got=got, fits=fits)
+            fits = f"have {len(other.values)}, as line {other.line} of {rows.path}"
+            raise_error("record", path=side.path, line=row.line, got=f"it has {len(row.values)} tokens", fits=fits)
 
 
 def _fitted(path: str, array: Float64Array, rows: _Rows) -> Float64Array:
@@ -354,10 +355,8 @@ def _fitted(path: str, array: Float64Array, rows: _Rows) -> Float64Array:
         fits_right = 0 < length < row.size and bool(np.isnan(head).all())
         if fits_left == fits_right:
             got = f"row {i} has {row.size} numbers, {np.count_nonzero(np.isnan(row))} of them nan"
-            fits = (
-                f"hold {length} log-probabilities, as many as line {rows.rows[i].line} of {rows.path} has tokens, and "
-            )
-            fits += "then nan or 0, or nan before them"
+            fits = f"hold {length} log-probabilities, as many as line {rows.rows[i].line} of {rows.path} has tokens, "
+            fits += "and then nan or 0, or nan before them"
             raise_error("content", path=path, got=got, fits=fits)
         parts.append(row[:length] if fits_left else row[row.size - length :])
     return np.concatenate(parts)
