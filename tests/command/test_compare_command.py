@@ -169,13 +169,13 @@ FORWARDED = {
     "compare_files": (
         "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "
         "--definitions=llama.cpp --divergences=tv,js --divergences=hellinger --size=q=4.9G --part=all --skip-failed "
-        f"--margin=0.1 --cluster=c --noise=n.json --draft --temperature=0.5 --cost-ratio=0.1 {FILES}",
+        f"--margin=0.1 --cluster=c --run=2026 --noise=n.json --draft --temperature=0.5 --cost-ratio=0.1 {FILES}",
         OF_ALL | OF_FILES_ALONE | {"base": "x.npy", "others": {"q": "q.npy"}, "base_array": "b", "lm_head": ["l"],
                                    "base_kind": "log_probs", "base_lm_head": "m", "base_hidden": "i", "classes": 8,
                                    "definitions": "llama.cpp", "divergences": ("tv", "js", "hellinger"),
                                    "sizes": {"q": "4.9G"}, "part": "all",
-                                   "skip_failed": True, "margin": 0.1, "cluster": "c", "noise": "n.json",
-                                   "draft": True, "temperature": 0.5, "cost_ratio": 0.1},
+                                   "skip_failed": True, "margin": 0.1, "cluster": "c", "run": ["2026"],
+                                   "noise": "n.json", "draft": True, "temperature": 0.5, "cost_ratio": 0.1},
     ),
     "compare_texts": (
         "compare x.npy q=q.npy --text=t --tokenizer-a=A --tokenizer-b=B --array=a --targets-array=y --kind=probs "

@@ -174,6 +174,8 @@ class SampleComparison(Result):
         By metric, or by task, why it is not compared.
     notes : list of str
         Metrics in the files that differ from what the responses there give.
+    runs : list of str
+        Which run was read of each folder that holds several runs of a task.
 
     Examples
     --------
@@ -197,6 +199,7 @@ class SampleComparison(Result):
     groups: list[SampleMetric]
     left_out: dict[str, str]
     notes: list[str]
+    runs: list[str]
     _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
 
     @property

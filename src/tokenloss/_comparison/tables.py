@@ -382,7 +382,7 @@ def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
         for model, one in comparisons.items() for of_tasks in ("metrics", "groups") for metric in vars(one)[of_tasks]
     ]  # fmt: skip
     left_out = [item for one in comparisons.values() for item in one.left_out.items()]
-    notes = [note for one in comparisons.values() for note in one.notes]
+    notes = [note for one in comparisons.values() for note in (*one.runs, *one.notes)]
     others = [
         Table([(printable(name), printable(reason)) for name, reason in dict.fromkeys(left_out)], (), "left out"),
         Table([(printable(note),) for note in dict.fromkeys(notes)], (), "notes"),

@@ -42,7 +42,7 @@ _REASONS = {
         "is for samples of lm-evaluation-harness; others have gates, such as --max-perplexity-ratio "
         "(max_perplexity_ratio of check)"
     ),
-    "cluster": "is for samples of lm-evaluation-harness",
+    **dict.fromkeys(("cluster", "run"), "is for samples of lm-evaluation-harness"),
     **dict.fromkeys(("part", "skip_failed"), "is for responses of servers"),
 }
 
@@ -76,6 +76,7 @@ def compare_files(
     skip_failed: bool = False,
     margin: float | None = None,
     cluster: str | None = None,
+    run: str | Sequence[str] = (),
     sizes: Mapping[str, int | _Path] | None = None,
     noise: _Paths | None = None,
     sinks: Sequence[Sink] = (),
@@ -151,6 +152,9 @@ def compare_files(
     cluster : str, optional
         Of samples: field of a document that names its group, such as "meta.passage", by which errors are clustered. By
         default by document.
+    run : str or sequence of str, optional
+        Of folders of samples: read only the runs whose date, as it is in the names of files, begins with one of these,
+        such as "2026-11-28T09". By default, each task is read from its newest run.
     sizes : mapping of names to int or path, optional
         Sizes of the candidates' models: bytes, a file or a directory of them, or text such as "4.9G".
     noise : path or paths, optional
@@ -195,7 +199,7 @@ def compare_files(
     NormWarning
         If hidden states seem to lack the final norm.
     UserWarning
-        If divergences or losses are nan or infinite.
+        If divergences or losses are nan or infinite, or if a folder of samples has several runs of a task.
 
     See Also
     --------
@@ -226,10 +230,10 @@ def compare_files(
     ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. Intervals and tests of equivalence are by Student's t with
     G - 1 degrees of freedom, or where n differ by its like (`LossMeter.interval_factor`).
 
-    Of *folders of samples*, each task is compared by the newest file of either folder, and tasks that only one of them
-    holds are named in `SampleComparison.left_out`. Groups of tasks are those of the newest ``results_*.json`` of the
-    base; their means have the weights that give the value there. Errors of groups take tasks as independent, and their
-    intervals and tests are by Student's t with Satterthwaite's degrees of freedom.
+    Of *folders of samples*, each task is compared by the newest run in either folder (see `run`), and tasks that only
+    one of them holds are named in `SampleComparison.left_out`. Groups of tasks are those of the newest
+    ``results_*.json`` of the base; their means have the weights that give the value there. Errors of groups take tasks
+    as independent, and their intervals and tests are by Student's t with Satterthwaite's degrees of freedom.
 
     *Log-probabilities of tokens* are those of a .npy file of one dimension, of an array ``logprobs`` in a .npz file, or
     of lines of JSON with a list ``logprobs`` (null for what has no number). Beside responses, whose generated tokens
@@ -304,7 +308,8 @@ def hints_of(found: Comparisons[Any]) -> dict[str, Any]:
         for name, figures in of_scores.items()
         for note in not_finite_notes(figures, figures["count"], "divergence or loss")
     ]
-    return found._hints() | {"not_finite": notes}
+    notes += dict.fromkeys(note for one in every.values() for note in getattr(one, "runs", ()))
+    return found._hints() | {"notes": notes}
 
 
 _DEFAULTS = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}
