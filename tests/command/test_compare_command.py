@@ -205,8 +205,9 @@ def test_an_option_that_a_comparison_does_not_take_is_refused(function, command,
         with pytest.raises(ValueError, match=rf"^{name} (does not apply to|is for) (responses|samples|log-prob)"):
             tokenloss.compare_files(base, other, **{name: given})
     if function is compare_samples:
-        refused = command("compare", base, other, "--html=x.html")
-        assert_refused(refused, "--html does not apply to samples of lm-evaluation-harness")
+        for option in "--html=x.html", "--plot=x.png", "--per-token=x.csv", "--per-sequence=x.csv":
+            words = "does not apply to samples of lm-evaluation-harness; in Python, columns() of each of the result's"
+            assert_refused(command("compare", base, other, option), f"{option.partition('=')[0]} {words} metrics lists")
     assert len(refused) > 1
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _NOT_OF_RESPONSES = "does not apply to responses: they give a lower bound"
 _NOT_OF_LOGPROBS = "does not apply to log-probabilities of tokens alone"
 _NOT_OF_SAMPLES = "does not apply to samples of lm-evaluation-harness"
+_LISTED_IN_PYTHON = "; in Python, columns() of each of the result's metrics lists the questions"
 _OF_ALL = ("workers", "progress")  # options that may be given though they have no effect
 # by option that only some files take, why others do not
 _REASONS = {
@@ -289,7 +290,8 @@ def compare_files(
         if name not in (*taken, *_OF_ALL) and is_given(value, _DEFAULTS[name]):
             if name == "sinks":
                 name = checked_sinks(value, "compare_files", None, None)[0]._name
-            fits = reason if reason in (_NOT_OF_SAMPLES, _NOT_OF_LOGPROBS) else _REASONS.get(name, reason)
+                reason += _LISTED_IN_PYTHON * (reason == _NOT_OF_SAMPLES)
+            fits = reason if reason.startswith((_NOT_OF_SAMPLES, _NOT_OF_LOGPROBS)) else _REASONS.get(name, reason)
             raise_error("not for", name=name, fits=fits)
     found: Comparisons[Any] = function(of_base, models, **{name: options[name] for name in options if name in taken})
     if noise is not None:
