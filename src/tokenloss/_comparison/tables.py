@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.figures import further_of
@@ -21,11 +22,14 @@ _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-def title_of(comparisons: Mapping[str, Any]) -> str:
-    """The name of a candidate, or how many there are, and that of their base."""
+def title_of(comparisons: Mapping[str, Any], are_short: bool = False) -> str:
+    """The name of a candidate, or the number of candidates, and the name of their base; short ones have no folders."""
     first, *others = comparisons.values()
-    name = f"{len(comparisons)} models" if others else first._about.get("name", "model")
-    return f"{name} vs {first._about.get('base', 'base')}"
+    name, base = first._about.get("name", "model"), first._about.get("base", "base")
+    if are_short:
+        base = Path(base).name or base
+        name = Path(name).name or name if name == first._about.get("file") else name
+    return f"{f'{len(comparisons)} models' if others else name} vs {base}"
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
