@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array
 
-MOST_TOKENS = 300_000  # on a page: about 11 MB, which a browser opens within a second; of a million, three
+MOST_TOKENS = 300_000  # on a page: about 11 MB with five alternatives for each
 _N_WORST = 1000  # tokens that the button for the worst token goes through
 _N_SHADES = 10  # colours of tokens in page.css
 # What a token can look like, by number; page.js has this list, too, and page.css the colour of each.
