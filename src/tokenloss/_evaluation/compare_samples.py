@@ -28,7 +28,7 @@ def compare_samples(
     cluster: str | None,
     run: str | Sequence[str],
 ) -> Comparisons[SampleComparison]:
-    """Compare models with their base by samples of lm-evaluation-harness; options as of `compare_files`."""
+    """Compare models with their base by samples of lm-evaluation-harness; options as in `compare_files`."""
     if margin is not None and not (isinstance(margin, numbers.Real) and 0 < margin < 1):
         raise_error("option", name="margin", got=margin, fits="a number between 0 and 1")
     if not isinstance(cluster, str | None):
