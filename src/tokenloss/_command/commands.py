@@ -145,7 +145,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
             raise InputError(f"{_option(name)} is missing; models with different tokenizers need {every}")
     if len(args.others) > 1:
         raise InputError(f"OTHER {args.others[1]}: --text compares two models; leave it out")
-    taken = {*inspect.signature(compare_texts).parameters, "base", "others", "format", "run", "command_line"}
+    taken = {*inspect.signature(compare_texts).parameters, "base", "others", "format", "call", "command_line"}
     taken |= {_name_of(output.option) for output in TEXT_OUTPUTS}
     defaults = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}
     for name, value in vars(args).items():

@@ -154,7 +154,7 @@ class Comparisons(NamedResults[ComparisonT]):
             lm-evaluation-harness.
         """
         if not all(hasattr(one, "check") for one in self.values()):
-            fits = "does not apply to samples of lm-evaluation-harness, which have a margin in its place"
+            fits = "does not apply to samples of lm-evaluation-harness, which margin (--margin) tests for equality"
             if any(hasattr(one, "acceptance") for one in self.values()):
                 fits = NOT_OF_DRAFTS
             raise_error("not for", name=next(iter(gates), "a gate"), fits=fits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.figures import further_of
@@ -21,11 +22,14 @@ _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-def title_of(comparisons: Mapping[str, Any]) -> str:
-    """The name of a candidate, or how many there are, and that of their base."""
+def title_of(comparisons: Mapping[str, Any], are_short: bool = False) -> str:
+    """The name of a candidate, or the number of candidates, and the name of their base; short ones have no folders."""
     first, *others = comparisons.values()
-    name = f"{len(comparisons)} models" if others else first._about.get("name", "model")
-    return f"{name} vs {first._about.get('base', 'base')}"
+    name, base = first._about.get("name", "model"), first._about.get("base", "base")
+    if are_short:
+        base = Path(base).name or base
+        name = Path(name).name or name if name == first._about.get("file") else name
+    return f"{f'{len(comparisons)} models' if others else name} vs {base}"
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
@@ -382,7 +386,7 @@ def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
         for model, one in comparisons.items() for of_tasks in ("metrics", "groups") for metric in vars(one)[of_tasks]
     ]  # fmt: skip
     left_out = [item for one in comparisons.values() for item in one.left_out.items()]
-    notes = [note for one in comparisons.values() for note in one.notes]
+    notes = [note for one in comparisons.values() for note in (*one.runs, *one.notes)]
     others = [
         Table([(printable(name), printable(reason)) for name, reason in dict.fromkeys(left_out)], (), "left out"),
         Table([(printable(note),) for note in dict.fromkeys(notes)], (), "notes"),

@@ -22,7 +22,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
-from tokenloss._core.text import byte_encoder, decoded
+from tokenloss._core.text import byte_encoder, count_of, decoded
 from tokenloss._core.version import __version__
 from tokenloss._statistics.sequences import highest
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array
 
-MOST_TOKENS = 300_000  # on a page: about 11 MB, which a browser opens within a second; of a million, three
+MOST_TOKENS = 300_000  # on a page: about 11 MB with five alternatives for each
 _N_WORST = 1000  # tokens that the button for the worst token goes through
 _N_SHADES = 10  # colours of tokens in page.css
 # What a token can look like, by number; page.js has this list, too, and page.css the colour of each.
@@ -336,6 +336,11 @@ def legend(css_class: Array, what: str, shades: Sequence[float], note: str, note
         cells = "".join(f"<td class={column[0]}>{column[row]}</td>" for column in columns)
         rows.append(f"<tr><th scope=row>{name}</th>{cells}</tr>")
     return f'<table class="legend" aria-label="Colours">{"".join(rows)}</table>'
+
+
+def heading(quantity: str, count: int, noun: str, names: str) -> str:
+    """The title of a page, such as "Loss of 15 tokens: a.npz"; without names if the source has none."""
+    return f"{quantity[:1].upper()}{quantity[1:]} of {count_of(count, noun)}" + (f": {names}" if names else "")
 
 
 def percent(fraction: float) -> str:

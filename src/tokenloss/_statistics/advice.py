@@ -80,7 +80,7 @@ def advice(figures: dict[str, Any]) -> Iterator[Advice]:
     yield from map(Advice, white_space_notes(figures.get("n_bytes_without_token", 0), figures.get("n_bytes", 0)))
     if figures.get("has_zero"):
         yield Advice(ZERO_ADVICE)
-    yield from map(Advice, figures.get("not_finite", ()))
+    yield from map(Advice, figures.get("notes", ()))
     if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
         yield Advice(_CERTAIN_ADVICE, voids=_OF_ALL)
 
