@@ -59,13 +59,13 @@ def test_contenders_of_a_quick_run_agree(measured):
 @pytest.mark.parametrize("begins", ["NumPy", "the tutorial's", "torch", "SciPy", "scikit-learn", "JAX", "onnxruntime"])
 def test_short_rows_are_compared_with(begins, measured):
     module = {"torch": "torch", "SciPy": "scipy", "scikit-learn": "sklearn", "JAX": "jax", "onnxruntime": "onnxruntime"}
-    pytest.importorskip(module.get(begins, "numpy"), reason="the library is not installed")
+    pytest.importorskip(module.get(begins, "numpy"))
     (case,) = (case for case in measured[0]["cases"] if case["name"] == "short/float32/10")
     assert any(contender["name"].startswith(begins) for contender in case["contenders"])
 
 
 def test_compiled_torch_is_a_contender_or_said_to_be_missing(measured):
-    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torch")
     (case,) = (case for case in measured[0]["cases"] if case["name"] == "short/float32/10")
     compiled = [each["name"] for each in case["contenders"] if each["name"].startswith("torch.compile")]
     assert bool(compiled) != ("torch.compile" in case["missing"])
@@ -90,7 +90,7 @@ def test_quick_run_of_scale():
 
 @pytest.mark.skipif(not (BENCHMARKS / "results").exists(), reason="the sdist leaves out benchmarks/results")
 def test_pages_show_what_was_measured(monkeypatch):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(BENCHMARKS)
     import report
 

@@ -105,7 +105,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_examples_of_the_help_run(name, folder, help_of, command):
     if name == "compare":
-        pytest.importorskip("matplotlib", reason="Matplotlib is optional")
+        pytest.importorskip("matplotlib")
     examples = examples_in(help_of(name))
     assert {*examples_in(help_of())} & {*examples}
     for example in examples:

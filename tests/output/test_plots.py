@@ -12,7 +12,7 @@ from places import SAMPLE
 
 from tokenloss import compare, kl_divergence, plots, token_scores
 
-pytest.importorskip("matplotlib", reason="Matplotlib is optional")
+pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.thread_unsafe(reason="Matplotlib is not thread-safe")
 RNG = np.random.default_rng(7)
 

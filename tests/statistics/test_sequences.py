@@ -271,7 +271,7 @@ def assert_same_sums(actual, expected):
 
 
 def test_torch_tensors(rng):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     nll, ids, where = rng.random((4, 6)), rng.integers(-1, 4, (4, 6)), rng.random((4, 6)) > 0.3
     result = sequence_losses(torch.tensor(nll), segment_ids=torch.tensor(ids), where=torch.tensor(where))
     assert_same_sequences(result, sequence_losses(nll, segment_ids=ids, where=where))
