@@ -101,6 +101,21 @@ def test_pages_show_what_was_measured(monkeypatch):
         assert len(text) < 60_000
 
 
+@pytest.mark.skipif(not (BENCHMARKS / "results").exists(), reason="the sdist leaves out benchmarks/results")
+def test_readme_compares_the_times_that_its_chart_shows():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (chart,) = re.findall(r"benchmarks/results/(.+)-readme\.svg", readme)
+    cases = json.loads((BENCHMARKS / "results" / f"{chart}.json").read_text("utf-8"))["cases"]
+    (case,) = (case for case in cases if case["name"] == "large/cross_entropy/float32/1")
+
+    def multiple(library):
+        times = (way["times_tokenloss"] for way in case["contenders"] if way["name"].partition(",")[0] == library)
+        return f"{min(times):.1f}x"
+
+    compiled = f"({multiple('torch.compile')} with `torch.compile`)"
+    assert f"{multiple('torch')} faster than PyTorch {compiled} and {multiple('NumPy')} faster than NumPy" in readme
+
+
 @pytest.mark.skipif(not (ROOT / ".github").exists(), reason="an sdist has no .github")
 def test_page_about_errors_shows_those_that_were_measured():
     page = (ROOT / ".github" / "docs" / "explained" / "exact.md").read_text("utf-8")
