@@ -56,7 +56,8 @@ def pytest_addoption(parser):
 
 def pytest_terminal_summary(terminalreporter, config):
     """Write the file that `pytest @FILE` takes, for a run in which the packages are installed."""
-    if file := config.getoption("missing"):
+    file = config.getoption("missing")
+    if file and "PYTEST_XDIST_WORKER" not in os.environ:  # workers have a part of the tests each
         skipped = terminalreporter.stats.get("skipped", [])
         names = dict.fromkeys(report.nodeid for report in skipped if "could not import" in report.longrepr[2])
         with Path(file).open("a", encoding="utf-8") as lines:
