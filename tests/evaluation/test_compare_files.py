@@ -689,7 +689,7 @@ def test_norm_warning_of_compare_files(hidden):
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("suffix", "n_candidates"), [("npz", 12), ("zarr", 4)])
+@pytest.mark.parametrize(("suffix", "n_candidates"), [("npz", 12), pytest.param("zarr", 4, marks=pytest.mark.slow)])
 def test_memory_of_candidates_is_that_of_a_block(n_candidates, suffix, tmp_path, monkeypatch):
     """Of compressed files, which are read as a stream, blocks of 4 MB of all candidates at once would be seen."""
     monkeypatch.setattr(plan, "_BLOCK_BYTES", 4 << 20)
