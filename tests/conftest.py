@@ -1,8 +1,6 @@
 """Fixtures for all tests, and the files that cannot be collected without an optional package."""
 
-import ast
-import functools
-import importlib.util
+import gc
 import itertools
 import json
 import os
@@ -13,6 +11,7 @@ from types import SimpleNamespace
 
 import browser as browsers
 import clients
+import needs
 import numpy as np
 import pytest
 from places import TESTS
@@ -22,16 +21,21 @@ import tokenloss
 from tokenloss._command import cli
 from tokenloss._core import _core
 
-
-def installed(name):
-    return importlib.util.find_spec(name) is not None
-
-
-if installed("hypothesis"):
+if needs.installed("hypothesis"):
     import hypothesis
 
     hypothesis.settings.register_profile("tokenloss", deadline=None, database=None, print_blob=True)
     hypothesis.settings.load_profile("tokenloss")
+
+
+# collecting tests makes millions of objects and frees few of them: looking for those takes a fifth of its time
+gc.disable()
+
+
+def pytest_collection_finish():
+    """Look for garbage again, but not among what was collected."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
@@ -45,31 +49,9 @@ def any_loss_is_taken(monkeypatch):
     monkeypatch.setattr("tokenloss._core.validation._LEAST_LOSS", -float("inf"))
 
 
-@functools.cache
-def needs(path):
-    """The packages that a test file imports at its top, directly or through a helper."""
-    packages = set()
-    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-        match statement:
-            case ast.Import(names=aliases):
-                modules = [alias.name for alias in aliases]
-            case ast.ImportFrom(module=module):
-                modules = [module]
-            case _:
-                modules = []
-        for name in (module.partition(".")[0] for module in modules):
-            helpers = [folder / f"{name}.py" for folder in (path.parent, TESTS / "helpers")]
-            helper = next(filter(Path.exists, helpers), None)
-            packages |= {name} if helper is None else needs(helper)
-    # the oracle imports gmpy2 only where long double is no wider than double
-    if path.stem == "reference" and np.finfo(np.longdouble).nmant < 63:
-        packages.add("gmpy2")
-    return packages
-
-
 # some platforms have no wheels of some packages in the extra `test`: files that need them are not collected there
 LEFT_OUT = {
-    path.relative_to(TESTS).as_posix(): sorted(name for name in needs(path) if not installed(name))
+    path.relative_to(TESTS).as_posix(): needs.missing(needs.of_file(path, at_top=True))
     for path in sorted(TESTS.rglob("test_*.py"))
 }
 collect_ignore = [name for name, missing in LEFT_OUT.items() if missing]
@@ -77,6 +59,20 @@ collect_ignore = [name for name, missing in LEFT_OUT.items() if missing]
 
 def pytest_report_header():
     return [f"not collected: {name}, for want of {', '.join(LEFT_OUT[name])}" for name in collect_ignore]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--missing", metavar="FILE", help="add the names of tests that a missing package skipped")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Write the file that `pytest @FILE` takes, for a run in which the packages are installed."""
+    file = config.getoption("missing")
+    if file and "PYTEST_XDIST_WORKER" not in os.environ:  # workers have a part of the tests each
+        skipped = terminalreporter.stats.get("skipped", [])
+        names = dict.fromkeys(report.nodeid for report in skipped if "could not import" in report.longrepr[2])
+        with Path(file).open("a", encoding="utf-8") as lines:
+            lines.writelines(f"{name}\n" for name in names)
 
 
 # fixtures, and why pytest-run-parallel must not run their tests in several threads at once
@@ -96,7 +92,7 @@ NOT_IN_PARALLEL = {
 
 
 MANY = 8  # cases of a test that all run by default
-VERY_MANY = 24  # cases of a test of which each value of a parameter runs once
+VERY_MANY = 12  # cases of a test of which each value of a parameter runs once
 
 
 def left_out_of_sample(cases):

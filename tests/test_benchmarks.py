@@ -59,13 +59,13 @@ def test_contenders_of_a_quick_run_agree(measured):
 @pytest.mark.parametrize("begins", ["NumPy", "the tutorial's", "torch", "SciPy", "scikit-learn", "JAX", "onnxruntime"])
 def test_short_rows_are_compared_with(begins, measured):
     module = {"torch": "torch", "SciPy": "scipy", "scikit-learn": "sklearn", "JAX": "jax", "onnxruntime": "onnxruntime"}
-    pytest.importorskip(module.get(begins, "numpy"), reason="the library is not installed")
+    pytest.importorskip(module.get(begins, "numpy"))
     (case,) = (case for case in measured[0]["cases"] if case["name"] == "short/float32/10")
     assert any(contender["name"].startswith(begins) for contender in case["contenders"])
 
 
 def test_compiled_torch_is_a_contender_or_said_to_be_missing(measured):
-    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torch")
     (case,) = (case for case in measured[0]["cases"] if case["name"] == "short/float32/10")
     compiled = [each["name"] for each in case["contenders"] if each["name"].startswith("torch.compile")]
     assert bool(compiled) != ("torch.compile" in case["missing"])
@@ -90,7 +90,7 @@ def test_quick_run_of_scale():
 
 @pytest.mark.skipif(not (BENCHMARKS / "results").exists(), reason="the sdist leaves out benchmarks/results")
 def test_pages_show_what_was_measured(monkeypatch):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(BENCHMARKS)
     import report
 
@@ -99,6 +99,21 @@ def test_pages_show_what_was_measured(monkeypatch):
         agrees = drawn_alike(shown, text) if path.suffix == ".svg" else shown == text
         assert agrees, f"{path.name}: python benchmarks/report.py writes it anew"
         assert len(text) < 60_000
+
+
+@pytest.mark.skipif(not (BENCHMARKS / "results").exists(), reason="the sdist leaves out benchmarks/results")
+def test_readme_compares_the_times_that_its_chart_shows():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (chart,) = re.findall(r"benchmarks/results/(.+)-readme\.svg", readme)
+    cases = json.loads((BENCHMARKS / "results" / f"{chart}.json").read_text("utf-8"))["cases"]
+    (case,) = (case for case in cases if case["name"] == "large/cross_entropy/float32/1")
+
+    def multiple(library):
+        times = (way["times_tokenloss"] for way in case["contenders"] if way["name"].partition(",")[0] == library)
+        return f"{min(times):.1f}x"
+
+    compiled = f"({multiple('torch.compile')} with `torch.compile`)"
+    assert f"{multiple('torch')} faster than PyTorch {compiled} and {multiple('NumPy')} faster than NumPy" in readme
 
 
 @pytest.mark.skipif(not (ROOT / ".github").exists(), reason="an sdist has no .github")

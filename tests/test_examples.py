@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import clients
+import needs
 import numpy as np
 import pages
 import pytest
@@ -21,19 +22,6 @@ STAND_INS = {path.stem for path in pages.STAND_INS.iterdir()} - {"__pycache__"}
 MODEL, TEXTS = "tests/data/model", "tests/data/texts.txt"
 
 
-def needs_of(program):
-    """The packages that a program imports, or the stand-ins that it imports, but for those that are always there."""
-    nodes = [
-        node
-        for node in ast.walk(ast.parse(program.read_text("utf-8")))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
-    names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
-    packages = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"tokenloss"}
-    of_stand_ins = (needs_of(pages.STAND_INS / f"{name}.py") for name in packages & STAND_INS)
-    return (packages - STAND_INS).union(*of_stand_ins)
-
-
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs a program with arguments, in a folder that holds tests/data; what it prints."""
@@ -45,8 +33,8 @@ def run(tmp_path, monkeypatch):
     pages.prepare(tmp_path)
 
     def run(name, *arguments, status=0):
-        for module in needs_of(pages.ROOT / "benchmarks" / "examples" / name):
-            pytest.importorskip(module, reason="the package is not installed")
+        for module in needs.of_file(pages.ROOT / "benchmarks" / "examples" / name):
+            pytest.importorskip(module)
         with pages.stand_ins():
             found, printed = pages.call(f"python benchmarks/examples/{name} {' '.join(arguments)}")
         assert found == status, printed
@@ -72,7 +60,7 @@ def engine(run):
 
     def engine(name):
         if name == "with_onnxruntime.py":
-            pytest.importorskip("onnx", reason="the package is not installed")
+            pytest.importorskip("onnx")
             import onnx_llama
 
             onnx_llama.export(MODEL, "onnx")

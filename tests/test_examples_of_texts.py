@@ -11,9 +11,9 @@ import pytest
 
 from tokenloss import compare_files, evaluate
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors")
-transformers = pytest.importorskip("transformers", reason="transformers are not installed")
+transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.slow, pytest.mark.thread_unsafe(reason="changes the working directory")]
 
 TEXTS = [

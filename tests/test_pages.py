@@ -1,10 +1,13 @@
 """The pages of the documentation: their examples run, and print what is shown."""
 
 import contextlib
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+import needs
 import pages
 import pytest
 import recorded_server
@@ -15,30 +18,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="commands of pages are those of a POSIX shell"),
 ]
 PAGES = [ROOT / "README.md", *sorted(pages.DOCS.rglob("*.md"))]  # an sdist has README alone
-# packages that a page's examples need, beyond those of the extra `test`
-NEEDS = {
-    "gallery.md": ("matplotlib", "torch", "transformers"),
-    "README.md": ("sklearn", "torch", "transformers"),
-    "how-to/engines.md": ("torch", "transformers", "onnx", "onnxruntime"),
-    "how-to/classifiers-compared.md": ("sklearn",),
-    "how-to/scikit-learn.md": ("pandas", "sklearn"),
-    "how-to/segmentation.md": ("torch",),
-    "how-to/shards.md": ("torch", "transformers"),
-    "how-to/windows.md": ("torch", "transformers"),
-    "how-to/tables.md": ("torch", "transformers", "pandas", "polars", "pyarrow"),
-    "how-to/clusters.md": ("torch", "transformers", "joblib", "distributed"),
-    "explained/differences.md": ("scipy", "sklearn", "torch"),
-    "reference/files.md": ("zarr", "safetensors"),
-    "how-to/distillation.md": ("torch", "transformers"),
-    "how-to/draft-models.md": ("torch", "transformers"),
-    "how-to/gates.md": ("torch", "transformers"),
-    "how-to/hidden-states.md": ("torch", "transformers"),
-    "how-to/multiple-choice.md": ("torch", "transformers"),
-    "how-to/packed-documents.md": ("torch", "transformers"),
-    "how-to/padded-batch.md": ("torch", "transformers"),
-    "how-to/quantised-models.md": ("matplotlib", "torch", "transformers"),
-    "how-to/two-candidates.md": ("torch", "transformers"),
-}
 OF_PROCESSES = ("reference/environment.md", "reference/exit-statuses.md")  # whose examples start many
 
 
@@ -47,15 +26,17 @@ def name_of(page):
     return page.relative_to(pages.DOCS if pages.DOCS in page.parents else ROOT).as_posix()
 
 
-def slow_or_not(page):
-    """A page is slow if its examples need other libraries, which take seconds to import, or start many processes."""
-    return pytest.param(page, marks=[pytest.mark.slow] * (name_of(page) in {*NEEDS, *OF_PROCESSES}), id=name_of(page))
+def case_of(page):
+    """A page as a parameter: skipped if a package is missing, slow if it starts processes or needs more than `test`."""
+    needed = needs.of_page(page)
+    marks = [pytest.mark.skip(f"could not import {name!r}") for name in needs.missing(needed)]
+    if not marks and (needed - needs.of_extra("test") or name_of(page) in OF_PROCESSES):
+        marks = [pytest.mark.slow]
+    return pytest.param(page, marks=marks, id=name_of(page))
 
 
-@pytest.mark.parametrize("page", [*map(slow_or_not, PAGES)])
+@pytest.mark.parametrize("page", [*map(case_of, PAGES)])
 def test_examples_of(page, tmp_path, monkeypatch):
-    for module in NEEDS.get(name_of(page), ()):
-        pytest.importorskip(module, reason="the package is not installed")
     pages.prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
@@ -73,8 +54,52 @@ def test_examples_of(page, tmp_path, monkeypatch):
             assert pictures.shows(picture, drawn), f"{shown}: python tests/helpers/pictures.py makes it anew"
 
 
-def test_needs_name_pages():
-    assert {*NEEDS, *OF_PROCESSES} <= set(map(name_of, PAGES))
+@pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github")
+def test_pages_of_processes_exist():
+    assert {*OF_PROCESSES} <= set(map(name_of, PAGES))
+
+
+@pytest.mark.parametrize(
+    ("language", "example", "needed"),
+    [
+        ("python", "import numpy as np, sklearn.metrics", {"numpy", "sklearn"}),
+        ("python", "def later():\n    from torch.nn import functional", {"torch"}),
+        ("python", "import json, tokenloss\nfrom tokenloss import plots", set()),
+        ("python", "import vllm", {"torch", "transformers"}),  # a stand-in, which runs a model of transformers
+        ("text", "import torch", set()),
+        ("sh", "tokenloss score tests/data/whisper-tiny-en.npz --top 0", set()),
+        ("sh", "python benchmarks/examples/store_logits.py MODEL \\\n  TEXTS OUT", {"numpy", "torch", "transformers"}),
+        ("console", "$ cat base.txt | python benchmarks/examples/ask_server.py URL; ls\nfile", set()),
+        ("console", "$ python -c 'import sklearn'", {"sklearn"}),
+        ("console", "$ python -m timeit && python -m onnxruntime.tools.check", {"onnxruntime"}),
+        ("console", "$ optimum-cli export onnx --model x onnx/", {"numpy", "onnx", "safetensors"}),
+    ],
+)
+def test_page_needs_what_its_examples_and_the_programs_they_call_import(language, example, needed, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n```{language}\n{example}\n```\n", "utf-8")
+    assert needs.of_page(page) == needed
+
+
+def test_page_that_calls_a_program_which_is_not_there_is_an_error(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```sh\npython benchmarks/examples/renamed.py\n```\n", "utf-8")
+    with pytest.raises(FileNotFoundError):
+        needs.of_page(page)
+
+
+def test_programs_that_begin_the_parts_of_a_command():
+    command = "A=1 torchrun 'x y' | dask < z && if lm_eval (v); then w 2> f $(cat g) --all; fi # end"
+    assert needs.programs_of(command) == {"torchrun", "dask", "if", "lm_eval", "v", "then", "w", "cat", "fi"}
+
+
+def test_pages_call_no_programs_of_packages():
+    """Which packages those belong to could not be found out where they are not installed; shims stand in for them."""
+    blocks = [block for page in PAGES for block in pages.blocks_of(page) if block.language in ("console", "sh")]
+    programs = set().union(*(needs.programs_of(command) for block in blocks for command, _ in pages.commands_of(block)))
+    unknown = programs - {"tokenloss", "python"} - {path.name for path in pages.SHIMS.iterdir()}
+    known = subprocess.run(["bash", "-c", 'type "$@"', "bash", *unknown], env={"PATH": os.defpath}, check=False)
+    assert known.returncode == 0, unknown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

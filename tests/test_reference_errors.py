@@ -238,7 +238,7 @@ def test_messages_are_those_that_calls_give(call, wrong, monkeypatch):
     path, names = wrong
     monkeypatch.chdir(path)
     if "torch" in call:
-        names = names | {"torch": pytest.importorskip("torch", reason="torch is not installed")}
+        names = names | {"torch": pytest.importorskip("torch")}
     given = " ".join((message_of(call, names, monkeypatch) or "no error").split())
     assert sum(pages.agrees(message, given) for message in messages()) == 1, given
 

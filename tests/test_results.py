@@ -296,7 +296,7 @@ def test_columns_are_equally_long_arrays(result):
 
 @pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
 def test_columns_make_a_table(library, result):
-    module = pytest.importorskip(library, reason=f"{library} is not installed")
+    module = pytest.importorskip(library)
     if isinstance(result, LossMeter):
         return
     columns = result.columns()
@@ -471,7 +471,7 @@ def test_html_of_hostile_names(tmp_path):
 
 def test_cloudpickle_sends_results_by_the_name_of_their_class(result, monkeypatch):
     """Ray, Spark and joblib use it; where a module is not imported yet, it copies the class."""
-    cloudpickle = pytest.importorskip("cloudpickle", reason="cloudpickle is not installed")
+    cloudpickle = pytest.importorskip("cloudpickle")
     monkeypatch.delitem(sys.modules, "tokenloss.results", raising=False)
     data = cloudpickle.dumps(result)
     assert b"_make_skeleton_class" not in data

@@ -88,7 +88,7 @@ def test_arguments_that_are_wrong(argv, words, command):
 
 
 def test_scheduler_that_is_no_address(command):
-    pytest.importorskip("distributed", reason="distributed is optional")
+    pytest.importorskip("distributed")
     assert_refused(command("score", SAMPLE, "--scheduler", "nowhere"), "nowhere")
 
 

@@ -82,8 +82,6 @@ def test_exit_status_of_gates_in_a_process(folder):
     done = process("compare", "base.npz", "q4.npz", "--max-kl", "0.01", "--json")
     assert (done.returncode, done.stderr) == (3, "")
     assert json.loads(done.stdout)["candidates"][0]["verdict"] == "fails"
-    assert process("score", "base.npz", "--min-greedy-accuracy", "0.125").returncode == 4
-    assert process("score", "base.npz", "--max-loss", "99").returncode == 0
 
 
 def test_gates_are_printed_in_every_format(folder, command):

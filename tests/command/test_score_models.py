@@ -38,7 +38,7 @@ def two(npz, tmp_path, monkeypatch):
 
 def read_markdown(text):
     """The tables of a page as another parser reads them: lists of rows, the first of which are the heads."""
-    markdown = pytest.importorskip("markdown_it", reason="markdown-it-py is optional")
+    markdown = pytest.importorskip("markdown_it")
     tables, cells = [], []
     for token in markdown.MarkdownIt("commonmark").enable("table").parse(text):
         if token.type == "table_open":
@@ -130,7 +130,7 @@ def test_models_that_are_refused(argv, words, two, command, tmp_path):
     ],
 )
 def test_formats_hold_the_same_figures(argv, two, command):
-    pandas = pytest.importorskip("pandas", reason="pandas is optional")
+    pandas = pytest.importorskip("pandas")
     printed = {}
     for form in FORMATS:
         status, printed[form], err = command(*argv, "--format", form)
@@ -172,7 +172,7 @@ def test_text_is_literal_in_markdown_and_on_one_line_in_csv(npz, command, tmp_pa
 
 def test_evaluations_are_a_table_in_python(two):
     found = Evaluations({name: evaluate(f"{name}.npz") for name in ("a", "b")})
-    pandas = pytest.importorskip("pandas", reason="pandas is optional")
+    pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame(found.columns()).set_index("name")
     assert table.loss["b"] == found["b"].meter.loss
     assert table.perplexity_high["a"] == found["a"].figures["perplexity_interval"][1]

@@ -415,7 +415,7 @@ def test_meters_that_cannot_be_merged():
 
 
 def test_kl_quantile_intervals_have_exact_binomial_ranks():
-    binom = pytest.importorskip("scipy.stats", reason="scipy is optional").binom
+    binom = pytest.importorskip("scipy.stats").binom
     for n in [*range(1, 120), 999, 1000, 12345, 10**6, 10**7]:
         for fraction in INNER:
             low, high = quantile_ranks(n, fraction)

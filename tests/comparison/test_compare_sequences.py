@@ -160,7 +160,7 @@ def test_errors_agree_with_loss_meter(rng):
 
 
 def test_errors_agree_with_statsmodels(rng):
-    regression = pytest.importorskip("statsmodels.regression.linear_model", reason="statsmodels is optional")
+    regression = pytest.importorskip("statsmodels.regression.linear_model")
     base, logits, targets, ids = models(rng, 500)
     found = compare(base, logits, targets, segment_ids=ids)
     for name, (values, factor) in per_token(found).items():

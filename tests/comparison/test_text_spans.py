@@ -234,6 +234,7 @@ def of_documents(rng, lengths, tilt):
     return sides, at
 
 
+@pytest.mark.slow
 def test_difference_interval_holds_the_true_one_in_95_percent():
     rng, n_held, n = np.random.default_rng(5), 0, 400
     for _ in range(n):

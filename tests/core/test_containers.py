@@ -312,7 +312,7 @@ def test_dlpack_of_other_dtypes():
 @each_loss
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_torch_tensors(loss, dtype, rng):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     scores = scores_for(loss, rng, (4, 6, 5), BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype))
     targets = rng.integers(0, 5, (4, 6))
     tensor = torch.tensor(scores.astype(np.float64)).to(getattr(torch, dtype))
@@ -327,7 +327,7 @@ def test_torch_tensors(loss, dtype, rng):
 
 
 def test_torch_tensors_that_cannot_be_read():
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     with fails(TypeError, "logits", "grad"):
         cross_entropy(torch.zeros(2, 3, requires_grad=True), [0, 0])
     with fails(TypeError, "logits"):
@@ -341,7 +341,7 @@ def test_torch_tensors_that_cannot_be_read():
 
 
 def test_torch_tensors_without_memory():
-    torch = pytest.importorskip("torch", reason="torch is optional")
+    torch = pytest.importorskip("torch")
     fake = pytest.importorskip("torch._subclasses.fake_tensor", reason="this torch has none")
     with fake.FakeTensorMode():
         tensor = torch.randn(2, 3)
@@ -352,7 +352,7 @@ def test_torch_tensors_without_memory():
 
 
 def test_torch_tensors_with_the_negative_bit():
-    torch = pytest.importorskip("torch", reason="torch is optional")
+    torch = pytest.importorskip("torch")
     for view in (torch._neg_view(torch.tensor([[1.0, 2, 3]])), torch.tensor([[1 - 1j, 2 - 2j, 3 - 3j]]).conj().imag):
         with fails(TypeError, "logits", "resolve_neg"):
             cross_entropy(view, [0])
@@ -367,7 +367,7 @@ def test_torch_tensors_with_the_negative_bit():
 def test_jax_arrays(loss, dtype, rng):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        jnp = pytest.importorskip("jax.numpy", reason="jax is not installed")
+        jnp = pytest.importorskip("jax.numpy")
     scores = scores_for(loss, rng, (4, 6, 5), BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype))
     targets = rng.integers(0, 5, (4, 6)).astype(np.int32)
     expected = call(tokenloss, loss, scores, targets, reduction="none")
@@ -388,7 +388,7 @@ class Frame:
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "cross_entropy", "token_scores"])
 @pytest.mark.parametrize("library", ["pandas", "none"])
 def test_integers_of_a_data_frame_are_refused_as_those_of_an_array_are(library, name):
-    frame = Frame if library == "none" else pytest.importorskip("pandas", reason="pandas is optional").DataFrame
+    frame = Frame if library == "none" else pytest.importorskip("pandas").DataFrame
     ids = () if "softmax" in name or name == "logsumexp" else ([0],)
     function = getattr(tokenloss, name)
     with fails(TypeError, "logits has dtype int64"):
@@ -401,7 +401,7 @@ def test_integers_of_a_data_frame_are_refused_as_those_of_an_array_are(library, 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_columns_of_data_frames(library):
-    module = pytest.importorskip(library, reason=f"{library} is not installed")
+    module = pytest.importorskip(library)
     probs, ids = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]), [0, 2, 1]
     frame = module.DataFrame({"ids": ids, "weight": [1.0, 2.0, 3.0], "mask": [True, False, True]})
     expected = tokenloss.cross_entropy_loss(ids, probs, weight=[1.0, 2, 3], sample_weight=[1.0, 2, 3])

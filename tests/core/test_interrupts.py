@@ -93,7 +93,7 @@ def interrupt_each(run_python):
     return interrupt
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_interrupt_of_many_rows_by_workers(workers, interrupt_each):
     interrupt_each(OF_MANY_ROWS, f"WORKERS = {workers}\n")
 

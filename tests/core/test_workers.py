@@ -513,7 +513,7 @@ def change():
 for dtype, value in (np.int64, 10**12), (np.uint64, 2**64 - 2**40):
     changing, stop, thread = np.zeros(300_000, dtype), threading.Event(), threading.Thread(target=change)
     thread.start()
-    for _ in range(50):
+    for _ in range(20):
         with contextlib.suppress(IndexError):
             CALL
     stop.set()

@@ -689,7 +689,7 @@ def test_norm_warning_of_compare_files(hidden):
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("suffix", "n_candidates"), [("npz", 12), ("zarr", 4)])
+@pytest.mark.parametrize(("suffix", "n_candidates"), [("npz", 12), pytest.param("zarr", 4, marks=pytest.mark.slow)])
 def test_memory_of_candidates_is_that_of_a_block(n_candidates, suffix, tmp_path, monkeypatch):
     """Of compressed files, which are read as a stream, blocks of 4 MB of all candidates at once would be seen."""
     monkeypatch.setattr(plan, "_BLOCK_BYTES", 4 << 20)
@@ -700,7 +700,7 @@ def test_memory_of_candidates_is_that_of_a_block(n_candidates, suffix, tmp_path,
     if suffix == "npz":
         np.savez_compressed(path, logits=logits + 1)
     else:
-        zarr = pytest.importorskip("zarr", reason="zarr is optional")
+        zarr = pytest.importorskip("zarr")
         zarr.open_group(path, mode="w").create_array("logits", data=logits + 1, chunks=(512, 2048))
     others = {str(number): path for number in range(n_candidates)}
     with held_at_most(36 << 20):

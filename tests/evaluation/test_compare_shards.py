@@ -160,7 +160,7 @@ def test_per_token_in_compare(shift, sides, compare_json):
 
 
 def test_html_and_plot_of_shards(sides, command):
-    pytest.importorskip("matplotlib", reason="Matplotlib is optional")
+    pytest.importorskip("matplotlib")
     argv = [sides.path / name for name in SHARDS]
     outputs = "--html", sides.path / "page.html", "--plot", sides.path / "kl.png"
     assert command("compare", *argv, "--shift", *outputs)[0] == 0
@@ -175,7 +175,7 @@ def test_html_and_plot_of_shards(sides, command):
 )
 def test_no_rows_in_compare(output, command, tmp_path, monkeypatch):
     if "--plot" in output:
-        pytest.importorskip("matplotlib", reason="Matplotlib is optional")
+        pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     np.savez("base.npz", logits=np.zeros((0, 5)), targets=np.zeros(0, int))
     np.save("other.npy", np.zeros((0, 5)))
@@ -285,7 +285,7 @@ def test_outputs_of_every_token_with_state(sides, command):
 
 
 def test_scheduler_of_compare(sides, compare_json, tmp_path):
-    distributed = pytest.importorskip("distributed", reason="Dask is optional")
+    distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as cluster:

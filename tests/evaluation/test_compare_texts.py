@@ -474,7 +474,7 @@ def test_an_output_replaces_no_input(two, tmp_path):
 
 
 def test_span_tables_hold_the_columns_of_the_result(two, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
+    pyarrow = pytest.importorskip("pyarrow.parquet")
     tables = [sinks.SpanTable(str(tmp_path / f"s{suffix}")) for suffix in (".npy", ".csv", ".parquet")]
     memory = sinks.SpanTable()
     columns = compared(*two, sinks=[*tables, memory]).columns()

@@ -202,7 +202,7 @@ def test_blocks_of_each_dtype(dtype):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_blocks_of_torch_tensors(dtype):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     logits, targets, where, ids = map(torch.tensor, blocks_of((4, 7)))
     logits = logits.to(getattr(torch, dtype))
     found = evaluate([(logits, targets, where, ids)])

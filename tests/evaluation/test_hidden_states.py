@@ -129,7 +129,7 @@ def test_lm_head_is_found(path, score_json):
 
 
 def test_lm_head_in_bfloat16(path):
-    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is optional")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
     hidden, weight = HIDDEN.astype(ml_dtypes.bfloat16), WEIGHT.astype(ml_dtypes.bfloat16)
     save_model(path / "model.safetensors", lm_head__weight=weight)
     save_model(path / "hidden.safetensors", hidden_states=hidden, targets=TARGETS)
@@ -397,7 +397,7 @@ def test_state(parts, command, score_json, monkeypatch):
 
 
 def test_scheduler(parts, score_json, monkeypatch):
-    distributed = pytest.importorskip("distributed", reason="Dask is optional")
+    distributed = pytest.importorskip("distributed")
     options = Options(lm_head="head.npz:lm_head.weight").with_absolute_paths()
     assert options.lm_head == str(Path.cwd() / "head.npz:lm_head.weight")
     monkeypatch.chdir(parts.head.parent)

@@ -95,7 +95,7 @@ def test_tokens_without_a_number_are_left_out_and_counted(folder):
 
 @pytest.mark.parametrize(("trainer", "rollout"), [("nan.npy", "rollout.jsonl"), ("batch.npz", "base.npz")])
 def test_the_plot_is_of_absolute_differences(trainer, rollout, folder):
-    pytest.importorskip("matplotlib", reason="Matplotlib is optional")
+    pytest.importorskip("matplotlib")
     found = only(compare_files(trainer, rollout, sinks=[sinks.DivergencePlot("a.svg")]))
     text = (folder / "a.svg").read_text("utf-8")
     mean = f"mean {found.mean_abs_difference:.4g} ± {found.mean_abs_difference_stderr:.2g}"
@@ -106,7 +106,7 @@ def test_the_plot_is_of_absolute_differences(trainer, rollout, folder):
 @pytest.mark.parametrize("suffix", [".csv", ".npy", ".parquet"])
 def test_tables_have_the_columns_of_the_result(suffix, folder):
     if suffix == ".parquet":
-        pytest.importorskip("pyarrow", reason="pyarrow is optional")
+        pytest.importorskip("pyarrow")
     tokens, sequences = (f"{name}{suffix}" for name in ("tokens", "sequences"))
     outputs = sinks.ComparedTokenTable(tokens), sinks.ComparedSequenceTable(sequences)
     memory = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()

@@ -31,7 +31,7 @@ def paths(tmp_path, rng):
     ("way", "module"), [("spawn", "sys"), ("joblib", "joblib"), ("ray", "cloudpickle"), ("spark", "cloudpickle")]
 )
 def test_processes_give_the_figures_of_one(way, module, paths):
-    pytest.importorskip(module, reason="the package is not installed")
+    pytest.importorskip(module)
     path = os.pathsep.join([str(STAND_INS), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-X", "utf8", PROGRAM, *paths, "--by", way],

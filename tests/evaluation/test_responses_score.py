@@ -443,7 +443,7 @@ def test_state(completions, score_json, command, tmp_path):
 
 
 def test_scheduler(completions, score_json, tmp_path):
-    distributed = pytest.importorskip("distributed", reason="Dask is optional")
+    distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as cluster:

@@ -416,7 +416,7 @@ def test_state_that_cannot_be_written(command, tmp_path):
 
 def test_scheduler_whose_workers_are_in_another_directory(shards, score_json, compare_json, tmp_path, monkeypatch):
     """Paths and those of the head are relative to the caller's."""
-    pytest.importorskip("dask", reason="Dask is optional")
+    pytest.importorskip("dask")
     (tmp_path / "elsewhere").mkdir()
 
     def of_workers(function, given, _):
@@ -437,7 +437,7 @@ def test_scheduler_whose_workers_are_in_another_directory(shards, score_json, co
 
 
 def test_scheduler(shards, sequences, score_json, tmp_path):
-    distributed = pytest.importorskip("distributed", reason="Dask is optional")
+    distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as cluster:

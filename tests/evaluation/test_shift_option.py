@@ -149,7 +149,7 @@ def test_shift_with_state(sequence, command, score_json):
 
 
 def test_shift_with_scheduler(sequence, score_json):
-    distributed = pytest.importorskip("distributed", reason="Dask is optional")
+    distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as cluster:

@@ -19,7 +19,7 @@ from tokenloss.results import Evaluation
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
-tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+tokenizers = pytest.importorskip("tokenizers")
 decoders, models, normalizers = tokenizers.decoders, tokenizers.models, tokenizers.normalizers
 pre_tokenizers, processors = tokenizers.pre_tokenizers, tokenizers.processors
 

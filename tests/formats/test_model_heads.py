@@ -113,8 +113,8 @@ def as_transformers(model, torch):
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # old releases of transformers call what torch has deprecated
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lm_head_of_a_model_that_transformers_saved(family, tmp_path):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers are not installed")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
     model = make_model(family, torch, transformers)
     model.save_pretrained(tmp_path / "model")
     hidden, logits, targets = as_transformers(model, torch)
@@ -132,7 +132,7 @@ def test_lm_head_of_a_model_that_transformers_saved(family, tmp_path):
 
 def test_config_keys_are_those_that_transformers_needs():
     """Where a key is missing, transformers takes its default: a config must have it if that changes logits."""
-    transformers = pytest.importorskip("transformers", reason="transformers are not installed")
+    transformers = pytest.importorskip("transformers")
     types = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     known = {(key, kind) for key, kind in model_config._EFFECTS if kind in types}
     assert len(known) > 10

@@ -20,6 +20,7 @@ from tokenloss.formats.records import read_records
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
 NAMES = ("a.json", "a.jsonl")
+LARGE = (pytest.param("a.json", marks=pytest.mark.slow), "a.jsonl")  # names of files that take a second each
 
 
 @pytest.fixture(autouse=True)
@@ -332,7 +333,7 @@ def test_one_record_at_a_time_is_in_memory(layout, tmp_path):
         assert sum(1 for _ in read_records(str(path))) == 8_000
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LARGE)
 def test_a_line_of_60_megabytes(name, tmp_path):
     path = save(tmp_path, b'{"a": "' + b"x" * 60_000_000 + b'"}\n{}', name)
     lengths = [(line, len(value.get("a", ""))) for line, value in read_records(str(path))]
@@ -342,14 +343,14 @@ def test_a_line_of_60_megabytes(name, tmp_path):
 SMALLER = "it must hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LARGE)
 def test_a_line_of_more_than_64_megabytes(name, tmp_path):
     path = save(tmp_path, b'{}\n{"a": "' + b"x" * 80_000_000 + b'"}', name)
     with held_at_most(100 << 20):
         assert_refused(path, f"line 2: holds a record of more than {64 << 20} bytes; {SMALLER}")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LARGE)
 def test_lists_that_expand_in_memory(name, tmp_path):
     """15 kB, of which JSON would make 0.4 GB."""
     data = b'{"choices": [{"text": "a"}], "x": [' + b"[]," * 5_000_000 + b"0]}"

@@ -353,7 +353,7 @@ def test_tokenizer_json_of_old_libraries_has_no_type_of_its_model(tmp_path):
 
 
 def test_sentencepiece_reads_kinds_of_pieces(make, tmp_path):
-    pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    pytest.importorskip("sentencepiece")
     options = {"model_type": "bpe", "vocab_size": 900, **made_tokenizers.WITH_BYTES}
     made = made_tokenizers.sentence_piece(
         tmp_path, control_symbols=["<c>"], user_defined_symbols=["<u>", "▁▁"], add_dummy_prefix=False, **options
@@ -616,7 +616,7 @@ STRIPPED = {
 @pytest.mark.parametrize("case", STRIPPED)
 @pytest.mark.parametrize("scheme", ["always", "first"])
 def test_white_space_before_texts_counts_where_a_token_holds_it(scheme, case, tmp_path):
-    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    tokenizers = pytest.importorskip("tokenizers")
     texts, written, n_bytes = STRIPPED[case]
     model = {"vocab": {"<unk>": 0, "▁": 1, "a": 2}, "unk_token": "<unk>"}
     prepend = {"type": "Prepend", "prepend": "▁"}

@@ -216,5 +216,5 @@ TOKENIZERS: dict[str, tuple[str, Callable[[Path], Made]]] = {
 def make(name: str, folder: Path) -> Made:
     """A tokenizer by its name, unless its package is missing."""
     package, function = TOKENIZERS[name]
-    pytest.importorskip(package, reason=f"{package} is not installed")
+    pytest.importorskip(package)
     return function(folder)

@@ -34,7 +34,7 @@ def interval_misses(factor, lengths):
 
     By Imhof's integral over all eigenvalues of the quadratic form.
     """
-    integrate = pytest.importorskip("scipy.integrate", reason="scipy is optional")
+    integrate = pytest.importorskip("scipy.integrate")
     share = np.asarray(lengths) / np.sum(lengths)
     number = len(share)
     residuals = np.diag(share) - np.outer(share, share)  # of sums from those that the mean gives, by means

@@ -17,7 +17,7 @@ def read_table(path):
             name: table[name].tolist() if name == "name" else table[name].astype(float) for name in table.dtype.names
         }
     if path.suffix == ".parquet":
-        table = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional").read_table(path)
+        table = pytest.importorskip("pyarrow.parquet").read_table(path)
         return {
             name: column if name in ("text", "name") else np.array(column, float)
             for name, column in table.to_pydict().items()

@@ -12,7 +12,7 @@ from places import ROOT
 
 from tokenloss._command import cli
 
-pytest.importorskip("PIL", reason="Pillow comes with matplotlib")
+pytest.importorskip("PIL")
 import pictures
 
 pytestmark = pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github")

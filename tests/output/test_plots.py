@@ -12,7 +12,7 @@ from places import SAMPLE
 
 from tokenloss import compare, kl_divergence, plots, token_scores
 
-pytest.importorskip("matplotlib", reason="Matplotlib is optional")
+pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.thread_unsafe(reason="Matplotlib is not thread-safe")
 RNG = np.random.default_rng(7)
 
@@ -53,7 +53,7 @@ def test_draw_losses_of_the_sample():
     assert f"expected calibration error {100 * error:.3g} %" in words(calibration)
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 150, 900])
+@pytest.mark.parametrize("size", [1, 7, 900])
 def test_running_mean(size):
     losses = RNG.exponential(2, size)
     figure = drawn(plots.draw_losses(losses))
@@ -376,7 +376,7 @@ def test_candidates_must_fit(change, words):
 
 
 @pytest.mark.parametrize(
-    "values", [[], [0.0], [2.5], [math.nan], [math.inf] * 3, [1e308] * 4, [5e-324, 0.0], [1e-300, 1e30], 1.5, [[3.0]]]
+    "values", [[], [0.0], [math.nan], [math.inf] * 3, [1e308] * 4, [5e-324, 0.0], [1e-300, 1e30], 1.5]
 )
 def test_draw_any_values(values):
     values = np.array(values)

@@ -92,7 +92,7 @@ def test_html_of_a_token_without_text_and_class(command, tmp_path):
 
 @pytest.mark.parametrize("name", ["vllm/completion_prompt_logprobs0.json", "vllm/rendered_echo_no_top.json"])
 def test_plot_without_lists_does_not_take_own_tokens_for_the_likeliest(name, command, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib", reason="matplotlib is optional")
+    pytest.importorskip("matplotlib")
     given = {}
     monkeypatch.setattr(
         loss_plot, "draw_losses", lambda nll, **options: given.update(options) or drawing.empty_figure("", (1, 1))
@@ -102,7 +102,7 @@ def test_plot_without_lists_does_not_take_own_tokens_for_the_likeliest(name, com
 
 
 def test_plot_leaves_out_where_the_likeliest_class_is_not_known(command, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib", reason="matplotlib is optional")
+    pytest.importorskip("matplotlib")
     given = {}
     monkeypatch.setattr(
         loss_plot, "draw_losses", lambda nll, **options: given.update(options) or drawing.empty_figure("", (1, 1))

@@ -367,7 +367,7 @@ def test_other_arguments_that_are_wrong():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_class_log_probs_of_torch_tensors(dtype, rng):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     logits = scores_for("cross_entropy", rng, (4, 9), BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype))
     tensor = torch.tensor(logits.astype(np.float64)).to(getattr(torch, dtype))
     assert_same_bits(class_log_probs(tensor, torch.tensor([8, 1])), class_log_probs(logits, [8, 1]))

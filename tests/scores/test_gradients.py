@@ -177,7 +177,7 @@ def test_gradient_of_no_rows(shape):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_gradient_of_torch_tensors(dtype, rng):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     logits, targets, given = problem(rng, "ids", BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype))
     tensor = torch.tensor(logits.astype(np.float64)).to(getattr(torch, dtype))
     gradient = gradient_of(tensor, torch.tensor(targets), **given)

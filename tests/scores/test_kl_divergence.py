@@ -366,7 +366,7 @@ def test_kind_of_the_smallest_probabilities(rng):
 
 
 def test_kind_gives_the_divergences_of_other_libraries(rng):
-    special = pytest.importorskip("scipy.special", reason="scipy is optional")
+    special = pytest.importorskip("scipy.special")
     base, other = (distribution(rng, (50, 30), np.float64, 1.0) for _ in range(2))
     found = kl_divergence(base, other, kind="probs", reduction="none")
     assert np.allclose(found, special.rel_entr(base, other).sum(-1), rtol=1e-13, atol=1e-15)
@@ -375,7 +375,7 @@ def test_kind_gives_the_divergences_of_other_libraries(rng):
     assert np.allclose(found, (clipped * np.log(clipped / clipped_other)).sum(-1), rtol=1e-3)
     # torchmetrics' KLDivergence divides by the sums of rows, too
     assert np.allclose(kl_divergence(1.05 * base, 0.95 * other, kind="probs", reduction="none"), found, atol=1e-14)
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     logs, other_logs = torch.log(torch.from_numpy(base)), torch.log(torch.from_numpy(other))
     expected = torch.nn.functional.kl_div(other_logs, logs, reduction="batchmean", log_target=True)
     assert np.isclose(kl_divergence(logs, other_logs, kind="log_probs"), float(expected), rtol=1e-13)

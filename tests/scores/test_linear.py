@@ -303,7 +303,7 @@ def test_linear_memory_maps_lists_and_tensors_change_no_bit(rows, rng, tmp_path)
         mapped = np.load(tmp_path / f"{order}.npy", mmap_mode="r")
         assert_same_bits(everything(hidden, mapped, ids), single, order)
         del mapped
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         states, matrix = (torch.from_numpy(array).to(dtype) for array in (hidden, weight))
         for tensor in (matrix, matrix.T.contiguous().T):

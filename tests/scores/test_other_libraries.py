@@ -34,14 +34,14 @@ each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 @pytest.fixture
 def torch():
-    return pytest.importorskip("torch", reason="torch is not installed")
+    return pytest.importorskip("torch")
 
 
 @pytest.fixture
 def optax():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("optax", reason="optax is not installed")
+        return pytest.importorskip("optax")
 
 
 def logits_and_targets(rng, kind, dtype, shape, axis=1):
@@ -134,7 +134,7 @@ def test_torch_softmax_family(dtype, rng, torch):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_sklearn_log_loss(weighted, rng):
-    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    metrics = pytest.importorskip("sklearn.metrics")
     logits, targets = scores_for("cross_entropy", rng, (40, 6), np.float64), rng.integers(0, 6, 40)
     y_pred, weight = softmax(logits), rng.random(6) if weighted else None
     y_pred /= y_pred.sum(-1, keepdims=True)
@@ -153,7 +153,7 @@ def test_sklearn_log_loss(weighted, rng):
 
 
 def test_sklearn_scorers_of_the_docstring():
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    pytest.importorskip("sklearn")
     from sklearn.datasets import load_iris
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import make_scorer
@@ -238,7 +238,7 @@ def test_optax_kl_divergence(rng, optax):
 @each_options
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_torch_autograd_with_label_smoothing_z_loss_logit_scale_softcap(kind, options, reduction, rng):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     logits, targets, _ = problem(rng, kind, np.float64, axis=1)
     tensor = torch.tensor(logits, requires_grad=True)
     x = tensor * options.get("logit_scale", 1)
@@ -257,7 +257,7 @@ def test_torch_autograd_with_label_smoothing_z_loss_logit_scale_softcap(kind, op
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_errors_of_a_meter_equal_those_of_statsmodels(weighted, rng):
-    models = pytest.importorskip("statsmodels.api", reason="statsmodels is not installed")
+    models = pytest.importorskip("statsmodels.api")
     parts = [rng.exponential(3, rng.integers(1, 30)) + rng.random() for _ in range(40)]
     losses, groups = np.concatenate(parts), np.repeat(np.arange(40), list(map(len, parts)))
     weights = rng.uniform(0.1, 3, losses.size) if weighted else None

@@ -231,7 +231,7 @@ def test_sample_weight_gives_the_same_bits_for_any_number_of_workers(length, kin
 
 
 def test_log_loss_of_scikit_learn_with_sample_weight(rng):
-    log_loss = pytest.importorskip("sklearn.metrics", reason="scikit-learn is optional").log_loss
+    log_loss = pytest.importorskip("sklearn.metrics").log_loss
     probs, targets = scores_for("cross_entropy_loss", rng, (200, 4), np.float64), rng.integers(0, 4, 200)
     probs /= probs.sum(-1, keepdims=True)
     weights = weights_of(rng, 200)
@@ -245,7 +245,7 @@ def test_log_loss_of_scikit_learn_with_sample_weight(rng):
 @weighted
 @pytest.mark.parametrize("chunks", [(2, 3, 4), (5, 6, 9)])
 def test_dask_cross_entropy_with_sample_weight_has_the_bits_of_one_machine(kind, weighted, chunks, rng):
-    da = pytest.importorskip("dask.array", reason="Dask is optional")
+    da = pytest.importorskip("dask.array")
     from tokenloss.dask import cross_entropy as lazy
 
     logits, targets, given = problem(rng, kind, np.float32, weighted=weighted)
@@ -264,7 +264,7 @@ def test_dask_cross_entropy_with_sample_weight_has_the_bits_of_one_machine(kind,
 
 @each_kind
 def test_dask_score_with_sample_weight_is_the_meter_of_one_machine(kind, rng):
-    da = pytest.importorskip("dask.array", reason="Dask is optional")
+    da = pytest.importorskip("dask.array")
     from tokenloss.dask import score
 
     logits, targets, given = problem(rng, kind, np.float32)

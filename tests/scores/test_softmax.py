@@ -168,7 +168,7 @@ def test_softmax_of_lists_buffers_and_scalars(name):
 @each_function
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_softmax_of_torch_tensors(name, dtype, rng):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     logits = scores_for("cross_entropy", rng, (4, 9), BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype))
     tensor = torch.tensor(logits.astype(np.float64)).to(getattr(torch, dtype))
     actual = getattr(tokenloss, name)(tensor)

@@ -246,7 +246,7 @@ def test_update_of_a_scalar():
 
 
 def test_update_of_torch_tensors(rng):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     losses = rng.random((3, 4))
     assert meter_of(torch.tensor(losses), torch.tensor(losses > 0.5)) == meter_of(losses, losses > 0.5)
     assert meter_of(torch.tensor([0.5, 1.5], dtype=torch.bfloat16)) == meter_of([0.5, 1.5])

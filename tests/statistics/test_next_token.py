@@ -103,7 +103,7 @@ def cross_entropy_of(parts):
 
 
 def test_torch_tensors(rng):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     logits, ids = torch.randn(3, 6, 5), torch.randint(0, 5, (3, 6))
     mask = torch.tensor(rng.random((3, 6)) > 0.3)
     expected = next_token(logits.numpy(), ids.numpy(), mask.numpy())
@@ -169,8 +169,8 @@ def test_wrong_shapes(arguments, error, words):
 def test_attention_mask_of_other_numbers_is_refused(mask, dtype):
     """Such as what is added to attention scores, which is 0 for tokens."""
     make = {
-        "torch": lambda: pytest.importorskip("torch", reason="torch is optional").tensor([mask]),
-        "jax": lambda: pytest.importorskip("jax.numpy", reason="jax is optional").asarray([mask]),
+        "torch": lambda: pytest.importorskip("torch").tensor([mask]),
+        "jax": lambda: pytest.importorskip("jax.numpy").asarray([mask]),
     }.get(dtype, lambda: np.array([mask]).astype(dtype))
     with np.errstate(over="ignore"), fails(ValueError, "attention_mask", "1 for tokens and 0 for padding"):
         next_token(np.zeros((1, 3, 4)), np.zeros((1, 3), int), make())

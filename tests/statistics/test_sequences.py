@@ -271,7 +271,7 @@ def assert_same_sums(actual, expected):
 
 
 def test_torch_tensors(rng):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch")
     nll, ids, where = rng.random((4, 6)), rng.integers(-1, 4, (4, 6)), rng.random((4, 6)) > 0.3
     result = sequence_losses(torch.tensor(nll), segment_ids=torch.tensor(ids), where=torch.tensor(where))
     assert_same_sequences(result, sequence_losses(nll, segment_ids=ids, where=where))
@@ -297,7 +297,7 @@ tokens_of_sequences = st.lists(st.lists(st.tuples(any_loss, weights), max_size=6
 
 
 @given(tokens_of_sequences, st.booleans(), st.randoms(use_true_random=False), st.data())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_padding_packing_order_and_batches_change_no_bit(tokens, is_weighted, random, data):
     number, longest, n_bytes = len(tokens), max(map(len, tokens)), np.array([3 * len(part) + 1 for part in tokens])
 

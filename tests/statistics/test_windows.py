@@ -87,8 +87,8 @@ def test_score_of_second_halves_prints_what_llama_cpp_prints():
 @pytest.fixture(scope="module")
 def model():
     """A small model as a function of ids, and the ids of a text."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
     causal = transformers.AutoModelForCausalLM.from_pretrained(DATA / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(DATA / "model")
     text = (DATA / "texts.txt").read_text("utf-8")[:400]
