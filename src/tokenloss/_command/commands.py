@@ -17,7 +17,7 @@ from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table, columns_of
-from tokenloss._core.text import as_strict_json, title
+from tokenloss._core.text import as_strict_json, printable, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.compare_texts import compare_texts
 from tokenloss._evaluation.evaluate import advice, evaluate
@@ -117,7 +117,7 @@ def _print_warning(message: str) -> None:
     """Print a warning on stderr, if there is one."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(f"tokenloss: warning: {message}", file=sys.stderr)
+            print(f"tokenloss: warning: {printable(message)}", file=sys.stderr)
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core.result import Shown, Table, known_error, rows_of, table_of
-from tokenloss._core.text import count_of, printable
+from tokenloss._core.text import count_of
 from tokenloss._statistics.ratio import interval_note
 from tokenloss._statistics.sequences import highest
 
@@ -33,7 +33,7 @@ def mismatch_shown(found: Any) -> Shown:
     ]
     tables = [
         Table(_figure_rows(found)),
-        Table([(printable(sentence),) for sentence in found.diagnosis], title="Diagnosis"),
+        Table([(sentence,) for sentence in found.diagnosis], title="Diagnosis"),
         _quantile_table(found),
         _worst_sequences(found),
         _worst_tokens(found),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path, as_paths, is_given
 from tokenloss._core.errors import raise_error
+from tokenloss._core.text import printable
 from tokenloss._evaluation.compare_logprobs import are_logprobs, compare_logprobs
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
@@ -291,7 +292,7 @@ def compare_files(
     if noise is not None:
         found.noise = found.pop(NOISE)
     for message, category in advice(hints_of(found)):
-        warnings.warn(message, category, stacklevel=2)
+        warnings.warn(printable(message), category, stacklevel=2)
     return found
 
 

@@ -14,7 +14,7 @@ from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import identity
-from tokenloss._core.text import count_of, title
+from tokenloss._core.text import count_of, printable, title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.evaluate import advice, not_finite_notes, white_space_notes
@@ -212,7 +212,7 @@ def compare_texts(
             of_side += [(f"{side.name}: {note}", UserWarning) for note in white_space_notes(count, found.n_bytes)]
         finish_sinks(outputs, found._figures(), found)
     for message, category in [one for of_side in messages for one in of_side]:
-        warnings.warn(message, category, stacklevel=2)
+        warnings.warn(printable(message), category, stacklevel=2)
     return found
 
 

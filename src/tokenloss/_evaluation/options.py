@@ -108,7 +108,7 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
                     fits = "hold scores or responses; two models' samples are compared: tokenloss compare A B"
                 raise_error("content", path=pattern, got=got, fits=fits)
         if not matches:
-            raise ValueError(f"{pattern}: matches no file")
+            raise_error("content", path=pattern, got="matches no file", fits="match one or more")
         paths += matches
     return paths
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._core.result import as_csv, as_markdown, as_text
-from tokenloss._core.text import printable
+from tokenloss._core.result import as_csv, as_markdown, as_text, escaped
 from tokenloss._evaluation.progress import has_rich
 
 if TYPE_CHECKING:
@@ -48,9 +47,10 @@ def _print_with_rich(shown: Shown) -> bool:
     console = Console(markup=False, emoji=False, highlight=False)  # tokens may look like markup
     if not console.is_terminal:
         return False
+    shown = escaped(shown)
     # a narrower terminal wraps lines by itself; rich would cut cells
     console.width = max(console.width, *(2 + sum(2 + width for width in _min_widths(table)) for table in shown.tables))
-    console.print(Text.assemble((printable(shown.title), "bold"), "  ", (printable(shown.note), "dim")), soft_wrap=True)
+    console.print(Text.assemble((shown.title, "bold"), "  ", (shown.note, "dim")), soft_wrap=True)
     for table in shown.tables:
         drawn = RichTable(
             box=None, show_header=bool(table.heads), header_style="dim", pad_edge=False, padding=(0, 2, 0, 0)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tokenloss._core._core import FLOAT_DTYPES, json_extent
 from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def library_errors(path: str, part: str = "") -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MemoryError(f"{path} does not fit; a file that is not compressed need not") from error
+        raise MemoryError(printable(f"{path} does not fit; a file that is not compressed need not")) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a negative offset
             raise OSError(error.errno, error.strerror, error.filename or path) from error  # of the same subclass
