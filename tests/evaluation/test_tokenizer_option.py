@@ -13,7 +13,7 @@ import pytest
 from commands import assert_refused
 from places import TESTS
 
-from tokenloss import cross_entropy, evaluate
+from tokenloss import cross_entropy, evaluate, sinks
 from tokenloss._evaluation import token_bytes
 from tokenloss.results import Evaluation
 
@@ -533,6 +533,16 @@ def test_tokenizer_does_not_come_with_lengths_or_responses(command, tmp_path):
     assert_refused(
         command("score", source, "--shift", "--tokenizer", tmp_path, "--state", state), state, "would replace"
     )
+
+
+def test_an_output_of_blocks_does_not_replace_the_tokenizer(tmp_path):
+    changed(tmp_path, lambda said: None)
+    for path in tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json":
+        path.touch()
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match="would replace"):
+            evaluate([(np.zeros((2, 512)), [5, 6])], tokenizer=tmp_path, sinks=[sinks.HtmlPage(path)])
+        assert path.read_bytes() == before
 
 
 def test_tokenizer_refuses_unknown_tokens_that_are_scored(command, text, tmp_path):

@@ -82,9 +82,9 @@ class _Model(NamedTuple):
 def lm_head_files(spec: str) -> list[str]:
     """The files of a head and the others of its model, none of which an output may replace."""
     model = _model(spec)
-    files = [model.path, model.locate(_weight_name(model)).path, *([model.config.path] if model.config.exists else [])]
-    folder = Path(model.path).parent
-    return [*files, *map(str, folder.glob("*.safetensors")), *map(str, folder.glob(f"*{_INDEX}"))]
+    folder, beside = Path(model.path).parent, ("*.safetensors", f"*{_INDEX}", _ADAPTER, Path(model.config.path).name)
+    found = (str(file) for pattern in beside for file in folder.glob(pattern))
+    return [model.path, model.locate(_weight_name(model)).path, *found]
 
 
 def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softcap: float | None = None) -> LmHead:
