@@ -10,7 +10,7 @@ import math
 import made_tokenizers
 import numpy as np
 import pytest
-from commands import assert_refused
+from commands import assert_refused, at_most
 from places import TESTS
 
 from tokenloss import cross_entropy, evaluate, sinks
@@ -293,6 +293,19 @@ def test_state_of_another_tokenizer_is_refused(command, tmp_path):
     assert command(*argv, MODEL)[0] == 0
     other = changed(tmp_path, lambda said: said["added_tokens"].append(said["added_tokens"][0] | {"id": 300}))
     assert_refused(command(*argv, other), "was written with tokenizer '", "be another file")
+
+
+@pytest.mark.parametrize("gap", ["", "\n", " \n"])
+def test_documents_of_white_space_take_time_linear_in_their_number(gap, tmp_path):
+    """It was quadratic: 40 seconds for 80,000 of them."""
+    n = 80_000
+    (tmp_path / "t.tiktoken").write_text("IA== 0\nYQ== 1\n")
+    (tmp_path / "t.txt").write_text(f" {gap}" * n)
+    path = tmp_path / "a.npz"
+    np.savez(path, logits=np.zeros((n, 2), np.float32), targets=np.zeros(n, int), segment_ids=np.arange(n))
+    with at_most(20):
+        found = evaluate(path, text=tmp_path / "t.txt", tokenizer=tmp_path / "t.tiktoken", shift=False)
+    assert (found.n_bytes, found.count) == (n, n)
 
 
 # -- first tokens, white space, unknown tokens -------------------------------------------------------------------------
