@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 _STATUSES = {HOLDS: 0, FAILS: 3, CANNOT_TELL: 4}  # by the verdict of all gates
 _OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
+_PARAMETERS = {
+    name for function in (evaluate, compare_files, compare_texts) for name in inspect.signature(function).parameters
+}
 _OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
 
 
@@ -286,7 +289,7 @@ def _with_options(message: str) -> str:
     message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)
     last = r"save the classes last, if axis \1 of \2 holds them: np.moveaxis(\2, \1, -1)"
     message = re.sub(r"give axis=(\d+), if that axis of (\w+) holds the classes", last, message)
-    return re.sub(parameters, lambda name: _option(name[0]), message)
+    return re.sub(parameters, lambda name: _option(name[0]) if name[0] in _PARAMETERS else name[0], message)
 
 
 def _option(name: str) -> str:

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
-_MARKS = {  # byte-order marks, which a file may start with
-    codecs.BOM_UTF8: "UTF-8",
+_MARKS = {  # byte-order marks of other encodings than UTF-8, which a file may start with
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it starts with
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -33,7 +32,7 @@ _MARKS = {  # byte-order marks, which a file may start with
 _CHUNK = 1 << 18  # bytes read at a time
 _FIELD = re.compile(rb"(data|event|id|retry)?:")  # of a server-sent event; without a name, a comment
 # starts a file of them; a binary file may have the colon
-_STREAM = re.compile(rb"[\r\n]*" + _FIELD.pattern + rb"[^\0-\x08]{4}")
+_STREAM = re.compile(rb"[\r\n ]*" + _FIELD.pattern + rb"[^\0-\x08]{4}")
 _LONG = 1 << 20  # bytes of a record, after which its beginning is checked, since a malformed one may never end
 _MOST = 64 << 20  # bytes of a record at most
 _MOST_EXPANSION = 100  # bytes of a record, if it is longer than `_LONG`, for each byte of the file
@@ -124,15 +123,8 @@ def is_stream(path: str) -> bool:
 def read_events(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Read the JSON objects of server-sent events, with their lines; None where `[DONE]` ends a stream."""
     n_bytes = 0
-    for place, text in _lines(path):
-        field = _FIELD.match(text)
-        if field is None:
-            got = f"holds {reprlib.repr(bytes(text))}"
-            raise_error("record", path=path, line=place.line, got=got, fits="hold data: and a JSON object")
-        data = text[field.end() :].strip()
-        if field[1] != b"data" or not data:
-            continue
-        value = None if data == b"[DONE]" else _value(path, place.after(text, text.find(data)), data)
+    for place, data in _events(path):
+        value = None if data.strip() == b"[DONE]" else _value(path, place, data)
         if value is not None and not isinstance(value, dict):
             got = f"holds {reprlib.repr(value)}"
             raise_error("record", path=path, line=place.line, got=got, fits="hold a JSON object")
@@ -141,6 +133,33 @@ def read_events(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
             got = f"holds a stream of more than {_MOST} bytes"
             raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
         yield place.line, value
+
+
+def _events(path: str) -> Iterator[tuple[_Place, bytearray]]:
+    """The data of server-sent events: those of lines up to a blank one, or up to the end of a whole object."""
+    data, scan, n_scanned = bytearray(), _Scan(), 0
+    start, line, last = _Place(1, 0), 1, 1  # of the data, and its last line; and the last line of all
+    for place, text in _lines(path, with_cr=True):
+        field = _FIELD.match(text)
+        if field is None:
+            got = f"holds {reprlib.repr(bytes(text))}"
+            raise_error("record", path=path, line=place.line, got=got, fits="hold data: and a JSON object")
+        piece, is_end, last = text[field.end() :], place.line > last + 1, place.line
+        is_data = field[1] == b"data" and piece.strip()
+        if data and is_data and not is_end:
+            scan.cuts(bytes(data[n_scanned:]))
+            n_scanned, is_end = len(data), scan.depth <= 0
+        if data and is_end:
+            yield start, data
+            data = bytearray()
+        if is_data:
+            if not data:
+                start, line, scan, n_scanned = place, place.line, _Scan(), 0
+            data += b"\n" * (place.line - line) + b" " * field.end() + piece  # so that bytes keep their places
+            line = place.line
+            _check_long(path, start, data, len(piece))
+    if data:
+        yield start, data
 
 
 def _chunks(path: str) -> Iterator[bytes]:
@@ -156,7 +175,9 @@ def _chunks(path: str) -> Iterator[bytes]:
         for mark, encoding in _MARKS.items():
             if chunk.startswith(mark):
                 got = f"starts with a byte-order mark of {encoding}"
-                raise_error("record", path=path, line=1, got=got, fits="be UTF-8 without one")
+                raise_error("record", path=path, line=1, got=got, fits="be UTF-8")
+        if chunk.startswith(codecs.BOM_UTF8):  # blanks keep the places of bytes
+            chunk = b" " * len(codecs.BOM_UTF8) + chunk[len(codecs.BOM_UTF8) :]
         while chunk:
             yield chunk
             line += chunk.count(b"\n")
@@ -166,10 +187,19 @@ def _chunks(path: str) -> Iterator[bytes]:
                 raise_error("content", path=path, got="changed while it was read", fits="stay as it is")
 
 
-def _lines(path: str) -> Iterator[tuple[_Place, bytes | bytearray]]:
-    """The lines of a file that are not blank, from their first symbol on."""
+def _with_line_feeds(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Chunks whose lines end with CR, LF or both, with LF alone."""
+    held = b""
+    for chunk in chunks:
+        chunk, held = held + chunk, b"\r" * chunk.endswith(b"\r")  # LF may follow
+        yield chunk.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    yield held.replace(b"\r", b"\n")
+
+
+def _lines(path: str, with_cr: bool = False) -> Iterator[tuple[_Place, bytes | bytearray]]:
+    """The lines of a file that are not blank, from their first symbol on; they may end with CR, too."""
     place, text = _Place(1, 0), bytearray()
-    for chunk in _chunks(path):
+    for chunk in _with_line_feeds(_chunks(path)) if with_cr else _chunks(path):
         begin, end = 0, -1
         while begin < len(chunk):
             if not text:
