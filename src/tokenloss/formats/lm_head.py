@@ -11,7 +11,8 @@ import numpy as np
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
 from tokenloss.formats import safetensors
-from tokenloss.formats.base import is_float, library_errors, open_regular, parsed_json
+from tokenloss.formats.base import is_float, library_errors, open_regular
+from tokenloss.formats.json_text import parsed_json
 from tokenloss.formats.model_config import read_config
 from tokenloss.formats.readers import FORMATS, either
 from tokenloss.formats.scores_file import LmHead, reject_array_name

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path
 from tokenloss._core.errors import raise_error
-from tokenloss.formats.base import library_errors, open_regular, parsed_json
+from tokenloss.formats.base import library_errors, open_regular
+from tokenloss.formats.json_text import parsed_json
 from tokenloss.formats.tokenizers import hugging_face, ranks, sentence_piece
 from tokenloss.formats.tokenizers.ranks import MERGES
 from tokenloss.formats.tokenizers.tokenizer import Tokenizer, Vocabulary
