@@ -10,10 +10,10 @@ import math
 import made_tokenizers
 import numpy as np
 import pytest
-from commands import assert_refused
+from commands import assert_refused, at_most
 from places import TESTS
 
-from tokenloss import cross_entropy, evaluate
+from tokenloss import cross_entropy, evaluate, sinks
 from tokenloss._evaluation import token_bytes
 from tokenloss.results import Evaluation
 
@@ -295,6 +295,19 @@ def test_state_of_another_tokenizer_is_refused(command, tmp_path):
     assert_refused(command(*argv, other), "was written with tokenizer '", "be another file")
 
 
+@pytest.mark.parametrize("gap", ["", "\n", " \n"])
+def test_documents_of_white_space_take_time_linear_in_their_number(gap, tmp_path):
+    """It was quadratic: 40 seconds for 80,000 of them."""
+    n = 80_000
+    (tmp_path / "t.tiktoken").write_text("IA== 0\nYQ== 1\n")
+    (tmp_path / "t.txt").write_text(f" {gap}" * n)
+    path = tmp_path / "a.npz"
+    np.savez(path, logits=np.zeros((n, 2), np.float32), targets=np.zeros(n, int), segment_ids=np.arange(n))
+    with at_most(20):
+        found = evaluate(path, text=tmp_path / "t.txt", tokenizer=tmp_path / "t.tiktoken", shift=False)
+    assert (found.n_bytes, found.count) == (n, n)
+
+
 # -- first tokens, white space, unknown tokens -------------------------------------------------------------------------
 
 
@@ -533,6 +546,16 @@ def test_tokenizer_does_not_come_with_lengths_or_responses(command, tmp_path):
     assert_refused(
         command("score", source, "--shift", "--tokenizer", tmp_path, "--state", state), state, "would replace"
     )
+
+
+def test_an_output_of_blocks_does_not_replace_the_tokenizer(tmp_path):
+    changed(tmp_path, lambda said: None)
+    for path in tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json":
+        path.touch()
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match="would replace"):
+            evaluate([(np.zeros((2, 512)), [5, 6])], tokenizer=tmp_path, sinks=[sinks.HtmlPage(path)])
+        assert path.read_bytes() == before
 
 
 def test_tokenizer_refuses_unknown_tokens_that_are_scored(command, text, tmp_path):

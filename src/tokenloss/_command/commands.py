@@ -17,7 +17,7 @@ from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table, columns_of
-from tokenloss._core.text import as_strict_json, title
+from tokenloss._core.text import as_strict_json, printable, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.compare_texts import compare_texts
 from tokenloss._evaluation.evaluate import evaluate
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 _STATUSES = {HOLDS: 0, FAILS: 3, CANNOT_TELL: 4}  # by the verdict of all gates
 _OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
+_PARAMETERS = {
+    name for function in (evaluate, compare_files, compare_texts) for name in inspect.signature(function).parameters
+}
 _OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
 
 
@@ -118,7 +121,7 @@ def _print_warning(message: str) -> None:
     """Print a warning on stderr, if there is one."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(f"tokenloss: warning: {message}", file=sys.stderr)
+            print(f"tokenloss: warning: {printable(message)}", file=sys.stderr)
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -287,7 +290,7 @@ def _with_options(message: str) -> str:
     message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)
     last = r"save the classes last, if axis \1 of \2 holds them: np.moveaxis(\2, \1, -1)"
     message = re.sub(r"give axis=(\d+), if that axis of (\w+) holds the classes", last, message)
-    return re.sub(parameters, lambda name: _option(name[0]), message)
+    return re.sub(parameters, lambda name: _option(name[0]) if name[0] in _PARAMETERS else name[0], message)
 
 
 def _option(name: str) -> str:

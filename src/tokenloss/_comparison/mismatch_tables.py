@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenloss._comparison.mismatch_causes import LEAST_FITTED
 from tokenloss._core.result import Shown, Table, known_error, rows_of, table_of
-from tokenloss._core.text import count_of, printable
+from tokenloss._core.text import count_of
 from tokenloss._statistics.ratio import interval_note
 from tokenloss._statistics.sequences import highest
 
@@ -46,7 +46,7 @@ def _diagnosis(found: Any) -> Table:
     """Table of the sentences of the diagnosis, or of one that says why there is none."""
     title = "Diagnosis: the numbers above cannot be trusted" if found.void else "Diagnosis"
     if found.diagnosis:
-        return Table([(printable(sentence),) for sentence in found.diagnosis], title=title)
+        return Table([(sentence,) for sentence in found.diagnosis], title=title)
     low, high = found.mean_ratio_interval
     if found.count < LEAST_FITTED or math.isnan(low):
         words = f"too few tokens to tell: {found.count:,}, and {LEAST_FITTED} are needed"

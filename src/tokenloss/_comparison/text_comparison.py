@@ -13,7 +13,7 @@ from tokenloss._comparison.text_spans import KINDS, kinds_of, script_of
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.result import Result, Shown, Table, figure, known_error, table_of
 from tokenloss._core.signature import signature_of
-from tokenloss._core.text import count_of, printable, shortened
+from tokenloss._core.text import count_of, shortened
 from tokenloss._statistics.ratio import ExactRatio, guess_note
 from tokenloss._statistics.sequences import highest, sums_by_segment
 
@@ -366,7 +366,7 @@ _SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})  # as on pages
 
 def _visible(*tokens: str) -> str:
     """Tokens with spaces between them, white space as signs, and a sign for a token without text."""
-    return printable(shortened(" ".join(token.translate(_SIGNS) or "∅" for token in tokens), _MOST_SHOWN))
+    return shortened(" ".join(token.translate(_SIGNS) or "∅" for token in tokens), _MOST_SHOWN)
 
 
 def texts_of_tokens(start: IntArray, stop: IntArray, text: bytes) -> list[str]:

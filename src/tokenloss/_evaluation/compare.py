@@ -86,7 +86,7 @@ def compare_sides(
 def _opened(side: Inputs, of_side: Options, options: Options) -> list[Shard]:
     """Open the files of the base or of a candidate; where they do not fit the head of both, say how to name others."""
     try:
-        return open_all(side.scores, of_side)
+        return open_all(side.scores, of_side, 1 + len(options.others))
     except ValueError as error:
         is_shared = options.lm_head is not None and options.lm_head == options.others[0].lm_head
         if not is_shared or not any(words in str(error) for words in (NO_HIDDEN, OTHER_WIDTH)):

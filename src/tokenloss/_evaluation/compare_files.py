@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path, as_paths, is_given
 from tokenloss._core.errors import raise_error
+from tokenloss._core.text import printable
 from tokenloss._evaluation.compare_logprobs import are_logprobs, compare_logprobs
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
@@ -301,7 +302,7 @@ def compare_files(
     if noise is not None:
         found.noise = found.pop(NOISE)
     for one in advice(hints_of(found)):
-        warnings.warn(one.message, one.category, stacklevel=2)
+        warnings.warn(printable(one.message), one.category, stacklevel=2)
     return found
 
 

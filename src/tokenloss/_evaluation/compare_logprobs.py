@@ -13,9 +13,8 @@ from tokenloss._comparison.mismatch import Mismatch, as_logprobs, mismatch, mism
 from tokenloss._core._core import KINDS, is_log_prob
 from tokenloss._core.arguments import as_paths
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import identity
 from tokenloss._core.validation import check_log_probs
-from tokenloss._evaluation.options import single
+from tokenloss._evaluation.options import by_identity, single
 from tokenloss._evaluation.sink import (
     ComparedBlock,
     check_files,
@@ -187,7 +186,7 @@ def compare_logprobs(
     for output in outputs:
         if not output._takes_logprobs:
             raise_error("not for", name=output._name, fits="does not apply to log-probabilities of tokens alone")
-    check_files(outputs, None, {identity(file): file for file in (trainer, sampler, *segments)})
+    check_files(outputs, None, by_identity([trainer, sampler, *segments]))
     kinds = [_kind_of(path) for path in (trainer, sampler)]
     if kinds[0] == "responses":
         next(iter(open_responses(trainer, skip_failed=True)), None)  # raises where it holds something else

@@ -14,7 +14,7 @@ from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import identity
-from tokenloss._core.text import count_of, title
+from tokenloss._core.text import count_of, printable, title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.files import evaluate_files
@@ -212,7 +212,7 @@ def compare_texts(
             of_side += [Advice(f"{side.name}: {note}") for note in white_space_notes(count, found.n_bytes)]
         finish_sinks(outputs, found._figures(), found)
     for one in [one for of_side in messages for one in of_side]:
-        warnings.warn(one.message, one.category, stacklevel=2)
+        warnings.warn(printable(one.message), one.category, stacklevel=2)
     return found
 
 
@@ -243,8 +243,9 @@ def _side(letter: str, paths: Any, name: Any, tokenizer: Any, targets: list[str]
     files = resolved(given, are_scores=True)
     for path in filter(is_responses, files):
         raise_error("content", path=path, got="holds responses", fits="hold scores, where models are compared by text")
-    inputs, opened = Inputs(files, targets, segment_ids), open_tokenizer(as_path(f"tokenizer_{letter}", tokenizer))
-    return _Side(name or title(given), inputs, opened, inputs.by_identity() | {identity(opened.path): opened.path})
+    opened = open_tokenizer(as_path(f"tokenizer_{letter}", tokenizer))
+    inputs = Inputs(files, targets, segment_ids, tokenizer=opened.path)
+    return _Side(name or title(given), inputs, opened, inputs.by_identity())
 
 
 def _read(path: str) -> bytes:

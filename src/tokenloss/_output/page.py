@@ -170,9 +170,11 @@ def write(
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-# Browsers show nothing for control characters, so they become pictures; those that reverse text become U+FFFD.
+# Browsers show nothing for control characters, so they become pictures; later ones, and those that reverse text,
+# become U+FFFD.
 _BIDI_MARKS = dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
-_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | _BIDI_MARKS
+_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+_CONTROL_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD) | _BIDI_MARKS
 
 
 def escaped(text: str) -> str:

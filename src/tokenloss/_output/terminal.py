@@ -8,8 +8,7 @@ import sys
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._core.result import Table, as_csv, as_markdown, as_text
-from tokenloss._core.text import printable
+from tokenloss._core.result import Table, as_csv, as_markdown, as_text, escaped
 from tokenloss._evaluation.progress import has_rich
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ def print_as(form: str, shown: Callable[[], Shown], figures: Callable[[], Any], 
 
 def show(shown: Shown) -> None:
     """Print a title and tables, folded to the width of the terminal."""
+    shown = escaped(shown)
     if os.environ.get("FORCE_COLOR") or (sys.stdout is not None and sys.stdout.isatty()):
         width = get_terminal_size((sys.maxsize, 0)).columns
         shown = shown._replace(tables=[part for table in shown.tables for part in _folded(table, width)])
@@ -56,7 +56,7 @@ def _print_with_rich(shown: Shown) -> bool:
         return False
     # a narrower terminal wraps lines by itself; rich would cut cells
     console.width = max(console.width, *(2 + sum(2 + width for width in _min_widths(table)) for table in shown.tables))
-    console.print(Text.assemble((printable(shown.title), "bold"), "  ", (printable(shown.note), "dim")), soft_wrap=True)
+    console.print(Text.assemble((shown.title, "bold"), "  ", (shown.note, "dim")), soft_wrap=True)
     for table in shown.tables:
         drawn = RichTable(
             box=None, show_header=bool(table.heads), header_style="dim", pad_edge=False, padding=(0, 2, 0, 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import exp
 from tokenloss._core.result import Result, Shown, Table, columns_of, known_error
-from tokenloss._core.text import count_of, printable
+from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_number
 from tokenloss._statistics.distributions import binomial_interval, student_quantile
 from tokenloss._statistics.ratio import guess_note
@@ -143,7 +143,7 @@ class Verdicts(Result):
         """The table that the command prints below the figures."""
         several = len({one.name for one in self.gates}) > 1
         heads = ("model", "gate", "limit", "figure", f"{100 * self.confidence:g} % interval", "verdict", "note")
-        rows = [(printable(one.name), *_cells(one)) for one in self.gates]
+        rows = [(one.name, *_cells(one)) for one in self.gates]
         return Table([row[not several :] for row in rows], heads[not several :], "Gates")
 
 
@@ -168,7 +168,7 @@ def _cells(one: Verdict) -> tuple[str, ...]:
     """Cells of a gate, after the name of the model."""
     low, high = one.interval
     interval = known_error(low, f"{low:.5g} to {high:.5g}")
-    return one.gate, f"{one.limit:g}", f"{one.figure:.5g}", interval, one.verdict, printable(one.note)
+    return one.gate, f"{one.limit:g}", f"{one.figure:.5g}", interval, one.verdict, one.note
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
