@@ -311,6 +311,15 @@ def test_where(rng):
     assert meter_of(0.5, False) == LossMeter()
 
 
+@pytest.mark.parametrize(("name", "figure"), [("n_bytes", "bits_per_byte"), ("n_words", "word_perplexity")])
+def test_tokens_that_come_without_the_length_of_their_text_leave_it_unknown(name, figure):
+    for given in ((1, 0), (0, 1)):
+        meter = LossMeter()
+        for loss, length in zip([1.0, 2.0], given, strict=True):
+            meter.update([loss], **{name: length})
+        assert math.isnan(getattr(meter, figure))
+
+
 def test_n_bytes_and_n_words():
     meter = LossMeter()
     meter.update([1.0], n_bytes=3)
@@ -487,6 +496,17 @@ def test_state_of_integers():
     for text in ("0x1p-1", "0x1p99999", "p1", "", "1.5p1"):
         with pytest.raises(ValueError, match=r"."):
             integer_of(text)
+
+
+def test_state_whose_products_are_too_large_is_refused():
+    meter = LossMeter()
+    meter.update([1.0, 2.0, 4.0], sample_weight=[1.0, 2.0, 1.0])
+    state = meter._to_json()
+    assert LossMeter._from_json(state) == meter
+    for name in ("_tokens", "_groups"):
+        products = integer_text(10 * integer_of(state[name]["products"]))
+        with pytest.raises(ValueError, match="no pairs have these sums"):
+            LossMeter._from_json(state | {name: state[name] | {"products": products}})
 
 
 def test_pickle_of_another_version_is_refused():
