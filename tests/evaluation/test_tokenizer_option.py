@@ -10,6 +10,7 @@ import math
 import made_tokenizers
 import numpy as np
 import pytest
+from arrays import fails
 from commands import assert_refused, at_most
 from places import TESTS
 
@@ -434,6 +435,13 @@ def test_tokenizer_of_a_batch_that_is_padded_on_the_left_with_an_id_of_text(tmp_
     assert evaluate([(logits, ids, where)], tokenizer=tmp_path).n_bytes == len(" a a") + len(" a a a")
 
 
+def test_tokenizer_takes_a_single_masked_first_token_of_each_row_for_text(tmp_path):
+    llama(tmp_path)
+    logits, ids = np.zeros((2, 3, len(LLAMA))), np.full((2, 3), 259)
+    where = np.array([[False, True, True]] * 2)
+    assert evaluate([(logits, ids, where)], tokenizer=tmp_path).n_bytes == 2 * len(" a a")
+
+
 def test_tokenizer_of_ranks_lacks_special_ids_which_the_text_proves(command, tmp_path):
     words = ["a", " b", "c"]
     ranks = "".join(f"{base64.b64encode(word.encode()).decode()} {i}\n" for i, word in enumerate(words))
@@ -497,6 +505,20 @@ def test_tokenizer_that_drops_white_space_needs_the_text(command, text, tmp_path
     assert_refused(command(*argv), "drops the white space between tokens", "--text")
     with pytest.raises(ValueError, match="drops the white space"):
         evaluate([(np.zeros((1, 6)), [1])], tokenizer=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*white space in no token")
+def test_tokenizer_with_a_text_that_got_more_blanks_refuses_an_old_state(text, tmp_path):
+    ids = word_piece(tmp_path).encode("undo it").ids
+    np.savez(tmp_path / "a.npz", logits=np.zeros((len(ids), 6)), targets=ids)
+    options = {"source": tmp_path / "a.npz", "tokenizer": tmp_path, "text": text, "state": tmp_path / "state"}
+    text.write_text("undo it")
+    first = evaluate(**options)
+    text.write_text("undo   it")
+    with fails(ValueError, "state: holds the result of", "a.npz", "changed"):
+        evaluate(**options)
+    text.write_text("undo it")
+    assert evaluate(**options) == first
 
 
 @pytest.mark.parametrize("shift", [True, False])

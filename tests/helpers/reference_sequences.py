@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from reference import divide, exact_sum, float64, rounded, square_root
+from reference import divide, exact_sum, float64, mean, rounded, square_root
 
 from tokenloss._scores.token_scores import COLUMNS
 from tokenloss.results import TokenScores
@@ -155,7 +155,9 @@ class Meter:
 
     @property
     def loss(self):
-        return divide(self.total, exact_sum(w for group in self.groups for _, w in group.tokens))
+        tokens = [token for group in self.groups for token in group.tokens]
+        weight = sum(Fraction(w) for _, w in tokens)
+        return mean([w * x for x, w in tokens], weight) if weight else math.nan
 
     def _error(self, sizes):
         """Error of the groups' sum over the sum of these sizes, from the sample of groups."""
@@ -211,8 +213,8 @@ class Meter:
         if len(self.sequences) < 2:
             return math.nan
         losses = [Fraction(divide(_sum(group), float(_weight(group)))) for group in self.sequences]
-        mean, number = sum(losses) / len(losses), len(losses)
-        return square_root(sum((loss - mean) ** 2 for loss in losses) / (number - 1) / number)
+        center, number = sum(losses) / len(losses), len(losses)
+        return square_root(sum((loss - center) ** 2 for loss in losses) / (number - 1) / number)
 
 
 def _exp(x):

@@ -129,6 +129,7 @@ class DraftAcceptance(Result):
         """How the figures were computed, as far as it is known, in a line that can be published with them."""
         fields: dict[str, Any] = {"unit": "sequence" if self.is_clustered else "block", "tokens": self.count}
         fields |= {"sequences": self.n_sequences or None, "temperature": f"{self.temperature:g}"}
+        fields["cost"] = None if self.cost_ratio is None else f"{self.cost_ratio:g}"
         return signature_of(**fields | self._signed)
 
     def columns(self) -> dict[str, Array]:
@@ -279,7 +280,7 @@ def draft_acceptance(
     numbers = sequence_numbers(segment_ids, cu_seqlens, batch)
     if numbers is None:
         numbers = np.arange(math.prod(batch)) // (batch[-1] or 1 if batch else 1)
-    signed = signed_of(base_logits, logits, None, columns["kept"], None, kind, base_kind)
+    signed = signed_of(base_logits, logits, None, columns, None, kind, base_kind)
     of_columns = acceptance(columns, temperature), columns["kept"], numbers
     return acceptance_of(*of_columns, temperature, cost_ratio, batch, _signed=signed)
 

@@ -376,9 +376,11 @@ class LossMeter(LossFigures):
         are_ones = weights == ExactRatio.of_mean(self._tokens.numerators).denominators
         own: dict[str, Any] = {
             "unit": "sequence" if self.is_clustered else "token", "tokens": self.count,
-            "sequences": self.n_sequences or None, "weights": None if are_ones else "yes",
+            "sequences": self.n_sequences or None,
+            "weights": None if are_ones else f"{self._tokens.effective_count:.6g}",
+            "bytes": self.n_bytes or None, "words": self.n_words or None,
         }  # fmt: skip
-        return signature_of(**own, **fields)
+        return signature_of(**own | fields)
 
     def _loss_per(self, unit: str) -> float:
         """All losses over the bytes or words of their text; nan if these are known of some groups, not of all."""

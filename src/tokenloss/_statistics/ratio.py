@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core import _core
-from tokenloss._core.exact import UNIT, ExactMoments, integer_of, integer_text
+from tokenloss._core.exact import UNIT, ExactMoments, integer_of, integer_text, quotient
 from tokenloss._statistics.distributions import TAIL, equivalent_lengths, ratio_quantile, ratio_tail
 
 if TYPE_CHECKING:
@@ -85,12 +85,13 @@ class ExactRatio:
 
     @property
     def ratio(self) -> float:
-        """The sum of the numerators over that of the denominators; nan over 0."""
-        return self.numerators.sum_over(self.denominators.sum)
+        """The sum of the numerators over that of the denominators, rounded once; nan over 0."""
+        y, x = self.numerators, self.denominators
+        return y.special if x.finite and y.special != 0 else quotient(y.finite, x.finite)
 
     @property
     def stderr(self) -> float:
-        """The standard error of the ratio, pairs taken as independent; nan for fewer than two.
+        """The standard error of the ratio, rounded once, pairs taken as independent; nan for fewer than two.
 
         It is ``sqrt(n / (n - 1) * sum((y - ratio * x)**2)) / sum(x)`` for n pairs (y, x): with sequences as pairs, the
         error that is clustered by sequence. With each x = 1 it is that of a mean, from the sample's variance.
@@ -101,11 +102,10 @@ class ExactRatio:
         squares = x.finite**2 * y.squares - 2 * x.finite * y.finite * self.products + y.finite**2 * x.squares
         numerator, denominator = n * squares, (n - 1) * x.finite**4
         shift = max(0, 140 + denominator.bit_length() - numerator.bit_length()) // 2  # for a root of 64 bits or more
-        root = math.isqrt((numerator << 2 * shift) // denominator)
-        try:
-            return root / (1 << shift)
-        except OverflowError:
-            return math.inf
+        square, rest = divmod(numerator << 2 * shift, denominator)
+        root = math.isqrt(square)
+        is_cut = rest > 0 or root * root < square  # one more bit, for the root to round as the exact one
+        return quotient(2 * root + is_cut, 2 << shift)
 
     @property
     def interval_factor(self) -> float:
