@@ -186,7 +186,9 @@ def test_mean_acceptance_has_an_error_by_text():
     stderr = math.sqrt(30 / 29 * ((sums - mean * lengths) ** 2).sum()) / ids.size
     assert found.mean_acceptance_stderr == pytest.approx(stderr, rel=1e-10)
     low, high = found.mean_acceptance_interval
-    assert (low, high) == pytest.approx((mean - found.interval_factor * stderr, mean + found.interval_factor * stderr))
+    reach = found.interval_factor * stderr / (mean * (1 - mean))  # of the logit
+    logits = np.log(mean / (1 - mean)) + np.array([-reach, reach])
+    assert (low, high) == pytest.approx(1 / (1 + np.exp(-logits)))
     assert (found.n_sequences, found.is_clustered, found.best_k, found.cost_ratio) == (30, True, None, None)
     assert "speedup" not in found.by_k
 
