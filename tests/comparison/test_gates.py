@@ -8,6 +8,7 @@ import clients
 import numpy as np
 import pytest
 from reference_sequences import ends_above_0
+from rendered import Documents
 from scipy import stats
 
 from tokenloss import ComparisonMeter, LossMeter, compare, compare_files, evaluate, sequence_losses
@@ -413,12 +414,26 @@ def test_max_kl_of_responses_can_fail_and_never_holds(tmp_path):
     """A bound from the listed classes is below the divergence: holding by it would let any model pass."""
     base = clients.save(tmp_path / "base.jsonl", *clients.COMPLETIONS[:3])
     other = less_likely(base)
-    found = compare_files(base, {"same": base, "other": other})
+    with pytest.warns(UserWarning, match="^same: identical to base: the same file$"):
+        found = compare_files(base, {"same": base, "other": other})
     for verdict in found["same"].check(max_kl=100, max_kl_quantile={0.9: 100}).gates:
         assert (verdict.figure, verdict.verdict, verdict.n_more) == (pytest.approx(0, abs=1e-9), "cannot tell", None)
         assert "a lower bound of the divergence: it can fail a gate, and hold none" in verdict.note
     assert only(found["same"].check(max_perplexity_ratio=1.01)).verdict == "holds"
     assert only(found["other"].check(max_kl=1e-9)).verdict == "fails"
+
+
+def test_min_same_top_of_responses_is_of_tokens_whose_top_class_is_known(tmp_path, rng):
+    """Without lists, only the rank of a token that is the likeliest one shows the top class."""
+    documents = Documents(rng, lengths=(20, 30, 25))
+    for ids, rows in zip(documents.ids, documents.base, strict=True):
+        ids[1::2] = rows.argmax(-1)[::2]
+    paths = [clients.save_lines(tmp_path / f"{m}.jsonl", *documents.responses(m, 0)) for m in ("base", "other")]
+    found = compare_files(paths[0], {"other": paths[1]})["other"]
+    assert 0 < found.n_top_known < found.count
+    verdict = only(found.check(min_same_top=0.5))
+    assert verdict.figure == found.same_top == found.is_same_top[found.is_top_known].mean()
+    assert verdict.interval[0] < verdict.figure < verdict.interval[1]
 
 
 def test_gates_of_samples_are_refused(tmp_path):
@@ -472,8 +487,9 @@ def test_noise_is_read_as_the_base_is(runs, tmp_path):
     assert found.noise == compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["twin"]).noise
 
 
-def test_noise_of_the_same_run_shows_none(runs):
-    found = compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["base"])
+def test_noise_of_an_equal_run_shows_none(runs):
+    runs["twin"].write_bytes(runs["base"].read_bytes())
+    found = compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["twin"])
     assert "which is equal to it and shows none" in found.summary()
     assert found.to_dict()["candidates"][0]["noise_multiples"]["mean_kl"] is None
 
@@ -491,6 +507,26 @@ def test_noise_names_gates_that_nobody_can_pass(runs):
     assert "below the noise" in only(found.check(min_same_top=(1 + same_top) / 2)).note
 
 
+def test_noise_that_is_the_base_or_a_candidate_itself_is_refused(runs):
+    """A file is no second run: it would show no noise, and 1 for each multiple."""
+    link = runs["base"].with_name("link.npz")
+    link.hardlink_to(runs["base"])
+    for noise in runs["base"], link, [runs["base"]]:
+        with pytest.raises(ValueError, match="npz: is the base itself; it must be a second run of it"):
+            compare_files(runs["base"], {"q8": runs["q8"]}, noise=noise)
+    with pytest.raises(ValueError, match=r"q8\.npz: is given twice; it must be given once"):
+        compare_files(runs["base"], {"q8": runs["q8"]}, noise=runs["q8"])
+
+
+def test_noise_beyond_the_limit_beside_a_verdict_that_holds_does_not_say_that_nobody_can_pass(runs):
+    """The candidate has just passed."""
+    found = compare_files(runs["base"], {"twin": runs["twin"]}, noise=runs["q4"])
+    verdict = only(found.check(max_kl=0.001))
+    assert (verdict.verdict, verdict.note) == (
+        "holds", f"below the noise: a second run of the base has {found.noise.mean_kl:.5g}"
+    )  # fmt: skip
+
+
 def test_noise_beside_a_candidate_of_its_name_is_refused(runs):
     with pytest.raises(ValueError, match=r"^a name of others is 'noise'; it must be another one, where noise is given"):
         compare_files(runs["base"], {"noise": runs["q4"]}, noise=runs["twin"])
@@ -499,7 +535,9 @@ def test_noise_beside_a_candidate_of_its_name_is_refused(runs):
 def test_noise_of_responses(tmp_path):
     base = clients.save(tmp_path / "base.jsonl", *clients.COMPLETIONS[:3])
     other = less_likely(base)
-    found = compare_files(base, {"other": other}, noise=other)
+    twin = tmp_path / "twin.jsonl"
+    twin.write_bytes(other.read_bytes())
+    found = compare_files(base, {"other": other}, noise=twin)
     assert [*found] == ["other"]
     assert found.to_dict()["candidates"][0]["noise_multiples"]["log_perplexity_ratio"] == 1
     assert "KLD is at least" in found.summary()

@@ -125,6 +125,16 @@ class DraftAcceptance(Result):
     _signed: dict[str, Any] = field(default_factory=dict, compare=False)  # fields of the signature
 
     @property
+    def _equals_base(self) -> bool:
+        """Whether the target accepts every token, for sure."""
+        return self.mean_acceptance == 1
+
+    @property
+    def _can_tell_models_apart(self) -> bool:
+        """Whether two models hardly have the same figures by chance: not greedy ones, which are 0 or 1."""
+        return self.temperature > 0
+
+    @property
     def signature(self) -> str:
         """How the figures were computed, as far as it is known, in a line that can be published with them."""
         fields: dict[str, Any] = {"unit": "sequence" if self.is_clustered else "block", "tokens": self.count}

@@ -150,6 +150,12 @@ class PairedLosses(Result):
         mean, stderr = (vars(self)[f"mean_{self._divergence}{suffix}"] for suffix in ("", "_stderr"))
         return mean, stderr
 
+    @property
+    def _equals_base(self) -> bool:
+        """Whether the model has the base's loss at every token, and no divergence from it."""
+        kl, nll, base_nll = (array[self.kept] for array in (self._kl, self.nll, self.base_nll))
+        return bool(kl.size) and not kl.any() and np.array_equal(nll, base_nll, equal_nan=True)
+
     @staticmethod
     @abstractmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
@@ -286,7 +292,11 @@ class PairedLosses(Result):
         count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"
         notes = independent_note(count, unit, mean.factor(tail))
         is_lower_bound = gate.startswith("max_kl") and self._divergence != "kl"
-        return verdict_on(gate, limit, estimate, count, unit, notes=notes, is_lower_bound=is_lower_bound)
+        if not self._equals_base or is_lower_bound or not math.isfinite(estimate.figure):
+            return verdict_on(gate, limit, estimate, count, unit, notes=notes, is_lower_bound=is_lower_bound)
+        estimate = estimate._replace(low=estimate.figure, high=estimate.figure)  # other texts would change nothing
+        verdict = verdict_on(gate, limit, estimate, count, unit, notes=["identical to the base at every token"])
+        return verdict._replace(interval=(math.nan, math.nan))
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each token.

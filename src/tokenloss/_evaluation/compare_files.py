@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path, as_paths, is_given
 from tokenloss._core.errors import raise_error
+from tokenloss._core.files import identity
+from tokenloss._core.text import title
 from tokenloss._evaluation.compare_logprobs import are_logprobs, compare_logprobs
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_scores import compare_scores
 from tokenloss._evaluation.evaluate import advice, not_finite_notes
-from tokenloss._evaluation.options import NOISE, is_folder_of_responses, resolved
+from tokenloss._evaluation.options import NOISE, check_different, is_folder_of_responses, resolved
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.sample_folders import is_samples_folder
@@ -287,6 +289,7 @@ def compare_files(
                 name = checked_sinks(value, "compare_files", None, None)[0]._name
             fits = reason if reason in (_NOT_OF_SAMPLES, _NOT_OF_LOGPROBS) else _REASONS.get(name, reason)
             raise_error("not for", name=name, fits=fits)
+    _refuse_twins(of_base, models, noise, lm_head)
     found: Comparisons[Any] = function(of_base, models, **{name: options[name] for name in options if name in taken})
     if noise is not None:
         found.noise = found.pop(NOISE)
@@ -338,6 +341,14 @@ def _with_noise(others: dict[str, list[str]], noise: Any) -> dict[str, list[str]
     if NOISE in others:
         raise_error("option", name="a name of others", got=NOISE, fits="another one, where noise is given")
     return others | {NOISE: _sources("noise", noise)}
+
+
+def _refuse_twins(base: list[str], models: dict[str, list[str]], noise: Any, lm_head: Any) -> None:
+    """Refuse a file of two candidates, unless they have different heads, and a second run that is the base itself."""
+    if noise is not None and {*map(identity, resolved(base))} & {*map(identity, resolved(models[NOISE]))}:
+        raise_error("content", path=title(models[NOISE]), got="is the base itself", fits="be a second run of it")
+    if lm_head is None or len(as_paths("lm_head", lm_head)) < 2:
+        check_different([path for paths in models.values() for path in resolved(paths)])
 
 
 def _candidates(others: Any) -> dict[str, list[str]]:

@@ -350,7 +350,7 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
         yield message, UserWarning
     if figures.get("has_zero"):
         yield ZERO_ADVICE, UserWarning
-    for message in figures.get("not_finite", ()):
+    for message in (*figures.get("identical", ()), *figures.get("not_finite", ())):
         yield message, UserWarning
     if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
         yield _CERTAIN_ADVICE, UserWarning
