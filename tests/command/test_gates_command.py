@@ -122,7 +122,15 @@ def test_gates_of_score_in_json(folder, command):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (("--max-kl", "nan"), "--max-kl is nan; it must be a finite number of at least 0"),
+        (("--max-kl", "nan"), "argument --max-kl: must be a number, not 'nan'"),
+        (("--max-kl", "1_0"), "argument --max-kl: must be a number, not '1_0'"),  # which Python takes for 10
+        (("--max-kl", "inf"), "not 'inf'"),
+        (("--max-kl", "1e999"), "not '1e999'"),
+        (("--max-kl", " 5 "), "not ' 5 '"),
+        (("--max-kl", "\N{ARABIC-INDIC DIGIT FIVE}"), "must be a number"),
+        (("--max-kl-quantile", "0.9=1_0"), "not '0.9=1_0'"),
+        (("--max-kl", "-1"), "--max-kl is -1.0; it must be a finite number of at least 0"),
+        (("--max-kl", "1", "--classes", "1_0"), "argument --classes: must be an integer of at least 1, not '1_0'"),
         (("--max-kl", "x"), "argument --max-kl: must be a number, not 'x'"),
         (("--min-same-top", "97"), "--min-same-top is 97.0; it must be a number from 0 to 1"),
         (("--max-kl-quantile", "0.3"), "argument --max-kl-quantile: must be F=X, with F between 0 and 1"),
@@ -136,6 +144,16 @@ def test_gates_of_score_in_json(folder, command):
 def test_gates_that_are_refused_write_nothing(argv, words, folder, command):
     assert_refused(command("compare", "base.npz", "q8.npz", "--per-token", "t.csv", *argv), words)
     assert not (folder / "t.csv").exists()
+
+
+def test_gates_of_losses_without_targets_end_with_status_2(folder, command):
+    """Status 3 is that of a worse model."""
+    for name in "base", "q8":
+        with np.load(f"{name}.npz") as file:
+            np.save(f"{name}.npy", file["logits"])
+    result = command("compare", "base.npy", "q8.npy", "--max-perplexity-ratio", 2, "--max-kl", 1)
+    assert_refused(result, "--max-perplexity-ratio is for losses, which need targets, and there are none")
+    assert command("compare", "base.npy", "q8.npy", "--max-kl", 1)[0] == 0
 
 
 def test_gates_of_samples_are_refused_by_the_command(tmp_path, command):

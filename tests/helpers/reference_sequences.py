@@ -29,6 +29,11 @@ def factor_of_two(a, b):
     return (cotangent + math.sqrt(cotangent**2 + 1 + apart**2)) * (a + b) ** 2 / (4 * a * b)
 
 
+def ends_above_0(mean, reach):
+    """Ends of the interval of a mean of values of at least 0: the logarithm of the mean, plus or minus an error."""
+    return tuple(math.exp(math.log(mean) + sign * reach / mean) for sign in (-1, 1))
+
+
 def interval_misses(factor, lengths):
     """How often intervals of so many standard errors miss the mean, for normal means of sequences of these lengths.
 

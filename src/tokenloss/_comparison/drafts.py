@@ -13,7 +13,7 @@ from tokenloss._comparison.draft_tables import BLOCK, drafts_shown
 from tokenloss._comparison.figures import signed_of
 from tokenloss._comparison.paired import nan_last
 from tokenloss._core.errors import raise_error
-from tokenloss._core.exact import ExactMoments
+from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, columns_of, figure, nonzero, places_of, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._core.validation import check_number
@@ -123,6 +123,16 @@ class DraftAcceptance(Result):
     # what files say of the models, such as their names: more figures, which `==` does not compare
     _about: dict[str, Any] = field(default_factory=dict, compare=False)
     _signed: dict[str, Any] = field(default_factory=dict, compare=False)  # fields of the signature
+
+    @property
+    def _equals_base(self) -> bool:
+        """Whether the target accepts every token, for sure."""
+        return self.mean_acceptance == 1
+
+    @property
+    def _can_tell_models_apart(self) -> bool:
+        """Whether two models hardly have the same figures by chance: not greedy ones, which are 0 or 1."""
+        return self.temperature > 0
 
     @property
     def signature(self) -> str:
@@ -372,14 +382,17 @@ def _ratio(numerators: Float64Array, denominators: Float64Array, groups: IntArra
 
 
 def _interval(mean: float, by_text: ExactRatio, count: int, *, is_share: bool) -> tuple[float, float]:
-    """The 95 % interval of the mean acceptance; of greedy decoding, where it is a fraction of the positions."""
+    """The 95 % interval of the mean acceptance: of a fraction for greedy decoding, else of its logit."""
     if by_text.count < 2 or math.isnan(mean):
         return math.nan, math.nan
     if is_share:
         estimate = share_estimate(mean, count, by_text, 1.0, TAIL)
         return estimate.low, estimate.high
-    reach = by_text.factor() * by_text.stderr
-    return max(0.0, mean - reach), min(1.0, mean + reach)
+    if not 0 < mean < 1 or not by_text.stderr:
+        return mean, mean
+    odds, reach = mean / (1 - mean), by_text.factor() * by_text.stderr / (mean * (1 - mean))
+    low, high = (odds * exp(sign * reach) for sign in (-1, 1))
+    return low / (1 + low), 1 / (1 + 1 / high)
 
 
 def _sequence_table(texts: _Texts) -> dict[str, Array]:

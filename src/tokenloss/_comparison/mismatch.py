@@ -254,6 +254,11 @@ class Mismatch(Result):
         return verdict._replace(verdict=CANNOT_TELL) if cannot_hold else verdict
 
     @property
+    def _equals_base(self) -> bool:
+        """Whether both have the same log-probability of every token."""
+        return bool(self.count) and not self.difference[self.kept].any()
+
+    @property
     def _kl(self) -> Float64Array:
         """What plots draw of each token."""
         return np.abs(self.difference)

@@ -11,6 +11,7 @@ from tokenloss._comparison.paired import Mean
 from tokenloss._core.exact import exp
 from tokenloss._statistics.distributions import TAIL
 from tokenloss._statistics.gates import Estimate, divergence_estimate, needed_count, share_estimate
+from tokenloss._statistics.ratio import interval_above_0
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, Float64Array, IntArray
@@ -56,7 +57,7 @@ def token_figures(
         figures |= {name: mean.mean, f"{name}_stderr": mean.stderr, f"{name}_interval": ends}
     value, stderr, _, factor = _mean_of_exp(difference, ids)
     figures |= {"mean_ratio": value, "mean_ratio_stderr": stderr}
-    figures["mean_ratio_interval"] = _log_interval(value, factor * stderr)
+    figures["mean_ratio_interval"] = interval_above_0(value, stderr, factor)
     k3 = np.sort(values["k3"])
     total, top = float(k3.sum()), float(k3[k3.size - -(-k3.size // 100) :].sum())
     figures["top_k3_share"] = top / total if 0 < total < math.inf else math.nan
@@ -89,13 +90,6 @@ def _mean_of_exp(logs: Float64Array, ids: IntArray | None) -> tuple[float, float
     log = (math.log(mean.mean) if mean.mean else -math.inf) + shift
     factor = exp(shift)
     return mean.mean * factor, mean.stderr * factor, log, mean.factor()
-
-
-def _log_interval(value: float, radius: float) -> tuple[float, float]:
-    """The interval of a positive value by its logarithm, given its radius without it."""
-    if not 0 < value < math.inf:
-        return value - radius, value + radius
-    return value * exp(-radius / value), value * exp(radius / value)
 
 
 def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tail: float) -> tuple[Estimate, Mean]:

@@ -206,6 +206,16 @@ class SampleComparison(Result):
     _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
 
     @property
+    def _equals_base(self) -> bool:
+        """Whether both models have the same value of every metric of every sample."""
+        return all(np.array_equal(one.base_values, one.other_values, equal_nan=True) for one in self.metrics)
+
+    @property
+    def _can_tell_models_apart(self) -> bool:
+        """Whether two models hardly have the same values by chance: not those that are all 0 or 1."""
+        return any(not np.isin(one.base_values, (0, 1)).all() for one in self.metrics)
+
+    @property
     def signature(self) -> str:
         """One line that describes how the values were computed, to be published with them."""
         return signature_of(unit=self.cluster or "document", samples=self.count, documents=self.n_documents)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path, as_paths, is_given
 from tokenloss._core.errors import raise_error
-from tokenloss._core.text import printable
+from tokenloss._core.files import identity
+from tokenloss._core.text import printable, title
 from tokenloss._evaluation.compare_logprobs import are_logprobs, compare_logprobs
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_scores import compare_scores
-from tokenloss._evaluation.options import NOISE, is_folder_of_responses, resolved
+from tokenloss._evaluation.options import NOISE, check_different, is_folder_of_responses, resolved
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss._statistics.advice import advice, not_finite_notes
 from tokenloss.formats.responses import is_responses
@@ -298,6 +299,7 @@ def compare_files(
                 reason += _LISTED_IN_PYTHON * (reason == _NOT_OF_SAMPLES)
             fits = reason if reason.startswith((_NOT_OF_SAMPLES, _NOT_OF_LOGPROBS)) else _REASONS.get(name, reason)
             raise_error("not for", name=name, fits=fits)
+    _refuse_twins(of_base, models, noise, lm_head)
     found: Comparisons[Any] = function(of_base, models, **{name: options[name] for name in options if name in taken})
     if noise is not None:
         found.noise = found.pop(NOISE)
@@ -315,6 +317,7 @@ def hints_of(found: Comparisons[Any]) -> dict[str, Any]:
         for name, figures in of_scores.items()
         for note in not_finite_notes(figures, figures["count"], "divergence or loss")
     ]
+    notes += found._identical()
     notes += dict.fromkeys(note for one in every.values() for note in getattr(one, "runs", ()))
     return found._hints() | {"notes": notes}
 
@@ -350,6 +353,14 @@ def _with_noise(others: dict[str, list[str]], noise: Any) -> dict[str, list[str]
     if NOISE in others:
         raise_error("option", name="a name of others", got=NOISE, fits="another one, where noise is given")
     return others | {NOISE: _sources("noise", noise)}
+
+
+def _refuse_twins(base: list[str], models: dict[str, list[str]], noise: Any, lm_head: Any) -> None:
+    """Refuse a file of two candidates, unless they have different heads, and a second run that is the base itself."""
+    if noise is not None and {*map(identity, resolved(base))} & {*map(identity, resolved(models[NOISE]))}:
+        raise_error("content", path=title(models[NOISE]), got="is the base itself", fits="be a second run of it")
+    if lm_head is None or len(as_paths("lm_head", lm_head)) < 2:
+        check_different([path for paths in models.values() for path in resolved(paths)])
 
 
 def _candidates(others: Any) -> dict[str, list[str]]:

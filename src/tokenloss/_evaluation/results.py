@@ -19,9 +19,10 @@ from tokenloss._statistics.gates import (
     Verdicts,
     checked_limits,
     checked_tail,
+    divergence_estimate,
     independent_note,
     joined_verdicts,
-    mean_estimate,
+    perplexity_estimate,
     share_estimate,
     verdict_on,
 )
@@ -283,7 +284,8 @@ class Evaluation(LossFigures):
         if gate == "min_greedy_accuracy":
             estimate = share_estimate(meter.loss, meter.count, independent, limit, tail)
         else:
-            estimate = mean_estimate(meter.loss, independent, limit, tail, is_log=gate == "max_perplexity")
+            estimate_of = perplexity_estimate if gate == "max_perplexity" else divergence_estimate
+            estimate = estimate_of(meter.loss, independent, limit, tail)
         count, unit = independent.count, "sequence" if meter.is_clustered else "token"
         notes = independent_note(count, unit, independent.factor(tail))
         return verdict_on(gate, limit, estimate, count, unit, notes=notes, void=void_of(self.figures, gate))
