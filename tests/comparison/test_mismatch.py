@@ -555,6 +555,23 @@ def test_log_odds_on_a_line_that_no_temperature_makes_have_none(rng):
         assert ("looks like a temperature" in begins(found)) == (expected is not None)
 
 
+def test_the_summary_ends_with_the_diagnosis_or_with_a_sentence_that_there_is_none(pair, rng):
+    logprobs, base = pair
+    quiet = mismatch(logprobs, base)
+    above = mismatch(base - 1 + rng.normal(0.005, 0.02, size=base.shape), base - 1)
+    for found, words in (
+        (quiet, "nothing suspicious: the mean ratio is 1 within its error"),
+        (above, "nothing certain, but the 95 % interval of the mean ratio"),
+        (mismatch(logprobs[:, :3], base[:, :3]), "too few tokens to tell: 27, and 50 are needed"),
+        (mismatch([], []), "too few tokens to tell: 0, and 50 are needed"),
+        (mismatch(base / 0.7, base), "looks scaled"),
+    ):
+        tables, _, signature = found.summary().rpartition("\n\n")
+        assert signature.strip() == found.signature
+        assert tables.splitlines()[-1].startswith(f"  {words}"), words
+        assert found.diagnosis == [] or found.diagnosis[0].startswith(words)
+
+
 def test_equal_numbers_are_told(pair):
     assert begins(mismatch(pair[0], pair[0])) == ["equal"]
 
