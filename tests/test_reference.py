@@ -79,16 +79,17 @@ def files(tmp_path_factory):
     path, rng = tmp_path_factory.mktemp("reference"), np.random.default_rng(3)
     logits, targets = rng.normal(size=(40, 11), scale=3).astype(np.float32), rng.integers(9, size=40)
     words = np.array([" a", "b", " 1", ",", " "] * 8)
-    for name, noise in ("base", 0), ("q8", 0.1), ("q4", 0.5):
+    for name, noise in ("base", 0), ("twin", 0.01), ("q8", 0.1), ("q4", 0.5):
         (path / name).mkdir()
         scores = logits + noise * rng.normal(size=logits.shape).astype(np.float32)
         for i, part in enumerate(np.split(np.arange(40), 2)):
             parts = {"targets": targets[part], "tokens": words[part], "segment_ids": part // 8}
             np.savez(path / name / f"part-{i}.npz", logits=scores[part], **parts)
     np.save(path / "head.npy", rng.normal(size=(11, 4)))
-    states = rng.normal(size=(8, 5, 4))
+    states = rng.normal(size=(3, 8, 5, 4))
     states /= np.sqrt((states**2).mean(-1, keepdims=True))  # as after the final norm
-    np.savez(path / "hidden.npz", hidden_states=states, targets=targets.reshape(8, 5))
+    for name, hidden in zip(("hidden", "hidden-other", "hidden-twin"), states, strict=True):
+        np.savez(path / f"{name}.npz", hidden_states=hidden, targets=targets.reshape(8, 5))
     (path / "text.txt").write_text("a few words")
     answer = {
         "message": {"content": "a"},
@@ -97,7 +98,10 @@ def files(tmp_path_factory):
     clients.save_lines(path / "rollout.jsonl", *[{"choices": [answer]}] * 5)
     np.save(path / "trainer.npy", -rng.exponential(size=20))
     (path / "ranks.tiktoken").write_text("".join(f"{b64encode(bytes([n])).decode()} {n}\n" for n in range(11)))
-    (path / "responses.jsonl").write_text(clients.responses()["vllm/run_batch_out.jsonl"], "utf-8", newline="")
+    responses = clients.responses()["vllm/run_batch_out.jsonl"]
+    for name, digit in ("responses", ""), ("responses-other", "1"), ("responses-twin", "2"):
+        other = re.sub(r'("logprob": ?-)', rf"\g<1>{digit}", responses)
+        (path / f"{name}.jsonl").write_text(other, "utf-8", newline="")
     for model in "base", "noise":
         (path / model).mkdir(exist_ok=True)
         for task in "mc", "rolling":
@@ -148,22 +152,49 @@ def described_keys(command, kind):
 def commands_of(files, kind):
     """Commands whose JSON has every key of a kind of input, by their name."""
     skip, of_loss, of_bytes = ("--skip-failed",), ("--max-loss", "99"), ("--tokenizer", files.ranks_tiktoken)
-    of_kl, of_ratio = ("--max-kl", "99", "--divergences", ",".join(DIVERGENCES)), ("--max-perplexity-ratio", "99")
+    of_kl, of_ratio = ("--max-kl", "99", "--divergences", ",".join(DIVERGENCES)), ("--max-perplexity-ratio", "1e300")
     return {
         "scores": [
             ("score", files.base, *of_bytes, "--n-words", 5, *of_loss),
-            ("compare", files.base, f"q8={files.q8}", f"q4={files.q4}", "--size", "q4=1", "--noise", files.q8, *of_kl),
+            (
+                "compare",
+                files.base,
+                f"q8={files.q8}",
+                f"q4={files.q4}",
+                "--size",
+                "q4=1",
+                "--noise",
+                files.twin,
+                *of_kl,
+            ),
         ],
         "hidden states": [
             ("score", files.hidden_npz, "--lm-head", files.head_npy, *of_bytes, *of_loss),
-            ("compare", *[files.hidden_npz] * 2, "--lm-head", files.head_npy, "--noise", files.hidden_npz, *of_kl),
+            (
+                "compare",
+                files.hidden_npz,
+                files.hidden_other_npz,
+                "--lm-head",
+                files.head_npy,
+                "--noise",
+                files.hidden_twin_npz,
+                *of_kl,
+            ),
         ],
         "windows": [
             ("score", files.hidden_npz, "--lm-head", files.head_npy, "--window", 5, "--stride", 5, *of_bytes, *of_loss),
         ],
         "responses": [
             ("score", files.responses_jsonl, *skip, *of_loss),
-            ("compare", *[files.responses_jsonl] * 2, *skip, "--noise", files.responses_jsonl, *of_ratio),
+            (
+                "compare",
+                files.responses_jsonl,
+                files.responses_other_jsonl,
+                *skip,
+                "--noise",
+                files.responses_twin_jsonl,
+                *of_ratio,
+            ),
         ],
         "drafts": [("compare", files.base, f"q8={files.q8}", "--draft", "--cost-ratio", "0.1", "--size", "q8=1")],
         "logprobs": [("compare", files.trainer_npy, files.rollout_jsonl, "--max-k3", "99")],
@@ -230,7 +261,7 @@ def tables_in_memory(files):
         yield TITLES[0], kind, tokens.columns()
         yield TITLES[1], kind, sequences.columns() | evaluation.columns()
         tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
-        other = files.q8 if kind == "scores" else path
+        other = files.q8 if kind == "scores" else files.responses_other_jsonl
         wanted = {"divergences": (*DIVERGENCES,)} if kind == "scores" else {}
         found = compare_files(path, {"a": other}, sinks=[tokens, sequences], **options, **wanted)
         yield TITLES[2], kind, tokens.columns()
@@ -287,7 +318,11 @@ def test_columns_that_are_not_scored_hold_what_is_described():
 
 
 def test_columns_of_models_are_keys_of_json(files):
-    kinds = {"scores": (files.base, files.q8, {}), "responses": (files.responses_jsonl,) * 2 + ({"skip_failed": True},)}
+    skip = {"skip_failed": True}
+    kinds = {
+        "scores": (files.base, files.q8, {}),
+        "responses": (files.responses_jsonl, files.responses_other_jsonl, skip),
+    }
     for kind, (base, other, options) in kinds.items():
         keys = described_keys("compare", kind)
         found = {*compare_files(base, {"a": other}, **options).columns()}

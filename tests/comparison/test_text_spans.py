@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -164,8 +165,8 @@ def test_totals_are_those_of_each_model_where_all_is_scored(case):
     result = compared(*sides, text)
     for total, side in (result.nll_a, sides[0]), (result.nll_b, sides[1]):
         assert total == math.fsum(row[3] for row in side)
-    exact = math.fsum([row[3] for row in sides[1]] + [-row[3] for row in sides[0]])
-    assert result.difference == exact / result.n_bytes / math.log(2)
+    exact = sum(Fraction(row[3]) for row in sides[1]) - sum(Fraction(row[3]) for row in sides[0])
+    assert result.difference == float(exact / result.n_bytes) / math.log(2)
     assert sum(one.n_bytes for one in result.kinds) == result.n_bytes == result.n_bytes
     assert all("\ufffd" not in text for text in result.columns()["text"])
 

@@ -273,7 +273,8 @@ def test_draw_candidates_over_sizes(count, unit, scale):
     for bar, name in zip(means.collections, names, strict=True):
         ((low, high),) = (segment[:, 1] for segment in bar.get_segments())
         half = 1.971957 * comparisons[name].kl.std(ddof=1) / math.sqrt(200)  # Student's t with 199 degrees of freedom
-        np.testing.assert_allclose((low, high), comparisons[name].kl.mean() + np.array([-half, half]), rtol=1e-6)
+        mean = comparisons[name].kl.mean()
+        np.testing.assert_allclose((low, high), mean * np.exp(np.array([-half, half]) / mean), rtol=1e-6)
     legend = [text.get_text() for text in quantiles.get_legend().get_texts()]
     assert legend == [short(name) for name in names[::-1]]
     marks = [line for line in quantiles.lines if line.get_marker() == "."]

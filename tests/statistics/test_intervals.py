@@ -161,6 +161,39 @@ def shares_covered(lengths, rng, repetitions):
     return covered / repetitions
 
 
+@pytest.mark.parametrize("repetitions", [pytest.param(10_000, marks=pytest.mark.slow), 1000])
+@pytest.mark.parametrize(
+    ("draw", "above", "below"),
+    [
+        (lambda rng, size: rng.normal(3, 0.5, size), 0.022, 0.029),
+        (lambda rng, size: rng.exponential(3, size), 0.052, 0.016),  # those of t: 0.095, 0.003
+        (lambda rng, size: 3 / math.exp(0.32) * rng.lognormal(0, 0.8, size), 0.078, 0.012),  # of t: 0.118, 0.002
+    ],
+    ids=["normal", "exponential", "lognormal"],
+)
+def test_intervals_of_ten_texts_with_skewed_losses_miss_the_truth_as_the_docs_say(draw, above, below, repetitions, rng):
+    """How often the upper end is below the true mean of 3 nats, so that a gate at it holds, and the lower one above."""
+    misses, n_bytes = np.zeros((2, 2)), np.full(10, 4)
+    for means in draw(rng, (repetitions, 10, 1)):
+        meter = LossMeter()
+        meter.update(sequence_losses(means, n_bytes=n_bytes))
+        ends = np.log(meter.perplexity_interval), np.array(meter.bits_per_byte_interval) * 4 * math.log(2)
+        misses += [(low > 3, high < 3) for low, high in ends]
+    for share, expected in zip(misses.T / repetitions, (below, above), strict=True):
+        assert share[0] == share[1]  # whatever the unit
+        assert abs(share[0] - expected) < 4 * math.sqrt(expected / repetitions) + 0.003
+
+
+def test_losses_that_are_0_but_for_rounding_have_a_narrow_interval():
+    """A logarithm of their mean would make an interval of many nats out of errors of 1e-9."""
+    meter = LossMeter()
+    meter.update([1e-9, -1e-9, 2e-10])
+    assert meter.perplexity_interval == pytest.approx((1, 1), abs=1e-8)
+    zero = LossMeter()
+    zero.update([0.0, 0.0])
+    assert (zero.perplexity_interval, zero.stderr) == ((1, 1), 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [3, 5, 10, 50])
 @pytest.mark.parametrize("kind", LENGTHS)

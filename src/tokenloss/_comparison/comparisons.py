@@ -84,13 +84,11 @@ class Comparisons(NamedResults[ComparisonT]):
         for name, one in self.items():
             paths = [one._about[key] for key in _FILES if key in one._about]
             is_same_file = len({*map(identity, paths)}) == 1 < len(paths)
-            can_tell = getattr(one, "_can_tell_models_apart", True)
+            can_tell = getattr(one, "_can_tell", True)
             if one._equals_base and (is_same_file or can_tell):
                 messages.append(f"{name}: identical to base: the same {'file' if is_same_file else 'values'}")
-                continue
-            before = [*self][: [*self].index(name)] if can_tell else []
-            twins = [other for other in before if self[other] == one]
-            messages += [f"{name}: identical to {twin}: the same values" for twin in twins[:1]]
+            elif can_tell and (twins := [other for other in [*self][: [*self].index(name)] if self[other] == one]):
+                messages.append(f"{name}: identical to {twins[0]}: the same values")
         return messages
 
     def _hints(self) -> dict[str, Any]:

@@ -130,8 +130,8 @@ class DraftAcceptance(Result):
         return self.mean_acceptance == 1
 
     @property
-    def _can_tell_models_apart(self) -> bool:
-        """Whether two models hardly have the same figures by chance: not greedy ones, which are 0 or 1."""
+    def _can_tell(self) -> bool:
+        """Whether two models hardly have the same values by chance: not greedy ones, of 0 and 1."""
         return self.temperature > 0
 
     @property

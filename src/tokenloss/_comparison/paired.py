@@ -22,9 +22,9 @@ from tokenloss._statistics.gates import (
     checked_limits,
     checked_tail,
     divergence_estimate,
+    exp_estimate,
     independent_note,
     needed_count,
-    ratio_estimate,
     share_estimate,
     verdict_on,
 )
@@ -203,7 +203,7 @@ class PairedLosses(Result):
         """Tell whether figures keep to limits, for all texts of this kind and not for these alone.
 
         A gate holds where the whole interval of its figure does, and fails where the interval lies beyond the limit;
-        else these texts cannot tell. A figure that is nan or infinite fails.
+        else these texts cannot tell. A figure that is nan or infinite fails; one that no token has cannot tell.
 
         Parameters
         ----------
@@ -217,8 +217,8 @@ class PairedLosses(Result):
         max_perplexity_ratio : float, optional
             The largest ``perplexity / base_perplexity``.
         confidence : float, default 0.95
-            The confidence of the intervals, which reach to both sides: a gate at the true value holds with a
-            probability of 2.5 %, and fails with as much.
+            The confidence of the intervals, which reach to both sides: a gate at the true value is meant to hold with a
+            probability of 2.5 %, and to fail with as much.
         noise : Comparison, optional
             A second run of the base, compared with it in the same way: a note says which gates it does not pass itself.
 
@@ -237,10 +237,8 @@ class PairedLosses(Result):
         Intervals come from the figures' standard errors, clustered by sequence. Those of a mean divergence, which is
         skewed, and of a ratio are intervals of the logarithm. A quantile has that of `kl_quantile_intervals`. That of a
         fraction is binomial, for as many independent tokens as would have its standard error (Korn and Graubard, Survey
-        Methodology 24, 1998). It also allows for a kind of text that is in none of the G sequences, and in which half
-        of the agreeing tokens disagree: its upper end is at least ``(1 - 0.025 ** (1 / G)) / 2``, its lower end at most
-        1 less that. A model whose losses and divergences are the base's at every token is reported as identical; its
-        gates need no interval.
+        Methodology 24, 1998), and its ends are at least ``(1 - 0.025 ** (1 / G)) / 2`` from 0 and 1, which allows for a
+        kind of text that is in none of the G sequences. A model that equals its base at every token needs no interval.
 
         Examples
         --------
@@ -254,7 +252,7 @@ class PairedLosses(Result):
           gate                  limit     figure           95 % interval  verdict  note
           max_kl                 0.01  0.0029001  0.0028399 to 0.0029616  holds
           max_kl_quantile 0.99   0.01  0.0077102  0.0073774 to 0.0083003  holds
-          min_same_top            0.9          1             0.9119 to 1  holds
+          min_same_top            0.9          1            0.95595 to 1  holds
         """
         given = {
             "max_kl": max_kl, "max_kl_quantile": max_kl_quantile, "min_same_top": min_same_top,
@@ -284,7 +282,7 @@ class PairedLosses(Result):
         elif gate == "max_perplexity_ratio":
             with np.errstate(invalid="ignore"):  # infinite losses
                 mean = Mean(nll - base_nll, ids)
-            estimate = ratio_estimate(mean.mean, mean._independent, limit, tail)
+            estimate = exp_estimate(mean.mean, mean._independent, limit, tail, is_signed=True)
         else:
             mean = Mean(kl, ids)
             estimate = divergence_estimate(mean.mean, mean._independent, limit, tail)
@@ -421,10 +419,9 @@ def quantile_intervals(
     """Confidence intervals of quantiles of values of at least 0, for the fractions that are neither 0 nor 1.
 
     The true quantile lies below, and above, with a probability of at most `tail` each; by default they are of 95 %.
-    Each end is one of the ordered values, whose rank is from the binomial distribution, or the estimate itself if that
-    is farther out. With sequences, ranks are at least as far apart as the interval of the fraction of values up to the
-    quantile (Woodruff, Journal of the American Statistical Association 47, 1952). `mean` is that of the values, which
-    come in the order of their sequences.
+    Each end is an ordered value, by a binomial rank, or the estimate if that is farther out. With sequences, ranks are
+    at least as far apart as the interval of the fraction of values below it (Woodruff, Journal of the American
+    Statistical Association 47, 1952). `mean` is that of the values, which come in the order of their sequences.
     """
     ordered = np.sort(values)
     inner = [fraction for fraction in fractions if 0 < fraction < 1]
@@ -439,7 +436,7 @@ def quantile_intervals(
             low = min(low, max(0, math.floor(ordered.size * (fraction - radii[fraction]))))
             high = max(high, min(ordered.size, math.ceil(ordered.size * (fraction + radii[fraction]))) + 1)
         intervals[fraction] = (
-            # rounding may make a 0 negative; of few values, an estimate may be between two, before or after both ranks
+            # rounding may make a 0 negative
             min(estimate, float(ordered[low - 1])) if low else min(0.0, float(ordered[0])),
             max(estimate, float(ordered[high - 1])) if high <= ordered.size else math.inf,
         )

@@ -184,9 +184,10 @@ class SampleComparison(Result):
     --------
     >>> import json, pathlib, tempfile
     >>> from tokenloss import compare_files
-    >>> path = pathlib.Path(tempfile.mkdtemp(), "samples.jsonl")
-    >>> _ = path.write_text(json.dumps({"doc_id": 0, "filtered_resps": ["4"], "exact_match": 1.0}))
-    >>> compare_files(path, {"same": path})["same"]
+    >>> base, q4 = (pathlib.Path(tempfile.mkdtemp(), "samples.jsonl") for _ in range(2))
+    >>> for path in (base, q4):
+    ...     _ = path.write_text(json.dumps({"doc_id": 0, "filtered_resps": ["4"], "exact_match": 1.0}))
+    >>> compare_files(base, {"q4": q4})["q4"]
     SampleComparison(count=1, metrics=['exact_match'])
     """
 
@@ -211,7 +212,7 @@ class SampleComparison(Result):
         return all(np.array_equal(one.base_values, one.other_values, equal_nan=True) for one in self.metrics)
 
     @property
-    def _can_tell_models_apart(self) -> bool:
+    def _can_tell(self) -> bool:
         """Whether two models hardly have the same values by chance: not those that are all 0 or 1."""
         return any(not np.isin(one.base_values, (0, 1)).all() for one in self.metrics)
 

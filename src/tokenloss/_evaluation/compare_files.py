@@ -105,7 +105,8 @@ def compare_files(
     others : path, or mapping of names to a path or paths
         The candidates. Each has as many shards as the base, of the same rows in the same order; responses to the same
         requests; or samples of the same task, or of tasks of the same names. Responses may be compared with scores.
-        Or the one file of the engine that sampled.
+        Or the one file of the engine that sampled. Two candidates have no file in common, unless they have different
+        heads.
     targets : path or paths, optional
         A .npy file of class ids for each shard, or one for all; by default, the base or a candidate holds them. All
         that are held must be the same. Without any, scores are compared by their divergences alone.
@@ -163,7 +164,8 @@ def compare_files(
     noise : path or paths, optional
         A second run of the base, say with another batch size or by another engine, which is read as the base is:
         `Comparisons.noise` compares it with the base, tables show figures as multiples of its own, and
-        `Comparisons.check` tells which gates it does not pass itself. In `sinks` it is one more candidate, "noise".
+        `Comparisons.check` tells which gates it does not pass itself. In `sinks` it is one more candidate, "noise". It
+        must not be the base itself, nor a candidate.
     sinks : sequence of Sink, optional
         Files to write; `Sink.add` gets a `ComparedBlock`, and `Sink.finish` the figures and the result.
     state : path, optional
@@ -202,7 +204,8 @@ def compare_files(
     NormWarning
         If hidden states seem to lack the final norm.
     UserWarning
-        If divergences or losses are nan or infinite, or if a folder of samples has several runs of a task.
+        If divergences or losses are nan or infinite, if a candidate is identical to its base or to another one, or if
+        a folder of samples has several runs of a task.
 
     See Also
     --------

@@ -20,9 +20,9 @@ from tokenloss._statistics.gates import (
     checked_limits,
     checked_tail,
     divergence_estimate,
+    exp_estimate,
     independent_note,
     joined_verdicts,
-    perplexity_estimate,
     share_estimate,
     verdict_on,
 )
@@ -240,7 +240,7 @@ class Evaluation(LossFigures):
         """Tell whether figures keep to limits, for all texts of this kind and not for these alone.
 
         A gate holds where the whole interval of its figure does, and fails where the interval lies beyond the limit;
-        else these texts cannot tell. A figure that is nan or infinite fails.
+        else these texts cannot tell. A figure that is nan or infinite fails; one that no token has cannot tell.
 
         Parameters
         ----------
@@ -283,9 +283,10 @@ class Evaluation(LossFigures):
         independent = meter._independent
         if gate == "min_greedy_accuracy":
             estimate = share_estimate(meter.loss, meter.count, independent, limit, tail)
+        elif gate == "max_perplexity":
+            estimate = exp_estimate(meter.loss, independent, limit, tail, is_signed=False)
         else:
-            estimate_of = perplexity_estimate if gate == "max_perplexity" else divergence_estimate
-            estimate = estimate_of(meter.loss, independent, limit, tail)
+            estimate = divergence_estimate(meter.loss, independent, limit, tail)
         count, unit = independent.count, "sequence" if meter.is_clustered else "token"
         notes = independent_note(count, unit, independent.factor(tail))
         return verdict_on(gate, limit, estimate, count, unit, notes=notes, void=void_of(self.figures, gate))

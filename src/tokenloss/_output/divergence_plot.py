@@ -17,6 +17,7 @@ from tokenloss._core.validation import check_number
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import drawing
 from tokenloss._output.drawing import BLUE, CURVE_POINTS, INK, LINE, ORANGE, PLOT_MAX, PLOT_MIN
+from tokenloss._statistics.ratio import interval_above_0
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -207,8 +208,8 @@ def draw_candidates(
     for name, one in sorted(comparisons.items(), key=lambda named: named[1]._rank()):
         kl = one._kl[one.kept]
         mean, stderr = one._mean_kl
-        radius = stderr * one.interval_factor
-        models.append(_Model(name, sizes.get(name), mean, radius, np.sort(kl[drawing.in_plot_range(kl)])))
+        ends = interval_above_0(mean, stderr, one.interval_factor)
+        models.append(_Model(name, sizes.get(name), mean, ends, np.sort(kl[drawing.in_plot_range(kl)])))
     by_name = len(sizes) < len(models)
     figure = drawing.empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
     _draw_models(figure, models, one._quantity)
@@ -280,7 +281,7 @@ class _Model(NamedTuple):
     name: str
     size: float | None  # bytes
     mean: float
-    radius: float  # of the 95 % interval of the mean
+    ends: tuple[float, float]  # of the 95 % interval of the mean
     values: Array  # its divergences, sorted
 
 
@@ -355,8 +356,8 @@ def _draw_means(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look], qu
     if drawing.mark_if_empty(axes, len(drawn)):
         return
     means = np.array([models[rank].mean for rank in drawn])
-    errors = np.nan_to_num([models[rank].radius for rank in drawn], posinf=0)
-    lows, highs = means - errors, np.minimum(means + errors, PLOT_MAX)
+    ends = np.array([models[rank].ends for rank in drawn]).T
+    lows, highs = np.minimum(np.where(np.isfinite(ends), ends, means), PLOT_MAX)
     limits = np.where(lows > 0, lows, means).min() / 1.5, highs.max() * 1.5
     places = np.array([(models[rank].size or 0) / scale for rank in drawn]) if by_size else np.arange(len(drawn))
     for rank, place, mean, low, high in zip(drawn, places, means, np.maximum(lows, PLOT_MIN), highs, strict=True):

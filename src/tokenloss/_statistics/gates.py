@@ -38,10 +38,11 @@ class Verdict(NamedTuple):
     limit, figure : float
         The limit, and the figure that should not lie beyond it.
     interval : tuple of float
-        Both ends of the interval of the figure; nan where it is not known.
+        Both ends of the interval of the figure; nan where it is not known, or not needed as the model equals its base.
     verdict : str
         "holds" if the whole interval does, "fails" if it lies beyond the limit or if the figure is nan or infinite,
-        else "cannot tell"; also "cannot tell" where a warning or a diagnosis shows that the figure means nothing.
+        else "cannot tell"; also "cannot tell" if no token has the figure, or if a warning or a diagnosis shows that it
+        means nothing.
     n_more : int or None
         About how many more sequences (or tokens, where errors take these as independent) would tell, if the figure
         stays as it is; None where there is a verdict, and where no number would.
@@ -226,47 +227,34 @@ class Estimate(NamedTuple):
     needed: float
 
 
-def ratio_estimate(log: float, independent: ExactRatio, limit: float, tail: float) -> Estimate:
-    """The estimate of a ratio, whose interval is that of its logarithm, a mean of either sign."""
-    if not math.isfinite(log):
-        return Estimate(math.nan if log < 0 else log, *_UNKNOWN, math.inf)
-    radius = independent.stderr * independent.factor(tail)
-    needed = needed_count(independent.count, radius, abs(_log(limit) - log), tail)
-    return Estimate(exp(log), exp(log - radius), exp(log + radius), needed)
-
-
-def divergence_estimate(mean: float, independent: ExactRatio, limit: float, tail: float) -> Estimate:
-    """The estimate of a mean of values of at least 0, divergences or losses, with the ends of `interval_above_0`."""
+def divergence_estimate(
+    mean: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool = False
+) -> Estimate:
+    """The estimate of a mean of values of at least 0, such as divergences or losses, or else of any sign."""
     if not math.isfinite(mean):
         return Estimate(mean, *_UNKNOWN, math.inf)
     stderr, factor = independent.stderr, independent.factor(tail)
-    low, high = interval_above_0(mean, stderr, factor)
-    if mean > 0:
-        needed = needed_count(independent.count, stderr / mean * factor, abs(_log(limit / mean)), tail)
-    else:
-        needed = needed_count(independent.count, stderr * factor, abs(limit - mean), tail)
-    return Estimate(mean, low, high, needed)
+    radius, distance = stderr * factor, abs(limit - mean)
+    low, high = (mean - radius, mean + radius) if is_signed else interval_above_0(mean, stderr, factor)
+    if not is_signed and mean > 0:
+        radius, distance = radius / mean, abs(math.log(limit / mean)) if limit > 0 else math.inf
+    return Estimate(mean, low, high, needed_count(independent.count, radius, distance, tail))
 
 
-def perplexity_estimate(loss: float, independent: ExactRatio, limit: float, tail: float) -> Estimate:
-    """The estimate of the exponential of a mean loss, whose interval has the exponentials of the loss's ends."""
-    of_loss = divergence_estimate(loss, independent, max(0.0, _log(limit)), tail)
-    figure, low, high = map(exp, of_loss[:3])
-    return of_loss._replace(figure=figure, low=low, high=high)
-
-
-def _log(x: float) -> float:
-    """The logarithm; that of 0 is -inf."""
-    return math.log(x) if x else -math.inf
+def exp_estimate(log: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool) -> Estimate:
+    """The estimate of the exponential of such a mean: of a perplexity, or of a ratio, whose logarithm is signed."""
+    log_limit = math.log(limit) if limit else -math.inf
+    of_log = divergence_estimate(log, independent, log_limit, tail, is_signed=is_signed)
+    figure, low, high = map(exp, of_log[:3])
+    return of_log._replace(figure=math.nan if log == -math.inf else figure, low=low, high=high)
 
 
 def share_estimate(share: float, count: int, independent: ExactRatio, limit: float, tail: float) -> Estimate:
     """The estimate of a fraction of tokens, by the binomial distribution, whose ends stay between 0 and 1.
 
     As many independent tokens are assumed as would have its standard error, for the degrees of freedom of the latter
-    (Korn and Graubard, Survey Methodology 24, 1998), though at most all. If few tokens differ from the others, that
-    error does not show how texts differ, so the ends are at least as far from 0 and 1 as if the sample lacked the kind
-    of text in which `_WORST` of the tokens differ.
+    (Korn and Graubard, Survey Methodology 24, 1998), though at most all. If few tokens differ from the others, it does
+    not show how texts differ: the ends allow for a kind of text, absent from the sample, in which `_WORST` of them do.
     """
     if math.isnan(share):
         return Estimate(share, *_UNKNOWN, math.inf)
@@ -282,8 +270,7 @@ def share_estimate(share: float, count: int, independent: ExactRatio, limit: flo
         return Estimate(share, low, high, needed)
     # a kind of text that makes up more than 1 - tail ** (1 / texts) of all is in all but `tail` of the samples
     unseen = -_WORST * math.expm1(math.log(tail) / independent.effective_count)
-    rest = 1 - limit if limit < share else limit
-    if 0 < rest < _WORST:
+    if 0 < (rest := 1 - limit if limit < share else limit) < _WORST:
         needed = max(needed, math.log(tail) / math.log1p(-rest / _WORST) * texts / independent.effective_count)
     return Estimate(share, min(low, 1 - unseen), max(high, unseen), needed)
 

@@ -80,11 +80,10 @@ class LossFigures(Result):
     def interval_factor(self) -> float:
         """The number of standard errors that 95 % confidence intervals reach to each side.
 
-        The interval of the loss is that of its logarithm, ``loss * exp(±interval_factor * stderr / loss)``, as losses
-        are skewed and at least 0. For G sequences of equal length, the factor is the quantile of Student's t with G - 1
-        degrees of freedom: 12.7 for two, 4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long
-        sequences count for more, and is exact for normal sequence means of one variance. It is nan for fewer than two
-        tokens.
+        The ends of that of the loss are ``loss * exp(±interval_factor * stderr / loss)``, as losses are skewed. For G
+        sequences of equal length, the factor is the quantile of Student's t with G - 1 degrees of freedom: 12.7 for
+        two, 4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more, and
+        is exact for normal sequence means of one variance. It is nan for fewer than two tokens.
         """
         return self._meter._independent.interval_factor
 
