@@ -158,6 +158,15 @@ def test_runs_that_are_not_there(folders, command):
             folders.compared(run=wrong)
 
 
+def test_groups_among_the_results_of_tasks(folders):
+    """As early versions of the harness write them."""
+    expected = folders.compared().groups
+    for model, values in folders.values.items():
+        means = {name: {"acc,none": folders.mean(values, name, True)} for name in ("g", "sub")}
+        folders.save_results(model, {}, results=means)
+    assert folders.compared().groups == expected
+
+
 def test_a_task_of_one_folder_is_named(folders):
     folders.save("base", "more", lines("more", [1, 0]))
     folders.save("other", "less", lines("less", [1, 0]))
