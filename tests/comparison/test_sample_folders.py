@@ -158,6 +158,15 @@ def test_runs_that_are_not_there(folders, command):
             folders.compared(run=wrong)
 
 
+def test_groups_among_the_results_of_tasks(folders):
+    """As early versions of the harness write them."""
+    expected = folders.compared().groups
+    for model, values in folders.values.items():
+        means = {name: {"acc,none": folders.mean(values, name, True)} for name in ("g", "sub")}
+        folders.save_results(model, {}, results=means)
+    assert folders.compared().groups == expected
+
+
 def test_a_task_of_one_folder_is_named(folders):
     folders.save("base", "more", lines("more", [1, 0]))
     folders.save("other", "less", lines("less", [1, 0]))
@@ -178,6 +187,40 @@ def test_a_group_that_is_no_mean_of_its_tasks_is_left_out(folders):
     assert found.left_out == {
         "g: acc": "it is no mean of its tasks' metrics", "g: f1": "both folders do not hold it of a",
     }  # fmt: skip
+
+
+def test_a_group_whose_mean_of_the_other_model_is_another_is_left_out(folders):
+    expected = folders.compared()
+    folders.save_results("other", {"g": {"acc,none": 0.123}})
+    found = folders.compared()
+    assert [metric.task for metric in found.groups] == ["sub"]
+    assert found.left_out == {"g: acc": "it is no mean of its tasks' metrics"}
+    (folders.folder("other") / f"results_{NEW}.json").unlink()  # without results of its own, those of the base decide
+    assert folders.compared().groups == expected.groups
+
+
+def test_the_same_ids_of_documents_that_are_not_logged_are_no_shared_documents(folders):
+    expected = folders.compared().groups
+    for model, values in folders.values.items():
+        for task, own in values.items():
+            folders.save(model, task, [{**line, "doc": None} for line in lines(task, own)])
+    assert folders.compared().groups == expected
+
+
+def test_a_group_is_not_joined_from_metrics_that_its_tasks_do_not_hold(folders):
+    """They are computed from responses, and need not be what the harness aggregated."""
+    samples = lines_of("mc")
+    for line in samples:
+        line["metrics"].remove("acc_norm")
+        del line["acc_norm"]
+    (norm,) = (one for one in clients.compare_pair(*[folders.save("base", "mc", samples)] * 2).metrics
+               if one.name == "acc_norm")  # fmt: skip
+    folders.save("other", "mc", samples)
+    folders.save_results("base", {"g": {"acc_norm,none": norm.base}}, group_subtasks={"g": ["mc"]})
+    found = folders.compared()
+    assert norm.is_derived
+    assert found.groups == []
+    assert found.left_out["g: acc_norm"] == "both folders do not hold it of mc"
 
 
 @pytest.mark.parametrize(

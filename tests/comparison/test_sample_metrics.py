@@ -172,6 +172,34 @@ def test_acc_bytes_counts_bytes(compared):
     assert compared([line], [line]).notes == []
 
 
+def test_acc_norm_is_not_computed_where_lengths_are_others(compared):
+    """`acc` shows which answer is right, but `acc_bytes` of the file that the lengths are not those of the harness."""
+    line = multiple_choice([" a", " bcde"], "0", [-2, -4.5], acc=1.0, acc_bytes=1.0)
+    comparison = compared([line], [line])
+    assert [metric.name for metric in comparison.metrics] == ["acc", "acc_bytes", "target_loglikelihood"]
+    assert re.fullmatch("acc_bytes in .* does not follow from the responses", comparison.left_out["acc_norm"])
+
+
+def test_acc_norm_is_not_computed_where_choices_begin_with_two_blanks(compared):
+    """One of them is perhaps the harness's, so nobody knows the lengths."""
+    line = multiple_choice(["  a", "  bcde"], "0", [-2, -4.5], acc=1.0)
+    assert [metric.name for metric in compared([line], [line]).metrics] == ["acc", "target_loglikelihood"]
+
+
+def test_choices_without_a_context_are_sentences_to_choose_from(compared):
+    """As in BLiMP; requests without a context are those of mutual information only beside others that have one."""
+    line = multiple_choice(["a cat sits", "a cat sit"], "0", [-1, -2], contexts=["", ""], acc=1.0)
+    assert named(compared([line], [line]), "target_loglikelihood").base == -1
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_targets_that_only_one_file_has_are_not_held_against_the_other(without, compared):
+    files = [[line | {"target": "x"} for line in of_values([1, 0])] for _ in range(2)]
+    for line in files[without]:
+        del line["target"]
+    assert compared(*files).count == 2
+
+
 def test_acc_shows_what_is_right_where_lengths_are_others(compared):
     """As with another delimiter: `acc_norm` of the file is not what texts here give, but `acc` is."""
     line = multiple_choice([" a", " bcde"], "0", [-2, -4.5], acc=1.0, acc_norm=1.0)

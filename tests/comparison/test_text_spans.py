@@ -84,6 +84,15 @@ def test_white_space_that_a_model_drops_counts_as_bytes_of_both():
     assert [side.tolist() for side in found.nll] == [[1, 6, 8, 16], [1, 2, 0, 4]]
 
 
+def test_documents_without_a_span_that_both_scored_do_not_count():
+    """So that with a single other one, spans are taken as independent."""
+    a = [(0, 1, 0, 1, True), (1, 2, 0, 3, True), (2, 3, 1, math.nan, False)]
+    b = [(0, 1, 0, 2, True), (1, 2, 0, 1, True), (2, 3, 1, 1, True)]
+    result = compared(a, b, b"abc")
+    assert (result.n_documents, result.is_clustered, result.n_bytes) == (1, False, 2)
+    assert result.difference_stderr > 0
+
+
 def test_white_space_between_documents_counts_once():
     a, b = [(0, 3, 0, 1, True), (3, 5, 1, 2, True)], [(0, 2, 0, 4, True), (2, 5, 1, 8, True)]
     for sides in (a, b), (b, a):

@@ -27,6 +27,23 @@ def joined(blocks):
     return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
 
 
+def test_page_of_sequences_that_take_turns_and_of_tokens_in_none(tmp_path):
+    ids = np.array([-1, -1, 0, 1, 0])
+    evaluate([(np.zeros((5, 3)), np.zeros(5, int), None, ids)], sinks=[sinks.HtmlPage(tmp_path / "page.html")])
+    page = Reader((tmp_path / "page.html").read_text("utf-8"))
+    assert page.places["sequence"] == ids.tolist()
+    assert page.paragraphs == 4  # both tokens in no sequence share one
+    assert page.anchors == ["sequence-0", "sequence-1", None]  # each once
+
+
+def test_page_names_each_file_once(tmp_path):
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", logits=np.zeros((2, 3, 4)), targets=np.zeros((2, 3), int))
+    evaluate([tmp_path / "a.npz", tmp_path / "b.npz"], sinks=[sinks.HtmlPage(tmp_path / "page.html")])
+    headings = Reader((tmp_path / "page.html").read_text("utf-8")).texts["h2"]
+    assert headings == ["a.npz", "sequence 0", "sequence 1", "b.npz", "sequence 0", "sequence 1"]
+
+
 @pytest.mark.parametrize("of_blocks", [True, False])
 def test_page_keeps_its_first_tokens(of_blocks, blocks, npz, tmp_path, monkeypatch):
     """However they come; it had one paragraph of all, and no note where more tokens were ignored than left out."""

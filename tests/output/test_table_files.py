@@ -208,6 +208,14 @@ def test_sequences_of_several_files_and_of_responses(command, npz, tmp_path):
     assert table["choice"].tolist() == table["sequence"].tolist() == [0, 1, 2, 3]
 
 
+def test_more_top_classes_than_there_are_classes():
+    table = sinks.TokenTable(top_k=5)
+    evaluate([(3 * np.eye(3), np.arange(3))], sinks=[table])
+    columns = table.columns()
+    assert [name for name in columns if name.startswith("top_id")] == ["top_id_1", "top_id_2", "top_id_3"]
+    assert columns["top_id_1"].tolist() == [0, 1, 2]
+
+
 def test_compared_sequences_that_several_files_may_share_have_no_file(tmp_path):
     """One file of segment_ids for two shards, in which the second sequence goes on."""
     for name, seed in ("base", 0), ("q", 1):

@@ -95,21 +95,18 @@ def _folded(table: Table, width: int) -> list[Table]:
         else:
             units.append([column])
     names = [*range(n_names)]
-    groups = [names + (units[0] if units else [])]
-    for unit in units[1:]:
-        if sum(2 + widths[column] for column in groups[-1] + unit) <= width:
-            groups[-1] += unit
-        else:
-            groups.append(names + unit)
+    groups = [[*names]]
+    for unit in units:
+        if groups[-1] != names and sum(2 + widths[column] for column in groups[-1] + unit) > width:
+            groups.append([*names])
+        groups[-1] += unit
     if len(groups) == 1:
         return [table]
-    parts = [
-        [tuple(row[i] for i in group) for row in table.rows if any(row[i] for i in group[n_names:])] for group in groups
-    ]
-    heads = [tuple(table.heads[i] for i in group) for group in groups]
-    return [
-        Table(rows, head, "" if i else table.title) for i, (rows, head) in enumerate(zip(parts, heads, strict=True))
-    ]
+    parts: list[Table] = []
+    for group in groups:
+        rows = [tuple(row[i] for i in group) for row in table.rows if any(row[i] for i in group[n_names:])]
+        parts.append(Table(rows, tuple(table.heads[i] for i in group), "" if parts else table.title))
+    return parts
 
 
 def _min_widths(table: Table) -> list[int]:
