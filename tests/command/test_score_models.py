@@ -34,7 +34,9 @@ def two(npz, tmp_path, monkeypatch):
         clients.save(tmp_path / "folder" / "model" / f"samples_{name}.jsonl", f"{run}/mc.jsonl")
         path = clients.save(tmp_path / f"server-{name}.jsonl", "vllm/chat_00.json", "vllm/chat_01.json")
         if name == "b":
-            path.write_text(path.read_text("utf-8").replace('"logprob":-', '"logprob":-1').replace('": -', '": -1'), "utf-8")
+            path.write_text(
+                path.read_text("utf-8").replace('"logprob":-', '"logprob":-1').replace('": -', '": -1'), "utf-8"
+            )
     monkeypatch.chdir(tmp_path)
 
 

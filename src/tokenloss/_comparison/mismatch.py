@@ -45,8 +45,8 @@ class Mismatch(Result):
 
     With d = logprobs - base_logprobs of a token, the importance ratio is r = exp(d). Each ``*_stderr`` is the standard
     error of the figure before it, clustered by sequence if there are at least two, nan for fewer than two tokens. Each
-    ``*_interval`` holds both ends of its 95 % confidence interval, as `Comparison.check` has them: that of a divergence,
-    of the mean ratio and of an effective sample size is by a logarithm, and that of a fraction is binomial.
+    ``*_interval`` holds both ends of its 95 % confidence interval, as `Comparison.check` has them: by a logarithm for
+    divergences, the mean ratio and effective sample sizes, and binomial for a fraction.
 
     Attributes
     ----------
