@@ -22,8 +22,8 @@ SUMMARY = """\
 FILE  logits, 4 × 3, float32; class ids
 
   tokens           4
-  loss             2.65035  ± 2.13 nats (4 tokens, taken as independent); multiply ± by 3.18 for a 95 % interval
-  perplexity       14.159   95 % interval 0.016266 to 12325
+  loss             2.65035  ± 2.13 nats (4 tokens, taken as independent); 95 % interval 0.20611 to 34.08
+  perplexity       14.159   95 % interval 1.2289 to 6.3207e+14
   bits per token   3.82364
   greedy accuracy  50.00 %
 

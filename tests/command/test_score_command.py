@@ -42,7 +42,7 @@ def test_score_of_the_sample(score_json):
     assert found["stderr"] == pytest.approx(stderr, abs=2e-7)
     assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
     assert found["perplexity_interval"] == pytest.approx(
-        [math.exp(loss - 2.144787 * stderr), math.exp(loss + 2.144787 * stderr)], rel=1e-6
+        [math.exp(loss * math.exp(t * stderr / loss)) for t in (-2.144787, 2.144787)], rel=1e-6
     )
     assert found["bits_per_token"] == pytest.approx(loss / math.log(2), rel=1e-6)
     worst = np.argsort(-losses)[:3]

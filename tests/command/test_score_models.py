@@ -29,10 +29,14 @@ def two(npz, tmp_path, monkeypatch):
         npz(f"{name}.npz", logits=logits, targets=TARGETS)
     npz("short.npz", logits=LOGITS[:3], targets=TARGETS[:3])
     (tmp_path / "folder" / "model").mkdir(parents=True)
-    for name, run in ("a", "base"), ("b", "noise"):
+    for name, run in ("a", "base"), ("b", "noise"), ("c", "noise"):
         clients.save(tmp_path / f"samples-{name}.jsonl", f"{run}/mc.jsonl")
         clients.save(tmp_path / "folder" / "model" / f"samples_{name}.jsonl", f"{run}/mc.jsonl")
-        clients.save(tmp_path / f"server-{name}.jsonl", "vllm/chat_00.json", "vllm/chat_01.json")
+        path = clients.save(tmp_path / f"server-{name}.jsonl", "vllm/chat_00.json", "vllm/chat_01.json")
+        if name == "b":
+            path.write_text(
+                path.read_text("utf-8").replace('"logprob":-', '"logprob":-1').replace('": -', '": -1'), "utf-8"
+            )
     monkeypatch.chdir(tmp_path)
 
 
@@ -126,7 +130,7 @@ def test_models_that_are_refused(argv, words, two, command, tmp_path):
         ["score", *MODELS],
         ["compare", "a.npz", "B=b.npz", "nan.npz"],
         ["compare", "server-a.jsonl", "B=server-[b].jsonl"],
-        ["compare", "samples-a.jsonl", "B=samples-b.jsonl", "C=samples-b.jsonl"],
+        ["compare", "samples-a.jsonl", "B=samples-b.jsonl", "C=samples-c.jsonl"],
     ],
 )
 def test_formats_hold_the_same_figures(argv, two, command):
@@ -135,6 +139,7 @@ def test_formats_hold_the_same_figures(argv, two, command):
     for form in FORMATS:
         status, printed[form], err = command(*argv, "--format", form)
         warns = "tokenloss: warning: nan.npz: 1 of 4 tokens are nan\n" if "nan.npz" in argv else ""
+        warns += "tokenloss: warning: C: identical to B: the same values\n" * ("C=samples-c.jsonl" in argv)
         assert (status, err) == (0, warns)
     figures = json.loads(printed["json"])
     each = [figures] if argv[1:] == ["a.npz"] else figures.get("candidates", [*figures.values()])

@@ -64,7 +64,7 @@ def test_page_summary(write):
     words = " ".join(found.text("dd").split()) + found.text("small")
     losses = scores.nll
     loss, stderr = losses.mean(), losses.std(ddof=1) / math.sqrt(len(losses))
-    low, high = (math.exp(loss + t * stderr) for t in (-2.144787, 2.144787))
+    low, high = (math.exp(loss * math.exp(t * stderr / loss)) for t in (-2.144787, 2.144787))
     for figure in (
         "15", f"{loss:.5g}", f"± {stderr:.3g} nats", f"{math.exp(loss):.5g}", f"95 % interval {low:.4g} to {high:.4g}",
         f"{loss / math.log(2):.5g}", "100.00 %",

@@ -59,7 +59,7 @@ class DraftAcceptance(Result):
     mean_acceptance, mean_acceptance_stderr : float
         Mean probability that the target accepts a token that the draft samples.
     mean_acceptance_interval : tuple of float
-        Its 95 % confidence interval, within 0 and 1; of greedy decoding by the binomial distribution, as the mean is
+        Its 95 % confidence interval, that of its logit; of greedy decoding by the binomial distribution, as the mean is
         then a fraction of the positions.
     break_even_ratio : float
         The largest of those of `by_k`: with a cost ratio below it, some k pays. Here and in `best_k`, only those k are
