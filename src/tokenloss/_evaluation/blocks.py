@@ -120,6 +120,8 @@ class _Run:
         if block.targets.shape != block.scores.shape[:-1]:
             fits = f"{block.scores.shape[:-1]}, class ids, where there is a tokenizer"
             raise_error("shape", name=f"{block.name}: targets", got=block.targets.shape, fits=fits)
+        if block.scores.ndim > 3 and block.ids is None:
+            raise_error("shape", name=f"{block.name}: logits", got=block.scores.shape, fits="(N, T, V) for N texts")
         numbers = RowSequences(block.scores.shape, block.ids).numbers(0, block.targets.size)
         begun, shift = {} if block.ids is None else self.begun, bool(self._options.shift)
         n_bytes, _ = bytes_of_ids(block.targets, numbers, _in_texts(block), self._tokenizer, begun, shift)
@@ -163,7 +165,7 @@ class _Run:
         add = token_function(self._outputs, 0, total.rows, first_sequence, self._tokenizer)
         sampled = total.result.shift_sample.rows
         result = score.score_shard(shard, options, self._workers, add, self._top_k, opened=opened, sampled=sampled)
-        n_sequences = math.prod(shard.shape[:-2]) if block.ids is None and len(shard.shape) > 2 else 0
+        n_sequences = shard.shape[0] if block.ids is None and len(shard.shape) > 2 else 0
         scored = ScoredBlock(shard, n_sequences, None, None, result)
         if block.ids is not None:
             new = [(number, n - total.counts.get(number, 0)) for number, n in counts.items() if number >= 0]
