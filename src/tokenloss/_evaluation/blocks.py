@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
     from tokenloss.formats.tokenizers import Tokenizer
 
+_SAMPLE = 32  # scores of a block's first row that counts, which tell whether the block is made again
+
 
 def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
     """Score all tokens of blocks, one block after the other; those that the checkpoint holds are not scored again."""
@@ -61,11 +63,11 @@ def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: 
             if number == first:
                 run.open_sinks(stack, block)
             if number in checkpoint.results:
-                checkpoint.check_again(number, block.arrays())
+                checkpoint.check_again(number, block.arrays(options.ignore_index))
             else:
                 scored = run.take(block)
                 if settings.state is not None:
-                    checkpoint.add(number, summed(scored, checkpoint.top), block.arrays())
+                    checkpoint.add(number, summed(scored, checkpoint.top), block.arrays(options.ignore_index))
             run.hold_back(block)
             progress.advance(block.scores.nbytes, f"block {number}")
         run.end()
@@ -198,10 +200,16 @@ class _Block(NamedTuple):
         mask, ids = (None if array is None else array.copy() for array in (self.mask, self.ids))
         return self._replace(scores=self.scores.copy(), targets=self.targets.copy(), mask=mask, ids=ids)
 
-    def arrays(self) -> dict[str, Any]:
+    def arrays(self, ignore_index: int | None) -> dict[str, Any]:
         """What must be the same when the block is made again; logits may differ in their last bits."""
+        kept = np.ones(self.scores.shape[:-1], np.bool_) if self.mask is None else self.mask
+        if self.targets.shape == kept.shape:
+            kept = kept & (self.targets != ignore_index)
+        first = np.unravel_index(kept.argmax(), kept.shape) if kept.any() else (slice(0, 0),)
+        row = without_bfloat16(self.scores[first], self.code).reshape(-1)
         return {
             "logits": self.scores,
+            "sample": row[:: max(1, row.size // _SAMPLE)].astype(np.float64),
             "targets": self.targets,
             "where": self.mask,
             "segment_ids": self.ids,
