@@ -211,7 +211,7 @@ def test_the_table_has_every_class_of_results(tmp_path):
 
 def test_repr_is_a_line_of_attributes(result):
     text = repr(result)
-    assert len(text) < 125
+    assert len(text) < 170
     assert text.isprintable()
     name, inner = re.fullmatch(r"(\w+)\((.*)\)", text).groups()
     assert name == type(result).__name__
@@ -230,6 +230,24 @@ def test_repr_is_a_line_of_attributes(result):
         if error:
             stderr = getattr(result, "stderr" if name == "loss" else f"{name}_stderr")
             assert float(error) == pytest.approx(stderr, rel=1e-2)
+
+
+def test_repr_shows_bits_per_byte_and_word_perplexity_where_the_text_is_known():
+    meter, block = LossMeter(), (np.zeros((1, 3, 4)), np.ones((1, 3), int))
+    meter.update([1.0, 2.0, 6.0], n_bytes=12, n_words=2)
+    for found in (meter, evaluate([block], n_bytes=12, n_words=2)):
+        shown = f"bits_per_byte={found.bits_per_byte:#.6g}, word_perplexity={found.word_perplexity:#.6g})"
+        assert repr(found).endswith(shown)
+    assert "bits_per_byte" not in repr(evaluate([block]))
+
+
+def test_repr_of_samples_shows_each_metric_and_how_it_changed(tmp_path):
+    for name, values in ("base", [1.0, 1.0, 0.0, 1.0]), ("q4", [1.0, 0.0, 0.0, 1.0]):
+        lines = [{"doc_id": i, "filtered_resps": ["4"], "exact_match": one} for i, one in enumerate(values)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = compare_files(tmp_path / "base.jsonl", {"q4": tmp_path / "q4.jsonl"})
+    assert repr(found["q4"]) == "SampleComparison(metrics=['exact_match': 0.5000 (-0.250 ± 0.250)], count=4)"
+    assert repr(found) == "Comparisons('q4': metrics=['exact_match': 0.5000 (-0.250 ± 0.250)])"
 
 
 def test_repr_of_many_results_fits_a_line():

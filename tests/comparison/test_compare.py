@@ -29,7 +29,7 @@ from places import DATA
 from programs import FORBIDDEN_PAGES, MEASURED, needs_mprotect
 
 import tokenloss
-from tokenloss import ComparisonMeter, compare, cross_entropy, kl_divergence, token_scores
+from tokenloss import ComparisonMeter, compare, cross_entropy, kl_divergence, linear_compare, token_scores
 from tokenloss._comparison.tables import comparison_tables
 from tokenloss._core.result import Shown
 from tokenloss._output import terminal
@@ -119,6 +119,16 @@ def assert_as_llama_cpp(base_log_probs, logits, targets):
     for row, (_, printed) in zip(rows, lines, strict=True):
         cells = [cell for cell in row[1:] if "interval" not in cell]  # which llama.cpp does not print
         assert_as_printed([number for number, _ in numbers(" ".join(cells))], printed)
+
+
+def test_targets_may_be_left_out():
+    logits, eye = np.arange(12.0).reshape(3, 4), np.eye(4)
+    assert compare(logits, -logits) == compare(logits, -logits, None)
+    assert linear_compare(logits, eye, -logits, eye) == linear_compare(logits, eye, -logits, eye, None)
+    meters = ComparisonMeter(), ComparisonMeter()
+    meters[0].update(logits, -logits)
+    meters[1].update(logits, -logits, None)
+    assert meters[0] == meters[1]
 
 
 def test_definitions_llama_cpp_give_what_llama_cpp_printed(sample):

@@ -36,8 +36,9 @@ def figures(comparison, *left_out):
 
 
 def assert_same(actual, expected):
-    """Compare every bit of two comparisons, but for the order of the positions."""
-    assert repr(actual.to_dict()) == repr(expected.to_dict())
+    """Compare every bit of two comparisons, but for the order of the positions, on which the hash depends."""
+    figures = [one.to_dict() | {"signature": one.signature.partition("|ids")[0]} for one in (actual, expected)]
+    assert repr(figures[0]) == repr(figures[1])
     assert (actual.sequences is None) == (expected.sequences is None)
     for name in actual.sequences or ():
         assert_same_bits(actual.sequences[name], expected.sequences[name], name)

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from arrays import fails
 
 from tokenloss import evaluate, sinks
 
@@ -104,6 +105,18 @@ def test_a_state_of_other_blocks_is_refused(blocks, options, message, tmp_path):
     evaluate(Engine(BLOCKS["ids"]), state=tmp_path / "s")
     with pytest.raises(ValueError, match=message):
         evaluate(Engine(blocks), state=tmp_path / "s", **options)
+
+
+def test_a_source_that_ignores_its_argument_is_refused_where_all_targets_are_equal(tmp_path):
+    """It would make the first block again in the place of the last one, and count others twice."""
+    targets = np.zeros(5, int)
+    blocks = [(RNG.normal(size=(5, 9)), targets) for _ in range(4)]
+    state = tmp_path / "state"
+    evaluate(lambda first: blocks[first:3], state=state)
+    with fails(ValueError, "state: holds the result of block 2 with other logits"):
+        evaluate(lambda first: blocks, state=state)
+    near = [(logits + RNG.normal(size=logits.shape, scale=0.02), targets) for logits, _ in blocks]
+    assert evaluate(lambda first: near[first:], state=state).count == 20  # as rounding may differ
 
 
 def test_other_logits_are_not_compared(tmp_path):

@@ -241,3 +241,17 @@ def test_input_ids_that_differ_are_those_of_other_texts(option, tmp_path, comman
     argv = "compare", tmp_path / "target.npz"
     assert command(*argv, tmp_path / "same.npz", option)[0] == 0
     assert_refused(command(*argv, tmp_path / "other.npz", option), "other.npz: holds other input ids")
+
+
+def test_drafts_of_a_single_text_have_no_numbered_sequence_as_arrays_and_as_files(tmp_path):
+    base, logits = np.random.default_rng(7).normal(size=(2, 30, 6))
+    for name, array in (("base", base), ("draft", logits)):
+        np.savez(tmp_path / f"{name}.npz", logits=array)
+    of_files = compare_files(tmp_path / "base.npz", {"draft": tmp_path / "draft.npz"}, draft=True)["draft"]
+    of_arrays = draft_acceptance(base, logits)
+    assert [one.n_sequences for one in (of_arrays, of_files)] == [0, 0]
+    assert (of_arrays.signature, of_arrays.by_k["tokens_per_call"].tolist()) == (
+        of_files.signature,
+        of_files.by_k["tokens_per_call"].tolist(),
+    )
+    assert of_arrays.columns().keys() == of_files.columns().keys()

@@ -442,6 +442,17 @@ def test_tokenizer_takes_a_single_masked_first_token_of_each_row_for_text(tmp_pa
     assert evaluate([(logits, ids, where)], tokenizer=tmp_path).n_bytes == 2 * len(" a a")
 
 
+def test_tokenizer_refuses_several_texts_in_each_element_of_a_batch(tmp_path):
+    llama(tmp_path)
+    logits, ids = np.zeros((2, 2, 3, len(LLAMA))), np.full((2, 2, 3), 259)
+    np.savez(tmp_path / "a.npz", logits=logits, targets=ids)
+    for source in [(logits, ids)], tmp_path / "a.npz":
+        with fails(ValueError, f"logits has shape (2, 2, 3, {len(LLAMA)}); it must be (N, T, V) for N texts"):
+            evaluate(source, tokenizer=tmp_path)
+    flat = evaluate([(logits.reshape(4, 3, -1), ids.reshape(4, 3))], tokenizer=tmp_path)
+    assert flat.n_bytes == 4 * len("a a a")
+
+
 def test_tokenizer_of_ranks_lacks_special_ids_which_the_text_proves(command, tmp_path):
     words = ["a", " b", "c"]
     ranks = "".join(f"{base64.b64encode(word.encode()).decode()} {i}\n" for i, word in enumerate(words))

@@ -71,9 +71,9 @@ def expected_losses(nll, *, where=None, segment_ids=None, cu_seqlens=None, sampl
         lengths = np.diff([int(each) for each in cu_seqlens])
         owners, ids, shape = np.repeat(np.arange(len(lengths)), lengths).tolist(), range(len(lengths)), lengths.shape
     else:
-        shape = nll.shape[:-1]
+        shape = nll.shape[: nll.ndim > 1]  # of the first axis
         ids = range(math.prod(shape))
-        owners = np.repeat(np.arange(len(ids)), nll.shape[-1]).tolist()
+        owners = np.repeat(np.arange(len(ids)), math.prod(nll.shape[len(shape) :])).tolist()
     tokens = {each: [] for each in ids}
     for k, (owner, loss) in enumerate(zip(owners, nll.ravel().tolist(), strict=True)):
         if kept[k] and owner >= 0:

@@ -107,12 +107,6 @@ def test_segment_ids_where_and_sample_weight_that_fit_in_one_way_are_taken(name,
     assert sequence_losses(np.ones(shape), **{name: value}).count.sum() == np.prod(shape)
 
 
-@pytest.mark.parametrize("name", ["n_bytes", "n_words"])
-def test_n_bytes_and_n_words_that_fit_in_two_ways_are_refused(name):
-    with fails(ValueError, f"{name} has shape (2,); it must be (1, 2) or (2, 1), since it fits (2, 2) in two ways"):
-        sequence_losses(np.ones((2, 2, 3)), **{name: [3, 4]})
-
-
 def test_options_are_keywords():
     with pytest.raises(TypeError):
         sequence_losses([1.0], [True])

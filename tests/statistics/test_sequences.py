@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_sequences import FIGURES, expected_losses, scores_of
 
-from tokenloss import LossMeter, sequence_losses, token_scores
+from tokenloss import LossMeter, compare, compare_files, draft_acceptance, evaluate, sequence_losses, token_scores
 from tokenloss.results import SequenceLosses
 
 INF, NAN = math.inf, math.nan
@@ -230,7 +230,7 @@ def test_sums_that_plain_addition_gets_wrong(part, rng, backend):
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (3, 0), (2, 0, 4)], ids=str)
 def test_empty_arrays(shape):
     result = assert_equals_reference(np.zeros(shape))
-    assert np.shape(result.loss) == shape[:-1]
+    assert np.shape(result.loss) == (shape[:1] if len(shape) > 1 else ())
     assert np.isnan(result.loss).all()
     assert sequence_losses(np.zeros(shape), segment_ids=np.zeros(shape, int)).sequence.shape == (0,)
     assert sequence_losses(np.zeros(shape), cu_seqlens=[0, 0, 0]).count.tolist() == [0, 0]
@@ -355,8 +355,8 @@ def test_padding_packing_order_and_batches_change_no_bit(tokens, is_weighted, ra
 
 
 def test_columns(rng):
-    nll, lengths = rng.exponential(3, (2, 3, 4)), rng.integers(1, 50, (2, 3))
-    result = sequence_losses(scores_of(nll), sample_weight=0.5, n_bytes=lengths, n_words=[7, 7, 7])
+    nll, lengths = rng.exponential(3, (6, 4)), rng.integers(1, 50, 6)
+    result = sequence_losses(scores_of(nll), sample_weight=0.5, n_bytes=lengths, n_words=[7] * 6)
     columns = result.columns()
     assert {"sequence", "count", "nll", "sample_weight", "n_bytes", "n_words", "is_greedy"} <= columns.keys()
     for name, values in columns.items():
@@ -388,12 +388,39 @@ def test_result_is_apart_from_the_arguments(rng):
     assert meter_of(result) == meter_of(sequence_losses(**before))
 
 
+def test_each_image_is_a_sequence_and_not_each_row_of_its_pixels(rng, tmp_path):
+    """By the first axis of the batch, in every function."""
+    logits, targets = rng.normal(size=(5, 3, 4, 6)), rng.integers(6, size=(5, 3, 4))
+    numbers = np.arange(5)[:, None, None]
+    scores = token_scores(logits, targets)
+    plain, given = sequence_losses(scores), sequence_losses(scores, segment_ids=numbers)
+    assert plain.nll.shape == (5,)
+    assert_same_bits(plain.nll, given.nll)
+    assert plain.count.tolist() == [12] * 5
+    meter = meter_of(plain)
+    np.savez(tmp_path / "a.npz", logits=logits, targets=targets)
+    np.savez(tmp_path / "b.npz", logits=logits + rng.normal(size=logits.shape))
+    for found in (evaluate(tmp_path / "a.npz"), evaluate([(logits, targets)])):
+        assert (found.loss, found.stderr, found.n_sequences) == (meter.loss, meter.stderr, 5)
+        assert_same_bits(found.sequences["nll"], plain.nll)
+    other = np.load(tmp_path / "b.npz")["logits"]
+    of_files = compare_files(tmp_path / "a.npz", {"b": tmp_path / "b.npz"})["b"]
+    of_arrays = compare(logits, other, targets, segment_ids=numbers)
+    assert of_files.mean_kl_stderr == of_arrays.mean_kl_stderr
+    assert of_files.signature == of_arrays.signature
+    drafts = draft_acceptance(logits, other), draft_acceptance(logits, other, segment_ids=numbers)
+    assert [one.n_sequences for one in drafts] == [5, 5]
+    for table in (scores.columns(), compare(logits, other, targets).columns(), of_arrays.columns()):
+        assert table["sequence"].tolist() == np.repeat(range(5), 12).tolist()
+        assert table["position"].tolist() == [*range(12)] * 5
+
+
 def test_n_bytes_and_n_words_are_broadcast():
     nll = np.ones((2, 3, 4))
-    result = sequence_losses(nll, n_bytes=[1, 2, 3], n_words=np.uint8([[5], [6]]))
-    assert result.n_bytes.tolist() == [[1, 2, 3], [1, 2, 3]]
-    assert result.n_words.tolist() == [[5] * 3, [6] * 3]
-    assert sequence_losses(nll[:1, :1], n_bytes=7, n_words=[2]).n_bytes.tolist() == [[7]]
+    result = sequence_losses(nll, n_bytes=[1, 2], n_words=np.uint8([5, 6]))
+    assert result.n_bytes.tolist() == [1, 2]
+    assert result.n_words.tolist() == [5, 6]
+    assert sequence_losses(nll[:1], n_bytes=7, n_words=[2]).n_bytes.tolist() == [7]
     assert sequence_losses(nll, segment_ids=np.arange(2).reshape(2, 1, 1), n_bytes=[7, 2**40]).n_bytes.tolist() == [
         7,
         2**40,

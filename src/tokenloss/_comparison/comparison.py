@@ -186,7 +186,7 @@ def _names_of(divergence: str) -> tuple[str, ...]:
 def compare(
     base_logits: ArrayLike,
     logits: ArrayLike,
-    targets: ArrayLike | None,
+    targets: ArrayLike | None = None,
     *,
     kind: Kind = "logits",
     base_kind: Kind | None = None,
@@ -208,8 +208,8 @@ def compare(
         Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
         order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
         converted.
-    targets : array of integers or None
-        Class ids, of the shape of `logits` without its class axis. With None there are divergences, but no losses.
+    targets : array of integers, optional
+        Class ids, of the shape of `logits` without its class axis. Without them there are divergences, but no losses.
     kind : {"logits", "log_probs", "probs"}, default "logits"
         What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
         of their row's probabilities, since rounding leaves it near 1.

@@ -89,7 +89,7 @@ class ComparisonMeter:
         self,
         base_logits: ArrayLike,
         logits: ArrayLike | Mapping[str, ArrayLike],
-        targets: ArrayLike | None,
+        targets: ArrayLike | None = None,
         *,
         kind: Kind = "logits",
         base_kind: Kind | None = None,
@@ -108,8 +108,8 @@ class ComparisonMeter:
             Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any
             byte order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy.
             Lists are converted.
-        targets : array of integers or None
-            Class ids, of the shape of `logits` without its class axis. None in all calls, or in none.
+        targets : array of integers, optional
+            Class ids, of the shape of `logits` without its class axis: in all calls, or in none.
         kind : {"logits", "log_probs", "probs"}, default "logits"
             What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the
             sum of their row's probabilities, since rounding leaves it near 1.

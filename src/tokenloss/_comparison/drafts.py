@@ -230,7 +230,8 @@ def draft_acceptance(
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     segment_ids : array of integers, optional
         Number of the text of each position, broadcast over the batch; the positions of a text come in its order, and
-        those of negative numbers belong to none. By default each row of a batch (..., T) is a text.
+        those of negative numbers belong to none. By default each row of a batch (N, T) is a text, and a batch (T,)
+        is a single one, without a number.
     cu_seqlens : array of integers, optional
         Bounds of packed texts, such as [0, 7, 12] for two of 7 and 5 positions of the batch.
     cost_ratio : float, optional
@@ -288,8 +289,8 @@ def draft_acceptance(
         base_logits, logits, temperature, kind=kind, base_kind=base_kind, axis=axis, where=where, workers=workers
     )
     numbers = sequence_numbers(segment_ids, cu_seqlens, batch)
-    if numbers is None:
-        numbers = np.arange(math.prod(batch)) // (batch[-1] or 1 if batch else 1)
+    if numbers is None and len(batch) > 1:
+        numbers = np.repeat(np.arange(batch[0]), math.prod(batch[1:]))
     signed = signed_of(base_logits, logits, None, columns, None, kind, base_kind)
     of_columns = acceptance(columns, temperature), columns["kept"], numbers
     return acceptance_of(*of_columns, temperature, cost_ratio, batch, _signed=signed)

@@ -20,7 +20,7 @@ from tokenloss._comparison.paired import (
 from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.dtypes import as_array, as_float_array, dtype_name
 from tokenloss._core.errors import raise_error
-from tokenloss._core.result import columns_of
+from tokenloss._core.result import columns_of, places_in
 from tokenloss._core.signature import IdsHash, either
 from tokenloss._core.validation import broadcast, check_kinds
 from tokenloss._statistics.sequences import sums_by_segment
@@ -101,7 +101,7 @@ def signed_of(
     signed |= {"ignored": int(np.count_nonzero(~kept))} | ({} if classes is None else {"classes": str(classes)})
     if targets is not None:
         ids, _ = as_array("targets", targets)
-        rows = numbers if numbers is not None or ids.ndim < 2 else np.arange(ids.size) // max(1, ids[0].size)
+        rows = numbers if numbers is not None or ids.ndim < 2 else places_in(ids.shape)["sequence"]
         hashed = IdsHash.of(ids.reshape(-1)[kept], None if rows is None else rows[kept])
         signed["ids"] = hashed.only(() if numbers is None else None)
     return signed

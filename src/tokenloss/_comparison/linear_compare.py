@@ -25,7 +25,7 @@ def linear_compare(
     base_lm_head: ArrayLike,
     hidden: ArrayLike,
     lm_head: ArrayLike,
-    targets: ArrayLike | None,
+    targets: ArrayLike | None = None,
     *,
     base_lm_head_bias: ArrayLike | None = None,
     lm_head_bias: ArrayLike | None = None,
@@ -56,8 +56,8 @@ def linear_compare(
         Fortran order, perhaps memory-mapped. It is never copied as a whole.
     hidden, lm_head : arrays of shape (..., E) and (V, E)
         The same of the other model, whose hidden states may have another size.
-    targets : array of integers or None
-        Class ids, of the shape of `hidden` without its last axis. With None there are divergences, but no losses.
+    targets : array of integers, optional
+        Class ids, of the shape of `hidden` without its last axis. Without them there are divergences, but no losses.
     base_lm_head_bias, lm_head_bias : arrays of shape (V,), optional
         Biases of the projections.
     classes : int, optional

@@ -307,7 +307,7 @@ class PairedLosses(Result):
         dict of 1-D arrays
             By name, as the attributes. First come `sequence` and `position`, where sequences were given: the number of
             the sequence, and the place in it, from 0; -1 outside of any. Else, if the batch has several axes, they are
-            the number of the row along the last axis, counted over all other axes, and the place in that row.
+            the index along its first axis, and the place in the others in C order.
         """
         ids, arrays = self._segment_ids, {name: value for name, value in vars(self).items() if name[0] != "_"}
         places = places_in(self.kept.shape) if ids is None else places_of(ids)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, Float64Array
 
-_MAX_NAMES = 5  # of metrics that `repr` shows
+_MAX_NAMES = 3  # of metrics that `repr` shows
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -188,7 +188,7 @@ class SampleComparison(Result):
     >>> for path in (base, q4):
     ...     _ = path.write_text(json.dumps({"doc_id": 0, "filtered_resps": ["4"], "exact_match": 1.0}))
     >>> compare_files(base, {"q4": q4})["q4"]
-    SampleComparison(count=1, metrics=['exact_match'])
+    SampleComparison(metrics=['exact_match': 1.000 (0.00)], count=1)
     """
 
     _of_base = ("base", "cluster", "margin")  # the same for all candidates of one base
@@ -259,9 +259,13 @@ class SampleComparison(Result):
         return samples_shown(comparisons)
 
     def _main(self) -> dict[str, str]:
-        names = [repr(shortened(metric.name)) for metric in self.metrics]
-        names[_MAX_NAMES:] = ["..."] * (len(names) > _MAX_NAMES)
-        return {"count": str(self.count), "metrics": f"[{', '.join(names)}]"}
+        changes = [figure(metric.difference, metric.difference_stderr, 3) for metric in self.metrics]
+        each = [
+            f"{shortened(metric.name)!r}: {figure(metric.other, digits=4)} ({change})"
+            for metric, change in zip(self.metrics, changes, strict=True)
+        ]
+        each[_MAX_NAMES:] = ["..."] * (len(each) > _MAX_NAMES)
+        return {"metrics": f"[{'; '.join(each)}]", "count": str(self.count)}
 
 
 SampleComparison.__module__ = "tokenloss.results"

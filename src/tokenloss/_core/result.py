@@ -70,11 +70,11 @@ def nonzero(**counts: int) -> dict[str, str]:
 def places_in(batch: tuple[int, ...]) -> dict[str, Array]:
     """Columns with the place of each element of a batch; none if it has fewer than two axes.
 
-    A sequence is a row along the last axis, numbered in C order over the other axes; a position counts along it.
+    Each element of the first axis is a sequence; positions count over its other axes in C order.
     """
     if len(batch) < 2:
         return {}
-    rows, length = math.prod(batch[:-1]), batch[-1]
+    rows, length = batch[0], math.prod(batch[1:])
     return {"sequence": np.repeat(np.arange(rows), length), "position": np.tile(np.arange(length), rows)}
 
 

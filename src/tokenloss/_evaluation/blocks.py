@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
     from tokenloss.formats.tokenizers import Tokenizer
 
+_SAMPLE = 32  # scores of a block's first row that counts, which tell whether the block is made again
+
 
 def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
     """Score all tokens of blocks, one block after the other; those that the checkpoint holds are not scored again."""
@@ -64,11 +66,11 @@ def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: 
             if number == first:
                 run.open_sinks(stack, block)
             if number in checkpoint.results:
-                checkpoint.check_again(number, block.arrays())
+                checkpoint.check_again(number, block.arrays(options.ignore_index))
             else:
                 scored = run.take(block)
                 if settings.state is not None:
-                    checkpoint.add(number, summed(scored, checkpoint.top), block.arrays())
+                    checkpoint.add(number, summed(scored, checkpoint.top), block.arrays(options.ignore_index))
             run.hold_back(block)
             progress.advance(block.scores.nbytes, f"block {number}")
         run.end()
@@ -123,6 +125,8 @@ class _Run:
         if block.targets.shape != block.scores.shape[:-1]:
             fits = f"{block.scores.shape[:-1]}, class ids, where there is a tokenizer"
             raise_error("shape", name=f"{block.name}: targets", got=block.targets.shape, fits=fits)
+        if block.scores.ndim > 3 and block.ids is None:
+            raise_error("shape", name=f"{block.name}: logits", got=block.scores.shape, fits="(N, T, V) for N texts")
         numbers = RowSequences(block.scores.shape, block.ids).numbers(0, block.targets.size)
         begun, shift = {} if block.ids is None else self.begun, bool(self._options.shift)
         n_bytes, _ = bytes_of_ids(block.targets, numbers, _in_texts(block), self._tokenizer, begun, shift)
@@ -166,7 +170,7 @@ class _Run:
         add = token_function(self._outputs, 0, total.rows, first_sequence, self._tokenizer)
         sampled = total.result.shift_sample.rows
         result = score.score_shard(shard, options, self._workers, add, self._top_k, opened=opened, sampled=sampled)
-        n_sequences = math.prod(shard.shape[:-2]) if block.ids is None and len(shard.shape) > 2 else 0
+        n_sequences = shard.shape[0] if block.ids is None and len(shard.shape) > 2 else 0
         scored = ScoredBlock(shard, n_sequences, None, None, result)
         if block.ids is not None:
             new = [(number, n - total.counts.get(number, 0)) for number, n in counts.items() if number >= 0]
@@ -199,10 +203,16 @@ class _Block(NamedTuple):
         mask, ids = (None if array is None else array.copy() for array in (self.mask, self.ids))
         return self._replace(scores=self.scores.copy(), targets=self.targets.copy(), mask=mask, ids=ids)
 
-    def arrays(self) -> dict[str, Any]:
+    def arrays(self, ignore_index: int | None) -> dict[str, Any]:
         """What must be the same when the block is made again; logits may differ in their last bits."""
+        kept = np.ones(self.scores.shape[:-1], np.bool_) if self.mask is None else self.mask
+        if self.targets.shape == kept.shape:
+            kept = kept & (self.targets != ignore_index)
+        first = np.unravel_index(kept.argmax(), kept.shape) if kept.any() else (slice(0, 0),)
+        row = without_bfloat16(self.scores[first], self.code).reshape(-1)
         return {
             "logits": self.scores,
+            "sample": row[:: max(1, row.size // _SAMPLE)].astype(np.float64),
             "targets": self.targets,
             "where": self.mask,
             "segment_ids": self.ids,

@@ -134,7 +134,7 @@ def score(
     if positions.by_class and ignore_index is not None:
         kept = kept & (targets != ignore_index)
     if len(batch) > 1:  # each sequence must be in one chunk: only its losses are moved, not its logits
-        nll = nll.rechunk({len(batch) - 1: -1})
+        nll = nll.rechunk(dict.fromkeys(range(1, len(batch)), -1))
     axes = tuple(range(len(batch)))
     arrays: list[Any] = [nll, axes, _rechunk(kept, nll.chunks), axes]
     weights = None if sample_weight is None else _rechunk(da.broadcast_to(sample_weight, batch), nll.chunks)

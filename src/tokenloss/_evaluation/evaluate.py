@@ -76,9 +76,9 @@ def evaluate(
     source : path, paths, iterable of blocks, or function that makes blocks
         Files of scores as `tokenloss.formats.open_scores` reads them, shards of one text; or patterns of their names,
         or their directory. Or blocks ``(logits, targets)``, ``(logits, targets, where)`` or ``(logits, targets, where,
-        segment_ids)`` as an engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each row of scores
-        of shape (N, T, V) is a sequence, and tokens of shape (N, V) are taken as independent, unless `segment_ids` or
-        `cu_seqlens` say otherwise: arrays of these names in a file, whose numbers are its own, or the last part of a
+        segment_ids)`` as an engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each of N texts
+        (N, T, V) or images (N, H, W, V) is a sequence, and tokens (N, V) are taken as independent, unless `segment_ids`
+        or `cu_seqlens` say otherwise: arrays of these names in a file, whose numbers are its own, or the last part of a
         block, whose numbers are those of all blocks. Or files of responses (.json, .jsonl, or a stream of one), or
         their directory, as `tokenloss.formats.open_responses` reads them: each choice is a sequence, and no `custom_id`
         may come twice; `targets` to `ignore_index` do not apply to them.

@@ -294,7 +294,7 @@ class Evaluation(LossFigures):
     def _main(self) -> dict[str, str]:
         counts = {"count": str(self.count), **nonzero(n_nan=self.n_nan, n_sequences=self.n_sequences)}
         main = {"loss": figure(self.loss, self.stderr), **counts, "perplexity": figure(self.perplexity)}
-        return main | {"accuracy": f"{self.accuracy:.4f}"}
+        return main | {"accuracy": f"{self.accuracy:.4f}"} | self._main_of_text()
 
     def _figures(self) -> dict[str, Any]:
         """All figures."""

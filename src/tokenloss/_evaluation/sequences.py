@@ -26,7 +26,7 @@ _MAX_PENDING = 1 << 20  # tokens that are kept in memory until their sequence en
 
 
 class RowSequences:
-    """The sequence of each row, by segment ids or offsets; else each of the N rows of a batch (N, T, V) is one."""
+    """The sequence of each row, by segment ids or offsets; else each of the N of scores (N, ..., V)."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class RowSequences:
         offsets: Array | None = None,
         counts: MutableMapping[int, int] | None = None,
     ) -> None:
-        self._length = shape[-2] if len(shape) > 2 else 0
+        self._length = math.prod(shape[1:-1]) if len(shape) > 2 else 0
         self._ids, self._offsets = ids, offsets
         self._counts = {} if counts is None else counts  # of the rows so far of sequences that have an id
 

@@ -47,6 +47,8 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
         if stored.ids is None or stored.ids.ndim == len(shard.shape):
             got, fits = "targets are distributions", "be class ids, where there is a tokenizer"
             raise_error("content", path=shard.targets or shard.path, got=got, fits=fits)
+        if len(shard.shape) > 3 and stored.sequences.exist and not stored.sequences.are_given:
+            raise_error("shape", name=f"{shard.path}: {shard.kind}", got=shard.shape, fits="(N, T, V) for N texts")
         may_go_on = shard.segments_start is not None or shard.windows is not None or not stored.sequences.exist
         own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else {}, aligned)
         found.append((own, scored_rows(opened, options.ignore_index)))

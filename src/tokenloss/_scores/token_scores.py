@@ -115,8 +115,8 @@ class TokenScores(Result):
         -------
         dict of 1-D arrays
             By name, as the attributes; `top_ids` and `top_logprobs` become `top_id_1`, `top_logprob_1`, `top_id_2` and
-            so on. If the batch has several axes, `sequence` and `position` come first: the number of the row along the
-            last axis, counted over all other axes, and the place in that row.
+            so on. If the batch has several axes, `sequence` and `position` come first: the index along its
+            first axis, and the place in the others in C order.
 
         Examples
         --------

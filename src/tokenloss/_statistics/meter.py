@@ -139,6 +139,11 @@ class LossFigures(Result):
         """``exp(losses / words)`` of the text; nan if the words of all or of some tokens are not known."""
         return exp(self._meter._loss_per("words"))
 
+    def _main_of_text(self) -> dict[str, str]:
+        """The main figures that depend on the length of the text, as far as it is known."""
+        figures = {"bits_per_byte": self.bits_per_byte, "word_perplexity": self.word_perplexity}
+        return {name: figure(value) for name, value in figures.items() if not math.isnan(value)}
+
     @property
     def word_perplexity_interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of `word_perplexity`; nan where that is."""
@@ -184,9 +189,7 @@ class LossMeter(LossFigures):
     >>> meter = LossMeter()
     >>> meter.update([0.36, 0.02, 0.22], n_bytes=12)
     >>> meter
-    LossMeter(loss=0.200000 ± 0.0987, count=3, perplexity=1.22140)
-    >>> round(meter.bits_per_byte, 4)
-    0.0721
+    LossMeter(loss=0.200000 ± 0.0987, count=3, perplexity=1.22140, bits_per_byte=0.0721348)
 
     Of two documents, the second of which is harder throughout:
 
@@ -416,7 +419,8 @@ class LossMeter(LossFigures):
 
     def _main(self) -> dict[str, str]:
         counts = {"count": str(self.count), **nonzero(n_sequences=self.n_sequences)}
-        return {"loss": figure(self.loss, self.stderr), **counts, "perplexity": figure(self.perplexity)}
+        main = {"loss": figure(self.loss, self.stderr), **counts, "perplexity": figure(self.perplexity)}
+        return main | self._main_of_text()
 
     def _figures(self) -> dict[str, Any]:
         properties = (name for name, value in vars(LossFigures).items() if isinstance(value, property))

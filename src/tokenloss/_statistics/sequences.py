@@ -167,10 +167,11 @@ def sequence_losses(
 
     Parameters
     ----------
-    nll : TokenScores or array of shape (..., T)
+    nll : TokenScores or array of shape (T,), (N, T) or (N, ...)
         Result of `token_scores`, of which only the included tokens are added up; or losses in nats, as
-        `LossMeter.update` takes them. Each row along the last axis is a sequence, unless `segment_ids` or `cu_seqlens`
-        say otherwise.
+        `LossMeter.update` takes them. Each of the N elements of the first axis is a sequence, such as a text or the
+        pixels of an image, unless `segment_ids` or `cu_seqlens` say otherwise. Several texts of each element are
+        sequences of their own after ``nll.reshape(-1, T)``.
     where : array of bool, optional
         Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored or
         masked: their losses are 0.0 and would count as perfect, or nan, which would make the mean nan.
@@ -189,8 +190,8 @@ def sequence_losses(
     Returns
     -------
     SequenceLosses
-        With arrays of the batch's shape, which is that of `nll` without its last axis. With `segment_ids` or
-        `cu_seqlens` they have one dimension; each of `segment_ids` then comes once, in ascending order.
+        With arrays of shape (N,), or () for a single sequence (T,). With `segment_ids` or `cu_seqlens` they have one
+        dimension; each of `segment_ids` then comes once, in ascending order.
 
     Raises
     ------
@@ -218,7 +219,7 @@ def sequence_losses(
     tokens = known_tokens(nll, where, sample_weight)
     shape = tokens["nll"].shape
     if not shape:
-        raise_error("shape", name="nll", got=(), fits="(..., T)")
+        raise_error("shape", name="nll", got=(), fits="(T,) or (N, ...)")
     layout = _layout(shape, segment_ids, cu_seqlens)
     lengths = [_text_lengths(name, value, layout.batch) for name, value in (("n_bytes", n_bytes), ("n_words", n_words))]
     return _sums(tokens, layout, *lengths)
@@ -398,8 +399,8 @@ def _layout(shape: tuple[int, ...], segment_ids: Any, cu_seqlens: Any) -> _Layou
         offsets = check_offsets(cu_seqlens, math.prod(shape))
         batch: tuple[int, ...] = (len(offsets) - 1,)
     else:
-        batch = shape[:-1]
-        offsets = np.arange(math.prod(batch) + 1, dtype=np.int64) * shape[-1]
+        batch = shape[: min(1, len(shape) - 1)]
+        offsets = np.arange(math.prod(batch) + 1, dtype=np.int64) * math.prod(shape[len(batch) :])
     first = np.arange(math.prod(batch) + 1, dtype=np.int64)
     return _Layout(batch, first[:-1].reshape(batch), first, offsets[:-1], offsets[1:])
 
