@@ -86,7 +86,9 @@ def files(tmp_path_factory):
             parts = {"targets": targets[part], "tokens": words[part], "segment_ids": part // 8}
             np.savez(path / name / f"part-{i}.npz", logits=scores[part], **parts)
     np.save(path / "head.npy", rng.normal(size=(11, 4)))
-    np.savez(path / "hidden.npz", hidden_states=rng.normal(size=(8, 5, 4)), targets=targets.reshape(8, 5))
+    states = rng.normal(size=(8, 5, 4))
+    states /= np.sqrt((states**2).mean(-1, keepdims=True))  # as after the final norm
+    np.savez(path / "hidden.npz", hidden_states=states, targets=targets.reshape(8, 5))
     (path / "text.txt").write_text("a few words")
     answer = {
         "message": {"content": "a"},

@@ -30,7 +30,7 @@ from tokenloss import (
     sequence_losses,
     token_scores,
 )
-from tokenloss._core.result import Result, Shown, Table, as_html, figure
+from tokenloss._core.result import Result, Shown, Table, as_html, as_markdown, figure
 from tokenloss._evaluation.results import Evaluations
 
 RNG = np.random.default_rng(7)
@@ -455,6 +455,13 @@ def test_html_escapes_hostile_text():
     read = Cells(html)
     assert read.tags <= TAGS
     assert sum("script" in cell for cell in read.cells) == 5
+
+
+@pytest.mark.parametrize("name", ["# a", "## a", "- a", "+ a"])
+def test_a_name_is_no_heading_or_item_of_markdown(name):
+    found = as_markdown(Shown("base", "", [Table([("-0.5", "+1")], title=f"{name} loses most")]))
+    assert f"\n\\{name} loses most\n" in found
+    assert "| -0.5 | +1  |" in found
 
 
 def test_html_of_hostile_names(tmp_path):

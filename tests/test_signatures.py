@@ -1,5 +1,7 @@
 """Signatures: the same for any split of a text, other where figures are of something else, and printed below tables."""
 
+import base64
+import inspect
 import itertools
 import math
 
@@ -31,8 +33,20 @@ def splitmix64(state):
     return state ^ state >> 31
 
 
-def hash_of(ids):
-    return f"{sum(splitmix64(int(one)) for one in ids) % 2**64 >> 32:08x}"
+def hash_of(*sequences):
+    """The hash of sequences, or of one: the sum over all ids, each mixed with the hash of the one before."""
+    total = 0
+    for ids in sequences:
+        before = 0
+        for one in map(int, ids):
+            total += splitmix64(one ^ before)
+            before = splitmix64(one)
+    return f"{total % 2**64 >> 32:08x}"
+
+
+def hash_of_loose(ids):
+    """The hash of ids that belong to no sequence."""
+    return hash_of(*([one] for one in ids))
 
 
 def padded(numbers):
@@ -64,11 +78,11 @@ def test_signature_is_the_same_for_any_shards_blocks_order_and_sum(shift, tmp_pa
         ]
         signatures += [one.signature for one in found]
         assert all(one.figures["signature"] == one.signature for one in found)
-    kept = np.concatenate([ids[bool(shift) :] for ids in IDS])
-    scored = f"tokens:{len(kept)}|sequences:{sum(length > bool(shift) for length in LENGTHS)}"
+    kept = [ids[bool(shift) :] for ids in IDS]
+    scored = f"tokens:{sum(map(len, kept))}|sequences:{sum(length > bool(shift) for length in LENGTHS)}"
     of_shift = "|shift:yes" if shift else ""
     plain = f"tokenloss:{tokenloss.__version__}|unit:sequence|{scored}{of_shift}"
-    plain += f"|kind:logits|dtype:float32|ids:{hash_of(kept)}"
+    plain += f"|kind:logits|dtype:float32|ids:{hash_of(*kept)}"
     masked = plain.replace("|kind", "|mask:yes|kind")  # by padding
     assert set(signatures) == {plain, masked}
     assert differing_fields(signatures) == []
@@ -101,7 +115,9 @@ OTHER_IDS = IDS[2][None].copy()
 OTHER_IDS[0, 3] = (OTHER_IDS[0, 3] + 1) % 7
 CHANGES = {  # the fields by which a signature differs
     ("ids",): {"ids": OTHER_IDS},
-    ("unit", "sequences"): {"rest": (None, np.array([[0, 0, 0, 0, 1, 1, 1, 2]]))},
+    ("unit", "sequences", "ids"): {"rest": (None, np.array([[0, 0, 0, 0, 1, 1, 1, 2]]))},
+    ("bytes",): {"n_bytes": 30},
+    ("words",): {"n_words": 6},
     ("tokens", "mask", "ids"): {"rest": (np.arange(8)[None] < 6,)},
     ("tokens", "shift", "ids"): {"shift": True},
     ("dtype",): {"logits": LOGITS[2][None].astype(np.float16)},
@@ -111,7 +127,8 @@ CHANGES = {  # the fields by which a signature differs
 
 @pytest.mark.parametrize("differ", CHANGES, ids="-".join)
 def test_differing_fields_are_named(differ):
-    found = Evaluations(A=one_sequence(), B=one_sequence(**CHANGES[differ]))
+    plain = {f"n_{differ[0]}": 5} if differ[0] in ("bytes", "words") else {}
+    found = Evaluations(A=one_sequence(**plain), B=one_sequence(**CHANGES[differ]))
     assert differing_fields(one.signature for one in found.values()) == [*differ]
     title, *_, last = found.summary().splitlines()
     assert f"the models' signatures differ in {', '.join(differ)}" in title
@@ -121,22 +138,90 @@ def test_differing_fields_are_named(differ):
     assert {name: set(values.split(",")) for name, values in fields(last.strip()).items()} == joined
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_targets_that_are_rolled_within_each_text_have_another_hash(shift, tmp_path):
+    """4.394 and 4.151 nats had one signature."""
+    logits, ids = RNG.normal(size=(3, 9, 7)), RNG.integers(7, size=(3, 9))
+    found = []
+    for targets in (ids, np.roll(ids, 1, 1)):
+        np.savez(tmp_path / "a.npz", logits=logits, targets=targets)
+        blocks = evaluate([(logits, targets)], shift=shift)
+        files = evaluate(tmp_path / "a.npz", shift=shift)
+        meter = ComparisonMeter()
+        meter.update(logits, logits, targets)
+        compared = compare(logits, logits, targets), meter.result(), linear_compare(*[logits, np.eye(7)] * 2, targets)
+        np.savez(tmp_path / "b.npz", logits=logits + 1)
+        compared += (compare_files(tmp_path / "a.npz", {"b": tmp_path / "b.npz"})["b"],)
+        assert fields(blocks.signature)["ids"] == fields(files.signature)["ids"]
+        assert {fields(one.signature)["ids"] for one in compared} == {hash_of(*targets)}
+        found.append(blocks.signature)
+    assert differing_fields(found) == ["ids"]
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("where", ["in order", "mixed"])
+def test_hash_does_not_depend_on_where_a_sequence_is_split(where, shift, tmp_path):
+    """By files, by blocks, by calls of a ComparisonMeter or by a run that goes on from a state."""
+    numbers = np.repeat([4, 0, 9, -1], [20, 15, 20, 5])
+    numbers = numbers if where == "in order" else RNG.permutation(numbers)
+    logits, ids = RNG.normal(size=(60, 7)).astype(np.float32), RNG.integers(7, size=60)
+    ids[[3, 30]] = -100
+    found = set()
+    for n, places in enumerate([[], [20, 40], [1, 2, 3, 25, 26, 59], range(1, 60)]):
+        parts = [np.split(array, places) for array in (logits, ids, numbers)]
+        paths = [tmp_path / f"{n}-{i}.npy" for i in range(len(parts[0]))]
+        for path, rows, one in zip(paths, *parts[:2], strict=True):
+            np.save(path, rows)
+            np.save(path.with_suffix(".ids.npy"), one)
+        np.save(tmp_path / "numbers.npy", numbers)
+        blocks = [(rows, one, None, own) for rows, one, own in zip(*parts, strict=True)]
+        evaluations = [evaluate(blocks, shift=shift)]
+        if where == "in order" or not shift:
+            targets = [path.with_suffix(".ids.npy") for path in paths]
+            options = {"segment_ids": tmp_path / "numbers.npy", "shift": shift}
+            evaluations.append(evaluate(paths, targets, **options))
+            evaluations.append(compare_files(paths, {"q": paths}, targets, **options)["q"])
+        for stop in range(0, len(blocks), 9):
+            state = tmp_path / f"state-{n}-{stop}"
+            evaluate(lambda first, stop=stop, blocks=blocks: blocks[first : stop + 1], shift=shift, state=state)
+            evaluations.append(evaluate(lambda first, blocks=blocks: blocks[first:], shift=shift, state=state))
+        if not shift:
+            meters = ComparisonMeter(), ComparisonMeter()
+            for i, (rows, one, _, own) in enumerate(blocks):
+                meters[2 * i > len(blocks)].update(rows, rows, one, segment_ids=own)
+            meters[0].merge(meters[1])
+            evaluations += [meters[0].result(), compare(logits, logits, ids, segment_ids=numbers)]
+        found |= {fields(one.signature)["ids"] for one in evaluations}
+    kept = [ids[numbers == number] for number in (4, 0, 9)]
+    if shift:
+        kept = [one[1:] for one in kept]
+    else:
+        kept += [[one] for one in ids[numbers < 0]]
+    if where == "in order" or not shift:
+        assert found == {hash_of(*([one for one in sequence if one >= 0] for sequence in kept))}
+    assert len(found) == 1
+
+
 def test_the_same_tokens_in_another_order_have_the_same_ids():
     for order in itertools.islice(itertools.permutations(range(8)), 0, 40000, 4001):
         found = evaluate([(LOGITS[2][[*order]], IDS[2][[*order]])])
-        assert fields(found.signature)["ids"] == hash_of(IDS[2])
+        assert fields(found.signature)["ids"] == hash_of_loose(IDS[2])
     batch = np.arange(7)
-    assert len({hash_of(one) for one in itertools.combinations_with_replacement(batch, 4)}) == math.comb(10, 4)
+    assert len({hash_of_loose(one) for one in itertools.combinations_with_replacement(batch, 4)}) == math.comb(10, 4)
 
 
-@pytest.mark.parametrize(("window", "stride", "scored"), [(6, 2, range(1, 12)), (6, 6, [*range(1, 6), *range(7, 12)])])
+@pytest.mark.parametrize(
+    ("window", "stride", "scored"),
+    [(6, 2, [range(1, 6), range(6, 8), range(8, 10), range(10, 12)]), (6, 6, [range(1, 6), range(7, 12)])],
+)
 def test_signature_has_the_window_and_its_stride(window, stride, scored, tmp_path):
     ids = RNG.integers(7, size=12)
     rows = np.arange(0, 12 - window + 1, stride)[:, None] + np.arange(window)
     np.savez(tmp_path / "a.npz", logits=RNG.normal(size=(*rows.shape, 7)), input_ids=ids[rows])
     found = fields(evaluate(tmp_path / "a.npz", window=window, stride=stride).signature)
     assert [found[name] for name in ("window", "stride", "shift")] == [str(window), str(stride), "yes"]
-    assert (found["tokens"], found["ids"]) == (str(len(scored)), hash_of(ids[[*scored]]))
+    new = [ids[[*of_window]] for of_window in scored]
+    assert (found["tokens"], found["ids"]) == (str(sum(map(len, new))), hash_of(*new))
 
 
 def test_windows_of_papers_and_whole_texts_are_told_apart_as_of_lm_evaluation_harness_2301(tmp_path):
@@ -152,6 +237,7 @@ def test_windows_of_papers_and_whole_texts_are_told_apart_as_of_lm_evaluation_ha
 
 
 def test_weights_of_a_meter_are_in_its_signature():
+    """As the number of tokens of equal weights that would have the same variance (Kish)."""
     signatures = []
     for weight in (
         None,
@@ -165,11 +251,11 @@ def test_weights_of_a_meter_are_in_its_signature():
         meter.update([0.1, 0.2, 0.3, 0.4], sample_weight=weight)
         signatures.append(fields(meter.signature) | {"tokens": ""})
     plain = {"tokenloss": tokenloss.__version__, "unit": "token", "tokens": ""}
-    weighted = plain | {"weights": "yes"}
-    assert signatures == [plain, plain, plain, weighted, weighted, plain]  # a weight of 0 leaves a token out
+    equal, other = plain | {"weights": "4"}, plain | {"weights": "3.55556"}
+    assert signatures == [plain, plain, plain, equal, other, plain]  # a weight of 0 leaves a token out
     meter = LossMeter()
     meter.update(sequence_losses(np.ones((5, 3)), sample_weight=np.arange(1, 6)[:, None]))
-    assert meter.signature == f"tokenloss:{tokenloss.__version__}|unit:sequence|tokens:15|sequences:5|weights:yes"
+    assert meter.signature == f"tokenloss:{tokenloss.__version__}|unit:sequence|tokens:15|sequences:5|weights:12.2727"
     assert meter.to_dict()["signature"] == (meter + LossMeter()).signature == meter.signature
 
 
@@ -178,7 +264,7 @@ def test_signature_of_a_comparison_is_the_same_of_arrays_blocks_and_files(tmp_pa
     other, numbers = (logits + 1).astype(np.float16), np.arange(5)[:, None]
     expected = compare(logits, other, ids, segment_ids=numbers).signature
     scored = "unit:sequence|tokens:21|sequences:5|mask:yes|kind:logits|dtype:float16/float32"
-    assert expected == f"tokenloss:{tokenloss.__version__}|{scored}|ids:{hash_of(np.concatenate(IDS))}"
+    assert expected == f"tokenloss:{tokenloss.__version__}|{scored}|ids:{hash_of(*IDS)}"
     meters = ComparisonMeter(), ComparisonMeter()
     for row in range(5):
         meters[row > 2].update(logits[row], other[row], ids[row], segment_ids=np.full(8, row))
@@ -228,11 +314,147 @@ def test_signature_of_responses_and_samples(tmp_path):
     found = evaluate(paths[0])
     part, kind = found.figures["part"], {"kind": "responses", "unit": "sequence"}
     counts = {"tokens": str(found.count), "sequences": str(found.n_sequences), "part": part}
+    counts["bytes"] = str(found.n_bytes)
     assert fields(found.signature) == {"tokenloss": tokenloss.__version__, **kind, **counts}
-    assert fields(compare_files(*paths).popitem()[1].signature) == fields(found.signature)
+    compared = compare_files(*paths).popitem()[1].signature
+    assert fields(compared) | {"bytes": counts["bytes"]} == fields(found.signature)
+    assert differing_fields([compared, found.signature]) == []
     samples = [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
     ((_, one),) = compare_files(*samples).items()
     counts = f"unit:document|samples:{one.count}|documents:{one.n_documents}"
     assert one.signature == f"tokenloss:{tokenloss.__version__}|{counts}"
     assert one.summary().endswith(f"\n\n  {one.signature}")
     assert one.to_dict()["signature"] == one.signature
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+HIDDEN = RNG.normal(size=(3, 9, 4)).astype(np.float32)
+HIDDEN /= np.sqrt(np.square(HIDDEN).mean(-1, keepdims=True))  # as a norm leaves them
+LM_HEAD = RNG.normal(size=(7, 4)).astype(np.float32)
+TEXT_IDS = RNG.integers(1, 7, size=(3, 9))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Files by name: scores, hidden states, responses and what belongs to them."""
+    path = tmp_path_factory.mktemp("sources")
+    logits = HIDDEN @ LM_HEAD.T
+    np.savez(path / "scores.npz", logits=logits, log_probs=tokenloss.log_softmax(logits), targets=TEXT_IDS)
+    np.savez(path / "more.npz", logits=logits, targets=TEXT_IDS, other=TEXT_IDS[::-1])
+    np.savez(path / "hidden.npz", hidden=HIDDEN, hidden_states=HIDDEN, targets=TEXT_IDS)
+    np.savez(path / "windows.npz", logits=logits, input_ids=TEXT_IDS)
+    np.save(path / "head.npy", LM_HEAD)
+    np.save(path / "rolled.npy", np.roll(TEXT_IDS, 1, 1))
+    np.save(path / "numbers.npy", np.arange(27) // 5)
+    ranks = "".join(f"{base64.b64encode(b'abcdefg'[i : i + 1]).decode()} {i}\n" for i in range(7))
+    (path / "a.tiktoken").write_text(ranks)
+    (path / "text").write_text("\n".join("".join("abcdefg"[i] for i in row) for row in TEXT_IDS))
+    clients.save(path / "answers.jsonl", *clients.COMPLETIONS[:3])
+    return path
+
+
+SCORES, FROM_HIDDEN = {"source": "scores.npz", "array": "logits"}, {"source": "hidden.npz", "lm_head": "head.npy"}
+FROM_HIDDEN["hidden"] = "hidden"
+# by option of `evaluate`: two calls that differ in it, and the fields of the signature that tell them apart
+OF_EVALUATE = {
+    "source": ({"source": "scores.npz", "array": "logits"}, {"source": "more.npz"}, []),  # the model is not a field
+    "targets": (SCORES, SCORES | {"targets": "rolled.npy"}, ["ids"]),
+    "segment_ids": (SCORES, SCORES | {"segment_ids": "numbers.npy"}, ["sequences", "ids"]),
+    "array": (SCORES, SCORES | {"array": "log_probs"}, ["kind"]),
+    "targets_array": (
+        {"source": "more.npz"},
+        {"source": "more.npz", "targets_array": "other"},
+        [],
+    ),  # whole texts moved
+    "kind": (SCORES | {"array": "log_probs", "kind": "log_probs"}, SCORES | {"kind": "logits"}, ["kind"]),
+    "shift": (SCORES, SCORES | {"shift": True}, ["tokens", "shift", "ids"]),
+    "window": (
+        {"source": "windows.npz", "shift": True},
+        {"source": "windows.npz", "window": 9, "stride": 9},
+        ["window", "stride"],
+    ),
+    "stride": (
+        {"source": "windows.npz", "window": 9, "stride": 9},
+        {"source": "windows.npz", "window": 9, "stride": 9},
+        [],
+    ),
+    "ignore_index": (SCORES, SCORES | {"ignore_index": int(TEXT_IDS[0, 0])}, ["tokens", "mask", "ids"]),
+    "lm_head": (FROM_HIDDEN, FROM_HIDDEN, []),  # a part of the model
+    "hidden": (FROM_HIDDEN, FROM_HIDDEN | {"hidden": "hidden_states"}, []),  # a part of the model
+    "logit_scale": (FROM_HIDDEN, FROM_HIDDEN | {"logit_scale": 0.5}, ["scale"]),
+    "softcap": (FROM_HIDDEN | {"softcap": 2.0}, FROM_HIDDEN | {"softcap": 3.0}, ["cap"]),
+    "part": ({"source": "answers.jsonl"}, {"source": "answers.jsonl", "part": "all"}, ["tokens", "part", "bytes"]),
+    "skip_failed": ({"source": "answers.jsonl"}, {"source": "answers.jsonl", "skip_failed": True}, []),  # none failed
+    "n_bytes": (SCORES | {"n_bytes": 100}, SCORES | {"n_bytes": 200}, ["bytes"]),
+    "n_words": (SCORES | {"n_words": 10}, SCORES | {"n_words": 20}, ["words"]),
+    "text": (SCORES | {"n_bytes": 100}, SCORES | {"text": "text"}, ["bytes"]),
+    "tokenizer": (SCORES | {"n_bytes": 100}, SCORES | {"tokenizer": "a.tiktoken"}, ["bytes"]),
+    "words": (SCORES | {"text": "text"}, SCORES | {"text": "text", "words": "lm-eval"}, ["words"]),
+    "top": (SCORES, SCORES | {"top": 1}, []),
+}
+ELSEWHERE = {"sinks", "state", "scheduler", "progress", "workers"}  # they change no metric: see their own tests
+NAMES = {"source", "targets", "segment_ids", "lm_head", "text", "tokenizer"}  # options that are paths
+
+
+@pytest.mark.parametrize("option", OF_EVALUATE)
+def test_signature_tells_the_options_of_evaluate_apart(option, sources):
+    """8.82, 5.63 and 6.73 had one signature, for three scales and caps."""
+    *calls, differ = OF_EVALUATE[option]
+    found = [evaluate(**{key: sources / one if key in NAMES else one for key, one in call.items()}) for call in calls]
+    assert differing_fields(one.signature for one in found) == differ
+
+
+def test_every_option_of_evaluate_is_looked_at():
+    assert OF_EVALUATE.keys() | ELSEWHERE == inspect.signature(evaluate).parameters.keys()
+
+
+ARRAYS = {"base_logits": HIDDEN @ LM_HEAD.T, "logits": HIDDEN @ LM_HEAD.T + 1, "targets": TEXT_IDS}
+OF_COMPARE = {
+    "base_logits": ({"base_logits": ARRAYS["logits"]}, []),  # a model
+    "logits": ({"logits": ARRAYS["base_logits"]}, []),  # a model
+    "targets": ({"targets": np.roll(TEXT_IDS, 1, 1)}, ["ids"]),
+    "kind": ({"logits": tokenloss.softmax(ARRAYS["logits"]), "kind": "probs", "base_kind": "logits"}, ["kind"]),
+    "base_kind": ({"base_logits": tokenloss.softmax(ARRAYS["logits"]), "base_kind": "probs"}, ["kind"]),
+    "classes": ({"classes": 6, "targets": np.minimum(TEXT_IDS, 5)}, ["classes"] + ["ids"] * bool((TEXT_IDS > 5).any())),
+    "axis": ({name: np.moveaxis(ARRAYS[name], -1, 1) for name in ("base_logits", "logits")} | {"axis": 1}, []),
+    "ignore_index": ({"ignore_index": int(TEXT_IDS[0, 0])}, ["tokens", "mask", "ids"]),
+    "where": ({"where": np.arange(9) < 6}, ["tokens", "mask", "ids"]),
+    "segment_ids": ({"segment_ids": np.arange(3)[:, None]}, ["unit", "sequences"]),
+    "cu_seqlens": ({"cu_seqlens": [0, 9, 18, 27]}, ["unit", "sequences"]),
+    "definitions": (
+        {"base_logits": tokenloss.log_softmax(ARRAYS["logits"]), "definitions": "llama.cpp"},
+        ["definitions"],
+    ),
+    "divergences": ({"divergences": ("tv",)}, []),  # more metrics, which the others lack
+    "workers": ({"workers": 1}, []),
+}
+
+
+@pytest.mark.parametrize("option", OF_COMPARE)
+def test_signature_tells_the_options_of_compare_apart(option):
+    changed, differ = OF_COMPARE[option]
+    found = compare(**ARRAYS), compare(**ARRAYS | changed)
+    assert differing_fields(one.signature for one in found) == differ
+
+
+def test_every_option_of_compare_is_looked_at():
+    assert OF_COMPARE.keys() == inspect.signature(compare).parameters.keys()
+
+
+def test_signature_of_a_comparison_has_the_scale_and_cap_of_logits(sources):
+    models = [HIDDEN, LM_HEAD, HIDDEN, LM_HEAD + 1, TEXT_IDS]
+    files = {"base_lm_head": sources / "head.npy", "lm_head": sources / "head.npy", "hidden": "hidden"}
+    files = {"base": sources / "hidden.npz", "others": {"q": sources / "hidden.npz"}, "base_hidden": "hidden"} | files
+    for options, differ in ({"logit_scale": 0.5}, ["scale"]), ({"softcap": 2.0}, ["cap"]):
+        plain, other = (linear_compare(*models, **some).signature for some in ({}, options))
+        assert differing_fields([plain, other]) == differ
+        plain, other = (compare_files(**files, **some)["q"].signature for some in ({}, options))
+        assert differing_fields([plain, other]) == differ
+
+
+def test_signature_of_drafts_has_the_cost_ratio():
+    logits = ARRAYS["logits"]
+    found = [tokenloss.draft_acceptance(logits, logits, cost_ratio=cost).signature for cost in (None, 0.1, 0.2)]
+    assert differing_fields(found) == ["cost"]
+    assert [fields(one).get("cost") for one in found] == [None, "0.1", "0.2"]

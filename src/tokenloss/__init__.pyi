@@ -14,8 +14,6 @@ from tokenloss._core.version import __version__ as __version__
 from tokenloss._evaluation.compare_files import compare_files as compare_files
 from tokenloss._evaluation.compare_texts import compare_texts as compare_texts
 from tokenloss._evaluation.evaluate import evaluate as evaluate
-from tokenloss._evaluation.results import NormWarning as NormWarning
-from tokenloss._evaluation.results import ShiftWarning as ShiftWarning
 from tokenloss._scores.class_log_probs import class_log_probs as class_log_probs
 from tokenloss._scores.divergence import kl_divergence as kl_divergence
 from tokenloss._scores.divergence import topk_divergence_bound as topk_divergence_bound
@@ -30,6 +28,8 @@ from tokenloss._scores.softmax import log_softmax as log_softmax
 from tokenloss._scores.softmax import logsumexp as logsumexp
 from tokenloss._scores.softmax import softmax as softmax
 from tokenloss._scores.token_scores import token_scores as token_scores
+from tokenloss._statistics.advice import NormWarning as NormWarning
+from tokenloss._statistics.advice import ShiftWarning as ShiftWarning
 from tokenloss._statistics.meter import LossMeter as LossMeter
 from tokenloss._statistics.sequences import next_token as next_token
 from tokenloss._statistics.sequences import sequence_losses as sequence_losses

@@ -77,7 +77,25 @@ def test_numbers_are_not_cut_on_a_narrow_terminal(columns, command, npz, monkeyp
     path = npz(logits=LOGITS, targets=TARGETS, tokens=np.array(["abcdefghij" * 5] * 4))
     lines = on_terminal(command, monkeypatch, columns, "score", path).splitlines()
     assert any(re.match("  perplexity +14.159 +95 % interval", line) for line in lines)
-    assert any(re.match("    3       0  9.0002     0.000123  abcdefghij", line) for line in lines)
+    rows = [line.split() for line in lines if line.startswith("    3  ")]  # the first row of each part of the table
+    assert [cell[:10] for row in rows for cell in row[1:]] == ["0", "9.0002", "0.000123", "abcdefghij"]
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_a_table_wider_than_the_terminal_is_printed_in_parts(rich, command, models, monkeypatch):
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    argv = "compare", models.path / "base.npz", f"P={models.path / 'base.npz'}", f"Q={models.path / 'other.npy'}"
+    whole = command(*argv)[1].split("\n\n")[1].splitlines()
+    parts = [part.splitlines() for part in on_terminal(command, monkeypatch, 60, *argv).split("\n\n")[1:-1]]
+    assert max(len(line) for part in parts for line in part) <= 60 < max(map(len, whole))
+    assert len(parts) == 2
+    for name in "model", "base", "P", "Q":
+        (line,) = (line for line in whole if line.split()[0] == name)
+        lines = [line.split() for part in parts for line in part if line.split()[0] == name]
+        assert [name, *(cell for cells in lines for cell in cells[1:])] == line.split()
+        assert len(lines) == 1 + (name != "base")  # the base has nothing in the second part
+    assert all(part[0].split()[1] != "\u00b1" for part in parts)
 
 
 @pytest.mark.parametrize("rich", [True, False])

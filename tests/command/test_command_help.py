@@ -155,4 +155,4 @@ def test_options_and_parameters_have_the_same_names_and_defaults(argv, function,
             assert parameter.default in (value, parameter.empty) or not (value or parameter.default), name
     gates = {name for one in results for name in inspect.signature(one.check).parameters} - {"self", "noise"}
     assert gates <= options.keys()
-    assert options.keys() - gates <= {*OUTPUTS, "top_k", "format", "run"}  # top_k is a parameter of `sinks.TokenTable`
+    assert options.keys() - gates <= {*OUTPUTS, "top_k", "format", "call"}  # top_k is a parameter of `sinks.TokenTable`

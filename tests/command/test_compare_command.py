@@ -169,13 +169,13 @@ FORWARDED = {
     "compare_files": (
         "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "
         "--definitions=llama.cpp --divergences=tv,js --divergences=hellinger --size=q=4.9G --part=all --skip-failed "
-        f"--margin=0.1 --cluster=c --noise=n.json --draft --temperature=0.5 --cost-ratio=0.1 {FILES}",
+        f"--margin=0.1 --cluster=c --run=2026 --noise=n.json --draft --temperature=0.5 --cost-ratio=0.1 {FILES}",
         OF_ALL | OF_FILES_ALONE | {"base": "x.npy", "others": {"q": "q.npy"}, "base_array": "b", "lm_head": ["l"],
                                    "base_kind": "log_probs", "base_lm_head": "m", "base_hidden": "i", "classes": 8,
                                    "definitions": "llama.cpp", "divergences": ("tv", "js", "hellinger"),
                                    "sizes": {"q": "4.9G"}, "part": "all",
-                                   "skip_failed": True, "margin": 0.1, "cluster": "c", "noise": "n.json",
-                                   "draft": True, "temperature": 0.5, "cost_ratio": 0.1},
+                                   "skip_failed": True, "margin": 0.1, "cluster": "c", "run": ["2026"],
+                                   "noise": "n.json", "draft": True, "temperature": 0.5, "cost_ratio": 0.1},
     ),
     "compare_texts": (
         "compare x.npy q=q.npy --text=t --tokenizer-a=A --tokenizer-b=B --array=a --targets-array=y --kind=probs "
@@ -205,8 +205,9 @@ def test_an_option_that_a_comparison_does_not_take_is_refused(function, command,
         with pytest.raises(ValueError, match=rf"^{name} (does not apply to|is for) (responses|samples|log-prob)"):
             tokenloss.compare_files(base, other, **{name: given})
     if function is compare_samples:
-        refused = command("compare", base, other, "--html=x.html")
-        assert_refused(refused, "--html does not apply to samples of lm-evaluation-harness")
+        for option in "--html=x.html", "--plot=x.png", "--per-token=x.csv", "--per-sequence=x.csv":
+            words = "does not apply to samples of lm-evaluation-harness; in Python, columns() of each of the result's"
+            assert_refused(command("compare", base, other, option), f"{option.partition('=')[0]} {words} metrics lists")
     assert len(refused) > 1
 
 

@@ -52,6 +52,32 @@ def test_exit_status_of_gates(argv, status, folder, command):
         assert command(*argv, "--format", form)[::2] == (status, "")
 
 
+def test_exit_status_of_gates_on_numbers_that_the_output_calls_wrong(folder, command, rng):
+    """Padding that agrees was counted, and diluted the divergence until the gate held."""
+    base = -rng.exponential(size=(20, 40))
+    other = base * rng.normal(1, 0.05, size=base.shape)
+    is_token = np.arange(40) < np.arange(5, 25)[:, None]
+    for name, array in ("trainer", other), ("rollout", base):
+        np.savez(f"{name}.npz", logprobs=np.where(is_token, array, 0.0))
+    status, out, _ = command("compare", "trainer.npz", "rollout.npz", "--max-k3", "1", "--min-ess", "0.1", "--json")
+    (found,) = json.loads(out)["candidates"]
+    assert (status, found["verdict"]) == (4, "cannot tell")
+    assert found["void"].startswith("looks like padding or prompts that are counted: 510 tokens are 0.0 in both")
+    assert all(found["void"] in one["note"] for one in found["gates"])
+    for name, array in ("trainer", other), ("rollout", base):
+        np.savez(f"{name}.npz", logprobs=np.where(is_token, array, np.nan))
+    assert command("compare", "trainer.npz", "rollout.npz", "--max-k3", "1", "--min-ess", "0.1")[0] == 0
+
+
+def test_exit_status_of_gates_beside_a_warning_that_calls_the_number_wrong(folder, command, rng):
+    ids = rng.integers(8, size=200)
+    np.savez("ids.npz", logits=9.0 * (np.roll(ids, -1)[:, None] == np.arange(8)), targets=ids)
+    status, out, err = command("score", "ids.npz", "--max-loss", "99")
+    assert (status, err.count("they seem to be the input ids of a causal model")) == (4, 1)
+    assert "this value cannot be trusted: the targets fit far better one row earlier" in out
+    assert command("score", "ids.npz", "--max-loss", "99", "--no-shift")[0] == 0
+
+
 def test_exit_status_of_gates_in_a_process(folder):
     done = process("compare", "base.npz", "q4.npz", "--max-kl", "0.01", "--json")
     assert (done.returncode, done.stderr) == (3, "")
@@ -96,7 +122,15 @@ def test_gates_of_score_in_json(folder, command):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (("--max-kl", "nan"), "--max-kl is nan; it must be a finite number of at least 0"),
+        (("--max-kl", "nan"), "argument --max-kl: must be a number, not 'nan'"),
+        (("--max-kl", "1_0"), "argument --max-kl: must be a number, not '1_0'"),  # which Python takes for 10
+        (("--max-kl", "inf"), "not 'inf'"),
+        (("--max-kl", "1e999"), "not '1e999'"),
+        (("--max-kl", " 5 "), "not ' 5 '"),
+        (("--max-kl", "\N{ARABIC-INDIC DIGIT FIVE}"), "must be a number"),
+        (("--max-kl-quantile", "0.9=1_0"), "not '0.9=1_0'"),
+        (("--max-kl", "-1"), "--max-kl is -1.0; it must be a finite number of at least 0"),
+        (("--max-kl", "1", "--classes", "1_0"), "argument --classes: must be an integer of at least 1, not '1_0'"),
         (("--max-kl", "x"), "argument --max-kl: must be a number, not 'x'"),
         (("--min-same-top", "97"), "--min-same-top is 97.0; it must be a number from 0 to 1"),
         (("--max-kl-quantile", "0.3"), "argument --max-kl-quantile: must be F=X, with F between 0 and 1"),
@@ -110,6 +144,16 @@ def test_gates_of_score_in_json(folder, command):
 def test_gates_that_are_refused_write_nothing(argv, words, folder, command):
     assert_refused(command("compare", "base.npz", "q8.npz", "--per-token", "t.csv", *argv), words)
     assert not (folder / "t.csv").exists()
+
+
+def test_gates_of_losses_without_targets_end_with_status_2(folder, command):
+    """Status 3 is that of a worse model."""
+    for name in "base", "q8":
+        with np.load(f"{name}.npz") as file:
+            np.save(f"{name}.npy", file["logits"])
+    result = command("compare", "base.npy", "q8.npy", "--max-perplexity-ratio", 2, "--max-kl", 1)
+    assert_refused(result, "--max-perplexity-ratio is for losses, which need targets, and there are none")
+    assert command("compare", "base.npy", "q8.npy", "--max-kl", 1)[0] == 0
 
 
 def test_gates_of_samples_are_refused_by_the_command(tmp_path, command):

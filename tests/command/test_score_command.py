@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import zarr
-from commands import LOGITS, TARGETS, assert_refused, process
+from commands import LOGITS, TARGETS, assert_refused, at_most, process
 from places import SAMPLE
 
 import tokenloss
@@ -218,6 +218,14 @@ def test_text_length_in_chunks(text, chunk, tmp_path, monkeypatch):
         (tmp_path / "text").write_bytes(data)
         expected = len(data), len(data.decode("utf-8", "replace").split())
         assert summary.text_length(str(tmp_path / "text")) == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such devices")
+def test_text_from_a_device_that_never_ends_is_refused(npz, command):
+    path = npz(logits=LOGITS, targets=TARGETS)
+    with at_most(10):
+        refused = command("score", path, "--text", "/dev/zero")
+    assert_refused(refused, "/dev/zero: is a device, which may never end; it must be a file or a pipe")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the platform has no named pipes")

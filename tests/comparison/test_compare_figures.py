@@ -476,9 +476,11 @@ def test_kl_quantile_intervals_of_few_divergences_end_at_0_and_infinity(rng):
     found = compare(base, other, [0, 1, 2, 3, 4])
     ordered = sorted(found.kl.tolist())
     assert ordered[0] > 0
-    assert found.kl_quantile_intervals[0.999] == (ordered[4], INF)
+    # the largest is a bound, but type 7's estimate is a little below it, and must not be outside of its interval
+    assert found.kl_quantile_intervals[0.999] == (found.kl_quantiles[0.999], INF)
+    assert ordered[3] < found.kl_quantiles[0.999] < ordered[4]
     assert found.kl_quantile_intervals[0.5] == (0, INF)
-    assert found.kl_quantile_intervals[0.001] == (0, ordered[0])
+    assert found.kl_quantile_intervals[0.001] == (0, found.kl_quantiles[0.001])
     assert compare(base[:3], other[:3], [0, 1, 2]).kl_quantile_intervals[0.1] == (0, max(found.kl[:3]))
 
 
@@ -553,7 +555,7 @@ def test_by_gives_the_figures_of_each_group(labels, with_sequences, rng):
     for row, label in enumerate(table["group"].tolist()):
         alone = compare(base, other, targets, segment_ids=ids, where=groups == label)
         for name, figure in OF_GROUP.items():
-            assert table[name][row] == getattr(alone, figure), name
+            assert table[name][row] == pytest.approx(getattr(alone, figure), rel=2**-52), name
         for name, losses in (("loss", alone.nll), ("base_loss", alone.base_nll)):
             assert table[name][row] == math.fsum(losses[alone.kept].tolist()) / alone.count, name
 

@@ -8,6 +8,7 @@ import clients
 import numpy as np
 import pytest
 from candidates import Many
+from commands import assert_refused
 from eval_harness import of_values
 from html_pages import Reader
 from rendered import Documents
@@ -33,7 +34,7 @@ def of_scores(path):
 
 def of_responses(path):
     documents = Documents(np.random.default_rng(18))
-    models = {"base": ("base", 5), "near": ("other", 7), "same": ("base", 3)}
+    models = {"base": ("base", 5), "near": ("other", 7), "less": ("other", 3)}
     files = {
         name: clients.save_lines(path / f"{name}.jsonl", *documents.responses(model, k))
         for name, (model, k) in models.items()
@@ -196,7 +197,8 @@ def test_names_that_no_encoding_has(suffix, tmp_path):
 def test_no_rows_where_there_are_no_sequences(tmp_path, command):
     np.savez(tmp_path / "base.npz", logits=4 * np.eye(3), targets=np.arange(3))
     path = tmp_path / "sequences.csv"
-    assert command("compare", tmp_path / "base.npz", tmp_path / "base.npz", "--per-sequence", path)[::2] == (0, "")
+    np.save(tmp_path / "q.npy", 3 * np.eye(3))
+    assert command("compare", tmp_path / "base.npz", tmp_path / "q.npy", "--per-sequence", path)[::2] == (0, "")
     assert path.read_text().count("\n") == 1
 
 
@@ -207,7 +209,7 @@ def test_page_and_plot_of_responses(several, tmp_path, command):
     argv = "compare", base, *(f"{name}={file}" for name, file in others.items())
     assert command(*argv, "--html", tmp_path / "page.html", "--plot", tmp_path / "kl.svg")[::2] == (0, "")
     found, page = compare_files(base, others), Reader((tmp_path / "page.html").read_text("utf-8"))
-    assert [one["name"] for one in page.data["models"]] == (["same", "near"] if several else ["near"])
+    assert [one["name"] for one in page.data["models"]] == (["less", "near"] if several else ["near"])
     near = page.data["models"][-1]
     bound, kept = found["near"].kl_bound, found["near"].kept
     np.testing.assert_allclose(np.array(near["kl"], float)[kept], bound[kept], rtol=1e-5, atol=1e-12)
@@ -231,13 +233,13 @@ def test_page_and_plot_of_responses(several, tmp_path, command):
 
 def test_page_of_responses_to_other_requests(tmp_path, command):
     base, others, _ = of_responses(tmp_path)
-    lines = others["same"].read_text().splitlines(keepends=True)
+    lines = others["less"].read_text().splitlines(keepends=True)
     lines[1] = '{"error": {"message": "too long", "code": 400}}\n'
-    others["same"].write_text("".join(lines))
+    others["less"].write_text("".join(lines))
     argv = "compare", base, *(f"{name}={file}" for name, file in others.items()), "--skip-failed"
     status, out, err = command(*argv, "--html", tmp_path / "page.html")
     assert (status, out) == (2, "")
-    assert "other tokens in same" in err
+    assert "other tokens in less" in err
     assert command(*argv)[0] == 0
 
 
@@ -338,3 +340,88 @@ def test_what_has_no_difference_is_refused(make, tmp_path):
     same = mixed.difference(a, a)
     assert not same["difference"].any()
     assert not same["stderr"].any()
+
+
+def test_differences_of_candidates_of_two_bases_without_targets_are_refused(rng):
+    """Losses of the base, which are unknown, do not show that there are two."""
+    meters = {name: ComparisonMeter() for name in "ab"}
+    for meter in meters.values():
+        base = rng.normal(size=(30, 7))
+        meter.update(base, 0.9 * base, None)
+    found = Comparisons({name: meter.result() for name, meter in meters.items()})
+    with pytest.raises(ValueError, match="difference is for candidates that are compared at the same tokens"):
+        found.difference("a", "b")
+
+
+# -- models that are identical -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["scores", "responses", "samples", "log-probabilities"])
+def test_a_candidate_that_is_the_base_is_reported(kind, tmp_path, command, rng):
+    """A CI that compares a file with itself passed for ever, with zeros and no word."""
+    base, copy = tmp_path / "base.npz", tmp_path / "copy.npz"
+    if kind == "scores":
+        np.savez(base, logits=rng.normal(size=(20, 5)), targets=np.arange(20) % 5)
+    elif kind == "log-probabilities":
+        np.savez(base, logprobs=-rng.random(20))
+    else:
+        base, copy = base.with_suffix(".jsonl"), copy.with_suffix(".jsonl")
+        clients.save_lines(base, *(Documents(rng).responses("base", 5) if kind == "responses" else of_values([1, 0.5])))
+    copy.write_bytes(base.read_bytes())
+    link = tmp_path / f"link{base.suffix}"
+    link.hardlink_to(base)
+    for path, reason in (base, "the same file"), (link, "the same file"), (copy, "the same values"):
+        status, out, err = command("compare", base, f"Q={path}")
+        assert (status, err) == (0, f"tokenloss: warning: Q: identical to base: {reason}\n")
+        assert f"Q: identical to base: {reason}\n" in out
+        with pytest.warns(UserWarning, match=f"^Q: identical to base: {reason}$"):
+            compare_files(base, {"Q": path})
+
+
+@pytest.mark.parametrize("values", [[1, 1, 0, 1], [0.5, 1, 0, 1]])
+def test_samples_of_0_and_1_may_agree_by_chance(values, tmp_path, command):
+    base, other = (clients.save_lines(tmp_path / name, *of_values(values)) for name in ("a.jsonl", "b.jsonl"))
+    err = command("compare", base, f"B={other}")[2]
+    assert err == ("" if 0.5 not in values else "tokenloss: warning: B: identical to base: the same values\n")
+
+
+def test_candidates_that_are_identical_are_reported_or_refused(tmp_path, command, rng):
+    base = rng.normal(size=(20, 5))
+    np.savez(tmp_path / "base.npz", logits=base, targets=np.arange(20) % 5)
+    for name, factor in ("q8", 0.9), ("q4", 0.5), ("copy", 0.9):
+        np.save(tmp_path / f"{name}.npy", factor * base)
+    argv = "compare", tmp_path / "base.npz", *(f"{name}={tmp_path / name}.npy" for name in ("q8", "q4", "copy"))
+    status, out, err = command(*argv)
+    assert (status, err) == (0, "tokenloss: warning: copy: identical to q8: the same values\n")
+    assert "copy: identical to q8: the same values\n" in out
+    link = tmp_path / "link.npy"
+    link.symlink_to(tmp_path / "q8.npy")
+    result = command(*argv[:4], f"other={link}", "--per-token", tmp_path / "t.csv")
+    assert_refused(result, f"{link}: is given twice, as {tmp_path / 'q8.npy'}, too; it must be given once")
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_drafts_that_are_identical_are_reported(tmp_path, command, rng):
+    """Greedy ones may agree by chance."""
+    target, draft = rng.normal(size=(2, 4, 30, 5))
+    paths = {name: tmp_path / f"{name}.npy" for name in ("target", "draft", "copy", "greedy")}
+    for path, logits in zip(paths.values(), (target, draft, draft, 0.9 * target), strict=True):
+        np.save(path, logits)
+    argv = "compare", paths["target"], *(f"{name}={paths[name]}" for name in ("draft", "copy", "greedy")), "--draft"
+    assert command(*argv)[2] == "tokenloss: warning: copy: identical to draft: the same values\n"
+    assert command(*argv, "--temperature", 0)[2] == ""
+    assert "T: identical to base: the same file" in command(*argv[:2], f"T={paths['target']}", "--draft")[2]
+
+
+def test_gates_of_a_model_that_is_identical_to_its_base_need_no_interval(rng):
+    """Two texts cannot show that 99 % of the tokens agree, but equal logits can."""
+    base = rng.normal(size=(2, 9, 5)).astype(np.float32)
+    targets = np.zeros((2, 9), int)
+    options = {"max_kl": 0, "max_kl_quantile": {0.99: 0}, "min_same_top": 1, "max_perplexity_ratio": 1}
+    for one in tokenloss.compare(base, base, targets).check(**options).gates:
+        assert (one.verdict, one.note) == ("holds", "identical to the base at every token")
+        assert np.isnan(one.interval).all()
+    (ratio,) = tokenloss.compare(base, base, targets).check(max_perplexity_ratio=0.99).gates
+    assert ratio.verdict == "fails"
+    near = tokenloss.compare(base, np.nextafter(base, np.float32(9)), targets)
+    assert near.check(min_same_top=0.99).verdict == "cannot tell"

@@ -7,10 +7,23 @@ import re
 import clients
 import numpy as np
 import pytest
+from reference_sequences import ends_above_0
+from rendered import Documents
 from scipy import stats
 
-from tokenloss import ComparisonMeter, LossMeter, compare, compare_files, evaluate, sequence_losses
+from tokenloss import (
+    ComparisonMeter,
+    LossMeter,
+    NormWarning,
+    ShiftWarning,
+    compare,
+    compare_files,
+    evaluate,
+    sequence_losses,
+)
 from tokenloss._statistics.distributions import binomial_interval, quantile_ranks
+from tokenloss._statistics.gates import share_estimate
+from tokenloss._statistics.ratio import ExactRatio
 from tokenloss.results import Evaluations
 
 LIMITS = {"max_kl": 1.0, "max_kl_quantile": {0.5: 1.0}, "min_same_top": 0.5, "max_perplexity_ratio": 1.0}
@@ -91,22 +104,99 @@ def test_quantile_ranks_of_other_tails(n, tail):
     assert below.sf(high - 1) <= tail < below.sf(high - 2)
 
 
-def test_gates_of_all_tokens_alike_count_sequences_once(rng):
+def with_flips(flips, tokens=50):
+    """A comparison of texts of so many tokens, of which so many in each text have another top class."""
+    base = np.tile([0.0, 1.0], (len(flips), tokens, 1))
+    model = np.where(np.arange(tokens)[:, None] < np.asarray(flips)[:, None, None], [0.2, 0.1], 0.9 * base)
+    return compare(base, model, None, segment_ids=np.arange(len(flips))[:, None])
+
+
+def least(texts, worst=0.5):
+    """The lower end of a share of 1: if a text of a kind that is absent differs in half of its tokens."""
+    return 1 - worst * (1 - 0.025 ** (1 / texts))
+
+
+def test_gates_of_all_tokens_alike_allow_for_a_kind_of_text_that_is_not_among_them(rng):
     """A Wald interval, whose error is 0, would hold after a single text."""
     base = rng.normal(size=(12, 50, 5))
     targets = np.zeros((12, 50), int)
     same = compare(base, 0.9 * base, targets, segment_ids=np.arange(12)[:, None])
     assert (same.same_top, same.same_top_stderr) == (1.0, 0.0)
     verdict = only(same.check(min_same_top=0.97))
-    assert verdict.interval == pytest.approx((0.025 ** (1 / 12), 1.0))
-    assert (verdict.verdict, verdict.n_more) == ("cannot tell", 94)
+    assert verdict.interval == pytest.approx((least(12), 1.0))
+    assert (verdict.verdict, verdict.n_more) == ("cannot tell", 48)
+    for texts, expected in (59, "cannot tell"), (60, "holds"):
+        assert only(with_flips([0] * texts).check(min_same_top=0.97)).verdict == expected
     tokens = only(compare(base, 0.9 * base, targets).check(min_same_top=0.97))
     assert tokens.interval == pytest.approx((0.025 ** (1 / 600), 1.0))
     assert tokens.verdict == "holds"
     lengths = [1, 1, 1, 1, 1, 95]  # which weigh as much as 1.1 equal ones
     uneven = compare(base[0].repeat(2, 0), 0.9 * base[0].repeat(2, 0), np.zeros(100, int),
                      segment_ids=np.repeat(np.arange(6), lengths))  # fmt: skip
-    assert only(uneven.check(min_same_top=0.97)).interval[0] == pytest.approx(0.025 ** (9030 / 10000))
+    low, few = only(uneven.check(min_same_top=0.97)).interval[0], least(10000 / 9030)
+    assert low < few  # errors of so few texts, one of which outweighs the others, are hardly known
+
+
+@pytest.mark.parametrize("texts", [5, 20, 50])
+def test_min_same_top_never_rises_with_flips(texts):
+    """20 texts without a flip had the lower end 0.8316, and with a single one 0.9939, which held a gate of 0.95."""
+    lows = []
+    for flips in [*range(21), 40, 100, 200]:
+        spread = np.full(texts, flips // texts) + (np.arange(texts) < flips % texts)
+        low, high = only(with_flips(spread).check(min_same_top=0.95)).interval
+        assert low < 1 - flips / texts / 50 <= high
+        lows.append(low)
+    assert lows[0] == pytest.approx(least(texts))
+    assert (np.diff(lows) <= 0).all()
+    assert lows[-1] < lows[-2] < lows[0]
+    high = only(with_flips([50] * texts).check(min_same_top=0.95)).interval[1]
+    assert high == pytest.approx(1 - least(texts))
+
+
+def lower_ends(successes, lengths, factor):
+    """Lower ends of the share of successes, given those in each text (rows are samples): Korn and Graubard, capped."""
+    tokens, texts = lengths.sum(), len(lengths)
+    share = successes.sum(-1) / tokens
+    residuals = successes - share[:, None] * lengths
+    variance = texts / (texts - 1) * (residuals**2).sum(-1) / tokens**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        number = np.where(variance > 0, np.minimum(tokens, share * (1 - share) / variance), tokens)
+    number *= (stats.t.isf(0.025, tokens - 1) / factor) ** 2
+    low = np.where(share > 0, stats.beta.ppf(0.025, share * number, number - share * number + 1), 0.0)
+    return np.minimum(low, least(tokens**2 / (lengths**2).sum()))
+
+
+@pytest.mark.parametrize("lengths", ["equal", "lognormal"])
+@pytest.mark.parametrize("texts", [10, 20, 50, 200])
+@pytest.mark.parametrize("spread", [(2, 98), (600, 1400), None])
+def test_min_same_top_at_the_true_share_holds_in_5_percent_at_most(spread, texts, lengths, rng):
+    """In 2,000 samples of texts that have each their own share of failures, or of independent tokens."""
+    sizes = np.full(texts, 50)
+    if lengths == "lognormal":
+        sizes = np.exp(0.8 * stats.norm.ppf((np.arange(texts) + 0.5) / texts))
+        sizes = np.maximum(1, np.round(50 * sizes / sizes.mean())).astype(int)
+    rates = np.full((2000, texts), 0.02) if spread is None else rng.beta(*spread, (2000, texts))
+    mean = 0.02 if spread is None else spread[0] / sum(spread)
+    failures = rng.binomial(sizes, rates)
+    weights = sizes.astype(float)
+    factor = ExactRatio.of(weights, weights).factor()
+    for successes, share in (sizes - failures, 1 - mean), (failures, mean):
+        lows = lower_ends(successes, sizes, factor)
+        assert (lows >= share).mean() <= 0.05
+        for one, low in zip(successes[:3], lows, strict=False):
+            independent = ExactRatio.of(one.astype(float), weights)
+            estimate = share_estimate(independent.ratio, int(sizes.sum()), independent, independent.ratio, 0.025)
+            assert estimate.low == pytest.approx(low, rel=1e-9)
+
+
+@pytest.mark.parametrize(("flips", "limit"), [(0, 0.95), (0, 0.99), (1, 0.97), (5, 0.945)])
+def test_n_more_texts_hold_a_gate_of_shares(flips, limit):
+    """By bisection over texts that have so many failures in each 100 tokens."""
+    (verdict,) = with_flips([flips] * 8, 100).check(min_same_top=limit).gates
+    assert verdict.verdict == "cannot tell"
+    for factor, expected in (0.7, "cannot tell"), (1.3, "holds"):
+        texts = 8 + round(factor * verdict.n_more)
+        assert only(with_flips([flips] * texts, 100).check(min_same_top=limit)).verdict == expected
 
 
 def share_of_verdicts(check, repetitions):
@@ -211,13 +301,17 @@ def test_gates_of_an_infinite_loss_of_the_base_fail():
     assert only(found.check(max_perplexity_ratio=1)).verdict == "fails"
 
 
-def test_gates_of_losses_without_targets_fail(rng):
+def test_gates_of_what_no_token_has_neither_hold_nor_fail(rng):
+    """They failed with the status of a worse model."""
     base = rng.normal(size=(40, 5))
-    verdict = only(compare(base, base, None).check(max_perplexity_ratio=2))
-    assert verdict.verdict == "fails"
-    assert verdict.note.startswith("the figure is not finite; there are no targets")
-    assert compare(base, base, None).check(max_kl=2).verdict == "holds"
-    assert compare(base[:0], base[:0], None).check(max_kl=2, min_same_top=0).verdict == "fails"
+    without = compare(base, 0.9 * base, None)
+    with pytest.raises(ValueError, match=r"^max_perplexity_ratio is for losses, which need targets, and there are no"):
+        without.check(max_perplexity_ratio=2)
+    assert without.check(max_kl=2).verdict == "holds"
+    for verdict in compare(base[:0], base[:0], None).check(max_kl=2, max_kl_quantile={0.5: 1}, min_same_top=0).gates:
+        assert (verdict.verdict, verdict.n_more, verdict.note[:24]) == ("cannot tell", None, "no token has this figure")
+    for verdict in evaluate([(base, np.full(40, -100))]).check(max_loss=9, min_greedy_accuracy=0).gates:
+        assert (verdict.verdict, verdict.note[:24]) == ("cannot tell", "no token has this figure")
     single = compare(base[:1], base[:1] + 1, [0]).check(max_kl=2, min_same_top=0.5)
     assert [one.verdict for one in single.gates] == ["cannot tell"] * 2
 
@@ -282,8 +376,7 @@ def test_gates_of_evaluations(sequences, rng):
     source = (logits, targets) if sequences else (logits.reshape(-1, 6), targets.ravel())
     found = evaluate([source])
     perplexity, loss, accuracy = found.check(max_loss=1, max_perplexity=3, min_greedy_accuracy=0.5).gates
-    radius = found.interval_factor * found.stderr
-    assert loss.interval == pytest.approx((found.loss - radius, found.loss + radius))
+    assert loss.interval == pytest.approx(ends_above_0(found.loss, found.interval_factor * found.stderr))
     assert perplexity.interval == found.perplexity_interval
     assert accuracy.figure == found.accuracy
     meter, kept = LossMeter(), targets >= 0
@@ -330,7 +423,8 @@ def test_max_kl_of_responses_can_fail_and_never_holds(tmp_path):
     """A bound from the listed classes is below the divergence: holding by it would let any model pass."""
     base = clients.save(tmp_path / "base.jsonl", *clients.COMPLETIONS[:3])
     other = less_likely(base)
-    found = compare_files(base, {"same": base, "other": other})
+    with pytest.warns(UserWarning, match="^same: identical to base: the same file$"):
+        found = compare_files(base, {"same": base, "other": other})
     for verdict in found["same"].check(max_kl=100, max_kl_quantile={0.9: 100}).gates:
         assert (verdict.figure, verdict.verdict, verdict.n_more) == (pytest.approx(0, abs=1e-9), "cannot tell", None)
         assert "a lower bound of the divergence: it can fail a gate, and hold none" in verdict.note
@@ -338,11 +432,115 @@ def test_max_kl_of_responses_can_fail_and_never_holds(tmp_path):
     assert only(found["other"].check(max_kl=1e-9)).verdict == "fails"
 
 
+def test_min_same_top_of_responses_is_of_tokens_whose_top_class_is_known(tmp_path, rng):
+    """Without lists, only the rank of a token that is the likeliest one shows the top class."""
+    documents = Documents(rng, lengths=(20, 30, 25))
+    for ids, rows in zip(documents.ids, documents.base, strict=True):
+        ids[1::2] = rows.argmax(-1)[::2]
+    paths = [clients.save_lines(tmp_path / f"{m}.jsonl", *documents.responses(m, 0)) for m in ("base", "other")]
+    found = compare_files(paths[0], {"other": paths[1]})["other"]
+    assert 0 < found.n_top_known < found.count
+    verdict = only(found.check(min_same_top=0.5))
+    assert verdict.figure == found.same_top == found.is_same_top[found.is_top_known].mean()
+    assert verdict.interval[0] < verdict.figure < verdict.interval[1]
+
+
 def test_gates_of_samples_are_refused(tmp_path):
     paths = [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
     found = compare_files(paths[0], {"noise": paths[1]})
     with pytest.raises(ValueError, match=r"^max_kl does not apply to samples of lm-evaluation-harness"):
         found.check(max_kl=1)
+
+
+# -- numbers that a warning calls wrong --------------------------------------------------------------------------------
+
+
+def assert_void(result, words, **limits):
+    """Gates neither hold nor fail, whatever their limits are, and give the reason."""
+    for gate, (strict, generous) in limits.items():
+        for limit in strict, generous:
+            one = only(result.check(**{gate: limit}))
+            assert (one.verdict, one.n_more) == ("cannot tell", None), gate
+            assert one.note.startswith("this value cannot be trusted: "), gate
+            assert words in one.note, gate
+
+
+OF_LOSSES = {"max_perplexity": (1.01, 1e9), "max_loss": (1e-3, 99), "min_greedy_accuracy": (0.999, 1e-9)}
+
+
+def favoring(classes, rng):
+    """Logits that favor these classes."""
+    return rng.normal(size=(*classes.shape, 50)) + 6 * (classes[..., None] == np.arange(50))
+
+
+@pytest.mark.parametrize("shift", [None, True])
+def test_gates_on_targets_that_seem_to_need_another_shift_are_inconclusive(shift, rng):
+    ids = rng.integers(50, size=400)
+    logits = favoring(ids if shift else np.roll(ids, -1), rng)
+    with pytest.warns(ShiftWarning):
+        found = evaluate([(logits, ids)], shift=shift)
+    assert_void(found, "the targets fit far better", **OF_LOSSES)
+    assert evaluate([(logits, ids)], shift=not shift).check(max_loss=1).verdict == "holds"
+
+
+def test_gates_of_compare_on_a_missing_shift_are_inconclusive_where_targets_count(tmp_path, rng):
+    ids = rng.integers(50, size=(4, 100))
+    logits = favoring(np.roll(ids, -1, axis=1), rng)
+    np.savez(tmp_path / "base.npz", logits=logits, targets=ids)
+    np.save(tmp_path / "other.npy", logits + rng.normal(size=logits.shape, scale=0.01))
+    with pytest.warns(ShiftWarning):
+        found = compare_files(tmp_path / "base.npz", tmp_path / "other.npy")
+    assert_void(found, "the targets fit far better one row earlier", max_perplexity_ratio=(1e-9, 100))
+    assert found.check(max_kl=0.01).verdict == "holds"  # a divergence needs no targets
+    right = compare_files(tmp_path / "base.npz", tmp_path / "other.npy", shift=True)
+    assert right.check(max_perplexity_ratio=1.1).verdict == "holds"
+
+
+def test_gates_on_hidden_states_without_the_final_norm_are_inconclusive(tmp_path, rng):
+    states = rng.normal(size=(200, 16)) * rng.lognormal(sigma=1, size=(200, 1))
+    paths = [tmp_path / name for name in ("states.npz", "other.npz", "head.npy")]
+    np.savez(paths[0], hidden=states, targets=rng.integers(9, size=200))
+    np.savez(paths[1], hidden=states * rng.normal(1, 0.001, size=states.shape))
+    np.save(paths[2], rng.normal(size=(9, 16)))
+    with pytest.warns(NormWarning):
+        found = evaluate(paths[0], lm_head=paths[2], shift=False)
+    assert_void(found, "the model's final norm", **OF_LOSSES)
+    with pytest.warns(NormWarning):
+        found = compare_files(paths[0], paths[1], lm_head=paths[2], shift=False)
+    assert_void(found, "the model's final norm", max_kl=(1e-12, 9), min_same_top=(1, 0), max_perplexity_ratio=(0.1, 9))
+
+
+def test_gates_on_two_models_that_are_taken_for_one_text_are_inconclusive(tmp_path, rng):
+    targets = rng.integers(50, size=80)
+    paths = [tmp_path / f"{i}.npz" for i in range(2)]
+    for path, logits in zip(paths, (favoring(targets, rng), rng.normal(size=(80, 50))), strict=True):
+        np.savez(path, logits=logits, targets=targets)
+    with pytest.warns(UserWarning, match="two files have the same targets"):
+        found = evaluate(paths)
+    assert_void(found, "two files have the same targets", **OF_LOSSES)
+
+
+def test_gates_on_padding_that_is_scored_are_inconclusive(tmp_path):
+    ids = np.array([[5, 6, 7, 8, 0, 0, 0, 0]] * 4)  # 0 is <|endoftext|>
+    np.savez(tmp_path / "a.npz", logits=np.zeros((4, 8, 512), np.float16), input_ids=ids)
+    with pytest.warns(UserWarning, match="as padding does"):
+        found = evaluate(tmp_path / "a.npz", shift=True, tokenizer="tests/data/model")
+    assert_void(found, "as padding does", **OF_LOSSES)
+
+
+def test_gates_on_log_probabilities_that_are_all_0_are_inconclusive():
+    log_probs = np.tile([0.0, -np.inf], (30, 1))
+    with pytest.warns(UserWarning, match="a probability of exactly 1"):
+        found = evaluate([(log_probs, np.zeros(30, int))], kind="log_probs")
+    assert_void(found, "say nothing about the model", **OF_LOSSES)
+
+
+def test_gates_on_losses_without_those_of_sentinels_are_inconclusive(tmp_path):
+    """-9999.0 stands for minus infinity: a loss without it is too small by an unknown amount."""
+    paths = [clients.save(tmp_path / f"{i}.json", "vllm/rendered_sentinel_prompt_logprobs.json") for i in range(2)]
+    words = "it leaves out 1 token with a sentinel in place of minus infinity"
+    assert_void(compare_files(*paths), words, max_perplexity_ratio=(1e-9, 100))
+    assert_void(evaluate(paths[0]), words, max_perplexity=(1.01, 1e9), max_loss=(1e-3, 99))
 
 
 # -- noise -------------------------------------------------------------------------------------------------------------
@@ -389,8 +587,9 @@ def test_noise_is_read_as_the_base_is(runs, tmp_path):
     assert found.noise == compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["twin"]).noise
 
 
-def test_noise_of_the_same_run_shows_none(runs):
-    found = compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["base"])
+def test_noise_of_an_equal_run_shows_none(runs):
+    runs["twin"].write_bytes(runs["base"].read_bytes())
+    found = compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["twin"])
     assert "which is equal to it and shows none" in found.summary()
     assert found.to_dict()["candidates"][0]["noise_multiples"]["mean_kl"] is None
 
@@ -408,6 +607,26 @@ def test_noise_names_gates_that_nobody_can_pass(runs):
     assert "below the noise" in only(found.check(min_same_top=(1 + same_top) / 2)).note
 
 
+def test_noise_that_is_the_base_or_a_candidate_itself_is_refused(runs):
+    """A file is no second run: it would show no noise, and 1 for each multiple."""
+    link = runs["base"].with_name("link.npz")
+    link.hardlink_to(runs["base"])
+    for noise in runs["base"], link, [runs["base"]]:
+        with pytest.raises(ValueError, match="npz: is the base itself; it must be a second run of it"):
+            compare_files(runs["base"], {"q8": runs["q8"]}, noise=noise)
+    with pytest.raises(ValueError, match=r"q8\.npz: is given twice; it must be given once"):
+        compare_files(runs["base"], {"q8": runs["q8"]}, noise=runs["q8"])
+
+
+def test_noise_beyond_the_limit_beside_a_verdict_that_holds_does_not_say_that_nobody_can_pass(runs):
+    """The candidate has just passed."""
+    found = compare_files(runs["base"], {"twin": runs["twin"]}, noise=runs["q4"])
+    verdict = only(found.check(max_kl=0.001))
+    assert (verdict.verdict, verdict.note) == (
+        "holds", f"below the noise: a second run of the base has {found.noise.mean_kl:.5g}"
+    )  # fmt: skip
+
+
 def test_noise_beside_a_candidate_of_its_name_is_refused(runs):
     with pytest.raises(ValueError, match=r"^a name of others is 'noise'; it must be another one, where noise is given"):
         compare_files(runs["base"], {"noise": runs["q4"]}, noise=runs["twin"])
@@ -416,7 +635,9 @@ def test_noise_beside_a_candidate_of_its_name_is_refused(runs):
 def test_noise_of_responses(tmp_path):
     base = clients.save(tmp_path / "base.jsonl", *clients.COMPLETIONS[:3])
     other = less_likely(base)
-    found = compare_files(base, {"other": other}, noise=other)
+    twin = tmp_path / "twin.jsonl"
+    twin.write_bytes(other.read_bytes())
+    found = compare_files(base, {"other": other}, noise=twin)
     assert [*found] == ["other"]
     assert found.to_dict()["candidates"][0]["noise_multiples"]["log_perplexity_ratio"] == 1
     assert "KLD is at least" in found.summary()

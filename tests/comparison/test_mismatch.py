@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tokenloss import mismatch
 from tokenloss._comparison.mismatch import k3_of
@@ -246,6 +247,73 @@ def test_intervals_hold_the_truth_of_clustered_tokens():
     assert all(0.88 <= number / 201 <= 0.995 for number in inside.values()), inside
 
 
+def excess(weights):
+    """1 / ESS - 1: the variance of weights over the square of their mean."""
+    return (weights**2).mean() / weights.mean() ** 2 - 1
+
+
+def jackknifed(weights, groups, factor):
+    """The interval of an effective sample size by Miller's jackknife of log v, computed anew without each group."""
+    whole, without = (np.log(one) for one in (excess(weights), [excess(weights[groups != g]) for g in {*groups}]))
+    values = len(without) * whole - (len(without) - 1) * without
+    radius = factor * values.std(ddof=1) / math.sqrt(len(values))
+    ends = max(values.mean(), whole) + radius, min(values.mean(), whole) - radius
+    return [1 / (1 + math.exp(end)) for end in ends]
+
+
+@pytest.mark.parametrize("by", ["row", "unequal", "some of none", "token"])
+def test_intervals_of_effective_sample_sizes_are_by_the_jackknife(by, pair, rng):
+    logprobs, base = (one.ravel() for one in pair)
+    ids = np.repeat(np.arange(9), 40)
+    if by == "unequal":
+        ids = rng.choice(6, size=360, p=np.arange(1, 7) / 21)
+    elif by == "some of none":  # each token of a negative number is a group of its own
+        ids = np.where(rng.random(360) < 0.1, -1, ids)
+    groups = np.where(ids < 0, 1000 + np.arange(360), ids) if by != "token" else np.arange(360)
+    found = mismatch(logprobs, base, segment_ids=None if by == "token" else ids)
+    if by == "row":
+        assert found.interval_factor == pytest.approx(stats.t.ppf(0.975, 8))
+    expected = jackknifed(np.exp(logprobs - base), groups, found.interval_factor)
+    assert found.ess_interval == pytest.approx(expected, rel=1e-9)
+    (gate,) = found.check(min_ess=0.5).gates
+    assert gate.interval == found.ess_interval
+    if by != "token":
+        ratios = found.sequences["ratio"]
+        expected = jackknifed(ratios, np.arange(ratios.size), stats.t.ppf(0.975, ratios.size - 1))
+        assert found.sequence_ess_interval == pytest.approx(expected, rel=1e-9)
+
+
+def test_intervals_of_effective_sample_sizes_where_one_sequence_has_all_the_spread(rng):
+    """Without it, the logarithm is of 0: the interval is by the delta method."""
+    d = np.zeros((8, 30))
+    d[3] = rng.normal(size=30, scale=0.2)
+    found = mismatch(d - 3, np.full(d.shape, -3.0))
+    v = excess(np.exp(d))
+    reach = np.exp(stats.t.ppf(0.975, 7) * found.ess_stderr / found.ess**2 / v)
+    assert found.ess_interval == pytest.approx([1 / (1 + v * reach), 1 / (1 + v / reach)])
+    for numbers in [[-1.0, -1.0]], [[-1.0, -2.0]], [[-1.0], [-2.0]], [[-1.0]]:
+        low, high = mismatch(numbers, np.full(np.shape(numbers), -1.0)).ess_interval
+        assert low <= high or math.isnan(low)
+
+
+def test_error_of_effective_sample_size_is_by_the_delta_method(pair):
+    """Of the ratio of the mean of w**2 to the square of the mean of w, with sums by sequence."""
+    found, w = mismatch(*pair), np.exp(np.subtract(*pair))
+    first, second = w.mean(), (w**2).mean()
+    change = w**2 / first**2 - 2 * second * w / first**3
+    sums = (change - change.mean()).sum(axis=1)
+    error = math.sqrt(9 / 8 * (sums**2).sum()) / w.size
+    assert found.ess_stderr == pytest.approx(error * found.ess**2, rel=1e-9)
+
+
+def test_interval_of_the_mean_ratio_stays_above_0(rng):
+    d = rng.normal(size=(3, 4), scale=2.0)
+    found = mismatch(d - 30, np.full(d.shape, -30.0))
+    reach = math.exp(found.interval_factor * found.mean_ratio_stderr / found.mean_ratio)
+    assert found.mean_ratio_interval == pytest.approx((found.mean_ratio / reach, found.mean_ratio * reach))
+    assert mismatch([[-math.inf], [-math.inf]], [[-1.0], [-1.0]]).mean_ratio_interval == (0.0, 0.0)
+
+
 @pytest.mark.parametrize("gate", ["max_k3", "min_ess"])
 def test_gates_hold_fail_or_cannot_tell(gate, pair):
     found = mismatch(*pair)
@@ -273,6 +341,95 @@ def test_max_k3_cannot_hold_where_k3_is_too_small(rng):
         (one,) = found.check(max_k3=limit).gates
         assert one.verdict == verdict
         assert note in one.note
+
+
+def counted_padding(ours, base):
+    ours[:, 25:] = base[:, 25:] = 0
+
+
+def sentinel_of_the_trainer(ours, base):
+    ours[2, 3] = -9999
+
+
+def prompt_of_one_side(ours, base):
+    ours[:, :6], base[:, :6] = 0, -3
+
+
+def shifted_by_one(ours, base):
+    ours[:] = np.roll(ours, 1, axis=1)
+
+
+def rows_in_another_order(ours, base):
+    ours[:] = np.roll(ours, 1, axis=0)
+
+
+def divided_log_probabilities(ours, base):
+    ours /= 0.7
+
+
+def learnt_from_these_tokens(ours, base):
+    ours *= 0.9
+
+
+def answers_of_other_classes(ours, base):
+    """The trainer's are over the classes that top-p left, the sampler's over all, by which no token was drawn."""
+    ours[:] = np.minimum(base + 0.1, 0)
+    ours[:, ::4] = 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [counted_padding, sentinel_of_the_trainer, prompt_of_one_side, shifted_by_one, rows_in_another_order,
+     divided_log_probabilities, learnt_from_these_tokens, answers_of_other_classes],
+)  # fmt: skip
+def test_a_gate_on_numbers_that_the_diagnosis_calls_wrong_is_inconclusive(change, pair):
+    """It passed: padding that agrees dilutes a divergence. Nor does it fail, as the number means nothing."""
+    change(*pair)
+    found = mismatch(*pair)
+    assert found.void
+    assert set(found.void.split("; ")) <= set("; ".join(found.diagnosis).split("; "))
+    for limits in {"max_k3": 1e6, "min_ess": 0.0}, {"max_k3": 1e-9, "min_ess": 0.99999}:
+        for one in found.check(**limits).gates:
+            assert (one.verdict, one.n_more) == ("cannot tell", None)
+            assert one.note.startswith(f"this value cannot be trusted: {found.void}")
+    assert "\n  Diagnosis: the numbers above cannot be trusted\n" in found.summary()
+
+
+def test_a_diagnosis_that_leaves_numbers_their_meaning_leaves_gates_alone(pair, rng):
+    base = pair[1]
+    log_probs = log_softmax(logits_of_text(rng))
+    hot = log_softmax(log_probs / 0.7)
+    classes = drawn(rng, hot)
+    found = {
+        "agree but for rounding": mismatch(base.round(4), base),
+        "equal": mismatch(base, base),
+        "looks like a temperature": mismatch(of_classes(log_probs, classes), of_classes(hot, classes)),
+    }
+    verdicts = [one.check(max_k3=1e-3).verdict for one in found.values()]
+    assert verdicts == ["holds", "holds", "fails"]
+    assert [(begins(one), one.void) for one in found.values()] == [([name], "") for name in found]
+
+
+def test_figures_that_are_nan_fail_beside_any_diagnosis(pair):
+    logprobs, base = pair
+    logprobs[0, 0] = np.nan
+    counted_padding(logprobs, base)
+    found = mismatch(logprobs, base)
+    assert "nan on one side alone" in found.diagnosis[0]
+    assert "nan on one side alone" not in found.void
+    assert {one.verdict for one in found.check(max_k3=1.0, min_ess=0.5).gates} == {"fails"}
+
+
+def test_max_k3_cannot_tell_where_the_mean_ratio_is_above_1(pair, rng):
+    """The note said that these tokens do not tell a divergence, beside a gate that held or failed."""
+    base = pair[1]
+    found = mismatch(base - 1 + rng.normal(0.005, 0.02, size=base.shape), base - 1)
+    assert (found.diagnosis, found.void) == ([], "")
+    for limit in found.k3 / 2, 2 * found.k3, 0.01:
+        (one,) = found.check(max_k3=limit).gates
+        assert one.verdict == "cannot tell"
+        assert one.note.endswith("these tokens do not tell a divergence")
+    assert found.check(max_k3=0.1, min_ess=0.99).verdict == "holds"
 
 
 def test_the_part_of_k3_that_the_largest_tokens_hold():
@@ -370,6 +527,32 @@ def test_rounding_is_told_by_its_digits(rounded, words, is_trainer, pair):
     both = (words, "float64") if is_trainer else ("float64", words)
     assert sentence.startswith("agree but for rounding: the trainer's are of {}, the sampler's of {},".format(*both))
     assert mismatch(*(one[:1, :9] for one in sides)).diagnosis == []  # too few to tell
+
+
+def test_rounding_of_large_numbers_of_float32_is_that_of_sums_over_all_classes(rng):
+    """Log-probabilities of -20 to -60 are computed to some 1e-5, however finely float32 can write them."""
+    base = -rng.uniform(20, 60, size=200).astype(np.float32)
+    other = base + np.float32(1.5e-5) * rng.choice([-1, 1], size=200).astype(np.float32)
+    (sentence,) = mismatch(other, base).diagnosis
+    assert sentence.startswith("agree but for rounding: the trainer's are of float32, the sampler's of float32")
+
+
+def test_rounding_of_float16_is_half_a_unit_on_each_side(rng):
+    base = -rng.uniform(1, 2, size=200).astype(np.float16)
+    other = base.view(np.uint16) + np.tile(np.uint16([1, 0]), 100)
+    assert begins(mismatch(other.view(np.float16), base)) == ["agree but for rounding"]
+    other[0] += 1
+    assert "agree but for rounding" not in begins(mismatch(other.view(np.float16), base))
+
+
+def test_log_odds_on_a_line_that_no_temperature_makes_have_none(rng):
+    """Its offset would need other classes with an entropy of -2 nats."""
+    x = rng.normal(size=(20, 60), scale=1.5)
+    for slope, offset, expected in (1.3, -0.6, None), (1.3, 0.6, pytest.approx(1 / 1.3, abs=1e-3)):
+        base, logprobs = (-np.logaddexp(0, -odds) for odds in (x, slope * x + offset))
+        found = mismatch(logprobs, base)
+        assert found.temperature == expected
+        assert ("looks like a temperature" in begins(found)) == (expected is not None)
 
 
 def test_equal_numbers_are_told(pair):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import clients
 import numpy as np
@@ -13,6 +14,7 @@ from tokenloss import compare_files
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 OLD, NEW = "2024-09-02T12-34-56.123456", "2025-01-31T00-00-01.5"
+LATER = "2026-01-01T00-00-00"
 SIZES = {"a": 30, "b": 50, "c": 20}
 SUBTASKS = {"g": ["a", "sub"], "sub": ["b", "c"], "a": [], "b": [], "c": []}
 
@@ -109,12 +111,51 @@ def test_groups_are_means_as_the_harness_aggregates_them(by_size, tmp_path):
         assert (metric.count, metric.n_clusters) == (sizes.sum(), sizes.sum())
 
 
-def test_the_newest_file_of_a_task_is_read(folders):
-    expected = folders.compared()
-    for model in ("base", "other"):
-        folders.save(model, "a", lines("a", [0, 1]), OLD)
-        folders.save_results(model, {"g": {"acc,none": 0.5}}, OLD)
-    assert folders.compared() == expected
+def test_two_runs_of_a_task_in_one_folder(folders, command):
+    """The newest is read, with a warning; `run` chooses another one."""
+    first, half = folders.compared(), SIZES["a"] // 2
+    folders.save("other", "a", lines("a", [1] * half + [0] * half), LATER)
+    words = rf"2 runs of a; the newest is read, samples_a_{LATER}.jsonl, not {NEW}; choose one by .*\(--run, run=\)"
+    with pytest.warns(UserWarning, match=words):
+        newest = folders.compared()
+    assert (newest.metrics[0].other, newest.metrics[1:]) == (0.5, first.metrics[1:])
+    paths = folders.path / "base", f"q={folders.path / 'other'}"
+    _, out, err = command("compare", *paths)
+    assert err == f"tokenloss: warning: {newest.runs[0]}\n"
+    assert newest.runs[0] in out
+    assert folders.compared(run=NEW.replace("-00-", ":00:")) == first
+    assert command("compare", *paths, "--run=2025")[1:] == (first.summary() + "\n", "")
+    folders.save("base", "a", lines("a", folders.values["base"]["a"]), OLD)
+    chosen = folders.compared(run=[OLD, LATER])
+    assert chosen.metrics == newest.metrics[:1]
+    assert chosen.left_out == {}
+    assert command("compare", *paths, f"--run={OLD}", "--run=2026")[1:] == (chosen.summary() + "\n", "")
+    for n in 10, 11:
+        folders.save("base", f"more{n}", lines("more", [1]), OLD)
+        folders.save("base", f"more{n}", lines("more", [1]))
+    with pytest.warns(UserWarning, match="newest is read") as warned:
+        folders.compared()
+    assert "base: holds 2 runs of a and of 2 other tasks; " in str(warned[0].message)
+
+
+@pytest.mark.parametrize("samples", [lines("a", [1] * 10), lines("else", [1] * SIZES["a"])], ids=["shorter", "others"])
+def test_a_newer_run_of_other_documents_is_refused(samples, folders):
+    folders.save("other", "a", samples, LATER)
+    words = f"; {folders.path / 'other'}: holds 2 runs of a; the newest is read"
+    with pytest.raises(ValueError, match=f"it must hold the documents of .*{re.escape(words)}"):
+        folders.compared()
+    assert len(folders.compared(run="2025").metrics) == 3
+
+
+def test_runs_that_are_not_there(folders, command):
+    base, other = folders.path / "base", folders.path / "other"
+    refused = command("compare", base, other, "--run=2024", "--run=2023")
+    assert_refused(refused, f"{base}: holds no run of 2024 or 2023; it must be {NEW}")
+    files = [folders.folder(model) / f"samples_a_{NEW}.jsonl" for model in ("base", "other")]
+    assert_refused(command("compare", *files, "--run=2025"), "--run is given; it must be left out where files are")
+    for wrong in "", ["2025", ""], 2025, [2025]:
+        with pytest.raises(ValueError, match=r"^run is .*; it must be the start of a run's date, such as "):
+            folders.compared(run=wrong)
 
 
 def test_a_task_of_one_folder_is_named(folders):

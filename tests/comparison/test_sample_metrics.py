@@ -28,6 +28,15 @@ def test_metrics_of_one_file_are_left_out(compared):
     assert comparison.left_out == {"f": "only the file of the other model holds it"}
 
 
+def test_a_metric_beyond_1_of_one_model_is_no_fraction(compared):
+    """As a count that the other model happens to keep to 0 and 1."""
+    base = [sample(i, acc=1.0, hits=float(i % 2)) for i in range(4)]
+    other = [line | {"hits": 2.0} for line in base]
+    for pair in (base, other), (other, base):
+        metric = named(compared(*pair, margin=0.1), "hits")
+        assert metric.equivalence_p is metric.right_to_wrong is metric.discordance_bound is None
+
+
 def test_metrics_of_some_samples(compared):
     base, other = of_values([1, 0, 1]), of_values([0, 1, 1])
     del base[0]["acc"], other[0]["acc"]

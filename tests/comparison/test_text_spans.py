@@ -83,6 +83,12 @@ def test_white_space_that_a_model_drops_counts_as_bytes_of_both():
     assert [side.tolist() for side in found.nll] == [[1, 6, 8, 16], [1, 2, 0, 4]]
 
 
+def test_white_space_between_documents_counts_once():
+    a, b = [(0, 3, 0, 1, True), (3, 5, 1, 2, True)], [(0, 2, 0, 4, True), (2, 5, 1, 8, True)]
+    for sides in (a, b), (b, a):
+        assert compared(*sides, b"ab cd").n_bytes == 5
+
+
 @st.composite
 def texts(draw):
     """A text of documents, the bytes of each, and two models' tokens of it."""
@@ -167,8 +173,8 @@ def test_totals_are_those_of_each_model_where_all_is_scored(case):
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("the", "words"), (" naïve", "words"), ("e\u0301", "words"), ("x1", "words"), ("a. b", "words"),
-        ("12", "digits"), (" ٣٤", "digits"), (".5", "digits"),
+        ("the", "words"), (" naïve", "words"), ("e\u0323\u0301", "words"), ("x1", "words"), ("a. b", "words"),
+        ("12", "digits"), (" ٣٤", "digits"), (".5", "digits"), ("\x7f1", "digits"),
         (", ", "punctuation"), ("«", "punctuation"), ("...", "punctuation"),
         ("{}", "code symbols"), (" +=", "code symbols"), ("i++", "code symbols"), ("self._x", "words"),
         ("Δελτα", "other scripts"), ("日本", "other scripts"), ("🙂", "other scripts"), ("€", "other scripts"),

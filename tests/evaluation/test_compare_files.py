@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import warnings
 from types import SimpleNamespace
 
@@ -98,13 +99,14 @@ def test_shift_warning_of_compare_files(tmp_path):
     logits = rng.normal(size=(400, 50))
     logits[np.arange(400), np.roll(ids, -1)] += 6
     np.savez(tmp_path / "base.npz", logits=logits, targets=ids)
+    np.save(tmp_path / "near.npy", 0.99 * logits)
     with pytest.warns(tokenloss.ShiftWarning, match="shift") as caught:
-        compare_files(tmp_path / "base.npz", {"same": tmp_path / "base.npz"})
+        compare_files(tmp_path / "base.npz", {"near": tmp_path / "near.npy"})
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = compare_files(tmp_path / "base.npz", {"same": tmp_path / "base.npz"}, shift=True)["same"]
-    assert (found.count, found.mean_kl, found.same_top) == (399, 0, 1)
+        found = compare_files(tmp_path / "base.npz", {"near": tmp_path / "near.npy"}, shift=True)["near"]
+    assert (found.count, found.same_top) == (399, 1)
 
 
 def test_nan_and_infinite_divergences_are_warned_of(tmp_path, command):
@@ -246,8 +248,9 @@ def test_shards_that_hold_targets_in_part(candidates):
 def test_names_of_candidates(candidates, compare_json, command):
     base, path = candidates.path / "base.npz", candidates.files["a"]
     odd = candidates.path / "lr=0.1.npy"
-    odd.write_bytes(path.read_bytes())
-    names = [figures["name"] for figures in compare_json(base, path, f"Q4=K={path}", odd, f"x={odd}")["candidates"]]
+    odd.write_bytes(candidates.files["b"].read_bytes())
+    names = [figures["name"] for figures in compare_json(base, path, odd)["candidates"]]
+    names += [figures["name"] for figures in compare_json(base, f"Q4=K={path}", f"x={odd}")["candidates"]]
     assert set(names) == {str(path), "Q4=K", str(odd), "x"}
     pattern = candidates.path / "lr=*.npy"
     assert compare_json(base, pattern)["name"] == str(pattern)
@@ -609,7 +612,7 @@ def test_base_of_logits_that_would_be_read_as_hidden_states(hidden, command):
         assert_refused(found, f"{other}: has another width than {logits}", "base_kind")
 
 
-def test_candidates_of_hidden_states_have_the_bits_of_runs_of_their_own(hidden, compare_json):
+def test_candidates_of_hidden_states_have_the_bits_of_runs_of_their_own(hidden, command, compare_json):
     base, head = of_hidden(hidden, "base")
     rng = np.random.default_rng(31)
     argv, heads = [], []
@@ -623,7 +626,9 @@ def test_candidates_of_hidden_states_have_the_bits_of_runs_of_their_own(hidden, 
         own = hidden.path / f"h{figures['name'][1]}.npy"
         alone = compare_json(base, f"x={base}", "--base-lm-head", head, "--lm-head", own)
         assert without_places(found | figures) == without_places(alone)
-    same = compare_json(base, f"x={base}", "--lm-head", head)  # the head is that of both
+    status, out, err = command("compare", base, f"x={base}", "--lm-head", head, "--json")  # the head is that of both
+    assert (status, err) == (0, "tokenloss: warning: x: identical to base: the same file\n")
+    same = json.loads(out)["candidates"][0]
     assert (same["mean_kl"], same["same_top"]) == (0, 1)
 
 
@@ -633,10 +638,10 @@ def test_input_ids_and_text_of_hidden_states(hidden, compare_json, command):
     tokens = np.array([" a", "7"])[targets % 2]
     np.savez(hidden.path / "ids.npz", hidden_states=hidden.states["base"], input_ids=targets, tokens=tokens)
     argv = hidden.path / "ids.npz", f"q={base}", "--lm-head", head
-    np.savez(base, hidden_states=hidden.states["base"])
+    np.savez(base, hidden_states=0.9 * hidden.states["base"])
     assert_refused(command("compare", *argv), "ids.npz: holds input ids and no targets", "--shift")
     found = compare_json(*argv, "--shift")
-    assert (found["count"], found["n_without_next"], found["mean_kl"]) == (99, 1, 0)
+    assert (found["count"], found["n_without_next"], found["same_top"]) == (99, 1, 1)
     assert {row["group"]: row["count"] for row in found["by_token_type"]} == {
         "word": np.count_nonzero(tokens[1:] == " a"), "number": np.count_nonzero(tokens[1:] == "7"),
     }  # fmt: skip
@@ -653,7 +658,8 @@ def test_html_of_hidden_states(hidden, command):
 def test_state_of_hidden_states_with_another_head(hidden, command, compare_json):
     base, head = of_hidden(hidden, "base")
     state = hidden.path / "state"
-    argv = base, f"x={base}", "--lm-head", head, "--state", state
+    np.savez(hidden.path / "x.npz", hidden_states=0.9 * hidden.states["base"])
+    argv = base, hidden.path / "x.npz", "--lm-head", head, "--state", state
     first = compare_json(*argv)
     assert compare_json(*argv) == first
     np.save(head, 2 * hidden.heads["base"])
@@ -696,13 +702,14 @@ def test_memory_of_candidates_is_that_of_a_block(n_candidates, suffix, tmp_path,
     rng = np.random.default_rng(7)
     logits = np.tile(rng.integers(9, size=2048).astype(np.float32), (2048, 1))  # 16 MB, soon compressed
     np.savez_compressed(tmp_path / "base.npz", logits=logits, targets=rng.integers(2048, size=2048))
-    path = tmp_path / f"other.{suffix}"
+    others = {str(number): tmp_path / f"{number}.{suffix}" for number in range(n_candidates)}
     if suffix == "npz":
-        np.savez_compressed(path, logits=logits + 1)
+        np.savez_compressed(others["0"], logits=logits + 1)
     else:
         zarr = pytest.importorskip("zarr")
-        zarr.open_group(path, mode="w").create_array("logits", data=logits + 1, chunks=(512, 2048))
-    others = {str(number): path for number in range(n_candidates)}
-    with held_at_most(36 << 20):
+        zarr.open_group(others["0"], mode="w").create_array("logits", data=logits + 1, chunks=(512, 2048))
+    for path in [*others.values()][1:]:
+        (shutil.copyfile if suffix == "npz" else shutil.copytree)(others["0"], path)
+    with pytest.warns(UserWarning, match="identical to"), held_at_most(36 << 20):
         found = compare_files(tmp_path / "base.npz", others, workers=1)
     assert {comparison.mean_kl < 1e-12 for comparison in found.values()} == {True}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import assert_refused, raising, read_state
+from commands import assert_refused, process, raising, read_state
 from html_pages import Reader
 
 import tokenloss
@@ -17,8 +17,31 @@ from tokenloss._output import terminal
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
 PARTS = np.split(np.arange(60), [13, 40])
+# a comparison of a base and so many candidates, whose 70 shards each hold the same targets, under a limit of open files
+MANY_SHARDS = """
+import pathlib, resource, sys
+import numpy as np
+from tokenloss import compare_files
+
+folder, n = pathlib.Path(sys.argv[1]), 3
+rng = np.random.default_rng(0)
+logits, targets = rng.normal(size=(n + 1, 70, 2, 5)), rng.integers(5, size=(70, 2))
+for model in range(n + 1):
+    (folder / str(model)).mkdir()
+    for shard in range(70):
+        np.savez(folder / str(model) / f"{shard}.npz", logits=logits[model, shard], targets=targets[shard])
+resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
+found = compare_files(folder / "0", {str(model): folder / str(model) for model in range(1, n + 1)})
+print([one.count for one in found.values()])
+"""
 # what may differ between files and shards of them
 OF_FILES = ("base", "files", "file", "name", "sequences")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_shards_of_many_models_with_targets_stay_below_the_limit_of_open_files(tmp_path):
+    done = process(tmp_path, program=("-c", MANY_SHARDS))
+    assert (done.stderr, done.stdout) == ("", "[140, 140, 140]\n")
 
 
 @pytest.fixture

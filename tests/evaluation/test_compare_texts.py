@@ -11,6 +11,7 @@ import made_tokenizers
 import numpy as np
 import pytest
 from commands import assert_refused
+from html_pages import Reader
 from laid_texts import cut, model, tokenizer, words
 
 from tokenloss import ShiftWarning, compare_texts, evaluate, sinks, token_scores
@@ -172,6 +173,22 @@ def test_shards_of_one_document_go_on(tmp_path):
     name, a.path = whole.name_a, tmp_path / "part-*.npz"
     assert compared(a, b, name_a=name) == whole
     assert (whole.is_clustered, whole.n_documents) == (False, 1)
+
+
+def test_files_with_segment_ids_of_their_own_are_other_documents(tmp_path):
+    """Though both number their sequences from 0."""
+    (tmp_path / "t.txt").write_text("to be or not")
+    a, b = (model(tmp_path, name, [cut("to be ", size), cut("or not", size)]) for name, size in (("a", 1), ("b", 2)))
+    whole = compared(a, b, name_a="a", name_b="b")
+    for one in a, b:
+        for segment in 0, 1:
+            own = one.segments == segment
+            path = tmp_path / f"{one.path.stem}-{segment}.npz"
+            np.savez(path, logits=one.logits[own], input_ids=one.ids[own], segment_ids=np.zeros(own.sum(), int))
+        one.path = tmp_path / f"{one.path.stem}-*.npz"
+    found = compared(a, b, name_a="a", name_b="b")
+    assert found.n_documents == 2
+    assert found == whole
 
 
 def test_ids_and_segment_ids_may_be_in_files_of_their_own(two, command):
@@ -352,6 +369,15 @@ def test_bad_input_is_refused_before_anything_is_written(name, two, tmp_path, co
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_documents_that_stop_at_other_characters_are_refused_in_either_order(tmp_path):
+    (tmp_path / "t.txt").write_text("ab cd ef")
+    a = model(tmp_path, "a", [[b"ab", b" c"], [b"d", b" ef"]])
+    b = model(tmp_path, "b", [[b"ab"], [b"cd", b" ef"]])
+    for one, other, numbers in (a, b, "0 to 2, not 0 to 4"), (b, a, "0 to 4, not 0 to 2"):
+        with pytest.raises(ValueError, match=f"holds a document 0 of bytes {numbers}"):
+            compared(one, other)
+
+
 class Tokens(sinks.Sink):
     """A sink that waits for tokens in vain."""
 
@@ -496,6 +522,16 @@ def test_command_prints_what_compare_texts_returns(two, command, tmp_path):
         assert shown in page
     assert "Worst spans" in page
     assert "<h2 id=sequence-1>document 1</h2>" in page
+
+
+def test_page_goes_through_the_spans_by_the_size_of_their_difference(tmp_path):
+    (tmp_path / "t.txt").write_text("ab cd ef")
+    a, b = (
+        model(tmp_path, *one) for one in (("a", [words("ab cd ef")], [1, 5, 2]), ("b", [words("ab cd ef")], [2, 1, 4]))
+    )
+    found = compared(a, b, shift=False, sinks=[sinks.SpanPage(tmp_path / "page.html")])
+    assert found.columns()["difference"] == pytest.approx([1, -4, 2])
+    assert Reader((tmp_path / "page.html").read_text("utf-8")).data["models"][0]["worst"] == [1, 2, 0]
 
 
 def test_command_refuses_what_does_not_apply_to_texts(two, command):

@@ -1,6 +1,8 @@
 """compare_files and `tokenloss compare` of log-probabilities of tokens alone: of a trainer and of a sampler."""
 
 import json
+import math
+import pickle
 from pathlib import Path
 
 import clients
@@ -185,6 +187,163 @@ def write(name, array):
 )  # fmt: skip
 def test_files_that_do_not_fit_are_refused_by_name(argv, message, folder, command):
     assert_refused(command("compare", *argv()), message)
+
+
+# -- names of requests -------------------------------------------------------------------------------------------------
+
+
+def named_lists(path, rows, names, **columns):
+    """Lines with lists of log-probabilities, and the names of their requests."""
+    lines = [{"logprobs": row.tolist()} | ({} if name is None else {"custom_id": name})
+             for row, name in zip(rows, names, strict=True)]  # fmt: skip
+    for key, values in columns.items():
+        lines = [line | {key: value} for line, value in zip(lines, values, strict=True)]
+    return clients.save_lines(Path(path), *lines)
+
+
+def named_answers(path, rows, names):
+    """Results of a batch: a response for each request, with a choice for each row."""
+    lines = []
+    for name, answers in zip(names, rows, strict=True):
+        choices = [clients.chat(*[("t", number, []) for number in row.tolist()])["choices"][0] | {"index": i}
+                   for i, row in enumerate(answers)]  # fmt: skip
+        lines.append({"custom_id": name, "response": {"status_code": 200, "body": {"choices": choices}}, "error": None})
+    return clients.save_lines(Path(path), *lines)
+
+
+@pytest.fixture
+def answers(tmp_path, monkeypatch, rng):
+    """The rows of 40 answers of equal length, and those of the trainer."""
+    monkeypatch.chdir(tmp_path)
+    base = -rng.exponential(size=(40, 19))
+    return base * rng.normal(1, 0.01, size=base.shape), base
+
+
+@pytest.mark.parametrize("sampler", ["lists", "answers"])
+def test_lines_are_paired_by_custom_id(sampler, answers, rng):
+    """They were paired by place: k3 of 3.672 for 0.00005."""
+    ours, base = answers
+    names, order = [f"r{i}" for i in range(40)], rng.permutation(40)
+    named_lists("trainer.jsonl", ours[order], [names[i] for i in order])
+    if sampler == "lists":
+        named_lists("rollout.jsonl", base, names)
+    else:
+        named_answers("rollout.jsonl", base[:, None], names)
+    found, expected = only(compare_files("trainer.jsonl", "rollout.jsonl")), mismatch(ours, base)
+    for name in ("k1", "k3", "k3_stderr", "ess_interval", "diagnosis"):
+        assert getattr(found, name) == getattr(expected, name), name
+    assert found.sequences["line"].tolist() == [*range(1, 41)]
+
+
+def test_choices_of_a_request_are_paired_by_their_number(answers):
+    ours, base = answers
+    names = ["a", "b"] * 20
+    choices = np.repeat(np.arange(20), 2)
+    named_lists("trainer.jsonl", ours[::-1], names[::-1], choice=choices[::-1].tolist())
+    named_answers("rollout.jsonl", [base[0::2], base[1::2]], "ab")
+    found = only(compare_files("trainer.jsonl", "rollout.jsonl"))
+    assert found.k3 == pytest.approx(mismatch(ours, base).k3, rel=1e-12)
+
+
+def test_lines_are_paired_by_place_where_one_file_has_no_names(answers):
+    ours, base = answers
+    named_lists("trainer.jsonl", ours, [f"r{i}" for i in range(40)][::-1])
+    named_lists("rollout.jsonl", base, [None] * 40)
+    assert only(compare_files("trainer.jsonl", "rollout.jsonl")).k3 == mismatch(ours, base).k3
+    named_answers("rollout.jsonl", base[:, None], [f"r{i}" for i in range(40)])
+    np.save("trainer.npy", ours)
+    assert only(compare_files("trainer.npy", "rollout.jsonl")).k3 == mismatch(ours, base).k3
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["r0", "r1", "r9"], "trainer.jsonl: line 3: the custom_id 'r9' is of no line of rollout.jsonl; it must be"),
+        (["r0", "r1"], "rollout.jsonl: line 3: the custom_id 'r2' is of no line of trainer.jsonl"),
+        (["r0", "r1", "r1"], "trainer.jsonl: line 3: the custom_id 'r1' comes twice; it must have one of its own, or"),
+        (["r0", None, "r2"], "trainer.jsonl: line 2: it has no custom_id; it must have one"),
+    ],
+)  # fmt: skip
+def test_custom_ids_that_do_not_fit_are_refused(names, message, answers, command):
+    ours, base = answers
+    named_lists("trainer.jsonl", ours[: len(names)], names)
+    named_lists("rollout.jsonl", base[:3], ["r0", "r1", "r2"])
+    assert_refused(command("compare", "trainer.jsonl", "rollout.jsonl"), message)
+
+
+# -- rollouts of trainers ----------------------------------------------------------------------------------------------
+
+FIELDS = [
+    ("rollout_log_probs", "response_mask"),  # verl
+    ("sampling_per_token_logps", "completion_mask"),  # TRL
+    ("completion_logprobs", "completion_mask"),  # prime-rl
+]
+
+
+@pytest.mark.parametrize(("name", "mask"), FIELDS)
+@pytest.mark.parametrize("trainer", ["array", "lines"])
+def test_rollouts_of_trainers_are_read_with_their_masks(name, mask, trainer, answers, rng):
+    ours, base = answers
+    is_token = (np.arange(19) < rng.integers(3, 20, size=40)[:, None]) & (np.arange(19) != 1)  # 1 is of a tool
+    lines = [{name: row.tolist(), mask: marks.astype(int).tolist(), "score": 1.0}
+             for row, marks in zip(np.where(is_token, base, 7.0), is_token, strict=True)]  # fmt: skip
+    clients.save_lines(Path("rollout.jsonl"), *lines)
+    if trainer == "array":
+        np.save("trainer.npy", ours)
+    path = "trainer.npy" if trainer == "array" else named_lists("trainer.jsonl", ours, [None] * 40)
+    found, expected = only(compare_files(path, "rollout.jsonl")), mismatch(ours, base, where=is_token)
+    for figure in ("count", "k1", "k3_stderr", "ess_interval", "n_without_number", "diagnosis"):
+        assert getattr(found, figure) == getattr(expected, figure), figure
+    clients.save_lines(Path("rollout.jsonl"), *({name: line[name][:1]} for line in lines))
+    np.save("trainer.npy", ours[:, 0])
+    assert only(compare_files("trainer.npy", "rollout.jsonl")).count == 40  # without a mask
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"rollout_log_probs": [-1, -2], "response_mask": [1]}', "response_mask has 1 elements; it must have 2, one"),
+        ('{"rollout_log_probs": [-1, -2], "response_mask": [1, 2]}', "response_mask[1] is 2; it must be 0 or 1"),
+        ('{"rollout_log_probs": [-1, "a"], "response_mask": [1, 1]}', "rollout_log_probs[1] is 'a'; it must be a"),
+        ('{"rollout_log_probs": [-1], "logprobs": [-1]}', "it holds logprobs and rollout_log_probs; it must hold"),
+        ('{"old_log_probs": [-1, -2]}', "it holds old_log_probs; it must be a response with choices (vLLM, OpenAI), "
+         'meta_info (SGLang) or completion_probabilities (llama.cpp); compare also takes lines {"logprobs": [...]}'),
+    ],
+)  # fmt: skip
+def test_rollouts_that_are_not_understood_name_the_line_that_is(line, message, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    np.save("trainer.npy", [-1.0, -2.0])
+    clients.save_lines(Path("rollout.jsonl"), line)
+    assert_refused(command("compare", "trainer.npy", "rollout.jsonl"), f"rollout.jsonl: line 1: {message}")
+
+
+def test_a_trainers_file_that_cannot_be_read_is_named_and_not_the_rollout(folder, command):
+    """The message was about logprobs.jsonl, which is right."""
+    Path("trainer.pt").write_bytes(pickle.dumps(np.zeros(3)))
+    message = "trainer.pt: is a pickle, as torch.save writes; it must be saved by numpy.save, or"
+    for rollout in "lists.jsonl", "rollout.jsonl":
+        assert_refused(command("compare", "trainer.pt", rollout), message)
+    assert_refused(command("compare", "none.npy", "lists.jsonl"), "none.npy: cannot be read: No such file")
+    clients.save_lines(Path("odd.jsonl"), {"input": "a", "output": "b"})
+    assert_refused(command("compare", "odd.jsonl", "lists.jsonl"), "odd.jsonl: line 1: it holds input, output; it must")
+
+
+def test_a_row_that_fits_a_response_at_both_ends_is_refused(tmp_path):
+    """[nan, x, nan] of two tokens: the first or the last of these may be missing."""
+    np.save(tmp_path / "trainer.npy", [[math.nan, -1.0, math.nan], [-1.0, -2.0, math.nan]])
+    clients.save_lines(tmp_path / "rollout.jsonl", *[{"logprobs": [-1.0, -2.0]}] * 2)
+    with pytest.raises(ValueError, match=r"trainer.npy: row 0 has 3 numbers, 2 of them nan; it must hold 2 log-prob"):
+        compare_files(tmp_path / "trainer.npy", tmp_path / "rollout.jsonl")
+
+
+def test_scores_less_their_maximum_are_scores(tmp_path, rng):
+    """No number is above 0, and some rows end in zeros, though not each in another number of them."""
+    for i in range(2):
+        logits = rng.normal(size=(30, 6))
+        logits[:10, -1] = 9
+        np.save(tmp_path / f"{i}.npy", logits - logits.max(axis=1, keepdims=True))
+    found = only(compare_files(tmp_path / "0.npy", tmp_path / "1.npy"))
+    assert type(found).__name__ == "Comparison"
 
 
 def test_rows_of_padding_must_be_of_one_length(folder):

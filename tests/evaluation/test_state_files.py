@@ -7,9 +7,14 @@ import sys
 import numpy as np
 import pytest
 import zarr
+from arrays import fails
 from commands import assert_refused
 from files import SAVERS, held_at_most
 from places import SAMPLE
+
+from tokenloss import evaluate
+
+RNG = np.random.default_rng(43)
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -55,6 +60,34 @@ def test_state_of_a_file_that_changed_but_for_its_time(save, command, score_json
         assert_refused(command("score", *argv), f"state: holds the result of {files[0]}", "changed")
         copy(path.with_name(f"kept-{path.name}"), path)  # the same content, in another inode
         assert score_json(*argv)["loss"] == first["loss"]
+
+
+def test_state_of_files_in_another_order_beside_one_file_of_segment_ids(tmp_path):
+    paths = [tmp_path / f"{name}.npz" for name in "ab"]
+    for path in paths:
+        np.savez(path, logits=RNG.normal(size=(4, 5)), targets=RNG.integers(5, size=4))
+    np.save(tmp_path / "ids.npy", np.arange(8) // 3)
+    options = {"segment_ids": tmp_path / "ids.npy", "state": tmp_path / "state"}
+    first = evaluate(paths, **options)
+    with fails(ValueError, "state: holds the result of", "a.npz", "changed"):
+        evaluate(paths[::-1], **options)
+    assert evaluate(paths, **options) == first
+
+
+def test_state_of_a_large_file_whose_last_bytes_change_but_for_its_time(tmp_path):
+    path, options = tmp_path / "logits.npy", {"state": tmp_path / "state"}
+    logits = RNG.normal(size=(3600, 100))
+    np.save(path, logits)
+    np.save(tmp_path / "targets.npy", np.zeros(3600, int))
+    assert path.stat().st_size > 2.8e6
+    set_times(path)
+    evaluate(path, tmp_path / "targets.npy", **options)
+    with path.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(np.float64(9).tobytes())
+    set_times(path)
+    with fails(ValueError, "state: holds the result of", "logits.npy", "changed"):
+        evaluate(path, tmp_path / "targets.npy", **options)
 
 
 @pytest.mark.parametrize("change", ["touch", "content", "swap", "link"])

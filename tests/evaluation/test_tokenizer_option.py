@@ -10,10 +10,11 @@ import math
 import made_tokenizers
 import numpy as np
 import pytest
-from commands import assert_refused
+from arrays import fails
+from commands import assert_refused, at_most
 from places import TESTS
 
-from tokenloss import cross_entropy, evaluate
+from tokenloss import cross_entropy, evaluate, sinks
 from tokenloss._evaluation import token_bytes
 from tokenloss.results import Evaluation
 
@@ -295,6 +296,19 @@ def test_state_of_another_tokenizer_is_refused(command, tmp_path):
     assert_refused(command(*argv, other), "was written with tokenizer '", "be another file")
 
 
+@pytest.mark.parametrize("gap", ["", "\n", " \n"])
+def test_documents_of_white_space_take_time_linear_in_their_number(gap, tmp_path):
+    """It was quadratic: 40 seconds for 80,000 of them."""
+    n = 80_000
+    (tmp_path / "t.tiktoken").write_text("IA== 0\nYQ== 1\n")
+    (tmp_path / "t.txt").write_text(f" {gap}" * n)
+    path = tmp_path / "a.npz"
+    np.savez(path, logits=np.zeros((n, 2), np.float32), targets=np.zeros(n, int), segment_ids=np.arange(n))
+    with at_most(20):
+        found = evaluate(path, text=tmp_path / "t.txt", tokenizer=tmp_path / "t.tiktoken", shift=False)
+    assert (found.n_bytes, found.count) == (n, n)
+
+
 # -- first tokens, white space, unknown tokens -------------------------------------------------------------------------
 
 
@@ -421,6 +435,13 @@ def test_tokenizer_of_a_batch_that_is_padded_on_the_left_with_an_id_of_text(tmp_
     assert evaluate([(logits, ids, where)], tokenizer=tmp_path).n_bytes == len(" a a") + len(" a a a")
 
 
+def test_tokenizer_takes_a_single_masked_first_token_of_each_row_for_text(tmp_path):
+    llama(tmp_path)
+    logits, ids = np.zeros((2, 3, len(LLAMA))), np.full((2, 3), 259)
+    where = np.array([[False, True, True]] * 2)
+    assert evaluate([(logits, ids, where)], tokenizer=tmp_path).n_bytes == 2 * len(" a a")
+
+
 def test_tokenizer_of_ranks_lacks_special_ids_which_the_text_proves(command, tmp_path):
     words = ["a", " b", "c"]
     ranks = "".join(f"{base64.b64encode(word.encode()).decode()} {i}\n" for i, word in enumerate(words))
@@ -486,6 +507,20 @@ def test_tokenizer_that_drops_white_space_needs_the_text(command, text, tmp_path
         evaluate([(np.zeros((1, 6)), [1])], tokenizer=tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*white space in no token")
+def test_tokenizer_with_a_text_that_got_more_blanks_refuses_an_old_state(text, tmp_path):
+    ids = word_piece(tmp_path).encode("undo it").ids
+    np.savez(tmp_path / "a.npz", logits=np.zeros((len(ids), 6)), targets=ids)
+    options = {"source": tmp_path / "a.npz", "tokenizer": tmp_path, "text": text, "state": tmp_path / "state"}
+    text.write_text("undo it")
+    first = evaluate(**options)
+    text.write_text("undo   it")
+    with fails(ValueError, "state: holds the result of", "a.npz", "changed"):
+        evaluate(**options)
+    text.write_text("undo it")
+    assert evaluate(**options) == first
+
+
 @pytest.mark.parametrize("shift", [True, False])
 def test_tokenizer_tells_padding_that_is_scored(shift, command, tmp_path, monkeypatch):
     monkeypatch.setattr(token_bytes, "_PIECE", 7)
@@ -533,6 +568,16 @@ def test_tokenizer_does_not_come_with_lengths_or_responses(command, tmp_path):
     assert_refused(
         command("score", source, "--shift", "--tokenizer", tmp_path, "--state", state), state, "would replace"
     )
+
+
+def test_an_output_of_blocks_does_not_replace_the_tokenizer(tmp_path):
+    changed(tmp_path, lambda said: None)
+    for path in tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json":
+        path.touch()
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match="would replace"):
+            evaluate([(np.zeros((2, 512)), [5, 6])], tokenizer=tmp_path, sinks=[sinks.HtmlPage(path)])
+        assert path.read_bytes() == before
 
 
 def test_tokenizer_refuses_unknown_tokens_that_are_scored(command, text, tmp_path):

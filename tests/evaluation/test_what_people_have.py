@@ -179,7 +179,7 @@ def test_what_is_something_else(tmp_path, command):
         for one in path:
             refused = command("score", one)
             assert_refused(
-                refused, f"{one}: is a checkpoint of PyTorch, or another pickle; it must be saved by safeten"
+                refused, f"{one}: is a pickle, as torch.save writes; it must be saved by numpy.save, or with arrays "
             )
     np.savez(tmp_path / "ragged.npz", logits=np.array([LOGITS[0], LOGITS[1, :2]], dtype=object))
     refused = command("score", tmp_path / "ragged.npz")

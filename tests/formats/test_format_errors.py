@@ -140,9 +140,12 @@ def wrong_safetensors():
     """Files and what is said of them."""
     yield bytes(8), "byte 8: the file ends; it must have a header"
     for n in (10, 100):
-        yield bytes(n), f"byte 0: the length of the header is 0; it must be at least 2 and at most {n - 8}"
+        yield (
+            bytes(n),
+            f"byte 0: the length of the header is 0; it must be at least 2 and fit into the file of {n} bytes",
+        )
     yield b"\1\2\3", "byte 3: the file ends; it must have a header"
-    yield safetensors_bytes({"logits": ENTRY}, length=2**63), f"byte 0: the length of the header is {2**63}", "most"
+    yield safetensors_bytes({"logits": ENTRY}, length=2**63), f"byte 0: the length of the header is {2**63}", "fit into"
     for text in (b"{" + b" " * 9, b"[" * 100_000, b"\xff\xfe\xfd{", b"9" * 5000):
         yield safetensors_bytes(text), "byte 8: the header is no JSON"
     for header, *words in [
@@ -178,7 +181,7 @@ def wrong_safetensors():
     yield safetensors_bytes({"logits": ENTRY}, 95), "the file ends"
     yield safetensors_bytes({}, 0), "holds nothing"
     entry = json.dumps(ENTRY)
-    yield safetensors_bytes(f'{{"logits": {entry}, "logits": {entry}}}'.encode()), "a name is given twice"
+    yield safetensors_bytes(f'{{"logits": {entry}, "logits": {entry}}}'.encode()), "has the key 'logits' twice"
     empty = {"dtype": "F32", "shape": [0, 6], "data_offsets": [0, 0]}
     huge = {"dtype": "I64", "shape": [0, 2**62], "data_offsets": [0, 0]}
     yield safetensors_bytes({"logits": empty, "targets": huge}, 0), "cannot be read"

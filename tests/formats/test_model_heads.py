@@ -367,6 +367,43 @@ def test_config_that_cannot_be_read(states, tmp_path, command):
         assert_refused(command("score", states, "--lm-head", model), f"{model / 'config.json'}: cannot be read")
 
 
+# texts that are no JSON, where a reader says that, and what it must be
+NO_JSON = {
+    '{"a": 1,\n "é" 2}': "line 2: byte 7: Expecting ':' delimiter; it must be JSON",
+    '\ufeff{"é" 2}': "line 1: byte 10: Expecting ':' delimiter; it must be JSON",
+    "[" * 100_000 + "]" * 100_000: "line 1: is nested too deeply; it must have at most 100 levels",
+    '{"a": ' * 200 + "1" + "}" * 200: "line 1: is nested too deeply; it must have at most 100 levels",
+    '{"a":\n\n': "line 1: the text ends too early; it must be whole JSON",
+    '{"a": 1, "a": 2}': "line 1: an object has the key 'a' twice; it must have it once",
+    f'{{"a": {"9" * 5000}}}': "line 1: an integer has too many digits; it must have fewer",
+}
+
+
+@pytest.mark.parametrize("text", NO_JSON, ids=range(len(NO_JSON)))
+def test_small_files_of_json_say_in_one_way_where_they_are_wrong(text, states, tmp_path, command):
+    words = NO_JSON[text]
+    model = save_model(tmp_path / "model", HEAD, llama(), shards=1)
+    index = next(model.glob("*.index.json"))
+    for file in model / "config.json", index:
+        before = file.read_bytes()
+        file.write_text(text, "utf-8")
+        assert_refused(command("score", states, "--lm-head", model), f"{file}: cannot be read: {words}")
+        file.write_bytes(before)
+    header = text.encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert_refused(command("score", tmp_path / "a.safetensors"), f"byte 8: the header is no JSON ({words})")
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "r.tiktoken").write_text("YQ== 0\n")
+    (folder / "tokenizer_config.json").write_text(text, "utf-8")
+    refused = command("score", states, "--tokenizer", folder)
+    assert_refused(refused, f"{folder / 'tokenizer_config.json'}: cannot be read: {words}")
+    if text.startswith("{"):
+        (folder / "tokenizer.json").write_text(text, "utf-8")
+        refused = command("score", states, "--tokenizer", folder)
+        assert_refused(refused, f"{folder / 'tokenizer.json'}: cannot be read: {words}")
+
+
 def test_files_of_a_head_are_not_replaced_by_an_output(states, tmp_path, command):
     model = save_model(tmp_path / "model", HEAD, llama(), shards=1)
     for file in model.iterdir():

@@ -1,14 +1,16 @@
 """Real responses of servers are read as their full logits say: losses, ids, ranks, greedy tokens, likeliest classes."""
 
+import dataclasses
 import gzip
 import inspect
 import json
+import re
 
 import clients
 import numpy as np
 import pytest
 
-from tokenloss.formats import Response, ResponsesFile, open_responses
+from tokenloss.formats import Response, ResponsesFile, open_responses, records
 from tokenloss.formats.responses import Failed, dialects
 
 REFERENCES = clients.references()
@@ -281,6 +283,46 @@ def test_a_stream_is_read_as_the_response_that_comes_at_once(name, whole, read, 
     for column in ("tokens", "n_bytes", "is_greedy", "is_greedy_known"):
         np.testing.assert_array_equal(getattr(response, column), getattr(expected, column)[:n])
     np.testing.assert_allclose(response.logprobs, expected.logprobs[:n], rtol=0, atol=5e-4)
+
+
+def over_lines(text):
+    """The same events, whose data are over several lines, with a comment and an id between them."""
+    events = [line[6:] for line in text.splitlines() if line]
+    lines = [json.dumps(json.loads(one), indent=1).split("\n") if one != "[DONE]" else [one] for one in events]
+    return "\n\n".join("\nid: 7\n: more\n".join(f"data:{line}" for line in of_event) for of_event in lines)
+
+
+FORMS_OF_A_STREAM = {  # as the specification of server-sent events has them
+    "a byte order mark": lambda text: f"\ufeff{text}",
+    "lines that end with CR": lambda text: text.replace("\n", "\r"),
+    "lines that end with CR LF": lambda text: text.replace("\n", "\r\n"),
+    "data over several lines": over_lines,
+    "all of these": lambda text: "\ufeff" + over_lines(text).replace("\n", "\r"),
+    "no blank lines": lambda text: text.replace("\n\n", "\n"),
+}
+
+
+@pytest.mark.parametrize("chunk", [13, 1 << 18])
+@pytest.mark.parametrize("form", FORMS_OF_A_STREAM)
+def test_a_stream_is_the_same_in_any_form_of_its_events(form, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_CHUNK", chunk)
+    path = clients.save(tmp_path / "stream.txt", "vllm/chat_stream.txt")
+    (expected,) = open_responses(path)
+    path.write_bytes(FORMS_OF_A_STREAM[form](path.read_text("utf-8")).encode())
+    (response,) = open_responses(path)
+    for column in (one.name for one in dataclasses.fields(response) if one.name != "line"):
+        np.testing.assert_array_equal(getattr(response, column), getattr(expected, column))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_a_mistake_in_data_over_several_lines_has_its_place(end, tmp_path):
+    path = tmp_path / "stream.txt"
+    path.write_bytes(end.join(["\ufeffdata: {}", "", "data: {", 'data:  "choices": ?', "data: }"]).encode())
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: line 4: byte 19: Expecting value"):
+        list(open_responses(path))
+    path.write_bytes(end.join(['data: {"choices":', "", "data: 3}"]).encode())  # a blank line ends an event
+    with pytest.raises(ValueError, match="line 1: a record ends too early"):
+        list(open_responses(path))
 
 
 def test_a_stream_that_echoes_its_prompt_and_others_after_it(read, tmp_path):

@@ -467,7 +467,7 @@ REFUSED = {
     "a rank that comes twice": ("YQ== 0\nYg== 0\n", "a rank is given twice"),
     "an id that is too large": (as_json({"vocab": {"a": 1 << 40}}), "integers from 0 to"),
     "an id that is no number": (as_json({"vocab": {"a": "b"}}), "integers from 0 to"),
-    "a surrogate": ('{"version": "1.0", "model": {"vocab": {"\\ud800": 0}}}', "surrogates not allowed"),
+    "a surrogate": ('{"version": "1.0", "model": {"vocab": {"\\ud800": 0}}}', "ud800 holds half of a surrogate pair"),
     "nothing": (b"", "or a damaged one of SentencePiece, which has pieces"),
 }  # fmt: skip
 

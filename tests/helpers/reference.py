@@ -521,6 +521,13 @@ def divide(dividend, divisor):
         return float(np.float64(dividend) / np.float64(divisor))
 
 
+def mean(values, number):
+    """The sum of values over a number, rounded once."""
+    if not all(map(math.isfinite, values)):
+        return exact_sum(values)
+    return rounded(sum(map(Fraction, values)) / Fraction(number))
+
+
 def rounded(fraction):
     """Return the float nearest to a fraction."""
     try:
@@ -562,9 +569,7 @@ class LossMeter:
     def loss(self):
         if not self.count:
             return math.nan
-        if math.isinf(self.total) and all(map(math.isfinite, self.losses)):
-            return rounded(sum(map(Fraction, self.losses)) / 2**64) / self.count * 2.0**64  # rounded twice, as below
-        return self.total / self.count
+        return mean(self.losses, self.count)
 
     @property
     def stderr(self):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from reference import divide, exact_sum, float64, rounded, square_root
+from reference import divide, exact_sum, float64, mean, rounded, square_root
 
 from tokenloss._scores.token_scores import COLUMNS
 from tokenloss.results import TokenScores
@@ -27,6 +27,11 @@ def factor_of_two(a, b):
     """
     apart, cotangent = (a - b) / (a + b), 1 / math.tan(0.05 * math.pi)
     return (cotangent + math.sqrt(cotangent**2 + 1 + apart**2)) * (a + b) ** 2 / (4 * a * b)
+
+
+def ends_above_0(mean, reach):
+    """Ends of the interval of a mean of values of at least 0: the logarithm of the mean, plus or minus an error."""
+    return tuple(math.exp(math.log(mean) + sign * reach / mean) for sign in (-1, 1))
 
 
 def interval_misses(factor, lengths):
@@ -155,7 +160,9 @@ class Meter:
 
     @property
     def loss(self):
-        return divide(self.total, exact_sum(w for group in self.groups for _, w in group.tokens))
+        tokens = [token for group in self.groups for token in group.tokens]
+        weight = sum(Fraction(w) for _, w in tokens)
+        return mean([w * x for x, w in tokens], weight) if weight else math.nan
 
     def _error(self, sizes):
         """Error of the groups' sum over the sum of these sizes, from the sample of groups."""
@@ -211,8 +218,8 @@ class Meter:
         if len(self.sequences) < 2:
             return math.nan
         losses = [Fraction(divide(_sum(group), float(_weight(group)))) for group in self.sequences]
-        mean, number = sum(losses) / len(losses), len(losses)
-        return square_root(sum((loss - mean) ** 2 for loss in losses) / (number - 1) / number)
+        center, number = sum(losses) / len(losses), len(losses)
+        return square_root(sum((loss - center) ** 2 for loss in losses) / (number - 1) / number)
 
 
 def _exp(x):

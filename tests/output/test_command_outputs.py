@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 from candidates import Many
+from clients import chat, save_lines
 from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused, process, raising
 from places import SAMPLE
 from safetensors.numpy import save_file
@@ -123,6 +124,13 @@ def input_files(tmp_path, monkeypatch):
     index = {"weight_map": {name: shard for shard, name in shards.items()}}
     Path("model", "model.safetensors.index.json").write_text(json.dumps(index))
     Path("model", "config.json").write_text("{}")
+    Path("model", "adapter_config.json").write_text("{}")
+    Path("gpt2").mkdir()
+    letters = [chr(i) for i in (*range(33, 127), *range(161, 173), *range(174, 324))]  # bytes, as GPT-2 writes them
+    Path("gpt2", "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    Path("gpt2", "merges.txt").write_text("#version: 0.2")
+    Path("gpt2", "tokenizer_config.json").write_text("{}")
+    save_lines(Path("r.jsonl"), chat(("a", -0.5)))
     if sys.platform != "win32":
         Path("link.html").symlink_to("model/model.safetensors.index.json")
         Path("far").mkdir()
@@ -162,6 +170,15 @@ def input_files(tmp_path, monkeypatch):
         ("compare a.npz l.npy --size l.npy=model --html model/config.json", "would replace model/config.json"),
         ("compare h.npz h.npz --lm-head model --html link.html", "would replace model/model.safetensors.index.json"),
         ("compare a.npz l.npy --plot text.png --targets text.png", "--plot text.png: would replace text.png"),
+        ("score a.npz --tokenizer gpt2 --html gpt2/merges.txt", "would replace gpt2/merges.txt"),
+        ("score a.npz --tokenizer gpt2/vocab.json --html gpt2/tokenizer_config.json", "would replace gpt2/tokenizer_"),
+        (
+            "compare a.npz l.npy --text text.png --tokenizer-a gpt2 --tokenizer-b gpt2 --html gpt2/merges.txt",
+            "would replace gpt2/merges.txt",
+        ),
+        ("score h.npz --lm-head model:lm_head.weight --html model/adapter_config.json", "would replace model/adapter_"),
+        ("compare r.jsonl s.zarr --html far/chunk", "--html far/chunk: would replace s.zarr/logits/c/0/0"),
+        ("compare r.jsonl r.jsonl --size r.jsonl=text.png --html text.png", "--html text.png: would replace text.png"),
         ("compare a.npz s.zarr --plot s.zarr/x.png", "--plot s.zarr/x.png: would be written into s.zarr"),
     ],
 )

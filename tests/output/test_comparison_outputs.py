@@ -254,7 +254,7 @@ def test_page_of_several_candidates(most, many, command, monkeypatch):
     assert (status, err) == (0, "")
     found, size = Reader(path.read_text("utf-8")), min(40, most // 3)
     data = found.data
-    assert found.text("h1") == f"3 models vs {many.path / 'base'}"
+    assert found.text("h1") == f"KL divergence of {many.comparison('q4').count} tokens: 3 models vs base"
     assert [one["name"] for one in data["models"]] == ["q8", "q4", "q2"]
     assert found.ids(data["target"]) == [None if i < 0 else i for i in many.targets[:size].tolist()]
     assert [text for _, text in found.tokens] == many.tokens[:size].tolist()
@@ -282,7 +282,7 @@ def test_page_of_one_candidate(many, command):
     path = many.path / "page.html"
     assert command(*many.argv("q4"), "--html", path)[::2] == (0, "")
     found = Reader(path.read_text("utf-8"))
-    assert found.text("h1") == f"q4 vs {many.path / 'base'}"
+    assert found.text("h1") == f"KL divergence of {many.comparison('q4').count} tokens: q4 vs base"
     assert "option" not in found.texts
     assert [text for _, text in found.tokens] == many.tokens.tolist()
     assert found.text("code") == shlex.join(["tokenloss", *map(str, [*many.argv("q4"), "--html", path])])

@@ -39,7 +39,7 @@ def test_page_keeps_its_first_tokens(of_blocks, blocks, npz, tmp_path, monkeypat
     assert len(page.tokens) == len(page.data["models"][0]["nll"]) == 7
     assert "first 7 of 30 tokens" in page.text("p")
     assert page.texts["dd"][0].strip() == str(found.meter.count)
-    assert page.text("h1") == ("tokenloss" if of_blocks else str(path))
+    assert page.text("h1") == f"Loss of {found.meter.count} tokens" + ("" if of_blocks else f": {path.name}")
     assert page.paragraphs == 2  # as many as rows
     assert page.anchors == ["sequence-0", "sequence-1"]
     made_by = "tokenloss.evaluate"

@@ -208,6 +208,20 @@ def test_sequences_of_several_files_and_of_responses(command, npz, tmp_path):
     assert table["choice"].tolist() == table["sequence"].tolist() == [0, 1, 2, 3]
 
 
+def test_compared_sequences_that_several_files_may_share_have_no_file(tmp_path):
+    """One file of segment_ids for two shards, in which the second sequence goes on."""
+    for name, seed in ("base", 0), ("q", 1):
+        (tmp_path / name).mkdir()
+        for shard in 0, 1:
+            logits = np.random.default_rng([seed, shard]).normal(size=(3, 4))
+            np.savez(tmp_path / name / f"{shard}.npz", logits=logits, targets=[0, 1, 2])
+    np.save(tmp_path / "ids.npy", [0, 0, 1, 1, 2, 2])
+    table = sinks.ComparedSequenceTable()
+    compare_files(tmp_path / "base", tmp_path / "q", segment_ids=tmp_path / "ids.npy", sinks=[table])
+    assert table.columns()["file"].tolist() == [-1, -1, -1]
+    assert table.columns()["sequence"].tolist() == [0, 1, 2]
+
+
 def test_a_sink_may_be_used_for_responses_and_for_scores(npz, tmp_path):
     sink = sinks.TokenTable(tmp_path / "t.npy")
     responses = clients.save(tmp_path / "completions.jsonl", *clients.COMPLETIONS)

@@ -56,8 +56,54 @@ def test_statistics_by_hand():
     assert meter.word_perplexity == pytest.approx(math.exp(4.5), rel=1e-15)
     low, high = meter.perplexity_interval
     # Student's t with 2 degrees of freedom
-    assert low == pytest.approx(math.exp(3 - 4.302653 * meter.stderr), rel=1e-5)
-    assert high == pytest.approx(math.exp(3 + 4.302653 * meter.stderr), rel=1e-5)
+    assert low == pytest.approx(math.exp(3 * math.exp(-4.302653 * meter.stderr / 3)), rel=1e-5)
+    assert high == pytest.approx(math.exp(3 * math.exp(4.302653 * meter.stderr / 3)), rel=1e-5)
+
+
+# of NIST's Statistical Reference Datasets: the data, the certified mean and standard deviation, and the relative error
+# that the certified deviation has of these decimals as floats
+MAVRO = """
+    180 170 180 190 180 170 150 140 150 150 170 180 180 190 190 210 200 160 140 130 130 150 150 160 150 140 130 140 150
+    140 150 160 150 160 190 200 200 210 220 230 240 250 270 260 260 260 270 260 250 240"""
+MICHELSON = """
+    850 740 900 1070 930 850 950 980 980 880 1000 980 930 650 760 810 1000 1000 960 960 960 940 960 940 880 800 850 880
+    900 840 830 790 810 880 880 830 800 790 760 800 880 880 880 860 720 720 620 860 970 950 880 910 850 870 840 840 850
+    840 840 840 890 810 810 820 800 770 760 740 750 760 910 920 890 860 880 720 840 850 850 780 890 840 780 810 760 810
+    790 810 820 850 870 870 810 740 810 940 950 800 810 870"""
+NIST = {
+    "NumAcc1": ([10000001, 10000003, 10000002], 10000002, 1, 0),
+    "NumAcc2": ([1.2, *[1.1, 1.3] * 500], 1.2, 0.1, 1e-14),
+    "NumAcc3": ([1000000.2, *[1000000.1, 1000000.3] * 500], 1000000.2, 0.1, 1e-8),
+    "NumAcc4": ([10000000.2, *[10000000.1, 10000000.3] * 500], 10000000.2, 0.1, 1e-7),
+    "Mavro": ([(200000 + int(one)) / 1e5 for one in MAVRO.split()], 2.001856, 0.000429123454003053, 1e-12),
+    "Michelso": ([(299000 + int(one)) / 1e3 for one in MICHELSON.split()], 299.8524, 0.0790105478190518, 1e-12),
+}
+
+
+@pytest.mark.parametrize("name", NIST)
+def test_mean_and_error_are_those_that_nist_certifies(name, rng):
+    values, mean, deviation, rtol = NIST[name]
+    for order in (values, values[::-1], rng.permutation(values)):
+        meter = meter_of(order)
+        assert meter.loss == mean  # for NumAcc3, 1000000.2000000001 if the sum is rounded before the division
+        assert meter.stderr == pytest.approx(deviation / math.sqrt(len(values)), rel=rtol + 2**-51)
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+def test_loss_and_error_are_rounded_once(rng):
+    for count in rng.integers(2, 50, 200).tolist():
+        losses = rng.choice([1, 1, -1], count) * rng.exponential(3, count) * 10.0 ** rng.uniform(-150, 150)
+        meter, exact = meter_of(losses), [Fraction(loss) for loss in losses.tolist()]
+        assert meter.loss == float(sum(exact) / count)
+        square = sum((loss - sum(exact) / count) ** 2 for loss in exact) / (count * (count - 1))
+        below, above = (Fraction(math.nextafter(meter.stderr, end)) for end in (-math.inf, math.inf))
+        assert ((below + Fraction(meter.stderr)) / 2) ** 2 <= square <= ((above + Fraction(meter.stderr)) / 2) ** 2
+
+
+def test_word_perplexity_divides_the_exact_sum_once():
+    for n_words in range(1, 100):
+        expected = math.exp(float(3 * Fraction(0.1) / n_words))
+        assert meter_of([0.1] * 3, n_words=n_words).word_perplexity == expected
 
 
 def test_statistics_are_python_numbers(rng):
@@ -265,6 +311,15 @@ def test_where(rng):
     assert meter_of(0.5, False) == LossMeter()
 
 
+@pytest.mark.parametrize(("name", "figure"), [("n_bytes", "bits_per_byte"), ("n_words", "word_perplexity")])
+def test_tokens_that_come_without_the_length_of_their_text_leave_it_unknown(name, figure):
+    for given in ((1, 0), (0, 1)):
+        meter = LossMeter()
+        for loss, length in zip([1.0, 2.0], given, strict=True):
+            meter.update([loss], **{name: length})
+        assert math.isnan(getattr(meter, figure))
+
+
 def test_n_bytes_and_n_words():
     meter = LossMeter()
     meter.update([1.0], n_bytes=3)
@@ -416,7 +471,7 @@ def test_update_of_cross_entropy(rng):
     logits, targets = rng.standard_normal((6, 10)), np.array([1, 2, -100, 3, 4, 5])
     meter = LossMeter()
     meter.update(tokenloss.cross_entropy(logits, targets, reduction="none"), where=targets != -100)
-    assert meter.loss == tokenloss.cross_entropy(logits, targets)
+    assert meter.loss == pytest.approx(tokenloss.cross_entropy(logits, targets), rel=2**-52)
     meter.update(tokenloss.cross_entropy(logits[0], 1))
     assert meter.count == 6
 
@@ -441,6 +496,17 @@ def test_state_of_integers():
     for text in ("0x1p-1", "0x1p99999", "p1", "", "1.5p1"):
         with pytest.raises(ValueError, match=r"."):
             integer_of(text)
+
+
+def test_state_whose_products_are_too_large_is_refused():
+    meter = LossMeter()
+    meter.update([1.0, 2.0, 4.0], sample_weight=[1.0, 2.0, 1.0])
+    state = meter._to_json()
+    assert LossMeter._from_json(state) == meter
+    for name in ("_tokens", "_groups"):
+        products = integer_text(10 * integer_of(state[name]["products"]))
+        with pytest.raises(ValueError, match="no pairs have these sums"):
+            LossMeter._from_json(state | {name: state[name] | {"products": products}})
 
 
 def test_pickle_of_another_version_is_refused():

@@ -10,7 +10,7 @@ import pytest
 from arrays import assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from reference_sequences import FIGURES, Meter, factor_of_two, scores_of
+from reference_sequences import FIGURES, Meter, ends_above_0, factor_of_two, scores_of
 
 from tokenloss import LossMeter, sequence_losses
 from tokenloss.results import SequenceLosses
@@ -71,17 +71,18 @@ def test_two_sequences_by_hand():
     assert (meter.total, meter.loss) == (12.0, 3.0)
     # sums 6 and 6 of 3 tokens and 1 token: they differ by 6 - 3 * 3 and 6 - 3
     assert meter.stderr == pytest.approx(math.sqrt(2 * (9 + 9)) / 4, rel=1e-15)
-    error = 1.5 * factor_of_two(3, 1)
-    interval = math.exp(3 - error), math.exp(3 + error)
-    assert meter.perplexity_interval == pytest.approx(interval, rel=1e-10)
+    low, high = ends_above_0(3, 1.5 * factor_of_two(3, 1))
+    assert high > 1000  # nats: two sequences show very little
+    assert meter.perplexity_interval == (pytest.approx(math.exp(low), rel=1e-10), math.inf)
     # 2 nats a byte: they differ by 6 - 2 * 2 and 6 - 2 * 4
     assert meter.bits_per_byte == pytest.approx(2 / LN2, rel=1e-15)
     assert meter.bits_per_byte_stderr == pytest.approx(math.sqrt(2 * (4 + 4)) / 6 / LN2, rel=1e-15)
     # 4 nats a word: they differ by 6 - 4 * 1 and 6 - 4 * 2
     assert meter.word_perplexity == pytest.approx(math.exp(4), rel=1e-15)
-    error = math.sqrt(2 * (4 + 4)) / 3 * factor_of_two(1, 2)
-    interval = math.exp(4 - error), math.exp(4 + error)
-    assert meter.word_perplexity_interval == pytest.approx(interval, rel=1e-10)
+    low, high = ends_above_0(4, math.sqrt(2 * (4 + 4)) / 3 * factor_of_two(1, 2))
+    assert meter.word_perplexity_interval == (pytest.approx(math.exp(low), rel=1e-10), math.inf)
+    ends = ends_above_0(2 / LN2, math.sqrt(2 * (4 + 4)) / 6 / LN2 * factor_of_two(1, 2))
+    assert meter.bits_per_byte_interval == pytest.approx(ends, rel=1e-10)
     # means 2 and 6
     assert (meter.sequence_loss, meter.sequence_loss_stderr) == (4.0, 2.0)
 
@@ -159,8 +160,8 @@ def test_bytes_that_are_known_as_a_total_are_proportional_to_tokens():
     total.update(sequence_losses([1.0, 2.0, 3.0, 6.0], cu_seqlens=[0, 3, 4]), n_bytes=8, n_words=2)
     assert (total.n_bytes, total.n_words, total.stderr) == (8, 2, plain.stderr)
     assert total.bits_per_byte_stderr == pytest.approx(1.5 * 4 / 8 / LN2, rel=1e-15)
-    interval = math.exp(6 - 3 * factor_of_two(3, 1)), math.exp(6 + 3 * factor_of_two(3, 1))
-    assert total.word_perplexity_interval == pytest.approx(interval, rel=1e-10)
+    low = math.exp(ends_above_0(6, 3 * factor_of_two(3, 1))[0])
+    assert total.word_perplexity_interval == (pytest.approx(low, rel=1e-10), math.inf)
     assert math.isnan(plain.bits_per_byte_stderr)
     assert all(map(math.isnan, plain.word_perplexity_interval))
     for rest in (plain, loose([4.0, 5.0])):  # tokens without bytes must not count as tokens of the others' text

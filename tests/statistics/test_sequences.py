@@ -251,6 +251,17 @@ def test_sample_weight_of_ones_and_of_a_mask(rng):
             assert_same_bits(right.sample_weight, left.count)
 
 
+def test_sample_weight_of_tokens_in_no_sequence_does_not_matter():
+    meters = []
+    for weight in (1.0, 1e50):
+        meter = LossMeter()
+        weights = [1.0, 2.0, weight, 3.0]
+        meter.update(sequence_losses([1.0, 2.0, 3.0, 4.0], segment_ids=[0, 0, -1, 1], sample_weight=weights))
+        meters.append(meter)
+    assert meters[0] == meters[1]
+    assert meters[0].interval_factor == meters[1].interval_factor
+
+
 def test_token_scores(rng):
     logits, targets = rng.standard_normal((3, 20, 5)), rng.integers(0, 5, (3, 20))
     targets[rng.random(targets.shape) > 0.7] = -100

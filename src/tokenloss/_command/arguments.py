@@ -130,7 +130,7 @@ def make_parser() -> Parser:
     _add_compare(subcommands.add_parser("compare", usage=usage, description=_COMPARE))
     words = "Show the version, the instruction set in use and the number of threads."
     info = subcommands.add_parser("info", usage="tokenloss info [options]", description=words)
-    info.set_defaults(run=commands.info)
+    info.set_defaults(call=commands.info)
     of = _groups(info)
     _add_format(of["output"])
     _add_help(info, of["running"], " what is in use here:\n   tokenloss info")
@@ -150,7 +150,7 @@ def _add_help(command: Parser, running: _Group, examples: str) -> None:
 
 def _add_score(score: Parser) -> None:
     """Describe the arguments of `tokenloss score`; values have the names that `evaluate` gives them."""
-    score.set_defaults(run=commands.score)
+    score.set_defaults(call=commands.score)
     of = _groups(score)
     words = (
         "a file of scores, a directory of files, or a pattern in quotes, such as 'part-*.npz', perhaps after NAME=; "
@@ -198,7 +198,7 @@ def _add_score(score: Parser) -> None:
 
 def _add_compare(compare: Parser) -> None:
     """Describe the arguments of `tokenloss compare`; values have the names that `compare_files` gives them."""
-    compare.set_defaults(run=commands.compare)
+    compare.set_defaults(call=commands.compare)
     of = _groups(compare)
     words = "scores of the base model: a file, a directory of shards, or a pattern of their names in quotes"
     words += "; of responses, a file"
@@ -236,6 +236,8 @@ def _add_compare(compare: Parser) -> None:
     _add(of["samples"], "--margin M", words, fraction)
     words = "the field of a document that names its group, by which errors are clustered (default: each is its own)"
     _add(of["samples"], "--cluster FIELD", words)
+    words = "read only the run of a folder whose date, as in the names of its files, begins so; of several, repeat it"
+    _add(of["samples"], "--run DATE", words, **_LISTED)
     _add_compare_gates(of["gates"])
     _add_format(of["output"])
     _add_outputs(of["output"], COMPARE_OUTPUTS)

@@ -89,7 +89,7 @@ def _run(argv: Sequence[str] | None) -> int:
         words = sys.argv[1:] if argv is None else argv
         args = make_parser().parse_args(words)
         args.command_line = shlex.join(["tokenloss", *words])
-        status: int = args.run(args)
+        status: int = args.call(args)
         print(end="", flush=True)
     except OSError as error:  # stdout cannot be written; errors of files have become input errors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # since Python flushes it again at exit

@@ -17,15 +17,16 @@ from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table, columns_of
-from tokenloss._core.text import as_strict_json, title
+from tokenloss._core.text import as_strict_json, printable, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.compare_texts import compare_texts
-from tokenloss._evaluation.evaluate import advice, evaluate
+from tokenloss._evaluation.evaluate import evaluate
 from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
 from tokenloss._output.terminal import print_as
+from tokenloss._statistics.advice import advice
 from tokenloss._statistics.gates import CANNOT_TELL, FAILS, HOLDS, checked_limits
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 _STATUSES = {HOLDS: 0, FAILS: 3, CANNOT_TELL: 4}  # by the verdict of all gates
 _OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
+_PARAMETERS = {
+    name for function in (evaluate, compare_files, compare_texts) for name in inspect.signature(function).parameters
+}
 _OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
 
 
@@ -109,15 +113,15 @@ def _own_warnings() -> Iterator[None]:
 
 def _warn(figures: dict[str, Any], about: str = "") -> None:
     """Print on stderr what the figures warn of."""
-    for message, _ in advice(figures):
-        _print_warning(f"{about}{message}")
+    for one in advice(figures):
+        _print_warning(f"{about}{one.message}")
 
 
 def _print_warning(message: str) -> None:
     """Print a warning on stderr, if there is one."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(f"tokenloss: warning: {message}", file=sys.stderr)
+            print(f"tokenloss: warning: {printable(message)}", file=sys.stderr)
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -144,7 +148,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
             raise InputError(f"{_option(name)} is missing; models with different tokenizers need {every}")
     if len(args.others) > 1:
         raise InputError(f"OTHER {args.others[1]}: --text compares two models; leave it out")
-    taken = {*inspect.signature(compare_texts).parameters, "base", "others", "format", "run", "command_line"}
+    taken = {*inspect.signature(compare_texts).parameters, "base", "others", "format", "call", "command_line"}
     taken |= {_name_of(output.option) for output in TEXT_OUTPUTS}
     defaults = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}
     for name, value in vars(args).items():
@@ -286,7 +290,7 @@ def _with_options(message: str) -> str:
     message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)
     last = r"save the classes last, if axis \1 of \2 holds them: np.moveaxis(\2, \1, -1)"
     message = re.sub(r"give axis=(\d+), if that axis of (\w+) holds the classes", last, message)
-    return re.sub(parameters, lambda name: _option(name[0]), message)
+    return re.sub(parameters, lambda name: _option(name[0]) if name[0] in _PARAMETERS else name[0], message)
 
 
 def _option(name: str) -> str:

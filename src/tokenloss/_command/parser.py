@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import math
+import re
 import reprlib
 import shutil
 import sys
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _WIDTH = 100  # columns of help on a wide terminal
+_NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 _HELP_COLUMN = 26  # where the words about an option begin, unless its name is longer
 
 
@@ -133,8 +136,8 @@ def integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> Ca
     """Argument type of integers from `least` to `most`, or equal to `or_else`."""
 
     def read(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if least <= int(text) <= most or int(text) == or_else:
+        with contextlib.suppress(ValueError):  # of more digits than Python takes
+            if re.fullmatch("[-+]?[0-9]+", text) and (least <= int(text) <= most or int(text) == or_else):
                 return int(text)
         is_large = text.isdecimal() and (len(text) > len(str(most)) or int(text) > most)
         fits = f"at most {most}" if is_large else f"at least {least}"
@@ -145,11 +148,10 @@ def integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> Ca
 
 
 def number(text: str) -> float:
-    """Argument type of numbers."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, not {reprlib.repr(text)}") from None
+    """Argument type of finite numbers in digits: Python also takes 1_0, nan, inf and blanks."""
+    if not re.fullmatch(_NUMBER, text) or math.isinf(float(text)):
+        raise argparse.ArgumentTypeError(f"must be a number, not {reprlib.repr(text)}")
+    return float(text)
 
 
 def of_fraction(text: str) -> tuple[float, float]:

@@ -308,7 +308,7 @@ def compare(
         classes=classes, axis=axis, ignore_index=ignore_index, where=where, segment_ids=segment_ids,
         cu_seqlens=cu_seqlens, workers=workers,
     )  # fmt: skip
-    signed = signed_of(base, logits, targets, columns["logits"]["kept"], classes, kind, base_kind)
+    signed = signed_of(base, logits, targets, columns["logits"], classes, kind, base_kind)
     return warn_of_zero(comparison_of(definitions, columns["logits"], batch, signed), kind, base_kind or kind)
 
 
@@ -318,5 +318,6 @@ def comparison_of(
     """The comparison of columns, whose arrays get the shape of the batch; `signed` are fields of its signature."""
     figures = figures_of(columns, batch)
     signed = {"definitions": None if definitions == "exact" else definitions} | (signed or {})
+    signed |= {"ids": signed["ids"].only(())} if "ids" in signed else {}
     signed |= {"classes": None} if figures["left_out"] is None else {}  # all classes
     return Comparison(definitions=definitions, **figures, _signed=signed)

@@ -140,8 +140,8 @@ class ComparisonMeter:
         )  # fmt: skip
         for name in names:
             self._parts.setdefault(name, []).append(columns[name])
-            of_mask = columns[name]["kept"], self._options["classes"]
-            signed = signed_of(base_logits, others[name], targets, *of_mask, kind, base_kind)
+            of_columns = columns[name], self._options["classes"]
+            signed = signed_of(base_logits, others[name], targets, *of_columns, kind, base_kind)
             self._signed[name] = merged_parts(self._signed.get(name, {}), signed)
 
     def merge(self, other: ComparisonMeter) -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
 from tokenloss._core.errors import raise_error
+from tokenloss._core.files import identity
 from tokenloss._core.result import NamedResults, Shown, columns_of
+from tokenloss._statistics.advice import ZERO_ADVICE
 from tokenloss._statistics.gates import joined_verdicts
 
 if TYPE_CHECKING:
@@ -20,11 +22,8 @@ if TYPE_CHECKING:
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
 _GATES = "max_", "min_"  # how their names begin
+_FILES = "base", "file", "trainer", "sampler"  # keys of the names of files
 NOT_OF_DRAFTS = "is for divergences, not for the acceptance of drafts"
-ZERO_ADVICE = (
-    "a probability of 0 for a target makes its loss infinite, and so the perplexity; raise such probabilities first, "
-    "in both models, say by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
-)
 
 
 class Comparisons(NamedResults[ComparisonT]):
@@ -79,16 +78,32 @@ class Comparisons(NamedResults[ComparisonT]):
         """All comparisons, also that of the noise."""
         return [*self.values(), *([] if self.noise is None else [self.noise])]
 
-    def _hints(self) -> dict[str, bool]:
+    def _identical(self) -> list[str]:
+        """Messages about candidates that have the values of their base, or of a candidate before them."""
+        messages = []
+        for name, one in self.items():
+            paths = [one._about[key] for key in _FILES if key in one._about]
+            is_same_file = len({*map(identity, paths)}) == 1 < len(paths)
+            can_tell = getattr(one, "_can_tell_models_apart", True)
+            if one._equals_base and (is_same_file or can_tell):
+                messages.append(f"{name}: identical to base: the same {'file' if is_same_file else 'values'}")
+                continue
+            before = [*self][: [*self].index(name)] if can_tell else []
+            twins = [other for other in before if self[other] == one]
+            messages += [f"{name}: identical to {twin}: the same values" for twin in twins[:1]]
+        return messages
+
+    def _hints(self) -> dict[str, Any]:
         """Whether figures of any candidate hint at a mistake, by the name of the figure."""
         names = "fits_better_shifted", "norm_seems_missing"
-        hints = {name: any(one._about.get(name) for one in self._all()) for name in names}
+        hints: dict[str, Any] = {name: any(one._about.get(name) for one in self._all()) for name in names}
         kinds = ((one, one._about.get("kind"), one._about.get("base_kind")) for one in self._all())
         return hints | {"has_zero": any(_has_zero(*of_one) for of_one in kinds)}
 
     def _shown(self) -> Shown:
         """The tables of a single candidate; of several, a table with a row for each."""
         shown: Shown = next(iter(self.values()))._shown_of(self) if self else Shown("0 models", "", [])
+        shown = shown._replace(note="; ".join(filter(None, (shown.note, *self._identical()))))
         if self.noise is not None:
             shown = shown._replace(tables=[*shown.tables, noise_table(dict(self._ranked()), self.noise)])
         return shown
@@ -157,7 +172,7 @@ class Comparisons(NamedResults[ComparisonT]):
             lm-evaluation-harness.
         """
         if not all(hasattr(one, "check") for one in self.values()):
-            fits = "does not apply to samples of lm-evaluation-harness, which have a margin in its place"
+            fits = "does not apply to samples of lm-evaluation-harness, which margin (--margin) tests for equality"
             if any(hasattr(one, "acceptance") for one in self.values()):
                 fits = NOT_OF_DRAFTS
             raise_error("not for", name=next(iter(gates), "a gate"), fits=fits)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.tables import signature_of_all, title_of
 from tokenloss._core.result import Shown, Table, known_error, rows_of
-from tokenloss._core.text import count_of, printable, unit_of_bytes
+from tokenloss._core.text import count_of, unit_of_bytes
 from tokenloss._statistics.ratio import interval_note
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _drafts_table(comparisons: Any) -> Table:
     for name, one in comparisons._ranked():
         size, stderr = one._about.get("size"), one.mean_acceptance_stderr
         cells = {
-            "model": printable(name),
+            "model": name,
             "size": "" if size is None else f"{size / scale:.3g} {unit}",
             "acceptance": f"{100 * one.mean_acceptance:.2f} %",
             "±": known_error(stderr, f"{100 * stderr:.2f} %"),

@@ -13,7 +13,7 @@ from tokenloss._comparison.draft_tables import BLOCK, drafts_shown
 from tokenloss._comparison.figures import signed_of
 from tokenloss._comparison.paired import nan_last
 from tokenloss._core.errors import raise_error
-from tokenloss._core.exact import ExactMoments
+from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, columns_of, figure, nonzero, places_of, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._core.validation import check_number
@@ -125,10 +125,21 @@ class DraftAcceptance(Result):
     _signed: dict[str, Any] = field(default_factory=dict, compare=False)  # fields of the signature
 
     @property
+    def _equals_base(self) -> bool:
+        """Whether the target accepts every token, for sure."""
+        return self.mean_acceptance == 1
+
+    @property
+    def _can_tell_models_apart(self) -> bool:
+        """Whether two models hardly have the same figures by chance: not greedy ones, which are 0 or 1."""
+        return self.temperature > 0
+
+    @property
     def signature(self) -> str:
         """How the figures were computed, as far as it is known, in a line that can be published with them."""
         fields: dict[str, Any] = {"unit": "sequence" if self.is_clustered else "block", "tokens": self.count}
         fields |= {"sequences": self.n_sequences or None, "temperature": f"{self.temperature:g}"}
+        fields["cost"] = None if self.cost_ratio is None else f"{self.cost_ratio:g}"
         return signature_of(**fields | self._signed)
 
     def columns(self) -> dict[str, Array]:
@@ -279,7 +290,7 @@ def draft_acceptance(
     numbers = sequence_numbers(segment_ids, cu_seqlens, batch)
     if numbers is None:
         numbers = np.arange(math.prod(batch)) // (batch[-1] or 1 if batch else 1)
-    signed = signed_of(base_logits, logits, None, columns["kept"], None, kind, base_kind)
+    signed = signed_of(base_logits, logits, None, columns, None, kind, base_kind)
     of_columns = acceptance(columns, temperature), columns["kept"], numbers
     return acceptance_of(*of_columns, temperature, cost_ratio, batch, _signed=signed)
 
@@ -371,14 +382,17 @@ def _ratio(numerators: Float64Array, denominators: Float64Array, groups: IntArra
 
 
 def _interval(mean: float, by_text: ExactRatio, count: int, *, is_share: bool) -> tuple[float, float]:
-    """The 95 % interval of the mean acceptance; of greedy decoding, where it is a fraction of the positions."""
+    """The 95 % interval of the mean acceptance: of a fraction for greedy decoding, else of its logit."""
     if by_text.count < 2 or math.isnan(mean):
         return math.nan, math.nan
     if is_share:
         estimate = share_estimate(mean, count, by_text, 1.0, TAIL)
         return estimate.low, estimate.high
-    reach = by_text.factor() * by_text.stderr
-    return max(0.0, mean - reach), min(1.0, mean + reach)
+    if not 0 < mean < 1 or not by_text.stderr:
+        return mean, mean
+    odds, reach = mean / (1 - mean), by_text.factor() * by_text.stderr / (mean * (1 - mean))
+    low, high = (odds * exp(sign * reach) for sign in (-1, 1))
+    return low / (1 + low), 1 / (1 + 1 / high)
 
 
 def _sequence_table(texts: _Texts) -> dict[str, Array]:

@@ -21,7 +21,7 @@ from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.dtypes import as_array, as_float_array, dtype_name
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import columns_of
-from tokenloss._core.signature import either, ids_sum
+from tokenloss._core.signature import IdsHash, either
 from tokenloss._core.validation import broadcast, check_kinds
 from tokenloss._statistics.sequences import sums_by_segment
 
@@ -87,16 +87,23 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
 
 
 def signed_of(
-    base_logits: Any, logits: Any, targets: Any, kept: BoolArray, classes: int | None, kind: Any, base_kind: Any = None
+    base_logits: Any, logits: Any, targets: Any, columns: Columns, classes: int | None, kind: Any, base_kind: Any = None
 ) -> dict[str, Any]:
-    """What the signature of a comparison says of scores and targets; those of blocks are merged."""
+    """What the signature of a comparison says of scores and targets; those of blocks are merged.
+
+    Without segment ids, the rows along the first axis of the targets are taken as sequences.
+    """
+    kept, numbers = columns["kept"], columns.get("segment_ids")
     base_kind, kind = check_kinds(base_kind, kind)
     arrays = {"logits": logits, "base_logits": base_logits}
     dtype, base_dtype = (dtype_name(code, array) for array, code in (as_float_array(*one) for one in arrays.items()))
     signed: dict[str, Any] = {"kind": either(kind, base_kind), "dtype": either(dtype, base_dtype)}
     signed |= {"ignored": int(np.count_nonzero(~kept))} | ({} if classes is None else {"classes": str(classes)})
     if targets is not None:
-        signed["ids"] = ids_sum(as_array("targets", targets)[0].reshape(-1)[kept])
+        ids, _ = as_array("targets", targets)
+        rows = numbers if numbers is not None or ids.ndim < 2 else np.arange(ids.size) // max(1, ids[0].size)
+        hashed = IdsHash.of(ids.reshape(-1)[kept], None if rows is None else rows[kept])
+        signed["ids"] = hashed.only(() if numbers is None else None)
     return signed
 
 

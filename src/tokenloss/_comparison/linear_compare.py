@@ -10,6 +10,7 @@ from tokenloss._comparison.figures import signed_of
 from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.arguments import further_divergences
 from tokenloss._core.projection import two_projections
+from tokenloss._core.signature import head_fields
 from tokenloss._core.validation import check_compared_classes, logit_transform
 from tokenloss._statistics.sequences import sequence_numbers
 
@@ -120,5 +121,6 @@ def linear_compare(
         columns = without_losses(columns)
     if numbers is not None:
         columns["segment_ids"] = numbers
-    signed = signed_of(base_hidden, hidden, targets, columns["kept"], classes, "logits") | {"kind": "hidden_states"}
+    signed = signed_of(base_hidden, hidden, targets, columns, classes, "logits") | {"kind": "hidden_states"}
+    signed |= head_fields({"logit_scale": logit_scale, "softcap": softcap})
     return comparison_of("exact", columns, batch, signed)

@@ -46,7 +46,8 @@ class Mismatch(Result):
     With d = logprobs - base_logprobs of a token, the importance ratio is r = exp(d). Each ``*_stderr`` is the standard
     error of the figure before it, clustered by sequence if there are at least two, nan for fewer than two tokens. Each
     ``*_interval`` holds both ends of its 95 % confidence interval, as `Comparison.check` has them: that of a divergence
-    and of an effective sample size is one of its logarithm, and that of a fraction is binomial.
+    and of the mean ratio is one of its logarithm, that of a fraction is binomial, and that of an effective sample size
+    is by the jackknife.
 
     Attributes
     ----------
@@ -90,6 +91,9 @@ class Mismatch(Result):
         median), 0.25, 0.1, 0.05, 0.01, 0.001 and 0.0 (the minimum), interpolated linearly.
     diagnosis : list of str
         What the differences look like, each with its evidence; empty where nothing is sure.
+    void : str
+        The sentences of the diagnosis that make the metrics meaningless, as padding that is counted does, so that no
+        gate can hold or fail; "" if there is none.
     temperature : float or None
         The temperature at which the sampler's logits would give the trainer's log-probabilities, about, if the
         diagnosis names one.
@@ -153,6 +157,7 @@ class Mismatch(Result):
     difference_quantiles: dict[float, float]
     ratio_quantiles: dict[float, float]
     diagnosis: list[str]
+    void: str
     temperature: float | None
     logprobs: Float64Array
     base_logprobs: Float64Array
@@ -188,11 +193,13 @@ class Mismatch(Result):
     def check(self, *, max_k3: float | None = None, min_ess: float | None = None, confidence: float = 0.95) -> Verdicts:
         """Tell whether figures keep to limits, for all tokens of this kind and not for these alone.
 
+        Where the diagnosis voids the metrics (`void`), every gate that has a number "cannot tell".
+
         Parameters
         ----------
         max_k3 : float, optional
-            The largest `k3` in nats. Where the mean ratio is surely not 1, k3 is off by as much: a note says so, and
-            the gate cannot hold unless the limit leaves room for it.
+            The largest `k3` in nats. Where the mean ratio is surely below 1, k3 is off by as much: a note says so, and
+            the gate cannot hold unless the limit leaves room for it. Where it is surely above 1, the gate cannot tell.
         min_ess : float, optional
             The smallest `ess`, a fraction of the number of tokens.
         confidence : float, default 0.95
@@ -234,13 +241,22 @@ class Mismatch(Result):
         notes = independent_note(count, unit, mean.factor(tail))
         bias = abs(self.mean_ratio - 1)  # of k3, beside k1
         if gate == "min_ess" or not (bias > 0.1 * limit and bias > mean.factor(SURE) * self.mean_ratio_stderr):
-            return verdict_on(gate, limit, estimate, count, unit, notes=notes)
-        ratio = figure(self.mean_ratio, self.mean_ratio_stderr, 4)
-        words = f"read k1, {self.k1:.4g}" if self.mean_ratio < 1 else "these tokens do not tell a divergence"
-        notes.append(f"k3 is k1 + mean ratio - 1, and the mean ratio is {ratio}, not 1: {words}")
-        verdict = verdict_on(gate, limit, estimate, count, unit, notes=notes)
+            return verdict_on(gate, limit, estimate, count, unit, notes=notes, void=self.void)
+        words = "k3 is k1 + mean ratio - 1, and the mean ratio is "
+        words += f"{figure(self.mean_ratio, self.mean_ratio_stderr, 4)}, not 1: "
+        void = self.void
+        if self.mean_ratio < 1:
+            notes.append(f"{words}read k1, {self.k1:.4g}")
+        else:
+            void = void or f"{words}these tokens do not tell a divergence"
+        verdict = verdict_on(gate, limit, estimate, count, unit, notes=notes, void=void)
         cannot_hold = verdict.verdict == HOLDS and estimate.high + bias > limit
         return verdict._replace(verdict=CANNOT_TELL) if cannot_hold else verdict
+
+    @property
+    def _equals_base(self) -> bool:
+        """Whether both have the same log-probability of every token."""
+        return bool(self.count) and not self.difference[self.kept].any()
 
     @property
     def _kl(self) -> Float64Array:
@@ -346,8 +362,12 @@ def mismatch(
 
     PPO clips the ratios of tokens (Schulman et al. 2017, arXiv 1707.06347); GSPO takes the geometric mean over each
     sequence (Zheng et al. 2025, arXiv 2507.18071). The effective sample size is ``sum(r)**2 / sum(r**2)`` (Kong 1992;
-    Owen, Monte Carlo theory, methods and examples, 2013, chapter 9), and its error is by the delta method. Means of
-    ratios that a float cannot hold are computed by their logarithms. Sums are exact.
+    Owen, Monte Carlo theory, methods and examples, 2013, chapter 9), and its error is by the delta method. Its interval
+    is that of log(1 / ESS - 1) by the jackknife over sequences (Miller, Ann. Math. Stat. 39, 1968), or by the delta
+    method where one sequence has all the variance of the ratios. In simulations with sequences of 50 tokens, a gate on
+    it at the true value holds in about 5 % of samples; if half of the noise is shared by the tokens of a sequence, in
+    15, 11, 8 and 5 % with 5, 10, 20 and 64 sequences. Means of ratios that a float cannot hold are computed by their
+    logarithms. Sums are exact.
 
     A diagnosis is made where chance would hardly ever make it. Of numbers that are none of log-probabilities: nan on
     one side alone, "looks like padding or prompts", numbers below -1000, and zeros on one side where the other is far
@@ -411,7 +431,7 @@ def mismatch_of(
         sequences = None if ids is None else sequence_table(d, ids)
         of_sequences = np.empty((2, 0)) if sequences is None else (sequences["log_ratio"], sequences["count"])
         figures |= sequence_figures(*of_sequences)
-        sentences, temperature = causes(ours, theirs, ids)
+        found, temperature = causes(ours, theirs, ids)
     return Mismatch(
         count=d.size,
         n_sequences=0 if sequences is None else len(sequences["sequence"]),
@@ -424,7 +444,8 @@ def mismatch_of(
         **figures,
         difference_quantiles=quantiles(np.sort(d), _QUANTILES),
         ratio_quantiles=quantiles(np.sort(r), _QUANTILES),
-        diagnosis=sentences,
+        diagnosis=[one.text for one in found],
+        void="; ".join(one.text for one in found if one.voids),
         temperature=temperature,
         logprobs=np.where(kept, logprobs, np.nan),
         base_logprobs=np.where(kept, base, np.nan),

@@ -1,6 +1,7 @@
 """What may be behind the differences of a trainer's and a sampler's log-probabilities: sentences with their evidence.
 
-Each is said only where the numbers surely show it, so that a correct pair gets none of them.
+Each is said only where the numbers surely show it, so that a correct pair gets none of them. A gate on metrics that a
+sentence voids is inconclusive.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from tokenloss._core.text import count_of
 from tokenloss._statistics.rounding import Rounding
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenloss._core.types import BoolArray, Float64Array, IntArray
 
 SURE = 1e-4  # the probability of a statement by chance
 _LEAST_ROUNDED = 10  # numbers that show how numbers are rounded
 _LEAST_PAIRS = 30  # the fewest neighbours from which a shift is told
 _MOST_PAIRS = 50_000  # so many of them are enough
-_LEAST_FITTED = 50  # the fewest tokens from which a temperature is told
+LEAST_FITTED = 50  # the fewest tokens from which a temperature is told
 _CERTAIN = -1e-6  # log-probabilities above this are too near 0 for log-odds
 _LEAST_K1 = -0.01  # nats; rounding of all numbers may bias k1 by less
 _LEAST_RUN = 8  # of one number in both, which shows padding
@@ -29,6 +32,13 @@ _LEAST_LOGPROB = -1000.0  # of a token that was sampled
 _MOST_CUT = -0.7  # log of what a cut keeps: that of half of the probabilities
 _MOST_RATIO = 0.995  # rounding of all numbers may take less from 1
 _MOST_ENTROPY = 7.0  # nats of the other classes; the line of a truncation would need more
+
+
+class Cause(NamedTuple):
+    """A sentence with its evidence, and whether it voids the metrics: they say nothing about the mismatch then."""
+
+    text: str
+    voids: bool = False
 
 
 class Tokens(NamedTuple):
@@ -55,53 +65,53 @@ class Tokens(NamedTuple):
         return is_same
 
 
-def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> tuple[list[str], float | None]:
-    """Sentences about what these differences look like, and the temperature that explains them, if one does."""
+def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> tuple[list[Cause], float | None]:
+    """What these differences look like, and the temperature that explains them, if one does."""
     impossible = int(np.count_nonzero(base == -math.inf))
     found = [_nan_in_one(logprobs, base)]
     if impossible:
         number = count_of(impossible, "token")
-        found.append(f"{number} cannot have been sampled: the sampler's log-probability is minus infinity")
+        found.append(Cause(f"{number} cannot have been sampled: the sampler's log-probability is minus infinity"))
     temperature = None
     tokens = Tokens(logprobs, base, ids).of(np.isfinite(logprobs) & np.isfinite(base))
     if tokens.base.size and not tokens.difference.any():
         number = count_of(tokens.base.size, "token")
-        found.append("" if impossible else f"equal: both have the same number for each of {number}")
+        found.append(None if impossible else Cause(f"equal: both have the same number for each of {number}"))
     else:
         for filler in (_padded, _sentinels, _zeros_of_one):  # numbers that are no log-probabilities
-            sentence, is_filler = filler(tokens)
-            found.append(sentence)
-            tokens = tokens.of(~is_filler) if sentence else tokens
-        sentences, temperature = _causes_of(tokens)
-        found += sentences
+            words, is_filler = filler(tokens)
+            found.append(Cause(words, voids=True) if words else None)
+            tokens = tokens.of(~is_filler) if words else tokens
+        of_rest, temperature = _causes_of(tokens)
+        found += of_rest
     return [*filter(None, found)], temperature
 
 
-def _causes_of(tokens: Tokens) -> tuple[list[str], float | None]:
-    """Sentences about log-probabilities alone, and the temperature."""
+def _causes_of(tokens: Tokens) -> tuple[Sequence[Cause | None], float | None]:
+    """Causes in log-probabilities alone, and the temperature."""
     if not tokens.difference.any():
         return [], None
     line = _line(tokens)
-    for sentence in (_rounded(tokens), _shifted(tokens), _unrelated(tokens), _scaled(tokens, line)):
-        if sentence:  # each of which explains all differences
-            return [sentence], None
-    temperature, sentence = _tempered(line)
-    return [_truncated(tokens, line) or _below_one(tokens), sentence, _not_drawn(tokens)], temperature
+    for cause in (_rounded(tokens), _shifted(tokens), _unrelated(tokens), _scaled(tokens, line)):
+        if cause:  # each of which explains all differences
+            return [cause], None
+    temperature, tempered = _tempered(line)
+    return [_truncated(tokens, line) or _below_one(tokens), tempered, _not_drawn(tokens)], temperature
 
 
 # -- numbers that are no log-probabilities -----------------------------------------------------------------------------
 
 
-def _nan_in_one(logprobs: Float64Array, base: Float64Array) -> str:
-    """Whether one side alone is nan at some tokens."""
+def _nan_in_one(logprobs: Float64Array, base: Float64Array) -> Cause | None:
+    """Whether one side alone is nan at some tokens. Metrics are nan then, which fails gates, and may be a defect."""
     is_alone = np.isnan(logprobs) != np.isnan(base)
     if not is_alone.any():
-        return ""
+        return None
     others = np.where(np.isnan(base), logprobs, base)[is_alone]
     words = f"{count_of(others.size, 'token')} with nan on one side alone, which makes figures nan"
     if (others == others[0]).all():
         words += f": the other side is {others[0]:.6g} there, as in padding"
-    return f"{words}; make them nan in both, or leave them out by `where`"
+    return Cause(f"{words}; make them nan in both, or leave them out by `where`")
 
 
 def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
@@ -160,34 +170,35 @@ def _zeros_of_one(tokens: Tokens) -> tuple[str, BoolArray]:
 # -- log-probabilities -------------------------------------------------------------------------------------------------
 
 
-def _rounded(tokens: Tokens) -> str:
+def _rounded(tokens: Tokens) -> Cause | None:
     """Whether both agree but for the rounding that their numbers show."""
     roundings = [Rounding.of(values) for values in tokens[:2]]
     if min(rounding.total for rounding in roundings) < _LEAST_ROUNDED:
-        return ""
+        return None
     steps = [rounding.half_steps(values) for rounding, values in zip(roundings, tokens[:2], strict=True)]
     noise = 1e-6 * (1 - tokens.base)  # of numbers that were computed in float32
     largest = np.abs(tokens.difference)
     if (largest > steps[0] + steps[1] + noise).any():
-        return ""
+        return None
     words = f"the trainer's are of {roundings[0]}, the sampler's of {roundings[1]}"
-    return f"agree but for rounding: {words}, and no two differ by more than {largest.max():.2g}"
+    return Cause(f"agree but for rounding: {words}, and no two differ by more than {largest.max():.2g}")
 
 
-def _shifted(tokens: Tokens) -> str:
+def _shifted(tokens: Tokens) -> Cause | None:
     """Whether the trainer's fit those of the sampler at the next position, or at the one before."""
     tokens = tokens.of(slice(_MOST_PAIRS))
     follows = tokens.follows()
     if np.count_nonzero(follows) < _LEAST_PAIRS:
-        return ""
+        return None
     for ours, theirs, place in ((slice(-1), slice(1, None), "t + 1"), (slice(1, None), slice(-1), "t - 1")):
         fit, same = (
             _rank_correlation(tokens.logprobs[ours][follows], tokens.base[side][follows]) for side in (theirs, ours)
         )
         if fit > 0.8 and same < 0.5:
             words = f"the trainer's at position t fit the sampler's at {place}"
-            return f"looks shifted by one: {words} (rank correlation {fit:.3f}, but {same:.3f} at t)"
-    return ""
+            words += f" (rank correlation {fit:.3f}, but {same:.3f} at t)"
+            return Cause(f"looks shifted by one: {words}", voids=True)
+    return None
 
 
 def _rank_correlation(one: Float64Array, other: Float64Array) -> float:
@@ -201,37 +212,35 @@ def _rank_correlation(one: Float64Array, other: Float64Array) -> float:
     return float(ranks[0] @ ranks[1]) / norm if norm else math.nan
 
 
-def _unrelated(tokens: Tokens) -> str:
+def _unrelated(tokens: Tokens) -> Cause | None:
     """Whether the numbers belong to other tokens: those of one side tell nothing about those of the other."""
     logprobs, base, _ = tokens.of(slice(_MOST_PAIRS))
     if np.mean(np.abs(logprobs - base)) < 0.3 or np.var(logprobs - base) < (np.var(logprobs) + np.var(base)) / 2:
-        return ""
+        return None
     correlation = _rank_correlation(logprobs, base)
     if not correlation < 0.5 - 4 / math.sqrt(base.size):
-        return ""
-    words = f"their rank correlation is {correlation:.2f}"
-    return f"the two hardly belong together: {words}, as where rows are in another order, or tokens are others"
+        return None
+    words = f"their rank correlation is {correlation:.2f}, as where rows are in another order, or tokens are others"
+    return Cause(f"the two hardly belong together: {words}", voids=True)
 
 
-def _scaled(tokens: Tokens, line: _Line | None) -> str:
+def _scaled(tokens: Tokens, line: _Line | None) -> Cause | None:
     """Whether the trainer's are those of the sampler, multiplied by a number, but for noise."""
     logprobs, base, _ = tokens
     power = float(base @ base)
     if base.size < _LEAST_PAIRS or not power or np.std(base) < 0.1 * np.abs(base).mean():
-        return ""
+        return None
     squares = tokens.difference**2
     if np.sum(squares) ** 2 < 5 * np.sum(squares**2):  # a few tokens would decide it
-        return ""
+        return None
     factor = float(base @ logprobs) / power
     rest = float(np.sum((logprobs - factor * base) ** 2) / np.sum(squares))
     is_noisy_copy = rest < 0.05 and line is not None and rest < 1 - line.explained  # than a temperature of logits
     if not (rest <= 4e-4 or is_noisy_copy) or abs(factor - 1) < 0.01:
-        return ""
-    words = "log-probabilities were divided by a temperature, in place of logits"
-    return (
-        f"looks scaled: the trainer's are {factor:.4g} times the sampler's, which explains {100 - 100 * rest:.4g} % of "
-        f"the squared differences, as where {words}"
-    )
+        return None
+    words = f"looks scaled: the trainer's are {factor:.4g} times the sampler's, which explains {100 - 100 * rest:.4g} %"
+    words += " of the squared differences, as where log-probabilities were divided by a temperature, in place of logits"
+    return Cause(words, voids=True)
 
 
 class _Line(NamedTuple):
@@ -249,7 +258,7 @@ def _line(tokens: Tokens) -> _Line | None:
     size = np.abs(tokens.difference)
     is_usual = size <= 10 * np.quantile(size, 0.95)  # a few outliers would decide the slope
     logprobs, base, ids = tokens.of(is_usual & (tokens.logprobs < _CERTAIN) & (tokens.base < _CERTAIN))
-    if base.size < _LEAST_FITTED:
+    if base.size < LEAST_FITTED:
         return None
     x, y = (values - np.log(-np.expm1(values)) for values in (base, logprobs))
     weight = np.expm1(base) * np.expm1(logprobs)
@@ -267,14 +276,14 @@ def _line(tokens: Tokens) -> _Line | None:
     return _Line(slope, offset, is_sure, 1 - rest / total if total else 0.0, rest < rest_of_shift / 2)
 
 
-def _truncated(tokens: Tokens, line: _Line | None) -> str:
+def _truncated(tokens: Tokens, line: _Line | None) -> Cause | None:
     """Whether one side is normalised over the classes that top-k, top-p or min-p left, and the other over all.
 
     Where the sampler's probabilities are those that tokens were drawn by, and both are over the same classes, the mean
     ratio is 1, whatever the policies are: tokens that got likelier outweigh those that got less likely.
     """
     if line is None or abs(line.slope - 1) > 0.15:  # of another temperature, few tokens may outweigh many
-        return ""
+        return None
     for is_trainer, difference in ((False, tokens.difference), (True, -tokens.difference)):
         change = np.expm1(difference)
         mean = Mean(change, tokens.ids)
@@ -288,11 +297,14 @@ def _truncated(tokens: Tokens, line: _Line | None) -> str:
         words = f"looks like raw against processed log-probabilities: {part} are hardly ever the smaller ones, and "
         words += f"{whole} keep {100 * (1 + mean.mean):.3g} % of their probabilities in the mean, as where {part} are "
         words += f"over the classes that top-p, top-k or min-p left, and {whole} over all"
-        return f"{words}; {count_of(certain, 'token')} had no other class left"
-    return ""
+        words += f"; {count_of(certain, 'token')} had no other class left"
+        return Cause(
+            words, voids=is_trainer
+        )  # tokens were drawn from the classes left, and not by the sampler's numbers
+    return None
 
 
-def _below_one(tokens: Tokens) -> str:
+def _below_one(tokens: Tokens) -> Cause | None:
     """Whether the mean ratio is below 1, beyond what the tokens that were not drawn may have added to it.
 
     Where both are over the same classes, those that were not drawn have a ratio of (1 - pi) / (1 - mu) in the mean. Of
@@ -300,20 +312,20 @@ def _below_one(tokens: Tokens) -> str:
     """
     ratio = Mean(np.exp(tokens.difference), tokens.ids)
     logprobs, base, ids = tokens.of(tokens.base < _CERTAIN)
-    if base.size < _LEAST_FITTED or not ratio.mean < _MOST_RATIO:
-        return ""
+    if base.size < LEAST_FITTED or not ratio.mean < _MOST_RATIO:
+        return None
     change = Mean(np.expm1(logprobs - base), ids)
     moved = np.exp(logprobs) - np.exp(base)
     unseen = math.sqrt(float(np.sum(moved**2 / -np.expm1(base) / np.exp(base)))) / base.size
     error = 1.5 * change.factor(SURE) * math.hypot(change.stderr, unseen)  # ratios are skewed
     if not change.mean + error < 0:
-        return ""
+        return None
     words = f"the mean ratio is surely below 1 ({ratio.mean:.3f} ± {ratio.stderr:.2g})"
     words += ", as where the sampler's log-probabilities are over fewer classes (top-p, top-k, min-p)"
-    return f"{words}, tokens were drawn by other numbers, or the trainer already learnt from these very tokens"
+    return Cause(f"{words}, tokens were drawn by other numbers, or the trainer already learnt from these very tokens")
 
 
-def _tempered(line: _Line | None) -> tuple[float | None, str]:
+def _tempered(line: _Line | None) -> tuple[float | None, Cause | None]:
     """The temperature at which the sampler's model would give the trainer's log-probabilities, if that fits.
 
     With p the probability of a token, and the others sharing 1 - p in the same way at all tokens, a temperature T makes
@@ -322,21 +334,21 @@ def _tempered(line: _Line | None) -> tuple[float | None, str]:
     if line is None or not (
         line.is_sure and abs(line.slope - 1) > 0.03 and line.slope > 0 and line.explained > 0.5 and line.needs_slope
     ):
-        return None, ""
+        return None, None
     if not 0 < line.offset / (line.slope - 1) < _MOST_ENTROPY:
-        return None, ""
+        return None, None
     temperature = round(1 / line.slope, 3)  # a fit has no more digits, and further ones depend on the machine
     words = f"looks like a temperature: the trainer's are about the sampler's at a temperature of {temperature:.2g}, "
     words += f"which explains {100 * line.explained:.0f} % of the squared differences (a fit: it takes the other "
     words += "classes to share what a token leaves in the same way everywhere)"
-    return temperature, words
+    return temperature, Cause(words)
 
 
-def _not_drawn(tokens: Tokens) -> str:
+def _not_drawn(tokens: Tokens) -> Cause | None:
     """Whether tokens were drawn by other probabilities, since the divergence by k1 is negative."""
     k1 = Mean(-tokens.difference, tokens.ids)
     if not k1.mean + k1.factor(SURE) * k1.stderr < _LEAST_K1:
-        return ""
+        return None
     words = f"k1 is {k1.mean:.3g} ± {k1.stderr:.2g}, and a divergence is never negative"
     words += "; are these raw, or of other weights, or did the trainer already learn from these very tokens?"
-    return f"tokens were not drawn by the sampler's numbers: {words}"
+    return Cause(f"tokens were not drawn by the sampler's numbers: {words}", voids=True)

@@ -10,13 +10,14 @@ import numpy as np
 from tokenloss._comparison.paired import Mean
 from tokenloss._core.exact import exp
 from tokenloss._statistics.distributions import TAIL
-from tokenloss._statistics.gates import divergence_estimate, share_estimate
+from tokenloss._statistics.gates import Estimate, divergence_estimate, needed_count, share_estimate
+from tokenloss._statistics.ratio import interval_above_0
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, Float64Array, IntArray
-    from tokenloss._statistics.gates import Estimate
 
 _LARGEST = 700.0  # whose exponential is a float
+_LEAST_LEFT = 1e-9  # of v without one sequence: less than this part may be rounding
 _TERMS = 19  # of the series of k3, for differences up to 1
 
 
@@ -56,7 +57,7 @@ def token_figures(
         figures |= {name: mean.mean, f"{name}_stderr": mean.stderr, f"{name}_interval": ends}
     value, stderr, _, factor = _mean_of_exp(difference, ids)
     figures |= {"mean_ratio": value, "mean_ratio_stderr": stderr}
-    figures["mean_ratio_interval"] = value - factor * stderr, value + factor * stderr
+    figures["mean_ratio_interval"] = interval_above_0(value, stderr, factor)
     k3 = np.sort(values["k3"])
     total, top = float(k3.sum()), float(k3[k3.size - -(-k3.size // 100) :].sum())
     figures["top_k3_share"] = top / total if 0 < total < math.inf else math.nan
@@ -94,17 +95,52 @@ def _mean_of_exp(logs: Float64Array, ids: IntArray | None) -> tuple[float, float
 def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tail: float) -> tuple[Estimate, Mean]:
     """The estimate of the effective sample size of weights ``exp(logs)``, as a fraction of their number.
 
-    It is 1 / (1 + v) with v their variance over the square of their mean, whose interval is that of a divergence. The
-    mean that comes with it is v, as the mean of what each weight adds to it and to its error.
+    It is 1 / (1 + v) with v their variance over the square of their mean. The mean that comes with it is v, as the mean
+    of what each weight adds to it and to its error. The interval is by the jackknife of log v, over sequences.
     """
     weights = np.exp(logs - logs.max(initial=-math.inf))
     weights /= Mean(weights, None).mean
-    variance = Mean((weights - 1) ** 2, None).mean
-    mean = Mean((weights - 1) ** 2 - 2 * variance * (weights - 1), ids)
+    squares = (weights - 1) ** 2
+    variance = Mean(squares, None).mean
+    mean = Mean(squares - 2 * variance * (weights - 1), ids)
     of_variance = variance if limit is None else 1 / limit - 1 if limit else math.inf
     estimate = divergence_estimate(variance, mean._independent, of_variance, tail)
+    values = _pseudo_values(weights - 1, squares, variance, ids if mean.is_clustered else None)
+    if values is not None:
+        jackknifed, whole = Mean(values, None), math.log(variance)
+        radius = mean.factor(tail) * jackknifed.stderr
+        ends = exp(min(jackknifed.mean, whole) - radius), exp(max(jackknifed.mean, whole) + radius)
+        distance = abs((math.log(of_variance) if of_variance else -math.inf) - whole)
+        needed = needed_count(mean._independent.count, radius, distance, tail)
+        estimate = Estimate(variance, *ends, needed)
     figure, high, low = (1 / (1 + value) for value in estimate[:3])
     return estimate._replace(figure=figure, low=low, high=high), mean
+
+
+def _pseudo_values(
+    changes: Float64Array, squares: Float64Array, variance: float, ids: IntArray | None
+) -> Float64Array | None:
+    """Pseudo-values of log v of each sequence (or token), by the jackknife of Miller, Ann. Math. Stat. 39, 1968.
+
+    None where one sequence has all of v, or where v is not finite.
+    """
+    sums, of_squares, counts = changes, squares, np.ones(changes.size)
+    if ids is not None:
+        tables = [Mean(array, ids).sequences for array in (changes, squares)]
+        alone = ids < 0  # each of which is a group of its own
+        sums, of_squares = (
+            np.concatenate([table.nll, array[alone]]) for table, array in zip(tables, (changes, squares), strict=True)
+        )
+        counts = np.concatenate([tables[0].count, counts[alone]])
+    if counts.size < 2 or not 0 < variance < math.inf:
+        return None
+    left = counts.sum() - counts
+    shift = (math.fsum(sums) - sums) / left
+    without = ((math.fsum(of_squares) - of_squares) / left - shift**2) / (1 + shift) ** 2
+    if not without.min() > _LEAST_LEFT * variance:
+        return None
+    values: Float64Array = counts.size * math.log(variance) - (counts.size - 1) * np.log(without)
+    return values
 
 
 def _effective_figures(name: str, logs: Float64Array, ids: IntArray | None) -> dict[str, Any]:

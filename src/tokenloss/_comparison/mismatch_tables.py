@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._comparison.mismatch_causes import LEAST_FITTED
 from tokenloss._core.result import Shown, Table, known_error, rows_of, table_of
-from tokenloss._core.text import count_of, printable
+from tokenloss._core.text import count_of
 from tokenloss._statistics.ratio import interval_note
 from tokenloss._statistics.sequences import highest
 
@@ -33,12 +34,30 @@ def mismatch_shown(found: Any) -> Shown:
     ]
     tables = [
         Table(_figure_rows(found)),
-        Table([(printable(sentence),) for sentence in found.diagnosis], title="Diagnosis"),
         _quantile_table(found),
         _worst_sequences(found),
         _worst_tokens(found),
+        _diagnosis(found),
     ]
     return Shown(title, "; ".join(filter(None, notes)), [table for table in tables if table.rows], found.signature)
+
+
+def _diagnosis(found: Any) -> Table:
+    """Table of the sentences of the diagnosis, or of one that says why there is none."""
+    title = "Diagnosis: the numbers above cannot be trusted" if found.void else "Diagnosis"
+    if found.diagnosis:
+        return Table([(sentence,) for sentence in found.diagnosis], title=title)
+    low, high = found.mean_ratio_interval
+    if found.count < LEAST_FITTED or math.isnan(low):
+        words = f"too few tokens to tell: {found.count:,}, and {LEAST_FITTED} are needed"
+    elif low <= 1 <= high:
+        words = (
+            "nothing suspicious: the mean ratio is 1 within its error, so this looks like noise or a policy that moved"
+        )
+    else:
+        words = f"nothing certain, but the 95 % interval of the mean ratio, {low:.5g} to {high:.5g}, excludes 1, as it "
+        words += "does by chance in 5 % of samples; compare more tokens"
+    return Table([(words,)], title=title)
 
 
 def _figure_rows(found: Any) -> list[tuple[str, ...]]:

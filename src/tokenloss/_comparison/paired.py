@@ -13,6 +13,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, places_in, places_of, rows_of
 from tokenloss._core.signature import signature_of
+from tokenloss._statistics.advice import void_of
 from tokenloss._statistics.distributions import TAIL, quantile_ranks, student_quantile
 from tokenloss._statistics.gates import (
     Estimate,
@@ -22,8 +23,8 @@ from tokenloss._statistics.gates import (
     checked_tail,
     divergence_estimate,
     independent_note,
-    mean_estimate,
     needed_count,
+    ratio_estimate,
     share_estimate,
     verdict_on,
 )
@@ -150,6 +151,12 @@ class PairedLosses(Result):
         mean, stderr = (vars(self)[f"mean_{self._divergence}{suffix}"] for suffix in ("", "_stderr"))
         return mean, stderr
 
+    @property
+    def _equals_base(self) -> bool:
+        """Whether the model has the base's loss at every token, and no divergence from it."""
+        kl, nll, base_nll = (array[self.kept] for array in (self._kl, self.nll, self.base_nll))
+        return bool(kl.size) and not kl.any() and np.array_equal(nll, base_nll, equal_nan=True)
+
     @staticmethod
     @abstractmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
@@ -223,15 +230,17 @@ class PairedLosses(Result):
         Raises
         ------
         TypeError, ValueError
-            If a limit or `confidence` is invalid, or if no gate is given.
+            If a limit or `confidence` is invalid, if no gate is given, or `max_perplexity_ratio` without targets.
 
         Notes
         -----
         Intervals come from the figures' standard errors, clustered by sequence. Those of a mean divergence, which is
         skewed, and of a ratio are intervals of the logarithm. A quantile has that of `kl_quantile_intervals`. That of a
         fraction is binomial, for as many independent tokens as would have its standard error (Korn and Graubard, Survey
-        Methodology 24, 1998). Where all tokens are alike, this error is 0 and says nothing, so each sequence then
-        counts as a single token.
+        Methodology 24, 1998). It also allows for a kind of text that is in none of the G sequences, and in which half
+        of the agreeing tokens disagree: its upper end is at least ``(1 - 0.025 ** (1 / G)) / 2``, its lower end at most
+        1 less that. A model whose losses and divergences are the base's at every token is reported as identical; its
+        gates need no interval.
 
         Examples
         --------
@@ -254,6 +263,9 @@ class PairedLosses(Result):
         limits, tail = checked_limits(**given), checked_tail(confidence)
         if not isinstance(noise, type(self) | None):
             raise_error("type", name="noise", got=type(noise).__name__, fits=f"a {type(self).__name__}, or None")
+        if "max_perplexity_ratio" in limits and not getattr(self, "has_targets", True):
+            fits = "is for losses, which need targets, and there are none"
+            raise_error("not for", name="max_perplexity_ratio", fits=fits)
         verdicts = [self._verdict(gate, *limit, tail) for gate, limit in limits.items()]
         if noise is not None:
             verdicts = beside_noise(verdicts, [noise._verdict(gate, *limit, tail) for gate, limit in limits.items()])
@@ -272,7 +284,7 @@ class PairedLosses(Result):
         elif gate == "max_perplexity_ratio":
             with np.errstate(invalid="ignore"):  # infinite losses
                 mean = Mean(nll - base_nll, ids)
-            estimate = mean_estimate(mean.mean, mean._independent, limit, tail, is_log=True)
+            estimate = ratio_estimate(mean.mean, mean._independent, limit, tail)
         else:
             mean = Mean(kl, ids)
             estimate = divergence_estimate(mean.mean, mean._independent, limit, tail)
@@ -280,10 +292,14 @@ class PairedLosses(Result):
                 estimate = _quantile_estimate(kl, fraction, ids, mean, limit, tail)
         count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"
         notes = independent_note(count, unit, mean.factor(tail))
-        if gate == "max_perplexity_ratio" and not getattr(self, "has_targets", True):
-            notes.insert(0, "there are no targets")
         is_lower_bound = gate.startswith("max_kl") and self._divergence != "kl"
-        return verdict_on(gate, limit, estimate, count, unit, notes=notes, is_lower_bound=is_lower_bound)
+        void = void_of(self._about | {"n_sentinels": getattr(self, "n_sentinels", 0)}, gate)
+        is_equal = self._equals_base and not is_lower_bound and math.isfinite(estimate.figure)
+        if is_equal:  # other texts would change nothing
+            estimate = estimate._replace(low=estimate.figure, high=estimate.figure)
+            notes = ["identical to the base at every token"]
+        verdict = verdict_on(gate, limit, estimate, count, unit, notes=notes, is_lower_bound=is_lower_bound, void=void)
+        return verdict._replace(interval=(math.nan, math.nan)) if is_equal else verdict
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each token.
@@ -405,25 +421,27 @@ def quantile_intervals(
     """Confidence intervals of quantiles of values of at least 0, for the fractions that are neither 0 nor 1.
 
     The true quantile lies below, and above, with a probability of at most `tail` each; by default they are of 95 %.
-    Each end is one of the ordered values, and its rank is from the binomial distribution. With sequences, ranks are at
-    least as far apart as the interval of the fraction of values up to the quantile (Woodruff, Journal of the American
-    Statistical Association 47, 1952). `mean` is that of the values, which come in the order of their sequences.
+    Each end is one of the ordered values, whose rank is from the binomial distribution, or the estimate itself if that
+    is farther out. With sequences, ranks are at least as far apart as the interval of the fraction of values up to the
+    quantile (Woodruff, Journal of the American Statistical Association 47, 1952). `mean` is that of the values, which
+    come in the order of their sequences.
     """
     ordered = np.sort(values)
     inner = [fraction for fraction in fractions if 0 < fraction < 1]
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(inner, (math.nan, math.nan))
-    intervals, radii = {}, {}
+    intervals, radii, estimates = {}, {}, quantiles(ordered, (*inner,))
     if segment_ids is not None and mean.is_clustered:
-        radii = _clustered_radii(values, quantiles(ordered, (*inner,)), segment_ids, mean.factor(tail))
-    for fraction in inner:
+        radii = _clustered_radii(values, estimates, segment_ids, mean.factor(tail))
+    for fraction, estimate in estimates.items():
         low, high = quantile_ranks(ordered.size, fraction, tail)
         if fraction in radii:
             low = min(low, max(0, math.floor(ordered.size * (fraction - radii[fraction]))))
             high = max(high, min(ordered.size, math.ceil(ordered.size * (fraction + radii[fraction]))) + 1)
         intervals[fraction] = (
-            float(ordered[low - 1]) if low else min(0.0, float(ordered[0])),  # rounding may make a 0 negative
-            float(ordered[high - 1]) if high <= ordered.size else math.inf,
+            # rounding may make a 0 negative; of few values, an estimate may be between two, before or after both ranks
+            min(estimate, float(ordered[low - 1])) if low else min(0.0, float(ordered[0])),
+            max(estimate, float(ordered[high - 1])) if high <= ordered.size else math.inf,
         )
     return intervals
 

@@ -25,50 +25,52 @@ _MAX_NAMES = 5  # of metrics that `repr` shows
 class SampleMetric(Result):
     """A metric of two models on the same samples.
 
-    Each ``*_stderr`` is a standard error, clustered by document or group, nan for fewer than two of those; those of
-    differences and ratios are paired. Intervals are of 95 %, as those of `LossMeter.interval_factor`.
+    Each ``*_stderr`` is a standard error, clustered by document or group, and nan if there are fewer than two of them.
+    Errors of differences and ratios are paired. Intervals are 95 % intervals, as in `LossMeter.interval_factor`.
 
     Attributes
     ----------
     task : str or None
-        The task, where folders of several are compared, or the group of tasks.
+        The task, if folders were compared, or the group of tasks.
     name, filter : str
-        The metric, and the filter of the harness that responses went through, "none" where there is none.
+        The metric, and the harness's filter that was applied to the responses ("none" if there is none).
     is_derived : bool
-        Whether it was computed from the responses, as it is not in the files.
+        Whether the metric was computed from the responses because the files do not contain it.
     count, n_clusters : int
-        Number of samples that have it, and of the documents or groups that errors take as independent.
+        Number of samples with this metric, and number of documents or groups that errors treat as independent.
     base, base_stderr, other, other_stderr : float
-        The metric of both models: the mean over samples. A perplexity is exp of the mean loss, per word or byte where
-        its name says so; bits per byte are the mean over bytes.
+        The metric of both models: the mean over samples. A perplexity is exp of the mean loss, per word or byte if its
+        name says so; bits per byte are the mean over bytes.
     difference, difference_stderr : float
         ``other - base``.
     difference_interval : tuple of float
-        Where values lie between 0 and 1 and both models have the same on each sample, the standard error is 0, but the
-        true difference need not be: then the interval is that of `discordance_bound`.
+        95 % interval of the difference. If all values are between 0 and 1 and both models have the same value for each
+        sample, the standard error is 0 although the true difference may not be; the interval is then plus or minus
+        `discordance_bound`.
     log_ratio, log_ratio_stderr, ratio, ratio_stderr : float or None
-        ``log(other / base)`` and ``other / base`` of a perplexity; None of other metrics.
+        ``log(other / base)`` and ``other / base`` of a perplexity; None for other metrics.
     ratio_interval : tuple of float or None
         exp of the interval of `log_ratio`.
     right_to_wrong, wrong_to_right : int or None
-        Number of samples that only the base, and only the other gets right; None of metrics that are not 0 or 1.
+        Number of samples that only the base, and that only the other model gets right; None if not all values are 0 or
+        1.
     mcnemar_p : float or None
-        p value of McNemar's exact test, two-sided, of whether `right_to_wrong` and `wrong_to_right` are equally likely.
-        It takes samples as independent.
+        p value of McNemar's exact two-sided test of whether `right_to_wrong` and `wrong_to_right` are equally likely.
+        The test treats samples as independent.
     discordance_bound : float or None
-        Where values lie between 0 and 1 and both models have the same on each sample: the upper bound of the rate at
-        which they differ, ``1 - 0.05**(1 / n_clusters)``, with a confidence of 95 %.
+        If all values are between 0 and 1 and both models have the same value for each sample: the upper bound of the
+        rate at which they differ, ``1 - 0.05**(1 / n_clusters)``, with 95 % confidence.
     equivalence_p : float or None
-        p value of the two one-sided tests of whether the difference lies within the margin; where both models have the
-        same value on each sample, ``(1 - margin)**n_clusters``. None without a margin, and of metrics whose values are
-        not all between 0 and 1.
+        p value of two one-sided tests of whether the difference is within the margin. If both models have the same
+        value for each sample, it is ``(1 - margin)**n_clusters``. None without a margin, or if not all values are
+        between 0 and 1.
     is_equivalent : bool or None
-        Whether `equivalence_p` is below 0.05; None where it is not known.
+        Whether `equivalence_p` is below 0.05; None if it is not known.
     doc_ids : array of object
-        The `doc_id` in the base's file of each sample; empty of a group of tasks, and so are the next ones.
+        The `doc_id` of each sample in the base's file. This array and the next three are empty for a group of tasks.
     base_values, other_values, sample_weight : array of float64
-        Values of each sample, and their weights: words or bytes, or 1. The values of perplexities are losses in nats,
-        those of bits per byte are bits.
+        Value of each sample for both models, and its weight: words or bytes, or 1. The values of perplexities are
+        losses in nats; those of bits per byte are in bits.
 
     Examples
     --------
@@ -119,12 +121,13 @@ class SampleMetric(Result):
         return {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each sample.
+        """Columns of a table with one row per sample.
 
         Returns
         -------
         dict of 1-D arrays
-            `doc_id`, as text if any is text; `base` and `other`, the values of both models; and `sample_weight`.
+            `doc_id` (as text if any of them is text), `base` and `other` (the values of both models), and
+            `sample_weight`.
         """
         ids = self.doc_ids.tolist()
         doc_ids = np.array(ids) if all(isinstance(one, int) for one in ids) else np.array([*map(str, ids)])
@@ -148,32 +151,34 @@ SampleMetric.__module__ = "tokenloss.results"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SampleComparison(Result):
-    """Result of `compare_files` of samples of lm-evaluation-harness.
+    """Result of `compare_files` for samples of lm-evaluation-harness.
 
     Attributes
     ----------
     count : int
         Number of pairs of samples.
     n_documents : int
-        Number of documents that they are of.
+        Number of documents in these pairs.
     n_clusters : int
-        Number of documents, or of groups of them, that errors take as independent.
+        Number of documents, or of groups of documents, that errors treat as independent.
     cluster : str or None
-        Field of a document that names its group, if one was given.
+        The field of a document that names its group, if given.
     margin : float or None
-        The margin of equivalence, if one was given.
+        The margin of equivalence, if given.
     n_other_prompts : int
-        Number of pairs whose prompts differ, say by other few-shot examples or another template.
+        Number of pairs whose prompts differ, for example in few-shot examples or template.
     metrics : list of SampleMetric
         Metrics in the order of the base's file, for each filter; then "target_loglikelihood", the log-likelihood of the
-        right answer in nats, which shows a difference sooner than accuracies do.
+        right answer in nats, which detects smaller differences than accuracies do.
     groups : list of SampleMetric
-        Where folders are compared: metrics of groups of tasks, as the harness aggregates them, by the numbers of
-        samples or with equal weights. Their errors take tasks as independent; they are nan where tasks share documents.
+        If folders were compared: metrics of groups of tasks, aggregated as the harness does, by number of samples or
+        with equal weights. Errors treat tasks as independent and are nan if tasks share documents.
     left_out : dict of str
-        By metric, or by task, why it is not compared.
+        The reason why a metric or a task is not compared, by its name.
     notes : list of str
-        Metrics in the files that differ from what the responses there give.
+        Metrics whose values in the files differ from those computed from the responses.
+    runs : list of str
+        Which run was read, for each folder that contains several runs of a task.
 
     Examples
     --------
@@ -197,11 +202,22 @@ class SampleComparison(Result):
     groups: list[SampleMetric]
     left_out: dict[str, str]
     notes: list[str]
+    runs: list[str]
     _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
 
     @property
+    def _equals_base(self) -> bool:
+        """Whether both models have the same value of every metric of every sample."""
+        return all(np.array_equal(one.base_values, one.other_values, equal_nan=True) for one in self.metrics)
+
+    @property
+    def _can_tell_models_apart(self) -> bool:
+        """Whether two models hardly have the same values by chance: not those that are all 0 or 1."""
+        return any(not np.isin(one.base_values, (0, 1)).all() for one in self.metrics)
+
+    @property
     def signature(self) -> str:
-        """How the figures were computed, in a line that can be published with them."""
+        """One line that describes how the values were computed, to be published with them."""
         return signature_of(unit=self.cluster or "document", samples=self.count, documents=self.n_documents)
 
     def _figures(self) -> dict[str, Any]:
@@ -227,12 +243,12 @@ class SampleComparison(Result):
         return samples_shown({"": self})
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each metric, and for each of groups of tasks.
+        """Columns of a table with one row per metric, followed by the metrics of groups of tasks.
 
         Returns
         -------
         dict of 1-D arrays
-            By name, as the attributes of `SampleMetric`, with nan for None; intervals become two columns each, such as
+            The attributes of `SampleMetric` by name, with nan for None. Each interval becomes two columns, such as
             `difference_low` and `difference_high`.
         """
         return columns_of([metric._figures() for metric in (*self.metrics, *self.groups)])

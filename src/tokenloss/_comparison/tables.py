@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.figures import further_of
@@ -10,7 +11,7 @@ from tokenloss._comparison.paired import nan_last
 from tokenloss._core.arguments import DIVERGENCES
 from tokenloss._core.result import Shown, Table, known_error, table_of
 from tokenloss._core.signature import joined_signature
-from tokenloss._core.text import count_of, printable, unit_of_bytes
+from tokenloss._core.text import count_of, unit_of_bytes
 from tokenloss._statistics.distributions import student_quantile
 from tokenloss._statistics.ratio import guess_note, interval_note
 
@@ -21,11 +22,14 @@ _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-def title_of(comparisons: Mapping[str, Any]) -> str:
-    """The name of a candidate, or how many there are, and that of their base."""
+def title_of(comparisons: Mapping[str, Any], are_short: bool = False) -> str:
+    """The name of a candidate, or the number of candidates, and the name of their base; short ones have no folders."""
     first, *others = comparisons.values()
-    name = f"{len(comparisons)} models" if others else first._about.get("name", "model")
-    return f"{name} vs {first._about.get('base', 'base')}"
+    name, base = first._about.get("name", "model"), first._about.get("base", "base")
+    if are_short:
+        base = Path(base).name or base
+        name = Path(name).name or name if name == first._about.get("file") else name
+    return f"{f'{len(comparisons)} models' if others else name} vs {base}"
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
@@ -42,7 +46,7 @@ def scores_shown(comparisons: Mapping[str, Any]) -> Shown:
     tables = [candidate_table(comparisons)] if others else comparison_tables(first) + group_tables(first._figures())
     heads = [("base", first._about.get("base_head"))]
     heads += [(one, comparison._about.get("head")) for one, comparison in comparisons.items()]
-    rows = [(printable(one), *head_row(head)) for one, head in heads if head]
+    rows = [(one, *head_row(head)) for one, head in heads if head]
     tables += [Table(rows, title="Logits of hidden states")] if rows else []
     return Shown(title_of(comparisons), note, tables, signature_of_all(comparisons))
 
@@ -145,7 +149,7 @@ def _candidate_cells(name: str, one: Any, unit: str, scale: float) -> dict[str, 
         return known_error(figures[f"{name}_stderr"], form.format(factor * figures[f"{name}_stderr"]))
 
     cells = {
-        "model": printable(name),
+        "model": name,
         "size": "" if size is None else f"{size / scale:.3g} {unit}",
         "PPL": f"{one.perplexity:.6g}",
         " ± ": error("perplexity", "{:.3g}"),
@@ -276,7 +280,7 @@ def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
     if head is None:
         return "", ""
     notes = [head["note"], *([] if head["norm"] is None else [f"after {head['norm']}"])]
-    return printable(head["weight"]) + (" + bias" if head["has_bias"] else ""), printable(", ".join(notes))
+    return head["weight"] + (" + bias" if head["has_bias"] else ""), ", ".join(notes)
 
 
 def known_of(known: int, count: int) -> str:
@@ -340,10 +344,10 @@ def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
         for changes, multiples in columns:
             row += f"{changes[key]:.4g}", known_error(multiples[key], f"{multiples[key]:.3g}")
         rows += [] if math.isnan(value) else [(*row,)]
-    title = f"Beside the noise of a second run of the base, {printable(noise._about.get('file', 'noise'))}"
+    title = f"Beside the noise of a second run of the base, {noise._about.get('file', 'noise')}"
     if not any(of_noise.values()):
         title += ", which is equal to it and shows none"
-    heads = [head for name in comparisons for head in (printable(name), "multiple")]
+    heads = [head for name in comparisons for head in (name, "multiple")]
     return Table(rows, ("change", "noise", *heads), title)
 
 
@@ -365,7 +369,7 @@ def _samples_note(comparison: Any) -> str:
         note += guess_note(student_quantile(0.025, comparison.n_clusters - 1))
     if comparison.n_other_prompts:
         note += f"; {comparison.n_other_prompts:,} prompts differ"
-    return printable(note)
+    return note
 
 
 def metric_shown(metric: Any) -> Shown:
@@ -378,14 +382,14 @@ def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
     """Tables of metrics, flips and equivalence, of one or several models, and of what is not compared."""
     several = len(comparisons) > 1
     metrics = [
-        ({"model": printable(model)} if several else {}, metric, of_tasks == "groups")
+        ({"model": model} if several else {}, metric, of_tasks == "groups")
         for model, one in comparisons.items() for of_tasks in ("metrics", "groups") for metric in vars(one)[of_tasks]
     ]  # fmt: skip
     left_out = [item for one in comparisons.values() for item in one.left_out.items()]
-    notes = [note for one in comparisons.values() for note in one.notes]
+    notes = [note for one in comparisons.values() for note in (*one.runs, *one.notes)]
     others = [
-        Table([(printable(name), printable(reason)) for name, reason in dict.fromkeys(left_out)], (), "left out"),
-        Table([(printable(note),) for note in dict.fromkeys(notes)], (), "notes"),
+        Table(list(dict.fromkeys(left_out)), (), "left out"),
+        Table([(note,) for note in dict.fromkeys(notes)], (), "notes"),
     ]
     tables = _metric_tables(metrics, next(iter(comparisons.values())).margin)
     return tables + [table for table in others if table.rows]
@@ -399,8 +403,8 @@ def _metric_tables(metrics: list[tuple[dict[str, str], Any, bool]], margin: floa
     several = len({metric.filter for _, metric, _ in metrics}) > 1
     rows = []
     for place, metric, is_group in metrics:
-        task = {} if metric.task is None else {"task": printable(metric.task)}
-        label = printable(f"{metric.name} ({metric.filter})" if several else metric.name)
+        task = {} if metric.task is None else {"task": metric.task}
+        label = f"{metric.name} ({metric.filter})" if several else metric.name
         rows.append((place | task | {"metric": label}, metric, is_group))
     is_clustered = any(metric.count > metric.n_clusters for _, metric, _ in metrics)
     flips = "flips, with McNemar's exact test" + (", as if samples were independent" if is_clustered else "")

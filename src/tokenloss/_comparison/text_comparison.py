@@ -13,7 +13,7 @@ from tokenloss._comparison.text_spans import KINDS, kinds_of, script_of
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.result import Result, Shown, Table, figure, known_error, table_of
 from tokenloss._core.signature import signature_of
-from tokenloss._core.text import count_of, printable, shortened
+from tokenloss._core.text import count_of, shortened
 from tokenloss._statistics.ratio import ExactRatio, guess_note
 from tokenloss._statistics.sequences import highest, sums_by_segment
 
@@ -28,20 +28,20 @@ _MOST_SHOWN = 40  # characters of a span, or of its tokens, in a table
 
 
 class BytesRate(NamedTuple):
-    """Bits per byte of two models over some spans of a text, and their difference.
+    """Bits per byte of two models over one kind of span, and their difference.
 
     Attributes
     ----------
     kind : str
         The kind of the spans: see the notes of `compare_texts`.
     n_spans, n_bytes : int
-        Number of these spans, and of their bytes.
+        Number of spans of this kind, and their bytes.
     bits_per_byte_a, bits_per_byte_b : float
-        Their losses in bits, by each model, over their bytes.
+        Loss of each model in bits, divided by the bytes.
     difference, difference_stderr : float
-        That of b less that of a, and its standard error, which is paired.
+        Bits per byte of b minus those of a, and the paired standard error.
     difference_interval : tuple of float
-        Its 95 % interval, by the documents that have such spans.
+        95 % interval of the difference, clustered by the documents that have such spans.
 
     Examples
     --------
@@ -64,20 +64,20 @@ BytesRate.__module__ = "tokenloss.results"
 
 
 class TextSpan(NamedTuple):
-    """A part of a text, between two places where tokens of both models have a boundary.
+    """A part of a text between two positions where both models have a token boundary.
 
     Attributes
     ----------
     start, stop : int
-        Its bytes in the file of the text.
+        Byte offsets in the text file.
     document : int
-        Its document, from 0.
+        Number of the document, from 0.
     text : str
-        Its text.
+        The text of the span.
     tokens_a, tokens_b : list of str
-        The tokens of each model; bytes that are a part of a character as escapes, and special tokens as "".
+        Tokens of each model. Bytes that are only part of a character are shown as escapes, and special tokens as "".
     nll_a, nll_b : float
-        The sum of their losses in nats, by each model.
+        Sum of the token losses of each model, in nats.
 
     Examples
     --------
@@ -103,9 +103,9 @@ TextSpan.__module__ = "tokenloss.results"
 class TextComparison(Result):
     r"""Result of `compare_texts`: two models with different tokenizers on the same text.
 
-    Each ``*_stderr`` is a standard error, clustered by document if there are at least two; nan where it is not known,
-    and where the figure is infinite or nan. That of a difference or ratio is paired. All figures are of the spans that
-    both models scored, if nothing else is said.
+    Each ``*_stderr`` is a standard error, clustered by document if there are at least two documents. It is nan if it is
+    not known, or if the value is infinite or nan. Errors of differences and ratios are paired. Unless noted otherwise,
+    all values are computed over the spans that both models scored.
 
     Attributes
     ----------
@@ -114,37 +114,37 @@ class TextComparison(Result):
     text : str
         The file of the text.
     n_documents, n_spans, n_bytes : int
-        Number of documents that have such spans, of the spans, and of their bytes.
+        Number of documents with such spans, number of spans, and number of bytes in them.
     n_spans_left_out, n_bytes_left_out : int
-        Number of the spans in which either model did not score a token, such as the first one of a document, and of
-        their bytes.
+        Number of spans in which either model did not score a token, such as the first token of a document, and the
+        number of bytes in them.
     n_tokens_a, n_tokens_b : int
         Number of tokens of each model.
     nll_a, nll_b : float
-        Exact sums of their losses in nats.
+        Exact sum of the losses of each model, in nats.
     n_bytes_without_token_a, n_bytes_without_token_b : int
-        Number of those of the bytes that are white space in no token of the model, as where WordPiece drops it. The
-        model need not predict it, so that its bits per byte are too low beside those of a model that does.
+        Number of bytes of white space that are in no token of the model, for example because WordPiece drops them. The
+        model does not have to predict them, so its bits per byte are too low to compare with a model that does.
     n_special_a, n_special_b : int
-        Number of those of the tokens that have no bytes, such as the end of a document, or a ``▁`` that begins it.
+        Number of tokens without bytes, such as the end of a document, or a ``▁`` at its start.
     special_bits_per_byte_a, special_bits_per_byte_b : float
-        Their losses in bits, over all bytes: the part of the bits per byte that is not of the text.
+        Loss of these tokens in bits, divided by all bytes: the part of the bits per byte that is not due to the text.
     bits_per_byte_a, bits_per_byte_a_stderr, bits_per_byte_b, bits_per_byte_b_stderr : float
-        `nll_a` and `nll_b` in bits, over `n_bytes`, and their standard errors.
+        `nll_a` and `nll_b` in bits, divided by `n_bytes`, and their standard errors.
     difference, difference_stderr : float
-        Bits per byte of b less those of a.
+        Bits per byte of b minus those of a.
     difference_interval : tuple of float
-        Its 95 % interval.
+        95 % interval of the difference.
     ratio, ratio_stderr : float
-        Bits per byte of b over those of a.
+        Bits per byte of b divided by those of a.
     is_clustered : bool
-        Whether errors are by document; else there is one document, and they take spans as independent.
+        Whether errors are clustered by document. If False, there is one document, and spans are treated as independent.
     interval_factor : float
-        How many standard errors the interval reaches to each side, by Student's t: see `LossMeter.interval_factor`.
+        Half-width of the interval in standard errors, by Student's t: see `LossMeter.interval_factor`.
     kinds : list of BytesRate
-        The figures of each kind of span that there is.
+        Results for each kind of span in the text.
     b_worse, a_worse : list of TextSpan
-        The spans in which b lost most against a, and a against b, the greatest difference first.
+        The spans in which b lost most compared with a, and a compared with b; the largest difference first.
 
     See Also
     --------
@@ -207,40 +207,40 @@ class TextComparison(Result):
 
     @property
     def signature(self) -> str:
-        """A line that says how the figures were computed, to publish beside them."""
+        """One line that describes how the values were computed, to be published with them."""
         unit = "document" if self.is_clustered else "span"
         text = f"{zlib.crc32(self._bytes):08x}"
         return signature_of(unit=unit, documents=self.n_documents, bytes=self.n_bytes, text=text)
 
     @property
     def tokens_per_byte_a(self) -> float:
-        """Tokens of a over the bytes; nan without bytes."""
+        """Tokens of a per byte; nan if there are no bytes."""
         return self.n_tokens_a / self.n_bytes if self.n_bytes else math.nan
 
     @property
     def tokens_per_byte_b(self) -> float:
-        """Tokens of b over the bytes."""
+        """Tokens of b per byte; nan if there are no bytes."""
         return self.n_tokens_b / self.n_bytes if self.n_bytes else math.nan
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each span, in the order of the text.
+        """Columns of a table with one row per span, in the order of the text.
 
         Returns
         -------
         dict of 1-D arrays
-            By name: `document`, `start`, `stop`, `kind`, `script` (first word of the Unicode name of its first letter,
-            such as Latin or CJK; "" without a letter), `text`, `kept` (whether both models scored it), `n_tokens_a`,
-            `n_tokens_b`, `nll_a`, `nll_b` in nats, and `difference`, which is ``nll_b - nll_a``; these are nan where
-            it is not kept.
+            By name: `document`, `start`, `stop`, `kind`, `script` (first word of the Unicode name of the first letter,
+            such as Latin or CJK; "" if there is no letter), `text`, `kept` (whether both models scored the span),
+            `n_tokens_a`, `n_tokens_b`, `nll_a` and `nll_b` in nats, and `difference`, which is ``nll_b - nll_a``. The
+            last three are nan for spans that are not kept.
         """
         return self._columns(0, len(self._kind))
 
     @property
     def documents(self) -> dict[str, Array]:
-        """A table of the documents that have spans which both models scored, as columns by name.
+        """A table of the documents in which both models scored at least one span, as columns by name.
 
-        These are `document`, `n_bytes`, `n_tokens_a`, `n_tokens_b`, `nll_a`, `nll_b` in nats, `bits_per_byte_a`,
-        `bits_per_byte_b`, and `difference`, bits per byte of b less those of a.
+        The columns are `document`, `n_bytes`, `n_tokens_a`, `n_tokens_b`, `nll_a` and `nll_b` in nats,
+        `bits_per_byte_a`, `bits_per_byte_b`, and `difference`: bits per byte of b minus those of a.
         """
         spans, kept = self._spans, self._spans.kept
         numbers, position = np.unique(spans.document[kept], return_inverse=True)
@@ -366,7 +366,7 @@ _SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})  # as on pages
 
 def _visible(*tokens: str) -> str:
     """Tokens with spaces between them, white space as signs, and a sign for a token without text."""
-    return printable(shortened(" ".join(token.translate(_SIGNS) or "∅" for token in tokens), _MOST_SHOWN))
+    return shortened(" ".join(token.translate(_SIGNS) or "∅" for token in tokens), _MOST_SHOWN)
 
 
 def texts_of_tokens(start: IntArray, stop: IntArray, text: bytes) -> list[str]:

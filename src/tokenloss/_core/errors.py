@@ -6,6 +6,8 @@ import contextlib
 import functools
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
+from tokenloss._core.text import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
@@ -69,7 +71,7 @@ _LONGEST = 4000  # characters of a message: a name or a list of names in a file 
 def raise_error(error: str, **words: object) -> NoReturn:
     """Raise the error of this name; the middle of a very long message is left out."""
     kind, words_of_error = _ERRORS[error]
-    message = words_of_error.format(**words)
+    message = printable(words_of_error.format(**words))
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
     raise kind(message)
@@ -142,4 +144,4 @@ def with_file_names(*files: str | None) -> Iterator[None]:
     try:
         yield
     except (IndexError, TypeError, ValueError) as error:
-        raise type(error)(f"{', '.join(filter(None, files))}: {error}") from error
+        raise type(error)(printable(f"{', '.join(filter(None, files))}: {error}")) from error

@@ -70,32 +70,16 @@ class ExactMoments:
     @property
     def sum(self) -> float:
         """The sum, rounded once."""
-        if self.special != 0:  # inf, -inf or nan
-            return self.special
-        try:
-            return self.finite / UNIT  # integers divide with a single rounding
-        except OverflowError:
-            return math.inf if self.finite > 0 else -math.inf
+        return self.special if self.special != 0 else quotient(self.finite, UNIT)
 
     @property
     def mean(self) -> float:
-        """The mean; nan if there are no numbers."""
+        """The mean, rounded once; nan if there are no numbers."""
         return self.sum_over(self.count)
 
-    def sum_over(self, number: float) -> float:
-        """The sum divided by a number, such as the bytes of a text; nan if that is 0."""
-        if not number:
-            return math.nan
-        if self.special:  # nan, too
-            return self.special
-        try:
-            if isinstance(number, int) and number > 2**1000:  # beyond a float
-                return self.finite / (UNIT * number)
-            if math.isinf(self.sum):  # the quotient may be a float; it has the bits of a mean of the losses
-                return self.finite / (UNIT << 64) / number * 2.0**64
-        except OverflowError:
-            return self.sum
-        return self.sum / number
+    def sum_over(self, number: int) -> float:
+        """The sum divided by a number, such as the bytes of a text, rounded once; nan if that is 0."""
+        return self.special if number and self.special != 0 else quotient(self.finite, UNIT * number)
 
     def to_json(self) -> dict[str, Any]:
         """The exact sums, as JSON can hold them: integers are text, as `integer_text` makes it."""
@@ -110,6 +94,16 @@ class ExactMoments:
         if not moments.is_possible():
             raise ValueError("no numbers have these sums")
         return moments
+
+
+def quotient(numerator: int, denominator: int) -> float:
+    """The quotient of two integers, rounded once, or an infinity beyond a float; nan over 0."""
+    try:
+        return numerator / denominator  # of integers of any size, Python rounds once
+    except OverflowError:
+        return math.inf if (numerator < 0) == (denominator < 0) else -math.inf
+    except ZeroDivisionError:
+        return math.nan
 
 
 def integer_text(value: int) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.errors import contextmanager
+from tokenloss._core.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,6 +67,9 @@ def _walk(directory: str) -> Iterator[tuple[str, list[str], list[str]]]:
 class WriteError(OSError):
     """A file that cannot be written."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 @contextmanager
 def write_errors(path: str | os.PathLike[str] | None) -> Iterator[None]:
@@ -91,7 +95,7 @@ def check_outputs(outputs: Sequence[tuple[str, str]], taken: dict[object, str]) 
         for one in (place, *place.parents):
             if identity(one) in taken:
                 what = "would replace" if one == place else "would be written into"
-                raise ValueError(f"{name} {path}: {what} {taken[identity(one)]}; give another name")
+                raise ValueError(printable(f"{name} {path}: {what} {taken[identity(one)]}; give another name"))
         if place.is_dir() or not place.parent.is_dir():
             reason = os.strerror(errno.EISDIR if place.is_dir() else errno.ENOENT)
             raise WriteError(f"{name} {path}: cannot be written: {reason}")

@@ -51,7 +51,7 @@ def known_error(error: float, words: str) -> str:
 
 def table_of(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> Table:
     """Table with a row for each item and a column for each format; standard errors that are nan are left empty."""
-    rows = [{head: printable(cell.format(**item)) for head, cell in formats.items()} for item in items]
+    rows = [{head: cell.format(**item) for head, cell in formats.items()} for item in items]
     known = (("" if head.strip() == "±" and cell == "nan" else cell for head, cell in row.items()) for row in rows)
     return Table([*map(tuple, known)], tuple(formats), title)
 
@@ -93,9 +93,19 @@ def rows_of(table: dict[str, Array]) -> list[dict[str, Any]]:
     return [dict(zip(table, row, strict=True)) for row in rows]
 
 
+def escaped(shown: Shown) -> Shown:
+    """The same, with escapes for characters in any of its texts that control a terminal or reverse a line."""
+    tables = [
+        Table([tuple(map(printable, row)) for row in rows], tuple(map(printable, heads)), printable(title))
+        for rows, heads, title in shown.tables
+    ]
+    return Shown(printable(shown.title), printable(shown.note), tables, printable(shown.signature))
+
+
 def as_text(shown: Shown) -> str:
     """Lines of a title, its note and tables, whose cells are aligned in columns."""
-    lines = [f"{printable(shown.title)}  {printable(shown.note)}".rstrip()]
+    shown = escaped(shown)
+    lines = [f"{shown.title}  {shown.note}".rstrip()]
     for table in shown.tables:
         lines += ["", *(f"  {line}".rstrip() for line in _aligned(table))]
     return "\n".join([*lines, *(["", f"  {shown.signature}"] if shown.signature else [])])
@@ -119,8 +129,9 @@ def as_html(shown: Shown) -> str:
     """The same in HTML for a notebook, whose own colours it keeps, be they light or dark."""
     from html import escape
 
+    shown = escaped(shown)
     dim = ' style="opacity: 0.7"'
-    parts = [f"<p><b>{escape(printable(shown.title))}</b> <span{dim}>{escape(printable(shown.note))}</span></p>"]
+    parts = [f"<p><b>{escape(shown.title)}</b> <span{dim}>{escape(shown.note)}</span></p>"]
     for table in shown.tables:
         head = "".join(_html_cell("th", table, i, escape(name)) for i, name in enumerate(table.heads))
         rows = ["".join(_html_cell("td", table, i, escape(cell)) for i, cell in enumerate(row)) for row in table.rows]
@@ -146,7 +157,8 @@ def _html_cell(tag: str, table: Table, column: int, text: str) -> str:
 
 def as_markdown(shown: Shown) -> str:
     """The same in GitHub's Markdown, whose columns are aligned in plain text, too."""
-    lines = [f"**{_literal(printable(shown.title))}** {_literal(printable(shown.note))}".rstrip()]
+    shown = escaped(shown)
+    lines = [f"**{_literal(shown.title)}** {_literal(shown.note)}".rstrip()]
     for table in shown.tables:
         lines += ["", *([_literal(table.title), ""] if table.title else []), *_markdown_lines(table)]
     return "\n".join([*lines, *(["", f"`{shown.signature}`"] if shown.signature else [])])
@@ -165,10 +177,10 @@ def _markdown_lines(table: Table) -> Iterator[str]:
 
 
 def _literal(text: str) -> str:
-    """Escape what Markdown gives a meaning; an underscore inside a word has none."""
+    """The text with escapes where Markdown gives a meaning; an underscore inside a word has none."""
     import re
 
-    return re.sub(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+    return re.sub(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)|^[#+-](?=[#\s])", r"\\\g<0>", text)
 
 
 def as_csv(columns: Mapping[str, Array]) -> str:
@@ -178,7 +190,7 @@ def as_csv(columns: Mapping[str, Array]) -> str:
 
     file = io.StringIO()
     lines = csv.writer(file, lineterminator="\n")
-    lines.writerow(columns)
+    lines.writerow(map(printable, columns))
     for row in zip(*(column.tolist() for column in columns.values()), strict=True):
         known = ("" if value is None or value != value else value for value in row)
         lines.writerow(printable(value) if isinstance(value, str) else value for value in known)

@@ -54,7 +54,13 @@ def decoded(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Itera
 
 
 def printable(text: str) -> str:
-    """Escape control characters, so that text stays on its line and cannot control a terminal."""
+    """The text with escapes for characters that end a line, control a terminal, are invisible or change direction.
+
+    Text from files, names of files among it, passes through here wherever it is shown: in tables of any format
+    (`escaped` of result.py), errors, warnings and plots. Pages of HTML show signs in place of these characters.
+    """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

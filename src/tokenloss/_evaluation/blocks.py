@@ -17,6 +17,7 @@ from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import check_mask
 from tokenloss._evaluation import score
 from tokenloss._evaluation.checkpoint import Checkpoint
+from tokenloss._evaluation.options import by_identity
 from tokenloss._evaluation.parts import BlockTotal, Parts, ScoredBlock, summed
 from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, checked_shard, shifted_shard
 from tokenloss._evaluation.progress import Progress
@@ -34,6 +35,7 @@ from tokenloss._evaluation.token_bytes import (
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats.mapped import rows_at
 from tokenloss.formats.scores_file import ScoresFile
+from tokenloss.formats.tokenizers import tokenizer_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, MutableMapping, Sequence
@@ -47,7 +49,8 @@ if TYPE_CHECKING:
 
 def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
     """Score all tokens of blocks, one block after the other; those that the checkpoint holds are not scored again."""
-    check_files(outputs, settings.state, {})
+    read = [] if settings.tokenizer is None else tokenizer_files(settings.tokenizer.path)
+    check_files(outputs, settings.state, by_identity(read))
     checkpoint: Checkpoint[Any] = Checkpoint(settings.state, options)
     run = _Run(options._replace(top=checkpoint.top), settings, outputs)
     for result in checkpoint.results.values():

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from tokenloss._evaluation.options import Options
 
-_FORMAT = 11  # number of the format; a file of another one is refused
+_FORMAT = 12  # number of the format; a file of another one is refused
 _PIECES = 32  # of a file are hashed, to tell it from another
 _MIN_PIECES = 4  # of each file of a directory, however many it holds
 _PIECE_BYTES = 1 << 12

@@ -12,7 +12,7 @@ from tokenloss._core.arguments import refuse_given
 from tokenloss._core.dtypes import CheckedArray, as_array, as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import Shown, Table, as_text
-from tokenloss._core.text import count_of, printable
+from tokenloss._core.text import count_of
 from tokenloss._evaluation.compare_files import compare_files
 from tokenloss._evaluation.sink import Sink
 from tokenloss._statistics.gates import checked_limits
@@ -252,7 +252,7 @@ def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> st
     numbers = {"KL": "kl"} | ({"loss": "nll", "base's loss": "base_nll"} if comparison.has_targets else {})
     cells = describe(worst) if worst.size else {}
     cells |= {head: [f"{one:.6g}" for one in columns[name][worst]] for head, name in numbers.items()}
-    lines = zip(*([printable(str(cell)) for cell in column] for column in cells.values()), strict=True)
+    lines = zip(*(map(str, column) for column in cells.values()), strict=True)
     tables = [Table(rows), Table([*lines], (*cells,), "The farthest tokens")]
     note = f"{', '.join(failed)} {'fails' if len(failed) == 1 else 'fail'}, of {count_of(comparison.count, 'token')}"
     return as_text(Shown("not close to the base", note, tables[: 1 + (worst.size > 0)]))

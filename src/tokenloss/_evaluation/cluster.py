@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenloss._core import threads
 from tokenloss._core.errors import contextmanager, raise_bad_class, raise_error
-from tokenloss._core.exact import ExactMoments
+from tokenloss._core.exact import UNIT, ExactMoments, quotient
 from tokenloss._core.validation import (
     as_positions,
     as_scores,
@@ -326,11 +326,12 @@ def _total(sums: _LossAndWeight) -> float:
 
 
 def _mean(sums: _LossAndWeight) -> float:
-    """Loss by "mean"."""
-    if not sums.weights.count:
-        return sums.losses.mean
+    """Loss by "mean", with the roundings of the core."""
+    if not sums.weights.count and math.isinf(sums.losses.sum) and not sums.losses.special:
+        return quotient(sums.losses.finite, UNIT << 64) / sums.losses.count * 2.0**64
+    weights = sums.weights.sum if sums.weights.count else sums.losses.count
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(sums.losses.sum) / sums.weights.sum)
+        return float(np.float64(sums.losses.sum) / weights)
 
 
 def _losses(

@@ -16,7 +16,7 @@ from tokenloss._comparison.draft_columns import acceptance
 from tokenloss._comparison.drafts import acceptance_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import rows_of
-from tokenloss._core.signature import either
+from tokenloss._core.signature import IdsHash, either, head_fields
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
 from tokenloss._evaluation.files import score_shards
@@ -86,7 +86,7 @@ def compare_sides(
 def _opened(side: Inputs, of_side: Options, options: Options) -> list[Shard]:
     """Open the files of the base or of a candidate; where they do not fit the head of both, say how to name others."""
     try:
-        return open_all(side.scores, of_side)
+        return open_all(side.scores, of_side, 1 + len(options.others))
     except ValueError as error:
         is_shared = options.lm_head is not None and options.lm_head == options.others[0].lm_head
         if not is_shared or not any(words in str(error) for words in (NO_HIDDEN, OTHER_WIDTH)):
@@ -116,6 +116,7 @@ def _comparisons(
     }
     if are_drafts:
         del shared["classes"], shared["fits_better_shifted"]
+    hashed = IdsHash.joined(IdsHash(result.ids_sum, result.ids_ends) for result in results)
     found: Comparisons[Any] = Comparisons()
     for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):
         comparison = _result_of(columns, options, cost_ratio)
@@ -140,7 +141,8 @@ def _comparisons(
             "dtype": either(_dtypes([shard.others[number] for shard in shards]), _dtypes(shards)),
             "classes": None if are_drafts or comparison.left_out is None else options.classes,
             "ignored": about["n_ignored"],
-            "ids": sum(part.ids_sum for part in results) if has_ids else None,
+            "ids": hashed if has_ids else None,
+            **head_fields(other.head, shards[0].head),
         }
         found[given["name"]] = dataclasses.replace(comparison, _about=about, _signed=comparison._signed | signed)
     return found

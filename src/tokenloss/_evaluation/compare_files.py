@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path, as_paths, is_given
 from tokenloss._core.errors import raise_error
+from tokenloss._core.files import identity
+from tokenloss._core.text import printable, title
 from tokenloss._evaluation.compare_logprobs import are_logprobs, compare_logprobs
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_scores import compare_scores
-from tokenloss._evaluation.evaluate import advice, not_finite_notes
-from tokenloss._evaluation.options import NOISE, is_folder_of_responses, resolved
+from tokenloss._evaluation.options import NOISE, check_different, is_folder_of_responses, resolved
 from tokenloss._evaluation.sink import checked_sinks
+from tokenloss._statistics.advice import advice, not_finite_notes
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.sample_folders import is_samples_folder
 from tokenloss.formats.samples import is_samples
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _NOT_OF_RESPONSES = "does not apply to responses: they give a lower bound"
 _NOT_OF_LOGPROBS = "does not apply to log-probabilities of tokens alone"
 _NOT_OF_SAMPLES = "does not apply to samples of lm-evaluation-harness"
+_LISTED_IN_PYTHON = "; in Python, columns() of each of the result's metrics lists the questions"
 _OF_ALL = ("workers", "progress")  # options that may be given though they have no effect
 # by option that only some files take, why others do not
 _REASONS = {
@@ -42,7 +45,7 @@ _REASONS = {
         "is for samples of lm-evaluation-harness; others have gates, such as --max-perplexity-ratio "
         "(max_perplexity_ratio of check)"
     ),
-    "cluster": "is for samples of lm-evaluation-harness",
+    **dict.fromkeys(("cluster", "run"), "is for samples of lm-evaluation-harness"),
     **dict.fromkeys(("part", "skip_failed"), "is for responses of servers"),
 }
 
@@ -76,6 +79,7 @@ def compare_files(
     skip_failed: bool = False,
     margin: float | None = None,
     cluster: str | None = None,
+    run: str | Sequence[str] = (),
     sizes: Mapping[str, int | _Path] | None = None,
     noise: _Paths | None = None,
     sinks: Sequence[Sink] = (),
@@ -147,10 +151,13 @@ def compare_files(
     skip_failed : bool, default False
         Leave out requests that failed in one of the files of responses, and count them, rather than raise an error.
     margin : float, optional
-        Of samples: test whether metrics between 0 and 1, such as accuracies, are equal within this margin, say 0.01.
+        For samples: test whether metrics between 0 and 1, such as accuracies, are equal within this margin (e.g. 0.01).
     cluster : str, optional
-        Of samples: field of a document that names its group, such as "meta.passage", by which errors are clustered. By
-        default by document.
+        For samples: the field of a document that names its group, such as "meta.passage". Errors are clustered by this
+        group; by default, by document.
+    run : str or sequence of str, optional
+        For folders of samples: read only the runs whose date in the file names begins with one of these, such as
+        "2026-11-28T09". By default, each task is read from its newest run.
     sizes : mapping of names to int or path, optional
         Sizes of the candidates' models: bytes, a file or a directory of them, or text such as "4.9G".
     noise : path or paths, optional
@@ -195,7 +202,7 @@ def compare_files(
     NormWarning
         If hidden states seem to lack the final norm.
     UserWarning
-        If divergences or losses are nan or infinite.
+        If divergences or losses are nan or infinite, or if a folder of samples has several runs of a task.
 
     See Also
     --------
@@ -216,26 +223,30 @@ def compare_files(
     the first one of each prompt. Their targets must be the tokens' ids. Sequences of the scores, if there are any, are
     the responses in order; else rows that are ignored are left out.
 
-    *Samples* are paired by ``doc_hash``, or by ``doc_id`` where there are no documents, and by filter. The same
-    document may occur several times, as often in both files. Values are those of the files, as the harness computed
-    them, and their mean is the metric, unless that is a perplexity or bits per byte. Metrics of all samples at once,
-    such as BLEU, are left out. Where the files hold accuracies of multiple choice but not ``acc_norm``, it is computed
-    from the responses, and so is the log-likelihood of the right answer, but only where responses and targets give the
-    accuracies that the files hold, too. With S the sum over a document (or group) of n samples of, say, their
-    differences, the error of the mean difference ``mu`` over G of them is
-    ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. Intervals and tests of equivalence are by Student's t with
-    G - 1 degrees of freedom, or where n differ by its like (`LossMeter.interval_factor`).
+    *Samples* are paired by filter and by ``doc_hash``, or by ``doc_id`` if there are no documents. A document may occur
+    several times, but must occur equally often in both files. The values are the ones that the harness computed and
+    wrote to the files. The metric is their mean, unless it is a perplexity or bits per byte. Metrics of all samples
+    together, such as BLEU, are left out. If the files have multiple-choice accuracies but not ``acc_norm``, it is
+    computed from the responses, and so is the log-likelihood of the right answer, but only if the responses and targets
+    also reproduce the accuracies in the files. Let S be the sum of the differences over the n samples of a document (or
+    group). The standard error of the mean difference ``mu`` over G documents is
+    ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. Intervals and tests of equivalence use Student's t with G - 1
+    degrees of freedom, or a similar distribution if n differs between documents (`LossMeter.interval_factor`).
 
-    Of *folders of samples*, each task is compared by the newest file of either folder, and tasks that only one of them
-    holds are named in `SampleComparison.left_out`. Groups of tasks are those of the newest ``results_*.json`` of the
-    base; their means have the weights that give the value there. Errors of groups take tasks as independent, and their
-    intervals and tests are by Student's t with Satterthwaite's degrees of freedom.
+    For *folders of samples*, each task is read from the newest run in its folder (see `run`). Tasks that only one
+    folder has are listed in `SampleComparison.left_out`. Groups of tasks come from the newest ``results_*.json`` of the
+    base, and their means are weighted to match the value there. Errors of groups treat tasks as independent; their
+    intervals and tests use Student's t with Satterthwaite's degrees of freedom.
 
     *Log-probabilities of tokens* are those of a .npy file of one dimension, of an array ``logprobs`` in a .npz file, or
-    of lines of JSON with a list ``logprobs`` (null for what has no number). Beside responses, whose generated tokens
-    are read by default, a .npy file of two dimensions holds them, too, if it has a row for each response and not for
-    each token. Rows are in the order of the responses, as long as these, and followed by nan or 0, or preceded by nan.
-    Two arrays have one shape, and their padding is nan in both; .npy files of two dimensions without any are scores.
+    of lines of JSON with a list ``logprobs`` (null for what has no number), or with those of verl
+    (``rollout_log_probs``, ``response_mask``), TRL (``sampling_per_token_logps``, ``completion_mask``) or prime-rl
+    (``completion_logprobs``, ``completion_mask``); masks may be missing. Two files of lines or responses are paired by
+    ``custom_id``, and the ``choice`` of a line (0 by default), if both have these, else by their order. Beside
+    responses, whose generated tokens are read by default, a .npy file of two dimensions holds log-probabilities, too,
+    if it has a row for each response and not for each token. Rows are in the order of the responses, as long as these,
+    and followed by nan or 0, or preceded by nan. Two arrays have one shape, and their padding is nan in both; .npy
+    files of two dimensions without any are scores.
 
     Examples
     --------
@@ -285,13 +296,15 @@ def compare_files(
         if name not in (*taken, *_OF_ALL) and is_given(value, _DEFAULTS[name]):
             if name == "sinks":
                 name = checked_sinks(value, "compare_files", None, None)[0]._name
-            fits = reason if reason in (_NOT_OF_SAMPLES, _NOT_OF_LOGPROBS) else _REASONS.get(name, reason)
+                reason += _LISTED_IN_PYTHON * (reason == _NOT_OF_SAMPLES)
+            fits = reason if reason.startswith((_NOT_OF_SAMPLES, _NOT_OF_LOGPROBS)) else _REASONS.get(name, reason)
             raise_error("not for", name=name, fits=fits)
+    _refuse_twins(of_base, models, noise, lm_head)
     found: Comparisons[Any] = function(of_base, models, **{name: options[name] for name in options if name in taken})
     if noise is not None:
         found.noise = found.pop(NOISE)
-    for message, category in advice(hints_of(found)):
-        warnings.warn(message, category, stacklevel=2)
+    for one in advice(hints_of(found)):
+        warnings.warn(printable(one.message), one.category, stacklevel=2)
     return found
 
 
@@ -304,7 +317,9 @@ def hints_of(found: Comparisons[Any]) -> dict[str, Any]:
         for name, figures in of_scores.items()
         for note in not_finite_notes(figures, figures["count"], "divergence or loss")
     ]
-    return found._hints() | {"not_finite": notes}
+    notes += found._identical()
+    notes += dict.fromkeys(note for one in every.values() for note in getattr(one, "runs", ()))
+    return found._hints() | {"notes": notes}
 
 
 _DEFAULTS = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}
@@ -338,6 +353,14 @@ def _with_noise(others: dict[str, list[str]], noise: Any) -> dict[str, list[str]
     if NOISE in others:
         raise_error("option", name="a name of others", got=NOISE, fits="another one, where noise is given")
     return others | {NOISE: _sources("noise", noise)}
+
+
+def _refuse_twins(base: list[str], models: dict[str, list[str]], noise: Any, lm_head: Any) -> None:
+    """Refuse a file of two candidates, unless they have different heads, and a second run that is the base itself."""
+    if noise is not None and {*map(identity, resolved(base))} & {*map(identity, resolved(models[NOISE]))}:
+        raise_error("content", path=title(models[NOISE]), got="is the base itself", fits="be a second run of it")
+    if lm_head is None or len(as_paths("lm_head", lm_head)) < 2:
+        check_different([path for paths in models.values() for path in resolved(paths)])
 
 
 def _candidates(others: Any) -> dict[str, list[str]]:

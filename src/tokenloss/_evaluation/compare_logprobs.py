@@ -13,9 +13,8 @@ from tokenloss._comparison.mismatch import Mismatch, as_logprobs, mismatch, mism
 from tokenloss._core._core import KINDS, is_log_prob
 from tokenloss._core.arguments import as_paths
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import identity
 from tokenloss._core.validation import check_log_probs
-from tokenloss._evaluation.options import single
+from tokenloss._evaluation.options import by_identity, single
 from tokenloss._evaluation.sink import (
     ComparedBlock,
     check_files,
@@ -30,33 +29,58 @@ from tokenloss.formats.base import is_float
 from tokenloss.formats.readers import format_of
 from tokenloss.formats.records import read_records
 from tokenloss.formats.responses import is_responses, open_responses
-from tokenloss.formats.responses.fields import Place, check_list
+from tokenloss.formats.responses.fields import Place, check_count, check_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
-    from tokenloss._core.types import Array, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._evaluation.sink import Sink
 
-_NAME = "logprobs"  # of arrays in .npz files, and of lists in lines of JSON
+_NAME = "logprobs"  # of arrays in .npz files
+# names of lists in lines of JSON, and of the list that masks each: our own, and those of verl, TRL and prime-rl
+_FIELDS = {
+    _NAME: None,
+    "rollout_log_probs": "response_mask",
+    "sampling_per_token_logps": "completion_mask",
+    "completion_logprobs": "completion_mask",
+}
 _EPSILON = inspect.signature(mismatch).parameters["epsilon"].default
 _ROWS = 1000  # whose ends are looked at: scores may be larger than memory
 
 
+class _Row(NamedTuple):
+    """A sequence: its line, the name of its request and its choice, and columns of its tokens."""
+
+    line: int
+    name: str | None
+    choice: int
+    values: Float64Array
+    mask: BoolArray
+    ids: Array
+    texts: Array
+
+    @property
+    def key(self) -> tuple[str | None, int]:
+        """What pairs it with a sequence of another file."""
+        return self.name, self.choice
+
+
 class _Rows(NamedTuple):
-    """Log-probabilities of a file of responses, or of lines of JSON: an array of each, its line, and its tokens."""
+    """The sequences of a file of responses, or of lines of JSON with a list of log-probabilities."""
 
     path: str
-    values: list[Float64Array]
-    lines: list[int]
-    ids: list[Array]
-    texts: list[Array]
+    rows: list[_Row]
 
     @property
     def lengths(self) -> list[int]:
         """The number of tokens of each row."""
-        return list(map(len, self.values))
+        return [len(row.values) for row in self.rows]
+
+    def joined(self, column: str) -> Array:
+        """A column of all tokens, one sequence after the other."""
+        return np.concatenate([getattr(row, column) for row in self.rows] or [np.empty(0)])
 
 
 # -- what files hold ---------------------------------------------------------------------------------------------------
@@ -72,23 +96,33 @@ def are_logprobs(paths: Sequence[str], part: Any) -> bool:
     if "batch" in kinds and "responses" in kinds and "scores" not in kinds and len(paths) == 2:
         batch, responses = (paths[kinds.index(kind)] for kind in ("batch", "responses"))
         return _fits_batch(batch, responses, part)
-    return bool({"array", "lists"} & {*kinds}) and "scores" not in kinds
+    is_sure = bool({"array", "lists"} & {*kinds}) and "scores" not in kinds
+    for path, kind in zip(paths, kinds, strict=True):
+        if is_sure and kind == "unreadable":
+            _readable_kind_of(path)  # raises why it is
+    return is_sure
 
 
 def _kind_of(path: str) -> str:
-    """What a file holds: "array" or "lists" of log-probabilities, "batch" for perhaps one, "responses" or "scores"."""
+    """What a file holds, as `_readable_kind_of`, or "unreadable"."""
     with contextlib.suppress(OSError, ValueError):  # which the reader of the file will raise
-        if is_responses(path):
-            return "lists" if _are_lists(next(read_records(path)).value) else "responses"
-        form = format_of(path)
-        if form is npy.FORMAT:
-            place = npy.locate(path)
-            if len(place.shape) == 2 and _are_padded(place.map()):
-                return "array"
-            return {1: "array", 2: "batch"}.get(len(place.shape) * is_float(place.dtype), "scores")
-        if form is npz.FORMAT:
-            names = npz.array_names(path)
-            return "array" if _NAME in names and not {*KINDS} & {*names} else "scores"
+        return _readable_kind_of(path)
+    return "unreadable"
+
+
+def _readable_kind_of(path: str) -> str:
+    """What a file holds: "array" or "lists" of log-probabilities, "batch" for perhaps one, "responses" or "scores"."""
+    if is_responses(path):
+        return "lists" if _are_lists(next(read_records(path)).value) else "responses"
+    form = format_of(path)
+    if form is npy.FORMAT:
+        place = npy.locate(path)
+        if len(place.shape) == 2 and _are_padded(place.map()):
+            return "array"
+        return {1: "array", 2: "batch"}.get(len(place.shape) * is_float(place.dtype), "scores")
+    if form is npz.FORMAT:
+        names = npz.array_names(path)
+        return "array" if _NAME in names and not {*KINDS} & {*names} else "scores"
     return "scores"
 
 
@@ -112,7 +146,7 @@ def _ends_in_zeros(path: str) -> bool:
 
 def _are_lists(value: dict[str, Any]) -> bool:
     """Whether a line has a plain list of log-probabilities."""
-    return "choices" not in value and isinstance(value.get(_NAME), list)
+    return "choices" not in value and any(isinstance(value.get(name), list) for name in _FIELDS)
 
 
 def _fits_batch(path: str, responses: str, part: Any) -> bool:
@@ -152,9 +186,10 @@ def compare_logprobs(
     for output in outputs:
         if not output._takes_logprobs:
             raise_error("not for", name=output._name, fits="does not apply to log-probabilities of tokens alone")
-    check_files(outputs, None, {identity(file): file for file in (trainer, sampler, *segments)})
+    check_files(outputs, None, by_identity([trainer, sampler, *segments]))
     kinds = [_kind_of(path) for path in (trainer, sampler)]
     if kinds[0] == "responses":
+        next(iter(open_responses(trainer, skip_failed=True)), None)  # raises where it holds something else
         got, fits = "holds responses of the engine that sampled", f"come second, after those of the trainer, {sampler}"
         raise_error("content", path=trainer, got=got, fits=fits)
     sides = [_read(path, kind, part, skip_failed) for path, kind in zip((trainer, sampler), kinds, strict=True)]
@@ -169,7 +204,7 @@ def compare_logprobs(
         found = _of_rows((trainer, sampler), sides, rows, about)
     result: Comparisons[Mismatch] = Comparisons({name: found})
     with contextlib.ExitStack() as stack:
-        has_text = rows is not None and any(text is not None for texts in rows.texts for text in texts)
+        has_text = rows is not None and any(text is not None for row in rows.rows for text in row.texts)
         open_sinks(stack, outputs, None, None, 0, has_text=has_text, names=(name,), of_logprobs=True)
         _give(outputs, name, found, rows)
         if outputs:
@@ -184,28 +219,36 @@ def _read(path: str, kind: str, part: Any, skip_failed: bool) -> _Rows | Float64
         array: Float64Array = as_logprobs(f"{path}: {_NAME}", named)
         check_log_probs(f"{path}: {_NAME}", array, True)
         return array
-    if kind == "responses":
-        responses = [*open_responses(path, part=part or "generated", skip_failed=skip_failed)]
-        return _Rows(
-            path,
-            [response.logprobs for response in responses],
-            [response.line for response in responses],
-            [response.ids for response in responses],
-            [response.tokens for response in responses],
-        )
-    found = _Rows(path, [], [], [], [])
-    for line, value in read_records(path):
-        place = Place(path, line)
-        numbers = check_list(value.get(_NAME), _NAME, place)
-        for i, number in enumerate(numbers):
-            is_known = is_log_prob(number) or (type(number) is float and not number > 1e-3)  # by rounding; nan, too
-            if number is not None and not is_known:
-                place.refuse(f"{_NAME}[{i}] is {number!r}", "be a log-probability, a number of at most 0, or null")
-        found.values.append(np.array([np.nan if number is None else number for number in numbers], np.float64))
-        found.lines.append(line)
-        found.ids.append(np.full(len(numbers), -1))
-        found.texts.append(np.full(len(numbers), None))
-    return found
+    if kind == "lists":
+        return _Rows(path, [_listed(value, Place(path, line)) for line, value in read_records(path)])
+    responses = open_responses(path, part=part or "generated", skip_failed=skip_failed)
+    return _Rows(path, [
+        _Row(one.line, one.custom_id, one.choice, one.logprobs, np.ones(len(one.ids), np.bool_), one.ids, one.tokens)
+        for one in responses
+    ])  # fmt: skip
+
+
+def _listed(value: dict[str, Any], place: Place) -> _Row:
+    """The sequence of a line that has a list of log-probabilities, and perhaps one that masks it."""
+    names = [name for name in _FIELDS if name in value]
+    if len(names) != 1:
+        held = " and ".join(names) or "no log-probabilities"
+        place.refuse(f"it holds {held}", f'hold one list, {{"{_NAME}": [...]}}')
+    (name,) = names
+    numbers = check_list(value[name], name, place)
+    field = _FIELDS[name]
+    marks = [1] * len(numbers) if field not in value else check_list(value[field], field, place, len(numbers))
+    for i, (number, mark) in enumerate(zip(numbers, marks, strict=True)):
+        if mark not in (0, 1):
+            place.refuse(f"{field}[{i}] is {mark!r}", "be 0 or 1")
+        is_known = is_log_prob(number) or (type(number) is float and not number > 1e-3)  # by rounding; nan, too
+        if mark and number is not None and not is_known:
+            place.refuse(f"{name}[{i}] is {number!r}", "be a log-probability, a number of at most 0, or null")
+    n, mask, of_request = len(numbers), np.array(marks, np.bool_), value.get("custom_id")
+    values = [number if mark and number is not None else np.nan for number, mark in zip(numbers, marks, strict=True)]
+    choice = check_count(value.get("choice", 0), "choice", place)
+    of_request = of_request if of_request is None else str(of_request)
+    return _Row(place.line, of_request, choice, np.array(values, np.float64), mask, np.full(n, -1), np.full(n, None))
 
 
 def _of_arrays(paths: tuple[str, str], arrays: Sequence[Any], segments: list[str], about: dict[str, Any]) -> Mismatch:
@@ -233,30 +276,63 @@ def _lengths(array: Float64Array) -> IntArray:
 
 def _of_rows(paths: tuple[str, str], sides: Sequence[Any], rows: _Rows, about: dict[str, Any]) -> Mismatch:
     """Compare two files, at least one of which holds a sequence on each line, as `rows` do."""
-    values = []
+    ids = np.repeat(np.arange(len(rows.rows)), rows.lengths)
+    values, mask = [], np.ones(ids.shape, np.bool_)
     for path, side in zip(paths, sides, strict=True):
         if not isinstance(side, _Rows):
             values.append(_fitted(path, side, rows))
             continue
-        _check_rows(side, rows)
-        values.append(np.concatenate([*side.values, np.empty(0)]))
+        paired = _paired(side, rows)
+        values.append(paired.joined("values"))
+        mask &= paired.joined("mask") != 0
     ours = np.where(np.isnan(values[1]), np.nan, values[0])  # what has no number is left out
-    ids = np.repeat(np.arange(len(rows.values)), rows.lengths)
-    found = mismatch_of(ours, values[1], np.ones(ids.shape, np.bool_), ids, _EPSILON, about)
+    found = mismatch_of(ours, values[1], mask, ids, _EPSILON, about)
     assert found.sequences is not None
-    found.sequences["line"] = np.array(rows.lines, np.int64)[found.sequences["sequence"]]
+    found.sequences["line"] = np.array([row.line for row in rows.rows], np.int64)[found.sequences["sequence"]]
     return found
+
+
+def _paired(side: _Rows, rows: _Rows) -> _Rows:
+    """The sequences of a file in the order of another one: by the names of requests if both have them, else by place.
+
+    Refuses a file whose sequences do not fit, or of which only some have a name.
+    """
+    if side is rows:
+        return side
+    files = side, rows
+    named = [any(row.name is not None for row in one.rows) for one in files]
+    keyed: list[dict[Any, _Row]] = [{}, {}]
+    for one, is_named, seen in zip(files, named, keyed, strict=True):
+        for row in one.rows if is_named else ():
+            if row.name is None:
+                raise_error(
+                    "record", path=one.path, line=row.line, got="it has no custom_id", fits="have one, as others do"
+                )
+            if row.key in seen and all(named):
+                got = f"the custom_id {row.name!r} comes twice"
+                fits = 'have one of its own, or further choices of a request a "choice" each'
+                raise_error("record", path=one.path, line=row.line, got=got, fits=fits)
+            seen[row.key] = row
+    if all(named):
+        for one, other, partners in zip(files, files[::-1], keyed[::-1], strict=True):
+            for row in one.rows:
+                if row.key not in partners:
+                    got = f"the custom_id {row.name!r} is of no line of {other.path}"
+                    raise_error("record", path=one.path, line=row.line, got=got, fits="be that of one")
+        side = _Rows(side.path, [keyed[0][row.key] for row in rows.rows])
+    _check_rows(side, rows)
+    return side
 
 
 def _check_rows(side: _Rows, rows: _Rows) -> None:
     """Refuse a file of other sequences than another one."""
-    if len(side.values) != len(rows.values):
-        got, fits = f"holds {len(side.values)} sequences", f"hold {len(rows.values)}, as {rows.path}"
+    if len(side.rows) != len(rows.rows):
+        got, fits = f"holds {len(side.rows)} sequences", f"hold {len(rows.rows)}, as {rows.path}"
         raise_error("content", path=side.path, got=got, fits=fits)
-    for line, length, other_line, other in zip(side.lines, side.lengths, rows.lines, rows.lengths, strict=True):
-        if length != other:
-            got, fits = f"it has {length} tokens", f"have {other}, as line {other_line} of {rows.path}"
-            raise_error("record", path=side.path, line=line, got=got, fits=fits)
+    for row, other in zip(side.rows, rows.rows, strict=True):
+        if len(row.values) != len(other.values):
+            fits = f"have {len(other.values)}, as line {other.line} of {rows.path}"
+            raise_error("record", path=side.path, line=row.line, got=f"it has {len(row.values)} tokens", fits=fits)
 
 
 def _fitted(path: str, array: Float64Array, rows: _Rows) -> Float64Array:
@@ -278,8 +354,8 @@ def _fitted(path: str, array: Float64Array, rows: _Rows) -> Float64Array:
         fits_right = 0 < length < row.size and bool(np.isnan(head).all())
         if fits_left == fits_right:
             got = f"row {i} has {row.size} numbers, {np.count_nonzero(np.isnan(row))} of them nan"
-            fits = f"hold {length} log-probabilities, as many as line {rows.lines[i]} of {rows.path} has tokens, and "
-            fits += "then nan or 0, or nan before them"
+            fits = f"hold {length} log-probabilities, as many as line {rows.rows[i].line} of {rows.path} has tokens, "
+            fits += "and then nan or 0, or nan before them"
             raise_error("content", path=path, got=got, fits=fits)
         parts.append(row[:length] if fits_left else row[row.size - length :])
     return np.concatenate(parts)
@@ -291,7 +367,7 @@ def _give(outputs: Sequence[Sink], name: str, found: Mismatch, rows: _Rows | Non
     if add is None:
         return
     columns, unknown = found.columns(), np.full(found.kept.size, -1)
-    target = unknown if rows is None else np.concatenate([*rows.ids, np.empty(0, np.int64)])
-    text = None if rows is None else np.concatenate([*rows.texts, np.empty(0, np.object_)])
+    target = unknown if rows is None else rows.joined("ids").astype(np.int64)
+    text = None if rows is None else rows.joined("texts").astype(np.object_)
     sequence, position = (columns.pop(place, unknown) for place in ("sequence", "position"))
     add(ComparedBlock(name, columns, target, text, 0, None, sequence, position, None, None))

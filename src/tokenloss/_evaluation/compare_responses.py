@@ -11,9 +11,8 @@ from tokenloss._comparison.response_pairs import PairedFiles, compare_pairs
 from tokenloss._comparison.responses import TOKEN_COLUMNS, ResponseComparison, response_comparison_of
 from tokenloss._core.arguments import as_paths, check_shift, is_given
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import identity
 from tokenloss._core.threads import check_workers
-from tokenloss._evaluation.options import Options, checked_sizes, single
+from tokenloss._evaluation.options import Options, by_identity, checked_sizes, single
 from tokenloss._evaluation.response_scores import ScoredResponses
 from tokenloss._evaluation.responses import columns_of_responses, scores_of_responses
 from tokenloss._evaluation.sink import (
@@ -62,7 +61,7 @@ def compare_responses(
     outputs = checked_sinks(sinks, "compare_files", None, None)
     of_sizes = checked_sizes(sizes or {}, [*others] if noise is None else [*others][:-1])
     taken = (path, *paths.values(), *itertools.chain(*of_rows.values()))
-    check_files(outputs, None, {identity(file): file for file in taken})
+    check_files(outputs, None, by_identity(taken, sizes))
     shared = Options(part=part, skip_failed=skip_failed, **rest)
     options = shared._replace(array=base_array, kind=base_kind), shared._replace(array=array, kind=kind)
     found: Comparisons[ResponseComparison] = Comparisons()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.columns import check_definitions
@@ -12,12 +11,11 @@ from tokenloss._comparison.drafts import check_cost_ratio, check_temperature
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, further_divergences, refuse_given
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import exists, files_of, identity
 from tokenloss._core.text import title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss._evaluation.compare import compare_sides
-from tokenloss._evaluation.options import Inputs, Options, Settings, checked_sizes, resolved
+from tokenloss._evaluation.options import Inputs, Options, Settings, by_identity, checked_sizes, resolved
 from tokenloss._evaluation.sink import checked_sinks
 
 if TYPE_CHECKING:
@@ -88,8 +86,6 @@ def compare_scores(
     for output in outputs if draft else ():
         if not output._takes_drafts:
             raise_error("not for", name=output._name, fits=NOT_OF_DRAFTS)
-    models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
-    of_models = {identity(file): str(file) for path in models if exists(path) for file in files_of(path)}
     of_rows = {"targets": targets, "segment_ids": segment_ids}
     ids, segments = (resolved(as_paths(name, value)) for name, value in of_rows.items())
     sides = [
@@ -101,7 +97,7 @@ def compare_scores(
         state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress,
         cost_ratio=check_cost_ratio(cost_ratio),
     )  # fmt: skip
-    return compare_sides(sides, of_models, abouts, options, settings, outputs)
+    return compare_sides(sides, by_identity([], sizes), abouts, options, settings, outputs)
 
 
 def _refuse_scores(heads: Sequence[str | None], files: Sequence[str], scale: float | None, cap: float | None) -> None:

@@ -14,10 +14,9 @@ from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import identity
-from tokenloss._core.text import count_of, title
+from tokenloss._core.text import count_of, printable, title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer
-from tokenloss._evaluation.evaluate import advice, not_finite_notes, white_space_notes
 from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.plan import open_stored, plan
@@ -30,6 +29,7 @@ from tokenloss._evaluation.token_bytes import (
     most_repeated,
     repeats_special,
 )
+from tokenloss._statistics.advice import Advice, advice, not_finite_notes, white_space_notes
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.scores_file import checked_mask
@@ -75,36 +75,36 @@ def compare_texts(
     r"""Compare two models with different tokenizers on the same text, by their bits per byte.
 
     This is ``tokenloss compare A B --text TEXT --tokenizer-a DIR --tokenizer-b DIR``. Losses per token of such models
-    cannot be compared, as their tokens are of different lengths. So the losses are laid over the bytes of the text,
-    which is cut where both models have a boundary: each of these spans is the same text for both.
+    cannot be compared because their tokens have different lengths. Instead, the losses are mapped to the bytes of the
+    text, and the text is cut into spans wherever both models have a boundary. Each span is the same text for both.
 
     Parameters
     ----------
     a, b : path or paths
-        Files of scores of each model, as `evaluate` takes them, with the ids of its own tokens. Each sequence is a
-        document, and both models have the same ones, in the order of the text. Without sequences, all is one document.
+        Files of scores for each model, as in `evaluate`, with the ids of its own tokens. Each sequence is a document,
+        and both models must have the same documents in the order of the text. Without sequences, there is one document.
     text : path
-        The text in UTF-8: the bytes of the tokens of all documents, one after the other, with white space between them.
+        The text in UTF-8: the bytes of the tokens of all documents in order, with any white space between documents.
     tokenizer_a, tokenizer_b : path
-        The tokenizer of each model, or the folder of the model, as `token_bytes` takes it.
+        The tokenizer of each model, or the folder of the model, as in `token_bytes`.
     name_a, name_b : str, optional
-        Names of the models; by default their files.
+        Names of the models; by default the names of their files.
     targets, segment_ids : two paths, optional
-        A .npy file of a's ids and one of b's, or of the number of each token's sequence, for all files of each model.
-        By default its files hold them.
+        One .npy file for a and one for b: the token ids, or the sequence number of each token, for all files of that
+        model. By default, its files contain them.
     array, targets_array : str, optional
-        Names of the arrays of scores and of targets in the files of both, as in `evaluate`.
+        Names of the arrays of scores and of targets in the files of both models, as in `evaluate`.
     kind : {"logits", "log_probs", "probs"}, optional
-        Kind of the scores of both; by default the name of their array, or logits.
+        Kind of the scores of both models; by default the name of their array, or logits.
     shift : bool, optional
         Whether targets are the input ids of a causal model, as in `evaluate`.
     ignore_index : int or None, default -100
         Target value that marks tokens to ignore, such as padding.
     top : int, default 5
-        Number of the spans with the greatest differences to list, each way.
+        Number of spans to list in each direction, by the largest difference.
     sinks : sequence of Sink, optional
-        Files to write: `sinks.SpanTable`, `sinks.DocumentTable` and `sinks.SpanPage`, whose `finish` gets the figures
-        and the result.
+        Files to write: `sinks.SpanTable`, `sinks.DocumentTable` and `sinks.SpanPage`. Their `finish` receives the
+        figures and the result.
     progress : bool, default False
         Whether to draw the progress over files on stderr, if that is a terminal.
     workers : int, optional
@@ -113,53 +113,53 @@ def compare_texts(
     Returns
     -------
     TextComparison
-        Exact sums of both models' losses over the same bytes, with errors by document.
+        Exact sums of both models' losses over the same bytes, with errors clustered by document.
 
     Raises
     ------
     IndexError, TypeError, ValueError
-        If an argument or a file is invalid, if the bytes of a model's tokens are not those of the text, or if both
-        models do not have the same documents. All this is checked before any score is read, and no file is written
-        then.
+        If an argument or a file is invalid, if the bytes of a model's tokens differ from the text, or if the models
+        have different documents. All of this is checked before any scores are read or files are written.
     OSError
         If a file cannot be read or written.
 
     Warns
     -----
     ShiftWarning
-        If targets of a model were not shifted, and seem to need it, or were shifted, and seem to be the next tokens
+        If a model's targets were not shifted but seem to need it, or were shifted but seem to be the next tokens
         already, as in `evaluate`.
     UserWarning
-        If losses are nan or infinite, if a tokenizer drops white space, which its model then need not predict, or if
-        scored tokens seem to be padding.
+        If losses are nan or infinite, if a tokenizer drops white space (which its model then does not have to predict),
+        or if scored tokens seem to be padding.
 
     See Also
     --------
-    compare_files : Compares models that have the same tokens, token by token.
+    compare_files : Compare models that share a tokenizer, token by token.
 
     Notes
     -----
     *Spans.* A span ends where both models have a boundary between two tokens and between two characters. A token
-    without bytes, such as the end of a document, belongs to the span that ends where it stands, so that its loss is
-    counted, as bits per byte do. Spans in which either model has a token that is not scored, such as the first one of a
-    document, are left out of the figures of both; a special token that is not scored has no bytes, and leaves nothing
-    out. Where all is scored, the sum over the spans is the exact sum of all losses of each model. Tokens that are
-    ignored, or that a model's mask leaves out, are no part of the text.
+    without bytes, such as an end-of-document token, belongs to the span that ends at its position, so its loss counts
+    in bits per byte. If either model has an unscored token in a span, such as the first token of a document, the span
+    is left out for both models. An unscored special token has no bytes and does not exclude its span. If all tokens are
+    scored, the sum over the spans is the exact sum of all losses of each model. Tokens that are ignored or masked are
+    not part of the text.
 
-    *Errors.* With D the sum over a document of b's losses less a's, and n its bytes, the error of the difference ``mu``
-    over G documents is ``sqrt(G / (G - 1) * sum((D - mu * n)**2)) / sum(n)``. Intervals are by Student's t with G - 1
-    degrees of freedom, or where n differ by its like (`LossMeter.interval_factor`). One document has no such error:
-    spans are then taken as independent, which makes errors too small where losses of neighbours are correlated.
+    *Errors.* Let D be the sum over a document of b's losses minus a's, and n its number of bytes. The standard error of
+    the difference ``mu`` over G documents is ``sqrt(G / (G - 1) * sum((D - mu * n)**2)) / sum(n)``. Intervals use
+    Student's t with G - 1 degrees of freedom, or a similar distribution if n differs between documents (see
+    `LossMeter.interval_factor`). With one document, this error does not exist: spans are treated as independent, which
+    makes errors too small if the losses of neighboring spans are correlated.
 
-    *Kinds of spans.* A span is of the kind that most of its characters have, of several the first one here: *words*
-    (letters of the Latin script), *digits* (decimal ones, of any script), *punctuation*, *code symbols* (those that
-    prose hardly has: ``# $ % & * + / < = > @ [ \ ] ^ _ ` { | } ~``) and *other scripts* (letters of these, and all
-    else). White space counts only where there is nothing else. The loss of an end of a text, which has no bytes, counts
-    in the kind of the last span.
+    *Kinds of spans.* The kind of a span is that of most of its characters; in a tie, the first kind in this list:
+    *words* (letters of the Latin script), *digits* (decimal digits of any script), *punctuation*, *code symbols* (rare
+    in prose: ``# $ % & * + / < = > @ [ \ ] ^ _ ` { | } ~``) and *other scripts* (letters of other scripts, and all
+    other characters). *White space* is the kind only of spans that contain nothing else. The loss of an end-of-text
+    token, which has no bytes, counts in the kind of the last span.
 
     Examples
     --------
-    Two models of bytes and of pairs of letters, each with the ranks of its tokens in tiktoken's format:
+    A model of single letters and a model of pairs, each with its tokens' ranks in tiktoken's format:
 
     >>> import base64, pathlib, tempfile
     >>> import numpy as np
@@ -209,10 +209,10 @@ def compare_texts(
         found = text_comparison_of(spans, content, **names, path=path, top=top)
         counts = found.n_bytes_without_token_a, found.n_bytes_without_token_b
         for side, of_side, count in zip(sides, messages, counts, strict=True):
-            of_side += [(f"{side.name}: {note}", UserWarning) for note in white_space_notes(count, found.n_bytes)]
+            of_side += [Advice(f"{side.name}: {note}") for note in white_space_notes(count, found.n_bytes)]
         finish_sinks(outputs, found._figures(), found)
-    for message, category in [one for of_side in messages for one in of_side]:
-        warnings.warn(message, category, stacklevel=2)
+    for one in [one for of_side in messages for one in of_side]:
+        warnings.warn(printable(one.message), one.category, stacklevel=2)
     return found
 
 
@@ -243,8 +243,9 @@ def _side(letter: str, paths: Any, name: Any, tokenizer: Any, targets: list[str]
     files = resolved(given, are_scores=True)
     for path in filter(is_responses, files):
         raise_error("content", path=path, got="holds responses", fits="hold scores, where models are compared by text")
-    inputs, opened = Inputs(files, targets, segment_ids), open_tokenizer(as_path(f"tokenizer_{letter}", tokenizer))
-    return _Side(name or title(given), inputs, opened, inputs.by_identity() | {identity(opened.path): opened.path})
+    opened = open_tokenizer(as_path(f"tokenizer_{letter}", tokenizer))
+    inputs = Inputs(files, targets, segment_ids, tokenizer=opened.path)
+    return _Side(name or title(given), inputs, opened, inputs.by_identity())
 
 
 def _read(path: str) -> bytes:
@@ -377,15 +378,14 @@ class _Losses(Sink):
         self._laid.nll[rows], self._laid.is_scored[rows] = block.scores.nll, block.scores.kept
 
 
-def _score(side: _Side, laid: _LaidTokens, options: Options, settings: Settings) -> list[tuple[str, type[Warning]]]:
+def _score(side: _Side, laid: _LaidTokens, options: Options, settings: Settings) -> list[Advice]:
     """Fill in the losses of a model; return what must be warned of."""
     evaluation = evaluate_files(side.inputs, options, settings, [_Losses(laid)])
     notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
     padding = most_repeated(laid.repeated[laid.is_scored & (laid.repeated >= 0)])
     of_padding: dict[str, Any] = {"padding": padding and {"file": None, **padding}}
-    found: list[tuple[str, type[Warning]]] = [*advice(evaluation.figures | of_padding)]
-    found += ((note, UserWarning) for note in notes)
-    return [(f"{side.name}: {message}", category) for message, category in found]
+    found = [*advice(evaluation.figures | of_padding), *map(Advice, notes)]
+    return [one._replace(message=f"{side.name}: {one.message}") for one in found]
 
 
 def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], content: bytes) -> None:

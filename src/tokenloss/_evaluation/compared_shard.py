@@ -15,7 +15,7 @@ from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
-from tokenloss._core.signature import ids_sum
+from tokenloss._core.signature import IdsHash
 from tokenloss._core.validation import as_positions, scores_of_shape
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import LEFT_OUT, open_shard, rows_per_block
@@ -51,7 +51,8 @@ class ComparedShard(NamedTuple):
     others: list[Columns]  # of each candidate
     shift_sample: ShiftSample = ShiftSample()
     rms: tuple[tuple[float, ...], ...] = ()  # of the base and of each candidate, as in `ShardResult`
-    ids_sum: int = 0  # as in `ShardResult`
+    ids_sum: int = 0  # as in `ShardResult`, and so is the next
+    ids_ends: Array = np.empty(0, np.int64)
 
     @classmethod
     def of(cls, columns: Sequence[Columns]) -> ComparedShard:
@@ -78,7 +79,8 @@ def compare_shard(
 
     `names` are those of the candidates.
     """
-    run = _Run(open_shard(shard, options), options, workers, sink, top_k, advance or (lambda n_bytes: None), names)
+    advance = advance or (lambda n_bytes: None)
+    run = _Run(open_shard(shard, options), options, workers, sink, top_k, advance, names, shard.split)
     start = 0
     for rows in run.base.file.blocks(run.max_rows):
         run.take(rows, slice(start, start + len(rows)))
@@ -200,7 +202,7 @@ class _Run:
 
     def __init__(
         self, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
-        advance: Callable[[int], None], names: Sequence[str],
+        advance: Callable[[int], None], names: Sequence[str], split: tuple[int, ...] | None,
     ) -> None:  # fmt: skip
         self._names = names
         self._options, self._workers, self._advance = options, workers, advance
@@ -230,7 +232,7 @@ class _Run:
         left = SHIFT_SAMPLE if samples else 0
         self._sampler = ShiftSampler(losses, options.ignore_index, opened.sequences.are_given, left)
         self._parts: list[ComparedShard] = []  # of each block
-        self._ids_sum = 0
+        self._hash, self._split = IdsHash(), split
 
     def take(self, rows: Array, part: slice) -> None:
         """Compare the next rows of the base with those of each candidate."""
@@ -264,7 +266,8 @@ class _Run:
             found.append(columns)
         self._parts.append(ComparedShard.of(found))
         if self._has_targets:
-            self._ids_sum += ids_sum(tokens.selected(ids)[found[0]["kept"]])
+            mask = found[0]["kept"]
+            self._hash.add(IdsHash.of(tokens.selected(ids)[mask], tokens.selected(numbers)[mask]))
 
     def _by_logits(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
         """Yield the columns and scores of each candidate, whose logits of a block are made as a whole."""
@@ -334,7 +337,10 @@ class _Run:
         columns = (
             joined(self._parts) if self._parts else [new_columns(0, self._options.divergences) for _ in self._others]
         )
-        return ComparedShard.of(columns)._replace(shift_sample=self._sampler.sample, rms=rms, ids_sum=self._ids_sum)
+        return ComparedShard.of(columns)._replace(
+            shift_sample=self._sampler.sample, rms=rms, ids_sum=self._hash.total,
+            ids_ends=self._hash.ends(self._split),
+        )  # fmt: skip
 
 
 def joined(parts: Sequence[ComparedShard]) -> list[Columns]:

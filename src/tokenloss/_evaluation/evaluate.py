@@ -8,25 +8,25 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.comparisons import ZERO_ADVICE
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_content, refuse_given
 from tokenloss._core.errors import raise_error
-from tokenloss._core.text import count_of
+from tokenloss._core.text import printable
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss._evaluation.blocks import evaluate_blocks
 from tokenloss._evaluation.files import evaluate_files
 from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
-from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
+from tokenloss._evaluation.results import Evaluation
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss._evaluation.summary import WORDS
+from tokenloss._statistics.advice import advice, not_finite_notes
 from tokenloss._statistics.sequences import check_lengths
 from tokenloss.formats.responses import PARTS_OF_RESPONSE, is_responses
 from tokenloss.formats.tokenizers import open_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Literal, TypeAlias
 
     from tokenloss._core.types import ArrayLike, IntArray, Kind
@@ -288,72 +288,11 @@ def evaluate(
             fits = "a function of the number of the first block, which returns the blocks from there on, to have state"
             raise_error("type", name="source", got=type(source).__name__, fits=fits)
         evaluation = evaluate_blocks(items, options, settings, sinks)
-    for message, category in advice(evaluation.figures):
-        warnings.warn(message, category, stacklevel=2)
+    for one in advice(evaluation.figures):
+        warnings.warn(printable(one.message), one.category, stacklevel=2)
     for message in not_finite_notes(evaluation.figures, evaluation.meter.count, "loss"):
         warnings.warn(message, stacklevel=2)
     return evaluation
-
-
-_SHIFT_ADVICE = (
-    "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
-    "shift=True), or say that they are right (--no-shift, shift=False)"
-)
-_NO_SHIFT_ADVICE = (
-    "the targets fit far better without the shift: they seem to be the next tokens already; leave out --shift "
-    "(shift=True)"
-)
-_NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
-_REPEAT_ADVICE = (
-    "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
-    "as in A=a.npz B=b.npz, or evaluate one by one"
-)
-_PADDING_ADVICE = "as padding does: store attention_mask, or set their targets to ignore_index"
-_CERTAIN_ADVICE = (
-    "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
-    "say nothing about the model"
-)
-_MIN_CERTAIN = 5  # tokens; fewer may all be certain by chance
-
-
-def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
-    """Messages about tokens whose loss or divergence is nan or infinite; none if all are finite."""
-    for name, words in ("n_nan", "are nan"), ("n_infinite", f"have an infinite {quantity}"):
-        if number := figures.get(name):
-            yield f"{number:,} of {count_of(count, 'token')} {words}"
-
-
-def white_space_notes(count: int, n_bytes: int) -> Iterator[str]:
-    """Messages about so many bytes that are in no token; none if there are none."""
-    if count:
-        yield (
-            f"{count:,} of {count_of(n_bytes, 'byte')} are white space in no token: the model need not predict it, so "
-            "bits per byte are too low beside those of a model that does"
-        )
-
-
-def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
-    """Messages about mistakes that figures hint at, each with the category of its warning."""
-    if figures.get("fits_better_shifted"):
-        yield _SHIFT_ADVICE, ShiftWarning
-    if figures.get("fits_better_unshifted"):
-        yield _NO_SHIFT_ADVICE, ShiftWarning
-    if figures.get("norm_seems_missing"):
-        yield _NORM_ADVICE, NormWarning
-    if figures.get("targets_repeat"):
-        yield _REPEAT_ADVICE, UserWarning
-    if padding := figures.get("padding"):
-        place = f"{padding['file']}: " if padding["file"] else ""
-        words = f"{padding['count']:,} of {count_of(figures['count'], 'scored token')}"
-        yield f"{place}{words} repeat the special token {padding['token']} before them, {_PADDING_ADVICE}", UserWarning
-    for message in white_space_notes(figures.get("n_bytes_without_token", 0), figures.get("n_bytes", 0)):
-        yield message, UserWarning
-    if figures.get("has_zero"):
-        yield ZERO_ADVICE, UserWarning
-    for message in figures.get("not_finite", ()):
-        yield message, UserWarning
-    if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
-        yield _CERTAIN_ADVICE, UserWarning
 
 
 def _first_of(source: Any) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,9 +17,10 @@ from tokenloss.formats.lm_head import lm_head_files
 from tokenloss.formats.readers import is_scores
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.sample_folders import is_samples_folder
+from tokenloss.formats.tokenizers import tokenizer_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Literal
 
     from tokenloss._core.types import IntArray, Kind
@@ -87,8 +89,17 @@ class Inputs(NamedTuple):
         paths = [*self.scores, *self.targets, *self.segment_ids, *filter(None, [self.text])]
         check_different(paths)
         heads = [] if self.lm_head is None else lm_head_files(self.lm_head)  # perhaps in a file of hidden states
-        links = (str(link) for path in self.scores if Path(path).is_dir() for link in links_in(path))
-        return {identity(path): path for path in (*filter(None, [self.tokenizer]), *heads, *links, *paths)}
+        tokenizer = [] if self.tokenizer is None else tokenizer_files(self.tokenizer)
+        return by_identity([*tokenizer, *heads, *paths])
+
+
+def by_identity(paths: Iterable[str], sizes: Mapping[str, Any] | None = None) -> dict[object, str]:
+    """Files that are read and those that links in their folders lead to, and files of which only the size is taken."""
+    paths = list(paths)
+    links = (str(link) for path in paths if Path(path).is_dir() for link in links_in(path))
+    sized = (os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike))
+    models = (str(file) for path in sized if exists(path) for file in files_of(path))
+    return {identity(path): path for path in (*models, *links, *paths)}
 
 
 def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
@@ -108,7 +119,7 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
                     fits = "hold scores or responses; two models' samples are compared: tokenloss compare A B"
                 raise_error("content", path=pattern, got=got, fits=fits)
         if not matches:
-            raise ValueError(f"{pattern}: matches no file")
+            raise_error("content", path=pattern, got="matches no file", fits="match one or more")
         paths += matches
     return paths
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error
+from tokenloss._core.signature import IdsHash, head_fields
 from tokenloss._evaluation.responses import check_names, response_summary
 from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.sequences import SequenceColumns
@@ -52,6 +53,7 @@ class BlockTotal:
     n_sequences: int = 0
     counts: dict[int, int] = field(default_factory=dict)  # of the rows of each sequence, if these have ids
     result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, LossMeter(), []))  # no sequences
+    hash: IdsHash = field(default_factory=IdsHash)
     whole: list[SequenceColumns] = field(default_factory=list)
     split: list[SequenceColumns] = field(default_factory=list)
 
@@ -85,8 +87,8 @@ class BlockTotal:
             shift_sample=old.shift_sample + new.shift_sample,
             n_nan=old.n_nan + new.n_nan,
             n_infinite=old.n_infinite + new.n_infinite,
-            ids_sum=old.ids_sum + new.ids_sum,
         )
+        self.hash.add(new.hash)
         self.whole.append(new.sequences._replace(ids=new.sequences.ids + first))
         self.split.append(new.split)
         self.n_sequences += block.n_sequences
@@ -108,7 +110,7 @@ class BlockTotal:
         assert self.shard is not None
         whole, split = map(SequenceColumns.concatenated, (self.whole, self.split))
         ids, n_rows = (np.array([*column], np.int64) for column in (self.counts, self.counts.values()))
-        result = self.result._replace(sequences=whole, split=split)
+        result = self.result._replace(sequences=whole, split=split, ids_sum=self.hash.total, ids_ends=self.hash.ends())
         block = ScoredBlock(self.shard, self.n_sequences, None, None, result)
         return block._replace(ids=ids, n_rows=n_rows) if self.has_ids else block
 
@@ -211,11 +213,12 @@ class Parts(NamedTuple):
 
     def _signature(self, meter: LossMeter, figures: dict[str, Any]) -> str:
         """The signature of the figures of all parts."""
-        names = ("kind", "dtype", "part", "words", "window", "stride")
-        known = {name: figures.get(name) for name in names}
+        known = {name: figures.get(name) for name in ("kind", "dtype", "part", "window", "stride")}
+        known["words"] = f"{meter.n_words}({self.words})" if self.words else meter.n_words or None
+        known |= head_fields(figures.get("head"))
         if not self.are_responses:  # their tokens may have no ids
             known |= {"shift": "yes" if self.options.shift else None, "ignored": figures["n_ignored"]}
-            known["ids"] = sum(result.ids_sum for result in self.results)
+            known["ids"] = IdsHash.joined(result.hash for result in self.results)
         return meter._signature(**known)
 
     def greedy_meter(self) -> LossMeter:

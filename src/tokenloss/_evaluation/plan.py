@@ -36,7 +36,7 @@ _BLOCK_TILES = 4  # of hidden states that are read at a time: their product take
 _FIRST_TARGETS = 1024  # of two files are compared
 _MIN_TARGETS = 8  # different ones; fewer may be the same in two parts of a text by chance
 LEFT_OUT = -1  # in place of targets where there are none
-_MOST_MAPS = 64  # that the open files of a model may have: each needs a file descriptor
+_MOST_MAPS = 64  # that the open files of all models may have: each needs a file descriptor
 _MOST_LOADED = 64 << 20  # bytes that arrays of these files may need in memory, such as those of compressed files
 
 
@@ -293,11 +293,11 @@ def _open(path: str, options: Options) -> ScoresFile:
     return open_scores(path, array=options.array, kind=options.kind, targets_array=options.targets_array)
 
 
-def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
+def open_all(paths: Sequence[str], options: Options, n_models: int = 1) -> list[Shard]:
     """Open all files as shards, which must have the same kind and the same number of classes.
 
-    A single file stays open, and so do the first ones of several, as far as the limits allow. The others are opened
-    anew each time that they are needed.
+    The first files stay open, as far as the limits allow, of which each of `n_models` has its share; a single file does
+    however much memory it takes. The others are opened anew each time that they are needed.
     """
     shards: list[Shard] = []
     n_maps = n_bytes = 0
@@ -314,7 +314,7 @@ def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
         held = _arrays_of(file)
         n_maps += sum(isinstance(array, np.memmap) for array in held)
         n_bytes += sum(array.nbytes for array in held if not isinstance(array, np.memmap))
-        stays_open = len(paths) == 1 or (n_maps <= _MOST_MAPS and n_bytes <= _MOST_LOADED)
+        stays_open = n_maps <= _MOST_MAPS // n_models and (len(paths) == 1 or n_bytes <= _MOST_LOADED)
         shards.append(shard._replace(file=file if stays_open else None))
     return shards
 

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import NamedResults, columns_of, figure, nonzero
-from tokenloss._core.signature import differing_fields, joined_signature
+from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
+from tokenloss._statistics.advice import void_of
 from tokenloss._statistics.gates import (
     Verdict,
     Verdicts,
     checked_limits,
     checked_tail,
+    divergence_estimate,
     independent_note,
     joined_verdicts,
-    mean_estimate,
+    perplexity_estimate,
     share_estimate,
     verdict_on,
 )
@@ -89,38 +91,18 @@ class ShardResult(NamedTuple):
     rms: tuple[float, ...] = ()  # root mean squares of a sample of hidden states
     n_nan: int = 0  # tokens whose loss is nan
     n_infinite: int = 0
-    ids_sum: int = 0  # of the class ids that are scored, as `signature.py` has it; 0 of responses
+    ids_sum: int = 0  # the hash of the class ids that are scored; 0 of responses
+    ids_ends: Array = NO_SEQUENCES.ids  # of the hash, those of sequences that go on in other shards
+
+    @property
+    def hash(self) -> IdsHash:
+        """The hash of the class ids that are scored."""
+        return IdsHash(self.ids_sum, self.ids_ends)
 
     @property
     def n_tokens(self) -> int:
         """The number of tokens."""
         return self.meter.count + len(self.split.ids)
-
-
-class NormWarning(UserWarning):
-    """Warns that hidden states seem to lack the model's final norm, without which their logits are wrong.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from tokenloss import NormWarning
-    >>> warnings.simplefilter("error", NormWarning)
-    """
-
-    __module__ = "tokenloss"
-
-
-class ShiftWarning(UserWarning):
-    """Warns that targets seem to be a causal model's own input, which should have been shifted.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from tokenloss import ShiftWarning
-    >>> warnings.simplefilter("error", ShiftWarning)  # rather an error than a wrong perplexity
-    """
-
-    __module__ = "tokenloss"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -302,10 +284,11 @@ class Evaluation(LossFigures):
         if gate == "min_greedy_accuracy":
             estimate = share_estimate(meter.loss, meter.count, independent, limit, tail)
         else:
-            estimate = mean_estimate(meter.loss, independent, limit, tail, is_log=gate == "max_perplexity")
+            estimate_of = perplexity_estimate if gate == "max_perplexity" else divergence_estimate
+            estimate = estimate_of(meter.loss, independent, limit, tail)
         count, unit = independent.count, "sequence" if meter.is_clustered else "token"
         notes = independent_note(count, unit, independent.factor(tail))
-        return verdict_on(gate, limit, estimate, count, unit, notes=notes)
+        return verdict_on(gate, limit, estimate, count, unit, notes=notes, void=void_of(self.figures, gate))
 
     def _main(self) -> dict[str, str]:
         counts = {"count": str(self.count), **nonzero(n_nan=self.n_nan, n_sequences=self.n_sequences)}

@@ -11,7 +11,7 @@ import numpy as np
 from tokenloss._core import _core, jobs
 from tokenloss._core.dtypes import as_float_array
 from tokenloss._core.errors import with_file_names
-from tokenloss._core.signature import ids_sum
+from tokenloss._core.signature import IdsHash
 from tokenloss._core.validation import as_positions
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block
@@ -131,7 +131,8 @@ class _Run:
             self._functions.losses, options.ignore_index, sequences.are_given, left, are_shifted=are_shifted
         )
         self._rms: tuple[float, ...] = ()
-        self._ids_sum = self._start = self._n_nan = self._n_infinite = 0
+        self._start = self._n_nan = self._n_infinite = 0
+        self._hash = IdsHash()
         self._is_checked = file.kind == "log_probs"  # `_scores` checks every row of these
 
     def take(self, rows: Array) -> None:
@@ -151,7 +152,9 @@ class _Run:
         self._check(rows, scores.kept)
         n_bytes = None if self._token_bytes is None else self._token_bytes[start:stop].astype(np.int64)
         self._collector.update(scores, numbers, n_bytes)
-        self._ids_sum += ids_sum(ids[scores.kept])
+        self._hash.add(IdsHash.of(ids[scores.kept], numbers[scores.kept]))
+        if self._sequences.are_in_order:  # those before the last one have ended
+            self._hash = self._hash.only(numbers[-1:].tolist())
         self._n_nan += int(np.count_nonzero(np.isnan(scores.nll) & scores.kept))
         self._n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
         self._highest.update(scores.nll, ids, scores.kept, row_numbers, numbers, positions)
@@ -190,7 +193,8 @@ class _Run:
         ignored = (self._start if self._where is None else int(np.count_nonzero(self._where))) - count
         return ShardResult(
             meter, ignored, self._collector.greedy, self._highest.tokens(self._text), whole, split,
-            self._sampler.sample, rms=self._rms, n_nan=self._n_nan, n_infinite=self._n_infinite, ids_sum=self._ids_sum,
+            self._sampler.sample, rms=self._rms, n_nan=self._n_nan, n_infinite=self._n_infinite,
+            ids_sum=self._hash.total, ids_ends=self._hash.ends(self._shard.split),
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.tables import head_row, known_of
 from tokenloss._core.result import Shown, Table, known_error, table_of
-from tokenloss._core.text import count_of, printable, title
+from tokenloss._core.text import count_of, title
 from tokenloss._statistics.tables import loss_rows
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str], dif
 
     `differences` are the fields by which their signatures differ.
     """
-    lines = [[("model", printable(name)), *_cells(figures)] for name, figures in models.items()]
+    lines = [[("model", name), *_cells(figures)] for name, figures in models.items()]
     columns = [column for column in zip(*lines, strict=True) if any(cell for _, cell in column)]
     heads = tuple(column[0][0] for column in columns)
     rows = [*zip(*([cell for _, cell in column] for column in columns), strict=True)]
@@ -140,7 +140,7 @@ def _first_failed(summary: dict[str, Any]) -> str:
         name = "" if entry["custom_id"] is None else f" ({entry['custom_id']})"
         reason = entry["reason"]
         reason = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "\N{HORIZONTAL ELLIPSIS}"
-        return printable(f"line {entry['line']}{name}: {reason}")
+        return f"line {entry['line']}{name}: {reason}"
     return ""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import math
+import os
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +87,8 @@ def text_length(path: str, words: str = "whitespace") -> tuple[int, int]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     ends_inside_word = count is _count_as_lm_eval  # white space at the start of a text splits it, too
     with Path(path).open("rb") as file:  # may be a pipe, whose length is not known
+        if stat.S_ISCHR(mode := os.fstat(file.fileno()).st_mode) or stat.S_ISBLK(mode):
+            raise_error("content", path=path, got="is a device, which may never end", fits="be a file or a pipe")
         while True:
             data = file.read(_TEXT_BYTES)
             text = decoder.decode(data, final=not data)

@@ -117,7 +117,7 @@ class DivergencePage(Sink):
             base,
             others,
             page.class_names(None, ids, text),
-            title_of(result),
+            page.heading(first._quantity, first.count, "token", title_of(result, are_short=True)),
             self._made_by,
         )
 

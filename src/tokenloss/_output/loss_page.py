@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -79,7 +80,8 @@ class HtmlPage(TokenSink):
             predicted = _predictions(scores, len(ids), classes, page.class_names(None, ids, text))
         known = known_of(summary.get("n_greedy_known", summary["count"]), summary["count"])
         head = _summary(result.meter, accuracy, known)
-        name = title(summary["files"]) or "tokenloss"
+        files = title([Path(file).name for file in summary["files"]])
+        name = page.heading("loss", result.meter.count, "token", files)
         _write(self.path, name, head, scores, tokens, classes, predicted, self._seen, self._made_by, summary["files"])
 
 

@@ -325,7 +325,7 @@ class Steps {
 
   say() {
     const size = this.list.length.toLocaleString("en");
-    this.output.value = (this.step < 0 ? "" : (this.step + 1).toLocaleString("en") + " ") + "of " + size;
+    this.output.value = (this.step < 0 ? "–" : (this.step + 1).toLocaleString("en")) + " of " + size;
   }
 }
 

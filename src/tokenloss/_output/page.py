@@ -22,7 +22,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
-from tokenloss._core.text import byte_encoder, decoded
+from tokenloss._core.text import byte_encoder, count_of, decoded
 from tokenloss._core.version import __version__
 from tokenloss._statistics.sequences import highest
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array
 
-MOST_TOKENS = 300_000  # on a page: about 11 MB, which a browser opens within a second; of a million, three
+MOST_TOKENS = 300_000  # on a page: about 11 MB with five alternatives for each
 _N_WORST = 1000  # tokens that the button for the worst token goes through
 _N_SHADES = 10  # colours of tokens in page.css
 # What a token can look like, by number; page.js has this list, too, and page.css the colour of each.
@@ -170,9 +170,11 @@ def write(
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-# Browsers show nothing for control characters, so they become pictures; those that reverse text become U+FFFD.
+# Browsers show nothing for control characters, so they become pictures; later ones, and those that reverse text,
+# become U+FFFD.
 _BIDI_MARKS = dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
-_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | _BIDI_MARKS
+_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+_CONTROL_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD) | _BIDI_MARKS
 
 
 def escaped(text: str) -> str:
@@ -336,6 +338,11 @@ def legend(css_class: Array, what: str, shades: Sequence[float], note: str, note
         cells = "".join(f"<td class={column[0]}>{column[row]}</td>" for column in columns)
         rows.append(f"<tr><th scope=row>{name}</th>{cells}</tr>")
     return f'<table class="legend" aria-label="Colours">{"".join(rows)}</table>'
+
+
+def heading(quantity: str, count: int, noun: str, names: str) -> str:
+    """The title of a page, such as "Loss of 15 tokens: a.npz"; without names if the source has none."""
+    return f"{quantity[:1].upper()}{quantity[1:]} of {count_of(count, noun)}" + (f": {names}" if names else "")
 
 
 def percent(fraction: float) -> str:

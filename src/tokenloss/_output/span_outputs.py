@@ -187,7 +187,7 @@ class SpanPage(Sink):
             "shades": page.shade_letters(looks[:size]),
             "worst": page.worst(np.abs(difference[:size]), kept[:size]),
         }
-        title = f"{result.name_b} vs {result.name_a}"
+        title = page.heading("difference", result.n_spans, "span", f"{result.name_b} vs {result.name_a}")
         n_bytes = np.bincount(
             np.searchsorted(_DIFFERENCES, difference[kept], "right"), result._spans.n_bytes[kept], len(_DIFFERENCES) + 1
         )

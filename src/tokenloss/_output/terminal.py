@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._core.result import as_csv, as_markdown, as_text
-from tokenloss._core.text import printable
+from tokenloss._core.result import Table, as_csv, as_markdown, as_text, escaped
 from tokenloss._evaluation.progress import has_rich
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenloss._core.result import Shown, Table
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Columns
 
 FORMATS = ("text", "markdown", "csv", "json")
@@ -33,7 +35,11 @@ def print_as(form: str, shown: Callable[[], Shown], figures: Callable[[], Any], 
 
 
 def show(shown: Shown) -> None:
-    """Print a title and tables."""
+    """Print a title and tables, folded to the width of the terminal."""
+    shown = escaped(shown)
+    if os.environ.get("FORCE_COLOR") or (sys.stdout is not None and sys.stdout.isatty()):
+        width = get_terminal_size((sys.maxsize, 0)).columns
+        shown = shown._replace(tables=[part for table in shown.tables for part in _folded(table, width)])
     if not (has_rich() and _print_with_rich(shown)):
         print(as_text(shown))
 
@@ -50,7 +56,7 @@ def _print_with_rich(shown: Shown) -> bool:
         return False
     # a narrower terminal wraps lines by itself; rich would cut cells
     console.width = max(console.width, *(2 + sum(2 + width for width in _min_widths(table)) for table in shown.tables))
-    console.print(Text.assemble((printable(shown.title), "bold"), "  ", (printable(shown.note), "dim")), soft_wrap=True)
+    console.print(Text.assemble((shown.title, "bold"), "  ", (shown.note, "dim")), soft_wrap=True)
     for table in shown.tables:
         drawn = RichTable(
             box=None, show_header=bool(table.heads), header_style="dim", pad_edge=False, padding=(0, 2, 0, 0)
@@ -73,6 +79,37 @@ def _print_with_rich(shown: Shown) -> bool:
         console.print()
         console.print(f"  {shown.signature}", style="dim", soft_wrap=True)
     return True
+
+
+def _folded(table: Table, width: int) -> list[Table]:
+    """The table in parts that fit the width, if possible; each part repeats the columns that name the rows."""
+    if not table.heads:
+        return [table]
+    widths = _min_widths(table)
+    # the columns of text before the first number name the rows, or else that number does
+    n_names = max(1, next((i for i in range(len(widths)) if table.aligns_right(i)), len(widths)))
+    units: list[list[int]] = []  # an error stays beside its figure
+    for column in range(n_names, len(widths)):
+        if units and table.heads[column].strip() == "±":
+            units[-1].append(column)
+        else:
+            units.append([column])
+    names = [*range(n_names)]
+    groups = [names + (units[0] if units else [])]
+    for unit in units[1:]:
+        if sum(2 + widths[column] for column in groups[-1] + unit) <= width:
+            groups[-1] += unit
+        else:
+            groups.append(names + unit)
+    if len(groups) == 1:
+        return [table]
+    parts = [
+        [tuple(row[i] for i in group) for row in table.rows if any(row[i] for i in group[n_names:])] for group in groups
+    ]
+    heads = [tuple(table.heads[i] for i in group) for group in groups]
+    return [
+        Table(rows, head, "" if i else table.title) for i, (rows, head) in enumerate(zip(parts, heads, strict=True))
+    ]
 
 
 def _min_widths(table: Table) -> list[int]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import exp
 from tokenloss._core.result import Result, Shown, Table, columns_of, known_error
-from tokenloss._core.text import count_of, printable
+from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_number
 from tokenloss._statistics.distributions import binomial_interval, student_quantile
-from tokenloss._statistics.ratio import guess_note
+from tokenloss._statistics.ratio import guess_note, interval_above_0
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HOLDS, FAILS, CANNOT_TELL = "holds", "fails", "cannot tell"
 _UNKNOWN = (math.nan, math.nan)
+_WORST = 0.5  # the share of the tokens of an unseen text that may differ from those of the others
 
 
 class Verdict(NamedTuple):
@@ -40,7 +41,7 @@ class Verdict(NamedTuple):
         Both ends of the interval of the figure; nan where it is not known.
     verdict : str
         "holds" if the whole interval does, "fails" if it lies beyond the limit or if the figure is nan or infinite,
-        else "cannot tell".
+        else "cannot tell"; also "cannot tell" where a warning or a diagnosis shows that the figure means nothing.
     n_more : int or None
         About how many more sequences (or tokens, where errors take these as independent) would tell, if the figure
         stays as it is; None where there is a verdict, and where no number would.
@@ -143,7 +144,7 @@ class Verdicts(Result):
         """The table that the command prints below the figures."""
         several = len({one.name for one in self.gates}) > 1
         heads = ("model", "gate", "limit", "figure", f"{100 * self.confidence:g} % interval", "verdict", "note")
-        rows = [(printable(one.name), *_cells(one)) for one in self.gates]
+        rows = [(one.name, *_cells(one)) for one in self.gates]
         return Table([row[not several :] for row in rows], heads[not several :], "Gates")
 
 
@@ -168,7 +169,7 @@ def _cells(one: Verdict) -> tuple[str, ...]:
     """Cells of a gate, after the name of the model."""
     low, high = one.interval
     interval = known_error(low, f"{low:.5g} to {high:.5g}")
-    return one.gate, f"{one.limit:g}", f"{one.figure:.5g}", interval, one.verdict, printable(one.note)
+    return one.gate, f"{one.limit:g}", f"{one.figure:.5g}", interval, one.verdict, one.note
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -225,52 +226,66 @@ class Estimate(NamedTuple):
     needed: float
 
 
-def mean_estimate(
-    mean: float, independent: ExactRatio, limit: float, tail: float, *, stderr: float | None = None,
-    is_log: bool = False,
-) -> Estimate:  # fmt: skip
-    """The estimate of a mean of what is at least 0, or where `is_log` of its exponential, whose limit is given."""
-    if not math.isfinite(mean):
-        return Estimate(math.nan if mean < 0 else mean, *_UNKNOWN, math.inf)
-    radius = (independent.stderr if stderr is None else stderr) * independent.factor(tail)
-    distance = abs((math.log(limit) if limit else -math.inf) - mean if is_log else limit - mean)
-    ends = mean, mean - radius, mean + radius
-    figure, low, high = map(exp, ends) if is_log else (mean, max(ends[1], min(mean, 0.0)), ends[2])
-    return Estimate(figure, low, high, needed_count(independent.count, radius, distance, tail))
+def ratio_estimate(log: float, independent: ExactRatio, limit: float, tail: float) -> Estimate:
+    """The estimate of a ratio, whose interval is that of its logarithm, a mean of either sign."""
+    if not math.isfinite(log):
+        return Estimate(math.nan if log < 0 else log, *_UNKNOWN, math.inf)
+    radius = independent.stderr * independent.factor(tail)
+    needed = needed_count(independent.count, radius, abs(_log(limit) - log), tail)
+    return Estimate(exp(log), exp(log - radius), exp(log + radius), needed)
 
 
 def divergence_estimate(mean: float, independent: ExactRatio, limit: float, tail: float) -> Estimate:
-    """The estimate of a mean divergence, whose interval is that of its logarithm, as divergences are skewed.
+    """The estimate of a mean of values of at least 0, divergences or losses, with the ends of `interval_above_0`."""
+    if not math.isfinite(mean):
+        return Estimate(mean, *_UNKNOWN, math.inf)
+    stderr, factor = independent.stderr, independent.factor(tail)
+    low, high = interval_above_0(mean, stderr, factor)
+    if mean > 0:
+        needed = needed_count(independent.count, stderr / mean * factor, abs(_log(limit / mean)), tail)
+    else:
+        needed = needed_count(independent.count, stderr * factor, abs(limit - mean), tail)
+    return Estimate(mean, low, high, needed)
 
-    Few texts have much of their sum, and a sample without these has a small mean, and a small error, too. Of 40 texts
-    with exponential divergences, the upper end lies below the true mean in 4 % of all samples; that of an interval of
-    the mean itself does in 6 %, where 2.5 % are meant.
-    """
-    if not 0 < mean < math.inf:
-        return mean_estimate(mean, independent, limit, tail)
-    of_log = mean_estimate(math.log(mean), independent, limit, tail, stderr=independent.stderr / mean, is_log=True)
-    return of_log._replace(figure=mean)
+
+def perplexity_estimate(loss: float, independent: ExactRatio, limit: float, tail: float) -> Estimate:
+    """The estimate of the exponential of a mean loss, whose interval has the exponentials of the loss's ends."""
+    of_loss = divergence_estimate(loss, independent, max(0.0, _log(limit)), tail)
+    figure, low, high = map(exp, of_loss[:3])
+    return of_loss._replace(figure=figure, low=low, high=high)
+
+
+def _log(x: float) -> float:
+    """The logarithm; that of 0 is -inf."""
+    return math.log(x) if x else -math.inf
 
 
 def share_estimate(share: float, count: int, independent: ExactRatio, limit: float, tail: float) -> Estimate:
     """The estimate of a fraction of tokens, by the binomial distribution, whose ends stay between 0 and 1.
 
     As many independent tokens are assumed as would have its standard error, for the degrees of freedom of the latter
-    (Korn and Graubard, Survey Methodology 24, 1998), though at most all. Where all tokens are alike, the standard error
-    is 0, which says nothing: an interval without a width would hold after a single text. Then nothing shows how much
-    more than a sequence its tokens tell, so each sequence counts once.
+    (Korn and Graubard, Survey Methodology 24, 1998), though at most all. If few tokens differ from the others, that
+    error does not show how texts differ, so the ends are at least as far from 0 and 1 as if the sample lacked the kind
+    of text in which `_WORST` of the tokens differ.
     """
-    number = independent.effective_count
-    if 0 < share < 1 and independent.count < count:
+    if math.isnan(share):
+        return Estimate(share, *_UNKNOWN, math.inf)
+    number, texts = independent.effective_count, independent.count
+    if texts < count:
         variance = independent.stderr**2
         number = min(float(count), share * (1 - share) / variance if variance else math.inf)
         number *= (student_quantile(tail, count - 1) / independent.factor(tail)) ** 2
-    if math.isnan(share):
-        return Estimate(share, *_UNKNOWN, math.inf)
     low, high = binomial_interval(share, number, tail)
     radius = share - low if limit < share else high - share
-    power = 2 if 0 < share < 1 else 1
-    return Estimate(share, low, high, needed_count(independent.count, radius, abs(limit - share), tail, power))
+    needed = needed_count(texts, radius, abs(limit - share), tail, 2 if 0 < share < 1 else 1)
+    if texts == count:
+        return Estimate(share, low, high, needed)
+    # a kind of text that makes up more than 1 - tail ** (1 / texts) of all is in all but `tail` of the samples
+    unseen = -_WORST * math.expm1(math.log(tail) / independent.effective_count)
+    rest = 1 - limit if limit < share else limit
+    if 0 < rest < _WORST:
+        needed = max(needed, math.log(tail) / math.log1p(-rest / _WORST) * texts / independent.effective_count)
+    return Estimate(share, min(low, 1 - unseen), max(high, unseen), needed)
 
 
 def needed_count(count: int, radius: float, distance: float, tail: float, power: int = 2) -> float:
@@ -294,14 +309,18 @@ def needed_count(count: int, radius: float, distance: float, tail: float, power:
 
 def verdict_on(
     gate: str, limit: float, estimate: Estimate, count: int, unit: str, *, notes: Sequence[str] = (),
-    is_lower_bound: bool = False,
+    is_lower_bound: bool = False, void: str = "",
 ) -> Verdict:  # fmt: skip
-    """The verdict on a gate; `count` is the number of texts, or of what `unit` says, behind the estimate."""
+    """The verdict on a gate from an estimate of `count` texts, or tokens; `void` is why its metric means nothing."""
     figure, low, high, needed = estimate
     is_max = gate.startswith("max_")
     is_beyond, is_within = (low > limit, high <= limit) if is_max else (high < limit, low >= limit)
     verdict, n_more, words = CANNOT_TELL, None, [*notes]
-    if not math.isfinite(figure):
+    if not count:
+        words.insert(0, "no token has this figure")
+    elif void and not math.isnan(figure):
+        words.insert(0, f"this value cannot be trusted: {void}")
+    elif not math.isfinite(figure):
         verdict = FAILS
         words.insert(0, "the figure is not finite")
     elif is_beyond:
@@ -340,7 +359,8 @@ def beside_noise(verdicts: Sequence[Verdict], noise: Sequence[Verdict]) -> list[
     noted = []
     for one, twin in zip(verdicts, noise, strict=True):
         is_beyond = twin.figure > one.limit if one.gate.startswith("max_") else twin.figure < one.limit
-        words = f"below the noise: a second run of the base has {twin.figure:.5g}, so "
-        words += "perhaps " * (twin.verdict != FAILS) + "nobody can pass"
+        words = f"below the noise: a second run of the base has {twin.figure:.5g}"
+        if one.verdict != HOLDS:
+            words += ", so " + "perhaps " * (twin.verdict != FAILS) + "nobody can pass"
         noted.append(one._replace(note="; ".join(filter(None, (one.note, words)))) if is_beyond else one)
     return noted

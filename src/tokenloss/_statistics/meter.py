@@ -15,7 +15,7 @@ from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_integer, check_mask
 from tokenloss._scores.token_scores import TokenScores
-from tokenloss._statistics.ratio import ExactRatio, guess_note
+from tokenloss._statistics.ratio import ExactRatio, guess_note, interval_above_0
 from tokenloss._statistics.sequences import SequenceLosses, known_tokens
 from tokenloss._statistics.tables import loss_rows
 
@@ -78,11 +78,13 @@ class LossFigures(Result):
 
     @property
     def interval_factor(self) -> float:
-        """The number of standard errors from the mean loss to each end of its 95 % confidence interval.
+        """The number of standard errors that 95 % confidence intervals reach to each side.
 
-        For G sequences of equal length it is the quantile of Student's t with G - 1 degrees of freedom: 12.7 for two,
-        4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more, and is
-        exact for normal sequence means of one variance. It is nan for fewer than two tokens.
+        The interval of the loss is that of its logarithm, ``loss * exp(±interval_factor * stderr / loss)``, as losses
+        are skewed and at least 0. For G sequences of equal length, the factor is the quantile of Student's t with G - 1
+        degrees of freedom: 12.7 for two, 4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long
+        sequences count for more, and is exact for normal sequence means of one variance. It is nan for fewer than two
+        tokens.
         """
         return self._meter._independent.interval_factor
 
@@ -108,8 +110,9 @@ class LossFigures(Result):
 
     @property
     def perplexity_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the perplexity, ``exp(loss ± interval_factor * stderr)``."""
-        return _interval(self.loss, self.stderr * self.interval_factor)
+        """The 95 % confidence interval of the perplexity: exp of the ends of that of the loss."""
+        low, high = interval_above_0(self.loss, self.stderr, self.interval_factor)
+        return exp(low), exp(high)
 
     @property
     def bits_per_token(self) -> float:
@@ -129,8 +132,8 @@ class LossFigures(Result):
     @property
     def bits_per_byte_interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of `bits_per_byte`; nan where that is."""
-        radius = self._meter._radius_per("bytes") / math.log(2)
-        return self.bits_per_byte - radius, self.bits_per_byte + radius
+        low, high = self._meter._interval_per("bytes")
+        return low / math.log(2), high / math.log(2)
 
     @property
     def word_perplexity(self) -> float:
@@ -140,7 +143,8 @@ class LossFigures(Result):
     @property
     def word_perplexity_interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of `word_perplexity`; nan where that is."""
-        return _interval(self._meter._loss_per("words"), self._meter._radius_per("words"))
+        low, high = self._meter._interval_per("words")
+        return exp(low), exp(high)
 
 
 class LossMeter(LossFigures):
@@ -376,9 +380,11 @@ class LossMeter(LossFigures):
         are_ones = weights == ExactRatio.of_mean(self._tokens.numerators).denominators
         own: dict[str, Any] = {
             "unit": "sequence" if self.is_clustered else "token", "tokens": self.count,
-            "sequences": self.n_sequences or None, "weights": None if are_ones else "yes",
+            "sequences": self.n_sequences or None,
+            "weights": None if are_ones else f"{self._tokens.effective_count:.6g}",
+            "bytes": self.n_bytes or None, "words": self.n_words or None,
         }  # fmt: skip
-        return signature_of(**own, **fields)
+        return signature_of(**own | fields)
 
     def _loss_per(self, unit: str) -> float:
         """All losses over the bytes or words of their text; nan if these are known of some groups, not of all."""
@@ -394,9 +400,10 @@ class LossMeter(LossFigures):
             return by_text.stderr
         return self.stderr * self._tokens.denominators.sum_over(getattr(self, f"n_{unit}"))
 
-    def _radius_per(self, unit: str) -> float:
-        """Half the width of the 95 % interval of `_loss_per`."""
-        return self._stderr_per(unit) * (self._by_text(unit) or self._independent).interval_factor
+    def _interval_per(self, unit: str) -> tuple[float, float]:
+        """The 95 % interval of `_loss_per`."""
+        factor = (self._by_text(unit) or self._independent).interval_factor
+        return interval_above_0(self._loss_per(unit), self._stderr_per(unit), factor)
 
     def _by_text(self, unit: str) -> ExactRatio | None:
         """Sums over what `stderr` takes as independent and the lengths of their texts, if each of these is known."""
@@ -439,8 +446,3 @@ def _token_sums(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_we
     losses, weights = (tokens[name][tokens["mask"]] for name in ("nll", "weight"))
     with np.errstate(over="ignore"):
         return ExactRatio.of(weights * losses, weights)
-
-
-def _interval(loss: float, radius: float) -> tuple[float, float]:
-    """The interval of a perplexity, from that of its logarithm: the loss plus or minus a radius."""
-    return exp(loss - radius), exp(loss + radius)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tokenloss._core.result import known_error
-from tokenloss._statistics.ratio import factor_note
+from tokenloss._statistics.ratio import interval_above_0
 
-_FAR_FROM_2 = 2.2  # standard errors that an interval reaches, from which on a table names them: 12 sequences or fewer
+_FAR_FROM_2 = 2.2  # with a larger interval_factor (of 12 sequences or fewer), tables have the interval of the loss
 
 
 def loss_rows(figures: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
@@ -18,11 +18,12 @@ def loss_rows(figures: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
     low, high = figures["perplexity_interval"]
     no_error = "nats; no interval from one token" if figures["count"] == 1 else "nats"
     factor = figures["interval_factor"]
-    by_factor = f"; {factor_note(factor)}" if factor > _FAR_FROM_2 else ""
+    ends = "; 95 % interval {:.5g} to {:.5g}".format(*interval_above_0(figures["loss"], stderr, factor))
+    ends *= factor > _FAR_FROM_2
     rows: list[tuple[Any, str, str, str]] = [
         (
             True, "loss", f"{figures['loss']:.6g}",
-            known_error(stderr, f"± {stderr:.3g} nats ({basis}){by_factor}") or no_error,
+            known_error(stderr, f"± {stderr:.3g} nats ({basis}){ends}") or no_error,
         ),
         (
             True, "perplexity", f"{figures['perplexity']:.6g}",

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core._core import FLOAT_DTYPES, json_extent
+from tokenloss._core._core import FLOAT_DTYPES
 from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import BinaryIO
 
 MOST_AXES = 64  # of an array of NumPy
@@ -22,7 +22,6 @@ MEMORY_LIMIT = 16 << 20  # bytes in memory at once that any file may need, howev
 _MAX_EXPANSION = 1000  # bytes in memory for each stored byte: real data never expand to more
 _LARGE = 512 << 20  # bytes in memory at once, above which the next limit holds
 _MAX_LARGE_EXPANSION = 100  # bytes in memory for each stored byte
-JSON_MEMORY_LIMIT = 512 << 20  # bytes that values of JSON may need, as `json_extent` estimates; they need rather less
 
 
 def open_regular(path: str) -> BinaryIO:
@@ -89,20 +88,12 @@ def library_errors(path: str, part: str = "") -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MemoryError(f"{path} does not fit; a file that is not compressed need not") from error
+        raise MemoryError(printable(f"{path} does not fit; a file that is not compressed need not")) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a negative offset
             raise OSError(error.errno, error.strerror, error.filename or path) from error  # of the same subclass
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise_error("unreadable", path=f"{path}: {part}" if part else path, got=reason)
-
-
-def parsed_json(text: bytes, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The value of a JSON text; ValueError if it needs more memory than the limit."""
-    memory = json_extent(text)[2]
-    if memory > JSON_MEMORY_LIMIT:
-        raise ValueError(f"it needs {memory >> 20} MB of memory, more than {JSON_MEMORY_LIMIT >> 20}")
-    return json.loads(text, object_pairs_hook=object_pairs_hook)
 
 
 def bfloat16(path: str) -> np.dtype[Any]:

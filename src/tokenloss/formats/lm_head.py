@@ -11,7 +11,8 @@ import numpy as np
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
 from tokenloss.formats import safetensors
-from tokenloss.formats.base import is_float, library_errors, open_regular, parsed_json
+from tokenloss.formats.base import is_float, library_errors, open_regular
+from tokenloss.formats.json_text import parsed_json
 from tokenloss.formats.model_config import read_config
 from tokenloss.formats.readers import FORMATS, either
 from tokenloss.formats.scores_file import LmHead, reject_array_name
@@ -82,9 +83,9 @@ class _Model(NamedTuple):
 def lm_head_files(spec: str) -> list[str]:
     """The files of a head and the others of its model, none of which an output may replace."""
     model = _model(spec)
-    files = [model.path, model.locate(_weight_name(model)).path, *([model.config.path] if model.config.exists else [])]
-    folder = Path(model.path).parent
-    return [*files, *map(str, folder.glob("*.safetensors")), *map(str, folder.glob(f"*{_INDEX}"))]
+    folder, beside = Path(model.path).parent, ("*.safetensors", f"*{_INDEX}", _ADAPTER, Path(model.config.path).name)
+    found = (str(file) for pattern in beside for file in folder.glob(pattern))
+    return [model.path, model.locate(_weight_name(model)).path, *found]
 
 
 def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softcap: float | None = None) -> LmHead:

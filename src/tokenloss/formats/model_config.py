@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
-from tokenloss.formats.base import library_errors, open_regular, parsed_json
+from tokenloss.formats.base import library_errors, open_regular
+from tokenloss.formats.json_text import parsed_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

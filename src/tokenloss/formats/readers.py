@@ -161,6 +161,8 @@ def format_of(path: str) -> Format:
 
 def _refuse_pickle(path: str) -> NoReturn:
     """Raise that a file is no data, but a program that makes them."""
-    fits = "be saved by safetensors.torch.save_file or numpy.savez, as arrays named logits and targets, or "
-    fits += "logprobs, of tokens"
-    raise_error("content", path=path, got="is a checkpoint of PyTorch, or another pickle", fits=fits)
+    fits = (
+        "be saved by numpy.save, or with arrays named logits and targets, or logprobs (of tokens), by numpy.savez or "
+    )
+    fits += "safetensors.torch.save_file"
+    raise_error("content", path=path, got="is a pickle, as torch.save writes", fits=fits)

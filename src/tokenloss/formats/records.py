@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import codecs
-import collections
 import contextlib
 import gzip
 import itertools
-import json
 import re
 import reprlib
 from pathlib import Path
@@ -15,16 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core._core import count_keys, json_extent
 from tokenloss._core.errors import raise_error
-from tokenloss.formats.base import JSON_MEMORY_LIMIT, library_errors, open_regular, stamp
+from tokenloss._core.text import printable
+from tokenloss.formats.base import library_errors, open_regular, stamp
+from tokenloss.formats.json_text import LargeJsonError, TextPlace, parsed_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
-_MARKS = {  # byte-order marks, which a file may start with
-    codecs.BOM_UTF8: "UTF-8",
+_MARKS = {  # byte-order marks of other encodings than UTF-8, which a file may start with
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it starts with
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -33,16 +31,12 @@ _MARKS = {  # byte-order marks, which a file may start with
 _CHUNK = 1 << 18  # bytes read at a time
 _FIELD = re.compile(rb"(data|event|id|retry)?:")  # of a server-sent event; without a name, a comment
 # starts a file of them; a binary file may have the colon
-_STREAM = re.compile(rb"[\r\n]*" + _FIELD.pattern + rb"[^\0-\x08]{4}")
+_STREAM = re.compile(rb"[\r\n ]*" + _FIELD.pattern + rb"[^\0-\x08]{4}")
 _LONG = 1 << 20  # bytes of a record, after which its beginning is checked, since a malformed one may never end
 _MOST = 64 << 20  # bytes of a record at most
 _MOST_EXPANSION = 100  # bytes of a record, if it is longer than `_LONG`, for each byte of the file
 _SMALLER = "hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
-_LEVELS = 100  # of lists and objects inside each other; Python cannot print a value that is nested much deeper
-_CUT = 16  # characters before a cut that may seem malformed: a part of a number, an escape or a name like -Infinity
 _SYMBOL = re.compile(rb"[^ \t\r\n]")  # a byte that is no white space of JSON
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a pair
-_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
 # What may stand between the objects of .json: for what is expected now, the symbols that fit, and what each makes be
 # expected next. The keys end messages, too.
@@ -61,37 +55,11 @@ _RULES = {
 _IS_MARK = np.isin(np.arange(256), list(b'"{}'))  # bytes that tell where objects begin and end
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; KeyError names a key that it has twice, of which `json` would take the last."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise KeyError(collections.Counter(key for key, _ in pairs).most_common(1)[0][0])
-    return found
-
-
-# The standard library reads NaN and Infinity, which servers in Python write. The second decoder names keys that an
-# object has twice, and is slow.
-_DECODER, _STRICT_DECODER = json.JSONDecoder(), json.JSONDecoder(object_pairs_hook=_unique)
-
-
 class Record(NamedTuple):
     """A JSON object, and the line of the file where it begins, from 1."""
 
     line: int
     value: dict[str, Any]
-
-
-class _Place(NamedTuple):
-    """A line, from 1, and the number of bytes before the place in that line."""
-
-    line: int
-    n_before: int
-
-    def after(self, text: bytes | bytearray, end: int | None = None) -> _Place:
-        """The place behind a text that begins here, or behind its first bytes."""
-        end = len(text) if end is None else end
-        lines = text.count(b"\n", 0, end)
-        return _Place(self.line + lines, end - 1 - text.rfind(b"\n", 0, end) if lines else self.n_before + end)
 
 
 def read_records(path: str) -> Iterator[Record]:
@@ -124,15 +92,8 @@ def is_stream(path: str) -> bool:
 def read_events(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Read the JSON objects of server-sent events, with their lines; None where `[DONE]` ends a stream."""
     n_bytes = 0
-    for place, text in _lines(path):
-        field = _FIELD.match(text)
-        if field is None:
-            got = f"holds {reprlib.repr(bytes(text))}"
-            raise_error("record", path=path, line=place.line, got=got, fits="hold data: and a JSON object")
-        data = text[field.end() :].strip()
-        if field[1] != b"data" or not data:
-            continue
-        value = None if data == b"[DONE]" else _value(path, place.after(text, text.find(data)), data)
+    for place, data in _events(path):
+        value = None if data.strip() == b"[DONE]" else _value(path, place, data)
         if value is not None and not isinstance(value, dict):
             got = f"holds {reprlib.repr(value)}"
             raise_error("record", path=path, line=place.line, got=got, fits="hold a JSON object")
@@ -141,6 +102,33 @@ def read_events(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
             got = f"holds a stream of more than {_MOST} bytes"
             raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
         yield place.line, value
+
+
+def _events(path: str) -> Iterator[tuple[TextPlace, bytearray]]:
+    """The data of server-sent events: those of lines up to a blank one, or up to the end of a whole object."""
+    data, scan, n_scanned = bytearray(), _Scan(), 0
+    start, line, last = TextPlace(1, 0), 1, 1  # of the data, and its last line; and the last line of all
+    for place, text in _lines(path, with_cr=True):
+        field = _FIELD.match(text)
+        if field is None:
+            got = f"holds {reprlib.repr(bytes(text))}"
+            raise_error("record", path=path, line=place.line, got=got, fits="hold data: and a JSON object")
+        piece, is_end, last = text[field.end() :], place.line > last + 1, place.line
+        is_data = field[1] == b"data" and piece.strip()
+        if data and is_data and not is_end:
+            scan.cuts(bytes(data[n_scanned:]))
+            n_scanned, is_end = len(data), scan.depth <= 0
+        if data and is_end:
+            yield start, data
+            data = bytearray()
+        if is_data:
+            if not data:
+                start, line, scan, n_scanned = place, place.line, _Scan(), 0
+            data += b"\n" * (place.line - line) + b" " * field.end() + piece  # so that bytes keep their places
+            line = place.line
+            _check_long(path, start, data, len(piece))
+    if data:
+        yield start, data
 
 
 def _chunks(path: str) -> Iterator[bytes]:
@@ -156,7 +144,9 @@ def _chunks(path: str) -> Iterator[bytes]:
         for mark, encoding in _MARKS.items():
             if chunk.startswith(mark):
                 got = f"starts with a byte-order mark of {encoding}"
-                raise_error("record", path=path, line=1, got=got, fits="be UTF-8 without one")
+                raise_error("record", path=path, line=1, got=got, fits="be UTF-8")
+        if chunk.startswith(codecs.BOM_UTF8):  # blanks keep the places of bytes
+            chunk = b" " * len(codecs.BOM_UTF8) + chunk[len(codecs.BOM_UTF8) :]
         while chunk:
             yield chunk
             line += chunk.count(b"\n")
@@ -166,10 +156,19 @@ def _chunks(path: str) -> Iterator[bytes]:
                 raise_error("content", path=path, got="changed while it was read", fits="stay as it is")
 
 
-def _lines(path: str) -> Iterator[tuple[_Place, bytes | bytearray]]:
-    """The lines of a file that are not blank, from their first symbol on."""
-    place, text = _Place(1, 0), bytearray()
-    for chunk in _chunks(path):
+def _with_line_feeds(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Chunks whose lines end with CR, LF or both, with LF alone."""
+    held = b""
+    for chunk in chunks:
+        chunk, held = held + chunk, b"\r" * chunk.endswith(b"\r")  # LF may follow
+        yield chunk.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    yield held.replace(b"\r", b"\n")
+
+
+def _lines(path: str, with_cr: bool = False) -> Iterator[tuple[TextPlace, bytes | bytearray]]:
+    """The lines of a file that are not blank, from their first symbol on; they may end with CR, too."""
+    place, text = TextPlace(1, 0), bytearray()
+    for chunk in _with_line_feeds(_chunks(path)) if with_cr else _chunks(path):
         begin, end = 0, -1
         while begin < len(chunk):
             if not text:
@@ -182,17 +181,17 @@ def _lines(path: str) -> Iterator[tuple[_Place, bytes | bytearray]]:
             if end < 0:
                 break
             yield place, text + chunk[begin:end] if text else chunk[begin:end]
-            place, text, begin = _Place(place.line + 1, 0), bytearray(), end + 1
+            place, text, begin = TextPlace(place.line + 1, 0), bytearray(), end + 1
         text += chunk[begin:]
         _check_long(path, place, text, len(chunk) - begin)
     if text:
         yield place, text
 
 
-def _objects(path: str) -> Iterator[tuple[_Place, bytearray]]:
+def _objects(path: str) -> Iterator[tuple[TextPlace, bytearray]]:
     """The objects of a file, and of the lists that it holds."""
     scan, expected = _Scan(), _VALUE
-    place = start = _Place(1, 0)
+    place = start = TextPlace(1, 0)
     text, is_inside = bytearray(), False
     for chunk in _chunks(path):
         begin, cuts = 0, scan.cuts(chunk)
@@ -214,7 +213,7 @@ def _objects(path: str) -> Iterator[tuple[_Place, bytearray]]:
         raise_error("record", path=path, line=place.line, got="the file ends within a list", fits=expected)
 
 
-def _after_symbols(path: str, place: _Place, text: bytes, expected: str) -> str:
+def _after_symbols(path: str, place: TextPlace, text: bytes, expected: str) -> str:
     """What must follow the symbols between two objects."""
     for symbol in _SYMBOL.finditer(text):
         found = symbol.group()
@@ -255,7 +254,7 @@ class _Scan:
         return found
 
 
-def _check_long(path: str, place: _Place, text: bytearray, n_new: int) -> None:
+def _check_long(path: str, place: TextPlace, text: bytearray, n_new: int) -> None:
     """Refuse a record that goes on where it is too long, or where its beginning is malformed."""
     if len(text) <= _LONG:
         return
@@ -268,64 +267,11 @@ def _check_long(path: str, place: _Place, text: bytearray, n_new: int) -> None:
         _value(path, place, text.removeprefix(b"data:"), is_whole=False)
 
 
-def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = True) -> Any:
+def _value(path: str, place: TextPlace, text: bytes | bytearray, is_whole: bool = True) -> Any:
     """The value of a JSON text, if it is whole; else None, if it may be the beginning of one."""
-    at, got, fits, value, string = None, "", "", None, ""
-    n_keys, n_levels, memory = json_extent(text)
-    if memory > JSON_MEMORY_LIMIT:
-        got = f"holds a record that needs {memory >> 20} MB of memory, more than {JSON_MEMORY_LIMIT >> 20}"
-        raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
     try:
-        string = text.decode() if is_whole else codecs.getincrementaldecoder("utf-8")().decode(text)
-        value = _decoded(string, n_keys)
-        is_escaped = "\\u" in string and _SURROGATE.search(string)
-        if is_escaped and _SURROGATE.search(_PAIR.sub("", string.replace("\\\\", "__"))):
-            got, fits = f"{_half_a_pair(value)} holds half of a surrogate pair", "be Unicode"
-        if n_levels > _LEVELS:
-            raise RecursionError
-    except UnicodeDecodeError as error:
-        at, got, fits = error.start, f"{text[error.start]:#04x} is not UTF-8", "be UTF-8"
-    except json.JSONDecodeError as error:
-        length = len(string.rstrip()) - (0 if is_whole else _CUT)
-        is_cut = error.pos >= length or error.msg.startswith("Unterminated")
-        if is_cut and is_whole:
-            got, fits = "a record ends too early", "be whole JSON, on one line in .jsonl"
-        elif error.msg == "Extra data" and string[error.pos] in "{[":  # as of files that were joined without a newline
-            got, fits = "holds two records", "hold one on each line; named .json, a file may hold several on a line"
-        elif not is_cut:
-            at, got, fits = len(string[: error.pos].encode()), error.msg, "be JSON"
-    except KeyError as error:
-        got, fits = f"an object has the key {reprlib.repr(error.args[0])} twice", "have it once"
-    except ValueError:
-        got, fits = "an integer has too many digits", "have fewer"
-    except RecursionError:
-        got, fits = "is nested too deeply", f"have at most {_LEVELS} levels"
-    if got:
-        if at is not None:
-            place = place.after(text, at)
-            got = f"byte {place.n_before + 1}: {got}"
-        raise_error("record", path=path, line=place.line, got=got, fits=fits)
-    return value
-
-
-def _decoded(string: str, n_keys: int) -> Any:
-    """The value of a JSON text with this number of keys; KeyError names one that an object has twice."""
-    try:
-        value = _DECODER.decode(string)
-    except ValueError:  # perhaps behind such a key
-        return _STRICT_DECODER.decode(string)
-    return value if count_keys(value) == n_keys else _STRICT_DECODER.decode(string)
-
-
-def _half_a_pair(value: Any) -> str:
-    """The keys that lead to a string that is not Unicode."""
-    left = [("", value)]
-    while left:
-        keys, value = left.pop()
-        if isinstance(value, dict):
-            left += [(f"{keys}.{key}", part) for key, part in value.items()] + [(f"{keys}.{key}", key) for key in value]
-        elif isinstance(value, list):
-            left += [(f"{keys}[{i}]", part) for i, part in enumerate(value)]
-        elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-            return ascii(keys.removeprefix("."))[1:-1]
-    return "it"
+        return parsed_json(text, place, is_record=True, is_whole=is_whole)
+    except LargeJsonError as error:
+        raise_error("record", path=path, line=place.line, got=f"holds a record that {error}", fits=_SMALLER)
+    except ValueError as error:
+        raise ValueError(printable(f"{path}: {error}")) from None

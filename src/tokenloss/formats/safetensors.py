@@ -13,7 +13,8 @@ import numpy as np
 
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
-from tokenloss.formats.base import MOST_AXES, Stamp, bfloat16, check_file_size, open_regular, parsed_json, stamp
+from tokenloss.formats.base import MOST_AXES, Stamp, bfloat16, check_file_size, open_regular, stamp
+from tokenloss.formats.json_text import parsed_json
 from tokenloss.formats.mapped import ArrayLocation
 from tokenloss.formats.scores_file import (
     HIDDEN_NAMES,
@@ -122,7 +123,8 @@ def _read_header(path: str) -> _Header:
             raise_error("file", path=path, byte=found.size, got="the file ends", fits="have a header")
         length = int.from_bytes(file.read(_LENGTH), "little")
         if not _MIN_HEADER_BYTES <= length <= longest:
-            fits = f"be at least {_MIN_HEADER_BYTES} and at most {longest}"
+            most = f"at most {longest}" if longest == MAX_HEADER_BYTES else f"fit into the file of {found.size} bytes"
+            fits = f"be at least {_MIN_HEADER_BYTES} and {most}"
             raise_error("file", path=path, byte=0, got=f"the length of the header is {length}", fits=fits)
         entries = _entries(path, file.read(length))
     start, end = _LENGTH + length, 0
@@ -139,19 +141,11 @@ def _refuse_header(path: str, got: str, fits: str) -> NoReturn:
     raise_error("file", path=path, byte=_LENGTH, got=f"by the header {got}", fits=fits)
 
 
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Object of JSON, whose names must differ."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is given twice")
-    return found
-
-
 def _entries(path: str, header: bytes) -> dict[str, _Entry]:
     """Entries of the header by name."""
     try:
-        said = parsed_json(header, _unique_names)
-    except (RecursionError, ValueError) as error:
+        said = parsed_json(header)
+    except ValueError as error:
         raise_error("file", path=path, byte=_LENGTH, got=f"the header is no JSON ({error})", fits="be an object")
     entries = {}
     for name, entry in said.items() if isinstance(said, dict) else [("", said)]:

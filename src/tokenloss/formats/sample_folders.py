@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import exists
+from tokenloss._core.text import count_of
 from tokenloss.formats.readers import is_scores
 from tokenloss.formats.records import read_records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # names end in the time of the run, where colons have become hyphens
 _NAME = re.compile(r"(samples|results)(?:_(.+?))??(?:_(\d{4}-\d\d-\d\dT[\d.-]+))?\.jsonl?(?:\.gz)?")
@@ -26,11 +27,21 @@ class Group(NamedTuple):
 
 
 class SamplesFolder(NamedTuple):
-    """The newest file of samples of each task, and the groups of tasks."""
+    """The newest file of samples of each task, the groups of tasks, and a note if several runs have the same task."""
 
     path: str
     tasks: dict[str, str]
     groups: dict[str, Group]
+    note: str
+
+
+class _File(NamedTuple):
+    """A file of samples or of results: the date is that of its run, as its name has it; "" if it has none."""
+
+    kind: str
+    task: str
+    date: str
+    path: Path
 
 
 def is_samples_folder(path: str) -> bool:
@@ -38,20 +49,43 @@ def is_samples_folder(path: str) -> bool:
     return bool(_folders(path))
 
 
-def open_samples_folder(path: str) -> SamplesFolder:
-    """Find the files of samples in a model's folder, or in the folder of a single model's folder."""
+def open_samples_folder(path: str, runs: Sequence[str] = ()) -> SamplesFolder:
+    """Find the files of samples in a model's folder, or in the folder of a single model's folder.
+
+    `runs` are the starts of the dates of the runs to read; without any, all runs are read.
+    """
     folders = _folders(path)
     if len(folders) > 1:
         got = f"holds folders of several models: {', '.join(folder.name for folder in folders)}"
         raise_error("content", path=path, got=got, fits="be the folder of one")
-    tasks: dict[str, str] = {}
+    files = [*_dated(folders[0])]
+    starts = tuple(run.replace(":", "-") for run in runs) or ("",)
+    chosen = [file for file in files if file.date.startswith(starts)]
+    tasks: dict[str, list[_File]] = {}
     groups: dict[str, Group] = {}
-    for kind, task, file in _dated(folders[0]):  # newer ones replace older ones
-        if kind == "samples":
-            tasks[task] = str(file)
+    for file in chosen:  # newer ones replace older ones
+        if file.kind == "samples":
+            tasks.setdefault(file.task, []).append(file)
         else:
-            groups |= _groups_of(str(file))
-    return SamplesFolder(path, dict(sorted(tasks.items())), groups)
+            groups |= _groups_of(str(file.path))
+    if not tasks:
+        dates = dict.fromkeys(file.date or "files without a date" for file in files if file.kind == "samples")
+        raise_error("content", path=path, got=f"holds no run of {' or '.join(runs)}", fits=f"be {' or '.join(dates)}")
+    return SamplesFolder(path, {task: str(tasks[task][-1].path) for task in sorted(tasks)}, groups, _note(path, tasks))
+
+
+def _note(path: str, tasks: dict[str, list[_File]]) -> str:
+    """Which of several runs of a task is read; "" if each task has one run."""
+    several = [task for task in tasks if len(tasks[task]) > 1]
+    if not several:
+        return ""
+    *_, newest = files = tasks[several[0]]
+    others = f" and of {count_of(len(several) - 1, 'other task')}" if len(several) > 1 else ""
+    return (
+        f"{path}: holds {len(files)} runs of {several[0]}{others}; the newest is read, {newest.path.name}, not "
+        f"{' or '.join(file.date or 'the one without a date' for file in files[:-1])}; "
+        "choose one by the start of its date (--run, run=)"
+    )
 
 
 def _folders(path: str) -> list[Path]:
@@ -66,15 +100,15 @@ def _folders(path: str) -> list[Path]:
 
 def _has_samples(folder: Path) -> bool:
     """Whether a folder has files of samples."""
-    return any(kind == "samples" for kind, *_ in _dated(folder))
+    return any(file.kind == "samples" for file in _dated(folder))
 
 
-def _dated(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Files of samples and of results, the oldest first: their kind, their task and their path."""
+def _dated(folder: Path) -> Iterator[_File]:
+    """The files of samples and of results, the oldest first."""
     named = [(match, file) for file in folder.iterdir() if (match := _NAME.fullmatch(file.name)) and file.is_file()]
     for match, file in sorted(named, key=lambda one: (one[0][3] or "", one[1].name)):
         if match[1] == "results" or match[2]:
-            yield match[1], match[2] or "", file
+            yield _File(match[1], match[2] or "", match[3] or "", file)
 
 
 def _groups_of(path: str) -> dict[str, Group]:

@@ -86,6 +86,7 @@ def read(value: dict[str, Any], place: Place) -> tuple[str, list[Choice]]:
         fits = "hold text (of completions), message (of chats) or token_ids, too"
         place.refuse(f"its first choice holds {keys}", fits)
     fits = "be a response with choices (vLLM, OpenAI), meta_info (SGLang) or completion_probabilities (llama.cpp)"
+    fits += '; compare also takes lines {"logprobs": [...]}'
     return place.refuse(f"it holds {keys}", fits)
 
 

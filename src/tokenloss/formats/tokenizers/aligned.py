@@ -30,7 +30,7 @@ _WIDE_SPACE = re.compile(  # other white space, in UTF-8
 _SPACES = re.compile(rb"(?:[\t-\r ]|%b)*" % _WIDE_SPACE.pattern)
 _SPACE = ord(" ")
 _SHOWN = 16  # bytes of a text in a message
-_HEAD = 64  # bytes of a text that are compared first
+_FIRST_GAP = 64  # bytes of white space that are looked through first
 _BEFORE, _AFTER = 16, 64  # bytes around a difference in which its cause is looked for
 _MOST_GAPS = 1 << 10  # bytes of white space among which a difference is looked for
 _PIECE = 1 << 20  # bytes whose lines are counted at a time
@@ -141,12 +141,20 @@ class AlignedText:
         return b"".join(self._tokenizer.pieces_of(ids, is_first)), np.append(0, np.cumsum(lengths))
 
     def _gap(self, text: _Text, written: bytes) -> int | None:
-        """How much white space comes before what a text or the rest of it writes; None if it differs."""
-        head = written[:_HEAD]
-        for at in range(self._at, (_after_spaces(text, self._at) if self._is_blank else self._at) + 1):
-            if text[at : at + len(head)] == head and text[at : at + len(written)] == written:
-                return at - self._at
-        return None
+        """How much white space comes before what a text or the rest of it writes; None if it differs.
+
+        Not all white space is looked through for each text, of which there may be as many as blanks.
+        """
+        at, n, most = self._at, len(written), _FIRST_GAP if self._is_blank else 0
+        if text[at : at + n] == written or not most:
+            return 0 if text[at : at + n] == written else None
+        while True:
+            part = text[at : at + most + n + 2]  # the last space may have three bytes
+            end = min(_after_spaces(part, 0), most)
+            gap = part.find(written, 0, end + n)
+            if gap >= 0 or end < most:
+                return gap if gap >= 0 else None
+            most *= 2
 
     def _lay_words(self, text: _Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
         """Lay tokens over what is not white space in the text."""

@@ -10,6 +10,7 @@ from tokenloss._core.text import BYTES, UTF8_BYTES, from_byte_level
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.tokenizers.tokenizer import Vocabulary
 
+MERGES = "merges.txt"  # beside GPT-2's vocab.json
 _END_OF_WORD = "</w>"
 
 
@@ -40,7 +41,7 @@ def read_gpt2(vocab: dict[str, int], path: str) -> Vocabulary:
     if not vocab.keys() >= UTF8_BYTES:
         raise ValueError("it is no tokenizer.json, and no vocab.json of byte-level BPE, which has all bytes of UTF-8")
     end = _END_OF_WORD if any(letter + _END_OF_WORD in vocab for letter in BYTES) else ""
-    with open_regular(str(Path(path).with_name("merges.txt"))) as file:
+    with open_regular(str(Path(path).with_name(MERGES))) as file:
         made = {line.replace(" ", "") for line in file.read().decode().splitlines()} | BYTES.keys()
     made.update(letter + end for letter in BYTES)
     pieces = {i: from_byte_level(piece.removesuffix(end)) for piece, i in vocab.items() if piece in made}

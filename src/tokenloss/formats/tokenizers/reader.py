@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path
 from tokenloss._core.errors import raise_error
-from tokenloss.formats.base import library_errors, open_regular, parsed_json
+from tokenloss.formats.base import library_errors, open_regular
+from tokenloss.formats.json_text import parsed_json
 from tokenloss.formats.tokenizers import hugging_face, ranks, sentence_piece
+from tokenloss.formats.tokenizers.ranks import MERGES
 from tokenloss.formats.tokenizers.tokenizer import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
@@ -106,6 +108,12 @@ def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         if not ids or not all(type(i) is int and 0 <= i < _MOST_IDS for i in ids):
             raise ValueError(f"it has no ids, or others than integers from 0 to {_MOST_IDS - 1}")
     return Tokenizer(name, said)
+
+
+def tokenizer_files(path: str) -> list[str]:
+    """The file of a tokenizer and those beside it that may say more of it, none of which an output may replace."""
+    folder = Path(path).parent
+    return [path, *(str(file) for name in (*_NAMES, MERGES, _CONFIG) for file in folder.glob(name))]
 
 
 def _in_folder(folder: str) -> str:

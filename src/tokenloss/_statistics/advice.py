@@ -1,0 +1,119 @@
+"""Advice: messages about mistakes that metrics hint at, and the gates whose metrics a mistake makes meaningless."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokenloss._core.text import count_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ZERO_ADVICE = (
+    "a probability of 0 for a target makes its loss infinite, and so the perplexity; raise such probabilities first, "
+    "in both models, say by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
+)
+_SHIFT_ADVICE = (
+    "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
+    "shift=True), or say that they are right (--no-shift, shift=False)"
+)
+_NO_SHIFT_ADVICE = (
+    "the targets fit far better without the shift: they seem to be the next tokens already; leave out --shift "
+    "(shift=True)"
+)
+_NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
+_REPEAT_ADVICE = (
+    "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
+    "as in A=a.npz B=b.npz, or evaluate one by one"
+)
+_PADDING_ADVICE = "as padding does: store attention_mask, or set their targets to ignore_index"
+_CERTAIN_ADVICE = (
+    "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
+    "say nothing about the model"
+)
+_MIN_CERTAIN = 5  # tokens; fewer may all be certain by chance
+
+# how the names of gates begin: of metrics that need the right targets, and of all
+_OF_TARGETS = "max_perplexity", "max_loss", "min_greedy_accuracy"
+_OF_ALL = "max_", "min_"
+
+
+class Advice(NamedTuple):
+    """A message about a mistake, the category of its warning, and how the names of the gates begin that it voids."""
+
+    message: str
+    category: type[Warning] = UserWarning
+    voids: tuple[str, ...] = ()
+
+
+def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
+    """Messages about tokens whose loss or divergence is nan or infinite; none if all are finite."""
+    for name, words in ("n_nan", "are nan"), ("n_infinite", f"have an infinite {quantity}"):
+        if number := figures.get(name):
+            yield f"{number:,} of {count_of(count, 'token')} {words}"
+
+
+def white_space_notes(count: int, n_bytes: int) -> Iterator[str]:
+    """Messages about so many bytes that are in no token; none if there are none."""
+    if count:
+        yield (
+            f"{count:,} of {count_of(n_bytes, 'byte')} are white space in no token: the model need not predict it, so "
+            "bits per byte are too low beside those of a model that does"
+        )
+
+
+def advice(figures: dict[str, Any]) -> Iterator[Advice]:
+    """Advice about the mistakes that metrics hint at."""
+    if figures.get("fits_better_shifted"):
+        yield Advice(_SHIFT_ADVICE, ShiftWarning, _OF_TARGETS)
+    if figures.get("fits_better_unshifted"):
+        yield Advice(_NO_SHIFT_ADVICE, ShiftWarning, _OF_TARGETS)
+    if figures.get("norm_seems_missing"):
+        yield Advice(_NORM_ADVICE, NormWarning, _OF_ALL)
+    if figures.get("targets_repeat"):
+        yield Advice(_REPEAT_ADVICE, voids=_OF_ALL)
+    if padding := figures.get("padding"):
+        place = f"{padding['file']}: " if padding["file"] else ""
+        words = f"{padding['count']:,} of {count_of(figures['count'], 'scored token')}"
+        words = f"{place}{words} repeat the special token {padding['token']} before them, {_PADDING_ADVICE}"
+        yield Advice(words, voids=_OF_ALL)
+    yield from map(Advice, white_space_notes(figures.get("n_bytes_without_token", 0), figures.get("n_bytes", 0)))
+    if figures.get("has_zero"):
+        yield Advice(ZERO_ADVICE)
+    yield from map(Advice, figures.get("notes", ()))
+    if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
+        yield Advice(_CERTAIN_ADVICE, voids=_OF_ALL)
+
+
+def void_of(figures: dict[str, Any], gate: str) -> str:
+    """Why the metric of a gate means nothing; "" if it means something."""
+    reasons = [one.message for one in advice(figures) if gate.startswith(one.voids)]
+    if (number := figures.get("n_sentinels", 0)) and gate.startswith(_OF_TARGETS):
+        reasons.append(f"it leaves out {count_of(number, 'token')} with a sentinel in place of minus infinity")
+    return "; ".join(reasons)
+
+
+class NormWarning(UserWarning):
+    """Warns that hidden states seem to lack the model's final norm, without which their logits are wrong.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from tokenloss import NormWarning
+    >>> warnings.simplefilter("error", NormWarning)
+    """
+
+    __module__ = "tokenloss"
+
+
+class ShiftWarning(UserWarning):
+    """Warns that targets seem to be a causal model's own input, which should have been shifted.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from tokenloss import ShiftWarning
+    >>> warnings.simplefilter("error", ShiftWarning)  # rather an error than a wrong perplexity
+    """
+
+    __module__ = "tokenloss"
