@@ -16,8 +16,7 @@ from numpydoc.validate import validate
 from places import ROOT
 
 import tokenloss
-import tokenloss.dask
-from tokenloss import formats, page, plots, results, sinks
+from tokenloss import formats
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._core.result import Result
 from tokenloss._statistics.meter import LossFigures
@@ -29,11 +28,10 @@ MODULES = [
 NAMED = [
     *(
         getattr(module, name)
-        for module in (tokenloss, tokenloss.dask, formats, results, sinks)
+        for module in (tokenloss, *(getattr(tokenloss, name) for name in tokenloss._PUBLIC_MODULES))
         for name in module.__all__
     ),
-    *(formats.llama_cpp.write, page.write_page, page.write_comparison_page),
-    *(plots.check, plots.draw_candidates, plots.draw_divergences, plots.draw_losses, plots.save),
+    formats.llama_cpp.write,
 ]
 PUBLIC = [thing for thing in NAMED if inspect.isroutine(thing) or inspect.isclass(thing)]
 RESULTS = [thing for thing in PUBLIC if dataclasses.is_dataclass(thing) or hasattr(thing, "_fields")]
@@ -109,6 +107,15 @@ def test_functions_tell_what_they_raise(thing):
 def test_readme_is_short():
     assert README.count("\n") <= 80
     assert len(README.split()) <= 650
+
+
+def test_readme_of_tests_names_every_file_and_helper():
+    before, _, after = (ROOT / "tests" / "README.md").read_text("utf-8").partition("Helpers: ")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+)", before, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py"))
+    helpers = re.findall(r"`(\w+)\.py`", after.partition("\n## ")[0])
+    assert {*helpers} == {"conftest", *(path.stem for path in (ROOT / "tests" / "helpers").glob("*.py"))}
 
 
 @pytest.mark.skipif(not (ROOT / ".github").exists(), reason="an sdist has not all that pages refer to")

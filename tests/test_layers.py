@@ -10,9 +10,10 @@ from graphlib import CycleError, TopologicalSorter
 import pytest
 from places import ROOT
 
+import tokenloss
+
 # from the ground up
 FLOORS = ["_core", "_scores", "_statistics", "formats", "_comparison", "_evaluation", "_output", "_command"]
-PUBLIC = ["dask", "page", "plots", "results", "sinks", "testing"]  # modules that may hand on names of any package
 SOURCE = ROOT / "src" / "tokenloss"
 FILES = {
     path.relative_to(SOURCE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
@@ -42,6 +43,13 @@ def package(module):
     return name if name in FLOORS else ""
 
 
+def test_every_folder_has_a_floor_and_a_budget_of_lines():
+    folders = {path.relative_to(SOURCE).parts[0] for path in SOURCE.glob("*/*.py")}
+    assert {*FLOORS} == folders
+    assert {*LINES} == {*folders, "kernels", ""}
+    assert sorted(path.stem for path in SOURCE.glob("[a-z]*.py")) == sorted({*tokenloss._PUBLIC_MODULES} - folders)
+
+
 def test_modules_import_only_packages_below_their_own():
     for module in filter(package, FILES):
         for imported, name in IMPORTS[module]:
@@ -67,7 +75,7 @@ def test_private_names_stay_in_their_package():
             assert is_ours or not private, f"{module} takes {private[0]} of {imported}"
 
 
-@pytest.mark.parametrize("module", [f"tokenloss.{name}" for name in PUBLIC] + ["tokenloss.formats"])
+@pytest.mark.parametrize("module", [f"tokenloss.{name}" for name in tokenloss._PUBLIC_MODULES])
 def test_public_modules_only_hand_on_names(module):
     docstring, *statements = ast.parse(FILES[module].read_text("utf-8")).body
     assert isinstance(docstring, ast.Expr)
@@ -85,8 +93,6 @@ def test_stub_tells_type_checkers_of_every_public_name():
     *imported, names = ast.parse((SOURCE / "__init__.pyi").read_text("utf-8")).body
     told = {(statement.module, alias.name) for statement in imported for alias in statement.names}
     assert all(alias.asname == alias.name for statement in imported for alias in statement.names)
-    import tokenloss
-
     expected = {(f"tokenloss.{module}", name) for name, module in tokenloss._MODULES.items()}
     expected |= {("tokenloss", name) for name in tokenloss._PUBLIC_MODULES if name != "dask"}
     assert told == expected | {("tokenloss._core.version", "__version__")}
@@ -95,15 +101,11 @@ def test_stub_tells_type_checkers_of_every_public_name():
 
 
 def test_docstring_of_the_package_is_a_map_that_names_everything_once():
-    import tokenloss
-
     named = re.findall(r"^    (?:tokenloss\.)?(\w+) +\S", tokenloss.__doc__, re.MULTILINE)
     assert sorted(named) == sorted([*tokenloss.__all__, *tokenloss._PUBLIC_MODULES])
 
 
 def test_help_begins_with_the_map_also_without_dask(monkeypatch):
-    import tokenloss
-
     monkeypatch.setitem(sys.modules, "dask.array", None)
     for name in "tokenloss.dask", "tokenloss._evaluation.cluster":
         monkeypatch.delitem(sys.modules, name, raising=False)

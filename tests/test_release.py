@@ -2,11 +2,12 @@
 
 import json
 import re
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from places import ROOT, TESTS
 
 import tokenloss
 
@@ -28,18 +29,35 @@ def test_only_the_package_is_installed():
         pytest.skip("an editable install lists none of the package's files")
     files = [file for file in distribution.files if "__pycache__" not in file.parts]
     ours = {file.as_posix() for file in files if file.parts[0] == "tokenloss"}
-    assert {
-        f"tokenloss/{name}" for name in ("_core/_core.pyi", "_output/page.css", "_output/page.js", "py.typed")
-    } <= ours
+    source = ROOT / "src" / "tokenloss"
+    if (source / "__init__.py").exists():  # tests of wheels have only the kernels
+        compiled = {".c", ".h", ".md", ".pxd", ".pxi", ".pyx", ".so", ".pyd", ".pyc"}
+        needed = {path for path in source.rglob("*.*") if path.suffix not in compiled}
+        assert {path.relative_to(source.parent).as_posix() for path in needed} <= ours
     assert {Path(name).suffix for name in ours} - {".css", ".js", ".py", ".pyi", ".typed"} in ({".so"}, {".pyd"})
     others = {file.parts[0] for file in files} - {"tokenloss", ".."}  # the command is above
     assert others == {f"tokenloss-{tokenloss.__version__}.dist-info"}
 
 
-def test_workflow_runs_each_step():
-    script, workflow = ROOT / ".ci" / "run", ROOT / ".github" / "workflows" / "ci.yml"
-    if not script.exists():
-        pytest.skip("an sdist has no workflows")
-    steps = re.search(r"^steps=\((.+)\)$", script.read_text("utf-8"), re.MULTILINE)[1].split()
-    jobs = re.search(r"^        step:\n((?:          - .+\n)+)", workflow.read_text("utf-8"), re.MULTILINE)[1]
-    assert re.findall("- (.+)", jobs) == steps
+@pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="an sdist has no workflows")
+def test_workflows_run_each_step():
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    for file, name in ("ci", "steps"), ("platforms", "platforms"):
+        workflow = (ROOT / ".github" / "workflows" / f"{file}.yml").read_text("utf-8")
+        jobs = re.search(r"^        step:((?:\n          - .+)+| \[.+\])$", workflow, re.MULTILINE)[1]
+        steps = re.search(rf"^{name}=\((.+)\)$", script, re.MULTILINE)[1].split()
+        assert sorted(re.findall(r"\w+", jobs)) == sorted(steps)
+    packages = re.findall(r"^    \[(\w+)\]=", script, re.MULTILINE)
+    functions = re.findall(r"^(\w+)\(\) {", script, re.MULTILINE)
+    assert {*packages} <= {*functions}  # a step without packages is refused
+
+
+def test_each_mutant_in_c_changes_one_place_and_names_tests():
+    mutants = tomllib.loads((TESTS / "c" / "mutants.toml").read_text("utf-8"))["mutants"]
+    core = ROOT / "src" / "tokenloss" / "_core"
+    if not (core / "_core.pyx").exists():
+        pytest.skip("tests of wheels have no Cython")
+    for mutant in mutants:
+        assert (core / mutant["file"]).read_text("utf-8").count(mutant["original"]) == 1, mutant["original"]
+        assert mutant["original"] != mutant["mutated"]
+        assert all((ROOT / tests).exists() for tests in mutant["tests"].split()), mutant["tests"]

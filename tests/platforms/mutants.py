@@ -7,14 +7,15 @@
 
 cosmic-ray changes Python: operators, comparisons, numbers and keywords. A random place is drawn, then one of the
 changes there, but none of annotations, which no test could notice. Then the tests of the mutant's package run, such as
-tests/scores for src/tokenloss/_scores. If they pass, the mutant survives: a test is missing, or the change makes no
-difference. Those of the table must not survive.
+tests/scores for src/tokenloss/_scores, and if they pass, all others. If those pass, too, the mutant survives: a test is
+missing, or the change makes no difference. Those of the table must not survive the tests that it names.
 
 Needs cosmic-ray, setuptools, Cython and a C compiler; works in copies of the checkout, one for each processor.
 """
 
 import argparse
 import ast
+import collections
 import contextlib
 import functools
 import os
@@ -41,6 +42,7 @@ from tokenloss._core import _core
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "src" / "tokenloss"
 TABLE = ROOT / "tests" / "c" / "mutants.toml"
+ALL = ("tests",)
 # `is` in place of `==` makes no difference for None, and the decorators of this package are caches and declarations
 LEFT_OUT = re.compile(r"RemoveDecorator|_Is(Not)?_(?!Is)|(?<!Is)(?<!IsNot)_Is(Not)?$")
 
@@ -53,6 +55,7 @@ class Mutant:
     text: str
     change: str
     tests: tuple[str, ...]
+    others: tuple[str, ...] = ()  # that run if these pass
 
 
 def drawn(number, seed):
@@ -68,7 +71,8 @@ def drawn(number, seed):
             text = mutate_code(file.read_text("utf-8"), *chance.choice(changes[place]))
             with contextlib.suppress(SyntaxError):  # say of the * among parameters
                 if meaning(text) != meaning(file.read_text("utf-8")):
-                    found[file, place] = Mutant(file.relative_to(ROOT), text, difference(file, text), (tests_of(file),))
+                    tests, others = (tests_of(file),), (*ALL, f"--ignore={tests_of(file)}")
+                    found[file, place] = Mutant(file.relative_to(ROOT), text, difference(file, text), tests, others)
     return list(found.values())
 
 
@@ -158,14 +162,16 @@ def patience_with(tests):
 
 
 def outcome(mutant, seconds):
-    """What became of a mutant: killed, survived, or could not be built."""
+    """What became of a mutant: by which tests it was killed, that it survived, or that it could not be built."""
     file = LOCAL.folder / mutant.file
     before = file.read_text("utf-8")
     file.write_text(mutant.text, "utf-8")
     try:
         if file.suffix != ".py" and not run(["setup.py", "-q", "build_ext", "--inplace"]):
             return "could not be built"
-        return "survived" if run(pytest(mutant.tests), seconds) else "killed"
+        if not run(pytest(mutant.tests), seconds[mutant.tests]):
+            return "killed"
+        return "killed by others" if mutant.others and not run(pytest(mutant.others), seconds[ALL]) else "survived"
     finally:
         file.write_text(before, "utf-8")
 
@@ -182,18 +188,18 @@ def main():
         tempfile.TemporaryDirectory() as scratch,
         ThreadPoolExecutor(os.cpu_count(), initializer=copy_checkout, initargs=(scratch,)) as pool,
     ):
-        needed = sorted({mutant.tests for mutants in kinds.values() for mutant in mutants})
-        limits = dict(zip(needed, pool.map(patience_with, needed), strict=True))
+        needed = sorted(
+            {mutant.tests for mutants in kinds.values() for mutant in mutants} | {ALL for _ in kinds["Python"]}
+        )
+        seconds = dict(zip(needed, pool.map(patience_with, needed), strict=True))
         for kind, mutants in kinds.items():
-            outcomes = []
-            for mutant, result in zip(
-                mutants, pool.map(outcome, mutants, [limits[m.tests] for m in mutants]), strict=True
-            ):
-                outcomes.append(result)
-                if result != "killed":
+            outcomes = collections.Counter()
+            for mutant, result in zip(mutants, pool.map(lambda each: outcome(each, seconds), mutants), strict=True):
+                outcomes[result] += 1
+                if not result.startswith("killed"):
                     print(f"{result}: {mutant.file}, {mutant.change}", flush=True)
-            print(f"{kind}: {outcomes.count('killed')} of {len(mutants)} mutants killed")
-    return int(outcomes.count("killed") < len(outcomes))  # those in C and Cython were chosen to be noticed
+            print(f"{kind}: {len(mutants)} mutants", *(f"{n} {result}" for result, n in outcomes.items()), sep=", ")
+    return int(outcomes["killed"] < len(mutants))  # those in C and Cython were chosen to be noticed
 
 
 if __name__ == "__main__":

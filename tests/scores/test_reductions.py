@@ -61,19 +61,20 @@ def test_sums_that_cancel_are_exact(rng):
 
 @pytest.mark.parametrize("bits", [1, 2, 52, 53, 54, 63, 64, 65, 100, 1000, 2000])
 def test_sums_are_rounded_to_even_once(bits):
+    """A term far below the others decides between two numbers that are equally near without it."""
     unit = 2.0 ** min(bits - 1074, 960)
-    small = unit * 2.0**-60 if unit > 1e-290 else 0.0
-    for terms in (
-        [unit * 2**53, unit],
-        [unit * 2**53, unit, small],
-        [unit * 2**53, unit * 2, unit],
-        [unit * 2**53, unit * 2, unit, -small],
-        [unit * (2**53 - 1), unit / 2 if unit > 1e-320 else unit],
-        [unit * 2**53, -unit, -small],
-        [unit * 2**32] * 3,
-        [-unit * 2**53, -unit, small],
-    ):
-        assert sum_of(terms) == math.fsum(terms)
+    for small in (unit * 2.0**-below if bits > below else 0.0 for below in (15, 30, 60)):
+        for terms in (
+            [unit * 2**53, unit],
+            [unit * 2**53, unit, small],
+            [unit * 2**53, unit * 2, unit],
+            [unit * 2**53, unit * 2, unit, -small],
+            [unit * (2**53 - 1), unit / 2 if unit > 1e-320 else unit],
+            [unit * 2**53, -unit, -small],
+            [unit * 2**32] * 3,
+            [-unit * 2**53, -unit, small],
+        ):
+            assert sum_of(terms) == math.fsum(terms)
 
 
 def test_random_sums_equal_fsum(rng):
