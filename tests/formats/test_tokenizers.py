@@ -412,8 +412,11 @@ def test_models_whose_ids_are_shifted_are_refused(name, kind, tmp_path):
 
 
 def test_a_tokenizer_that_is_no_path_is_refused_by_name():
-    with pytest.raises(TypeError, match="tokenizer is 'int'; it must be a path"):
+    words = r"save a model's tokenizer with save_pretrained\(DIR\), and give DIR"
+    with pytest.raises(TypeError, match=f"tokenizer is 'int'; it must be a path: {words}"):
         token_bytes(5)
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory; {words}: 'gpt2'"):
+        token_bytes("gpt2")
 
 
 @pytest.mark.parametrize("name", ["a.tiktoken", "tokenizer.model"])

@@ -204,7 +204,7 @@ class ResponsesFile:
         parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
         prompt = parts.get("prompt")
         if "all" in parts and self.part != "all":
-            fits = "come with prompt_token_ids or usage, or be read whole (--part all)"
+            fits = "come with prompt_token_ids or usage, or be read whole (--part all, part='all')"
             place.refuse("nothing tells where the echoed prompt ends", fits)
         if self.part == "all":
             if choice.is_repeated:
@@ -216,7 +216,7 @@ class ResponsesFile:
             if choice.is_repeated:
                 return []
             if prompt is None or not (prompt.has_number() or len(prompt) == 1):
-                place.refuse(_IGNORED, "hold some, or be left out (--part generated)")
+                place.refuse(_IGNORED, "hold some, or be left out (--part generated, part='generated')")
             return [("prompt", prompt)]
         if self._is_default and prompt is not None and prompt.has_number():
             place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
