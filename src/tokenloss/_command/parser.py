@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         setattr(namespace, self.files.dest, [*getattr(namespace, self.files.dest), *more])
 
     def _nearest_option(self, text: str) -> str:
-        """Suggest an option: of another command, of this value, or one that begins with a word or is spelled like it."""
+        """Suggest an option: of another command, of this value, or that begins with a word or is spelled like it."""
         word = text.partition("=")[0].lstrip("-")
         for command in self.commands.values():
             if text.startswith("--") and f"--{word}" in command._option_string_actions:
