@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from commands import LOGITS, TARGETS, process
+from files import held_at_most
 from places import SAMPLE
 
 import tokenloss
 from tokenloss._command import cli
 from tokenloss._evaluation import files, plan, progress
+from tokenloss._output import terminal
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -122,6 +124,19 @@ def test_score_prints_the_same_without_rich(command):
     assert (status, err) == (0, "")
     plain, rich = ([line.split() for line in text.splitlines() if "time" not in line] for text in (done.stdout, out))
     assert plain == rich
+
+
+def test_json_of_many_sequences_is_printed_piece_by_piece(monkeypatch, tmp_path):
+    """A million sequences took 2.5 GB, four times as much as without JSON."""
+    figures = {"sequences": [{"sequence": i, "loss": 0.125, "perplexity": None} for i in range(50_000)]}
+    with (tmp_path / "out.json").open("w+", encoding="utf-8") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        with held_at_most(10 << 20):  # all pieces at once take three times as much
+            terminal.print_as("json", None, lambda: figures, None)
+        monkeypatch.undo()
+        assert file.seek(0) == 0
+        assert json.loads(text := file.read()) == figures
+    assert text == json.dumps(figures, indent=2) + "\n"
 
 
 class Terminal(io.StringIO):

@@ -289,8 +289,13 @@ def test_command(folders, command):
 def test_folders_that_do_not_fit(folders, command, tmp_path):
     base, other = folders.path / "base", folders.path / "other"
     refused = command("compare", base, folders.folder("other") / f"samples_a_{NEW}.jsonl")
-    assert_refused(refused, f"is no folder with samples, as {base} is; it must be one")
+    assert_refused(refused, f"is no folder with samples, as {base} is; it must be a folder of files such")
     assert_refused(command("compare", tmp_path, other), f"{tmp_path}: is no folder with samples, as {other} is")
+    assert_refused(
+        command("compare", base, tmp_path / "none"), f"{tmp_path / 'none'}: does not exist; it must be a folder"
+    )
+    (tmp_path / "empty").mkdir()
+    assert_refused(command("compare", tmp_path / "empty", base), f"{tmp_path / 'empty'}: is empty; it must be a folder")
     (base / "org__more").mkdir()
     clients.save_lines(base / "org__more" / "samples_a.jsonl", *lines("a", [1]))
     words = f"{base}: holds folders of several models: org__base, org__more; it must be the folder of one"

@@ -292,6 +292,16 @@ def test_sizes_of_candidates(candidates, compare_json, command):
     assert_refused(command("compare", base, f"a={files['a']}", *twice), "the size of a is given twice")
 
 
+def test_a_list_of_paths_is_of_candidates_by_their_paths(tmp_path):
+    logits = np.random.default_rng(5).normal(size=(3, 6, 4))
+    paths = [tmp_path / name for name in ("base.npz", "a.npy", "b.npy")]
+    np.savez(paths[0], logits=logits[0], targets=np.zeros(6, int))
+    for path, one in zip(paths[1:], logits[1:], strict=True):
+        np.save(path, one)
+    expected = compare_files(paths[0], {str(path): path for path in paths[1:]})
+    assert compare_files(paths[0], paths[1:]) == compare_files(paths[0], (*map(str, paths[1:]),)) == expected
+
+
 @pytest.mark.parametrize(
     ("others", "options", "error", "words"),
     [
@@ -301,7 +311,9 @@ def test_sizes_of_candidates(candidates, compare_json, command):
         ({"a": ""}, {}, ValueError, r"others\['a'\] is empty; it must be a path"),
         ({3: "a.npy"}, {}, TypeError, "a name of others is 3"),
         (3, {}, TypeError, "others is 'int'"),
-        (["a.npy"], {}, TypeError, "others is 'list'"),
+        ([3], {}, TypeError, "others is 'int'"),
+        ([], {}, ValueError, "others is empty"),
+        (["a.npy", "b.npy", "a.npy"], {}, ValueError, "others is 'a.npy'; it must be given once, or with a name"),
         ("a.npy", {"kind": "logit"}, ValueError, "kind is 'logit'"),
         ("a.npy", {"base_kind": "logit"}, ValueError, "base_kind is 'logit'"),
         ("a.npy", {"definitions": "mine"}, ValueError, "definitions is 'mine'"),
@@ -593,7 +605,7 @@ def test_one_head_for_files_that_it_does_not_fit_names_the_other_options(hidden,
         ),
         (
             (base, "scores.npz"),
-            "exactly one of hidden_states, hidden; base_lm_head (--base-lm-head) is the head of the",
+            "names targets; base_lm_head (--base-lm-head) is the head of the",
         ),
         (("scores.npz", base), "alone, base_kind the kind of a base of scores"),
     ):

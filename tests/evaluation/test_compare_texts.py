@@ -314,7 +314,7 @@ def mixed_documents(a, b):
 
 def high_mask(a, b):
     """A mask that numbers more texts than are told apart."""
-    np.savez(a.path, logits=a.logits, input_ids=a.ids, attention_mask=a.segments + (1 << 20))
+    np.savez(a.path, logits=a.logits, input_ids=a.ids, attention_mask=np.minimum(a.segments + (1 << 20), 1 << 20))
 
 
 def empty_document(a, b):
@@ -349,7 +349,7 @@ BAD = {
     "moved": (moved_documents, r"b\.npz: holds a document 2 of bytes 40 to 64, not 40 to 61; it must hold those of"),
     "masked": (masked_prompt, "t.txt: byte 0: line 1 goes on with .*; 2 ignored ids of the file cannot be of the text"),
     "mixed": (mixed_documents, r"a\.npz: holds sequences whose tokens are mixed; it must hold them one after"),
-    "high": (high_mask, r"a\.npz: numbers texts up to 1048579 by its mask, in sequences up to 0; it must stay below"),
+    "high": (high_mask, r"a\.npz: numbers texts up to 1048576 by its mask, in sequences up to 0; it must stay below"),
     "empty": (empty_document, r"b\.npz: holds no text in its document 3; it must hold text in each document"),
     "distributions": (distributions, r"a\.npz: holds targets of shape \(2, 3\); it must hold an id for each row"),
     "responses": (responses, r"a\.json: holds responses; it must hold scores"),

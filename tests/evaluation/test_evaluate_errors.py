@@ -18,7 +18,7 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
         (['[{"id": "a"}]'], {}, TypeError, "source is '.*; it must be a path; save what a server sent"),
         (LOGITS, {}, TypeError, "source is 'ndarray'; it must be paths, or blocks such as"),
         (3, {}, TypeError, "source is 'int'; it must be paths or blocks"),
-        ((LOGITS, IDS), {}, TypeError, r"block 0 is 'ndarray'; it must be \(logits, targets"),
+        ((LOGITS, IDS), {}, TypeError, r"block 0 is 'ndarray'; .*; a single block is \[\(logits, targets\)\]$"),
         ([3.5], {}, TypeError, "block 0 is 'float'"),
         ([(LOGITS,)], {}, TypeError, "block 0 is 'tuple of 1'"),
         ([(LOGITS, IDS, None, None, None)], {}, TypeError, "block 0 is 'tuple of 5'"),

@@ -684,6 +684,30 @@ def test_entries_in_the_order_of_their_ranks_do_not_tell_the_prompts_own_token(r
     assert response.ids.tolist() == [-1, 9, 7]
 
 
+@pytest.mark.parametrize("ids", [(1, 2, 5), (2, 10, 30), (10, 2, 30)])
+def test_sorted_ids_do_not_tell_the_prompts_own_token(ids, read):
+    """A tool may have sorted them, as numbers or as text, so that the first one is not the prompt's."""
+    with pytest.raises(ValueError, match="do not tell which entry is the prompt's own token"):
+        read(objects([*zip(ids, (-2.0, -0.1, -0.5), (3, 1, 2), strict=True)]))
+
+
+def test_ids_of_a_prompt_alone_stand_beside_those_of_what_was_generated(read):
+    value = echo(["a", "b", "c"], [None, -1.0, -2.0], usage=(3, 0))
+    value["choices"][0] |= {"prompt_token_ids": [7, 8, 9], "token_ids": [4]}
+    (response,) = read(value)
+    assert (response.is_prompt.all(), response.ids.tolist()) == (True, [7, 8, 9])
+
+
+def test_choices_of_a_stream_are_in_the_order_of_their_numbers(tmp_path):
+    def piece(index, text):
+        tokens = {"tokens": [text], "token_logprobs": [-1.0], "top_logprobs": None}
+        return {"choices": [{"index": index, "text": text, "logprobs": tokens, "finish_reason": "stop"}]}
+
+    lines = (f"data: {json.dumps(one)}" for one in (piece(2, "c"), piece(1, "b")))  # the server left out choice 0
+    first, second = open_responses(clients.save_lines(tmp_path / "stream.txt", *lines))
+    assert (first.tokens.tolist(), second.tokens.tolist()) == (["b"], ["c"])
+
+
 def test_two_entries_may_tell_the_prompts_own_token(read):
     (response,) = read(
         objects([(5, -3.0, 2), (9, -0.1, 1)], [(9, -3.0, 2), (5, -0.1, 1)], [(10, -3.0, 2), (9, -0.1, 1)])

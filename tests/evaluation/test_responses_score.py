@@ -306,7 +306,8 @@ def test_custom_id_of_a_failed_line_may_come_again(score_json, tmp_path):
 
 def test_custom_ids_take_little_memory():
     n, fields = 100_000, {"dialect": "", "part": "", "rounding": Rounding(), "failed": []}
-    counts = dict.fromkeys(("n_responses", "n_without_number", "n_sentinels", "n_greedy_known", "n_short_lists"), n)
+    names_of_counts = ("n_responses", "n_without_number", "n_sentinels", "n_greedy_known", "n_short_lists")
+    counts = dict.fromkeys((*names_of_counts, "n_uncovered_bytes"), n)
     names = np.array([f"request-{i}" for i in range(n)], object)
     sources = Sources(np.arange(n), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, bool), names)
     results = [SimpleNamespace(responses=ResponseFigures(**fields, **counts, sources=sources))]
@@ -335,6 +336,39 @@ def test_lists_that_lost_classes_of_the_same_text_as_of_vllm_44319(score_json, c
     n = evaluate([path]).figures["n_short_lists"]
     assert n > 0
     assert re.search(rf"short lists +{n} +lists lost tokens, since two of them have the same text", out)
+
+
+def content_without_tokens(is_spelled):
+    """A chat of four letters, of which the server listed the first and the last."""
+    value = clients.chat(("a", -1.0), ("b", -3.0))
+    value["choices"][0]["message"]["content"] = "azzb"
+    for entry in value["choices"][0]["logprobs"]["content"]:
+        entry |= {"bytes": list(entry["token"].encode())} if is_spelled else {}
+    return value
+
+
+@pytest.mark.parametrize(("is_spelled", "bits"), [(True, 2 / math.log(2)), (False, None)])
+def test_text_that_no_listed_token_covers_is_said(is_spelled, bits, score_json, command, tmp_path):
+    path = clients.save_lines(tmp_path / "a.jsonl", content_without_tokens(is_spelled), chat(("abc", -2.0)))
+    found = score_json(path)
+    assert (found["count"], found["n_uncovered_bytes"]) == (3, 2)
+    assert found["bits_per_byte"] == (bits and pytest.approx(6 / 5 / math.log(2)))  # of the bytes of tokens
+    out = command("score", path)[1]
+    assert re.search(r"not covered +2 bytes +of the text are in no token that the server listed", out)
+
+
+def test_a_piece_of_a_stream_without_log_probabilities_is_not_covered(score_json, command, tmp_path):
+    def piece(text, logprob, end=None):
+        tokens = None if logprob is None else {"tokens": [text], "token_logprobs": [logprob], "top_logprobs": [None]}
+        return {"id": "x", "choices": [{"index": 0, "text": text, "logprobs": tokens, "finish_reason": end}]}
+
+    pieces = [piece("é", -1.0), piece("zzé", None), piece("b", -3.0, "stop")]
+    path = clients.save_lines(tmp_path / "s.txt", *(f"data: {json.dumps(one)}" for one in pieces))
+    found = score_json(path)
+    assert (found["count"], found["loss"], found["n_uncovered_bytes"], found["bits_per_byte"]) == (2, 2.0, 4, None)
+    whole = clients.save_lines(tmp_path / "w.txt", *(f"data: {json.dumps(one)}" for one in (pieces[0], pieces[2])))
+    assert score_json(whole)["n_uncovered_bytes"] == 0
+    assert "not covered" not in command("score", whole)[1]
 
 
 # -- many responses, files, checkpoints --------------------------------------------------------------------------------

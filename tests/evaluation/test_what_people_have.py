@@ -67,7 +67,8 @@ def test_what_a_causal_model_was_given(name, mask, save, command):
     expected.update(sequence_losses(token_scores(logits, ids, where=where)))
     assert evaluate(path, shift=True).meter == expected
     if "ids" in name:
-        words = "it must hold targets, or come with --targets or --targets-array; if these ids are the model's input, "
+        words = "it must hold targets, or come with --targets (targets=) or --targets-array (targets_array=); if these "
+        words += "ids are the model's input, "
         assert_refused(command("score", path), f"{path}: holds input ids and no targets; {words}add --shift")
     elif mask is not None:
         assert_refused(command("score", path), f"{path}: attention_mask[", "or come with --shift (shift=True)")
@@ -105,7 +106,9 @@ def test_documents_of_a_mask_are_told_apart_or_refused_without_an_index_to_ignor
 
 def test_models_are_compared_by_input_ids_or_without_targets(save):
     base, other = save("base", logits=LOGITS, input_ids=IDS), save("other", logits=LOGITS * 0.9)
-    with pytest.raises(ValueError, match=r"holds input ids and no targets; .*; for divergences alone, --no-shift$"):
+    with pytest.raises(
+        ValueError, match=r"holds input ids and no targets; .*; for divergences alone, --no-shift \(shift=False\)$"
+    ):
         compare_files(base, other)
     logits, ids, where = next_token(LOGITS, IDS, None)
     shifted, alone = (next(iter(compare_files(base, other, shift=shift).values())) for shift in (True, False))
@@ -135,7 +138,9 @@ def test_a_file_without_targets_says_what_it_holds(save, command):
     path = save(logits=LOGITS, **others)
     refused = command("score", path)
     assert_refused(
-        refused, f"{path}: holds no targets, but ", "; it must hold them, or come with --targets or --targets-"
+        refused,
+        f"{path}: holds no targets, but ",
+        "; it must hold them, or come with --targets (targets=) or --targets-",
     )
     names = refused[2].split("no targets, but ")[1].split(";")[0].split(", ")
     assert {*names} == {"logits", "input_ids"} | ({"y"} if path.suffix != ".zarr" else set())  # looks up known names
@@ -153,7 +158,7 @@ def test_targets_beside_scores_that_cannot_be_taken(tmp_path, command):
     assert_refused(refused, f"{ids}: holds float32 of the shape of targets; it must hold integers, to be class ids")
     np.save(ids, IDS)
     refused = command("score", scores, ids)
-    words = f"{ids}: holds int64 as targets do, and {scores} holds targets; it must come with --targets, to be taken"
+    words = f"{ids}: holds int64 as targets do, and {scores} holds targets; it must come with --targets (targets=), to "
     assert_refused(refused, words)
     assert evaluate(scores, ids).loss == evaluate(logits, ids).loss == evaluate([logits, ids]).loss
 

@@ -12,7 +12,8 @@ from arrays import assert_same_bits, fails
 from commands import at_most, run
 from files import LOGITS, TARGETS, assert_file_refused, read_rows, save_zarr
 
-from tokenloss.formats import open_scores
+from tokenloss import evaluate
+from tokenloss.formats import open_hidden_states, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files or names")
@@ -54,7 +55,9 @@ def pipe(tmp_path):
 def test_path_of_a_pipe(suffix, pipe, tmp_path):
     link = tmp_path / f"link.{suffix}"
     link.symlink_to(pipe)
-    assert_file_refused(link, "is no regular file; it must be one, since files are mapped")
+    assert_file_refused(
+        link, "is no regular file; it must be one, since files are read more than once: save first what a pipe gives"
+    )
     np.save(tmp_path / "scores.npy", LOGITS)
     assert_file_refused(tmp_path / "scores.npy", "is no regular file", targets=link)
 
@@ -76,7 +79,9 @@ def test_path_of_a_device(tmp_path):
 
 def test_path_of_stdin_and_empty_path(tmp_path):
     np.save(tmp_path / "scores.npy", LOGITS)
-    assert_file_refused("-", "is standard input; it must be the path of a file, since files are mapped")
+    assert_file_refused(
+        "-", "is standard input; it must be the path of a file, since files are read more than once: save first"
+    )
     assert_file_refused(tmp_path / "scores.npy", "is standard input", targets="-")
     with fails(ValueError, "'': names no file; it must be the path of a file"):
         open_scores("")
@@ -98,6 +103,32 @@ def test_targets_in_files_of_other_formats(tmp_path):
 def test_zarr_metadata_that_is_a_directory(name, tmp_path):
     (tmp_path / name).mkdir()
     assert_file_refused(tmp_path, "cannot be read: ")
+
+
+@pytest.mark.parametrize("address", ["https://host/a.npz", "s3://bucket/a.json", "hf://model/a.safetensors"])
+def test_an_address_is_to_be_downloaded_first(address):
+    assert_file_refused(address, "is an address; it must be a file: download it first")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".CSV", ".parquet", ".h5"])
+def test_a_table_is_to_be_saved_as_arrays(suffix, tmp_path):
+    (tmp_path / f"a{suffix}").write_bytes(b"a,b\n1,2\n")
+    assert_file_refused(tmp_path / f"a{suffix}", "must be saved as .npz: np.savez('scores.npz', logits=logits, targets")
+
+
+def test_arrays_of_other_names_are_read_by_these(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, scores=LOGITS, y=np.zeros(LOGITS.shape[:-1], int))
+    words = (
+        "holds scores, y; it must hold exactly one of logits, log_probs, probs, or come with the name of its array: "
+    )
+    assert_file_refused(
+        path, words + "--array (array=), of a base --base-array (base_array=); --targets-array (targets_"
+    )
+    assert evaluate(path, array="scores", targets_array="y").count == LOGITS[..., 0].size
+    hidden = "exactly one of hidden_states, hidden, or come with the name of its array: --hidden (hidden=); "
+    with pytest.raises(ValueError, match=re.escape(hidden)):
+        open_hidden_states(path, path)
 
 
 @POSIX

@@ -358,6 +358,10 @@ def test_lm_head_bias_is_added(shards, name, states, tmp_path, score_json, comma
     (model / "config.json").write_text('{"model_type": "t5", "d_model": 4}')
     refused = command("score", states, "--lm-head", model)
     assert_refused(refused, f"has {name}, and hidden states are scaled", "--logit-scale")
+    for config in {"model_type": "t5", "d_model": 4}, {"model_type": "minicpm", "dim_model_base": 8, "hidden_size": D}:
+        (model / "config.json").write_text(json.dumps(config))
+        found = score_json(states, "--lm-head", model, "--logit-scale", 0.5)  # which is of logits
+        assert found["loss"] == pytest.approx(loss_of(0.5 * (LOGITS + BIAS)), abs=1e-6)
 
 
 def test_config_that_cannot_be_read(states, tmp_path, command):

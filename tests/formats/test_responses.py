@@ -35,6 +35,7 @@ def test_prompts_have_the_losses_of_their_full_logits(name, read):
     reference = REFERENCES[name]
     n = len(response.ids)  # a BOS is not echoed
     assert response.is_prompt.all()
+    assert response.n_uncovered_bytes == 0
     assert np.flatnonzero(np.isnan(response.logprobs)).tolist() == [0]
     np.testing.assert_allclose(response.logprobs[1:], reference.logprobs[-n:][1:], rtol=0, atol=1e-5)
     is_known = response.ids >= 0

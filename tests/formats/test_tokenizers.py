@@ -227,12 +227,13 @@ def test_added_tokens_count_with_their_text_unless_they_are_special(tmp_path):
         {"id": 257, "content": "    ", "special": False},
         {"id": 258, "content": "né", "special": False},  # not in the alphabet of bytes
         {"id": 262, "content": "<mask>", "special": False, "lstrip": True},
+        {"id": 263, "content": "<sep>", "special": False, "rstrip": True},
     ]
     path = save_json(tmp_path, {"vocab": byte_vocab()}, BYTE_LEVEL, BYTE_LEVEL, added=added)
     tokenizer = open_tokenizer(path)
-    assert tokenizer.n_bytes[256:].tolist() == [0, 4, 3, 0, 0, 0, 0]
+    assert tokenizer.n_bytes[256:].tolist() == [0, 4, 3, 0, 0, 0, 0, 0]
     assert tokenizer.is_special.nonzero()[0].tolist() == [256]
-    assert tokenizer.unknown.nonzero()[0].tolist() == [259, 260, 261, 262]  # three ids that there are not
+    assert tokenizer.unknown.nonzero()[0].tolist() == [259, 260, 261, 262, 263]  # three ids that there are not
     # é is in the vocabulary as a byte: what an added é writes is not known
     added = [{"id": BYTE_IDS["é"], "content": "é", "special": False}]
     path = save_json(tmp_path, {"vocab": byte_vocab()}, BYTE_LEVEL, BYTE_LEVEL, added=added)
@@ -326,6 +327,46 @@ def test_space_of_a_prefix_is_taken_off_the_first_token_that_writes(tmp_path):
     assert [tokenizer.is_open(*first_of(text)) for text in texts] == [False] * 4 + [True, False, False]
 
 
+@pytest.mark.parametrize(("template", "restarts"), [("<s> $A", [0]), ("$A <s>", []), ("<s> $A <s>", [0])])
+def test_a_text_begins_anew_after_the_tokens_before_it_in_a_template(template, restarts, tmp_path):
+    path = save_json(
+        tmp_path, {"vocab": {"<s>": 0, "▁": 1, "a": 2}}, METASPACE, {**METASPACE, "prepend_scheme": "first"}
+    )
+    parts = [{"Sequence": {"id": "A"}} if one == "$A" else {"SpecialToken": {"id": one}} for one in template.split()]
+    processor = {"type": "TemplateProcessing", "single": parts, "special_tokens": {"<s>": {"id": "<s>", "ids": [0]}}}
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "post_processor": processor}), "utf-8")
+    assert open_tokenizer(path).restarts.nonzero()[0].tolist() == restarts
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_text_that_begins_after_a_special_token_may_begin_in_the_next_block(cut, tmp_path):
+    tokenizer = Tokenizer("words", Vocabulary({1: b"ab", 2: b"cd"}, special=frozenset([0])))
+    (tmp_path / "text.txt").write_text("ab\n cd")
+    ids, is_first = first_of([0, 1, 0, 2])  # [CLS] ab [CLS] cd, as one sequence
+    whole = AlignedText(str(tmp_path / "text.txt"), tokenizer).update(ids, is_first, "ids")
+    aligned = AlignedText(str(tmp_path / "text.txt"), tokenizer)
+    parts = [aligned.update(ids[part], is_first[part], "ids") for part in (slice(cut), slice(cut, None))]
+    aligned.end()
+    for starts, stops in whole, np.concatenate(parts, axis=1):
+        assert [*zip(starts.tolist(), stops.tolist(), strict=True)][1::2] == [(0, 2), (4, 6)]
+
+
+def protobuf(number, value):
+    """A field of a message: a number, or bytes."""
+    size = bytes([value]) if isinstance(value, int) else bytes([len(value)]) + value
+    return bytes([number << 3 | 2 * isinstance(value, bytes)]) + size
+
+
+def test_sentencepiece_with_some_bytes_writes_unknown_text(tmp_path):
+    """Only with all 256 bytes is every text known."""
+    pieces = [("<unk>", 2), ("▁", 1), ("a", 1), ("<0x41>", 6)]
+    data = b"".join(protobuf(1, protobuf(1, name.encode()) + protobuf(3, kind)) for name, kind in pieces)
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.n_bytes.tolist() == [0, 1, 1, 1]
+    assert (tokenizer.unknown.tolist(), tokenizer.is_special.any()) == ([True, False, False, False], False)
+
+
 def test_added_tokens_are_normalized_and_bytes_are_not_special(tmp_path):
     """A token that is looked for in the normalized text holds the space before it."""
     vocab = {piece: i for i, piece in enumerate([*ALL_BYTES, "▁", "b"])}
@@ -412,8 +453,11 @@ def test_models_whose_ids_are_shifted_are_refused(name, kind, tmp_path):
 
 
 def test_a_tokenizer_that_is_no_path_is_refused_by_name():
-    with pytest.raises(TypeError, match="tokenizer is 'int'; it must be a path"):
+    words = r"save a model's tokenizer with save_pretrained\(DIR\), and give DIR"
+    with pytest.raises(TypeError, match=f"tokenizer is 'int'; it must be a path: {words}"):
         token_bytes(5)
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory; {words}: 'gpt2'"):
+        token_bytes("gpt2")
 
 
 @pytest.mark.parametrize("name", ["a.tiktoken", "tokenizer.model"])

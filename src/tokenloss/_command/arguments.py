@@ -130,6 +130,8 @@ def make_parser() -> Parser:
     _add_compare(subcommands.add_parser("compare", usage=usage, description=_COMPARE))
     words = "Show the version, the instruction set in use and the number of threads."
     info = subcommands.add_parser("info", usage="tokenloss info [options]", description=words)
+    for command in subcommands.choices.values():
+        command.commands = subcommands.choices
     info.set_defaults(call=commands.info)
     of = _groups(info)
     _add_format(of["output"])

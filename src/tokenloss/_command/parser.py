@@ -11,13 +11,14 @@ import reprlib
 import shutil
 import sys
 import textwrap
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command.commands import InputError
 from tokenloss._core.files import exists
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import NoReturn
 
 _WIDTH = 100  # columns of help on a wide terminal
@@ -55,6 +56,7 @@ class Parser(argparse.ArgumentParser):
     Options are not abbreviated, so that a script means the same when there is a new option.
     """
 
+    commands: Mapping[str, Parser] = MappingProxyType({})  # all commands, by name
     files: argparse.Action | None = None  # what must be given; files may stand on both sides of an option
 
     def __init__(self, **options: Any) -> None:
@@ -83,8 +85,11 @@ class Parser(argparse.ArgumentParser):
         setattr(namespace, self.files.dest, [*getattr(namespace, self.files.dest), *more])
 
     def _nearest_option(self, text: str) -> str:
-        """Suggest an option: one that takes this word as its value, begins with it, or is spelled much like it."""
+        """Suggest an option: of another command, of this value, or that begins with a word or is spelled like it."""
         word = text.partition("=")[0].lstrip("-")
+        for command in self.commands.values():
+            if text.startswith("--") and f"--{word}" in command._option_string_actions:
+                return f"; it is one of {command.prog}"
         names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
         chosen = [one for one in self._actions if one.option_strings and word in (one.choices or ())]
         near = [f"{one.option_strings[0]} {word}" for one in chosen]

@@ -77,11 +77,11 @@ def refuse_content(name: str, value: Any, fits: str = "a path") -> None:
         raise_error("type", name=name, got=f"{value[:16]}...", fits=fits)
 
 
-def as_path(name: str, value: Any) -> str:
+def as_path(name: str, value: Any, fits: str = "a path") -> str:
     """Turn a path into text."""
     refuse_content(name, value)
     if not isinstance(value, str | os.PathLike):
-        raise_error("type", name=name, got=type(value).__name__, fits="a path")
+        raise_error("type", name=name, got=type(value).__name__, fits=fits)
     if not os.fspath(value):
         raise_error("empty", name=name, fits="a path")
     return os.fspath(value)

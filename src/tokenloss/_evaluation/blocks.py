@@ -224,7 +224,9 @@ def _checked(name: str, values: Any, before: BlockTotal) -> _Block:
     if not isinstance(values, tuple | list) or not 2 <= len(values) <= 4:
         got = type(values).__name__ + (f" of {len(values)}" if isinstance(values, tuple | list) else "")
         fits = "(logits, targets[, where[, segment_ids]])"
-        if isinstance(values, Mapping):  # a model's output is one, too
+        if not isinstance(values, Mapping):
+            fits += "; a single block is [(logits, targets)]"
+        else:  # a model's output is one, too
             fits += ", as (output.logits, ids, mask > 0)" if hasattr(values, "logits") else " of its values"
         raise_error("type", name=name, got=got, fits=fits)
     with with_file_names(name):

@@ -37,7 +37,8 @@ def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> Non
     slack = UNNORMALIZED if itemsize > 2 else UNNORMALIZED_HALF
     wrong = logsumexps[(logsumexps > slack) | (logsumexps < (-np.inf if is_believed else -slack))]  # nan is not
     if wrong.size:
-        fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? --kind log_probs takes what is cut"
+        fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? --kind log_probs (kind='log_probs') "
+        fits += "takes what is cut"
         raise_error("unnormalized", name="log_probs", got=wrong[0], fits=fits)
 
 
@@ -56,7 +57,8 @@ def check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) 
     rows = rows[rows.any(-1) & ~np.isnan(rows).any(-1)]  # rows of zeros or with nan may be of any kind
     if file.kind == "logits" and option and rows.size > len(rows) and _are_distributions(rows).all():
         got = "looks like probabilities, since rows add up to 1"
-        fits = f"come with {option} probs, and --array if it has a name, or with {option} logits if it holds logits"
+        probs, logits = (f"{option} {kind} ({option[2:].replace('-', '_')}='{kind}')" for kind in ("probs", "logits"))
+        fits = f"come with {probs} and its array's name, or with {logits} if it holds logits"
         raise_error("content", path=file.path, got=got, fits=fits)
     return len(rows) > 0 or max_rows == 0
 

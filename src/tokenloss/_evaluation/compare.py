@@ -64,7 +64,7 @@ def compare_sides(
     if shards[0].target_type == "none":
         for output in outputs:
             if output.top_k and output._needs_targets:
-                got, fits = "holds no targets", f"hold them for {output._name}, or come with --targets"
+                got, fits = "holds no targets", f"hold them for {output._name}, or come with --targets (targets=)"
                 raise_error("content", path=shards[0].path, got=got, fits=fits)
     classes = min(side[0].shape[-1] for side in (base, *others))
     top_k = min(max((output.top_k for output in outputs), default=0), options.classes or classes, classes)

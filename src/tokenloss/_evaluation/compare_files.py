@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._core.arguments import as_path, as_paths, is_given
+from tokenloss._core.arguments import as_paths, is_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import identity
 from tokenloss._core.text import printable, title
@@ -52,7 +52,7 @@ _REASONS = {
 
 def compare_files(
     base: _Paths,
-    others: _Path | Mapping[str, _Paths],
+    others: _Paths | Mapping[str, _Paths],
     targets: _Paths = (),
     *,
     segment_ids: _Paths = (),
@@ -102,8 +102,9 @@ def compare_files(
         states. Or a pattern of their names, or their directory. Or one file of responses, as
         `tokenloss.formats.open_responses` reads them, or of samples; or the folder of a model's samples, as
         lm-evaluation-harness writes it (``--output_path``). Or the file of a trainer's log-probabilities.
-    others : path, or mapping of names to a path or paths
-        The candidates. Each has as many shards as the base, of the same rows in the same order; responses to the same
+    others : path or paths, or mapping of names to a path or paths
+        The candidates; one without a name has its path. Each has as many shards as the base, of the same rows in the
+        same order (shards come with a name, or as a pattern or directory); responses to the same
         requests; or samples of the same task, or of tasks of the same names. Responses may be compared with scores.
         Or the one file of the engine that sampled. Two candidates have no file in common, unless they have different
         heads.
@@ -369,8 +370,11 @@ def _refuse_twins(base: list[str], models: dict[str, list[str]], noise: Any, lm_
 def _candidates(others: Any) -> dict[str, list[str]]:
     """The paths that were given for each candidate, by its name."""
     if not isinstance(others, Mapping):
-        path = as_path("others", others)
-        return {path: [path]}
+        paths = as_paths("others", others)
+        for path in paths:
+            if paths.count(path) > 1:
+                raise_error("option", name="others", got=path, fits="given once, or with a name of its own")
+        others = {path: path for path in paths}
     for name in others:
         if not isinstance(name, str):
             raise_error("type", name="a name of others", got=name, fits="text")

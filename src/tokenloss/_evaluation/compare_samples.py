@@ -12,6 +12,7 @@ from tokenloss._comparison.sample_metrics import metrics_of, paired
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._core.arguments import refuse_given
 from tokenloss._core.errors import raise_error
+from tokenloss._core.files import exists, files_of
 from tokenloss._evaluation.options import single
 from tokenloss.formats.sample_folders import SamplesFolder, is_samples_folder, open_samples_folder
 from tokenloss.formats.samples import read_samples
@@ -50,7 +51,9 @@ def compare_samples(
         else:
             file, folder = (path, other) if isinstance(sides[0], str) else (other, path)
             got = f"is no folder with samples, as {folder} is"
-            fits = "be one: files such as samples_TASK.jsonl, by --log_samples"
+            if not exists(file) or not files_of(file):
+                got = "is empty" if exists(file) else "does not exist"
+            fits = "be a folder of files such as samples_TASK.jsonl, by --log_samples"
             raise_error("content", path=file, got=got, fits=fits)
         if margin is not None and all(metric.equivalence_p is None for metric in comparison.metrics):
             got, fits = "holds no metric between 0 and 1", "hold one where a margin is given"

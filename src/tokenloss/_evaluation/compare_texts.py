@@ -243,7 +243,7 @@ def _side(letter: str, paths: Any, name: Any, tokenizer: Any, targets: list[str]
     files = resolved(given, are_scores=True)
     for path in filter(is_responses, files):
         raise_error("content", path=path, got="holds responses", fits="hold scores, where models are compared by text")
-    opened = open_tokenizer(as_path(f"tokenizer_{letter}", tokenizer))
+    opened = open_tokenizer(tokenizer, f"tokenizer_{letter}")
     inputs = Inputs(files, targets, segment_ids, tokenizer=opened.path)
     return _Side(name or title(given), inputs, opened, inputs.by_identity())
 

@@ -249,7 +249,7 @@ def evaluate(
     )
     if tokenizer is not None and (not isinstance(of_bytes, int) or of_bytes):
         raise_error("together", name="tokenizer", got="n_bytes")
-    opened = None if tokenizer is None else _opened(as_path("tokenizer", tokenizer), text is not None)
+    opened = None if tokenizer is None else _opened(tokenizer, text is not None)
     refuse_given({} if text else {"words": words if words != "whitespace" else None}, "left out without text")
     of_hidden = {"hidden": hidden, "logit_scale": scale, "softcap": cap}
     if head is None:
@@ -330,12 +330,12 @@ def _checked_windows(window: Any, stride: Any, shift: bool | None, segment_ids: 
     return window, check_integer("stride", stride, fits, least=1, most=window)
 
 
-def _opened(path: str, has_text: bool) -> Tokenizer:
+def _opened(path: str | os.PathLike[str], has_text: bool) -> Tokenizer:
     """A tokenizer, of which bytes of tokens can be told, with a text or without."""
     tokenizer = open_tokenizer(path)
     if tokenizer.drops_spaces and not has_text:
         got = "drops the white space between tokens or changes a text, so that only the text tells their bytes"
-        raise_error("content", path=tokenizer.path, got=got, fits="come with text (--text), or be left out")
+        raise_error("content", path=tokenizer.path, got=got, fits="come with --text (text=), or be left out")
     return tokenizer
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokenloss._core.arguments import as_path
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import exists, files_of, identity, links_in
+from tokenloss._core.text import printable
 from tokenloss._core.validation import check_integer
 from tokenloss.formats.lm_head import lm_head_files
 from tokenloss.formats.readers import is_scores
@@ -114,12 +115,14 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
             matches = [*filter(is_scores, files)] or [*filter(is_responses, files)]
             if not matches:
                 got, fits = "is a directory without files of scores or of responses", "hold some"
+                if not any(Path(pattern).iterdir()):
+                    got, fits = "is empty", "hold files of scores, of responses or of samples"
                 if is_samples_folder(pattern):
                     got = "holds samples of lm-evaluation-harness"
                     fits = "hold scores or responses; two models' samples are compared: tokenloss compare A B"
                 raise_error("content", path=pattern, got=got, fits=fits)
         if not matches:
-            raise_error("content", path=pattern, got="matches no file", fits="match one or more")
+            raise ValueError(printable(f"{pattern}: matches no file"))
         paths += matches
     return paths
 

@@ -37,6 +37,7 @@ _FIRST_TARGETS = 1024  # of two files are compared
 _MIN_TARGETS = 8  # different ones; fewer may be the same in two parts of a text by chance
 LEFT_OUT = -1  # in place of targets where there are none
 _MOST_MAPS = 64  # that the open files of all models may have: each needs a file descriptor
+_TARGETS = "--targets (targets=) or --targets-array (targets_array=)"  # in messages
 _MOST_LOADED = 64 << 20  # bytes that arrays of these files may need in memory, such as those of compressed files
 
 
@@ -272,11 +273,13 @@ def _is_file_of_class_ids(path: str, scores_path: str, options: Options) -> bool
     if scores.targets is not None:
         if is_integer and array.shape == batch:
             got = f"holds {array.dtype} as targets do, and {scores_path} holds targets"
-            raise_error("content", path=path, got=got, fits="come with --targets, to be taken in their place")
+            raise_error(
+                "content", path=path, got=got, fits="come with --targets (targets=), to be taken in their place"
+            )
         return False
     if array.dtype.kind in "iub" and array.shape == scores.shape:
         got = f"holds {array.dtype} of the shape of {scores.kind}"
-        raise_error("content", path=path, got=got, fits="come with --targets to be distributions")
+        raise_error("content", path=path, got=got, fits="come with --targets (targets=) to be distributions")
     if array.dtype.kind == "f" and array.shape == batch:
         got = f"holds {array.dtype} of the shape of targets"
         raise_error("content", path=path, got=got, fits="hold integers, to be class ids: save it with .astype(int)")
@@ -415,8 +418,10 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
         held = [(file.path, file.input_ids) for file in files if file.input_ids is not None]
         is_needed = not shard.others or options.shift is not False  # else ids alone tell that texts are the same
         if held and is_needed and not options.shift:
-            fits = "hold targets, or come with --targets or --targets-array; if these ids are the model's input, add "
-            fits += "--shift (shift=True)" + ("; for divergences alone, --no-shift" if shard.others else "")
+            fits = (
+                f"hold targets, or come with {_TARGETS}; if these ids are the model's input, add --shift (shift=True)"
+            )
+            fits += "; for divergences alone, --no-shift (shift=False)" if shard.others else ""
             raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
     if not held and shard.others and not options.shift:
         return None
@@ -432,9 +437,9 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
 
 def refuse_without_targets(path: str, names: Sequence[str] = ()) -> NoReturn:
     """Raise that a file, with arrays of these names, holds no targets."""
-    got, fits = "holds no targets", "hold them, or come with --targets"
+    got, fits = "holds no targets", "hold them, or come with --targets (targets=)"
     if len(names) > 1:
-        got, fits = f"{got}, but {', '.join(names)}", f"{fits} or --targets-array"
+        got, fits = f"{got}, but {', '.join(names)}", f"hold them, or come with {_TARGETS}"
     raise_error("content", path=path, got=got, fits=fits)
 
 

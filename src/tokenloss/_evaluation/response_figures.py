@@ -51,6 +51,7 @@ class ResponseFigures(NamedTuple):
     n_sentinels: int  # tokens
     n_greedy_known: int  # tokens that are known to be greedy or not
     n_short_lists: int
+    n_uncovered_bytes: int  # of their texts, in no token
     rounding: Rounding
     failed: list[Failed]
     sources: Sources  # of each sequence that has a token to score

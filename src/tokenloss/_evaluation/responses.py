@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.score import _Sink
     from tokenloss.formats.responses import Response
 
+_COUNTS = (
+    "n_responses", "n_without_number", "n_sentinels", "n_greedy_known", "n_short_lists", "n_uncovered_bytes",
+)  # fmt: skip
 _BLOCK_ENTRIES = 1 << 16  # tokens and alternatives of short responses that are scored together
 
 
@@ -75,7 +78,7 @@ def score_responses(
     collector, highest = SequenceCollector(RowSequences((0,)), ()), TopLosses(options.top)
     # of tokens: without a number, sentinels, known to be greedy or not, of an infinite loss
     counts, greedy = np.zeros(4, np.int64), LossMeter()
-    rounding, sources, n_responses, n_short_lists = Rounding(), [], 0, 0
+    rounding, sources, n_responses, n_short_lists, n_uncovered = Rounding(), [], 0, 0, 0
     for responses in _gathered(file):
         block = columns_of_responses(responses, top_k)
         numbers, mask = block["numbers"] + n_responses, block["kept"]
@@ -91,6 +94,7 @@ def score_responses(
         rounding += Rounding.of(block["logprobs"][mask])
         sources.append(_sources(responses, block))
         n_short_lists += sum(response.n_short_lists for response in responses)
+        n_uncovered += sum(response.n_uncovered_bytes for response in responses)
         n_responses += len(responses)
         if sink:
             known, is_prompt = block["is_greedy_known"], block["is_prompt"]
@@ -101,8 +105,8 @@ def score_responses(
     meter, sequences, _ = collector.result()
     n_without_number, n_sentinels, n_greedy_known, n_infinite = counts.tolist()
     figures = ResponseFigures(
-        file.dialect, file.part, n_responses, n_without_number, n_sentinels, n_greedy_known, n_short_lists, rounding,
-        list(file.failed), Sources.concatenated(sources),
+        file.dialect, file.part, n_responses, n_without_number, n_sentinels, n_greedy_known, n_short_lists,
+        n_uncovered, rounding, list(file.failed), Sources.concatenated(sources),
     )  # fmt: skip
     return ShardResult(
         meter,
@@ -259,10 +263,7 @@ def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
 def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> dict[str, Any]:
     """Figures of all files of responses together."""
     files = [result.responses for result in results if result.responses]
-    totals = {
-        name: sum(getattr(figures, name) for figures in files)
-        for name in ("n_responses", "n_without_number", "n_sentinels", "n_greedy_known", "n_short_lists")
-    }
+    totals = {name: sum(getattr(figures, name) for figures in files) for name in _COUNTS}
     failed = [
         {"file": path, "line": entry.line, "custom_id": entry.custom_id, "reason": entry.reason}
         for path, figures in zip(paths, files, strict=True)

@@ -111,6 +111,10 @@ def _rows(summary: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
             summary.get("n_short_lists"), "short lists", f"{summary.get('n_short_lists', 0):,}",
             "lists lost tokens, since two of them have the same text",
         ),
+        (
+            summary.get("n_uncovered_bytes"), "not covered", count_of(summary.get("n_uncovered_bytes", 0), "byte"),
+            "of the text are in no token that the server listed; no figure is of them",
+        ),
         (summary["seconds"] >= 1, "time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
     ]  # fmt: skip
     return [(*row,) for is_shown, *row in rows if is_shown]

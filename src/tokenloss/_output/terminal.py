@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "markdown", "csv", "json")
 
+_PIECES = 1 << 16  # of JSON that are printed at once: a text may have a million sequences
 _MIN_TEXT_WIDTH = 16  # letters, beyond which text is folded on a narrow terminal
 
 
@@ -31,7 +33,10 @@ def print_as(form: str, shown: Callable[[], Shown], figures: Callable[[], Any], 
     elif form == "csv":
         print(as_csv(columns()), end="")
     else:
-        print(json.dumps(figures(), indent=2, allow_nan=False))
+        pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(figures())
+        while text := "".join(itertools.islice(pieces, _PIECES)):
+            print(text, end="")
+        print()
 
 
 def show(shown: Shown) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,12 +12,14 @@ import numpy as np
 
 from tokenloss._core._core import FLOAT_DTYPES
 from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.files import exists
 from tokenloss._core.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
+_ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 MOST_AXES = 64  # of an array of NumPy
 MEMORY_LIMIT = 16 << 20  # bytes in memory at once that any file may need, however small it is
 _MAX_EXPANSION = 1000  # bytes in memory for each stored byte: real data never expand to more
@@ -28,12 +31,16 @@ def open_regular(path: str) -> BinaryIO:
     """Open a regular file to read: no directory, no device, which may never end, and no pipe, which may block."""
     if path in ("", "-"):
         got = "is standard input" if path else "names no file"
-        raise_error("content", path=path or "''", got=got, fits="be the path of a file, since files are mapped")
+        fits = "be the path of a file, since files are read more than once: save first what a program writes"
+        raise_error("content", path=path or "''", got=got, fits=fits)
+    if _ADDRESS.match(path) and not exists(path):
+        raise_error("content", path=path, got="is an address", fits="be a file: download it first")
     with library_errors(path):
         file = open(path, "rb", opener=_nonblocking_opener)  # noqa: SIM115 -- it is returned open, and the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise_error("content", path=path, got="is no regular file", fits="be one, since files are mapped")
+        fits = "be one, since files are read more than once: save first what a pipe gives"
+        raise_error("content", path=path, got="is no regular file", fits=fits)
     return file
 
 

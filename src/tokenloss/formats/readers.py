@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS = (npy.FORMAT, npz.FORMAT, safetensors.FORMAT, zarr.FORMAT, llama_cpp.FORMAT)
 _BY_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
+_TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".h5", ".hdf5", ".mat")
 _PICKLE = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))  # the first bytes of a pickle
 _MOST_MAGIC = max(len(one.magic) for one in FORMATS)
 _JSON = re.compile(rb'\s*(\[\s*)?(\{\s*("|$)|\{?$)')  # the first bytes of objects, or of a list of them
@@ -153,6 +154,9 @@ def format_of(path: str) -> Format:
     if by_suffix is None and start and _JSON.match(start):
         got, fits = "is JSON by its first bytes", "have a name that ends in .json or .jsonl, if it holds responses"
         raise_error("content", path=path, got=got, fits=fits)
+    if by_suffix is None and Path(path).suffix.lower() in _TABLES:
+        fits = "be saved as .npz: np.savez('scores.npz', logits=logits, targets=targets)"
+        raise_error("content", path=path, got="is a table or a file of another program", fits=fits)
     if by_suffix is None:
         fits = f"be {FILES}; or one of responses (.json, .jsonl)"
         raise_error("content", path=path, got="is no file of scores", fits=fits)

@@ -200,6 +200,10 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
         fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds) if array is None else repr(array)
         if array is None and kind is None and not fitting and any("top_" in name or "topk" in name for name in names):
             fits += "; of lists of likely tokens, see topk_divergence_bound"
+        elif array is None and not fitting:
+            of_scores = "--array (array=), of a base --base-array (base_array=)"
+            of_scores = "--hidden (hidden=)" if kind in HIDDEN_NAMES else of_scores
+            fits += f", or come with the name of its array: {of_scores}; --targets-array (targets_array=) names targets"
         raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {fits}")
     name = fitting[0]
     return name, kind or (name if name in KINDS else "logits")

@@ -54,6 +54,7 @@ class Tokens:
     is_keyed: bool = False  # lists are objects by text, so that one class may take the place of another
     is_added: bool = False  # an object of the k likeliest classes gets the token itself in addition, if it is not there
     is_exact: bool = False  # each list is the most likely classes, and does not get the token itself in addition
+    own_text: str | None = None  # of the response, which the tokens should make
     span: slice = dataclasses.field(default_factory=lambda: slice(None))
 
     def __len__(self) -> int:
@@ -67,6 +68,21 @@ class Tokens:
     def part(self, start: int | None, stop: int | None) -> Tokens:
         """Some of the tokens."""
         return Tokens(**{**vars(self), "span": slice(start, stop)})
+
+
+def n_uncovered_bytes(parts: Sequence[Tokens]) -> int:
+    """Bytes of a response's own text that are in no token of its parts, as far as that is known."""
+    own = next((tokens.own_text for tokens in parts if tokens.own_text is not None), None)
+    texts = [text for tokens in parts for text in tokens.texts[tokens.span]]
+    if own is None or None in texts or (joined := "".join(filter(None, texts))) == own:
+        return 0
+    sizes = [size for tokens in parts for size in tokens.lengths[tokens.span]]
+    if min(sizes, default=0) >= 0:
+        return max(0, len(own.encode()) - sum(sizes))
+    if "" in texts or _RAW.search(joined):
+        return 0
+    own, joined = ("".join(text.split()) for text in (own, joined))  # some servers take blanks off tokens
+    return max(0, len(own.encode()) - len(joined.encode()))
 
 
 _MISSING: dict[str, Any] = {"top_tokens": None, "top_ids": -1, "top_logprobs": math.nan}  # where others list more

@@ -145,6 +145,7 @@ def _content(value: Any, field: str, place: Place, own_text: str | None, ids: li
         lengths(texts, spelled, own_text), Tops(*tops), ranks if entries and all(ranks) else None,
         is_keyed=all(spelling is None for spelling in spelled),
         is_exact=all("id" in entry for entry in entries),  # of llama.cpp
+        own_text=own_text,
     )  # fmt: skip
 
 
@@ -216,7 +217,7 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
         ids if ids is not None and len(ids) == n else own_ids, logprobs, lengths(texts, None, own_text),
-        Tops(*tops), is_keyed=True, is_added=True,
+        Tops(*tops), is_keyed=True, is_added=True, own_text=own_text,
     )  # fmt: skip
 
 
@@ -310,7 +311,7 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
         n_bytes = [-1] * len(texts)  # the blank that a token starts with is lost with some tokenizers
     return Tokens(
         place, f"{field}[{{i}}][0]", f"meta_info.{side}_top_logprobs[{{i}}][{{j}}][0]", texts, ids, logprobs, n_bytes,
-        tops, is_exact=True,
+        tops, is_exact=True, own_text=own_text,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss.formats.records import is_stream
-from tokenloss.formats.responses.columns import columns, join
+from tokenloss.formats.responses.columns import columns, join, n_uncovered_bytes
 from tokenloss.formats.responses.dialects import failure, read
 from tokenloss.formats.responses.fields import Place
 from tokenloss.formats.responses.prompts import proves_own_first
@@ -70,6 +70,8 @@ class Response:
     n_short_lists : int
         Number of positions whose list may have lost classes, since those of the same text, above all parts of
         characters, fall together where a list is an object by text. These positions have no most likely classes.
+    n_uncovered_bytes : int
+        Bytes of the response's text that are in no token that the server listed, as far as that is known.
 
     Examples
     --------
@@ -106,6 +108,7 @@ class Response:
     top_ids: IntArray
     top_logprobs: Float64Array
     n_short_lists: int = 0
+    n_uncovered_bytes: int = 0
 
     def __repr__(self) -> str:
         """Show what it is of."""
@@ -191,7 +194,8 @@ class ResponsesFile:
                 if self.part == "all" and not choice.is_repeated:
                     has_prompts = _check_prompt(choice, has_prompts, place)
                 has_number = has_number or any(tokens.has_number() for _, tokens in parts)
-                yield _response(place.line, choice.number, custom_id, parts)
+                n_uncovered = n_uncovered_bytes([*choice.parts.values()])
+                yield _response(place.line, choice.number, custom_id, parts, n_uncovered)
         if not (has_number or has_failed or self._is_one_of_several):
             refuse_without_number(self.path, self.part)
 
@@ -200,7 +204,7 @@ class ResponsesFile:
         parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
         prompt = parts.get("prompt")
         if "all" in parts and self.part != "all":
-            fits = "come with prompt_token_ids or usage, or be read whole (--part all)"
+            fits = "come with prompt_token_ids or usage, or be read whole (--part all, part='all')"
             place.refuse("nothing tells where the echoed prompt ends", fits)
         if self.part == "all":
             if choice.is_repeated:
@@ -212,7 +216,7 @@ class ResponsesFile:
             if choice.is_repeated:
                 return []
             if prompt is None or not (prompt.has_number() or len(prompt) == 1):
-                place.refuse(_IGNORED, "hold some, or be left out (--part generated)")
+                place.refuse(_IGNORED, "hold some, or be left out (--part generated, part='generated')")
             return [("prompt", prompt)]
         if self._is_default and prompt is not None and prompt.has_number():
             place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
@@ -252,10 +256,13 @@ def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> boo
     return False
 
 
-def _response(line: int, choice: int, custom_id: str | None, parts: list[tuple[str, Tokens]]) -> Response:
+def _response(
+    line: int, choice: int, custom_id: str | None, parts: list[tuple[str, Tokens]], n_uncovered: int
+) -> Response:
     """The response of these parts."""
     arrays: Any = join([columns(tokens, is_prompt=name != "generated") for name, tokens in parts])
-    return Response(line, choice, custom_id, n_short_lists=int(np.count_nonzero(arrays.pop("is_lost"))), **arrays)
+    n_short_lists = int(np.count_nonzero(arrays.pop("is_lost")))
+    return Response(line, choice, custom_id, **arrays, n_short_lists=n_short_lists, n_uncovered_bytes=n_uncovered)
 
 
 def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:

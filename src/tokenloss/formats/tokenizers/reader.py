@@ -23,6 +23,7 @@ _MOST_IDS = 1 << 21
 _NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model", "*.tiktoken", "vocab.json")  # the first counts
 _RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")  # begins a list of ranks
 _CONFIG = "tokenizer_config.json"
+_SAVE = "save a model's tokenizer with save_pretrained(DIR), and give DIR"
 # models of SentencePiece whose ids are others in Hugging Face's tokenizers, by the name of the file or the class
 _SHIFTED = ("sentencepiece.bpe.model", "source.spm", "target.spm")
 _SHIFTING = (
@@ -90,16 +91,19 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
     >>> print(f"{nll.sum() / np.log(2) / n_bytes[ids].sum():.4f} bits per byte")
     0.6492 bits per byte
     """
-    return open_tokenizer(as_path("tokenizer", tokenizer)).n_bytes.copy()
+    return open_tokenizer(tokenizer).n_bytes.copy()
 
 
-def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+def open_tokenizer(path: str | os.PathLike[str], argument: str = "tokenizer") -> Tokenizer:
     """Read the file of a tokenizer, or the one in the folder of a model."""
-    name = os.fspath(path)
+    name = as_path(argument, path, f"a path: {_SAVE}")
     if Path(name).is_dir():
         name = _in_folder(name)
-    with open_regular(name) as file:
-        data = file.read(_MOST_BYTES + 1)
+    try:
+        with open_regular(name) as file:
+            data = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, f"{error.strerror}; {_SAVE}", name) from error
     if len(data) > _MOST_BYTES:
         raise_error("content", path=name, got=f"has more than {_MOST_BYTES >> 20} MB", fits="be a tokenizer's own file")
     with library_errors(name):
