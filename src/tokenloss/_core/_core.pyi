@@ -143,7 +143,7 @@ class Softmax(LogSumExpJob):
 class CrossEntropy(LogSumExpJob):
     def __init__(
         self, scores: Scores, positions: Positions, numbers: _Floats | None, options: tuple[float, ...],
-        grad: _Array | None = None, grad_dtype: int = 0, is_mean_grad: bool = False,
+        is_mean: bool = False, grad: _Array | None = None, grad_dtype: int = 0,
     ) -> None: ...  # fmt: skip
 
 @final

@@ -370,6 +370,13 @@ cdef class Positions:
         """The number of unmasked rows."""
         return self.count(NULL)
 
+    cdef double mean_class_weight(self) except? -1:
+        """The mean weight of the unmasked class ids, themselves weighed by their rows: what z-loss is scaled by."""
+        cdef Positions unweighted = Positions(
+            self.batch, self.classes, self.name, self.targets, self.targets_view.dtype, -1,
+            self.ignored if self.has_ignored else None, self.mask, None, 0, self.sample_weight)
+        return self.mean_divisor() / unweighted.mean_divisor()
+
     cdef double mean_divisor(self) except? -1:
         """The divisor of the mean loss: the weights of class ids and rows, or the number of unmasked rows."""
         cdef tl_superacc weights

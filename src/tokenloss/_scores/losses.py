@@ -289,7 +289,8 @@ def cross_entropy(
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
+        it as without them.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
@@ -327,10 +328,11 @@ def cross_entropy(
     -----
     Options follow ``torch.nn.functional.cross_entropy``: the mass of a class is its weight times
     ``(1 - label_smoothing) * target + label_smoothing / V``. `z_loss` is that of PaLM (Chowdhery et al.,
-    arXiv:2204.02311), `softcap` that of Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in float64. Each
-    loss is within 2e-7 nats of the exact value for the given logits (float64: 4e-15, relative to the larger of 1, the
-    logsumexp and the loss), and small losses have a relative error below 1e-6. A row with nan or +inf, or of -inf
-    alone, has loss nan, whatever its targets are.
+    arXiv:2204.02311): class weights leave it out, as in Liger Kernel, so that the scale of `weight` does not matter to
+    a mean, and `sample_weight` multiplies it, as in T5X. `softcap` is that of Gemma 2 (arXiv:2408.00118); scaled or
+    capped rows are computed in float64. Each loss is within 2e-7 nats of the exact value for the given logits (float64:
+    4e-15, relative to the larger of 1, the logsumexp and the loss), and small losses have a relative error below 1e-6.
+    A row with nan or +inf, or of -inf alone, has loss nan, whatever its targets are.
 
     Examples
     --------
@@ -357,7 +359,7 @@ def cross_entropy(
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     options = loss_options(label_smoothing, z_loss, logit_scale, softcap)
     losses = jobs.new_losses(reduction, scores.batch)
-    job = _core.CrossEntropy(scores, positions, losses, options)
+    job = _core.CrossEntropy(scores, positions, losses, options, reduction == "mean")
     return jobs.run_and_reduce(job, losses, reduction, workers)
 
 
@@ -438,7 +440,8 @@ def cross_entropy_and_grad(
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
+        it as without them.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
@@ -495,5 +498,5 @@ def cross_entropy_and_grad(
     inputs["where"] = positions.mask
     gradient, view, code = output_like(scores.name, scores.array, scores.dtype, out, inputs)
     jobs.check_targets(positions, scores)  # before anything is written
-    job = _core.CrossEntropy(scores, positions, losses, options, view, code, reduction == "mean")
+    job = _core.CrossEntropy(scores, positions, losses, options, reduction == "mean", view, code)
     return jobs.run_and_reduce(job, losses, reduction, workers), gradient
