@@ -340,6 +340,30 @@ def test_label_smoothing_z_loss_logit_scale_softcap_that_is_no_number(function, 
             function(np.ones((1, 3)), [0], **{name: None})
 
 
+@pytest.mark.parametrize("value", [True, False, np.True_, np.array(True)], ids=repr)
+def test_bools_are_no_numbers(value):
+    """True would be the number 1: a boolean where a number belongs is a mistake."""
+    logits, ids = np.zeros((2, 3)), [0, 1]
+    for name in ("axis", "ignore_index", "label_smoothing", "z_loss", "logit_scale", "softcap", "workers"):
+        with fails(TypeError, f"{name} is {value!r}", "must be"):
+            cross_entropy(logits, ids, **{name: value})
+    nll = np.ones(2)
+    for function in (
+        lambda: cross_entropy_loss(ids, logits, epsilon=value),
+        lambda: tokenloss.token_scores(logits, ids, top_k=value),
+        lambda: tokenloss.compare(logits, logits, ids, classes=value),
+        lambda: tokenloss.draft_acceptance(logits, logits, temperature=value),
+        lambda: tokenloss.draft_acceptance(logits, logits, cost_ratio=value),
+        lambda: tokenloss.LossMeter().update(nll, n_bytes=value),
+        lambda: tokenloss.LossMeter().update(nll, n_words=value),
+        lambda: list(tokenloss.windows(100, value, 10)),
+        lambda: tokenloss.compare(logits, logits, ids).check(max_kl=value),
+        lambda: tokenloss.evaluate([(logits, ids)], shift=False).check(max_loss=value),
+    ):
+        with fails((TypeError, ValueError), f"is {value!r}", "must be"):
+            function()
+
+
 @functions
 @each_options
 def test_wrong_targets_and_weight_with_label_smoothing_z_loss_logit_scale_softcap(function, options):

@@ -207,7 +207,8 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
 def check_integer(name: str, value: Any, fits: str, least: int | None = None, most: int | None = None) -> int:
     """An integer from `least` to `most`, as a Python int."""
     try:
-        number = operator.index(value)
+        number = operator.index(index)
+    index: Any = None if isinstance(value, bool) else value  # True would be 1
     except TypeError:
         raise_error("type", name=name, got=value, fits=fits)
     if (least is not None and number < least) or (most is not None and number > most):
@@ -253,7 +254,7 @@ def check_number(name: str, value: Any, fits: str, *, most: float = _LARGEST, po
     if type(value) is float and (0 < value <= most or (value == 0 and not positive)):  # nearly always, and faster
         return value
     scalar = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
-    if not isinstance(scalar, numbers.Real):
+    if not isinstance(scalar, numbers.Real) or isinstance(scalar, bool):  # True would be 1
         raise_error("type", name=name, got=value, fits=fits)
     try:
         result = float(scalar)
