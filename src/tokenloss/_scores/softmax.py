@@ -62,6 +62,12 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
     log_softmax : Its logarithm.
 
     Examples
+    Notes
+    -----
+    Each probability is within a relative 5e-7 of the exact value (4 units of 2^-23; 5e-45 where that is subnormal).
+    For float64 the relative error is at most 5e-15 times the largest of 1, the logsumexp and ``-log(probability)``. In
+    half precision the result is then rounded once more.
+
     --------
     >>> from tokenloss import softmax
     >>> softmax([[2.0, 1.0, 0.0]]).round(4)
@@ -117,6 +123,12 @@ def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers:
 
     Examples
     --------
+    Notes
+    -----
+    Each log-probability is within 2e-7 nats of the exact value, times its own size where that is above 1; for float64,
+    within 5e-15 times the largest of 1, the logsumexp and that size. In half precision the result is then rounded once
+    more. Near 0, `cross_entropy` and `class_log_probs` also keep the relative precision.
+
     >>> from tokenloss import log_softmax
     >>> log_softmax([[2.0, 1.0, 0.0]]).round(4)
     array([[-0.4076, -1.4076, -2.4076]])
