@@ -19,6 +19,7 @@ from tokenloss._core.dtypes import (
     as_array,
     as_float_array,
     dtype_name,
+    order_advice,
     is_integer,
     refuse_container,
     without_bfloat16,
@@ -99,6 +100,8 @@ def as_target_array(
         if array.shape == shape and array.ndim == 1 and has_classes:  # each sample's probability of class 1
             fits += f"; if {scores_name} holds a probability of class 1 for each sample, pass np.stack([1 - p, p], -1)"
         elif array.shape == (*batch, 1):  # a column of a data frame
+        elif code in FLOAT_CODES and array.shape[:-1] == shape and has_classes:
+            fits += f"; if these are scores: {order_advice(scores_name)}"
             fits += f"; pass np.asarray({name})[..., 0]"
         elif axis is not None and has_classes:
             fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
