@@ -144,6 +144,7 @@ def test_dir_and_star_have_every_public_name(run_python):
 def test_public_names_are_those_that_are_promised():
     assert set(tokenloss.__all__) == {
         "ComparisonMeter",
+        "KindWarning",
         "LossMeter",
         "NormWarning",
         "ShiftWarning",

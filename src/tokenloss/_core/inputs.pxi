@@ -389,3 +389,31 @@ cdef class Positions:
         divisor = tl_superacc_round(&weights) if weighs else <double> unmasked
         tl_fp_leave(&environment)
         return divisor
+
+
+cdef bint is_distribution(const View *view, int64_t row) noexcept nogil:
+    """Whether the scores of a row are in [0, 1] and add up to 1 within what half precision rounds away."""
+    cdef tl_row scores = row_at(view, row)
+    cdef double score, sum = 0
+    cdef int64_t k
+    for k in range(scores.count):
+        score = tl_load(scores.data + k * scores.stride, scores.dtype)
+        sum += score
+        if not (0 <= score <= 1 and sum <= 1 + SUM_SLACK):  # rows of logits, or with nan, end here after few classes
+            return False
+    return sum >= 1 - SUM_SLACK
+
+
+cpdef bint look_like_probs(Scores scores, Positions positions, int64_t wanted=KIND_ROWS) noexcept:
+    """Whether the first unmasked rows, sought among KIND_MOST_ROWS, are distributions of several classes."""
+    cdef int64_t row
+    if scores.rows < wanted or scores.classes < 2 or not is_given(&scores.view):
+        return False
+    for row in range(min(scores.rows, KIND_MOST_ROWS)):
+        if positions.is_unmasked(row, positions.target_of(row)):
+            if not is_distribution(&scores.view, row):
+                return False
+            wanted -= 1
+            if wanted == 0:
+                return True
+    return False

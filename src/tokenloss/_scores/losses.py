@@ -270,6 +270,7 @@ def cross_entropy(
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits that look like probabilities give a `KindWarning`.
     targets : array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
         `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
@@ -359,6 +360,7 @@ def cross_entropy(
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     options = loss_options(label_smoothing, z_loss, logit_scale, softcap)
     losses = jobs.new_losses(reduction, scores.batch)
+    jobs.warn_of_probs(positions, scores)
     job = _core.CrossEntropy(scores, positions, losses, options, reduction == "mean")
     return jobs.run_and_reduce(job, losses, reduction, workers)
 
@@ -421,6 +423,7 @@ def cross_entropy_and_grad(
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits that look like probabilities give a `KindWarning`.
     targets : array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
         `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
@@ -498,5 +501,6 @@ def cross_entropy_and_grad(
     inputs["where"] = positions.mask
     gradient, view, code = output_like(scores.name, scores.array, scores.dtype, out, inputs)
     jobs.check_targets(positions, scores)  # before anything is written
+    jobs.warn_of_probs(positions, scores)
     job = _core.CrossEntropy(scores, positions, losses, options, reduction == "mean", view, code)
     return jobs.run_and_reduce(job, losses, reduction, workers), gradient
