@@ -93,6 +93,16 @@ def test_first_refused_row_of_distributions_is_named(dtype):
             cross_entropy_loss(targets, probs, workers=1)
 
 
+@pytest.mark.parametrize("classes", [4, 3000])
+def test_first_refused_probability_of_a_row_is_named(classes):
+    targets, probs = np.full((2, classes), 1 / classes), np.full((2, classes), 1 / classes)
+    probs[1, 1:3] = 3.0, 5.0
+    with fails(ValueError, "y_pred[1, 1] = 3 is not a probability"):
+        cross_entropy_loss(targets, probs)
+    with fails(ValueError, "log_probs[1, 1] = 3 is not a log-probability"):
+        tokenloss.nll_loss(np.where(probs > 1, probs, -1), targets)
+
+
 @each_loss
 def test_bad_target_in_a_strided_array_is_named_on_every_axis(loss):
     targets = np.full((6, 8), 99)[::2, ::-2]
