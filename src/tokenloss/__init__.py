@@ -45,6 +45,7 @@ Settings and warnings
     show_config             instruction set and number of threads
     ShiftWarning            targets seem to need a shift by one token
     NormWarning             hidden states seem to lack the final norm
+    KindWarning             logits seem to be probabilities
 
 Modules
     tokenloss.results       types of what these return, which all have summary(), to_dict() and columns()
@@ -70,6 +71,7 @@ _NAMES = {
     "_comparison.linear_compare": ("linear_compare",),
     "_comparison.mismatch": ("mismatch",),
     "_core.config": ("show_config",),
+    "_core.errors": ("KindWarning",),
     "_evaluation.compare_files": ("compare_files",),
     "_evaluation.compare_texts": ("compare_texts",),
     "_evaluation.evaluate": ("evaluate",),

@@ -10,6 +10,7 @@ from tokenloss._comparison.drafts import draft_acceptance as draft_acceptance
 from tokenloss._comparison.linear_compare import linear_compare as linear_compare
 from tokenloss._comparison.mismatch import mismatch as mismatch
 from tokenloss._core.config import show_config as show_config
+from tokenloss._core.errors import KindWarning as KindWarning
 from tokenloss._core.version import __version__ as __version__
 from tokenloss._evaluation.compare_files import compare_files as compare_files
 from tokenloss._evaluation.compare_texts import compare_texts as compare_texts
@@ -38,6 +39,7 @@ from tokenloss.formats.tokenizers.reader import token_bytes as token_bytes
 
 __all__ = [
     "ComparisonMeter",
+    "KindWarning",
     "LossMeter",
     "NormWarning",
     "ShiftWarning",

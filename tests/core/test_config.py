@@ -148,6 +148,7 @@ def test_star_and_modules_give_every_public_name_and_no_other(run_python):
 def test_public_names_are_those_that_are_promised():
     assert set(tokenloss.__all__) == {
         "ComparisonMeter",
+        "KindWarning",
         "LossMeter",
         "NormWarning",
         "ShiftWarning",

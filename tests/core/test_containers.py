@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 import weakref
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from arrays import BFLOAT16, LOSSES, OnDevice, assert_same_bits, backwards, call, fails, scores_for, strided
 
 import tokenloss
-from tokenloss import LossMeter, cross_entropy, logsumexp, nll_loss
+from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss
 
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 NAMES = {
@@ -518,6 +519,13 @@ class Output(dict):
         return self[name]
 
 
+class SparseMatrix:
+    """Like those of SciPy, which NumPy takes for a single object."""
+
+    def toarray(self):
+        return np.zeros((2, 3))
+
+
 @pytest.mark.parametrize(
     ("argument", "value", "words"),
     [
@@ -528,6 +536,21 @@ class Output(dict):
         ("logits", None, "logits is None; it must be an array"),
         ("targets", {"attention_mask": [1, 1], "input_ids": [0, 1]}, "targets is a dict; pass targets['input_ids']"),
         ("targets", None, "targets is None; it must be an array"),
+        ("logits", "scores.npy", "logits is a str; pass an array; tokenloss.evaluate and compare_files take files"),
+        ("logits", Path("scores.npy"), "Path; pass an array; tokenloss.evaluate and compare_files take files"),
+        ("targets", "scores.npy", "targets is a str; pass an array; tokenloss.evaluate and compare_files take files"),
+        (
+            "logits",
+            (row for row in np.zeros((2, 3))),
+            "logits is a generator; pass a list or an array, such as np.array",
+        ),
+        (
+            "targets",
+            iter([0, 1]),
+            "targets is a list_iterator; pass a list or an array, such as np.array(list(targets))",
+        ),
+        ("logits", SparseMatrix(), "logits is a SparseMatrix; pass logits.toarray()"),
+        ("targets", SparseMatrix(), "targets is a SparseMatrix; pass targets.toarray()"),
     ],
 )
 def test_what_holds_arrays_and_is_none(argument, value, words):
@@ -541,6 +564,20 @@ def test_what_holds_arrays_and_is_none(argument, value, words):
             tokenloss.next_token(value, [0, 1])
         with fails(TypeError, "block 0", *words.split()):
             tokenloss.evaluate([(value, [0, 1])])
+
+
+def test_swapped_arguments_get_the_order_of_the_function():
+    ids, scores = np.array([0, 1]), np.full((2, 3), 1 / 3)
+    for function in (cross_entropy, nll_loss, tokenloss.token_scores, tokenloss.cross_entropy_and_grad):
+        name = "log_probs" if function is nll_loss else "logits"
+        with fails(TypeError, f"{name} has dtype int64", f"if these are class ids: {name} come first"):
+            function(ids, scores)
+        with fails((TypeError, ValueError), f"if these are scores: {name} come first"):
+            function(ids.tolist(), scores)
+    with fails(TypeError, "y_pred has dtype int64", "if these are class ids: targets come first in this function"):
+        cross_entropy_loss(scores, ids)
+    with fails(ValueError, "y_true has shape (2, 3)", "if these are scores: targets come first in this function"):
+        cross_entropy_loss(scores, ids.tolist())
 
 
 def test_masks_of_integers_are_refused_with_what_to_write():

@@ -93,6 +93,16 @@ def test_first_refused_row_of_distributions_is_named(dtype):
             cross_entropy_loss(targets, probs, workers=1)
 
 
+@pytest.mark.parametrize("classes", [4, 3000])
+def test_first_refused_probability_of_a_row_is_named(classes):
+    targets, probs = np.full((2, classes), 1 / classes), np.full((2, classes), 1 / classes)
+    probs[1, 1:3] = 3.0, 5.0
+    with fails(ValueError, "y_pred[1, 1] = 3 is not a probability"):
+        cross_entropy_loss(targets, probs)
+    with fails(ValueError, "log_probs[1, 1] = 3 is not a log-probability"):
+        tokenloss.nll_loss(np.where(probs > 1, probs, -1), targets)
+
+
 @each_loss
 def test_bad_target_in_a_strided_array_is_named_on_every_axis(loss):
     targets = np.full((6, 8), 99)[::2, ::-2]
@@ -338,6 +348,30 @@ def test_label_smoothing_z_loss_logit_scale_softcap_that_is_no_number(function, 
     if name != "softcap":
         with fails(TypeError, f"{name} is None", "must be", "number"):
             function(np.ones((1, 3)), [0], **{name: None})
+
+
+@pytest.mark.parametrize("value", [True, False, np.True_, np.array(True)], ids=repr)
+def test_bools_are_no_numbers(value):
+    """True would be the number 1: a boolean where a number belongs is a mistake."""
+    logits, ids = np.zeros((2, 3)), [0, 1]
+    for name in ("axis", "ignore_index", "label_smoothing", "z_loss", "logit_scale", "softcap", "workers"):
+        with fails(TypeError, f"{name} is {value!r}", "must be"):
+            cross_entropy(logits, ids, **{name: value})
+    nll = np.ones(2)
+    for function in (
+        lambda: cross_entropy_loss(ids, logits, epsilon=value),
+        lambda: tokenloss.token_scores(logits, ids, top_k=value),
+        lambda: tokenloss.compare(logits, logits, ids, classes=value),
+        lambda: tokenloss.draft_acceptance(logits, logits, temperature=value),
+        lambda: tokenloss.draft_acceptance(logits, logits, cost_ratio=value),
+        lambda: tokenloss.LossMeter().update(nll, n_bytes=value),
+        lambda: tokenloss.LossMeter().update(nll, n_words=value),
+        lambda: list(tokenloss.windows(100, value, 10)),
+        lambda: tokenloss.compare(logits, logits, ids).check(max_kl=value),
+        lambda: tokenloss.evaluate([(logits, ids)], shift=False).check(max_loss=value),
+    ):
+        with fails((TypeError, ValueError), f"is {value!r}", "must be"):
+            function()
 
 
 @functions

@@ -222,6 +222,7 @@ WRONG_RECORDS = {
     '{"a": ' + "1" * 5000 + "}": "an integer has too many digits; it must have fewer",
     '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}": "is nested too deeply; it must have at most 100 levels",
     '{"a": ' * 100_000 + "1" + "}" * 100_000: "is nested too deeply; it must have at most 100 levels",
+    '{"a\\"": ' + "[" * 100 + "]" * 100 + "}": "is nested too deeply; it must have at most 100 levels",
     '{"a": "\\ud800"}': "a holds half of a surrogate pair; it must be Unicode",
     '{"a": [1, {"b c": "\\ude00\\ud83d"}]}': "a[1].b c holds half of a surrogate pair; it must be Unicode",
     '{"\\uD83D": 1}': "\\ud83d holds half of a surrogate pair; it must be Unicode",

@@ -81,6 +81,9 @@ def cross_entropy(
     def losses_of(row):
         return _losses_of_logits(row, logit_scale, softcap)
 
+    if z_loss and reduction == "mean":
+        z_loss = wide(z_loss) * _mean_class_weight(logits, targets, axis, weight, ignore_index, where)
+
     def penalty_of(row):
         if undefined(row):  # also where no class has mass
             return math.nan
@@ -119,6 +122,8 @@ def cross_entropy_and_grad(
     options = {"label_smoothing": label_smoothing, "z_loss": z_loss, "logit_scale": logit_scale, "softcap": softcap}
     rows = list(_kept_rows(logits, targets, axis, weight, ignore_index, where, label_smoothing))
     divisor = exact_sum(row.divisor for row in rows) if reduction == "mean" else 1
+    if reduction == "mean":
+        z_loss = wide(z_loss) * _mean_class_weight(logits, targets, axis, weight, ignore_index, where)
     gradient = np.zeros(np.moveaxis(logits, axis, -1).shape)
     for row in rows:
         gradient[row.position] = _gradient_of_row(row.scores, row.shares, z_loss, logit_scale, softcap) / divisor
@@ -485,6 +490,12 @@ def _kept_rows(scores, targets, axis, weight, ignore_index, where, label_smoothi
 
 def divisor_of_mean(logits, targets, *, axis=-1, weight=None, ignore_index=-100, where=None, **others):
     return exact_sum(row.divisor for row in _kept_rows(logits, targets, axis, weight, ignore_index, where))
+
+
+def _mean_class_weight(logits, targets, axis, weight, ignore_index, where):
+    """By which a mean is divided more than by the number of rows: z-loss has no weight of a class."""
+    divisors = [row.divisor for row in _kept_rows(logits, targets, axis, weight, ignore_index, where)]
+    return wide(divide(exact_sum(divisors), len(divisors))) if divisors else 1
 
 
 def _score(

@@ -101,7 +101,7 @@ CALLS = {
     "show_config": lambda n: tuple(show_config(mode="dicts").values()),
 }
 # what is no function, or calls functions that are in the table
-LEFT_OUT = {"Comparison", "Comparisons", "DraftAcceptance", "Evaluation", "LossMeter", "NormWarning",
+LEFT_OUT = {"Comparison", "Comparisons", "DraftAcceptance", "Evaluation", "KindWarning", "LossMeter", "NormWarning",
             "ResponseComparison", "SampleComparison", "SampleMetric", "SequenceLosses", "ShiftWarning", "TokenScores",
             "TopkDivergence", "compare_files", "compare_texts", "next_token", "windows"}  # fmt: skip
 assert {name.split(",")[0] for name in CALLS} == {*tokenloss.__all__} - LEFT_OUT

@@ -72,6 +72,17 @@ def pair(rng, shape, base_dtype, dtype, distance=0.3):
 # against the oracle
 
 
+@pytest.mark.parametrize(("dtype", "shift"), [(np.float32, 2.0**20), (np.float64, 1e6), (np.float64, 1e9)], ids=str)
+@pytest.mark.parametrize("sides", [(1, 0), (0, 1), (1, 1)], ids=["base", "other", "both"])
+def test_divergences_of_short_rows_do_not_depend_on_where_the_logits_lie(dtype, shift, sides, rng):
+    """Multiples of 1/8, which a shift does not round."""
+    base, other = (rng.integers(-40, 40, (20, 50)) / 8 for _ in range(2))
+    expected = found_of(base, other)
+    shifted = [(logits + side * shift).astype(dtype) for logits, side in zip((base, other), sides, strict=True)]
+    for name, values in found_of(*shifted).items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
 @each_dtype_of_each
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_divergences_of_every_pair_of_dtypes_layout_and_axis(base_dtype, dtype, layout, rng):

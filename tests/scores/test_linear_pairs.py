@@ -177,6 +177,17 @@ def test_linear_rows_too_far_out_for_floats_are_read_again(rows, value, signs, r
     assert_same_bits(kl, found.kl)
 
 
+@pytest.mark.parametrize("rows", [6, 40])
+def test_linear_rows_that_are_read_again_leave_the_others_as_they_are(rows, rng):
+    operands = [rng.standard_normal(shape).astype(FLOAT32) for shape in ((rows, 8), (5000, 8), (rows, 8), (5000, 8))]
+    for hidden in operands[::2]:
+        hidden[2] *= 1e4  # beyond what floats can be reduced in
+    base, other = (exact_logits(*operands[i : i + 2]) for i in (0, 2))
+    for reduction in ("mean", "sum", "none"):
+        found = linear_kl_divergence(*operands, reduction=reduction)
+        np.testing.assert_allclose(found, kl_divergence(base, other, reduction=reduction), rtol=1e-4)
+
+
 @few_and_many
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @each_options

@@ -30,7 +30,7 @@ from arrays import (
 )
 
 import tokenloss
-from tokenloss import cross_entropy, cross_entropy_loss, nll_loss
+from tokenloss import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, linear_cross_entropy, nll_loss
 
 NAN, INF = math.nan, math.inf
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -124,8 +124,41 @@ def test_z_loss_and_weight_by_hand():
     assert cross_entropy([0.0, 0.0], 0, z_loss=0.5) == pytest.approx(math.log(2) + math.log(2) ** 2 / 2, rel=1e-15)
     assert cross_entropy([-3.0], 0, z_loss=2) == pytest.approx(18, rel=1e-15)
     assert cross_entropy([[0.0, 0.0]] * 2, [0, 1], weight=[1, 3], z_loss=1) == pytest.approx(
-        math.log(2) + 2 * math.log(2) ** 2 / 4, rel=1e-15
+        math.log(2) + math.log(2) ** 2, rel=1e-15
     )
+
+
+def test_mean_with_weight_and_z_loss_does_not_depend_on_the_scale_of_the_weights():
+    """The numbers are those of Liger Kernel's cross-entropy with weights and lse_square_scale."""
+    logits, targets, weight = np.array([[1.0, 2.0, 0.0], [0.0, 3.0, 1.0]]), np.array([0, 2]), np.array([2.0, 5.0, 7.0])
+    lse = np.log(np.exp(logits).sum(-1))
+    nll = lse - logits[[0, 1], targets]
+    for scale in (1, 2, 10, 1e-3):
+        given = {"weight": scale * weight, "z_loss": 0.1}
+        of_targets = given["weight"][targets]
+        each = of_targets * nll + 0.1 * lse**2
+        assert cross_entropy(logits, targets, reduction="none", **given) == pytest.approx(each, rel=1e-14)
+        assert cross_entropy(logits, targets, reduction="sum", **given) == pytest.approx(each.sum(), rel=1e-14)
+        mean = cross_entropy(logits, targets, **given)
+        assert mean == pytest.approx((of_targets * nll).sum() / of_targets.sum() + 0.1 * (lse**2).mean(), rel=1e-14)
+        assert mean == pytest.approx(2.792684, abs=1e-6)
+        assert linear_cross_entropy(logits, np.eye(3), targets, **given) == pytest.approx(mean, rel=1e-14)
+        loss, gradient = cross_entropy_and_grad(logits, targets, **given)
+        assert loss == mean
+        step = 1e-6 * np.eye(3)[1]
+        slope = (cross_entropy(logits + step, targets, **given) - cross_entropy(logits - step, targets, **given)) / 2e-6
+        assert gradient[:, 1].sum() == pytest.approx(slope, rel=1e-6)
+
+
+def test_mean_with_weight_sample_weight_and_z_loss_weighs_z_loss_by_position(rng):
+    logits, targets, weight = rng.standard_normal((20, 9)), rng.integers(0, 9, 20), rng.random(9)
+    of_rows = rng.random(20) * (rng.random(20) > 0.2)
+    lse = np.log(np.exp(logits).sum(-1))
+    of_both = weight[targets] * of_rows
+    expected = of_both @ (lse - logits[range(20), targets]) / of_both.sum() + 0.1 * of_rows @ lse**2 / of_rows.sum()
+    given = {"weight": weight, "sample_weight": of_rows, "z_loss": 0.1}
+    assert cross_entropy(logits, targets, **given) == pytest.approx(expected, rel=1e-14)
+    assert cross_entropy_and_grad(logits, targets, **given)[0] == cross_entropy(logits, targets, **given)
 
 
 def test_logit_scale_and_softcap_by_hand():

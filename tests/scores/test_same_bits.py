@@ -454,7 +454,7 @@ def of_every_function(of, axis):
     yield "token_scores where", token_columns(token_scores(of.log_probs, of.ids, kind="log_probs", top_k=2, **kept))
     kinds = {"base_kind": "probs", "kind": "log_probs"}
     yield "kl_divergence", kl_divergence(of.probs, of.log_probs, reduction="none", **kinds, **kept)
-    yield "compare", compare(of.logits, of.shares, of.ids, **kept).kl
+    yield "compare", compare(of.logits, of.shares, of.ids, kind="logits", **kept).kl
     yield "compare of llama.cpp", compare(of.log_probs, of.logits, of.ids, definitions="llama.cpp", **kept).kl
     hidden, head = of.hidden, np.arange(15.0).reshape(3, 5)
     yield "linear_cross_entropy", linear_cross_entropy(hidden, head, of.ids % 3, where=of.kept, reduction="none")

@@ -95,6 +95,30 @@ def test_accuracy_of_softmax_and_log_softmax(dtype, kind, rng):
             assert_as_oracle(name, row)
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 10.0, 30.0, 80.0, 1e3])
+@pytest.mark.parametrize("leads", [0, 15])
+def test_softmax_is_within_4_units_of_float32_and_log_softmax_within_2e_7(scale, leads, rng):
+    for classes in (2, 5, 100, 513, 2048, 40_000):
+        logits = scale * rng.standard_normal((200_000 // classes, classes))
+        logits[:, 0] += leads
+        logits = logits.astype(np.float32)
+        shifted = logits.astype(float) - logits.max(-1, keepdims=True)
+        exact = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        probs, log_probs = np.exp(exact), log_softmax(logits)
+        assert np.all(abs(log_probs - exact) <= 2e-7 * np.maximum(1, abs(exact)))
+        assert np.all(abs(softmax(logits) - probs) <= 5e-7 * probs + 5e-45)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0, 300.0])
+def test_softmax_and_log_softmax_of_float64_are_within_5e_15_of_the_oracle(scale, rng):
+    for classes in (2, 70, 600):
+        logits = scale * rng.standard_normal(classes) + rng.choice([0, 10 * scale])
+        probs, log_probs = reference.softmax(logits), reference.log_softmax(logits)
+        error = 5e-15 * np.maximum(1, np.maximum(abs(log_probs), abs(logsumexp(logits))))
+        assert np.all(abs(log_softmax(logits) - log_probs) <= error)
+        assert np.all(abs(softmax(logits) - probs) <= error * probs + 1e-323)
+
+
 @pytest.mark.parametrize("dtype", FLOATS[2:], ids=str)
 @pytest.mark.parametrize("scale", [0.0, 1.0, 10.0, 1e4])
 def test_softmax_adds_up_to_one(dtype, scale, rng, backend):

@@ -589,5 +589,5 @@ def test_kind_of_token_scores_refuses_what_does_not_fit(classes, rng):
     bad[4, 1] = -0.5  # not the target's
     with fails(ValueError, "logits[4, 1] = -0.5 is not a probability"):
         token_scores(bad, targets, kind="probs")
-    with fails(ValueError, "kind is None; it must be 'logits', 'log_probs' or 'probs'"):
-        token_scores(bad, targets, kind=None)
+    with fails(ValueError, "kind is 'probabilities'; it must be 'logits', 'log_probs' or 'probs'"):
+        token_scores(bad, targets, kind="probabilities")

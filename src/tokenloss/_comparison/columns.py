@@ -97,7 +97,7 @@ def pair_columns(
     *,
     definitions: str = "exact",
     divergences: Sequence[str] = (),
-    kind: Any = "logits",
+    kind: Any = None,
     base_kind: Any = None,
     classes: int | None = None,
     axis: Any = -1,
@@ -108,6 +108,7 @@ def pair_columns(
     workers: Any = None,
 ) -> dict[str, Columns]:
     """Columns of each candidate, flat, by its name; without those of targets if there are none."""
+    given = base_kind or kind, kind
     base_kind, kind = check_kinds(base_kind, kind)
     base_array = CheckedArray(*as_float_array("base_logits", base_logits))
     shape = base_array.array.shape
@@ -123,11 +124,13 @@ def pair_columns(
         arrays[name] = word, array
     base = _scores("base_logits", base_array, axis, base_kind, stop=count)
     positions = pair_positions(targets, base, ignore_index, where)
+    jobs.warn_of_probs(positions, base, given[0])
     numbers = sequence_numbers(segment_ids, cu_seqlens, base.batch)
     base_left_out: Array | None = None
     candidates: dict[str, Columns] = {}
     for name, (word, array) in arrays.items():
         other = _scores(word, array, axis, kind, stop=count)
+        jobs.warn_of_probs(positions, other, given[1])
         columns = new_columns(base.rows, divergences)
         options = _core.DEFINITIONS[definitions], bytes_of_bools(columns), UNNORMALIZED
         jobs.run(_core.PairStats(base, positions, other, *options), workers)

@@ -188,7 +188,7 @@ def compare(
     logits: ArrayLike,
     targets: ArrayLike | None = None,
     *,
-    kind: Kind = "logits",
+    kind: Kind | None = None,
     base_kind: Kind | None = None,
     classes: int | None = None,
     axis: int = -1,
@@ -210,9 +210,10 @@ def compare(
         converted.
     targets : array of integers, optional
         Class ids, of the shape of `logits` without its class axis. Without them there are divergences, but no losses.
-    kind : {"logits", "log_probs", "probs"}, default "logits"
-        What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
-        of their row's probabilities, since rounding leaves it near 1.
+    kind : {"logits", "log_probs", "probs"}, optional
+        What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
+        log-probabilities or probabilities. The latter two are divided by the sum of their row's probabilities, since
+        rounding leaves it near 1.
     base_kind : {"logits", "log_probs", "probs"}, optional
         What `base_logits` holds; `kind` by default.
     classes : int, optional

@@ -91,7 +91,7 @@ class ComparisonMeter:
         logits: ArrayLike | Mapping[str, ArrayLike],
         targets: ArrayLike | None = None,
         *,
-        kind: Kind = "logits",
+        kind: Kind | None = None,
         base_kind: Kind | None = None,
         axis: int = -1,
         where: ArrayLike | None = None,
@@ -110,9 +110,10 @@ class ComparisonMeter:
             Lists are converted.
         targets : array of integers, optional
             Class ids, of the shape of `logits` without its class axis: in all calls, or in none.
-        kind : {"logits", "log_probs", "probs"}, default "logits"
-            What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the
-            sum of their row's probabilities, since rounding leaves it near 1.
+        kind : {"logits", "log_probs", "probs"}, optional
+            What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
+            log-probabilities or probabilities. The latter two are divided by the sum of their row's probabilities,
+            since rounding leaves it near 1.
         base_kind : {"logits", "log_probs", "probs"}, optional
             What `base_logits` holds; `kind` by default.
         axis : int, default -1

@@ -204,7 +204,7 @@ class Comparisons(NamedResults[ComparisonT]):
         return columns_of(rows)
 
 
-def warn_of_zero(comparison: ComparisonT, kind: str, base_kind: str) -> ComparisonT:
+def warn_of_zero(comparison: ComparisonT, kind: str | None, base_kind: str | None) -> ComparisonT:
     """The comparison, with a warning where a probability of 0 makes a loss infinite; for the caller's caller."""
     if _has_zero(comparison, kind, base_kind):
         warnings.warn(ZERO_ADVICE, stacklevel=3)

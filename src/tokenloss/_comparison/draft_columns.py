@@ -30,7 +30,7 @@ def acceptance(columns: Columns, temperature: float) -> Float64Array:
 
 
 def draft_columns(
-    base_logits: Any, logits: Any, temperature: float, *, kind: Any = "logits", base_kind: Any = None, axis: Any = -1,
+    base_logits: Any, logits: Any, temperature: float, *, kind: Any = None, base_kind: Any = None, axis: Any = -1,
     where: Any = None, workers: Any = None,
 ) -> tuple[Columns, tuple[int, ...]]:  # fmt: skip
     """Columns from which the acceptance is found, flat, without targets; and the batch.
@@ -47,6 +47,8 @@ def draft_columns(
     for side in sides:
         if not side.classes:
             raise_error("shape", name=side.name, got=side.shape, fits="that of one class or more at each position")
+    jobs.warn_of_probs(without_targets(base, where), base, base_kind or kind)
+    jobs.warn_of_probs(without_targets(draft, where), draft, kind)
     if base.classes == draft.classes and (temperature in (0, 1) or kinds == ("logits", "logits")):
         return _columns(arrays, kinds, axis, where, temperature, workers), base.batch
     mask = np.atleast_1d(check_mask(True if where is None else where, base.batch))

@@ -195,7 +195,7 @@ def draft_acceptance(
     logits: ArrayLike,
     *,
     temperature: float = 1.0,
-    kind: Kind = "logits",
+    kind: Kind | None = None,
     base_kind: Kind | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
@@ -219,9 +219,10 @@ def draft_acceptance(
     temperature : float, default 1.0
         Temperature of both models, from 1e-6 to 1e6; or 0 for greedy decoding, where a token is accepted if it is the
         likeliest class of both models: the first one, of equal logits.
-    kind : {"logits", "log_probs", "probs"}, default "logits"
-        What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
-        of their row's probabilities, since rounding leaves it near 1.
+    kind : {"logits", "log_probs", "probs"}, optional
+        What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
+        log-probabilities or probabilities. The latter two are divided by the sum of their row's probabilities, since
+        rounding leaves it near 1.
     base_kind : {"logits", "log_probs", "probs"}, optional
         What `base_logits` holds; `kind` by default.
     axis : int, default -1

@@ -24,6 +24,7 @@ BAD_DISTRIBUTION: int
 UNNORMALIZED: int
 
 def backends() -> list[str]: ...
+def look_like_probs(scores: Scores, positions: Positions, wanted: int = 8) -> bool: ...
 def use_backend(name: str, with_bf16: bool = True) -> None: ...
 def set_chooser(function: Callable[[], None]) -> None: ...
 def has_bf16_matmul() -> bool: ...
@@ -143,7 +144,7 @@ class Softmax(LogSumExpJob):
 class CrossEntropy(LogSumExpJob):
     def __init__(
         self, scores: Scores, positions: Positions, numbers: _Floats | None, options: tuple[float, ...],
-        grad: _Array | None = None, grad_dtype: int = 0, is_mean_grad: bool = False,
+        is_mean: bool = False, grad: _Array | None = None, grad_dtype: int = 0,
     ) -> None: ...  # fmt: skip
 
 @final

@@ -71,6 +71,8 @@ cdef enum:
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
+    KIND_ROWS = 8  # logits of fewer rows may look like probabilities by chance
+    KIND_MOST_ROWS = 4096  # that are searched for these
 
 # what scores are
 cdef enum:
@@ -79,6 +81,7 @@ cdef enum:
     C_PROBS
 
 KINDS = ("logits", "log_probs", "probs")  # their names, in this order
+cdef double SUM_SLACK = 1e-2  # by which half precision, perhaps converted since, may change the sum of probabilities
 
 # why a row was refused while rows were read
 cdef enum:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -95,23 +96,33 @@ def as_array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any,
 
 
 def refuse_container(name: str, value: Any) -> None:
-    """Raise if something holds arrays and is none: None, a dict, or what a model returned; say what to pass."""
+    """Raise if something only leads to arrays, such as a dict, a path or what a model returned; say what to pass."""
     if value is None:
         raise_error("type", name=name, got=None, fits="an array")
     if isinstance(value, Mapping):
         wanted = [key for key in ("logits", "labels", "input_ids", *value) if key in value]
         fits = [f"{name}.logits" if hasattr(value, "logits") else f"{name}[{key!r}]" for key in wanted[:1]]
         raise_error("container", name=name, got=type(value).__name__, fits=fits[0] if fits else "an array")
-    if hasattr(value, "logits"):
-        raise_error("container", name=name, got=type(value).__name__, fits=f"{name}.logits")
+    for is_so, passed in (
+        (hasattr(value, "logits"), f"{name}.logits"), (hasattr(value, "toarray"), f"{name}.toarray()"),
+        (isinstance(value, str | os.PathLike), "an array; tokenloss.evaluate and compare_files take files"),
+        (isinstance(value, Iterator), f"a list or an array, such as np.array(list({name}))"),
+    ):  # fmt: skip
+        if is_so:
+            raise_error("container", name=name, got=type(value).__name__, fits=passed)
+
+
+def order_advice(scores_name: str) -> str:
+    """The order of scores and targets in functions whose scores have this name."""
+    return "targets come first in this function" if scores_name == "y_pred" else f"{scores_name} come first"
 
 
 def refuse_dtype(name: str, value: Any, got: object) -> NoReturn:
     """Raise that something holds no floats, and say what to pass where that is known."""
     refuse_container(name, value)
     fits = FLOATS
-    if name == "y_pred" and getattr(got, "kind", "") in ("i", "u"):  # elsewhere, targets come second
-        fits += "; targets come first in this function"
+    if name in ("y_pred", "log_probs", "logits", "base_logits") and getattr(got, "kind", "") in ("i", "u"):
+        fits += f"; if these are class ids: {order_advice(name)}"
     if hasattr(value, "to_numpy"):  # columns of pandas that may be null
         fits += f"; pass {name}.to_numpy('float64', na_value=np.nan)"
     raise_error("dtype", name=name, got=got, fits=fits)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from tokenloss._core.text import printable
@@ -100,6 +102,30 @@ def raise_bad_class(
     if may_be_labels and is_sure:
         fits += f"; if these are the labels of all classes, pass {labels_to_ids(name)}"
     raise_error("class", name=name, position=list(index if position is None else position) or "", got=got, fits=fits)
+
+
+class KindWarning(UserWarning):
+    """Warns that scores read as logits look like probabilities, whose losses and divergences are then wrong.
+
+    It is given if each of the first 8 included rows (of at least two classes) is in [0, 1] and adds up to 1 within
+    0.01. An explicit ``kind="logits"`` silences it. The logarithms of probabilities are logits, too.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from tokenloss import KindWarning
+    >>> warnings.simplefilter("error", KindWarning)  # rather an error than a wrong loss
+    """
+
+    __module__ = "tokenloss"
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Give a warning that names the line of the first caller outside of this package."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "tokenloss":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def labels_to_ids(name: str) -> str:

@@ -134,7 +134,7 @@ def small_cross_entropy(logits, targets, axis, weight, ignore_index, mask, sampl
         return None
     some = small_scores(logits, axis)
     positions = None if some is None else small_positions(some, targets, ignore_index)
-    if positions is None:
+    if positions is None or look_like_probs(some, positions):
         return None
     return small_result(CrossEntropy(some, positions, None, (0.0, 0.0, 1.0, 0.0)), reduction)
 
@@ -155,4 +155,6 @@ def small_logsumexp(logits, axis, out, workers):
         return None
     positions = Positions.__new__(Positions)
     positions.set_up(some.batch, some.classes, None, None, 0, -1, None, None, None, 0, None)
+    if look_like_probs(some, positions):
+        return None
     return small_result(LogSumExp(some, positions, None), NONE)

@@ -370,6 +370,13 @@ cdef class Positions:
         """The number of unmasked rows."""
         return self.count(NULL)
 
+    cdef double mean_class_weight(self) except? -1:
+        """The mean weight of the unmasked class ids, themselves weighed by their rows: what z-loss is scaled by."""
+        cdef Positions unweighted = Positions(
+            self.batch, self.classes, self.name, self.targets, self.targets_view.dtype, -1,
+            self.ignored if self.has_ignored else None, self.mask, None, 0, self.sample_weight)
+        return self.mean_divisor() / unweighted.mean_divisor()
+
     cdef double mean_divisor(self) except? -1:
         """The divisor of the mean loss: the weights of class ids and rows, or the number of unmasked rows."""
         cdef tl_superacc weights
@@ -382,3 +389,31 @@ cdef class Positions:
         divisor = tl_superacc_round(&weights) if weighs else <double> unmasked
         tl_fp_leave(&environment)
         return divisor
+
+
+cdef bint is_distribution(const View *view, int64_t row) noexcept nogil:
+    """Whether the scores of a row are in [0, 1] and add up to 1 within what half precision rounds away."""
+    cdef tl_row scores = row_at(view, row)
+    cdef double score, sum = 0
+    cdef int64_t k
+    for k in range(scores.count):
+        score = tl_load(scores.data + k * scores.stride, scores.dtype)
+        sum += score
+        if not (0 <= score <= 1 and sum <= 1 + SUM_SLACK):  # rows of logits, or with nan, end here after few classes
+            return False
+    return sum >= 1 - SUM_SLACK
+
+
+cpdef bint look_like_probs(Scores scores, Positions positions, int64_t wanted=KIND_ROWS) noexcept:
+    """Whether the first unmasked rows, sought among KIND_MOST_ROWS, are distributions of several classes."""
+    cdef int64_t row
+    if scores.rows < wanted or scores.classes < 2 or not is_given(&scores.view):
+        return False
+    for row in range(min(scores.rows, KIND_MOST_ROWS)):
+        if positions.is_unmasked(row, positions.target_of(row)):
+            if not is_distribution(&scores.view, row):
+                return False
+            wanted -= 1
+            if wanted == 0:
+                return True
+    return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core import _core, threads
-from tokenloss._core.errors import raise_bad_class, raise_error
+from tokenloss._core.errors import KindWarning, raise_bad_class, raise_error, warn
 from tokenloss._core.validation import check_reduction
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _NORMALIZED = {
     "log_probs": "natural log-probabilities have 0; for logits, give kind='logits'",
     "probs": "probabilities add up to 1: divide each row by its sum; for logits, give kind='logits'",
 }
+NO_KIND = "no kind"  # of functions that take logits alone
 
 
 def new_losses(reduction: Any, batch: tuple[int, ...]) -> Float64Array | None:
@@ -57,6 +58,18 @@ def run(job: _core.RowJob, workers: Any) -> None:
         if positions.by_class:  # the first class id out of range is reported before any score that was refused
             check_targets(positions, job.scores)
         raise_refusal(job)
+
+
+def warn_of_probs(positions: _core.Positions, scores: _core.Scores, kind: str | None = NO_KIND) -> None:
+    """Warn of scores that are read as logits, since no kind is given, and look like probabilities."""
+    if kind in (None, NO_KIND) and _core.look_like_probs(scores, positions):
+        option = "base_kind" if scores.name == "base_logits" else "kind"
+        fits = f"give {option}='probs', or {option}='logits' if these are logits"
+        fits = "pass their logarithm; cross_entropy_loss takes probabilities" if kind == NO_KIND else fits
+        warn(
+            f"{scores.name} looks like probabilities, since rows add up to 1, but is read as logits; {fits}",
+            KindWarning,
+        )
 
 
 def check_targets(positions: _core.Positions, scores: _core.Scores) -> None:

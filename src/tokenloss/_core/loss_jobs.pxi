@@ -9,9 +9,9 @@ cdef class CrossEntropy(LogSumExpJob):
     cdef double grad_divisor  # that of the mean loss, or 1
     cdef bint nontemporal_stores
 
-    def __init__(self, Scores scores, Positions positions, numbers, tuple options, grad=None, int grad_dtype=0,
-                 bint is_mean_grad=False):
-        # options are those of `loss_options`; the gradient goes to `grad`, with `is_mean_grad` that of the mean loss
+    def __init__(self, Scores scores, Positions positions, numbers, tuple options, bint is_mean=False, grad=None,
+                 int grad_dtype=0):
+        # options are those of `loss_options`; the gradient goes to `grad`, with `is_mean` that of the mean loss
         self.set_up(scores, positions, numbers)
         self.label_smoothing, self.z_loss, self.logit_scale, self.softcap = options
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
@@ -20,10 +20,12 @@ cdef class CrossEntropy(LogSumExpJob):
                                   and is_given(&positions.targets_view))
         self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
         self.grad_divisor = 1
+        if is_mean and self.z_loss != 0 and self.weighs_class_ids:
+            self.z_loss *= positions.mean_class_weight()  # a mean is divided by the weights of classes, z-loss has none
         if grad is not None:
             open_view(&self.grad, grad, grad_dtype, scores.axis, True)
             self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
-            if is_mean_grad:
+            if is_mean:
                 self.grad_divisor = positions.mean_divisor()
 
     def __dealloc__(self):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -20,10 +19,11 @@ from tokenloss._core.dtypes import (
     as_float_array,
     dtype_name,
     is_integer,
+    order_advice,
     refuse_container,
     without_bfloat16,
 )
-from tokenloss._core.errors import labels_to_ids, raise_error
+from tokenloss._core.errors import labels_to_ids, raise_error, warn
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array
@@ -100,6 +100,8 @@ def as_target_array(
             fits += f"; if {scores_name} holds a probability of class 1 for each sample, pass np.stack([1 - p, p], -1)"
         elif array.shape == (*batch, 1):  # a column of a data frame
             fits += f"; pass np.asarray({name})[..., 0]"
+        elif code in FLOAT_CODES and array.shape[:-1] == shape and has_classes:
+            fits += f"; if these are scores: {order_advice(scores_name)}"
         elif axis is not None and has_classes:
             fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
         raise_error("shape", name=name, got=array.shape, fits=fits)
@@ -133,7 +135,7 @@ def _warn_of_labels(name: str, masses: Array, code: int, scores_name: str) -> No
             f"{name} adds up to {mass:.4g}, but is taken as the distribution of one sample over {len(masses)} classes; "
             f"if these are labels of samples, give {scores_name} a class axis: np.stack([1 - p, p], -1)"
         )
-        warnings.warn(message, stacklevel=5)
+        warn(message)
 
 
 def check_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:
@@ -206,8 +208,9 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
 
 def check_integer(name: str, value: Any, fits: str, least: int | None = None, most: int | None = None) -> int:
     """An integer from `least` to `most`, as a Python int."""
+    index: Any = None if isinstance(value, bool) else value  # True would be 1
     try:
-        number = operator.index(value)
+        number = operator.index(index)
     except TypeError:
         raise_error("type", name=name, got=value, fits=fits)
     if (least is not None and number < least) or (most is not None and number > most):
@@ -253,7 +256,7 @@ def check_number(name: str, value: Any, fits: str, *, most: float = _LARGEST, po
     if type(value) is float and (0 < value <= most or (value == 0 and not positive)):  # nearly always, and faster
         return value
     scalar = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
-    if not isinstance(scalar, numbers.Real):
+    if not isinstance(scalar, numbers.Real) or isinstance(scalar, bool):  # True would be 1
         raise_error("type", name=name, got=value, fits=fits)
     try:
         result = float(scalar)
@@ -342,7 +345,8 @@ def _may_overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 
 def check_kind(value: Any, name: str = "kind") -> str:
-    """Checked argument `kind`: what scores are."""
+    """The kind of scores: logits if it is not given."""
+    value = "logits" if value is None else value
     if not isinstance(value, str) or value not in _core.KINDS:
         raise_error("option", name=name, got=value, fits="'logits', 'log_probs' or 'probs'")
     kind: str = value
@@ -350,9 +354,9 @@ def check_kind(value: Any, name: str = "kind") -> str:
 
 
 def check_kinds(base_kind: Any, kind: Any) -> tuple[str, str]:
-    """What the scores of a base and of another model are."""
-    kind = check_kind(kind)
-    return kind if base_kind is None else check_kind(base_kind, "base_kind"), kind
+    """The kinds of the scores of a base and of another model."""
+    checked = check_kind(kind)
+    return checked if base_kind is None else check_kind(base_kind, "base_kind"), checked
 
 
 def as_scores(name: str, value: Any, axis: Any, kind: str = "logits") -> _core.Scores:

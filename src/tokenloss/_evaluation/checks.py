@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tokenloss._core import _core
 from tokenloss._core.errors import raise_error, with_file_names
-from tokenloss._core.validation import UNNORMALIZED, UNNORMALIZED_HALF
+from tokenloss._core.validation import UNNORMALIZED, UNNORMALIZED_HALF, as_scores, without_targets
 from tokenloss._scores.softmax import logsumexp
 
 if TYPE_CHECKING:
@@ -55,12 +56,18 @@ def check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) 
         with with_file_names(file.path):
             check_normalized(logsumexp(rows), block.itemsize, option is None)
     rows = rows[rows.any(-1) & ~np.isnan(rows).any(-1)]  # rows of zeros or with nan may be of any kind
-    if file.kind == "logits" and option and rows.size > len(rows) and _are_distributions(rows).all():
+    if file.kind == "logits" and option and _seem_probs(rows):
         got = "looks like probabilities, since rows add up to 1"
         probs, logits = (f"{option} {kind} ({option[2:].replace('-', '_')}='{kind}')" for kind in ("probs", "logits"))
         fits = f"come with {probs} and its array's name, or with {logits} if it holds logits"
         raise_error("content", path=file.path, got=got, fits=fits)
     return len(rows) > 0 or max_rows == 0
+
+
+def _seem_probs(rows: Array) -> bool:
+    """Whether all rows of (N, V) look like probabilities."""
+    scores = as_scores("rows", rows, -1)
+    return _core.look_like_probs(scores, without_targets(scores), len(rows))
 
 
 def distribution_argmax(shard: Shard, start: int, rows: Array, mask: Array | None) -> Array:

@@ -131,7 +131,7 @@ def assert_close(
         message = _message(found["logits"], limits, tokens.describe)
     else:
         refuse_given({"shift": shift}, "left out where logits and base are arrays; next_token shifts them")
-        options |= {"kind": kind or "logits", "base_kind": base_kind, "where": where}
+        options |= {"kind": kind, "base_kind": base_kind, "where": where}
         message = _message_of_arrays(logits, base, targets, limits, options)
     if message:
         raise AssertionError(message)

@@ -85,7 +85,8 @@ def score(
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
+        it as without them.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
@@ -191,7 +192,8 @@ def cross_entropy(
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
+        it as without them.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
@@ -235,7 +237,7 @@ def cross_entropy(
     result: da.Array = _by_block(
         _losses if each else _sums, logits, targets, axis=axis, where=where, weight=weight, sample_weight=sample_weight,
         ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss, logit_scale=logit_scale,
-        softcap=softcap, workers=workers,
+        softcap=softcap, workers=workers, is_mean=reduction == "mean",
     )  # fmt: skip
     if each:
         result = result.squeeze(axis)
@@ -263,8 +265,9 @@ def _checked(
 
 
 def _by_block(
-    function: Any, logits: Any, targets: Any, *, axis: int, where: Any, weight: Any, sample_weight: Any, **options: Any
-) -> Any:
+    function: Any, logits: Any, targets: Any, *, axis: int, where: Any, weight: Any, sample_weight: Any, is_mean: bool,
+    **options: Any,
+) -> Any:  # fmt: skip
     """Call `_losses` or `_sums` with each block of rows; arguments are checked before."""
     positions, sample_weight = _checked(logits, targets, where, weight, sample_weight, axis=axis, **options)
     axis = check_axis("logits", logits.ndim, axis)
@@ -277,12 +280,21 @@ def _by_block(
     arrays += [_rechunk(targets, chunks), batch] if positions.by_class else [_rechunk(targets, logits.chunks), axes]
     for value in (where, sample_weight):
         arrays += [None, None] if value is None else [_rechunk(np.broadcast_to(value, positions.batch), chunks), batch]
+    weight = None if weight is None else np.asarray(weight)
+    if is_mean and weight is not None and positions.by_class and options["z_loss"]:
+        ignored = options["ignore_index"]
+        sums = da.blockwise(
+            _weights, batch, *arrays[2:], align_arrays=False, adjust_chunks=dict.fromkeys(batch, 1), dtype=object,
+            meta=np.empty((0,) * len(batch), object), weight=weight, ignore_index=ignored,
+        ).sum(split_every=_MERGED_AT_ONCE)  # fmt: skip
+        scaled = {"z_loss": options["z_loss"], "dtype": np.float64, "meta": np.empty(())}
+        options["z_loss"] = da.map_blocks(_scaled_z_loss, sums, **scaled)
     arrays += _starts(chunks, batch)
     dtype, lengths = (np.float64, {axis: 1}) if function is _losses else (object, dict.fromkeys(axes, 1))
     return da.blockwise(
         function, axes, *arrays, align_arrays=False,
         adjust_chunks=lengths, dtype=dtype, meta=np.empty((0,) * logits.ndim, dtype),
-        axis=axis, weight=None if weight is None else np.asarray(weight), **options,
+        axis=axis, weight=weight, **options,
     )  # fmt: skip
 
 
@@ -360,16 +372,42 @@ def _sums(
     ignore_index: Any, weight: Any, **options: Any,
 ) -> Array:  # fmt: skip
     """Sums of the losses of a block, and of their weights."""
-    options |= {"axis": axis, "ignore_index": ignore_index, "weight": weight}
+    options |= {"axis": axis, "ignore_index": ignore_index, "weight": weight, "z_loss": float(options["z_loss"])}
     nll = _losses(logits, targets, where, sample_weight, *starts, **options).squeeze(axis)
     kept = _kept(targets, nll.shape, where, sample_weight, ignore_index)
     losses, weights = ExactMoments.of(nll, kept), ExactMoments()
     by_class = weight is not None and targets.shape == nll.shape
     if by_class or sample_weight is not None:
-        of_class = np.asarray(weight[targets[kept]] if by_class else 1, np.float64)
-        of_rows = 1 if sample_weight is None else check_sample_weight(sample_weight, nll.shape)[kept]
-        weights = ExactMoments.of(of_class * of_rows)
+        of_class = weight[targets[kept]] if by_class else 1
+        weights = ExactMoments.of(np.asarray(of_class, np.float64) * _weights_of_rows(kept, sample_weight))
     return np.full((1,) * logits.ndim, _LossAndWeight(losses, weights), object)
+
+
+def _weights(
+    targets: Array, where: Array | None, sample_weight: Array | None, *, weight: Array, ignore_index: Any
+) -> Array:
+    """Sums of the weights of a block's rows, in the place of losses, and of these times the weights of their classes.
+
+    Class ids out of range, which the losses refuse later, may have any weight.
+    """
+    kept = _kept(targets, targets.shape, where, sample_weight, ignore_index)
+    of_rows = _weights_of_rows(kept, sample_weight)
+    of_class = weight.take(targets[kept], mode="clip").astype(np.float64)
+    sums = _LossAndWeight(ExactMoments.of(of_rows), ExactMoments.of(of_class * of_rows))
+    return np.full((1,) * targets.ndim, sums, object)
+
+
+def _weights_of_rows(kept: Array, sample_weight: Array | None) -> Array:
+    """The weight of each row that is kept."""
+    if sample_weight is None:
+        return np.ones(np.count_nonzero(kept))
+    return check_sample_weight(sample_weight, kept.shape)[kept]
+
+
+def _scaled_z_loss(sums: _LossAndWeight, z_loss: float) -> float:
+    """The factor of z-loss times the mean weight of the classes, by which a mean with weights is divided."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return z_loss * float(np.float64(sums.weights.sum) / sums.losses.sum)
 
 
 def _meter(nll: Array, kept: Array, sample_weight: Array | None, *starts: Array) -> Array:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from tokenloss._core import _core, threads
+from tokenloss._core import _core, jobs, threads
 from tokenloss._core.dtypes import as_array, dtype_name, is_integer
 from tokenloss._core.errors import raise_bad_class, raise_error
 from tokenloss._core.validation import as_scores, broadcast, logit_transform, without_targets
@@ -35,6 +35,7 @@ def class_log_probs(
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits that look like probabilities give a `KindWarning`.
     class_ids : array of integers, of shape (K,) or (..., K)
         Class ids: K for all positions, or K for each, of the batch's shape with K at the end (or broadcast to it). Ids
         may repeat.
@@ -95,6 +96,7 @@ def class_log_probs(
     result = np.zeros((*scores.batch, ids.shape[-1]))
     rows = np.broadcast_to(ids.astype(np.int64, copy=False), result.shape)
     job = _core.ClassLogProbs(scores, positions, *transform, rows, result.reshape(-1))
+    jobs.warn_of_probs(positions, scores)
     threads.run(job, threads.check_workers(workers))
     if job.has_refused:
         _raise_refusal(job, ids)

@@ -29,48 +29,27 @@ _HALF_STEPS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # the largest rounding
 
 @overload
 def kl_divergence(
-    base_logits: ArrayLike,
-    logits: ArrayLike,
-    *,
-    kind: Kind = "logits",
-    base_kind: Kind | None = None,
-    reduction: Literal["none"],
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    divergences: None = None,
+    base_logits: ArrayLike, logits: ArrayLike, *, kind: Kind | None = None, base_kind: Kind | None = None,
+    reduction: Literal["none"], axis: int = -1, where: ArrayLike | None = None, divergences: None = None,
     workers: int | None = None,
-) -> Float64Array: ...
+) -> Float64Array: ...  # fmt: skip
 @overload
 def kl_divergence(
-    base_logits: ArrayLike,
-    logits: ArrayLike,
-    *,
-    kind: Kind = "logits",
-    base_kind: Kind | None = None,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    reduction: Literal["mean", "sum"] = "mean",
-    divergences: None = None,
-    workers: int | None = None,
-) -> float: ...
+    base_logits: ArrayLike, logits: ArrayLike, *, kind: Kind | None = None, base_kind: Kind | None = None,
+    axis: int = -1, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    divergences: None = None, workers: int | None = None,
+) -> float: ...  # fmt: skip
 @overload
 def kl_divergence(
-    base_logits: ArrayLike,
-    logits: ArrayLike,
-    *,
-    divergences: Sequence[str],
-    kind: Kind = "logits",
-    base_kind: Kind | None = None,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    reduction: Literal["mean", "sum", "none"] = "mean",
-    workers: int | None = None,
-) -> Divergences: ...
+    base_logits: ArrayLike, logits: ArrayLike, *, divergences: Sequence[str], kind: Kind | None = None,
+    base_kind: Kind | None = None, axis: int = -1, where: ArrayLike | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean", workers: int | None = None,
+) -> Divergences: ...  # fmt: skip
 def kl_divergence(
     base_logits: ArrayLike,
     logits: ArrayLike,
     *,
-    kind: Kind = "logits",
+    kind: Kind | None = None,
     base_kind: Kind | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
@@ -90,9 +69,10 @@ def kl_divergence(
         Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
         order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
         converted.
-    kind : {"logits", "log_probs", "probs"}, default "logits"
-        What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
-        of their row's probabilities, since rounding leaves it near 1.
+    kind : {"logits", "log_probs", "probs"}, optional
+        What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
+        log-probabilities or probabilities. The latter two are divided by the sum of their row's probabilities, since
+        rounding leaves it near 1.
     base_kind : {"logits", "log_probs", "probs"}, optional
         What `base_logits` holds; `kind` by default.
     axis : int, default -1
@@ -156,7 +136,10 @@ def kl_divergence(
     kinds = check_kinds(base_kind, kind)
     base = as_scores("base_logits", base_logits, axis, kinds[0])
     other = as_other_scores("logits", logits, base, kinds[1])
-    job = DivergenceJob(base, without_targets(base, where), other, reduction, divergences)
+    positions = without_targets(base, where)
+    jobs.warn_of_probs(positions, base, base_kind or kind)
+    jobs.warn_of_probs(positions, other, kind)
+    job = DivergenceJob(base, positions, other, reduction, divergences)
     jobs.run(job.job, workers)
     return job.result()
 

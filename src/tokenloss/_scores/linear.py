@@ -84,7 +84,8 @@ def linear_cross_entropy(
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
+        it as without them.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
@@ -143,7 +144,7 @@ def linear_cross_entropy(
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     options = loss_options(label_smoothing, z_loss, logit_scale, softcap)
     losses = jobs.new_losses(reduction, scores.batch)
-    job = _core.CrossEntropy(scores, positions, losses, options)
+    job = _core.CrossEntropy(scores, positions, losses, options, reduction == "mean")
     projection.run(job, workers)
     return jobs.reduced(job, losses, reduction)
 

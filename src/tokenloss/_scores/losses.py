@@ -270,6 +270,7 @@ def cross_entropy(
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits that look like probabilities give a `KindWarning`.
     targets : array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
         `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
@@ -289,7 +290,8 @@ def cross_entropy(
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
+        it as without them.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
@@ -327,10 +329,11 @@ def cross_entropy(
     -----
     Options follow ``torch.nn.functional.cross_entropy``: the mass of a class is its weight times
     ``(1 - label_smoothing) * target + label_smoothing / V``. `z_loss` is that of PaLM (Chowdhery et al.,
-    arXiv:2204.02311), `softcap` that of Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in float64. Each
-    loss is within 2e-7 nats of the exact value for the given logits (float64: 4e-15, relative to the larger of 1, the
-    logsumexp and the loss), and small losses have a relative error below 1e-6. A row with nan or +inf, or of -inf
-    alone, has loss nan, whatever its targets are.
+    arXiv:2204.02311): class weights leave it out, as in Liger Kernel, so that the scale of `weight` does not matter to
+    a mean, and `sample_weight` multiplies it, as in T5X. `softcap` is that of Gemma 2 (arXiv:2408.00118); scaled or
+    capped rows are computed in float64. Each loss is within 2e-7 nats of the exact value for the given logits (float64:
+    4e-15, relative to the larger of 1, the logsumexp and the loss), and small losses have a relative error below 1e-6.
+    A row with nan or +inf, or of -inf alone, has loss nan, whatever its targets are.
 
     Examples
     --------
@@ -357,7 +360,8 @@ def cross_entropy(
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     options = loss_options(label_smoothing, z_loss, logit_scale, softcap)
     losses = jobs.new_losses(reduction, scores.batch)
-    job = _core.CrossEntropy(scores, positions, losses, options)
+    jobs.warn_of_probs(positions, scores)
+    job = _core.CrossEntropy(scores, positions, losses, options, reduction == "mean")
     return jobs.run_and_reduce(job, losses, reduction, workers)
 
 
@@ -419,6 +423,7 @@ def cross_entropy_and_grad(
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits that look like probabilities give a `KindWarning`.
     targets : array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
         `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
@@ -438,7 +443,8 @@ def cross_entropy_and_grad(
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
+        it as without them.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
@@ -495,5 +501,6 @@ def cross_entropy_and_grad(
     inputs["where"] = positions.mask
     gradient, view, code = output_like(scores.name, scores.array, scores.dtype, out, inputs)
     jobs.check_targets(positions, scores)  # before anything is written
-    job = _core.CrossEntropy(scores, positions, losses, options, view, code, reduction == "mean")
+    jobs.warn_of_probs(positions, scores)
+    job = _core.CrossEntropy(scores, positions, losses, options, reduction == "mean", view, code)
     return jobs.run_and_reduce(job, losses, reduction, workers), gradient

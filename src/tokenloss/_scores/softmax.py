@@ -37,6 +37,7 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits that look like probabilities give a `KindWarning`.
     axis : int, tuple of int or None, default -1
         Axis of the classes; several, or None for all, count as one.
     out : array, optional
@@ -60,6 +61,12 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
     See Also
     --------
     log_softmax : Its logarithm.
+
+    Notes
+    -----
+    Each probability is within a relative 5e-7 of the exact value (4 units of 2^-23; 5e-45 where that is subnormal).
+    For float64 the relative error is at most 5e-15 times the largest of 1, the logsumexp and ``-log(probability)``. In
+    half precision the result is then rounded once more.
 
     Examples
     --------
@@ -90,6 +97,7 @@ def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers:
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits that look like probabilities give a `KindWarning`.
     axis : int, tuple of int or None, default -1
         Axis of the classes; several, or None for all, count as one.
     out : array, optional
@@ -115,6 +123,12 @@ def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers:
     nll_loss : The loss of log-probabilities.
     cross_entropy : The loss of logits, which is faster where the log-probabilities serve no other purpose.
 
+    Notes
+    -----
+    Each log-probability is within 2e-7 nats of the exact value, times its own size where that is above 1; for float64,
+    within 5e-15 times the largest of 1, the logsumexp and that size. In half precision the result is then rounded once
+    more. Near 0, `cross_entropy` and `class_log_probs` also keep the relative precision.
+
     Examples
     --------
     >>> from tokenloss import log_softmax
@@ -139,6 +153,7 @@ def logsumexp(
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits that look like probabilities give a `KindWarning`.
     axis : int, tuple of int or None, default -1
         Axis to sum over; several, or None for all of them.
     out : array of float64, optional
@@ -186,7 +201,8 @@ def logsumexp(
     result = np.zeros(shape) if out is None else check_out(out, shape)
     in_place = result.flags.carray and not np.may_share_memory(result, array)
     numbers = result.reshape(scores.batch) if in_place else np.zeros(scores.batch)
-    jobs.run(_core.LogSumExp(scores, without_targets(scores), numbers), workers)
+    jobs.warn_of_probs(positions := without_targets(scores), scores)
+    jobs.run(_core.LogSumExp(scores, positions, numbers), workers)
     if not in_place:
         result[...] = numbers.reshape(shape)
     if out is not None:
@@ -201,7 +217,8 @@ def _softmax(is_log: bool, logits: Any, axis: Any, out: Any, workers: Any) -> An
     axes = check_axes("logits", array.ndim, axis)
     result, view, result_code = output_like("logits", array, code, out, {})
     scores, to = _scores_along(array, code, axes), view if len(axes) == 1 else _with_axes_last(view, axes)
-    jobs.run(_core.Softmax(scores, without_targets(scores), None, is_log, to, result_code), workers)
+    jobs.warn_of_probs(positions := without_targets(scores), scores)
+    jobs.run(_core.Softmax(scores, positions, None, is_log, to, result_code), workers)
     if not np.may_share_memory(to, view):
         moved = np.moveaxis(view, axes, range(-len(axes), 0))
         moved[...] = to.reshape(moved.shape)

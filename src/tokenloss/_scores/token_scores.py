@@ -159,7 +159,7 @@ def token_scores(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
-    kind: Kind = "logits",
+    kind: Kind | None = None,
     axis: int = -1,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
@@ -178,9 +178,10 @@ def token_scores(
         converted.
     targets : array of integers
         Class ids, of the shape of `logits` without its class axis.
-    kind : {"logits", "log_probs", "probs"}, default "logits"
-        What `logits` holds: logits, natural log-probabilities or probabilities. Of the latter two, `nll` is as given,
-        and all else of the row divided by the sum of its probabilities, whose log is `logsumexp`.
+    kind : {"logits", "log_probs", "probs"}, optional
+        What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
+        log-probabilities or probabilities. For the latter two, `nll` is as given, and all else is that of the row
+        divided by the sum of its probabilities, whose log is `logsumexp`.
     axis : int, default -1
         Axis of the classes.
     ignore_index : int or None, default -100
@@ -235,9 +236,10 @@ def token_scores(
     """
     transform = logit_transform(logit_scale, softcap)
     scores = as_scores("logits", logits, axis, check_kind(kind))
-    if kind != "logits" and transform != (1.0, 0.0):
+    if kind not in (None, "logits") and transform != (1.0, 0.0):
         raise_error("together", name="logit_scale" if softcap is None else "softcap", got=f"kind={kind!r}")
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
+    jobs.warn_of_probs(positions, scores, kind)
     job, columns = token_job(scores, positions, transform, top_k)
     jobs.run(job, workers)
     return TokenScores(**columns)
