@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -78,10 +79,11 @@ def test_divergences_of_files_are_those_of_arrays_also_from_a_state(tmp_path):
     many = Many(tmp_path)
     paths = tmp_path / "base", {name: tmp_path / name for name in many.logits}
     tables = [sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()]
-    found = compare_files(*paths, divergences=("tv", "hellinger"), sinks=tables, noise=tmp_path / "q8")
+    twin = shutil.copytree(tmp_path / "q8", tmp_path / "twin")
+    found = compare_files(*paths, divergences=("tv", "hellinger"), sinks=tables, noise=twin)
     state = tmp_path / "state.jsonl"
     for _ in range(2):
-        again = compare_files(*paths, divergences=["hellinger", "kl", "tv"], noise=tmp_path / "q8", state=state)
+        again = compare_files(*paths, divergences=["hellinger", "kl", "tv"], noise=twin, state=state)
         assert again == found
     expected = many.comparison("q4", divergences=("tv", "hellinger"))
     assert_same_bits(found["q4"].tv, expected.tv)
@@ -94,7 +96,7 @@ def test_divergences_of_files_are_those_of_arrays_also_from_a_state(tmp_path):
     multiples = next(row for row in found.to_dict()["candidates"] if row["name"] == "q4")["noise_multiples"]
     assert multiples["mean_tv"] == expected.mean_tv / found["q8"].mean_tv
     with fails(ValueError, str(state), "was written with divergences ['tv', 'hellinger']"):
-        compare_files(*paths, noise=tmp_path / "q8", state=state)
+        compare_files(*paths, noise=twin, state=state)
 
 
 def test_divergences_are_on_the_page_of_a_comparison(tmp_path):

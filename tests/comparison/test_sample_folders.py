@@ -12,7 +12,10 @@ from eval_harness import lines_of
 
 from tokenloss import compare_files
 
-pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+pytestmark = [
+    pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process"),
+    pytest.mark.filterwarnings("ignore:.*identical to base"),
+]
 OLD, NEW = "2024-09-02T12-34-56.123456", "2025-01-31T00-00-01.5"
 LATER = "2026-01-01T00-00-00"
 SIZES = {"a": 30, "b": 50, "c": 20}

@@ -12,6 +12,8 @@ from eval_harness import lines_of, named, of_values, sample
 
 from tokenloss.formats.samples import is_samples
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*identical to base")  # small files of equal values
+
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ from reference_sequences import interval_misses
 
 from tokenloss._statistics.distributions import binomial_tail, student_quantile, student_tail
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*identical to base")  # small files of equal values
+
 
 @pytest.fixture
 def real(compared):

@@ -176,6 +176,13 @@ def test_shift_is_of_files(tmp_path):
         assert_close(*paths, max_kl=1, where=True)
 
 
+def test_equal_files_are_close_without_a_warning_and_the_same_file_is_reported(tmp_path):
+    paths = [as_file(tmp_path, name, BASE) for name in ("base", "q")]
+    assert_close(*paths, max_kl=0)
+    with pytest.warns(UserWarning, match="^logits: identical to base: the same file$"):
+        assert_close(paths[0], paths[0], max_kl=0)
+
+
 def test_bad_arguments_are_refused(tmp_path):
     path = as_file(tmp_path, "base", BASE)
     with fails(ValueError, "the list of gates is empty", "max_kl, max_token_kl, max_abs_loss, min_same_top"):
@@ -186,7 +193,7 @@ def test_bad_arguments_are_refused(tmp_path):
         with fails(ValueError, f"max_kl is {value}", "a finite number of at least 0"):
             assert_close(LOGITS, BASE, max_kl=value)
     for scores in (LOGITS, BASE), (path, path.rename(tmp_path / "q.npz")):
-        np.savez(path, logits=BASE)
+        np.savez(path, logits=2 * BASE)
         with fails(TypeError, "targets is None", "for max_abs_loss"):
             assert_close(*scores, max_abs_loss=1)
     with fails(TypeError, "logits is ", "ndarray", "must be a path, as base is"):

@@ -201,8 +201,9 @@ def test_no_rows_in_compare(output, command, tmp_path, monkeypatch):
         pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     np.savez("base.npz", logits=np.zeros((0, 5)), targets=np.zeros(0, int))
-    np.save("other.npy", np.zeros((0, 5)))
-    for argv in ("other.npy",), ("a=other.npy", "b=other.npy"):
+    for name in "ab":
+        np.save(f"{name}.npy", np.zeros((0, 5)))
+    for argv in ("a.npy",), ("a=a.npy", "b=b.npy"):
         assert command("compare", "base.npz", *argv, output)[0] == 0
         (tmp_path / "state").unlink(missing_ok=True)
 

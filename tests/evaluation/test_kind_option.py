@@ -105,7 +105,9 @@ def test_kind_check_leaves_out_ignored_rows(command, npy, monkeypatch):
 
 def test_kind_check_of_compare_leaves_out_ignored_rows(compare_json, npy):
     scores, targets = npy(np.concatenate([np.full((20, 3), 1 / 3), LOGITS]), [-100] * 20 + TARGETS.tolist())
-    assert compare_json(scores, scores, "--targets", targets)["count"] == 4
+    other = scores.with_name("other.npy")
+    np.save(other, 0.5 * np.load(scores))
+    assert compare_json(scores, other, "--targets", targets)["count"] == 4
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])

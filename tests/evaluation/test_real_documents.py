@@ -141,9 +141,10 @@ def test_meter_of_documents_of_lm_evaluation_harness(model):
     }.items():
         assert value == pytest.approx(total[name], rel=1e-13), name
     low, high = meter.word_perplexity_interval
-    error = math.log(high / low) / 2 / meter._by_words.interval_factor
+    low, loss, high = map(math.log, (low, meter.word_perplexity, high))  # in nats per word, by its logarithm
+    error = math.log(high / low) / 2 * loss / meter._by_words.interval_factor
     assert error == pytest.approx(total["log_word_perplexity_stderr_clustered"], rel=1e-12)
-    assert math.sqrt(low * high) == pytest.approx(meter.word_perplexity, rel=1e-12)
+    assert math.sqrt(low * high) == pytest.approx(loss, rel=1e-12)
     for name, value in total["lm_eval"].items():  # of sums in float32
         actual = 2**meter.bits_per_byte if name == "byte_perplexity" else getattr(meter, name)
         assert actual == pytest.approx(value, rel=1e-6), name
