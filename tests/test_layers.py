@@ -138,7 +138,7 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6300, "kernels": 11600, "_scores": 1900, "_statistics": 1950, "formats": 5400, "_comparison": 5700,
+    "_core": 6300, "kernels": 11600, "_scores": 1900, "_statistics": 1950, "formats": 5450, "_comparison": 5700,
     "_evaluation": 7800, "_output": 2750, "_command": 1000, "": 260,
 }  # fmt: skip
 
