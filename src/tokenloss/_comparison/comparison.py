@@ -319,6 +319,6 @@ def comparison_of(
     """The comparison of columns, whose arrays get the shape of the batch; `signed` are fields of its signature."""
     figures = figures_of(columns, batch)
     signed = {"definitions": None if definitions == "exact" else definitions} | (signed or {})
-    signed |= {"ids": signed["ids"].only(())} if "ids" in signed else {}
+    signed |= {"ids": signed["ids"].total} if "ids" in signed else {}
     signed |= {"classes": None} if figures["left_out"] is None else {}  # all classes
     return Comparison(definitions=definitions, **figures, _signed=signed)

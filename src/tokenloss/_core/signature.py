@@ -129,10 +129,10 @@ def head_fields(head: Mapping[str, Any] | None, base: Mapping[str, Any] | None =
     return {name: None if word == neutral else word for name, (word, neutral) in fields.items()}
 
 
-def signature_of(*, ignored: int = 0, ids: IdsHash | None = None, **fields: Any) -> str:
+def signature_of(*, ignored: int = 0, ids: int | None = None, **fields: Any) -> str:
     """The signature of these fields, without those that are None; `ignored` is the number of masked positions."""
     fields |= {"tokenloss": __version__, "mask": "yes" if ignored else None}
-    fields["ids"] = None if ids is None else f"{ids.total % 2**_BITS >> 32:08x}"
+    fields["ids"] = None if ids is None else f"{ids % 2**_BITS >> 32:08x}"
     words = {name: str(fields[name]).replace(", ", "+") for name in _FIELDS if fields.get(name) is not None}
     return "|".join(f"{name}:{printable(re.sub('[|`]', '_', word))}" for name, word in words.items())
 

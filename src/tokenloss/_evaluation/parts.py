@@ -218,7 +218,7 @@ class Parts(NamedTuple):
         known |= head_fields(figures.get("head"))
         if not self.are_responses:  # their tokens may have no ids
             known |= {"shift": "yes" if self.options.shift else None, "ignored": figures["n_ignored"]}
-            known["ids"] = IdsHash.joined(result.hash for result in self.results)
+            known["ids"] = IdsHash.joined(result.hash for result in self.results).total
         return meter._signature(**known)
 
     def greedy_meter(self) -> LossMeter:
