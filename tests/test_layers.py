@@ -138,8 +138,8 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6300, "kernels": 11600, "_scores": 1900, "_statistics": 2070, "formats": 5400, "_comparison": 5780,
-    "_evaluation": 7800, "_output": 2750, "_command": 1000, "": 260,
+    "_core": 6400, "kernels": 11600, "_scores": 1910, "_statistics": 2090, "formats": 5490, "_comparison": 5830,
+    "_evaluation": 7930, "_output": 2770, "_command": 1000, "": 260,
 }  # fmt: skip
 
 
