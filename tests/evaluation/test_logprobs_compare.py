@@ -28,10 +28,9 @@ def folder(tmp_path, monkeypatch, rng):
     """Files of the same tokens, in every layout; None has no number, and is left out."""
     base = [-rng.exponential(size=n) for n in LENGTHS]
     ours = [row * rng.normal(1, 0.05, size=len(row)) for row in base]
-    answers = [
-        clients.chat(*[(f"t{i}", number, []) for i, number in enumerate(row)]) for row in (one.tolist() for one in base)
-    ]
-    clients.save_lines(tmp_path / "rollout.jsonl", *answers)
+    for name, rows in ("rollout", base), ("other", ours):
+        answers = [clients.chat(*[(f"t{i}", one, []) for i, one in enumerate(row.tolist())]) for row in rows]
+        clients.save_lines(tmp_path / f"{name}.jsonl", *answers)
     clients.save_lines(tmp_path / "lists.jsonl", *({"logprobs": row.tolist()} for row in base))
     clients.save_lines(tmp_path / "ours.jsonl", *({"logprobs": row.tolist()} for row in ours))
     np.save(tmp_path / "flat.npy", np.concatenate(ours))
@@ -166,7 +165,7 @@ def write(name, array):
         (lambda: ("flat.npy", "rollout.jsonl", "--html", "a.html"), "--html does not apply to log-probabilities of"),
         (lambda: ("flat.npy", "rollout.jsonl", "--kind", "probs"), "--kind does not apply to log-probabilities of"),
         (lambda: ("flat.npy", "rollout.jsonl", "--max-kl", "1"), "--max-kl does not apply to log-probabilities"),
-        (lambda: ("rollout.jsonl", "rollout.jsonl", "--max-k3", "1"), "--max-k3 does not apply to scores of"),
+        (lambda: ("rollout.jsonl", "other.jsonl", "--max-k3", "1"), "--max-k3 does not apply to scores of"),
         (lambda: ("flat.npy", "rollout.jsonl", "--segment-ids", "ids.npy"), "--segment-ids is for arrays, and a file"),
         (
             lambda: ("flat.npy", clients.save_lines(Path("two.jsonl"), {"logprobs": [-1.0]}, {"logprobs": ["a"]})),
@@ -388,5 +387,5 @@ def test_scores_of_all_classes_stay_scores(folder, rng):
     np.save("b.npy", rng.normal(size=(21, 30)))
     assert type(only(compare_files("a.npy", "b.npy"))).__name__ == "Comparison"
     np.savez("c.npz", logits=np.zeros((3, 2)), logprobs=np.zeros(3))
-    np.savez("d.npz", logits=np.eye(3)[:, :2], logprobs=np.zeros(3))
+    np.savez("d.npz", logits=2.5 * np.eye(3)[:, :2], logprobs=np.zeros(3))
     assert type(only(compare_files("c.npz", "d.npz"))).__name__ == "Comparison"
