@@ -90,9 +90,9 @@ class Comparisons(NamedResults[ComparisonT]):
             is_same_file = len({*map(identity, paths)}) == 1 < len(paths)
             can_tell = getattr(one, "_can_tell", True)
             if one._equals_base and (is_same_file or can_tell):
-                messages.append(f"{name}: identical to base: the same {'file' if is_same_file else 'values'}")
+                messages.append(f"{printable(name)}: identical to base: the same {'file' if is_same_file else 'values'}")
             elif can_tell and (twins := [other for other in [*self][: [*self].index(name)] if self[other] == one]):
-                messages.append(f"{name}: identical to {twins[0]}: the same values")
+                messages.append(printable(f"{name}: identical to {twins[0]}: the same values"))
         return messages
 
     def _hints(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Comparisons(NamedResults[ComparisonT]):
     def _shown(self) -> Shown:
         """The tables of a single candidate; of several, a table with a row for each."""
         shown: Shown = next(iter(self.values()))._shown_of(self) if self else Shown("0 models", "", [])
-        shown = shown._replace(note="; ".join(filter(None, (shown.note, *map(printable, self._identical())))))
+        shown = shown._replace(note="; ".join(filter(None, (shown.note, *self._identical()))))
         if self.noise is not None:
             shown = shown._replace(tables=[*shown.tables, noise_table(dict(self._ranked()), self.noise)])
         return shown
