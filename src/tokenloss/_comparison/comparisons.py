@@ -90,7 +90,8 @@ class Comparisons(NamedResults[ComparisonT]):
             is_same_file = len({*map(identity, paths)}) == 1 < len(paths)
             can_tell = getattr(one, "_can_tell", True)
             if one._equals_base and (is_same_file or can_tell):
-                messages.append(f"{printable(name)}: identical to base: the same {'file' if is_same_file else 'values'}")
+                same = "file" if is_same_file else "values"
+                messages.append(f"{printable(name)}: identical to base: the same {same}")
             elif can_tell and (twins := [other for other in [*self][: [*self].index(name)] if self[other] == one]):
                 messages.append(printable(f"{name}: identical to {twins[0]}: the same values"))
         return messages
