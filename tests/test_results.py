@@ -434,6 +434,7 @@ def test_html_has_the_same_cells_as_the_summary(result):
     check_html(result)
 
 
+@pytest.mark.filterwarnings("ignore:.*identical to base")
 @pytest.mark.parametrize("make", OF_HOSTILE_NAMES)
 def test_hostile_names_are_text_and_long_ones_are_cut_in_repr(make, tmp_path):
     found = OF_HOSTILE_NAMES[make](tmp_path)
