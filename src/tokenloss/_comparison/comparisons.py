@@ -86,9 +86,9 @@ class Comparisons(NamedResults[ComparisonT]):
             is_same_file = len(files) == 2 and files[0] == files[1]
             can_tell = getattr(one, "_can_tell", True)
             if one._equals_base and (is_same_file or can_tell):
-                messages.append(f"{printable(name)}: identical to base: the same " + ("values", "file")[is_same_file])
+                messages.append(f"{name}: identical to base: the same " + ("values", "file")[is_same_file])
             elif can_tell and (twins := [other for other in [*self][: [*self].index(name)] if self[other] == one]):
-                messages.append(printable(f"{name}: identical to {twins[0]}: the same values"))
+                messages.append(f"{name}: identical to {twins[0]}: the same values")
         return messages
 
     def _hints(self) -> dict[str, Any]:
