@@ -31,22 +31,23 @@
 #define TL_MAX_KEPT 2048 /* classes: of longer rows, exponentials are computed twice */
 TL_INLINE size_t tl_kept_row(size_t classes) { return (classes + 63) / 64 * 64 + 16; }
 
-/* Exact sums: numbers or their squares are cut into levels, parts that are multiples of a unit. A rounder is 1.5 2^52
- * units: a number plus it is rounded to such a multiple, and what is left is at most half a unit. The last unit leaves
- * nothing of a number whose size is above BELOW, or of its square. A level adds up the parts of at most 2^11 numbers in
- * each of its 16 lanes, or of 2^9 squares, which have two parts: so none grows beyond 2^53 units and is rounded. */
+/* Exact sums: numbers or their squares are cut into parts that are multiples of a unit, and a bin adds up the parts of
+ * each unit as integers, spread over some lanes. A rounder is 1.5 2^52 units: a number of at most 2^51 units plus it is
+ * rounded to a multiple of the unit, and what is left is at most half a unit, which is at most 2^51 of the next unit.
+ * Nothing is left of a number by the last bin if its size is above BELOW; nor of its square. At most 2^11 numbers, with
+ * two parts of a square below 2^44 units, are added before bins are poured: so none holds more than 2^62 units. */
 #define TL_SUM_GROUP 64
-#define TL_SUM_LEVELS 3
-#define TL_SQUARE_LEVELS 4
-#define TL_SUM_GROUPS 512
-#define TL_SQUARE_GROUPS 128
-#define TL_SUM_ABOVE 0x1p12
-#define TL_SUM_BELOW 0x1.fffffffffffffp-65 /* the last bit of 2^-64 is the third unit */
+#define TL_BIN_LANES 8
+#define TL_SUM_BINS 3
+#define TL_SQUARE_BINS 4
+#define TL_BIN_GROUPS 32 /* of TL_SUM_GROUP numbers */
+#define TL_SUM_ABOVE 0x1p22
+#define TL_SUM_BELOW 0x1.fffffffffffffp-82 /* the last bit of 2^-81 is the third unit */
 #define TL_SQUARE_ABOVE 0x1p7
 #define TL_SQUARE_BELOW 0x1.fffffffffffffp-29 /* the square of the last bit of 2^-28 is 2^-160 */
-static const double TL_SUM_ROUNDER[TL_SUM_LEVELS] = {0x1.8p22, 0x1.8p-21, 0x1.8p-64}; /* 2^-30, 2^-73, 2^-116 */
+static const double TL_SUM_ROUNDER[TL_SUM_BINS] = {0x1.8p23, 0x1.8p-29, 0x1.8p-81}; /* 2^-29, 2^-81, 2^-133 */
 /* 2^-29, 2^-73, 2^-117 and 2^-161: the first three of the rounded square, the last three of what its rounding lost */
-static const double TL_SQUARE_ROUNDER[TL_SQUARE_LEVELS] = {0x1.8p23, 0x1.8p-21, 0x1.8p-65, 0x1.8p-109};
+static const double TL_SQUARE_ROUNDER[TL_SQUARE_BINS] = {0x1.8p23, 0x1.8p-21, 0x1.8p-65, 0x1.8p-109};
 
 _Static_assert(TL_LANES == 64, "indices_ge has one bit of a uint64_t for each lane");
 _Static_assert(TL_CHUNK == 8 * TL_LANES, "a lane adds 8 terms of a chunk, as a tree");
@@ -311,10 +312,10 @@ typedef struct {
     void (*short_dots[TL_FLOAT_DTYPES])(const void *groups, const void *masses, int is_wide, size_t rows,
                                         size_t classes, const double *shift, double *dot, double *total);
 
-    /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the levels of an exact sum, as far as all numbers of a
-     * group are of a size that fits. Returns how many groups were added. */
-    size_t (*add_exactly)(const double *x, size_t groups, double (*level)[16]);
-    size_t (*add_squares_exactly)(const double *x, size_t groups, double (*level)[16]);
+    /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the bins of an exact sum, as far as all numbers of a
+     * group fit. Returns how many groups were added. */
+    size_t (*add_exactly)(const double *x, size_t groups, uint64_t (*bin)[TL_BIN_LANES]);
+    size_t (*add_squares_exactly)(const double *x, size_t groups, uint64_t (*bin)[TL_BIN_LANES]);
 
     /* Adds terms, a multiple of TL_SUM_LANES of them, with the rounding errors of the additions. */
     void (*add_with_errors)(const double *x, size_t count, tl_error_free_sum *to);

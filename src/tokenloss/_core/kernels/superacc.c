@@ -47,40 +47,42 @@ void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b) {
 
 void tl_superacc_sq_add(tl_superacc_sq *squares, double term) { tl_superacc_sq_add_product(squares, term, term); }
 
-/* Adds the levels to limbs that hold multiples of 2^-(1074 + offset). */
-static void pour(const tl_levels *levels, int64_t *limb, int limbs, unsigned offset, int64_t *uncarried) {
-    if (levels->groups == 0)
+/* Adds the bins to limbs that hold multiples of 2^-(1074 + offset). */
+static void pour(const tl_bins *bins, const double *rounders, size_t count, int64_t *limb, int limbs, unsigned offset,
+                 int64_t *uncarried) {
+    if (bins->groups == 0)
         return;
-    const double *part = &levels->level[0][0];
-    for (size_t i = 0; i < sizeof levels->level / sizeof *part; i++) {
+    for (size_t k = 0; k < count; k++) {
         unsigned position;
         int negative;
-        uint64_t mantissa = tl_split(part[i], &position, &negative);
-        if (mantissa != 0)
-            tl_add_shifted(limb, position + offset, mantissa, negative);
+        uint64_t units = 0;
+        for (size_t i = 0; i < TL_BIN_LANES; i++)
+            units += bins->bin[k][i];
+        tl_split(rounders[k], &position, &negative); /* its last bit is the unit */
+        negative = (int)(units >> 63);
+        tl_add_shifted(limb, position + offset, negative ? 0 - units : units, negative);
     }
-    count_terms(limb, limbs, uncarried, TL_LEVEL_PARTS);
+    count_terms(limb, limbs, uncarried, (int64_t)count);
 }
 
 static void pour_sum(tl_superacc *sum) {
-    pour(&sum->levels, sum->limb, TL_SUM_LIMBS, 0, &sum->uncarried);
-    memset(&sum->levels, 0, sizeof sum->levels);
+    pour(&sum->bins, TL_SUM_ROUNDER, TL_SUM_BINS, sum->limb, TL_SUM_LIMBS, 0, &sum->uncarried);
+    memset(&sum->bins, 0, sizeof sum->bins);
 }
 
 static void pour_squares(tl_superacc_sq *squares) {
-    pour(&squares->levels, squares->limb, TL_SQUARES_LIMBS, 1074, &squares->uncarried);
-    memset(&squares->levels, 0, sizeof squares->levels);
+    pour(&squares->bins, TL_SQUARE_ROUNDER, TL_SQUARE_BINS, squares->limb, TL_SQUARES_LIMBS, 1074, &squares->uncarried);
+    memset(&squares->bins, 0, sizeof squares->bins);
 }
 
-/* What levels take, and the function of a backend that adds it to them. */
+/* What bins take, and the function of a backend that adds it to them. */
 typedef struct {
     double below, above;
-    size_t most_groups;
-    size_t (*add)(const double *x, size_t groups, double (*level)[16]);
-} levels_kind;
+    size_t (*add)(const double *x, size_t groups, uint64_t (*bin)[TL_BIN_LANES]);
+} bins_kind;
 
 /* Replaces terms that do not fit by 0; their bits are set in what it returns. */
-static uint64_t keep_fitting(const levels_kind *kind, double *terms) {
+static uint64_t keep_fitting(const bins_kind *kind, double *terms) {
     uint64_t others = 0;
     for (size_t i = 0; i < TL_SUM_GROUP; i++) {
         double size = tl_abs(terms[i]);
@@ -91,35 +93,34 @@ static uint64_t keep_fitting(const levels_kind *kind, double *terms) {
     return others;
 }
 
-/* Adds terms to levels that have room for a group. Returns how many were taken; those of the first 64 whose bits are
- * set in `others` were not added. */
-static size_t add_to_levels(const levels_kind *kind, tl_levels *levels, const double *terms, size_t count,
-                            uint64_t *others) {
-    size_t groups = count / TL_SUM_GROUP, room = kind->most_groups - levels->groups, added = 0;
+/* Adds terms to bins that have room for a group. Returns how many were taken; those of the first 64 whose bits are set
+ * in `others` were not added. */
+static size_t add_to_bins(const bins_kind *kind, tl_bins *bins, const double *terms, size_t count, uint64_t *others) {
+    size_t groups = count / TL_SUM_GROUP, room = TL_BIN_GROUPS - bins->groups, added = 0;
     *others = 0;
     if (groups > 0)
-        added = kind->add(terms, groups < room ? groups : room, levels->level);
-    levels->groups += added;
+        added = kind->add(terms, groups < room ? groups : room, bins->bin);
+    bins->groups += added;
     if (added > 0)
         return added * TL_SUM_GROUP;
     double group[TL_SUM_GROUP] = {0};
     count = groups > 0 ? TL_SUM_GROUP : count;
     memcpy(group, terms, count * sizeof *group);
-    if (groups > 0 || !kind->add(group, 1, levels->level)) {
+    if (groups > 0 || !kind->add(group, 1, bins->bin)) {
         *others = keep_fitting(kind, group);
-        kind->add(group, 1, levels->level);
+        kind->add(group, 1, bins->bin);
     }
-    levels->groups++;
+    bins->groups++;
     return count;
 }
 
 void tl_superacc_add_many(const tl_backend *backend, tl_superacc *sum, const double *terms, size_t count) {
-    const levels_kind kind = {TL_SUM_BELOW, TL_SUM_ABOVE, TL_SUM_GROUPS, backend->add_exactly};
+    const bins_kind kind = {TL_SUM_BELOW, TL_SUM_ABOVE, backend->add_exactly};
     for (size_t taken; count >= FEW_TERMS; terms += taken, count -= taken) {
         uint64_t others;
-        if (sum->levels.groups == TL_SUM_GROUPS)
+        if (sum->bins.groups == TL_BIN_GROUPS)
             pour_sum(sum);
-        taken = add_to_levels(&kind, &sum->levels, terms, count, &others);
+        taken = add_to_bins(&kind, &sum->bins, terms, count, &others);
         for (; others != 0; others &= others - 1)
             tl_superacc_add(sum, terms[tl_lowest_bit(others)]);
     }
@@ -128,12 +129,12 @@ void tl_superacc_add_many(const tl_backend *backend, tl_superacc *sum, const dou
 }
 
 void tl_superacc_sq_add_many(const tl_backend *backend, tl_superacc_sq *squares, const double *terms, size_t count) {
-    const levels_kind kind = {TL_SQUARE_BELOW, TL_SQUARE_ABOVE, TL_SQUARE_GROUPS, backend->add_squares_exactly};
+    const bins_kind kind = {TL_SQUARE_BELOW, TL_SQUARE_ABOVE, backend->add_squares_exactly};
     for (size_t taken; count >= FEW_TERMS; terms += taken, count -= taken) {
         uint64_t others;
-        if (squares->levels.groups == TL_SQUARE_GROUPS)
+        if (squares->bins.groups == TL_BIN_GROUPS)
             pour_squares(squares);
-        taken = add_to_levels(&kind, &squares->levels, terms, count, &others);
+        taken = add_to_bins(&kind, &squares->bins, terms, count, &others);
         for (; others != 0; others &= others - 1)
             tl_superacc_sq_add(squares, terms[tl_lowest_bit(others)]);
     }
@@ -142,19 +143,20 @@ void tl_superacc_sq_add_many(const tl_backend *backend, tl_superacc_sq *squares,
 }
 
 void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other) {
-    assert(sum->uncarried < TL_MAX_UNCARRIED + TL_LEVEL_PARTS && other->uncarried < TL_MAX_UNCARRIED + TL_LEVEL_PARTS);
+    assert(sum->uncarried < TL_MAX_UNCARRIED + TL_SQUARE_BINS && other->uncarried < TL_MAX_UNCARRIED + TL_SQUARE_BINS);
     for (int i = 0; i < TL_SUM_LIMBS; i++)
         sum->limb[i] += other->limb[i];
     sum->special += other->special;
     count_terms(sum->limb, TL_SUM_LIMBS, &sum->uncarried, other->uncarried + 1); /* what has no carries is a term */
-    pour(&other->levels, sum->limb, TL_SUM_LIMBS, 0, &sum->uncarried);
+    pour(&other->bins, TL_SUM_ROUNDER, TL_SUM_BINS, sum->limb, TL_SUM_LIMBS, 0, &sum->uncarried);
 }
 
 void tl_superacc_sq_merge(tl_superacc_sq *squares, const tl_superacc_sq *other) {
     for (int i = 0; i < TL_SQUARES_LIMBS; i++)
         squares->limb[i] += other->limb[i];
     count_terms(squares->limb, TL_SQUARES_LIMBS, &squares->uncarried, other->uncarried + 1);
-    pour(&other->levels, squares->limb, TL_SQUARES_LIMBS, 1074, &squares->uncarried);
+    pour(&other->bins, TL_SQUARE_ROUNDER, TL_SQUARE_BINS, squares->limb, TL_SQUARES_LIMBS, 1074,
+         &squares->uncarried);
 }
 
 double tl_superacc_round(tl_superacc *sum) { return tl_superacc_round_scaled(sum, 0); }

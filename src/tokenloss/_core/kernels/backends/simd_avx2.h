@@ -213,6 +213,8 @@ OPERATION __m256d f64_zero_if_negative(__m256d a) { return _mm256_blendv_pd(a, _
 OPERATION __m256i f64_or_bits(__m256i a, __m256d b, __m256d c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castpd_si256(b), _mm256_castpd_si256(c)));
 }
+/* integers plus the bits of numbers */
+OPERATION __m256i f64_add_bits(__m256i a, __m256d b) { return _mm256_add_epi64(a, _mm256_castpd_si256(b)); }
 /* whether a bit of a mask is set in any element */
 OPERATION int f32_any_of_bits(__m256i a, uint32_t mask) { return !_mm256_testz_si256(a, _mm256_set1_epi32((int)mask)); }
 OPERATION int f64_any_of_bits(__m256i a, uint64_t mask) {

@@ -200,6 +200,8 @@ OPERATION __m512d f64_zero_if_negative(__m512d a) {
 OPERATION __m512i f64_or_bits(__m512i a, __m512d b, __m512d c) {
     return _mm512_ternarylogic_epi64(a, _mm512_castpd_si512(b), _mm512_castpd_si512(c), 0xfe);
 }
+/* integers plus the bits of numbers */
+OPERATION __m512i f64_add_bits(__m512i a, __m512d b) { return _mm512_add_epi64(a, _mm512_castpd_si512(b)); }
 /* whether a bit of a mask is set in any element */
 OPERATION int f32_any_of_bits(__m512i a, uint32_t mask) {
     return _mm512_test_epi32_mask(a, _mm512_set1_epi32((int)mask)) != 0;

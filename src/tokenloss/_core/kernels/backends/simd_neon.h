@@ -180,6 +180,8 @@ TL_INLINE float64x2_t f64_zero_if_negative(float64x2_t a) {
 TL_INLINE uint64x2_t f64_or_bits(uint64x2_t a, float64x2_t b, float64x2_t c) {
     return vorrq_u64(a, vorrq_u64(vreinterpretq_u64_f64(b), vreinterpretq_u64_f64(c)));
 }
+/* integers plus the bits of numbers */
+TL_INLINE uint64x2_t f64_add_bits(uint64x2_t a, float64x2_t b) { return vaddq_u64(a, vreinterpretq_u64_f64(b)); }
 /* whether a bit of a mask is set in any element */
 TL_INLINE int f32_any_of_bits(uint32x4_t a, uint32_t mask) { return vmaxvq_u32(vandq_u32(a, vdupq_n_u32(mask))) != 0; }
 TL_INLINE int f64_any_of_bits(uint64x2_t a, uint64_t mask) {

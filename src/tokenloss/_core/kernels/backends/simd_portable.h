@@ -221,6 +221,8 @@ TL_INLINE double f64_power(double k, f64_table table) {
 }
 TL_INLINE double f64_zero_if_negative(double a) { return tl_to_bits(a) >> 63 ? 0.0 : a; }
 TL_INLINE uint64_t f64_or_bits(uint64_t a, double b, double c) { return a | tl_to_bits(b) | tl_to_bits(c); }
+/* integers plus the bits of numbers */
+TL_INLINE uint64_t f64_add_bits(uint64_t a, double b) { return a + tl_to_bits(b); }
 /* whether a bit of a mask is set in any element */
 TL_INLINE int f32_any_of_bits(uint32_t a, uint32_t mask) { return (a & mask) != 0; }
 TL_INLINE int f64_any_of_bits(uint64_t a, uint64_t mask) { return (a & mask) != 0; }
