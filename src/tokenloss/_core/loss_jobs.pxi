@@ -8,6 +8,7 @@ cdef class CrossEntropy(LogSumExpJob):
     cdef double label_smoothing, z_loss
     cdef double grad_divisor  # that of the mean loss, or 1
     cdef bint nontemporal_stores
+    cdef bint is_plain  # whether `add_plain_rows` finds losses
 
     def __init__(self, Scores scores, Positions positions, numbers, tuple options, grad=None, int grad_dtype=0,
                  bint is_mean_grad=False):
@@ -19,6 +20,8 @@ cdef class CrossEntropy(LogSumExpJob):
         self.excludes_together = (not positions.by_class and not positions.is_integer
                                   and is_given(&positions.targets_view))
         self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
+        self.is_plain = positions.by_class and not self.keeps_logits and self.has_plain_losses()
+        self.refuses_bad_targets = self.is_plain
         self.grad_divisor = 1
         if grad is not None:
             open_view(&self.grad, grad, grad_dtype, scores.axis, True)
@@ -28,6 +31,16 @@ cdef class CrossEntropy(LogSumExpJob):
 
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
+
+    cdef bint has_plain_losses(self) noexcept:
+        """Whether losses for class ids have no options, and rows lie as `tl_plain_losses` takes them."""
+        cdef Scores scores = self.scores
+        cdef tl_row row = self.row_of_scores()
+        cdef int size = tl_itemsize(scores.dtype)
+        return (2 <= scores.classes <= FEW_CLASSES and is_given(&scores.view) and scores.dtype < TL_SWAPPED
+                and not tl_is_transformed(&row) and self.z_loss == 0
+                and not self.weighs_class_ids and not self.weighs_rows
+                and (scores.view.buffer.strides[scores.axis] == size or scores.view.row_stride == size))
 
     cdef double cost_of_row(self) noexcept:
         cdef double cost
@@ -86,6 +99,33 @@ cdef class CrossEntropy(LogSumExpJob):
                 memory += LogSumExpJob.scratch_bytes(self)
             tl_exclude_by_masses(backend, &block.rows, block.losses, memory, &block.masses, cancel)
         LogSumExpJob.reduce_block(self, block, totals, cancel)
+
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
+        cdef int64_t targets[MAX_PROBABILITY_ROWS]
+        cdef double values[MAX_PROBABILITY_ROWS]
+        cdef const View *view = &self.scores.view
+        cdef tl_row row
+        cdef int64_t first = start
+        cdef int i, count, done, some_masked
+        if not self.is_plain:
+            return 0
+        row = self.row_of_scores()
+        row.stride = view.buffer.strides[self.scores.axis]
+        while start < stop:
+            count = <int> min(stop - start, left_of_run(view, start), <int64_t> MAX_PROBABILITY_ROWS)
+            some_masked = self.load_targets(start, count, targets, totals) & TL_SOME_MASKED
+            for i in range(count, (count + 15) & ~15):
+                targets[i] = 0
+            row.data = address_of(view, start)
+            done = <int> tl_plain_losses(backend, &row, view.row_stride, targets, some_masked, count, values)
+            tl_superacc_add_many(backend, &totals.losses, values, done)
+            totals.unmasked += count_of_unmasked(targets, done) if some_masked else done
+            if self.numbers != NULL:
+                memcpy(self.numbers + start, values, done * sizeof(double))
+            start += done
+            if done < count:
+                break
+        return start - first
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:

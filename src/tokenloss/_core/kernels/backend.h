@@ -146,6 +146,15 @@ typedef struct {
     ptrdiff_t row_stride, class_stride;
 } tl_next_rows;
 
+/* Rows of 2 to TL_FEW_CLASSES classes, of float32 or float64. TL_GROUP rows are neighbours in memory, and class_stride
+ * bytes lead from class to class; group_bytes to the next such rows. So groups lie, and planes. */
+typedef struct {
+    const char *data;
+    size_t group_bytes;
+    ptrdiff_t class_stride;
+    size_t classes;
+} tl_few_rows;
+
 /* For each row, the log-odds against its target, and the losses of both sides: softplus(log_odds) of the target,
  * softplus(-log_odds) of the other classes. */
 typedef struct {
@@ -314,8 +323,7 @@ typedef struct {
 
     /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the bins of an exact sum, as far as all numbers of a
      * group fit. Returns how many groups were added. */
-    size_t (*add_exactly)(const double *x, size_t groups, uint64_t (*bin)[TL_BIN_LANES]);
-    size_t (*add_squares_exactly)(const double *x, size_t groups, uint64_t (*bin)[TL_BIN_LANES]);
+    size_t (*add_exactly)(const double *x, size_t groups, int are_squares, uint64_t (*bin)[TL_BIN_LANES]);
 
     /* Adds terms, a multiple of TL_SUM_LANES of them, with the rounding errors of the additions. */
     void (*add_with_errors)(const double *x, size_t count, tl_error_free_sum *to);
@@ -347,6 +355,9 @@ typedef struct {
      * the rows are read and written. */
     void (*interleave[TL_FLOAT_DTYPES])(const char *const *rows, size_t classes, void *group);
     void (*deinterleave[TL_FLOAT_DTYPES])(const void *group, size_t classes, char *const *rows);
+    /* Groups of rows of float32 or float64 that lie so many bytes apart. */
+    void (*interleave_apart[TL_FLOAT_DTYPES])(const char *first, ptrdiff_t apart, size_t classes, size_t groups,
+                                              void *out);
     /* The same for `count` neighbouring rows in class-major layout, in as many groups as they need. */
     void (*interleave_planes[TL_FLOAT_DTYPES])(const char *first, ptrdiff_t class_stride, size_t classes, size_t count,
                                                void *groups);
@@ -373,10 +384,11 @@ typedef struct {
 
     /* Losses of rows for class ids, given their targets and these classes' logits, and exp(log-odds against the
      * target), as nll_body.h explains. A bit is returned for each row, at most 64: where it is 0, the row is far out,
-     * and neither result is right. few_losses takes groups of 2 to TL_FEW_CLASSES classes; losses_of_sums takes what
-     * sum_others found, of a multiple of TL_GROUP rows. */
-    uint64_t (*few_losses[TL_FLOAT_DTYPES])(const void *groups, size_t rows, size_t classes, const double *logit,
-                                            const int64_t *target, double *nll, double *odds);
+     * and neither result is right. few_losses takes a multiple of TL_GROUP rows, and finds the targets' logits; nothing
+     * is right of a row whose target is TL_MASKED. `logit` and `odds` may be NULL. losses_of_sums takes what sum_others
+     * found, of such a multiple. */
+    uint64_t (*few_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
+                                            double *logit, double *nll, double *odds);
     uint64_t (*losses_of_sums[TL_FLOAT_DTYPES])(const double *logit, const double *sum, size_t rows, double *nll,
                                                 double *odds);
     /* For each contiguous row of 2 to TL_NLL_CLASSES classes, the sum of powers and rests over all classes but the

@@ -41,9 +41,6 @@ typedef struct {
  * room for bins, which count as terms as well. */
 #define TL_MAX_UNCARRIED ((int64_t)1 << 27)
 
-/* Propagates the carries of limbs. */
-void tl_propagate_carries(int64_t *limbs, int count);
-
 /* Adds value * 2^position. */
 TL_INLINE void tl_add_shifted(int64_t *limbs, unsigned position, uint64_t value, int negative) {
     int64_t *limb = limbs + position / 32;
@@ -66,22 +63,8 @@ TL_INLINE uint64_t tl_split(double term, unsigned *position, int *negative) {
     return exponent ? mantissa | ((uint64_t)1 << 52) : mantissa;
 }
 
-TL_INLINE void tl_superacc_add(tl_superacc *sum, double term) {
-    if (TL_UNLIKELY(!(term - term == 0))) {
-        sum->special += term;
-        return;
-    }
-    unsigned position;
-    int negative;
-    uint64_t mantissa = tl_split(term, &position, &negative);
-    tl_add_shifted(sum->limb, position, mantissa, negative);
-    if (TL_UNLIKELY(++sum->uncarried >= TL_MAX_UNCARRIED)) {
-        tl_propagate_carries(sum->limb, TL_SUM_LIMBS);
-        sum->uncarried = 0;
-    }
-}
-
-/* Adds the square of a term, or the product of two numbers; ignores what is not finite. */
+/* Adds a term; its square, or the product of two numbers, but ignores what is not finite. */
+void tl_superacc_add(tl_superacc *sum, double term);
 void tl_superacc_sq_add(tl_superacc_sq *squares, double term);
 void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b);
 

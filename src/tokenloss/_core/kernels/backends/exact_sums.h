@@ -30,7 +30,7 @@ TL_TARGET TL_INLINE f64_vec f64_if_unfit(f64_vec x, double below, double above) 
  * numbers, and are taken away again: once from each bin for each number, twice where a square has two parts. */
 TL_TARGET TL_INLINE int JOIN(add_group_, BACKEND)(const double *x, int are_squares, size_t bins,
                                                   const double *rounders, uint64_t (*bin)[TL_BIN_LANES]) {
-    f64_bits sum[TL_SQUARE_BINS], unfit = f64_no_bits();
+    f64_bits sum[TL_SQUARE_BINS], unfit = f64_set_bits(0);
     for (size_t k = 0; k < bins; k++)
         sum[k] = f64_load_bits(bin[k]);
     for (size_t i = 0; i < TL_SUM_GROUP; i += f64_WIDTH) {
@@ -60,22 +60,14 @@ TL_TARGET TL_INLINE int JOIN(add_group_, BACKEND)(const double *x, int are_squar
     return 1;
 }
 
-TL_TARGET static size_t JOIN(add_exactly_, BACKEND)(const double *x, size_t groups, uint64_t (*bin)[TL_BIN_LANES]) {
-    size_t done = 0;
-    for (; done < groups; done++, x += TL_SUM_GROUP) /* the third bin is for numbers below 2^-28 */
-        if (!JOIN(add_group_, BACKEND)(x, 0, TL_SUM_BINS - 1, TL_SUM_ROUNDER, bin) &&
-            !JOIN(add_group_, BACKEND)(x, 0, TL_SUM_BINS, TL_SUM_ROUNDER, bin))
-            break;
-    return done;
-}
-
-TL_TARGET static size_t JOIN(add_squares_exactly_, BACKEND)(const double *x, size_t groups,
-                                                            uint64_t (*bin)[TL_BIN_LANES]) {
-    size_t done = 0;
-    for (; done < groups; done++, x += TL_SUM_GROUP)
-        if (!JOIN(add_group_, BACKEND)(x, 1, TL_SQUARE_BINS, TL_SQUARE_ROUNDER, bin))
-            break;
-    return done;
+TL_TARGET static size_t JOIN(add_exactly_, BACKEND)(const double *x, size_t groups, int are_squares,
+                                                    uint64_t (*bin)[TL_BIN_LANES]) {
+    for (size_t done = 0; done < groups; done++, x += TL_SUM_GROUP) /* the third bin is for numbers below 2^-28 */
+        if (are_squares ? !JOIN(add_group_, BACKEND)(x, 1, TL_SQUARE_BINS, TL_SQUARE_ROUNDER, bin)
+                        : !JOIN(add_group_, BACKEND)(x, 0, TL_SUM_BINS - 1, TL_SUM_ROUNDER, bin) &&
+                              !JOIN(add_group_, BACKEND)(x, 0, TL_SUM_BINS, TL_SUM_ROUNDER, bin))
+            return done;
+    return groups;
 }
 
 /* Adds x to *sum; returns the rounding error (Knuth's TwoSum), nan where the sum is not finite. */
