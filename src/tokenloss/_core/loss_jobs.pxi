@@ -9,10 +9,12 @@ cdef class CrossEntropy(LogSumExpJob):
     cdef double grad_divisor  # that of the mean loss, or 1
     cdef bint nontemporal_stores
     cdef bint is_plain  # whether `add_plain_rows` finds losses
+    cdef double[FEW_CLASSES + 1] weight_after  # 0 for masked rows, then the weight of each class, if there are weights
 
     def __init__(self, Scores scores, Positions positions, numbers, tuple options, grad=None, int grad_dtype=0,
                  bint is_mean_grad=False):
         # options are those of `loss_options`; the gradient goes to `grad`, with `is_mean_grad` that of the mean loss
+        cdef int i
         self.set_up(scores, positions, numbers)
         self.label_smoothing, self.z_loss, self.logit_scale, self.softcap = options
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
@@ -22,6 +24,8 @@ cdef class CrossEntropy(LogSumExpJob):
         self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
         self.is_plain = positions.by_class and not self.keeps_logits and self.has_plain_losses()
         self.refuses_bad_targets = self.is_plain
+        for i in range(positions.classes if self.is_plain and self.weighs_class_ids else 0):
+            self.weight_after[i + 1] = positions.class_weight(i)
         self.grad_divisor = 1
         if grad is not None:
             open_view(&self.grad, grad, grad_dtype, scores.axis, True)
@@ -39,7 +43,6 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef int size = tl_itemsize(scores.dtype)
         return (2 <= scores.classes <= FEW_CLASSES and is_given(&scores.view) and scores.dtype < TL_SWAPPED
                 and not tl_is_transformed(&row) and self.z_loss == 0
-                and not self.weighs_class_ids and not self.weighs_rows
                 and (scores.view.buffer.strides[scores.axis] == size or scores.view.row_stride == size))
 
     cdef double cost_of_row(self) noexcept:
@@ -118,6 +121,8 @@ cdef class CrossEntropy(LogSumExpJob):
                 targets[i] = 0
             row.data = address_of(view, start)
             done = <int> tl_plain_losses(backend, &row, view.row_stride, targets, some_masked, count, values)
+            if self.weighs_class_ids or self.weighs_rows:
+                self.weigh_plain_rows(start, targets, done, values, totals)
             tl_superacc_add_many(backend, &totals.losses, values, done)
             totals.unmasked += count_of_unmasked(targets, done) if some_masked else done
             if self.numbers != NULL:
@@ -126,6 +131,21 @@ cdef class CrossEntropy(LogSumExpJob):
             if done < count:
                 break
         return start - first
+
+    cdef void weigh_plain_rows(self, int64_t start, const int64_t *targets, int count, double *values,
+                               Totals *totals) noexcept nogil:
+        """Multiply losses, 0 of masked rows, by the weights of their classes and rows; add these up."""
+        cdef double weights[MAX_PROBABILITY_ROWS]
+        cdef double sample_weight
+        cdef int i
+        for i in range(count):
+            weights[i] = self.weight_after[max(targets[i], -1) + 1] if self.weighs_class_ids else targets[i] != MASKED
+            values[i] = tl_weighed(weights[i], values[i])
+        for i in range(count if self.weighs_rows else 0):
+            sample_weight = self.positions.sample_weight_of(start + i) if targets[i] != MASKED else 0
+            values[i] *= sample_weight
+            weights[i] *= sample_weight
+        tl_superacc_add_many(backend, &totals.weights, weights, count)
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
