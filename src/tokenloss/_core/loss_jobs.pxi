@@ -49,6 +49,8 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef double cost
         if is_given(&self.grad):
             cost = self.cost_of_scores(18, 0.55)
+        elif self.is_plain:
+            cost = self.cost_of_classes(PLAIN_ROW, 0.35)
         elif self.positions.by_class and FEW_CLASSES < self.scores.classes <= NLL_CLASSES:
             cost = NLL_ROW + self.cost_of_classes(5, 0.35 * NLL_CLASS)
         else:
@@ -136,13 +138,16 @@ cdef class CrossEntropy(LogSumExpJob):
                                Totals *totals) noexcept nogil:
         """Multiply losses, 0 of masked rows, by the weights of their classes and rows; add these up."""
         cdef double weights[MAX_PROBABILITY_ROWS]
+        cdef const char *addresses[MAX_PROBABILITY_ROWS]
         cdef double sample_weight
         cdef int i
+        if self.weighs_rows:
+            find_addresses(&self.positions.sample_weight_view, start, count, addresses)
         for i in range(count):
             weights[i] = self.weight_after[max(targets[i], -1) + 1] if self.weighs_class_ids else targets[i] != MASKED
             values[i] = tl_weighed(weights[i], values[i])
         for i in range(count if self.weighs_rows else 0):
-            sample_weight = self.positions.sample_weight_of(start + i) if targets[i] != MASKED else 0
+            sample_weight = tl_load(addresses[i], TL_FLOAT64) if targets[i] != MASKED else 0
             values[i] *= sample_weight
             weights[i] *= sample_weight
         tl_superacc_add_many(backend, &totals.weights, weights, count)

@@ -166,8 +166,7 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
         } else if (row->stride == tl_itemsize(dtype)) {
             backend->interleave_apart[dtype](first, apart, classes, n / TL_GROUP, groups);
         } else {
-            tl_few_rows planes = {first, class_bytes, row->stride, classes};
-            rows = planes;
+            rows = (tl_few_rows){first, class_bytes, row->stride, classes};
         }
         uint64_t far = ~backend->few_losses[dtype](&rows, padded, target + start, NULL, nll + start, NULL);
         far &= ~(uint64_t)0 >> (TL_BLOCK_ROWS - n);

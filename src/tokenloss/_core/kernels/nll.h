@@ -17,8 +17,8 @@ int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, 
 
 /* The losses of `count` rows of 2 to TL_FEW_CLASSES native logits, neither scaled nor capped, the first of which is
  * `row`. They lie `apart` bytes from each other; they or their classes are neighbours. There is room for whole groups
- * of class ids, of which those beyond `count` may be any, and losses. Returns how many rows come before the first that
- * is far out. The losses of rows whose class id is TL_MASKED are 0, if the caller knows that there may be some. */
+ * of class ids, and of losses. Those of rows whose id is TL_MASKED are 0, if there may be some. Returns how many rows
+ * come before the first that is far out. */
 size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
                        int some_masked, size_t count, double *nll);
 

@@ -38,8 +38,7 @@ TL_TARGET TL_INLINE void OP(interleave_any)(const char *const *rows, const char 
     }
     for (size_t k = 0; k + OP(PIECE) < classes; k += OP(PIECE))
         OP(interleave_piece)(rows, first, apart, k, OP(PIECE), group);
-    /* perhaps some classes of the last piece again */
-    OP(interleave_piece)(rows, first, apart, classes - OP(PIECE), OP(PIECE), group);
+    OP(interleave_piece)(rows, first, apart, classes - OP(PIECE), OP(PIECE), group); /* some perhaps again */
 }
 
 TL_TARGET TL_OUTLINE void OP(interleave)(const char *const *rows, size_t classes, REAL *group) {
@@ -50,6 +49,8 @@ TL_TARGET static void OP(interleave_apart)(const char *first, ptrdiff_t apart, s
                                            void *out) {
     for (size_t g = 0; g < groups; g++, first += TL_GROUP * apart) {
         REAL *group = (REAL *)out + TL_GROUP * classes * g;
+        for (size_t i = 0; classes > 8 && i < TL_GROUP * classes * sizeof(REAL); i += 64)
+            tl_prefetch(first + 4096 + i);
         if (OP(PIECE) == 4 && classes == 2 && apart == 2 * sizeof(float))
             for (size_t r = 0; r < TL_GROUP; r += f32_WIDTH) {
                 float *even = (float *)out + TL_GROUP * 2 * g + r;

@@ -77,6 +77,8 @@ TL_TARGET TL_INLINE OP(vec) OP(other_power)(OP(vec) x, const OP(acc) * acc, OP(v
 }
 
 #define OF_CLASS(x, k) OP(load)((const REAL *)(const void *)((x) + (ptrdiff_t)(k) * stride))
+#define POWER_OF_CLASS(k, i) OP(other_power)(OF_CLASS(x, k), &acc, most, target, k, &rest[i])
+#define PAIR_OF_POWERS(k) OP(add)(POWER_OF_CLASS(k, 0), POWER_OF_CLASS((k) + 1, 1))
 
 /* The logits of the targets of a vector of rows: chosen among those of all classes, or read one by one. An id that is no
  * class stands for class 0 here, or for no class in double. */
@@ -102,47 +104,41 @@ TL_TARGET TL_INLINE OP(vec) OP(sum_of_few)(const char *x, ptrdiff_t stride, size
                                            OP(bits) target, OP(vec) * lost) {
     const OP(acc) acc = OP(acc_for_target)(logit, 0);
     const OP(vec) most = OP(add)(logit, OP(set)((REAL)OP(REACH)));
-    OP(vec) rest[2] = {OP(set)(0), OP(set)(0)}, sum = OP(set)(0), power;
-    *lost = OP(set)(0);
+    OP(vec) rest[2] = {OP(set)(0), OP(set)(0)}, low = OP(set)(0), sum;
     if (classes == 2) { /* the other one alone: the target's power and rest are 0 */
-        OP(vec) other = OP(if_same)(target, OP(set_bits)(1), OF_CLASS(x, 0), OF_CLASS(x, 1));
+        OP(vec) other = OP(if_same)(target, OP(set_place)(1), OF_CLASS(x, 0), OF_CLASS(x, 1));
         sum = OP(other_power)(other, &acc, most, target, 2, &rest[0]);
+    } else {
+        sum = PAIR_OF_POWERS(0);
+        for (size_t k = 2; k + 1 < classes; k += 2)
+            OP(add_positive)(&sum, &low, PAIR_OF_POWERS(k));
+        if (classes % 2)
+            OP(add_positive)(&sum, &low, POWER_OF_CLASS(classes - 1, 0));
     }
-    for (size_t k = 0; classes > 2 && k < classes; k += 2) {
-        power = OP(other_power)(OF_CLASS(x, k), &acc, most, target, k, &rest[0]);
-        if (k + 1 < classes)
-            power = OP(add)(power, OP(other_power)(OF_CLASS(x, k + 1), &acc, most, target, k + 1, &rest[1]));
-        if (k == 0)
-            sum = power;
-        else
-            OP(add_positive)(&sum, lost, power);
-    }
-    *lost = OP(fma)(OP(add)(rest[0], rest[1]), OP(set)((REAL)OP(LEADING)), *lost);
-    OP(vec) all = OP(add)(sum, *lost);
-    *lost = OP(sub)(*lost, OP(sub)(all, sum));
+    low = OP(fma)(OP(add)(rest[0], rest[1]), OP(set)((REAL)OP(LEADING)), low);
+    OP(vec) all = OP(add)(sum, low);
+    *lost = OP(sub)(low, OP(sub)(all, sum));
     return all;
 }
 
 #undef OF_CLASS
+#undef POWER_OF_CLASS
+#undef PAIR_OF_POWERS
 
 TL_TARGET TL_INLINE uint64_t OP(few_losses_of)(const tl_few_rows *rows, size_t count, size_t classes,
                                                const int64_t *target, double *logit, double *nll, double *odds) {
-    OP(vec) sum[TL_BLOCK_ROWS / OP(WIDTH)], lost[TL_BLOCK_ROWS / OP(WIDTH)], at[TL_BLOCK_ROWS / OP(WIDTH)];
     UINT ids[TL_BLOCK_ROWS];
     uint64_t near = 0;
     for (size_t r = 0; r < count; r++)
         ids[r] = (UINT)target[r];
-    for (size_t r = 0; r < count; r += OP(WIDTH)) {
-        const size_t i = r / OP(WIDTH);
+    for (size_t r = 0; r < count; r += OP(WIDTH)) { /* processors work on several of these at a time */
         const char *x = rows->data + r / TL_GROUP * rows->group_bytes + r % TL_GROUP * sizeof(REAL);
-        at[i] = OP(logits_of_few)(x, rows->class_stride, classes, ids + r);
-        sum[i] = OP(sum_of_few)(x, rows->class_stride, classes, at[i], OP(load_bits)(ids + r), &lost[i]);
+        OP(vec) lost, at = OP(logits_of_few)(x, rows->class_stride, classes, ids + r);
+        OP(vec) sum = OP(sum_of_few)(x, rows->class_stride, classes, at, OP(load_bits)(ids + r), &lost);
+        near |= (uint64_t)OP(losses_of_vector)(at, sum, lost, nll + r, odds ? odds + r : NULL) << r;
         if (logit)
-            OP(store_f64)(logit + r, at[i]);
+            OP(store_f64)(logit + r, at);
     }
-    for (size_t r = 0; r < count; r += OP(WIDTH))
-        near |= (uint64_t)OP(losses_of_vector)(at[r / OP(WIDTH)], sum[r / OP(WIDTH)], lost[r / OP(WIDTH)], nll + r,
-                                             odds ? odds + r : NULL) << r;
     return near;
 }
 
