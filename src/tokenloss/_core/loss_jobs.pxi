@@ -140,16 +140,17 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef double weights[MAX_PROBABILITY_ROWS]
         cdef const char *addresses[MAX_PROBABILITY_ROWS]
         cdef double sample_weight
+        cdef bint by_class = self.weighs_class_ids
         cdef int i
         if self.weighs_rows:
             find_addresses(&self.positions.sample_weight_view, start, count, addresses)
-        for i in range(count):
-            weights[i] = self.weight_after[max(targets[i], -1) + 1] if self.weighs_class_ids else targets[i] != MASKED
+        for i in range(count if by_class else 0):
+            weights[i] = self.weight_after[max(targets[i], -1) + 1]
             values[i] = tl_weighed(weights[i], values[i])
         for i in range(count if self.weighs_rows else 0):
             sample_weight = tl_load(addresses[i], TL_FLOAT64) if targets[i] != MASKED else 0
             values[i] *= sample_weight
-            weights[i] *= sample_weight
+            weights[i] = weights[i] * sample_weight if by_class else sample_weight
         tl_superacc_add_many(backend, &totals.weights, weights, count)
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
