@@ -11,7 +11,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._comparison.comparison import Comparison
 from tokenloss._comparison.comparisons import NOT_OF_DRAFTS
+from tokenloss._comparison.mismatch import Mismatch
 from tokenloss._core.arguments import is_given
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
@@ -21,7 +23,7 @@ from tokenloss._core.text import as_strict_json, printable, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.compare_texts import compare_texts
 from tokenloss._evaluation.evaluate import evaluate
-from tokenloss._evaluation.results import Evaluations
+from tokenloss._evaluation.results import Evaluation, Evaluations
 from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
@@ -38,8 +40,11 @@ if TYPE_CHECKING:
 
 _STATUSES = {HOLDS: 0, FAILS: 3, CANNOT_TELL: 4}  # by the verdict of all gates
 _OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
+_CHECKS = Evaluation.check, Comparison.check, Mismatch.check
 _PARAMETERS = {
-    name for function in (evaluate, compare_files, compare_texts) for name in inspect.signature(function).parameters
+    name
+    for function in (evaluate, compare_files, compare_texts, *_CHECKS)
+    for name in inspect.signature(function).parameters
 }
 _OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
 
