@@ -60,9 +60,10 @@ def run(job: _core.RowJob, workers: Any) -> None:
         raise_refusal(job)
 
 
-def warn_of_probs(positions: _core.Positions, scores: _core.Scores, kind: str | None = NO_KIND) -> None:
-    """Warn of scores that are read as logits, since no kind is given, and look like probabilities."""
-    if kind in (None, NO_KIND) and _core.look_like_probs(scores, positions):
+def warn_of_probs(positions: _core.Positions, scores: _core.Scores, kind: str | None = NO_KIND) -> bool:
+    """Warn of scores that are read as logits, since no kind is given, and look like probabilities; return whether."""
+    seem_probs = kind in (None, NO_KIND) and _core.look_like_probs(scores, positions)
+    if seem_probs:
         option = "base_kind" if scores.name == "base_logits" else "kind"
         fits = f"give {option}='probs', or {option}='logits' if these are logits"
         fits = "pass their logarithm; cross_entropy_loss takes probabilities" if kind == NO_KIND else fits
@@ -70,6 +71,7 @@ def warn_of_probs(positions: _core.Positions, scores: _core.Scores, kind: str | 
             f"{scores.name} looks like probabilities, since rows add up to 1, but is read as logits; {fits}",
             KindWarning,
         )
+    return seem_probs
 
 
 def check_targets(positions: _core.Positions, scores: _core.Scores) -> None:

@@ -142,7 +142,7 @@ class ScoredResponses:
         }
         for part, block in self._read(rows):
             at = tokens[part]
-            scores = token_scores(block, response.ids[at], workers=self._workers)
+            scores = token_scores(block, response.ids[at], kind="logits", workers=self._workers)
             for row in rows[part][np.isnan(scores.nll)][:1].tolist():
                 got, fits = f"row {row} has no probabilities", "hold no nan"
                 raise_error("content", path=self._scores.path, got=got, fits=fits)
