@@ -327,7 +327,7 @@ def test_missing_shift_for_any_cut(block_rows, npz, tmp_path, monkeypatch):
 
 def test_sample_of_the_shift_is_of_256_rows(monkeypatch):
     calls = []
-    loss = run._LOSSES["logits"]
+    loss = run.cross_entropy
     monkeypatch.setitem(
         run._LOSSES, "logits", lambda *arrays, **options: calls.append(len(arrays[0])) or loss(*arrays, **options)
     )

@@ -11,9 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.comparison import Comparison
 from tokenloss._comparison.comparisons import NOT_OF_DRAFTS
-from tokenloss._comparison.mismatch import Mismatch
 from tokenloss._core.arguments import is_given
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
@@ -23,7 +21,7 @@ from tokenloss._core.text import as_strict_json, printable, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.compare_texts import compare_texts
 from tokenloss._evaluation.evaluate import evaluate
-from tokenloss._evaluation.results import Evaluation, Evaluations
+from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
@@ -40,12 +38,10 @@ if TYPE_CHECKING:
 
 _STATUSES = {HOLDS: 0, FAILS: 3, CANNOT_TELL: 4}  # by the verdict of all gates
 _OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
-_CHECKS = Evaluation.check, Comparison.check, Mismatch.check
 _PARAMETERS = {
-    name
-    for function in (evaluate, compare_files, compare_texts, *_CHECKS)
-    for name in inspect.signature(function).parameters
+    name for function in (evaluate, compare_files, compare_texts) for name in inspect.signature(function).parameters
 }
+_GATES = "max_", "min_"  # how their names begin
 _OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
 
 
@@ -173,7 +169,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
 
 def _gates(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `check`; none without gates. Bad limits are refused before anything is read."""
-    given = {name: value for name, value in vars(args).items() if name.startswith(("max_", "min_"))}
+    given = {name: value for name, value in vars(args).items() if name.startswith(_GATES)}
     gates = {name: value for name, value in given.items() if value not in (None, [])}
     if not gates:
         if args.confidence is not None:
@@ -295,7 +291,13 @@ def _with_options(message: str) -> str:
     message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)
     last = r"save the classes last, if axis \1 of \2 holds them: np.moveaxis(\2, \1, -1)"
     message = re.sub(r"give axis=(\d+), if that axis of (\w+) holds the classes", last, message)
-    return re.sub(parameters, lambda name: _option(name[0]) if name[0] in _PARAMETERS else name[0], message)
+    return re.sub(parameters, _named_option, message)
+
+
+def _named_option(found: re.Match[str]) -> str:
+    """The option of a parameter or a gate; any other word as it is."""
+    name = found[0]
+    return _option(name) if name in _PARAMETERS or name.startswith(_GATES) else name
 
 
 def _option(name: str) -> str:

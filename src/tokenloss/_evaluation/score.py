@@ -12,14 +12,14 @@ from tokenloss._core import _core, jobs
 from tokenloss._core.dtypes import as_float_array
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.signature import IdsHash
-from tokenloss._core.validation import as_positions, as_scores
+from tokenloss._core.validation import as_positions
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.results import ShardResult, ShiftSample, TokenLoss
 from tokenloss._evaluation.sequences import SequenceCollector
 from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.linear import linear_cross_entropy, linear_token_scores
-from tokenloss._scores.losses import cross_entropy_loss, nll_loss
+from tokenloss._scores.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss._scores.token_scores import TokenScores, token_job
 from tokenloss.formats.mapped import check_map, rows_at
 
@@ -34,21 +34,8 @@ if TYPE_CHECKING:
 
     _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
 
-
-def _losses_of_logits(
-    logits: Array, targets: Array, *, reduction: str, ignore_index: int | None, where: BoolArray | None = None,
-    workers: int | None = None,
-) -> Any:  # fmt: skip
-    """As `cross_entropy`, of logits whose kind `check_kind` judges, so that they need no `KindWarning`."""
-    scores = as_scores("logits", logits, -1)
-    positions = as_positions("targets", targets, scores, ignore_index, where)
-    losses = jobs.new_losses(reduction, scores.batch)
-    job = _core.CrossEntropy(scores, positions, losses, (0.0, 0.0, 1.0, 0.0))
-    return jobs.run_and_reduce(job, losses, reduction, workers)
-
-
 _LOSSES: dict[str, Callable[..., Any]] = {
-    "logits": _losses_of_logits,
+    "logits": jobs.of_known_kind(cross_entropy),
     "log_probs": nll_loss,
     "probs": lambda probs, targets, **options: cross_entropy_loss(targets, probs, **options),
 }
