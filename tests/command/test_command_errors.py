@@ -78,6 +78,8 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE, "--scheduler", "tcp://x:1", "--per-token", "y.npy"], ["--scheduler", "--per-token"]),
         (["compare", SAMPLE], ["OTHER"]),
         (["compare", SAMPLE, SAMPLE, "--definitions", "mine"], ["--definitions", "'mine'"]),
+        (["compare", SAMPLE, SAMPLE, "--max-kl", "-1"], ["--max-kl is -1.0; it must be a finite number"]),
+        (["score", SAMPLE, "--min-greedy-accuracy", "2"], ["--min-greedy-accuracy is 2.0; it must be a number from 0"]),
         (["compare", "none.kld", SAMPLE], ["none.kld: cannot be read: No such file"]),
         (["score", "x" * 5000], ["cannot be read: "]),
         (["score", "none.npz"], ["none.npz: cannot be read: No such file"]),

@@ -572,6 +572,14 @@ def test_the_summary_ends_with_the_diagnosis_or_with_a_sentence_that_there_is_no
         assert found.diagnosis == [] or found.diagnosis[0].startswith(words)
 
 
+def test_the_summary_has_each_interval_once(pair):
+    """It also said to multiply ± by a factor, which gives other ends than the intervals of logarithms."""
+    found = mismatch(*pair)
+    low, high = found.k3_interval
+    assert f"95 % interval {low:.5g} to {high:.5g}" in found.summary()
+    assert "multiply" not in found.summary()
+
+
 def test_equal_numbers_are_told(pair):
     assert begins(mismatch(pair[0], pair[0])) == ["equal"]
 

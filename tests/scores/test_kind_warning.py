@@ -1,5 +1,6 @@
 """KindWarning: probabilities that are read as logits, and scores that are right and must get no warning."""
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -29,6 +30,11 @@ def logits_of(rng, rows=20, classes=7, dtype=np.float64):
     return (3 * rng.standard_normal((rows, classes))).astype(dtype)
 
 
+def _assert_close(x, **options):
+    with contextlib.suppress(AssertionError):  # which it also raises for what it warns of
+        assert_close(x, x, max_kl=1, **options)
+
+
 # by name: a call with scores, ids and options; those after the line take `kind`
 WITHOUT_KIND = {
     "cross_entropy": cross_entropy,
@@ -45,7 +51,7 @@ WITH_KIND = {
     "compare": lambda x, ids, **options: compare(np.roll(x, 1, 0), x, ids, **options),
     "ComparisonMeter": lambda x, ids, **options: ComparisonMeter().update(np.roll(x, 1, 0), {"a": x}, ids, **options),
     "draft_acceptance": lambda x, _, **options: draft_acceptance(np.roll(x, 1, 0), x, temperature=0.7, **options),
-    "assert_close": lambda x, _, **options: assert_close(x, x, max_kl=1, **options),
+    "assert_close": lambda x, _, **options: _assert_close(x, **options),
 }
 each_call = pytest.mark.parametrize("call", (WITHOUT_KIND | WITH_KIND).values(), ids=WITHOUT_KIND | WITH_KIND)
 
@@ -126,3 +132,38 @@ def test_bfloat16_read_as_its_bits_is_looked_at_by_its_values(rng):
     bits = softmax(logits_of(rng)).astype(BFLOAT16)
     with pytest.warns(KindWarning):
         tokenloss.logsumexp(bits)
+
+
+def test_no_gate_holds_where_probabilities_are_compared_as_logits(rng):
+    """The softmax of probabilities is nearly uniform, so that all divergences are small."""
+    base, other = (softmax(logits_of(rng)) for _ in range(2))
+    ids, segments = rng.integers(0, 7, 20), np.arange(20) // 4
+    limits = {"max_kl": 1.0, "max_kl_quantile": {0.5: 1.0}, "min_same_top": 0.0, "max_perplexity_ratio": 100.0}
+    meter, block = ComparisonMeter(), ComparisonMeter()
+    meter.update(logits_of(rng), logits_of(rng), ids)
+    with pytest.warns(KindWarning):
+        block.update(base, other, ids)
+    meter.merge(block)
+    with pytest.warns(KindWarning):
+        both = compare(base, other, ids, segment_ids=segments)
+    with pytest.warns(KindWarning):
+        one_side = compare(np.log(base), other, ids)
+    for comparison in (meter.result(), both, one_side):
+        verdicts = comparison.check(**limits)
+        assert {one.verdict for one in verdicts.gates} == {"cannot tell"}
+        assert all("cannot be trusted: scores look like probabilities" in one.note for one in verdicts.gates)
+    with pytest.warns(KindWarning), pytest.raises(AssertionError, match="cannot be trusted: scores look like prob"):
+        assert_close(other, base, max_kl=1.0)
+    for kind in ("logits", "probs"):
+        assert compare(base, other, ids, kind=kind).check(max_perplexity_ratio=100.0).verdict == "holds"
+
+
+@pytest.mark.parametrize("targets", ["ids", "distributions"])
+def test_evaluate_gives_no_such_warning_where_the_kind_is_given_or_refused(targets, rng):
+    probs = softmax(logits_of(rng))
+    ids = rng.integers(0, 7, 20) if targets == "ids" else softmax(logits_of(rng))
+    found = tokenloss.evaluate([(probs, ids)], kind="logits")
+    with pytest.warns(KindWarning):
+        assert found.loss == pytest.approx(cross_entropy(probs, ids), rel=1e-12)
+    with pytest.raises(ValueError, match="looks like probabilities"):
+        tokenloss.evaluate([(probs, ids)])

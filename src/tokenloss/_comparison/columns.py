@@ -32,6 +32,7 @@ COLUMNS = {
     "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
     "kept": np.bool_, "base_top_p": np.float64,
 }  # fmt: skip
+SEEMS_PROBS = "seems_probs"  # a column of one row, if scores that were read as logits look like probabilities
 OF_TARGETS = ("nll", "base_nll", "delta_p")  # columns that there are not without targets
 # and the values of a part without the column
 _OPTIONAL = dict.fromkeys(FURTHER_DIVERGENCES, np.nan) | {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}
@@ -124,13 +125,13 @@ def pair_columns(
         arrays[name] = word, array
     base = _scores("base_logits", base_array, axis, base_kind, stop=count)
     positions = pair_positions(targets, base, ignore_index, where)
-    jobs.warn_of_probs(positions, base, given[0])
+    base_seems_probs = jobs.warn_of_probs(positions, base, given[0])
     numbers = sequence_numbers(segment_ids, cu_seqlens, base.batch)
     base_left_out: Array | None = None
     candidates: dict[str, Columns] = {}
     for name, (word, array) in arrays.items():
         other = _scores(word, array, axis, kind, stop=count)
-        jobs.warn_of_probs(positions, other, given[1])
+        seems_probs = jobs.warn_of_probs(positions, other, given[1]) or base_seems_probs
         columns = new_columns(base.rows, divergences)
         options = _core.DEFINITIONS[definitions], bytes_of_bools(columns), UNNORMALIZED
         jobs.run(_core.PairStats(base, positions, other, *options), workers)
@@ -138,6 +139,8 @@ def pair_columns(
             columns = without_losses(columns)
         if numbers is not None:
             columns["segment_ids"] = numbers
+        if seems_probs:
+            columns[SEEMS_PROBS] = np.ones(1)
         if shape[axis] > count or array.array.shape[axis] > count:
             mask = columns["kept"].reshape(base.batch)
             if base_left_out is None:

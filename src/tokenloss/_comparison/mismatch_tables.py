@@ -10,7 +10,7 @@ import numpy as np
 from tokenloss._comparison.mismatch_causes import LEAST_FITTED
 from tokenloss._core.result import Shown, Table, known_error, rows_of, table_of
 from tokenloss._core.text import count_of
-from tokenloss._statistics.ratio import interval_note
+from tokenloss._statistics.ratio import guess_note
 from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def mismatch_shown(found: Any) -> Shown:
         f"{left_out:,} without a number" * bool(left_out),
         f"{found.n_nan:,} nan" * bool(found.n_nan),
         f"{found.n_infinite:,} infinite" * bool(found.n_infinite),
-        interval_note(found.interval_factor),
+        guess_note(found.interval_factor).removeprefix(", "),
     ]
     tables = [
         Table(_figure_rows(found)),

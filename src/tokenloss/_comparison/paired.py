@@ -151,6 +151,10 @@ class PairedLosses(Result):
         mean, stderr = (vars(self)[f"mean_{self._divergence}{suffix}"] for suffix in ("", "_stderr"))
         return mean, stderr
 
+    def _void(self, gate: str) -> str:
+        """Why the metric of a gate means nothing; "" if it means something."""
+        return void_of(self._about | self._signed | {"n_sentinels": getattr(self, "n_sentinels", 0)}, gate)
+
     @property
     def _equals_base(self) -> bool:
         """Whether the model has the base's loss at every token, and no divergence from it."""
@@ -291,7 +295,7 @@ class PairedLosses(Result):
         count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"
         notes = independent_note(count, unit, mean.factor(tail))
         is_lower_bound = gate.startswith("max_kl") and self._divergence != "kl"
-        void = void_of(self._about | {"n_sentinels": getattr(self, "n_sentinels", 0)}, gate)
+        void = self._void(gate)
         is_equal = self._equals_base and not is_lower_bound and math.isfinite(estimate.figure)
         if is_equal:  # other texts would change nothing
             estimate = estimate._replace(low=estimate.figure, high=estimate.figure)

@@ -108,7 +108,8 @@ class KindWarning(UserWarning):
     """Warns that scores read as logits look like probabilities, whose losses and divergences are then wrong.
 
     It is given if each of the first 8 included rows (of at least two classes) is in [0, 1] and adds up to 1 within
-    0.01. An explicit ``kind="logits"`` silences it. The logarithms of probabilities are logits, too.
+    0.01. An explicit ``kind="logits"`` silences it. The logarithms of probabilities are logits, too. No gate of such a
+    comparison holds or fails.
 
     Examples
     --------

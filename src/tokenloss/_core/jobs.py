@@ -80,9 +80,10 @@ def of_known_kind(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def warn_of_probs(positions: _core.Positions, scores: _core.Scores, kind: str | None = NO_KIND) -> None:
-    """Warn of scores that are read as logits, since no kind is given, and look like probabilities."""
-    if kind in (None, NO_KIND) and not _IS_KNOWN.get() and _core.look_like_probs(scores, positions):
+def warn_of_probs(positions: _core.Positions, scores: _core.Scores, kind: str | None = NO_KIND) -> bool:
+    """Warn of scores that are read as logits, since no kind is given, and look like probabilities; return whether."""
+    is_known = kind not in (None, NO_KIND) or _IS_KNOWN.get()
+    if seem_probs := not is_known and _core.look_like_probs(scores, positions):
         option = "base_kind" if scores.name == "base_logits" else "kind"
         fits = f"give {option}='probs', or {option}='logits' if these are logits"
         fits = "pass their logarithm; cross_entropy_loss takes probabilities" if kind == NO_KIND else fits
@@ -90,6 +91,7 @@ def warn_of_probs(positions: _core.Positions, scores: _core.Scores, kind: str | 
             f"{scores.name} looks like probabilities, since rows add up to 1, but is read as logits; {fits}",
             KindWarning,
         )
+    return seem_probs
 
 
 def check_targets(positions: _core.Positions, scores: _core.Scores) -> None:

@@ -90,7 +90,8 @@ def assert_close(
     Raises
     ------
     AssertionError
-        If a limit is exceeded. The message has the figures, the limits, and the tokens that are farthest from the base.
+        If a limit is exceeded, or if a warning shows that its figure means nothing, as a `KindWarning` does. The
+        message has the figures, the limits, and the tokens that are farthest from the base.
     IndexError, TypeError, ValueError
         If an argument is invalid; the message names it, what came and what fits.
 
@@ -238,9 +239,10 @@ def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> st
     for name, (_, limit) in limits.items():
         words, figure, _ = figures[name]
         is_least = name.startswith("min_")
-        if not (figure >= limit if is_least else figure <= limit):  # nan keeps to no limit
+        if (void := comparison._void(name)) or not (figure >= limit if is_least else figure <= limit):  # or nan
             failed.append(name)
         verdict = f"{'fails' if name in failed else 'holds'}, at {'least' if is_least else 'most'} {limit:g}"
+        verdict += void and f"; this value cannot be trusted: {void}"
         rows.append((name, words, f"{figure:.6g}", verdict))
     for word, number in ("nan", comparison.n_nan), ("infinite", comparison.n_infinite):
         if number:

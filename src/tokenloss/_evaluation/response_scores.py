@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.response_pairs import Pair, matched
+from tokenloss._core import jobs
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_all, open_shard, planned, refuse_without_targets, rows_per_block
@@ -142,11 +143,11 @@ class ScoredResponses:
         }
         for part, block in self._read(rows):
             at = tokens[part]
-            scores = token_scores(block, response.ids[at], workers=self._workers)
+            scores = token_scores(block, response.ids[at], kind="logits", workers=self._workers)
             for row in rows[part][np.isnan(scores.nll)][:1].tolist():
                 got, fits = f"row {row} has no probabilities", "hold no nan"
                 raise_error("content", path=self._scores.path, got=got, fits=fits)
-            listed = class_log_probs(block, np.maximum(classes[at], 0), workers=self._workers)
+            listed = jobs.of_known_kind(class_log_probs)(block, np.maximum(classes[at], 0), workers=self._workers)
             columns["logprobs"][at], columns["best"][at] = -scores.nll, scores.argmax
             columns["is_greedy"][at], columns["is_greedy_known"][at] = scores.is_greedy, True
             columns["top_logprobs"][at] = np.where(classes[at] < 0, np.nan, listed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tokenloss._core.errors import KindWarning
 from tokenloss._core.text import count_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _NO_SHIFT_ADVICE = (
     "(shift=True)"
 )
 _NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
+_KIND_ADVICE = "scores look like probabilities, but are read as logits; say by kind and base_kind what they are"
 _REPEAT_ADVICE = (
     "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
     "as in A=a.npz B=b.npz, or evaluate one by one"
@@ -70,6 +72,8 @@ def advice(figures: dict[str, Any]) -> Iterator[Advice]:
         yield Advice(_NO_SHIFT_ADVICE, ShiftWarning, _OF_TARGETS)
     if figures.get("norm_seems_missing"):
         yield Advice(_NORM_ADVICE, NormWarning, _OF_ALL)
+    if figures.get("seems_probs"):
+        yield Advice(_KIND_ADVICE, KindWarning, _OF_ALL)
     if figures.get("targets_repeat"):
         yield Advice(_REPEAT_ADVICE, voids=_OF_ALL)
     if padding := figures.get("padding"):
