@@ -89,7 +89,7 @@ def test_kind_of_scores_that_are_not_probs_is_logits(score_json, npy):
     probs = tokenloss.softmax(LOGITS.astype(np.float64))
     for scores, targets in (
         (np.zeros((4, 3)), TARGETS),
-        (np.concatenate([probs, [[-1e-9, 0.5, 0.5]]]), np.zeros(5, int)),
+        (np.concatenate([probs, [[-2e-3, 0.5, 0.502]]]), np.zeros(5, int)),
         (probs * 1.02, TARGETS),
         (np.ones((3, 1)), np.zeros(3, int)),  # of one class
     ):

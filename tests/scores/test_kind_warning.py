@@ -106,6 +106,18 @@ def test_probabilities_of_every_dtype_give_a_warning(dtype, classes, rng):
     cross_entropy_loss(ids, probs)
 
 
+@pytest.mark.parametrize("rounded", [-1e-9, 1 + 2e-7])
+def test_probabilities_that_rounding_moved_out_of_their_range_give_a_warning(rounded, rng):
+    """As of 1 less the sum of the others. A single one of these in the first rows hid all others."""
+    probs, ids = softmax(logits_of(rng)), rng.integers(0, 7, 20)
+    probs[3] = np.eye(7)[2]
+    probs[3, 4 if rounded < 0 else 2] = rounded
+    with pytest.warns(KindWarning):
+        cross_entropy(probs, ids)
+    with pytest.raises(ValueError, match="looks like probabilities"):
+        tokenloss.evaluate([(probs, ids)])
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_rows_lie_along_the_axis_of_the_classes(axis, rng):
     probs = np.moveaxis(softmax(logits_of(rng, 30).reshape(5, 6, 7)), -1, axis)

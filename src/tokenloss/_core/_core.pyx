@@ -81,6 +81,7 @@ cdef enum:
     C_PROBS
 
 KINDS = ("logits", "log_probs", "probs")  # their names, in this order
+cdef double PROB_SLACK = 1e-3  # by which rounding may move a probability out of [0, 1]
 cdef double SUM_SLACK = 1e-2  # by which half precision, perhaps converted since, may change the sum of probabilities
 
 # why a row was refused while rows were read

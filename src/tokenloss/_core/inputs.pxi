@@ -392,14 +392,15 @@ cdef class Positions:
 
 
 cdef bint is_distribution(const View *view, int64_t row) noexcept nogil:
-    """Whether the scores of a row are in [0, 1] and add up to 1 within what half precision rounds away."""
+    """Whether the scores of a row are in [0, 1] and add up to 1, but for rounding."""
     cdef tl_row scores = row_at(view, row)
     cdef double score, sum = 0
     cdef int64_t k
     for k in range(scores.count):
         score = tl_load(scores.data + k * scores.stride, scores.dtype)
         sum += score
-        if not (0 <= score <= 1 and sum <= 1 + SUM_SLACK):  # rows of logits, or with nan, end here after few classes
+        # rows of logits, or with nan, end here after few classes
+        if not (-PROB_SLACK <= score <= 1 + PROB_SLACK and sum <= 1 + SUM_SLACK):
             return False
     return sum >= 1 - SUM_SLACK
 
