@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, warn
 from tokenloss._core.files import identity
 from tokenloss._core.result import NamedResults, Shown, columns_of
 from tokenloss._statistics.advice import ZERO_ADVICE
@@ -205,9 +204,9 @@ class Comparisons(NamedResults[ComparisonT]):
 
 
 def warn_of_zero(comparison: ComparisonT, kind: str | None, base_kind: str | None) -> ComparisonT:
-    """The comparison, with a warning where a probability of 0 makes a loss infinite; for the caller's caller."""
+    """The comparison, with a warning where a probability of 0 makes a loss infinite."""
     if _has_zero(comparison, kind, base_kind):
-        warnings.warn(ZERO_ADVICE, stacklevel=3)
+        warn(ZERO_ADVICE)
     return comparison
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_paths, is_given
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, warn
 from tokenloss._core.files import identity
-from tokenloss._core.text import printable, title
+from tokenloss._core.text import title
 from tokenloss._evaluation.compare_logprobs import are_logprobs, compare_logprobs
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
@@ -308,7 +307,7 @@ def compare_files(
     if noise is not None:
         found.noise = found.pop(NOISE)
     for one in advice(hints_of(found)):
-        warnings.warn(printable(one.message), one.category, stacklevel=2)
+        warn(one.message, one.category)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tokenloss._core.errors import NormWarning, ShiftWarning
 from tokenloss._core.text import count_of
 
 if TYPE_CHECKING:
@@ -91,29 +92,3 @@ def void_of(figures: dict[str, Any], gate: str) -> str:
     if (number := figures.get("n_sentinels", 0)) and gate.startswith(_OF_TARGETS):
         reasons.append(f"it leaves out {count_of(number, 'token')} with a sentinel in place of minus infinity")
     return "; ".join(reasons)
-
-
-class NormWarning(UserWarning):
-    """Warns that hidden states seem to lack the model's final norm, without which their logits are wrong.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from tokenloss import NormWarning
-    >>> warnings.simplefilter("error", NormWarning)
-    """
-
-    __module__ = "tokenloss"
-
-
-class ShiftWarning(UserWarning):
-    """Warns that targets seem to be a causal model's own input, which should have been shifted.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from tokenloss import ShiftWarning
-    >>> warnings.simplefilter("error", ShiftWarning)  # rather an error than a wrong perplexity
-    """
-
-    __module__ = "tokenloss"
