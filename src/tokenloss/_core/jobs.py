@@ -24,7 +24,6 @@ _NORMALIZED = {
     "log_probs": "natural log-probabilities have 0; for logits, give kind='logits'",
     "probs": "probabilities add up to 1: divide each row by its sum; for logits, give kind='logits'",
 }
-NO_KIND = "no kind"  # of functions that take logits alone
 
 
 def new_losses(reduction: Any, batch: tuple[int, ...]) -> Float64Array | None:
@@ -60,16 +59,14 @@ def run(job: _core.RowJob, workers: Any) -> None:
         raise_refusal(job)
 
 
-def warn_of_probs(positions: _core.Positions, scores: _core.Scores, kind: str | None = NO_KIND) -> None:
-    """Warn of scores that are read as logits, since no kind is given, and look like probabilities."""
-    if kind in (None, NO_KIND) and _core.look_like_probs(scores, positions):
+def warn_of_probs(positions: _core.Positions, scores: _core.Scores, *kinds: str | None) -> None:
+    """Warn that scores look like probabilities, unless one of the arguments for their kind was given."""
+    if not any(kinds) and _core.look_like_probs(scores, positions):
         option = "base_kind" if scores.name == "base_logits" else "kind"
         fits = f"give {option}='probs', or {option}='logits' if these are logits"
-        fits = "pass their logarithm; cross_entropy_loss takes probabilities" if kind == NO_KIND else fits
-        warn(
-            f"{scores.name} looks like probabilities, since rows add up to 1, but is read as logits; {fits}",
-            KindWarning,
-        )
+        fits = fits if kinds else "pass their logarithm; cross_entropy_loss takes probabilities"
+        words = f"{scores.name} looks like probabilities, since rows add up to 1, but is read as logits; {fits}"
+        warn(words, KindWarning)
 
 
 def check_targets(positions: _core.Positions, scores: _core.Scores) -> None:
