@@ -124,14 +124,9 @@ def _pseudo_values(
 
     None where one sequence has all of v, or where v is not finite.
     """
-    sums, of_squares, counts = changes, squares, np.ones(changes.size)
-    if ids is not None:
-        tables = [Mean(array, ids).sequences for array in (changes, squares)]
-        alone = ids < 0  # each of which is a group of its own
-        sums, of_squares = (
-            np.concatenate([table.nll, array[alone]]) for table, array in zip(tables, (changes, squares), strict=True)
-        )
-        counts = np.concatenate([tables[0].count, counts[alone]])
+    numbers = np.arange(changes.size)
+    groups = numbers if ids is None else np.unique(np.where(ids < 0, -1 - numbers, ids), return_inverse=True)[1]
+    counts, sums, of_squares = (np.bincount(groups, weights) for weights in (None, changes, squares))
     if counts.size < 2 or not 0 < variance < math.inf:
         return None
     left = counts.sum() - counts

@@ -61,11 +61,6 @@ class _Row(NamedTuple):
     ids: Array
     texts: Array
 
-    @property
-    def key(self) -> tuple[str | None, int]:
-        """What pairs it with a sequence of another file."""
-        return self.name, self.choice
-
 
 class _Rows(NamedTuple):
     """The sequences of a file of responses, or of lines of JSON with a list of log-probabilities."""
@@ -300,26 +295,23 @@ def _paired(side: _Rows, rows: _Rows) -> _Rows:
     if side is rows:
         return side
     files = side, rows
-    named = [any(row.name is not None for row in one.rows) for one in files]
-    keyed: list[dict[Any, _Row]] = [{}, {}]
-    for one, is_named, seen in zip(files, named, keyed, strict=True):
-        for row in one.rows if is_named else ():
-            if row.name is None:
-                raise_error(
-                    "record", path=one.path, line=row.line, got="it has no custom_id", fits="have one, as others do"
-                )
-            if row.key in seen and all(named):
-                got = f"the custom_id {row.name!r} comes twice"
-                fits = 'have one of its own, or further choices of a request a "choice" each'
-                raise_error("record", path=one.path, line=row.line, got=got, fits=fits)
-            seen[row.key] = row
+    named = [[row for row in one.rows if row.name is not None] for one in files]
+    for one, with_name in zip(files, named, strict=True):
+        if with_name and len(with_name) < len(one.rows):
+            line = next(row.line for row in one.rows if row.name is None)
+            raise_error("record", path=one.path, line=line, got="it has no custom_id", fits="have one, as others do")
     if all(named):
-        for one, other, partners in zip(files, files[::-1], keyed[::-1], strict=True):
-            for row in one.rows:
-                if row.key not in partners:
+        first = [{(row.name, row.choice): row for row in with_name[::-1]} for with_name in named]
+        for one, own, other, others in zip(files, first, files[::-1], first[::-1], strict=True):
+            for key, row in (((row.name, row.choice), row) for row in one.rows):
+                if own[key] is not row:
+                    got = f"the custom_id {row.name!r} comes twice"
+                    fits = 'have one of its own, or further choices of a request a "choice" each'
+                    raise_error("record", path=one.path, line=row.line, got=got, fits=fits)
+                if key not in others:
                     got = f"the custom_id {row.name!r} is of no line of {other.path}"
                     raise_error("record", path=one.path, line=row.line, got=got, fits="be that of one")
-        side = _Rows(side.path, [keyed[0][row.key] for row in rows.rows])
+        side = _Rows(side.path, [first[0][row.name, row.choice] for row in rows.rows])
     _check_rows(side, rows)
     return side
 

@@ -35,8 +35,11 @@ class TextPlace(NamedTuple):
         return TextPlace(self.line + lines, end - 1 - text.rfind(b"\n", 0, end) if lines else self.n_before + end)
 
 
+_START = TextPlace()
+
+
 def parsed_json(
-    text: bytes | bytearray, place: TextPlace | None = None, *, is_record: bool = False, is_whole: bool = True
+    text: bytes | bytearray, place: TextPlace = _START, *, is_record: bool = False, is_whole: bool = True
 ) -> Any:
     """The value of a JSON text that begins at a place; None of a text that may be the beginning of one, if not whole.
 
@@ -77,9 +80,9 @@ def parsed_json(
         got, fits = "is nested too deeply", f"have at most {_LEVELS} levels"
     if got:
         if at is not None:
-            place = (place or TextPlace()).after(text, at)
+            place = place.after(text, at)
             got = f"byte {place.n_before + 1}: {got}"
-        raise ValueError(f"line {(place or TextPlace()).line}: {got}; it must {fits}")
+        raise ValueError(f"line {place.line}: {got}; it must {fits}")
     return value
 
 
