@@ -23,8 +23,8 @@ from tokenloss._statistics.gates import (
     Verdicts,
     checked_limits,
     checked_tail,
-    divergence_estimate,
     independent_note,
+    mean_estimate,
     verdict_on,
 )
 from tokenloss._statistics.sequences import check_segment_ids
@@ -234,7 +234,7 @@ class Mismatch(Result):
         difference = self.difference.reshape(-1)[index]
         with np.errstate(all="ignore"):
             mean = Mean(k3_of(difference), ids)
-            estimate = divergence_estimate(mean.mean, mean._independent, limit, tail)
+            estimate = mean_estimate(mean.mean, mean._independent, limit, tail)
             if gate == "min_ess":
                 estimate, mean = effective(difference, ids, limit, tail)
         count, unit = mean._independent.count, "sequence" if mean.is_clustered else "token"

@@ -298,9 +298,7 @@ def _truncated(tokens: Tokens, line: _Line | None) -> Cause | None:
         words += f"{whole} keep {100 * (1 + mean.mean):.3g} % of their probabilities in the mean, as where {part} are "
         words += f"over the classes that top-p, top-k or min-p left, and {whole} over all"
         words += f"; {count_of(certain, 'token')} had no other class left"
-        return Cause(
-            words, voids=is_trainer
-        )  # tokens were drawn from the classes left, and not by the sampler's numbers
+        return Cause(words, voids=is_trainer)  # tokens were then not drawn by the sampler's numbers
     return None
 
 

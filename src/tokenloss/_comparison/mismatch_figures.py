@@ -10,7 +10,7 @@ import numpy as np
 from tokenloss._comparison.paired import Mean
 from tokenloss._core.exact import exp
 from tokenloss._statistics.distributions import TAIL
-from tokenloss._statistics.gates import Estimate, divergence_estimate, needed_count, share_estimate
+from tokenloss._statistics.gates import Estimate, mean_estimate, needed_count, share_estimate
 from tokenloss._statistics.ratio import interval_above_0
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def token_figures(
         if name == "outside":
             ends = share_estimate(mean.mean, difference.size, mean._independent, mean.mean, TAIL)[1:3]
         elif name != "k1":
-            ends = divergence_estimate(mean.mean, mean._independent, mean.mean, TAIL)[1:3]
+            ends = mean_estimate(mean.mean, mean._independent, mean.mean, TAIL)[1:3]
         figures |= {name: mean.mean, f"{name}_stderr": mean.stderr, f"{name}_interval": ends}
     value, stderr, _, factor = _mean_of_exp(difference, ids)
     figures |= {"mean_ratio": value, "mean_ratio_stderr": stderr}
@@ -104,7 +104,7 @@ def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tai
     variance = Mean(squares, None).mean
     mean = Mean(squares - 2 * variance * (weights - 1), ids)
     of_variance = variance if limit is None else 1 / limit - 1 if limit else math.inf
-    estimate = divergence_estimate(variance, mean._independent, of_variance, tail)
+    estimate = mean_estimate(variance, mean._independent, of_variance, tail)
     values = _pseudo_values(weights - 1, squares, variance, ids if mean.is_clustered else None)
     if values is not None:
         jackknifed, whole = Mean(values, None), math.log(variance)

@@ -51,9 +51,7 @@ def _diagnosis(found: Any) -> Table:
     if found.count < LEAST_FITTED or math.isnan(low):
         words = f"too few tokens to tell: {found.count:,}, and {LEAST_FITTED} are needed"
     elif low <= 1 <= high:
-        words = (
-            "nothing suspicious: the mean ratio is 1 within its error, so this looks like noise or a policy that moved"
-        )
+        words = "nothing suspicious: the mean ratio is 1 within its error, as with noise or a policy that was updated"
     else:
         words = f"nothing certain, but the 95 % interval of the mean ratio, {low:.5g} to {high:.5g}, excludes 1, as it "
         words += "does by chance in 5 % of samples; compare more tokens"

@@ -21,9 +21,9 @@ from tokenloss._statistics.gates import (
     beside_noise,
     checked_limits,
     checked_tail,
-    divergence_estimate,
     exp_estimate,
     independent_note,
+    mean_estimate,
     needed_count,
     share_estimate,
     verdict_on,
@@ -285,7 +285,7 @@ class PairedLosses(Result):
             estimate = exp_estimate(mean.mean, mean._independent, limit, tail, is_signed=True)
         else:
             mean = Mean(kl, ids)
-            estimate = divergence_estimate(mean.mean, mean._independent, limit, tail)
+            estimate = mean_estimate(mean.mean, mean._independent, limit, tail)
             if fraction is not None:
                 estimate = _quantile_estimate(kl, fraction, ids, mean, limit, tail)
         count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"

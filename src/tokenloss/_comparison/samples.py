@@ -259,12 +259,11 @@ class SampleComparison(Result):
         return samples_shown(comparisons)
 
     def _main(self) -> dict[str, str]:
-        changes = [figure(metric.difference, metric.difference_stderr, 3) for metric in self.metrics]
-        each = [
-            f"{shortened(metric.name)!r}: {figure(metric.other, digits=4)} ({change})"
-            for metric, change in zip(self.metrics, changes, strict=True)
-        ]
-        each[_MAX_NAMES:] = ["..."] * (len(each) > _MAX_NAMES)
+        each = []
+        for metric in self.metrics[:_MAX_NAMES]:
+            change = figure(metric.difference, metric.difference_stderr, 3)
+            each.append(f"{shortened(metric.name)!r}: {figure(metric.other, digits=4)} ({change})")
+        each += ["..."] * (len(self.metrics) > _MAX_NAMES)
         return {"metrics": f"[{'; '.join(each)}]", "count": str(self.count)}
 
 

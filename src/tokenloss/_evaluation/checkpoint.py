@@ -242,10 +242,10 @@ def _block_fingerprint(number: int, arrays: dict[str, Any]) -> dict[str, Any]:
 
 def _are_near(stored: list[float], made: list[float]) -> bool:
     """Whether samples of scores are of one row, as rounding may change it from one run to the next."""
-    before, after = np.array(stored), np.array(made)
-    finite = np.isfinite(before) & np.isfinite(after) if before.shape == after.shape else np.zeros(0, np.bool_)
-    reach = _ROUNDING * np.std(before[finite]) if finite.any() else 0.0
-    return before.shape == after.shape and bool((abs(after - before)[finite] <= reach + 1e-9).all())
+    if len(stored) != len(made):
+        return False
+    before, after = np.array([stored, made])[:, np.isfinite(stored) & np.isfinite(made)]
+    return not before.size or bool((abs(after - before) <= _ROUNDING * np.std(before) + 1e-9).all())
 
 
 def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

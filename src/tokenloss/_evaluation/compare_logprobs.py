@@ -92,9 +92,8 @@ def are_logprobs(paths: Sequence[str], part: Any) -> bool:
         batch, responses = (paths[kinds.index(kind)] for kind in ("batch", "responses"))
         return _fits_batch(batch, responses, part)
     is_sure = bool({"array", "lists"} & {*kinds}) and "scores" not in kinds
-    for path, kind in zip(paths, kinds, strict=True):
-        if is_sure and kind == "unreadable":
-            _readable_kind_of(path)  # raises why it is
+    if is_sure and "unreadable" in kinds:
+        _readable_kind_of(paths[kinds.index("unreadable")])  # raises an error that says why
     return is_sure
 
 

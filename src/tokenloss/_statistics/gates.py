@@ -227,7 +227,7 @@ class Estimate(NamedTuple):
     needed: float
 
 
-def divergence_estimate(
+def mean_estimate(
     mean: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool = False
 ) -> Estimate:
     """The estimate of a mean of values of at least 0, such as divergences or losses, or else of any sign."""
@@ -244,7 +244,7 @@ def divergence_estimate(
 def exp_estimate(log: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool) -> Estimate:
     """The estimate of the exponential of such a mean: of a perplexity, or of a ratio, whose logarithm is signed."""
     log_limit = math.log(limit) if limit else -math.inf
-    of_log = divergence_estimate(log, independent, log_limit, tail, is_signed=is_signed)
+    of_log = mean_estimate(log, independent, log_limit, tail, is_signed=is_signed)
     figure, low, high = map(exp, of_log[:3])
     return of_log._replace(figure=math.nan if log == -math.inf else figure, low=low, high=high)
 
