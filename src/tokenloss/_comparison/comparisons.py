@@ -78,7 +78,7 @@ class Comparisons(NamedResults[ComparisonT]):
         return [*self.values(), *([] if self.noise is None else [self.noise])]
 
     def _identical(self) -> list[str]:
-        """Messages about candidates that have the values of their base, or of a candidate before them."""
+        """Messages about candidates whose values equal those of their base or of an earlier candidate."""
         messages = []
         for name, one in self.items():
             paths = [one._about[key] for key in _FILES if key in one._about]
@@ -169,7 +169,7 @@ class Comparisons(NamedResults[ComparisonT]):
             lm-evaluation-harness.
         """
         if not all(hasattr(one, "check") for one in self.values()):
-            fits = "does not apply to samples of lm-evaluation-harness, which margin (--margin) tests for equality"
+            fits = "does not apply to samples of lm-evaluation-harness; margin (--margin) tests them for equality"
             if any(hasattr(one, "acceptance") for one in self.values()):
                 fits = NOT_OF_DRAFTS
             raise_error("not for", name=next(iter(gates), "a gate"), fits=fits)

@@ -1,7 +1,7 @@
 """What may be behind the differences of a trainer's and a sampler's log-probabilities: sentences with their evidence.
 
-Each is said only where the numbers surely show it, so that a correct pair gets none of them. A gate on metrics that a
-sentence voids is inconclusive.
+Each is given only if the numbers surely show it, so a correct pair gets none. A gate on metrics that a sentence voids
+is inconclusive.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MOST_ENTROPY = 7.0  # nats of the other classes; the line of a truncation would
 
 
 class Cause(NamedTuple):
-    """A sentence with its evidence, and whether it voids the metrics: they say nothing about the mismatch then."""
+    """A sentence with its evidence, and whether it voids the metrics, which then say nothing about the mismatch."""
 
     text: str
     voids: bool = False
@@ -66,7 +66,7 @@ class Tokens(NamedTuple):
 
 
 def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> tuple[list[Cause], float | None]:
-    """What these differences look like, and the temperature that explains them, if one does."""
+    """The causes that these differences suggest, and the temperature that explains them; None if there is none."""
     impossible = int(np.count_nonzero(base == -math.inf))
     found = [_nan_in_one(logprobs, base)]
     if impossible:
@@ -88,12 +88,12 @@ def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> 
 
 
 def _causes_of(tokens: Tokens) -> tuple[Sequence[Cause | None], float | None]:
-    """Causes in log-probabilities alone, and the temperature."""
+    """Causes that log-probabilities themselves show, and the temperature."""
     if not tokens.difference.any():
         return [], None
     line = _line(tokens)
     for cause in (_rounded(tokens), _shifted(tokens), _unrelated(tokens), _scaled(tokens, line)):
-        if cause:  # each of which explains all differences
+        if cause:  # it explains all differences
             return [cause], None
     temperature, tempered = _tempered(line)
     return [_truncated(tokens, line) or _below_one(tokens), tempered, _not_drawn(tokens)], temperature
@@ -103,7 +103,7 @@ def _causes_of(tokens: Tokens) -> tuple[Sequence[Cause | None], float | None]:
 
 
 def _nan_in_one(logprobs: Float64Array, base: Float64Array) -> Cause | None:
-    """Whether one side alone is nan at some tokens. Metrics are nan then, which fails gates, and may be a defect."""
+    """A sentence about tokens that are nan on only one side. Metrics are then nan, which fails gates."""
     is_alone = np.isnan(logprobs) != np.isnan(base)
     if not is_alone.any():
         return None
@@ -220,7 +220,7 @@ def _unrelated(tokens: Tokens) -> Cause | None:
     correlation = _rank_correlation(logprobs, base)
     if not correlation < 0.5 - 4 / math.sqrt(base.size):
         return None
-    words = f"their rank correlation is {correlation:.2f}, as where rows are in another order, or tokens are others"
+    words = f"their rank correlation is {correlation:.2f}, as if rows were in another order, or tokens were different"
     return Cause(f"the two hardly belong together: {words}", voids=True)
 
 
@@ -239,7 +239,7 @@ def _scaled(tokens: Tokens, line: _Line | None) -> Cause | None:
     if not (rest <= 4e-4 or is_noisy_copy) or abs(factor - 1) < 0.01:
         return None
     words = f"looks scaled: the trainer's are {factor:.4g} times the sampler's, which explains {100 - 100 * rest:.4g} %"
-    words += " of the squared differences, as where log-probabilities were divided by a temperature, in place of logits"
+    words += " of the squared differences, as if log-probabilities, not logits, were divided by a temperature"
     return Cause(words, voids=True)
 
 

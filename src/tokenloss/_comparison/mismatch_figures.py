@@ -120,9 +120,9 @@ def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tai
 def _pseudo_values(
     changes: Float64Array, squares: Float64Array, variance: float, ids: IntArray | None
 ) -> Float64Array | None:
-    """Pseudo-values of log v of each sequence (or token), by the jackknife of Miller, Ann. Math. Stat. 39, 1968.
+    """The pseudo-value of log v for each sequence (or token), by the jackknife of Miller, Ann. Math. Stat. 39, 1968.
 
-    None where one sequence has all of v, or where v is not finite.
+    None if one sequence has all of v, or if v is not finite.
     """
     numbers = np.arange(changes.size)
     groups = numbers if ids is None else np.unique(np.where(ids < 0, -1 - numbers, ids), return_inverse=True)[1]

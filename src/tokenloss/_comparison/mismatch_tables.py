@@ -43,7 +43,7 @@ def mismatch_shown(found: Any) -> Shown:
 
 
 def _diagnosis(found: Any) -> Table:
-    """Table of the sentences of the diagnosis, or of one that says why there is none."""
+    """Table of the sentences of the diagnosis, or of a sentence that explains why it is empty."""
     title = "Diagnosis: the numbers above cannot be trusted" if found.void else "Diagnosis"
     if found.diagnosis:
         return Table([(sentence,) for sentence in found.diagnosis], title=title)

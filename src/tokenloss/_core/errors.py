@@ -68,7 +68,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
 _MOST_LABELS = 1000  # more classes are a vocabulary, whose ids have a meaning
 _MOST_READ = 1 << 16  # targets that are searched for all labels
 _NO_LABEL = 255  # marks pixels without a label, as -1 and -100 do
-_IS_OURS = re.compile(r"tokenloss(\.(?!_command)|$)")  # names of modules, but for those of the command
+_IS_OURS = re.compile(r"tokenloss(\.(?!_command)|$)")  # modules of this package except those of the command
 _LONGEST = 4000  # characters of a message: a name or a list of names in a file may have millions
 
 
@@ -107,16 +107,16 @@ def raise_bad_class(
 
 
 class KindWarning(UserWarning):
-    """Warns that scores read as logits look like probabilities, whose losses and divergences are then wrong.
+    """Warns that scores that are read as logits look like probabilities; losses and divergences would be wrong.
 
     It is given if each of the first 8 included rows (of at least two classes) is in [0, 1] and adds up to 1 within
-    0.01. An explicit ``kind="logits"`` silences it. The logarithms of probabilities are logits, too.
+    0.01. An explicit ``kind="logits"`` silences it. Logarithms of probabilities are valid logits.
 
     Examples
     --------
     >>> import warnings
     >>> from tokenloss import KindWarning
-    >>> warnings.simplefilter("error", KindWarning)  # rather an error than a wrong loss
+    >>> warnings.simplefilter("error", KindWarning)  # an error instead of a wrong loss
     """
 
     __module__ = "tokenloss"
@@ -142,7 +142,7 @@ class ShiftWarning(UserWarning):
     --------
     >>> import warnings
     >>> from tokenloss import ShiftWarning
-    >>> warnings.simplefilter("error", ShiftWarning)  # rather an error than a wrong perplexity
+    >>> warnings.simplefilter("error", ShiftWarning)  # an error instead of a wrong perplexity
     """
 
     __module__ = "tokenloss"

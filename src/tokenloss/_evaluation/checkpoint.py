@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.options import Options
 
 _FORMAT = 12  # number of the format; a file of another one is refused
-_ROUNDING = 0.25  # of the standard deviation of a row's scores, by which they may differ from run to run
+_ROUNDING = 0.25  # fraction of the standard deviation of a row's scores by which they may differ between runs
 _PIECES = 32  # of a file are hashed, to tell it from another
 _MIN_PIECES = 4  # of each file of a directory, however many it holds
 _PIECE_BYTES = 1 << 12
@@ -241,7 +241,7 @@ def _block_fingerprint(number: int, arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _are_near(stored: list[float], made: list[float]) -> bool:
-    """Whether samples of scores are of one row, as rounding may change it from one run to the next."""
+    """Whether two samples of scores are from the same row, apart from rounding, which may differ between runs."""
     if len(stored) != len(made):
         return False
     before, after = np.array([stored, made])[:, np.isfinite(stored) & np.isfinite(made)]

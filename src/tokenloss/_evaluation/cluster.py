@@ -337,7 +337,7 @@ def _total(sums: _LossAndWeight) -> float:
 
 
 def _mean(sums: _LossAndWeight) -> float:
-    """Loss by "mean", with the roundings of the core."""
+    """Loss by "mean", rounded as in the core."""
     if not sums.weights.count and math.isinf(sums.losses.sum) and not sums.losses.special:
         return quotient(sums.losses.finite, UNIT << 64) / sums.losses.count * 2.0**64
     return _ratio(sums.losses.sum, sums.weights.sum if sums.weights.count else sums.losses.count)
@@ -389,7 +389,7 @@ def _sums(
 def _weights(
     targets: Array, where: Array | None, sample_weight: Array | None, *, weight: Array, ignore_index: Any
 ) -> Array:
-    """Sums of the weights of a block's rows, in the place of losses, and of these times the weights of their classes.
+    """Sums of the weights of a block's rows (as `losses`), and of these times the weights of their classes.
 
     Class ids out of range, which the losses refuse later, may have any weight.
     """
@@ -408,7 +408,7 @@ def _weights_of_rows(kept: Array, sample_weight: Array | None) -> Array:
 
 
 def _scaled_z_loss(sums: _LossAndWeight, z_loss: float) -> float:
-    """The factor of z-loss times the mean weight of the classes, by which a mean with weights is divided."""
+    """The factor of z-loss times the mean weight of the classes, by which a weighted mean divides."""
     return z_loss * _ratio(sums.weights.sum, sums.losses.sum)
 
 

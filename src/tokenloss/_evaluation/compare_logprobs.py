@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
 
 _NAME = "logprobs"  # of arrays in .npz files
-# names of lists in lines of JSON, and of the list that masks each: our own, and those of verl, TRL and prime-rl
+# names of lists in JSON lines, and of their masks: our own, and those of verl, TRL and prime-rl
 _FIELDS = {
     _NAME: None,
     "rollout_log_probs": "response_mask",
@@ -98,14 +98,14 @@ def are_logprobs(paths: Sequence[str], part: Any) -> bool:
 
 
 def _kind_of(path: str) -> str:
-    """What a file holds, as `_readable_kind_of`, or "unreadable"."""
+    """The kind of a file, as in `_readable_kind_of`, or "unreadable"."""
     with contextlib.suppress(OSError, ValueError):  # which the reader of the file will raise
         return _readable_kind_of(path)
     return "unreadable"
 
 
 def _readable_kind_of(path: str) -> str:
-    """What a file holds: "array" or "lists" of log-probabilities, "batch" for perhaps one, "responses" or "scores"."""
+    """The kind of a file: "array" or "lists" of log-probabilities, perhaps a "batch", "responses" or "scores"."""
     if is_responses(path):
         return "lists" if _are_lists(next(read_records(path)).value) else "responses"
     form = format_of(path)
@@ -183,7 +183,7 @@ def compare_logprobs(
     check_files(outputs, None, by_identity([trainer, sampler, *segments]))
     kinds = [_kind_of(path) for path in (trainer, sampler)]
     if kinds[0] == "responses":
-        next(iter(open_responses(trainer, skip_failed=True)), None)  # raises where it holds something else
+        next(iter(open_responses(trainer, skip_failed=True)), None)  # raises an error if it contains something else
         got, fits = "holds responses of the engine that sampled", f"come second, after those of the trainer, {sampler}"
         raise_error("content", path=trainer, got=got, fits=fits)
     sides = [_read(path, kind, part, skip_failed) for path, kind in zip((trainer, sampler), kinds, strict=True)]
@@ -289,7 +289,7 @@ def _of_rows(paths: tuple[str, str], sides: Sequence[Any], rows: _Rows, about: d
 def _paired(side: _Rows, rows: _Rows) -> _Rows:
     """The sequences of a file in the order of another one: by the names of requests if both have them, else by place.
 
-    Refuses a file whose sequences do not fit, or of which only some have a name.
+    Raises an error if the sequences do not match, or if only some of a file's sequences have a name.
     """
     if side is rows:
         return side
@@ -298,7 +298,9 @@ def _paired(side: _Rows, rows: _Rows) -> _Rows:
     for one, with_name in zip(files, named, strict=True):
         if with_name and len(with_name) < len(one.rows):
             line = next(row.line for row in one.rows if row.name is None)
-            raise_error("record", path=one.path, line=line, got="it has no custom_id", fits="have one, as others do")
+            raise_error(
+                "record", path=one.path, line=line, got="it has no custom_id", fits="have one, like the other lines"
+            )
     if all(named):
         first = [{(row.name, row.choice): row for row in with_name[::-1]} for with_name in named]
         for one, own, other, others in zip(files, first, files[::-1], first[::-1], strict=True):
@@ -308,8 +310,8 @@ def _paired(side: _Rows, rows: _Rows) -> _Rows:
                     fits = 'have one of its own, or further choices of a request a "choice" each'
                     raise_error("record", path=one.path, line=row.line, got=got, fits=fits)
                 if key not in others:
-                    got = f"the custom_id {row.name!r} is of no line of {other.path}"
-                    raise_error("record", path=one.path, line=row.line, got=got, fits="be that of one")
+                    got = f"the custom_id {row.name!r} is on no line of {other.path}"
+                    raise_error("record", path=one.path, line=row.line, got=got, fits="match one")
         side = _Rows(side.path, [first[0][row.name, row.choice] for row in rows.rows])
     _check_rows(side, rows)
     return side

@@ -297,8 +297,8 @@ def _open(path: str, options: Options) -> ScoresFile:
 def open_all(paths: Sequence[str], options: Options, n_models: int = 1) -> list[Shard]:
     """Open all files as shards, which must have the same kind and the same number of classes.
 
-    The first files stay open, as far as the limits allow, of which each of `n_models` has its share; a single file does
-    however much memory it takes. The others are opened anew each time that they are needed.
+    The first files stay open, within the limits that `n_models` share; a single file stays open however much memory it
+    takes. The others are opened again each time they are needed.
     """
     shards: list[Shard] = []
     n_maps = n_bytes = 0

@@ -92,7 +92,7 @@ class ShardResult(NamedTuple):
     n_nan: int = 0  # tokens whose loss is nan
     n_infinite: int = 0
     ids_sum: int = 0  # the hash of the class ids that are scored; 0 of responses
-    ids_ends: Array = NO_SEQUENCES.ids  # of the hash, those of sequences that go on in other shards
+    ids_ends: Array = NO_SEQUENCES.ids  # the ends in the hash of sequences that continue in other shards
 
     @property
     def hash(self) -> IdsHash:
@@ -240,7 +240,7 @@ class Evaluation(LossFigures):
         """Tell whether figures keep to limits, for all texts of this kind and not for these alone.
 
         A gate holds where the whole interval of its figure does, and fails where the interval lies beyond the limit;
-        else these texts cannot tell. A figure that is nan or infinite fails; one that no token has cannot tell.
+        else these texts cannot tell. A value that is nan or infinite fails; without any token, the gate cannot tell.
 
         Parameters
         ----------

@@ -26,7 +26,7 @@ _MAX_PENDING = 1 << 20  # tokens that are kept in memory until their sequence en
 
 
 class RowSequences:
-    """The sequence of each row, by segment ids or offsets; else each of the N of scores (N, ..., V)."""
+    """The sequence of each row, by segment ids or offsets; by default, each of N in scores (N, ..., V) is one."""
 
     def __init__(
         self,

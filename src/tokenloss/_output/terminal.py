@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "markdown", "csv", "json")
 
-_PIECES = 1 << 16  # of JSON that are printed at once: a text may have a million sequences
+_PIECES = 1 << 16  # of JSON that are printed at once, since a text may have a million sequences
 _MIN_TEXT_WIDTH = 16  # letters, beyond which text is folded on a narrow terminal
 
 
@@ -87,7 +87,7 @@ def _print_with_rich(shown: Shown) -> bool:
 
 
 def _folded(table: Table, width: int) -> list[Table]:
-    """The table in parts that fit the width, if possible; each part repeats the columns that name the rows."""
+    """The table, split into parts that fit the width if possible; each repeats the columns that name the rows."""
     widths = _min_widths(table)
     # the columns of text before the first number name the rows, or else that number does
     n_names = max(1, next((i for i in range(len(widths)) if table.aligns_right(i)), len(widths)))

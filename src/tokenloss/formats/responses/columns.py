@@ -71,7 +71,7 @@ class Tokens:
 
 
 def n_uncovered_bytes(parts: Sequence[Tokens]) -> int:
-    """Bytes of a response's own text that are in no token of its parts, as far as that is known."""
+    """The number of bytes of a response's own text that are in no token of its parts, as far as known."""
     own = next((tokens.own_text for tokens in parts if tokens.own_text is not None), None)
     texts = [text for tokens in parts for text in tokens.texts[tokens.span]]
     if own is None or None in texts or (joined := "".join(filter(None, texts))) == own:
@@ -81,7 +81,7 @@ def n_uncovered_bytes(parts: Sequence[Tokens]) -> int:
         return max(0, len(own.encode()) - sum(sizes))
     if "" in texts or _RAW.search(joined):
         return 0
-    own, joined = ("".join(text.split()) for text in (own, joined))  # some servers take blanks off tokens
+    own, joined = ("".join(text.split()) for text in (own, joined))  # some servers strip white space from tokens
     return max(0, len(own.encode()) - len(joined.encode()))
 
 
