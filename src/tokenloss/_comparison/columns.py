@@ -91,22 +91,11 @@ def share(columns: Columns, first: Columns) -> Columns:
 
 
 def pair_columns(
-    base_logits: Any,
-    others: Mapping[str, Any],
-    targets: Any,
-    *,
-    definitions: str = "exact",
-    divergences: Sequence[str] = (),
-    kind: Any = None,
-    base_kind: Any = None,
-    classes: int | None = None,
-    axis: Any = -1,
-    ignore_index: Any = -100,
-    where: Any = None,
-    segment_ids: Any = None,
-    cu_seqlens: Any = None,
+    base_logits: Any, others: Mapping[str, Any], targets: Any, *, definitions: str = "exact",
+    divergences: Sequence[str] = (), kind: Any = None, base_kind: Any = None, classes: int | None = None,
+    axis: Any = -1, ignore_index: Any = -100, where: Any = None, segment_ids: Any = None, cu_seqlens: Any = None,
     workers: Any = None,
-) -> dict[str, Columns]:
+) -> dict[str, Columns]:  # fmt: skip
     """Columns of each candidate, flat, by its name; without those of targets if there are none."""
     kinds = check_kinds(base_kind, kind)
     base_array = CheckedArray(*as_float_array("base_logits", base_logits))

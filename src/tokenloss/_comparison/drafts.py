@@ -326,14 +326,9 @@ class _Texts(NamedTuple):
 
 
 def acceptance_of(
-    acceptance: Float64Array,
-    kept: BoolArray,
-    segment_ids: IntArray | None,
-    temperature: float,
-    cost_ratio: float | None,
-    batch: tuple[int, ...] = (-1,),
-    **others: Any,
-) -> DraftAcceptance:
+    acceptance: Float64Array, kept: BoolArray, segment_ids: IntArray | None, temperature: float,
+    cost_ratio: float | None, batch: tuple[int, ...] = (-1,), **others: Any,
+) -> DraftAcceptance:  # fmt: skip
     """The result, from the acceptance at each position, flat; `others` are its private fields."""
     texts = _in_texts(acceptance, kept, segment_ids)
     groups = texts.text

@@ -40,13 +40,9 @@ if TYPE_CHECKING:
 
 
 def compare_sides(
-    sides: Sequence[Inputs],
-    models: dict[object, str],
-    abouts: Sequence[dict[str, Any]],
-    options: Options,
-    settings: Settings,
-    outputs: Sequence[Sink],
-) -> Comparisons[Comparison]:
+    sides: Sequence[Inputs], models: dict[object, str], abouts: Sequence[dict[str, Any]], options: Options,
+    settings: Settings, outputs: Sequence[Sink],
+) -> Comparisons[Comparison]:  # fmt: skip
     """Compare all rows of candidates with those of the base.
 
     The first of `sides` is the base, which has the targets and segment ids of all. `models` are the files of which only

@@ -160,13 +160,9 @@ class Parts(NamedTuple):
         return self._of_sums(meter, sequences, of_shards, seconds, n_read)
 
     def _of_sums(
-        self,
-        meter: LossMeter,
-        sequences: dict[str, Array],
-        of_shards: list[dict[str, Any]],
-        seconds: float,
+        self, meter: LossMeter, sequences: dict[str, Array], of_shards: list[dict[str, Any]], seconds: float,
         n_read: int,
-    ) -> Evaluation:
+    ) -> Evaluation:  # fmt: skip
         """Make the evaluation of sums, and of figures of each shard, that are there."""
         figures = summary(self.shards, self.results, meter, sequences, self.options, of_shards)
         speed = n_read / seconds / 1e9 if seconds else math.nan

@@ -253,9 +253,9 @@ def share_estimate(share: float, count: int, independent: ExactRatio, limit: flo
     """The estimate of a fraction of tokens, by the binomial distribution, whose ends stay between 0 and 1.
 
     It assumes the number of independent tokens that would have its standard error, with the error's degrees of freedom
-    (Korn and Graubard, Survey Methodology 24, 1998), though at most all tokens. If few
-    tokens differ from the others, the error does not show how texts differ: the ends allow for a kind of text, absent
-    from the sample, in which the fraction `_WORST` of the tokens does.
+    (Korn and Graubard, Survey Methodology 24, 1998), though at most all tokens. If few tokens differ from the others,
+    the error does not show how texts differ: the ends allow for a kind of text, absent from the sample, in which the
+    fraction `_WORST` of the tokens does.
     """
     if math.isnan(share):
         return Estimate(share, *_UNKNOWN, math.inf)
