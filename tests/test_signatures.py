@@ -158,6 +158,7 @@ def test_targets_that_are_rolled_within_each_text_have_another_hash(shift, tmp_p
     assert differing_fields(found) == ["ids"]
 
 
+@pytest.mark.filterwarnings("ignore:.*identical to base")
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("where", ["in order", "mixed"])
 def test_hash_does_not_depend_on_where_a_sequence_is_split(where, shift, tmp_path):
@@ -309,6 +310,7 @@ def test_score_warns_of_models_whose_signatures_differ(tmp_path, command, monkey
             assert (status, err) == (0, expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*identical to base")
 def test_signature_of_responses_and_samples(tmp_path):
     paths = [clients.save(tmp_path / f"{name}.jsonl", *clients.COMPLETIONS[:3]) for name in ("base", "other")]
     found = evaluate(paths[0])
@@ -442,6 +444,7 @@ def test_every_option_of_compare_is_looked_at():
     assert OF_COMPARE.keys() == inspect.signature(compare).parameters.keys()
 
 
+@pytest.mark.filterwarnings("ignore:.*identical to base")
 def test_signature_of_a_comparison_has_the_scale_and_cap_of_logits(sources):
     models = [HIDDEN, LM_HEAD, HIDDEN, LM_HEAD + 1, TEXT_IDS]
     files = {"base_lm_head": sources / "head.npy", "lm_head": sources / "head.npy", "hidden": "hidden"}

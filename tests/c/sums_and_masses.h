@@ -20,7 +20,7 @@ static void need_same(int holds, const char *what) {
 
 static int have_same_bits(double a, double b) { return tl_to_bits(a) == tl_to_bits(b) || (a != a && b != b); }
 
-/* A number of a size that the levels of an exact sum take, or of any. */
+/* A number of a size that the bins of an exact sum take, or of any. */
 static double some_number(int i) {
     double any = tl_from_bits(random_bits());
     return i % 97 == 0 ? any : centred() * tl_from_bits((uint64_t)(1023 - i % 29) << 52);

@@ -87,7 +87,8 @@ def test_numbers_are_not_cut_on_a_narrow_terminal(columns, command, npz, monkeyp
 def test_a_table_wider_than_the_terminal_is_printed_in_parts(rich, command, models, monkeypatch):
     if not rich:
         monkeypatch.setitem(sys.modules, "rich", None)
-    argv = "compare", models.path / "base.npz", f"P={models.path / 'base.npz'}", f"Q={models.path / 'other.npy'}"
+    np.save(models.path / "p.npy", 0.9 * models.base)
+    argv = "compare", models.path / "base.npz", f"P={models.path / 'p.npy'}", f"Q={models.path / 'other.npy'}"
     whole = command(*argv)[1].split("\n\n")[1].splitlines()
     parts = [part.splitlines() for part in on_terminal(command, monkeypatch, 60, *argv).split("\n\n")[1:-1]]
     assert max(len(line) for part in parts for line in part) <= 60 < max(map(len, whole))

@@ -388,7 +388,7 @@ def test_shard_given_twice(sides, command):
 def test_directory_without_scores(sides, command):
     (sides.path / "none").mkdir()
     for argv in (("score", sides.path / "none"), ("compare", sides.path / "base", sides.path / "none")):
-        assert_refused(command(*argv), f"{sides.path / 'none'}: is a directory without files of scores")
+        assert_refused(command(*argv), f"{sides.path / 'none'}: is empty")
 
 
 def test_targets_of_shards_in_compare(sides, compare_json, command):

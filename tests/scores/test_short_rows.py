@@ -385,6 +385,40 @@ def test_every_number_of_rows_gives_the_bits_of_rows_alone(layout, dtype, rng):
             assert_all_same_bits(problem.first(rows).call(name, layout), [array[:rows] for array in expected], what)
 
 
+@pytest.mark.parametrize("classes", range(2, 66))
+def test_losses_of_few_classes_have_the_bits_of_token_scores_at_every_end_of_a_block(classes, rng, use_backend):
+    """Rows that are far out, ignored or left out may lie anywhere; sums are those of the losses, whoever adds them."""
+    use_backend(_core.backends()[classes % len(_core.backends())])
+    kind, dtype = KINDS[classes % len(KINDS)], FLOATS[classes % len(FLOATS)]
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # float16 has no such numbers
+        logits = kind(rng, (601, classes)).astype(dtype)
+    ids = rng.integers(classes, size=601)
+    expected = token_scores(logits, ids).nll
+    ids[rng.random(601) < 0.1] = -100
+    for rows in (0, 1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 200, 255, 256, 257, 300, 511, 513, 601):
+        where = rng.random(rows) < 0.8 if rows % 2 else None
+        kept = (ids[:rows] >= 0) & (True if where is None else where)
+        for layout in (np.ascontiguousarray, class_first_in_memory, sliced):
+            given = layout(logits[:rows]), ids[:rows]
+            options = {"ignore_index": -100, "where": where}
+            found = cross_entropy(*given, reduction="none", **options)
+            assert_same_bits(found, np.where(kept, expected[:rows], 0), f"{rows} rows, {layout.__name__}")
+            for workers in (1, 2):
+                total = cross_entropy(*given, reduction="sum", workers=workers, **options)
+                assert_same_bits(total, sum_of(found[kept]), f"sum of {rows} rows, {layout.__name__}")
+
+
+def test_the_first_class_id_out_of_range_is_named_wherever_it_lies():
+    logits = np.zeros((700, 3), np.float32)
+    logits[::7] = np.inf  # far out
+    for row in (0, 1, 63, 64, 255, 256, 300, 699):
+        ids = np.zeros(700, int)
+        ids[row], ids[row + 1 :] = 3, -1
+        for given in (logits, class_first_in_memory(logits)):
+            with pytest.raises(IndexError, match=rf"targets\[{row}\] = 3 is out of range"):
+                cross_entropy(given, ids)
+
+
 ROWS = np.arange(150)
 KEPT = {
     "first": ROWS == 0,

@@ -226,16 +226,17 @@ def test_sums_are_exact_for_losses_of_any_size(count, rng, backend):
     assert_is_exact(losses)
 
 
-# where the levels of an exact sum end: see backend.h
-EDGES = [2.0**12, 2.0**7, 2.0**-28, 2.0**-64, 1.5 * 2.0**-30, 1.5 * 2.0**-73, 1.0, 1e-160, 1e-320]
-EDGES += [2.0**12 - 2.0**-30, 2.0**7 - 2.0**-37]  # the largest that, and whose squares, are odd multiples of a unit
+# where the bins of an exact sum end: see backend.h
+EDGES = [2.0**22, 2.0**12, 2.0**7, 2.0**-28, 2.0**-64, 2.0**-81, 1.0, 1e-160, 1e-320]
+EDGES += [1.5 * 2.0**-30, 1.5 * 2.0**-73, 1.5 * 2.0**-82, 1.5 * 2.0**-134]
+EDGES += [2.0**22 - 2.0**-30, 2.0**7 - 2.0**-37]  # the largest that, and whose squares, are odd multiples of a unit
 
 
 @pytest.mark.usefixtures("any_loss_is_taken")
 @pytest.mark.parametrize("edge", EDGES)
 def test_sums_of_many_equal_losses_are_exact(edge, backend):
     for loss in (edge, np.nextafter(edge, 0), np.nextafter(edge, np.inf)):
-        losses = np.full(40000, loss)  # more additions than a lane takes
+        losses = np.full(40000, loss)  # more than bins take before they are poured
         assert_is_exact(-losses)
         losses[::3] = np.nextafter(loss, 0)
         assert_is_exact(losses)

@@ -79,8 +79,8 @@ def test_two_sequences_by_hand():
     assert meter.bits_per_byte_stderr == pytest.approx(math.sqrt(2 * (4 + 4)) / 6 / LN2, rel=1e-15)
     # 4 nats a word: they differ by 6 - 4 * 1 and 6 - 4 * 2
     assert meter.word_perplexity == pytest.approx(math.exp(4), rel=1e-15)
-    low, high = ends_above_0(4, math.sqrt(2 * (4 + 4)) / 3 * factor_of_two(1, 2))
-    assert meter.word_perplexity_interval == (pytest.approx(math.exp(low), rel=1e-10), math.inf)
+    ends = ends_above_0(4, math.sqrt(2 * (4 + 4)) / 3 * factor_of_two(1, 2))
+    assert [math.log(end) for end in meter.word_perplexity_interval] == pytest.approx(ends, rel=1e-10)
     ends = ends_above_0(2 / LN2, math.sqrt(2 * (4 + 4)) / 6 / LN2 * factor_of_two(1, 2))
     assert meter.bits_per_byte_interval == pytest.approx(ends, rel=1e-10)
     # means 2 and 6

@@ -41,6 +41,7 @@ _OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
 _PARAMETERS = {
     name for function in (evaluate, compare_files, compare_texts) for name in inspect.signature(function).parameters
 }
+_GATES = "max_", "min_"  # how their names begin
 _OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
 
 
@@ -168,7 +169,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
 
 def _gates(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `check`; none without gates. Bad limits are refused before anything is read."""
-    given = {name: value for name, value in vars(args).items() if name.startswith(("max_", "min_"))}
+    given = {name: value for name, value in vars(args).items() if name.startswith(_GATES)}
     gates = {name: value for name, value in given.items() if value not in (None, [])}
     if not gates:
         if args.confidence is not None:
@@ -290,7 +291,13 @@ def _with_options(message: str) -> str:
     message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)
     last = r"save the classes last, if axis \1 of \2 holds them: np.moveaxis(\2, \1, -1)"
     message = re.sub(r"give axis=(\d+), if that axis of (\w+) holds the classes", last, message)
-    return re.sub(parameters, lambda name: _option(name[0]) if name[0] in _PARAMETERS else name[0], message)
+    return re.sub(parameters, _named_option, message)
+
+
+def _named_option(found: re.Match[str]) -> str:
+    """The option of a parameter or a gate; any other word as it is."""
+    name = found[0]
+    return _option(name) if name in _PARAMETERS or name.startswith(_GATES) else name
 
 
 def _option(name: str) -> str:

@@ -81,11 +81,11 @@ class Comparisons(NamedResults[ComparisonT]):
         """Messages about candidates whose values equal those of their base or of an earlier candidate."""
         messages = []
         for name, one in self.items():
-            paths = [one._about[key] for key in _FILES if key in one._about]
-            is_same_file = len({*map(identity, paths)}) == 1 < len(paths)
+            files = [identity(one._about[key]) for key in _FILES if key in one._about]
+            is_same_file = len(files) == 2 and files[0] == files[1]
             can_tell = getattr(one, "_can_tell", True)
             if one._equals_base and (is_same_file or can_tell):
-                messages.append(f"{name}: identical to base: the same {'file' if is_same_file else 'values'}")
+                messages.append(f"{name}: identical to base: the same " + ("values", "file")[is_same_file])
             elif can_tell and (twins := [other for other in [*self][: [*self].index(name)] if self[other] == one]):
                 messages.append(f"{name}: identical to {twins[0]}: the same values")
         return messages

@@ -239,19 +239,18 @@ class Mismatch(Result):
             if gate == "min_ess":
                 estimate, mean = effective(difference, ids, limit, tail)
         count, unit = mean._independent.count, "sequence" if mean.is_clustered else "token"
-        notes = independent_note(count, unit, mean.factor(tail))
-        bias = abs(self.mean_ratio - 1)  # of k3, beside k1
-        if gate == "min_ess" or not (bias > 0.1 * limit and bias > mean.factor(SURE) * self.mean_ratio_stderr):
-            return verdict_on(gate, limit, estimate, count, unit, notes=notes, void=self.void)
-        words = "k3 is k1 + mean ratio - 1, and the mean ratio is "
-        words += f"{figure(self.mean_ratio, self.mean_ratio_stderr, 4)}, not 1: "
-        void = self.void
-        if self.mean_ratio < 1:
-            notes.append(f"{words}read k1, {self.k1:.4g}")
-        else:
-            void = void or f"{words}these tokens cannot show a divergence"
+        notes, void = independent_note(count, unit, mean.factor(tail)), self.void
+        bias = abs(self.mean_ratio - 1)  # of k3, compared with k1
+        is_biased = gate == "max_k3" and bias > 0.1 * limit and bias > mean.factor(SURE) * self.mean_ratio_stderr
+        if is_biased:
+            ratio = figure(self.mean_ratio, self.mean_ratio_stderr, 4)
+            words = f"k3 is k1 + mean ratio - 1, and the mean ratio is {ratio}, not 1: "
+            if self.mean_ratio < 1:
+                notes.append(f"{words}read k1, {self.k1:.4g}")
+            else:
+                void = void or f"{words}these tokens cannot show a divergence"
         verdict = verdict_on(gate, limit, estimate, count, unit, notes=notes, void=void)
-        cannot_hold = verdict.verdict == HOLDS and estimate.high + bias > limit
+        cannot_hold = is_biased and verdict.verdict == HOLDS and estimate.high + bias > limit
         return verdict._replace(verdict=CANNOT_TELL) if cannot_hold else verdict
 
     @property

@@ -115,7 +115,7 @@ def _nan_in_one(logprobs: Float64Array, base: Float64Array) -> Cause | None:
 
 
 def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
-    """Whether sequences begin or end in one same number, or many long runs of it show padding or prompts."""
+    """Words, and a mask of padding or prompts: sequences begin or end in one number, or it has many long runs."""
     none = np.zeros(tokens.base.size, np.bool_)
     values, counts = np.unique(tokens.base[tokens.base == tokens.logprobs], return_counts=True)
     if not values.size or counts.max() < _LEAST_RUN:
@@ -145,7 +145,7 @@ def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
 
 
 def _sentinels(tokens: Tokens) -> tuple[str, BoolArray]:
-    """Whether there are numbers that engines write in place of minus infinity."""
+    """Words, and a mask of numbers that engines write in place of minus infinity."""
     lowest = np.minimum(*tokens[:2])
     is_filler: BoolArray = lowest < _LEAST_LOGPROB
     words = f"{count_of(int(np.count_nonzero(is_filler)), 'token')} below {_LEAST_LOGPROB:g} in one of both, down to "
@@ -155,7 +155,7 @@ def _sentinels(tokens: Tokens) -> tuple[str, BoolArray]:
 
 
 def _zeros_of_one(tokens: Tokens) -> tuple[str, BoolArray]:
-    """Whether one side has zeros where the other is far from certain."""
+    """Words, and a mask of zeros on one side where the other is far from certain."""
     logprobs, base, _ = tokens
     for ours, theirs, name in ((logprobs, base, "trainer"), (base, logprobs, "sampler")):
         is_zero = ours == 0
@@ -171,7 +171,7 @@ def _zeros_of_one(tokens: Tokens) -> tuple[str, BoolArray]:
 
 
 def _rounded(tokens: Tokens) -> Cause | None:
-    """Whether both agree but for the rounding that their numbers show."""
+    """The cause if both agree except for the rounding that their numbers show."""
     roundings = [Rounding.of(values) for values in tokens[:2]]
     if min(rounding.total for rounding in roundings) < _LEAST_ROUNDED:
         return None
@@ -185,7 +185,7 @@ def _rounded(tokens: Tokens) -> Cause | None:
 
 
 def _shifted(tokens: Tokens) -> Cause | None:
-    """Whether the trainer's fit those of the sampler at the next position, or at the one before."""
+    """The cause if the trainer's numbers fit the sampler's at the next position, or at the one before."""
     tokens = tokens.of(slice(_MOST_PAIRS))
     follows = tokens.follows()
     if np.count_nonzero(follows) < _LEAST_PAIRS:
@@ -213,7 +213,7 @@ def _rank_correlation(one: Float64Array, other: Float64Array) -> float:
 
 
 def _unrelated(tokens: Tokens) -> Cause | None:
-    """Whether the numbers belong to other tokens: those of one side tell nothing about those of the other."""
+    """The cause if the numbers belong to different tokens, so that one side says nothing about the other."""
     logprobs, base, _ = tokens.of(slice(_MOST_PAIRS))
     if np.mean(np.abs(logprobs - base)) < 0.3 or np.var(logprobs - base) < (np.var(logprobs) + np.var(base)) / 2:
         return None
@@ -225,7 +225,7 @@ def _unrelated(tokens: Tokens) -> Cause | None:
 
 
 def _scaled(tokens: Tokens, line: _Line | None) -> Cause | None:
-    """Whether the trainer's are those of the sampler, multiplied by a number, but for noise."""
+    """The cause if the trainer's numbers are the sampler's times a factor, apart from noise."""
     logprobs, base, _ = tokens
     power = float(base @ base)
     if base.size < _LEAST_PAIRS or not power or np.std(base) < 0.1 * np.abs(base).mean():
@@ -277,7 +277,7 @@ def _line(tokens: Tokens) -> _Line | None:
 
 
 def _truncated(tokens: Tokens, line: _Line | None) -> Cause | None:
-    """Whether one side is normalised over the classes that top-k, top-p or min-p left, and the other over all.
+    """The cause if one side is normalized over the classes that top-k, top-p or min-p left, and the other over all.
 
     Where the sampler's probabilities are those that tokens were drawn by, and both are over the same classes, the mean
     ratio is 1, whatever the policies are: tokens that got likelier outweigh those that got less likely.
@@ -303,7 +303,7 @@ def _truncated(tokens: Tokens, line: _Line | None) -> Cause | None:
 
 
 def _below_one(tokens: Tokens) -> Cause | None:
-    """Whether the mean ratio is below 1, beyond what the tokens that were not drawn may have added to it.
+    """The cause if the mean ratio is below 1 by more than the tokens that were not drawn can explain.
 
     Where both are over the same classes, those that were not drawn have a ratio of (1 - pi) / (1 - mu) in the mean. Of
     a token that was nearly certain to be drawn, the tokens that are there do not show it, and it may be large.
@@ -343,7 +343,7 @@ def _tempered(line: _Line | None) -> tuple[float | None, Cause | None]:
 
 
 def _not_drawn(tokens: Tokens) -> Cause | None:
-    """Whether tokens were drawn by other probabilities, since the divergence by k1 is negative."""
+    """The cause if tokens were drawn from other probabilities, since the divergence k1 is negative."""
     k1 = Mean(-tokens.difference, tokens.ids)
     if not k1.mean + k1.factor(SURE) * k1.stderr < _LEAST_K1:
         return None

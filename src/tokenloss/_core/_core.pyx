@@ -40,7 +40,7 @@ from libc.math cimport INFINITY, NAN, fabs
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, llabs, malloc, qsort
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from tokenloss._core.kernels cimport *
 

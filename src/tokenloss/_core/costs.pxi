@@ -18,6 +18,7 @@ cdef double BYTE_COST = 1 / 30.0  # of what is read or written in order
 cdef double LINE_COST = 10  # of a cache line anywhere; neighbouring rows may share it
 cdef double LONG_ROW = 200
 cdef double LONG_CLASS = 0.4
+cdef double PLAIN_ROW = 2  # of few classes, without options: no block of rows is made
 cdef double NLL_ROW = 15
 cdef double NLL_CLASS = 0.6
 cdef double FLOAT64_CLASS = 2.5  # times the cost of a class in float32

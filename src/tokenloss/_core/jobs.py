@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import reprlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -12,11 +14,15 @@ from tokenloss._core.errors import KindWarning, raise_bad_class, raise_error, wa
 from tokenloss._core.validation import check_reduction
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
     from tokenloss._core.types import Float64Array
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_IS_KNOWN = contextvars.ContextVar("whether the kind of scores is known", default=False)
 
 # what the message says of a row whose logsumexp is too far from 0, by the kind of its scores
 _NORMALIZED = {
@@ -59,9 +65,23 @@ def run(job: _core.RowJob, workers: Any) -> None:
         raise_refusal(job)
 
 
+def of_known_kind(function: Callable[P, T]) -> Callable[P, T]:
+    """The function without a warning of probabilities, for logits whose kind was given or has been checked."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> T:
+        token = _IS_KNOWN.set(True)
+        try:
+            return function(*args, **options)
+        finally:
+            _IS_KNOWN.reset(token)
+
+    return call
+
+
 def warn_of_probs(positions: _core.Positions, scores: _core.Scores, *kinds: str | None) -> None:
     """Warn that scores look like probabilities, unless one of the arguments for their kind was given."""
-    if not any(kinds) and _core.look_like_probs(scores, positions):
+    if not any(kinds) and not _IS_KNOWN.get() and _core.look_like_probs(scores, positions):
         option = "base_kind" if scores.name == "base_logits" else "kind"
         fits = f"give {option}='probs', or {option}='logits' if these are logits"
         fits = fits if kinds else "pass their logarithm; cross_entropy_loss takes probabilities"

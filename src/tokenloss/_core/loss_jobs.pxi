@@ -8,10 +8,13 @@ cdef class CrossEntropy(LogSumExpJob):
     cdef double label_smoothing, z_loss
     cdef double grad_divisor  # that of the mean loss, or 1
     cdef bint nontemporal_stores
+    cdef bint is_plain  # whether `add_plain_rows` finds losses
+    cdef double[FEW_CLASSES + 1] weight_after  # 0 for masked rows, then the weight of each class, if there are weights
 
     def __init__(self, Scores scores, Positions positions, numbers, tuple options, bint is_mean=False, grad=None,
                  int grad_dtype=0):
         # options are those of `loss_options`; the gradient goes to `grad`, with `is_mean` that of the mean loss
+        cdef int i
         self.set_up(scores, positions, numbers)
         self.label_smoothing, self.z_loss, self.logit_scale, self.softcap = options
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
@@ -19,6 +22,10 @@ cdef class CrossEntropy(LogSumExpJob):
         self.excludes_together = (not positions.by_class and not positions.is_integer
                                   and is_given(&positions.targets_view))
         self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
+        self.is_plain = positions.by_class and not self.keeps_logits and self.has_plain_losses()
+        self.refuses_bad_targets = self.is_plain
+        for i in range(positions.classes if self.is_plain and self.weighs_class_ids else 0):
+            self.weight_after[i + 1] = positions.class_weight(i)
         self.grad_divisor = 1
         if is_mean and self.z_loss != 0 and self.weighs_class_ids:
             self.z_loss *= positions.mean_class_weight()  # a mean is divided by the weights of classes, z-loss has none
@@ -31,10 +38,21 @@ cdef class CrossEntropy(LogSumExpJob):
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
 
+    cdef bint has_plain_losses(self) noexcept:
+        """Whether losses for class ids have no options, and rows lie as `tl_plain_losses` takes them."""
+        cdef Scores scores = self.scores
+        cdef tl_row row = self.row_of_scores()
+        cdef int size = tl_itemsize(scores.dtype)
+        return (2 <= scores.classes <= FEW_CLASSES and is_given(&scores.view) and scores.dtype < TL_SWAPPED
+                and not tl_is_transformed(&row) and self.z_loss == 0
+                and (scores.view.buffer.strides[scores.axis] == size or scores.view.row_stride == size))
+
     cdef double cost_of_row(self) noexcept:
         cdef double cost
         if is_given(&self.grad):
             cost = self.cost_of_scores(18, 0.55)
+        elif self.is_plain:
+            cost = self.cost_of_classes(PLAIN_ROW, 0.35)
         elif self.positions.by_class and FEW_CLASSES < self.scores.classes <= NLL_CLASSES:
             cost = NLL_ROW + self.cost_of_classes(5, 0.35 * NLL_CLASS)
         else:
@@ -88,6 +106,54 @@ cdef class CrossEntropy(LogSumExpJob):
                 memory += LogSumExpJob.scratch_bytes(self)
             tl_exclude_by_masses(backend, &block.rows, block.losses, memory, &block.masses, cancel)
         LogSumExpJob.reduce_block(self, block, totals, cancel)
+
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
+        cdef int64_t targets[MAX_PROBABILITY_ROWS]
+        cdef double values[MAX_PROBABILITY_ROWS]
+        cdef const View *view = &self.scores.view
+        cdef tl_row row
+        cdef int64_t first = start
+        cdef int i, count, done, some_masked
+        if not self.is_plain:
+            return 0
+        row = self.row_of_scores()
+        row.stride = view.buffer.strides[self.scores.axis]
+        while start < stop:
+            count = <int> min(stop - start, left_of_run(view, start), <int64_t> MAX_PROBABILITY_ROWS)
+            some_masked = self.load_targets(start, count, targets, totals) & TL_SOME_MASKED
+            for i in range(count, (count + 15) & ~15):
+                targets[i] = 0
+            row.data = address_of(view, start)
+            done = <int> tl_plain_losses(backend, &row, view.row_stride, targets, some_masked, count, values)
+            if self.weighs_class_ids or self.weighs_rows:
+                self.weigh_plain_rows(start, targets, done, values, totals)
+            tl_superacc_add_many(backend, &totals.losses, values, done)
+            totals.unmasked += count_of_unmasked(targets, done) if some_masked else done
+            if self.numbers != NULL:
+                memcpy(self.numbers + start, values, done * sizeof(double))
+            start += done
+            if done < count:
+                break
+        return start - first
+
+    cdef void weigh_plain_rows(self, int64_t start, const int64_t *targets, int count, double *values,
+                               Totals *totals) noexcept nogil:
+        """Multiply losses, 0 of masked rows, by the weights of their classes and rows; add these up."""
+        cdef double weights[MAX_PROBABILITY_ROWS]
+        cdef const char *addresses[MAX_PROBABILITY_ROWS]
+        cdef double sample_weight
+        cdef bint by_class = self.weighs_class_ids
+        cdef int i
+        if self.weighs_rows:
+            find_addresses(&self.positions.sample_weight_view, start, count, addresses)
+        for i in range(count if by_class else 0):
+            weights[i] = self.weight_after[max(targets[i], -1) + 1]
+            values[i] = tl_weighed(weights[i], values[i])
+        for i in range(count if self.weighs_rows else 0):
+            sample_weight = tl_load(addresses[i], TL_FLOAT64) if targets[i] != MASKED else 0
+            values[i] *= sample_weight
+            weights[i] = weights[i] * sample_weight if by_class else sample_weight
+        tl_superacc_add_many(backend, &totals.weights, weights, count)
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:

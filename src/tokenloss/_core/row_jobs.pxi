@@ -136,13 +136,20 @@ cdef class LogSumExpJob(RowJob):
         if block.rows.scratch == NULL:  # a single row needs none
             most, block.rows.class_major = 1, False
         while start < stop:
+            start += self.add_plain_rows(start, stop, totals)
             count = <int> min(stop - start, most)
+            if count == 0:
+                break
             self.load_block(start, count, &block, totals, cancel)
             if block.rows.wanted:
                 self.reduce_block(&block, totals, cancel)
             self.add_block(&block, totals)
             start += count
         free(block.rows.scratch)
+
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
+        """Add the numbers of the first rows, as many as need no block; return how many these are."""
+        return 0
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
         """As `add`, of the wanted rows of a block."""

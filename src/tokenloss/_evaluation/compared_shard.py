@@ -12,6 +12,7 @@ import numpy as np
 from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns, without_losses
 from tokenloss._comparison.draft_columns import acceptance, draft_columns
 from tokenloss._comparison.linear_columns import linear_pair_columns
+from tokenloss._core import jobs
 from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
@@ -270,7 +271,7 @@ class _Run:
         base, base_kind = self.base.scores(rows), self.base.kind
         if options.definitions == "llama.cpp" and file.kind in ("logits", "hidden_states"):
             # llama.cpp takes log-probabilities of the base as they are
-            base = log_softmax(base.astype(np.float32) if base.itemsize < 4 else base)
+            base = jobs.of_known_kind(log_softmax)(base.astype(np.float32) if base.itemsize < 4 else base)
         with with_file_names(file.path):
             base_scores = self._scores(self.base.top_scores(base), tokens)
         pairing: Any = {"definitions": options.definitions, "divergences": options.divergences,

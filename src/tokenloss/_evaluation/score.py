@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
 
 _LOSSES: dict[str, Callable[..., Any]] = {
-    "logits": cross_entropy,
+    "logits": jobs.of_known_kind(cross_entropy),
     "log_probs": nll_loss,
     "probs": lambda probs, targets, **options: cross_entropy_loss(targets, probs, **options),
 }

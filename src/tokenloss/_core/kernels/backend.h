@@ -31,22 +31,23 @@
 #define TL_MAX_KEPT 2048 /* classes: of longer rows, exponentials are computed twice */
 TL_INLINE size_t tl_kept_row(size_t classes) { return (classes + 63) / 64 * 64 + 16; }
 
-/* Exact sums: numbers or their squares are cut into levels, parts that are multiples of a unit. A rounder is 1.5 2^52
- * units: a number plus it is rounded to such a multiple, and what is left is at most half a unit. The last unit leaves
- * nothing of a number whose size is above BELOW, or of its square. A level adds up the parts of at most 2^11 numbers in
- * each of its 16 lanes, or of 2^9 squares, which have two parts: so none grows beyond 2^53 units and is rounded. */
+/* Exact sums: numbers or their squares are cut into parts that are multiples of a unit, and a bin adds up the parts of
+ * each unit as integers, spread over some lanes. A rounder is 1.5 2^52 units: a number of at most 2^51 units plus it is
+ * rounded to a multiple of the unit, and what is left is at most half a unit, which is at most 2^51 of the next unit.
+ * Nothing is left of a number by the last bin if its size is above BELOW; nor of its square. At most 2^11 numbers, with
+ * two parts of a square below 2^44 units, are added before bins are poured: so none holds more than 2^62 units. */
 #define TL_SUM_GROUP 64
-#define TL_SUM_LEVELS 3
-#define TL_SQUARE_LEVELS 4
-#define TL_SUM_GROUPS 512
-#define TL_SQUARE_GROUPS 128
-#define TL_SUM_ABOVE 0x1p12
-#define TL_SUM_BELOW 0x1.fffffffffffffp-65 /* the last bit of 2^-64 is the third unit */
+#define TL_BIN_LANES 8
+#define TL_SUM_BINS 3
+#define TL_SQUARE_BINS 4
+#define TL_BIN_GROUPS 32 /* of TL_SUM_GROUP numbers */
+#define TL_SUM_ABOVE 0x1p22
+#define TL_SUM_BELOW 0x1.fffffffffffffp-82 /* the last bit of 2^-81 is the third unit */
 #define TL_SQUARE_ABOVE 0x1p7
 #define TL_SQUARE_BELOW 0x1.fffffffffffffp-29 /* the square of the last bit of 2^-28 is 2^-160 */
-static const double TL_SUM_ROUNDER[TL_SUM_LEVELS] = {0x1.8p22, 0x1.8p-21, 0x1.8p-64}; /* 2^-30, 2^-73, 2^-116 */
+static const double TL_SUM_ROUNDER[TL_SUM_BINS] = {0x1.8p23, 0x1.8p-29, 0x1.8p-81}; /* 2^-29, 2^-81, 2^-133 */
 /* 2^-29, 2^-73, 2^-117 and 2^-161: the first three of the rounded square, the last three of what its rounding lost */
-static const double TL_SQUARE_ROUNDER[TL_SQUARE_LEVELS] = {0x1.8p23, 0x1.8p-21, 0x1.8p-65, 0x1.8p-109};
+static const double TL_SQUARE_ROUNDER[TL_SQUARE_BINS] = {0x1.8p23, 0x1.8p-21, 0x1.8p-65, 0x1.8p-109};
 
 _Static_assert(TL_LANES == 64, "indices_ge has one bit of a uint64_t for each lane");
 _Static_assert(TL_CHUNK == 8 * TL_LANES, "a lane adds 8 terms of a chunk, as a tree");
@@ -144,6 +145,15 @@ typedef struct {
     const char *data;
     ptrdiff_t row_stride, class_stride;
 } tl_next_rows;
+
+/* Rows of 2 to TL_FEW_CLASSES classes, of float32 or float64. TL_GROUP rows are neighbours in memory, and class_stride
+ * bytes lead from class to class; group_bytes to the next such rows. So groups lie, and planes. */
+typedef struct {
+    const char *data;
+    size_t group_bytes;
+    ptrdiff_t class_stride;
+    size_t classes;
+} tl_few_rows;
 
 /* For each row, the log-odds against its target, and the losses of both sides: softplus(log_odds) of the target,
  * softplus(-log_odds) of the other classes. */
@@ -311,10 +321,9 @@ typedef struct {
     void (*short_dots[TL_FLOAT_DTYPES])(const void *groups, const void *masses, int is_wide, size_t rows,
                                         size_t classes, const double *shift, double *dot, double *total);
 
-    /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the levels of an exact sum, as far as all numbers of a
-     * group are of a size that fits. Returns how many groups were added. */
-    size_t (*add_exactly)(const double *x, size_t groups, double (*level)[16]);
-    size_t (*add_squares_exactly)(const double *x, size_t groups, double (*level)[16]);
+    /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the bins of an exact sum, as far as all numbers of a
+     * group fit. Returns how many groups were added. */
+    size_t (*add_exactly)(const double *x, size_t groups, int are_squares, uint64_t (*bin)[TL_BIN_LANES]);
 
     /* Adds terms, a multiple of TL_SUM_LANES of them, with the rounding errors of the additions. */
     void (*add_with_errors)(const double *x, size_t count, tl_error_free_sum *to);
@@ -346,6 +355,9 @@ typedef struct {
      * the rows are read and written. */
     void (*interleave[TL_FLOAT_DTYPES])(const char *const *rows, size_t classes, void *group);
     void (*deinterleave[TL_FLOAT_DTYPES])(const void *group, size_t classes, char *const *rows);
+    /* Groups of rows of float32 or float64 that lie so many bytes apart. */
+    void (*interleave_apart[TL_FLOAT_DTYPES])(const char *first, ptrdiff_t apart, size_t classes, size_t groups,
+                                              void *out);
     /* The same for `count` neighbouring rows in class-major layout, in as many groups as they need. */
     void (*interleave_planes[TL_FLOAT_DTYPES])(const char *first, ptrdiff_t class_stride, size_t classes, size_t count,
                                                void *groups);
@@ -372,10 +384,11 @@ typedef struct {
 
     /* Losses of rows for class ids, given their targets and these classes' logits, and exp(log-odds against the
      * target), as nll_body.h explains. A bit is returned for each row, at most 64: where it is 0, the row is far out,
-     * and neither result is right. few_losses takes groups of 2 to TL_FEW_CLASSES classes; losses_of_sums takes what
-     * sum_others found, of a multiple of TL_GROUP rows. */
-    uint64_t (*few_losses[TL_FLOAT_DTYPES])(const void *groups, size_t rows, size_t classes, const double *logit,
-                                            const int64_t *target, double *nll, double *odds);
+     * and neither result is right. few_losses takes a multiple of TL_GROUP rows, and finds the targets' logits; nothing
+     * is right of a row whose target is TL_MASKED. `logit` and `odds` may be NULL. losses_of_sums takes what sum_others
+     * found, of such a multiple. */
+    uint64_t (*few_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
+                                            double *logit, double *nll, double *odds);
     uint64_t (*losses_of_sums[TL_FLOAT_DTYPES])(const double *logit, const double *sum, size_t rows, double *nll,
                                                 double *odds);
     /* For each contiguous row of 2 to TL_NLL_CLASSES classes, the sum of powers and rests over all classes but the

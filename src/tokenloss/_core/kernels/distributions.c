@@ -129,8 +129,12 @@ static void find_rows(const char *data, ptrdiff_t row_stride, const int *rows, i
 static void load_short_rows(const tl_backend *backend, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride,
                             int dtype, const int *rows, int count, size_t width, panel *to) {
     const char *at[TL_GROUP];
-    size_t size = dtype == TL_FLOAT64 ? sizeof(double) : sizeof(float);
-    for (int i = 0; i < count; i += TL_GROUP) {
+    size_t size = dtype == TL_FLOAT64 ? sizeof(double) : sizeof(float), whole = 0;
+    if (dtype >= TL_FLOAT32 && class_stride == (ptrdiff_t)size && rows[count - 1] - rows[0] == count - 1) {
+        whole = (size_t)count / TL_GROUP * TL_GROUP; /* no row is left out */
+        backend->interleave_apart[dtype](data + rows[0] * row_stride, row_stride, width, whole / TL_GROUP, to);
+    }
+    for (int i = (int)whole; i < count; i += TL_GROUP) {
         find_rows(data, row_stride, rows + i, count - i, at);
         load(backend, at, TL_GROUP, class_stride, dtype, width, (char *)to + (size_t)i * width * size);
     }
@@ -346,7 +350,7 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
     return refused;
 }
 
-/* Whether most classes seem to have mass, by a few of the first row or of the first rows. */
+/* Whether lists do not pay, since most classes seem to have mass, by a few of the first rows, or there are hardly any. */
 static int samples_are_dense(const tl_distributions *of, const int *rows, int count) {
     int64_t total = count * of->classes, step = of->classes < SAMPLED ? 1 : of->classes / SAMPLED, k = 0;
     int sampled = total < SAMPLED ? (int)total : SAMPLED, found = 0, row = 0;
@@ -355,7 +359,7 @@ static int samples_are_dense(const tl_distributions *of, const int *rows, int co
         k = k == of->classes ? 0 : k;
         found += tl_load(of->mass + rows[row] * of->mass_row + k * of->mass_class, of->mass_dtype) != 0;
     }
-    return 2 * found > sampled;
+    return of->classes <= 3 || 2 * found > sampled;
 }
 
 int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,

@@ -12,6 +12,7 @@
 #include "loss.h"
 #include "matmul_bf16.h"
 #include "matvec.h"
+#include "nll.h"
 #include "pair.h"
 #include "reduce.h"
 #include "row.h"

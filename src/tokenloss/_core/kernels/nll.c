@@ -3,17 +3,12 @@
 /* The excluded class of each row as its target: 0 where there is none, and in lanes that no row fills. Returns a bit
  * for each wanted row that has one. */
 static uint64_t targets_of(const tl_row_block *rows, int64_t *target) {
-    size_t count = (size_t)rows->count, padded = tl_padded_rows(rows->count);
     uint64_t found = rows->wanted;
-    int64_t some = 0;
-    for (size_t i = 0; i < count; i++) {
-        some |= rows->excluded[i];
-        target[i] = rows->excluded[i] < 0 ? 0 : rows->excluded[i];
+    for (int i = 0; i < (int)tl_padded_rows(rows->count); i++) {
+        int64_t id = i < rows->count ? rows->excluded[i] : -1;
+        target[i] = id < 0 ? 0 : id;
+        found &= ~((uint64_t)(id < 0) << i);
     }
-    for (size_t i = count; i < padded; i++)
-        target[i] = 0;
-    for (size_t i = 0; some < 0 && i < count; i++)
-        found &= ~((uint64_t)(rows->excluded[i] < 0) << i);
     return found;
 }
 
@@ -34,6 +29,15 @@ static uint64_t nll_of_many(const tl_backend *backend, const char *const *data, 
                                                             of->odds_against + start);
 }
 
+/* The losses of groups of few classes: rows `start` and so on of `of`. */
+static uint64_t few_losses(const tl_backend *backend, const void *groups, int dtype, size_t classes, size_t padded,
+                           const int64_t *target, tl_block_nll *of, int start) {
+    size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
+    tl_few_rows rows = {(const char *)groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes};
+    return backend->few_losses[dtype](&rows, padded, target, of->logit + start, of->nll + start,
+                                      of->odds_against + start);
+}
+
 uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, tl_groups groups, tl_block_nll *of) {
     int64_t target[TL_BLOCK_ROWS];
     uint64_t found = targets_of(rows, target), near = 0;
@@ -41,14 +45,8 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
     size_t row_bytes = classes * (size_t)tl_itemsize(groups.dtype);
     if (!is_relative(&rows->row))
         return 0;
-    if (classes <= TL_FEW_CLASSES) {
-        for (size_t i = 0; i < padded; i += TL_GROUP)
-            for (size_t r = 0; r < TL_GROUP; r++)
-                of->logit[i + r] = tl_load_from_groups(groups, i * classes + (size_t)target[i + r] * TL_GROUP + r);
-        near = backend->few_losses[groups.dtype](groups.at, padded, classes, of->logit, target, of->nll,
-                                                 of->odds_against);
-        return found & near;
-    }
+    if (classes <= TL_FEW_CLASSES)
+        return found & few_losses(backend, groups.at, groups.dtype, classes, padded, target, of, 0);
     for (int start = 0; start < rows->count; start += TL_GROUP) { /* a group becomes rows again */
         char *row[TL_GROUP];
         int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
@@ -59,22 +57,6 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
                 << start;
     }
     return found & near;
-}
-
-/* The loss of one contiguous row of few classes: a group of 16 such rows is made. */
-TL_OUTLINE uint64_t nll_of_few(const tl_backend *backend, const char *data, size_t classes, int dtype, int64_t target,
-                           int start, tl_block_nll *of) {
-    double group[TL_GROUP * TL_FEW_CLASSES], *logit = of->logit + start;
-    int64_t targets[TL_GROUP];
-    int to = tl_single_or_double(dtype);
-    for (size_t i = 0; i < TL_GROUP * classes; i++)
-        tl_store((char *)group + i * (size_t)tl_itemsize(to), to,
-                 tl_load(data + i / TL_GROUP * (size_t)tl_itemsize(dtype), dtype));
-    for (int i = 0; i < TL_GROUP; i++) {
-        targets[i] = target;
-        logit[i] = tl_load(data + target * tl_itemsize(dtype), dtype);
-    }
-    return backend->few_losses[to](group, TL_GROUP, classes, logit, targets, of->nll + start, of->odds_against + start);
 }
 
 /* The loss of one row as row `start` of `of`; returns whether it is not far out. The row is copied where it is scaled,
@@ -98,8 +80,18 @@ TL_OUTLINE uint64_t nll_of_one(const tl_backend *backend, const tl_row *row, int
             memcpy((char *)copy + at * size, &chunk.at, (size_t)(count * size));
         }
     }
-    if (row->count <= TL_FEW_CLASSES)
-        return 1 & nll_of_few(backend, data, (size_t)row->count, dtype, target, start, of);
+    if (row->count <= TL_FEW_CLASSES) {
+        const char *rows[TL_GROUP];
+        int64_t targets[TL_GROUP];
+        double group[TL_GROUP * TL_FEW_CLASSES];
+        for (int i = 0; i < TL_GROUP; i++) {
+            rows[i] = data;
+            targets[i] = target;
+        }
+        backend->interleave[dtype](rows, (size_t)row->count, group);
+        dtype = tl_single_or_double(dtype);
+        return 1 & few_losses(backend, group, dtype, (size_t)row->count, TL_GROUP, targets, of, start);
+    }
     return 1 & nll_of_many(backend, &data, 1, (size_t)row->count, dtype, &target, start, of);
 }
 
@@ -153,4 +145,38 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
         return found & nll_of_many(backend, rows->data, rows->count, (size_t)row->count, row->compute_dtype, target, 0,
                                    of);
     return found & nll_of_each(backend, rows, target, of);
+}
+
+size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
+                       int some_masked, size_t count, double *nll) {
+    char memory[TL_BLOCK_ROWS * TL_FEW_CLASSES * sizeof(double) + TL_GROUP_ALIGNMENT];
+    char *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
+    int dtype = tl_single_or_double(row->dtype);
+    size_t classes = (size_t)row->count, class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
+    for (size_t start = 0; start < count; start += TL_BLOCK_ROWS) {
+        size_t n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS, padded = tl_padded_rows((int)n);
+        const char *first = row->data + (ptrdiff_t)start * apart;
+        tl_few_rows rows = {groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes};
+        if (padded > n || row->dtype != dtype) {
+            tl_row_block block;
+            block.row = *row;
+            for (size_t i = 0; i < n; i++)
+                block.data[i] = first + (ptrdiff_t)i * apart;
+            tl_load_groups(backend, &block, (int)n, dtype, groups);
+        } else if (row->stride == tl_itemsize(dtype)) {
+            backend->interleave_apart[dtype](first, apart, classes, n / TL_GROUP, groups);
+        } else {
+            rows = (tl_few_rows){first, class_bytes, row->stride, classes};
+        }
+        uint64_t far = ~backend->few_losses[dtype](&rows, padded, target + start, NULL, nll + start, NULL);
+        far &= ~(uint64_t)0 >> (TL_BLOCK_ROWS - n);
+        for (size_t i = 0; some_masked && i < n; i++) { /* a branch would be mispredicted */
+            uint64_t counts = target[start + i] != TL_MASKED;
+            nll[start + i] = tl_from_bits(tl_to_bits(nll[start + i]) & (0 - counts));
+            far &= ~((counts ^ 1) << i);
+        }
+        if (far != 0)
+            return start + tl_lowest_bit(far);
+    }
+    return count;
 }

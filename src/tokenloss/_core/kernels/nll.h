@@ -15,4 +15,11 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
 /* The loss of one row, which is left as it was where there is no such loss; returns whether there is. */
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll);
 
+/* The losses of `count` rows of 2 to TL_FEW_CLASSES native logits, neither scaled nor capped, the first of which is
+ * `row`. They lie `apart` bytes from each other; they or their classes are neighbours. There is room for whole groups
+ * of class ids, and of losses. Those of rows whose id is TL_MASKED are 0, if there may be some. Returns how many rows
+ * come before the first that is far out. */
+size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
+                       int some_masked, size_t count, double *nll);
+
 #endif

@@ -8,7 +8,7 @@
 
 _Static_assert(TL_SUM_GROUP == 64, "one bit for each term of a group");
 
-void tl_propagate_carries(int64_t *limbs, int count) {
+static void propagate_carries(int64_t *limbs, int count) {
     int64_t carry = 0;
     for (int i = 0; i < count; i++) {
         int64_t limb = limbs[i] + carry;
@@ -23,9 +23,21 @@ void tl_propagate_carries(int64_t *limbs, int count) {
 static void count_terms(int64_t *limb, int limbs, int64_t *uncarried, int64_t terms) {
     *uncarried += terms;
     if (TL_UNLIKELY(*uncarried >= TL_MAX_UNCARRIED)) {
-        tl_propagate_carries(limb, limbs);
+        propagate_carries(limb, limbs);
         *uncarried = 0;
     }
+}
+
+void tl_superacc_add(tl_superacc *sum, double term) {
+    unsigned position;
+    int negative;
+    if (TL_UNLIKELY(!(term - term == 0))) {
+        sum->special += term;
+        return;
+    }
+    uint64_t mantissa = tl_split(term, &position, &negative);
+    tl_add_shifted(sum->limb, position, mantissa, negative);
+    count_terms(sum->limb, TL_SUM_LIMBS, &sum->uncarried, 1);
 }
 
 void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b) {
@@ -47,40 +59,40 @@ void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b) {
 
 void tl_superacc_sq_add(tl_superacc_sq *squares, double term) { tl_superacc_sq_add_product(squares, term, term); }
 
-/* Adds the levels to limbs that hold multiples of 2^-(1074 + offset). */
-static void pour(const tl_levels *levels, int64_t *limb, int limbs, unsigned offset, int64_t *uncarried) {
-    if (levels->groups == 0)
-        return;
-    const double *part = &levels->level[0][0];
-    for (size_t i = 0; i < sizeof levels->level / sizeof *part; i++) {
-        unsigned position;
-        int negative;
-        uint64_t mantissa = tl_split(part[i], &position, &negative);
-        if (mantissa != 0)
-            tl_add_shifted(limb, position + offset, mantissa, negative);
-    }
-    count_terms(limb, limbs, uncarried, TL_LEVEL_PARTS);
-}
-
-static void pour_sum(tl_superacc *sum) {
-    pour(&sum->levels, sum->limb, TL_SUM_LIMBS, 0, &sum->uncarried);
-    memset(&sum->levels, 0, sizeof sum->levels);
-}
-
-static void pour_squares(tl_superacc_sq *squares) {
-    pour(&squares->levels, squares->limb, TL_SQUARES_LIMBS, 1074, &squares->uncarried);
-    memset(&squares->levels, 0, sizeof squares->levels);
-}
-
-/* What levels take, and the function of a backend that adds it to them. */
+/* What bins take, their units as rounders, and the limbs that they are poured into: multiples of 2^-(1074 + offset). */
 typedef struct {
     double below, above;
-    size_t most_groups;
-    size_t (*add)(const double *x, size_t groups, double (*level)[16]);
-} levels_kind;
+    const double *rounders;
+    size_t bins;
+    unsigned offset;
+    int limbs, are_squares;
+} kind_of_sum;
+
+static const kind_of_sum SUM = {TL_SUM_BELOW, TL_SUM_ABOVE, TL_SUM_ROUNDER, TL_SUM_BINS, 0, TL_SUM_LIMBS, 0};
+static const kind_of_sum SQUARES = {
+    TL_SQUARE_BELOW, TL_SQUARE_ABOVE, TL_SQUARE_ROUNDER, TL_SQUARE_BINS, 1074, TL_SQUARES_LIMBS, 1};
+
+static void pour(const kind_of_sum *kind, const tl_bins *bins, int64_t *limb, int64_t *uncarried) {
+    for (size_t k = 0; bins->groups > 0 && k < kind->bins; k++) {
+        unsigned position;
+        int negative;
+        uint64_t units = 0;
+        for (size_t i = 0; i < TL_BIN_LANES; i++)
+            units += bins->bin[k][i];
+        tl_split(kind->rounders[k], &position, &negative); /* its last bit is the unit */
+        negative = (int)(units >> 63);
+        tl_add_shifted(limb, position + kind->offset, negative ? 0 - units : units, negative);
+        count_terms(limb, kind->limbs, uncarried, 1);
+    }
+}
+
+static void empty(const kind_of_sum *kind, tl_bins *bins, int64_t *limb, int64_t *uncarried) {
+    pour(kind, bins, limb, uncarried);
+    memset(bins, 0, sizeof *bins);
+}
 
 /* Replaces terms that do not fit by 0; their bits are set in what it returns. */
-static uint64_t keep_fitting(const levels_kind *kind, double *terms) {
+static uint64_t keep_fitting(const kind_of_sum *kind, double *terms) {
     uint64_t others = 0;
     for (size_t i = 0; i < TL_SUM_GROUP; i++) {
         double size = tl_abs(terms[i]);
@@ -91,70 +103,68 @@ static uint64_t keep_fitting(const levels_kind *kind, double *terms) {
     return others;
 }
 
-/* Adds terms to levels that have room for a group. Returns how many were taken; those of the first 64 whose bits are
- * set in `others` were not added. */
-static size_t add_to_levels(const levels_kind *kind, tl_levels *levels, const double *terms, size_t count,
-                            uint64_t *others) {
-    size_t groups = count / TL_SUM_GROUP, room = kind->most_groups - levels->groups, added = 0;
+/* Adds terms to bins that have room for a group. Returns how many were taken; those of the first 64 whose bits are set
+ * in `others` were not added. */
+static size_t add_to_bins(const tl_backend *backend, const kind_of_sum *kind, tl_bins *bins, const double *terms,
+                          size_t count, uint64_t *others) {
+    size_t groups = count / TL_SUM_GROUP, room = TL_BIN_GROUPS - bins->groups, added = 0;
     *others = 0;
     if (groups > 0)
-        added = kind->add(terms, groups < room ? groups : room, levels->level);
-    levels->groups += added;
+        added = backend->add_exactly(terms, groups < room ? groups : room, kind->are_squares, bins->bin);
+    bins->groups += added;
     if (added > 0)
         return added * TL_SUM_GROUP;
     double group[TL_SUM_GROUP] = {0};
     count = groups > 0 ? TL_SUM_GROUP : count;
     memcpy(group, terms, count * sizeof *group);
-    if (groups > 0 || !kind->add(group, 1, levels->level)) {
+    if (groups > 0 || !backend->add_exactly(group, 1, kind->are_squares, bins->bin)) {
         *others = keep_fitting(kind, group);
-        kind->add(group, 1, levels->level);
+        backend->add_exactly(group, 1, kind->are_squares, bins->bin);
     }
-    levels->groups++;
+    bins->groups++;
     return count;
 }
 
-void tl_superacc_add_many(const tl_backend *backend, tl_superacc *sum, const double *terms, size_t count) {
-    const levels_kind kind = {TL_SUM_BELOW, TL_SUM_ABOVE, TL_SUM_GROUPS, backend->add_exactly};
-    for (size_t taken; count >= FEW_TERMS; terms += taken, count -= taken) {
-        uint64_t others;
-        if (sum->levels.groups == TL_SUM_GROUPS)
-            pour_sum(sum);
-        taken = add_to_levels(&kind, &sum->levels, terms, count, &others);
-        for (; others != 0; others &= others - 1)
-            tl_superacc_add(sum, terms[tl_lowest_bit(others)]);
+/* Adds terms to the bins of a sum, as many as are worth it, and others to the sum itself. */
+static void add_many(const tl_backend *backend, const kind_of_sum *kind, void *sum, tl_bins *bins, int64_t *limb,
+                     int64_t *uncarried, const double *terms, size_t count) {
+    for (size_t taken; count > 0; terms += taken, count -= taken) {
+        uint64_t others = ~(~(uint64_t)0 << count % TL_SUM_GROUP);
+        if (bins->groups == TL_BIN_GROUPS)
+            empty(kind, bins, limb, uncarried);
+        taken = count < FEW_TERMS ? count : add_to_bins(backend, kind, bins, terms, count, &others);
+        for (; others != 0; others &= others - 1) {
+            double term = terms[tl_lowest_bit(others)];
+            if (kind->are_squares)
+                tl_superacc_sq_add((tl_superacc_sq *)sum, term);
+            else
+                tl_superacc_add((tl_superacc *)sum, term);
+        }
     }
-    for (size_t i = 0; i < count; i++)
-        tl_superacc_add(sum, terms[i]);
+}
+
+void tl_superacc_add_many(const tl_backend *backend, tl_superacc *sum, const double *terms, size_t count) {
+    add_many(backend, &SUM, sum, &sum->bins, sum->limb, &sum->uncarried, terms, count);
 }
 
 void tl_superacc_sq_add_many(const tl_backend *backend, tl_superacc_sq *squares, const double *terms, size_t count) {
-    const levels_kind kind = {TL_SQUARE_BELOW, TL_SQUARE_ABOVE, TL_SQUARE_GROUPS, backend->add_squares_exactly};
-    for (size_t taken; count >= FEW_TERMS; terms += taken, count -= taken) {
-        uint64_t others;
-        if (squares->levels.groups == TL_SQUARE_GROUPS)
-            pour_squares(squares);
-        taken = add_to_levels(&kind, &squares->levels, terms, count, &others);
-        for (; others != 0; others &= others - 1)
-            tl_superacc_sq_add(squares, terms[tl_lowest_bit(others)]);
-    }
-    for (size_t i = 0; i < count; i++)
-        tl_superacc_sq_add(squares, terms[i]);
+    add_many(backend, &SQUARES, squares, &squares->bins, squares->limb, &squares->uncarried, terms, count);
 }
 
 void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other) {
-    assert(sum->uncarried < TL_MAX_UNCARRIED + TL_LEVEL_PARTS && other->uncarried < TL_MAX_UNCARRIED + TL_LEVEL_PARTS);
+    assert(sum->uncarried < TL_MAX_UNCARRIED + TL_SQUARE_BINS && other->uncarried < TL_MAX_UNCARRIED + TL_SQUARE_BINS);
     for (int i = 0; i < TL_SUM_LIMBS; i++)
         sum->limb[i] += other->limb[i];
     sum->special += other->special;
     count_terms(sum->limb, TL_SUM_LIMBS, &sum->uncarried, other->uncarried + 1); /* what has no carries is a term */
-    pour(&other->levels, sum->limb, TL_SUM_LIMBS, 0, &sum->uncarried);
+    pour(&SUM, &other->bins, sum->limb, &sum->uncarried);
 }
 
 void tl_superacc_sq_merge(tl_superacc_sq *squares, const tl_superacc_sq *other) {
     for (int i = 0; i < TL_SQUARES_LIMBS; i++)
         squares->limb[i] += other->limb[i];
     count_terms(squares->limb, TL_SQUARES_LIMBS, &squares->uncarried, other->uncarried + 1);
-    pour(&other->levels, squares->limb, TL_SQUARES_LIMBS, 1074, &squares->uncarried);
+    pour(&SQUARES, &other->bins, squares->limb, &squares->uncarried);
 }
 
 double tl_superacc_round(tl_superacc *sum) { return tl_superacc_round_scaled(sum, 0); }
@@ -162,15 +172,15 @@ double tl_superacc_round(tl_superacc *sum) { return tl_superacc_round_scaled(sum
 double tl_superacc_round_scaled(tl_superacc *sum, int exponent) {
     if (sum->special != 0)
         return sum->special;
-    pour_sum(sum);
+    empty(&SUM, &sum->bins, sum->limb, &sum->uncarried);
     int64_t limb[TL_SUM_LIMBS];
     memcpy(limb, sum->limb, sizeof limb);
-    tl_propagate_carries(limb, TL_SUM_LIMBS);
+    propagate_carries(limb, TL_SUM_LIMBS);
     int negative = limb[TL_SUM_LIMBS - 1] < 0;
     if (negative) {
         for (int i = 0; i < TL_SUM_LIMBS; i++)
             limb[i] = -limb[i];
-        tl_propagate_carries(limb, TL_SUM_LIMBS);
+        propagate_carries(limb, TL_SUM_LIMBS);
     }
     assert(limb[TL_SUM_LIMBS - 1] >= 0);
     int top = TL_SUM_LIMBS - 1;
@@ -198,18 +208,18 @@ double tl_superacc_round_scaled(tl_superacc *sum, int exponent) {
 }
 
 static void write_bytes(int64_t *limbs, int count, unsigned char *bytes) {
-    tl_propagate_carries(limbs, count);
+    propagate_carries(limbs, count);
     for (int i = 0; i < count; i++)
         for (int k = 0; k < 4; k++)
             bytes[4 * i + k] = (unsigned char)((uint64_t)limbs[i] >> (8 * k));
 }
 
 void tl_superacc_bytes(tl_superacc *sum, unsigned char *bytes) {
-    pour_sum(sum);
+    empty(&SUM, &sum->bins, sum->limb, &sum->uncarried);
     write_bytes(sum->limb, TL_SUM_LIMBS, bytes);
 }
 
 void tl_superacc_sq_bytes(tl_superacc_sq *squares, unsigned char *bytes) {
-    pour_squares(squares);
+    empty(&SQUARES, &squares->bins, squares->limb, &squares->uncarried);
     write_bytes(squares->limb, TL_SQUARES_LIMBS, bytes);
 }

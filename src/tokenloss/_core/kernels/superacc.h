@@ -3,9 +3,9 @@
  * Limbs of 32 bits are kept in 64-bit integers, so that carries can wait: see R. Neal, "Fast exact summation using
  * small and large superaccumulators", arXiv:1505.05571. They are integers, so sums in any order have the same bits.
  *
- * Many numbers at once are cut into levels first, vectors of them at a time: parts that are multiples of a unit, so few
- * and so small that doubles add them up without rounding (backend.h says how few). Now and then the levels are poured
- * into the limbs, which is exact too. Numbers of uncommon size go to the limbs one by one. */
+ * Many numbers at once are added to bins first, vectors of them at a time: integers of 64 bits, each of one unit, which
+ * so few numbers do not overflow (backend.h says how few). Now and then the bins are poured into the limbs, which is
+ * exact too. Numbers of uncommon size go to the limbs one by one. */
 #ifndef TOKENLOSS_SUPERACC_H
 #define TOKENLOSS_SUPERACC_H
 
@@ -18,35 +18,28 @@
 _Static_assert(TL_SUM_LIMBS == (2098 + 31) / 32 + 2, "limbs of a sum");
 _Static_assert(TL_SQUARES_LIMBS == (2 * 2098 + 31) / 32 + 2, "limbs of a sum of squares");
 
-/* What was added since it was last poured. */
+/* What was added since it was last poured: the lanes of a bin add up to an integer, modulo 2^64. */
 typedef struct {
-    double level[TL_SQUARE_LEVELS][16]; /* of a sum, the last level is 0 */
+    uint64_t bin[TL_SQUARE_BINS][TL_BIN_LANES]; /* of a sum, the last one is 0 */
     size_t groups;
-} tl_levels;
-
-#define TL_LEVEL_PARTS (16 * TL_SQUARE_LEVELS)
-
-_Static_assert(TL_SUM_LEVELS <= TL_SQUARE_LEVELS, "levels of a sum");
+} tl_bins;
 
 typedef struct {
     int64_t limb[TL_SUM_LIMBS]; /* the finite terms, times 2^1074 */
     double special;               /* the sum of the others: 0, inf, -inf or nan */
     int64_t uncarried;              /* terms added since carries were last propagated */
-    tl_levels levels;
+    tl_bins bins;
 } tl_superacc;
 
 typedef struct {
     int64_t limb[TL_SQUARES_LIMBS]; /* the squares of the finite terms, times 2^2148 */
     int64_t uncarried;
-    tl_levels levels;
+    tl_bins bins;
 } tl_superacc_sq;
 
 /* A term adds less than 2^34 to a limb, and a limb starts below 2^32: twice as many terms do not overflow. That leaves
- * room for the parts of levels, which count as terms as well. */
+ * room for bins, which count as terms as well. */
 #define TL_MAX_UNCARRIED ((int64_t)1 << 27)
-
-/* Propagates the carries of limbs. */
-void tl_propagate_carries(int64_t *limbs, int count);
 
 /* Adds value * 2^position. */
 TL_INLINE void tl_add_shifted(int64_t *limbs, unsigned position, uint64_t value, int negative) {
@@ -70,22 +63,8 @@ TL_INLINE uint64_t tl_split(double term, unsigned *position, int *negative) {
     return exponent ? mantissa | ((uint64_t)1 << 52) : mantissa;
 }
 
-TL_INLINE void tl_superacc_add(tl_superacc *sum, double term) {
-    if (TL_UNLIKELY(!(term - term == 0))) {
-        sum->special += term;
-        return;
-    }
-    unsigned position;
-    int negative;
-    uint64_t mantissa = tl_split(term, &position, &negative);
-    tl_add_shifted(sum->limb, position, mantissa, negative);
-    if (TL_UNLIKELY(++sum->uncarried >= TL_MAX_UNCARRIED)) {
-        tl_propagate_carries(sum->limb, TL_SUM_LIMBS);
-        sum->uncarried = 0;
-    }
-}
-
-/* Adds the square of a term, or the product of two numbers; ignores what is not finite. */
+/* Adds a term; its square, or the product of two numbers, but ignores what is not finite. */
+void tl_superacc_add(tl_superacc *sum, double term);
 void tl_superacc_sq_add(tl_superacc_sq *squares, double term);
 void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b);
 

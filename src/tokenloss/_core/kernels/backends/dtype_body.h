@@ -52,8 +52,8 @@ TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, int has_t
             acc->or_bits[i % 2] = OP(or_bits)(acc->or_bits[i % 2], exp.k, exp.k);
             power[i] = exp.power;
             if (has_target)
-                power[i] = OP(zero_where_same)(OP(load_bits)(OP(PLACES) + j), OP(set_place)(target - 16 * (int64_t)i),
-                                               power[i]);
+                power[i] = OP(if_same)(OP(load_bits)(OP(PLACES) + j), OP(set_place)(target - 16 * (int64_t)i),
+                                       OP(set)(0), power[i]);
             rests[j / OP(WIDTH)] = OP(fma)(exp.q, OP(mul)(exp.r, power[i]), rests[j / OP(WIDTH)]);
         }
         for (size_t half = OP(TERMS) / 2; half > 0; half /= 2)

@@ -1,18 +1,12 @@
-/* Exact sums of many doubles by extraction: see ../superacc.h. Each number is cut into multiples of the units of some
- * levels, and each level adds up its parts without rounding, in 16 lanes. */
+/* Exact sums of many doubles in bins: see ../superacc.h and ../backend.h. */
 
-/* The part of a number that is a multiple of a unit, for |rest| <= 2^51 units and rounder = 1.5 2^52 units: adding that
- * rounds it there. What is left is exact. */
-TL_TARGET TL_INLINE f64_vec f64_extract(f64_vec *rest, f64_vec rounder) {
-    f64_vec part = f64_sub(f64_add(*rest, rounder), rounder);
-    *rest = f64_sub(*rest, part);
-    return part;
-}
-
-/* 0 where the size of a number is 0 or in (below, above), else that size. */
-TL_TARGET TL_INLINE f64_vec f64_if_unfit(f64_vec x, double below, double above) {
-    f64_vec size = f64_and_bits(x, 0x7fffffffffffffffu), zero = f64_set(0);
-    return f64_if_less(size, f64_set(above), f64_if_less(f64_set(below), size, zero, size), size); /* nan: itself */
+/* Adds to a bin what a number is in units of it, for at most 2^51 units and rounder = 1.5 2^52 units: adding that rounds
+ * the number to a multiple of the unit, which is then the number of units that its low bits are more than the
+ * rounder's. What is left is exact, and at most half a unit. */
+TL_TARGET TL_INLINE void f64_add_to_bin(f64_bits *bin, f64_vec *rest, f64_vec rounder) {
+    f64_vec rounded = f64_add(*rest, rounder);
+    *bin = f64_add_bits(*bin, rounded);
+    *rest = f64_sub(*rest, f64_sub(rounded, rounder));
 }
 
 /* x x - square, exactly: what the rounding of a square lost. */
@@ -26,61 +20,53 @@ TL_TARGET TL_INLINE f64_vec f64_square_lost(f64_vec x, f64_vec square) {
 #endif
 }
 
-#define EXACT_VECTORS (16 / f64_WIDTH)
-
-TL_TARGET static size_t JOIN(add_exactly_, BACKEND)(const double *x, size_t groups, double (*level)[16]) {
-    f64_vec rounder[TL_SUM_LEVELS];
-    for (int k = 0; k < TL_SUM_LEVELS; k++)
-        rounder[k] = f64_set(TL_SUM_ROUNDER[k]);
-    for (size_t done = 0; done < groups; done++, x += TL_SUM_GROUP) {
-        f64_vec sum[TL_SUM_LEVELS][EXACT_VECTORS];
-        f64_bits unfit = f64_no_bits();
-        for (int k = 0; k < TL_SUM_LEVELS; k++)
-            for (int j = 0; j < EXACT_VECTORS; j++)
-                sum[k][j] = f64_load(&level[k][j * f64_WIDTH]);
-        for (size_t i = 0; i < TL_SUM_GROUP; i += 16)
-            for (int j = 0; j < EXACT_VECTORS; j++) {
-                f64_vec rest = f64_load(x + i + (size_t)(j * f64_WIDTH)), odd;
-                odd = f64_if_unfit(rest, TL_SUM_BELOW, TL_SUM_ABOVE);
-                unfit = f64_or_bits(unfit, odd, odd);
-                for (int k = 0; k < TL_SUM_LEVELS; k++)
-                    sum[k][j] = f64_add(sum[k][j], f64_extract(&rest, rounder[k]));
-            }
-        if (TL_UNLIKELY(f64_any_bits(unfit)))
-            return done;
-        for (int k = 0; k < TL_SUM_LEVELS; k++)
-            for (int j = 0; j < EXACT_VECTORS; j++)
-                f64_store(&level[k][j * f64_WIDTH], sum[k][j]);
-    }
-    return groups;
+/* 0 where the size of a number is 0 or in (below, above), else that size. */
+TL_TARGET TL_INLINE f64_vec f64_if_unfit(f64_vec x, double below, double above) {
+    f64_vec size = f64_and_bits(x, 0x7fffffffffffffffu), zero = f64_set(0);
+    return f64_if_less(size, f64_set(above), f64_if_less(f64_set(below), size, zero, size), size); /* nan: itself */
 }
 
-TL_TARGET static size_t JOIN(add_squares_exactly_, BACKEND)(const double *x, size_t groups, double (*level)[16]) {
-    f64_vec rounder[TL_SQUARE_LEVELS];
-    for (int k = 0; k < TL_SQUARE_LEVELS; k++)
-        rounder[k] = f64_set(TL_SQUARE_ROUNDER[k]);
-    for (size_t done = 0; done < groups; done++, x += TL_SUM_GROUP) {
-        f64_vec sum[TL_SQUARE_LEVELS][EXACT_VECTORS];
-        f64_bits unfit = f64_no_bits();
-        for (int k = 0; k < TL_SQUARE_LEVELS; k++)
-            for (int j = 0; j < EXACT_VECTORS; j++)
-                sum[k][j] = f64_load(&level[k][j * f64_WIDTH]);
-        for (size_t i = 0; i < TL_SUM_GROUP; i += 16)
-            for (int j = 0; j < EXACT_VECTORS; j++) {
-                f64_vec v = f64_load(x + i + (size_t)(j * f64_WIDTH)), square = f64_mul(v, v);
-                f64_vec lost = f64_square_lost(v, square), odd = f64_if_unfit(v, TL_SQUARE_BELOW, TL_SQUARE_ABOVE);
-                unfit = f64_or_bits(unfit, odd, odd);
-                for (int k = 0; k < TL_SQUARE_LEVELS - 1; k++) {
-                    sum[k][j] = f64_add(sum[k][j], f64_extract(&square, rounder[k]));
-                    sum[k + 1][j] = f64_add(sum[k + 1][j], f64_extract(&lost, rounder[k + 1]));
-                }
+/* Adds a group to some bins, unless a number in it does not fit; returns whether all do. The rounders' bits go with the
+ * numbers, and are taken away again: once from each bin for each number, twice where a square has two parts. */
+TL_TARGET TL_INLINE int JOIN(add_group_, BACKEND)(const double *x, int are_squares, size_t bins,
+                                                  const double *rounders, uint64_t (*bin)[TL_BIN_LANES]) {
+    f64_bits sum[TL_SQUARE_BINS], unfit = f64_set_bits(0);
+    for (size_t k = 0; k < bins; k++)
+        sum[k] = f64_load_bits(bin[k]);
+    for (size_t i = 0; i < TL_SUM_GROUP; i += f64_WIDTH) {
+        f64_vec number = f64_load(x + i), odd;
+        if (are_squares) {
+            f64_vec square = f64_mul(number, number), lost = f64_square_lost(number, square);
+            odd = f64_if_unfit(number, TL_SQUARE_BELOW, TL_SQUARE_ABOVE);
+            for (size_t k = 0; k + 1 < bins; k++) {
+                f64_add_to_bin(&sum[k], &square, f64_set(rounders[k]));
+                f64_add_to_bin(&sum[k + 1], &lost, f64_set(rounders[k + 1]));
             }
-        if (TL_UNLIKELY(f64_any_bits(unfit)))
-            return done;
-        for (int k = 0; k < TL_SQUARE_LEVELS; k++)
-            for (int j = 0; j < EXACT_VECTORS; j++)
-                f64_store(&level[k][j * f64_WIDTH], sum[k][j]);
+        } else { /* numbers that leave nothing are not too small */
+            odd = f64_if_unfit(number, 0, TL_SUM_ABOVE);
+            for (size_t k = 0; k < bins; k++)
+                f64_add_to_bin(&sum[k], &number, f64_set(rounders[k]));
+            unfit = f64_or_bits(unfit, number, number);
+        }
+        unfit = f64_or_bits(unfit, odd, odd);
     }
+    if (TL_UNLIKELY(f64_any_of_bits(unfit, 0x7fffffffffffffffu))) /* of -0, the sign is left */
+        return 0;
+    for (size_t k = 0; k < bins; k++) {
+        uint64_t parts = are_squares && k > 0 && k + 1 < bins ? 2 * TL_SUM_GROUP : TL_SUM_GROUP;
+        memcpy(bin[k], &sum[k], sizeof sum[k]);
+        bin[k][0] -= parts * tl_to_bits(rounders[k]);
+    }
+    return 1;
+}
+
+TL_TARGET static size_t JOIN(add_exactly_, BACKEND)(const double *x, size_t groups, int are_squares,
+                                                    uint64_t (*bin)[TL_BIN_LANES]) {
+    for (size_t done = 0; done < groups; done++, x += TL_SUM_GROUP) /* the third bin is for numbers below 2^-28 */
+        if (are_squares ? !JOIN(add_group_, BACKEND)(x, 1, TL_SQUARE_BINS, TL_SQUARE_ROUNDER, bin)
+                        : !JOIN(add_group_, BACKEND)(x, 0, TL_SUM_BINS - 1, TL_SUM_ROUNDER, bin) &&
+                              !JOIN(add_group_, BACKEND)(x, 0, TL_SUM_BINS, TL_SUM_ROUNDER, bin))
+            return done;
     return groups;
 }
 

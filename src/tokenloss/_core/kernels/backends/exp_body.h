@@ -19,7 +19,7 @@ typedef struct {
 TL_TARGET TL_INLINE OP(acc) OP(acc_init)(int64_t exponent, int clamps, double shift, double threshold) {
     const int64_t least = OP(LEAST_EXPONENT) - OP(HEADROOM) + exponent;
     const OP(vec) none = OP(set)(-(REAL)INFINITY);
-    const OP(bits) zero = OP(no_bits)();
+    const OP(bits) zero = OP(set_bits)(0);
     OP(acc)
     acc = {OP(set)((REAL)(((double)least - CLAMPED_EIGHTHS / 8.0) * TL_LN2)),
            OP(set)(OP(ROUNDER) + (REAL)((clamps ? GUARD : OP(GUARD)) - 8 * least)),

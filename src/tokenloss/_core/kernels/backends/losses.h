@@ -54,8 +54,8 @@ TL_TARGET TL_INLINE int JOIN(losses_of_kind_, BACKEND)(const void *scores, size_
                                                        int is_single, enum kind_of_scores kind, double *nll) {
     const uint32_t bound_of_single = f32_bound(clip->greatest);
     const uint64_t bound = f64_bound(clip->greatest);
-    f32_bits odd_single = f32_no_bits();
-    f64_bits odd = f64_no_bits();
+    f32_bits odd_single = f32_set_bits(0);
+    f64_bits odd = f64_set_bits(0);
     for (size_t i = 0; i < count; i += f32_WIDTH) {
         f64_vec loss[WIDE];
         if (is_single) {
@@ -120,8 +120,8 @@ TL_TARGET TL_INLINE int JOIN(add_kind_, BACKEND)(const char *mass, int is_single
     const uint32_t bound_of_single = f32_bound(kind == LOGS ? (double)INFINITY : clip->greatest);
     const uint64_t bound = f64_bound(kind == LOGS ? (double)INFINITY : clip->greatest);
     const double neutral = kind == LOGS ? 0 : 1;
-    f32_bits odd_single = f32_no_bits();
-    f64_bits odd = f64_no_bits();
+    f32_bits odd_single = f32_set_bits(0);
+    f64_bits odd = f64_set_bits(0);
     for (size_t i = 0; i < groups * TL_GROUP; i += f32_WIDTH) {
         const size_t lane = i % TL_GROUP;
         size_t at = (i - lane) * steps + lane;

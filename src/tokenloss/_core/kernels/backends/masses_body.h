@@ -118,7 +118,7 @@ TL_TARGET static int64_t NAME(largest_mass_)(const void *start, size_t count, do
     const size_t whole = count / OP(WIDTH) * OP(WIDTH);
     const uint32_t all = OP(mask_ge)(zero, zero);
     REAL last[OP(WIDTH)] = {0}, lane[OP(WIDTH)], at[OP(WIDTH)];
-    OP(bits) counts = OP(no_bits)();
+    OP(bits) counts = OP(set_bits)(0);
     OP(vec) most = zero, place = zero;
     uint32_t good = all;
     memcpy(last, (const void *)(mass + whole), (count - whole) * sizeof *mass);

@@ -12,7 +12,6 @@
 
 /* The numbers of 16 lanes, and one such number in all lanes: to find the lane of a target. */
 static const UINT OP(PLACES)[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
 TL_TARGET TL_INLINE OP(bits) OP(set_place)(int64_t place) { return OP(set_bits)((UINT)place); }
 
 /* j of a logit, as a number. */
@@ -47,16 +46,14 @@ TL_TARGET TL_INLINE OP(vec) OP(odds_of_sum)(OP(vec) logit, OP(vec) sum, OP(vec) 
     return u;
 }
 
-/* Writes the losses of a vector of rows, and u. Returns the bits of the rows that are not far out. */
+/* Writes the losses of a vector of rows, and u unless `odds` is NULL. Returns the bits of the rows that are not far out. */
 TL_TARGET TL_INLINE uint32_t OP(losses_of_vector)(OP(vec) logit, OP(vec) sum, OP(vec) lost, double *nll, double *odds) {
     const OP(vec) one = OP(set)(1), far = OP(set)((REAL)TL_MAX_EXACT_REDUCTION);
-    f64_vec wide[OP(WIDTH) / f64_WIDTH];
     OP(vec) low, u = OP(odds_of_sum)(logit, sum, lost, &low), v = OP(add)(one, u);
     OP(vec) more = OP(max_keep_nan)(one, u), less = OP(min)(one, u);
     OP(log1p)(u, v, OP(add)(OP(sub)(less, OP(sub)(v, more)), low), low, nll);
-    OP(widen)(u, wide);
-    for (size_t i = 0; i < OP(WIDTH) / f64_WIDTH; i++)
-        f64_store(odds + i * f64_WIDTH, wide[i]);
+    if (odds)
+        OP(store_f64)(odds, u);
     return OP(mask_ge)(u, OP(set)(OP(LEAST_ODDS))) & OP(mask_ge)(OP(set)(OP(MOST_ODDS)), u) &
            OP(mask_ge)(far, logit) & OP(mask_ge)(logit, OP(sub)(OP(set)(0), far));
 }
@@ -74,63 +71,83 @@ TL_TARGET TL_INLINE void OP(add_positive)(OP(vec) * sum, OP(vec) * lost, OP(vec)
 TL_TARGET TL_INLINE OP(vec) OP(other_power)(OP(vec) x, const OP(acc) * acc, OP(vec) most, OP(bits) target, size_t k,
                                             OP(vec) * rest) {
     OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc->min_arg, OP(min)(most, x)), acc, 0);
-    OP(vec) power = OP(zero_where_same)(target, OP(set_place)((int64_t)k), exp.power);
+    OP(vec) power = OP(if_same)(target, OP(set_bits)((UINT)k), OP(set)(0), exp.power);
     *rest = OP(fma)(exp.q, OP(mul)(exp.r, power), *rest);
     return power;
 }
 
-/* The sum over the classes of a vector of rows but their targets; class k is at x[TL_GROUP k]. Powers are added in
+#define OF_CLASS(x, k) OP(load)((const REAL *)(const void *)((x) + (ptrdiff_t)(k) * stride))
+#define POWER_OF_CLASS(k, i) OP(other_power)(OF_CLASS(x, k), &acc, most, target, k, &rest[i])
+#define PAIR_OF_POWERS(k) OP(add)(POWER_OF_CLASS(k, 0), POWER_OF_CLASS((k) + 1, 1))
+
+/* The logits of the targets of a vector of rows: chosen among those of all classes, or read one by one. An id that is no
+ * class stands for class 0 here, or for no class in double. */
+TL_TARGET TL_INLINE OP(vec) OP(logits_of_few)(const char *x, ptrdiff_t stride, size_t classes, const UINT *ids) {
+    REAL logit[OP(WIDTH)];
+    if (classes <= 12) {
+        const OP(bits) target = OP(load_bits)(ids);
+        OP(vec) at = OF_CLASS(x, 0);
+        for (size_t k = 1; k < classes; k++)
+            at = OP(if_same)(target, OP(set_bits)((UINT)k), OF_CLASS(x, k), at);
+        return at;
+    }
+    for (size_t r = 0; r < OP(WIDTH); r++) {
+        ptrdiff_t k = ids[r] < classes ? (ptrdiff_t)ids[r] : 0;
+        memcpy(&logit[r], x + k * stride + (ptrdiff_t)(r * sizeof(REAL)), sizeof(REAL));
+    }
+    return OP(load)(logit);
+}
+
+/* The sum over the classes of a vector of rows but their targets; class k is k strides after x. Powers are added in
  * pairs, and these to the sum with what rounding loses; rests as they are. */
-TL_TARGET TL_INLINE OP(vec) OP(sum_of_few)(const REAL *x, size_t classes, OP(vec) logit, OP(bits) target,
-                                           OP(vec) * lost) {
+TL_TARGET TL_INLINE OP(vec) OP(sum_of_few)(const char *x, ptrdiff_t stride, size_t classes, OP(vec) logit,
+                                           OP(bits) target, OP(vec) * lost) {
     const OP(acc) acc = OP(acc_for_target)(logit, 0);
     const OP(vec) most = OP(add)(logit, OP(set)((REAL)OP(REACH)));
-    OP(vec) rest[2] = {OP(set)(0), OP(set)(0)}, sum = OP(set)(0), power;
-    *lost = OP(set)(0);
-    for (size_t k = 0; k < classes; k += 2) {
-        power = OP(other_power)(OP(load)(x + TL_GROUP * k), &acc, most, target, k, &rest[0]);
-        if (k + 1 < classes)
-            power = OP(add)(power, OP(other_power)(OP(load)(x + TL_GROUP * (k + 1)), &acc, most, target, k + 1,
-                                                   &rest[1]));
-        if (k == 0)
-            sum = power;
-        else
-            OP(add_positive)(&sum, lost, power);
+    OP(vec) rest[2] = {OP(set)(0), OP(set)(0)}, low = OP(set)(0), sum;
+    if (classes == 2) { /* the other one alone: the target's power and rest are 0 */
+        OP(vec) other = OP(if_same)(target, OP(set_place)(1), OF_CLASS(x, 0), OF_CLASS(x, 1));
+        sum = OP(other_power)(other, &acc, most, target, 2, &rest[0]);
+    } else {
+        sum = PAIR_OF_POWERS(0);
+        for (size_t k = 2; k + 1 < classes; k += 2)
+            OP(add_positive)(&sum, &low, PAIR_OF_POWERS(k));
+        if (classes % 2)
+            OP(add_positive)(&sum, &low, POWER_OF_CLASS(classes - 1, 0));
     }
-    *lost = OP(fma)(OP(add)(rest[0], rest[1]), OP(set)((REAL)OP(LEADING)), *lost);
-    OP(vec) all = OP(add)(sum, *lost);
-    *lost = OP(sub)(*lost, OP(sub)(all, sum));
+    low = OP(fma)(OP(add)(rest[0], rest[1]), OP(set)((REAL)OP(LEADING)), low);
+    OP(vec) all = OP(add)(sum, low);
+    *lost = OP(sub)(low, OP(sub)(all, sum));
     return all;
 }
 
-TL_TARGET TL_INLINE uint64_t OP(few_losses_of)(const REAL *groups, size_t rows, size_t classes, const double *logit,
-                                               const int64_t *target, double *nll, double *odds) {
-    OP(vec) sum[TL_BLOCK_ROWS / OP(WIDTH)], lost[TL_BLOCK_ROWS / OP(WIDTH)], at[TL_BLOCK_ROWS / OP(WIDTH)];
+#undef OF_CLASS
+#undef POWER_OF_CLASS
+#undef PAIR_OF_POWERS
+
+TL_TARGET TL_INLINE uint64_t OP(few_losses_of)(const tl_few_rows *rows, size_t count, size_t classes,
+                                               const int64_t *target, double *logit, double *nll, double *odds) {
     UINT ids[TL_BLOCK_ROWS];
     uint64_t near = 0;
-    for (size_t r = 0; r < rows; r++)
+    for (size_t r = 0; r < count; r++)
         ids[r] = (UINT)target[r];
-    for (size_t r = 0; r < rows; r += OP(WIDTH)) {
-        const REAL *x = groups + r / TL_GROUP * TL_GROUP * classes + r % TL_GROUP;
-        at[r / OP(WIDTH)] = OP(load_narrowed)(logit + r);
-        sum[r / OP(WIDTH)] =
-            OP(sum_of_few)(x, classes, at[r / OP(WIDTH)], OP(load_bits)(ids + r), &lost[r / OP(WIDTH)]);
+    for (size_t r = 0; r < count; r += OP(WIDTH)) { /* processors work on several of these at a time */
+        const char *x = rows->data + r / TL_GROUP * rows->group_bytes + r % TL_GROUP * sizeof(REAL);
+        OP(vec) lost, at = OP(logits_of_few)(x, rows->class_stride, classes, ids + r);
+        OP(vec) sum = OP(sum_of_few)(x, rows->class_stride, classes, at, OP(load_bits)(ids + r), &lost);
+        near |= (uint64_t)OP(losses_of_vector)(at, sum, lost, nll + r, odds ? odds + r : NULL) << r;
+        if (logit)
+            OP(store_f64)(logit + r, at);
     }
-    for (size_t r = 0; r < rows; r += OP(WIDTH))
-        near |= (uint64_t)OP(losses_of_vector)(at[r / OP(WIDTH)], sum[r / OP(WIDTH)], lost[r / OP(WIDTH)], nll + r,
-                                             odds + r) << r;
     return near;
 }
 
-TL_TARGET static uint64_t OP(few_losses)(const void *start, size_t rows, size_t classes, const double *logit,
-                                         const int64_t *target, double *nll, double *odds) {
-    const REAL *groups = (const REAL *)start;
-    switch (classes) { /* loops that compilers unroll */
-    case 2: return OP(few_losses_of)(groups, rows, 2, logit, target, nll, odds);
-    case 3: return OP(few_losses_of)(groups, rows, 3, logit, target, nll, odds);
-    case 4: return OP(few_losses_of)(groups, rows, 4, logit, target, nll, odds);
-    case 5: return OP(few_losses_of)(groups, rows, 5, logit, target, nll, odds);
-    default: return OP(few_losses_of)(groups, rows, classes, logit, target, nll, odds);
+TL_TARGET static uint64_t OP(few_losses)(const tl_few_rows *rows, size_t count, const int64_t *target, double *logit,
+                                         double *nll, double *odds) {
+    switch (rows->classes) { /* loops that compilers unroll */
+    case 2: return OP(few_losses_of)(rows, count, 2, target, logit, nll, odds);
+    case 3: return OP(few_losses_of)(rows, count, 3, target, logit, nll, odds);
+    default: return OP(few_losses_of)(rows, count, rows->classes, target, logit, nll, odds);
     }
 }
 

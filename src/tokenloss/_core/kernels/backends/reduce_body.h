@@ -357,7 +357,7 @@ TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count
 /* The maximum and, if wanted, the number of elements >= threshold. */
 TL_TARGET TL_INLINE void NAME(max_count_of_)(const ELEMENT *x, size_t count, tl_lse_acc *state, int counting) {
     OP(vec) maximum[8], threshold = OP(set)((REAL)state->threshold);
-    OP(bits) count_ge[2] = {OP(no_bits)(), OP(no_bits)()};
+    OP(bits) count_ge[2] = {OP(set_bits)(0), OP(set_bits)(0)};
     for (size_t k = 0; k < 8; k++)
         maximum[k] = OP(set)(-(REAL)INFINITY);
     for (size_t i = 0; i < count; i += 8 * OP(WIDTH))

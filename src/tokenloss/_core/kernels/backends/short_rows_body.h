@@ -302,7 +302,7 @@ TL_TARGET static void NAME(short_ranks_)(const void *groups, size_t count, size_
         const REAL *x = (const REAL *)groups + TL_GROUP * classes * (row / TL_GROUP) + row % TL_GROUP;
         OP(vec) largest[4], so_far = OP(set)(-(REAL)INFINITY);
         const OP(vec) least = NAME(of_rows_)(threshold + row);
-        OP(bits) count_ge = OP(no_bits)(), since_largest = OP(no_bits)();
+        OP(bits) count_ge = OP(set_bits)(0), since_largest = OP(set_bits)(0);
         for (size_t i = 0; i < 4; i++)
             largest[i] = so_far;
         for (size_t k = 0; k < classes; k++)

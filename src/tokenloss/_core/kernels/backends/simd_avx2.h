@@ -11,18 +11,17 @@ typedef __m256d f64_vec;
 typedef __m256i f32_bits;
 typedef __m256i f64_bits;
 
-OPERATION __m256i f32_no_bits(void) { return _mm256_setzero_si256(); }
-OPERATION __m256i f64_no_bits(void) { return _mm256_setzero_si256(); }
 OPERATION __m256i f32_set_bits(uint32_t bits) { return _mm256_set1_epi32((int)bits); }
 OPERATION __m256i f64_set_bits(uint64_t bits) { return _mm256_set1_epi64x((long long)bits); }
 OPERATION __m256i f32_load_bits(const uint32_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
 OPERATION __m256i f64_load_bits(const uint64_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
-/* x, but 0 where a and b are the same integer */
-OPERATION __m256 f32_zero_where_same(__m256i a, __m256i b, __m256 x) {
-    return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)), x);
+/* a and b are the same integer ? c : d; where c is a constant 0, that is a single operation */
+OPERATION __m256 f32_if_same(__m256i a, __m256i b, __m256 c, __m256 d) {
+    __m256i same = _mm256_cmpeq_epi32(a, b), found = _mm256_and_si256(same, _mm256_castps_si256(c));
+    return _mm256_castsi256_ps(_mm256_or_si256(found, _mm256_andnot_si256(same, _mm256_castps_si256(d))));
 }
-OPERATION __m256d f64_zero_where_same(__m256i a, __m256i b, __m256d x) {
-    return _mm256_andnot_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(a, b)), x);
+OPERATION __m256d f64_if_same(__m256i a, __m256i b, __m256d c, __m256d d) {
+    return _mm256_blendv_pd(d, c, _mm256_castsi256_pd(_mm256_cmpeq_epi64(a, b)));
 }
 
 OPERATION __m256 f32_set(float value) { return _mm256_set1_ps(value); }
@@ -157,6 +156,13 @@ OPERATION void f32_transpose_pieces(__m256 *v) {
     v[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high));
     v[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high));
 }
+/* the elements with even numbers, and those with odd ones, of two vectors */
+OPERATION void f32_split_pairs(const float *p, float *even, float *odd) {
+    __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
+    __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+    _mm256_storeu_ps(even, _mm256_shuffle_ps(low, high, 0x88));
+    _mm256_storeu_ps(odd, _mm256_shuffle_ps(low, high, 0xdd));
+}
 OPERATION void f32_widen(__m256 a, __m256d *wide) {
     wide[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
     wide[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
@@ -213,12 +219,13 @@ OPERATION __m256d f64_zero_if_negative(__m256d a) { return _mm256_blendv_pd(a, _
 OPERATION __m256i f64_or_bits(__m256i a, __m256d b, __m256d c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castpd_si256(b), _mm256_castpd_si256(c)));
 }
+/* integers plus the bits of numbers */
+OPERATION __m256i f64_add_bits(__m256i a, __m256d b) { return _mm256_add_epi64(a, _mm256_castpd_si256(b)); }
 /* whether a bit of a mask is set in any element */
 OPERATION int f32_any_of_bits(__m256i a, uint32_t mask) { return !_mm256_testz_si256(a, _mm256_set1_epi32((int)mask)); }
 OPERATION int f64_any_of_bits(__m256i a, uint64_t mask) {
     return !_mm256_testz_si256(a, _mm256_set1_epi64x((long long)mask));
 }
-OPERATION int f64_any_bits(__m256i bits) { return !_mm256_testz_si256(bits, bits); }
 OPERATION int f64_any_negative(__m256i bits) { return _mm256_movemask_pd(_mm256_castsi256_pd(bits)) != 0; }
 
 #define f64_PIECE 2

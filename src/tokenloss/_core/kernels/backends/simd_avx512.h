@@ -11,18 +11,16 @@ typedef __m512d f64_vec;
 typedef __m512i f32_bits;
 typedef __m512i f64_bits;
 
-OPERATION __m512i f32_no_bits(void) { return _mm512_setzero_si512(); }
-OPERATION __m512i f64_no_bits(void) { return _mm512_setzero_si512(); }
 OPERATION __m512i f32_set_bits(uint32_t bits) { return _mm512_set1_epi32((int)bits); }
 OPERATION __m512i f64_set_bits(uint64_t bits) { return _mm512_set1_epi64((long long)bits); }
 OPERATION __m512i f32_load_bits(const uint32_t *p) { return _mm512_loadu_si512(p); }
 OPERATION __m512i f64_load_bits(const uint64_t *p) { return _mm512_loadu_si512(p); }
-/* x, but 0 where a and b are the same integer */
-OPERATION __m512 f32_zero_where_same(__m512i a, __m512i b, __m512 x) {
-    return _mm512_maskz_mov_ps(_mm512_cmpneq_epi32_mask(a, b), x);
+/* a and b are the same integer ? c : d */
+OPERATION __m512 f32_if_same(__m512i a, __m512i b, __m512 c, __m512 d) {
+    return _mm512_mask_mov_ps(d, _mm512_cmpeq_epi32_mask(a, b), c);
 }
-OPERATION __m512d f64_zero_where_same(__m512i a, __m512i b, __m512d x) {
-    return _mm512_maskz_mov_pd(_mm512_cmpneq_epi64_mask(a, b), x);
+OPERATION __m512d f64_if_same(__m512i a, __m512i b, __m512d c, __m512d d) {
+    return _mm512_mask_mov_pd(d, _mm512_cmpeq_epi64_mask(a, b), c);
 }
 
 OPERATION __m512 f32_set(float value) { return _mm512_set1_ps(value); }
@@ -155,6 +153,13 @@ OPERATION void f32_transpose_pieces(__m512 *v) {
     v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
     v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
 }
+/* the elements with even numbers, and those with odd ones, of two vectors */
+OPERATION void f32_split_pairs(const float *p, float *even, float *odd) {
+    const __m512i place = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    __m512 low = _mm512_loadu_ps(p), high = _mm512_loadu_ps(p + 16);
+    _mm512_storeu_ps(even, _mm512_permutex2var_ps(low, place, high));
+    _mm512_storeu_ps(odd, _mm512_permutex2var_ps(low, _mm512_add_epi32(place, _mm512_set1_epi32(1)), high));
+}
 OPERATION void f32_widen(__m512 a, __m512d *wide) {
     wide[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
     wide[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
@@ -200,6 +205,8 @@ OPERATION __m512d f64_zero_if_negative(__m512d a) {
 OPERATION __m512i f64_or_bits(__m512i a, __m512d b, __m512d c) {
     return _mm512_ternarylogic_epi64(a, _mm512_castpd_si512(b), _mm512_castpd_si512(c), 0xfe);
 }
+/* integers plus the bits of numbers */
+OPERATION __m512i f64_add_bits(__m512i a, __m512d b) { return _mm512_add_epi64(a, _mm512_castpd_si512(b)); }
 /* whether a bit of a mask is set in any element */
 OPERATION int f32_any_of_bits(__m512i a, uint32_t mask) {
     return _mm512_test_epi32_mask(a, _mm512_set1_epi32((int)mask)) != 0;
@@ -207,7 +214,6 @@ OPERATION int f32_any_of_bits(__m512i a, uint32_t mask) {
 OPERATION int f64_any_of_bits(__m512i a, uint64_t mask) {
     return _mm512_test_epi64_mask(a, _mm512_set1_epi64((long long)mask)) != 0;
 }
-OPERATION int f64_any_bits(__m512i bits) { return _mm512_test_epi64_mask(bits, bits) != 0; }
 OPERATION int f64_any_negative(__m512i bits) { return _mm512_movepi64_mask(bits) != 0; }
 
 #define f64_PIECE 2

@@ -10,18 +10,16 @@ typedef float64x2_t f64_vec;
 typedef uint32x4_t f32_bits;
 typedef uint64x2_t f64_bits;
 
-TL_INLINE uint32x4_t f32_no_bits(void) { return vdupq_n_u32(0); }
-TL_INLINE uint64x2_t f64_no_bits(void) { return vdupq_n_u64(0); }
 TL_INLINE uint32x4_t f32_set_bits(uint32_t bits) { return vdupq_n_u32(bits); }
 TL_INLINE uint64x2_t f64_set_bits(uint64_t bits) { return vdupq_n_u64(bits); }
 TL_INLINE uint32x4_t f32_load_bits(const uint32_t *p) { return vld1q_u32(p); }
 TL_INLINE uint64x2_t f64_load_bits(const uint64_t *p) { return vld1q_u64(p); }
-/* x, but 0 where a and b are the same integer */
-TL_INLINE float32x4_t f32_zero_where_same(uint32x4_t a, uint32x4_t b, float32x4_t x) {
-    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(x), vceqq_u32(a, b)));
+/* a and b are the same integer ? c : d */
+TL_INLINE float32x4_t f32_if_same(uint32x4_t a, uint32x4_t b, float32x4_t c, float32x4_t d) {
+    return vbslq_f32(vceqq_u32(a, b), c, d);
 }
-TL_INLINE float64x2_t f64_zero_where_same(uint64x2_t a, uint64x2_t b, float64x2_t x) {
-    return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(x), vceqq_u64(a, b)));
+TL_INLINE float64x2_t f64_if_same(uint64x2_t a, uint64x2_t b, float64x2_t c, float64x2_t d) {
+    return vbslq_f64(vceqq_u64(a, b), c, d);
 }
 
 TL_INLINE float32x4_t f32_set(float value) { return vdupq_n_f32(value); }
@@ -128,6 +126,12 @@ TL_INLINE void f32_transpose_pieces(float32x4_t *v) {
     v[2] = vreinterpretq_f32_f64(vzip1q_f64(ab_high, cd_high));
     v[3] = vreinterpretq_f32_f64(vzip2q_f64(ab_high, cd_high));
 }
+/* the elements with even numbers, and those with odd ones, of two vectors */
+TL_INLINE void f32_split_pairs(const float *p, float *even, float *odd) {
+    float32x4_t low = vld1q_f32(p), high = vld1q_f32(p + 4);
+    vst1q_f32(even, vuzp1q_f32(low, high));
+    vst1q_f32(odd, vuzp2q_f32(low, high));
+}
 TL_INLINE void f32_widen(float32x4_t a, float64x2_t *wide) {
     wide[0] = vcvt_f64_f32(vget_low_f32(a));
     wide[1] = vcvt_high_f64_f32(a);
@@ -180,12 +184,13 @@ TL_INLINE float64x2_t f64_zero_if_negative(float64x2_t a) {
 TL_INLINE uint64x2_t f64_or_bits(uint64x2_t a, float64x2_t b, float64x2_t c) {
     return vorrq_u64(a, vorrq_u64(vreinterpretq_u64_f64(b), vreinterpretq_u64_f64(c)));
 }
+/* integers plus the bits of numbers */
+TL_INLINE uint64x2_t f64_add_bits(uint64x2_t a, float64x2_t b) { return vaddq_u64(a, vreinterpretq_u64_f64(b)); }
 /* whether a bit of a mask is set in any element */
 TL_INLINE int f32_any_of_bits(uint32x4_t a, uint32_t mask) { return vmaxvq_u32(vandq_u32(a, vdupq_n_u32(mask))) != 0; }
 TL_INLINE int f64_any_of_bits(uint64x2_t a, uint64_t mask) {
     return ((vgetq_lane_u64(a, 0) | vgetq_lane_u64(a, 1)) & mask) != 0;
 }
-TL_INLINE int f64_any_bits(uint64x2_t bits) { return (vgetq_lane_u64(bits, 0) | vgetq_lane_u64(bits, 1)) != 0; }
 TL_INLINE int f64_any_negative(uint64x2_t bits) {
     return (vgetq_lane_u64(bits, 0) | vgetq_lane_u64(bits, 1)) >> 63 != 0;
 }

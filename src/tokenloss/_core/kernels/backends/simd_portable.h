@@ -12,15 +12,13 @@ typedef double f64_vec;
 typedef uint32_t f32_bits;
 typedef uint64_t f64_bits;
 
-TL_INLINE uint32_t f32_no_bits(void) { return 0; }
-TL_INLINE uint64_t f64_no_bits(void) { return 0; }
 TL_INLINE uint32_t f32_set_bits(uint32_t bits) { return bits; }
 TL_INLINE uint64_t f64_set_bits(uint64_t bits) { return bits; }
 TL_INLINE uint32_t f32_load_bits(const uint32_t *p) { return *p; }
 TL_INLINE uint64_t f64_load_bits(const uint64_t *p) { return *p; }
-/* x, but 0 where a and b are the same integer */
-TL_INLINE float f32_zero_where_same(uint32_t a, uint32_t b, float x) { return a == b ? 0.0f : x; }
-TL_INLINE double f64_zero_where_same(uint64_t a, uint64_t b, double x) { return a == b ? 0.0 : x; }
+/* a and b are the same integer ? c : d */
+TL_INLINE float f32_if_same(uint32_t a, uint32_t b, float c, float d) { return a == b ? c : d; }
+TL_INLINE double f64_if_same(uint64_t a, uint64_t b, double c, double d) { return a == b ? c : d; }
 
 TL_INLINE uint32_t f32_to_bits(float a) {
     uint32_t bits;
@@ -127,6 +125,7 @@ TL_INLINE void f32_store_f64(double *p, float value) { *p = (double)value; }
 
 /* a piece of a row, one element, `offset` bytes into it */
 #define f32_PIECE 1
+#define f32_split_pairs(p, even, odd) (void)(even) /* never needed */
 TL_INLINE float f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
     (void)n;
     return f32_load((const float *)(const void *)(rows[0] + offset));
@@ -221,10 +220,11 @@ TL_INLINE double f64_power(double k, f64_table table) {
 }
 TL_INLINE double f64_zero_if_negative(double a) { return tl_to_bits(a) >> 63 ? 0.0 : a; }
 TL_INLINE uint64_t f64_or_bits(uint64_t a, double b, double c) { return a | tl_to_bits(b) | tl_to_bits(c); }
+/* integers plus the bits of numbers */
+TL_INLINE uint64_t f64_add_bits(uint64_t a, double b) { return a + tl_to_bits(b); }
 /* whether a bit of a mask is set in any element */
 TL_INLINE int f32_any_of_bits(uint32_t a, uint32_t mask) { return (a & mask) != 0; }
 TL_INLINE int f64_any_of_bits(uint64_t a, uint64_t mask) { return (a & mask) != 0; }
-TL_INLINE int f64_any_bits(uint64_t bits) { return bits != 0; }
 TL_INLINE int f64_any_negative(uint64_t bits) { return bits >> 63 != 0; }
 
 #define f64_PIECE 1

@@ -320,12 +320,12 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
             return start;
         for (; start + 64 + run <= end; start += run) {
             const double *next = (const double *)(const void *)(data + start + 64);
-            f64_bits seen = f64_no_bits();
+            f64_bits seen = f64_set_bits(0);
             for (ptrdiff_t k = 0; k < run / 8; k += 2 * width / 8)
                 seen = f64_or_bits(seen, f64_load(next + k), f64_load(next + k + width / 8));
             for (ptrdiff_t k = 0; k < run; k += 64)
                 tl_prefetch_stream(data + start + k);
-            if (f64_any_bits(seen))
+            if (f64_any_of_bits(seen, ~(uint64_t)0))
                 break;
         }
     }
@@ -443,7 +443,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .widen_masses = COMPUTE_DTYPES(widen_masses_),
     .short_dots = COMPUTE_DTYPES(short_dots_),
     .add_exactly = JOIN(add_exactly_, BACKEND),
-    .add_squares_exactly = JOIN(add_squares_exactly_, BACKEND),
     .add_with_errors = JOIN(add_with_errors_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .clipped_losses = JOIN(clipped_losses_, BACKEND),
@@ -451,6 +450,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .add_losses = JOIN(add_losses_, BACKEND),
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
     .interleave = ALL_DTYPES(interleave_),
+    .interleave_apart = {[TL_FLOAT32] = f32_interleave_apart, [TL_FLOAT64] = f64_interleave_apart},
     .deinterleave = ALL_DTYPES(deinterleave_),
     .interleave_planes = ALL_DTYPES(interleave_planes_),
     .deinterleave_planes = ALL_DTYPES(deinterleave_planes_),
