@@ -54,13 +54,13 @@ class IdsHash:
         ends = np.stack([column.astype(np.int64) for column in (numbers[first], ids[first], ids[last])], -1)
         return cls(_sum_of(ids, before), ends)
 
-    @classmethod
-    def joined(cls, parts: Iterable[IdsHash]) -> IdsHash:
-        """The hash of parts, in their order."""
-        found = cls()
+    @staticmethod
+    def total_of(parts: Iterable[Any]) -> int:
+        """The hash of the class ids of results of shards, in the order of the text."""
+        found = IdsHash()
         for part in parts:
-            found.add(part)
-        return found
+            found.add(IdsHash(part.ids_sum, part.ids_ends))
+        return found.total
 
     def add(self, other: IdsHash) -> None:
         """Add ids that come later."""

@@ -112,7 +112,7 @@ def _comparisons(
     }
     if are_drafts:
         del shared["classes"], shared["fits_better_shifted"]
-    hashed = IdsHash.joined(IdsHash(result.ids_sum, result.ids_ends) for result in results).total
+    hashed = IdsHash.total_of(results)
     found: Comparisons[Any] = Comparisons()
     for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):
         comparison = _result_of(columns, options, cost_ratio)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import NamedResults, columns_of
-from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
+from tokenloss._core.signature import differing_fields, joined_signature
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
@@ -93,11 +93,6 @@ class ShardResult(NamedTuple):
     n_infinite: int = 0
     ids_sum: int = 0  # the hash of the class ids that are scored; 0 of responses
     ids_ends: Array = NO_SEQUENCES.ids  # the ends in the hash of sequences that continue in other shards
-
-    @property
-    def hash(self) -> IdsHash:
-        """The hash of the class ids that are scored."""
-        return IdsHash(self.ids_sum, self.ids_ends)
 
     @property
     def n_tokens(self) -> int:

@@ -155,12 +155,9 @@ def _refuse_number(place: Place, path: str, value: Any) -> NoReturn:
 
 
 def lengths(
-    texts: Sequence[str | None],
-    spelled: Sequence[bytes | None] | None = None,
-    own: str | None = None,
-    *,
+    texts: Sequence[str | None], spelled: Sequence[bytes | None] | None = None, own: str | None = None, *,
     is_completed: bool = False,
-) -> list[int]:
+) -> list[int]:  # fmt: skip
     """Length of each token in UTF-8; -1 where it is not known.
 
     By its bytes where the server gave them. Else by its text, if the texts make the response's own, or if none is of a
