@@ -329,10 +329,10 @@ def test_sequence_losses_loss_meter_and_next_token_of_empty_arrays(shape):
         assert math.isnan(figure)
     for classes in (0, 4):
         logits, targets, where = next_token(np.zeros((*shape, classes)), ids, ids)
-        expected = (*rows, max(shape[-1] - 1, 0))
+        expected = (*shape[:-1], max(shape[-1] - 1, 0))
         assert (logits.shape, targets.shape, where.shape) == ((*expected, classes), expected, expected)
     if len(shape) > 1:  # no classes, or no position
-        logits, targets, where = next_token(np.zeros(shape), np.zeros(rows, int))
+        logits, targets, where = next_token(np.zeros(shape), np.zeros(shape[:-1], int))
         assert (logits.shape[-1], targets.shape, where) == (shape[-1], logits.shape[:-1], None)
 
 
