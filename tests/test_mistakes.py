@@ -1,4 +1,4 @@
-"""Common mistakes in calls: each is refused, right anyway, or stands in the page of differences that bite."""
+"""Common mistakes in calls: each is refused, right anyway, or is listed on the page of pitfalls."""
 
 import re
 
@@ -60,7 +60,7 @@ def bites(*words):
 
 def rows_of_page():
     """The rows of the page's table."""
-    table = PAGE.read_text("utf-8").split("## Differences that bite")[1].split("\n#")[0]
+    table = PAGE.read_text("utf-8").split("\n## Pitfalls\n")[1].split("\n#")[0]
     return [line for line in table.splitlines() if line.startswith("|")]
 
 
@@ -376,7 +376,7 @@ def test_ignore_index_with_distributions(function, ignore_index):
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="an sdist has no .github")
-def test_rows_of_differences_that_bite_are_tables():
+def test_pitfalls_are_tables():
     """Each line of the table has the same three columns, so that GitHub shows it as one."""
     rows = rows_of_page()
     assert len(rows) > 8

@@ -11,6 +11,8 @@ from tokenloss._comparison.linear_compare import linear_compare as linear_compar
 from tokenloss._comparison.mismatch import mismatch as mismatch
 from tokenloss._core.config import show_config as show_config
 from tokenloss._core.errors import KindWarning as KindWarning
+from tokenloss._core.errors import NormWarning as NormWarning
+from tokenloss._core.errors import ShiftWarning as ShiftWarning
 from tokenloss._core.version import __version__ as __version__
 from tokenloss._evaluation.compare_files import compare_files as compare_files
 from tokenloss._evaluation.compare_texts import compare_texts as compare_texts
@@ -29,8 +31,6 @@ from tokenloss._scores.softmax import log_softmax as log_softmax
 from tokenloss._scores.softmax import logsumexp as logsumexp
 from tokenloss._scores.softmax import softmax as softmax
 from tokenloss._scores.token_scores import token_scores as token_scores
-from tokenloss._statistics.advice import NormWarning as NormWarning
-from tokenloss._statistics.advice import ShiftWarning as ShiftWarning
 from tokenloss._statistics.meter import LossMeter as LossMeter
 from tokenloss._statistics.sequences import next_token as next_token
 from tokenloss._statistics.sequences import sequence_losses as sequence_losses

@@ -37,9 +37,9 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE, "--pertoken", "x.csv"], ["there is no option --pertoken; did you mean --per-token?"]),
         (
             ["compare", SAMPLE, SAMPLE, "--tokenizer", "T"],
-            ["there is no option --tokenizer; it is one of tokenloss score"],
+            ["there is no option --tokenizer; it is an option of tokenloss score"],
         ),
-        (["score", SAMPLE, "--tokenizer-a", "T"], ["there is no option --tokenizer-a; it is one of tokenloss compare"]),
+        (["score", SAMPLE, "--tokenizer-a", "T"], ["no option --tokenizer-a; it is an option of tokenloss compare"]),
         (["score", SAMPLE, "-top=3"], ["there is no option -top=3; did you mean --top?"]),
         (["score", SAMPLE, "--seg", "x"], ["--seg; did you mean --segment-ids?"]),  # not taken as an abbreviation
         (["score", SAMPLE, "--probs"], ["--probs; did you mean --kind probs?"]),

@@ -421,14 +421,14 @@ def test_figures_that_are_nan_fail_beside_any_diagnosis(pair):
 
 
 def test_max_k3_cannot_tell_where_the_mean_ratio_is_above_1(pair, rng):
-    """The note said that these tokens do not tell a divergence, beside a gate that held or failed."""
+    """The note said that these tokens cannot show a divergence, beside a gate that held or failed."""
     base = pair[1]
     found = mismatch(base - 1 + rng.normal(0.005, 0.02, size=base.shape), base - 1)
     assert (found.diagnosis, found.void) == ([], "")
     for limit in found.k3 / 2, 2 * found.k3, 0.01:
         (one,) = found.check(max_k3=limit).gates
         assert one.verdict == "cannot tell"
-        assert one.note.endswith("these tokens do not tell a divergence")
+        assert one.note.endswith("these tokens cannot show a divergence")
     assert found.check(max_k3=0.1, min_ess=0.99).verdict == "holds"
 
 

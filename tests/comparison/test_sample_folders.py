@@ -153,7 +153,7 @@ def test_a_newer_run_of_other_documents_is_refused(samples, folders):
 def test_runs_that_are_not_there(folders, command):
     base, other = folders.path / "base", folders.path / "other"
     refused = command("compare", base, other, "--run=2024", "--run=2023")
-    assert_refused(refused, f"{base}: holds no run of 2024 or 2023; it must be {NEW}")
+    assert_refused(refused, f"{base}: holds no run of 2024 or 2023; it must be read with --run (run=) {NEW}")
     files = [folders.folder(model) / f"samples_a_{NEW}.jsonl" for model in ("base", "other")]
     assert_refused(command("compare", *files, "--run=2025"), "--run is given; it must be left out where files are")
     for wrong in "", ["2025", ""], 2025, [2025]:

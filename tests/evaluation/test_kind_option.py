@@ -184,7 +184,7 @@ def test_kind_log_probs_of_the_likeliest_classes_alone(dtype, score_json, comman
     targets = logs.argmax(-1)
     cut = np.where(logs >= np.sort(logs)[:, -5:-4], logs, -np.inf).astype(dtype)
     path = npz(log_probs=cut, targets=targets)
-    words = "log_probs has a row whose logsumexp is -", "--kind log_probs (kind='log_probs') takes what is cut"
+    words = "log_probs has a row whose logsumexp is -", "--kind log_probs (kind='log_probs') accepts rows that were cut"
     assert_refused(command("score", path), *words)
     assert score_json(path, "--kind", "log_probs")["loss"] == tokenloss.nll_loss(cut, targets)
 

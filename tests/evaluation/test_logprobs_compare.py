@@ -257,8 +257,8 @@ def test_lines_are_paired_by_place_where_one_file_has_no_names(answers):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["r0", "r1", "r9"], "trainer.jsonl: line 3: the custom_id 'r9' is of no line of rollout.jsonl; it must be"),
-        (["r0", "r1"], "rollout.jsonl: line 3: the custom_id 'r2' is of no line of trainer.jsonl"),
+        (["r0", "r1", "r9"], "trainer.jsonl: line 3: the custom_id 'r9' is on no line of rollout.jsonl; it must"),
+        (["r0", "r1"], "rollout.jsonl: line 3: the custom_id 'r2' is on no line of trainer.jsonl"),
         (["r0", "r1", "r1"], "trainer.jsonl: line 3: the custom_id 'r1' comes twice; it must have one of its own, or"),
         (["r0", None, "r2"], "trainer.jsonl: line 2: it has no custom_id; it must have one"),
     ],

@@ -506,7 +506,7 @@ def test_tokenizer_that_drops_white_space_needs_the_text(command, text, tmp_path
     ids = [1, *tokenizer.encode(texts[0]).ids, 1, *tokenizer.encode(texts[1]).ids]
     np.savez(tmp_path / "a.npz", logits=np.zeros((len(ids), 6)), input_ids=ids, cu_seqlens=[0, 6, len(ids)])
     text.write_text("\n".join(texts), "utf-8")
-    words = "4 of 19 bytes are white space in no token: the model need not predict it"
+    words = "4 of 19 bytes are white space in no token: the model does not have to predict it"
     with pytest.warns(UserWarning, match=words):
         found = evaluate(tmp_path / "a.npz", shift=True, tokenizer=tmp_path, text=text)
     assert found.sequences["n_bytes"].tolist() == [*map(len, texts)]

@@ -56,7 +56,7 @@ def test_path_of_a_pipe(suffix, pipe, tmp_path):
     link = tmp_path / f"link.{suffix}"
     link.symlink_to(pipe)
     assert_file_refused(
-        link, "is no regular file; it must be one, since files are read more than once: save first what a pipe gives"
+        link, "is no regular file; it must be one, since files are read more than once: first save the output of the"
     )
     np.save(tmp_path / "scores.npy", LOGITS)
     assert_file_refused(tmp_path / "scores.npy", "is no regular file", targets=link)
@@ -80,7 +80,7 @@ def test_path_of_a_device(tmp_path):
 def test_path_of_stdin_and_empty_path(tmp_path):
     np.save(tmp_path / "scores.npy", LOGITS)
     assert_file_refused(
-        "-", "is standard input; it must be the path of a file, since files are read more than once: save first"
+        "-", "is standard input; it must be the path of a file, since files are read more than once: first save"
     )
     assert_file_refused(tmp_path / "scores.npy", "is standard input", targets="-")
     with fails(ValueError, "'': names no file; it must be the path of a file"):

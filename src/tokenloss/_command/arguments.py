@@ -238,7 +238,7 @@ def _add_compare(compare: Parser) -> None:
     _add(of["samples"], "--margin M", words, fraction)
     words = "the field of a document that names its group, by which errors are clustered (default: each is its own)"
     _add(of["samples"], "--cluster FIELD", words)
-    words = "read only the run of a folder whose date, as in the names of its files, begins so; of several, repeat it"
+    words = "read only the runs of a folder whose date, as in the names of its files, begins with DATE; may be repeated"
     _add(of["samples"], "--run DATE", words, **_LISTED)
     _add_compare_gates(of["gates"])
     _add_format(of["output"])

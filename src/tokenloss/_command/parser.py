@@ -85,11 +85,11 @@ class Parser(argparse.ArgumentParser):
         setattr(namespace, self.files.dest, [*getattr(namespace, self.files.dest), *more])
 
     def _nearest_option(self, text: str) -> str:
-        """Suggest an option: of another command, of this value, or that begins with a word or is spelled like it."""
+        """The suggested option: one of another command, or with this value, or with a similar name; "" if none fits."""
         word = text.partition("=")[0].lstrip("-")
         for command in self.commands.values():
             if text.startswith("--") and f"--{word}" in command._option_string_actions:
-                return f"; it is one of {command.prog}"
+                return f"; it is an option of {command.prog}"
         names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
         chosen = [one for one in self._actions if one.option_strings and word in (one.choices or ())]
         near = [f"{one.option_strings[0]} {word}" for one in chosen]
@@ -141,7 +141,7 @@ def integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> Ca
     """Argument type of integers from `least` to `most`, or equal to `or_else`."""
 
     def read(text: str) -> int:
-        with contextlib.suppress(ValueError):  # of more digits than Python takes
+        with contextlib.suppress(ValueError):  # more digits than Python converts
             if re.fullmatch("[-+]?[0-9]+", text) and (least <= int(text) <= most or int(text) == or_else):
                 return int(text)
         is_large = text.isdecimal() and (len(text) > len(str(most)) or int(text) > most)
@@ -153,7 +153,7 @@ def integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> Ca
 
 
 def number(text: str) -> float:
-    """Argument type of finite numbers in digits: Python also takes 1_0, nan, inf and blanks."""
+    """Argument type of finite numbers in digits, without the 1_0, nan, inf and blanks that Python accepts."""
     if not re.fullmatch(_NUMBER, text) or math.isinf(float(text)):
         raise argparse.ArgumentTypeError(f"must be a number, not {reprlib.repr(text)}")
     return float(text)

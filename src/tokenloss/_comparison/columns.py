@@ -92,25 +92,13 @@ def share(columns: Columns, first: Columns) -> Columns:
 
 
 def pair_columns(
-    base_logits: Any,
-    others: Mapping[str, Any],
-    targets: Any,
-    *,
-    definitions: str = "exact",
-    divergences: Sequence[str] = (),
-    kind: Any = None,
-    base_kind: Any = None,
-    classes: int | None = None,
-    axis: Any = -1,
-    ignore_index: Any = -100,
-    where: Any = None,
-    segment_ids: Any = None,
-    cu_seqlens: Any = None,
+    base_logits: Any, others: Mapping[str, Any], targets: Any, *, definitions: str = "exact",
+    divergences: Sequence[str] = (), kind: Any = None, base_kind: Any = None, classes: int | None = None,
+    axis: Any = -1, ignore_index: Any = -100, where: Any = None, segment_ids: Any = None, cu_seqlens: Any = None,
     workers: Any = None,
-) -> dict[str, Columns]:
+) -> dict[str, Columns]:  # fmt: skip
     """Columns of each candidate, flat, by its name; without those of targets if there are none."""
-    given = base_kind or kind, kind
-    base_kind, kind = check_kinds(base_kind, kind)
+    kinds = check_kinds(base_kind, kind)
     base_array = CheckedArray(*as_float_array("base_logits", base_logits))
     shape = base_array.array.shape
     axis = check_axis("base_logits", len(shape), axis)
@@ -123,15 +111,15 @@ def pair_columns(
             raise_error("shape", name=word, got=got, fits=f"{shape}, as base_logits")
         count = check_compared_classes(classes, "base_logits", shape[axis], word, got[axis])  # the same for all
         arrays[name] = word, array
-    base = _scores("base_logits", base_array, axis, base_kind, stop=count)
+    base = _scores("base_logits", base_array, axis, kinds[0], stop=count)
     positions = pair_positions(targets, base, ignore_index, where)
-    base_seems_probs = jobs.warn_of_probs(positions, base, given[0])
+    base_seems_probs = jobs.warn_of_probs(positions, base, base_kind, kind)
     numbers = sequence_numbers(segment_ids, cu_seqlens, base.batch)
     base_left_out: Array | None = None
     candidates: dict[str, Columns] = {}
     for name, (word, array) in arrays.items():
-        other = _scores(word, array, axis, kind, stop=count)
-        seems_probs = jobs.warn_of_probs(positions, other, given[1]) or base_seems_probs
+        other = _scores(word, array, axis, kinds[1], stop=count)
+        seems_probs = jobs.warn_of_probs(positions, other, kind) or base_seems_probs
         columns = new_columns(base.rows, divergences)
         options = _core.DEFINITIONS[definitions], bytes_of_bools(columns), UNNORMALIZED
         jobs.run(_core.PairStats(base, positions, other, *options), workers)
@@ -144,9 +132,9 @@ def pair_columns(
         if shape[axis] > count or array.array.shape[axis] > count:
             mask = columns["kept"].reshape(base.batch)
             if base_left_out is None:
-                base_left_out = _left_out("base_logits", base_array, axis, base_kind, count, mask, workers)
+                base_left_out = _left_out("base_logits", base_array, axis, kinds[0], count, mask, workers)
             columns["base_left_out"] = base_left_out
-            columns["left_out"] = _left_out(word, array, axis, kind, count, mask, workers)
+            columns["left_out"] = _left_out(word, array, axis, kinds[1], count, mask, workers)
         candidates[name] = share(columns, next(iter(candidates.values()), {}))
     return candidates
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, warn
 from tokenloss._core.files import identity
 from tokenloss._core.result import NamedResults, Shown, columns_of
 from tokenloss._statistics.advice import ZERO_ADVICE
@@ -79,7 +78,7 @@ class Comparisons(NamedResults[ComparisonT]):
         return [*self.values(), *([] if self.noise is None else [self.noise])]
 
     def _identical(self) -> list[str]:
-        """Messages about candidates that have the values of their base, or of a candidate before them."""
+        """Messages about candidates whose values equal those of their base or of an earlier candidate."""
         messages = []
         for name, one in self.items():
             files = [identity(one._about[key]) for key in _FILES if key in one._about]
@@ -170,7 +169,7 @@ class Comparisons(NamedResults[ComparisonT]):
             lm-evaluation-harness.
         """
         if not all(hasattr(one, "check") for one in self.values()):
-            fits = "does not apply to samples of lm-evaluation-harness, which margin (--margin) tests for equality"
+            fits = "does not apply to samples of lm-evaluation-harness; margin (--margin) tests them for equality"
             if any(hasattr(one, "acceptance") for one in self.values()):
                 fits = NOT_OF_DRAFTS
             raise_error("not for", name=next(iter(gates), "a gate"), fits=fits)
@@ -205,9 +204,9 @@ class Comparisons(NamedResults[ComparisonT]):
 
 
 def warn_of_zero(comparison: ComparisonT, kind: str | None, base_kind: str | None) -> ComparisonT:
-    """The comparison, with a warning where a probability of 0 makes a loss infinite; for the caller's caller."""
+    """The comparison, with a warning where a probability of 0 makes a loss infinite."""
     if _has_zero(comparison, kind, base_kind):
-        warnings.warn(ZERO_ADVICE, stacklevel=3)
+        warn(ZERO_ADVICE)
     return comparison
 
 

@@ -47,7 +47,7 @@ def draft_columns(
     for side in sides:
         if not side.classes:
             raise_error("shape", name=side.name, got=side.shape, fits="that of one class or more at each position")
-    jobs.warn_of_probs(without_targets(base, where), base, base_kind or kind)
+    jobs.warn_of_probs(without_targets(base, where), base, base_kind, kind)
     jobs.warn_of_probs(without_targets(draft, where), draft, kind)
     if base.classes == draft.classes and (temperature in (0, 1) or kinds == ("logits", "logits")):
         return _columns(arrays, kinds, axis, where, temperature, workers), base.batch

@@ -59,8 +59,8 @@ class DraftAcceptance(Result):
     mean_acceptance, mean_acceptance_stderr : float
         Mean probability that the target accepts a token that the draft samples.
     mean_acceptance_interval : tuple of float
-        Its 95 % confidence interval, that of its logit; of greedy decoding by the binomial distribution, as the mean is
-        then a fraction of the positions.
+        Its 95 % confidence interval, computed for its logit; for greedy decoding, where the mean is a fraction of the
+        positions, by the binomial distribution.
     break_even_ratio : float
         The largest of those of `by_k`: with a cost ratio below it, some k pays. Here and in `best_k`, only those k are
         compared for which texts with nine tenths of the positions are long enough.
@@ -126,12 +126,12 @@ class DraftAcceptance(Result):
 
     @property
     def _equals_base(self) -> bool:
-        """Whether the target accepts every token, for sure."""
+        """Whether the target surely accepts every token."""
         return self.mean_acceptance == 1
 
     @property
     def _can_tell(self) -> bool:
-        """Whether two models hardly have the same values by chance: not greedy ones, of 0 and 1."""
+        """Whether equal values show that models are equal: not with greedy decoding, where they are 0 or 1."""
         return self.temperature > 0
 
     @property
@@ -326,14 +326,9 @@ class _Texts(NamedTuple):
 
 
 def acceptance_of(
-    acceptance: Float64Array,
-    kept: BoolArray,
-    segment_ids: IntArray | None,
-    temperature: float,
-    cost_ratio: float | None,
-    batch: tuple[int, ...] = (-1,),
-    **others: Any,
-) -> DraftAcceptance:
+    acceptance: Float64Array, kept: BoolArray, segment_ids: IntArray | None, temperature: float,
+    cost_ratio: float | None, batch: tuple[int, ...] = (-1,), **others: Any,
+) -> DraftAcceptance:  # fmt: skip
     """The result, from the acceptance at each position, flat; `others` are its private fields."""
     texts = _in_texts(acceptance, kept, segment_ids)
     groups = texts.text
@@ -384,7 +379,7 @@ def _ratio(numerators: Float64Array, denominators: Float64Array, groups: IntArra
 
 
 def _interval(mean: float, by_text: ExactRatio, count: int, *, is_share: bool) -> tuple[float, float]:
-    """The 95 % interval of the mean acceptance: of a fraction for greedy decoding, else of its logit."""
+    """The 95 % interval of the mean acceptance, as a fraction for greedy decoding, else by its logit."""
     if by_text.count < 2 or math.isnan(mean):
         return math.nan, math.nan
     if is_share:

@@ -89,9 +89,9 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
 def signed_of(
     base_logits: Any, logits: Any, targets: Any, columns: Columns, classes: int | None, kind: Any, base_kind: Any = None
 ) -> dict[str, Any]:
-    """What the signature of a comparison says of scores and targets; those of blocks are merged.
+    """Fields of the signature of a comparison that depend on its scores and targets; those of blocks are merged.
 
-    Without segment ids, the rows along the first axis of the targets are taken as sequences.
+    Without segment ids, each element of the first axis of the targets is a sequence.
     """
     kept, numbers = columns["kept"], columns.get("segment_ids")
     base_kind, kind = check_kinds(base_kind, kind)

@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 
 
 def linear_pair_columns(
-    base: Projection,
-    others: dict[str, Projection],
-    positions: _core.Positions,
-    transform: tuple[float, float],
-    workers: Any,
-    divergences: Sequence[str] = (),
-) -> dict[str, Columns]:
+    base: Projection, others: dict[str, Projection], positions: _core.Positions, transform: tuple[float, float],
+    workers: Any, divergences: Sequence[str] = (),
+) -> dict[str, Columns]:  # fmt: skip
     """Columns of each candidate, flat, by its name; of the classes of the positions, if the projections have more."""
     count = slice(positions.classes)
     cut, cut_others = base.part(count), [other.part(count) for other in others.values()]

@@ -23,8 +23,8 @@ from tokenloss._statistics.gates import (
     Verdicts,
     checked_limits,
     checked_tail,
-    divergence_estimate,
     independent_note,
+    mean_estimate,
     verdict_on,
 )
 from tokenloss._statistics.sequences import check_segment_ids
@@ -92,8 +92,8 @@ class Mismatch(Result):
     diagnosis : list of str
         What the differences look like, each with its evidence; empty where nothing is sure.
     void : str
-        The sentences of the diagnosis that make the metrics meaningless, as padding that is counted does, so that no
-        gate can hold or fail; "" if there is none.
+        The sentences of the diagnosis that make the metrics meaningless, such as padding that is counted. No gate can
+        hold or fail then. "" if there are no such sentences.
     temperature : float or None
         The temperature at which the sampler's logits would give the trainer's log-probabilities, about, if the
         diagnosis names one.
@@ -193,13 +193,14 @@ class Mismatch(Result):
     def check(self, *, max_k3: float | None = None, min_ess: float | None = None, confidence: float = 0.95) -> Verdicts:
         """Tell whether figures keep to limits, for all tokens of this kind and not for these alone.
 
-        Where the diagnosis voids the metrics (`void`), every gate that has a number "cannot tell".
+        If the diagnosis voids the metrics (`void`), the verdict on every gate with a finite value is "cannot tell".
 
         Parameters
         ----------
         max_k3 : float, optional
-            The largest `k3` in nats. Where the mean ratio is surely below 1, k3 is off by as much: a note says so, and
-            the gate cannot hold unless the limit leaves room for it. Where it is surely above 1, the gate cannot tell.
+            The largest `k3` in nats. If the mean ratio is surely below 1, k3 is wrong by the difference: a note says
+            so, and the gate cannot hold unless the limit leaves room for it. If the ratio is surely above 1, the gate
+            cannot tell.
         min_ess : float, optional
             The smallest `ess`, a fraction of the number of tokens.
         confidence : float, default 0.95
@@ -234,28 +235,27 @@ class Mismatch(Result):
         difference = self.difference.reshape(-1)[index]
         with np.errstate(all="ignore"):
             mean = Mean(k3_of(difference), ids)
-            estimate = divergence_estimate(mean.mean, mean._independent, limit, tail)
+            estimate = mean_estimate(mean.mean, mean._independent, limit, tail)
             if gate == "min_ess":
                 estimate, mean = effective(difference, ids, limit, tail)
         count, unit = mean._independent.count, "sequence" if mean.is_clustered else "token"
-        notes = independent_note(count, unit, mean.factor(tail))
-        bias = abs(self.mean_ratio - 1)  # of k3, beside k1
-        if gate == "min_ess" or not (bias > 0.1 * limit and bias > mean.factor(SURE) * self.mean_ratio_stderr):
-            return verdict_on(gate, limit, estimate, count, unit, notes=notes, void=self.void)
-        words = "k3 is k1 + mean ratio - 1, and the mean ratio is "
-        words += f"{figure(self.mean_ratio, self.mean_ratio_stderr, 4)}, not 1: "
-        void = self.void
-        if self.mean_ratio < 1:
-            notes.append(f"{words}read k1, {self.k1:.4g}")
-        else:
-            void = void or f"{words}these tokens do not tell a divergence"
+        notes, void = independent_note(count, unit, mean.factor(tail)), self.void
+        bias = abs(self.mean_ratio - 1)  # of k3, compared with k1
+        is_biased = gate == "max_k3" and bias > 0.1 * limit and bias > mean.factor(SURE) * self.mean_ratio_stderr
+        if is_biased:
+            ratio = figure(self.mean_ratio, self.mean_ratio_stderr, 4)
+            words = f"k3 is k1 + mean ratio - 1, and the mean ratio is {ratio}, not 1: "
+            if self.mean_ratio < 1:
+                notes.append(f"{words}read k1, {self.k1:.4g}")
+            else:
+                void = void or f"{words}these tokens cannot show a divergence"
         verdict = verdict_on(gate, limit, estimate, count, unit, notes=notes, void=void)
-        cannot_hold = verdict.verdict == HOLDS and estimate.high + bias > limit
+        cannot_hold = is_biased and verdict.verdict == HOLDS and estimate.high + bias > limit
         return verdict._replace(verdict=CANNOT_TELL) if cannot_hold else verdict
 
     @property
     def _equals_base(self) -> bool:
-        """Whether both have the same log-probability of every token."""
+        """Whether both sides have the same log-probability for every token."""
         return bool(self.count) and not self.difference[self.kept].any()
 
     @property

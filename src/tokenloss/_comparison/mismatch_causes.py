@@ -1,7 +1,7 @@
 """What may be behind the differences of a trainer's and a sampler's log-probabilities: sentences with their evidence.
 
-Each is said only where the numbers surely show it, so that a correct pair gets none of them. A gate on metrics that a
-sentence voids is inconclusive.
+Each is given only if the numbers surely show it, so a correct pair gets none. A gate on metrics that a sentence voids
+is inconclusive.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MOST_ENTROPY = 7.0  # nats of the other classes; the line of a truncation would
 
 
 class Cause(NamedTuple):
-    """A sentence with its evidence, and whether it voids the metrics: they say nothing about the mismatch then."""
+    """A sentence with its evidence, and whether it voids the metrics, which then say nothing about the mismatch."""
 
     text: str
     voids: bool = False
@@ -66,7 +66,7 @@ class Tokens(NamedTuple):
 
 
 def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> tuple[list[Cause], float | None]:
-    """What these differences look like, and the temperature that explains them, if one does."""
+    """The causes that these differences suggest, and the temperature that explains them; None if there is none."""
     impossible = int(np.count_nonzero(base == -math.inf))
     found = [_nan_in_one(logprobs, base)]
     if impossible:
@@ -88,12 +88,12 @@ def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> 
 
 
 def _causes_of(tokens: Tokens) -> tuple[Sequence[Cause | None], float | None]:
-    """Causes in log-probabilities alone, and the temperature."""
+    """Causes that log-probabilities themselves show, and the temperature."""
     if not tokens.difference.any():
         return [], None
     line = _line(tokens)
     for cause in (_rounded(tokens), _shifted(tokens), _unrelated(tokens), _scaled(tokens, line)):
-        if cause:  # each of which explains all differences
+        if cause:  # it explains all differences
             return [cause], None
     temperature, tempered = _tempered(line)
     return [_truncated(tokens, line) or _below_one(tokens), tempered, _not_drawn(tokens)], temperature
@@ -103,7 +103,7 @@ def _causes_of(tokens: Tokens) -> tuple[Sequence[Cause | None], float | None]:
 
 
 def _nan_in_one(logprobs: Float64Array, base: Float64Array) -> Cause | None:
-    """Whether one side alone is nan at some tokens. Metrics are nan then, which fails gates, and may be a defect."""
+    """A sentence about tokens that are nan on only one side. Metrics are then nan, which fails gates."""
     is_alone = np.isnan(logprobs) != np.isnan(base)
     if not is_alone.any():
         return None
@@ -115,7 +115,7 @@ def _nan_in_one(logprobs: Float64Array, base: Float64Array) -> Cause | None:
 
 
 def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
-    """Whether sequences begin or end in one same number, or many long runs of it show padding or prompts."""
+    """Words, and a mask of padding or prompts: sequences begin or end in one number, or it has many long runs."""
     none = np.zeros(tokens.base.size, np.bool_)
     values, counts = np.unique(tokens.base[tokens.base == tokens.logprobs], return_counts=True)
     if not values.size or counts.max() < _LEAST_RUN:
@@ -145,7 +145,7 @@ def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
 
 
 def _sentinels(tokens: Tokens) -> tuple[str, BoolArray]:
-    """Whether there are numbers that engines write in place of minus infinity."""
+    """Words, and a mask of numbers that engines write in place of minus infinity."""
     lowest = np.minimum(*tokens[:2])
     is_filler: BoolArray = lowest < _LEAST_LOGPROB
     words = f"{count_of(int(np.count_nonzero(is_filler)), 'token')} below {_LEAST_LOGPROB:g} in one of both, down to "
@@ -155,7 +155,7 @@ def _sentinels(tokens: Tokens) -> tuple[str, BoolArray]:
 
 
 def _zeros_of_one(tokens: Tokens) -> tuple[str, BoolArray]:
-    """Whether one side has zeros where the other is far from certain."""
+    """Words, and a mask of zeros on one side where the other is far from certain."""
     logprobs, base, _ = tokens
     for ours, theirs, name in ((logprobs, base, "trainer"), (base, logprobs, "sampler")):
         is_zero = ours == 0
@@ -171,7 +171,7 @@ def _zeros_of_one(tokens: Tokens) -> tuple[str, BoolArray]:
 
 
 def _rounded(tokens: Tokens) -> Cause | None:
-    """Whether both agree but for the rounding that their numbers show."""
+    """The cause if both agree except for the rounding that their numbers show."""
     roundings = [Rounding.of(values) for values in tokens[:2]]
     if min(rounding.total for rounding in roundings) < _LEAST_ROUNDED:
         return None
@@ -185,7 +185,7 @@ def _rounded(tokens: Tokens) -> Cause | None:
 
 
 def _shifted(tokens: Tokens) -> Cause | None:
-    """Whether the trainer's fit those of the sampler at the next position, or at the one before."""
+    """The cause if the trainer's numbers fit the sampler's at the next position, or at the one before."""
     tokens = tokens.of(slice(_MOST_PAIRS))
     follows = tokens.follows()
     if np.count_nonzero(follows) < _LEAST_PAIRS:
@@ -213,19 +213,19 @@ def _rank_correlation(one: Float64Array, other: Float64Array) -> float:
 
 
 def _unrelated(tokens: Tokens) -> Cause | None:
-    """Whether the numbers belong to other tokens: those of one side tell nothing about those of the other."""
+    """The cause if the numbers belong to different tokens, so that one side says nothing about the other."""
     logprobs, base, _ = tokens.of(slice(_MOST_PAIRS))
     if np.mean(np.abs(logprobs - base)) < 0.3 or np.var(logprobs - base) < (np.var(logprobs) + np.var(base)) / 2:
         return None
     correlation = _rank_correlation(logprobs, base)
     if not correlation < 0.5 - 4 / math.sqrt(base.size):
         return None
-    words = f"their rank correlation is {correlation:.2f}, as where rows are in another order, or tokens are others"
+    words = f"their rank correlation is {correlation:.2f}, as if rows were in another order, or tokens were different"
     return Cause(f"the two hardly belong together: {words}", voids=True)
 
 
 def _scaled(tokens: Tokens, line: _Line | None) -> Cause | None:
-    """Whether the trainer's are those of the sampler, multiplied by a number, but for noise."""
+    """The cause if the trainer's numbers are the sampler's times a factor, apart from noise."""
     logprobs, base, _ = tokens
     power = float(base @ base)
     if base.size < _LEAST_PAIRS or not power or np.std(base) < 0.1 * np.abs(base).mean():
@@ -239,7 +239,7 @@ def _scaled(tokens: Tokens, line: _Line | None) -> Cause | None:
     if not (rest <= 4e-4 or is_noisy_copy) or abs(factor - 1) < 0.01:
         return None
     words = f"looks scaled: the trainer's are {factor:.4g} times the sampler's, which explains {100 - 100 * rest:.4g} %"
-    words += " of the squared differences, as where log-probabilities were divided by a temperature, in place of logits"
+    words += " of the squared differences, as if log-probabilities, not logits, were divided by a temperature"
     return Cause(words, voids=True)
 
 
@@ -277,7 +277,7 @@ def _line(tokens: Tokens) -> _Line | None:
 
 
 def _truncated(tokens: Tokens, line: _Line | None) -> Cause | None:
-    """Whether one side is normalised over the classes that top-k, top-p or min-p left, and the other over all.
+    """The cause if one side is normalized over the classes that top-k, top-p or min-p left, and the other over all.
 
     Where the sampler's probabilities are those that tokens were drawn by, and both are over the same classes, the mean
     ratio is 1, whatever the policies are: tokens that got likelier outweigh those that got less likely.
@@ -298,12 +298,12 @@ def _truncated(tokens: Tokens, line: _Line | None) -> Cause | None:
         words += f"{whole} keep {100 * (1 + mean.mean):.3g} % of their probabilities in the mean, as where {part} are "
         words += f"over the classes that top-p, top-k or min-p left, and {whole} over all"
         words += f"; {count_of(certain, 'token')} had no other class left"
-        return Cause(words, voids=is_trainer)  # then tokens were drawn by other numbers than the sampler's
+        return Cause(words, voids=is_trainer)  # tokens were then not drawn by the sampler's numbers
     return None
 
 
 def _below_one(tokens: Tokens) -> Cause | None:
-    """Whether the mean ratio is below 1, beyond what the tokens that were not drawn may have added to it.
+    """The cause if the mean ratio is below 1 by more than the tokens that were not drawn can explain.
 
     Where both are over the same classes, those that were not drawn have a ratio of (1 - pi) / (1 - mu) in the mean. Of
     a token that was nearly certain to be drawn, the tokens that are there do not show it, and it may be large.
@@ -343,7 +343,7 @@ def _tempered(line: _Line | None) -> tuple[float | None, Cause | None]:
 
 
 def _not_drawn(tokens: Tokens) -> Cause | None:
-    """Whether tokens were drawn by other probabilities, since the divergence by k1 is negative."""
+    """The cause if tokens were drawn from other probabilities, since the divergence k1 is negative."""
     k1 = Mean(-tokens.difference, tokens.ids)
     if not k1.mean + k1.factor(SURE) * k1.stderr < _LEAST_K1:
         return None

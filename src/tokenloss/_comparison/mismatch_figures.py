@@ -10,7 +10,7 @@ import numpy as np
 from tokenloss._comparison.paired import Mean
 from tokenloss._core.exact import exp
 from tokenloss._statistics.distributions import TAIL
-from tokenloss._statistics.gates import Estimate, divergence_estimate, needed_count, share_estimate
+from tokenloss._statistics.gates import Estimate, mean_estimate, needed_count, share_estimate
 from tokenloss._statistics.ratio import interval_above_0
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def token_figures(
         if name == "outside":
             ends = share_estimate(mean.mean, difference.size, mean._independent, mean.mean, TAIL)[1:3]
         elif name != "k1":
-            ends = divergence_estimate(mean.mean, mean._independent, mean.mean, TAIL)[1:3]
+            ends = mean_estimate(mean.mean, mean._independent, mean.mean, TAIL)[1:3]
         figures |= {name: mean.mean, f"{name}_stderr": mean.stderr, f"{name}_interval": ends}
     value, stderr, _, factor = _mean_of_exp(difference, ids)
     figures |= {"mean_ratio": value, "mean_ratio_stderr": stderr}
@@ -104,7 +104,7 @@ def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tai
     variance = Mean(squares, None).mean
     mean = Mean(squares - 2 * variance * (weights - 1), ids)
     of_variance = variance if limit is None else 1 / limit - 1 if limit else math.inf
-    estimate = divergence_estimate(variance, mean._independent, of_variance, tail)
+    estimate = mean_estimate(variance, mean._independent, of_variance, tail)
     values = _pseudo_values(weights - 1, squares, variance, ids if mean.is_clustered else None)
     if values is not None:
         jackknifed, whole = Mean(values, None), math.log(variance)
@@ -120,18 +120,13 @@ def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tai
 def _pseudo_values(
     changes: Float64Array, squares: Float64Array, variance: float, ids: IntArray | None
 ) -> Float64Array | None:
-    """Pseudo-values of log v of each sequence (or token), by the jackknife of Miller, Ann. Math. Stat. 39, 1968.
+    """The pseudo-value of log v for each sequence (or token), by the jackknife of Miller, Ann. Math. Stat. 39, 1968.
 
-    None where one sequence has all of v, or where v is not finite.
+    None if one sequence has all of v, or if v is not finite.
     """
-    sums, of_squares, counts = changes, squares, np.ones(changes.size)
-    if ids is not None:
-        tables = [Mean(array, ids).sequences for array in (changes, squares)]
-        alone = ids < 0  # each of which is a group of its own
-        sums, of_squares = (
-            np.concatenate([table.nll, array[alone]]) for table, array in zip(tables, (changes, squares), strict=True)
-        )
-        counts = np.concatenate([tables[0].count, counts[alone]])
+    numbers = np.arange(changes.size)
+    groups = numbers if ids is None else np.unique(np.where(ids < 0, -1 - numbers, ids), return_inverse=True)[1]
+    counts, sums, of_squares = (np.bincount(groups, weights) for weights in (None, changes, squares))
     if counts.size < 2 or not 0 < variance < math.inf:
         return None
     left = counts.sum() - counts

@@ -43,7 +43,7 @@ def mismatch_shown(found: Any) -> Shown:
 
 
 def _diagnosis(found: Any) -> Table:
-    """Table of the sentences of the diagnosis, or of one that says why there is none."""
+    """Table of the sentences of the diagnosis, or of a sentence that explains why it is empty."""
     title = "Diagnosis: the numbers above cannot be trusted" if found.void else "Diagnosis"
     if found.diagnosis:
         return Table([(sentence,) for sentence in found.diagnosis], title=title)
@@ -51,9 +51,7 @@ def _diagnosis(found: Any) -> Table:
     if found.count < LEAST_FITTED or math.isnan(low):
         words = f"too few tokens to tell: {found.count:,}, and {LEAST_FITTED} are needed"
     elif low <= 1 <= high:
-        words = (
-            "nothing suspicious: the mean ratio is 1 within its error, so this looks like noise or a policy that moved"
-        )
+        words = "nothing suspicious: the mean ratio is 1 within its error, as with noise or a policy that was updated"
     else:
         words = f"nothing certain, but the 95 % interval of the mean ratio, {low:.5g} to {high:.5g}, excludes 1, as it "
         words += "does by chance in 5 % of samples; compare more tokens"

@@ -21,9 +21,9 @@ from tokenloss._statistics.gates import (
     beside_noise,
     checked_limits,
     checked_tail,
-    divergence_estimate,
     exp_estimate,
     independent_note,
+    mean_estimate,
     needed_count,
     share_estimate,
     verdict_on,
@@ -207,7 +207,7 @@ class PairedLosses(Result):
         """Tell whether figures keep to limits, for all texts of this kind and not for these alone.
 
         A gate holds where the whole interval of its figure does, and fails where the interval lies beyond the limit;
-        else these texts cannot tell. A figure that is nan or infinite fails; one that no token has cannot tell.
+        else these texts cannot tell. A value that is nan or infinite fails; without any token, the gate cannot tell.
 
         Parameters
         ----------
@@ -221,8 +221,8 @@ class PairedLosses(Result):
         max_perplexity_ratio : float, optional
             The largest ``perplexity / base_perplexity``.
         confidence : float, default 0.95
-            The confidence of the intervals, which reach to both sides: a gate at the true value is meant to hold with a
-            probability of 2.5 %, and to fail with as much.
+            The confidence of the two-sided intervals: if the limit is the true value, a gate is meant to hold with a
+            probability of 2.5 %, and to fail with the same probability.
         noise : Comparison, optional
             A second run of the base, compared with it in the same way: a note says which gates it does not pass itself.
 
@@ -238,11 +238,12 @@ class PairedLosses(Result):
 
         Notes
         -----
-        Intervals come from the figures' standard errors, clustered by sequence. Those of a mean divergence, which is
-        skewed, and of a ratio are intervals of the logarithm. A quantile has that of `kl_quantile_intervals`. That of a
-        fraction is binomial, for as many independent tokens as would have its standard error (Korn and Graubard, Survey
-        Methodology 24, 1998), and its ends are at least ``(1 - 0.025 ** (1 / G)) / 2`` from 0 and 1, which allows for a
-        kind of text that is in none of the G sequences. A model that equals its base at every token needs no interval.
+        Intervals come from standard errors that are clustered by sequence. For a mean divergence, which is skewed, and
+        for a ratio, they are intervals of the logarithm; for a quantile, see `kl_quantile_intervals`. For a fraction,
+        the interval is binomial, with the number of independent tokens that would have its standard error (Korn and
+        Graubard, Survey Methodology 24, 1998), and its ends are at least ``(1 - 0.025 ** (1 / G)) / 2`` from 0 and 1,
+        which allows for a kind of text that does not occur in the G sequences. A model that equals its base at every
+        token needs no interval.
 
         Examples
         --------
@@ -289,7 +290,7 @@ class PairedLosses(Result):
             estimate = exp_estimate(mean.mean, mean._independent, limit, tail, is_signed=True)
         else:
             mean = Mean(kl, ids)
-            estimate = divergence_estimate(mean.mean, mean._independent, limit, tail)
+            estimate = mean_estimate(mean.mean, mean._independent, limit, tail)
             if fraction is not None:
                 estimate = _quantile_estimate(kl, fraction, ids, mean, limit, tail)
         count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"

@@ -208,12 +208,12 @@ class SampleComparison(Result):
 
     @property
     def _equals_base(self) -> bool:
-        """Whether both models have the same value of every metric of every sample."""
+        """Whether both models have the same value of every metric for every sample."""
         return all(np.array_equal(one.base_values, one.other_values, equal_nan=True) for one in self.metrics)
 
     @property
     def _can_tell(self) -> bool:
-        """Whether two models hardly have the same values by chance: not those that are all 0 or 1."""
+        """Whether equal values show that models are equal: not if all values are 0 or 1."""
         return any(not np.isin(one.base_values, (0, 1)).all() for one in self.metrics)
 
     @property
@@ -259,12 +259,11 @@ class SampleComparison(Result):
         return samples_shown(comparisons)
 
     def _main(self) -> dict[str, str]:
-        changes = [figure(metric.difference, metric.difference_stderr, 3) for metric in self.metrics]
-        each = [
-            f"{shortened(metric.name)!r}: {figure(metric.other, digits=4)} ({change})"
-            for metric, change in zip(self.metrics, changes, strict=True)
-        ]
-        each[_MAX_NAMES:] = ["..."] * (len(each) > _MAX_NAMES)
+        each = []
+        for metric in self.metrics[:_MAX_NAMES]:
+            change = figure(metric.difference, metric.difference_stderr, 3)
+            each.append(f"{shortened(metric.name)!r}: {figure(metric.other, digits=4)} ({change})")
+        each += ["..."] * (len(self.metrics) > _MAX_NAMES)
         return {"metrics": f"[{'; '.join(each)}]", "count": str(self.count)}
 
 

@@ -96,7 +96,7 @@ def as_array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any,
 
 
 def refuse_container(name: str, value: Any) -> None:
-    """Raise if something only leads to arrays, such as a dict, a path or what a model returned; say what to pass."""
+    """Raise an error that says what to pass if a value only leads to arrays: a dict, a path, the output of a model."""
     if value is None:
         raise_error("type", name=name, got=None, fits="an array")
     if isinstance(value, Mapping):
@@ -113,7 +113,7 @@ def refuse_container(name: str, value: Any) -> None:
 
 
 def order_advice(scores_name: str) -> str:
-    """The order of scores and targets in functions whose scores have this name."""
+    """A hint about the order of scores and targets in functions whose scores have this name."""
     return "targets come first in this function" if scores_name == "y_pred" else f"{scores_name} come first"
 
 

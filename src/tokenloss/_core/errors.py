@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
@@ -67,6 +68,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
 _MOST_LABELS = 1000  # more classes are a vocabulary, whose ids have a meaning
 _MOST_READ = 1 << 16  # targets that are searched for all labels
 _NO_LABEL = 255  # marks pixels without a label, as -1 and -100 do
+_IS_OURS = re.compile(r"tokenloss(\.(?!_command)|$)")  # modules of this package except those of the command
 _LONGEST = 4000  # characters of a message: a name or a list of names in a file may have millions
 
 
@@ -105,28 +107,54 @@ def raise_bad_class(
 
 
 class KindWarning(UserWarning):
-    """Warns that scores read as logits look like probabilities, whose losses and divergences are then wrong.
+    """Warns that scores that are read as logits look like probabilities; losses and divergences would be wrong.
 
     It is given if each of the first 8 included rows (of at least two classes) is in [0, 1] and adds up to 1 within
-    0.01. An explicit ``kind="logits"`` silences it. The logarithms of probabilities are logits, too. No gate of such a
+    0.01. An explicit ``kind="logits"`` silences it. Logarithms of probabilities are valid logits. No gate of such a
     comparison holds or fails.
 
     Examples
     --------
     >>> import warnings
     >>> from tokenloss import KindWarning
-    >>> warnings.simplefilter("error", KindWarning)  # rather an error than a wrong loss
+    >>> warnings.simplefilter("error", KindWarning)  # an error instead of a wrong loss
+    """
+
+    __module__ = "tokenloss"
+
+
+class NormWarning(UserWarning):
+    """Warns that hidden states seem to lack the model's final norm, without which their logits are wrong.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from tokenloss import NormWarning
+    >>> warnings.simplefilter("error", NormWarning)
+    """
+
+    __module__ = "tokenloss"
+
+
+class ShiftWarning(UserWarning):
+    """Warns that targets seem to be a causal model's own input, which should have been shifted.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from tokenloss import ShiftWarning
+    >>> warnings.simplefilter("error", ShiftWarning)  # an error instead of a wrong perplexity
     """
 
     __module__ = "tokenloss"
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Give a warning that names the line of the first caller outside of this package."""
+    """Give a warning that names the line of the first caller outside of this package, or in its command."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "tokenloss":
+    while frame.f_back is not None and _IS_OURS.match(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+    warnings.warn(printable(message), category, stacklevel=level)
 
 
 def labels_to_ids(name: str) -> str:

@@ -97,9 +97,9 @@ class ExactMoments:
 
 
 def quotient(numerator: int, denominator: int) -> float:
-    """The quotient of two integers, rounded once, or an infinity beyond a float; nan over 0."""
+    """The quotient of two integers, rounded once; an infinity if too large for a float, nan if divided by 0."""
     try:
-        return numerator / denominator  # of integers of any size, Python rounds once
+        return numerator / denominator  # Python rounds once, whatever the size of the integers
     except OverflowError:
         return math.inf if (numerator < 0) == (denominator < 0) else -math.inf
     except ZeroDivisionError:

@@ -30,7 +30,6 @@ _NORMALIZED = {
     "log_probs": "natural log-probabilities have 0; for logits, give kind='logits'",
     "probs": "probabilities add up to 1: divide each row by its sum; for logits, give kind='logits'",
 }
-NO_KIND = "no kind"  # of functions that take logits alone
 
 
 def new_losses(reduction: Any, batch: tuple[int, ...]) -> Float64Array | None:
@@ -80,17 +79,15 @@ def of_known_kind(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def warn_of_probs(positions: _core.Positions, scores: _core.Scores, kind: str | None = NO_KIND) -> bool:
-    """Warn of scores that are read as logits, since no kind is given, and look like probabilities; return whether."""
-    is_known = kind not in (None, NO_KIND) or _IS_KNOWN.get()
-    if seem_probs := not is_known and _core.look_like_probs(scores, positions):
+def warn_of_probs(positions: _core.Positions, scores: _core.Scores, *kinds: str | None) -> bool:
+    """Whether scores look like probabilities, and none of the arguments for their kind was given; then warn of it."""
+    seem_probs = not any(kinds) and not _IS_KNOWN.get() and _core.look_like_probs(scores, positions)
+    if seem_probs:
         option = "base_kind" if scores.name == "base_logits" else "kind"
         fits = f"give {option}='probs', or {option}='logits' if these are logits"
-        fits = "pass their logarithm; cross_entropy_loss takes probabilities" if kind == NO_KIND else fits
-        warn(
-            f"{scores.name} looks like probabilities, since rows add up to 1, but is read as logits; {fits}",
-            KindWarning,
-        )
+        fits = fits if kinds else "pass their logarithm; cross_entropy_loss takes probabilities"
+        words = f"{scores.name} looks like probabilities, since rows add up to 1, but is read as logits; {fits}"
+        warn(words, KindWarning)
     return seem_probs
 
 

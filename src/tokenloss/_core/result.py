@@ -94,7 +94,7 @@ def rows_of(table: dict[str, Array]) -> list[dict[str, Any]]:
 
 
 def escaped(shown: Shown) -> Shown:
-    """The same, with escapes for characters in any of its texts that control a terminal or reverse a line."""
+    """A copy in which characters that control a terminal or reverse a line are escaped."""
     tables = [
         Table([tuple(map(printable, row)) for row in rows], tuple(map(printable, heads)), printable(title))
         for rows, heads, title in shown.tables
@@ -177,7 +177,7 @@ def _markdown_lines(table: Table) -> Iterator[str]:
 
 
 def _literal(text: str) -> str:
-    """The text with escapes where Markdown gives a meaning; an underscore inside a word has none."""
+    """The text with the characters escaped that have a meaning in Markdown, as an underscore inside a word has not."""
     import re
 
     return re.sub(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)|^[#+-](?=[#\s])", r"\\\g<0>", text)

@@ -28,7 +28,7 @@ _MAY_LACK = "ids", "bytes", "words"  # fields that a result may lack and still b
 class IdsHash:
     """A hash of class ids: a sum over the tokens, each mixed with the one before it in its sequence.
 
-    Parts of a sequence are added in the order of the text; whole sequences, and tokens of none, in any order.
+    Parts of a sequence are added in the order of the text; whole sequences and single tokens in any order.
     """
 
     __slots__ = ("_ends", "total")
@@ -40,7 +40,7 @@ class IdsHash:
 
     @classmethod
     def of(cls, ids: Array, numbers: Array | None) -> IdsHash:
-        """The hash of ids in their order, given the number of the sequence of each; negative if it belongs to none."""
+        """The hash of ids in order, given the number of the sequence of each (negative outside of any sequence)."""
         before: Array = np.zeros(1, np.uint64)
         if numbers is None or not (numbers >= 0).any():
             return cls(_sum_of(ids, before))
@@ -54,13 +54,13 @@ class IdsHash:
         ends = np.stack([column.astype(np.int64) for column in (numbers[first], ids[first], ids[last])], -1)
         return cls(_sum_of(ids, before), ends)
 
-    @classmethod
-    def joined(cls, parts: Iterable[IdsHash]) -> IdsHash:
-        """The hash of parts, in their order."""
-        found = cls()
+    @staticmethod
+    def total_of(parts: Iterable[Any]) -> int:
+        """The hash of the class ids of results of shards, in the order of the text."""
+        found = IdsHash()
         for part in parts:
-            found.add(part)
-        return found
+            found.add(IdsHash(part.ids_sum, part.ids_ends))
+        return found.total
 
     def add(self, other: IdsHash) -> None:
         """Add ids that come later."""
@@ -102,7 +102,7 @@ def _sum_of(ids: Array, before: Array) -> int:
 
 
 def merged_parts(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of two parts together: numbers are added up, words joined, and the hash of the first grows."""
+    """The fields of two parts together: numbers are added, words joined, and the second hash added to the first."""
     both = {**one, **other}
     for name in one.keys() & other.keys():
         if isinstance(both[name], int):
@@ -121,7 +121,7 @@ def either(word: str, base: str) -> str:
 
 
 def head_fields(head: Mapping[str, Any] | None, base: Mapping[str, Any] | None = None) -> dict[str, str | None]:
-    """The fields of how a head scales and caps logits, and that of the base if there is one; None where none does."""
+    """The fields for how a head, and the base's head if given, scales and caps logits; None if it does not."""
     heads = [one or {} for one in (head, base or head)]
     scales = [f"{one.get('logit_scale', 1.0):.6g}" for one in heads]
     caps = [f"{one.get('softcap') or 0:.6g}" for one in heads]
@@ -145,8 +145,8 @@ def joined_signature(signatures: Iterable[str]) -> str:
 def differing_fields(signatures: Iterable[str]) -> list[str]:
     """Names of the fields by which signatures differ.
 
-    A result without class ids, as of responses, may be of the same ones, and one without bytes has no bits per byte.
-    Masks may mark padding alone: they are no difference where the class ids are the same.
+    A result without class ids, such as one of responses, may have the same ones, and a result without bytes has no bits
+    per byte. Masks may only mark padding, so they are no difference if the class ids are the same.
     """
     fields = _fields(signatures)
     ids = {*fields.get("ids", ["no"])}

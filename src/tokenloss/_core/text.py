@@ -56,8 +56,8 @@ def decoded(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Itera
 def printable(text: str) -> str:
     """The text with escapes for characters that end a line, control a terminal, are invisible or change direction.
 
-    Text from files, names of files among it, passes through here wherever it is shown: in tables of any format
-    (`escaped` of result.py), errors, warnings and plots. Pages of HTML show signs in place of these characters.
+    All text from files, including their names, passes through here before it is shown: in tables of any format
+    (`escaped` in result.py), errors, warnings and plots. HTML pages show symbols instead of these characters.
     """
     if text.isprintable():
         return text

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
     from tokenloss.formats.tokenizers import Tokenizer
 
-_SAMPLE = 32  # scores of a block's first row that counts, which tell whether the block is made again
+_SAMPLE = 32  # scores of a block's first row that counts, by which a block that is made again is recognized
 
 
 def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:

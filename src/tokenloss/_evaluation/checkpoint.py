@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.options import Options
 
 _FORMAT = 12  # number of the format; a file of another one is refused
-_ROUNDING = 0.25  # of the standard deviation of a row's scores, by which they may differ from run to run
+_ROUNDING = 0.25  # fraction of the standard deviation of a row's scores by which they may differ between runs
 _PIECES = 32  # of a file are hashed, to tell it from another
 _MIN_PIECES = 4  # of each file of a directory, however many it holds
 _PIECE_BYTES = 1 << 12
@@ -241,11 +241,11 @@ def _block_fingerprint(number: int, arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _are_near(stored: list[float], made: list[float]) -> bool:
-    """Whether samples of scores are of one row, as rounding may change it from one run to the next."""
-    before, after = np.array(stored), np.array(made)
-    finite = np.isfinite(before) & np.isfinite(after) if before.shape == after.shape else np.zeros(0, np.bool_)
-    reach = _ROUNDING * np.std(before[finite]) if finite.any() else 0.0
-    return before.shape == after.shape and bool((abs(after - before)[finite] <= reach + 1e-9).all())
+    """Whether two samples of scores are from the same row, apart from rounding, which may differ between runs."""
+    if len(stored) != len(made):
+        return False
+    before, after = np.array([stored, made])[:, np.isfinite(stored) & np.isfinite(made)]
+    return not before.size or bool((abs(after - before) <= _ROUNDING * np.std(before) + 1e-9).all())
 
 
 def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

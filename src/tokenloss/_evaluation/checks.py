@@ -39,7 +39,7 @@ def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> Non
     wrong = logsumexps[(logsumexps > slack) | (logsumexps < (-np.inf if is_believed else -slack))]  # nan is not
     if wrong.size:
         fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? --kind log_probs (kind='log_probs') "
-        fits += "takes what is cut"
+        fits += "accepts rows that were cut"
         raise_error("unnormalized", name="log_probs", got=wrong[0], fits=fits)
 
 

@@ -129,7 +129,7 @@ def assert_close(
         refuse_given({"where": where}, "left out where logits and base are files")
         tokens = _Tokens()
         paths: Any = base, {"logits": logits}, () if targets is None else targets
-        with warnings.catch_warnings():  # equal files are as close as can be; the same file is a mistake
+        with warnings.catch_warnings():  # equal values are fine; comparing a file with itself is a mistake
             warnings.filterwarnings("ignore", ".*identical to base: the same values", UserWarning)
             found = compare_files(*paths, kind=kind, base_kind=base_kind, shift=shift, sinks=[tokens], **options)
         message = _message(found["logits"], limits, tokens.describe)

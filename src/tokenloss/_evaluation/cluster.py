@@ -282,13 +282,12 @@ def _by_block(
         arrays += [None, None] if value is None else [_rechunk(np.broadcast_to(value, positions.batch), chunks), batch]
     weight = None if weight is None else np.asarray(weight)
     if is_mean and weight is not None and positions.by_class and options["z_loss"]:
-        ignored = options["ignore_index"]
         sums = da.blockwise(
             _weights, batch, *arrays[2:], align_arrays=False, adjust_chunks=dict.fromkeys(batch, 1), dtype=object,
-            meta=np.empty((0,) * len(batch), object), weight=weight, ignore_index=ignored,
+            meta=np.empty((0,) * len(batch), object), weight=weight, ignore_index=options["ignore_index"],
         ).sum(split_every=_MERGED_AT_ONCE)  # fmt: skip
-        scaled = {"z_loss": options["z_loss"], "dtype": np.float64, "meta": np.empty(())}
-        options["z_loss"] = da.map_blocks(_scaled_z_loss, sums, **scaled)
+        scaled = da.map_blocks(_scaled_z_loss, sums, options["z_loss"], dtype=np.float64, meta=np.empty(()))
+        options["z_loss"] = scaled
     arrays += _starts(chunks, batch)
     dtype, lengths = (np.float64, {axis: 1}) if function is _losses else (object, dict.fromkeys(axes, 1))
     return da.blockwise(
@@ -338,12 +337,16 @@ def _total(sums: _LossAndWeight) -> float:
 
 
 def _mean(sums: _LossAndWeight) -> float:
-    """Loss by "mean", with the roundings of the core."""
+    """Loss by "mean", rounded as in the core."""
     if not sums.weights.count and math.isinf(sums.losses.sum) and not sums.losses.special:
         return quotient(sums.losses.finite, UNIT << 64) / sums.losses.count * 2.0**64
-    weights = sums.weights.sum if sums.weights.count else sums.losses.count
+    return _ratio(sums.losses.sum, sums.weights.sum if sums.weights.count else sums.losses.count)
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    """The quotient of two numbers; inf or nan if the denominator is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(sums.losses.sum) / weights)
+        return float(np.float64(numerator) / denominator)
 
 
 def _losses(
@@ -386,7 +389,7 @@ def _sums(
 def _weights(
     targets: Array, where: Array | None, sample_weight: Array | None, *, weight: Array, ignore_index: Any
 ) -> Array:
-    """Sums of the weights of a block's rows, in the place of losses, and of these times the weights of their classes.
+    """Sums of the weights of a block's rows (as `losses`), and of these times the weights of their classes.
 
     Class ids out of range, which the losses refuse later, may have any weight.
     """
@@ -405,9 +408,8 @@ def _weights_of_rows(kept: Array, sample_weight: Array | None) -> Array:
 
 
 def _scaled_z_loss(sums: _LossAndWeight, z_loss: float) -> float:
-    """The factor of z-loss times the mean weight of the classes, by which a mean with weights is divided."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return z_loss * float(np.float64(sums.weights.sum) / sums.losses.sum)
+    """The factor of z-loss times the mean weight of the classes, by which a weighted mean divides."""
+    return z_loss * _ratio(sums.weights.sum, sums.losses.sum)
 
 
 def _meter(nll: Array, kept: Array, sample_weight: Array | None, *starts: Array) -> Array:

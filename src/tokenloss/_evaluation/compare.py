@@ -40,13 +40,9 @@ if TYPE_CHECKING:
 
 
 def compare_sides(
-    sides: Sequence[Inputs],
-    models: dict[object, str],
-    abouts: Sequence[dict[str, Any]],
-    options: Options,
-    settings: Settings,
-    outputs: Sequence[Sink],
-) -> Comparisons[Comparison]:
+    sides: Sequence[Inputs], models: dict[object, str], abouts: Sequence[dict[str, Any]], options: Options,
+    settings: Settings, outputs: Sequence[Sink],
+) -> Comparisons[Comparison]:  # fmt: skip
     """Compare all rows of candidates with those of the base.
 
     The first of `sides` is the base, which has the targets and segment ids of all. `models` are the files of which only
@@ -116,7 +112,7 @@ def _comparisons(
     }
     if are_drafts:
         del shared["classes"], shared["fits_better_shifted"]
-    hashed = IdsHash.joined(IdsHash(result.ids_sum, result.ids_ends) for result in results).total
+    hashed = IdsHash.total_of(results)
     found: Comparisons[Any] = Comparisons()
     for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):
         comparison = _result_of(columns, options, cost_ratio)

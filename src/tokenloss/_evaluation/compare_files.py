@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_paths, is_given
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, warn
 from tokenloss._core.files import identity
-from tokenloss._core.text import printable, title
+from tokenloss._core.text import title
 from tokenloss._evaluation.compare_logprobs import are_logprobs, compare_logprobs
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
@@ -104,10 +103,9 @@ def compare_files(
         lm-evaluation-harness writes it (``--output_path``). Or the file of a trainer's log-probabilities.
     others : path or paths, or mapping of names to a path or paths
         The candidates; one without a name has its path. Each has as many shards as the base, of the same rows in the
-        same order (shards come with a name, or as a pattern or directory); responses to the same
-        requests; or samples of the same task, or of tasks of the same names. Responses may be compared with scores.
-        Or the one file of the engine that sampled. Two candidates have no file in common, unless they have different
-        heads.
+        same order (shards come with a name, or as a pattern or directory); responses to the same requests; or samples
+        of the same task, or of tasks of the same names. Responses may be compared with scores. Or the one file of the
+        engine that sampled. Two candidates must not share a file unless they have different heads.
     targets : path or paths, optional
         A .npy file of class ids for each shard, or one for all; by default, the base or a candidate holds them. All
         that are held must be the same. Without any, scores are compared by their divergences alone.
@@ -308,7 +306,7 @@ def compare_files(
     if noise is not None:
         found.noise = found.pop(NOISE)
     for one in advice(hints_of(found)):
-        warnings.warn(printable(one.message), one.category, stacklevel=2)
+        warn(one.message, one.category)
     return found
 
 
@@ -360,7 +358,7 @@ def _with_noise(others: dict[str, list[str]], noise: Any) -> dict[str, list[str]
 
 
 def _refuse_twins(base: list[str], models: dict[str, list[str]], noise: Any, lm_head: Any) -> None:
-    """Refuse a file of two candidates, unless they have different heads, and a second run that is the base itself."""
+    """Raise an error if two candidates with the same head share a file, or if the second run is the base itself."""
     if noise is not None and {*map(identity, resolved(base))} & {*map(identity, resolved(models[NOISE]))}:
         raise_error("content", path=title(models[NOISE]), got="is the base itself", fits="be a second run of it")
     if lm_head is None or len(as_paths("lm_head", lm_head)) < 2:

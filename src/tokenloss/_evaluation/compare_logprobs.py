@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
 
 _NAME = "logprobs"  # of arrays in .npz files
-# names of lists in lines of JSON, and of the list that masks each: our own, and those of verl, TRL and prime-rl
+# names of lists in JSON lines, and of their masks: our own, and those of verl, TRL and prime-rl
 _FIELDS = {
     _NAME: None,
     "rollout_log_probs": "response_mask",
@@ -60,11 +60,6 @@ class _Row(NamedTuple):
     mask: BoolArray
     ids: Array
     texts: Array
-
-    @property
-    def key(self) -> tuple[str | None, int]:
-        """What pairs it with a sequence of another file."""
-        return self.name, self.choice
 
 
 class _Rows(NamedTuple):
@@ -97,21 +92,20 @@ def are_logprobs(paths: Sequence[str], part: Any) -> bool:
         batch, responses = (paths[kinds.index(kind)] for kind in ("batch", "responses"))
         return _fits_batch(batch, responses, part)
     is_sure = bool({"array", "lists"} & {*kinds}) and "scores" not in kinds
-    for path, kind in zip(paths, kinds, strict=True):
-        if is_sure and kind == "unreadable":
-            _readable_kind_of(path)  # raises why it is
+    if is_sure and "unreadable" in kinds:
+        _readable_kind_of(paths[kinds.index("unreadable")])  # raises an error that says why
     return is_sure
 
 
 def _kind_of(path: str) -> str:
-    """What a file holds, as `_readable_kind_of`, or "unreadable"."""
+    """The kind of a file, as in `_readable_kind_of`, or "unreadable"."""
     with contextlib.suppress(OSError, ValueError):  # which the reader of the file will raise
         return _readable_kind_of(path)
     return "unreadable"
 
 
 def _readable_kind_of(path: str) -> str:
-    """What a file holds: "array" or "lists" of log-probabilities, "batch" for perhaps one, "responses" or "scores"."""
+    """The kind of a file: "array" or "lists" of log-probabilities, perhaps a "batch", "responses" or "scores"."""
     if is_responses(path):
         return "lists" if _are_lists(next(read_records(path)).value) else "responses"
     form = format_of(path)
@@ -189,7 +183,7 @@ def compare_logprobs(
     check_files(outputs, None, by_identity([trainer, sampler, *segments]))
     kinds = [_kind_of(path) for path in (trainer, sampler)]
     if kinds[0] == "responses":
-        next(iter(open_responses(trainer, skip_failed=True)), None)  # raises where it holds something else
+        next(iter(open_responses(trainer, skip_failed=True)), None)  # raises an error if it contains something else
         got, fits = "holds responses of the engine that sampled", f"come second, after those of the trainer, {sampler}"
         raise_error("content", path=trainer, got=got, fits=fits)
     sides = [_read(path, kind, part, skip_failed) for path, kind in zip((trainer, sampler), kinds, strict=True)]
@@ -295,31 +289,30 @@ def _of_rows(paths: tuple[str, str], sides: Sequence[Any], rows: _Rows, about: d
 def _paired(side: _Rows, rows: _Rows) -> _Rows:
     """The sequences of a file in the order of another one: by the names of requests if both have them, else by place.
 
-    Refuses a file whose sequences do not fit, or of which only some have a name.
+    Raises an error if the sequences do not match, or if only some of a file's sequences have a name.
     """
     if side is rows:
         return side
     files = side, rows
-    named = [any(row.name is not None for row in one.rows) for one in files]
-    keyed: list[dict[Any, _Row]] = [{}, {}]
-    for one, is_named, seen in zip(files, named, keyed, strict=True):
-        for row in one.rows if is_named else ():
-            if row.name is None:
-                raise_error(
-                    "record", path=one.path, line=row.line, got="it has no custom_id", fits="have one, as others do"
-                )
-            if row.key in seen and all(named):
-                got = f"the custom_id {row.name!r} comes twice"
-                fits = 'have one of its own, or further choices of a request a "choice" each'
-                raise_error("record", path=one.path, line=row.line, got=got, fits=fits)
-            seen[row.key] = row
+    named = [[row for row in one.rows if row.name is not None] for one in files]
+    for one, with_name in zip(files, named, strict=True):
+        if with_name and len(with_name) < len(one.rows):
+            line = next(row.line for row in one.rows if row.name is None)
+            raise_error(
+                "record", path=one.path, line=line, got="it has no custom_id", fits="have one, like the other lines"
+            )
     if all(named):
-        for one, other, partners in zip(files, files[::-1], keyed[::-1], strict=True):
-            for row in one.rows:
-                if row.key not in partners:
-                    got = f"the custom_id {row.name!r} is of no line of {other.path}"
-                    raise_error("record", path=one.path, line=row.line, got=got, fits="be that of one")
-        side = _Rows(side.path, [keyed[0][row.key] for row in rows.rows])
+        first = [{(row.name, row.choice): row for row in with_name[::-1]} for with_name in named]
+        for one, own, other, others in zip(files, first, files[::-1], first[::-1], strict=True):
+            for key, row in (((row.name, row.choice), row) for row in one.rows):
+                if own[key] is not row:
+                    got = f"the custom_id {row.name!r} comes twice"
+                    fits = 'have one of its own, or further choices of a request a "choice" each'
+                    raise_error("record", path=one.path, line=row.line, got=got, fits=fits)
+                if key not in others:
+                    got = f"the custom_id {row.name!r} is on no line of {other.path}"
+                    raise_error("record", path=one.path, line=row.line, got=got, fits="match one")
+        side = _Rows(side.path, [first[0][row.name, row.choice] for row in rows.rows])
     _check_rows(side, rows)
     return side
 

@@ -22,13 +22,9 @@ if TYPE_CHECKING:
 
 
 def compare_samples(
-    base: list[str],
-    others: dict[str, list[str]],
-    *,
-    margin: float | None,
-    cluster: str | None,
+    base: list[str], others: dict[str, list[str]], *, margin: float | None, cluster: str | None,
     run: str | Sequence[str],
-) -> Comparisons[SampleComparison]:
+) -> Comparisons[SampleComparison]:  # fmt: skip
     """Compare models with their base by samples of lm-evaluation-harness; options as in `compare_files`."""
     if margin is not None and not (isinstance(margin, numbers.Real) and 0 < margin < 1):
         raise_error("option", name="margin", got=margin, fits="a number between 0 and 1")

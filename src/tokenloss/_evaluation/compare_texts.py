@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,9 +11,9 @@ from tokenloss._comparison.text_comparison import text_comparison_of
 from tokenloss._comparison.text_spans import TextTokens, document_bytes, spans_of
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, warn
 from tokenloss._core.files import identity
-from tokenloss._core.text import count_of, printable, title
+from tokenloss._core.text import count_of, title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.files import evaluate_files
@@ -212,7 +211,7 @@ def compare_texts(
             of_side += [Advice(f"{side.name}: {note}") for note in white_space_notes(count, found.n_bytes)]
         finish_sinks(outputs, found._figures(), found)
     for one in [one for of_side in messages for one in of_side]:
-        warnings.warn(printable(one.message), one.category, stacklevel=2)
+        warn(one.message, one.category)
     return found
 
 

@@ -68,14 +68,9 @@ class ComparedShard(NamedTuple):
 
 
 def compare_shard(
-    shard: Shard,
-    options: Options,
-    workers: int | None,
-    sink: _Sink | None = None,
-    top_k: int = 0,
-    advance: Callable[[int], None] | None = None,
-    names: Sequence[str] = (),
-) -> ComparedShard:
+    shard: Shard, options: Options, workers: int | None, sink: _Sink | None = None, top_k: int = 0,
+    advance: Callable[[int], None] | None = None, names: Sequence[str] = (),
+) -> ComparedShard:  # fmt: skip
     """Compare the rows of a shard, block by block; call the sink with each block, and `advance` with its bytes.
 
     `names` are those of the candidates.

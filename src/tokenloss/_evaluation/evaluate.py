@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_content, refuse_given
-from tokenloss._core.errors import raise_error
-from tokenloss._core.text import printable
+from tokenloss._core.errors import raise_error, warn
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss._evaluation.blocks import evaluate_blocks
@@ -289,9 +287,9 @@ def evaluate(
             raise_error("type", name="source", got=type(source).__name__, fits=fits)
         evaluation = evaluate_blocks(items, options, settings, sinks)
     for one in advice(evaluation.figures):
-        warnings.warn(printable(one.message), one.category, stacklevel=2)
+        warn(one.message, one.category)
     for message in not_finite_notes(evaluation.figures, evaluation.meter.count, "loss"):
-        warnings.warn(message, stacklevel=2)
+        warn(message)
     return evaluation
 
 

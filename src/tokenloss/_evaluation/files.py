@@ -75,13 +75,9 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
 
 
 def score_shards(
-    function: Callable[..., ResultT],
-    shards: list[Shard],
-    options: Options,
-    settings: Settings,
-    outputs: Sequence[Sink],
-    top_k: int,
-) -> tuple[list[ResultT], int]:
+    function: Callable[..., ResultT], shards: list[Shard], options: Options, settings: Settings,
+    outputs: Sequence[Sink], top_k: int,
+) -> tuple[list[ResultT], int]:  # fmt: skip
     """Score the shards that the checkpoint lacks; return the results of all, and the number of bytes that were read."""
     checkpoint: Checkpoint[ResultT] = Checkpoint(settings.state, options, shards)
     options = options._replace(top=checkpoint.top)

@@ -95,7 +95,7 @@ class Inputs(NamedTuple):
 
 
 def by_identity(paths: Iterable[str], sizes: Mapping[str, Any] | None = None) -> dict[object, str]:
-    """Files that are read and those that links in their folders lead to, and files of which only the size is taken."""
+    """Files that are read, the targets of links in their folders, and files whose size is used, by identity."""
     paths = list(paths)
     links = (str(link) for path in paths if Path(path).is_dir() for link in links_in(path))
     sized = (os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike))

@@ -88,7 +88,7 @@ class BlockTotal:
             n_nan=old.n_nan + new.n_nan,
             n_infinite=old.n_infinite + new.n_infinite,
         )
-        self.hash.add(new.hash)
+        self.hash.add(IdsHash(new.ids_sum, new.ids_ends))
         self.whole.append(new.sequences._replace(ids=new.sequences.ids + first))
         self.split.append(new.split)
         self.n_sequences += block.n_sequences
@@ -160,13 +160,9 @@ class Parts(NamedTuple):
         return self._of_sums(meter, sequences, of_shards, seconds, n_read)
 
     def _of_sums(
-        self,
-        meter: LossMeter,
-        sequences: dict[str, Array],
-        of_shards: list[dict[str, Any]],
-        seconds: float,
+        self, meter: LossMeter, sequences: dict[str, Array], of_shards: list[dict[str, Any]], seconds: float,
         n_read: int,
-    ) -> Evaluation:
+    ) -> Evaluation:  # fmt: skip
         """Make the evaluation of sums, and of figures of each shard, that are there."""
         figures = summary(self.shards, self.results, meter, sequences, self.options, of_shards)
         speed = n_read / seconds / 1e9 if seconds else math.nan
@@ -218,7 +214,7 @@ class Parts(NamedTuple):
         known |= head_fields(figures.get("head"))
         if not self.are_responses:  # their tokens may have no ids
             known |= {"shift": "yes" if self.options.shift else None, "ignored": figures["n_ignored"]}
-            known["ids"] = IdsHash.joined(result.hash for result in self.results).total
+            known["ids"] = IdsHash.total_of(self.results)
         return meter._signature(**known)
 
     def greedy_meter(self) -> LossMeter:

@@ -273,9 +273,7 @@ def _is_file_of_class_ids(path: str, scores_path: str, options: Options) -> bool
     if scores.targets is not None:
         if is_integer and array.shape == batch:
             got = f"holds {array.dtype} as targets do, and {scores_path} holds targets"
-            raise_error(
-                "content", path=path, got=got, fits="come with --targets (targets=), to be taken in their place"
-            )
+            raise_error("content", path=path, got=got, fits="come with --targets (targets=) to replace them")
         return False
     if array.dtype.kind in "iub" and array.shape == scores.shape:
         got = f"holds {array.dtype} of the shape of {scores.kind}"
@@ -299,8 +297,8 @@ def _open(path: str, options: Options) -> ScoresFile:
 def open_all(paths: Sequence[str], options: Options, n_models: int = 1) -> list[Shard]:
     """Open all files as shards, which must have the same kind and the same number of classes.
 
-    The first files stay open, as far as the limits allow, of which each of `n_models` has its share; a single file does
-    however much memory it takes. The others are opened anew each time that they are needed.
+    The first files stay open, within the limits that `n_models` share; a single file stays open however much memory it
+    takes. The others are opened again each time they are needed.
     """
     shards: list[Shard] = []
     n_maps = n_bytes = 0
@@ -418,10 +416,8 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
         held = [(file.path, file.input_ids) for file in files if file.input_ids is not None]
         is_needed = not shard.others or options.shift is not False  # else ids alone tell that texts are the same
         if held and is_needed and not options.shift:
-            fits = (
-                f"hold targets, or come with {_TARGETS}; if these ids are the model's input, add --shift (shift=True)"
-            )
-            fits += "; for divergences alone, --no-shift (shift=False)" if shard.others else ""
+            fits = f"hold targets, or come with {_TARGETS}; if these ids are the model's input, add --shift"
+            fits += " (shift=True)" + "; for divergences only, --no-shift (shift=False)" * bool(shard.others)
             raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
     if not held and shard.others and not options.shift:
         return None

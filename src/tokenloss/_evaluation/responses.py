@@ -65,13 +65,9 @@ def plan_responses(paths: Sequence[str], options: Options) -> list[Shard]:
 
 
 def score_responses(
-    shard: Shard,
-    options: Options,
-    workers: int | None,
-    sink: _Sink | None = None,
-    top_k: int = 0,
+    shard: Shard, options: Options, workers: int | None, sink: _Sink | None = None, top_k: int = 0,
     advance: Callable[[int], None] | None = None,
-) -> ShardResult:
+) -> ShardResult:  # fmt: skip
     """As `score_shard`, of a file of responses."""
     assert shard.responses is not None
     file = dataclasses.replace(shard.responses, path=shard.path)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
-from tokenloss._core.result import NamedResults, columns_of, figure, nonzero
-from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
+from tokenloss._core.result import NamedResults, columns_of
+from tokenloss._core.signature import differing_fields, joined_signature
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
@@ -19,10 +19,10 @@ from tokenloss._statistics.gates import (
     Verdicts,
     checked_limits,
     checked_tail,
-    divergence_estimate,
     exp_estimate,
     independent_note,
     joined_verdicts,
+    mean_estimate,
     share_estimate,
     verdict_on,
 )
@@ -92,12 +92,7 @@ class ShardResult(NamedTuple):
     n_nan: int = 0  # tokens whose loss is nan
     n_infinite: int = 0
     ids_sum: int = 0  # the hash of the class ids that are scored; 0 of responses
-    ids_ends: Array = NO_SEQUENCES.ids  # of the hash, those of sequences that go on in other shards
-
-    @property
-    def hash(self) -> IdsHash:
-        """The hash of the class ids that are scored."""
-        return IdsHash(self.ids_sum, self.ids_ends)
+    ids_ends: Array = NO_SEQUENCES.ids  # the ends in the hash of sequences that continue in other shards
 
     @property
     def n_tokens(self) -> int:
@@ -240,7 +235,7 @@ class Evaluation(LossFigures):
         """Tell whether figures keep to limits, for all texts of this kind and not for these alone.
 
         A gate holds where the whole interval of its figure does, and fails where the interval lies beyond the limit;
-        else these texts cannot tell. A figure that is nan or infinite fails; one that no token has cannot tell.
+        else these texts cannot tell. A value that is nan or infinite fails; without any token, the gate cannot tell.
 
         Parameters
         ----------
@@ -286,15 +281,13 @@ class Evaluation(LossFigures):
         elif gate == "max_perplexity":
             estimate = exp_estimate(meter.loss, independent, limit, tail, is_signed=False)
         else:
-            estimate = divergence_estimate(meter.loss, independent, limit, tail)
+            estimate = mean_estimate(meter.loss, independent, limit, tail)
         count, unit = independent.count, "sequence" if meter.is_clustered else "token"
         notes = independent_note(count, unit, independent.factor(tail))
         return verdict_on(gate, limit, estimate, count, unit, notes=notes, void=void_of(self.figures, gate))
 
     def _main(self) -> dict[str, str]:
-        counts = {"count": str(self.count), **nonzero(n_nan=self.n_nan, n_sequences=self.n_sequences)}
-        main = {"loss": figure(self.loss, self.stderr), **counts, "perplexity": figure(self.perplexity)}
-        return main | {"accuracy": f"{self.accuracy:.4f}"} | self._main_of_text()
+        return self._main_of({"n_nan": self.n_nan}, {"accuracy": f"{self.accuracy:.4f}"})
 
     def _figures(self) -> dict[str, Any]:
         """All figures."""

@@ -80,15 +80,9 @@ SHIFT_SAMPLE = 256  # so many rows show whether targets should be shifted
 
 
 def score_shard(
-    shard: Shard,
-    options: Options,
-    workers: int | None,
-    sink: _Sink | None = None,
-    top_k: int = 0,
-    advance: Callable[[int], None] | None = None,
-    opened: OpenShard | None = None,
-    sampled: int = 0,
-) -> ShardResult:
+    shard: Shard, options: Options, workers: int | None, sink: _Sink | None = None, top_k: int = 0,
+    advance: Callable[[int], None] | None = None, opened: OpenShard | None = None, sampled: int = 0,
+) -> ShardResult:  # fmt: skip
     """Score the tokens of a shard, block by block; call the sink with each block, and `advance` with its bytes.
 
     `opened` is the shard if it is open already; `sampled` rows of earlier ones are in the sample of shifted targets.

@@ -113,7 +113,7 @@ def _rows(summary: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
         ),
         (
             summary.get("n_uncovered_bytes"), "not covered", count_of(summary.get("n_uncovered_bytes", 0), "byte"),
-            "of the text are in no token that the server listed; no figure is of them",
+            "of the text are in no token that the server listed, so no metric includes them",
         ),
         (summary["seconds"] >= 1, "time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
     ]  # fmt: skip

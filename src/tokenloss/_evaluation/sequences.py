@@ -26,15 +26,12 @@ _MAX_PENDING = 1 << 20  # tokens that are kept in memory until their sequence en
 
 
 class RowSequences:
-    """The sequence of each row, by segment ids or offsets; else each of the N of scores (N, ..., V)."""
+    """The sequence of each row, by segment ids or offsets; by default, each of N in scores (N, ..., V) is one."""
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        ids: Array | None = None,
-        offsets: Array | None = None,
+        self, shape: tuple[int, ...], ids: Array | None = None, offsets: Array | None = None,
         counts: MutableMapping[int, int] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._length = math.prod(shape[1:-1]) if len(shape) > 2 else 0
         self._ids, self._offsets = ids, offsets
         self._counts = {} if counts is None else counts  # of the rows so far of sequences that have an id

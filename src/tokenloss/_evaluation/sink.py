@@ -289,19 +289,10 @@ def write_errors_of(sink: Sink) -> Iterator[None]:
 
 
 def open_sinks(
-    stack: contextlib.ExitStack,
-    sinks: Sequence[Sink],
-    batch: tuple[int, ...] | None,
-    rows: int | None,
-    top_k: int,
-    of_responses: bool = False,
-    has_text: bool = False,
-    names: Sequence[str] = (),
-    divergences: Sequence[str] = (),
-    of_logprobs: bool = False,
-    tokenizer: Tokenizer | None = None,
-    are_drafts: bool = False,
-) -> None:
+    stack: contextlib.ExitStack, sinks: Sequence[Sink], batch: tuple[int, ...] | None, rows: int | None, top_k: int,
+    of_responses: bool = False, has_text: bool = False, names: Sequence[str] = (), divergences: Sequence[str] = (),
+    of_logprobs: bool = False, tokenizer: Tokenizer | None = None, are_drafts: bool = False,
+) -> None:  # fmt: skip
     """Open sinks; the stack closes them. `names` are those of candidates, and `divergences` those beside KL."""
     for sink in sinks:
         sink._of_responses, sink._has_text, sink._names = of_responses, has_text or tokenizer is not None, names

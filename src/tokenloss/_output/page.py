@@ -341,7 +341,7 @@ def legend(css_class: Array, what: str, shades: Sequence[float], note: str, note
 
 
 def heading(quantity: str, count: int, noun: str, names: str) -> str:
-    """The title of a page, such as "Loss of 15 tokens: a.npz"; without names if the source has none."""
+    """The title of a page, such as "Loss of 15 tokens: a.npz", or without the name if it is empty."""
     return f"{quantity[:1].upper()}{quantity[1:]} of {count_of(count, noun)}" + (f": {names}" if names else "")
 
 

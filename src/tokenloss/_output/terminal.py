@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "markdown", "csv", "json")
 
-_PIECES = 1 << 16  # of JSON that are printed at once: a text may have a million sequences
+_PIECES = 1 << 16  # of JSON that are printed at once, since a text may have a million sequences
 _MIN_TEXT_WIDTH = 16  # letters, beyond which text is folded on a narrow terminal
 
 
@@ -87,24 +87,18 @@ def _print_with_rich(shown: Shown) -> bool:
 
 
 def _folded(table: Table, width: int) -> list[Table]:
-    """The table in parts that fit the width, if possible; each part repeats the columns that name the rows."""
-    if not table.heads:
-        return [table]
+    """The table, split into parts that fit the width if possible; each repeats the columns that name the rows."""
     widths = _min_widths(table)
     # the columns of text before the first number name the rows, or else that number does
     n_names = max(1, next((i for i in range(len(widths)) if table.aligns_right(i)), len(widths)))
-    units: list[list[int]] = []  # an error stays beside its figure
-    for column in range(n_names, len(widths)):
-        if units and table.heads[column].strip() == "±":
-            units[-1].append(column)
-        else:
-            units.append([column])
-    names = [*range(n_names)]
-    groups = [[*names]]
-    for unit in units:
-        if groups[-1] != names and sum(2 + widths[column] for column in groups[-1] + unit) > width:
-            groups.append([*names])
-        groups[-1] += unit
+    # a standard error stays next to its value
+    starts = [i for i in range(n_names, len(widths)) if i == n_names or table.heads[i].strip() != "±"]
+    groups = [[*range(n_names)]]
+    for start, stop in itertools.pairwise([*starts, len(widths)]):
+        columns = [*range(start, stop)]
+        if len(groups[-1]) > n_names and sum(2 + widths[i] for i in groups[-1] + columns) > width:
+            groups.append([*range(n_names)])
+        groups[-1] += columns
     if len(groups) == 1:
         return [table]
     parts: list[Table] = []

@@ -137,7 +137,7 @@ def kl_divergence(
     base = as_scores("base_logits", base_logits, axis, kinds[0])
     other = as_other_scores("logits", logits, base, kinds[1])
     positions = without_targets(base, where)
-    jobs.warn_of_probs(positions, base, base_kind or kind)
+    jobs.warn_of_probs(positions, base, base_kind, kind)
     jobs.warn_of_probs(positions, other, kind)
     job = DivergenceJob(base, positions, other, reduction, divergences)
     jobs.run(job.job, workers)

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Out, workers: int | None = None) -> Out: ...
 @overload
 def softmax(
-    logits: npt.NDArray[Scalar],
-    *,
-    axis: Axes = -1,
-    out: None = None,
-    workers: int | None = None,
+    logits: npt.NDArray[Scalar], *, axis: Axes = -1, out: None = None, workers: int | None = None
 ) -> npt.NDArray[Scalar]: ...
 @overload
 def softmax(logits: ArrayLike, *, axis: Axes = -1, out: None = None, workers: int | None = None) -> Array: ...
@@ -81,11 +77,7 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
 def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Out, workers: int | None = None) -> Out: ...
 @overload
 def log_softmax(
-    logits: npt.NDArray[Scalar],
-    *,
-    axis: Axes = -1,
-    out: None = None,
-    workers: int | None = None,
+    logits: npt.NDArray[Scalar], *, axis: Axes = -1, out: None = None, workers: int | None = None
 ) -> npt.NDArray[Scalar]: ...
 @overload
 def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: None = None, workers: int | None = None) -> Array: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.errors import KindWarning
+from tokenloss._core.errors import KindWarning, NormWarning, ShiftWarning
 from tokenloss._core.text import count_of
 
 if TYPE_CHECKING:
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 ZERO_ADVICE = (
     "a probability of 0 for a target makes its loss infinite, and so the perplexity; raise such probabilities first, "
-    "in both models, say by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
+    "in both models, for example by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
 )
 _SHIFT_ADVICE = (
     "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
-    "shift=True), or say that they are right (--no-shift, shift=False)"
+    "shift=True), or confirm that they are right (--no-shift, shift=False)"
 )
 _NO_SHIFT_ADVICE = (
     "the targets fit far better without the shift: they seem to be the next tokens already; leave out --shift "
@@ -25,8 +25,8 @@ _NO_SHIFT_ADVICE = (
 _NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
 _KIND_ADVICE = "scores look like probabilities, but are read as logits; say by kind and base_kind what they are"
 _REPEAT_ADVICE = (
-    "two files have the same targets, but are taken as parts of one text; if they are of two models, give these names, "
-    "as in A=a.npz B=b.npz, or evaluate one by one"
+    "two files have the same targets, but are taken as parts of one text; if they belong to two models, name them, as "
+    "in A=a.npz B=b.npz, or evaluate them one by one"
 )
 _PADDING_ADVICE = "as padding does: store attention_mask, or set their targets to ignore_index"
 _CERTAIN_ADVICE = (
@@ -35,13 +35,13 @@ _CERTAIN_ADVICE = (
 )
 _MIN_CERTAIN = 5  # tokens; fewer may all be certain by chance
 
-# how the names of gates begin: of metrics that need the right targets, and of all
+# prefixes of the names of gates: those on metrics that need the right targets, and all
 _OF_TARGETS = "max_perplexity", "max_loss", "min_greedy_accuracy"
 _OF_ALL = "max_", "min_"
 
 
 class Advice(NamedTuple):
-    """A message about a mistake, the category of its warning, and how the names of the gates begin that it voids."""
+    """A message about a mistake, the category of its warning, and the prefixes of the names of gates that it voids."""
 
     message: str
     category: type[Warning] = UserWarning
@@ -49,18 +49,18 @@ class Advice(NamedTuple):
 
 
 def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
-    """Messages about tokens whose loss or divergence is nan or infinite; none if all are finite."""
+    """Messages about tokens whose loss or divergence is nan or infinite."""
     for name, words in ("n_nan", "are nan"), ("n_infinite", f"have an infinite {quantity}"):
         if number := figures.get(name):
             yield f"{number:,} of {count_of(count, 'token')} {words}"
 
 
 def white_space_notes(count: int, n_bytes: int) -> Iterator[str]:
-    """Messages about so many bytes that are in no token; none if there are none."""
+    """A message about the number of bytes of white space that are in no token, if it is not 0."""
     if count:
         yield (
-            f"{count:,} of {count_of(n_bytes, 'byte')} are white space in no token: the model need not predict it, so "
-            "bits per byte are too low beside those of a model that does"
+            f"{count:,} of {count_of(n_bytes, 'byte')} are white space in no token: the model does not have to predict "
+            "it, so bits per byte are too low to compare with a model that does"
         )
 
 
@@ -90,34 +90,8 @@ def advice(figures: dict[str, Any]) -> Iterator[Advice]:
 
 
 def void_of(figures: dict[str, Any], gate: str) -> str:
-    """Why the metric of a gate means nothing; "" if it means something."""
+    """The reason why the metric of a gate is meaningless; "" if it is not."""
     reasons = [one.message for one in advice(figures) if gate.startswith(one.voids)]
     if (number := figures.get("n_sentinels", 0)) and gate.startswith(_OF_TARGETS):
         reasons.append(f"it leaves out {count_of(number, 'token')} with a sentinel in place of minus infinity")
     return "; ".join(reasons)
-
-
-class NormWarning(UserWarning):
-    """Warns that hidden states seem to lack the model's final norm, without which their logits are wrong.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from tokenloss import NormWarning
-    >>> warnings.simplefilter("error", NormWarning)
-    """
-
-    __module__ = "tokenloss"
-
-
-class ShiftWarning(UserWarning):
-    """Warns that targets seem to be a causal model's own input, which should have been shifted.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from tokenloss import ShiftWarning
-    >>> warnings.simplefilter("error", ShiftWarning)  # rather an error than a wrong perplexity
-    """
-
-    __module__ = "tokenloss"

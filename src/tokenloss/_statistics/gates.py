@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HOLDS, FAILS, CANNOT_TELL = "holds", "fails", "cannot tell"
 _UNKNOWN = (math.nan, math.nan)
-_WORST = 0.5  # the share of the tokens of an unseen text that may differ from those of the others
+_WORST = 0.5  # the fraction of the tokens of an unseen kind of text that may differ from other texts
 
 
 class Verdict(NamedTuple):
@@ -38,11 +38,11 @@ class Verdict(NamedTuple):
     limit, figure : float
         The limit, and the figure that should not lie beyond it.
     interval : tuple of float
-        Both ends of the interval of the figure; nan where it is not known, or not needed as the model equals its base.
+        Both ends of the interval of the figure; nan if it is unknown, or not needed because the model equals its base.
     verdict : str
         "holds" if the whole interval does, "fails" if it lies beyond the limit or if the figure is nan or infinite,
-        else "cannot tell"; also "cannot tell" if no token has the figure, or if a warning or a diagnosis shows that it
-        means nothing.
+        else "cannot tell"; also "cannot tell" without any token, or if a warning or a diagnosis shows that the figure
+        is meaningless.
     n_more : int or None
         About how many more sequences (or tokens, where errors take these as independent) would tell, if the figure
         stays as it is; None where there is a verdict, and where no number would.
@@ -227,10 +227,10 @@ class Estimate(NamedTuple):
     needed: float
 
 
-def divergence_estimate(
+def mean_estimate(
     mean: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool = False
 ) -> Estimate:
-    """The estimate of a mean of values of at least 0, such as divergences or losses, or else of any sign."""
+    """The estimate of a mean of values >= 0, such as divergences or losses, or with `is_signed` of any sign."""
     if not math.isfinite(mean):
         return Estimate(mean, *_UNKNOWN, math.inf)
     stderr, factor = independent.stderr, independent.factor(tail)
@@ -242,9 +242,9 @@ def divergence_estimate(
 
 
 def exp_estimate(log: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool) -> Estimate:
-    """The estimate of the exponential of such a mean: of a perplexity, or of a ratio, whose logarithm is signed."""
+    """The estimate of the exponential of such a mean: a perplexity, or a ratio, whose logarithm is signed."""
     log_limit = math.log(limit) if limit else -math.inf
-    of_log = divergence_estimate(log, independent, log_limit, tail, is_signed=is_signed)
+    of_log = mean_estimate(log, independent, log_limit, tail, is_signed=is_signed)
     figure, low, high = map(exp, of_log[:3])
     return of_log._replace(figure=math.nan if log == -math.inf else figure, low=low, high=high)
 
@@ -252,9 +252,10 @@ def exp_estimate(log: float, independent: ExactRatio, limit: float, tail: float,
 def share_estimate(share: float, count: int, independent: ExactRatio, limit: float, tail: float) -> Estimate:
     """The estimate of a fraction of tokens, by the binomial distribution, whose ends stay between 0 and 1.
 
-    As many independent tokens are assumed as would have its standard error, for the degrees of freedom of the latter
-    (Korn and Graubard, Survey Methodology 24, 1998), though at most all. If few tokens differ from the others, it does
-    not show how texts differ: the ends allow for a kind of text, absent from the sample, in which `_WORST` of them do.
+    It assumes the number of independent tokens that would have its standard error, with the error's degrees of freedom
+    (Korn and Graubard, Survey Methodology 24, 1998), though at most all tokens. If few tokens differ from the others,
+    the error does not show how texts differ: the ends allow for a kind of text, absent from the sample, in which the
+    fraction `_WORST` of the tokens does.
     """
     if math.isnan(share):
         return Estimate(share, *_UNKNOWN, math.inf)
@@ -298,7 +299,7 @@ def verdict_on(
     gate: str, limit: float, estimate: Estimate, count: int, unit: str, *, notes: Sequence[str] = (),
     is_lower_bound: bool = False, void: str = "",
 ) -> Verdict:  # fmt: skip
-    """The verdict on a gate from an estimate of `count` texts, or tokens; `void` is why its metric means nothing."""
+    """The verdict on a gate from an estimate of `count` texts or tokens; `void` is why its metric is meaningless."""
     figure, low, high, needed = estimate
     is_max = gate.startswith("max_")
     is_beyond, is_within = (low > limit, high <= limit) if is_max else (high < limit, low >= limit)

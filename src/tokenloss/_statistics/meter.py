@@ -78,9 +78,9 @@ class LossFigures(Result):
 
     @property
     def interval_factor(self) -> float:
-        """The number of standard errors that 95 % confidence intervals reach to each side.
+        """The half-width of 95 % confidence intervals, in standard errors.
 
-        The ends of that of the loss are ``loss * exp(±interval_factor * stderr / loss)``, as losses are skewed. For G
+        The interval of the loss is ``loss * exp(±interval_factor * stderr / loss)``, because losses are skewed. For G
         sequences of equal length, the factor is the quantile of Student's t with G - 1 degrees of freedom: 12.7 for
         two, 4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more, and
         is exact for normal sequence means of one variance. It is nan for fewer than two tokens.
@@ -109,7 +109,7 @@ class LossFigures(Result):
 
     @property
     def perplexity_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the perplexity: exp of the ends of that of the loss."""
+        """The 95 % confidence interval of the perplexity: exp of both ends of the interval of the loss."""
         low, high = interval_above_0(self.loss, self.stderr, self.interval_factor)
         return exp(low), exp(high)
 
@@ -139,16 +139,18 @@ class LossFigures(Result):
         """``exp(losses / words)`` of the text; nan if the words of all or of some tokens are not known."""
         return exp(self._meter._loss_per("words"))
 
-    def _main_of_text(self) -> dict[str, str]:
-        """The main figures that depend on the length of the text, as far as it is known."""
-        figures = {"bits_per_byte": self.bits_per_byte, "word_perplexity": self.word_perplexity}
-        return {name: figure(value) for name, value in figures.items() if not math.isnan(value)}
-
     @property
     def word_perplexity_interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of `word_perplexity`; nan where that is."""
         low, high = self._meter._interval_per("words")
         return exp(low), exp(high)
+
+    def _main_of(self, counts: dict[str, int], others: dict[str, str]) -> dict[str, str]:
+        """The main metrics, with those per byte and per word if the length of the text is known."""
+        main = {"loss": figure(self.loss, self.stderr), "count": str(self.count)}
+        main |= nonzero(**counts, n_sequences=self.n_sequences) | {"perplexity": figure(self.perplexity)} | others
+        of_text = {"bits_per_byte": self.bits_per_byte, "word_perplexity": self.word_perplexity}
+        return main | {name: figure(value) for name, value in of_text.items() if not math.isnan(value)}
 
 
 class LossMeter(LossFigures):
@@ -418,9 +420,7 @@ class LossMeter(LossFigures):
         return LossMeter._from_json, (self._to_json(),)
 
     def _main(self) -> dict[str, str]:
-        counts = {"count": str(self.count), **nonzero(n_sequences=self.n_sequences)}
-        main = {"loss": figure(self.loss, self.stderr), **counts, "perplexity": figure(self.perplexity)}
-        return main | self._main_of_text()
+        return self._main_of({}, {})
 
     def _figures(self) -> dict[str, Any]:
         properties = (name for name, value in vars(LossFigures).items() if isinstance(value, property))

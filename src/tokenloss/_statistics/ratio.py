@@ -85,7 +85,7 @@ class ExactRatio:
 
     @property
     def ratio(self) -> float:
-        """The sum of the numerators over that of the denominators, rounded once; nan over 0."""
+        """The sum of the numerators divided by the sum of the denominators, rounded once; nan if the latter is 0."""
         y, x = self.numerators, self.denominators
         return y.special if x.finite and y.special != 0 else quotient(y.finite, x.finite)
 
@@ -172,13 +172,13 @@ class ExactRatio:
 
 
 def interval_above_0(mean: float, stderr: float, factor: float) -> tuple[float, float]:
-    """Both ends of the interval of a mean of values of at least 0, which reaches `factor` errors, by its logarithm.
+    """Both ends of the interval of a mean of values >= 0, by its logarithm, with a half-width of `factor` errors.
 
-    A few texts have much of a skewed sum, and a sample without them has a small mean, and a small error, too. For ten
-    texts with exponential means, a 95 % interval is too low in 5.2 % of samples, not 9.5 % as without the logarithm.
+    If values are skewed, a few texts make up much of the sum, and a sample without them has both a small mean and a
+    small error. For ten texts with exponential means, 5.2 % of 95 % intervals are too low, but 9.5 % without the log.
     """
     radius = stderr * factor
-    if not 0 < stderr <= 2 * mean:  # more than values of at least 0 can have: these are 0 and rounding errors
+    if not 0 < stderr <= 2 * mean:  # larger than values >= 0 can have: these are 0 and rounding errors
         return max(mean - radius, min(mean, 0.0)), mean + radius
     return mean * exp(-radius / mean), mean * exp(radius / mean)
 

@@ -7,7 +7,7 @@ from typing import Any
 from tokenloss._core.result import known_error
 from tokenloss._statistics.ratio import interval_above_0
 
-_FAR_FROM_2 = 2.2  # with a larger interval_factor (of 12 sequences or fewer), tables have the interval of the loss
+_FAR_FROM_2 = 2.2  # with a larger interval_factor (12 sequences or fewer), tables show the interval of the loss
 
 
 def loss_rows(figures: dict[str, Any], basis: str) -> list[tuple[str, ...]]:

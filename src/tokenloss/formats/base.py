@@ -31,7 +31,7 @@ def open_regular(path: str) -> BinaryIO:
     """Open a regular file to read: no directory, no device, which may never end, and no pipe, which may block."""
     if path in ("", "-"):
         got = "is standard input" if path else "names no file"
-        fits = "be the path of a file, since files are read more than once: save first what a program writes"
+        fits = "be the path of a file, since files are read more than once: first save the output of the program"
         raise_error("content", path=path or "''", got=got, fits=fits)
     if _ADDRESS.match(path) and not exists(path):
         raise_error("content", path=path, got="is an address", fits="be a file: download it first")
@@ -39,7 +39,7 @@ def open_regular(path: str) -> BinaryIO:
         file = open(path, "rb", opener=_nonblocking_opener)  # noqa: SIM115 -- it is returned open, and the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        fits = "be one, since files are read more than once: save first what a pipe gives"
+        fits = "be one, since files are read more than once: first save the output of the pipe"
         raise_error("content", path=path, got="is no regular file", fits=fits)
     return file
 

@@ -1,4 +1,4 @@
-"""The value of a JSON text, in bounded memory; what is wrong with a text is said in one way for all files."""
+"""The value of a JSON text, in bounded memory, with the same error messages for all files."""
 
 from __future__ import annotations
 
@@ -29,18 +29,21 @@ class TextPlace(NamedTuple):
     n_before: int = 0
 
     def after(self, text: bytes | bytearray, end: int | None = None) -> TextPlace:
-        """The place behind a text that begins here, or behind its first bytes."""
+        """The place after a text that begins here, or after its first `end` bytes."""
         end = len(text) if end is None else end
         lines = text.count(b"\n", 0, end)
         return TextPlace(self.line + lines, end - 1 - text.rfind(b"\n", 0, end) if lines else self.n_before + end)
 
 
-def parsed_json(
-    text: bytes | bytearray, place: TextPlace | None = None, *, is_record: bool = False, is_whole: bool = True
-) -> Any:
-    """The value of a JSON text that begins at a place; None of a text that may be the beginning of one, if not whole.
+_START = TextPlace()
 
-    The ValueError says the line, perhaps the byte, what is wrong there, and what it must be.
+
+def parsed_json(
+    text: bytes | bytearray, place: TextPlace = _START, *, is_record: bool = False, is_whole: bool = True
+) -> Any:
+    """The value of a JSON text that begins at a place; None for the valid beginning of a text that is not whole.
+
+    The ValueError names the line, and the byte if known, what is wrong there, and what is accepted.
     """
     at, got, fits, value, string = None, "", "", None, ""
     if text.startswith(codecs.BOM_UTF8):  # blanks keep the places of bytes
@@ -77,14 +80,14 @@ def parsed_json(
         got, fits = "is nested too deeply", f"have at most {_LEVELS} levels"
     if got:
         if at is not None:
-            place = (place or TextPlace()).after(text, at)
+            place = place.after(text, at)
             got = f"byte {place.n_before + 1}: {got}"
-        raise ValueError(f"line {(place or TextPlace()).line}: {got}; it must {fits}")
+        raise ValueError(f"line {place.line}: {got}; it must {fits}")
     return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; KeyError names a key that it has twice, of which `json` would take the last."""
+    """An object; KeyError names a key that occurs twice, for which `json` would keep the last value."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise KeyError(collections.Counter(key for key, _ in pairs).most_common(1)[0][0])

@@ -165,8 +165,6 @@ def format_of(path: str) -> Format:
 
 def _refuse_pickle(path: str) -> NoReturn:
     """Raise that a file is no data, but a program that makes them."""
-    fits = (
-        "be saved by numpy.save, or with arrays named logits and targets, or logprobs (of tokens), by numpy.savez or "
-    )
-    fits += "safetensors.torch.save_file"
+    fits = "be saved by numpy.save, or by numpy.savez or safetensors.torch.save_file with arrays named logits and "
+    fits += "targets, or logprobs (of tokens)"
     raise_error("content", path=path, got="is a pickle, as torch.save writes", fits=fits)

@@ -105,7 +105,7 @@ def read_events(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def _events(path: str) -> Iterator[tuple[TextPlace, bytearray]]:
-    """The data of server-sent events: those of lines up to a blank one, or up to the end of a whole object."""
+    """The data of server-sent events: of the lines up to a blank one, or up to the end of an object."""
     data, scan, n_scanned = bytearray(), _Scan(), 0
     start, line, last = TextPlace(1, 0), 1, 1  # of the data, and its last line; and the last line of all
     for place, text in _lines(path, with_cr=True):
@@ -157,7 +157,7 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 
 def _with_line_feeds(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Chunks whose lines end with CR, LF or both, with LF alone."""
+    """The same chunks, with LF in place of CR and CRLF."""
     held = b""
     for chunk in chunks:
         chunk, held = held + chunk, b"\r" * chunk.endswith(b"\r")  # LF may follow
@@ -166,7 +166,7 @@ def _with_line_feeds(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _lines(path: str, with_cr: bool = False) -> Iterator[tuple[TextPlace, bytes | bytearray]]:
-    """The lines of a file that are not blank, from their first symbol on; they may end with CR, too."""
+    """The nonblank lines of a file, from their first symbol on; `with_cr` if they may also end with CR."""
     place, text = TextPlace(1, 0), bytearray()
     for chunk in _with_line_feeds(_chunks(path)) if with_cr else _chunks(path):
         begin, end = 0, -1

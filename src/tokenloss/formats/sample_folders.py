@@ -36,7 +36,7 @@ class SamplesFolder(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A file of samples or of results: the date is that of its run, as its name has it; "" if it has none."""
+    """A file of samples or of results, with the date of its run from its name ("" if there is none)."""
 
     kind: str
     task: str
@@ -52,7 +52,7 @@ def is_samples_folder(path: str) -> bool:
 def open_samples_folder(path: str, runs: Sequence[str] = ()) -> SamplesFolder:
     """Find the files of samples in a model's folder, or in the folder of a single model's folder.
 
-    `runs` are the starts of the dates of the runs to read; without any, all runs are read.
+    `runs` are prefixes of the dates of the runs to read; by default, all runs are read.
     """
     folders = _folders(path)
     if len(folders) > 1:
@@ -70,12 +70,13 @@ def open_samples_folder(path: str, runs: Sequence[str] = ()) -> SamplesFolder:
             groups |= _groups_of(str(file.path))
     if not tasks:
         dates = dict.fromkeys(file.date or "files without a date" for file in files if file.kind == "samples")
-        raise_error("content", path=path, got=f"holds no run of {' or '.join(runs)}", fits=f"be {' or '.join(dates)}")
+        got, fits = f"holds no run of {' or '.join(runs)}", f"be read with --run (run=) {' or '.join(dates)}"
+        raise_error("content", path=path, got=got, fits=fits)
     return SamplesFolder(path, {task: str(tasks[task][-1].path) for task in sorted(tasks)}, groups, _note(path, tasks))
 
 
 def _note(path: str, tasks: dict[str, list[_File]]) -> str:
-    """Which of several runs of a task is read; "" if each task has one run."""
+    """A note that names the run that is read if a task has several runs, else ""."""
     several = [task for task in tasks if len(tasks[task]) > 1]
     if not several:
         return ""

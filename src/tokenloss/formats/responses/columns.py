@@ -71,7 +71,7 @@ class Tokens:
 
 
 def n_uncovered_bytes(parts: Sequence[Tokens]) -> int:
-    """Bytes of a response's own text that are in no token of its parts, as far as that is known."""
+    """The number of bytes of a response's own text that are in no token of its parts, as far as known."""
     own = next((tokens.own_text for tokens in parts if tokens.own_text is not None), None)
     texts = [text for tokens in parts for text in tokens.texts[tokens.span]]
     if own is None or None in texts or (joined := "".join(filter(None, texts))) == own:
@@ -81,7 +81,7 @@ def n_uncovered_bytes(parts: Sequence[Tokens]) -> int:
         return max(0, len(own.encode()) - sum(sizes))
     if "" in texts or _RAW.search(joined):
         return 0
-    own, joined = ("".join(text.split()) for text in (own, joined))  # some servers take blanks off tokens
+    own, joined = ("".join(text.split()) for text in (own, joined))  # some servers strip white space from tokens
     return max(0, len(own.encode()) - len(joined.encode()))
 
 
@@ -155,12 +155,9 @@ def _refuse_number(place: Place, path: str, value: Any) -> NoReturn:
 
 
 def lengths(
-    texts: Sequence[str | None],
-    spelled: Sequence[bytes | None] | None = None,
-    own: str | None = None,
-    *,
+    texts: Sequence[str | None], spelled: Sequence[bytes | None] | None = None, own: str | None = None, *,
     is_completed: bool = False,
-) -> list[int]:
+) -> list[int]:  # fmt: skip
     """Length of each token in UTF-8; -1 where it is not known.
 
     By its bytes where the server gave them. Else by its text, if the texts make the response's own, or if none is of a

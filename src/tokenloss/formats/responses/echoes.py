@@ -22,12 +22,9 @@ _ISSUE = "values of llama-cpp-python are off by one position if there is no BOS 
 
 
 def split_echoes(
-    value: dict[str, Any],
-    choices: Sequence[dict[str, Any]],
-    all_parts: Sequence[dict[str, Tokens]],
-    usage: tuple[int | None, int | None],
-    place: Place,
-) -> None:
+    value: dict[str, Any], choices: Sequence[dict[str, Any]], all_parts: Sequence[dict[str, Tokens]],
+    usage: tuple[int | None, int | None], place: Place,
+) -> None:  # fmt: skip
     """Tell the parts of what is "listed" in each choice: the prompt, if it is there, and what was generated."""
     with_lists = [i for i, parts in enumerate(all_parts) if "listed" in parts]
     counted = usage[1]
@@ -84,13 +81,9 @@ def _with_texts(prompt: Tokens, echo: Tokens, field: str, place: Place) -> Token
 
 
 def _check_text(
-    value: dict[str, Any],
-    choice: dict[str, Any],
-    field: str,
-    listed: Tokens,
-    usage: tuple[int | None, int | None],
+    value: dict[str, Any], choice: dict[str, Any], field: str, listed: Tokens, usage: tuple[int | None, int | None],
     place: Place,
-) -> None:
+) -> None:  # fmt: skip
     """Refuse an echo whose tokens do not make its text, since log-probabilities may then be of other tokens."""
     text: Any = choice.get("text")
     texts: Any = listed.texts
@@ -147,12 +140,9 @@ def _is_shifted_rightly(text: str, texts: Sequence[str], finish: Any, usage: tup
 
 
 def _by_usage(
-    value: dict[str, Any],
-    choices: Sequence[dict[str, Any]],
-    listed: Sequence[Tokens],
-    usage: tuple[int | None, int | None],
-    place: Place,
-) -> list[int | None]:
+    value: dict[str, Any], choices: Sequence[dict[str, Any]], listed: Sequence[Tokens],
+    usage: tuple[int | None, int | None], place: Place,
+) -> list[int | None]:  # fmt: skip
     """Numbers of the prompts' tokens in echoes, by the counts of the server."""
     n_prompt, n_generated = usage
     if len(listed) == 1:

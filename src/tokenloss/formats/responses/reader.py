@@ -71,7 +71,7 @@ class Response:
         Number of positions whose list may have lost classes, since those of the same text, above all parts of
         characters, fall together where a list is an object by text. These positions have no most likely classes.
     n_uncovered_bytes : int
-        Bytes of the response's text that are in no token that the server listed, as far as that is known.
+        Number of bytes of the response's text that are in no token that the server listed, as far as known.
 
     Examples
     --------

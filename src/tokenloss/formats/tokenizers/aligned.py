@@ -141,9 +141,9 @@ class AlignedText:
         return b"".join(self._tokenizer.pieces_of(ids, is_first)), np.append(0, np.cumsum(lengths))
 
     def _gap(self, text: _Text, written: bytes) -> int | None:
-        """How much white space comes before what a text or the rest of it writes; None if it differs.
+        """The amount of white space before the bytes that a text, or the rest of it, writes; None if they differ.
 
-        Not all white space is looked through for each text, of which there may be as many as blanks.
+        White space is searched in growing pieces, since there may be as many texts as blanks.
         """
         at, n, most = self._at, len(written), _FIRST_GAP if self._is_blank else 0
         if text[at : at + n] == written or not most:

@@ -10,7 +10,7 @@ from tokenloss._core.text import BYTES, UTF8_BYTES, from_byte_level
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.tokenizers.tokenizer import Vocabulary
 
-MERGES = "merges.txt"  # beside GPT-2's vocab.json
+MERGES = "merges.txt"  # next to GPT-2's vocab.json
 _END_OF_WORD = "</w>"
 
 

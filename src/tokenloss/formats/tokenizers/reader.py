@@ -115,7 +115,7 @@ def open_tokenizer(path: str | os.PathLike[str], argument: str = "tokenizer") ->
 
 
 def tokenizer_files(path: str) -> list[str]:
-    """The file of a tokenizer and those beside it that may say more of it, none of which an output may replace."""
+    """The file of a tokenizer and related files next to it, none of which an output may replace."""
     folder = Path(path).parent
     return [path, *(str(file) for name in (*_NAMES, MERGES, _CONFIG) for file in folder.glob(name))]
 
