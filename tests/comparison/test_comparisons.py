@@ -378,6 +378,18 @@ def test_a_candidate_that_is_the_base_is_reported(kind, tmp_path, command, rng):
             compare_files(base, {"Q": path})
 
 
+@pytest.mark.parametrize(("name", "gate"), [("logits", "--max-kl"), ("logprobs", "--max-k3")])
+def test_no_gate_holds_where_the_base_is_compared_with_itself(name, gate, tmp_path, command, rng):
+    """Else a CI that is given one file twice passes forever; a copy has the right to pass."""
+    base, copy = tmp_path / "base.npz", tmp_path / "copy.npz"
+    parts = {"targets": np.arange(20) % 5} if name == "logits" else {}
+    np.savez(base, **{name: -rng.random((20, 5)) if parts else -rng.random(20)}, **parts)
+    copy.write_bytes(base.read_bytes())
+    status, out, _ = command("compare", base, base, gate, 1)
+    assert (status, "the base is compared with itself" in out) == (4, True)
+    assert command("compare", base, copy, gate, 1)[0] == 0
+
+
 @pytest.mark.parametrize("values", [[1, 1, 0, 1], [0.5, 1, 0, 1]])
 def test_samples_of_0_and_1_may_agree_by_chance(values, tmp_path, command):
     base, other = (clients.save_lines(tmp_path / name, *of_values(values)) for name in ("a.jsonl", "b.jsonl"))

@@ -7,9 +7,9 @@ import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenloss._comparison.figures import difference_table
+from tokenloss._comparison.paired import same_file_note
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
 from tokenloss._core.errors import raise_error, warn
-from tokenloss._core.files import identity
 from tokenloss._core.result import NamedResults, Shown, columns_of
 from tokenloss._statistics.advice import ZERO_ADVICE
 from tokenloss._statistics.gates import joined_verdicts
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
 _GATES = "max_", "min_"  # how their names begin
-_FILES = "base", "file", "trainer", "sampler"  # keys of the names of files
 NOT_OF_DRAFTS = "is for divergences, not for the acceptance of drafts"
 
 
@@ -81,8 +80,7 @@ class Comparisons(NamedResults[ComparisonT]):
         """Messages about candidates whose values equal those of their base or of an earlier candidate."""
         messages = []
         for name, one in self.items():
-            files = [identity(one._about[key]) for key in _FILES if key in one._about]
-            is_same_file = len(files) == 2 and files[0] == files[1]
+            is_same_file = bool(same_file_note(one._about))
             can_tell = getattr(one, "_can_tell", True)
             if one._equals_base and (is_same_file or can_tell):
                 messages.append(f"{name}: identical to base: the same " + ("values", "file")[is_same_file])

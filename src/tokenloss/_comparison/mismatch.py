@@ -11,7 +11,7 @@ import numpy as np
 from tokenloss._comparison.mismatch_causes import SURE, causes
 from tokenloss._comparison.mismatch_figures import effective, k3_of, sequence_figures, sequence_table, token_figures
 from tokenloss._comparison.mismatch_tables import mismatch_shown
-from tokenloss._comparison.paired import Mean, included, nan_last, quantiles
+from tokenloss._comparison.paired import Mean, included, nan_last, quantiles, same_file_note
 from tokenloss._core.dtypes import as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import Result, figure, places_of, rows_of
@@ -239,7 +239,7 @@ class Mismatch(Result):
             if gate == "min_ess":
                 estimate, mean = effective(difference, ids, limit, tail)
         count, unit = mean._independent.count, "sequence" if mean.is_clustered else "token"
-        notes, void = independent_note(count, unit, mean.factor(tail)), self.void
+        notes, void = independent_note(count, unit, mean.factor(tail)), same_file_note(self._about) or self.void
         bias = abs(self.mean_ratio - 1)  # of k3, compared with k1
         is_biased = gate == "max_k3" and bias > 0.1 * limit and bias > mean.factor(SURE) * self.mean_ratio_stderr
         if is_biased:

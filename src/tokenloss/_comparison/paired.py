@@ -11,6 +11,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.files import identity
 from tokenloss._core.result import Result, places_in, places_of, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._statistics.advice import void_of
@@ -153,7 +154,8 @@ class PairedLosses(Result):
 
     def _void(self, gate: str) -> str:
         """Why the metric of a gate means nothing; "" if it means something."""
-        return void_of(self._about | self._signed | {"n_sentinels": getattr(self, "n_sentinels", 0)}, gate)
+        figures = self._about | self._signed | {"n_sentinels": getattr(self, "n_sentinels", 0)}
+        return same_file_note(self._about) or void_of(figures, gate)
 
     @property
     def _equals_base(self) -> bool:
@@ -317,6 +319,12 @@ class PairedLosses(Result):
         ids, arrays = self._segment_ids, {name: value for name, value in vars(self).items() if name[0] != "_"}
         places = places_in(self.kept.shape) if ids is None else places_of(ids)
         return places | {name: array.reshape(-1) for name, array in arrays.items() if isinstance(array, np.ndarray)}
+
+
+def same_file_note(about: Mapping[str, Any]) -> str:
+    """Why gates of a comparison say nothing if both models are one file; "" if they are not."""
+    files = [identity(about[key]) for key in ("base", "file", "trainer", "sampler") if key in about]
+    return "the base is compared with itself" if len(files) == 2 and files[0] == files[1] else ""
 
 
 def included(mask: BoolArray, segment_ids: IntArray | None) -> tuple[Array, IntArray | None]:
