@@ -138,8 +138,8 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6400, "kernels": 11600, "_scores": 1910, "_statistics": 2090, "formats": 5490, "_comparison": 5830,
-    "_evaluation": 7930, "_output": 2770, "_command": 1000, "": 260,
+    "_core": 6520, "kernels": 11600, "_scores": 1900, "_statistics": 2060, "formats": 5470, "_comparison": 5800,
+    "_evaluation": 7860, "_output": 2750, "_command": 1000, "": 240,
 }  # fmt: skip
 
 
