@@ -107,7 +107,7 @@ def test_documents_of_a_mask_are_told_apart_or_refused_without_an_index_to_ignor
 def test_models_are_compared_by_input_ids_or_without_targets(save):
     base, other = save("base", logits=LOGITS, input_ids=IDS), save("other", logits=LOGITS * 0.9)
     with pytest.raises(
-        ValueError, match=r"holds input ids and no targets; .*; for divergences alone, --no-shift \(shift=False\)$"
+        ValueError, match=r"holds input ids and no targets; .*; for divergences only, --no-shift \(shift=False\)$"
     ):
         compare_files(base, other)
     logits, ids, where = next_token(LOGITS, IDS, None)
@@ -158,7 +158,7 @@ def test_targets_beside_scores_that_cannot_be_taken(tmp_path, command):
     assert_refused(refused, f"{ids}: holds float32 of the shape of targets; it must hold integers, to be class ids")
     np.save(ids, IDS)
     refused = command("score", scores, ids)
-    words = f"{ids}: holds int64 as targets do, and {scores} holds targets; it must come with --targets (targets=), to "
+    words = f"{ids}: holds int64 as targets do, and {scores} holds targets; it must come with --targets (targets=) to "
     assert_refused(refused, words)
     assert evaluate(scores, ids).loss == evaluate(logits, ids).loss == evaluate([logits, ids]).loss
 
@@ -184,7 +184,8 @@ def test_what_is_something_else(tmp_path, command):
         for one in path:
             refused = command("score", one)
             assert_refused(
-                refused, f"{one}: is a pickle, as torch.save writes; it must be saved by numpy.save, or with arrays "
+                refused,
+                f"{one}: is a pickle, as torch.save writes; it must be saved by numpy.save, or by numpy.savez or ",
             )
     np.savez(tmp_path / "ragged.npz", logits=np.array([LOGITS[0], LOGITS[1, :2]], dtype=object))
     refused = command("score", tmp_path / "ragged.npz")
