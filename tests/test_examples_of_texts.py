@@ -130,6 +130,7 @@ def test_a_folder_that_exists_is_refused(model):
     assert "error: out exists; OUT must be a new folder, or end in .npz" in printed
 
 
+@pytest.mark.filterwarnings("ignore:copy. identical to base")
 def test_answers_are_chosen_by_their_own_losses(model):
     Path("questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in QUESTIONS), "utf-8")
     status, printed = run("answer_questions.py", "questions.jsonl", "out.jsonl")
