@@ -159,7 +159,7 @@ def tokens(sizes: Sizes, _folder: Path) -> Iterator[Row]:
         random.Random(order).shuffle(meters)  # noqa: S311 -- no secret
         floats.add(sum([meter.total for meter in meters[1:]], meters[0].total) / total.count)
     check(all(one == sums[0] for one in sums), "any order gives the same bits")
-    check(total.total == float(exact) and total.loss == float(exact) / total.count, "the sum is the exact one")
+    check(total.total == float(exact) and total.loss == float(exact / total.count), "the sum is the exact one")
     yield f"tokens of {sizes.meters:,} meters", f"{total.count:,}"
     yield "loss", f"{total.loss!r} ± {total.stderr:.3g}"
     yield f"different results of {ORDERS} random orders", "1, the exact one"

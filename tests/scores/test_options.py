@@ -68,7 +68,13 @@ def test_label_smoothing_z_loss_logit_scale_softcap_weight_axis_together(dtype, 
     assert_near(losses, expected, loss_error(logits, targets, **given), 4)
     total = math.fsum(losses.ravel())
     assert cross_entropy(logits, targets, reduction="sum", **given) == total
-    assert cross_entropy(logits, targets, **given) == total / reference.divisor_of_mean(logits, targets, **given)
+    mean = cross_entropy(logits, targets, **given)
+    if kind == "ids" and weighted and "z_loss" in given:  # whose mean is that without class weights
+        assert_near(
+            mean, reference.cross_entropy(logits, targets, **given), loss_error(logits, targets, **given).max(), 4
+        )
+    else:
+        assert mean == total / reference.divisor_of_mean(logits, targets, **given)
 
 
 @each_dtype
