@@ -138,8 +138,8 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6520, "kernels": 11600, "_scores": 1900, "_statistics": 2060, "formats": 5470, "_comparison": 5800,
-    "_evaluation": 7860, "_output": 2750, "_command": 1000, "": 240,
+    "_core": 6625, "kernels": 11600, "_scores": 1900, "_statistics": 2060, "formats": 6870, "_comparison": 5800,
+    "_evaluation": 7860, "_output": 2750, "_command": 1195, "": 245,
 }  # fmt: skip
 
 
