@@ -213,7 +213,7 @@ def files(sizes: Sizes, folder: Path) -> Iterator[Row]:
     np.save(folder / "ids.npy", np.arange(LARGE // 4096) % 1024)
     for words in ("scoring", "resuming"):
         before = bytes_read()
-        evaluate([large], [folder / "ids.npy"], state=state)
+        evaluate(open_scores(large, folder / "ids.npy"), state=state)
         yield f"bytes read beside the scores by {words} a file of 64 MB with a state", f"{bytes_read() - before:,}"
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import browser as browsers
 import clients
+import eval_harness
 import needs
 import numpy as np
 import pytest
@@ -267,6 +268,6 @@ def compared(tmp_path):
 
     def compare(base, other, **options):
         paths = clients.save_lines(tmp_path / "base.jsonl", *base), clients.save_lines(tmp_path / "other.jsonl", *other)
-        return clients.compare_pair(*paths, **options)
+        return eval_harness.compare_pair(*paths, **options)
 
     return compare

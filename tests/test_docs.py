@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -20,6 +21,7 @@ from tokenloss import formats
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._core.result import Result
 from tokenloss._statistics.meter import LossFigures
+from tokenloss.formats import Source
 
 pytestmark = pytest.mark.thread_unsafe(reason="doctest patches the standard library, and numpydoc is not thread-safe")
 MODULES = [
@@ -33,10 +35,19 @@ NAMED = [
     ),
     formats.llama_cpp.write,
 ]
+
+
+def _documented(member):
+    """What numpydoc reads of a member of a class: the function of a class method, and a property."""
+    if isinstance(member, functools.cached_property):
+        return property(member.func)
+    return member.__func__ if isinstance(member, classmethod) else member
+
+
 PUBLIC = [thing for thing in NAMED if inspect.isroutine(thing) or inspect.isclass(thing)]
 RESULTS = [thing for thing in PUBLIC if dataclasses.is_dataclass(thing) or hasattr(thing, "_fields")]
 MEMBERS = [
-    member.__func__ if isinstance(member, classmethod) else member
+    _documented(member)
     for thing in [*PUBLIC, Result, LossFigures, PairedLosses]
     if inspect.isclass(thing)
     for name, member in vars(thing).items()
@@ -85,9 +96,10 @@ def test_docstrings_are_as_numpydoc_asks(thing, monkeypatch):
 @pytest.mark.parametrize("thing", RESULTS, ids=name_of)
 def test_results_tell_of_every_field(thing):
     described = [name for entry in ClassDoc(thing)["Attributes"] for name in entry.name.split(", ")]
-    fields = thing._fields if hasattr(thing, "_fields") else [field.name for field in dataclasses.fields(thing)]
-    assert {name for name in fields if not name.startswith("_")} <= set(described)
     assert len(described) == len(set(described))
+    of_base = [entry.name for entry in ClassDoc(thing.__base__)["Attributes"]] if issubclass(thing, Source) else []
+    fields = thing._fields if hasattr(thing, "_fields") else [field.name for field in dataclasses.fields(thing)]
+    assert {name for name in fields if not name.startswith("_")} <= {*described, *of_base}
 
 
 @pytest.mark.parametrize("thing", PUBLIC, ids=name_of)

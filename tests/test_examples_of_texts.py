@@ -9,7 +9,8 @@ import numpy as np
 import pages
 import pytest
 
-from tokenloss import compare_files, evaluate
+from tokenloss import compare_samples, evaluate
+from tokenloss.formats import open_hidden_states, open_scores
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors")
@@ -93,8 +94,8 @@ def test_figures_are_those_of_texts_alone(program, out, model):
     files = [out] if out.endswith(".npz") else sorted(map(str, Path(out).iterdir()))
     assert len(files) == 1 or not out.endswith(".npz")
     assert len(files) > 1 or out.endswith(".npz")
-    head = {"lm_head": "model"} if "hidden" in program else {}
-    check_figures(evaluate(files, shift=True, **head), [losses_of(model, text) for text in TEXTS], PROGRAMS[program])
+    source = open_hidden_states(files, "model") if "hidden" in program else open_scores(files)
+    check_figures(evaluate(source, shift=True), [losses_of(model, text) for text in TEXTS], PROGRAMS[program])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -102,7 +103,7 @@ def test_hidden_states_keep_their_precision(dtype, model):
     for out in "out.npz", "out.safetensors":
         status, printed = run("store_hidden_states.py", "texts.txt", out, f"--dtype={dtype}")
         assert status == 0, printed
-        figures = evaluate(out, shift=True, lm_head="model").loss
+        figures = evaluate(open_hidden_states(out, "model"), shift=True).loss
         assert figures == pytest.approx(np.mean(np.concatenate([losses_of(model, text) for text in TEXTS])), rel=0.02)
     assert np.load("out.npz")["hidden_states"].dtype == np.float16
     with safetensors.safe_open("out.safetensors", "pt") as file:
@@ -147,7 +148,7 @@ def test_answers_are_chosen_by_their_own_losses(model):
         assert [sample["acc"], sample["acc_norm"]] == right[-1]
     for line, mean in zip(printed.strip().splitlines(), np.mean(right, axis=0), strict=True):
         assert f" {mean:.2f} ± " in line
-    metrics = {metric.name: metric for metric in compare_files("out.jsonl", {"copy": "out.jsonl"})["copy"].metrics}
+    metrics = {metric.name: metric for metric in compare_samples("out.jsonl", {"copy": "out.jsonl"})["copy"].metrics}
     assert not metrics["acc"].is_derived
     assert metrics["target_loglikelihood"].difference == 0
 

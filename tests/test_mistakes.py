@@ -67,8 +67,8 @@ def rows_of_page():
 # every mistake, with every public function that can be called with it
 
 # in memory, with options of their own
-WITHOUT_SCORES = {"compare_files", "compare_texts", "evaluate", "mismatch", "next_token", "sequence_losses",
-                  "show_config", "token_bytes", "topk_divergence_bound", "windows"}  # fmt: skip
+WITHOUT_SCORES = {"compare_files", "compare_samples", "compare_texts", "evaluate", "mismatch", "next_token",
+                  "sequence_losses", "show_config", "token_bytes", "topk_divergence_bound", "windows"}  # fmt: skip
 FUNCTIONS = [name for name in tokenloss.__all__ if name[0].islower() and name not in WITHOUT_SCORES]
 OF_TARGETS = [*LOSSES, *TOKENS]  # the others take no targets
 KEPT = IDS > 0

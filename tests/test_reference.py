@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import inspect
 import io
 import itertools
 import json
@@ -21,6 +22,7 @@ import tokenloss.dask
 from tokenloss import (
     compare,
     compare_files,
+    compare_samples,
     compare_texts,
     evaluate,
     formats,
@@ -38,6 +40,7 @@ from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import DIVERGENCES
 from tokenloss._core.signature import _FIELDS
 from tokenloss.formats import scores_file
+from tokenloss.formats.logprobs import FIELDS
 from tokenloss.formats.readers import FORMATS
 
 pytestmark = [
@@ -96,7 +99,7 @@ def files(tmp_path_factory):
         "logprobs": {"content": [{"token": "a", "logprob": -0.5 - i} for i in range(4)]},
     }
     clients.save_lines(path / "rollout.jsonl", *[{"choices": [answer]}] * 5)
-    np.save(path / "trainer.npy", -rng.exponential(size=20))
+    np.save(path / "trainer.npy", -rng.exponential(size=(5, 4)))
     (path / "ranks.tiktoken").write_text("".join(f"{b64encode(bytes([n])).decode()} {n}\n" for n in range(11)))
     responses = clients.responses()["vllm/run_batch_out.jsonl"]
     for name, digit in ("responses", ""), ("responses-other", "1"), ("responses-twin", "2"):
@@ -165,6 +168,7 @@ def commands_of(files, kind):
                 "q4=1",
                 "--noise",
                 files.twin,
+                "--temperature=0.9",
                 *of_kl,
             ),
         ],
@@ -178,6 +182,7 @@ def commands_of(files, kind):
                 files.head_npy,
                 "--noise",
                 files.hidden_twin_npz,
+                "--temperature=0.9",
                 *of_kl,
             ),
         ],
@@ -197,7 +202,10 @@ def commands_of(files, kind):
             ),
         ],
         "drafts": [("compare", files.base, f"q8={files.q8}", "--draft", "--cost-ratio", "0.1", "--size", "q8=1")],
-        "logprobs": [("compare", files.trainer_npy, files.rollout_jsonl, "--max-k3", "99")],
+        "logprobs": [
+            ("score", files.trainer_npy, "--logprobs", *of_loss),
+            ("compare", files.trainer_npy, files.rollout_jsonl, "--logprobs", "--max-k3", "99"),
+        ],
         "samples": [("compare", files.base_mc_jsonl, files.noise_mc_jsonl, "--margin", "0.1")],
         "all": [("info",)],
     }[kind]
@@ -214,7 +222,7 @@ def test_keys_of_json_are_described(files, kind):
             del described[".candidates[].groups[]"]  # of folders; its keys are those of `metrics`
             del described[".noise"]
         if kind in ("drafts", "logprobs"):
-            del described[".noise"], described[".noise.sequences[]"]
+            described = {path: keys for path, keys in described.items() if not path.startswith(".noise")}
         if kind == "hidden states":  # without text, and in one file
             for model in ".candidates[]", ".noise":
                 described.pop(f"{model}.by_token_type[]", None)
@@ -223,13 +231,8 @@ def test_keys_of_json_are_described(files, kind):
         assert found == described
 
 
-def of_texts(files):
-    """Files of two models with different tokenizers, as options."""
-    return {"text": files.t_txt, "tokenizer_a": files.a_json, "tokenizer_b": files.b_json}
-
-
 def test_keys_of_json_of_texts_are_described(files):
-    options = (f"--{name.replace('_', '-')}={path}" for name, path in of_texts(files).items())
+    options = "--text", files.t_txt, "--tokenizer-a", files.a_json, "--tokenizer-b", files.b_json
     found = keys_of(emitted("compare", files.a_npz, files.b_npz, *options, "--shift"))
     assert found == described_keys("compare --text", "texts")
 
@@ -253,33 +256,39 @@ TITLES = ("A token", "A sequence", "A token of two models", "A sequence of two m
 
 def tables_in_memory(files):
     """Columns of every table of tokens and sequences, by the heading of the page and the kind of input."""
-    skip = {"skip_failed": True}
-    for kind, path, options in ("scores", files.base, {}), ("responses", files.responses_jsonl, skip):
+    scores = formats.open_scores(files.base, tokenizer=files.ranks_tiktoken)
+    responses = formats.open_responses(files.responses_jsonl, skip_failed=True)
+    for kind, source in ("scores", scores), ("responses", responses):
         tokens, sequences = sinks.TokenTable(top_k=2), sinks.SequenceTable()
-        of_bytes = {"tokenizer": files.ranks_tiktoken} if kind == "scores" else {}
-        evaluation = evaluate(path, sinks=[tokens, sequences], **options, **of_bytes)
+        evaluation = evaluate(source, sinks=[tokens, sequences])
         yield TITLES[0], kind, tokens.columns()
         yield TITLES[1], kind, sequences.columns() | evaluation.columns()
         tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
-        other = files.q8 if kind == "scores" else files.responses_other_jsonl
+        other = files.q8 if kind == "scores" else responses.like(files.responses_other_jsonl)
         wanted = {"divergences": (*DIVERGENCES,)} if kind == "scores" else {}
-        found = compare_files(path, {"a": other}, sinks=[tokens, sequences], **options, **wanted)
+        found = compare_files(source, {"a": other}, sinks=[tokens, sequences], **wanted)
         yield TITLES[2], kind, tokens.columns()
         yield TITLES[3], kind, sequences.columns()
         yield TITLES[2], "arrays" if kind == "scores" else "response arrays", found["a"].columns()
     tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
-    found = compare_files(files.base, files.q8, draft=True, sinks=[tokens, sequences])
+    tokens._is_of_drafts = sequences._is_of_drafts = True
+    found = compare_files(files.base, files.q8, temperature=1, sinks=[tokens, sequences])
     yield TITLES[2], "drafts", tokens.columns()
     yield TITLES[3], "drafts", sequences.columns()
     (one,) = found.values()
-    yield TITLES[2], "draft arrays", one.columns()
+    yield TITLES[2], "draft arrays", one.acceptance().columns()
     tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
-    found = compare_files(files.trainer_npy, {"a": files.rollout_jsonl}, sinks=[tokens, sequences])
+    trainer = formats.open_logprobs(files.trainer_npy)
+    found = compare_files(trainer, {"a": files.rollout_jsonl}, sinks=[tokens, sequences])
     yield TITLES[4], "logprobs", tokens.columns()
     yield TITLES[5], "logprobs", sequences.columns()
     yield TITLES[4], "arrays", found["a"].columns()
     spans, documents = sinks.SpanTable(), sinks.DocumentTable()
-    found = compare_texts(files.a_npz, files.b_npz, **of_texts(files), shift=True, sinks=[spans, documents])
+    a, b = (
+        formats.open_scores(path, tokenizer=own)
+        for path, own in ((files.a_npz, files.a_json), (files.b_npz, files.b_json))
+    )
+    found = compare_texts(a, b, text=files.t_txt, shift=True, sinks=[spans, documents])
     for columns in documents.columns(), found.documents:
         yield "A document of two models with different tokenizers", "texts", columns
     for columns in spans.columns(), found.columns():
@@ -318,16 +327,16 @@ def test_columns_that_are_not_scored_hold_what_is_described():
 
 
 def test_columns_of_models_are_keys_of_json(files):
-    skip = {"skip_failed": True}
+    responses = formats.open_responses(files.responses_jsonl, skip_failed=True)
     kinds = {
-        "scores": (files.base, files.q8, {}),
-        "responses": (files.responses_jsonl, files.responses_other_jsonl, skip),
+        "scores": (files.base, files.q8),
+        "responses": (responses, responses.like(files.responses_other_jsonl)),
     }
-    for kind, (base, other, options) in kinds.items():
+    for kind, (base, other) in kinds.items():
         keys = described_keys("compare", kind)
-        found = {*compare_files(base, {"a": other}, **options).columns()}
+        found = {*compare_files(base, {"a": other}).columns()}
         assert found <= keys["."] | keys[".candidates[]"]
-    samples = compare_files(files.base_mc_jsonl, {"a": files.noise_mc_jsonl}, margin=0.1)
+    samples = compare_samples(files.base_mc_jsonl, {"a": files.noise_mc_jsonl}, margin=0.1)
     keys = described_keys("compare", "samples")[".candidates[].metrics[]"]
     ends = {name.replace("_interval", end) for name in keys for end in ("", "_low", "_high")}
     assert {*samples.columns()} <= ends | {"metric"}
@@ -391,12 +400,32 @@ def test_environment_variables_are_described():
 
 def test_arrays_of_files_are_described():
     names = {*KINDS, *scores_file.HIDDEN_NAMES, *scores_file.PARTS, *scores_file.TARGETS, *scores_file.INPUT_IDS}
-    formats, arrays = (rows for *_, rows in tables_of("files"))
-    assert {name for names, *_ in arrays for name in codes(names)} == names | {scores_file.MASK}
-    words = " ".join(cell for row in formats for cell in row)
+    tables = {heading: rows for heading, _, rows in tables_of("files")}
+    assert {name for names, *_ in tables["The arrays"] for name in codes(names)} == names | {scores_file.MASK}
+    words = " ".join(cell for row in tables["How content is recognized"] for cell in row)
     for one in FORMATS:
         assert all(suffix in words for suffix in one.suffixes), one.words
         assert one.magic in (b"", b"PK") or one.magic.decode("latin1").replace("\x93", r"\x93") in words
+
+
+def test_openers_are_described_with_their_options():
+    ((_, _, rows),) = (table for table in tables_of("files") if table[0] == "Openers")
+    described = {}
+    for call, _, options in rows:
+        (name,) = re.findall(r"`(\w+)\(", call)
+        described[name] = {*codes(options)} - {"open_scores"}
+    described["open_hidden_states"] ^= described["open_scores"]  # those of scores, except `kind`
+    openers = [name for name in formats.__all__ if name.startswith("open_") or name == "blocks"]
+    found = {name: inspect.signature(getattr(formats, name)).parameters.values() for name in openers}
+    assert described == {
+        name: {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} for name, parameters in found.items()
+    }
+
+
+def test_names_of_log_probabilities_are_described():
+    tables = {heading: rows for heading, _, rows in tables_of("files")}
+    described = {codes(name)[0]: codes(mask)[0] for name, mask, _ in tables["Log-probabilities of tokens"]}
+    assert described == {name: mask or "--mask NAME" for name, mask in FIELDS.items()}
 
 
 def test_functions_and_results_are_listed():

@@ -16,6 +16,7 @@ import pages
 import pytest
 
 import tokenloss
+from tokenloss import formats
 from tokenloss._command.cli import main
 from tokenloss._core.errors import _ERRORS
 
@@ -51,8 +52,8 @@ CALLS = [
     "sequence_losses(np.zeros((4, 4)), segment_ids=t)",
     "sequence_losses(np.zeros(4), cu_seqlens=[0, 2])",
     "next_token(x[None], t[None], [[0.0, -1e9, 0.0, 0.0]])",
-    "evaluate(x, t)",
-    'evaluate([(x, t)], targets="ids.npy")',
+    "evaluate(x)",
+    'formats.open_scores("scores.npz", window=2, stride=1, segment_ids="ids.npy")',
     'evaluate("scores.npz") + evaluate("scores.npz")',
     "tokenloss score missing.npz",
     "tokenloss score 'part-*.npz'",
@@ -93,11 +94,14 @@ CALLS = [
     "tokenloss score twice.jsonl",
     "tokenloss score samples.jsonl",
     "tokenloss compare scores.npz wide.npz",
-    "tokenloss compare hidden.npz scores.npz --base-lm-head head.npy --logit-scale 0.5",
+    "tokenloss compare hidden.npz scores.npz --base-lm-head narrow-head.npy --logit-scale 0.5",
     "tokenloss compare scores.npz other-targets.npz",
     "tokenloss compare chat.json other-chat.json",
     "tokenloss compare samples.jsonl other-samples.jsonl",
     "tokenloss compare scores.npz logits.npy --margin 0.1",
+    "tokenloss compare chat.json other-chat.json --divergences js",
+    "tokenloss compare trainer.npy chat.json",
+    "tokenloss score chat.json --window 8",
     "tokenloss score scores.npz --tops 3",
     "tokenloss score scores.npz --plot losses.jpg",
     "tokenloss score scores.npz --state a.state --per-token tokens.csv",
@@ -156,8 +160,10 @@ def wrong(tmp_path_factory):
     ids, certain = rng.integers(9, size=100), np.full((6, 5), -np.inf)
     certain[:, 0] = 0
     arrays = {
+        "trainer.npy": [[-0.5, -1.5], [-0.25, np.nan]],
         "logits.npy": x, "ids.npy": t, "float-ids.npy": t.astype(float), "short.npy": t[:3],
         "ragged.npy": np.array([[1], [1, 2]], object), "head.npy": rng.normal(size=(9, 8)),
+        "narrow-head.npy": rng.normal(size=(9, 5)),
     }  # fmt: skip
     archives = {
         "scores": {"logits": x, "targets": t}, "other-name": {"scores": x, "targets": t}, "no-targets": {"logits": x},
@@ -202,13 +208,14 @@ def wrong(tmp_path_factory):
     np.savez(path / "two-documents.npz", logits=x, targets=t, segment_ids=[0, 0, 1, 1])
     (path / "joined.jsonl").write_text(2 * json.dumps(chat("Yes")))
     (path / "responses").mkdir()
-    (path / "responses" / "chat.json").write_text(json.dumps(chat("Yes")))
+    for name in "chat.json", "chat-2.json":
+        (path / "responses" / name).write_text(json.dumps(chat("Yes")))
     (path / "model.pt").write_bytes(pickle.dumps({}))
     (path / "cut.npy").write_bytes((path / "logits.npy").read_bytes()[:-8])
     (path / "cut.jsonl").write_text('{"choices": [\n')
     (path / "empty-folder").mkdir()
     names = {name: getattr(tokenloss, name) for name in tokenloss.__all__}
-    return path, names | {"np": np, "x": x, "p": p, "t": t, "on_gpu": OnGpu()}
+    return path, names | {"formats": formats, "np": np, "x": x, "p": p, "t": t, "on_gpu": OnGpu()}
 
 
 def message_of(call, names, monkeypatch):

@@ -21,6 +21,7 @@ from tokenloss import (
     class_log_probs,
     compare,
     compare_files,
+    compare_samples,
     compare_texts,
     draft_acceptance,
     evaluate,
@@ -32,6 +33,8 @@ from tokenloss import (
 )
 from tokenloss._core.result import Result, Shown, Table, as_html, as_markdown, figure
 from tokenloss._evaluation.results import Evaluations
+from tokenloss.formats import open_logprobs, open_scores
+from tokenloss.results import Comparisons
 
 RNG = np.random.default_rng(7)
 LOGITS, OTHER = RNG.normal(size=(2, 3, 4, 6)), RNG.normal(size=(2, 3, 4, 6))
@@ -55,6 +58,13 @@ def compared(folder, name="q4"):
     return compare_files(scored(folder, LOGITS), {name: scored(folder, OTHER, name="other")})[name]
 
 
+def drafts_of(folder):
+    """The acceptance of drafts in files."""
+    drafts = {name: scored(folder, logits, name=name) for name, logits in DRAFTS.items()}
+    found = compare_files(scored(folder, LOGITS), drafts, temperature=1)
+    return Comparisons({name: one.acceptance(cost_ratio=0.1) for name, one in found.items()})
+
+
 def of_responses(folder):
     """Files of a server's responses, and of others to the same prompts."""
     paths = [clients.save(folder / f"{name}_responses.jsonl", *clients.COMPLETIONS[:3]) for name in ("base", "other")]
@@ -66,7 +76,7 @@ def of_logprobs(folder):
     """Files of a trainer's log-probabilities, and of an engine's that sampled."""
     clients.save_lines(folder / "rollout.jsonl", *({"logprobs": [-0.5 - i, None, -1.0]} for i in range(3)))
     np.save(folder / "trainer.npy", np.linspace(-2, -1, 9))
-    return only(compare_files(folder / "trainer.npy", folder / "rollout.jsonl"))
+    return only(compare_files(open_logprobs(folder / "trainer.npy"), folder / "rollout.jsonl"))
 
 
 def of_samples(folder):
@@ -78,9 +88,9 @@ def of_texts(folder, names=("a", "b"), text="to be, or not"):
     """A comparison of two models of a text, by words and by three letters."""
     (folder / "t.txt").write_text(text, "utf-8")
     tokens = laid_texts.words(text), laid_texts.cut(text, 3)
-    a, b = (laid_texts.model(folder, name, [own]) for name, own in zip("ab", tokens, strict=True))
-    files = {"text": folder / "t.txt", "tokenizer_a": a.tokenizer, "tokenizer_b": b.tokenizer}
-    return compare_texts(a.path, b.path, **files, name_a=names[0], name_b=names[1], shift=True)
+    models = (laid_texts.model(folder, name, [own]) for name, own in zip("ab", tokens, strict=True))
+    a, b = (open_scores(model.path, tokenizer=model.tokenizer) for model in models)
+    return compare_texts(a, b, text=folder / "t.txt", names=names, shift=True)
 
 
 def only(comparisons):
@@ -132,14 +142,9 @@ MAKERS = {
     "comparison of files": compared,
     "drafts": lambda _: draft_acceptance(LOGITS[..., :5], OTHER, where=TARGETS >= 0, cost_ratio=0.1),
     "drafts of a text": lambda _: draft_acceptance(LOGITS[0, 0], OTHER[0, 0], temperature=0),
-    "drafts of files": lambda folder: compare_files(
-        scored(folder, LOGITS),
-        {name: scored(folder, logits, name=name) for name, logits in DRAFTS.items()},
-        draft=True,
-        cost_ratio=0.1,
-    ),
+    "drafts of files": drafts_of,
     "comparison of responses": lambda folder: only(compare_files(*of_responses(folder))),
-    "comparison of samples": lambda folder: only(compare_files(*of_samples(folder), margin=0.1)),
+    "comparison of samples": lambda folder: only(compare_samples(*of_samples(folder), margin=0.1)),
     "mismatch": lambda _: mismatch(-np.abs(LOGITS[..., 0]), -np.abs(OTHER[..., 0]), where=TARGETS >= 0),
     "mismatch of tokens": lambda _: mismatch([-1.0, -2.0, math.nan, -3.0], [-1.5, -math.inf, -1.0, -3.0]),
     "mismatch of nothing": lambda _: mismatch(np.zeros((3, 0)), np.zeros((3, 0))),
@@ -148,7 +153,7 @@ MAKERS = {
     "comparison of texts without spans": lambda folder: of_texts(folder, text="to"),
     "verdicts": lambda _: compare(LOGITS, OTHER, TARGETS).check(max_kl=1, max_kl_quantile={0.9: 2}, min_same_top=0.5),
     "verdicts by name": lambda folder: evaluations_of(HOSTILE).check(max_loss=3),
-    "metric": lambda folder: only(compare_files(*of_samples(folder))).metrics[0],
+    "metric": lambda folder: only(compare_samples(*of_samples(folder))).metrics[0],
 }
 
 
@@ -176,7 +181,7 @@ def samples_of_names(folder):
     """Samples with many metrics."""
     samples = [eval_harness.sample(i, **{name: float(i % 3 > 0) for name in NAMES}) for i in range(4)]
     path = clients.save_lines(folder / "samples.jsonl", *samples)
-    return only(compare_files(path, {NAMES[0]: path}, margin=0.1))
+    return only(compare_samples(path, {NAMES[0]: path}, margin=0.1))
 
 
 OF_HOSTILE_NAMES = {
@@ -245,7 +250,7 @@ def test_repr_of_samples_shows_each_metric_and_how_it_changed(tmp_path):
     for name, values in ("base", [1.0, 1.0, 0.0, 1.0]), ("q4", [1.0, 0.0, 0.0, 1.0]):
         lines = [{"doc_id": i, "filtered_resps": ["4"], "exact_match": one} for i, one in enumerate(values)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = compare_files(tmp_path / "base.jsonl", {"q4": tmp_path / "q4.jsonl"})
+    found = compare_samples(tmp_path / "base.jsonl", {"q4": tmp_path / "q4.jsonl"})
     assert repr(found["q4"]) == "SampleComparison(metrics=['exact_match': 0.5000 (-0.250 ± 0.250)], count=4)"
     assert repr(found) == "Comparisons('q4': metrics=['exact_match': 0.5000 (-0.250 ± 0.250)])"
 
@@ -395,7 +400,7 @@ def test_summary_is_what_the_command_prints(tmp_path, command):
         (("score", responses[0]), evaluate(responses[0])),
         (("compare", path, f"q4={other}"), compare_files(path, {"q4": other})),
         (("compare", *responses), compare_files(*responses)),
-        (("compare", *samples, "--margin", 0.1), compare_files(*samples, margin=0.1)),
+        (("compare", *samples, "--margin", 0.1), compare_samples(*samples, margin=0.1)),
     ]:
         status, out, _ = command(*argv)
         assert (status, out) == (0, found.summary() + "\n")

@@ -10,8 +10,19 @@ import numpy as np
 import pytest
 
 import tokenloss
-from tokenloss import ComparisonMeter, LossMeter, compare, compare_files, evaluate, linear_compare, sequence_losses
+from tokenloss import (
+    ComparisonMeter,
+    LossMeter,
+    compare,
+    compare_files,
+    compare_samples,
+    evaluate,
+    linear_compare,
+    sequence_losses,
+)
 from tokenloss._core.signature import differing_fields
+from tokenloss.formats import blocks as blocks_of
+from tokenloss.formats import open_hidden_states, open_logprobs, open_responses, open_scores
 from tokenloss.results import Evaluation, Evaluations
 
 RNG = np.random.default_rng(3)
@@ -108,7 +119,7 @@ def test_signature_of_a_resumed_run_is_that_of_one_run(tmp_path):
 def one_sequence(**options):
     """An evaluation of blocks."""
     logits, ids = options.pop("logits", LOGITS[2][None]), options.pop("ids", IDS[2][None])
-    return evaluate([(logits, ids, *options.pop("rest", ()))], **options)
+    return evaluate(blocks_of([(logits, ids, *options.pop("rest", ()))], kind=options.pop("kind", None)), **options)
 
 
 OTHER_IDS = IDS[2][None].copy()
@@ -179,9 +190,9 @@ def test_hash_does_not_depend_on_where_a_sequence_is_split(where, shift, tmp_pat
         evaluations = [evaluate(blocks, shift=shift)]
         if where == "in order" or not shift:
             targets = [path.with_suffix(".ids.npy") for path in paths]
-            options = {"segment_ids": tmp_path / "numbers.npy", "shift": shift}
-            evaluations.append(evaluate(paths, targets, **options))
-            evaluations.append(compare_files(paths, {"q": paths}, targets, **options)["q"])
+            source = open_scores(paths, targets, segment_ids=tmp_path / "numbers.npy")
+            evaluations.append(evaluate(source, shift=shift))
+            evaluations.append(compare_files(source, {"q": paths}, shift=shift)["q"])
         for stop in range(0, len(blocks), 9):
             state = tmp_path / f"state-{n}-{stop}"
             evaluate(lambda first, stop=stop, blocks=blocks: blocks[first : stop + 1], shift=shift, state=state)
@@ -219,7 +230,7 @@ def test_signature_has_the_window_and_its_stride(window, stride, scored, tmp_pat
     ids = RNG.integers(7, size=12)
     rows = np.arange(0, 12 - window + 1, stride)[:, None] + np.arange(window)
     np.savez(tmp_path / "a.npz", logits=RNG.normal(size=(*rows.shape, 7)), input_ids=ids[rows])
-    found = fields(evaluate(tmp_path / "a.npz", window=window, stride=stride).signature)
+    found = fields(evaluate(open_scores(tmp_path / "a.npz", window=window, stride=stride)).signature)
     assert [found[name] for name in ("window", "stride", "shift")] == [str(window), str(stride), "yes"]
     new = [ids[[*of_window]] for of_window in scored]
     assert (found["tokens"], found["ids"]) == (str(sum(map(len, new))), hash_of(*new))
@@ -231,7 +242,7 @@ def test_windows_of_papers_and_whole_texts_are_told_apart_as_of_lm_evaluation_ha
     logits = RNG.normal(size=(2, 6, 7))
     np.savez(tmp_path / "papers.npz", logits=logits, input_ids=ids.reshape(2, 6))
     np.savez(tmp_path / "whole.npz", logits=logits.reshape(1, 12, 7), input_ids=ids[None])
-    papers = evaluate(tmp_path / "papers.npz", window=6, stride=6)
+    papers = evaluate(open_scores(tmp_path / "papers.npz", window=6, stride=6))
     whole = evaluate(tmp_path / "whole.npz", shift=True)
     assert "window" in differing_fields([papers.signature, whole.signature])
     assert "window" in Evaluations(papers=papers, whole=whole).summary().partition("\n")[0]
@@ -322,7 +333,7 @@ def test_signature_of_responses_and_samples(tmp_path):
     assert fields(compared) | {"bytes": counts["bytes"]} == fields(found.signature)
     assert differing_fields([compared, found.signature]) == []
     samples = [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
-    ((_, one),) = compare_files(*samples).items()
+    ((_, one),) = compare_samples(*samples).items()
     counts = f"unit:document|samples:{one.count}|documents:{one.n_documents}"
     assert one.signature == f"tokenloss:{tokenloss.__version__}|{counts}"
     assert one.summary().endswith(f"\n\n  {one.signature}")
@@ -349,6 +360,7 @@ def sources(tmp_path_factory):
     np.save(path / "head.npy", LM_HEAD)
     np.save(path / "rolled.npy", np.roll(TEXT_IDS, 1, 1))
     np.save(path / "numbers.npy", np.arange(27) // 5)
+    np.savez(path / "logprobs.npz", logprobs=-(HIDDEN[..., 0] ** 2), other=-(HIDDEN[..., 1] ** 2), mask=TEXT_IDS > 2)
     ranks = "".join(f"{base64.b64encode(b'abcdefg'[i : i + 1]).decode()} {i}\n" for i in range(7))
     (path / "a.tiktoken").write_text(ranks)
     (path / "text").write_text("\n".join("".join("abcdefg"[i] for i in row) for row in TEXT_IDS))
@@ -356,11 +368,14 @@ def sources(tmp_path_factory):
     return path
 
 
-SCORES, FROM_HIDDEN = {"source": "scores.npz", "array": "logits"}, {"source": "hidden.npz", "lm_head": "head.npy"}
-FROM_HIDDEN["hidden"] = "hidden"
-# by option of `evaluate`: two calls that differ in it, and the fields of the signature that tell them apart
+SCORES = {"source": "scores.npz", "array": "logits"}
+FROM_HIDDEN = {"opener": open_hidden_states, "source": "hidden.npz", "lm_head": "head.npy", "array": "hidden"}
+ANSWERS = {"opener": open_responses, "source": "answers.jsonl"}
+LOGPROBS = {"opener": open_logprobs, "source": "logprobs.npz"}
+# by option of `evaluate` or of an opener: two calls that differ in it, and the fields of the signature that tell them
+# apart
 OF_EVALUATE = {
-    "source": ({"source": "scores.npz", "array": "logits"}, {"source": "more.npz"}, []),  # the model is not a field
+    "source": (SCORES, {"source": "more.npz"}, []),  # the model is not a field
     "targets": (SCORES, SCORES | {"targets": "rolled.npy"}, ["ids"]),
     "segment_ids": (SCORES, SCORES | {"segment_ids": "numbers.npy"}, ["sequences", "ids"]),
     "array": (SCORES, SCORES | {"array": "log_probs"}, ["kind"]),
@@ -383,11 +398,13 @@ OF_EVALUATE = {
     ),
     "ignore_index": (SCORES, SCORES | {"ignore_index": int(TEXT_IDS[0, 0])}, ["tokens", "mask", "ids"]),
     "lm_head": (FROM_HIDDEN, FROM_HIDDEN, []),  # a part of the model
-    "hidden": (FROM_HIDDEN, FROM_HIDDEN | {"hidden": "hidden_states"}, []),  # a part of the model
+    "array of hidden states": (FROM_HIDDEN, FROM_HIDDEN | {"array": "hidden_states"}, []),  # a part of the model
+    "array of log-probabilities": (LOGPROBS, LOGPROBS | {"array": "other"}, []),  # a model
+    "mask": (LOGPROBS, LOGPROBS | {"mask": "mask"}, ["tokens"]),
     "logit_scale": (FROM_HIDDEN, FROM_HIDDEN | {"logit_scale": 0.5}, ["scale"]),
     "softcap": (FROM_HIDDEN | {"softcap": 2.0}, FROM_HIDDEN | {"softcap": 3.0}, ["cap"]),
-    "part": ({"source": "answers.jsonl"}, {"source": "answers.jsonl", "part": "all"}, ["tokens", "part", "bytes"]),
-    "skip_failed": ({"source": "answers.jsonl"}, {"source": "answers.jsonl", "skip_failed": True}, []),  # none failed
+    "part": (ANSWERS, ANSWERS | {"part": "all"}, ["tokens", "part", "bytes"]),
+    "skip_failed": (ANSWERS, ANSWERS | {"skip_failed": True}, []),  # none failed
     "n_bytes": (SCORES | {"n_bytes": 100}, SCORES | {"n_bytes": 200}, ["bytes"]),
     "n_words": (SCORES | {"n_words": 10}, SCORES | {"n_words": 20}, ["words"]),
     "text": (SCORES | {"n_bytes": 100}, SCORES | {"text": "text"}, ["bytes"]),
@@ -399,16 +416,29 @@ ELSEWHERE = {"sinks", "state", "scheduler", "progress", "workers"}  # they chang
 NAMES = {"source", "targets", "segment_ids", "lm_head", "text", "tokenizer"}  # options that are paths
 
 
+def options_of(*functions):
+    """The names of all options of these functions."""
+    return {name for function in functions for name in inspect.signature(function).parameters}
+
+
+def scored(sources, opener=open_scores, **options):
+    """What `evaluate` finds of a source, which is opened with the options that its opener has."""
+    given = {name: sources / one if name in NAMES else one for name, one in options.items()}
+    of_opener = {name: given.pop(name) for name in options_of(opener) & given.keys() - {"shift"}}
+    return evaluate(opener(given.pop("source"), **of_opener), **given)
+
+
 @pytest.mark.parametrize("option", OF_EVALUATE)
-def test_signature_tells_the_options_of_evaluate_apart(option, sources):
+def test_signature_tells_the_options_of_evaluate_and_of_openers_apart(option, sources):
     """8.82, 5.63 and 6.73 had one signature, for three scales and caps."""
     *calls, differ = OF_EVALUATE[option]
-    found = [evaluate(**{key: sources / one if key in NAMES else one for key, one in call.items()}) for call in calls]
-    assert differing_fields(one.signature for one in found) == differ
+    assert differing_fields(scored(sources, **call).signature for call in calls) == differ
 
 
-def test_every_option_of_evaluate_is_looked_at():
-    assert OF_EVALUATE.keys() | ELSEWHERE == inspect.signature(evaluate).parameters.keys()
+def test_every_option_of_evaluate_and_of_openers_is_looked_at():
+    openers = open_scores, open_hidden_states, open_responses, open_logprobs, blocks_of
+    looked_at = {option.partition(" ")[0] for option in OF_EVALUATE} | ELSEWHERE
+    assert looked_at == options_of(evaluate, *openers) - {"path", "paths"}
 
 
 ARRAYS = {"base_logits": HIDDEN @ LM_HEAD.T, "logits": HIDDEN @ LM_HEAD.T + 1, "targets": TEXT_IDS}
@@ -447,12 +477,14 @@ def test_every_option_of_compare_is_looked_at():
 @pytest.mark.filterwarnings("ignore:.*identical to base")
 def test_signature_of_a_comparison_has_the_scale_and_cap_of_logits(sources):
     models = [HIDDEN, LM_HEAD, HIDDEN, LM_HEAD + 1, TEXT_IDS]
-    files = {"base_lm_head": sources / "head.npy", "lm_head": sources / "head.npy", "hidden": "hidden"}
-    files = {"base": sources / "hidden.npz", "others": {"q": sources / "hidden.npz"}, "base_hidden": "hidden"} | files
     for options, differ in ({"logit_scale": 0.5}, ["scale"]), ({"softcap": 2.0}, ["cap"]):
         plain, other = (linear_compare(*models, **some).signature for some in ({}, options))
         assert differing_fields([plain, other]) == differ
-        plain, other = (compare_files(**files, **some)["q"].signature for some in ({}, options))
+        files = [
+            open_hidden_states(sources / "hidden.npz", sources / "head.npy", array="hidden", **some)
+            for some in ({}, options)
+        ]
+        plain, other = (compare_files(one, {"q": one})["q"].signature for one in files)
         assert differing_fields([plain, other]) == differ
 
 

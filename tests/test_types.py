@@ -131,9 +131,26 @@ def test_config_is_printed_or_returned(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_files_hold_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "scores.npz", logits=LOGITS, targets=IDS)
-    file = assert_type(formats.open_scores(tmp_path / "scores.npz", kind="logits"), formats.ScoresFile)
-    for block in file.blocks(1):
+    source = assert_type(formats.open_scores(tmp_path / "scores.npz", kind="logits"), formats.Scores)
+    assert_type(source.file, formats.ScoresFile)
+    for block in source.blocks(1):
         assert is_array(assert_type(block, Array), np.float32)
+
+
+def test_sources_and_paths_are_taken_alike(tmp_path: Path) -> None:
+    np.savez(tmp_path / "scores.npz", logits=LOGITS, targets=IDS)
+    np.savez(tmp_path / "logprobs.npz", logprobs=[-0.5, -1.0])
+    source = formats.open_scores(tmp_path / "scores.npz")
+    logprobs = assert_type(formats.open_logprobs(tmp_path / "logprobs.npz"), formats.Logprobs)
+    blocks = assert_type(formats.blocks([(LOGITS, IDS)], kind="logits"), formats.Blocks)
+    sources: list[formats.Source] = [source, logprobs, blocks, source.like(tmp_path / "scores.npz")]
+    for one in sources:
+        assert assert_type(tokenloss.evaluate(one), results.Evaluation).count == 2
+    assert_type(tokenloss.evaluate(tmp_path / "scores.npz"), results.Evaluation)
+    for name in ("q4", "q8"):
+        np.savez(tmp_path / f"{name}.npz", logits=LOGITS * int(name[1:]))
+    found = tokenloss.compare_files(source, {"q4": tmp_path / "q4.npz", "q8": source.like(tmp_path / "q8.npz")})
+    assert [*found] == ["q4", "q8"]
 
 
 def test_pages_and_plots(tmp_path: Path) -> None:

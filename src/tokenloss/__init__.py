@@ -39,7 +39,8 @@ Bytes of tokens, and two models with different tokens
 
 Files and engines, as the commands `tokenloss score` and `tokenloss compare`
     evaluate                scores files, servers' responses, or blocks that an engine yields
-    compare_files           compares models by their files of scores, responses or samples
+    compare_files           compares models by their files of scores, responses or log-probabilities
+    compare_samples         compares models by the samples that lm-evaluation-harness logged
 
 Settings and warnings
     show_config             instruction set and number of threads
@@ -50,7 +51,7 @@ Settings and warnings
 Modules
     tokenloss.results       types of what these return, which all have summary(), to_dict() and columns()
     tokenloss.sinks         files that evaluate and compare_files write
-    tokenloss.formats       readers of files
+    tokenloss.formats       openers: what files contain, as values
     tokenloss.page          pages of tokens, in HTML
     tokenloss.plots         plots, by matplotlib
     tokenloss.testing       assert_close, for tests of kernels and of quantised models
@@ -73,6 +74,7 @@ _NAMES = {
     "_core.config": ("show_config",),
     "_core.errors": ("KindWarning", "NormWarning", "ShiftWarning"),
     "_evaluation.compare_files": ("compare_files",),
+    "_evaluation.compare_samples": ("compare_samples",),
     "_evaluation.compare_texts": ("compare_texts",),
     "_evaluation.evaluate": ("evaluate",),
     "_scores.class_log_probs": ("class_log_probs",),

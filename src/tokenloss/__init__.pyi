@@ -15,6 +15,7 @@ from tokenloss._core.errors import NormWarning as NormWarning
 from tokenloss._core.errors import ShiftWarning as ShiftWarning
 from tokenloss._core.version import __version__ as __version__
 from tokenloss._evaluation.compare_files import compare_files as compare_files
+from tokenloss._evaluation.compare_samples import compare_samples as compare_samples
 from tokenloss._evaluation.compare_texts import compare_texts as compare_texts
 from tokenloss._evaluation.evaluate import evaluate as evaluate
 from tokenloss._scores.class_log_probs import class_log_probs as class_log_probs
@@ -46,6 +47,7 @@ __all__ = [
     "class_log_probs",
     "compare",
     "compare_files",
+    "compare_samples",
     "compare_texts",
     "cross_entropy",
     "cross_entropy_and_grad",

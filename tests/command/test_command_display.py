@@ -14,7 +14,8 @@ from places import SAMPLE
 
 import tokenloss
 from tokenloss._command import cli
-from tokenloss._evaluation import files, plan, progress
+from tokenloss._evaluation import plan, progress
+from tokenloss._evaluation import run as frame
 from tokenloss._output import terminal
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -44,7 +45,7 @@ FILE  logits, 4 × 3, float32; class ids
 def test_score_prints_a_summary(rich, command, npz, monkeypatch):
     if not rich:
         monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr(files, "time", SimpleNamespace(perf_counter=iter([1.0, 1.5]).__next__))
+    monkeypatch.setattr(frame, "time", SimpleNamespace(perf_counter=iter([1.0, 1.5]).__next__))
     path = npz(logits=LOGITS, targets=TARGETS, tokens=np.array(["a\nb", ",", "\x1b[31mĠc", "[bold]d"]))
     status, out, err = command("score", path)
     assert (status, err) == (0, "")

@@ -1,7 +1,9 @@
 """One line and exit status 2 for bad arguments and files; signals, closed pipes and full disks."""
 
 import gc
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +14,13 @@ import pytest
 from commands import LOGITS, TARGETS, assert_refused, process, raising, read_state
 from places import SAMPLE
 
+from tokenloss import compare_files, evaluate
 from tokenloss._command import commands
 from tokenloss._command.arguments import make_parser
 from tokenloss._evaluation import plan
 from tokenloss._evaluation import score as shard_run
 from tokenloss.formats import npz as npz_format
+from tokenloss.formats import open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  # on Windows
@@ -36,8 +40,8 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE, "--tune"], ["there is no option --tune; tokenloss score --help lists all"]),
         (["score", SAMPLE, "--pertoken", "x.csv"], ["there is no option --pertoken; did you mean --per-token?"]),
         (
-            ["compare", SAMPLE, SAMPLE, "--tokenizer", "T"],
-            ["there is no option --tokenizer; it is an option of tokenloss score"],
+            ["compare", SAMPLE, SAMPLE, "--n-bytes", "1"],
+            ["there is no option --n-bytes; it is an option of tokenloss score"],
         ),
         (["score", SAMPLE, "--tokenizer-a", "T"], ["no option --tokenizer-a; it is an option of tokenloss compare"]),
         (["score", SAMPLE, "-top=3"], ["there is no option -top=3; did you mean --top?"]),
@@ -65,9 +69,9 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE, "--workers", "-2"], ["--workers", "'-2'", "or -1"]),
         (["score", SAMPLE, "--n-bytes", "9", "--text", "x"], ["--text and --n-bytes"]),
         (["score", SAMPLE, "--n-words", "9", "--text", "x"], ["--text and --n-words"]),
-        (["score", SAMPLE, "--part", "all"], ["--part is given"]),
+        (["score", SAMPLE, "--part", "all"], ["--part is for responses; ", " holds scores"]),
         (["score", SAMPLE, "--words", "lm-eval"], ["--words is given; it must be left out without --text"]),
-        (["score", SAMPLE, "--softcap", "1"], ["--softcap is given; it must be left out without --lm-head"]),
+        (["score", SAMPLE, "--softcap", "1"], ["--softcap is for hidden states; ", " holds scores"]),
         (["score", SAMPLE, "--text", "none.txt"], ["none.txt: cannot be read: No such file"]),
         (["score", SAMPLE, "--per-token", "x.txt"], ["--per-token: ", "'x.txt'", ".npy, .csv, .parquet"]),
         (["score", SAMPLE, "--top-k", "2"], ["--top-k is for --per-token"]),
@@ -257,12 +261,12 @@ def test_signals_remove_half_written_files(name, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once instead of sending it a signal")
 def test_signals_leave_the_state_of_what_is_done(name, command, shards):
     program = (
-        "import sys, time; from tokenloss._command import cli; from tokenloss._evaluation import score\n"
-        "score_shard = score.score_shard\n"
-        "def slow(shard, *args):\n"
+        "import sys, time; from tokenloss._command import cli; from tokenloss._evaluation import evaluate\n"
+        "score_shard = evaluate.score_shard\n"
+        "def slow(shard, *args, **options):\n"
         "    if 'part-c' in shard.path: print('begun', flush=True); time.sleep(60)\n"
-        "    return score_shard(shard, *args)\n"
-        "score.score_shard = slow\n"
+        "    return score_shard(shard, *args, **options)\n"
+        "evaluate.score_shard = slow\n"
         "sys.exit(cli.main())"
     )
     argv = ["score", shards.path / "part-*.npz", "--state", shards.path / "state"]
@@ -353,3 +357,103 @@ def test_full_disk():
     with Path("/dev/full").open("w") as full:
         done = process("score", SAMPLE, "--format", "json", stdout=full)
     assert (done.returncode, done.stderr) == (2, "tokenloss: error: cannot write: No space left on device\n")
+
+
+@pytest.fixture
+def wrong(tmp_path, monkeypatch):
+    """A folder of files that lack something, in which a test runs."""
+    monkeypatch.chdir(tmp_path)
+    x, ids = np.zeros((4, 5)), np.arange(4)
+    np.savez("ids.npz", logits=x, input_ids=ids)
+    np.savez("other.npz", logits=x + 1, input_ids=ids)
+    np.savez("marked.npz", logits=x, targets=[1, 2, 3, 255])
+    np.savez("wide.npz", logits=np.zeros((4, 7)), targets=ids)
+    np.savez("hidden.npz", hidden_states=x, targets=ids)
+    np.savez("probs.npz", logits=np.full((4, 5), 0.2), targets=ids)
+    failed = {"custom_id": "a", "response": {"status_code": 400, "body": None}, "error": {"message": "too long"}}
+    Path("failed.jsonl").write_text(json.dumps(failed), "utf-8")
+
+
+# calls in Python, the commands that do the same, and what their messages end with
+IDS_LACK = "or come with {} or {}; if these ids are the model's input, add {}"
+SPELLINGS = [
+    (
+        lambda: evaluate("ids.npz"),
+        "score ids.npz",
+        IDS_LACK,
+        ["targets=", "targets_array=", "shift=True"],
+        ["--targets", "--targets-array", "--shift"],
+    ),
+    (
+        lambda: compare_files("ids.npz", "other.npz"),
+        "compare ids.npz other.npz",
+        IDS_LACK + "; for divergences only, {}",
+        ["targets=", "targets_array=", "shift=True", "shift=False"],
+        ["--targets", "--targets-array", "--shift", "--no-shift"],
+    ),
+    (
+        lambda: compare_files("marked.npz", "wide.npz"),
+        "compare marked.npz wide.npz",
+        "; {} compares the first 5 of both",
+        ["classes=5"],
+        ["--classes 5"],
+    ),
+    (
+        lambda: evaluate("marked.npz"),
+        "score marked.npz",
+        "if 255 marks what has no label, give {}",
+        ["ignore_index=255"],
+        ["--ignore-index 255"],
+    ),
+    (
+        lambda: evaluate("probs.npz"),
+        "score probs.npz",
+        "come with {} and its array's name, or with {} if it holds logits",
+        ["kind='probs'", "kind='logits'"],
+        ["--kind probs", "--kind logits"],
+    ),
+    (
+        lambda: evaluate("failed.jsonl"),
+        "score failed.jsonl",
+        "or be left out ({})",
+        ["skip_failed=True"],
+        ["--skip-failed"],
+    ),
+    (
+        lambda: open_scores("wide.npz", window=3),
+        "score wide.npz --window 3",
+        "{} is given; it must be left out without {}",
+        ["window", "stride"],
+        ["--window", "--stride"],
+    ),
+    (
+        lambda: compare_files("wide.npz", "marked.npz", sizes={"marked.npz": "big"}),
+        "compare wide.npz marked.npz --size marked.npz=big",
+        "{} is 'big'; it must be a file, a directory, or a number of bytes such as 4.9G",
+        ["sizes['marked.npz']"],
+        ["--size marked.npz"],
+    ),
+    (
+        lambda: evaluate("wide.npz", state="wide.npz"),
+        "score wide.npz --state wide.npz",
+        "{} wide.npz: would replace wide.npz; give another name",
+        ["state"],
+        ["--state"],
+    ),
+]
+
+
+@pytest.mark.usefixtures("wrong")
+@pytest.mark.parametrize(("call", "line", "words", "of_python", "of_command"), SPELLINGS, ids=[x[1] for x in SPELLINGS])
+def test_messages_name_parameters_in_python_and_options_in_the_command(
+    call, line, words, of_python, of_command, command
+):
+    with pytest.raises((IndexError, ValueError)) as raised:
+        call()
+    message = str(raised.value)
+    assert message.endswith(words.format(*of_python))
+    assert "--" not in message
+    said = command(*line.split())[2].removesuffix("\n")
+    assert said == f"tokenloss: error: {message.replace(words.format(*of_python), words.format(*of_command))}"
+    with pytest.raises((IndexError, ValueError), match=f"^{re.escape(message)}$"):  # again after a command
+        call()

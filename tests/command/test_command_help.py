@@ -16,6 +16,7 @@ from commands import assert_refused, process
 import tokenloss
 from tokenloss._command import cli
 from tokenloss._command.arguments import make_parser
+from tokenloss.formats import open_hidden_states, open_logprobs, open_responses, open_samples, open_scores
 from tokenloss.results import Comparison, Evaluation, Mismatch
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -130,29 +131,34 @@ def test_files_may_stand_on_both_sides_of_an_option(folder, command):
 OUTPUTS = {"per_token", "per_sequence", "plot", "html"}  # options that Python has as `sinks`
 
 
+OPENERS = open_scores, open_hidden_states, open_responses, open_logprobs, open_samples
+
+
 @pytest.mark.parametrize(
-    ("argv", "function", "others", "results"),
+    ("argv", "functions", "results"),
     [
-        (["score", "x"], tokenloss.evaluate, {}, (Evaluation,)),
+        (["score", "x"], (tokenloss.evaluate, *OPENERS[:-1]), (Evaluation,)),
         (
             ["compare", "x", "y"],
-            tokenloss.compare_files,
-            {"sizes": "size"},
+            (tokenloss.compare_files, tokenloss.compare_samples, *OPENERS),
             (Comparison, Mismatch),
-        ),  # given one by one, NAME=SIZE
+        ),
     ],
 )
-def test_options_and_parameters_have_the_same_names_and_defaults(argv, function, others, results):
-    options = vars(make_parser().parse_args(argv))
-    parameters = inspect.signature(function).parameters
-    if function is tokenloss.compare_files:  # of which other models take these
-        of_texts = inspect.signature(tokenloss.compare_texts).parameters
-        for name in set(of_texts) & {"text", "tokenizer_a", "tokenizer_b"}:
-            assert options.pop(name) is None
-    for name, parameter in parameters.items():
-        if name not in ("sinks", "progress"):  # progress is shown where stderr is a terminal
-            value = options.pop(others.get(name, name))
-            assert parameter.default in (value, parameter.empty) or not (value or parameter.default), name
+def test_options_and_parameters_have_the_same_names_and_defaults(argv, functions, results):
+    options, seen = vars(make_parser().parse_args(argv)), set()
+    without = {"paths", "path", "progress", "sinks"}  # progress is shown where stderr is a terminal
+    if argv[0] == "compare":
+        assert {options.pop(name) for name in ("text", "tokenizer_a", "tokenizer_b")} == {None}  # of `compare_texts`
+    for function in functions:
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name not in without:
+                value = options[name]
+                seen.add(name)
+                assert parameter.default in (value, parameter.empty) or not (value or parameter.default), name
     gates = {name for one in results for name in inspect.signature(one.check).parameters} - {"self", "noise"}
     assert gates <= options.keys()
-    assert options.keys() - gates <= {*OUTPUTS, "top_k", "format", "call"}  # top_k is a parameter of `sinks.TokenTable`
+    # arrays of hidden states and of a base have options of their own; top_k is a parameter of `sinks.TokenTable`
+    twins = {f"base_{name}" for name in ("array", "kind", "hidden", "lm_head")} | {"hidden", "logprobs"}
+    twins |= {"draft", "cost_ratio"}  # of `Comparison.acceptance`
+    assert options.keys() - gates - seen <= {*OUTPUTS, *twins, "top_k", "format", "call"}

@@ -1,9 +1,12 @@
 """tokenloss compare: its JSON, its tables, its options, and files that do not fit together."""
 
 import inspect
+import json
 import math
 import re
+from pathlib import Path
 
+import clients
 import numpy as np
 import pytest
 from commands import assert_refused
@@ -11,12 +14,16 @@ from places import DATA, SAMPLE
 
 import tokenloss
 from tokenloss._command import commands
-from tokenloss._evaluation import compare_files, plan
-from tokenloss._evaluation.compare_logprobs import compare_logprobs
-from tokenloss._evaluation.compare_responses import compare_responses
-from tokenloss._evaluation.compare_samples import compare_samples
-from tokenloss._evaluation.compare_scores import compare_scores
-from tokenloss.formats import llama_cpp
+from tokenloss._command.arguments import make_parser
+from tokenloss._evaluation import plan
+from tokenloss.formats import (
+    llama_cpp,
+    open_hidden_states,
+    open_logprobs,
+    open_responses,
+    open_samples,
+    open_scores,
+)
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -152,78 +159,229 @@ def test_definitions_llama_cpp_print_what_llama_cpp_printed(command, tmp_path):
     assert count == 43
 
 
-ALL = "--targets=t --segment-ids=s --ignore-index=3 --shift --workers=2"
-FILES = f"{ALL} --array=a --kind=probs --lm-head=l --hidden=h --logit-scale=2 --softcap=5 --state=f --scheduler=x"
-FILES += " --targets-array=y"
-OF_ALL = {"targets": ["t"], "segment_ids": ["s"], "ignore_index": 3, "shift": True, "workers": 2}
-OF_FILES_ALONE = {"array": "a", "kind": "probs", "lm_head": "l", "hidden": "h", "logit_scale": 2.0, "softcap": 5.0,
-                  "state": "f", "scheduler": "x", "targets_array": "y"}  # fmt: skip
+@pytest.fixture
+def sources(tmp_path, monkeypatch, rng):
+    """Files of everything that the commands read, by short names."""
+    monkeypatch.chdir(tmp_path)
+    ids, (x, q) = rng.integers(3, size=(4, 6)), rng.normal(size=(2, 4, 6, 5), scale=3)
+    np.savez("x.npz", logits=x, a=x, targets=ids, y=ids)
+    np.savez("q.npz", logits=q, a=q)
+    states = rng.normal(size=(2, 4, 6, 3))
+    np.savez("xh.npz", hidden_states=states[0], h=states[0], i=states[0], targets=ids)
+    np.savez("qh.npz", hidden_states=states[1], h=states[1])
+    np.save("head.npy", rng.normal(size=(5, 3)))
+    np.save("t.npy", ids)
+    np.save("t2.npy", ids)
+    np.save("s.npy", np.repeat(np.arange(4), 6))
+    np.save("s2.npy", np.repeat(np.arange(4), 6))
+    for name in "xq":
+        number = -1.0 - (name == "q")
+        clients.save_lines(Path(f"{name}.jsonl"), clients.chat(("t", number, []), ("u", -2.0, [])))
+        logprobs = -rng.exponential(size=(4, 6))
+        np.savez(f"{name}l.npz", logprobs=logprobs, a=logprobs, m=np.ones((4, 6)))
+        run = "base" if name == "x" else "noise"
+        clients.save(Path(f"{name}s.jsonl"), f"{run}/mc.jsonl")
+        Path(f"{name}-folder").mkdir()
+        clients.save(Path(f"{name}-folder/samples_mc_2026-01-01T00-00-00.jsonl"), f"{run}/mc.jsonl")
+    return tmp_path
+
+
+TOKENS = "--targets=t.npy --segment-ids=s.npy --ignore-index=3"
+OF_TOKENS = {"targets": ["t.npy"], "segment_ids": ["s.npy"], "ignore_index": 3}
+RUN = "--state=f --scheduler=x --workers=2"
+OF_RUN = {"state": "f", "scheduler": "x", "workers": 2}
+# by name: a call, the verb, the options that it gets, and its sources
 FORWARDED = {
-    "evaluate": (
-        "score x.npy --n-bytes=7 --n-words=6 --words=lm-eval --tokenizer=t --top=9 --part=all --skip-failed "
-        f"--window=9 --stride=4 {FILES}",
-        OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "n_words": 6, "words": "lm-eval",
-                                   "tokenizer": "t", "top": 9, "part": "all", "skip_failed": True, "window": 9,
-                                   "stride": 4},
+    "scores": (
+        f"score x.npz --array=a --kind=logits --shift --top=9 --n-bytes=7 --n-words=6 --tokenizer=T {TOKENS} {RUN}",
+        "evaluate", OF_RUN | {"shift": True, "top": 9, "n_bytes": 7, "n_words": 6},
+        lambda: [open_scores("x.npz", **OF_TOKENS, array="a", kind="logits", tokenizer="T")],
     ),
-    "compare_files": (
-        "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "
-        "--definitions=llama.cpp --divergences=tv,js --divergences=hellinger --size=q=4.9G --part=all --skip-failed "
-        f"--margin=0.1 --cluster=c --run=2026 --noise=n.json --draft --temperature=0.5 --cost-ratio=0.1 {FILES}",
-        OF_ALL | OF_FILES_ALONE | {"base": "x.npy", "others": {"q": "q.npy"}, "base_array": "b", "lm_head": ["l"],
-                                   "base_kind": "log_probs", "base_lm_head": "m", "base_hidden": "i", "classes": 8,
-                                   "definitions": "llama.cpp", "divergences": ("tv", "js", "hellinger"),
-                                   "sizes": {"q": "4.9G"}, "part": "all",
-                                   "skip_failed": True, "margin": 0.1, "cluster": "c", "run": ["2026"],
-                                   "noise": "n.json", "draft": True, "temperature": 0.5, "cost_ratio": 0.1},
+    "a text in windows": (
+        "score x.npz --window=6 --stride=4 --targets-array=y --text=t.npy --words=lm-eval", "evaluate",
+        {"text": "t.npy", "words": "lm-eval"},
+        lambda: [open_scores("x.npz", window=6, stride=4, targets_array="y")],
     ),
-    "compare_texts": (
-        "compare x.npy q=q.npy --text=t --tokenizer-a=A --tokenizer-b=B --array=a --targets-array=y --kind=probs "
-        "--ignore-index=3 --shift --workers=2 --targets=i --targets=j --segment-ids=k --segment-ids=l",
-        {"a": "x.npy", "b": "q.npy", "name_b": "q", "tokenizer_a": "A", "tokenizer_b": "B", "array": "a",
-         "targets_array": "y", "kind": "probs", "ignore_index": 3, "shift": True, "workers": 2,
-         "targets": ["i", "j"], "segment_ids": ["k", "l"]},
+    "hidden states": (
+        f"score xh.npz --lm-head=head.npy --hidden=h --logit-scale=2 --softcap=5 --targets-array=targets {TOKENS}",
+        "evaluate", {},
+        lambda: [open_hidden_states("xh.npz", "head.npy", **OF_TOKENS, targets_array="targets", array="h",
+                                    logit_scale=2.0, softcap=5.0)],
+    ),
+    "responses": (
+        "score x.jsonl --part=all --skip-failed --no-shift", "evaluate", {"shift": False},
+        lambda: [open_responses("x.jsonl", part="all", skip_failed=True)],
+    ),
+    "log-probabilities": (
+        f"score xl.npz --logprobs --array=a --mask=m --segment-ids=s.npy {RUN}", "evaluate", OF_RUN,
+        lambda: [open_logprobs("xl.npz", array="a", mask="m", segment_ids=["s.npy"])],
+    ),
+    "two models": (
+        "compare x.npz q=q.npz --base-array=a --base-kind=logits --array=a --kind=logits --classes=4 --noise=q.npz "
+        "--definitions=llama.cpp --divergences=tv,js --divergences=hellinger --size=q=4.9G --shift --targets-array=y "
+        f"--window=6 --stride=4 --tokenizer=T --targets=t.npy --ignore-index=3 {RUN}",
+        "compare_files",
+        OF_RUN | {"shift": True, "classes": 4, "definitions": "llama.cpp", "divergences": ("tv", "js", "hellinger"),
+                  "sizes": {"q": "4.9G"}, "noise": "q.npz"},
+        lambda: [open_scores("x.npz", ["t.npy"], ignore_index=3, targets_array="y", array="a", kind="logits", window=6,
+                             stride=4, tokenizer="T"),
+                 open_scores("q.npz", array="a", kind="logits")],
+    ),
+    "drafts of hidden states": (
+        "compare xh.npz q=qh.npz --base-lm-head=head.npy --base-hidden=i --lm-head=head.npy --hidden=h --draft "
+        "--temperature=0.5 --cost-ratio=0.1 --logit-scale=2 --softcap=5",
+        "compare_files", {"temperature": 0.5, "classes": "all", "shift": False},
+        lambda: [open_hidden_states("xh.npz", "head.npy", array="i", logit_scale=2.0, softcap=5.0),
+                 open_hidden_states("qh.npz", "head.npy", array="h", logit_scale=2.0, softcap=5.0)],
+    ),
+    "one head for both": (
+        "compare xh.npz q=qh.npz --lm-head=head.npy --hidden=h", "compare_files", {},
+        lambda: [open_hidden_states(f"{name}h.npz", "head.npy", array="h") for name in "xq"],
+    ),
+    "responses beside scores": (
+        "compare x.jsonl q=q.npz --targets=t.npy --segment-ids=s.npy --part=prompt", "compare_files", {},
+        lambda: [open_responses("x.jsonl", part="prompt"),
+                 open_scores("q.npz", targets=["t.npy"], segment_ids=["s.npy"])],
+    ),
+    "a trainer and an engine": (
+        "compare xl.npz q=q.jsonl --logprobs --mask=m --base-array=a --part=all --skip-failed", "compare_files", {},
+        lambda: [open_logprobs("xl.npz", array="a", mask="m"),
+                 open_responses("q.jsonl", part="all", skip_failed=True)],
+    ),
+    "samples": (
+        "compare x-folder q=q-folder --margin=0.1 --cluster=c --run=2026", "compare_samples",
+        {"margin": 0.1, "cluster": "c"},
+        lambda: [open_samples(f"{name}-folder", run=["2026"]) for name in "xq"],
+    ),
+    "two tokenizers": (
+        "compare x.npz q=q.npz --text=t --tokenizer-a=A --tokenizer-b=B --array=a --kind=logits --ignore-index=3 "
+        "--shift --workers=2 --targets=t.npy --targets=t2.npy --segment-ids=s.npy --segment-ids=s2.npy",
+        "compare_texts", {"text": "t", "names": ("x.npz", "q"), "shift": True, "workers": 2},
+        lambda: [open_scores("x.npz", "t.npy", segment_ids="s.npy", array="a", kind="logits", ignore_index=3,
+                             tokenizer="A"),
+                 open_scores("q.npz", "t2.npy", segment_ids="s2.npy", array="a", kind="logits", ignore_index=3,
+                             tokenizer="B")],
     ),
 }  # fmt: skip
-OTHERS = {"sinks", "progress", "text"}  # which no option gives as it is
-
-
-@pytest.mark.parametrize("function", [compare_scores, compare_responses, compare_samples, compare_logprobs])
-def test_an_option_that_a_comparison_does_not_take_is_refused(function, command, monkeypatch):
-    """By the command and by Python alike, before any file is read."""
-    monkeypatch.setattr(compare_files, "is_samples", lambda _: function is compare_samples)
-    monkeypatch.setattr(compare_files, "are_logprobs", lambda *_: function is compare_logprobs)
-    base, other = ("x.npy", "q.npy") if function is compare_scores else ("x.json", "q.json")
-    taken = {*inspect.signature(function).parameters, "workers", "progress"}
-    refused = {name: value for name, value in FORWARDED["compare_files"][1].items() if name not in taken}
-    words = {word[2:].split("=")[0]: word for word in FORWARDED["compare_files"][0].split() if word.startswith("--")}
-    for name, value in refused.items():
-        option = {"sizes": "size"}.get(name, name.replace("_", "-"))
-        named = words[option].replace("=q=", f"={other}=")
-        assert_refused(command("compare", base, other, named), f"--{option} ")
-        given = {other: "4.9G"} if name == "sizes" else value
-        with pytest.raises(ValueError, match=rf"^{name} (does not apply to|is for) (responses|samples|log-prob)"):
-            tokenloss.compare_files(base, other, **{name: given})
-    if function is compare_samples:
-        for option in "--html=x.html", "--plot=x.png", "--per-token=x.csv", "--per-sequence=x.csv":
-            words = "does not apply to samples of lm-evaluation-harness; in Python, columns() of each of the result's"
-            assert_refused(command("compare", base, other, option), f"{option.partition('=')[0]} {words} metrics lists")
-    assert len(refused) > 1
 
 
 @pytest.mark.parametrize("name", FORWARDED)
-def test_every_option_reaches_the_function_that_runs_the_command(name, command, monkeypatch):
-    words, expected = FORWARDED[name]
-    signature, got = inspect.signature(getattr(commands, name)), {}
+def test_every_option_reaches_the_opener_or_the_function_that_runs_the_command(name, sources, command, monkeypatch):
+    words, verb, options, opened = FORWARDED[name]
+    signature, got = inspect.signature(getattr(commands, verb)), {}
 
-    def function(*args, **options):
-        got.update(signature.bind(*args, **options).arguments)
+    def function(*args, **given):
+        got.update(signature.bind(*args, **given).arguments)
         raise ValueError("enough")
 
     function.__signature__ = signature
-    monkeypatch.setattr(commands, name, function)
+    monkeypatch.setattr(commands, verb, function)
     assert_refused(command(*words.split()), "enough")
-    assert {option: value for option, value in got.items() if option not in OTHERS} == expected
-    others = OTHERS | ({"name_a", "top"} if name == "compare_texts" else set())
-    assert set(signature.parameters) <= expected.keys() | others
-    assert all(signature.parameters[option].default != value for option, value in expected.items())
+    given = [got.pop(argument) for argument in ("source", "base", "a", "others", "b") if argument in got]
+    given = [one for each in given for one in (each.values() if isinstance(each, dict) else [each])]
+    assert [(type(one), repr(vars(one))) for one in given] == [(type(one), repr(vars(one))) for one in opened()]
+    unset = (None, False, (), [], {}, 0, "whitespace", "exact", ("kl",), 5)
+    changed = {argument: value for argument, value in got.items() if value not in unset or argument == "shift"}
+    changed = {argument: value for argument, value in changed.items() if value is not None} | options
+    assert changed.pop("progress", True) is True
+    assert changed == {argument: got[argument] for argument in changed} == options
+
+
+def test_every_option_of_the_command_is_among_those_that_are_forwarded():
+    calls = [words.split() for words, *_ in FORWARDED.values()]
+    outputs = {"per_token", "per_sequence", "plot", "html", "top_k", "format", "call", "source", "base", "others"}
+    for name, files in ("score", ["x"]), ("compare", ["x", "y"]):
+        options = {*vars(make_parser().parse_args([name, *files]))} - outputs
+        typed = {word.partition("=")[0][2:].removeprefix("no-").replace("-", "_") for call in calls for word in call[1:]
+                 if call[0] == name and word.startswith("--")}  # fmt: skip
+        gates = {option for option in options if option.startswith(("max_", "min_", "confidence"))}
+        assert options - gates == {"sizes" if option == "size" else option for option in typed}
+
+
+PAIRS = {
+    "scores": ("x.npz", "q.npz"), "responses": ("x.jsonl", "q.jsonl"), "log-probabilities": ("xl.npz", "ql.npz"),
+    "samples": ("xs.jsonl", "qs.jsonl"),
+}  # fmt: skip
+OF_SCORES = "--targets=t.npy --ignore-index=3 --kind=logits --targets-array=y --base-kind=logits"
+OF_ROWS = "--classes=3 --definitions=llama.cpp --divergences=tv"
+# by what files hold: the options that are not for them, and the words that say so
+NOT_FOR = {
+    "scores": {
+        "--hidden=h --logit-scale=2 --softcap=5 --base-hidden=h": "is for hidden states; x.npz, q.npz hold scores",
+        "--part=all --skip-failed": "is for responses; x.npz, q.npz hold scores",
+        "--mask=m": "is for log-probabilities in files with names; x.npz, q.npz hold scores",
+        "--run=2026": "is for folders of samples; x.npz, q.npz hold scores",
+        "--margin=0.1 --cluster=c": "is for samples of lm-evaluation-harness",
+    },
+    "responses": {
+        f"{OF_SCORES} --segment-ids=s.npy --array=a": "is for scores; x.jsonl, q.jsonl hold responses",
+        "--hidden=h --logit-scale=2 --softcap=5 --lm-head=head.npy --base-lm-head=head.npy": "is for hidden states",
+        OF_ROWS: "needs all classes of each token",
+        "--mask=m --logprobs": "is for log-probabilities",
+        "--margin=0.1 --cluster=c": "is for samples of lm-evaluation-harness",
+    },
+    "log-probabilities": {
+        OF_SCORES: "is for scores; xl.npz, ql.npz hold log-probabilities",
+        "--hidden=h --logit-scale=2 --softcap=5": "is for hidden states; xl.npz, ql.npz hold log-probabilities",
+        OF_ROWS: "needs all classes of each token",
+        "--part=all --skip-failed": "is for responses; xl.npz, ql.npz hold log-probabilities",
+        "--margin=0.1 --cluster=c": "is for samples of lm-evaluation-harness",
+        "--size=q=4G --noise=xs.jsonl": "does not apply to log-probabilities of tokens alone",
+        "--html=x.html": "does not apply to log-probabilities of tokens alone",
+    },
+    "samples": {
+        f"{OF_SCORES} --segment-ids=s.npy --array=a": "is for scores; xs.jsonl, qs.jsonl hold samples",
+        "--hidden=h --logit-scale=2 --softcap=5 --lm-head=head.npy":
+            "is for hidden states; xs.jsonl, qs.jsonl hold samples",
+        f"{OF_ROWS} --shift --state=f --scheduler=x --noise=q.npz --size=q=4G --draft --temperature=0.5 "
+        "--html=x.html --plot=x.png --per-token=x.csv --per-sequence=x.csv":
+            "does not apply to samples of lm-evaluation-harness",
+        "--part=all --skip-failed": "is for responses; xs.jsonl, qs.jsonl hold samples",
+        "--mask=m --logprobs": "is for log-probabilities",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", PAIRS)
+def test_an_option_that_is_not_for_what_files_hold_is_refused(content, sources, command):
+    base, other = PAIRS[content]
+    before = {*sources.iterdir()}
+    for options, words in NOT_FOR[content].items():
+        for option in options.split():
+            if "noise" in option and content == "log-probabilities":
+                np.savez("noise.npz", logprobs=-np.ones((4, 6)))
+                option = "--noise=noise.npz"
+            refused = command("compare", base, f"q={other}", option)
+            assert_refused(refused, f"{option.partition('=')[0].replace('--no-', '--')} ", words)
+    assert {path.name for path in {*sources.iterdir()} - before} <= {"noise.npz"}
+    for option in [] if content == "samples" else ["--shift", "--no-shift"]:
+        assert command("compare", base, f"q={other}", option)[0] == 0
+    assert command("compare", base, f"q={other}", "--workers=2")[0] == 0
+
+
+def test_one_head_is_for_the_files_that_may_hold_hidden_states(sources, command):
+    """Not for responses beside them, nor for a base whose kind is given."""
+    refused = command("compare", "xh.npz", "q.jsonl", "--lm-head", "head.npy")
+    assert_refused(refused, "xh.npz: holds 6 rows with targets in sequence 0; it must hold 2, as q.jsonl does")
+    refused = command("compare", "x.npz", "q.npz", "--base-kind", "logits", "--lm-head", "head.npy")
+    assert_refused(refused, "q.npz: holds logits, a; it must hold exactly one of hidden_states, hidden")
+
+
+def test_the_mask_of_lines_beside_an_array_without_names(sources, command):
+    np.save("trainer.npy", [-1.0, -2.0, -3.0])
+    clients.save_lines(Path("rollout.jsonl"), {"logprobs": [-1.0, -2.5, -3.0], "m": [1, 1, 0]})
+    argv = "compare", "trainer.npy", "rollout.jsonl", "--logprobs", "--json"
+    counts = [json.loads(command(*argv, *mask)[1])["candidates"][0]["count"] for mask in ([], ["--mask", "m"])]
+    assert counts == [3, 2]
+    refused = command(*argv, "--mask", "n")
+    assert_refused(refused, "rollout.jsonl: line 1: it has no mask 'n'; it must have it beside logprobs")
+    refused = command("score", "trainer.npy", "--logprobs", "--mask", "m")
+    assert_refused(refused, "--mask is for log-probabilities in files with names; trainer.npy holds log-probabilities")
+    for array in ["--array", "z"], ["--base-array", "z", "--array", "a"]:
+        refused = command("compare", "xl.npz", "ql.npz", "--logprobs", *array)
+        assert_refused(refused, "l.npz: holds logprobs, a, m; it must hold 'z'")
+    for options in {"array": "z"}, {"mask": "z"}:
+        with pytest.raises(ValueError, match=r"trainer.npy: holds one array without a name; it must name 'z'"):
+            open_logprobs("trainer.npy", **options)
+        with pytest.raises(ValueError, match=r"xl.npz: holds logprobs, a, m; it must hold 'z'"):
+            open_logprobs("xl.npz", **options)

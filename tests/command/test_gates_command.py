@@ -130,7 +130,7 @@ def test_gates_of_score_in_json(folder, command):
         (("--max-kl", "\N{ARABIC-INDIC DIGIT FIVE}"), "must be a number"),
         (("--max-kl-quantile", "0.9=1_0"), "not '0.9=1_0'"),
         (("--max-kl", "-1"), "--max-kl is -1.0; it must be a finite number of at least 0"),
-        (("--max-kl", "1", "--classes", "1_0"), "argument --classes: must be an integer of at least 1, not '1_0'"),
+        (("--max-kl", "1", "--classes", "1_0"), "must be an integer of at least 1, or all, not '1_0'"),
         (("--max-kl", "x"), "argument --max-kl: must be a number, not 'x'"),
         (("--min-same-top", "97"), "--min-same-top is 97.0; it must be a number from 0 to 1"),
         (("--max-kl-quantile", "0.3"), "argument --max-kl-quantile: must be F=X, with F between 0 and 1"),

@@ -110,7 +110,8 @@ def test_logits_of_any_shape_layout_and_block_size(shape, dtype, order, block_by
     rng = np.random.default_rng(0)
     logits = np.asarray(rng.normal(size=(*shape, 11)), dtype, order=order)
     targets = np.asarray(rng.integers(11, size=shape), np.int32, order=order)
-    found = score_json(*npy(logits, targets), "--top", 2)
+    kind = [] if shape else ["--kind", "logits"]  # a number for each token may be its log-probability
+    found = score_json(*npy(logits, targets), "--top", 2, *kind)
     losses = np.ravel(tokenloss.cross_entropy(logits, targets, reduction="none"))
     assert found["count"] == losses.size
     assert found["loss"] == (tokenloss.cross_entropy(logits, targets) if losses.size else None)

@@ -108,7 +108,10 @@ def test_models_without_names_are_noticed(command, npz, tmp_path, monkeypatch):
     ("argv", "words"),
     [
         (["A=a.npz", "b.npz"], "FILE b.npz: has no name; each FILE must have one, NAME=FILE, or none"),
-        (["folder"], "folder: holds samples of lm-evaluation-harness; it must hold scores or responses"),
+        (
+            ["folder"],
+            "folder holds samples of lm-evaluation-harness, which tokenloss compare BASE OTHER compares; ",
+        ),
         (["A=a.npz", "A=b.npz"], "FILE A=b.npz: the name A is given twice"),
         (["A=a.npz", "B="], "FILE B=: has no FILE; it must be NAME=FILE, or FILE"),
         (["A=a.npz", "B=none.npz"], "none.npz: cannot be read"),

@@ -15,7 +15,7 @@ from rendered import Documents
 from tables import read_table
 
 import tokenloss
-from tokenloss import ComparisonMeter, compare_files, sinks
+from tokenloss import ComparisonMeter, compare_files, compare_samples, sinks
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss.formats import open_responses
 from tokenloss.page import write_comparison_page
@@ -48,6 +48,11 @@ def of_samples(path):
     return files.pop("base"), files, {"cluster", "margin"}
 
 
+def compared(make, base, others):
+    """Compare the files of one of these functions, as the command does."""
+    return (compare_samples if make is of_samples else compare_files)(base, others)
+
+
 EACH = pytest.mark.parametrize("make", [of_scores, of_responses, of_samples])
 
 
@@ -56,7 +61,7 @@ EACH = pytest.mark.parametrize("make", [of_scores, of_responses, of_samples])
 def test_json_has_one_schema_for_one_candidate_and_for_many(make, several, tmp_path, command):
     base, others, common = make(tmp_path)
     others = others if several else dict([*others.items()][:1])
-    found = compare_files(base, others)
+    found = compared(make, base, others)
     status, out, err = command("compare", base, *(f"{name}={path}" for name, path in others.items()), "--format=json")
     assert (status, err) == (0, "")
     figures = json.loads(out)
@@ -73,10 +78,10 @@ def test_json_has_one_schema_for_one_candidate_and_for_many(make, several, tmp_p
 @EACH
 def test_each_candidate_is_as_alone(make, tmp_path):
     base, others, _ = make(tmp_path)
-    found = compare_files(base, others)
+    found = compared(make, base, others)
     assert list(found) == list(others)
     for name, path in others.items():
-        assert found[name] == compare_files(base, {name: path})[name]
+        assert found[name] == compared(make, base, {name: path})[name]
     again = pickle.loads(pickle.dumps(found))  # noqa: S301 - our own
     assert type(again) is Comparisons
     assert again == found
@@ -89,15 +94,15 @@ def test_each_candidate_is_as_alone(make, tmp_path):
 def test_a_candidate_may_be_named_base(make, tmp_path):
     base, others, _ = make(tmp_path)
     (path, *_) = others.values()
-    (found,) = compare_files(base, {"base": path}).values()
-    (named,) = compare_files(base, {"q": path}).values()
+    (found,) = compared(make, base, {"base": path}).values()
+    (named,) = compared(make, base, {"q": path}).values()
     assert found.to_dict() == named.to_dict() | {"name": "base"}
 
 
 @EACH
 def test_a_table_and_columns_name_each_candidate(make, tmp_path, command):
     base, others, _ = make(tmp_path)
-    found = compare_files(base, others)
+    found = compared(make, base, others)
     lines = found.summary().splitlines()
     assert lines[0].startswith(f"{len(others)} models vs {base}")
     assert command("compare", base, *(f"{name}={path}" for name, path in others.items()))[1] == found.summary() + "\n"
@@ -324,7 +329,7 @@ def test_differences_without_sequences_or_targets():
 @EACH
 def test_what_has_no_difference_is_refused(make, tmp_path):
     base, others, _ = make(tmp_path)
-    found = compare_files(base, others)
+    found = compared(make, base, others)
     a, b, *_ = others
     with pytest.raises(KeyError, match="nobody"):
         found.difference(a, "nobody")
@@ -375,7 +380,7 @@ def test_a_candidate_that_is_the_base_is_reported(kind, tmp_path, command, rng):
         assert (status, err) == (0, f"tokenloss: warning: Q: identical to base: {reason}\n")
         assert f"Q: identical to base: {reason}\n" in out
         with pytest.warns(UserWarning, match=f"^Q: identical to base: {reason}$"):
-            compare_files(base, {"Q": path})
+            (compare_samples if kind == "samples" else compare_files)(base, {"Q": path})
 
 
 @pytest.mark.parametrize(("name", "gate"), [("logits", "--max-kl"), ("logprobs", "--max-k3")])

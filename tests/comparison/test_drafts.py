@@ -300,7 +300,7 @@ def test_many_rows_of_unequal_vocabularies_are_copied_block_by_block(monkeypatch
     rng = np.random.default_rng(7)
     target, draft = rng.normal(size=(4, 9, 30)), rng.normal(size=(4, 9, 26))
     whole = draft_acceptance(target, draft)
-    monkeypatch.setattr("tokenloss._comparison.draft_columns._BLOCK", 1)
+    monkeypatch.setattr("tokenloss._comparison.drafts._BLOCK", 1)
     assert draft_acceptance(target, draft) == whole
 
 

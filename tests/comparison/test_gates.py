@@ -7,6 +7,7 @@ import re
 import clients
 import numpy as np
 import pytest
+from places import TESTS
 from reference_sequences import ends_above_0
 from rendered import Documents
 from scipy import stats
@@ -18,12 +19,14 @@ from tokenloss import (
     ShiftWarning,
     compare,
     compare_files,
+    compare_samples,
     evaluate,
     sequence_losses,
 )
 from tokenloss._statistics.distributions import binomial_interval, quantile_ranks
 from tokenloss._statistics.gates import share_estimate
 from tokenloss._statistics.ratio import ExactRatio
+from tokenloss.formats import blocks, open_hidden_states, open_scores
 from tokenloss.results import Evaluations
 
 LIMITS = {"max_kl": 1.0, "max_kl_quantile": {0.5: 1.0}, "min_same_top": 0.5, "max_perplexity_ratio": 1.0}
@@ -404,7 +407,8 @@ def test_min_greedy_accuracy_of_parts_and_of_sequences_in_several_files(tmp_path
     parts = blocks[0], (logits[10:], targets[10:], None, ids[10:])
     found = [evaluate(blocks), sum(evaluate([block]) for block in parts)]
     paths = [tmp_path / f"{i}.npz" for i in range(2)]
-    found += [evaluate(paths, segment_ids=tmp_path / "ids.npy", state=state) for _ in range(2)]
+    source = open_scores(paths, segment_ids=tmp_path / "ids.npy")
+    found += [evaluate(source, state=state) for _ in range(2)]
     assert all(one.check(min_greedy_accuracy=0.5) == whole for one in found)
 
 
@@ -449,7 +453,7 @@ def test_min_same_top_of_responses_is_of_tokens_whose_top_class_is_known(tmp_pat
 
 def test_gates_of_samples_are_refused(tmp_path):
     paths = [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
-    found = compare_files(paths[0], {"noise": paths[1]})
+    found = compare_samples(paths[0], {"noise": paths[1]})
     with pytest.raises(ValueError, match=r"^max_kl does not apply to samples of lm-evaluation-harness"):
         found.check(max_kl=1)
 
@@ -504,11 +508,12 @@ def test_gates_on_hidden_states_without_the_final_norm_are_inconclusive(tmp_path
     np.savez(paths[0], hidden=states, targets=rng.integers(9, size=200))
     np.savez(paths[1], hidden=states * rng.normal(1, 0.001, size=states.shape))
     np.save(paths[2], rng.normal(size=(9, 16)))
+    states, other = (open_hidden_states(path, paths[2]) for path in paths[:2])
     with pytest.warns(NormWarning):
-        found = evaluate(paths[0], lm_head=paths[2], shift=False)
+        found = evaluate(states, shift=False)
     assert_void(found, "the model's final norm", **OF_LOSSES)
     with pytest.warns(NormWarning):
-        found = compare_files(paths[0], paths[1], lm_head=paths[2], shift=False)
+        found = compare_files(states, other, shift=False)
     assert_void(found, "the model's final norm", max_kl=(1e-12, 9), min_same_top=(1, 0), max_perplexity_ratio=(0.1, 9))
 
 
@@ -526,14 +531,14 @@ def test_gates_on_padding_that_is_scored_are_inconclusive(tmp_path):
     ids = np.array([[5, 6, 7, 8, 0, 0, 0, 0]] * 4)  # 0 is <|endoftext|>
     np.savez(tmp_path / "a.npz", logits=np.zeros((4, 8, 512), np.float16), input_ids=ids)
     with pytest.warns(UserWarning, match="as padding does"):
-        found = evaluate(tmp_path / "a.npz", shift=True, tokenizer="tests/data/model")
+        found = evaluate(open_scores(tmp_path / "a.npz", tokenizer=TESTS / "data" / "model"), shift=True)
     assert_void(found, "as padding does", **OF_LOSSES)
 
 
 def test_gates_on_log_probabilities_that_are_all_0_are_inconclusive():
     log_probs = np.tile([0.0, -np.inf], (30, 1))
     with pytest.warns(UserWarning, match="a probability of exactly 1"):
-        found = evaluate([(log_probs, np.zeros(30, int))], kind="log_probs")
+        found = evaluate(blocks([(log_probs, np.zeros(30, int))], kind="log_probs"))
     assert_void(found, "say nothing about the model", **OF_LOSSES)
 
 
@@ -585,8 +590,8 @@ def test_noise_is_read_as_the_base_is(runs, tmp_path):
     with np.load(runs["base"]) as base, np.load(runs["twin"]) as twin:
         np.savez(tmp_path / "b.npz", out=base["logits"], targets=base["targets"])
         np.savez(tmp_path / "t.npz", out=twin["logits"])
-    options = {"base_array": "out", "array": "logits", "base_kind": "logits", "sizes": {"q4": 7}}
-    found = compare_files(tmp_path / "b.npz", {"q4": runs["q4"]}, noise=tmp_path / "t.npz", **options)
+    base = open_scores(tmp_path / "b.npz", array="out", kind="logits")
+    found = compare_files(base, {"q4": runs["q4"]}, noise=tmp_path / "t.npz", sizes={"q4": 7})
     assert found.noise == compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["twin"]).noise
 
 

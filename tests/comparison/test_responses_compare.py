@@ -7,15 +7,15 @@ import math
 import clients
 import numpy as np
 import pytest
-from commands import assert_refused
+from commands import assert_refused, raising
 from rendered import Documents, batch, chat, vllm
 
 import tokenloss
 from tokenloss import compare_files, kl_divergence, log_softmax
-from tokenloss._comparison import response_pairs
+from tokenloss._comparison import responses as response_comparison
 from tokenloss._evaluation import plan
 from tokenloss._statistics.rounding import Rounding
-from tokenloss.formats import open_responses
+from tokenloss.formats import open_hidden_states, open_responses, open_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*identical to base")  # small files of equal values
 
@@ -85,7 +85,7 @@ def assert_as_logits(found, documents, ks, base="base", other="other"):
 
 @pytest.mark.parametrize("classes", [1, 100, 1 << 18])
 def test_compare_responses_equals_compare_of_the_full_log_probabilities(classes, documents, saved, monkeypatch):
-    monkeypatch.setattr(response_pairs, "_PENDING", classes)
+    monkeypatch.setattr(response_comparison, "_PENDING", classes)
     found = clients.compare_pair(*saved)
     assert_as_logits(found, documents, (5, 7))
     assert (found.part, found.n_without_number, found.n_sentinels, found.n_skipped) == ("prompt", 4, 0, 0)
@@ -95,13 +95,13 @@ def test_compare_responses_equals_compare_of_the_full_log_probabilities(classes,
 
 
 def test_a_response_with_all_classes_does_not_widen_the_lists_of_others(rng, tmp_path, monkeypatch):
-    monkeypatch.setattr(response_pairs, "_PENDING", 1000)
+    monkeypatch.setattr(response_comparison, "_PENDING", 1000)
     rows = log_softmax(rng.normal(0, 1, (100, 40)))
     ids = rng.integers(0, 40, 101)
     path = clients.save_lines(tmp_path / "a.jsonl", *(vllm(ids[:n], rows[: n - 1], k) for n, k in ((101, 1), (3, 39))))
-    widths, join = [], response_pairs.join
+    widths, join = [], response_comparison.join
     monkeypatch.setattr(
-        response_pairs, "join", lambda sides: widths.append(join(sides)["top_ids"].shape) or join(sides)
+        response_comparison, "join", lambda sides: widths.append(join(sides)["top_ids"].shape) or join(sides)
     )
     assert clients.compare_pair(path, path).count == 102
     assert widths == [(101, 2)] * 2 + [(3, 40)] * 2
@@ -131,13 +131,13 @@ def test_compare_responses_of_classes_by_text(documents, tmp_path):
 def test_a_token_of_the_prompt_is_none_that_was_generated(tmp_path):
     path = clients.save(tmp_path / "a.jsonl", SERVERS[0].format(0))
     (response,) = open_responses(path, part="all")
-    response_pairs._check_tokens(response, response, "a", "b")
+    response_comparison._check_tokens(response, response, "a", "b")
     is_prompt = response.is_prompt.copy()
     is_prompt[-1] = True
     with pytest.raises(
         ValueError, match=r"b: line 1: token 8 is .*\(prompt\); it must be .*\(generated\), as line 1 of a"
     ):
-        response_pairs._check_tokens(response, dataclasses.replace(response, is_prompt=is_prompt), "a", "b")
+        response_comparison._check_tokens(response, dataclasses.replace(response, is_prompt=is_prompt), "a", "b")
 
 
 def test_error_of_rounded_log_probabilities():
@@ -233,7 +233,7 @@ def test_masked_targets_and_ignore_index_of_full_scores(documents, saved, tmp_pa
     np.testing.assert_allclose(found.nll[found.kept], np.delete(expected.nll[expected.kept], 7))
     marked = {"targets": np.maximum(targets, -1), "segment_ids": documents.segment_ids}
     np.savez(tmp_path / "c.npz", logits=documents.rows("base"), **marked)
-    assert clients.compare_pair(tmp_path / "c.npz", saved[1], ignore_index=-1).count == found.count
+    assert clients.compare_pair(open_scores(tmp_path / "c.npz", ignore_index=-1), saved[1]).count == found.count
     rows = np.concatenate([np.zeros((5000, 40)), documents.rows("base")])
     np.savez(tmp_path / "b.npz", logits=rows, targets=np.concatenate([np.full(5000, -100), documents.targets]))
     assert clients.compare_pair(tmp_path / "b.npz", saved[1]).count == expected.count
@@ -244,10 +244,11 @@ def test_skip_failed_leaves_sequences_of_full_scores_out(documents, saved, tmp_p
     bodies = documents.responses("other", 7)
     clients.save_lines(saved[1], bodies[0], {"error": {"message": "too long", "code": 400}}, *bodies[2:])
     scores = scores_file(documents, tmp_path / "a.npz", segment_ids=documents.segment_ids)
-    found = clients.compare_pair(scores, saved[1], skip_failed=True)
+    responses = open_responses(saved[1], skip_failed=True)
+    found = clients.compare_pair(scores, responses)
     assert (found.count, found.n_skipped) == (8, 1)
     with pytest.raises(ValueError, match="requests failed, and nothing says which rows are theirs"):
-        clients.compare_pair(scores_file(documents, tmp_path / "b.npz"), saved[1], skip_failed=True)
+        clients.compare_pair(scores_file(documents, tmp_path / "b.npz"), responses)
 
 
 def test_full_scores_that_do_not_fit(documents, saved, tmp_path):
@@ -341,7 +342,7 @@ def test_skip_failed_leaves_pairs_out(has_names, documents, tmp_path):
     ]
     with pytest.raises(ValueError, match=r"a.jsonl: line 2: .*failed"):
         clients.compare_pair(*paths)
-    found = clients.compare_pair(*paths, skip_failed=True)
+    found = clients.compare_pair(*(open_responses(path, skip_failed=True) for path in paths))
     assert found.n_skipped == 2
     assert found.count == 5
     expected, _, _ = bounds(documents.base[0], documents.other[0], documents.ids[0][1:], (5, 7))
@@ -466,14 +467,24 @@ class TestCommand:
     @pytest.mark.parametrize(
         "argv",
         [
-            ("--state", "x"), ("--definitions", "llama.cpp"), ("--margin", "0.1"), ("--cluster", "x"),
-            ("--kind", "logits"), ("--array", "x"), ("--base-kind", "logits"), ("--base-array", "x"), ("--shift",),
-            ("--no-shift",), ("--targets", "x.npy"), ("--segment-ids", "x.npy"), ("--ignore-index", "0"),
+            ("--definitions", "llama.cpp"), ("--classes", "9"), ("--divergences", "js"), ("--margin", "0.1"),
+            ("--cluster", "x"), ("--kind", "logits"), ("--array", "x"), ("--base-kind", "logits"),
+            ("--base-array", "x"), ("--targets", "x.npy"), ("--segment-ids", "x.npy"), ("--ignore-index", "0"),
         ],
         ids=lambda argv: argv[0],
     )  # fmt: skip
     def test_options_that_do_not_apply(self, argv, saved, command):
-        assert_refused(command("compare", *saved, *argv), argv[0].replace("--no-", "--"))
+        assert_refused(command("compare", *saved, *argv), argv[0])
+
+    @pytest.mark.parametrize("option", ["--shift", "--no-shift"])
+    def test_shift_leaves_responses_as_they_are(self, option, saved, compare_json):
+        assert compare_json(*saved, option) == compare_json(*saved)
+
+    def test_a_state_of_responses_resumes(self, saved, compare_json, tmp_path, monkeypatch):
+        expected, state = compare_json(*saved), tmp_path / "state"
+        assert compare_json(*saved, "--state", state) == expected
+        monkeypatch.setattr(response_comparison, "join", raising(AssertionError("nothing is left to be read")))
+        assert compare_json(*saved, "--state", state) == expected
 
     @pytest.mark.parametrize("argv", [("--part", "prompt"), ("--skip-failed",)])
     def test_options_of_responses_do_not_apply_to_scores(self, argv, documents, tmp_path, command):
@@ -489,16 +500,56 @@ class TestCommand:
 def test_a_folder_of_responses_is_refused(saved, command):
     folder = saved[0].parent
     for argv in [(folder, folder), (saved[0], folder), (folder, saved[0])]:
-        assert_refused(command("compare", *argv), folder, "is a folder of responses", "be one file, with a response on")
+        assert_refused(
+            command("compare", *argv), folder, "holds responses in 2 files", "be one file, with a response on"
+        )
 
 
 def test_files_without_responses_are_refused(documents, tmp_path):
     scores = scores_file(documents, tmp_path / "scores.npz")
-    with pytest.raises(ValueError, match="is no file of responses"):
-        compare_files(
-            scores, {"a": scores, "b": clients.save_lines(tmp_path / "b.jsonl", chat([0], np.zeros((1, 9)), 1))}
-        )
-    path = clients.save_lines(tmp_path / "a.jsonl", *documents.responses("base", 3))
-    for option in ({"kind": "logits"}, {"shift": False}, {"ignore_index": 0}, {"array": "x"}, {"targets": "x.npy"}):
-        with pytest.raises(ValueError, match=f"{next(iter(option))} is for scores, and (all files|others) hold"):
-            clients.compare_pair(path, path, **option)
+    responses = clients.save_lines(tmp_path / "b.jsonl", chat([0], np.zeros((1, 9)), 1))
+    words = (
+        rf"b.jsonl: can be compared by the most likely classes; it must be .* by all classes, as {scores} is, or apart"
+    )
+    with pytest.raises(ValueError, match=words):
+        compare_files(scores, {"a": scores, "b": responses})
+
+
+@pytest.mark.parametrize("option", [{"classes": 9}, {"definitions": "llama.cpp"}, {"divergences": ["js"]}])
+def test_options_that_need_all_classes(option, saved):
+    (name,) = option
+    with pytest.raises(ValueError) as caught:
+        clients.compare_pair(*saved, **option)
+    words = f"{saved[0]} gives the most likely classes only; {name} needs all classes of each token"
+    assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("width", [3, 40])
+@pytest.mark.parametrize("is_base", [True, False])
+def test_hidden_states_beside_responses_are_projected(is_base, width, rng, tmp_path):
+    hidden, ids = rng.normal(size=(3, 6, width)), rng.integers(12, size=(3, 6))
+    heads = rng.normal(size=(2, 12, width))
+    rows = log_softmax(hidden @ heads[0].T)
+    path = clients.save_lines(
+        tmp_path / "r.jsonl", *(vllm(own, logprobs[:-1], 4) for own, logprobs in zip(ids, rows, strict=True))
+    )
+    np.savez(tmp_path / "hidden.npz", hidden_states=hidden, input_ids=ids)
+    for name, head in zip("ab", heads, strict=True):
+        np.save(tmp_path / f"{name}.npy", head)
+        np.savez(tmp_path / f"{name}.npz", logits=0.5 * (hidden @ head.T), input_ids=ids)
+    responses = open_responses(path, part="all")
+    for name in "ab":
+        scores = open_scores(tmp_path / f"{name}.npz", shift=True)
+        states = open_hidden_states(tmp_path / "hidden.npz", tmp_path / f"{name}.npy", logit_scale=0.5, shift=True)
+        pairs = [(one, responses) if is_base else (responses, one) for one in (scores, states)]
+        expected, found = (next(iter(compare_files(*pair).values())) for pair in pairs)
+        assert found.count == expected.count == 15
+        for column in "nll", "base_nll", "kl_bound":
+            np.testing.assert_allclose(getattr(found, column), getattr(expected, column), rtol=1e-10, atol=1e-12)
+    if not is_base:  # candidates of one file, each with its own head, also from a state
+        states = {
+            name: open_hidden_states(tmp_path / "hidden.npz", tmp_path / f"{name}.npy", shift=True) for name in "ab"
+        }
+        first, again = (compare_files(responses, states, state=tmp_path / "state") for _ in range(2))
+        assert first["a"].mean_kl_bound < 1e-12 < first["b"].mean_kl_bound
+        assert first == again

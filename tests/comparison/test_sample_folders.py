@@ -8,9 +8,10 @@ import clients
 import numpy as np
 import pytest
 from commands import assert_refused
-from eval_harness import lines_of
+from eval_harness import compare_pair, lines_of
 
-from tokenloss import compare_files
+from tokenloss import compare_samples
+from tokenloss.formats import open_samples
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process"),
@@ -65,8 +66,9 @@ class Folders:
         found = {"results": {}, "groups": groups, "group_subtasks": SUBTASKS, **others}
         (self.folder(model) / f"results_{date}.json").write_text(json.dumps(found, indent=2))
 
-    def compared(self, **options):
-        return compare_files(self.path / "base", {"q": self.path / "other"}, **options)["q"]
+    def compared(self, *, run=(), **options):
+        base, other = (open_samples(self.path / model, run=run) for model in ("base", "other"))
+        return compare_samples(base, {"q": other}, **options)["q"]
 
 
 @pytest.fixture
@@ -80,9 +82,9 @@ def test_each_task_is_compared_as_its_files_are(folders):
     assert (found.count, found.n_documents, found.left_out) == (100, 100, {})
     for metric in found.metrics:
         paths = [folders.folder(model) / f"samples_{metric.task}_{NEW}.jsonl" for model in ("base", "other")]
-        (alone,) = clients.compare_pair(*paths, margin=0.2).metrics
+        (alone,) = compare_pair(*paths, margin=0.2).metrics
         assert alone.to_dict() | {"task": metric.task} == metric.to_dict()
-    whole = compare_files(folders.folder("base"), {"q": folders.folder("other")}, margin=0.2)["q"]
+    whole = compare_samples(folders.folder("base"), {"q": folders.folder("other")}, margin=0.2)["q"]
     assert whole.metrics == found.metrics  # a model's own folder
     assert whole.groups == found.groups
 
@@ -118,14 +120,17 @@ def test_two_runs_of_a_task_in_one_folder(folders, command):
     """The newest is read, with a warning; `run` chooses another one."""
     first, half = folders.compared(), SIZES["a"] // 2
     folders.save("other", "a", lines("a", [1] * half + [0] * half), LATER)
-    words = rf"2 runs of a; the newest is read, samples_a_{LATER}.jsonl, not {NEW}; choose one by .*\(--run, run=\)"
-    with pytest.warns(UserWarning, match=words):
+    words = (
+        rf"2 runs of a; the newest is read, samples_a_{LATER}.jsonl, not {NEW}; choose one by the start of its date "
+    )
+    with pytest.warns(UserWarning, match=rf"{words}\(run=\)"):
         newest = folders.compared()
     assert (newest.metrics[0].other, newest.metrics[1:]) == (0.5, first.metrics[1:])
     paths = folders.path / "base", f"q={folders.path / 'other'}"
     _, out, err = command("compare", *paths)
-    assert err == f"tokenloss: warning: {newest.runs[0]}\n"
-    assert newest.runs[0] in out
+    (note,) = newest.runs
+    assert err == f"tokenloss: warning: {note.replace('(run=)', '(--run)')}\n"
+    assert note.replace("(run=)", "(--run)") in out
     assert folders.compared(run=NEW.replace("-00-", ":00:")) == first
     assert command("compare", *paths, "--run=2025")[1:] == (first.summary() + "\n", "")
     folders.save("base", "a", lines("a", folders.values["base"]["a"]), OLD)
@@ -150,10 +155,20 @@ def test_a_newer_run_of_other_documents_is_refused(samples, folders):
     assert len(folders.compared(run="2025").metrics) == 3
 
 
+def test_pattern_of_a_file_of_samples(folders):
+    base = folders.path / "base"
+    file = folders.folder("base") / f"samples_a_{NEW}.jsonl"
+    assert open_samples(base / "*" / "samples_a_*.jsonl").paths == (str(file),)
+    with pytest.raises(ValueError, match=r"path is '\d+ files'; it must be one file of samples, or one folder"):
+        open_samples(base / "*" / "samples_*.jsonl")
+
+
 def test_runs_that_are_not_there(folders, command):
     base, other = folders.path / "base", folders.path / "other"
     refused = command("compare", base, other, "--run=2024", "--run=2023")
-    assert_refused(refused, f"{base}: holds no run of 2024 or 2023; it must be read with --run (run=) {NEW}")
+    assert_refused(refused, f"{base}: holds no run of 2024 or 2023; it must be read with --run {NEW}")
+    with pytest.raises(ValueError, match=rf"holds no run of 2024; it must be read with run='{NEW}'"):
+        open_samples(base, run="2024")
     files = [folders.folder(model) / f"samples_a_{NEW}.jsonl" for model in ("base", "other")]
     assert_refused(command("compare", *files, "--run=2025"), "--run is given; it must be left out where files are")
     for wrong in "", ["2025", ""], 2025, [2025]:
@@ -216,7 +231,7 @@ def test_a_group_is_not_joined_from_metrics_that_its_tasks_do_not_hold(folders):
     for line in samples:
         line["metrics"].remove("acc_norm")
         del line["acc_norm"]
-    (norm,) = (one for one in clients.compare_pair(*[folders.save("base", "mc", samples)] * 2).metrics
+    (norm,) = (one for one in compare_pair(*[folders.save("base", "mc", samples)] * 2).metrics
                if one.name == "acc_norm")  # fmt: skip
     folders.save("other", "mc", samples)
     folders.save_results("base", {"g": {"acc_norm,none": norm.base}}, group_subtasks={"g": ["mc"]})
@@ -250,7 +265,7 @@ def test_tasks_that_share_documents_have_no_error_of_their_group(tmp_path):
             "group_subtasks": {"g": ["mc", "mc_mutual_info"]},
         }
         (folder[model] / f"results_{NEW}.json").write_text(json.dumps(found))
-    found = compare_files(folder["base"], {"q": folder["other"]}, margin=0.2)["q"]
+    found = compare_samples(folder["base"], {"q": folder["other"]}, margin=0.2)["q"]
     (group,) = found.groups
     assert group.base == pytest.approx(np.mean([metric.base for metric in found.metrics if metric.name == "acc"]))
     assert math.isnan(group.difference_stderr)
@@ -262,7 +277,7 @@ def test_tasks_that_share_documents_have_no_error_of_their_group(tmp_path):
 def test_groups_whose_models_are_the_same(by_size, tmp_path):
     """A bound of what differs is known of the samples as a whole, so of groups by size."""
     folders = Folders(tmp_path, by_size)
-    found = compare_files(folders.path / "base", {"q": folders.path / "base"}, margin=0.1)["q"]
+    found = compare_samples(folders.path / "base", {"q": folders.path / "base"}, margin=0.1)["q"]
     for metric, n in zip(found.groups, (100, 70), strict=True):
         assert (metric.difference, metric.difference_stderr) == (0, 0)
         if by_size:
@@ -293,12 +308,12 @@ def test_folders_that_do_not_fit(folders, command, tmp_path):
     base, other = folders.path / "base", folders.path / "other"
     refused = command("compare", base, folders.folder("other") / f"samples_a_{NEW}.jsonl")
     assert_refused(refused, f"is no folder with samples, as {base} is; it must be a folder of files such")
-    assert_refused(command("compare", tmp_path, other), f"{tmp_path}: is no folder with samples, as {other} is")
-    assert_refused(
-        command("compare", base, tmp_path / "none"), f"{tmp_path / 'none'}: does not exist; it must be a folder"
-    )
+    assert_refused(command("compare", tmp_path, other), f"{tmp_path}: is a directory without files of scores")
+    assert_refused(command("compare", base, tmp_path / "none"), f"{tmp_path / 'none'}: cannot be read: No such file")
+    with pytest.raises(ValueError, match=r"none: does not exist; it must be a folder of files such as samples_TASK"):
+        open_samples(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    assert_refused(command("compare", tmp_path / "empty", base), f"{tmp_path / 'empty'}: is empty; it must be a folder")
+    assert_refused(command("compare", tmp_path / "empty", base), f"{tmp_path / 'empty'}: is empty; it must hold files")
     (base / "org__more").mkdir()
     clients.save_lines(base / "org__more" / "samples_a.jsonl", *lines("a", [1]))
     words = f"{base}: holds folders of several models: org__base, org__more; it must be the folder of one"

@@ -8,7 +8,7 @@ import re
 import clients
 import pytest
 from commands import assert_refused
-from eval_harness import lines_of, named, of_values, sample
+from eval_harness import compare_pair, lines_of, named, of_values, sample
 
 from tokenloss.formats.samples import is_samples
 
@@ -268,7 +268,7 @@ def test_files_of_samples(name, tmp_path):
     text = json.dumps(lines) if name == "samples.json" else "\n".join(map(json.dumps, lines))
     path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     assert is_samples(str(path))
-    assert clients.compare_pair(path, str(path)).count == 2
+    assert compare_pair(path, str(path)).count == 2
 
 
 def test_responses_are_no_samples(tmp_path):
@@ -285,7 +285,7 @@ def files(tmp_path):
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 def test_compare_of_samples_in_json(files, compare_json):
     found = compare_json(*files, "--margin", 0.2, "--cluster", "answer")
-    expected = clients.compare_pair(*files, margin=0.2, cluster="answer").to_dict()
+    expected = compare_pair(*files, margin=0.2, cluster="answer").to_dict()
     assert found == json.loads(json.dumps(expected | {"name": str(files[1])}))
 
 
@@ -324,15 +324,30 @@ def test_compare_of_one_or_two_samples_prints_no_interval_that_is_not_there(file
 @pytest.mark.parametrize(
     "argv",
     [
-        ("--targets", "x.npy"), ("--segment-ids", "x.npy"), ("--definitions", "llama.cpp"), ("--base-kind", "probs"),
-        ("--base-array", "x"), ("--kind", "probs"), ("--array", "x"), ("--shift",), ("--no-shift",),
-        ("--ignore-index", 0), ("--part", "prompt"), ("--skip-failed",), ("--plot", "x.png"),
+        ("--definitions", "llama.cpp"), ("--classes", 9), ("--divergences", "js"), ("--draft",), ("--noise", "x.npz"),
+        ("--shift",), ("--no-shift",), ("--state", "x"), ("--plot", "x.png"), ("--per-token", "x.csv"),
     ],
     ids=lambda argv: argv[0],
 )  # fmt: skip
 def test_options_that_do_not_apply_to_samples(argv, files, command):
     option = "--shift" if argv[0] == "--no-shift" else argv[0]
     assert_refused(command("compare", *files, *argv), f"{option} does not apply to samples")
+
+
+@pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+@pytest.mark.parametrize(
+    ("argv", "content"),
+    [
+        (("--targets", "x.npy"), "scores"), (("--segment-ids", "x.npy"), "scores"), (("--array", "x"), "scores"),
+        (("--base-array", "x"), "scores"), (("--base-kind", "probs"), "scores"), (("--kind", "probs"), "scores"),
+        (("--ignore-index", 0), "scores"), (("--part", "prompt"), "responses"), (("--skip-failed",), "responses"),
+        (("--mask", "x"), "log-probabilities in files with names"),
+    ],
+    ids=lambda one: one[0] if isinstance(one, tuple) else "",
+)  # fmt: skip
+def test_options_about_other_content_than_samples(argv, content, files, command):
+    words = f"{argv[0]} is for {content}; {files[0]}, {files[1]} hold samples"
+    assert_refused(command("compare", *files, *argv), words)
 
 
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -346,7 +361,10 @@ def test_options_for_samples_alone(argv, models, command):
 def test_compare_of_samples_with_something_else(files, tmp_path, command):
     other = clients.save(tmp_path / "c.jsonl", "vllm/completion_00.json")
     for pair in ((files[0], other), (other, files[0])):
-        assert_refused(command("compare", *pair), f"{other}: line 1: is no sample of lm-evaluation-harness")
+        words = (
+            f"{other}: holds responses; it must hold samples of lm-evaluation-harness, as the other models' files do"
+        )
+        assert_refused(command("compare", *pair), words)
     damaged = tmp_path / "d.jsonl"
     damaged.write_text("{")
     assert_refused(command("compare", files[0], damaged), f"{damaged}: line 1: ")

@@ -1,6 +1,7 @@
-"""compare_files of samples: the figures of real samples, errors and tests, and which samples belong together."""
+"""compare_samples: the figures of real samples, errors and tests, and which samples belong together."""
 
 import math
+import pickle
 from fractions import Fraction
 
 import clients
@@ -9,7 +10,9 @@ import pytest
 from eval_harness import TASKS, lines_of, named, of_values, sample
 from reference_sequences import interval_misses
 
+from tokenloss import compare_files, compare_samples
 from tokenloss._statistics.distributions import binomial_tail, student_quantile, student_tail
+from tokenloss.formats import open_samples, open_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*identical to base")  # small files of equal values
 
@@ -387,3 +390,67 @@ def test_other_numbers_of_words_are_refused(compared):
     files[1][2]["word_perplexity"][1] += 1
     with pytest.raises(ValueError, match=r"line 3: word_perplexity is of weight \d+; it must be of weight \d+,"):
         compared(*files)
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Real samples of both runs."""
+    return [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
+
+
+def test_sources_are_compared_as_their_paths_are(paths):
+    base, noise = sources = [open_samples(path) for path in paths]
+    expected = compare_samples(paths[0], {"noise": paths[1]}, margin=0.15)
+    assert compare_samples(base, {"noise": noise}, margin=0.15) == expected
+    for pair in (base, paths[1]), (paths[0], noise), map(pickle.loads, map(pickle.dumps, sources)):
+        of_path = compare_samples(*pair)
+        assert list(of_path) == [str(paths[1])]
+        assert (
+            named(of_path[str(paths[1])], "acc").to_dict()
+            == named(compare_samples(*paths)[str(paths[1])], "acc").to_dict()
+        )
+    both = compare_samples(base, [noise, base])
+    assert list(both) == [noise.name, base.name]
+    assert both[noise.name].metrics == compare_samples(*paths)[noise.name].metrics
+
+
+def test_sources_of_one_run_are_compared_with_the_newest_of_others(tmp_path):
+    """`run` is said of each model: here two runs of one folder are compared with each other."""
+    days = {"2026-11-28": "base", "2026-11-29": "noise"}
+    for day, run in days.items():
+        clients.save_lines(tmp_path / f"samples_mc_{day}T09-00-00.1.jsonl", *lines_of("mc", run))
+    old, new = (open_samples(tmp_path, run=day) for day in days)
+    found = compare_samples(old, {"new": new})["new"]
+    files = [tmp_path / f"samples_mc_{day}T09-00-00.1.jsonl" for day in days]
+    (expected,) = compare_samples(files[0], files[1]).values()
+    assert [one.to_dict() | {"task": None} for one in found.metrics] == [one.to_dict() for one in expected.metrics]
+    assert named(found, "acc").difference == named(expected, "acc").difference
+    assert named(found, "acc_norm").difference != 0
+
+
+@pytest.mark.parametrize("is_source", [True, False])
+def test_compare_files_refuses_samples(is_source, paths, npz):
+    base, noise = map(open_samples, paths) if is_source else paths
+    scores = npz("scores.npz", logits=np.zeros((2, 3)), targets=[0, 1])
+    for path, pair in [(paths[0], (base, noise)), (paths[0], (base, scores)), (paths[1], (scores, {"x": noise}))]:
+        with pytest.raises(ValueError) as caught:
+            compare_files(*pair)
+        held = "holds samples of lm-evaluation-harness, which compare_samples compares"
+        assert str(caught.value) == f"{path} {held}; compare_files needs the loss of each token"
+
+
+def test_compare_samples_refuses_other_sources(paths, npz):
+    scores = npz("scores.npz", logits=np.zeros((2, 3)), targets=[0, 1])
+    for pair in (open_scores(scores), paths[1]), (paths[0], open_scores(scores)):
+        with pytest.raises(ValueError, match=r"scores.npz: holds scores; it must hold samples of lm-evaluation-harn"):
+            compare_samples(*pair)
+    for pair in (scores, paths[1]), (paths[0], scores):
+        with pytest.raises(ValueError, match=r"scores.npz: holds no samples of lm-evaluation-harness"):
+            compare_samples(*pair)
+    with pytest.raises(ValueError, match=r"base is \[.*\]; it must be one file of samples, or one folder of them"):
+        compare_samples(paths, paths[1])
+    with pytest.raises(ValueError, match=r"noise.jsonl: is given twice"):
+        compare_samples(paths[0], {"a": paths[1], "b": open_samples(paths[1])})

@@ -155,6 +155,7 @@ def test_public_names_are_those_that_are_promised():
         "class_log_probs",
         "compare",
         "compare_files",
+        "compare_samples",
         "compare_texts",
         "cross_entropy",
         "cross_entropy_and_grad",

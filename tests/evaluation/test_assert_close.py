@@ -8,6 +8,7 @@ import pytest
 from arrays import fails
 
 from tokenloss import compare
+from tokenloss.formats import open_scores
 from tokenloss.testing import assert_close
 
 RNG = np.random.default_rng(5)
@@ -160,20 +161,24 @@ def test_kind_is_that_of_both_unless_base_kind_says_otherwise(tmp_path):
     paths = tmp_path / "q.npy", tmp_path / "base.npy"
     for path, scores in zip(paths, (np.log(probs), probs), strict=True):
         np.save(path, scores)
-    assert_close(*paths, kind="log_probs", base_kind="probs", max_token_kl=1e-12)
+    base = open_scores(paths[1], kind="probs")
+    assert_close(open_scores(paths[0], kind="log_probs"), base, max_token_kl=1e-12)
     np.save(paths[0], softmax(LOGITS))
     with pytest.raises(AssertionError, match=r"  row  top class  base's +KL\n"):
-        assert_close(*paths, kind="probs", base_kind="probs", max_token_kl=0)
+        assert_close(open_scores(paths[0], kind="probs"), base, max_token_kl=0)
 
 
-def test_shift_is_of_files(tmp_path):
+def test_shift_is_of_files_and_what_arrays_hold_is_said_to_the_openers_of_files(tmp_path):
     paths = as_file(tmp_path, "q", LOGITS), as_file(tmp_path, "base", BASE, input_ids=TARGETS)
     with pytest.raises(AssertionError, match="of 9 tokens"):
         assert_close(*paths, max_kl=0, shift=True)
     with fails(ValueError, "shift is given; it must be left out where logits and base are arrays"):
         assert_close(LOGITS, BASE, max_kl=1, shift=True)
-    with fails(ValueError, "where is given; it must be left out where logits and base are files"):
-        assert_close(*paths, max_kl=1, where=True)
+    for name, value in {
+        "targets": TARGETS, "kind": "logits", "base_kind": "logits", "where": True, "ignore_index": 3,
+    }.items():  # fmt: skip
+        with fails(ValueError, f"{name} is given; it must be said where files are opened, as by formats.open_scores"):
+            assert_close(*paths, max_kl=1, **{name: value})
 
 
 def test_equal_files_are_close_without_a_warning_and_a_file_is_not_compared_with_itself(tmp_path):
@@ -202,8 +207,15 @@ def test_bad_arguments_are_refused(tmp_path):
     with fails(TypeError, "logits is ", "Path", "must be an array, as base is"):
         assert_close(path, BASE, max_kl=1)
     samples = [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
-    with fails(ValueError, "assert_close does not apply to samples"):
+    with fails(
+        ValueError, "holds samples of lm-evaluation-harness, which compare_samples compares; compare_files needs"
+    ):
         assert_close(*samples, max_kl=1)
     responses = [clients.save(tmp_path / f"{name}.jsonl", *clients.COMPLETIONS[:3]) for name in ("a", "b")]
     with fails(ValueError, "assert_close does not apply to responses"):
         assert_close(*responses, max_kl=1)
+    logprobs = [tmp_path / f"{name}_logprobs.jsonl" for name in ("a", "b")]
+    for path in logprobs:
+        path.write_text('{"logprobs": [-0.5, -1.5]}\n')
+    with fails(ValueError, "assert_close does not apply to log-probabilities of tokens alone"):
+        assert_close(*logprobs, max_kl=1)

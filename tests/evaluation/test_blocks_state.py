@@ -1,5 +1,6 @@
 """An engine's loop over blocks that stops and goes on from its state."""
 
+import base64
 import itertools
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from arrays import fails
 
 from tokenloss import evaluate, sinks
+from tokenloss.formats import blocks as opened_blocks
 
 RNG = np.random.default_rng(43)
 LOGITS, TARGETS = RNG.normal(size=(40, 9), scale=3).astype(np.float32), RNG.integers(9, size=40)
@@ -59,6 +61,93 @@ def test_an_engine_goes_on_where_it_stopped(kind, shift, tmp_path):
         again = Engine(blocks)
         assert evaluate(again, shift=shift, state=path, top=2).meter == whole.meter
         assert again.made == [len(blocks) - 1]
+
+
+# special tokens, bytes, and words with and without a space before them
+PIECES = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "\u2581a", "a"]
+SEQUENCES = {
+    "none": lambda rng: None,
+    "in order": lambda rng: np.repeat([3, -1, 7, 8, 1], [11, 2, 1, 20, 14]),
+    "in any order": lambda rng: rng.integers(-1, 3, size=48),
+    "texts of a batch": None,
+}
+
+
+@pytest.fixture
+def tokenizers(tmp_path):
+    """Files of a tokenizer of bytes, and of one that puts a space before a text, which then does not count."""
+    ranks = (f"{base64.b64encode(piece.encode()).decode()} {i}" for i, piece in enumerate(PIECES))
+    (tmp_path / "bytes.tiktoken").write_text("\n".join(ranks), encoding="ascii")
+    made = pytest.importorskip("tokenizers")
+    vocabulary = {piece: i for i, piece in enumerate(PIECES)}
+    bpe = made.Tokenizer(made.models.BPE(vocab=vocabulary, merges=[("\u2581", "a")], byte_fallback=True))
+    prepend, spaces = made.normalizers.Prepend("\u2581"), made.normalizers.Replace(" ", "\u2581")
+    bpe.normalizer = made.normalizers.Sequence([prepend, spaces])
+    spaces, bytes_ = made.decoders.Replace("\u2581", " "), made.decoders.ByteFallback()
+    bpe.decoder = made.decoders.Sequence([spaces, bytes_, made.decoders.Fuse(), made.decoders.Strip(" ", 1, 0)])
+    bpe.add_special_tokens(PIECES[:2])
+    bpe.save(str(tmp_path / "space.json"))
+    return {"none": None, "bytes": tmp_path / "bytes.tiktoken", "space": tmp_path / "space.json"}
+
+
+def made_blocks(rng, sequences, mask):
+    """Eight blocks of 48 rows, one of them empty and some of a single row; masks of some or of all of them."""
+    logits = rng.normal(size=(48, len(PIECES)), scale=3).astype(np.float32)
+    ids = rng.choice([1, 1, 100, 110, 258, 259, 259, 260], size=48)
+    ids[rng.random(48) < 0.15] = -100
+    where, numbers = rng.random(48) < 0.8, None
+    bounds = [0, *np.sort(rng.integers(1, 47, size=5)), 47, 48]
+    if sequences == "texts of a batch":
+        bounds = [0, 4, 8, 8, 20, 24, 32, 48]
+    else:
+        numbers = SEQUENCES[sequences](rng)
+        bounds.insert(3, bounds[3])
+    parts = [slice(*pair) for pair in itertools.pairwise(bounds)]
+    blocks = []
+    for number, part in enumerate(parts):
+        arrays = [logits[part], ids[part], where[part] if mask == "all" or (mask == "some" and number % 2) else None]
+        arrays += [] if numbers is None else [numbers[part]]
+        if sequences == "texts of a batch":
+            arrays = [None if one is None else one.reshape(-1, 4, *one.shape[1:]) for one in arrays]
+        blocks.append(tuple(arrays))
+    return blocks
+
+
+def all_of(evaluation):
+    """All figures but those of the run itself."""
+    figures = evaluation.to_dict()
+    return {name: figures[name] for name in figures if name not in ("seconds", "gb_per_second", "n_bytes_read")}
+
+
+@pytest.mark.filterwarnings("ignore:.* repeat the special token")
+@pytest.mark.parametrize("tokenizer", ["none", "bytes", "space"])
+@pytest.mark.parametrize("sequences", SEQUENCES)
+@pytest.mark.parametrize("mask", ["none", "some", "all"])
+@pytest.mark.parametrize("shift", [None, False, True])
+def test_a_run_that_is_killed_after_each_block_is_the_unbroken_one(
+    shift, mask, sequences, tokenizer, tokenizers, tmp_path
+):
+    blocks = made_blocks(np.random.default_rng([len(mask), len(sequences)]), sequences, mask)
+    options = {"shift": shift, "top": 60}
+
+    def opened(source):
+        return opened_blocks(source, tokenizer=tokenizers[tokenizer])
+
+    whole = evaluate(opened(blocks), **options)
+    assert sequences != "in any order" or tokenizer == "none" or whole.n_bytes > 0
+    expected = all_of(whole)
+    for stop in range(len(blocks)):
+        for path in tmp_path / f"{stop}.state", tmp_path / "all.state":  # killed once, and again and again
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(opened(Engine(blocks, stop)), **options, state=path)
+        engine = Engine(blocks)
+        resumed = evaluate(opened(engine), **options, state=tmp_path / f"{stop}.state")
+        assert resumed == whole
+        np.testing.assert_equal(all_of(resumed), expected)
+        assert engine.made[0] == max((number for number in range(stop) if blocks[number][0].size), default=0)
+    np.testing.assert_equal(all_of(evaluate(opened(Engine(blocks)), **options, state=tmp_path / "all.state")), expected)
+    content = (tmp_path / "all.state").read_bytes()
+    assert content == (tmp_path / "3.state").read_bytes()
 
 
 def test_a_run_that_ends_in_the_middle_of_a_line_goes_on(tmp_path):
@@ -127,7 +216,8 @@ def test_other_logits_are_not_compared(tmp_path):
 
 def test_what_cannot_have_a_state(tmp_path, npz):
     path, blocks = tmp_path / "s", BLOCKS["tokens"]
-    with pytest.raises(TypeError, match="source is 'list'; it must be a function of the number of the first block"):
+    words = "source is an iterable, which begins with its first block; state needs a source that can begin at any part"
+    with fails(ValueError, words, "files, or a function of the number of the first block"):
         evaluate(blocks, state=path)
     with pytest.raises(TypeError, match=r"source\(0\) is 'NoneType'; it must be an iterable of blocks"):
         evaluate(lambda first: None, state=path)
@@ -138,5 +228,5 @@ def test_what_cannot_have_a_state(tmp_path, npz):
     ):
         evaluate(Engine(blocks), state=path, sinks=[sinks.TokenTable(tmp_path / "t.npy")])
     evaluate(Engine(blocks), state=path)
-    with pytest.raises(ValueError, match="was written with source 'blocks'; it must be another file, with 'files'"):
+    with pytest.raises(ValueError, match="was written with source 'blocks'; it must be another file, with 'scores'"):
         evaluate([npz(logits=LOGITS, targets=TARGETS)], state=path)

@@ -16,7 +16,7 @@ import tokenloss
 from tokenloss import compare_files, sinks
 from tokenloss._evaluation import plan
 from tokenloss._evaluation.token_types import token_types
-from tokenloss.formats import llama_cpp
+from tokenloss.formats import llama_cpp, open_hidden_states, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -81,7 +81,7 @@ def test_compare_files_is_compare_of_arrays(candidates):
 
 def test_name_of_the_array_of_targets(candidates, command):
     np.savez(candidates.path / "named.npz", logits=candidates.base, mine=candidates.targets)
-    found = compare_files(candidates.path / "named.npz", candidates.files, targets_array="mine")
+    found = compare_files(open_scores(candidates.path / "named.npz", targets_array="mine"), candidates.files)
     for name, one in compare_files(candidates.path / "base.npz", candidates.files).items():
         assert found[name].perplexity == one.perplexity
     argv = candidates.path / "named.npz", candidates.files["a"], "--targets-array", "other"
@@ -110,7 +110,7 @@ def test_shift_warning_of_compare_files(tmp_path):
 
 
 def test_nan_and_infinite_divergences_are_warned_of(tmp_path, command):
-    base, other, targets = np.zeros((20, 3)), np.zeros((20, 3)), np.zeros(20, int)
+    base, other, targets = np.ones((20, 3)), np.ones((20, 3)), np.zeros(20, int)
     other[[1, 7], 1], other[3, 0], other[5, 2], targets[5] = np.nan, -np.inf, np.nan, -100
     np.savez(tmp_path / "base.npz", logits=base, targets=targets)
     np.save(tmp_path / "other.npy", other)
@@ -212,7 +212,8 @@ def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatc
 @pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
 def test_files_without_targets_are_compared_by_their_divergences(definitions, candidates):
     np.savez(candidates.path / "alone.npz", logits=candidates.base)
-    found = compare_files(candidates.path / "alone.npz", candidates.files, definitions=definitions, ignore_index=0)
+    alone = open_scores(candidates.path / "alone.npz", ignore_index=0)
+    found = compare_files(alone, candidates.files, definitions=definitions)
     base = tokenloss.log_softmax(candidates.base) if definitions == "llama.cpp" else candidates.base
     for name, one in found.items():
         ids = None if definitions == "llama.cpp" else np.arange(4)[:, None]
@@ -314,8 +315,6 @@ def test_a_list_of_paths_is_of_candidates_by_their_paths(tmp_path):
         ([3], {}, TypeError, "others is 'int'"),
         ([], {}, ValueError, "others is empty"),
         (["a.npy", "b.npy", "a.npy"], {}, ValueError, "others is 'a.npy'; it must be given once, or with a name"),
-        ("a.npy", {"kind": "logit"}, ValueError, "kind is 'logit'"),
-        ("a.npy", {"base_kind": "logit"}, ValueError, "base_kind is 'logit'"),
         ("a.npy", {"definitions": "mine"}, ValueError, "definitions is 'mine'"),
         ("a.npy", {"definitions": None}, ValueError, "definitions is None"),
         ("a.npy", {"shift": "yes"}, ValueError, "shift is 'yes'"),
@@ -323,21 +322,17 @@ def test_a_list_of_paths_is_of_candidates_by_their_paths(tmp_path):
         ("a.npy", {"sizes": {"b": 3}}, ValueError, "a name of sizes is 'b'; it must be that of a candidate: a.npy"),
         ("a.npy", {"sizes": {"a.npy": -3}}, ValueError, r"sizes\['a.npy'\] is -3"),
         ("a.npy", {"sizes": {"a.npy": 1.5}}, TypeError, r"sizes\['a.npy'\] is 'float'"),
-        ("a.npy", {"softcap": 3.0}, ValueError, "softcap is given; it must be left out without lm_head"),
-        ("a.npy", {"logit_scale": 3.0}, ValueError, "logit_scale is given; it must be left out without lm_head"),
-        ("a.npy", {"hidden": "x"}, ValueError, "hidden is given; it must be left out without lm_head"),
-        ("a.npy", {"base_hidden": "x"}, ValueError, "base_hidden is given; it must be left out"),
-        ("a.npy", {"lm_head": "h", "kind": "logits"}, ValueError, "kind is given; it must be left out where"),
-        ("a.npy", {"base_lm_head": "h", "base_array": "x"}, ValueError, "base_array is given; it must be left out"),
-        ("a.npy", {"lm_head": ["h", "g"]}, ValueError, "lm_head is '2 paths'; it must be one, or one for each of 1"),
-        ("a.npy", {"lm_head": []}, ValueError, "lm_head is '0 paths'"),
         ("a.npy", {"sinks": 3}, TypeError, "sinks is 'int'"),
         ("a.npy", {"workers": 0}, ValueError, "workers"),
         ("a.npy", {"state": 3}, TypeError, "state is 'int'"),
         ("a.npy", {"state": ""}, ValueError, "state is empty"),
     ],
 )  # fmt: skip
-def test_arguments_of_compare_files_that_are_wrong(others, options, error, words):
+def test_arguments_of_compare_files_that_are_wrong(others, options, error, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("base.npz", logits=np.ones((2, 3)), targets=[0, 1])
+    for name in "ab":
+        np.save(f"{name}.npy", np.ones((2, 3)))
     with pytest.raises(error, match=words):
         compare_files("base.npz", others, **options)
 
@@ -377,15 +372,19 @@ def test_classes_and_shift_of_unequal_vocabularies(are_hidden, sizes, batch, tmp
     """By scores and hidden states, with sequences and without, in one file and in shards."""
     rng = np.random.default_rng(29)
     targets, ids = rng.integers(5, size=batch), np.sort(rng.integers(3, size=batch), -1)
+
+    def opened(path):
+        head = tmp_path / f"{path.name.removesuffix('.npz')}-head.npy"
+        return open_hidden_states(path, head) if head.exists() else path
+
     for name in ("base", "other"):
         (tmp_path / name).mkdir()
-    logits, heads = [], {}
+    logits = []
     for name, is_hidden, size in zip(("base", "other"), are_hidden, sizes, strict=True):
         states, head = rng.normal(size=(*batch, D)), rng.normal(size=(size, D))
         logits.append((states @ head.T).reshape(-1, size))
         if is_hidden:
             np.save(tmp_path / f"{name}-head.npy", head)
-            heads["base_lm_head" if name == "base" else "lm_head"] = tmp_path / f"{name}-head.npy"
         kept = {"hidden_states": states} if is_hidden else {"logits": states @ head.T}
         for path, rows in (
             (f"{name}.npz", slice(None)),
@@ -394,28 +393,26 @@ def test_classes_and_shift_of_unequal_vocabularies(are_hidden, sizes, batch, tmp
         ):
             of_rows = {"targets": targets[rows], "segment_ids": ids[rows]} if name == "base" else {}
             np.savez(tmp_path / path, **of_rows, **{kind: array[rows] for kind, array in kept.items()})
-    base, others = tmp_path / "base.npz", {"other": tmp_path / "other.npz"}
-    if "base_lm_head" not in heads:
-        heads["base_kind"] = "logits"
+    base, others = opened(tmp_path / "base.npz"), {"other": opened(tmp_path / "other.npz")}
     ends = np.ones(batch, bool)
     ends[..., :-1] = ids[..., 1:] != ids[..., :-1]
     following = np.roll(targets, -1, -1)
     for classes, shift in itertools.product((5, V), (True, False)):
-        (found,) = compare_files(base, others, classes=classes, shift=shift, **heads).values()
+        (found,) = compare_files(base, others, classes=classes, shift=shift).values()
         rows = np.flatnonzero(~ends) if shift else np.arange(targets.size)
         expected = (following if shift else targets).reshape(-1)[rows]
         logs = [log_softmax(array[rows, :classes]) for array in logits]
         np.testing.assert_allclose(found.base_nll, -logs[0][np.arange(len(rows)), expected], rtol=0, atol=1e-6)
         np.testing.assert_allclose(found.nll, -logs[1][np.arange(len(rows)), expected], rtol=0, atol=1e-6)
         np.testing.assert_allclose(found.kl, (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1), rtol=1e-4, atol=1e-6)
-        sides = tmp_path / "base", {"other": tmp_path / "other"}
-        (parts,) = compare_files(*sides, classes=classes, shift=shift, **heads).values()
+        sides = opened(tmp_path / "base"), {"other": opened(tmp_path / "other")}
+        (parts,) = compare_files(*sides, classes=classes, shift=shift).values()
         if len(batch) > 1:  # else a sequence would go on in the next shard, whose numbers are its own
             np.testing.assert_array_equal(parts.kl, found.kl)
     if sizes[0] != sizes[1]:
         for classes, words in (None, "compares the first 13 of both"), (V + 1, "the first 14 that are to be compared"):
             with pytest.raises(ValueError, match=words):
-                compare_files(base, others, classes=classes, shift=True, **heads)
+                compare_files(base, others, classes=classes, shift=True)
 
 
 def test_shift_of_other_shapes(candidates):
@@ -436,14 +433,14 @@ def test_rows_in_another_arrangement(shift, candidates):
     np.save(path / "x.npy", candidates.base)
     np.save(path / "targets.npy", np.maximum(candidates.targets, 0).T)
     with pytest.raises(ValueError, match=r"targets.npy: .*targets.* shape \(10, 4\)"):
-        compare_files(path / "x.npy", candidates.files["b"], path / "targets.npy", shift=shift)
+        compare_files(open_scores(path / "x.npy", path / "targets.npy"), candidates.files["b"], shift=shift)
 
 
 def test_classes_of_models_of_the_same_vocabulary(candidates):
     targets = candidates.path / "targets.npy"
     np.save(targets, np.minimum(candidates.targets, 5))
     np.savez(candidates.path / "bare.npz", logits=candidates.base)
-    found = compare_files(candidates.path / "bare.npz", candidates.files, targets, classes=6)
+    found = compare_files(open_scores(candidates.path / "bare.npz", targets), candidates.files, classes=6)
     for name, comparison in found.items():
         expected = tokenloss.compare(
             candidates.base, candidates.logits[name], np.load(targets), classes=6, segment_ids=np.arange(4)[:, None]
@@ -507,13 +504,18 @@ def of_hidden(hidden, name):
 def test_hidden_states_without_targets(definitions, hidden):
     """By projections tile by tile, and by logits."""
     (base, base_head), (other, head) = of_hidden(hidden, "base"), of_hidden(hidden, "q")
-    options = {"base_lm_head": base_head, "lm_head": head, "definitions": definitions, "ignore_index": None}
     targets = np.maximum(hidden.targets, 0)
     for name in ("base", "q"):
         np.savez(hidden.path / f"{name}.npz", hidden_states=hidden.states[name])
     np.save(hidden.path / "targets.npy", targets)
-    expected = compare_files(base, {"q": other}, hidden.path / "targets.npy", **options)["q"]
-    found = compare_files(base, {"q": other}, **options)["q"]
+    expected, found = (
+        compare_files(
+            open_hidden_states(base, base_head, held, ignore_index=None),
+            {"q": open_hidden_states(other, head)},
+            definitions=definitions,
+        )["q"]
+        for held in (hidden.path / "targets.npy", ())
+    )
     assert (found.has_targets, expected.has_targets) == (False, True)
     np.testing.assert_allclose(found.kl, expected.kl, rtol=1e-13, atol=1e-15)  # projections begin with the target's
     assert found.mean_kl == pytest.approx(expected.mean_kl, rel=1e-13)
@@ -587,7 +589,7 @@ def test_a_transform_of_hidden_states_is_refused_where_a_file_holds_scores(optio
         argv += "--targets", hidden.path / "targets.npy"
         found = command("compare", *argv, option, "0.5")
         assert_refused(
-            found, f"{refused}: is read as scores, which ", f"({option}) leaves as they are; it must hold hi"
+            found, f"{refused}: is read as scores, which {option} leaves as they are; it must hold hidden states"
         )
         assert compare_json(*argv, option, neutral) == compare_json(*argv) | {
             name: value for name, value in compare_json(*argv, option, neutral).items() if name.endswith("head")
@@ -601,13 +603,13 @@ def test_one_head_for_files_that_it_does_not_fit_names_the_other_options(hidden,
     for files, words in (
         (
             (base, "narrow.npz"),
-            "to fit hidden states of 3 features; base_lm_head (--base-lm-head) is the head of the base",
+            "to fit hidden states of 3 features; --base-lm-head is the head of the base alone",
         ),
         (
             (base, "scores.npz"),
-            "names targets; base_lm_head (--base-lm-head) is the head of the",
+            "names targets; --base-lm-head is the head of the base alone",
         ),
-        (("scores.npz", base), "alone, base_kind the kind of a base of scores"),
+        (("scores.npz", base), "alone, --base-kind the kind of a base of scores"),
     ):
         found = command("compare", *(hidden.path / file for file in files), "--lm-head", head)
         assert_refused(found, words)
@@ -621,7 +623,14 @@ def test_base_of_logits_that_would_be_read_as_hidden_states(hidden, command):
     np.save(logits, hidden.base)
     for classes in [], ["--classes", "5"]:
         found = command("compare", logits, other, "--lm-head", head, *classes)
-        assert_refused(found, f"{other}: has another width than {logits}", "base_kind")
+        assert_refused(
+            found, f"{other}: has another width than {logits}", "--base-kind is the kind of a base of scores"
+        )
+    states = open_hidden_states(logits, head), open_hidden_states(other, head)
+    with pytest.raises(
+        ValueError, match=r"has another width than .*logits.npy, both read as hidden .*; it must have the"
+    ):
+        compare_files(*states, classes=5)
 
 
 def test_candidates_of_hidden_states_have_the_bits_of_runs_of_their_own(hidden, command, compare_json):
@@ -701,7 +710,7 @@ def test_norm_warning_of_compare_files(hidden):
     scales = np.exp(np.random.default_rng(2).normal(size=(100, 1)))
     np.savez(hidden.path / "before.npz", hidden_states=hidden.states["q"] * scales, targets=hidden.targets)
     with pytest.warns(tokenloss.NormWarning, match="final norm"):
-        compare_files(other, {"q": hidden.path / "before.npz"}, lm_head=head)
+        compare_files(open_hidden_states(other, head), {"q": open_hidden_states(hidden.path / "before.npz", head)})
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ import clients
 import made_tokenizers
 import numpy as np
 import pytest
+from arrays import fails
 from commands import assert_refused
 from html_pages import Reader
 from laid_texts import cut, model, tokenizer, words
 
 from tokenloss import ShiftWarning, compare_texts, evaluate, sinks, token_scores
+from tokenloss.formats import open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 DOCUMENTS = ("In the beginning", "was the 12 word, {and}", "Δελτα über 🙂", "so on")
@@ -28,10 +30,11 @@ def two(tmp_path):
     return [model(tmp_path, "a", [*map(words, DOCUMENTS)]), model(tmp_path, "b", [cut(one, 3) for one in DOCUMENTS])]
 
 
-def compared(a, b, **options):
-    """The comparison of two models by the text beside their files."""
+def compared(a, b, of_a=None, of_b=None, **options):
+    """The comparison of two models by the text beside their files; `of_a` and `of_b` are options of their openers."""
     options = {"shift": True, "text": a.path.with_name("t.txt")} | options
-    return compare_texts(a.path, b.path, tokenizer_a=a.tokenizer, tokenizer_b=b.tokenizer, **options)
+    models = (a, of_a or {}), (b, of_b or {})
+    return compare_texts(*(open_scores(one.path, tokenizer=one.tokenizer, **said) for one, said in models), **options)
 
 
 def argv_of(a, b):
@@ -138,19 +141,18 @@ def test_real_tokenizers_share_spans_of_whole_characters(name, made, tmp_path):
     """With byte tokens that split a character, a space before each text, and WordPiece, which drops white space."""
     lines, found = made
     (tmp_path / "t.txt").write_text("\n".join(lines), "utf-8", newline="")
-    tokenizers, expected = {}, []
+    sources, expected = [], []
     for letter, key in ("a", "byte-level BPE"), ("b", name):
-        tokenizers[f"tokenizer_{letter}"], ids = found[key]
+        path, ids = found[key]
         flat, segments = np.concatenate(ids), np.repeat(np.arange(len(lines)), [*map(len, ids)])
         logits = np.zeros((len(flat), 1 + flat.max()), np.float32)
         np.savez(tmp_path / f"{letter}.npz", logits=logits, targets=flat, segment_ids=segments)
+        sources.append(open_scores(tmp_path / f"{letter}.npz", tokenizer=path))
         expected.append(len(flat) * math.log(logits.shape[-1]))
     dropped = sum(len(c.encode()) for line in lines for c in line if c.isspace()) if name == "WordPiece" else 0
     told = pytest.warns(UserWarning, match=f"b.npz: {dropped} of .* white space") if dropped else nullcontext()
     with told:
-        result = compare_texts(
-            tmp_path / "a.npz", tmp_path / "b.npz", text=tmp_path / "t.txt", shift=False, **tokenizers
-        )
+        result = compare_texts(*sources, text=tmp_path / "t.txt", shift=False)
     assert (result.n_bytes_without_token_a, result.n_bytes_without_token_b) == (0, dropped)
     columns = result.columns()
     for document, line in enumerate(lines):
@@ -170,8 +172,8 @@ def test_shards_of_one_document_go_on(tmp_path):
     whole, (middle, size) = compared(a, b), (3, len(a.ids))
     for name, part in ("part-1", slice(middle)), ("part-2", slice(middle, size)):
         np.savez(tmp_path / f"{name}.npz", logits=a.logits[part], input_ids=a.ids[part])
-    name, a.path = whole.name_a, tmp_path / "part-*.npz"
-    assert compared(a, b, name_a=name) == whole
+    a.path = tmp_path / "part-*.npz"
+    assert compared(a, b, names=(whole.name_a, whole.name_b)) == whole
     assert (whole.is_clustered, whole.n_documents) == (False, 1)
 
 
@@ -179,14 +181,14 @@ def test_files_with_segment_ids_of_their_own_are_other_documents(tmp_path):
     """Though both number their sequences from 0."""
     (tmp_path / "t.txt").write_text("to be or not")
     a, b = (model(tmp_path, name, [cut("to be ", size), cut("or not", size)]) for name, size in (("a", 1), ("b", 2)))
-    whole = compared(a, b, name_a="a", name_b="b")
+    whole = compared(a, b, names=("a", "b"))
     for one in a, b:
         for segment in 0, 1:
             own = one.segments == segment
             path = tmp_path / f"{one.path.stem}-{segment}.npz"
             np.savez(path, logits=one.logits[own], input_ids=one.ids[own], segment_ids=np.zeros(own.sum(), int))
         one.path = tmp_path / f"{one.path.stem}-*.npz"
-    found = compared(a, b, name_a="a", name_b="b")
+    found = compared(a, b, names=("a", "b"))
     assert found.n_documents == 2
     assert found == whole
 
@@ -194,7 +196,7 @@ def test_files_with_segment_ids_of_their_own_are_other_documents(tmp_path):
 def test_ids_and_segment_ids_may_be_in_files_of_their_own(two, command):
     """With a document that goes on in the next shard."""
     a, b = two
-    expected, folder = compared(a, b, name_a="a", name_b="b"), a.path.parent
+    expected, folder = compared(a, b, names=("a", "b")), a.path.parent
     for name, one in ("a", a), ("b", b):
         np.save(folder / f"{name}-ids.npy", one.ids)
         np.save(folder / f"{name}-segments.npy", one.segments)
@@ -206,28 +208,29 @@ def test_ids_and_segment_ids_may_be_in_files_of_their_own(two, command):
         "targets": [folder / f"{name}-ids.npy" for name in "ab"],
         "segment_ids": [folder / f"{name}-segments.npy" for name in "ab"],
     }
-    assert compared(a, b, **of_rows, name_a="a", name_b="b") == expected
+    of_a, of_b = ({option: paths[number] for option, paths in of_rows.items()} for number in range(2))
+    assert compared(a, b, of_a, of_b, names=("a", "b")) == expected
     argv = [
         word for option, paths in of_rows.items() for path in paths for word in (f"--{option.replace('_', '-')}", path)
     ]
     assert command(*argv_of(a, b), *argv, "--shift")[0] == 0
-    with pytest.raises(ValueError, match=r"^targets is '1 path'; it must be two: that of a, and that of b"):
-        compared(a, b, targets=of_rows["targets"][:1])
+    refused = command(*argv_of(a, b), "--targets", of_rows["targets"][0], "--shift")
+    assert_refused(refused, "--targets is '1 path'; it must be two: for BASE, and for OTHER")
 
 
 def test_a_text_goes_on_in_the_next_file_whatever_numbers_its_attention_mask_has(two):
     """Texts that are packed into one sequence, of which the first file holds lower numbers than the second."""
     a, b = two
-    expected, folder = compared(a, b, name_a="a"), a.path.parent
+    expected, folder = compared(a, b, names=("a", "b")), a.path.parent
     for name, part in ("part-1.npz", slice(5)), ("part-2.npz", slice(5, None)):
         np.savez(folder / name, logits=a.logits[part], input_ids=a.ids[part], attention_mask=1 + a.segments[part])
     assert a.segments[4] == a.segments[5]
-    of_rows = [folder / "sequence.npy", folder / "segments.npy"]
-    np.save(of_rows[0], np.full(len(a.ids), 5))
-    np.save(of_rows[1], b.segments)
+    of_a, of_b = ({"segment_ids": folder / f"{name}.npy"} for name in ("sequence", "segments"))
+    np.save(of_a["segment_ids"], np.full(len(a.ids), 5))
+    np.save(of_b["segment_ids"], b.segments)
     np.savez(b.path, logits=b.logits, input_ids=b.ids)
     a.path = folder / "part-*.npz"
-    assert compared(a, b, segment_ids=of_rows, name_a="a") == expected
+    assert compared(a, b, of_a, of_b, names=("a", "b")) == expected
 
 
 def test_padding_is_no_part_of_the_text(two):
@@ -267,7 +270,9 @@ def test_padding_that_is_scored_is_warned_of(two, command):
         a.path, logits=np.zeros((len(ids), a.logits.shape[-1])), input_ids=ids.astype(np.uint8), segment_ids=segments
     )
     words = f"4 of {len(ids) - len(DOCUMENTS)} scored tokens repeat the special token 0 before them, as padding does: "
-    with pytest.warns(UserWarning, match=rf"a\.npz: {words}store attention_mask, or set their targets to ignore"):
+    with pytest.warns(
+        UserWarning, match=rf"a\.npz: {words}store attention_mask, or set their targets to the value of ignore"
+    ):
         compared(a, b)
     assert words in command(*argv_of(a, b), "--shift")[2]
 
@@ -330,11 +335,6 @@ def distributions(a, b):
     np.savez(a.path, logits=np.zeros((2, 3)), targets=np.full((2, 3), 1 / 3))
 
 
-def responses(a, b):
-    """What a server returned."""
-    a.path = clients.save(a.path.with_name("a.json"), "vllm/chat_00.json")
-
-
 BAD = {
     "beyond": (other_ids, r"a\.npz.* 98"),
     "version": (another_version, r"t\.txt: byte 0: line 1 goes on with b'In the beg"),
@@ -352,7 +352,6 @@ BAD = {
     "high": (high_mask, r"a\.npz: numbers texts up to 1048576 by its mask, in sequences up to 0; it must stay below"),
     "empty": (empty_document, r"b\.npz: holds no text in its document 3; it must hold text in each document"),
     "distributions": (distributions, r"a\.npz: holds targets of shape \(2, 3\); it must hold an id for each row"),
-    "responses": (responses, r"a\.json: holds responses; it must hold scores"),
 }  # fmt: skip
 
 
@@ -367,6 +366,25 @@ def test_bad_input_is_refused_before_anything_is_written(name, two, tmp_path, co
     refused = command(*argv_of(*two), "--shift", "--html", tmp_path / "p.html", "--per-token", tmp_path / "s.csv")
     assert_refused(refused, str(caught.value).partition("; ")[0])
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_responses_are_refused(two, tmp_path, command):
+    """They list the most likely classes only, in text."""
+    a, b = two
+    a.path = clients.save(tmp_path / "a.json", "vllm/chat_00.json")
+    with pytest.raises(ValueError, match=r"a\.json: is JSON; it must hold scores or hidden states; formats\.open_resp"):
+        compared(a, b)
+    words = "a.json gives the most likely classes only; {} needs all classes of each token"
+    with fails(ValueError, words.format("compare_texts")):
+        compare_texts(a.path, b.path, text=tmp_path / "t.txt")
+    assert_refused(command(*argv_of(a, b), "--html", tmp_path / "p.html"), words.format("--text"))
+    assert not (tmp_path / "p.html").exists()
+
+
+def test_a_model_without_a_tokenizer_is_refused(two, tmp_path):
+    a, b = two
+    with fails(ValueError, "b.npz was opened without tokenizer=; compare_texts needs a tokenizer"):
+        compare_texts(open_scores(a.path, tokenizer=a.tokenizer), b.path, text=tmp_path / "t.txt")
 
 
 def test_documents_that_stop_at_other_characters_are_refused_in_either_order(tmp_path):
@@ -388,9 +406,13 @@ class Tokens(sinks.Sink):
     ("options", "words"),
     [
         ({"top": -1}, "top is -1; it must be an integer of at least 0"),
-        ({"kind": "loss"}, "kind is 'loss'; it must be 'logits', 'log_probs', 'probs'"),
+        ({"of_a": {"kind": "loss"}}, "kind is 'loss'; it must be 'logits', 'log_probs', 'probs'"),
+        (
+            {"of_b": {"window": 4, "stride": 2}},
+            "window is given; it must be left out where models are compared by text",
+        ),
         ({"shift": 2}, "shift is 2; it must be True, False or None"),
-        ({"name_b": 3}, "name_b is 3; it must be text or None"),
+        ({"names": ("new", 3)}, "names is ('new', 3); it must be two names: that of a, and that of b"),
         ({"text": b"a"}, "text is 'bytes'; it must be a path"),
         ({"sinks": [Tokens()]}, "Tokens needs each token; compare_texts gives the result alone"),
         ({"sinks": [sinks.HtmlPage("x.html")]}, "HtmlPage is a sink of evaluate, not of compare_texts"),
@@ -418,12 +440,12 @@ def test_targets_that_lack_the_first_token_are_refused_with_a_hint(two):
 def test_swapped_tokenizers_are_named(two):
     a, b = two
     a.tokenizer, b.tokenizer = b.tokenizer, a.tokenizer
-    with pytest.raises((IndexError, ValueError), match="; the ids are of the text with tokenizer_a and tokenizer_b sw"):
+    with pytest.raises((IndexError, ValueError), match="; the ids are of the text with the two tokenizers swapped"):
         compared(a, b)
     a.path = b.path
     with pytest.raises((IndexError, ValueError)) as caught:
         compared(a, b)
-    assert "tokenizer_b swapped" not in str(caught.value)
+    assert "tokenizers swapped" not in str(caught.value)
 
 
 def test_text_that_a_tokenizer_cannot_write_is_refused_with_its_document(two, tmp_path):
@@ -449,9 +471,7 @@ def test_packed_texts_without_segment_ids_are_told_what_they_lack(tmp_path):
     (tmp_path / "t.txt").write_text("a b\nc d")
     a, b = (model(tmp_path, name, [[b"a", b" b", b""], [b"c", b" d", b""]]) for name in "ab")
     np.savez(b.path, logits=b.logits, input_ids=b.ids)
-    with pytest.raises(
-        ValueError, match=r"b\.npz: holds 1 documents, not 2; .*segment_ids \(--segment-ids\) tell them"
-    ):
+    with pytest.raises(ValueError, match=r"b\.npz: holds 1 documents, not 2; .*segment_ids tell them"):
         compared(a, b)
 
 
@@ -459,8 +479,8 @@ def test_special_ids_beyond_a_list_of_ranks_are_those_of_the_text(tmp_path):
     (tmp_path / "t.txt").write_text("ab")
     (tmp_path / "r.tiktoken").write_text("YQ== 0\nYg== 1\n")
     np.savez(tmp_path / "a.npz", logits=np.zeros((3, 4)), targets=[0, 1, 3])
-    options = {f"tokenizer_{letter}": tmp_path / "r.tiktoken" for letter in "ab"}
-    found = compare_texts(tmp_path / "a.npz", tmp_path / "a.npz", text=tmp_path / "t.txt", shift=False, **options)
+    source = open_scores(tmp_path / "a.npz", tokenizer=tmp_path / "r.tiktoken")
+    found = compare_texts(source, source, text=tmp_path / "t.txt", shift=False)
     assert (found.n_tokens_a, found.n_special_a, found.bits_per_byte_a) == (3, 1, 3.0)
 
 
@@ -508,7 +528,7 @@ def test_documents_hold_sums_of_their_spans(two, command, tmp_path):
 
 def test_command_prints_what_compare_texts_returns(two, command, tmp_path):
     a, b = two
-    found = compared(a, b, name_b="new")
+    found = compared(a, b, names=(str(a.path), "new"))
     argv = [f"new={b.path}" if word == b.path else word for word in argv_of(a, b)]
     status, out, err = command(*argv, "--shift", "--html", tmp_path / "p.html")
     assert (status, out, err) == (0, found.summary() + "\n", "")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from arrays import BFLOAT16, FLOATS, assert_same_bits, distributions
 from arrays import OPTIONS as OPTIONS_OF_LOSSES
+from commands import assert_refused
 from distributed import Client, LocalCluster
 
 import tokenloss
@@ -483,3 +484,13 @@ def test_scheduler_that_is_not_there(scheduler):
     ):
         next(map_shards(len, ["a"], scheduler))
     assert f"scheduler is {scheduler!r}" in str(error.value)
+
+
+@pytest.mark.usefixtures("client")
+def test_errors_on_workers_name_options_as_the_caller_writes_them(cluster, command, tmp_path):
+    np.savez(path := tmp_path / "probs.npz", logits=np.full((4, 5), 0.2), targets=np.arange(4))
+    words = "come with {} and its array's name, or with {} if it holds logits"
+    refused = command("score", path, "--scheduler", cluster.scheduler_address)
+    assert_refused(refused, words.format("--kind probs", "--kind logits"))
+    with pytest.raises(ValueError, match=words.format("kind='probs'", "kind='logits'")):
+        tokenloss.evaluate(path, scheduler=cluster.scheduler_address)

@@ -7,8 +7,10 @@ import pytest
 from commands import assert_refused
 from tables import read_table
 
-from tokenloss import compare_files, draft_acceptance, sinks
+from tokenloss import ComparisonMeter, compare, compare_files, cross_entropy, draft_acceptance, sinks
 from tokenloss._evaluation import plan
+from tokenloss.formats import open_hidden_states, open_scores
+from tokenloss.results import Comparisons
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -39,32 +41,37 @@ class Files:
         return draft_acceptance(self.target, self.drafts[name], where=self.mask, **options)
 
 
+def drafts_of(base, others, *, temperature=1.0, cost_ratio=None, shift=False, **options):
+    """The acceptance of each draft, as `compare --draft` prints it."""
+    found = compare_files(base, others, temperature=temperature, classes="all", shift=shift, **options)
+    return Comparisons({name: one.acceptance(cost_ratio=cost_ratio) for name, one in found.items()})
+
+
 @pytest.fixture
 def files(tmp_path):
     return Files(tmp_path)
 
 
 @pytest.mark.parametrize("block_rows", [3, 1000])
-@pytest.mark.parametrize("temperature", [0, 0.6, None])
+@pytest.mark.parametrize("temperature", [0, 0.6, 1])
 def test_temperature_of_files_gives_what_arrays_do(temperature, block_rows, files, monkeypatch):
     monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
-    found = compare_files(files.base, files.others, draft=True, temperature=temperature, cost_ratio=0.1)
+    found = drafts_of(files.base, files.others, temperature=temperature, cost_ratio=0.1)
     assert list(found) == list(files.drafts)
     for name, one in found.items():
-        expected = files.expected(name, cost_ratio=0.1, temperature=1.0 if temperature is None else temperature)
+        expected = files.expected(name, cost_ratio=0.1, temperature=temperature)
         np.testing.assert_array_equal(one.acceptance, expected.acceptance.ravel())
         np.testing.assert_array_equal(one.kept, files.mask.ravel())
         for figure, value in expected.to_dict().items():
             if figure not in ("sequences", "signature"):
                 assert one.to_dict()[figure] == value, figure
         assert one.columns()["position"].tolist() == expected.columns()["position"].tolist()
-        assert one == compare_files(
-            files.base, {name: files.others[name]}, draft=True, temperature=temperature, cost_ratio=0.1
-        )[name]  # fmt: skip
+        alone = drafts_of(files.base, {name: files.others[name]}, temperature=temperature, cost_ratio=0.1)
+        assert one == alone[name]
 
 
 def test_draft_prints_one_or_several(files, command):
-    found = compare_files(files.base, files.others, draft=True, cost_ratio=0.1)
+    found = drafts_of(files.base, files.others, cost_ratio=0.1)
     status, out, err = command(*files.argv, "--cost-ratio=0.1")
     assert (status, err) == (0, "")
     assert out == found.summary() + "\n"
@@ -89,7 +96,7 @@ def test_n_nan_of_one_of_several_drafts_is_shown(files, command):
 
 
 def test_draft_is_printed_in_every_format(files, command):
-    found = compare_files(files.base, files.others, draft=True)
+    found = drafts_of(files.base, files.others)
     figures = json.loads(command(*files.argv, "--json")[1])
     assert figures == json.loads(json.dumps(found.to_dict()))
     assert figures.keys() == {
@@ -120,8 +127,11 @@ def test_per_token_and_per_sequence_of_drafts(files, command):
     assert list(table) == ["name", "file", "sequence", "count", "acceptance"]
     assert table["count"][:5].tolist() == files.mask.sum(-1).tolist()
     in_memory = sinks.ComparedTokenTable()
-    compare_files(files.base, files.others, draft=True, sinks=[in_memory])
-    assert in_memory.columns()["acceptance"].shape == (2 * N * T,)
+    compare_files(files.base, files.others, temperature=1, classes="all", shift=False, sinks=[in_memory])
+    table = in_memory.columns()
+    for name in files.drafts:
+        expected = files.expected(name).acceptance.ravel()
+        np.testing.assert_array_equal(1 - table["tv"][table["name"] == name], expected)
 
 
 @pytest.mark.parametrize("classes", [V, 11])
@@ -133,10 +143,11 @@ def test_temperature_of_hidden_states(temperature, classes, tmp_path):
     for name, array in hidden.items():
         np.savez(tmp_path / f"{name}.npz", hidden_states=array)
         np.save(tmp_path / f"{name}_head.npy", heads[name])
-    (found,) = compare_files(
-        tmp_path / "target.npz", tmp_path / "draft.npz", draft=True, temperature=temperature, softcap=3.0,
-        lm_head=tmp_path / "draft_head.npy", base_lm_head=tmp_path / "target_head.npy", logit_scale=0.5,
-    ).values()  # fmt: skip
+    target, draft = (
+        open_hidden_states(tmp_path / f"{name}.npz", tmp_path / f"{name}_head.npy", logit_scale=0.5, softcap=3.0)
+        for name in hidden
+    )
+    (found,) = drafts_of(target, draft, temperature=temperature).values()
     logits = [3 * np.tanh(0.5 * hidden[name] @ heads[name].T / 3) for name in ("target", "draft")]
     expected = draft_acceptance(*logits, temperature=temperature)
     np.testing.assert_allclose(found.acceptance, expected.acceptance, rtol=0, atol=1e-12)
@@ -153,9 +164,9 @@ def test_targets_mask_rows_and_shift_says_which(tmp_path):
     np.savez(tmp_path / "target.npz", logits=target, labels=labels)
     np.save(tmp_path / "draft.npy", draft)
     files = tmp_path / "target.npz", {"draft": tmp_path / "draft.npy"}
-    (found,) = compare_files(*files, draft=True).values()
+    (found,) = drafts_of(*files).values()
     assert found.kept.reshape(2, 9)[0].tolist() == [False] * 4 + [True] * 5
-    (found,) = compare_files(*files, draft=True, shift=True).values()
+    (found,) = drafts_of(*files, shift=True).values()
     expected = draft_acceptance(target[:, 3:8], draft[:, 3:8])
     np.testing.assert_array_equal(found.acceptance[found.kept], expected.acceptance.ravel())
     np.testing.assert_array_equal(found.by_k["tokens_per_call"], expected.by_k["tokens_per_call"])
@@ -164,7 +175,7 @@ def test_targets_mask_rows_and_shift_says_which(tmp_path):
 def test_segment_ids_number_texts_of_files(files, tmp_path):
     numbers = np.sort(np.random.default_rng(34).integers(-1, 9, N * T))
     np.save(tmp_path / "numbers.npy", numbers)
-    found = compare_files(files.base, files.others, draft=True, segment_ids=tmp_path / "numbers.npy")
+    found = drafts_of(open_scores(files.base, segment_ids=tmp_path / "numbers.npy"), files.others)
     options = {"where": files.mask.ravel(), "segment_ids": numbers}
     for name, one in found.items():
         expected = draft_acceptance(files.target.reshape(-1, V), files.drafts[name].reshape(N * T, -1), **options)
@@ -174,25 +185,25 @@ def test_segment_ids_number_texts_of_files(files, tmp_path):
 
 def test_state_of_drafts_is_of_one_temperature(files):
     state = files.path / "state.jsonl"
-    first = compare_files(files.base, files.others, draft=True, temperature=0.5, state=state)
+    first = drafts_of(files.base, files.others, temperature=0.5, state=state)
     size = state.stat().st_size
-    again = compare_files(files.base, files.others, draft=True, temperature=0.5, cost_ratio=0.2, state=state)
+    again = drafts_of(files.base, files.others, temperature=0.5, cost_ratio=0.2, state=state)
     assert state.stat().st_size == size
     for name, one in again.items():
         np.testing.assert_array_equal(one.acceptance, first[name].acceptance)
         assert one.best_speedup is not None
     with pytest.raises(ValueError, match=r"was written with temperature 0\.5"):
-        compare_files(files.base, files.others, draft=True, state=state)
+        drafts_of(files.base, files.others, state=state)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--temperature=1", "--temperature is given; it must be left out without --draft"),
         ("--cost-ratio=1", "--cost-ratio is given; it must be left out without --draft"),
-        ("--draft --classes=9", "--classes is given; it must be left out of a comparison of drafts"),
-        ("--draft --definitions=llama.cpp", "--definitions is given; it must be left out of a comparison of drafts"),
-        ("--draft --noise=twin.npz", "--noise is given; it must be left out of a comparison of drafts"),
+        ("--draft --classes=9", "--classes is for divergences, not for the acceptance of drafts"),
+        ("--draft --definitions=llama.cpp", "--definitions is for divergences, not for the acceptance of drafts"),
+        ("--draft --divergences=js", "--divergences is for divergences, not for the acceptance of drafts"),
+        ("--draft --noise=twin.npz", "--noise is for divergences, not for the acceptance of drafts"),
         ("--draft --temperature=-1", "--temperature is -1.0; it must be 0, for greedy decoding, or a number from"),
         ("--draft --cost-ratio=-1", "--cost-ratio is -1.0; it must be a finite number of at least 0"),
         ("--draft --max-kl=1", "--max-kl is for divergences, not for the acceptance of drafts"),
@@ -206,18 +217,8 @@ def test_options_that_make_no_sense_with_drafts_are_refused(options, words, file
     assert not (files.path / "x.svg").exists()
 
 
-def test_draft_is_true_or_false(files):
-    with pytest.raises(ValueError, match="draft is 'no'; it must be True or False"):
-        compare_files(files.base, files.others, draft="no")
-
-
-def test_divergences_are_none_of_drafts(files):
-    with pytest.raises(ValueError, match="divergences is given; it must be left out of a comparison of drafts"):
-        compare_files(files.base, files.others, draft=True, divergences=("kl", "js"))
-
-
 def test_check_has_no_gate_for_drafts(files):
-    found = compare_files(files.base, files.others, draft=True)
+    found = drafts_of(files.base, files.others)
     with pytest.raises(ValueError, match="max_kl is for divergences, not for the acceptance of drafts"):
         found.check(max_kl=1)
     with pytest.raises(TypeError, match="of scores, which tell the whole divergence"):
@@ -228,7 +229,7 @@ def test_drafts_of_other_rows_are_refused(files, tmp_path):
     np.save(tmp_path / "short.npy", files.target[0])
     np.save(tmp_path / "whole.npy", files.target[1:3])
     with pytest.raises(ValueError, match=r"short\.npy: holds 20 rows of 13 classes; it must hold 40 rows"):
-        compare_files(tmp_path / "whole.npy", tmp_path / "short.npy", draft=True)
+        drafts_of(tmp_path / "whole.npy", tmp_path / "short.npy")
 
 
 @pytest.mark.parametrize("option", ["--draft", "--no-shift"])
@@ -247,7 +248,7 @@ def test_drafts_of_a_single_text_have_no_numbered_sequence_as_arrays_and_as_file
     base, logits = np.random.default_rng(7).normal(size=(2, 30, 6))
     for name, array in (("base", base), ("draft", logits)):
         np.savez(tmp_path / f"{name}.npz", logits=array)
-    of_files = compare_files(tmp_path / "base.npz", {"draft": tmp_path / "draft.npz"}, draft=True)["draft"]
+    of_files = drafts_of(tmp_path / "base.npz", {"draft": tmp_path / "draft.npz"})["draft"]
     of_arrays = draft_acceptance(base, logits)
     assert [one.n_sequences for one in (of_arrays, of_files)] == [0, 0]
     assert (of_arrays.signature, of_arrays.by_k["tokens_per_call"].tolist()) == (
@@ -255,3 +256,182 @@ def test_drafts_of_a_single_text_have_no_numbered_sequence_as_arrays_and_as_file
         of_files.by_k["tokens_per_call"].tolist(),
     )
     assert of_arrays.columns().keys() == of_files.columns().keys()
+
+
+# -- comparisons at a temperature, from which the acceptance follows ---------------------------------------------------
+
+
+def softmax(logits, temperature=1.0):
+    """Probabilities in float64 at a temperature."""
+    logits = np.asarray(logits, np.float64) / temperature
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)
+
+
+def as_kind(logits, kind):
+    """The scores of a kind that stand for the same distributions as the logits."""
+    probs = softmax(logits)
+    return {"logits": logits, "probs": probs, "log_probs": np.log(probs)}[kind]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.7])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("classes", [(40, 40), (40, 33), (33, 40)])
+def test_losses_at_a_temperature_have_the_bits_of_cross_entropy_with_its_scale(temperature, dtype, classes, tmp_path):
+    rng = np.random.default_rng(8)
+    base, draft = (rng.normal(size=(60, size), scale=3).astype(dtype) for size in classes)
+    targets = rng.integers(33, size=60)
+    np.savez(tmp_path / "base.npz", logits=base, targets=targets)
+    np.save(tmp_path / "draft.npy", draft)
+    files = tmp_path / "base.npz", tmp_path / "draft.npy"
+    (found,) = compare_files(*files, temperature=temperature, classes="all", shift=False).values()
+    for losses, logits in (found.base_nll, base), (found.nll, draft):
+        expected = cross_entropy(logits, targets, logit_scale=1 / temperature, reduction="none")
+        np.testing.assert_array_equal(losses, expected)
+    assert found.temperature == found.to_dict()["temperature"] == temperature
+    assert f"|temperature:{temperature:g}|" in found.signature
+    assert f"temperature {temperature:g}" in found.summary()
+
+
+@pytest.mark.parametrize("kinds", [("logits", "logits"), ("probs", "logits"), ("log_probs", "probs")])
+@pytest.mark.parametrize("temperature", [0, 0.5, 1, 3])
+@pytest.mark.parametrize("classes", [(30, 30), (30, 21), (21, 30)])
+def test_acceptance_is_1_less_the_total_variation_of_vocabularies_that_differ(kinds, temperature, classes, tmp_path):
+    rng = np.random.default_rng(9)
+    logits = [rng.normal(size=(4, 15, size), scale=2) for size in classes]
+    targets = rng.integers(21, size=(4, 15))
+    for name, scores, kind in zip(("base", "draft"), logits, kinds, strict=True):
+        np.savez(tmp_path / f"{name}.npz", **{kind: as_kind(scores, kind)}, targets=targets)
+    files = tmp_path / "base.npz", tmp_path / "draft.npz"
+    found = compare_files(*files, temperature=temperature, classes="all", shift=False)
+    ((comparison, drafts),) = [(one, one.acceptance(cost_ratio=0.1)) for one in found.values()]
+    p, q = (softmax(one, temperature or 1.0) for one in logits)
+    common = min(classes)
+    expected = np.minimum(p[..., :common], q[..., :common]).sum(-1)
+    np.testing.assert_allclose(1 - comparison.tv, expected.ravel(), atol=1e-12)
+    at_zero = p.argmax(-1) == q.argmax(-1)
+    np.testing.assert_allclose(drafts.acceptance, (expected if temperature else at_zero).ravel(), atol=1e-12)
+    assert drafts.temperature == temperature
+    assert drafts.cost_ratio == 0.1
+    assert drafts.n_sequences == 4
+    with np.errstate(divide="ignore"):
+        losses = -np.log(np.take_along_axis(q, targets[..., None], -1))[..., 0]
+    np.testing.assert_allclose(comparison.nll, losses.ravel(), rtol=1e-10)
+
+
+def test_classes_all_gives_a_class_that_a_model_lacks_a_probability_of_0(tmp_path):
+    base, draft = np.zeros((3, 4)), np.zeros((3, 2))
+    np.savez(tmp_path / "base.npz", logits=base, targets=[0, 1, 3])
+    np.save(tmp_path / "draft.npy", draft)
+    table = sinks.ComparedTokenTable()
+    options = {"classes": "all", "divergences": ("tv",), "shift": False}
+    (found,) = compare_files(tmp_path / "base.npz", tmp_path / "draft.npy", sinks=[table], **options).values()
+    np.testing.assert_array_equal(found.nll, [np.log(2), np.log(2), np.inf])
+    np.testing.assert_allclose(found.base_nll, np.log(4))
+    np.testing.assert_array_equal(found.kl, np.inf)
+    np.testing.assert_allclose(found.tv, 0.5)
+    np.testing.assert_allclose(found.delta_p, [0.25, 0.25, -0.25])
+    np.testing.assert_array_equal(table.columns()["nll"], found.nll)
+    assert found.to_dict()["classes"] == "all"
+    assert "|classes:all" in found.signature
+    with pytest.raises(ValueError, match="2 classes"):
+        compare_files(tmp_path / "base.npz", tmp_path / "draft.npy")
+
+
+def test_likeliest_classes_of_a_comparison_are_those_at_its_temperature(tmp_path):
+    """Of both models, also where one lacks a target, or where some classes are left out."""
+    rng = np.random.default_rng(10)
+    base, draft = rng.normal(size=(20, 9)), rng.normal(size=(20, 7))
+    np.savez(tmp_path / "base.npz", probs=softmax(base), targets=np.arange(20) % 9)
+    np.savez(tmp_path / "draft.npz", logits=draft)
+
+    class Tops(sinks.Sink):
+        needs_tokens, top_k = True, 2
+
+        def add(self, block):
+            self.block = block
+
+    for classes, n in ("all", 9), (5, 5):
+        sink = Tops()
+        targets = np.minimum(np.arange(20) % 9, n - 1)
+        np.savez(tmp_path / "base.npz", probs=softmax(base), targets=targets)
+        compare_files(
+            tmp_path / "base.npz", {"draft": tmp_path / "draft.npz"}, classes=classes, temperature=0.5, shift=False,
+            sinks=[sink],
+        )  # fmt: skip
+        for scores, logits in (sink.block.base_scores, base[:, :n]), (sink.block.scores, draft[:, :n]):
+            expected = np.log(np.sort(softmax(logits, 0.5))[:, :-3:-1])
+            np.testing.assert_allclose(scores.top_logprobs, expected, rtol=1e-9)
+
+
+def test_classes_that_are_left_out_have_their_probability_at_the_temperature(tmp_path):
+    rng = np.random.default_rng(11)
+    base, other = rng.normal(size=(2, 12, 9))
+    for name, scores in ("base", base), ("other", other):
+        np.savez(tmp_path / f"{name}.npz", logits=scores, targets=np.zeros(12, int))
+    (found,) = compare_files(
+        tmp_path / "base.npz", tmp_path / "other.npz", classes=6, temperature=2, shift=False
+    ).values()
+    assert found.base_left_out == pytest.approx(softmax(base, 2)[:, 6:].sum(-1).mean(), rel=1e-12)
+    assert found.left_out == pytest.approx(softmax(other, 2)[:, 6:].sum(-1).mean(), rel=1e-12)
+
+
+def test_temperature_0_has_losses_and_divergences_at_1(files):
+    cold, warm = (
+        compare_files(files.base, {"far": files.others["far"]}, temperature=t, shift=False)["far"] for t in (0, 1)
+    )
+    for name in ("nll", "base_nll", "kl", "tv"):
+        np.testing.assert_array_equal(getattr(cold, name), getattr(warm, name))
+    assert "temperature 0 (greedy; losses and divergences at 1)" in cold.summary()
+    assert "temperature" not in warm.to_dict()
+    assert cold.acceptance().mean_acceptance == cold.same_top
+
+
+def test_temperature_prints_divergences_without_draft(files, command):
+    status, out, err = command(*files.argv[:3], "--temperature=0.5", "--no-shift")
+    assert (status, err) == (0, "")
+    assert "temperature 0.5" in out.splitlines()[0]
+    assert "total variation" in out.lower()
+
+
+def test_temperature_does_not_go_with_definitions_of_llama_cpp(files, command):
+    options = "--temperature=0.5", "--definitions=llama.cpp"
+    assert_refused(command(*files.argv[:3], *options), "--temperature is given; it must be left out of llama.cpp")
+
+
+@pytest.mark.parametrize("classes", [0, "some", 2.5])
+def test_classes_are_a_number_or_all(classes, files, command):
+    with pytest.raises((TypeError, ValueError), match=r"classes .*must be a positive integer, 'all' or None"):
+        compare_files(files.base, files.others, classes=classes)
+    assert_refused(command(*files.argv[:3], f"--classes={classes}"), "--classes")
+
+
+def test_acceptance_without_total_variation_says_how_to_ask_for_it(files):
+    (found,) = compare_files(files.base, {"far": files.others["far"]}, shift=False).values()
+    words = r"acceptance needs the total variation: ask for divergences=\('tv',\), or .* temperature="
+    with pytest.raises(ValueError, match=words):
+        found.acceptance()
+    with pytest.raises(ValueError, match=words):
+        compare(files.target, files.drafts["far"]).acceptance()
+
+
+def test_acceptance_of_arrays_is_that_of_draft_acceptance(files):
+    arrays = files.target, files.drafts["far"]
+    found = compare(*arrays, where=files.mask, divergences=("tv",)).acceptance(cost_ratio=0.1)
+    assert found == draft_acceptance(*arrays, where=files.mask, cost_ratio=0.1)
+    with pytest.raises(ValueError, match="cost_ratio is -1"):
+        compare(*arrays, divergences=("tv",)).acceptance(cost_ratio=-1)
+
+
+def test_acceptance_of_blocks_needs_the_text_of_each_position(files):
+    arrays = files.target, files.drafts["far"]
+    meter = ComparisonMeter(divergences=("tv",))
+    meter.update(*arrays)
+    with pytest.raises(ValueError, match="needs the text of each position: give segment_ids"):
+        meter.result().acceptance()
+    meter = ComparisonMeter(divergences=("tv",))
+    meter.update(*arrays, segment_ids=np.arange(N)[:, None])
+    found, expected = meter.result().acceptance(), draft_acceptance(*arrays)
+    np.testing.assert_array_equal(found.acceptance, expected.acceptance.ravel())
+    assert found.mean_acceptance_stderr == expected.mean_acceptance_stderr
+    assert found.n_sequences == N

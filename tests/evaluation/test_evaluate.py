@@ -13,6 +13,7 @@ from files import held_at_most
 import tokenloss
 from tokenloss import LossMeter, evaluate, sequence_losses, token_scores
 from tokenloss._evaluation import checks, plan
+from tokenloss.formats import blocks, open_scores
 from tokenloss.results import Evaluation
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -52,29 +53,29 @@ def texts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "argv", "options"),
+    ("source", "argv", "of_files", "options"),
     [
-        ("part-a.npz", [], {}),
-        ("part-*.npz", [], {}),
-        (["part-a.npz", "part-b.npz"], [], {}),
-        (["part-a.npz", "part-[bc].npz"], ["--shift"], {"shift": True}),
-        ("part-*.npz", ["--no-shift", "--top", 2], {"shift": False, "top": 2}),
-        ("part-*.npz", ["--segment-ids", "all-ids.npy"], {"segment_ids": "all-ids.npy"}),
-        ("part-*.npz", ["--segment-ids", "ids-*.npy"], {"segment_ids": ["ids-*.npy"]}),
-        ("part-*.npz", ["--segment-ids", "all-ids.npy", "--shift"], {"segment_ids": "all-ids.npy", "shift": True}),
-        ("scores-*.npy", ["--targets", "targets-*.npy"], {"targets": "targets-*.npy"}),
-        ("scores-*.npy", ["--targets", "all-targets.npy"], {"targets": ["all-targets.npy"]}),
-        (["scores-a.npy", "targets-a.npy"], [], {}),
-        ("part-*.npz", ["--text", "text.txt"], {"text": "text.txt"}),
-        ("part-*.npz", ["--text", "text.txt", "--words", "lm-eval"], {"text": "text.txt", "words": "lm-eval"}),
-        ("part-*.npz", ["--n-bytes", 31, "--ignore-index", 3], {"n_bytes": 31, "ignore_index": 3}),
-        ("part-*.npz", ["--workers", 2, "--kind", "logits"], {"workers": 2, "kind": "logits"}),
-        ("part-*.npz", ["--array", "logits", "--state", "state"], {"array": "logits", "state": "other-state"}),
+        ("part-a.npz", [], {}, {}),
+        ("part-*.npz", [], {}, {}),
+        (["part-a.npz", "part-b.npz"], [], {}, {}),
+        (["part-a.npz", "part-[bc].npz"], ["--shift"], {}, {"shift": True}),
+        ("part-*.npz", ["--shift"], {"shift": True}, {}),
+        ("part-*.npz", ["--no-shift", "--top", 2], {}, {"shift": False, "top": 2}),
+        ("part-*.npz", ["--segment-ids", "all-ids.npy"], {"segment_ids": "all-ids.npy"}, {}),
+        ("part-*.npz", ["--segment-ids", "ids-*.npy"], {"segment_ids": ["ids-*.npy"]}, {}),
+        ("part-*.npz", ["--segment-ids", "all-ids.npy", "--shift"], {"segment_ids": "all-ids.npy"}, {"shift": True}),
+        ("scores-*.npy", ["--targets", "targets-*.npy"], {"targets": "targets-*.npy"}, {}),
+        ("scores-*.npy", ["--targets", "all-targets.npy"], {"targets": ["all-targets.npy"]}, {}),
+        (["scores-a.npy", "targets-a.npy"], [], {}, {}),
+        ("part-*.npz", ["--text", "text.txt"], {}, {"text": "text.txt"}),
+        ("part-*.npz", ["--text", "text.txt", "--words", "lm-eval"], {}, {"text": "text.txt", "words": "lm-eval"}),
+        ("part-*.npz", ["--n-bytes", 31, "--ignore-index", 3], {"ignore_index": 3}, {"n_bytes": 31}),
+        ("part-*.npz", ["--workers", 2, "--kind", "logits"], {"kind": "logits"}, {"workers": 2}),
+        ("part-*.npz", ["--array", "logits", "--state", "state"], {"array": "logits"}, {"state": "other-state"}),
     ],
 )
-def test_evaluate_is_what_the_command_prints(source, argv, options, texts, score_json, monkeypatch):
+def test_evaluate_is_what_the_command_prints(source, argv, of_files, options, texts, score_json, monkeypatch):
     monkeypatch.chdir(texts.path)
-    options = {"ignore_index": -100} | options
     if "--ignore-index" in argv:
         for name in "abc":
             data = dict(np.load(f"part-{name}.npz"))
@@ -84,7 +85,7 @@ def test_evaluate_is_what_the_command_prints(source, argv, options, texts, score
     printed = score_json(*([source] if isinstance(source, str) else source), *argv)
     paths = Path(source) if isinstance(source, str) else map(Path, source)
     for given in (source, paths):
-        found = evaluate(given, **options)
+        found = evaluate(open_scores(given, **of_files) if of_files else given, **options)
         assert without_times(json.loads(json.dumps(found.to_dict()))) == without_times(printed)
         options.pop("state", None)
     assert isinstance(found, Evaluation)
@@ -107,7 +108,7 @@ def test_sequences_of_an_evaluation_are_a_table(texts):
 
 def test_segment_ids_in_one_file_go_on_in_the_next(texts):
     """One id is one sequence, whichever files hold its tokens."""
-    found = evaluate(texts.path / "part-*.npz", segment_ids=texts.path / "all-ids.npy")
+    found = evaluate(open_scores(texts.path / "part-*.npz", segment_ids=texts.path / "all-ids.npy"))
     scores = token_scores(texts.logits, texts.targets)
     expected = sequence_losses(scores, segment_ids=texts.ids)
     order = np.argsort(found.sequences["sequence"])
@@ -168,11 +169,9 @@ def test_blocks_of_sequences(layout):
 
 
 def test_blocks_with_segment_ids():
-    blocks = [blocks_of(shape, seed) for seed, shape in enumerate([(30,), (4, 7), (2, 3, 2)])]
-    found = evaluate(blocks)
-    flat = [
-        np.concatenate([block[i].reshape(-1, *block[i].shape[-1:] * (i < 1)) for block in blocks]) for i in range(4)
-    ]
+    made = [blocks_of(shape, seed) for seed, shape in enumerate([(30,), (4, 7), (2, 3, 2)])]
+    found = evaluate(made)
+    flat = [np.concatenate([block[i].reshape(-1, *block[i].shape[-1:] * (i < 1)) for block in made]) for i in range(4)]
     logits, targets, where, ids = flat
     scores = token_scores(logits, targets, where=where)
     assert found.meter == meter_of(scores, ids < 0, segment_ids=ids)
@@ -183,11 +182,11 @@ def test_blocks_with_segment_ids():
 
 
 def test_blocks_number_their_sequences_on():
-    blocks = [blocks_of((n, 5), n)[:2] for n in (2, 1, 3)]
-    found = evaluate(blocks)
+    made = [blocks_of((n, 5), n)[:2] for n in (2, 1, 3)]
+    found = evaluate(made)
     assert found.sequences["sequence"].tolist() == list(range(6))
     meter = LossMeter()
-    for logits, targets in blocks:
+    for logits, targets in made:
         meter.update(sequence_losses(token_scores(logits, targets)))
     assert found.meter == meter
 
@@ -220,7 +219,7 @@ def test_blocks_of_kind(kind, dtype):
         "probs": (tokenloss.softmax, lambda p, y, **options: tokenloss.cross_entropy_loss(y, p, **options)),
     }[kind]
     values = function(logits.astype(np.float64)).astype(dtype)
-    found = evaluate([(values, targets, where)], kind=kind)
+    found = evaluate(blocks([(values, targets, where)], kind=kind))
     losses = loss(values, targets, where=where, reduction="none")
     assert found.meter == meter_of(losses, where=where & (targets != -100))
     assert found.figures["kind"] == kind
@@ -230,9 +229,9 @@ def test_blocks_of_kind(kind, dtype):
 def test_blocks_of_log_probs_in_half_precision(dtype):
     """Their rounding is allowed for, as it is in files."""
     log_probs = np.full((4, 50), 0.3 - math.log(50)).astype(BFLOAT16 if dtype == "bfloat16" else dtype)
-    assert evaluate([(log_probs, [0, 1, 2, 3])], kind="log_probs").meter.count == 4
+    assert evaluate(blocks([(log_probs, [0, 1, 2, 3])], kind="log_probs")).meter.count == 4
     with pytest.raises(ValueError, match="block 0: log_probs has a row whose logsumexp is"):
-        evaluate([(log_probs.astype(np.float32), [0, 1, 2, 3])], kind="log_probs")
+        evaluate(blocks([(log_probs.astype(np.float32), [0, 1, 2, 3])], kind="log_probs"))
 
 
 def test_blocks_of_bfloat16_are_not_copied_whole(monkeypatch):
@@ -332,7 +331,7 @@ def test_same_bits_for_any_cut_into_shards(block_rows, tmp_path, monkeypatch):
             np.save(tmp_path / f"part-{number}.npy", part)
         for shift in (False, True):
             files = {"targets": tmp_path / "targets.npy", "segment_ids": tmp_path / "ids.npy"}
-            found = evaluate(tmp_path / "part-*.npy", **files, shift=shift)
+            found = evaluate(open_scores(tmp_path / "part-*.npy", **files), shift=shift)
             expected.setdefault(shift, found)
             assert found.meter == expected[shift].meter
             columns, others = found.sequences, expected[shift].sequences
@@ -344,16 +343,14 @@ def test_same_bits_for_any_cut_into_shards(block_rows, tmp_path, monkeypatch):
 
 
 def test_highest_loss_tokens_of_blocks():
-    blocks = [blocks_of((3, 4), 1), blocks_of((5, 2), 2)]
-    found = evaluate([block[:3] for block in blocks], top=6).figures["highest_loss_tokens"]
-    parts = [token_scores(block[0], block[1], where=block[2]) for block in blocks]
+    made = [blocks_of((3, 4), 1), blocks_of((5, 2), 2)]
+    found = evaluate([block[:3] for block in made], top=6).figures["highest_loss_tokens"]
+    parts = [token_scores(block[0], block[1], where=block[2]) for block in made]
     losses = np.concatenate([np.where(part.kept, part.nll, -1).ravel() for part in parts])
     places = np.argsort(-losses, kind="stable")[:6]
     assert [token["row"] for token in found] == places.tolist()
     assert [token["nll"] for token in found] == losses[places].tolist()
-    assert [token["target"] for token in found] == np.concatenate([block[1].ravel() for block in blocks])[
-        places
-    ].tolist()
+    assert [token["target"] for token in found] == np.concatenate([block[1].ravel() for block in made])[places].tolist()
     assert {token["file"] for token in found} == {None}
 
 

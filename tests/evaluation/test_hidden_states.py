@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,14 +13,14 @@ import safetensors.numpy
 from arrays import BFLOAT16
 from commands import assert_refused
 from files import SAVERS, WITHOUT_TARGETS, held_at_most, save_npz, save_zarr
+from places import DATA
 
 import tokenloss
 from tokenloss import NormWarning, ShiftWarning, evaluate
 from tokenloss._evaluation import checks, plan
 from tokenloss._evaluation import score as shard_run
-from tokenloss._evaluation.options import Options
 from tokenloss.formats import llama_cpp, open_hidden_states, open_scores
-from tokenloss.formats.lm_head import HEAD_FILES, open_lm_head
+from tokenloss.formats.lm_head import HEAD_FILES
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 RNG = np.random.default_rng(19)
@@ -133,7 +132,7 @@ def test_lm_head_in_bfloat16(path):
     hidden, weight = HIDDEN.astype(ml_dtypes.bfloat16), WEIGHT.astype(ml_dtypes.bfloat16)
     save_model(path / "model.safetensors", lm_head__weight=weight)
     save_model(path / "hidden.safetensors", hidden_states=hidden, targets=TARGETS)
-    found = evaluate(path / "hidden.safetensors", lm_head=path / "model.safetensors")
+    found = evaluate(open_hidden_states(path / "hidden.safetensors", path / "model.safetensors"))
     assert found.meter.loss == pytest.approx(loss_of(product(hidden.astype(float), weight.astype(float))), abs=1e-6)
     assert found.figures["dtype"] == "bfloat16"
 
@@ -185,7 +184,7 @@ def test_lm_head_in_shards_that_is_refused(path):
     assert "model-00002-of-00002.safetensors" in refused_head(path, path / "model")
     for text, words in [
         ("{", "cannot be read"),
-        ("[]", "no object weight_map"),
+        ("[]", "it is no object"),
         ('{"weight_map": 3}', "no object weight_map"),
         ('{"weight_map": {"lm_head.weight": "../head.safetensors"}}', "names '../head.safetensors' for lm_head.weight"),
         ('{"weight_map": {"lm_head.weight": "index.json"}}', "names 'index.json'"),
@@ -206,7 +205,7 @@ def test_lm_head_that_is_damaged(damage, path):
     model = save_model(path / "model.safetensors", lm_head__weight=WEIGHT)
     data = model.read_bytes()
     if damage == "rewritten":
-        file = open_hidden_states(path / "hidden.npy", model)
+        file = open_hidden_states(path / "hidden.npy", model).file
         os.utime(model, ns=(1, 1))
         with pytest.raises(ValueError, match=re.escape(f"{model}: changed after it was opened")):
             shard_run.row_functions(file).losses(HIDDEN, TARGETS)
@@ -220,7 +219,7 @@ def test_weight_is_never_loaded_whole(tmp_path):
     np.save(tmp_path / "head.npy", weight)
     np.savez(tmp_path / "hidden.npz", hidden=after_norm(RNG.normal(size=(30, 128))), targets=np.zeros(30, int))
     with held_at_most(24 << 20):
-        found = evaluate(tmp_path / "hidden.npz", lm_head=tmp_path / "head.npy", workers=1)
+        found = evaluate(open_hidden_states(tmp_path / "hidden.npz", tmp_path / "head.npy"), workers=1)
     assert found.meter.loss == pytest.approx(math.log(60_000), abs=1e-6)
 
 
@@ -248,7 +247,7 @@ def test_hidden_is_found_by_its_name(save, name, path, command):
         np.savez(file, **{name: HIDDEN}, targets=TARGETS)
     else:
         save(file, **{name: HIDDEN}, targets=TARGETS)
-    found = evaluate(file, lm_head=path / "head.npy")
+    found = evaluate(open_hidden_states(file, path / "head.npy"))
     assert found.meter.loss == pytest.approx(loss_of(product()), abs=1e-6)
     assert_refused(command("score", file), f"{file}: holds {name} and no scores", "--lm-head FILE")
 
@@ -268,11 +267,13 @@ def test_hidden_that_is_refused(path, command):
     assert_refused(command("score", path / "beyond.npz", *head), f"= {V} is out of range [0, {V})")
     np.savez(path / "text.npz", hidden=HIDDEN, targets=TARGETS[1:])
     assert_refused(command("score", path / "text.npz", *head), "targets has shape (39,)", "to fit hidden_states")
+    np.savez(path / "hidden.npz", hidden=HIDDEN, targets=TARGETS)
     for option in ("--kind", "logits"), ("--array", "hidden"):
-        assert_refused(command("score", path / "both.npz", *head, *option), f"{option[0]} is given", "--lm-head")
+        refused = command("score", path / "hidden.npz", *head, *option)
+        assert_refused(refused, f"{option[0]} is for scores; ", "hidden.npz holds hidden states")
     for option in ("--hidden", "x"), ("--logit-scale", "2"), ("--softcap", "3"):
         refused = command("score", path / "logits.npz", *option)
-        assert_refused(refused, f"{option[0]} is given; it must be left out without --lm-head")
+        assert_refused(refused, f"{option[0]} is for hidden states; ", "logits.npz holds scores")
     for option, words in [
         (("--logit-scale", "0"), "--logit-scale is 0.0"), (("--softcap", "-1"), "--softcap is -1.0"),
         (("--softcap", "x"), "argument --softcap: "),
@@ -286,21 +287,19 @@ def test_token_ids_and_input_ids_are_not_chosen_from(path, command):
     assert_refused(refused, "two.npz: holds token_ids and input_ids; it must hold one of them")
 
 
-def test_evaluate_refuses_lm_head_without_files_of_scores(path):
-    with pytest.raises(ValueError, match="lm_head is given; it must be left out where the source is blocks"):
-        evaluate([(HIDDEN, TARGETS)], lm_head=path / "head.npy")
-    (path / "responses.json").write_text("{}")
-    with pytest.raises(ValueError, match="lm_head is given; it must be left out where the source is responses"):
-        evaluate(path / "responses.json", lm_head=path / "head.npy")
+def test_head_of_what_is_no_hidden_states_is_refused(path, command):
+    responses = DATA / "vllm.json"
+    refused = command("score", responses, "--lm-head", path / "head.npy")
+    assert_refused(refused, f"--lm-head is for hidden states; {responses} holds responses")
     with pytest.raises(TypeError, match="lm_head is 'int'; it must be a path"):
-        evaluate(path / "hidden.npy", path / "targets.npy", lm_head=3)
+        open_hidden_states(path / "hidden.npy", 3)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4", BFLOAT16])
 def test_hidden_of_any_dtype(dtype, path):
     hidden = HIDDEN.astype(dtype)
     np.save(path / "hidden.npy", hidden)
-    found = evaluate(path / "hidden.npy", path / "targets.npy", lm_head=path / "head.npy")
+    found = evaluate(open_hidden_states(path / "hidden.npy", path / "head.npy", path / "targets.npy"))
     assert found.meter.loss == pytest.approx(loss_of(product(hidden.astype(np.float64))), abs=1e-6)
 
 
@@ -309,7 +308,7 @@ def test_logit_scale_and_softcap(options, path, arguments, score_json):
     expected = loss_of(product(), **options)
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     assert score_json(*arguments, *words)["loss"] == pytest.approx(expected, abs=1e-6)
-    found = evaluate(path / "hidden.npy", path / "targets.npy", lm_head=path / "head.npy", **options)
+    found = evaluate(open_hidden_states(path / "hidden.npy", path / "head.npy", path / "targets.npy", **options))
     assert found.meter.loss == pytest.approx(expected, abs=1e-6)
 
 
@@ -332,7 +331,7 @@ def test_blocks_of_hidden_states(path, arguments, score_json, monkeypatch):
 def test_distributions(path, command):
     shares = np.asarray(reference.softmax(RNG.normal(size=(N, V))), np.float64)
     np.savez(path / "soft.npz", hidden=HIDDEN, targets=shares)
-    found = evaluate(path / "soft.npz", lm_head=path / "head.npy")
+    found = evaluate(open_hidden_states(path / "soft.npz", path / "head.npy"))
     losses = -(reference.wide(shares) * reference.log_softmax(np.asarray(product(), np.float64))).sum(-1)
     assert found.meter.loss == pytest.approx(float(losses.mean()), abs=1e-6)
     assert found.figures["targets"] == "distributions"
@@ -378,12 +377,13 @@ def test_state(parts, command, score_json, monkeypatch):
         assert first[name] == second[name] == whole[name]
     assert whole["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
     kept = parts.state.read_bytes()
-    for option, words in [
-        (["--softcap", "3"], "was written with softcap None; it must be another file, with 3.0"),
-        (["--lm-head", f"{parts.head.parent / 'hidden.npy'}"], "was written with lm_head"),
+    other_head = parts.head.with_name("other.npy")
+    np.save(other_head, WEIGHT)
+    for option, *words in [
+        (["--softcap", "3"], f"{parts.state}: was written with softcap None; it must be another file, with 3.0"),
+        (["--lm-head", other_head], f"{parts.state}: holds the result of", "part-a.npz", "its head changed"),
     ]:
-        np.save(parts.head.parent / "hidden.npy", WEIGHT)
-        assert_refused(command("score", *argv, *option, "--state", parts.state), f"{parts.state}: {words}")
+        assert_refused(command("score", *argv, *option, "--state", parts.state), *words)
     changed = parts.head.stat().st_mtime_ns
     os.utime(parts.head, ns=(1, 1))
     refused = command("score", *argv, "--state", parts.state)
@@ -398,22 +398,23 @@ def test_state(parts, command, score_json, monkeypatch):
 
 def test_scheduler(parts, score_json, monkeypatch):
     distributed = pytest.importorskip("distributed")
-    options = Options(lm_head="head.npz:lm_head.weight").with_absolute_paths()
-    assert options.lm_head == str(Path.cwd() / "head.npz:lm_head.weight")
     monkeypatch.chdir(parts.head.parent)
-    argv = "part-*.npz", "--lm-head", "head.npy"
+    np.savez("head.npz", **{"lm_head.weight": np.load(parts.head)})
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as cluster:
-        here, there = score_json(*argv), score_json(*argv, "--scheduler", cluster.scheduler_address)
-    for name in ("loss", "stderr", "count", "norm_seems_missing", "lm_head"):
-        assert there[name] == here[name]
+        for head in "head.npy", "head.npz:lm_head.weight":
+            argv = "part-*.npz", "--lm-head", head
+            here, there = score_json(*argv), score_json(*argv, "--scheduler", cluster.scheduler_address)
+            for name in ("loss", "stderr", "count", "norm_seems_missing"):
+                assert there[name] == here[name]
+            assert there["lm_head"] == here["lm_head"] == head
 
 
 def test_widths_of_shards_that_differ(parts, command):
     np.savez(parts.head.parent / "part-b.npz", hidden=HIDDEN[:, 1:], targets=TARGETS)
     refused = command("score", parts.pattern, "--lm-head", parts.head)
-    assert_refused(refused, f"head.npy: the head has shape ({V}, {D})", f"hidden states of {D - 1} features")
+    assert_refused(refused, f"part-b.npz: holds hidden states of {D - 1} features; it must fit the head of {D}")
 
 
 # -- input ids, as vLLM writes them ------------------------------------------------------------------------------------
@@ -476,7 +477,7 @@ def test_shift_is_advised(path, command):
     hidden = 9 * unit[np.roll(ids, -1)]
     np.savez(path / "causal.npz", hidden=hidden, targets=ids)
     with pytest.warns(ShiftWarning):
-        evaluate(path / "causal.npz", lm_head=path / "head.npy")
+        evaluate(open_hidden_states(path / "causal.npz", path / "head.npy"))
     status, _, err = command("score", path / "causal.npz", "--lm-head", path / "head.npy")
     assert status == 0
     assert "warning: the targets fit far better one row earlier" in err
@@ -509,12 +510,12 @@ def test_norm_seems_missing(seed, path, command):
         "them after it\n"
     )
     with pytest.warns(NormWarning, match="final norm") as caught:
-        found = evaluate(argv[0], lm_head=argv[2], shift=False)
+        found = evaluate(open_hidden_states(argv[0], argv[2]), shift=False)
     assert caught[0].filename == __file__
     assert found.figures["norm_seems_missing"] is True
     gain = np.random.default_rng(seed).lognormal(sigma=0.05, size=D)
     np.savez(argv[0], hidden=after_norm(states) * gain, targets=targets)
-    assert evaluate(argv[0], lm_head=argv[2]).figures["norm_seems_missing"] is False
+    assert evaluate(open_hidden_states(argv[0], argv[2])).figures["norm_seems_missing"] is False
 
 
 def test_norm_is_judged_by_rows_that_count():
@@ -539,14 +540,6 @@ def test_file_of_llama_cpp_holds_no_hidden_states(path):
     llama_cpp.write(path / "base.kld", np.arange(8), [np.zeros((3, 9))], 8)
     with pytest.raises(ValueError, match=r"holds log_probs of llama\.cpp; it must hold hidden_states"):
         open_hidden_states(path / "base.kld", path / "head.npy")
-
-
-def test_head_that_was_opened_before(path):
-    head = open_lm_head(str(path / "head.npy"), D)
-    assert open_hidden_states(path / "hidden.npy", head).lm_head is head
-    np.save(path / "narrow.npy", HIDDEN[:, 1:])
-    with pytest.raises(ValueError, match=f"holds hidden states of {D - 1} features; it must fit the head of {D}"):
-        open_hidden_states(path / "narrow.npy", head)
 
 
 def test_scores_are_read_as_before(path):

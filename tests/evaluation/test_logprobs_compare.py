@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from commands import assert_refused
 
-from tokenloss import compare_files, mismatch, sinks
+from tokenloss import LossMeter, compare_files, cross_entropy, evaluate, mismatch, sequence_losses, sinks
+from tokenloss._evaluation import pairs
+from tokenloss.formats import open_hidden_states, open_logprobs, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 LENGTHS = [5, 7, 3, 6]
@@ -46,6 +49,11 @@ def folder(tmp_path, monkeypatch, rng):
     return tmp_path
 
 
+def opened(path):
+    """A source; only arrays without a name must be said to hold log-probabilities."""
+    return open_logprobs(path) if str(path).endswith(".npy") else path
+
+
 def only(comparisons):
     (one,) = comparisons.values()
     return one
@@ -63,7 +71,7 @@ LAYOUTS = [
 def test_every_layout_has_the_figures_of_the_arrays(trainer, rollout, folder):
     ours, base = (np.load(f"{name}.npy") for name in ("flat", "flat_base"))
     expected = mismatch(ours, base, segment_ids=np.repeat(np.arange(4), LENGTHS))
-    found = only(compare_files(trainer, {"engine": rollout}))
+    found = only(compare_files(opened(trainer), {"engine": opened(rollout)}))
     for name in ("k1", "k3", "k3_stderr", "mean_ratio_interval", "sequence_ess", "ratio_quantiles", "diagnosis"):
         assert getattr(found, name) == getattr(expected, name), name
     assert found.sequences["count"].tolist() == LENGTHS
@@ -73,9 +81,12 @@ def test_every_layout_has_the_figures_of_the_arrays(trainer, rollout, folder):
 
 def test_segment_ids_number_the_tokens_of_arrays(folder):
     ids = np.load("ids.npy")
-    found = only(compare_files("flat.npy", "flat_base.npy", segment_ids="ids.npy"))
+    found = only(compare_files(open_logprobs("flat.npy", segment_ids="ids.npy"), open_logprobs("flat_base.npy")))
     assert found == mismatch(np.load("flat.npy"), np.load("flat_base.npy"), segment_ids=ids)
-    alone = only(compare_files("flat.npy", "flat_base.npy"))
+    assert found == only(
+        compare_files(open_logprobs("flat.npy"), open_logprobs("flat_base.npy", segment_ids="ids.npy"))
+    )
+    alone = only(compare_files(open_logprobs("flat.npy"), open_logprobs("flat_base.npy")))
     assert (alone.is_clustered, alone.sequences) == (False, None)
 
 
@@ -83,19 +94,19 @@ def test_tokens_without_a_number_are_left_out_and_counted(folder):
     rows = [json.loads(line)["logprobs"] for line in (folder / "lists.jsonl").read_text().splitlines()]
     rows[1][2] = None
     clients.save_lines(folder / "lists.jsonl", *({"logprobs": row} for row in rows))
-    found = only(compare_files("flat.npy", "lists.jsonl"))
+    found = only(compare_files(open_logprobs("flat.npy"), "lists.jsonl"))
     assert (found.count, found.n_without_number, found.n_nan) == (20, 1, 0)
     ours = np.load("flat.npy")
     ours[0] = np.nan
     np.save("flat.npy", ours)
     with pytest.warns(UserWarning, match="1 of 20 tokens are nan"):
-        assert np.isnan(only(compare_files("flat.npy", "lists.jsonl")).k3)
+        assert np.isnan(only(compare_files(open_logprobs("flat.npy"), "lists.jsonl")).k3)
 
 
 @pytest.mark.parametrize(("trainer", "rollout"), [("nan.npy", "rollout.jsonl"), ("batch.npz", "base.npz")])
 def test_the_plot_is_of_absolute_differences(trainer, rollout, folder):
     pytest.importorskip("matplotlib")
-    found = only(compare_files(trainer, rollout, sinks=[sinks.DivergencePlot("a.svg")]))
+    found = only(compare_files(opened(trainer), opened(rollout), sinks=[sinks.DivergencePlot("a.svg")]))
     text = (folder / "a.svg").read_text("utf-8")
     mean = f"mean {found.mean_abs_difference:.4g} ± {found.mean_abs_difference_stderr:.2g}"
     for words in ("Quantiles of the absolute difference", "21 tokens", mean):
@@ -109,7 +120,7 @@ def test_tables_have_the_columns_of_the_result(suffix, folder):
     tokens, sequences = (f"{name}{suffix}" for name in ("tokens", "sequences"))
     outputs = sinks.ComparedTokenTable(tokens), sinks.ComparedSequenceTable(sequences)
     memory = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
-    found = only(compare_files("nan.npy", {"e": "rollout.jsonl"}, sinks=[*outputs, *memory]))
+    found = only(compare_files(open_logprobs("nan.npy"), {"e": "rollout.jsonl"}, sinks=[*outputs, *memory]))
     for table, columns in zip(memory, (found.columns(), found.sequences), strict=True):
         for name, column in columns.items():
             np.testing.assert_array_equal(table.columns()[name], column, name)
@@ -120,12 +131,12 @@ def test_tables_have_the_columns_of_the_result(suffix, folder):
 
 
 def test_the_command_prints_the_summary_and_the_verdicts(folder, command):
-    status, out, _ = command("compare", "nan.npy", "rollout.jsonl")
-    found = compare_files("nan.npy", "rollout.jsonl")
+    status, out, _ = command("compare", "nan.npy", "rollout.jsonl", "--logprobs")
+    found = compare_files(open_logprobs("nan.npy"), "rollout.jsonl")
     assert (status, out) == (0, found.summary() + "\n")
-    assert command("compare", "nan.npy", "rollout.jsonl", "--max-k3", "9", "--min-ess", "0.01")[0] == 0
-    assert command("compare", "nan.npy", "rollout.jsonl", "--max-k3", "1e-9")[0] == 3
-    (candidate,) = json.loads(command("compare", "nan.npy", "rollout.jsonl", "--json")[1])["candidates"]
+    assert command("compare", "nan.npy", "rollout.jsonl", "--logprobs", "--max-k3", "9", "--min-ess", "0.01")[0] == 0
+    assert command("compare", "nan.npy", "rollout.jsonl", "--logprobs", "--max-k3", "1e-9")[0] == 3
+    (candidate,) = json.loads(command("compare", "nan.npy", "rollout.jsonl", "--logprobs", "--json")[1])["candidates"]
     assert (candidate["trainer"], candidate["sampler"]) == ("nan.npy", "rollout.jsonl")
     assert candidate["k3"] == only(found).k3
 
@@ -152,10 +163,6 @@ def write(name, array):
             lambda: (write("narrow.npy", np.load("nan.npy")[:, :6]), "rollout.jsonl"),
             "narrow.npy: row 1 has 6 numbers, 0 of them nan; it must hold 7 log-probabilities, as many as line 2",
         ),
-        (
-            lambda: ("zeros.npy", write("zeros_base.npy", np.nan_to_num(np.load("nan_base.npy")))),
-            "zeros.npy: has no number above 0, and its rows end in zeros, as log-probabilities of tokens with padding",
-        ),
         (lambda: ("flat.npy", "nan.npy"), "nan.npy: has shape (4, 8); it must have (21,), as flat.npy"),
         (
             lambda: (write("high.npy", np.ones(21)), "rollout.jsonl"),
@@ -163,10 +170,10 @@ def write(name, array):
         ),
         (lambda: ("flat.npy", "rollout.jsonl", "lists.jsonl"), "the list of others is '2 files'; it must be one file"),
         (lambda: ("flat.npy", "rollout.jsonl", "--html", "a.html"), "--html does not apply to log-probabilities of"),
-        (lambda: ("flat.npy", "rollout.jsonl", "--kind", "probs"), "--kind does not apply to log-probabilities of"),
+        (lambda: ("flat.npy", "rollout.jsonl", "--kind", "probs"), "--kind is for scores; flat.npy holds log-prob"),
         (lambda: ("flat.npy", "rollout.jsonl", "--max-kl", "1"), "--max-kl does not apply to log-probabilities"),
         (lambda: ("rollout.jsonl", "other.jsonl", "--max-k3", "1"), "--max-k3 does not apply to scores of"),
-        (lambda: ("flat.npy", "rollout.jsonl", "--segment-ids", "ids.npy"), "--segment-ids is for arrays, and a file"),
+        (lambda: ("flat.npy", "rollout.jsonl", "--segment-ids", "ids.npy"), "--segment-ids is for arrays, and rollou"),
         (
             lambda: ("flat.npy", clients.save_lines(Path("two.jsonl"), {"logprobs": [-1.0]}, {"logprobs": ["a"]})),
             "two.jsonl: line 2: logprobs[0] is 'a'; it must be a log-probability, a number of at most 0, or null",
@@ -175,17 +182,212 @@ def write(name, array):
             lambda: ("ours.jsonl", clients.save_lines(Path("one.jsonl"), *[{"logprobs": [-1.0]}] * 4)),
             "ours.jsonl: line 1: it has 5 tokens; it must have 1, as line 1 of one.jsonl",
         ),
-        (
-            lambda: (
-                write("each.npy", np.full((4, 8), -1.0)),
-                clients.save_lines(Path("each.jsonl"), *[clients.chat(("a", -1.0, []))] * 4),
-            ),
-            "each.npy: has 4 rows, and each.jsonl as many responses, each of one token; it must be a .npz file, whose",
-        ),
     ],
 )  # fmt: skip
 def test_files_that_do_not_fit_are_refused_by_name(argv, message, folder, command):
-    assert_refused(command("compare", *argv()), message)
+    given = argv()
+    flags = ["--logprobs"] if any(str(path).endswith(".npy") for path in given[:2]) else []
+    assert_refused(command("compare", *given, *flags), message)
+
+
+UNNAMED = ["flat.npy", "nan.npy", "zeros.npy"]
+
+
+@pytest.mark.parametrize("other", ["rollout.jsonl", "lists.jsonl", "flat_base.npy", "nan_base.npy"])
+@pytest.mark.parametrize("unnamed", UNNAMED)
+def test_arrays_without_a_name_are_refused_until_someone_says_what_they_hold(unnamed, other, folder, command):
+    """No guess decides: scores of all classes may have the same shape."""
+    for argv in (unnamed, other), (other, unnamed):
+        refused = command("compare", *argv)
+        assert_refused(refused, ".npy: h", "it must come with --logprobs, if it holds log-prob", "or come with --kind")
+        with pytest.raises(ValueError, match=r"it must be opened by open_logprobs, if it .*, or come with kind="):
+            compare_files(*argv)
+    assert_refused(command("score", unnamed), f"{unnamed}: h", "it must come with --logprobs")
+    found = open_scores("nan.npy", kind="logits"), open_scores("nan_base.npy", kind="logits")
+    with pytest.warns(UserWarning, match="are nan"):
+        assert type(only(compare_files(*found, shift=False))).__name__ == "Comparison"
+
+
+def test_scores_beside_log_probabilities_are_compared_by_those_of_their_tokens(folder, command):
+    rng = np.random.default_rng(9)
+    logits, ids = rng.normal(size=(4, 8, 12)), rng.integers(12, size=(4, 8))
+    ids[np.isnan(np.load("nan.npy"))] = -100
+    np.savez("scores.npz", logits=logits, targets=ids)
+    nll = np.where(ids >= 0, cross_entropy(logits, ids, reduction="none"), np.nan)
+    expected = mismatch(-nll, np.load("nan.npy"))
+    found = only(compare_files("scores.npz", open_logprobs("nan.npy")))
+    lines = only(compare_files("scores.npz", "lists.jsonl"))
+    for name in ("k1", "k3", "k3_stderr", "ess", "count", "n_sequences"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12)
+        assert type(getattr(lines, name)) is type(getattr(expected, name))
+    np.save("scores.npy", np.arange(32.0).reshape(4, 8))
+    assert_refused(command("compare", "scores.npy", "base.npz"), "scores.npy: holds no targets")
+
+
+def test_zeros_that_count_as_tokens_are_refused_or_void_unless_something_shows_the_ends(folder):
+    np.save("zeros_base.npy", np.nan_to_num(np.load("nan_base.npy")))
+    mask = ~np.isnan(np.load("nan.npy"))
+    np.savez("masked.npz", logprobs=np.load("zeros.npy"), mine=mask)
+    with pytest.raises(
+        ValueError, match=r"zeros.npy: its rows end in zeros, .* it must hold nan there, or come with m"
+    ):
+        evaluate(open_logprobs("zeros.npy"))
+    whole = evaluate(open_logprobs("nan.npy"))
+    assert evaluate(open_logprobs("masked.npz", mask="mine")).meter == whole.meter
+    base = open_logprobs("zeros_base.npy")
+    with pytest.raises(ValueError, match=r"zeros_base.npy: row 0 has 8 tokens before its padding of nan; it must have"):
+        compare_files(open_logprobs("nan.npy"), base)
+    with pytest.raises(
+        ValueError, match=r"zeros.npy: its rows end in zeros, .* it must hold nan there, or come with m"
+    ):
+        compare_files(open_logprobs("zeros.npy"), base)
+    expected = only(compare_files(open_logprobs("nan.npy"), open_logprobs("nan_base.npy")))
+    found = only(compare_files(open_logprobs("masked.npz", mask="mine"), open_logprobs("nan_base.npy")))
+    ours, others = (one.to_dict() | {"trainer": None} for one in (found, expected))
+    assert ours == others | {"n_without_number": 0}  # what a mask leaves out is not counted
+
+
+def test_segment_ids_of_arrays_beside_lines_are_refused(folder):
+    named = open_logprobs("flat.npy", segment_ids="ids.npy")
+    with pytest.raises(ValueError, match=r"segment_ids is for arrays, and lists.jsonl has its own sequences"):
+        compare_files(named, "lists.jsonl")
+    np.save("others.npy", np.repeat(np.arange(4), LENGTHS[::-1]))
+    with pytest.raises(ValueError, match=r"others.npy: has other sequences; it must have those of ids.npy"):
+        compare_files(named, open_logprobs("flat_base.npy", segment_ids="others.npy"))
+
+
+# -- the loss of each file, states and schedulers ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["lists.jsonl", "flat_base.npy", "nan_base.npy", "base.npz", "rollout.jsonl"])
+def test_every_layout_is_scored_as_its_sequences(layout, folder):
+    ids = "ids.npy" if layout.startswith("flat") else ()
+    source = layout if "rollout" in layout else open_logprobs(layout, segment_ids=ids)
+    nll = -np.load("flat_base.npy")
+    expected = LossMeter()
+    expected.update(sequence_losses(nll, segment_ids=np.load("ids.npy")))
+    found = evaluate(source)
+    assert (found.loss, found.stderr, found.count, found.n_sequences) == (expected.loss, expected.stderr, 21, 4)
+    assert "rollout" in layout or (found.meter == expected and np.isnan(found.accuracy))
+    shape = "4 responses (chat)" if "rollout" in layout else "4 sequences; log-probabilities of float64"
+    assert found.summary().splitlines()[0].startswith(f"{layout}  {shape}")
+    np.testing.assert_array_equal(found.sequences["count"], LENGTHS)
+
+
+def test_tokens_of_no_sequence_are_refused_where_one_file_is_scored(folder):
+    np.save("ids.npy", np.arange(21) - 1)
+    with pytest.raises(ValueError, match=r"ids.npy: token 0 of flat.npy has a log-probability, and the number -1; it"):
+        evaluate(open_logprobs("flat.npy", segment_ids="ids.npy"))
+
+
+def without_times(figures):
+    return {name: value for name, value in figures.items() if name not in ("seconds", "gb_per_second", "n_bytes_read")}
+
+
+STATES = {
+    "lines": ("lists.jsonl", []), "array": ("flat_base.npy", ["--logprobs", "--segment-ids", "ids.npy"]),
+    "rows": ("nan_base.npy", ["--logprobs"]), "npz": ("base.npz", []), "responses": ("rollout.jsonl", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", STATES)
+def test_state_of_score_resumes_to_the_same_json_and_refuses_a_changed_file(layout, folder, command, score_json):
+    name, options = STATES[layout]
+    first = score_json(name, *options)
+    for _ in range(2):
+        found = score_json(name, *options, "--state", "state")
+        assert without_times(found) == without_times(first)
+    assert found["n_bytes_read"] == 0 < first["n_bytes_read"]
+    state = Path("state").read_bytes()
+    changed = [name, *(option for option in options if option.endswith(".npy"))]
+    for path in changed:
+        content, times = Path(path).read_bytes(), Path(path).stat()
+        Path(path).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        refused = command("score", name, *options, "--state", "state")
+        assert refused[0] == 2
+        assert "state: holds the result of" in refused[2] or path in refused[2]
+        Path(path).write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert_refused(command("score", "ours.jsonl", "--state", "state"), "state: ")
+    assert Path("state").read_bytes() == state
+    assert without_times(score_json(name, *options, "--state", "state")) == without_times(first)
+
+
+PAIRS = {
+    "lines": ("ours.jsonl", "lists.jsonl"), "arrays": ("flat.npy", "flat_base.npy", "--segment-ids", "ids.npy"),
+    "rows": ("nan.npy", "nan_base.npy"), "mixed": ("left.npz", "rollout.jsonl"),
+    "responses": ("ours.jsonl", "rollout.jsonl"), "tops": ("other.jsonl", "rollout.jsonl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_state_of_compare_resumes_to_the_same_json_and_refuses_a_changed_file(pair, folder, command, monkeypatch):
+    argv = ["compare", *PAIRS[pair], "--json", *["--logprobs"] * any(".npy" in name for name in PAIRS[pair][:2])]
+    first = command(*argv)
+    assert first[0] == 0
+    done = []
+    for name in "_compare_lists", "_compare_losses":
+        run = getattr(pairs, name)
+        monkeypatch.setattr(pairs, name, lambda *args, run=run, **options: (done.append(1), run(*args, **options))[1])
+    for _ in range(2):
+        assert command(*argv, "--state", "state") == first
+    assert done == [1]
+    state = Path("state").read_bytes()
+    for path in [name for name in PAIRS[pair] if "." in name]:
+        times = Path(path).stat()
+        os.utime(path, ns=(1, 1))
+        refused = command(*argv, "--state", "state")
+        assert_refused(refused, "state: holds the result of", "since the candidates or a file changed")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert_refused(command("score", "lists.jsonl", "--state", "state"), "state: was written with command 'compare'; it")
+    assert Path("state").read_bytes() == state
+    assert command(*argv, "--state", "state") == first
+
+
+def test_state_of_another_mask_or_array_is_refused(folder, command):
+    rows = -np.random.default_rng(3).exponential(size=(2, 4, 5))
+    np.savez("a.npz", x=rows[0], y=rows[1], m=np.tril(np.ones((4, 5))), n=np.ones((4, 5)))
+    Path("b.npz").write_bytes(Path("a.npz").read_bytes())
+    for argv in ("score", "a.npz"), ("compare", "a.npz", "b.npz"):
+        options = ["--logprobs", "--state", f"{argv[0]}.state"]
+        base = ["--base-array", "x"] if argv[0] == "compare" else []
+        for _ in range(2):
+            assert command(*argv, *options, *base, "--array", "x", "--mask", "m")[0] == 0
+        refused = command(*argv, *options, *base, "--array", "y", "--mask", "m")
+        assert_refused(refused, "array", "'x'; it must be another file, with 'y'")
+        refused = command(*argv, *options, *base, "--array", "x", "--mask", "n")
+        assert_refused(refused, "mask", "'m'; it must be another file, with 'n'")
+        refused = command(*argv, *options, *base, "--array", "x")
+        assert_refused(refused, "mask", "'m'; it must be another file, with None")
+
+
+def test_scheduler_of_log_probabilities_and_responses(folder, command, score_json):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+    ) as cluster:
+        there = ["--scheduler", cluster.scheduler_address]
+        for layout, (name, options) in STATES.items():
+            state = ["--state", f"score-{layout}.state"]
+            here = score_json(name, *options)
+            assert without_times(score_json(name, *options, *there, *state)) == without_times(here)
+            assert without_times(score_json(name, *options, *state)) == without_times(here)
+        for layout, pair in PAIRS.items():
+            argv = ["compare", *pair, "--json", *["--logprobs"] * any(".npy" in name for name in pair[:2])]
+            state = ["--state", f"compare-{layout}.state"]
+            here = command(*argv)
+            assert command(*argv, *there, *state) == here
+            assert command(*argv, *state) == here
+
+
+@pytest.mark.parametrize(("option", "value"), [("--state", "state"), ("--scheduler", "tcp://x")])
+@pytest.mark.parametrize("argv", [("score", "lists.jsonl"), ("compare", "ours.jsonl", "lists.jsonl")])
+def test_tables_of_tokens_need_a_run_without_state_and_scheduler(argv, option, value, folder, command):
+    refused = command(*argv, option, value, "--per-token", "t.csv")
+    assert_refused(refused, f"--per-token needs every token, and {option} ")
+    assert not Path("t.csv").exists()
+    assert not Path("state").exists()
 
 
 # -- names of requests -------------------------------------------------------------------------------------------------
@@ -251,7 +453,7 @@ def test_lines_are_paired_by_place_where_one_file_has_no_names(answers):
     assert only(compare_files("trainer.jsonl", "rollout.jsonl")).k3 == mismatch(ours, base).k3
     named_answers("rollout.jsonl", base[:, None], [f"r{i}" for i in range(40)])
     np.save("trainer.npy", ours)
-    assert only(compare_files("trainer.npy", "rollout.jsonl")).k3 == mismatch(ours, base).k3
+    assert only(compare_files(open_logprobs("trainer.npy"), "rollout.jsonl")).k3 == mismatch(ours, base).k3
 
 
 @pytest.mark.parametrize(
@@ -290,12 +492,12 @@ def test_rollouts_of_trainers_are_read_with_their_masks(name, mask, trainer, ans
     if trainer == "array":
         np.save("trainer.npy", ours)
     path = "trainer.npy" if trainer == "array" else named_lists("trainer.jsonl", ours, [None] * 40)
-    found, expected = only(compare_files(path, "rollout.jsonl")), mismatch(ours, base, where=is_token)
+    found, expected = only(compare_files(opened(path), "rollout.jsonl")), mismatch(ours, base, where=is_token)
     for figure in ("count", "k1", "k3_stderr", "ess_interval", "n_without_number", "diagnosis"):
         assert getattr(found, figure) == getattr(expected, figure), figure
     clients.save_lines(Path("rollout.jsonl"), *({name: line[name][:1]} for line in lines))
     np.save("trainer.npy", ours[:, 0])
-    assert only(compare_files("trainer.npy", "rollout.jsonl")).count == 40  # without a mask
+    assert only(compare_files(open_logprobs("trainer.npy"), "rollout.jsonl")).count == 40  # without a mask
 
 
 @pytest.mark.parametrize(
@@ -313,7 +515,8 @@ def test_rollouts_that_are_not_understood_name_the_line_that_is(line, message, t
     monkeypatch.chdir(tmp_path)
     np.save("trainer.npy", [-1.0, -2.0])
     clients.save_lines(Path("rollout.jsonl"), line)
-    assert_refused(command("compare", "trainer.npy", "rollout.jsonl"), f"rollout.jsonl: line 1: {message}")
+    refused = command("compare", "trainer.npy", "rollout.jsonl", "--logprobs")
+    assert_refused(refused, f"rollout.jsonl: line 1: {message}")
 
 
 def test_a_trainers_file_that_cannot_be_read_is_named_and_not_the_rollout(folder, command):
@@ -332,7 +535,7 @@ def test_a_row_that_fits_a_response_at_both_ends_is_refused(tmp_path):
     np.save(tmp_path / "trainer.npy", [[math.nan, -1.0, math.nan], [-1.0, -2.0, math.nan]])
     clients.save_lines(tmp_path / "rollout.jsonl", *[{"logprobs": [-1.0, -2.0]}] * 2)
     with pytest.raises(ValueError, match=r"trainer.npy: row 0 has 3 numbers, 2 of them nan; it must hold 2 log-prob"):
-        compare_files(tmp_path / "trainer.npy", tmp_path / "rollout.jsonl")
+        compare_files(open_logprobs(tmp_path / "trainer.npy"), tmp_path / "rollout.jsonl")
 
 
 def test_scores_less_their_maximum_are_scores(tmp_path, rng):
@@ -359,14 +562,14 @@ def test_lines_of_json_hold_numbers_alone(number, folder):
     clients.save_lines(folder / "lists.jsonl", f'{{"logprobs": [-1, {number}]}}')
     np.save("two.npy", [-1.0, -2.0])
     with pytest.raises(ValueError, match=r"^lists.jsonl: line 1: logprobs\[1\] is .*; it must be a log-prob"):
-        compare_files("two.npy", "lists.jsonl")
+        compare_files(open_logprobs("two.npy"), "lists.jsonl")
 
 
 def test_numbers_that_are_not_known_or_0_by_rounding_are_taken(folder):
     clients.save_lines(folder / "lists.jsonl", '{"logprobs": [-1, NaN, null, 1e-7, -Infinity]}')
     np.save("five.npy", [-1.0, -2.0, -3.0, 0.0, -1.0])
     with pytest.warns(UserWarning, match="1 of 3 tokens have an infinite divergence or loss"):
-        found = only(compare_files("five.npy", "lists.jsonl"))
+        found = only(compare_files(open_logprobs("five.npy"), "lists.jsonl"))
     assert (found.count, found.n_without_number, found.n_infinite) == (3, 2, 1)
 
 
@@ -378,7 +581,7 @@ def test_responses_of_prompts_stay_beside_scores(folder, rng):
     np.save("row.npy", -rng.exponential(size=(1, 9)))
     np.save("ids.npy", [3])
     with pytest.raises(ValueError, match=r"token 1 has no id; it must have id 3, the target of row 0 of row.npy$"):
-        compare_files("row.npy", "prompt.jsonl", "ids.npy")
+        compare_files(open_scores("row.npy", "ids.npy"), "prompt.jsonl")
 
 
 def test_scores_of_all_classes_stay_scores(folder, rng):
@@ -389,3 +592,127 @@ def test_scores_of_all_classes_stay_scores(folder, rng):
     np.savez("c.npz", logits=np.zeros((3, 2)), logprobs=np.zeros(3))
     np.savez("d.npz", logits=2.5 * np.eye(3)[:, :2], logprobs=np.zeros(3))
     assert type(only(compare_files("c.npz", "d.npz"))).__name__ == "Comparison"
+
+
+@pytest.mark.parametrize("at", [slice(2, 4), slice(4, 6)], ids=["inside", "at the end"])
+@pytest.mark.parametrize("trainer", ["a.npy", "a.npz", "a.jsonl"])
+@pytest.mark.parametrize("is_base", [True, False])
+def test_a_mask_of_one_file_holds_for_both(trainer, is_base, at, tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    ours, theirs, mask = -rng.exponential(size=(4, 6)), -rng.exponential(size=(4, 6)), np.ones((4, 6), int)
+    mask[1, at] = 0
+    np.save("a.npy", ours)
+    np.savez("a.npz", logprobs=ours)
+    clients.save_lines(tmp_path / "a.jsonl", *({"logprobs": row.tolist()} for row in ours))
+    np.savez("verl.npz", rollout_log_probs=theirs, response_mask=mask)
+    sides = [opened(trainer), open_logprobs("verl.npz")]
+    arrays = [ours, theirs]
+    found = only(compare_files(*(sides if is_base else sides[::-1])))
+    expected = mismatch(*(arrays if is_base else arrays[::-1]), where=mask == 1)
+    assert (found.count, found.n_nan, found.n_sequences) == (22, 0, 4)
+    assert found.k3 == pytest.approx(expected.k3, rel=1e-13)
+
+
+@pytest.mark.parametrize(("trainer", "rollout"), [("zeros.npz", "zeros.npz"), ("zeros.npy", "zeros.npz")])
+def test_zeros_that_may_be_padding_are_refused_in_arrays_with_a_name(trainer, rollout, folder):
+    zeros = np.load("zeros.npy")
+    np.savez("zeros.npz", logprobs=zeros)
+    np.savez("other.npz", rollout_log_probs=zeros * (1 + 1e-3))
+    for one, other in ((trainer, "other.npz"), ("other.npz", rollout)):
+        with pytest.raises(ValueError, match="rows end in zeros"):
+            compare_files(opened(one), opened(other))
+    masks = (zeros != 0).astype(int)
+    np.savez("other.npz", rollout_log_probs=zeros * (1 + 1e-3), response_mask=masks)
+    assert only(compare_files(opened(trainer), "other.npz")).count == sum(LENGTHS)
+
+
+def test_zeros_that_may_be_padding_are_refused_in_lists_of_one_length(folder, command):
+    zeros = np.load("zeros.npy")
+    clients.save_lines(folder / "zeros.jsonl", *({"logprobs": row.tolist()} for row in zeros))
+    clients.save_lines(
+        folder / "other.jsonl", *({"logprobs": row.tolist()} for row in np.nan_to_num(np.load("nan_base.npy")))
+    )
+    assert_refused(command("score", "zeros.jsonl"), "zeros.jsonl: its rows end in zeros")
+    assert_refused(command("compare", "zeros.jsonl", "other.jsonl"), "zeros.jsonl: its rows end in zeros")
+    lines = [
+        {"rollout_log_probs": row.tolist(), "response_mask": [1] * n + [0] * (8 - n)}
+        for row, n in zip(zeros, LENGTHS, strict=True)
+    ]
+    assert evaluate(clients.save_lines(folder / "masked.jsonl", *lines)).meter.count == sum(LENGTHS)
+
+
+@pytest.mark.parametrize("has_first", [True, False])
+def test_lines_with_and_without_a_mask_are_refused(has_first, folder):
+    lines = [{"rollout_log_probs": [-1.0, -2.0, 0.0]}, {"rollout_log_probs": [-1.0, -2.0, 0.0]}]
+    lines[not has_first]["response_mask"] = [1, 1, 0]
+    clients.save_lines(folder / "mixed.jsonl", *lines)
+    with pytest.raises(ValueError, match=r"mixed.jsonl: line 2: it has (no|a) mask; it must be like the lines before"):
+        evaluate("mixed.jsonl")
+
+
+def test_a_state_belongs_to_one_head(tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    hidden, ids = rng.normal(size=(2, 3, 4)), rng.integers(5, size=(2, 3))
+    heads = {name: rng.normal(size=(5, 4)) for name in "ab"}
+    np.savez("heads.npz", **heads)
+    np.savez("hidden.npz", hidden_states=hidden, targets=ids)
+    found = {}
+    clients.save_lines(tmp_path / "r.jsonl", *({"logprobs": [-1.0, -2.0, -3.0]} for _ in range(2)))
+    for name, head in heads.items():
+        source = open_hidden_states("hidden.npz", f"heads.npz:{name}")
+        found[name] = only(compare_files(source, "r.jsonl"))
+        losses = cross_entropy(hidden @ head.T, ids, reduction="none")
+        expected = mismatch(-losses, np.array([[-1.0, -2.0, -3.0]] * 2))
+        assert found[name].k3 == pytest.approx(expected.k3, rel=1e-12)
+    for name in "ab":
+        source = open_hidden_states("hidden.npz", f"heads.npz:{name}")
+        if name == "a":
+            assert only(compare_files(source, "r.jsonl", state="s")).k3 == found["a"].k3
+            continue
+        with pytest.raises(ValueError, match="candidates or a file changed"):
+            compare_files(source, "r.jsonl", state="s")
+
+
+def test_tokens_of_scores_outside_of_sequences(tmp_path, monkeypatch, rng):
+    """Without sequences they are independent, as in arrays; tokens of a few are refused, and so are pieces."""
+    monkeypatch.chdir(tmp_path)
+    logits, ids = rng.normal(size=(12, 5)), rng.integers(5, size=12)
+    theirs = -rng.exponential(size=12)
+    ours = -cross_entropy(logits, ids, reduction="none")
+    np.savez("flat.npz", logits=logits, targets=ids)
+    np.save("theirs.npy", theirs)
+    found = only(compare_files("flat.npz", open_logprobs("theirs.npy")))
+    assert found == mismatch(ours, theirs)
+    np.save("segments.npy", np.repeat(np.arange(4), 3))
+    source = open_scores("flat.npz", segment_ids="segments.npy")
+    clients.save_lines(tmp_path / "theirs.jsonl", *({"logprobs": row} for row in theirs.reshape(4, 3).tolist()))
+    for other in (open_logprobs("theirs.npy"), "theirs.jsonl"):
+        found = only(compare_files(source, other))
+        assert found.k3_stderr == mismatch(ours, theirs, segment_ids=np.repeat(np.arange(4), 3)).k3_stderr
+        assert found.n_sequences == 4
+    for numbers, words in (
+        ([0, 1] * 6, "sequences in pieces"),
+        ([-1] * 3 + [0] * 9, "tokens outside of all sequences"),
+    ):
+        np.savez("flat.npz", logits=logits, targets=ids, segment_ids=numbers)
+        with pytest.raises(ValueError, match=f"flat.npz: holds {words}"):
+            compare_files("flat.npz", open_logprobs("theirs.npy"))
+    np.savez("flat.npz", logits=logits, targets=np.full((12, 5), 0.2))
+    with pytest.raises(ValueError, match=r"flat.npz: has distributions as targets"):
+        compare_files("flat.npz", open_logprobs("theirs.npy"))
+    np.savez("flat.npz", logits=logits[:0], targets=ids[:0])
+    with pytest.raises(ValueError, match="has shape"):
+        compare_files("flat.npz", open_logprobs("theirs.npy"))
+
+
+def test_array_names_log_probabilities_of_all_models_unless_the_base_has_its_own(tmp_path, monkeypatch, rng, command):
+    monkeypatch.chdir(tmp_path)
+    ours, theirs = -rng.exponential(size=(2, 6)), -rng.exponential(size=(2, 6))
+    np.savez("a.npz", lps=ours, logprobs=ours - 1)
+    np.savez("b.npz", lps=theirs, logprobs=theirs - 1)
+    status, out, err = command("compare", "a.npz", "b.npz", "--logprobs", "--array", "lps", "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["candidates"][0]["k3"] == mismatch(ours, theirs).k3
+    argv = "--array", "lps", "--base-array", "logprobs"
+    _, out, _ = command("compare", "a.npz", "b.npz", "--logprobs", *argv, "--json")
+    assert json.loads(out)["candidates"][0]["k3"] == mismatch(ours - 1, theirs).k3

@@ -9,6 +9,7 @@ import pytest
 
 import tokenloss._evaluation.parts as parts_module
 from tokenloss import evaluate
+from tokenloss.formats import open_responses, open_scores
 from tokenloss.results import Evaluation
 
 RNG = np.random.default_rng(41)
@@ -52,9 +53,9 @@ def of_ids_for_all(files, tmp_path):
         np.save(tmp_path / f"{name}.npy", ids[part])
     halves = paths[:2], paths[2:]
     return (
-        evaluate(paths, segment_ids=[tmp_path / "all.npy"], n_words=70),
+        evaluate(open_scores(paths, segment_ids=tmp_path / "all.npy"), n_words=70),
         [
-            evaluate(half, segment_ids=[tmp_path / f"{name}.npy"], n_words=n)
+            evaluate(open_scores(half, segment_ids=tmp_path / f"{name}.npy"), n_words=n)
             for half, name, n in zip(halves, ["first", "last"], [30, 40], strict=True)
         ],
     )
@@ -179,7 +180,7 @@ def test_what_does_not_fit_is_refused(files, tmp_path, npz):
         (one, evaluate([probs]), "kind is 'logits' in one and 'probs' in the other"),
         (one, evaluate([narrow]), "the number of classes is 9 in one and 8 in the other"),
         (one, evaluate([second], shift=True), "shift is False in one and True in the other"),
-        (one, evaluate([probs], kind="logits", array="probs", ignore_index=8), "ignore_index is -100 in one and 8 in"),
+        (one, evaluate(open_scores(probs, kind="logits", array="probs", ignore_index=8)), "ignore_index is -100 in"),
         (one, evaluate([second], n_bytes=9), "n_bytes is 'not given' in one and 'given' in the other"),
         (one, evaluate([block]), "source is 'files' in one and 'blocks' in the other"),
         (one, evaluate([responses]), "source is 'files' in one and 'files of responses' in the other"),
@@ -187,7 +188,11 @@ def test_what_does_not_fit_is_refused(files, tmp_path, npz):
         (evaluate([block]), evaluate([ids]), "segment_ids is 'not given' in one and 'given' in the other"),
         (evaluate([ids]), evaluate([ids]), "sequence 2 of segment_ids is in both"),
         (evaluate([first], **text), evaluate([second], **text, words="lm-eval"), "words is 'whitespace' in one and"),
-        (evaluate([responses]), evaluate([responses], part="generated"), "part is 'prompt' in one and 'generated'"),
+        (
+            evaluate([responses]),
+            evaluate(open_responses(responses, part="generated")),
+            "part is 'prompt' in one and 'g",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             left + right
@@ -202,10 +207,9 @@ def test_sequences_of_ids_for_all_that_stand_in_both_are_refused(files, npz, tmp
     paths = files("flat")
     np.save(tmp_path / "first.npy", np.repeat([1, 2], 12))
     np.save(tmp_path / "again.npy", np.repeat([3, 2], 16))
-    one = evaluate(paths[:2], segment_ids=[tmp_path / "first.npy"])
-    other = evaluate(
-        [npz("other.npz", logits=LOGITS[:16], targets=TARGETS[:16]), *paths[2:]], segment_ids=[tmp_path / "again.npy"]
-    )
+    one = evaluate(open_scores(paths[:2], segment_ids=tmp_path / "first.npy"))
+    others = [npz("other.npz", logits=LOGITS[:16], targets=TARGETS[:16]), *paths[2:]]
+    other = evaluate(open_scores(others, segment_ids=tmp_path / "again.npy"))
     with pytest.raises(ValueError, match="sequence 2 of segment_ids is in both"):
         one + other
 
@@ -215,8 +219,8 @@ def test_numbers_of_a_files_own_are_not_those_of_others(npz, tmp_path):
     own = npz("own.npz", logits=LOGITS[:8], targets=TARGETS[:8], segment_ids=np.full(8, 5))
     np.save(tmp_path / "first.npy", np.repeat([1, 2], 8))
     np.save(tmp_path / "last.npy", np.repeat([5, 6], 8))
-    first = evaluate(paths[:2], segment_ids=[tmp_path / "first.npy"])
-    last = evaluate(paths[2:4], segment_ids=[tmp_path / "last.npy"])
+    first = evaluate(open_scores(paths[:2], segment_ids=tmp_path / "first.npy"))
+    last = evaluate(open_scores(paths[2:4], segment_ids=tmp_path / "last.npy"))
     merged = first + evaluate([own]) + last
     assert merged.sequences["sequence"].tolist() == [1, 2, 5, 5, 6]
     assert merged.sequences["file"].tolist() == [0, 1, 2, 3, 4]

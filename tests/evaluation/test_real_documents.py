@@ -8,7 +8,7 @@ import pytest
 from places import CLIENTS
 from reference_sequences import scores_of
 
-from tokenloss import LossMeter, evaluate, sequence_losses
+from tokenloss import LossMeter, evaluate, formats, sequence_losses
 
 LN2 = math.log(2)
 
@@ -176,7 +176,8 @@ def test_evaluate_of_real_documents(documents, model, rows):
         (log_probs[at : at + rows], targets[at : at + rows], None, ids[at : at + rows]) for at in range(0, 288, rows)
     ]
     n_bytes = [each["bytes"] for each in expected["per_document"]]
-    found = evaluate(blocks, kind="log_probs", n_bytes=n_bytes, shift=False)
+    source = formats.blocks(blocks, kind="log_probs", shift=False)
+    found = evaluate(source, n_bytes=n_bytes)
     meter = found.meter
     for name, figure in {
         "loss": "micro", "stderr": "micro_stderr_clustered", "sequence_loss": "macro",
@@ -185,6 +186,6 @@ def test_evaluate_of_real_documents(documents, model, rows):
     }.items():  # fmt: skip
         assert getattr(meter, name) == pytest.approx(expected[figure], rel=1e-13), name
     assert found.sequences["count"].tolist() == [each["tokens"] for each in expected["per_document"]]
-    total = evaluate(blocks, kind="log_probs", n_bytes=sum(n_bytes), shift=False).meter
+    total = evaluate(source, n_bytes=sum(n_bytes)).meter
     assert total.bits_per_byte == meter.bits_per_byte
     assert total.bits_per_byte_stderr < 0.7 * meter.bits_per_byte_stderr  # lengths in proportion to tokens

@@ -565,7 +565,7 @@ def test_special_tokens_that_the_text_lacks_are_no_error(read):
 def test_failed_lines_are_an_error_or_counted(line, reason, tmp_path):
     right = clients.response("vllm/completion_00.json")
     path = clients.save_lines(tmp_path / "batch.jsonl", right, line, right)
-    with pytest.raises(ValueError, match=f"line 2: .* failed: {reason}; .* skip_failed"):
+    with pytest.raises(ValueError, match=rf"line 2: .* failed: {reason}; .* \(skip_failed=True\)"):
         list(open_responses(path))
     file = open_responses(path, skip_failed=True)
     assert [response.line for response in file] == [1, 3]

@@ -15,8 +15,10 @@ from files import held_at_most
 
 import tokenloss._evaluation.responses as score
 from tokenloss import evaluate, sinks
-from tokenloss._evaluation.response_figures import ResponseFigures, Sources
+from tokenloss._evaluation.results import ResponseFigures
+from tokenloss._evaluation.sequences import Sources
 from tokenloss._statistics.rounding import Rounding
+from tokenloss.formats import open_responses
 
 CONTINUED = [name for name in COMPLETIONS if "08" not in name]
 
@@ -269,7 +271,8 @@ def test_skip_failed(score_json, command, tmp_path):
     assert (status, err) == (0, "")
     assert re.search(r"failed lines +2 +left out; line 2 \(request-bad-model\): ", out)
     assert re.search(r"sequence +line +choice .*custom_id\n +2 +4 +0 .*request-2\n", out)
-    assert evaluate([path], skip_failed=True).sequences["custom_id"].tolist() == ["request-0", "request-1", "request-2"]
+    source = open_responses(path, skip_failed=True)
+    assert evaluate(source).sequences["custom_id"].tolist() == ["request-0", "request-1", "request-2"]
 
 
 def named(name, *logprobs, error=None):
@@ -466,7 +469,7 @@ def test_state(completions, score_json, command, tmp_path):
     assert again["n_bytes_read"] == 0 < first["n_bytes_read"] == completions.stat().st_size + other.stat().st_size
     for name in first.keys() - {"seconds", "gb_per_second", "n_bytes_read"}:
         assert again[name] == first[name]
-    assert_refused(command("score", completions, *argv[3:]), "written with skip_failed True")
+    assert_refused(command("score", completions, *argv[3:]), "was written with skip_failed True")
     status, text = completions.stat(), completions.read_bytes()
     completions.write_bytes(text.replace(b":-1", b":-2"))
     assert completions.read_bytes() != text
@@ -494,25 +497,33 @@ def test_scheduler(completions, score_json, tmp_path):
     "--targets t.npy", "--segment-ids s.npy", "--array x", "--kind logits", "--shift", "--no-shift", "--ignore-index 0",
 ])  # fmt: skip
 def test_options_of_scores_are_refused(options, completions, command):
-    option = options.split()[0].replace("--no-", "--")
-    assert_refused(command("score", completions, *options.split()), f"{option} is given", "responses of servers")
+    option = options.split()[0]
+    if "shift" in option:  # responses are aligned already
+        here, there = command("score", completions), command("score", completions, option)
+        assert here == there
+        return
+    assert_refused(
+        command("score", completions, *options.split()),
+        f"{option} is for scores; {completions} holds responses",
+    )
 
 
 def test_part_and_skip_failed_are_refused_of_scores(npz, command):
     path = npz(logits=LOGITS, targets=TARGETS)
-    assert_refused(command("score", path, "--part", "all"), "--part is given", "no responses")
-    assert_refused(command("score", path, "--skip-failed"), "--skip-failed is given", "no responses")
-    for options in ({"part": "prompt"}, {"skip_failed": True}):
-        with pytest.raises(ValueError, match="left out where the source is blocks"):
-            evaluate([(LOGITS, TARGETS)], **options)
+    for option in ["--part", "all"], ["--skip-failed"]:
+        assert_refused(command("score", path, *option), f"{option[0]} is for responses; {path} holds scores")
     with pytest.raises(ValueError, match="part is 'answer'; it must be 'prompt', 'generated', 'all'"):
-        evaluate([path], part="answer")
+        open_responses(path, part="answer")
 
 
 def test_responses_and_scores_together_are_refused(completions, npz, command):
     scores = npz(logits=LOGITS, targets=TARGETS)
     for argv in (completions, scores), (scores, completions):
-        assert_refused(command("score", *argv), f"{scores}: is a file of scores or targets", "responses")
+        words = [f"{argv[1]}: holds scores; it must hold responses, as {argv[0]} does"]
+        words = (
+            words if argv[1] == scores else [f"{completions}: holds responses; it must hold scores, as {scores} does"]
+        )
+        assert_refused(command("score", *argv), *words)
 
 
 def test_nothing_is_printed_or_written_before_an_error(command, tmp_path):

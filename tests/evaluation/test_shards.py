@@ -16,11 +16,10 @@ from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused, raising, r
 from places import SAMPLE
 
 import tokenloss
-from tokenloss._evaluation import checkpoint, plan
-from tokenloss._evaluation import score as shard_run
-from tokenloss._evaluation.checkpoint import Checkpoint
-from tokenloss._evaluation.options import Options
-from tokenloss.formats import npz
+from tokenloss._evaluation import checkpoint
+from tokenloss._evaluation import evaluate as shard_run
+from tokenloss._evaluation import shards as shard_files
+from tokenloss.formats import npz, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -145,25 +144,25 @@ def interrupted(shards, command, monkeypatch):
     state = shards.path / "state.json"
     with monkeypatch.context() as patch:
         calls = iter([shard_run.score_shard, shard_run.score_shard, raising(KeyboardInterrupt)])
-        patch.setattr(shard_run, "score_shard", lambda *arguments: next(calls)(*arguments))
+        patch.setattr(shard_run, "score_shard", lambda *args, **options: next(calls)(*args, **options))
         assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 130
     return state
 
 
-@pytest.mark.parametrize(("limit", "times"), [(1 << 20, 1), (0, 3)])
+@pytest.mark.parametrize(("limit", "times"), [(1 << 20, 2), (0, 3)])
 @pytest.mark.parametrize("compared", [False, True])
-def test_files_in_memory_are_opened_once_as_far_as_the_limit_allows(limit, times, compared, tmp_path, monkeypatch):
+def test_files_in_memory_stay_open_as_far_as_the_limit_allows(limit, times, compared, tmp_path, monkeypatch):
     rng, sides = np.random.default_rng(4), ("a", "b") if compared else ("a",)
     targets = rng.integers(9, size=6)
     for side, number in itertools.product(sides, range(2)):
         np.savez_compressed(tmp_path / f"{side}{number}.npz", logits=rng.normal(size=(6, 9)), targets=targets)
     loaded, load = [], npz._Member.load
-    monkeypatch.setattr(plan, "_MOST_LOADED", limit)
+    monkeypatch.setattr(shard_files, "_MOST_LOADED", limit)
     monkeypatch.setattr(npz._Member, "load", lambda member: (loaded.append(member.path), load(member))[1])
     base, *others = ([str(tmp_path / f"{side}{number}.npz") for number in range(2)] for side in sides)
     found = tokenloss.compare_files(base, {"b": others[0]}) if compared else tokenloss.evaluate(base)
-    assert {loaded.count(path) for path in base} == {6 if compared and times > 1 else times}
-    monkeypatch.setattr(plan, "_MOST_LOADED", 1 << 20)
+    assert {loaded.count(path) for path in base} == {6 if compared and times > 2 else times}
+    monkeypatch.setattr(shard_files, "_MOST_LOADED", 1 << 20)
     again = tokenloss.compare_files(base, {"b": others[0]}) if compared else tokenloss.evaluate(base)
     assert repr(found) == repr(again)
 
@@ -173,9 +172,9 @@ def test_a_file_that_changes_after_the_plan_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(path, logits=np.zeros((6, 9)), targets=np.arange(6))
     score = shard_run.score_shard
 
-    def changing(*args):
+    def changing(*args, **options):
         np.savez_compressed(path, logits=np.ones((6, 9)), targets=np.arange(6))  # of another length
-        return score(*args)
+        return score(*args, **options)
 
     monkeypatch.setattr(shard_run, "score_shard", changing)
     with pytest.raises(ValueError, match=re.escape(f"{path}: byte ")):
@@ -188,7 +187,7 @@ def test_state_resumes_to_the_same_bits(interrupted, shards, score_json, monkeyp
     monkeypatch.setattr(
         shard_run,
         "score_shard",
-        lambda shard, *others: (scored.append(Path(shard.path).name), score(shard, *others))[1],
+        lambda shard, work, options: (scored.append(Path(shard.path).name), score(shard, work, options))[1],
     )
     without, resumed = (
         score_json(shards.path / "part-*.npz"),
@@ -225,15 +224,16 @@ def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, c
     assert any(row["file"] is None for row in without["sequences"])
     with monkeypatch.context() as patch:
         calls = iter([shard_run.score_shard, raising(KeyboardInterrupt)])
-        patch.setattr(shard_run, "score_shard", lambda *arguments: next(calls)(*arguments))
+        patch.setattr(shard_run, "score_shard", lambda *args, **options: next(calls)(*args, **options))
         assert command("score", *sequences, *shift, "--state", state)[0] == 130
     (done,) = read_state(state)["done"]
     assert len(checkpoint.decoded(done["result"]).split.ids)
     for _ in range(2):
         found = score_json(*sequences, *shift, "--state", state)
         assert {name: found[name] for name in SEQUENCE_FIELDS} == {name: without[name] for name in SEQUENCE_FIELDS}
-    evaluation = tokenloss.evaluate(sequences[0], segment_ids=sequences[2], shift=bool(shift) or None, state=str(state))
-    assert evaluation.meter == tokenloss.evaluate(sequences[0], segment_ids=sequences[2], shift=bool(shift)).meter
+    source = open_scores(sequences[0], segment_ids=sequences[2])
+    evaluation = tokenloss.evaluate(source, shift=bool(shift) or None, state=str(state))
+    assert evaluation.meter == tokenloss.evaluate(source, shift=bool(shift)).meter
 
 
 @pytest.mark.parametrize("line", [0, 1, 2])
@@ -259,10 +259,10 @@ def test_state_of_other_sequences_is_refused(sequences, shards, command):
         refused = command("score", *argv, "--state", state)
         assert_refused(refused, f"{state}: holds the result of {shards.path / 'part-a.npz'}", "changed")
     kept = read_state(state)
-    del kept["options"]["format"]
+    del kept["options"]["state_format"]
     write_state(state, kept)
     refused = command("score", *sequences, "--state", state)
-    assert_refused(refused, f"{state}: was written with format None; it must be another file")
+    assert_refused(refused, f"{state}: was written with state_format None; it must be another file")
 
 
 def test_state_of_infinite_losses(score_json, npz, tmp_path):
@@ -333,7 +333,11 @@ def test_state_is_appended_to(shards, command, monkeypatch):
     """What was written stays, so that a kill can only lose the line that is written."""
     state = shards.path / "state"
     seen, score = [], shard_run.score_shard
-    monkeypatch.setattr(shard_run, "score_shard", lambda *args: (seen.append(state.read_bytes()), score(*args))[1])
+    monkeypatch.setattr(
+        shard_run,
+        "score_shard",
+        lambda *args, **options: (seen.append(state.read_bytes()), score(*args, **options))[1],
+    )
     assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 0
     seen.append(state.read_bytes())
     assert [content.count(b"\n") for content in seen] == [1, 2, 3, 4]
@@ -353,10 +357,10 @@ def test_state_that_names_a_shard_twice_is_refused(interrupted, shards, command)
 def test_state_that_two_runs_write_is_refused(shards, command, monkeypatch):
     state, score = shards.path / "state", shard_run.score_shard
 
-    def meanwhile(*args):
+    def meanwhile(*args, **options):
         monkeypatch.setattr(shard_run, "score_shard", score)
         assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 0
-        return score(*args)
+        return score(*args, **options)
 
     monkeypatch.setattr(shard_run, "score_shard", meanwhile)
     refused = command("score", shards.path / "part-*.npz", "--state", state)
@@ -372,19 +376,63 @@ def test_state_keeps_its_mode(interrupted, shards, command):
     assert stat.S_IMODE(interrupted.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("name", Options._fields[:-1])
-def test_state_of_any_other_option_is_refused(name, tmp_path):
-    assert Options._fields[-1] == "others"
-    value = ("js",) if name == "divergences" else 7
-    other = Options()._replace(**{name: value})
-    given = {name: (Options(), other), f"candidate 0: {name}": (Options(others=(Options(),)), Options(others=(other,)))}
-    shown = [*value] if name == "divergences" else value
-    for number, (label, options) in enumerate(given.items()):
-        path = str(tmp_path / f"state-{number}")
-        for _ in range(2):
-            Checkpoint(path, options[0], [])
-        with fails(ValueError, path, f"was written with {label} ", f"it must be another file, with {shown}"):
-            Checkpoint(path, options[1], [])
+@pytest.mark.parametrize(
+    ("option", "before", "after", "words"),
+    [
+        ("ignore_index", -100, 3, "was written with ignore_index -100; it must be another file, with 3"),
+        ("shift", None, True, "was written with shift None; it must be another file, with True"),
+        ("shift", False, True, "was written with shift False; it must be another file, with True"),
+        ("kind", None, "logits", "was written with kind None; it must be another file, with 'logits'"),
+        ("array", None, "logits", "was written with array None; it must be another file, with 'logits'"),
+        ("targets_array", None, "targets", "was written with targets_array None; it must be another file, with 'targ"),
+        ("tokenizer", "a.tiktoken", "b.tiktoken", "was written with tokenizer '"),
+    ],
+)
+def test_state_of_any_other_option_of_the_opener_is_refused(option, before, after, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, ranks in ("a", "QQ== 0\nQg== 1\nQw== 2\n"), ("b", "QQ== 0\nQg== 1\nQ0Q= 2\n"):
+        Path(f"{name}.tiktoken").write_text(ranks, encoding="ascii")
+    np.savez("scores.npz", logits=3 * np.eye(3)[[0, 1, 2, 2]], targets=[0, 1, 2, 2])
+    first = tokenloss.evaluate(open_scores("scores.npz", **{option: before}), state="state")
+    assert tokenloss.evaluate(open_scores("scores.npz", **{option: before}), state="state") == first
+    content = Path("state").read_bytes()
+    with fails(ValueError, f"state: {words}"):
+        tokenloss.evaluate(open_scores("scores.npz", **{option: after}), state="state")
+    assert Path("state").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"window": 4, "stride": 2}, {"window": 4, "stride": 1}, "was written with stride 2; it must be another file"),
+        ({"shift": True}, {"window": 4, "stride": 2}, "was written with window 0; it must be another file, with 4"),
+    ],
+)
+def test_state_of_other_windows_is_refused(before, after, words, tmp_path):
+    np.savez(tmp_path / "scores.npz", logits=np.eye(3)[np.zeros((2, 4), int)] * 3, targets=np.zeros((2, 4), int))
+    tokenloss.evaluate(open_scores(tmp_path / "scores.npz", **before), state=tmp_path / "state")
+    with fails(ValueError, f"state: {words}"):
+        tokenloss.evaluate(open_scores(tmp_path / "scores.npz", **after), state=tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({}, {"definitions": "llama.cpp"}, "was written with definitions 'exact'; it must be another file, with 'l"),
+        ({}, {"divergences": ["js"]}, "was written with divergences []; it must be another file, with ['js']"),
+        ({}, {"classes": 2}, "was written with classes None; it must be another file, with 2"),
+        ({"temperature": 1.0}, {"temperature": 2.0}, "was written with temperature 1.0; it must be another"),
+        ({}, {"classes": "all"}, "was written with classes None; it must be another file, with 'all'"),
+    ],
+)
+def test_state_of_another_option_of_a_comparison_is_refused(before, after, words, tmp_path):
+    paths = [tmp_path / f"{name}.npz" for name in "ab"]
+    for scale, path in enumerate(paths, 1):
+        np.savez(path, logits=(1 + scale) * np.eye(3), targets=[0, 1, 1])
+    first = tokenloss.compare_files(*paths, **before, state=tmp_path / "state")
+    assert tokenloss.compare_files(*paths, **before, state=tmp_path / "state") == first
+    with fails(ValueError, f"state: {words}"):
+        tokenloss.compare_files(*paths, **after, state=tmp_path / "state")
 
 
 @pytest.mark.parametrize(

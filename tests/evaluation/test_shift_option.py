@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import zarr
+from arrays import fails
 from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused, process, read_state, write_state
 
 import tokenloss
@@ -16,7 +17,7 @@ from tokenloss import ShiftWarning
 from tokenloss._core.text import as_strict_json
 from tokenloss._evaluation import plan
 from tokenloss._evaluation import score as run
-from tokenloss.formats import llama_cpp
+from tokenloss.formats import blocks, llama_cpp, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -59,6 +60,20 @@ def test_shift_of_targets_that_are_no_sequence(command, npz, tmp_path):
     assert_refused(command("score", soft, "--shift"), "targets of shape (4, 3)", "an id for each row")
     llama_cpp.write(tmp_path / "base.kld", np.zeros(10, int), [LOGITS], 10)
     assert_refused(command("score", tmp_path / "base.kld", "--shift"), "holds targets that are the next tokens")
+
+
+def test_shift_of_the_opener_holds_and_its_opposite_is_refused(npz):
+    logits, ids = np.random.default_rng(3).normal(size=(2, 5, 7)), np.arange(10).reshape(2, 5) % 7
+    expected = {shift: tokenloss.cross_entropy(logits[:, :-1], ids[:, 1:]) if shift else tokenloss.cross_entropy(
+        logits, ids) for shift in (True, False)}  # fmt: skip
+    path = npz(logits=logits, targets=ids)
+    for shift, loss in expected.items():
+        for source in open_scores(path, shift=shift), blocks([(logits, ids)], shift=shift):
+            assert tokenloss.evaluate(source).meter.loss == loss
+            assert tokenloss.evaluate(source, shift=shift).meter.loss == loss
+            words = f"shift is {not shift}; it must be {shift}, or left out, since {source.name} was opened"
+            with fails(ValueError, words):
+                tokenloss.evaluate(source, shift=not shift)
 
 
 @pytest.fixture(params=["1 file", "a file each", "in the files"])
@@ -220,7 +235,7 @@ def test_missing_shift_is_warned_of_once(of_blocks, shape, npz):
     source = [(logits, ids)] if of_blocks else npz(logits=logits, targets=ids)
     _, said = warnings_of(source)
     assert len(said) == 1
-    assert "--no-shift, shift=False" in said[0]
+    assert said[0].endswith("; shift them (shift=True), or confirm that they are right (shift=False)")
     assert warnings_of(source, shift=True)[1] == warnings_of(source, shift=False)[1] == []
     logits, ids = causal(400, predicts_next=False, shape=shape)
     assert warnings_of([(logits, ids)] if of_blocks else npz(logits=logits, targets=ids))[1] == []
@@ -231,10 +246,10 @@ def test_missing_shift_is_warned_of_once(of_blocks, shape, npz):
 def test_shift_of_targets_that_are_the_next_tokens_is_warned_of_once(of_blocks, shape, npz, command):
     logits, targets = causal(400, predicts_next=False, shape=shape)  # the ids that the rows predict
     source = [(logits, targets)] if of_blocks else npz(logits=logits, targets=targets)
-    said = "the targets fit far better without the shift: they seem to be the next tokens already; leave out --shift"
-    assert warnings_of(source, shift=True)[1] == [f"{said} (shift=True)"]
+    said = "the targets fit far better without the shift: they seem to be the next tokens already; leave out "
+    assert warnings_of(source, shift=True)[1] == [f"{said}shift=True"]
     if not of_blocks:
-        assert said in command("score", source, "--shift")[2]
+        assert f"{said}--shift\n" in command("score", source, "--shift")[2]
     rng = np.random.default_rng(1)
     noise = rng.normal(size=(400, 50)), np.repeat(rng.integers(50, size=40), 10)  # ids that repeat
     assert warnings_of([noise], shift=True)[1] == []
@@ -298,7 +313,7 @@ def test_missing_shift_of_kind(kind, npz):
     logits, ids = causal(400)
     scores = {"log_probs": tokenloss.log_softmax, "probs": tokenloss.softmax}[kind](logits.astype(np.float64))
     assert len(warnings_of(npz(**{kind: scores}, targets=ids))[1]) == 1
-    assert len(warnings_of([(scores, ids)], kind=kind)[1]) == 1
+    assert len(warnings_of(blocks([(scores, ids)], kind=kind))[1]) == 1
 
 
 def test_missing_shift_is_none_of_distributions_and_of_llama_cpp(tmp_path):

@@ -13,6 +13,7 @@ from files import SAVERS, held_at_most
 from places import SAMPLE
 
 from tokenloss import evaluate
+from tokenloss.formats import open_scores
 
 RNG = np.random.default_rng(43)
 
@@ -67,27 +68,28 @@ def test_state_of_files_in_another_order_beside_one_file_of_segment_ids(tmp_path
     for path in paths:
         np.savez(path, logits=RNG.normal(size=(4, 5)), targets=RNG.integers(5, size=4))
     np.save(tmp_path / "ids.npy", np.arange(8) // 3)
-    options = {"segment_ids": tmp_path / "ids.npy", "state": tmp_path / "state"}
-    first = evaluate(paths, **options)
+    ordered, reversed_ = (open_scores(given, segment_ids=tmp_path / "ids.npy") for given in (paths, paths[::-1]))
+    first = evaluate(ordered, state=tmp_path / "state")
     with fails(ValueError, "state: holds the result of", "a.npz", "changed"):
-        evaluate(paths[::-1], **options)
-    assert evaluate(paths, **options) == first
+        evaluate(reversed_, state=tmp_path / "state")
+    assert evaluate(ordered, state=tmp_path / "state") == first
 
 
 def test_state_of_a_large_file_whose_last_bytes_change_but_for_its_time(tmp_path):
-    path, options = tmp_path / "logits.npy", {"state": tmp_path / "state"}
+    path, state = tmp_path / "logits.npy", tmp_path / "state"
     logits = RNG.normal(size=(3600, 100))
     np.save(path, logits)
     np.save(tmp_path / "targets.npy", np.zeros(3600, int))
     assert path.stat().st_size > 2.8e6
     set_times(path)
-    evaluate(path, tmp_path / "targets.npy", **options)
+    source = open_scores(path, tmp_path / "targets.npy")
+    evaluate(source, state=state)
     with path.open("r+b") as file:
         file.seek(-8, os.SEEK_END)
         file.write(np.float64(9).tobytes())
     set_times(path)
     with fails(ValueError, "state: holds the result of", "logits.npy", "changed"):
-        evaluate(path, tmp_path / "targets.npy", **options)
+        evaluate(source, state=state)
 
 
 @pytest.mark.parametrize("change", ["touch", "content", "swap", "link"])

@@ -14,8 +14,9 @@ from arrays import fails
 from commands import assert_refused, at_most
 from places import TESTS
 
-from tokenloss import cross_entropy, evaluate, sinks
+from tokenloss import cross_entropy, evaluate, formats, sinks
 from tokenloss._evaluation import token_bytes
+from tokenloss.formats import open_scores
 from tokenloss.results import Evaluation
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -84,24 +85,24 @@ def assert_expected(found, kept=AFTER_FIRST):
 
 def batch(path):
     np.savez(path / "a.npz", logits=padded(LOGITS, 9), input_ids=padded(IDS, 0), attention_mask=MASK)
-    return {"source": path / "a.npz", "shift": True}
+    return {"paths": path / "a.npz", "shift": True}
 
 
 def padded_on_the_left(path):
     logits, ids, mask = (np.stack([np.roll(row, LENGTH - len(own), 0) for row, own in zip(array, IDS, strict=True)])
                          for array in (padded(LOGITS, 9), padded(IDS, 7), MASK))  # fmt: skip
     np.savez(path / "a.npz", logits=logits, input_ids=ids, attention_mask=mask)
-    return {"source": path / "a.npz", "shift": True}
+    return {"paths": path / "a.npz", "shift": True}
 
 
 def ignored(path):
     np.savez(path / "a.npz", logits=padded(LOGITS, 9), targets=padded(IDS, 777))
-    return {"source": path / "a.npz", "shift": True, "ignore_index": 777}
+    return {"paths": path / "a.npz", "shift": True, "ignore_index": 777}
 
 
 def packed(path):
     np.savez(path / "a.npz", logits=np.concatenate(LOGITS), targets=np.concatenate(IDS), cu_seqlens=OFFSETS)
-    return {"source": path / "a.npz", "shift": True}
+    return {"paths": path / "a.npz", "shift": True}
 
 
 def packed_by_mask(path):
@@ -110,7 +111,7 @@ def packed_by_mask(path):
         path / "a.npz", logits=np.concatenate(LOGITS)[None], input_ids=np.concatenate(IDS)[None].astype(np.uint64),
         attention_mask=SEGMENTS[None] + 1, segment_ids=SEGMENTS[None],
     )  # fmt: skip
-    return {"source": path / "a.npz", "shift": True}
+    return {"paths": path / "a.npz", "shift": True}
 
 
 def shards(path):
@@ -120,7 +121,7 @@ def shards(path):
         np.savez(path / f"{number}.npz", logits=np.concatenate(LOGITS)[start:stop])
     np.save(path / "ids.npy", np.concatenate(IDS))
     np.save(path / "segments.npy", SEGMENTS)
-    return {"source": path / "*.npz", "targets": path / "ids.npy", "segment_ids": path / "segments.npy", "shift": True}
+    return {"paths": path / "*.npz", "targets": path / "ids.npy", "segment_ids": path / "segments.npy", "shift": True}
 
 
 LAYOUTS = [batch, padded_on_the_left, ignored, packed, packed_by_mask, shards]
@@ -137,16 +138,16 @@ def text(tmp_path):
 def test_tokenizer_gives_bits_per_byte_of_each_layout(layout, text, tmp_path, monkeypatch):
     monkeypatch.setattr(token_bytes, "_PIECE", 7)
     options = layout(tmp_path)
-    found = evaluate(**options, tokenizer=MODEL)
+    found = evaluate(open_scores(**options, tokenizer=MODEL))
     assert_expected(found)
-    assert_expected(evaluate(**options, tokenizer=MODEL / "tokenizer.json", text=text))
-    bare = evaluate(**options)
+    assert_expected(evaluate(open_scores(**options, tokenizer=MODEL / "tokenizer.json"), text=text))
+    bare = evaluate(open_scores(**options))
     assert (bare.loss, bare.stderr, bare.n_bytes) == (found.loss, found.stderr, 0)
     assert "n_bytes" not in bare.sequences
 
 
 def test_tokenizer_with_text_counts_words_of_the_text_and_bytes_of_tokens(text, tmp_path):
-    found = evaluate(**batch(tmp_path), tokenizer=MODEL, text=text)
+    found = evaluate(open_scores(**batch(tmp_path), tokenizer=MODEL), text=text)
     assert (found.n_bytes, found.n_words) == (sum(expected()[0]), len(text.read_text("utf-8").split()))
 
 
@@ -154,20 +155,20 @@ def test_tokenizer_counts_the_tokens_of_a_mask_alone(tmp_path):
     kept = [np.arange(len(ids)) >= len(ids) // 2 for ids in IDS]
     labels = [np.where(k, ids, -100) for k, ids in zip(kept, IDS, strict=True)]
     np.savez(tmp_path / "labels.npz", logits=padded(LOGITS, 9), labels=padded(labels, -100))
-    assert_expected(evaluate(tmp_path / "labels.npz", shift=True, tokenizer=MODEL), kept)
+    assert_expected(evaluate(open_scores(tmp_path / "labels.npz", tokenizer=MODEL), shift=True), kept)
     answers = padded(kept, False)
     where = np.append(answers[:, 1:], np.zeros((len(IDS), 1), bool), 1)  # of the row that predicts
     ids = np.append(padded(IDS, 0)[:, 1:], np.zeros((len(IDS), 1), int), 1)
-    assert_expected(evaluate([(padded(LOGITS, 9), ids, where)], tokenizer=MODEL), kept)
+    assert_expected(evaluate(formats.blocks([(padded(LOGITS, 9), ids, where)], tokenizer=MODEL)), kept)
 
 
 def test_tokenizer_of_special_tokens_counts_their_loss_without_bytes():
     logits = 4 * RNG.standard_normal((1, 3, 512))
     ids = np.array([[0, BPE.token_to_id("a"), 0]])  # the special token begins and ends a text
-    found = evaluate([(logits, ids)], tokenizer=MODEL)
+    found = evaluate(formats.blocks([(logits, ids)], tokenizer=MODEL))
     assert (found.n_bytes, found.count) == (1, 3)
     assert found.bits_per_byte == pytest.approx(cross_entropy(logits, ids, reduction="sum") / math.log(2))
-    assert math.isnan(evaluate([(logits[:, :1], ids[:, :1])], tokenizer=MODEL).bits_per_byte)
+    assert math.isnan(evaluate(formats.blocks([(logits[:, :1], ids[:, :1])], tokenizer=MODEL)).bits_per_byte)
 
 
 def test_tokenizer_of_tokens_without_sequences_counts_each_token(tmp_path):
@@ -175,20 +176,20 @@ def test_tokenizer_of_tokens_without_sequences_counts_each_token(tmp_path):
     rows, ids = (np.concatenate(side) for side in ([r[:-1] for r in LOGITS], [i[1:] for i in IDS]))
     np.savez(tmp_path / "a.npz", logits=rows[:40], targets=ids[:40])
     np.savez(tmp_path / "b.npz", logits=rows[40:], targets=ids[40:])
-    found = evaluate([tmp_path / "a.npz", tmp_path / "b.npz"], tokenizer=MODEL)
+    found = evaluate(open_scores([tmp_path / "a.npz", tmp_path / "b.npz"], tokenizer=MODEL))
     ratio, n = nll.sum() / sizes.sum(), len(nll)
     assert (found.n_bytes, found.is_clustered) == (sizes.sum(), False)
     assert found.bits_per_byte == pytest.approx(ratio / math.log(2))
     stderr = math.sqrt(n / (n - 1) * np.square(nll - ratio * sizes).sum()) / sizes.sum() / math.log(2)
     assert found.bits_per_byte_stderr == pytest.approx(stderr)
-    assert evaluate([(rows, ids)], tokenizer=MODEL).meter == found.meter
+    assert evaluate(formats.blocks([(rows, ids)], tokenizer=MODEL)).meter == found.meter
 
 
 def test_tokenizer_of_tokens_outside_of_sequences_counts_each_as_one():
     rows, ids = (np.concatenate(side) for side in ([r[:-1] for r in LOGITS], [i[1:] for i in IDS]))
     segments = np.repeat(np.arange(len(IDS)), [len(one) - 1 for one in IDS])
     segments[segments == 1] = -1
-    found = evaluate([(rows, ids, None, segments)], tokenizer=MODEL)
+    found = evaluate(formats.blocks([(rows, ids, None, segments)], tokenizer=MODEL))
     pairs = [(nll[1:].sum(), sizes[1:].sum()) for i, (nll, sizes) in enumerate(zip(NLL, SIZES, strict=True)) if i != 1]
     nll, sizes = np.array([*pairs, *zip(NLL[1][1:], SIZES[1][1:], strict=True)]).T
     ratio, n = nll.sum() / sizes.sum(), len(nll)
@@ -207,9 +208,8 @@ def test_tokenizer_of_windows_counts_each_token_of_the_text_once(of_text, text, 
     np.save(tmp_path / "logits.npy", np.concatenate(logits))
     np.save(tmp_path / "ids.npy", ids if of_text else ids[np.concatenate(windows)])
     text.write_text(TEXTS[0], "utf-8")
-    found = evaluate(
-        tmp_path / "logits.npy", tmp_path / "ids.npy", window=size, stride=stride, tokenizer=MODEL, text=text
-    )
+    options = {"window": size, "stride": stride, "tokenizer": MODEL}
+    found = evaluate(open_scores(tmp_path / "logits.npy", tmp_path / "ids.npy", **options), text=text)
     assert (found.n_bytes, found.count) == (SIZES[0][1:].sum(), len(ids) - 1)
     assert found.bits_per_byte == pytest.approx((len(ids) - 1) * math.log2(512) / SIZES[0][1:].sum())
 
@@ -225,10 +225,11 @@ def test_tokenizer_of_each_family_has_the_bytes_of_lines_of_many_scripts(name, t
     np.savez(tmp_path / "a.npz", logits=logits, targets=ids, cu_seqlens=offsets)
     text.write_bytes("\n".join(lines).encode())
     with pytest.warns(UserWarning, match="white space") if name == "WordPiece" else contextlib.nullcontext():
-        found = [evaluate(tmp_path / "a.npz", tokenizer=made.path, text=text)]
+        found = [evaluate(open_scores(tmp_path / "a.npz", tokenizer=made.path), text=text)]
     if name != "WordPiece":
         blocks = [(logits[start:stop][None], ids[start:stop][None]) for start, stop in itertools.pairwise(offsets)]
-        found += [evaluate(tmp_path / "a.npz", tokenizer=made.path), evaluate(blocks, tokenizer=made.path)]
+        sources = open_scores(tmp_path / "a.npz", tokenizer=made.path), formats.blocks(blocks, tokenizer=made.path)
+        found += [evaluate(source) for source in sources]
     for one in found:
         assert one.sequences["n_bytes"].tolist() == [len(line.encode()) for line in lines]
 
@@ -246,30 +247,32 @@ def blocks(first=0, stop=None):
 
 
 def test_tokenizer_of_blocks_and_their_state(tmp_path):
-    whole = evaluate(blocks(), shift=True, tokenizer=MODEL)
+    whole = evaluate(formats.blocks(blocks(), tokenizer=MODEL), shift=True)
     assert_expected(whole)
     of_texts = [(rows[None], ids[None]) for rows, ids in zip(LOGITS, IDS, strict=True)]
-    assert evaluate(of_texts, shift=True, tokenizer=MODEL).meter == whole.meter
+    assert evaluate(formats.blocks(of_texts, tokenizer=MODEL), shift=True).meter == whole.meter
     for stop in range(1, 6):
-        options = {"shift": True, "tokenizer": MODEL, "state": tmp_path / f"{stop}"}
+        options = {"shift": True, "state": tmp_path / f"{stop}"}
+        stopped = formats.blocks(lambda first, stop=stop: blocks(first, stop), tokenizer=MODEL)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(lambda first, stop=stop: blocks(first, stop), **options)
-        assert evaluate(blocks, **options) == whole
+            evaluate(stopped, **options)
+        assert evaluate(formats.blocks(blocks, tokenizer=MODEL), **options) == whole
     with pytest.raises(ValueError, match=r"was written with tokenizer '.*'; it must be another file, with None"):
-        evaluate(blocks, **options | {"tokenizer": None})
+        evaluate(blocks, **options)
 
 
 def test_tokenizer_of_parts_has_the_bits_of_the_whole(tmp_path, monkeypatch):
     """Shards with a state, on a cluster, and evaluations that are added up."""
-    options = shards(tmp_path) | {"tokenizer": MODEL}
-    whole = evaluate(packed(tmp_path / "..")["source"], shift=True, tokenizer=MODEL)
-    found = [evaluate(**options, state=tmp_path / "state") for _ in range(2)]
+    source = open_scores(**shards(tmp_path), tokenizer=MODEL)
+    whole = evaluate(open_scores(**packed(tmp_path / ".."), tokenizer=MODEL))
+    found = [evaluate(source, state=tmp_path / "state") for _ in range(2)]
     if importlib.util.find_spec("dask"):
         of_workers = "tokenloss._evaluation.cluster.map_shards"
         monkeypatch.setattr(of_workers, lambda function, shards, _: enumerate(map(function, shards)))
-        found.append(evaluate(**options, scheduler="here"))
+        found.append(evaluate(source, scheduler="here"))
     parts = [
-        evaluate([(rows[None], ids[None])], shift=True, tokenizer=MODEL) for rows, ids in zip(LOGITS, IDS, strict=True)
+        evaluate(formats.blocks([(rows[None], ids[None])], tokenizer=MODEL), shift=True)
+        for rows, ids in zip(LOGITS, IDS, strict=True)
     ]
     for one in [*found, Evaluation.of_parts(parts), sum(parts)]:
         assert one.meter == whole.meter
@@ -290,7 +293,7 @@ def changed(path, change):
 
 
 def test_state_of_another_tokenizer_is_refused(command, tmp_path):
-    argv = ["score", batch(tmp_path)["source"], "--shift", "--state", tmp_path / "state", "--tokenizer"]
+    argv = ["score", batch(tmp_path)["paths"], "--shift", "--state", tmp_path / "state", "--tokenizer"]
     assert command(*argv, MODEL)[0] == 0
     other = changed(tmp_path, lambda said: said["added_tokens"].append(said["added_tokens"][0] | {"id": 300}))
     assert_refused(command(*argv, other), "was written with tokenizer '", "be another file")
@@ -305,7 +308,7 @@ def test_documents_of_white_space_take_time_linear_in_their_number(gap, tmp_path
     path = tmp_path / "a.npz"
     np.savez(path, logits=np.zeros((n, 2), np.float32), targets=np.zeros(n, int), segment_ids=np.arange(n))
     with at_most(20):
-        found = evaluate(path, text=tmp_path / "t.txt", tokenizer=tmp_path / "t.tiktoken", shift=False)
+        found = evaluate(open_scores(path, tokenizer=tmp_path / "t.tiktoken"), text=tmp_path / "t.txt", shift=False)
     assert (found.n_bytes, found.count) == (n, n)
 
 
@@ -342,9 +345,9 @@ def test_tokenizer_leaves_out_the_space_before_a_text(bos, tmp_path):
     np.save(tmp_path / "ids.npy", ids)
     np.save(tmp_path / "segments.npy", segments)
     files = [tmp_path / f"{i}.npy" for i in range(len(ids))]
-    of_files = options | {"targets": tmp_path / "ids.npy", "segment_ids": tmp_path / "segments.npy"}
-    found = [evaluate(source, **options) for source in (rows, blocks)]
-    found += [evaluate(files, **of_files), evaluate(files, **of_files, text=tmp_path / "text")]
+    source = open_scores(files, tmp_path / "ids.npy", segment_ids=tmp_path / "segments.npy", **options)
+    found = [evaluate(formats.blocks(made, **options)) for made in (rows, blocks)]
+    found += [evaluate(source), evaluate(source, text=tmp_path / "text")]
     expected = sum(map(len, OF_LLAMA)) - (0 if bos else len("a"))  # ▁ of the second text writes nothing
     assert [one.n_bytes for one in found] == [expected] * 4
 
@@ -353,12 +356,13 @@ def test_tokenizer_leaves_out_the_space_before_targets_that_are_next_tokens(tmp_
     """They begin with the first token of a text, as <s> is no target, but for an answer whose prompt is ignored."""
     texts = llama(tmp_path)
     np.savez(tmp_path / "a.npz", logits=np.zeros((7, len(LLAMA))), targets=np.concatenate(texts), cu_seqlens=[0, 3, 7])
-    options = {"source": tmp_path / "a.npz", "tokenizer": tmp_path}
-    found = [evaluate(**options), evaluate(**options, text=tmp_path / "text")]
+    source = open_scores(tmp_path / "a.npz", tokenizer=tmp_path)
+    found = [evaluate(source), evaluate(source, text=tmp_path / "text")]
     assert [one.sequences["n_bytes"].tolist() for one in found] == [[*map(len, OF_LLAMA)]] * 2
     logits, (_, ids) = np.zeros((1, 4, len(LLAMA))), texts
     answers = (logits, np.array([ids]), np.array([[0, 0, 0, 1]]) > 0), (logits, np.array([[-100, -100, -100, ids[3]]]))
-    assert [evaluate([block], tokenizer=tmp_path).n_bytes for block in answers] == [len(" a")] * 2
+    found = [evaluate(formats.blocks([block], tokenizer=tmp_path)) for block in answers]
+    assert [one.n_bytes for one in found] == [len(" a")] * 2
 
 
 # by when a space is put before a text: the normalizer, the pre-tokenizer and the decoder
@@ -393,8 +397,10 @@ def test_tokenizer_leaves_out_the_space_that_comes_again_after_special_and_added
     blocks = [(logits[i : i + 1], ids[i : i + 1], None, np.array([3])) for i in range(len(ids))]
     (tmp_path / "text").write_text(written)
     np.savez(tmp_path / "a.npz", logits=logits[None], targets=ids[None])
-    found = [evaluate(source, tokenizer=tmp_path) for source in ([(logits[None], ids[None])], blocks)]
-    found += [evaluate(tmp_path / "a.npz", tokenizer=tmp_path, **more) for more in ({}, {"text": tmp_path / "text"})]
+    whole = [(logits[None], ids[None])]
+    found = [evaluate(formats.blocks(made, tokenizer=tmp_path)) for made in (whole, blocks)]
+    source = open_scores(tmp_path / "a.npz", tokenizer=tmp_path)
+    found += [evaluate(source), evaluate(source, text=tmp_path / "text")]
     assert [one.n_bytes for one in found] == [expected] * 4
 
 
@@ -415,14 +421,16 @@ def test_tokenizer_of_labels_tells_padding_and_bos_from_prompts(name, tmp_path):
     ids, n_bytes = BEFORE_TEXTS[name]
     logits, ids = np.zeros((len(ids), len(LLAMA))), np.array(ids)
     blocks = [(logits[i : i + 1], ids[i : i + 1], None, np.array([5])) for i in range(len(ids))]
-    for source in [(logits, ids)], [(logits[None], ids[None])], blocks:
-        assert evaluate(source, shift=True, tokenizer=tmp_path).n_bytes == n_bytes
+    for made in [(logits, ids)], [(logits[None], ids[None])], blocks:
+        source = formats.blocks(made, tokenizer=tmp_path)
+        assert evaluate(source, shift=True).n_bytes == n_bytes
         if name == "BOS that is ignored":  # which is no target if they are the next tokens
-            assert evaluate(source, shift=False, tokenizer=tmp_path).n_bytes == n_bytes + len(" ")
+            assert evaluate(source, shift=False).n_bytes == n_bytes + len(" ")
+    whole = formats.blocks(lambda first: blocks[first:], tokenizer=tmp_path)
     for stop in range(1, len(blocks)):
-        options = {"shift": True, "tokenizer": tmp_path, "state": tmp_path / f"state{stop}"}
-        evaluate(lambda first, stop=stop: blocks[first:stop], **options)
-        assert evaluate(lambda first: blocks[first:], **options).n_bytes == n_bytes
+        options = {"shift": True, "state": tmp_path / f"state{stop}"}
+        evaluate(formats.blocks(lambda first, stop=stop: blocks[first:stop], tokenizer=tmp_path), **options)
+        assert evaluate(whole, **options).n_bytes == n_bytes
 
 
 def test_tokenizer_of_a_batch_that_is_padded_on_the_left_with_an_id_of_text(tmp_path):
@@ -430,26 +438,28 @@ def test_tokenizer_of_a_batch_that_is_padded_on_the_left_with_an_id_of_text(tmp_
     llama(tmp_path)
     logits, ids = np.zeros((2, 4, len(LLAMA))), np.array([[260, 260, 259, 259], [260, 259, 259, 259]])
     where = np.array([[False, False, True, True], [False, True, True, True]])
-    assert evaluate([(logits, ids, where)], tokenizer=tmp_path).n_bytes == len("a a") + len("a a a")
+    source = formats.blocks([(logits, ids, where)], tokenizer=tmp_path)
+    assert evaluate(source).n_bytes == len("a a") + len("a a a")
     ids[0, 0] = 259
-    assert evaluate([(logits, ids, where)], tokenizer=tmp_path).n_bytes == len(" a a") + len(" a a a")
+    assert evaluate(source).n_bytes == len(" a a") + len(" a a a")
 
 
 def test_tokenizer_takes_a_single_masked_first_token_of_each_row_for_text(tmp_path):
     llama(tmp_path)
     logits, ids = np.zeros((2, 3, len(LLAMA))), np.full((2, 3), 259)
     where = np.array([[False, True, True]] * 2)
-    assert evaluate([(logits, ids, where)], tokenizer=tmp_path).n_bytes == 2 * len(" a a")
+    assert evaluate(formats.blocks([(logits, ids, where)], tokenizer=tmp_path)).n_bytes == 2 * len(" a a")
 
 
 def test_tokenizer_refuses_several_texts_in_each_element_of_a_batch(tmp_path):
     llama(tmp_path)
     logits, ids = np.zeros((2, 2, 3, len(LLAMA))), np.full((2, 2, 3), 259)
     np.savez(tmp_path / "a.npz", logits=logits, targets=ids)
-    for source in [(logits, ids)], tmp_path / "a.npz":
+    options = {"tokenizer": tmp_path}
+    for source in formats.blocks([(logits, ids)], **options), open_scores(tmp_path / "a.npz", **options):
         with fails(ValueError, f"logits has shape (2, 2, 3, {len(LLAMA)}); it must be (N, T, V) for N texts"):
-            evaluate(source, tokenizer=tmp_path)
-    flat = evaluate([(logits.reshape(4, 3, -1), ids.reshape(4, 3))], tokenizer=tmp_path)
+            evaluate(source)
+    flat = evaluate(formats.blocks([(logits.reshape(4, 3, -1), ids.reshape(4, 3))], **options))
     assert flat.n_bytes == 4 * len("a a a")
 
 
@@ -461,7 +471,7 @@ def test_tokenizer_of_ranks_lacks_special_ids_which_the_text_proves(command, tmp
     argv = "score", tmp_path / "a.npz", "--shift", "--tokenizer", tmp_path
     np.savez(tmp_path / "a.npz", logits=np.zeros((6, 7)), input_ids=[5, 0, 1, 4, 2, 4])  # texts in a row
     assert_refused(command(*argv), "= 4 is out of range [0, 3)", "its lines hold no special ids")
-    found = evaluate(tmp_path / "a.npz", shift=True, tokenizer=tmp_path, text=tmp_path / "text")
+    found = evaluate(open_scores(tmp_path / "a.npz", tokenizer=tmp_path), shift=True, text=tmp_path / "text")
     assert (found.n_bytes, found.count) == (len("a bc"), 5)
     (tmp_path / "text").write_text("a bxc")
     assert_refused(command(*argv, "--text", tmp_path / "text"), "byte 3", "another text, tokenizer or version")
@@ -477,7 +487,7 @@ def test_tokenizer_that_adds_spaces_to_parts_needs_the_text(command, text, tmp_p
     ids = tokenizer.encode(written).ids
     text.write_text(written)
     np.savez(tmp_path / "a.npz", logits=np.zeros((len(ids), 256)), targets=ids)
-    found = evaluate(tmp_path / "a.npz", tokenizer=tmp_path, text=text)
+    found = evaluate(open_scores(tmp_path / "a.npz", tokenizer=tmp_path), text=text)
     assert (len(ids), found.n_bytes) == (len(written) + 10, len(written))  # before In and each part after it
     assert_refused(command("score", tmp_path / "a.npz", "--tokenizer", tmp_path), "or changes a text", "--text")
 
@@ -486,9 +496,9 @@ def test_tokenizer_with_text_counts_the_space_before_a_piece_of_a_text(tmp_path)
     (ids, _) = llama(tmp_path)
     np.savez(tmp_path / "a.npz", logits=np.zeros((2, 3, len(LLAMA))), targets=[ids, ids])
     (tmp_path / "text").write_text("a a a a a a")
-    options = {"source": tmp_path / "a.npz", "tokenizer": tmp_path}
-    assert evaluate(**options, text=tmp_path / "text").sequences["n_bytes"].tolist() == [5, 6]
-    assert evaluate(**options).sequences["n_bytes"].tolist() == [5, 5]
+    source = open_scores(tmp_path / "a.npz", tokenizer=tmp_path)
+    assert evaluate(source, text=tmp_path / "text").sequences["n_bytes"].tolist() == [5, 6]
+    assert evaluate(source).sequences["n_bytes"].tolist() == [5, 5]
 
 
 def word_piece(path):
@@ -508,28 +518,28 @@ def test_tokenizer_that_drops_white_space_needs_the_text(command, text, tmp_path
     text.write_text("\n".join(texts), "utf-8")
     words = "4 of 19 bytes are white space in no token: the model does not have to predict it"
     with pytest.warns(UserWarning, match=words):
-        found = evaluate(tmp_path / "a.npz", shift=True, tokenizer=tmp_path, text=text)
+        found = evaluate(open_scores(tmp_path / "a.npz", tokenizer=tmp_path), shift=True, text=text)
     assert found.sequences["n_bytes"].tolist() == [*map(len, texts)]
     assert found.figures["n_bytes_without_token"] == sum(c.isspace() for line in texts for c in line)
     argv = "score", tmp_path / "a.npz", "--shift", "--tokenizer", tmp_path
     assert words in command(*argv, "--text", text)[2]
     assert_refused(command(*argv), "drops the white space between tokens", "--text")
     with pytest.raises(ValueError, match="drops the white space"):
-        evaluate([(np.zeros((1, 6)), [1])], tokenizer=tmp_path)
+        evaluate(formats.blocks([(np.zeros((1, 6)), [1])], tokenizer=tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:.*white space in no token")
 def test_tokenizer_with_a_text_that_got_more_blanks_refuses_an_old_state(text, tmp_path):
     ids = word_piece(tmp_path).encode("undo it").ids
     np.savez(tmp_path / "a.npz", logits=np.zeros((len(ids), 6)), targets=ids)
-    options = {"source": tmp_path / "a.npz", "tokenizer": tmp_path, "text": text, "state": tmp_path / "state"}
+    source, options = open_scores(tmp_path / "a.npz", tokenizer=tmp_path), {"text": text, "state": tmp_path / "state"}
     text.write_text("undo it")
-    first = evaluate(**options)
+    first = evaluate(source, **options)
     text.write_text("undo   it")
     with fails(ValueError, "state: holds the result of", "a.npz", "changed"):
-        evaluate(**options)
+        evaluate(source, **options)
     text.write_text("undo it")
-    assert evaluate(**options) == first
+    assert evaluate(source, **options) == first
 
 
 @pytest.mark.parametrize("shift", [True, False])
@@ -548,30 +558,32 @@ def test_tokenizer_tells_padding_that_is_scored(shift, command, tmp_path, monkey
     np.savez(tmp_path / "b.npz", logits=logits, **masks)
     words = f"a.npz: {padding} of {ids.size - len(ids) * shift} scored tokens repeat the special token {end} before"
     with pytest.warns(UserWarning, match=words):
-        found = evaluate(tmp_path / "a.npz", **options)
+        found = evaluate(open_scores(tmp_path / "a.npz", **options))
     assert found.figures["padding"] == {"file": str(tmp_path / "a.npz"), "token": end, "count": padding}
     shift_option = "--shift" if shift else "--no-shift"
     assert words in command("score", tmp_path / "a.npz", "--tokenizer", MODEL, shift_option)[2]
-    assert evaluate(tmp_path / "b.npz", **options).figures["padding"] is None
+    assert evaluate(open_scores(tmp_path / "b.npz", **options)).figures["padding"] is None
     segments = np.repeat(np.arange(len(ids)), width)
     flat = [(logits.reshape(-1, 512)[i : i + 9], ids.reshape(-1)[i : i + 9], None, segments[i : i + 9])
             for i in range(0, ids.size, 9)]  # fmt: skip
     batches = [(logits[:2], ids[:2]), (logits[2:], ids[2:])]
-    for source in (batches, flat) if shift else (batches,):
+    for made in (batches, flat) if shift else (batches,):
         with pytest.warns(UserWarning, match=f"^{words.removeprefix('a.npz: ')}"):
-            evaluate(source, **options)
+            evaluate(formats.blocks(made, **options))
 
 
 def test_tokenizer_does_not_come_with_lengths_or_responses(command, tmp_path):
-    source = batch(tmp_path)["source"]
+    source = batch(tmp_path)["paths"]
     refused = command("score", source, "--shift", "--tokenizer", MODEL, "--n-bytes", 5)
     assert_refused(refused, "--tokenizer and --n-bytes cannot be given together")
     responses = TESTS / "data" / "vllm.json"
-    assert_refused(command("score", responses, "--tokenizer", MODEL), "--tokenizer is given; it must be left out")
+    assert_refused(
+        command("score", responses, "--tokenizer", MODEL), "--tokenizer is for scores; ", "vllm.json holds responses"
+    )
     np.savez(tmp_path / "soft.npz", probs=np.full((2, 512), 1 / 512), targets=np.full((2, 512), 1 / 512))
     assert_refused(command("score", tmp_path / "soft.npz", "--tokenizer", MODEL), "soft.npz: targets are distributions")
     with pytest.raises(ValueError, match=r"block 0: targets has shape \(2, 512\); it must be \(2,\), class ids"):
-        evaluate([(np.zeros((2, 512)), np.full((2, 512), 1 / 512))], tokenizer=MODEL)
+        evaluate(formats.blocks([(np.zeros((2, 512)), np.full((2, 512), 1 / 512))], tokenizer=MODEL))
     assert_refused(command("score", source, "--tokenizer", source), f"{source}: ")
     assert_refused(command("score", source, "--tokenizer", tmp_path / "none"), "none: cannot be read")
     changed(tmp_path, lambda said: None)
@@ -586,8 +598,9 @@ def test_an_output_of_blocks_does_not_replace_the_tokenizer(tmp_path):
     for path in tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json":
         path.touch()
         before = path.read_bytes()
+        source = formats.blocks([(np.zeros((2, 512)), [5, 6])], tokenizer=tmp_path)
         with pytest.raises(ValueError, match="would replace"):
-            evaluate([(np.zeros((2, 512)), [5, 6])], tokenizer=tmp_path, sinks=[sinks.HtmlPage(path)])
+            evaluate(source, sinks=[sinks.HtmlPage(path)])
         assert path.read_bytes() == before
 
 
@@ -619,7 +632,7 @@ def test_tokenizer_refuses_a_text_that_ids_do_not_write(name, command, text, tmp
     data, words = BAD_TEXTS[name]
     text.write_bytes(data)
     outputs = {"--per-token": "tokens.csv", "--per-sequence": "texts.csv", "--html": "page.html", "--state": "state"}
-    argv = ["score", batch(tmp_path)["source"], "--shift", "--tokenizer", MODEL, "--text", text]
+    argv = ["score", batch(tmp_path)["paths"], "--shift", "--tokenizer", MODEL, "--text", text]
     for option, out in outputs.items():
         assert_refused(command(*argv, option, tmp_path / out), text, words)
         assert not (tmp_path / out).exists()
@@ -637,7 +650,7 @@ def test_tokenizer_refuses_ids_that_it_lacks(command, text, tmp_path):
     for ids, arguments in ([5, 600, 5], argv), ([600, 5, 5], (*argv, "--text", text)):
         np.savez(tmp_path / "a.npz", logits=np.zeros((3, 700)), input_ids=ids)
         assert_refused(command(*arguments), "a.npz: ", "targets[0] = 600 is out of range [0, 512), the ids of", MODEL)
-    assert evaluate(tmp_path / "a.npz", shift=True, tokenizer=MODEL).n_bytes == 2 * len(BPE.id_to_token(5))
+    assert evaluate(open_scores(tmp_path / "a.npz", tokenizer=MODEL), shift=True).n_bytes == 2 * len(BPE.id_to_token(5))
 
 
 def test_tokenizer_of_another_version_writes_another_text(command, text, tmp_path):
@@ -645,10 +658,10 @@ def test_tokenizer_of_another_version_writes_another_text(command, text, tmp_pat
         vocabulary = said["model"]["vocab"]
         vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
 
-    argv = "score", batch(tmp_path)["source"], "--shift", "--tokenizer", changed(tmp_path, swap), "--text", text
+    argv = "score", batch(tmp_path)["paths"], "--shift", "--tokenizer", changed(tmp_path, swap), "--text", text
     assert_refused(command(*argv), text, "byte 92: line 2 goes on with", "another text, tokenizer or version")
 
 
 def test_tokenizer_takes_lines_that_end_in_crlf_between_texts(text, tmp_path):
     text.write_bytes("\r\n".join(TEXTS).encode())
-    assert_expected(evaluate(**batch(tmp_path), tokenizer=MODEL, text=text))
+    assert_expected(evaluate(open_scores(**batch(tmp_path), tokenizer=MODEL), text=text))

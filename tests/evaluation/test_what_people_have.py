@@ -21,6 +21,7 @@ from tokenloss import (
     sequence_losses,
     token_scores,
 )
+from tokenloss.formats import open_scores
 
 RNG = np.random.default_rng(44)
 LOGITS, IDS = RNG.normal(size=(3, 7, 9), scale=3).astype(np.float32), RNG.integers(9, size=(3, 7))
@@ -51,9 +52,10 @@ def test_targets_by_other_names(save):
     assert evaluate(save(logits=LOGITS, labels=labels)).meter.loss == expected
     assert evaluate(save(logits=LOGITS, labels=IDS, targets=labels)).meter.loss == expected
     path = save(logits=LOGITS, labels=IDS, targets=IDS, y=labels)
-    assert evaluate(path, targets_array="y").meter.loss == expected
+    assert evaluate(open_scores(path, targets_array="y")).meter.loss == expected
     soft = np.full(LOGITS.shape, 1 / 9)
-    assert evaluate(save(logits=LOGITS, y=soft), targets_array="y").meter.loss == cross_entropy(LOGITS, soft)
+    path = save(logits=LOGITS, y=soft)
+    assert evaluate(open_scores(path, targets_array="y")).meter.loss == cross_entropy(LOGITS, soft)
 
 
 @pytest.mark.parametrize("mask", [LEFT, RIGHT, DOCUMENTS, None])
@@ -67,11 +69,10 @@ def test_what_a_causal_model_was_given(name, mask, save, command):
     expected.update(sequence_losses(token_scores(logits, ids, where=where)))
     assert evaluate(path, shift=True).meter == expected
     if "ids" in name:
-        words = "it must hold targets, or come with --targets (targets=) or --targets-array (targets_array=); if these "
-        words += "ids are the model's input, "
+        words = "it must hold targets, or come with --targets or --targets-array; if these ids are the model's input, "
         assert_refused(command("score", path), f"{path}: holds input ids and no targets; {words}add --shift")
     elif mask is not None:
-        assert_refused(command("score", path), f"{path}: attention_mask[", "or come with --shift (shift=True)")
+        assert_refused(command("score", path), f"{path}: attention_mask[", "or come with --shift if they are input ids")
 
 
 @pytest.mark.parametrize("mask", [[1, 1, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1], [1, 1, 1, 2, 2, 2, 2]])
@@ -101,14 +102,12 @@ def test_masks_that_are_added_to_attention_are_refused(save):
 def test_documents_of_a_mask_are_told_apart_or_refused_without_an_index_to_ignore(save):
     path = save(logits=LOGITS[2:], input_ids=IDS[2:], attention_mask=np.array([[1, 1, 1, 2, 2, 2, 2]]))
     with pytest.raises(ValueError, match=r"attention_mask\[0, 3\] is 2, but its token would be scored"):
-        evaluate(path, shift=True, ignore_index=None)
+        evaluate(open_scores(path, ignore_index=None), shift=True)
 
 
 def test_models_are_compared_by_input_ids_or_without_targets(save):
     base, other = save("base", logits=LOGITS, input_ids=IDS), save("other", logits=LOGITS * 0.9)
-    with pytest.raises(
-        ValueError, match=r"holds input ids and no targets; .*; for divergences only, --no-shift \(shift=False\)$"
-    ):
+    with pytest.raises(ValueError, match=r"holds input ids and no targets; .*; for divergences only, shift=False$"):
         compare_files(base, other)
     logits, ids, where = next_token(LOGITS, IDS, None)
     shifted, alone = (next(iter(compare_files(base, other, shift=shift).values())) for shift in (True, False))
@@ -130,7 +129,7 @@ def test_ids_of_other_tokens_do_not_matter_beside_targets(save, tmp_path):
     """The prompt's own ids, say, beside logits of what came next."""
     path = save(logits=LOGITS, input_ids=np.arange(5))
     np.save(tmp_path / "targets.npy", IDS)
-    assert evaluate(path, tmp_path / "targets.npy").meter.loss == cross_entropy(LOGITS, IDS)
+    assert evaluate(open_scores(path, tmp_path / "targets.npy")).meter.loss == cross_entropy(LOGITS, IDS)
 
 
 def test_a_file_without_targets_says_what_it_holds(save, command):
@@ -140,7 +139,7 @@ def test_a_file_without_targets_says_what_it_holds(save, command):
     assert_refused(
         refused,
         f"{path}: holds no targets, but ",
-        "; it must hold them, or come with --targets (targets=) or --targets-",
+        "; it must hold them, or come with --targets or --targets-array",
     )
     names = refused[2].split("no targets, but ")[1].split(";")[0].split(", ")
     assert {*names} == {"logits", "input_ids"} | ({"y"} if path.suffix != ".zarr" else set())  # looks up known names
@@ -158,9 +157,10 @@ def test_targets_beside_scores_that_cannot_be_taken(tmp_path, command):
     assert_refused(refused, f"{ids}: holds float32 of the shape of targets; it must hold integers, to be class ids")
     np.save(ids, IDS)
     refused = command("score", scores, ids)
-    words = f"{ids}: holds int64 as targets do, and {scores} holds targets; it must come with --targets (targets=) to "
+    words = f"{ids}: holds int64 as targets do, and {scores} holds targets; it must come with --targets to "
     assert_refused(refused, words)
-    assert evaluate(scores, ids).loss == evaluate(logits, ids).loss == evaluate([logits, ids]).loss
+    losses = {evaluate(source).loss for source in (open_scores(scores, ids), open_scores(logits, ids), [logits, ids])}
+    assert losses == {cross_entropy(LOGITS, IDS)}
 
 
 def test_files_without_names_have_no_targets_array(tmp_path, command):
@@ -192,11 +192,11 @@ def test_what_is_something_else(tmp_path, command):
     assert_refused(refused, "logits: cannot be read: it holds Python objects; rows of different lengths must be padded")
     (tmp_path / "samples.jsonl").write_text('{"doc_id": 0, "resps": [], "filtered_resps": []}\n')
     (tmp_path / "results.json").write_text('{"results": {}, "configs": {}}\n')
-    for name in "samples.jsonl", "results.json":
-        refused = command("score", tmp_path / name)
-        assert_refused(
-            refused, "line 1: it is of lm-evaluation-harness; it must be a response; two models' samples are"
-        )
+    for name, words in {
+        "samples.jsonl": " holds samples of lm-evaluation-harness, which tokenloss compare BASE OTHER compares; ",
+        "results.json": ": line 1: it is of lm-evaluation-harness; it must be a response; two models' samples are",
+    }.items():
+        assert_refused(command("score", tmp_path / name), f"{name}{words}")
     for block, message in [
         (Output(logits=LOGITS), r"block 0 is 'Output'; it must be \(logits, .*\), as \(output.logits, ids, mask > 0\)"),
         ({"logits": LOGITS, "labels": IDS}, r"block 0 is 'dict'; it must be \(logits, targets.* of its values"),

@@ -5,9 +5,12 @@ import re
 
 import numpy as np
 import pytest
+from arrays import fails
 from commands import assert_refused
+from places import TESTS
 
-from tokenloss import LossMeter, evaluate, sequence_losses, token_scores, windows
+from tokenloss import LossMeter, compare, compare_files, evaluate, sequence_losses, sinks, token_scores, windows
+from tokenloss.formats import blocks, open_hidden_states, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -91,6 +94,7 @@ def a_file_each_and_text(path):
 
 LAYOUTS = [masked, ignored, labels, flat, flat_and_text, a_file_each, two_files, a_file_each_and_text]
 OPTIONS = ["--window", SIZE, "--stride", STRIDE]
+IN_WINDOWS = {"window": SIZE, "stride": STRIDE}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -123,7 +127,7 @@ def test_window_of_hidden_states(npz, tmp_path):
     hidden = RNG.standard_normal((4, SIZE, 4), np.float32)
     path = npz(hidden_states=hidden, input_ids=np.stack([IDS[window] for window in WINDOWS[:4]]))
     with pytest.warns(UserWarning, match="final norm"):
-        found = evaluate(path, lm_head=tmp_path / "head.npy", window=SIZE, stride=STRIDE)
+        found = evaluate(open_hidden_states(path, tmp_path / "head.npy", **IN_WINDOWS))
     assert found.meter.loss == pytest.approx(meter_of(hidden @ head.T, IDS[: N - 2], SIZE, STRIDE).loss, rel=1e-5)
 
 
@@ -135,9 +139,9 @@ def test_window_prints_what_is_context(command, tmp_path):
 def test_state_of_a_window_knows_its_place(command, tmp_path):
     a_file_each(tmp_path)
     files = sorted(tmp_path.glob("?.npz"))
-    of_windows = {"window": SIZE, "stride": STRIDE}
-    first, again = (evaluate(files[1:], **of_windows, state=tmp_path / "state") for _ in range(2))
-    assert first.meter == again.meter == evaluate(files[1:], **of_windows).meter
+    source = open_scores(files[1:], **IN_WINDOWS)
+    first, again = (evaluate(source, state=tmp_path / "state") for _ in range(2))
+    assert first.meter == again.meter == evaluate(source).meter
     refused = command("score", *files, *OPTIONS, "--state", tmp_path / "state")  # 1.npz is no longer the first
     assert_refused(refused, "state: holds the result of", "1.npz", "changed")
     refused = command("score", *files[1:], "--shift", "--state", tmp_path / "state")
@@ -146,7 +150,8 @@ def test_state_of_a_window_knows_its_place(command, tmp_path):
 
 def test_texts_in_windows_are_merged_if_these_are_equal(npz):
     def of(name, **options):
-        return evaluate(npz(name, logits=LOGITS[0], input_ids=IDS[:SIZE] % (1 + len(name))), window=SIZE, **options)
+        path = npz(name, logits=LOGITS[0], input_ids=IDS[:SIZE] % (1 + len(name)))
+        return evaluate(open_scores(path, window=SIZE, **options))
 
     one, other = of("a.npz", stride=STRIDE), of("bb.npz", stride=STRIDE)
     assert (one + other).meter.count == 30
@@ -194,10 +199,120 @@ def test_window_in_files_of_another_order_is_refused(command, tmp_path):
     assert_refused(command("score", *paths, *OPTIONS), "4.npz: ends with a window of 12; it must hold windows of 16")
 
 
-@pytest.mark.parametrize("source", [[(LOGITS[0], IDS[:16])], "responses.json"])
-def test_window_is_for_files_of_scores(source, tmp_path):
-    if isinstance(source, str):
-        (tmp_path / source).write_text("{}")
-        source = tmp_path / source
-    with pytest.raises(ValueError, match="window is given; it must be left out where the source is"):
-        evaluate(source, window=SIZE, stride=STRIDE)
+def test_window_is_for_files_of_scores(command):
+    refused = command("score", TESTS / "data" / "vllm.json", *OPTIONS)
+    assert_refused(refused, "--window is for scores; ", "vllm.json holds responses")
+    with pytest.raises(TypeError, match="window"):
+        blocks([(LOGITS[0], IDS[:16])], window=SIZE)
+
+
+# -- comparisons -------------------------------------------------------------------------------------------------------
+
+NOISE = [rows + RNG.normal(scale=0.3, size=rows.shape).astype(np.float32) for rows in LOGITS]  # another model
+
+
+def other_model(layout, folder):
+    """The scores of another model in the files of a layout, without ids."""
+    folder.mkdir()
+    if layout in (flat, flat_and_text):
+        np.save(folder / "a.npy", np.concatenate(NOISE))
+        return folder / "a.npy"
+    if layout in (a_file_each, a_file_each_and_text):
+        for number, rows in enumerate(NOISE):
+            np.save(folder / f"w{number}.npy", rows[None] if layout is a_file_each else rows)
+    elif layout is two_files:
+        for number, part in enumerate((slice(0, 2), slice(2, 5))):
+            np.savez(folder / f"{number}.npz", logits=np.concatenate(NOISE[part]))
+    else:
+        np.savez(folder / "a.npz", logits=padded(NOISE, 99))
+        return folder / "a.npz"
+    return folder
+
+
+def in_windows(paths):
+    """The source of what a layout returns."""
+    source, *ids = (path for path in paths if path != "--targets")
+    return open_scores(source, *ids, **IN_WINDOWS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_models_in_windows_are_compared_at_each_token_once(layout, tmp_path):
+    base, path = in_windows(layout(tmp_path)), other_model(layout, tmp_path / "other")
+    own = open_scores(path, *base.token_options.targets, **IN_WINDOWS)  # says the same once more
+    (found, again) = (compare_files(base, {"other": one})["other"] for one in (path, own))
+    assert found == again
+    spans = [*windows(N, SIZE, STRIDE)]
+    kept = [np.flatnonzero(where) for _, _, where in spans]
+    rows = [np.concatenate([model[number][some] for number, some in enumerate(kept)]) for model in (LOGITS, NOISE)]
+    targets = np.concatenate([IDS[ids][some] for (_, ids, _), some in zip(spans, kept, strict=True)])
+    assert targets.tolist() == IDS[1:].tolist()
+    expected = compare(*rows, targets)
+    assert (found.count, found.n_sequences) == (N - 1, 5)
+    for name in ("nll", "base_nll", "kl", "is_same_top"):
+        np.testing.assert_array_equal(getattr(found, name)[found.kept], getattr(expected, name), name)
+    for logits, loss in (LOGITS, found.base_nll[found.kept]), (NOISE, found.nll[found.kept]):
+        meter = meter_of(logits, IDS, SIZE, STRIDE)
+        assert loss.mean() == pytest.approx(meter.loss, rel=1e-12)
+    one, counts = (
+        evaluate(base),
+        ("count", "n_sequences", "n_ignored", "n_without_next", "window", "stride", "n_context"),
+    )
+    assert math.log(found.base_perplexity) == pytest.approx(one.loss, rel=1e-12)
+    assert [found.to_dict()[name] for name in counts] == [one.figures[name] for name in counts]
+    assert found.to_dict()["signature"] == re.sub(r"\|bytes:\d+", "", one.figures["signature"])
+
+
+def test_models_in_windows_have_the_losses_of_evaluate(tmp_path):
+    base, path = in_windows(masked(tmp_path)), other_model(masked, tmp_path / "other")
+    found = compare_files(base, {"other": path})["other"]
+    with np.load(tmp_path / "a.npz") as file:
+        ids = {name: file[name] for name in ("input_ids", "attention_mask")}
+    np.savez(tmp_path / "other.npz", logits=padded(NOISE, 99), **ids)
+    models = evaluate(base), evaluate(open_scores(tmp_path / "other.npz", **IN_WINDOWS))
+    columns = (found.base_perplexity, found.perplexity), (found.base_nll, found.nll)
+    for model, perplexity, losses in zip(models, *columns, strict=True):
+        assert perplexity == pytest.approx(model.perplexity, rel=1e-14)
+        assert (found.count, math.fsum(losses[found.kept])) == (model.count, model.meter.total)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"window": SIZE, "stride": 5}, "was opened with stride=5; it must have 6, as the base has, or be opened with"),
+        ({"window": 8, "stride": STRIDE}, "was opened with window=8; it must have 16"),
+        ({"ignore_index": 3}, "was opened with ignore_index=3; it must have -100"),
+        ({"targets": "ids.npy"}, "was opened with targets=("),
+        ({"segment_ids": "ids.npy"}, "was opened with segment_ids=("),
+        ({"shift": False}, "was opened with shift=False; it must have True"),
+    ],
+)
+def test_a_candidate_that_was_told_otherwise_than_its_base_is_refused(options, words, tmp_path):
+    base, path = in_windows(masked(tmp_path)), other_model(masked, tmp_path / "other")
+    np.save(tmp_path / "ids.npy", np.zeros((5, SIZE), int))
+    options = {name: tmp_path / value if value == "ids.npy" else value for name, value in options.items()}
+    written = sinks.TokenTable(tmp_path / "tokens.csv")
+    with fails(ValueError, f"a.npz: {words}"):
+        compare_files(base, {"other": open_scores(path, **options)}, sinks=[written])
+    assert not (tmp_path / "tokens.csv").exists()
+
+
+@pytest.mark.parametrize("shift", [True, False, None])
+def test_a_candidate_whose_opener_shifts_is_of_a_base_that_does(shift, npz):
+    """An opener that left the shift out takes that of the base, also beside other options."""
+    base = npz("base.npz", logits=LOGITS[0], input_ids=IDS[:SIZE])
+    other = npz("other.npz", logits=NOISE[0])
+    candidate = open_scores(other, shift=shift)
+    if shift is False:
+        with fails(ValueError, "other.npz: was opened with shift=False; it must have True"):
+            compare_files(open_scores(base, shift=True), {"other": candidate})
+        with fails(ValueError, "shift is True; it must be False, or left out, since ", "other.npz was opened"):
+            compare_files(base, {"other": candidate}, shift=True)
+        return
+    found = compare_files(open_scores(base, shift=True, ignore_index=-1), {"other": candidate})["other"]
+    assert found == compare_files(open_scores(base, ignore_index=-1), {"other": other}, shift=True)["other"]
+    assert found.count == SIZE - 1
+    again = open_scores(other, ignore_index=-1, shift=shift)
+    assert compare_files(open_scores(base, shift=True, ignore_index=-1), {"other": again})["other"] == found
+    if shift:
+        with fails(ValueError, "other.npz: was opened with shift=True; it must have None"):
+            compare_files(base, {"other": candidate})

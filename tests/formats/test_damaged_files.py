@@ -56,7 +56,7 @@ def examine(path, *options, most_blocks=300):
             scores = open_scores(path)
             for _, block in zip(range(most_blocks), scores.blocks(3), strict=False):
                 assert block.shape[1:] == scores.shape[-1:]
-            rows = scores.rows
+            rows = scores.file.rows
         except (ValueError, MemoryError) as error:
             message = str(error)
         assert str(path) in message

@@ -202,10 +202,10 @@ def test_file_with_a_wrong_header(suffix, data, words, tmp_path):
 def test_headers_that_are_unusual_and_right(tmp_path):
     for compression, order in itertools.product((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), "<>"):
         (tmp_path / "text.npz").write_bytes(npz(compression, logits=LOGITS, tokens=tokens_with(0xD800, order)))
-        assert open_scores(tmp_path / "text.npz").tokens[7] == "a\ud800\U0010ffff"
+        assert open_scores(tmp_path / "text.npz").file.tokens[7] == "a\ud800\U0010ffff"
     array = npy_of(LOGITS)
     (tmp_path / "twice.npz").write_bytes(zipped({"logits.npy": array, "other.npy": array, "other": array}))
-    assert open_scores(tmp_path / "twice.npz").rows == len(LOGITS)
+    assert open_scores(tmp_path / "twice.npz").shape == LOGITS.shape
 
 
 # -- other damage -----------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_npz_with_damaged_compressed_data(tmp_path):
 
 def test_tokens_of_zarr_beyond_unicode(tmp_path):
     path = save_zarr(tmp_path / "scores.zarr", 2, logits=LOGITS, targets=TARGETS, tokens=np.array(["abc", "d"] * 4))
-    assert open_scores(path).tokens[0] == "abc"
+    assert open_scores(path).file.tokens[0] == "abc"
     chunk = path / "tokens" / "1"
     chunk.write_bytes(chunk.read_bytes().replace(b"b\0\0\0", b"b\0\x11\0"))
     assert_file_refused(path, "tokens has the code point 0x110062")
@@ -273,7 +273,7 @@ def test_zarr_with_damaged_chunk_or_metadata(tmp_path):
 
 
 def test_zarr_directory_without_arrays(tmp_path):
-    assert "is a directory without metadata of Zarr" in refusal(tmp_path)
+    assert "is empty; it must hold files of scores" in refusal(tmp_path)
     zarr.open_group(tmp_path / "empty.zarr", mode="w")
     assert "holds nothing" in refusal(tmp_path / "empty.zarr")
 
@@ -326,9 +326,7 @@ def test_attention_mask_beside_targets_that_score_the_padding(save, tmp_path):
     mask, targets = np.ones(8, np.int64), TARGETS.copy()
     assert evaluate(save(tmp_path / "ones", LOGITS, targets, attention_mask=mask), shift=False).meter.count == 8
     mask[2:] = 0
-    fits = (
-        "it must hold targets that are ignored where it is 0, or come with --shift (shift=True) if they are input ids"
-    )
+    fits = "it must hold targets that are ignored where it is 0, or come with shift=True if they are input ids"
     path = save(tmp_path / "padding", LOGITS, targets, attention_mask=mask)
     with pytest.raises(ValueError, match="attention_mask") as raised:
         evaluate(path)

@@ -66,7 +66,7 @@ n_rows = 0
 for block in scores.blocks(32):  # 8 MB
     assert block.max() == block.min() == (how == "zarr")
     n_rows += len(block)
-assert n_rows == scores.rows == 512
+assert n_rows == scores.file.rows == 512
 print(peak() - before)
 """
 

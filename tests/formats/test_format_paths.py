@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from arrays import assert_same_bits, fails
 from commands import at_most, run
-from files import LOGITS, TARGETS, assert_file_refused, read_rows, save_zarr
+from files import LOGITS, TARGETS, assert_file_refused, read_rows, refusal, save_zarr
 
 from tokenloss import evaluate
 from tokenloss.formats import open_hidden_states, open_scores
@@ -83,7 +83,7 @@ def test_path_of_stdin_and_empty_path(tmp_path):
         "-", "is standard input; it must be the path of a file, since files are read more than once: first save"
     )
     assert_file_refused(tmp_path / "scores.npy", "is standard input", targets="-")
-    with fails(ValueError, "'': names no file; it must be the path of a file"):
+    with fails(ValueError, "paths is empty; it must be a path"):
         open_scores("")
     assert "is empty; it must be a name" in run("score", "")[1]
 
@@ -122,13 +122,14 @@ def test_arrays_of_other_names_are_read_by_these(tmp_path):
     words = (
         "holds scores, y; it must hold exactly one of logits, log_probs, probs, or come with the name of its array: "
     )
-    assert_file_refused(
-        path, words + "--array (array=), of a base --base-array (base_array=); --targets-array (targets_"
-    )
-    assert evaluate(path, array="scores", targets_array="y").count == LOGITS[..., 0].size
-    hidden = "exactly one of hidden_states, hidden, or come with the name of its array: --hidden (hidden=); "
+    assert refusal(path) == f"{path}: {words}array=; targets_array= names targets"
+    of_command = "--array, of a base --base-array; --targets-array names targets"
+    assert run("score", path) == (2, f"tokenloss: error: {path}: {words}{of_command}\n")
+    assert evaluate(open_scores(path, array="scores", targets_array="y")).count == LOGITS[..., 0].size
+    hidden = "exactly one of hidden_states, hidden, or come with the name of its array: array=; "
     with pytest.raises(ValueError, match=re.escape(hidden)):
         open_hidden_states(path, path)
+    assert hidden.replace("array=", "--hidden") in run("score", path, "--lm-head", path)[1]
 
 
 @POSIX

@@ -30,7 +30,6 @@ from places import ROOT
 import tokenloss
 from tokenloss import formats
 from tokenloss.formats import mapped, open_hidden_states, open_scores, readers
-from tokenloss.formats.scores_file import LmHead
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def logits():
 def test_each_format_is_in_the_table_and_wherever_formats_are_listed(logits, tmp_path):
     modules = [f"tokenloss.formats.{module.name}" for module in pkgutil.iter_modules(formats.__path__)]
     readers_of_formats = [importlib.import_module(name) for name in modules if name != readers.__name__]
-    assert {one.FORMAT for one in readers_of_formats if hasattr(one, "open_scores")} == {*readers.FORMATS}
+    assert {one.FORMAT for one in readers_of_formats if hasattr(one, "FORMAT")} == {*readers.FORMATS}
     saved = [save(tmp_path / save.__name__, logits, np.zeros(4, int)) for save in (*SAVERS, save_llama_cpp)]
     assert {readers.format_of(str(path)) for path in saved} == {*readers.FORMATS}
     pages = [*(ROOT / ".github" / "docs" / "reference").glob("files.md")]  # which an sdist has not
@@ -56,8 +55,8 @@ def test_formats_of_any_shape(save, shape, tmp_path):
     rng = np.random.default_rng(1)
     logits, targets = rng.normal(size=shape).astype(np.float32), rng.integers(5, size=shape[:-1])
     scores = open_scores(save(tmp_path / "scores", logits, targets))
-    assert (scores.kind, scores.shape, scores.dtype, scores.tokens) == ("logits", shape, np.float32, None)
-    assert (scores.rows, scores.row_bytes) == (math.prod(shape[:-1]), 4 * shape[-1])
+    assert (scores.kind, scores.shape, scores.dtype, scores.file.tokens) == ("logits", shape, "float32", None)
+    assert (scores.file.rows, scores.file.row_bytes) == (math.prod(shape[:-1]), 4 * shape[-1])
     if save in WITHOUT_TARGETS:
         assert scores.targets is None
     else:
@@ -86,7 +85,7 @@ def test_formats_of_any_dtype(save, dtype, logits, tmp_path):
     if save is save_safetensors and not dtype.isnative:
         pytest.skip("its library writes the bytes of other orders as they are")
     scores = open_scores(save(tmp_path / "scores", logits.astype(dtype), np.zeros(4, np.uint8)))
-    assert scores.dtype.name == dtype.name
+    assert (scores.dtype, scores.file.dtype.name) == (dtype.name, dtype.name)
     assert_same_bits(read_rows(scores, 3).astype(np.float64), logits.astype(dtype).astype(np.float64))
     losses = [tokenloss.cross_entropy(block, [0] * len(block), reduction="none") for block in scores.blocks(3)]
     assert_same_bits(np.concatenate(losses), tokenloss.cross_entropy(logits.astype(dtype), [0] * 4, reduction="none"))
@@ -104,7 +103,7 @@ def test_tokens_of_npz(save, logits, tmp_path):
     save(tmp_path / "scores.npz", log_probs=logits, tokens=tokens)
     scores = open_scores(tmp_path / "scores.npz")
     assert (scores.kind, scores.targets) == ("log_probs", None)
-    np.testing.assert_array_equal(scores.tokens, tokens)
+    np.testing.assert_array_equal(scores.file.tokens, tokens)
 
 
 def test_tokens_of_zarr(logits, tmp_path):
@@ -112,7 +111,7 @@ def test_tokens_of_zarr(logits, tmp_path):
     group.create_array("probs", data=logits)
     group.create_array("tokens", shape=(4,), dtype=str)[:] = np.array(["a", "Ġb", "<script>", ""])
     scores = open_scores(tmp_path / "scores.zarr")
-    assert (scores.kind, scores.tokens.tolist()) == ("probs", ["a", "Ġb", "<script>", ""])
+    assert (scores.kind, scores.file.tokens.tolist()) == ("probs", ["a", "Ġb", "<script>", ""])
 
 
 def test_tokens_of_zarr_in_a_large_chunk(tmp_path):
@@ -122,7 +121,7 @@ def test_tokens_of_zarr_in_a_large_chunk(tmp_path):
     )
     tokens[:] = np.full(1 << 19, "x" * 40)
     assert (path / "tokens/c/0").stat().st_size > 16 << 20
-    assert open_scores(path).tokens[-1] == "x" * 40
+    assert open_scores(path).file.tokens[-1] == "x" * 40
 
 
 def test_zarr_group_within_a_group_with_unwritten_chunks(logits, tmp_path):
@@ -147,7 +146,7 @@ def test_zarr_chunks_of_scores_that_are_missing_are_nan(chunks, kind, zarr_forma
     expected[6:] = 0 if kind == "probs" and chunks == (2, 3) else np.nan
     if kind != "probs" and chunks == (2, 3):
         expected[4:6, 3:] = np.nan
-    head = LmHead("", None, np.eye(6), None)
+    np.save(head := tmp_path / "head.npy", np.eye(5, 6))
     scores = open_scores(path) if kind != "hidden_states" else open_hidden_states(path, head)
     np.testing.assert_array_equal(read_rows(scores, 3), expected)
 
@@ -169,7 +168,7 @@ def test_half_written_zarr_store_has_no_loss(tmp_path):
     with pytest.warns(UserWarning, match="12 of 20 tokens are nan"):
         assert math.isnan(tokenloss.evaluate(path).meter.loss)
     with pytest.warns(UserWarning, match="10 of 17 tokens are nan"):
-        assert tokenloss.evaluate(path, ignore_index=5).meter.count == 17
+        assert tokenloss.evaluate(open_scores(path, ignore_index=5)).meter.count == 17
     group["targets"][8:] = -100  # padding, whose logits may well be 0
     assert tokenloss.evaluate(path).meter.loss == tokenloss.cross_entropy(np.ones((8, 6), np.float32), np.arange(8) % 6)
 

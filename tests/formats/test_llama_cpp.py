@@ -53,7 +53,7 @@ def test_write_stores_what_llama_cpp_stores(n_ctx, n_vocab, range_nats, tmp_path
             assert file.read(2 * (n_vocab % 2)) == b"\0\0" * (n_vocab % 2)
         assert file.read() == b""
     scores = open_scores(tmp_path / "base.kld")
-    assert (scores.kind, scores.shape, scores.dtype) == ("log_probs", (6, n_rows, n_vocab), np.float32)
+    assert (scores.kind, scores.shape, scores.dtype) == ("log_probs", (6, n_rows, n_vocab), "float32")
     np.testing.assert_array_equal(scores.targets, tokens[:, n_ctx // 2 + 1 :])
     below = logits - logits.max(-1, keepdims=True)
     exact = below - tokenloss.logsumexp(below)[:, None]

@@ -122,7 +122,7 @@ def test_lm_head_of_a_model_that_transformers_saved(family, tmp_path):
     losses = reference.cross_entropy(logits, targets, reduction="none")
     expected = float(np.mean(losses))
     assert np.std(losses) > 0.3  # of weights that matter
-    found = evaluate(tmp_path / "states.npz", lm_head=tmp_path / "model").figures
+    found = evaluate(open_hidden_states(tmp_path / "states.npz", tmp_path / "model")).figures
     assert found["loss"] == pytest.approx(expected, rel=2e-6)
     scale, cap = FAMILIES[family][2:]
     assert found["head"]["logit_scale"] == pytest.approx(scale or 1)
@@ -217,7 +217,7 @@ def test_lm_head_config_scales_and_caps(shards, config, transform, states, tmp_p
     taken = {"logit_scale": 1.0, "softcap": None} | transform
     assert {name: found["head"][name] for name in taken} == taken
     assert ("(config.json)" in found["head"]["note"]) == bool(transform)
-    opened = open_hidden_states(states, sorted(model.glob("model*.safetensors"))[0]).lm_head
+    opened = open_hidden_states(states, sorted(model.glob("model*.safetensors"))[0]).file.lm_head
     assert (opened.logit_scale, opened.softcap) == (taken["logit_scale"], taken["softcap"])
 
 
@@ -273,11 +273,10 @@ def test_logit_scale_and_softcap_come_before_those_of_the_config(states, tmp_pat
         assert score_json(states, "--lm-head", model, *options)["loss"] == pytest.approx(loss_of(**transform), rel=1e-6)
         assert note in command("score", states, "--lm-head", model, *options)[1]
     given = {"logit_scale": 3.0, "softcap": 0}
-    head = open_hidden_states(states, model, **given).lm_head
+    source = open_hidden_states(states, model, **given)
+    head = source.file.lm_head
     assert (head.logit_scale, head.softcap) == (3.0, None)
-    assert evaluate(states, lm_head=model, **given).meter.loss == pytest.approx(loss_of(logit_scale=3.0), rel=1e-6)
-    with pytest.raises(ValueError, match="softcap is given; it must be left out where lm_head is open"):
-        open_hidden_states(states, head, softcap=0)
+    assert evaluate(source).meter.loss == pytest.approx(loss_of(logit_scale=3.0), rel=1e-6)
 
 
 NO_HEAD = "holds no head but the embedding model.embed_tokens.weight, and "
@@ -387,11 +386,11 @@ NO_JSON = {
 def test_small_files_of_json_say_in_one_way_where_they_are_wrong(text, states, tmp_path, command):
     words = NO_JSON[text]
     model = save_model(tmp_path / "model", HEAD, llama(), shards=1)
-    index = next(model.glob("*.index.json"))
+    index, argv = next(model.glob("*.index.json")), ("score", states, "--lm-head", model)
     for file in model / "config.json", index:
         before = file.read_bytes()
         file.write_text(text, "utf-8")
-        assert_refused(command("score", states, "--lm-head", model), f"{file}: cannot be read: {words}")
+        assert_refused(command(*argv), f"{file}: cannot be read: {words}")
         file.write_bytes(before)
     header = text.encode()
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -400,11 +399,11 @@ def test_small_files_of_json_say_in_one_way_where_they_are_wrong(text, states, t
     folder.mkdir()
     (folder / "r.tiktoken").write_text("YQ== 0\n")
     (folder / "tokenizer_config.json").write_text(text, "utf-8")
-    refused = command("score", states, "--tokenizer", folder)
+    refused = command(*argv, "--tokenizer", folder)
     assert_refused(refused, f"{folder / 'tokenizer_config.json'}: cannot be read: {words}")
     if text.startswith("{"):
         (folder / "tokenizer.json").write_text(text, "utf-8")
-        refused = command("score", states, "--tokenizer", folder)
+        refused = command(*argv, "--tokenizer", folder)
         assert_refused(refused, f"{folder / 'tokenizer.json'}: cannot be read: {words}")
 
 
@@ -439,6 +438,15 @@ def test_state_of_another_head_is_refused(changed, states, tmp_path, command, co
     assert_refused(command("compare", *compare), "compared: holds the result of", "changed")
 
 
+def test_config_that_changed_since_the_head_was_opened_is_refused(states, tmp_path):
+    """The result would name the old scale, and have the numbers of the new one."""
+    model = save_model(tmp_path / "model", HEAD, {"model_type": "granite", "logits_scaling": 2.0})
+    source = open_hidden_states(states, model)
+    (model / "config.json").write_text('{"model_type": "granite", "logits_scaling": 4.0}')
+    with pytest.raises(ValueError, match="model: changed after it was opened; it must stay as it is while it is read"):
+        evaluate(source)
+
+
 @pytest.mark.filterwarnings("ignore:.*identical to base")
 @pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
 def test_compare_of_heads_with_configs(definitions, states, tmp_path, command):
@@ -447,14 +455,16 @@ def test_compare_of_heads_with_configs(definitions, states, tmp_path, command):
     scaled = save_model(tmp_path / "scaled", HEAD, {"model_type": "cohere", "logit_scale": 0.5})
     logits = {"capped": 3 * np.tanh(LOGITS / 3), "scaled": LOGITS / 2}
     options = {"definitions": definitions}
-    found = compare_files(states, {"a": states, "b": states}, base_lm_head=capped, lm_head=[capped, scaled], **options)
+    of_capped, of_scaled = (open_hidden_states(states, model) for model in (capped, scaled))
+    found = compare_files(of_capped, {"a": of_capped, "b": of_scaled}, **options)
     base = tokenloss.log_softmax(logits["capped"])
     expected = tokenloss.compare(base, logits["scaled"], TARGETS, **options)
     assert found["a"].mean_kl == pytest.approx(0, abs=1e-6)
     for name in ("mean_kl", "perplexity", "base_perplexity", "same_top", "rms_delta_p"):
         assert getattr(found["b"], name) == pytest.approx(getattr(expected, name), rel=1e-5)
     given = {"logit_scale": 0.5, "softcap": 0}
-    same = compare_files(states, {"b": states}, base_lm_head=capped, lm_head=scaled, **given, **options)["b"]
+    of_capped, of_scaled = (open_hidden_states(states, model, **given) for model in (capped, scaled))
+    same = compare_files(of_capped, {"b": of_scaled}, **options)["b"]
     assert same.mean_kl == pytest.approx(0, abs=1e-7)
     assert same.perplexity == pytest.approx(np.exp(loss_of(LOGITS / 2)), rel=1e-5)
     printed = command("compare", states, f"b={states}", "--base-lm-head", capped, "--lm-head", scaled)[1]
@@ -475,9 +485,9 @@ def test_norm_is_known_by_its_weight(kind, states, tmp_path):
         np.savez(states, hidden_states=HIDDEN * scale * gain + offset, targets=TARGETS)
         if is_missing:
             with pytest.warns(tokenloss.NormWarning):
-                found = evaluate(states, lm_head=model).figures
+                found = evaluate(open_hidden_states(states, model)).figures
         else:
-            found = evaluate(states, lm_head=model).figures
+            found = evaluate(open_hidden_states(states, model)).figures
         assert found["norm_seems_missing"] is is_missing
         assert found["head"]["norm"] == "model.norm.weight"
 
@@ -486,7 +496,7 @@ def test_norm_in_a_shard_that_is_not_there(states, tmp_path):
     tensors = HEAD | {"model.norm.weight": np.ones(D, np.float32)}
     model = save_model(tmp_path / "model", tensors, llama(), shards=1)
     (model / "model-00001-of-00009.safetensors").unlink()
-    found = evaluate(states, lm_head=model)
+    found = evaluate(open_hidden_states(states, model))
     assert found.meter.loss == pytest.approx(loss_of(), abs=1e-6)
     assert found.figures["head"]["norm"] is None
 

@@ -10,7 +10,7 @@ import clients
 import numpy as np
 import pytest
 
-from tokenloss.formats import Response, ResponsesFile, open_responses, records
+from tokenloss.formats import Response, Responses, open_responses, records
 from tokenloss.formats.responses import Failed, dialects
 
 REFERENCES = clients.references()
@@ -243,7 +243,7 @@ def test_a_character_that_began_in_the_first_token_has_no_known_length(n, rest, 
 
 def test_public_types(tmp_path):
     file = open_responses(clients.save(tmp_path / "r.json", "vllm/completion_00.json"))
-    assert isinstance(file, ResponsesFile)
+    assert isinstance(file, Responses)
     (response,) = file
     assert isinstance(response, Response)
     assert repr(response) == "Response(line=1, choice=0, tokens=8, with_number=7)"

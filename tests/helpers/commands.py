@@ -50,7 +50,7 @@ def assert_refused(result, *words):
     assert (status, out) == (2, "")
     assert re.fullmatch(r"tokenloss: error: [^\n]+\n", err)
     for word in words:
-        assert str(word) in err
+        assert str(word) in err, err
 
 
 def read_state(path):

@@ -4,6 +4,8 @@ import json
 
 import clients
 
+from tokenloss import compare_samples
+
 TASKS = ("mc", "mc_mutual_info", "lastword", "rolling")
 
 
@@ -25,4 +27,10 @@ def of_values(values, name="acc"):
 def named(comparison, name, kind="none"):
     """A metric by its name."""
     (found,) = (metric for metric in comparison.metrics if (metric.name, metric.filter) == (name, kind))
+    return found
+
+
+def compare_pair(base, other, **options):
+    """What `compare_samples` finds of two models."""
+    (found,) = compare_samples(base, {"other": other}, **options).values()
     return found

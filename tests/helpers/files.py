@@ -103,9 +103,10 @@ def save_zarr(path, zarr_format=3, **arrays):
 
 def read_rows(scores, most_rows):
     """All rows of a file, read in blocks."""
-    blocks = list(scores.blocks(most_rows))
-    assert all(1 <= len(block) <= most_rows and block.dtype == scores.dtype for block in blocks)
-    return np.concatenate([np.empty((0, scores.shape[-1]), scores.dtype), *blocks])
+    blocks, dtype = list(scores.blocks(most_rows)), scores.file.dtype
+    assert scores.dtype == dtype.name
+    assert all(1 <= len(block) <= most_rows and block.dtype == dtype for block in blocks)
+    return np.concatenate(blocks) if blocks else np.empty((0, scores.shape[-1]), dtype)
 
 
 def refusal(path, error=ValueError, **options):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -120,11 +121,12 @@ def input_files(tmp_path, monkeypatch):
     Path("model").mkdir()
     shards = {f"model-0000{i}-of-00002.safetensors": name for i, name in ((1, "other"), (2, "lm_head.weight"))}
     for shard, name in shards.items():
-        save_file({name: np.eye(3, dtype=np.float32)}, Path("model", shard))
+        save_file({name: np.eye(5, 3, dtype=np.float32)}, Path("model", shard))
     index = {"weight_map": {name: shard for shard, name in shards.items()}}
     Path("model", "model.safetensors.index.json").write_text(json.dumps(index))
     Path("model", "config.json").write_text("{}")
-    Path("model", "adapter_config.json").write_text("{}")
+    shutil.copytree("model", "adapted")
+    Path("adapted", "adapter_config.json").write_text("{}")
     Path("gpt2").mkdir()
     letters = [chr(i) for i in (*range(33, 127), *range(161, 173), *range(174, 324))]  # bytes, as GPT-2 writes them
     Path("gpt2", "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
@@ -151,7 +153,7 @@ def input_files(tmp_path, monkeypatch):
         ("score l.npy --targets t.npy --per-token hard.csv", "--per-token hard.csv: would replace t.npy"),
         ("score a.npz --html a.npz", "--html a.npz: would replace a.npz"),
         ("score a.npz --state a.npz", "--state a.npz: would replace a.npz"),
-        ("score *.npz --state a.npz", "--state a.npz: would replace a.npz"),
+        ("score a*.npz --state a.npz", "--state a.npz: would replace a.npz"),
         ("score a.npz --text text.png --plot text.png", "--plot text.png: would replace text.png"),
         ("score s.zarr --html s.zarr/zarr.json", "--html s.zarr/zarr.json: would be written into s.zarr"),
         ("score s.zarr --html s.zarr/logits/x", "--html s.zarr/logits/x: would be written into s.zarr"),
@@ -169,14 +171,14 @@ def input_files(tmp_path, monkeypatch):
         ("score s.zarr --html far/chunk", "--html far/chunk: would replace s.zarr/logits/c/0/0"),
         ("compare a.npz l.npy --size l.npy=model --html model/config.json", "would replace model/config.json"),
         ("compare h.npz h.npz --lm-head model --html link.html", "would replace model/model.safetensors.index.json"),
-        ("compare a.npz l.npy --plot text.png --targets text.png", "--plot text.png: would replace text.png"),
+        ("compare a.npz l.npy --per-token t.npy --targets t.npy", "--per-token t.npy: would replace t.npy"),
         ("score a.npz --tokenizer gpt2 --html gpt2/merges.txt", "would replace gpt2/merges.txt"),
         ("score a.npz --tokenizer gpt2/vocab.json --html gpt2/tokenizer_config.json", "would replace gpt2/tokenizer_"),
         (
             "compare a.npz l.npy --text text.png --tokenizer-a gpt2 --tokenizer-b gpt2 --html gpt2/merges.txt",
             "would replace gpt2/merges.txt",
         ),
-        ("score h.npz --lm-head model:lm_head.weight --html model/adapter_config.json", "would replace model/adapter_"),
+        ("score h.npz --lm-head adapted:lm_head.weight --html adapted/adapter_config.json", "would replace adapted/ad"),
         ("compare r.jsonl s.zarr --html far/chunk", "--html far/chunk: would replace s.zarr/logits/c/0/0"),
         ("compare r.jsonl r.jsonl --size r.jsonl=text.png --html text.png", "--html text.png: would replace text.png"),
         ("compare a.npz s.zarr --plot s.zarr/x.png", "--plot s.zarr/x.png: would be written into s.zarr"),

@@ -14,6 +14,7 @@ import pytest
 from commands import LOGITS, TARGETS
 
 import tokenloss
+from tokenloss.formats import open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -75,7 +76,7 @@ def compare_texts(folder):
 def mismatch(folder):
     clients.save_lines(folder / "rollout.jsonl", *({"logprobs": [-0.5 - i, None, -1.0]} for i in range(3)))
     np.save(folder / "trainer.npy", np.linspace(-2, -1, 9))
-    return ["compare", folder / "trainer.npy", f"{NAME}={folder / 'rollout.jsonl'}"]
+    return ["compare", folder / "trainer.npy", f"{NAME}={folder / 'rollout.jsonl'}", "--logprobs"]
 
 
 def pages(folder):
@@ -157,8 +158,8 @@ def test_errors_and_warnings_of_functions_are_harmless(folder):
     calls = [
         lambda: tokenloss.evaluate(folder / "none.npz"),
         lambda: tokenloss.evaluate(folder / "none*.npz"),
-        lambda: tokenloss.evaluate(path, array=NAME),
-        lambda: tokenloss.evaluate(path, kind=NAME),
+        lambda: open_scores(path, array=NAME),
+        lambda: open_scores(path, kind=NAME),
         lambda: tokenloss.evaluate(path, sinks=[tokenloss.sinks.TokenTable(folder / "none" / "t.csv")]),
         lambda: tokenloss.evaluate(path, sinks=[tokenloss.sinks.HtmlPage(path)]),
         lambda: tokenloss.compare_files(path, {NAME: folder / "none.npz"}),

@@ -15,6 +15,7 @@ from places import TESTS
 import tokenloss
 from tokenloss import evaluate, page, sinks, token_scores
 from tokenloss._output import page as frame
+from tokenloss.formats import blocks
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def test_tokenizer_joins_the_tokens_that_split_a_character(tmp_path):
     ids = np.array([*(vocabulary[piece] for piece in ("a", "Ġ", "ð", "Ł", "Ļ", "Ĥ", "Ġthe")), 0, -100])
     logits = np.where(np.arange(512) == ids[:, None], 9.0, 0.0)
     path = tmp_path / "page.html"
-    evaluate([(logits, ids)], tokenizer=TESTS / "data" / "model", sinks=[sinks.HtmlPage(path)])
+    evaluate(blocks([(logits, ids)], tokenizer=TESTS / "data" / "model"), sinks=[sinks.HtmlPage(path)])
     found = Reader(path.read_text("utf-8"))
     assert [shown for _, shown in found.tokens][:7] == ["a", " ", "", "", "", "🙂", " the"]
     assert "".join(shown for _, shown in found.tokens) == text + "#0"  # and nothing of padding

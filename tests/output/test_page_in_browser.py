@@ -10,6 +10,7 @@ from browser import CARD, assert_quiet, middle
 from html_pages import NASTY, Reader, sample, scores_of
 
 from tokenloss import compare_texts, page, sinks
+from tokenloss.formats import open_scores
 
 NAME = """(({ ariaLabel, labels, innerText }) => ariaLabel ?? labels?.[0].innerText.trim() ?? innerText)(
     document.activeElement)"""
@@ -63,9 +64,9 @@ def test_browser_shows_the_tokens_of_both_models_over_one_text(browser, tmp_path
         for name, tokens in (("a", [b"", *laid_texts.words(text), b""]), ("b", laid_texts.cut(text, 1)))
     )
     path = tmp_path / "page.html"
-    files = {"text": tmp_path / "t.txt", "tokenizer_a": a.tokenizer, "tokenizer_b": b.tokenizer}
-    names = {"name_a": "words", "name_b": NASTY[0]}
-    compare_texts(a.path, b.path, **files, **names, shift=False, sinks=[sinks.SpanPage(path)])
+    sources = [open_scores(one.path, tokenizer=one.tokenizer) for one in (a, b)]
+    names = "words", NASTY[0]
+    compare_texts(*sources, text=tmp_path / "t.txt", names=names, shift=False, sinks=[sinks.SpanPage(path)])
     browser.open(path)
     assert browser.run(TEXT) == ["to", " be", " ü", " or"]
     browser.point(*middle(browser, 2))

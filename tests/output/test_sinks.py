@@ -11,6 +11,7 @@ from html_pages import Reader
 
 from tokenloss import compare_files, evaluate, sinks, token_scores
 from tokenloss._scores.token_scores import COLUMNS
+from tokenloss.formats import open_scores
 
 
 @pytest.fixture
@@ -157,16 +158,17 @@ def test_outputs_that_would_replace_an_input(blocks, npz, tmp_path):
         np.save(tmp_path / name, np.abs(targets) % 9)
     (tmp_path / "text.html").write_text("words")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    files = {"targets": tmp_path / "targets.npy", "segment_ids": tmp_path / "ids.npy", "text": tmp_path / "text.html"}
+    files = {"targets": tmp_path / "targets.npy", "segment_ids": tmp_path / "ids.npy"}
+    source, text = open_scores(path, **files), tmp_path / "text.html"
     for sink, words in [
         (sinks.HtmlPage(path), f"HtmlPage {path}: would replace {path}; give another name"),
         (sinks.TokenTable(files["targets"]), f"TokenTable {files['targets']}: would replace"),
         (sinks.SequenceTable(files["segment_ids"]), f"SequenceTable {files['segment_ids']}: would replace"),
-        (sinks.HtmlPage(files["text"]), f"HtmlPage {files['text']}: would replace"),
+        (sinks.HtmlPage(text), f"HtmlPage {text}: would replace"),
         (type("Mine", (sinks.Sink,), {})(path), f"Mine {path}: would replace"),
     ]:
         with pytest.raises(ValueError) as raised:
-            evaluate(path, sinks=[sink], **files)
+            evaluate(source, sinks=[sink], text=text)
         assert words in str(raised.value)
     with pytest.raises(ValueError, match=r"state .*a\.npz: would replace"):
         evaluate(path, state=path)

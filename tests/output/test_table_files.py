@@ -14,6 +14,7 @@ from tables import read_table
 import tokenloss
 from tokenloss import compare_files, evaluate, sequence_losses, sinks, token_scores
 from tokenloss._evaluation import plan
+from tokenloss.formats import open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 MODEL = TESTS / "data" / "model"
@@ -225,7 +226,8 @@ def test_compared_sequences_that_several_files_may_share_have_no_file(tmp_path):
             np.savez(tmp_path / name / f"{shard}.npz", logits=logits, targets=[0, 1, 2])
     np.save(tmp_path / "ids.npy", [0, 0, 1, 1, 2, 2])
     table = sinks.ComparedSequenceTable()
-    compare_files(tmp_path / "base", tmp_path / "q", segment_ids=tmp_path / "ids.npy", sinks=[table])
+    base = open_scores(tmp_path / "base", segment_ids=tmp_path / "ids.npy")
+    compare_files(base, tmp_path / "q", sinks=[table])
     assert table.columns()["file"].tolist() == [-1, -1, -1]
     assert table.columns()["sequence"].tolist() == [0, 1, 2]
 
@@ -300,6 +302,9 @@ def test_positions_go_on_in_the_next_file_and_block(npz, tmp_path, monkeypatch):
     blocks = [(logits[part], targets[part], None, ids[part]) for part in parts]
     table = sinks.TokenTable(tmp_path / "t.npy")
 
+    def scores(*names):
+        return open_scores(paths, segment_ids=[tmp_path / name for name in names])
+
     def positions(source, **options):
         found = evaluate(source, sinks=[table], top=60, **options).figures["highest_loss_tokens"]
         places = read_table(tmp_path / "t.npy")["position"].astype(int)
@@ -309,11 +314,11 @@ def test_positions_go_on_in_the_next_file_and_block(npz, tmp_path, monkeypatch):
         return places.tolist()
 
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 7)
-    assert positions(paths, segment_ids=[tmp_path / "ids.npy"]) == positions(blocks) == expected
-    assert positions(paths, segment_ids=[tmp_path / "ids-0.npy", tmp_path / "ids-1.npy"]) == own
+    assert positions(scores("ids.npy")) == positions(blocks) == expected
+    assert positions(scores("ids-0.npy", "ids-1.npy")) == own
     shifted = [place for i, place in enumerate(expected) if i < 59 and ids[i] == ids[i + 1] >= 0]
     assert positions(blocks, shift=True) == shifted
-    assert positions(paths, segment_ids=[tmp_path / "ids.npy"], shift=True) == shifted
+    assert positions(scores("ids.npy"), shift=True) == shifted
 
 
 def test_a_table_in_memory_has_the_columns_of_the_file(npz, tmp_path):

@@ -13,7 +13,7 @@ import reference
 from arrays import BFLOAT16, FLOATS, LAYOUTS, assert_near, assert_same_bits, fails, strided
 
 from tokenloss import compare, kl_divergence, linear_compare, linear_kl_divergence
-from tokenloss._comparison.linear_columns import linear_pair_columns
+from tokenloss._comparison.linear_compare import linear_pair_columns
 from tokenloss._core import _core, projection
 from tokenloss._core.projection import Projection
 from tokenloss._core.validation import as_positions

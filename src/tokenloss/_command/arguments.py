@@ -69,7 +69,8 @@ Compare models, such as quantised ones, with their base: KL divergence, perplexi
 BASE and each OTHER are files as `score` reads them, with scores of the same rows; or files of responses to the same
 requests, or of responses beside scores; or samples that lm-evaluation-harness logged: .jsonl files, or its folders,
 task by task; or log-probabilities of the same tokens alone, of a trainer and then of the engine that sampled: arrays
-(tokens,), (N, T) beside responses, or `logprobs` in a .npz file or in lines of JSON. Their content tells which.
+with --logprobs, or an array or lists in lines of JSON with the name `logprobs`, or that of a framework. Their content
+tells which.
 
 Any file of scores may hold the targets, and all that do must hold the same ones; without targets, divergences alone are
 compared. BASE is read once for all. Tables call each OTHER by its name, as in Q8=q8.npz, or else by its file.
@@ -88,7 +89,7 @@ _COMPARE_EXAMPLES = """
  for a script, which goes on where both limits are surely kept to (exit status 0):
    tokenloss compare base.npz Q4=q4.npz --max-kl 0.01 --min-same-top 0.97
  a trainer's log-probabilities of what an engine sampled, with a diagnosis:
-   tokenloss compare trainer.npy rollout.jsonl
+   tokenloss compare trainer.npy rollout.jsonl --logprobs
  two models with different tokenizers, on the same text:
    tokenloss compare a.npz b.npz --text text.txt --tokenizer-a A/ --tokenizer-b B/
  what a large model accepts of the tokens that a small one drafts, and the speed-up:
@@ -97,7 +98,8 @@ _COMPARE_EXAMPLES = """
    tokenloss compare samples-a.jsonl samples-b.jsonl --margin 0.01
 """
 _GROUPS = (
-    "input", "targets and sequences", "hidden states", "drafts", "responses", "samples", "gates", "output", "running",
+    "input", "targets and sequences", "hidden states", "drafts", "responses", "log-probabilities", "samples", "gates",
+    "output", "running",
 )  # fmt: skip
 _LM_HEAD = (
     "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: "
@@ -161,11 +163,6 @@ def _add_score(score: Parser) -> None:
     score.files = of["input"].add_argument("source", metavar="FILE", nargs="+", type=filled, help=words)
     _add_input(of["input"])
     _add(of["input"], "--text FILE", "the text, for bits per byte and perplexity per word")
-    words = (
-        "the file of the tokenizer, or the folder of its model, for bits per byte of the tokens that are scored; with "
-        "--text, the ids must write this text, byte by byte"
-    )
-    _add(of["input"], "--tokenizer DIR", words)
     words = "how to count the words of --text: between white space (default), or as lm-evaluation-harness does"
     of["input"].add_argument("--words", choices=tuple(WORDS), default="whitespace", help=words)
     words = "length of the text in bytes, for bits per byte, in place of --text"
@@ -173,16 +170,10 @@ def _add_score(score: Parser) -> None:
     words = "number of words of the text, for perplexity per word, in place of --text"
     _add(of["input"], "--n-words N", words, integer(1), default=0)
     _add_targets(of["targets and sequences"])
-    words = (
-        "the FILEs hold one text, longer than a model's context, in windows of N tokens, and the ids of each window or "
-        "of the text; each token is scored in the first window that holds it"
-    )
-    _add(of["targets and sequences"], "--window N", words, integer(2))
-    words = "number of tokens from the start of a window to that of the next one, for --window"
-    _add(of["targets and sequences"], "--stride N", words, integer(1))
     _add(of["hidden states"], "--lm-head FILE[:NAME]", _LM_HEAD)
     _add_hidden_states(of["hidden states"])
     _add_responses(of["responses"])
+    _add_logprobs(of["log-probabilities"])
     _add(of["gates"], "--max-perplexity X", "the largest perplexity", number)
     _add(of["gates"], "--max-loss X", "the largest mean loss in nats", number)
     words = "the smallest fraction of the tokens that are the likeliest class"
@@ -211,7 +202,8 @@ def _add_compare(compare: Parser) -> None:
     words = "what the scores of BASE are, where their name does not say it (default: logits)"
     of["input"].add_argument("--base-kind", choices=KINDS, help=words)
     _add(of["input"], "--base-array NAME", "name of the array of scores of BASE")
-    _add(of["input"], "--classes N", "compare only the first N classes, where vocabularies differ", integer(1))
+    words = "where vocabularies differ, compare the first N, or `all`: a class that a model lacks has probability 0"
+    _add(of["input"], "--classes N", words, integer(1, or_else="all"))
     _add_formulas(of["input"])
     words = "the text, for two models with different tokenizers: their losses are laid over its bytes"
     _add(of["input"], "--text FILE", words)
@@ -219,7 +211,7 @@ def _add_compare(compare: Parser) -> None:
         words = f"for --text, the tokenizer of {model}: its file, or the folder of the model"
         _add(of["input"], f"--tokenizer-{letter} DIR", words)
     words = "size of the model of an OTHER: a file, a directory, or a number of bytes such as 4.9G"
-    _add(of["input"], "--size NAME=SIZE", words, **_LISTED)
+    _add(of["input"], "--size NAME=SIZE", words, dest="sizes", **_LISTED)
     _add_targets(of["targets and sequences"])
     words = (
         "the OTHERs hold hidden states, and BASE, too, if neither --base-lm-head, --base-kind nor --base-array is "
@@ -234,6 +226,7 @@ def _add_compare(compare: Parser) -> None:
     _add_hidden_states(of["hidden states"])
     _add_drafts(of["drafts"])
     _add_responses(of["responses"])
+    _add_logprobs(of["log-probabilities"])
     words = "of lm-evaluation-harness: test whether both models are equal within M, such as 0.01"
     _add(of["samples"], "--margin M", words, fraction)
     words = "the field of a document that names its group, by which errors are clustered (default: each is its own)"
@@ -273,7 +266,7 @@ def _add_drafts(group: _Group) -> None:
         "per call of the target for 1 to 8 drafted tokens, in place of divergences"
     )
     group.add_argument("--draft", action="store_true", help=words)
-    words = "temperature of all models, or 0 for greedy decoding (default: 1)"
+    words = "temperature of all models, also without --draft; 0 is greedy decoding (default: 1)"
     _add(group, "--temperature T", words, number)
     words = "the time of a step of a draft over that of a call of the target, such as 0.05, for the speed-up"
     _add(group, "--cost-ratio C", words, number)
@@ -318,6 +311,18 @@ def _add_targets(group: _Group) -> None:
     group.add_argument("--shift", action=argparse.BooleanOptionalAction, help=words)
     words = "target value that marks tokens to ignore, such as padding (default: -100)"
     _add(group, "--ignore-index N", words, integer(-(2**63), 2**64 - 1), default=-100)
+    words = (
+        "the FILEs hold one text, longer than a model's context, in windows of N tokens, and the ids of each window or "
+        "of the text; each token is scored in the first window that holds it"
+    )
+    _add(group, "--window N", words, integer(2))
+    words = "number of tokens from the start of a window to that of the next one, for --window"
+    _add(group, "--stride N", words, integer(1))
+    words = (
+        "the file of the tokenizer, or the folder of its model: `score` then gives bits per byte of the tokens that "
+        "are scored (with --text, the ids must write this text, byte by byte), and pages and tables have their text"
+    )
+    _add(group, "--tokenizer DIR", words)
 
 
 def _add_hidden_states(group: _Group) -> None:
@@ -345,6 +350,13 @@ def _add_responses(group: _Group) -> None:
     group.add_argument("--skip-failed", action="store_true", help=words)
 
 
+def _add_logprobs(group: _Group) -> None:
+    """Add the options of log-probabilities of tokens alone."""
+    words = "arrays hold log-probabilities of tokens alone, (tokens,) or (N, T), and not of all classes"
+    group.add_argument("--logprobs", action="store_true", help=words)
+    _add(group, "--mask NAME", "name of the array or list that is 1 of the tokens that count, and 0 of others")
+
+
 def _add_confidence(group: _Group) -> None:
     """Add the option of all gates, which says what their verdicts are."""
     words = (
@@ -356,7 +368,7 @@ def _add_confidence(group: _Group) -> None:
 
 def _add_running(group: _Group) -> None:
     """Add the options that say how and where the work is done."""
-    _add(group, "--state FILE", "checkpoint: save the result of each file of scores here, and resume from it")
+    _add(group, "--state FILE", "checkpoint: save the result of each file here, and resume from it")
     _add(group, "--scheduler ADDRESS", "work on the Dask cluster at this address, such as tcp://127.0.0.1:8786")
     words = "number of threads (default, and -1: one for each CPU)"
     _add(group, "--workers N", words, integer(1, or_else=-1))

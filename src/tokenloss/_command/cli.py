@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tokenloss._command.arguments import make_parser
 from tokenloss._command.commands import InputError
 from tokenloss._command.parser import NoArgumentsError
+from tokenloss._core.errors import naming_options
 from tokenloss._core.text import printable
 
 if TYPE_CHECKING:
@@ -87,9 +88,11 @@ def _run(argv: Sequence[str] | None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack characters of tokens
     try:
         words = sys.argv[1:] if argv is None else argv
-        args = make_parser().parse_args(words)
-        args.command_line = shlex.join(["tokenloss", *words])
-        status: int = args.call(args)
+        parser = make_parser()
+        with naming_options(parser.options()):
+            args = parser.parse_args(words)
+            args.command_line = shlex.join(["tokenloss", *words])
+            status: int = args.call(args)
         print(end="", flush=True)
     except OSError as error:  # stdout cannot be written; errors of files have become input errors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # since Python flushes it again at exit

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import inspect
-import re
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from tokenloss._comparison.comparisons import NOT_OF_DRAFTS
+from tokenloss._command.sources import DEFAULTS, Flags, sources_of_comparison, sources_of_texts
+from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._comparison.drafts import check_cost_ratio
 from tokenloss._core.arguments import is_given
 from tokenloss._core.config import show_config
-from tokenloss._core.errors import contextmanager
+from tokenloss._core.errors import contextmanager, named, raise_error
 from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table, columns_of
 from tokenloss._core.text import as_strict_json, printable, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
+from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_texts import compare_texts
 from tokenloss._evaluation.evaluate import evaluate
 from tokenloss._evaluation.results import Evaluations
@@ -28,21 +29,26 @@ from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
 from tokenloss._output.terminal import print_as
 from tokenloss._statistics.advice import advice
 from tokenloss._statistics.gates import CANNOT_TELL, FAILS, HOLDS, checked_limits
+from tokenloss.formats.content import OF_SCORES
+from tokenloss.formats.sample_folders import Samples
+from tokenloss.formats.sources import require
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._core.types import Array
+    from tokenloss.formats.sources import Source
 
 _STATUSES = {HOLDS: 0, FAILS: 3, CANNOT_TELL: 4}  # by the verdict of all gates
-_OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
-_PARAMETERS = {
-    name for function in (evaluate, compare_files, compare_texts) for name in inspect.signature(function).parameters
-}
 _GATES = "max_", "min_"  # how their names begin
 _OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
+_OF_SCORE = ("shift", "n_bytes", "n_words", "text", "words", "top", "state", "scheduler", "workers")
+_OF_COMPARE = (
+    "shift", "classes", "definitions", "divergences", "temperature", "state", "scheduler", "workers",
+)  # fmt: skip
+_OF_SAMPLES = "is for samples of lm-evaluation-harness"
+_NOT_OF_SAMPLES = "does not apply to samples of lm-evaluation-harness"
 
 
 class InputError(Exception):
@@ -73,7 +79,7 @@ def score(args: argparse.Namespace) -> int:
         return _print(args, _score_models(args), gates)
     with _input_errors(), _own_warnings():
         sinks = _chosen_outputs(SCORE_OUTPUTS, args)
-        evaluation = evaluate(**_arguments(evaluate, args, sinks=sinks, progress=True))
+        evaluation = evaluate(_source(args, args.source), sinks=sinks, **_given(args, _OF_SCORE))
     _warn(evaluation.figures)
     return _print(args, Evaluations({title(evaluation.figures["files"]): evaluation}), gates, is_named=False)
 
@@ -91,17 +97,24 @@ def _score_models(args: argparse.Namespace) -> Evaluations:
     evaluations = Evaluations()
     for name, path in models.items():
         with _input_errors(), _own_warnings():
-            evaluations[name] = evaluate(**_arguments(evaluate, args, source=path, progress=True))
+            evaluations[name] = evaluate(_source(args, [path]), **_given(args, _OF_SCORE))
         _warn(evaluations[name].figures, f"{name}: ")
     if differences := evaluations._differences():
         _print_warning(difference_note(differences))
     return evaluations
 
 
-def _arguments(function: Callable[..., Any], args: argparse.Namespace, **others: Any) -> dict[str, Any]:
-    """Collect the arguments of a function: options of the command line with the name of a parameter, and `others`."""
-    names = inspect.signature(function).parameters
-    return {name: value for name, value in vars(args).items() if name in names} | others
+def _source(args: argparse.Namespace, paths: Sequence[str]) -> Source:
+    """The files to score, opened as the options say."""
+    flags = Flags(args)
+    source = flags.source(paths, lm_head=args.lm_head)
+    flags.refuse_rest({"": source})
+    return source
+
+
+def _given(args: argparse.Namespace, names: Sequence[str], **others: Any) -> dict[str, Any]:
+    """The arguments of these names, and `others`; the progress is drawn."""
+    return {name: getattr(args, name) for name in names} | {"progress": True} | others
 
 
 @contextmanager
@@ -130,37 +143,75 @@ def compare(args: argparse.Namespace) -> int:
     if any(getattr(args, name) is not None for name in _OF_TEXTS):
         return _compare_texts(args)
     gates = _gates(args)
-    if gates and args.draft:
-        raise InputError(f"{_option(next(iter(gates)))} {NOT_OF_DRAFTS}")
+    if args.cost_ratio is not None and not args.draft:
+        raise InputError("--cost-ratio is given; it must be left out without --draft")
+    of_drafts = _of_drafts(args, gates) if args.draft else {}
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
-        models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
-        sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
-        found = compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
+        source, models = sources_of_comparison(Flags(args), args.base, others)
+        found: Comparisons[Any]
+        if any(isinstance(one, Samples) for one in (source, *models.values())):
+            names = (*_OF_COMPARE, "draft", "noise", "sizes", *(_name_of(one.option) for one in COMPARE_OUTPUTS))
+            _refuse_typed(args, (name for name in names if name != "workers"), _NOT_OF_SAMPLES)
+            found = compare_samples(cast("Any", source), cast("Any", models), margin=args.margin, cluster=args.cluster)
+        else:
+            _refuse_typed(args, ("margin",), f"{_OF_SAMPLES}; others have gates, such as --max-perplexity-ratio")
+            _refuse_typed(args, ("cluster",), _OF_SAMPLES)
+            for one in (source, *models.values()) if args.draft else ():
+                require(one, "rows", "draft")
+            sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
+            given = _given(args, (*_OF_COMPARE, "noise"), sizes=_sizes(args.sizes, others), sinks=sinks)
+            found = compare_files(source, models, **given | of_drafts)
+            if args.draft:
+                found = Comparisons((name, one.acceptance(cost_ratio=args.cost_ratio)) for name, one in found.items())
     _warn(hints_of(found))
     return _print(args, found, gates)
+
+
+def _of_drafts(args: argparse.Namespace, gates: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `compare_files` that `--draft` replaces; options that do not go with it are refused."""
+    names = (*gates, "plot", "html", "classes", "definitions", "noise", "divergences")
+    with _input_errors():
+        _refuse_typed(args, names, "is for divergences, not for the acceptance of drafts")
+        check_cost_ratio(args.cost_ratio)
+    temperature = 1.0 if args.temperature is None else args.temperature
+    return {"temperature": temperature, "classes": "all", "shift": bool(args.shift)}
+
+
+def _refuse_typed(args: argparse.Namespace, names: Iterable[str], fits: str) -> None:
+    """Refuse options that do not apply to what files hold."""
+    for name in names:
+        if is_given(getattr(args, name), DEFAULTS.get(name)):
+            raise_error("not for", name=name, fits=fits)
 
 
 def _compare_texts(args: argparse.Namespace) -> int:
     """Run `tokenloss compare --text`, of two models with tokenizers of their own."""
     for name in _OF_TEXTS:
         if getattr(args, name) is None:
-            every = ", ".join(map(_option, _OF_TEXTS))
-            raise InputError(f"{_option(name)} is missing; models with different tokenizers need {every}")
+            every = ", ".join(map(named, _OF_TEXTS))
+            raise InputError(f"{named(name)} is missing; models with different tokenizers need {every}")
     if len(args.others) > 1:
         raise InputError(f"OTHER {args.others[1]}: --text compares two models; leave it out")
-    taken = {*inspect.signature(compare_texts).parameters, "base", "others", "format", "call", "command_line"}
+    taken = {
+        *_OF_TEXTS,
+        *(name for name in OF_SCORES if name != "tokenizer"),
+        "base",
+        "others",
+        "format",
+        "call",
+        "command_line",
+        "workers",
+    }
     taken |= {_name_of(output.option) for output in TEXT_OUTPUTS}
-    defaults = {name: one.default for name, one in inspect.signature(compare_files).parameters.items()}
-    for name, value in vars(args).items():
-        if name not in taken and value is not False and is_given(value, defaults.get(name)):
-            raise InputError(f"{_option(name)} does not apply to models with different tokenizers (--text)")
     with _input_errors(), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
+        _refuse_typed(args, vars(args).keys() - taken, "does not apply to models with different tokenizers (--text)")
         ((name, path),) = _named(args.others, "OTHER").items()
         sinks = _chosen_outputs(TEXT_OUTPUTS, args)
-        models = {"a": args.base, "b": path, "name_b": name, "sinks": sinks, "progress": True}
-        found = compare_texts(**_arguments(compare_texts, args, **models))
+        a, b = sources_of_texts(args, args.base, path)
+        names = a.name, name
+        found = compare_texts(a, b, names=names, sinks=sinks, **_given(args, ("text", "shift", "workers")))
     for warning in told:
         _print_warning(str(warning.message))
     print_as(args.format, found._shown, found.to_dict, lambda: columns_of([found._figures()]))
@@ -173,7 +224,7 @@ def _gates(args: argparse.Namespace) -> dict[str, Any]:
     gates = {name: value for name, value in given.items() if value not in (None, [])}
     if not gates:
         if args.confidence is not None:
-            raise InputError("--confidence is for gates, such as --" + next(iter(given)).replace("_", "-"))
+            raise InputError(f"--confidence is for gates, such as {named(next(iter(given)))}")
         return {}
     if "max_kl_quantile" in gates:
         limits = dict(gates["max_kl_quantile"])
@@ -278,31 +329,7 @@ def _input_errors(subject: str = "") -> Iterator[None]:
         path = subject or error.filename or "a file"
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ImportError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{subject}: {error}" if subject else _with_options(str(error))) from error
-
-
-def _with_options(message: str) -> str:
-    """Name options in place of the parameters that a message is about."""
-    parameters = (
-        r"^[a-z_][a-z_0-9]*(?= does not apply| is for | is given| is .+; it must be| and \w+ cannot)|"
-        r"(?<= and )\w+(?= cannot)|"
-        r"(?<=without )\w+$|(?<=there is )\w+$"
-    )
-    message = re.sub(r"give ignore_index=(-?\d+)", r"give --ignore-index \1", message)
-    last = r"save the classes last, if axis \1 of \2 holds them: np.moveaxis(\2, \1, -1)"
-    message = re.sub(r"give axis=(\d+), if that axis of (\w+) holds the classes", last, message)
-    return re.sub(parameters, _named_option, message)
-
-
-def _named_option(found: re.Match[str]) -> str:
-    """The option of a parameter or a gate; any other word as it is."""
-    name = found[0]
-    return _option(name) if name in _PARAMETERS or name.startswith(_GATES) else name
-
-
-def _option(name: str) -> str:
-    """The option that gives an argument."""
-    return f"--{_OPTIONS.get(name, name.replace('_', '-'))}"
+        raise InputError(f"{subject}: {error}" if subject else str(error)) from error
 
 
 def _name_of(option: str) -> str:
@@ -317,6 +344,6 @@ def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> 
         path = getattr(args, _name_of(output.option))
         if path is not None:
             with _input_errors(output.option):
-                outputs.append(output(path, **_arguments(output, args)))
-                outputs[-1]._is_option, outputs[-1]._made_by = True, args.command_line
+                outputs.append(output(path, **{name: getattr(args, name) for name in output.options}))
+                outputs[-1]._made_by, outputs[-1]._is_of_drafts = args.command_line, getattr(args, "draft", False)
     return outputs

@@ -62,6 +62,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, add_help=False, allow_abbrev=False, formatter_class=_Formatter)
 
+    def options(self) -> dict[str, str]:
+        """The option, or the word in the usage, of each argument of all commands."""
+        commands: Any = self.files and self.files.choices
+        actions = [action for command in commands.values() for action in command._actions]
+        return {one.dest: one.option_strings[0] if one.option_strings else one.metavar for one in reversed(actions)}
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments; refuse those that are not known, and suggest others."""
         if not (sys.argv[1:] if args is None else args) and self.files is not None:
@@ -137,10 +143,12 @@ def filled(text: str) -> str:
     return text
 
 
-def integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> Callable[[str], int]:
+def integer(least: int, most: int = 2**63 - 1, or_else: int | str | None = None) -> Callable[[str], int | str]:
     """Argument type of integers from `least` to `most`, or equal to `or_else`."""
 
-    def read(text: str) -> int:
+    def read(text: str) -> int | str:
+        if text == or_else:
+            return text
         with contextlib.suppress(ValueError):  # more digits than Python converts
             if re.fullmatch("[-+]?[0-9]+", text) and (least <= int(text) <= most or int(text) == or_else):
                 return int(text)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tokenloss._core import _core, jobs
 from tokenloss._core.arguments import FURTHER_DIVERGENCES
-from tokenloss._core.dtypes import CheckedArray, as_float_array
+from tokenloss._core.dtypes import CheckedArray, as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import (
     UNNORMALIZED,
@@ -17,9 +17,12 @@ from tokenloss._core.validation import (
     check_axis,
     check_compared_classes,
     check_kinds,
+    check_mask,
     most_unnormalized,
     without_targets,
 )
+from tokenloss._scores.losses import cross_entropy_loss
+from tokenloss._scores.token_scores import token_job
 from tokenloss._statistics.sequences import sequence_numbers
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ COLUMNS = {
     "kept": np.bool_, "base_top_p": np.float64,
 }  # fmt: skip
 SEEMS_PROBS = "seems_probs"  # a column of one row, if scores that were read as logits look like probabilities
+HAS_TEXTS = "has_texts"  # a field beside the signature's: elements of the first axis are texts without numbers
 OF_TARGETS = ("nll", "base_nll", "delta_p")  # columns that there are not without targets
 # and the values of a part without the column
 _OPTIONAL = dict.fromkeys(FURTHER_DIVERGENCES, np.nan) | {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}
@@ -93,11 +97,15 @@ def share(columns: Columns, first: Columns) -> Columns:
 
 def pair_columns(
     base_logits: Any, others: Mapping[str, Any], targets: Any, *, definitions: str = "exact",
-    divergences: Sequence[str] = (), kind: Any = None, base_kind: Any = None, classes: int | None = None,
-    axis: Any = -1, ignore_index: Any = -100, where: Any = None, segment_ids: Any = None, cu_seqlens: Any = None,
-    workers: Any = None,
+    divergences: Sequence[str] = (), kind: Any = None, base_kind: Any = None, classes: Any = None, axis: Any = -1,
+    ignore_index: Any = -100, where: Any = None, segment_ids: Any = None, cu_seqlens: Any = None,
+    temperature: float = 1.0, only_divergences: bool = False, workers: Any = None,
 ) -> dict[str, Columns]:  # fmt: skip
-    """Columns of each candidate, flat, by its name; without those of targets if there are none."""
+    """Flat columns of each candidate by name; without targets, their columns are missing.
+
+    With `classes` "all", a class that a model lacks has probability 0. Only logits are divided by the temperature,
+    where 0 counts as 1. Without targets, `only_divergences` leaves other columns at their initial values.
+    """
     kinds = check_kinds(base_kind, kind)
     base_array = CheckedArray(*as_float_array("base_logits", base_logits))
     shape = base_array.array.shape
@@ -109,22 +117,40 @@ def pair_columns(
         got = array.array.shape
         if len(got) != len(shape) or got[:axis] + got[axis + 1 :] != shape[:axis] + shape[axis + 1 :]:
             raise_error("shape", name=word, got=got, fits=f"{shape}, as base_logits")
-        count = check_compared_classes(classes, "base_logits", shape[axis], word, got[axis])  # the same for all
+        if classes != "all":
+            count = check_compared_classes(classes, "base_logits", shape[axis], word, got[axis])  # the same for all
         arrays[name] = word, array
-    base = _scores("base_logits", base_array, axis, kinds[0], stop=count)
+    if classes == "all":
+        count = max(one.array.shape[axis] for one in (base_array, *(array for _, array in arrays.values())))
+    scale = 1 / (temperature or 1.0)
+    base = _scores("base_logits", widened(base_array, axis, kinds[0], count), axis, kinds[0], stop=count)
     positions = pair_positions(targets, base, ignore_index, where)
     base_seems_probs = jobs.warn_of_probs(positions, base, base_kind, kind)
     numbers = sequence_numbers(segment_ids, cu_seqlens, base.batch)
     base_left_out: Array | None = None
     candidates: dict[str, Columns] = {}
     for name, (word, array) in arrays.items():
-        other = _scores(word, array, axis, kinds[1], stop=count)
+        other = _scores(word, widened(array, axis, kinds[1], count), axis, kinds[1], stop=count)
         seems_probs = jobs.warn_of_probs(positions, other, kind) or base_seems_probs
         columns = new_columns(base.rows, divergences)
-        options = _core.DEFINITIONS[definitions], bytes_of_bools(columns), UNNORMALIZED
-        jobs.run(_core.PairStats(base, positions, other, *options), workers)
+        job: _core.PairJob
+        if only_divergences:  # faster
+            further = {divergence: columns[divergence] for divergence in divergences}
+            job = _core.KLDivergence(base, positions, columns["kl"].reshape(base.batch), other, further)
+            columns["kept"] |= True if where is None else check_mask(where, base.batch).reshape(-1)
+        else:
+            options = _core.DEFINITIONS[definitions], bytes_of_bools(columns), UNNORMALIZED
+            job = _core.PairStats(base, positions, other, *options)
+        job.set_transform(scale, 0.0)
+        jobs.run(job, workers)
         if targets is None:
             columns = without_losses(columns)
+        elif array.array.shape[axis] < count:
+            own = _scores(word, array, axis, kinds[1])
+            _take_own_losses(columns["nll"], own, targets, columns["kept"], scale, workers)
+        elif shape[axis] < count and definitions == "exact":  # llama.cpp takes those of the base as they are
+            own = _scores("base_logits", base_array, axis, kinds[0])
+            _take_own_losses(columns["base_nll"], own, targets, columns["kept"], scale, workers)
         if numbers is not None:
             columns["segment_ids"] = numbers
         if seems_probs:
@@ -132,9 +158,9 @@ def pair_columns(
         if shape[axis] > count or array.array.shape[axis] > count:
             mask = columns["kept"].reshape(base.batch)
             if base_left_out is None:
-                base_left_out = _left_out("base_logits", base_array, axis, kinds[0], count, mask, workers)
+                base_left_out = _left_out("base_logits", base_array, axis, kinds[0], count, mask, scale, workers)
             columns["base_left_out"] = base_left_out
-            columns["left_out"] = _left_out(word, array, axis, kinds[1], count, mask, workers)
+            columns["left_out"] = _left_out(word, array, axis, kinds[1], count, mask, scale, workers)
         candidates[name] = share(columns, next(iter(candidates.values()), {}))
     return candidates
 
@@ -155,15 +181,64 @@ def _scores(
     return _core.Scores(name, part, code, axis, part.shape, _core.KINDS.index(kind))
 
 
+def widened(scores: CheckedArray, axis: int, kind: str, count: int) -> CheckedArray:
+    """The scores, extended to this number of classes by classes of probability 0."""
+    size = scores.array.shape[axis]
+    if size >= count:
+        return scores
+    array = without_bfloat16(*scores)
+    shape = (*array.shape[:axis], count - size, *array.shape[axis:][1:])
+    array = np.concatenate([array, np.full(shape, 0.0 if kind == "probs" else -np.inf, array.dtype)], axis)
+    return CheckedArray(*as_float_array("scores", array))
+
+
+def _take_own_losses(
+    losses: Float64Array, scores: _core.Scores, targets: Any, mask: Array, scale: float, workers: Any
+) -> None:
+    """Replace the losses from widened rows by those from the model's own rows, whose last bit may differ."""
+    ids = np.asarray(targets).reshape(-1)
+    mask = mask & (ids < scores.classes)
+    losses[mask] = _token_columns(scores, np.where(mask, ids, 0), mask, scale, workers)["nll"].reshape(-1)[mask]
+
+
+def _token_columns(scores: _core.Scores, ids: Array, mask: Array, scale: float, workers: Any) -> Columns:
+    """Columns of `token_scores` at the positions of the mask, for logits multiplied by a scale."""
+    ids, mask = ids.reshape(scores.batch), mask.reshape(scores.batch)
+    positions = as_positions("targets", ids, scores, None, mask, distributions=False)
+    job, columns = token_job(scores, positions, (scale, 0.0), 0)
+    jobs.run(job, workers)
+    return columns
+
+
+def check_normalized(scores: _core.Scores, where: Any, workers: Any) -> None:
+    """Refuse rows that are far from normalized, which division by a temperature would hide."""
+    if scores.kind != _core.KINDS.index("logits"):
+        ignored = np.zeros(scores.batch)
+        jobs.run(_core.KLDivergence(scores, without_targets(scores, where), ignored, scores, {}), workers)
+
+
+def logs(scores: CheckedArray, mask: BoolArray) -> CheckedArray:
+    """Logarithms of probabilities in rows of the mask, computed as losses: NumPy's differ by machine."""
+    probs = without_bfloat16(*scores)
+    each = probs.reshape(-1, 1).astype(np.float64)
+    where = np.repeat(mask.reshape(-1), probs.shape[-1])
+    losses = cross_entropy_loss(np.zeros(len(each), np.int8), each, epsilon=0.0, where=where, reduction="none")
+    return CheckedArray(*as_float_array("probs", -losses.reshape(probs.shape)))
+
+
 def _left_out(
-    name: str, array: CheckedArray, axis: int, kind: str, count: int, mask: BoolArray, workers: Any
+    name: str, array: CheckedArray, axis: int, kind: str, count: int, mask: BoolArray, scale: float, workers: Any
 ) -> Float64Array:
     """The probability of the classes beyond the count, at each position of the mask; any number at others."""
     sums = []
     for start, stop in ((0, count), (count, None)):
         scores = _scores(name, array, axis, kind, start, stop)
-        sums.append(np.zeros(scores.batch))
-        jobs.run(_core.LogSumExp(scores, without_targets(scores, mask), sums[-1]), workers)
+        sums.append(np.where(mask, -np.inf, 0.0))
+        if scale != 1 and scores.classes:
+            ids = np.zeros(scores.rows, np.int8)
+            sums[-1] = _token_columns(scores, ids, mask, scale, workers)["logsumexp"].reshape(scores.batch)
+        elif scores.classes:
+            jobs.run(_core.LogSumExp(scores, without_targets(scores, mask), sums[-1]), workers)
     with np.errstate(invalid="ignore"):  # nan
         total = np.logaddexp(*sums)
     unnormalized = np.argwhere(mask & (abs(total) > most_unnormalized(kind, array.array)))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.columns import check_definitions, pair_columns
+from tokenloss._comparison.columns import HAS_TEXTS, check_definitions, pair_columns
 from tokenloss._comparison.comparisons import warn_of_zero
+from tokenloss._comparison.drafts import acceptance, acceptance_of, check_cost_ratio
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, further_of, group_table, signed_of
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import scores_shown
 from tokenloss._core.arguments import FURTHER_DIVERGENCES, further_divergences
 from tokenloss._core.dtypes import CheckedArray, as_float_array
+from tokenloss._core.errors import raise_error
 from tokenloss._core.result import figure, nonzero, rows_of
 from tokenloss._core.validation import check_axis
 
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Literal
 
+    from tokenloss._comparison.drafts import DraftAcceptance
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, Kind
+
+_NOT_OF_DRAFTS = "classes", "fits_better_shifted", "by_token_type", "definitions"  # fields that describe divergences
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,6 +42,9 @@ class Comparison(PairedLosses):
         "exact" or "llama.cpp".
     has_targets : bool
         Whether there were targets. Without them, all figures of losses and of the tokens' probabilities are nan.
+    temperature : float
+        The divisor of both models' logits, 1 by default. 0 means greedy decoding, where only `acceptance` differs from
+        that at 1.
     mean_kl, mean_kl_stderr : float
         Mean KL divergence of the model's distribution from the base's, in nats.
     finite_mean_kl, finite_mean_kl_stderr : float
@@ -81,8 +89,8 @@ class Comparison(PairedLosses):
     """
 
     _of_base = ("base", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
-                "fits_better_shifted", "definitions", "has_targets", "count", "n_sequences", "is_clustered",
-                "base_perplexity", "base_perplexity_stderr")  # fmt: skip
+                "window", "stride", "n_context", "fits_better_shifted", "definitions", "temperature", "has_targets",
+                "count", "n_sequences", "is_clustered", "base_perplexity", "base_perplexity_stderr")  # fmt: skip
 
     definitions: str
     has_targets: bool
@@ -98,6 +106,7 @@ class Comparison(PairedLosses):
     left_out: float | None
     kl: Float64Array
     base_top_p: Float64Array
+    temperature: float = field(default=1.0, kw_only=True)
     mean_reverse_kl: float | None = field(default=None, kw_only=True)
     mean_reverse_kl_stderr: float | None = field(default=None, kw_only=True)
     reverse_kl_quantiles: dict[float, float] | None = field(default=None, kw_only=True)
@@ -156,9 +165,61 @@ class Comparison(PairedLosses):
         """
         return confidence_table(self)
 
+    def acceptance(self, *, cost_ratio: float | None = None) -> DraftAcceptance:
+        """Compute how many drafted tokens the base accepts in speculative decoding, at the comparison's temperature.
+
+        Parameters
+        ----------
+        cost_ratio : float, optional
+            Time of a draft step divided by the time of a target call, such as 0.05, for the speed-up.
+
+        Returns
+        -------
+        DraftAcceptance
+            The same as from `draft_acceptance`: a drafted token is accepted with probability ``1 - tv``, or for greedy
+            decoding if `is_same_top`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `cost_ratio` is invalid, if the comparison has no total variation, or if blocks of a `ComparisonMeter`
+            contained several texts without `segment_ids`.
+
+        Examples
+        --------
+        >>> from tokenloss import compare
+        >>> target, draft = [[2.0, 0.0, 0.0], [0.0, 2.0, 1.0]], [[1.0, 0.0, 0.0], [0.0, 2.0, 2.0]]
+        >>> compare(target, draft, divergences=("tv",)).acceptance().acceptance.round(4)
+        array([0.7891, 0.7764])
+        """
+        cost_ratio = check_cost_ratio(cost_ratio)
+        if self.tv is None:
+            fits = "needs the total variation: ask for divergences=('tv',), or in compare_files for temperature="
+            raise_error("not for", name="acceptance", fits=fits)
+        if self.kept.ndim == 1 and HAS_TEXTS in self._signed:
+            fits = "needs the text of each position: give segment_ids to ComparisonMeter.update"
+            raise_error("not for", name="acceptance", fits=fits)
+        columns = {"tv": self.tv.reshape(-1), "is_same_top": self.is_same_top.reshape(-1)}
+        about, signed = (
+            {key: one[key] for key in one if key not in _NOT_OF_DRAFTS} for one in (self._about, self._signed)
+        )
+        drafts = acceptance_of(
+            acceptance(columns, self.temperature), self.kept.reshape(-1), self._segment_ids, self.temperature,
+            cost_ratio, self.kept.shape, _about=about, _signed=signed,
+        )  # fmt: skip
+        if "sequences" in about:  # with the numbers that they have in their files
+            pairs = zip(rows_of(drafts.sequences or {}), about["sequences"], strict=True)
+            about["sequences"] = [row | {key: of[key] for key in ("file", "sequence")} for row, of in pairs]
+        return drafts
+
+    def _signature_fields(self) -> dict[str, Any]:
+        temperature = None if self.temperature == 1 else f"{self.temperature:g}"
+        return super()._signature_fields() | {"temperature": temperature}
+
     def _figures(self) -> dict[str, Any]:
-        """All figures, but those of divergences that were not asked for, and the table of confidence."""
+        """All requested values, and the table of confidence."""
         left_out = [name for one in {*FURTHER_DIVERGENCES} - {*further_of(self)} for name in _names_of(one)]
+        left_out += ["temperature"] * (self.temperature == 1)
         figures = {name: value for name, value in super()._figures().items() if name not in left_out}
         return figures | {"by_confidence": rows_of(self.by_confidence)}
 
@@ -179,7 +240,7 @@ Comparison.__module__ = "tokenloss.results"
 
 
 def _names_of(divergence: str) -> tuple[str, ...]:
-    """The names of what a comparison says of a divergence."""
+    """The names of a divergence's values in a comparison."""
     return f"mean_{divergence}", f"mean_{divergence}_stderr", f"{divergence}_quantiles", divergence
 
 
@@ -200,12 +261,12 @@ def compare(
     divergences: Sequence[str] = ("kl",),
     workers: int | None = None,
 ) -> Comparison:
-    """Compare a model, say a quantised one, with its base, in the figures that are published for quantised models.
+    """Compare a model, such as a quantized one, with its base, in the statistics published for quantized models.
 
     Parameters
     ----------
     base_logits, logits : arrays of one shape (..., V)
-        Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
+        Logits (unnormalized log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
         order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
         converted.
     targets : array of integers, optional
@@ -217,9 +278,9 @@ def compare(
     base_kind : {"logits", "log_probs", "probs"}, optional
         What `base_logits` holds; `kind` by default.
     classes : int, optional
-        Number of classes to compare, from the first, where vocabularies differ, say in padding: both models'
-        distributions are of these alone (normalised anew), targets are among them, and `Comparison.left_out` tells what
-        is left out. By default both must have the same number.
+        Number of classes to compare, from the first, if vocabularies differ, such as by padding: both models'
+        distributions are normalized over these classes, targets are among them, and `Comparison.left_out` shows what is
+        left out. By default both must have the same number.
     axis : int, default -1
         Axis of the classes.
     ignore_index : int or None, default -100
@@ -238,9 +299,9 @@ def compare(
         divergences are sums over those above -16.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
         Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
-        logsumexps. Those beside it take a second pass, over rows that lie in a cache.
+        logsumexps. The others take a second pass, over rows in the cache.
     workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. The result is bitwise identical for any number.
 
     Returns
     -------
@@ -253,7 +314,9 @@ def compare(
     IndexError
         If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        If an argument is invalid; the message names the argument, the value given and what is accepted. Also if a
+        probability lies outside [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from
+        normalized: if the log of their sum is beyond +-0.1 (0.5 in half precision).
 
     See Also
     --------
@@ -314,11 +377,12 @@ def compare(
 
 
 def comparison_of(
-    definitions: str, columns: Columns, batch: tuple[int, ...] = (-1,), signed: dict[str, Any] | None = None
-) -> Comparison:
+    definitions: str, columns: Columns, batch: tuple[int, ...] = (-1,), signed: dict[str, Any] | None = None,
+    temperature: float = 1.0,
+) -> Comparison:  # fmt: skip
     """The comparison of columns, whose arrays get the shape of the batch; `signed` are fields of its signature."""
     figures = figures_of(columns, batch)
     signed = {"definitions": None if definitions == "exact" else definitions} | (signed or {})
     signed |= {"ids": signed["ids"].total} if "ids" in signed else {}
     signed |= {"classes": None} if figures["left_out"] is None else {}  # all classes
-    return Comparison(definitions=definitions, **figures, _signed=signed)
+    return Comparison(definitions=definitions, **figures, temperature=temperature, _signed=signed)

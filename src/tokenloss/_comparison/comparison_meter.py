@@ -33,17 +33,8 @@ class ComparisonMeter:
 
     Parameters
     ----------
-    definitions : {"exact", "llama.cpp"}, default "exact"
-        Formulas of the figures, as in `compare`.
-    divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
-        Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
-        logsumexps. Those beside it take a second pass, over rows that lie in a cache.
-    classes : int, optional
-        Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their logits are never read.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+    definitions, divergences, classes, ignore_index, workers
+        As in `compare`.
 
     Raises
     ------
@@ -105,24 +96,11 @@ class ComparisonMeter:
         Parameters
         ----------
         base_logits, logits : arrays of one shape (..., V)
-            Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any
-            byte order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy.
-            Lists are converted.
+            Logits, or what `kind` says, as in `compare`: float16, bfloat16, float32 or float64.
         targets : array of integers, optional
             Class ids, of the shape of `logits` without its class axis: in all calls, or in none.
-        kind : {"logits", "log_probs", "probs"}, optional
-            What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
-            log-probabilities or probabilities. The latter two are divided by the sum of their row's probabilities,
-            since rounding leaves it near 1.
-        base_kind : {"logits", "log_probs", "probs"}, optional
-            What `base_logits` holds; `kind` by default.
-        axis : int, default -1
-            Axis of the classes.
-        where : array of bool, optional
-            Mask of the positions to include, broadcast over the batch; the logits of others are never read.
-        segment_ids : array of integers, optional
-            Number of the sequence of each position, broadcast over the batch, in any order: standard errors are then
-            clustered by sequence. Positions of negative numbers belong to no sequence: each is a group of its own.
+        kind, base_kind, axis, where, segment_ids
+            As in `compare`.
 
         Raises
         ------

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.paired import same_file_note
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
-from tokenloss._core.errors import raise_error, warn
+from tokenloss._core.errors import named, raise_error, warn
 from tokenloss._core.result import NamedResults, Shown, columns_of
 from tokenloss._statistics.advice import ZERO_ADVICE
 from tokenloss._statistics.gates import joined_verdicts
@@ -20,15 +19,12 @@ if TYPE_CHECKING:
 
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
-_GATES = "max_", "min_"  # how their names begin
-NOT_OF_DRAFTS = "is for divergences, not for the acceptance of drafts"
-
 
 class Comparisons(NamedResults[ComparisonT]):
     """Result of `compare_files`, and of `ComparisonMeter.results`: a dict of comparisons with one base.
 
-    Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `DraftAcceptance`, all
-    `ResponseComparison`, all `SampleComparison` or all `Mismatch`.
+    Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison`, all
+    `SampleComparison` or all `Mismatch`; a `Comparisons` made of `DraftAcceptance` shows drafts side by side.
 
     Attributes
     ----------
@@ -89,11 +85,11 @@ class Comparisons(NamedResults[ComparisonT]):
         return messages
 
     def _hints(self) -> dict[str, Any]:
-        """Whether figures of any candidate hint at a mistake, by the name of the figure."""
+        """Hints at a mistake: by name, whether any candidate has one, and messages as "notes"."""
         names = "fits_better_shifted", "norm_seems_missing"
         hints: dict[str, Any] = {name: any(one._about.get(name) for one in self._all()) for name in names}
         kinds = ((one, one._about.get("kind"), one._about.get("base_kind")) for one in self._all())
-        return hints | {"has_zero": any(_has_zero(*of_one) for of_one in kinds)}
+        return hints | {"has_zero": any(_has_zero(*of_one) for of_one in kinds), "notes": self._identical()}
 
     def _shown(self) -> Shown:
         """The tables of a single candidate; of several, a table with a row for each."""
@@ -167,17 +163,17 @@ class Comparisons(NamedResults[ComparisonT]):
             lm-evaluation-harness.
         """
         if not all(hasattr(one, "check") for one in self.values()):
-            fits = "does not apply to samples of lm-evaluation-harness; margin (--margin) tests them for equality"
-            if any(hasattr(one, "acceptance") for one in self.values()):
-                fits = NOT_OF_DRAFTS
+            fits = f"does not apply to samples of lm-evaluation-harness; {named('margin')} tests them for equality"
+            if any(hasattr(one, "mean_acceptance") for one in self.values()):
+                fits = "is for divergences, not for the acceptance of drafts"
             raise_error("not for", name=next(iter(gates), "a gate"), fits=fits)
         if self:
-            taken = inspect.signature(next(iter(self.values())).check).parameters
-            for name in gates.keys() - taken.keys():
+            taken = next(iter(self.values())).GATES
+            for name in gates.keys() - {*taken, "confidence"}:
                 what = ["scores of all classes or to responses", "log-probabilities of tokens"]
                 what = what[::-1] if "max_k3" in taken else what
                 fits = f"does not apply to {what[0]}" + f", but to {what[1]}" * (name in ("max_k3", "min_ess"))
-                fits += f"; there are {', '.join(gate for gate in taken if gate.startswith(_GATES))}"
+                fits += f"; there are {', '.join(map(named, taken))}"
                 raise_error("not for", name=name, fits=fits)
         noise = {} if self.noise is None else {"noise": self.noise}
         return joined_verdicts({name: one.check(**gates, **noise) for name, one in self.items()})

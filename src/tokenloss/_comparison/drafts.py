@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.draft_columns import acceptance, draft_columns
+from tokenloss._comparison.columns import check_normalized, join, logs, pair_columns
 from tokenloss._comparison.draft_tables import BLOCK, drafts_shown
 from tokenloss._comparison.figures import signed_of
 from tokenloss._comparison.paired import nan_last
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import CheckedArray
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, columns_of, figure, nonzero, places_of, rows_of
 from tokenloss._core.signature import signature_of
-from tokenloss._core.validation import check_number
+from tokenloss._core.validation import as_scores, check_kinds, check_mask, check_number, without_targets
 from tokenloss._statistics.distributions import TAIL
 from tokenloss._statistics.gates import share_estimate
 from tokenloss._statistics.ratio import ExactRatio
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tokenloss._core.result import Shown
-    from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, Columns, Float64Array, IntArray, Kind
 
+_BLOCK = 1 << 23  # scores that are copied at a time
 _MAX_K = 8  # drafted tokens of a call
 _FAIR = 0.9  # a k can be the best one only if texts that are long enough for it hold this fraction of all positions
 _TEMPERATURES = 1e-6, 1e6  # beyond which decoding is greedy, or all classes are alike
@@ -35,7 +38,7 @@ _TEMPERATURES = 1e-6, 1e6  # beyond which decoding is greedy, or all classes are
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class DraftAcceptance(Result):
-    """Result of `draft_acceptance`, and of `compare_files` with ``draft=True``.
+    """Result of `draft_acceptance`, and of `Comparison.acceptance`.
 
     Each ``*_stderr`` is the standard error of the figure before it, clustered by text; those of a single text take each
     64 neighbouring positions as independent of the others. It is nan where there are fewer than two texts or blocks.
@@ -213,22 +216,12 @@ def draft_acceptance(
     Parameters
     ----------
     base_logits, logits : arrays of shape (..., V) and (..., W)
-        Logits of the target and of the draft for the same positions, or what `kind` says: of any dtype, byte order and
-        memory layout that `compare` takes. The first classes are the same in both; those that only one of the models
-        has (W may differ from V) have a probability of 0 in the other, and each is normalised over its own.
+        Logits of the target and of the draft for the same positions, or what `kind` says, as in `compare`: float16,
+        bfloat16, float32 or float64. The first classes are the same in both; classes that only one model has (W may
+        differ from V) have probability 0 in the other, and each model is normalized over its own.
     temperature : float, default 1.0
         Temperature of both models, from 1e-6 to 1e6; or 0 for greedy decoding, where a token is accepted if it is the
         likeliest class of both models: the first one, of equal logits.
-    kind : {"logits", "log_probs", "probs"}, optional
-        What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
-        log-probabilities or probabilities. The latter two are divided by the sum of their row's probabilities, since
-        rounding leaves it near 1.
-    base_kind : {"logits", "log_probs", "probs"}, optional
-        What `base_logits` holds; `kind` by default.
-    axis : int, default -1
-        Axis of the classes.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     segment_ids : array of integers, optional
         Number of the text of each position, broadcast over the batch; the positions of a text come in its order, and
         those of negative numbers belong to none. By default each row of a batch (N, T) is a text, and a batch (T,)
@@ -237,8 +230,8 @@ def draft_acceptance(
         Bounds of packed texts, such as [0, 7, 12] for two of 7 and 5 positions of the batch.
     cost_ratio : float, optional
         Time of a step of the draft over that of a call of the target, say 0.05, for the speed-up.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+    kind, base_kind, axis, where, workers
+        As in `compare`.
 
     Returns
     -------
@@ -248,12 +241,11 @@ def draft_acceptance(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits. Also if a probability lies outside
-        [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from normalised.
+        As in `compare`.
 
     See Also
     --------
-    compare_files : The same of files, with ``draft=True``.
+    Comparison.acceptance : The same for files, from ``compare_files(..., temperature=1, classes="all")``.
     compare : Divergences, and perplexities.
 
     Notes
@@ -286,15 +278,52 @@ def draft_acceptance(
     array([1., 1., 1.])
     """
     temperature, cost_ratio = check_temperature(temperature), check_cost_ratio(cost_ratio)
-    columns, batch = draft_columns(
-        base_logits, logits, temperature, kind=kind, base_kind=base_kind, axis=axis, where=where, workers=workers
-    )
-    numbers = sequence_numbers(segment_ids, cu_seqlens, batch)
-    if numbers is None and len(batch) > 1:
-        numbers = np.repeat(np.arange(batch[0]), math.prod(batch[1:]))
+    kinds = check_kinds(base_kind, kind)
+    base = as_scores("base_logits", base_logits, axis, kinds[0])
+    draft = as_scores("logits", logits, axis, kinds[1])
+    if draft.batch != base.batch:
+        raise_error("shape", name="logits", got=draft.shape, fits=f"{base.shape}, but for the number of classes")
+    for side in (base, draft):
+        if not side.classes:
+            raise_error("shape", name=side.name, got=side.shape, fits="that of one class or more at each position")
+    jobs.warn_of_probs(without_targets(base, where), base, base_kind, kind)
+    jobs.warn_of_probs(without_targets(draft, where), draft, kind)
+    columns = _columns(base, draft, where, temperature, workers)
+    numbers = sequence_numbers(segment_ids, cu_seqlens, base.batch)
     signed = signed_of(base_logits, logits, None, columns, None, kind, base_kind)
     of_columns = acceptance(columns, temperature), columns["kept"], numbers
-    return acceptance_of(*of_columns, temperature, cost_ratio, batch, _signed=signed)
+    return acceptance_of(*of_columns, temperature, cost_ratio, base.batch, _signed=signed)
+
+
+def _columns(base: _core.Scores, draft: _core.Scores, where: Any, temperature: float, workers: Any) -> Columns:
+    """Columns from which the acceptance is computed, block by block where scores are copied."""
+    sides, kinds = (base, draft), [_core.KINDS[side.kind] for side in (base, draft)]
+    are_divided = temperature not in (0, 1)
+    step = len(mask := np.atleast_1d(check_mask(True if where is None else where, base.batch)))
+    rows = [np.atleast_2d(np.moveaxis(side.array, side.axis, -1)) for side in sides]
+    if base.classes != draft.classes or (are_divided and kinds != ["logits", "logits"]):
+        step = _BLOCK * step // max(1, base.rows * max(base.classes, draft.classes))
+        for side in sides:
+            check_normalized(side, where, workers)
+    parts = []
+    for start in range(0, max(1, len(mask)), max(1, step)):
+        part = slice(start, start + max(1, step))
+        some = [CheckedArray(array[part], side.dtype) for array, side in zip(rows, sides, strict=True)]
+        if are_divided:
+            some = [logs(one, mask[part]) if kind == "probs" else one for one, kind in zip(some, kinds, strict=True)]
+        options: Any = dict(zip(("base_kind", "kind"), ["logits"] * 2 if are_divided else kinds, strict=True))
+        options |= {"where": mask[part], "classes": "all", "temperature": temperature, "workers": workers}
+        pair = jobs.of_known_kind(pair_columns)(some[0], {"logits": some[1]}, None, divergences=("tv",),
+                                                only_divergences=temperature > 0, **options)  # fmt: skip
+        parts.append(pair["logits"])
+    return join(parts)
+
+
+def acceptance(columns: Columns, temperature: float) -> Float64Array:
+    """The probability that a drafted token is accepted at each position, given the columns at this temperature."""
+    if temperature:
+        return 1 - columns["tv"]
+    return np.where(np.isnan(columns["tv"]), np.nan, columns["is_same_top"])  # masked, or of a score that is nan
 
 
 def check_temperature(value: Any) -> float:
@@ -312,9 +341,6 @@ def check_cost_ratio(value: Any) -> float | None:
     return None if value is None else check_number("cost_ratio", value, "a finite number of at least 0, or None")
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
-
-
 class _Texts(NamedTuple):
     """The positions that count, in the order of their texts."""
 
@@ -329,7 +355,12 @@ def acceptance_of(
     acceptance: Float64Array, kept: BoolArray, segment_ids: IntArray | None, temperature: float,
     cost_ratio: float | None, batch: tuple[int, ...] = (-1,), **others: Any,
 ) -> DraftAcceptance:  # fmt: skip
-    """The result, from the acceptance at each position, flat; `others` are its private fields."""
+    """The result, from the acceptance at each position, flat; `others` are its private fields.
+
+    Without numbers, each element of the batch's first axis is a text, or all positions are one if it has no other axis.
+    """
+    if segment_ids is None and len(batch) > 1:
+        segment_ids = np.repeat(np.arange(batch[0]), math.prod(batch[1:]))
     texts = _in_texts(acceptance, kept, segment_ids)
     groups = texts.text
     is_clustered = bool(groups.size) and int(groups[-1]) > 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.columns import COLUMNS, OF_TARGETS, SEEMS_PROBS
+from tokenloss._comparison.columns import COLUMNS, HAS_TEXTS, OF_TARGETS, SEEMS_PROBS
 from tokenloss._comparison.paired import (
     KL_QUANTILES,
     Mean,
@@ -99,6 +99,8 @@ def signed_of(
     dtype, base_dtype = (dtype_name(code, array) for array, code in (as_float_array(*one) for one in arrays.items()))
     signed: dict[str, Any] = {"kind": either(kind, base_kind), "dtype": either(dtype, base_dtype)}
     signed |= {"ignored": int(np.count_nonzero(~kept))} | ({} if classes is None else {"classes": str(classes)})
+    if numbers is None and as_float_array("logits", logits)[0].ndim > 2:
+        signed[HAS_TEXTS] = 1
     if SEEMS_PROBS in columns:
         signed[SEEMS_PROBS] = 1  # no field of the signature: it voids gates
     if targets is not None:

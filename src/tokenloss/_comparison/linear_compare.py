@@ -2,22 +2,78 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.columns import pair_positions, without_losses
+import numpy as np
+
+from tokenloss._comparison.columns import (
+    bytes_of_bools,
+    new_columns,
+    pair_positions,
+    probability_of_rest,
+    share,
+    without_losses,
+)
 from tokenloss._comparison.comparison import Comparison, comparison_of
 from tokenloss._comparison.figures import signed_of
-from tokenloss._comparison.linear_columns import linear_pair_columns
+from tokenloss._core import _core
 from tokenloss._core.arguments import further_divergences
-from tokenloss._core.projection import two_projections
+from tokenloss._core.projection import run_pairs, two_projections
 from tokenloss._core.signature import head_fields
-from tokenloss._core.validation import check_compared_classes, logit_transform
+from tokenloss._core.validation import as_positions, check_compared_classes, logit_transform
+from tokenloss._scores.token_scores import token_job
 from tokenloss._statistics.sequences import sequence_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenloss._core.types import ArrayLike
+    from tokenloss._core.projection import Projection
+    from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array
+
+
+def linear_pair_columns(
+    base: Projection, others: dict[str, Projection], positions: _core.Positions, transform: tuple[float, float],
+    workers: Any, divergences: Sequence[str] = (),
+) -> dict[str, Columns]:  # fmt: skip
+    """Columns of each candidate, flat, by its name; of the classes of the positions, if the projections have more."""
+    count = slice(positions.classes)
+    cut, cut_others = base.part(count), [other.part(count) for other in others.values()]
+    candidates = {name: new_columns(base.scores.rows, divergences) for name in others}
+    jobs: list[_core.PairJob] = []
+    for (name, columns), other in zip(candidates.items(), cut_others, strict=True):
+        if max(base.scores.classes, others[name].scores.classes) > positions.classes:
+            columns |= {sums: np.zeros(base.scores.rows) for sums in ("base_logsumexp", "logsumexp")}
+        options = _core.DEFINITIONS["exact"], bytes_of_bools(columns)
+        jobs.append(_core.PairStats(cut.scores, positions, other.scores, *options))
+        jobs[-1].set_transform(*transform)
+    run_pairs(cut, cut_others, jobs, workers)
+    first: Columns = {}
+    base_rest: Array | None = None
+    for name, columns in candidates.items():
+        if "logsumexp" in columns:
+            if base_rest is None:
+                base_rest = _logsumexp_from(positions.classes, base, columns["kept"], transform, workers)
+            rest = _logsumexp_from(positions.classes, others[name], columns["kept"], transform, workers)
+            columns["base_left_out"] = probability_of_rest(columns.pop("base_logsumexp"), base_rest)
+            columns["left_out"] = probability_of_rest(columns.pop("logsumexp"), rest)
+        candidates[name] = share(columns, first)
+        first = first or columns
+    return candidates
+
+
+def _logsumexp_from(
+    first: int, projection: Projection, mask: Array, transform: tuple[float, float], workers: Any
+) -> Float64Array:
+    """The logsumexp of the classes from the first one on, flat; -inf without classes and outside of the mask."""
+    rest = projection.part(slice(first, None))
+    logsumexp = np.full(rest.scores.rows, -np.inf)
+    if rest.scores.classes:
+        where = mask.reshape(rest.scores.batch)
+        positions = as_positions("targets", np.zeros(where.shape, int), rest.scores, None, where, distributions=False)
+        job, columns = token_job(rest.scores, positions, transform, 0)
+        rest.run(job, workers)
+        logsumexp[mask] = columns["logsumexp"].reshape(-1)[mask]
+    return logsumexp
 
 
 def linear_compare(
@@ -48,38 +104,20 @@ def linear_compare(
 
     Parameters
     ----------
-    base_hidden : array of shape (..., D)
-        Hidden states of the base model: float16, bfloat16, float32 or float64, of any byte order and memory layout, or
-        anything with `__dlpack__` on the CPU (torch, JAX). Lists are converted.
-    base_lm_head : array of shape (V, D)
-        Its projection onto the vocabulary, as the weight of ``torch.nn.Linear``: of any of these dtypes, in C or
-        Fortran order, perhaps memory-mapped. It is never copied as a whole.
+    base_hidden, base_lm_head : arrays of shape (..., D) and (V, D)
+        Hidden states of the base model and its projection onto the vocabulary, in any dtype and layout that
+        `linear_cross_entropy` accepts.
     hidden, lm_head : arrays of shape (..., E) and (V, E)
         The same of the other model, whose hidden states may have another size.
     targets : array of integers, optional
         Class ids, of the shape of `hidden` without its last axis. Without them there are divergences, but no losses.
     base_lm_head_bias, lm_head_bias : arrays of shape (V,), optional
         Biases of the projections.
-    classes : int, optional
-        Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their hidden states are never read.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
-    segment_ids : array of integers, optional
-        Number of the sequence of each position, broadcast over the batch, in any order: standard errors are then
-        clustered by sequence. Positions of negative numbers belong to no sequence: each is a group of its own.
-    cu_seqlens : array of integers, optional
-        Bounds of packed sequences, such as [0, 7, 12] for two of 7 and 5 positions of ``targets.ravel()``.
-    logit_scale : float, default 1.0
-        Multiplier of the logits of both models (1 / temperature).
-    softcap : float, optional
-        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
-    divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
-        Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
-        logsumexps. For those beside it, all tiles are computed twice.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+    logit_scale, softcap
+        As in `cross_entropy`, for the logits of both models.
+    classes, ignore_index, where, segment_ids, cu_seqlens, divergences, workers
+        As in `compare`. Hidden states of positions that are left out are never read. For divergences beside "kl", all
+        tiles are computed twice.
 
     Returns
     -------
@@ -89,10 +127,8 @@ def linear_compare(
 
     Raises
     ------
-    IndexError
-        If an included target is out of range; the message names its position and value.
-    TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+    IndexError, TypeError, ValueError
+        As in `compare`.
 
     See Also
     --------

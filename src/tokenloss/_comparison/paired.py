@@ -86,6 +86,7 @@ class PairedLosses(Result):
         other arrays of bool False.
     """
 
+    GATES = ("max_kl", "max_kl_quantile", "min_same_top", "max_perplexity_ratio")  # that `check` takes
     _of_base: ClassVar[tuple[str, ...]] = ("base",)  # figures that are the same for all candidates of one base
     _divergence: ClassVar[str] = "kl"  # the array that has it
     _quantity: ClassVar[str] = "KL divergence"

@@ -1,21 +1,335 @@
-"""Results of `compare_files` of responses: losses, changes of probability, a lower bound of the divergence."""
+"""Comparisons of responses: the tokens of two files are paired, and their figures follow from columns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tokenloss._comparison.paired import KL_QUANTILES, Mean, PairedLosses, paired_figures, quantiles, sequence_table
 from tokenloss._comparison.tables import responses_shown
+from tokenloss._core.errors import named, raise_error, with_file_names
 from tokenloss._core.result import figure
+from tokenloss._scores.divergence import topk_divergence_bound
+from tokenloss._statistics.rounding import Rounding
+from tokenloss.formats.responses.columns import join
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from typing import NoReturn
 
     from tokenloss._core.result import Shown
-    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
+    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
+    from tokenloss.formats.responses import Response, ResponsesFile
+
+_PENDING = 1 << 18  # listed classes that are compared at once
+_OWN = 1 << 62  # the class of a token that is known by its text alone
+
+# results for each token, and what it is
+COLUMNS = {
+    "sequence": np.int64, "position": np.int64, "target": np.int64, "text": np.object_,
+    "nll": np.float64, "base_nll": np.float64, "kl_bound": np.float64, "base_mass": np.float64,
+    "mass": np.float64, "delta_p": np.float64, "is_same_top": np.bool_, "is_top_known": np.bool_, "kept": np.bool_,
+    "is_bounded": np.bool_, "is_sentinel": np.bool_,
+}  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """A sequence as both models scored it: its number in the file of the base, its origin, and columns of its tokens.
+
+    `tokens` are their ids (-1 where unknown) and text (None where unknown), `responses` those of both files, None in
+    place of scores.
+    Columns of a model are logprobs, is_sentinel, is_greedy, is_greedy_known, best (the most likely class), and top_ids
+    and top_logprobs (the listed classes, the last of which is the token's own). Unknown classes are -1.
+    """
+
+    number: int
+    origin: tuple[int, int, str | None]  # its line in both files, and the name of its request
+    tokens: tuple[Array, Array]
+    responses: tuple[Response | None, Response | None]
+    base: Columns
+    other: Columns
+
+
+class PairedFiles:
+    """Two files of responses, matched by the names of requests where both have them, else by their order.
+
+    `skipped` is the number of requests that failed in either file, after all pairs.
+    """
+
+    def __init__(self, base: ResponsesFile, other: ResponsesFile) -> None:
+        if base.part != other.part:
+            got = f"has log-probabilities of the part {other.part!r}"
+            fits = f"have those of {base.part!r}, as {base.path} has"
+            fits += f"; or both come with {named('part', 'generated')}"
+            raise_error("content", path=other.path, got=got, fits=fits)
+        self.files = base, other
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Match the responses, which wait for their partner."""
+        by_name = all(map(_has_names, self.files))
+        failed: tuple[set[Any], set[Any]] = set(), set()
+        readers = [_keyed(file, by_name, own) for file, own in zip(self.files, failed, strict=True)]
+        waiting: tuple[dict[Any, Any], dict[Any, Any]] = {}, {}
+        numbers = [0, 0]
+        open_sides = {0, 1}
+        while open_sides:
+            for side in sorted(open_sides):
+                key, response = next(readers[side], (None, None))
+                if response is None:
+                    open_sides.discard(side)
+                    continue
+                mine = numbers[side], response
+                numbers[side] += 1
+                partner = waiting[1 - side].pop(key, None)
+                if partner is None:
+                    waiting[side][key] = mine
+                    continue
+                (number, base), (_, other) = (mine, partner) if side == 0 else (partner, mine)
+                yield self._pair(number, base, other)
+        self.skipped = len(failed[0] | failed[1])
+        for side in (0, 1):
+            alone = [response for key, (_, response) in waiting[side].items() if key[0] not in failed[1 - side]]
+            if alone:
+                _refuse_unmatched(self.files[side].path, self.files[1 - side].path, alone)
+
+    def _pair(self, number: int, base: Response, other: Response) -> Pair:
+        """Two responses as classes of the same numbers."""
+        _check_tokens(base, other, self.files[0].path, self.files[1].path)
+        origin = base.line, other.line, base.custom_id or other.custom_id
+        ids = np.where(base.ids >= 0, base.ids, other.ids)
+        text = np.where([one is None for one in base.tokens], other.tokens, base.tokens)
+        return Pair(number, origin, (ids, text), (base, other), *matched(base, other))
+
+
+def compare_pairs(
+    pairs: Iterator[Pair], paths: tuple[str, str]
+) -> tuple[Columns, dict[int, tuple[int, int, str | None]], list[Rounding]]:
+    """Columns of all tokens in order, the origin of each sequence, and how both models' numbers are rounded."""
+    parts: list[Columns] = [{name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}]
+    origins: dict[int, tuple[int, int, str | None]] = {}
+    roundings = [Rounding(), Rounding()]
+    pending: list[Pair] = []
+
+    def flush() -> None:
+        base, other = join([pair.base for pair in pending]), join([pair.other for pair in pending])
+        for i, side in enumerate((base, other)):
+            roundings[i] += Rounding.of(np.concatenate([side["logprobs"], side["top_logprobs"].reshape(-1)]))
+        with with_file_names(*paths):
+            columns = _columns(base, other, max(rounding.error for rounding in roundings))
+        lengths = [len(pair.base["logprobs"]) for pair in pending]
+        columns |= {
+            "sequence": np.repeat([pair.number for pair in pending], lengths),
+            "position": np.concatenate([np.arange(length) for length in lengths]),
+            "target": np.concatenate([pair.tokens[0] for pair in pending]),
+            "text": np.concatenate([pair.tokens[1] for pair in pending]),
+        }
+        parts.append(columns)
+        pending.clear()
+
+    n = width = 0  # tokens that are pending, and the length that all their lists get
+    for pair in pairs:
+        origins[pair.number] = pair.origin
+        (size, k), (_, other_k) = pair.base["top_ids"].shape, pair.other["top_ids"].shape
+        if pending and (n + size) * max(width, k, other_k) > _PENDING:
+            flush()
+            n = width = 0
+        n, width = n + size, max(width, k, other_k)
+        pending.append(pair)
+    if pending:
+        flush()
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    order = np.argsort(columns["sequence"], kind="stable")
+    return {name: column[order] for name, column in columns.items()}, origins, roundings
+
+
+# -- pairs of responses ------------------------------------------------------------------------------------------------
+
+
+def _has_names(file: ResponsesFile) -> bool:
+    """Whether the first request of a file has a `custom_id`."""
+    first = next(iter(file), None)
+    name = first.custom_id if first is not None else next((failed.custom_id for failed in file.failed), None)
+    return name is not None
+
+
+def _keyed(file: ResponsesFile, by_name: bool, failed: set[Any]) -> Iterator[tuple[tuple[Any, int], Response]]:
+    """Responses with the name or the number of their request, and their choice; adds those that failed to `failed`."""
+    number, seen_failed, names = -1, 0, set()
+    line = choice = index = -1
+    has_one = file.dialect == "llama.cpp"  # a choice in each response, which may stand in a list on one line
+
+    def add_failed() -> None:
+        nonlocal number, seen_failed
+        for request in file.failed[seen_failed:]:
+            number += 1
+            failed.add(request.custom_id if by_name else number)
+        seen_failed = len(file.failed)
+
+    for response in file:
+        add_failed()
+        is_next = response.line != line or response.choice <= choice or has_one
+        number, index = (number + 1, 0) if is_next else (number, index + 1)
+        line, choice = response.line, response.choice
+        if not by_name:
+            yield (number, index), response
+            continue
+        key = response.custom_id, response.choice
+        if response.custom_id is None or key in names:
+            got = "the request has no custom_id" if response.custom_id is None else f"{key[0]!r} comes twice"
+            raise_error("record", path=file.path, line=line, got=got, fits="have one of its own, as others do")
+        names.add(key)
+        yield key, response
+    add_failed()
+
+
+def _refuse_unmatched(path: str, other: str, alone: list[Response]) -> NoReturn:
+    """Raise that responses have no partner."""
+    first = alone[0]
+    name = f"choice {first.choice}" + (f" of {first.custom_id!r}" if first.custom_id is not None else "")
+    more = f", and {len(alone) - 1} more have none" if len(alone) > 1 else ""
+    raise_error("record", path=path, line=first.line, got=f"{name} has no partner in {other}{more}", fits="have one")
+
+
+def _check_tokens(base: Response, other: Response, base_path: str, path: str) -> None:
+    """Refuse responses whose tokens differ: by ids where both know them, else by text that is whole in both."""
+    where = f"as line {base.line} of {base_path} has"
+    if len(base.ids) != len(other.ids):
+        got, fits = f"it has {len(other.ids)} tokens", f"have {len(base.ids)}, {where}"
+        raise_error("record", path=path, line=other.line, got=got, fits=fits)
+    by_id = (base.ids >= 0) & (other.ids >= 0)
+    same = np.where(by_id, base.ids == other.ids, _equal(base.tokens, other.tokens))
+    differs = ~same & (by_id | (_are_whole(base.tokens) & _are_whole(other.tokens)))
+    differs |= base.is_prompt != other.is_prompt
+    for i in np.flatnonzero(differs)[:1].tolist():
+        ours, theirs = (
+            f"id {response.ids[i]}" if by_id[i] and not same[i]
+            else f"{response.tokens[i]!r} ({'prompt' if response.is_prompt[i] else 'generated'})"
+            for response in (other, base)
+        )  # fmt: skip
+        got, fits = f"token {i} is {ours}", f"be {theirs}, {where}"
+        raise_error("record", path=path, line=other.line, got=got, fits=fits)
+    numbered = ~(np.isnan(base.logprobs) | np.isnan(other.logprobs))
+    if numbered.any() and not same[numbered].any():
+        got, fits = "its tokens cannot be checked", f"have ids or text, {where}: neither is in both"
+        raise_error("record", path=path, line=other.line, got=got, fits=fits)
+
+
+def _equal(texts: Array, others: Array) -> BoolArray:
+    """Mask of the positions at which both texts are known and equal."""
+    return np.array([a is not None and a == b for a, b in zip(texts, others, strict=True)], np.bool_)
+
+
+def _are_whole(texts: Array) -> BoolArray:
+    """Mask of the texts that are known and hold whole characters."""
+    return np.array([bool(text) and "\N{REPLACEMENT CHARACTER}" not in text for text in texts.reshape(-1)], np.bool_)
+
+
+def matched(base: Response, other: Response, by_id: bool = False) -> tuple[Columns, Columns]:
+    """Columns of both responses, as those of `Pair`, in which the same class has the same number.
+
+    Numbers are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a
+    part of a character or come twice in a list.
+    """
+    both = base, other
+    listed = [~np.isnan(response.top_logprobs) for response in both]
+    own = np.where(base.ids >= 0, base.ids, other.ids)
+    have_ids = all((response.top_ids[mask] >= 0).all() for response, mask in zip(both, listed, strict=True))
+    if by_id or (have_ids and (any(mask.any() for mask in listed) or (own >= 0).all())):
+        tops, has_order = [response.top_ids for response in both], True
+    else:
+        tops, has_order = _numbers_by_text(both), False
+        own = np.full(len(own), _OWN)
+    sides: list[Columns] = []
+    for response, top, mask in zip(both, tops, listed, strict=True):
+        classes = _without_twice(np.where(mask, top, -1))
+        others = np.where(classes == own[:, None], -1, classes)  # both name the token itself, which comes last
+        side = {name: getattr(response, name) for name in ("logprobs", "is_sentinel", "is_greedy", "is_greedy_known")}
+        sides.append(side | {
+            "best": _most_likely(response, classes, own, has_order),
+            "top_ids": np.column_stack([others, np.where(np.isnan(response.logprobs), -1, own)]),
+            "top_logprobs": np.column_stack([response.top_logprobs, response.logprobs]),
+        })  # fmt: skip
+    return sides[0], sides[1]
+
+
+def _numbers_by_text(both: tuple[Response, Response]) -> list[IntArray]:
+    """A number for the text of each listed class of both responses; `_OWN` for what may be the token itself."""
+    numbers: dict[str, int] = {}
+    tops = [_numbers_of_texts(response.top_tokens, numbers) for response in both]
+    texts = [_numbers_of_texts(response.tokens, numbers) for response in both]
+    for response, top in zip(both, tops, strict=True):
+        for text in texts:  # a class of the token's text is the token, or cannot be told from it
+            top[(top == text[:, None]) & (top >= 0)] = _OWN
+        top[response.top_logprobs == response.logprobs[:, None]] = _OWN  # it may be the token by another text
+    return tops
+
+
+def _numbers_of_texts(texts: Array, numbers: dict[str, int]) -> IntArray:
+    """A number for each text, the same for equal ones; -1 for what names no class."""
+    pairs = zip(texts.reshape(-1), _are_whole(texts), strict=True)
+    flat = [numbers.setdefault(text, len(numbers)) if is_whole else -1 for text, is_whole in pairs]
+    return np.array(flat, np.int64).reshape(texts.shape)
+
+
+def _without_twice(classes: IntArray) -> IntArray:
+    """Classes of lists, with -1 in place of each that comes twice in its list."""
+    order = np.argsort(classes, axis=1, kind="stable")
+    ordered = np.take_along_axis(classes, order, 1)
+    again = ordered[:, 1:] == ordered[:, :-1]
+    is_twice = np.zeros(classes.shape, np.bool_)
+    is_twice[:, 1:] |= again
+    is_twice[:, :-1] |= again
+    ordered[is_twice] = -1
+    result = np.empty_like(classes)
+    np.put_along_axis(result, order, ordered, 1)
+    return result
+
+
+def _most_likely(response: Response, classes: IntArray, own: IntArray, has_order: bool) -> IntArray:
+    """The most likely class of each list: of equally likely ones the first, or none where numbers have no order."""
+    best = np.full(len(classes), -1)
+    if classes.shape[1]:
+        logs = np.where(np.isnan(response.top_logprobs), -np.inf, response.top_logprobs)
+        is_best = (logs == logs.max(-1)[:, None]) & ~np.isnan(response.top_logprobs)
+        lowest = np.where(is_best, classes, _OWN + 1).min(-1)
+        is_told = is_best.any(-1) & (has_order | (is_best.sum(-1) == 1))
+        best = np.where(is_told, lowest, -1)
+    return np.where(response.is_greedy & response.is_greedy_known, own, best)
+
+
+def _columns(base: Columns, other: Columns, rounding: float) -> Columns:
+    """Results for each token: nan where one of the models has no number."""
+    nll, base_nll = -other["logprobs"], -base["logprobs"]
+    compared = ~(np.isnan(nll) | np.isnan(base_nll))
+    tops = [
+        array
+        for side in (base, other)
+        for array in (np.where(np.isnan(side["top_logprobs"]), -1, side["top_ids"]), side["top_logprobs"])
+    ]
+    bound = topk_divergence_bound(*tops, rounding=rounding)
+    any_greedy = base["is_greedy"] | other["is_greedy"]
+    known = compared & base["is_greedy_known"] & other["is_greedy_known"]
+    known &= any_greedy | ((base["best"] >= 0) & (other["best"] >= 0))
+    same = np.where(any_greedy, base["is_greedy"] & other["is_greedy"], base["best"] == other["best"])
+    numbers = {
+        "nll": nll,
+        "base_nll": base_nll,
+        "kl_bound": bound.kl,
+        "base_mass": bound.base_mass,
+        "mass": bound.mass,
+        "delta_p": np.exp(-nll) - np.exp(-base_nll),
+    }
+    return {name: np.where(compared, column, np.nan) for name, column in numbers.items()} | {
+        "is_same_top": same & known,
+        "is_top_known": known,
+        "kept": compared,
+        "is_bounded": compared & (bound.n_common > 1),
+        "is_sentinel": base["is_sentinel"] | other["is_sentinel"],
+    }
+
 
 TOKEN_COLUMNS = (
     "kept", "base_nll", "nll", "kl_bound", "delta_p", "is_same_top", "is_top_known", "base_mass", "mass",

@@ -75,12 +75,12 @@ class SampleMetric(Result):
     Examples
     --------
     >>> import json, pathlib, tempfile
-    >>> from tokenloss import compare_files
+    >>> from tokenloss import compare_samples
     >>> paths = [pathlib.Path(tempfile.mkdtemp(), name) for name in ("base.json", "other.json")]
     >>> for path, values in zip(paths, ([1, 1, 0, 1], [1, 0, 0, 1])):
     ...     samples = [{"doc_id": i, "filtered_resps": [], "acc": value} for i, value in enumerate(values)]
     ...     _ = path.write_text(json.dumps(samples))
-    >>> (acc,) = compare_files(paths[0], {"q4": paths[1]})["q4"].metrics
+    >>> (acc,) = compare_samples(paths[0], {"q4": paths[1]})["q4"].metrics
     >>> acc
     SampleMetric(name='acc', difference=-0.2500 ± 0.250, base=0.7500, other=0.5000)
     >>> acc.right_to_wrong, acc.doc_ids[acc.base_values > acc.other_values]
@@ -183,11 +183,11 @@ class SampleComparison(Result):
     Examples
     --------
     >>> import json, pathlib, tempfile
-    >>> from tokenloss import compare_files
+    >>> from tokenloss import compare_samples
     >>> base, q4 = (pathlib.Path(tempfile.mkdtemp(), "samples.jsonl") for _ in range(2))
     >>> for path in (base, q4):
     ...     _ = path.write_text(json.dumps({"doc_id": 0, "filtered_resps": ["4"], "exact_match": 1.0}))
-    >>> compare_files(base, {"q4": q4})["q4"]
+    >>> compare_samples(base, {"q4": q4})["q4"]
     SampleComparison(metrics=['exact_match': 1.000 (0.00)], count=1)
     """
 

@@ -41,6 +41,8 @@ def scores_shown(comparisons: Mapping[str, Any]) -> Shown:
     kinds = [first._about[name] for name in ("kind", "base_kind")[bool(others) :] if name in first._about]
     basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.is_clustered else "taken as independent"
     note = f"{count_of(first.count, 'token')}, {basis}, {first.definitions} definitions"
+    note += "" if first.temperature == 1 else f", temperature {first.temperature:g}"
+    note += "" if first.temperature else " (greedy; losses and divergences at 1)"
     note += "" if first.has_targets else "; without targets, which losses and perplexities need"
     note = "; ".join(filter(None, (note, " vs ".join(kinds), interval_note(first.interval_factor))))
     tables = [candidate_table(comparisons)] if others else comparison_tables(first) + group_tables(first._figures())

@@ -155,6 +155,7 @@ class TextComparison(Result):
     >>> import base64, pathlib, tempfile
     >>> import numpy as np
     >>> from tokenloss import compare_texts
+    >>> from tokenloss.formats import open_scores
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     text, ranks, a, b = (pathlib.Path(directory, name) for name in ("t.txt", "t.tiktoken", "a.npz", "b.npz"))
     ...     _ = text.write_text("abab")
@@ -162,7 +163,7 @@ class TextComparison(Result):
     ...     _ = ranks.write_text("\n".join(lines))
     ...     np.savez(a, logits=np.zeros((4, 3)), targets=[0, 1, 0, 1])
     ...     np.savez(b, logits=np.zeros((3, 3)), targets=[2, 0, 1])
-    ...     found = compare_texts(a, b, text=text, tokenizer_a=ranks, tokenizer_b=ranks)
+    ...     found = compare_texts(*(open_scores(path, tokenizer=ranks) for path in (a, b)), text=text)
     >>> found
     TextComparison(difference=-0.396241 ± 0.297, bits_per_byte_a=1.58496, bits_per_byte_b=1.18872, n_bytes=4)
     >>> found.columns()["n_tokens_b"], found.a_worse[0].tokens_a

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import named, raise_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,8 @@ def check_divergences(value: Any, definitions: str = "exact") -> tuple[str, ...]
         if not isinstance(name, str) or name not in DIVERGENCES:
             raise_error("option", name="divergences", got=name, fits=f"some of {', '.join(map(repr, DIVERGENCES))}")
         if name in FURTHER_DIVERGENCES and definitions != "exact":
-            raise_error("option", name="divergences", got=name, fits=f"'kl' alone with definitions={definitions!r}")
+            fits = f"'kl' alone with {named('definitions', definitions)}"
+            raise_error("option", name="divergences", got=name, fits=fits)
     return tuple(name for name in DIVERGENCES if name in names)
 
 
@@ -54,11 +55,11 @@ def is_given(value: Any, default: Any) -> bool:
     return value is not default and not is_empty and not (type(value) is type(default) and value == default)
 
 
-def refuse_given(given: dict[str, Any], fits: str) -> None:
-    """Raise if any of these options, which do not apply here, is given; None and empty lists count as not given."""
+def refuse_given(given: dict[str, Any], fits: str, *others: str) -> None:
+    """Raise if any of these options is given, and not None or empty; {} in `fits` stands for the name of another."""
     for name, value in given.items():
         if is_given(value, None):
-            raise_error("given", name=name, fits=fits)
+            raise_error("given", name=name, fits=fits.format(*map(named, others)))
 
 
 def as_paths(name: str, value: Any) -> list[str]:

@@ -7,12 +7,13 @@ import functools
 import re
 import sys
 import warnings
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from tokenloss._core.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# by name of the error: its type, and its message, which names the argument, what came and what fits
+# by name of the error: its type, and its message, which names the argument, what came and what fits; an {argument} is
+# the name as `named` spells it, and {other} is `got` likewise
 _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "device": (TypeError, "{name} is on device {got}; move it to the CPU first"),
     "dlpack": (TypeError, "{name} cannot be read through DLPack: {got}"),
@@ -31,12 +33,12 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "container": (TypeError, "{name} is a {got}; pass {fits}"),
     "scalar": (ValueError, "{name} is a scalar; it must have a class axis"),
     "axis": (ValueError, "axis is {got}, but {name} has {fits}"),
-    "type": (TypeError, "{name} is {got!r}; it must be {fits}"),
+    "type": (TypeError, "{argument} is {got!r}; it must be {fits}"),
     "shape": (ValueError, "{name} has shape {got}; it must be {fits}"),
-    "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
-    "given": (ValueError, "{name} is given; it must be {fits}"),
-    "not for": (ValueError, "{name} {fits}"),
-    "empty": (ValueError, "{name} is empty; it must be {fits}"),
+    "option": (ValueError, "{argument} is {got!r}; it must be {fits}"),
+    "given": (ValueError, "{argument} is given; it must be {fits}"),
+    "not for": (ValueError, "{argument} {fits}"),
+    "empty": (ValueError, "{argument} is empty; it must be {fits}"),
     "sizes": (
         ValueError,
         "{name} has {got} classes, {base} {fits}; classes={least} compares the first {least} of both",
@@ -44,7 +46,8 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "merge": (ValueError, "evaluations cannot be merged: {got}"),
     "candidates": (ValueError, "there are {got} candidates; results() gives the figures of each"),
     "sometimes": (ValueError, "{name} must be given in all calls, or in none"),
-    "together": (ValueError, "{name} and {got} cannot be given together"),
+    "together": (ValueError, "{argument} and {other} cannot be given together"),
+    "lacks": (ValueError, "{name} {got}; {by} needs {fits}"),
     "needs tokens": (
         ValueError,
         "{name} needs every token, and {got}; run once with {option}, for the figures, and once without it, for {name}",
@@ -69,16 +72,40 @@ _MOST_LABELS = 1000  # more classes are a vocabulary, whose ids have a meaning
 _MOST_READ = 1 << 16  # targets that are searched for all labels
 _NO_LABEL = 255  # marks pixels without a label, as -1 and -100 do
 _IS_OURS = re.compile(r"tokenloss(\.(?!_command)|$)")  # modules of this package except those of the command
+OPTIONS: ContextVar[Mapping[str, str] | None] = ContextVar("options", default=None)  # by argument, in the command
 _LONGEST = 4000  # characters of a message: a name or a list of names in a file may have millions
 
 
 def raise_error(error: str, **words: object) -> NoReturn:
     """Raise the error of this name; the middle of a very long message is left out."""
     kind, words_of_error = _ERRORS[error]
-    message = printable(words_of_error.format(**words))
+    argument, other = (named(str(words.get(word))) for word in ("name", "got"))
+    message = printable(words_of_error.format(**words, argument=argument, other=other))
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
     raise kind(message)
+
+
+def named(name: str, value: Any = None) -> str:
+    """Spell an argument as the reader of a message would: ``shift=True`` in Python, ``--shift`` in the command.
+
+    Without a value it is the plain name; with `...` as the value, ``name=`` in Python. A value in capitals, such as
+    "FILE", is a placeholder.
+    """
+    option = (OPTIONS.get() or {}).get(name)
+    if value is None:
+        return option or name
+    is_placeholder = str(value).isupper() and str(value).isalpha()  # which a date with a T is not
+    if option is None:
+        return f"{name}={'' if value is ... else value if is_placeholder else repr(value)}"
+    if value is False:
+        return f"--no-{option[2:]}"
+    return option if value is True or value is ... else f"{option} {value}"
+
+
+def worded(python: str, command: str) -> str:
+    """Return the words for users of Python, or those for users of the command, whoever reads the message."""
+    return python if OPTIONS.get() is None else command
 
 
 def raise_bad_class(
@@ -99,7 +126,7 @@ def raise_bad_class(
     if classes == 1 and name != "class_ids":
         fits += "; of probabilities of class 1 alone, pass both classes: np.concatenate([1 - p, p], -1)"
     elif may_be_mark and name != "class_ids":
-        fits += f"; if {got} marks what has no label, give ignore_index={got}"
+        fits += f"; if {got} marks what has no label, give {named('ignore_index', got)}"
     is_sure = not any(label < 0 or label == _NO_LABEL for label in labels) or labels == {-1, 1}
     if may_be_labels and is_sure:
         fits += f"; if these are the labels of all classes, pass {labels_to_ids(name)}"
@@ -191,6 +218,16 @@ def contextmanager(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractCo
         return _Manager(make(*args, **options))
 
     return manager
+
+
+@contextmanager
+def naming_options(options: Mapping[str, str] | None) -> Iterator[None]:
+    """Let messages name these options, by argument, as in the command; None lets them name arguments, as in Python."""
+    token = OPTIONS.set(options)
+    try:
+        yield
+    finally:
+        OPTIONS.reset(token)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 
 from tokenloss._core import _core, threads
-from tokenloss._core.errors import KindWarning, raise_bad_class, raise_error, warn
+from tokenloss._core.errors import KindWarning, named, raise_bad_class, raise_error, warn
 from tokenloss._core.validation import check_reduction
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ _IS_KNOWN = contextvars.ContextVar("whether the kind of scores is known", defaul
 
 # what the message says of a row whose logsumexp is too far from 0, by the kind of its scores
 _NORMALIZED = {
-    "logits": "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them",
-    "log_probs": "natural log-probabilities have 0; for logits, give kind='logits'",
-    "probs": "probabilities add up to 1: divide each row by its sum; for logits, give kind='logits'",
+    "logits": "{of_llama} takes log-probabilities, as log_softmax gives them",
+    "log_probs": "natural log-probabilities have 0; for logits, give {is_logits}",
+    "probs": "probabilities add up to 1: divide each row by its sum; for logits, give {is_logits}",
 }
 
 
@@ -129,7 +129,8 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
 
 def raise_unnormalized(name: str, position: Sequence[int], kind: str, logsumexp: float) -> NoReturn:
     """Raise the error of a row that is not normalised; of probabilities, it tells their sum."""
-    name, fits = f"{name}{position or ''}", _NORMALIZED[kind]
+    is_logits, of_llama = named("kind", "logits"), named("definitions", "llama.cpp")
+    name, fits = f"{name}{position or ''}", _NORMALIZED[kind].format(is_logits=is_logits, of_llama=of_llama)
     if kind == "probs":
         with np.errstate(over="ignore"):
             raise_error("sum", name=name, got=np.exp(logsumexp), fits=fits)
@@ -153,5 +154,5 @@ def raise_refusal(job: _core.RowJob) -> NoReturn:
         raise_error("changed", name=positions.name, position=position or "", fits=fits)
     position.insert(scores.axis, k)
     fits = "probability" if is_probability or kind == "probs" else "log-probability"
-    fits += "; use cross_entropy for logits" if kind == "logits" else "; for logits, give kind='logits'"
+    fits += "; use cross_entropy for logits" if kind == "logits" else f"; for logits, give {named('kind', 'logits')}"
     raise_error("score", name=scores.name, position=position, got=score, fits=fits)

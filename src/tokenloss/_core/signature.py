@@ -55,12 +55,12 @@ class IdsHash:
         return cls(_sum_of(ids, before), ends)
 
     @staticmethod
-    def total_of(parts: Iterable[Any]) -> int:
+    def of_parts(parts: Iterable[Any]) -> IdsHash:
         """The hash of the class ids of results of shards, in the order of the text."""
         found = IdsHash()
         for part in parts:
             found.add(IdsHash(part.ids_sum, part.ids_ends))
-        return found.total
+        return found
 
     def add(self, other: IdsHash) -> None:
         """Add ids that come later."""

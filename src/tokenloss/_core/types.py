@@ -25,6 +25,11 @@ Axes: TypeAlias = int | tuple[int, ...] | None
 
 Columns: TypeAlias = dict[str, Array]
 Kind: TypeAlias = Literal["logits"] | Literal["log_probs"] | Literal["probs"]  # a union, as stubtest has it
+# what a verb may need of a source
+Need: TypeAlias = (
+    Literal["nll"] | Literal["rows"] | Literal["targets"] | Literal["ids"]
+    | Literal["tokenizer"] | Literal["plan"] | Literal["resume"]
+)  # fmt: skip
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Out = TypeVar("Out", bound=SupportsDLPack)  # NumPy arrays support DLPack, too

@@ -23,7 +23,7 @@ from tokenloss._core.dtypes import (
     refuse_container,
     without_bfloat16,
 )
-from tokenloss._core.errors import labels_to_ids, raise_error, warn
+from tokenloss._core.errors import labels_to_ids, raise_error, warn, worded
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array
@@ -103,7 +103,9 @@ def as_target_array(
         elif code in FLOAT_CODES and array.shape[:-1] == shape and has_classes:
             fits += f"; if these are scores: {order_advice(scores_name)}"
         elif axis is not None and has_classes:
-            fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
+            last = f"if axis {axis} of {scores_name} holds them: np.moveaxis({scores_name}, {axis}, -1)"
+            of_python = f"give axis={axis}, if that axis of {scores_name} holds the classes"
+            fits += f"; or {worded(of_python, f'save the classes last, {last}')}"
         raise_error("shape", name=name, got=array.shape, fits=fits)
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
         return np.empty(batch, np.int64), _core.DTYPES["int64"]

@@ -1,125 +1,128 @@
-"""The evaluation of blocks that are in memory, as an engine's loop makes them."""
+"""The evaluation of blocks in memory, from an engine's loop."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
-import time
-from collections import ChainMap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core import config
 from tokenloss._core.dtypes import as_array, as_float_array, dtype_name, without_bfloat16
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import check_mask
 from tokenloss._evaluation import score
-from tokenloss._evaluation.checkpoint import Checkpoint
-from tokenloss._evaluation.options import by_identity
-from tokenloss._evaluation.parts import BlockTotal, Parts, ScoredBlock, summed
-from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, checked_shard, shifted_shard
-from tokenloss._evaluation.progress import Progress
+from tokenloss._evaluation.parts import BlockTotal, ScoredBlock, summed
+from tokenloss._evaluation.plan import checked_shard
 from tokenloss._evaluation.sequences import RowSequences
-from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks, token_function
-from tokenloss._evaluation.token_bytes import (
-    WRITTEN,
-    bytes_of_ids,
-    compact,
-    padding_of,
-    refuse_unknown,
-    scored_rows,
-    with_text,
-)
+from tokenloss._evaluation.shards import OpenShard, Shard, check_shiftable, shifted_shard
+from tokenloss._evaluation.token_bytes import bytes_of_ids, compact, padding_of, refuse_unknown, scored_rows
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats.mapped import rows_at
-from tokenloss.formats.scores_file import ScoresFile
-from tokenloss.formats.tokenizers import tokenizer_files
+from tokenloss.formats.scores_file import FileSpec, ScoresFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, MutableMapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tokenloss._core.types import Array, BoolArray, IntArray
-    from tokenloss._evaluation.options import Options, Settings
-    from tokenloss._evaluation.results import Evaluation
-    from tokenloss._evaluation.sink import Sink
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.run import Work
+    from tokenloss._evaluation.sink import TokenBlock
+    from tokenloss.formats.sources import Blocks
     from tokenloss.formats.tokenizers import Tokenizer
 
-_SAMPLE = 32  # scores of a block's first row that counts, by which a block that is made again is recognized
+_SAMPLE = 32  # scores of a block's first row that counts, which identify a block that is made again
 
 
-def evaluate_blocks(source: Any, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
-    """Score all tokens of blocks, one block after the other; those that the checkpoint holds are not scored again."""
-    read = [] if settings.tokenizer is None else tokenizer_files(settings.tokenizer.path)
-    check_files(outputs, settings.state, by_identity(read))
-    checkpoint: Checkpoint[Any] = Checkpoint(settings.state, options)
-    run = _Run(options._replace(top=checkpoint.top), settings, outputs)
-    for result in checkpoint.results.values():
-        run.total.add(result)
-    run.begun.update(dict.fromkeys(run.total.counts, WRITTEN))
-    first = checkpoint.last_block()  # is made again: its last row may predict the first target of the next one
-    with contextlib.ExitStack() as stack, Progress(0 if settings.progress else None) as progress:
-        start = time.perf_counter()
-        for number, values in enumerate(_made(source, first), first):
-            block = run.with_bytes(_checked(f"block {number}", values, run.total))
-            if number == first:
-                run.open_sinks(stack, block)
-            if number in checkpoint.results:
-                checkpoint.check_again(number, block.arrays(options.ignore_index))
-            else:
-                scored = run.take(block)
-                if settings.state is not None:
-                    checkpoint.add(number, summed(scored, checkpoint.top), block.arrays(options.ignore_index))
-            run.hold_back(block)
-            progress.advance(block.scores.nbytes, f"block {number}")
-        run.end()
-        seconds, lengths = time.perf_counter() - start, (settings.n_bytes, settings.n_words)
-        blocks = run.total.all()
-        blocks = blocks._replace(result=with_text(blocks.result, settings.tokenizer))
-        evaluation = Parts.of_blocks(blocks, options).evaluation(lengths, seconds, run.n_read)
-        finish_sinks(outputs, evaluation.figures, evaluation)
-        return evaluation
+class _Part(NamedTuple):
+    """A block or a part of it as an open shard, with the numbers of rows and sequences before it."""
+
+    shard: Shard
+    opened: OpenShard
+    first_row: int
+    first_sequence: int
+    counts: dict[int, int] | None  # of the rows of each sequence, if these have ids
 
 
-def _made(source: Any, first: int) -> Iterator[Any]:
-    """The blocks of a source, from this number on if it is a function that makes them."""
-    if not callable(source):
-        yield from source
-        return
-    blocks, n_made, fits = source(first), 0, "an iterable of blocks, of which the first has this number"
-    if not hasattr(blocks, "__iter__"):
-        raise_error("type", name=f"source({first})", got=type(blocks).__name__, fits=fits)
-    for block in blocks:
-        n_made += 1
-        yield block
-    if not n_made:
-        raise_error("empty", name=f"source({first})", fits=fits)
+class BlockUnit(NamedTuple):
+    """The rows of a block to score, and perhaps the row held back from an earlier block; a `Unit`.
 
-
-class _Run:
-    """Scores blocks, and adds them up.
-
-    If targets are shifted and a sequence may go on in the next block, the last row of a block is held back until the
+    If targets are shifted and a sequence may continue in the next block, the last row of a block is held back until the
     id that it predicts is known.
     """
 
-    def __init__(self, options: Options, settings: Settings, outputs: Sequence[Sink]) -> None:
-        self.total, self.n_read = BlockTotal(options.top), 0
-        self._tokenizer = settings.tokenizer
-        self.begun: dict[int, int] = {}  # per text number: hidden ids so far, or WRITTEN
-        self._options, self._outputs = options, outputs
-        self._workers = settings.workers or config.default_workers()
-        self._top_k = 0
-        self._last: _Block | None = None  # the row that is held back
+    block: _Block
+    parts: list[_Part]
+    sampled: int  # rows already in the sample of shifted targets
+    ignore_index: int | None
+    is_rest: bool = False  # whether it is only the row left at the end
 
-    def open_sinks(self, stack: contextlib.ExitStack, block: _Block) -> None:
-        """Open the outputs before the first block."""
-        self._top_k = min(max((output.top_k for output in self._outputs), default=0), block.scores.shape[-1])
-        open_sinks(stack, self._outputs, None, None, self._top_k, tokenizer=self._tokenizer)
+    @property
+    def key(self) -> str:
+        """Its name in a state."""
+        return self.block.name
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the scores."""
+        return sum(part.shard.n_bytes for part in self.parts)
+
+    def arrays(self) -> dict[str, Any]:
+        """Arrays that must be the same when the block is made again."""
+        return self.block.arrays(self.ignore_index)
+
+
+def block_units(
+    first: int, found: Sequence[ScoredBlock], source: Blocks, options: Options, tokenizer: Tokenizer | None
+) -> Iterator[BlockUnit]:
+    """The units of blocks from this number on; `found` is the growing list of results."""
+    maker = _Maker(source, options, tokenizer, found, first)
+    for number, values in enumerate(source.made(first), first):
+        is_done = number < len(found)  # it is made again, since its last row may be held back
+        block = maker.with_bytes(_checked(f"block {number}", values, maker.before))
+        yield maker.unit(block, is_done)
+        maker.hold_back(block)
+    if maker.last is not None:
+        part = maker.part(maker.last, None)
+        yield BlockUnit(maker.last, [part], maker.sampled(), options.ignore_index, is_rest=True)
+
+
+class _Before(NamedTuple):
+    """What a block must have in common with earlier blocks."""
+
+    classes: int | None = None
+    has_ids: bool | None = None
+
+
+class _Maker:
+    """Makes units of blocks, and counts the rows and sequences before each."""
+
+    def __init__(
+        self, source: Blocks, options: Options, tokenizer: Tokenizer | None, found: Sequence[ScoredBlock], first: int
+    ) -> None:
+        self._kind, self._options, self._tokenizer = source.options["kind"], options, tokenizer
+        self._found, self._n_seen, self._sampled = found, 0, 0
+        total = BlockTotal(0)
+        for result in found:
+            total.add(result)
+        self._rows, self._n_sequences, self._counts = total.rows, total.n_sequences, dict(total.counts)
+        self.before = _Before(total.facts and total.facts.shape[-1], total.has_ids)
+        self._begun: dict[int, int] = {}  # per text number: hidden ids so far, or WRITTEN
+        for result in found[:first]:
+            if result.begun is not None:
+                self._begun.update(zip(result.begun[::2].tolist(), result.begun[1::2].tolist(), strict=True))
+        self.last: _Block | None = None  # the row that is held back
+
+    def sampled(self) -> int:
+        """Number of rows already in the sample of shifted targets."""
+        self._sampled += sum(result.result.shift_sample.rows for result in self._found[self._n_seen :])
+        self._n_seen = len(self._found)
+        return self._sampled
 
     def with_bytes(self, block: _Block) -> _Block:
         """A block with the bytes of its ids, if there is a tokenizer."""
+        self.before = _Before(block.scores.shape[-1], block.ids is not None)
         if self._tokenizer is None:
             return block
         if block.targets.shape != block.scores.shape[:-1]:
@@ -128,57 +131,76 @@ class _Run:
         if block.scores.ndim > 3 and block.ids is None:
             raise_error("shape", name=f"{block.name}: logits", got=block.scores.shape, fits="(N, T, V) for N texts")
         numbers = RowSequences(block.scores.shape, block.ids).numbers(0, block.targets.size)
-        begun, shift = {} if block.ids is None else self.begun, bool(self._options.shift)
+        begun, shift = {} if block.ids is None else self._begun, bool(self._options.shift)
         n_bytes, _ = bytes_of_ids(block.targets, numbers, _in_texts(block), self._tokenizer, begun, shift)
-        return block._replace(n_bytes=n_bytes)
+        pairs = [(number, begun[number]) for number in np.unique(numbers).tolist() if block.ids is not None]
+        return block._replace(n_bytes=n_bytes, begun=np.array(pairs, np.int64).reshape(-1) if pairs else None)
 
-    def take(self, block: _Block) -> list[ScoredBlock]:
-        """Score a block, in parts."""
+    def unit(self, block: _Block, is_done: bool) -> BlockUnit:
+        """The unit of a block, after the row that was held back, if any; without parts if the block is done."""
         if self._options.shift:
-            check_shiftable(_file(block, self._options), block.targets, None)
+            check_shiftable(_file(block, self._kind), block.targets, None)
         parts, is_open = [], self._is_open(block)
-        if self._last is not None and len(block.scores):
-            parts.append(self._score(self._last, following=block if is_open else None))
-        if is_open:
-            return [*parts, self._score(block.rows(0, -1), following=block.rows(1, len(block.scores)))]
-        return [*parts, self._score(block)]
+        if not is_done:
+            if self.last is not None and len(block.scores):
+                parts.append(self.part(self.last, block if is_open else None))
+            own, following = (block.rows(0, -1), block.rows(1, len(block.scores))) if is_open else (block, None)
+            parts.append(self.part(own, following))
+        return BlockUnit(block, parts, self.sampled(), self._options.ignore_index)
 
     def hold_back(self, block: _Block) -> None:
-        """Keep the last row of a block."""
+        """Keep the last row of a block until the id that it predicts is known."""
         if self._is_open(block):
-            self._last = block.rows(-1, len(block.scores)).copy()
+            self.last = block.rows(-1, len(block.scores)).copy()
         elif len(block.scores):
-            self._last = None
-
-    def end(self) -> None:
-        """Score the row that is held back."""
-        if self._last is not None:
-            self._score(self._last)
+            self.last = None
 
     def _is_open(self, block: _Block) -> bool:
         """Whether the last row of a block may predict the first target of the next one."""
         return bool(self._options.shift) and block.ids is not None and block.scores.ndim == 2 and len(block.scores) > 0
 
-    def _score(self, block: _Block, following: _Block | None = None) -> ScoredBlock:
-        """Score a block, or a part of it."""
-        options, total = self._options, self.total
-        counts: dict[int, int] = {}
-        opened, shard = _shard(block, options, ChainMap(counts, total.counts), following)
-        if self._tokenizer is not None:
-            shard = _with_bytes(shard, opened, block, following, options, self._tokenizer)
-        first_sequence = 0 if total.has_ids else total.n_sequences
-        add = token_function(self._outputs, 0, total.rows, first_sequence, self._tokenizer)
-        sampled = total.result.shift_sample.rows
-        result = score.score_shard(shard, options, self._workers, add, self._top_k, opened=opened, sampled=sampled)
-        n_sequences = shard.shape[0] if block.ids is None and len(shard.shape) > 2 else 0
-        scored = ScoredBlock(shard, n_sequences, None, None, result)
+    def part(self, block: _Block, following: _Block | None) -> _Part:
+        """A block, or a part of it, with the counts before it."""
+        counts, before = None, {}
         if block.ids is not None:
-            new = [(number, n - total.counts.get(number, 0)) for number, n in counts.items() if number >= 0]
-            ids, n_rows = np.array(new, np.int64).reshape(-1, 2).T
+            numbers, n_rows = np.unique(block.ids[block.ids >= 0], return_counts=True)
+            counts = dict(zip(numbers.tolist(), n_rows.tolist(), strict=True))
+            before = {number: self._counts.get(number, 0) for number in counts}
+        opened, shard = _shard(block, self._kind, self._options, before, following)
+        if self._tokenizer is not None:
+            shard = _with_bytes(shard, opened, block, following, self._options, self._tokenizer)
+        n_sequences = shard.shape[0] if counts is None and len(shard.shape) > 2 else 0
+        part = _Part(shard, opened, self._rows, self._n_sequences, counts)
+        self._rows, self._n_sequences = self._rows + shard.rows, self._n_sequences + n_sequences
+        for number, n in (counts or {}).items():
+            self._counts[number] = self._counts.get(number, 0) + n
+        return part
+
+
+def score_block(unit: BlockUnit, work: Work, options: Options) -> ScoredBlock:
+    """The scores of the parts of a unit, as one block."""
+    found: list[ScoredBlock] = []
+    sampled = unit.sampled
+    for shard, opened, first_row, first_sequence, counts in unit.parts:
+        emit = work.emit and functools.partial(_emit_counted_on, work.emit, first_row, first_sequence)
+        part = work._replace(emit=emit, advance=lambda n_bytes: None)
+        result = score.score_shard(shard, part, options, opened, sampled)
+        sampled += result.shift_sample.rows
+        n_sequences = shard.shape[0] if counts is None and len(shard.shape) > 2 else 0
+        scored = ScoredBlock(shard.facts(), n_sequences, None, None, result)
+        if counts is not None:
+            ids, n_rows = np.array([*counts.items()], np.int64).reshape(-1, 2).T
             scored = scored._replace(ids=ids, n_rows=n_rows)
-        total.add(scored)
-        self.n_read += shard.n_bytes
-        return scored
+        found.append(scored)
+    block = found[0] if len(found) == 1 else summed(found, work.top)
+    return block._replace(begun=unit.block.begun)
+
+
+def _emit_counted_on(emit: Callable[[Any], None], first_row: int, first_sequence: int, tokens: TokenBlock) -> None:
+    """Pass tokens to sinks, with rows and sequences numbered from the first block on."""
+    assert tokens.row is not None
+    sequence = np.where(tokens.sequence < 0, -1, tokens.sequence + first_sequence)
+    emit(tokens._replace(row=tokens.row + first_row, sequence=sequence))
 
 
 class _Block(NamedTuple):
@@ -191,6 +213,7 @@ class _Block(NamedTuple):
     mask: Array | None
     ids: Array | None  # the number of the sequence of each row
     n_bytes: IntArray | None = None  # of the id of each row, by a tokenizer
+    begun: IntArray | None = None  # as in `ScoredBlock`
 
     def rows(self, start: int, stop: int) -> _Block:
         """A block of some of the rows of a block (N, V)."""
@@ -204,7 +227,7 @@ class _Block(NamedTuple):
         return self._replace(scores=self.scores.copy(), targets=self.targets.copy(), mask=mask, ids=ids)
 
     def arrays(self, ignore_index: int | None) -> dict[str, Any]:
-        """What must be the same when the block is made again; logits may differ in their last bits."""
+        """Arrays that must be the same when the block is made again; logits may differ in their last bits."""
         kept = np.ones(self.scores.shape[:-1], np.bool_) if self.mask is None else self.mask
         if self.targets.shape == kept.shape:
             kept = kept & (self.targets != ignore_index)
@@ -219,8 +242,8 @@ class _Block(NamedTuple):
         }
 
 
-def _checked(name: str, values: Any, before: BlockTotal) -> _Block:
-    """Check the arrays of a block: logits, targets, perhaps a mask and segment ids."""
+def _checked(name: str, values: Any, before: _Before) -> _Block:
+    """The block of checked arrays: logits, targets, perhaps a mask and segment ids."""
     if not isinstance(values, tuple | list) or not 2 <= len(values) <= 4:
         got = type(values).__name__ + (f" of {len(values)}" if isinstance(values, tuple | list) else "")
         fits = "(logits, targets[, where[, segment_ids]])"
@@ -234,8 +257,8 @@ def _checked(name: str, values: Any, before: BlockTotal) -> _Block:
         scores, code = as_float_array("logits", logits)
         if not scores.ndim:
             raise_error("scalar", name="logits")
-        if before.shard is not None and scores.shape[-1] != before.shard.shape[-1]:
-            fits = f"(..., {before.shard.shape[-1]}), as those of earlier blocks"
+        if before.classes not in (None, scores.shape[-1]):
+            fits = f"(..., {before.classes}), as those of earlier blocks"
             raise_error("shape", name="logits", got=scores.shape, fits=fits)
         targets = without_bfloat16(*as_array("targets", targets))
         mask = None if where is None else check_mask(where, scores.shape[:-1])
@@ -247,7 +270,7 @@ def _checked(name: str, values: Any, before: BlockTotal) -> _Block:
 
 
 def _in_texts(block: _Block) -> BoolArray:
-    """Mask of the ids that are no padding: a mask may leave out the same id before the texts of a batch."""
+    """Mask of the ids that are not padding: the block's mask may leave out the same id before all its texts."""
     found = np.ones(block.targets.shape, np.bool_)
     if block.mask is not None and block.ids is None and block.targets.ndim > 1:
         is_left = np.logical_and.accumulate(~block.mask, axis=-1)
@@ -257,22 +280,21 @@ def _in_texts(block: _Block) -> BoolArray:
     return found.reshape(-1)
 
 
-def _file(block: _Block, options: Options) -> ScoresFile:
+def _file(block: _Block, kind: str | None) -> ScoresFile:
     """The logits of a block as a file of scores, whose rows are read from memory."""
     dtype = without_bfloat16(block.scores[:0], block.code).dtype
     read = _reader(block.scores, block.code)
-    return ScoresFile(block.name, options.kind or "logits", block.scores.shape, dtype, None, None, read)
+    return ScoresFile(block.name, kind or "logits", block.scores.shape, dtype, None, None, read)
 
 
 def _shard(
-    block: _Block, options: Options, counts: MutableMapping[int, int], following: _Block | None
+    block: _Block, kind: str | None, options: Options, counts: dict[int, int], following: _Block | None
 ) -> tuple[OpenShard, Shard]:
-    """A block as an open shard; `following` holds the rows that come after it, if they are known."""
-    file, scores, mask, ids = _file(block, options), block.scores, block.mask, block.ids
-    shard = Shard(
-        block.name, file.kind, file.shape, dtype_name(block.code, scores), scores.shape[-1] * scores.itemsize,
-        split=() if ids is None else None,
-    )  # fmt: skip
+    """A block as an open shard; `following` contains the rows after it, if they are known."""
+    file, scores, mask, ids = _file(block, kind), block.scores, block.mask, block.ids
+    row_bytes = scores.shape[-1] * scores.itemsize
+    spec = FileSpec(block.name, file.kind, file.shape, dtype_name(block.code, scores), row_bytes, given_kind=kind)
+    shard = Shard((spec,), split=() if ids is None else None)
     sequences = RowSequences(scores.shape, ids, counts=counts)
     opened = OpenShard(file, block.targets, None, None, sequences, mask)
     if options.shift and following is None:
@@ -306,7 +328,7 @@ def _with_bytes(
 
 
 def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]:
-    """Make the function that `ScoresFile.blocks` calls, for scores in memory."""
+    """The function that `ScoresFile.blocks` calls, for scores in memory."""
     rows = math.prod(scores.shape[:-1])
 
     def read(most_rows: int) -> Iterator[Array]:

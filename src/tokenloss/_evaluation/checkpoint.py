@@ -23,66 +23,72 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import files_of, replacing, write_errors
 from tokenloss._core.version import __version__
-from tokenloss._evaluation.compared_shard import ComparedShard
-from tokenloss._evaluation.parts import ScoredBlock
-from tokenloss._evaluation.plan import Shard
-from tokenloss._evaluation.response_figures import ResponseFigures, Sources
-from tokenloss._evaluation.results import ShardResult, ShiftSample, TokenLoss
-from tokenloss._evaluation.sequences import SequenceColumns
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import Failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from typing import BinaryIO, NoReturn
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import BinaryIO, NoReturn, Self
 
-    from tokenloss._evaluation.options import Options
 
-_FORMAT = 12  # number of the format; a file of another one is refused
+_FORMAT = 13  # number of the format; a file of another one is refused
 _ROUNDING = 0.25  # fraction of the standard deviation of a row's scores by which they may differ between runs
 _PIECES = 32  # of a file are hashed, to tell it from another
 _MIN_PIECES = 4  # of each file of a directory, however many it holds
 _PIECE_BYTES = 1 << 12
-_RECORDS: dict[str, Any] = {  # the types of records that a result may hold
-    record.__name__: record
-    for record in (
-        ShardResult, ComparedShard, ScoredBlock, Shard, TokenLoss, ShiftSample, SequenceColumns, ResponseFigures,
-        Sources, Rounding, Failed,
-    )
-}  # fmt: skip
+_RECORDS: dict[str, Any] = {"Rounding": Rounding, "Failed": Failed}  # the types of records that a result may hold
+ClassT = TypeVar("ClassT", bound=type)
 
 
-class _Counted(Protocol):
-    """What the results of all commands have."""
+def record(cls: ClassT) -> ClassT:
+    """The class, whose objects may be in states."""
+    _RECORDS[cls.__name__] = cls
+    return cls
+
+
+ResultT = TypeVar("ResultT")
+
+
+class Unit(Protocol):
+    """The part of a source that is processed at once, saved as one line of a state, or sent to a worker."""
 
     @property
-    def n_tokens(self) -> int: ...
+    def key(self) -> str:
+        """The name of the unit in a state."""
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes to read, for the progress."""
 
-ResultT = TypeVar("ResultT", bound=_Counted)
+    def n_read(self, result: Any) -> int:
+        """Bytes that were read for this result."""
+
+    def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        """Everything that the result depends on, except options."""
+
+    def absolute(self) -> Self:
+        """The unit with absolute paths, for a process in another directory."""
 
 
 class Checkpoint(Generic[ResultT]):
     """The results of shards, by the number of the shard, and the file that holds them, if there is one.
 
-    Without shards, they are of blocks, which are not known before they are made. `top` is the number of the tokens with
-    the highest losses that each result lists, which may be more than the options ask for.
+    Without units, they are of blocks, which are not known before they are made. `key` has the options that a result
+    depends on; `top` is the number of the tokens with the highest losses that each lists, which may be more than asked.
     """
 
-    def __init__(self, path: str | None, options: Options, shards: Sequence[Shard] | None = None) -> None:
+    def __init__(self, path: str | None, key: Mapping[str, Any], units: Sequence[Unit] | None = None) -> None:
         self._path = path
-        self._command = "compare" if options.others else "score"
-        source = "blocks" if shards is None else "files"
-        self._options = {"command": self._command, "source": source, "version": __version__, "format": _FORMAT}
-        self._options |= _named(options)
+        self._command = key["command"]
+        self._options = {"version": __version__, "state_format": _FORMAT, **key}
         self.results: dict[int, ResultT] = {}
-        self.top = options.top
+        self.top: int = key.get("top", 0)
         if path is None:
             return
         of_file = functools.cache(_file_fingerprint)  # shards may share their targets and their head
-        self._of_blocks = shards is None
-        self._shards = [_fingerprint(shard, of_file) for shard in shards or ()]
+        self._of_blocks = units is None
+        self._shards = [unit.fingerprint(of_file) for unit in units or ()]
         with write_errors(path):
             if not Path(path).exists():
                 with replacing(path) as file:
@@ -168,14 +174,6 @@ class Checkpoint(Generic[ResultT]):
         raise_error("content", path=self._path, got=got, fits=fits)
 
 
-def _named(options: Options) -> dict[str, Any]:
-    """All options by name; those of candidates have the number of the candidate in their name."""
-    named = options._asdict() | {"divergences": [*options.divergences]}  # as JSON has it
-    for number, other in enumerate(named.pop("others")):
-        named |= {f"candidate {number}: {name}": value for name, value in _named(other).items()}
-    return named
-
-
 def _line(entry: dict[str, Any]) -> bytes:
     """A line of the file: a hash, a space, and JSON."""
     text = f"{json.dumps(entry)}\n".encode()
@@ -246,26 +244,6 @@ def _are_near(stored: list[float], made: list[float]) -> bool:
         return False
     before, after = np.array([stored, made])[:, np.isfinite(stored) & np.isfinite(made)]
     return not before.size or bool((abs(after - before) <= _ROUNDING * np.std(before) + 1e-9).all())
-
-
-def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Fingerprint of all that the result of a shard depends on, besides the options."""
-    targets = shard.targets and {**of_file(shard.targets), "start": shard.start}
-    segments = shard.segments and {**of_file(shard.segments), "start": shard.segments_start}
-    split = None if shard.split is None else list(shard.split)
-    following = [shard.next_id, shard.next_text]
-    others = [[of_file(other.path), *_head_fingerprint(other, of_file)] for other in shard.others]
-    return {
-        **of_file(shard.path), "targets": targets, "segments": segments, "split": split, "next": following,
-        "windows": shard.windows and list(shard.windows),
-        "bytes": None if shard.token_bytes is None else _hash_of(shard.token_bytes.tobytes()).decode(),
-        "head": _head_fingerprint(shard, of_file), "others": others,
-    }  # fmt: skip
-
-
-def _head_fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> list[Any]:
-    """Fingerprint of the head of hidden states: its files, and what was read from them and from config.json."""
-    return [*map(of_file, shard.head_files), shard.head]
 
 
 def _file_fingerprint(path: str) -> dict[str, Any]:

@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tokenloss._core import _core
-from tokenloss._core.errors import raise_error, with_file_names
+from tokenloss._core.errors import named, raise_error, with_file_names
 from tokenloss._core.validation import UNNORMALIZED, UNNORMALIZED_HALF, as_scores, without_targets
 from tokenloss._scores.softmax import logsumexp
+from tokenloss.formats.mapped import check_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
     from tokenloss._core.types import Array
-    from tokenloss._evaluation.plan import Shard
-    from tokenloss.formats.scores_file import ScoresFile
+    from tokenloss._evaluation.shards import Shard
+    from tokenloss.formats.scores_file import FileSpec, ScoresFile
 
 _CACHED = 1 << 16  # numbers that fit in a core's cache
 _FIRST_ROWS = 16  # the kind of scores is guessed from so many rows
 _FIRST_ELEMENTS = 1 << 24  # and from at most so many scores
 _PROBABILITY_SLACK = 1e-3  # by which a probability may be outside [0, 1]
 _SUM_SLACK = 1e-2  # by which the sum of a distribution may differ from 1
-NORM_SAMPLE = 64  # the root mean squares of so many hidden states of a file are compared
+_NORM_SAMPLE = 64  # the root mean squares of so many hidden states of a file are compared
 _MIN_NORM_SAMPLE = 16
 _MIN_NORM_WEIGHT = 1e-2  # of the largest weight; features of smaller weights are left out
 _MAX_NORM_SPREAD = 0.1  # 0.02 was the most after the final norm of trained models, 0.2 the least before it
@@ -38,30 +39,48 @@ def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> Non
     slack = UNNORMALIZED if itemsize > 2 else UNNORMALIZED_HALF
     wrong = logsumexps[(logsumexps > slack) | (logsumexps < (-np.inf if is_believed else -slack))]  # nan is not
     if wrong.size:
-        fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? --kind log_probs (kind='log_probs') "
-        fits += "accepts rows that were cut"
+        fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? "
+        fits += f"{named('kind', 'log_probs')} accepts rows that were cut"
         raise_error("unnormalized", name="log_probs", got=wrong[0], fits=fits)
 
 
-def check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) -> bool:
-    """Refuse scores of another kind, judged by the first kept rows of a block; return whether there were any.
+class FirstRows:
+    """Checks the first rows of a file that count to be of its kind; of hidden states, samples the norms.
 
-    `option` is the option that gives the kind; None if the user gave it, since it is then believed.
+    `option` is the argument that gives the kind. A kind that the user gave is believed.
     """
-    max_rows = min(_FIRST_ROWS, _FIRST_ELEMENTS // max(1, block.shape[1]))
-    rows = block[np.flatnonzero(kept)[:max_rows]]
-    with np.errstate(invalid="ignore"):  # signaling nan
-        rows = rows.astype(np.float64)
-    if file.kind == "log_probs":
-        with with_file_names(file.path):
-            check_normalized(logsumexp(rows), block.itemsize, option is None)
-    rows = rows[rows.any(-1) & ~np.isnan(rows).any(-1)]  # rows of zeros or with nan may be of any kind
-    if file.kind == "logits" and option and _seem_probs(rows):
-        got = "looks like probabilities, since rows add up to 1"
-        probs, logits = (f"{option} {kind} ({option[2:].replace('-', '_')}='{kind}')" for kind in ("probs", "logits"))
-        fits = f"come with {probs} and its array's name, or with {logits} if it holds logits"
-        raise_error("content", path=file.path, got=got, fits=fits)
-    return len(rows) > 0 or max_rows == 0
+
+    def __init__(self, file: ScoresFile, spec: FileSpec, option: str) -> None:
+        self.is_given = spec.given_kind is not None
+        self.itemsize = spec.row_bytes // (spec.classes or 1)  # of stored scores, which may be read as wider ones
+        self._file, self._option, self._are_checked = file, option, False
+        self.rms: tuple[float, ...] = ()  # root mean squares of hidden states
+
+    def check(self, rows: Array, kept: Array) -> None:
+        """Check the next rows, of which those of the mask count."""
+        head = self._file.lm_head
+        if head is not None:
+            check_map(head.weight)
+            self.rms += root_mean_squares(rows, kept, _NORM_SAMPLE - len(self.rms), head.norm_weights)
+        elif not self._are_checked:
+            self._are_checked = self._check_kind(rows, kept)
+
+    def _check_kind(self, block: Array, kept: Array) -> bool:
+        """Refuse scores of another kind, judged by the first kept rows of a block; return whether there were any."""
+        max_rows = min(_FIRST_ROWS, _FIRST_ELEMENTS // max(1, block.shape[1]))
+        rows = block[np.flatnonzero(kept)[:max_rows]]
+        with np.errstate(invalid="ignore"):  # signaling nan
+            rows = rows.astype(np.float64)
+        if self._file.kind == "log_probs":
+            with with_file_names(self._file.path):
+                check_normalized(logsumexp(rows), self.itemsize, self.is_given)
+        rows = rows[rows.any(-1) & ~np.isnan(rows).any(-1)]  # rows of zeros or with nan may be of any kind
+        if self._file.kind == "logits" and not self.is_given and _seem_probs(rows):
+            got = "looks like probabilities, since rows add up to 1"
+            probs, logits = (named(self._option, kind) for kind in ("probs", "logits"))
+            fits = f"come with {probs} and its array's name, or with {logits} if it holds logits"
+            raise_error("content", path=self._file.path, got=got, fits=fits)
+        return len(rows) > 0 or max_rows == 0
 
 
 def _seem_probs(rows: Array) -> bool:
@@ -82,7 +101,7 @@ def distribution_argmax(shard: Shard, start: int, rows: Array, mask: Array | Non
     step = max(1, _CACHED // (rows.shape[1] or 1))
     for first in range(0, len(rows) if rows.size else 0, step):
         part = rows[first : first + step].astype(dtype)
-        wrong = ~_are_distributions(part, _PROBABILITY_SLACK)
+        wrong = ~_are_distributions(part)
         if mask is not None:
             wrong &= mask[first : first + step]
         for row in np.flatnonzero(wrong)[:1].tolist():
@@ -135,11 +154,11 @@ def norm_seems_missing(sample: Sequence[float], is_known: bool = False) -> bool:
     return bool(is_off or high - low > 2 * _MAX_NORM_SPREAD)
 
 
-def _are_distributions(rows: Array, slack: float = 0.0) -> Array:
-    """Mask of the rows of (N, V) that are probability distributions: values in [0, 1] within the slack, sum 1."""
+def _are_distributions(rows: Array) -> Array:
+    """Mask of the rows of (N, V) that are probability distributions: values in [0, 1] and sum 1, nearly."""
     with np.errstate(invalid="ignore", over="ignore"):
         adds_up = abs(rows.sum(-1, dtype=np.float64) - 1) <= _SUM_SLACK
-    fits: Array = adds_up & (rows.min(-1) >= -slack) & (rows.max(-1) <= 1 + slack)
+    fits: Array = adds_up & (rows.min(-1) >= -_PROBABILITY_SLACK) & (rows.max(-1) <= 1 + _PROBABILITY_SLACK)
     return fits
 
 
@@ -153,4 +172,4 @@ def _refuse_distribution(shard: Shard, row: int, probs: Array) -> NoReturn:
     fits += "; class ids are integers"
     if len(shard.shape) == 1:  # of samples, not of classes
         fits += "; of probabilities of class 1 alone, save both classes: np.stack([1 - p, p], -1)"
-    raise_error("content", path=shard.targets or shard.path, got=f"targets{position} {got}", fits=fits)
+    raise_error("content", path=shard.targets_path, got=f"targets{position} {got}", fits=fits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from tokenloss._core.text import count_of
 from tokenloss._evaluation.compare_files import compare_files
 from tokenloss._evaluation.sink import Sink
 from tokenloss._statistics.gates import checked_limits
+from tokenloss.formats.sources import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     _Describe: TypeAlias = Callable[
         [Array], dict[str, list[Any]]
     ]  # the cells of some tokens, by the head of the column
-    _Scores: TypeAlias = ArrayLike | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    _Scores: TypeAlias = ArrayLike | Source | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _MOST_LISTED = 5  # positions
 
@@ -39,7 +41,7 @@ _MOST_LISTED = 5  # positions
 def assert_close(
     logits: _Scores,
     base: _Scores,
-    targets: ArrayLike | str | os.PathLike[str] | None = None,
+    targets: ArrayLike | None = None,
     *,
     max_kl: float | None = None,
     max_token_kl: float | None = None,
@@ -61,11 +63,11 @@ def assert_close(
 
     Parameters
     ----------
-    logits, base : arrays of one shape (..., V), or paths
+    logits, base : arrays of one shape (..., V), or sources, or paths
         Logits of the model and of its base, or what `kind` says, as in `compare`; or files of both, as in
         `compare_files`.
-    targets : array of integers or path, optional
-        Class ids, which `max_abs_loss` needs. Files may hold them.
+    targets : array of integers, optional
+        Class ids of arrays, which `max_abs_loss` needs.
     max_kl : float, optional
         The largest mean KL divergence from the base, in nats: that of `tokenloss compare --max-kl`.
     max_token_kl : float, optional
@@ -74,18 +76,12 @@ def assert_close(
         The largest absolute difference of the losses of any token, in nats.
     min_same_top : float, optional
         The least fraction of the tokens at which both have the same most likely class, 1.0 for all.
-    kind, base_kind : {"logits", "log_probs", "probs"}, optional
-        Kinds of the scores, as in `compare`; of files as in `compare_files`.
-    classes : int, optional
-        Number of classes to compare, from the first, where vocabularies differ.
-    ignore_index : int or None, default -100
-        Target value that marks tokens to leave out.
-    where : array of bool, optional
-        Mask of the positions to compare, of arrays alone.
     shift : bool, optional
-        Of files alone: whether targets are the input ids of a causal model, as in `evaluate`.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`.
+        For sources only: whether targets are the input ids of a causal model, as in `evaluate`.
+    kind, base_kind, ignore_index, where
+        As in `compare`; for arrays only.
+    classes, workers
+        As in `compare`.
 
     Raises
     ------
@@ -93,7 +89,7 @@ def assert_close(
         If a limit is exceeded, or if a warning shows that its figure means nothing, as a `KindWarning` does. The
         message has the figures, the limits, and the tokens that are farthest from the base.
     IndexError, TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        As in `compare`.
 
     See Also
     --------
@@ -120,31 +116,32 @@ def assert_close(
     __tracebackhide__ = True  # pytest then shows the line of the test
     given_limits = {"max_kl": max_kl, "max_token_kl": max_token_kl, "max_abs_loss": max_abs_loss}
     limits = checked_limits(**given_limits, min_same_top=min_same_top)
-    are_files = [_is_path(scores) for scores in (logits, base)]
+    are_files = [_is_source(scores) for scores in (logits, base)]
     if are_files[0] != are_files[1]:
         fits = "a path, as base is" if are_files[1] else "an array, as base is"
         raise_error("type", name="logits", got=type(logits).__name__, fits=f"{fits}; formats.open_scores reads files")
-    options: dict[str, Any] = {"classes": classes, "ignore_index": ignore_index, "workers": workers}
+    of_arrays = {"targets": targets, "kind": kind, "base_kind": base_kind, "where": where}
     if are_files[0]:
-        refuse_given({"where": where}, "left out where logits and base are files")
+        of_arrays["ignore_index"] = None if ignore_index == -100 else ignore_index
+        refuse_given(of_arrays, "said where files are opened, as by formats.open_scores")
         tokens = _Tokens()
-        paths: Any = base, {"logits": logits}, () if targets is None else targets
         with warnings.catch_warnings():  # equal values are fine; comparing a file with itself is a mistake
             warnings.filterwarnings("ignore", ".*identical to base: the same values", UserWarning)
-            found = compare_files(*paths, kind=kind, base_kind=base_kind, shift=shift, sinks=[tokens], **options)
-        message = _message(found["logits"], limits, tokens.describe)
+            files: Any = base, {"logits": logits}
+            found = compare_files(*files, shift=shift, classes=classes, sinks=[tokens], workers=workers)["logits"]
+        message = _message(found, limits, functools.partial(tokens.describe, found._about["files"]))
     else:
         refuse_given({"shift": shift}, "left out where logits and base are arrays; next_token shifts them")
-        options |= {"kind": kind, "base_kind": base_kind, "where": where}
-        message = _message_of_arrays(logits, base, targets, limits, options)
+        options = of_arrays | {"classes": classes, "ignore_index": ignore_index, "workers": workers}
+        message = _message_of_arrays(logits, base, options.pop("targets"), limits, options)
     if message:
         raise AssertionError(message)
 
 
-def _is_path(scores: Any) -> bool:
-    """Whether scores are given by a path, or by several."""
+def _is_source(scores: Any) -> bool:
+    """Whether scores are given by a source, or by a path or several."""
     first = scores[0] if isinstance(scores, list | tuple) and scores else scores
-    return isinstance(first, str | os.PathLike)
+    return isinstance(first, Source | str | os.PathLike)
 
 
 def _message_of_arrays(logits: Any, base: Any, targets: Any, limits: _Limits, options: dict[str, Any]) -> str:
@@ -171,51 +168,36 @@ class _Tokens(Sink):
 
     needs_tokens = True
     top_k = 1
-    option, _is_option = "assert_close", True  # its name in errors
+    _name = "assert_close"
     _needs_targets = False
+    _takes_logprobs = False
 
     def __init__(self) -> None:
         super().__init__()
-        self._blocks: list[dict[str, Array]] = []
-        self._files: list[str] = []
+        self._columns: dict[str, list[Array]] = {}  # of each block, by the head of the column
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
         """Refuse responses of servers, whose divergences are not known."""
         if self._of_responses:
-            raise_error(
-                "not for", name="assert_close", fits="does not apply to responses: their divergences have bounds"
-            )
+            raise_error("not for", name=self._name, fits="does not apply to responses: their divergences have bounds")
         return super().open(batch, rows, top_k)
 
     def add(self, block: ComparedBlock) -> None:
-        """Keep the ids of a block, without its scores."""
-        assert block.scores is not None
-        assert block.base_scores is not None
-        assert block.scores.top_ids is not None
-        assert block.base_scores.top_ids is not None
-        none = np.full(block.target.size, None)
-        self._blocks.append(
-            {
-                "file": np.full(block.target.size, block.file),
-                "row": none if block.row is None else block.row,
-                "token": block.target,
-                "text": none if block.text is None else block.text,
-                "top class": block.scores.top_ids[:, 0],
-                "base's": block.base_scores.top_ids[:, 0],
-            }
-        )
+        """Keep what describes the tokens of a block, without their scores."""
+        models: Any = block.scores, block.base_scores
+        top, top_of_base = (scores.top_ids[:, 0] for scores in models)
+        columns: dict[str, Any] = {
+            "file": np.full(top.size, block.file), "row": block.row, "token": block.target,
+            "text": np.full(top.size, None) if block.text is None else block.text,
+            "top class": top, "base's": top_of_base,
+        }  # fmt: skip
+        for head, column in columns.items():
+            self._columns.setdefault(head, []).append(column)
 
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        """Take the names of the files."""
-        self._files = summary["files"]
-
-    def describe(self, positions: Array) -> dict[str, list[Any]]:
-        """The cells of some tokens, without columns that say nothing."""
-        columns = {
-            head: np.concatenate([block[head] for block in self._blocks])[positions].tolist()
-            for head in self._blocks[0]
-        }
-        columns["file"] = [self._files[number] for number in columns["file"]] if len(self._files) > 1 else [None]
+    def describe(self, files: Sequence[str], positions: Array) -> dict[str, list[Any]]:
+        """The cells of some tokens of these files, without empty columns."""
+        columns = {head: np.concatenate(parts)[positions].tolist() for head, parts in self._columns.items()}
+        columns["file"] = [files[number] if len(files) > 1 else None for number in columns["file"]]
         columns["token"] = [None if token < 0 else token for token in columns["token"]]
         return {head: cells for head, cells in columns.items() if any(cell is not None for cell in cells)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import operator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from tokenloss._core.validation import (
 )
 from tokenloss._scores.losses import cross_entropy as _cross_entropy
 from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import sequence_losses
 
 try:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike  # arrays of Dask count as these
 
 
+_TOTAL = operator.attrgetter("numerators.sum")  # the loss by "sum"
 _MERGED_AT_ONCE = 32  # meters; Dask adds objects up by their `+`, in a tree
 
 ShardT = TypeVar("ShardT")
@@ -66,35 +68,13 @@ def score(
     Parameters
     ----------
     logits : dask array of shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, in chunks of any sizes. Where
-        the classes are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
-    targets : dask array or array
-        Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
-        row of targets without mass counts, with loss 0.
-    axis : int, default -1
-        Axis of the classes.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their logits are never read. With distributions, use
-        `where`.
-    where : dask array or array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
-    sample_weight : dask array or array of floats, optional
-        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
-        by `where`.
-    label_smoothing : float, default 0.0
-        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
-    z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
-        it as without them.
-    logit_scale : float, default 1.0
-        Multiplier of the logits (1 / temperature).
-    softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
+        As in `tokenloss.dask.cross_entropy`.
+    targets, where, sample_weight : dask arrays or arrays
+        As in `tokenloss.cross_entropy`.
+    axis, ignore_index, label_smoothing, z_loss, logit_scale, softcap
+        As in `tokenloss.cross_entropy`.
     workers : int or None, default 1
-        Number of threads for each block. Dask computes as many blocks at once as a machine's worker has threads, and
-        none of them waits for the GIL, so one thread for each block uses them all. None is as in
-        `tokenloss.cross_entropy`.
+        As in `tokenloss.dask.cross_entropy`.
 
     Returns
     -------
@@ -103,12 +83,8 @@ def score(
 
     Raises
     ------
-    IndexError
-        If an included target is out of range, while blocks are computed. The message names its position in the whole
-        array.
-    TypeError, ValueError
-        If an argument is invalid, before anything is computed; for integer distributions that are not one-hot, while
-        blocks are computed.
+    IndexError, TypeError, ValueError
+        As in `tokenloss.dask.cross_entropy`.
 
     See Also
     --------
@@ -171,41 +147,16 @@ def cross_entropy(
     Parameters
     ----------
     logits : dask array of shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, in chunks of any sizes. Where
+        Logits (unnormalized log-probabilities): float16, bfloat16, float32 or float64, in chunks of any sizes. Where
         the classes are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
-    targets : dask array or array
-        Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
-        row of targets without mass counts, with loss 0.
-    axis : int, default -1
-        Axis of the classes.
-    weight : array of shape (V,), optional
-        Weight of each class.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their logits are never read. With distributions, use
-        `where`.
-    where : dask array or array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
-    sample_weight : dask array or array of floats, optional
-        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
-        by `where`.
-    label_smoothing : float, default 0.0
-        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
-    z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
-        it as without them.
-    logit_scale : float, default 1.0
-        Multiplier of the logits (1 / temperature).
-    softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
-    reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
-        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
-        0.0 where ignored or masked.
+    targets, where, sample_weight : dask arrays or arrays
+        As in `tokenloss.cross_entropy`.
     workers : int or None, default 1
         Number of threads for each block. Dask computes as many blocks at once as a machine's worker has threads, and
-        none of them waits for the GIL, so one thread for each block uses them all. None is as in
-        `tokenloss.cross_entropy`.
+        none of them waits for the GIL, so one thread for each block uses them all. With None, the number is the default
+        of `tokenloss.cross_entropy`.
+    axis, weight, ignore_index, label_smoothing, z_loss, logit_scale, softcap, reduction
+        As in `tokenloss.cross_entropy`.
 
     Returns
     -------
@@ -243,7 +194,7 @@ def cross_entropy(
         result = result.squeeze(axis)
     else:
         sums = result.sum(split_every=_MERGED_AT_ONCE)
-        result = da.map_blocks(_mean if reduction == "mean" else _total, sums, dtype=np.float64, meta=np.empty(()))
+        result = da.map_blocks(_mean if reduction == "mean" else _TOTAL, sums, dtype=np.float64, meta=np.empty(()))
     return result
 
 
@@ -320,27 +271,12 @@ def _starts(chunks: tuple[tuple[int, ...], ...], axes: tuple[int, ...]) -> list[
 # -- in a worker ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _LossAndWeight:
-    """Numerator and denominator of a mean; `weights` is empty without weights of classes or positions."""
-
-    losses: ExactMoments
-    weights: ExactMoments
-
-    def __add__(self, other: _LossAndWeight) -> _LossAndWeight:
-        return _LossAndWeight(self.losses + other.losses, self.weights + other.weights)
-
-
-def _total(sums: _LossAndWeight) -> float:
-    """Loss by "sum"."""
-    return sums.losses.sum
-
-
-def _mean(sums: _LossAndWeight) -> float:
-    """Loss by "mean", rounded as in the core."""
-    if not sums.weights.count and math.isinf(sums.losses.sum) and not sums.losses.special:
-        return quotient(sums.losses.finite, UNIT << 64) / sums.losses.count * 2.0**64
-    return _ratio(sums.losses.sum, sums.weights.sum if sums.weights.count else sums.losses.count)
+def _mean(sums: ExactRatio) -> float:
+    """Loss by "mean", rounded as in the core; there are no denominators without weights of classes or positions."""
+    losses, weights = sums.numerators, sums.denominators
+    if not weights.count and math.isinf(losses.sum) and not losses.special:
+        return quotient(losses.finite, UNIT << 64) / losses.count * 2.0**64
+    return _ratio(losses.sum, weights.sum if weights.count else losses.count)
 
 
 def _ratio(numerator: float, denominator: float) -> float:
@@ -383,20 +319,20 @@ def _sums(
     if by_class or sample_weight is not None:
         of_class = weight[targets[kept]] if by_class else 1
         weights = ExactMoments.of(np.asarray(of_class, np.float64) * _weights_of_rows(kept, sample_weight))
-    return np.full((1,) * logits.ndim, _LossAndWeight(losses, weights), object)
+    return np.full((1,) * logits.ndim, ExactRatio(losses, weights), object)
 
 
 def _weights(
     targets: Array, where: Array | None, sample_weight: Array | None, *, weight: Array, ignore_index: Any
 ) -> Array:
-    """Sums of the weights of a block's rows (as `losses`), and of these times the weights of their classes.
+    """Sums of the weights of a block's rows, the numerators, and of these times the weights of their classes.
 
     Class ids out of range, which the losses refuse later, may have any weight.
     """
     kept = _kept(targets, targets.shape, where, sample_weight, ignore_index)
     of_rows = _weights_of_rows(kept, sample_weight)
     of_class = weight.take(targets[kept], mode="clip").astype(np.float64)
-    sums = _LossAndWeight(ExactMoments.of(of_rows), ExactMoments.of(of_class * of_rows))
+    sums = ExactRatio(ExactMoments.of(of_rows), ExactMoments.of(of_class * of_rows))
     return np.full((1,) * targets.ndim, sums, object)
 
 
@@ -407,9 +343,9 @@ def _weights_of_rows(kept: Array, sample_weight: Array | None) -> Array:
     return check_sample_weight(sample_weight, kept.shape)[kept]
 
 
-def _scaled_z_loss(sums: _LossAndWeight, z_loss: float) -> float:
+def _scaled_z_loss(sums: ExactRatio, z_loss: float) -> float:
     """The factor of z-loss times the mean weight of the classes, by which a weighted mean divides."""
-    return z_loss * _ratio(sums.weights.sum, sums.losses.sum)
+    return z_loss * _ratio(sums.denominators.sum, sums.numerators.sum)
 
 
 def _meter(nll: Array, kept: Array, sample_weight: Array | None, *starts: Array) -> Array:

@@ -1,9 +1,8 @@
-"""The run of `compare_files`: shards are planned, compared and put together, and outputs are written."""
+"""The comparison of sources with all classes: shards are planned, compared and combined."""
 
 from __future__ import annotations
 
 import bisect
-import contextlib
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
@@ -12,160 +11,128 @@ import numpy as np
 
 from tokenloss._comparison.comparison import comparison_of
 from tokenloss._comparison.comparisons import Comparisons
-from tokenloss._comparison.draft_columns import acceptance
-from tokenloss._comparison.drafts import acceptance_of
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import named, raise_error
 from tokenloss._core.result import rows_of
 from tokenloss._core.signature import IdsHash, either, head_fields
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
-from tokenloss._evaluation.files import score_shards
-from tokenloss._evaluation.options import Inputs, check_order
-from tokenloss._evaluation.pairing import paired
-from tokenloss._evaluation.plan import open_all, open_shard, open_stored, planned
+from tokenloss._evaluation.plan import planned
 from tokenloss._evaluation.results import ShiftSample
-from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks
+from tokenloss._evaluation.shards import open_stored
+from tokenloss._evaluation.summary import window_figures
 from tokenloss._evaluation.token_types import TYPES, token_types
-from tokenloss.formats.lm_head import OTHER_WIDTH
-from tokenloss.formats.scores_file import NO_HIDDEN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tokenloss._comparison.comparison import Comparison
-    from tokenloss._core.types import Array, Columns
-    from tokenloss._evaluation.options import Options, Settings
-    from tokenloss._evaluation.plan import Shard
-    from tokenloss._evaluation.sink import Sink
+    from tokenloss._core.types import Array
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.run import Run, Settings
+    from tokenloss._evaluation.shards import Handles, Shard
+    from tokenloss.formats.scores import Scores
+    from tokenloss.formats.tokenizers import Tokenizer
 
 
-def compare_sides(
-    sides: Sequence[Inputs], models: dict[object, str], abouts: Sequence[dict[str, Any]], options: Options,
-    settings: Settings, outputs: Sequence[Sink],
+def compare_rows(
+    base: Scores, others: Mapping[str, Scores], abouts: Sequence[dict[str, Any]], options: Options, settings: Settings,
+    run: Run, tokenizer: Tokenizer | None = None,
 ) -> Comparisons[Comparison]:  # fmt: skip
-    """Compare all rows of candidates with those of the base.
+    """Compare all rows of candidates with those of the base, which has the targets and segment ids of all.
 
-    The first of `sides` is the base, which has the targets and segment ids of all. `models` are the files of which only
-    the size is taken, by `identity`: no output may replace them. `abouts` say of each candidate its name, its files and
-    those of the base in words, and its size.
+    `abouts` have the name and size of each candidate, and the names of its files and of the base's.
     """
-    taken = {key: path for side in sides for key, path in side.by_identity().items()}
-    check_files(outputs, settings.state, models | taken)
-    for side in sides:
-        check_order(side.scores, sides[0].targets, options)
-    base, *others = (
-        _opened(side, of_side, options) for side, of_side in zip(sides, (options, *options.others), strict=True)
-    )
-    shards = planned(paired(base, others, options), sides[0].targets, options, sides[0].segment_ids)
+    shards = planned(base, [*others.values()], options, run.handles)
     if shards[0].target_type == "none":
-        for output in outputs:
+        for output in settings.sinks:
             if output.top_k and output._needs_targets:
-                got, fits = "holds no targets", f"hold them for {output._name}, or come with --targets (targets=)"
+                got, fits = "holds no targets", f"hold them for {output._name}, or come with {named('targets', ...)}"
                 raise_error("content", path=shards[0].path, got=got, fits=fits)
-    classes = min(side[0].shape[-1] for side in (base, *others))
-    top_k = min(max((output.top_k for output in outputs), default=0), options.classes or classes, classes)
-    rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)
-    with contextlib.ExitStack() as stack:
-        names = tuple(about["name"] for about in abouts)
-        has_text = any(side.has_text for shard in shards for side in (shard, *shard.others))
-        of_sinks: Any = {"has_text": has_text, "names": names, "divergences": options.divergences}
-        of_sinks["are_drafts"] = options.temperature is not None
-        open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k, **of_sinks)
-        compare = functools.partial(compare_shard, names=names)
-        results, _ = score_shards(compare, shards, options, settings, outputs, top_k)
-        found = _comparisons(shards, results, abouts, options, firsts, settings.cost_ratio)
-        if outputs:
-            finish_sinks(outputs, found._figures(), found)
-    return found
-
-
-def _opened(side: Inputs, of_side: Options, options: Options) -> list[Shard]:
-    """Open the files of the base or of a candidate; where they do not fit the head of both, say how to name others."""
-    try:
-        return open_all(side.scores, of_side, 1 + len(options.others))
-    except ValueError as error:
-        is_shared = options.lm_head is not None and options.lm_head == options.others[0].lm_head
-        if not is_shared or not any(words in str(error) for words in (NO_HIDDEN, OTHER_WIDTH)):
-            raise
-        hint = "base_lm_head (--base-lm-head) is the head of the base alone, base_kind the kind of a base of scores"
-        raise ValueError(f"{error}; {hint}") from error
+    classes = min(spec.classes for spec in shards[0].models)
+    rows, firsts = sum(shard.n_scored_rows for shard in shards), _first_numbers(shards, options, run.handles)
+    schema: dict[str, Any] = {
+        "batch": shards[0].batch, "rows": rows * len(others), "classes": options.n_classes(classes),
+        "has_text": any(spec.has_text for shard in shards for spec in shard.models), "names": (*others,),
+        "divergences": options.divergences, "tokenizer": tokenizer,
+    }  # fmt: skip
+    compare = functools.partial(compare_shard, options=options, names=(*others,))
+    results = run.map(compare, shards, schema)
+    return _comparisons(shards, results, abouts, options, firsts, run.handles)
 
 
 def _comparisons(
     shards: Sequence[Shard], results: Sequence[ComparedShard], abouts: Sequence[dict[str, Any]],
-    options: Options, firsts: list[int], cost_ratio: float | None,
-) -> Comparisons[Any]:  # fmt: skip
+    options: Options, firsts: list[int], handles: Handles,
+) -> Comparisons[Comparison]:  # fmt: skip
     """Make the figures of all shards together, of each candidate."""
     parts = [_numbered(result, first) for result, first in zip(results, firsts, strict=True)]
-    are_drafts = options.temperature is not None
-    types = None if are_drafts else _types(shards, options, firsts)
+    types = _types(shards, options, firsts, handles)
     rows = sum(shard.rows for shard in shards)
-    n_without_next = rows - sum(shard.scored_rows for shard in shards)
+    of_windows = window_figures((shard.facts() for shard in shards), options)
+    n_left = rows - sum(shard.n_scored_rows for shard in shards)
     shared: dict[str, Any] = {
         "base": abouts[0]["base"],
-        "base_kind": shards[0].kind,
+        "base_kind": shards[0].spec.kind,
         "files": [shard.path for shard in shards],
         "shape": (rows, shards[0].shape[-1]),
         "classes": options.classes,
-        "n_without_next": n_without_next,
+        "n_without_next": n_left - of_windows.get("n_context", 0),
+        **of_windows,
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better,
     }
-    if are_drafts:
-        del shared["classes"], shared["fits_better_shifted"]
-    hashed = IdsHash.total_of(results)
-    found: Comparisons[Any] = Comparisons()
+    hashed = IdsHash.of_parts(results).total
+    found: Comparisons[Comparison] = Comparisons()
     for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):
-        comparison = _result_of(columns, options, cost_ratio)
+        comparison = comparison_of(options.definitions, columns, temperature=options.temperature)
         about = shared | given
-        about |= {"kind": shards[0].others[number].kind, "n_ignored": rows - n_without_next - comparison.count}
-        heads = {"base_head": shards[0].head, "head": shards[0].others[number].head}
+        own, other = shards[0].spec, shards[0].models[number + 1]
+        about |= {"kind": other.kind, "n_ignored": rows - n_left - comparison.count}
+        heads = {"base_head": own.head_figures, "head": other.head_figures}
         about |= {name: head for name, head in heads.items() if head is not None}
         if types is not None:
             table = comparison.by(types)
             about["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
-        if comparison.sequences is not None and len(shards) > 1 and shards[0].segments_start is None:
+        if comparison.sequences is not None and len(shards) > 1 and not _share_numbers(shards):
             about["sequences"] = _with_files(rows_of(comparison.sequences), shards, firsts)
         rms = [[one for result in results for one in result.rms[model]] for model in (0, number + 1)]
         if any(rms):
             known = [(about.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
             about["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
-        other = shards[0].others[number]
-        has_ids = shards[0].target_type != "none" if are_drafts else comparison.has_targets
+        are_cut = comparison.left_out is not None
+        are_widened = options.classes == "all" and other.classes != own.classes
         signed = {
+            **{name: n for name, n in of_windows.items() if name != "n_context"},
             "shift": "yes" if options.shift else None,
-            "kind": either(other.kind, shards[0].kind),
-            "dtype": either(_dtypes([shard.others[number] for shard in shards]), _dtypes(shards)),
-            "classes": None if are_drafts or comparison.left_out is None else options.classes,
+            "kind": either(other.kind, own.kind),
+            "dtype": either(_dtypes(shards, number + 1), _dtypes(shards, 0)),
+            "classes": options.classes if are_cut or are_widened else None,
             "ignored": about["n_ignored"],
-            "ids": hashed if has_ids else None,
-            **head_fields(other.head, shards[0].head),
+            "ids": hashed if comparison.has_targets else None,
+            **head_fields(other.head_figures, own.head_figures),
         }
         found[given["name"]] = dataclasses.replace(comparison, _about=about, _signed=comparison._signed | signed)
     return found
 
 
-def _result_of(columns: Columns, options: Options, cost_ratio: float | None) -> Any:
-    """The figures of a candidate, from its columns."""
-    if options.temperature is None:
-        return comparison_of(options.definitions, columns)
-    of_texts = columns["kept"], columns.get("segment_ids")
-    return acceptance_of(acceptance(columns, options.temperature), *of_texts, options.temperature, cost_ratio)
+def _dtypes(shards: Sequence[Shard], model: int) -> str:
+    """The dtypes of the scores of a model."""
+    return ", ".join(sorted({shard.models[model].dtype for shard in shards}))
 
 
-def _dtypes(shards: Sequence[Shard]) -> str:
-    """The dtypes of the scores of shards."""
-    return ", ".join(sorted({shard.dtype for shard in shards}))
+def _share_numbers(shards: Sequence[Shard]) -> bool:
+    """Whether numbers of sequences mean the same in all shards."""
+    return shards[0].segments is not None and shards[0].segments.start is not None
 
 
-def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:
+def _first_numbers(shards: Sequence[Shard], options: Options, handles: Handles) -> list[int]:
     """What is added to the sequence numbers of each shard to make them unique; 0 if all share one numbering."""
     firsts = [0]
-    for shard in shards if shards[0].segments_start is None else ():
-        numbers = open_shard(shard, options).sequences.numbers(0, shard.rows)
+    for shard in () if _share_numbers(shards) else shards:
+        numbers = handles.open_shard(shard, options).sequences.numbers(0, shard.rows)
         firsts.append(firsts[-1] + int(numbers.max(initial=-1)) + 1)
         if firsts[-1] >= 2**63 and len(shards) > 1:
             got, fits = "holds numbers of sequences that are too high", "hold lower ones, which are counted on"
-            raise_error("content", path=shard.segments or shard.path, got=got, fits=fits)
+            raise_error("content", path=shard.segments.path if shard.segments else shard.path, got=got, fits=fits)
     return firsts[:-1] or [0] * len(shards)
 
 
@@ -188,14 +155,14 @@ def _with_files(
     ]
 
 
-def _types(shards: Sequence[Shard], options: Options, firsts: list[int]) -> Array | None:
+def _types(shards: Sequence[Shard], options: Options, firsts: list[int], handles: Handles) -> Array | None:
     """Index into `TYPES` of each token that is compared; None if no shard holds any text."""
     words: list[Array] = []
     numbers: list[Array] = []
     masks: list[Array] = []
     is_known = False
     for shard, first in zip(shards, firsts, strict=True):
-        compared, stored = open_shard(shard, options), open_stored(shard, options)
+        compared, stored = handles.open_shard(shard, options), open_stored(shard, options, handles)
         text = np.full(shard.rows, None) if stored.tokens is None else stored.tokens.reshape(-1)
         is_known |= stored.tokens is not None
         words.append(text.astype(object))

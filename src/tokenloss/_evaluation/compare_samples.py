@@ -1,4 +1,4 @@
-"""Comparisons of the samples that lm-evaluation-harness logged."""
+"""`compare_samples`: models are compared by samples that lm-evaluation-harness logged."""
 
 from __future__ import annotations
 
@@ -10,58 +10,140 @@ from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.sample_groups import group_metrics
 from tokenloss._comparison.sample_metrics import metrics_of, paired
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
-from tokenloss._core.arguments import refuse_given
-from tokenloss._core.errors import raise_error
-from tokenloss._core.files import exists, files_of
-from tokenloss._evaluation.options import single
-from tokenloss.formats.sample_folders import SamplesFolder, is_samples_folder, open_samples_folder
+from tokenloss._core.arguments import as_paths
+from tokenloss._core.errors import raise_error, warn
+from tokenloss._evaluation.compare_files import candidates, hints_of
+from tokenloss._statistics.advice import advice
+from tokenloss.formats.paths import check_different
+from tokenloss.formats.sample_folders import Samples, open_samples
 from tokenloss.formats.samples import read_samples
+from tokenloss.formats.sources import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import os
+    from collections.abc import Mapping, Sequence
+    from typing import TypeAlias
+
+    _Path: TypeAlias = str | os.PathLike[str]
 
 
 def compare_samples(
-    base: list[str], others: dict[str, list[str]], *, margin: float | None, cluster: str | None,
-    run: str | Sequence[str],
-) -> Comparisons[SampleComparison]:  # fmt: skip
-    """Compare models with their base by samples of lm-evaluation-harness; options as in `compare_files`."""
+    base: Samples | _Path,
+    others: Samples | _Path | Sequence[Samples | _Path] | Mapping[str, Samples | _Path],
+    *,
+    margin: float | None = None,
+    cluster: str | None = None,
+) -> Comparisons[SampleComparison]:
+    """Compare models with their base by samples that lm-evaluation-harness logged (``--log_samples``).
+
+    This is the command ``tokenloss compare`` for samples of one task, or for folders, task by task.
+
+    Parameters
+    ----------
+    base : source or path
+        The result of `tokenloss.formats.open_samples`; or a file of samples, or the folder of a model's samples.
+    others : source or path, several, or mapping of names to a source or path
+        The candidates; without a name, a candidate is named by its path. They contain samples of the same task, or of
+        tasks with the same names.
+    margin : float, optional
+        Test whether metrics between 0 and 1, such as accuracies, are equal within this margin (e.g. 0.01).
+    cluster : str, optional
+        The field of the base's documents that names their group, such as "meta.passage". Errors are clustered by this
+        group; by default, by document.
+
+    Returns
+    -------
+    Comparisons
+        A dict of `SampleComparison`, by the name of the candidate, in the order given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid, or if files contain no samples or samples of other documents; the message names the
+        file, and the line if there is one.
+    OSError
+        If a file cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If a candidate is identical to its base or to another one, or if a folder has several runs of a task.
+
+    See Also
+    --------
+    compare_files : The same for scores, responses or log-probabilities.
+
+    Notes
+    -----
+    Samples are paired by filter and by ``doc_hash``, or by ``doc_id`` if there are no documents. A document may occur
+    several times, but must occur equally often in both files. The values are the ones that the harness computed and
+    wrote to the files. The metric is their mean, unless it is a perplexity or bits per byte. Metrics of all samples
+    together, such as BLEU, are left out. If the files have multiple-choice accuracies but not ``acc_norm``, it is
+    computed from the responses, and so is the log-likelihood of the right answer, but only if the responses and targets
+    also reproduce the accuracies in the files. Let S be the sum of the differences over the n samples of a document (or
+    group). The standard error of the mean difference ``mu`` over G documents is
+    ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. Intervals and tests of equivalence use Student's t with G - 1
+    degrees of freedom, or a similar distribution if n differs between documents (`LossMeter.interval_factor`).
+
+    Each task of a folder is read from its newest run, unless ``run`` of `tokenloss.formats.open_samples` selects
+    another. Tasks that only one folder has are listed in `SampleComparison.left_out`. Groups of tasks come from the
+    newest ``results_*.json`` of the base, and their means are weighted to match the value there. Errors of groups treat
+    tasks as independent; their intervals and tests use Student's t with Satterthwaite's degrees of freedom.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> from tokenloss import compare_samples
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> base, other = folder / "base.jsonl", folder / "other.jsonl"
+    >>> for path, values in (base, [1, 1, 0, 1]), (other, [1, 0, 0, 1]):
+    ...     samples = [{"doc_id": i, "filtered_resps": [], "acc": value} for i, value in enumerate(values)]
+    ...     _ = path.write_text(json.dumps(samples))
+    >>> (acc,) = compare_samples(base, {"other": other}, margin=0.1)["other"].metrics
+    >>> acc.difference, acc.difference_stderr, acc.mcnemar_p, acc.is_equivalent
+    (-0.25, 0.25, 1.0, False)
+    """
     if margin is not None and not (isinstance(margin, numbers.Real) and 0 < margin < 1):
         raise_error("option", name="margin", got=margin, fits="a number between 0 and 1")
     if not isinstance(cluster, str | None):
         raise_error("type", name="cluster", got=cluster, fits="a string")
-    runs = [run] if isinstance(run, str) else run
-    if not isinstance(runs, list | tuple) or not all(isinstance(one, str) and one for one in runs):
-        raise_error("option", name="run", got=run, fits="the start of a run's date, such as '2026-11-28', or several")
-
-    path = single("base", base)
+    own = _samples("base", base)
+    models = {name: _samples(f"others[{name!r}]", one) for name, one in candidates(others).items()}
+    check_different([one.path for one in models.values()])
     found: Comparisons[SampleComparison] = Comparisons()
-    for name, paths in others.items():
-        other = single(f"others[{name!r}]", paths)
-        sides = [open_samples_folder(one, runs) if is_samples_folder(one) else one for one in (path, other)]
-        if isinstance(sides[0], SamplesFolder) and isinstance(sides[1], SamplesFolder):
-            comparison = _of_folders(sides[0], sides[1], margin, cluster)
-        elif isinstance(sides[0], str) and isinstance(sides[1], str):
-            refuse_given({"run": runs}, "left out where files are given, not folders")
-            comparison = _compared(None, (path, other), margin, cluster)[0]
+    for name, other in models.items():
+        if own.is_folder and other.is_folder:
+            comparison = _of_folders(own, other, margin, cluster)
+        elif own.is_folder or other.is_folder:
+            file, folder = (other, own) if own.is_folder else (own, other)
+            got, fits = f"is no folder with samples, as {folder.path} is", "be a folder of files such as samples_TASK"
+            raise_error("content", path=file.path, got=got, fits=f"{fits}.jsonl, by --log_samples")
         else:
-            file, folder = (path, other) if isinstance(sides[0], str) else (other, path)
-            got = f"is no folder with samples, as {folder} is"
-            if not exists(file) or not files_of(file):
-                got = "is empty" if exists(file) else "does not exist"
-            fits = "be a folder of files such as samples_TASK.jsonl, by --log_samples"
-            raise_error("content", path=file, got=got, fits=fits)
+            comparison = _compared(None, (own.path, other.path), margin, cluster)[0]
         if margin is not None and all(metric.equivalence_p is None for metric in comparison.metrics):
             got, fits = "holds no metric between 0 and 1", "hold one where a margin is given"
-            raise_error("content", path=path, got=got, fits=fits)
-        found[name] = dataclasses.replace(comparison, _about={"base": path, "name": name, "file": other})
+            raise_error("content", path=own.path, got=got, fits=fits)
+        found[name] = dataclasses.replace(comparison, _about={"base": own.path, "name": name, "file": other.path})
+    for hint in advice(hints_of(found)):
+        warn(hint.message, hint.category)
     return found
 
 
-def _of_folders(
-    base: SamplesFolder, other: SamplesFolder, margin: float | None, cluster: str | None
-) -> SampleComparison:
-    """Compare the samples of the tasks that both folders hold."""
+def _samples(name: str, value: Any) -> Samples:
+    """The samples of a model."""
+    if isinstance(value, Source):
+        if not isinstance(value, Samples):
+            fits = "hold samples of lm-evaluation-harness, as the other models' files do"
+            raise_error("content", path=value.name, got=f"holds {value.given()['source']}", fits=fits)
+        return value
+    paths = as_paths(name, value)
+    if len(paths) != 1:
+        raise_error("option", name=name, got=value, fits="one file of samples, or one folder of them")
+    return open_samples(paths[0])
+
+
+def _of_folders(base: Samples, other: Samples, margin: float | None, cluster: str | None) -> SampleComparison:
+    """The comparison of the tasks that both folders contain."""
     both = base.tasks.keys() & other.tasks.keys()
     if not both:
         got, fits = f"holds no task of {base.path}: {', '.join(other.tasks)}", f"hold some of {', '.join(base.tasks)}"
@@ -76,7 +158,7 @@ def _of_folders(
     for task in sorted(both):
         try:
             parts[task], clusters[task] = _compared(task, (base.tasks[task], other.tasks[task]), margin, cluster)
-        except ValueError as error:  # perhaps since they are not the runs that were meant
+        except ValueError as error:  # perhaps because these are not the intended runs
             raise ValueError("; ".join([str(error), *runs])) from error
         left_out |= {f"{task}: {name}": reason for name, reason in parts[task].left_out.items()}
     of_task = {task: part.metrics for task, part in parts.items()}
@@ -95,7 +177,7 @@ def _of_folders(
 def _compared(
     task: str | None, paths: tuple[str, str], margin: float | None, cluster: str | None
 ) -> tuple[SampleComparison, set[Any]]:
-    """Compare the samples of two files; also return what errors take as independent, if other files show the same."""
+    """The comparison of two files, and the groups that errors treat as independent, if other files may share them."""
     samples = list(read_samples(paths[0], cluster)), list(read_samples(paths[1]))
     has_hashes = all(sample.doc_hash for file in samples for sample in file)
     pairs = paired(paths, samples, lambda sample: sample.doc_hash if has_hashes else sample.doc_id)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tokenloss._comparison.text_comparison import text_comparison_of
 from tokenloss._comparison.text_spans import TextTokens, document_bytes, spans_of
-from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift
-from tokenloss._core.errors import raise_error, warn
-from tokenloss._core.files import identity
-from tokenloss._core.text import count_of, title
+from tokenloss._core.arguments import as_path, refuse_given
+from tokenloss._core.errors import named, raise_error, warn
+from tokenloss._core.text import count_of
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer
-from tokenloss._evaluation.files import evaluate_files
-from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
-from tokenloss._evaluation.plan import open_stored, plan
-from tokenloss._evaluation.sink import Sink, TokenBlock, check_files, checked_sinks, finish_sinks, open_sinks
+from tokenloss._evaluation.evaluate import evaluated
+from tokenloss._evaluation.options import Options, by_identity
+from tokenloss._evaluation.plan import planned
+from tokenloss._evaluation.run import Settings, opened
+from tokenloss._evaluation.sink import Sink, TokenBlock, checked_sinks
 from tokenloss._evaluation.token_bytes import (
     NEXT_TOKENS,
     ids_before,
@@ -30,8 +28,10 @@ from tokenloss._evaluation.token_bytes import (
 )
 from tokenloss._statistics.advice import Advice, advice, not_finite_notes, white_space_notes
 from tokenloss.formats.base import open_regular
-from tokenloss.formats.responses import is_responses
+from tokenloss.formats.content import as_source
+from tokenloss.formats.scores import Scores
 from tokenloss.formats.scores_file import checked_mask
+from tokenloss.formats.sources import Source, require
 from tokenloss.formats.tokenizers import AlignedText, open_tokenizer
 
 if TYPE_CHECKING:
@@ -40,32 +40,23 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from tokenloss._comparison.text_comparison import TextComparison
-    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray, Kind
-    from tokenloss._evaluation.plan import Shard
+    from tokenloss._core.types import Array, IntArray
+    from tokenloss._evaluation.shards import Handles, Shard
     from tokenloss.formats.tokenizers import Tokenizer
 
     _Path: TypeAlias = str | os.PathLike[str]
-    _Paths: TypeAlias = _Path | Sequence[_Path]
+    _Source: TypeAlias = Source | _Path | Sequence[_Path]
 
-_ROWS = 1 << 20  # whose ids are held against the text at a time
+_ROWS = 1 << 20  # whose ids are compared with the text at a time
 
 
 def compare_texts(
-    a: _Paths,
-    b: _Paths,
+    a: _Source,
+    b: _Source,
     *,
     text: _Path,
-    tokenizer_a: _Path,
-    tokenizer_b: _Path,
-    name_a: str | None = None,
-    name_b: str | None = None,
-    targets: Sequence[_Path] = (),
-    segment_ids: Sequence[_Path] = (),
-    array: str | None = None,
-    targets_array: str | None = None,
-    kind: Kind | None = None,
+    names: tuple[str, str] | None = None,
     shift: bool | None = None,
-    ignore_index: int | None = -100,
     top: int = 5,
     sinks: Sequence[Sink] = (),
     progress: bool = False,
@@ -79,26 +70,16 @@ def compare_texts(
 
     Parameters
     ----------
-    a, b : path or paths
-        Files of scores for each model, as in `evaluate`, with the ids of its own tokens. Each sequence is a document,
-        and both models must have the same documents in the order of the text. Without sequences, there is one document.
+    a, b : source, path or paths
+        Files of scores for each model with the ids of its own tokens, as `tokenloss.formats.open_scores` or
+        `tokenloss.formats.open_hidden_states` opened them with ``tokenizer``. Each sequence is a document, and both
+        models must have the same documents in the order of the text. Without sequences, there is one document.
     text : path
         The text in UTF-8: the bytes of the tokens of all documents in order, with any white space between documents.
-    tokenizer_a, tokenizer_b : path
-        The tokenizer of each model, or the folder of the model, as in `token_bytes`.
-    name_a, name_b : str, optional
+    names : two str, optional
         Names of the models; by default the names of their files.
-    targets, segment_ids : two paths, optional
-        One .npy file for a and one for b: the token ids, or the sequence number of each token, for all files of that
-        model. By default, its files contain them.
-    array, targets_array : str, optional
-        Names of the arrays of scores and of targets in the files of both models, as in `evaluate`.
-    kind : {"logits", "log_probs", "probs"}, optional
-        Kind of the scores of both models; by default the name of their array, or logits.
     shift : bool, optional
         Whether targets are the input ids of a causal model, as in `evaluate`.
-    ignore_index : int or None, default -100
-        Target value that marks tokens to ignore, such as padding.
     top : int, default 5
         Number of spans to list in each direction, by the largest difference.
     sinks : sequence of Sink, optional
@@ -107,7 +88,7 @@ def compare_texts(
     progress : bool, default False
         Whether to draw the progress over files on stderr, if that is a terminal.
     workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. The result is bitwise identical for any number.
 
     Returns
     -------
@@ -163,53 +144,48 @@ def compare_texts(
     >>> import base64, pathlib, tempfile
     >>> import numpy as np
     >>> from tokenloss import compare_texts
+    >>> from tokenloss.formats import open_scores
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> _ = (folder / "t.txt").write_text("abab")
     >>> for name, pieces, ids in ("a", ["a", "b"], [0, 1, 0, 1]), ("b", ["a", "b", "ab"], [2, 2]):
     ...     lines = [f"{base64.b64encode(piece.encode()).decode()} {i}" for i, piece in enumerate(pieces)]
     ...     _ = (folder / f"{name}.tiktoken").write_text("\n".join(lines))
     ...     np.savez(folder / f"{name}.npz", logits=np.zeros((len(ids), len(pieces))), targets=ids)
-    >>> files = {"tokenizer_a": folder / "a.tiktoken", "tokenizer_b": folder / "b.tiktoken"}
-    >>> found = compare_texts(folder / "a.npz", folder / "b.npz", text=folder / "t.txt", **files)
+    >>> a, b = (open_scores(folder / f"{name}.npz", tokenizer=folder / f"{name}.tiktoken") for name in "ab")
+    >>> found = compare_texts(a, b, text=folder / "t.txt")
     >>> round(found.bits_per_byte_a, 4), round(found.bits_per_byte_b, 4)  # log2(2), and log2(3) for two bytes
     (1.0, 0.7925)
     """
-    check_choice("kind", kind, KINDS)
-    check_shift(shift)
     top = check_integer("top", top, "an integer of at least 0", least=0)
-    outputs = checked_sinks(sinks, "compare_texts", None, None)
+    outputs = checked_sinks(sinks, "compare_texts", False, None)
     for output in outputs:
         if output.needs_tokens:
             raise_error("not for", name=output._name, fits="needs each token; compare_texts gives the result alone")
-    options = Options(array, kind, ignore_index, shift, 0, targets_array=targets_array)
-    settings = Settings(workers=check_workers(workers), progress=progress)
+    settings = Settings(progress=progress, workers=check_workers(workers))
     path = as_path("text", text)
-    of_rows = _of_both("targets", targets), _of_both("segment_ids", segment_ids)
-    sides = [
-        _side("a", a, name_a, tokenizer_a, *(files[0] for files in of_rows)),
-        _side("b", b, name_b, tokenizer_b, *(files[1] for files in of_rows)),
-    ]
-    check_files(outputs, None, {identity(path): path} | {key: one for side in sides for key, one in side.read.items()})
-    content = _read(path)
-    try:
-        texts = [_laid_over(side, path, options) for side in sides]
-    except (IndexError, ValueError) as error:
-        swapped = [one._replace(tokenizer=other.tokenizer) for one, other in zip(sides, sides[::-1], strict=True)]
-        if not _fit(swapped, path, options):
-            raise
-        kind_of_error = IndexError if isinstance(error, IndexError) else ValueError
-        raise kind_of_error(f"{error}; the ids are of the text with tokenizer_a and tokenizer_b swapped") from error
-    _check_documents(sides, texts, content)
-    with contextlib.ExitStack() as stack:
-        open_sinks(stack, outputs, None, None, 0, names=[side.name for side in sides])
-        messages = [_score(side, tokens, options, settings) for side, tokens in zip(sides, texts, strict=True)]
+    if names is not None and not (len(names) == 2 and all(isinstance(name, str) for name in names)):
+        raise_error("option", name="names", got=names, fits="two names: that of a, and that of b")
+    sides = [_side(*one, shift) for one in zip("ab", (a, b), names or (None, None), strict=True)]
+    with opened([side.source for side in sides], Settings(outputs), {"command": "compare"}, by_identity([path])) as run:
+        content = _read(path)
+        try:
+            texts = [_laid_over(side, path, run.handles) for side in sides]
+        except (IndexError, ValueError) as error:
+            swapped = [one._replace(tokenizer=two.tokenizer) for one, two in zip(sides, sides[::-1], strict=True)]
+            if not _fit(swapped, path, run.handles):
+                raise
+            kind_of_error = IndexError if isinstance(error, IndexError) else ValueError
+            raise kind_of_error(f"{error}; the ids are of the text with the two tokenizers swapped") from error
+        _check_documents(sides, texts, content)
+        run.open_sinks({"names": [side.name for side in sides]})
+        messages = [_score(side, tokens, settings) for side, tokens in zip(sides, texts, strict=True)]
         spans = spans_of(texts[0].tokens(), texts[1].tokens(), np.frombuffer(content, np.uint8))
-        names = {"name_a": sides[0].name, "name_b": sides[1].name}
-        found = text_comparison_of(spans, content, **names, path=path, top=top)
+        of_models = {"name_a": sides[0].name, "name_b": sides[1].name}
+        found = text_comparison_of(spans, content, **of_models, path=path, top=top)
         counts = found.n_bytes_without_token_a, found.n_bytes_without_token_b
         for side, of_side, count in zip(sides, messages, counts, strict=True):
             of_side += [Advice(f"{side.name}: {note}") for note in white_space_notes(count, found.n_bytes)]
-        finish_sinks(outputs, found._figures(), found)
+        run.finish(found._figures(), found)
     for one in [one for of_side in messages for one in of_side]:
         warn(one.message, one.category)
     return found
@@ -219,32 +195,21 @@ class _Side(NamedTuple):
     """A model: its name, its files, and its tokenizer."""
 
     name: str
-    inputs: Inputs
+    source: Scores
     tokenizer: Tokenizer
-    read: dict[object, str]  # all files that are read, by `identity`
+    options: Options
 
 
-def _of_both(name: str, value: Any) -> tuple[list[str], list[str]]:
-    """The file of a and that of b, each in a list; two empty ones if there are none."""
-    paths = as_paths(name, value)
-    if len(paths) not in (0, 2):
-        raise_error("option", name=name, got=count_of(len(paths), "path"), fits="two: that of a, and that of b")
-    return paths[:1], paths[1:]
-
-
-def _side(letter: str, paths: Any, name: Any, tokenizer: Any, targets: list[str], segment_ids: list[str]) -> _Side:
-    """What was given of a model, checked."""
-    given = as_paths(letter, paths)
-    if not given:
-        raise_error("empty", name=letter, fits="a path, or paths")
-    if name is not None and not isinstance(name, str):
-        raise_error("type", name=f"name_{letter}", got=name, fits="text or None")
-    files = resolved(given, are_scores=True)
-    for path in filter(is_responses, files):
-        raise_error("content", path=path, got="holds responses", fits="hold scores, where models are compared by text")
-    opened = open_tokenizer(tokenizer, f"tokenizer_{letter}")
-    inputs = Inputs(files, targets, segment_ids, tokenizer=opened.path)
-    return _Side(name or title(given), inputs, opened, inputs.by_identity())
+def _side(letter: str, value: Any, name: str | None, shift: bool | None) -> _Side:
+    """The checked arguments of a model."""
+    source = as_source(value, shift=shift, name=letter)
+    for need in ("plan", "rows", "tokenizer"):
+        require(source, need, "compare_texts")
+    assert isinstance(source, Scores)
+    refuse_given({"window": source.token_options.window or None}, "left out where models are compared by text")
+    tokenizer = open_tokenizer(str(source.token_options.tokenizer))
+    # the tokens are laid over the text here, and bytes are counted there
+    return _Side(name or source.name, source, tokenizer, Options.of(source.token_options, top=0))
 
 
 def _read(path: str) -> bytes:
@@ -260,33 +225,28 @@ def _read(path: str) -> bytes:
 
 
 class _LaidTokens(NamedTuple):
-    """The rows of all files of a model: the place of the token of each in the text, and its loss."""
+    """The rows of all files of a model: the place of each row's token in the text, and its loss."""
 
     files: list[int]  # the first row of each file
-    step: int  # rows from one that predicts a token to that of the token
-    start: IntArray
-    stop: IntArray
-    document: IntArray  # -1 of rows that are no part of the text
-    nll: Float64Array
-    is_scored: BoolArray
-    repeated: IntArray  # the id of a special token that repeats the token before it, -1 of others
+    step: int  # rows between the prediction of a token and the token
+    rows: TextTokens  # with document -1 outside the text
+    repeated: IntArray  # the id of a special token that repeats the token before it, -1 for others
 
     def tokens(self) -> TextTokens:
         """The tokens of the text."""
-        tokens = TextTokens(self.start, self.stop, self.document, self.nll, self.is_scored)
-        return tokens.at(self.document >= 0)
+        return self.rows.at(self.rows.document >= 0)
 
 
-def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
-    """Hold the ids of a model against the text; ValueError at the first token whose bytes differ."""
-    shards = plan(side.inputs.scores, side.inputs.targets, options, side.inputs.segment_ids)
+def _laid_over(side: _Side, text: str, handles: Handles) -> _LaidTokens:
+    """The tokens of a model laid over the text; ValueError at the first token whose bytes differ."""
+    shards, options = planned(side.source, (), side.options, handles), side.options
     most = max((shard.shape[-1] for shard in shards), default=0)
     side = side._replace(tokenizer=side.tokenizer.with_special(most))  # the text proves what special ids write
     files = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
     start, stop, document, repeated = (np.full(files[-1], -1) for _ in range(4))
     aligned, last, count = AlignedText(text, side.tokenizer), -1, 0
     for number, shard in enumerate(shards):
-        ids, documents, goes_on = _ids_of(shard, options)
+        ids, documents, goes_on = _ids_of(shard, options, handles)
         last = last if goes_on else -1
         rows = np.flatnonzero(documents >= 0)
         own = ids[rows].astype(np.int64)
@@ -308,20 +268,20 @@ def _laid_over(side: _Side, text: str, options: Options) -> _LaidTokens:
             start[files[number] + part], stop[files[number] + part] = starts, stops
             count += int(is_first.sum())
     aligned.end()
-    nll, is_scored = np.full(files[-1], np.nan), np.zeros(files[-1], np.bool_)
-    return _LaidTokens(files, int(bool(options.shift)), start, stop, document, nll, is_scored, repeated)
+    tokens = TextTokens(start, stop, document, np.full(files[-1], np.nan), np.zeros(files[-1], np.bool_))
+    return _LaidTokens(files, int(bool(options.shift)), tokens, repeated)
 
 
-def _fit(sides: Sequence[_Side], text: str, options: Options) -> bool:
-    """Whether the ids of both models are those of the text."""
+def _fit(sides: Sequence[_Side], text: str, handles: Handles) -> bool:
+    """Whether the ids of both models write the text."""
     try:
-        return all(_laid_over(side, text, options) for side in sides)
+        return all(_laid_over(side, text, handles) for side in sides)
     except (IndexError, ValueError):
         return False
 
 
 def _refuse_unknown(ids: Array, documents: IntArray, side: _Side, path: str) -> None:
-    """Refuse ids that stand for text which no file tells; their documents are given, too."""
+    """Refuse ids that stand for unknown text; `documents` are the numbers of their documents."""
     is_unknown = np.append(side.tokenizer.unknown, False)[np.clip(ids, -1, len(side.tokenizer.pieces))]
     for i in np.flatnonzero(is_unknown)[:1].tolist():
         got = f"holds id {ids[i]} in document {documents[i]}, the mark of text that its tokenizer cannot write ([UNK])"
@@ -330,19 +290,19 @@ def _refuse_unknown(ids: Array, documents: IntArray, side: _Side, path: str) -> 
 
 
 def _hint(ids: Array, options: Options) -> str:
-    """Why ids may not be those of the text, in words that follow an error."""
+    """Why ids may not write the text, in words that follow an error."""
     ignored = 0 if options.ignore_index is None else int(np.count_nonzero(ids == options.ignore_index))
-    hint = "" if options.shift else NEXT_TOKENS
+    hint = "" if options.shift else NEXT_TOKENS.format(named("shift", True))
     return f"; {count_of(ignored, 'ignored id')} of the file cannot be of the text{hint}" if ignored else hint
 
 
-def _ids_of(shard: Shard, options: Options) -> tuple[Array, IntArray, bool]:
-    """The id of each row of a file, the number of its document, and whether the first document goes on from before.
+def _ids_of(shard: Shard, options: Options, handles: Handles) -> tuple[Array, IntArray, bool]:
+    """The id of each row of a file, the number of its document, and whether the file's first document began before it.
 
-    Rows that are no part of the text have the number -1: padding, ignored ids, and what is in no sequence. A model's
-    mask may number the texts that are packed into a row.
+    Rows outside the text have the number -1: padding, ignored ids, and tokens in no sequence. A model's mask may number
+    the texts packed into a row.
     """
-    stored = open_stored(shard, options)
+    stored = handles.open_shard(shard, options)
     if stored.ids is None or shard.target_type != "class ids":
         raise_error("content", path=shard.path, got="holds distributions as targets", fits="hold class ids")
     ids, documents = stored.ids.reshape(-1), np.zeros(shard.rows, np.int64)
@@ -359,7 +319,8 @@ def _ids_of(shard: Shard, options: Options) -> tuple[Array, IntArray, bool]:
     if np.count_nonzero(np.diff(numbers, prepend=-1)) > np.unique(numbers).size:
         got, fits = "holds sequences whose tokens are mixed", "hold them one after the other, as the text does"
         raise_error("content", path=shard.path, got=got, fits=fits)
-    return ids, documents, shard.segments_start is not None or not stored.sequences.exist
+    is_shared = shard.segments is not None and shard.segments.start is not None
+    return ids, documents, is_shared or not stored.sequences.exist
 
 
 class _Losses(Sink):
@@ -372,33 +333,33 @@ class _Losses(Sink):
         self._laid = laid
 
     def add(self, block: TokenBlock) -> None:
-        assert block.row is not None  # as of responses, which are refused
-        rows = self._laid.files[block.file] + block.row + self._laid.step
-        self._laid.nll[rows], self._laid.is_scored[rows] = block.scores.nll, block.scores.kept
+        assert block.row is not None  # only responses have none
+        at, rows = self._laid.files[block.file] + block.row + self._laid.step, self._laid.rows
+        rows.nll[at], rows.is_scored[at] = block.scores.nll, block.scores.kept
 
 
-def _score(side: _Side, laid: _LaidTokens, options: Options, settings: Settings) -> list[Advice]:
-    """Fill in the losses of a model; return what must be warned of."""
-    evaluation = evaluate_files(side.inputs, options, settings, [_Losses(laid)])
+def _score(side: _Side, laid: _LaidTokens, settings: Settings) -> list[Advice]:
+    """Fill in the losses of a model; return its warnings."""
+    evaluation = evaluated(side.source, side.options, settings._replace(sinks=[_Losses(laid)]))
     notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
-    padding = most_repeated(laid.repeated[laid.is_scored & (laid.repeated >= 0)])
+    padding = most_repeated(laid.repeated[laid.rows.is_scored & (laid.repeated >= 0)])
     of_padding: dict[str, Any] = {"padding": padding and {"file": None, **padding}}
     found = [*advice(evaluation.figures | of_padding), *map(Advice, notes)]
     return [one._replace(message=f"{side.name}: {one.message}") for one in found]
 
 
 def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], content: bytes) -> None:
-    """Refuse models that do not have the same documents, but for white space around these."""
+    """Refuse models whose documents differ, except in surrounding white space."""
     found = [document_bytes(one.tokens()) for one in texts]
     for side, (start, _) in zip(sides, found, strict=True):
         if not start.size or start.min() < 0:
             got = f"holds no text in its document {int(np.argmin(start))}" if start.size else "holds no tokens"
-            raise_error("content", path=side.inputs.scores[0], got=got, fits="hold text in each document")
-    (of_a, of_b), path = found, sides[1].inputs.scores[0]
+            raise_error("content", path=side.source.paths[0], got=got, fits="hold text in each document")
+    (of_a, of_b), path = found, sides[1].source.paths[0]
     fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
     if of_a[0].size != of_b[0].size:
         if 1 in (of_a[0].size, of_b[0].size):
-            fits += "; where texts are packed, segment_ids (--segment-ids) tell them apart"
+            fits += f"; where texts are packed, {named('segment_ids')} tell them apart"
         raise_error("content", path=path, got=f"holds {of_b[0].size} documents, not {of_a[0].size}", fits=fits)
     for document in np.flatnonzero((of_a[0] != of_b[0]) | (of_a[1] != of_b[1])).tolist():
         for first, last in (sorted((int(a[document]), int(b[document]))) for a, b in zip(of_a, of_b, strict=True)):

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns, without_losses
-from tokenloss._comparison.draft_columns import acceptance, draft_columns
-from tokenloss._comparison.linear_columns import linear_pair_columns
+from tokenloss._comparison.columns import (
+    COLUMNS,
+    check_normalized,
+    join,
+    logs,
+    new_columns,
+    pair_columns,
+    widened,
+    without_losses,
+)
+from tokenloss._comparison.drafts import acceptance
+from tokenloss._comparison.linear_compare import linear_pair_columns
 from tokenloss._core import jobs
 from tokenloss._core.arguments import FURTHER_DIVERGENCES
-from tokenloss._core.errors import with_file_names
+from tokenloss._core.dtypes import CheckedArray, as_float_array
+from tokenloss._core.errors import with_file_names, worded
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
 from tokenloss._core.signature import IdsHash
-from tokenloss._core.validation import as_positions, scores_of_shape
+from tokenloss._core.validation import as_positions, as_scores, scores_of_shape
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import LEFT_OUT, open_shard, rows_per_block
+from tokenloss._evaluation.checkpoint import record
+from tokenloss._evaluation.plan import rows_per_block
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.score import SHIFT_SAMPLE, ShiftSampler, row_functions, scores_at, scores_of_kind
+from tokenloss._evaluation.shards import LEFT_OUT
 from tokenloss._evaluation.sink import ComparedBlock
+from tokenloss._scores.linear import linear_token_scores
 from tokenloss._scores.softmax import log_softmax
 from tokenloss._scores.token_scores import token_scores
 from tokenloss.formats.mapped import check_map
@@ -33,8 +45,8 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, BoolArray, Columns, IntArray
     from tokenloss._evaluation.options import Options
-    from tokenloss._evaluation.plan import OpenShard, Shard
-    from tokenloss._evaluation.score import _Sink
+    from tokenloss._evaluation.run import Work
+    from tokenloss._evaluation.shards import Shard
     from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats.scores_file import LmHead, ScoresFile
 
@@ -45,6 +57,7 @@ if TYPE_CHECKING:
 _OF_BASE = ("base_nll", "kept", "base_left_out", "segment_ids")
 
 
+@record
 class ComparedShard(NamedTuple):
     """Result of a shard, or of a block: columns of the rows that are compared."""
 
@@ -67,37 +80,30 @@ class ComparedShard(NamedTuple):
         return int(np.count_nonzero(self.base["kept"]))
 
 
-def compare_shard(
-    shard: Shard, options: Options, workers: int | None, sink: _Sink | None = None, top_k: int = 0,
-    advance: Callable[[int], None] | None = None, names: Sequence[str] = (),
-) -> ComparedShard:  # fmt: skip
-    """Compare the rows of a shard, block by block; call the sink with each block, and `advance` with its bytes.
-
-    `names` are those of the candidates.
-    """
-    advance = advance or (lambda n_bytes: None)
-    run = _Run(open_shard(shard, options), options, workers, sink, top_k, advance, names, shard.split)
+def compare_shard(shard: Shard, work: Work, options: Options, names: Sequence[str] = ()) -> ComparedShard:
+    """Compare the rows of a shard, block by block; `names` are those of the candidates."""
+    run = _Run(shard, work, options, names)
     start = 0
     for rows in run.base.file.blocks(run.max_rows):
         run.take(rows, slice(start, start + len(rows)))
         start += len(rows)
-    if sink and not start:  # so that there are columns if no block comes
+    if work.emit and not start:  # so that there are columns if no block comes
         none, new = np.empty(0, np.int64), new_columns(0, options.divergences)
-        scores = token_scores(np.empty((0, top_k)), none, top_k=top_k) if top_k else None
+        scores = token_scores(np.empty((0, work.top_k)), none, top_k=work.top_k) if work.top_k else None
         for name in names:
-            sink(ComparedBlock(name, new, none, None, 0, none, none, none, scores, scores))
+            work.emit(ComparedBlock(name, new, none, None, 0, none, none, none, scores, scores))
     return run.result()
 
 
 class _Model:
-    """The file of a model, whose rows are read in order. The first rows that count are checked to be of its kind."""
+    """The file of a model, whose rows are read in order."""
 
-    def __init__(self, file: ScoresFile, options: Options, option: str, max_rows: int) -> None:
-        self.file, self.options, self._blocks = file, options, file.blocks(max_rows)
-        self._option = None if options.kind else option
+    def __init__(
+        self, file: ScoresFile, first: checks.FirstRows, max_rows: int, classes: int, temperature: float
+    ) -> None:
+        self.file, self.first, self._blocks, self._classes = file, first, file.blocks(max_rows), classes
+        self._temperature = temperature or 1.0  # greedy decoding has the distributions at 1
         self._left: Array | None = None  # rows that were read, but come after the base's block
-        self._is_checked = False
-        self.rms: tuple[float, ...] = ()
 
     def read(self, n: int) -> Array:
         """Read the next rows."""
@@ -107,50 +113,49 @@ class _Model:
         self._left = rows[n:] if len(rows) > n else None
         return rows[:n]
 
-    def check(self, rows: Array, kept: BoolArray) -> None:
-        """Check the kind of kept rows once; of hidden states, sample their norms."""
-        if self.file.lm_head is not None:
-            check_map(self.file.lm_head.weight)
-            left = checks.NORM_SAMPLE - len(self.rms)
-            self.rms += checks.root_mean_squares(rows, kept, left, self.file.lm_head.norm_weights)
-        elif not self._is_checked:
-            self._is_checked = checks.check_kind(self.file, self._option, rows, kept)
-
     @property
     def kind(self) -> str:
         """The kind that `compare` is given. Log-probabilities count as logits, so that classes can be left out."""
-        return "probs" if self.file.kind == "probs" else "logits"
+        return "probs" if self.file.kind == "probs" and self._temperature == 1 else "logits"
 
-    def scores(self, rows: Array) -> Array:
-        """The logits of hidden states; rows of scores as they are."""
-        if self.file.lm_head is None:
-            return rows
-        return _projected(rows, self.file.lm_head)
+    def scores(self, name: str, rows: Array, kept: BoolArray, workers: int | None) -> Array:
+        """The logits of hidden states, or of probabilities with a temperature; other rows unchanged."""
+        if self.file.lm_head is not None:
+            return projected(rows, self.file.lm_head)
+        if self.file.kind == "probs" != self.kind:
+            check_normalized(as_scores(name, rows, -1, "probs"), kept, workers)
+            return logs(CheckedArray(*as_float_array(name, rows)), kept).array
+        return rows
 
     def top_scores(self, scores: Array) -> Callable[..., TokenScores]:
         """Make a function that scores rows by the first classes, whose probabilities need not add up to 1."""
-        some = scores[:, : self.options.classes]
-        return functools.partial(scores_of_kind, some, kind=self.kind)
+        some = scores[:, : self._classes]
+        if some.shape[1] < self._classes:
+            some = widened(CheckedArray(*as_float_array("scores", some)), 1, self.kind, self._classes).array
+        return functools.partial(scores_of_kind, some, kind=self.kind, logit_scale=1 / self._temperature)
 
     def projection(self, rows: Array) -> Projection:
         """Hidden states and their projection onto the vocabulary."""
         assert self.file.lm_head is not None
         return Projection(rows, self.file.lm_head.weight, self.file.lm_head.bias)
 
-    def token_scores(self, rows: Array, classes: int | None) -> Callable[..., TokenScores]:
-        """Make a function that scores hidden states by the first classes."""
+    @property
+    def transform(self) -> tuple[float, float]:
+        """The scale and the cap of the logits of hidden states, divided by the temperature; 0 for no cap."""
         head = self.file.lm_head
         assert head is not None
+        return head.logit_scale / self._temperature, (head.softcap or 0.0) / self._temperature
+
+    def token_scores(self, rows: Array) -> Callable[..., TokenScores]:
+        """Make a function that scores hidden states by the first classes."""
+        head, classes, (scale, cap) = self.file.lm_head, self._classes, self.transform
+        assert head is not None
         bias = None if head.bias is None else head.bias[:classes]
-        cut = dataclasses.replace(
-            self.file, shape=(*self.file.shape[:-1], len(head.weight[:classes])),
-            lm_head=head._replace(weight=head.weight[:classes], bias=bias),
-        )  # fmt: skip
-        function = row_functions(cut).token_scores
-        return functools.partial(function, rows)
+        transform: Any = {"lm_head_bias": bias, "logit_scale": scale, "softcap": cap or None}
+        return functools.partial(linear_token_scores, rows, head.weight[:classes], **transform)
 
 
-def _projected(hidden: Array, head: LmHead) -> Array:
+def projected(hidden: Array, head: LmHead) -> Array:
     """Logits of hidden states. The weights are converted piece by piece, to need little memory."""
     is_double = 8 in (hidden.itemsize, head.weight.itemsize)
     states = hidden.astype(np.float64 if is_double else np.float32)
@@ -168,7 +173,7 @@ def _projected(hidden: Array, head: LmHead) -> Array:
     return logits
 
 
-def _row_bytes(file: ScoresFile) -> int:
+def bytes_per_row(file: ScoresFile) -> int:
     """Bytes that a row counts for. Logits of hidden states count for less, so that more rows share the weights."""
     return file.row_bytes if file.lm_head is None else max(file.row_bytes, file.shape[-1])
 
@@ -196,24 +201,25 @@ class _Tokens(NamedTuple):
 class _Run:
     """The comparison of a shard so far."""
 
-    def __init__(
-        self, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
-        advance: Callable[[int], None], names: Sequence[str], split: tuple[int, ...] | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, shard: Shard, work: Work, options: Options, names: Sequence[str]) -> None:
+        opened = work.handles.open_shard(shard, options)
         self._names = names
-        self._options, self._workers, self._advance = options, workers, advance
-        self._sink, self._top_k = sink, top_k if sink else 0
+        self._options, self._workers, self._advance = options, work.workers, work.advance
+        self._emit, self._top_k = work.emit, work.top_k if work.emit else 0
         files = opened.file, *opened.others
         # hidden states are projected tile by tile, if all models have them and the same transform of the logits
         transforms = {file.lm_head and (file.lm_head.logit_scale, file.lm_head.softcap) for file in files}
         self._are_hidden = options.definitions == "exact" and len(transforms) == 1 and None not in transforms
-        if options.temperature is not None and len({file.shape[-1] for file in files}) > 1:
-            self._are_hidden = False
-        row_bytes = max(map(_row_bytes, files)) * max(1, len(files) // 4)  # each file's reader keeps a block
+        sizes = {file.shape[-1] for file in files}
+        self._are_hidden &= options.classes != "all" or len(sizes) == 1
+        classes = options.n_classes(max(sizes))
+        row_bytes = max(map(bytes_per_row, files)) * max(1, len(files) // 4)  # each file's reader keeps a block
         self.max_rows = MAX_TILE_ROWS if self._are_hidden else rows_per_block(row_bytes)
-        self.base = _Model(opened.file, options, "--base-kind", self.max_rows)
-        sides = zip(opened.others, options.others, strict=True)
-        self._others = [_Model(file, of_file, "--kind", self.max_rows) for file, of_file in sides]
+        words = [worded("kind", "base_kind")] + ["kind"] * len(opened.others)
+        self.base, *self._others = (
+            _Model(file, checks.FirstRows(file, spec, option), self.max_rows, classes, options.temperature)
+            for file, spec, option in zip(files, shard.models, words, strict=True)
+        )
         self._sequences = opened.sequences
         self._ids: Any = opened.targets.reshape(-1)
         self._has_targets = opened.has_targets
@@ -228,7 +234,7 @@ class _Run:
         left = SHIFT_SAMPLE if samples else 0
         self._sampler = ShiftSampler(losses, options.ignore_index, opened.sequences.are_given, left)
         self._parts: list[ComparedShard] = []  # of each block
-        self._hash, self._split = IdsHash(), split
+        self._hash, self._split = IdsHash(), shard.split
 
     def take(self, rows: Array, part: slice) -> None:
         """Compare the next rows of the base with those of each candidate."""
@@ -240,7 +246,7 @@ class _Run:
         kept = np.ones(len(numbers), np.bool_) if scored is None else scored
         if self._ignore_index is not None:
             kept = kept & (ids != self._ignore_index)
-        self.base.check(rows, kept)
+        self.base.first.check(rows, kept)
         with with_file_names(self.base.file.path):
             self._sampler.update(rows, ids, numbers, kept)
         self._advance(rows.nbytes)
@@ -250,15 +256,15 @@ class _Run:
             if self._is_clustered:
                 columns["segment_ids"] = numbers
             columns = {name: tokens.selected(column) for name, column in columns.items()}
-            if self._options.temperature is not None or not self._has_targets:
+            if not self._has_targets:
                 columns = without_losses(columns)
-            if self._sink:
+            if self._emit:
                 name, fields = self._names[len(found)], tokens.compared()
                 fields["target"] = fields["target"] if self._has_targets else np.full(len(fields["row"]), -1)
                 of_pair = {one: columns[one] for one in (*COLUMNS, *FURTHER_DIVERGENCES) if one in columns}
-                if self._options.temperature is not None:
+                if "tv" in columns:
                     of_pair["acceptance"] = acceptance(columns, self._options.temperature)
-                self._sink(ComparedBlock(name, of_pair, **fields, base_scores=base_scores, scores=scores))
+                self._emit(ComparedBlock(name, of_pair, **fields, base_scores=base_scores, scores=scores))
             found.append(columns)
         self._parts.append(ComparedShard.of(found))
         if self._has_targets:
@@ -268,28 +274,25 @@ class _Run:
     def _by_logits(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
         """Yield the columns and scores of each candidate, whose logits of a block are made as a whole."""
         options, file = self._options, self.base.file
-        base, base_kind = self.base.scores(rows), self.base.kind
+        with with_file_names(file.path):
+            base = self.base.scores("base_logits", rows, kept, self._workers)
         if options.definitions == "llama.cpp" and file.kind in ("logits", "hidden_states"):
             # llama.cpp takes log-probabilities of the base as they are
             base = jobs.of_known_kind(log_softmax)(base.astype(np.float32) if base.itemsize < 4 else base)
         with with_file_names(file.path):
             base_scores = self._scores(self.base.top_scores(base), tokens)
         pairing: Any = {"definitions": options.definitions, "divergences": options.divergences,
-                        "base_kind": base_kind, "classes": options.classes, "where": tokens.scored,
-                        "ignore_index": self._ignore_index, "workers": self._workers}  # fmt: skip
+                        "base_kind": self.base.kind, "classes": options.classes, "temperature": options.temperature,
+                        "where": tokens.scored, "ignore_index": self._ignore_index,
+                        "workers": self._workers}  # fmt: skip
         first = f"rows from {tokens.row[0]} on" if tokens.row[0] else None  # errors count from there
         for model in self._others:
             rows = model.read(len(tokens.position))
-            model.check(rows, kept)
-            compared = model.scores(rows)
+            model.first.check(rows, kept)
             with with_file_names(file.path, model.file.path, first):
-                if options.temperature is None:
-                    named = {"logits": compared}
-                    columns = pair_columns(base, named, tokens.target, kind=model.kind, **pairing)["logits"]
-                else:
-                    kinds: Any = {"kind": model.kind, "base_kind": base_kind}
-                    of_drafts: Any = {"where": kept, "workers": self._workers, **kinds}
-                    columns, _ = draft_columns(base, compared, options.temperature, **of_drafts)
+                compared = model.scores("logits", rows, kept, self._workers)
+                named = {"logits": compared}
+                columns = pair_columns(base, named, tokens.target, kind=model.kind, **pairing)["logits"]
                 scores = self._scores(model.top_scores(compared), tokens)
             self._advance(rows.nbytes)
             yield columns, base_scores, scores
@@ -299,24 +302,19 @@ class _Run:
         options = self._options
         blocks = [(self.base, rows), *((model, model.read(len(rows))) for model in self._others)]
         for model, block in blocks[1:]:
-            model.check(block, kept)
+            model.first.check(block, kept)
             self._advance(block.nbytes)
         with with_file_names(*(model.file.path for model, _ in blocks)):
             base, *others = (model.projection(block) for model, block in blocks)
-            classes = min(options.classes or base.scores.classes, base.scores.classes)
+            classes = options.n_classes(base.scores.classes)
             shape = scores_of_shape("logits", (len(rows), classes), -1)
             positions = as_positions(
                 "targets", tokens.target, shape, self._ignore_index, tokens.scored, distributions=False
             )
             named = {str(number): other for number, other in enumerate(others)}
-            assert self.base.file.lm_head is not None
-            temperature = options.temperature or 1.0
-            head = self.base.file.lm_head
-            transform = head.logit_scale / temperature, (head.softcap or 0.0) / temperature
-            columns = linear_pair_columns(base, named, positions, transform, self._workers, options.divergences)
-            base_scores, *scores = (
-                self._scores(model.token_scores(block, options.classes), tokens) for model, block in blocks
-            )
+            of_columns = positions, self.base.transform, self._workers, options.divergences
+            columns = linear_pair_columns(base, named, *of_columns)
+            base_scores, *scores = (self._scores(model.token_scores(block), tokens) for model, block in blocks)
         yield from zip(columns.values(), itertools.repeat(base_scores), scores, strict=False)
 
     def _scores(self, function: Callable[..., TokenScores], tokens: _Tokens) -> TokenScores | None:
@@ -329,7 +327,7 @@ class _Run:
 
     def result(self) -> ComparedShard:
         """The result of all rows."""
-        rms = tuple(model.rms for model in (self.base, *self._others))
+        rms = tuple(model.first.rms for model in (self.base, *self._others))
         columns = (
             joined(self._parts) if self._parts else [new_columns(0, self._options.divergences) for _ in self._others]
         )

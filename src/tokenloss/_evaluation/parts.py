@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error
-from tokenloss._core.signature import IdsHash, head_fields
+from tokenloss._core.signature import head_fields
+from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.responses import check_names, response_summary
 from tokenloss._evaluation.results import Evaluation, ShardResult
-from tokenloss._evaluation.sequences import SequenceColumns
-from tokenloss._evaluation.summary import (
-    add_lengths,
-    merge_greedy,
-    merge_meters,
-    sequence_columns,
-    shard_figures,
-    summary,
-)
+from tokenloss._evaluation.shards import Facts
+from tokenloss._evaluation.summary import add_lengths, sequence_columns, shard_figures, summary
 from tokenloss._statistics.meter import LossMeter
 
 if TYPE_CHECKING:
@@ -28,20 +22,21 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.options import Options
-    from tokenloss._evaluation.plan import Shard
 
 
+@record
 class ScoredBlock(NamedTuple):
     """A block and its result, or several as if they were one.
 
     Rows are numbered from the first one of the block, and so are sequences without ids.
     """
 
-    shard: Shard
+    facts: Facts
     n_sequences: int  # without ids: the N of a block (N, T, V), else 0
     ids: IntArray | None  # of its sequences, if they have some
     n_rows: IntArray | None  # of each of these
     result: ShardResult
+    begun: IntArray | None = None  # with a tokenizer: numbers of texts, each before its hidden ids so far, or WRITTEN
 
 
 @dataclass
@@ -49,69 +44,49 @@ class BlockTotal:
     """The sum of blocks, one after the other."""
 
     top: int
-    shard: Shard | None = None  # of all blocks; None before the first one
+    facts: Facts | None = None  # of all blocks; None before the first one
+    has_ids: bool | None = None  # whether blocks have segment ids; None before the first block
     n_sequences: int = 0
     counts: dict[int, int] = field(default_factory=dict)  # of the rows of each sequence, if these have ids
-    result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, LossMeter(), []))  # no sequences
-    hash: IdsHash = field(default_factory=IdsHash)
-    whole: list[SequenceColumns] = field(default_factory=list)
-    split: list[SequenceColumns] = field(default_factory=list)
+    results: list[ShardResult] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return 0 if self.shard is None else self.shard.rows
-
-    @property
-    def has_ids(self) -> bool | None:
-        """Whether blocks have segment ids; None before the first block."""
-        return None if self.shard is None else self.shard.split is None
+        return 0 if self.facts is None else self.facts.rows
 
     def add(self, block: ScoredBlock) -> None:
         """Add one more block."""
-        old, new, first_row = self.result, block.result, self.rows
-        first = 0 if block.ids is not None else self.n_sequences
+        first_row, first = self.rows, 0 if block.ids is not None else self.n_sequences
         tokens = [
             token._replace(
                 row=(token.row or 0) + first_row, sequence=None if token.sequence is None else token.sequence + first
             )
-            for token in new.highest_loss_tokens
+            for token in block.result.highest_loss_tokens
         ]
-        old.meter.merge(new.meter)
-        old.greedy.merge(new.greedy)
-        self.result = ShardResult(
-            old.meter,
-            old.n_ignored + new.n_ignored,
-            old.greedy,
-            sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[: self.top],
-            shift_sample=old.shift_sample + new.shift_sample,
-            n_nan=old.n_nan + new.n_nan,
-            n_infinite=old.n_infinite + new.n_infinite,
-        )
-        self.hash.add(IdsHash(new.ids_sum, new.ids_ends))
-        self.whole.append(new.sequences._replace(ids=new.sequences.ids + first))
-        self.split.append(new.split)
+        sequences = block.result.sequences._replace(ids=block.result.sequences.ids + first)
+        self.results.append(block.result._replace(highest_loss_tokens=tokens, sequences=sequences))
         self.n_sequences += block.n_sequences
         if block.ids is not None and block.n_rows is not None:
             for number, n in zip(block.ids.tolist(), block.n_rows.tolist(), strict=True):
                 self.counts[number] = self.counts.get(number, 0) + n
-        one = block.shard
-        before = self.shard or one._replace(path="", shape=(0, one.shape[-1]), batch=(0,))
-        self.shard = before._replace(
+        one = block.facts
+        before = self.facts or one._replace(path="", shape=(0, one.shape[-1]), n_scored_rows=0)
+        self.has_ids = block.ids is not None
+        self.facts = before._replace(
             shape=(before.rows + one.rows, one.shape[-1]),
-            batch=(before.scored_rows + one.scored_rows,),
+            n_scored_rows=before.n_scored_rows + one.n_scored_rows,
+            shares_numbers=self.has_ids,
             dtype=_listed(before.dtype, one.dtype),
             target_type=_listed(before.target_type, one.target_type),
-            padding=_joined_padding(before.padding, one.padding) if self.shard else one.padding,
+            padding=_joined_padding(before.padding, one.padding) if self.facts else one.padding,
         )
 
     def all(self) -> ScoredBlock:
         """All blocks as one."""
-        assert self.shard is not None
-        whole, split = map(SequenceColumns.concatenated, (self.whole, self.split))
+        assert self.facts is not None
         ids, n_rows = (np.array([*column], np.int64) for column in (self.counts, self.counts.values()))
-        result = self.result._replace(sequences=whole, split=split, ids_sum=self.hash.total, ids_ends=self.hash.ends())
-        block = ScoredBlock(self.shard, self.n_sequences, None, None, result)
+        block = ScoredBlock(self.facts, self.n_sequences, None, None, ShardResult.total(self.results, self.top))
         return block._replace(ids=ids, n_rows=n_rows) if self.has_ids else block
 
 
@@ -138,43 +113,44 @@ def _listed(words: str, others: str) -> str:
 
 
 class Parts(NamedTuple):
-    """What an evaluation is made of: shards without open files, and their results; or blocks, and these as a shard."""
+    """The parts of an evaluation: the facts and results of shards, or of blocks as one shard."""
 
-    shards: Sequence[Shard]
+    shards: Sequence[Facts]
     results: Sequence[ShardResult]
     options: Options
     words: str | None = None  # how the words of a text were counted, if there was one
     blocks: ScoredBlock | None = None
 
     @classmethod
-    def of_blocks(cls, blocks: ScoredBlock, options: Options) -> Parts:
+    def of_blocks(cls, blocks: ScoredBlock, options: Options, words: str | None = None) -> Parts:
         """Of blocks in memory."""
-        return cls([blocks.shard], [blocks.result], options, blocks=blocks)
+        return cls([blocks.facts], [blocks.result], options, words, blocks)
 
-    def evaluation(self, lengths: tuple[Any, Any], seconds: float, n_read: int) -> Evaluation:
-        """Make the evaluation; lengths are the bytes and words of the text, or of that of each sequence."""
-        meter, split = merge_meters(self.results)
+    def evaluation(
+        self, lengths: tuple[Any, Any], seconds: float, n_read: int, merged: Sequence[Evaluation] = ()
+    ) -> Evaluation:
+        """Make the evaluation; lengths are the bytes and words of the text, or of that of each sequence.
+
+        `merged` are the evaluations of its parts, if it is made of some: they have the figures of each shard, and the
+        lengths of the text, if the bytes are known of all or of none.
+        """
+        total = ShardResult.total(self.results)
+        meter, greedy, split = total.meters()
         sequences = sequence_columns(self.results, split, self.options)
-        add_lengths(meter, sequences, *lengths)
-        of_shards = [] if self.blocks is not None else shard_figures(self.shards, self.results)
-        return self._of_sums(meter, sequences, of_shards, seconds, n_read)
-
-    def _of_sums(
-        self, meter: LossMeter, sequences: dict[str, Array], of_shards: list[dict[str, Any]], seconds: float,
-        n_read: int,
-    ) -> Evaluation:  # fmt: skip
-        """Make the evaluation of sums, and of figures of each shard, that are there."""
-        figures = summary(self.shards, self.results, meter, sequences, self.options, of_shards)
+        if len({bool(one.meter.n_bytes) for one in merged}) == 1:
+            meter = sum((one.meter for one in merged), LossMeter())
+        else:
+            add_lengths(meter, sequences, *lengths)
+        of_shards = [figures for one in merged for figures in one.figures["shards"]]
+        if not merged and self.blocks is None:
+            of_shards = shard_figures(self.shards, self.results)
+        figures = summary(self.shards, self.results, total, meter, greedy, sequences, self.options, of_shards)
         speed = n_read / seconds / 1e9 if seconds else math.nan
         figures |= {"seconds": seconds, "n_bytes_read": n_read, "gb_per_second": speed, "words": self.words}
-        if self.blocks is not None:
-            figures["files"] = []
         if self.are_responses:
             figures |= response_summary([shard.path for shard in self.shards], self.results)
-        figures["signature"] = self._signature(meter, figures)
-        # responses, open files and the bytes of each token are not kept
-        shards = [shard._replace(responses=None, file=None, token_bytes=None) for shard in self.shards]
-        return Evaluation(meter, sequences, figures, self._replace(shards=shards))
+        figures["signature"] = self._signature(meter, figures, total.ids_sum)
+        return Evaluation(meter, sequences, figures, self)
 
     @staticmethod
     def merged(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -189,49 +165,35 @@ class Parts(NamedTuple):
         merged = first._replace(options=first.options._replace(top=top))
         if first.blocks is not None:
             blocks = [parts.blocks for parts in of_each if parts.blocks is not None]
-            merged = Parts.of_blocks(summed(blocks, top), merged.options)
+            merged = Parts.of_blocks(summed(blocks, top), merged.options, merged.words)
         else:
             shards = [shard for parts in of_each for shard in parts.shards]
             merged = merged._replace(shards=shards, results=[result for parts in of_each for result in parts.results])
         if merged.are_responses:
             check_names([shard.path for shard in merged.shards], merged.results)
-        meter, split = merge_meters(merged.results)
-        sequences = sequence_columns(merged.results, split, merged.options)
-        if len({bool(one.meter.n_bytes) for one in evaluations}) == 1:
-            meter = LossMeter()  # with the lengths of the text
-            for one in evaluations:
-                meter.merge(one.meter)
-        else:  # the bytes of some responses are not known
-            add_lengths(meter, sequences, 0, sum(one.meter.n_words for one in evaluations))
         seconds, n_read = (sum(one.figures[name] for one in evaluations) for name in ("seconds", "n_bytes_read"))
-        of_shards = [figures for one in evaluations for figures in one.figures["shards"]]
-        return merged._of_sums(meter, sequences, of_shards, seconds, n_read)
+        n_words = sum(one.meter.n_words for one in evaluations)
+        return merged.evaluation((0, n_words), seconds, n_read, evaluations)
 
-    def _signature(self, meter: LossMeter, figures: dict[str, Any]) -> str:
+    def _signature(self, meter: LossMeter, figures: dict[str, Any], ids: int) -> str:
         """The signature of the figures of all parts."""
         known = {name: figures.get(name) for name in ("kind", "dtype", "part", "window", "stride")}
         known["words"] = f"{meter.n_words}({self.words})" if self.words else meter.n_words or None
         known |= head_fields(figures.get("head"))
         if not self.are_responses:  # their tokens may have no ids
             known |= {"shift": "yes" if self.options.shift else None, "ignored": figures["n_ignored"]}
-            known["ids"] = IdsHash.total_of(self.results)
+            known["ids"] = ids
         return meter._signature(**known)
-
-    def greedy_meter(self) -> LossMeter:
-        """The meter of `merge_greedy`."""
-        return merge_greedy(self.results)
 
     @property
     def are_responses(self) -> bool:
         """Whether they are files of responses."""
-        return self.shards[0].size is not None
+        return not self.shards[0].has_classes
 
     def shared_numbers(self, sequences: dict[str, Array]) -> Array:
         """The numbers that mean the same sequence in all parts: those that segment ids give to all files or blocks."""
-        if self.blocks is not None:
-            are_shared = [self.blocks.ids is not None, True]
-        else:  # the last one stands for sequences in several files, which have the number -1
-            are_shared = [*(shard.segments_start is not None for shard in self.shards), True]
+        # the last one stands for sequences in several files, which have the number -1
+        are_shared = [*(shard.shares_numbers for shard in self.shards), True]
         shared: Array = sequences["sequence"][np.array(are_shared)[sequences["file"]]]
         return shared
 
@@ -276,7 +238,7 @@ def _check(evaluations: Sequence[Evaluation]) -> None:
         of_one = [(shard.path, part) for shard, part in zip(parts.shards, parts.results, strict=True) if shard.path]
         for path, result in of_one:
             same = results.get(path)  # perhaps another file of this name, on another machine
-            if same is not None and result.n_tokens and merge_meters([same])[0] == merge_meters([result])[0]:
+            if same is not None and result.n_tokens and same.meters()[0] == result.meters()[0]:
                 raise_error("merge", got=f"{path} is in both, with the same losses")
         results.update(of_one)
     numbers = [one._parts.shared_numbers(one.sequences) for one in evaluations]

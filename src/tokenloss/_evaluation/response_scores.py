@@ -7,21 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.response_pairs import Pair, matched
+from tokenloss._comparison.responses import Pair, matched
 from tokenloss._core import jobs
-from tokenloss._core.errors import raise_error, with_file_names
+from tokenloss._core.errors import raise_error, with_file_names, worded
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import open_all, open_shard, planned, refuse_without_targets, rows_per_block
+from tokenloss._evaluation.compared_shard import bytes_per_row, projected
+from tokenloss._evaluation.options import Options
+from tokenloss._evaluation.plan import planned, rows_per_block
+from tokenloss._evaluation.shards import refuse_without_targets
 from tokenloss._scores.class_log_probs import class_log_probs
 from tokenloss._scores.token_scores import token_scores
 from tokenloss.formats.mapped import check_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from tokenloss._core.types import Array, Columns, IntArray
-    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.run import Work
     from tokenloss.formats.responses import Response, ResponsesFile
+    from tokenloss.formats.scores import Scores
 
 
 class ScoredResponses:
@@ -30,35 +34,26 @@ class ScoredResponses:
     Those are all but the first of each prompt. Sequences, if the scores have any, are the responses in order.
     """
 
-    def __init__(
-        self,
-        path: str,
-        responses: ResponsesFile,
-        options: Options,
-        of_rows: Mapping[str, list[str]],
-        is_base: bool,
-        workers: int | None,
-    ) -> None:
-        (alone,) = open_all([path], options)
+    def __init__(self, source: Scores, responses: ResponsesFile, is_base: bool, work: Work) -> None:
+        options = Options.of(source.token_options)
         # as if compared with itself, so that targets that the file holds must be those that are given
-        twice = options._replace(others=(options,))
-        (shard,) = planned([alone._replace(others=(alone,))], of_rows["targets"], twice, of_rows["segment_ids"])
-        opened = open_shard(shard, twice)
+        (shard,) = planned(source, [source], options, work.handles)
+        opened = work.handles.open_shard(shard, options)
         scores, sequences = opened.file, opened.sequences
         if not opened.has_targets:
             refuse_without_targets(scores.path)
         self._ids: Array = opened.targets.reshape(-1)
         self._is_scored: Array = np.ones(scores.rows, np.bool_) if opened.scored is None else opened.scored.reshape(-1)
         self._counted = self._is_scored & (self._ids != options.ignore_index)
-        self._runs = _runs(scores.path, sequences.numbers(0, scores.rows)) if sequences.exist else None
+        self._runs = runs(scores.path, sequences.numbers(0, scores.rows)) if sequences.exist else None
         self._rows = np.flatnonzero(self._counted) if self._runs is None else np.empty(0, np.int64)
         self._next = 0  # of the runs, or of the rows
         self.words = f"{scores.kind} of {scores.dtype}"
         self._scores, self._responses = scores, responses
-        self._kind_option: str | None = None if options.kind else ("--base-kind" if is_base else "--kind")
-        self._is_checked, self._is_base, self._workers = False, is_base, workers
-        self._blocks = scores.blocks(rows_per_block(scores.row_bytes))
-        self._block, self._start = np.empty((0, scores.shape[-1])), 0
+        self._is_base, self._workers = is_base, work.workers
+        self._first = checks.FirstRows(scores, shard.spec, worded("kind", "base_kind") if is_base else "kind")
+        self._blocks = scores.blocks(rows_per_block(bytes_per_row(scores)))
+        self._block, self._start = np.empty((0, 0)), 0
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Pair]:
@@ -160,20 +155,17 @@ class ScoredResponses:
             while rows[first] >= self._start + len(self._block):
                 self._start += len(self._block)
                 self._block = next(self._blocks)
-                self._is_checked = self._is_checked or self._check_kind()
+                self._first.check(self._block, self._counted[self._start : self._start + len(self._block)])
             last = int(np.searchsorted(rows, self._start + len(self._block)))
             block: Any = self._block[rows[first:last] - self._start]
             with with_file_names(self._scores.path):
+                if self._scores.lm_head is not None:
+                    block = projected(block, self._scores.lm_head)
                 yield slice(first, last), checks.log(block) if self._scores.kind == "probs" else block
             first = last
 
-    def _check_kind(self) -> bool:
-        """Check the kind by the first rows that count."""
-        mask = self._counted[self._start : self._start + len(self._block)]
-        return checks.check_kind(self._scores, self._kind_option, self._block, mask)
 
-
-def _runs(path: str, numbers: IntArray) -> list[tuple[int, int]]:
+def runs(path: str, numbers: IntArray) -> list[tuple[int, int]]:
     """Start and stop of the rows of each sequence, in the order of the file."""
     bounds = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1, append=numbers[-1:] + 1))
     runs = [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if numbers[a] >= 0]

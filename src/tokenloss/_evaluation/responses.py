@@ -1,32 +1,39 @@
-"""The run over a file of responses of a server: the log-probabilities that it holds become scores of tokens."""
+"""Files that list tokens, as responses or as log-probabilities, become scores of tokens."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tokenloss._core.errors import raise_error
-from tokenloss._evaluation.plan import Shard
-from tokenloss._evaluation.response_figures import ResponseFigures, Sources
-from tokenloss._evaluation.results import ShardResult
+from tokenloss._evaluation.results import ResponseFigures, ShardResult
 from tokenloss._evaluation.score import TopLosses
-from tokenloss._evaluation.sequences import RowSequences, SequenceCollector, greedy_by_segment
+from tokenloss._evaluation.sequences import (
+    NO_SOURCES,
+    RowSequences,
+    SequenceCollector,
+    Sources,
+    greedy_by_segment,
+    joined,
+)
+from tokenloss._evaluation.shards import Facts
 from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.rounding import Rounding
-from tokenloss.formats.responses import is_responses, open_responses, refuse_without_number
+from tokenloss.formats.logprobs import Logprobs
+from tokenloss.formats.responses import ResponsesFile, refuse_without_number
 from tokenloss.formats.responses.columns import join
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tokenloss._core.types import Array, IntArray
-    from tokenloss._evaluation.options import Options
-    from tokenloss._evaluation.score import _Sink
+    from tokenloss._evaluation.run import Work
     from tokenloss.formats.responses import Response
 
 _COUNTS = (
@@ -35,111 +42,103 @@ _COUNTS = (
 _BLOCK_ENTRIES = 1 << 16  # tokens and alternatives of short responses that are scored together
 
 
-def are_responses(paths: Sequence[str]) -> bool:
-    """Whether all files hold responses; an error if only some do."""
-    others = [path for path in paths if not is_responses(path)]
-    if others and len(others) < len(paths):
-        fits = "be one of responses, as other files are (.json or .jsonl)"
-        raise_error("content", path=others[0], got="is a file of scores or targets", fits=fits)
-    return not others
+class FileUnit(NamedTuple):
+    """A file that lists tokens, as responses or as log-probabilities: a `Unit` of an evaluation."""
+
+    file: ResponsesFile | Logprobs
+
+    @property
+    def key(self) -> str:
+        """Its name in a state."""
+        return self.file.path
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file."""
+        return Path(self.file.path).stat().st_size
+
+    def n_read(self, result: ShardResult) -> int:
+        """Size of the file, whatever the result."""
+        del result
+        return self.n_bytes
+
+    def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        """Everything that its result depends on, except options."""
+        segments = () if isinstance(self.file, ResponsesFile) else self.file.token_options.segment_ids
+        return {**of_file(self.file.path), "segments": [*map(of_file, segments)]}
+
+    def absolute(self) -> FileUnit:
+        """The unit with absolute paths, for a process in another directory."""
+        return FileUnit(self.file.absolute())
+
+    def facts(self, result: ShardResult) -> Facts:
+        """The facts that results keep; the number of tokens is known at the end."""
+        n = result.n_tokens + result.n_ignored
+        kind = "responses" if isinstance(self.file, ResponsesFile) else "logprobs"
+        return Facts(self.file.path, kind, (n,), "", n_scored_rows=n)
 
 
-def plan_responses(paths: Sequence[str], options: Options) -> list[Shard]:
-    """Open all files, which must have the same part, as far as it was not chosen."""
-    files = [open_responses(path, part=options.part, skip_failed=options.skip_failed) for path in paths]
-    known = [file for file in files if file.dialect]  # of those whose lines all failed, the part is not known
-    known = [file for file in known if not file._fits_any] or known
-    for file in files:
-        file._is_one_of_several = len(files) > 1
-        if file._fits_any and known:
-            file.part = known[0].part
-        if file in known and file.part != known[0].part:
-            got = f"has log-probabilities of the part {file.part!r}, but {known[0].path} of {known[0].part!r}"
-            fits = "have those, or be scored apart; or all come with --part generated (part='generated')"
-            raise_error("content", path=file.path, got=got, fits=fits)
-    sizes = [Path(path).stat().st_size for path in paths]
-    shards = zip(paths, sizes, files, strict=True)
-    return [
-        Shard(path, "responses", (0,), "", 0, size=size, has_text=True, responses=file) for path, size, file in shards
-    ]
-
-
-def score_responses(
-    shard: Shard, options: Options, workers: int | None, sink: _Sink | None = None, top_k: int = 0,
-    advance: Callable[[int], None] | None = None,
-) -> ShardResult:  # fmt: skip
-    """As `score_shard`, of a file of responses."""
-    assert shard.responses is not None
-    file = dataclasses.replace(shard.responses, path=shard.path)
-    collector, highest = SequenceCollector(RowSequences((0,)), ()), TopLosses(options.top)
-    # of tokens: without a number, sentinels, known to be greedy or not, of an infinite loss
-    counts, greedy = np.zeros(4, np.int64), LossMeter()
-    rounding, sources, n_responses, n_short_lists, n_uncovered = Rounding(), [], 0, 0, 0
+def score_file(unit: FileUnit, work: Work) -> ShardResult:
+    """The same as from `score_shard`, for a file that lists tokens."""
+    file = unit.file
+    are_sequences = not isinstance(file, Logprobs) or file.are_sequences
+    collector, highest = SequenceCollector(RowSequences((0,)), ()), TopLosses(work.top)
+    counts, greedy, rounding, sources = Counter[str](dict.fromkeys(_COUNTS, 0)), LossMeter(), Rounding(), []
+    n_infinite = 0
     for responses in _gathered(file):
-        block = columns_of_responses(responses, top_k)
-        numbers, mask = block["numbers"] + n_responses, block["kept"]
-        scores = scores_of_responses(block, top_k)
+        block = columns_of_responses(responses, work.top_k)
+        numbers, mask = block["numbers"] + counts["n_responses"], block["kept"]
+        if not are_sequences:
+            numbers = np.full(len(numbers), -1)
+        scores = scores_of_responses(block, work.top_k)
         is_missed = np.bincount(block["numbers"][block["is_sentinel"]], minlength=len(responses)) > 0
         is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
         collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
         highest.update(scores.nll, block["ids"], mask, None, numbers, block["positions"], block["tokens"])
         known = mask & block["is_greedy_known"]
-        counted = ~mask & ~block["is_sentinel"], ~mask & block["is_sentinel"], known, np.isinf(scores.nll)
-        counts += list(map(np.count_nonzero, counted))
         greedy.update(greedy_by_segment(scores.is_greedy[known], numbers[known]))
         rounding += Rounding.of(block["logprobs"][mask])
-        sources.append(_sources(responses, block))
-        n_short_lists += sum(response.n_short_lists for response in responses)
-        n_uncovered += sum(response.n_uncovered_bytes for response in responses)
-        n_responses += len(responses)
-        if sink:
+        sources += [_sources(responses, block)] if are_sequences else []
+        n_infinite += int(np.isinf(scores.nll).sum())
+        counts.update(
+            n_responses=len(responses),
+            n_without_number=int(np.count_nonzero(~mask & ~block["is_sentinel"])),
+            n_sentinels=int(np.count_nonzero(~mask & block["is_sentinel"])),
+            n_greedy_known=int(np.count_nonzero(known)),
+            n_short_lists=sum(response.n_short_lists for response in responses),
+            n_uncovered_bytes=sum(response.n_uncovered_bytes for response in responses),
+        )
+        if work.emit:
             known, is_prompt = block["is_greedy_known"], block["is_prompt"]
             tokens = scores, block["ids"], block["tokens"], 0, None, numbers, block["positions"]
-            sink(TokenBlock(*tokens, known, is_prompt, block["top_tokens"][:, :top_k]))
-    if advance:
-        advance(shard.n_bytes)
+            work.emit(TokenBlock(*tokens, known, is_prompt, block["top_tokens"][:, : work.top_k]))
+    work.advance(unit.n_bytes)
     meter, sequences, _ = collector.result()
-    n_without_number, n_sentinels, n_greedy_known, n_infinite = counts.tolist()
-    figures = ResponseFigures(
-        file.dialect, file.part, n_responses, n_without_number, n_sentinels, n_greedy_known, n_short_lists,
-        n_uncovered, rounding, list(file.failed), Sources.concatenated(sources),
-    )  # fmt: skip
-    return ShardResult(
-        meter,
-        n_without_number + n_sentinels,
-        greedy,
-        highest.tokens(),
-        sequences,
-        responses=figures,
-        n_infinite=n_infinite,
-    )
+    failed, table = list(file.failed), joined(NO_SOURCES, sources)
+    figures = ResponseFigures(file.dialect, file.part, **counts, rounding=rounding, failed=failed, sources=table)
+    ignored = counts["n_without_number"] + counts["n_sentinels"]
+    top = highest.tokens()
+    return ShardResult(meter, ignored, greedy, top, sequences, responses=figures, n_infinite=n_infinite)
 
 
-def scored_shards(shards: Sequence[Shard], results: Sequence[ShardResult]) -> list[Shard]:
-    """Shards whose number of tokens is known."""
-    shapes = [(result.n_tokens + result.n_ignored,) for result in results]
-    return [shard._replace(shape=shape, batch=shape) for shard, shape in zip(shards, shapes, strict=True)]
-
-
-def check_parts(shards: Sequence[Shard], results: Sequence[ShardResult]) -> None:
+def check_parts(units: Sequence[FileUnit], results: Sequence[ShardResult]) -> None:
     """Refuse files none of which has a log-probability, and what a state holds of another part."""
     n_known = 0  # tokens with a number, and failed lines
-    for shard, result in zip(shards, results, strict=True):
-        file, figures = shard.responses, result.responses
-        assert file is not None
+    for unit, result in zip(units, results, strict=True):
+        file, figures = unit.file, result.responses
         assert figures is not None
         n_known += result.n_tokens + figures.n_sentinels + len(figures.failed)
         if file.dialect and figures.part != file.part:
             got, fits = f"is in the state by the part {figures.part!r}", f"be scored by {file.part!r}, with a new state"
             raise_error("content", path=file.path, got=got, fits=fits)
     if not n_known:
-        refuse_without_number(shards[0].path, results[0].responses.part if results[0].responses else "")
+        refuse_without_number(units[0].file.path, results[0].responses.part if results[0].responses else "")
 
 
 def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:
     """Refuse a request whose name comes twice, in one file or in two: its tokens would count twice."""
     parts = [result.responses.sources for result in results if result.responses]
-    sources = Sources.concatenated(parts)
+    sources = joined(NO_SOURCES, parts)
     named = np.flatnonzero([name is not None for name in sources.custom_id])
     keys = zip(sources.custom_id[named], map(int, sources.choice[named]), strict=True)
     hashes = np.fromiter(map(hash, keys), np.int64, len(named))  # which take less memory than a set of keys
@@ -158,7 +157,7 @@ def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:
 
 def lengths_of_text(results: Sequence[ShardResult]) -> int | IntArray:
     """Number of bytes of each sequence's scored tokens; 0 if those of any are not known."""
-    n_bytes = Sources.concatenated([result.responses.sources for result in results if result.responses]).n_bytes
+    n_bytes = joined(NO_SOURCES, [result.responses.sources for result in results if result.responses]).n_bytes
     return n_bytes if (n_bytes >= 0).all() else 0
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import NamedResults, columns_of
-from tokenloss._core.signature import differing_fields, joined_signature
-from tokenloss._evaluation.response_figures import ResponseFigures
+from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
+from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
-from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
+from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns, Sources, greedy_by_segment, joined
 from tokenloss._statistics.advice import void_of
 from tokenloss._statistics.gates import (
     Verdict,
@@ -27,9 +27,11 @@ from tokenloss._statistics.gates import (
     verdict_on,
 )
 from tokenloss._statistics.meter import LossFigures, LossMeter
+from tokenloss._statistics.rounding import Rounding
+from tokenloss.formats.responses import Failed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array
@@ -39,6 +41,7 @@ _MIN_SHIFT_SAMPLE = 64  # rows
 _MIN_SHIFT_Z = 4  # standard errors, since the losses of random logits vary
 
 
+@record
 class TokenLoss(NamedTuple):
     """A token and its loss, as it is listed among the highest."""
 
@@ -55,6 +58,7 @@ class TokenLoss(NamedTuple):
         return math.inf if math.isnan(self.nll) else self.nll
 
 
+@record
 @dataclasses.dataclass(frozen=True)
 class ShiftSample:
     """A sample of rows: how much lower their losses are if each predicts the target of the row beside it (the gain).
@@ -77,6 +81,24 @@ class ShiftSample:
         return self.rows >= _MIN_SHIFT_SAMPLE and self.gain > least
 
 
+@record
+class ResponseFigures(NamedTuple):
+    """Results of a file of responses besides losses."""
+
+    dialect: str
+    part: str
+    n_responses: int  # choices, those without any token to score among them
+    n_without_number: int  # tokens
+    n_sentinels: int  # tokens
+    n_greedy_known: int  # tokens that are known to be greedy or not
+    n_short_lists: int
+    n_uncovered_bytes: int  # of their texts, in no token
+    rounding: Rounding
+    failed: list[Failed]
+    sources: Sources  # of each sequence that has a token to score
+
+
+@record
 class ShardResult(NamedTuple):
     """Result of a shard."""
 
@@ -98,6 +120,33 @@ class ShardResult(NamedTuple):
     def n_tokens(self) -> int:
         """The number of tokens."""
         return self.meter.count + len(self.split.ids)
+
+    def meters(self) -> tuple[LossMeter, LossMeter, SequenceColumns]:
+        """Meters of the losses of all tokens and of whether they are greedy, and sums over the sequences in `split`."""
+        meter, greedy, sequences = self.meter + LossMeter(), self.greedy + LossMeter(), self.split.summed()
+        meter.update(sequences)
+        greedy.update(greedy_by_segment(self.split.is_greedy, self.split.ids))
+        return meter, greedy, SequenceColumns.of(sequences)
+
+    @classmethod
+    def total(cls, parts: Sequence[ShardResult], top: int = 0) -> ShardResult:
+        """The result of all parts, in the order of the text, but for what only responses have."""
+        of_ids = IdsHash.of_parts(parts)
+        tokens = (token for part in parts for token in part.highest_loss_tokens)
+        return cls(
+            sum((part.meter for part in parts), LossMeter()),
+            sum(part.n_ignored for part in parts),
+            sum((part.greedy for part in parts), LossMeter()),
+            sorted(tokens, key=lambda token: -token.sort_key)[:top],
+            joined(NO_SEQUENCES, (part.sequences for part in parts)),
+            joined(NO_SEQUENCES, (part.split for part in parts)),
+            sum((part.shift_sample for part in parts), ShiftSample()),
+            rms=tuple(rms for part in parts for rms in part.rms),
+            n_nan=sum(part.n_nan for part in parts),
+            n_infinite=sum(part.n_infinite for part in parts),
+            ids_sum=of_ids.total,
+            ids_ends=of_ids.ends(),
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -153,20 +202,17 @@ class Evaluation(LossFigures):
     @property
     def accuracy(self) -> float:
         """The fraction of the tokens that are the most likely class, of those where this is known; nan of none."""
-        accuracy: float = self.figures["accuracy"]
-        return accuracy
+        return float(self.figures["accuracy"])
 
     @property
     def signature(self) -> str:
         """How the figures were computed, in a line that can be published with them."""
-        signature: str = self.figures["signature"]
-        return signature
+        return str(self.figures["signature"])
 
     @property
     def n_nan(self) -> int:
         """The number of tokens whose loss is nan."""
-        n_nan: int = self.figures["n_nan"]
-        return n_nan
+        return int(self.figures["n_nan"])
 
     @classmethod
     def of_parts(cls, evaluations: Iterable[Evaluation]) -> Evaluation:
@@ -243,13 +289,13 @@ class Evaluation(LossFigures):
             The largest perplexity, and the largest mean loss in nats.
         min_greedy_accuracy : float, optional
             The smallest fraction of the tokens that are the most likely class, of those where this is known.
-        confidence : float, default 0.95
-            The confidence of the intervals, as in `Comparison.check`, which tells how each is made.
+        confidence
+            As in `Comparison.check`, which explains how intervals are computed.
 
         Returns
         -------
         Verdicts
-            Its `verdict` is "holds", "fails" or "cannot tell", and `gates` has that of each gate.
+            As `Comparison.check` returns them.
 
         Raises
         ------
@@ -274,7 +320,7 @@ class Evaluation(LossFigures):
 
     def _verdict(self, gate: str, limit: float, tail: float) -> Verdict:
         """The verdict on a gate."""
-        meter = self._parts.greedy_meter() if gate == "min_greedy_accuracy" else self.meter
+        meter = ShardResult.total(self._parts.results).meters()[1] if gate == "min_greedy_accuracy" else self.meter
         independent = meter._independent
         if gate == "min_greedy_accuracy":
             estimate = share_estimate(meter.loss, meter.count, independent, limit, tail)

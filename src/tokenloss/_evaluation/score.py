@@ -14,7 +14,7 @@ from tokenloss._core.errors import with_file_names
 from tokenloss._core.signature import IdsHash
 from tokenloss._core.validation import as_positions
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import open_shard, rows_per_block
+from tokenloss._evaluation.plan import rows_per_block
 from tokenloss._evaluation.results import ShardResult, ShiftSample, TokenLoss
 from tokenloss._evaluation.sequences import SequenceCollector
 from tokenloss._evaluation.sink import TokenBlock
@@ -25,14 +25,12 @@ from tokenloss.formats.mapped import check_map, rows_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeAlias
 
     from tokenloss._core.types import Array, BoolArray, IntArray
     from tokenloss._evaluation.options import Options
-    from tokenloss._evaluation.plan import OpenShard, Shard
+    from tokenloss._evaluation.run import Work
+    from tokenloss._evaluation.shards import OpenShard, Shard
     from tokenloss.formats.scores_file import LmHead, ScoresFile
-
-    _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
 
 _LOSSES: dict[str, Callable[..., Any]] = {
     "logits": jobs.of_known_kind(cross_entropy),
@@ -58,13 +56,13 @@ def row_functions(file: ScoresFile) -> RowFunctions:
 
 def scores_of_kind(
     block: Array, targets: Array, *, kind: str, ignore_index: int | None, where: BoolArray | None, top_k: int,
-    workers: int | None,
+    workers: int | None, logit_scale: float = 1.0,
 ) -> TokenScores:  # fmt: skip
     """As `token_scores`, of rows that may be cut to their likeliest classes, and need not add up to 1."""
     array, code = as_float_array(kind, block)
     scores = _core.Scores(kind, array, code, 1, array.shape, _core.KINDS.index(kind))
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
-    job, columns = token_job(scores, positions, (1.0, 0.0), top_k)
+    job, columns = token_job(scores, positions, (logit_scale, 0.0), top_k)
     jobs.run(job, workers)
     return TokenScores(**columns)
 
@@ -80,31 +78,25 @@ SHIFT_SAMPLE = 256  # so many rows show whether targets should be shifted
 
 
 def score_shard(
-    shard: Shard, options: Options, workers: int | None, sink: _Sink | None = None, top_k: int = 0,
-    advance: Callable[[int], None] | None = None, opened: OpenShard | None = None, sampled: int = 0,
-) -> ShardResult:  # fmt: skip
-    """Score the tokens of a shard, block by block; call the sink with each block, and `advance` with its bytes.
+    shard: Shard, work: Work, options: Options, opened: OpenShard | None = None, sampled: int = 0
+) -> ShardResult:
+    """Score the tokens of a shard, block by block.
 
     `opened` is the shard if it is open already; `sampled` rows of earlier ones are in the sample of shifted targets.
     """
-    opened = open_shard(shard, options) if opened is None else opened
-    run = _Run(shard, opened, options, workers, sink, top_k, sampled)
-    for rows in opened.file.blocks(run.max_rows):
+    run = _Run(shard, opened or work.handles.open_shard(shard, options), options, work, sampled)
+    for rows in run.file.blocks(run.max_rows):
         run.take(rows)
-        if advance:
-            advance(rows.nbytes)
+        work.advance(rows.nbytes)
     return run.result()
 
 
 class _Run:
     """Scores the rows of a shard, and adds up its result."""
 
-    def __init__(
-        self, shard: Shard, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
-        sampled: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, shard: Shard, opened: OpenShard, options: Options, work: Work, sampled: int) -> None:
         file, targets, scored, text, sequences, mask, *_ = opened
-        self._shard, self._file, self._options, self._sink = shard, file, options, sink
+        self._shard, self.file, self._options, self._emit = shard, file, options, work.emit
         self._targets, self._sequences, self._token_bytes = targets, sequences, shard.token_bytes
         self._is_soft = targets.ndim == len(file.shape)
         self._ids = None if self._is_soft else targets.reshape(-1)
@@ -116,18 +108,17 @@ class _Run:
         self.max_rows = rows_per_block(row_bytes, file.lm_head is not None and not self._is_soft)
         self._functions = row_functions(file)
         ignored = -1 if self._is_soft else options.ignore_index  # the likeliest class of a row without classes is -1
-        self._scored: Any = {"ignore_index": ignored, "workers": workers, "top_k": min(top_k, file.shape[-1])}
-        self._collector, self._highest = SequenceCollector(sequences, shard.split), TopLosses(options.top)
+        self._scored: Any = {"ignore_index": ignored, "workers": work.workers, "top_k": min(work.top_k, file.shape[-1])}
+        self._collector, self._highest = SequenceCollector(sequences, shard.split), TopLosses(work.top)
         samples = not self._is_soft and not file.is_shifted and options.shift is not False
         left = SHIFT_SAMPLE - sampled if samples else 0
         are_shifted = bool(options.shift)
         self._sampler = ShiftSampler(
             self._functions.losses, options.ignore_index, sequences.are_given, left, are_shifted=are_shifted
         )
-        self._rms: tuple[float, ...] = ()
         self._start = self._n_nan = self._n_infinite = 0
         self._hash = IdsHash()
-        self._is_checked = file.kind == "log_probs"  # `_scores` checks every row of these
+        self._first = checks.FirstRows(file, shard.spec, "kind")
 
     def take(self, rows: Array) -> None:
         """Score the next rows."""
@@ -140,10 +131,10 @@ class _Run:
         ids = checks.distribution_argmax(self._shard, start, targets, counted) if self._is_soft else targets
         numbers, row_numbers = self._sequences.numbers(start, stop), np.arange(start, stop)
         positions = self._sequences.next_positions(start, numbers)
-        with with_file_names(self._file.path, f"rows from {start} on" if start else None):
+        with with_file_names(self.file.path, f"rows from {start} on" if start else None):
             scores = self._scores(rows, targets, ids, counted)
             self._sampler.update(rows, targets, numbers, scores.kept)
-        self._check(rows, scores.kept)
+        self._first.check(rows, scores.kept)
         n_bytes = None if self._token_bytes is None else self._token_bytes[start:stop].astype(np.int64)
         self._collector.update(scores, numbers, n_bytes)
         self._hash.add(IdsHash.of(ids[scores.kept], numbers[scores.kept]))
@@ -152,17 +143,17 @@ class _Run:
         self._n_nan += int(np.count_nonzero(np.isnan(scores.nll) & scores.kept))
         self._n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
         self._highest.update(scores.nll, ids, scores.kept, row_numbers, numbers, positions)
-        if self._sink:
+        if self._emit:
             places = row_numbers, np.maximum(numbers, -1), positions
             n_bytes = None if n_bytes is None else np.where(scores.kept, n_bytes, -1)
-            self._sink(_select(scored, TokenBlock(scores, ids, text, 0, *places, n_bytes=n_bytes)))
+            self._emit(_select(scored, TokenBlock(scores, ids, text, 0, *places, n_bytes=n_bytes)))
         self._start = stop
 
     def _scores(self, rows: Array, targets: Array, ids: Array, mask: BoolArray | None) -> TokenScores:
         """Scores of rows; the ids are their targets, or the likeliest classes of distributions."""
         scores = self._functions.token_scores(rows, ids, where=mask, **self._scored)
-        if self._shard.kind == "log_probs":
-            checks.check_normalized(scores.logsumexp, self._shard.itemsize, self._options.kind is not None)
+        if self.file.kind == "log_probs":
+            checks.check_normalized(scores.logsumexp, self._first.itemsize, self._first.is_given)
         if not self._is_soft:
             return scores
         nll = self._functions.losses(
@@ -172,14 +163,6 @@ class _Run:
         kept = np.ones(nll.shape, np.bool_) if mask is None else mask
         return dataclasses.replace(scores, kept=kept, nll=np.where(kept, nll, np.nan))
 
-    def _check(self, rows: Array, kept: BoolArray) -> None:
-        """Check the kind of the first rows that count; of hidden states, sample their norms."""
-        option = None if self._options.kind else "--kind"
-        self._is_checked = self._is_checked or checks.check_kind(self._file, option, rows, kept)
-        if self._file.lm_head is not None:
-            left = checks.NORM_SAMPLE - len(self._rms)
-            self._rms += checks.root_mean_squares(rows, kept, left, self._file.lm_head.norm_weights)
-
     def result(self) -> ShardResult:
         """The result of all rows."""
         meter, whole, split = self._collector.result()
@@ -187,7 +170,7 @@ class _Run:
         ignored = (self._start if self._where is None else int(np.count_nonzero(self._where))) - count
         return ShardResult(
             meter, ignored, self._collector.greedy, self._highest.tokens(self._text), whole, split,
-            self._sampler.sample, rms=self._rms, n_nan=self._n_nan, n_infinite=self._n_infinite,
+            self._sampler.sample, rms=self._first.rms, n_nan=self._n_nan, n_infinite=self._n_infinite,
             ids_sum=self._hash.total, ids_ends=self._hash.ends(self._shard.split),
         )  # fmt: skip
 

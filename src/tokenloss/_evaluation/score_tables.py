@@ -12,14 +12,22 @@ from tokenloss._statistics.tables import loss_rows
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_SEQUENCE = {
+    "sequence": "{sequence}", "line": "{line}", "choice": "{choice}", "tokens": "{count:,}", "loss": "{loss:.4f}",
+    "perplexity": "{perplexity:.6g}", "custom_id": "{custom_id}",
+}  # fmt: skip
+_TOKEN = {
+    "row": "{row}", "sequence": "{sequence}", "position": "{position}", "target": "{target}", "nll": "{nll:.4f}",
+    "probability": "{probability:.3g}", "text": "{text}",
+}  # fmt: skip
 _MAX_SHARDS = 20  # files are listed up to this number
 _MAX_REASON = 100  # characters of the reason of a failed line
 
 
 def shown(figures: dict[str, Any], basis: str) -> Shown:
     """The title and tables of the figures of an evaluation; `basis` says what standard errors take as independent."""
-    if figures["kind"] == "responses":
-        note = _responses_note(figures)
+    if "dialect" in figures:
+        note = _lists_note(figures)
     else:
         shape = " \N{MULTIPLICATION SIGN} ".join(map(str, figures["shape"]))
         note = f"{figures['kind']}, {shape}, {figures['dtype']}; {figures['targets']}"
@@ -76,15 +84,15 @@ def _tables(summary: dict[str, Any], basis: str) -> list[Table]:
     if several and len(summary["shards"]) <= _MAX_SHARDS:
         tables.append(_shard_table(summary["shards"]))
     if summary["n_sequences"] > 1 and summary["highest_loss_sequences"]:
-        tables.append(_sequence_table(summary["highest_loss_sequences"], several))
+        tables.append(_highest("highest-loss sequences", _SEQUENCE, summary["highest_loss_sequences"], several))
     if summary["highest_loss_tokens"]:
-        tables.append(_token_table(summary["highest_loss_tokens"], several))
+        tables.append(_highest("highest-loss tokens", _TOKEN, summary["highest_loss_tokens"], several))
     return tables
 
 
 def _rows(summary: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
     """Rows of the figures."""
-    count = summary["count"]
+    count, word = summary["count"], "response" if summary["kind"] == "responses" else "sequence"
     known = known_of(summary.get("n_greedy_known", count), count)
     of_losses = loss_rows(summary, basis)
     rows: list[tuple[Any, ...]] = [
@@ -93,7 +101,7 @@ def _rows(summary: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
         (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {count:,}"),
         (
             summary.get("n_unscored"), "not scored", f"{summary.get('n_unscored', 0):,}",
-            f"of {count_of(summary.get('n_responses', 0), 'response')}, without any log-probability",
+            f"of {count_of(summary.get('n_responses', 0), word)}, without any log-probability",
         ),
         *((True, *row) for row in of_losses[:3]),  # as far as the bits per token
         (
@@ -120,17 +128,19 @@ def _rows(summary: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
     return [(*row,) for is_shown, *row in rows if is_shown]
 
 
-def _responses_note(summary: dict[str, Any]) -> str:
-    """Note about what files of responses hold."""
+def _lists_note(summary: dict[str, Any]) -> str:
+    """Note about the content of files of responses or log-probabilities."""
     parts = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
     note = f"{count_of(summary['n_responses'], 'response')} ({summary['dialect'] or 'all failed'})"
     note += f", {parts[summary['part']]}"
+    if summary["kind"] == "logprobs":
+        note = count_of(summary["n_responses"], "sequence")
     return note + (f"; log-probabilities of {summary['rounding']}" if summary["rounding"] else "")
 
 
 def _left_out(summary: dict[str, Any]) -> str:
     """How many tokens are not scored, and why."""
-    if summary["kind"] == "responses":
+    if "dialect" in summary:
         counts = {"without a log-probability": summary["n_without_number"], "with a sentinel": summary["n_sentinels"]}
     else:
         counts = {"ignored": summary["n_ignored"], "as context alone": summary.get("n_context", 0)}
@@ -148,34 +158,16 @@ def _first_failed(summary: dict[str, Any]) -> str:
     return ""
 
 
-def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
-    """Table of the sequences of the highest losses, with their files if there are several."""
-    formats = {"sequence": "{sequence}", "tokens": "{count:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
-    if "line" in sequences[0]:
-        formats = {"sequence": "{sequence}", "line": "{line}", "choice": "{choice}"} | formats
-    if several:
-        formats = {"file": "{file}"} | formats
-    if any(row.get("custom_id") is not None for row in sequences):
-        formats |= {"custom_id": "{custom_id}"}
-    rows = [row | {"file": row["file"] or "several", "custom_id": row.get("custom_id") or ""} for row in sequences]
-    return table_of("highest-loss sequences", formats, rows)
-
-
 def _shard_table(shards: list[dict[str, Any]]) -> Table:
     """Table of the files."""
     formats = {"tokens": "{count:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
     return table_of("files", formats | {"file": "{file}"}, shards)
 
 
-def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
-    """Table of the tokens of the highest losses; files if there are several, and places, classes and text if any."""
-    blank = dict.fromkeys(("row", "sequence", "position", "target", "text"), "")
-    formats = {name: f"{{{name}}}" for name in blank} | {"nll": "{nll:.4f}", "probability": "{probability:.3g}"}
-    formats["text"] = formats.pop("text")  # comes last
-    for name in blank:
-        if all(token[name] is None for token in tokens):
-            del formats[name]
-    if several:
-        formats = {"file": "{file}"} | formats
-    rows = [blank | {name: cell for name, cell in token.items() if cell is not None} for token in tokens]
-    return table_of("highest-loss tokens", formats, rows)
+def _highest(title: str, formats: dict[str, str], items: list[dict[str, Any]], several: bool) -> Table:
+    """Table of the highest losses, with files if there are several, and without unknown columns."""
+    items = [{name: value for name, value in item.items() if value is not None} for item in items]
+    blank = {name: "" for name, form in formats.items() if form == f"{{{name}}}"}
+    formats = {name: form for name, form in formats.items() if name not in blank or any(name in one for one in items)}
+    formats = {"file": "{file}"} | formats if several else formats
+    return table_of(title, formats, [blank | {"file": "several"} | item for item in items])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments
+from tokenloss._evaluation.checkpoint import record
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
@@ -16,12 +17,13 @@ from tokenloss.formats.mapped import check_map
 from tokenloss.formats.scores_file import SEQUENCES
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterable, MutableMapping
 
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats.scores_file import ScoresFile
 
+TableT = TypeVar("TableT", bound=tuple[Any, ...])
 _MAX_PENDING = 1 << 20  # tokens that are kept in memory until their sequence ends
 
 
@@ -121,6 +123,7 @@ def row_sequences(
     return RowSequences(file.shape)
 
 
+@record
 class SequenceColumns(NamedTuple):
     """Sequences: their number, tokens, sum of losses, whether each token is the likeliest class, and their bytes."""
 
@@ -129,12 +132,6 @@ class SequenceColumns(NamedTuple):
     nll: Float64Array
     is_greedy: BoolArray
     n_bytes: IntArray  # -1 without a tokenizer
-
-    @classmethod
-    def concatenated(cls, parts: list[SequenceColumns]) -> SequenceColumns:
-        """All of several parts."""
-        columns: Any = zip(NO_SEQUENCES, *parts, strict=True)
-        return cls(*map(np.concatenate, columns))
 
     @classmethod
     def of(cls, sequences: SequenceLosses) -> SequenceColumns:
@@ -157,6 +154,27 @@ class SequenceColumns(NamedTuple):
 NO_SEQUENCES = SequenceColumns(
     np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.bool_), np.empty(0, np.int64)
 )
+
+
+@record
+class Sources(NamedTuple):
+    """Columns of a table of sequences: the line and choice of each, and what is known of its tokens."""
+
+    line: IntArray
+    choice: IntArray
+    n_bytes: IntArray  # of their tokens that are scored; -1 where it is not known
+    is_greedy_known: BoolArray
+    custom_id: Array
+
+
+NO_SOURCES = Sources(
+    np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, np.object_)
+)
+
+
+def joined(none: TableT, parts: Iterable[TableT]) -> TableT:
+    """The rows of all parts in one table of columns, given the table without rows."""
+    return type(none)(*map(np.concatenate, zip(none, *parts, strict=True)))
 
 
 class SequenceCollector:
@@ -194,7 +212,7 @@ class SequenceCollector:
 
     def _end_sequences(self, up_to: float = math.inf) -> SequenceColumns:
         """Add up the sequences before this one; return the tokens of those that other shards hold a part of."""
-        tokens = SequenceColumns.concatenated(self._pending)
+        tokens = joined(NO_SEQUENCES, self._pending)
         is_later = tokens.ids >= up_to
         is_split = np.full(len(tokens.ids), True) if self._split is None else np.isin(tokens.ids, self._split)
         whole = tokens.select(~is_later & ~is_split)
@@ -211,14 +229,9 @@ class SequenceCollector:
     def result(self) -> tuple[LossMeter, SequenceColumns, SequenceColumns]:
         """Meter of all but the split sequences; the whole sequences; and the tokens of the split ones."""
         split = self._end_sequences()
-        return self.meter, SequenceColumns.concatenated(self._whole), split
+        return self.meter, joined(NO_SEQUENCES, self._whole), split
 
 
 def greedy_by_segment(is_greedy: BoolArray, ids: IntArray) -> SequenceLosses:
     """The number of greedy tokens of each sequence, in place of its losses."""
     return sums_by_segment(is_greedy.astype(np.float64), None, ids)
-
-
-def joined(parts: list[SequenceColumns]) -> SequenceLosses:
-    """Sums over sequences whose tokens are in several shards."""
-    return SequenceColumns.concatenated(parts).summed()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.errors import contextmanager, named, raise_error, worded
 from tokenloss._core.files import WriteError, check_outputs
 from tokenloss._evaluation.token_bytes import text_of
 from tokenloss._scores.token_scores import TokenScores
@@ -92,9 +92,9 @@ class ComparedBlock(NamedTuple):
         The name of the candidate.
     columns : dict of 1-D arrays
         `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them; the first
-        two and `delta_p` only with targets; and further divergences that were asked for. Of responses of servers, those
-        of `ResponseComparison`; of log-probabilities of tokens alone, those of `Mismatch`; of drafts, `acceptance` as
-        `DraftAcceptance` has it, `kept`, and others.
+        two and `delta_p` only with targets; and further divergences that were asked for, with `tv` also `acceptance`,
+        as `DraftAcceptance` has it. Of responses of servers, those of `ResponseComparison`; of log-probabilities of
+        tokens alone, those of `Mismatch`.
     target, text, file, row, sequence, position
         As of `TokenBlock`; the number of the file is that of the shard. Ids are -1 without targets.
     base_scores, scores : TokenScores or None
@@ -181,22 +181,21 @@ class Sink:
     __module__ = "tokenloss.sinks"
 
     option: str = ""  # of the command line
+    options: ClassVar[tuple[str, ...]] = ()  # further ones that it takes
     help: ClassVar[str] = ""
     needs_tokens: bool = False
     top_k: int = 0
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
-    _of_responses: bool = False  # this and the next six are set before it is opened
+    _of_responses: bool = False  # this and the next five are set before it is opened
     _of_logprobs: bool = False
     _has_text: bool = False  # whether some files hold the text of their tokens
     _tokenizer: Tokenizer | None = None  # which has the bytes of the tokens, and their text
     _names: Sequence[str] = ()  # of candidates
     _divergences: Sequence[str] = ()  # those that comparisons have beside KL
-    _are_drafts: bool = False  # whether candidates are drafts, which have acceptances
-    _takes_drafts: ClassVar[bool] = True
     _needs_targets: bool = True  # where it has likeliest classes of a comparison, with which losses come
     _takes_logprobs: ClassVar[bool] = True  # of tokens alone, as a comparison may have them
     _function: ClassVar[str] = ""  # the function that takes it, if not any
-    _is_option: bool = False  # whether errors name it by its option, not by its class
+    _is_of_drafts: bool = False  # whether a table has the acceptance alone, as `compare --draft` writes it
     _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it
 
     def __init__(self, path: Any = None) -> None:
@@ -205,7 +204,7 @@ class Sink:
     @property
     def _name(self) -> str:
         """Its name in error messages."""
-        return self.option if self._is_option else type(self).__name__
+        return worded(type(self).__name__, self.option)
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
         """Prepare for tokens.
@@ -247,7 +246,7 @@ class Sink:
         """
 
 
-def checked_sinks(value: Any, function: str, state: str | None, scheduler: str | None) -> list[Sink]:
+def checked_sinks(value: Any, function: str, state: bool, scheduler: str | None) -> list[Sink]:
     """Sinks of a function as a list. Those that need tokens are refused with a state or a scheduler, without tokens."""
     sinks = list(value) if hasattr(value, "__iter__") else [value]
     for sink in sinks:
@@ -260,8 +259,8 @@ def checked_sinks(value: Any, function: str, state: str | None, scheduler: str |
     for option, given, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
         for sink in sinks:
             if given and sink.needs_tokens:
-                option = f"{'--' if sink._is_option else ''}{option}"
-                raise_error("needs tokens", name=sink._name, got=f"{option} {verb} sums alone", option=option)
+                got = f"{named(option)} {verb} sums alone"
+                raise_error("needs tokens", name=sink._name, got=got, option=named(option))
     return sinks
 
 
@@ -273,7 +272,7 @@ def check_files(sinks: Sequence[Sink], state: str | None, inputs: dict[object, s
         if stat.S_ISREG(printed.st_mode):
             taken[printed.st_dev, printed.st_ino] = "stdout"
     written = [(sink._name, sink.path) for sink in sinks if sink.path is not None]
-    check_outputs(written + [("--state", state)] * (state is not None), taken)
+    check_outputs(written + [(named("state"), state)] * (state is not None), taken)
 
 
 @contextmanager
@@ -291,13 +290,12 @@ def write_errors_of(sink: Sink) -> Iterator[None]:
 def open_sinks(
     stack: contextlib.ExitStack, sinks: Sequence[Sink], batch: tuple[int, ...] | None, rows: int | None, top_k: int,
     of_responses: bool = False, has_text: bool = False, names: Sequence[str] = (), divergences: Sequence[str] = (),
-    of_logprobs: bool = False, tokenizer: Tokenizer | None = None, are_drafts: bool = False,
+    of_logprobs: bool = False, tokenizer: Tokenizer | None = None,
 ) -> None:  # fmt: skip
     """Open sinks; the stack closes them. `names` are those of candidates, and `divergences` those beside KL."""
     for sink in sinks:
         sink._of_responses, sink._has_text, sink._names = of_responses, has_text or tokenizer is not None, names
         sink._of_logprobs, sink._divergences, sink._tokenizer = of_logprobs, divergences, tokenizer
-        sink._are_drafts = are_drafts
         with write_errors_of(sink):
             manager = sink.open(batch, rows, top_k)
             manager.__enter__()
@@ -311,17 +309,15 @@ def _leave(sink: Sink, manager: AbstractContextManager[object], *error: Any) -> 
 
 
 def token_function(
-    sinks: Sequence[Sink], file: int, first_row: int = 0, first_sequence: int = 0, tokenizer: Tokenizer | None = None
+    sinks: Sequence[Sink], file: int, tokenizer: Tokenizer | None = None
 ) -> Callable[[Any], None] | None:
     """Make a function that gives blocks of a file's tokens to the sinks that need them; None if none does."""
     sinks = [sink for sink in sinks if sink.needs_tokens]
 
     def add(block: Any) -> None:
-        row = None if block.row is None else block.row + first_row
-        sequence = np.where(block.sequence < 0, -1, block.sequence + first_sequence)
-        block = block._replace(file=file, row=row, sequence=sequence)
+        block = block._replace(file=file, sequence=np.maximum(block.sequence, -1))
         if tokenizer is not None:
-            block = block._replace(text=text_of(block.target, tokenizer, block.n_bytes))
+            block = block._replace(text=text_of(block.target, tokenizer, getattr(block, "n_bytes", None)))
         for sink in sinks:
             with write_errors_of(sink):
                 sink.add(block)

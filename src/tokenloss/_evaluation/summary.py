@@ -14,41 +14,20 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.checks import norm_seems_missing
-from tokenloss._evaluation.response_figures import Sources
-from tokenloss._evaluation.results import ShiftSample
-from tokenloss._evaluation.sequences import SequenceColumns, greedy_by_segment, joined
-from tokenloss._statistics.meter import LossMeter
+from tokenloss._evaluation.sequences import NO_SEQUENCES, NO_SOURCES, joined
 from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tokenloss._core.types import Array
     from tokenloss._evaluation.options import Options
-    from tokenloss._evaluation.plan import Shard
     from tokenloss._evaluation.results import ShardResult
+    from tokenloss._evaluation.sequences import SequenceColumns
+    from tokenloss._evaluation.shards import Facts
+    from tokenloss._statistics.meter import LossMeter
 
 _TEXT_BYTES = 1 << 20  # of a text are read at a time
-
-
-def merge_meters(results: Sequence[ShardResult]) -> tuple[LossMeter, SequenceColumns]:
-    """Meter of all shards, and the sequences that are in several shards."""
-    meter = LossMeter()
-    for result in results:
-        meter.merge(result.meter)
-    sequences = joined([result.split for result in results])
-    meter.update(sequences)
-    return meter, SequenceColumns.of(sequences)
-
-
-def merge_greedy(results: Sequence[ShardResult]) -> LossMeter:
-    """Meter of all shards that has 1 for each token that is the likeliest class, and 0 for others: the accuracy."""
-    meter = LossMeter()
-    for result in results:
-        meter.merge(result.greedy)
-    tokens = SequenceColumns.concatenated([result.split for result in results])
-    meter.update(greedy_by_segment(tokens.is_greedy, tokens.ids))
-    return meter
 
 
 def add_lengths(meter: LossMeter, sequences: dict[str, Array], n_bytes: Any, n_words: Any) -> None:
@@ -107,8 +86,10 @@ def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns, opt
     """A table of all sequences; `file` counts from 0, and is -1 for sequences in several files."""
     parts = [*(result.sequences for result in results), split]
     files = np.repeat([*range(len(results)), -1], [len(part.ids) for part in parts])
-    columns = SequenceColumns.concatenated(parts)
+    columns = joined(NO_SEQUENCES, parts)
     sources = [result.responses.sources for result in results if result.responses]
+    of_sources = joined(NO_SOURCES, sources)._asdict() if sources else {}
+    of_sources.pop("n_bytes", None)  # which are those of the text, not of a tokenizer's tokens
     loss = columns.nll / columns.tokens
     with np.errstate(over="ignore"):
         perplexity = np.exp(loss)
@@ -119,40 +100,40 @@ def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns, opt
     return {
         "file": files, "sequence": columns.ids, "count": columns.tokens, "nll": columns.nll, "loss": loss,
         "perplexity": perplexity, "is_greedy": columns.is_greedy,
-    } | (Sources.concatenated(sources).as_columns() if sources else {}) | of_bytes  # fmt: skip
+    } | of_sources | of_bytes  # fmt: skip
 
 
-def shard_figures(shards: Sequence[Shard], results: Sequence[ShardResult]) -> list[dict[str, Any]]:
+def shard_figures(shards: Sequence[Facts], results: Sequence[ShardResult]) -> list[dict[str, Any]]:
     """Figures of each shard; sequences that go on in other shards are cut."""
     return [
-        {"file": shard.path, "shape": shard.shape, **_common_figures([part], merge_meters([part])[0])}
+        {"file": shard.path, "shape": shard.shape, **_common_figures(part, *part.meters()[:2])}
         for shard, part in zip(shards, results, strict=True)
     ]
 
 
 def summary(
-    shards: Sequence[Shard], results: Sequence[ShardResult], meter: LossMeter, sequences: dict[str, Array],
-    options: Options, of_shards: list[dict[str, Any]],
+    shards: Sequence[Facts], results: Sequence[ShardResult], total: ShardResult, meter: LossMeter, greedy: LossMeter,
+    sequences: dict[str, Array], options: Options, of_shards: list[dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     """Figures of all shards together; those of each are given."""
     rows = sum(shard.rows for shard in shards)
-    of_windows = _window_figures(shards, options) if options.window else {}
+    of_windows = window_figures(shards, options)
     pairs = zip(shards, results, strict=True)
     tokens = [(token, shard.path) for shard, part in pairs for token in part.highest_loss_tokens]
     tokens.sort(key=lambda token: -token[0].sort_key)
-    fits_better = sum((part.shift_sample for part in results), ShiftSample()).fits_better
-    paths, of_responses = [shard.path or None for shard in shards], shards[0].size is not None
+    fits_better = total.shift_sample.fits_better
+    paths, of_responses = [shard.path or None for shard in shards], not shards[0].has_classes
     return {
         "files": [path for shard in shards for path in (shard.path, shard.targets, shard.segments) if path],
         "kind": shards[0].kind,
         "shape": shards[0].shape if len(shards) == 1 else (rows,) if of_responses else (rows, shards[0].shape[-1]),
         **({} if of_responses else _types(shards)),
         **meter._figures(),
-        **_common_figures(results, meter),
+        **_common_figures(total, meter, greedy),
         "n_without_sequence": meter.count - int(sequences["count"].sum()),
-        "n_without_next": rows - sum(shard.scored_rows for shard in shards) - of_windows.get("n_context", 0),
+        "n_without_next": rows - sum(shard.n_scored_rows for shard in shards) - of_windows.get("n_context", 0),
         **of_windows,
-        **(_hidden_figures(shards, results, options) if options.lm_head is not None else {}),
+        **(_hidden_figures(shards[0], total) if shards[0].head else {}),
         **(_tokenizer_figures(shards) if options.tokenizer else {}),
         "targets_repeat": any(shard.repeats for shard in shards),
         "fits_better_shifted": fits_better and not options.shift,
@@ -168,28 +149,29 @@ def summary(
     }
 
 
-def _window_figures(shards: Sequence[Shard], options: Options) -> dict[str, int]:
+def window_figures(shards: Iterable[Facts], options: Options) -> dict[str, int]:
     """Figures of windows alone; `n_context` is the number of rows that predict what an earlier window did."""
-    known = [np.count_nonzero(~shard.windows.new(shard.rows)) for shard in shards if shard.windows]
-    return {"window": options.window, "stride": options.stride, "n_context": int(sum(known))}
+    if not options.window:
+        return {}
+    n_context = sum(shard.n_context for shard in shards)
+    return {"window": options.window, "stride": options.stride, "n_context": n_context}
 
 
-def _tokenizer_figures(shards: Sequence[Shard]) -> dict[str, Any]:
+def _tokenizer_figures(shards: Sequence[Facts]) -> dict[str, Any]:
     """Figures of a tokenizer alone: what it drops, and the file in which most special tokens repeat."""
     worst = max(shards, key=lambda shard: shard.padding["count"] if shard.padding else 0)
     padding: dict[str, Any] | None = worst.padding and {"file": worst.path or None, **worst.padding}
     return {"n_bytes_without_token": sum(shard.n_bytes_without_token for shard in shards), "padding": padding}
 
 
-def _hidden_figures(shards: Sequence[Shard], results: Sequence[ShardResult], options: Options) -> dict[str, Any]:
+def _hidden_figures(shard: Facts, total: ShardResult) -> dict[str, Any]:
     """Figures of hidden states alone."""
-    head = shards[0].head
-    assert head is not None
-    missing = norm_seems_missing([rms for part in results for rms in part.rms], head["norm"] is not None)
-    return {"lm_head": options.lm_head, "head": head, "norm_seems_missing": missing}
+    assert shard.head is not None
+    missing = norm_seems_missing(total.rms, shard.head["norm"] is not None)
+    return {"lm_head": shard.head_spec, "head": shard.head, "norm_seems_missing": missing}
 
 
-def _types(shards: Sequence[Shard]) -> dict[str, str]:
+def _types(shards: Sequence[Facts]) -> dict[str, str]:
     """The dtypes of scores, and the types of targets."""
     return {
         "dtype": ", ".join(dict.fromkeys(shard.dtype for shard in shards)),
@@ -197,20 +179,20 @@ def _types(shards: Sequence[Shard]) -> dict[str, str]:
     }
 
 
-def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[str, Any]:
+def _common_figures(result: ShardResult, meter: LossMeter, greedy: LossMeter) -> dict[str, Any]:
     """Figures that each shard has, and the total, too."""
     return {
         "count": meter.count,
         "n_sequences": meter.n_sequences,
-        "n_ignored": sum(part.n_ignored for part in results),
-        "n_nan": sum(part.n_nan for part in results),
-        "n_infinite": sum(part.n_infinite for part in results),
+        "n_ignored": result.n_ignored,
+        "n_nan": result.n_nan,
+        "n_infinite": result.n_infinite,
         "loss": meter.loss,
         "stderr": meter.stderr,
         "is_clustered": meter.is_clustered,
         "interval_factor": meter.interval_factor,
         "perplexity": meter.perplexity,
-        "accuracy": merge_greedy(results).loss,
+        "accuracy": greedy.loss,
     }
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error, with_file_names
-from tokenloss._evaluation.plan import open_shard, open_stored, shifted_shard
+from tokenloss._core.errors import named, raise_error, with_file_names
 from tokenloss.formats.scores_file import checked_mask
 from tokenloss.formats.tokenizers import AlignedText
 
@@ -16,21 +15,22 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, BoolArray, IntArray
     from tokenloss._evaluation.options import Options
-    from tokenloss._evaluation.plan import OpenShard, Shard
     from tokenloss._evaluation.results import ShardResult
+    from tokenloss._evaluation.shards import Handles, OpenShard, Shard
     from tokenloss.formats.tokenizers import Tokenizer
 
 _UNKNOWN = -1  # in place of the bytes of an id that has none that are known
 WRITTEN = 1 << 24  # more than any count of hidden ids: marks that an id has written text
 _PIECE = 1 << 18  # rows whose bytes are found at a time
 _MOST_IN_ROW = 1 << 20  # texts that a model's mask numbers
-NEXT_TOKENS = (  # follows an error
-    "; targets that are the next tokens already lack the first token of each text: store the input ids and add --shift "
-    "(shift=True)"
+NEXT_TOKENS = (  # follows an error; what shifts targets replaces {}
+    "; targets that are the next tokens already lack the first token of each text: store the input ids and add {}"
 )
 
 
-def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Tokenizer, text: str | None) -> list[Shard]:
+def with_token_bytes(
+    shards: Sequence[Shard], options: Options, handles: Handles, tokenizer: Tokenizer, text: str | None
+) -> list[Shard]:
     """Give each shard the bytes of the tokens that its rows predict, before any score is read.
 
     All ids are held against the text, if it is given, in the order of the shards.
@@ -42,17 +42,17 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
     found: list[tuple[Array, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
     planned = []
     for shard in shards:
-        stored = open_stored(shard, options)
-        opened = shifted_shard(shard, stored) if options.shift else stored
-        if stored.ids is None or stored.ids.ndim == len(shard.shape):
+        opened = handles.open_shard(shard, options)
+        if opened.ids is None or opened.ids.ndim == len(shard.shape):
             got, fits = "targets are distributions", "be class ids, where there is a tokenizer"
-            raise_error("content", path=shard.targets or shard.path, got=got, fits=fits)
-        if len(shard.shape) > 3 and stored.sequences.exist and not stored.sequences.are_given:
-            raise_error("shape", name=f"{shard.path}: {shard.kind}", got=shard.shape, fits="(N, T, V) for N texts")
-        may_go_on = shard.segments_start is not None or shard.windows is not None or not stored.sequences.exist
-        own = _bytes_of_shard(shard, stored, stored.ids, options, tokenizer, begun if may_go_on else {}, aligned)
+            raise_error("content", path=shard.targets_path, got=got, fits=fits)
+        if len(shard.shape) > 3 and opened.sequences.exist and not opened.sequences.are_given:
+            raise_error("shape", name=f"{shard.path}: {shard.spec.kind}", got=shard.shape, fits="(N, T, V) for N texts")
+        is_shared = shard.segments is not None and shard.segments.start is not None
+        may_go_on = is_shared or shard.windows is not None or not opened.sequences.exist
+        own = _bytes_of_shard(shard, opened, opened.ids, options, tokenizer, begun if may_go_on else {}, aligned)
         found.append((own, scored_rows(opened, options.ignore_index)))
-        planned.append(shard._replace(padding=padding_of(opened, stored.ids, found[-1][1], options, tokenizer)))
+        planned.append(shard._replace(padding=padding_of(opened, opened.ids, found[-1][1], options, tokenizer)))
     if aligned is not None:
         aligned.end()
     following = found[-1][0]
@@ -64,11 +64,11 @@ def with_token_bytes(shards: Sequence[Shard], options: Options, tokenizer: Token
         following = own if len(own) else following
         if len(wrong := np.flatnonzero(scored & (rows == _UNKNOWN))):
             name = "shifted targets" if options.shift else "targets"
-            with with_file_names(shard.path, shard.targets):
-                refuse_unknown(name, open_shard(shard, options).targets, wrong, tokenizer)
+            with with_file_names(shard.path, shard.targets and shard.targets.path):
+                refuse_unknown(name, handles.open_shard(shard, options).targets, wrong, tokenizer)
         without = 0
         if leaves_out_spaces(tokenizer):
-            ids = open_shard(shard, options).targets.reshape(-1)[scored].astype(np.int64)
+            ids = handles.open_shard(shard, options).targets.reshape(-1)[scored].astype(np.int64)
             without = int(np.maximum(rows[scored] - tokenizer.lengths_of(ids), 0).sum())
         planned[number] = shard._replace(token_bytes=compact(rows, scored), n_bytes_without_token=without)
     return planned
@@ -115,7 +115,7 @@ def _bytes_of_shard(
     aligned: AlignedText | None,
 ) -> Array:  # fmt: skip
     """How many bytes the ids of a shard write into their texts, or into the file of these, if it is given."""
-    n_bytes, flat, path = np.zeros(shard.rows, np.int32), ids.reshape(-1), shard.targets or shard.path
+    n_bytes, flat, path = np.zeros(shard.rows, np.int32), ids.reshape(-1), shard.targets_path
     mask = None if stored.file.attention_mask is None else checked_mask(stored.file).reshape(-1)
     for start in range(0, shard.rows, _PIECE):
         rows = np.arange(start, min(start + _PIECE, shard.rows))
@@ -131,7 +131,7 @@ def _bytes_of_shard(
             except ValueError as error:
                 if options.shift:
                     raise
-                raise ValueError(f"{error}{NEXT_TOKENS}, or leave the text out") from error
+                raise ValueError(f"{error}{NEXT_TOKENS.format(named('shift', True))}, or leave the text out") from error
             found[included] = stops - starts
         n_bytes[rows] = found
     return n_bytes

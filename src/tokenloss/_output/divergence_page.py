@@ -62,7 +62,6 @@ class DivergencePage(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--html"
-    _takes_drafts = False
     _function = "compare_files"
     _takes_logprobs = False
     help = (
@@ -164,19 +163,13 @@ def write_comparison_page(
         Result of `token_scores` of the base: its ranks and, by its ``top_k``, its alternatives.
     scores : mapping of str to TokenScores, optional
         The same of the models, by their names.
-    tokens : array of str, optional
-        Text of the tokens, as `write_page` takes it.
-    vocabulary : sequence of str, optional
-        Text of each class id, as `write_page` takes it.
-    title : str, default "tokenloss"
-        Title.
+    tokens, vocabulary, title
+        As in `write_page`.
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits. Nothing is written then.
-    OSError
-        If the file cannot be written; an existing file is unchanged.
+    TypeError, ValueError, OSError
+        As in `write_page`.
 
     Notes
     -----

@@ -54,10 +54,8 @@ class DivergencePlot(Sink):
 
     Raises
     ------
-    ValueError
-        If the name has another suffix.
-    ImportError
-        If matplotlib is not installed.
+    ValueError, ImportError
+        As in `LossPlot`.
 
     See Also
     --------
@@ -80,7 +78,6 @@ class DivergencePlot(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--plot"
-    _takes_drafts = False
     _function = "compare_files"
     help = "draw KL divergences, or absolute differences of tokens' log-probabilities, to a .png, .svg or .pdf file"
 
@@ -122,10 +119,8 @@ def draw_divergences(
 
     Raises
     ------
-    ImportError
-        If matplotlib is missing.
-    TypeError, ValueError
-        If an argument is invalid.
+    ImportError, TypeError, ValueError
+        As in `draw_losses`.
 
     Notes
     -----
@@ -175,10 +170,8 @@ def draw_candidates(
 
     Raises
     ------
-    ImportError
-        If matplotlib is missing.
-    TypeError, ValueError
-        If an argument is invalid.
+    ImportError, TypeError, ValueError
+        As in `draw_losses`.
 
     Notes
     -----

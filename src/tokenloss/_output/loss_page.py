@@ -128,7 +128,7 @@ def write_page(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits. Nothing is written then.
+        If an argument is invalid. Nothing is written then.
     OSError
         If the file cannot be written; an existing file is unchanged.
 

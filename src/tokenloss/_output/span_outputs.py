@@ -33,16 +33,13 @@ class SpanTable(_TableFile):
 
     Parameters
     ----------
-    path : path-like, optional
-        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
-        and `columns` has it.
+    path
+        As in `TokenTable`.
 
     Raises
     ------
-    ValueError
-        If the name has another suffix.
-    ImportError
-        If the file is .parquet, and pyarrow is not installed.
+    ValueError, ImportError
+        As in `TokenTable`.
 
     See Also
     --------
@@ -53,12 +50,14 @@ class SpanTable(_TableFile):
     >>> import base64, pathlib, tempfile
     >>> import numpy as np
     >>> from tokenloss import compare_texts, sinks
+    >>> from tokenloss.formats import open_scores
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     text, ranks, a = (pathlib.Path(directory, name) for name in ("t.txt", "t.tiktoken", "a.npz"))
     ...     _ = text.write_text("abab"), ranks.write_text(f"{base64.b64encode(b'ab').decode()} 0\n")
     ...     np.savez(a, logits=np.zeros((2, 1)), targets=[0, 0])
     ...     table = sinks.SpanTable()
-    ...     _ = compare_texts(a, a, text=text, tokenizer_a=ranks, tokenizer_b=ranks, sinks=[table])
+    ...     scores = open_scores(a, tokenizer=ranks)
+    ...     _ = compare_texts(scores, scores, text=text, sinks=[table])
     >>> table.columns()["stop"]
     array([2, 4])
     """
@@ -92,16 +91,13 @@ class DocumentTable(_TableFile):
 
     Parameters
     ----------
-    path : path-like, optional
-        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
-        and `columns` has it.
+    path
+        As in `TokenTable`.
 
     Raises
     ------
-    ValueError
-        If the name has another suffix.
-    ImportError
-        If the file is .parquet, and pyarrow is not installed.
+    ValueError, ImportError
+        As in `TokenTable`.
 
     See Also
     --------
@@ -112,12 +108,14 @@ class DocumentTable(_TableFile):
     >>> import base64, pathlib, tempfile
     >>> import numpy as np
     >>> from tokenloss import compare_texts, sinks
+    >>> from tokenloss.formats import open_scores
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     text, ranks, a = (pathlib.Path(directory, name) for name in ("t.txt", "t.tiktoken", "a.npz"))
     ...     _ = text.write_text("ab\nab"), ranks.write_text(f"{base64.b64encode(b'ab').decode()} 0\n")
     ...     np.savez(a, logits=np.zeros((2, 1)), targets=[0, 0], segment_ids=[0, 1])
     ...     table = sinks.DocumentTable()
-    ...     _ = compare_texts(a, a, text=text, tokenizer_a=ranks, tokenizer_b=ranks, sinks=[table])
+    ...     scores = open_scores(a, tokenizer=ranks)
+    ...     _ = compare_texts(scores, scores, text=text, sinks=[table])
     >>> table.columns()["n_bytes"]
     array([2, 2])
     """
@@ -158,11 +156,13 @@ class SpanPage(Sink):
     >>> import base64, pathlib, tempfile
     >>> import numpy as np
     >>> from tokenloss import compare_texts, sinks
+    >>> from tokenloss.formats import open_scores
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     text, ranks, a, path = (pathlib.Path(directory, name) for name in ("t.txt", "t.ranks", "a.npz", "p.html"))
     ...     _ = text.write_text("abab"), ranks.write_text(f"{base64.b64encode(b'ab').decode()} 0\n")
     ...     np.savez(a, logits=np.zeros((2, 1)), targets=[0, 0])
-    ...     _ = compare_texts(a, a, text=text, tokenizer_a=ranks, tokenizer_b=ranks, sinks=[sinks.SpanPage(path)])
+    ...     scores = open_scores(a, tokenizer=ranks)
+    ...     _ = compare_texts(scores, scores, text=text, sinks=[sinks.SpanPage(path)])
     ...     "<p>abab</p>" in path.read_text("utf-8")
     True
     """

@@ -7,7 +7,7 @@ import importlib
 import io
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -186,6 +186,8 @@ class TokenTable(_TableFile):
     help = "write a row for each token to a .npy, .csv or .parquet file"
     needs_tokens = True
 
+    options: ClassVar[tuple[str, ...]] = ("top_k",)
+
     def __init__(self, path: str | None = None, top_k: int = 0) -> None:
         self.top_k: int = check_integer("top_k", top_k, "an integer of at least 0", least=0)
         super().__init__(path)
@@ -235,22 +237,18 @@ class ComparedTokenTable(_TableFile):
     are nan, null or empty of tokens that are not scored, as in `TokenTable`; without targets, losses and `delta_p` are
     nan. Where files hold the text of the tokens, .csv and .parquet have the target's `text`. Of responses of servers
     there is no `row`, and the others are those of `ResponseComparison`; of log-probabilities of tokens alone, of
-    `Mismatch`; of drafts, `acceptance` is the only other. It is a .npy file of a structured array, a .csv or a .parquet
-    file, written block by block: of several candidates, the rows of a block of tokens come candidate by candidate, so
-    group them by `name`.
+    `Mismatch`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block: of several
+    candidates, the rows of a block of tokens come candidate by candidate, so group them by `name`.
 
     Parameters
     ----------
-    path : path-like, optional
-        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
-        and `columns` has it.
+    path
+        As in `TokenTable`.
 
     Raises
     ------
-    ValueError
-        If the name has another suffix.
-    ImportError
-        If the file is .parquet, and pyarrow is not installed.
+    ValueError, ImportError
+        As in `TokenTable`.
 
     See Also
     --------
@@ -281,7 +279,7 @@ class ComparedTokenTable(_TableFile):
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         of_tokens = [*_COMPARED_COLUMNS, *((name, "<f8") for name in self._divergences)]
-        if self._are_drafts:
+        if self._is_of_drafts:
             of_tokens = _DRAFT_COLUMNS
         of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else of_tokens
         of_tokens = _MISMATCH_COLUMNS if self._of_logprobs else of_tokens
@@ -307,21 +305,18 @@ class ComparedSequenceTable(_TableFile):
     part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
     `loss_difference`, `kl`, `delta_p`, `same_top`, and further `divergences` that were asked for. Of responses of
     servers, `kl_bound` stands in place of `kl`, and `line` and `base_line` are those of the response in both files. Of
-    log-probabilities of tokens alone, they are those of `Mismatch.sequences`; of drafts, `acceptance` is the only mean.
-    It is a .npy file of a structured array, a .csv or a .parquet file.
+    log-probabilities of tokens alone, they are those of `Mismatch.sequences`. It is a .npy file of a structured array,
+    a .csv or a .parquet file.
 
     Parameters
     ----------
-    path : path-like, optional
-        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
-        and `columns` has it.
+    path
+        As in `TokenTable`.
 
     Raises
     ------
-    ValueError
-        If the name has another suffix.
-    ImportError
-        If the file is .parquet, and pyarrow is not installed.
+    ValueError, ImportError
+        As in `TokenTable`.
 
     See Also
     --------
@@ -351,8 +346,8 @@ class ComparedSequenceTable(_TableFile):
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         columns = [*_COMPARED_SEQUENCE_COLUMNS, *((name, "<f8") for name in self._divergences)]
-        if self._are_drafts:
-            columns = _DRAFT_SEQUENCE_COLUMNS
+        if self._is_of_drafts:
+            columns, result = _DRAFT_SEQUENCE_COLUMNS, {name: one.acceptance() for name, one in result.items()}
         if self._of_responses:
             columns = [("kl_bound", form) if name == "kl" else (name, form) for name, form in columns]
             columns += [("line", "<i8"), ("base_line", "<i8")]
@@ -382,16 +377,13 @@ class SequenceTable(_TableFile):
 
     Parameters
     ----------
-    path : path-like, optional
-        File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
-        and `columns` has it.
+    path
+        As in `TokenTable`.
 
     Raises
     ------
-    ValueError
-        If the name has another suffix.
-    ImportError
-        If the file is .parquet, and pyarrow is not installed.
+    ValueError, ImportError
+        As in `TokenTable`.
 
     See Also
     --------

@@ -33,22 +33,12 @@ def class_log_probs(
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
-        Logits that look like probabilities give a `KindWarning`.
+        Logits, as in `cross_entropy`: float16, bfloat16, float32 or float64.
     class_ids : array of integers, of shape (K,) or (..., K)
         Class ids: K for all positions, or K for each, of the batch's shape with K at the end (or broadcast to it). Ids
         may repeat.
-    axis : int, default -1
-        Axis of the classes.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
-    logit_scale : float, default 1.0
-        Multiplier of the logits (1 / temperature).
-    softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+    axis, where, logit_scale, softcap, workers
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -63,7 +53,7 @@ def class_log_probs(
     IndexError
         If a class id of an included position is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        As in `cross_entropy`.
 
     See Also
     --------

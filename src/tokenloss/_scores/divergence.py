@@ -66,17 +66,7 @@ def kl_divergence(
     Parameters
     ----------
     base_logits, logits : arrays of one shape (..., V)
-        Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
-        order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
-        converted.
-    kind : {"logits", "log_probs", "probs"}, optional
-        What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
-        log-probabilities or probabilities. The latter two are divided by the sum of their row's probabilities, since
-        rounding leaves it near 1.
-    base_kind : {"logits", "log_probs", "probs"}, optional
-        What `base_logits` holds; `kind` by default.
-    axis : int, default -1
-        Axis of the classes.
+        Logits, or what `kind` says, as in `compare`: float16, bfloat16, float32 or float64.
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -87,7 +77,9 @@ def kl_divergence(
         is ``sum(q * (log(q) - log(p)))``, "js" (Jensen-Shannon) the mean of the divergences of p and of q from m, "tv"
         (total variation) ``sum(abs(p - q)) / 2``, and "hellinger" ``sqrt(sum((sqrt(p) - sqrt(q))**2) / 2)``.
     workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`.
+    kind, base_kind, axis
+        As in `compare`.
 
     Returns
     -------
@@ -100,9 +92,7 @@ def kl_divergence(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits. Also if a probability lies outside
-        [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from normalised: if the log of
-        their sum is beyond +-0.1 (0.5 in half precision).
+        As in `compare`.
 
     See Also
     --------
@@ -269,7 +259,7 @@ def topk_divergence_bound(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        If an argument is invalid.
 
     See Also
     --------

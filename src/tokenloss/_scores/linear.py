@@ -66,36 +66,12 @@ def linear_cross_entropy(
         The projection onto the vocabulary, as the weight of ``torch.nn.Linear``: of any of these dtypes, in C or
         Fortran order, perhaps memory-mapped. It is never copied as a whole.
     targets : array
-        Class ids (integers, of the shape of `hidden` without its last axis), or distributions (of shape (..., V);
-        integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A row of
-        targets without mass counts, with loss 0.
+        Class ids (integers, of the shape of `hidden` without its last axis), or distributions (of shape (..., V)), as
+        in `cross_entropy`.
     lm_head_bias : array of shape (V,), optional
         Bias of the projection.
-    weight : array of shape (V,), optional
-        Weight of each class.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their hidden states are never read. With distributions,
-        use `where`.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
-    sample_weight : array of floats, optional
-        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
-        by `where`.
-    label_smoothing : float, default 0.0
-        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
-    z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
-        it as without them.
-    logit_scale : float, default 1.0
-        Multiplier of the logits (1 / temperature).
-    softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
-    reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
-        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
-        0.0 where ignored or masked.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+    weight, ignore_index, where, sample_weight, label_smoothing, z_loss, logit_scale, softcap, reduction, workers
+        As in `cross_entropy`. Hidden states of positions that are left out are never read.
 
     Returns
     -------
@@ -104,10 +80,8 @@ def linear_cross_entropy(
 
     Raises
     ------
-    IndexError
-        If an included target is out of range; the message names its position and value.
-    TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+    IndexError, TypeError, ValueError
+        As in `cross_entropy`.
 
     See Also
     --------
@@ -168,28 +142,16 @@ def linear_token_scores(
 
     Parameters
     ----------
-    hidden : array of shape (..., D)
-        Hidden states: float16, bfloat16, float32 or float64, of any byte order and memory layout, or anything with
-        `__dlpack__` on the CPU (torch, JAX). Lists are converted.
-    lm_head : array of shape (V, D)
-        The projection onto the vocabulary, as the weight of ``torch.nn.Linear``: of any of these dtypes, in C or
-        Fortran order, perhaps memory-mapped. It is never copied as a whole.
+    hidden, lm_head : arrays of shape (..., D) and (V, D)
+        Hidden states and the projection onto the vocabulary, as in `linear_cross_entropy`.
     targets : array of integers
         Class ids, of the shape of `hidden` without its last axis.
     lm_head_bias : array of shape (V,), optional
         Bias of the projection.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their hidden states are never read.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
-    logit_scale : float, default 1.0
-        Multiplier of the logits (1 / temperature).
-    softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     top_k : int, default 0
         Number of most likely classes to list.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+    ignore_index, where, logit_scale, softcap, workers
+        As in `cross_entropy`. Hidden states of positions that are left out are never read.
 
     Returns
     -------
@@ -199,10 +161,8 @@ def linear_token_scores(
 
     Raises
     ------
-    IndexError
-        If an included target is out of range; the message names its position and value.
-    TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+    IndexError, TypeError, ValueError
+        As in `cross_entropy`.
 
     See Also
     --------
@@ -276,29 +236,19 @@ def linear_kl_divergence(
 
     Parameters
     ----------
-    base_hidden : array of shape (..., D)
-        Hidden states of the base model: float16, bfloat16, float32 or float64, of any byte order and memory layout, or
-        anything with `__dlpack__` on the CPU (torch, JAX). Lists are converted.
-    base_lm_head : array of shape (V, D)
-        Its projection onto the vocabulary, as the weight of ``torch.nn.Linear``: of any of these dtypes, in C or
-        Fortran order, perhaps memory-mapped. It is never copied as a whole.
+    base_hidden, base_lm_head : arrays of shape (..., D) and (V, D)
+        Hidden states of the base model and its projection onto the vocabulary, in any dtype and layout that
+        `linear_cross_entropy` accepts.
     hidden, lm_head : arrays of shape (..., E) and (V, E)
         The same of the other model, whose hidden states may have another size.
     base_lm_head_bias, lm_head_bias : arrays of shape (V,), optional
         Biases of the projections.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
-    logit_scale : float, default 1.0
-        Multiplier of the logits of both models (1 / temperature).
-    softcap : float, optional
-        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
-    reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
-        divergence of each position, 0.0 where masked.
+    logit_scale, softcap
+        As in `cross_entropy`, for the logits of both models.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, optional
         The divergences to return by name, as in `kl_divergence`. For those beside "kl", all tiles are computed twice.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+    where, reduction, workers
+        As in `kl_divergence`. Hidden states of positions that are left out are never read.
 
     Returns
     -------
@@ -308,7 +258,7 @@ def linear_kl_divergence(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        As in `cross_entropy`.
 
     See Also
     --------

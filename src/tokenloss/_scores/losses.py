@@ -54,28 +54,11 @@ def cross_entropy_loss(
         Class ids (integers, of the shape of `y_pred` without its class axis), or distributions (of the shape of
         `y_pred`; integers must be one-hot). A row without mass counts, with loss 0.
     y_pred : array of shape (..., V)
-        Probabilities: float16, bfloat16, float32 or float64, of any byte order and memory layout; anything with
-        `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Probabilities, in any dtype and layout that `cross_entropy` accepts: float16, bfloat16, float32 or float64.
     epsilon : float, default 1e-12
         Probabilities are clipped to ``[epsilon, 1 - epsilon]``; at most 0.5.
-    axis : int, default -1
-        Axis of the classes.
-    weight : array of shape (V,), optional
-        Weight of each class.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their probabilities are never read. With distributions,
-        use `where`.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the probabilities of others are never read.
-    sample_weight : array of floats, optional
-        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
-        by `where`.
-    reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
-        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
-        0.0 where ignored or masked.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+    axis, weight, ignore_index, where, sample_weight, reduction, workers
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -85,11 +68,9 @@ def cross_entropy_loss(
 
     Raises
     ------
-    IndexError
-        If an included target is out of range; the message names its position and value.
-    TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits. Also if a probability that is read
-        lies outside [0, 1] by more than 1e-3; nearer ones are clipped.
+    IndexError, TypeError, ValueError
+        As in `cross_entropy`; also if a probability that is read lies outside [0, 1] by more than 1e-3. Nearer ones
+        are clipped.
 
     See Also
     --------
@@ -167,30 +148,12 @@ def nll_loss(
     Parameters
     ----------
     log_probs : array of shape (..., V)
-        Log-probabilities: float16, bfloat16, float32 or float64, of any byte order and memory layout; anything with
-        `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Log-probabilities, in any dtype and layout that `cross_entropy` accepts: float16, bfloat16, float32 or float64.
     targets : array
         Class ids (integers, of the shape of `log_probs` without its class axis), or distributions (of the shape of
-        `log_probs`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
-        row of targets without mass counts, with loss 0.
-    axis : int, default -1
-        Axis of the classes.
-    weight : array of shape (V,), optional
-        Weight of each class.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their log-probabilities are never read. With
-        distributions, use `where`.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the log-probabilities of others are never read.
-    sample_weight : array of floats, optional
-        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
-        by `where`.
-    reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
-        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
-        0.0 where ignored or masked.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+        `log_probs`), as in `cross_entropy`.
+    axis, weight, ignore_index, where, sample_weight, reduction, workers
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -200,11 +163,8 @@ def nll_loss(
 
     Raises
     ------
-    IndexError
-        If an included target is out of range; the message names its position and value.
-    TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits. Also if a log-probability that is
-        read is above 1e-3.
+    IndexError, TypeError, ValueError
+        As in `cross_entropy`; also if a log-probability that is read is above 1e-3.
 
     See Also
     --------
@@ -316,7 +276,7 @@ def cross_entropy(
     IndexError
         If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        If an argument is invalid; the message names the argument, the value given and what is accepted.
 
     See Also
     --------
@@ -421,42 +381,14 @@ def cross_entropy_and_grad(
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
-        Logits that look like probabilities give a `KindWarning`.
+        Logits, as in `cross_entropy`: float16, bfloat16, float32 or float64.
     targets : array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
-        row of targets without mass counts, with loss 0.
-    axis : int, default -1
-        Axis of the classes.
-    weight : array of shape (V,), optional
-        Weight of each class.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their logits are never read. With distributions, use
-        `where`.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
-    sample_weight : array of floats, optional
-        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
-        by `where`.
-    label_smoothing : float, default 0.0
-        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
-    z_loss : float, default 0.0
-        Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
-        it as without them.
-    logit_scale : float, default 1.0
-        Multiplier of the logits (1 / temperature).
-    softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
-    reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
-        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
-        0.0 where ignored or masked.
+        `logits`), as in `cross_entropy`.
     out : array, optional
         Array to write the gradient to: writable, of the shape and dtype of `logits`, or `logits` itself.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+    axis, weight, ignore_index, where, sample_weight, label_smoothing, z_loss, logit_scale, softcap, reduction, workers
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -468,11 +400,8 @@ def cross_entropy_and_grad(
 
     Raises
     ------
-    IndexError
-        If an included target is out of range; the message names its position and value.
-    TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits. Nothing is written then, nor
-        for an IndexError unless the targets changed during the call.
+    IndexError, TypeError, ValueError
+        As in `cross_entropy`. Nothing is written then, unless the targets changed during the call.
     ImportError
         If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
 

@@ -31,15 +31,13 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
-        Logits that look like probabilities give a `KindWarning`.
+        Logits, as in `cross_entropy`: float16, bfloat16, float32 or float64.
     axis : int, tuple of int or None, default -1
         Axis of the classes; several, or None for all, count as one.
     out : array, optional
         Array to write the result to: writable, of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`.
 
     Returns
     -------
@@ -50,7 +48,7 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        If an argument is invalid, as in `cross_entropy`.
     ImportError
         If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
 
@@ -87,15 +85,9 @@ def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers:
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
-        Logits that look like probabilities give a `KindWarning`.
-    axis : int, tuple of int or None, default -1
-        Axis of the classes; several, or None for all, count as one.
-    out : array, optional
-        Array to write the result to: writable, of the shape and dtype of `logits`, or `logits` itself.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+        Logits, as in `cross_entropy`: float16, bfloat16, float32 or float64.
+    axis, out, workers
+        As in `softmax`.
 
     Returns
     -------
@@ -105,10 +97,8 @@ def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers:
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
-    ImportError
-        If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
+    TypeError, ValueError, ImportError
+        As in `softmax`.
 
     See Also
     --------
@@ -143,9 +133,7 @@ def logsumexp(
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
-        Logits that look like probabilities give a `KindWarning`.
+        Logits, as in `cross_entropy`: float16, bfloat16, float32 or float64.
     axis : int, tuple of int or None, default -1
         Axis to sum over; several, or None for all of them.
     out : array of float64, optional
@@ -153,7 +141,7 @@ def logsumexp(
     keepdims : bool, default False
         Whether the axes that are summed over stay, with length 1.
     workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`.
 
     Returns
     -------
@@ -164,7 +152,7 @@ def logsumexp(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        As in `cross_entropy`.
 
     See Also
     --------

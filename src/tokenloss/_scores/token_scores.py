@@ -173,29 +173,17 @@ def token_scores(
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
-        order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
-        converted.
+        Logits, or what `kind` says, as in `cross_entropy`: float16, bfloat16, float32 or float64.
     targets : array of integers
         Class ids, of the shape of `logits` without its class axis.
     kind : {"logits", "log_probs", "probs"}, optional
         What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
         log-probabilities or probabilities. For the latter two, `nll` is as given, and all else is that of the row
         divided by the sum of its probabilities, whose log is `logsumexp`.
-    axis : int, default -1
-        Axis of the classes.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their logits are never read.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
-    logit_scale : float, default 1.0
-        Multiplier of the logits (1 / temperature).
-    softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     top_k : int, default 0
         Number of most likely classes to list.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+    axis, ignore_index, where, logit_scale, softcap, workers
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -208,12 +196,9 @@ def token_scores(
 
     Raises
     ------
-    IndexError
-        If an included target is out of range; the message names its position and value.
-    TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits. Also if a probability lies outside
-        [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from normalised: if the log of
-        their sum is beyond +-0.1 (0.5 in half precision).
+    IndexError, TypeError, ValueError
+        As in `cross_entropy`. Also if a probability lies outside [0, 1] by more than 1e-3, or a row of probabilities or
+        log-probabilities is far from normalized: if the log of their sum is beyond +-0.1 (0.5 in half precision).
 
     See Also
     --------

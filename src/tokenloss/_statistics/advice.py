@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.errors import KindWarning, NormWarning, ShiftWarning
+from tokenloss._core.errors import KindWarning, NormWarning, ShiftWarning, named
 from tokenloss._core.text import count_of
 
 if TYPE_CHECKING:
@@ -14,21 +14,15 @@ ZERO_ADVICE = (
     "a probability of 0 for a target makes its loss infinite, and so the perplexity; raise such probabilities first, "
     "in both models, for example by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
 )
-_SHIFT_ADVICE = (
-    "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
-    "shift=True), or confirm that they are right (--no-shift, shift=False)"
-)
-_NO_SHIFT_ADVICE = (
-    "the targets fit far better without the shift: they seem to be the next tokens already; leave out --shift "
-    "(shift=True)"
-)
+_SHIFT_ADVICE = "the targets fit far better one row earlier: they seem to be the input ids of a causal model"
+_NO_SHIFT_ADVICE = "the targets fit far better without the shift: they seem to be the next tokens already"
 _NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
-_KIND_ADVICE = "scores look like probabilities, but are read as logits; say by kind and base_kind what they are"
+_KIND_ADVICE = "scores look like probabilities, but are read as logits"
 _REPEAT_ADVICE = (
     "two files have the same targets, but are taken as parts of one text; if they belong to two models, name them, as "
     "in A=a.npz B=b.npz, or evaluate them one by one"
 )
-_PADDING_ADVICE = "as padding does: store attention_mask, or set their targets to ignore_index"
+_PADDING_ADVICE = "as padding does: store attention_mask, or set their targets to the value of"
 _CERTAIN_ADVICE = (
     "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
     "say nothing about the model"
@@ -67,20 +61,22 @@ def white_space_notes(count: int, n_bytes: int) -> Iterator[str]:
 def advice(figures: dict[str, Any]) -> Iterator[Advice]:
     """Advice about the mistakes that metrics hint at."""
     if figures.get("fits_better_shifted"):
-        yield Advice(_SHIFT_ADVICE, ShiftWarning, _OF_TARGETS)
+        ways = f"shift them ({named('shift', True)}), or confirm that they are right ({named('shift', False)})"
+        yield Advice(f"{_SHIFT_ADVICE}; {ways}", ShiftWarning, _OF_TARGETS)
     if figures.get("fits_better_unshifted"):
-        yield Advice(_NO_SHIFT_ADVICE, ShiftWarning, _OF_TARGETS)
+        yield Advice(f"{_NO_SHIFT_ADVICE}; leave out {named('shift', True)}", ShiftWarning, _OF_TARGETS)
     if figures.get("norm_seems_missing"):
         yield Advice(_NORM_ADVICE, NormWarning, _OF_ALL)
     if figures.get("seems_probs"):
-        yield Advice(_KIND_ADVICE, KindWarning, _OF_ALL)
+        way = f"say by {named('kind')} and {named('base_kind')} what they are"
+        yield Advice(f"{_KIND_ADVICE}; {way}", KindWarning, _OF_ALL)
     if figures.get("targets_repeat"):
         yield Advice(_REPEAT_ADVICE, voids=_OF_ALL)
     if padding := figures.get("padding"):
         place = f"{padding['file']}: " if padding["file"] else ""
         words = f"{padding['count']:,} of {count_of(figures['count'], 'scored token')}"
         words = f"{place}{words} repeat the special token {padding['token']} before them, {_PADDING_ADVICE}"
-        yield Advice(words, voids=_OF_ALL)
+        yield Advice(f"{words} {named('ignore_index')}", voids=_OF_ALL)
     yield from map(Advice, white_space_notes(figures.get("n_bytes_without_token", 0), figures.get("n_bytes", 0)))
     if figures.get("has_zero"):
         yield Advice(ZERO_ADVICE)

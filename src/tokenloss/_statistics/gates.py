@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import named, raise_error
 from tokenloss._core.exact import exp
 from tokenloss._core.result import Result, Shown, Table, columns_of, known_error
 from tokenloss._core.text import count_of
@@ -190,9 +190,9 @@ def checked_limits(**given: Any) -> dict[str, tuple[float | None, float]]:
             raise_error("type", name=name, got=value, fits=fits)
         for fraction, limit in value.items():
             fits = "a number between 0 and 1 with at most 6 decimals; the largest divergence has no interval"
-            share = check_number(f"a fraction of {name}", fraction, fits, most=1.0, positive=True)
+            share = check_number(f"a fraction of {named(name)}", fraction, fits, most=1.0, positive=True)
             if share == 1 or share != round(share, 6):
-                raise_error("option", name=f"a fraction of {name}", got=fraction, fits=fits)
+                raise_error("option", name=f"a fraction of {named(name)}", got=fraction, fits=fits)
             limits[f"{name} {share:g}"] = share, _checked_limit(name, limit)
     if not limits:
         raise_error("empty", name="the list of gates", fits=f"one or more of {', '.join(given)}")

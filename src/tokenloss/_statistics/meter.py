@@ -243,15 +243,11 @@ class LossMeter(LossFigures):
             or losses in nats, of any shape, as the functions return them with ``reduction="none"``: tokens of these are
             taken as independent. Losses below -0.001, which rounding does not explain, are refused: log-probabilities
             must be negated.
-        where : array of bool, optional
-            Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored
-            or masked: their losses are 0.0 and would count as perfect, or nan, which would make the mean nan.
         n_bytes, n_words : int, default 0
             Length of the text of these tokens; in a call without tokens, of the text of all tokens, if no other call
             gives a length.
-        sample_weight : array of floats, optional
-            Weight of each token, broadcast over `nll`: from 0 to 1e100. Tokens of weight 0 are left out, as by
-            `where`. The losses in `nll` must not be weighted already.
+        where, sample_weight
+            As in `sequence_losses`. The losses in `nll` must not be weighted already.
 
         Raises
         ------
@@ -323,7 +319,7 @@ class LossMeter(LossFigures):
         """Meter of the losses of both."""
         if not isinstance(other, LossMeter):
             return NotImplemented
-        both = LossMeter()
+        both = LossMeter.__new__(LossMeter)  # each of its fields is set here
         for name in self.__slots__:
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both

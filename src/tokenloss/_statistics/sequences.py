@@ -196,7 +196,7 @@ def sequence_losses(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        If an argument is invalid; the message names the argument, the value given and what is accepted.
 
     See Also
     --------
@@ -478,6 +478,7 @@ def _integers(name: str, value: Any) -> Array:
         is_text = array.dtype.kind in "OSTU" and name == "segment_ids"
         fits = "an integer" + f"; pass labels as {labels_to_ids(name)}" * is_text
         raise_error("dtype", name=name, got=dtype_name(code, array), fits=fits)
-    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise_error("option", name=name, got=int(array.max()), fits=f"at most {np.iinfo(np.int64).max}")
+    for place in np.argwhere(array > np.iinfo(np.int64).max)[:1].tolist() if array.dtype == np.uint64 else ():
+        got, fits = int(array[tuple(place)]), f"at most {np.iinfo(np.int64).max}"
+        raise_error("option", name=f"{name}{place or ''}", got=got, fits=fits)
     return array.astype(np.int64, copy=False)

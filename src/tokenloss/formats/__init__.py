@@ -1,17 +1,27 @@
-"""Files of scores and of responses: one small reader for each format. No reader loads a whole file."""
+"""Openers for each kind of content, which return sources; no reader loads a whole file."""
 
 from tokenloss._core._core import KINDS
-from tokenloss.formats.hidden_states import open_hidden_states
-from tokenloss.formats.readers import open_scores
-from tokenloss.formats.responses import Response, ResponsesFile, open_responses
+from tokenloss.formats.logprobs import Logprobs, open_logprobs
+from tokenloss.formats.responses import Response, Responses, open_responses
+from tokenloss.formats.sample_folders import Samples, open_samples
+from tokenloss.formats.scores import Scores, open_hidden_states, open_scores
 from tokenloss.formats.scores_file import ScoresFile
+from tokenloss.formats.sources import Blocks, Source, blocks
 
 __all__ = [
     "KINDS",
+    "Blocks",
+    "Logprobs",
     "Response",
-    "ResponsesFile",
+    "Responses",
+    "Samples",
+    "Scores",
     "ScoresFile",
+    "Source",
+    "blocks",
     "open_hidden_states",
+    "open_logprobs",
     "open_responses",
+    "open_samples",
     "open_scores",
 ]

@@ -10,6 +10,7 @@ import reprlib
 from typing import Any, NamedTuple
 
 from tokenloss._core._core import count_keys, json_extent
+from tokenloss.formats.base import library_errors, open_regular
 
 _MEMORY_LIMIT = 512 << 20  # bytes that values may need, as `json_extent` estimates; they need rather less
 _LEVELS = 100  # of lists and objects inside each other; Python cannot print a value that is nested much deeper
@@ -84,6 +85,15 @@ def parsed_json(
             got = f"byte {place.n_before + 1}: {got}"
         raise ValueError(f"line {place.line}: {got}; it must {fits}")
     return value
+
+
+def read_object(path: str, most_bytes: int) -> dict[str, Any]:
+    """The JSON object that is a file."""
+    with open_regular(path) as file, library_errors(path):
+        value = parsed_json(file.read(most_bytes))
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+        return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.dtypes import FLOATS
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import named, raise_error
 from tokenloss.formats import safetensors
-from tokenloss.formats.base import is_float, library_errors, open_regular
-from tokenloss.formats.json_text import parsed_json
+from tokenloss.formats.base import is_float, open_regular
+from tokenloss.formats.json_text import read_object
 from tokenloss.formats.model_config import read_config
 from tokenloss.formats.readers import FORMATS, either
 from tokenloss.formats.scores_file import LmHead, reject_array_name
@@ -54,7 +54,6 @@ _EMBEDDINGS = (
     "decoder.embed_tokens.weight", "word_embeddings.weight", "embed_tokens.weight",
     "model.text_model.embed_tokens.weight",
 )  # fmt: skip
-OTHER_WIDTH = "to fit hidden states"  # what messages about a head of another width say
 _COMPARED_ROWS = 64  # of two weights that a model ties
 
 
@@ -108,7 +107,7 @@ def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softca
             raise_error("content", path=place.path, got=got, fits=f"be {FLOATS} of shape {weight.shape[:1]}")
         bias = part.reshape(-1) if bias is None else bias + part.reshape(-1)
     if bias is not None and transform.is_of_hidden:
-        fits = "scale logits instead: come with --logit-scale, logit_scale"
+        fits = f"scale logits instead: come with {named('logit_scale', ...)}"
         raise_error("content", path=place.path, got=f"has {biases[0]}, and hidden states are scaled", fits=fits)
     norm, weights = _norm(model, depth)
     files = [place.path, *(model.locate(one).path for one in (*biases, norm) if one is not None)]
@@ -121,7 +120,7 @@ def _oriented(place: ArrayLocation, name: str, depth: int) -> Array:
     if not is_float(place.dtype):
         raise_error("content", path=place.path, got=f"{name} has dtype {place.dtype}", fits=f"be {FLOATS}")
     if len(shape) != 2 or (shape[0] == depth) == (shape[1] == depth):
-        fits = f"have shape (V, {depth}) or ({depth}, V), V not {depth}, {OTHER_WIDTH} of {depth} features"
+        fits = f"have shape (V, {depth}) or ({depth}, V), V not {depth}, to fit hidden states of {depth} features"
         raise_error("content", path=place.path, got=f"{name} has shape {shape}", fits=fits)
     weight = place.map()
     return weight if shape[1] == depth else weight.T
@@ -164,11 +163,9 @@ def _in_directory(path: str) -> str:
 
 def _in_index(path: str) -> dict[str, Any]:
     """The file of each array of a model in shards."""
-    with open_regular(path) as file, library_errors(path):
-        index = parsed_json(file.read(safetensors.MAX_HEADER_BYTES))
-        shards = index["weight_map"] if isinstance(index, dict) else None
-        if not isinstance(shards, dict):
-            raise ValueError("it has no object weight_map")
+    shards = read_object(path, safetensors.MAX_HEADER_BYTES).get("weight_map")
+    if not isinstance(shards, dict):
+        raise_error("unreadable", path=path, got="it has no object weight_map")
     return shards
 
 

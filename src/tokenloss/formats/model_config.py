@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.errors import raise_error
-from tokenloss.formats.base import library_errors, open_regular
-from tokenloss.formats.json_text import parsed_json
+from tokenloss._core.errors import named, raise_error
+from tokenloss.formats.json_text import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,7 +187,7 @@ class ModelConfig:
 
     def _refuse(self, key: str, got: str) -> NoReturn:
         """Refuse a key, and name the option that replaces it."""
-        fits = "--softcap X (softcap=X), 0 for none" if "cap" in key else "--logit-scale X (logit_scale=X), 1 for none"
+        fits = f"{named('softcap', 'X')}, 0 for none" if "cap" in key else f"{named('logit_scale', 'X')}, 1 for none"
         raise_error("content", path=self.path, got=f"{key} {got}", fits=f"come with {fits}")
 
 
@@ -197,11 +196,7 @@ def read_config(path: str) -> ModelConfig:
     file_path = str(Path(path).with_name(_NAME))
     if not Path(file_path).exists():
         return ModelConfig(file_path, [])
-    with open_regular(file_path) as file, library_errors(file_path):
-        config = parsed_json(file.read(_MAX_BYTES))
-        if not isinstance(config, dict):
-            raise ValueError("it is no object")
-        return ModelConfig(file_path, [*_parts(config)])
+    return ModelConfig(file_path, [*_parts(read_object(file_path, _MAX_BYTES))])
 
 
 def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
-from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,10 +17,9 @@ from tokenloss.formats.mapped import ArrayLocation
 from tokenloss.formats.scores_file import (
     Format,
     ScoresFile,
-    check_text,
     choose_scores,
-    is_of_rows,
     stored_parts,
+    with_parts,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +41,11 @@ class _Member(NamedTuple):
     name: str
     info: zipfile.ZipInfo
     place: ArrayLocation  # in the file if it is not compressed, else in the decompressed data
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.place.shape
 
     @property
     def is_stored(self) -> bool:
@@ -108,17 +111,12 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
         stored = stored_parts(path, entries, name, targets_array)
         scores, *members = (_member(path, file, archive, one, entries[one]) for one in (name, *stored.values()))
         parts = dict(zip(stored, members, strict=True))
-    shape = scores.place.shape
-    if scores.place.order == "F" and not scores.is_stored and len(shape) > 1:
+    if scores.place.order == "F" and not scores.is_stored and len(scores.shape) > 1:
         got, fits = "is compressed in Fortran order", "be in C order, or not compressed"
         raise_error("content", path=f"{path}: {name}", got=got, fits=fits)
-    found = ScoresFile(path, kind, shape, scores.place.dtype, None, None, scores.blocks, names=tuple(entries))
+    found = ScoresFile(path, kind, scores.shape, scores.place.dtype, None, None, scores.blocks, names=tuple(entries))
     scores.check_size(found.row_bytes)
-    parts = {part: member for part, member in parts.items() if is_of_rows(found, part, member.place.shape)}
-    arrays: dict[str, Any] = {part: member.load() for part, member in parts.items()}
-    if "tokens" in arrays:
-        check_text(path, arrays["tokens"])
-    return replace(found, **arrays)
+    return with_parts(found, parts, _Member.load)
 
 
 def array_names(path: str) -> list[str]:
@@ -129,19 +127,22 @@ def array_names(path: str) -> list[str]:
 
 def open_array(path: str, name: str) -> Array:
     """Load an array of a .npz file."""
-    with open_regular(path) as file:
-        archive, entries = _opened(path, file)
-        return _member(path, file, archive, name, entries[name]).load()
+    return _found(path, name).load()
 
 
 def locate(path: str, name: str) -> ArrayLocation:
     """Location of an array of a .npz file, which must not be compressed."""
-    with open_regular(path) as file:
-        archive, entries = _opened(path, file)
-        member = _member(path, file, archive, name, entries[name])
+    member = _found(path, name)
     if not member.is_stored:
         raise_error("content", path=f"{path}: {name}", got="is compressed", fits="be stored as it is, to be mapped")
     return member.place
+
+
+def _found(path: str, name: str) -> _Member:
+    """An array of a .npz file."""
+    with open_regular(path) as file:
+        archive, entries = _opened(path, file)
+        return _member(path, file, archive, name, entries[name])
 
 
 def _opened(path: str, file: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, list[zipfile.ZipInfo]]]:

@@ -9,7 +9,7 @@ import itertools
 import re
 import reprlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from tokenloss.formats.base import library_errors, open_regular, stamp
 from tokenloss.formats.json_text import LargeJsonError, TextPlace, parsed_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+SUFFIXES = tuple(end + gz for end in (".json", ".jsonl", ".ndjson") for gz in ("", ".gz"))
 _GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
 _MARKS = {  # byte-order marks of other encodings than UTF-8, which a file may start with
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it starts with
@@ -55,6 +56,22 @@ _RULES = {
 _IS_MARK = np.isin(np.arange(256), list(b'"{}'))  # bytes that tell where objects begin and end
 
 
+class Place(NamedTuple):
+    """A line of a file, and a question to the whole file."""
+
+    path: str
+    line: int
+    puts_own_first: Callable[[], bool] = lambda: False  # see `proves_own_first` of prompts.py
+
+    def refuse(self, got: str, fits: str) -> NoReturn:
+        """Raise an error that the line is wrong."""
+        raise_error("record", path=self.path, line=self.line, got=got, fits=fits)
+
+    def refuse_value(self, field: str, value: object, fits: str) -> NoReturn:
+        """Raise an error that a field has an invalid value."""
+        self.refuse(f"{field} is {reprlib.repr(value)}", fits)
+
+
 class Record(NamedTuple):
     """A JSON object, and the line of the file where it begins, from 1."""
 
@@ -74,12 +91,16 @@ def read_records(path: str) -> Iterator[Record]:
         value = _value(path, place, text)
         for element in value if isinstance(value, list) else [value]:
             if not isinstance(element, dict):
-                got, fits = f"holds {reprlib.repr(element)}", "hold a JSON object"
-                raise_error("record", path=path, line=place.line, got=got, fits=fits)
+                Place(path, place.line).refuse(f"holds {reprlib.repr(element)}", "hold a JSON object")
             is_empty = False
             yield Record(place.line, element)
     if is_empty:
         raise_error("content", path=path, got="holds no record", fits="hold JSON objects")
+
+
+def are_records(path: str) -> bool:
+    """Whether a file holds JSON records, by its name, or by its first bytes if it is a stream."""
+    return path.lower().endswith(SUFFIXES) or is_stream(path)
 
 
 def is_stream(path: str) -> bool:
@@ -95,12 +116,10 @@ def read_events(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
     for place, data in _events(path):
         value = None if data.strip() == b"[DONE]" else _value(path, place, data)
         if value is not None and not isinstance(value, dict):
-            got = f"holds {reprlib.repr(value)}"
-            raise_error("record", path=path, line=place.line, got=got, fits="hold a JSON object")
+            Place(path, place.line).refuse(f"holds {reprlib.repr(value)}", "hold a JSON object")
         n_bytes = 0 if value is None else n_bytes + len(data)
         if n_bytes > _MOST:
-            got = f"holds a stream of more than {_MOST} bytes"
-            raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
+            Place(path, place.line).refuse(f"holds a stream of more than {_MOST} bytes", _SMALLER)
         yield place.line, value
 
 
@@ -111,8 +130,7 @@ def _events(path: str) -> Iterator[tuple[TextPlace, bytearray]]:
     for place, text in _lines(path, with_cr=True):
         field = _FIELD.match(text)
         if field is None:
-            got = f"holds {reprlib.repr(bytes(text))}"
-            raise_error("record", path=path, line=place.line, got=got, fits="hold data: and a JSON object")
+            Place(path, place.line).refuse(f"holds {reprlib.repr(bytes(text))}", "hold data: and a JSON object")
         piece, is_end, last = text[field.end() :], place.line > last + 1, place.line
         is_data = field[1] == b"data" and piece.strip()
         if data and is_data and not is_end:
@@ -143,8 +161,7 @@ def _chunks(path: str) -> Iterator[bytes]:
             chunk = stream.read(4)
         for mark, encoding in _MARKS.items():
             if chunk.startswith(mark):
-                got = f"starts with a byte-order mark of {encoding}"
-                raise_error("record", path=path, line=1, got=got, fits="be UTF-8")
+                Place(path, 1).refuse(f"starts with a byte-order mark of {encoding}", "be UTF-8")
         if chunk.startswith(codecs.BOM_UTF8):  # blanks keep the places of bytes
             chunk = b" " * len(codecs.BOM_UTF8) + chunk[len(codecs.BOM_UTF8) :]
         while chunk:
@@ -210,7 +227,7 @@ def _objects(path: str) -> Iterator[tuple[TextPlace, bytearray]]:
     if is_inside:
         yield start, text
     elif expected != _VALUE:
-        raise_error("record", path=path, line=place.line, got="the file ends within a list", fits=expected)
+        Place(path, place.line).refuse("the file ends within a list", expected)
 
 
 def _after_symbols(path: str, place: TextPlace, text: bytes, expected: str) -> str:
@@ -219,8 +236,7 @@ def _after_symbols(path: str, place: TextPlace, text: bytes, expected: str) -> s
         found = symbol.group()
         if found not in _RULES[expected]:
             place = place.after(text, symbol.start())
-            got = f"byte {place.n_before + 1} is {ascii(found)[1:]}"
-            raise_error("record", path=path, line=place.line, got=got, fits=expected)
+            Place(path, place.line).refuse(f"byte {place.n_before + 1} is {ascii(found)[1:]}", expected)
         expected = _RULES[expected][found]
     return expected
 
@@ -261,8 +277,7 @@ def _check_long(path: str, place: TextPlace, text: bytearray, n_new: int) -> Non
     most = max(_LONG, min(_MOST, _MOST_EXPANSION * Path(path).stat().st_size))
     if len(text) > most:
         of = f", {_MOST_EXPANSION} times the size of the file" if most < _MOST else ""
-        got = f"holds a record of more than {most} bytes{of}"
-        raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
+        Place(path, place.line).refuse(f"holds a record of more than {most} bytes{of}", _SMALLER)
     if len(text) - n_new <= _LONG:
         _value(path, place, text.removeprefix(b"data:"), is_whole=False)
 
@@ -272,6 +287,6 @@ def _value(path: str, place: TextPlace, text: bytes | bytearray, is_whole: bool 
     try:
         return parsed_json(text, place, is_record=True, is_whole=is_whole)
     except LargeJsonError as error:
-        raise_error("record", path=path, line=place.line, got=f"holds a record that {error}", fits=_SMALLER)
+        Place(path, place.line).refuse(f"holds a record that {error}", _SMALLER)
     except ValueError as error:
         raise ValueError(printable(f"{path}: {error}")) from None

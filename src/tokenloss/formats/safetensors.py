@@ -6,8 +6,7 @@ bfloat16 without torch, and its errors do not say where in the file they are.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,8 @@ from tokenloss.formats.scores_file import (
     Format,
     ScoresFile,
     choose_scores,
-    is_of_rows,
     stored_parts,
+    with_parts,
 )
 
 if TYPE_CHECKING:
@@ -80,10 +79,7 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
         scores, places = _as_sequence(name, scores, places)
     names = tuple(header.entries)
     found = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks, names=names)
-    parts: dict[str, Any] = {
-        part: place.map() for part, place in places.items() if is_of_rows(found, part, place.shape)
-    }
-    return replace(found, **parts)
+    return with_parts(found, places, ArrayLocation.map)
 
 
 def array_names(path: str) -> list[str]:

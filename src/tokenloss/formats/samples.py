@@ -6,11 +6,9 @@ import hashlib
 import json
 import math
 import re
-import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.errors import raise_error
-from tokenloss.formats.records import is_stream, read_records
+from tokenloss.formats.records import Place, is_stream, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +26,8 @@ _MOST = 1e-4  # a log-likelihood may be above 0 by so much, through rounding
 class Sample(NamedTuple):
     """A line of a file of samples.
 
-    `derived` holds the metrics that follow from the responses and the target, and "target_loglikelihood"; it is empty
-    where they do not show which choice is right.
+    `derived` contains the metrics that follow from the responses and the target, and "target_loglikelihood"; it is
+    empty where they do not show which choice is right.
     """
 
     line: int
@@ -43,20 +41,8 @@ class Sample(NamedTuple):
     derived: dict[str, float]
 
 
-class _Line(NamedTuple):
-    """Where a value stands, for errors."""
-
-    path: str
-    number: int
-
-    def refuse(self, field: str, value: object, fits: str) -> Any:
-        """Raise that the value of a field does not fit."""
-        got = f"{field} is {value if isinstance(value, float) else reprlib.repr(value)}"
-        raise_error("record", path=self.path, line=self.number, got=got, fits=fits)
-
-
 def is_samples(path: str) -> bool:
-    """Whether a file of JSON holds samples, by the keys of its first record."""
+    """Whether a file of JSON contains samples, by the keys of its first record."""
     return not is_stream(path) and _is_sample(next(iter(read_records(path))).value)
 
 
@@ -67,29 +53,28 @@ def _is_sample(record: dict[str, Any]) -> bool:
 def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
     """Read the samples of a file; `group` names the field of a document that is read, too, such as "meta.subject"."""
     for number, record in read_records(path):
-        line = _Line(path, number)
+        place = Place(path, number)
         if not _is_sample(record):
-            got = "is no sample of lm-evaluation-harness"
-            raise_error("record", path=path, line=number, got=got, fits="hold doc_id and filtered_resps")
+            place.refuse("is no sample of lm-evaluation-harness", "hold doc_id and filtered_resps")
         doc_id, name = record["doc_id"], record.get("filter", "none")
         if not isinstance(doc_id, int | str) or isinstance(doc_id, bool):
-            line.refuse("doc_id", doc_id, "be an integer or a string")
+            place.refuse_value("doc_id", doc_id, "be an integer or a string")
         if not isinstance(name, str):
-            line.refuse("filter", name, "be a string")
+            place.refuse_value("filter", name, "be a string")
         yield Sample(
             line=number,
             doc_id=doc_id,
-            doc_hash=_hash(record, "doc_hash", record.get("doc"), line),
+            doc_hash=_hash(record, "doc_hash", record.get("doc"), place),
             filter=name,
-            target_hash=_hash(record, "target_hash", record.get("target"), line),
-            prompt_hash=_hash(record, "prompt_hash", None, line),
-            group=None if group is None else _field(record.get("doc"), group, line),
-            metrics=_metrics(record, line),
-            derived=_derived(record, line),
+            target_hash=_hash(record, "target_hash", record.get("target"), place),
+            prompt_hash=_hash(record, "prompt_hash", None, place),
+            group=None if group is None else _field(record.get("doc"), group, place),
+            metrics=_metrics(record, place),
+            derived=_derived(record, place),
         )
 
 
-def _hash(record: dict[str, Any], name: str, content: Any, line: _Line) -> str:
+def _hash(record: dict[str, Any], name: str, content: Any, place: Place) -> str:
     """The hash that the harness wrote, or would have written if it is an early version; "" if there is no content."""
     found = record.get(name)
     if found is None:
@@ -97,59 +82,57 @@ def _hash(record: dict[str, Any], name: str, content: Any, line: _Line) -> str:
             return ""
         text = str(content) if name == "target_hash" else json.dumps(content, indent=2, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
-    return found if isinstance(found, str) else str(line.refuse(name, found, "be a string"))
+    return found if isinstance(found, str) else place.refuse_value(name, found, "be a string")
 
 
-def _field(doc: Any, name: str, line: _Line) -> object:
+def _field(doc: Any, name: str, place: Place) -> object:
     """The value of a field of a document; dots lead into objects, unless they are part of the name."""
     value = doc
     for key in [name] if isinstance(doc, dict) and name in doc else name.split("."):
         if not isinstance(value, dict) or key not in value:
-            raise_error("record", path=line.path, line=line.number, got=f"doc has no {name!r}", fits="have it")
+            place.refuse(f"doc has no {name!r}", "have it")
         value = value[key]
     if value is None or isinstance(value, dict | list) or value != value:  # nan
-        line.refuse(f"doc.{name}", value, "be a string or a number")
+        place.refuse_value(f"doc.{name}", value, "be a string or a number")
     return value
 
 
 # -- metrics that the harness wrote ------------------------------------------------------------------------------------
 
 
-def _metrics(record: dict[str, Any], line: _Line) -> dict[str, _Cell]:
+def _metrics(record: dict[str, Any], place: Place) -> dict[str, _Cell]:
     """Metrics by name."""
     names = record.get("metrics")
     if names is None:  # early versions do not list them
         names = [name for name in record if name not in _OWN_KEYS]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        line.refuse("metrics", names, "be a list of names")
+        place.refuse_value("metrics", names, "be a list of names")
     for name in names:
         if name not in record:
-            raise_error(
-                "record", path=line.path, line=line.number, got=f"holds no {name}", fits="hold it, as metrics names it"
-            )
-    return {name: _cell(name, record[name], line) for name in names}
+            place.refuse(f"holds no {name}", "hold it, as metrics names it")
+    return {name: _cell(name, record[name], place) for name in names}
 
 
-def _cell(name: str, value: Any, line: _Line) -> _Cell:
+def _cell(name: str, value: Any, place: Place) -> _Cell:
     """Value and weight of a metric."""
     if name in WEIGHTED:
         if not isinstance(value, list) or len(value) != 2:
-            line.refuse(name, value, "be a log-likelihood and a number of words or bytes")
+            place.refuse_value(name, value, "be a log-likelihood and a number of words or bytes")
         weight = _number(value[1])
         if weight is None or not 0 <= weight < math.inf:
-            line.refuse(f"{name}[1]", value[1], "be a number of words or bytes")
-        return _log_likelihood(f"{name}[0]", value[0], line), float(weight or 0)
+            place.refuse_value(f"{name}[1]", value[1], "be a number of words or bytes")
+        return _log_likelihood(f"{name}[0]", value[0], place), float(weight or 0)
     if name == "brier_score" and isinstance(value, list):
-        return _brier(value, line)
+        return _brier(value, place)
     if name == "perplexity":
-        return _log_likelihood(name, value, line), 1.0
+        return _log_likelihood(name, value, place), 1.0
     number = None if name == "bypass" else _number(value)
     if number is not None and not math.isfinite(number):
-        line.refuse(name, number, "be finite")
+        place.refuse_value(name, number, "be finite")
     return None if number is None else (number, 1.0)
 
 
-def _brier(value: list[Any], line: _Line) -> _Cell:
+def _brier(value: list[Any], place: Place) -> _Cell:
     """The Brier score of the right choice's number and the probabilities: a list, or NumPy's text of one."""
     fits = "be the number of a choice and probabilities"
     gold, probs = value if len(value) == 2 else (None, None)
@@ -161,9 +144,9 @@ def _brier(value: list[Any], line: _Line) -> _Cell:
     known = [number for number in numbers if number is not None and 0 <= number <= 1 + _MOST]
     right = _number(gold)
     if right is None or len(known) < max(1, len(numbers)) or right not in range(len(known)):
-        line.refuse("brier_score", value, fits)
+        place.refuse_value("brier_score", value, fits)
     if abs(math.fsum(known) - 1) > 1e-3:
-        line.refuse("brier_score", value, "hold probabilities that sum to 1")
+        place.refuse_value("brier_score", value, "hold probabilities that sum to 1")
     return math.fsum((prob - (i == right)) ** 2 for i, prob in enumerate(known)), 1.0
 
 
@@ -179,18 +162,18 @@ def _number(value: Any) -> float | None:
         return math.inf
 
 
-def _log_likelihood(field: str, value: Any, line: _Line) -> float:
+def _log_likelihood(field: str, value: Any, place: Place) -> float:
     """A log-likelihood, which may be -inf."""
     number = _number(value)
     if number is None or not number <= _MOST:
-        line.refuse(field, value, "be a log-likelihood: a number that is not above 0")
+        place.refuse_value(field, value, "be a log-likelihood: a number that is not above 0")
     return float(number or 0)
 
 
 # -- metrics that follow from responses --------------------------------------------------------------------------------
 
 
-def _derived(record: dict[str, Any], line: _Line) -> dict[str, float]:
+def _derived(record: dict[str, Any], place: Place) -> dict[str, float]:
     """Metrics by name that follow from the responses, if all requests were for log-likelihoods."""
     requests = _requests(record.get("arguments"))
     answers = record.get("filtered_resps")
@@ -200,7 +183,7 @@ def _derived(record: dict[str, Any], line: _Line) -> dict[str, float]:
         return {}
     if any(answer[1] not in ("True", "False", True, False) for answer in answers):
         return {}
-    scores = [_log_likelihood(f"filtered_resps[{i}][0]", answer[0], line) for i, answer in enumerate(answers)]
+    scores = [_log_likelihood(f"filtered_resps[{i}][0]", answer[0], place) for i, answer in enumerate(answers)]
     if len(requests) == 1:
         return {"acc": float(answers[0][1] in ("True", True)), "target_loglikelihood": scores[0]}
     half = len(requests) // 2

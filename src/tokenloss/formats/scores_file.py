@@ -1,9 +1,9 @@
-"""A file of scores, and the arrays that it may hold."""
+"""A file of scores, and the arrays that it may contain."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenloss._core._core import KINDS
 from tokenloss._core.dtypes import FLOATS
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import named, raise_error, worded
 from tokenloss._core.validation import check_integer
 from tokenloss.formats.base import is_float
 
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from tokenloss.formats.mapped import ArrayLocation
 
 HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind
-NO_HIDDEN = f"exactly one of {', '.join(HIDDEN_NAMES)}"  # what the message about a file without them says
-SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that say which rows make a sequence
+SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that define which rows make a sequence
 PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
 MASK = "attention_mask"  # a further one
-TARGETS = ("targets", "labels")  # the names that targets may have, the first of which counts
+TARGETS = ("targets", "labels")  # the names that targets may have; the first one counts
 INPUT_IDS = ("token_ids", "input_ids")  # arrays that may come in place of targets
 _WEIGHTS = (".weight", ".qweight", ".weight_packed")  # ends of names of what a model's own files hold
 
@@ -36,11 +35,10 @@ _MAX_CODE_POINT = 0x10FFFF  # of Unicode
 
 
 class Format(NamedTuple):
-    """A format of files of scores: how its files are told and read.
+    """A format of files of scores: how its files are recognized and read.
 
-    `magic` starts its files, if it is not empty; `suffixes` end their names, and the magic alone tells a file of a
-    format without them. `array_names` and `locate` are those of a format whose arrays can be mapped, so that its files
-    may hold a head.
+    Files begin with `magic`, if it is not empty, and their names end in `suffixes`; without suffixes, only `magic`
+    identifies them. Formats whose arrays can be mapped have `array_names` and `locate`; their files may contain a head.
     """
 
     words: str  # what a file of it is, for messages
@@ -53,35 +51,35 @@ class Format(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ScoresFile:
-    """An open file of scores.
+    """An open file of scores, as `Scores.file` returns it.
 
     Attributes
     ----------
     path : str
         The file.
     kind : {"logits", "log_probs", "probs", "hidden_states"}
-        Kind of the scores, or hidden states, of which `lm_head` makes logits.
+        Kind of the scores; `lm_head` turns hidden states into logits.
     shape : tuple of int
         The shape (..., V) of the scores, or of these logits.
     dtype : dtype
-        The dtype of what is stored; bfloat16 is that of ml_dtypes.
+        The dtype of the stored values; bfloat16 is from ml_dtypes.
     targets : array or None
-        The targets that the file itself holds: class ids of shape (...), or distributions of shape (..., V).
+        The targets in the file itself: class ids of shape (...), or distributions of shape (..., V).
     tokens : array of str or None
-        Their text, of shape (...).
+        The text of the tokens, of shape (...).
     is_shifted : bool
         Whether targets are known to be the tokens that the rows predict, not those at their positions.
     segment_ids, cu_seqlens : array of integers or None
         The number of each row's sequence, of shape (...); or the bounds of sequences, of rows in C order.
     lm_head : LmHead or None
-        The projection of hidden states onto the vocabulary: its `weight` of shape (V, D) is mapped, its `bias` of shape
-        (V,) perhaps None, as is `softcap`; `logit_scale` is a number.
+        The projection of hidden states onto the vocabulary: its `weight` of shape (V, D) is mapped; its `bias` of shape
+        (V,) and `softcap` may be None; `logit_scale` is a number.
     input_ids : array of integers or None
         The model's input, in place of targets, of shape (...): row j predicts id j + 1.
     attention_mask : array or None
-        The model's mask, of shape (...): 0 of padding.
+        The model's mask, of shape (...): 0 for padding.
     names : tuple of str
-        Names of the arrays that were found in the file, if they have names.
+        Names of the arrays in the file, if they have names.
 
     Examples
     --------
@@ -91,8 +89,8 @@ class ScoresFile:
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     path = pathlib.Path(directory) / "probs.npy"
     ...     np.save(path, np.full((2, 3, 4), 0.25))
-    ...     scores = open_scores(path, kind="probs")
-    ...     scores.rows, scores.row_bytes
+    ...     file = open_scores(path, kind="probs").file
+    ...     file.rows, file.row_bytes
     (6, 32)
     """
 
@@ -130,7 +128,7 @@ class ScoresFile:
 
     @property
     def row_bytes(self) -> int:
-        """Size of the scores, or of the hidden state, of a position."""
+        """Bytes of the scores, or of the hidden state, at a position."""
         width = self.shape[-1] if self.lm_head is None else self.lm_head.weight.shape[1]
         return width * self.dtype.itemsize
 
@@ -145,7 +143,7 @@ class ScoresFile:
         Returns
         -------
         iterator of arrays of shape (n, V), or (n, D) of hidden states
-            Each time the next rows, in C order of the batch, at most `most_rows`; a view of the file where it can be.
+            Each time the next rows, in C order of the batch, at most `most_rows`; a view of the file if possible.
 
         Raises
         ------
@@ -154,6 +152,53 @@ class ScoresFile:
         """
         most_rows = check_integer("most_rows", most_rows, "a positive integer", least=1)
         return self._read(most_rows) if self.rows else iter(())
+
+
+class HeadSpec(NamedTuple):
+    """Where the head of hidden states is, and how its products become logits."""
+
+    spec: str  # FILE or FILE:NAME
+    logit_scale: float | None = None  # None: from the model's config.json
+    softcap: float | None = None  # None: the same; 0: no cap
+
+
+class FileSpec(NamedTuple):
+    """A file of scores that is not open: the options that open it in any process, and its header."""
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    row_bytes: int
+    target_type: str = "none"  # in the file itself: "class ids", "distributions", "input ids" or "none"
+    has_text: bool = False  # whether the file contains the text of its tokens
+    array: str | None = None  # the options that it was opened with
+    given_kind: str | None = None  # None: the kind is checked by the first rows
+    targets_array: str | None = None
+    head: HeadSpec | None = None
+    head_files: tuple[str, ...] = ()  # of hidden states; the weight's file comes first
+    head_figures: dict[str, Any] | None = None  # what was read from them and from config.json
+    stamp: tuple[int, int] | None = None  # size and time of the last change of a file, by which another one is noticed
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.shape[-1]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the scores in bytes."""
+        return self.rows * self.row_bytes
+
+    def absolute(self) -> FileSpec:
+        """The file with absolute paths, for a process in another directory."""
+        head = self.head and self.head._replace(spec=str(Path(self.head.spec).absolute()))
+        return self._replace(path=str(Path(self.path).absolute()), head=head)
 
 
 class LmHead(NamedTuple):
@@ -170,18 +215,18 @@ class LmHead(NamedTuple):
     softcap: float | None = None
     note: str = ""  # for people: where the transform is from
     norm: str | None = None  # name of the weight of the model's final norm
-    norm_weights: tuple[Array, ...] = ()  # and its values; perhaps those of its bias
-    files: tuple[str, ...] = ()  # that hold the weight, the biases and the norm
+    norm_weights: tuple[Array, ...] = ()  # and its values, perhaps with its bias
+    files: tuple[str, ...] = ()  # with the weight, the biases and the norm
 
     def figures(self) -> dict[str, Any]:
-        """What was taken, as JSON can hold it."""
+        """The names and the transform, as values for JSON."""
         of_weight = {"weight": self.name or Path(self.path).name, "has_bias": self.bias is not None}
         transform = {"logit_scale": self.logit_scale, "softcap": self.softcap, "note": self.note}
         return of_weight | transform | {"norm": self.norm}
 
 
 def choose_scores(path: str, names: Collection[str], array: str | None, kind: str | None) -> tuple[str, str]:
-    """Name and kind of the array of scores, among the names that a file holds."""
+    """Name and kind of the array of scores, among the names in a file."""
     kinds = KINDS if kind is None else HIDDEN_NAMES if kind in HIDDEN_NAMES else (kind,)
     if array in PARTS:
         raise_error("option", name="array", got=array, fits="the name of scores")
@@ -190,7 +235,8 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
     fitting = [name for name in kinds if name in names]
     held = [name for name in HIDDEN_NAMES if name in names]
     if kind is array is None and held and not fitting:
-        fits = "come with its model's projection onto the vocabulary: --lm-head FILE, or lm_head=FILE"
+        of_model = worded("be opened by open_hidden_states, with {}", "come with {}: --lm-head FILE")
+        fits = of_model.format("its model's projection onto the vocabulary")
         raise_error("content", path=path, got=f"holds {held[0]} and no scores", fits=fits)
     weight = next((name for name in names if name.endswith(_WEIGHTS)), None)
     if array is None and weight is not None and not fitting:
@@ -201,16 +247,17 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
         if array is None and kind is None and not fitting and any("top_" in name or "topk" in name for name in names):
             fits += "; of lists of likely tokens, see topk_divergence_bound"
         elif array is None and not fitting:
-            of_scores = "--array (array=), of a base --base-array (base_array=)"
-            of_scores = "--hidden (hidden=)" if kind in HIDDEN_NAMES else of_scores
-            fits += f", or come with the name of its array: {of_scores}; --targets-array (targets_array=) names targets"
+            of_scores = worded("array=", "--array, of a base --base-array")
+            of_scores = worded("array=", "--hidden") if kind in HIDDEN_NAMES else of_scores
+            fits += f", or come with the name of its array: {of_scores}; "
+            fits += f"{named('targets_array', ...)} names targets"
         raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {fits}")
     name = fitting[0]
     return name, kind or (name if name in KINDS else "logits")
 
 
 def stored_parts(path: str, names: Collection[str], scores: str, targets_array: str | None) -> dict[str, str]:
-    """The parts that come with scores of this name, and the names that they are stored under."""
+    """The parts that come with scores of this name, and their names in the file."""
     parts = {part: part for part in (*PARTS, MASK) if part in names}
     for name in TARGETS if targets_array is None else (targets_array,):
         if name in names and name != scores:
@@ -236,7 +283,15 @@ def reject_array_name(path: str, *arrays: str | None) -> None:
             raise_error("content", path=path, got="holds one array without a name", fits=f"name {array!r}")
 
 
-def is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
+def with_parts(scores: ScoresFile, parts: dict[str, Any], load: Callable[[Any], Array]) -> ScoresFile:
+    """The open file with the arrays that come with its scores; `load` reads each of these, which have a shape."""
+    arrays: dict[str, Any] = {part: load(one) for part, one in parts.items() if _is_of_rows(scores, part, one.shape)}
+    if "tokens" in arrays:
+        _check_text(scores.path, arrays["tokens"])
+    return replace(scores, **arrays)
+
+
+def _is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
     """Whether a part belongs to scores. Input ids of another shape do not: the targets of scores may be elsewhere.
 
     Any other part of a shape that does not fit is refused, before memory of its size is used. The shape of class ids
@@ -264,7 +319,7 @@ def is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def check_text(path: str, tokens: Array) -> None:
+def _check_text(path: str, tokens: Array) -> None:
     """Refuse what is no text, and code points beyond Unicode: NumPy makes strings of them that Python cannot have."""
     if tokens.dtype.kind not in "UT":
         raise_error("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
@@ -279,7 +334,7 @@ def check_text(path: str, tokens: Array) -> None:
 
 
 def checked_mask(file: ScoresFile) -> Array:
-    """A model's mask; one that is added to attention, and is 0 of tokens and negative of padding, is refused."""
+    """A model's mask; one that is added to attention, 0 for tokens and negative for padding, is refused."""
     mask = np.asarray(file.attention_mask)
     wrong = ~(mask >= 0)
     if wrong.any():

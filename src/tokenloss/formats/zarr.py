@@ -24,11 +24,10 @@ from tokenloss.formats.scores_file import (
     TARGETS,
     Format,
     ScoresFile,
-    check_text,
     choose_scores,
-    is_of_rows,
     reject_array_name,
     stored_parts,
+    with_parts,
 )
 
 if TYPE_CHECKING:
@@ -74,16 +73,13 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
     names = tuple(filter(None, arrays))
     found = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks, names=names)
     parts = stored_parts(path, arrays, name, targets_array)
-    parts = {part: stored for part, stored in parts.items() if is_of_rows(found, part, arrays[stored].shape)}
-    for stored in parts.values():
-        _check(path, stored, arrays[stored], guard, whole=True)
-    loaded: dict[str, Any] = {}
-    for part, stored in parts.items():
-        with guard.reading(part):
-            loaded[part] = np.asarray(arrays[stored][...])
-    if "tokens" in loaded:
-        check_text(path, loaded["tokens"])
-    return dataclasses.replace(found, **loaded)
+
+    def load(part: Any) -> Array:
+        _check(path, part.basename, part, guard, whole=True)
+        with guard.reading(part.basename):
+            return np.asarray(part[...])
+
+    return with_parts(found, {part: arrays[stored] for part, stored in parts.items()}, load)
 
 
 def _arrays(path: str, given: Sequence[str | None], guard: _ReadGuard) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from tokenloss.formats.responses.reader import (
     PARTS_OF_RESPONSE,
     Failed,
     Response,
+    Responses,
     ResponsesFile,
-    is_responses,
     open_responses,
     refuse_without_number,
 )
@@ -14,8 +14,8 @@ __all__ = [
     "PARTS_OF_RESPONSE",
     "Failed",
     "Response",
+    "Responses",
     "ResponsesFile",
-    "is_responses",
     "open_responses",
     "refuse_without_number",
 ]

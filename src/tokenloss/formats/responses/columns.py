@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 import re
-import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -36,6 +35,11 @@ class Tops(NamedTuple):
     def spans(self) -> list[tuple[int, int]]:
         """Where the classes of each position start and end."""
         return list(itertools.pairwise([0, *itertools.accumulate(self.counts)]))
+
+
+def position_of(counts: Sequence[int], at: int) -> tuple[int, int]:
+    """The position that lists a class, and its number there, if each lists so many."""
+    return [(i, j) for i, n in enumerate(counts) for j in range(n)][at]
 
 
 @dataclasses.dataclass
@@ -143,15 +147,13 @@ def _refuse_numbers(tokens: Tokens) -> NoReturn:
     tops = tokens.tops
     for i, value in enumerate(tokens.logprobs):
         if value is not None and not is_log_prob(value):
-            _refuse_number(tokens.place, tokens.path.format(i=i, id=tokens.ids[i]), value)
-    at = next(at for at, value in enumerate(tops.logprobs) if not is_log_prob(value))
-    i, j = [(i, j) for i, n in enumerate(tops.counts) for j in range(n)][at]
-    path = tokens.top_path.format(i=i, j=j, id=tops.ids[at], text=tops.texts[at])
-    _refuse_number(tokens.place, path, tops.logprobs[at])
-
-
-def _refuse_number(place: Place, path: str, value: Any) -> NoReturn:
-    place.refuse(f"{path} is {reprlib.repr(value)}", "be a log-probability, a number of at most 0")
+            path = tokens.path.format(i=i, id=tokens.ids[i])
+            break
+    else:
+        at, value = next((at, value) for at, value in enumerate(tops.logprobs) if not is_log_prob(value))
+        i, j = position_of(tops.counts, at)
+        path = tokens.top_path.format(i=i, j=j, id=tops.ids[at], text=tops.texts[at])
+    tokens.place.refuse_value(path, value, "be a log-probability, a number of at most 0")
 
 
 def lengths(

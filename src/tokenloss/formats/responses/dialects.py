@@ -6,13 +6,12 @@ import base64
 import binascii
 import itertools
 import re
-import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core._core import classes_by_text, classes_of_entries, columns_of_triples
-from tokenloss.formats.responses.columns import Tokens, Tops, lengths
+from tokenloss._core._core import classes_by_text, classes_of_entries, columns_of_triples, names_of
+from tokenloss.formats.responses.columns import Tokens, Tops, lengths, position_of
 from tokenloss.formats.responses.echoes import copies, split_echoes
 from tokenloss.formats.responses.fields import (
     Place,
@@ -24,12 +23,10 @@ from tokenloss.formats.responses.fields import (
     types,
 )
 from tokenloss.formats.responses.prompts import read_objects
-from tokenloss.formats.responses.streams import is_piece
+from tokenloss.formats.responses.streams import first_choice, is_piece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-_TOKEN_ID = re.compile("token_id:([0-9]{1,18})")
+    from collections.abc import Callable
 
 
 class Choice(NamedTuple):
@@ -80,24 +77,14 @@ def read(value: dict[str, Any], place: Place) -> tuple[str, list[Choice]]:
     if ("doc_id" in value and "filtered_resps" in value) or {"results", "configs"} <= set(value):
         fits = "be a response; two models' samples are compared: tokenloss compare A.jsonl B.jsonl, or compare_files"
         place.refuse("it is of lm-evaluation-harness", fits)
-    choices = value.get("choices")
-    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-        keys = ", ".join(list(choices[0])[:12]) or "nothing"
+    first = first_choice(value)
+    if first is not None:
+        keys = ", ".join(list(first)[:12]) or "nothing"
         fits = "hold text (of completions), message (of chats) or token_ids, too"
         place.refuse(f"its first choice holds {keys}", fits)
     fits = "be a response with choices (vLLM, OpenAI), meta_info (SGLang) or completion_probabilities (llama.cpp)"
     fits += '; compare also takes lines {"logprobs": [...]}'
     return place.refuse(f"it holds {keys}", fits)
-
-
-def _has_choices(key: str) -> Callable[[dict[str, Any]], bool]:
-    """A function that tells whether a response has choices, and the first of them a key."""
-
-    def has_choices(value: dict[str, Any]) -> bool:
-        choices = value.get("choices")
-        return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict) and key in choices[0]
-
-    return has_choices
 
 
 def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]:
@@ -116,80 +103,23 @@ def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]
     return n_prompt, n_generated
 
 
-def _name(text: str | None) -> tuple[str | None, int]:
-    """Text and id of a token, which vLLM may name by its id."""
-    match = _TOKEN_ID.fullmatch(text) if text is not None and text.startswith("token_id:") else None
-    return (None, int(match[1])) if match else (text, -1)
-
-
-def _names(texts: list[str | None]) -> tuple[list[str | None], list[int]]:
-    """Texts and ids of tokens."""
-    if "token_id:" not in "".join(filter(None, texts)):
-        return texts, [-1] * len(texts)
-    names = list(map(_name, texts))
-    return [text for text, _ in names], [id_ for _, id_ in names]
-
-
 # Lists of objects: chats, llama.cpp
 
 
 def _content(value: Any, field: str, place: Place, own_text: str | None, ids: list[int] | None = None) -> Tokens:
     """Tokens of a list of objects, each of which lists the most likely classes."""
     entries = check_list(value, field, place)
-    columns: Any = classes_of_entries(entries) or _checked_entries(entries, field, place)  # which names what is wrong
-    texts, own_ids, spelled, logprobs, ranks, *tops = columns
+    columns = classes_of_entries(entries, field, place)
+    texts, own_ids, spelled, logprobs, ranks = columns[:5]
     if ids is not None and len(ids) == len(entries):
         own_ids = ids
     return Tokens(
         place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids, logprobs,
-        lengths(texts, spelled, own_text), Tops(*tops), ranks if entries and all(ranks) else None,
+        lengths(texts, spelled, own_text), Tops(*columns[5:]), ranks if entries and all(ranks) else None,
         is_keyed=all(spelling is None for spelling in spelled),
         is_exact=all("id" in entry for entry in entries),  # of llama.cpp
         own_text=own_text,
     )  # fmt: skip
-
-
-def _checked_entries(entries: list[Any], field: str, place: Place) -> Sequence[list[Any]]:
-    """As `classes_of_entries`, of any list; what is wrong is named."""
-    entries = [check_object(entry, f"{field}[{i}]", place) for i, entry in enumerate(entries)]
-    own: list[tuple[Any, ...]] = []
-    counts: list[int] = []
-    listed: list[tuple[Any, ...]] = []
-    for i, entry in enumerate(entries):
-        path = f"{field}[{i}]"
-        if "prob" in entry or "probs" in entry:
-            got = f"{path} holds probabilities after sampling, which are not the model's"
-            place.refuse(got, "hold logprob: do not ask for post_sampling_probs")
-        if "logprob" not in entry:
-            place.refuse(f"{path} holds no logprob", "hold one")
-        class_ = _class(entry, path, place)
-        rank = check_count(entry["rank"], f"{path}.rank", place, 1) if entry.get("rank") is not None else 0
-        own.append((*class_, entry["logprob"], rank))
-        path = f"{path}.top_logprobs"
-        others = [] if entry.get("top_logprobs") is None else check_list(entry["top_logprobs"], path, place)
-        counts.append(len(others))
-        for j, other in enumerate(others):
-            text, id_, _ = _class(check_object(other, f"{path}[{j}]", place), f"{path}[{j}]", place)
-            listed.append((text, id_, other.get("logprob")))
-    tops = map(list, zip(*listed, strict=True)) if listed else ([], [], [])
-    return [*map(list, zip(*own, strict=True)), counts, *tops]
-
-
-def _class(entry: dict[str, Any], field: str, place: Place) -> tuple[str | None, int, bytes | None]:
-    """Text, id and bytes of a class."""
-    raw = check_text(entry.get("token"), f"{field}.token", place)
-    text, id_ = _name(raw)
-    for key in ("id", "token_id"):
-        if entry.get(key) is not None:
-            id_ = check_count(entry[key], f"{field}.{key}", place)
-    spelling = entry.get("bytes")
-    if spelling is None:
-        return text, id_, None
-    values = check_list(spelling, f"{field}.bytes", place)
-    if not all(type(value) is int and 0 <= value < 256 for value in values):
-        place.refuse(f"{field}.bytes is {reprlib.repr(values)}", "hold bytes")
-    spelled = bytes(values)
-    return text, id_, spelled if raw == text or spelled != (raw or "").encode() else None
 
 
 # Parallel lists: OpenAI completions
@@ -205,15 +135,8 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
     lists: list[dict[str, Any] | None] = [None] * n
     if value.get("top_logprobs") is not None:
         lists = check_list(value["top_logprobs"], f"{field}.top_logprobs", place, n)
-    tops = classes_by_text(lists)  # without looking at each alone
-    if tops is None:
-        for i, entry in enumerate(lists):
-            if entry is not None:
-                check_object(entry, f"{field}.top_logprobs[{i}]", place)
-        listed = [entries or {} for entries in lists]
-        names = _names(list(itertools.chain.from_iterable(listed)))
-        tops = list(map(len, listed)), *names, list(itertools.chain.from_iterable(map(dict.values, listed)))
-    texts, own_ids = _names(raw)
+    tops = classes_by_text(lists, f"{field}.top_logprobs", place)
+    texts, own_ids = names_of(raw)
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
         ids if ids is not None and len(ids) == n else own_ids, logprobs, lengths(texts, None, own_text),
@@ -297,12 +220,10 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
             lists = [check_list(entries or [], f"{path}[{i}]", place) for i, entries in enumerate(lists)]
         lists = [entries or [] for entries in lists]
         counts = list(map(len, lists))
-
-        def path_at(at: int) -> str:
-            i, j = [(i, j) for i, n in enumerate(counts) for j in range(n)][at]
-            return f"{path}[{i}][{j}]"
-
-        top_logprobs, top_ids, top_texts = _triples_columns(list(itertools.chain.from_iterable(lists)), place, path_at)
+        listed = list(itertools.chain.from_iterable(lists))
+        top_logprobs, top_ids, top_texts = _triples_columns(
+            listed, place, lambda at: "{}[{}][{}]".format(path, *position_of(counts, at))
+        )
         tops = Tops(counts, top_texts, top_ids, top_logprobs)
     if side == "input" and 0 in ids:
         texts, ids = _certain(texts, ids, logprobs, tops)
@@ -319,19 +240,11 @@ def _triples_columns(
     values: list[Any], place: Place, path: Callable[[int], str]
 ) -> tuple[list[Any], list[int], list[str | None]]:
     """Log-probabilities, ids and texts of triples, of which the text may be missing."""
-    if plain := columns_of_triples(values):  # in C, where each is as it should be
-        return plain
-    logprobs: list[Any] = []
-    ids: list[int] = []
-    texts: list[str | None] = []
-    for i, value in enumerate(values):
-        logprob, id_, text = [*value, None][:3] if type(value) is list and len(value) in (2, 3) else (None, None, None)
-        if type(id_) is not int or not 0 <= id_ < 1 << 63 or not (text is None or type(text) is str):
-            place.refuse(f"{path(i)} is {reprlib.repr(value)}", "hold a log-probability, an id and a text")
-        logprobs.append(logprob)
-        ids.append(id_)
-        texts.append(text)
-    return logprobs, ids, texts
+    columns = columns_of_triples(values)
+    n = len(columns[0])
+    if n < len(values):
+        place.refuse_value(path(n), values[n], "hold a log-probability, an id and a text")
+    return columns
 
 
 def _certain(
@@ -384,8 +297,7 @@ def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
     entries, n_generated = value.get("completion_probabilities"), value.get("tokens_predicted")
     content = check_text(value.get("content"), "content", place)
     parts = {} if entries is None else {"generated": _content(entries, "completion_probabilities", place, content)}
-    number = value.get("index", 0)
-    return [Choice(number if type(number) is int else 0, parts, n_generated=_integer(n_generated))]
+    return [Choice(_integer(value.get("index")) or 0, parts, n_generated=_integer(n_generated))]
 
 
 def _stream(value: dict[str, Any], place: Place) -> list[Choice]:
@@ -400,7 +312,7 @@ _DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], bool], Callable[[dict[str,
         _llama_cpp,
     ),
     "SGLang": (lambda value: "meta_info" in value, _sglang),
-    "chat": (_has_choices("message"), _completions),
-    "completions": (_has_choices("text"), _completions),
-    "tokens": (_has_choices("token_ids"), _completions),
+    "chat": (lambda value: "message" in (first_choice(value) or ()), _completions),
+    "completions": (lambda value: "text" in (first_choice(value) or ()), _completions),
+    "tokens": (lambda value: "token_ids" in (first_choice(value) or ()), _completions),
 }

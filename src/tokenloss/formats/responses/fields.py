@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from tokenloss._core.errors import raise_error
+from tokenloss.formats.records import Place as Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-
-class Place(NamedTuple):
-    """A line of a file, and a question to the whole file."""
-
-    path: str
-    line: int
-    puts_own_first: Callable[[], bool] = lambda: False  # see `proves_own_first` of prompts.py
-
-    def refuse(self, got: str, fits: str) -> NoReturn:
-        """Raise that the line is wrong."""
-        raise_error("record", path=self.path, line=self.line, got=got, fits=fits)
+    from collections.abc import Iterable
 
 
 def types(values: Iterable[Any]) -> set[type]:
@@ -31,7 +18,7 @@ def types(values: Iterable[Any]) -> set[type]:
 def check_list(value: Any, field: str, place: Place, n: int | None = None) -> list[Any]:
     """A list, of n elements."""
     if not isinstance(value, list):
-        place.refuse(f"{field} is {reprlib.repr(value)}", "be a list")
+        place.refuse_value(field, value, "be a list")
     if n is not None and len(value) != n:
         place.refuse(f"{field} has {len(value)} elements", f"have {n}, one for each token")
     return value
@@ -40,21 +27,21 @@ def check_list(value: Any, field: str, place: Place, n: int | None = None) -> li
 def check_object(value: Any, field: str, place: Place) -> dict[str, Any]:
     """An object."""
     if not isinstance(value, dict):
-        place.refuse(f"{field} is {reprlib.repr(value)}", "be an object")
+        place.refuse_value(field, value, "be an object")
     return value
 
 
 def check_text(value: Any, field: str, place: Place) -> str | None:
     """A text, or None."""
     if value is not None and not isinstance(value, str):
-        place.refuse(f"{field} is {reprlib.repr(value)}", "be a text")
+        place.refuse_value(field, value, "be a text")
     return value
 
 
 def check_count(value: Any, field: str, place: Place, least: int = 0) -> int:
     """An integer that counts, or numbers a class."""
     if type(value) is not int or not least <= value < 1 << 63:
-        place.refuse(f"{field} is {reprlib.repr(value)}", f"be an integer of at least {least}")
+        place.refuse_value(field, value, f"be an integer of at least {least}")
     return value
 
 

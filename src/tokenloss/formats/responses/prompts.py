@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from typing import Any
 
 from tokenloss._core._core import classes_by_id
 from tokenloss.formats.responses.columns import Tokens, Tops, lengths
-from tokenloss.formats.responses.fields import Place, check_count, check_list, check_object, check_text
-from tokenloss.formats.responses.streams import read_responses
+from tokenloss.formats.responses.fields import Place, check_list
 
-_ID = re.compile("0|[1-9][0-9]{0,17}")  # each has one spelling
 _FAR = 8  # ranks, that ties do not explain
 _KEY = "do not tell which entry is the prompt's own token"
 
@@ -20,7 +16,7 @@ def read_objects(value: Any, ids: list[int] | None, field: str, place: Place) ->
     """Tokens of a prompt: objects by id of the most likely classes and the prompt's token."""
     if value is None:
         return None
-    tops = _objects(check_list(value, field, place), field, place)
+    tops = Tops(*classes_by_id(check_list(value, field, place), field, place))
     n = len(tops.counts)
     if ids is not None and len(ids) != n:
         place.refuse(f"{field} has {n} elements", f"have {len(ids)}, as prompt_token_ids")
@@ -33,38 +29,6 @@ def read_objects(value: Any, ids: list[int] | None, field: str, place: Place) ->
         [None if at is None else tops.logprobs[at] for at in own], lengths(texts, is_completed=True), tops,
         ranks if any(ranks) else None,
     )  # fmt: skip
-
-
-def _objects(values: list[Any], field: str, place: Place) -> Tops:
-    """The classes of a list of objects by id, or nulls."""
-    columns = classes_by_id(values)  # without looking at each alone
-    if columns:
-        return Tops(*columns)
-    positions = [_entries(value, f"{field}[{i}]", place) for i, value in enumerate(values)]
-    each = zip(*itertools.chain.from_iterable(positions), strict=True)
-    texts, ids, logprobs, ranks = map(list, each) if any(positions) else ([], [], [], [])
-    return Tops(list(map(len, positions)), texts, ids, logprobs, ranks)
-
-
-def _entries(value: Any, field: str, place: Place) -> list[tuple[str | None, int, Any, int]]:
-    """Classes of a position: text, id, log-probability and rank, 0 where there is none."""
-    if value is None:
-        return []
-    classes = []
-    for key, entry in check_object(value, field, place).items():
-        path = f'{field}["{key}"]'
-        if not _ID.fullmatch(key):
-            place.refuse(f"{path} is no id", "be the id of a class")
-        entry = check_object(entry, path, place)
-        if entry.get("logprob") is None:
-            place.refuse(f"{path}.logprob is null", "be a log-probability")
-        rank = entry.get("rank")
-        rank = 0 if rank is None else check_count(rank, f"{path}.rank", place, 1)
-        text = check_text(entry.get("decoded_token"), f"{path}.decoded_token", place)
-        classes.append((text, int(key), entry["logprob"], rank))
-    if not classes:
-        place.refuse(f"{field} is empty", "hold the prompt's token")
-    return classes
 
 
 def _own(tops: Tops, ids: list[int] | None, field: str, place: Place) -> list[int | None]:
@@ -132,20 +96,13 @@ def _is_own_first(tops: Tops) -> bool | None:
     return True if is_proved and not orders else None
 
 
-def proves_own_first(path: str) -> bool:
-    """Whether a response of the file proves that the own token comes first, which short prompts may not."""
-    return any(_is_proof(path, *record) for record in read_responses(path))
-
-
-def _is_proof(path: str, line: int, value: dict[str, Any]) -> bool:
-    """Whether a response proves it."""
-    response = value.get("response")
-    body = response.get("body") if isinstance(response, dict) else value
-    choices = body.get("choices") if isinstance(body, dict) else None
+def proves_own_first(body: dict[str, Any], place: Place) -> bool:
+    """Whether a response proves that the own token comes first, which short prompts may not."""
+    choices = body.get("choices")
     for holder in (body, *(choices if isinstance(choices, list) else ())):
         listed = holder.get("prompt_logprobs") if isinstance(holder, dict) else None
         try:
-            tops = _objects(list(listed or ()), "", Place(path, line))
+            tops = Tops(*classes_by_id(list(listed or ()), "", place))
         except (TypeError, ValueError):
             continue  # it is refused when it is its turn
         if _is_own_first(tops):

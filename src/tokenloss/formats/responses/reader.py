@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error
-from tokenloss.formats.records import is_stream
+from tokenloss._core.arguments import as_paths, check_choice
+from tokenloss._core.errors import named, raise_error
+from tokenloss.formats.paths import check_different, resolved
 from tokenloss.formats.responses.columns import columns, join, n_uncovered_bytes
 from tokenloss.formats.responses.dialects import failure, read
 from tokenloss.formats.responses.fields import Place
 from tokenloss.formats.responses.prompts import proves_own_first
 from tokenloss.formats.responses.streams import read_responses
+from tokenloss.formats.sources import Source, absolute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any, Literal, NoReturn
 
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats.responses.columns import Tokens
     from tokenloss.formats.responses.dialects import Choice
 
-SUFFIXES = tuple(end + gz for end in (".json", ".jsonl", ".ndjson") for gz in ("", ".gz"))
 PARTS_OF_RESPONSE = ("prompt", "generated", "all")  # parts of a response
 
 
@@ -72,6 +75,8 @@ class Response:
         characters, fall together where a list is an object by text. These positions have no most likely classes.
     n_uncovered_bytes : int
         Number of bytes of the response's text that are in no token that the server listed, as far as known.
+    mask : array of bool or None
+        The mask of tokens that count, for log-probabilities that come with one.
 
     Examples
     --------
@@ -109,6 +114,7 @@ class Response:
     top_logprobs: Float64Array
     n_short_lists: int = 0
     n_uncovered_bytes: int = 0
+    mask: BoolArray | None = None
 
     def __repr__(self) -> str:
         """Show what it is of."""
@@ -126,21 +132,88 @@ class Failed(NamedTuple):
 
 @dataclass(eq=False)
 class ResponsesFile:
-    """A file of responses, to be iterated over: it yields each sequence, a `Response`, in the order of the file.
+    """A file of responses, which yields its sequences in order; `failed` lists the lines that were left out."""
+
+    path: str
+    part: Literal["prompt", "generated", "all"]
+    skip_failed: bool = False
+    dialect: str = ""  # "" if all lines failed
+    failed: list[Failed] = field(default_factory=list)
+    _is_default: bool = False
+    fits_any: bool = False  # whether nothing in the file shows its part, as with a prompt of a single token
+    is_one_of_several: bool = False  # of which some may lack a log-probability
+
+    def absolute(self) -> ResponsesFile:
+        """The file with an absolute path, for a process in another directory."""
+        return replace(self, path=absolute(self.path))
+
+    def __iter__(self) -> Iterator[Response]:
+        """Read the file from its start."""
+        self.failed.clear()
+        has_number = has_failed = False
+        has_prompts: bool | None = None
+        for place, custom_id, body, reason in _bodies(self.path):
+            if reason and not self.skip_failed:
+                request = "the request" if custom_id is None else f"request {custom_id!r}"
+                fits = f"have succeeded, or be left out ({named('skip_failed', True)})"
+                place.refuse(f"{request} failed: {reason.rstrip('.')}", fits)
+            if reason:
+                has_failed = True
+                self.failed.append(Failed(place.line, custom_id, reason))
+                continue
+            dialect, choices = read(body, place)
+            if dialect != self.dialect:
+                place.refuse(f"it is of the layout {dialect}", f"be of {self.dialect}, as those before it")
+            for choice in choices:
+                parts = self._chosen(choice, place)
+                if not parts:
+                    continue
+                if self.part == "all" and not choice.is_repeated:
+                    has_prompts = _check_prompt(choice, has_prompts, place)
+                has_number = has_number or any(tokens.has_number() for _, tokens in parts)
+                n_uncovered = n_uncovered_bytes([*choice.parts.values()])
+                yield _response(place.line, choice.number, custom_id, parts, n_uncovered)
+        if not (has_number or has_failed or self.is_one_of_several):
+            refuse_without_number(self.path, self.part)
+
+    def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Tokens]]:
+        """Parts of a choice that are yielded; none of one whose prompt is that of the choice before it."""
+        parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
+        prompt = parts.get("prompt")
+        if "all" in parts and self.part != "all":
+            fits = f"come with prompt_token_ids or usage, or be read whole ({named('part', 'all')})"
+            place.refuse("nothing tells where the echoed prompt ends", fits)
+        if self.part == "all":
+            if choice.is_repeated:
+                parts.pop("prompt", None)
+            elif not parts:
+                place.refuse("it holds no log-probabilities", "hold some: ask for logprobs")
+            return [(name, parts[name]) for name in _ORDER if name in parts]
+        if self.part == "prompt":
+            if choice.is_repeated:
+                return []
+            if prompt is None or not (prompt.has_number() or len(prompt) == 1):
+                place.refuse(_IGNORED, f"hold some, or be left out ({named('part', 'generated')})")
+            return [("prompt", prompt)]
+        if self._is_default and prompt is not None and prompt.has_number():
+            place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
+        tokens = choice.parts.get("generated")
+        if tokens is None or not (tokens.has_number() or (not len(tokens) and choice.n_generated == 0)):
+            got = "it holds no log-probabilities of what was generated"
+            if self._is_default:
+                got += ", nor of a prompt: the server ignored echo, or was not asked for them"
+            place.refuse(got, "hold some: ask for logprobs")
+        return [("generated", tokens)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Responses(Source):
+    """Files of responses, which `open_responses` returns: iterating yields each sequence as a `Response`, in order.
 
     Attributes
     ----------
-    path : str
-        The file.
-    part : {"prompt", "generated", "all"}
-        The part of each response that is yielded.
-    skip_failed : bool
-        Whether failed lines are left out, rather than an error.
-    dialect : str
-        Layout of the responses: "completions" and "chat" (OpenAI, vLLM and others), "tokens" (vLLM), "SGLang",
-        "llama.cpp"; "" if all lines failed.
-    failed : list of Failed
-        Failed lines that the iteration has left out so far.
+    members : tuple
+        A reader of each file.
 
     Examples
     --------
@@ -161,72 +234,55 @@ class ResponsesFile:
 
     __module__ = "tokenloss.formats"
 
-    path: str
-    part: Literal["prompt", "generated", "all"]
-    skip_failed: bool = False
-    dialect: str = ""
-    failed: list[Failed] = field(default_factory=list)
-    _is_default: bool = False
-    _fits_any: bool = False  # whether nothing in the file tells for which part it is, as a prompt of a single token
-    _is_one_of_several: bool = False  # of which some may lack a log-probability
+    level = "tops"
+    holds = "responses"
+    _lacking = MappingProxyType({
+        "rows": "gives the most likely classes only",
+        "ids": "gives the text of tokens, and counts their bytes itself",
+        "tokenizer": "needs none, since servers return the text of tokens",
+    })  # fmt: skip
+
+    members: tuple[ResponsesFile, ...] = ()
 
     def __iter__(self) -> Iterator[Response]:
-        """Read the file from its start."""
-        self.failed.clear()
-        has_number = has_failed = False
-        has_prompts: bool | None = None
-        for place, custom_id, body, reason in _bodies(self.path):
-            if reason and not self.skip_failed:
-                request = "the request" if custom_id is None else f"request {custom_id!r}"
-                fits = "have succeeded, or be left out (--skip-failed, skip_failed=True)"
-                place.refuse(f"{request} failed: {reason.rstrip('.')}", fits)
-            if reason:
-                has_failed = True
-                self.failed.append(Failed(place.line, custom_id, reason))
-                continue
-            dialect, choices = read(body, place)
-            if dialect != self.dialect:
-                place.refuse(f"it is of the layout {dialect}", f"be of {self.dialect}, as those before it")
-            for choice in choices:
-                parts = self._chosen(choice, place)
-                if not parts:
-                    continue
-                if self.part == "all" and not choice.is_repeated:
-                    has_prompts = _check_prompt(choice, has_prompts, place)
-                has_number = has_number or any(tokens.has_number() for _, tokens in parts)
-                n_uncovered = n_uncovered_bytes([*choice.parts.values()])
-                yield _response(place.line, choice.number, custom_id, parts, n_uncovered)
-        if not (has_number or has_failed or self._is_one_of_several):
-            refuse_without_number(self.path, self.part)
+        """Read the files from the start of the first."""
+        return itertools.chain.from_iterable(self.members)
 
-    def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Tokens]]:
-        """Parts of a choice that are yielded; none of one whose prompt is that of the choice before it."""
-        parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
-        prompt = parts.get("prompt")
-        if "all" in parts and self.part != "all":
-            fits = "come with prompt_token_ids or usage, or be read whole (--part all, part='all')"
-            place.refuse("nothing tells where the echoed prompt ends", fits)
-        if self.part == "all":
-            if choice.is_repeated:
-                parts.pop("prompt", None)
-            elif not parts:
-                place.refuse("it holds no log-probabilities", "hold some: ask for logprobs")
-            return [(name, parts[name]) for name in _ORDER if name in parts]
-        if self.part == "prompt":
-            if choice.is_repeated:
-                return []
-            if prompt is None or not (prompt.has_number() or len(prompt) == 1):
-                place.refuse(_IGNORED, "hold some, or be left out (--part generated, part='generated')")
-            return [("prompt", prompt)]
-        if self._is_default and prompt is not None and prompt.has_number():
-            place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
-        tokens = choice.parts.get("generated")
-        if tokens is None or not (tokens.has_number() or (not len(tokens) and choice.n_generated == 0)):
-            got = "it holds no log-probabilities of what was generated"
-            if self._is_default:
-                got += ", nor of a prompt: the server ignored echo, or was not asked for them"
-            place.refuse(got, "hold some: ask for logprobs")
-        return [("generated", tokens)]
+    def _words(self) -> list[str]:
+        """Layout and part."""
+        return [self.dialect or "all lines failed", self.part]
+
+    @property
+    def part(self) -> Literal["prompt", "generated", "all"]:
+        """The part of each response that is yielded."""
+        return self.members[0].part
+
+    @property
+    def skip_failed(self) -> bool:
+        """Whether failed lines are left out instead of being an error."""
+        return self.members[0].skip_failed
+
+    @property
+    def dialect(self) -> str:
+        """Layout of the responses; "" if all lines failed.
+
+        It is "completions" or "chat" (OpenAI, vLLM and others), "tokens" (vLLM), "SGLang" or "llama.cpp".
+        """
+        return ", ".join(dict.fromkeys(file.dialect for file in self.members if file.dialect))
+
+    @property
+    def failed(self) -> list[Failed]:
+        """Failed lines that the iteration has left out so far."""
+        return [line for file in self.members for line in file.failed]
+
+    def like(self, paths: Any) -> Responses:
+        """Open other files with the same options."""
+        return open_responses(paths, **self.options)
+
+    def absolute(self) -> Responses:
+        """The source with absolute paths, for a process in another directory."""
+        members = tuple(file.absolute() for file in self.members)
+        return replace(super().absolute(), members=members)
 
 
 def refuse_without_number(path: str, part: str) -> NoReturn:
@@ -267,9 +323,13 @@ def _response(
 
 def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
     """Each response of a file: its line, the request's name, the response, and why it failed, if it did."""
-    own_first = functools.cache(functools.partial(proves_own_first, path))  # of all lines, read only if one asks
+
+    @functools.cache
+    def is_proved() -> bool:  # by any line: all are read, if one asks
+        return any(proves_own_first(body, place) for place, _, body, _ in _bodies(path))
+
     for line, value in read_responses(path):
-        yield Place(path, line, own_first), *failure(value)
+        yield Place(path, line, is_proved), *failure(value)
 
 
 def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"] | None, str]:
@@ -289,43 +349,37 @@ def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"] | None, str
     return None, dialect
 
 
-def is_responses(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is one of responses, by its name, or by its first bytes if it is a stream."""
-    name = os.fspath(path)
-    return name.lower().endswith(SUFFIXES) or is_stream(name)
-
-
 def open_responses(
-    path: str | os.PathLike[str],
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     part: Literal["prompt", "generated", "all"] | None = None,
     skip_failed: bool = False,
-) -> ResponsesFile:
-    """Open a file of responses of an inference server, which hold the log-probabilities of tokens.
+) -> Responses:
+    """Open files of responses of an inference server, which contain log-probabilities of tokens.
 
     Parameters
     ----------
-    path : str or path
-        A .json, .jsonl or .ndjson file, or one that gzip compressed: responses as a server sent them, or the lines of a
+    paths : path or paths
+        A .json, .jsonl or .ndjson file, perhaps compressed by gzip: responses as a server sent them, or the lines of a
         batch. Or the stream of a response: its pieces, one after the other; or, under any name, as server-sent events,
-        which are lines of ``data:`` and a piece.
+        which are lines of ``data:`` and a piece. Or several such files, a pattern of their names, or their directory.
     part : {"prompt", "generated", "all"}, optional
-        The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
-        file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts
-        as a prompt.
+        The tokens to read: those of the prompt, those that were generated, or both. By default the prompt if the file
+        has any log-probability of it, else the generated tokens. With "all", an echo that cannot be divided counts as a
+        prompt.
     skip_failed : bool, default False
-        Leave failed lines of a batch out, and list them in `ResponsesFile.failed`, rather than raise an error.
+        Leave out failed lines of a batch and list them in `Responses.failed`, instead of raising an error.
 
     Returns
     -------
-    ResponsesFile
-        The file, to be iterated over again and again.
+    Responses
+        A source, which can be iterated over any number of times.
 
     Raises
     ------
     ValueError
-        If the file is damaged, is not one of responses or cannot be read for certain; the message names the line, and
-        the field where there is one.
+        If the file is damaged, is not one of responses or is ambiguous; the message names the line, and the field if
+        there is one.
     OSError
         If the file cannot be read.
 
@@ -335,14 +389,14 @@ def open_responses(
 
     Notes
     -----
-    Read are completions and chats of OpenAI, vLLM, llama.cpp, llama-cpp-python, SGLang and other servers of this
+    Supported are completions and chats of OpenAI, vLLM, llama.cpp, llama-cpp-python, SGLang and other servers of this
     layout, vLLM's tokens in and out, and the own endpoints of SGLang (``/generate``) and llama.cpp (``/completion``);
-    all of one layout. A file is read line by line, .json object by object, and never as a whole. It is read by
-    Python's own ``json``, which takes NaN and Infinity as servers write them, and shows keys that are given twice.
+    all of one layout. A file is read line by line, .json object by object, and never as a whole. It is read by Python's
+    own ``json``, which takes NaN and Infinity as servers write them, and shows keys that are given twice.
 
-    What a server did not return is not made up: a prompt without log-probabilities is an error, never a loss of 0, and
-    so is a number that is no log-probability. -9999.0 and the least float32 are taken as sentinels, and -Infinity as it
-    is. An echo whose tokens are not its text, as of llama-cpp-python without a BOS, is refused, and so are vLLM's
+    Missing values are never made up: a prompt without log-probabilities is an error, not a loss of 0, and so is a
+    number that is not a log-probability. -9999.0 and the least float32 are read as sentinels, and -Infinity as a value.
+    An echo whose tokens differ from its text, as from llama-cpp-python without a BOS, is refused, and so are vLLM's
     ``prompt_logprobs`` that do not show which entry is the prompt's token (ask for ``return_token_ids``), and
     probabilities after sampling. A prompt that several choices repeat is read once. SGLang reports the last class in a
     prompt as class 0, so that one has neither id nor text unless its list of most likely classes shows which it is.
@@ -361,8 +415,31 @@ def open_responses(
     ...         print(responses.part, response.tokens, response.logprobs)
     generated ['Yes'] [-0.25]
     """
-    if part is not None and part not in PARTS_OF_RESPONSE:
-        raise_error("option", name="part", got=part, fits=", ".join(map(repr, PARTS_OF_RESPONSE)))
-    default, dialect = _looked_ahead(os.fspath(path))
-    is_default, is_open = part is None, default is None
-    return ResponsesFile(os.fspath(path), part or default or "generated", skip_failed, dialect, [], is_default, is_open)
+    check_choice("part", part, PARTS_OF_RESPONSE)
+    given = as_paths("paths", paths)
+    if not given:
+        raise_error("empty", name="paths", fits="a path, or paths")
+    found = resolved(given, are_scores=True)
+    check_different(found)
+    options = {"part": part, "skip_failed": bool(skip_failed)}
+    return Responses(tuple(found), options, members=_of_one_part(found, part, bool(skip_failed)))
+
+
+def _of_one_part(paths: Sequence[str], part: Any, skip_failed: bool) -> tuple[ResponsesFile, ...]:
+    """The files, which must all have the same part unless it was chosen."""
+    found = [_looked_ahead(path) for path in paths]
+    files = [
+        ResponsesFile(path, part or default or "generated", skip_failed, dialect, [], part is None, default is None,
+                      len(paths) > 1)
+        for path, (default, dialect) in zip(paths, found, strict=True)
+    ]  # fmt: skip
+    known = [file for file in files if file.dialect]  # of those whose lines all failed, the part is not known
+    known = [file for file in known if not file.fits_any] or known
+    for file in files:
+        if file.fits_any and known:
+            file.part = known[0].part
+        if file in known and file.part != known[0].part:
+            got = f"has log-probabilities of the part {file.part!r}, but {known[0].path} of {known[0].part!r}"
+            fits = f"have those, or be scored apart; or all come with {named('part', 'generated')}"
+            raise_error("content", path=file.path, got=got, fits=fits)
+    return tuple(files)

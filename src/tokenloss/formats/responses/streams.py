@@ -26,10 +26,15 @@ def read_responses(path: str) -> Iterator[Record]:
     yield from _joined(path, records) if is_piece(first.value) else records
 
 
+def first_choice(value: dict[str, Any]) -> dict[str, Any] | None:
+    """The first choice of a response, if it has any."""
+    choices = value.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+
+
 def is_piece(value: dict[str, Any]) -> bool:
     """Whether a response is a piece of a stream: its end is open, and in completions it has no counts."""
-    meta, choices = value.get("meta_info"), value.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    meta, first = value.get("meta_info"), first_choice(value) or {}
     is_open = "text" in first and first.get("finish_reason", "") is None and not value.get("usage")
     is_open |= isinstance(meta, dict) and meta.get("finish_reason", "") is None
     return is_open or "delta" in first or ("content" in value and value.get("stop") is False)

@@ -137,8 +137,8 @@ class AlignedText:
 
     def _written(self, ids: IntArray, is_first: BoolArray) -> tuple[bytes, IntArray]:
         """The bytes of tokens, and where each begins in them, with the end."""
-        lengths = self._tokenizer.lengths(ids, is_first)
-        return b"".join(self._tokenizer.pieces_of(ids, is_first)), np.append(0, np.cumsum(lengths))
+        pieces = self._tokenizer.pieces_of(ids, is_first)
+        return b"".join(pieces), np.append(0, np.cumsum([*map(len, pieces)]))
 
     def _gap(self, text: _Text, written: bytes) -> int | None:
         """The amount of white space before the bytes that a text, or the rest of it, writes; None if they differ.

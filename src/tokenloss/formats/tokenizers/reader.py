@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenloss._core.arguments import as_path
 from tokenloss._core.errors import raise_error
 from tokenloss.formats.base import library_errors, open_regular
-from tokenloss.formats.json_text import parsed_json
+from tokenloss.formats.json_text import parsed_json, read_object
 from tokenloss.formats.tokenizers import hugging_face, ranks, sentence_piece
 from tokenloss.formats.tokenizers.ranks import MERGES
 from tokenloss.formats.tokenizers.tokenizer import Tokenizer, Vocabulary
@@ -114,10 +114,13 @@ def open_tokenizer(path: str | os.PathLike[str], argument: str = "tokenizer") ->
     return Tokenizer(name, said)
 
 
-def tokenizer_files(path: str) -> list[str]:
-    """The file of a tokenizer and related files next to it, none of which an output may replace."""
-    folder = Path(path).parent
-    return [path, *(str(file) for name in (*_NAMES, MERGES, _CONFIG) for file in folder.glob(name))]
+def tokenizer_files(path: str | None) -> list[str]:
+    """The file of a tokenizer, if there is one, and related files next to it, none of which an output may replace."""
+    if path is None:
+        return []
+    own = _in_folder(path) if Path(path).is_dir() else path
+    folder = Path(own).parent
+    return [own, *(str(file) for name in (*_NAMES, MERGES, _CONFIG) for file in folder.glob(name))]
 
 
 def _in_folder(folder: str) -> str:
@@ -164,10 +167,7 @@ def _vocabulary(path: str, data: bytes) -> Vocabulary:
 def _config(path: str) -> dict[str, Any]:
     """The configuration beside a tokenizer; nothing if there is none."""
     config = Path(path).with_name(_CONFIG)
-    if not config.is_file():
-        return {}
-    with open_regular(str(config)) as file, library_errors(str(config)):
-        return {**parsed_json(file.read(_MOST_BYTES))}
+    return read_object(str(config), _MOST_BYTES) if config.is_file() else {}
 
 
 def _added(path: str) -> list[dict[str, Any]]:

@@ -94,22 +94,21 @@ class Tokenizer:
         beyond = range(len(self.pieces), size if self.said.lacks_special else 0)
         return Tokenizer(self.path, self.said._replace(special=self.said.special.union(beyond))) if beyond else self
 
-    def pieces_of(self, ids: Array, is_first: Array, start: int = 0) -> list[bytes]:
+    def pieces_of(self, ids: Array, is_first: Array) -> list[bytes]:
         """The bytes of tokens in texts, as `lengths` counts them."""
-        ids = self.checked(ids, "ids", start)
+        ids = self.checked(ids, "ids")
         pieces = [self.pieces[i] if i >= 0 else b"" for i in ids.tolist()]
         for i in self.prefixed(ids, is_first).tolist():
             pieces[i] = pieces[i][1:]
         return pieces
 
-    def lengths(self, ids: Array, is_first: Array, start: int = 0) -> IntArray:
+    def lengths(self, ids: Array, is_first: Array) -> IntArray:
         """How many bytes tokens write into texts.
 
         `is_first` is True for the first token of each text; the space that this text lacks is taken off its first token
-        that writes anything, so that a BOS may come first. Ids below 0 write nothing. `start` is the number of the
-        first of these tokens, for messages.
+        that writes anything, so that a BOS may come first. Ids below 0 write nothing.
         """
-        ids = self.checked(ids, "ids", start)
+        ids = self.checked(ids, "ids")
         lengths = self.lengths_of(ids)
         lengths[self.prefixed(ids, is_first)] -= 1
         return lengths

@@ -1,0 +1,451 @@
+"""Comparisons of sources that list tokens: the likeliest classes, or only the log-probability of each token."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._comparison.mismatch import EPSILON, Mismatch, mismatch_of
+from tokenloss._comparison.responses import (
+    TOKEN_COLUMNS,
+    PairedFiles,
+    ResponseComparison,
+    compare_pairs,
+    response_comparison_of,
+)
+from tokenloss._core.errors import raise_error
+from tokenloss._evaluation.checkpoint import record
+from tokenloss._evaluation.options import Options
+from tokenloss._evaluation.plan import planned
+from tokenloss._evaluation.response_scores import ScoredResponses, runs
+from tokenloss._evaluation.responses import columns_of_responses, scores_of_responses
+from tokenloss._evaluation.score import score_shard
+from tokenloss._evaluation.sink import ComparedBlock
+from tokenloss.formats.logprobs import Logprobs, lists_seem_padded, response_of
+from tokenloss.formats.responses import Responses, open_responses
+from tokenloss.formats.scores import Scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from tokenloss._comparison.responses import Pair
+    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
+    from tokenloss._evaluation.run import Run, Settings, Work
+    from tokenloss._evaluation.sink import TokenBlock
+    from tokenloss._scores.token_scores import TokenScores
+    from tokenloss.formats.responses import Response
+    from tokenloss.formats.sources import Source
+
+
+class PairUnit(NamedTuple):
+    """A candidate and its base, one file each: the `Unit` of these comparisons."""
+
+    base: Source
+    other: Source
+    name: str
+
+    @property
+    def key(self) -> str:
+        """Its name in a state."""
+        return self.name
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of both files."""
+        return sum(Path(path).stat().st_size for path in (*self.base.paths, *self.other.paths))
+
+    def n_read(self, result: Any) -> int:
+        """Size of both files, whatever the result."""
+        del result
+        return self.n_bytes
+
+    def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        """Everything that its result depends on, except options."""
+        specs = [spec for side in (self.base, self.other) if isinstance(side, Scores) for spec in side.specs]
+        heads = [[*spec.head, spec.head_figures] for spec in specs if spec.head is not None]
+        return {"path": self.key, "files": [*map(of_file, (*self.base.files, *self.other.files))], "heads": heads}
+
+    def absolute(self) -> PairUnit:
+        """The unit with absolute paths, for a process in another directory."""
+        return self._replace(base=self.base.absolute(), other=self.other.absolute())
+
+
+def _units(base: Source, models: Mapping[str, Source]) -> list[PairUnit]:
+    """The units of candidates; each source must be one file."""
+    for source in (base, *models.values()):
+        if len(source.paths) > 1:
+            got = f"holds {source.given()['source']} in {len(source.paths)} files"
+            fits = "be one file" if isinstance(source, Scores) else "be one file, with a response on each line (.jsonl)"
+            fits += ", in the order of the other's"
+            raise_error("content", path=source.name, got=got, fits=fits)
+    return [PairUnit(base, one, name) for name, one in models.items()]
+
+
+# -- the likeliest classes ---------------------------------------------------------------------------------------------
+
+
+@record
+class ComparedLists(NamedTuple):
+    """Result of a pair: columns of its tokens, and the origins of its sequences."""
+
+    columns: Columns
+    origins: Columns
+    words: list[str]  # how the numbers of both are rounded
+    n_skipped: int
+    part: str
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens."""
+        return int(np.count_nonzero(self.columns["kept"]))
+
+
+def compare_lists(
+    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], settings: Settings, run: Run
+) -> Comparisons[ResponseComparison]:
+    """The comparisons of responses with a base of responses or scores, or of scores with a base of responses."""
+    top_k = max((output.top_k for output in settings.sinks), default=0)
+    schema = {"of_responses": True, "has_text": True, "names": (*models,)}
+    results = run.map(functools.partial(_compare_lists, top_k=top_k), _units(base, models), schema, are_candidates=True)
+    found: Comparisons[ResponseComparison] = Comparisons()
+    for about, result in zip(abouts, results, strict=True):
+        rows = zip(*(result.origins[name].tolist() for name in ("number", "base_line", "line", "name")), strict=True)
+        origins = {number: (base_line, line, name) for number, base_line, line, name in rows}
+        found[about["name"]] = response_comparison_of(
+            result.columns, origins, part=result.part, base_rounding=result.words[0],
+            rounding=result.words[1], n_skipped=result.n_skipped, _about=about,
+        )  # fmt: skip
+    return found
+
+
+def _compare_lists(unit: PairUnit, work: Work, top_k: int) -> ComparedLists:
+    """The compared tokens of a base and a model; one of the two may be scores."""
+    sides = unit.base, unit.other
+    files = [source.members[0] if isinstance(source, Responses) else None for source in sides]
+    words, seen = ["", ""], list[Any]()
+    pairs: PairedFiles | ScoredResponses
+    if files[0] is not None and files[1] is not None:
+        pairs = PairedFiles(files[0], files[1])
+    else:
+        side = 0 if files[0] is None else 1
+        scores, responses = sides[side], files[1 - side]
+        assert isinstance(scores, Scores)
+        assert responses is not None
+        pairs = of_scores = ScoredResponses(scores, responses, side == 0, work)
+        words[side] = of_scores.words
+    paths = unit.base.paths[0], unit.other.paths[0]
+    columns, origins, roundings = compare_pairs(_noted(pairs, seen) if top_k else iter(pairs), paths)
+    words = [word or str(rounding) for word, rounding in zip(words, roundings, strict=True)]
+    if work.emit:
+        of_pair = {column: columns[column] for column in TOKEN_COLUMNS}
+        places = None, columns["sequence"], columns["position"]
+        tops = _tops(seen, top_k)
+        work.emit(ComparedBlock(unit.name, of_pair, columns["target"], columns["text"], 0, *places, *tops))
+    work.advance(unit.n_bytes)
+    lines, names = np.array([one[:2] for one in origins.values()], np.int64).reshape(-1, 2), np.empty(len(origins), "O")
+    names[:] = [one[2] for one in origins.values()]
+    table = {"number": np.array([*origins], np.int64), "base_line": lines[:, 0], "line": lines[:, 1], "name": names}
+    part = next(file.part for file in files if file is not None)
+    return ComparedLists(columns, table, words, pairs.skipped, part)
+
+
+def _noted(pairs: Iterable[Pair], seen: list[Pair]) -> Iterator[Pair]:
+    """The pairs, each added to a list as it is read."""
+    for pair in pairs:
+        seen.append(pair)
+        yield pair
+
+
+def _tops(pairs: Sequence[Pair], top_k: int) -> tuple[Any, ...]:
+    """Scores of the base and of the model, if in responses, and the text of listed classes."""
+    scores: list[TokenScores | None] = [None, None]
+    texts: list[Array | None] = [None, None]
+    pairs = sorted(pairs, key=lambda pair: pair.number)
+    for side in (0, 1):
+        responses = [response for pair in pairs if (response := pair.responses[side]) is not None]
+        if responses:
+            block = columns_of_responses(responses, top_k)
+            scores[side], texts[side] = scores_of_responses(block, top_k), block["top_tokens"][:, :top_k]
+    return *scores, *texts
+
+
+# -- the log-probability of each token ---------------------------------------------------------------------------------
+
+
+@record
+class ComparedLosses(NamedTuple):
+    """Result of a pair: the log-probabilities of both, the mask of tokens that count, and their sequences."""
+
+    logprobs: Float64Array
+    base_logprobs: Float64Array
+    mask: Array
+    shape: tuple[int, ...]
+    segment_ids: Array | None = None
+    lines: Array | None = None  # of each sequence
+    ids: Array | None = None
+    texts: Array | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens."""
+        return int(np.count_nonzero(self.mask))
+
+    def mismatch(self, about: dict[str, Any]) -> Mismatch:
+        """The public result of the pair."""
+        ours, theirs, mask = (array.reshape(self.shape) for array in (self.logprobs, self.base_logprobs, self.mask))
+        found = mismatch_of(ours, theirs, mask, self.segment_ids, EPSILON, about)
+        if self.lines is not None and found.sequences is not None:
+            found.sequences["line"] = self.lines[found.sequences["sequence"]]
+        return found
+
+
+def compare_losses(
+    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], settings: Settings, run: Run
+) -> Comparisons[Mismatch]:
+    """The comparison of a trainer, the base, with the engine that sampled the tokens, by log-probabilities."""
+    for output in settings.sinks:
+        if not output._takes_logprobs:
+            raise_error("not for", name=output._name, fits="does not apply to log-probabilities of tokens alone")
+    units = _units(base, models)
+    if len(units) > 1:
+        fits = "one file, of the engine that sampled, where files hold log-probabilities of tokens"
+        raise_error("option", name="the list of others", got=f"{len(units)} files", fits=fits)
+    (unit,), (about,) = units, abouts
+    about = {"name": about["name"], "trainer": unit.base.paths[0], "sampler": unit.other.paths[0]}
+    if isinstance(unit.base, Responses):
+        next(iter(unit.base), None)  # raises an error if it contains something else
+        got = "holds responses of the engine that sampled"
+        fits = f"come second, after those of the trainer, {unit.other.paths[0]}"
+        raise_error("content", path=unit.base.paths[0], got=got, fits=fits)
+    if isinstance(unit.other, Responses):
+        part: Any = unit.other.options["part"] or "generated"
+        read = open_responses(unit.other.paths, part=part, skip_failed=unit.other.skip_failed)
+        unit, about = unit._replace(other=read), about | {"part": part}
+    schema = {"of_logprobs": True, "has_text": isinstance(unit.other, Responses), "names": (unit.name,)}
+    (result,) = run.map(_compare_losses, [unit], schema, are_candidates=True)
+    return Comparisons({unit.name: result.mismatch(about)})
+
+
+def _compare_losses(unit: PairUnit, work: Work) -> ComparedLosses:
+    """The log-probabilities of both for the same tokens."""
+    base, other = (_side(source, work) for source in (unit.base, unit.other))
+    if isinstance(base, _Array) and isinstance(other, _Array):
+        result, padded = _of_arrays(base, other)
+    else:
+        result = _of_rows(base, other)
+        padded = [side.padded for side in (base, other) if isinstance(side, _Rows) and side.padded is not None]
+    if padded and not result.mismatch({}).void:  # a diagnosis that calls the figures void says what to do
+        padded[0].refuse_padding()
+    if work.emit:
+        found = result.mismatch({})
+        columns, unknown = found.columns(), np.full(found.kept.size, -1)
+        sequence, position = (columns.pop(place, unknown) for place in ("sequence", "position"))
+        target = unknown if result.ids is None else result.ids
+        work.emit(ComparedBlock(unit.name, columns, target, result.texts, 0, None, sequence, position, None, None))
+    work.advance(unit.n_bytes)
+    return result
+
+
+class _Array(NamedTuple):
+    """Log-probabilities without sequences of their own, or with those of the rows of an array."""
+
+    source: Source
+    path: str
+    values: Float64Array
+    mask: BoolArray  # of the tokens that count; the values of others are nan
+    ids: IntArray | None = None  # class ids, where they are known
+
+
+def _side(source: Source, work: Work) -> _Array | _Rows:
+    """The log-probabilities of a source."""
+    path = source.paths[0]
+    if isinstance(source, Scores):
+        return _of_scores(source, work)
+    if isinstance(source, Logprobs) and not source.are_lines:
+        values = source.values()
+        mask = source.mask(values.shape)
+        return _Array(source, path, values, np.ones(values.shape, np.bool_) if mask is None else mask)
+    if isinstance(source, Logprobs):
+        rows = [*source.lines()]
+        seem_padded = lists_seem_padded([row.logprobs for row in rows if row.mask is None])
+        return _Rows(path, rows, source if seem_padded else None)
+    assert isinstance(source, Responses)
+    return _Rows(path, [*source])
+
+
+def _of_scores(source: Scores, work: Work) -> _Array | _Rows:
+    """The log-probabilities of the tokens of scores that are not ignored, by sequence if there are sequences."""
+    blocks: list[TokenBlock] = []
+    path, options = source.paths[0], Options.of(source.token_options)
+    for shard in planned(source, (), options, work.handles):
+        if shard.target_type == "distributions":
+            fits = "have class ids, each of which has a log-probability"
+            raise_error("content", path=path, got="has distributions as targets", fits=fits)
+        score_shard(shard, work._replace(emit=blocks.append, advance=lambda n_bytes: None), options)
+    columns = [(b.scores.kept, b.scores.nll, b.sequence, b.target) for b in blocks if b.scores.kept.any()]
+    if not columns:
+        return _Array(source, path, np.empty(0), np.empty(0, np.bool_))
+    kept, nll, numbers, ids = map(np.concatenate, zip(*columns, strict=True))
+    logprobs, numbers, ids = -nll[kept], numbers[kept], ids[kept]
+    if (numbers < 0).all():
+        return _Array(source, path, logprobs, np.ones(logprobs.shape, np.bool_), ids)
+    if (numbers < 0).any():
+        fits = "give each token the number of a sequence, or none of them"
+        raise_error("content", path=path, got="holds tokens outside of all sequences", fits=fits)
+    rows = [
+        dataclasses.replace(response_of(number, None, 0, logprobs[start:stop]), ids=ids[start:stop])
+        for number, (start, stop) in enumerate(runs(path, numbers), 1)
+    ]
+    return _Rows(path, rows)
+
+
+def _of_arrays(base: _Array, other: _Array) -> tuple[ComparedLosses, list[Logprobs]]:
+    """The log-probabilities of two arrays of one shape, padded with nan, and the sources where zeros may be padding."""
+    shape, paths = base.values.shape, (base.path, other.path)
+    if other.values.shape != shape or not shape:
+        got, fits = f"has shape {other.values.shape}", f"have {shape}, as {paths[0]}"
+        raise_error("content", path=paths[1], got=got, fits=fits if shape else "be of tokens")
+    mask = base.mask & other.mask
+    ours, theirs = (np.where(mask, side.values, np.nan) for side in (base, other))
+    lengths = [_lengths(array) for array in (ours, theirs)]
+    for row in np.flatnonzero(lengths[0] != lengths[1])[:1].tolist():
+        got = f"row {row} has {lengths[1][row]} tokens before its padding of nan"
+        raise_error("content", path=paths[1], got=got, fits=f"have {lengths[0][row]}, as {paths[0]}")
+    sources = [(side.source, values) for side, values in ((base, ours), (other, theirs))]
+    arrays = [(source, values) for source, values in sources if isinstance(source, Logprobs)]
+    padded = [source for source, values in arrays if source.seems_padded(values)]
+    if len(padded) == len(sources) and not any(source.has_names for source in padded):
+        padded[0].refuse_padding()
+    numbers = [ids for source, _ in arrays if (ids := source.segment_ids(shape)) is not None]
+    if len(numbers) > 1 and not np.array_equal(numbers[0], numbers[1]):
+        own, others = (side.source.token_options.segment_ids[0] for side in (base, other))
+        raise_error("content", path=others, got="has other sequences", fits=f"have those of {own}")
+    ids = base.ids if other.ids is None else other.ids
+    segment_ids = numbers[0] if numbers else None
+    flat = ours.reshape(-1), theirs.reshape(-1), mask.reshape(-1)
+    return ComparedLosses(*flat, shape, segment_ids, ids=ids), padded
+
+
+def _lengths(array: Float64Array) -> IntArray:
+    """The length of each row along the last axis without the nan at its end."""
+    is_number = ~np.isnan(array).reshape(-1, array.shape[-1] if array.size else 1)
+    lengths: IntArray = (np.arange(1, is_number.shape[1] + 1) * is_number).max(axis=1, initial=0)
+    return lengths
+
+
+class _Rows(NamedTuple):
+    """The sequences of a file."""
+
+    path: str
+    rows: list[Response]
+    padded: Logprobs | None = None  # the source, if zeros at the ends of its lists may be padding
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens in each sequence."""
+        return [len(row.logprobs) for row in self.rows]
+
+    def joined(self, column: str) -> Array:
+        """A column of all tokens, one sequence after the other."""
+        return np.concatenate([getattr(row, column) for row in self.rows] or [np.empty(0)])
+
+    def mask(self) -> Array:
+        """Mask of the tokens that count."""
+        masks = [np.ones(len(row.logprobs), np.bool_) if row.mask is None else row.mask for row in self.rows]
+        return np.concatenate(masks or [np.empty(0, np.bool_)])
+
+
+def _of_rows(*sides: _Array | _Rows) -> ComparedLosses:
+    """The log-probabilities of two sources, at least one of which has sequences of its own."""
+    rows = next(side for side in sides[::-1] if isinstance(side, _Rows))
+    numbers = np.repeat(np.arange(len(rows.rows)), rows.lengths)
+    values, known, mask = [], [rows.joined("ids")], np.ones(numbers.shape, np.bool_)
+    for side in sides:
+        if isinstance(side, _Rows):
+            paired = _paired(side, rows)
+            logprobs, own = paired.joined("logprobs"), paired.mask()
+            known.append(paired.joined("ids"))
+        else:
+            if side.source.token_options.segment_ids:
+                raise_error("not for", name="segment_ids", fits=f"is for arrays, and {rows.path} has its own sequences")
+            logprobs, own = _fitted(side, rows)
+            known += [] if side.ids is None else [side.ids]
+        values.append(logprobs)
+        mask &= own
+    ours = np.where(np.isnan(values[1]), np.nan, values[0])  # tokens without a number are left out
+    lines = np.array([row.line for row in rows.rows], np.int64)
+    ids = next((one for one in known if (one >= 0).any()), known[0]).astype(np.int64)
+    texts = rows.joined("tokens").astype(np.object_)
+    return ComparedLosses(ours, values[1], mask, ours.shape, numbers, lines, ids, texts)
+
+
+def _paired(side: _Rows, rows: _Rows) -> _Rows:
+    """The sequences of a file in the order of another one: by `custom_id` if both files have it, else by position."""
+    if side is rows:
+        return side
+    files = side, rows
+    named = [[row for row in one.rows if row.custom_id is not None] for one in files]
+    for one, with_name in zip(files, named, strict=True):
+        if with_name and len(with_name) < len(one.rows):
+            line = next(row.line for row in one.rows if row.custom_id is None)
+            raise_error(
+                "record", path=one.path, line=line, got="it has no custom_id", fits="have one, like the other lines"
+            )
+    if all(named):
+        first = [{(row.custom_id, row.choice): row for row in with_name[::-1]} for with_name in named]
+        for one, own, other, others in zip(files, first, files[::-1], first[::-1], strict=True):
+            for key, row in (((row.custom_id, row.choice), row) for row in one.rows):
+                if own[key] is not row:
+                    got = f"the custom_id {row.custom_id!r} comes twice"
+                    fits = 'have one of its own, or further choices of a request a "choice" each'
+                    raise_error("record", path=one.path, line=row.line, got=got, fits=fits)
+                if key not in others:
+                    got = f"the custom_id {row.custom_id!r} is on no line of {other.path}"
+                    raise_error("record", path=one.path, line=row.line, got=got, fits="match one")
+        side = _Rows(side.path, [first[0][row.custom_id, row.choice] for row in rows.rows])
+    _check_rows(side, rows)
+    return side
+
+
+def _check_rows(side: _Rows, rows: _Rows) -> None:
+    """Refuse a file whose sequences differ in number or length from those of another file."""
+    if len(side.rows) != len(rows.rows):
+        got, fits = f"holds {len(side.rows)} sequences", f"hold {len(rows.rows)}, as {rows.path}"
+        raise_error("content", path=side.path, got=got, fits=fits)
+    for row, other in zip(side.rows, rows.rows, strict=True):
+        if len(row.logprobs) != len(other.logprobs):
+            fits = f"have {len(other.logprobs)}, as line {other.line} of {rows.path}"
+            raise_error("record", path=side.path, line=row.line, got=f"it has {len(row.logprobs)} tokens", fits=fits)
+
+
+def _fitted(side: _Array, rows: _Rows) -> tuple[Float64Array, BoolArray]:
+    """The numbers of an array that belong to the tokens of rows, one sequence after the other, and their mask."""
+    array, path, lengths = side.values, side.path, rows.lengths
+    if array.ndim == 1:
+        if array.size != sum(lengths):
+            got = f"holds {array.size:,} log-probabilities"
+            fits = f"hold {sum(lengths):,}, one for each token of the {len(lengths):,} sequences of {rows.path}"
+            raise_error("content", path=path, got=got, fits=fits)
+        return array, side.mask
+    if array.ndim != 2 or len(array) != len(lengths):
+        fits = f"have ({len(lengths)}, T), a row for each sequence of {rows.path}, or one dimension"
+        raise_error("content", path=path, got=f"has shape {array.shape}", fits=fits)
+    values, masks = [np.empty(0)], [np.empty(0, np.bool_)]
+    for i, (row, length) in enumerate(zip(array, lengths, strict=True)):
+        tail, head = row[length:], row[: max(row.size - length, 0)]
+        fits_left = length <= row.size and (np.isnan(tail).all() or not tail.any())
+        fits_right = 0 < length < row.size and bool(np.isnan(head).all())
+        if fits_left == fits_right:
+            got = f"row {i} has {row.size} numbers, {np.count_nonzero(np.isnan(row))} of them nan"
+            fits = f"hold {length} log-probabilities, as many as line {rows.rows[i].line} of {rows.path} has tokens, "
+            fits += "and then nan or 0, or nan before them"
+            raise_error("content", path=path, got=got, fits=fits)
+        part = slice(length) if fits_left else slice(row.size - length, None)
+        values.append(row[part])
+        masks.append(side.mask[i, part])
+    return np.concatenate(values), np.concatenate(masks)

@@ -1,0 +1,383 @@
+"""Shards: the plan of each, which is saved and sent to workers, and its open files and arrays, which are neither."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core.errors import named, raise_error
+from tokenloss._evaluation.checkpoint import record
+from tokenloss._evaluation.sequences import row_sequences
+from tokenloss.formats import npy
+from tokenloss.formats.scores import open_file
+from tokenloss.formats.scores_file import MASK, FileSpec, ScoresFile, checked_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+    from tokenloss._core.types import Array, IntArray
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.sequences import RowSequences
+    from tokenloss._evaluation.stored_windows import StoredWindows
+    from tokenloss.formats.scores_file import LmHead
+
+LISTS = ("responses", "logprobs")  # kinds of files that list tokens
+LEFT_OUT = -1  # in place of targets where there are none
+_MOST_MAPS = 64  # in the open files of all models: each needs a file descriptor
+_MOST_LOADED = 64 << 20  # bytes of their arrays in memory, such as arrays of compressed files
+
+
+class Slice(NamedTuple):
+    """A file of targets or segment ids, and where a shard's part starts if one file serves all shards."""
+
+    path: str
+    start: int | None = None
+
+    def array(self, spec: FileSpec) -> Array:
+        """The part that belongs to a file of scores."""
+        array = npy.open_array(self.path)
+        if self.start is None:
+            return array
+        return array.reshape(-1)[self.start : self.start + spec.rows].reshape(spec.shape[:-1])
+
+    def absolute(self) -> Slice:
+        """The part with an absolute path, for a process in another directory."""
+        return self._replace(path=str(Path(self.path).absolute()))
+
+
+@record
+class Facts(NamedTuple):
+    """What results keep from a shard, or from blocks: no arrays and no open files."""
+
+    path: str  # "" for blocks
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    target_type: str = "class ids"  # or "distributions"; "none" if models are compared without targets
+    n_scored_rows: int = 0  # shifting leaves some rows without a target
+    targets: str | None = None  # the files of targets and of segment ids
+    segments: str | None = None
+    shares_numbers: bool = False  # whether numbers of sequences mean the same in other shards
+    n_context: int = 0  # rows that predict what an earlier window did
+    repeats: bool = False  # whether its targets are those of its neighbor, as in a file of another model
+    n_bytes_without_token: int = 0  # of white space that the tokenizer drops, included in the tokens' bytes
+    padding: dict[str, int] | None = None  # a special token, and how often it is scored after itself
+    head_spec: str | None = None
+    head: dict[str, Any] | None = None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether all classes of each token are known."""
+        return self.kind not in LISTS
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, or of tokens in lists."""
+        return math.prod(self.shape[:-1] if self.has_classes else self.shape)
+
+
+class Shard(NamedTuple):
+    """The plan of a shard: the same rows of each model, with their targets."""
+
+    models: tuple[FileSpec, ...]  # the base, or the only model, comes first
+    targets: Slice | None = None  # None if the files of scores contain them
+    segments: Slice | None = None
+    split: tuple[int, ...] | None = ()  # sequences that continue in other shards, by number; None if any may
+    split_rows: tuple[int, ...] = ()  # the number of rows that each of these has in earlier shards
+    batch: tuple[int, ...] = ()  # shape of the rows that are scored: shifting leaves some without a target
+    target_type: str = "class ids"
+    next_id: int | None = None  # the first id of the next shard, if the last row predicts it
+    next_text: str | None = None
+    windows: StoredWindows | None = None  # in the file; None if it contains no windows of a text
+    token_bytes: IntArray | None = None  # of the token that each row predicts, by a tokenizer; 0 if it is not scored
+    repeats: bool = False
+    n_bytes_without_token: int = 0
+    padding: dict[str, int] | None = None
+
+    @property
+    def spec(self) -> FileSpec:
+        """The file of the base, or of the only model."""
+        return self.models[0]
+
+    @property
+    def path(self) -> str:
+        """Path of this file."""
+        return self.models[0].path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape (..., V) of its scores."""
+        return self.models[0].shape
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.models[0].rows
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the scores of all models in bytes."""
+        return sum(spec.n_bytes for spec in self.models)
+
+    @property
+    def n_scored_rows(self) -> int:
+        """Number of rows that are scored."""
+        return math.prod(self.batch)
+
+    @property
+    def targets_path(self) -> str:
+        """The file that contains the targets."""
+        return self.targets.path if self.targets else self.path
+
+    def n_read(self, result: Any) -> int:
+        """Bytes of the base that were read for this result."""
+        n_read: int = result.n_tokens * self.spec.row_bytes
+        return n_read
+
+    @property
+    def key(self) -> str:
+        """Its name in a state."""
+        return self.path
+
+    def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        """Everything that its result depends on, except options."""
+        of_parts = [part and {**of_file(part.path), "start": part.start} for part in (self.targets, self.segments)]
+        digest = None if self.token_bytes is None else hashlib.blake2b(self.token_bytes.tobytes(), digest_size=16)
+        heads = [[*map(of_file, spec.head_files), spec.head_figures] for spec in self.models]
+        return {
+            **of_file(self.path), "targets": of_parts[0], "segments": of_parts[1],
+            "split": None if self.split is None else list(self.split), "next": [self.next_id, self.next_text],
+            "windows": self.windows and list(self.windows), "bytes": digest and digest.hexdigest(), "head": heads[0],
+            "others": [[of_file(spec.path), *head] for spec, head in zip(self.models[1:], heads[1:], strict=True)],
+        }  # fmt: skip
+
+    def absolute(self) -> Shard:
+        """The shard with absolute paths, for a process in another directory."""
+        targets, segments = (part and part.absolute() for part in (self.targets, self.segments))
+        models = tuple(spec.absolute() for spec in self.models)
+        return self._replace(models=models, targets=targets, segments=segments)
+
+    def facts(self) -> Facts:
+        """The facts that results keep."""
+        spec, head = self.spec, self.spec.head
+        return Facts(
+            spec.path, spec.kind, spec.shape, spec.dtype, self.target_type, self.n_scored_rows,
+            self.targets and self.targets.path, self.segments and self.segments.path,
+            self.segments is not None and self.segments.start is not None,
+            int(np.count_nonzero(~self.windows.new(self.rows))) if self.windows else 0,
+            self.repeats, self.n_bytes_without_token, self.padding, head and head.spec, spec.head_figures,
+        )  # fmt: skip
+
+
+class OpenShard(NamedTuple):
+    """The arrays of a shard; targets and tokens are shifted if the options require it."""
+
+    file: ScoresFile  # of the base, or of the only model
+    targets: Array
+    scored: Array | None  # mask of the rows that are scored; None for all
+    tokens: Array | None
+    sequences: RowSequences
+    mask: Array | None = None  # further mask of the scored rows that count; None for all
+    others: tuple[ScoresFile, ...] = ()  # of candidates
+    ids: Array | None = None  # the targets as stored, including those that a model's mask leaves out
+    has_targets: bool = True  # False if models are compared without: these are 0, or `LEFT_OUT` if masked
+
+
+class Handles:
+    """The open files of a run, within limits that all models share; other files are opened each time they are needed.
+
+    A single file stays open however much memory it takes. The targets of shards are derived only once, if they fit.
+    """
+
+    def __init__(self, is_single: bool = False) -> None:
+        self._files: dict[FileSpec, ScoresFile] = {}
+        self._heads: dict[tuple[object, ...], LmHead] = {}
+        self._shards: dict[tuple[object, ...], OpenShard] = {}
+        self._n_maps, self._n_bytes = 0, 0
+        self._most_bytes = math.inf if is_single else _MOST_LOADED
+
+    def open(self, spec: FileSpec) -> ScoresFile:
+        """The open file, opened only if it is not kept; a head is opened once."""
+        key = _key_of(spec)
+        file = self._files.get(key)
+        if file is not None:
+            return file
+        of_head = spec.head and (*spec.head, spec.row_bytes, spec.dtype)
+        file = open_file(spec, None if of_head is None else self._heads.get(of_head))
+        if of_head is not None and file.lm_head is not None:
+            self._heads.setdefault(of_head, file.lm_head)
+        held = [array for array in _arrays_of(file) if array is not None]
+        n_maps = self._n_maps + sum(isinstance(array, np.memmap) for array in held)
+        n_bytes = self._n_bytes + sum(array.nbytes for array in held if not isinstance(array, np.memmap))
+        if n_maps <= _MOST_MAPS and n_bytes <= self._most_bytes:
+            self._files[key], self._n_maps, self._n_bytes = file, n_maps, n_bytes
+        return file
+
+    def open_shard(self, shard: Shard, options: Options) -> OpenShard:
+        """The open shard; its targets and tokens are shifted if the options require it."""
+        key = _key(shard)
+        if key in self._shards:
+            return self._shards[key]
+        stored = open_stored(shard, options, self)
+        return self.keep(shard, shifted_shard(shard, stored) if options.shift else stored)
+
+    def keep(self, shard: Shard, opened: OpenShard) -> OpenShard:
+        """Keep the arrays of a shard, if there is room."""
+        derived = [opened.targets, opened.scored, opened.tokens]
+        n_bytes = self._n_bytes + sum(array.nbytes for array in derived if array is not None)
+        if n_bytes <= self._most_bytes and all(_key_of(spec) in self._files for spec in shard.models):
+            self._shards[_key(shard)], self._n_bytes = opened, n_bytes
+        return opened
+
+
+def _key_of(spec: FileSpec) -> FileSpec:
+    """The key of an open file."""
+    return spec._replace(head_figures=None)
+
+
+def _key(shard: Shard) -> tuple[object, ...]:
+    """The key of a shard: everything that its arrays depend on, except the options of the run."""
+    return (
+        *(spec.path for spec in shard.models), shard.targets, shard.segments, shard.split, shard.split_rows,
+        shard.next_id, shard.next_text, shard.windows,
+    )  # fmt: skip
+
+
+def _arrays_of(file: ScoresFile) -> list[Array | None]:
+    """The arrays of an open file except the scores, mapped or in memory."""
+    held = [file.targets, file.tokens, file.segment_ids, file.cu_seqlens, file.input_ids, file.attention_mask]
+    if file.lm_head is not None:
+        held += [file.lm_head.weight, file.lm_head.bias, *file.lm_head.norm_weights]
+    return held
+
+
+def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
+    """The open shard, with targets and tokens as stored."""
+    files = [handles.open(spec) for spec in shard.models]
+    tokens = next((file.tokens for file in files if file.tokens is not None), None)
+    targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
+    if shard.windows:
+        sequences = shard.windows.sequences(shard.path, shard.shape, sequences)
+        if targets is not None and shard.windows.of_text:
+            targets = shard.windows.ids(targets, shard.shape[:-1])
+    stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]))
+    with_mask = [file for file in files if file.attention_mask is not None]
+    if targets is not None:
+        stored = stored._replace(ids=targets)
+        for file in with_mask:
+            targets = targets if file.is_shifted else _masked(file, targets, options)
+        return stored._replace(targets=targets)
+    kept = np.ones(shard.shape[:-1], np.bool_)
+    for file in with_mask:
+        mask = checked_mask(file)
+        if mask.size != kept.size:
+            got, fits = f"holds {MASK} of shape {mask.shape}", "hold one for each row"
+            raise_error("content", path=file.path, got=got, fits=fits)
+        kept &= mask.reshape(kept.shape) != 0
+    return stored._replace(targets=np.where(kept, np.int8(0), np.int8(LEFT_OUT)), has_targets=False)
+
+
+def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Array | None:
+    """The targets of a shard, which must be equal in all files that have some; None if it is compared without."""
+    are_compared = len(shard.models) > 1
+    held, is_needed = [(file.path, file.targets) for file in files if file.targets is not None], True
+    if shard.targets is not None:
+        held = [*(held if are_compared else ()), (shard.targets.path, shard.targets.array(shard.spec))]
+    elif not held:
+        held = [(file.path, file.input_ids) for file in files if file.input_ids is not None]
+        is_needed = not are_compared or options.shift is not False  # else ids only show that texts are the same
+        if held and is_needed and not options.shift:
+            fits = f"hold targets, or come with {named('targets', ...)} or {named('targets_array', ...)}; "
+            fits += f"if these ids are the model's input, add {named('shift', True)}"
+            fits += f"; for divergences only, {named('shift', False)}" * are_compared
+            raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
+    if not held and are_compared and not options.shift:
+        return None
+    if not held:
+        refuse_without_targets(shard.path, files[0].names)
+    (first, targets), *rest = held
+    for path, others in rest:
+        if not np.array_equal(targets.reshape(-1), others.reshape(-1)):
+            got = f"holds other {'targets' if is_needed else 'input ids'}"
+            raise_error("content", path=path, got=got, fits=f"hold those of {first} if any")
+    return targets if is_needed else None
+
+
+def refuse_without_targets(path: str, names: Sequence[str] = ()) -> NoReturn:
+    """Raise an error that a file, with arrays of these names, contains no targets."""
+    got, fits = "holds no targets", f"hold them, or come with {named('targets', ...)}"
+    if len(names) > 1:
+        got, fits = f"{got}, but {', '.join(names)}", f"{fits} or {named('targets_array', ...)}"
+    raise_error("content", path=path, got=got, fits=fits)
+
+
+def _masked(file: ScoresFile, targets: Array, options: Options) -> Array:
+    """Targets without those that a model's mask leaves out; if not shifted, they must be ignored there already."""
+    mask = checked_mask(file)
+    kept, ignored = mask != 0, options.ignore_index
+    if options.shift:
+        if targets.shape != mask.shape or targets.dtype.kind not in "iu":
+            return targets  # which are refused when they are shifted
+        kept[..., 1:] &= mask[..., 1:] == mask[..., :-1]
+        if ignored is not None:
+            masked: Array = np.where(kept, targets.astype(np.int64), ignored)
+            return masked
+    # these may be the next tokens, so the mask of the last token may not be that of its target
+    wrong = ~kept if ignored is None or targets.shape != mask.shape else ~kept & (targets != ignored)
+    if wrong.any():
+        got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is {mask[wrong][0]:g}, but its token would be scored"
+        fits = f"hold targets that are ignored where it is 0, or come with {named('shift', True)} if they are input ids"
+        raise_error("content", path=file.path, got=got, fits=fits)
+    return targets
+
+
+def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
+    """The sequences of a shard, from their own file or from files of scores, which must agree."""
+    if shard.segments is not None:
+        counts = dict(zip(shard.split or (), shard.split_rows, strict=False))
+        return row_sequences(files[0], shard.segments.array(shard.spec), shard.segments.path, counts)
+    found = [(file.path, row_sequences(file, None, None)) for file in files]
+    given = [(path, sequences) for path, sequences in found if sequences.are_given]
+    for path, sequences in given[1:]:
+        first, rows = given[0], files[0].rows
+        if not np.array_equal(first[1].numbers(0, rows), sequences.numbers(0, rows)):
+            raise_error("content", path=path, got="holds other sequences", fits=f"hold those of {first[0]} if any")
+    return next((sequences for _, sequences in given or found if sequences.exist), found[0][1])
+
+
+def shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
+    """The shard with shifted targets: the target of each row is the next token."""
+    file, targets, _, tokens, sequences, *_ = stored
+    for one in (file, *stored.others):
+        is_own = len(shard.models) > 1 and one.is_shifted
+        check_shiftable(one, targets, None if is_own or shard.targets is None else shard.targets.path)
+    scored = ~sequences.ends(file.rows).reshape(targets.shape) if sequences.are_given else None
+    if shard.next_id is None:
+        length = targets.shape[-1]
+        targets, has_next = np.roll(targets, -1, -1), np.broadcast_to(np.arange(length) < length - 1, targets.shape)
+        scored = has_next if scored is None else scored & has_next
+        scored = scored & shard.windows.new(shard.rows).reshape(scored.shape) if shard.windows else scored
+        tokens = None if tokens is None else np.roll(tokens, -1, -1)
+        return stored._replace(targets=targets, scored=scored, tokens=tokens)
+    if scored is not None:
+        scored[-1] = True
+    # NumPy promotes uint64 and negative integers to float64, which cannot hold class ids
+    dtype = np.int64 if shard.next_id < 0 else np.result_type(targets, np.min_scalar_type(shard.next_id))
+    targets = np.append(targets[1:].astype(dtype), np.array(shard.next_id, dtype))
+    if tokens is not None:
+        tokens = np.append(tokens[1:].astype(object), np.array(shard.next_text, object))
+    return stored._replace(targets=targets, scored=scored, tokens=tokens)
+
+
+def check_shiftable(file: ScoresFile, targets: Array, path: str | None) -> None:
+    """Refuse targets that cannot be shifted. `path` is their file; None if it is the file of scores."""
+    fits = "hold an id for each row of sequences, to be shifted"
+    if path is None and file.is_shifted:
+        raise_error("content", path=file.path, got="holds targets that are the next tokens", fits=fits)
+    if len(file.shape) < 2 or targets.shape != file.shape[:-1]:
+        raise_error("content", path=path or file.path, got=f"holds targets of shape {targets.shape}", fits=fits)

@@ -1,0 +1,141 @@
+"""Openers of plain paths: the table that recognizes what files contain."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core.arguments import as_paths, refuse_content
+from tokenloss._core.errors import named, raise_error, worded
+from tokenloss.formats import npy
+from tokenloss.formats.base import is_float
+from tokenloss.formats.logprobs import are_logprobs, end_in_zeros, open_logprobs
+from tokenloss.formats.paths import resolved
+from tokenloss.formats.readers import format_of
+from tokenloss.formats.records import are_records
+from tokenloss.formats.responses import open_responses
+from tokenloss.formats.sample_folders import is_samples_folder, open_samples
+from tokenloss.formats.samples import is_samples
+from tokenloss.formats.scores import open_scores
+from tokenloss.formats.sources import Source, blocks, with_shift
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from tokenloss._core.types import Array
+    from tokenloss.formats.mapped import ArrayLocation
+
+_ROWS = 1000  # whose ends are checked: scores may be larger than memory
+_FIRST_ROWS = 16  # that are searched first for a number above 0
+_FITS = "paths, or blocks such as [(logits, targets)]"
+
+
+class Content(NamedTuple):
+    """A kind of content: how a path is recognized, its opener, and the opener's options in the command."""
+
+    name: str
+    recognizes: Callable[[str], bool]
+    open: Callable[..., Source]
+    options: tuple[str, ...]
+
+
+OF_SCORES = (
+    "targets", "segment_ids", "array", "targets_array", "kind", "shift", "ignore_index", "window", "stride",
+    "tokenizer",
+)  # fmt: skip
+# the first that recognizes a path opens it
+CONTENTS = (
+    Content("samples", lambda path: is_samples_folder(path) or (_is_json(path) and is_samples(path)), open_samples,
+            ("run",)),
+    Content("log-probabilities", are_logprobs, open_logprobs, ("array", "mask", "segment_ids")),
+    Content("responses", are_records, open_responses, ("part", "skip_failed")),
+    Content("scores", lambda path: True, open_scores, OF_SCORES),
+)  # fmt: skip
+
+
+def _is_json(path: str) -> bool:
+    """Whether a path is a file of JSON."""
+    return are_records(path) and Path(path).is_file()
+
+
+def content_of(paths: Sequence[str], kind: str | None = None) -> Content:
+    """The content of all files, which must be the same; `kind` is the given kind of scores, if any."""
+    found = resolved(paths, are_scores=not any(map(is_samples_folder, paths)))
+    contents = [next(one for one in CONTENTS if one.recognizes(path)) for path in found]
+    if not contents:
+        raise_error("empty", name="paths", fits="a path, or paths")
+    for path, content in zip(found, contents, strict=True):
+        if content is not contents[0]:
+            fits = f"hold {contents[0].name}, as {found[0]} does"
+            raise_error("content", path=path, got=f"holds {content.name}", fits=fits)
+    if contents[0].open is open_scores and kind is None:
+        for path in found:
+            _refuse_unnamed_logprobs(path, found[0])
+    return contents[0]
+
+
+def as_source(value: Any, *, shift: bool | None = None, name: str = "source") -> Source:
+    """The given source, or one for blocks or for files by their content; `shift` applies unless the source sets it."""
+    if isinstance(value, Source):
+        return with_shift(value, shift)
+    refuse_content(name, value, _FITS)
+    if callable(value):
+        return with_shift(blocks(value), shift)
+    if hasattr(value, "__array__") or hasattr(value, "__dlpack__"):
+        raise_error("type", name=name, got=type(value).__name__, fits=_FITS)
+    if not isinstance(value, str | os.PathLike):
+        try:
+            items = iter(value)
+        except TypeError:
+            raise_error("type", name=name, got=type(value).__name__, fits="paths or blocks")
+        first = next(items, None)
+        if first is None:
+            raise_error("empty", name=name, fits="paths or blocks")
+        if isinstance(first, Source):
+            fits = "one source; open several files at once, as in open_scores([A, B])"
+            raise_error("type", name=name, got=f"{type(value).__name__} of sources", fits=fits)
+        value = value if isinstance(value, list | tuple) else itertools.chain([first], items)
+        if not isinstance(first, str | os.PathLike):
+            return with_shift(blocks(value), shift)
+    paths = as_paths(name, value)
+    return with_shift(content_of(paths).open(paths if len(paths) > 1 else paths[0]), shift)
+
+
+def _refuse_unnamed_logprobs(path: str, first: str) -> None:
+    """Refuse an unnamed array that may contain log-probabilities of tokens instead of scores of all classes."""
+    if Path(path).is_dir() or format_of(path) is not npy.FORMAT:
+        return
+    place = npy.locate(path)
+    if not is_float(place.dtype):
+        return
+    of_tokens = worded("be opened by open_logprobs", "come with --logprobs")
+    fits = f"{of_tokens}, if it holds log-probabilities of tokens, or come with {named('kind', ...)}"
+    if len(place.shape) == 1:
+        fits += "; class ids are integers: save them with .astype(int)" * (path != first)
+        raise_error("content", path=path, got="holds one number for each token, and no classes", fits=fits)
+    if len(place.shape) == 2 and place.shape[1] and _seem_padded(place):
+        got = (
+            "has no number above 0, and its rows end in nan or in zeros, as log-probabilities of tokens with padding do"
+        )
+        fits += ", if it holds scores of all classes"
+        raise_error("content", path=path, got=got, fits=fits)
+
+
+def _seem_padded(place: ArrayLocation) -> bool:
+    """Whether no number is above 0 and rows end in nan or in different numbers of zeros, as scores never do."""
+
+    def blocks() -> Iterable[Array]:
+        return place.blocks(_FIRST_ROWS) if place.order == "C" else [place.map()]
+
+    def rows() -> Iterator[Array]:
+        return itertools.islice(itertools.chain.from_iterable(blocks()), _ROWS)
+
+    with np.errstate(invalid="ignore"):
+        if any((block[:_FIRST_ROWS] > 0).any() for block in itertools.islice(blocks(), 1)):
+            return False
+        seem_so = any(np.isnan(row[-1]) for row in rows()) or end_in_zeros(rows())
+        return seem_so and not any((block > 0).any() for block in blocks())
