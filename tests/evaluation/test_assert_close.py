@@ -217,5 +217,5 @@ def test_bad_arguments_are_refused(tmp_path):
     logprobs = [tmp_path / f"{name}_logprobs.jsonl" for name in ("a", "b")]
     for path in logprobs:
         path.write_text('{"logprobs": [-0.5, -1.5]}\n')
-    with fails(ValueError, "assert_close does not apply to log-probabilities of tokens alone"):
+    with fails(ValueError, "assert_close does not apply to token log-probabilities"):
         assert_close(*logprobs, max_kl=1)

@@ -588,9 +588,7 @@ def test_a_transform_of_hidden_states_is_refused_where_a_file_holds_scores(optio
     ):
         argv += "--targets", hidden.path / "targets.npy"
         found = command("compare", *argv, option, "0.5")
-        assert_refused(
-            found, f"{refused}: is read as scores, which {option} leaves as they are; it must hold hidden states"
-        )
+        assert_refused(found, f"{refused}: holds scores, to which {option} does not apply; it must hold hidden states")
         assert compare_json(*argv, option, neutral) == compare_json(*argv) | {
             name: value for name, value in compare_json(*argv, option, neutral).items() if name.endswith("head")
         }
@@ -603,13 +601,13 @@ def test_one_head_for_files_that_it_does_not_fit_names_the_other_options(hidden,
     for files, words in (
         (
             (base, "narrow.npz"),
-            "to fit hidden states of 3 features; --base-lm-head is the head of the base alone",
+            "to fit hidden states of 3 features; --base-lm-head gives the base a head of its own",
         ),
         (
             (base, "scores.npz"),
-            "names targets; --base-lm-head is the head of the base alone",
+            "names targets; --base-lm-head gives the base a head of its own",
         ),
-        (("scores.npz", base), "alone, --base-kind the kind of a base of scores"),
+        (("scores.npz", base), "of its own, and --base-kind the kind of its scores"),
     ):
         found = command("compare", *(hidden.path / file for file in files), "--lm-head", head)
         assert_refused(found, words)

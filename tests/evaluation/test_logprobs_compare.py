@@ -1,4 +1,4 @@
-"""compare_files and `tokenloss compare` of log-probabilities of tokens alone: of a trainer and of a sampler."""
+"""compare_files and `tokenloss compare` of token log-probabilities: of a trainer and of a sampler."""
 
 import json
 import math
@@ -169,7 +169,7 @@ def write(name, array):
             "high.npy: logprobs[0] = 1 is not a log-probability: it is above 0",
         ),
         (lambda: ("flat.npy", "rollout.jsonl", "lists.jsonl"), "the list of others is '2 files'; it must be one file"),
-        (lambda: ("flat.npy", "rollout.jsonl", "--html", "a.html"), "--html does not apply to log-probabilities of"),
+        (lambda: ("flat.npy", "rollout.jsonl", "--html", "a.html"), "--html does not apply to token log-probabilities"),
         (lambda: ("flat.npy", "rollout.jsonl", "--kind", "probs"), "--kind is for scores; flat.npy holds log-prob"),
         (lambda: ("flat.npy", "rollout.jsonl", "--max-kl", "1"), "--max-kl does not apply to log-probabilities"),
         (lambda: ("rollout.jsonl", "other.jsonl", "--max-k3", "1"), "--max-k3 does not apply to scores of"),
@@ -585,7 +585,7 @@ def test_responses_of_prompts_stay_beside_scores(folder, rng):
 
 
 def test_scores_of_all_classes_stay_scores(folder, rng):
-    """Two arrays of two dimensions, and a file that holds logits, too, are no log-probabilities of tokens alone."""
+    """Two arrays of two dimensions, and a file that holds logits, too, are no token log-probabilities."""
     np.save("a.npy", rng.normal(size=(21, 30)))
     np.save("b.npy", rng.normal(size=(21, 30)))
     assert type(only(compare_files("a.npy", "b.npy"))).__name__ == "Comparison"

@@ -148,6 +148,8 @@ def test_like_opens_another_model_with_the_same_options(folder):
         assert (type(other), other.paths) == (type(source), source.paths)
         assert (other.given(), other.token_options) == (source.given(), source.token_options)
     assert open_scores("part-0.npz").like("part-*.npz").shape == (15, 7)
+    with pytest.raises(ValueError, match="like opens files, and this source holds blocks"):
+        blocks([]).like("part-0.npz")
 
 
 def test_name_is_what_was_opened(folder):

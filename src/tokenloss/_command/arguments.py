@@ -68,9 +68,9 @@ Compare models, such as quantised ones, with their base: KL divergence, perplexi
 
 BASE and each OTHER are files as `score` reads them, with scores of the same rows; or files of responses to the same
 requests, or of responses beside scores; or samples that lm-evaluation-harness logged: .jsonl files, or its folders,
-task by task; or log-probabilities of the same tokens alone, of a trainer and then of the engine that sampled: arrays
-with --logprobs, or an array or lists in lines of JSON with the name `logprobs`, or that of a framework. Their content
-tells which.
+task by task; or log-probabilities of the same tokens, first a trainer's and then those of the engine that sampled
+them: arrays with --logprobs, or an array or lists in lines of JSON named `logprobs` or as a framework names them. The
+files are recognized by their content.
 
 Any file of scores may hold the targets, and all that do must hold the same ones; without targets, divergences alone are
 compared. BASE is read once for all. Tables call each OTHER by its name, as in Q8=q8.npz, or else by its file.
@@ -290,7 +290,7 @@ def _add_formulas(group: _Group) -> None:
     )
     group.add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
     words = (
-        "divergences beside kl, with commas between them, as in js,tv, or by repeating the option: reverse_kl, js "
+        "divergences besides kl, separated by commas (js,tv) or given by repeating the option: reverse_kl, js "
         "(Jensen-Shannon), tv (total variation) or hellinger (default: kl)"
     )
     _add(group, "--divergences NAMES", words, action=Names, default=("kl",))
@@ -316,7 +316,7 @@ def _add_targets(group: _Group) -> None:
         "of the text; each token is scored in the first window that holds it"
     )
     _add(group, "--window N", words, integer(2))
-    words = "number of tokens from the start of a window to that of the next one, for --window"
+    words = "number of tokens between the starts of two windows, for --window"
     _add(group, "--stride N", words, integer(1))
     words = (
         "the file of the tokenizer, or the folder of its model: `score` then gives bits per byte of the tokens that "
@@ -351,8 +351,8 @@ def _add_responses(group: _Group) -> None:
 
 
 def _add_logprobs(group: _Group) -> None:
-    """Add the options of log-probabilities of tokens alone."""
-    words = "arrays hold log-probabilities of tokens alone, (tokens,) or (N, T), and not of all classes"
+    """Add the options for log-probabilities of tokens."""
+    words = "arrays hold one log-probability for each token, with shape (tokens,) or (N, T), not scores of all classes"
     group.add_argument("--logprobs", action="store_true", help=words)
     _add(group, "--mask NAME", "name of the array or list that is 1 of the tokens that count, and 0 of others")
 

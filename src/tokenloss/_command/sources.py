@@ -41,7 +41,7 @@ DEFAULTS = {  # of options whose default is not None
 
 
 class Flags:
-    """What was given of these options, and which of them some source took."""
+    """The options that were given, and those that some source used."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         values = {name: getattr(args, name) for name in _FOR if hasattr(args, name) and name != "shift"}
@@ -54,12 +54,12 @@ class Flags:
         """Open the files of a model; `has_tokens` if the options about targets and sequences are for it."""
         names = {name: _FOR_BASE.get(name, name) if role == "base" else name for name in _FOR}
         if names["hidden"] not in self.values:
-            names["hidden"] = "hidden"  # that of all models
+            names["hidden"] = "hidden"  # shared by all models
         content = self._content(paths, names, lm_head)
         options = [name for name in content.options if has_tokens or name not in _OF_TOKENS]
         if content.open is open_logprobs:
             if names["array"] not in self.values:
-                names["array"] = "array"  # that of all models
+                names["array"] = "array"  # shared by all models
             if not are_records(paths[0]) and format_of(paths[0]) is npy.FORMAT:  # whose array has no name
                 options = [name for name in options if name not in ("array", "mask")]
         given = {name: self.values[names[name]] for name in options if names[name] in self.values}
@@ -119,7 +119,7 @@ def sources_of_comparison(flags: Flags, base: str, others: Mapping[str, str]) ->
         is_shared = own is not None and "base_lm_head" not in flags.values
         if not is_shared:
             raise
-        hint = "{} is the head of the base alone, {} the kind of a base of scores"
+        hint = "{} gives the base a head of its own, and {} the kind of its scores"
         raise ValueError(f"{error}; {hint.format(named('base_lm_head'), named('base_kind'))}") from error
     flags.refuse_rest({"base": source, **models})
     return source, models

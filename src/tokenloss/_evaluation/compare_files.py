@@ -200,7 +200,7 @@ def compare_files(
     level = _level_of(source, models)
     for name, value in {"noise": noise, "sizes": sizes}.items():
         if value and level == "nll":
-            raise_error("not for", name=name, fits="does not apply to log-probabilities of tokens alone")
+            raise_error("not for", name=name, fits="does not apply to token log-probabilities")
     needed = {"temperature": temperature is not None, "classes": classes, "definitions": definitions != "exact",
               "divergences": wanted}  # fmt: skip
     for name in (name for name, value in needed.items() if value):
@@ -332,9 +332,9 @@ def _check_transforms(sources: Sequence[Any]) -> None:
                 of_scores = [one.name for one, head in zip(sources, heads, strict=True) if head is None]
                 got, fits = f"has {name} {value}", f"have {given[0]}, as {sources[0].name} has"
                 if of_scores:
-                    got = f"is read as scores, which {named(name)} leaves as they are"
+                    got = f"holds scores, to which {named(name)} does not apply"
                     fits = "hold hidden states, as the others do"
-                fits += "; config.json beside a head may scale and cap its logits alone"
+                fits += "; the config.json beside one of the heads may have set it"
                 raise_error("content", path=[*of_scores, source.name][0], got=got, fits=fits)
 
 

@@ -210,7 +210,7 @@ def compare_losses(
     """The comparison of a trainer, the base, with the engine that sampled the tokens, by log-probabilities."""
     for output in settings.sinks:
         if not output._takes_logprobs:
-            raise_error("not for", name=output._name, fits="does not apply to log-probabilities of tokens alone")
+            raise_error("not for", name=output._name, fits="does not apply to token log-probabilities")
     units = _units(base, models)
     if len(units) > 1:
         fits = "one file, of the engine that sampled, where files hold log-probabilities of tokens"

@@ -193,7 +193,7 @@ class Sink:
     _names: Sequence[str] = ()  # of candidates
     _divergences: Sequence[str] = ()  # those that comparisons have beside KL
     _needs_targets: bool = True  # where it has likeliest classes of a comparison, with which losses come
-    _takes_logprobs: ClassVar[bool] = True  # of tokens alone, as a comparison may have them
+    _takes_logprobs: ClassVar[bool] = True  # whether it accepts a comparison of token log-probabilities
     _function: ClassVar[str] = ""  # the function that takes it, if not any
     _is_of_drafts: bool = False  # whether a table has the acceptance alone, as `compare --draft` writes it
     _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it

@@ -45,7 +45,7 @@ _QUANTILES = {
 class DivergencePlot(Sink):
     """A plot of the quantiles of the divergence, and of several candidates' means over sizes: ``compare --plot``.
 
-    Of log-probabilities of tokens alone, it is of their absolute differences. It is a .png, .svg or .pdf file.
+    For token log-probabilities, it shows their absolute differences. It is a .png, .svg or .pdf file.
 
     Parameters
     ----------

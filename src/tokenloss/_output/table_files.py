@@ -61,7 +61,7 @@ _COMPARED_SEQUENCE_COLUMNS = [
     *((name, "<f8") for name in ("loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")),
 ]
 _DRAFT_SEQUENCE_COLUMNS = [*_COMPARED_SEQUENCE_COLUMNS[:3], ("acceptance", "<f8")]
-# Of log-probabilities of tokens alone; a line is -1 in arrays.
+# For token log-probabilities; arrays have line -1.
 _MISMATCH_COLUMNS = [("kept", "?"), *((name, "<f8") for name in ("logprobs", "base_logprobs", "difference", "ratio"))]
 _MISMATCH_SEQUENCE_COLUMNS = [
     *((name, "<i8") for name in ("file", "sequence", "count", "line")),
@@ -236,7 +236,7 @@ class ComparedTokenTable(_TableFile):
     `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top`, `base_top_p` and further `divergences` that were asked for, which
     are nan, null or empty of tokens that are not scored, as in `TokenTable`; without targets, losses and `delta_p` are
     nan. Where files hold the text of the tokens, .csv and .parquet have the target's `text`. Of responses of servers
-    there is no `row`, and the others are those of `ResponseComparison`; of log-probabilities of tokens alone, of
+    there is no `row`, and the others are those of `ResponseComparison`; of token log-probabilities, of
     `Mismatch`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block: of several
     candidates, the rows of a block of tokens come candidate by candidate, so group them by `name`.
 
@@ -305,7 +305,7 @@ class ComparedSequenceTable(_TableFile):
     part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
     `loss_difference`, `kl`, `delta_p`, `same_top`, and further `divergences` that were asked for. Of responses of
     servers, `kl_bound` stands in place of `kl`, and `line` and `base_line` are those of the response in both files. Of
-    log-probabilities of tokens alone, they are those of `Mismatch.sequences`. It is a .npy file of a structured array,
+    token log-probabilities, they are those of `Mismatch.sequences`. It is a .npy file of a structured array,
     a .csv or a .parquet file.
 
     Parameters

@@ -175,8 +175,7 @@ class Logprobs(Source):
         """
         has_mask = None
         for line, value in read_records(self.path):
-            place = Place(self.path, line)
-            row = self._row(value, place)
+            row = self._row(value, place := Place(self.path, line))
             if has_mask not in (None, row.mask is not None):
                 words = ("no mask", "one") if has_mask else ("a mask", "none")
                 place.refuse(f"it has {words[0]}", f"be like the lines before it, which have {words[1]}")
@@ -294,31 +293,27 @@ class Logprobs(Source):
 
     def _row(self, value: Mapping[str, Any], place: Place) -> Response:
         """The sequence of a line with a list of log-probabilities and perhaps a mask."""
-        names = [
-            name for name in (FIELDS if self.options["array"] is None else (self.options["array"],)) if name in value
-        ]
+        fields = FIELDS if self.options["array"] is None else (self.options["array"],)
+        names = [name for name in fields if name in value]
         if len(names) != 1:
             held = " and ".join(names) or "no log-probabilities"
             place.refuse(f"it holds {held}", f'hold one list, {{"{self.options["array"] or _NAME}": [...]}}')
         (name,) = names
         numbers = check_list(value[name], name, place)
-        field = self.options["mask"] or FIELDS.get(name)
-        marks: list[Any] = [1] * len(numbers)
-        has_mask = field is not None and field in value
+        field = self.options["mask"] or FIELDS.get(name) or ""
+        has_mask = bool(field) and field in value
         if self.options["mask"] is not None and self.options["mask"] not in value:
             place.refuse(f"it has no mask {self.options['mask']!r}", f"have it beside {name}")
-        if field is not None and has_mask:
-            marks = check_list(value[field], field, place, len(numbers))
+        marks = check_list(value[field], field, place, len(numbers)) if has_mask else [1] * len(numbers)
         for i, (number, mark) in enumerate(zip(numbers, marks, strict=True)):
             if mark not in (0, 1):
                 place.refuse(f"{field}[{i}] is {mark!r}", "be 0 or 1")
             is_known = is_log_prob(number) or (type(number) is float and not number > 1e-3)  # by rounding; nan, too
             if mark and number is not None and not is_known:
                 place.refuse(f"{name}[{i}] is {number!r}", "be a log-probability, a number of at most 0, or null")
-        of_request = value.get("custom_id")
         values = [one if mark and one is not None else np.nan for one, mark in zip(numbers, marks, strict=True)]
         choice = check_count(value.get("choice", 0), "choice", place)
-        of_request = of_request if of_request is None else str(of_request)
+        of_request = None if (own := value.get("custom_id")) is None else str(own)
         mask = np.array(marks, np.bool_) if has_mask else None
         return response_of(place.line, of_request, choice, np.array(values, np.float64), mask)
 

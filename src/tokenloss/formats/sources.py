@@ -165,8 +165,13 @@ class Source:
         -------
         Source
             A source of the same class.
+
+        Raises
+        ------
+        ValueError
+            If the source is blocks, which come from no file.
         """
-        raise NotImplementedError
+        raise_error("not for", name="like", fits=f"opens files, and this source holds {self.holds}")
 
     def absolute(self) -> Self:
         """Make all paths absolute, for a process in another directory.
