@@ -7,6 +7,7 @@ from tokenloss._comparison.mismatch import Mismatch
 from tokenloss._comparison.responses import ResponseComparison
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._comparison.text_comparison import BytesRate, TextComparison, TextSpan
+from tokenloss._core.estimate import Estimate
 from tokenloss._evaluation.results import Evaluation, Evaluations
 from tokenloss._scores.divergence import Divergences, TopkDivergence
 from tokenloss._scores.token_scores import TokenScores
@@ -14,7 +15,7 @@ from tokenloss._statistics.gates import Verdict, Verdicts
 from tokenloss._statistics.sequences import SequenceLosses
 
 __all__ = [
-    "BytesRate", "Comparison", "Comparisons", "Divergences", "DraftAcceptance", "Evaluation", "Evaluations", "Mismatch",
-    "ResponseComparison", "SampleComparison", "SampleMetric", "SequenceLosses", "TextComparison", "TextSpan",
-    "TokenScores", "TopkDivergence", "Verdict", "Verdicts",
+    "BytesRate", "Comparison", "Comparisons", "Divergences", "DraftAcceptance", "Estimate", "Evaluation", "Evaluations",
+    "Mismatch", "ResponseComparison", "SampleComparison", "SampleMetric", "SequenceLosses", "TextComparison",
+    "TextSpan", "TokenScores", "TopkDivergence", "Verdict", "Verdicts",
 ]  # fmt: skip

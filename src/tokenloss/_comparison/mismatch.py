@@ -21,7 +21,7 @@ from tokenloss._statistics.distributions import TAIL
 from tokenloss._statistics.gates import (
     CANNOT_TELL,
     HOLDS,
-    Estimate,
+    Reach,
     Verdicts,
     checked_limits,
     checked_tail,
@@ -117,7 +117,7 @@ def _mean_of_exp(logs: Float64Array, ids: IntArray | None) -> tuple[float, float
     return mean.mean * factor, mean.stderr * factor, log, mean.factor()
 
 
-def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tail: float) -> tuple[Estimate, Mean]:
+def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tail: float) -> tuple[Reach, Mean]:
     """The estimate of the effective sample size of weights ``exp(logs)``, as a fraction of their number.
 
     It is 1 / (1 + v) with v their variance over the square of their mean. The mean that comes with it is v, as the mean
@@ -137,7 +137,7 @@ def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tai
         ends = exp(min(jackknifed.mean, whole) - radius), exp(max(jackknifed.mean, whole) + radius)
         distance = abs((math.log(of_variance) if of_variance else -math.inf) - whole)
         needed = needed_count(mean._independent.count, radius, distance, tail)
-        estimate = Estimate(variance, *ends, needed)
+        estimate = Reach(variance, *ends, needed)
     figure, high, low = (1 / (1 + value) for value in estimate[:3])
     return estimate._replace(figure=figure, low=low, high=high), mean
 

@@ -17,7 +17,7 @@ from tokenloss._core.signature import signature_of
 from tokenloss._statistics.advice import void_of
 from tokenloss._statistics.distributions import TAIL, quantile_ranks, student_quantile
 from tokenloss._statistics.gates import (
-    Estimate,
+    Reach,
     Verdicts,
     beside_noise,
     checked_limits,
@@ -459,14 +459,14 @@ def quantile_intervals(
 
 def _quantile_estimate(
     values: Float64Array, fraction: float, ids: IntArray | None, mean: Mean, limit: float, tail: float
-) -> Estimate:
+) -> Reach:
     """The estimate of a quantile, which more texts tell from a limit as they tell what fraction of tokens it bounds."""
     n, below = values.size, Mean(values <= limit, ids)
     low, high = quantile_intervals(values, (fraction,), ids, mean, tail)[fraction]
     radius = student_quantile(tail, max(n - 1, 1)) * math.sqrt(fraction * (1 - fraction) / max(n, 1))
     radius = max(radius, below.stderr * mean.factor(tail))
     needed = needed_count(mean._independent.count, radius, abs(below.mean - fraction), tail)
-    return Estimate(quantiles(np.sort(values), (fraction,))[fraction], low, high, needed)
+    return Reach(quantiles(np.sort(values), (fraction,))[fraction], low, high, needed)
 
 
 def _clustered_radii(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from tokenloss._core.estimate import Estimate
 from tokenloss._core.text import as_strict_json, printable, shortened
 
 if TYPE_CHECKING:
@@ -306,6 +307,8 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two values are the same; nan equals nan, and arrays must have the same dtype, shape and bits."""
     if type(one) is not type(other):
         return False
+    if isinstance(one, Estimate):
+        return all(map(_same, (float(one), *one._known_errors()), (float(other), *other._known_errors())))
     if isinstance(one, np.ndarray):
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False

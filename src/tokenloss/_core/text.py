@@ -87,7 +87,9 @@ def as_strict_json(value: Any) -> Any:
         return [as_strict_json(item) for item in value]
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 def title(files: Sequence[str]) -> str:

@@ -218,7 +218,7 @@ def checked_tail(confidence: Any) -> float:
 # -- intervals and verdicts --------------------------------------------------------------------------------------------
 
 
-class Estimate(NamedTuple):
+class Reach(NamedTuple):
     """A figure, its interval, and about how many texts in all would tell it from a limit; inf if no number would."""
 
     figure: float
@@ -227,21 +227,19 @@ class Estimate(NamedTuple):
     needed: float
 
 
-def mean_estimate(
-    mean: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool = False
-) -> Estimate:
+def mean_estimate(mean: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool = False) -> Reach:
     """The estimate of a mean of values >= 0, such as divergences or losses, or with `is_signed` of any sign."""
     if not math.isfinite(mean):
-        return Estimate(mean, *_UNKNOWN, math.inf)
+        return Reach(mean, *_UNKNOWN, math.inf)
     stderr, factor = independent.stderr, independent.factor(tail)
     radius, distance = stderr * factor, abs(limit - mean)
     low, high = (mean - radius, mean + radius) if is_signed else interval_above_0(mean, stderr, factor)
     if not is_signed and mean > 0:
         radius, distance = radius / mean, abs(math.log(limit / mean)) if limit > 0 else math.inf
-    return Estimate(mean, low, high, needed_count(independent.count, radius, distance, tail))
+    return Reach(mean, low, high, needed_count(independent.count, radius, distance, tail))
 
 
-def exp_estimate(log: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool) -> Estimate:
+def exp_estimate(log: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool) -> Reach:
     """The estimate of the exponential of such a mean: a perplexity, or a ratio, whose logarithm is signed."""
     log_limit = math.log(limit) if limit else -math.inf
     of_log = mean_estimate(log, independent, log_limit, tail, is_signed=is_signed)
@@ -249,7 +247,7 @@ def exp_estimate(log: float, independent: ExactRatio, limit: float, tail: float,
     return of_log._replace(figure=math.nan if log == -math.inf else figure, low=low, high=high)
 
 
-def share_estimate(share: float, count: int, independent: ExactRatio, limit: float, tail: float) -> Estimate:
+def share_estimate(share: float, count: int, independent: ExactRatio, limit: float, tail: float) -> Reach:
     """The estimate of a fraction of tokens, by the binomial distribution, whose ends stay between 0 and 1.
 
     It assumes the number of independent tokens that would have its standard error, with the error's degrees of freedom
@@ -258,7 +256,7 @@ def share_estimate(share: float, count: int, independent: ExactRatio, limit: flo
     fraction `_WORST` of the tokens does.
     """
     if math.isnan(share):
-        return Estimate(share, *_UNKNOWN, math.inf)
+        return Reach(share, *_UNKNOWN, math.inf)
     number, texts = independent.effective_count, independent.count
     if texts < count:
         variance = independent.stderr**2
@@ -268,12 +266,12 @@ def share_estimate(share: float, count: int, independent: ExactRatio, limit: flo
     radius = share - low if limit < share else high - share
     needed = needed_count(texts, radius, abs(limit - share), tail, 2 if 0 < share < 1 else 1)
     if texts == count:
-        return Estimate(share, low, high, needed)
+        return Reach(share, low, high, needed)
     # a kind of text that makes up more than 1 - tail ** (1 / texts) of all is in all but `tail` of the samples
     unseen = -_WORST * math.expm1(math.log(tail) / independent.effective_count)
     if 0 < (rest := 1 - limit if limit < share else limit) < _WORST:
         needed = max(needed, math.log(tail) / math.log1p(-rest / _WORST) * texts / independent.effective_count)
-    return Estimate(share, min(low, 1 - unseen), max(high, unseen), needed)
+    return Reach(share, min(low, 1 - unseen), max(high, unseen), needed)
 
 
 def needed_count(count: int, radius: float, distance: float, tail: float, power: int = 2) -> float:
@@ -296,7 +294,7 @@ def needed_count(count: int, radius: float, distance: float, tail: float, power:
 
 
 def verdict_on(
-    gate: str, limit: float, estimate: Estimate, count: int, unit: str, *, notes: Sequence[str] = (),
+    gate: str, limit: float, estimate: Reach, count: int, unit: str, *, notes: Sequence[str] = (),
     is_lower_bound: bool = False, void: str = "",
 ) -> Verdict:  # fmt: skip
     """The verdict on a gate from an estimate of `count` texts or tokens; `void` is why its metric is meaningless."""

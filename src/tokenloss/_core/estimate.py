@@ -1,0 +1,94 @@
+"""Estimates: numbers with a standard error and a confidence interval."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+
+class Errors(NamedTuple):
+    """The standard error of an estimate, its 95 % interval, and what both take as independent."""
+
+    stderr: float = math.nan
+    interval: tuple[float, float] = (math.nan, math.nan)
+    unit: str = ""
+
+
+_UNKNOWN = Errors()
+
+
+class Estimate(float):
+    """A number with a standard error and a confidence interval; everywhere else, it behaves as a plain float.
+
+    Results contain estimates; there is no need to make one. Arithmetic, `abs` and `round` return plain floats.
+
+    Parameters
+    ----------
+    value : float
+        The number.
+    errors : tuple, or function that returns one
+        Standard error, interval and unit. A function is called when one of them is first read.
+
+    Examples
+    --------
+    >>> from tokenloss import LossMeter
+    >>> meter = LossMeter()
+    >>> meter.update([0.5, 1.5, 1.0, 1.2])
+    >>> meter.loss
+    1.05
+    >>> round(meter.loss.stderr, 4), meter.loss.unit
+    (0.2102, 'tokens')
+    >>> low, high = meter.perplexity.interval
+    >>> print(f"{meter.perplexity:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    2.858, 95 % interval 1.743 to 7.281
+    """
+
+    __slots__ = ("_errors",)
+    __module__ = "tokenloss.results"
+
+    _errors: Any  # a tuple, or a function of one that is not called yet
+
+    def __new__(
+        cls, value: float, errors: tuple[float, tuple[float, float], str] | Callable[[], Errors] = _UNKNOWN
+    ) -> Estimate:
+        estimate = float.__new__(cls, value)
+        estimate._errors = errors
+        return estimate
+
+    def _known_errors(self) -> Errors:
+        """The errors, computed at the first call."""
+        if not isinstance(self._errors, Errors):
+            self._errors = Errors(*(self._errors() if callable(self._errors) else self._errors))
+        return self._errors
+
+    @property
+    def stderr(self) -> float:
+        """The standard error; nan if it is unknown."""
+        return self._known_errors().stderr
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Both ends of the 95 % confidence interval; nan if they are unknown."""
+        return self._known_errors().interval
+
+    @property
+    def unit(self) -> str:
+        """What the standard error and the interval take as independent: "tokens", "sequences", "documents" and so on.
+
+        It is "" if they are unknown.
+        """
+        return self._known_errors().unit
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """Give NumPy a plain float, so that ``float32_array * estimate`` stays float32."""
+        plain = (float(one) if isinstance(one, Estimate) else one for one in inputs)
+        return getattr(ufunc, method)(*plain, **options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy the number and its errors."""
+        return Estimate, (float(self), tuple(self._known_errors()))
