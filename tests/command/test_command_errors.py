@@ -18,7 +18,7 @@ from tokenloss import compare_files, evaluate
 from tokenloss._command import commands
 from tokenloss._command.arguments import make_parser
 from tokenloss._evaluation import plan
-from tokenloss._evaluation import score as shard_run
+from tokenloss._evaluation import rows as shard_rows
 from tokenloss.formats import npz as npz_format
 from tokenloss.formats import open_scores
 
@@ -235,10 +235,10 @@ def test_out_of_memory(command, monkeypatch):
 def test_signals_remove_half_written_files(name, tmp_path):
     number = getattr(signal, name)
     program = (
-        "import sys, os, signal, time; from tokenloss._command import cli; from tokenloss._evaluation import score\n"
+        "import sys, os, signal, time; from tokenloss._command import cli; from tokenloss._evaluation import rows\n"
         "def slow(*args, **options):\n"
         "    print('begun', flush=True); time.sleep(60)\n"
-        "score._Run.take = slow\n"
+        "rows.RowReader._block = slow\n"
         f"signal.signal(signal.{name}, signal.SIG_DFL)\n"  # which nohup, or a shell in the background, may ignore
         "sys.exit(cli.main())"
     )
@@ -320,7 +320,7 @@ def test_signals_that_come_at_once_end_the_command_once(command, monkeypatch):
 
 
 def test_ctrl_c(command, monkeypatch):
-    monkeypatch.setattr(shard_run, "scores_of_kind", raising(KeyboardInterrupt))
+    monkeypatch.setattr(shard_rows, "scores_of_kind", raising(KeyboardInterrupt))
     assert command("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")
 
 

@@ -18,6 +18,7 @@ from places import DATA
 import tokenloss
 from tokenloss import NormWarning, ShiftWarning, evaluate
 from tokenloss._evaluation import checks, plan
+from tokenloss._evaluation import rows as shard_rows
 from tokenloss._evaluation import score as shard_run
 from tokenloss.formats import llama_cpp, open_hidden_states, open_scores
 from tokenloss.formats.lm_head import HEAD_FILES
@@ -208,7 +209,7 @@ def test_lm_head_that_is_damaged(damage, path):
         file = open_hidden_states(path / "hidden.npy", model).file
         os.utime(model, ns=(1, 1))
         with pytest.raises(ValueError, match=re.escape(f"{model}: changed after it was opened")):
-            shard_run.row_functions(file).losses(HIDDEN, TARGETS)
+            shard_rows.row_functions(file)[1](HIDDEN, TARGETS)
         return
     model.write_bytes(data[:-1] if damage == "cut" else b"\xff" * 8 + data[8:])
     assert f"{model}: byte " in refused_head(path, model)
@@ -320,7 +321,7 @@ def test_blocks_of_hidden_states(path, arguments, score_json, monkeypatch):
     monkeypatch.setattr(plan, "MAX_TILE_ROWS", 7)
     monkeypatch.setattr(plan, "_BLOCK_BYTES", 1)
     blocks = []
-    monkeypatch.setattr(shard_run, "check_map", lambda array: blocks.append(array.shape))
+    monkeypatch.setattr(shard_rows, "check_map", lambda array: blocks.append(array.shape))
     parts = score_json(*arguments)
     assert blocks.count(TARGETS.shape) == math.ceil(N / 7)
     assert parts["loss"] == pytest.approx(whole["loss"], abs=1e-7)

@@ -16,7 +16,7 @@ import tokenloss
 from tokenloss import ShiftWarning
 from tokenloss._core.text import as_strict_json
 from tokenloss._evaluation import plan
-from tokenloss._evaluation import score as run
+from tokenloss._evaluation import rows as shard_rows
 from tokenloss.formats import blocks, llama_cpp, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -342,10 +342,13 @@ def test_missing_shift_for_any_cut(block_rows, npz, tmp_path, monkeypatch):
 
 def test_sample_of_the_shift_is_of_256_rows(monkeypatch):
     calls = []
-    loss = run.cross_entropy
-    monkeypatch.setitem(
-        run._LOSSES, "logits", lambda *arrays, **options: calls.append(len(arrays[0])) or loss(*arrays, **options)
-    )
+    loss = shard_rows.cross_entropy
+
+    def counting(*arrays, **options):
+        calls.append(len(arrays[0]))
+        return loss(*arrays, **options)
+
+    monkeypatch.setitem(shard_rows._LOSSES, "logits", counting)
     logits, ids = causal(400)
     tokenloss.evaluate([(logits[i : i + 100], ids[i : i + 100]) for i in range(0, 400, 100)], shift=False)
     assert calls == []

@@ -10,7 +10,7 @@ from commands import at_most, run
 from files import LOGITS, MAPPED, TARGETS, save_compressed_npz
 
 from tokenloss._evaluation import compared_shard, plan
-from tokenloss._evaluation import score as shard_run
+from tokenloss._evaluation import rows as shard_rows
 from tokenloss._evaluation.sequences import SequenceCollector
 from tokenloss.formats import open_scores
 
@@ -148,7 +148,7 @@ def test_targets_are_copied_before_they_are_used(tmp_path, monkeypatch):
     np.save(tmp_path / "logits.npy", LOGITS)
     np.save(tmp_path / "targets.npy", TARGETS)
     seen = []
-    scores_of_kind = shard_run.scores_of_kind
+    scores_of_kind = shard_rows.scores_of_kind
 
     def changing(logits, targets, **options):
         seen.append(targets.copy())
@@ -156,6 +156,6 @@ def test_targets_are_copied_before_they_are_used(tmp_path, monkeypatch):
         seen.append(targets.copy())
         return scores_of_kind(logits, targets, **options)
 
-    monkeypatch.setattr(shard_run, "scores_of_kind", changing)
+    monkeypatch.setattr(shard_rows, "scores_of_kind", changing)
     assert run("score", tmp_path / "logits.npy", tmp_path / "targets.npy")[0] == 0
     np.testing.assert_array_equal(seen, [TARGETS] * 2)

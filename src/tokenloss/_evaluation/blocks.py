@@ -13,7 +13,7 @@ from tokenloss._core.dtypes import as_array, as_float_array, dtype_name, without
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import check_mask
 from tokenloss._evaluation import score
-from tokenloss._evaluation.parts import BlockTotal, ScoredBlock, summed
+from tokenloss._evaluation.parts import ScoredBlock, summed
 from tokenloss._evaluation.plan import checked_shard
 from tokenloss._evaluation.sequences import RowSequences
 from tokenloss._evaluation.shards import OpenShard, Shard, check_shiftable, shifted_shard
@@ -103,11 +103,12 @@ class _Maker:
     ) -> None:
         self._kind, self._options, self._tokenizer = source.options["kind"], options, tokenizer
         self._found, self._n_seen, self._sampled = found, 0, 0
-        total = BlockTotal(0)
-        for result in found:
-            total.add(result)
-        self._rows, self._n_sequences, self._counts = total.rows, total.n_sequences, dict(total.counts)
-        self.before = _Before(total.facts and total.facts.shape[-1], total.has_ids)
+        self._rows, self._n_sequences, self._counts, self.before = 0, 0, dict[int, int](), _Before()
+        if found:
+            facts, self._n_sequences, ids, n_rows, *_ = summed(found, 0)
+            self._rows, self.before = facts.rows, _Before(facts.shape[-1], ids is not None)
+            if ids is not None and n_rows is not None:
+                self._counts.update(zip(ids.tolist(), n_rows.tolist(), strict=True))
         self._begun: dict[int, int] = {}  # per text number: hidden ids so far, or WRITTEN
         for result in found[:first]:
             if result.begun is not None:

@@ -92,7 +92,7 @@ def _comparisons(
         if types is not None:
             table = comparison.by(types)
             about["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
-        if comparison.sequences is not None and len(shards) > 1 and not _share_numbers(shards):
+        if comparison.sequences is not None and len(shards) > 1 and not shards[0].shares_numbers:
             about["sequences"] = _with_files(rows_of(comparison.sequences), shards, firsts)
         rms = [[one for result in results for one in result.rms[model]] for model in (0, number + 1)]
         if any(rms):
@@ -119,15 +119,10 @@ def _dtypes(shards: Sequence[Shard], model: int) -> str:
     return ", ".join(sorted({shard.models[model].dtype for shard in shards}))
 
 
-def _share_numbers(shards: Sequence[Shard]) -> bool:
-    """Whether numbers of sequences mean the same in all shards."""
-    return shards[0].segments is not None and shards[0].segments.start is not None
-
-
 def _first_numbers(shards: Sequence[Shard], options: Options, handles: Handles) -> list[int]:
     """What is added to the sequence numbers of each shard to make them unique; 0 if all share one numbering."""
     firsts = [0]
-    for shard in () if _share_numbers(shards) else shards:
+    for shard in () if shards[0].shares_numbers else shards:
         numbers = handles.open_shard(shard, options).sequences.numbers(0, shard.rows)
         firsts.append(firsts[-1] + int(numbers.max(initial=-1)) + 1)
         if firsts[-1] >= 2**63 and len(shards) > 1:

@@ -319,8 +319,7 @@ def _ids_of(shard: Shard, options: Options, handles: Handles) -> tuple[Array, In
     if np.count_nonzero(np.diff(numbers, prepend=-1)) > np.unique(numbers).size:
         got, fits = "holds sequences whose tokens are mixed", "hold them one after the other, as the text does"
         raise_error("content", path=shard.path, got=got, fits=fits)
-    is_shared = shard.segments is not None and shard.segments.start is not None
-    return ids, documents, is_shared or not stored.sequences.exist
+    return ids, documents, shard.shares_numbers or not stored.sequences.exist
 
 
 class _Losses(Sink):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -39,63 +38,37 @@ class ScoredBlock(NamedTuple):
     begun: IntArray | None = None  # with a tokenizer: numbers of texts, each before its hidden ids so far, or WRITTEN
 
 
-@dataclass
-class BlockTotal:
-    """The sum of blocks, one after the other."""
-
-    top: int
-    facts: Facts | None = None  # of all blocks; None before the first one
-    has_ids: bool | None = None  # whether blocks have segment ids; None before the first block
-    n_sequences: int = 0
-    counts: dict[int, int] = field(default_factory=dict)  # of the rows of each sequence, if these have ids
-    results: list[ShardResult] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return 0 if self.facts is None else self.facts.rows
-
-    def add(self, block: ScoredBlock) -> None:
-        """Add one more block."""
-        first_row, first = self.rows, 0 if block.ids is not None else self.n_sequences
+def summed(blocks: Sequence[ScoredBlock], top: int) -> ScoredBlock:
+    """Blocks as if they were one; there must be at least one."""
+    results, counts = list[ShardResult](), dict[int, int]()  # by the number of a sequence with an id: its rows
+    facts = blocks[0].facts._replace(path="", shape=(0, blocks[0].facts.shape[-1]), n_scored_rows=0)
+    n_sequences, has_ids, padding = 0, blocks[0].ids is not None, None
+    for block in blocks:
         tokens = [
             token._replace(
-                row=(token.row or 0) + first_row, sequence=None if token.sequence is None else token.sequence + first
+                row=(token.row or 0) + facts.rows,
+                sequence=None if token.sequence is None else token.sequence + n_sequences,
             )
             for token in block.result.highest_loss_tokens
         ]
-        sequences = block.result.sequences._replace(ids=block.result.sequences.ids + first)
-        self.results.append(block.result._replace(highest_loss_tokens=tokens, sequences=sequences))
-        self.n_sequences += block.n_sequences
+        sequences = block.result.sequences._replace(ids=block.result.sequences.ids + n_sequences)
+        results.append(block.result._replace(highest_loss_tokens=tokens, sequences=sequences))
+        n_sequences += block.n_sequences
         if block.ids is not None and block.n_rows is not None:
             for number, n in zip(block.ids.tolist(), block.n_rows.tolist(), strict=True):
-                self.counts[number] = self.counts.get(number, 0) + n
-        one = block.facts
-        before = self.facts or one._replace(path="", shape=(0, one.shape[-1]), n_scored_rows=0)
-        self.has_ids = block.ids is not None
-        self.facts = before._replace(
-            shape=(before.rows + one.rows, one.shape[-1]),
-            n_scored_rows=before.n_scored_rows + one.n_scored_rows,
-            shares_numbers=self.has_ids,
-            dtype=_listed(before.dtype, one.dtype),
-            target_type=_listed(before.target_type, one.target_type),
-            padding=_joined_padding(before.padding, one.padding) if self.facts else one.padding,
+                counts[number] = counts.get(number, 0) + n
+        one, padding = block.facts, _joined_padding(padding, block.facts.padding)
+        facts = facts._replace(
+            shape=(facts.rows + one.rows, one.shape[-1]),
+            n_scored_rows=facts.n_scored_rows + one.n_scored_rows,
+            shares_numbers=has_ids,
+            dtype=_listed(facts.dtype, one.dtype),
+            target_type=_listed(facts.target_type, one.target_type),
+            padding=padding,
         )
-
-    def all(self) -> ScoredBlock:
-        """All blocks as one."""
-        assert self.facts is not None
-        ids, n_rows = (np.array([*column], np.int64) for column in (self.counts, self.counts.values()))
-        block = ScoredBlock(self.facts, self.n_sequences, None, None, ShardResult.total(self.results, self.top))
-        return block._replace(ids=ids, n_rows=n_rows) if self.has_ids else block
-
-
-def summed(blocks: Sequence[ScoredBlock], top: int) -> ScoredBlock:
-    """Blocks as if they were one."""
-    total = BlockTotal(top)
-    for block in blocks:
-        total.add(block)
-    return total.all()
+    ids, n_rows = (np.array([*column], np.int64) for column in (counts, counts.values()))
+    total = ScoredBlock(facts, n_sequences, None, None, ShardResult.total(results, top))
+    return total._replace(ids=ids, n_rows=n_rows) if has_ids else total
 
 
 def _joined_padding(one: dict[str, int] | None, other: dict[str, int] | None) -> dict[str, int] | None:

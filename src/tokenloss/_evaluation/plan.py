@@ -175,8 +175,9 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
     """The shards with `split` set: with one file of segment ids for all, a sequence may be in several shards."""
     numbers = []
     for shard in shards:
-        if shard.segments is None or shard.segments.start is None:
+        if not shard.shares_numbers:
             return shards
+        assert shard.segments is not None
         with with_file_names(shard.segments.path):
             array = shard.segments.array(shard.spec).reshape(-1)
             numbers.append(np.unique(check_segment_ids(array, (shard.rows,)), return_counts=True))

@@ -14,6 +14,7 @@ from tokenloss._evaluation import checks
 from tokenloss._evaluation.compared_shard import bytes_per_row, projected
 from tokenloss._evaluation.options import Options
 from tokenloss._evaluation.plan import planned, rows_per_block
+from tokenloss._evaluation.rows import SHIFT_SAMPLE, RowReader
 from tokenloss._evaluation.shards import refuse_without_targets
 from tokenloss._scores.class_log_probs import class_log_probs
 from tokenloss._scores.token_scores import token_scores
@@ -51,9 +52,14 @@ class ScoredResponses:
         self.words = f"{scores.kind} of {scores.dtype}"
         self._scores, self._responses = scores, responses
         self._is_base, self._workers = is_base, work.workers
-        self._first = checks.FirstRows(scores, shard.spec, worded("kind", "base_kind") if is_base else "kind")
-        self._blocks = scores.blocks(rows_per_block(bytes_per_row(scores)))
-        self._block, self._start = np.empty((0, 0)), 0
+        self._blocks = iter(
+            RowReader(
+                shard._replace(models=shard.models[:1]), opened._replace(others=()), options,
+                rows_per_block(bytes_per_row(scores)), lambda n_bytes: None,
+                worded("kind", "base_kind") if is_base else "kind", sampled=SHIFT_SAMPLE,
+            )
+        )  # fmt: skip
+        self._start, self._block = 0, np.empty((0, 0))
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Pair]:
@@ -153,9 +159,7 @@ class ScoredResponses:
         first = 0
         while first < len(rows):
             while rows[first] >= self._start + len(self._block):
-                self._start += len(self._block)
-                self._block = next(self._blocks)
-                self._first.check(self._block, self._counted[self._start : self._start + len(self._block)])
+                self._start, self._block, *_ = next(self._blocks)
             last = int(np.searchsorted(rows, self._start + len(self._block)))
             block: Any = self._block[rows[first:last] - self._start]
             with with_file_names(self._scores.path):

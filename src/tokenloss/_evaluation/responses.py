@@ -117,7 +117,7 @@ def score_file(unit: FileUnit, work: Work) -> ShardResult:
     failed, table = list(file.failed), joined(NO_SOURCES, sources)
     figures = ResponseFigures(file.dialect, file.part, **counts, rounding=rounding, failed=failed, sources=table)
     ignored = counts["n_without_number"] + counts["n_sentinels"]
-    top = highest.tokens()
+    top = highest.tokens
     return ShardResult(meter, ignored, greedy, top, sequences, responses=figures, n_infinite=n_infinite)
 
 

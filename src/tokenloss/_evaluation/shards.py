@@ -130,6 +130,11 @@ class Shard(NamedTuple):
         return math.prod(self.batch)
 
     @property
+    def shares_numbers(self) -> bool:
+        """Whether numbers of sequences mean the same in other shards: one file of segment ids serves all."""
+        return self.segments is not None and self.segments.start is not None
+
+    @property
     def targets_path(self) -> str:
         """The file that contains the targets."""
         return self.targets.path if self.targets else self.path
@@ -168,7 +173,7 @@ class Shard(NamedTuple):
         return Facts(
             spec.path, spec.kind, spec.shape, spec.dtype, self.target_type, self.n_scored_rows,
             self.targets and self.targets.path, self.segments and self.segments.path,
-            self.segments is not None and self.segments.start is not None,
+            self.shares_numbers,
             int(np.count_nonzero(~self.windows.new(self.rows))) if self.windows else 0,
             self.repeats, self.n_bytes_without_token, self.padding, head and head.spec, spec.head_figures,
         )  # fmt: skip

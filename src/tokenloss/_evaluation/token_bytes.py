@@ -48,8 +48,7 @@ def with_token_bytes(
             raise_error("content", path=shard.targets_path, got=got, fits=fits)
         if len(shard.shape) > 3 and opened.sequences.exist and not opened.sequences.are_given:
             raise_error("shape", name=f"{shard.path}: {shard.spec.kind}", got=shard.shape, fits="(N, T, V) for N texts")
-        is_shared = shard.segments is not None and shard.segments.start is not None
-        may_go_on = is_shared or shard.windows is not None or not opened.sequences.exist
+        may_go_on = shard.shares_numbers or shard.windows is not None or not opened.sequences.exist
         own = _bytes_of_shard(shard, opened, opened.ids, options, tokenizer, begun if may_go_on else {}, aligned)
         found.append((own, scored_rows(opened, options.ignore_index)))
         planned.append(shard._replace(padding=padding_of(opened, opened.ids, found[-1][1], options, tokenizer)))

@@ -1,0 +1,226 @@
+"""Reads the rows of a shard, of one model or of a base and candidates in step, with their targets and sequences."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import as_float_array
+from tokenloss._core.errors import with_file_names
+from tokenloss._core.signature import IdsHash
+from tokenloss._core.validation import as_positions
+from tokenloss._evaluation import checks
+from tokenloss._evaluation.results import ShiftSample
+from tokenloss._evaluation.shards import LEFT_OUT
+from tokenloss._scores.linear import linear_cross_entropy, linear_token_scores
+from tokenloss._scores.losses import cross_entropy, cross_entropy_loss, nll_loss
+from tokenloss._scores.token_scores import TokenScores, token_job
+from tokenloss.formats.mapped import check_map, rows_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tokenloss._core.types import Array, BoolArray, IntArray
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.shards import OpenShard, Shard
+    from tokenloss.formats.scores_file import LmHead, ScoresFile
+
+SHIFT_SAMPLE = 256  # rows that show whether targets should be shifted
+
+_LOSSES: dict[str, Callable[..., Any]] = {
+    "logits": jobs.of_known_kind(cross_entropy),
+    "log_probs": nll_loss,
+    "probs": lambda probs, targets, **options: cross_entropy_loss(targets, probs, **options),
+}
+
+
+class RowBlock(NamedTuple):
+    """The next rows of a shard."""
+
+    start: int  # the number of the first row
+    scores: Array  # or hidden states, of the base or the only model
+    others: Iterator[Array]  # of each candidate, read one after the other to need little memory
+    targets: Array  # class ids, or distributions
+    ids: Array  # class ids, or the likeliest class of each distribution
+    scored: BoolArray | None  # mask of the rows that have a target; None for all
+    mask: BoolArray | None  # the same without the rows that a block's own mask leaves out
+    kept: BoolArray  # the same without ignored targets
+    text: Array | None
+    sequences: IntArray  # the number of each row's sequence, negative for none
+    positions: IntArray  # in these sequences
+
+    @property
+    def rows(self) -> IntArray:
+        """The number of each row."""
+        return np.arange(self.start, self.start + len(self.ids))
+
+    @property
+    def place(self) -> str | None:
+        """Words about where errors count positions from."""
+        return f"rows from {self.start} on" if self.start else None
+
+    def selected(self, array: Any) -> Any:
+        """The part of an array at the rows that have a target."""
+        return array if array is None or self.scored is None else array[self.scored]
+
+
+class RowReader:
+    """Reads the rows of all models of a shard, block by block, and checks the kind of their scores.
+
+    `advance` gets the number of bytes after each part is read, `kind_option` is the argument that gives the kind of the
+    base, and `sampled` the number of rows that are already in the sample of shifted targets.
+    """
+
+    def __init__(
+        self, shard: Shard, opened: OpenShard, options: Options, max_rows: int, advance: Callable[[int], None],
+        kind_option: str = "kind", sampled: int = 0,
+    ) -> None:  # fmt: skip
+        file, targets, scored, text, self._sequences, mask, others, *_ = opened
+        self._shard, self._max_rows, self._advance, self.files = shard, max_rows, advance, (file, *others)
+        self._is_soft = targets.ndim == len(file.shape)
+        self._targets = targets if self._is_soft else targets.reshape(-1)
+        self._scored, self._mask, self._text = (
+            None if array is None else array.reshape(-1) for array in (scored, mask, text)
+        )
+        self._has_targets = opened.has_targets
+        self._ignore_index = options.ignore_index if opened.has_targets else LEFT_OUT
+        names = kind_option, *("kind" for _ in others)
+        specs = zip(self.files, shard.models, names, strict=True)
+        self.first = [checks.FirstRows(one, spec, name) for one, spec, name in specs]
+        can_shift = not self._is_soft and opened.has_targets and not any(one.is_shifted for one in self.files)
+        samples = can_shift and (options.shift is None or (options.shift and not others))
+        self._sampler = ShiftSampler(
+            row_functions(file)[1], options, self._sequences.are_given, SHIFT_SAMPLE - sampled if samples else 0
+        )
+        self.n_rows, self._hash = 0, IdsHash()
+
+    def __iter__(self) -> Iterator[RowBlock]:
+        """Read the next rows."""
+        base, *others = (file.blocks(self._max_rows) for file in self.files)
+        pieces = [_Pieces(blocks) for blocks in others]
+        for rows in base:
+            block = self._block(rows)
+            self.first[0].check(rows, block.kept)
+            yield block._replace(others=self._candidates(pieces, block))
+            self._advance(rows.nbytes)
+            with with_file_names(self.files[0].path, block.place):
+                self._sampler.update(block)
+            if self._has_targets:
+                self._hash.add(IdsHash.of(block.ids[block.kept], block.sequences[block.kept]))
+            if self._sequences.are_in_order:  # those before the last one have ended
+                self._hash = self._hash.only(block.sequences[-1:].tolist())
+
+    def _candidates(self, pieces: list[_Pieces], block: RowBlock) -> Iterator[Array]:
+        """The rows of each candidate that belong to a block of the base."""
+        for piece, first in zip(pieces, self.first[1:], strict=True):
+            rows = piece.take(len(block.kept))
+            first.check(rows, block.kept)
+            yield rows
+            self._advance(rows.nbytes)
+
+    def _block(self, scores: Array) -> RowBlock:
+        """The block of these scores, which come next."""
+        start, self.n_rows = self.n_rows, self.n_rows + len(scores)
+        check_map(self._targets)
+        scored, mask, text = (
+            None if array is None else array[start : self.n_rows] for array in (self._scored, self._mask, self._text)
+        )
+        mask = scored if mask is None else mask if scored is None else scored & mask
+        kept = np.ones(len(scores), np.bool_) if mask is None else mask
+        if self._is_soft:
+            targets = rows_at(self._targets, start, self.n_rows)
+            ids = checks.distribution_argmax(self._shard, start, targets, mask)
+        else:
+            ids = targets = np.array(self._targets[start : self.n_rows])
+            kept = kept if self._ignore_index is None else kept & (ids != self._ignore_index)
+        numbers = self._sequences.numbers(start, self.n_rows)
+        positions = self._sequences.next_positions(start, numbers)
+        return RowBlock(start, scores, iter(()), targets, ids, scored, mask, kept, text, numbers, positions)
+
+    def facts(self) -> dict[str, Any]:
+        """What results of all rows have in common, by the names of their fields."""
+        ends = self._hash.ends(self._shard.split)
+        return {"shift_sample": self._sampler.sample, "ids_sum": self._hash.total, "ids_ends": ends}
+
+
+class _Pieces:
+    """Rows that are read in blocks of one size, and taken in another."""
+
+    def __init__(self, blocks: Iterator[Array]) -> None:
+        self._blocks = blocks
+        self._left: Array | None = None
+
+    def take(self, n: int) -> Array:
+        """The next rows."""
+        rows = next(self._blocks) if self._left is None else self._left
+        while len(rows) < n:
+            rows = np.concatenate([rows, next(self._blocks)])
+        self._left = rows[n:] if len(rows) > n else None
+        return rows[:n]
+
+
+def row_functions(file: ScoresFile) -> tuple[Callable[..., TokenScores], Callable[..., Any]]:
+    """The token scores and the losses of rows of this file, which are scores or hidden states, as functions."""
+    if file.lm_head is None:
+        return functools.partial(scores_of_kind, kind=file.kind), _LOSSES[file.kind]
+    scores, losses = linear_token_scores, linear_cross_entropy
+    return functools.partial(_project, scores, file.lm_head), functools.partial(_project, losses, file.lm_head)
+
+
+def scores_of_kind(
+    block: Array, targets: Array, *, kind: str, ignore_index: int | None, where: BoolArray | None, top_k: int,
+    workers: int | None, logit_scale: float = 1.0,
+) -> TokenScores:  # fmt: skip
+    """The same as `token_scores`, for rows that may be cut to their likeliest classes and need not add up to 1."""
+    array, code = as_float_array(kind, block)
+    scores = _core.Scores(kind, array, code, 1, array.shape, _core.KINDS.index(kind))
+    positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
+    job, columns = token_job(scores, positions, (logit_scale, 0.0), top_k)
+    jobs.run(job, workers)
+    return TokenScores(**columns)
+
+
+def _project(function: Callable[..., Any], head: LmHead, hidden: Array, targets: Array, **options: Any) -> Any:
+    """The result of a function that projects hidden states, with the head of their file."""
+    check_map(head.weight)
+    options |= {"lm_head_bias": head.bias, "logit_scale": head.logit_scale, "softcap": head.softcap}
+    return function(hidden, head.weight, targets, **options)
+
+
+class ShiftSampler:
+    """Compares the losses of the first rows with those for the next row's target, which a shift would give them.
+
+    If targets are shifted, it is the row before whose target they would have without the shift.
+    """
+
+    def __init__(self, losses: Callable[..., Any], options: Options, has_ids: bool, left: int) -> None:
+        self._losses, self._ignore_index, self._are_shifted = losses, options.ignore_index, bool(options.shift)
+        self._has_ids, self._left = has_ids, left  # with ids, negative ones mean no sequence
+        self._last: tuple[Array, ...] = ()  # the last row of the block before, with its target, sequence and mask
+        self.sample = ShiftSample()
+
+    def update(self, block: RowBlock) -> None:
+        """Add a block of rows."""
+        if self._left <= 0:
+            return
+        tokens = block.scores, block.ids, block.sequences, block.kept
+        if self._last:
+            self._take(*(np.concatenate([last, new[:1]]) for last, new in zip(self._last, tokens, strict=True)))
+        self._take(*tokens)
+        self._last = tuple(np.array(array[-1:]) for array in tokens)
+
+    def _take(self, rows: Array, ids: Array, numbers: Array, kept: Array) -> None:
+        """Add the pairs of neighboring rows of one sequence."""
+        has_next = (numbers[1:] == numbers[:-1]) & kept[:-1] & kept[1:]
+        if self._has_ids:
+            has_next &= numbers[1:] >= 0
+        pairs = np.flatnonzero(has_next)[: self._left]
+        self._left -= len(pairs)
+        own, others = (pairs + 1, pairs) if self._are_shifted else (pairs, pairs + 1)
+        loss, options = self._losses, {"reduction": "none", "ignore_index": self._ignore_index}
+        with np.errstate(invalid="ignore", over="ignore"):
+            gain = loss(rows[own], ids[own], **options) - loss(rows[own], ids[others], **options)
+            self.sample += ShiftSample(len(pairs), float(gain.sum()), float(np.square(gain).sum()))
