@@ -26,7 +26,16 @@ from tokenloss._evaluation.response_scores import ScoredResponses, runs
 from tokenloss._evaluation.responses import columns_of_responses, scores_of_responses
 from tokenloss._evaluation.score import score_shard
 from tokenloss._evaluation.sink import ComparedBlock
-from tokenloss.formats.logprobs import Logprobs, lists_seem_padded, response_of
+from tokenloss.formats.logprobs import (
+    Logprobs,
+    lists_seem_padded,
+    read_array,
+    read_lines,
+    read_segment_ids,
+    refuse_padding,
+    response_of,
+    seems_padded,
+)
 from tokenloss.formats.responses import Responses, open_responses
 from tokenloss.formats.scores import Scores
 
@@ -240,7 +249,7 @@ def _compare_losses(unit: PairUnit, work: Work) -> ComparedLosses:
         result = _of_rows(base, other)
         padded = [side.padded for side in (base, other) if isinstance(side, _Rows) and side.padded is not None]
     if padded and not result.mismatch({}).void:  # a diagnosis that calls the figures void says what to do
-        padded[0].refuse_padding()
+        refuse_padding(padded[0])
     if work.emit:
         found = result.mismatch({})
         columns, unknown = found.columns(), np.full(found.kept.size, -1)
@@ -266,12 +275,11 @@ def _side(source: Source, work: Work) -> _Array | _Rows:
     path = source.paths[0]
     if isinstance(source, Scores):
         return _of_scores(source, work)
-    if isinstance(source, Logprobs) and not source.are_lines:
-        values = source.values()
-        mask = source.mask(values.shape)
+    if isinstance(source, Logprobs) and source.shape is not None:
+        values, mask = read_array(source)
         return _Array(source, path, values, np.ones(values.shape, np.bool_) if mask is None else mask)
     if isinstance(source, Logprobs):
-        rows = [*source.lines()]
+        rows = [*read_lines(source)]
         seem_padded = lists_seem_padded([row.logprobs for row in rows if row.mask is None])
         return _Rows(path, rows, source if seem_padded else None)
     assert isinstance(source, Responses)
@@ -318,10 +326,10 @@ def _of_arrays(base: _Array, other: _Array) -> tuple[ComparedLosses, list[Logpro
         raise_error("content", path=paths[1], got=got, fits=f"have {lengths[0][row]}, as {paths[0]}")
     sources = [(side.source, values) for side, values in ((base, ours), (other, theirs))]
     arrays = [(source, values) for source, values in sources if isinstance(source, Logprobs)]
-    padded = [source for source, values in arrays if source.seems_padded(values)]
-    if len(padded) == len(sources) and not any(source.has_names for source in padded):
-        padded[0].refuse_padding()
-    numbers = [ids for source, _ in arrays if (ids := source.segment_ids(shape)) is not None]
+    padded = [source for source, values in arrays if seems_padded(source, values)]
+    if len(padded) == len(sources) and not any(source.array is not None for source in padded):
+        refuse_padding(padded[0])
+    numbers = [ids for source, _ in arrays if (ids := read_segment_ids(source, shape)) is not None]
     if len(numbers) > 1 and not np.array_equal(numbers[0], numbers[1]):
         own, others = (side.source.token_options.segment_ids[0] for side in (base, other))
         raise_error("content", path=others, got="has other sequences", fits=f"have those of {own}")

@@ -26,10 +26,11 @@ from tokenloss.formats.sources import Source, TokenOptions
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import NoReturn
 
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss.formats.mapped import ArrayLocation
 
     _Path = str | os.PathLike[str]
 
@@ -52,6 +53,10 @@ class Logprobs(Source):
 
     Attributes
     ----------
+    array, mask : str or None
+        The names of the array and of its mask, if the file names its arrays.
+    shape : tuple of int or None
+        The shape of the array; None for lines of JSON.
     dialect, part, failed : str, str, tuple
         As in `Responses`, here always "log-probabilities", "generated" and ().
 
@@ -76,15 +81,15 @@ class Logprobs(Source):
     })  # fmt: skip
     dialect = "log-probabilities"  # in place of a server's
     part = "generated"
+    failed = ()
 
-    @property
-    def failed(self) -> tuple[()]:
-        """Lines that failed: none."""
-        return ()
+    array: str | None = None
+    mask: str | None = None
+    shape: tuple[int, ...] | None = None
 
     def _words(self) -> list[str]:
         """Its shape."""
-        return ["lines of JSON" if self.are_lines else " x ".join(f"{n:,}" for n in self._located(self._name).shape)]
+        return ["lines of JSON" if self.shape is None else " x ".join(f"{n:,}" for n in self.shape)]
 
     @property
     def path(self) -> str:
@@ -92,230 +97,162 @@ class Logprobs(Source):
         return self.paths[0]
 
     @property
-    def are_lines(self) -> bool:
-        """Whether each line of JSON has a sequence."""
-        return are_records(self.path)
-
-    @property
     def are_sequences(self) -> bool:
         """Whether tokens belong to sequences; tokens on one axis without segment ids are independent."""
-        has_ids = bool(self.token_options.segment_ids)
-        return self.are_lines or has_ids or len(self._located(self._name).shape) > 1
+        return self.shape is None or bool(self.token_options.segment_ids) or len(self.shape) > 1
 
     def like(self, paths: Any) -> Logprobs:
         """Open another file with the same options."""
         return open_logprobs(paths, **self.options)
 
-    def values(self) -> Float64Array:
-        """Read an array whole.
-
-        Returns
-        -------
-        array of float64
-            The log-probabilities, nan where the mask is 0.
-        """
-        name = f"{self.path}: {self._name}"
-        with np.errstate(invalid="ignore"):  # a nan that signals is a nan
-            values: Float64Array = without_bfloat16(*as_float_array(name, self._mapped(self._name))).astype(np.float64)
-        mask = self.mask(values.shape)
-        if mask is not None:
-            values[~mask] = np.nan
-        check_log_probs(name, values, True)
-        return values
-
-    def mask(self, shape: tuple[int, ...]) -> BoolArray | None:
-        """Read the mask of an array.
-
-        Parameters
-        ----------
-        shape : tuple of int
-            Shape of the log-probabilities.
-
-        Returns
-        -------
-        array of bool
-            Which tokens count; None if the file has no mask.
-        """
-        name = self._mask
-        if name is None:
-            return None
-        mask = self._mapped(name)
-        if mask.shape != shape:
-            fits = f"have {shape}, as {self._name}"
-            raise_error("content", path=self.path, got=f"{name} has shape {mask.shape}", fits=fits)
-        if not np.isin(mask, (0, 1)).all():
-            raise_error("content", path=self.path, got=f"{name} has numbers other than 0 and 1", fits="be a mask")
-        kept: BoolArray = mask == 1
-        return kept
-
     def __iter__(self) -> Iterator[Response]:
         """Yield each sequence, a line or a part of an array; only its log-probabilities are known."""
-        if self.are_lines:
+        if self.shape is None:
             unmasked = []
-            for response in self.lines():
+            for response in read_lines(self):
                 unmasked += [response.logprobs] if response.mask is None else []
                 yield response
             if lists_seem_padded(unmasked):
-                self.refuse_padding()
+                refuse_padding(self)
             return
-        values = self.values()
-        if self.seems_padded(values):
-            self.refuse_padding()
-        for number, row in enumerate(self._rows_of_array(values), 1):
+        values, _ = read_array(self)
+        if seems_padded(self, values):
+            refuse_padding(self)
+        for number, row in enumerate(_rows_of_array(self, values), 1):
             length = np.flatnonzero(~np.isnan(row))[-1:].sum() + 1 if row.size else 0
             yield response_of(number, None, 0, row[:length])
 
-    def lines(self) -> Iterator[Response]:
-        """Yield the sequence of each line of JSON, as iterating does, but accept zeros at the ends.
 
-        Yields
-        ------
-        Response
-            Log-probabilities, and their mask, which all lines have or none.
-        """
-        has_mask = None
-        for line, value in read_records(self.path):
-            row = self._row(value, place := Place(self.path, line))
-            if has_mask not in (None, row.mask is not None):
-                words = ("no mask", "one") if has_mask else ("a mask", "none")
-                place.refuse(f"it has {words[0]}", f"be like the lines before it, which have {words[1]}")
-            has_mask = row.mask is not None
-            yield row
+def read_array(source: Logprobs) -> tuple[Float64Array, BoolArray | None]:
+    """The log-probabilities of an array, nan where its mask is 0, and the mask; None if the file has no mask."""
+    name = source.array or _NAME
+    label = f"{source.path}: {name}"
+    _, load = _located(source.path, name)
+    with np.errstate(invalid="ignore"):  # a nan that signals is a nan
+        values: Float64Array = without_bfloat16(*as_float_array(label, load())).astype(np.float64)
+    mask = None
+    if source.mask is not None:
+        marks = _located(source.path, source.mask)[1]()
+        if marks.shape != values.shape:
+            got, fits = f"{source.mask} has shape {marks.shape}", f"have {values.shape}, as {name}"
+            raise_error("content", path=source.path, got=got, fits=fits)
+        if not np.isin(marks, (0, 1)).all():
+            got = f"{source.mask} has numbers other than 0 and 1"
+            raise_error("content", path=source.path, got=got, fits="be a mask")
+        mask = marks == 1
+        values[~mask] = np.nan
+    check_log_probs(label, values, True)
+    return values, mask
 
-    @property
-    def has_names(self) -> bool:
-        """Whether the array has a name."""
-        return bool(self._names)
 
-    def seems_padded(self, values: Float64Array) -> bool:
-        """Check whether rows seem to be padded with zeros, and nothing else shows where they end.
+def read_lines(source: Logprobs) -> Iterator[Response]:
+    """The sequence of each line of JSON; unlike iteration, this accepts zeros at the ends."""
+    has_mask = None
+    for line, value in read_records(source.path):
+        row = _row(source.options, value, place := Place(source.path, line))
+        if has_mask not in (None, row.mask is not None):
+            words = ("no mask", "one") if has_mask else ("a mask", "none")
+            place.refuse(f"it has {words[0]}", f"be like the lines before it, which have {words[1]}")
+        has_mask = row.mask is not None
+        yield row
 
-        Parameters
-        ----------
-        values : array
-            The result of `values`.
 
-        Returns
-        -------
-        bool
-            Whether rows end in different numbers of zeros.
-        """
-        has_ends = values.ndim != 2 or self._mask is not None or bool(self.token_options.segment_ids)
-        return not has_ends and not np.isnan(values).any() and end_in_zeros(values)
+def read_segment_ids(source: Logprobs, shape: tuple[int, ...]) -> IntArray | None:
+    """The number of each token's sequence, in C order; None if the opener got no file of them."""
+    paths = source.token_options.segment_ids
+    return check_segment_ids(npy.open_array(paths[0]), shape).flatten() if paths else None
 
-    def refuse_padding(self) -> NoReturn:
-        """Raise an error that zeros may be padding, which would count as tokens."""
-        got = "its rows end in zeros, as those of padding do, which would count as tokens"
-        fits = f"hold nan there, or come with {named('mask', 'NAME')}"
-        raise_error("content", path=self.path, got=got, fits=fits)
 
-    def _rows_of_array(self, values: Float64Array) -> Iterable[Float64Array]:
-        """The sequences of an array: its rows, or the tokens of each segment id."""
-        ids = self.segment_ids(values.shape)
-        if ids is None:
-            return values.reshape(-1, values.shape[-1] if values.size else 1)
-        values = values.reshape(-1)
-        for i in np.flatnonzero((ids < 0) & ~np.isnan(values))[:1].tolist():
-            got = f"token {i} of {self.path} has a log-probability, and the number {ids[i]}"
-            raise_error("content", path=self.token_options.segment_ids[0], got=got, fits="give it that of a sequence")
-        order = np.argsort(ids, kind="stable")[np.count_nonzero(ids < 0) :]
-        return np.split(values[order], np.flatnonzero(np.diff(ids[order])) + 1)
+def seems_padded(source: Logprobs, values: Float64Array) -> bool:
+    """Whether rows end in different numbers of zeros, and nothing else shows where they end."""
+    has_ends = values.ndim != 2 or source.mask is not None or bool(source.token_options.segment_ids)
+    return not has_ends and not np.isnan(values).any() and end_in_zeros(values)
 
-    def segment_ids(self, shape: tuple[int, ...]) -> IntArray | None:
-        """Read the number of each token's sequence.
 
-        Parameters
-        ----------
-        shape : tuple of int
-            Shape of the log-probabilities.
+def refuse_padding(source: Logprobs) -> NoReturn:
+    """Raise an error that zeros may be padding, which would count as tokens."""
+    got = "its rows end in zeros, as those of padding do, which would count as tokens"
+    fits = f"hold nan there, or come with {named('mask', 'NAME')}"
+    raise_error("content", path=source.path, got=got, fits=fits)
 
-        Returns
-        -------
-        array of integers or None
-            One number for each token, in C order; None if the opener got no file of them.
-        """
-        paths = self.token_options.segment_ids
-        return check_segment_ids(npy.open_array(paths[0]), shape).flatten() if paths else None
 
-    @property
-    def _names(self) -> Collection[str]:
-        """Names of the arrays in the file; empty for a .npy file."""
-        return npz.array_names(self.path) if format_of(self.path) is npz.FORMAT else ()
+def _rows_of_array(source: Logprobs, values: Float64Array) -> Iterable[Float64Array]:
+    """The sequences of an array: its rows, or the tokens of each segment id."""
+    ids = read_segment_ids(source, values.shape)
+    if ids is None:
+        return values.reshape(-1, values.shape[-1] if values.size else 1)
+    values = values.reshape(-1)
+    for i in np.flatnonzero((ids < 0) & ~np.isnan(values))[:1].tolist():
+        got = f"token {i} of {source.path} has a log-probability, and the number {ids[i]}"
+        raise_error("content", path=source.token_options.segment_ids[0], got=got, fits="give it that of a sequence")
+    order = np.argsort(ids, kind="stable")[np.count_nonzero(ids < 0) :]
+    return np.split(values[order], np.flatnonzero(np.diff(ids[order])) + 1)
 
-    @property
-    def _name(self) -> str:
-        """The name of the array."""
-        if self.options["array"] is not None or not self._names:
-            return self.options["array"] or _NAME
-        held = [name for name in FIELDS if name in self._names]
+
+def _located(path: str, name: str) -> tuple[ArrayLocation, Callable[[], Array]]:
+    """The location of an array in a file, and the function that reads it."""
+    form = format_of(path)
+    if form is npz.FORMAT:
+        if name not in (names := npz.array_names(path)):
+            raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {name!r}")
+        member = npz.member(path, name)
+        return member.place, member.load
+    if form is not npy.FORMAT:
+        raise_error(
+            "content", path=path, got=f"is {form.words}", fits="be a .npy or .npz file, or lines of JSON (.jsonl)"
+        )
+    place = npy.locate(path)
+    return place, place.map
+
+
+def _checked_names(path: str, array: str | None, mask: str | None) -> tuple[str | None, str | None, tuple[int, ...]]:
+    """The names of the array and of its mask, None in a .npy file, and the shape of the array."""
+    names = npz.array_names(path) if format_of(path) is npz.FORMAT else []
+    if not names:
+        reject_array_name(path, array, mask)
+    elif array is None:
+        held = [name for name in FIELDS if name in names]
         if len(held) != 1:
-            got = " and ".join(held) or f"holds {', '.join(self._names)}"
+            got = " and ".join(held) or ", ".join(names)
             fits = f"hold one of {', '.join(FIELDS)}, or come with the name of its array: {named('array', ...)}"
-            raise_error("content", path=self.path, got=f"holds {got}" if held else got, fits=fits)
-        return held[0]
+            raise_error("content", path=path, got=f"holds {got}", fits=fits)
+        array = held[0]
+    place, _ = _located(path, array or _NAME)
+    if not place.shape:
+        raise_error("content", path=path, got="holds a single number", fits="hold one for each token")
+    if not is_float(place.dtype):
+        raise_error("content", path=path, got=f"{array or _NAME} has dtype {place.dtype}", fits=f"be {FLOATS}")
+    usual = FIELDS.get(array or "")
+    if mask is not None:
+        _located(path, mask)
+    return array, mask or (usual if usual in names else None), place.shape
 
-    @property
-    def _mask(self) -> str | None:
-        """The name of the array's mask, or None."""
-        usual = FIELDS.get(self._name)
-        return self.options["mask"] or (usual if usual in self._names else None)
 
-    def _located(self, name: str) -> Any:
-        """The location of an array in the file."""
-        form = format_of(self.path)
-        if form is npz.FORMAT:
-            if name not in self._names:
-                got = f"holds {', '.join(self._names) or 'nothing'}"
-                raise_error("content", path=self.path, got=got, fits=f"hold {name!r}")
-            return npz.open_array(self.path, name)
-        if form is not npy.FORMAT:
-            fits = "be a .npy or .npz file, or lines of JSON (.jsonl)"
-            raise_error("content", path=self.path, got=f"is {form.words}", fits=fits)
-        return npy.locate(self.path)
-
-    def _check_header(self) -> None:
-        """Raise unless the file has an array of log-probabilities, and their mask if its name was given."""
-        if not self._names:
-            reject_array_name(self.path, self.options["array"], self.options["mask"])
-        place = self._located(self._name)
-        if not place.shape:
-            raise_error("content", path=self.path, got="holds a single number", fits="hold one for each token")
-        if not is_float(place.dtype):
-            raise_error("content", path=self.path, got=f"{self._name} has dtype {place.dtype}", fits=f"be {FLOATS}")
-        if self.options["mask"] is not None:
-            self._located(self.options["mask"])
-
-    def _mapped(self, name: str) -> Array:
-        """An array of the file."""
-        place = self._located(name)
-        mapped: Array = place if isinstance(place, np.ndarray) else place.map()
-        return mapped
-
-    def _row(self, value: Mapping[str, Any], place: Place) -> Response:
-        """The sequence of a line with a list of log-probabilities and perhaps a mask."""
-        fields = FIELDS if self.options["array"] is None else (self.options["array"],)
-        names = [name for name in fields if name in value]
-        if len(names) != 1:
-            held = " and ".join(names) or "no log-probabilities"
-            place.refuse(f"it holds {held}", f'hold one list, {{"{self.options["array"] or _NAME}": [...]}}')
-        (name,) = names
-        numbers = check_list(value[name], name, place)
-        field = self.options["mask"] or FIELDS.get(name) or ""
-        has_mask = bool(field) and field in value
-        if self.options["mask"] is not None and self.options["mask"] not in value:
-            place.refuse(f"it has no mask {self.options['mask']!r}", f"have it beside {name}")
-        marks = check_list(value[field], field, place, len(numbers)) if has_mask else [1] * len(numbers)
-        for i, (number, mark) in enumerate(zip(numbers, marks, strict=True)):
-            if mark not in (0, 1):
-                place.refuse(f"{field}[{i}] is {mark!r}", "be 0 or 1")
-            is_known = is_log_prob(number) or (type(number) is float and not number > 1e-3)  # by rounding; nan, too
-            if mark and number is not None and not is_known:
-                place.refuse(f"{name}[{i}] is {number!r}", "be a log-probability, a number of at most 0, or null")
-        values = [one if mark and one is not None else np.nan for one, mark in zip(numbers, marks, strict=True)]
-        choice = check_count(value.get("choice", 0), "choice", place)
-        of_request = None if (own := value.get("custom_id")) is None else str(own)
-        mask = np.array(marks, np.bool_) if has_mask else None
-        return response_of(place.line, of_request, choice, np.array(values, np.float64), mask)
+def _row(options: Mapping[str, Any], value: Mapping[str, Any], place: Place) -> Response:
+    """The sequence of a line with a list of log-probabilities and perhaps a mask."""
+    array, mask = options["array"], options["mask"]
+    names = [name for name in (FIELDS if array is None else (array,)) if name in value]
+    if len(names) != 1:
+        held = " and ".join(names) or "no log-probabilities"
+        place.refuse(f"it holds {held}", f'hold one list, {{"{array or _NAME}": [...]}}')
+    (name,) = names
+    numbers = check_list(value[name], name, place)
+    field = mask or FIELDS.get(name) or ""
+    has_mask = bool(field) and field in value
+    if mask is not None and mask not in value:
+        place.refuse(f"it has no mask {mask!r}", f"have it beside {name}")
+    marks = check_list(value[field], field, place, len(numbers)) if has_mask else [1] * len(numbers)
+    for i, (number, mark) in enumerate(zip(numbers, marks, strict=True)):
+        if mark not in (0, 1):
+            place.refuse(f"{field}[{i}] is {mark!r}", "be 0 or 1")
+        is_known = is_log_prob(number) or (type(number) is float and not number > 1e-3)  # by rounding; nan, too
+        if mark and number is not None and not is_known:
+            place.refuse(f"{name}[{i}] is {number!r}", "be a log-probability, a number of at most 0, or null")
+    values = [one if mark and one is not None else np.nan for one, mark in zip(numbers, marks, strict=True)]
+    choice = check_count(value.get("choice", 0), "choice", place)
+    of_request = None if (own := value.get("custom_id")) is None else str(own)
+    kept = np.array(marks, np.bool_) if has_mask else None
+    return response_of(place.line, of_request, choice, np.array(values, np.float64), kept)
 
 
 def response_of(
@@ -427,12 +364,11 @@ def open_logprobs(
     for name, given in (("array", array), ("mask", mask)):
         if given is not None and not isinstance(given, str):
             raise_error("type", name=name, got=given, fits="a name")
-    found = Logprobs(tuple(paths), {"array": array, "mask": mask}, TokenOptions(segment_ids=segments))
-    if found.are_lines:
+    options, said = {"array": array, "mask": mask}, TokenOptions(segment_ids=segments)
+    if are_records(paths[0]):
         if segments:
             raise_error("not for", name="segment_ids", fits="is for arrays, and a file holds a sequence on each line")
-        line, value = next(iter(read_records(found.path)))
-        found._row(value, Place(found.path, line))
-    else:
-        found._check_header()
-    return found
+        line, value = next(iter(read_records(paths[0])))
+        _row(options, value, Place(paths[0], line))
+        return Logprobs(tuple(paths), options, said)
+    return Logprobs(tuple(paths), options, said, *_checked_names(paths[0], array, mask))

@@ -125,20 +125,15 @@ def array_names(path: str) -> list[str]:
         return list(_opened(path, file)[1])
 
 
-def open_array(path: str, name: str) -> Array:
-    """Load an array of a .npz file."""
-    return _found(path, name).load()
-
-
 def locate(path: str, name: str) -> ArrayLocation:
     """Location of an array of a .npz file, which must not be compressed."""
-    member = _found(path, name)
-    if not member.is_stored:
+    found = member(path, name)
+    if not found.is_stored:
         raise_error("content", path=f"{path}: {name}", got="is compressed", fits="be stored as it is, to be mapped")
-    return member.place
+    return found.place
 
 
-def _found(path: str, name: str) -> _Member:
+def member(path: str, name: str) -> _Member:
     """An array of a .npz file."""
     with open_regular(path) as file:
         archive, entries = _opened(path, file)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core._core import KINDS
-from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss._core.iteration import iter_row_blocks
 from tokenloss.formats.base import MEMORY_LIMIT, MOST_AXES, check_expansion, is_float, library_errors
 from tokenloss.formats.scores_file import (
@@ -31,7 +31,7 @@ from tokenloss.formats.scores_file import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from tokenloss._core.types import Array
 
@@ -49,18 +49,18 @@ def is_store(names: Collection[str]) -> bool:
 
 def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
     """Open a Zarr array of scores, or a group of it and perhaps targets, the tokens' text, and sequences."""
-    guard = _ReadGuard(path)
-    arrays = _arrays(path, (array, targets_array), guard)
+    sizes = _sizes(path)
+    arrays = _arrays(path, (array, targets_array), sizes)
     if "" in arrays:
         reject_array_name(path, array, targets_array)
         name, kind = "", kind or "logits"
     else:
         name, kind = choose_scores(path, arrays, array, kind)
     scores = _with_nan_for_missing_chunks(kind, arrays[name])
-    _check(path, name, scores, guard, whole=False)
+    _check(path, name, scores, sizes, whole=False)
 
     def block(index: Any) -> Array:
-        with guard.reading(f"{name}[{index}]"):
+        with library_errors(path, f"{name}[{index}]"):
             rows = np.asarray(scores[index])
         return rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
 
@@ -75,14 +75,14 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
     parts = stored_parts(path, arrays, name, targets_array)
 
     def load(part: Any) -> Array:
-        _check(path, part.basename, part, guard, whole=True)
-        with guard.reading(part.basename):
+        _check(path, part.basename, part, sizes, whole=True)
+        with library_errors(path, part.basename):
             return np.asarray(part[...])
 
     return with_parts(found, {part: arrays[stored] for part, stored in parts.items()}, load)
 
 
-def _arrays(path: str, given: Sequence[str | None], guard: _ReadGuard) -> dict[str, Any]:
+def _arrays(path: str, given: Sequence[str | None], sizes: Mapping[str, int]) -> dict[str, Any]:
     """The arrays of a store that may be used, by name; the name is empty where the store is an array itself."""
     try:
         import zarr
@@ -91,11 +91,11 @@ def _arrays(path: str, given: Sequence[str | None], guard: _ReadGuard) -> dict[s
     is_directory = Path(path).is_dir()
     if is_directory and not is_store([name for name in _METADATA if (Path(path) / name).exists()]):
         raise_error("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
-    with guard.reading():
-        if is_directory:  # never by its name, which Zarr may take for a URL
-            store = _guarded(zarr.storage.LocalStore, guard)(Path(path), read_only=True)
-        else:
-            store = _guarded(zarr.storage.ZipStore, guard)(Path(path), mode="r")
+    with library_errors(path):
+        _check_sizes({key: sizes[key] for key in sizes if key.endswith(_METADATA)}, MEMORY_LIMIT)
+        stores = zarr.storage
+        # a directory is never opened by its name, which Zarr may take for a URL
+        store = stores.LocalStore(Path(path), read_only=True) if is_directory else stores.ZipStore(Path(path), mode="r")
         # consolidated metadata of a group may be older than its arrays
         root: Any = zarr.open(store, mode="r", use_consolidated=False)
         if isinstance(root, zarr.Array):
@@ -119,90 +119,32 @@ def _with_nan_for_missing_chunks(kind: str, scores: Any) -> Any:
     return zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=scores.store_path))
 
 
-class _ReadGuard:
-    """Refuses files of a store that are not regular, or larger than the chunks of its arrays can be.
-
-    Zarr is told that such a file is missing, and the error is raised when Zarr is done: an error in between would leave
-    its tasks pending, which complain on stderr when the interpreter exits.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.most = MEMORY_LIMIT
-        self._refused = ""
-        self._path = path
-        self._sizes: dict[str, int] | None = None
-        if Path(path).is_dir():
-            return
+def _sizes(path: str) -> dict[str, int]:
+    """The sizes of the files of a store by their keys; one that is not regular, or not there, is refused."""
+    if not Path(path).is_dir():
         with library_errors(path), zipfile.ZipFile(path) as archive:
-            stored = self.stored()
             for info in archive.infolist():
-                if info.compress_size > stored:
+                if info.compress_size > Path(path).stat().st_size:
                     raise ValueError(f"{info.filename} is said to have {info.compress_size} bytes")
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError(f"{info.filename} is compressed by method {info.compress_type}")
-            self._sizes = {info.filename: info.file_size for info in archive.infolist()}
-
-    def stored(self) -> int:
-        """Size of the store."""
-        files = [Path(self._path)] if Path(self._path).is_file() else Path(self._path).rglob("*")
-        return sum(file.stat().st_size for file in files if file.is_file())
-
-    @contextmanager
-    def reading(self, part: str = "") -> Iterator[None]:
-        """Raise the error about a file that was refused."""
-        with library_errors(self._path, part):
-            try:
-                yield
-            finally:
-                if self._refused:
-                    raise ValueError(self._refused)
-
-    def allows(self, key: str) -> bool:
-        """Whether Zarr may read a file or an entry, if there is one."""
-        size = 0
-        if self._sizes is not None:
-            size = self._sizes.get(key, 0)
-        else:
-            file = Path(self._path, key)
-            try:
-                status = file.stat()
-            except OSError as error:
-                inside = (file, *file.parents[: len(Path(key).parents) - 1])
-                if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                    self._refused = f"{key}: {error.strerror}"
-                elif any(map(os.path.islink, inside)):  # a missing chunk has the fill value, a broken link is an error
-                    self._refused = f"{key} is not where a link says"
-                return False
-            size = status.st_size
-            if not stat.S_ISREG(status.st_mode):
-                self._refused = f"{key} is no regular file"
-                return False
-        if size > self.most:
-            self._refused = f"{key} has {size} bytes, more than the {self.most} that it can need"
-            return False
-        return True
+            return {info.filename: info.file_size for info in archive.infolist()}
+    found = {}
+    for folder, _, names in os.walk(path):
+        for name in names:
+            key = Path(folder, name).relative_to(path).as_posix()
+            with library_errors(path):
+                try:
+                    status = Path(folder, name).stat()
+                except FileNotFoundError:  # a missing chunk has the fill value, a broken link is an error
+                    raise ValueError(f"{key} is not where a link says") from None
+                if not stat.S_ISREG(status.st_mode):  # a pipe may block, and a device may never end
+                    raise ValueError(f"{key} is no regular file")
+                found[key] = status.st_size
+    return found
 
 
-def _guarded(store: Any, guard: _ReadGuard) -> Any:
-    """Class of a store whose reads pass the guard; which method reads depends on Zarr's version."""
-
-    async def get(self: Any, key: str, *args: Any, **options: Any) -> Any:
-        return await store.get(self, key, *args, **options) if guard.allows(key) else None
-
-    def get_sync(self: Any, key: str, *args: Any, **options: Any) -> Any:
-        return store.get_sync(self, key, *args, **options) if guard.allows(key) else None
-
-    async def get_partial_values(self: Any, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> Any:
-        ranges = list(key_ranges)
-        if not all(guard.allows(key) for key, _ in ranges):
-            return [None] * len(ranges)
-        return await store.get_partial_values(self, prototype, ranges)
-
-    methods = {method.__name__: method for method in (get, get_sync, get_partial_values)}
-    return type("Guarded", (store,), {name: method for name, method in methods.items() if hasattr(store, name)})
-
-
-def _check(path: str, name: str, array: Any, guard: _ReadGuard, *, whole: bool) -> None:
+def _check(path: str, name: str, array: Any, sizes: Mapping[str, int], *, whole: bool) -> None:
     """Refuse an array whose codecs can run code, or that asks for much more memory than its store has bytes."""
     part = f"{path}: {name}" if name else path
     if array.ndim > MOST_AXES:
@@ -219,9 +161,19 @@ def _check(path: str, name: str, array: Any, guard: _ReadGuard, *, whole: bool) 
         math.prod(shape) * array.dtype.itemsize, math.prod(chunks) * array.dtype.itemsize, n_chunks * _CHUNK_BYTES
     )
     if held > MEMORY_LIMIT:
-        check_expansion(part, held, guard.stored())
+        stored = sum(sizes.values()) if Path(path).is_dir() else Path(path).stat().st_size
+        check_expansion(part, held, stored)
     entry = _TOKEN_BYTES if array.dtype.kind in "TO" else array.dtype.itemsize * _OVERHEAD
-    guard.most = max(guard.most, math.prod(chunks) * entry)
+    with library_errors(path, name):
+        own = {key: sizes[key] for key in sizes if key.startswith(f"{array.path}/" if array.path else "")}
+        _check_sizes(own, max(MEMORY_LIMIT, math.prod(chunks) * entry))
+
+
+def _check_sizes(sizes: Mapping[str, int], most: int) -> None:
+    """Refuse files larger than any that these arrays can need."""
+    for key, size in sizes.items():
+        if size > most:
+            raise ValueError(f"{key} has {size} bytes, more than the {most} that it can need")
 
 
 def _n_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
