@@ -26,17 +26,8 @@ from tokenloss._evaluation.response_scores import ScoredResponses, runs
 from tokenloss._evaluation.responses import columns_of_responses, scores_of_responses
 from tokenloss._evaluation.score import score_shard
 from tokenloss._evaluation.sink import ComparedBlock
-from tokenloss.formats.logprobs import (
-    Logprobs,
-    lists_seem_padded,
-    read_array,
-    read_lines,
-    read_segment_ids,
-    refuse_padding,
-    response_of,
-    seems_padded,
-)
-from tokenloss.formats.responses import Responses, open_responses
+from tokenloss.formats.logprobs import Logprobs, read_array, read_lines, read_segment_ids, refuse_padding, seems_padded
+from tokenloss.formats.responses import Responses, open_responses, response_of
 from tokenloss.formats.scores import Scores
 
 if TYPE_CHECKING:
@@ -279,9 +270,8 @@ def _side(source: Source, work: Work) -> _Array | _Rows:
         values, mask = read_array(source)
         return _Array(source, path, values, np.ones(values.shape, np.bool_) if mask is None else mask)
     if isinstance(source, Logprobs):
-        rows = [*read_lines(source)]
-        seem_padded = lists_seem_padded([row.logprobs for row in rows if row.mask is None])
-        return _Rows(path, rows, source if seem_padded else None)
+        rows, is_padded = read_lines(source)
+        return _Rows(path, rows, source if is_padded else None)
     assert isinstance(source, Responses)
     return _Rows(path, [*source])
 

@@ -19,7 +19,7 @@ from tokenloss.formats.base import is_float
 from tokenloss.formats.paths import resolved
 from tokenloss.formats.readers import format_of
 from tokenloss.formats.records import are_records, is_stream, read_records
-from tokenloss.formats.responses import Response
+from tokenloss.formats.responses import Response, response_of
 from tokenloss.formats.responses.fields import Place, check_count, check_list
 from tokenloss.formats.scores_file import reject_array_name
 from tokenloss.formats.sources import Source, TokenOptions
@@ -108,11 +108,9 @@ class Logprobs(Source):
     def __iter__(self) -> Iterator[Response]:
         """Yield each sequence, a line or a part of an array; only its log-probabilities are known."""
         if self.shape is None:
-            unmasked = []
-            for response in read_lines(self):
-                unmasked += [response.logprobs] if response.mask is None else []
-                yield response
-            if lists_seem_padded(unmasked):
+            responses, is_padded = read_lines(self)
+            yield from responses
+            if is_padded:
                 refuse_padding(self)
             return
         values, _ = read_array(self)
@@ -145,16 +143,17 @@ def read_array(source: Logprobs) -> tuple[Float64Array, BoolArray | None]:
     return values, mask
 
 
-def read_lines(source: Logprobs) -> Iterator[Response]:
-    """The sequence of each line of JSON; unlike iteration, this accepts zeros at the ends."""
-    has_mask = None
+def read_lines(source: Logprobs) -> tuple[list[Response], bool]:
+    """The sequence of each line of JSON, and whether lists without a mask seem to be padded with zeros."""
+    rows: list[Response] = []
     for line, value in read_records(source.path):
         row = _row(source.options, value, place := Place(source.path, line))
-        if has_mask not in (None, row.mask is not None):
-            words = ("no mask", "one") if has_mask else ("a mask", "none")
+        if rows and (row.mask is None) != (rows[0].mask is None):
+            words = ("a mask", "none") if rows[0].mask is None else ("no mask", "one")
             place.refuse(f"it has {words[0]}", f"be like the lines before it, which have {words[1]}")
-        has_mask = row.mask is not None
-        yield row
+        rows.append(row)
+    unmasked = [row.logprobs for row in rows if row.mask is None]
+    return rows, len({row.size for row in unmasked}) == 1 and end_in_zeros(unmasked)
 
 
 def read_segment_ids(source: Logprobs, shape: tuple[int, ...]) -> IntArray | None:
@@ -253,21 +252,6 @@ def _row(options: Mapping[str, Any], value: Mapping[str, Any], place: Place) -> 
     of_request = None if (own := value.get("custom_id")) is None else str(own)
     kept = np.array(marks, np.bool_) if has_mask else None
     return response_of(place.line, of_request, choice, np.array(values, np.float64), kept)
-
-
-def response_of(
-    line: int, name: str | None, choice: int, logprobs: Float64Array, mask: BoolArray | None = None
-) -> Response:
-    """A response with only the log-probabilities of its tokens."""
-    n = len(logprobs)
-    text, none, no = np.full(n, None), np.full(n, -1), np.zeros(n, np.bool_)
-    tops = np.empty((n, 0), np.object_), np.empty((n, 0), np.int64), np.empty((n, 0))
-    return Response(line, choice, name, text, none, none, logprobs, no, no, none, no, no, *tops, mask=mask)
-
-
-def lists_seem_padded(rows: Sequence[Float64Array]) -> bool:
-    """Whether lists without a mask have one length, and end in zeros as padding does."""
-    return len({row.size for row in rows}) == 1 and end_in_zeros(rows)
 
 
 def end_in_zeros(rows: Iterable[Array]) -> bool:

@@ -1,21 +1,10 @@
 """Responses of servers: one reader of all layouts of JSON."""
 
-from tokenloss.formats.responses.reader import (
-    PARTS_OF_RESPONSE,
-    Failed,
-    Response,
-    Responses,
-    ResponsesFile,
-    open_responses,
-    refuse_without_number,
-)
-
-__all__ = [
-    "PARTS_OF_RESPONSE",
-    "Failed",
-    "Response",
-    "Responses",
-    "ResponsesFile",
-    "open_responses",
-    "refuse_without_number",
-]
+from tokenloss.formats.responses.reader import PARTS_OF_RESPONSE as PARTS_OF_RESPONSE
+from tokenloss.formats.responses.reader import Failed as Failed
+from tokenloss.formats.responses.reader import Response as Response
+from tokenloss.formats.responses.reader import Responses as Responses
+from tokenloss.formats.responses.reader import ResponsesFile as ResponsesFile
+from tokenloss.formats.responses.reader import open_responses as open_responses
+from tokenloss.formats.responses.reader import refuse_without_number as refuse_without_number
+from tokenloss.formats.responses.reader import response_of as response_of

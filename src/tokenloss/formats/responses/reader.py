@@ -122,6 +122,16 @@ class Response:
         return f"Response(line={self.line}, choice={self.choice}, tokens={len(self.ids)}, with_number={known})"
 
 
+def response_of(
+    line: int, name: str | None, choice: int, logprobs: Float64Array, mask: BoolArray | None = None
+) -> Response:
+    """A response with only the log-probabilities of its tokens."""
+    n = len(logprobs)
+    text, none, no = np.full(n, None), np.full(n, -1), np.zeros(n, np.bool_)
+    tops = np.empty((n, 0), np.object_), np.empty((n, 0), np.int64), np.empty((n, 0))
+    return Response(line, choice, name, text, none, none, logprobs, no, no, none, no, no, *tops, mask=mask)
+
+
 class Failed(NamedTuple):
     """A line of a batch that failed, and was skipped."""
 
