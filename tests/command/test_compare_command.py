@@ -326,8 +326,7 @@ NOT_FOR = {
         OF_ROWS: "needs all classes of each token",
         "--part=all --skip-failed": "is for responses; xl.npz, ql.npz hold log-probabilities",
         "--margin=0.1 --cluster=c": "is for samples of lm-evaluation-harness",
-        "--size=q=4G --noise=xs.jsonl": "does not apply to token log-probabilities",
-        "--html=x.html": "does not apply to token log-probabilities",
+        "--size=q=4G --noise=xs.jsonl --html=x.html": "needs the most likely classes of each token",
     },
     "samples": {
         f"{OF_SCORES} --segment-ids=s.npy --array=a": "is for scores; xs.jsonl, qs.jsonl hold samples",

@@ -208,14 +208,14 @@ def test_bad_arguments_are_refused(tmp_path):
         assert_close(path, BASE, max_kl=1)
     samples = [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
     with fails(
-        ValueError, "holds samples of lm-evaluation-harness, which compare_samples compares; compare_files needs"
+        ValueError, "holds samples of lm-evaluation-harness, which compare_samples compares; assert_close needs"
     ):
         assert_close(*samples, max_kl=1)
     responses = [clients.save(tmp_path / f"{name}.jsonl", *clients.COMPLETIONS[:3]) for name in ("a", "b")]
-    with fails(ValueError, "assert_close does not apply to responses"):
+    with fails(ValueError, "gives the most likely classes only; assert_close needs all classes of each token"):
         assert_close(*responses, max_kl=1)
     logprobs = [tmp_path / f"{name}_logprobs.jsonl" for name in ("a", "b")]
     for path in logprobs:
         path.write_text('{"logprobs": [-0.5, -1.5]}\n')
-    with fails(ValueError, "assert_close does not apply to token log-probabilities"):
+    with fails(ValueError, "gives the log-probability of each token only; assert_close needs all classes"):
         assert_close(*logprobs, max_kl=1)

@@ -31,6 +31,7 @@ from tokenloss.formats import (
     open_scores,
 )
 from tokenloss.formats.content import as_source
+from tokenloss.sinks import DivergencePage
 
 RNG = np.random.default_rng(5)
 LOGPROBS = -RNG.exponential(size=(3, 4))
@@ -406,6 +407,16 @@ def lacking(folder):
             ),
             (lambda: compare_texts(tops, tops, text="ids.npy"), f"{gives}; compare_texts needs all classes"),
         ],
+        "tops": [
+            (
+                lambda: compare_files(nll, "trainer.npz", sizes={"trainer.npz": 1}),
+                "trainer.npy gives the log-probability of each token only; sizes needs the most likely classes of",
+            ),
+            (
+                lambda: compare_files(nll, "trainer.npz", sinks=[DivergencePage("a.html")]),
+                "trainer.npy gives the log-probability of each token only; DivergencePage needs the most likely",
+            ),
+        ],
         "tokenizer": [
             (
                 lambda: compare_texts(by_hand, by_hand, text="ids.npy"),
@@ -428,7 +439,7 @@ def lacking(folder):
     }
 
 
-@pytest.mark.parametrize("need", ["nll", "rows", "tokenizer", "plan", "resume"])
+@pytest.mark.parametrize("need", ["nll", "tops", "rows", "tokenizer", "plan", "resume"])
 def test_a_source_that_lacks_what_an_option_needs_is_refused_in_one_way(need, folder):
     for call, words in lacking(folder)[need]:
         with pytest.raises(ValueError, match=re.escape(words)):

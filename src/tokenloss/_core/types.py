@@ -27,7 +27,7 @@ Columns: TypeAlias = dict[str, Array]
 Kind: TypeAlias = Literal["logits"] | Literal["log_probs"] | Literal["probs"]  # a union, as stubtest has it
 # what a verb may need of a source
 Need: TypeAlias = (
-    Literal["nll"] | Literal["rows"] | Literal["targets"] | Literal["ids"]
+    Literal["nll"] | Literal["tops"] | Literal["rows"] | Literal["targets"] | Literal["ids"]
     | Literal["tokenizer"] | Literal["plan"] | Literal["resume"]
 )  # fmt: skip
 

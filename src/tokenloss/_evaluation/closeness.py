@@ -18,11 +18,11 @@ from tokenloss._core.text import count_of
 from tokenloss._evaluation.compare_files import compare_files
 from tokenloss._evaluation.sink import Sink
 from tokenloss._statistics.gates import checked_limits
-from tokenloss.formats.sources import Source
+from tokenloss.formats.content import as_source
+from tokenloss.formats.sources import Source, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
     from typing import TypeAlias
 
     from tokenloss._comparison.comparison import Comparison
@@ -124,11 +124,13 @@ def assert_close(
     if are_files[0]:
         of_arrays["ignore_index"] = None if ignore_index == -100 else ignore_index
         refuse_given(of_arrays, "said where files are opened, as by formats.open_scores")
+        base, logits = as_source(base, shift=shift, name="base"), as_source(logits, shift=shift, name="logits")
+        for source in (base, logits):
+            require(source, "rows", "assert_close")
         tokens = _Tokens()
         with warnings.catch_warnings():  # equal values are fine; comparing a file with itself is a mistake
             warnings.filterwarnings("ignore", ".*identical to base: the same values", UserWarning)
-            files: Any = base, {"logits": logits}
-            found = compare_files(*files, shift=shift, classes=classes, sinks=[tokens], workers=workers)["logits"]
+            found = compare_files(base, {"logits": logits}, classes=classes, sinks=[tokens], workers=workers)["logits"]
         message = _message(found, limits, functools.partial(tokens.describe, found._about["files"]))
     else:
         refuse_given({"shift": shift}, "left out where logits and base are arrays; next_token shifts them")
@@ -170,17 +172,10 @@ class _Tokens(Sink):
     top_k = 1
     _name = "assert_close"
     _needs_targets = False
-    _takes_logprobs = False
 
     def __init__(self) -> None:
         super().__init__()
         self._columns: dict[str, list[Array]] = {}  # of each block, by the head of the column
-
-    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
-        """Refuse responses of servers, whose divergences are not known."""
-        if self._of_responses:
-            raise_error("not for", name=self._name, fits="does not apply to responses: their divergences have bounds")
-        return super().open(batch, rows, top_k)
 
     def add(self, block: ComparedBlock) -> None:
         """Keep what describes the tokens of a block, without their scores."""

@@ -198,14 +198,11 @@ def compare_files(
         temperature, wanted = check_temperature(temperature), further_divergences([*wanted, "tv"])
     source, models = sources_of(base, others, noise, shift)
     level = _level_of(source, models)
-    for name, value in {"noise": noise, "sizes": sizes}.items():
-        if value and level == "nll":
-            raise_error("not for", name=name, fits="does not apply to token log-probabilities")
-    needed = {"temperature": temperature is not None, "classes": classes, "definitions": definitions != "exact",
-              "divergences": wanted}  # fmt: skip
-    for name in (name for name, value in needed.items() if value):
-        for one in (source, *models.values()):
-            require(one, "rows", name)
+    of_rows = {"temperature": temperature is not None, "classes": classes, "definitions": definitions != "exact",
+               "divergences": wanted}  # fmt: skip
+    for name, value in ({"noise": noise, "sizes": sizes} | of_rows).items():
+        for one in (source, *models.values()) if value else ():
+            require(one, "rows" if name in of_rows else "tops", name)
     if level == "rows":
         _check_transforms([source, *models.values()])
         models = {name: _with_tokens_of(one, source) for name, one in models.items()}

@@ -29,6 +29,7 @@ from tokenloss._evaluation.sink import ComparedBlock
 from tokenloss.formats.logprobs import Logprobs, read_array, read_lines, read_segment_ids, refuse_padding, seems_padded
 from tokenloss.formats.responses import Responses, open_responses, response_of
 from tokenloss.formats.scores import Scores
+from tokenloss.formats.sources import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -209,8 +210,8 @@ def compare_losses(
 ) -> Comparisons[Mismatch]:
     """The comparison of a trainer, the base, with the engine that sampled the tokens, by log-probabilities."""
     for output in settings.sinks:
-        if not output._takes_logprobs:
-            raise_error("not for", name=output._name, fits="does not apply to token log-probabilities")
+        for source in () if output._takes_logprobs else (base, *models.values()):
+            require(source, "tops", output._name)
     units = _units(base, models)
     if len(units) > 1:
         fits = "one file, of the engine that sampled, where files hold log-probabilities of tokens"

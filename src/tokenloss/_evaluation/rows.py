@@ -80,7 +80,7 @@ class RowReader:
     ) -> None:  # fmt: skip
         file, targets, scored, text, self._sequences, mask, others, *_ = opened
         self._shard, self._max_rows, self._advance, self.files = shard, max_rows, advance, (file, *others)
-        self._is_soft = targets.ndim == len(file.shape)
+        self._is_soft = shard.target_type == "distributions"
         self._targets = targets if self._is_soft else targets.reshape(-1)
         self._scored, self._mask, self._text = (
             None if array is None else array.reshape(-1) for array in (scored, mask, text)

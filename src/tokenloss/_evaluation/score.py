@@ -32,7 +32,7 @@ def score_shard(
     `opened` is the shard if it is open already; `sampled` rows of earlier ones are in the sample of shifted targets.
     """
     opened = opened or work.handles.open_shard(shard, options)
-    file, is_soft = opened.file, opened.targets.ndim == len(opened.file.shape)
+    file, is_soft = opened.file, shard.target_type == "distributions"
     row_bytes = file.row_bytes + (file.shape[-1] * opened.targets.itemsize if is_soft else 0)
     max_rows = rows_per_block(row_bytes, file.lm_head is not None and not is_soft)
     reader = RowReader(shard, opened, options, max_rows, work.advance, sampled=sampled)

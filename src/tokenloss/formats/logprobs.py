@@ -76,7 +76,7 @@ class Logprobs(Source):
     level = "nll"
     holds = "log-probabilities"
     _lacking = MappingProxyType({
-        "rows": "gives the log-probability of each token only",
+        **dict.fromkeys(("tops", "rows"), "gives the log-probability of each token only"),
         **dict.fromkeys(("ids", "tokenizer"), "has no class ids"),
     })  # fmt: skip
     dialect = "log-probabilities"  # in place of a server's

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LEVELS = ("nll", "tops", "rows")  # each includes those before it
 _NEEDS = {
     "nll": "the loss of each token",
+    "tops": "the most likely classes of each token",
     "rows": "all classes of each token",
     "targets": "targets",
     "ids": "the class ids of the tokens",
@@ -132,7 +133,7 @@ class Source:
 
         Parameters
         ----------
-        need : {"nll", "rows", "targets", "ids", "tokenizer", "plan", "resume"}
+        need : {"nll", "tops", "rows", "targets", "ids", "tokenizer", "plan", "resume"}
             What the function needs.
 
         Returns
