@@ -161,7 +161,7 @@ def tokens(sizes: Sizes, _folder: Path) -> Iterator[Row]:
     check(all(one == sums[0] for one in sums), "any order gives the same bits")
     check(total.total == float(exact) and total.loss == float(exact / total.count), "the sum is the exact one")
     yield f"tokens of {sizes.meters:,} meters", f"{total.count:,}"
-    yield "loss", f"{total.loss!r} ± {total.stderr:.3g}"
+    yield "loss", f"{total.loss!r} ± {total.loss.stderr:.3g}"
     yield f"different results of {ORDERS} random orders", "1, the exact one"
     yield "different results of float64 sums in these orders", f"{len(floats)}"
     yield "merging all of them", f"{seconds / ORDERS:.2f} s"

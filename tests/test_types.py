@@ -103,9 +103,9 @@ def test_scores_and_comparisons_have_typed_fields() -> None:
 
 def test_results_speak_one_protocol() -> None:
     evaluation = assert_type(tokenloss.evaluate([(LOGITS, IDS)]), results.Evaluation)
-    assert is_float(assert_type(evaluation.loss, float))
+    assert is_float(float(assert_type(evaluation.loss, results.Estimate)))
     assert type(assert_type(evaluation.count, int)) is int
-    assert_type(evaluation.perplexity_interval, tuple[float, float])
+    assert_type(evaluation.perplexity.interval, tuple[float, float])
     assert is_array(assert_type(evaluation.columns(), dict[str, npt.NDArray[Any]])["loss"])
     assert assert_type(evaluation.to_dict(), dict[str, Any])["count"] == 2
     assert "perplexity" in assert_type(evaluation.summary(), str)
@@ -119,8 +119,8 @@ def test_meters_add_up() -> None:
     total = assert_type(meter + meter, tokenloss.LossMeter)
     assert_type(sum([meter, meter], tokenloss.LossMeter()), tokenloss.LossMeter)
     assert type(assert_type(total.count, int)) is int
-    assert is_float(assert_type(total.bits_per_byte, float))
-    assert_type(total.perplexity_interval, tuple[float, float])
+    assert is_float(float(assert_type(total.bits_per_byte, results.Estimate)))
+    assert_type(total.perplexity.interval, tuple[float, float])
 
 
 def test_config_is_printed_or_returned(capsys: pytest.CaptureFixture[str]) -> None:

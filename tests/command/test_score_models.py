@@ -68,9 +68,9 @@ def test_models_side_by_side(two, command):
     for row, (name, one) in zip(rows, found.items(), strict=True):
         low, high = one.figures["perplexity_interval"]
         assert row.split() == [
-            *name.split(), "4", f"{one.meter.loss:.6g}", f"{one.meter.stderr:.3g}", f"{one.meter.perplexity:.6g}",
+            *name.split(), "4", f"{one.meter.loss:.6g}", f"{one.meter.loss.stderr:.3g}", f"{one.meter.perplexity:.6g}",
             f"{low:.5g}", "to", f"{high:.5g}", f"{one.meter.bits_per_byte:.6g}",
-            f"{one.meter.bits_per_byte_stderr:.3g}", "50.00", "%",
+            f"{one.meter.bits_per_byte.stderr:.3g}", "50.00", "%",
         ]  # fmt: skip
 
 

@@ -157,7 +157,7 @@ def test_errors_agree_with_loss_meter(rng):
     ):
         meter = LossMeter()
         meter.update(sequence_losses(losses, segment_ids=ids))
-        assert stderr == perplexity * meter.stderr
+        assert stderr == perplexity * meter.loss.stderr
 
 
 def test_errors_agree_with_statsmodels(rng):

@@ -24,7 +24,7 @@ from tokenloss import (
     sequence_losses,
 )
 from tokenloss._statistics.distributions import binomial_interval, quantile_ranks
-from tokenloss._statistics.gates import share_estimate
+from tokenloss._statistics.estimates import Measure
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss.formats import blocks, open_hidden_states, open_scores
 from tokenloss.results import Evaluations
@@ -188,7 +188,7 @@ def test_min_same_top_at_the_true_share_holds_in_5_percent_at_most(spread, texts
         assert (lows >= share).mean() <= 0.05
         for one, low in zip(successes[:3], lows, strict=False):
             independent = ExactRatio.of(one.astype(float), weights)
-            estimate = share_estimate(independent.ratio, int(sizes.sum()), independent, independent.ratio, 0.025)
+            estimate = Measure(independent.ratio, independent, "", "share", int(sizes.sum())).reach()
             assert estimate.low == pytest.approx(low, rel=1e-9)
 
 
@@ -379,8 +379,8 @@ def test_gates_of_evaluations(sequences, rng):
     source = (logits, targets) if sequences else (logits.reshape(-1, 6), targets.ravel())
     found = evaluate([source])
     perplexity, loss, accuracy = found.check(max_loss=1, max_perplexity=3, min_greedy_accuracy=0.5).gates
-    assert loss.interval == pytest.approx(ends_above_0(found.loss, found.interval_factor * found.stderr))
-    assert perplexity.interval == found.perplexity_interval
+    assert loss.interval == pytest.approx(ends_above_0(found.loss, found.interval_factor * found.loss.stderr))
+    assert perplexity.interval == found.perplexity.interval
     assert accuracy.figure == found.accuracy
     meter, kept = LossMeter(), targets >= 0
     greedy = np.where(kept, logits.argmax(-1) == targets, 0.0)
@@ -389,7 +389,7 @@ def test_gates_of_evaluations(sequences, rng):
     assert share == pytest.approx(found.accuracy)
     if sequences:
         t = meter.interval_factor
-        n = min(n, share * (1 - share) / meter.stderr**2) * (stats.t.ppf(0.975, n - 1) / t) ** 2
+        n = min(n, share * (1 - share) / meter.loss.stderr**2) * (stats.t.ppf(0.975, n - 1) / t) ** 2
     expected = stats.beta.ppf(0.025, share * n, n - share * n + 1), stats.beta.isf(0.025, share * n + 1, n - share * n)
     assert accuracy.interval == pytest.approx(expected)
     assert ("taken as independent" in accuracy.note) is not sequences

@@ -129,7 +129,7 @@ print(*sorted(name for name in added if not name.startswith("tokenloss")))
     [
         ("import tokenloss", {"_core"}, 3),
         ("from tokenloss import cross_entropy", {"_core", "_scores"}, 16),
-        ("from tokenloss import LossMeter", {"_core", "_scores", "_statistics"}, 24),
+        ("from tokenloss import LossMeter", {"_core", "_scores", "_statistics"}, 25),
     ],
 )
 def test_import_loads_what_is_used(statement, packages, most, run_python):

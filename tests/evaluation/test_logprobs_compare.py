@@ -267,7 +267,12 @@ def test_every_layout_is_scored_as_its_sequences(layout, folder):
     expected = LossMeter()
     expected.update(sequence_losses(nll, segment_ids=np.load("ids.npy")))
     found = evaluate(source)
-    assert (found.loss, found.stderr, found.count, found.n_sequences) == (expected.loss, expected.stderr, 21, 4)
+    assert (found.loss, found.loss.stderr, found.count, found.n_sequences) == (
+        expected.loss,
+        expected.loss.stderr,
+        21,
+        4,
+    )
     assert "rollout" in layout or (found.meter == expected and np.isnan(found.accuracy))
     shape = "4 responses (chat)" if "rollout" in layout else "4 sequences; log-probabilities of float64"
     assert found.summary().splitlines()[0].startswith(f"{layout}  {shape}")

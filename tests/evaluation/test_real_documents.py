@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from places import CLIENTS
+from reference import statistic
 from reference_sequences import scores_of
 
 from tokenloss import LossMeter, evaluate, formats, sequence_losses
@@ -86,14 +87,14 @@ def test_meter_of_documents_of_a_real_model(documents, model, targets):
     assert meter.is_clustered
     actual = {
         "micro": meter.loss,
-        "micro_stderr_clustered": meter.stderr,
-        "micro_stderr_independent": tokens.stderr,
+        "micro_stderr_clustered": meter.loss.stderr,
+        "micro_stderr_independent": tokens.loss.stderr,
         "macro": meter.sequence_loss,
-        "macro_stderr": meter.sequence_loss_stderr,
+        "macro_stderr": meter.sequence_loss.stderr,
         "perplexity": meter.perplexity,
         "total_nll": meter.total,
         "bits_per_byte": meter.bits_per_byte,
-        "bits_per_byte_stderr_clustered": meter.bits_per_byte_stderr,
+        "bits_per_byte_stderr_clustered": meter.bits_per_byte.stderr,
     }
     for name, value in actual.items():
         assert value == pytest.approx(expected[name], rel=1e-13), name
@@ -111,10 +112,10 @@ def test_meter_of_differences_of_two_real_models(documents, targets):
     assert (meter.count, meter.n_sequences) == (expected["tokens"], expected["documents"])
     actual = {
         "micro": meter.loss,
-        "micro_stderr_clustered": meter.stderr,
-        "micro_stderr_independent": tokens.stderr,
+        "micro_stderr_clustered": meter.loss.stderr,
+        "micro_stderr_independent": tokens.loss.stderr,
         "macro": meter.sequence_loss,
-        "macro_stderr": meter.sequence_loss_stderr,
+        "macro_stderr": meter.sequence_loss.stderr,
         "perplexity_ratio": meter.perplexity,
     }
     for name, value in actual.items():  # differences of rounded losses
@@ -133,14 +134,14 @@ def test_meter_of_documents_of_lm_evaluation_harness(model):
     for name, value in {
         "loglikelihood": -meter.total,
         "loss_per_token": meter.loss,
-        "loss_per_token_stderr_clustered": meter.stderr,
+        "loss_per_token_stderr_clustered": meter.loss.stderr,
         "word_perplexity": meter.word_perplexity,
         "bits_per_byte": meter.bits_per_byte,
-        "bits_per_byte_stderr_clustered": meter.bits_per_byte_stderr,
+        "bits_per_byte_stderr_clustered": meter.bits_per_byte.stderr,
         "byte_perplexity": 2**meter.bits_per_byte,
     }.items():
         assert value == pytest.approx(total[name], rel=1e-13), name
-    low, high = meter.word_perplexity_interval
+    low, high = meter.word_perplexity.interval
     low, loss, high = map(math.log, (low, meter.word_perplexity, high))  # in nats per word, by its logarithm
     error = math.log(high / low) / 2 * loss / meter._by_words.interval_factor
     assert error == pytest.approx(total["log_word_perplexity_stderr_clustered"], rel=1e-12)
@@ -160,7 +161,7 @@ def test_bits_per_byte_of_the_difference_of_two_runs_of_lm_evaluation_harness():
     meter.update(sequence_losses(differences, cu_seqlens=offsets, n_bytes=n_bytes))
     expected = reference["noise_minus_base_bits_per_byte"]
     assert meter.bits_per_byte == pytest.approx(expected["mean"], rel=1e-11)
-    assert meter.bits_per_byte_stderr == pytest.approx(expected["stderr_clustered"], rel=1e-11)
+    assert meter.bits_per_byte.stderr == pytest.approx(expected["stderr_clustered"], rel=1e-11)
 
 
 @each_model
@@ -184,8 +185,8 @@ def test_evaluate_of_real_documents(documents, model, rows):
         "sequence_loss_stderr": "macro_stderr", "bits_per_byte": "bits_per_byte",
         "bits_per_byte_stderr": "bits_per_byte_stderr_clustered",
     }.items():  # fmt: skip
-        assert getattr(meter, name) == pytest.approx(expected[figure], rel=1e-13), name
+        assert statistic(meter, name) == pytest.approx(expected[figure], rel=1e-13), name
     assert found.sequences["count"].tolist() == [each["tokens"] for each in expected["per_document"]]
     total = evaluate(source, n_bytes=sum(n_bytes)).meter
     assert total.bits_per_byte == meter.bits_per_byte
-    assert total.bits_per_byte_stderr < 0.7 * meter.bits_per_byte_stderr  # lengths in proportion to tokens
+    assert total.bits_per_byte.stderr < 0.7 * meter.bits_per_byte.stderr  # lengths in proportion to tokens

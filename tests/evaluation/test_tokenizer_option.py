@@ -71,7 +71,7 @@ def assert_expected(found, kept=AFTER_FIRST):
     n_bytes, bits, stderr = expected(kept)
     assert found.n_bytes == sum(n_bytes)
     assert found.bits_per_byte == pytest.approx(bits, rel=1e-12)
-    assert found.bits_per_byte_stderr == pytest.approx(stderr, rel=1e-9)
+    assert found.bits_per_byte.stderr == pytest.approx(stderr, rel=1e-9)
     assert found.figures["bytes_are_by_sequence"]
     order = np.argsort(found.sequences["sequence"])  # texts that several files hold come last
     assert found.sequences["n_bytes"][order].tolist() == n_bytes
@@ -142,7 +142,7 @@ def test_tokenizer_gives_bits_per_byte_of_each_layout(layout, text, tmp_path, mo
     assert_expected(found)
     assert_expected(evaluate(open_scores(**options, tokenizer=MODEL / "tokenizer.json"), text=text))
     bare = evaluate(open_scores(**options))
-    assert (bare.loss, bare.stderr, bare.n_bytes) == (found.loss, found.stderr, 0)
+    assert (bare.loss, bare.loss.stderr, bare.n_bytes) == (found.loss, found.loss.stderr, 0)
     assert "n_bytes" not in bare.sequences
 
 
@@ -181,7 +181,7 @@ def test_tokenizer_of_tokens_without_sequences_counts_each_token(tmp_path):
     assert (found.n_bytes, found.is_clustered) == (sizes.sum(), False)
     assert found.bits_per_byte == pytest.approx(ratio / math.log(2))
     stderr = math.sqrt(n / (n - 1) * np.square(nll - ratio * sizes).sum()) / sizes.sum() / math.log(2)
-    assert found.bits_per_byte_stderr == pytest.approx(stderr)
+    assert found.bits_per_byte.stderr == pytest.approx(stderr)
     assert evaluate(formats.blocks([(rows, ids)], tokenizer=MODEL)).meter == found.meter
 
 
@@ -196,7 +196,7 @@ def test_tokenizer_of_tokens_outside_of_sequences_counts_each_as_one():
     stderr = math.sqrt(n / (n - 1) * np.square(nll - ratio * sizes).sum()) / sizes.sum()
     assert (found.n_bytes, found.figures["n_without_sequence"]) == (sizes.sum(), len(IDS[1]) - 1)
     assert found.bits_per_byte == pytest.approx(ratio / math.log(2))
-    assert found.bits_per_byte_stderr == pytest.approx(stderr / math.log(2))
+    assert found.bits_per_byte.stderr == pytest.approx(stderr / math.log(2))
 
 
 @pytest.mark.parametrize("of_text", [False, True])

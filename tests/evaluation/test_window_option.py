@@ -103,7 +103,7 @@ def test_window_of_every_layout_scores_each_token_once(layout, score_json, tmp_p
     found = score_json(*argv, "--per-token", tmp_path / "tokens.csv", "--top", 50)
     expected = meter_of(LOGITS, IDS, SIZE, STRIDE)
     assert (found["count"], found["n_sequences"]) == (N - 1, 5)
-    assert (found["loss"], found["stderr"]) == (expected.loss, expected.stderr)
+    assert (found["loss"], found["stderr"]) == (expected.loss, expected.loss.stderr)
     assert (found["window"], found["stride"]) == (SIZE, STRIDE)
     left_out = found["n_context"] + found["n_ignored"] + found["n_without_next"]
     assert (left_out + N - 1, found["n_context"]) == (math.prod(found["shape"][:-1]), 4 * (SIZE - STRIDE - 1))

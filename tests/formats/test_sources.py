@@ -537,7 +537,7 @@ def assert_losses(found, rows):
     if len(means) > 1:  # the error of a ratio, by sequences
         spread = weights * (means - total / count)
         error = np.sqrt(len(means) / (len(means) - 1) * (spread**2).sum()) / count
-        assert found.meter.stderr == pytest.approx(error, rel=1e-9)
+        assert found.meter.loss.stderr == pytest.approx(error, rel=1e-9)
 
 
 def test_log_probabilities_are_evaluated_by_rows_masks_and_segment_ids(tmp_path):
@@ -566,7 +566,7 @@ def test_log_probabilities_have_the_losses_of_the_logits_that_they_come_from(tmp
     nll = tokenloss.cross_entropy(logits, ids, reduction="none")
     np.savez(tmp_path / "logprobs.npz", logprobs=-nll)
     found, expected = evaluate(tmp_path / "logprobs.npz"), evaluate([(logits, ids)])
-    assert (found.meter.loss, found.meter.stderr) == (expected.meter.loss, expected.meter.stderr)
+    assert (found.meter.loss, found.meter.loss.stderr) == (expected.meter.loss, expected.meter.loss.stderr)
     assert found.columns()["nll"].tolist() == expected.columns()["nll"].tolist()
 
 

@@ -34,6 +34,14 @@ else:
     )
 
 
+def statistic(result, name):
+    """A statistic of a result, or of an oracle, by its name in files: "bits_per_byte_stderr" is an error of one."""
+    if hasattr(result, name):
+        return getattr(result, name)
+    estimate, _, error = name.rpartition("_")
+    return getattr(getattr(result, estimate or "loss"), error)
+
+
 def float64(values):
     with np.errstate(invalid="ignore"):  # signalling nan
         return np.asarray(values).astype(np.float64)

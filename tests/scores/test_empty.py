@@ -325,7 +325,7 @@ def test_sequence_losses_loss_meter_and_next_token_of_empty_arrays(shape):
     meter.update(nll, sample_weight=nll)
     meter.update(sequence_losses(nll))
     assert (meter, meter.count, meter.total) == (LossMeter(), 0, 0.0)
-    for figure in (meter.loss, meter.stderr, meter.perplexity, meter.bits_per_byte, meter.word_perplexity):
+    for figure in (meter.loss, meter.loss.stderr, meter.perplexity, meter.bits_per_byte, meter.word_perplexity):
         assert math.isnan(figure)
     for classes in (0, 4):
         logits, targets, where = next_token(np.zeros((*shape, classes)), ids, ids)

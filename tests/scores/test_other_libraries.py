@@ -273,4 +273,4 @@ def test_errors_of_a_meter_equal_those_of_statsmodels(weighted, rng):
             cov_type="cluster", cov_kwds={"groups": groups, "use_correction": True}
         )
     assert meter.loss == pytest.approx(fit.params[0], rel=1e-12)
-    assert meter.stderr == pytest.approx(fit.bse[0], rel=1e-12)
+    assert meter.loss.stderr == pytest.approx(fit.bse[0], rel=1e-12)

@@ -466,7 +466,7 @@ def test_meter_perplexity_beyond_a_float(loss):
     meter.update([loss, loss], n_bytes=3, n_words=1)
     assert meter.perplexity == INF
     assert meter.word_perplexity == INF
-    assert meter.perplexity_interval[1] == INF or math.isnan(meter.perplexity_interval[1])
+    assert meter.perplexity.interval[1] == INF or math.isnan(meter.perplexity.interval[1])
     assert "inf" in repr(meter)
 
 

@@ -102,7 +102,7 @@ def test_interval_factor_with_sample_weight_of_a_single_sequence_is_that_of_its_
         sequence.update(sequence_losses(nll, where=keep, segment_ids=ids, sample_weight=weight))
         assert not sequence.is_clustered
         assert sequence.interval_factor == tokens.interval_factor > stats.t.isf(0.025, tokens.count - 1) + 0.02
-        assert sequence.perplexity_interval == tokens.perplexity_interval
+        assert sequence.perplexity.interval == tokens.perplexity.interval
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1.0, 1e100])
@@ -118,11 +118,11 @@ def test_interval_factor_where_one_sequence_has_all_bytes():
 
 def test_intervals_of_perplexities_use_their_own_lengths(rng):
     meter = meter_of([2, 5, 9], rng, n_bytes=[1, 1, 1], n_words=[3, 1, 1])
-    ends = ends_above_0(meter.loss, meter.interval_factor * meter.stderr)
-    assert meter.perplexity_interval == pytest.approx(np.exp(ends))
+    ends = ends_above_0(meter.loss, meter.interval_factor * meter.loss.stderr)
+    assert meter.perplexity.interval == pytest.approx(np.exp(ends))
     words = meter_of([3, 1, 1], rng).interval_factor  # of sequences of as many tokens as these have words
     ends = ends_above_0(math.log(meter.word_perplexity), words * meter._by_words.stderr)
-    assert np.log(meter.word_perplexity_interval) == pytest.approx(ends)
+    assert np.log(meter.word_perplexity.interval) == pytest.approx(ends)
 
 
 @pytest.mark.parametrize(("number", "is_guess"), [(2, True), (3, False)])
@@ -133,7 +133,7 @@ def test_interval_of_two_sequences_is_said_to_be_a_guess(number, is_guess, rng):
 @pytest.mark.parametrize(("number", "is_far"), [(2, True), (12, True), (13, False), (40, False)])
 def test_tables_show_the_interval_of_a_loss_if_its_factor_is_far_from_2(number, is_far, rng):
     meter = meter_of([4] * number, rng)
-    low, high = ends_above_0(meter.loss, meter.interval_factor * meter.stderr)
+    low, high = ends_above_0(meter.loss, meter.interval_factor * meter.loss.stderr)
     note = f"; 95 % interval {low:.5g} to {high:.5g}" if is_far else ""
     assert f" nats ({meter._basis()}){note}\n" in meter.summary()
 
@@ -150,9 +150,9 @@ def shares_covered(lengths, rng, repetitions):
         losses = 20 + rng.standard_normal(len(lengths))[owner] + rng.standard_normal(len(owner))
         meter = LossMeter()
         meter.update(sequence_losses(losses, cu_seqlens=bounds, n_bytes=4 * lengths, n_words=lengths))
-        low, high = meter.perplexity_interval
-        low_of_bytes, high_of_bytes = meter.bits_per_byte_interval
-        low_of_words, high_of_words = meter.word_perplexity_interval
+        low, high = meter.perplexity.interval
+        low_of_bytes, high_of_bytes = meter.bits_per_byte.interval
+        low_of_words, high_of_words = meter.word_perplexity.interval
         covered += (
             low <= math.exp(20) <= high,
             low_of_bytes <= 5 / math.log(2) <= high_of_bytes,
@@ -177,7 +177,7 @@ def test_intervals_of_ten_texts_with_skewed_losses_miss_the_truth_as_the_docs_sa
     for means in draw(rng, (repetitions, 10, 1)):
         meter = LossMeter()
         meter.update(sequence_losses(means, n_bytes=n_bytes))
-        ends = np.log(meter.perplexity_interval), np.array(meter.bits_per_byte_interval) * 4 * math.log(2)
+        ends = np.log(meter.perplexity.interval), np.array(meter.bits_per_byte.interval) * 4 * math.log(2)
         misses += [(low > 3, high < 3) for low, high in ends]
     for share, expected in zip(misses.T / repetitions, (below, above), strict=True):
         assert share[0] == share[1]  # whatever the unit
@@ -188,10 +188,10 @@ def test_losses_that_are_0_but_for_rounding_have_a_narrow_interval():
     """A logarithm of their mean would make an interval of many nats out of errors of 1e-9."""
     meter = LossMeter()
     meter.update([1e-9, -1e-9, 2e-10])
-    assert meter.perplexity_interval == pytest.approx((1, 1), abs=1e-8)
+    assert meter.perplexity.interval == pytest.approx((1, 1), abs=1e-8)
     zero = LossMeter()
     zero.update([0.0, 0.0])
-    assert (zero.perplexity_interval, zero.stderr) == ((1, 1), 0)
+    assert (zero.perplexity.interval, zero.loss.stderr) == ((1, 1), 0)
 
 
 @pytest.mark.slow

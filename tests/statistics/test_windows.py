@@ -81,7 +81,7 @@ def test_score_of_second_halves_prints_what_llama_cpp_prints():
     printed = (DATA / "llama-cpp.txt").read_text("utf-8")
     assert found == pytest.approx([float(line.split()[1]) for line in printed.splitlines()[:10]], rel=2e-6)
     assert meter.count == 310
-    assert meter.perplexity * meter.stderr == pytest.approx(13.192590, rel=1e-5)
+    assert meter.perplexity * meter.loss.stderr == pytest.approx(13.192590, rel=1e-5)
 
 
 @pytest.fixture(scope="module")

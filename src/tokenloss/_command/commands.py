@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tokenloss._command.sources import DEFAULTS, Flags, sources_of_comparison, sources_of_texts
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.drafts import check_cost_ratio
+from tokenloss._core.advice import advice
 from tokenloss._core.arguments import is_given
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager, named, raise_error
@@ -27,7 +28,6 @@ from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
 from tokenloss._output.terminal import print_as
-from tokenloss._statistics.advice import advice
 from tokenloss._statistics.gates import CANNOT_TELL, FAILS, HOLDS, checked_limits
 from tokenloss.formats.content import OF_SCORES
 from tokenloss.formats.sample_folders import Samples

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.paired import same_file_note
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
+from tokenloss._core.advice import ZERO_ADVICE
 from tokenloss._core.errors import named, raise_error, warn
 from tokenloss._core.result import NamedResults, Shown, columns_of
-from tokenloss._statistics.advice import ZERO_ADVICE
 from tokenloss._statistics.gates import joined_verdicts
 
 if TYPE_CHECKING:

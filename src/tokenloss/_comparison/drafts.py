@@ -19,8 +19,7 @@ from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, columns_of, figure, nonzero, places_of, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._core.validation import as_scores, check_kinds, check_mask, check_number, without_targets
-from tokenloss._statistics.distributions import TAIL
-from tokenloss._statistics.gates import share_estimate
+from tokenloss._statistics.estimates import Measure
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import sequence_numbers, sums_by_segment
 
@@ -414,7 +413,7 @@ def _interval(mean: float, by_text: ExactRatio, count: int, *, is_share: bool) -
     if by_text.count < 2 or math.isnan(mean):
         return math.nan, math.nan
     if is_share:
-        estimate = share_estimate(mean, count, by_text, 1.0, TAIL)
+        estimate = Measure(mean, by_text, "", "share", count).reach()
         return estimate.low, estimate.high
     if not 0 < mean < 1 or not by_text.stderr:
         return mean, mean

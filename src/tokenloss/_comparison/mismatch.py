@@ -18,17 +18,14 @@ from tokenloss._core.result import Result, figure, places_of, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._core.validation import check_log_probs, check_mask, check_number
 from tokenloss._statistics.distributions import TAIL
+from tokenloss._statistics.estimates import Measure, Reach, needed_count
 from tokenloss._statistics.gates import (
     CANNOT_TELL,
     HOLDS,
-    Reach,
     Verdicts,
     checked_limits,
     checked_tail,
     independent_note,
-    mean_estimate,
-    needed_count,
-    share_estimate,
     verdict_on,
 )
 from tokenloss._statistics.ratio import interval_above_0
@@ -76,9 +73,9 @@ def token_figures(
         radius = mean.factor() * mean.stderr
         ends = mean.mean - radius, mean.mean + radius
         if name == "outside":
-            ends = share_estimate(mean.mean, difference.size, mean._independent, mean.mean, TAIL)[1:3]
+            ends = Measure(mean.mean, mean._independent, "", "share", difference.size).reach()[1:3]
         elif name != "k1":
-            ends = mean_estimate(mean.mean, mean._independent, mean.mean, TAIL)[1:3]
+            ends = Measure(mean.mean, mean._independent).reach()[1:3]
         figures |= {name: mean.mean, f"{name}_stderr": mean.stderr, f"{name}_interval": ends}
     value, stderr, _, factor = _mean_of_exp(difference, ids)
     figures |= {"mean_ratio": value, "mean_ratio_stderr": stderr}
@@ -129,7 +126,7 @@ def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tai
     variance = Mean(squares, None).mean
     mean = Mean(squares - 2 * variance * (weights - 1), ids)
     of_variance = variance if limit is None else 1 / limit - 1 if limit else math.inf
-    estimate = mean_estimate(variance, mean._independent, of_variance, tail)
+    estimate = Measure(variance, mean._independent).reach(tail, of_variance)
     values = _pseudo_values(weights - 1, squares, variance, ids if mean.is_clustered else None)
     if values is not None:
         jackknifed, whole = Mean(values, None), math.log(variance)
@@ -139,7 +136,7 @@ def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tai
         needed = needed_count(mean._independent.count, radius, distance, tail)
         estimate = Reach(variance, *ends, needed)
     figure, high, low = (1 / (1 + value) for value in estimate[:3])
-    return estimate._replace(figure=figure, low=low, high=high), mean
+    return estimate._replace(value=figure, low=low, high=high), mean
 
 
 def _pseudo_values(
@@ -166,8 +163,8 @@ def _pseudo_values(
 def _effective_figures(name: str, logs: Float64Array, ids: IntArray | None) -> dict[str, Any]:
     """The effective sample size as a fraction, its error and its interval."""
     estimate, mean = effective(logs, ids, None, TAIL)
-    interval, stderr = (estimate.low, estimate.high), estimate.figure**2 * mean.stderr
-    return {name: estimate.figure, f"{name}_stderr": stderr, f"{name}_interval": interval}
+    interval, stderr = (estimate.low, estimate.high), estimate.value**2 * mean.stderr
+    return {name: estimate.value, f"{name}_stderr": stderr, f"{name}_interval": interval}
 
 
 EPSILON = 0.2  # by which PPO lets ratios differ from 1
@@ -371,7 +368,7 @@ class Mismatch(Result):
         difference = self.difference.reshape(-1)[index]
         with np.errstate(all="ignore"):
             mean = Mean(k3_of(difference), ids)
-            estimate = mean_estimate(mean.mean, mean._independent, limit, tail)
+            estimate = Measure(mean.mean, mean._independent).reach(tail, limit)
             if gate == "min_ess":
                 estimate, mean = effective(difference, ids, limit, tail)
         count, unit = mean._independent.count, "sequence" if mean.is_clustered else "token"

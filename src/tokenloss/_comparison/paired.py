@@ -9,24 +9,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tokenloss._core.advice import void_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.files import identity
 from tokenloss._core.result import Result, places_in, places_of, rows_of
 from tokenloss._core.signature import signature_of
-from tokenloss._statistics.advice import void_of
 from tokenloss._statistics.distributions import TAIL, quantile_ranks, student_quantile
+from tokenloss._statistics.estimates import Measure, Reach, needed_count
 from tokenloss._statistics.gates import (
-    Reach,
     Verdicts,
     beside_noise,
     checked_limits,
     checked_tail,
-    exp_estimate,
     independent_note,
-    mean_estimate,
-    needed_count,
-    share_estimate,
     verdict_on,
 )
 from tokenloss._statistics.ratio import ExactRatio
@@ -286,23 +282,23 @@ class PairedLosses(Result):
         )
         if gate == "min_same_top":
             mean = Mean(is_same_top, ids)
-            estimate = share_estimate(mean.mean, kl.size, mean._independent, limit, tail)
+            estimate = Measure(mean.mean, mean._independent, "", "share", kl.size).reach(tail, limit)
         elif gate == "max_perplexity_ratio":
             with np.errstate(invalid="ignore"):  # infinite losses
                 mean = Mean(nll - base_nll, ids)
-            estimate = exp_estimate(mean.mean, mean._independent, limit, tail, is_signed=True)
+            estimate = Measure(mean.mean, mean._independent, method="exp signed").reach(tail, limit)
         else:
             mean = Mean(kl, ids)
-            estimate = mean_estimate(mean.mean, mean._independent, limit, tail)
+            estimate = Measure(mean.mean, mean._independent).reach(tail, limit)
             if fraction is not None:
                 estimate = _quantile_estimate(kl, fraction, ids, mean, limit, tail)
         count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"
         notes = independent_note(count, unit, mean.factor(tail))
         is_lower_bound = gate.startswith("max_kl") and self._divergence != "kl"
         void = self._void(gate)
-        is_equal = self._equals_base and not is_lower_bound and math.isfinite(estimate.figure)
+        is_equal = self._equals_base and not is_lower_bound and math.isfinite(estimate.value)
         if is_equal:  # other texts would change nothing
-            estimate = estimate._replace(low=estimate.figure, high=estimate.figure)
+            estimate = estimate._replace(low=estimate.value, high=estimate.value)
             notes = ["identical to the base at every token"]
         verdict = verdict_on(gate, limit, estimate, count, unit, notes=notes, is_lower_bound=is_lower_bound, void=void)
         return verdict._replace(interval=(math.nan, math.nan)) if is_equal else verdict

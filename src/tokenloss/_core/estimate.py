@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
+
+
+class HasErrors(Protocol):
+    """What has the errors of an estimate."""
+
+    @property
+    def stderr(self) -> float: ...
+    @property
+    def interval(self) -> tuple[float, float]: ...
+    @property
+    def unit(self) -> str: ...
 
 
 class Errors(NamedTuple):
@@ -31,8 +42,8 @@ class Estimate(float):
     ----------
     value : float
         The number.
-    errors : tuple, or function that returns one
-        Standard error, interval and unit. A function is called when one of them is first read.
+    errors : tuple, object, or function that returns one
+        Standard error, interval and unit, or what has them as attributes. A function is called when one is first read.
 
     Examples
     --------
@@ -51,20 +62,27 @@ class Estimate(float):
     __slots__ = ("_errors",)
     __module__ = "tokenloss.results"
 
-    _errors: Any  # a tuple, or a function of one that is not called yet
+    _errors: Any
 
     def __new__(
-        cls, value: float, errors: tuple[float, tuple[float, float], str] | Callable[[], Errors] = _UNKNOWN
-    ) -> Estimate:
+        cls, value: float,
+        errors: tuple[float, tuple[float, float], str] | HasErrors | Callable[[], HasErrors] = _UNKNOWN,
+    ) -> Estimate:  # fmt: skip
         estimate = float.__new__(cls, value)
         estimate._errors = errors
         return estimate
 
-    def _known_errors(self) -> Errors:
-        """The errors, computed at the first call."""
-        if not isinstance(self._errors, Errors):
-            self._errors = Errors(*(self._errors() if callable(self._errors) else self._errors))
-        return self._errors
+    def _known_errors(self) -> HasErrors:
+        """What has the errors."""
+        errors: Any = self._errors
+        if type(errors) is tuple or callable(errors):
+            self._errors = errors = errors() if callable(errors) else Errors(*errors)
+        return cast("HasErrors", errors)
+
+    def _all_errors(self) -> tuple[float, tuple[float, float], str]:
+        """The standard error, the interval and the unit."""
+        errors = self._known_errors()
+        return errors.stderr, errors.interval, errors.unit
 
     @property
     def stderr(self) -> float:
@@ -91,4 +109,4 @@ class Estimate(float):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the number and its errors."""
-        return Estimate, (float(self), tuple(self._known_errors()))
+        return Estimate, (float(self), self._all_errors())

@@ -198,6 +198,21 @@ def as_csv(columns: Mapping[str, Array]) -> str:
     return file.getvalue()
 
 
+def in_files(statistics: Mapping[str, Any], errors: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+    """Statistics by their names in JSON and CSV, where the errors of an estimate are values of their own.
+
+    An estimate is followed by its standard error, unless `errors` names others; it also names those that may be None.
+    """
+    values: dict[str, Any] = {}
+    for name, value in statistics.items():
+        is_estimate = isinstance(value, Estimate)
+        values[name] = float(value) if is_estimate else value
+        for error in (errors or {}).get(name, ("stderr",) * is_estimate):
+            key = error if name == "loss" else f"{name}_{error}"
+            values[key] = getattr(value, error) if is_estimate else None
+    return values
+
+
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     """Columns of a table with a row for each of several results: the figures that are one value, and intervals."""
     single = [dict(_single_values(row)) for row in rows]
@@ -308,7 +323,7 @@ def _same(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, Estimate):
-        return all(map(_same, (float(one), *one._known_errors()), (float(other), *other._known_errors())))
+        return all(map(_same, (float(one), *one._all_errors()), (float(other), *other._all_errors())))
     if isinstance(one, np.ndarray):
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tokenloss._comparison.columns import check_definitions
 from tokenloss._comparison.drafts import check_temperature
+from tokenloss._core.advice import advice, not_finite_notes
 from tokenloss._core.arguments import further_divergences, refuse_given
 from tokenloss._core.errors import named, raise_error, warn, worded
 from tokenloss._core.files import identity
@@ -18,7 +19,6 @@ from tokenloss._evaluation.options import Options, by_identity, checked_sizes
 from tokenloss._evaluation.pairs import compare_lists, compare_losses
 from tokenloss._evaluation.run import Settings, opened
 from tokenloss._evaluation.sink import checked_sinks
-from tokenloss._statistics.advice import advice, not_finite_notes
 from tokenloss.formats.content import as_source
 from tokenloss.formats.paths import check_different
 from tokenloss.formats.scores import Scores

@@ -10,10 +10,10 @@ from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.sample_groups import group_metrics
 from tokenloss._comparison.sample_metrics import metrics_of, paired
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
+from tokenloss._core.advice import advice
 from tokenloss._core.arguments import as_paths
 from tokenloss._core.errors import raise_error, warn
 from tokenloss._evaluation.compare_files import candidates, hints_of
-from tokenloss._statistics.advice import advice
 from tokenloss.formats.paths import check_different
 from tokenloss.formats.sample_folders import Samples, open_samples
 from tokenloss.formats.samples import read_samples

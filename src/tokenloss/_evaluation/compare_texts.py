@@ -8,6 +8,7 @@ import numpy as np
 
 from tokenloss._comparison.text_comparison import text_comparison_of
 from tokenloss._comparison.text_spans import TextTokens, document_bytes, spans_of
+from tokenloss._core.advice import Advice, advice, not_finite_notes, white_space_notes
 from tokenloss._core.arguments import as_path, refuse_given
 from tokenloss._core.errors import named, raise_error, warn
 from tokenloss._core.text import count_of
@@ -26,7 +27,6 @@ from tokenloss._evaluation.token_bytes import (
     most_repeated,
     repeats_special,
 )
-from tokenloss._statistics.advice import Advice, advice, not_finite_notes, white_space_notes
 from tokenloss.formats.base import open_regular
 from tokenloss.formats.content import as_source
 from tokenloss.formats.scores import Scores

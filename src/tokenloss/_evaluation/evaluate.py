@@ -7,6 +7,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tokenloss._core.advice import advice, not_finite_notes
 from tokenloss._core.arguments import as_path, refuse_given
 from tokenloss._core.errors import named, raise_error, warn, worded
 from tokenloss._core.validation import check_integer
@@ -21,7 +22,6 @@ from tokenloss._evaluation.score import score_shard
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss._evaluation.summary import WORDS, text_length
 from tokenloss._evaluation.token_bytes import with_text, with_token_bytes
-from tokenloss._statistics.advice import advice, not_finite_notes
 from tokenloss._statistics.sequences import check_lengths
 from tokenloss.formats.content import as_source
 from tokenloss.formats.logprobs import Logprobs

@@ -7,23 +7,21 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tokenloss._core.advice import void_of
 from tokenloss._core.errors import raise_error
+from tokenloss._core.estimate import Estimate
 from tokenloss._core.result import NamedResults, columns_of
 from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns, Sources, greedy_by_segment, joined
-from tokenloss._statistics.advice import void_of
 from tokenloss._statistics.gates import (
     Verdict,
     Verdicts,
     checked_limits,
     checked_tail,
-    exp_estimate,
     independent_note,
     joined_verdicts,
-    mean_estimate,
-    share_estimate,
     verdict_on,
 )
 from tokenloss._statistics.meter import LossFigures, LossMeter
@@ -35,8 +33,10 @@ if TYPE_CHECKING:
 
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array
+    from tokenloss._statistics.estimates import Measure
 
 
+_METHODS: dict[str, Any] = {"max_perplexity": "exp", "max_loss": "mean", "min_greedy_accuracy": "share"}
 _MIN_SHIFT_SAMPLE = 64  # rows
 _MIN_SHIFT_Z = 4  # standard errors, since the losses of random logits vary
 
@@ -151,7 +151,7 @@ class ShardResult(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(LossFigures):
-    """Result of `evaluate`, which has the figures of `LossMeter`, such as `loss`, `stderr` and `perplexity`.
+    """Result of `evaluate`, which has the statistics of `LossMeter`, such as `loss` and `perplexity`.
 
     Attributes
     ----------
@@ -200,9 +200,9 @@ class Evaluation(LossFigures):
         return self.meter
 
     @property
-    def accuracy(self) -> float:
+    def accuracy(self) -> Estimate:
         """The fraction of the tokens that are the most likely class, of those where this is known; nan of none."""
-        return float(self.figures["accuracy"])
+        return Estimate(self.figures["accuracy"], lambda: self._measure("min_greedy_accuracy"))
 
     @property
     def signature(self) -> str:
@@ -318,19 +318,18 @@ class Evaluation(LossFigures):
         limits, tail = checked_limits(**given), checked_tail(confidence)
         return Verdicts([self._verdict(gate, limit, tail) for gate, (_, limit) in limits.items()], float(confidence))
 
+    def _measure(self, gate: str) -> Measure:
+        """The statistic that a gate limits."""
+        meter = ShardResult.total(self._parts.results).meters()[1] if gate == "min_greedy_accuracy" else self.meter
+        return meter._measure()._replace(method=_METHODS[gate], n_tokens=meter.count)
+
     def _verdict(self, gate: str, limit: float, tail: float) -> Verdict:
         """The verdict on a gate."""
-        meter = ShardResult.total(self._parts.results).meters()[1] if gate == "min_greedy_accuracy" else self.meter
-        independent = meter._independent
-        if gate == "min_greedy_accuracy":
-            estimate = share_estimate(meter.loss, meter.count, independent, limit, tail)
-        elif gate == "max_perplexity":
-            estimate = exp_estimate(meter.loss, independent, limit, tail, is_signed=False)
-        else:
-            estimate = mean_estimate(meter.loss, independent, limit, tail)
-        count, unit = independent.count, "sequence" if meter.is_clustered else "token"
-        notes = independent_note(count, unit, independent.factor(tail))
-        return verdict_on(gate, limit, estimate, count, unit, notes=notes, void=void_of(self.figures, gate))
+        measure = self._measure(gate)
+        count, unit = measure.independent.count, measure.unit.removesuffix("s")
+        notes = independent_note(count, unit, measure.independent.factor(tail))
+        reach = measure.reach(tail, limit)
+        return verdict_on(gate, limit, reach, count, unit, notes=notes, void=void_of(self.figures, gate))
 
     def _main(self) -> dict[str, str]:
         return self._main_of({"n_nan": self.n_nan}, {"accuracy": f"{self.accuracy:.4f}"})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core.errors import raise_error
+from tokenloss._core.result import in_files
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.sequences import NO_SEQUENCES, NO_SOURCES, joined
 from tokenloss._statistics.sequences import highest
@@ -187,12 +188,11 @@ def _common_figures(result: ShardResult, meter: LossMeter, greedy: LossMeter) ->
         "n_ignored": result.n_ignored,
         "n_nan": result.n_nan,
         "n_infinite": result.n_infinite,
-        "loss": meter.loss,
-        "stderr": meter.stderr,
+        **in_files({"loss": meter.loss}),
         "is_clustered": meter.is_clustered,
         "interval_factor": meter.interval_factor,
-        "perplexity": meter.perplexity,
-        "accuracy": greedy.loss,
+        "perplexity": float(meter.perplexity),
+        "accuracy": float(greedy.loss),
     }
 
 

@@ -188,11 +188,11 @@ def _predictions(
 
 def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:
     """HTML of the summary, with a note about the accuracy."""
-    low, high = meter.perplexity_interval
+    low, high = meter.perplexity.interval
     sure = not math.isnan(low)
     figures = [
         ("tokens", f"{meter.count:,}", ""),
-        ("loss", f"{meter.loss:.5g}", f"± {meter.stderr:.3g} nats ({meter._basis()})" if sure else "nats"),
+        ("loss", f"{meter.loss:.5g}", f"± {meter.loss.stderr:.3g} nats ({meter._basis()})" if sure else "nats"),
         ("perplexity", f"{meter.perplexity:.5g}", f"95 % interval {low:.4g} to {high:.4g}" if sure else ""),
         ("bits per token", f"{meter.bits_per_token:.5g}", ""),
     ]

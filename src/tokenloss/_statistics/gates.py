@@ -8,22 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import named, raise_error
-from tokenloss._core.exact import exp
 from tokenloss._core.result import Result, Shown, Table, columns_of, known_error
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_number
-from tokenloss._statistics.distributions import binomial_interval, student_quantile
-from tokenloss._statistics.ratio import guess_note, interval_above_0
+from tokenloss._statistics.ratio import guess_note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss._statistics.ratio import ExactRatio
+    from tokenloss._statistics.estimates import Reach
 
 HOLDS, FAILS, CANNOT_TELL = "holds", "fails", "cannot tell"
-_UNKNOWN = (math.nan, math.nan)
-_WORST = 0.5  # the fraction of the tokens of an unseen kind of text that may differ from other texts
 
 
 class Verdict(NamedTuple):
@@ -215,90 +211,15 @@ def checked_tail(confidence: Any) -> float:
     return tail
 
 
-# -- intervals and verdicts --------------------------------------------------------------------------------------------
-
-
-class Reach(NamedTuple):
-    """A figure, its interval, and about how many texts in all would tell it from a limit; inf if no number would."""
-
-    figure: float
-    low: float
-    high: float
-    needed: float
-
-
-def mean_estimate(mean: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool = False) -> Reach:
-    """The estimate of a mean of values >= 0, such as divergences or losses, or with `is_signed` of any sign."""
-    if not math.isfinite(mean):
-        return Reach(mean, *_UNKNOWN, math.inf)
-    stderr, factor = independent.stderr, independent.factor(tail)
-    radius, distance = stderr * factor, abs(limit - mean)
-    low, high = (mean - radius, mean + radius) if is_signed else interval_above_0(mean, stderr, factor)
-    if not is_signed and mean > 0:
-        radius, distance = radius / mean, abs(math.log(limit / mean)) if limit > 0 else math.inf
-    return Reach(mean, low, high, needed_count(independent.count, radius, distance, tail))
-
-
-def exp_estimate(log: float, independent: ExactRatio, limit: float, tail: float, *, is_signed: bool) -> Reach:
-    """The estimate of the exponential of such a mean: a perplexity, or a ratio, whose logarithm is signed."""
-    log_limit = math.log(limit) if limit else -math.inf
-    of_log = mean_estimate(log, independent, log_limit, tail, is_signed=is_signed)
-    figure, low, high = map(exp, of_log[:3])
-    return of_log._replace(figure=math.nan if log == -math.inf else figure, low=low, high=high)
-
-
-def share_estimate(share: float, count: int, independent: ExactRatio, limit: float, tail: float) -> Reach:
-    """The estimate of a fraction of tokens, by the binomial distribution, whose ends stay between 0 and 1.
-
-    It assumes the number of independent tokens that would have its standard error, with the error's degrees of freedom
-    (Korn and Graubard, Survey Methodology 24, 1998), though at most all tokens. If few tokens differ from the others,
-    the error does not show how texts differ: the ends allow for a kind of text, absent from the sample, in which the
-    fraction `_WORST` of the tokens does.
-    """
-    if math.isnan(share):
-        return Reach(share, *_UNKNOWN, math.inf)
-    number, texts = independent.effective_count, independent.count
-    if texts < count:
-        variance = independent.stderr**2
-        number = min(float(count), share * (1 - share) / variance if variance else math.inf)
-        number *= (student_quantile(tail, count - 1) / independent.factor(tail)) ** 2
-    low, high = binomial_interval(share, number, tail)
-    radius = share - low if limit < share else high - share
-    needed = needed_count(texts, radius, abs(limit - share), tail, 2 if 0 < share < 1 else 1)
-    if texts == count:
-        return Reach(share, low, high, needed)
-    # a kind of text that makes up more than 1 - tail ** (1 / texts) of all is in all but `tail` of the samples
-    unseen = -_WORST * math.expm1(math.log(tail) / independent.effective_count)
-    if 0 < (rest := 1 - limit if limit < share else limit) < _WORST:
-        needed = max(needed, math.log(tail) / math.log1p(-rest / _WORST) * texts / independent.effective_count)
-    return Reach(share, min(low, 1 - unseen), max(high, unseen), needed)
-
-
-def needed_count(count: int, radius: float, distance: float, tail: float, power: int = 2) -> float:
-    """About how many texts would narrow an interval, which reaches so far with `count`, to this distance."""
-    if not distance or not math.isfinite(radius):
-        return math.inf
-    if count < 2 or power == 1:
-        return count * radius / distance
-    most, now = distance / radius if radius else math.inf, student_quantile(tail, count - 1) / math.sqrt(count)
-    low, high = count, 2 * count
-    while student_quantile(tail, high - 1) / math.sqrt(high) > most * now:
-        low, high = high, 2 * high
-        if high > 1e15:
-            return math.inf
-    while high - low > 1 + low // 1000:
-        middle = (low + high) // 2
-        is_wide = student_quantile(tail, middle - 1) / math.sqrt(middle) > most * now
-        low, high = (middle, high) if is_wide else (low, middle)
-    return high
+# -- verdicts --------------------------------------------------------------------------------------------------------
 
 
 def verdict_on(
-    gate: str, limit: float, estimate: Reach, count: int, unit: str, *, notes: Sequence[str] = (),
+    gate: str, limit: float, reach: Reach, count: int, unit: str, *, notes: Sequence[str] = (),
     is_lower_bound: bool = False, void: str = "",
 ) -> Verdict:  # fmt: skip
-    """The verdict on a gate from an estimate of `count` texts or tokens; `void` is why its metric is meaningless."""
-    figure, low, high, needed = estimate
+    """The verdict on a gate from `count` texts or tokens; `void` is why its metric is meaningless."""
+    figure, low, high, needed = reach
     is_max = gate.startswith("max_")
     is_beyond, is_within = (low > limit, high <= limit) if is_max else (high < limit, low >= limit)
     verdict, n_more, words = CANNOT_TELL, None, [*notes]

@@ -9,18 +9,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core.errors import raise_error
+from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments, exp, integer_of, integer_text
-from tokenloss._core.result import Result, Shown, Table, figure, nonzero
+from tokenloss._core.result import Result, Shown, Table, figure, in_files, nonzero
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_integer, check_mask
 from tokenloss._scores.token_scores import TokenScores
+from tokenloss._statistics.estimates import Measure
 from tokenloss._statistics.ratio import ExactRatio, guess_note, interval_above_0
 from tokenloss._statistics.sequences import SequenceLosses, known_tokens
 from tokenloss._statistics.tables import loss_rows
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from tokenloss._core.types import ArrayLike, Float64Array, IntArray
+
+# the errors that files have of each estimate, if not only the standard error
+_ERRORS_IN_FILES = {
+    "perplexity": ("interval",), "bits_per_token": (), "bits_per_byte": ("stderr", "interval"),
+    "word_perplexity": ("interval",),
+}  # fmt: skip
 
 
 class LossFigures(Result):
@@ -55,8 +65,8 @@ class LossFigures(Result):
 
     @property
     def is_clustered(self) -> bool:
-        """Whether `stderr` is clustered by sequence: with sequences, unless a single one is all there is."""
-        return self.n_sequences > 0 and self._meter._groups.count > 1
+        """Whether errors are clustered by sequence: with sequences, unless a single one is all there is."""
+        return self._meter._measure().unit == "sequences"
 
     @property
     def total(self) -> float:
@@ -64,28 +74,25 @@ class LossFigures(Result):
         return self._meter._tokens.numerators.sum
 
     @property
-    def loss(self) -> float:
-        """The mean loss in nats per token, with weights their weighted mean; nan without tokens."""
-        return self._meter._tokens.ratio
+    def loss(self) -> Estimate:
+        """The mean loss in nats per token, with weights their weighted mean; nan without tokens.
 
-    @property
-    def stderr(self) -> float:
-        """The standard error of the mean loss: clustered by sequence if `is_clustered`, else of independent tokens.
-
-        It is nan for fewer than two tokens.
+        Its standard error is clustered by sequence if `is_clustered`, else tokens are treated as independent. Its
+        interval is one of its logarithm, since losses are skewed: ``loss * exp(±interval_factor * stderr / loss)``.
         """
-        return self._meter._independent.stderr
+        meter = self._meter
+        tokens, groups, sequences = meter._tokens, meter._groups, meter._sequences
+        return Estimate(tokens.ratio, lambda: _measure(tokens, groups, sequences))
 
     @property
     def interval_factor(self) -> float:
         """The half-width of 95 % confidence intervals, in standard errors.
 
-        The interval of the loss is ``loss * exp(±interval_factor * stderr / loss)``, because losses are skewed. For G
-        sequences of equal length, the factor is the quantile of Student's t with G - 1 degrees of freedom: 12.7 for
-        two, 4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more, and
-        is exact for normal sequence means of one variance. It is nan for fewer than two tokens.
+        For G sequences of equal length, the factor is the quantile of Student's t with G - 1 degrees of freedom: 12.7
+        for two, 4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more,
+        and is exact for normal sequence means of one variance. It is nan for fewer than two tokens.
         """
-        return self._meter._independent.interval_factor
+        return self._meter._measure().independent.interval_factor
 
     @property
     def signature(self) -> str:
@@ -93,61 +100,43 @@ class LossFigures(Result):
         return self._meter._signature()
 
     @property
-    def sequence_loss(self) -> float:
+    def sequence_loss(self) -> Estimate:
         """The mean of the sequences' mean losses in nats, each sequence counted once; nan without sequences."""
-        return self._meter._sequences.mean
+        sequences = self._meter._sequences
+        return Measure(sequences.mean, ExactRatio.of_mean(sequences), "sequences").estimate()
 
     @property
-    def sequence_loss_stderr(self) -> float:
-        """The standard error of `sequence_loss`, from the sample's variance; nan for fewer than two sequences."""
-        return ExactRatio.of_mean(self._meter._sequences).stderr
+    def perplexity(self) -> Estimate:
+        """``exp(loss)``; inf where that is beyond a float. Its interval is exp of that of the loss."""
+        meter = self._meter
+        return _measure(meter._tokens, meter._groups, meter._sequences, "exp").estimate()
 
     @property
-    def perplexity(self) -> float:
-        """``exp(loss)``; inf where that is beyond a float."""
-        return exp(self.loss)
-
-    @property
-    def perplexity_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the perplexity: exp of both ends of the interval of the loss."""
-        low, high = interval_above_0(self.loss, self.stderr, self.interval_factor)
-        return exp(low), exp(high)
-
-    @property
-    def bits_per_token(self) -> float:
+    def bits_per_token(self) -> Estimate:
         """The mean loss in bits."""
-        return self.loss / math.log(2)
+        loss = self.loss
+        return Estimate(loss / math.log(2), lambda: _in_bits(loss))
 
     @property
-    def bits_per_byte(self) -> float:
+    def bits_per_byte(self) -> Estimate:
         """All losses in bits over the bytes of their text; nan if those of all or of some tokens are not known."""
-        return self._meter._loss_per("bytes") / math.log(2)
+        rate = self._meter._loss_per("bytes")
+        return Estimate(rate / math.log(2), lambda: _in_bits(rate))
 
     @property
-    def bits_per_byte_stderr(self) -> float:
-        """The standard error of `bits_per_byte`, clustered as `stderr` is; nan where that is."""
-        return self._meter._stderr_per("bytes") / math.log(2)
-
-    @property
-    def bits_per_byte_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of `bits_per_byte`; nan where that is."""
-        low, high = self._meter._interval_per("bytes")
-        return low / math.log(2), high / math.log(2)
-
-    @property
-    def word_perplexity(self) -> float:
+    def word_perplexity(self) -> Estimate:
         """``exp(losses / words)`` of the text; nan if the words of all or of some tokens are not known."""
-        return exp(self._meter._loss_per("words"))
+        rate = self._meter._loss_per("words")
 
-    @property
-    def word_perplexity_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of `word_perplexity`; nan where that is."""
-        low, high = self._meter._interval_per("words")
-        return exp(low), exp(high)
+        def errors() -> Errors:
+            low, high = rate.interval
+            return Errors(exp(rate) * rate.stderr, (exp(low), exp(high)), rate.unit)
+
+        return Estimate(exp(rate), errors)
 
     def _main_of(self, counts: dict[str, int], others: dict[str, str]) -> dict[str, str]:
         """The main metrics, with those per byte and per word if the length of the text is known."""
-        main = {"loss": figure(self.loss, self.stderr), "count": str(self.count)}
+        main = {"loss": figure(self.loss, self.loss.stderr), "count": str(self.count)}
         main |= nonzero(**counts, n_sequences=self.n_sequences) | {"perplexity": figure(self.perplexity)} | others
         of_text = {"bits_per_byte": self.bits_per_byte, "word_perplexity": self.word_perplexity}
         return main | {name: figure(value) for name, value in of_text.items() if not math.isnan(value)}
@@ -359,13 +348,12 @@ class LossMeter(LossFigures):
             raise ValueError("no losses have these sums")
         return meter
 
-    @property
-    def _independent(self) -> ExactRatio:
-        """Sums over what `stderr` takes as independent: sequences, or tokens."""
-        return self._groups if self.is_clustered else self._tokens
+    def _measure(self) -> Measure:
+        """The mean loss, over sequences or tokens."""
+        return _measure(self._tokens, self._groups, self._sequences)
 
     def _basis(self) -> str:
-        """What `stderr` takes as independent, in words."""
+        """What errors take as independent, in words."""
         if not self.is_clustered:
             basis = f"{count_of(self.count, 'token')}, taken as independent"
         else:
@@ -386,30 +374,26 @@ class LossMeter(LossFigures):
         }  # fmt: skip
         return signature_of(**own | fields)
 
-    def _loss_per(self, unit: str) -> float:
-        """All losses over the bytes or words of their text; nan if these are known of some groups, not of all."""
-        known: int = getattr(self, f"_with_{unit}")
-        number: int = getattr(self, f"n_{unit}")
-        return math.nan if 0 < known < self._groups.count else self._tokens.numerators.sum_over(number)
+    def _loss_per(self, unit: str) -> Estimate:
+        """All losses over the bytes or words of their text; nan if these are known for only some of the tokens."""
+        known, length = getattr(self, f"_with_{unit}"), getattr(self, f"n_{unit}")
+        rate = math.nan if 0 < known < self._groups.count else self._tokens.numerators.sum_over(length)
+        measure, by_text, tokens = self._measure(), self._by_text(unit), self._tokens
 
-    def _stderr_per(self, unit: str) -> float:
-        """The standard error of `_loss_per`."""
-        if math.isnan(self._loss_per(unit)):
-            return math.nan
-        if (by_text := self._by_text(unit)) is not None:
-            return by_text.stderr
-        return self.stderr * self._tokens.denominators.sum_over(getattr(self, f"n_{unit}"))
+        def errors() -> Errors:
+            if math.isnan(rate):
+                return Errors(unit=measure.unit)
+            stderr = measure.stderr * tokens.denominators.sum_over(length) if by_text is None else by_text.stderr
+            factor = (by_text or measure.independent).interval_factor
+            return Errors(stderr, interval_above_0(rate, stderr, factor), measure.unit)
 
-    def _interval_per(self, unit: str) -> tuple[float, float]:
-        """The 95 % interval of `_loss_per`."""
-        factor = (self._by_text(unit) or self._independent).interval_factor
-        return interval_above_0(self._loss_per(unit), self._stderr_per(unit), factor)
+        return Estimate(rate, errors)
 
     def _by_text(self, unit: str) -> ExactRatio | None:
-        """Sums over what `stderr` takes as independent and the lengths of their texts, if each of these is known."""
+        """Sums over what errors take as independent and the lengths of their texts, if each of these is known."""
         by_text: ExactRatio = getattr(self, f"_by_{unit}")
         knows_all = by_text.denominators.sum == getattr(self, f"n_{unit}")
-        return by_text if knows_all and by_text.count == self._independent.count > 1 else None
+        return by_text if knows_all and by_text.count == self._measure().independent.count > 1 else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the exact sums alone: a pickle outlives the modules of this version."""
@@ -420,12 +404,27 @@ class LossMeter(LossFigures):
 
     def _figures(self) -> dict[str, Any]:
         properties = (name for name, value in vars(LossFigures).items() if isinstance(value, property))
-        figures = {name: getattr(self, name) for name in properties if name != "_meter"}
+        figures = in_files({name: getattr(self, name) for name in properties if name != "_meter"}, _ERRORS_IN_FILES)
         return figures | {f"{unit}_are_by_sequence": self._by_text(unit) is not None for unit in ("bytes", "words")}
 
     def _shown(self) -> Shown:
         rows = loss_rows(self._figures(), self._basis())
         return Shown("losses", "", [Table([("tokens", f"{self.count:,}", ""), *rows])], self.signature)
+
+
+def _measure(
+    tokens: ExactRatio, groups: ExactRatio, sequences: ExactMoments, method: Literal["mean", "exp"] = "mean"
+) -> Measure:
+    """The mean loss, over sequences if there are any, unless a single one is all there is; else over tokens."""
+    if sequences.count > 0 and groups.count > 1:
+        return Measure(tokens.ratio, groups, "sequences", method)
+    return Measure(tokens.ratio, tokens, "tokens", method)
+
+
+def _in_bits(loss: Estimate) -> Errors:
+    """The errors of a loss in bits."""
+    low, high = loss.interval
+    return Errors(loss.stderr / math.log(2), (low / math.log(2), high / math.log(2)), loss.unit)
 
 
 def _check_length(name: str, value: Any) -> int:
