@@ -17,7 +17,7 @@ from places import SAMPLE
 
 import tokenloss
 from tokenloss import evaluate, token_scores
-from tokenloss._evaluation import plan, summary
+from tokenloss._evaluation import options, plan
 from tokenloss.formats import llama_cpp
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -214,11 +214,11 @@ def test_workers_do_not_change_a_bit(workers, score_json):
     "text", ["a naïve\nlittle  text\n", "\u2003x\u2003", "\r\n", "€ €€", "a\x1cb\x85c\xa0d", "\ufeffa b"]
 )
 def test_text_length_in_chunks(text, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(summary, "_TEXT_BYTES", chunk)
+    monkeypatch.setattr(options, "_TEXT_BYTES", chunk)
     for data in (text.encode(), b"\xff" + text.encode() + b"\xe2\x82"):
         (tmp_path / "text").write_bytes(data)
         expected = len(data), len(data.decode("utf-8", "replace").split())
-        assert summary.text_length(str(tmp_path / "text")) == expected
+        assert options.text_length(str(tmp_path / "text")) == expected
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such devices")

@@ -289,7 +289,7 @@ def test_per_sequence(parts, score_json, tmp_path):
 @pytest.mark.parametrize("piece", [1, 2, 5, 1 << 20])
 @pytest.mark.parametrize("text", ["one two\n", " one  two", "\u00a0é\u3000x \t", "  ", "one"])
 def test_words(text, piece, score_json, npz, tmp_path, monkeypatch):
-    monkeypatch.setattr("tokenloss._evaluation.summary._TEXT_BYTES", piece)
+    monkeypatch.setattr("tokenloss._evaluation.options._TEXT_BYTES", piece)
     path = tmp_path / "text"
     path.write_text(text, encoding="utf-8", newline="")
     scores = npz(logits=LOGITS, targets=TARGETS)

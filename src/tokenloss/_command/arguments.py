@@ -9,7 +9,7 @@ from tokenloss._command import commands
 from tokenloss._command.parser import Names, Parser, filled, fraction, integer, number, of_fraction
 from tokenloss._core._core import KINDS
 from tokenloss._core.version import __version__
-from tokenloss._evaluation.summary import WORDS
+from tokenloss._evaluation.options import WORDS
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.terminal import FORMATS
 from tokenloss.formats.lm_head import HEAD_FILES

@@ -12,7 +12,7 @@ from tokenloss._core.arguments import as_path, refuse_given
 from tokenloss._core.errors import named, raise_error, warn, worded
 from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.blocks import block_units, score_block
-from tokenloss._evaluation.options import Options, by_identity
+from tokenloss._evaluation.options import WORDS, Options, by_identity, text_length
 from tokenloss._evaluation.parts import Parts, summed
 from tokenloss._evaluation.plan import planned
 from tokenloss._evaluation.responses import FileUnit, check_names, check_parts, lengths_of_text, score_file
@@ -20,7 +20,6 @@ from tokenloss._evaluation.results import Evaluation
 from tokenloss._evaluation.run import Settings, opened
 from tokenloss._evaluation.score import score_shard
 from tokenloss._evaluation.sink import checked_sinks
-from tokenloss._evaluation.summary import WORDS, text_length
 from tokenloss._evaluation.token_bytes import with_text, with_token_bytes
 from tokenloss._statistics.sequences import check_lengths
 from tokenloss.formats.content import as_source

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,10 +15,12 @@ from tokenloss._core.files import exists, files_of, identity, links_in
 from tokenloss._core.validation import check_integer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Literal, Self
 
     from tokenloss.formats.sources import TokenOptions
+
+_TEXT_BYTES = 1 << 20  # of a text are read at a time
 
 
 class Options(NamedTuple):
@@ -76,3 +80,43 @@ def _size(name: str, value: Any) -> int:
     units: dict[str, int] = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
     factor = (1024.0 if number[3] else 1000.0) ** units[(number[2] or "").upper()]
     return round(float(number[1]) * factor)
+
+
+def _count_by_whitespace(text: str, continues: bool) -> int:
+    """Number of words that begin in a piece of a text; `continues` if a word goes on from the piece before."""
+    return len(text.split()) - (continues and not text[0].isspace())
+
+
+def _count_as_lm_eval(text: str, continues: bool) -> int:
+    """Number of runs of white space that begin in a piece: one less than the parts that `re.split` makes."""
+    return len(re.findall(r"\s+", text)) - (not continues and text[0].isspace())
+
+
+# functions that count words, and what is added to the count of a whole text
+WORDS: dict[str, tuple[Callable[[str, bool], int], int]] = {
+    "whitespace": (_count_by_whitespace, 0),
+    "lm-eval": (_count_as_lm_eval, 1),
+}
+
+
+def text_length(path: str, words: str = "whitespace") -> tuple[int, int]:
+    """Number of bytes and of words of a text."""
+    count, n_words = WORDS[words]
+    n_bytes = 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    ends_inside_word = count is _count_as_lm_eval  # white space at the start of a text splits it, too
+    with Path(path).open("rb") as file:  # may be a pipe, whose length is not known
+        if stat.S_ISCHR(mode := os.fstat(file.fileno()).st_mode) or stat.S_ISBLK(mode):
+            raise_error("content", path=path, got="is a device, which may never end", fits="be a file or a pipe")
+        while True:
+            data = file.read(_TEXT_BYTES)
+            text = decoder.decode(data, final=not data)
+            n_bytes += len(data)
+            if text:
+                n_words += count(text, ends_inside_word)
+                ends_inside_word = not text[-1].isspace()
+            if not data:
+                break
+    if not n_bytes:
+        raise_error("content", path=path, got="is empty", fits="hold a text")
+    return n_bytes, n_words

@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error
+from tokenloss._core.result import in_files
 from tokenloss._core.signature import head_fields
 from tokenloss._evaluation.checkpoint import record
+from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.responses import check_names, response_summary
 from tokenloss._evaluation.results import Evaluation, ShardResult
+from tokenloss._evaluation.sequences import NO_SEQUENCES, NO_SOURCES, joined
 from tokenloss._evaluation.shards import Facts
-from tokenloss._evaluation.summary import add_lengths, sequence_columns, shard_figures, summary
 from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.sequences import SequenceColumns
+
+_TYPES = {"dtype": "dtype", "targets": "target_type"}  # figures of scores, and the facts that they list
 
 
 @record
@@ -109,21 +115,107 @@ class Parts(NamedTuple):
         """
         total = ShardResult.total(self.results)
         meter, greedy, split = total.meters()
-        sequences = sequence_columns(self.results, split, self.options)
+        sequences = self._sequences(split)
         if len({bool(one.meter.n_bytes) for one in merged}) == 1:
             meter = sum((one.meter for one in merged), LossMeter())
         else:
-            add_lengths(meter, sequences, *lengths)
-        of_shards = [figures for one in merged for figures in one.figures["shards"]]
-        if not merged and self.blocks is None:
-            of_shards = shard_figures(self.shards, self.results)
-        figures = summary(self.shards, self.results, total, meter, greedy, sequences, self.options, of_shards)
+            _add_lengths(meter, sequences, *lengths)
+        rows = sum(shard.rows for shard in self.shards)
+        of_windows = window_figures(self.shards, self.options)
         speed = n_read / seconds / 1e9 if seconds else math.nan
-        figures |= {"seconds": seconds, "n_bytes_read": n_read, "gb_per_second": speed, "words": self.words}
+        figures = {
+            **self._content(rows),
+            **meter._figures(),
+            **_common_figures(total, meter, greedy),
+            "n_without_sequence": meter.count - int(sequences["count"].sum()),
+            "n_without_next": rows - sum(one.n_scored_rows for one in self.shards) - of_windows.get("n_context", 0),
+            **of_windows,
+            **self._hints(total),
+            **self._highest(sequences),
+            "shards": [figures for one in merged for figures in one.figures["shards"]],
+            "sequences": self._rows(sequences, np.arange(len(sequences["file"]))),
+            "seconds": seconds, "n_bytes_read": n_read, "gb_per_second": speed, "words": self.words,
+        }  # fmt: skip
+        if not merged and self.blocks is None:  # sequences that continue in other shards are cut
+            figures["shards"] = [
+                {"file": shard.path, "shape": shard.shape, **_common_figures(part, *part.meters()[:2])}
+                for shard, part in zip(self.shards, self.results, strict=True)
+            ]
         if self.are_responses:
             figures |= response_summary([shard.path for shard in self.shards], self.results)
         figures["signature"] = self._signature(meter, figures, total.ids_sum)
         return Evaluation(meter, sequences, figures, self)
+
+    def _sequences(self, split: SequenceColumns) -> dict[str, Array]:
+        """The table of all sequences; `file` counts from 0, and is -1 for sequences in several files."""
+        parts = [*(result.sequences for result in self.results), split]
+        files = np.repeat([*range(len(self.results)), -1], [len(part.ids) for part in parts])
+        columns = joined(NO_SEQUENCES, parts)
+        sources = [result.responses.sources for result in self.results if result.responses]
+        of_sources = joined(NO_SOURCES, sources)._asdict() if sources else {}
+        of_sources.pop("n_bytes", None)  # which are those of the text, not of a tokenizer's tokens
+        loss = columns.nll / columns.tokens
+        with np.errstate(over="ignore"):
+            perplexity = np.exp(loss)
+        of_bytes = {}
+        if self.options.tokenizer:
+            bits_per_byte = columns.nll / np.where(columns.n_bytes > 0, columns.n_bytes, np.nan) / math.log(2)
+            of_bytes = {"n_bytes": columns.n_bytes, "bits_per_byte": bits_per_byte}
+        return {
+            "file": files, "sequence": columns.ids, "count": columns.tokens, "nll": columns.nll, "loss": loss,
+            "perplexity": perplexity, "is_greedy": columns.is_greedy,
+        } | of_sources | of_bytes  # fmt: skip
+
+    def _content(self, rows: int) -> dict[str, Any]:
+        """What the files or blocks contain; `rows` is the number of rows of all."""
+        shard, shape = self.shards[0], (rows,) if self.are_responses else (rows, self.shards[0].shape[-1])
+        types = {name: [getattr(one, field) for one in self.shards] for name, field in _TYPES.items()}
+        return {
+            "files": [path for one in self.shards for path in (one.path, one.targets, one.segments) if path],
+            "kind": shard.kind,
+            "shape": shard.shape if len(self.shards) == 1 else shape,
+        } | {name: ", ".join(dict.fromkeys(of_shards)) for name, of_shards in types.items() if not self.are_responses}
+
+    def _hints(self, total: ShardResult) -> dict[str, Any]:
+        """What may be wrong with hidden states, with the ids of a tokenizer, or with the order of targets."""
+        shard, found = self.shards[0], dict[str, Any]()
+        if shard.head:
+            missing = norm_seems_missing(total.rms, shard.head["norm"] is not None)
+            found = {"lm_head": shard.head_spec, "head": shard.head, "norm_seems_missing": missing}
+        if self.options.tokenizer:  # the file in which most special tokens repeat
+            worst = max(self.shards, key=lambda one: one.padding["count"] if one.padding else 0)
+            found["n_bytes_without_token"] = sum(one.n_bytes_without_token for one in self.shards)
+            found["padding"] = worst.padding and {"file": worst.path or None, **worst.padding}
+        fits_better = total.shift_sample.fits_better
+        return found | {
+            "targets_repeat": any(one.repeats for one in self.shards),
+            "fits_better_shifted": fits_better and not self.options.shift,
+            "fits_better_unshifted": fits_better and bool(self.options.shift),
+        }
+
+    def _highest(self, sequences: dict[str, Array]) -> dict[str, Any]:
+        """The tokens and the sequences with the highest losses."""
+        pairs, top = zip(self.shards, self.results, strict=True), self.options.top
+        tokens = [(token, shard.path) for shard, part in pairs for token in part.highest_loss_tokens]
+        tokens.sort(key=lambda token: -token[0].sort_key)
+        return {
+            "highest_loss_tokens": [
+                {"file": path or None, **token._asdict(), "probability": _probability(token.nll)}
+                | {"target": None if self.are_responses and token.target < 0 else token.target}
+                for token, path in tokens[:top]
+            ],
+            "highest_loss_sequences": self._rows(sequences, highest(sequences["loss"], top)),
+        }
+
+    def _rows(self, columns: dict[str, Array], rows: Array) -> list[dict[str, Any]]:
+        """Some rows of the table of sequences. The file is None for sequences in several, as is what is not known."""
+        names = [*(shard.path or None for shard in self.shards), None]
+        lists = {name: column[rows].tolist() for name, column in columns.items()}
+        lists["file"] = [names[file] for file in lists["file"]]
+        if "is_greedy_known" in lists:
+            known = zip(lists["is_greedy"], lists.pop("is_greedy_known"), strict=True)
+            lists["is_greedy"] = [is_greedy if is_known else None for is_greedy, is_known in known]
+        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
     @staticmethod
     def merged(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -219,3 +311,45 @@ def _check(evaluations: Sequence[Evaluation]) -> None:
     if len(again := distinct[counts > 1]):
         fits = "their numbers must differ, or one call score both"
         raise_error("merge", got=f"sequence {again[0]} of segment_ids is in both; {fits}")
+
+
+def _add_lengths(meter: LossMeter, sequences: dict[str, Array], n_bytes: Any, n_words: Any) -> None:
+    """Add the length of the whole text, or of the text of each sequence."""
+    for name, value in (("n_bytes", n_bytes), ("n_words", n_words)):
+        if isinstance(value, int):
+            meter.update([], **{name: value})
+            continue
+        if value.shape != sequences["nll"].shape:
+            fits = f"{sequences['nll'].shape}, one for each sequence"
+            raise_error("shape", name=name, got=value.shape, fits=fits)
+        meter._add_lengths(name, sequences["nll"], value)
+
+
+def window_figures(shards: Iterable[Facts], options: Options) -> dict[str, int]:
+    """Figures of windows alone; `n_context` is the number of rows that predict what an earlier window did."""
+    if not options.window:
+        return {}
+    n_context = sum(shard.n_context for shard in shards)
+    return {"window": options.window, "stride": options.stride, "n_context": n_context}
+
+
+def _common_figures(result: ShardResult, meter: LossMeter, greedy: LossMeter) -> dict[str, Any]:
+    """Figures that each shard has, and the total, too."""
+    return {
+        "count": meter.count,
+        "n_sequences": meter.n_sequences,
+        "n_ignored": result.n_ignored,
+        "n_nan": result.n_nan,
+        "n_infinite": result.n_infinite,
+        **in_files({"loss": meter.loss}),
+        "is_clustered": meter.is_clustered,
+        "interval_factor": meter.interval_factor,
+        "perplexity": float(meter.perplexity),
+        "accuracy": float(greedy.loss),
+    }
+
+
+def _probability(nll: float) -> float:
+    """Probability of a token with this loss."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(-nll))

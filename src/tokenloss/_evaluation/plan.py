@@ -12,8 +12,15 @@ from tokenloss._core import jobs
 from tokenloss._core.errors import named, raise_error, with_file_names, worded
 from tokenloss._core.projection import MAX_TILE_ROWS
 from tokenloss._core.validation import as_positions, scores_of_shape
-from tokenloss._evaluation.shards import LEFT_OUT, Shard, Slice, open_stored, refuse_without_targets, shifted_shard
-from tokenloss._evaluation.stored_windows import stored_windows
+from tokenloss._evaluation.shards import (
+    LEFT_OUT,
+    Shard,
+    Slice,
+    open_stored,
+    refuse_without_targets,
+    shifted_shard,
+    stored_windows,
+)
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy
 from tokenloss.formats.paths import by_number, check_order
