@@ -30,7 +30,7 @@ from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
 from tokenloss._output.terminal import print_as
 from tokenloss._statistics.gates import CANNOT_TELL, FAILS, HOLDS, checked_limits
 from tokenloss.formats.content import OF_SCORES
-from tokenloss.formats.sample_folders import Samples
+from tokenloss.formats.samples import Samples
 from tokenloss.formats.sources import require
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
-    from tokenloss.formats.responses import Response, ResponsesFile
+    from tokenloss.formats.responses import Response, Responses
 
 _PENDING = 1 << 18  # listed classes that are compared at once
 _OWN = 1 << 62  # the class of a token that is known by its text alone
@@ -58,7 +58,7 @@ class PairedFiles:
     `skipped` is the number of requests that failed in either file, after all pairs.
     """
 
-    def __init__(self, base: ResponsesFile, other: ResponsesFile) -> None:
+    def __init__(self, base: Responses, other: Responses) -> None:
         if base.part != other.part:
             got = f"has log-probabilities of the part {other.part!r}"
             fits = f"have those of {base.part!r}, as {base.path} has"
@@ -148,14 +148,14 @@ def compare_pairs(
 # -- pairs of responses ------------------------------------------------------------------------------------------------
 
 
-def _has_names(file: ResponsesFile) -> bool:
+def _has_names(file: Responses) -> bool:
     """Whether the first request of a file has a `custom_id`."""
     first = next(iter(file), None)
     name = first.custom_id if first is not None else next((failed.custom_id for failed in file.failed), None)
     return name is not None
 
 
-def _keyed(file: ResponsesFile, by_name: bool, failed: set[Any]) -> Iterator[tuple[tuple[Any, int], Response]]:
+def _keyed(file: Responses, by_name: bool, failed: set[Any]) -> Iterator[tuple[tuple[Any, int], Response]]:
     """Responses with the name or the number of their request, and their choice; adds those that failed to `failed`."""
     number, seen_failed, names = -1, 0, set()
     line = choice = index = -1

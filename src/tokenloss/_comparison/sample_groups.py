@@ -13,7 +13,7 @@ from tokenloss._statistics.distributions import mcnemar_p, student_quantile, stu
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tokenloss.formats.sample_folders import Group
+    from tokenloss.formats.samples import Group
 
 _LEVEL = 0.05
 _NEAR = 1e-9  # relative difference of a mean from that of the harness, through rounding

@@ -25,7 +25,7 @@ from tokenloss._statistics.sequences import check_lengths
 from tokenloss.formats.content import as_source
 from tokenloss.formats.logprobs import Logprobs
 from tokenloss.formats.paths import check_different
-from tokenloss.formats.responses import Responses
+from tokenloss.formats.responses import Responses, each_file
 from tokenloss.formats.scores import Scores
 from tokenloss.formats.sources import Blocks, require
 from tokenloss.formats.tokenizers import open_tokenizer
@@ -275,7 +275,7 @@ def _read_files(
 ) -> _Read:
     """The same for files that list tokens."""
     del tokenizer
-    units = [FileUnit(file) for file in (source.members if isinstance(source, Responses) else [source])]
+    units = [FileUnit(file) for file in (each_file(source) if isinstance(source, Responses) else [source])]
     n_bytes, n_words = text.counted(False)
     results = run.map(score_file, units, {"of_responses": True, "has_text": isinstance(source, Responses)})
     check_parts(units, results)

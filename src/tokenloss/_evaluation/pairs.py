@@ -127,7 +127,7 @@ def compare_lists(
 def _compare_lists(unit: PairUnit, work: Work, top_k: int) -> ComparedLists:
     """The compared tokens of a base and a model; one of the two may be scores."""
     sides = unit.base, unit.other
-    files = [source.members[0] if isinstance(source, Responses) else None for source in sides]
+    files = [source if isinstance(source, Responses) else None for source in sides]
     words, seen = ["", ""], list[Any]()
     pairs: PairedFiles | ScoredResponses
     if files[0] is not None and files[1] is not None:
@@ -225,7 +225,7 @@ def compare_losses(
         raise_error("content", path=unit.base.paths[0], got=got, fits=fits)
     if isinstance(unit.other, Responses):
         part: Any = unit.other.options["part"] or "generated"
-        read = open_responses(unit.other.paths, part=part, skip_failed=unit.other.skip_failed)
+        read = open_responses(unit.other.paths, part=part, skip_failed=unit.other.options["skip_failed"])
         unit, about = unit._replace(other=read), about | {"part": part}
     schema = {"of_logprobs": True, "has_text": isinstance(unit.other, Responses), "names": (unit.name,)}
     (result,) = run.map(_compare_losses, [unit], schema, are_candidates=True)

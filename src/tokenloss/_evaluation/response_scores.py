@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, Columns, IntArray
     from tokenloss._evaluation.run import Work
-    from tokenloss.formats.responses import Response, ResponsesFile
+    from tokenloss.formats.responses import Response, Responses
     from tokenloss.formats.scores import Scores
 
 
@@ -35,7 +35,7 @@ class ScoredResponses:
     Those are all but the first of each prompt. Sequences, if the scores have any, are the responses in order.
     """
 
-    def __init__(self, source: Scores, responses: ResponsesFile, is_base: bool, work: Work) -> None:
+    def __init__(self, source: Scores, responses: Responses, is_base: bool, work: Work) -> None:
         options = Options.of(source.token_options)
         # as if compared with itself, so that targets that the file holds must be those that are given
         (shard,) = planned(source, [source], options, work.handles)

@@ -26,7 +26,7 @@ from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.logprobs import Logprobs
-from tokenloss.formats.responses import ResponsesFile, refuse_without_number
+from tokenloss.formats.responses import Responses, refuse_without_number
 from tokenloss.formats.responses.columns import join
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _BLOCK_ENTRIES = 1 << 16  # tokens and alternatives of short responses that are 
 class FileUnit(NamedTuple):
     """A file that lists tokens, as responses or as log-probabilities: a `Unit` of an evaluation."""
 
-    file: ResponsesFile | Logprobs
+    file: Responses | Logprobs
 
     @property
     def key(self) -> str:
@@ -64,7 +64,7 @@ class FileUnit(NamedTuple):
 
     def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """Everything that its result depends on, except options."""
-        segments = () if isinstance(self.file, ResponsesFile) else self.file.token_options.segment_ids
+        segments = () if isinstance(self.file, Responses) else self.file.token_options.segment_ids
         return {**of_file(self.file.path), "segments": [*map(of_file, segments)]}
 
     def absolute(self) -> FileUnit:
@@ -74,7 +74,7 @@ class FileUnit(NamedTuple):
     def facts(self, result: ShardResult) -> Facts:
         """The facts that results keep; the number of tokens is known at the end."""
         n = result.n_tokens + result.n_ignored
-        kind = "responses" if isinstance(self.file, ResponsesFile) else "logprobs"
+        kind = "responses" if isinstance(self.file, Responses) else "logprobs"
         return Facts(self.file.path, kind, (n,), "", n_scored_rows=n)
 
 

@@ -3,7 +3,7 @@
 from tokenloss._core._core import KINDS
 from tokenloss.formats.logprobs import Logprobs, open_logprobs
 from tokenloss.formats.responses import Response, Responses, open_responses
-from tokenloss.formats.sample_folders import Samples, open_samples
+from tokenloss.formats.samples import Samples, open_samples
 from tokenloss.formats.scores import Scores, open_hidden_states, open_scores
 from tokenloss.formats.scores_file import ScoresFile
 from tokenloss.formats.sources import Blocks, Source, blocks

@@ -18,8 +18,7 @@ from tokenloss.formats.paths import resolved
 from tokenloss.formats.readers import format_of
 from tokenloss.formats.records import are_records
 from tokenloss.formats.responses import open_responses
-from tokenloss.formats.sample_folders import is_samples_folder, open_samples
-from tokenloss.formats.samples import is_samples
+from tokenloss.formats.samples import is_samples, is_samples_folder, open_samples
 from tokenloss.formats.scores import open_scores
 from tokenloss.formats.sources import Source, blocks, with_shift
 

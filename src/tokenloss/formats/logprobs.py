@@ -18,9 +18,8 @@ from tokenloss.formats import npy, npz
 from tokenloss.formats.base import is_float
 from tokenloss.formats.paths import resolved
 from tokenloss.formats.readers import format_of
-from tokenloss.formats.records import are_records, is_stream, read_records
+from tokenloss.formats.records import Place, are_records, check_count, check_list, is_stream, read_records
 from tokenloss.formats.responses import Response, response_of
-from tokenloss.formats.responses.fields import Place, check_count, check_list
 from tokenloss.formats.scores_file import reject_array_name
 from tokenloss.formats.sources import Source, TokenOptions
 
@@ -90,11 +89,6 @@ class Logprobs(Source):
     def _words(self) -> list[str]:
         """Its shape."""
         return ["lines of JSON" if self.shape is None else " x ".join(f"{n:,}" for n in self.shape)]
-
-    @property
-    def path(self) -> str:
-        """The file."""
-        return self.paths[0]
 
     @property
     def are_sequences(self) -> bool:

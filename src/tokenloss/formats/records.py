@@ -61,7 +61,7 @@ class Place(NamedTuple):
 
     path: str
     line: int
-    puts_own_first: Callable[[], bool] = lambda: False  # see `proves_own_first` of prompts.py
+    puts_own_first: Callable[[], bool] = lambda: False  # see `proves_own_first` of dialects.py
 
     def refuse(self, got: str, fits: str) -> NoReturn:
         """Raise an error that the line is wrong."""
@@ -70,6 +70,46 @@ class Place(NamedTuple):
     def refuse_value(self, field: str, value: object, fits: str) -> NoReturn:
         """Raise an error that a field has an invalid value."""
         self.refuse(f"{field} is {reprlib.repr(value)}", fits)
+
+
+def check_list(value: Any, field: str, place: Place, n: int | None = None) -> list[Any]:
+    """A list, of n elements."""
+    if not isinstance(value, list):
+        place.refuse_value(field, value, "be a list")
+    if n is not None and len(value) != n:
+        place.refuse(f"{field} has {len(value)} elements", f"have {n}, one for each token")
+    return value
+
+
+def check_object(value: Any, field: str, place: Place) -> dict[str, Any]:
+    """An object."""
+    if not isinstance(value, dict):
+        place.refuse_value(field, value, "be an object")
+    return value
+
+
+def check_text(value: Any, field: str, place: Place) -> str | None:
+    """A text, or None."""
+    if value is not None and not isinstance(value, str):
+        place.refuse_value(field, value, "be a text")
+    return value
+
+
+def check_count(value: Any, field: str, place: Place, least: int = 0) -> int:
+    """An integer that counts, or numbers a class."""
+    if type(value) is not int or not least <= value < 1 << 63:
+        place.refuse_value(field, value, f"be an integer of at least {least}")
+    return value
+
+
+def check_ids(value: Any, field: str, place: Place) -> list[int] | None:
+    """Class ids, if they are given."""
+    if value is None:
+        return None
+    values = check_list(value, field, place)
+    if values and {*map(type, values)} == {int} and min(values) >= 0 and max(values) < 1 << 63:
+        return values
+    return [check_count(element, f"{field}[{i}]", place) for i, element in enumerate(values)]
 
 
 class Record(NamedTuple):

@@ -123,6 +123,11 @@ class Source:
         return title(self.paths)
 
     @property
+    def path(self) -> str:
+        """The first of its files."""
+        return self.paths[0]
+
+    @property
     def files(self) -> tuple[str, ...]:
         """All files to read."""
         said = self.token_options

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenloss._core.types import Array, Columns
-    from tokenloss.formats.responses.fields import Place
+    from tokenloss.formats.records import Place
 
 _RAW = re.compile("[ĠĊ▁\ufffd]")  # in texts of a vocabulary, and of parts of a character
 _SPECIAL = re.compile("<[^ ]+>")

@@ -13,8 +13,8 @@ from tokenloss._core._core import is_log_prob
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenloss.formats.records import Place
     from tokenloss.formats.responses.columns import Tokens
-    from tokenloss.formats.responses.fields import Place
 
 _LLAMA_CPP_PYTHON = re.compile("cmpl-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # the ids of its responses
 _SAME = 1e-5  # difference of two roundings of a log-probability

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -14,12 +13,11 @@ import numpy as np
 from tokenloss._core.arguments import as_paths, check_choice
 from tokenloss._core.errors import named, raise_error
 from tokenloss.formats.paths import check_different, resolved
+from tokenloss.formats.records import Place
 from tokenloss.formats.responses.columns import columns, join, n_uncovered_bytes
-from tokenloss.formats.responses.dialects import failure, read
-from tokenloss.formats.responses.fields import Place
-from tokenloss.formats.responses.prompts import proves_own_first
+from tokenloss.formats.responses.dialects import failure, proves_own_first, read
 from tokenloss.formats.responses.streams import read_responses
-from tokenloss.formats.sources import Source, absolute
+from tokenloss.formats.sources import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,90 +138,16 @@ class Failed(NamedTuple):
     reason: str
 
 
-@dataclass(eq=False)
-class ResponsesFile:
-    """A file of responses, which yields its sequences in order; `failed` lists the lines that were left out."""
-
-    path: str
-    part: Literal["prompt", "generated", "all"]
-    skip_failed: bool = False
-    dialect: str = ""  # "" if all lines failed
-    failed: list[Failed] = field(default_factory=list)
-    _is_default: bool = False
-    fits_any: bool = False  # whether nothing in the file shows its part, as with a prompt of a single token
-    is_one_of_several: bool = False  # of which some may lack a log-probability
-
-    def absolute(self) -> ResponsesFile:
-        """The file with an absolute path, for a process in another directory."""
-        return replace(self, path=absolute(self.path))
-
-    def __iter__(self) -> Iterator[Response]:
-        """Read the file from its start."""
-        self.failed.clear()
-        has_number = has_failed = False
-        has_prompts: bool | None = None
-        for place, custom_id, body, reason in _bodies(self.path):
-            if reason and not self.skip_failed:
-                request = "the request" if custom_id is None else f"request {custom_id!r}"
-                fits = f"have succeeded, or be left out ({named('skip_failed', True)})"
-                place.refuse(f"{request} failed: {reason.rstrip('.')}", fits)
-            if reason:
-                has_failed = True
-                self.failed.append(Failed(place.line, custom_id, reason))
-                continue
-            dialect, choices = read(body, place)
-            if dialect != self.dialect:
-                place.refuse(f"it is of the layout {dialect}", f"be of {self.dialect}, as those before it")
-            for choice in choices:
-                parts = self._chosen(choice, place)
-                if not parts:
-                    continue
-                if self.part == "all" and not choice.is_repeated:
-                    has_prompts = _check_prompt(choice, has_prompts, place)
-                has_number = has_number or any(tokens.has_number() for _, tokens in parts)
-                n_uncovered = n_uncovered_bytes([*choice.parts.values()])
-                yield _response(place.line, choice.number, custom_id, parts, n_uncovered)
-        if not (has_number or has_failed or self.is_one_of_several):
-            refuse_without_number(self.path, self.part)
-
-    def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Tokens]]:
-        """Parts of a choice that are yielded; none of one whose prompt is that of the choice before it."""
-        parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
-        prompt = parts.get("prompt")
-        if "all" in parts and self.part != "all":
-            fits = f"come with prompt_token_ids or usage, or be read whole ({named('part', 'all')})"
-            place.refuse("nothing tells where the echoed prompt ends", fits)
-        if self.part == "all":
-            if choice.is_repeated:
-                parts.pop("prompt", None)
-            elif not parts:
-                place.refuse("it holds no log-probabilities", "hold some: ask for logprobs")
-            return [(name, parts[name]) for name in _ORDER if name in parts]
-        if self.part == "prompt":
-            if choice.is_repeated:
-                return []
-            if prompt is None or not (prompt.has_number() or len(prompt) == 1):
-                place.refuse(_IGNORED, f"hold some, or be left out ({named('part', 'generated')})")
-            return [("prompt", prompt)]
-        if self._is_default and prompt is not None and prompt.has_number():
-            place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
-        tokens = choice.parts.get("generated")
-        if tokens is None or not (tokens.has_number() or (not len(tokens) and choice.n_generated == 0)):
-            got = "it holds no log-probabilities of what was generated"
-            if self._is_default:
-                got += ", nor of a prompt: the server ignored echo, or was not asked for them"
-            place.refuse(got, "hold some: ask for logprobs")
-        return [("generated", tokens)]
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Responses(Source):
     """Files of responses, which `open_responses` returns: iterating yields each sequence as a `Response`, in order.
 
     Attributes
     ----------
-    members : tuple
-        A reader of each file.
+    part : {"prompt", "generated", "all"}
+        The part of each response that is yielded.
+    failed : list of Failed
+        Failed lines that the iteration has left out so far.
 
     Examples
     --------
@@ -252,25 +176,14 @@ class Responses(Source):
         "tokenizer": "needs none, since servers return the text of tokens",
     })  # fmt: skip
 
-    members: tuple[ResponsesFile, ...] = ()
-
-    def __iter__(self) -> Iterator[Response]:
-        """Read the files from the start of the first."""
-        return itertools.chain.from_iterable(self.members)
+    part: Literal["prompt", "generated", "all"] = "generated"
+    failed: list[Failed] = field(default_factory=list)
+    _dialects: tuple[str, ...] = ()  # of each file; "" if all its lines failed
+    _is_one_of_several: bool = False  # of which some may lack a log-probability
 
     def _words(self) -> list[str]:
         """Layout and part."""
         return [self.dialect or "all lines failed", self.part]
-
-    @property
-    def part(self) -> Literal["prompt", "generated", "all"]:
-        """The part of each response that is yielded."""
-        return self.members[0].part
-
-    @property
-    def skip_failed(self) -> bool:
-        """Whether failed lines are left out instead of being an error."""
-        return self.members[0].skip_failed
 
     @property
     def dialect(self) -> str:
@@ -278,21 +191,89 @@ class Responses(Source):
 
         It is "completions" or "chat" (OpenAI, vLLM and others), "tokens" (vLLM), "SGLang" or "llama.cpp".
         """
-        return ", ".join(dict.fromkeys(file.dialect for file in self.members if file.dialect))
-
-    @property
-    def failed(self) -> list[Failed]:
-        """Failed lines that the iteration has left out so far."""
-        return [line for file in self.members for line in file.failed]
+        return ", ".join(dict.fromkeys(filter(None, self._dialects)))
 
     def like(self, paths: Any) -> Responses:
         """Open other files with the same options."""
         return open_responses(paths, **self.options)
 
-    def absolute(self) -> Responses:
-        """The source with absolute paths, for a process in another directory."""
-        members = tuple(file.absolute() for file in self.members)
-        return replace(super().absolute(), members=members)
+    def __iter__(self) -> Iterator[Response]:
+        """Read the files from the start of the first."""
+        self.failed.clear()
+        for path, dialect in zip(self.paths, self._dialects, strict=True):
+            yield from self._read(path, dialect)
+
+    def _read(self, path: str, expected: str) -> Iterator[Response]:
+        """The sequences of a file, whose responses must have the expected layout."""
+        has_number = has_failed = False
+        has_prompts: bool | None = None
+        for place, custom_id, body, reason in _bodies(path):
+            if reason and not self.options["skip_failed"]:
+                request = "the request" if custom_id is None else f"request {custom_id!r}"
+                fits = f"have succeeded, or be left out ({named('skip_failed', True)})"
+                place.refuse(f"{request} failed: {reason.rstrip('.')}", fits)
+            if reason:
+                has_failed = True
+                self.failed.append(Failed(place.line, custom_id, reason))
+                continue
+            dialect, choices = read(body, place)
+            if dialect != expected:
+                place.refuse(f"it is of the layout {dialect}", f"be of {expected}, as those before it")
+            for choice in choices:
+                parts = self._chosen(choice, place)
+                if not parts:
+                    continue
+                if self.part == "all" and not choice.is_repeated:
+                    has_prompts = _check_prompt(choice, has_prompts, place)
+                has_number = has_number or any(tokens.has_number() for _, tokens in parts)
+                arrays: Any = join([columns(tokens, is_prompt=name != "generated") for name, tokens in parts])
+                n_short_lists = int(np.count_nonzero(arrays.pop("is_lost")))
+                n_uncovered = n_uncovered_bytes([*choice.parts.values()])
+                yield Response(
+                    place.line, choice.number, custom_id, **arrays, n_short_lists=n_short_lists,
+                    n_uncovered_bytes=n_uncovered,
+                )  # fmt: skip
+        if not (has_number or has_failed or self._is_one_of_several or len(self.paths) > 1):
+            refuse_without_number(path, self.part)
+
+    def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Tokens]]:
+        """Parts of a choice that are yielded; none of one whose prompt is that of the choice before it."""
+        parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
+        prompt = parts.get("prompt")
+        if "all" in parts and self.part != "all":
+            fits = f"come with prompt_token_ids or usage, or be read whole ({named('part', 'all')})"
+            place.refuse("nothing tells where the echoed prompt ends", fits)
+        if self.part == "all":
+            if choice.is_repeated:
+                parts.pop("prompt", None)
+            elif not parts:
+                place.refuse("it holds no log-probabilities", "hold some: ask for logprobs")
+            return [(name, parts[name]) for name in _ORDER if name in parts]
+        if self.part == "prompt":
+            if choice.is_repeated:
+                return []
+            if prompt is None or not (prompt.has_number() or len(prompt) == 1):
+                place.refuse(_IGNORED, f"hold some, or be left out ({named('part', 'generated')})")
+            return [("prompt", prompt)]
+        if self.options["part"] is None and prompt is not None and prompt.has_number():
+            place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
+        tokens = choice.parts.get("generated")
+        if tokens is None or not (tokens.has_number() or (not len(tokens) and choice.n_generated == 0)):
+            got = "it holds no log-probabilities of what was generated"
+            if self.options["part"] is None:
+                got += ", nor of a prompt: the server ignored echo, or was not asked for them"
+            place.refuse(got, "hold some: ask for logprobs")
+        return [("generated", tokens)]
+
+
+def each_file(source: Responses) -> list[Responses]:
+    """A source of each of the files, any of which may lack a log-probability if there are several."""
+    files = zip(source.paths, source._dialects, strict=True)
+    is_one = len(source.paths) > 1
+    return [
+        replace(source, paths=(path,), failed=[], _dialects=(dialect,), _is_one_of_several=is_one)
+        for path, dialect in files
+    ]
 
 
 def refuse_without_number(path: str, part: str) -> NoReturn:
@@ -322,15 +303,6 @@ def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> boo
     return False
 
 
-def _response(
-    line: int, choice: int, custom_id: str | None, parts: list[tuple[str, Tokens]], n_uncovered: int
-) -> Response:
-    """The response of these parts."""
-    arrays: Any = join([columns(tokens, is_prompt=name != "generated") for name, tokens in parts])
-    n_short_lists = int(np.count_nonzero(arrays.pop("is_lost")))
-    return Response(line, choice, custom_id, **arrays, n_short_lists=n_short_lists, n_uncovered_bytes=n_uncovered)
-
-
 def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
     """Each response of a file: its line, the request's name, the response, and why it failed, if it did."""
 
@@ -343,7 +315,7 @@ def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]
 
 
 def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"] | None, str]:
-    """The part that a file is read for by default, None if nothing tells it, and the file's dialect."""
+    """The part that a file shows, None if nothing does, as with prompts of a single token, and its dialect."""
     dialect = ""
     for place, _, body, reason in _bodies(path):
         if reason:
@@ -432,24 +404,18 @@ def open_responses(
     found = resolved(given, are_scores=True)
     check_different(found)
     options = {"part": part, "skip_failed": bool(skip_failed)}
-    return Responses(tuple(found), options, members=_of_one_part(found, part, bool(skip_failed)))
+    ahead = [_looked_ahead(path) for path in found]
+    return Responses(
+        tuple(found), options, part=part or _part(found, ahead), _dialects=tuple(name for _, name in ahead)
+    )
 
 
-def _of_one_part(paths: Sequence[str], part: Any, skip_failed: bool) -> tuple[ResponsesFile, ...]:
-    """The files, which must all have the same part unless it was chosen."""
-    found = [_looked_ahead(path) for path in paths]
-    files = [
-        ResponsesFile(path, part or default or "generated", skip_failed, dialect, [], part is None, default is None,
-                      len(paths) > 1)
-        for path, (default, dialect) in zip(paths, found, strict=True)
-    ]  # fmt: skip
-    known = [file for file in files if file.dialect]  # of those whose lines all failed, the part is not known
-    known = [file for file in known if not file.fits_any] or known
-    for file in files:
-        if file.fits_any and known:
-            file.part = known[0].part
-        if file in known and file.part != known[0].part:
-            got = f"has log-probabilities of the part {file.part!r}, but {known[0].path} of {known[0].part!r}"
+def _part(paths: Sequence[str], ahead: Sequence[tuple[Literal["prompt", "generated"] | None, str]]) -> Any:
+    """The part that all files show, if any file shows one."""
+    shown = [(path, part) for path, (part, _) in zip(paths, ahead, strict=True) if part is not None]
+    for path, part in shown:
+        if part != shown[0][1]:
+            got = f"has log-probabilities of the part {part!r}, but {shown[0][0]} of {shown[0][1]!r}"
             fits = f"have those, or be scored apart; or all come with {named('part', 'generated')}"
-            raise_error("content", path=file.path, got=got, fits=fits)
-    return tuple(files)
+            raise_error("content", path=path, got=got, fits=fits)
+    return shown[0][1] if shown else "generated"

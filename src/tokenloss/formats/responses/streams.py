@@ -5,8 +5,15 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from tokenloss.formats.records import Record, is_stream, read_events, read_records
-from tokenloss.formats.responses.fields import Place, check_list, check_object
+from tokenloss.formats.records import (
+    Place,
+    Record,
+    check_list,
+    check_object,
+    is_stream,
+    read_events,
+    read_records,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

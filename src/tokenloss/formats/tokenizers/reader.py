@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path
 from tokenloss._core.errors import raise_error
+from tokenloss._core.text import BYTES, UTF8_BYTES, from_byte_level
 from tokenloss.formats.base import library_errors, open_regular
 from tokenloss.formats.json_text import parsed_json, read_object
-from tokenloss.formats.tokenizers import hugging_face, ranks, sentence_piece
-from tokenloss.formats.tokenizers.ranks import MERGES
+from tokenloss.formats.tokenizers import hugging_face, sentence_piece
 from tokenloss.formats.tokenizers.tokenizer import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _MOST_IDS = 1 << 21
 _NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model", "*.tiktoken", "vocab.json")  # the first counts
 _RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")  # begins a list of ranks
 _CONFIG = "tokenizer_config.json"
+_MERGES = "merges.txt"  # next to GPT-2's vocab.json
+_END_OF_WORD = "</w>"
 _SAVE = "save a model's tokenizer with save_pretrained(DIR), and give DIR"
 # models of SentencePiece whose ids are others in Hugging Face's tokenizers, by the name of the file or the class
 _SHIFTED = ("sentencepiece.bpe.model", "source.spm", "target.spm")
@@ -120,7 +123,7 @@ def tokenizer_files(path: str | None) -> list[str]:
         return []
     own = _in_folder(path) if Path(path).is_dir() else path
     folder = Path(own).parent
-    return [own, *(str(file) for name in (*_NAMES, MERGES, _CONFIG) for file in folder.glob(name))]
+    return [own, *(str(file) for name in (*_NAMES, _MERGES, _CONFIG) for file in folder.glob(name))]
 
 
 def _in_folder(folder: str) -> str:
@@ -143,14 +146,14 @@ def _vocabulary(path: str, data: bytes) -> Vocabulary:
         if "model" in said:
             return hugging_face.read(said, said.get("added_tokens") or _added(path))
         if "vocab" in said:
-            return ranks.read_tekken(said)
-        vocabulary = ranks.read_gpt2(said, path)
+            return _read_tekken(said)
+        vocabulary = _read_gpt2(said, path)
         if _config(path).get("add_prefix_space"):
             vocabulary = vocabulary._replace(prefix="unless there")
     elif data.startswith((b"\x80", b"PK\x03\x04")):
         raise ValueError("it is a pickle or an archive, which may run code or hold weights")
     elif _RANK.match(data):
-        vocabulary = ranks.read_tiktoken(data)
+        vocabulary = _read_tiktoken(data)
     else:
         kind = str(_config(path).get("tokenizer_class"))
         if Path(path).name in _SHIFTED or kind.startswith(_SHIFTING):
@@ -173,3 +176,40 @@ def _config(path: str) -> dict[str, Any]:
 def _added(path: str) -> list[dict[str, Any]]:
     """The tokens that the configuration beside a tokenizer adds to it."""
     return [{**token, "id": int(i)} for i, token in _config(path).get("added_tokens_decoder", {}).items()]
+
+
+# Lists of ranks: tiktoken's, Mistral's tekken.json, GPT-2's vocab.json and merges.txt
+
+
+def _read_tiktoken(data: bytes) -> Vocabulary:
+    """What lines `base64 rank` say; special ids are in no line."""
+    lines = [line.split() for line in data.splitlines() if line.strip()]
+    # Whisper's has "=" for no bytes
+    pieces = {int(rank): base64.b64decode(token.removeprefix(b"="), validate=True) for token, rank in lines}
+    if len(pieces) < len(lines):
+        raise ValueError("a rank is given twice")
+    return Vocabulary(pieces, lacks_special=True)
+
+
+def _read_tekken(said: dict[str, Any]) -> Vocabulary:
+    """What a tekken.json says: special ids come first, and ranks are counted after them."""
+    config = said["config"]
+    n_special = config["default_num_special_tokens"]
+    n_ranks = config["default_vocab_size"] - n_special
+    pieces = {n_special + one["rank"]: base64.b64decode(one["token_bytes"]) for one in said["vocab"][:n_ranks]}
+    return Vocabulary(pieces, frozenset(range(n_special)))
+
+
+def _read_gpt2(vocab: dict[str, int], path: str) -> Vocabulary:
+    """What a vocab.json says, in the alphabet of byte-level BPE: tokens that no merge makes are special.
+
+    Where tokens that end a word have a mark, as CLIP's have, none holds white space.
+    """
+    if not vocab.keys() >= UTF8_BYTES:
+        raise ValueError("it is no tokenizer.json, and no vocab.json of byte-level BPE, which has all bytes of UTF-8")
+    end = _END_OF_WORD if any(letter + _END_OF_WORD in vocab for letter in BYTES) else ""
+    with open_regular(str(Path(path).with_name(_MERGES))) as file:
+        made = {line.replace(" ", "") for line in file.read().decode().splitlines()} | BYTES.keys()
+    made.update(letter + end for letter in BYTES)
+    pieces = {i: from_byte_level(piece.removesuffix(end)) for piece, i in vocab.items() if piece in made}
+    return Vocabulary(pieces, frozenset(vocab.values()) - pieces.keys(), drops_spaces=bool(end))
