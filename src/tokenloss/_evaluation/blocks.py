@@ -21,6 +21,7 @@ from tokenloss._evaluation.token_bytes import bytes_of_ids, compact, padding_of,
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats.mapped import rows_at
 from tokenloss.formats.scores_file import FileSpec, ScoresFile
+from tokenloss.formats.sources import Blocks, made_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.options import Options
     from tokenloss._evaluation.run import Work
     from tokenloss._evaluation.sink import TokenBlock
-    from tokenloss.formats.sources import Blocks
     from tokenloss.formats.tokenizers import Tokenizer
 
 _SAMPLE = 32  # scores of a block's first row that counts, which identify a block that is made again
@@ -78,7 +78,7 @@ def block_units(
 ) -> Iterator[BlockUnit]:
     """The units of blocks from this number on; `found` is the growing list of results."""
     maker = _Maker(source, options, tokenizer, found, first)
-    for number, values in enumerate(source.made(first), first):
+    for number, values in enumerate(made_blocks(source, first), first):
         is_done = number < len(found)  # it is made again, since its last row may be held back
         block = maker.with_bytes(_checked(f"block {number}", values, maker.before))
         yield maker.unit(block, is_done)

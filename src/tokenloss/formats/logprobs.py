@@ -305,11 +305,8 @@ def open_logprobs(
 
     Raises
     ------
-    TypeError, ValueError
-        If an option is invalid, or the file is damaged or contains no log-probabilities; the message names the file,
-        and the line if there is one.
-    OSError
-        If the file cannot be read.
+    TypeError, ValueError, OSError
+        As in `open_scores`; the message names the line of a file of JSON.
 
     See Also
     --------

@@ -85,7 +85,7 @@ class Samples(Source):
         """Whether it is a folder of tasks."""
         return "" not in self.tasks
 
-    def lacks(self, need: Need) -> str:
+    def _lacks(self, need: Need) -> str:
         """Why only `compare_samples` takes samples."""
         if need in ("plan", "resume"):
             return ""
@@ -130,10 +130,8 @@ def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ())
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument is invalid, or the path contains no samples.
-    OSError
-        If the path cannot be read.
+    TypeError, ValueError, OSError
+        As in `open_scores`. Also if the path contains no samples.
 
     Examples
     --------

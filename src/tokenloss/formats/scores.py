@@ -125,7 +125,7 @@ class Scores(Source):
         files = [self.file] if len(self.specs) == 1 else map(open_file, self.specs)
         return (block for file in files for block in file.blocks(most_rows))
 
-    def lacks(self, need: Need) -> str:
+    def _lacks(self, need: Need) -> str:
         """What the files have, in place of what is needed."""
         said = self.token_options
         if need == "targets" and not said.targets and all(spec.target_type == "none" for spec in self.specs):
@@ -243,29 +243,25 @@ def open_scores(
         without targets may contain ``token_ids`` or ``input_ids``, with `shift`. If it contains ``attention_mask``,
         padding is left out when targets are shifted; otherwise targets must be ignored where the mask is 0.
     kind : {"logits", "log_probs", "probs"}, optional
-        Kind of the scores. By default the name of their array, or logits if that is not a kind; files of llama.cpp
-        contain log_probs.
+        Kind of the scores. By default the name of their array, or logits if that is not a kind.
     shift : bool, optional
         Whether targets are the input ids of a causal model, where row j predicts id j + 1 of its sequence. By default
-        they are not, unless the function that scores the files sets `shift`. The last row of a file of shape (N, V)
-        predicts the first id of the next file.
+        they are not, unless the function that scores the files sets `shift`.
     ignore_index : int or None, default -100
         Target value that marks tokens to ignore, such as padding; None to ignore none.
     window : int, optional
-        Number of tokens in each window, if the files contain a text longer than a model's context, window by window:
-        each token is scored in the first window that contains it, as by `tokenloss.windows`. Scores of shape (N, T, V)
-        are N windows, in order over all files; the last one may be shorter, or padded. Targets are input ids, which are
-        shifted: the ids of each window, or in a .npy file the ids of the text without padding. Each window is a
-        sequence.
+        Number of tokens in each window, if the files contain a text longer than a model's context, window by window, as
+        by `tokenloss.windows`. Scores of shape (N, T, V) are N windows, in order over all files; the last one may be
+        shorter, or padded. Targets are input ids: those of each window, or in a .npy file those of the text without
+        padding. Each window is a sequence.
     stride : int, optional
         Number of tokens between the starts of successive windows, with `window`.
     tokenizer : path, optional
         The tokenizer of the class ids: its own file, or the folder of its model, as in `tokenloss.token_bytes`, for
-        bits per byte of the scored tokens. Each token counts with its own bytes, and each sequence with their sum. A
-        special token has no bytes, but its loss counts: mask or ignore it to leave it out. If the tokenizer adds a
-        space before a text (SentencePiece), the space before the first token of each sequence does not count, unless
-        several ids before it are ignored, like the ids of a prompt. If it drops white space (WordPiece), ``text`` is
-        needed, too. Tables and pages show its text of the tokens, in place of the text in the files.
+        bits per byte of the scored tokens. A special token has no bytes, but its loss counts: mask or ignore it to
+        leave it out. A space that the tokenizer adds before a text (SentencePiece) does not count, unless several ids
+        before it are ignored, like the ids of a prompt. If it drops white space (WordPiece), ``text`` is needed, too.
+        Tables and pages show its text of the tokens, in place of the text in the files.
 
     Returns
     -------
@@ -289,19 +285,8 @@ def open_scores(
 
     Notes
     -----
-    Files are memory-mapped block by block where possible; compressed ones are read as a stream. Checksums of mapped
-    data are not verified, since that would read the whole file. Chunks of a Zarr store that were never written have its
-    fill value, as Zarr defines; but in scores, nan replaces a fill value of 0, since an interrupted run leaves such
-    chunks (0 stays if a chunk contains the probabilities of only some classes). Entries of .zip files must be stored or
-    deflated. A row, a chunk of a Zarr store, targets or tokens are refused if they take both more than 16 MB and more
-    than a thousand times their stored size; the shapes of targets and tokens are checked against the scores' before
-    they are read. Pickled objects are refused. No name in an archive is used as a path, and no name of a directory as a
-    URL.
-
-    Only regular files are read: no pipe, no device and no standard input, not even through a link in a Zarr store. A
-    file that is truncated, changed or replaced after it was opened is refused at the next block (files of a Zarr store
-    are not checked). If another process truncates a mapped file while a block is being read, the system ends this
-    process by SIGBUS, which no check can prevent: write a new file and rename it instead.
+    Files are memory-mapped block by block where possible; compressed ones are read as a stream. The page "Files and
+    their arrays" of the reference describes formats, arrays and what is refused.
 
     Examples
     --------
@@ -352,8 +337,6 @@ def open_hidden_states(
         (``model.safetensors.index.json``), its directory, or a .npz or .npy file. The weight, of shape (V, D) or (D,
         V), is found by its usual names, or by the names of the embedding if ``config.json`` next to it ties the two. A
         bias next to the weight is used, too. ``config.json`` applies to the logits with or without a NAME.
-    targets : path or paths, optional
-        As in `open_scores`.
     array : str, optional
         Name of the array of hidden states, if the file names its arrays. By default ``hidden_states`` or ``hidden``.
     logit_scale : float, optional
@@ -362,7 +345,7 @@ def open_hidden_states(
     softcap : float, optional
         Cap of the logits, which become ``softcap * tanh(logit_scale * logits / softcap)``; 0 for none. By default the
         cap in ``config.json``, if any. Logits of -inf stay -inf.
-    segment_ids, targets_array, shift, ignore_index, window, stride, tokenizer
+    targets, segment_ids, targets_array, shift, ignore_index, window, stride, tokenizer
         As in `open_scores`.
 
     Returns
@@ -372,14 +355,9 @@ def open_hidden_states(
 
     Raises
     ------
-    TypeError, ValueError
-        If an option is invalid, a file is damaged or contains no hidden states, or ``config.json`` has a key that may
-        change the logits of that type of model in an unknown way; the message names the file, the value found and what
-        is accepted.
-    OSError
-        If a file cannot be read.
-    ImportError
-        If the format needs a package that is not installed: zarr, or ml_dtypes for bfloat16.
+    TypeError, ValueError, OSError, ImportError
+        As in `open_scores`. Also if ``config.json`` has a key that may change the logits of that type of model in an
+        unknown way.
 
     See Also
     --------

@@ -133,19 +133,8 @@ class Source:
         said = self.token_options
         return (*tokenizer_files(said.tokenizer), *self.paths, *said.targets, *said.segment_ids)
 
-    def lacks(self, need: Need) -> str:
-        """Describe what the source has instead of what a function needs.
-
-        Parameters
-        ----------
-        need : {"nll", "tops", "rows", "targets", "ids", "tokenizer", "plan", "resume"}
-            What the function needs.
-
-        Returns
-        -------
-        str
-            Words that follow the name of the source in a message; "" if it meets the need.
-        """
+    def _lacks(self, need: Need) -> str:
+        """What the source has instead of what a function needs, in words after its name; "" if it meets the need."""
         return self._lacking.get(need, "")
 
     def given(self) -> dict[str, Any]:
@@ -206,7 +195,7 @@ def with_shift(source: Source, shift: bool | None) -> Source:
 
 def require(source: Source, need: Need, by: str) -> None:
     """Raise unless a source has what an option needs; no other function refuses an option because of content."""
-    if got := source.lacks(need):
+    if got := source._lacks(need):
         raise_error("lacks", name=source.name, got=got, by=named(by), fits=_NEEDS[need])
 
 
@@ -242,38 +231,28 @@ class Blocks(Source):
         """The name in messages."""
         return "source"
 
-    def lacks(self, need: Need) -> str:
+    def _lacks(self, need: Need) -> str:
         """What blocks are, in place of what is needed."""
         if need == "plan":
             return "is blocks, which are made one by one"
         is_once = need == "resume" and not callable(self.source)
         return "is an iterable, which begins with its first block" if is_once else ""
 
-    def made(self, first: int) -> Iterator[Any]:
-        """Yield the blocks.
 
-        Parameters
-        ----------
-        first : int
-            Number of the first block, if a function makes them.
-
-        Yields
-        ------
-        tuple
-            Arrays as the loop made them.
-        """
-        found, name, fits = self.source, "source", "an iterable of blocks, which is read only once"
-        if callable(self.source):
-            found, name = self.source(first), f"source({first})"
-            fits = "an iterable of blocks, of which the first has this number"
-        if not hasattr(found, "__iter__"):
-            raise_error("type", name=name, got=type(found).__name__, fits=fits)
-        is_empty = True
-        for block in found:
-            is_empty = False
-            yield block
-        if is_empty:
-            raise_error("empty", name=name, fits=fits)
+def made_blocks(source: Blocks, first: int) -> Iterator[Any]:
+    """The blocks as the loop makes them, from a number on if a function makes them."""
+    found, name, fits = source.source, "source", "an iterable of blocks, which is read only once"
+    if callable(found):
+        found, name = found(first), f"source({first})"
+        fits = "an iterable of blocks, of which the first has this number"
+    if not hasattr(found, "__iter__"):
+        raise_error("type", name=name, got=type(found).__name__, fits=fits)
+    is_empty = True
+    for block in found:
+        is_empty = False
+        yield block
+    if is_empty:
+        raise_error("empty", name=name, fits=fits)
 
 
 def blocks(
@@ -298,10 +277,8 @@ def blocks(
         Kind of the scores; by default logits.
     shift : bool, optional
         As in `open_scores`. The sequences of a block without ``segment_ids`` end with it.
-    ignore_index : int or None, default -100
-        Target value that marks tokens to ignore, such as padding; None to ignore none.
-    tokenizer : path, optional
-        The tokenizer of the class ids, as in `open_scores`.
+    ignore_index, tokenizer
+        As in `open_scores`.
 
     Returns
     -------

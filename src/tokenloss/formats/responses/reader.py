@@ -359,11 +359,8 @@ def open_responses(
 
     Raises
     ------
-    ValueError
-        If the file is damaged, is not one of responses or is ambiguous; the message names the line, and the field if
-        there is one.
-    OSError
-        If the file cannot be read.
+    TypeError, ValueError, OSError
+        As in `open_scores`. Also if a response is ambiguous; the message names the line, and the field if there is one.
 
     See Also
     --------
@@ -371,17 +368,8 @@ def open_responses(
 
     Notes
     -----
-    Supported are completions and chats of OpenAI, vLLM, llama.cpp, llama-cpp-python, SGLang and other servers of this
-    layout, vLLM's tokens in and out, and the own endpoints of SGLang (``/generate``) and llama.cpp (``/completion``);
-    all of one layout. A file is read line by line, .json object by object, and never as a whole. It is read by Python's
-    own ``json``, which takes NaN and Infinity as servers write them, and shows keys that are given twice.
-
-    Missing values are never made up: a prompt without log-probabilities is an error, not a loss of 0, and so is a
-    number that is not a log-probability. -9999.0 and the least float32 are read as sentinels, and -Infinity as a value.
-    An echo whose tokens differ from its text, as from llama-cpp-python without a BOS, is refused, and so are vLLM's
-    ``prompt_logprobs`` that do not show which entry is the prompt's token (ask for ``return_token_ids``), and
-    probabilities after sampling. A prompt that several choices repeat is read once. SGLang reports the last class in a
-    prompt as class 0, so that one has neither id nor text unless its list of most likely classes shows which it is.
+    A file is read line by line, .json object by object, and never as a whole. The page "Files and their arrays" of the
+    reference lists the layouts of servers, and what is refused rather than guessed.
 
     Examples
     --------

@@ -66,17 +66,11 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
 
     Notes
     -----
-    No tokenizer is run: the file says which bytes each id stands for. To decode ids one by one and count the bytes of
-    the text is wrong: a byte that is no whole character becomes U+FFFD, which has three bytes, the space before a word
-    is lost, and special tokens count with their names.
-
-    Tokens that were added count with their text, unless they are special. The first token of a text may begin with a
-    space that the text lacks (SentencePiece, Llama 2): sum, and subtract 1 for each text. White space between tokens is
-    in no token of WordPiece (BERT): there, bytes are known only with the text. If the tokenizer normalises a text, say
-    to NFC or to single spaces, these are the bytes of what it made of it.
-
-    The formats are defined by Hugging Face's package tokenizers, by ``sentencepiece_model.proto`` of SentencePiece
-    (Kudo and Richardson 2018) and by OpenAI's package tiktoken.
+    No tokenizer is run: the file says which bytes each id stands for. Tokens that were added count with their text,
+    unless they are special. The first token of a text may begin with a space that the text lacks (SentencePiece, Llama
+    2): sum, and subtract 1 for each text. White space between tokens is in no token of WordPiece (BERT): there, bytes
+    are known only with the text. If the tokenizer normalizes a text, say to NFC, these are the bytes of what it made of
+    it. The page "Count the bytes of tokens" lists the files that are read.
 
     Examples
     --------
