@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 _NAME = "config.json"
 _MAX_BYTES = 16 << 20
 _MAX_NUMBER = 1e30
-_TEXT_CONFIGS = (
-    "text_config",
-    "decoder",
-    "language_config",
-    "llm_config",
-    "thinker_config",
-)  # of parts of a model
+_TEXT_CONFIGS = ("text_config", "decoder", "language_config", "llm_config", "thinker_config")  # of parts of a model
 _T5 = "t5 umt5 longt5 pop2piano switch_transformers udop"
 # Each key with its effect, and the types of models for which the effect is known: first the types whose config must
 # have the key, since its default changes logits, then the others. The value caps, multiplies or divides the logits or
