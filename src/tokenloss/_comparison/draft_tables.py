@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.tables import signature_of_all, title_of
-from tokenloss._core.result import Shown, Table, known_error, rows_of
-from tokenloss._core.text import count_of, unit_of_bytes
+from tokenloss._comparison.tables import signature_of_all, size_texts, title_of
+from tokenloss._core.result import Shown, Table, rows_of
+from tokenloss._core.rows import Row, table, table_of_several
+from tokenloss._core.text import count_of
 from tokenloss._statistics.ratio import interval_note
 
 if TYPE_CHECKING:
@@ -15,6 +16,36 @@ if TYPE_CHECKING:
 
 BLOCK = 64  # neighbouring positions of a single text that errors take as one
 _SHOWN_K = (1, 2, 4, 8)  # of the table of several drafts
+_ROWS = (
+    Row("Mean acceptance", "mean_acceptance", "{:.2f %}", (
+        "± {stderr:.2f %}, 95 % interval {low:.2f%} to {high:.2f %}",
+    )),
+    Row("Positions that are nan", "n_nan", "{:,}", when="n_nan"),
+    Row("Pays below a cost ratio of", "break_even", "{:.3f}", ("the time of a draft step over that of a target step",)),
+    Row("Best speed-up at {cost_ratio:g}", "best_speedup", "{:.3f}", ("{best_note}",)),
+)  # fmt: skip
+_BY_K = (
+    Row("k", "k", "{}"),
+    Row("tokens per call", "tokens_per_call", "{:.3f}"),
+    Row("±", "tokens_per_call", "{stderr:.3f}"),
+    Row("if independent", "independent_tokens", "{:.3f}"),
+    Row("pays below", "break_even_ratio", "{:.3f}"),
+    Row("speed-up", "speedup", "{:.3f}"),
+    Row("±", "speedup", "{stderr:.3f}"),
+    Row("note", "note"),
+)
+_COLUMNS = (
+    Row("model", "name"),
+    Row("size", "size"),
+    Row("acceptance", "mean_acceptance", "{:.2f %}"),
+    Row("±", "mean_acceptance", "{stderr:.2f %}"),
+    *(Row(f"tokens, k={k}", f"tokens_{k}", "{known:.3f}") for k in _SHOWN_K),
+    Row("pays below", "break_even_ratio", "{known:.3f}"),
+    Row("best k", "best_k", "{}"),
+    Row("speed-up", "best_speedup", "{:.3f}"),
+    Row("±", "best_speedup", "{stderr:.3f}"),
+    Row("nan", "n_nan", "{:,}", when="n_nan"),
+)
 
 
 def drafts_shown(comparisons: Mapping[str, Any]) -> Shown:
@@ -33,68 +64,38 @@ def drafts_shown(comparisons: Mapping[str, Any]) -> Shown:
 
 
 def _mean_table(one: Any) -> Table:
-    """Rows of the figures of all positions."""
-    (low, high), stderr = one.mean_acceptance_interval, one.mean_acceptance_stderr
-    words = f"± {100 * stderr:.2f} %, 95 % interval {100 * low:.2f} to {100 * high:.2f} %"
-    rows = [("Mean acceptance", f"{100 * one.mean_acceptance:.2f} %", known_error(stderr, words))]
-    if one.n_nan:
-        rows.append(("Positions that are nan", f"{one.n_nan:,}", ""))
-    if math.isnan(one.break_even_ratio):
-        return Table(rows)
-    words = "the time of a draft step over that of a target step"
-    rows.append(("Pays below a cost ratio of", f"{one.break_even_ratio:.3f}", words))
+    """Rows of the metrics of all positions."""
+    values: dict[str, Any] = {"break_even": None if math.isnan(one.break_even_ratio) else one.break_even_ratio}
     if one.best_k is not None:
         tokens, time = one.by_k["tokens_per_call"][one.best_k - 1], 1 + one.best_k * one.cost_ratio
-        words = f"k = {one.best_k}: {tokens:.3f} tokens in {time:.4g} times the time of a target step"
+        note = f"k = {one.best_k}: {tokens:.3f} tokens in {time:.4g} times the time of a target step"
         if one.best_speedup <= 1:
-            words = "drafting costs more than it gains"
+            note = "drafting costs more than it gains"
         elif one.best_k == max(one.by_k["k"][one.by_k["n_starts"] > 0]):
-            words += "; a larger k may gain more"
-        rows.append((f"Best speed-up at {one.cost_ratio:g}", f"{one.best_speedup:.3f}", words))
-    return Table(rows)
+            note += "; a larger k may gain more"
+        values["best_note"] = note
+    return table(_ROWS, values, one)
 
 
 def _table_by_k(one: Any) -> Table:
     """The table of the numbers of drafted tokens."""
-    heads = ["k", "tokens per call", "±", "if independent", "pays below"]
-    heads += ["speed-up", "±"] * (one.cost_ratio is not None) + ["note"]
-    rows, most = [], int(one.by_k["n_texts"][0])
+    items, most = [], int(one.by_k["n_texts"][0])
     for row in rows_of(one.by_k):
-        has_starts = row["n_starts"] > 0
-        numbers = [row["tokens_per_call"], row["tokens_per_call_stderr"], row["independent_tokens"]]
-        numbers += [row["break_even_ratio"], *(row[name] for name in ("speedup", "speedup_stderr") if name in row)]
-        cells = [f"{number:.3f}" for number in numbers]
-        for error in (1, 5)[: len(cells) // 3]:
-            cells[error] = known_error(numbers[error], cells[error])
-        note = "" if has_starts else f"no text has {count_of(row['k'], 'position')} in a row"
-        if 0 < row["n_texts"] < most:
+        note = None
+        if not row["n_starts"]:
+            note = f"no text has {count_of(row['k'], 'position')} in a row"
+            row = dict.fromkeys(row, "") | {"k": row["k"]}
+        elif row["n_texts"] < most:
             note = f"of {row['n_texts']:,} of {count_of(most, 'text')} alone"
-        rows.append((str(row["k"]), *(cells if has_starts else [""] * len(cells)), note))
-    keep = [column for column in range(len(heads)) if heads[column] != "note" or any(row[-1] for row in rows)]
-    lines = [tuple(line[column] for column in keep) for line in (heads, *rows)]
-    return Table(lines[1:], lines[0], "By the number k of tokens that are drafted for a call of the target")
+        items.append((row | {"note": note},))
+    return table_of_several(_BY_K, items, "By the number k of tokens that are drafted for a call of the target")
 
 
 def _drafts_table(comparisons: Any) -> Table:
     """Table of several drafts, the one that gains most first; columns that are empty are left out."""
-    unit, scale = unit_of_bytes(max((one._about.get("size") or 0 for one in comparisons.values()), default=0))
-    lines = []
-    for name, one in comparisons._ranked():
-        size, stderr = one._about.get("size"), one.mean_acceptance_stderr
-        cells = {
-            "model": name,
-            "size": "" if size is None else f"{size / scale:.3g} {unit}",
-            "acceptance": f"{100 * one.mean_acceptance:.2f} %",
-            "±": known_error(stderr, f"{100 * stderr:.2f} %"),
-        }
-        tokens = one.by_k["tokens_per_call"]
-        cells |= {f"tokens, k={k}": known_error(tokens[k - 1], f"{tokens[k - 1]:.3f}") for k in _SHOWN_K}
-        cells["pays below"] = known_error(one.break_even_ratio, f"{one.break_even_ratio:.3f}")
-        cells |= dict.fromkeys(("best k", "speed-up", " ± "), "")
-        if one.best_k is not None:
-            cells |= {"best k": str(one.best_k), "speed-up": f"{one.best_speedup:.3f}"}
-            cells[" ± "] = known_error(one.best_speedup_stderr, f"{one.best_speedup_stderr:.3f}")
-        cells["nan"] = f"{one.n_nan:,}" if one.n_nan else ""
-        lines.append(cells)
-    heads = [head for head in lines[0] if any(line[head] for line in lines)]
-    return Table([tuple(line[head] for head in heads) for line in lines], tuple(head.strip() for head in heads))
+    ranked = comparisons._ranked()
+    items = []
+    for (name, one), size in zip(ranked, size_texts(one for _, one in ranked), strict=True):
+        tokens = {f"tokens_{k}": one.by_k["tokens_per_call"][k - 1] for k in _SHOWN_K}
+        items.append(({"name": name, "size": size} | tokens, one))
+    return table_of_several(_COLUMNS, items, keep_empty=False)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.mismatch_causes import LEAST_FITTED
-from tokenloss._core.result import Shown, Table, known_error, rows_of, table_of
+from tokenloss._core.result import Shown, Table, rows_of
+from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.text import count_of
 from tokenloss._statistics.ratio import guess_note
 from tokenloss._statistics.sequences import highest
@@ -17,6 +18,44 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, Float64Array
 
 _MAX_SHOWN = 5  # sequences and tokens of the largest differences
+_INTERVAL = "95 % interval {low:.5g} to {high:.5g}"
+_NATS = ("± {stderr:.3g} nats", _INTERVAL)
+_PERCENT = ("± {stderr:.3g %}", "95 % interval {low:.5g%} to {high:.5g%}")
+_RATIO = ("± {stderr:.3g}", _INTERVAL)
+_ROWS = (
+    Row("KL, by k1", "k1", notes=_NATS),
+    Row("KL, by k2", "k2", notes=_NATS),
+    Row("KL, by k3", "k3", notes=_NATS),
+    Row("k3 of top 1 %", "top_k3_share", "{:.1f %}", ("of the sum of k3, in the largest 1 % of the tokens",)),
+    Row("mean |difference|", "mean_abs_difference", notes=_NATS),
+    Row("mean ratio", "mean_ratio", notes=_RATIO),
+    Row("outside {least:g} to {most:g}", "outside", "{:.2f %}", _PERCENT),
+    Row("effective tokens", "ess", "{:.2f %}", _PERCENT),
+    Row("sequence ratio", "mean_sequence_ratio", notes=_RATIO, when="n_sequences"),
+    Row("geometric ratio", "mean_geometric_ratio", notes=_RATIO, when="n_sequences"),
+    Row("effective sequences", "sequence_ess", "{:.2f %}", _PERCENT, when="n_sequences"),
+)
+_QUANTILES = (
+    Row("quantile", "quantile"),
+    Row("difference", "difference", "{:+.5g}"),
+    Row("ratio", "ratio", "{:.5g}"),
+)
+_SEQUENCES = (
+    Row("sequence", "sequence", "{}"),
+    Row("line", "line", "{}"),
+    Row("tokens", "count", "{:,}"),
+    Row("mean difference", "difference", "{:+.5g}"),
+    Row("KL, by k3", "k3", "{:.5g}"),
+    Row("ratio", "ratio", "{:.5g}"),
+    Row("geometric ratio", "geometric_ratio", "{:.5g}"),
+)
+_TOKENS = (
+    *(Row(name, name, "{}") for name in ("token", "sequence", "position")),
+    Row("trainer", "logprobs"),
+    Row("sampler", "base_logprobs"),
+    Row("difference", "difference", "{:+.5g}"),
+    Row("ratio", "ratio", "{:.5g}"),
+)
 
 
 def mismatch_shown(found: Any) -> Shown:
@@ -33,7 +72,7 @@ def mismatch_shown(found: Any) -> Shown:
         guess_note(found.interval_factor).removeprefix(", "),
     ]
     tables = [
-        Table(_figure_rows(found)),
+        table(_ROWS, _values(found), found),
         _quantile_table(found),
         _worst_sequences(found),
         _worst_tokens(found),
@@ -58,54 +97,34 @@ def _diagnosis(found: Any) -> Table:
     return Table([(words,)], title=title)
 
 
-def _figure_rows(found: Any) -> list[tuple[str, ...]]:
-    """Rows of the figures: their name, their value, their error and interval."""
-
-    def row(label: str, name: str, form: str = "{:.6g}", unit: str = "", factor: float = 1) -> tuple[str, ...]:
-        value, stderr = (factor * getattr(found, name + end) for end in ("", "_stderr"))
-        low, high = (factor * end for end in getattr(found, f"{name}_interval", (math.nan, math.nan)))
-        words = known_error(stderr, f"± {stderr:.3g}{unit}")
-        return label, form.format(value), words + known_error(low, f"; 95 % interval {low:.5g} to {high:.5g}")
-
-    rows = [
-        row("KL, by k1", "k1", unit=" nats"),
-        row("KL, by k2", "k2", unit=" nats"),
-        row("KL, by k3", "k3", unit=" nats"),
-        ("k3 of top 1 %", f"{100 * found.top_k3_share:.1f} %", "of the sum of k3, in the largest 1 % of the tokens"),
-        row("mean |difference|", "mean_abs_difference", unit=" nats"),
-        row("mean ratio", "mean_ratio"),
-        row(f"outside {1 - found.epsilon:g} to {1 + found.epsilon:g}", "outside", "{:.2f} %", " %", 100),
-        row("effective tokens", "ess", "{:.2f} %", " %", 100),
-    ]
-    if found.n_sequences:
-        ratio = row("sequence ratio", "mean_sequence_ratio")
-        if math.isinf(found.mean_sequence_ratio) and math.isfinite(found.log_mean_sequence_ratio):
-            ratio = ratio[0], f"exp({found.log_mean_sequence_ratio:.6g})", ""
-        rows += [ratio, row("geometric ratio", "mean_geometric_ratio")]
-        rows += [row("effective sequences", "sequence_ess", "{:.2f} %", " %", 100)]
-    return rows
+def _values(found: Any) -> dict[str, Any]:
+    """The values that `_ROWS` name besides the metrics."""
+    values: dict[str, Any] = {"least": 1 - found.epsilon, "most": 1 + found.epsilon}
+    if math.isinf(found.mean_sequence_ratio) and math.isfinite(found.log_mean_sequence_ratio):
+        values["mean_sequence_ratio"] = f"exp({found.log_mean_sequence_ratio:.6g})"
+        values["mean_sequence_ratio_stderr"] = None
+    return values
 
 
 def _quantile_table(found: Any) -> Table:
     """Table of the quantiles of differences and ratios."""
     names = {1.0: "maximum", 0.5: "median", 0.0: "minimum"}
-    rows = [
-        (names.get(fraction, f"{100 * fraction:.4g} %"), f"{difference:+.5g}", f"{found.ratio_quantiles[fraction]:.5g}")
+    items = [
+        {
+            "quantile": names.get(fraction, f"{100 * fraction:.4g} %"),
+            "difference": difference,
+            "ratio": found.ratio_quantiles[fraction],
+        }
         for fraction, difference in found.difference_quantiles.items()
-        if found.count
     ]
-    return Table(rows, ("quantile", "difference", "ratio"))
+    return table_of_several(_QUANTILES, [(item,) for item in items if found.count])
 
 
 def _worst_sequences(found: Any) -> Table:
     """Table of the sequences whose ratios are farthest from 1."""
-    if found.n_sequences < 2:
-        return Table([])
-    formats = {"sequence": "{sequence}"} | ({"line": "{line}"} if "line" in found.sequences else {})
-    formats |= {"tokens": "{count:,}", "mean difference": "{difference:+.5g}", "KL, by k3": "{k3:.5g}"}
-    formats |= {"ratio": "{ratio:.5g}", "geometric ratio": "{geometric_ratio:.5g}"}
-    rows = _farthest(found.sequences, found.sequences["log_ratio"])
-    return table_of("Sequences whose ratio is farthest from 1", formats, rows)
+    columns = found.sequences if found.n_sequences > 1 else {"log_ratio": np.empty(0)}
+    items = _farthest(columns, columns["log_ratio"])
+    return table_of_several(_SEQUENCES, items, "Sequences whose ratio is farthest from 1")
 
 
 def _worst_tokens(found: Any) -> Table:
@@ -114,14 +133,10 @@ def _worst_tokens(found: Any) -> Table:
     if "sequence" not in columns:
         columns = {"token": np.arange(found.kept.size)} | columns
     columns = {name: column[found.kept.reshape(-1)] for name, column in columns.items()}
-    places = {name: f"{{{name}}}" for name in ("token", "sequence", "position") if name in columns}
-    formats = places | {"trainer": "{logprobs:.6g}", "sampler": "{base_logprobs:.6g}"}
-    formats |= {"difference": "{difference:+.5g}", "ratio": "{ratio:.5g}"}
-    rows = _farthest(columns, columns["difference"])
-    return table_of("Tokens whose ratio is farthest from 1", formats, rows)
+    return table_of_several(_TOKENS, _farthest(columns, columns["difference"]), "Tokens whose ratio is farthest from 1")
 
 
-def _farthest(columns: dict[str, Array], logs: Float64Array) -> list[dict[str, Any]]:
+def _farthest(columns: dict[str, Array], logs: Float64Array) -> list[tuple[dict[str, Any]]]:
     """The rows whose logarithms are the farthest from 0."""
     chosen = highest(np.abs(logs), _MAX_SHOWN)
-    return rows_of({name: column[chosen] for name, column in columns.items()})
+    return [(row,) for row in rows_of({name: column[chosen] for name, column in columns.items()})]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tokenloss._statistics.gates import Verdict
 
 KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
-_DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
+DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
 
 _PARTS = 1_000_000  # fractions of quantiles are multiples of one of these parts of 1
 
@@ -386,7 +386,7 @@ def paired_figures(
         "perplexity_difference_stderr": difference.stderr,
         "mean_delta_p": change.mean,
         "mean_delta_p_stderr": change.stderr,
-        "delta_p_quantiles": quantiles(np.sort(delta_p), _DELTA_P_QUANTILES),
+        "delta_p_quantiles": quantiles(np.sort(delta_p), DELTA_P_QUANTILES),
         "rms_delta_p": rms,
         "rms_delta_p_stderr": square.stderr / (2 * rms) if rms else square.stderr,
     }

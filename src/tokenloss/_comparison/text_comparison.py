@@ -11,15 +11,14 @@ import numpy as np
 
 from tokenloss._comparison.text_spans import KINDS, kinds_of, script_of
 from tokenloss._core.exact import ExactMoments
-from tokenloss._core.result import Result, Shown, Table, figure, known_error, table_of
+from tokenloss._core.result import Result, Shown, Table, figure
+from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of, shortened
 from tokenloss._statistics.ratio import ExactRatio, guess_note
 from tokenloss._statistics.sequences import highest, sums_by_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tokenloss._comparison.text_spans import Spans
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
 
@@ -294,55 +293,71 @@ class TextComparison(Result):
 
     def _shown(self) -> Shown:
         note = f"{self.n_bytes:,} bytes of {self.text}, errors by {self._basis()}"
-        tables = [self._models_table(), Table([*self._difference_rows()])]
-        rows = []
-        for one in self.kinds:
-            low, high = one.difference_interval
-            rows.append(one._asdict() | {"interval": known_error(low, f"{low:+.4f} to {high:+.4f}")})
-        tables.append(table_of("by kind of span", _KIND_FORMATS, rows))
+        models = []
+        for name, side in (self.name_a, "a"), (self.name_b, "b"):
+            model = {key: getattr(self, f"{key}_{side}") for key in ("bits_per_byte", "n_tokens", "tokens_per_byte")}
+            stderr = getattr(self, f"bits_per_byte_{side}_stderr")
+            models.append((model | {"model": f"{side}: {name}", "bits_per_byte_stderr": stderr},))
+        tables = [
+            table_of_several(_MODELS, models),
+            table(_ROWS, self._values(), self),
+            table_of_several(_KINDS, [(kind,) for kind in self.kinds], "by kind of span"),
+        ]
         for worse, better, spans in (self.name_b, self.name_a, self.b_worse), (self.name_a, self.name_b, self.a_worse):
             if spans:
                 tables.append(_spans_table(f"{worse} loses most against {better}", spans))
         return Shown(f"{self.name_b} vs {self.name_a}", note, tables, self.signature)
 
-    def _models_table(self) -> Table:
-        """A row for each model."""
-        rows = []
-        for name, side in (self.name_a, "a"), (self.name_b, "b"):
-            one = {key: getattr(self, f"{key}_{side}") for key in ("bits_per_byte", "n_tokens", "tokens_per_byte")}
-            rows.append(one | {"model": f"{side}: {name}", "stderr": getattr(self, f"bits_per_byte_{side}_stderr")})
-        formats = {"model": "{model}", "bits per byte": "{bits_per_byte:.6g}", "±": "{stderr:.3g}"}
-        formats |= {"tokens": "{n_tokens:,}", "tokens per byte": "{tokens_per_byte:.4f}"}
-        return table_of("", formats, rows)
-
-    def _difference_rows(self) -> Iterator[tuple[str, str, str]]:
-        """Rows of the difference and the ratio, and of what is left out."""
-        (low, high), error = self.difference_interval, self.difference_stderr
-        form = _form(error)
-        words = f"± {error:.3g} bits per byte, 95 % interval {low:+{form}} to {high:+{form}}"
-        verdict = "; these texts cannot tell which is better" if low <= 0 <= high else ""
-        yield "difference", f"{self.difference:+{form}}", known_error(error, words + verdict) or "bits per byte"
-        form = _form(self.ratio_stderr)
-        yield "ratio", f"{self.ratio:{form}}", known_error(self.ratio_stderr, f"± {self.ratio_stderr:.3g}")
-        if self.n_special_a or self.n_special_b:
-            a, b = self.special_bits_per_byte_a, self.special_bits_per_byte_b
-            counts = f"a {self.n_special_a:,}, b {self.n_special_b:,}"
-            yield "tokens without bytes", counts, f"which cost a {a:.4g} and b {b:.4g} bits per byte"
-        for side, count in ("a", self.n_bytes_without_token_a), ("b", self.n_bytes_without_token_b):
-            if count:
-                why = f"white space in no token of {side}, which need not predict it: its bits per byte are too low"
-                yield "bytes without token", f"{count:,}", why
-        if self.n_spans_left_out:
-            why = f"in {count_of(self.n_spans_left_out, 'span')} that one of the models did not score"
-            yield "bytes left out", f"{self.n_bytes_left_out:,}", why
+    def _values(self) -> dict[str, Any]:
+        """The values that `_ROWS` name besides the metrics."""
+        low, high = self.difference_interval
+        form, counts = _form(self.difference_stderr), (self.n_special_a, self.n_special_b)
+        return {
+            "difference": f"{self.difference:+{form}}",
+            "ends": f"{low:+{form}} to {high:+{form}}",
+            "cannot_tell": "; these texts cannot tell which is better" if low <= 0 <= high else "",
+            "ratio": f"{self.ratio:{_form(self.ratio_stderr)}}",
+            "special": "a {:,}, b {:,}".format(*counts) if any(counts) else None,
+            "left_out": count_of(self.n_spans_left_out, "span"),
+        }
 
 
 TextComparison.__module__ = "tokenloss.results"
-_KIND_FORMATS = {
-    "kind": "{kind}", "bytes": "{n_bytes:,}", "a": "{bits_per_byte_a:.4f}", "b": "{bits_per_byte_b:.4f}",
-    "difference": "{difference:+.4f}", "±": "{difference_stderr:.2g}",
-    "95 % interval": "{interval}",
-}  # fmt: skip
+_MODELS = (
+    Row("model", "model"),
+    Row("bits per byte", "bits_per_byte"),
+    Row("±", "bits_per_byte", "{stderr:.3g}"),
+    Row("tokens", "n_tokens", "{:,}"),
+    Row("tokens per byte", "tokens_per_byte", "{:.4f}"),
+)
+_UNTOKENIZED = "white space in no token of {}, which need not predict it: its bits per byte are too low"
+_ROWS = (
+    Row(
+        "difference", "difference", notes=("± {stderr:.3g} bits per byte, 95 % interval {ends}{cannot_tell}",),
+        otherwise="bits per byte",
+    ),
+    Row("ratio", "ratio", notes=("± {stderr:.3g}",)),
+    Row("tokens without bytes", "special", notes=(
+        "which cost a {special_bits_per_byte_a:.4g} and b {special_bits_per_byte_b:.4g} bits per byte",
+    )),
+    *(
+        Row("bytes without token", field, "{:,}", (_UNTOKENIZED.format(side),), when=field)
+        for side in "ab" for field in (f"n_bytes_without_token_{side}",)
+    ),
+    Row(
+        "bytes left out", "n_bytes_left_out", "{:,}", ("in {left_out} that one of the models did not score",),
+        when="n_spans_left_out",
+    ),
+)  # fmt: skip
+_KINDS = (
+    Row("kind", "kind"),
+    Row("bytes", "n_bytes", "{:,}"),
+    Row("a", "bits_per_byte_a", "{:.4f}"),
+    Row("b", "bits_per_byte_b", "{:.4f}"),
+    Row("difference", "difference", "{:+.4f}"),
+    Row("±", "difference", "{stderr:.2g}"),
+    Row("95 % interval", "difference", "{low:+.4f} to {high:+.4f}"),
+)
 
 
 def _form(error: float) -> str:

@@ -50,13 +50,6 @@ def known_error(error: float, words: str) -> str:
     return "" if math.isnan(error) else words
 
 
-def table_of(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> Table:
-    """Table with a row for each item and a column for each format; standard errors that are nan are left empty."""
-    rows = [{head: cell.format(**item) for head, cell in formats.items()} for item in items]
-    known = (("" if head.strip() == "±" and cell == "nan" else cell for head, cell in row.items()) for row in rows)
-    return Table([*map(tuple, known)], tuple(formats), title)
-
-
 def figure(value: float, error: float = math.nan, digits: int = 6) -> str:
     """A number with so many significant digits, zeros among them, and its standard error if that is known."""
     error_words = known_error(error, f" ± {error:#.3g}".rstrip("."))

@@ -4,22 +4,67 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.tables import head_row, known_of
-from tokenloss._core.result import Shown, Table, known_error, table_of
+from tokenloss._comparison.tables import head_cells, known_of
+from tokenloss._core.result import Shown
+from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.text import count_of, title
-from tokenloss._statistics.tables import loss_rows
+from tokenloss._statistics.tables import LENGTH_ROWS, LOSS_ROWS, loss_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SEQUENCE = {
-    "sequence": "{sequence}", "line": "{line}", "choice": "{choice}", "tokens": "{count:,}", "loss": "{loss:.4f}",
-    "perplexity": "{perplexity:.6g}", "custom_id": "{custom_id}",
-}  # fmt: skip
-_TOKEN = {
-    "row": "{row}", "sequence": "{sequence}", "position": "{position}", "target": "{target}", "nll": "{nll:.4f}",
-    "probability": "{probability:.3g}", "text": "{text}",
-}  # fmt: skip
+    from tokenloss._core.result import Table
+
+_TOKENS = Row("tokens", "count", "{:,}")
+_FILE = Row("file", "file", "{}")
+_SEQUENCE = (
+    *(Row(name, name, "{}") for name in ("sequence", "line", "choice")),
+    _TOKENS,
+    Row("loss", "loss", "{:.4f}"),
+    Row("perplexity", "perplexity"),
+    Row("custom_id", "custom_id", "{}"),
+)
+_TOKEN = (
+    *(Row(name, name, "{}") for name in ("row", "sequence", "position", "target")),
+    Row("nll", "nll", "{:.4f}"),
+    Row("probability", "probability", "{:.3g}"),
+    Row("text", "text", "{}"),
+)
+_SHARD = (_TOKENS, Row("loss", "loss"), Row("±", "stderr", "{known:.3g}"), Row("perplexity", "perplexity"), _FILE)
+_ROWS = (
+    Row("tokens", "count", "{:,}", ("{left_out}",)),
+    Row("nan tokens", "n_nan", "{:,}", ("of {count:,}",), when="n_nan"),
+    Row("infinite losses", "n_infinite", "{:,}", ("of {count:,}",), when="n_infinite"),
+    Row("not scored", "n_unscored", "{:,}", ("of {unit}, without any log-probability",), when="n_unscored"),
+    *LOSS_ROWS,
+    Row("bits per byte", "unknown_bytes", notes=("the text of some tokens is not known",)),
+    *LENGTH_ROWS,
+    Row("greedy accuracy", "accuracy", "{:.2f %}", ("{greedy_note}",), when="n_greedy_known"),
+    Row("logits", "head_weight", notes=("{head_note}",)),
+    Row("failed lines", "n_skipped", "{:,}", ("left out; {first_failed}",), when="n_skipped"),
+    Row(
+        "short lists", "n_short_lists", "{:,}", ("lists lost tokens, since two of them have the same text",),
+        when="n_short_lists",
+    ),
+    Row("not covered", "uncovered", notes=(
+        "of the text are in no token that the server listed, so no metric includes them",
+    )),
+    Row("time", "time", notes=("{gb_per_second:.3g} GB/s",)),
+)  # fmt: skip
+_COLUMNS = (
+    Row("model", "name"),
+    _TOKENS,
+    Row("nan", "n_nan", "{:,}", when="n_nan"),
+    Row("infinite", "n_infinite", "{:,}", when="n_infinite"),
+    Row("loss", "loss"),
+    Row("±", "stderr", "{known:.3g}"),
+    Row("perplexity", "perplexity"),
+    Row("95 % interval", "perplexity", "{low:.5g} to {high:.5g}"),
+    Row("bits per byte", "bits_per_byte", when="n_bytes"),
+    Row("±", "bits_per_byte", "{stderr:.3g}"),
+    Row("perplexity per word", "word_perplexity", when="n_words"),
+    Row("greedy accuracy", "accuracy", "{:.2f %}", when="n_greedy_known"),
+)
 _MAX_SHARDS = 20  # files are listed up to this number
 _MAX_REASON = 100  # characters of the reason of a failed line
 
@@ -39,10 +84,8 @@ def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str], dif
 
     `differences` are the fields by which their signatures differ.
     """
-    lines = [[("model", name), *_cells(figures)] for name, figures in models.items()]
-    columns = [column for column in zip(*lines, strict=True) if any(cell for _, cell in column)]
-    heads = tuple(column[0][0] for column in columns)
-    rows = [*zip(*([cell for _, cell in column] for column in columns), strict=True)]
+    items = [({"name": name}, figures) for name, figures in models.items()]
+    several = table_of_several(_COLUMNS, items, keep_empty=False)
     kinds = dict.fromkeys(figures["kind"] for figures in models.values())
     notes = [", ".join(kinds), *(bases if len(bases) == 1 else ())]
     notes += [difference_note(differences)] if differences else []
@@ -50,7 +93,7 @@ def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str], dif
         notes.append("their tokens differ, so compare bits per byte, not losses or perplexities")
     elif len(models) > 1:
         notes.append("tokenloss compare has the errors of differences")
-    return Shown(count_of(len(models), "model"), "; ".join(notes), [Table(rows, heads)] if rows else [])
+    return Shown(count_of(len(models), "model"), "; ".join(notes), [several] if several.rows else [])
 
 
 def difference_note(differences: list[str]) -> str:
@@ -58,74 +101,37 @@ def difference_note(differences: list[str]) -> str:
     return f"the models' signatures differ in {', '.join(differences)}"
 
 
-def _cells(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """The main figures of an evaluation: the head of each column, and the cell."""
-    low, high = figures["perplexity_interval"]
-    loss_error, byte_error = figures["stderr"], figures["bits_per_byte_stderr"]
-    return [
-        ("tokens", f"{figures['count']:,}"),
-        ("nan", f"{figures['n_nan']:,}" if figures["n_nan"] else ""),
-        ("infinite", f"{figures['n_infinite']:,}" if figures["n_infinite"] else ""),
-        ("loss", f"{figures['loss']:.6g}"),
-        ("±", known_error(loss_error, f"{loss_error:.3g}")),
-        ("perplexity", f"{figures['perplexity']:.6g}"),
-        ("95 % interval", known_error(low, f"{low:.5g} to {high:.5g}")),
-        ("bits per byte", f"{figures['bits_per_byte']:.6g}" if figures["n_bytes"] else ""),
-        ("±", known_error(byte_error, f"{byte_error:.3g}")),
-        ("perplexity per word", f"{figures['word_perplexity']:.6g}" if figures["n_words"] else ""),
-        ("greedy accuracy", f"{100 * figures['accuracy']:.2f} %" if figures.get("n_greedy_known", 1) else ""),
-    ]
-
-
 def _tables(summary: dict[str, Any], basis: str) -> list[Table]:
-    """Tables of the figures, files and highest losses."""
-    several = len(summary["shards"]) > 1
-    tables = [Table(_rows(summary, basis))]
-    if several and len(summary["shards"]) <= _MAX_SHARDS:
-        tables.append(_shard_table(summary["shards"]))
-    if summary["n_sequences"] > 1 and summary["highest_loss_sequences"]:
-        tables.append(_highest("highest-loss sequences", _SEQUENCE, summary["highest_loss_sequences"], several))
-    if summary["highest_loss_tokens"]:
-        tables.append(_highest("highest-loss tokens", _TOKEN, summary["highest_loss_tokens"], several))
+    """Tables of the metrics, files and highest losses."""
+    shards = summary["shards"]
+    tables = [table(_ROWS, _values(summary), loss_values(summary, basis), summary)]
+    if 1 < len(shards) <= _MAX_SHARDS:
+        tables.append(table_of_several(_SHARD, [(shard,) for shard in shards], "files"))
+    losses = {"sequences": _SEQUENCE * (summary["n_sequences"] > 1), "tokens": _TOKEN}
+    for name, columns in losses.items():
+        items = [({"file": item["file"] or "several"}, item) for item in summary[f"highest_loss_{name}"]]
+        if items and columns:
+            columns = (_FILE, *columns) if len(shards) > 1 else columns
+            tables.append(table_of_several(columns, items, f"highest-loss {name}"))
     return tables
 
 
-def _rows(summary: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
-    """Rows of the figures."""
-    count, word = summary["count"], "response" if summary["kind"] == "responses" else "sequence"
-    known = known_of(summary.get("n_greedy_known", count), count)
-    of_losses = loss_rows(summary, basis)
-    rows: list[tuple[Any, ...]] = [
-        (True, "tokens", f"{count:,}", _left_out(summary)),
-        (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {count:,}"),
-        (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {count:,}"),
-        (
-            summary.get("n_unscored"), "not scored", f"{summary.get('n_unscored', 0):,}",
-            f"of {count_of(summary.get('n_responses', 0), word)}, without any log-probability",
-        ),
-        *((True, *row) for row in of_losses[:3]),  # as far as the bits per token
-        (
-            summary["kind"] == "responses" and count and not summary["n_bytes"], "bits per byte", "not known",
-            "the text of some tokens is not known",
-        ),
-        *((True, *row) for row in of_losses[3:]),
-        (summary.get("n_greedy_known", 1), "greedy accuracy", f"{100 * summary['accuracy']:.2f} %", known),
-        (summary.get("head"), "logits", *head_row(summary.get("head"))),
-        (
-            summary.get("n_skipped"), "failed lines", f"{summary.get('n_skipped', 0):,}",
-            f"left out; {_first_failed(summary)}",
-        ),
-        (
-            summary.get("n_short_lists"), "short lists", f"{summary.get('n_short_lists', 0):,}",
-            "lists lost tokens, since two of them have the same text",
-        ),
-        (
-            summary.get("n_uncovered_bytes"), "not covered", count_of(summary.get("n_uncovered_bytes", 0), "byte"),
-            "of the text are in no token that the server listed, so no metric includes them",
-        ),
-        (summary["seconds"] >= 1, "time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
-    ]  # fmt: skip
-    return [(*row,) for is_shown, *row in rows if is_shown]
+def _values(summary: dict[str, Any]) -> dict[str, Any]:
+    """The values that `_ROWS` name besides the metrics."""
+    count, is_responses = summary["count"], summary["kind"] == "responses"
+    head, seconds, n_uncovered = summary.get("head"), summary["seconds"], summary.get("n_uncovered_bytes")
+    weight, note = head_cells(head) if head else (None, None)
+    return {
+        "left_out": _left_out(summary),
+        "unit": count_of(summary.get("n_responses", 0), "response" if is_responses else "sequence"),
+        "unknown_bytes": "not known" if is_responses and count and not summary["n_bytes"] else None,
+        "greedy_note": known_of(summary.get("n_greedy_known", count), count),
+        "head_weight": weight,
+        "head_note": note,
+        "first_failed": _first_failed(summary),
+        "uncovered": count_of(n_uncovered, "byte") if n_uncovered else None,
+        "time": f"{seconds:.3g} s" if seconds >= 1 else None,
+    }
 
 
 def _lists_note(summary: dict[str, Any]) -> str:
@@ -156,18 +162,3 @@ def _first_failed(summary: dict[str, Any]) -> str:
         reason = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "\N{HORIZONTAL ELLIPSIS}"
         return f"line {entry['line']}{name}: {reason}"
     return ""
-
-
-def _shard_table(shards: list[dict[str, Any]]) -> Table:
-    """Table of the files."""
-    formats = {"tokens": "{count:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
-    return table_of("files", formats | {"file": "{file}"}, shards)
-
-
-def _highest(title: str, formats: dict[str, str], items: list[dict[str, Any]], several: bool) -> Table:
-    """Table of the highest losses, with files if there are several, and without unknown columns."""
-    items = [{name: value for name, value in item.items() if value is not None} for item in items]
-    blank = {name: "" for name, form in formats.items() if form == f"{{{name}}}"}
-    formats = {name: form for name, form in formats.items() if name not in blank or any(name in one for one in items)}
-    formats = {"file": "{file}"} | formats if several else formats
-    return table_of(title, formats, [blank | {"file": "several"} | item for item in items])

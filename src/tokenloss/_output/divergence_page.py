@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.figures import further_of
 from tokenloss._comparison.tables import title_of
-from tokenloss._core.arguments import DIVERGENCES
+from tokenloss._core.arguments import DIVERGENCES, FURTHER_DIVERGENCES
 from tokenloss._core.errors import raise_error
+from tokenloss._core.rows import Row, lines
 from tokenloss._core.text import byte_encoder, count_of
 from tokenloss._core.validation import as_target_array
 from tokenloss._evaluation.sink import Sink
@@ -31,6 +30,16 @@ if TYPE_CHECKING:
     from tokenloss._scores.token_scores import TokenScores
 
 _DIVERGENCES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_FINITE = Row("", "finite_mean_kl", notes=("{:.4g} ± {stderr:.2g}",), otherwise="{:.4g}")
+_ROWS = (
+    Row("tokens", "count", "{:,}"),
+    Row("mean {quantity}", "mean", "{:.4g}", ("± {stderr:.2g} nats (by {by})",), "{finite_note}"),
+    Row("99.9 % quantile", "quantile", "{:.4g}", ("95 % interval {low:.4g} to {high:.4g}",)),
+    *(Row(f"mean {DIVERGENCES[one]}", f"mean_{one}", "{:.4g}", ("± {stderr:.2g}",)) for one in FURTHER_DIVERGENCES),
+    Row("perplexity ratio", "perplexity_ratio", "{:.5g}", ("± {stderr:.2g}",), when="has_targets"),
+    Row("same top token", "same_top", "{:.2f %}", ("± {stderr:.2g %}",)),
+    Row("RMS Δp", "rms_delta_p", "{:.3g %}", ("± {stderr:.2g %}",), when="has_targets"),
+)
 
 
 class DivergencePage(Sink):
@@ -261,33 +270,22 @@ def _write_comparison(
 
 
 def _comparison_summary(comparison: Any) -> str:
-    """HTML of a model's figures."""
-    known = vars(comparison)
-
-    def error(name: str, scale: float = 1, unit: str = "") -> str:
-        stderr = scale * known[name + "_stderr"]
-        return "" if math.isnan(stderr) else f"± {stderr:.2g}{unit}"
-
+    """HTML of a model's metrics."""
     by = count_of(comparison.n_sequences, "sequence") if comparison.is_clustered else "tokens, taken as independent"
-    by += guess_note(comparison.interval_factor)
-    note = error(f"mean_{comparison._divergence}", unit=f" nats (by {by})")
+    known, name = vars(comparison), comparison._divergence
+    mean, stderr = comparison._mean_kl
+    values = {
+        "quantity": comparison._quantity,
+        "by": by + guess_note(comparison.interval_factor),
+        "mean": mean,
+        "mean_stderr": stderr,
+        "quantile": known[f"{name}_quantiles"][0.999],
+        "quantile_interval": known.get("kl_quantile_intervals", {}).get(0.999),
+    }
     if left_out := known.get("n_infinite", 0) + known.get("n_nan", 0):
-        finite = f"{comparison.finite_mean_kl:.4g} {error('finite_mean_kl')}".rstrip()
-        note = f"{finite} nats without {left_out:,} that are not finite"
-    low, high = known.get("kl_quantile_intervals", {}).get(0.999, (math.nan, math.nan))
-    interval = "" if math.isnan(low) else f"95 % interval {low:.4g} to {high:.4g}"
-    further = further_of(comparison)
-    figures = [
-        ("tokens", f"{comparison.count:,}", ""),
-        (f"mean {comparison._quantity}", f"{comparison._mean_kl[0]:.4g}", note),
-        ("99.9 % quantile", f"{known[comparison._divergence + '_quantiles'][0.999]:.4g}", interval),
-        *((f"mean {DIVERGENCES[one]}", f"{known[f'mean_{one}']:.4g}", error(f"mean_{one}")) for one in further),
-        ("perplexity ratio", f"{comparison.perplexity_ratio:.5g}", error("perplexity_ratio")),
-        ("same top token", f"{100 * comparison.same_top:.2f} %", error("same_top", 100, " %")),
-        ("RMS Δp", f"{100 * comparison.rms_delta_p:.3g} %", error("rms_delta_p", 100, " %")),
-    ]
-    of_targets = () if known.get("has_targets", True) else ("perplexity ratio", "RMS Δp")
-    return page.summary([row for row in figures if row[0] not in of_targets])
+        (*_, finite), *_ = lines([_FINITE], comparison)
+        values |= {"mean_stderr": None, "finite_note": f"{finite} nats without {left_out:,} that are not finite"}
+    return page.summary(_ROWS, values, comparison)
 
 
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:

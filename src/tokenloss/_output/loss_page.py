@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenloss._comparison.tables import known_of
+from tokenloss._core.rows import Row
 from tokenloss._core.text import byte_encoder, title
 from tokenloss._core.validation import as_target_array
 from tokenloss._evaluation.token_bytes import pieces_of, text_of
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 # nats at which each next colour of page.css begins
 _LOSSES = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
+_ROWS = (
+    Row("tokens", "count", "{:,}"),
+    Row("loss", "loss", "{:.5g}", ("± {stderr:.3g} nats ({basis})",), "nats"),
+    Row("perplexity", "perplexity", "{:.5g}", ("95 % interval {low:.4g} to {high:.4g}",)),
+    Row("bits per token", "bits_per_token", "{:.5g}"),
+    Row("bits per byte", "bits_per_byte", "{:.5g}", ("{n_bytes:,} bytes",), when="n_bytes"),
+    Row("greedy accuracy", "accuracy", "{:.2f %}", ("{greedy_note}",)),
+)
 
 
 class HtmlPage(TokenSink):
@@ -188,16 +197,5 @@ def _predictions(
 
 def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:
     """HTML of the summary, with a note about the accuracy."""
-    low, high = meter.perplexity.interval
-    sure = not math.isnan(low)
-    figures = [
-        ("tokens", f"{meter.count:,}", ""),
-        ("loss", f"{meter.loss:.5g}", f"± {meter.loss.stderr:.3g} nats ({meter._basis()})" if sure else "nats"),
-        ("perplexity", f"{meter.perplexity:.5g}", f"95 % interval {low:.4g} to {high:.4g}" if sure else ""),
-        ("bits per token", f"{meter.bits_per_token:.5g}", ""),
-    ]
-    if meter.n_bytes:
-        figures.append(("bits per byte", f"{meter.bits_per_byte:.5g}", f"{meter.n_bytes:,} bytes"))
-    if accuracy is not None:
-        figures.append(("greedy accuracy", f"{100 * accuracy:.2f} %", note))
-    return page.summary(figures)
+    values = {"basis": meter._basis(), "accuracy": accuracy, "greedy_note": note}
+    return page.summary(_ROWS, values, meter)

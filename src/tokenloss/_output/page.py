@@ -22,6 +22,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
+from tokenloss._core.rows import lines
 from tokenloss._core.text import byte_encoder, count_of, decoded
 from tokenloss._core.version import __version__
 from tokenloss._statistics.sequences import highest
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from tokenloss._core.rows import Row
     from tokenloss._core.types import Array
 
 MOST_TOKENS = 300_000  # on a page: about 11 MB with five alternatives for each
@@ -350,9 +352,10 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
 
 
-def summary(figures: Iterable[tuple[str, str, str]]) -> str:
-    """HTML of figures: their names, values and notes."""
-    cells = (f"<div><dt>{name}</dt><dd>{value} <small>{note}</small></dd></div>" for name, value, note in figures)
+def summary(rows: Iterable[Row], *sources: object) -> str:
+    """HTML of the rows of a result: their labels, values and notes."""
+    cells = (f"<div><dt>{name}</dt><dd>{value} <small>{note}</small></dd></div>" for name, value, note in
+             lines(rows, *sources))  # fmt: skip
     return f'<dl class="summary">{"".join(cells)}</dl>'
 
 

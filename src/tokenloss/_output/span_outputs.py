@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.text_comparison import texts_of_tokens
+from tokenloss._core.rows import Row
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
 from tokenloss._output.table_files import _TableFile
@@ -23,6 +24,12 @@ _COLUMNS = [
     *((name, "<i8") for name in ("n_tokens_a", "n_tokens_b")),
     *((name, "<f8") for name in ("nll_a", "nll_b", "difference")),
 ]  # fmt: skip
+_ROWS = (
+    Row("bytes", "n_bytes", "{:,}", ("in {n_spans:,} spans",)),
+    Row("bits per byte of {a}", "bits_per_byte_a", "{:.4g}", ("{tokens_per_byte_a:.3g} tokens per byte",)),
+    Row("bits per byte of {b}", "bits_per_byte_b", "{:.4g}", ("{tokens_per_byte_b:.3g} tokens per byte",)),
+    Row("difference", "difference", "{:+.4g}", ("95 % interval {low:+.3g} to {high:+.3g} (by {basis})",)),
+)
 
 
 class SpanTable(_TableFile):
@@ -193,9 +200,10 @@ class SpanPage(Sink):
         )
         notes = [page.percent(part) for part in (n_bytes / max(result.n_bytes, 1)).tolist()]
         legend = page.legend(looks, "difference in nats from", _DIFFERENCES, "of the bytes", notes, "infinite")
-        b = page.escaped(result.name_b)
+        a, b = (page.escaped(name) for name in (result.name_a, result.name_b))
         colours = f"<p>blue: {b} needs fewer bits; red: it needs more</p>"
-        head = f"{_summary(result)}\n{legend}{colours}{page.excerpt_note(size, kept.size, noun='spans')}"
+        figures = page.summary(_ROWS, {"a": a, "b": b, "basis": result._basis()}, result)
+        head = f"{figures}\n{legend}{colours}{page.excerpt_note(size, kept.size, noun='spans')}"
         places = {"sequence": columns["document"], "byte": columns["start"]}
         tokens = page.Tokens(columns["text"].tolist(), str.encode, [None] * size, page.known_places(places))
         data = {"models": f"[{page.as_object(model)}]"}
@@ -214,15 +222,3 @@ def _side(result: TextComparison, side: int, size: int, classes: page.Classes) -
         "token": page.as_json(classes.numbers([None] * len(texts), texts)),
         "token_nll": page.numbers(np.where(tokens.is_scored, tokens.nll, math.nan)),
     })  # fmt: skip
-
-
-def _summary(result: TextComparison) -> str:
-    """HTML of the figures."""
-    low, high = result.difference_interval
-    interval = "" if math.isnan(low) else f"95 % interval {low:+.3g} to {high:+.3g} (by {result._basis()})"
-    figures = [("bytes", f"{result.n_bytes:,}", f"in {result.n_spans:,} spans")]
-    for name, side in (result.name_a, "a"), (result.name_b, "b"):
-        rate, tokens = (getattr(result, f"{key}_{side}") for key in ("bits_per_byte", "tokens_per_byte"))
-        figures.append((f"bits per byte of {page.escaped(name)}", f"{rate:.4g}", f"{tokens:.3g} tokens per byte"))
-    figures.append(("difference", f"{result.difference:+.4g}", interval))
-    return page.summary(figures)

@@ -11,7 +11,8 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments, exp, integer_of, integer_text
-from tokenloss._core.result import Result, Shown, Table, figure, in_files, nonzero
+from tokenloss._core.result import Result, Shown, figure, in_files, nonzero
+from tokenloss._core.rows import Row, table
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_integer, check_mask
@@ -19,7 +20,7 @@ from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.estimates import Measure
 from tokenloss._statistics.ratio import ExactRatio, guess_note, interval_above_0
 from tokenloss._statistics.sequences import SequenceLosses, known_tokens
-from tokenloss._statistics.tables import loss_rows
+from tokenloss._statistics.tables import LENGTH_ROWS, LOSS_ROWS, loss_values
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -408,8 +409,9 @@ class LossMeter(LossFigures):
         return figures | {f"{unit}_are_by_sequence": self._by_text(unit) is not None for unit in ("bytes", "words")}
 
     def _shown(self) -> Shown:
-        rows = loss_rows(self._figures(), self._basis())
-        return Shown("losses", "", [Table([("tokens", f"{self.count:,}", ""), *rows])], self.signature)
+        figures = self._figures()
+        rows = (Row("tokens", "count", "{:,}"), *LOSS_ROWS, *LENGTH_ROWS)
+        return Shown("losses", "", [table(rows, loss_values(figures, self._basis()), figures)], self.signature)
 
 
 def _measure(

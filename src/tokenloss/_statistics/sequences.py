@@ -13,7 +13,8 @@ from tokenloss._core import _core, threads
 from tokenloss._core.dtypes import as_array, bfloat16_to_float32, dtype_name, refuse_container, refuse_dtype
 from tokenloss._core.errors import labels_to_ids, raise_error
 from tokenloss._core.exact import ExactMoments, exp
-from tokenloss._core.result import Result, Shown, Table, known_error, rows_of, table_of
+from tokenloss._core.result import Result, Shown, rows_of
+from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.validation import broadcast, check_losses, check_mask, check_sample_weight
 from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.ratio import ExactRatio
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray
 
 _MAX_SHOWN = 5  # sequences of the highest losses
+_ROWS = (
+    Row("sequences", "n_sequences", "{:,}"),
+    Row("tokens", "count", "{:,}"),
+    Row("loss", "loss", notes=("± {stderr:.3g} nats",), otherwise="nats"),
+    Row("perplexity", "perplexity"),
+)
+_COLUMNS = (
+    Row("sequence", "sequence", "{}"),
+    Row("tokens", "count", "{:,}"),
+    Row("loss", "loss", "{:.4f}"),
+    Row("perplexity", "perplexity"),
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,20 +139,13 @@ class SequenceLosses(Result):
         return ExactRatio.of(columns["nll"][mask], tokens[mask].astype(np.float64))
 
     def _shown(self) -> Shown:
-        figures = self._figures()
-        stderr = figures["stderr"]
-        rows = [
-            ("sequences", f"{figures['n_sequences']:,}", ""),
-            ("tokens", f"{figures['count']:,}", ""),
-            ("loss", f"{figures['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats") or "nats"),
-            ("perplexity", f"{figures['perplexity']:.6g}", ""),
-        ]
-        formats = {"sequence": "{sequence}", "tokens": "{count:,}"}
-        formats |= {"loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
         columns = {name: column[self.count.reshape(-1) > 0] for name, column in self.columns().items()}
         chosen = highest(columns["loss"], _MAX_SHOWN)
         items = rows_of({name: column[chosen] for name, column in columns.items()})
-        tables = [Table(rows)] + [table_of("highest-loss sequences", formats, items)] * (len(items) > 1)
+        figures = self._figures()
+        tables = [table(_ROWS, {"loss_stderr": figures["stderr"]}, figures)]
+        if len(items) > 1:
+            tables.append(table_of_several(_COLUMNS, [(item,) for item in items], "highest-loss sequences"))
         return Shown("sequence losses", "", tables)
 
 

@@ -1,56 +1,39 @@
-"""The rows of a table that show figures of losses."""
+"""The rows of a table that show the metrics of losses."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tokenloss._core.result import known_error
+from tokenloss._core.rows import Row
 from tokenloss._statistics.ratio import interval_above_0
 
 _FAR_FROM_2 = 2.2  # with a larger interval_factor (12 sequences or fewer), tables show the interval of the loss
+_INTERVAL = "95 % interval {low:.5g} to {high:.5g}"
+LOSS_ROWS = (
+    Row("loss", "loss", notes=("± {stderr:.3g} nats ({basis})", _INTERVAL), otherwise="nats{alone}"),
+    Row("perplexity", "perplexity", notes=(_INTERVAL,)),
+    Row("bits per token", "bits_per_token"),
+)
+LENGTH_ROWS = (
+    Row("bits per byte", "bits_per_byte", notes=("± {stderr:.3g}{bytes_note}",), when="n_bytes"),
+    Row(
+        "perplexity per word", "word_perplexity", notes=(_INTERVAL + "{words_note}", "words by {words}"), when="n_words"
+    ),
+    Row("loss per sequence", "sequence_loss", notes=("± {stderr:.3g} nats",), otherwise="nats", when="has_sequences"),
+)
 
 
-def loss_rows(figures: dict[str, Any], basis: str) -> list[tuple[str, ...]]:
-    """Rows of the figures of a `LossMeter`; `basis` says what standard errors take as independent."""
-    stderr, by_byte, by_sequence = (
-        figures[name] for name in ("stderr", "bits_per_byte_stderr", "sequence_loss_stderr")
-    )
-    low, high = figures["perplexity_interval"]
-    no_error = "nats; no interval from one token" if figures["count"] == 1 else "nats"
-    factor = figures["interval_factor"]
-    ends = "; 95 % interval {:.5g} to {:.5g}".format(*interval_above_0(figures["loss"], stderr, factor))
-    ends *= factor > _FAR_FROM_2
-    rows: list[tuple[Any, str, str, str]] = [
-        (
-            True, "loss", f"{figures['loss']:.6g}",
-            known_error(stderr, f"± {stderr:.3g} nats ({basis}){ends}") or no_error,
-        ),
-        (
-            True, "perplexity", f"{figures['perplexity']:.6g}",
-            known_error(low, f"95 % interval {low:.5g} to {high:.5g}"),
-        ),
-        (True, "bits per token", f"{figures['bits_per_token']:.6g}", ""),
-        (
-            figures["n_bytes"], "bits per byte", f"{figures['bits_per_byte']:.6g}",
-            known_error(by_byte, f"± {by_byte:.3g}{_proportion_note(figures, 'bytes')}"),
-        ),
-        (figures["n_words"], "perplexity per word", f"{figures['word_perplexity']:.6g}", _words_note(figures)),
-        (
-            figures["n_sequences"] > 1, "loss per sequence", f"{figures['sequence_loss']:.6g}",
-            known_error(by_sequence, f"± {by_sequence:.3g} nats") or "nats",
-        ),
-    ]  # fmt: skip
-    return [(*row,) for is_shown, *row in rows if is_shown]
+def loss_values(figures: dict[str, Any], basis: str) -> dict[str, Any]:
+    """The values that these rows name besides the metrics of a `LossMeter`.
 
-
-def _words_note(figures: dict[str, Any]) -> str:
-    """The interval of the perplexity per word, and how words are counted."""
-    low, high = figures["word_perplexity_interval"]
-    interval = known_error(low, f"95 % interval {low:.5g} to {high:.5g}{_proportion_note(figures, 'words')}")
-    return "; ".join(filter(None, (interval, f"words by {figures['words']}" if figures.get("words") else "")))
-
-
-def _proportion_note(figures: dict[str, Any], unit: str) -> str:
-    """Note where the bytes or words of each sequence are not known: errors take them as proportional to its tokens."""
-    is_guess = figures["is_clustered"] and not figures[f"{unit}_are_by_sequence"]
-    return ", text in proportion to tokens" if is_guess else ""
+    `basis` describes what standard errors treat as independent.
+    """
+    values = {"loss_stderr": figures["stderr"], "basis": basis, "has_sequences": figures["n_sequences"] > 1}
+    values["alone"] = "; no interval from one token" if figures["count"] == 1 else ""
+    if figures["interval_factor"] > _FAR_FROM_2:
+        interval = interval_above_0(figures["loss"], figures["stderr"], figures["interval_factor"])
+        values["loss_interval"] = interval
+    for unit in ("bytes", "words"):  # errors treat what is not known by sequence as proportional to tokens
+        is_guess = figures["is_clustered"] and not figures[f"{unit}_are_by_sequence"]
+        values[f"{unit}_note"] = ", text in proportion to tokens" if is_guess else ""
+    return values
