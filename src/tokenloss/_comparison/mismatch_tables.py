@@ -31,8 +31,8 @@ _ROWS = (
     Row("mean ratio", "mean_ratio", notes=_RATIO),
     Row("outside {least:g} to {most:g}", "outside", "{:.2f %}", _PERCENT),
     Row("effective tokens", "ess", "{:.2f %}", _PERCENT),
-    Row("sequence ratio", "mean_sequence_ratio", notes=_RATIO, when="n_sequences"),
-    Row("geometric ratio", "mean_geometric_ratio", notes=_RATIO, when="n_sequences"),
+    Row("sequence ratio", "mean_sequence_ratio", notes=_RATIO[:1], when="n_sequences"),
+    Row("geometric ratio", "mean_geometric_ratio", notes=_RATIO[:1], when="n_sequences"),
     Row("effective sequences", "sequence_ess", "{:.2f %}", _PERCENT, when="n_sequences"),
 )
 _QUANTILES = (

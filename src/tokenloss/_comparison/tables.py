@@ -105,7 +105,7 @@ _GROUP = (
     Row("mean KLD", "kl", "{:.6f}"),
     Row("±", "kl_stderr", "{known:.6f}"),
     Row("ln(PPL ratio)", "loss_difference", "{:+.5f}", when="has_targets"),
-    Row("±", "loss_difference_stderr", "{known:.5f}", when="has_targets"),
+    Row(" ± ", "loss_difference_stderr", "{known:.5f}", when="has_targets"),
     Row("mean Δp", "delta_p", "{:+.3f %}", when="has_targets"),
     Row("same top", "same_top", "{:.2f %}"),
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from string import Formatter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tokenloss._core.estimate import Estimate
 from tokenloss._core.result import Table
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ class _Cell(Formatter):
         return None
 
     def _error(self, name: str) -> Any:
-        """The standard error of the value, or an end of its interval."""
-        field = self._row.field
+        """The standard error of the value, or an end of its interval; some have fields of their own."""
+        field, estimate = self._row.field, self.value if isinstance(self.value, Estimate) else None
         if name == "stderr":
-            return self._get(f"{field}_stderr")
-        interval = self._get(f"{field}_interval")
+            return estimate.stderr if estimate is not None else self._get(f"{field}_stderr")
+        interval = estimate.interval if estimate is not None else self._get(f"{field}_interval")
         if self._fraction is not None:
             interval = (self._get(f"{field.removesuffix('s')}_intervals") or {}).get(self._fraction)
         return None if interval is None else interval[name == "high"]
@@ -74,7 +75,8 @@ class _Cell(Formatter):
         """The value that a template names."""
         is_error = key in ("stderr", "low", "high")
         value = self._error(str(key)) if is_error else self.value if key in (0, "known") else self._get(str(key))
-        if value is None or ((is_error or key == "known") and math.isnan(value)):
+        is_nan = isinstance(value, float) and math.isnan(value)
+        if value is None or (is_nan and (is_error or key == "known")):
             raise _UnknownValueError
         return value
 
