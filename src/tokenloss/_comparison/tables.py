@@ -59,6 +59,7 @@ _PROBABILITIES = (
     Row("Δp", "delta_p_quantiles", "{:7.3f %}", when="has_targets", each=DELTA_P_QUANTILES),
     _percent("RMS Δp", "rms_delta_p", "has_targets"),
 )
+_SAME_TOP = _percent("Same top p", "same_top")
 _SCORE_ROWS: dict[str, tuple[Row, ...]] = {
     "Perplexity statistics": _PERPLEXITIES,
     "KL divergence statistics": (
@@ -76,7 +77,7 @@ _SCORE_ROWS: dict[str, tuple[Row, ...]] = {
             Row(DIVERGENCES[name], f"{name}_quantiles", "{:10.6f}", each=(1.0, 0.99, 0.5)),
         )
     ),
-    "Token probability statistics": (*_PROBABILITIES, _percent("Same top p", "same_top")),
+    "Token probability statistics": (*_PROBABILITIES, _SAME_TOP),
     "Probability of the classes that are left out": (
         Row("Mean of base", "base_left_out", "{:7.4g %}"),
         Row("Mean of Q", "left_out", "{:7.4g %}"),
@@ -97,7 +98,7 @@ _RESPONSE_ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "Token probability statistics": (
         *_PROBABILITIES,
-        Row("Same top p", "same_top", "{:7.3f %}", ("± {stderr:6.3f %}{known_note}",), "{known_note}"),
+        _SAME_TOP._replace(notes=("± {stderr:6.3f %}{known_note}",), otherwise="{known_note}", when="n_top_known"),
     ),
 }
 _GROUP = (
@@ -175,7 +176,7 @@ def comparison_tables(comparison: Any) -> list[Table]:
     rows: Mapping[str, tuple[Row, ...]] = _SCORE_ROWS
     values: dict[str, Any] = {"n_not_finite": _n_not_finite(comparison)}
     if comparison._divergence != "kl":
-        known = known_of(comparison.n_top_known, comparison.count) if comparison.n_top_known else ""
+        known = known_of(comparison.n_top_known, comparison.count)
         rows, values = _RESPONSE_ROWS, {"known_note": f"  {known}" if known else ""}
     tables = [table(of_title, values, comparison, title=title) for title, of_title in rows.items()]
     return [one for one in tables if one.rows]
