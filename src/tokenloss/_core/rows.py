@@ -123,7 +123,7 @@ def table_of_several(
     for row in rows:
         cells = [_Cell(row, sources, *row.each) for sources in results]
         texts = [cell.filled(row.text) if cell.is_shown else "" for cell in cells]
-        if any(texts) or (keep_empty and any(cell.is_shown for cell in cells)):
+        if any(texts) or (keep_empty and (any(cell.is_shown for cell in cells) or not cells)):
             heads.append(row.label)
             columns.append(texts)
     return Table([*zip(*columns, strict=True)], tuple(heads), title)
