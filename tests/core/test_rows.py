@@ -6,7 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from tokenloss._core.estimate import Estimate
-from tokenloss._core.rows import Row, lines, table, table_of_several
+from tokenloss._core.rows import Row, table, table_of_several
+
+
+def lines(rows, *sources):
+    """The label, value and note of each row."""
+    return [(*line, "")[:3] for line in table(rows, *sources).rows]
+
 
 ERRORS = "± {stderr:.2g}", "95 % interval {low:.3g} to {high:.3g}"
 

@@ -16,12 +16,12 @@ from tokenloss._core import _core, jobs
 from tokenloss._core.dtypes import CheckedArray
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
-from tokenloss._core.result import Result, columns_of, figure, nonzero, places_of, rows_of
+from tokenloss._core.result import Result, columns_of, figure, nonzero, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._core.validation import as_scores, check_kinds, check_mask, check_number, without_targets
 from tokenloss._statistics.estimates import Measure
 from tokenloss._statistics.ratio import ExactRatio
-from tokenloss._statistics.sequences import sequence_numbers, sums_by_segment
+from tokenloss._statistics.sequences import places_of, sequence_numbers, sums_by_segment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

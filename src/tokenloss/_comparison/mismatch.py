@@ -14,7 +14,7 @@ from tokenloss._comparison.paired import Mean, included, nan_last, quantiles, sa
 from tokenloss._core.dtypes import as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import exp
-from tokenloss._core.result import Result, figure, places_of, rows_of
+from tokenloss._core.result import Result, figure, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._core.validation import check_log_probs, check_mask, check_number
 from tokenloss._statistics.distributions import TAIL
@@ -29,7 +29,7 @@ from tokenloss._statistics.gates import (
     verdict_on,
 )
 from tokenloss._statistics.ratio import interval_above_0
-from tokenloss._statistics.sequences import check_segment_ids
+from tokenloss._statistics.sequences import check_segment_ids, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

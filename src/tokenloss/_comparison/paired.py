@@ -13,7 +13,7 @@ from tokenloss._core.advice import void_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.files import identity
-from tokenloss._core.result import Result, places_in, places_of, rows_of
+from tokenloss._core.result import Result, places_in, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._statistics.distributions import TAIL, quantile_ranks, student_quantile
 from tokenloss._statistics.estimates import Measure, Reach, needed_count
@@ -26,7 +26,7 @@ from tokenloss._statistics.gates import (
     verdict_on,
 )
 from tokenloss._statistics.ratio import ExactRatio
-from tokenloss._statistics.sequences import sums_by_segment
+from tokenloss._statistics.sequences import places_of, sums_by_segment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

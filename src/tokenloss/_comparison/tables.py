@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.paired import DELTA_P_QUANTILES, KL_QUANTILES, nan_last
 from tokenloss._core.arguments import DIVERGENCES, FURTHER_DIVERGENCES
-from tokenloss._core.result import Shown, Table, known_error
+from tokenloss._core.result import Shown, Table
 from tokenloss._core.rows import Row, quantile_label, table, table_of_several
 from tokenloss._core.signature import joined_signature
 from tokenloss._core.text import count_of, unit_of_bytes
@@ -300,7 +300,7 @@ def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
         label = labels[name] if fraction is None else quantile_label(fraction, labels[name])
         row = [label, f"{value:.4g}"]
         for changes, multiples in columns:
-            row += f"{changes[key]:.4g}", known_error(multiples[key], f"{multiples[key]:.3g}")
+            row += f"{changes[key]:.4g}", "" if math.isnan(multiples[key]) else f"{multiples[key]:.3g}"
         rows += [] if math.isnan(value) else [(*row,)]
     title = f"Beside the noise of a second run of the base, {noise._about.get('file', 'noise')}"
     if not any(of_noise.values()):

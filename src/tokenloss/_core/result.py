@@ -15,7 +15,7 @@ from tokenloss._core.text import as_strict_json, printable, shortened
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tokenloss._core.types import Array, IntArray
+    from tokenloss._core.types import Array
 
 # columns that hold words, not numbers
 _TEXT = ("file", "text", "task", "metric", "custom_id", "model", "token type", "gate", "verdict", "note", "change",
@@ -45,15 +45,9 @@ class Shown(NamedTuple):
     signature: str = ""
 
 
-def known_error(error: float, words: str) -> str:
-    """The words about a standard error or an interval; empty if it is nan, as for a single token."""
-    return "" if math.isnan(error) else words
-
-
 def figure(value: float, error: float = math.nan, digits: int = 6) -> str:
     """A number with so many significant digits, zeros among them, and its standard error if that is known."""
-    error_words = known_error(error, f" ± {error:#.3g}".rstrip("."))
-    return f"{value:#.{digits}g}".rstrip(".") + error_words
+    return f"{value:#.{digits}g}".rstrip(".") + ("" if math.isnan(error) else f" ± {error:#.3g}".rstrip("."))
 
 
 def nonzero(**counts: int) -> dict[str, str]:
@@ -70,15 +64,6 @@ def places_in(batch: tuple[int, ...]) -> dict[str, Array]:
         return {}
     rows, length = batch[0], math.prod(batch[1:])
     return {"sequence": np.repeat(np.arange(rows), length), "position": np.tile(np.arange(length), rows)}
-
-
-def places_of(segment_ids: IntArray) -> dict[str, Array]:
-    """Columns with the sequence of each token, given its number, and its place in it; both are -1 outside of any."""
-    order = np.argsort(segment_ids, kind="stable")
-    ordered = segment_ids[order]
-    position = np.empty_like(order)
-    position[order] = np.arange(order.size) - np.searchsorted(ordered, ordered)
-    return {"sequence": np.maximum(segment_ids, -1), "position": np.where(segment_ids < 0, -1, position)}
 
 
 def rows_of(table: dict[str, Array]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from tokenloss._core.result import Table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_WORDS = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}  # for quantiles
+_QUANTILES = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
 
 
 class Row(NamedTuple):
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     """
 
     label: str  # what the line or the column is called
-    field: str = ""  # attribute or key that has the value; the line is left out where it is missing or None
+    field: str  # attribute or key that has the value; the line is left out where it is missing or None
     text: str = "{:.6g}"  # empty where it names something unknown
     notes: tuple[str, ...] = ()  # beside the value; one that names something unknown is left out
     otherwise: str = ""  # the note where none of these is known
@@ -34,50 +34,40 @@ class Row(NamedTuple):
     each: tuple[float, ...] = ()  # the field has quantiles by fraction: a line for each of these
 
 
-class _UnknownValueError(Exception):
-    """A template names a value that is not known."""
-
-
 class _Cell(Formatter):
     """The texts of a row for one result, which is given as mappings or objects: the first that has a field counts."""
 
     def __init__(self, row: Row, sources: Sequence[object], fraction: float | None = None) -> None:
         self._row, self._sources, self._fraction = row, sources, fraction
-        self.value: Any = ""
-        if row.field:
-            self.value = self._get(row.field)
+        self.value: Any = self._get(row.field)
         if fraction is not None and self.value is not None:
             self.value = self.value[fraction]
-        is_hidden = row.when and self._get(row.when) in (False, 0)  # False is 0
-        self.is_shown = self.value is not None and not is_hidden
+        self.is_shown = self.value is not None and not (row.when and self._get(row.when) in (False, 0))
 
     def _get(self, name: str) -> Any:
         """The value of a field; None if it is missing."""
         for source in self._sources:
-            if isinstance(source, Mapping):
-                if name in source:
-                    return source[name]
-            elif hasattr(source, name):
-                return getattr(source, name)
+            if name in source if isinstance(source, Mapping) else hasattr(source, name):
+                return source[name] if isinstance(source, Mapping) else getattr(source, name)
         return None
 
     def _error(self, name: str) -> Any:
         """The standard error of the value, or an end of its interval; some have fields of their own."""
-        field, estimate = self._row.field, self.value if isinstance(self.value, Estimate) else None
+        field, value = self._row.field, self.value
         if name == "stderr":
-            return estimate.stderr if estimate is not None else self._get(f"{field}_stderr")
-        interval = estimate.interval if estimate is not None else self._get(f"{field}_interval")
+            return value.stderr if isinstance(value, Estimate) else self._get(f"{field}_stderr")
+        interval = value.interval if isinstance(value, Estimate) else self._get(f"{field}_interval")
         if self._fraction is not None:
             interval = (self._get(f"{field.removesuffix('s')}_intervals") or {}).get(self._fraction)
         return None if interval is None else interval[name == "high"]
 
     def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:
-        """The value that a template names."""
+        """The value that a template names; KeyError if it is unknown."""
         is_error = key in ("stderr", "low", "high")
         value = self._error(str(key)) if is_error else self.value if key in (0, "known") else self._get(str(key))
         is_nan = isinstance(value, float) and math.isnan(value)
         if value is None or (is_nan and (is_error or key == "known")):
-            raise _UnknownValueError
+            raise KeyError(key)
         return value
 
     def format_field(self, value: Any, format_spec: str) -> str:
@@ -91,44 +81,38 @@ class _Cell(Formatter):
         """The text of a template; empty if it names something unknown."""
         try:
             return self.format(template)
-        except _UnknownValueError:
+        except KeyError:
             return ""
 
 
-def lines(rows: Iterable[Row], *sources: object) -> list[tuple[str, str, str]]:
-    """The label, value and note of each row that a result has."""
-    found = []
+def table(rows: Iterable[Row], *sources: object, title: str = "") -> Table:
+    """The table of one result: labels, values and, if a row has any, notes."""
+    rows, found = tuple(rows), []
     for row in rows:
         for fraction in row.each or (None,):
             cell = _Cell(row, sources, fraction)
             if cell.is_shown:
-                label = cell.filled(row.label if fraction is None else quantile_label(fraction, row.label))
-                notes = "; ".join(filter(None, map(cell.filled, row.notes)))
-                found.append((label, cell.filled(row.text), notes or cell.filled(row.otherwise)))
-    return found
-
-
-def table(rows: Iterable[Row], *sources: object, title: str = "") -> Table:
-    """The table of one result, without a column of notes if no row has any."""
-    rows = tuple(rows)
+                label = row.label if fraction is None else quantile_label(fraction, row.label)
+                notes = "; ".join(filter(None, map(cell.filled, row.notes))) or cell.filled(row.otherwise)
+                found.append((cell.filled(label), cell.filled(row.text), notes))
     width = 3 if any(row.notes for row in rows) else 2
-    return Table([line[:width] for line in lines(rows, *sources)], title=title)
+    return Table([line[:width] for line in found], title=title)
 
 
 def table_of_several(
     rows: Iterable[Row], results: Sequence[Sequence[object]], title: str = "", keep_empty: bool = True
 ) -> Table:
     """A table with a line for each result, given by its sources; without columns that none has, or that are empty."""
-    heads, columns = [], []
+    columns = []
     for row in rows:
         cells = [_Cell(row, sources, *row.each) for sources in results]
         texts = [cell.filled(row.text) if cell.is_shown else "" for cell in cells]
         if any(texts) or (keep_empty and (any(cell.is_shown for cell in cells) or not cells)):
-            heads.append(row.label)
-            columns.append(texts)
-    return Table([*zip(*columns, strict=True)], tuple(heads), title)
+            columns.append((row.label, *texts))
+    heads, *lines = zip(*columns, strict=True) if columns else ((),)
+    return Table(lines, heads, title)
 
 
 def quantile_label(fraction: float, what: str) -> str:
     """What a quantile is called."""
-    return f"{_WORDS.get(fraction, f'{100 * fraction:4.1f}%'):<7} {what}"
+    return f"{_QUANTILES.get(fraction, f'{100 * fraction:4.1f}%'):<7} {what}"

@@ -11,7 +11,7 @@ import numpy as np
 from tokenloss._comparison.tables import title_of
 from tokenloss._core.arguments import DIVERGENCES, FURTHER_DIVERGENCES
 from tokenloss._core.errors import raise_error
-from tokenloss._core.rows import Row, lines
+from tokenloss._core.rows import Row, table
 from tokenloss._core.text import byte_encoder, count_of
 from tokenloss._core.validation import as_target_array
 from tokenloss._evaluation.sink import Sink
@@ -283,7 +283,7 @@ def _comparison_summary(comparison: Any) -> str:
         "quantile_interval": known.get("kl_quantile_intervals", {}).get(0.999),
     }
     if left_out := known.get("n_infinite", 0) + known.get("n_nan", 0):
-        (*_, finite), *_ = lines([_FINITE], comparison)
+        ((*_, finite),) = table([_FINITE], comparison).rows
         values |= {"mean_stderr": None, "finite_note": f"{finite} nats without {left_out:,} that are not finite"}
     return page.summary(_ROWS, values, comparison)
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
-from tokenloss._core.rows import lines
+from tokenloss._core.rows import table
 from tokenloss._core.text import byte_encoder, count_of, decoded
 from tokenloss._core.version import __version__
 from tokenloss._statistics.sequences import highest
@@ -354,8 +354,8 @@ def percent(fraction: float) -> str:
 
 def summary(rows: Iterable[Row], *sources: object) -> str:
     """HTML of the rows of a result: their labels, values and notes."""
-    cells = (f"<div><dt>{name}</dt><dd>{value} <small>{note}</small></dd></div>" for name, value, note in
-             lines(rows, *sources))  # fmt: skip
+    lines = table(rows, *sources).rows
+    cells = (f"<div><dt>{name}</dt><dd>{value} <small>{note}</small></dd></div>" for name, value, note in lines)
     return f'<dl class="summary">{"".join(cells)}</dl>'
 
 

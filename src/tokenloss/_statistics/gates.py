@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import named, raise_error
-from tokenloss._core.result import Result, Shown, Table, columns_of, known_error
+from tokenloss._core.result import Result, Shown, Table, columns_of
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_number
 from tokenloss._statistics.ratio import guess_note
@@ -165,7 +165,7 @@ def _worst(gates: Sequence[Verdict]) -> str:
 def _cells(one: Verdict) -> tuple[str, ...]:
     """Cells of a gate, after the name of the model."""
     low, high = one.interval
-    interval = known_error(low, f"{low:.5g} to {high:.5g}")
+    interval = "" if math.isnan(low) else f"{low:.5g} to {high:.5g}"
     return one.gate, f"{one.limit:g}", f"{one.figure:.5g}", interval, one.verdict, one.note
 
 

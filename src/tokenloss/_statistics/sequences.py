@@ -434,6 +434,15 @@ def sequence_numbers(segment_ids: Any, cu_seqlens: Any, shape: tuple[int, ...]) 
     return np.repeat(np.arange(lengths.size), lengths)
 
 
+def places_of(segment_ids: IntArray) -> dict[str, Array]:
+    """Columns with the sequence of each token, given its number, and its place in it; both are -1 outside of any."""
+    order = np.argsort(segment_ids, kind="stable")
+    ordered = segment_ids[order]
+    position = np.empty_like(order)
+    position[order] = np.arange(order.size) - np.searchsorted(ordered, ordered)
+    return {"sequence": np.maximum(segment_ids, -1), "position": np.where(segment_ids < 0, -1, position)}
+
+
 def check_segment_ids(value: Any, shape: tuple[int, ...]) -> Array:
     """Numbers of sequences as int64, broadcast over tokens of this shape."""
     return broadcast("segment_ids", _integers("segment_ids", value), shape)
