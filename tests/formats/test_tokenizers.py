@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenloss import token_bytes
-from tokenloss._core.text import BYTES
 from tokenloss.formats.tokenizers import AlignedText, Tokenizer, open_tokenizer
+from tokenloss.formats.tokenizers.token_text import BYTES
 from tokenloss.formats.tokenizers.tokenizer import Vocabulary
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")

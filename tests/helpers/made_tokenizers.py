@@ -177,7 +177,7 @@ def ranks(folder: Path) -> Made:
     """Ranks of tiktoken: those of the tokenizer of the tests' model."""
     import tiktoken
 
-    from tokenloss._core.text import from_byte_level
+    from tokenloss.formats.tokenizers.token_text import from_byte_level
 
     vocab = json.loads((DATA / "model" / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
     pieces = {from_byte_level(piece): i - 1 for piece, i in vocab.items() if i}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._core.text import byte_encoder, decoded
+from tokenloss.formats.tokenizers.token_text import byte_encoder, decoded
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, BoolArray

@@ -12,11 +12,12 @@ from tokenloss._comparison.tables import title_of
 from tokenloss._core.arguments import DIVERGENCES, FURTHER_DIVERGENCES
 from tokenloss._core.errors import raise_error
 from tokenloss._core.rows import Row, table
-from tokenloss._core.text import byte_encoder, count_of
+from tokenloss._core.text import count_of
 from tokenloss._core.validation import as_target_array
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
 from tokenloss._statistics.ratio import guess_note
+from tokenloss.formats.tokenizers.token_text import byte_encoder
 
 if TYPE_CHECKING:
     import os

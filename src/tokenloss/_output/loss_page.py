@@ -10,13 +10,14 @@ import numpy as np
 
 from tokenloss._comparison.tables import known_of
 from tokenloss._core.rows import Row
-from tokenloss._core.text import byte_encoder, title
+from tokenloss._core.text import title
 from tokenloss._core.validation import as_target_array
 from tokenloss._evaluation.token_bytes import pieces_of, text_of
 from tokenloss._output import page
 from tokenloss._output.shared import TokenSink
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.meter import LossMeter
+from tokenloss.formats.tokenizers.token_text import byte_encoder
 
 if TYPE_CHECKING:
     import os

@@ -23,9 +23,10 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
 from tokenloss._core.rows import table
-from tokenloss._core.text import byte_encoder, count_of, decoded
+from tokenloss._core.text import count_of
 from tokenloss._core.version import __version__
 from tokenloss._statistics.sequences import highest
+from tokenloss.formats.tokenizers.token_text import byte_encoder, decoded
 
 if TYPE_CHECKING:
     import os

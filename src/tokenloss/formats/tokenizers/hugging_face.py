@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._core.text import BYTE_TOKEN, BYTES, UTF8_BYTES, from_byte_level
+from tokenloss.formats.tokenizers.token_text import BYTE_TOKEN, BYTES, UTF8_BYTES, from_byte_level
 from tokenloss.formats.tokenizers.tokenizer import Vocabulary, check_spaces
 
 if TYPE_CHECKING:

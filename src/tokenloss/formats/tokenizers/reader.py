@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path
 from tokenloss._core.errors import raise_error
-from tokenloss._core.text import BYTES, UTF8_BYTES, from_byte_level
 from tokenloss.formats.base import library_errors, open_regular
 from tokenloss.formats.json_text import parsed_json, read_object
 from tokenloss.formats.tokenizers import hugging_face, sentence_piece
+from tokenloss.formats.tokenizers.token_text import BYTES, UTF8_BYTES, from_byte_level
 from tokenloss.formats.tokenizers.tokenizer import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenloss._core.text import BYTE_TOKEN
+from tokenloss.formats.tokenizers.token_text import BYTE_TOKEN
 from tokenloss.formats.tokenizers.tokenizer import Vocabulary, check_spaces
 
 if TYPE_CHECKING:
