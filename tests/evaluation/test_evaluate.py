@@ -12,7 +12,8 @@ from files import held_at_most
 
 import tokenloss
 from tokenloss import LossMeter, evaluate, sequence_losses, token_scores
-from tokenloss._evaluation import checks, plan
+from tokenloss._evaluation import plan
+from tokenloss._evaluation import rows as shard_rows
 from tokenloss.formats import blocks, open_scores
 from tokenloss.results import Evaluation
 
@@ -242,7 +243,7 @@ def test_blocks_of_bfloat16_are_not_copied_whole(monkeypatch):
 
 
 def test_blocks_of_distributions_are_checked_in_pieces_where_they_count(monkeypatch):
-    monkeypatch.setattr(checks, "_CACHED", 12)  # four rows at a time
+    monkeypatch.setattr(shard_rows, "_CACHED", 12)  # four rows at a time
     rng = np.random.default_rng(8)
     logits, shares, where = rng.normal(size=(10, 3)), rng.dirichlet(np.ones(3), 10), np.arange(10) % 5 != 1
     shares[~where] = 7

@@ -17,7 +17,7 @@ from places import DATA
 
 import tokenloss
 from tokenloss import NormWarning, ShiftWarning, evaluate
-from tokenloss._evaluation import checks, plan
+from tokenloss._evaluation import plan
 from tokenloss._evaluation import rows as shard_rows
 from tokenloss._evaluation import score as shard_run
 from tokenloss.formats import llama_cpp, open_hidden_states, open_scores
@@ -522,14 +522,14 @@ def test_norm_seems_missing(seed, path, command):
 def test_norm_is_judged_by_rows_that_count():
     rms = np.exp(np.linspace(-1, 1, 40))
     states = HIDDEN * rms[:, None]
-    sample = checks.root_mean_squares(states, np.arange(40) % 2 == 0, 64)
+    sample = shard_rows.root_mean_squares(states, np.arange(40) % 2 == 0, 64)
     np.testing.assert_allclose(sample, rms[::2], rtol=1e-6)
-    assert checks.norm_seems_missing(sample)
-    assert not checks.norm_seems_missing(sample[:15])  # too few
-    assert not checks.norm_seems_missing([1.0] * 50 + [math.inf, math.nan, 0.0] * 20)
-    assert not checks.norm_seems_missing([1.0] * 60 + [1000.0] * 4)  # of the first tokens
-    assert checks.root_mean_squares(states, np.ones(40, bool), 3) == pytest.approx(rms[:3])
-    assert checks.root_mean_squares(states, np.ones(40, bool), -1) == ()
+    assert shard_rows.norm_seems_missing(sample)
+    assert not shard_rows.norm_seems_missing(sample[:15])  # too few
+    assert not shard_rows.norm_seems_missing([1.0] * 50 + [math.inf, math.nan, 0.0] * 20)
+    assert not shard_rows.norm_seems_missing([1.0] * 60 + [1000.0] * 4)  # of the first tokens
+    assert shard_rows.root_mean_squares(states, np.ones(40, bool), 3) == pytest.approx(rms[:3])
+    assert shard_rows.root_mean_squares(states, np.ones(40, bool), -1) == ()
 
 
 def test_targets_as_the_second_file(path, score_json):

@@ -13,7 +13,7 @@ from commands import assert_refused
 
 import tokenloss
 from tokenloss import compare_files, evaluate
-from tokenloss._evaluation import checks
+from tokenloss._evaluation import rows as shard_rows
 from tokenloss.formats import model_config, open_hidden_states
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -505,6 +505,6 @@ def test_norm_in_a_shard_that_is_not_there(states, tmp_path):
 def test_norm_of_states_that_are_not_finite(value, found):
     weight = np.zeros(D)
     weight[1:] = 2
-    sample = checks.root_mean_squares(np.full((20, D), value), np.ones(20, bool), 64, (weight, np.zeros(D)))
+    sample = shard_rows.root_mean_squares(np.full((20, D), value), np.ones(20, bool), 64, (weight, np.zeros(D)))
     np.testing.assert_array_equal(sample, np.full(20, found))
-    assert not checks.norm_seems_missing(sample, is_known=True)
+    assert not shard_rows.norm_seems_missing(sample, is_known=True)

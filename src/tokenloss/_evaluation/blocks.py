@@ -80,19 +80,12 @@ def block_units(
     maker = _Maker(source, options, tokenizer, found, first)
     for number, values in enumerate(made_blocks(source, first), first):
         is_done = number < len(found)  # it is made again, since its last row may be held back
-        block = maker.with_bytes(_checked(f"block {number}", values, maker.before))
+        block = maker.with_bytes(_checked(f"block {number}", values, maker.classes, maker.has_ids))
         yield maker.unit(block, is_done)
         maker.hold_back(block)
     if maker.last is not None:
         part = maker.part(maker.last, None)
         yield BlockUnit(maker.last, [part], maker.sampled(), options.ignore_index, is_rest=True)
-
-
-class _Before(NamedTuple):
-    """What a block must have in common with earlier blocks."""
-
-    classes: int | None = None
-    has_ids: bool | None = None
 
 
 class _Maker:
@@ -103,10 +96,12 @@ class _Maker:
     ) -> None:
         self._kind, self._options, self._tokenizer = source.options["kind"], options, tokenizer
         self._found, self._n_seen, self._sampled = found, 0, 0
-        self._rows, self._n_sequences, self._counts, self.before = 0, 0, dict[int, int](), _Before()
+        self._rows, self._n_sequences, self._counts = 0, 0, dict[int, int]()
+        self.classes: int | None = None  # which all blocks must have in common, and whether they have ids
+        self.has_ids: bool | None = None
         if found:
             facts, self._n_sequences, ids, n_rows, *_ = summed(found, 0)
-            self._rows, self.before = facts.rows, _Before(facts.shape[-1], ids is not None)
+            self._rows, self.classes, self.has_ids = facts.rows, facts.shape[-1], ids is not None
             if ids is not None and n_rows is not None:
                 self._counts.update(zip(ids.tolist(), n_rows.tolist(), strict=True))
         self._begun: dict[int, int] = {}  # per text number: hidden ids so far, or WRITTEN
@@ -123,7 +118,7 @@ class _Maker:
 
     def with_bytes(self, block: _Block) -> _Block:
         """A block with the bytes of its ids, if there is a tokenizer."""
-        self.before = _Before(block.scores.shape[-1], block.ids is not None)
+        self.classes, self.has_ids = block.scores.shape[-1], block.ids is not None
         if self._tokenizer is None:
             return block
         if block.targets.shape != block.scores.shape[:-1]:
@@ -243,7 +238,7 @@ class _Block(NamedTuple):
         }
 
 
-def _checked(name: str, values: Any, before: _Before) -> _Block:
+def _checked(name: str, values: Any, classes: int | None, has_ids: bool | None) -> _Block:
     """The block of checked arrays: logits, targets, perhaps a mask and segment ids."""
     if not isinstance(values, tuple | list) or not 2 <= len(values) <= 4:
         got = type(values).__name__ + (f" of {len(values)}" if isinstance(values, tuple | list) else "")
@@ -258,13 +253,13 @@ def _checked(name: str, values: Any, before: _Before) -> _Block:
         scores, code = as_float_array("logits", logits)
         if not scores.ndim:
             raise_error("scalar", name="logits")
-        if before.classes not in (None, scores.shape[-1]):
-            fits = f"(..., {before.classes}), as those of earlier blocks"
+        if classes not in (None, scores.shape[-1]):
+            fits = f"(..., {classes}), as those of earlier blocks"
             raise_error("shape", name="logits", got=scores.shape, fits=fits)
         targets = without_bfloat16(*as_array("targets", targets))
         mask = None if where is None else check_mask(where, scores.shape[:-1])
         ids = None if segment_ids is None else check_segment_ids(segment_ids, scores.shape[:-1]).reshape(-1)
-        if before.has_ids not in (None, ids is not None):
+        if has_ids not in (None, ids is not None):
             error = "option" if ids is None else "given"
             raise_error(error, name="segment_ids", got=ids, fits="as in earlier blocks")
     return _Block(name, scores, code, targets, mask, ids)
@@ -283,9 +278,14 @@ def _in_texts(block: _Block) -> BoolArray:
 
 def _file(block: _Block, kind: str | None) -> ScoresFile:
     """The logits of a block as a file of scores, whose rows are read from memory."""
-    dtype = without_bfloat16(block.scores[:0], block.code).dtype
-    read = _reader(block.scores, block.code)
-    return ScoresFile(block.name, kind or "logits", block.scores.shape, dtype, None, None, read)
+    scores, rows = block.scores, math.prod(block.scores.shape[:-1])
+
+    def read(most_rows: int) -> Iterator[Array]:
+        for start in range(0, rows, most_rows):
+            yield without_bfloat16(rows_at(scores, start, min(start + most_rows, rows)), block.code)
+
+    dtype = without_bfloat16(scores[:0], block.code).dtype
+    return ScoresFile(block.name, kind or "logits", scores.shape, dtype, None, None, read)
 
 
 def _shard(
@@ -326,14 +326,3 @@ def _with_bytes(
         refuse_unknown(name, opened.targets, np.flatnonzero(scored & (n_bytes < 0)), tokenizer)
     padding = padding_of(opened, block.targets, scored, options, tokenizer)
     return shard._replace(token_bytes=compact(n_bytes, scored), padding=padding)
-
-
-def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]:
-    """The function that `ScoresFile.blocks` calls, for scores in memory."""
-    rows = math.prod(scores.shape[:-1])
-
-    def read(most_rows: int) -> Iterator[Array]:
-        for start in range(0, rows, most_rows):
-            yield without_bfloat16(rows_at(scores, start, min(start + most_rows, rows)), code)
-
-    return read

@@ -143,7 +143,7 @@ class Checkpoint(Generic[ResultT]):
             size += len(line)
             entry = self._entry(line, n_lines)
             if self._of_blocks:
-                numbers[_name_of_block(len(self.results))] = len(self._shards)
+                numbers[f"block {len(self.results)}"] = len(self._shards)
                 self._shards.append(entry["shard"])
             path = entry["shard"]["path"]
             number = numbers.get(path)
@@ -218,15 +218,10 @@ def decoded(value: Any) -> Any:
     return fields if name == "dict" else _RECORDS[name](**fields)
 
 
-def _name_of_block(number: int) -> str:
-    """What stands for the path of a block."""
-    return f"block {number}"
-
-
 def _block_fingerprint(number: int, arrays: dict[str, Any]) -> dict[str, Any]:
     """Name of a block, shape and a sample of its logits, and hashes of its other arrays with their shape and dtype."""
     found = {
-        "path": _name_of_block(number), "shape": list(arrays.pop("logits").shape),
+        "path": f"block {number}", "shape": list(arrays.pop("logits").shape),
         "logits": arrays.pop("sample").tolist(),
     }  # fmt: skip
     for name, array in arrays.items():

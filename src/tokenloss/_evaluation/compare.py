@@ -14,11 +14,11 @@ from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._core.errors import named, raise_error
 from tokenloss._core.result import rows_of
 from tokenloss._core.signature import IdsHash, either, head_fields
-from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
 from tokenloss._evaluation.parts import window_figures
 from tokenloss._evaluation.plan import planned
 from tokenloss._evaluation.results import ShiftSample
+from tokenloss._evaluation.rows import norm_seems_missing
 from tokenloss._evaluation.shards import open_stored
 from tokenloss._evaluation.token_types import TYPES, token_types
 

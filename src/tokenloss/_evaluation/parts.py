@@ -11,9 +11,9 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.result import in_files
 from tokenloss._core.signature import head_fields
 from tokenloss._evaluation.checkpoint import record
-from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.responses import check_names, response_summary
 from tokenloss._evaluation.results import Evaluation, ShardResult
+from tokenloss._evaluation.rows import norm_seems_missing
 from tokenloss._evaluation.sequences import NO_SEQUENCES, NO_SOURCES, joined
 from tokenloss._evaluation.shards import Facts
 from tokenloss._statistics.meter import LossMeter

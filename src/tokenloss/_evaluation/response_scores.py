@@ -10,11 +10,10 @@ import numpy as np
 from tokenloss._comparison.responses import Pair, matched
 from tokenloss._core import jobs
 from tokenloss._core.errors import raise_error, with_file_names, worded
-from tokenloss._evaluation import checks
 from tokenloss._evaluation.compared_shard import bytes_per_row, projected
 from tokenloss._evaluation.options import Options
 from tokenloss._evaluation.plan import planned, rows_per_block
-from tokenloss._evaluation.rows import SHIFT_SAMPLE, RowReader
+from tokenloss._evaluation.rows import SHIFT_SAMPLE, RowReader, log
 from tokenloss._evaluation.shards import refuse_without_targets
 from tokenloss._scores.class_log_probs import class_log_probs
 from tokenloss._scores.token_scores import token_scores
@@ -165,7 +164,7 @@ class ScoredResponses:
             with with_file_names(self._scores.path):
                 if self._scores.lm_head is not None:
                     block = projected(block, self._scores.lm_head)
-                yield slice(first, last), checks.log(block) if self._scores.kind == "probs" else block
+                yield slice(first, last), log(block) if self._scores.kind == "probs" else block
             first = last
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tokenloss._core.errors import with_file_names
-from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import rows_per_block
 from tokenloss._evaluation.results import ShardResult, TokenLoss
-from tokenloss._evaluation.rows import RowReader, row_functions
+from tokenloss._evaluation.rows import RowReader, check_normalized, row_functions
 from tokenloss._evaluation.sequences import SequenceCollector
 from tokenloss._evaluation.sink import TokenBlock
 
@@ -69,7 +68,7 @@ def _scored(block: RowBlock, reader: RowReader, options: Options, work: Work) ->
             block.scores, block.ids, where=block.mask, ignore_index=ignored, workers=work.workers, top_k=top_k
         )
         if file.kind == "log_probs":
-            checks.check_normalized(scores.logsumexp, first.itemsize, first.is_given)
+            check_normalized(scores.logsumexp, first.itemsize, first.is_given)
         if not is_soft:
             return scores
         nll = losses(

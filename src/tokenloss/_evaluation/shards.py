@@ -67,16 +67,10 @@ class StoredWindows(NamedTuple):
                 raise_error("content", path=path, got=got, fits=fits)
         return np.array(ids[: self.size]) if len(ids) else following
 
-    def first_held(self, rows: IntArray) -> BoolArray:
-        """Mask of these rows: those whose own token no earlier window holds."""
+    def new(self, rows: IntArray, ahead: int) -> BoolArray:
+        """Mask of these rows: those whose own token, or the one so far ahead, is in no earlier window."""
         numbers, positions = np.divmod(rows, self.size)
-        found: BoolArray = (positions >= self.size - self.stride) | (self.first + numbers == 0)
-        return found
-
-    def new(self, rows: int) -> BoolArray:
-        """Mask of the rows that predict a token which no earlier window holds."""
-        numbers, positions = np.divmod(np.arange(rows), self.size)
-        found: BoolArray = (positions + 1 >= self.size - self.stride) | (self.first + numbers == 0)
+        found: BoolArray = (positions + ahead >= self.size - self.stride) | (self.first + numbers == 0)
         return found
 
 
@@ -222,7 +216,7 @@ class Shard(NamedTuple):
             spec.path, spec.kind, spec.shape, spec.dtype, self.target_type, self.n_scored_rows,
             self.targets and self.targets.path, self.segments and self.segments.path,
             self.shares_numbers,
-            int(np.count_nonzero(~self.windows.new(self.rows))) if self.windows else 0,
+            int(np.count_nonzero(~self.windows.new(np.arange(self.rows), 1))) if self.windows else 0,
             self.repeats, self.n_bytes_without_token, self.padding, head and head.spec, spec.head_figures,
         )  # fmt: skip
 
@@ -264,7 +258,9 @@ class Handles:
         file = open_file(spec, None if of_head is None else self._heads.get(of_head))
         if of_head is not None and file.lm_head is not None:
             self._heads.setdefault(of_head, file.lm_head)
-        held = [array for array in _arrays_of(file) if array is not None]
+        arrays = [file.targets, file.tokens, file.segment_ids, file.cu_seqlens, file.input_ids, file.attention_mask]
+        arrays += [] if file.lm_head is None else [file.lm_head.weight, file.lm_head.bias, *file.lm_head.norm_weights]
+        held = [array for array in arrays if array is not None]
         n_maps = self._n_maps + sum(isinstance(array, np.memmap) for array in held)
         n_bytes = self._n_bytes + sum(array.nbytes for array in held if not isinstance(array, np.memmap))
         if n_maps <= _MOST_MAPS and n_bytes <= self._most_bytes:
@@ -299,14 +295,6 @@ def _key(shard: Shard) -> tuple[object, ...]:
         *(spec.path for spec in shard.models), shard.targets, shard.segments, shard.split, shard.split_rows,
         shard.next_id, shard.next_text, shard.windows,
     )  # fmt: skip
-
-
-def _arrays_of(file: ScoresFile) -> list[Array | None]:
-    """The arrays of an open file except the scores, mapped or in memory."""
-    held = [file.targets, file.tokens, file.segment_ids, file.cu_seqlens, file.input_ids, file.attention_mask]
-    if file.lm_head is not None:
-        held += [file.lm_head.weight, file.lm_head.bias, *file.lm_head.norm_weights]
-    return held
 
 
 def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
@@ -414,7 +402,7 @@ def shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
         length = targets.shape[-1]
         targets, has_next = np.roll(targets, -1, -1), np.broadcast_to(np.arange(length) < length - 1, targets.shape)
         scored = has_next if scored is None else scored & has_next
-        scored = scored & shard.windows.new(shard.rows).reshape(scored.shape) if shard.windows else scored
+        scored = scored & shard.windows.new(np.arange(shard.rows), 1).reshape(scored.shape) if shard.windows else scored
         tokens = None if tokens is None else np.roll(tokens, -1, -1)
         return stored._replace(targets=targets, scored=scored, tokens=tokens)
     if scored is not None:

@@ -143,7 +143,7 @@ def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) 
     """
     texts, included = stored.sequences.numbers(int(rows[0]), int(rows[-1]) + 1), np.ones(len(rows), np.bool_)
     if shard.windows:
-        texts, included = np.full(len(rows), -1), shard.windows.first_held(rows)
+        texts, included = np.full(len(rows), -1), shard.windows.new(rows, 0)
     if mask is not None:
         texts, included = masked_texts(texts, mask, shard.path), included & (mask != 0)
     return texts, included
