@@ -1,9 +1,11 @@
 # Columns of the tokens of a response, from the classes that a server listed at each position.
 
 cdef extern from "Python.h":
+    PyObject *Py_None
+    bint is_int "PyLong_CheckExact" (PyObject *)
     bint PyFloat_CheckExact(PyObject *)
     double PyFloat_AsDouble(PyObject *)
-    double PyLong_AsDouble(PyObject *)
+    double PyLong_AsDouble(PyObject *) except? -1
     long long PyLong_AsLongLong(PyObject *) except? -1
     int PyUnicode_Compare(PyObject *, PyObject *)
     Py_ssize_t PyUnicode_GetLength(PyObject *)
@@ -49,9 +51,9 @@ cdef bint read_log_prob(PyObject *value, double *log_prob) noexcept:
     if PyFloat_CheckExact(value):
         log_prob[0] = PyFloat_AsDouble(value)
     elif is_int(value):
-        log_prob[0] = PyLong_AsDouble(value)  # -1 if it is too large
-        if log_prob[0] == -1 and not is_count(value, -1, -1):
-            PyErr_Clear()
+        try:
+            log_prob[0] = PyLong_AsDouble(value)
+        except OverflowError:
             return False
     else:
         return False

@@ -102,6 +102,41 @@ def check_count(value: Any, field: str, place: Place, least: int = 0) -> int:
     return value
 
 
+def check_lists(values: list[Any], path: Callable[[int], str], place: Place) -> list[list[Any]]:
+    """Lists."""
+    return _checked(values, {list}, check_list, path, place)
+
+
+def check_objects(values: list[Any], path: Callable[[int], str], place: Place) -> list[dict[str, Any]]:
+    """Objects."""
+    return _checked(values, {dict}, check_object, path, place)
+
+
+def check_texts(values: list[Any], path: Callable[[int], str], place: Place) -> list[str | None]:
+    """Texts, or None."""
+    return _checked(values, {str, type(None)}, check_text, path, place)
+
+
+def _checked(
+    values: list[Any], accepted: set[type], check: Callable[[Any, str, Place], object], path: Callable[[int], str],
+    place: Place,
+) -> list[Any]:  # fmt: skip
+    """The values, each of them checked unless all have an accepted type."""
+    if not {*map(type, values)} <= accepted:
+        for i, value in enumerate(values):
+            check(value, path(i), place)
+    return values
+
+
+def check_counts(values: list[Any], path: Callable[[int], str], place: Place, least: int = 0) -> list[int]:
+    """Integers that count, or number a class; `least` - 1 for None."""
+    given = [value for value in values if value is not None]
+    if given and not ({*map(type, given)} == {int} and min(given) >= least and max(given) < 1 << 63):
+        for i, value in enumerate(values):
+            check_count(least if value is None else value, path(i), place, least)
+    return [least - 1 if value is None else value for value in values]
+
+
 def check_ids(value: Any, field: str, place: Place) -> list[int] | None:
     """Class ids, if they are given."""
     if value is None:

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core._core import classes_by_id, classes_by_text, classes_of_entries, columns_of_triples, names_of
-from tokenloss.formats.records import Place, check_count, check_ids, check_list, check_object, check_text
+from tokenloss.formats.records import (
+    Place,
+    check_count,
+    check_ids,
+    check_list,
+    check_lists,
+    check_object,
+    check_text,
+    check_texts,
+)
+from tokenloss.formats.responses.classes import classes_by_id, classes_by_text, names, own_and_listed_classes
 from tokenloss.formats.responses.columns import Tokens, Tops, lengths, position_of
 from tokenloss.formats.responses.echoes import copies, split_echoes
 from tokenloss.formats.responses.streams import first_choice, is_piece
@@ -104,7 +113,7 @@ def _objects(value: Any, ids: list[int] | None, field: str, place: Place) -> Tok
     """Tokens of a prompt: objects by id of the most likely classes and the prompt's token."""
     if value is None:
         return None
-    tops = Tops(*classes_by_id(check_list(value, field, place), field, place))
+    tops = classes_by_id(check_list(value, field, place), field, place)
     n = len(tops.counts)
     if ids is not None and len(ids) != n:
         place.refuse(f"{field} has {n} elements", f"have {len(ids)}, as prompt_token_ids")
@@ -190,7 +199,7 @@ def proves_own_first(body: dict[str, Any], place: Place) -> bool:
     for holder in (body, *(choices if isinstance(choices, list) else ())):
         listed = holder.get("prompt_logprobs") if isinstance(holder, dict) else None
         try:
-            tops = Tops(*classes_by_id(list(listed or ()), "", place))
+            tops = classes_by_id(list(listed or ()), "", place)
         except (TypeError, ValueError):
             continue  # it is refused when it is its turn
         if _is_own_first(tops):
@@ -204,13 +213,12 @@ def proves_own_first(body: dict[str, Any], place: Place) -> bool:
 def _content(value: Any, field: str, place: Place, own_text: str | None, ids: list[int] | None = None) -> Tokens:
     """Tokens of a list of objects, each of which lists the most likely classes."""
     entries = check_list(value, field, place)
-    columns = classes_of_entries(entries, field, place)
-    texts, own_ids, spelled, logprobs, ranks = columns[:5]
+    texts, own_ids, spelled, logprobs, ranks, tops = own_and_listed_classes(entries, field, place)
     if ids is not None and len(ids) == len(entries):
         own_ids = ids
     return Tokens(
         place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids, logprobs,
-        lengths(texts, spelled, own_text), Tops(*columns[5:]), ranks if entries and all(ranks) else None,
+        lengths(texts, spelled, own_text), tops, ranks if entries and all(ranks) else None,
         is_keyed=all(spelling is None for spelling in spelled),
         is_exact=all("id" in entry for entry in entries),  # of llama.cpp
         own_text=own_text,
@@ -225,17 +233,15 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
     logprobs = check_list(value.get("token_logprobs"), f"{field}.token_logprobs", place)
     n = len(logprobs)
     raw = check_list(value.get("tokens"), f"{field}.tokens", place, n)
-    if not {*map(type, raw)} <= {str, type(None)}:
-        raw = [check_text(text, f"{field}.tokens[{i}]", place) for i, text in enumerate(raw)]
+    texts, own_ids = names(check_texts(raw, lambda i: f"{field}.tokens[{i}]", place))
     lists: list[dict[str, Any] | None] = [None] * n
     if value.get("top_logprobs") is not None:
         lists = check_list(value["top_logprobs"], f"{field}.top_logprobs", place, n)
     tops = classes_by_text(lists, f"{field}.top_logprobs", place)
-    texts, own_ids = names_of(raw)
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
         ids if ids is not None and len(ids) == n else own_ids, logprobs, lengths(texts, None, own_text),
-        Tops(*tops), is_keyed=True, is_added=True, own_text=own_text,
+        tops, is_keyed=True, is_added=True, own_text=own_text,
     )  # fmt: skip
 
 
@@ -311,9 +317,7 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
     if tops is None:
         path = f"meta_info.{side}_top_logprobs"
         lists = check_list(meta.get(f"{side}_top_logprobs") or [None] * len(values), path, place, len(values))
-        if not {*map(type, lists)} <= {list, type(None)}:
-            lists = [check_list(entries or [], f"{path}[{i}]", place) for i, entries in enumerate(lists)]
-        lists = [entries or [] for entries in lists]
+        lists = check_lists([entries or [] for entries in lists], lambda i: f"{path}[{i}]", place)
         counts = list(map(len, lists))
         listed = list(itertools.chain.from_iterable(lists))
         top_logprobs, top_ids, top_texts = _triples_columns(
@@ -334,12 +338,19 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
 def _triples_columns(
     values: list[Any], place: Place, path: Callable[[int], str]
 ) -> tuple[list[Any], list[int], list[str | None]]:
-    """Log-probabilities, ids and texts of triples, of which the text may be missing."""
-    columns = columns_of_triples(values)
-    n = len(columns[0])
-    if n < len(values):
-        place.refuse_value(path(n), values[n], "hold a log-probability, an id and a text")
-    return columns
+    """Log-probabilities, ids and texts of triples, in which the text may be missing."""
+    if not all(map(_is_triple, values)):
+        wrong = next(at for at, value in enumerate(values) if not _is_triple(value))
+        place.refuse_value(path(wrong), values[wrong], "hold a log-probability, an id and a text")
+    return [v[0] for v in values], [v[1] for v in values], [v[2] if len(v) > 2 else None for v in values]
+
+
+def _is_triple(value: Any) -> bool:
+    """Whether a value is a list of a log-probability, an id and perhaps a text."""
+    if type(value) is not list or not 2 <= len(value) <= 3:
+        return False
+    id_, text = value[1], value[-1] if len(value) > 2 else None
+    return type(id_) is int and 0 <= id_ < 1 << 63 and (text is None or type(text) is str)
 
 
 def _certain(
