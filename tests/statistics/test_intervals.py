@@ -9,6 +9,7 @@ from reference_sequences import ends_above_0, factor_of_two, interval_misses
 from scipy import stats
 
 from tokenloss import LossMeter, compare, mismatch, sequence_losses
+from tokenloss._statistics.meter import basis_of
 from tokenloss._statistics.ratio import ExactRatio
 
 LENGTHS = {
@@ -127,7 +128,7 @@ def test_intervals_of_perplexities_use_their_own_lengths(rng):
 
 @pytest.mark.parametrize(("number", "is_guess"), [(2, True), (3, False)])
 def test_interval_of_two_sequences_is_said_to_be_a_guess(number, is_guess, rng):
-    assert ("too few for more than a guess" in meter_of([4] * number, rng)._basis()) == is_guess
+    assert ("too few for more than a guess" in basis_of(meter_of([4] * number, rng))) == is_guess
 
 
 @pytest.mark.parametrize(("number", "is_far"), [(2, True), (12, True), (13, False), (40, False)])
@@ -135,7 +136,7 @@ def test_tables_show_the_interval_of_a_loss_if_its_factor_is_far_from_2(number, 
     meter = meter_of([4] * number, rng)
     low, high = ends_above_0(meter.loss, meter.interval_factor * meter.loss.stderr)
     note = f"; 95 % interval {low:.5g} to {high:.5g}" if is_far else ""
-    assert f" nats ({meter._basis()}){note}\n" in meter.summary()
+    assert f" nats ({basis_of(meter)}){note}\n" in meter.summary()
 
 
 # how often intervals hold the true figure

@@ -17,7 +17,8 @@ from tokenloss._core.arguments import is_given
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager, named, raise_error
 from tokenloss._core.files import WriteError
-from tokenloss._core.result import Shown, Table, columns_of
+from tokenloss._core.result import Shown, Table, columns_of, shown_of
+from tokenloss._core.signature import differing_fields
 from tokenloss._core.text import as_strict_json, printable, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
 from tokenloss._evaluation.compare_samples import compare_samples
@@ -99,7 +100,7 @@ def _score_models(args: argparse.Namespace) -> Evaluations:
         with _input_errors(), _own_warnings():
             evaluations[name] = evaluate(_source(args, [path]), **_given(args, _OF_SCORE))
         _warn(evaluations[name].figures, f"{name}: ")
-    if differences := evaluations._differences():
+    if differences := differing_fields(one.signature for one in evaluations.values()):
         _print_warning(difference_note(differences))
     return evaluations
 
@@ -214,7 +215,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
         found = compare_texts(a, b, names=names, sinks=sinks, **_given(args, ("text", "shift", "workers")))
     for warning in told:
         _print_warning(str(warning.message))
-    print_as(args.format, found._shown, found.to_dict, lambda: columns_of([found._figures()]))
+    print_as(args.format, lambda: shown_of(found), found.to_dict, lambda: columns_of([found._figures()]))
     return 0
 
 
@@ -242,13 +243,13 @@ def _print(
     """Print results, with the verdicts on gates where there are some; return the exit status."""
     whole: Any = found if is_named else next(iter(found.values()))
     if not gates:
-        print_as(args.format, whole._shown, whole.to_dict, found.columns)
+        print_as(args.format, lambda: shown_of(whole), whole.to_dict, found.columns)
         return 0
     with _input_errors():
         verdicts = found.check(**gates)
 
     def shown() -> Shown:
-        tables: Shown = whole._shown()
+        tables: Shown = shown_of(whole)
         return tables._replace(tables=[*tables.tables, verdicts._table()])
 
     def figures() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.columns import HAS_TEXTS, check_definitions, pair_columns
@@ -374,6 +374,11 @@ def compare(
     )  # fmt: skip
     signed = signed_of(base, logits, targets, columns["logits"], classes, kind, base_kind)
     return warn_of_zero(comparison_of(definitions, columns["logits"], batch, signed), kind, base_kind or kind)
+
+
+def described(comparison: Comparison, about: dict[str, Any], signed: dict[str, Any]) -> Comparison:
+    """The comparison with what is known of its files, and further fields of its signature."""
+    return replace(comparison, _about=about, _signed=comparison._signed | signed)
 
 
 def comparison_of(

@@ -278,6 +278,11 @@ class Result(ABC):
         return _same(self._compared(), other._compared()) if type(other) is type(self) else NotImplemented
 
 
+def shown_of(result: Result) -> Shown:
+    """The title and tables of a result, before anything is added."""
+    return result._shown()
+
+
 class NamedResults(Result, dict[str, ResultT]):
     """Results of several models by name. A subclass has `_figures`, `_shown` and `columns`."""
 

@@ -23,7 +23,7 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import files_of, replacing, write_errors
 from tokenloss._core.version import __version__
-from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.meter import LossMeter, meter_from_json, meter_to_json
 from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import Failed
 
@@ -188,7 +188,7 @@ def _hash_of(text: bytes) -> bytes:
 def encoded(value: Any) -> Any:
     """Convert a result to what JSON can hold: a record, array, meter or dict becomes {its type: its content}."""
     if isinstance(value, LossMeter):
-        return {"meter": value._to_json()}
+        return {"meter": meter_to_json(value)}
     if isinstance(value, np.ndarray):
         if value.dtype == object:
             return {"objects": value.tolist()}
@@ -208,7 +208,7 @@ def decoded(value: Any) -> Any:
         return value
     ((name, content),) = value.items()
     if name == "meter":
-        return LossMeter._from_json(content)
+        return meter_from_json(content)
     if name == "objects":
         return np.array(content, np.object_)
     if name == "array":

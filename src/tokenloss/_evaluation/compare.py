@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.comparison import comparison_of
+from tokenloss._comparison.comparison import comparison_of, described
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._core.errors import named, raise_error
 from tokenloss._core.result import rows_of
@@ -110,7 +109,7 @@ def _comparisons(
             "ids": hashed if comparison.has_targets else None,
             **head_fields(other.head_figures, own.head_figures),
         }
-        found[given["name"]] = dataclasses.replace(comparison, _about=about, _signed=comparison._signed | signed)
+        found[given["name"]] = described(comparison, about, signed)
     return found
 
 

@@ -16,7 +16,7 @@ from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.rows import norm_seems_missing
 from tokenloss._evaluation.sequences import NO_SEQUENCES, NO_SOURCES, joined
 from tokenloss._evaluation.shards import Facts
-from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.meter import LossMeter, add_lengths
 from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ def _add_lengths(meter: LossMeter, sequences: dict[str, Array], n_bytes: Any, n_
         if value.shape != sequences["nll"].shape:
             fits = f"{sequences['nll'].shape}, one for each sequence"
             raise_error("shape", name=name, got=value.shape, fits=fits)
-        meter._add_lengths(name, sequences["nll"], value)
+        add_lengths(meter, name, sequences["nll"], value)
 
 
 def window_figures(shards: Iterable[Facts], options: Options) -> dict[str, int]:

@@ -24,7 +24,7 @@ from tokenloss._statistics.gates import (
     joined_verdicts,
     verdict_on,
 )
-from tokenloss._statistics.meter import LossFigures, LossMeter
+from tokenloss._statistics.meter import LossFigures, LossMeter, basis_of
 from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import Failed
 
@@ -340,7 +340,7 @@ class Evaluation(LossFigures):
 
     def _shown(self) -> Shown:
         """Tables of the figures, files and highest losses."""
-        return shown(self.figures, self.meter._basis())._replace(signature=self.signature)
+        return shown(self.figures, basis_of(self.meter))._replace(signature=self.signature)
 
     def _compared(self) -> dict[str, Any]:
         """All but the time that it took, and the bytes that it read, which are fewer if it went on from a state."""
@@ -397,7 +397,7 @@ class Evaluations(NamedResults[Evaluation]):
 
     def _shown(self) -> Shown:
         """A table with a row for each."""
-        shown = evaluations_shown(self._figures(), {one.meter._basis() for one in self.values()}, self._differences())
+        shown = evaluations_shown(self._figures(), {basis_of(one.meter) for one in self.values()}, self._differences())
         return shown._replace(signature=joined_signature(one.signature for one in self.values()))
 
     def _differences(self) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments
 from tokenloss._evaluation.checkpoint import record
-from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.meter import LossMeter, add_lengths, add_tokens
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
 from tokenloss.formats.mapped import check_map
@@ -198,11 +198,11 @@ class SequenceCollector:
         is_loose = scores.kept & ~is_part
         # targets that are rounded below 0 may have losses below -0.001, which `update` refuses
         for meter, values in ((self.meter, scores.nll), (self.greedy, scores.is_greedy)):
-            meter._add_tokens(ExactRatio.of_mean(ExactMoments.of(values, is_loose)))
+            add_tokens(meter, ExactRatio.of_mean(ExactMoments.of(values, is_loose)))
         if n_bytes is None:
             n_bytes = np.full_like(numbers, -1)
         else:
-            self.meter._add_lengths("n_bytes", scores.nll[is_loose], n_bytes[is_loose])
+            add_lengths(self.meter, "n_bytes", scores.nll[is_loose], n_bytes[is_loose])
         if is_part.any():
             tokens = SequenceColumns(numbers, np.ones_like(numbers), scores.nll, scores.is_greedy, n_bytes)
             self._pending.append(tokens.select(is_part))

@@ -16,7 +16,7 @@ from tokenloss._evaluation.token_bytes import pieces_of, text_of
 from tokenloss._output import page
 from tokenloss._output.shared import TokenSink
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
-from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.meter import LossMeter, basis_of
 from tokenloss.formats.tokenizers.token_text import byte_encoder
 
 if TYPE_CHECKING:
@@ -198,5 +198,5 @@ def _predictions(
 
 def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:
     """HTML of the summary, with a note about the accuracy."""
-    values = {"basis": meter._basis(), "accuracy": accuracy, "greedy_note": note}
+    values = {"basis": basis_of(meter), "accuracy": accuracy, "greedy_note": note}
     return page.summary(_ROWS, values, meter)

@@ -255,17 +255,12 @@ class LossMeter(LossFigures):
                     raise_error("option", name=name, got=value, fits="given to sequence_losses, if at all")
             self._add_sequences(nll)
         else:
-            self._add_tokens(_token_sums(nll, where, sample_weight))
+            add_tokens(self, _token_sums(nll, where, sample_weight))
         self.n_bytes += n_bytes
         self.n_words += n_words
         new = self._groups.count - before
         self._with_bytes += new if n_bytes else 0
         self._with_words += new if n_words else 0
-
-    def _add_tokens(self, tokens: ExactRatio) -> None:
-        """Add tokens that are in no sequence."""
-        self._tokens += tokens
-        self._groups += tokens
 
     def _add_sequences(self, sequences: SequenceLosses) -> None:
         """Add sequences, those without tokens left out."""
@@ -278,14 +273,7 @@ class LossMeter(LossFigures):
         self._sequences += ExactMoments.of(columns["loss"][mask])
         for name in ("n_bytes", "n_words"):
             if name in columns:
-                self._add_lengths(name, columns["nll"][mask], columns[name][mask])
-
-    def _add_lengths(self, name: str, nll: Float64Array, lengths: IntArray) -> None:
-        """Add the bytes or words of sequences whose losses were added before."""
-        unit = name.removeprefix("n_")
-        new = {f"_by_{unit}": ExactRatio.of(nll, lengths.astype(np.float64)), f"_with_{unit}": len(lengths)}
-        for attribute, value in {**new, name: sum(lengths.tolist())}.items():
-            setattr(self, attribute, getattr(self, attribute) + value)
+                add_lengths(self, name, columns["nll"][mask], columns[name][mask])
 
     def merge(self, other: LossMeter) -> None:
         """Add the losses of another meter.
@@ -353,16 +341,6 @@ class LossMeter(LossFigures):
         """The mean loss, over sequences or tokens."""
         return _measure(self._tokens, self._groups, self._sequences)
 
-    def _basis(self) -> str:
-        """What errors take as independent, in words."""
-        if not self.is_clustered:
-            basis = f"{count_of(self.count, 'token')}, taken as independent"
-        else:
-            loose = self._groups.count - self.n_sequences
-            basis = count_of(self.n_sequences, "sequence")
-            basis += f" and {count_of(loose, 'token')} outside of any" if loose else ""
-        return basis + guess_note(self.interval_factor)
-
     def _signature(self, **fields: Any) -> str:
         """The signature with further fields."""
         weights = self._tokens.denominators
@@ -411,7 +389,42 @@ class LossMeter(LossFigures):
     def _shown(self) -> Shown:
         figures = self._figures()
         rows = (Row("tokens", "count", "{:,}"), *LOSS_ROWS, *LENGTH_ROWS)
-        return Shown("losses", "", [table(rows, loss_values(figures, self._basis()), figures)], self.signature)
+        return Shown("losses", "", [table(rows, loss_values(figures, basis_of(self)), figures)], self.signature)
+
+
+def add_tokens(meter: LossMeter, tokens: ExactRatio) -> None:
+    """Add tokens that are in no sequence."""
+    meter._tokens += tokens
+    meter._groups += tokens
+
+
+def add_lengths(meter: LossMeter, name: str, nll: Float64Array, lengths: IntArray) -> None:
+    """Add the bytes or words of sequences whose losses were added before."""
+    unit = name.removeprefix("n_")
+    new = {f"_by_{unit}": ExactRatio.of(nll, lengths.astype(np.float64)), f"_with_{unit}": len(lengths)}
+    for attribute, value in {**new, name: sum(lengths.tolist())}.items():
+        setattr(meter, attribute, getattr(meter, attribute) + value)
+
+
+def basis_of(meter: LossMeter) -> str:
+    """What errors take as independent, in words."""
+    if not meter.is_clustered:
+        basis = f"{count_of(meter.count, 'token')}, taken as independent"
+    else:
+        loose = meter._groups.count - meter.n_sequences
+        basis = count_of(meter.n_sequences, "sequence")
+        basis += f" and {count_of(loose, 'token')} outside of any" if loose else ""
+    return basis + guess_note(meter.interval_factor)
+
+
+def meter_to_json(meter: LossMeter) -> dict[str, Any]:
+    """The exact state of a meter, as JSON can hold it."""
+    return meter._to_json()
+
+
+def meter_from_json(state: dict[str, Any]) -> LossMeter:
+    """The meter of a state."""
+    return LossMeter._from_json(state)
 
 
 def _measure(
