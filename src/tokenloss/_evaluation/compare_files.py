@@ -100,14 +100,8 @@ def compare_files(
         be neither the base nor a candidate.
     sinks : sequence of Sink, optional
         Files to write; `Sink.add` gets a `ComparedBlock`, and `Sink.finish` the figures and the result.
-    state : path, optional
-        Checkpoint, as in `evaluate`: the result of each shard is appended to it.
-    scheduler : str, optional
-        Address of a Dask scheduler, on whose workers the files are compared.
-    progress : bool, default False
-        Whether to draw the progress over files on stderr, if that is a terminal.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. The result is bitwise identical for any number.
+    state, scheduler, progress, workers
+        As in `evaluate`; the state gets the result of each shard.
 
     Returns
     -------
@@ -241,11 +235,8 @@ def sources_of(
     base: Any, others: Any, noise: Any = None, shift: bool | None = None
 ) -> tuple[Source, dict[str, Source]]:
     """The base and the candidates, with a second run of the base, if any, as the last one."""
-    source = as_source(base, shift=shift, name="base")
-    _require(source, "base")
-    models = {name: as_source(one, shift=shift, name=f"others[{name!r}]") for name, one in candidates(others).items()}
-    for name, one in models.items():
-        _require(one, f"others[{name!r}]")
+    source = _opened(base, "base", shift)
+    models = {name: _opened(one, f"others[{name!r}]", shift) for name, one in candidates(others).items()}
     if noise is not None:
         if NOISE in models:
             raise_error("option", name="a name of others", got=NOISE, fits="another one, where noise is given")
@@ -260,10 +251,12 @@ def sources_of(
     return source, models
 
 
-def _require(source: Source, name: str) -> None:
-    """Raise unless a source has tokens, in files."""
+def _opened(value: Any, name: str, shift: bool | None) -> Source:
+    """The source of an argument, which must have tokens, in files."""
+    source = as_source(value, shift=shift, name=name)
     require(source, "nll", worded("compare_files", "tokenloss compare"))
     require(source, "plan", name)
+    return source
 
 
 def candidates(others: Any) -> dict[str, Any]:

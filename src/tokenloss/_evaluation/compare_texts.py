@@ -85,10 +85,8 @@ def compare_texts(
     sinks : sequence of Sink, optional
         Files to write: `sinks.SpanTable`, `sinks.DocumentTable` and `sinks.SpanPage`. Their `finish` receives the
         figures and the result.
-    progress : bool, default False
-        Whether to draw the progress over files on stderr, if that is a terminal.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. The result is bitwise identical for any number.
+    progress, workers
+        As in `evaluate`.
 
     Returns
     -------

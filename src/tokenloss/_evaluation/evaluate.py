@@ -162,22 +162,6 @@ def evaluate(
     ...     found = evaluate(loop)
     >>> found.n_bytes, round(found.bits_per_byte, 4)
     (5, 0.6)
-
-    An engine that stops after its third batch and then resumes:
-
-    >>> batches = np.arange(4 * 2 * 5).reshape(4, 2, 5) % 50  # ids of four batches of two texts
-    >>> def engine(first, fails=False):
-    ...     for number, ids in enumerate(batches[first:], first):
-    ...         if fails and number == 3:
-    ...             raise RuntimeError("out of memory")
-    ...         yield 5 * np.eye(50)[ids], ids  # the logits take long to make
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     state = pathlib.Path(directory) / "engine.state"
-    ...     try:
-    ...         evaluate(lambda first: engine(first, fails=True), shift=True, state=state)
-    ...     except RuntimeError:
-    ...         evaluate(engine, shift=True, state=state) == evaluate(engine(0), shift=True)
-    True
     """
     top = check_integer("top", top, "an integer of at least 0", least=0)
     of_text = _TextLength.checked(n_bytes, n_words, text, words)
