@@ -15,10 +15,11 @@ from tokenloss._evaluation.blocks import block_units, score_block
 from tokenloss._evaluation.options import WORDS, Options, by_identity, text_length
 from tokenloss._evaluation.parts import Parts, summed
 from tokenloss._evaluation.plan import planned
-from tokenloss._evaluation.responses import FileUnit, check_names, check_parts, lengths_of_text, score_file
+from tokenloss._evaluation.responses import FilesUnit, check_names, check_parts, lengths_of_text, score_file
 from tokenloss._evaluation.results import Evaluation
 from tokenloss._evaluation.run import Settings, opened
 from tokenloss._evaluation.score import score_shard
+from tokenloss._evaluation.shards import Facts
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss._evaluation.token_bytes import with_text, with_token_bytes
 from tokenloss._statistics.sequences import check_lengths
@@ -259,14 +260,18 @@ def _read_files(
 ) -> _Read:
     """The same for files that list tokens."""
     del tokenizer
-    units = [FileUnit(file) for file in (each_file(source) if isinstance(source, Responses) else [source])]
+    files = [*each_file(source)] if isinstance(source, Responses) else [source]
     n_bytes, n_words = text.counted(False)
-    results = run.map(score_file, units, {"of_responses": True, "has_text": isinstance(source, Responses)})
-    check_parts(units, results)
+    results = run.map(
+        score_file, [*map(FilesUnit, files)], {"of_responses": True, "has_text": isinstance(source, Responses)}
+    )
+    check_parts(files, results)
     check_names(source.paths, results)
     if isinstance(n_bytes, int) and not n_bytes:
         n_bytes = lengths_of_text(results)
-    facts = [unit.facts(result) for unit, result in zip(units, results, strict=True)]
+    counts = [result.n_tokens + result.n_ignored for result in results]
+    kind = "responses" if isinstance(source, Responses) else "logprobs"
+    facts = [Facts(path, kind, (n,), "", n_scored_rows=n) for path, n in zip(source.paths, counts, strict=True)]
     return Parts(facts, results, options, text.words), (n_bytes, n_words)
 
 

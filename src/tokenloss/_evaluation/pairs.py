@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.options import Options
 from tokenloss._evaluation.plan import planned
 from tokenloss._evaluation.response_scores import ScoredResponses, runs
-from tokenloss._evaluation.responses import columns_of_responses, scores_of_responses
+from tokenloss._evaluation.responses import FilesUnit, columns_of_responses, scores_of_responses
 from tokenloss._evaluation.score import score_shard
 from tokenloss._evaluation.sink import ComparedBlock
 from tokenloss.formats.logprobs import Logprobs, read_array, read_lines, read_segment_ids, refuse_padding, seems_padded
@@ -32,7 +31,7 @@ from tokenloss.formats.scores import Scores
 from tokenloss.formats.sources import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tokenloss._comparison.responses import Pair
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
@@ -43,40 +42,7 @@ if TYPE_CHECKING:
     from tokenloss.formats.sources import Source
 
 
-class PairUnit(NamedTuple):
-    """A candidate and its base, one file each: the `Unit` of these comparisons."""
-
-    base: Source
-    other: Source
-    name: str
-
-    @property
-    def key(self) -> str:
-        """Its name in a state."""
-        return self.name
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of both files."""
-        return sum(Path(path).stat().st_size for path in (*self.base.paths, *self.other.paths))
-
-    def n_read(self, result: Any) -> int:
-        """Size of both files, whatever the result."""
-        del result
-        return self.n_bytes
-
-    def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-        """Everything that its result depends on, except options."""
-        specs = [spec for side in (self.base, self.other) if isinstance(side, Scores) for spec in side.specs]
-        heads = [[*spec.head, spec.head_figures] for spec in specs if spec.head is not None]
-        return {"path": self.key, "files": [*map(of_file, (*self.base.files, *self.other.files))], "heads": heads}
-
-    def absolute(self) -> PairUnit:
-        """The unit with absolute paths, for a process in another directory."""
-        return self._replace(base=self.base.absolute(), other=self.other.absolute())
-
-
-def _units(base: Source, models: Mapping[str, Source]) -> list[PairUnit]:
+def _units(base: Source, models: Mapping[str, Source]) -> list[FilesUnit]:
     """The units of candidates; each source must be one file."""
     for source in (base, *models.values()):
         if len(source.paths) > 1:
@@ -84,7 +50,7 @@ def _units(base: Source, models: Mapping[str, Source]) -> list[PairUnit]:
             fits = "be one file" if isinstance(source, Scores) else "be one file, with a response on each line (.jsonl)"
             fits += ", in the order of the other's"
             raise_error("content", path=source.name, got=got, fits=fits)
-    return [PairUnit(base, one, name) for name, one in models.items()]
+    return [FilesUnit(base, one, name) for name, one in models.items()]
 
 
 # -- the likeliest classes ---------------------------------------------------------------------------------------------
@@ -124,7 +90,7 @@ def compare_lists(
     return found
 
 
-def _compare_lists(unit: PairUnit, work: Work, top_k: int) -> ComparedLists:
+def _compare_lists(unit: FilesUnit, work: Work, top_k: int) -> ComparedLists:
     """The compared tokens of a base and a model; one of the two may be scores."""
     sides = unit.base, unit.other
     files = [source if isinstance(source, Responses) else None for source in sides]
@@ -232,7 +198,7 @@ def compare_losses(
     return Comparisons({unit.name: result.mismatch(about)})
 
 
-def _compare_losses(unit: PairUnit, work: Work) -> ComparedLosses:
+def _compare_losses(unit: FilesUnit, work: Work) -> ComparedLosses:
     """The log-probabilities of both for the same tokens."""
     base, other = (_side(source, work) for source in (unit.base, unit.other))
     if isinstance(base, _Array) and isinstance(other, _Array):

@@ -20,7 +20,6 @@ from tokenloss._evaluation.sequences import (
     greedy_by_segment,
     joined,
 )
-from tokenloss._evaluation.shards import Facts
 from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.meter import LossMeter
@@ -28,6 +27,7 @@ from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.logprobs import Logprobs
 from tokenloss.formats.responses import Responses, refuse_without_number
 from tokenloss.formats.responses.columns import join
+from tokenloss.formats.scores import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.run import Work
     from tokenloss.formats.responses import Response
+    from tokenloss.formats.sources import Source
 
 _COUNTS = (
     "n_responses", "n_without_number", "n_sentinels", "n_greedy_known", "n_short_lists", "n_uncovered_bytes",
@@ -42,45 +43,45 @@ _COUNTS = (
 _BLOCK_ENTRIES = 1 << 16  # tokens and alternatives of short responses that are scored together
 
 
-class FileUnit(NamedTuple):
-    """A file that lists tokens, as responses or as log-probabilities: a `Unit` of an evaluation."""
+class FilesUnit(NamedTuple):
+    """A file that lists tokens, or a base and a candidate, one of which lists tokens: a `Unit`."""
 
-    file: Responses | Logprobs
+    base: Any  # its source, as that of the candidate
+    other: Any = None
+    name: str = ""  # of the candidate
 
     @property
-    def key(self) -> str:
-        """Its name in a state."""
-        return self.file.path
+    def _sources(self) -> list[Source]:
+        """The source, or both."""
+        return [self.base] if self.other is None else [self.base, self.other]
 
     @property
     def n_bytes(self) -> int:
-        """Size of the file."""
-        return Path(self.file.path).stat().st_size
+        """Size of the files."""
+        return sum(Path(path).stat().st_size for source in self._sources for path in source.paths)
 
-    def n_read(self, result: ShardResult) -> int:
-        """Size of the file, whatever the result."""
+    def n_read(self, result: Any) -> int:
+        """Size of the files, whatever the result."""
         del result
         return self.n_bytes
 
     def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """Everything that its result depends on, except options."""
-        segments = () if isinstance(self.file, Responses) else self.file.token_options.segment_ids
-        return {**of_file(self.file.path), "segments": [*map(of_file, segments)]}
+        specs = [spec for source in self._sources if isinstance(source, Scores) for spec in source.specs]
+        return {
+            "path": self.name or of_file(self.base.path)["path"],
+            "files": [of_file(path) for source in self._sources for path in source.files],
+            "heads": [[*spec.head, spec.head_figures] for spec in specs if spec.head is not None],
+        }
 
-    def absolute(self) -> FileUnit:
+    def absolute(self) -> FilesUnit:
         """The unit with absolute paths, for a process in another directory."""
-        return FileUnit(self.file.absolute())
-
-    def facts(self, result: ShardResult) -> Facts:
-        """The facts that results keep; the number of tokens is known at the end."""
-        n = result.n_tokens + result.n_ignored
-        kind = "responses" if isinstance(self.file, Responses) else "logprobs"
-        return Facts(self.file.path, kind, (n,), "", n_scored_rows=n)
+        return self._replace(base=self.base.absolute(), other=self.other and self.other.absolute())
 
 
-def score_file(unit: FileUnit, work: Work) -> ShardResult:
+def score_file(unit: FilesUnit, work: Work) -> ShardResult:
     """The same as from `score_shard`, for a file that lists tokens."""
-    file = unit.file
+    file = unit.base
     are_sequences = not isinstance(file, Logprobs) or file.are_sequences
     collector, highest = SequenceCollector(RowSequences((0,)), ()), TopLosses(work.top)
     counts, greedy, rounding, sources = Counter[str](dict.fromkeys(_COUNTS, 0)), LossMeter(), Rounding(), []
@@ -121,18 +122,18 @@ def score_file(unit: FileUnit, work: Work) -> ShardResult:
     return ShardResult(meter, ignored, greedy, top, sequences, responses=figures, n_infinite=n_infinite)
 
 
-def check_parts(units: Sequence[FileUnit], results: Sequence[ShardResult]) -> None:
+def check_parts(files: Sequence[Responses | Logprobs], results: Sequence[ShardResult]) -> None:
     """Refuse files none of which has a log-probability, and what a state holds of another part."""
     n_known = 0  # tokens with a number, and failed lines
-    for unit, result in zip(units, results, strict=True):
-        file, figures = unit.file, result.responses
+    for file, result in zip(files, results, strict=True):
+        figures = result.responses
         assert figures is not None
         n_known += result.n_tokens + figures.n_sentinels + len(figures.failed)
         if file.dialect and figures.part != file.part:
             got, fits = f"is in the state by the part {figures.part!r}", f"be scored by {file.part!r}, with a new state"
             raise_error("content", path=file.path, got=got, fits=fits)
     if not n_known:
-        refuse_without_number(units[0].file.path, results[0].responses.part if results[0].responses else "")
+        refuse_without_number(files[0].path, results[0].responses.part if results[0].responses else "")
 
 
 def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:

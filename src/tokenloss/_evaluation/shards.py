@@ -186,11 +186,6 @@ class Shard(NamedTuple):
         n_read: int = result.n_tokens * self.spec.row_bytes
         return n_read
 
-    @property
-    def key(self) -> str:
-        """Its name in a state."""
-        return self.path
-
     def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """Everything that its result depends on, except options."""
         of_parts = [part and {**of_file(part.path), "start": part.start} for part in (self.targets, self.segments)]
