@@ -156,9 +156,9 @@ def test_files_in_memory_stay_open_as_far_as_the_limit_allows(limit, times, comp
     targets = rng.integers(9, size=6)
     for side, number in itertools.product(sides, range(2)):
         np.savez_compressed(tmp_path / f"{side}{number}.npz", logits=rng.normal(size=(6, 9)), targets=targets)
-    loaded, load = [], npz._Member.load
+    loaded, load = [], npz._Compressed.load
     monkeypatch.setattr(shard_files, "_MOST_LOADED", limit)
-    monkeypatch.setattr(npz._Member, "load", lambda member: (loaded.append(member.path), load(member))[1])
+    monkeypatch.setattr(npz._Compressed, "load", lambda member: (loaded.append(member.path), load(member))[1])
     base, *others = ([str(tmp_path / f"{side}{number}.npz") for number in range(2)] for side in sides)
     found = tokenloss.compare_files(base, {"b": others[0]}) if compared else tokenloss.evaluate(base)
     assert {loaded.count(path) for path in base} == {6 if compared and times > 2 else times}

@@ -128,7 +128,7 @@ def _seem_padded(place: ArrayLocation) -> bool:
     """Whether no number is above 0 and rows end in nan or in different numbers of zeros, as scores never do."""
 
     def blocks() -> Iterable[Array]:
-        return place.blocks(_FIRST_ROWS) if place.order == "C" else [place.map()]
+        return place.blocks(_FIRST_ROWS) if place.order == "C" else [place.load()]
 
     def rows() -> Iterator[Array]:
         return itertools.islice(itertools.chain.from_iterable(blocks()), _ROWS)

@@ -71,7 +71,7 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
     words = n_chunk * _rows(n_ctx), _words(n_vocab)
     data = ArrayLocation(path, ids.offset + ids.n_bytes, np.dtype("<u2"), words, stamp=found)
     check_file_size(path, found.size, data.offset + data.n_bytes)
-    tokens = ids.map()
+    tokens = ids.load()
     for i in np.flatnonzero((tokens < 0) | (tokens >= n_vocab))[:1]:
         byte, fits = ids.offset + 4 * int(i), f"be in [0, {n_vocab})"
         raise_error("file", path=path, byte=byte, got=f"the token is {tokens.flat[i]}", fits=fits)
@@ -211,4 +211,4 @@ def _stored(logits: npt.NDArray[np.float32], start: int, range_nats: int) -> Arr
     return words
 
 
-FORMAT = Format("logits of llama.cpp", (), MAGIC, open_scores)
+FORMAT = Format("logits of llama.cpp", (), MAGIC, open_scores=open_scores)

@@ -13,6 +13,7 @@ from tokenloss._core.errors import named, raise_error
 from tokenloss.formats import safetensors
 from tokenloss.formats.base import is_float, open_regular
 from tokenloss.formats.json_text import read_object
+from tokenloss.formats.mapped import ArrayLocation
 from tokenloss.formats.model_config import read_config
 from tokenloss.formats.readers import FORMATS, either
 from tokenloss.formats.scores_file import LmHead, reject_array_name
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss.formats.mapped import ArrayLocation
     from tokenloss.formats.model_config import ModelConfig
 
 _INDEX = ".safetensors.index.json"  # of the shards of a model
-_NAMES = {suffix: one.array_names for one in FORMATS if one.array_names for suffix in one.suffixes}
-_LOCATE = {suffix: one.locate for one in FORMATS if one.locate for suffix in one.suffixes}
-HEAD_FILES = either([*(one.words for one in FORMATS if one.locate), f"an index (*{_INDEX})", "a directory of a model"])
+_OPENERS = {suffix: one.open for one in FORMATS if one.open and one.may_hold_head for suffix in one.suffixes}
+HEAD_FILES = either([
+    *(one.words for one in FORMATS if one.may_hold_head), f"an index (*{_INDEX})", "a directory of a model",
+])  # fmt: skip
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _ADAPTER = "adapter_config.json"
 
@@ -76,7 +77,11 @@ class _Model(NamedTuple):
                 fits = "name a .safetensors file beside it"
                 raise_error("content", path=self.path, got=f"names {file!r} for {name}", fits=fits)
             file = str(Path(self.path).with_name(file))
-        return _LOCATE[Path(file).suffix.lower()](file, name)
+        found = _OPENERS[Path(file).suffix.lower()](file, ()).locate(name)
+        if not isinstance(found, ArrayLocation):
+            fits = "be stored as it is, to be mapped"
+            raise_error("content", path=f"{file}: {name}", got="is compressed", fits=fits)
+        return found
 
 
 def lm_head_files(spec: str) -> list[str]:
@@ -101,7 +106,7 @@ def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softca
         model.config.check_classes(place.path, label, len(weight))
     bias = None
     for one in biases:
-        part = np.array(model.locate(one).map())
+        part = np.array(model.locate(one).load())
         if part.shape not in ((len(weight),), (1, len(weight))) or not is_float(part.dtype):
             got = f"{one} is {part.dtype} of shape {part.shape}"
             raise_error("content", path=place.path, got=got, fits=f"be {FLOATS} of shape {weight.shape[:1]}")
@@ -122,7 +127,7 @@ def _oriented(place: ArrayLocation, name: str, depth: int) -> Array:
     if len(shape) != 2 or (shape[0] == depth) == (shape[1] == depth):
         fits = f"have shape (V, {depth}) or ({depth}, V), V not {depth}, to fit hidden states of {depth} features"
         raise_error("content", path=place.path, got=f"{name} has shape {shape}", fits=fits)
-    weight = place.map()
+    weight = place.load()
     return weight if shape[1] == depth else weight.T
 
 
@@ -139,11 +144,11 @@ def _model(spec: str) -> _Model:
     if path.endswith(_INDEX):
         files = _in_index(path)
     else:
-        names_in = _NAMES.get(Path(path).suffix.lower())
-        if names_in is None:
+        opener = _OPENERS.get(Path(path).suffix.lower())
+        if opener is None:
             open_regular(path).close()  # which refuses what is not there
             raise_error("content", path=path, got="is no file of a head", fits=f"be {HEAD_FILES}")
-        files = dict.fromkeys(names_in(path), path)
+        files = dict.fromkeys(opener(path, ()).names, path)
         if "" in files:
             reject_array_name(path, name)
         index = _SHARD.sub(_INDEX, path)  # where the bias may be in another shard
@@ -228,13 +233,13 @@ def _norm(model: _Model, depth: int) -> tuple[str | None, tuple[Array, ...]]:
         return None, ()
     if not all(place.shape == (depth,) and is_float(place.dtype) for place in places):
         return None, ()
-    weights = tuple(place.map().astype(np.float64) for place in places)
+    weights = tuple(place.load().astype(np.float64) for place in places)
     return (name, weights) if np.isfinite(weights).all() else (None, ())
 
 
 def _are_alike(model: _Model, *names: str) -> bool:
     """Whether two weights are the same, by some of their rows."""
-    first, second = (model.locate(name).map() for name in names)
+    first, second = (model.locate(name).load() for name in names)
     if first.shape != second.shape:
         return False
     rows = np.linspace(0, max(0, len(first) - 1), min(_COMPARED_ROWS, len(first))).astype(int)

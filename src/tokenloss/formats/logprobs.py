@@ -20,16 +20,15 @@ from tokenloss.formats.paths import resolved
 from tokenloss.formats.readers import format_of
 from tokenloss.formats.records import Place, are_records, check_count, check_list, is_stream, read_records
 from tokenloss.formats.responses import Response, response_of
-from tokenloss.formats.scores_file import reject_array_name
+from tokenloss.formats.scores_file import Archive, reject_array_name
 from tokenloss.formats.sources import Source, TokenOptions
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import NoReturn
 
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
-    from tokenloss.formats.mapped import ArrayLocation
 
     _Path = str | os.PathLike[str]
 
@@ -119,12 +118,13 @@ def read_array(source: Logprobs) -> tuple[Float64Array, BoolArray | None]:
     """The log-probabilities of an array, nan where its mask is 0, and the mask; None if the file has no mask."""
     name = source.array or _NAME
     label = f"{source.path}: {name}"
-    _, load = _located(source.path, name)
+    archive = _archive(source.path)
+    stored = _located(archive, source.array).load()
     with np.errstate(invalid="ignore"):  # a nan that signals is a nan
-        values: Float64Array = without_bfloat16(*as_float_array(label, load())).astype(np.float64)
+        values: Float64Array = without_bfloat16(*as_float_array(label, stored)).astype(np.float64)
     mask = None
     if source.mask is not None:
-        marks = _located(source.path, source.mask)[1]()
+        marks = _located(archive, source.mask).load()
         if marks.shape != values.shape:
             got, fits = f"{source.mask} has shape {marks.shape}", f"have {values.shape}, as {name}"
             raise_error("content", path=source.path, got=got, fits=fits)
@@ -182,42 +182,44 @@ def _rows_of_array(source: Logprobs, values: Float64Array) -> Iterable[Float64Ar
     return np.split(values[order], np.flatnonzero(np.diff(ids[order])) + 1)
 
 
-def _located(path: str, name: str) -> tuple[ArrayLocation, Callable[[], Array]]:
-    """The location of an array in a file, and the function that reads it."""
+def _archive(path: str) -> Archive:
+    """The arrays of a file."""
     form = format_of(path)
-    if form is npz.FORMAT:
-        if name not in (names := npz.array_names(path)):
-            raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {name!r}")
-        member = npz.member(path, name)
-        return member.place, member.load
-    if form is not npy.FORMAT:
-        raise_error(
-            "content", path=path, got=f"is {form.words}", fits="be a .npy or .npz file, or lines of JSON (.jsonl)"
-        )
-    place = npy.locate(path)
-    return place, place.map
+    if form not in (npy.FORMAT, npz.FORMAT) or form.open is None:
+        fits = "be a .npy or .npz file, or lines of JSON (.jsonl)"
+        raise_error("content", path=path, got=f"is {form.words}", fits=fits)
+    return form.open(path, ())
+
+
+def _located(archive: Archive, name: str | None) -> Any:
+    """An array of a file that is not read yet."""
+    if name is not None and name not in archive.names:
+        got = f"holds {', '.join(archive.names) or 'nothing'}"
+        raise_error("content", path=archive.path, got=got, fits=f"hold {name!r}")
+    return archive.locate(name or "")
 
 
 def _checked_names(path: str, array: str | None, mask: str | None) -> tuple[str | None, str | None, tuple[int, ...]]:
     """The names of the array and of its mask, None in a .npy file, and the shape of the array."""
-    names = npz.array_names(path) if format_of(path) is npz.FORMAT else []
-    if not names:
+    archive = _archive(path)
+    names = archive.names
+    if "" in names:
         reject_array_name(path, array, mask)
     elif array is None:
         held = [name for name in FIELDS if name in names]
         if len(held) != 1:
-            got = " and ".join(held) or ", ".join(names)
+            got = " and ".join(held) or ", ".join(names) or "nothing"
             fits = f"hold one of {', '.join(FIELDS)}, or come with the name of its array: {named('array', ...)}"
             raise_error("content", path=path, got=f"holds {got}", fits=fits)
         array = held[0]
-    place, _ = _located(path, array or _NAME)
+    place = _located(archive, array)
     if not place.shape:
         raise_error("content", path=path, got="holds a single number", fits="hold one for each token")
     if not is_float(place.dtype):
         raise_error("content", path=path, got=f"{array or _NAME} has dtype {place.dtype}", fits=f"be {FLOATS}")
     usual = FIELDS.get(array or "")
     if mask is not None:
-        _located(path, mask)
+        _located(archive, mask)
     return array, mask or (usual if usual in names else None), place.shape
 
 
@@ -271,8 +273,8 @@ def are_logprobs(path: str) -> bool:
         return "choices" not in value and any(isinstance(value.get(name), list) for name in FIELDS)
     if format_of(path) is not npz.FORMAT:
         return False
-    names = npz.array_names(path)
-    return not {*names}.isdisjoint(FIELDS) and {*names}.isdisjoint(KINDS)
+    names = {*_archive(path).names}
+    return not names.isdisjoint(FIELDS) and names.isdisjoint(KINDS)
 
 
 def open_logprobs(

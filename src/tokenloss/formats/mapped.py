@@ -34,8 +34,8 @@ class ArrayLocation(NamedTuple):
         """Size of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def map(self) -> Array:
-        """Map the whole array."""
+    def load(self) -> Array:
+        """The whole array, mapped."""
         with open_regular(self.path) as file:
             array = self._map(file, 0, self.shape)
         if isinstance(array, np.memmap):

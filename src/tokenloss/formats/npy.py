@@ -10,25 +10,20 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss.formats.base import bfloat16, check_file_size, library_errors, open_regular, stamp
 from tokenloss.formats.mapped import ArrayLocation
-from tokenloss.formats.scores_file import Format, ScoresFile, reject_array_name
+from tokenloss.formats.scores_file import Archive, Format
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenloss._core.types import Array
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 12 + 10_000  # bytes of a header; NumPy refuses longer ones
 
 
-def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
-    """Open a .npy file of scores; their targets are elsewhere."""
-    reject_array_name(path, array, targets_array)
-    place = locate(path)
-    return ScoresFile(path, kind or "logits", place.shape, place.dtype, None, None, place.blocks)
-
-
 def open_array(path: str) -> Array:
     """Map a .npy file, say of targets."""
-    return locate(path, is_targets=True).map()
+    return locate(path, is_targets=True).load()
 
 
 def locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
@@ -67,4 +62,10 @@ def header(path: str, start: bytes, name: str = "") -> ArrayLocation:
     return ArrayLocation(path, stream.tell(), dtype, shape, "F" if is_fortran else "C")
 
 
-FORMAT = Format("a .npy file", (".npy",), MAGIC, open_scores, lambda _: [""], lambda path, _: locate(path))
+def _open(path: str, given: Sequence[str | None]) -> Archive:
+    """The only array of a .npy file."""
+    del given
+    return Archive(path, ("",), lambda _: locate(path))
+
+
+FORMAT = Format("a .npy file", (".npy",), MAGIC, _open, may_hold_head=True)

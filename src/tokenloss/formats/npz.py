@@ -6,7 +6,7 @@ import math
 import struct
 import zipfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,17 +14,10 @@ from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss.formats import npy
 from tokenloss.formats.base import check_expansion, check_stamp, library_errors, open_regular, stamp
 from tokenloss.formats.mapped import ArrayLocation
-from tokenloss.formats.scores_file import (
-    Format,
-    ScoresFile,
-    choose_scores,
-    stored_parts,
-    with_parts,
-)
+from tokenloss.formats.scores_file import Archive, Format
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import BinaryIO
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -34,13 +27,13 @@ _LOCAL_HEADER = 30  # bytes; the last four are the lengths of the two fields tha
 _PIECE = 1 << 20  # bytes, decompressed at a time: zipfile copies them
 
 
-class _Member(NamedTuple):
-    """An array of an archive."""
+class _Compressed(NamedTuple):
+    """A compressed array of an archive."""
 
     path: str
     name: str
     info: zipfile.ZipInfo
-    place: ArrayLocation  # in the file if it is not compressed, else in the decompressed data
+    place: ArrayLocation  # in the decompressed data
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,15 +41,12 @@ class _Member(NamedTuple):
         return self.place.shape
 
     @property
-    def is_stored(self) -> bool:
-        """Whether the array can be mapped."""
-        return self.info.compress_type == zipfile.ZIP_STORED
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the array."""
+        return self.place.dtype
 
     def blocks(self, most_rows: int) -> Iterator[Array]:
         """Blocks of rows."""
-        if self.is_stored:
-            yield from self.place.blocks(most_rows)
-            return
         *batch, classes = self.place.shape
         rows, row_bytes = math.prod(batch), classes * self.place.dtype.itemsize
         with self._stream() as stream:
@@ -66,8 +56,6 @@ class _Member(NamedTuple):
 
     def load(self) -> Array:
         """The whole array."""
-        if self.is_stored:
-            return self.place.map()
         self.check_size(self.place.n_bytes)
         with self._stream() as stream:
             data = _decompress(stream, self.place.n_bytes)
@@ -87,9 +75,8 @@ class _Member(NamedTuple):
                 yield stream
 
     def check_size(self, n_bytes: int) -> None:
-        """Refuse a compressed array of which `n_bytes` at once would be too much memory."""
-        if not self.is_stored:
-            check_expansion(f"{self.path}: {self.name}", n_bytes, Path(self.path).stat().st_size)
+        """Refuse an array of which `n_bytes` at once would be too much memory."""
+        check_expansion(f"{self.path}: {self.name}", n_bytes, Path(self.path).stat().st_size)
 
 
 def _decompress(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
@@ -103,78 +90,50 @@ def _decompress(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
     return data
 
 
-def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
-    """Open a .npz file of scores, perhaps with their targets, the tokens' text and which rows make a sequence."""
-    with open_regular(path) as file:
-        archive, entries = _opened(path, file)
-        name, kind = choose_scores(path, entries, array, kind)
-        stored = stored_parts(path, entries, name, targets_array)
-        scores, *members = (_member(path, file, archive, one, entries[one]) for one in (name, *stored.values()))
-        parts = dict(zip(stored, members, strict=True))
-    if scores.place.order == "F" and not scores.is_stored and len(scores.shape) > 1:
-        got, fits = "is compressed in Fortran order", "be in C order, or not compressed"
-        raise_error("content", path=f"{path}: {name}", got=got, fits=fits)
-    found = ScoresFile(path, kind, scores.shape, scores.place.dtype, None, None, scores.blocks, names=tuple(entries))
-    scores.check_size(found.row_bytes)
-    return with_parts(found, parts, _Member.load)
+def _open(path: str, given: Sequence[str | None]) -> Archive:
+    """The arrays of a .npz file."""
+    del given
+    with open_regular(path) as file, library_errors(path), zipfile.ZipFile(file) as archive:
+        entries: dict[str, list[zipfile.ZipInfo]] = {}
+        for info in archive.infolist():
+            entries.setdefault(info.filename.removesuffix(".npy"), []).append(info)
+    return Archive(path, entries, lambda name: _member(path, name, entries[name]), _fitted)
 
 
-def array_names(path: str) -> list[str]:
-    """Names of the arrays of a .npz file."""
-    with open_regular(path) as file:
-        return list(_opened(path, file)[1])
+def _fitted(name: str, kind: str, scores: Any, parts: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same arrays, if rows of the scores can be read one after the other."""
+    del kind
+    if isinstance(scores, _Compressed):
+        if scores.place.order == "F" and len(scores.shape) > 1:
+            got, fits = "is compressed in Fortran order", "be in C order, or not compressed"
+            raise_error("content", path=f"{scores.path}: {name}", got=got, fits=fits)
+        scores.check_size(math.prod(scores.shape[-1:]) * scores.dtype.itemsize)
+    return scores, parts
 
 
-def locate(path: str, name: str) -> ArrayLocation:
-    """Location of an array of a .npz file, which must not be compressed."""
-    found = member(path, name)
-    if not found.is_stored:
-        raise_error("content", path=f"{path}: {name}", got="is compressed", fits="be stored as it is, to be mapped")
-    return found.place
-
-
-def member(path: str, name: str) -> _Member:
-    """An array of a .npz file."""
-    with open_regular(path) as file:
-        archive, entries = _opened(path, file)
-        return _member(path, file, archive, name, entries[name])
-
-
-def _opened(path: str, file: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, list[zipfile.ZipInfo]]]:
-    """An archive, and its entries by the name of their array."""
-    with library_errors(path):
-        archive = zipfile.ZipFile(file)
-    entries: dict[str, list[zipfile.ZipInfo]] = {}
-    for info in archive.infolist():
-        entries.setdefault(info.filename.removesuffix(".npy"), []).append(info)
-    return archive, entries
-
-
-def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, name: str, entries: list[zipfile.ZipInfo]) -> _Member:
+def _member(path: str, name: str, entries: list[zipfile.ZipInfo]) -> ArrayLocation | _Compressed:
     """Locate an array of an archive, which must have one entry."""
     if len(entries) > 1:
         raise_error("content", path=path, got=f"holds {name} twice", fits="hold each array once")
     info = entries[0]
-    with library_errors(path, name):
-        with archive.open(info) as stream:
+    with open_regular(path) as file, library_errors(path, name):
+        with zipfile.ZipFile(file) as archive, archive.open(info) as stream:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"it is compressed by method {info.compress_type}, not stored or deflated")
             start = stream.read(npy.MAX_HEADER_BYTES)
         file.seek(info.header_offset + _LOCAL_HEADER - 4)
         begin = info.header_offset + _LOCAL_HEADER + sum(struct.unpack("<2H", file.read(4)))
-    found = stamp(file)
+        found = stamp(file)
     if begin + info.compress_size > found.size:
         got = f"{name} has {info.compress_size} bytes"
         raise_error("file", path=path, byte=begin, got=got, fits="fit in the file")
-    member = _Member(path, name, info, npy.header(path, start, name)._replace(stamp=found))
-    size = info.compress_size if member.is_stored else info.file_size
-    expected = member.place.offset + member.place.n_bytes
+    place = npy.header(path, start, name)._replace(stamp=found)
+    is_stored = info.compress_type == zipfile.ZIP_STORED
+    size, expected = info.compress_size if is_stored else info.file_size, place.offset + place.n_bytes
     if size != expected:
         fits = f"have {expected} by its header"
         raise_error("content", path=f"{path}: {name}", got=f"has {size} bytes", fits=fits)
-    if member.is_stored:
-        member = member._replace(place=member.place._replace(offset=begin + member.place.offset))
-    return member
+    return place._replace(offset=begin + place.offset) if is_stored else _Compressed(path, name, info, place)
 
 
-FORMAT = Format("a .npz file", (".npz",), b"PK", open_scores, array_names, locate)
+FORMAT = Format("a .npz file", (".npz",), b"PK", _open, may_hold_head=True)

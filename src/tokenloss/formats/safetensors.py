@@ -6,7 +6,8 @@ bfloat16 without torch, and its errors do not say where in the file they are.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,17 +16,10 @@ from tokenloss._core.errors import raise_error
 from tokenloss.formats.base import MOST_AXES, Stamp, bfloat16, check_file_size, open_regular, stamp
 from tokenloss.formats.json_text import parsed_json
 from tokenloss.formats.mapped import ArrayLocation
-from tokenloss.formats.scores_file import (
-    HIDDEN_NAMES,
-    INPUT_IDS,
-    Format,
-    ScoresFile,
-    choose_scores,
-    stored_parts,
-    with_parts,
-)
+from tokenloss.formats.scores_file import HIDDEN_NAMES, INPUT_IDS, Archive, Format
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
 _LENGTH = 8  # bytes before the header, which hold its length
@@ -56,6 +50,9 @@ class _Header(NamedTuple):
 
     def place(self, name: str) -> ArrayLocation:
         """Location of an array in the file."""
+        if name not in self.entries:
+            fits = "hold it, as the index of the shards says"
+            raise_error("content", path=self.path, got=f"holds no {name}", fits=fits)
         entry = self.entries[name]
         if entry.dtype != "BF16" and entry.dtype not in _DTYPES:
             raise_error("content", path=self.path, got=f"{name} has dtype {entry.dtype}", fits=f"be {FLOATS}")
@@ -67,47 +64,29 @@ class _Header(NamedTuple):
         return place
 
 
-def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
-    """Open a .safetensors file of scores, perhaps with targets and which rows make a sequence."""
+def _open(path: str, given: Sequence[str | None]) -> Archive:
+    """The arrays of a .safetensors file."""
+    del given
     header = _read_header(path)
-    name, kind = choose_scores(path, header.entries, array, kind)
-    scores = header.place(name)
-    stored = stored_parts(path, header.entries, name, targets_array)
-    stored.pop("tokens", None)  # the format has no text
-    places = {part: header.place(name_of_part) for part, name_of_part in stored.items()}
-    if kind in HIDDEN_NAMES and INPUT_IDS[0] in header.entries:
-        scores, places = _as_sequence(name, scores, places)
-    names = tuple(header.entries)
-    found = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks, names=names)
-    return with_parts(found, places, ArrayLocation.map)
+    is_of_vllm = INPUT_IDS[0] in header.entries
+    return Archive(path, header.entries, header.place, functools.partial(_fitted, is_of_vllm))
 
 
-def array_names(path: str) -> list[str]:
-    """Names of the arrays of a .safetensors file."""
-    return list(_read_header(path).entries)
-
-
-def locate(path: str, name: str) -> ArrayLocation:
-    """Location of an array of a .safetensors file."""
-    header = _read_header(path)
-    if name not in header.entries:
-        raise_error("content", path=path, got=f"holds no {name}", fits="hold it, as the index of the shards says")
-    return header.place(name)
-
-
-def _as_sequence(
-    name: str, scores: ArrayLocation, places: dict[str, ArrayLocation]
-) -> tuple[ArrayLocation, dict[str, ArrayLocation]]:
-    """The hidden states and ids that vLLM writes for a request, as one sequence: (T, layers, D) or (T, D), and (T,)."""
-    ids = places.get("input_ids")
-    if ids is None or len(ids.shape) != 1 or len(scores.shape) not in (2, 3) or scores.shape[0] != ids.shape[0]:
-        return scores, places
-    if len(scores.shape) == 3 and scores.shape[1] != 1:
-        got = f"{name} has shape {scores.shape}, {scores.shape[1]} layers of each token"
+def _fitted(
+    is_of_vllm: bool, name: str, kind: str, scores: ArrayLocation, parts: dict[str, Any]
+) -> tuple[ArrayLocation, dict[str, Any]]:
+    """The same arrays; hidden states and ids that vLLM writes for a request, (T, layers, D) and (T,), as a sequence."""
+    parts.pop("tokens", None)  # the format has no text
+    ids, shape = parts.get("input_ids"), scores.shape
+    is_fit = is_of_vllm and kind in HIDDEN_NAMES and len(shape) in (2, 3)
+    if not is_fit or ids is None or ids.shape != shape[:1]:
+        return scores, parts
+    if len(shape) == 3 and shape[1] != 1:
+        got = f"{name} has shape {shape}, {shape[1]} layers of each token"
         raise_error("content", path=scores.path, got=got, fits="hold the last layer alone, after the final norm")
-    shape = 1, *ids.shape
-    scores = scores._replace(shape=(*shape, scores.shape[-1]))
-    return scores, {**places, "input_ids": ids._replace(shape=shape)}
+    batch = 1, *ids.shape
+    parts["input_ids"] = ids._replace(shape=batch)
+    return scores._replace(shape=(*batch, shape[-1])), parts
 
 
 def _read_header(path: str) -> _Header:
@@ -158,4 +137,4 @@ def _entries(path: str, header: bytes) -> dict[str, _Entry]:
     return entries
 
 
-FORMAT = Format("a .safetensors file", (".safetensors",), b"", open_scores, array_names, locate)
+FORMAT = Format("a .safetensors file", (".safetensors",), b"", _open, may_hold_head=True)

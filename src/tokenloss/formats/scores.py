@@ -19,7 +19,7 @@ from tokenloss.formats import npy
 from tokenloss.formats.lm_head import lm_head_files, open_lm_head
 from tokenloss.formats.paths import check_different, resolved
 from tokenloss.formats.readers import format_of
-from tokenloss.formats.scores_file import HIDDEN_NAMES, FileSpec, HeadSpec, LmHead, ScoresFile
+from tokenloss.formats.scores_file import HIDDEN_NAMES, FileSpec, HeadSpec, LmHead, ScoresFile, read_scores
 from tokenloss.formats.sources import Source, TokenOptions
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Scores(Source):
 def open_file(spec: FileSpec, head: LmHead | None = None) -> ScoresFile:
     """The open file of scores or hidden states; `head` is its head, if already open."""
     kind = spec.given_kind if spec.head is None else HIDDEN_NAMES[0]
-    file = format_of(spec.path).open_scores(spec.path, spec.array, kind, spec.targets_array)
+    file = read_scores(format_of(spec.path), spec.path, spec.array, kind, spec.targets_array)
     if spec.head is not None:
         head = head or open_lm_head(spec.head.spec, file.shape[-1], spec.head.logit_scale, spec.head.softcap)
         if head.weight.shape[1] != file.shape[-1]:

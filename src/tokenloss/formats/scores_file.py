@@ -16,10 +16,9 @@ from tokenloss._core.validation import check_integer
 from tokenloss.formats.base import is_float
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss.formats.mapped import ArrayLocation
 
 HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind
 SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that define which rows make a sequence
@@ -34,19 +33,33 @@ _PIECE = 1 << 20  # code points, checked at a time
 _MAX_CODE_POINT = 0x10FFFF  # of Unicode
 
 
+class Archive(NamedTuple):
+    """The arrays of a file that are not read yet: each has `shape`, `dtype`, `blocks` and `load`.
+
+    `fitted` takes the name of the array of scores, their kind, the array, and the arrays that come with it; it checks
+    and changes these as the format needs.
+    """
+
+    path: str
+    names: Collection[str]  # only "" if the file has one array without a name
+    locate: Callable[[str], Any]
+    fitted: Callable[[str, str, Any, dict[str, Any]], tuple[Any, dict[str, Any]]] | None = None
+
+
 class Format(NamedTuple):
     """A format of files of scores: how its files are recognized and read.
 
     Files begin with `magic`, if it is not empty, and their names end in `suffixes`; without suffixes, only `magic`
-    identifies them. Formats whose arrays can be mapped have `array_names` and `locate`; their files may contain a head.
+    identifies them. `open` takes the path and the names that the user gave; `open_scores` replaces it where files are
+    more than arrays.
     """
 
     words: str  # what a file of it is, for messages
     suffixes: tuple[str, ...]
     magic: bytes
-    open_scores: Callable[[str, str | None, str | None, str | None], ScoresFile]
-    array_names: Callable[[str], list[str]] | None = None
-    locate: Callable[[str, str], ArrayLocation] | None = None
+    open: Callable[[str, Sequence[str | None]], Archive] | None = None
+    may_hold_head: bool = False  # since its arrays can be mapped
+    open_scores: Callable[[str, str | None, str | None, str | None], ScoresFile] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +238,32 @@ class LmHead(NamedTuple):
         return of_weight | transform | {"norm": self.norm}
 
 
-def choose_scores(path: str, names: Collection[str], array: str | None, kind: str | None) -> tuple[str, str]:
+def read_scores(form: Format, path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
+    """The open file of scores of a format, with the arrays that come with them."""
+    if form.open is None:
+        assert form.open_scores is not None
+        return form.open_scores(path, array, kind, targets_array)
+    archive = form.open(path, (array, targets_array))
+    name, stored = "", dict[str, str]()
+    if "" in archive.names:
+        reject_array_name(path, array, targets_array)
+        kind = kind or "logits"
+    else:
+        name, kind = _choose_scores(path, archive.names, array, kind)
+        stored = _stored_parts(path, archive.names, name, targets_array)
+    scores, parts = archive.locate(name), {part: archive.locate(one) for part, one in stored.items()}
+    if archive.fitted is not None:
+        scores, parts = archive.fitted(name, kind, scores, parts)
+    names = tuple(filter(None, archive.names))
+    file = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks, names=names)
+    # the shapes of all are checked before memory of their size is used
+    arrays: dict[str, Any] = {part: one.load() for part, one in parts.items() if _is_of_rows(file, part, one.shape)}
+    if "tokens" in arrays:
+        _check_text(path, arrays["tokens"])
+    return replace(file, **arrays)
+
+
+def _choose_scores(path: str, names: Collection[str], array: str | None, kind: str | None) -> tuple[str, str]:
     """Name and kind of the array of scores, among the names in a file."""
     kinds = KINDS if kind is None else HIDDEN_NAMES if kind in HIDDEN_NAMES else (kind,)
     if array in PARTS:
@@ -256,7 +294,7 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
     return name, kind or (name if name in KINDS else "logits")
 
 
-def stored_parts(path: str, names: Collection[str], scores: str, targets_array: str | None) -> dict[str, str]:
+def _stored_parts(path: str, names: Collection[str], scores: str, targets_array: str | None) -> dict[str, str]:
     """The parts that come with scores of this name, and their names in the file."""
     parts = {part: part for part in (*PARTS, MASK) if part in names}
     for name in TARGETS if targets_array is None else (targets_array,):
@@ -281,14 +319,6 @@ def reject_array_name(path: str, *arrays: str | None) -> None:
     for array in arrays:
         if array is not None:
             raise_error("content", path=path, got="holds one array without a name", fits=f"name {array!r}")
-
-
-def with_parts(scores: ScoresFile, parts: dict[str, Any], load: Callable[[Any], Array]) -> ScoresFile:
-    """The open file with the arrays that come with its scores; `load` reads each of these, which have a shape."""
-    arrays: dict[str, Any] = {part: load(one) for part, one in parts.items() if _is_of_rows(scores, part, one.shape)}
-    if "tokens" in arrays:
-        _check_text(scores.path, arrays["tokens"])
-    return replace(scores, **arrays)
 
 
 def _is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:

@@ -8,7 +8,7 @@ import os
 import stat
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,19 +16,7 @@ from tokenloss._core._core import KINDS
 from tokenloss._core.errors import raise_error
 from tokenloss._core.iteration import iter_row_blocks
 from tokenloss.formats.base import MEMORY_LIMIT, MOST_AXES, check_expansion, is_float, library_errors
-from tokenloss.formats.scores_file import (
-    HIDDEN_NAMES,
-    INPUT_IDS,
-    MASK,
-    PARTS,
-    TARGETS,
-    Format,
-    ScoresFile,
-    choose_scores,
-    reject_array_name,
-    stored_parts,
-    with_parts,
-)
+from tokenloss.formats.scores_file import HIDDEN_NAMES, INPUT_IDS, MASK, PARTS, TARGETS, Archive, Format
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -47,39 +35,59 @@ def is_store(names: Collection[str]) -> bool:
     return any(name in names for name in _METADATA)
 
 
-def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
-    """Open a Zarr array of scores, or a group of it and perhaps targets, the tokens' text, and sequences."""
-    sizes = _sizes(path)
-    arrays = _arrays(path, (array, targets_array), sizes)
-    if "" in arrays:
-        reject_array_name(path, array, targets_array)
-        name, kind = "", kind or "logits"
-    else:
-        name, kind = choose_scores(path, arrays, array, kind)
-    scores = _with_nan_for_missing_chunks(kind, arrays[name])
-    _check(path, name, scores, sizes, whole=False)
+class _Stored(NamedTuple):
+    """An array of a store."""
 
-    def block(index: Any) -> Array:
-        with library_errors(path, f"{name}[{index}]"):
-            rows = np.asarray(scores[index])
+    path: str
+    name: str
+    array: Any
+    sizes: Mapping[str, int]  # of all files of the store
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the array."""
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype
+
+    def blocks(self, most_rows: int) -> Iterator[Array]:
+        """Blocks of rows."""
+        chunks = self.array.chunks
+        chunks_of_a_row = _n_chunks(self.shape[-1:], chunks[-1:]) or 1
+        at_once = max(math.prod(chunks[:-1]), _MAX_CHUNKS // chunks_of_a_row)
+        for index in iter_row_blocks(self.shape[:-1], min(most_rows, at_once), chunks[:-1]):
+            yield self._rows(index)  # not kept in a variable: a file that waits for its next block holds no memory
+
+    def _rows(self, index: Any) -> Array:
+        """The rows of a block."""
+        with library_errors(self.path, f"{self.name}[{index}]"):
+            rows = np.asarray(self.array[index])
         return rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
 
-    def blocks(most_rows: int) -> Iterator[Array]:
-        chunks_of_a_row = _n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1
-        at_once = max(math.prod(scores.chunks[:-1]), _MAX_CHUNKS // chunks_of_a_row)
-        for index in iter_row_blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
-            yield block(index)  # not kept in a variable: a file that waits for its next block holds no memory
+    def load(self) -> Array:
+        """The whole array."""
+        _check(self, whole=True)
+        with library_errors(self.path, self.name):
+            return np.asarray(self.array[...])
 
-    names = tuple(filter(None, arrays))
-    found = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks, names=names)
-    parts = stored_parts(path, arrays, name, targets_array)
 
-    def load(part: Any) -> Array:
-        _check(path, part.basename, part, sizes, whole=True)
-        with library_errors(path, part.basename):
-            return np.asarray(part[...])
+def _open(path: str, given: Sequence[str | None]) -> Archive:
+    """The arrays of a store that may be used."""
+    sizes = _sizes(path)
+    arrays = _arrays(path, given, sizes)
+    return Archive(path, arrays, lambda name: _Stored(path, name, arrays[name], sizes), _fitted)
 
-    return with_parts(found, {part: arrays[stored] for part, stored in parts.items()}, load)
+
+def _fitted(name: str, kind: str, scores: _Stored, parts: dict[str, Any]) -> tuple[_Stored, dict[str, Any]]:
+    """Scores that need no more memory than they may, and the arrays that come with them."""
+    del name
+    scores = scores._replace(array=_with_nan_for_missing_chunks(kind, scores.array))
+    _check(scores, whole=False)
+    return scores, parts
 
 
 def _arrays(path: str, given: Sequence[str | None], sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -144,8 +152,9 @@ def _sizes(path: str) -> dict[str, int]:
     return found
 
 
-def _check(path: str, name: str, array: Any, sizes: Mapping[str, int], *, whole: bool) -> None:
+def _check(stored: _Stored, *, whole: bool) -> None:
     """Refuse an array whose codecs can run code, or that asks for much more memory than its store has bytes."""
+    path, name, array, sizes = stored
     part = f"{path}: {name}" if name else path
     if array.ndim > MOST_AXES:
         raise_error("content", path=part, got=f"has {array.ndim} axes", fits=f"have at most {MOST_AXES}")
@@ -161,8 +170,7 @@ def _check(path: str, name: str, array: Any, sizes: Mapping[str, int], *, whole:
         math.prod(shape) * array.dtype.itemsize, math.prod(chunks) * array.dtype.itemsize, n_chunks * _CHUNK_BYTES
     )
     if held > MEMORY_LIMIT:
-        stored = sum(sizes.values()) if Path(path).is_dir() else Path(path).stat().st_size
-        check_expansion(part, held, stored)
+        check_expansion(part, held, sum(sizes.values()) if Path(path).is_dir() else Path(path).stat().st_size)
     entry = _TOKEN_BYTES if array.dtype.kind in "TO" else array.dtype.itemsize * _OVERHEAD
     with library_errors(path, name):
         own = {key: sizes[key] for key in sizes if key.startswith(f"{array.path}/" if array.path else "")}
@@ -181,4 +189,4 @@ def _n_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
     return math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
 
 
-FORMAT = Format("a Zarr store", (".zip",), b"", open_scores)
+FORMAT = Format("a Zarr store", (".zip",), b"", _open)
