@@ -86,6 +86,11 @@ def raise_error(error: str, **words: object) -> NoReturn:
     raise kind(message)
 
 
+def refuse(path: object, got: str, fits: str) -> NoReturn:
+    """Raise an error about the content of a file or folder: what it has instead of what it must have or do."""
+    raise_error("content", path=path, got=got, fits=fits)
+
+
 def named(name: str, value: Any = None) -> str:
     """Spell an argument as the reader of a message would: ``shift=True`` in Python, ``--shift`` in the command.
 

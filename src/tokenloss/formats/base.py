@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core._core import FLOAT_DTYPES
-from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.errors import contextmanager, raise_error, refuse
 from tokenloss._core.files import exists
 from tokenloss._core.text import printable
 
@@ -32,15 +32,15 @@ def open_regular(path: str) -> BinaryIO:
     if path in ("", "-"):
         got = "is standard input" if path else "names no file"
         fits = "be the path of a file, since files are read more than once: first save the output of the program"
-        raise_error("content", path=path or "''", got=got, fits=fits)
+        refuse(path or "''", got, fits)
     if _ADDRESS.match(path) and not exists(path):
-        raise_error("content", path=path, got="is an address", fits="be a file: download it first")
+        refuse(path, "is an address", "be a file: download it first")
     with library_errors(path):
         file = open(path, "rb", opener=_nonblocking_opener)  # noqa: SIM115 -- it is returned open, and the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         fits = "be one, since files are read more than once: first save the output of the pipe"
-        raise_error("content", path=path, got="is no regular file", fits=fits)
+        refuse(path, "is no regular file", fits)
     return file
 
 
@@ -69,7 +69,7 @@ def check_stamp(path: str, file: BinaryIO, expected: Stamp) -> None:
     now = stamp(file)
     check_file_size(path, now.size, expected.size)
     if now != expected:
-        raise_error("content", path=path, got="changed after it was opened", fits="stay as it is while it is read")
+        refuse(path, "changed after it was opened", "stay as it is while it is read")
 
 
 def check_file_size(path: str, size: int, expected: int) -> None:
@@ -85,8 +85,7 @@ def check_expansion(path: str, held: int, stored: int) -> None:
     """Refuse data that need much more memory at once than the bytes of their file or store."""
     factor = _MAX_EXPANSION if held <= _LARGE else _MAX_LARGE_EXPANSION
     if held > max(MEMORY_LIMIT, stored * factor):
-        fits = f"be at most {factor} times the {stored} of the file"
-        raise_error("content", path=path, got=f"takes {held} bytes at once by its header", fits=fits)
+        refuse(path, f"takes {held} bytes at once by its header", f"be at most {factor} times the {stored} of the file")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.arguments import as_paths, refuse_content
-from tokenloss._core.errors import named, raise_error, worded
+from tokenloss._core.errors import named, raise_error, refuse, worded
 from tokenloss.formats import npy
 from tokenloss.formats.base import is_float
 from tokenloss.formats.logprobs import are_logprobs, end_in_zeros, open_logprobs
@@ -69,8 +69,7 @@ def content_of(paths: Sequence[str], kind: str | None = None) -> Content:
         raise_error("empty", name="paths", fits="a path, or paths")
     for path, content in zip(found, contents, strict=True):
         if content is not contents[0]:
-            fits = f"hold {contents[0].name}, as {found[0]} does"
-            raise_error("content", path=path, got=f"holds {content.name}", fits=fits)
+            refuse(path, f"holds {content.name}", f"hold {contents[0].name}, as {found[0]} does")
     if contents[0].open is open_scores and kind is None:
         for path in found:
             _refuse_unnamed_logprobs(path, found[0])
@@ -115,13 +114,13 @@ def _refuse_unnamed_logprobs(path: str, first: str) -> None:
     fits = f"{of_tokens}, if it holds log-probabilities of tokens, or come with {named('kind', ...)}"
     if len(place.shape) == 1:
         fits += "; class ids are integers: save them with .astype(int)" * (path != first)
-        raise_error("content", path=path, got="holds one number for each token, and no classes", fits=fits)
+        refuse(path, "holds one number for each token, and no classes", fits)
     if len(place.shape) == 2 and place.shape[1] and _seem_padded(place):
         got = (
             "has no number above 0, and its rows end in nan or in zeros, as log-probabilities of tokens with padding do"
         )
         fits += ", if it holds scores of all classes"
-        raise_error("content", path=path, got=got, fits=fits)
+        refuse(path, got, fits)
 
 
 def _seem_padded(place: ArrayLocation) -> bool:

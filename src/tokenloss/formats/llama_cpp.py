@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tokenloss._core.dtypes import FLOATS
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, refuse
 from tokenloss._core.files import replacing
 from tokenloss._core.validation import check_integer
 from tokenloss._scores.softmax import logsumexp
@@ -58,7 +58,7 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
     """Open a file of logits of llama.cpp: log-probabilities, and the targets that they predict."""
     reject_array_name(path, array, targets_array)
     if kind not in (None, "log_probs"):
-        raise_error("content", path=path, got="holds log_probs of llama.cpp", fits=f"hold {kind} to be read as such")
+        refuse(path, "holds log_probs of llama.cpp", f"hold {kind} to be read as such")
     with open_regular(path) as file:
         start, found = file.read(_HEADER.size), stamp(file)
     if len(start) < _HEADER.size:

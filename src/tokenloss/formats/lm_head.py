@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.dtypes import FLOATS
-from tokenloss._core.errors import named, raise_error
+from tokenloss._core.errors import named, raise_error, refuse
 from tokenloss.formats import safetensors
 from tokenloss.formats.base import is_float, open_regular
 from tokenloss.formats.json_text import read_object
@@ -70,17 +70,15 @@ class _Model(NamedTuple):
         """Location of an array."""
         file = self.files.get(name)
         if file is None:
-            raise_error("content", path=self.path, got=f"holds no {name}", fits="hold it, to be the head")
+            refuse(self.path, f"holds no {name}", "hold it, to be the head")
         # no name in an index is used as a path
         if self.path.endswith(_INDEX):
             if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-                fits = "name a .safetensors file beside it"
-                raise_error("content", path=self.path, got=f"names {file!r} for {name}", fits=fits)
+                refuse(self.path, f"names {file!r} for {name}", "name a .safetensors file beside it")
             file = str(Path(self.path).with_name(file))
         found = _OPENERS[Path(file).suffix.lower()](file, ()).locate(name)
         if not isinstance(found, ArrayLocation):
-            fits = "be stored as it is, to be mapped"
-            raise_error("content", path=f"{file}: {name}", got="is compressed", fits=fits)
+            refuse(f"{file}: {name}", "is compressed", "be stored as it is, to be mapped")
         return found
 
 
@@ -109,11 +107,11 @@ def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softca
         part = np.array(model.locate(one).load())
         if part.shape not in ((len(weight),), (1, len(weight))) or not is_float(part.dtype):
             got = f"{one} is {part.dtype} of shape {part.shape}"
-            raise_error("content", path=place.path, got=got, fits=f"be {FLOATS} of shape {weight.shape[:1]}")
+            refuse(place.path, got, f"be {FLOATS} of shape {weight.shape[:1]}")
         bias = part.reshape(-1) if bias is None else bias + part.reshape(-1)
     if bias is not None and transform.is_of_hidden:
         fits = f"scale logits instead: come with {named('logit_scale', ...)}"
-        raise_error("content", path=place.path, got=f"has {biases[0]}, and hidden states are scaled", fits=fits)
+        refuse(place.path, f"has {biases[0]}, and hidden states are scaled", fits)
     norm, weights = _norm(model, depth)
     files = [place.path, *(model.locate(one).path for one in (*biases, norm) if one is not None)]
     return LmHead(place.path, name or None, weight, bias, *transform[:3], norm, weights, tuple(dict.fromkeys(files)))
@@ -123,10 +121,10 @@ def _oriented(place: ArrayLocation, name: str, depth: int) -> Array:
     """The mapped weight (V, D); it is transposed if it is stored as (D, V)."""
     shape = place.shape
     if not is_float(place.dtype):
-        raise_error("content", path=place.path, got=f"{name} has dtype {place.dtype}", fits=f"be {FLOATS}")
+        refuse(place.path, f"{name} has dtype {place.dtype}", f"be {FLOATS}")
     if len(shape) != 2 or (shape[0] == depth) == (shape[1] == depth):
         fits = f"have shape (V, {depth}) or ({depth}, V), V not {depth}, to fit hidden states of {depth} features"
-        raise_error("content", path=place.path, got=f"{name} has shape {shape}", fits=fits)
+        refuse(place.path, f"{name} has shape {shape}", fits)
     weight = place.load()
     return weight if shape[1] == depth else weight.T
 
@@ -147,7 +145,7 @@ def _model(spec: str) -> _Model:
         opener = _OPENERS.get(Path(path).suffix.lower())
         if opener is None:
             open_regular(path).close()  # which refuses what is not there
-            raise_error("content", path=path, got="is no file of a head", fits=f"be {HEAD_FILES}")
+            refuse(path, "is no file of a head", f"be {HEAD_FILES}")
         files = dict.fromkeys(opener(path, ()).names, path)
         if "" in files:
             reject_array_name(path, name)
@@ -161,8 +159,7 @@ def _in_directory(path: str) -> str:
     """The index of the shards in the directory of a model, or else its only file."""
     found = list(Path(path).glob(f"*{_INDEX}")) or list(Path(path).glob("*.safetensors"))
     if len(found) != 1:
-        got = f"holds {len(found)} indices of shards or .safetensors files"
-        raise_error("content", path=path, got=got, fits="hold one, or come as a file")
+        refuse(path, f"holds {len(found)} indices of shards or .safetensors files", "hold one, or come as a file")
     return str(found[0])
 
 
@@ -195,7 +192,7 @@ def _weight_name(model: _Model) -> str:
         if reason is None:
             return embedding
         got = f"holds no head but the embedding {embedding}, and {reason}"
-    return raise_error("content", path=model.path, got=got, fits=fits)
+    return refuse(model.path, got, fits)
 
 
 def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
@@ -217,8 +214,7 @@ def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
     elif is_tied and others and not any(_are_alike(model, name, other) for other in others):
         got = f"holds {name} and another {others[0]}, which the model ties"
     if got is not None:
-        fits = "hold the head as the model uses it, or come as FILE:NAME"
-        raise_error("content", path=model.path, got=got, fits=fits)
+        refuse(model.path, got, "hold the head as the model uses it, or come as FILE:NAME")
 
 
 def _norm(model: _Model, depth: int) -> tuple[str | None, tuple[Array, ...]]:

@@ -11,7 +11,7 @@ import numpy as np
 from tokenloss._core._core import KINDS, is_log_prob
 from tokenloss._core.arguments import as_paths
 from tokenloss._core.dtypes import FLOATS, as_float_array, without_bfloat16
-from tokenloss._core.errors import named, raise_error
+from tokenloss._core.errors import named, raise_error, refuse
 from tokenloss._core.validation import check_log_probs
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy, npz
@@ -126,11 +126,9 @@ def read_array(source: Logprobs) -> tuple[Float64Array, BoolArray | None]:
     if source.mask is not None:
         marks = _located(archive, source.mask).load()
         if marks.shape != values.shape:
-            got, fits = f"{source.mask} has shape {marks.shape}", f"have {values.shape}, as {name}"
-            raise_error("content", path=source.path, got=got, fits=fits)
+            refuse(source.path, f"{source.mask} has shape {marks.shape}", f"have {values.shape}, as {name}")
         if not np.isin(marks, (0, 1)).all():
-            got = f"{source.mask} has numbers other than 0 and 1"
-            raise_error("content", path=source.path, got=got, fits="be a mask")
+            refuse(source.path, f"{source.mask} has numbers other than 0 and 1", "be a mask")
         mask = marks == 1
         values[~mask] = np.nan
     check_log_probs(label, values, True)
@@ -166,7 +164,7 @@ def refuse_padding(source: Logprobs) -> NoReturn:
     """Raise an error that zeros may be padding, which would count as tokens."""
     got = "its rows end in zeros, as those of padding do, which would count as tokens"
     fits = f"hold nan there, or come with {named('mask', 'NAME')}"
-    raise_error("content", path=source.path, got=got, fits=fits)
+    refuse(source.path, got, fits)
 
 
 def _rows_of_array(source: Logprobs, values: Float64Array) -> Iterable[Float64Array]:
@@ -177,7 +175,7 @@ def _rows_of_array(source: Logprobs, values: Float64Array) -> Iterable[Float64Ar
     values = values.reshape(-1)
     for i in np.flatnonzero((ids < 0) & ~np.isnan(values))[:1].tolist():
         got = f"token {i} of {source.path} has a log-probability, and the number {ids[i]}"
-        raise_error("content", path=source.token_options.segment_ids[0], got=got, fits="give it that of a sequence")
+        refuse(source.token_options.segment_ids[0], got, "give it that of a sequence")
     order = np.argsort(ids, kind="stable")[np.count_nonzero(ids < 0) :]
     return np.split(values[order], np.flatnonzero(np.diff(ids[order])) + 1)
 
@@ -186,16 +184,14 @@ def _archive(path: str) -> Archive:
     """The arrays of a file."""
     form = format_of(path)
     if form not in (npy.FORMAT, npz.FORMAT) or form.open is None:
-        fits = "be a .npy or .npz file, or lines of JSON (.jsonl)"
-        raise_error("content", path=path, got=f"is {form.words}", fits=fits)
+        refuse(path, f"is {form.words}", "be a .npy or .npz file, or lines of JSON (.jsonl)")
     return form.open(path, ())
 
 
 def _located(archive: Archive, name: str | None) -> Any:
     """An array of a file that is not read yet."""
     if name is not None and name not in archive.names:
-        got = f"holds {', '.join(archive.names) or 'nothing'}"
-        raise_error("content", path=archive.path, got=got, fits=f"hold {name!r}")
+        refuse(archive.path, f"holds {', '.join(archive.names) or 'nothing'}", f"hold {name!r}")
     return archive.locate(name or "")
 
 
@@ -210,13 +206,13 @@ def _checked_names(path: str, array: str | None, mask: str | None) -> tuple[str 
         if len(held) != 1:
             got = " and ".join(held) or ", ".join(names) or "nothing"
             fits = f"hold one of {', '.join(FIELDS)}, or come with the name of its array: {named('array', ...)}"
-            raise_error("content", path=path, got=f"holds {got}", fits=fits)
+            refuse(path, f"holds {got}", fits)
         array = held[0]
     place = _located(archive, array)
     if not place.shape:
-        raise_error("content", path=path, got="holds a single number", fits="hold one for each token")
+        refuse(path, "holds a single number", "hold one for each token")
     if not is_float(place.dtype):
-        raise_error("content", path=path, got=f"{array or _NAME} has dtype {place.dtype}", fits=f"be {FLOATS}")
+        refuse(path, f"{array or _NAME} has dtype {place.dtype}", f"be {FLOATS}")
     usual = FIELDS.get(array or "")
     if mask is not None:
         _located(archive, mask)

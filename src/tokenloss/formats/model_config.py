@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.errors import named, raise_error
+from tokenloss._core.errors import named, refuse
 from tokenloss.formats.json_text import read_object
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class ModelConfig:
         sizes = [size for key in ("vocab_size", "decoder_vocab_size") for size in self._values(key)]
         if sizes and n not in sizes:
             got = f"{name} has {n} classes, and {_NAME} vocab_size {sizes[-1]}"
-            raise_error("content", path=path, got=got, fits="have as many, or come as FILE:NAME")
+            refuse(path, got, "have as many, or come as FILE:NAME")
 
     def transform(self, logit_scale: float | None, softcap: float | None) -> Transform:
         """The transform of the logits; a scale or a cap that is given, 0 for no cap, replaces that of the config."""
@@ -182,7 +182,7 @@ class ModelConfig:
     def _refuse(self, key: str, got: str) -> NoReturn:
         """Refuse a key, and name the option that replaces it."""
         fits = f"{named('softcap', 'X')}, 0 for none" if "cap" in key else f"{named('logit_scale', 'X')}, 1 for none"
-        raise_error("content", path=self.path, got=f"{key} {got}", fits=f"come with {fits}")
+        refuse(self.path, f"{key} {got}", f"come with {fits}")
 
 
 def read_config(path: str) -> ModelConfig:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import refuse
 from tokenloss.formats.base import bfloat16, check_file_size, library_errors, open_regular, stamp
 from tokenloss.formats.mapped import ArrayLocation
 from tokenloss.formats.scores_file import Archive, Format
@@ -31,7 +31,7 @@ def locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
     with open_regular(path) as file:
         start, found = file.read(MAX_HEADER_BYTES), stamp(file)
     if is_targets and not start.startswith(MAGIC):
-        raise_error("content", path=path, got="is no .npy file", fits="be one")
+        refuse(path, "is no .npy file", "be one")
     place = header(path, start)
     check_file_size(path, found.size, place.offset + place.n_bytes)
     return place._replace(stamp=found)

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.errors import contextmanager, raise_error, refuse
 from tokenloss.formats import npy
 from tokenloss.formats.base import check_expansion, check_stamp, library_errors, open_regular, stamp
 from tokenloss.formats.mapped import ArrayLocation
@@ -105,8 +105,7 @@ def _fitted(name: str, kind: str, scores: Any, parts: dict[str, Any]) -> tuple[A
     del kind
     if isinstance(scores, _Compressed):
         if scores.place.order == "F" and len(scores.shape) > 1:
-            got, fits = "is compressed in Fortran order", "be in C order, or not compressed"
-            raise_error("content", path=f"{scores.path}: {name}", got=got, fits=fits)
+            refuse(f"{scores.path}: {name}", "is compressed in Fortran order", "be in C order, or not compressed")
         scores.check_size(math.prod(scores.shape[-1:]) * scores.dtype.itemsize)
     return scores, parts
 
@@ -114,7 +113,7 @@ def _fitted(name: str, kind: str, scores: Any, parts: dict[str, Any]) -> tuple[A
 def _member(path: str, name: str, entries: list[zipfile.ZipInfo]) -> ArrayLocation | _Compressed:
     """Locate an array of an archive, which must have one entry."""
     if len(entries) > 1:
-        raise_error("content", path=path, got=f"holds {name} twice", fits="hold each array once")
+        refuse(path, f"holds {name} twice", "hold each array once")
     info = entries[0]
     with open_regular(path) as file, library_errors(path, name):
         with zipfile.ZipFile(file) as archive, archive.open(info) as stream:
@@ -131,8 +130,7 @@ def _member(path: str, name: str, entries: list[zipfile.ZipInfo]) -> ArrayLocati
     is_stored = info.compress_type == zipfile.ZIP_STORED
     size, expected = info.compress_size if is_stored else info.file_size, place.offset + place.n_bytes
     if size != expected:
-        fits = f"have {expected} by its header"
-        raise_error("content", path=f"{path}: {name}", got=f"has {size} bytes", fits=fits)
+        refuse(f"{path}: {name}", f"has {size} bytes", f"have {expected} by its header")
     return place._replace(offset=begin + place.offset) if is_stored else _Compressed(path, name, info, place)
 
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import refuse
 from tokenloss._core.files import identity
 from tokenloss._core.text import printable
 from tokenloss.formats.readers import is_scores
@@ -32,7 +32,7 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
                 got, fits = "is a directory without files of scores or of responses", "hold some, or files of samples"
                 if not any(Path(pattern).iterdir()):
                     got, fits = "is empty", "hold files of scores, of responses or of samples"
-                raise_error("content", path=pattern, got=got, fits=fits)
+                refuse(pattern, got, fits)
         if not matches:
             raise ValueError(printable(f"{pattern}: matches no file"))
         paths += matches
@@ -50,8 +50,7 @@ def check_different(paths: Sequence[str]) -> None:
     for path in paths:
         first = seen.get(identity(path))
         if first is not None:
-            got = "is given twice" if first == path else f"is given twice, as {first}, too"
-            raise_error("content", path=path, got=got, fits="be given once")
+            refuse(path, "is given twice" if first == path else f"is given twice, as {first}, too", "be given once")
         seen[identity(path)] = path
 
 
@@ -66,7 +65,7 @@ def check_order(paths: Sequence[str], targets: Sequence[str], shift: bool | None
     if shift or (targets and not all(misplaced)):
         for path, following in itertools.chain(*misplaced):
             fits = "come after it; with the pattern in quotes, files are in the order of their numbers"
-            raise_error("content", path=path, got=f"comes before {following}", fits=fits)
+            refuse(path, f"comes before {following}", fits)
 
 
 def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenloss._core.errors import raise_error, worded
+from tokenloss._core.errors import refuse, worded
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
 from tokenloss.formats.base import library_errors, open_regular
 from tokenloss.formats.records import are_records
@@ -68,17 +68,14 @@ def format_of(path: str) -> Format:
     if by_suffix is None and start.startswith(_PICKLE):
         _refuse_pickle(path)
     if by_suffix is None and are_records(path):
-        fits = "hold scores or hidden states" + worded("; formats.open_responses reads responses", "")
-        raise_error("content", path=path, got="is JSON", fits=fits)
+        refuse(path, "is JSON", "hold scores or hidden states" + worded("; formats.open_responses reads responses", ""))
     if by_suffix is None and start and _JSON.match(start):
-        got, fits = "is JSON by its first bytes", "have a name that ends in .json or .jsonl, if it holds responses"
-        raise_error("content", path=path, got=got, fits=fits)
+        refuse(path, "is JSON by its first bytes", "have a name that ends in .json or .jsonl, if it holds responses")
     if by_suffix is None and Path(path).suffix.lower() in _TABLES:
         fits = "be saved as .npz: np.savez('scores.npz', logits=logits, targets=targets)"
-        raise_error("content", path=path, got="is a table or a file of another program", fits=fits)
+        refuse(path, "is a table or a file of another program", fits)
     if by_suffix is None:
-        fits = f"be {FILES}; or one of responses (.json, .jsonl)"
-        raise_error("content", path=path, got="is no file of scores", fits=fits)
+        refuse(path, "is no file of scores", f"be {FILES}; or one of responses (.json, .jsonl)")
     return by_suffix
 
 
@@ -86,4 +83,4 @@ def _refuse_pickle(path: str) -> NoReturn:
     """Raise that a file is no data, but a program that makes them."""
     fits = "be saved by numpy.save, or by numpy.savez or safetensors.torch.save_file with arrays named logits and "
     fits += "targets, or logprobs (of tokens)"
-    raise_error("content", path=path, got="is a pickle, as torch.save writes", fits=fits)
+    refuse(path, "is a pickle, as torch.save writes", fits)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, refuse
 from tokenloss._core.text import printable
 from tokenloss.formats.base import library_errors, open_regular, stamp
 from tokenloss.formats.json_text import LargeJsonError, TextPlace, parsed_json
@@ -170,7 +170,7 @@ def read_records(path: str) -> Iterator[Record]:
             is_empty = False
             yield Record(place.line, element)
     if is_empty:
-        raise_error("content", path=path, got="holds no record", fits="hold JSON objects")
+        refuse(path, "holds no record", "hold JSON objects")
 
 
 def are_records(path: str) -> bool:
@@ -245,7 +245,7 @@ def _chunks(path: str) -> Iterator[bytes]:
             with library_errors(path, f"line {line}"):
                 chunk = stream.read1(_CHUNK)
             if stamp(file) != before:
-                raise_error("content", path=path, got="changed while it was read", fits="stay as it is")
+                refuse(path, "changed while it was read", "stay as it is")
 
 
 def _with_line_feeds(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.dtypes import FLOATS
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, refuse
 from tokenloss.formats.base import MOST_AXES, Stamp, bfloat16, check_file_size, open_regular, stamp
 from tokenloss.formats.json_text import parsed_json
 from tokenloss.formats.mapped import ArrayLocation
@@ -51,11 +51,10 @@ class _Header(NamedTuple):
     def place(self, name: str) -> ArrayLocation:
         """Location of an array in the file."""
         if name not in self.entries:
-            fits = "hold it, as the index of the shards says"
-            raise_error("content", path=self.path, got=f"holds no {name}", fits=fits)
+            refuse(self.path, f"holds no {name}", "hold it, as the index of the shards says")
         entry = self.entries[name]
         if entry.dtype != "BF16" and entry.dtype not in _DTYPES:
-            raise_error("content", path=self.path, got=f"{name} has dtype {entry.dtype}", fits=f"be {FLOATS}")
+            refuse(self.path, f"{name} has dtype {entry.dtype}", f"be {FLOATS}")
         dtype = bfloat16(self.path).newbyteorder("<") if entry.dtype == "BF16" else np.dtype(_DTYPES[entry.dtype])
         place = ArrayLocation(self.path, self.start + entry.begin, dtype, entry.shape, stamp=self.stamp)
         if place.n_bytes != entry.end - entry.begin:
@@ -83,7 +82,7 @@ def _fitted(
         return scores, parts
     if len(shape) == 3 and shape[1] != 1:
         got = f"{name} has shape {shape}, {shape[1]} layers of each token"
-        raise_error("content", path=scores.path, got=got, fits="hold the last layer alone, after the final norm")
+        refuse(scores.path, got, "hold the last layer alone, after the final norm")
     batch = 1, *ids.shape
     parts["input_ids"] = ids._replace(shape=batch)
     return scores._replace(shape=(*batch, shape[-1])), parts

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.arguments import as_path, refuse_given
-from tokenloss._core.errors import named, raise_error, worded
+from tokenloss._core.errors import named, raise_error, refuse, worded
 from tokenloss._core.files import exists, files_of
 from tokenloss._core.text import count_of
 from tokenloss.formats.paths import resolved
@@ -156,12 +156,10 @@ def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ())
         got = (
             "does not exist" if not exists(path) else "is empty" if not files_of(path) else "is no folder with samples"
         )
-        raise_error(
-            "content", path=path, got=got, fits="be a folder of files such as samples_TASK.jsonl, or such a file"
-        )
+        refuse(path, got, "be a folder of files such as samples_TASK.jsonl, or such a file")
     refuse_given({"run": runs}, "left out where files are given, not folders")
     if not are_records(path) or not is_samples(path):
-        raise_error("content", path=path, got="holds no samples of lm-evaluation-harness", fits="hold some (.jsonl)")
+        refuse(path, "holds no samples of lm-evaluation-harness", "hold some (.jsonl)")
     return Samples((path,), {"run": ()}, tasks={"": path})
 
 
@@ -170,7 +168,7 @@ def _of_folder(path: str, runs: tuple[str, ...]) -> Samples:
     folders = _folders(path)
     if len(folders) > 1:
         got = f"holds folders of several models: {', '.join(folder.name for folder in folders)}"
-        raise_error("content", path=path, got=got, fits="be the folder of one")
+        refuse(path, got, "be the folder of one")
     files = [*_dated(folders[0])]
     starts = tuple(run.replace(":", "-") for run in runs) or ("",)
     chosen = [file for file in files if file.date.startswith(starts)]
@@ -184,8 +182,7 @@ def _of_folder(path: str, runs: tuple[str, ...]) -> Samples:
     if not tasks:
         dates = dict.fromkeys(file.date for file in files if file.kind == "samples")
         ways = (f"with {named('run', date)}" if date else f"without {named('run')}" for date in dates)
-        fits = f"be read {' or '.join(ways)}"
-        raise_error("content", path=path, got=f"holds no run of {' or '.join(runs)}", fits=fits)
+        refuse(path, f"holds no run of {' or '.join(runs)}", f"be read {' or '.join(ways)}")
     newest = {task: str(tasks[task][-1].path) for task in sorted(tasks)}
     return Samples((path,), {"run": runs}, tasks=newest, groups=groups, note=_note(path, tasks))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
-from tokenloss._core.errors import named, raise_error
+from tokenloss._core.errors import named, raise_error, refuse
 from tokenloss._core.text import title
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss.formats import npy
@@ -160,7 +160,7 @@ def open_file(spec: FileSpec, head: LmHead | None = None) -> ScoresFile:
         head = head or open_lm_head(spec.head.spec, file.shape[-1], spec.head.logit_scale, spec.head.softcap)
         if head.weight.shape[1] != file.shape[-1]:
             got, fits = f"holds hidden states of {file.shape[-1]} features", f"fit the head of {head.weight.shape[1]}"
-            raise_error("content", path=spec.path, got=got, fits=fits)
+            refuse(spec.path, got, fits)
         file = dataclasses.replace(file, shape=(*file.shape[:-1], len(head.weight)), lm_head=head)
         if spec.kind and spec.head_figures != head.figures():
             _refuse_changed(spec.head.spec)
@@ -178,7 +178,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
 
 def _refuse_changed(path: str) -> NoReturn:
     """Raise an error that a file has changed."""
-    raise_error("content", path=path, got="changed after it was opened", fits="stay as it is while it is read")
+    refuse(path, "changed after it was opened", "stay as it is while it is read")
 
 
 def _opened(paths: Sequence[str], asked: FileSpec) -> tuple[FileSpec, ...]:
@@ -202,7 +202,7 @@ def _opened(paths: Sequence[str], asked: FileSpec) -> tuple[FileSpec, ...]:
         if specs and (spec.kind, spec.classes) != (specs[0].kind, specs[0].classes):
             got = f"holds {spec.kind} of {spec.classes} classes"
             fits = f"hold {specs[0].kind} of {specs[0].classes}, as {specs[0].path} does"
-            raise_error("content", path=path, got=got, fits=fits)
+            refuse(path, got, fits)
         specs.append(spec)
     return tuple(specs)
 
@@ -446,12 +446,12 @@ def _is_file_of_class_ids(path: str, scores_path: str, asked: FileSpec) -> bool:
     if scores.targets is not None:
         if is_integer and array.shape == batch:
             got = f"holds {array.dtype} as targets do, and {scores_path} holds targets"
-            raise_error("content", path=path, got=got, fits=f"come with {named('targets', ...)} to replace them")
+            refuse(path, got, f"come with {named('targets', ...)} to replace them")
         return False
     if array.dtype.kind in "iub" and array.shape == scores.shape:
         got = f"holds {array.dtype} of the shape of {scores.kind}"
-        raise_error("content", path=path, got=got, fits=f"come with {named('targets', ...)} to be distributions")
+        refuse(path, got, f"come with {named('targets', ...)} to be distributions")
     if array.dtype.kind == "f" and array.shape == batch:
         got = f"holds {array.dtype} of the shape of targets"
-        raise_error("content", path=path, got=got, fits="hold integers, to be class ids: save it with .astype(int)")
+        refuse(path, got, "hold integers, to be class ids: save it with .astype(int)")
     return is_integer

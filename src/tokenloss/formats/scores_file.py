@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenloss._core._core import KINDS
 from tokenloss._core.dtypes import FLOATS
-from tokenloss._core.errors import named, raise_error, worded
+from tokenloss._core.errors import named, raise_error, refuse, worded
 from tokenloss._core.validation import check_integer
 from tokenloss.formats.base import is_float
 
@@ -127,12 +127,11 @@ class ScoresFile:
     def __post_init__(self) -> None:
         """Refuse arrays that cannot be scores."""
         if not is_float(self.dtype):
-            raise_error("content", path=self.path, got=f"{self.kind} has dtype {self.dtype}", fits=f"be {FLOATS}")
+            refuse(self.path, f"{self.kind} has dtype {self.dtype}", f"be {FLOATS}")
         if not self.shape:
-            raise_error("content", path=self.path, got=f"{self.kind} is a scalar", fits="have a class axis")
+            refuse(self.path, f"{self.kind} is a scalar", "have a class axis")
         if not self.shape[-1] and self.rows > _MAX_EMPTY_ROWS:
-            got = f"{self.kind} has {self.rows} rows without classes"
-            raise_error("content", path=self.path, got=got, fits="have classes")
+            refuse(self.path, f"{self.kind} has {self.rows} rows without classes", "have classes")
 
     @property
     def rows(self) -> int:
@@ -274,12 +273,11 @@ def _choose_scores(path: str, names: Collection[str], array: str | None, kind: s
     held = [name for name in HIDDEN_NAMES if name in names]
     if kind is array is None and held and not fitting:
         of_model = worded("be opened by open_hidden_states, with {}", "come with {}: --lm-head FILE")
-        fits = of_model.format("its model's projection onto the vocabulary")
-        raise_error("content", path=path, got=f"holds {held[0]} and no scores", fits=fits)
+        refuse(path, f"holds {held[0]} and no scores", of_model.format("its model's projection onto the vocabulary"))
     weight = next((name for name in names if name.endswith(_WEIGHTS)), None)
     if array is None and weight is not None and not fitting:
         got, fits = f"holds a model's weights, such as {weight}", "hold what the model predicts: store its logits first"
-        raise_error("content", path=path, got=got, fits=fits)
+        refuse(path, got, fits)
     if len(fitting) != 1:
         fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds) if array is None else repr(array)
         if array is None and kind is None and not fitting and any("top_" in name or "topk" in name for name in names):
@@ -289,7 +287,7 @@ def _choose_scores(path: str, names: Collection[str], array: str | None, kind: s
             of_scores = worded("array=", "--hidden") if kind in HIDDEN_NAMES else of_scores
             fits += f", or come with the name of its array: {of_scores}; "
             fits += f"{named('targets_array', ...)} names targets"
-        raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {fits}")
+        refuse(path, f"holds {', '.join(names) or 'nothing'}", f"hold {fits}")
     name = fitting[0]
     return name, kind or (name if name in KINDS else "logits")
 
@@ -303,12 +301,11 @@ def _stored_parts(path: str, names: Collection[str], scores: str, targets_array:
             break
     else:
         if targets_array is not None:
-            got, fits = f"holds {', '.join(names)}", f"hold the targets {targets_array!r} beside {scores}"
-            raise_error("content", path=path, got=got, fits=fits)
+            refuse(path, f"holds {', '.join(names)}", f"hold the targets {targets_array!r} beside {scores}")
     if "targets" not in parts:
         held = [name for name in INPUT_IDS if name in names]
         if len(held) > 1:
-            raise_error("content", path=path, got=f"holds {' and '.join(held)}", fits="hold one of them")
+            refuse(path, f"holds {' and '.join(held)}", "hold one of them")
         if held:
             parts["input_ids"] = held[0]
     return parts
@@ -318,7 +315,7 @@ def reject_array_name(path: str, *arrays: str | None) -> None:
     """Refuse the name of an array for a file without names."""
     for array in arrays:
         if array is not None:
-            raise_error("content", path=path, got="holds one array without a name", fits=f"name {array!r}")
+            refuse(path, "holds one array without a name", f"name {array!r}")
 
 
 def _is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
@@ -345,22 +342,21 @@ def _is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
             fits += (
                 f"; or save the classes last, if axis 1 of {scores.kind} holds them: np.moveaxis({scores.kind}, 1, -1)"
             )
-        raise_error("content", path=scores.path, got=got, fits=fits)
+        refuse(scores.path, got, fits)
     return True
 
 
 def _check_text(path: str, tokens: Array) -> None:
     """Refuse what is no text, and code points beyond Unicode: NumPy makes strings of them that Python cannot have."""
     if tokens.dtype.kind not in "UT":
-        raise_error("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
+        refuse(path, f"tokens has dtype {tokens.dtype}", "be text")
     if tokens.dtype.kind == "T":
         return
     codes = tokens.reshape(-1, order="A").view(np.dtype(np.uint32).newbyteorder(tokens.dtype.byteorder))
     for start in range(0, codes.size, _PIECE):
         largest = int(codes[start : start + _PIECE].max())
         if largest > _MAX_CODE_POINT:
-            got, fits = f"tokens has the code point {largest:#x}", f"have none above {_MAX_CODE_POINT:#x}"
-            raise_error("content", path=path, got=got, fits=fits)
+            refuse(path, f"tokens has the code point {largest:#x}", f"have none above {_MAX_CODE_POINT:#x}")
 
 
 def checked_mask(file: ScoresFile) -> Array:
@@ -369,5 +365,5 @@ def checked_mask(file: ScoresFile) -> Array:
     wrong = ~(mask >= 0)
     if wrong.any():
         got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is {mask[wrong][0]}"
-        raise_error("content", path=file.path, got=got, fits="be 0 of padding and positive of tokens")
+        refuse(file.path, got, "be 0 of padding and positive of tokens")
     return mask

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core._core import KINDS
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, refuse
 from tokenloss._core.iteration import iter_row_blocks
 from tokenloss.formats.base import MEMORY_LIMIT, MOST_AXES, check_expansion, is_float, library_errors
 from tokenloss.formats.scores_file import HIDDEN_NAMES, INPUT_IDS, MASK, PARTS, TARGETS, Archive, Format
@@ -98,7 +98,7 @@ def _arrays(path: str, given: Sequence[str | None], sizes: Mapping[str, int]) ->
         raise_error("missing", name=path, got="zarr")
     is_directory = Path(path).is_dir()
     if is_directory and not is_store([name for name in _METADATA if (Path(path) / name).exists()]):
-        raise_error("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
+        refuse(path, "is a directory without metadata of Zarr", "be a Zarr store")
     with library_errors(path):
         _check_sizes({key: sizes[key] for key in sizes if key.endswith(_METADATA)}, MEMORY_LIMIT)
         stores = zarr.storage
@@ -157,14 +157,14 @@ def _check(stored: _Stored, *, whole: bool) -> None:
     path, name, array, sizes = stored
     part = f"{path}: {name}" if name else path
     if array.ndim > MOST_AXES:
-        raise_error("content", path=part, got=f"has {array.ndim} axes", fits=f"have at most {MOST_AXES}")
+        refuse(part, f"has {array.ndim} axes", f"have at most {MOST_AXES}")
     with library_errors(path, name):
         codecs = [getattr(codec, "codec_id", None) for codec in (*array.filters, *array.compressors)]
     if "pickle" in codecs:
-        raise_error("content", path=part, got="holds Python objects", fits="be numbers or text: pickles can run code")
+        refuse(part, "holds Python objects", "be numbers or text: pickles can run code")
     shape, chunks = array.shape if whole else array.shape[-1:], array.shards or array.chunks
     if 0 in chunks:
-        raise_error("content", path=part, got=f"has chunks of shape {chunks}", fits="have chunks that are not empty")
+        refuse(part, f"has chunks of shape {chunks}", "have chunks that are not empty")
     n_chunks = _n_chunks(shape, array.chunks[-len(shape) :] if shape else ())
     held = max(
         math.prod(shape) * array.dtype.itemsize, math.prod(chunks) * array.dtype.itemsize, n_chunks * _CHUNK_BYTES

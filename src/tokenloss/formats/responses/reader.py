@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tokenloss._core.arguments import as_paths, check_choice
-from tokenloss._core.errors import named, raise_error
+from tokenloss._core.errors import named, raise_error, refuse
 from tokenloss.formats.paths import check_different, resolved
 from tokenloss.formats.records import Place
 from tokenloss.formats.responses.columns import columns, join, n_uncovered_bytes
@@ -281,7 +281,7 @@ def refuse_without_number(path: str, part: str) -> NoReturn:
     got = "holds no log-probability"
     if part == "prompt":
         got += " of a prompt, of whose first token no server gives any"
-    raise_error("content", path=path, got=got, fits=f"hold some ({part})")
+    refuse(path, got, f"hold some ({part})")
 
 
 _ORDER = ("prompt", "all", "generated")
@@ -405,5 +405,5 @@ def _part(paths: Sequence[str], ahead: Sequence[tuple[Literal["prompt", "generat
         if part != shown[0][1]:
             got = f"has log-probabilities of the part {part!r}, but {shown[0][0]} of {shown[0][1]!r}"
             fits = f"have those, or be scored apart; or all come with {named('part', 'generated')}"
-            raise_error("content", path=path, got=got, fits=fits)
+            refuse(path, got, fits)
     return shown[0][1] if shown else "generated"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.arguments import as_path
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import refuse
 from tokenloss.formats.base import library_errors, open_regular
 from tokenloss.formats.json_text import parsed_json, read_object
 from tokenloss.formats.tokenizers import hugging_face, sentence_piece
@@ -102,7 +102,7 @@ def open_tokenizer(path: str | os.PathLike[str], argument: str = "tokenizer") ->
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, f"{error.strerror}; {_SAVE}", name) from error
     if len(data) > _MOST_BYTES:
-        raise_error("content", path=name, got=f"has more than {_MOST_BYTES >> 20} MB", fits="be a tokenizer's own file")
+        refuse(name, f"has more than {_MOST_BYTES >> 20} MB", "be a tokenizer's own file")
     with library_errors(name):
         said = _vocabulary(name, data)
         ids = said.pieces.keys() | said.special | said.unknown
@@ -125,12 +125,10 @@ def _in_folder(folder: str) -> str:
     for pattern in _NAMES:
         found = sorted(Path(folder).glob(pattern))
         if len(found) > 1:
-            got = f"holds {len(found)} files {pattern}"
-            raise_error("content", path=folder, got=got, fits="hold one, or come as a file")
+            refuse(folder, f"holds {len(found)} files {pattern}", "hold one, or come as a file")
         if found:
             return str(found[0])
-    fits = f"hold one: {', '.join(_NAMES)}"
-    return raise_error("content", path=folder, got="holds no file of a tokenizer", fits=fits)
+    return refuse(folder, "holds no file of a tokenizer", f"hold one: {', '.join(_NAMES)}")
 
 
 def _vocabulary(path: str, data: bytes) -> Vocabulary:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -159,5 +159,5 @@ class Tokenizer:
             i = int(unknown[0])
             got = f"has no bytes for id {int(ids[i])}, {name}[{start + i}], the mark of unknown text or no token"
             fits = "have bytes for all ids but those below 0, which are left out"
-            raise_error("content", path=self.path, got=got, fits=fits)
+            refuse(self.path, got, fits)
         return ids
