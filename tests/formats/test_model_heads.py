@@ -14,7 +14,7 @@ from commands import assert_refused
 import tokenloss
 from tokenloss import compare_files, evaluate
 from tokenloss._evaluation import rows as shard_rows
-from tokenloss.formats import model_config, open_hidden_states
+from tokenloss.formats import lm_head, open_hidden_states
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 V, D = 61, 32
@@ -134,15 +134,15 @@ def test_config_keys_are_those_that_transformers_needs():
     """Where a key is missing, transformers takes its default: a config must have it if that changes logits."""
     transformers = pytest.importorskip("transformers")
     types = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    known = {(key, kind) for key, kind in model_config._EFFECTS if kind in types}
+    known = {(key, kind) for key, kind in lm_head._EFFECTS if kind in types}
     assert len(known) > 10
     for key, kind in known:
         config = types[kind]()  # may have attributes that are not saved
-        parts = [getattr(config, name, None) for name in model_config._TEXT_CONFIGS]
+        parts = [getattr(config, name, None) for name in lm_head._TEXT_CONFIGS]
         defaults = {getattr(part, key, None) for part in (config, *parts)} - {None}
         is_neutral = all(default == (0 if "cap" in key else 1) for default in defaults)
-        if model_config._EFFECTS[key, kind] != "nothing":
-            assert ((key, kind) in model_config._NEEDED) != is_neutral, (key, kind)
+        if lm_head._EFFECTS[key, kind] != "nothing":
+            assert ((key, kind) in lm_head._NEEDED) != is_neutral, (key, kind)
 
 
 # -- folders of models that are made by hand ---------------------------------------------------------------------------

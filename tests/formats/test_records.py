@@ -15,7 +15,7 @@ from files import held_at_most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokenloss.formats import json_text, records
+from tokenloss.formats import records
 from tokenloss.formats.records import read_records
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
@@ -380,7 +380,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_memory_of_values_is_bounded(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(json_text, "_MEMORY_LIMIT", 8 << 20)
+    monkeypatch.setattr(records, "_MEMORY_LIMIT", 8 << 20)
     unit, n, n_read = HOSTILE[kind], 1 << 16, 0
     is_refused = False
     while not is_refused:
@@ -395,7 +395,7 @@ def test_memory_of_values_is_bounded(kind, tmp_path, monkeypatch):
 
 
 def test_wide_characters_count_for_each_byte_of_a_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_text, "_MEMORY_LIMIT", 32 << 20)
+    monkeypatch.setattr(records, "_MEMORY_LIMIT", 32 << 20)
     for last, is_read in (("x", True), ("\N{GRINNING FACE}", False)):
         path = save(tmp_path, f'{{"a": "{"x" * (5 << 20)}{last}"}}', "a.jsonl")
         with held_at_most(32 << 20):

@@ -20,7 +20,7 @@ from tokenloss._evaluation.pairs import compare_lists, compare_losses
 from tokenloss._evaluation.run import Settings, opened
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss.formats.content import as_source
-from tokenloss.formats.paths import check_different
+from tokenloss.formats.readers import check_different
 from tokenloss.formats.scores import Scores
 from tokenloss.formats.sources import DEFAULT, LEVELS, Source, require
 from tokenloss.formats.tokenizers import open_tokenizer

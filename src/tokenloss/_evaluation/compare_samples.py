@@ -14,7 +14,7 @@ from tokenloss._core.advice import advice
 from tokenloss._core.arguments import as_paths
 from tokenloss._core.errors import raise_error, warn
 from tokenloss._evaluation.compare_files import candidates, hints_of
-from tokenloss.formats.paths import check_different
+from tokenloss.formats.readers import check_different
 from tokenloss.formats.samples import Samples, open_samples, read_samples
 from tokenloss.formats.sources import Source
 

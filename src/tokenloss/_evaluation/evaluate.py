@@ -25,7 +25,7 @@ from tokenloss._evaluation.token_bytes import with_text, with_token_bytes
 from tokenloss._statistics.sequences import check_lengths
 from tokenloss.formats.content import as_source
 from tokenloss.formats.logprobs import Logprobs
-from tokenloss.formats.paths import check_different
+from tokenloss.formats.readers import check_different
 from tokenloss.formats.responses import Responses, each_file
 from tokenloss.formats.scores import Scores
 from tokenloss.formats.sources import Blocks, require

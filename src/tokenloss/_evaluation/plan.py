@@ -23,7 +23,7 @@ from tokenloss._evaluation.shards import (
 )
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy
-from tokenloss.formats.paths import by_number, check_order
+from tokenloss.formats.readers import by_number, check_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

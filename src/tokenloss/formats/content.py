@@ -14,8 +14,7 @@ from tokenloss._core.errors import named, raise_error, refuse, worded
 from tokenloss.formats import npy
 from tokenloss.formats.base import is_float
 from tokenloss.formats.logprobs import are_logprobs, end_in_zeros, open_logprobs
-from tokenloss.formats.paths import resolved
-from tokenloss.formats.readers import format_of
+from tokenloss.formats.readers import format_of, resolved
 from tokenloss.formats.records import are_records
 from tokenloss.formats.responses import open_responses
 from tokenloss.formats.samples import is_samples, is_samples_folder, open_samples

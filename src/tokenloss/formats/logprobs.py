@@ -16,8 +16,7 @@ from tokenloss._core.validation import check_log_probs
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy, npz
 from tokenloss.formats.base import is_float
-from tokenloss.formats.paths import resolved
-from tokenloss.formats.readers import format_of
+from tokenloss.formats.readers import format_of, resolved
 from tokenloss.formats.records import Place, are_records, check_count, check_list, is_stream, read_records
 from tokenloss.formats.responses import Response, response_of
 from tokenloss.formats.scores_file import Archive, reject_array_name

@@ -14,8 +14,8 @@ import numpy as np
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error, refuse
 from tokenloss.formats.base import MOST_AXES, Stamp, bfloat16, check_file_size, open_regular, stamp
-from tokenloss.formats.json_text import parsed_json
 from tokenloss.formats.mapped import ArrayLocation
+from tokenloss.formats.records import parsed_json
 from tokenloss.formats.scores_file import HIDDEN_NAMES, INPUT_IDS, Archive, Format
 
 if TYPE_CHECKING:

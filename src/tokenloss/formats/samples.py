@@ -14,8 +14,7 @@ from tokenloss._core.arguments import as_path, refuse_given
 from tokenloss._core.errors import named, raise_error, refuse, worded
 from tokenloss._core.files import exists, files_of
 from tokenloss._core.text import count_of
-from tokenloss.formats.paths import resolved
-from tokenloss.formats.readers import is_scores
+from tokenloss.formats.readers import is_scores, resolved
 from tokenloss.formats.records import Place, are_records, is_stream, read_records
 from tokenloss.formats.sources import Source
 

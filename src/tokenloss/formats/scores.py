@@ -17,8 +17,7 @@ from tokenloss._core.text import title
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss.formats import npy
 from tokenloss.formats.lm_head import lm_head_files, open_lm_head
-from tokenloss.formats.paths import check_different, resolved
-from tokenloss.formats.readers import format_of
+from tokenloss.formats.readers import check_different, format_of, resolved
 from tokenloss.formats.scores_file import HIDDEN_NAMES, FileSpec, HeadSpec, LmHead, ScoresFile, read_scores
 from tokenloss.formats.sources import Source, TokenOptions
 

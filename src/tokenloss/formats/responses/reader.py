@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenloss._core.arguments import as_paths, check_choice
 from tokenloss._core.errors import named, raise_error, refuse
-from tokenloss.formats.paths import check_different, resolved
+from tokenloss.formats.readers import check_different, resolved
 from tokenloss.formats.records import Place
 from tokenloss.formats.responses.columns import columns, join, n_uncovered_bytes
 from tokenloss.formats.responses.dialects import failure, proves_own_first, read

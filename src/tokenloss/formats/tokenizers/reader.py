@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 from tokenloss._core.arguments import as_path
 from tokenloss._core.errors import refuse
 from tokenloss.formats.base import library_errors, open_regular
-from tokenloss.formats.json_text import parsed_json, read_object
-from tokenloss.formats.tokenizers import hugging_face, sentence_piece
-from tokenloss.formats.tokenizers.token_text import BYTES, UTF8_BYTES, from_byte_level
-from tokenloss.formats.tokenizers.tokenizer import Tokenizer, Vocabulary
+from tokenloss.formats.records import parsed_json, read_object
+from tokenloss.formats.tokenizers import hugging_face
+from tokenloss.formats.tokenizers.token_text import BYTE_TOKEN, BYTES, UTF8_BYTES, from_byte_level
+from tokenloss.formats.tokenizers.tokenizer import Tokenizer, Vocabulary, check_spaces
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tokenloss._core.types import IntArray
+    from tokenloss.formats.tokenizers.tokenizer import _Prefix
 
 _MOST_BYTES = 256 << 20  # of a file
 _MOST_IDS = 1 << 21
@@ -150,7 +153,7 @@ def _vocabulary(path: str, data: bytes) -> Vocabulary:
         kind = str(_config(path).get("tokenizer_class"))
         if Path(path).name in _SHIFTED or kind.startswith(_SHIFTING):
             raise ValueError("the ids of its model are not those that it has here; give the tokenizer.json beside it")
-        vocabulary = sentence_piece.read(data)
+        vocabulary = _read_sentence_piece(data)
     added = {token["id"]: token for token in _added(path)}
     special = {i for i, token in added.items() if token.get("special")} - vocabulary.unknown
     pieces = {i: token["content"].encode() for i, token in added.items()} | vocabulary.pieces
@@ -205,3 +208,74 @@ def _read_gpt2(vocab: dict[str, int], path: str) -> Vocabulary:
     made.update(letter + end for letter in BYTES)
     pieces = {i: from_byte_level(piece.removesuffix(end)) for piece, i in vocab.items() if piece in made}
     return Vocabulary(pieces, frozenset(vocab.values()) - pieces.keys(), drops_spaces=bool(end))
+
+
+# The `tokenizer.model` of SentencePiece: a message of protobuf that holds the pieces
+
+# numbers of fields in sentencepiece_model.proto
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
+_PIECE, _TYPE = 1, 3
+_UNKNOWN, _CONTROL, _BYTE = 2, 3, 6  # types of pieces; the others, normal 1, user-defined 4 and unused 5, are text
+_SPACE_IS_SUFFIX = 24  # of the trainer
+_ADDS_SPACE, _ESCAPES_SPACES = 3, 5  # of the normalizer
+_UNLIKE = "it is no file of a tokenizer that is known, or a damaged one of SentencePiece"
+_WIDTHS = {1: 8, 5: 4}  # bytes of a number by its wire type
+
+
+def _read_sentence_piece(data: bytes) -> Vocabulary:
+    """What a model says; ValueError if it is no message."""
+    parts: dict[int, list[dict[int, int | bytes]]] = {_PIECES: [], _TRAINER: [], _NORMALIZER: []}
+    for number, value in _fields(data):
+        if number in parts and isinstance(value, bytes):
+            parts[number].append(dict(_fields(value)))
+    names = [text.decode() for piece in parts[_PIECES] if isinstance(text := piece.get(_PIECE), bytes)]
+    types = [piece.get(_TYPE, 1) for piece in parts[_PIECES]]
+    trainer, normalizer = ({key: v for part in parts[i] for key, v in part.items()} for i in (_TRAINER, _NORMALIZER))
+    if not names:
+        raise ValueError(f"{_UNLIKE}, which has pieces")
+    if trainer.get(_SPACE_IS_SUFFIX, 0):
+        raise ValueError("it has treat_whitespace_as_suffix, so that white space ends words")
+    escapes = bool(normalizer.get(_ESCAPES_SPACES, 1))
+    if escapes and _BYTE in types:
+        check_spaces(names)
+    pieces = {}
+    for i, (name, kind) in enumerate(zip(names, types, strict=True)):
+        byte = BYTE_TOKEN.fullmatch(name) if kind == _BYTE else None
+        pieces[i] = bytes.fromhex(byte[1]) if byte else (name.replace("▁", " ") if escapes else name).encode()
+    never = (_CONTROL, _UNKNOWN) if types.count(_BYTE) == 256 else (_CONTROL,)  # with all bytes, nothing is unknown
+    special = frozenset(i for i, kind in enumerate(types) if kind in never)
+    unknown = frozenset(i for i, kind in enumerate(types) if kind == _UNKNOWN) - special
+    prefix: _Prefix = "always" if normalizer.get(_ADDS_SPACE, 1) else "never"
+    # it writes no control piece for a text: after one, another text begins
+    return Vocabulary(pieces, special, unknown, prefix, restarts=special)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message, each a number and its value."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        wire = key & 7
+        if wire == 0:
+            value: int | bytes
+            value, at = _varint(data, at)
+        else:
+            size, at = _varint(data, at) if wire == 2 else (_WIDTHS.get(wire, len(data)), at)
+            value = data[at : at + size]
+            if len(value) < size:
+                raise ValueError(f"{_UNLIKE}: it ends inside a field")
+            at += size
+        yield key >> 3, value
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number in groups of seven bits, and where it ends."""
+    value = 0
+    for shift in range(0, 64, 7):
+        if at >= len(data):
+            break
+        value |= (data[at] & 127) << shift
+        at += 1
+        if data[at - 1] < 128:
+            return value, at
+    raise ValueError(f"{_UNLIKE}: it ends inside a number")
