@@ -230,7 +230,7 @@ def test_repr_is_a_line_of_attributes(result):
     for name, shown in figures:
         value = getattr(result, name)
         shown, _, error = shown.partition(" ± ")
-        if isinstance(value, str | list | np.ndarray):
+        if isinstance(value, str | list | dict | np.ndarray):
             continue
         assert float(shown) == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True)
         if error:

@@ -156,7 +156,7 @@ def test_options_and_parameters_have_the_same_names_and_defaults(argv, functions
                 value = options[name]
                 seen.add(name)
                 assert parameter.default in (value, parameter.empty) or not (value or parameter.default), name
-    gates = {name for one in results for name in inspect.signature(one.check).parameters} - {"self", "noise"}
+    gates = {name for one in results for name in one.GATES} | {"confidence"}
     assert gates <= options.keys()
     # arrays of hidden states and of a base have options of their own; top_k is a parameter of `sinks.TokenTable`
     twins = {f"base_{name}" for name in ("array", "kind", "hidden", "lm_head")} | {"hidden", "logprobs"}

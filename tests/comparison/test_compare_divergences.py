@@ -29,22 +29,22 @@ def test_divergences_of_a_comparison_have_the_figures_that_kl_has(rng):
     plain = compare(base, logits, targets, segment_ids=segment_ids)
     kept, each = found.kept, kl_divergence(base, logits, divergences=FURTHER, reduction="none")
     for name in FURTHER:
-        column = getattr(found, name)
+        column = found.token_divergences[name]
         assert_same_bits(column, np.where(kept, getattr(each, name), np.nan))
         values, n = np.where(kept, column, 0).sum(-1), kept.sum(-1)
         mean = values.sum() / n.sum()
         stderr = math.sqrt(6 / 5 * ((values - mean * n) ** 2).sum()) / n.sum()
-        assert getattr(found, f"mean_{name}") == pytest.approx(mean, rel=1e-14)
-        assert getattr(found, f"mean_{name}_stderr") == pytest.approx(stderr, rel=1e-12)
-        quantiles = getattr(found, f"{name}_quantiles")
+        assert found.divergences[name] == pytest.approx(mean, rel=1e-14)
+        assert found.divergences[name].stderr == pytest.approx(stderr, rel=1e-12)
+        quantiles = found.divergence_quantiles[name]
         assert quantiles.keys() == found.kl_quantiles.keys()
         np.testing.assert_allclose([*quantiles.values()], np.quantile(column[kept], [*quantiles]), rtol=1e-13)
         table = found.by(targets % 3)
         for group, mean in zip(table["group"], table[name], strict=True):
             assert mean == pytest.approx(column[kept & (targets % 3 == group)].mean(), rel=1e-12)
         assert found.sequences[name][0] == pytest.approx(column[0].mean(), rel=1e-12)
-        assert getattr(plain, name) is None
-        assert getattr(plain, f"mean_{name}") is None
+        with fails(KeyError, name, "there are none"):
+            plain.divergences[name]
         assert name in found.columns()
         assert name not in plain.columns()
     more = {key for name in FURTHER for key in (f"mean_{name}", f"mean_{name}_stderr", f"{name}_quantiles")}
@@ -64,15 +64,15 @@ def test_divergences_of_a_meter_are_those_of_all_blocks_together(rng):
     meters[0].merge(meters[1])
     found = meters[0].results()
     for name in ("tv", "js"):
-        assert_same_bits(getattr(found["q"], name), getattr(whole, name))
-        assert not getattr(found["same"], name)[found["same"].kept].any()
+        assert_same_bits(found["q"].token_divergences[name], whole.token_divergences[name])
+        assert not found["same"].token_divergences[name][found["same"].kept].any()
     assert "mean_tv" in found.to_dict()["candidates"][0]
     assert found.difference("same", "q")["figure"].tolist() == ["kl", "loss", "same_top", "js", "tv"]
-    assert found.columns()["mean_tv"].tolist() == [0.0, whole.mean_tv]
+    assert found.columns()["mean_tv"].tolist() == [0.0, whole.divergences["tv"]]
     with fails(ValueError, "divergences of other", "('js', 'tv')"):
         meters[0].merge(ComparisonMeter(divergences=("tv",)))
     assert meters[0] != ComparisonMeter(divergences=("tv",))
-    assert ComparisonMeter(divergences="tv").result().tv.size == 0
+    assert ComparisonMeter(divergences="tv").result().token_divergences["tv"].size == 0
 
 
 def test_divergences_of_files_are_those_of_arrays_also_from_a_state(tmp_path):
@@ -86,15 +86,18 @@ def test_divergences_of_files_are_those_of_arrays_also_from_a_state(tmp_path):
         again = compare_files(*paths, divergences=["hellinger", "kl", "tv"], noise=twin, state=state)
         assert again == found
     expected = many.comparison("q4", divergences=("tv", "hellinger"))
-    assert_same_bits(found["q4"].tv, expected.tv)
-    assert found["q4"].mean_hellinger_stderr == expected.mean_hellinger_stderr
+    assert_same_bits(found["q4"].token_divergences["tv"], expected.token_divergences["tv"])
+    assert found["q4"].divergences["hellinger"].stderr == expected.divergences["hellinger"].stderr
+    assert "divergences=['tv', 'hellinger']" in repr(found["q4"])
+    with fails(KeyError, "'js'", "there are ['tv', 'hellinger']"):
+        found["q4"].divergences["js"]
     tokens = tables[0].columns()
-    assert_same_bits(tokens["tv"][tokens["name"] == "q4"], expected.tv)
+    assert_same_bits(tokens["tv"][tokens["name"] == "q4"], expected.token_divergences["tv"])
     assert [*tokens][-2:] == ["tv", "hellinger"]
     sequences = tables[1].columns()
     np.testing.assert_allclose(sequences["tv"][sequences["name"] == "q4"], expected.sequences["tv"])
     multiples = next(row for row in found.to_dict()["candidates"] if row["name"] == "q4")["noise_multiples"]
-    assert multiples["mean_tv"] == expected.mean_tv / found["q8"].mean_tv
+    assert multiples["mean_tv"] == expected.divergences["tv"] / found["q8"].divergences["tv"]
     with fails(ValueError, str(state), "was written with divergences ['tv', 'hellinger']"):
         compare_files(*paths, noise=twin, state=state)
 
@@ -105,7 +108,7 @@ def test_divergences_are_on_the_page_of_a_comparison(tmp_path):
     write_comparison_page(tmp_path / "page.html", {"q4": found}, many.targets)
     text = (tmp_path / "page.html").read_text("utf-8")
     assert "mean total variation" in text
-    assert f"{found.mean_tv:.4g}" in text
+    assert f"{found.divergences['tv']:.4g}" in text
 
 
 def test_divergences_are_printed_by_the_command(tmp_path, command):
@@ -114,7 +117,7 @@ def test_divergences_are_printed_by_the_command(tmp_path, command):
     status, printed, _ = command(*many.argv("q4"), "--divergences", "tv,js", "--divergences=hellinger")
     assert status == 0
     expected = many.comparison("q4", divergences=("tv",))
-    assert f"Mean    total variation  {expected.mean_tv:10.6f}" in printed
+    assert f"Mean    total variation  {expected.divergences['tv']:10.6f}" in printed
     assert "Median  Hellinger" in printed
     assert "reverse" not in printed
     printed = command(*many.argv(), "--divergences", "reverse_kl", "--json")[1]

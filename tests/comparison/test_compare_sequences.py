@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from arrays import OnDevice, assert_same_bits, fails
+from reference import statistic
 
 from tokenloss import ComparisonMeter, LossMeter, compare, log_softmax, sequence_losses
 
@@ -50,7 +51,7 @@ def assert_same_but_for_errors(actual, expected):
                 "by_confidence", "signature"]  # fmt: skip
     assert repr(figures(actual, *left_out)) == repr(figures(expected, *left_out))
     for name in ARRAYS:
-        assert_same_bits(getattr(actual, name), getattr(expected, name), name)
+        assert_same_bits(statistic(actual, name), statistic(expected, name), name)
 
 
 def per_token(found):
@@ -86,7 +87,7 @@ def assert_errors_of_the_oracle(found, ids):
     ids = np.broadcast_to(ids, found.kept.shape)[found.kept]
     for name, (values, factor) in per_token(found).items():
         expected = factor * clustered(values, ids)
-        assert getattr(found, name) == pytest.approx(expected, rel=1e-13, abs=1e-18), name
+        assert statistic(found, name) == pytest.approx(expected, rel=1e-13, abs=1e-18), name
 
 
 # figures
@@ -99,9 +100,9 @@ def test_segment_ids_by_hand():
     # differences of loss, in ln 2: 1, 0, 0 of sequence 5, and -1 of sequence 2; their mean is 0
     assert (found.count, found.n_sequences, found.is_clustered) == (4, 2, True)
     assert found.log_perplexity_ratio == pytest.approx(0, abs=1e-16)
-    assert found.log_perplexity_ratio_stderr == pytest.approx(math.sqrt(2 * 2) / 4 * math.log(2))
+    assert found.log_perplexity_ratio.stderr == pytest.approx(math.sqrt(2 * 2) / 4 * math.log(2))
     # losses 2, 1, 1 and 1: less their mean 5/4, sums of 1/4 and -1/4
-    assert found.perplexity_stderr == pytest.approx(found.perplexity * math.sqrt(2 * 2 / 16) / 4 * math.log(2))
+    assert found.perplexity.stderr == pytest.approx(found.perplexity * math.sqrt(2 * 2 / 16) / 4 * math.log(2))
     assert list(found.sequences) == COLUMNS
     expected = [[2, 5], [1, 3], [1, 4 / 3], [2, 1], [-1, 1 / 3]]
     for name, column, unit in zip(COLUMNS, expected, [1, 1] + 3 * [math.log(2)], strict=False):
@@ -150,10 +151,10 @@ def test_errors_agree_with_loss_meter(rng):
     base, logits, targets, ids = models(rng)
     found = compare(base, logits, targets, segment_ids=ids)
     for losses, stderr, perplexity in (
-        (found.nll, found.perplexity_stderr, found.perplexity),
-        (found.base_nll, found.base_perplexity_stderr, found.base_perplexity),
-        (found.nll - found.base_nll, found.log_perplexity_ratio_stderr, 1.0),
-        (found.kl, found.mean_kl_stderr, 1.0),
+        (found.nll, found.perplexity.stderr, found.perplexity),
+        (found.base_nll, found.base_perplexity.stderr, found.base_perplexity),
+        (found.nll - found.base_nll, found.log_perplexity_ratio.stderr, 1.0),
+        (found.kl, found.mean_kl.stderr, 1.0),
     ):
         meter = LossMeter()
         meter.update(sequence_losses(losses, segment_ids=ids))
@@ -166,7 +167,7 @@ def test_errors_agree_with_statsmodels(rng):
     found = compare(base, logits, targets, segment_ids=ids)
     for name, (values, factor) in per_token(found).items():
         fit = regression.OLS(values, np.ones(500)).fit(cov_type="cluster", cov_kwds={"groups": ids})
-        assert getattr(found, name) == pytest.approx(factor * fit.bse[0], rel=1e-12), name
+        assert statistic(found, name) == pytest.approx(factor * fit.bse[0], rel=1e-12), name
 
 
 # the same bits
@@ -247,7 +248,7 @@ def test_one_sequence_falls_back_to_tokens(rng):
     # the other sequences are masked
     found = compare(base, logits, targets, segment_ids=ids, where=ids == 2)
     assert (found.n_sequences, found.is_clustered) == (1, False)
-    assert found.mean_kl_stderr == compare(base, logits, targets, where=ids == 2).mean_kl_stderr
+    assert found.mean_kl.stderr == compare(base, logits, targets, where=ids == 2).mean_kl.stderr
     # with a token beside it, there are two groups
     found = compare(base, logits, targets, segment_ids=np.where(np.arange(60) < 59, 3, -1))
     assert (found.n_sequences, found.is_clustered) == (1, True)
@@ -261,7 +262,7 @@ def test_positions_that_are_sequences_of_their_own_are_independent(definitions, 
         found = compare(base, logits, targets, segment_ids=ids, definitions=definitions)
         assert found.is_clustered
         for name in ERRORS:
-            assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-15), name
+            assert statistic(found, name) == pytest.approx(statistic(expected, name), rel=1e-15), name
 
 
 def test_segment_ids_that_are_all_negative(rng):
@@ -283,7 +284,7 @@ def test_segment_ids_without_included_positions(shape):
 def test_segment_ids_of_a_single_row():
     found = compare(np.log([0.5, 0.5]), np.log([0.25, 0.75]), 1, segment_ids=8)
     assert (found.n_sequences, found.is_clustered, found.sequences["sequence"].tolist()) == (1, False, [8])
-    assert math.isnan(found.mean_kl_stderr)
+    assert math.isnan(found.mean_kl.stderr)
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
@@ -296,7 +297,7 @@ def test_losses_that_are_nan_or_inf(value):
     for name in ERRORS:
         of_base = name in ("base_perplexity_stderr", "same_top_stderr", "finite_mean_kl_stderr")
         of_base |= name.endswith("delta_p_stderr") and not math.isnan(value)
-        assert math.isfinite(getattr(found, name)) == of_base, name
+        assert math.isfinite(statistic(found, name)) == of_base, name
     for name in ("loss", "loss_difference", "kl"):
         assert np.isfinite(found.sequences[name]).tolist() == [True, False], name
     assert np.isfinite(found.sequences["base_loss"]).all()

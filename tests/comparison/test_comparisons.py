@@ -312,7 +312,7 @@ def test_a_difference_is_that_of_a_comparison_of_both(tmp_path):
     direct = tokenloss.compare(many.logits["q8"], many.logits["q4"], many.targets, segment_ids=many.sequences)
     table = found.difference("q8", "q4")
     assert table["difference"][1] == direct.log_perplexity_ratio
-    assert table["stderr"][1] == direct.log_perplexity_ratio_stderr
+    assert table["stderr"][1] == direct.log_perplexity_ratio.stderr
 
 
 def test_differences_without_sequences_or_targets():

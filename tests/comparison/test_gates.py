@@ -60,12 +60,12 @@ def documents(rng):
 def test_intervals_have_the_confidence(documents, confidence):
     t = stats.t.ppf((1 + confidence) / 2, 29)  # documents are equally long
     found = {one.gate: one for one in documents.check(**LIMITS, confidence=confidence).gates}
-    factor = math.exp(t * documents.mean_kl_stderr / documents.mean_kl)
+    factor = math.exp(t * documents.mean_kl.stderr / documents.mean_kl)
     assert found["max_kl"].interval == pytest.approx((documents.mean_kl / factor, documents.mean_kl * factor))
-    radius = t * documents.log_perplexity_ratio_stderr
+    radius = t * documents.log_perplexity_ratio.stderr
     expected = [math.exp(documents.log_perplexity_ratio + sign * radius) for sign in (-1, 1)]
     assert found["max_perplexity_ratio"].interval == pytest.approx(expected)
-    share, error = documents.same_top, documents.same_top_stderr
+    share, error = documents.same_top, documents.same_top.stderr
     n = share * (1 - share) / error**2 * (stats.t.ppf((1 + confidence) / 2, 599) / t) ** 2  # Korn and Graubard
     n, tail = min(n, 600 * (stats.t.ppf((1 + confidence) / 2, 599) / t) ** 2), (1 - confidence) / 2
     expected = stats.beta.ppf(tail, share * n, n - share * n + 1), stats.beta.isf(tail, share * n + 1, n - share * n)
@@ -80,7 +80,7 @@ def test_intervals_have_the_confidence(documents, confidence):
 
 
 def test_intervals_of_95_percent_are_those_of_the_comparison(documents):
-    intervals = documents.kl_quantile_intervals
+    intervals = {at: one.interval for at, one in documents.kl_quantiles.items() if 0 < at < 1}
     verdicts = documents.check(max_kl_quantile=dict.fromkeys(intervals, 1)).gates
     for verdict, (fraction, interval) in zip(verdicts, intervals.items(), strict=True):
         assert verdict.gate == f"max_kl_quantile {fraction:g}"
@@ -124,7 +124,7 @@ def test_gates_of_all_tokens_alike_allow_for_a_kind_of_text_that_is_not_among_th
     base = rng.normal(size=(12, 50, 5))
     targets = np.zeros((12, 50), int)
     same = compare(base, 0.9 * base, targets, segment_ids=np.arange(12)[:, None])
-    assert (same.same_top, same.same_top_stderr) == (1.0, 0.0)
+    assert (same.same_top, same.same_top.stderr) == (1.0, 0.0)
     verdict = only(same.check(min_same_top=0.97))
     assert verdict.interval == pytest.approx((least(12), 1.0))
     assert (verdict.verdict, verdict.n_more) == ("cannot tell", 48)

@@ -8,13 +8,14 @@ import clients
 import numpy as np
 import pytest
 from commands import assert_refused, raising
+from reference import statistic
 from rendered import Documents, batch, chat, vllm
 
 import tokenloss
 from tokenloss import compare_files, kl_divergence, log_softmax
 from tokenloss._comparison import responses as response_comparison
+from tokenloss._core.rounding import Rounding
 from tokenloss._evaluation import plan
-from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats import open_hidden_states, open_responses, open_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*identical to base")  # small files of equal values
@@ -65,7 +66,7 @@ def assert_as_logits(found, documents, ks, base="base", other="other"):
     assert (found.count, found.n_sequences, found.is_clustered) == (exact.count, exact.n_sequences, True)
     for name in ("perplexity", "base_perplexity", "log_perplexity_ratio", "perplexity_difference", "mean_delta_p"):
         for figure in (name, f"{name}_stderr"):
-            assert getattr(found, figure) == pytest.approx(getattr(exact, figure), rel=1e-9)
+            assert statistic(found, figure) == pytest.approx(statistic(exact, figure), rel=1e-9)
     assert found.correlation == pytest.approx(exact.correlation, rel=1e-9)
     for name in ("nll", "base_nll", "delta_p", "is_same_top"):
         np.testing.assert_allclose(getattr(found, name)[found.kept], getattr(exact, name), rtol=1e-9, atol=1e-12)
@@ -387,7 +388,7 @@ def test_impossible_tokens_have_an_infinite_loss_and_bound(documents, saved):
     found = clients.compare_pair(base, other)
     assert (found.nll[2], found.kl_bound[2], found.perplexity, found.mean_kl_bound) == (math.inf,) * 4
     assert found.n_sentinels == 0
-    assert math.isnan(found.mean_kl_bound_stderr)
+    assert math.isnan(found.mean_kl_bound.stderr)
 
 
 def test_numbers_of_4_decimals_are_told_and_do_not_raise_the_bound(rng, tmp_path):

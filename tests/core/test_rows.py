@@ -59,7 +59,7 @@ def test_formats_that_end_in_a_percent_sign_multiply(text, cell):
 
 
 def test_quantiles_make_a_line_each_with_their_own_interval():
-    result = {"kl_quantiles": {1.0: 3.0, 0.5: 1.0}, "kl_quantile_intervals": {0.5: (0.5, math.inf)}}
+    result = {"kl_quantiles": {1.0: 3.0, 0.5: Estimate(1.0, (math.nan, (0.5, math.inf), "tokens"))}}
     row = Row("KLD", "kl_quantiles", "{:.1f}", ("{low} to {high}",), each=(1.0, 0.5))
     assert lines([row], result) == [("Maximum KLD", "3.0", ""), ("Median  KLD", "1.0", "0.5 to inf")]
 

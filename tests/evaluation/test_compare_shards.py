@@ -160,7 +160,7 @@ def test_sequences_whose_numbers_are_those_of_their_shard(how, tmp_path, compare
     ]
     found = tokenloss.compare_files(paths[0], {"q": paths[1]})["q"]
     assert found.sequences["sequence"].tolist() == [*range(6)]
-    assert found.mean_kl_stderr == whole["mean_kl_stderr"]
+    assert found.mean_kl.stderr == whole["mean_kl_stderr"]
 
 
 @pytest.mark.parametrize("shift", [[], ["--shift"]])

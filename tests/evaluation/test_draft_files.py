@@ -308,7 +308,7 @@ def test_acceptance_is_1_less_the_total_variation_of_vocabularies_that_differ(ki
     p, q = (softmax(one, temperature or 1.0) for one in logits)
     common = min(classes)
     expected = np.minimum(p[..., :common], q[..., :common]).sum(-1)
-    np.testing.assert_allclose(1 - comparison.tv, expected.ravel(), atol=1e-12)
+    np.testing.assert_allclose(1 - comparison.token_divergences["tv"], expected.ravel(), atol=1e-12)
     at_zero = p.argmax(-1) == q.argmax(-1)
     np.testing.assert_allclose(drafts.acceptance, (expected if temperature else at_zero).ravel(), atol=1e-12)
     assert drafts.temperature == temperature
@@ -329,7 +329,7 @@ def test_classes_all_gives_a_class_that_a_model_lacks_a_probability_of_0(tmp_pat
     np.testing.assert_array_equal(found.nll, [np.log(2), np.log(2), np.inf])
     np.testing.assert_allclose(found.base_nll, np.log(4))
     np.testing.assert_array_equal(found.kl, np.inf)
-    np.testing.assert_allclose(found.tv, 0.5)
+    np.testing.assert_allclose(found.token_divergences["tv"], 0.5)
     np.testing.assert_allclose(found.delta_p, [0.25, 0.25, -0.25])
     np.testing.assert_array_equal(table.columns()["nll"], found.nll)
     assert found.to_dict()["classes"] == "all"
@@ -380,7 +380,8 @@ def test_temperature_0_has_losses_and_divergences_at_1(files):
     cold, warm = (
         compare_files(files.base, {"far": files.others["far"]}, temperature=t, shift=False)["far"] for t in (0, 1)
     )
-    for name in ("nll", "base_nll", "kl", "tv"):
+    np.testing.assert_array_equal(cold.token_divergences["tv"], warm.token_divergences["tv"])
+    for name in ("nll", "base_nll", "kl"):
         np.testing.assert_array_equal(getattr(cold, name), getattr(warm, name))
     assert "temperature 0 (greedy; losses and divergences at 1)" in cold.summary()
     assert "temperature" not in warm.to_dict()

@@ -12,7 +12,8 @@ from places import SAMPLE
 
 from tokenloss import compare, token_scores
 from tokenloss._scores.token_scores import COLUMNS
-from tokenloss.results import TokenScores
+from tokenloss._statistics.ratio import interval_above_0
+from tokenloss.results import Estimate, TokenScores
 
 NASTY = [
     "<script>alert(1)</script>", "</script>", "&amp;", "<!--", "-->", "\"'", "</p></main>",
@@ -100,6 +101,11 @@ def scores_of(nll, **fields):
     full = {name: np.zeros(nll.shape, column.dtype) for name, column in COLUMNS.items() if not column.is_top}
     full |= {"nll": nll, "entropy": nll / 2, "rank": ids + 3, "argmax": ids + 7, "kept": ids == 0}
     return TokenScores(**{**full, **fields})
+
+
+def estimate(value, stderr, factor=2.0):
+    """An estimate of values that are never below 0, whose interval reaches this many standard errors."""
+    return Estimate(value, (stderr, interval_above_0(value, stderr, factor), "tokens"))
 
 
 def made_up(kl, **fields):

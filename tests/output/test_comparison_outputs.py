@@ -53,7 +53,7 @@ def test_table_of_several_candidates(rich, many, command, monkeypatch):
                             "same top", MINUS, "RMS Δp"]  # fmt: skip
     assert [cells(row)[0] for row in rows] == ["base", "q8", "q4", "q2"]
     one = many.comparison("q8")
-    assert cells(rows[0]) == ["base", f"{one.base_perplexity:.6g}", f"{one.base_perplexity_stderr:.3g}"]
+    assert cells(rows[0]) == ["base", f"{one.base_perplexity:.6g}", f"{one.base_perplexity.stderr:.3g}"]
     for row in rows[1:]:
         name = cells(row)[0]
         assert cells(row)[1:-10] == {"q8": ["8.5 GB"], "q4": ["4.9 GB"], "q2": []}[name]
@@ -63,10 +63,10 @@ def test_table_of_several_candidates(rich, many, command, monkeypatch):
         stderr = math.sqrt(5 / 4 * np.square(groups).sum()) / kl.size
         change = one.delta_p[kept]
         expected = [
-            f"{one.perplexity:.6g}", f"{one.perplexity_stderr:.3g}",
+            f"{one.perplexity:.6g}", f"{one.perplexity.stderr:.3g}",
             f"{kl.mean():.6f}", f"{stderr:.6f}", f"{np.quantile(kl, 0.999):.3g}",
-            f"{math.exp(one.nll[kept].mean() - one.base_nll[kept].mean()):.5f}", f"{one.perplexity_ratio_stderr:.5f}",
-            f"{100 * one.is_same_top[kept].mean():.2f} %", f"{100 * one.same_top_stderr:.2f} %",
+            f"{math.exp(one.nll[kept].mean() - one.base_nll[kept].mean()):.5f}", f"{one.perplexity_ratio.stderr:.5f}",
+            f"{100 * one.is_same_top[kept].mean():.2f} %", f"{100 * one.same_top.stderr:.2f} %",
             f"{100 * math.sqrt(np.square(change).mean()):.2f} %",
         ]  # fmt: skip
         assert cells(row)[-10:] == expected
@@ -141,9 +141,9 @@ def test_intervals_of_quantiles(many, command):
     one = many.comparison("q4")
     rows = {cells(line)[0]: line for line in out.split("KL divergence statistics")[1].splitlines() if "KLD" in line}
     assert "interval" not in rows["Maximum KLD"] + rows["Minimum KLD"]
-    low, high = one.kl_quantile_intervals[0.5]
+    low, high = one.kl_quantiles[0.5].interval
     assert re.split("  +", rows["Median"])[-1] == f"95 % interval {low:.6f} to {high:.6f}"
-    assert rows["99.9%"].endswith(f"{one.kl_quantile_intervals[0.999][0]:.6f} to inf")
+    assert rows["99.9%"].endswith(f"{one.kl_quantiles[0.999].interval[0]:.6f} to inf")
 
 
 def test_probability_of_the_classes_that_are_left_out():
@@ -223,7 +223,7 @@ def test_numbers_are_not_cut_on_a_narrow_terminal(many, command, monkeypatch):
         out = re.sub(r"\x1b\[[\d;]*m", "", command(*argv)[1])
         one = many.comparison("q4")
         assert f"{one.mean_kl:.6f}" in out
-        assert any(f"{one.mean_kl:.6f}" in line and f"{one.mean_kl_stderr:.6f}" in line for line in out.splitlines())
+        assert any(f"{one.mean_kl:.6f}" in line and f"{one.mean_kl.stderr:.6f}" in line for line in out.splitlines())
 
 
 # -- plots and pages --------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
-from html_pages import LOOKS, NASTY, Reader, made_up
+from html_pages import LOOKS, NASTY, Reader, estimate, made_up
 
 from tokenloss import compare, page, token_scores
 from tokenloss._output import page as frame
@@ -114,7 +114,7 @@ def test_summaries_and_legends(write):
 def test_shades_of_special_values(write):
     kl = [0.0, -1e-17, 0.000999, 0.001, 0.003, 0.029, 0.03, 0.1, 0.3, 1.0, 3.0, 9.99, 10.0, math.inf, math.nan, 0.0]
     kept = np.arange(16) < 15
-    one = made_up(kl, kept=kept, n_infinite=1, n_nan=1, finite_mean_kl=1.625, finite_mean_kl_stderr=0.25)
+    one = made_up(kl, kept=kept, n_infinite=1, n_nan=1, finite_mean_kl=estimate(1.625, 0.25))
     found = write({"q": one}, np.zeros(16, int), tokens=list("abcdefghijklmnop"))
     assert found.data["models"][0]["shades"] == "0001234567889abc"
     assert [look for look, _ in found.tokens] == [[LOOKS[int(one, 36)]] for one in found.data["models"][0]["shades"]]

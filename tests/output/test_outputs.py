@@ -11,6 +11,7 @@ from candidates import Many
 
 from tokenloss import _output, evaluate, sinks
 from tokenloss._command import arguments, commands
+from tokenloss.results import Estimate
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 TABLES = {name: outputs for name, outputs in vars(_output).items() if name.endswith("_OUTPUTS")}
@@ -61,6 +62,8 @@ def other(value):
         return type(value)(other(item) for item in value)
     if isinstance(value, bool):
         return not value
+    if isinstance(value, Estimate):
+        return Estimate(2 * value + 7, (value.stderr, value.interval, value.unit))
     return value + "x" if isinstance(value, str) else 5 if value is None else 2 * value + 7
 
 
@@ -89,5 +92,10 @@ def test_a_figure_of_a_comparison_is_printed_unless_it_is_listed_here(tmp_path):
         return dataclasses.replace(comparison, **changed).summary()
 
     figures = {name: figure for name, figure in vars(comparison).items() if not isinstance(figure, np.ndarray)}
+    del figures["token_divergences"]  # arrays, too
     missing = {name for name, figure in figures.items() if printed(**{name: other(figure)}) == printed()}
     assert missing == {"_about"}  # which is empty here
+    for name, one in figures.items():
+        if isinstance(one, Estimate):
+            wider = Estimate(one, (2 * one.stderr + 7, one.interval, one.unit))
+            assert printed(**{name: wider}) != printed(), name

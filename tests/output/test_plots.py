@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from html_pages import estimate
 from places import SAMPLE
 
 from tokenloss import compare, kl_divergence, plots, token_scores
@@ -240,7 +241,9 @@ def comparisons_of(count, size=200):
     for number in RNG.permutation(count).tolist():
         kl = np.exp(RNG.normal(number / 4 - 8, 1, size))
         stderr = kl.std(ddof=1) / math.sqrt(size)
-        found[f"org/model-{number}.npy"] = dataclasses.replace(one, kl=kl, mean_kl=kl.mean(), mean_kl_stderr=stderr)
+        found[f"org/model-{number}.npy"] = dataclasses.replace(
+            one, kl=kl, mean_kl=estimate(kl.mean(), stderr, one.interval_factor)
+        )
     return found
 
 
@@ -322,11 +325,11 @@ def test_draw_candidates_of_special_means():
     one = compare(np.zeros((4, 2)), np.zeros((4, 2)), np.zeros(4, int))
     comparisons = {
         "zero": one,
-        "inf": dataclasses.replace(one, kl=np.array([1.0, 2.0, math.inf, 3.0]), mean_kl=math.inf),
-        "nan": dataclasses.replace(one, kl=np.array([1.0, 2.0, math.nan, 3.0]), mean_kl=math.nan),
-        "wide": dataclasses.replace(one, kl=np.ones(4), mean_kl=1.0, mean_kl_stderr=5.0),
-        "one": dataclasses.replace(one, kl=np.ones(4), mean_kl=2.0, mean_kl_stderr=math.nan),
-        "any": dataclasses.replace(one, kl=np.ones(4), mean_kl=1.5, mean_kl_stderr=math.inf),
+        "inf": dataclasses.replace(one, kl=np.array([1.0, 2.0, math.inf, 3.0]), mean_kl=estimate(math.inf, math.nan)),
+        "nan": dataclasses.replace(one, kl=np.array([1.0, 2.0, math.nan, 3.0]), mean_kl=estimate(math.nan, math.nan)),
+        "wide": dataclasses.replace(one, kl=np.ones(4), mean_kl=estimate(1.0, 5.0)),
+        "one": dataclasses.replace(one, kl=np.ones(4), mean_kl=estimate(2.0, math.nan)),
+        "any": dataclasses.replace(one, kl=np.ones(4), mean_kl=estimate(1.5, math.inf)),
     }
     for sizes in None, dict.fromkeys(comparisons, 1e9):
         means, quantiles = drawn(plots.draw_candidates(comparisons, sizes=sizes)).axes

@@ -226,12 +226,12 @@ def test_interval_coverage_of_comparisons(kind, rng):
     divergence = 0.51 * np.log(0.51 / grid) + 0.49 * np.log(0.49 / (1 - grid))
     for _ in range(repetitions):
         found = figures_of(0.3 * np.exp(normal(0.02)))
-        error = found.interval_factor * found.log_perplexity_ratio_stderr
+        error = found.interval_factor * found.log_perplexity_ratio.stderr
         covered[0] += abs(found.log_perplexity_ratio - math.log(0.51 / 0.3)) <= error
         found = figures_of(np.interp(0.3 + normal(0.02), divergence[::-1], grid[::-1]))
-        covered[1] += abs(found.mean_kl - 0.3) <= found.interval_factor * found.mean_kl_stderr
+        covered[1] += abs(found.mean_kl - 0.3) <= found.interval_factor * found.mean_kl.stderr
         found = figures_of(np.where(rng.random(len(owner)) < 0.8 + 0.06 * rng.standard_normal(number)[owner], 0.6, 0.4))
-        covered[2] += abs(found.same_top - 0.8) <= found.interval_factor * found.same_top_stderr
+        covered[2] += abs(found.same_top - 0.8) <= found.interval_factor * found.same_top.stderr
     shares = covered / repetitions
     assert shares[:2].min() > 0.935
     assert shares[:2].max() < 0.97

@@ -407,7 +407,7 @@ def test_each_image_is_a_sequence_and_not_each_row_of_its_pixels(rng, tmp_path):
     other = np.load(tmp_path / "b.npz")["logits"]
     of_files = compare_files(tmp_path / "a.npz", {"b": tmp_path / "b.npz"})["b"]
     of_arrays = compare(logits, other, targets, segment_ids=numbers)
-    assert of_files.mean_kl_stderr == of_arrays.mean_kl_stderr
+    assert of_files.mean_kl.stderr == of_arrays.mean_kl.stderr
     assert of_files.signature == of_arrays.signature
     drafts = draft_acceptance(logits, other), draft_acceptance(logits, other, segment_ids=numbers)
     assert [one.n_sequences for one in drafts] == [5, 5]

@@ -233,7 +233,7 @@ def _gates(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError("--max-kl-quantile is given twice for the same fraction")
         gates["max_kl_quantile"] = limits
     with _input_errors():
-        checked_limits(**gates)
+        checked_limits(gates, gates)
     return gates | ({} if args.confidence is None else {"confidence": args.confidence})
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from tokenloss._comparison.columns import HAS_TEXTS, check_definitions, pair_columns
 from tokenloss._comparison.comparisons import warn_of_zero
 from tokenloss._comparison.drafts import acceptance, acceptance_of, check_cost_ratio
-from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, further_of, group_table, signed_of
+from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table, signed_of
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import scores_shown
-from tokenloss._core.arguments import FURTHER_DIVERGENCES, further_divergences
+from tokenloss._core.arguments import further_divergences
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import figure, nonzero, rows_of
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from tokenloss._comparison.drafts import DraftAcceptance
+    from tokenloss._core.estimate import Estimate
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, Kind
 
@@ -32,9 +33,9 @@ _NOT_OF_DRAFTS = "classes", "fits_better_shifted", "by_token_type", "definitions
 class Comparison(PairedLosses):
     """Result of `compare`: the figures of a model against its base that are published for quantised models.
 
-    Each ``*_stderr`` is the standard error of the figure before it: nan for less than two tokens and where the figure
-    is infinite or nan. All figures are of the included positions, and nan if there are none. With sequences, standard
-    errors are clustered by sequence, while all other figures stay as they are.
+    A standard error is nan for fewer than two tokens and where the value is infinite or nan. All values are those of
+    the included positions, and nan if there are none. With sequences, errors are clustered by sequence, while all
+    values stay as they are.
 
     Attributes
     ----------
@@ -45,34 +46,30 @@ class Comparison(PairedLosses):
     temperature : float
         The divisor of both models' logits, 1 by default. 0 means greedy decoding, where only `acceptance` differs from
         that at 1.
-    mean_kl, mean_kl_stderr : float
+    mean_kl : Estimate
         Mean KL divergence of the model's distribution from the base's, in nats.
-    finite_mean_kl, finite_mean_kl_stderr : float
+    finite_mean_kl : Estimate
         Mean of the finite divergences.
     n_infinite, n_nan : int
         Number of positions whose divergence, or loss by one of the models, is infinite, or nan.
     kl_quantiles : dict
-        As `delta_p_quantiles`, without 0.75 and 0.25.
-    kl_quantile_intervals : dict of tuples
-        By fraction, without 0.0 and 1.0: bounds of the 95 % confidence interval of the quantile. They are divergences
-        of the ranks that the binomial distribution gives, or farther apart where the fraction of tokens up to the
-        quantile varies by sequence. Where too few tokens bound an end, it is 0 or inf.
+        As `delta_p_quantiles`, without 0.75 and 0.25. Those between 0 and 1 have intervals, but no standard errors: the
+        ends are divergences of the ranks that the binomial distribution gives, or farther apart where the fraction of
+        tokens up to the quantile varies by sequence. Where too few tokens bound an end, it is 0 or inf.
     base_left_out, left_out : float or None
         Mean probability of the classes that `classes` left out, by the base and by the model; None if there are none.
     kl : array of float64
         KL divergence at each position in nats.
     base_top_p : array of float64
         Probability of the base's most likely class: its confidence.
-    reverse_kl, js, tv, hellinger : array of float64, or None
-        Of the `divergences` that were asked for, the value at each position: the KL divergence of the base's
-        distribution from the model's; the Jensen-Shannon divergence, both in nats; the total variation and the
-        Hellinger distance, from 0 to 1.
-    mean_reverse_kl, mean_js, mean_tv, mean_hellinger : float or None
-        Their means.
-    mean_reverse_kl_stderr, mean_js_stderr, mean_tv_stderr, mean_hellinger_stderr : float or None
-        Standard errors of the means.
-    reverse_kl_quantiles, js_quantiles, tv_quantiles, hellinger_quantiles : dict or None
-        As `kl_quantiles`.
+    divergences : dict of Estimate
+        Means of the `divergences` that were asked for beside "kl", by name: "reverse_kl", the KL divergence of the
+        base's distribution from the model's, and "js", the Jensen-Shannon divergence, both in nats; "tv", the total
+        variation, and "hellinger", the Hellinger distance, from 0 to 1.
+    divergence_quantiles : dict of dict
+        By the same names, quantiles as `kl_quantiles`.
+    token_divergences : dict of array of float64
+        By the same names, the value at each position.
     sequences : dict of 1-D arrays or None
         Columns of a table that has a row for each sequence with any included position: "sequence" (its number, in
         ascending order), "count", and means over its included positions: "loss", "base_loss", "loss_difference", "kl",
@@ -94,35 +91,19 @@ class Comparison(PairedLosses):
 
     definitions: str
     has_targets: bool
-    mean_kl: float
-    mean_kl_stderr: float
-    finite_mean_kl: float
-    finite_mean_kl_stderr: float
+    mean_kl: Estimate
+    finite_mean_kl: Estimate
     n_infinite: int
     n_nan: int
     kl_quantiles: dict[float, float]
-    kl_quantile_intervals: dict[float, tuple[float, float]]
     base_left_out: float | None
     left_out: float | None
     kl: Float64Array
     base_top_p: Float64Array
     temperature: float = field(default=1.0, kw_only=True)
-    mean_reverse_kl: float | None = field(default=None, kw_only=True)
-    mean_reverse_kl_stderr: float | None = field(default=None, kw_only=True)
-    reverse_kl_quantiles: dict[float, float] | None = field(default=None, kw_only=True)
-    reverse_kl: Float64Array | None = field(default=None, kw_only=True)
-    mean_js: float | None = field(default=None, kw_only=True)
-    mean_js_stderr: float | None = field(default=None, kw_only=True)
-    js_quantiles: dict[float, float] | None = field(default=None, kw_only=True)
-    js: Float64Array | None = field(default=None, kw_only=True)
-    mean_tv: float | None = field(default=None, kw_only=True)
-    mean_tv_stderr: float | None = field(default=None, kw_only=True)
-    tv_quantiles: dict[float, float] | None = field(default=None, kw_only=True)
-    tv: Float64Array | None = field(default=None, kw_only=True)
-    mean_hellinger: float | None = field(default=None, kw_only=True)
-    mean_hellinger_stderr: float | None = field(default=None, kw_only=True)
-    hellinger_quantiles: dict[float, float] | None = field(default=None, kw_only=True)
-    hellinger: Float64Array | None = field(default=None, kw_only=True)
+    divergences: dict[str, Estimate] = field(default_factory=dict, kw_only=True)
+    divergence_quantiles: dict[str, dict[float, float]] = field(default_factory=dict, kw_only=True)
+    token_divergences: dict[str, Float64Array] = field(default_factory=dict, kw_only=True)
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:
         """Means over groups of positions, such as types of tokens.
@@ -193,13 +174,13 @@ class Comparison(PairedLosses):
         array([0.7891, 0.7764])
         """
         cost_ratio = check_cost_ratio(cost_ratio)
-        if self.tv is None:
+        if "tv" not in self.token_divergences:
             fits = "needs the total variation: ask for divergences=('tv',), or in compare_files for temperature="
             raise_error("not for", name="acceptance", fits=fits)
         if self.kept.ndim == 1 and HAS_TEXTS in self._signed:
             fits = "needs the text of each position: give segment_ids to ComparisonMeter.update"
             raise_error("not for", name="acceptance", fits=fits)
-        columns = {"tv": self.tv.reshape(-1), "is_same_top": self.is_same_top.reshape(-1)}
+        columns = {"tv": self.token_divergences["tv"].reshape(-1), "is_same_top": self.is_same_top.reshape(-1)}
         about, signed = (
             {key: one[key] for key in one if key not in _NOT_OF_DRAFTS} for one in (self._about, self._signed)
         )
@@ -216,12 +197,21 @@ class Comparison(PairedLosses):
         temperature = None if self.temperature == 1 else f"{self.temperature:g}"
         return super()._signature_fields() | {"temperature": temperature}
 
+    def _statistics(self) -> dict[str, Any]:
+        values = super()._statistics()
+        if self.temperature == 1:
+            del values["temperature"]
+        for name in ("divergences", "divergence_quantiles", "token_divergences"):
+            del values[name]
+        for name, mean in self.divergences.items():
+            values |= {f"mean_{name}": mean, f"{name}_quantiles": self.divergence_quantiles[name]}
+        return values
+
     def _figures(self) -> dict[str, Any]:
-        """All requested values, and the table of confidence."""
-        left_out = [name for one in {*FURTHER_DIVERGENCES} - {*further_of(self)} for name in _names_of(one)]
-        left_out += ["temperature"] * (self.temperature == 1)
-        figures = {name: value for name, value in super()._figures().items() if name not in left_out}
-        return figures | {"by_confidence": rows_of(self.by_confidence)}
+        return super()._figures() | {"by_confidence": rows_of(self.by_confidence)}
+
+    def _arrays(self) -> dict[str, Array]:
+        return super()._arrays() | self.token_divergences
 
     @staticmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
@@ -230,18 +220,14 @@ class Comparison(PairedLosses):
     def _main(self) -> dict[str, str]:
         names = ("n_sequences", "n_infinite", "n_nan")
         counts = {"count": str(self.count), **nonzero(**{name: getattr(self, name) for name in names})}
-        main = {"mean_kl": figure(self.mean_kl, self.mean_kl_stderr, 4), **counts}
+        main = {"mean_kl": figure(self.mean_kl, self.mean_kl.stderr, 4), **counts}
         of_targets = ("perplexity", "base_perplexity") if self.has_targets else ()
         main |= {name: figure(getattr(self, name)) for name in of_targets}
-        return main | {"same_top": f"{self.same_top:.4f}"}
+        main["same_top"] = f"{self.same_top:.4f}"
+        return main | ({"divergences": str([*self.divergences])} if self.divergences else {})
 
 
 Comparison.__module__ = "tokenloss.results"
-
-
-def _names_of(divergence: str) -> tuple[str, ...]:
-    """The names of a divergence's values in a comparison."""
-    return f"mean_{divergence}", f"mean_{divergence}_stderr", f"{divergence}_quantiles", divergence
 
 
 def compare(
@@ -340,7 +326,7 @@ def compare(
     --------
     >>> from tokenloss import compare
     >>> comparison = compare([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [0, 1])
-    >>> round(comparison.perplexity_ratio, 6), round(comparison.perplexity_ratio_stderr, 6)
+    >>> round(comparison.perplexity_ratio, 6), round(comparison.perplexity_ratio.stderr, 6)
     (0.988349, 0.15452)
     >>> round(comparison.mean_kl, 6), comparison.same_top
     (0.065366, 1.0)
@@ -350,7 +336,7 @@ def compare(
     >>> comparison = compare(
     ...     [[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [0, 1], divergences=("tv", "js")
     ... )
-    >>> round(comparison.mean_tv, 6), round(comparison.mean_js, 6)
+    >>> round(comparison.divergences["tv"], 6), round(comparison.divergences["js"], 6)
     (0.130339, 0.015897)
 
     Two documents of two tokens, in each of which both models' losses differ alike:
@@ -359,7 +345,7 @@ def compare(
     >>> logits = [[[0.6, 0.0], [0.8, 0.0]], [[0.4, 0.0], [0.2, 0.0]]]
     >>> tokens = compare(base, logits, [[0, 0], [0, 0]])
     >>> documents = compare(base, logits, [[0, 0], [0, 0]], segment_ids=[[0], [1]])
-    >>> round(tokens.log_perplexity_ratio_stderr, 4), round(documents.log_perplexity_ratio_stderr, 4)
+    >>> round(tokens.log_perplexity_ratio.stderr, 4), round(documents.log_perplexity_ratio.stderr, 4)
     (0.0218, 0.0373)
     """
     base: Any = CheckedArray(*as_float_array("base_logits", base_logits))

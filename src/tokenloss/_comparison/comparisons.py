@@ -9,18 +9,17 @@ from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.paired import same_file_note
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
 from tokenloss._core.advice import ZERO_ADVICE
-from tokenloss._core.errors import named, raise_error, warn
+from tokenloss._core.errors import warn
 from tokenloss._core.result import NamedResults, Shown, columns_of
-from tokenloss._statistics.gates import joined_verdicts
+from tokenloss._statistics.gates import GatedResult
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array
-    from tokenloss._statistics.gates import Verdicts
 
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
 
-class Comparisons(NamedResults[ComparisonT]):
+class Comparisons(GatedResult, NamedResults[ComparisonT]):
     """Result of `compare_files`, and of `ComparisonMeter.results`: a dict of comparisons with one base.
 
     Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison`, all
@@ -143,40 +142,8 @@ class Comparisons(NamedResults[ComparisonT]):
         """
         return difference_table(self[a], self[b])
 
-    def check(self, **gates: Any) -> Verdicts:
-        """Tell for each candidate whether its figures keep to limits.
-
-        Parameters
-        ----------
-        **gates : float or mapping
-            Limits and `confidence`, as `Comparison.check` or `Mismatch.check` takes them.
-
-        Returns
-        -------
-        Verdicts
-            The verdicts of all candidates, each with the name of its candidate.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is invalid, if no gate is given or the results have no such figure, as those of samples of
-            lm-evaluation-harness.
-        """
-        if not all(hasattr(one, "check") for one in self.values()):
-            fits = f"does not apply to samples of lm-evaluation-harness; {named('margin')} tests them for equality"
-            if any(hasattr(one, "mean_acceptance") for one in self.values()):
-                fits = "is for divergences, not for the acceptance of drafts"
-            raise_error("not for", name=next(iter(gates), "a gate"), fits=fits)
-        if self:
-            taken = next(iter(self.values())).GATES
-            for name in gates.keys() - {*taken, "confidence"}:
-                what = ["scores of all classes or to responses", "log-probabilities of tokens"]
-                what = what[::-1] if "max_k3" in taken else what
-                fits = f"does not apply to {what[0]}" + f", but to {what[1]}" * (name in ("max_k3", "min_ess"))
-                fits += f"; there are {', '.join(map(named, taken))}"
-                raise_error("not for", name=name, fits=fits)
-        noise = {} if self.noise is None else {"noise": self.noise}
-        return joined_verdicts({name: one.check(**gates, **noise) for name, one in self.items()})
+    def _results(self) -> dict[str, Any]:
+        return dict(self)
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each candidate, the smallest divergence first.

@@ -100,6 +100,8 @@ class DraftAcceptance(Result):
     (8, array([1.94, 2.81, 3.64, 4.4 , 5.12, 5.8 , 6.43, 7.02]))
     """
 
+    GATES = ()
+    _why_no_gate = "is for divergences, not for the acceptance of drafts"
     _of_base = ("base", "base_kind", "base_head", "files", "shape", "n_without_next", "n_ignored", "temperature",
                 "cost_ratio", "count", "n_sequences", "is_clustered")  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,15 +20,28 @@ from tokenloss._comparison.paired import (
 from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.dtypes import as_array, as_float_array, dtype_name
 from tokenloss._core.errors import raise_error
+from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.result import columns_of, places_in
 from tokenloss._core.signature import IdsHash, either
 from tokenloss._core.validation import broadcast, check_kinds
 from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
 
+ValueT = TypeVar("ValueT")
 _BINS = np.array([0.0, 0.2, 0.4, 0.6, 0.8])  # lower bounds of the base's confidence
+
+
+class DivergencesByName(dict[str, ValueT]):
+    """Values of the divergences that were asked for beside KL, by their names."""
+
+    def __missing__(self, name: object) -> NoReturn:
+        """Refuse a divergence that is not there."""
+        got = f"{[*self]}, as asked for by divergences=" if self else "none: ask for them by divergences="
+        raise KeyError(f"{name!r} is not among the divergences beside KL; there are {got}")
 
 
 def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
@@ -55,33 +68,30 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
         name: Mean(columns[name][index], None).mean if name in columns else None
         for name in ("base_left_out", "left_out")
     }
-    further: dict[str, Any] = {}
-    for name in FURTHER_DIVERGENCES:
-        if name in columns:
-            values = columns[name][index]
-            means[name] = Mean(values, ids)
-            further |= {f"mean_{name}": means[name].mean, f"mean_{name}_stderr": means[name].stderr}
-            further |= {
-                f"{name}_quantiles": quantiles(np.sort(values), KL_QUANTILES),
-                name: columns[name].reshape(batch),
-            }
+    further = {name: columns[name][index] for name in FURTHER_DIVERGENCES if name in columns}
+    means |= {name: Mean(values, ids) for name, values in further.items()}
+    intervals = quantile_intervals(kl, KL_QUANTILES, ids, divergence)
+    unit = divergence.measure().unit
     return {
         "has_targets": has_targets,
-        "mean_kl": divergence.mean,
-        "mean_kl_stderr": divergence.stderr,
-        "finite_mean_kl": finite_mean.mean,
-        "finite_mean_kl_stderr": finite_mean.stderr,
+        "mean_kl": divergence.measure().estimate(),
+        "finite_mean_kl": finite_mean.measure().estimate(),
         "n_infinite": int(np.count_nonzero(is_infinite)),
         "n_nan": int(np.count_nonzero(is_nan)),
-        "kl_quantiles": quantiles(ordered, KL_QUANTILES),
-        "kl_quantile_intervals": quantile_intervals(kl, KL_QUANTILES, ids, divergence),
-        "same_top": same_top.mean,
-        "same_top_stderr": same_top.stderr,
+        "kl_quantiles": {
+            at: Estimate(value, Errors(interval=intervals[at], unit=unit)) if at in intervals else value
+            for at, value in quantiles(ordered, KL_QUANTILES).items()
+        },
+        "same_top": same_top.measure("share").estimate(),
+        "divergences": DivergencesByName({name: means[name].measure().estimate() for name in further}),
+        "divergence_quantiles": DivergencesByName(
+            {name: quantiles(np.sort(values), KL_QUANTILES) for name, values in further.items()}
+        ),
+        "token_divergences": DivergencesByName({name: columns[name].reshape(batch) for name in further}),
         "sequences": None if ids is None else sequence_table(means),
         "_segment_ids": segment_ids,
         **left_out,
         **figures,
-        **further,
         **{name: columns[name].reshape(batch) for name in COLUMNS},
     }
 
@@ -121,11 +131,6 @@ def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
     return broadcast("groups", array, batch)
 
 
-def further_of(comparison: Any) -> list[str]:
-    """The names of the divergences that a comparison has beside KL."""
-    return [name for name in FURTHER_DIVERGENCES if vars(comparison).get(name) is not None]
-
-
 def group_table(comparison: Any, groups: Array, mask: BoolArray) -> dict[str, Array]:
     """Columns of a table of groups of the positions of the mask, given the label of each position."""
     index, ids = included(mask.reshape(-1), comparison._segment_ids)
@@ -135,7 +140,7 @@ def group_table(comparison: Any, groups: Array, mask: BoolArray) -> dict[str, Ar
         getattr(comparison, name).reshape(-1)[index][order].astype(np.float64, copy=False)
         for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
     )
-    further = {name: vars(comparison)[name].reshape(-1)[index][order] for name in further_of(comparison)}
+    further = {name: array.reshape(-1)[index][order] for name, array in comparison.token_divergences.items()}
     numbers, ids = numbers[order], None if ids is None else ids[order]
     with np.errstate(invalid="ignore"):  # infinite losses
         difference = nll - base_nll
@@ -189,10 +194,11 @@ def difference_table(a: Any, b: Any) -> dict[str, Array]:
     kept, ids = a.kept, a._segment_ids
     ids = None if ids is None else ids.reshape(kept.shape)[kept]
     rows: list[dict[str, Any]] = []
-    names = {"kl": "kl", "loss": "nll", "same_top": "is_same_top"}
-    names |= {name: name for name in further_of(a) if name in further_of(b)}
-    for figure, name in names.items():
-        values = [getattr(one, name)[kept].astype(np.float64) for one in (a, b)]
+    arrays = {"kl": (a.kl, b.kl), "loss": (a.nll, b.nll), "same_top": (a.is_same_top, b.is_same_top)}
+    further = a.token_divergences, b.token_divergences
+    arrays |= {name: (array, further[1][name]) for name, array in further[0].items() if name in further[1]}
+    for figure, pair in arrays.items():
+        values = [array[kept].astype(np.float64) for array in pair]
         with np.errstate(invalid="ignore"):  # infinite losses
             mean = Mean(values[1] - values[0], ids)
         reach = a.interval_factor * mean.stderr

@@ -14,20 +14,12 @@ from tokenloss._comparison.paired import Mean, included, nan_last, quantiles, sa
 from tokenloss._core.dtypes import as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import exp
-from tokenloss._core.result import Result, figure, rows_of
+from tokenloss._core.result import figure, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._core.validation import check_log_probs, check_mask, check_number
 from tokenloss._statistics.distributions import TAIL
 from tokenloss._statistics.estimates import Measure, Reach, needed_count
-from tokenloss._statistics.gates import (
-    CANNOT_TELL,
-    HOLDS,
-    Verdicts,
-    checked_limits,
-    checked_tail,
-    independent_note,
-    verdict_on,
-)
+from tokenloss._statistics.gates import CANNOT_TELL, HOLDS, GatedResult, independent_note, verdict_on
 from tokenloss._statistics.ratio import interval_above_0
 from tokenloss._statistics.sequences import check_segment_ids, places_of
 
@@ -36,7 +28,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray
-    from tokenloss._statistics.gates import Verdict
+    from tokenloss._statistics.gates import Limit, Verdict
 
 _LARGEST = 700.0  # whose exponential is a float
 _LEAST_LEFT = 1e-9  # of v without one sequence: less than this part may be rounding
@@ -172,7 +164,7 @@ _QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.0
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Mismatch(Result):
+class Mismatch(GatedResult):
     """Result of `mismatch`: how far a trainer's log-probabilities are from those of the engine that sampled.
 
     With d = logprobs - base_logprobs of a token, the importance ratio is r = exp(d). Each ``*_stderr`` is the standard
@@ -245,7 +237,8 @@ class Mismatch(Result):
     Mismatch(k3=0.002820 ± 0.000234, count=4, n_sequences=2, mean_ratio=1.01532 ± 0.0373, ess=0.9947)
     """
 
-    GATES = ("max_k3", "min_ess")  # that `check` takes
+    GATES = ("max_k3", "min_ess")
+    _why_no_gate = "does not apply to log-probabilities of tokens"
     _of_base = ()
     _quantity = "absolute difference"  # what `_kl` has
 
@@ -323,58 +316,19 @@ class Mismatch(Result):
         names = "logprobs", "base_logprobs", "difference", "ratio", "kept"
         return places | {name: getattr(self, name).reshape(-1) for name in names}
 
-    def check(self, *, max_k3: float | None = None, min_ess: float | None = None, confidence: float = 0.95) -> Verdicts:
-        """Tell whether figures keep to limits, for all tokens of this kind and not for these alone.
-
-        If the diagnosis voids the metrics (`void`), the verdict on every gate with a finite value is "cannot tell".
-
-        Parameters
-        ----------
-        max_k3 : float, optional
-            The largest `k3` in nats. If the mean ratio is surely below 1, k3 is wrong by the difference: a note says
-            so, and the gate cannot hold unless the limit leaves room for it. If the ratio is surely above 1, the gate
-            cannot tell.
-        min_ess : float, optional
-            The smallest `ess`, a fraction of the number of tokens.
-        confidence
-            As in `Comparison.check`, which explains how intervals are computed.
-
-        Returns
-        -------
-        Verdicts
-            As `Comparison.check` returns them.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a limit or `confidence` is invalid, or if no gate is given.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from tokenloss import mismatch
-        >>> rng = np.random.default_rng(0)
-        >>> base = -rng.exponential(size=(20, 50))
-        >>> logprobs = base * rng.normal(1, 0.01, size=base.shape)
-        >>> mismatch(logprobs, base).check(max_k3=0.001, min_ess=0.99).verdict
-        'holds'
-        """
-        limits, tail = checked_limits(max_k3=max_k3, min_ess=min_ess), checked_tail(confidence)
-        return Verdicts([self._verdict(gate, limit, tail) for gate, (_, limit) in limits.items()], float(confidence))
-
-    def _verdict(self, gate: str, limit: float, tail: float) -> Verdict:
-        """The verdict on a gate."""
+    def _verdict(self, limit: Limit, tail: float) -> Verdict:
         index, ids = included(self.kept.reshape(-1), self._segment_ids)
         difference = self.difference.reshape(-1)[index]
         with np.errstate(all="ignore"):
-            mean = Mean(k3_of(difference), ids)
-            estimate = Measure(mean.mean, mean._independent).reach(tail, limit)
-            if gate == "min_ess":
-                estimate, mean = effective(difference, ids, limit, tail)
-        count, unit = mean._independent.count, "sequence" if mean.is_clustered else "token"
-        notes, void = independent_note(count, unit, mean.factor(tail)), same_file_note(self._about) or self.void
+            measure = Mean(k3_of(difference), ids).measure()
+            reach = measure.reach(tail, limit.value)
+            if limit.gate == "min_ess":
+                reach, mean = effective(difference, ids, limit.value, tail)
+                measure = mean.measure()
+        notes, void = independent_note(measure, tail), same_file_note(self._about) or self.void
         bias = abs(self.mean_ratio - 1)  # of k3, compared with k1
-        is_biased = gate == "max_k3" and bias > 0.1 * limit and bias > mean.factor(SURE) * self.mean_ratio_stderr
+        is_biased = limit.gate == "max_k3" and bias > 0.1 * limit.value
+        is_biased = is_biased and bias > measure.independent.factor(SURE) * self.mean_ratio_stderr
         if is_biased:
             ratio = figure(self.mean_ratio, self.mean_ratio_stderr, 4)
             words = f"k3 is k1 + mean ratio - 1, and the mean ratio is {ratio}, not 1: "
@@ -382,8 +336,8 @@ class Mismatch(Result):
                 notes.append(f"{words}read k1, {self.k1:.4g}")
             else:
                 void = void or f"{words}these tokens cannot show a divergence"
-        verdict = verdict_on(gate, limit, estimate, count, unit, notes=notes, void=void)
-        cannot_hold = is_biased and verdict.verdict == HOLDS and estimate.high + bias > limit
+        verdict = verdict_on(limit, reach, measure, notes=notes, void=void)
+        cannot_hold = is_biased and verdict.verdict == HOLDS and reach.high + bias > limit.value
         return verdict._replace(verdict=CANNOT_TELL) if cannot_hold else verdict
 
     @property

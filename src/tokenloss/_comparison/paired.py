@@ -11,20 +11,14 @@ import numpy as np
 
 from tokenloss._core.advice import void_of
 from tokenloss._core.errors import raise_error
-from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.estimate import Errors, Estimate
+from tokenloss._core.exact import ExactMoments
 from tokenloss._core.files import identity
-from tokenloss._core.result import Result, places_in, rows_of
+from tokenloss._core.result import in_files, places_in, rows_of
 from tokenloss._core.signature import signature_of
 from tokenloss._statistics.distributions import TAIL, quantile_ranks, student_quantile
-from tokenloss._statistics.estimates import Measure, Reach, needed_count
-from tokenloss._statistics.gates import (
-    Verdicts,
-    beside_noise,
-    checked_limits,
-    checked_tail,
-    independent_note,
-    verdict_on,
-)
+from tokenloss._statistics.estimates import Measure, Method, Reach, needed_count
+from tokenloss._statistics.gates import GatedResult, independent_note, verdict_on
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import places_of, sums_by_segment
 
@@ -33,16 +27,21 @@ if TYPE_CHECKING:
 
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
-    from tokenloss._statistics.gates import Verdict
+    from tokenloss._statistics.estimates import Measure, Method
+    from tokenloss._statistics.gates import Limit, Verdict
 
 KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
 DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
 
+# the gates that `check` takes, and how their statistics are estimated
+_METHODS: dict[str, Method] = {
+    "max_kl": "mean", "max_kl_quantile": "mean", "min_same_top": "share", "max_perplexity_ratio": "exp signed"
+}  # fmt: skip
 _PARTS = 1_000_000  # fractions of quantiles are multiples of one of these parts of 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PairedLosses(Result):
+class PairedLosses(GatedResult):
     """Figures that every comparison of two models' losses has. The docstrings of its subclasses get its attributes.
 
     Attributes
@@ -56,21 +55,20 @@ class PairedLosses(Result):
     interval_factor : float
         Number of standard errors from a mean to each end of its 95 % confidence interval, as of
         `LossMeter.interval_factor`: the interval of `perplexity_ratio` is ``exp(log_perplexity_ratio ±
-        interval_factor * log_perplexity_ratio_stderr)``.
-    perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
+        interval_factor * log_perplexity_ratio.stderr)``.
+    perplexity, base_perplexity : Estimate
         exp of the mean loss, of the model and of its base.
     correlation : float
         Correlation of the two models' losses; nan where one of them is the same for all tokens.
-    log_perplexity_ratio, perplexity_ratio, perplexity_difference : float
+    log_perplexity_ratio, perplexity_ratio, perplexity_difference : Estimate
         ``log(perplexity / base_perplexity)``, ``perplexity / base_perplexity`` and ``perplexity - base_perplexity``.
-    log_perplexity_ratio_stderr, perplexity_ratio_stderr, perplexity_difference_stderr : float
-        Standard errors from the paired differences of the tokens' losses.
-    mean_delta_p, mean_delta_p_stderr, rms_delta_p, rms_delta_p_stderr : float
+        Their errors come from the paired differences of the tokens' losses.
+    mean_delta_p, rms_delta_p : Estimate
         Mean and root mean square of the change of the tokens' probabilities.
     delta_p_quantiles : dict
         By fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.75, 0.5 (the median), 0.25, 0.1, 0.05,
         0.01, 0.001 and 0.0 (the minimum), interpolated linearly.
-    same_top, same_top_stderr : float
+    same_top : Estimate
         Fraction of the tokens at which both models have the same most likely class, of those where this is known.
     nll, base_nll : array of float64
         Loss of each token in nats, by the model and by its base.
@@ -82,34 +80,27 @@ class PairedLosses(Result):
         other arrays of bool False.
     """
 
-    GATES = ("max_kl", "max_kl_quantile", "min_same_top", "max_perplexity_ratio")  # that `check` takes
+    GATES = tuple(_METHODS)
+    _why_no_gate = "does not apply to scores of all classes or to responses"
     _of_base: ClassVar[tuple[str, ...]] = ("base",)  # figures that are the same for all candidates of one base
     _divergence: ClassVar[str] = "kl"  # the array that has it
     _quantity: ClassVar[str] = "KL divergence"
-    _unit: ClassVar[str] = "sequence"  # what errors take as independent
+    _unit: ClassVar[str] = "sequences"  # what errors take as independent
 
     count: int
     n_sequences: int
     is_clustered: bool
     interval_factor: float
-    perplexity: float
-    perplexity_stderr: float
-    base_perplexity: float
-    base_perplexity_stderr: float
+    perplexity: Estimate
+    base_perplexity: Estimate
     correlation: float
-    log_perplexity_ratio: float
-    log_perplexity_ratio_stderr: float
-    perplexity_ratio: float
-    perplexity_ratio_stderr: float
-    perplexity_difference: float
-    perplexity_difference_stderr: float
-    mean_delta_p: float
-    mean_delta_p_stderr: float
+    log_perplexity_ratio: Estimate
+    perplexity_ratio: Estimate
+    perplexity_difference: Estimate
+    mean_delta_p: Estimate
     delta_p_quantiles: dict[float, float]
-    rms_delta_p: float
-    rms_delta_p_stderr: float
-    same_top: float
-    same_top_stderr: float
+    rms_delta_p: Estimate
+    same_top: Estimate
     nll: Float64Array
     base_nll: Float64Array
     delta_p: Float64Array
@@ -144,10 +135,10 @@ class PairedLosses(Result):
         return array
 
     @property
-    def _mean_kl(self) -> tuple[float, float]:
-        """The mean divergence, or its lower bound, and its standard error."""
-        mean, stderr = (vars(self)[f"mean_{self._divergence}{suffix}"] for suffix in ("", "_stderr"))
-        return mean, stderr
+    def _mean_kl(self) -> Estimate:
+        """The mean divergence, or its lower bound."""
+        mean: Estimate = vars(self)[f"mean_{self._divergence}"]
+        return mean
 
     def _void(self, gate: str) -> str:
         """Why the metric of a gate means nothing; "" if it means something."""
@@ -171,136 +162,50 @@ class PairedLosses(Result):
 
     def _rank(self) -> tuple[bool, float]:
         """Sort key: the mean divergence."""
-        return nan_last(self._mean_kl[0])
+        return nan_last(self._mean_kl)
 
     def _rows(self) -> list[dict[str, Any]]:
         """The figures, as the one row of a table."""
         return [self._figures()]
 
+    def _statistics(self) -> dict[str, Any]:
+        """Statistics, quantiles and texts by name."""
+        values = {name: value for name, value in vars(self).items() if name[0] != "_" and name != "sequences"}
+        return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+
     def _figures(self) -> dict[str, Any]:
-        """All figures; quantiles and their intervals are by fraction, as text: "1", "0.999" and so on."""
-        figures: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            if name == "sequences" or name.startswith("_"):
-                continue
-            if isinstance(value, dict):
-                figures[name] = {
-                    f"{fraction:g}": list(one) if isinstance(one, tuple) else one for fraction, one in value.items()
-                }
-            elif not isinstance(value, np.ndarray):
-                figures[name] = value
+        """All statistics, by their names in files."""
+        figures = in_files(self._statistics())
         if self.sequences is not None and self.n_sequences:
             figures["sequences"] = rows_of(self.sequences)
         return self._about | figures | {"signature": self.signature} | self._about
 
-    def check(
-        self,
-        *,
-        max_kl: float | None = None,
-        max_kl_quantile: Mapping[float, float] | None = None,
-        min_same_top: float | None = None,
-        max_perplexity_ratio: float | None = None,
-        confidence: float = 0.95,
-        noise: PairedLosses | None = None,
-    ) -> Verdicts:
-        """Tell whether figures keep to limits, for all texts of this kind and not for these alone.
-
-        A gate holds where the whole interval of its figure does, and fails where the interval lies beyond the limit;
-        else these texts cannot tell. A value that is nan or infinite fails; without any token, the gate cannot tell.
-
-        Parameters
-        ----------
-        max_kl : float, optional
-            The largest mean KL divergence in nats. Of responses, a lower bound is known, which can fail this gate and
-            the next one, but never hold it.
-        max_kl_quantile : mapping of float to float, optional
-            The largest quantiles of the divergence, by fraction of the tokens: ``{0.99: 0.3}``.
-        min_same_top : float, optional
-            The smallest fraction of the tokens at which both models have the same most likely class.
-        max_perplexity_ratio : float, optional
-            The largest ``perplexity / base_perplexity``.
-        confidence : float, default 0.95
-            The confidence of the two-sided intervals: if the limit is the true value, a gate is meant to hold with a
-            probability of 2.5 %, and to fail with the same probability.
-        noise : Comparison, optional
-            A second run of the base, compared with it in the same way: a note says which gates it does not pass itself.
-
-        Returns
-        -------
-        Verdicts
-            Its `verdict` is "holds", "fails" or "cannot tell", and `gates` has that of each gate.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a limit or `confidence` is invalid, if no gate is given, or `max_perplexity_ratio` without targets.
-
-        Notes
-        -----
-        Intervals come from standard errors that are clustered by sequence. For a mean divergence, which is skewed, and
-        for a ratio, they are intervals of the logarithm; for a quantile, see `kl_quantile_intervals`. For a fraction,
-        the interval is binomial, with the number of independent tokens that would have its standard error (Korn and
-        Graubard, Survey Methodology 24, 1998), and its ends are at least ``(1 - 0.025 ** (1 / G)) / 2`` from 0 and 1,
-        which allows for a kind of text that does not occur in the G sequences. A model that equals its base at every
-        token needs no interval.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from tokenloss import compare
-        >>> base = np.random.default_rng(0).normal(size=(40, 50, 8))  # 40 documents
-        >>> comparison = compare(base, 0.9 * base, np.zeros((40, 50), int), segment_ids=np.arange(40)[:, None])
-        >>> print(comparison.check(max_kl=0.01, max_kl_quantile={0.99: 0.01}, min_same_top=0.9).summary())
-        gates  holds
-        <BLANKLINE>
-          gate                  limit     figure           95 % interval  verdict  note
-          max_kl                 0.01  0.0029001  0.0028399 to 0.0029616  holds
-          max_kl_quantile 0.99   0.01  0.0077102  0.0073774 to 0.0083003  holds
-          min_same_top            0.9          1            0.95595 to 1  holds
-        """
-        given = {
-            "max_kl": max_kl, "max_kl_quantile": max_kl_quantile, "min_same_top": min_same_top,
-            "max_perplexity_ratio": max_perplexity_ratio,
-        }  # fmt: skip
-        limits, tail = checked_limits(**given), checked_tail(confidence)
-        if not isinstance(noise, type(self) | None):
-            raise_error("type", name="noise", got=type(noise).__name__, fits=f"a {type(self).__name__}, or None")
-        if "max_perplexity_ratio" in limits and not getattr(self, "has_targets", True):
-            fits = "is for losses, which need targets, and there are none"
-            raise_error("not for", name="max_perplexity_ratio", fits=fits)
-        verdicts = [self._verdict(gate, *limit, tail) for gate, limit in limits.items()]
-        if noise is not None:
-            verdicts = beside_noise(verdicts, [noise._verdict(gate, *limit, tail) for gate, limit in limits.items()])
-        return Verdicts(verdicts, float(confidence))
-
-    def _verdict(self, gate: str, fraction: float | None, limit: float, tail: float) -> Verdict:
-        """The verdict on a gate, which is that of a quantile if a fraction is given."""
+    def _verdict(self, limit: Limit, tail: float) -> Verdict:
+        gate = limit.gate
+        if gate == "max_perplexity_ratio" and not getattr(self, "has_targets", True):
+            raise_error("not for", name=gate, fits="is for losses, which need targets, and there are none")
         mask = getattr(self, "is_top_known", self.kept) if gate == "min_same_top" else self.kept
         index, ids = included(mask.reshape(-1), self._segment_ids)
         kl, nll, base_nll, is_same_top = (
             vars(self)[name].reshape(-1)[index] for name in (self._divergence, "nll", "base_nll", "is_same_top")
         )
+        mean, method = Mean(kl, ids), _METHODS[gate]
         if gate == "min_same_top":
             mean = Mean(is_same_top, ids)
-            estimate = Measure(mean.mean, mean._independent, "", "share", kl.size).reach(tail, limit)
         elif gate == "max_perplexity_ratio":
             with np.errstate(invalid="ignore"):  # infinite losses
                 mean = Mean(nll - base_nll, ids)
-            estimate = Measure(mean.mean, mean._independent, method="exp signed").reach(tail, limit)
-        else:
-            mean = Mean(kl, ids)
-            estimate = Measure(mean.mean, mean._independent).reach(tail, limit)
-            if fraction is not None:
-                estimate = _quantile_estimate(kl, fraction, ids, mean, limit, tail)
-        count, unit = mean._independent.count, self._unit if mean.is_clustered else "token"
-        notes = independent_note(count, unit, mean.factor(tail))
-        is_lower_bound = gate.startswith("max_kl") and self._divergence != "kl"
-        void = self._void(gate)
-        is_equal = self._equals_base and not is_lower_bound and math.isfinite(estimate.value)
+        measure = mean.measure(method, self._unit)
+        reach = measure.reach(tail, limit.value)
+        if limit.fraction is not None:
+            reach = _quantile_reach(kl, limit.fraction, ids, mean, limit.value, tail)
+        notes, is_lower_bound = independent_note(measure, tail), gate.startswith("max_kl") and self._divergence != "kl"
+        is_equal = self._equals_base and not is_lower_bound and math.isfinite(reach.value)
         if is_equal:  # other texts would change nothing
-            estimate = estimate._replace(low=estimate.value, high=estimate.value)
-            notes = ["identical to the base at every token"]
-        verdict = verdict_on(gate, limit, estimate, count, unit, notes=notes, is_lower_bound=is_lower_bound, void=void)
+            reach, notes = Reach(*[reach.value] * 3), ["identical to the base at every token"]
+        verdict = verdict_on(
+            limit, reach, measure, notes=notes, is_lower_bound=is_lower_bound, void=self._void(gate)
+        )  # fmt: skip
         return verdict._replace(interval=(math.nan, math.nan)) if is_equal else verdict
 
     def columns(self) -> dict[str, Array]:
@@ -313,9 +218,14 @@ class PairedLosses(Result):
             the sequence, and the place in it, from 0; -1 outside of any. Else, if the batch has several axes, they are
             the index along its first axis, and the place in the others in C order.
         """
-        ids, arrays = self._segment_ids, {name: value for name, value in vars(self).items() if name[0] != "_"}
+        ids = self._segment_ids
         places = places_in(self.kept.shape) if ids is None else places_of(ids)
-        return places | {name: array.reshape(-1) for name, array in arrays.items() if isinstance(array, np.ndarray)}
+        return places | {name: array.reshape(-1) for name, array in self._arrays().items()}
+
+    def _arrays(self) -> dict[str, Array]:
+        """The arrays that have an element for each token, by name."""
+        values = {name: value for name, value in vars(self).items() if name[0] != "_"}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
 def same_file_note(about: Mapping[str, Any]) -> str:
@@ -341,6 +251,7 @@ class Mean:
         self._independent = tokens = ExactRatio.of_mean(ExactMoments.of(values))  # tokens, or sequences
         self.mean = tokens.ratio
         self.stderr = self.stderr_of_tokens = tokens.stderr
+        self.n_tokens = values.size
         self.is_clustered = False
         if segment_ids is None:
             return
@@ -352,45 +263,53 @@ class Mean:
             self.stderr = groups.stderr
             self.is_clustered = True
 
+    def measure(self, method: Method = "mean", unit: str = "sequences", mean: float | None = None) -> Measure:
+        """What the mean, or another statistic of this value, has as its errors."""
+        value = self.mean if mean is None else mean
+        return Measure(value, self._independent, unit if self.is_clustered else "tokens", method, self.n_tokens)
+
     def factor(self, tail: float = TAIL) -> float:
         """The number of standard errors from the mean to each end of its interval, by default of 95 %."""
         return self._independent.factor(tail)
 
 
 def paired_figures(
-    nll: Float64Array, base_nll: Float64Array, delta_p: Float64Array, ids: IntArray | None
+    nll: Float64Array, base_nll: Float64Array, delta_p: Float64Array, ids: IntArray | None, unit: str = "sequences"
 ) -> tuple[dict[str, Any], dict[str, Mean]]:
-    """Fields of `PairedLosses`, and the means that they come from, which know the mean of each sequence."""
+    """Fields of `PairedLosses`, and the means that they come from, with the mean of each sequence."""
     loss, base_loss = Mean(nll, ids), Mean(base_nll, ids)
-    perplexity, base_perplexity = exp(loss.mean), exp(base_loss.mean)
+    perplexity, base_perplexity = (one.measure("exp", unit).estimate() for one in (loss, base_loss))
     with np.errstate(invalid="ignore", over="ignore"):  # infinite losses
         log_ratio = Mean(nll - base_nll, ids)
         difference = Mean(perplexity * nll - base_perplexity * base_nll, ids)
     change, square = Mean(delta_p, ids), Mean(delta_p**2, ids)
-    ratio, rms = exp(log_ratio.mean), math.sqrt(square.mean)
     figures = {
         "count": nll.size,
         "n_sequences": 0 if ids is None else loss.sequences.sequence.size,
         "is_clustered": loss.is_clustered,
         "interval_factor": loss.factor(),
         "perplexity": perplexity,
-        "perplexity_stderr": perplexity * loss.stderr,
         "base_perplexity": base_perplexity,
-        "base_perplexity_stderr": base_perplexity * base_loss.stderr,
         "correlation": _correlation(loss.stderr_of_tokens, base_loss.stderr_of_tokens, log_ratio.stderr_of_tokens),
-        "log_perplexity_ratio": log_ratio.mean,
-        "log_perplexity_ratio_stderr": log_ratio.stderr,
-        "perplexity_ratio": ratio,
-        "perplexity_ratio_stderr": ratio * log_ratio.stderr,
-        "perplexity_difference": perplexity - base_perplexity,
-        "perplexity_difference_stderr": difference.stderr,
-        "mean_delta_p": change.mean,
-        "mean_delta_p_stderr": change.stderr,
+        "log_perplexity_ratio": log_ratio.measure("signed", unit).estimate(),
+        "perplexity_ratio": log_ratio.measure("exp signed", unit).estimate(),
+        "perplexity_difference": difference.measure("signed", unit, perplexity - base_perplexity).estimate(),
+        "mean_delta_p": change.measure("signed", unit).estimate(),
         "delta_p_quantiles": quantiles(np.sort(delta_p), DELTA_P_QUANTILES),
-        "rms_delta_p": rms,
-        "rms_delta_p_stderr": square.stderr / (2 * rms) if rms else square.stderr,
+        "rms_delta_p": _root_of(square.measure("mean", unit)),
     }
     return figures, {"loss": loss, "base_loss": base_loss, "loss_difference": log_ratio, "delta_p": change}
+
+
+def _root_of(square: Measure) -> Estimate:
+    """The root of a mean square."""
+    root = math.sqrt(square.mean)
+
+    def errors() -> Errors:
+        stderr, (low, high) = square.stderr, square.interval
+        return Errors(stderr / (2 * root) if root else stderr, (math.sqrt(low), math.sqrt(high)), square.unit)
+
+    return Estimate(root, errors)
 
 
 def sequence_table(means: dict[str, Mean]) -> dict[str, Array]:
@@ -453,10 +372,10 @@ def quantile_intervals(
     return intervals
 
 
-def _quantile_estimate(
+def _quantile_reach(
     values: Float64Array, fraction: float, ids: IntArray | None, mean: Mean, limit: float, tail: float
 ) -> Reach:
-    """The estimate of a quantile, which more texts tell from a limit as they tell what fraction of tokens it bounds."""
+    """The reach of a quantile, which more texts tell from a limit as they tell what fraction of tokens it bounds."""
     n, below = values.size, Mean(values <= limit, ids)
     low, high = quantile_intervals(values, (fraction,), ids, mean, tail)[fraction]
     radius = student_quantile(tail, max(n - 1, 1)) * math.sqrt(fraction * (1 - fraction) / max(n, 1))

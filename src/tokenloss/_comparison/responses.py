@@ -11,14 +11,15 @@ from tokenloss._comparison.paired import KL_QUANTILES, Mean, PairedLosses, paire
 from tokenloss._comparison.tables import responses_shown
 from tokenloss._core.errors import named, raise_error, with_file_names
 from tokenloss._core.result import figure
+from tokenloss._core.rounding import Rounding
 from tokenloss._scores.divergence import topk_divergence_bound
-from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses.columns import join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import NoReturn
 
+    from tokenloss._core.estimate import Estimate
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
     from tokenloss.formats.responses import Response, Responses
@@ -340,9 +341,9 @@ TOKEN_COLUMNS = (
 class ResponseComparison(PairedLosses):
     """Result of `compare_files` of responses: the figures of a model against its base that these allow for.
 
-    Each ``*_stderr`` is the standard error of the figure before it, clustered by sequence, that is by response, if
-    there are at least two: nan for less than two tokens and where the figure is infinite or nan. All figures are of the
-    tokens that have a log-probability in both files, and nan if there are none.
+    Errors are clustered by sequence, that is by response, if there are at least two; they are nan for fewer than two
+    tokens and where the value is infinite or nan. All values are those of the tokens that have a log-probability in
+    both files, and nan if there are none.
 
     Attributes
     ----------
@@ -356,7 +357,7 @@ class ResponseComparison(PairedLosses):
         Number of other tokens that are left out, since one of the files has a sentinel there, such as -9999.0.
     n_skipped : int
         Number of requests that failed in one of the files, and were left out.
-    mean_kl_bound, mean_kl_bound_stderr : float
+    mean_kl_bound : Estimate
         Mean lower bound, in nats, of the KL divergence of the model's distribution from the base's, which is at least
         that: see `topk_divergence_bound`. The token itself counts as a class that both list.
     kl_bound_quantiles : dict
@@ -392,7 +393,7 @@ class ResponseComparison(PairedLosses):
 
     _divergence = "kl_bound"
     _quantity = "lower bound of the KL divergence"
-    _unit = "response"
+    _unit = "responses"
 
     part: str
     base_rounding: str
@@ -400,8 +401,7 @@ class ResponseComparison(PairedLosses):
     n_without_number: int
     n_sentinels: int
     n_skipped: int
-    mean_kl_bound: float
-    mean_kl_bound_stderr: float
+    mean_kl_bound: Estimate
     kl_bound_quantiles: dict[float, float]
     n_bounded: int
     mean_base_mass: float
@@ -422,7 +422,7 @@ class ResponseComparison(PairedLosses):
         return responses_shown(comparisons)
 
     def _main(self) -> dict[str, str]:
-        bound = figure(self.mean_kl_bound, self.mean_kl_bound_stderr, 4)
+        bound = figure(self.mean_kl_bound, self.mean_kl_bound.stderr, 4)
         main = {"mean_kl_bound": bound, "count": str(self.count), "n_sequences": str(self.n_sequences)}
         return main | {name: figure(getattr(self, name)) for name in ("perplexity", "base_perplexity")}
 
@@ -436,7 +436,7 @@ def response_comparison_of(
     """Figures of all tokens, and the table of their sequences, with the origin of each."""
     mask, known, ids = columns["kept"], columns["is_top_known"], columns["sequence"]
     nll, base_nll, bound, delta_p = (columns[name][mask] for name in ("nll", "base_nll", "kl_bound", "delta_p"))
-    figures, means = paired_figures(nll, base_nll, delta_p, ids[mask])
+    figures, means = paired_figures(nll, base_nll, delta_p, ids[mask], "responses")
     mean_bound, same_top = Mean(bound, ids[mask]), Mean(columns["is_same_top"][known], ids[known])
     base_mass, mass = (Mean(columns[name][mask], None) for name in ("base_mass", "mass"))
     sequences = sequence_table(means | {"kl_bound": mean_bound})
@@ -449,14 +449,12 @@ def response_comparison_of(
     return ResponseComparison(
         n_without_number=int(np.count_nonzero(~mask & ~columns["is_sentinel"])),
         n_sentinels=int(np.count_nonzero(~mask & columns["is_sentinel"])),
-        mean_kl_bound=mean_bound.mean,
-        mean_kl_bound_stderr=mean_bound.stderr,
+        mean_kl_bound=mean_bound.measure("mean", "responses").estimate(),
         kl_bound_quantiles=quantiles(np.sort(bound), KL_QUANTILES),
         n_bounded=int(np.count_nonzero(columns["is_bounded"])),
         mean_base_mass=base_mass.mean,
         mean_mass=mass.mean,
-        same_top=same_top.mean,
-        same_top_stderr=same_top.stderr,
+        same_top=same_top.measure("share", "responses").estimate(),
         n_top_known=int(np.count_nonzero(known)),
         sequences=sequences,
         _segment_ids=ids,

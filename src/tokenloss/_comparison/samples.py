@@ -191,6 +191,8 @@ class SampleComparison(Result):
     SampleComparison(metrics=['exact_match': 1.000 (0.00)], count=1)
     """
 
+    GATES = ()
+    _why_no_gate = "does not apply to samples of lm-evaluation-harness; {margin} tests them for equality"
     _of_base = ("base", "cluster", "margin")  # the same for all candidates of one base
 
     count: int

@@ -178,7 +178,7 @@ def comparison_tables(comparison: Any) -> list[Table]:
     if comparison._divergence != "kl":
         known = known_of(comparison.n_top_known, comparison.count)
         rows, values = _RESPONSE_ROWS, {"known_note": f"  {known}" if known else ""}
-    tables = [table(of_title, values, comparison, title=title) for title, of_title in rows.items()]
+    tables = [table(of_title, values, comparison._statistics(), title=title) for title, of_title in rows.items()]
     return [one for one in tables if one.rows]
 
 
@@ -210,13 +210,12 @@ def candidate_table(comparisons: Any) -> Table:
     ranked, first = comparisons._ranked(), next(iter(comparisons.values()))
     sizes = size_texts(one for _, one in ranked)
     items: list[tuple[object, ...]] = [
-        ({"name": name, "size": size, "n_not_finite": _n_not_finite(one)}, one)
+        ({"name": name, "size": size, "n_not_finite": _n_not_finite(one)}, one._statistics())
         for (name, one), size in zip(ranked, sizes, strict=True)
     ]
     of_base = {(one.count, one.base_perplexity) for one in comparisons.values()}
     if len(of_base) == 1 and not math.isnan(first.base_perplexity):  # responses may be of other tokens each
-        base = {"perplexity": first.base_perplexity, "perplexity_stderr": first.base_perplexity_stderr}
-        items.insert(0, ({"name": "base"} | base,))
+        items.insert(0, ({"name": "base", "perplexity": first.base_perplexity},))
     return table_of_several(_COLUMNS[first._divergence], items, keep_empty=False)
 
 
@@ -263,7 +262,7 @@ def _changes(one: Any) -> dict[tuple[str, float | None], float]:
     """The sizes of changes by field and, for quantiles, fraction."""
     changes: dict[tuple[str, float | None], float] = {}
     for row in _CHANGES[one._divergence]:
-        value = vars(one).get(row.field)
+        value = one._statistics().get(row.field)
         values = value if row.each else {None: value}
         changes |= {(row.field, fraction): abs(value) for fraction, value in values.items() if value is not None}
     return changes | {("same_top", None): 1 - one.same_top}

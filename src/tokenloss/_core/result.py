@@ -180,10 +180,16 @@ def in_files(statistics: Mapping[str, Any], errors: Mapping[str, Sequence[str]] 
     """Statistics by their names in JSON and CSV, where the errors of an estimate are values of their own.
 
     An estimate is followed by its standard error, unless `errors` names others; it also names those that may be None.
+    Quantiles and their intervals are by fraction, as text; tables are lists of rows.
     """
     values: dict[str, Any] = {}
     for name, value in statistics.items():
         is_estimate = isinstance(value, Estimate)
+        if name.endswith("_quantiles"):
+            intervals = {f"{at:g}": [*one.interval] for at, one in value.items() if hasattr(one, "interval")}
+            values[name] = {f"{at:g}": float(one) for at, one in value.items()}
+            values |= {f"{name.removesuffix('s')}_intervals": intervals} if intervals else {}
+            continue
         values[name] = float(value) if is_estimate else value
         for error in (errors or {}).get(name, ("stderr",) * is_estimate):
             key = error if name == "loss" else f"{name}_{error}"

@@ -38,7 +38,7 @@ class _Cell(Formatter):
     """The texts of a row for one result, which is given as mappings or objects: the first that has a field counts."""
 
     def __init__(self, row: Row, sources: Sequence[object], fraction: float | None = None) -> None:
-        self._row, self._sources, self._fraction = row, sources, fraction
+        self._row, self._sources = row, sources
         self.value: Any = self._get(row.field)
         if fraction is not None and self.value is not None:
             self.value = self.value[fraction]
@@ -57,8 +57,6 @@ class _Cell(Formatter):
         if name == "stderr":
             return value.stderr if isinstance(value, Estimate) else self._get(f"{field}_stderr")
         interval = value.interval if isinstance(value, Estimate) else self._get(f"{field}_interval")
-        if self._fraction is not None:
-            interval = (self._get(f"{field.removesuffix('s')}_intervals") or {}).get(self._fraction)
         return None if interval is None else interval[name == "high"]
 
     def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:

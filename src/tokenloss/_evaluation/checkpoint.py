@@ -22,9 +22,9 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import files_of, replacing, write_errors
+from tokenloss._core.rounding import Rounding
 from tokenloss._core.version import __version__
 from tokenloss._statistics.meter import LossMeter, meter_from_json, meter_to_json
-from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import Failed
 
 if TYPE_CHECKING:

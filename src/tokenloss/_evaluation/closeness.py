@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike, Float64Array, Kind
     from tokenloss._evaluation.sink import ComparedBlock
 
-    _Limits: TypeAlias = dict[str, tuple[float | None, float]]  # as `checked_limits` has them
+    _Limits: TypeAlias = dict[str, float]  # by the names of gates
     _Describe: TypeAlias = Callable[
         [Array], dict[str, list[Any]]
     ]  # the cells of some tokens, by the head of the column
@@ -114,8 +114,8 @@ def assert_close(
            [1]      1          2       1  0.420512  1.40761     0.407606
     """
     __tracebackhide__ = True  # pytest then shows the line of the test
-    given_limits = {"max_kl": max_kl, "max_token_kl": max_token_kl, "max_abs_loss": max_abs_loss}
-    limits = checked_limits(**given_limits, min_same_top=min_same_top)
+    given = {"max_kl": max_kl, "max_token_kl": max_token_kl, "max_abs_loss": max_abs_loss, "min_same_top": min_same_top}
+    limits = {limit.gate: limit.value for limit in checked_limits(given, given)}
     are_files = [_is_source(scores) for scores in (logits, base)]
     if are_files[0] != are_files[1]:
         fits = "a path, as base is" if are_files[1] else "an array, as base is"
@@ -213,7 +213,7 @@ def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> st
         "min_same_top": ("tokens of the same top class", comparison.same_top, np.where(same_top, 0.0, 1 + kl)),
     }
     rows, failed = [], []
-    for name, (_, limit) in limits.items():
+    for name, limit in limits.items():
         words, figure, _ = figures[name]
         is_least = name.startswith("min_")
         if (void := comparison._void(name)) or not (figure >= limit if is_least else figure <= limit):  # or nan

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error
+from tokenloss._core.rounding import Rounding
 from tokenloss._evaluation.results import ResponseFigures, ShardResult
 from tokenloss._evaluation.score import TopLosses
 from tokenloss._evaluation.sequences import (
@@ -23,7 +24,6 @@ from tokenloss._evaluation.sequences import (
 from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.meter import LossMeter
-from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.logprobs import Logprobs
 from tokenloss.formats.responses import Responses, refuse_without_number
 from tokenloss.formats.responses.columns import join

@@ -11,21 +11,13 @@ from tokenloss._core.advice import void_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Estimate
 from tokenloss._core.result import NamedResults, columns_of
+from tokenloss._core.rounding import Rounding
 from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns, Sources, greedy_by_segment, joined
-from tokenloss._statistics.gates import (
-    Verdict,
-    Verdicts,
-    checked_limits,
-    checked_tail,
-    independent_note,
-    joined_verdicts,
-    verdict_on,
-)
+from tokenloss._statistics.gates import GatedResult, independent_note, verdict_on
 from tokenloss._statistics.meter import LossFigures, LossMeter, basis_of
-from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import Failed
 
 if TYPE_CHECKING:
@@ -33,10 +25,12 @@ if TYPE_CHECKING:
 
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array
-    from tokenloss._statistics.estimates import Measure
+    from tokenloss._statistics.estimates import Measure, Method
+    from tokenloss._statistics.gates import Limit, Verdict
 
 
-_METHODS: dict[str, Any] = {"max_perplexity": "exp", "max_loss": "mean", "min_greedy_accuracy": "share"}
+# the gates that `check` takes, and how their statistics are estimated
+_METHODS: dict[str, Method] = {"max_perplexity": "exp", "max_loss": "mean", "min_greedy_accuracy": "share"}
 _MIN_SHIFT_SAMPLE = 64  # rows
 _MIN_SHIFT_Z = 4  # standard errors, since the losses of random logits vary
 
@@ -150,7 +144,7 @@ class ShardResult(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation(LossFigures):
+class Evaluation(LossFigures, GatedResult):
     """Result of `evaluate`, which has the statistics of `LossMeter`, such as `loss` and `perplexity`.
 
     Attributes
@@ -189,6 +183,9 @@ class Evaluation(LossFigures):
     >>> evaluation + evaluate([(np.zeros((1, 2, 8), np.float32), np.ones((1, 2), int))])
     Evaluation(loss=2.07944 ± 0.00, count=8, n_sequences=3, perplexity=8.00000, accuracy=0.0000)
     """
+
+    GATES = tuple(_METHODS)
+    _why_no_gate = "does not apply to evaluations"
 
     meter: LossMeter
     sequences: dict[str, Array]
@@ -270,66 +267,15 @@ class Evaluation(LossFigures):
         """
         return dict(self.sequences)
 
-    def check(
-        self,
-        *,
-        max_perplexity: float | None = None,
-        max_loss: float | None = None,
-        min_greedy_accuracy: float | None = None,
-        confidence: float = 0.95,
-    ) -> Verdicts:
-        """Tell whether figures keep to limits, for all texts of this kind and not for these alone.
-
-        A gate holds where the whole interval of its figure does, and fails where the interval lies beyond the limit;
-        else these texts cannot tell. A value that is nan or infinite fails; without any token, the gate cannot tell.
-
-        Parameters
-        ----------
-        max_perplexity, max_loss : float, optional
-            The largest perplexity, and the largest mean loss in nats.
-        min_greedy_accuracy : float, optional
-            The smallest fraction of the tokens that are the most likely class, of those where this is known.
-        confidence
-            As in `Comparison.check`, which explains how intervals are computed.
-
-        Returns
-        -------
-        Verdicts
-            As `Comparison.check` returns them.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a limit or `confidence` is invalid, or if no gate is given.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from tokenloss import evaluate
-        >>> rng = np.random.default_rng(0)
-        >>> found = evaluate([(rng.normal(size=(20, 30, 8)), rng.integers(8, size=(20, 30)))])
-        >>> verdicts = found.check(max_perplexity=20, min_greedy_accuracy=0.12)
-        >>> [(one.gate, round(one.figure, 3), one.verdict, one.n_more) for one in verdicts.gates]
-        [('max_perplexity', 11.297, 'holds', None), ('min_greedy_accuracy', 0.133, 'cannot tell', 66)]
-        """
-        given = {
-            "max_perplexity": max_perplexity, "max_loss": max_loss, "min_greedy_accuracy": min_greedy_accuracy,
-        }  # fmt: skip
-        limits, tail = checked_limits(**given), checked_tail(confidence)
-        return Verdicts([self._verdict(gate, limit, tail) for gate, (_, limit) in limits.items()], float(confidence))
-
     def _measure(self, gate: str) -> Measure:
         """The statistic that a gate limits."""
         meter = ShardResult.total(self._parts.results).meters()[1] if gate == "min_greedy_accuracy" else self.meter
         return meter._measure()._replace(method=_METHODS[gate], n_tokens=meter.count)
 
-    def _verdict(self, gate: str, limit: float, tail: float) -> Verdict:
-        """The verdict on a gate."""
-        measure = self._measure(gate)
-        count, unit = measure.independent.count, measure.unit.removesuffix("s")
-        notes = independent_note(count, unit, measure.independent.factor(tail))
-        reach = measure.reach(tail, limit)
-        return verdict_on(gate, limit, reach, count, unit, notes=notes, void=void_of(self.figures, gate))
+    def _verdict(self, limit: Limit, tail: float) -> Verdict:
+        measure = self._measure(limit.gate)
+        notes, void = independent_note(measure, tail), void_of(self.figures, limit.gate)
+        return verdict_on(limit, measure.reach(tail, limit.value), measure, notes=notes, void=void)
 
     def _main(self) -> dict[str, str]:
         return self._main_of({"n_nan": self.n_nan}, {"accuracy": f"{self.accuracy:.4f}"})
@@ -366,7 +312,7 @@ Evaluation.__module__ = "tokenloss.results"
 _MAIN = ("count", "loss", "stderr", "perplexity", "perplexity_interval", "accuracy", "bits_per_byte")
 
 
-class Evaluations(NamedResults[Evaluation]):
+class Evaluations(GatedResult, NamedResults[Evaluation]):
     """Evaluations of several models side by side: a dict of `Evaluation` by the name of the model.
 
     This is what ``tokenloss score A=a.npz B=b.npz`` prints. Losses and perplexities compare models whose tokens are the
@@ -404,25 +350,8 @@ class Evaluations(NamedResults[Evaluation]):
         """Names of the fields by which the signatures of the models differ."""
         return differing_fields(one.signature for one in self.values())
 
-    def check(self, **gates: Any) -> Verdicts:
-        """Tell for each model whether its figures keep to limits.
-
-        Parameters
-        ----------
-        **gates : float
-            Limits and `confidence`, as `Evaluation.check` takes them.
-
-        Returns
-        -------
-        Verdicts
-            The verdicts of all models, each with the name of its model.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is invalid, or if no gate is given.
-        """
-        return joined_verdicts({name: one.check(**gates) for name, one in self.items()})
+    def _results(self) -> dict[str, Evaluation]:
+        return dict(self)
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table with a row for each model.

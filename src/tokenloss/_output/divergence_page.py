@@ -273,27 +273,26 @@ def _write_comparison(
 def _comparison_summary(comparison: Any) -> str:
     """HTML of a model's metrics."""
     by = count_of(comparison.n_sequences, "sequence") if comparison.is_clustered else "tokens, taken as independent"
-    known, name = vars(comparison), comparison._divergence
-    mean, stderr = comparison._mean_kl
+    known, mean = vars(comparison), comparison._mean_kl
     values = {
         "quantity": comparison._quantity,
         "by": by + guess_note(comparison.interval_factor),
         "mean": mean,
-        "mean_stderr": stderr,
-        "quantile": known[f"{name}_quantiles"][0.999],
-        "quantile_interval": known.get("kl_quantile_intervals", {}).get(0.999),
+        "quantile": known[f"{comparison._divergence}_quantiles"][0.999],
+        **{f"mean_{name}": one for name, one in known.get("divergences", {}).items()},
     }
     if left_out := known.get("n_infinite", 0) + known.get("n_nan", 0):
         ((*_, finite),) = table([_FINITE], comparison).rows
-        values |= {"mean_stderr": None, "finite_note": f"{finite} nats without {left_out:,} that are not finite"}
-    return page.summary(_ROWS, values, comparison)
+        note = f"{finite} nats without {left_out:,} that are not finite"
+        values |= {"mean": float(mean), "finite_note": note}
+    return page.summary(_ROWS, values, known)
 
 
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:
     """HTML for choosing one of several models; `autocomplete` keeps browsers from restoring an earlier choice."""
     if len(names) > 1:
         least = "at least " if comparisons[names[0]]._divergence == "kl_bound" else ""
-        means = [f"{least}{comparisons[name]._mean_kl[0]:.4g}" for name in names]
+        means = [f"{least}{comparisons[name]._mean_kl:.4g}" for name in names]
         labels = [f"{page.escaped(name)} (mean divergence {mean})" for name, mean in zip(names, means, strict=True)]
         options = "".join(f"<option value={number}>{label}</option>" for number, label in enumerate(labels))
         yield f'<p class="choice"><label>Model <select id="model" autocomplete="off">{options}</select></label></p>'

@@ -17,7 +17,6 @@ from tokenloss._core.validation import check_number
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import drawing
 from tokenloss._output.drawing import BLUE, CURVE_POINTS, INK, LINE, ORANGE, PLOT_MAX, PLOT_MIN
-from tokenloss._statistics.ratio import interval_above_0
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -200,9 +199,8 @@ def draw_candidates(
     models = []
     for name, one in sorted(comparisons.items(), key=lambda named: named[1]._rank()):
         kl = one._kl[one.kept]
-        mean, stderr = one._mean_kl
-        ends = interval_above_0(mean, stderr, one.interval_factor)
-        models.append(_Model(name, sizes.get(name), mean, ends, np.sort(kl[drawing.in_plot_range(kl)])))
+        mean = one._mean_kl
+        models.append(_Model(name, sizes.get(name), mean, mean.interval, np.sort(kl[drawing.in_plot_range(kl)])))
     by_name = len(sizes) < len(models)
     figure = drawing.empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
     _draw_models(figure, models, one._quantity)

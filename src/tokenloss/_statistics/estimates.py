@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from tokenloss._core.estimate import Estimate
 from tokenloss._core.exact import exp
@@ -11,10 +11,9 @@ from tokenloss._statistics.distributions import TAIL, binomial_interval, student
 from tokenloss._statistics.ratio import interval_above_0
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     from tokenloss._statistics.ratio import ExactRatio
 
+Method: TypeAlias = Literal["mean", "signed", "exp", "exp signed", "share"]
 _WORST = 0.5  # the fraction of the tokens of an unseen kind of text that may differ from other texts
 
 
@@ -34,7 +33,7 @@ class Measure(NamedTuple):
     independent: ExactRatio
     unit: str = "tokens"
     # of values >= 0, or of any sign; the exponential of either; or a fraction of `n_tokens`
-    method: Literal["mean", "signed", "exp", "exp signed", "share"] = "mean"
+    method: Method = "mean"
     n_tokens: int = 0
 
     def reach(self, tail: float = TAIL, limit: float | None = None) -> Reach:

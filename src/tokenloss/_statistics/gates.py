@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
 
 from tokenloss._core.errors import named, raise_error
 from tokenloss._core.result import Result, Shown, Table, columns_of
@@ -14,10 +14,11 @@ from tokenloss._core.validation import check_number
 from tokenloss._statistics.ratio import guess_note
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from typing import Unpack
 
     from tokenloss._core.types import Array
-    from tokenloss._statistics.estimates import Reach
+    from tokenloss._statistics.estimates import Measure, Reach
 
 HOLDS, FAILS, CANNOT_TELL = "holds", "fails", "cannot tell"
 
@@ -148,14 +149,6 @@ class Verdicts(Result):
 Verdicts.__module__ = "tokenloss.results"
 
 
-def joined_verdicts(verdicts: Mapping[str, Verdicts]) -> Verdicts:
-    """The verdicts of several models, by the name of each."""
-    if not verdicts:
-        raise_error("empty", name="the list of models", fits="of one at least, to be checked")
-    gates = [gate._replace(name=name) for name, one in verdicts.items() for gate in one.gates]
-    return Verdicts(gates, next(iter(verdicts.values())).confidence)
-
-
 def _worst(gates: Sequence[Verdict]) -> str:
     """The verdict of several gates together."""
     verdicts = {one.verdict for one in gates}
@@ -172,14 +165,41 @@ def _cells(one: Verdict) -> tuple[str, ...]:
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
-def checked_limits(**given: Any) -> dict[str, tuple[float | None, float]]:
-    """The limit of each gate that is given, by its name, after the fraction of a quantile, which others lack."""
-    limits: dict[str, tuple[float | None, float]] = {}
-    for name, value in given.items():
-        if value is None:
+class Limits(TypedDict, total=False):
+    """All gates; each result has those in its `GATES`."""
+
+    max_perplexity: float | None
+    max_loss: float | None
+    min_greedy_accuracy: float | None
+    max_kl: float | None
+    max_kl_quantile: Mapping[float, float] | None
+    min_same_top: float | None
+    max_perplexity_ratio: float | None
+    max_k3: float | None
+    min_ess: float | None
+
+
+class Limit(NamedTuple):
+    """A limit that was given: its gate, its value, and for a quantile the fraction of the tokens."""
+
+    gate: str
+    value: float
+    fraction: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the gate with the fraction."""
+        return self.gate if self.fraction is None else f"{self.gate} {self.fraction:g}"
+
+
+def checked_limits(gates: Iterable[str], given: Mapping[str, Any]) -> list[Limit]:
+    """The limits that are given and not None, in the order of these gates."""
+    limits: dict[str, Limit] = {}
+    for name in gates:
+        if (value := given.get(name)) is None:
             continue
         if not name.endswith("_quantile"):
-            limits[name] = None, _checked_limit(name, value)
+            limits[name] = Limit(name, _checked_limit(name, value))
             continue
         if not isinstance(value, Mapping):
             fits = "a mapping of fractions of the tokens to limits"
@@ -189,10 +209,11 @@ def checked_limits(**given: Any) -> dict[str, tuple[float | None, float]]:
             share = check_number(f"a fraction of {named(name)}", fraction, fits, most=1.0, positive=True)
             if share == 1 or share != round(share, 6):
                 raise_error("option", name=f"a fraction of {named(name)}", got=fraction, fits=fits)
-            limits[f"{name} {share:g}"] = share, _checked_limit(name, limit)
+            one = Limit(name, _checked_limit(name, limit), share)
+            limits[one.name] = one
     if not limits:
-        raise_error("empty", name="the list of gates", fits=f"one or more of {', '.join(given)}")
-    return limits
+        raise_error("empty", name="the list of gates", fits=f"one or more of {', '.join(gates)}")
+    return [*limits.values()]
 
 
 def _checked_limit(name: str, value: Any) -> float:
@@ -215,12 +236,13 @@ def checked_tail(confidence: Any) -> float:
 
 
 def verdict_on(
-    gate: str, limit: float, reach: Reach, count: int, unit: str, *, notes: Sequence[str] = (),
-    is_lower_bound: bool = False, void: str = "",
+    gate: Limit, reach: Reach, measure: Measure, *, notes: Sequence[str] = (), is_lower_bound: bool = False,
+    void: str = "",
 ) -> Verdict:  # fmt: skip
-    """The verdict on a gate from `count` texts or tokens; `void` is why its metric is meaningless."""
-    figure, low, high, needed = reach
-    is_max = gate.startswith("max_")
+    """The verdict on a gate; `void` is why its statistic is meaningless."""
+    limit, (figure, low, high, needed) = gate.value, reach
+    count, unit = measure.independent.count, measure.unit.removesuffix("s")
+    is_max = gate.gate.startswith("max_")
     is_beyond, is_within = (low > limit, high <= limit) if is_max else (high < limit, low >= limit)
     verdict, n_more, words = CANNOT_TELL, None, [*notes]
     if not count:
@@ -245,7 +267,7 @@ def verdict_on(
         words.insert(0, "no number of texts would tell: the figure is the limit")
     if is_lower_bound:
         words.append("a lower bound of the divergence: it can fail a gate, and hold none")
-    return Verdict("", gate, limit, figure, (low, high), verdict, n_more, "; ".join(words))
+    return Verdict("", gate.name, limit, figure, (low, high), verdict, n_more, "; ".join(words))
 
 
 def _rounded(number: float) -> int:
@@ -254,14 +276,15 @@ def _rounded(number: float) -> int:
     return int(math.ceil(number / unit) * unit)
 
 
-def independent_note(count: int, unit: str, factor: float) -> list[str]:
+def independent_note(measure: Measure, tail: float) -> list[str]:
     """What the interval takes as independent, where that is worth a word: tokens, or very few sequences."""
-    if unit == "token":
-        return [f"{count_of(count, unit)}, taken as independent"]
-    return [count_of(count, unit) + guess_note(factor)] if guess_note(factor) else []
+    if measure.unit == "tokens":
+        return [f"{count_of(measure.independent.count, 'token')}, taken as independent"]
+    note = guess_note(measure.independent.factor(tail))
+    return [count_of(measure.independent.count, measure.unit.removesuffix("s")) + note] if note else []
 
 
-def beside_noise(verdicts: Sequence[Verdict], noise: Sequence[Verdict]) -> list[Verdict]:
+def _beside_noise(verdicts: Sequence[Verdict], noise: Sequence[Verdict]) -> list[Verdict]:
     """Verdicts that say where a second run of the base lies beyond the limit itself."""
     noted = []
     for one, twin in zip(verdicts, noise, strict=True):
@@ -271,3 +294,96 @@ def beside_noise(verdicts: Sequence[Verdict], noise: Sequence[Verdict]) -> list[
             words += ", so " + "perhaps " * (twin.verdict != FAILS) + "nobody can pass"
         noted.append(one._replace(note="; ".join(filter(None, (one.note, words)))) if is_beyond else one)
     return noted
+
+
+# -- results that have gates -------------------------------------------------------------------------------------------
+
+
+class GatedResult(Result):
+    """A result whose statistics can be checked against limits, or several of them by name."""
+
+    __slots__ = ()
+    GATES: ClassVar[tuple[str, ...]] = ()
+    _why_no_gate: ClassVar[str] = "does not apply to this result"  # what the error says of other gates
+
+    def check(self, *, confidence: float = 0.95, noise: Any = None, **limits: Unpack[Limits]) -> Verdicts:
+        """Check whether statistics keep to limits, for all texts of this kind and not only for these.
+
+        A gate holds if the whole interval of its statistic does, and fails if the interval is beyond the limit;
+        otherwise these texts cannot tell. A value that is nan or infinite fails; without any token, the gate cannot
+        tell. The same holds if a warning or a diagnosis shows that a finite value is meaningless.
+
+        Parameters
+        ----------
+        confidence : float, default 0.95
+            The confidence of the two-sided intervals: if the limit is the true value, a gate is meant to hold with a
+            probability of 2.5 %, and to fail with the same probability.
+        noise : result of the same type, optional
+            A second run of the base, compared with it in the same way: a note says which gates it does not pass itself.
+        **limits : float, or mapping of float to float
+            Limits by the names of gates. `max_kl_quantile` takes limits by fraction of the tokens: ``{0.99: 0.3}``.
+
+            - of an evaluation: `max_perplexity`, `max_loss` (in nats) and `min_greedy_accuracy`;
+            - of a comparison: `max_kl` and `max_kl_quantile`, the largest mean KL divergence and its largest quantiles
+              in nats; `min_same_top`; and `max_perplexity_ratio`, the largest ``perplexity / base_perplexity``;
+            - of log-probabilities of tokens: `max_k3` in nats, and `min_ess`, a fraction of the number of tokens.
+
+        Returns
+        -------
+        Verdicts
+            Its `verdict` is "holds", "fails" or "cannot tell", and `gates` has that of each gate.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, if no gate is given, or one that the result does not have.
+
+        Notes
+        -----
+        Intervals come from standard errors that are clustered by sequence. For a mean divergence or loss, which is
+        skewed, and for a ratio, they are intervals of the logarithm; for a quantile, see `Comparison.kl_quantiles`. For
+        a fraction, the interval is binomial, with the number of independent tokens that would have its standard error
+        (Korn and Graubard, Survey Methodology 24, 1998), and its ends are at least ``(1 - 0.025 ** (1 / G)) / 2`` from
+        0 and 1, which allows for a kind of text that does not occur in the G sequences. A model that equals its base at
+        every token needs no interval. For responses, a lower bound of the divergence is known, which can fail a gate,
+        but never hold it. If the mean ratio is surely below 1, k3 is too small by the difference: a note says so, and
+        the gate cannot hold unless the limit leaves room for it. If it is surely above 1, the gate cannot tell.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import compare
+        >>> base = np.random.default_rng(0).normal(size=(40, 50, 8))  # 40 documents
+        >>> comparison = compare(base, 0.9 * base, np.zeros((40, 50), int), segment_ids=np.arange(40)[:, None])
+        >>> print(comparison.check(max_kl=0.01, max_kl_quantile={0.99: 0.01}, min_same_top=0.9).summary())
+        gates  holds
+        <BLANKLINE>
+          gate                  limit     figure           95 % interval  verdict  note
+          max_kl                 0.01  0.0029001  0.0028399 to 0.0029616  holds
+          max_kl_quantile 0.99   0.01  0.0077102  0.0073774 to 0.0083003  holds
+          min_same_top            0.9          1            0.95595 to 1  holds
+        """
+        if not (results := self._results()):
+            raise_error("empty", name="the list of models", fits="of one at least, to be checked")
+        first = next(iter(results.values()))
+        for name in limits:
+            if name not in first.GATES:
+                known = f"; there are {', '.join(map(named, first.GATES))}" * bool(first.GATES)
+                raise_error("not for", name=name, fits=first._why_no_gate.format(margin=named("margin")) + known)
+        given, tail = checked_limits(first.GATES, limits), checked_tail(confidence)
+        noise = getattr(self, "noise", None) if noise is None else noise
+        if not isinstance(noise, type(first) | None):
+            raise_error("type", name="noise", got=type(noise).__name__, fits=f"a {type(first).__name__}, or None")
+        verdicts: list[Verdict] = []
+        for name, one in results.items():
+            own = [one._verdict(limit, tail)._replace(name=name) for limit in given]
+            verdicts += own if noise is None else _beside_noise(own, [noise._verdict(limit, tail) for limit in given])
+        return Verdicts(verdicts, float(confidence))
+
+    def _results(self) -> Mapping[str, Any]:
+        """The results to check, by name."""
+        return {"": self}
+
+    def _verdict(self, limit: Limit, tail: float) -> Verdict:
+        """The verdict on a gate."""
+        raise NotImplementedError
