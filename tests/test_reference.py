@@ -263,27 +263,26 @@ def tables_in_memory(files):
         evaluation = evaluate(source, sinks=[tokens, sequences])
         yield TITLES[0], kind, tokens.columns()
         yield TITLES[1], kind, sequences.columns() | evaluation.columns()
-        tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
+        tokens, sequences = sinks.TokenTable(), sinks.SequenceTable()
         other = files.q8 if kind == "scores" else responses.like(files.responses_other_jsonl)
         wanted = {"divergences": (*DIVERGENCES,)} if kind == "scores" else {}
         found = compare_files(source, {"a": other}, sinks=[tokens, sequences], **wanted)
         yield TITLES[2], kind, tokens.columns()
         yield TITLES[3], kind, sequences.columns()
         yield TITLES[2], "arrays" if kind == "scores" else "response arrays", found["a"].columns()
-    tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
-    tokens._is_of_drafts = sequences._is_of_drafts = True
+    tokens, sequences = sinks.TokenTable(columns=["acceptance"]), sinks.SequenceTable(columns=["acceptance"])
     found = compare_files(files.base, files.q8, temperature=1, sinks=[tokens, sequences])
     yield TITLES[2], "drafts", tokens.columns()
     yield TITLES[3], "drafts", sequences.columns()
     (one,) = found.values()
     yield TITLES[2], "draft arrays", one.acceptance().columns()
-    tokens, sequences = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
+    tokens, sequences = sinks.TokenTable(), sinks.SequenceTable()
     trainer = formats.open_logprobs(files.trainer_npy)
     found = compare_files(trainer, {"a": files.rollout_jsonl}, sinks=[tokens, sequences])
     yield TITLES[4], "logprobs", tokens.columns()
     yield TITLES[5], "logprobs", sequences.columns()
     yield TITLES[4], "arrays", found["a"].columns()
-    spans, documents = sinks.SpanTable(), sinks.DocumentTable()
+    spans, documents = sinks.TokenTable(), sinks.SequenceTable()
     a, b = (
         formats.open_scores(path, tokenizer=own)
         for path, own in ((files.a_npz, files.a_json), (files.b_npz, files.b_json))
@@ -293,6 +292,9 @@ def tables_in_memory(files):
         yield "A document of two models with different tokenizers", "texts", columns
     for columns in spans.columns(), found.columns():
         yield "A span of two models with different tokenizers", "texts", columns
+    questions = sinks.SequenceTable()
+    compare_samples(files.base_mc_jsonl, files.noise_mc_jsonl, sinks=[questions])
+    yield "A question of two models", "samples", questions.columns()
     logits, targets = np.zeros((2, 3, 5)), np.array([[1, 2, -100], [0, 1, 2]])
     scores = token_scores(logits, targets, top_k=2)
     lengths = {"n_bytes": [3, 4], "n_words": [1, 2], "sample_weight": np.ones((2, 3))}

@@ -77,7 +77,7 @@ def test_targets_and_ignore_index_in_compare(models, compare_json):
 def test_compare_files_that_do_not_fit(models, command):
     base, other, targets = models.path / "base.npz", models.path / "other.npy", models.path / "targets.npy"
     refused = command("compare", other, other, "--html", "page.html")
-    assert_refused(refused, f"{other}: holds no targets; it must hold them for --html, or come with --targets")
+    assert_refused(refused, "--html needs columns that are not known without targets: base_nll, nll")
     assert_refused(command("compare", other, other, "--shift"), f"{other}: holds no targets", "--targets")
     assert_refused(
         command("compare", base, SAMPLE), f"{SAMPLE}: holds 15 rows of 51864 classes; it must hold 24 rows of 9"
@@ -326,15 +326,16 @@ NOT_FOR = {
         OF_ROWS: "needs all classes of each token",
         "--part=all --skip-failed": "is for responses; xl.npz, ql.npz hold log-probabilities",
         "--margin=0.1 --cluster=c": "is for samples of lm-evaluation-harness",
-        "--size=q=4G --noise=xs.jsonl --html=x.html": "needs the most likely classes of each token",
+        "--size=q=4G --noise=xs.jsonl": "needs the most likely classes of each token",
+        "--html=x.html": "needs columns that the tokens here do not have: base_nll, kl, nll",
     },
     "samples": {
         f"{OF_SCORES} --segment-ids=s.npy --array=a": "is for scores; xs.jsonl, qs.jsonl hold samples",
         "--hidden=h --logit-scale=2 --softcap=5 --lm-head=head.npy":
             "is for hidden states; xs.jsonl, qs.jsonl hold samples",
-        f"{OF_ROWS} --shift --state=f --scheduler=x --noise=q.npz --size=q=4G --draft --temperature=0.5 "
-        "--html=x.html --plot=x.png --per-token=x.csv --per-sequence=x.csv":
+        f"{OF_ROWS} --shift --state=f --scheduler=x --noise=q.npz --size=q=4G --draft --temperature=0.5":
             "does not apply to samples of lm-evaluation-harness",
+        "--html=x.html --plot=x.png --per-token=x.csv": "needs tokens, and there are none here",
         "--part=all --skip-failed": "is for responses; xs.jsonl, qs.jsonl hold samples",
         "--mask=m --logprobs": "is for log-probabilities",
     },

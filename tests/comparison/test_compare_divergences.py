@@ -78,7 +78,7 @@ def test_divergences_of_a_meter_are_those_of_all_blocks_together(rng):
 def test_divergences_of_files_are_those_of_arrays_also_from_a_state(tmp_path):
     many = Many(tmp_path)
     paths = tmp_path / "base", {name: tmp_path / name for name in many.logits}
-    tables = [sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()]
+    tables = [sinks.TokenTable(), sinks.SequenceTable()]
     twin = shutil.copytree(tmp_path / "q8", tmp_path / "twin")
     found = compare_files(*paths, divergences=("tv", "hellinger"), sinks=tables, noise=twin)
     state = tmp_path / "state.jsonl"

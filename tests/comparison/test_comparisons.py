@@ -193,7 +193,7 @@ def test_names_that_no_encoding_has(suffix, tmp_path):
     """As of a file whose name is not of UTF-8."""
     base, others, _ = of_scores(tmp_path)
     paths = tmp_path / f"tokens{suffix}", tmp_path / f"sequences{suffix}"
-    outputs = [sinks.ComparedTokenTable(paths[0]), sinks.ComparedSequenceTable(paths[1])]
+    outputs = [sinks.TokenTable(paths[0]), sinks.SequenceTable(paths[1])]
     compare_files(base, {"q\udcff": others["q4"]}, sinks=outputs)
     for path in paths:
         assert set(read_table(path)["name"]) == {"q\N{REPLACEMENT CHARACTER}"}

@@ -325,7 +325,7 @@ def test_compare_of_one_or_two_samples_prints_no_interval_that_is_not_there(file
     "argv",
     [
         ("--definitions", "llama.cpp"), ("--classes", 9), ("--divergences", "js"), ("--draft",), ("--noise", "x.npz"),
-        ("--shift",), ("--no-shift",), ("--state", "x"), ("--plot", "x.png"), ("--per-token", "x.csv"),
+        ("--shift",), ("--no-shift",), ("--state", "x"),
     ],
     ids=lambda argv: argv[0],
 )  # fmt: skip

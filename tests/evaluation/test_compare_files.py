@@ -171,41 +171,63 @@ def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatc
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 7)
 
     class Kept(sinks.Sink):
-        needs_tokens = True
-        top_k = 3
+        rows, top_k = "tokens", 3
 
         def __init__(self):
             self.blocks = []
 
-        def add(self, block):
+        def open(self, schema):
+            self.schema = schema
+            return super().open(schema)
+
+        def write(self, block):
             self.blocks.append(block)
 
-        def finish(self, summary, result):
-            self.finished = summary, result
+        def finish(self, result):
+            self.result = result
 
     kept = Kept()
     sizes = {"a": 1000, "c": "2.5K"}
     np.save(candidates.files["a"], candidates.logits["a"])
     found = compare_files(candidates.path / "base.npz", candidates.files, shift=True, sinks=[kept], sizes=sizes)
-    summary, result = kept.finished
-    assert result is found
-    assert [(one["name"], one["size"]) for one in summary["candidates"]] == [("b", None), ("c", 2500), ("a", 1000)]
-    assert repr(summary) == repr(found._figures())
+    assert kept.result is found
+    assert [(one["name"], one["size"]) for one in found.to_dict()["candidates"]] == [
+        ("b", None),
+        ("c", 2500),
+        ("a", 1000),
+    ]
+    assert (kept.schema.models, kept.schema.top_k) == (("a", "b", "c"), 3)
+    names = (
+        "name",
+        "file",
+        "row",
+        "sequence",
+        "position",
+        "target",
+        "kept",
+        "base_nll",
+        "nll",
+        "kl",
+        "delta_p",
+        "is_same_top",
+        "base_top_p",
+    )
+    assert [column.name for column in kept.schema.tokens] == [*names]
     logs = log_softmax(candidates.base[:, :-1].reshape(-1, V))
     for name in "abc":
-        blocks = [block for block in kept.blocks if block.name == name]
+        joined = {
+            column: np.concatenate([(block.columns | block.models[name])[column] for block in kept.blocks])
+            for column in names[1:]
+        }
         for column in TOKEN_COLUMNS:
-            of_blocks = np.concatenate([block.columns[column] for block in blocks])
-            np.testing.assert_array_equal(of_blocks, getattr(found[name], column))
-        np.testing.assert_array_equal(
-            np.concatenate([block.target for block in blocks]), candidates.targets[:, 1:].ravel()
-        )
-        np.testing.assert_array_equal(np.concatenate([block.sequence for block in blocks]), np.repeat(range(4), 9))
-        tops = np.concatenate([block.base_scores.top_logprobs for block in blocks])
+            np.testing.assert_array_equal(joined[column], getattr(found[name], column))
+        np.testing.assert_array_equal(joined["target"], candidates.targets[:, 1:].ravel())
+        np.testing.assert_array_equal(joined["sequence"], np.repeat(range(4), 9))
+        tops = np.concatenate([block.tops[""]["top_logprobs"] for block in kept.blocks])
         of_kept = found[name].kept
         np.testing.assert_allclose(tops[of_kept], -np.sort(-logs.astype(float), -1)[of_kept, :3], atol=1e-6)
         own = log_softmax(candidates.logits[name][:, :-1].reshape(-1, V)).astype(float)
-        tops = np.concatenate([block.scores.top_ids for block in blocks])
+        tops = np.concatenate([block.tops[name]["top_ids"] for block in kept.blocks])
         np.testing.assert_array_equal(tops[of_kept, 0], own.argmax(-1)[of_kept])
 
 

@@ -360,7 +360,7 @@ def test_bad_input_is_refused_before_anything_is_written(name, two, tmp_path, co
     spoil, words = BAD[name]
     spoil(*two)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    outputs = [sinks.SpanPage(tmp_path / "p.html"), sinks.SpanTable(str(tmp_path / "s.csv"))]
+    outputs = [sinks.SpanPage(tmp_path / "p.html"), sinks.TokenTable(str(tmp_path / "s.csv"))]
     with pytest.raises((ValueError, IndexError), match=words) as caught:
         compared(*two, sinks=outputs)
     refused = command(*argv_of(*two), "--shift", "--html", tmp_path / "p.html", "--per-token", tmp_path / "s.csv")
@@ -396,12 +396,6 @@ def test_documents_that_stop_at_other_characters_are_refused_in_either_order(tmp
             compared(one, other)
 
 
-class Tokens(sinks.Sink):
-    """A sink that waits for tokens in vain."""
-
-    needs_tokens = True
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -414,8 +408,10 @@ class Tokens(sinks.Sink):
         ({"shift": 2}, "shift is 2; it must be True, False or None"),
         ({"names": ("new", 3)}, "names is ('new', 3); it must be two names: that of a, and that of b"),
         ({"text": b"a"}, "text is 'bytes'; it must be a path"),
-        ({"sinks": [Tokens()]}, "Tokens needs each token; compare_texts gives the result alone"),
-        ({"sinks": [sinks.HtmlPage("x.html")]}, "HtmlPage is a sink of evaluate, not of compare_texts"),
+        (
+            {"sinks": [sinks.HtmlPage("x.html")]},
+            "HtmlPage needs columns that the tokens here do not have: argmax, nll, rank",
+        ),
     ],
 )
 def test_arguments_of_compare_texts_are_checked(options, words, two):
@@ -495,8 +491,8 @@ def test_an_output_replaces_no_input(two, tmp_path):
 
 def test_span_tables_hold_the_columns_of_the_result(two, tmp_path):
     pyarrow = pytest.importorskip("pyarrow.parquet")
-    tables = [sinks.SpanTable(str(tmp_path / f"s{suffix}")) for suffix in (".npy", ".csv", ".parquet")]
-    memory = sinks.SpanTable()
+    tables = [sinks.TokenTable(str(tmp_path / f"s{suffix}")) for suffix in (".npy", ".csv", ".parquet")]
+    memory = sinks.TokenTable()
     columns = compared(*two, sinks=[*tables, memory]).columns()
     assert [*memory.columns()] == [*columns]
     npy, parquet = np.load(tables[0].path), pyarrow.read_table(tables[2].path).to_pydict()

@@ -126,9 +126,12 @@ def test_per_token_and_per_sequence_of_drafts(files, command):
     table = read_table(sequences)
     assert list(table) == ["name", "file", "sequence", "count", "acceptance"]
     assert table["count"][:5].tolist() == files.mask.sum(-1).tolist()
-    in_memory = sinks.ComparedTokenTable()
-    compare_files(files.base, files.others, temperature=1, classes="all", shift=False, sinks=[in_memory])
+    in_memory, of_drafts = sinks.TokenTable(), sinks.TokenTable(columns=["acceptance"])
+    both = [in_memory, of_drafts]
+    compare_files(files.base, files.others, temperature=1, classes="all", shift=False, sinks=both)
     table = in_memory.columns()
+    assert "acceptance" not in table
+    np.testing.assert_array_equal(of_drafts.columns()["acceptance"], 1 - table["tv"])
     for name in files.drafts:
         expected = files.expected(name).acceptance.ravel()
         np.testing.assert_array_equal(1 - table["tv"][table["name"] == name], expected)
@@ -323,7 +326,7 @@ def test_classes_all_gives_a_class_that_a_model_lacks_a_probability_of_0(tmp_pat
     base, draft = np.zeros((3, 4)), np.zeros((3, 2))
     np.savez(tmp_path / "base.npz", logits=base, targets=[0, 1, 3])
     np.save(tmp_path / "draft.npy", draft)
-    table = sinks.ComparedTokenTable()
+    table = sinks.TokenTable()
     options = {"classes": "all", "divergences": ("tv",), "shift": False}
     (found,) = compare_files(tmp_path / "base.npz", tmp_path / "draft.npy", sinks=[table], **options).values()
     np.testing.assert_array_equal(found.nll, [np.log(2), np.log(2), np.inf])
@@ -346,10 +349,10 @@ def test_likeliest_classes_of_a_comparison_are_those_at_its_temperature(tmp_path
     np.savez(tmp_path / "draft.npz", logits=draft)
 
     class Tops(sinks.Sink):
-        needs_tokens, top_k = True, 2
+        rows, top_k = "tokens", 2
 
-        def add(self, block):
-            self.block = block
+        def write(self, block):
+            self.tops = block.tops
 
     for classes, n in ("all", 9), (5, 5):
         sink = Tops()
@@ -359,9 +362,9 @@ def test_likeliest_classes_of_a_comparison_are_those_at_its_temperature(tmp_path
             tmp_path / "base.npz", {"draft": tmp_path / "draft.npz"}, classes=classes, temperature=0.5, shift=False,
             sinks=[sink],
         )  # fmt: skip
-        for scores, logits in (sink.block.base_scores, base[:, :n]), (sink.block.scores, draft[:, :n]):
+        for name, logits in ("", base[:, :n]), ("draft", draft[:, :n]):
             expected = np.log(np.sort(softmax(logits, 0.5))[:, :-3:-1])
-            np.testing.assert_allclose(scores.top_logprobs, expected, rtol=1e-9)
+            np.testing.assert_allclose(sink.tops[name]["top_logprobs"], expected, rtol=1e-9)
 
 
 def test_classes_that_are_left_out_have_their_probability_at_the_temperature(tmp_path):

@@ -166,10 +166,12 @@ def test_kind_log_probs_of_wrong_logsumexp(wrong, named, command, npz, npy):
 @pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
 def test_tokens_have_the_bits_of_token_scores_of_that_kind(kind, dtype, npz):
     class Kept(tokenloss.sinks.Sink):
-        needs_tokens, top_k = True, 3
+        rows, top_k = "tokens", 3
 
-        def add(self, block):
-            self.scores = block.scores
+        def write(self, block):
+            (tops,) = block.tops.values()
+            self.columns = block.columns | tops
+            np.testing.assert_array_equal(tops["rank"], block.columns["rank"])
 
     logits, targets = np.random.default_rng(5).normal(size=(40, 30)), np.arange(40) % 31 - 1
     logs = tokenloss.log_softmax(logits)
@@ -177,7 +179,7 @@ def test_tokens_have_the_bits_of_token_scores_of_that_kind(kind, dtype, npz):
     expected, sink = tokenloss.token_scores(scores, targets, kind=kind, ignore_index=-1, top_k=3), Kept()
     tokenloss.evaluate(open_scores(npz(**{kind: scores}, targets=targets), ignore_index=-1), sinks=[sink])
     for name, column in vars(expected).items():
-        np.testing.assert_array_equal(getattr(sink.scores, name), column, name)
+        np.testing.assert_array_equal(sink.columns[name], column, name)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])

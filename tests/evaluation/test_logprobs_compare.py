@@ -118,8 +118,8 @@ def test_tables_have_the_columns_of_the_result(suffix, folder):
     if suffix == ".parquet":
         pytest.importorskip("pyarrow")
     tokens, sequences = (f"{name}{suffix}" for name in ("tokens", "sequences"))
-    outputs = sinks.ComparedTokenTable(tokens), sinks.ComparedSequenceTable(sequences)
-    memory = sinks.ComparedTokenTable(), sinks.ComparedSequenceTable()
+    outputs = sinks.TokenTable(tokens), sinks.SequenceTable(sequences)
+    memory = sinks.TokenTable(), sinks.SequenceTable()
     found = only(compare_files(open_logprobs("nan.npy"), {"e": "rollout.jsonl"}, sinks=[*outputs, *memory]))
     for table, columns in zip(memory, (found.columns(), found.sequences), strict=True):
         for name, column in columns.items():

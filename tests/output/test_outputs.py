@@ -15,7 +15,7 @@ from tokenloss.results import Estimate
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 TABLES = {name: outputs for name, outputs in vars(_output).items() if name.endswith("_OUTPUTS")}
-INTERFACE = {"Sink", "TokenBlock", "ComparedBlock"}
+INTERFACE = {"Block", "Column", "Schema", "Sink"}
 
 
 def test_each_sink_of_a_file_is_in_a_table():
@@ -39,11 +39,11 @@ class LossLines(sinks.Sink):
 
     option = "--loss-lines"
     help = "write a line for each token"
-    needs_tokens = True
+    rows = "tokens"
 
-    def add(self, block):
+    def write(self, block):
         with Path(self.path).open("a") as file:
-            file.writelines(f"{nll:.4f}\n" for nll in block.scores.nll)
+            file.writelines(f"{nll:.4f}\n" for nll in block.columns["nll"])
 
 
 def test_an_output_is_on_the_command_line_when_it_is_in_a_table(command, npz, tmp_path, monkeypatch):

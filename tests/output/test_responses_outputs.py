@@ -22,28 +22,29 @@ def completions(tmp_path):
 
 def test_blocks_tell_what_is_known(completions):
     class Kept(sinks.Sink):
-        needs_tokens, top_k = True, 3
+        rows, top_k = "tokens", 3
 
         def __init__(self):
             self.blocks = []
 
-        def add(self, block):
+        def write(self, block):
             self.blocks.append(block)
 
     sink = Kept()
     evaluate([completions], sinks=[sink])
     (block,) = sink.blocks
     names = [clients.references()[name] for name in COMPLETIONS]
-    assert block.top_tokens.shape == block.scores.top_ids.shape == (len(block.target), 3)
-    assert np.array_equal(block.scores.top_ids, np.concatenate([reference.top_ids[:, :3] for reference in names]))
+    tops, columns = block.tops[""], block.columns
+    assert tops["top_tokens"].shape == tops["top_ids"].shape == (len(columns["target"]), 3)
+    assert np.array_equal(tops["top_ids"], np.concatenate([reference.top_ids[:, :3] for reference in names]))
     top = np.concatenate([reference.top_logprobs[:, :3] for reference in names]).astype(float)
-    np.testing.assert_allclose(block.scores.top_logprobs, top, atol=1e-5)
-    assert np.isnan(block.scores.entropy).all()
-    assert block.is_prompt.all()
-    assert np.array_equal(block.is_greedy_known, block.scores.kept)
+    np.testing.assert_allclose(tops["top_logprobs"], top, atol=1e-5)
+    assert "entropy" not in columns
+    assert columns["is_prompt"].all()
+    assert np.array_equal(columns["is_greedy_known"], columns["kept"])
     entry = clients.response(COMPLETIONS[0])["choices"][0]["prompt_logprobs"][1]
     texts = [item["decoded_token"] for item in sorted(entry.values(), key=lambda item: item["rank"])]
-    assert block.top_tokens[1].tolist() == texts[:3]
+    assert tops["top_tokens"][1].tolist() == texts[:3]
 
 
 def test_html_shows_each_response_and_its_alternatives_by_their_text(command, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -67,55 +68,122 @@ def test_page_keeps_its_first_tokens(of_blocks, blocks, npz, tmp_path, monkeypat
 class Collected(sinks.Sink):
     """A sink of the user's own, which does not call the `__init__` of its base."""
 
-    needs_tokens, top_k = True, 3
+    rows, top_k = "tokens", 3
 
     def __init__(self):
         self.calls, self.blocks = [], []
 
     @contextlib.contextmanager
-    def open(self, batch, rows, top_k):
-        self.calls.append(("open", batch, rows, top_k))
+    def open(self, schema):
+        self.schema = schema
+        self.calls.append(("open", schema.models, schema.top_k))
         try:
             yield
         finally:
             self.calls.append(("close", sys.exc_info()[0]))
 
-    def add(self, block):
+    def write(self, block):
         self.blocks.append(block)
 
-    def finish(self, summary, result):
-        self.calls.append(("finish", summary["count"], result.meter.count))
+    def finish(self, result):
+        self.calls.append(("finish", result.to_dict()["count"]))
+
+    def column(self, name):
+        """A column of all blocks."""
+        return np.concatenate([block.columns[name] for block in self.blocks])
 
 
 def test_sink_of_ones_own(blocks, npz):
     sink = Collected()
     found = evaluate(blocks, sinks=[sink])
     tokens = found.meter.count
-    assert sink.calls == [("open", None, None, 3), ("finish", tokens, tokens), ("close", None)]
+    assert sink.calls == [("open", (), 3), ("finish", tokens), ("close", None)]
     logits, targets, where = joined(blocks)
     expected = token_scores(logits, targets, where=where, top_k=3)
     for name in COLUMNS:
-        column = np.concatenate([getattr(block.scores, name) for block in sink.blocks])
+        column = np.concatenate([(block.columns | block.tops[""])[name] for block in sink.blocks])
         np.testing.assert_array_equal(column, getattr(expected, name).reshape(column.shape), err_msg=name)
-    assert np.concatenate([block.target for block in sink.blocks]).tolist() == targets.ravel().tolist()
-    assert {block.text for block in sink.blocks} == {None}
+    assert sink.column("target").tolist() == targets.ravel().tolist()
+    names = {column.name for column in sink.schema.tokens}
+    assert all(block.columns.keys() == names for block in sink.blocks)
+    assert "text" not in names
     sink = Collected()
     text = np.array(list("abcdefghijklmno")).reshape(3, 5)
     evaluate(npz(logits=logits[:3], targets=targets[:3], tokens=text), sinks=[sink], top=0)
-    assert sink.calls[0] == ("open", (3, 5), 15, 3)
-    assert "".join(np.concatenate([block.text for block in sink.blocks])) == "abcdefghijklmno"
+    assert sink.calls[0] == ("open", (), 3)
+    assert "".join(sink.column("text")) == "abcdefghijklmno"
     sink = Collected()
     evaluate([(np.zeros((4, 2)), [0, 1, 0, 1])], sinks=[sink, sinks.Sink()])  # fewer classes than top_k
-    assert sink.calls[0] == ("open", None, None, 2)
-    assert sink.blocks[0].scores.top_ids.shape == (4, 2)
+    assert sink.calls[0] == ("open", (), 2)
+    assert sink.blocks[0].tops[""]["top_ids"].shape == (4, 2)
 
 
 def test_sink_without_tokens_gets_the_result_alone(blocks):
     sink = Collected()
-    sink.needs_tokens = False
+    sink.rows = "none"
     evaluate(blocks, sinks=(one for one in [sink]))
     assert not sink.blocks
     assert [call[0] for call in sink.calls] == ["open", "finish", "close"]
+
+
+def test_sink_of_sequences_gets_all_of_them_at_once_also_from_a_state(blocks, npz, tmp_path):
+    sink = Collected()
+    sink.rows = "sequences"
+    logits, targets, _ = joined(blocks)
+    paths = [
+        npz(f"{name}.npz", logits=logits[part], targets=targets[part])
+        for name, part in zip("ab", (slice(0, 4), slice(4, 6)), strict=True)
+    ]
+    for _ in range(2):
+        sink.blocks.clear()
+        found = evaluate(paths, sinks=[sink], state=tmp_path / "state")
+        (block,) = sink.blocks
+        assert [*block.columns] == [column.name for column in sink.schema.sequences] == [*found.sequences]
+        for name, column in found.sequences.items():
+            np.testing.assert_array_equal(block.columns[name], column, err_msg=name)
+
+
+class Sqlite(sinks.Sink):
+    """A sink of somebody else, who knows only what the reference says: each table has the columns of the schema."""
+
+    needs = ({"sequence", "loss"}, {"name", "sequence", "loss"})
+    rows = "sequences"
+
+    @contextlib.contextmanager
+    def open(self, schema):
+        self.names = [column.name for column in schema.sequences]
+        with contextlib.closing(sqlite3.connect(self.path)) as self.connection:
+            self.connection.execute(f"CREATE TABLE sequences ({', '.join(self.names)})")
+            self.insert = f"INSERT INTO sequences VALUES ({', '.join('?' * len(self.names))})"  # noqa: S608
+            yield
+            self.connection.commit()
+
+    def write(self, block):
+        for own in block.models.values() or [{}]:
+            columns = block.columns | own
+            rows = zip(*(columns[name].tolist() for name in self.names), strict=True)
+            self.connection.executemany(self.insert, rows)
+
+
+def test_a_sink_that_writes_to_sqlite(blocks, npz, tmp_path):
+    """Of one model, and of candidates; nothing is committed where the work fails."""
+    logits, targets, _ = joined(blocks)
+    base, other = npz("a.npz", logits=logits, targets=targets), npz("b.npz", logits=0.9 * logits)
+    third = npz("c.npz", logits=0.8 * logits)
+    found = evaluate(base, sinks=[Sqlite(tmp_path / "one.db")])
+    compared = compare_files(base, {"b": other, "c": third}, sinks=[Sqlite(tmp_path / "two.db")])
+    query = "SELECT sequence, loss FROM sequences"
+    with contextlib.closing(sqlite3.connect(tmp_path / "one.db")) as database:
+        expected = zip(found.sequences["sequence"].tolist(), found.sequences["loss"].tolist(), strict=True)
+        assert database.execute(query).fetchall() == [*expected]
+    with contextlib.closing(sqlite3.connect(tmp_path / "two.db")) as database:
+        for name, one in compared.items():
+            expected = zip(one.sequences["sequence"].tolist(), one.sequences["loss"].tolist(), strict=True)
+            assert database.execute(f"{query} WHERE name = ?", [name]).fetchall() == [*expected]
+    with pytest.raises(TypeError, match="block 3 is 'NoneType'"):
+        evaluate([*blocks, None], sinks=[Sqlite(tmp_path / "bad.db")])
+    with contextlib.closing(sqlite3.connect(tmp_path / "bad.db")) as database:
+        assert database.execute("SELECT * FROM sequences").fetchall() == []
 
 
 @pytest.mark.parametrize("bad", ["target", "type", "engine"])
@@ -189,10 +257,10 @@ def test_outputs_that_would_replace_each_other(of_blocks, blocks, npz, tmp_path)
     assert not path.exists()
 
 
-@pytest.mark.parametrize("method", ["open", "add", "finish", "close"])
+@pytest.mark.parametrize("method", ["open", "write", "finish", "close"])
 def test_a_sink_that_cannot_write_is_named_and_no_other_error_is(method, blocks, tmp_path):
     class Full(sinks.Sink):
-        needs_tokens = True
+        rows = "tokens"
 
         def fail(self, *_):
             raise OSError(28, "No space left on device")
@@ -203,7 +271,7 @@ def test_a_sink_that_cannot_write_is_named_and_no_other_error_is(method, blocks,
             yield
             self.fail() if method == "close" else None
 
-    if method in ("add", "finish"):
+    if method in ("write", "finish"):
         setattr(Full, method, Full.fail)
     with pytest.raises(OSError, match=r"^Full .*x: cannot be written: No space left on device$"):
         evaluate(blocks, sinks=[Full(tmp_path / "x")])
@@ -243,16 +311,54 @@ def test_sinks_that_need_tokens_of_sums(option, verb, npz, tmp_path):
     assert math.isnan(evaluate(path, state=tmp_path / "state").figures["sequence_loss"])
 
 
-def test_sinks_of_the_other_function_are_refused_before_any_work(npz, tmp_path):
+MISSING = "needs columns that the tokens here do not have: "
+
+
+@pytest.mark.parametrize("make", [sinks.DivergencePlot, sinks.DivergencePage, sinks.SpanPage, lambda path: Lines("kl")])
+def test_sinks_that_need_columns_of_two_models_are_refused_before_any_work(make, npz, tmp_path):
+    sink = make(tmp_path / ("x.png" if make is sinks.DivergencePlot else "x.html"))
+    columns = {sinks.DivergencePage: "base_nll, kl", sinks.SpanPage: "difference, start, stop"}.get(make, "kl")
+    (tmp_path / "old.csv").write_text("old")
+    table = sinks.TokenTable(tmp_path / "old.csv")
+    with pytest.raises(ValueError, match=f"^{type(sink).__name__} {MISSING}{columns}$"):
+        evaluate(npz(logits=3 * np.eye(4), targets=np.arange(4)), sinks=[table, sink])
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.npz", "old.csv"}
+    assert (tmp_path / "old.csv").read_text() == "old"
+
+
+class Lines(sinks.Sink):
+    """A sink that needs columns."""
+
+    def __init__(self, *needs):
+        self.needs = [{*need.split()} for need in needs]
+
+
+def test_sinks_that_need_columns_of_one_model_are_refused_where_two_are_compared(npz):
     base = npz("base.npz", logits=3 * np.eye(4), targets=np.arange(4))
-    others = [(sinks.ComparedTokenTable(), sinks.TokenTable()), (sinks.ComparedSequenceTable(), sinks.SequenceTable()),
-              (sinks.DivergencePlot("x.png"), sinks.LossPlot("x.png")),
-              (sinks.DivergencePage("x.html"), sinks.HtmlPage("x.html"))]  # fmt: skip
-    for of_pair, of_one in others:
-        with pytest.raises(ValueError, match=f"^{type(of_pair).__name__} is a sink of compare_files, not of evaluate$"):
-            evaluate(base, sinks=[of_pair])
-        with pytest.raises(ValueError, match=f"^{type(of_one).__name__} is a sink of evaluate, not of compare_files$"):
-            compare_files(base, base, sinks=[of_one])
+    for sink, columns in (
+        (sinks.LossPlot("x.png"), "is_greedy"),
+        (sinks.HtmlPage("x.html"), "argmax, rank"),
+        (sinks.TokenTable(columns=["nll", "n_bytes"]), "n_bytes"),
+        (Lines("nll rank argmax", "kl rank"), "rank"),  # of the alternative that lacks least
+    ):
+        with pytest.raises(ValueError, match=f"^{type(sink).__name__} {MISSING}{columns}$"):
+            compare_files(base, base, sinks=[sink])
+    with pytest.raises(
+        ValueError, match=r"^SequenceTable needs columns that the sequences here do not have: perplexity"
+    ):
+        compare_files(base, base, sinks=[sinks.SequenceTable(columns=["perplexity"])])
+
+
+def test_losses_are_not_known_without_targets(npz):
+    base, other = npz("base.npz", logits=3 * np.eye(4)), npz("other.npz", logits=2 * np.eye(4))
+    with pytest.raises(ValueError, match=r"^Lines needs columns that are not known without targets: base_nll$"):
+        compare_files(base, other, sinks=[Lines("base_nll kl")])
+    table, tops = sinks.TokenTable(top_k=1), Collected()
+    compare_files(base, other, sinks=[table, tops])
+    assert np.isnan(table.columns()["nll"]).all()
+    assert table.columns()["top_id_1"].tolist() == [0, 1, 2, 3]
+    (block,) = tops.blocks
+    assert block.tops[""]["rank"].tolist() == [-1] * 4
 
 
 def test_a_sink_that_is_given_twice_is_refused(blocks):

@@ -6,13 +6,14 @@ import clients
 import numpy as np
 import pytest
 from candidates import Many
-from commands import LOGITS, TARGETS
+from commands import LOGITS, TARGETS, assert_refused
+from eval_harness import lines_of, of_values
 from places import TESTS
 from rendered import Documents
-from tables import read_table
+from tables import LISTS, read_table
 
 import tokenloss
-from tokenloss import compare_files, evaluate, sequence_losses, sinks, token_scores
+from tokenloss import compare_files, compare_samples, evaluate, sequence_losses, sinks, token_scores
 from tokenloss._evaluation import plan
 from tokenloss.formats import open_scores
 
@@ -209,6 +210,54 @@ def test_sequences_of_several_files_and_of_responses(command, npz, tmp_path):
     assert table["choice"].tolist() == table["sequence"].tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_row_for_each_question_metric_and_candidate(suffix, command, tmp_path):
+    """In the order of the metrics; ids that are text stay text; metrics other than 0 and 1 do not flip."""
+    values = {"base": [1, 1, 0, 1], "a": [1, 0, 0, 0], "b": [1, 1, 1, 0.5]}
+    ids = (7, 8, "x", 10) if suffix == ".csv" else (7, 8, 9, 10)
+    for name, own in values.items():
+        lines = [line | {"doc_id": i, "f1": value / 4} for line, i, value in zip(of_values(own), ids, own, strict=True)]
+        clients.save_lines(tmp_path / f"{name}.jsonl", *lines)
+    path = tmp_path / f"questions{suffix}"
+    files = [tmp_path / "base.jsonl", f"A={tmp_path / 'a.jsonl'}", f"B={tmp_path / 'b.jsonl'}"]
+    assert command("compare", *files, "--per-sequence", path)[0] == 0
+    memory = sinks.SequenceTable()
+    found = compare_samples(files[0], {"A": tmp_path / "a.jsonl", "B": tmp_path / "b.jsonl"}, sinks=[memory])
+    table, columns = read_table(path), memory.columns()
+    expected = [
+        (name, "", metric.name, metric.filter, str(doc_id), base, other, metric.mcnemar_p is not None and base != other)
+        for name, one in found.items()
+        for metric in one.metrics
+        for doc_id, base, other in zip(metric.doc_ids, metric.base_values, metric.other_values, strict=True)
+    ]
+    assert sum(row[-1] for row in expected) == 2  # of A's acc
+    for (name, column), own in zip(columns.items(), zip(*expected, strict=True), strict=True):
+        assert [*map(str, column)] == [*map(str, own)], name
+        if name in LISTS:
+            assert [str(value or "") for value in table[name]] == [*map(str, own)], name
+        else:
+            assert table[name].tolist() == [*own], name
+    assert list(table) == ["name", "task", "metric", "filter", "doc_id", "base", "other", "flipped"]
+
+
+def test_questions_of_folders_have_their_task(command, tmp_path):
+    tasks = ("mc", "lastword")
+    for run in ("base", "noise"):
+        (tmp_path / run).mkdir()
+        for task in tasks:
+            clients.save_lines(tmp_path / run / f"samples_{task}_2026-01-01T00-00-00.jsonl", *lines_of(task, run))
+    table = sinks.SequenceTable(columns=["flipped"])
+    found = compare_samples(tmp_path / "base", {"q": tmp_path / "noise"}, sinks=[table])["q"]
+    columns = table.columns()
+    assert list(columns) == ["name", "task", "metric", "filter", "doc_id", "flipped"]
+    for metric in found.metrics:
+        own = (columns["task"] == metric.task) & (columns["metric"] == metric.name)
+        n_flipped = (metric.right_to_wrong or 0) + (metric.wrong_to_right or 0)
+        assert (own.sum(), columns["flipped"][own].sum()) == (metric.count, n_flipped)
+    refused = command("compare", tmp_path / "base", tmp_path / "noise", "--per-sequence", tmp_path / "base" / "q.csv")
+    assert_refused(refused, "--per-sequence", "would be written into")
+
+
 def test_more_top_classes_than_there_are_classes():
     table = sinks.TokenTable(top_k=5)
     evaluate([(3 * np.eye(3), np.arange(3))], sinks=[table])
@@ -225,7 +274,7 @@ def test_compared_sequences_that_several_files_may_share_have_no_file(tmp_path):
             logits = np.random.default_rng([seed, shard]).normal(size=(3, 4))
             np.savez(tmp_path / name / f"{shard}.npz", logits=logits, targets=[0, 1, 2])
     np.save(tmp_path / "ids.npy", [0, 0, 1, 1, 2, 2])
-    table = sinks.ComparedSequenceTable()
+    table = sinks.SequenceTable()
     base = open_scores(tmp_path / "base", segment_ids=tmp_path / "ids.npy")
     compare_files(base, tmp_path / "q", sinks=[table])
     assert table.columns()["file"].tolist() == [-1, -1, -1]
@@ -326,7 +375,7 @@ def test_a_table_in_memory_has_the_columns_of_the_file(npz, tmp_path):
     tables = sinks.TokenTable(tmp_path / "t.npy", top_k=2), sinks.TokenTable(top_k=2)
     assert tables[1].columns() == {}
     evaluate(path, sinks=tables)
-    compared = sinks.ComparedTokenTable(tmp_path / "c.npy"), sinks.ComparedTokenTable()
+    compared = sinks.TokenTable(tmp_path / "c.npy"), sinks.TokenTable()
     compare_files(path, {"a": npz("a.npz", logits=0.9 * LOGITS)}, sinks=compared)
     for in_file, in_memory in (tables, compared):
         expected, found = np.load(in_file.path), in_memory.columns()

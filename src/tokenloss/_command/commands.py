@@ -150,17 +150,18 @@ def compare(args: argparse.Namespace) -> int:
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
         source, models = sources_of_comparison(Flags(args), args.base, others)
+        sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
         found: Comparisons[Any]
         if any(isinstance(one, Samples) for one in (source, *models.values())):
-            names = (*_OF_COMPARE, "draft", "noise", "sizes", *(_name_of(one.option) for one in COMPARE_OUTPUTS))
+            names = (*_OF_COMPARE, "draft", "noise", "sizes")
             _refuse_typed(args, (name for name in names if name != "workers"), _NOT_OF_SAMPLES)
-            found = compare_samples(cast("Any", source), cast("Any", models), margin=args.margin, cluster=args.cluster)
+            of_samples: Any = {"margin": args.margin, "cluster": args.cluster, "sinks": sinks}
+            found = compare_samples(cast("Any", source), cast("Any", models), **of_samples)
         else:
             _refuse_typed(args, ("margin",), f"{_OF_SAMPLES}; others have gates, such as --max-perplexity-ratio")
             _refuse_typed(args, ("cluster",), _OF_SAMPLES)
             for one in (source, *models.values()) if args.draft else ():
                 require(one, "rows", "draft")
-            sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
             given = _given(args, (*_OF_COMPARE, "noise"), sizes=_sizes(args.sizes, others), sinks=sinks)
             found = compare_files(source, models, **given | of_drafts)
             if args.draft:
@@ -175,6 +176,7 @@ def _of_drafts(args: argparse.Namespace, gates: dict[str, Any]) -> dict[str, Any
     with _input_errors():
         _refuse_typed(args, names, "is for divergences, not for the acceptance of drafts")
         check_cost_ratio(args.cost_ratio)
+    args.columns = ("acceptance",)  # of tables, beside those that identify a row
     temperature = 1.0 if args.temperature is None else args.temperature
     return {"temperature": temperature, "classes": "all", "shift": bool(args.shift)}
 
@@ -345,6 +347,7 @@ def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> 
         path = getattr(args, _name_of(output.option))
         if path is not None:
             with _input_errors(output.option):
-                outputs.append(output(path, **{name: getattr(args, name) for name in output.options}))
-                outputs[-1]._made_by, outputs[-1]._is_of_drafts = args.command_line, getattr(args, "draft", False)
+                options = {name: getattr(args, name) for name in output.options if hasattr(args, name)}
+                outputs.append(output(path, **options))
+                outputs[-1].made_by = args.command_line
     return outputs

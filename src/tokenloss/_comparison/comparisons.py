@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.paired import same_file_note
@@ -14,7 +14,10 @@ from tokenloss._core.result import NamedResults, Shown, columns_of
 from tokenloss._statistics.gates import GatedResult
 
 if TYPE_CHECKING:
-    from tokenloss._core.types import Array
+    from collections.abc import Mapping
+
+    from tokenloss._core.estimate import Estimate
+    from tokenloss._core.types import Array, Float64Array
 
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
@@ -175,3 +178,23 @@ def _has_zero(comparison: Any, kind: str | None, base_kind: str | None) -> bool:
     """Whether a loss is infinite since scores, which are probabilities, are 0."""
     losses = {"perplexity": kind, "base_perplexity": base_kind}
     return any(of == "probs" and math.isinf(getattr(comparison, name, 0)) for name, of in losses.items())
+
+
+class Divergence(NamedTuple):
+    """The divergence of each token, its lower bound, or the absolute difference of the token's log-probabilities."""
+
+    name: str  # of the result's array of divergences
+    quantity: str  # in words
+    values: Float64Array
+    mean: Estimate
+
+
+def divergence_of(comparison: Any) -> Divergence:
+    """The divergence of a candidate."""
+    name = comparison._divergence
+    return Divergence(name, comparison._quantity, comparison._kl, vars(comparison)[f"mean_{name}"])
+
+
+def nearest_first(comparisons: Mapping[str, Any]) -> list[str]:
+    """The names of candidates, by their mean divergences."""
+    return sorted(comparisons, key=lambda name: comparisons[name]._rank())

@@ -240,6 +240,7 @@ class Mismatch(GatedResult):
     GATES = ("max_k3", "min_ess")
     _why_no_gate = "does not apply to log-probabilities of tokens"
     _of_base = ()
+    _divergence = "abs_difference"
     _quantity = "absolute difference"  # what `_kl` has
 
     count: int

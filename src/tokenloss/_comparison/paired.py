@@ -134,12 +134,6 @@ class PairedLosses(GatedResult):
         array: Float64Array = vars(self)[self._divergence]
         return array
 
-    @property
-    def _mean_kl(self) -> Estimate:
-        """The mean divergence, or its lower bound."""
-        mean: Estimate = vars(self)[f"mean_{self._divergence}"]
-        return mean
-
     def _void(self, gate: str) -> str:
         """Why the metric of a gate means nothing; "" if it means something."""
         figures = self._about | self._signed | {"n_sentinels": getattr(self, "n_sentinels", 0)}
@@ -162,7 +156,7 @@ class PairedLosses(GatedResult):
 
     def _rank(self) -> tuple[bool, float]:
         """Sort key: the mean divergence."""
-        return nan_last(self._mean_kl)
+        return nan_last(vars(self)[f"mean_{self._divergence}"])
 
     def _rows(self) -> list[dict[str, Any]]:
         """The figures, as the one row of a table."""

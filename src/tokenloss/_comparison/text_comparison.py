@@ -233,7 +233,7 @@ class TextComparison(Result):
             `n_tokens_a`, `n_tokens_b`, `nll_a` and `nll_b` in nats, and `difference`, which is ``nll_b - nll_a``. The
             last three are nan for spans that are not kept.
         """
-        return self._columns(0, len(self._kind))
+        return span_columns(self, 0, len(self._kind))
 
     @property
     def documents(self) -> dict[str, Array]:
@@ -256,22 +256,6 @@ class TextComparison(Result):
             "difference": difference,
         }  # fmt: skip
 
-    def _columns(self, first: int, last: int) -> dict[str, Array]:
-        """Columns of some of the spans."""
-        part, spans = slice(first, last), self._spans
-        start, stop = spans.start[part], spans.stop[part]
-        kinds = np.array(KINDS, object)[self._kind[part]]
-        texts = [self._bytes[i:j].decode() for i, j in zip(start.tolist(), stop.tolist(), strict=True)]
-        (a, b), counts = spans.nll, [np.diff(of_side)[part] for of_side in spans.first]
-        with np.errstate(invalid="ignore"):
-            difference = b[part] - a[part]
-        return {
-            "document": spans.document[part], "start": start, "stop": stop, "kind": kinds,
-            "script": np.array([*map(script_of, texts), None], object)[:-1],
-            "text": np.array([*texts, None], object)[:-1], "kept": spans.kept[part], "n_tokens_a": counts[0],
-            "n_tokens_b": counts[1], "nll_a": a[part], "nll_b": b[part], "difference": difference,
-        }  # fmt: skip
-
     def _compared(self) -> dict[str, Any]:
         return super()._compared() | {"spans": tuple(self._spans)}
 
@@ -286,13 +270,8 @@ class TextComparison(Result):
         lists = {name: [one._asdict() for one in figures.pop(name)] for name in ("kinds", "b_worse", "a_worse")}
         return figures | lists
 
-    def _basis(self) -> str:
-        """What errors take as independent, in words."""
-        by = count_of(self.n_documents, "document") if self.is_clustered else "spans, taken as independent"
-        return by + guess_note(self.interval_factor)
-
     def _shown(self) -> Shown:
-        note = f"{self.n_bytes:,} bytes of {self.text}, errors by {self._basis()}"
+        note = f"{self.n_bytes:,} bytes of {self.text}, errors by {errors_by(self)}"
         models = []
         for name, side in (self.name_a, "a"), (self.name_b, "b"):
             model = {key: getattr(self, f"{key}_{side}") for key in ("bits_per_byte", "n_tokens", "tokens_per_byte")}
@@ -383,6 +362,37 @@ _SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})  # as on pages
 def _visible(*tokens: str) -> str:
     """Tokens with spaces between them, white space as signs, and a sign for a token without text."""
     return shortened(" ".join(token.translate(_SIGNS) or "∅" for token in tokens), _MOST_SHOWN)
+
+
+def span_columns(comparison: TextComparison, first: int, last: int) -> dict[str, Array]:
+    """The columns of some of the spans, as `TextComparison.columns` has them of all."""
+    part, spans = slice(first, last), comparison._spans
+    start, stop = spans.start[part], spans.stop[part]
+    kinds = np.array(KINDS, object)[comparison._kind[part]]
+    texts = [comparison._bytes[i:j].decode() for i, j in zip(start.tolist(), stop.tolist(), strict=True)]
+    (a, b), counts = spans.nll, [np.diff(of_side[first : last + 1]) for of_side in spans.first]
+    with np.errstate(invalid="ignore"):
+        difference = b[part] - a[part]
+    return {
+        "document": spans.document[part], "start": start, "stop": stop, "kind": kinds,
+        "script": np.array([*map(script_of, texts), None], object)[:-1],
+        "text": np.array([*texts, None], object)[:-1], "kept": spans.kept[part], "n_tokens_a": counts[0],
+        "n_tokens_b": counts[1], "nll_a": a[part], "nll_b": b[part], "difference": difference,
+    }  # fmt: skip
+
+
+def tokens_of_spans(comparison: TextComparison, side: int, size: int) -> tuple[IntArray, list[str], Float64Array]:
+    """For the first spans: the number of a model's first token in each, and the texts and losses of the tokens."""
+    first = comparison._spans.first[side][: size + 1]
+    tokens = comparison._spans.tokens[side].at(slice(0, int(first[-1])))
+    texts = texts_of_tokens(tokens.start, tokens.stop, comparison._bytes)
+    return first, texts, np.where(tokens.is_scored, tokens.nll, math.nan)
+
+
+def errors_by(comparison: TextComparison) -> str:
+    """What errors take as independent, in words."""
+    by = count_of(comparison.n_documents, "document") if comparison.is_clustered else "spans, taken as independent"
+    return by + guess_note(comparison.interval_factor)
 
 
 def texts_of_tokens(start: IntArray, stop: IntArray, text: bytes) -> list[str]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, BoolArray, IntArray
     from tokenloss._evaluation.options import Options
     from tokenloss._evaluation.run import Work
-    from tokenloss._evaluation.sink import TokenBlock
+    from tokenloss._evaluation.sink import Block
     from tokenloss.formats.tokenizers import Tokenizer
 
 _SAMPLE = 32  # scores of a block's first row that counts, which identify a block that is made again
@@ -192,11 +192,11 @@ def score_block(unit: BlockUnit, work: Work, options: Options) -> ScoredBlock:
     return block._replace(begun=unit.block.begun)
 
 
-def _emit_counted_on(emit: Callable[[Any], None], first_row: int, first_sequence: int, tokens: TokenBlock) -> None:
+def _emit_counted_on(emit: Callable[[Any], None], first_row: int, first_sequence: int, block: Block) -> None:
     """Pass tokens to sinks, with rows and sequences numbered from the first block on."""
-    assert tokens.row is not None
-    sequence = np.where(tokens.sequence < 0, -1, tokens.sequence + first_sequence)
-    emit(tokens._replace(row=tokens.row + first_row, sequence=sequence))
+    row, sequence = block.columns["row"] + first_row, block.columns["sequence"]
+    sequence = np.where(sequence < 0, -1, sequence + first_sequence)
+    emit(block._replace(columns=block.columns | {"row": row, "sequence": sequence}))
 
 
 class _Block(NamedTuple):

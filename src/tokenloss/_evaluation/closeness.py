@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array, ArrayLike, Float64Array, Kind
-    from tokenloss._evaluation.sink import ComparedBlock
+    from tokenloss._evaluation.sink import Block
 
     _Limits: TypeAlias = dict[str, float]  # by the names of gates
     _Describe: TypeAlias = Callable[
@@ -168,24 +168,19 @@ def _message_of_arrays(logits: Any, base: Any, targets: Any, limits: _Limits, op
 class _Tokens(Sink):
     """Keeps of each token of files what describes it."""
 
-    needs_tokens = True
+    rows = "tokens"
     top_k = 1
     _name = "assert_close"
-    _needs_targets = False
 
     def __init__(self) -> None:
         super().__init__()
         self._columns: dict[str, list[Array]] = {}  # of each block, by the head of the column
 
-    def add(self, block: ComparedBlock) -> None:
+    def write(self, block: Block) -> None:
         """Keep what describes the tokens of a block, without their scores."""
-        models: Any = block.scores, block.base_scores
-        top, top_of_base = (scores.top_ids[:, 0] for scores in models)
-        columns: dict[str, Any] = {
-            "file": np.full(top.size, block.file), "row": block.row, "token": block.target,
-            "text": np.full(top.size, None) if block.text is None else block.text,
-            "top class": top, "base's": top_of_base,
-        }  # fmt: skip
+        heads = {"file": "file", "row": "row", "token": "target", "text": "text"}
+        columns = {head: block.columns[name] for head, name in heads.items() if name in block.columns}
+        columns |= {"top class": block.tops["logits"]["top_ids"][:, 0], "base's": block.tops[""]["top_ids"][:, 0]}
         for head, column in columns.items():
             self._columns.setdefault(head, []).append(column)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._comparison.columns import OF_TARGETS
 from tokenloss._comparison.comparison import comparison_of, described
 from tokenloss._comparison.comparisons import Comparisons
-from tokenloss._core.errors import named, raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss._core.result import rows_of
 from tokenloss._core.signature import IdsHash, either, head_fields
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
@@ -19,44 +19,72 @@ from tokenloss._evaluation.plan import planned
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.rows import norm_seems_missing
 from tokenloss._evaluation.shards import open_stored
+from tokenloss._evaluation.sink import Block, schema_of
+from tokenloss._evaluation.token_bytes import pieces_of
 from tokenloss._evaluation.token_types import TYPES, token_types
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tokenloss._comparison.comparison import Comparison
-    from tokenloss._core.types import Array
+    from tokenloss._core.types import Array, Columns
     from tokenloss._evaluation.options import Options
-    from tokenloss._evaluation.run import Run, Settings
+    from tokenloss._evaluation.run import Run
     from tokenloss._evaluation.shards import Handles, Shard
+    from tokenloss._evaluation.sink import Schema
     from tokenloss.formats.scores import Scores
     from tokenloss.formats.tokenizers import Tokenizer
 
 
+_PLACES = ("file", "row", "sequence", "position", "target")
+_COLUMNS = ("kept", "base_nll", "nll", "kl", "delta_p", "is_same_top", "base_top_p")
+_SEQUENCES = ("file", "sequence", "count", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")
+
+
 def compare_rows(
-    base: Scores, others: Mapping[str, Scores], abouts: Sequence[dict[str, Any]], options: Options, settings: Settings,
-    run: Run, tokenizer: Tokenizer | None = None,
+    base: Scores, others: Mapping[str, Scores], abouts: Sequence[dict[str, Any]], options: Options, run: Run,
+    tokenizer: Tokenizer | None = None,
 ) -> Comparisons[Comparison]:  # fmt: skip
     """Compare all rows of candidates with those of the base, which has the targets and segment ids of all.
 
     `abouts` have the name and size of each candidate, and the names of its files and of the base's.
     """
     shards = planned(base, [*others.values()], options, run.handles)
-    if shards[0].target_type == "none":
-        for output in settings.sinks:
-            if output.top_k and output._needs_targets:
-                got, fits = "holds no targets", f"hold them for {output._name}, or come with {named('targets', ...)}"
-                raise_error("content", path=shards[0].path, got=got, fits=fits)
-    classes = min(spec.classes for spec in shards[0].models)
-    rows, firsts = sum(shard.n_scored_rows for shard in shards), _first_numbers(shards, options, run.handles)
-    schema: dict[str, Any] = {
-        "batch": shards[0].batch, "rows": rows * len(others), "classes": options.n_classes(classes),
-        "has_text": any(spec.has_text for shard in shards for spec in shard.models), "names": (*others,),
-        "divergences": options.divergences, "tokenizer": tokenizer,
-    }  # fmt: skip
-    compare = functools.partial(compare_shard, options=options, names=(*others,))
-    results = run.map(compare, shards, schema)
-    return _comparisons(shards, results, abouts, options, firsts, run.handles)
+    firsts = _first_numbers(shards, options, run.handles)
+    schema = _schema(shards, (*others,), options, run.sinks.top_k, tokenizer)
+    results = run.map(functools.partial(compare_shard, options=options, names=(*others,)), shards, schema)
+    found = _comparisons(shards, results, abouts, options, firsts, run.handles)
+    run.sinks.finish(found, lambda: Block({}, {name: _sequences(one, shards, firsts) for name, one in found.items()}))
+    return found
+
+
+def _schema(
+    shards: Sequence[Shard], names: tuple[str, ...], options: Options, top_k: int, tokenizer: Tokenizer | None
+) -> Schema:
+    """The rows that sinks get."""
+    has_text = tokenizer is not None or any(spec.has_text for shard in shards for spec in shard.models)
+    divergences = (*options.divergences, *(["acceptance"] * ("tv" in options.divergences)))
+    tokens = (*_PLACES, *(["text"] * has_text), *_COLUMNS, *divergences)
+    top_k = min(top_k, options.n_classes(min(spec.classes for spec in shards[0].models)))
+    bytes_of = None if tokenizer is None else functools.partial(pieces_of, tokenizer=tokenizer)
+    unknown = OF_TARGETS if shards[0].target_type == "none" else ()
+    return schema_of(tokens, (*_SEQUENCES, *divergences), names, top_k, bytes_of, unknown)
+
+
+def _sequences(comparison: Comparison, shards: Sequence[Shard], firsts: list[int]) -> Columns:
+    """The table of a candidate's sequences, for sinks; a sequence that may go on in other files has the file -1."""
+    table = dict(comparison.sequences or {})
+    if table and "tv" in comparison.divergences:
+        table |= {"acceptance": (comparison.acceptance().sequences or {})["acceptance"]}
+    if not table or (len(shards) > 1 and not shards[0].shares_numbers):
+        return _with_files(table, firsts) if table else table
+    return table | {"file": np.full(table["sequence"].size, -1 if len(shards) > 1 else 0)}
+
+
+def _with_files(table: Columns, firsts: list[int]) -> Columns:
+    """A table of sequences with the number of the file of each, and its number in that file."""
+    files = np.searchsorted(firsts, table["sequence"], "right") - 1
+    return table | {"sequence": table["sequence"] - np.array(firsts)[files], "file": files}
 
 
 def _comparisons(
@@ -92,7 +120,8 @@ def _comparisons(
             table = comparison.by(types)
             about["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
         if comparison.sequences is not None and len(shards) > 1 and not shards[0].shares_numbers:
-            about["sequences"] = _with_files(rows_of(comparison.sequences), shards, firsts)
+            rows_of_sequences = rows_of(_with_files(comparison.sequences, firsts))
+            about["sequences"] = [row | {"file": shards[row["file"]].path} for row in rows_of_sequences]
         rms = [[one for result in results for one in result.rms[model]] for model in (0, number + 1)]
         if any(rms):
             known = [(about.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
@@ -136,17 +165,6 @@ def _numbered(result: ComparedShard, first: int) -> ComparedShard:
     if ids is None or not first:
         return result
     return result._replace(base=result.base | {"segment_ids": np.where(ids < 0, ids, ids + first)})
-
-
-def _with_files(
-    sequences: Sequence[dict[str, Any]], shards: Sequence[Shard], firsts: list[int]
-) -> list[dict[str, Any]]:
-    """Rows of a table of sequences, with the file of each, and its number in that file."""
-    numbers = [bisect.bisect_right(firsts, row["sequence"]) - 1 for row in sequences]
-    return [
-        row | {"file": shards[number].path, "sequence": row["sequence"] - firsts[number]}
-        for row, number in zip(sequences, numbers, strict=True)
-    ]
 
 
 def _types(shards: Sequence[Shard], options: Options, firsts: list[int], handles: Handles) -> Array | None:

@@ -99,7 +99,7 @@ def compare_files(
         `Comparisons.check` names the gates that it fails itself. In `sinks` it is one more candidate, "noise". It must
         be neither the base nor a candidate.
     sinks : sequence of Sink, optional
-        Files to write; `Sink.add` gets a `ComparedBlock`, and `Sink.finish` the figures and the result.
+        Files to write, such as ``TokenTable("tokens.parquet")``; see `tokenloss.sinks`.
     state, scheduler, progress, workers
         As in `evaluate`; the state gets the result of each shard.
 
@@ -206,7 +206,7 @@ def compare_files(
         {"base": source.name, "name": name, "file": one.name, "size": of_sizes.get(name)}
         for name, one in models.items()
     ]
-    outputs = checked_sinks(sinks, "compare_files", state is not None, scheduler)
+    outputs = checked_sinks(sinks, state is not None, scheduler)
     settings = Settings.checked(outputs, state, scheduler, progress, workers)
     said = source.token_options
     measures: Any = {"definitions": definitions, "divergences": wanted, "classes": classes}
@@ -220,10 +220,9 @@ def compare_files(
         if level == "rows":
             tokenizer = None if said.tokenizer is None else open_tokenizer(said.tokenizer)
             scores, others_scores = cast("Scores", source), cast("dict[str, Scores]", models)
-            found = compare_rows(scores, others_scores, abouts, options, settings, run, tokenizer)
+            found = compare_rows(scores, others_scores, abouts, options, run, tokenizer)
         else:
-            found = (compare_lists if level == "tops" else compare_losses)(source, models, abouts, settings, run)
-        run.finish(found._figures() if outputs else {}, found)
+            found = (compare_lists if level == "tops" else compare_losses)(source, models, abouts, run)
     if noise is not None:
         found.noise = found.pop(NOISE)
     for hint in advice(hints_of(found)):

@@ -6,6 +6,8 @@ import dataclasses
 import numbers
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.sample_groups import group_metrics
 from tokenloss._comparison.sample_metrics import metrics_of, paired
@@ -14,6 +16,8 @@ from tokenloss._core.advice import advice
 from tokenloss._core.arguments import as_paths
 from tokenloss._core.errors import raise_error, warn
 from tokenloss._evaluation.compare_files import candidates, hints_of
+from tokenloss._evaluation.run import Settings, opened
+from tokenloss._evaluation.sink import Block, checked_sinks, schema_of
 from tokenloss.formats.readers import check_different
 from tokenloss.formats.samples import Samples, open_samples, read_samples
 from tokenloss.formats.sources import Source
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
     from typing import TypeAlias
+
+    from tokenloss._core.types import Columns
+    from tokenloss._evaluation.sink import Schema, Sink
 
     _Path: TypeAlias = str | os.PathLike[str]
 
@@ -32,6 +39,7 @@ def compare_samples(
     *,
     margin: float | None = None,
     cluster: str | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> Comparisons[SampleComparison]:
     """Compare models with their base by samples that lm-evaluation-harness logged (``--log_samples``).
 
@@ -49,6 +57,8 @@ def compare_samples(
     cluster : str, optional
         The field of the base's documents that names their group, such as "meta.passage". Errors are clustered by this
         group; by default, by document.
+    sinks : sequence of Sink, optional
+        Files to write, such as ``SequenceTable("questions.csv")``; see `tokenloss.sinks`.
 
     Returns
     -------
@@ -109,23 +119,56 @@ def compare_samples(
     own = _samples("base", base)
     models = {name: _samples(f"others[{name!r}]", one) for name, one in candidates(others).items()}
     check_different([one.path for one in models.values()])
-    found: Comparisons[SampleComparison] = Comparisons()
-    for name, other in models.items():
-        if own.is_folder and other.is_folder:
-            comparison = _of_folders(own, other, margin, cluster)
-        elif own.is_folder or other.is_folder:
-            file, folder = (other, own) if own.is_folder else (own, other)
-            got, fits = f"is no folder with samples, as {folder.path} is", "be a folder of files such as samples_TASK"
-            raise_error("content", path=file.path, got=got, fits=f"{fits}.jsonl, by --log_samples")
-        else:
-            comparison = _compared(None, (own.path, other.path), margin, cluster)[0]
-        if margin is not None and all(metric.equivalence_p is None for metric in comparison.metrics):
-            got, fits = "holds no metric between 0 and 1", "hold one where a margin is given"
-            raise_error("content", path=own.path, got=got, fits=fits)
-        found[name] = dataclasses.replace(comparison, _about={"base": own.path, "name": name, "file": other.path})
+    with opened([own, *models.values()], Settings(checked_sinks(sinks)), {}) as run:
+        found = Comparisons((name, _comparison(name, own, one, margin, cluster)) for name, one in models.items())
+        questions = {name: _questions(one.metrics) for name, one in found.items()}
+        run.sinks.open(_schema(questions))
+        run.sinks.finish(found, lambda: Block({}, questions))
     for hint in advice(hints_of(found)):
         warn(hint.message, hint.category)
     return found
+
+
+def _comparison(name: str, own: Samples, other: Samples, margin: float | None, cluster: str | None) -> SampleComparison:
+    """The comparison of a candidate of this name with its base."""
+    if own.is_folder and other.is_folder:
+        comparison = _of_folders(own, other, margin, cluster)
+    elif own.is_folder or other.is_folder:
+        file, folder = (other, own) if own.is_folder else (own, other)
+        got, fits = f"is no folder with samples, as {folder.path} is", "be a folder of files such as samples_TASK"
+        raise_error("content", path=file.path, got=got, fits=f"{fits}.jsonl, by --log_samples")
+    else:
+        comparison = _compared(None, (own.path, other.path), margin, cluster)[0]
+    if margin is not None and all(metric.equivalence_p is None for metric in comparison.metrics):
+        got, fits = "holds no metric between 0 and 1", "hold one where a margin is given"
+        raise_error("content", path=own.path, got=got, fits=fits)
+    return dataclasses.replace(comparison, _about={"base": own.path, "name": name, "file": other.path})
+
+
+def _questions(metrics: Sequence[SampleMetric]) -> Columns:
+    """A table with a row for each metric and question: the values of both models."""
+    if not metrics:
+        return {}
+    names = {"task": [one.task or "" for one in metrics], "metric": [one.name for one in metrics]}
+    names["filter"] = [one.filter for one in metrics]
+    sizes = [one.base_values.size for one in metrics]
+    columns = {name: np.repeat(np.array(values, np.object_), sizes) for name, values in names.items()}
+    for name in ("doc_id", "base", "other"):
+        columns[name] = np.concatenate([one.columns()[name] for one in metrics])
+    are_answers = np.repeat([one.right_to_wrong is not None for one in metrics], sizes)  # all values are 0 or 1
+    return columns | {"flipped": are_answers & (columns["base"] != columns["other"])}
+
+
+def _schema(tables: dict[str, Columns]) -> Schema:
+    """The rows that sinks get; if any `doc_id` is text, all of them become text."""
+    known = [table for table in tables.values() if table]
+    are_text = any(table["doc_id"].dtype.kind == "U" for table in known)
+    for table in known if are_text else ():
+        table["doc_id"] = table["doc_id"].astype(np.str_)
+    names = ("task", "metric", "filter", *(["doc_id"] * are_text))
+    widths = {name: max((len(one) for table in known for one in table[name].tolist()), default=0) for name in names}
+    columns = ("task", "metric", "filter", "doc_id", "base", "other", "flipped")
+    return schema_of((), columns, (*tables,), widths=widths)
 
 
 def _samples(name: str, value: Any) -> Samples:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.text_comparison import text_comparison_of
+from tokenloss._comparison.text_comparison import span_columns, text_comparison_of
 from tokenloss._comparison.text_spans import TextTokens, document_bytes, spans_of
 from tokenloss._core.advice import Advice, advice, not_finite_notes, white_space_notes
 from tokenloss._core.arguments import as_path, refuse_given
@@ -18,7 +18,7 @@ from tokenloss._evaluation.evaluate import evaluated
 from tokenloss._evaluation.options import Options, by_identity
 from tokenloss._evaluation.plan import planned
 from tokenloss._evaluation.run import Settings, opened
-from tokenloss._evaluation.sink import Sink, TokenBlock, checked_sinks
+from tokenloss._evaluation.sink import Block, Sink, checked_sinks, schema_of
 from tokenloss._evaluation.token_bytes import (
     NEXT_TOKENS,
     ids_before,
@@ -48,6 +48,15 @@ if TYPE_CHECKING:
     _Source: TypeAlias = Source | _Path | Sequence[_Path]
 
 _ROWS = 1 << 20  # whose ids are compared with the text at a time
+_ROWS_OF_BLOCK = 1 << 16  # spans that sinks get at a time
+_SPANS = (
+    "document", "start", "stop", "kind", "script", "text", "kept", "n_tokens_a", "n_tokens_b", "nll_a", "nll_b",
+    "difference",
+)  # fmt: skip
+_DOCUMENTS = (
+    "document", "n_bytes", "n_tokens_a", "n_tokens_b", "nll_a", "nll_b", "bits_per_byte_a", "bits_per_byte_b",
+    "difference",
+)  # fmt: skip
 
 
 def compare_texts(
@@ -83,8 +92,8 @@ def compare_texts(
     top : int, default 5
         Number of spans to list in each direction, by the largest difference.
     sinks : sequence of Sink, optional
-        Files to write: `sinks.SpanTable`, `sinks.DocumentTable` and `sinks.SpanPage`. Their `finish` receives the
-        figures and the result.
+        Files to write, such as ``TokenTable("spans.parquet")``; see `tokenloss.sinks`. Tokens are spans there, and
+        sequences are documents.
     progress, workers
         As in `evaluate`.
 
@@ -155,10 +164,7 @@ def compare_texts(
     (1.0, 0.7925)
     """
     top = check_integer("top", top, "an integer of at least 0", least=0)
-    outputs = checked_sinks(sinks, "compare_texts", False, None)
-    for output in outputs:
-        if output.needs_tokens:
-            raise_error("not for", name=output._name, fits="needs each token; compare_texts gives the result alone")
+    outputs = checked_sinks(sinks)
     settings = Settings(progress=progress, workers=check_workers(workers))
     path = as_path("text", text)
     if names is not None and not (len(names) == 2 and all(isinstance(name, str) for name in names)):
@@ -175,7 +181,7 @@ def compare_texts(
             kind_of_error = IndexError if isinstance(error, IndexError) else ValueError
             raise kind_of_error(f"{error}; the ids are of the text with the two tokenizers swapped") from error
         _check_documents(sides, texts, content)
-        run.open_sinks({"names": [side.name for side in sides]})
+        run.sinks.open(schema_of(_SPANS, _DOCUMENTS, widths={"kind": 17, "script": 17}))  # as Katakana-hiragana has
         messages = [_score(side, tokens, settings) for side, tokens in zip(sides, texts, strict=True)]
         spans = spans_of(texts[0].tokens(), texts[1].tokens(), np.frombuffer(content, np.uint8))
         of_models = {"name_a": sides[0].name, "name_b": sides[1].name}
@@ -183,7 +189,10 @@ def compare_texts(
         counts = found.n_bytes_without_token_a, found.n_bytes_without_token_b
         for side, of_side, count in zip(sides, messages, counts, strict=True):
             of_side += [Advice(f"{side.name}: {note}") for note in white_space_notes(count, found.n_bytes)]
-        run.finish(found._figures(), found)
+        if (emit := run.sinks.emitter()) is not None:
+            for first in range(0, len(spans.kept), _ROWS_OF_BLOCK):
+                emit(Block(span_columns(found, first, first + _ROWS_OF_BLOCK)))
+        run.sinks.finish(found, lambda: Block(found.documents))
     for one in [one for of_side in messages for one in of_side]:
         warn(one.message, one.category)
     return found
@@ -323,16 +332,16 @@ def _ids_of(shard: Shard, options: Options, handles: Handles) -> tuple[Array, In
 class _Losses(Sink):
     """Puts the losses of tokens beside their places in the text."""
 
-    needs_tokens = True
+    rows = "tokens"
 
     def __init__(self, laid: _LaidTokens) -> None:
         super().__init__()
         self._laid = laid
 
-    def add(self, block: TokenBlock) -> None:
-        assert block.row is not None  # only responses have none
-        at, rows = self._laid.files[block.file] + block.row + self._laid.step, self._laid.rows
-        rows.nll[at], rows.is_scored[at] = block.scores.nll, block.scores.kept
+    def write(self, block: Block) -> None:
+        columns, laid = block.columns, self._laid
+        at = np.array(laid.files)[columns["file"]] + columns["row"] + laid.step
+        laid.rows.nll[at], laid.rows.is_scored[at] = columns["nll"], columns["kept"]
 
 
 def _score(side: _Side, laid: _LaidTokens, settings: Settings) -> list[Advice]:

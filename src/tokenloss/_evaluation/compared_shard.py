@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._comparison.columns import (
-    COLUMNS,
+    OF_TARGETS,
     check_normalized,
     join,
     logs,
@@ -21,7 +21,6 @@ from tokenloss._comparison.columns import (
 from tokenloss._comparison.drafts import acceptance
 from tokenloss._comparison.linear_compare import linear_pair_columns
 from tokenloss._core import jobs
-from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import with_file_names, worded
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
@@ -32,10 +31,9 @@ from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.rows import RowReader, scores_of_kind
 from tokenloss._evaluation.score import scores_at
 from tokenloss._evaluation.shards import LEFT_OUT
-from tokenloss._evaluation.sink import ComparedBlock
+from tokenloss._evaluation.sink import Block, tops_of
 from tokenloss._scores.linear import linear_token_scores
 from tokenloss._scores.softmax import log_softmax
-from tokenloss._scores.token_scores import token_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -88,28 +86,29 @@ def compare_shard(shard: Shard, work: Work, options: Options, names: Sequence[st
     for block in reader:
         compared = [*pairing.compared(block)]
         if work.emit:
-            for name, one in zip(names, compared, strict=True):
-                work.emit(_tokens(block, name, one, options, opened.has_targets))
+            work.emit(_tokens(block, names, compared, options, opened.has_targets))
         parts.append(ComparedShard.of([columns for columns, *_ in compared]))
-    if work.emit and not parts:  # so that there are columns if no block comes
-        none, new = np.empty(0, np.int64), new_columns(0, options.divergences)
-        scores = token_scores(np.empty((0, work.top_k)), none, top_k=work.top_k) if work.top_k else None
-        for name in names:
-            work.emit(ComparedBlock(name, new, none, None, 0, none, none, none, scores, scores))
     columns = joined(parts) if parts else [new_columns(0, options.divergences) for _ in opened.others]
     return ComparedShard.of(columns)._replace(rms=tuple(first.rms for first in reader.first), **reader.facts())
 
 
-def _tokens(block: RowBlock, name: str, compared: _Compared, options: Options, has_targets: bool) -> ComparedBlock:
-    """The tokens of a candidate that sinks get: those of the rows that have a target."""
-    columns, base_scores, scores = compared
-    of_pair = {one: columns[one] for one in (*COLUMNS, *FURTHER_DIVERGENCES) if one in columns}
-    if "tv" in columns:
-        of_pair["acceptance"] = acceptance(columns, options.temperature)
-    ids = block.ids if has_targets else np.full(len(block.ids), -1)
-    arrays = ids, block.text, block.rows, np.maximum(block.sequences, -1), block.positions
-    ids, text, rows, sequences, positions = map(block.selected, arrays)
-    return ComparedBlock(name, of_pair, ids, text, 0, rows, sequences, positions, base_scores, scores)
+def _tokens(
+    block: RowBlock, names: Sequence[str], compared: Sequence[_Compared], options: Options, has_targets: bool
+) -> Block:
+    """The tokens of all candidates that sinks get: those of the rows that have a target."""
+    first, base_scores, _ = compared[0]
+    unknown = {} if has_targets else dict.fromkeys(OF_TARGETS, np.full(first["kept"].size, np.nan))
+    first, models = unknown | first, dict[str, Any]()
+    for name, (columns, *_) in zip(names, compared, strict=True):
+        models[name] = {one: column for one, column in (unknown | columns).items() if one not in _OF_BASE}
+        if "tv" in columns:
+            models[name]["acceptance"] = acceptance(columns, options.temperature)
+    tops = tops_of({"": base_scores} | {name: own for name, (*_, own) in zip(names, compared, strict=True)})
+    shared = block.places() | {name: first[name] for name in _OF_BASE if name in first}
+    if not has_targets:
+        shared["target"] = np.full(len(shared["row"]), -1)
+        tops = {name: one | {"rank": shared["target"]} for name, one in tops.items()}
+    return Block({name: column for name, column in shared.items() if column is not None}, models, tops)
 
 
 class _Model:

@@ -20,8 +20,8 @@ from tokenloss._evaluation.results import Evaluation
 from tokenloss._evaluation.run import Settings, opened
 from tokenloss._evaluation.score import score_shard
 from tokenloss._evaluation.shards import Facts
-from tokenloss._evaluation.sink import checked_sinks
-from tokenloss._evaluation.token_bytes import with_text, with_token_bytes
+from tokenloss._evaluation.sink import Block, checked_sinks, schema_of
+from tokenloss._evaluation.token_bytes import pieces_of, with_text, with_token_bytes
 from tokenloss._statistics.sequences import check_lengths
 from tokenloss.formats.content import as_source
 from tokenloss.formats.logprobs import Logprobs
@@ -37,12 +37,18 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import ArrayLike, IntArray
     from tokenloss._evaluation.run import Run
-    from tokenloss._evaluation.sink import Sink
+    from tokenloss._evaluation.sink import Schema, Sink
     from tokenloss.formats.sources import Source
     from tokenloss.formats.tokenizers import Tokenizer
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Block: TypeAlias = tuple[ArrayLike, ...]
+
+# columns of tokens and of sequences, which all sources have, those with rows, and those that list tokens
+_SCORED = ("target", "kept", "nll", "probability", "rank", "argmax", "is_greedy")
+_OF_ROWS = ("entropy", "file", "row", "sequence", "position")
+_OF_LISTS = ("file", "sequence", "position", "is_greedy_known", "is_prompt")
+_SEQUENCES = ("file", "sequence", "count", "nll", "loss", "perplexity", "is_greedy")
 
 
 def evaluate(
@@ -167,7 +173,7 @@ def evaluate(
     top = check_integer("top", top, "an integer of at least 0", least=0)
     of_text = _TextLength.checked(n_bytes, n_words, text, words)
     found = as_source(source, shift=shift)
-    outputs = checked_sinks(sinks, "evaluate", state is not None, scheduler)
+    outputs = checked_sinks(sinks, state is not None, scheduler)
     settings = Settings.checked(outputs, state, scheduler, progress, workers)
     require(found, "nll", worded("evaluate", "tokenloss score"))
     if settings.state is not None:
@@ -233,7 +239,7 @@ def evaluated(
         function = next(function for types, function in _READERS.items() if isinstance(source, types))
         parts, lengths = function(source, options, run, text, tokenizer)
         evaluation = parts.evaluation(lengths, run.seconds, run.n_read)
-        run.finish(evaluation.figures, evaluation)
+        run.sinks.finish(evaluation, lambda: Block(evaluation.sequences))
     return evaluation
 
 
@@ -246,10 +252,8 @@ def _read_scores(source: Scores, options: Options, run: Run, text: _TextLength, 
     if tokenizer is not None:
         shards = with_token_bytes(shards, options, run.handles, tokenizer, text.path)
     lengths = text.counted(tokenizer is not None)
-    schema = {
-        "batch": shards[0].batch, "rows": sum(shard.n_scored_rows for shard in shards), "classes": shards[0].shape[-1],
-        "has_text": any(spec.has_text for spec in source.specs), "tokenizer": tokenizer,
-    }  # fmt: skip
+    has_text = any(spec.has_text for spec in source.specs)
+    schema = _schema_of_rows(run, shards[0].shape[-1], tokenizer, has_text)
     results = run.map(functools.partial(score_shard, options=options), shards, schema)
     results = [with_text(result, tokenizer) for result in results]
     return Parts([shard.facts() for shard in shards], results, options, text.words), lengths
@@ -262,9 +266,9 @@ def _read_files(
     del tokenizer
     files = [*each_file(source)] if isinstance(source, Responses) else [source]
     n_bytes, n_words = text.counted(False)
-    results = run.map(
-        score_file, [*map(FilesUnit, files)], {"of_responses": True, "has_text": isinstance(source, Responses)}
-    )
+    names = (*_SCORED, *_OF_LISTS, *(["text"] * isinstance(source, Responses)))
+    sequences = (*_SEQUENCES, "line", "choice", "is_greedy_known")
+    results = run.map(score_file, [*map(FilesUnit, files)], schema_of(names, sequences, top_k=run.sinks.top_k))
     check_parts(files, results)
     check_names(source.paths, results)
     if isinstance(n_bytes, int) and not n_bytes:
@@ -281,11 +285,20 @@ def _read_blocks(source: Blocks, options: Options, run: Run, text: _TextLength, 
     units = functools.partial(block_units, source=source, options=options, tokenizer=tokenizer)
     results = run.map(
         functools.partial(score_block, options=options), units,
-        lambda unit: {"classes": unit.block.scores.shape[-1], "tokenizer": tokenizer},
+        lambda unit: _schema_of_rows(run, unit.block.scores.shape[-1], tokenizer),
     )  # fmt: skip
     blocks = summed(results, options.top)
     blocks = blocks._replace(result=with_text(blocks.result, tokenizer))
     return Parts.of_blocks(blocks, options, text.words), lengths
+
+
+def _schema_of_rows(run: Run, classes: int, tokenizer: Tokenizer | None, has_text: bool = False) -> Schema:
+    """The rows that sinks get from a source with all classes."""
+    has_bytes = tokenizer is not None
+    tokens = (*_SCORED, *_OF_ROWS, *(["n_bytes"] * has_bytes), *(["text"] * (has_text or has_bytes)), "logsumexp")
+    sequences = (*_SEQUENCES, *(["n_bytes", "bits_per_byte"] if has_bytes else []))
+    bytes_of = None if tokenizer is None else functools.partial(pieces_of, tokenizer=tokenizer)
+    return schema_of(tokens, sequences, top_k=min(run.sinks.top_k, classes), bytes_of=bytes_of)
 
 
 _READERS: dict[Any, Callable[..., _Read]] = {

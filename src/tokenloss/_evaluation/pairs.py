@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,22 +24,30 @@ from tokenloss._evaluation.plan import planned
 from tokenloss._evaluation.response_scores import ScoredResponses, runs
 from tokenloss._evaluation.responses import FilesUnit, columns_of_responses, scores_of_responses
 from tokenloss._evaluation.score import score_shard
-from tokenloss._evaluation.sink import ComparedBlock
+from tokenloss._evaluation.sink import Block, schema_of, tops_of
 from tokenloss.formats.logprobs import Logprobs, read_array, read_lines, read_segment_ids, refuse_padding, seems_padded
 from tokenloss.formats.responses import Responses, open_responses, response_of
 from tokenloss.formats.scores import Scores
-from tokenloss.formats.sources import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tokenloss._comparison.responses import Pair
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
-    from tokenloss._evaluation.run import Run, Settings, Work
-    from tokenloss._evaluation.sink import TokenBlock
-    from tokenloss._scores.token_scores import TokenScores
+    from tokenloss._evaluation.run import Run, Work
     from tokenloss.formats.responses import Response
     from tokenloss.formats.sources import Source
+
+
+_PLACES = ("sequence", "position", "target")
+_SEQUENCES = (
+    "file", "sequence", "count", "loss", "base_loss", "loss_difference", "kl_bound", "delta_p", "same_top", "line",
+    "base_line",
+)  # fmt: skip
+_MISMATCHES = ("kept", "logprobs", "base_logprobs", "difference", "ratio")
+_MISMATCHES_OF_SEQUENCES = (
+    "file", "sequence", "count", "line", "difference", "k3", "log_ratio", "ratio", "geometric_ratio",
+)  # fmt: skip
 
 
 def _units(base: Source, models: Mapping[str, Source]) -> list[FilesUnit]:
@@ -51,6 +59,13 @@ def _units(base: Source, models: Mapping[str, Source]) -> list[FilesUnit]:
             fits += ", in the order of the other's"
             raise_error("content", path=source.name, got=got, fits=fits)
     return [FilesUnit(base, one, name) for name, one in models.items()]
+
+
+def _sequences(found: Comparisons[Any]) -> Block:
+    """The sequences of all candidates, each of which is one file; without one, a sequence has line -1."""
+    tables = {name: one.sequences for name, one in found.items() if one.sequences is not None}
+    unknown = {name: np.full(len(table["sequence"]), -1) for name, table in tables.items()}
+    return Block({}, {name: {"file": unknown[name] + 1, "line": unknown[name]} | tables[name] for name in tables})
 
 
 # -- the likeliest classes ---------------------------------------------------------------------------------------------
@@ -73,12 +88,11 @@ class ComparedLists(NamedTuple):
 
 
 def compare_lists(
-    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], settings: Settings, run: Run
+    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], run: Run
 ) -> Comparisons[ResponseComparison]:
     """The comparisons of responses with a base of responses or scores, or of scores with a base of responses."""
-    top_k = max((output.top_k for output in settings.sinks), default=0)
-    schema = {"of_responses": True, "has_text": True, "names": (*models,)}
-    results = run.map(functools.partial(_compare_lists, top_k=top_k), _units(base, models), schema, are_candidates=True)
+    schema = schema_of(("file", *_PLACES, "text", *TOKEN_COLUMNS), _SEQUENCES, (*models,), run.sinks.top_k)
+    results = run.map(_compare_lists, _units(base, models), schema, are_candidates=True)
     found: Comparisons[ResponseComparison] = Comparisons()
     for about, result in zip(abouts, results, strict=True):
         rows = zip(*(result.origins[name].tolist() for name in ("number", "base_line", "line", "name")), strict=True)
@@ -87,14 +101,15 @@ def compare_lists(
             result.columns, origins, part=result.part, base_rounding=result.words[0],
             rounding=result.words[1], n_skipped=result.n_skipped, _about=about,
         )  # fmt: skip
+    run.sinks.finish(found, lambda: _sequences(found))
     return found
 
 
-def _compare_lists(unit: FilesUnit, work: Work, top_k: int) -> ComparedLists:
+def _compare_lists(unit: FilesUnit, work: Work) -> ComparedLists:
     """The compared tokens of a base and a model; one of the two may be scores."""
     sides = unit.base, unit.other
     files = [source if isinstance(source, Responses) else None for source in sides]
-    words, seen = ["", ""], list[Any]()
+    words = ["", ""]
     pairs: PairedFiles | ScoredResponses
     if files[0] is not None and files[1] is not None:
         pairs = PairedFiles(files[0], files[1])
@@ -106,13 +121,13 @@ def _compare_lists(unit: FilesUnit, work: Work, top_k: int) -> ComparedLists:
         pairs = of_scores = ScoredResponses(scores, responses, side == 0, work)
         words[side] = of_scores.words
     paths = unit.base.paths[0], unit.other.paths[0]
-    columns, origins, roundings = compare_pairs(_noted(pairs, seen) if top_k else iter(pairs), paths)
+    every, seen = itertools.tee(pairs) if work.top_k else (iter(pairs), ())  # tops are of pairs that were read
+    columns, origins, roundings = compare_pairs(every, paths)
     words = [word or str(rounding) for word, rounding in zip(words, roundings, strict=True)]
     if work.emit:
-        of_pair = {column: columns[column] for column in TOKEN_COLUMNS}
-        places = None, columns["sequence"], columns["position"]
-        tops = _tops(seen, top_k)
-        work.emit(ComparedBlock(unit.name, of_pair, columns["target"], columns["text"], 0, *places, *tops))
+        shared = {name: columns[name] for name in (*_PLACES, "text", "kept", "base_nll")}
+        own = {name: columns[name] for name in TOKEN_COLUMNS if name not in shared}
+        work.emit(Block(shared, {unit.name: own}, _tops(seen, unit.name, work.top_k)))
     work.advance(unit.n_bytes)
     lines, names = np.array([one[:2] for one in origins.values()], np.int64).reshape(-1, 2), np.empty(len(origins), "O")
     names[:] = [one[2] for one in origins.values()]
@@ -121,24 +136,16 @@ def _compare_lists(unit: FilesUnit, work: Work, top_k: int) -> ComparedLists:
     return ComparedLists(columns, table, words, pairs.skipped, part)
 
 
-def _noted(pairs: Iterable[Pair], seen: list[Pair]) -> Iterator[Pair]:
-    """The pairs, each added to a list as it is read."""
-    for pair in pairs:
-        seen.append(pair)
-        yield pair
-
-
-def _tops(pairs: Sequence[Pair], top_k: int) -> tuple[Any, ...]:
-    """Scores of the base and of the model, if in responses, and the text of listed classes."""
-    scores: list[TokenScores | None] = [None, None]
-    texts: list[Array | None] = [None, None]
-    pairs = sorted(pairs, key=lambda pair: pair.number)
-    for side in (0, 1):
+def _tops(every: Iterable[Pair], name: str, top_k: int) -> dict[str, Columns]:
+    """The most likely classes by the base and by the candidate of this name, as far as they are responses."""
+    tops: dict[str, Columns] = {}
+    pairs = sorted(every, key=lambda pair: pair.number)
+    for side, model in enumerate(("", name)):
         responses = [response for pair in pairs if (response := pair.responses[side]) is not None]
         if responses:
             block = columns_of_responses(responses, top_k)
-            scores[side], texts[side] = scores_of_responses(block, top_k), block["top_tokens"][:, :top_k]
-    return *scores, *texts
+            tops |= tops_of({model: scores_of_responses(block, top_k)}, block["top_tokens"][:, :top_k])
+    return tops
 
 
 # -- the log-probability of each token ---------------------------------------------------------------------------------
@@ -172,12 +179,9 @@ class ComparedLosses(NamedTuple):
 
 
 def compare_losses(
-    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], settings: Settings, run: Run
+    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], run: Run
 ) -> Comparisons[Mismatch]:
     """The comparison of a trainer, the base, with the engine that sampled the tokens, by log-probabilities."""
-    for output in settings.sinks:
-        for source in () if output._takes_logprobs else (base, *models.values()):
-            require(source, "tops", output._name)
     units = _units(base, models)
     if len(units) > 1:
         fits = "one file, of the engine that sampled, where files hold log-probabilities of tokens"
@@ -193,9 +197,12 @@ def compare_losses(
         part: Any = unit.other.options["part"] or "generated"
         read = open_responses(unit.other.paths, part=part, skip_failed=unit.other.options["skip_failed"])
         unit, about = unit._replace(other=read), about | {"part": part}
-    schema = {"of_logprobs": True, "has_text": isinstance(unit.other, Responses), "names": (unit.name,)}
+    text = ["text"] * isinstance(unit.other, Responses)
+    schema = schema_of(("file", *_PLACES, *text, *_MISMATCHES), _MISMATCHES_OF_SEQUENCES, (unit.name,))
     (result,) = run.map(_compare_losses, [unit], schema, are_candidates=True)
-    return Comparisons({unit.name: result.mismatch(about)})
+    found = Comparisons({unit.name: result.mismatch(about)})
+    run.sinks.finish(found, lambda: _sequences(found))
+    return found
 
 
 def _compare_losses(unit: FilesUnit, work: Work) -> ComparedLosses:
@@ -209,11 +216,12 @@ def _compare_losses(unit: FilesUnit, work: Work) -> ComparedLosses:
     if padded and not result.mismatch({}).void:  # a diagnosis that calls the figures void says what to do
         refuse_padding(padded[0])
     if work.emit:
-        found = result.mismatch({})
-        columns, unknown = found.columns(), np.full(found.kept.size, -1)
-        sequence, position = (columns.pop(place, unknown) for place in ("sequence", "position"))
-        target = unknown if result.ids is None else result.ids
-        work.emit(ComparedBlock(unit.name, columns, target, result.texts, 0, None, sequence, position, None, None))
+        places = {name: np.full(result.logprobs.size, -1) for name in _PLACES} | result.mismatch({}).columns()
+        columns = places | {
+            name: one for name, one in (("target", result.ids), ("text", result.texts)) if one is not None
+        }
+        own = {name: columns.pop(name) for name in _MISMATCHES if name in columns and name != "kept"}
+        work.emit(Block(columns, {unit.name: own}))
     work.advance(unit.n_bytes)
     return result
 
@@ -245,14 +253,15 @@ def _side(source: Source, work: Work) -> _Array | _Rows:
 
 def _of_scores(source: Scores, work: Work) -> _Array | _Rows:
     """The log-probabilities of the tokens of scores that are not ignored, by sequence if there are sequences."""
-    blocks: list[TokenBlock] = []
+    blocks: list[Block] = []
     path, options = source.paths[0], Options.of(source.token_options)
     for shard in planned(source, (), options, work.handles):
         if shard.target_type == "distributions":
             fits = "have class ids, each of which has a log-probability"
             raise_error("content", path=path, got="has distributions as targets", fits=fits)
         score_shard(shard, work._replace(emit=blocks.append, advance=lambda n_bytes: None), options)
-    columns = [(b.scores.kept, b.scores.nll, b.sequence, b.target) for b in blocks if b.scores.kept.any()]
+    names = ("kept", "nll", "sequence", "target")
+    columns = [[block.columns[name] for name in names] for block in blocks if block.columns["kept"].any()]
     if not columns:
         return _Array(source, path, np.empty(0), np.empty(0, np.bool_))
     kept, nll, numbers, ids = map(np.concatenate, zip(*columns, strict=True))

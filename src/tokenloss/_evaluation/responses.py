@@ -21,7 +21,7 @@ from tokenloss._evaluation.sequences import (
     greedy_by_segment,
     joined,
 )
-from tokenloss._evaluation.sink import TokenBlock
+from tokenloss._evaluation.sink import scored_block
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.meter import LossMeter
 from tokenloss.formats.logprobs import Logprobs
@@ -110,9 +110,12 @@ def score_file(unit: FilesUnit, work: Work) -> ShardResult:
             n_uncovered_bytes=sum(response.n_uncovered_bytes for response in responses),
         )
         if work.emit:
-            known, is_prompt = block["is_greedy_known"], block["is_prompt"]
-            tokens = scores, block["ids"], block["tokens"], 0, None, numbers, block["positions"]
-            work.emit(TokenBlock(*tokens, known, is_prompt, block["top_tokens"][:, : work.top_k]))
+            places = {
+                "target": block["ids"], "text": block["tokens"], "sequence": numbers,
+                "position": block["positions"], "is_greedy_known": block["is_greedy_known"],
+                "is_prompt": block["is_prompt"],
+            }  # fmt: skip
+            work.emit(scored_block(scores, places, block["top_tokens"][:, : work.top_k]))
     work.advance(unit.n_bytes)
     meter, sequences, _ = collector.result()
     failed, table = list(file.failed), joined(NO_SOURCES, sources)

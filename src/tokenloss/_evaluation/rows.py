@@ -72,6 +72,12 @@ class RowBlock(NamedTuple):
         """Words about where errors count positions from."""
         return f"rows from {self.start} on" if self.start else None
 
+    def places(self) -> dict[str, Any]:
+        """Columns that describe the tokens of the rows that have a target; None for text that is not known."""
+        columns = {"target": self.ids, "text": self.text, "row": self.rows}
+        columns |= {"sequence": self.sequences, "position": self.positions}
+        return {name: self.selected(column) for name, column in columns.items()}
+
     def selected(self, array: Any) -> Any:
         """The part of an array at the rows that have a target."""
         return array if array is None or self.scored is None else array[self.scored]

@@ -15,13 +15,13 @@ from tokenloss._evaluation.checkpoint import Checkpoint, Unit
 from tokenloss._evaluation.options import by_identity
 from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.shards import Handles
-from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks, token_function
+from tokenloss._evaluation.sink import Sinks, check_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
-    from tokenloss._evaluation.sink import Sink
+    from tokenloss._evaluation.sink import Block, Schema, Sink
     from tokenloss.formats.sources import Source
 
 
@@ -48,7 +48,7 @@ class Work(NamedTuple):
     workers: int
     top: int = 0  # tokens with the highest losses to list
     top_k: int = 0  # most likely classes of each token
-    emit: Callable[[Any], None] | None = None  # gets each block of tokens, if sinks want them
+    emit: Callable[[Block], None] | None = None  # gets each block of tokens, if sinks take them
     advance: Callable[[int], None] = lambda n_bytes: None
 
 
@@ -61,29 +61,30 @@ class Run:
 
     def __init__(self, settings: Settings, key: Mapping[str, Any], stack: contextlib.ExitStack) -> None:
         self.handles = Handles()
+        self.sinks = Sinks(settings.sinks, stack)
         self.seconds, self.n_read = 0.0, 0  # that `map` took, and the bytes that it read
-        self._settings, self._key, self._stack = settings, key, stack
+        self._settings, self._key = settings, key
 
     def map(
         self,
         function: Callable[[UnitT, Work], ResultT],
         units: Sequence[UnitT] | Callable[[int, Sequence[ResultT]], Iterator[UnitT]],
-        schema: Mapping[str, Any] | Callable[[UnitT], Mapping[str, Any]],
+        schema: Schema | Callable[[UnitT], Schema],
         are_candidates: bool = False,
     ) -> list[ResultT]:
         """Return the result of `function`, which is pure and pickled by name, for each unit.
 
         For blocks, `units` is a function that makes them from the number of the first one and the growing list of
-        results. `schema` has the options of `open_sinks`, or is a function of the first unit. With `are_candidates`,
-        units are the candidates of a base, not the files of one model. Tokens exist only inside `function`: a cluster
-        or a state returns none.
+        results. `schema` describes the rows, or is a function of the first unit. With `are_candidates`, units are the
+        candidates of a base, not the files of one model. Tokens exist only inside `function`: a cluster or a state
+        returns none.
         """
         settings = self._settings
         checkpoint: Checkpoint[Any] = Checkpoint(settings.state, self._key, None if callable(units) else units)
         if callable(units):
             return self._map_blocks(function, units, schema, checkpoint)
         assert not callable(schema)
-        top_k = self.open_sinks(schema)
+        self.sinks.open(schema)
         start = time.perf_counter()
         left = [number for number in range(len(units)) if number not in checkpoint.results]
         total = sum(units[number].n_bytes for number in left)
@@ -92,10 +93,11 @@ class Run:
                 chosen = [units[number] for number in left]
                 results = _on_cluster(function, chosen, settings.workers or 1, checkpoint.top, settings.scheduler)
             else:
-                work = Work(self.handles, self._workers, checkpoint.top, top_k, advance=progress.advance)
+                work = Work(self.handles, self._workers, checkpoint.top, schema.top_k, advance=progress.advance)
+                files = [0 if are_candidates else number for number in left]
                 results = (
-                    (i, function(units[number], work._replace(emit=self._emit(0 if are_candidates else number))))
-                    for i, number in enumerate(left)
+                    (i, function(units[number], work._replace(emit=self.sinks.emitter(file))))
+                    for i, (number, file) in enumerate(zip(left, files, strict=True))
                 )
             for i, result in results:
                 checkpoint.add(left[i], result)
@@ -119,7 +121,9 @@ class Run:
         with Progress(0 if self._settings.progress else None) as progress:
             for number, unit in enumerate(units(first, found), first):
                 if number == first:
-                    work = work._replace(top_k=self.open_sinks(schema(unit)), emit=self._emit(0))
+                    described = schema(unit)
+                    self.sinks.open(described)
+                    work = work._replace(top_k=described.top_k, emit=self.sinks.emitter())
                 if number < len(checkpoint.results):
                     checkpoint.check_again(number, unit.arrays())
                 else:
@@ -135,24 +139,6 @@ class Run:
     def _workers(self) -> int:
         """Number of threads here."""
         return self._settings.workers or config.default_workers()
-
-    def open_sinks(self, schema: Mapping[str, Any]) -> int:
-        """Open the sinks; return how many of the most likely classes they want, at most all."""
-        most = schema.get("classes")
-        top_k = max((sink.top_k for sink in self._settings.sinks), default=0)
-        top_k = top_k if most is None else min(top_k, most)
-        self._tokenizer = schema.get("tokenizer")
-        flags = {name: value for name, value in schema.items() if name != "classes"}
-        open_sinks(self._stack, self._settings.sinks, top_k=top_k, **{"batch": None, "rows": None} | flags)
-        return top_k
-
-    def _emit(self, file: int) -> Callable[[Any], None] | None:
-        """The function that passes blocks of a file's tokens to sinks; None if no sink wants them."""
-        return token_function(self._settings.sinks, file, tokenizer=self._tokenizer)
-
-    def finish(self, figures: Mapping[str, Any], result: Any) -> None:
-        """Pass the result to all sinks, in order."""
-        finish_sinks(self._settings.sinks, dict(figures), result)
 
 
 @contextmanager

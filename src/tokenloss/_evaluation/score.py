@@ -12,7 +12,7 @@ from tokenloss._evaluation.plan import rows_per_block
 from tokenloss._evaluation.results import ShardResult, TokenLoss
 from tokenloss._evaluation.rows import RowReader, check_normalized, row_functions
 from tokenloss._evaluation.sequences import SequenceCollector
-from tokenloss._evaluation.sink import TokenBlock
+from tokenloss._evaluation.sink import scored_block
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, IntArray
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.rows import RowBlock
     from tokenloss._evaluation.run import Work
     from tokenloss._evaluation.shards import OpenShard, Shard
+    from tokenloss._evaluation.sink import Block
     from tokenloss._scores.token_scores import TokenScores
 
 
@@ -78,13 +79,11 @@ def _scored(block: RowBlock, reader: RowReader, options: Options, work: Work) ->
     return dataclasses.replace(scores, kept=block.kept, nll=np.where(block.kept, nll, np.nan))
 
 
-def _tokens(block: RowBlock, scores: TokenScores, n_bytes: IntArray | None) -> TokenBlock:
+def _tokens(block: RowBlock, scores: TokenScores, n_bytes: IntArray | None) -> Block:
     """The tokens that sinks get: those of the rows that have a target."""
     if n_bytes is not None:
         n_bytes = np.where(scores.kept, n_bytes, -1)
-    columns = block.ids, block.text, block.rows, block.sequences, block.positions, n_bytes
-    ids, text, rows, sequences, positions, n_bytes = map(block.selected, columns)
-    return TokenBlock(scores_at(block, scores), ids, text, 0, rows, sequences, positions, n_bytes=n_bytes)
+    return scored_block(scores_at(block, scores), {**block.places(), "n_bytes": block.selected(n_bytes)})
 
 
 def scores_at(block: RowBlock, scores: TokenScores) -> TokenScores:

@@ -1,4 +1,4 @@
-"""The interface of sinks: what takes the tokens, or the result, of an evaluation or a comparison."""
+"""Sinks: what takes the rows or the result of an evaluation or a comparison, and the schema that describes the rows."""
 
 from __future__ import annotations
 
@@ -7,100 +7,113 @@ import functools
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from tokenloss._core.errors import contextmanager, named, raise_error, worded
 from tokenloss._core.files import WriteError, check_outputs
-from tokenloss._evaluation.token_bytes import text_of
-from tokenloss._scores.token_scores import TokenScores
+from tokenloss._evaluation.token_bytes import cut_pieces, text_of_pieces
+from tokenloss._scores.token_scores import COLUMNS, TokenScores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from tokenloss._core.types import Array
-    from tokenloss.formats.tokenizers import Tokenizer
+    from tokenloss._core.types import Array, Columns
+
+# spelled out, because stubtest does not recognize a Literal of several values
+Dtype: TypeAlias = Literal["bool"] | Literal["int64"] | Literal["float64"] | Literal["text"]
+Rows: TypeAlias = Literal["tokens"] | Literal["sequences"] | Literal["none"]
+
+_BOOL = {"kept", "is_greedy", "is_greedy_known", "is_prompt", "is_same_top", "is_top_known", "flipped"}
+_INTEGERS = {
+    "doc_id", "target", "rank", "argmax", "file", "row", "sequence", "position", "n_bytes", "count", "line", "choice",
+    "base_line", "document", "start", "stop", "n_tokens_a", "n_tokens_b",
+}  # fmt: skip
+_OPTIONAL = {"logsumexp", "acceptance"}
+# besides all columns of floats; other columns are known for tokens that are not scored, too
+_NULLABLE = {"rank", "argmax", "n_bytes", "is_greedy", "is_same_top", "is_top_known", "flipped"}
+_TOPS = ("rank", "top_ids", "top_logprobs")  # columns of the most likely classes
 
 
-class TokenBlock(NamedTuple):
-    """The next tokens of an evaluation, in the order of the text, as `Sink.add` gets them.
-
-    Attributes
-    ----------
-    scores : TokenScores
-        Their scores, in arrays of one dimension; `kept` is False of those that are ignored. What a server did not
-        return is not known: an entropy is nan then, a rank or a class -1.
-    target : array of integers
-        Their targets, or the most likely classes of targets that are distributions; -1 of what is not known.
-    text : array of str or None
-        Their text, if the file holds it, or if there is a tokenizer: then with escapes for bytes that are no whole
-        character, and None of special tokens.
-    file : int
-        The number of their file, from 0; 0 of blocks in memory.
-    row : array of int64 or None
-        Their rows in that file, or in all blocks, from 0; None of responses.
-    sequence : array of int64
-        The numbers of their sequences, -1 of those without one.
-    position : array of int64
-        Their positions in their sequences, from 0, -1 of those without one. Where targets are shifted, these are the
-        positions of the rows, and a target is the token at the next position.
-    is_greedy_known, is_prompt : arrays of bool, or None
-        Of responses of servers: whether it is known if they are the most likely class, and whether they are of the
-        prompt.
-    top_tokens : array of str or None, of shape (n, k), or None
-        Of responses of servers: the text of the most likely classes, None where there is none.
-    n_bytes : array of int64 or None
-        Their bytes in the text, if there is a tokenizer; -1 of those that are not scored.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from tokenloss import evaluate, sinks
-    >>> class Printed(sinks.Sink):
-    ...     needs_tokens = True
-    ...
-    ...     def add(self, block):
-    ...         print(block.row, block.sequence, block.position, block.scores.nll.round(2))
-    >>> _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[Printed()])
-    [0 1 2 3 4 5] [0 0 0 1 1 1] [0 1 2 0 1 2] [1.39 1.39 1.39 1.39 1.39 1.39]
-    """
-
-    scores: TokenScores
-    target: Array
-    text: Array | None
-    file: int
-    row: Array | None
-    sequence: Array
-    position: Array
-    is_greedy_known: Array | None = None
-    is_prompt: Array | None = None
-    top_tokens: Array | None = None
-    n_bytes: Array | None = None
-
-
-TokenBlock.__module__ = "tokenloss.sinks"
-
-
-class ComparedBlock(NamedTuple):
-    """The next tokens of a candidate, in the order of the text, as `Sink.add` gets them from a comparison.
+class Column(NamedTuple):
+    """A column of rows that sinks take.
 
     Attributes
     ----------
     name : str
-        The name of the candidate.
+        Its name, as in the tables of `tokenloss.sinks.TokenTable`.
+    dtype : {"bool", "int64", "float64", "text"}
+        The type of its values. Text is an array of objects, each a str or None.
+    nullable : bool
+        Whether the values of tokens that are not scored are null: nan, -1 or False.
+    known : bool
+        False if all values are null, as losses are without targets.
+    optional : bool
+        Whether tables have it only if it is asked for by name.
+    width : int
+        Length of the longest text, for .npy files; 0 if these files do not have the column.
+
+    Examples
+    --------
+    >>> from tokenloss.sinks import Column
+    >>> Column("nll", "float64").nullable
+    True
+    """
+
+    name: str
+    dtype: Dtype
+    nullable: bool = True
+    known: bool = True
+    optional: bool = False
+    width: int = 0
+
+
+class Schema(NamedTuple):
+    """The rows that a sink can take.
+
+    Attributes
+    ----------
+    tokens : tuple of Column
+        Columns of the tokens, in the order of files: spans in `tokenloss.compare_texts`; empty for samples.
+    sequences : tuple of Column
+        Columns of the sequences: documents in `tokenloss.compare_texts`, questions in `tokenloss.compare_samples`.
+    models : tuple of str
+        Names of the candidates; empty if there is only one model.
+    top_k : int
+        Number of the most likely classes that each token comes with.
+    bytes_of : function or None
+        Returns the bytes of each class id in an array, by the tokenizer; None without one.
+
+    Examples
+    --------
+    >>> from tokenloss.sinks import Column, Schema
+    >>> Schema((Column("nll", "float64"),), ()).models
+    ()
+    """
+
+    tokens: tuple[Column, ...]
+    sequences: tuple[Column, ...]
+    models: tuple[str, ...] = ()
+    top_k: int = 0
+    bytes_of: Callable[[Any], list[bytes | None]] | None = None
+
+
+class Block(NamedTuple):
+    """The next rows, in the order of the text, as `Sink.write` gets them. Its arrays must not be changed.
+
+    Attributes
+    ----------
     columns : dict of 1-D arrays
-        `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them; the first
-        two and `delta_p` only with targets; and further divergences that were asked for, with `tv` also `acceptance`,
-        as `DraftAcceptance` has it. Of responses of servers, those of `ResponseComparison`; of log-probabilities of
-        tokens alone, those of `Mismatch`.
-    target, text, file, row, sequence, position
-        As of `TokenBlock`; the number of the file is that of the shard. Ids are -1 without targets.
-    base_scores, scores : TokenScores or None
-        Of the base and of the candidate, where an output's `top_k` is more than 0.
-    base_top_tokens, top_tokens : arrays of str or None, of shape (n, k), or None
-        Of responses of servers: the text of the most likely classes of both, None where there is none.
+        Columns of the schema that all models share, or that the only model or the base has.
+    models : dict of dicts of 1-D arrays
+        For each candidate, its own columns, with its `name`; empty if there is only one model.
+    tops : dict of dicts of arrays
+        For each candidate, and as "" for the only model or the base, the most likely classes, if they are known:
+        `top_ids` and `top_logprobs` of shape (n, k), from the likeliest on, -1 and -inf where there are fewer; `rank`
+        of the token itself, -1 if it is not known; and `top_tokens`, their text, if a server returned it.
 
     Examples
     --------
@@ -108,10 +121,11 @@ class ComparedBlock(NamedTuple):
     >>> import numpy as np
     >>> from tokenloss import compare_files, sinks
     >>> class Printed(sinks.Sink):
-    ...     needs_tokens = True
+    ...     rows = "tokens"
     ...
-    ...     def add(self, block):
-    ...         print(block.name, block.row, block.columns["kl"].round(4))
+    ...     def write(self, block):
+    ...         for name, columns in block.models.items():
+    ...             print(name, block.columns["row"], columns["kl"].round(4))
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     base, q4 = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy"))
     ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
@@ -120,28 +134,20 @@ class ComparedBlock(NamedTuple):
     q4 [0 1 2 3] [0.1831 0.1831 0.1831 0.1831]
     """
 
-    name: str
     columns: dict[str, Array]
-    target: Array
-    text: Array | None
-    file: int
-    row: Array | None
-    sequence: Array
-    position: Array
-    base_scores: TokenScores | None
-    scores: TokenScores | None
-    base_top_tokens: Array | None = None
-    top_tokens: Array | None = None
+    models: Mapping[str, dict[str, Array]] = {}
+    tops: Mapping[str, dict[str, Array]] = {}
 
 
-ComparedBlock.__module__ = "tokenloss.sinks"
+for _public in (Column, Schema, Block):
+    _public.__module__ = "tokenloss.sinks"
 
 
 class Sink:
-    """What takes the tokens or the result of `evaluate`: the base class of files to write, and of sinks of your own.
+    """What takes the rows or the result of `evaluate` or a comparison: the base class of files and of your own sinks.
 
-    A sink is opened before the first block of tokens, given each block if it needs tokens, and finished with the
-    result; it need not define all three.
+    A sink is opened before the first row, given each block of its rows, and finished with the result; it need not
+    define all three methods.
 
     Parameters
     ----------
@@ -150,53 +156,46 @@ class Sink:
 
     Attributes
     ----------
-    needs_tokens : bool
-        Whether `add` is called with each block of tokens; with `state` or `scheduler`, such a sink is refused.
+    rows : {"none", "tokens", "sequences"}
+        The rows that `write` gets. A sink of tokens cannot be combined with `state` or `scheduler`, which keep only
+        sums. Sequences come in one block, after the last token.
+    needs : sequence of sets of str
+        Alternatives: all columns in one of these sets must be known, or the sink is refused before any work. They are
+        columns of sequences if it takes these, else of tokens.
     top_k : int
-        Number of the most likely classes of each token that are wanted: `top_ids` and `top_logprobs` of the scores.
-        They may have more, for another sink, or fewer, if there are not as many classes.
-
-    See Also
-    --------
-    tokenloss.evaluate : Takes sinks.
+        Number of the most likely classes that each token should come with. `Block.tops` may have more or fewer.
+    made_by : str
+        The command or function that a page names as its origin.
 
     Examples
     --------
     >>> import numpy as np
     >>> from tokenloss import evaluate, sinks
     >>> class Surprises(sinks.Sink):
-    ...     needs_tokens = True
+    ...     rows = "tokens"
+    ...     needs = ({"row", "nll"},)
     ...
     ...     def __init__(self, nats):
-    ...         self.nats, self.rows = nats, []
+    ...         self.nats, self.found = nats, []
     ...
-    ...     def add(self, block):
-    ...         self.rows += block.row[block.scores.nll > self.nats].tolist()
+    ...     def write(self, block):
+    ...         self.found += block.columns["row"][block.columns["nll"] > self.nats].tolist()
     >>> surprises = Surprises(2.0)
     >>> _ = evaluate([(np.log([[0.9, 0.1], [0.1, 0.9]]), [0, 0])], sinks=[surprises])
-    >>> surprises.rows
+    >>> surprises.found
     [1]
     """
 
     __module__ = "tokenloss.sinks"
 
     option: str = ""  # of the command line
-    options: ClassVar[tuple[str, ...]] = ()  # further ones that it takes
-    help: ClassVar[str] = ""
-    needs_tokens: bool = False
+    options: tuple[str, ...] = ()  # further ones that it takes
+    help: str = ""
+    rows: Rows = "none"
+    needs: Sequence[Collection[str]] = ()
     top_k: int = 0
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
-    _of_responses: bool = False  # this and the next five are set before it is opened
-    _of_logprobs: bool = False
-    _has_text: bool = False  # whether some files hold the text of their tokens
-    _tokenizer: Tokenizer | None = None  # which has the bytes of the tokens, and their text
-    _names: Sequence[str] = ()  # of candidates
-    _divergences: Sequence[str] = ()  # those that comparisons have beside KL
-    _needs_targets: bool = True  # where it has likeliest classes of a comparison, with which losses come
-    _takes_logprobs: ClassVar[bool] = True  # whether it accepts a comparison of token log-probabilities
-    _function: ClassVar[str] = ""  # the function that takes it, if not any
-    _is_of_drafts: bool = False  # whether a table has the acceptance alone, as `compare --draft` writes it
-    _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it
+    made_by: str = ""
 
     def __init__(self, path: Any = None) -> None:
         self.path = path
@@ -206,17 +205,13 @@ class Sink:
         """Its name in error messages."""
         return worded(type(self).__name__, self.option)
 
-    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
-        """Prepare for tokens.
+    def open(self, schema: Schema) -> AbstractContextManager[object]:
+        """Prepare for rows.
 
         Parameters
         ----------
-        batch : tuple of int or None
-            The shape of the first file's tokens; None of blocks in memory, and of responses.
-        rows : int or None
-            Number of all tokens, those that are ignored among them; None if not known.
-        top_k : int
-            Number of the most likely classes that each token comes with.
+        schema : Schema
+            The columns of the rows to come.
 
         Returns
         -------
@@ -225,42 +220,73 @@ class Sink:
         """
         return contextlib.nullcontext()
 
-    def add(self, block: Any) -> None:
-        """Take the next tokens.
+    def write(self, block: Block) -> None:
+        """Take the next rows.
 
         Parameters
         ----------
-        block : TokenBlock or ComparedBlock
-            What `evaluate` gives, or `compare_files`: the tokens, whose arrays must not be changed.
+        block : Block
+            The rows, whose arrays must not be changed.
         """
 
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        """Take the result, after all tokens.
+    def finish(self, result: Any) -> None:
+        """Take the result, after all rows.
 
         Parameters
         ----------
-        summary : dict
-            The figures: `Evaluation.figures`, or those of a comparison, as `Comparisons.to_dict` has them.
-        result : Evaluation or Comparisons
-            All results.
+        result : Evaluation, Comparisons or TextComparison
+            The result; `to_dict` and `columns` have its values.
         """
 
 
-def checked_sinks(value: Any, function: str, state: bool, scheduler: str | None) -> list[Sink]:
-    """Sinks of a function as a list. Those that need tokens are refused with a state or a scheduler, without tokens."""
+def schema_of(
+    tokens: Sequence[str], sequences: Sequence[str], models: Sequence[str] = (), top_k: int = 0, bytes_of: Any = None,
+    unknown: Collection[str] = (), widths: Mapping[str, int] = {},
+) -> Schema:  # fmt: skip
+    """The schema of columns of these names, with the lengths of text; candidates' columns follow their names."""
+    lengths = {"text": 0, "name": max(map(len, models), default=0), **widths}
+
+    def described(name: str) -> Column:
+        dtype: Dtype = "bool" if name in _BOOL else "int64" if name in _INTEGERS else "float64"
+        nullable, width = dtype == "float64" or name in _NULLABLE, 0
+        if name in lengths:
+            dtype, nullable, width = "text", False, lengths[name] if name == "text" else max(lengths[name], 1)
+        return Column(name, dtype, nullable, name not in unknown, name in _OPTIONAL, width)
+
+    every = (["name", *names] if models and names else names for names in (tokens, sequences))
+    of_tokens, of_sequences = (tuple(map(described, names)) for names in every)
+    return Schema(of_tokens, of_sequences, tuple(models), top_k, bytes_of)
+
+
+def scored_block(scores: TokenScores, places: Mapping[str, Any], top_tokens: Array | None = None) -> Block:
+    """The tokens of these scores, for sinks; `places` are further columns, None if there are none."""
+    columns = {name: column for name, column in vars(scores).items() if not COLUMNS[name].is_top}
+    with np.errstate(over="ignore"):
+        columns["probability"] = np.exp(-scores.nll)
+    columns |= {name: column for name, column in places.items() if column is not None}
+    return Block(columns, {}, tops_of({"": scores}, top_tokens))
+
+
+def tops_of(scores: Mapping[str, TokenScores | None], text: Array | None = None) -> dict[str, Columns]:
+    """The most likely classes by each model for which they are known."""
+    known = {name: vars(one) for name, one in scores.items() if one is not None and one.top_ids is not None}
+    texts = {} if text is None else {"top_tokens": text}
+    return {name: {column: own[column] for column in _TOPS} | texts for name, own in known.items()}
+
+
+def checked_sinks(value: Any, state: bool = False, scheduler: str | None = None) -> list[Sink]:
+    """Sinks as a list; those that take tokens are refused with a state or a scheduler, which has no tokens."""
     sinks = list(value) if hasattr(value, "__iter__") else [value]
     for sink in sinks:
         if not isinstance(sink, Sink) or value is sink:
             raise_error("type", name="sinks", got=type(sink).__name__, fits="a sequence of tokenloss.sinks.Sink")
-        if sink._function not in ("", function):
-            raise_error("not for", name=sink._name, fits=f"is a sink of {sink._function}, not of {function}")
         if sum(sink is one for one in sinks) > 1:
             raise_error("not for", name=sink._name, fits="is given twice in sinks")
-    for option, given, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
-        for sink in sinks:
-            if given and sink.needs_tokens:
-                got = f"{named(option)} {verb} sums alone"
-                raise_error("needs tokens", name=sink._name, got=got, option=named(option))
+    option, verb = ("state", "keeps") if state else ("scheduler", "returns")
+    for sink in sinks if state or scheduler else ():
+        if sink.rows == "tokens":
+            got = f"{named(option)} {verb} sums alone"
+            raise_error("needs tokens", name=sink._name, got=got, option=named(option))
     return sinks
 
 
@@ -275,8 +301,78 @@ def check_files(sinks: Sequence[Sink], state: str | None, inputs: dict[object, s
     check_outputs(written + [(named("state"), state)] * (state is not None), taken)
 
 
+def check_needs(sink: Sink, schema: Schema) -> None:
+    """Refuse a sink whose rows or columns there are not."""
+    rows = "sequences" if sink.rows == "sequences" else "tokens"
+    columns = {column.name: column for column in getattr(schema, rows)}
+    if not columns and (sink.rows != "none" or sink.needs):
+        raise_error("not for", name=sink._name, fits=f"needs {rows}, and there are none here")
+    known = {name for name, column in columns.items() if column.known}
+    missing = min((sorted({*need} - known) for need in sink.needs), key=len, default=[])
+    if missing:
+        why = "are not known without targets" if {*missing} <= columns.keys() else f"the {rows} here do not have"
+        raise_error("not for", name=sink._name, fits=f"needs columns that {why}: {', '.join(missing)}")
+
+
+class Sinks:
+    """The sinks of a run; the stack closes those that are open."""
+
+    def __init__(self, sinks: Sequence[Sink], stack: contextlib.ExitStack) -> None:
+        self._sinks, self._stack = sinks, stack
+        self._schema = Schema((), ())
+        self.top_k = max((sink.top_k for sink in sinks), default=0)  # that any of them wants
+
+    def open(self, schema: Schema) -> None:
+        """Open all sinks."""
+        self._schema = schema
+        for sink in self._sinks:
+            check_needs(sink, schema)
+        for sink in self._sinks:
+            with _write_errors(sink):
+                manager = sink.open(schema)
+                manager.__enter__()
+            self._stack.push(functools.partial(_leave, sink, manager))
+
+    def emitter(self, file: int = 0) -> Callable[[Block], None] | None:
+        """A function that passes tokens of this file to the sinks that take them; None if none does."""
+        take_tokens = any(sink.rows == "tokens" for sink in self._sinks)
+        return functools.partial(self._write_tokens, file) if take_tokens else None
+
+    def _write_tokens(self, file: int, block: Block) -> None:
+        """Pass tokens on, with the columns of the schema."""
+        size, names = len(block.columns["kept"]), {column.name for column in self._schema.tokens}
+        columns: Columns = {"file": np.full(size, file), "text": np.full(size, None)} | block.columns
+        if "sequence" in columns:
+            columns["sequence"] = np.maximum(columns["sequence"], -1)
+        if self._schema.bytes_of is not None:
+            pieces = self._schema.bytes_of(columns["target"])
+            columns["text"] = text_of_pieces(cut_pieces(pieces, columns.get("n_bytes")))
+        columns, *models = (
+            {name: array for name, array in own.items() if name in names} for own in (columns, *block.models.values())
+        )
+        self._write("tokens", Block(columns, dict(zip(block.models, models, strict=True)), block.tops))
+
+    def _write(self, rows: str, block: Block) -> None:
+        """Pass rows to the sinks that take them; those of a candidate get its name."""
+        sizes = {name: len(next(iter(own.values()), ())) for name, own in block.models.items()}
+        names = {name: {"name": np.full(size, name, np.object_)} for name, size in sizes.items()}
+        block = block._replace(models={name: names[name] | own for name, own in block.models.items()})
+        for sink in self._sinks:
+            with _write_errors(sink):
+                if sink.rows == rows:
+                    sink.write(block)
+
+    def finish(self, result: Any, sequences: Callable[[], Block]) -> None:
+        """Pass the result to the sinks, and before it all sequences to those that take them."""
+        if any(sink.rows == "sequences" for sink in self._sinks):
+            self._write("sequences", sequences())
+        for sink in self._sinks:
+            with _write_errors(sink):
+                sink.finish(result)
+
+
 @contextmanager
-def write_errors_of(sink: Sink) -> Iterator[None]:
+def _write_errors(sink: Sink) -> Iterator[None]:
     """Turn errors about the file that a sink writes into `WriteError`, which names the sink and the file."""
     try:
         yield
@@ -287,46 +383,7 @@ def write_errors_of(sink: Sink) -> Iterator[None]:
         raise WriteError(f"{sink._name} {os.fspath(sink.path)}: cannot be written: {reason}") from error
 
 
-def open_sinks(
-    stack: contextlib.ExitStack, sinks: Sequence[Sink], batch: tuple[int, ...] | None, rows: int | None, top_k: int,
-    of_responses: bool = False, has_text: bool = False, names: Sequence[str] = (), divergences: Sequence[str] = (),
-    of_logprobs: bool = False, tokenizer: Tokenizer | None = None,
-) -> None:  # fmt: skip
-    """Open sinks; the stack closes them. `names` are those of candidates, and `divergences` those beside KL."""
-    for sink in sinks:
-        sink._of_responses, sink._has_text, sink._names = of_responses, has_text or tokenizer is not None, names
-        sink._of_logprobs, sink._divergences, sink._tokenizer = of_logprobs, divergences, tokenizer
-        with write_errors_of(sink):
-            manager = sink.open(batch, rows, top_k)
-            manager.__enter__()
-        stack.push(functools.partial(_leave, sink, manager))
-
-
 def _leave(sink: Sink, manager: AbstractContextManager[object], *error: Any) -> bool | None:
     """Close a sink."""
-    with write_errors_of(sink):
+    with _write_errors(sink):
         return manager.__exit__(*error)
-
-
-def token_function(
-    sinks: Sequence[Sink], file: int, tokenizer: Tokenizer | None = None
-) -> Callable[[Any], None] | None:
-    """Make a function that gives blocks of a file's tokens to the sinks that need them; None if none does."""
-    sinks = [sink for sink in sinks if sink.needs_tokens]
-
-    def add(block: Any) -> None:
-        block = block._replace(file=file, sequence=np.maximum(block.sequence, -1))
-        if tokenizer is not None:
-            block = block._replace(text=text_of(block.target, tokenizer, getattr(block, "n_bytes", None)))
-        for sink in sinks:
-            with write_errors_of(sink):
-                sink.add(block)
-
-    return add if sinks else None
-
-
-def finish_sinks(sinks: Sequence[Sink], figures: dict[str, Any], result: Any) -> None:
-    """Give the result to all sinks."""
-    for sink in sinks:
-        with write_errors_of(sink):
-            sink.finish(figures, result)

@@ -238,24 +238,24 @@ def refuse_unknown(name: str, targets: Array, rows: IntArray, tokenizer: Tokeniz
         raise_error("option", name=f"{name}{position}", got=got, fits=fits)
 
 
-def pieces_of(ids: Array, tokenizer: Tokenizer, n_bytes: Array | None = None) -> list[bytes | None]:
-    """The bytes of class ids, None of those that write nothing that is known.
-
-    Given how many bytes they have in their text, a space is left out that only the vocabulary has.
-    """
+def pieces_of(ids: Array, tokenizer: Tokenizer) -> list[bytes | None]:
+    """The bytes of class ids; None for an id that writes no text or text that is not known."""
     size = len(tokenizer.pieces)
-    found = [(tokenizer.pieces[i] or None) if 0 <= i < size else None for i in ids.tolist()]
-    if n_bytes is not None:
-        found = [piece and piece[-n:] if n > 0 else piece for piece, n in zip(found, n_bytes.tolist(), strict=True)]
-    return found
+    return [(tokenizer.pieces[i] or None) if 0 <= i < size else None for i in ids.tolist()]
 
 
-def text_of(ids: Array, tokenizer: Tokenizer, n_bytes: Array | None = None) -> Array:
-    """The text of class ids, of which bytes that are no whole character are escapes; None where it is not known."""
-    pieces = pieces_of(ids, tokenizer, n_bytes)
-    found = np.empty(len(pieces), np.object_)
-    found[:] = [piece and piece.decode("utf-8", "backslashreplace") for piece in pieces]
-    return found
+def cut_pieces(pieces: list[bytes | None], n_bytes: Array | None) -> list[bytes | None]:
+    """The last `n_bytes` bytes of each token: its text may lack a space that the vocabulary has."""
+    if n_bytes is None:
+        return pieces
+    return [piece and piece[-n:] if n > 0 else piece for piece, n in zip(pieces, n_bytes.tolist(), strict=True)]
+
+
+def text_of_pieces(pieces: list[bytes | None]) -> Array:
+    """The text of tokens, with escapes for bytes that are no whole character; None where it is not known."""
+    text = np.empty(len(pieces), np.object_)
+    text[:] = [piece and piece.decode("utf-8", "backslashreplace") for piece in pieces]
+    return text
 
 
 def with_text(result: ShardResult, tokenizer: Tokenizer | None) -> ShardResult:
@@ -263,7 +263,7 @@ def with_text(result: ShardResult, tokenizer: Tokenizer | None) -> ShardResult:
     if tokenizer is None:
         return result
     tokens = result.highest_loss_tokens
-    texts = text_of(np.array([token.target for token in tokens], np.int64), tokenizer)
+    texts = text_of_pieces(pieces_of(np.array([token.target for token in tokens], np.int64), tokenizer))
     return result._replace(
         highest_loss_tokens=[token._replace(text=text) for token, text in zip(tokens, texts.tolist(), strict=True)]
     )

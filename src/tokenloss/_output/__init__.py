@@ -6,26 +6,20 @@ files, and their interface.
 
 from __future__ import annotations
 
-from tokenloss._evaluation.sink import ComparedBlock, Sink, TokenBlock
+from tokenloss._evaluation.sink import Block, Column, Schema, Sink
 from tokenloss._output.divergence_page import DivergencePage
 from tokenloss._output.divergence_plot import DivergencePlot
 from tokenloss._output.loss_page import HtmlPage
 from tokenloss._output.loss_plot import LossPlot
-from tokenloss._output.span_outputs import DocumentTable, SpanPage, SpanTable
-from tokenloss._output.table_files import ComparedSequenceTable, ComparedTokenTable, SequenceTable, TokenTable
+from tokenloss._output.span_page import SpanPage
+from tokenloss._output.table_files import SequenceTable, TokenTable
 
 __all__ = [
-    "ComparedBlock", "ComparedSequenceTable", "ComparedTokenTable", "DivergencePage", "DivergencePlot", "DocumentTable",
-    "HtmlPage", "LossPlot", "SequenceTable", "Sink", "SpanPage", "SpanTable", "TokenBlock", "TokenTable",
+    "Block", "Column", "DivergencePage", "DivergencePlot", "HtmlPage", "LossPlot", "Schema", "SequenceTable", "Sink",
+    "SpanPage", "TokenTable",
 ]  # fmt: skip
 
 # outputs are written in this order
 SCORE_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, LossPlot, HtmlPage)
-COMPARE_OUTPUTS: tuple[type[Sink], ...] = (
-    ComparedTokenTable, ComparedSequenceTable, DivergencePlot, DivergencePage,
-)  # fmt: skip
-TEXT_OUTPUTS: tuple[type[Sink], ...] = (
-    SpanTable,
-    DocumentTable,
-    SpanPage,
-)  # of `compare --text`, by options of those above
+COMPARE_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, DivergencePlot, DivergencePage)
+TEXT_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, SpanPage)  # of `compare --text`

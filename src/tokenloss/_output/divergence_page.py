@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._comparison.comparisons import divergence_of, nearest_first
 from tokenloss._comparison.tables import title_of
 from tokenloss._core.arguments import DIVERGENCES, FURTHER_DIVERGENCES
 from tokenloss._core.errors import raise_error
@@ -16,6 +17,7 @@ from tokenloss._core.text import count_of
 from tokenloss._core.validation import as_target_array
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
+from tokenloss._output.shared import Collected
 from tokenloss._statistics.ratio import guess_note
 from tokenloss.formats.tokenizers.token_text import byte_encoder
 
@@ -27,9 +29,10 @@ if TYPE_CHECKING:
     from tokenloss._comparison.comparison import Comparison
     from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._core.types import Array, ArrayLike
-    from tokenloss._evaluation.sink import ComparedBlock
+    from tokenloss._evaluation.sink import Block, Schema
     from tokenloss._scores.token_scores import TokenScores
 
+_OF_TOKENS = ("target", "text", *page.PLACES)
 _DIVERGENCES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _FINITE = Row("", "finite_mean_kl", notes=("{:.4g} ± {stderr:.2g}",), otherwise="{:.4g}")
 _ROWS = (
@@ -72,75 +75,53 @@ class DivergencePage(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--html"
-    _function = "compare_files"
-    _takes_logprobs = False
     help = (
         "write a page that shows the text, each token shaded by its divergence; with --text, each span by the "
         "difference of both models' losses, with the tokens of both"
     )
-    needs_tokens = True
+    rows = "tokens"
+    needs = ({"nll", "base_nll", "kl"}, {"nll", "base_nll", "kl_bound"})
     top_k = 5
-    _made_by = "tokenloss.compare_files"
+    made_by = "tokenloss.compare_files"
 
-    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
-        self._places: list[dict[str, Array]] = []  # ids, text and places: a part for each block, as in the next two
-        self._base: list[dict[str, Array]] = []
-        self._others: dict[str, list[dict[str, Array]]] = {}  # by candidate
-        self._seen: dict[str, int] = {}  # its tokens
-        return contextlib.nullcontext()
+    def open(self, schema: Schema) -> AbstractContextManager[object]:
+        most = page.MOST_TOKENS // len(schema.models)
+        self._tokens = Collected((one for one in schema.tokens if one.name in _OF_TOKENS), most)
+        self._tops = {name: Collected(most=most) for name in ("", *schema.models)}  # of the base and the candidates
+        self._sequences = {name: hashlib.sha256() for name in schema.models}
+        return super().open(schema)
 
-    def add(self, block: ComparedBlock) -> None:
-        others = self._others.setdefault(block.name, [])
-        left = max(0, page.MOST_TOKENS // len(self._others) - self._seen.get(block.name, 0))
-        if others and not left:
-            return
-        self._seen[block.name] = self._seen.get(block.name, 0) + min(left, len(block.target))
-        others.append(_tops(block.scores, block.top_tokens, left))
-        if block.name == next(iter(self._others)):
-            text = np.full(len(block.target), None) if block.text is None else block.text.astype(object)
-            of_file = np.full(len(block.target), block.file)
-            places = {"id": block.target, "text": text, "file": of_file}
-            places |= {} if block.row is None else {"row": block.row}
-            places |= {"sequence": block.sequence, "position": block.position}
-            self._places.append({name: column[:left] for name, column in places.items()})
-            self._base.append(_tops(block.base_scores, block.base_top_tokens, left))
+    def write(self, block: Block) -> None:
+        for name in block.models:
+            self._sequences[name].update(block.columns["sequence"].tobytes())
+            self._tops[name].add({}, block.tops.get(name))
+        if next(iter(self._sequences)) in block.models:
+            self._tokens.add(block.columns)
+            self._tops[""].add({}, block.tops.get(""))
 
-    def finish(self, summary: dict[str, Any], result: Comparisons[Any]) -> None:
-        first = next(iter(result.values()))
-        for name, one in result.items():
-            if self._of_responses and not np.array_equal(one._segment_ids, first._segment_ids):
+    def finish(self, result: Comparisons[Any]) -> None:
+        first, *others = self._sequences
+        for name in others:
+            if self._sequences[name].digest() != self._sequences[first].digest():
                 got, fits = f"other tokens in {name}", "the same in all files"
                 raise_error("option", name=self._name, got=got, fits=fits)
-        places = _joined(self._places)
-        size = min(len(places["id"]), page.MOST_TOKENS // len(result))
-        text = places.pop("text")[:size].tolist()
-        ids = places.pop("id")[:size]
-        known = page.known_places({name: place[:size] for name, place in places.items()})
-        known_ids = page.known_ids(ids) if self._of_responses else ids.tolist()
-        base, others = _joined(self._base), {name: _joined(parts) for name, parts in self._others.items()}
-        listed = [side["top_tokens"].reshape(-1).tolist() for side in (base, *others.values()) if "top_tokens" in side]
+        columns, tops = self._tokens.joined(), {name: one.joined() for name, one in self._tops.items()}
+        ids, base = columns["target"], tops.pop("")
+        text = columns["text"].tolist() if "text" in columns else [None] * len(ids)
+        places = page.known_places({name: columns[name] for name in page.PLACES if name in columns})
+        listed = [side["top_tokens"].reshape(-1).tolist() for side in (base, *tops.values()) if "top_tokens" in side]
+        known_ids = page.known_ids(ids) if listed else ids.tolist()
+        one, names = result[first], title_of(result, are_short=True)
         _write_comparison(
             self.path,
             result,
-            page.Tokens(text, byte_encoder([*text, *itertools.chain(*listed)]), known_ids, known),
+            page.Tokens(text, byte_encoder([*text, *itertools.chain(*listed)]), known_ids, places),
             base,
-            others,
+            tops,
             page.class_names(None, ids, text),
-            page.heading(first._quantity, first.count, "token", title_of(result, are_short=True)),
-            self._made_by,
+            page.heading(divergence_of(one).quantity, one.count, "token", names),
+            self.made_by,
         )
-
-
-def _tops(scores: TokenScores | None, top_tokens: Array | None, size: int) -> dict[str, Array]:
-    """Ranks and most likely classes of the first `size` tokens of a block, as far as they are known."""
-    columns = {} if scores is None else vars(scores) | {"top_tokens": top_tokens}
-    names = ("rank", "argmax", "top_ids", "top_logprobs", "top_tokens")
-    return {name: columns[name][:size] for name in names if columns.get(name) is not None}
-
-
-def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
-    """The columns of all blocks, joined."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def write_comparison_page(
@@ -236,7 +217,7 @@ def _write_comparison(
 ) -> None:  # fmt: skip
     """Write a page of these tokens, which may be the first of many; of both models, columns of `TokenScores`."""
     size, classes = len(tokens.ids), page.Classes()
-    names = sorted(comparisons, key=lambda name: comparisons[name]._rank())
+    names = nearest_first(comparisons)
 
     def side(nll: Array, scores: Mapping[str, Array | None] | None) -> dict[str, str]:
         """JSON of what a model predicted, in columns."""
@@ -251,9 +232,10 @@ def _write_comparison(
 
     heads, models = [], []
     for number, name in enumerate(names):
-        one = comparisons[name]
-        kl, css_class = one._kl.reshape(-1)[:size], page.css_classes(one._kl, one.kept, _DIVERGENCES)
-        columns = {"name": page.as_json(name), "quantity": page.as_json(one._quantity), "kl": page.numbers(kl)}
+        one, divergence = comparisons[name], divergence_of(comparisons[name])
+        kl = divergence.values.reshape(-1)[:size]
+        css_class = page.css_classes(divergence.values, one.kept, _DIVERGENCES)
+        columns = {"name": page.as_json(name), "quantity": page.as_json(divergence.quantity), "kl": page.numbers(kl)}
         columns["shades"] = page.shade_letters(css_class[:size])
         columns["worst"] = page.worst(kl, one.kept.reshape(-1)[:size])
         models.append(page.as_object(columns | side(one.nll, others[name] if others else None)))
@@ -273,26 +255,26 @@ def _write_comparison(
 def _comparison_summary(comparison: Any) -> str:
     """HTML of a model's metrics."""
     by = count_of(comparison.n_sequences, "sequence") if comparison.is_clustered else "tokens, taken as independent"
-    known, mean = vars(comparison), comparison._mean_kl
+    known, divergence = vars(comparison), divergence_of(comparison)
     values = {
-        "quantity": comparison._quantity,
+        "quantity": divergence.quantity,
         "by": by + guess_note(comparison.interval_factor),
-        "mean": mean,
-        "quantile": known[f"{comparison._divergence}_quantiles"][0.999],
+        "mean": divergence.mean,
+        "quantile": known[f"{divergence.name}_quantiles"][0.999],
         **{f"mean_{name}": one for name, one in known.get("divergences", {}).items()},
     }
     if left_out := known.get("n_infinite", 0) + known.get("n_nan", 0):
         ((*_, finite),) = table([_FINITE], comparison).rows
         note = f"{finite} nats without {left_out:,} that are not finite"
-        values |= {"mean": float(mean), "finite_note": note}
+        values |= {"mean": float(divergence.mean), "finite_note": note}
     return page.summary(_ROWS, values, known)
 
 
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:
     """HTML for choosing one of several models; `autocomplete` keeps browsers from restoring an earlier choice."""
     if len(names) > 1:
-        least = "at least " if comparisons[names[0]]._divergence == "kl_bound" else ""
-        means = [f"{least}{comparisons[name]._mean_kl:.4g}" for name in names]
+        divergences = [divergence_of(comparisons[name]) for name in names]
+        means = [f"{'at least ' * (one.name == 'kl_bound')}{one.mean:.4g}" for one in divergences]
         labels = [f"{page.escaped(name)} (mean divergence {mean})" for name, mean in zip(names, means, strict=True)]
         options = "".join(f"<option value={number}>{label}</option>" for number, label in enumerate(labels))
         yield f'<p class="choice"><label>Model <select id="model" autocomplete="off">{options}</select></label></p>'

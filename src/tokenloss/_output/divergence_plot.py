@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._comparison.comparisons import divergence_of, nearest_first
 from tokenloss._comparison.paired import Mean
 from tokenloss._comparison.tables import title_of
 from tokenloss._core.errors import raise_error
@@ -77,21 +79,23 @@ class DivergencePlot(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--plot"
-    _function = "compare_files"
+    needs = ({"kl"}, {"kl_bound"}, {"logprobs", "base_logprobs"})
     help = "draw KL divergences, or absolute differences of tokens' log-probabilities, to a .png, .svg or .pdf file"
 
     def __init__(self, path: str) -> None:
         drawing.check(path)
         super().__init__(path)
 
-    def finish(self, summary: dict[str, Any], result: Comparisons[Any]) -> None:
+    def finish(self, result: Comparisons[Any]) -> None:
         if len(result) > 1:
-            sizes = {name: one._about["size"] for name, one in result.items() if one._about["size"] is not None}
-            figure = draw_candidates(result, sizes=sizes, title=title_of(result))
+            table = result.columns()
+            sizes = zip(table["name"].tolist(), table["size"].tolist(), strict=True)
+            known = {name: size for name, size in sizes if not math.isnan(size)}
+            figure = draw_candidates(result, sizes=known, title=title_of(result))
         else:
             ((name, one),) = result.items()
-            kept = one.kept.reshape(-1)
-            figure = _drawn(one._kl.reshape(-1), kept, one._segment_ids, name, one._quantity)
+            divergence, ids = divergence_of(one), one.columns().get("sequence")
+            figure = _drawn(divergence.values.reshape(-1), one.kept.reshape(-1), ids, name, divergence.quantity)
         drawing.save(figure, self.path)
 
 
@@ -197,13 +201,13 @@ def draw_candidates(
             raise_error("option", name="sizes", got=name, fits=f"of names of comparisons: {[*comparisons]}")
         check_number(f"sizes[{name!r}]", size, "a finite number of at least 0")
     models = []
-    for name, one in sorted(comparisons.items(), key=lambda named: named[1]._rank()):
-        kl = one._kl[one.kept]
-        mean = one._mean_kl
+    for name in nearest_first(comparisons):
+        one, divergence = comparisons[name], divergence_of(comparisons[name])
+        kl, mean = divergence.values[one.kept], divergence.mean
         models.append(_Model(name, sizes.get(name), mean, mean.interval, np.sort(kl[drawing.in_plot_range(kl)])))
     by_name = len(sizes) < len(models)
     figure = drawing.empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
-    _draw_models(figure, models, one._quantity)
+    _draw_models(figure, models, divergence.quantity)
     return figure
 
 

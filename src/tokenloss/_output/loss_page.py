@@ -12,18 +12,25 @@ from tokenloss._comparison.tables import known_of
 from tokenloss._core.rows import Row
 from tokenloss._core.text import title
 from tokenloss._core.validation import as_target_array
-from tokenloss._evaluation.token_bytes import pieces_of, text_of
+from tokenloss._evaluation.sink import Sink
+from tokenloss._evaluation.token_bytes import cut_pieces, text_of_pieces
 from tokenloss._output import page
-from tokenloss._output.shared import TokenSink
-from tokenloss._scores.token_scores import COLUMNS, TokenScores
+from tokenloss._output.shared import Collected
 from tokenloss._statistics.meter import LossMeter, basis_of
 from tokenloss.formats.tokenizers.token_text import byte_encoder
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from typing import TypeAlias
 
     from tokenloss._core.types import Array, ArrayLike
+    from tokenloss._evaluation.results import Evaluation
+    from tokenloss._evaluation.sink import Block, Schema
+    from tokenloss._scores.token_scores import TokenScores
+
+    _Names: TypeAlias = Callable[[list[int]], Iterable[str | None]]
 
 # nats at which each next colour of page.css begins
 _LOSSES = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
@@ -37,7 +44,7 @@ _ROWS = (
 )
 
 
-class HtmlPage(TokenSink):
+class HtmlPage(Sink):
     """A page of HTML that shows the text, each token shaded by its loss, as ``tokenloss score --html`` writes it.
 
     Parameters
@@ -65,34 +72,46 @@ class HtmlPage(TokenSink):
 
     option = "--html"
     help = "write a page that shows the text, each token shaded by its loss"
+    rows = "tokens"
+    needs = ({"nll", "rank", "argmax"},)
     top_k = 5
+    made_by = "tokenloss.evaluate"
     max_tokens: ClassVar[float] = page.MOST_TOKENS
 
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        columns, accuracy = self.collected(), summary["accuracy"]
-        scores = TokenScores(**{column: columns[column] for column in COLUMNS if column in columns})
-        names = ("file", "row", "sequence", "position")
-        places = page.known_places({name: columns[name] for name in names if name in columns})
-        ids, text, classes = columns["target"], columns["text"].tolist(), page.Classes()
-        if self._of_responses:
-            accuracy = accuracy if summary["n_greedy_known"] else None
+    def open(self, schema: Schema) -> AbstractContextManager[object]:
+        self._bytes_of = schema.bytes_of
+        self._tokens = Collected(schema.tokens, self.max_tokens, schema.top_k)
+        return super().open(schema)
+
+    def write(self, block: Block) -> None:
+        self._tokens.add(block.columns, block.tops.get(""))
+
+    def finish(self, result: Evaluation) -> None:
+        columns, figures, bytes_of = self._tokens.joined(), result.figures, self._bytes_of
+        ids, classes, accuracy = columns["target"], page.Classes(), figures["accuracy"]
+        text = columns["text"].tolist() if "text" in columns else [None] * len(ids)
+        places = page.known_places({name: columns[name] for name in page.PLACES if name in columns})
+        if "top_tokens" in columns:
+            accuracy = accuracy if figures["n_greedy_known"] else None
             encode = byte_encoder([*text, *columns["top_tokens"].reshape(-1).tolist()])
-            predicted = page.predictions_of_responses(vars(scores), columns["top_tokens"], encode, classes)
+            predicted = page.predictions_of_responses(columns, columns["top_tokens"], encode, classes)
             tokens = page.Tokens(text, encode, page.known_ids(ids), places)
-        elif (tokenizer := self._tokenizer) is not None:
-            pieces = pieces_of(ids, tokenizer, columns["n_bytes"])
+        elif bytes_of is not None:
+            pieces = cut_pieces(bytes_of(ids), columns["n_bytes"])
             pieces = [b"" if i < 0 else piece for i, piece in zip(ids.tolist(), pieces, strict=True)]  # of padding
             text = [None if piece is None else piece.decode("utf-8", "surrogateescape") for piece in pieces]
             tokens = page.Tokens(text, lambda text: text.encode("utf-8", "surrogateescape"), ids.tolist(), places)
-            predicted = _predictions(scores, len(ids), classes, lambda ids: text_of(np.array(ids), tokenizer).tolist())
+            names: _Names = lambda ids: text_of_pieces(bytes_of(np.array(ids))).tolist()  # noqa: E731
+            predicted = _predictions(columns, len(ids), classes, names)
         else:
             tokens = page.Tokens(text, byte_encoder(text), ids.tolist(), places)
-            predicted = _predictions(scores, len(ids), classes, page.class_names(None, ids, text))
-        known = known_of(summary.get("n_greedy_known", summary["count"]), summary["count"])
+            predicted = _predictions(columns, len(ids), classes, page.class_names(None, ids, text))
+        known = known_of(figures.get("n_greedy_known", figures["count"]), figures["count"])
         head = _summary(result.meter, accuracy, known)
-        files = title([Path(file).name for file in summary["files"]])
+        files = title([Path(file).name for file in figures["files"]])
         name = page.heading("loss", result.meter.count, "token", files)
-        _write(self.path, name, head, scores, tokens, classes, predicted, self._seen, self._made_by, summary["files"])
+        count = self._tokens.count
+        _write(self.path, name, head, columns, tokens, classes, predicted, count, self.made_by, figures["files"])
 
 
 def write_page(
@@ -167,18 +186,19 @@ def write_page(
         meter, accuracy = LossMeter(), scores.accuracy
         meter.update(scores.nll, where=scores.kept)
     classes, head = page.Classes(), _summary(meter, accuracy)
-    predicted = _predictions(scores, len(ids), classes, page.class_names(vocabulary, ids, shown.text))
+    columns = vars(scores)
+    predicted = _predictions(columns, len(ids), classes, page.class_names(vocabulary, ids, shown.text))
     total = max(math.prod(shape), meter.count)
-    _write(path, title, head, scores, shown, classes, predicted, total, "tokenloss.page.write_page")
+    _write(path, title, head, columns, shown, classes, predicted, total, "tokenloss.page.write_page")
 
 
 def _write(
-    path: str | os.PathLike[str], title: str, head: str, scores: TokenScores, tokens: page.Tokens,
+    path: str | os.PathLike[str], title: str, head: str, columns: Mapping[str, Any], tokens: page.Tokens,
     classes: page.Classes, predicted: dict[str, str], total: int, made_by: str, files: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Write a page of tokens, the first of `total`, of which this was predicted."""
     size = len(tokens.ids)
-    nll, kept = scores.nll.reshape(-1)[:size], scores.kept.reshape(-1)[:size]
+    nll, kept = (columns[name].reshape(-1)[:size] for name in ("nll", "kept"))
     css_class = page.css_classes(nll, kept, _LOSSES)
     probabilities = [page.percent(math.exp(-loss)) for loss in (0.0, *_LOSSES)]
     shades = page.legend(css_class, "nll from", _LOSSES, "probability to", probabilities, "infinite nll")
@@ -188,12 +208,10 @@ def _write(
     page.write(path, title, head, tokens, classes, data, made_by, files)
 
 
-def _predictions(
-    scores: TokenScores, size: int, classes: page.Classes, names: Callable[[list[int]], Iterable[str | None]]
-) -> dict[str, str]:
+def _predictions(columns: Mapping[str, Any], size: int, classes: page.Classes, names: _Names) -> dict[str, str]:
     """JSON of what was predicted for the first tokens, in columns."""
-    entropy = page.numbers(scores.entropy.reshape(-1)[:size], 5)
-    return {"entropy": entropy, **page.predictions(vars(scores), size, classes, names)}
+    entropy = page.numbers(columns["entropy"].reshape(-1)[:size], 5)
+    return {"entropy": entropy, **page.predictions(columns, size, classes, names)}
 
 
 def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:

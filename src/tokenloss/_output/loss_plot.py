@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.text import count_of, title
+from tokenloss._evaluation.sink import Sink
 from tokenloss._output import drawing
 from tokenloss._output.drawing import BLUE, CURVE_POINTS, DIM, ORANGE, PLOT_MIN
-from tokenloss._output.shared import TokenSink
+from tokenloss._output.shared import Collected
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from tokenloss._core.types import Array, ArrayLike
+    from tokenloss._evaluation.results import Evaluation
+    from tokenloss._evaluation.sink import Block, Schema
 
 _MAX_DOTS = 3000
 _BINS = 10  # of the probability, in the reliability diagram
 
 
-class LossPlot(TokenSink):
+class LossPlot(Sink):
     """A plot of the losses along the text, their histogram and the calibration: ``tokenloss score --plot``.
 
     It is a .png, .svg or .pdf file.
@@ -62,24 +65,31 @@ class LossPlot(TokenSink):
 
     option = "--plot"
     help = "draw the losses to a .png, .svg or .pdf file"
+    rows = "tokens"
+    needs = ({"nll", "is_greedy"},)
     top_k = 1
-    wanted: ClassVar[Sequence[str] | None] = (
-        "nll", "kept", "is_greedy", "top_logprobs", "is_greedy_known", "file", "sequence",
-    )  # fmt: skip
 
     def __init__(self, path: str) -> None:
         drawing.check(path)
         super().__init__(path)
 
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        columns = self.collected()
+    def open(self, schema: Schema) -> AbstractContextManager[object]:
+        names = ("nll", "kept", "is_greedy", "is_greedy_known", "file", "sequence")
+        self._tokens = Collected((column for column in schema.tokens if column.name in names), top_k=schema.top_k)
+        return super().open(schema)
+
+    def write(self, block: Block) -> None:
+        self._tokens.add(block.columns, block.tops.get(""))
+
+    def finish(self, result: Evaluation) -> None:
+        columns = self._tokens.joined()
         greedy: dict[str, Any] = {}
         if "top_logprobs" in columns:  # if the file has any classes
             greedy = {"greedy_logprobs": columns["top_logprobs"][:, 0], "is_greedy": columns["is_greedy"]}
-        if self._of_responses:
+        if "is_greedy_known" in columns:
             logprobs = np.where(columns["is_greedy_known"], greedy.pop("greedy_logprobs"), np.nan)
             greedy = greedy | {"greedy_logprobs": logprobs} if not np.isnan(logprobs).all() else {}
-        name = title(summary["files"])
+        name = title(result.figures["files"])
         starts = np.diff(columns["file"], prepend=0) | np.diff(columns["sequence"], prepend=0)
         ids = np.cumsum(starts != 0)  # numbers of the sequences across all files
         figure = draw_losses(columns["nll"], where=columns["kept"], segment_ids=ids, title=name, **greedy)

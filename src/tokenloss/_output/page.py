@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array
 
 MOST_TOKENS = 300_000  # on a page: about 11 MB with five alternatives for each
+PLACES = ("file", "row", "sequence", "position")  # columns that show where a token is
 _N_WORST = 1000  # tokens that the button for the worst token goes through
 _N_SHADES = 10  # colours of tokens in page.css
 # What a token can look like, by number; page.js has this list, too, and page.css the colour of each.
@@ -430,13 +431,14 @@ def predictions(
 ) -> dict[str, str]:
     """JSON of the ranks of the first tokens, and of the most likely classes with their probabilities."""
     top, logprobs = scores.get("top_ids"), scores.get("top_logprobs")
-    argmax, rank = scores["argmax"], scores["rank"]
-    assert argmax is not None
+    rank = scores["rank"]
     assert rank is not None
     if top is not None and logprobs is not None:
         k = top.shape[-1]
         top, logprobs = top.reshape(-1)[: size * k], logprobs.reshape(-1)[: size * k]
     else:
+        argmax = scores["argmax"]
+        assert argmax is not None
         k, top, logprobs = 1, argmax.reshape(-1)[:size], np.full(size, np.nan)
     return {
         "k": str(k),

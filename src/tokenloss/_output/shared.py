@@ -1,59 +1,42 @@
-"""What several outputs share: a sink that collects tokens."""
+"""What pages and plots share: the columns of tokens, collected block by block."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._evaluation.sink import Sink, TokenBlock
-from tokenloss._scores.token_scores import token_scores
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterable
 
-    from tokenloss._core.types import Array
+    from tokenloss._core.types import Array, Columns
+    from tokenloss._evaluation.sink import Column
 
 
-class TokenSink(Sink):
-    """An output that collects tokens, all or the first `max_tokens`."""
+DTYPES = {"bool": "?", "int64": "<i8", "float64": "<f8", "text": "O"}
 
-    needs_tokens = True
-    _function = "evaluate"
-    wanted: ClassVar[Sequence[str] | None] = None  # names of the columns to collect; None for all
-    max_tokens: ClassVar[float] = math.inf
 
-    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
-        self._seen = 0
-        self._parts: list[dict[str, Array]] = []
-        # an empty block, so that there are columns even if no other comes
-        none = np.empty(0, np.int64)
-        others: dict[str, Array] = {}
-        if self._of_responses:
-            top_tokens = np.empty((0, top_k), np.object_)
-            others = {"is_greedy_known": none, "is_prompt": none, "top_tokens": top_tokens}
-        if self._tokenizer is not None:
-            others = {"n_bytes": none}
-        places = None if self._of_responses else none, none, none
-        scores = token_scores(np.empty((0, top_k)), none, top_k=top_k)
-        self.add(TokenBlock(scores, none, None, 0, *places, **others))
-        return contextlib.nullcontext()
+class Collected:
+    """The columns of all tokens, or of the first ones; `count` is the number of all."""
 
-    def add(self, block: TokenBlock) -> None:
-        n_tokens, text = len(block.target), block.text
-        text = np.full(n_tokens, None) if text is None else text.astype(object)
-        columns = dict(vars(block.scores), text=text, file=np.full(n_tokens, block.file))
-        names = ("target", "row", "sequence", "position", "top_tokens", "is_greedy_known", "n_bytes")
-        columns |= {name: getattr(block, name) for name in names}
-        left = int(min(n_tokens, max(0, self.max_tokens - self._seen)))
-        self._seen += n_tokens
-        if left or not self._parts:
-            known = [name for name in self.wanted or columns if columns.get(name) is not None]
-            self._parts.append({name: columns[name][:left] for name in known})
+    def __init__(self, columns: Iterable[Column] = (), most: float = math.inf, top_k: int = 0) -> None:
+        self.count, self._most = 0, most
+        # empty parts, so that there are columns even without any block
+        self._parts: dict[str, list[Array]] = {one.name: [np.empty(0, DTYPES[one.dtype])] for one in columns}
+        if top_k:
+            self._parts |= {"top_ids": [np.empty((0, top_k), np.int64)], "top_logprobs": [np.empty((0, top_k))]}
 
-    def collected(self) -> dict[str, Array]:
-        """Columns by name: those of `TokenScores`, and of `TokenBlock`, as far as they are known."""
-        return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
+    def add(self, columns: Columns, tops: Columns | None = None) -> None:
+        """Add the next tokens: the columns named at the start, and the most likely classes."""
+        columns = {name: column for name, column in columns.items() if name in self._parts}
+        columns |= tops or {}
+        size = len(next(iter(columns.values()), ()))
+        left = int(min(size, max(0, self._most - self.count)))
+        self.count += size
+        for name, column in columns.items() if left else ():
+            self._parts.setdefault(name, []).append(column[:left])
+
+    def joined(self) -> Columns:
+        """The columns of all blocks, joined."""
+        return {name: np.concatenate(parts) for name, parts in self._parts.items()}
