@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from tokenloss._comparison.columns import COLUMNS, HAS_TEXTS, OF_TARGETS, SEEMS_PROBS
+from tokenloss._comparison.groups import Groups
 from tokenloss._comparison.paired import (
     KL_QUANTILES,
     Mean,
@@ -24,12 +24,11 @@ from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.result import columns_of, places_in
 from tokenloss._core.signature import IdsHash, either
 from tokenloss._core.validation import broadcast, check_kinds
-from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Columns, IntArray
 
 ValueT = TypeVar("ValueT")
 _BINS = np.array([0.0, 0.2, 0.4, 0.6, 0.8])  # lower bounds of the base's confidence
@@ -131,46 +130,21 @@ def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
     return broadcast("groups", array, batch)
 
 
-def group_table(comparison: Any, groups: Array, mask: BoolArray) -> dict[str, Array]:
+def group_table(comparison: Any, labels: Array, mask: BoolArray) -> dict[str, Array]:
     """Columns of a table of groups of the positions of the mask, given the label of each position."""
     index, ids = included(mask.reshape(-1), comparison._segment_ids)
-    labels, numbers = np.unique(groups.reshape(-1)[index], return_inverse=True)
-    order = np.argsort(numbers, kind="stable")
-    nll, base_nll, kl, delta_p, same_top = (
-        getattr(comparison, name).reshape(-1)[index][order].astype(np.float64, copy=False)
-        for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
-    )
-    further = {name: array.reshape(-1)[index][order] for name, array in comparison.token_divergences.items()}
-    numbers, ids = numbers[order], None if ids is None else ids[order]
+    groups = Groups(labels.reshape(-1)[index], ids)
+    names = {"loss": "nll", "base_loss": "base_nll", "kl": "kl", "delta_p": "delta_p", "same_top": "is_same_top"}
+    arrays = {name: getattr(comparison, field) for name, field in names.items()} | comparison.token_divergences
+    values = {name: array.reshape(-1)[index] for name, array in arrays.items()}
     with np.errstate(invalid="ignore"):  # infinite losses
-        difference = nll - base_nll
-    bounds = np.searchsorted(numbers, np.arange(labels.size + 1)).tolist()
-
-    def mean(values: Float64Array) -> Float64Array:
-        """Mean of each group."""
-        return sums_by_segment(values, None, numbers).loss
-
-    def stderr(values: Float64Array) -> Float64Array:
-        """Standard error of the mean of each group; nan of a single token."""
-        errors = np.full(labels.size, np.nan)
-        for i, (a, b) in enumerate(pairwise(bounds)):
-            if b - a > 1:
-                errors[i] = Mean(values[a:b], None if ids is None else ids[a:b]).stderr
-        return errors
-
-    return {
-        "group": labels,
-        "count": np.diff(bounds),
-        "loss": mean(nll),
-        "base_loss": mean(base_nll),
-        "loss_difference": mean(difference),
-        "loss_difference_stderr": stderr(difference),
-        "kl": mean(kl),
-        "kl_stderr": stderr(kl),
-        "delta_p": mean(delta_p),
-        "same_top": mean(same_top),
-        **{name: mean(values) for name, values in further.items()},
-    }
+        values["loss_difference"] = values["loss"] - values["base_loss"]
+    columns: dict[str, Array] = {"group": groups.labels, "count": groups.count}
+    for name in dict.fromkeys(("loss", "base_loss", "loss_difference", *values)):
+        columns[name] = groups.means(values[name])
+        if name in ("loss_difference", "kl"):
+            columns[f"{name}_stderr"] = groups.stderrs(values[name])
+    return columns
 
 
 def confidence_table(comparison: Any) -> dict[str, Array]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._comparison.groups import Groups
 from tokenloss._comparison.text_spans import KINDS, kinds_of, script_of
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.result import Result, Shown, Table, figure
@@ -16,11 +17,11 @@ from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of, shortened
 from tokenloss._statistics.ratio import ExactRatio, guess_note
-from tokenloss._statistics.sequences import highest, sums_by_segment
+from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
     from tokenloss._comparison.text_spans import Spans
-    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, Float64Array, IntArray
 
 _LN2 = math.log(2)
 _MOST_SHOWN = 40  # characters of a span, or of its tokens, in a table
@@ -243,15 +244,15 @@ class TextComparison(Result):
         `bits_per_byte_a`, `bits_per_byte_b`, and `difference`: bits per byte of b minus those of a.
         """
         spans, kept = self._spans, self._spans.kept
-        numbers, position = np.unique(spans.document[kept], return_inverse=True)
+        groups = Groups(numbers := spans.document[kept], numbers)
         counts = [spans.n_bytes, *(np.diff(first) for first in spans.first)]
-        n_bytes, *n_tokens = (np.bincount(position, one[kept], numbers.size).astype(np.int64) for one in counts)
-        nll = [sums_by_segment(of_side[kept], None, position).nll for of_side in spans.nll]
+        n_bytes, *n_tokens = (groups.sums(one[kept]).astype(np.int64) for one in counts)
+        nll = [groups.sums(of_side[kept]) for of_side in spans.nll]
         rates = [of_side / np.where(n_bytes > 0, n_bytes, np.nan) / _LN2 for of_side in nll]
         with np.errstate(invalid="ignore"):
             difference = rates[1] - rates[0]
         return {
-            "document": numbers, "n_bytes": n_bytes, "n_tokens_a": n_tokens[0], "n_tokens_b": n_tokens[1],
+            "document": groups.labels, "n_bytes": n_bytes, "n_tokens_a": n_tokens[0], "n_tokens_b": n_tokens[1],
             "nll_a": nll[0], "nll_b": nll[1], "bits_per_byte_a": rates[0], "bits_per_byte_b": rates[1],
             "difference": difference,
         }  # fmt: skip
@@ -410,33 +411,35 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     kept = spans.kept
     n_documents = int(np.count_nonzero(np.diff(spans.document[kept], prepend=-1)))
     is_clustered = n_documents > 1
-    of_all = _Rates(spans, kept, is_clustered)
+    documents = spans.document[kept] if is_clustered else None
+    n_bytes = int(spans.n_bytes[kept].sum())
+    everything, kinds = (_Rates.of(spans, Groups(labels[kept], documents)) for labels in (np.zeros_like(kind), kind))
+    of_all = everything.get(0) or _Rates(0, *[ExactRatio()] * 4)
     tokens = [spans.kept_tokens(side) for side in (0, 1)]
     totals = [ExactMoments.of(side.nll) for side in tokens]
     special = [ExactMoments.of(side.nll[side.start == side.stop]) for side in tokens]
-    without = [max(of_all.n_bytes - int((side.stop - side.start).sum()), 0) for side in tokens]
-    rates = [one.sum_over(of_all.n_bytes) / _LN2 for one in totals]
-    change = _difference(*totals).sum_over(of_all.n_bytes) / _LN2
-    kinds = np.flatnonzero(np.bincount(kind[kept])).tolist()
+    without = [max(n_bytes - int((side.stop - side.start).sum()), 0) for side in tokens]
+    rates = [one.sum_over(n_bytes) / _LN2 for one in totals]
+    change = _difference(*totals).sum_over(n_bytes) / _LN2
     factor = of_all.difference.interval_factor
     radius = of_all.difference.stderr / _LN2 * factor
     with np.errstate(invalid="ignore"):
         loss = np.where(kept, spans.nll[1] - spans.nll[0], 0.0)
     return TextComparison(
         name_a=name_a, name_b=name_b, text=path,
-        n_documents=n_documents, n_spans=int(kept.sum()), n_bytes=of_all.n_bytes,
+        n_documents=n_documents, n_spans=int(kept.sum()), n_bytes=n_bytes,
         n_spans_left_out=int((~kept).sum()), n_bytes_left_out=int(spans.n_bytes[~kept].sum()),
         n_tokens_a=totals[0].count, n_tokens_b=totals[1].count, nll_a=totals[0].sum, nll_b=totals[1].sum,
         n_bytes_without_token_a=without[0], n_bytes_without_token_b=without[1],
-        n_special_a=special[0].count, special_bits_per_byte_a=special[0].sum_over(of_all.n_bytes) / _LN2,
-        n_special_b=special[1].count, special_bits_per_byte_b=special[1].sum_over(of_all.n_bytes) / _LN2,
-        bits_per_byte_a=rates[0], bits_per_byte_a_stderr=of_all.sides[0].stderr / _LN2,
-        bits_per_byte_b=rates[1], bits_per_byte_b_stderr=of_all.sides[1].stderr / _LN2,
+        n_special_a=special[0].count, special_bits_per_byte_a=special[0].sum_over(n_bytes) / _LN2,
+        n_special_b=special[1].count, special_bits_per_byte_b=special[1].sum_over(n_bytes) / _LN2,
+        bits_per_byte_a=rates[0], bits_per_byte_a_stderr=of_all.a.stderr / _LN2,
+        bits_per_byte_b=rates[1], bits_per_byte_b_stderr=of_all.b.stderr / _LN2,
         difference=change, difference_stderr=of_all.difference.stderr / _LN2,
         difference_interval=(change - radius, change + radius),
         ratio=of_all.ratio.ratio, ratio_stderr=of_all.ratio.stderr,
         is_clustered=is_clustered, interval_factor=factor,
-        kinds=[_rate_of_kind(spans, kind, number, is_clustered) for number in kinds],
+        kinds=[_rate_of_kind(KINDS[number], rates) for number, rates in kinds.items()],
         b_worse=_worst(spans, loss, top, text), a_worse=_worst(spans, -loss, top, text),
         _kind=kind, _spans=spans, _bytes=text,
     )  # fmt: skip
@@ -447,30 +450,34 @@ def _difference(a: ExactMoments, b: ExactMoments) -> ExactMoments:
     return ExactMoments(b.count, b.finite - a.finite, b.special - a.special)
 
 
-class _Rates:
-    """Sums over the documents of some spans, or over the spans themselves, of both models and of their bytes."""
+class _Rates(NamedTuple):
+    """Sums over a group of spans: their number, and the losses of both models and their difference by byte."""
 
-    def __init__(self, spans: Spans, chosen: BoolArray, is_clustered: bool) -> None:
-        n_bytes, (a, b) = spans.n_bytes[chosen].astype(np.float64), (nll[chosen] for nll in spans.nll)
-        if is_clustered:
-            documents = spans.document[chosen]
-            a, b, n_bytes = (sums_by_segment(values, None, documents).nll for values in (a, b, n_bytes))
-        self.n_bytes = int(n_bytes.sum())
-        self.sides = ExactRatio.of(a, n_bytes), ExactRatio.of(b, n_bytes)
+    n_spans: int
+    a: ExactRatio
+    b: ExactRatio
+    difference: ExactRatio
+    ratio: ExactRatio  # of the losses of b to those of a; nan where one of a is not finite
+
+    @classmethod
+    def of(cls, spans: Spans, groups: Groups) -> dict[int, _Rates]:
+        """The rates of each group of the spans that are kept, by label."""
+        n_bytes, a, b = (groups.sums(column[spans.kept]) for column in (spans.n_bytes, *spans.nll))
         with np.errstate(invalid="ignore"):
-            self.difference = ExactRatio.of(b - a, n_bytes)
-        self.ratio = ExactRatio.of(b, a) if np.isfinite(a).all() else ExactRatio()  # nan, then
+            change = b - a
+        models = (b, a) if np.isfinite(a).all() else (np.zeros_like(a), np.zeros_like(a))
+        rates = [groups.ratios(*sums) for sums in ((a, n_bytes), (b, n_bytes), (change, n_bytes), models)]
+        columns = zip(groups.labels.tolist(), groups.count.tolist(), *rates, strict=True)
+        return {label: cls(*one) for label, *one in columns}
 
 
-def _rate_of_kind(spans: Spans, kind: IntArray, number: int, is_clustered: bool) -> BytesRate:
-    """The figures of one kind of span."""
-    chosen = (kind == number) & spans.kept
-    found = _Rates(spans, chosen, is_clustered)
-    a, b, difference = (one.ratio / _LN2 for one in (*found.sides, found.difference))
-    stderr = found.difference.stderr / _LN2
-    radius = stderr * found.difference.interval_factor
-    interval = difference - radius, difference + radius
-    return BytesRate(KINDS[number], int(chosen.sum()), found.n_bytes, a, b, difference, stderr, interval)
+def _rate_of_kind(kind: str, rates: _Rates) -> BytesRate:
+    """The statistics of one kind of span."""
+    a, b, difference = (one.ratio / _LN2 for one in (rates.a, rates.b, rates.difference))
+    stderr = rates.difference.stderr / _LN2
+    radius = stderr * rates.difference.interval_factor
+    interval, n_bytes = (difference - radius, difference + radius), int(rates.a.denominators.sum)
+    return BytesRate(kind, rates.n_spans, n_bytes, a, b, difference, stderr, interval)
 
 
 def _worst(spans: Spans, loss: Float64Array, top: int, text: bytes) -> list[TextSpan]:
