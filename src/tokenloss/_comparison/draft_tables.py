@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.tables import signature_of_all, size_texts, title_of
+from tokenloss._comparison.tables import shown_of, size_texts
 from tokenloss._core.result import Shown, Table, rows_of
 from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.text import count_of
-from tokenloss._statistics.ratio import interval_note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,9 +57,8 @@ def drafts_shown(comparisons: Mapping[str, Any]) -> Shown:
     note = f"{count_of(first.count, 'position')}, {basis}, temperature {first.temperature:g}{greedy}"
     if others and first.cost_ratio is not None:
         note += f", cost ratio {first.cost_ratio:g}"
-    note = "; ".join(filter(None, (note, interval_note(first.interval_factor))))
     tables = [_drafts_table(comparisons)] if others else [_mean_table(first), _table_by_k(first)]
-    return Shown(title_of(comparisons), note, tables, signature_of_all(comparisons))
+    return shown_of(comparisons, (note,), tables)
 
 
 def _mean_table(one: Any) -> Table:

@@ -16,7 +16,7 @@ from tokenloss._statistics.distributions import student_quantile
 from tokenloss._statistics.ratio import guess_note, interval_note
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
@@ -30,6 +30,14 @@ def title_of(comparisons: Mapping[str, Any], are_short: bool = False) -> str:
         base = Path(base).name or base
         name = Path(name).name or name if name == first._about.get("file") else name
     return f"{f'{len(comparisons)} models' if others else name} vs {base}"
+
+
+def shown_of(comparisons: Mapping[str, Any], notes: Iterable[str], tables: Sequence[Table]) -> Shown:
+    """The title, the notes that are not empty, and the tables of comparisons, with their signature."""
+    factor = getattr(next(iter(comparisons.values())), "interval_factor", 0.0)  # samples have none
+    notes = filter(None, (*notes, interval_note(factor)))
+    signature = joined_signature(one.signature for one in comparisons.values())
+    return Shown(title_of(comparisons), "; ".join(notes), tables, signature)
 
 
 # -- scores and responses ----------------------------------------------------------------------------------------------
@@ -145,13 +153,12 @@ def scores_shown(comparisons: Mapping[str, Any]) -> Shown:
     note += "" if first.temperature == 1 else f", temperature {first.temperature:g}"
     note += "" if first.temperature else " (greedy; losses and divergences at 1)"
     note += "" if first.has_targets else "; without targets, which losses and perplexities need"
-    note = "; ".join(filter(None, (note, " vs ".join(kinds), interval_note(first.interval_factor))))
     tables = [candidate_table(comparisons)] if others else comparison_tables(first) + group_tables(first._figures())
     heads = [("base", first._about.get("base_head"))]
     heads += [(one, comparison._about.get("head")) for one, comparison in comparisons.items()]
     rows = [(one, *head_cells(head)) for one, head in heads if head]
     tables += [Table(rows, title="Logits of hidden states")] if rows else []
-    return Shown(title_of(comparisons), note, tables, signature_of_all(comparisons))
+    return shown_of(comparisons, (note, " vs ".join(kinds)), tables)
 
 
 def responses_shown(comparisons: Mapping[str, Any]) -> Shown:
@@ -161,14 +168,7 @@ def responses_shown(comparisons: Mapping[str, Any]) -> Shown:
     counts = f"{count_of(first.count, 'token')} of {count_of(first.n_sequences, 'response')}"
     rounded = [words for words in (first.rounding, first.base_rounding) if words and not others]
     note = f"{counts} ({first.part}), {basis}" + (f"; log-probabilities: {' vs '.join(rounded)}" if rounded else "")
-    note = "; ".join(filter(None, (note, interval_note(first.interval_factor))))
-    tables = [candidate_table(comparisons)] if others else comparison_tables(first)
-    return Shown(title_of(comparisons), note, tables, signature_of_all(comparisons))
-
-
-def signature_of_all(comparisons: Mapping[str, Any]) -> str:
-    """The signature of one or several comparisons."""
-    return joined_signature(one.signature for one in comparisons.values())
+    return shown_of(comparisons, (note,), [candidate_table(comparisons)] if others else comparison_tables(first))
 
 
 def comparison_tables(comparison: Any) -> list[Table]:
@@ -281,10 +281,7 @@ def nested(changes: Mapping[tuple[str, float | None], float]) -> dict[str, Any]:
     """Numbers by name, in which quantiles are by fraction, as text."""
     found: dict[str, Any] = {}
     for (name, fraction), value in changes.items():
-        if fraction is None:
-            found[name] = value
-        else:
-            found.setdefault(name, {})[f"{fraction:g}"] = value
+        found[name] = value if fraction is None else found.get(name, {}) | {f"{fraction:g}": value}
     return found
 
 
@@ -312,21 +309,14 @@ def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
 
 
 def samples_shown(comparisons: Mapping[str, Any]) -> Shown:
-    """What people see of one or several `SampleComparison` with one base."""
-    note = _samples_note(next(iter(comparisons.values())))
-    return Shown(title_of(comparisons), note, sample_tables(comparisons), signature_of_all(comparisons))
-
-
-def _samples_note(comparison: Any) -> str:
-    """How many samples there are, and what errors take as independent."""
-    by = count_of(comparison.n_clusters, "document" if comparison.cluster is None else "group")
-    by += "" if comparison.cluster is None else f" of {comparison.cluster}"
-    note = f"{count_of(comparison.count, 'sample')}, errors by {by}"
-    if comparison.n_clusters > 1:
-        note += guess_note(student_quantile(0.025, comparison.n_clusters - 1))
-    if comparison.n_other_prompts:
-        note += f"; {comparison.n_other_prompts:,} prompts differ"
-    return note
+    """The title and tables of one or several `SampleComparison` with one base."""
+    first = next(iter(comparisons.values()))
+    by = count_of(first.n_clusters, "document" if first.cluster is None else "group")
+    by += "" if first.cluster is None else f" of {first.cluster}"
+    if first.n_clusters > 1:
+        by += guess_note(student_quantile(0.025, first.n_clusters - 1))
+    notes = f"{count_of(first.count, 'sample')}, errors by {by}", f"{first.n_other_prompts:,} prompts differ"
+    return shown_of(comparisons, notes[: 1 + (first.n_other_prompts > 0)], _sample_tables(comparisons))
 
 
 _FLIPS = (
@@ -360,19 +350,16 @@ def metric_shown(metric: Any) -> Shown:
     return Shown(metric.name, note, _metric_tables([({}, metric, False)], None))
 
 
-def sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
+def _sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
     """Tables of metrics, flips and equivalence, of one or several models, and of what is not compared."""
-    several = len(comparisons) > 1
+    models = comparisons.items()
     metrics = [
-        ({"model": model} if several else {}, metric, of_tasks == "groups")
-        for model, one in comparisons.items() for of_tasks in ("metrics", "groups") for metric in vars(one)[of_tasks]
+        ({"model": model} if len(models) > 1 else {}, metric, name == "groups")
+        for model, one in models for name in ("metrics", "groups") for metric in getattr(one, name)
     ]  # fmt: skip
-    left_out = [item for one in comparisons.values() for item in one.left_out.items()]
-    notes = [note for one in comparisons.values() for note in (*one.runs, *one.notes)]
-    others = [
-        Table(list(dict.fromkeys(left_out)), (), "left out"),
-        Table([(note,) for note in dict.fromkeys(notes)], (), "notes"),
-    ]
+    left_out = dict.fromkeys(item for _, one in models for item in one.left_out.items())
+    notes = dict.fromkeys((note,) for _, one in models for note in (*one.runs, *one.notes))
+    others = [Table([*left_out], (), "left out"), Table([*notes], (), "notes")]
     tables = _metric_tables(metrics, next(iter(comparisons.values())).margin)
     return tables + [table for table in others if table.rows]
 

@@ -420,7 +420,8 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     special = [ExactMoments.of(side.nll[side.start == side.stop]) for side in tokens]
     without = [max(n_bytes - int((side.stop - side.start).sum()), 0) for side in tokens]
     rates = [one.sum_over(n_bytes) / _LN2 for one in totals]
-    change = _difference(*totals).sum_over(n_bytes) / _LN2
+    a, b = totals
+    change = ExactMoments(b.count, b.finite - a.finite, b.special - a.special).sum_over(n_bytes) / _LN2
     factor = of_all.difference.interval_factor
     radius = of_all.difference.stderr / _LN2 * factor
     with np.errstate(invalid="ignore"):
@@ -443,11 +444,6 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
         b_worse=_worst(spans, loss, top, text), a_worse=_worst(spans, -loss, top, text),
         _kind=kind, _spans=spans, _bytes=text,
     )  # fmt: skip
-
-
-def _difference(a: ExactMoments, b: ExactMoments) -> ExactMoments:
-    """The sum of b less that of a, without rounding."""
-    return ExactMoments(b.count, b.finite - a.finite, b.special - a.special)
 
 
 class _Rates(NamedTuple):
