@@ -135,7 +135,7 @@ static void end(const tl_backend *backend, const tl_row *row, double logit, tl_l
     if (!topk)
         return;
     tl_lse lse = tl_lse_add_class(others, logit, log_odds);
-    tl_topk_sort(row, topk);
+    tl_topk_sort(topk);
     for (int64_t i = 0; i < topk->count; i++)
         topk->value[i] = (tl_transformed(backend, row, topk->value[i]) - lse.offset) - lse.log;
 }

@@ -4,8 +4,8 @@
 
 #include "row.h"
 
-/* The best entries so far: larger values or, of equal ones, lower ids. Until they are sorted, these arrays hold them in
- * a form of topk.c's own. */
+/* The best entries so far: larger values or, of equal ones, lower ids. Until they are sorted, they are a heap whose root
+ * is the worst. */
 typedef struct {
     int64_t most, count; /* entries at most (k), and so far */
     double *value;       /* of k entries, as is `id` */
@@ -18,6 +18,6 @@ void tl_topk_scan(const tl_backend *backend, const tl_row *raw, int64_t start, i
                   tl_topk *topk);
 
 /* Sorts the entries of the row, largest first; places beyond `count` get nan and -1. */
-void tl_topk_sort(const tl_row *row, tl_topk *topk);
+void tl_topk_sort(tl_topk *topk);
 
 #endif
