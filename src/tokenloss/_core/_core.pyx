@@ -143,6 +143,11 @@ def backend_in_use():
     return backend.name.decode()
 
 
+def prefers_bf16():
+    """Whether the instruction for products of bfloat16 is faster than those for floats."""
+    return tl_prefers_avx512_bf16()
+
+
 def has_bf16_matmul():
     """True if `BFloat16MatMul` can run."""
     need_backend()

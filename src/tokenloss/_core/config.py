@@ -28,7 +28,8 @@ def choose_backend() -> None:
         if name.upper() not in FEATURES:
             raise_error("option", name=FEATURES_VARIABLE, got=name, fits=f"some of {', '.join(FEATURES)}")
         disabled.add(FEATURES[name.upper()])
-    _core.use_backend(next(name for name in _core.backends() if name not in disabled), BF16 not in disabled)
+    with_bf16 = BF16 not in disabled and _core.prefers_bf16()
+    _core.use_backend(next(name for name in _core.backends() if name not in disabled), with_bf16)
 
 
 _core.set_chooser(choose_backend)

@@ -35,6 +35,7 @@ cdef extern from "kernels/kernels.h" nogil:
         int (*mask_targets)(const tl_target_range *, const char *, ptrdiff_t, size_t, int64_t *) noexcept nogil
     const tl_backend *tl_find_backend(int)
     bint tl_has_matmul_bf16(const tl_backend *)
+    bint tl_prefers_avx512_bf16()
     ctypedef struct tl_row:
         const char *data
         int64_t count

@@ -97,9 +97,9 @@ def linear_cross_entropy(
     Up to 24 positions are multiplied by kernels of this package, which read the weight once and have the same bits on
     every machine, if the rows of the weight are contiguous, in native byte order, and in half precision or the dtype of
     the product. More than 24 positions with such rows, of bfloat16 like the weight, are multiplied by the instruction
-    of AVX512_BF16 where the machine has it (see `show_config`): other digits than the BLAS's, and subnormal numbers
-    count as 0. All other products are NumPy's, whose BLAS has its own threads: their number is set by the BLAS's
-    environment variable or by the package threadpoolctl. These threads and `workers` never run at the same time.
+    of AVX512_BF16 where that is fast, as on Zen 4 (see `show_config`): other digits than the BLAS's, and subnormal
+    numbers count as 0. All other products are NumPy's, whose BLAS has its own threads: their number is set by the
+    BLAS's environment variable or by the package threadpoolctl. These threads and `workers` never run at the same time.
 
     Examples
     --------

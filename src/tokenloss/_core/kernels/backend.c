@@ -63,3 +63,13 @@ int tl_has_avx512_bf16(void) {
     return 0;
 #endif
 }
+
+int tl_prefers_avx512_bf16(void) {
+#if TL_X86
+    unsigned seven[4];
+    cpuid(7, 0, seven);
+    return tl_has_avx512_bf16() && !has(seven[3], 1u << 22); /* AMX_BF16, for which these processors neglect it */
+#else
+    return 0;
+#endif
+}
