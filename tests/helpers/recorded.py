@@ -115,8 +115,9 @@ def quantities(logits, others, length):
         yield f"linear_divergences {name}", values
     meter = tokenloss.LossMeter()
     meter.update(tokenloss.token_scores(logits, ignored))
-    for statistic in ("count", "total", "loss", "stderr"):
+    for statistic in ("count", "total", "loss"):
         yield f"LossMeter {statistic}", getattr(meter, statistic)
+    yield "LossMeter stderr", meter.loss.stderr
 
 
 def bytes_of(values):
