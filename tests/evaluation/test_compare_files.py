@@ -15,7 +15,7 @@ from reference import log_softmax
 import tokenloss
 from tokenloss import compare_files, sinks
 from tokenloss._evaluation import plan
-from tokenloss._evaluation.token_types import token_types
+from tokenloss._evaluation.compare import token_types
 from tokenloss.formats import llama_cpp, open_hidden_states, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +23,13 @@ from tokenloss._evaluation.rows import norm_seems_missing
 from tokenloss._evaluation.shards import open_stored
 from tokenloss._evaluation.sink import Block, schema_of
 from tokenloss._evaluation.token_bytes import pieces_of
-from tokenloss._evaluation.token_types import TYPES, token_types
+from tokenloss.formats.tokenizers.token_text import byte_encoder, decoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tokenloss._comparison.comparison import Comparison
-    from tokenloss._core.types import Array, Columns
+    from tokenloss._core.types import Array, BoolArray, Columns
     from tokenloss._evaluation.options import Options
     from tokenloss._evaluation.run import Run
     from tokenloss._evaluation.shards import Handles, Shard
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 _PLACES = ("file", "row", "sequence", "position", "target")
 _COLUMNS = ("kept", "base_nll", "nll", "kl", "delta_p", "is_same_top", "base_top_p")
 _SEQUENCES = ("file", "sequence", "count", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")
+
+TYPES = ("word", "word part", "number", "punctuation", "white space", "other")
+_WORD, _PART, _NUMBER, _PUNCTUATION, _SPACE, _OTHER = range(len(TYPES))
+_SPECIAL = re.compile(r"<.+>|\[[A-Z]+\]")  # as <|endoftext|>, </s> and [CLS]; bytes, too
 
 
 def compare_rows(
@@ -190,3 +196,37 @@ def _types(shards: Sequence[Shard], options: Options, firsts: list[int], handles
         types = np.roll(types, -1)
     found: Array = types[np.concatenate(masks)]
     return found
+
+
+def token_types(text: Array, is_first: BoolArray) -> Array:
+    """Index into `TYPES` of each token, given its text (None where unknown) and whether it is the first of its text."""
+    tokens: list[str | None] = [None if token is None else str(token) for token in text.tolist()]
+    known: dict[str, int] = {}
+    types = np.full(len(tokens), _OTHER, np.int8)
+    after_space = True
+    plain = decoded(tokens, byte_encoder(tokens))
+    for i, (token, characters, first) in enumerate(zip(tokens, plain, is_first.tolist(), strict=True)):
+        if token is None or characters is None or _SPECIAL.fullmatch(token):
+            after_space = True
+            continue
+        if characters not in known:
+            known[characters] = _type_of(characters)
+        kind = known[characters]
+        types[i] = _WORD if kind == _PART and (first or after_space or characters[0].isspace()) else kind
+        after_space = characters[-1:].isspace()
+    return types
+
+
+def _type_of(characters: str) -> int:
+    """Type of a text. A word counts as a part of one, until what stands before it shows that it begins there."""
+    word = characters.strip()
+    if not word:
+        return _SPACE if characters else _OTHER
+    if "\N{REPLACEMENT CHARACTER}" in word:
+        return _OTHER
+    categories = {unicodedata.category(character)[0] for character in word}
+    if "L" in categories:
+        return _PART
+    if "N" in categories:
+        return _NUMBER
+    return _PUNCTUATION if categories <= {*"PS"} else _OTHER
