@@ -9,13 +9,14 @@ import pytest
 from commands import at_most, run
 from files import LOGITS, MAPPED, TARGETS, save_compressed_npz
 
-from tokenloss._evaluation import compared_shard, plan
+from tokenloss._evaluation import compare as shard_compare
+from tokenloss._evaluation import plan
 from tokenloss._evaluation import rows as shard_rows
 from tokenloss._evaluation.sequences import SequenceCollector
 from tokenloss.formats import open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
-SCORES_A_BLOCK = {"score": (SequenceCollector, "update"), "compare": (compared_shard, "pair_columns")}
+SCORES_A_BLOCK = {"score": (SequenceCollector, "update"), "compare": (shard_compare, "pair_columns")}
 SHARES = np.full((8, 6), 1 / 6, np.float32)
 
 

@@ -1,41 +1,66 @@
-"""The comparison of sources with all classes: shards are planned, compared and combined."""
+"""The comparison of sources with all classes: rows of shards are compared block by block, and combined."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.columns import OF_TARGETS
+from tokenloss._comparison.columns import (
+    OF_TARGETS,
+    check_normalized,
+    join,
+    logs,
+    new_columns,
+    pair_columns,
+    widened,
+    without_losses,
+)
 from tokenloss._comparison.comparison import comparison_of, described
 from tokenloss._comparison.comparisons import Comparisons
-from tokenloss._core.errors import raise_error
+from tokenloss._comparison.drafts import acceptance
+from tokenloss._comparison.linear_compare import linear_pair_columns
+from tokenloss._core import jobs
+from tokenloss._core.dtypes import CheckedArray, as_float_array
+from tokenloss._core.errors import raise_error, with_file_names, worded
+from tokenloss._core.projection import MAX_TILE_ROWS, Projection
 from tokenloss._core.result import rows_of
 from tokenloss._core.signature import IdsHash, either, head_fields
-from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
+from tokenloss._core.validation import as_positions, as_scores, scores_of_shape
+from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.parts import window_figures
-from tokenloss._evaluation.plan import planned
+from tokenloss._evaluation.plan import planned, rows_per_block
 from tokenloss._evaluation.results import ShiftSample
-from tokenloss._evaluation.rows import norm_seems_missing
-from tokenloss._evaluation.shards import open_stored
-from tokenloss._evaluation.sink import Block, schema_of
+from tokenloss._evaluation.rows import RowReader, norm_seems_missing, scores_of_kind
+from tokenloss._evaluation.score import scores_at
+from tokenloss._evaluation.shards import LEFT_OUT, open_stored
+from tokenloss._evaluation.sink import Block, schema_of, tops_of
 from tokenloss._evaluation.token_bytes import pieces_of
+from tokenloss._scores.linear import linear_token_scores
+from tokenloss._scores.softmax import log_softmax
 from tokenloss.formats.tokenizers.token_text import byte_encoder, decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import TypeAlias
 
     from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array, BoolArray, Columns
     from tokenloss._evaluation.options import Options
-    from tokenloss._evaluation.run import Run
-    from tokenloss._evaluation.shards import Handles, Shard
+    from tokenloss._evaluation.rows import RowBlock
+    from tokenloss._evaluation.run import Run, Work
+    from tokenloss._evaluation.shards import Handles, OpenShard, Shard
     from tokenloss._evaluation.sink import Schema
+    from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats.scores import Scores
+    from tokenloss.formats.scores_file import LmHead, ScoresFile
     from tokenloss.formats.tokenizers import Tokenizer
+
+    _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]
 
 
 _PLACES = ("file", "row", "sequence", "position", "target")
@@ -230,3 +255,223 @@ def _type_of(characters: str) -> int:
     if "N" in categories:
         return _NUMBER
     return _PUNCTUATION if categories <= {*"PS"} else _OTHER
+
+
+# -- a shard, block by block -------------------------------------------------------------------------------------------
+
+# columns of the base, which are the same for each candidate; base_top_p depends on the dtype of the other model, and is
+# nan where that has a nan
+_OF_BASE = ("base_nll", "kept", "base_left_out", "segment_ids")
+
+
+@record
+class ComparedShard(NamedTuple):
+    """Result of a shard, or of a block: columns of the rows that are compared."""
+
+    base: Columns
+    others: list[Columns]  # of each candidate
+    shift_sample: ShiftSample = ShiftSample()
+    rms: tuple[tuple[float, ...], ...] = ()  # of the base and of each candidate, as in `ShardResult`
+    ids_sum: int = 0  # as in `ShardResult`, and so is the next
+    ids_ends: Array = np.empty(0, np.int64)
+
+    @classmethod
+    def of(cls, columns: Sequence[Columns]) -> ComparedShard:
+        """Take the columns of the base out of those of each candidate."""
+        base = {name: column for name, column in columns[0].items() if name in _OF_BASE}
+        return cls(base, [{name: own[name] for name in own if name not in _OF_BASE} for own in columns])
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens."""
+        return int(np.count_nonzero(self.base["kept"]))
+
+
+def compare_shard(shard: Shard, work: Work, options: Options, names: Sequence[str] = ()) -> ComparedShard:
+    """The compared rows of a shard; `names` are those of the candidates."""
+    opened = work.handles.open_shard(shard, options)
+    pairing = _Pairing(opened, options, work)
+    reader = RowReader(shard, opened, options, pairing.max_rows, work.advance, worded("kind", "base_kind"))
+    parts: list[ComparedShard] = []
+    for block in reader:
+        compared = [*pairing.compared(block)]
+        if work.emit:
+            work.emit(_tokens(block, names, compared, options, opened.has_targets))
+        parts.append(ComparedShard.of([columns for columns, *_ in compared]))
+    columns = joined(parts) if parts else [new_columns(0, options.divergences) for _ in opened.others]
+    return ComparedShard.of(columns)._replace(rms=tuple(first.rms for first in reader.first), **reader.facts())
+
+
+def _tokens(
+    block: RowBlock, names: Sequence[str], compared: Sequence[_Compared], options: Options, has_targets: bool
+) -> Block:
+    """The tokens of all candidates that sinks get: those of the rows that have a target."""
+    first, base_scores, _ = compared[0]
+    unknown = {} if has_targets else dict.fromkeys(OF_TARGETS, np.full(first["kept"].size, np.nan))
+    first, models = unknown | first, dict[str, Any]()
+    for name, (columns, *_) in zip(names, compared, strict=True):
+        models[name] = {one: column for one, column in (unknown | columns).items() if one not in _OF_BASE}
+        if "tv" in columns:
+            models[name]["acceptance"] = acceptance(columns, options.temperature)
+    tops = tops_of({"": base_scores} | {name: own for name, (*_, own) in zip(names, compared, strict=True)})
+    shared = block.places() | {name: first[name] for name in _OF_BASE if name in first}
+    if not has_targets:
+        shared["target"] = np.full(len(shared["row"]), -1)
+        tops = {name: one | {"rank": shared["target"]} for name, one in tops.items()}
+    return Block({name: column for name, column in shared.items() if column is not None}, models, tops)
+
+
+class _Model:
+    """The scores of one model's rows: their first classes, divided by a temperature."""
+
+    def __init__(self, file: ScoresFile, classes: int, temperature: float) -> None:
+        self.file, self._classes = file, classes
+        self._temperature = temperature or 1.0  # greedy decoding has the distributions at 1
+
+    @property
+    def kind(self) -> str:
+        """The kind that `compare` is given. Log-probabilities count as logits, so that classes can be left out."""
+        return "probs" if self.file.kind == "probs" and self._temperature == 1 else "logits"
+
+    def logits(self, name: str, rows: Array, kept: BoolArray, workers: int | None) -> Array:
+        """The logits of hidden states, or of probabilities with a temperature; other rows unchanged."""
+        if self.file.lm_head is not None:
+            return projected(rows, self.file.lm_head)
+        if self.file.kind == "probs" != self.kind:
+            check_normalized(as_scores(name, rows, -1, "probs"), kept, workers)
+            return logs(CheckedArray(*as_float_array(name, rows)), kept).array
+        return rows
+
+    def top_scores(self, scores: Array) -> Callable[..., TokenScores]:
+        """Make a function that scores rows by the first classes, whose probabilities need not add up to 1."""
+        some = scores[:, : self._classes]
+        if some.shape[1] < self._classes:
+            some = widened(CheckedArray(*as_float_array("scores", some)), 1, self.kind, self._classes).array
+        return functools.partial(scores_of_kind, some, kind=self.kind, logit_scale=1 / self._temperature)
+
+    def projection(self, rows: Array) -> Projection:
+        """Hidden states and their projection onto the vocabulary."""
+        assert self.file.lm_head is not None
+        return Projection(rows, self.file.lm_head.weight, self.file.lm_head.bias)
+
+    @property
+    def transform(self) -> tuple[float, float]:
+        """The scale and the cap of the logits of hidden states, divided by the temperature; 0 for no cap."""
+        head = self.file.lm_head
+        assert head is not None
+        return head.logit_scale / self._temperature, (head.softcap or 0.0) / self._temperature
+
+    def token_scores(self, rows: Array) -> Callable[..., TokenScores]:
+        """Make a function that scores hidden states by the first classes."""
+        head, classes, (scale, cap) = self.file.lm_head, self._classes, self.transform
+        assert head is not None
+        bias = None if head.bias is None else head.bias[:classes]
+        transform: Any = {"lm_head_bias": bias, "logit_scale": scale, "softcap": cap or None}
+        return functools.partial(linear_token_scores, rows, head.weight[:classes], **transform)
+
+
+def projected(hidden: Array, head: LmHead) -> Array:
+    """Logits of hidden states. The weights are converted piece by piece, to need little memory."""
+    is_double = 8 in (hidden.itemsize, head.weight.itemsize)
+    states = hidden.astype(np.float64 if is_double else np.float32)
+    logits = np.empty((len(states), len(head.weight)), states.dtype)
+    step = rows_per_block(states.dtype.itemsize * max(1, states.shape[1]))
+    with np.errstate(all="ignore"):  # infinities and nan are results
+        for start in range(0, len(head.weight), step):
+            part = slice(start, start + step)
+            np.matmul(states, head.weight[part].astype(states.dtype).T, out=logits[:, part])
+        if head.bias is not None:
+            logits += head.bias.astype(logits.dtype)
+        logits *= head.logit_scale
+        if head.softcap is not None:
+            logits = np.where(np.isinf(logits), logits, head.softcap * np.tanh(logits / head.softcap))
+    return logits
+
+
+def bytes_per_row(file: ScoresFile) -> int:
+    """Bytes that a row counts for. Logits of hidden states count for less, so that more rows share the weights."""
+    return file.row_bytes if file.lm_head is None else max(file.row_bytes, file.shape[-1])
+
+
+class _Pairing:
+    """How the rows of a base are compared with those of candidates, which is the same for each block."""
+
+    def __init__(self, opened: OpenShard, options: Options, work: Work) -> None:
+        self._options, self._workers, self._top_k = options, work.workers, work.top_k if work.emit else 0
+        self._has_targets = opened.has_targets
+        self._ignore_index = options.ignore_index if opened.has_targets else LEFT_OUT
+        files = opened.file, *opened.others
+        # hidden states are projected tile by tile, if all models have them and the same transform of the logits
+        transforms = {file.lm_head and (file.lm_head.logit_scale, file.lm_head.softcap) for file in files}
+        sizes = {file.shape[-1] for file in files}
+        self._are_hidden = options.definitions == "exact" and len(transforms) == 1 and None not in transforms
+        self._are_hidden &= options.classes != "all" or len(sizes) == 1
+        row_bytes = max(map(bytes_per_row, files)) * max(1, len(files) // 4)  # each file's reader keeps a block
+        self.max_rows = MAX_TILE_ROWS if self._are_hidden else rows_per_block(row_bytes)
+        classes = options.n_classes(max(sizes))
+        self._models = [_Model(file, classes, options.temperature) for file in files]
+        # llama.cpp prints errors that are not clustered; so do we under its definitions, unless segment ids are given
+        self._is_clustered = opened.sequences.are_given or (opened.sequences.exist and options.definitions == "exact")
+
+    def compared(self, block: RowBlock) -> Iterator[_Compared]:
+        """The columns of each candidate at the rows that have a target, and the scores of both models."""
+        for columns, *scores in (self._by_projection if self._are_hidden else self._by_logits)(block):
+            if self._is_clustered:
+                columns["segment_ids"] = block.sequences
+            columns = {name: block.selected(column) for name, column in columns.items()}
+            base_scores, own_scores = (one and scores_at(block, one) for one in scores)
+            yield columns if self._has_targets else without_losses(columns), base_scores, own_scores
+
+    def _by_logits(self, block: RowBlock) -> Iterator[_Compared]:
+        """The columns and scores of each candidate; the logits of all rows are made at once."""
+        options, (base_model, *models) = self._options, self._models
+        path, kind = base_model.file.path, base_model.file.kind
+        with with_file_names(path):
+            base = base_model.logits("base_logits", block.scores, block.kept, self._workers)
+        if options.definitions == "llama.cpp" and kind in ("logits", "hidden_states"):
+            # llama.cpp takes log-probabilities of the base as they are
+            base = jobs.of_known_kind(log_softmax)(base.astype(np.float32) if base.itemsize < 4 else base)
+        with with_file_names(path):
+            base_scores = self._scores(base_model.top_scores(base), block)
+        pairing: Any = {
+            "definitions": options.definitions, "divergences": options.divergences, "base_kind": base_model.kind,
+            "classes": options.classes, "temperature": options.temperature, "where": block.scored,
+            "ignore_index": self._ignore_index, "workers": self._workers,
+        }  # fmt: skip
+        for model, rows in zip(models, block.others, strict=True):
+            with with_file_names(path, model.file.path, block.place):
+                logits = model.logits("logits", rows, block.kept, self._workers)
+                columns = pair_columns(base, {"logits": logits}, block.ids, kind=model.kind, **pairing)["logits"]
+                scores = self._scores(model.top_scores(logits), block)
+            yield columns, base_scores, scores
+
+    def _by_projection(self, block: RowBlock) -> Iterator[_Compared]:
+        """The columns and scores of each candidate; each tile of logits is compared as soon as it is made."""
+        models, options, states = self._models, self._options, [block.scores, *block.others]
+        with with_file_names(*(model.file.path for model in models)):
+            base, *others = (model.projection(rows) for model, rows in zip(models, states, strict=True))
+            shape = scores_of_shape("logits", (len(block.ids), options.n_classes(base.scores.classes)), -1)
+            positions = as_positions("targets", block.ids, shape, self._ignore_index, block.scored, distributions=False)
+            named = {str(number): other for number, other in enumerate(others)}
+            of_columns = positions, models[0].transform, self._workers, options.divergences
+            columns = linear_pair_columns(base, named, *of_columns)
+            base_scores, *scores = (
+                self._scores(model.token_scores(rows), block) for model, rows in zip(models, states, strict=True)
+            )
+        yield from zip(columns.values(), itertools.repeat(base_scores), scores, strict=False)
+
+    def _scores(self, function: Callable[..., TokenScores], block: RowBlock) -> TokenScores | None:
+        """The scores of a model with its likeliest classes; None if no output needs them."""
+        if not self._top_k:
+            return None
+        options: Any = {"where": block.scored, "ignore_index": self._ignore_index, "workers": self._workers}
+        return function(block.ids, top_k=self._top_k, **options)
+
+
+def joined(parts: Sequence[ComparedShard]) -> list[Columns]:
+    """Join the parts of each candidate's columns, in order; all candidates share the arrays of the base."""
+    found: list[Columns] = []
+    for number in range(len(parts[0].others)):
+        columns = join([part.base | part.others[number] for part in parts])
+        found.append(columns | {name: found[0][name] for name in _OF_BASE if found and name in columns})
+    return found

@@ -22,7 +22,7 @@ from tokenloss._comparison.responses import (
 from tokenloss._core import jobs
 from tokenloss._core.errors import raise_error, with_file_names, worded
 from tokenloss._evaluation.checkpoint import record
-from tokenloss._evaluation.compared_shard import bytes_per_row, projected
+from tokenloss._evaluation.compare import bytes_per_row, projected
 from tokenloss._evaluation.options import Options
 from tokenloss._evaluation.plan import planned, rows_per_block
 from tokenloss._evaluation.responses import FilesUnit, columns_of_responses, scores_of_responses
