@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, refuse
 from tokenloss._core.files import files_of, replacing, write_errors
 from tokenloss._core.rounding import Rounding
 from tokenloss._core.version import __version__
@@ -167,7 +167,7 @@ class Checkpoint(Generic[ResultT]):
 
     def _refuse(self, got: str, fits: str) -> NoReturn:
         """Raise an error about the file."""
-        raise_error("content", path=self._path, got=got, fits=fits)
+        refuse(self._path, got, fits)
 
 
 def _line(entry: dict[str, Any]) -> bytes:

@@ -26,7 +26,7 @@ from tokenloss._comparison.drafts import acceptance
 from tokenloss._comparison.linear_compare import linear_pair_columns
 from tokenloss._core import jobs
 from tokenloss._core.dtypes import CheckedArray, as_float_array
-from tokenloss._core.errors import raise_error, with_file_names, worded
+from tokenloss._core.errors import refuse, with_file_names, worded
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
 from tokenloss._core.result import rows_of
 from tokenloss._core.signature import IdsHash, either, head_fields
@@ -186,7 +186,7 @@ def _first_numbers(shards: Sequence[Shard], options: Options, handles: Handles) 
         firsts.append(firsts[-1] + int(numbers.max(initial=-1)) + 1)
         if firsts[-1] >= 2**63 and len(shards) > 1:
             got, fits = "holds numbers of sequences that are too high", "hold lower ones, which are counted on"
-            raise_error("content", path=shard.segments.path if shard.segments else shard.path, got=got, fits=fits)
+            refuse(shard.segments.path if shard.segments else shard.path, got, fits)
     return firsts[:-1] or [0] * len(shards)
 
 

@@ -11,7 +11,7 @@ from tokenloss._comparison.columns import check_definitions
 from tokenloss._comparison.drafts import check_temperature
 from tokenloss._core.advice import advice, not_finite_notes
 from tokenloss._core.arguments import further_divergences, refuse_given
-from tokenloss._core.errors import named, raise_error, warn, worded
+from tokenloss._core.errors import named, raise_error, refuse, warn, worded
 from tokenloss._core.files import identity
 from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.compare import compare_rows
@@ -241,7 +241,7 @@ def sources_of(
             raise_error("option", name="a name of others", got=NOISE, fits="another one, where noise is given")
         models[NOISE] = noise if isinstance(noise, Source) else source.like(noise)
         if {*map(identity, source.paths)} & {*map(identity, models[NOISE].paths)}:
-            raise_error("content", path=models[NOISE].name, got="is the base itself", fits="be a second run of it")
+            refuse(models[NOISE].name, "is the base itself", "be a second run of it")
     by_head: dict[object, list[str]] = {}  # files may be compared with themselves, projected by another head
     for one in models.values():
         by_head.setdefault(one.specs[0].head if isinstance(one, Scores) else None, []).extend(one.paths)
@@ -291,8 +291,7 @@ def _level_of(base: Source, models: Mapping[str, Source]) -> str:
         if level != levels[first]:
             words = {"rows": "by all classes", "tops": "by the most likely classes", "nll": "by tokens alone"}
             got = f"can be compared {words[level]}"
-            fits = f"be compared {words[levels[first]]}, as {models[first].name} is, or apart"
-            raise_error("content", path=models[name].name, got=got, fits=fits)
+            refuse(models[name].name, got, f"be compared {words[levels[first]]}, as {models[first].name} is, or apart")
     return levels[first]
 
 
@@ -307,7 +306,7 @@ def _with_tokens_of(source: Source, base: Source) -> Source:
         if [*map(identity, value)] != [*map(identity, of_base)] if are_paths else value != of_base:
             got = f"was opened with {named(name, ...)}{value!r}"
             fits = f"have {of_base!r}, as the base has, or be opened without: what the base has holds for all"
-            raise_error("content", path=source.name, got=got, fits=fits)
+            refuse(source.name, got, fits)
     return replace(source, token_options=said)
 
 
@@ -324,7 +323,7 @@ def _check_transforms(sources: Sequence[Any]) -> None:
                     got = f"holds scores, to which {named(name)} does not apply"
                     fits = "hold hidden states, as the others do"
                 fits += "; the config.json beside one of the heads may have set it"
-                raise_error("content", path=[*of_scores, source.name][0], got=got, fits=fits)
+                refuse([*of_scores, source.name][0], got, fits)
 
 
 def hints_of(found: Comparisons[Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tokenloss._comparison.sample_metrics import metrics_of, paired
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._core.advice import advice
 from tokenloss._core.arguments import as_paths
-from tokenloss._core.errors import raise_error, warn
+from tokenloss._core.errors import raise_error, refuse, warn
 from tokenloss._evaluation.compare_files import candidates, hints_of
 from tokenloss._evaluation.run import Settings, opened
 from tokenloss._evaluation.sink import Block, checked_sinks, schema_of
@@ -136,12 +136,11 @@ def _comparison(name: str, own: Samples, other: Samples, margin: float | None, c
     elif own.is_folder or other.is_folder:
         file, folder = (other, own) if own.is_folder else (own, other)
         got, fits = f"is no folder with samples, as {folder.path} is", "be a folder of files such as samples_TASK"
-        raise_error("content", path=file.path, got=got, fits=f"{fits}.jsonl, by --log_samples")
+        refuse(file.path, got, f"{fits}.jsonl, by --log_samples")
     else:
         comparison = _compared(None, (own.path, other.path), margin, cluster)[0]
     if margin is not None and all(metric.equivalence_p is None for metric in comparison.metrics):
-        got, fits = "holds no metric between 0 and 1", "hold one where a margin is given"
-        raise_error("content", path=own.path, got=got, fits=fits)
+        refuse(own.path, "holds no metric between 0 and 1", "hold one where a margin is given")
     return dataclasses.replace(comparison, _about={"base": own.path, "name": name, "file": other.path})
 
 
@@ -176,7 +175,7 @@ def _samples(name: str, value: Any) -> Samples:
     if isinstance(value, Source):
         if not isinstance(value, Samples):
             fits = "hold samples of lm-evaluation-harness, as the other models' files do"
-            raise_error("content", path=value.name, got=f"holds {value.given()['source']}", fits=fits)
+            refuse(value.name, f"holds {value.given()['source']}", fits)
         return value
     paths = as_paths(name, value)
     if len(paths) != 1:
@@ -189,7 +188,7 @@ def _of_folders(base: Samples, other: Samples, margin: float | None, cluster: st
     both = base.tasks.keys() & other.tasks.keys()
     if not both:
         got, fits = f"holds no task of {base.path}: {', '.join(other.tasks)}", f"hold some of {', '.join(base.tasks)}"
-        raise_error("content", path=other.path, got=got, fits=fits)
+        refuse(other.path, got, fits)
     runs = [folder.note for folder in (base, other) if folder.note]
     parts: dict[str, SampleComparison] = {}
     clusters: dict[str, set[Any]] = {}

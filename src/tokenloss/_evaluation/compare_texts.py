@@ -10,7 +10,7 @@ from tokenloss._comparison.text_comparison import span_columns, text_comparison_
 from tokenloss._comparison.text_spans import TextTokens, document_bytes, spans_of
 from tokenloss._core.advice import Advice, advice, not_finite_notes, white_space_notes
 from tokenloss._core.arguments import as_path, refuse_given
-from tokenloss._core.errors import named, raise_error, warn
+from tokenloss._core.errors import named, raise_error, refuse, warn
 from tokenloss._core.text import count_of
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer
@@ -292,8 +292,7 @@ def _refuse_unknown(ids: Array, documents: IntArray, side: _Side, path: str) -> 
     is_unknown = np.append(side.tokenizer.unknown, False)[np.clip(ids, -1, len(side.tokenizer.pieces))]
     for i in np.flatnonzero(is_unknown)[:1].tolist():
         got = f"holds id {ids[i]} in document {documents[i]}, the mark of text that its tokenizer cannot write ([UNK])"
-        fits = "hold tokens of all of the text; leave that document out of the text and of both models"
-        raise_error("content", path=path, got=got, fits=fits)
+        refuse(path, got, "hold tokens of all of the text; leave that document out of the text and of both models")
 
 
 def _hint(ids: Array, options: Options) -> str:
@@ -311,7 +310,7 @@ def _ids_of(shard: Shard, options: Options, handles: Handles) -> tuple[Array, In
     """
     stored = handles.open_shard(shard, options)
     if stored.ids is None or shard.target_type != "class ids":
-        raise_error("content", path=shard.path, got="holds distributions as targets", fits="hold class ids")
+        refuse(shard.path, "holds distributions as targets", "hold class ids")
     ids, documents = stored.ids.reshape(-1), np.zeros(shard.rows, np.int64)
     is_part = np.ones(shard.rows, np.bool_) if options.ignore_index is None else ids != options.ignore_index
     if stored.sequences.exist:
@@ -324,8 +323,7 @@ def _ids_of(shard: Shard, options: Options, handles: Handles) -> tuple[Array, In
     documents = np.where(is_part, documents, -1)
     numbers = documents[is_part]
     if np.count_nonzero(np.diff(numbers, prepend=-1)) > np.unique(numbers).size:
-        got, fits = "holds sequences whose tokens are mixed", "hold them one after the other, as the text does"
-        raise_error("content", path=shard.path, got=got, fits=fits)
+        refuse(shard.path, "holds sequences whose tokens are mixed", "hold them one after the other, as the text does")
     return ids, documents, shard.shares_numbers or not stored.sequences.exist
 
 
@@ -360,16 +358,16 @@ def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], conte
     for side, (start, _) in zip(sides, found, strict=True):
         if not start.size or start.min() < 0:
             got = f"holds no text in its document {int(np.argmin(start))}" if start.size else "holds no tokens"
-            raise_error("content", path=side.source.paths[0], got=got, fits="hold text in each document")
+            refuse(side.source.paths[0], got, "hold text in each document")
     (of_a, of_b), path = found, sides[1].source.paths[0]
     fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
     if of_a[0].size != of_b[0].size:
         if 1 in (of_a[0].size, of_b[0].size):
             fits += f"; where texts are packed, {named('segment_ids')} tell them apart"
-        raise_error("content", path=path, got=f"holds {of_b[0].size} documents, not {of_a[0].size}", fits=fits)
+        refuse(path, f"holds {of_b[0].size} documents, not {of_a[0].size}", fits)
     for document in np.flatnonzero((of_a[0] != of_b[0]) | (of_a[1] != of_b[1])).tolist():
         for first, last in (sorted((int(a[document]), int(b[document]))) for a, b in zip(of_a, of_b, strict=True)):
             if content[first:last].decode("utf-8", "replace").strip():
                 places = [f"{one[0][document]} to {one[1][document]}" for one in (of_b, of_a)]
                 got = f"holds a document {document} of bytes {places[0]}, not {places[1]}"
-                raise_error("content", path=path, got=got, fits=fits)
+                refuse(path, got, fits)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.advice import advice, not_finite_notes
 from tokenloss._core.arguments import as_path, refuse_given
-from tokenloss._core.errors import named, raise_error, warn, worded
+from tokenloss._core.errors import named, raise_error, refuse, warn, worded
 from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.blocks import block_units, score_block
 from tokenloss._evaluation.options import WORDS, Options, by_identity, text_length
@@ -311,7 +311,7 @@ def _opened(path: str, has_text: bool) -> Tokenizer:
     tokenizer = open_tokenizer(path)
     if tokenizer.drops_spaces and not has_text:
         got = "drops the white space between tokens or changes a text, so that only the text tells their bytes"
-        raise_error("content", path=tokenizer.path, got=got, fits=f"come with {named('text', ...)}, or be left out")
+        refuse(tokenizer.path, got, f"come with {named('text', ...)}, or be left out")
     return tokenizer
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.arguments import as_path
-from tokenloss._core.errors import raise_error, worded
+from tokenloss._core.errors import raise_error, refuse, worded
 from tokenloss._core.files import exists, files_of, identity, links_in
 from tokenloss._core.validation import check_integer
 
@@ -107,7 +107,7 @@ def text_length(path: str, words: str = "whitespace") -> tuple[int, int]:
     ends_inside_word = count is _count_as_lm_eval  # white space at the start of a text splits it, too
     with Path(path).open("rb") as file:  # may be a pipe, whose length is not known
         if stat.S_ISCHR(mode := os.fstat(file.fileno()).st_mode) or stat.S_ISBLK(mode):
-            raise_error("content", path=path, got="is a device, which may never end", fits="be a file or a pipe")
+            refuse(path, "is a device, which may never end", "be a file or a pipe")
         while True:
             data = file.read(_TEXT_BYTES)
             text = decoder.decode(data, final=not data)
@@ -118,5 +118,5 @@ def text_length(path: str, words: str = "whitespace") -> tuple[int, int]:
             if not data:
                 break
     if not n_bytes:
-        raise_error("content", path=path, got="is empty", fits="hold a text")
+        refuse(path, "is empty", "hold a text")
     return n_bytes, n_words

@@ -20,7 +20,7 @@ from tokenloss._comparison.responses import (
     response_comparison_of,
 )
 from tokenloss._core import jobs
-from tokenloss._core.errors import raise_error, with_file_names, worded
+from tokenloss._core.errors import raise_error, refuse, with_file_names, worded
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.compare import bytes_per_row, projected
 from tokenloss._evaluation.options import Options
@@ -64,7 +64,7 @@ def _units(base: Source, models: Mapping[str, Source]) -> list[FilesUnit]:
             got = f"holds {source.given()['source']} in {len(source.paths)} files"
             fits = "be one file" if isinstance(source, Scores) else "be one file, with a response on each line (.jsonl)"
             fits += ", in the order of the other's"
-            raise_error("content", path=source.name, got=got, fits=fits)
+            refuse(source.name, got, fits)
     return [FilesUnit(base, one, name) for name, one in models.items()]
 
 
@@ -198,8 +198,7 @@ def compare_losses(
     if isinstance(unit.base, Responses):
         next(iter(unit.base), None)  # raises an error if it contains something else
         got = "holds responses of the engine that sampled"
-        fits = f"come second, after those of the trainer, {unit.other.paths[0]}"
-        raise_error("content", path=unit.base.paths[0], got=got, fits=fits)
+        refuse(unit.base.paths[0], got, f"come second, after those of the trainer, {unit.other.paths[0]}")
     if isinstance(unit.other, Responses):
         part: Any = unit.other.options["part"] or "generated"
         read = open_responses(unit.other.paths, part=part, skip_failed=unit.other.options["skip_failed"])
@@ -264,8 +263,7 @@ def _of_scores(source: Scores, work: Work) -> _Array | _Rows:
     path, options = source.paths[0], Options.of(source.token_options)
     for shard in planned(source, (), options, work.handles):
         if shard.target_type == "distributions":
-            fits = "have class ids, each of which has a log-probability"
-            raise_error("content", path=path, got="has distributions as targets", fits=fits)
+            refuse(path, "has distributions as targets", "have class ids, each of which has a log-probability")
         score_shard(shard, work._replace(emit=blocks.append, advance=lambda n_bytes: None), options)
     names = ("kept", "nll", "sequence", "target")
     columns = [[block.columns[name] for name in names] for block in blocks if block.columns["kept"].any()]
@@ -277,7 +275,7 @@ def _of_scores(source: Scores, work: Work) -> _Array | _Rows:
         return _Array(source, path, logprobs, np.ones(logprobs.shape, np.bool_), ids)
     if (numbers < 0).any():
         fits = "give each token the number of a sequence, or none of them"
-        raise_error("content", path=path, got="holds tokens outside of all sequences", fits=fits)
+        refuse(path, "holds tokens outside of all sequences", fits)
     rows = [
         dataclasses.replace(response_of(number, None, 0, logprobs[start:stop]), ids=ids[start:stop])
         for number, (start, stop) in enumerate(runs(path, numbers), 1)
@@ -290,13 +288,13 @@ def _of_arrays(base: _Array, other: _Array) -> tuple[ComparedLosses, list[Logpro
     shape, paths = base.values.shape, (base.path, other.path)
     if other.values.shape != shape or not shape:
         got, fits = f"has shape {other.values.shape}", f"have {shape}, as {paths[0]}"
-        raise_error("content", path=paths[1], got=got, fits=fits if shape else "be of tokens")
+        refuse(paths[1], got, fits if shape else "be of tokens")
     mask = base.mask & other.mask
     ours, theirs = (np.where(mask, side.values, np.nan) for side in (base, other))
     lengths = [_lengths(array) for array in (ours, theirs)]
     for row in np.flatnonzero(lengths[0] != lengths[1])[:1].tolist():
         got = f"row {row} has {lengths[1][row]} tokens before its padding of nan"
-        raise_error("content", path=paths[1], got=got, fits=f"have {lengths[0][row]}, as {paths[0]}")
+        refuse(paths[1], got, f"have {lengths[0][row]}, as {paths[0]}")
     sources = [(side.source, values) for side, values in ((base, ours), (other, theirs))]
     arrays = [(source, values) for source, values in sources if isinstance(source, Logprobs)]
     padded = [source for source, values in arrays if seems_padded(source, values)]
@@ -305,7 +303,7 @@ def _of_arrays(base: _Array, other: _Array) -> tuple[ComparedLosses, list[Logpro
     numbers = [ids for source, _ in arrays if (ids := read_segment_ids(source, shape)) is not None]
     if len(numbers) > 1 and not np.array_equal(numbers[0], numbers[1]):
         own, others = (side.source.token_options.segment_ids[0] for side in (base, other))
-        raise_error("content", path=others, got="has other sequences", fits=f"have those of {own}")
+        refuse(others, "has other sequences", f"have those of {own}")
     ids = base.ids if other.ids is None else other.ids
     segment_ids = numbers[0] if numbers else None
     flat = ours.reshape(-1), theirs.reshape(-1), mask.reshape(-1)
@@ -396,8 +394,7 @@ def _paired(side: _Rows, rows: _Rows) -> _Rows:
 def _check_rows(side: _Rows, rows: _Rows) -> None:
     """Refuse a file whose sequences differ in number or length from those of another file."""
     if len(side.rows) != len(rows.rows):
-        got, fits = f"holds {len(side.rows)} sequences", f"hold {len(rows.rows)}, as {rows.path}"
-        raise_error("content", path=side.path, got=got, fits=fits)
+        refuse(side.path, f"holds {len(side.rows)} sequences", f"hold {len(rows.rows)}, as {rows.path}")
     for row, other in zip(side.rows, rows.rows, strict=True):
         if len(row.logprobs) != len(other.logprobs):
             fits = f"have {len(other.logprobs)}, as line {other.line} of {rows.path}"
@@ -411,11 +408,11 @@ def _fitted(side: _Array, rows: _Rows) -> tuple[Float64Array, BoolArray]:
         if array.size != sum(lengths):
             got = f"holds {array.size:,} log-probabilities"
             fits = f"hold {sum(lengths):,}, one for each token of the {len(lengths):,} sequences of {rows.path}"
-            raise_error("content", path=path, got=got, fits=fits)
+            refuse(path, got, fits)
         return array, side.mask
     if array.ndim != 2 or len(array) != len(lengths):
         fits = f"have ({len(lengths)}, T), a row for each sequence of {rows.path}, or one dimension"
-        raise_error("content", path=path, got=f"has shape {array.shape}", fits=fits)
+        refuse(path, f"has shape {array.shape}", fits)
     values, masks = [np.empty(0)], [np.empty(0, np.bool_)]
     for i, (row, length) in enumerate(zip(array, lengths, strict=True)):
         tail, head = row[length:], row[: max(row.size - length, 0)]
@@ -425,7 +422,7 @@ def _fitted(side: _Array, rows: _Rows) -> tuple[Float64Array, BoolArray]:
             got = f"row {i} has {row.size} numbers, {np.count_nonzero(np.isnan(row))} of them nan"
             fits = f"hold {length} log-probabilities, as many as line {rows.rows[i].line} of {rows.path} has tokens, "
             fits += "and then nan or 0, or nan before them"
-            raise_error("content", path=path, got=got, fits=fits)
+            refuse(path, got, fits)
         part = slice(length) if fits_left else slice(row.size - length, None)
         values.append(row[part])
         masks.append(side.mask[i, part])
@@ -479,7 +476,7 @@ class ScoredResponses:
             left = int(np.count_nonzero(self._counted[self._runs[self._next][0] :]))
         if left:
             got = f"holds {left} more rows with targets"
-            raise_error("content", path=self._scores.path, got=got, fits=f"end where {self._responses.path} does")
+            refuse(self._scores.path, got, f"end where {self._responses.path} does")
 
     def _pass_failed(self) -> None:
         """Leave out the sequences of requests that failed."""
@@ -488,8 +485,7 @@ class ScoredResponses:
         self._next += new
         if new and self._runs is None:
             got = "requests failed, and nothing says which rows are theirs"
-            fits = f"have none that failed, or {self._scores.path} hold sequences"
-            raise_error("content", path=self._responses.path, got=got, fits=fits)
+            refuse(self._responses.path, got, f"have none that failed, or {self._scores.path} hold sequences")
 
     def _pair(self, number: int, response: Response) -> Pair:
         """A response and its rows."""
@@ -532,7 +528,7 @@ class ScoredResponses:
             self._next += 1
         if len(rows) != n:
             got, fits = f"holds {n_rows} rows with targets {place}", f"hold {n}, as {self._responses.path} does in line"
-            raise_error("content", path=self._scores.path, got=got, fits=f"{fits} {response.line}")
+            refuse(self._scores.path, got, f"{fits} {response.line}")
         return rows
 
     def _columns(self, response: Response, classes: IntArray, tokens: IntArray, rows: IntArray) -> Columns:
@@ -552,8 +548,7 @@ class ScoredResponses:
             at = tokens[part]
             scores = token_scores(block, response.ids[at], kind="logits", workers=self._workers)
             for row in rows[part][np.isnan(scores.nll)][:1].tolist():
-                got, fits = f"row {row} has no probabilities", "hold no nan"
-                raise_error("content", path=self._scores.path, got=got, fits=fits)
+                refuse(self._scores.path, f"row {row} has no probabilities", "hold no nan")
             listed = jobs.of_known_kind(class_log_probs)(block, np.maximum(classes[at], 0), workers=self._workers)
             columns["logprobs"][at], columns["best"][at] = -scores.nll, scores.argmax
             columns["is_greedy"][at], columns["is_greedy_known"][at] = scores.is_greedy, True
@@ -580,5 +575,5 @@ def runs(path: str, numbers: IntArray) -> list[tuple[int, int]]:
     bounds = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1, append=numbers[-1:] + 1))
     runs = [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if numbers[a] >= 0]
     if len({int(numbers[start]) for start, _ in runs}) < len(runs):
-        raise_error("content", path=path, got="holds sequences in pieces", fits="hold the rows of each together")
+        refuse(path, "holds sequences in pieces", "hold the rows of each together")
     return runs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tokenloss._core import jobs
-from tokenloss._core.errors import named, raise_error, with_file_names, worded
+from tokenloss._core.errors import named, refuse, with_file_names, worded
 from tokenloss._core.projection import MAX_TILE_ROWS
 from tokenloss._core.validation import as_positions, scores_of_shape
 from tokenloss._evaluation.shards import (
@@ -169,11 +169,11 @@ def _assigned(shards: list[Shard], paths: Sequence[str], what: str, numbers: str
     rows = sum(shard.rows for shard in shards)
     if len(paths) > 1:
         fits = f"be {len(shards)}, one for each file of scores, or one for all"
-        raise_error("content", path=paths[0], got=f"is one of {len(paths)} files of {what}", fits=fits)
+        refuse(paths[0], f"is one of {len(paths)} files of {what}", fits)
     array = npy.open_array(paths[0])
     if array.size != rows:
         fits = f"hold {rows} {numbers}, one for each row of the {len(shards)} files of scores"
-        raise_error("content", path=paths[0], got=f"has shape {array.shape}", fits=fits)
+        refuse(paths[0], f"has shape {array.shape}", fits)
     starts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
     return [Slice(paths[0], start) for start in starts[:-1]]
 
@@ -204,12 +204,12 @@ def _paired(base: Scores, others: Sequence[Scores], options: Options) -> list[Sh
     for other in others:
         if len(other.specs) != len(base.specs):
             got, fits = f"is shard {len(other.specs)} of {len(other.specs)}", f"be one of {len(base.specs)}"
-            raise_error("content", path=other.paths[-1], got=got, fits=f"{fits}, as {base.paths[-1]} is")
+            refuse(other.paths[-1], got, f"{fits}, as {base.paths[-1]} is")
         of_other = _numbers(other)
         for i, (ours, theirs) in enumerate(zip(base.specs, other.specs, strict=True)):
             if numbers and of_other and numbers[i] != of_other[i]:
                 got = f"would be compared with {ours.path}"
-                raise_error("content", path=theirs.path, got=got, fits="have the same number in its name")
+                refuse(theirs.path, got, "have the same number in its name")
             _check_shapes(ours, theirs, options)
     return [Shard(models) for models in zip(base.specs, *(other.specs for other in others), strict=True)]
 
@@ -220,7 +220,7 @@ def _check_shapes(shard: FileSpec, other: FileSpec, options: Options) -> None:
     if shard.head and other.head and shard.head.spec == other.head.spec and classes != other_classes:
         got = f"has another width than {shard.path}, both read as hidden states for {shard.head_files[0]}"
         hint = f"; {named('base_kind')} is the kind of a base of scores, {named('base_lm_head')} a base's own head"
-        raise_error("content", path=other.path, got=got, fits=f"have the same{worded('', hint)}")
+        refuse(other.path, got, f"have the same{worded('', hint)}")
     if other_rows != rows or (other_classes != classes and options.classes is None):
         got = f"holds {other_rows} rows of {other_classes} classes"
         fits = f"hold {rows} rows of {classes}, as {shard.path} does"
@@ -230,15 +230,15 @@ def _check_shapes(shard: FileSpec, other: FileSpec, options: Options) -> None:
         elif other_rows != rows and other_classes != classes:
             needed = worded("compare_texts", "--text, --tokenizer-a and --tokenizer-b")
             fits += f"; models with different tokenizers need {needed}"
-        raise_error("content", path=other.path, got=got, fits=fits)
+        refuse(other.path, got, fits)
     for side in (shard, other):
         if isinstance(options.classes, int) and classes != other_classes and side.classes < options.classes:
             got, fits = f"holds {side.shape[-1]} classes", f"hold the first {options.classes} that are to be compared"
-            raise_error("content", path=side.path, got=got, fits=fits)
+            refuse(side.path, got, fits)
     batch, other_batch = shard.shape[:-1], other.shape[:-1]
     if not _have_same_rows(batch, other_batch) or (options.shift and batch != other_batch):
         got, fits = f"holds {other.kind} of shape {other.shape}", f"have rows of shape {batch}, as {shard.path} does"
-        raise_error("content", path=other.path, got=got, fits=fits + ", to be shifted" * bool(options.shift))
+        refuse(other.path, got, fits + ", to be shifted" * bool(options.shift))
 
 
 def _numbers(source: Scores) -> list[tuple[str | int, ...]] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, refuse
 from tokenloss._core.rounding import Rounding
 from tokenloss._evaluation.results import ResponseFigures, ShardResult
 from tokenloss._evaluation.score import TopLosses
@@ -134,7 +134,7 @@ def check_parts(files: Sequence[Responses | Logprobs], results: Sequence[ShardRe
         n_known += result.n_tokens + figures.n_sentinels + len(figures.failed)
         if file.dialect and figures.part != file.part:
             got, fits = f"is in the state by the part {figures.part!r}", f"be scored by {file.part!r}, with a new state"
-            raise_error("content", path=file.path, got=got, fits=fits)
+            refuse(file.path, got, fits)
     if not n_known:
         refuse_without_number(files[0].path, results[0].responses.part if results[0].responses else "")
 

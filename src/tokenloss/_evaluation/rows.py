@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenloss._core import _core, jobs
 from tokenloss._core.dtypes import as_float_array
-from tokenloss._core.errors import named, raise_error, with_file_names
+from tokenloss._core.errors import named, raise_error, refuse, with_file_names
 from tokenloss._core.signature import IdsHash
 from tokenloss._core.validation import UNNORMALIZED, UNNORMALIZED_HALF, as_positions, as_scores, without_targets
 from tokenloss._evaluation.results import ShiftSample
@@ -297,8 +297,7 @@ class FirstRows:
         ):
             got = "looks like probabilities, since rows add up to 1"
             probs, logits = (named(self._option, kind) for kind in ("probs", "logits"))
-            fits = f"come with {probs} and its array's name, or with {logits} if it holds logits"
-            raise_error("content", path=self._file.path, got=got, fits=fits)
+            refuse(self._file.path, got, f"come with {probs} and its array's name, or with {logits} if it holds logits")
         return len(rows) > 0 or max_rows == 0
 
 
@@ -385,4 +384,4 @@ def _refuse_distribution(shard: Shard, row: int, probs: Array) -> NoReturn:
     fits += "; class ids are integers"
     if len(shard.shape) == 1:  # of samples, not of classes
         fits += "; of probabilities of class 1 alone, save both classes: np.stack([1 - p, p], -1)"
-    raise_error("content", path=shard.targets_path, got=f"targets{position} {got}", fits=fits)
+    refuse(shard.targets_path, f"targets{position} {got}", fits)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import raise_error, refuse
 from tokenloss._core.exact import ExactMoments
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._statistics.meter import LossMeter, add_lengths, add_tokens
@@ -108,7 +108,7 @@ def row_sequences(
     """
     ids, offsets = (file.segment_ids, file.cu_seqlens) if segments is None else (segments, None)
     if ids is not None and offsets is not None:
-        raise_error("content", path=file.path, got=f"holds {' and '.join(SEQUENCES)}", fits="hold one of them")
+        refuse(file.path, f"holds {' and '.join(SEQUENCES)}", "hold one of them")
     place = path or file.path
     try:
         if offsets is not None:

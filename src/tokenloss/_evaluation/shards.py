@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core.errors import named, raise_error
+from tokenloss._core.errors import named, refuse
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.sequences import RowSequences, row_sequences
 from tokenloss.formats import npy
@@ -41,8 +41,7 @@ class StoredWindows(NamedTuple):
     def sequences(self, path: str, shape: tuple[int, ...], held: RowSequences) -> RowSequences:
         """The windows as sequences, in place of those that a file holds."""
         if held.are_given:
-            got, fits = f"holds {' or '.join(SEQUENCES)}", "hold windows of one text, which are its sequences"
-            raise_error("content", path=path, got=got, fits=fits)
+            refuse(path, f"holds {' or '.join(SEQUENCES)}", "hold windows of one text, which are its sequences")
         rows = math.prod(shape[:-1])
         return RowSequences(shape, offsets=np.append(np.arange(0, rows, self.size), rows))
 
@@ -63,8 +62,7 @@ class StoredWindows(NamedTuple):
             if not np.all((before == after) | (before == ignored) | (after == ignored)):
                 number = self.first + start // self.size
                 got = f"windows {number - 1} and {number} hold different ids where they overlap"
-                fits = f"hold windows of one text, in order, that begin every {self.stride} tokens"
-                raise_error("content", path=path, got=got, fits=fits)
+                refuse(path, got, f"hold windows of one text, in order, that begin every {self.stride} tokens")
         return np.array(ids[: self.size]) if len(ids) else following
 
     def new(self, rows: IntArray, ahead: int) -> BoolArray:
@@ -312,8 +310,7 @@ def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
     for file in with_mask:
         mask = checked_mask(file)
         if mask.size != kept.size:
-            got, fits = f"holds {MASK} of shape {mask.shape}", "hold one for each row"
-            raise_error("content", path=file.path, got=got, fits=fits)
+            refuse(file.path, f"holds {MASK} of shape {mask.shape}", "hold one for each row")
         kept &= mask.reshape(kept.shape) != 0
     return stored._replace(targets=np.where(kept, np.int8(0), np.int8(LEFT_OUT)), has_targets=False)
 
@@ -331,7 +328,7 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
             fits = f"hold targets, or come with {named('targets', ...)} or {named('targets_array', ...)}; "
             fits += f"if these ids are the model's input, add {named('shift', True)}"
             fits += f"; for divergences only, {named('shift', False)}" * are_compared
-            raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
+            refuse(held[0][0], "holds input ids and no targets", fits)
     if not held and are_compared and not options.shift:
         return None
     if not held:
@@ -340,7 +337,7 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
     for path, others in rest:
         if not np.array_equal(targets.reshape(-1), others.reshape(-1)):
             got = f"holds other {'targets' if is_needed else 'input ids'}"
-            raise_error("content", path=path, got=got, fits=f"hold those of {first} if any")
+            refuse(path, got, f"hold those of {first} if any")
     return targets if is_needed else None
 
 
@@ -349,7 +346,7 @@ def refuse_without_targets(path: str, names: Sequence[str] = ()) -> NoReturn:
     got, fits = "holds no targets", f"hold them, or come with {named('targets', ...)}"
     if len(names) > 1:
         got, fits = f"{got}, but {', '.join(names)}", f"{fits} or {named('targets_array', ...)}"
-    raise_error("content", path=path, got=got, fits=fits)
+    refuse(path, got, fits)
 
 
 def _masked(file: ScoresFile, targets: Array, options: Options) -> Array:
@@ -368,7 +365,7 @@ def _masked(file: ScoresFile, targets: Array, options: Options) -> Array:
     if wrong.any():
         got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is {mask[wrong][0]:g}, but its token would be scored"
         fits = f"hold targets that are ignored where it is 0, or come with {named('shift', True)} if they are input ids"
-        raise_error("content", path=file.path, got=got, fits=fits)
+        refuse(file.path, got, fits)
     return targets
 
 
@@ -382,7 +379,7 @@ def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
     for path, sequences in given[1:]:
         first, rows = given[0], files[0].rows
         if not np.array_equal(first[1].numbers(0, rows), sequences.numbers(0, rows)):
-            raise_error("content", path=path, got="holds other sequences", fits=f"hold those of {first[0]} if any")
+            refuse(path, "holds other sequences", f"hold those of {first[0]} if any")
     return next((sequences for _, sequences in given or found if sequences.exist), found[0][1])
 
 
@@ -414,9 +411,9 @@ def check_shiftable(file: ScoresFile, targets: Array, path: str | None) -> None:
     """Refuse targets that cannot be shifted. `path` is their file; None if it is the file of scores."""
     fits = "hold an id for each row of sequences, to be shifted"
     if path is None and file.is_shifted:
-        raise_error("content", path=file.path, got="holds targets that are the next tokens", fits=fits)
+        refuse(file.path, "holds targets that are the next tokens", fits)
     if len(file.shape) < 2 or targets.shape != file.shape[:-1]:
-        raise_error("content", path=path or file.path, got=f"holds targets of shape {targets.shape}", fits=fits)
+        refuse(path or file.path, f"holds targets of shape {targets.shape}", fits)
 
 
 def stored_windows(
@@ -428,18 +425,16 @@ def stored_windows(
     found, left, number, length = [], sum(counts), 0, 0
     for (path, (*batch, _)), rows in zip(files, counts, strict=True):
         if len(batch) > 1 and batch[-1] != size and (batch[-1] > size or rows > batch[-1]):
-            got, fits = f"holds windows of {batch[-1]} tokens", f"hold windows of {size}"
-            raise_error("content", path=path, got=got, fits=fits)
+            refuse(path, f"holds windows of {batch[-1]} tokens", f"hold windows of {size}")
         found.append(StoredWindows(size, stride, number))
         left -= rows
         number += -(-rows // size)
         length = (rows - 1) % size + 1 if rows else length  # of the last window
         if length < size and left:
-            fits = f"hold windows of {size} tokens, as other files follow"
-            raise_error("content", path=path, got=f"ends with a window of {length}", fits=fits)
+            refuse(path, f"ends with a window of {length}", f"hold windows of {size} tokens, as other files follow")
     if number > 1 and length <= size - stride:
         fits = f"end with one of more than {size - stride}, which holds tokens that the one before lacks"
-        raise_error("content", path=files[-1][0], got=f"ends with a window of {length} tokens", fits=fits)
+        refuse(files[-1][0], f"ends with a window of {length} tokens", fits)
     if len(targets) == 1 and _are_of_text(targets[0], sum(counts), (number - 1) * stride + length):
         return [windows._replace(of_text=True) for windows in found]
     return found
@@ -455,5 +450,5 @@ def _are_of_text(path: str, rows: int, n_tokens: int) -> bool:
         return False
     if array.size != n_tokens:
         fits = f"hold {n_tokens} ids, of the text in these windows, or {rows}, one for each row"
-        raise_error("content", path=path, got=f"has shape {array.shape}", fits=fits)
+        refuse(path, f"has shape {array.shape}", fits)
     return True

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._core.errors import named, raise_error, with_file_names
+from tokenloss._core.errors import named, raise_error, refuse, with_file_names
 from tokenloss.formats.scores_file import checked_mask
 from tokenloss.formats.tokenizers import AlignedText
 
@@ -44,8 +44,7 @@ def with_token_bytes(
     for shard in shards:
         opened = handles.open_shard(shard, options)
         if opened.ids is None or opened.ids.ndim == len(shard.shape):
-            got, fits = "targets are distributions", "be class ids, where there is a tokenizer"
-            raise_error("content", path=shard.targets_path, got=got, fits=fits)
+            refuse(shard.targets_path, "targets are distributions", "be class ids, where there is a tokenizer")
         if len(shard.shape) > 3 and opened.sequences.exist and not opened.sequences.are_given:
             raise_error("shape", name=f"{shard.path}: {shard.spec.kind}", got=shard.shape, fits="(N, T, V) for N texts")
         may_go_on = shard.shares_numbers or shard.windows is not None or not opened.sequences.exist
@@ -154,7 +153,7 @@ def masked_texts(numbers: IntArray, mask: Array, path: str) -> IntArray:
     found: IntArray = numbers * _MOST_IN_ROW
     if (mask >= _MOST_IN_ROW).any() or (found // _MOST_IN_ROW != numbers).any():
         got = f"numbers texts up to {mask.max()} by its mask, in sequences up to {numbers.max()}"
-        raise_error("content", path=path, got=got, fits=f"stay below {_MOST_IN_ROW} and {(1 << 63) // _MOST_IN_ROW}")
+        refuse(path, got, f"stay below {_MOST_IN_ROW} and {(1 << 63) // _MOST_IN_ROW}")
     return found + mask.astype(np.int64)
 
 
