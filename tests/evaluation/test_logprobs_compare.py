@@ -169,7 +169,7 @@ def write(name, array):
             "high.npy: logprobs[0] = 1 is not a log-probability: it is above 0",
         ),
         (lambda: ("flat.npy", "rollout.jsonl", "lists.jsonl"), "the list of others is '2 files'; it must be one file"),
-        (lambda: ("flat.npy", "rollout.jsonl", "--html", "a.html"), "--html needs the most likely classes of each"),
+        (lambda: ("flat.npy", "rollout.jsonl", "--html", "a.html"), "--html needs columns that the tokens here do not"),
         (lambda: ("flat.npy", "rollout.jsonl", "--kind", "probs"), "--kind is for scores; flat.npy holds log-prob"),
         (lambda: ("flat.npy", "rollout.jsonl", "--max-kl", "1"), "--max-kl does not apply to log-probabilities"),
         (lambda: ("rollout.jsonl", "other.jsonl", "--max-k3", "1"), "--max-k3 does not apply to scores of"),

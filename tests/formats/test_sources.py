@@ -31,7 +31,6 @@ from tokenloss.formats import (
     open_scores,
 )
 from tokenloss.formats.content import as_source
-from tokenloss.sinks import DivergencePage
 
 RNG = np.random.default_rng(5)
 LOGPROBS = -RNG.exponential(size=(3, 4))
@@ -411,10 +410,6 @@ def lacking(folder):
             (
                 lambda: compare_files(nll, "trainer.npz", sizes={"trainer.npz": 1}),
                 "trainer.npy gives the log-probability of each token only; sizes needs the most likely classes of",
-            ),
-            (
-                lambda: compare_files(nll, "trainer.npz", sinks=[DivergencePage("a.html")]),
-                "trainer.npy gives the log-probability of each token only; DivergencePage needs the most likely",
             ),
         ],
         "tokenizer": [
