@@ -603,7 +603,13 @@ def test_mixed_layouts_are_refused_with_their_line(read):
             changed("sglang/generate_00.json", ["meta_info", "input_token_logprobs", 1], [-1.0]),
             r"logprobs\[1\] is \[-1.0\]",
         ),
-        (changed("llama_server/completion_00.json", ["completion_probabilities", 0, "bytes"], [256]), "hold bytes"),
+        (
+            (
+                changed("llama_server/completion_00.json", ["completion_probabilities", 0, "bytes"], [256]),
+                r"bytes\[0\] is 256; it must be a byte",
+            ),
+            r"bytes\[0\] is 256; it must be a byte",
+        ),
         (changed("llama_server/completion_00.json", ["completion_probabilities", 0, "id"], 1 << 64), r"\[0\].id is"),
     ],
 )

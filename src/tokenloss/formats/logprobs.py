@@ -17,7 +17,7 @@ from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy, npz
 from tokenloss.formats.base import is_float
 from tokenloss.formats.readers import format_of, resolved
-from tokenloss.formats.records import Place, are_records, check_count, check_list, is_stream, read_records
+from tokenloss.formats.records import COUNT, Place, are_records, check, check_length, is_stream, read_records
 from tokenloss.formats.responses import Response, response_of
 from tokenloss.formats.scores_file import Archive, reject_array_name
 from tokenloss.formats.sources import Source, TokenOptions
@@ -226,12 +226,14 @@ def _row(options: Mapping[str, Any], value: Mapping[str, Any], place: Place) -> 
         held = " and ".join(names) or "no log-probabilities"
         place.refuse(f"it holds {held}", f'hold one list, {{"{array or _NAME}": [...]}}')
     (name,) = names
-    numbers = check_list(value[name], name, place)
+    numbers = check(value[name], [], name, place)
     field = mask or FIELDS.get(name) or ""
     has_mask = bool(field) and field in value
     if mask is not None and mask not in value:
         place.refuse(f"it has no mask {mask!r}", f"have it beside {name}")
-    marks = check_list(value[field], field, place, len(numbers)) if has_mask else [1] * len(numbers)
+    marks = [1] * len(numbers)
+    if has_mask:
+        marks = check_length(check(value[field], [], field, place), len(numbers), field, place)
     for i, (number, mark) in enumerate(zip(numbers, marks, strict=True)):
         if mark not in (0, 1):
             place.refuse(f"{field}[{i}] is {mark!r}", "be 0 or 1")
@@ -239,7 +241,7 @@ def _row(options: Mapping[str, Any], value: Mapping[str, Any], place: Place) -> 
         if mark and number is not None and not is_known:
             place.refuse(f"{name}[{i}] is {number!r}", "be a log-probability, a number of at most 0, or null")
     values = [one if mark and one is not None else np.nan for one, mark in zip(numbers, marks, strict=True)]
-    choice = check_count(value.get("choice", 0), "choice", place)
+    choice = check(value.get("choice", 0), COUNT, "choice", place)
     of_request = None if (own := value.get("custom_id")) is None else str(own)
     kept = np.array(marks, np.bool_) if has_mask else None
     return response_of(place.line, of_request, choice, np.array(values, np.float64), kept)

@@ -74,79 +74,57 @@ class Place(NamedTuple):
         self.refuse(f"{field} is {reprlib.repr(value)}", fits)
 
 
-def check_list(value: Any, field: str, place: Place, n: int | None = None) -> list[Any]:
-    """A list, of n elements."""
-    if not isinstance(value, list):
-        place.refuse_value(field, value, "be a list")
-    if n is not None and len(value) != n:
-        place.refuse(f"{field} has {len(value)} elements", f"have {n}, one for each token")
+class Kind(NamedTuple):
+    """Values that a field of JSON may have, and words for what a value must be."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+TEXT = Kind("be a text", lambda value: type(value) is str)
+INTEGER = Kind("be an integer", lambda value: type(value) is int)
+COUNT = Kind("be an integer of at least 0", lambda value: type(value) is int and 0 <= value < 1 << 63)
+
+
+def check(value: Any, schema: Any, field: str, place: Place) -> Any:
+    """The value of a field, refused unless it has the schema of `mismatch`."""
+    if (found := mismatch(value, schema)) is not None:
+        path, wrong, words = found
+        place.refuse_value(f"{field}{path}".removeprefix("."), wrong, words)
     return value
 
 
-def check_object(value: Any, field: str, place: Place) -> dict[str, Any]:
-    """An object."""
-    if not isinstance(value, dict):
-        place.refuse_value(field, value, "be an object")
-    return value
+def mismatch(value: Any, schema: Any) -> tuple[str, Any, str] | None:
+    """The path of the first value that does not have a schema, the value, and what it must be; None if all are right.
+
+    A schema is a kind; a list, with the schema of its elements if they have one; an object, with the schemas of its
+    fields, each of which may be missing or null, or with that of all fields under `...`; or a tuple of a schema, where
+    null is right, too.
+    """
+    if type(schema) is Kind:
+        return None if schema.fits(value) else ("", value, schema.words)
+    if type(schema) is tuple:
+        return None if value is None else mismatch(value, schema[0])
+    if type(value) is not type(schema):
+        return "", value, "be a list" if type(schema) is list else "be an object"
+    if type(schema) is list:
+        pairs = [(i, element, schema[0]) for i, element in enumerate(value)] if schema else []
+        form = "[{}]"
+    elif ... in schema:
+        pairs, form = [(key, element, schema[...]) for key, element in value.items()], '["{}"]'
+    else:
+        pairs, form = [(key, value[key], schema[key]) for key in schema if value.get(key) is not None], ".{}"
+    for key, element, inner in pairs:
+        if (found := mismatch(element, inner)) is not None:
+            return form.format(key) + found[0], *found[1:]
+    return None
 
 
-def check_text(value: Any, field: str, place: Place) -> str | None:
-    """A text, or None."""
-    if value is not None and not isinstance(value, str):
-        place.refuse_value(field, value, "be a text")
-    return value
-
-
-def check_count(value: Any, field: str, place: Place, least: int = 0) -> int:
-    """An integer that counts, or numbers a class."""
-    if type(value) is not int or not least <= value < 1 << 63:
-        place.refuse_value(field, value, f"be an integer of at least {least}")
-    return value
-
-
-def check_lists(values: list[Any], path: Callable[[int], str], place: Place) -> list[list[Any]]:
-    """Lists."""
-    return _checked(values, {list}, check_list, path, place)
-
-
-def check_objects(values: list[Any], path: Callable[[int], str], place: Place) -> list[dict[str, Any]]:
-    """Objects."""
-    return _checked(values, {dict}, check_object, path, place)
-
-
-def check_texts(values: list[Any], path: Callable[[int], str], place: Place) -> list[str | None]:
-    """Texts, or None."""
-    return _checked(values, {str, type(None)}, check_text, path, place)
-
-
-def _checked(
-    values: list[Any], accepted: set[type], check: Callable[[Any, str, Place], object], path: Callable[[int], str],
-    place: Place,
-) -> list[Any]:  # fmt: skip
-    """The values, each of them checked unless all have an accepted type."""
-    if not {*map(type, values)} <= accepted:
-        for i, value in enumerate(values):
-            check(value, path(i), place)
+def check_length(values: list[Any], n: int, field: str, place: Place) -> list[Any]:
+    """A list, refused unless it has n elements."""
+    if len(values) != n:
+        place.refuse(f"{field} has {len(values)} elements", f"have {n}, one for each token")
     return values
-
-
-def check_counts(values: list[Any], path: Callable[[int], str], place: Place, least: int = 0) -> list[int]:
-    """Integers that count, or number a class; `least` - 1 for None."""
-    given = [value for value in values if value is not None]
-    if given and not ({*map(type, given)} == {int} and min(given) >= least and max(given) < 1 << 63):
-        for i, value in enumerate(values):
-            check_count(least if value is None else value, path(i), place, least)
-    return [least - 1 if value is None else value for value in values]
-
-
-def check_ids(value: Any, field: str, place: Place) -> list[int] | None:
-    """Class ids, if they are given."""
-    if value is None:
-        return None
-    values = check_list(value, field, place)
-    if values and {*map(type, values)} == {int} and min(values) >= 0 and max(values) < 1 << 63:
-        return values
-    return [check_count(element, f"{field}[{i}]", place) for i, element in enumerate(values)]
 
 
 class Record(NamedTuple):

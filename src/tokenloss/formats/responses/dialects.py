@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import itertools
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from tokenloss.formats.records import (
-    Place,
-    check_count,
-    check_ids,
-    check_list,
-    check_lists,
-    check_object,
-    check_text,
-    check_texts,
-)
-from tokenloss.formats.responses.classes import classes_by_id, classes_by_text, names, own_and_listed_classes
+from tokenloss.formats.records import COUNT, TEXT, Kind, Place, check, check_length, mismatch
 from tokenloss.formats.responses.columns import Tokens, Tops, lengths, position_of
 from tokenloss.formats.responses.echoes import copies, split_echoes
 from tokenloss.formats.responses.streams import first_choice, is_piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_RANK = Kind("be an integer of at least 1", lambda value: type(value) is int and 1 <= value < 1 << 63)
+_BYTE = Kind("be a byte", lambda value: type(value) is int and 0 <= value < 256)
+_TRIPLE = Kind("hold a log-probability, an id and a text", lambda value: _is_triple(value))
+_CLASS = {"token": TEXT, "id": COUNT, "token_id": COUNT, "bytes": [_BYTE]}
+_ENTRIES = [_CLASS | {"rank": _RANK, "top_logprobs": [_CLASS]}]  # chats, llama.cpp
+_OBJECTS = [({...: {"rank": _RANK, "decoded_token": TEXT}},)]  # vLLM's prompts: classes by id
+_LISTS = {"token_logprobs": [], "tokens": [(TEXT,)], "top_logprobs": [({},)], "content": _ENTRIES}
+_PROMPT = {"prompt_token_ids": [COUNT], "prompt_logprobs": _OBJECTS}
+_CHOICE = _PROMPT | {"text": TEXT, "message": {"content": TEXT}, "token_ids": [COUNT], "logprobs": _LISTS}
+_SIDES = ("input", "prompt"), ("output", "generated")  # of a response of SGLang
+_META = {f"{side}_token_logprobs": [_TRIPLE] for side, _ in _SIDES} | {
+    f"{side}_top_logprobs{name}": schema
+    for side, _ in _SIDES
+    for name, schema in (
+        ("", [([_TRIPLE],)]), ("_val_flat", []), ("_idx_flat", [COUNT]), ("_shape", [COUNT]), ("_null_prefix", COUNT),
+    )
+}  # fmt: skip
+_ID = re.compile("0|[1-9][0-9]{0,17}")
+_NAMED = re.compile("token_id:([0-9]{1,18})")  # how vLLM may name a token
 
 
 class Choice(NamedTuple):
@@ -93,7 +105,7 @@ def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]
     if not isinstance(usage, dict):
         return None, None
     counts = {
-        name: check_count(usage[name], f"usage.{name}", place)
+        name: check(usage[name], COUNT, f"usage.{name}", place)
         for name in ("prompt_tokens", "completion_tokens", "total_tokens")
         if usage.get(name) is not None
     }
@@ -109,11 +121,9 @@ _FAR = 8  # ranks, that ties do not explain
 _KEY = "do not tell which entry is the prompt's own token"
 
 
-def _objects(value: Any, ids: list[int] | None, field: str, place: Place) -> Tokens | None:
+def _objects(values: list[Any], ids: list[int] | None, field: str, place: Place) -> Tokens:
     """Tokens of a prompt: objects by id of the most likely classes and the prompt's token."""
-    if value is None:
-        return None
-    tops = classes_by_id(check_list(value, field, place), field, place)
+    tops = _classes_by_id(values, field, place)
     n = len(tops.counts)
     if ids is not None and len(ids) != n:
         place.refuse(f"{field} has {n} elements", f"have {len(ids)}, as prompt_token_ids")
@@ -126,6 +136,26 @@ def _objects(value: Any, ids: list[int] | None, field: str, place: Place) -> Tok
         [None if at is None else tops.logprobs[at] for at in own], lengths(texts, is_completed=True), tops,
         ranks if any(ranks) else None,
     )  # fmt: skip
+
+
+def _classes_by_id(values: list[Any], field: str, place: Place) -> Tops:
+    """The classes of objects by id, or nulls."""
+    counts = [len(value or ()) for value in values]
+    pairs = [pair for value in values if value for pair in value.items()]
+
+    def refuse(at: int, got: str, fits: str) -> NoReturn:
+        place.refuse(f'{field}[{position_of(counts, at)[0]}]["{pairs[at][0]}"]{got}', fits)
+
+    if {} in values:
+        place.refuse(f"{field}[{values.index({})}] is empty", "hold the prompt's token")
+    for at, (key, entry) in enumerate(pairs):
+        if not _ID.fullmatch(key):
+            refuse(at, " is no id", "be the id of a class")
+        if entry.get("logprob") is None:
+            refuse(at, ".logprob is null", "be a log-probability")
+    entries = [entry for _, entry in pairs]
+    texts, logprobs = ([entry.get(name) for entry in entries] for name in ("decoded_token", "logprob"))
+    return Tops(counts, texts, [int(key) for key, _ in pairs], logprobs, [entry.get("rank") or 0 for entry in entries])
 
 
 def _own(tops: Tops, ids: list[int] | None, field: str, place: Place) -> list[int | None]:
@@ -197,32 +227,63 @@ def proves_own_first(body: dict[str, Any], place: Place) -> bool:
     """Whether a response proves that the own token comes first, which short prompts may not."""
     choices = body.get("choices")
     for holder in (body, *(choices if isinstance(choices, list) else ())):
-        listed = holder.get("prompt_logprobs") if isinstance(holder, dict) else None
-        try:
-            tops = classes_by_id(list(listed or ()), "", place)
-        except (TypeError, ValueError):
-            continue  # it is refused when it is its turn
-        if _is_own_first(tops):
-            return True
+        listed: Any = holder.get("prompt_logprobs") if isinstance(holder, dict) else None
+        with contextlib.suppress(ValueError):  # it is refused when it is its turn
+            if mismatch(listed, _OBJECTS) is None and _is_own_first(_classes_by_id(listed, "", place)):
+                return True
     return False
 
 
 # Lists of objects: chats, llama.cpp
 
 
-def _content(value: Any, field: str, place: Place, own_text: str | None, ids: list[int] | None = None) -> Tokens:
+def _content(
+    entries: list[Any], field: str, place: Place, own_text: str | None, ids: list[int] | None = None
+) -> Tokens:
     """Tokens of a list of objects, each of which lists the most likely classes."""
-    entries = check_list(value, field, place)
-    texts, own_ids, spelled, logprobs, ranks, tops = own_and_listed_classes(entries, field, place)
+    for i, entry in enumerate(entries):
+        if "prob" in entry or "probs" in entry:
+            got = f"{field}[{i}] holds probabilities after sampling, which are not the model's"
+            place.refuse(got, "hold logprob: do not ask for post_sampling_probs")
+        if "logprob" not in entry:
+            place.refuse(f"{field}[{i}] holds no logprob", "hold one")
+    texts, own_ids, spelled = _named(entries)
     if ids is not None and len(ids) == len(entries):
         own_ids = ids
+    lists = [entry.get("top_logprobs") or [] for entry in entries]
+    listed = list(itertools.chain.from_iterable(lists))
+    top_texts, top_ids, _ = _named(listed)
+    ranks = [entry.get("rank") or 0 for entry in entries]
     return Tokens(
-        place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids, logprobs,
-        lengths(texts, spelled, own_text), tops, ranks if entries and all(ranks) else None,
-        is_keyed=all(spelling is None for spelling in spelled),
+        place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids,
+        [entry["logprob"] for entry in entries], lengths(texts, spelled, own_text),
+        Tops(list(map(len, lists)), top_texts, top_ids, [entry.get("logprob") for entry in listed]),
+        ranks if entries and all(ranks) else None, is_keyed=all(spelling is None for spelling in spelled),
         is_exact=all("id" in entry for entry in entries),  # of llama.cpp
         own_text=own_text,
     )  # fmt: skip
+
+
+def _named(entries: list[Any]) -> tuple[list[str | None], list[int], list[bytes | None]]:
+    """Texts, ids and bytes of classes, an object each."""
+    raw = [entry.get("token") for entry in entries]
+    texts, ids = _names(raw)
+    for key in ("id", "token_id"):
+        ids = [own if entry.get(key) is None else entry[key] for own, entry in zip(ids, entries, strict=True)]
+    spelled = [None if entry.get("bytes") is None else bytes(entry["bytes"]) for entry in entries]
+    for i, (name, text) in enumerate(zip(raw, texts, strict=True)):
+        if name != text and spelled[i] == (name or "").encode():
+            spelled[i] = None  # bytes of the name are not the token's
+    return texts, ids, spelled
+
+
+def _names(texts: list[str | None]) -> tuple[list[str | None], list[int]]:
+    """Texts and ids of tokens, each of which vLLM may name by its id."""
+    if "token_id:" not in "\n".join(filter(None, texts)):
+        return texts, [-1] * len(texts)
+    matches = [_NAMED.fullmatch(text or "") for text in texts]
+    rest = [None if match else text for match, text in zip(matches, texts, strict=True)]
+    return rest, [int(match[1]) if match else -1 for match in matches]
 
 
 # Parallel lists: OpenAI completions
@@ -230,24 +291,25 @@ def _content(value: Any, field: str, place: Place, own_text: str | None, ids: li
 
 def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None, ids: list[int] | None) -> Tokens:
     """Tokens of parallel lists, whose most likely classes are named by their text."""
-    logprobs = check_list(value.get("token_logprobs"), f"{field}.token_logprobs", place)
+    logprobs = value["token_logprobs"]
     n = len(logprobs)
-    raw = check_list(value.get("tokens"), f"{field}.tokens", place, n)
-    texts, own_ids = names(check_texts(raw, lambda i: f"{field}.tokens[{i}]", place))
-    lists: list[dict[str, Any] | None] = [None] * n
+    texts, own_ids = _names(check_length(value.get("tokens") or [], n, f"{field}.tokens", place))
+    lists: list[Any] = [None] * n
     if value.get("top_logprobs") is not None:
-        lists = check_list(value["top_logprobs"], f"{field}.top_logprobs", place, n)
-    tops = classes_by_text(lists, f"{field}.top_logprobs", place)
+        lists = check_length(value["top_logprobs"], n, f"{field}.top_logprobs", place)
+    top_texts, top_ids = _names([text for each in lists if each for text in each])
+    top_logprobs = [logprob for each in lists if each for logprob in each.values()]
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
         ids if ids is not None and len(ids) == n else own_ids, logprobs, lengths(texts, None, own_text),
-        tops, is_keyed=True, is_added=True, own_text=own_text,
+        Tops([len(each or ()) for each in lists], top_texts, top_ids, top_logprobs), is_keyed=True, is_added=True,
+        own_text=own_text,
     )  # fmt: skip
 
 
 def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
     """Choices of completions and chats, as OpenAI, vLLM and most other servers return them."""
-    choices = [check_object(choice, f"choices[{i}]", place) for i, choice in enumerate(value["choices"])]
+    choices = [*check(value, {**_PROMPT, "choices": [_CHOICE]}, "", place)["choices"]]
     numbers = [str(choice.get("index")) for choice in choices]
     if len(numbers) > 1 and sorted(numbers) == sorted(map(str, range(len(numbers)))):
         choices.sort(key=lambda choice: int(choice["index"]))
@@ -256,10 +318,10 @@ def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
     for i, choice in enumerate(choices):
         at = f"choices[{i}]"
         holder, path = (choice, f"{at}.") if choice.get("prompt_logprobs") is not None else (value, "")
-        prompt_ids = check_ids(holder.get("prompt_token_ids"), f"{path}prompt_token_ids", place)
-        prompt = _objects(holder.get("prompt_logprobs"), prompt_ids, f"{path}prompt_logprobs", place)
-        parts = {} if prompt is None else {"prompt": prompt}
-        parts |= _choice_lists(choice, at, place)
+        parts = _choice_lists(choice, at, place)
+        if (listed := holder.get("prompt_logprobs")) is not None:
+            ids = holder.get("prompt_token_ids")
+            parts = {"prompt": _objects(listed, ids, f"{path}prompt_logprobs", place), **parts}
         all_parts.append(parts)
     split_echoes(value, choices, all_parts, (n_prompt, n_generated), place)
     each = n_generated if len(choices) == 1 else None
@@ -269,16 +331,13 @@ def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
 
 def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, Tokens]:
     """Tokens of a choice's `logprobs`: what was generated, or an echo, which may hold the prompt, too."""
-    value, ids = choice.get("logprobs"), check_ids(choice.get("token_ids"), f"{at}.token_ids", place)
-    message = choice.get("message")
-    text = choice.get("text") if message is None else check_object(message, f"{at}.message", place).get("content")
-    text = check_text(text, f"{at}.text", place)
+    value, ids, message = choice.get("logprobs"), choice.get("token_ids"), choice.get("message")
+    text = choice.get("text") if message is None else message.get("content")
     if value is None:
         return {}
-    value = check_object(value, f"{at}.logprobs", place)
-    if "token_logprobs" in value:
-        prompt_ids = check_ids(choice.get("prompt_token_ids"), f"{at}.prompt_token_ids", place)
-        logprobs = check_list(value["token_logprobs"], f"{at}.logprobs.token_logprobs", place)
+    logprobs = value.get("token_logprobs")
+    if logprobs is not None:
+        prompt_ids = choice.get("prompt_token_ids")
         n, echoed = len(logprobs), [*(prompt_ids or []), *(ids or [])]
         is_generated = ids is not None and n == len(ids) and bool(n) and logprobs[0] is not None  # of as many tokens
         if prompt_ids is not None and n in (len(prompt_ids), len(echoed)) and not is_generated:
@@ -295,9 +354,9 @@ def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, To
 
 def _sglang(value: dict[str, Any], place: Place) -> list[Choice]:
     """The choice of a response of SGLang's own endpoint."""
-    meta = check_object(value["meta_info"], "meta_info", place)
+    meta = check(value, {"text": TEXT, "meta_info": _META}, "", place)["meta_info"] or {}
     parts = {}
-    for side, part in (("input", "prompt"), ("output", "generated")):
+    for side, part in _SIDES:
         if meta.get(f"{side}_token_logprobs") is not None:
             parts[part] = _triples(meta, side, value.get("text") if part == "generated" else None, place)
     return [Choice(0, parts, n_generated=_integer(meta.get("completion_tokens")))]
@@ -311,22 +370,16 @@ def _integer(value: Any) -> int | None:
 def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> Tokens:
     """Tokens of lists of log-probability, id and text."""
     field = f"meta_info.{side}_token_logprobs"
-    values = check_list(meta[f"{side}_token_logprobs"], field, place)
-    logprobs, ids, texts = _triples_columns(values, place, lambda i: f"{field}[{i}]")
+    logprobs, ids, texts = _columns(values := meta[f"{side}_token_logprobs"])
     tops = _flat_tops(meta, f"{side}_top_logprobs", len(values), place)
     if tops is None:
         path = f"meta_info.{side}_top_logprobs"
-        lists = check_list(meta.get(f"{side}_top_logprobs") or [None] * len(values), path, place, len(values))
-        lists = check_lists([entries or [] for entries in lists], lambda i: f"{path}[{i}]", place)
-        counts = list(map(len, lists))
-        listed = list(itertools.chain.from_iterable(lists))
-        top_logprobs, top_ids, top_texts = _triples_columns(
-            listed, place, lambda at: "{}[{}][{}]".format(path, *position_of(counts, at))
-        )
-        tops = Tops(counts, top_texts, top_ids, top_logprobs)
+        lists = check_length(meta.get(f"{side}_top_logprobs") or [None] * len(values), len(values), path, place)
+        top_logprobs, top_ids, top_texts = _columns([triple for entries in lists for triple in entries or ()])
+        tops = Tops([len(entries or ()) for entries in lists], top_texts, top_ids, top_logprobs)
     if side == "input" and 0 in ids:
         texts, ids = _certain(texts, ids, logprobs, tops)
-    n_bytes = lengths(texts, None, check_text(own_text, "text", place))
+    n_bytes = lengths(texts, None, own_text)
     if side == "input" and len(texts) > 1 and not any(text and re.search(r"\s", text) for text in texts):
         n_bytes = [-1] * len(texts)  # the blank that a token starts with is lost with some tokenizers
     return Tokens(
@@ -335,14 +388,9 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
     )  # fmt: skip
 
 
-def _triples_columns(
-    values: list[Any], place: Place, path: Callable[[int], str]
-) -> tuple[list[Any], list[int], list[str | None]]:
+def _columns(triples: list[Any]) -> tuple[list[Any], list[int], list[str | None]]:
     """Log-probabilities, ids and texts of triples, in which the text may be missing."""
-    if not all(map(_is_triple, values)):
-        wrong = next(at for at, value in enumerate(values) if not _is_triple(value))
-        place.refuse_value(path(wrong), values[wrong], "hold a log-probability, an id and a text")
-    return [v[0] for v in values], [v[1] for v in values], [v[2] if len(v) > 2 else None for v in values]
+    return [v[0] for v in triples], [v[1] for v in triples], [v[2] if len(v) > 2 else None for v in triples]
 
 
 def _is_triple(value: Any) -> bool:
@@ -381,17 +429,13 @@ def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> Tops | 
             except (binascii.Error, TypeError, ValueError):
                 place.refuse(f"meta_info.{key}_b64 cannot be decoded", f"be base64 of {' or '.join(_WIDTHS)}")
         elif meta.get(key) is not None:
-            lists.append(check_list(meta[key], f"meta_info.{key}", place))
+            lists.append(meta[key])
     if not lists:
         return None
-    shape = [
-        check_count(size, f"meta_info.{name}_shape", place)
-        for size in check_list(meta.get(f"{name}_shape"), f"{name}_shape", place)
-    ]
-    start = check_count(meta.get(f"{name}_null_prefix", 0), f"meta_info.{name}_null_prefix", place)
+    shape, start = meta.get(f"{name}_shape") or [], meta.get(f"{name}_null_prefix") or 0
     if len(lists) != 2 or len(shape) != 2 or start + shape[0] != n or {*map(len, lists)} != {shape[0] * shape[1]}:
         place.refuse(f"meta_info.{name}_shape is {shape} after {start} tokens", f"fit {n} tokens and the lists")
-    ids = [check_count(id_, f"meta_info.{name}_idx_flat[{i}]", place) for i, id_ in enumerate(lists[1])]
+    ids = check(lists[1], [COUNT], f"meta_info.{name}_idx_flat", place)  # those of base64, too
     return Tops([0] * start + [shape[1]] * shape[0], [None] * len(ids), ids, lists[0])
 
 
@@ -401,7 +445,7 @@ def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> Tops | 
 def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
     """The choice of a response of llama.cpp's own endpoint."""
     entries, n_generated = value.get("completion_probabilities"), value.get("tokens_predicted")
-    content = check_text(value.get("content"), "content", place)
+    content = check(value, {"content": TEXT, "completion_probabilities": _ENTRIES}, "", place).get("content")
     parts = {} if entries is None else {"generated": _content(entries, "completion_probabilities", place, content)}
     return [Choice(_integer(value.get("index")) or 0, parts, n_generated=_integer(n_generated))]
 

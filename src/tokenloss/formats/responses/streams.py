@@ -5,21 +5,15 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from tokenloss.formats.records import (
-    Place,
-    Record,
-    check_list,
-    check_object,
-    is_stream,
-    read_events,
-    read_records,
-)
+from tokenloss.formats.records import INTEGER, Place, Record, check, is_stream, read_events, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 _TEXTS = ("text", "content")  # go on in the next piece
 _LISTS = ("tokens", "token_ids", "completion_probabilities")  # likewise, of tokens
+_PARTS: dict[str, Any] = {name: [] for name in _LISTS} | {name: {} for name in ("message", "delta", "logprobs")}
+_PIECE = _PARTS | {"choices": [_PARTS | {"index": INTEGER}]}
 
 
 def read_responses(path: str) -> Iterator[Record]:
@@ -86,20 +80,19 @@ def _responses(path: str, pieces: Sequence[Record], is_done: bool) -> Iterator[R
 
 def _add_piece(value: dict[str, Any], piece: dict[str, Any], place: Place) -> None:
     """Add a piece to its response, whose choices are by index until it is whole."""
+    check(piece, _PIECE, "", place)
     choices = value.setdefault("choices", {}) if piece.get("choices") is not None else {}
-    for i, choice in enumerate(check_list(piece.get("choices") or [], "choices", place)):
-        index = check_object(choice, f"choices[{i}]", place).get("index", 0)
-        if type(index) is not int:
-            place.refuse(f"choices[{i}].index is {index!r}", "be an integer")
+    for i, choice in enumerate(piece.get("choices") or []):
+        index = choice.get("index") or 0
         own = {"message" if name == "delta" else name: content for name, content in choice.items()}
         old = choices.setdefault(index, {})
         if own.get("logprobs") and old.get("finish_reason") is not None:
             place.refuse(f"choices[{i}] goes on after its finish_reason", "be of a response with an id of its own")
-        _add(old, own, f"choices[{i}].", place)
-    _add(value, {name: content for name, content in piece.items() if name != "choices"}, "", place)
+        _add(old, own)
+    _add(value, {name: content for name, content in piece.items() if name != "choices"})
 
 
-def _add(old: dict[str, Any], new: dict[str, Any], field: str, place: Place) -> None:
+def _add(old: dict[str, Any], new: dict[str, Any]) -> None:
     """Add what a piece says: texts and lists of tokens go on; of others, the last that is known counts."""
     for name, value in new.items():
         before: Any = old.get(name)
@@ -110,12 +103,12 @@ def _add(old: dict[str, Any], new: dict[str, Any], field: str, place: Place) -> 
         elif name in _TEXTS and isinstance(before, str) and isinstance(value, str):
             old[name] = before + value
         elif name in _LISTS and isinstance(before, list):
-            before += check_list(value, f"{field}{name}", place)
+            before += value
         elif name == "message":
-            _add(before, check_object(value, f"{field}{name}", place), f"{field}{name}.", place)
+            _add(before, value)
         elif name == "logprobs":
             old[name] = before or {}
-            _add_lists(old[name], check_object(value, f"{field}{name}", place))
+            _add_lists(old[name], value)
         else:
             old[name] = value
 
