@@ -1,12 +1,27 @@
 """Rows as data: lines of one result, tables of several, and where their errors come from."""
 
 import math
+from string import Formatter
 from types import SimpleNamespace
 
 import pytest
 
+from tokenloss import LossMeter
+from tokenloss._comparison import draft_tables, mismatch_tables, tables, text_comparison
+from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.estimate import Estimate
 from tokenloss._core.rows import Row, table, table_of_several
+from tokenloss._output import divergence_page, loss_page
+from tokenloss._statistics.tables import LENGTH_ROWS, LOSS_ROWS
+from tokenloss.results import (
+    BytesRate,
+    Comparison,
+    DraftAcceptance,
+    Mismatch,
+    ResponseComparison,
+    SampleMetric,
+    TextComparison,
+)
 
 
 def lines(rows, *sources):
@@ -14,7 +29,15 @@ def lines(rows, *sources):
     return [(*line, "")[:3] for line in table(rows, *sources).rows]
 
 
+OF_CANDIDATES = {"name", "size", "n_not_finite"}
+OF_DIVERGENCES = {form.format(name) for form in ("mean_{}", "{}_quantiles") for name in FURTHER_DIVERGENCES}
+VALUES_OF_LOSSES = {"basis", "alone", "ends", "has_sequences", "bytes_note", "words_note", "words"}
 ERRORS = "± {stderr:.2g}", "95 % interval {low:.3g} to {high:.3g}"
+
+
+def fields_of(template):
+    """The names that a template has between braces."""
+    return {name for _, name, _, _ in Formatter().parse(template) if name}
 
 
 def estimates(stderr=0.25, interval=(1.0, 2.0)):
@@ -76,3 +99,31 @@ def test_a_table_of_several_keeps_unknown_errors_and_drops_columns_that_no_resul
     assert table_of_several(rows, results) == ([("a", "1", ""), ("b", "nan", "")], ("name", "loss", "±"), "")
     assert table_of_several(rows, results, keep_empty=False).heads == ("name", "loss")
     assert table_of_several([Row("loss", "loss", "{known}")], results).rows == [("1.0",), ("",)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "result", "values"),
+    [
+        (sum(tables._SCORE_ROWS.values(), ()), Comparison, {"n_not_finite"}),
+        (sum(tables._RESPONSE_ROWS.values(), ()), ResponseComparison, {"known_note", "has_targets"}),
+        (tables._COLUMNS["kl"], Comparison, OF_CANDIDATES),
+        (tables._COLUMNS["kl_bound"], ResponseComparison, OF_CANDIDATES | {"finite_mean_kl", "has_targets"}),
+        (divergence_page._ROWS, Comparison, {"quantity", "by", "mean", "quantile", "finite_note"}),
+        (mismatch_tables._ROWS, Mismatch, {"least", "most"}),
+        (draft_tables._ROWS, DraftAcceptance, {"break_even", "best_note"}),
+        (draft_tables._COLUMNS, DraftAcceptance, {"name", "size", *(f"tokens_{k}" for k in range(1, 9))}),
+        (text_comparison._ROWS, TextComparison, {"ends", "cannot_tell", "special", "left_out"}),
+        (text_comparison._KINDS, BytesRate, set()),
+        (tables._DIFFERENCES + tables._RATIOS + tables._FLIPS, SampleMetric, set()),
+        (LOSS_ROWS + LENGTH_ROWS, LossMeter, VALUES_OF_LOSSES),
+        (loss_page._ROWS, LossMeter, {"basis", "accuracy", "greedy_note"}),
+    ],
+)  # fmt: skip
+def test_rows_name_fields_that_their_results_have(rows, result, values):
+    """A line whose field is misspelled would be left out without a word."""
+    known = {*getattr(result, "__dataclass_fields__", ()), *dir(result)} | values | OF_DIVERGENCES
+    for row in rows:
+        names = {name for text in (row.label, row.text, row.otherwise, *row.notes) for name in fields_of(text)}
+        names |= {row.field, row.when} - {""}
+        names = {name.partition(".")[0] for name in names}
+        assert names - {"stderr", "low", "high", "known"} <= known, row
