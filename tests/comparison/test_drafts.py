@@ -185,8 +185,8 @@ def test_mean_acceptance_has_an_error_by_text():
     found = acceptance_of(acceptance, np.ones(ids.size, bool), ids, 1.0, None)
     sums, mean = np.bincount(ids, acceptance), acceptance.mean()
     stderr = math.sqrt(30 / 29 * ((sums - mean * lengths) ** 2).sum()) / ids.size
-    assert found.mean_acceptance_stderr == pytest.approx(stderr, rel=1e-10)
-    low, high = found.mean_acceptance_interval
+    assert found.mean_acceptance.stderr == pytest.approx(stderr, rel=1e-10)
+    low, high = found.mean_acceptance.interval
     reach = found.interval_factor * stderr / (mean * (1 - mean))  # of the logit
     logits = np.log(mean / (1 - mean)) + np.array([-reach, reach])
     assert (low, high) == pytest.approx(1 / (1 + np.exp(-logits)))
@@ -199,14 +199,14 @@ def test_interval_of_mean_acceptance_ends_within_0_and_1():
     for means in (0.9, 1.0), (0.1, 0.0):
         acceptance, ids = np.repeat(means, 10), np.repeat([0, 1], 10)
         found = acceptance_of(acceptance, np.ones(20, bool), ids, 1.0, None)
-        low, high = found.mean_acceptance_interval
+        low, high = found.mean_acceptance.interval
         reach = stats.t.isf(0.025, 1) * 0.05 / (0.95 * 0.05)
         ends = [1 / (1 + math.exp(-(math.log(0.95 / 0.05) + sign * reach))) for sign in (-1, 1)]
         expected = ends if means[0] > 0.5 else [1 - ends[1], 1 - ends[0]]
         assert 0 <= low < np.mean(means) < high <= 1
         assert (low, high) == pytest.approx(expected)
     certain = acceptance_of(np.ones(20), np.ones(20, bool), ids, 1.0, None)
-    assert certain.mean_acceptance_interval == (1, 1)
+    assert certain.mean_acceptance.interval == (1, 1)
 
 
 def test_interval_of_mean_acceptance_near_1_contains_the_truth_more_often_than_that_of_t():
@@ -216,8 +216,8 @@ def test_interval_of_mean_acceptance_near_1_contains_the_truth_more_often_than_t
     for _ in range(400):
         texts = 1 - rng.beta(0.4, 9.6, 20) / 2  # the mean is 0.98
         found = acceptance_of(texts.repeat(2), kept, ids, 1.0, None)
-        reach = found.interval_factor * found.mean_acceptance_stderr
-        misses += found.mean_acceptance_interval[0] > 0.98, found.mean_acceptance - reach > 0.98
+        reach = found.interval_factor * found.mean_acceptance.stderr
+        misses += found.mean_acceptance.interval[0] > 0.98, found.mean_acceptance - reach > 0.98
     assert misses[0] / 400 < 0.09
     assert misses[0] < misses[1]
 
@@ -228,11 +228,11 @@ def test_errors_of_a_single_text_are_by_blocks_of_neighbours():
     acceptance = 1 / (1 + np.exp(-walk % 3))
     blocks = acceptance.reshape(40, 64).mean(-1)
     one = acceptance_of(acceptance, np.ones(acceptance.size, bool), None, 1.0, None)
-    assert one.mean_acceptance_stderr == pytest.approx(blocks.std(ddof=1) / math.sqrt(40), rel=1e-9)
+    assert one.mean_acceptance.stderr == pytest.approx(blocks.std(ddof=1) / math.sqrt(40), rel=1e-9)
     assert (one.n_sequences, one.is_clustered, one.sequences) == (0, False, None)
     assert "blocks of 64 positions" in one.summary()
     short = acceptance_of(acceptance[:60], np.ones(60, bool), None, 1.0, None)
-    assert math.isnan(short.mean_acceptance_stderr)
+    assert math.isnan(short.mean_acceptance.stderr)
     assert np.isnan(short.by_k["tokens_per_call_stderr"]).all()
     assert np.isfinite(short.by_k["tokens_per_call"]).all()
 
@@ -310,7 +310,7 @@ def test_temperature_0_is_greedy_decoding():
     found = draft_acceptance(target, draft, temperature=0)
     same = target.argmax(-1) == draft.argmax(-1)
     np.testing.assert_array_equal(found.acceptance, same)
-    low, high = found.mean_acceptance_interval
+    low, high = found.mean_acceptance.interval
     assert 0 < low < same.mean() < high < 1
     for k in range(1, 9):
         tokens = calls = 0
@@ -322,7 +322,7 @@ def test_temperature_0_is_greedy_decoding():
         assert found.by_k["tokens_per_call"][k - 1] == pytest.approx(tokens / calls, rel=1e-12)
     alike = draft_acceptance(target, target, temperature=0)
     assert alike.mean_acceptance == 1
-    assert alike.mean_acceptance_interval[0] < 1  # no certainty from 20 texts
+    assert alike.mean_acceptance.interval[0] < 1  # no certainty from 20 texts
 
 
 def test_segment_ids_and_cu_seqlens_are_texts_and_so_are_rows_by_default():

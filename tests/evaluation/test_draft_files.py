@@ -183,7 +183,7 @@ def test_segment_ids_number_texts_of_files(files, tmp_path):
     for name, one in found.items():
         expected = draft_acceptance(files.target.reshape(-1, V), files.drafts[name].reshape(N * T, -1), **options)
         assert one.by_k["n_starts"].tolist() == expected.by_k["n_starts"].tolist()
-        assert one.mean_acceptance_stderr == expected.mean_acceptance_stderr
+        assert one.mean_acceptance.stderr == expected.mean_acceptance.stderr
 
 
 def test_state_of_drafts_is_of_one_temperature(files):
@@ -437,5 +437,5 @@ def test_acceptance_of_blocks_needs_the_text_of_each_position(files):
     meter.update(*arrays, segment_ids=np.arange(N)[:, None])
     found, expected = meter.result().acceptance(), draft_acceptance(*arrays)
     np.testing.assert_array_equal(found.acceptance, expected.acceptance.ravel())
-    assert found.mean_acceptance_stderr == expected.mean_acceptance_stderr
+    assert found.mean_acceptance.stderr == expected.mean_acceptance.stderr
     assert found.n_sequences == N

@@ -10,6 +10,7 @@ import clients
 import numpy as np
 import pytest
 from commands import assert_refused
+from reference import statistic
 
 from tokenloss import LossMeter, compare_files, cross_entropy, evaluate, mismatch, sequence_losses, sinks
 from tokenloss._evaluation import pairs
@@ -73,7 +74,7 @@ def test_every_layout_has_the_figures_of_the_arrays(trainer, rollout, folder):
     expected = mismatch(ours, base, segment_ids=np.repeat(np.arange(4), LENGTHS))
     found = only(compare_files(opened(trainer), {"engine": opened(rollout)}))
     for name in ("k1", "k3", "k3_stderr", "mean_ratio_interval", "sequence_ess", "ratio_quantiles", "diagnosis"):
-        assert getattr(found, name) == getattr(expected, name), name
+        assert statistic(found, name) == statistic(expected, name), name
     assert found.sequences["count"].tolist() == LENGTHS
     lines = [1, 2, 3, 4] if "jsonl" in trainer + rollout else None
     assert (found.sequences["line"].tolist() if "line" in found.sequences else None) == lines
@@ -108,7 +109,7 @@ def test_the_plot_is_of_absolute_differences(trainer, rollout, folder):
     pytest.importorskip("matplotlib")
     found = only(compare_files(opened(trainer), opened(rollout), sinks=[sinks.DivergencePlot("a.svg")]))
     text = (folder / "a.svg").read_text("utf-8")
-    mean = f"mean {found.mean_abs_difference:.4g} ± {found.mean_abs_difference_stderr:.2g}"
+    mean = f"mean {found.mean_abs_difference:.4g} ± {found.mean_abs_difference.stderr:.2g}"
     for words in ("Quantiles of the absolute difference", "21 tokens", mean):
         assert f"<!-- {words} -->" in text
 
@@ -218,8 +219,8 @@ def test_scores_beside_log_probabilities_are_compared_by_those_of_their_tokens(f
     found = only(compare_files("scores.npz", open_logprobs("nan.npy")))
     lines = only(compare_files("scores.npz", "lists.jsonl"))
     for name in ("k1", "k3", "k3_stderr", "ess", "count", "n_sequences"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12)
-        assert type(getattr(lines, name)) is type(getattr(expected, name))
+        assert statistic(found, name) == pytest.approx(statistic(expected, name), rel=1e-12)
+        assert type(statistic(lines, name)) is type(statistic(expected, name))
     np.save("scores.npy", np.arange(32.0).reshape(4, 8))
     assert_refused(command("compare", "scores.npy", "base.npz"), "scores.npy: holds no targets")
 
@@ -437,7 +438,7 @@ def test_lines_are_paired_by_custom_id(sampler, answers, rng):
         named_answers("rollout.jsonl", base[:, None], names)
     found, expected = only(compare_files("trainer.jsonl", "rollout.jsonl")), mismatch(ours, base)
     for name in ("k1", "k3", "k3_stderr", "ess_interval", "diagnosis"):
-        assert getattr(found, name) == getattr(expected, name), name
+        assert statistic(found, name) == statistic(expected, name), name
     assert found.sequences["line"].tolist() == [*range(1, 41)]
 
 
@@ -499,7 +500,7 @@ def test_rollouts_of_trainers_are_read_with_their_masks(name, mask, trainer, ans
     path = "trainer.npy" if trainer == "array" else named_lists("trainer.jsonl", ours, [None] * 40)
     found, expected = only(compare_files(opened(path), "rollout.jsonl")), mismatch(ours, base, where=is_token)
     for figure in ("count", "k1", "k3_stderr", "ess_interval", "n_without_number", "diagnosis"):
-        assert getattr(found, figure) == getattr(expected, figure), figure
+        assert statistic(found, figure) == statistic(expected, figure), figure
     clients.save_lines(Path("rollout.jsonl"), *({name: line[name][:1]} for line in lines))
     np.save("trainer.npy", ours[:, 0])
     assert only(compare_files(open_logprobs("trainer.npy"), "rollout.jsonl")).count == 40  # without a mask
@@ -693,7 +694,7 @@ def test_tokens_of_scores_outside_of_sequences(tmp_path, monkeypatch, rng):
     clients.save_lines(tmp_path / "theirs.jsonl", *({"logprobs": row} for row in theirs.reshape(4, 3).tolist()))
     for other in (open_logprobs("theirs.npy"), "theirs.jsonl"):
         found = only(compare_files(source, other))
-        assert found.k3_stderr == mismatch(ours, theirs, segment_ids=np.repeat(np.arange(4), 3)).k3_stderr
+        assert found.k3.stderr == mismatch(ours, theirs, segment_ids=np.repeat(np.arange(4), 3)).k3.stderr
         assert found.n_sequences == 4
     for numbers, words in (
         ([0, 1] * 6, "sequences in pieces"),

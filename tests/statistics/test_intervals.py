@@ -261,7 +261,7 @@ def test_interval_coverage_of_effective_sample_sizes(kind, number, most, rng):
     repetitions, holds, fails = 600, 0, 0
     for _ in range(repetitions):
         d, true = log_ratios(kind, number, rng)
-        low, high = mismatch(d - 9, np.full(d.shape, -9.0)).ess_interval
+        low, high = mismatch(d - 9, np.full(d.shape, -9.0)).ess.interval
         holds, fails = holds + (low > true), fails + (high < true)
     assert holds / repetitions < most
     assert fails / repetitions < 0.045

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _NOT_OF_DRAFTS = "classes", "fits_better_shifted", "by_token_type", "definitions"  # fields that describe divergences
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Comparison(PairedLosses):
     """Result of `compare`: the figures of a model against its base that are published for quantised models.
 
@@ -100,10 +100,10 @@ class Comparison(PairedLosses):
     left_out: float | None
     kl: Float64Array
     base_top_p: Float64Array
-    temperature: float = field(default=1.0, kw_only=True)
-    divergences: dict[str, Estimate] = field(default_factory=dict, kw_only=True)
-    divergence_quantiles: dict[str, dict[float, float]] = field(default_factory=dict, kw_only=True)
-    token_divergences: dict[str, Float64Array] = field(default_factory=dict, kw_only=True)
+    temperature: float = 1.0
+    divergences: dict[str, Estimate] = field(default_factory=dict)
+    divergence_quantiles: dict[str, dict[float, float]] = field(default_factory=dict)
+    token_divergences: dict[str, Float64Array] = field(default_factory=dict)
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:
         """Means over groups of positions, such as types of tokens.

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from tokenloss._comparison.columns import check_normalized, join, logs, pair_columns
+from tokenloss._comparison.compared_tokens import ComparedTokens
 from tokenloss._comparison.draft_tables import BLOCK, drafts_shown
 from tokenloss._comparison.figures import signed_of
 from tokenloss._comparison.paired import nan_last
 from tokenloss._core import _core, jobs
 from tokenloss._core.dtypes import CheckedArray
 from tokenloss._core.errors import raise_error
+from tokenloss._core.estimate import Estimate
 from tokenloss._core.exact import ExactMoments, exp
-from tokenloss._core.result import Result, columns_of, figure, nonzero, rows_of
-from tokenloss._core.signature import signature_of
+from tokenloss._core.result import columns_of, figure, nonzero
 from tokenloss._core.validation import as_scores, check_kinds, check_mask, check_number, without_targets
 from tokenloss._statistics.estimates import Measure
-from tokenloss._statistics.ratio import ExactRatio
-from tokenloss._statistics.sequences import places_of, sequence_numbers, sums_by_segment
+from tokenloss._statistics.ratio import ExactRatio, interval_above_0
+from tokenloss._statistics.sequences import sequence_numbers, sums_by_segment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,33 +37,21 @@ _TEMPERATURES = 1e-6, 1e6  # beyond which decoding is greedy, or all classes are
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class DraftAcceptance(Result):
+class DraftAcceptance(ComparedTokens):
     """Result of `draft_acceptance`, and of `Comparison.acceptance`.
 
-    Each ``*_stderr`` is the standard error of the figure before it, clustered by text; those of a single text take each
-    64 neighbouring positions as independent of the others. It is nan where there are fewer than two texts or blocks.
+    Errors are clustered by text; those of a single text take each 64 neighboring positions as independent of the
+    others. They are nan where there are fewer than two texts or blocks.
 
     Attributes
     ----------
     temperature : float
         The temperature of both models; 0 is greedy decoding.
-    count : int
-        Number of positions.
-    n_sequences : int
-        Number of numbered texts with any position. 0 where positions were not numbered by text, and all are one text,
-        or where all numbers are negative, so that each position is a text of its own.
-    is_clustered : bool
-        Whether standard errors are clustered by text; if not, by blocks of a single text.
-    interval_factor : float
-        Number of standard errors from a mean to each end of its 95 % confidence interval, as of
-        `LossMeter.interval_factor`.
     n_nan : int
         Number of positions whose acceptance is nan.
-    mean_acceptance, mean_acceptance_stderr : float
-        Mean probability that the target accepts a token that the draft samples.
-    mean_acceptance_interval : tuple of float
-        Its 95 % confidence interval, computed for its logit; for greedy decoding, where the mean is a fraction of the
-        positions, by the binomial distribution.
+    mean_acceptance : Estimate
+        Mean probability that the target accepts a token that the draft samples. Its interval is computed for its logit;
+        for greedy decoding, where the mean is a fraction of the positions, by the binomial distribution.
     break_even_ratio : float
         The largest of those of `by_k`: with a cost ratio below it, some k pays. Here and in `best_k`, only those k are
         compared for which texts with nine tenths of the positions are long enough.
@@ -70,7 +59,7 @@ class DraftAcceptance(Result):
         Time of a step of the draft over that of the target, if it was given.
     best_k : int or None
         Number of drafted tokens with the largest speed-up at this cost ratio; None without one, or where all are nan.
-    best_speedup, best_speedup_stderr : float or None
+    best_speedup : Estimate or None
         The speed-up there; below 1, drafting costs more than it gains.
     by_k : dict of 1-D arrays
         Columns of a table that has a row for each number of drafted tokens, 8 in all: "k" (from 1 to 8), "n_starts"
@@ -104,29 +93,18 @@ class DraftAcceptance(Result):
     _why_no_gate = "is for divergences, not for the acceptance of drafts"
     _of_base = ("base", "base_kind", "base_head", "files", "shape", "n_without_next", "n_ignored", "temperature",
                 "cost_ratio", "count", "n_sequences", "is_clustered")  # fmt: skip
+    _errors_in_files: ClassVar = {"mean_acceptance": ("stderr", "interval"), "best_speedup": ("stderr",)}
 
     temperature: float
-    count: int
-    n_sequences: int
-    is_clustered: bool
-    interval_factor: float
     n_nan: int
-    mean_acceptance: float
-    mean_acceptance_stderr: float
-    mean_acceptance_interval: tuple[float, float]
+    mean_acceptance: Estimate
     break_even_ratio: float
     cost_ratio: float | None
     best_k: int | None
-    best_speedup: float | None
-    best_speedup_stderr: float | None
+    best_speedup: Estimate | None
     by_k: dict[str, Array]
     acceptance: Float64Array
     kept: BoolArray
-    sequences: dict[str, Array] | None
-    _segment_ids: IntArray | None = None
-    # what files say of the models, such as their names: more figures, which `==` does not compare
-    _about: dict[str, Any] = field(default_factory=dict, compare=False)
-    _signed: dict[str, Any] = field(default_factory=dict, compare=False)  # fields of the signature
 
     @property
     def _equals_base(self) -> bool:
@@ -138,47 +116,25 @@ class DraftAcceptance(Result):
         """Whether equal values show that models are equal: not with greedy decoding, where they are 0 or 1."""
         return self.temperature > 0
 
-    @property
-    def signature(self) -> str:
-        """How the figures were computed, as far as it is known, in a line that can be published with them."""
-        fields: dict[str, Any] = {"unit": "sequence" if self.is_clustered else "block", "tokens": self.count}
-        fields |= {"sequences": self.n_sequences or None, "temperature": f"{self.temperature:g}"}
-        fields["cost"] = None if self.cost_ratio is None else f"{self.cost_ratio:g}"
-        return signature_of(**fields | self._signed)
+    def _signature_fields(self) -> dict[str, Any]:
+        fields = {"unit": "sequence" if self.is_clustered else "block", "temperature": f"{self.temperature:g}"}
+        cost = None if self.cost_ratio is None else f"{self.cost_ratio:g}"
+        return super()._signature_fields() | fields | {"cost": cost} | self._signed
 
-    def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each position.
-
-        Returns
-        -------
-        dict of 1-D arrays
-            `sequence` and `position` in it, from 0, where positions are numbered by text (-1 outside of any), then
-            `acceptance` and `kept`.
-        """
-        places = {} if self._segment_ids is None else places_of(self._segment_ids)
-        return places | {"acceptance": self.acceptance.reshape(-1), "kept": self.kept.reshape(-1)}
-
-    def _figures(self) -> dict[str, Any]:
-        """All figures; tables are lists of rows."""
-        figures: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            if name.startswith("_") or isinstance(value, np.ndarray) or (name == "sequences" and value is None):
-                continue
-            figures[name] = rows_of(value) if isinstance(value, dict) else value
-        # first for the order of the keys, last since what files say is right
-        return self._about | figures | {"signature": self.signature} | self._about
+    def _statistics(self) -> dict[str, Any]:
+        return {"temperature": self.temperature} | super()._statistics()
 
     def _rows(self) -> list[dict[str, Any]]:
-        """A row for each number of drafted tokens, after the figures of all."""
-        figures = self._figures()
-        return [figures | row for row in figures["by_k"]]
+        """A row for each number of drafted tokens, after the values of all."""
+        values = self._figures()
+        return [values | row for row in values["by_k"]]
 
     def _rank(self) -> tuple[bool, float]:
         """Sort key: the draft that gains most comes first, or without a cost ratio that of the highest acceptance."""
         return nan_last(-self.mean_acceptance if self.best_speedup is None else -self.best_speedup)
 
     def _main(self) -> dict[str, str]:
-        main = {"mean_acceptance": figure(self.mean_acceptance, self.mean_acceptance_stderr, 4)}
+        main = {"mean_acceptance": figure(self.mean_acceptance, self.mean_acceptance.stderr, 4)}
         main |= {"count": str(self.count), **nonzero(n_sequences=self.n_sequences, n_nan=self.n_nan)}
         main["temperature"] = f"{self.temperature:g}"
         return main if self.best_speedup is None else main | {"best_speedup": f"{self.best_speedup:.3g}"}
@@ -372,7 +328,8 @@ def acceptance_of(
     sequences = None if segment_ids is None else _sequence_table(texts)
     longest = np.zeros(int(texts.text.max(initial=-1)) + 1, np.int64)
     np.maximum.at(longest, texts.text, texts.left)
-    table = columns_of([_row(k, texts, groups, mean, cost_ratio, longest) for k in range(1, _MAX_K + 1)])
+    rows = [_row(k, texts, groups, mean, cost_ratio, longest) for k in range(1, _MAX_K + 1)]
+    table, unit = columns_of([row for row, _ in rows]), "sequences" if is_clustered else "blocks"
     # figures of long texts alone are not held against those of all
     is_fair = np.array([np.count_nonzero(longest[texts.text] >= k) >= _FAIR * groups.size for k in table["k"]])
     ratios = table["break_even_ratio"]
@@ -380,12 +337,10 @@ def acceptance_of(
     return DraftAcceptance(
         temperature=temperature, count=groups.size, n_sequences=0 if sequences is None else sequences["count"].size,
         is_clustered=is_clustered, interval_factor=by_text.factor(), n_nan=int(np.isnan(texts.acceptance).sum()),
-        mean_acceptance=mean, mean_acceptance_stderr=by_text.stderr,
-        mean_acceptance_interval=_interval(mean, by_text, groups.size, is_share=temperature == 0),
+        mean_acceptance=_acceptance_estimate(mean, by_text, groups.size, unit, is_share=temperature == 0),
         break_even_ratio=float(ratios[_best(ratios, is_fair)]), cost_ratio=cost_ratio,
         best_k=None if best is None else int(table["k"][best]),
-        best_speedup=None if best is None else float(table["speedup"][best]),
-        best_speedup_stderr=None if best is None else float(table["speedup_stderr"][best]),
+        best_speedup=None if best is None else _speedup_estimate(*rows[best], unit),
         by_k=table, acceptance=acceptance.reshape(batch), kept=kept.reshape(batch), sequences=sequences,
         _segment_ids=segment_ids, **others,
     )  # fmt: skip
@@ -410,18 +365,24 @@ def _ratio(numerators: Float64Array, denominators: Float64Array, groups: IntArra
     return ExactRatio.of(*(sums_by_segment(values, None, groups).nll for values in (numerators, denominators)))
 
 
-def _interval(mean: float, by_text: ExactRatio, count: int, *, is_share: bool) -> tuple[float, float]:
-    """The 95 % interval of the mean acceptance, as a fraction for greedy decoding, else by its logit."""
+def _acceptance_estimate(mean: float, by_text: ExactRatio, count: int, unit: str, *, is_share: bool) -> Estimate:
+    """The mean acceptance, with the interval of a fraction for greedy decoding, else that of its logit."""
+    if is_share and by_text.count > 1:
+        return Measure(mean, by_text, unit, "share", count).estimate()
+    ends = mean, mean
     if by_text.count < 2 or math.isnan(mean):
-        return math.nan, math.nan
-    if is_share:
-        estimate = Measure(mean, by_text, "", "share", count).reach()
-        return estimate.low, estimate.high
-    if not 0 < mean < 1 or not by_text.stderr:
-        return mean, mean
-    odds, reach = mean / (1 - mean), by_text.factor() * by_text.stderr / (mean * (1 - mean))
-    low, high = (odds * exp(sign * reach) for sign in (-1, 1))
-    return low / (1 + low), 1 / (1 + 1 / high)
+        ends = math.nan, math.nan
+    elif 0 < mean < 1 and by_text.stderr:
+        odds, reach = mean / (1 - mean), by_text.factor() * by_text.stderr / (mean * (1 - mean))
+        low, high = (odds * exp(sign * reach) for sign in (-1, 1))
+        ends = low / (1 + low), 1 / (1 + 1 / high)
+    return Estimate(mean, (by_text.stderr, ends, unit))
+
+
+def _speedup_estimate(row: dict[str, Any], calls: ExactRatio, unit: str) -> Estimate:
+    """The speed-up of calls."""
+    value, stderr = row["speedup"], row["speedup_stderr"]
+    return Estimate(value, (stderr, interval_above_0(value, stderr, calls.factor()), unit))
 
 
 def _sequence_table(texts: _Texts) -> dict[str, Array]:
@@ -432,8 +393,8 @@ def _sequence_table(texts: _Texts) -> dict[str, Array]:
 
 def _row(
     k: int, texts: _Texts, groups: IntArray, mean: float, cost_ratio: float | None, longest: IntArray
-) -> dict[str, Any]:
-    """The figures of calls for each of which k tokens are drafted."""
+) -> tuple[dict[str, Any], ExactRatio]:
+    """Statistics of calls for each of which k tokens are drafted, and the ratio of their tokens to the calls."""
     accepted, tokens, independent = np.ones(groups.size), np.ones(groups.size), 1.0
     beyond = np.append(texts.acceptance, np.ones(k))
     for ahead in range(k):
@@ -453,9 +414,9 @@ def _row(
         "break_even_ratio": (calls.ratio - 1) / k,
     }
     if cost_ratio is None:
-        return row
+        return row, calls
     cost = k * cost_ratio + 1
-    return row | {"speedup": calls.ratio / cost, "speedup_stderr": calls.stderr / cost}
+    return row | {"speedup": calls.ratio / cost, "speedup_stderr": calls.stderr / cost}, calls
 
 
 def _probability_of_calls(k: int, texts: _Texts, accepted: Float64Array) -> Float64Array:

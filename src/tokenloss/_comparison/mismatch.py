@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._comparison.compared_tokens import ComparedTokens
 from tokenloss._comparison.mismatch_causes import SURE, causes
 from tokenloss._comparison.mismatch_tables import mismatch_shown
 from tokenloss._comparison.paired import Mean, included, nan_last, quantiles, same_file_note
 from tokenloss._core.dtypes import as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
+from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import exp
-from tokenloss._core.result import figure, rows_of
-from tokenloss._core.signature import signature_of
+from tokenloss._core.result import figure
 from tokenloss._core.validation import check_log_probs, check_mask, check_number
 from tokenloss._statistics.distributions import TAIL
-from tokenloss._statistics.estimates import Measure, Reach, needed_count
+from tokenloss._statistics.estimates import Measure, Method, Reach, needed_count
 from tokenloss._statistics.gates import CANNOT_TELL, HOLDS, GatedResult, independent_note, verdict_on
 from tokenloss._statistics.ratio import interval_above_0
-from tokenloss._statistics.sequences import check_segment_ids, places_of
+from tokenloss._statistics.sequences import check_segment_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,20 +63,12 @@ def token_figures(
     figures: dict[str, Any] = {}
     means = {name: Mean(array, ids) for name, array in values.items()}
     for name, mean in means.items():
-        radius = mean.factor() * mean.stderr
-        ends = mean.mean - radius, mean.mean + radius
-        if name == "outside":
-            ends = Measure(mean.mean, mean._independent, "", "share", difference.size).reach()[1:3]
-        elif name != "k1":
-            ends = Measure(mean.mean, mean._independent).reach()[1:3]
-        figures |= {name: mean.mean, f"{name}_stderr": mean.stderr, f"{name}_interval": ends}
-    value, stderr, _, factor = _mean_of_exp(difference, ids)
-    figures |= {"mean_ratio": value, "mean_ratio_stderr": stderr}
-    figures["mean_ratio_interval"] = interval_above_0(value, stderr, factor)
+        figures[name] = mean.measure(_METHODS.get(name, "mean")).estimate()
+    figures["mean_ratio"], _ = _mean_of_exp(difference, ids)
     k3 = np.sort(values["k3"])
     total, top = float(k3.sum()), float(k3[k3.size - -(-k3.size // 100) :].sum())
     figures["top_k3_share"] = top / total if 0 < total < math.inf else math.nan
-    return figures | _effective_figures("ess", difference, ids), means["k1"]
+    return figures | {"ess": _effective_share(difference, ids)}, means["k1"]
 
 
 def sequence_table(difference: Float64Array, ids: IntArray) -> dict[str, Array]:
@@ -87,23 +80,30 @@ def sequence_table(difference: Float64Array, ids: IntArray) -> dict[str, Array]:
 
 
 def sequence_figures(log_ratios: Float64Array, counts: Array) -> dict[str, Any]:
-    """Figures of sequences, which are independent; nan without any."""
-    value, stderr, log, _ = _mean_of_exp(log_ratios, None)
-    figures: dict[str, Any] = {"mean_sequence_ratio": value, "mean_sequence_ratio_stderr": stderr}
-    figures["log_mean_sequence_ratio"] = log
-    value, stderr, *_ = _mean_of_exp(log_ratios / counts, None)
-    figures |= {"mean_geometric_ratio": value, "mean_geometric_ratio_stderr": stderr}
-    return figures | _effective_figures("sequence_ess", log_ratios, None)
+    """Statistics of sequences, which are independent; nan without any."""
+    ratio, log = _mean_of_exp(log_ratios, None, "sequences")
+    geometric_ratio, _ = _mean_of_exp(log_ratios / counts, None, "sequences")
+    return {
+        "mean_sequence_ratio": ratio,
+        "log_mean_sequence_ratio": log,
+        "mean_geometric_ratio": geometric_ratio,
+        "sequence_ess": _effective_share(log_ratios, None, "sequences"),
+    }
 
 
-def _mean_of_exp(logs: Float64Array, ids: IntArray | None) -> tuple[float, float, float, float]:
-    """The mean of exponentials, its error, its logarithm, and how many errors its interval reaches."""
+def _mean_of_exp(logs: Float64Array, ids: IntArray | None, unit: str = "tokens") -> tuple[Estimate, float]:
+    """The mean of exponentials, and its logarithm."""
     top = float(logs.max(initial=0.0))
     shift = top if _LARGEST < top < math.inf else 0.0  # else they are as exact as their sum
-    mean = Mean(np.exp(logs - shift), ids)
-    log = (math.log(mean.mean) if mean.mean else -math.inf) + shift
-    factor = exp(shift)
-    return mean.mean * factor, mean.stderr * factor, log, mean.factor()
+    mean, factor = Mean(np.exp(logs - shift), ids), exp(shift)
+    measure, value = mean.measure(), mean.mean * factor
+
+    def errors() -> Errors:
+        stderr = measure.stderr * factor
+        ends = interval_above_0(value, stderr, measure.independent.factor())
+        return Errors(stderr, ends, measure.unit if mean.is_clustered else unit)
+
+    return Estimate(value, errors), (math.log(mean.mean) if mean.mean else -math.inf) + shift
 
 
 def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tail: float) -> tuple[Reach, Mean]:
@@ -152,63 +152,57 @@ def _pseudo_values(
     return values
 
 
-def _effective_figures(name: str, logs: Float64Array, ids: IntArray | None) -> dict[str, Any]:
-    """The effective sample size as a fraction, its error and its interval."""
-    estimate, mean = effective(logs, ids, None, TAIL)
-    interval, stderr = (estimate.low, estimate.high), estimate.value**2 * mean.stderr
-    return {name: estimate.value, f"{name}_stderr": stderr, f"{name}_interval": interval}
+def _effective_share(logs: Float64Array, ids: IntArray | None, unit: str = "tokens") -> Estimate:
+    """The effective sample size as a fraction."""
+    reach, mean = effective(logs, ids, None, TAIL)
+    unit = mean.measure().unit if mean.is_clustered else unit
+    return Estimate(reach.value, (reach.value**2 * mean.stderr, (reach.low, reach.high), unit))
 
 
+_METHODS: dict[str, Method] = {"k1": "signed", "outside": "share"}  # of other means "mean"
 EPSILON = 0.2  # by which PPO lets ratios differ from 1
 _QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Mismatch(GatedResult):
+class Mismatch(ComparedTokens, GatedResult):
     """Result of `mismatch`: how far a trainer's log-probabilities are from those of the engine that sampled.
 
-    With d = logprobs - base_logprobs of a token, the importance ratio is r = exp(d). Each ``*_stderr`` is the standard
-    error of the figure before it, clustered by sequence if there are at least two, nan for fewer than two tokens. Each
-    ``*_interval`` holds both ends of its 95 % confidence interval, as `Comparison.check` has them: that of a divergence
-    and of the mean ratio is one of its logarithm, that of a fraction is binomial, and that of an effective sample size
-    is by the jackknife.
+    With d = logprobs - base_logprobs of a token, the importance ratio is r = exp(d). Errors are clustered by sequence
+    if there are at least two, and nan for fewer than two tokens. Intervals are those of `Comparison.check`: that of a
+    divergence and of a mean ratio is one of its logarithm, that of a fraction is binomial, and that of an effective
+    sample size is by the jackknife.
 
     Attributes
     ----------
-    count : int
-        Number of tokens that are compared.
-    n_sequences : int
-        Number of sequences with any such token; 0 without sequences.
-    is_clustered : bool
-        Whether standard errors are clustered by sequence.
-    interval_factor : float
-        Number of standard errors from `k1` to each end of its interval.
     epsilon : float
         Half the width of the range of ratios that `outside` is about.
     n_without_number : int
         Number of tokens that neither side has a number of, and that are left out: padding.
     n_nan, n_infinite : int
         Number of compared tokens whose d is nan, since one side is, or infinite. They make the means nan or infinite.
-    k1, k1_stderr, k1_interval, k2, k2_stderr, k2_interval, k3, k3_stderr, k3_interval : float, tuple of float
+    k1, k2, k3 : Estimate
         Means of -d, of d**2 / 2 and of exp(d) - 1 - d, in nats: estimates of the KL divergence of the trainer's
         distribution from the sampler's.
     top_k3_share : float
         Part of the sum of k3 that the 1 % of the tokens with the largest hold; nan where the sum is 0 or not finite.
-    mean_abs_difference, mean_abs_difference_stderr, mean_abs_difference_interval : float, tuple of float
+    mean_abs_difference : Estimate
         Mean of abs(d).
-    mean_ratio, mean_ratio_stderr, mean_ratio_interval : float, tuple of float
+    mean_ratio : Estimate
         Mean of r, which is 1, but for chance, where tokens were drawn by the sampler's probabilities and both are over
         the same classes.
-    outside, outside_stderr, outside_interval : float, tuple of float
+    outside : Estimate
         Fraction of the tokens with r outside [1 - epsilon, 1 + epsilon].
-    ess, ess_stderr, ess_interval : float, tuple of float
+    ess : Estimate
         Effective sample size of the tokens, weighted by r, as a fraction of their number.
-    mean_sequence_ratio, mean_sequence_ratio_stderr, log_mean_sequence_ratio : float
-        Mean over the sequences of the product of their tokens' ratios, inf where that is beyond a float, and its
-        logarithm. These figures of sequences, and the next ones, are nan without sequences.
-    mean_geometric_ratio, mean_geometric_ratio_stderr : float
+    mean_sequence_ratio : Estimate
+        Mean over the sequences of the product of their tokens' ratios, inf where that is beyond a float. This and the
+        next three are nan without sequences.
+    log_mean_sequence_ratio : float
+        Its logarithm.
+    mean_geometric_ratio : Estimate
         Mean over the sequences of the geometric mean of their tokens' ratios.
-    sequence_ess, sequence_ess_stderr, sequence_ess_interval : float, tuple of float
+    sequence_ess : Estimate
         Effective sample size of the sequences, weighted by the products, as a fraction of their number.
     difference_quantiles, ratio_quantiles : dict
         Quantiles of d and of r by fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.75, 0.5 (the
@@ -239,48 +233,29 @@ class Mismatch(GatedResult):
 
     GATES = ("max_k3", "min_ess")
     _why_no_gate = "does not apply to log-probabilities of tokens"
-    _of_base = ()
+    _errors_in_files = dict.fromkeys(
+        ("k1", "k2", "k3", "mean_abs_difference", "mean_ratio", "outside", "ess", "sequence_ess"),
+        ("stderr", "interval"),
+    )
     _divergence = "abs_difference"
     _quantity = "absolute difference"  # what `_kl` has
 
-    count: int
-    n_sequences: int
-    is_clustered: bool
-    interval_factor: float
     epsilon: float
     n_without_number: int
     n_nan: int
     n_infinite: int
-    k1: float
-    k1_stderr: float
-    k1_interval: tuple[float, float]
-    k2: float
-    k2_stderr: float
-    k2_interval: tuple[float, float]
-    k3: float
-    k3_stderr: float
-    k3_interval: tuple[float, float]
+    k1: Estimate
+    k2: Estimate
+    k3: Estimate
     top_k3_share: float
-    mean_abs_difference: float
-    mean_abs_difference_stderr: float
-    mean_abs_difference_interval: tuple[float, float]
-    mean_ratio: float
-    mean_ratio_stderr: float
-    mean_ratio_interval: tuple[float, float]
-    outside: float
-    outside_stderr: float
-    outside_interval: tuple[float, float]
-    ess: float
-    ess_stderr: float
-    ess_interval: tuple[float, float]
-    mean_sequence_ratio: float
-    mean_sequence_ratio_stderr: float
+    mean_abs_difference: Estimate
+    mean_ratio: Estimate
+    outside: Estimate
+    ess: Estimate
+    mean_sequence_ratio: Estimate
     log_mean_sequence_ratio: float
-    mean_geometric_ratio: float
-    mean_geometric_ratio_stderr: float
-    sequence_ess: float
-    sequence_ess_stderr: float
-    sequence_ess_interval: tuple[float, float]
+    mean_geometric_ratio: Estimate
+    sequence_ess: Estimate
     difference_quantiles: dict[float, float]
     ratio_quantiles: dict[float, float]
     diagnosis: list[str]
@@ -291,31 +266,9 @@ class Mismatch(GatedResult):
     difference: Float64Array
     ratio: Float64Array
     kept: BoolArray
-    sequences: dict[str, Array] | None
-    _segment_ids: IntArray | None = None  # of all tokens, those of rows, too; None without sequences
-    _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
 
-    @property
-    def signature(self) -> str:
-        """How the figures were computed, in a line that can be published with them."""
-        unit = "sequence" if self.is_clustered else "token"
-        part = self._about.get("part")
-        return signature_of(
-            unit=unit, tokens=self.count, sequences=self.n_sequences or None, kind="logprobs", part=part
-        )
-
-    def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each token.
-
-        Returns
-        -------
-        dict of 1-D arrays
-            By name, as the attributes. First come `sequence` and `position`, as of `Comparison.columns`: the number of
-            the sequence that was given, or of the row along the last axis, and the place in it, from 0.
-        """
-        places = {} if self._segment_ids is None else places_of(self._segment_ids)
-        names = "logprobs", "base_logprobs", "difference", "ratio", "kept"
-        return places | {name: getattr(self, name).reshape(-1) for name in names}
+    def _signature_fields(self) -> dict[str, Any]:
+        return super()._signature_fields() | {"kind": "logprobs", "part": self._about.get("part")}
 
     def _verdict(self, limit: Limit, tail: float) -> Verdict:
         index, ids = included(self.kept.reshape(-1), self._segment_ids)
@@ -329,9 +282,9 @@ class Mismatch(GatedResult):
         notes, void = independent_note(measure, tail), same_file_note(self._about) or self.void
         bias = abs(self.mean_ratio - 1)  # of k3, compared with k1
         is_biased = limit.gate == "max_k3" and bias > 0.1 * limit.value
-        is_biased = is_biased and bias > measure.independent.factor(SURE) * self.mean_ratio_stderr
+        is_biased = is_biased and bias > measure.independent.factor(SURE) * self.mean_ratio.stderr
         if is_biased:
-            ratio = figure(self.mean_ratio, self.mean_ratio_stderr, 4)
+            ratio = figure(self.mean_ratio, self.mean_ratio.stderr, 4)
             words = f"k3 is k1 + mean ratio - 1, and the mean ratio is {ratio}, not 1: "
             if self.mean_ratio < 1:
                 notes.append(f"{words}read k1, {self.k1:.4g}")
@@ -355,26 +308,11 @@ class Mismatch(GatedResult):
         """Sort key: the divergence."""
         return nan_last(self.k3)
 
-    def _rows(self) -> list[dict[str, Any]]:
-        """The figures, as the one row of a table."""
-        return [self._figures()]
-
-    def _figures(self) -> dict[str, Any]:
-        """All figures; quantiles are by fraction, as text."""
-        figures: dict[str, Any] = {
-            name: {f"{fraction:g}": one for fraction, one in value.items()} if name.endswith("_quantiles") else value
-            for name, value in vars(self).items()
-            if name[0] != "_" and name != "sequences" and not isinstance(value, np.ndarray)
-        }
-        if self.sequences is not None:
-            figures["sequences"] = rows_of(self.sequences)
-        return self._about | figures | {"signature": self.signature}
-
     def _main(self) -> dict[str, str]:
-        main = {"k3": figure(self.k3, self.k3_stderr, 4), "count": str(self.count)}
+        main = {"k3": figure(self.k3, self.k3.stderr, 4), "count": str(self.count)}
         main |= {"n_sequences": str(self.n_sequences)} if self.sequences is not None else {}
         return main | {
-            "mean_ratio": figure(self.mean_ratio, self.mean_ratio_stderr), "ess": figure(self.ess, digits=4)
+            "mean_ratio": figure(self.mean_ratio, self.mean_ratio.stderr), "ess": figure(self.ess, digits=4)
         }  # fmt: skip
 
     def _shown(self) -> Shown:

@@ -86,7 +86,7 @@ def _diagnosis(found: Any) -> Table:
     title = "Diagnosis: the numbers above cannot be trusted" if found.void else "Diagnosis"
     if found.diagnosis:
         return Table([(sentence,) for sentence in found.diagnosis], title=title)
-    low, high = found.mean_ratio_interval
+    low, high = found.mean_ratio.interval
     if found.count < LEAST_FITTED or math.isnan(low):
         words = f"too few tokens to tell: {found.count:,}, and {LEAST_FITTED} are needed"
     elif low <= 1 <= high:
@@ -102,7 +102,6 @@ def _values(found: Any) -> dict[str, Any]:
     values: dict[str, Any] = {"least": 1 - found.epsilon, "most": 1 + found.epsilon}
     if math.isinf(found.mean_sequence_ratio) and math.isfinite(found.log_mean_sequence_ratio):
         values["mean_sequence_ratio"] = f"exp({found.log_mean_sequence_ratio:.6g})"
-        values["mean_sequence_ratio_stderr"] = None
     return values
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tokenloss._comparison.compared_tokens import ComparedTokens
 from tokenloss._core.advice import void_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.files import identity
-from tokenloss._core.result import in_files, places_in, rows_of
-from tokenloss._core.signature import signature_of
 from tokenloss._statistics.distributions import TAIL, quantile_ranks, student_quantile
 from tokenloss._statistics.estimates import Measure, Method, Reach, needed_count
 from tokenloss._statistics.gates import GatedResult, independent_note, verdict_on
 from tokenloss._statistics.ratio import ExactRatio
-from tokenloss._statistics.sequences import places_of, sums_by_segment
+from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,29 +39,20 @@ _METHODS: dict[str, Method] = {
 _PARTS = 1_000_000  # fractions of quantiles are multiples of one of these parts of 1
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class PairedLosses(GatedResult):
-    """Figures that every comparison of two models' losses has. The docstrings of its subclasses get its attributes.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PairedLosses(ComparedTokens, GatedResult):
+    """Statistics that every comparison of two models' losses has.
 
     Attributes
     ----------
-    count : int
-        Number of tokens that are compared.
-    n_sequences : int
-        Number of sequences with any such token; 0 without sequences.
-    is_clustered : bool
-        Whether standard errors are clustered by sequence: not without sequences, and not of a single one.
-    interval_factor : float
-        Number of standard errors from a mean to each end of its 95 % confidence interval, as of
-        `LossMeter.interval_factor`: the interval of `perplexity_ratio` is ``exp(log_perplexity_ratio ±
-        interval_factor * log_perplexity_ratio.stderr)``.
     perplexity, base_perplexity : Estimate
         exp of the mean loss, of the model and of its base.
     correlation : float
         Correlation of the two models' losses; nan where one of them is the same for all tokens.
     log_perplexity_ratio, perplexity_ratio, perplexity_difference : Estimate
         ``log(perplexity / base_perplexity)``, ``perplexity / base_perplexity`` and ``perplexity - base_perplexity``.
-        Their errors come from the paired differences of the tokens' losses.
+        Their errors come from the paired differences of the tokens' losses: the interval of `perplexity_ratio` is
+        ``exp(log_perplexity_ratio ± interval_factor * log_perplexity_ratio.stderr)``.
     mean_delta_p, rms_delta_p : Estimate
         Mean and root mean square of the change of the tokens' probabilities.
     delta_p_quantiles : dict
@@ -82,15 +72,11 @@ class PairedLosses(GatedResult):
 
     GATES = tuple(_METHODS)
     _why_no_gate = "does not apply to scores of all classes or to responses"
-    _of_base: ClassVar[tuple[str, ...]] = ("base",)  # figures that are the same for all candidates of one base
+    _of_base: ClassVar[tuple[str, ...]] = ("base",)
     _divergence: ClassVar[str] = "kl"  # the array that has it
     _quantity: ClassVar[str] = "KL divergence"
     _unit: ClassVar[str] = "sequences"  # what errors take as independent
 
-    count: int
-    n_sequences: int
-    is_clustered: bool
-    interval_factor: float
     perplexity: Estimate
     base_perplexity: Estimate
     correlation: float
@@ -106,27 +92,6 @@ class PairedLosses(GatedResult):
     delta_p: Float64Array
     is_same_top: BoolArray
     kept: BoolArray
-    sequences: dict[str, Array] | None
-    _segment_ids: IntArray | None = field(default=None, kw_only=True)  # of all positions
-    # what files say of the comparison, such as their names: more figures, which `==` does not compare
-    _about: dict[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
-    _signed: dict[str, Any] = field(default_factory=dict, compare=False, kw_only=True)  # fields of the signature
-
-    def __init_subclass__(cls) -> None:
-        """Put the attributes of this class into the docstring of a subclass, before its own."""
-        line = "-" * len("Attributes") + "\n"
-        shared = (PairedLosses.__doc__ or "").partition(line)[2].rstrip()
-        cls.__doc__ = (cls.__doc__ or "").replace(line, f"{line}{shared}\n", 1)
-
-    @property
-    def signature(self) -> str:
-        """How the figures were computed, as far as it is known, in a line that can be published with them."""
-        return signature_of(**self._signature_fields())
-
-    def _signature_fields(self) -> dict[str, Any]:
-        """Fields of its signature."""
-        unit = "sequence" if self.is_clustered else "token"
-        return {"unit": unit, "tokens": self.count, "sequences": self.n_sequences or None} | self._signed
 
     @property
     def _kl(self) -> Float64Array:
@@ -158,21 +123,9 @@ class PairedLosses(GatedResult):
         """Sort key: the mean divergence."""
         return nan_last(vars(self)[f"mean_{self._divergence}"])
 
-    def _rows(self) -> list[dict[str, Any]]:
-        """The figures, as the one row of a table."""
-        return [self._figures()]
-
-    def _statistics(self) -> dict[str, Any]:
-        """Statistics, quantiles and texts by name."""
-        values = {name: value for name, value in vars(self).items() if name[0] != "_" and name != "sequences"}
-        return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
-
-    def _figures(self) -> dict[str, Any]:
-        """All statistics, by their names in files."""
-        figures = in_files(self._statistics())
-        if self.sequences is not None and self.n_sequences:
-            figures["sequences"] = rows_of(self.sequences)
-        return self._about | figures | {"signature": self.signature} | self._about
+    @property
+    def _has_sequences(self) -> bool:
+        return self.n_sequences > 0 and super()._has_sequences
 
     def _verdict(self, limit: Limit, tail: float) -> Verdict:
         gate = limit.gate
@@ -201,25 +154,6 @@ class PairedLosses(GatedResult):
             limit, reach, measure, notes=notes, is_lower_bound=is_lower_bound, void=self._void(gate)
         )  # fmt: skip
         return verdict._replace(interval=(math.nan, math.nan)) if is_equal else verdict
-
-    def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each token.
-
-        Returns
-        -------
-        dict of 1-D arrays
-            By name, as the attributes. First come `sequence` and `position`, where sequences were given: the number of
-            the sequence, and the place in it, from 0; -1 outside of any. Else, if the batch has several axes, they are
-            the index along its first axis, and the place in the others in C order.
-        """
-        ids = self._segment_ids
-        places = places_in(self.kept.shape) if ids is None else places_of(ids)
-        return places | {name: array.reshape(-1) for name, array in self._arrays().items()}
-
-    def _arrays(self) -> dict[str, Array]:
-        """The arrays that have an element for each token, by name."""
-        values = {name: value for name, value in vars(self).items() if name[0] != "_"}
-        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
 def same_file_note(about: Mapping[str, Any]) -> str:

@@ -337,7 +337,7 @@ TOKEN_COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ResponseComparison(PairedLosses):
     """Result of `compare_files` of responses: the figures of a model against its base that these allow for.
 

@@ -72,6 +72,11 @@ class Estimate(float):
         estimate._errors = errors
         return estimate
 
+    if TYPE_CHECKING:  # which lets type checkers accept ``estimate == 1``
+
+        def __eq__(self, other: object) -> bool: ...
+        def __hash__(self) -> int: ...
+
     def _known_errors(self) -> HasErrors:
         """What has the errors."""
         errors: Any = self._errors

@@ -190,6 +190,8 @@ def in_files(statistics: Mapping[str, Any], errors: Mapping[str, Sequence[str]] 
             values[name] = {f"{at:g}": float(one) for at, one in value.items()}
             values |= {f"{name.removesuffix('s')}_intervals": intervals} if intervals else {}
             continue
+        if isinstance(value, dict) and all(isinstance(column, np.ndarray) for column in value.values()):
+            value = rows_of(value)
         values[name] = float(value) if is_estimate else value
         for error in (errors or {}).get(name, ("stderr",) * is_estimate):
             key = error if name == "loss" else f"{name}_{error}"
