@@ -83,15 +83,10 @@ class ComparedLists(NamedTuple):
     """Result of a pair: columns of its tokens, and the origins of its sequences."""
 
     columns: Columns
-    origins: Columns
+    origins: list[Any]  # the number, both lines and the name of each sequence
     words: list[str]  # how the numbers of both are rounded
     n_skipped: int
     part: str
-
-    @property
-    def n_tokens(self) -> int:
-        """The number of tokens."""
-        return int(np.count_nonzero(self.columns["kept"]))
 
 
 def compare_lists(
@@ -102,8 +97,7 @@ def compare_lists(
     results = run.map(_compare_lists, _units(base, models), schema, are_candidates=True)
     found: Comparisons[ResponseComparison] = Comparisons()
     for about, result in zip(abouts, results, strict=True):
-        rows = zip(*(result.origins[name].tolist() for name in ("number", "base_line", "line", "name")), strict=True)
-        origins = {number: (base_line, line, name) for number, base_line, line, name in rows}
+        origins = {number: (base_line, line, name) for number, base_line, line, name in result.origins}
         found[about["name"]] = response_comparison_of(
             result.columns, origins, part=result.part, base_rounding=result.words[0],
             rounding=result.words[1], n_skipped=result.n_skipped, _about=about,
@@ -136,11 +130,8 @@ def _compare_lists(unit: FilesUnit, work: Work) -> ComparedLists:
         own = {name: columns[name] for name in TOKEN_COLUMNS if name not in shared}
         work.emit(Block(shared, {unit.name: own}, _tops(seen, unit.name, work.top_k)))
     work.advance(unit.n_bytes)
-    lines, names = np.array([one[:2] for one in origins.values()], np.int64).reshape(-1, 2), np.empty(len(origins), "O")
-    names[:] = [one[2] for one in origins.values()]
-    table = {"number": np.array([*origins], np.int64), "base_line": lines[:, 0], "line": lines[:, 1], "name": names}
     part = next(file.part for file in files if file is not None)
-    return ComparedLists(columns, table, words, pairs.skipped, part)
+    return ComparedLists(columns, [(number, *one) for number, one in origins.items()], words, pairs.skipped, part)
 
 
 def _tops(every: Iterable[Pair], name: str, top_k: int) -> dict[str, Columns]:
@@ -170,11 +161,6 @@ class ComparedLosses(NamedTuple):
     lines: Array | None = None  # of each sequence
     ids: Array | None = None
     texts: Array | None = None
-
-    @property
-    def n_tokens(self) -> int:
-        """The number of tokens."""
-        return int(np.count_nonzero(self.mask))
 
     def mismatch(self, about: dict[str, Any]) -> Mismatch:
         """The public result of the pair."""
