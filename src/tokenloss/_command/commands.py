@@ -17,7 +17,7 @@ from tokenloss._core.arguments import is_given
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager, named, raise_error
 from tokenloss._core.files import WriteError
-from tokenloss._core.result import Shown, Table, columns_of, shown_of
+from tokenloss._core.result import Shown, Table, columns_of, figures_of, shown_of
 from tokenloss._core.signature import differing_fields
 from tokenloss._core.text import as_strict_json, printable, title
 from tokenloss._evaluation.compare_files import compare_files, hints_of
@@ -29,7 +29,7 @@ from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
 from tokenloss._output.terminal import print_as
-from tokenloss._statistics.gates import CANNOT_TELL, FAILS, HOLDS, checked_limits
+from tokenloss._statistics import gates as gate_tools
 from tokenloss.formats.content import OF_SCORES
 from tokenloss.formats.samples import Samples
 from tokenloss.formats.sources import require
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array
     from tokenloss.formats.sources import Source
 
-_STATUSES = {HOLDS: 0, FAILS: 3, CANNOT_TELL: 4}  # by the verdict of all gates
+_STATUSES = {gate_tools.HOLDS: 0, gate_tools.FAILS: 3, gate_tools.CANNOT_TELL: 4}  # by the verdict of all gates
 _GATES = "max_", "min_"  # how their names begin
 _OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
 _OF_SCORE = ("shift", "n_bytes", "n_words", "text", "words", "top", "state", "scheduler", "workers")
@@ -217,7 +217,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
         found = compare_texts(a, b, names=names, sinks=sinks, **_given(args, ("text", "shift", "workers")))
     for warning in told:
         _print_warning(str(warning.message))
-    print_as(args.format, lambda: shown_of(found), found.to_dict, lambda: columns_of([found._figures()]))
+    print_as(args.format, lambda: shown_of(found), found.to_dict, lambda: columns_of([figures_of(found)]))
     return 0
 
 
@@ -235,7 +235,7 @@ def _gates(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError("--max-kl-quantile is given twice for the same fraction")
         gates["max_kl_quantile"] = limits
     with _input_errors():
-        checked_limits(gates, gates)
+        gate_tools.checked_limits(gates, gates)
     return gates | ({} if args.confidence is None else {"confidence": args.confidence})
 
 
@@ -252,10 +252,10 @@ def _print(
 
     def shown() -> Shown:
         tables: Shown = shown_of(whole)
-        return tables._replace(tables=[*tables.tables, verdicts._table()])
+        return tables._replace(tables=[*tables.tables, gate_tools.gate_table(verdicts)])
 
     def figures() -> Any:
-        of_each: dict[str, Any] = as_strict_json({name: verdicts._of(name) for name in found})
+        of_each: dict[str, Any] = as_strict_json({name: gate_tools.gates_in_json(verdicts, name) for name in found})
         every = whole.to_dict()
         if not is_named:
             return every | next(iter(of_each.values()))
@@ -266,7 +266,7 @@ def _print(
 
     def columns() -> dict[str, Array]:
         rows = found.columns()
-        return rows | verdicts._columns_of(rows["name"].tolist())
+        return rows | gate_tools.gate_columns(verdicts, rows["name"].tolist())
 
     print_as(args.format, shown, figures, columns)
     return _STATUSES[verdicts.verdict]

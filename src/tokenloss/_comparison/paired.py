@@ -39,6 +39,12 @@ _METHODS: dict[str, Method] = {
 _PARTS = 1_000_000  # fractions of quantiles are multiples of one of these parts of 1
 
 
+def why_void(comparison: Any, gate: str) -> str:
+    """Why the metric of a gate means nothing; "" if it means something."""
+    figures = comparison._about | comparison._signed | {"n_sentinels": getattr(comparison, "n_sentinels", 0)}
+    return same_file_note(comparison._about) or void_of(figures, gate)
+
+
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class PairedLosses(ComparedTokens, GatedResult):
     """Statistics that every comparison of two models' losses has.
@@ -99,11 +105,6 @@ class PairedLosses(ComparedTokens, GatedResult):
         array: Float64Array = vars(self)[self._divergence]
         return array
 
-    def _void(self, gate: str) -> str:
-        """Why the metric of a gate means nothing; "" if it means something."""
-        figures = self._about | self._signed | {"n_sentinels": getattr(self, "n_sentinels", 0)}
-        return same_file_note(self._about) or void_of(figures, gate)
-
     @property
     def _equals_base(self) -> bool:
         """Whether the model has the base's loss at every token, and no divergence from it."""
@@ -151,7 +152,7 @@ class PairedLosses(ComparedTokens, GatedResult):
         if is_equal:  # other texts would change nothing
             reach, notes = Reach(*[reach.value] * 3), ["identical to the base at every token"]
         verdict = verdict_on(
-            limit, reach, measure, notes=notes, is_lower_bound=is_lower_bound, void=self._void(gate)
+            limit, reach, measure, notes=notes, is_lower_bound=is_lower_bound, void=why_void(self, gate)
         )  # fmt: skip
         return verdict._replace(interval=(math.nan, math.nan)) if is_equal else verdict
 

@@ -286,6 +286,11 @@ class Result(ABC):
         return _same(self._compared(), other._compared()) if type(other) is type(self) else NotImplemented
 
 
+def figures_of(result: Result) -> dict[str, Any]:
+    """All values of a result, as `to_dict` has them but not yet as JSON."""
+    return result._figures()
+
+
 def shown_of(result: Result) -> Shown:
     """The title and tables of a result, before anything is added."""
     return result._shown()

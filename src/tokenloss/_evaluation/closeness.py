@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.comparison import compare
+from tokenloss._comparison.paired import why_void
 from tokenloss._core.arguments import refuse_given
 from tokenloss._core.dtypes import CheckedArray, as_array, as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
@@ -211,7 +212,7 @@ def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> st
     for name, limit in limits.items():
         words, figure, _ = figures[name]
         is_least = name.startswith("min_")
-        if (void := comparison._void(name)) or not (figure >= limit if is_least else figure <= limit):  # or nan
+        if (void := why_void(comparison, name)) or not (figure >= limit if is_least else figure <= limit):  # or nan
             failed.append(name)
         verdict = f"{'fails' if name in failed else 'holds'}, at {'least' if is_least else 'most'} {limit:g}"
         verdict += void and f"; this value cannot be trusted: {void}"

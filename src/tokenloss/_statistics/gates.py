@@ -109,25 +109,6 @@ class Verdicts(Result):
         rows = [one._asdict() | {"low": one.interval[0], "high": one.interval[1]} for one in self.gates]
         return columns_of(rows)
 
-    def _of(self, name: str) -> dict[str, Any]:
-        """What JSON says of the gates of one model: "verdict", "confidence" and "gates"."""
-        own = [one for one in self.gates if one.name == name]
-        gates = [{key: value for key, value in one._asdict().items() if key != "name"} for one in own]
-        return {"verdict": _worst(own), "confidence": self.confidence, "gates": gates}
-
-    def _columns_of(self, names: Sequence[str]) -> dict[str, Array]:
-        """Columns for a table that has a row for each of these models: the verdict, and figures of each gate."""
-        rows: list[dict[str, Any]] = []
-        for name in names:
-            own = [one for one in self.gates if one.name == name]
-            rows.append({"verdict": _worst(own)} if own else {})
-            for one in own:
-                gate = one.gate.replace(" ", "_")
-                low, high = one.interval
-                cells = {"limit": one.limit, "figure": one.figure, "low": low, "high": high, "verdict": one.verdict}
-                rows[-1] |= {f"{gate}_{key}": cell for key, cell in cells.items()}
-        return columns_of(rows)
-
     def _main(self) -> dict[str, str]:
         return {"verdict": repr(self.verdict), "confidence": f"{self.confidence:g}"}
 
@@ -136,17 +117,39 @@ class Verdicts(Result):
         return {"verdict": self.verdict, "confidence": self.confidence, "gates": gates}
 
     def _shown(self) -> Shown:
-        return Shown("gates", self.verdict, [self._table()._replace(title="")])
-
-    def _table(self) -> Table:
-        """The table that the command prints below the figures."""
-        several = len({one.name for one in self.gates}) > 1
-        heads = ("model", "gate", "limit", "figure", f"{100 * self.confidence:g} % interval", "verdict", "note")
-        rows = [(one.name, *_cells(one)) for one in self.gates]
-        return Table([row[not several :] for row in rows], heads[not several :], "Gates")
+        return Shown("gates", self.verdict, [gate_table(self)._replace(title="")])
 
 
 Verdicts.__module__ = "tokenloss.results"
+
+
+def gates_in_json(verdicts: Verdicts, name: str) -> dict[str, Any]:
+    """What JSON says of the gates of one model: "verdict", "confidence" and "gates"."""
+    own = [one for one in verdicts.gates if one.name == name]
+    gates = [{key: value for key, value in one._asdict().items() if key != "name"} for one in own]
+    return {"verdict": _worst(own), "confidence": verdicts.confidence, "gates": gates}
+
+
+def gate_columns(verdicts: Verdicts, names: Sequence[str]) -> dict[str, Array]:
+    """Columns for a table that has a row for each of these models: the verdict, and figures of each gate."""
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        own = [one for one in verdicts.gates if one.name == name]
+        rows.append({"verdict": _worst(own)} if own else {})
+        for one in own:
+            gate = one.gate.replace(" ", "_")
+            low, high = one.interval
+            cells = {"limit": one.limit, "figure": one.figure, "low": low, "high": high, "verdict": one.verdict}
+            rows[-1] |= {f"{gate}_{key}": cell for key, cell in cells.items()}
+    return columns_of(rows)
+
+
+def gate_table(verdicts: Verdicts) -> Table:
+    """The table that the command prints below the figures."""
+    several = len({one.name for one in verdicts.gates}) > 1
+    heads = ("model", "gate", "limit", "figure", f"{100 * verdicts.confidence:g} % interval", "verdict", "note")
+    rows = [(one.name, *_cells(one)) for one in verdicts.gates]
+    return Table([row[not several :] for row in rows], heads[not several :], "Gates")
 
 
 def _worst(gates: Sequence[Verdict]) -> str:
