@@ -48,7 +48,7 @@ _COLUMNS = (
 
 
 def drafts_shown(comparisons: Mapping[str, Any]) -> Shown:
-    """What people see of one or several `DraftAcceptance` of one target."""
+    """The title and tables of one or several `DraftAcceptance` of one target."""
     first, *others = comparisons.values()
     basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.n_sequences else "taken as independent"
     if not first.is_clustered:

@@ -58,37 +58,39 @@ _TOKENS = (
 )
 
 
-def mismatch_shown(found: Any) -> Shown:
-    """What people see of a `Mismatch`."""
-    about = found._about
+def mismatch_shown(mismatch: Any) -> Shown:
+    """The title and tables of a `Mismatch`."""
+    about = mismatch._about
     title = f"{about['trainer']} vs {about['sampler']}" if about else "trainer vs sampler"
-    basis = f"errors by {count_of(found.n_sequences, 'sequence')}" if found.is_clustered else "taken as independent"
-    left_out = found.n_without_number
+    basis = (
+        f"errors by {count_of(mismatch.n_sequences, 'sequence')}" if mismatch.is_clustered else "taken as independent"
+    )
+    left_out = mismatch.n_without_number
     notes = [
-        f"{count_of(found.count, 'token')}, {basis}",
+        f"{count_of(mismatch.count, 'token')}, {basis}",
         f"{left_out:,} without a number" * bool(left_out),
-        f"{found.n_nan:,} nan" * bool(found.n_nan),
-        f"{found.n_infinite:,} infinite" * bool(found.n_infinite),
-        guess_note(found.interval_factor).removeprefix(", "),
+        f"{mismatch.n_nan:,} nan" * bool(mismatch.n_nan),
+        f"{mismatch.n_infinite:,} infinite" * bool(mismatch.n_infinite),
+        guess_note(mismatch.interval_factor).removeprefix(", "),
     ]
     tables = [
-        table(_ROWS, _values(found), found),
-        _quantile_table(found),
-        _worst_sequences(found),
-        _worst_tokens(found),
-        _diagnosis(found),
+        table(_ROWS, _values(mismatch), mismatch),
+        _quantile_table(mismatch),
+        _worst_sequences(mismatch),
+        _worst_tokens(mismatch),
+        _diagnosis(mismatch),
     ]
-    return Shown(title, "; ".join(filter(None, notes)), [table for table in tables if table.rows], found.signature)
+    return Shown(title, "; ".join(filter(None, notes)), [table for table in tables if table.rows], mismatch.signature)
 
 
-def _diagnosis(found: Any) -> Table:
+def _diagnosis(mismatch: Any) -> Table:
     """Table of the sentences of the diagnosis, or of a sentence that explains why it is empty."""
-    title = "Diagnosis: the numbers above cannot be trusted" if found.void else "Diagnosis"
-    if found.diagnosis:
-        return Table([(sentence,) for sentence in found.diagnosis], title=title)
-    low, high = found.mean_ratio.interval
-    if found.count < LEAST_FITTED or math.isnan(low):
-        words = f"too few tokens to tell: {found.count:,}, and {LEAST_FITTED} are needed"
+    title = "Diagnosis: the numbers above cannot be trusted" if mismatch.void else "Diagnosis"
+    if mismatch.diagnosis:
+        return Table([(sentence,) for sentence in mismatch.diagnosis], title=title)
+    low, high = mismatch.mean_ratio.interval
+    if mismatch.count < LEAST_FITTED or math.isnan(low):
+        words = f"too few tokens to tell: {mismatch.count:,}, and {LEAST_FITTED} are needed"
     elif low <= 1 <= high:
         words = "nothing suspicious: the mean ratio is 1 within its error, as with noise or a policy that was updated"
     else:
@@ -97,41 +99,41 @@ def _diagnosis(found: Any) -> Table:
     return Table([(words,)], title=title)
 
 
-def _values(found: Any) -> dict[str, Any]:
+def _values(mismatch: Any) -> dict[str, Any]:
     """The values that `_ROWS` name besides the metrics."""
-    values: dict[str, Any] = {"least": 1 - found.epsilon, "most": 1 + found.epsilon}
-    if math.isinf(found.mean_sequence_ratio) and math.isfinite(found.log_mean_sequence_ratio):
-        values["mean_sequence_ratio"] = f"exp({found.log_mean_sequence_ratio:.6g})"
+    values: dict[str, Any] = {"least": 1 - mismatch.epsilon, "most": 1 + mismatch.epsilon}
+    if math.isinf(mismatch.mean_sequence_ratio) and math.isfinite(mismatch.log_mean_sequence_ratio):
+        values["mean_sequence_ratio"] = f"exp({mismatch.log_mean_sequence_ratio:.6g})"
     return values
 
 
-def _quantile_table(found: Any) -> Table:
+def _quantile_table(mismatch: Any) -> Table:
     """Table of the quantiles of differences and ratios."""
     names = {1.0: "maximum", 0.5: "median", 0.0: "minimum"}
     items = [
         {
             "quantile": names.get(fraction, f"{100 * fraction:.4g} %"),
             "difference": difference,
-            "ratio": found.ratio_quantiles[fraction],
+            "ratio": mismatch.ratio_quantiles[fraction],
         }
-        for fraction, difference in found.difference_quantiles.items()
+        for fraction, difference in mismatch.difference_quantiles.items()
     ]
-    return table_of_several(_QUANTILES, [(item,) for item in items if found.count])
+    return table_of_several(_QUANTILES, [(item,) for item in items if mismatch.count])
 
 
-def _worst_sequences(found: Any) -> Table:
+def _worst_sequences(mismatch: Any) -> Table:
     """Table of the sequences whose ratios are farthest from 1."""
-    columns = found.sequences if found.n_sequences > 1 else {"log_ratio": np.empty(0)}
+    columns = mismatch.sequences if mismatch.n_sequences > 1 else {"log_ratio": np.empty(0)}
     items = _farthest(columns, columns["log_ratio"])
     return table_of_several(_SEQUENCES, items, "Sequences whose ratio is farthest from 1")
 
 
-def _worst_tokens(found: Any) -> Table:
+def _worst_tokens(mismatch: Any) -> Table:
     """Table of the tokens whose ratios are farthest from 1."""
-    columns = found.columns()
+    columns = mismatch.columns()
     if "sequence" not in columns:
-        columns = {"token": np.arange(found.kept.size)} | columns
-    columns = {name: column[found.kept.reshape(-1)] for name, column in columns.items()}
+        columns = {"token": np.arange(mismatch.kept.size)} | columns
+    columns = {name: column[mismatch.kept.reshape(-1)] for name, column in columns.items()}
     return table_of_several(_TOKENS, _farthest(columns, columns["difference"]), "Tokens whose ratio is farthest from 1")
 
 

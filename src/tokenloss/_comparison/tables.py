@@ -49,7 +49,7 @@ def _nats(label: str, field: str, when: str = "") -> Row:
 
 
 def _percent(label: str, field: str, when: str = "") -> Row:
-    """The same of a fraction."""
+    """A row of a fraction and its error, in percent."""
     return Row(label, field, "{:7.3f %}", ("± {stderr:6.3f %}",), when=when)
 
 
@@ -178,7 +178,7 @@ def comparison_tables(comparison: Any) -> list[Table]:
     if comparison._divergence != "kl":
         known = known_of(comparison.n_top_known, comparison.count)
         rows, values = _RESPONSE_ROWS, {"known_note": f"  {known}" if known else ""}
-    tables = [table(of_title, values, comparison._statistics(), title=title) for title, of_title in rows.items()]
+    tables = [table(own, values, comparison._statistics(), title=title) for title, own in rows.items()]
     return [one for one in tables if one.rows]
 
 
@@ -213,8 +213,8 @@ def candidate_table(comparisons: Any) -> Table:
         ({"name": name, "size": size, "n_not_finite": _n_not_finite(one)}, one._statistics())
         for (name, one), size in zip(ranked, sizes, strict=True)
     ]
-    of_base = {(one.count, one.base_perplexity) for one in comparisons.values()}
-    if len(of_base) == 1 and not math.isnan(first.base_perplexity):  # responses may be of other tokens each
+    bases = {(one.count, one.base_perplexity) for one in comparisons.values()}
+    if len(bases) == 1 and not math.isnan(first.base_perplexity):  # responses may be of other tokens each
         items.insert(0, ({"name": "base", "perplexity": first.base_perplexity},))
     return table_of_several(_COLUMNS[first._divergence], items, keep_empty=False)
 
@@ -241,7 +241,7 @@ def known_of(known: int, count: int) -> str:
 
 
 def _change_rows(divergence: str, words: str) -> tuple[Row, ...]:
-    """What a second run of the base changes, by the divergence that comparisons have: values that are 0 for none."""
+    """Rows of statistics that differ from 0 if a second run of the base changes something."""
     return (
         Row(f"Mean    {words}", f"mean_{divergence}"),
         Row(words, f"{divergence}_quantiles", each=KL_QUANTILES),
@@ -270,28 +270,28 @@ def _changes(one: Any) -> dict[tuple[str, float | None], float]:
 
 def noise_multiples(one: Any, noise: Any) -> dict[tuple[str, float | None], float]:
     """The size of each change over that of the noise; nan where both are 0."""
-    changes, of_noise = _changes(one), _changes(noise)
+    noise_changes = _changes(noise)
     return {
-        key: change / of_noise[key] if of_noise[key] else math.nan if not change else math.inf
-        for key, change in changes.items()
+        key: change / noise_changes[key] if noise_changes[key] else math.nan if not change else math.inf
+        for key, change in _changes(one).items()
     }
 
 
 def nested(changes: Mapping[tuple[str, float | None], float]) -> dict[str, Any]:
     """Numbers by name, in which quantiles are by fraction, as text."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for (name, fraction), value in changes.items():
-        found[name] = value if fraction is None else found.get(name, {}) | {f"{fraction:g}": value}
-    return found
+        values[name] = value if fraction is None else values.get(name, {}) | {f"{fraction:g}": value}
+    return values
 
 
 def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
     """Table of the changes of a second run of the base, and of each candidate, also as multiples of the former."""
     labels = {row.field: row.label for row in _CHANGES[noise._divergence]}
-    of_noise = _changes(noise)
+    noise_changes = _changes(noise)
     columns = [(_changes(one), noise_multiples(one, noise)) for one in comparisons.values()]
     rows = []
-    for key, value in of_noise.items():
+    for key, value in noise_changes.items():
         name, fraction = key
         label = labels[name] if fraction is None else quantile_label(fraction, labels[name])
         row = [label, f"{value:.4g}"]
@@ -299,7 +299,7 @@ def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
             row += f"{changes[key]:.4g}", "" if math.isnan(multiples[key]) else f"{multiples[key]:.3g}"
         rows += [] if math.isnan(value) else [(*row,)]
     title = f"Beside the noise of a second run of the base, {noise._about.get('file', 'noise')}"
-    if not any(of_noise.values()):
+    if not any(noise_changes.values()):
         title += ", which is equal to it and shows none"
     heads = [head for name in comparisons for head in (name, "multiple")]
     return Table(rows, ("change", "noise", *heads), title)

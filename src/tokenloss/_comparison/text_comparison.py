@@ -477,12 +477,12 @@ def _rate_of_kind(kind: str, rates: _Rates) -> BytesRate:
 
 
 def _worst(spans: Spans, loss: Float64Array, top: int, text: bytes) -> list[TextSpan]:
-    """The spans of the greatest losses above 0, and nan, the greatest first."""
+    """The spans with the greatest losses above 0, and nan, the greatest first."""
     chosen = [span for span in highest(loss, top).tolist() if not loss[span] <= 0]
-    found = []
+    worst = []
     for span in chosen:
-        start, stop = int(spans.start[span]), int(spans.stop[span])
-        of_a, of_b = (texts_of_tokens(*spans.tokens_of(side, span)[:2], text) for side in (0, 1))
+        start, stop, document = (int(column[span]) for column in (spans.start, spans.stop, spans.document))
+        tokens_a, tokens_b = (texts_of_tokens(*spans.tokens_of(side, span)[:2], text) for side in (0, 1))
         a, b = (float(nll[span]) for nll in spans.nll)
-        found.append(TextSpan(start, stop, int(spans.document[span]), text[start:stop].decode(), of_a, of_b, a, b))
-    return found
+        worst.append(TextSpan(start, stop, document, text[start:stop].decode(), tokens_a, tokens_b, a, b))
+    return worst

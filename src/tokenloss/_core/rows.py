@@ -85,16 +85,16 @@ class _Cell(Formatter):
 
 def table(rows: Iterable[Row], *sources: object, title: str = "") -> Table:
     """The table of one result: labels, values and, if a row has any, notes."""
-    rows, found = tuple(rows), []
+    rows, lines = tuple(rows), []
     for row in rows:
         for fraction in row.each or (None,):
             cell = _Cell(row, sources, fraction)
             if cell.is_shown:
                 label = row.label if fraction is None else quantile_label(fraction, row.label)
                 notes = "; ".join(filter(None, map(cell.filled, row.notes))) or cell.filled(row.otherwise)
-                found.append((cell.filled(label), cell.filled(row.text), notes))
+                lines.append((cell.filled(label), cell.filled(row.text), notes))
     width = 3 if any(row.notes for row in rows) else 2
-    return Table([line[:width] for line in found], title=title)
+    return Table([line[:width] for line in lines], title=title)
 
 
 def table_of_several(
