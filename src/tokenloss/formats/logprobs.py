@@ -59,13 +59,9 @@ class Logprobs(Source):
 
     Examples
     --------
-    >>> import pathlib, tempfile
-    >>> import numpy as np
-    >>> from tokenloss.formats import open_logprobs
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "trainer.npy"
-    >>> np.save(path, [[-0.5, -1.0], [-2.0, np.nan]])
-    >>> open_logprobs(path)
-    Logprobs(trainer.npy, 2 x 2)
+    >>> from tokenloss.formats import Logprobs
+    >>> Logprobs(("trainer.npy",), shape=(2, 3))
+    Logprobs(trainer.npy, 2 x 3)
     """
 
     __module__ = "tokenloss.formats"

@@ -99,11 +99,10 @@ class ScoresFile:
     >>> import pathlib, tempfile
     >>> import numpy as np
     >>> from tokenloss.formats import open_scores
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     path = pathlib.Path(directory) / "probs.npy"
-    ...     np.save(path, np.full((2, 3, 4), 0.25))
-    ...     file = open_scores(path, kind="probs").file
-    ...     file.rows, file.row_bytes
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "probs.npy"
+    >>> np.save(path, np.full((2, 3, 4), 0.25))
+    >>> file = open_scores(path, kind="probs").file
+    >>> file.rows, file.row_bytes
     (6, 32)
     """
 

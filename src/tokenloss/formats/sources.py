@@ -87,14 +87,10 @@ class Source:
 
     Examples
     --------
-    >>> import pathlib, tempfile
-    >>> import numpy as np
-    >>> from tokenloss.formats import open_logprobs
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "trainer.npy"
-    >>> np.save(path, [-0.5, -1.0])
-    >>> source = open_logprobs(path)
-    >>> source.level, source.name == str(path)
-    ('nll', True)
+    >>> from tokenloss.formats import blocks
+    >>> source = blocks([])
+    >>> source.level, source.holds
+    ('rows', 'blocks')
     """
 
     __module__ = "tokenloss.formats"
@@ -143,7 +139,7 @@ class Source:
         Returns
         -------
         dict
-            Their values by name, without paths, and the content in words as "source".
+            Their values by name, except paths, and the content in words as "source".
         """
         of_tokens = {name: getattr(self.token_options, name) for name in ("shift", "ignore_index", "window", "stride")}
         return {"source": self.holds, **of_tokens, **self.options}

@@ -81,12 +81,10 @@ class Response:
     >>> import json, pathlib, tempfile
     >>> from tokenloss.formats import open_responses
     >>> lists = {"tokens": ["A", " b"], "token_logprobs": [None, -0.5], "top_logprobs": [None, {" b": -0.5, " c": -2}]}
-    >>> echo = {"text": "A b", "logprobs": lists}
     >>> counts = {"prompt_tokens": 2, "completion_tokens": 0}
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     path = pathlib.Path(directory) / "responses.json"
-    ...     _ = path.write_text(json.dumps({"choices": [echo], "usage": counts}))
-    ...     [response] = open_responses(path)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "responses.json"
+    >>> _ = path.write_text(json.dumps({"choices": [{"text": "A b", "logprobs": lists}], "usage": counts}))
+    >>> [response] = open_responses(path)
     >>> response
     Response(line=1, choice=0, tokens=2, with_number=1)
     >>> response.n_bytes, response.is_greedy, response.top_tokens[1]
@@ -154,16 +152,11 @@ class Responses(Source):
     >>> import json, pathlib, tempfile
     >>> from tokenloss.formats import open_responses
     >>> answer = {"message": {"content": "Yes"}, "logprobs": {"content": [{"token": "Yes", "logprob": -0.25}]}}
-    >>> lines = [
-    ...     {"custom_id": "first", "response": {"status_code": 200, "body": {"choices": [answer]}}, "error": None},
-    ...     {"custom_id": "second", "response": {"status_code": 400, "body": None}, "error": {"message": "too long"}},
-    ... ]
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     path = pathlib.Path(directory) / "batch.jsonl"
-    ...     _ = path.write_text("".join(json.dumps(line) + chr(10) for line in lines))
-    ...     responses = open_responses(path, skip_failed=True)
-    ...     print([response.custom_id for response in responses], responses.failed)
-    ['first'] [Failed(line=2, custom_id='second', reason='too long')]
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "batch.json"
+    >>> _ = path.write_text(json.dumps([{"choices": [answer]}, {"error": {"message": "too long"}}]))
+    >>> responses = open_responses(path, skip_failed=True)
+    >>> len([*responses]), responses.failed
+    (1, [Failed(line=1, custom_id=None, reason='too long')])
     """
 
     __module__ = "tokenloss.formats"
@@ -377,13 +370,10 @@ def open_responses(
     >>> from tokenloss.formats import open_responses
     >>> token = {"token": "Yes", "logprob": -0.25, "top_logprobs": [{"token": "Yes", "logprob": -0.25}]}
     >>> answer = {"message": {"content": "Yes"}, "logprobs": {"content": [token]}}
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     path = pathlib.Path(directory) / "responses.jsonl"
-    ...     _ = path.write_text(json.dumps({"choices": [answer]}))
-    ...     responses = open_responses(path)
-    ...     for response in responses:
-    ...         print(responses.part, response.tokens, response.logprobs)
-    generated ['Yes'] [-0.25]
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "responses.jsonl"
+    >>> _ = path.write_text(json.dumps({"choices": [answer]}))
+    >>> [(response.tokens, response.logprobs) for response in open_responses(path)]
+    [(array(['Yes'], dtype=object), array([-0.25]))]
     """
     check_choice("part", part, PARTS_OF_RESPONSE)
     given = as_paths("paths", paths)

@@ -44,11 +44,6 @@ class AlignedText:
     The file is that of all texts of the ids in their order. Between two of them, after special tokens, and at the end,
     there may be white space that no token holds; it belongs to none. Where a tokenizer drops white space between
     tokens, it belongs to the token that follows it.
-
-    Attributes
-    ----------
-    path : str
-        The file.
     """
 
     def __init__(self, path: str, tokenizer: Tokenizer) -> None:

@@ -43,43 +43,22 @@ def check_spaces(pieces: Collection[str]) -> None:
 
 
 class Tokenizer:
-    """The bytes that each id of a tokenizer writes, as its file tells them; it turns no text into tokens.
-
-    Attributes
-    ----------
-    path : str
-        The file.
-    pieces : list of bytes
-        What each id writes into a text: nothing if it is special, or if the tokenizer has no such id.
-    n_bytes : array of int64
-        The lengths of the pieces.
-    is_special : array of bool
-        Ids that write nothing by design.
-    restarts : array of bool
-        Ids after which a text begins anew, with a space that it lacks.
-    unknown : array of bool
-        Ids whose text no file tells, such as [UNK], and those below the largest that the tokenizer lacks.
-    has_prefix_space : bool
-        Whether the first token of a text begins with a space that the text lacks.
-    drops_spaces : bool
-        Whether a text may hold what no token does, such as white space between words, so that bytes are known only
-        with the text.
-    said : Vocabulary
-        What the file says, with the names of special tokens.
-    """
+    """The bytes that each id of a tokenizer writes, as its file tells them; it turns no text into tokens."""
 
     def __init__(self, path: str, said: Vocabulary) -> None:
         size = 1 + max((*said.pieces, *said.special, *said.unknown), default=-1)
         silent = said.special | said.unknown
         self.path: str = path
-        self.said: Vocabulary = said
+        self.said: Vocabulary = said  # with the names of special tokens
         self.pieces: list[bytes] = [b"" if i in silent else said.pieces.get(i, b"") for i in range(size)]
         self.n_bytes: IntArray = np.array([*map(len, self.pieces)], np.int64)
+        # ids that write nothing by design; after which a text begins anew, with a space that it lacks; whose text no
+        # file tells, such as [UNK], and those below the largest that the tokenizer lacks
         self.is_special: BoolArray = np.array([i in said.special for i in range(size)], bool)
         self.restarts: BoolArray = np.array([i in said.restarts for i in range(size)], bool)
         self.unknown: BoolArray = (self.n_bytes == 0) & ~self.is_special
-        self.has_prefix_space: bool = said.prefix != "never"
-        self.drops_spaces: bool = said.drops_spaces
+        self.has_prefix_space: bool = said.prefix != "never"  # of a text that lacks it
+        self.drops_spaces: bool = said.drops_spaces  # so that bytes are known only with the text
         self._is_added_once = said.prefix == "unless there"
         self._spaces: IntArray = np.array([len(piece) - len(piece.lstrip(b" ")) for piece in self.pieces], np.int64)
 
