@@ -47,17 +47,12 @@ OF_SCORES = (
 )  # fmt: skip
 # the first that recognizes a path opens it
 CONTENTS = (
-    Content("samples", lambda path: is_samples_folder(path) or (_is_json(path) and is_samples(path)), open_samples,
-            ("run",)),
+    Content("samples", lambda path: is_samples_folder(path) or (Path(path).is_file() and is_samples(path)),
+            open_samples, ("run",)),
     Content("log-probabilities", are_logprobs, open_logprobs, ("array", "mask", "segment_ids")),
     Content("responses", are_records, open_responses, ("part", "skip_failed")),
     Content("scores", lambda path: True, open_scores, OF_SCORES),
 )  # fmt: skip
-
-
-def _is_json(path: str) -> bool:
-    """Whether a path is a file of JSON."""
-    return are_records(path) and Path(path).is_file()
 
 
 def content_of(paths: Sequence[str], kind: str | None = None) -> Content:

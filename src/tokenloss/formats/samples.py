@@ -157,7 +157,7 @@ def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ())
         )
         refuse(path, got, "be a folder of files such as samples_TASK.jsonl, or such a file")
     refuse_given({"run": runs}, "left out where files are given, not folders")
-    if not are_records(path) or not is_samples(path):
+    if not is_samples(path):
         refuse(path, "holds no samples of lm-evaluation-harness", "hold some (.jsonl)")
     return Samples((path,), {"run": ()}, tasks={"": path})
 
@@ -276,8 +276,8 @@ class Sample(NamedTuple):
 
 
 def is_samples(path: str) -> bool:
-    """Whether a file of JSON contains samples, by the keys of its first record."""
-    return not is_stream(path) and _is_sample(next(iter(read_records(path))).value)
+    """Whether a file contains samples, by the keys of its first record of JSON."""
+    return are_records(path) and not is_stream(path) and _is_sample(next(iter(read_records(path))).value)
 
 
 def _is_sample(record: dict[str, Any]) -> bool:
