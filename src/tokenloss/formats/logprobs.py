@@ -74,11 +74,15 @@ class Logprobs(Source):
     })  # fmt: skip
     dialect = "log-probabilities"  # in place of a server's
     part = "generated"
-    failed = ()
 
     array: str | None = None
     mask: str | None = None
     shape: tuple[int, ...] | None = None
+
+    @property
+    def failed(self) -> tuple[()]:
+        """Lines that failed: none."""
+        return ()
 
     def _words(self) -> list[str]:
         """Its shape."""

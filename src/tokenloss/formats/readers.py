@@ -69,18 +69,18 @@ def format_of(path: str) -> Format:
         if one.magic and start.startswith(one.magic):
             return one
     by_suffix = _BY_SUFFIX.get(Path(path).suffix.lower())
-    if by_suffix is None and start.startswith(_PICKLE):
+    if by_suffix is not None:
+        return by_suffix
+    if start.startswith(_PICKLE):
         _refuse_pickle(path)
-    if by_suffix is None and are_records(path):
+    if are_records(path):
         refuse(path, "is JSON", "hold scores or hidden states" + worded("; formats.open_responses reads responses", ""))
-    if by_suffix is None and start and _JSON.match(start):
+    if start and _JSON.match(start):
         refuse(path, "is JSON by its first bytes", "have a name that ends in .json or .jsonl, if it holds responses")
-    if by_suffix is None and Path(path).suffix.lower() in _TABLES:
+    if Path(path).suffix.lower() in _TABLES:
         fits = "be saved as .npz: np.savez('scores.npz', logits=logits, targets=targets)"
         refuse(path, "is a table or a file of another program", fits)
-    if by_suffix is None:
-        refuse(path, "is no file of scores", f"be {FILES}; or one of responses (.json, .jsonl)")
-    return by_suffix
+    return refuse(path, "is no file of scores", f"be {FILES}; or one of responses (.json, .jsonl)")
 
 
 def _refuse_pickle(path: str) -> NoReturn:
@@ -98,7 +98,7 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
         if glob.has_magic(pattern) and not Path(pattern).exists():
             matches = sorted(glob.glob(pattern, recursive=True), key=by_number)
         elif are_scores and Path(pattern).is_dir() and not is_scores(pattern):
-            files = _files_in(pattern)
+            files = sorted((str(path) for path in Path(pattern).iterdir() if path.name[0] != "."), key=by_number)
             matches = [*filter(is_scores, files)] or [*filter(are_records, files)]
             if not matches:
                 got, fits = "is a directory without files of scores or of responses", "hold some, or files of samples"
@@ -109,11 +109,6 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
             raise ValueError(printable(f"{pattern}: matches no file"))
         paths += matches
     return paths
-
-
-def _files_in(folder: str) -> list[str]:
-    """The entries of a folder, in the order of their numbers."""
-    return sorted((str(path) for path in Path(folder).iterdir() if path.name[0] != "."), key=by_number)
 
 
 def check_different(paths: Sequence[str]) -> None:

@@ -237,7 +237,8 @@ class Blocks(Source):
 
 def made_blocks(source: Blocks, first: int) -> Iterator[Any]:
     """The blocks as the loop makes them, from a number on if a function makes them."""
-    found, name, fits = source.source, "source", "an iterable of blocks, which is read only once"
+    found: Any = source.source
+    name, fits = "source", "an iterable of blocks, which is read only once"
     if callable(found):
         found, name = found(first), f"source({first})"
         fits = "an iterable of blocks, of which the first has this number"
