@@ -107,9 +107,9 @@ def test_groups_are_means_as_the_harness_aggregates_them(by_size, tmp_path):
         variances = (weights * [one.std(ddof=1) / math.sqrt(len(one)) for one in changes]) ** 2
         stderr = math.sqrt(variances.sum())
         dof = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
-        assert metric.difference_stderr == pytest.approx(stderr)
+        assert metric.difference.stderr == pytest.approx(stderr)
         radius = student.ppf(0.975, dof) * stderr
-        assert metric.difference_interval == pytest.approx((metric.difference - radius, metric.difference + radius))
+        assert metric.difference.interval == pytest.approx((metric.difference - radius, metric.difference + radius))
         assert metric.equivalence_p == pytest.approx(student.sf((0.3 - abs(metric.difference)) / stderr, dof))
         flips = np.concatenate(changes)
         assert (metric.right_to_wrong, metric.wrong_to_right) == ((flips < 0).sum(), (flips > 0).sum())
@@ -268,7 +268,7 @@ def test_tasks_that_share_documents_have_no_error_of_their_group(tmp_path):
     found = compare_samples(folder["base"], {"q": folder["other"]}, margin=0.2)["q"]
     (group,) = found.groups
     assert group.base == pytest.approx(np.mean([metric.base for metric in found.metrics if metric.name == "acc"]))
-    assert math.isnan(group.difference_stderr)
+    assert math.isnan(group.difference.stderr)
     assert group.equivalence_p is None
     assert "nan" not in found.summary()
 
@@ -279,14 +279,14 @@ def test_groups_whose_models_are_the_same(by_size, tmp_path):
     folders = Folders(tmp_path, by_size)
     found = compare_samples(folders.path / "base", {"q": folders.path / "base"}, margin=0.1)["q"]
     for metric, n in zip(found.groups, (100, 70), strict=True):
-        assert (metric.difference, metric.difference_stderr) == (0, 0)
+        assert (metric.difference, metric.difference.stderr) == (0, 0)
         if by_size:
             bound = 1 - 0.05 ** (1 / n)
-            assert metric.difference_interval == (-metric.discordance_bound, metric.discordance_bound)
+            assert metric.difference.interval == (-metric.discordance_bound, metric.discordance_bound)
             assert metric.discordance_bound == pytest.approx(bound)
             assert metric.equivalence_p == pytest.approx(0.9**n)
         else:
-            assert np.isnan(metric.difference_interval).all()
+            assert np.isnan(metric.difference.interval).all()
             assert metric.equivalence_p is metric.discordance_bound is None
     assert "nan" not in found.summary()
 

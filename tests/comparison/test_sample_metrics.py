@@ -254,7 +254,7 @@ def test_infinite_log_likelihoods(compared):
     files = of_values([-1.0, "-inf"], "perplexity"), of_values([-1.0, -2.0], "perplexity")
     metric = named(compared(*files), "perplexity")
     assert (metric.base, metric.other) == (math.inf, pytest.approx(math.exp(1.5)))
-    assert math.isnan(metric.difference_stderr)
+    assert math.isnan(metric.difference.stderr)
     assert metric.ratio == 0
 
 

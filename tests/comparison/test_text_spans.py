@@ -90,7 +90,7 @@ def test_documents_without_a_span_that_both_scored_do_not_count():
     b = [(0, 1, 0, 2, True), (1, 2, 0, 1, True), (2, 3, 1, 1, True)]
     result = compared(a, b, b"abc")
     assert (result.n_documents, result.is_clustered, result.n_bytes) == (1, False, 2)
-    assert result.difference_stderr > 0
+    assert result.difference.stderr > 0
 
 
 def test_white_space_between_documents_counts_once():
@@ -220,13 +220,13 @@ def test_table_of_spans_shows_white_space_and_bars():
 def test_difference_has_the_digits_of_its_error_and_a_plain_word():
     sides, size = of_documents(np.random.default_rng(5), [9, 8, 7, 6], 0)
     result = compared(*sides, b"a" * size)
-    low, high = result.difference_interval
+    low, high = result.difference.interval
     assert low < 0 < high
-    words = f"± {result.difference_stderr:.4f} bits per byte, 95 % interval {low:+.4f} to {high:+.4f}"
+    words = f"± {result.difference.stderr:.4f} bits per byte, 95 % interval {low:+.4f} to {high:+.4f}"
     assert f"{words}; these texts cannot tell which is better" in result.summary()
     assert f"{result.difference:+.4f} " in result.summary()
     (kind,) = result.kinds
-    assert kind.difference_interval == pytest.approx(result.difference_interval)
+    assert kind.difference.interval == pytest.approx(result.difference.interval)
     assert f"{low:+.4f} to {high:+.4f}" in result.summary()
 
 
@@ -250,7 +250,7 @@ def test_difference_interval_holds_the_true_one_in_95_percent():
     for _ in range(n):
         sides, size = of_documents(rng, rng.integers(3, 9, 6), 0.1)
         result = compared(*sides, b"a" * size, 0)
-        low, high = result.difference_interval
+        low, high = result.difference.interval
         n_held += low <= 0.1 / math.log(2) <= high
         assert result.is_clustered
     assert 0.92 <= n_held / n <= 0.98
@@ -261,7 +261,7 @@ def test_with_one_document_spans_are_taken_as_independent():
     result = compared(*sides, b"a" * size)
     sums = np.array(result.columns()["difference"]) / math.log(2) / 6
     assert not result.is_clustered
-    assert result.difference_stderr == pytest.approx(sums.std(ddof=1) / math.sqrt(40), rel=1e-9)
+    assert result.difference.stderr == pytest.approx(sums.std(ddof=1) / math.sqrt(40), rel=1e-9)
     assert "spans, taken as independent" in result.summary()
 
 
@@ -272,12 +272,12 @@ def test_losses_that_are_infinite_or_nan_stay_so(value):
     result = compared(rows, others, b"ab")
     assert str(result.bits_per_byte_b) == str(result.difference) == str(value)
     assert result.b_worse[0].start == 1
-    assert math.isnan(result.difference_stderr)
-    assert math.isnan(result.ratio_stderr)
+    assert math.isnan(result.difference.stderr)
+    assert math.isnan(result.ratio.stderr)
     result = compared(others, rows, b"ab")
     assert str(result.bits_per_byte_a) == str(value)
     assert str(-result.difference) == str(value)
     assert math.isnan(result.ratio)
-    assert math.isnan(result.ratio_stderr)
-    assert math.isnan(result.difference_stderr)
+    assert math.isnan(result.ratio.stderr)
+    assert math.isnan(result.difference.stderr)
     assert math.isnan(compared(others, others, b"ab").difference)

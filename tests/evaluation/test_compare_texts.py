@@ -115,11 +115,11 @@ def test_marin_4962_a_gap_is_found_where_it_was_made_and_has_an_error(tmp_path):
         sum(byte.isdigit() for text in texts for byte in text) / kinds["digits"].n_bytes, rel=0.05
     )
     assert abs(kinds["words"].difference) < 0.05
-    assert 0 < found.difference_stderr < found.difference
+    assert 0 < found.difference.stderr < found.difference
     assert found.is_clustered
     assert found.n_documents == len(texts)
     assert all(any(c.isdigit() for c in span.text) for span in found.b_worse)
-    assert found.difference_interval[0] < found.difference < found.difference_interval[1]
+    assert found.difference.interval[0] < found.difference < found.difference.interval[1]
 
 
 TOKENIZERS = ("byte-level BPE", "BPE with bytes", "WordPiece", "SentencePiece Unigram", "the tests' model")
@@ -531,7 +531,7 @@ def test_command_prints_what_compare_texts_returns(two, command, tmp_path):
     assert json.loads(command(*argv, "--shift", "--json")[1]) == found.to_dict()
     (row,) = csv.DictReader(io.StringIO(command(*argv, "--shift", "--format", "csv")[1]))
     assert float(row["difference"]) == found.difference
-    assert float(row["difference_low"]) == found.difference_interval[0]
+    assert float(row["difference_low"]) == found.difference.interval[0]
     assert "| b: new" in command(*argv, "--shift", "--format", "markdown")[1]
     page = (tmp_path / "p.html").read_text("utf-8")
     for shown in "<p>In the beginning</p>", "blue: new needs fewer bits; red: it needs more", "difference in nats from":

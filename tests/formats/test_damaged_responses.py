@@ -226,7 +226,7 @@ def assert_samples_compare_or_are_refused(where, base, other):
         json.dumps(found[0].to_dict())
         for metric in found[0].metrics:
             assert metric.mcnemar_p is None or 0 <= metric.mcnemar_p <= 1
-            assert not metric.base_stderr < 0
+            assert not metric.base.stderr < 0
 
 
 @pytest.mark.parametrize("task", ["mc", "mc_mutual_info", "lastword", "rolling"])

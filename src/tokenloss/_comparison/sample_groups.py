@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.samples import SampleMetric
+from tokenloss._core.estimate import Estimate
 from tokenloss._statistics.distributions import mcnemar_p, student_quantile, student_tail
 
 if TYPE_CHECKING:
@@ -70,44 +71,42 @@ def _mean(weights: list[float], values: list[float]) -> float:
     return math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
-def _stderr(weights: list[float], stderrs: list[float]) -> float:
-    """The standard error of a weighted mean of independent figures."""
-    return math.sqrt(math.fsum((weight * stderr) ** 2 for weight, stderr in zip(weights, stderrs, strict=True)))
+def _estimate(weights: list[float], parts: list[SampleMetric], side: str, is_shared: bool) -> tuple[Estimate, float]:
+    """The weighted mean of independent estimates, and the degrees of freedom of its standard error."""
+    estimates = [vars(part)[side] for part in parts]
+    value, radius, dof = _mean(weights, estimates), math.nan, math.nan
+    spread = [(weight * one.stderr) ** 2 for weight, one in zip(weights, estimates, strict=True)]
+    stderr = math.nan if is_shared else math.sqrt(math.fsum(spread))
+    if stderr > 0:  # Satterthwaite's approximation
+        dof = sum(spread) ** 2 / sum(one**2 / (part.n_clusters - 1) for one, part in zip(spread, parts, strict=True))
+        radius = student_quantile(_LEVEL / 2, dof) * stderr
+    return Estimate(value, (stderr, (value - radius, value + radius), estimates[0].unit)), dof
 
 
 def _joined(
     name: str, parts: list[SampleMetric], weights: list[float], is_shared: bool, margin: float | None
 ) -> SampleMetric:
     """A metric of a group of tasks."""
-    figures: dict[str, Any] = {}
-    for side in ("base", "other", "difference"):
-        figures[side] = _mean(weights, [vars(part)[side] for part in parts])
-        stderrs = [vars(part)[f"{side}_stderr"] for part in parts]
-        figures[f"{side}_stderr"] = math.nan if is_shared else _stderr(weights, stderrs)
+    base, other = (_estimate(weights, parts, side, is_shared)[0] for side in ("base", "other"))
+    difference, dof = _estimate(weights, parts, "difference", is_shared)
+    optional: dict[str, Any] = {}
     if all(part.mcnemar_p is not None for part in parts):
         lost, won = (sum(vars(part)[side] for part in parts) for side in ("right_to_wrong", "wrong_to_right"))
-        figures |= {"right_to_wrong": lost, "wrong_to_right": won, "mcnemar_p": mcnemar_p(lost, won)}
-    stderr, radius, n_clusters = figures["difference_stderr"], math.nan, sum(part.n_clusters for part in parts)
-    if stderr > 0:
-        spread = [(weight * part.difference_stderr) ** 2 for weight, part in zip(weights, parts, strict=True)]
-        # Satterthwaite's approximation
-        dof = sum(spread) ** 2 / sum(one**2 / (part.n_clusters - 1) for one, part in zip(spread, parts, strict=True))
-        radius = student_quantile(_LEVEL / 2, dof) * stderr
-        if margin is not None and all(part.equivalence_p is not None for part in parts):
-            p = student_tail((margin - abs(figures["difference"])) / stderr, dof)
-            figures |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
-    low, high = figures["difference"] - radius, figures["difference"] + radius
+        optional |= {"right_to_wrong": lost, "wrong_to_right": won, "mcnemar_p": mcnemar_p(lost, won)}
+    n_clusters, p = sum(part.n_clusters for part in parts), None
+    if difference.stderr > 0 and margin is not None and all(part.equivalence_p is not None for part in parts):
+        p = student_tail((margin - abs(difference)) / difference.stderr, dof)
     shares = [part.count / n_clusters for part in parts]
     if weights == shares and not is_shared and all(part.discordance_bound is not None for part in parts):
         # no sample differs, and each is a document of its own
-        high = figures["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
-        low = -high
-        if margin is not None:
-            p = (1 - margin) ** n_clusters
-            figures |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
+        bound = optional["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
+        difference = Estimate(difference, (difference.stderr, (-bound, bound), difference.unit))
+        p = None if margin is None else (1 - margin) ** n_clusters
+    if p is not None:
+        optional |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
     none = np.empty(0)
     return SampleMetric(
         task=name, name=parts[0].name, filter=parts[0].filter, is_derived=False,
-        count=sum(part.count for part in parts), n_clusters=n_clusters, difference_interval=(low, high),
-        doc_ids=none.astype(object), base_values=none, other_values=none, sample_weight=none, **figures,
+        count=sum(part.count for part in parts), n_clusters=n_clusters, base=base, other=other, difference=difference,
+        doc_ids=none.astype(object), base_values=none, other_values=none, sample_weight=none, **optional,
     )  # fmt: skip

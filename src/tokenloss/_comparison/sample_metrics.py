@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error
-from tokenloss._core.exact import exp
+from tokenloss._core.estimate import Estimate
 from tokenloss._statistics.distributions import mcnemar_p
+from tokenloss._statistics.estimates import Measure
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss.formats.samples import WEIGHTED, Sample
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tokenloss._core.types import Float64Array, IntArray
+    from tokenloss._statistics.estimates import Method
 
     _Pair = tuple[Sample, Sample]
 
@@ -143,9 +145,9 @@ class _Side(NamedTuple):
 
 
 def metrics_of(
-    paths: tuple[str, str], pairs: list[_Pair], groups: list[Any], margin: float | None
+    paths: tuple[str, str], pairs: list[_Pair], groups: list[Any], margin: float | None, unit: str
 ) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
-    """Figures of each metric, by filter; the reasons why others are left out; and notes."""
+    """Statistics of each metric, by filter; the reasons why others are left out; and notes."""
     metrics: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     notes: list[str] = []
@@ -170,7 +172,7 @@ def metrics_of(
             ids[:] = [sides[0].samples[i].doc_id for i in index]
             is_derived = not all(side.stores(name) for side in sides)
             metric = {"name": name, "filter": kind, "is_derived": is_derived, "doc_ids": ids}
-            metrics.append(metric | _figures(name, columns[index], clusters, margin))
+            metrics.append(metric | _statistics(name, columns[index], clusters, margin, unit))
     return metrics, left_out, notes
 
 
@@ -201,50 +203,50 @@ def _columns(name: str, sides: list[_Side]) -> tuple[Float64Array, str]:
     return np.array(cells, np.float64).transpose(1, 0, 2), ""
 
 
-def _figures(name: str, columns: Float64Array, clusters: _Clusters, margin: float | None) -> dict[str, Any]:
-    """Figures of a metric; `columns` holds values and weights of both files."""
+def _statistics(
+    name: str, columns: Float64Array, clusters: _Clusters, margin: float | None, unit: str
+) -> dict[str, Any]:
+    """Statistics of a metric; `columns` has values and weights of both files."""
     scale = -1 / math.log(2) if name == "bits_per_byte" else -1.0 if name in _PERPLEXITIES else 1.0
     base_values, other_values = (scale * columns[:, k, 0] for k in (0, 1))
     weights = columns[:, 0, 1].copy()
     with np.errstate(invalid="ignore"):  # infinite losses
         changes = other_values - base_values
     ratios = [clusters.ratio(values, weights) for values in (base_values, other_values, changes)]
-    base, other, difference = (ratio.ratio for ratio in ratios)
-    base_stderr, other_stderr, stderr = (ratio.stderr for ratio in ratios)
-    change, radius = ratios[2], ratios[2].interval_factor
-    optional: dict[str, Any] = {}
+    change, optional = ratios[2], dict[str, Any]()
+    method: Method = "signed"
     if name in _PERPLEXITIES:
-        low, high = difference - radius * stderr, difference + radius * stderr
-        optional |= {"log_ratio": difference, "log_ratio_stderr": stderr, "ratio": exp(difference)}
-        optional |= {"ratio_stderr": exp(difference) * stderr, "ratio_interval": (exp(low), exp(high))}
-        base, other = exp(base), exp(other)
-        base_stderr, other_stderr = base * base_stderr, other * other_stderr
+        method = "exp"
+        log_ratio = Measure(change.ratio, change, unit, "signed")
+        optional = {"log_ratio": log_ratio.estimate(), "ratio": log_ratio._replace(method="exp signed").estimate()}
+    elif name not in _NOT_FRACTIONS and np.all((columns[..., 0] >= 0) & (columns[..., 0] <= 1)):
+        method = "share"
+        optional = _statistics_of_fractions(base_values, other_values, change, margin)
+    measures = [Measure(ratio.ratio, ratio, unit, method, weights.size) for ratio in ratios[:2]]
+    base, other = (measure.estimate() for measure in measures)
+    difference, stderr = change.ratio, change.stderr
+    if name in _PERPLEXITIES:
         with np.errstate(invalid="ignore", over="ignore"):
             stderr = clusters.ratio(other * other_values - base * base_values, weights).stderr
         difference = other - base
-    elif name not in _NOT_FRACTIONS and np.all((columns[..., 0] >= 0) & (columns[..., 0] <= 1)):
-        optional |= _figures_of_fractions(base_values, other_values, change, margin)
-    bound, reach = optional.get("discordance_bound"), radius * stderr
+    bound, reach = optional.get("discordance_bound"), change.interval_factor * stderr
+    ends = (difference - reach, difference + reach) if bound is None else (-bound, bound)
     return optional | {
         "count": weights.size,
         "n_clusters": clusters.number,
         "base": base,
-        "base_stderr": base_stderr,
         "other": other,
-        "other_stderr": other_stderr,
-        "difference": difference,
-        "difference_stderr": stderr,
-        "difference_interval": (difference - reach, difference + reach) if bound is None else (-bound, bound),
+        "difference": Estimate(difference, (stderr, ends, unit)),
         "base_values": base_values,
         "other_values": other_values,
         "sample_weight": weights,
     }
 
 
-def _figures_of_fractions(
+def _statistics_of_fractions(
     base: Float64Array, other: Float64Array, change: ExactRatio, margin: float | None
 ) -> dict[str, Any]:
-    """Figures of values between 0 and 1: flips, whether models differ, and whether they are equal within a margin."""
+    """Statistics of values between 0 and 1: flips, and whether the models differ or are equal within a margin."""
     figures: dict[str, Any] = {}
     difference, stderr, n_clusters = change.ratio, change.stderr, change.count
     is_equal = bool(np.all(base == other))

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.tables import metric_shown, samples_shown
-from tokenloss._core.result import Result, columns_of, figure
+from tokenloss._core.result import Result, columns_of, figure, in_files
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tokenloss._core.estimate import Estimate
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, Float64Array
 
+# the errors that files have of each estimate, if not only the standard error, or if it may be None
+_ERRORS_IN_FILES = {"difference": ("stderr", "interval"), "log_ratio": ("stderr",), "ratio": ("stderr", "interval")}
 _MAX_NAMES = 3  # of metrics that `repr` shows
 
 
@@ -25,8 +28,8 @@ _MAX_NAMES = 3  # of metrics that `repr` shows
 class SampleMetric(Result):
     """A metric of two models on the same samples.
 
-    Each ``*_stderr`` is a standard error, clustered by document or group, and nan if there are fewer than two of them.
-    Errors of differences and ratios are paired. Intervals are 95 % intervals, as in `LossMeter.interval_factor`.
+    Errors are clustered by document or group, and nan if there are fewer than two of them. Those of differences and
+    ratios are paired.
 
     Attributes
     ----------
@@ -38,19 +41,15 @@ class SampleMetric(Result):
         Whether the metric was computed from the responses because the files do not contain it.
     count, n_clusters : int
         Number of samples with this metric, and number of documents or groups that errors treat as independent.
-    base, base_stderr, other, other_stderr : float
+    base, other : Estimate
         The metric of both models: the mean over samples. A perplexity is exp of the mean loss, per word or byte if its
         name says so; bits per byte are the mean over bytes.
-    difference, difference_stderr : float
-        ``other - base``.
-    difference_interval : tuple of float
-        95 % interval of the difference. If all values are between 0 and 1 and both models have the same value for each
-        sample, the standard error is 0 although the true difference may not be; the interval is then plus or minus
+    difference : Estimate
+        ``other - base``. If all values are between 0 and 1 and both models have the same value for each sample, the
+        standard error is 0 although the true difference may not be; the interval is then plus or minus
         `discordance_bound`.
-    log_ratio, log_ratio_stderr, ratio, ratio_stderr : float or None
+    log_ratio, ratio : Estimate or None
         ``log(other / base)`` and ``other / base`` of a perplexity; None for other metrics.
-    ratio_interval : tuple of float or None
-        exp of the interval of `log_ratio`.
     right_to_wrong, wrong_to_right : int or None
         Number of samples that only the base, and that only the other model gets right; None if not all values are 0 or
         1.
@@ -93,18 +92,11 @@ class SampleMetric(Result):
     is_derived: bool
     count: int
     n_clusters: int
-    base: float
-    base_stderr: float
-    other: float
-    other_stderr: float
-    difference: float
-    difference_stderr: float
-    difference_interval: tuple[float, float]
-    log_ratio: float | None = None
-    log_ratio_stderr: float | None = None
-    ratio: float | None = None
-    ratio_stderr: float | None = None
-    ratio_interval: tuple[float, float] | None = None
+    base: Estimate
+    other: Estimate
+    difference: Estimate
+    log_ratio: Estimate | None = None
+    ratio: Estimate | None = None
     right_to_wrong: int | None = None
     wrong_to_right: int | None = None
     mcnemar_p: float | None = None
@@ -117,8 +109,9 @@ class SampleMetric(Result):
     sample_weight: Float64Array
 
     def _figures(self) -> dict[str, Any]:
-        """All figures, without the arrays."""
-        return {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
+        """All values but the arrays, by their names in files."""
+        values = {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
+        return in_files(values, _ERRORS_IN_FILES)
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table with one row per sample.
@@ -138,7 +131,7 @@ class SampleMetric(Result):
         task = {} if self.task is None else {"task": repr(shortened(self.task))}
         main = task | {
             "name": repr(shortened(self.name)),
-            "difference": figure(self.difference, self.difference_stderr, 4),
+            "difference": figure(self.difference, self.difference.stderr, 4),
         }
         return main | {name: figure(getattr(self, name), digits=4) for name in ("base", "other")}
 
@@ -263,7 +256,7 @@ class SampleComparison(Result):
     def _main(self) -> dict[str, str]:
         each = []
         for metric in self.metrics[:_MAX_NAMES]:
-            change = figure(metric.difference, metric.difference_stderr, 3)
+            change = figure(metric.difference, metric.difference.stderr, 3)
             each.append(f"{shortened(metric.name)!r}: {figure(metric.other, digits=4)} ({change})")
         each += ["..."] * (len(self.metrics) > _MAX_NAMES)
         return {"metrics": f"[{'; '.join(each)}]", "count": str(self.count)}

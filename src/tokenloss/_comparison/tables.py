@@ -384,7 +384,7 @@ def _metric_tables(metrics: list[tuple[dict[str, str], Any, bool]], margin: floa
     chosen = [
         ("", _DIFFERENCES, [row for row in rows if not row[2]]),
         ("groups of tasks", _DIFFERENCES, [row for row in rows if row[2]]),
-        ("ratios of perplexities", _RATIOS, [row for row in rows if row[1].ratio_interval]),
+        ("ratios of perplexities", _RATIOS, [row for row in rows if row[1].ratio is not None]),
         (flips, _FLIPS, [row for row in rows if row[1].mcnemar_p is not None]),
         (equivalence, _EQUIVALENCE, [row for row in rows if row[1].equivalence_p is not None]),
     ]

@@ -11,12 +11,14 @@ import numpy as np
 
 from tokenloss._comparison.groups import Groups
 from tokenloss._comparison.text_spans import KINDS, kinds_of, script_of
+from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments
-from tokenloss._core.result import Result, Shown, Table, figure
+from tokenloss._core.result import Result, Shown, Table, figure, in_files
 from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of, shortened
-from tokenloss._statistics.ratio import ExactRatio, guess_note
+from tokenloss._statistics.estimates import Measure
+from tokenloss._statistics.ratio import ExactRatio, guess_note, interval_above_0
 from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, Float64Array, IntArray
 
 _LN2 = math.log(2)
+_ERRORS_IN_FILES = {"difference": ("stderr", "interval")}  # of other estimates the standard error
 _MOST_SHOWN = 40  # characters of a span, or of its tokens, in a table
 
 
@@ -38,15 +41,13 @@ class BytesRate(NamedTuple):
         Number of spans of this kind, and their bytes.
     bits_per_byte_a, bits_per_byte_b : float
         Loss of each model in bits, divided by the bytes.
-    difference, difference_stderr : float
-        Bits per byte of b minus those of a, and the paired standard error.
-    difference_interval : tuple of float
-        95 % interval of the difference, clustered by the documents that have such spans.
+    difference : Estimate
+        Bits per byte of b minus those of a. Errors are paired, and clustered by the documents that have such spans.
 
     Examples
     --------
-    >>> from tokenloss.results import BytesRate
-    >>> BytesRate("digits", 20, 45, 2.1, 1.6, -0.5, 0.2, (-0.9, -0.1)).difference
+    >>> from tokenloss.results import BytesRate, Estimate
+    >>> BytesRate("digits", 20, 45, 2.1, 1.6, Estimate(-0.5)).difference
     -0.5
     """
 
@@ -55,9 +56,7 @@ class BytesRate(NamedTuple):
     n_bytes: int
     bits_per_byte_a: float
     bits_per_byte_b: float
-    difference: float
-    difference_stderr: float
-    difference_interval: tuple[float, float]
+    difference: Estimate
 
 
 BytesRate.__module__ = "tokenloss.results"
@@ -103,9 +102,9 @@ TextSpan.__module__ = "tokenloss.results"
 class TextComparison(Result):
     r"""Result of `compare_texts`: two models with different tokenizers on the same text.
 
-    Each ``*_stderr`` is a standard error, clustered by document if there are at least two documents. It is nan if it is
-    not known, or if the value is infinite or nan. Errors of differences and ratios are paired. Unless noted otherwise,
-    all values are computed over the spans that both models scored.
+    Errors are clustered by document if there are at least two documents. They are nan if they are not known, or if the
+    value is infinite or nan. Those of differences and ratios are paired. Unless noted otherwise, all values are
+    computed over the spans that both models scored.
 
     Attributes
     ----------
@@ -129,13 +128,11 @@ class TextComparison(Result):
         Number of tokens without bytes, such as the end of a document, or a ``▁`` at its start.
     special_bits_per_byte_a, special_bits_per_byte_b : float
         Loss of these tokens in bits, divided by all bytes: the part of the bits per byte that is not due to the text.
-    bits_per_byte_a, bits_per_byte_a_stderr, bits_per_byte_b, bits_per_byte_b_stderr : float
-        `nll_a` and `nll_b` in bits, divided by `n_bytes`, and their standard errors.
-    difference, difference_stderr : float
+    bits_per_byte_a, bits_per_byte_b : Estimate
+        `nll_a` and `nll_b` in bits, divided by `n_bytes`.
+    difference : Estimate
         Bits per byte of b minus those of a.
-    difference_interval : tuple of float
-        95 % interval of the difference.
-    ratio, ratio_stderr : float
+    ratio : Estimate
         Bits per byte of b divided by those of a.
     is_clustered : bool
         Whether errors are clustered by document. If False, there is one document, and spans are treated as independent.
@@ -188,15 +185,10 @@ class TextComparison(Result):
     special_bits_per_byte_a: float
     n_special_b: int
     special_bits_per_byte_b: float
-    bits_per_byte_a: float
-    bits_per_byte_a_stderr: float
-    bits_per_byte_b: float
-    bits_per_byte_b_stderr: float
-    difference: float
-    difference_stderr: float
-    difference_interval: tuple[float, float]
-    ratio: float
-    ratio_stderr: float
+    bits_per_byte_a: Estimate
+    bits_per_byte_b: Estimate
+    difference: Estimate
+    ratio: Estimate
     is_clustered: bool
     interval_factor: float
     kinds: list[BytesRate]
@@ -261,23 +253,23 @@ class TextComparison(Result):
         return super()._compared() | {"spans": tuple(self._spans)}
 
     def _main(self) -> dict[str, str]:
-        main = {"difference": figure(self.difference, self.difference_stderr)}
+        main = {"difference": figure(self.difference, self.difference.stderr)}
         main |= {name: figure(getattr(self, name)) for name in ("bits_per_byte_a", "bits_per_byte_b")}
         return main | {"n_bytes": str(self.n_bytes)}
 
     def _figures(self) -> dict[str, Any]:
-        figures = {name: value for name, value in vars(self).items() if name[0] != "_"}
-        figures |= {name: getattr(self, name) for name in ("tokens_per_byte_a", "tokens_per_byte_b", "signature")}
-        lists = {name: [one._asdict() for one in figures.pop(name)] for name in ("kinds", "b_worse", "a_worse")}
-        return figures | lists
+        values = {name: value for name, value in vars(self).items() if name[0] != "_"}
+        values |= {name: getattr(self, name) for name in ("tokens_per_byte_a", "tokens_per_byte_b", "signature")}
+        lists = {name: values.pop(name) for name in ("kinds", "b_worse", "a_worse")}
+        rows = {name: [in_files(one._asdict(), _ERRORS_IN_FILES) for one in each] for name, each in lists.items()}
+        return in_files(values, _ERRORS_IN_FILES) | rows
 
     def _shown(self) -> Shown:
         note = f"{self.n_bytes:,} bytes of {self.text}, errors by {errors_by(self)}"
         models = []
         for name, side in (self.name_a, "a"), (self.name_b, "b"):
             model = {key: getattr(self, f"{key}_{side}") for key in ("bits_per_byte", "n_tokens", "tokens_per_byte")}
-            stderr = getattr(self, f"bits_per_byte_{side}_stderr")
-            models.append((model | {"model": f"{side}: {name}", "bits_per_byte_stderr": stderr},))
+            models.append((model | {"model": f"{side}: {name}"},))
         tables = [
             table_of_several(_MODELS, models),
             table(_ROWS, self._values(), self),
@@ -290,13 +282,15 @@ class TextComparison(Result):
 
     def _values(self) -> dict[str, Any]:
         """The values that `_ROWS` name besides the metrics."""
-        low, high = self.difference_interval
-        form, counts = _form(self.difference_stderr), (self.n_special_a, self.n_special_b)
+        low, high = self.difference.interval
+        form, counts = _form(self.difference.stderr), (self.n_special_a, self.n_special_b)
         return {
             "difference": f"{self.difference:+{form}}",
+            "difference_stderr": self.difference.stderr,
             "ends": f"{low:+{form}} to {high:+{form}}",
             "cannot_tell": "; these texts cannot tell which is better" if low <= 0 <= high else "",
-            "ratio": f"{self.ratio:{_form(self.ratio_stderr)}}",
+            "ratio": f"{self.ratio:{_form(self.ratio.stderr)}}",
+            "ratio_stderr": self.ratio.stderr,
             "special": "a {:,}, b {:,}".format(*counts) if any(counts) else None,
             "left_out": count_of(self.n_spans_left_out, "span"),
         }
@@ -422,8 +416,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     rates = [one.sum_over(n_bytes) / _LN2 for one in totals]
     a, b = totals
     change = ExactMoments(b.count, b.finite - a.finite, b.special - a.special).sum_over(n_bytes) / _LN2
-    factor = of_all.difference.interval_factor
-    radius = of_all.difference.stderr / _LN2 * factor
+    unit = "documents" if is_clustered else "spans"
     with np.errstate(invalid="ignore"):
         loss = np.where(kept, spans.nll[1] - spans.nll[0], 0.0)
     return TextComparison(
@@ -434,13 +427,11 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
         n_bytes_without_token_a=without[0], n_bytes_without_token_b=without[1],
         n_special_a=special[0].count, special_bits_per_byte_a=special[0].sum_over(n_bytes) / _LN2,
         n_special_b=special[1].count, special_bits_per_byte_b=special[1].sum_over(n_bytes) / _LN2,
-        bits_per_byte_a=rates[0], bits_per_byte_a_stderr=of_all.a.stderr / _LN2,
-        bits_per_byte_b=rates[1], bits_per_byte_b_stderr=of_all.b.stderr / _LN2,
-        difference=change, difference_stderr=of_all.difference.stderr / _LN2,
-        difference_interval=(change - radius, change + radius),
-        ratio=of_all.ratio.ratio, ratio_stderr=of_all.ratio.stderr,
-        is_clustered=is_clustered, interval_factor=factor,
-        kinds=[_rate_of_kind(KINDS[number], rates) for number, rates in kinds.items()],
+        bits_per_byte_a=_in_bits(rates[0], of_all.a, unit), bits_per_byte_b=_in_bits(rates[1], of_all.b, unit),
+        difference=_in_bits(change, of_all.difference, unit, is_signed=True),
+        ratio=Measure(of_all.ratio.ratio, of_all.ratio, unit).estimate(),
+        is_clustered=is_clustered, interval_factor=of_all.difference.interval_factor,
+        kinds=[_rate_of_kind(KINDS[number], rates, unit) for number, rates in kinds.items()],
         b_worse=_worst(spans, loss, top, text), a_worse=_worst(spans, -loss, top, text),
         _kind=kind, _spans=spans, _bytes=text,
     )  # fmt: skip
@@ -467,13 +458,23 @@ class _Rates(NamedTuple):
         return {label: cls(*one) for label, *one in columns}
 
 
-def _rate_of_kind(kind: str, rates: _Rates) -> BytesRate:
+def _in_bits(value: float, rate: ExactRatio, unit: str, *, is_signed: bool = False) -> Estimate:
+    """Bits per byte with the errors of a rate in nats, or with `is_signed` the difference of two."""
+
+    def errors() -> Errors:
+        stderr = rate.stderr / _LN2
+        radius = stderr * rate.interval_factor
+        ends = (value - radius, value + radius)
+        return Errors(stderr, ends if is_signed else interval_above_0(value, stderr, rate.interval_factor), unit)
+
+    return Estimate(value, errors)
+
+
+def _rate_of_kind(kind: str, rates: _Rates, unit: str) -> BytesRate:
     """The statistics of one kind of span."""
     a, b, difference = (one.ratio / _LN2 for one in (rates.a, rates.b, rates.difference))
-    stderr = rates.difference.stderr / _LN2
-    radius = stderr * rates.difference.interval_factor
-    interval, n_bytes = (difference - radius, difference + radius), int(rates.a.denominators.sum)
-    return BytesRate(kind, rates.n_spans, n_bytes, a, b, difference, stderr, interval)
+    change = _in_bits(difference, rates.difference, unit, is_signed=True)
+    return BytesRate(kind, rates.n_spans, int(rates.a.denominators.sum), a, b, change)
 
 
 def _worst(spans: Spans, loss: Float64Array, top: int, text: bytes) -> list[TextSpan]:

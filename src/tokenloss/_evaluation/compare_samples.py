@@ -109,7 +109,7 @@ def compare_samples(
     ...     samples = [{"doc_id": i, "filtered_resps": [], "acc": value} for i, value in enumerate(values)]
     ...     _ = path.write_text(json.dumps(samples))
     >>> (acc,) = compare_samples(base, {"other": other}, margin=0.1)["other"].metrics
-    >>> acc.difference, acc.difference_stderr, acc.mcnemar_p, acc.is_equivalent
+    >>> acc.difference, acc.difference.stderr, acc.mcnemar_p, acc.is_equivalent
     (-0.25, 0.25, 1.0, False)
     """
     if margin is not None and not (isinstance(margin, numbers.Real) and 0 < margin < 1):
@@ -224,7 +224,7 @@ def _compared(
     pairs = paired(paths, samples, lambda sample: sample.doc_hash if has_hashes else sample.doc_id)
     documents = [sample.doc_hash if has_hashes else sample.doc_id for sample, _ in pairs]
     groups = documents if cluster is None else [sample.group for sample, _ in pairs]
-    figures, left_out, notes = metrics_of(paths, pairs, groups, margin)
+    figures, left_out, notes = metrics_of(paths, pairs, groups, margin, "documents" if cluster is None else "groups")
     comparison = SampleComparison(
         count=len(pairs),
         n_documents=len(set(documents)),

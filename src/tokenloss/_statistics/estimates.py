@@ -67,9 +67,9 @@ class Measure(NamedTuple):
         in which the fraction `_WORST` of the tokens does.
         """
         share, independent, needed = self.mean, self.independent, math.inf
-        if math.isnan(share):
-            return Reach(share, math.nan, math.nan)
         number, texts = independent.effective_count, independent.count
+        if math.isnan(share) or texts == 1 < self.n_tokens:
+            return Reach(share, math.nan, math.nan)
         if texts < self.n_tokens:
             variance = independent.stderr**2
             number = min(float(self.n_tokens), share * (1 - share) / variance if variance else math.inf)
