@@ -42,7 +42,9 @@ class _Part(NamedTuple):
     opened: OpenShard
     first_row: int
     first_sequence: int
-    counts: dict[int, int] | None  # of the rows of each sequence, if these have ids
+    n_sequences: int  # this and the next two are as in `ScoredBlock`
+    ids: IntArray | None
+    n_rows: IntArray | None
 
 
 class BlockUnit(NamedTuple):
@@ -157,19 +159,17 @@ class _Maker:
 
     def part(self, block: _Block, following: _Block | None) -> _Part:
         """A block, or a part of it, with the counts before it."""
-        counts, before = None, {}
+        ids, n_rows, before = None, None, dict[int, int]()
         if block.ids is not None:
-            numbers, n_rows = np.unique(block.ids[block.ids >= 0], return_counts=True)
-            counts = dict(zip(numbers.tolist(), n_rows.tolist(), strict=True))
-            before = {number: self._counts.get(number, 0) for number in counts}
+            ids, n_rows = np.unique(block.ids[block.ids >= 0].astype(np.int64), return_counts=True)
+            before = {number: self._counts.get(number, 0) for number in ids.tolist()}
+            self._counts |= {number: before[number] + n for number, n in zip(before, n_rows.tolist(), strict=True)}
         opened, shard = _shard(block, self._kind, self._options, before, following)
         if self._tokenizer is not None:
             shard = _with_bytes(shard, opened, block, following, self._options, self._tokenizer)
-        n_sequences = shard.shape[0] if counts is None and len(shard.shape) > 2 else 0
-        part = _Part(shard, opened, self._rows, self._n_sequences, counts)
+        n_sequences = shard.shape[0] if ids is None and len(shard.shape) > 2 else 0
+        part = _Part(shard, opened, self._rows, self._n_sequences, n_sequences, ids, n_rows)
         self._rows, self._n_sequences = self._rows + shard.rows, self._n_sequences + n_sequences
-        for number, n in (counts or {}).items():
-            self._counts[number] = self._counts.get(number, 0) + n
         return part
 
 
@@ -177,17 +177,12 @@ def score_block(unit: BlockUnit, work: Work, options: Options) -> ScoredBlock:
     """The scores of the parts of a unit, as one block."""
     found: list[ScoredBlock] = []
     sampled = unit.sampled
-    for shard, opened, first_row, first_sequence, counts in unit.parts:
+    for shard, opened, first_row, first_sequence, n_sequences, ids, n_rows in unit.parts:
         emit = work.emit and functools.partial(_emit_counted_on, work.emit, first_row, first_sequence)
         part = work._replace(emit=emit, advance=lambda n_bytes: None)
         result = score.score_shard(shard, part, options, opened, sampled)
         sampled += result.shift_sample.rows
-        n_sequences = shard.shape[0] if counts is None and len(shard.shape) > 2 else 0
-        scored = ScoredBlock(shard.facts(), n_sequences, None, None, result)
-        if counts is not None:
-            ids, n_rows = np.array([*counts.items()], np.int64).reshape(-1, 2).T
-            scored = scored._replace(ids=ids, n_rows=n_rows)
-        found.append(scored)
+        found.append(ScoredBlock(shard.facts(), n_sequences, ids, n_rows, result))
     block = found[0] if len(found) == 1 else summed(found, work.top)
     return block._replace(begun=unit.block.begun)
 

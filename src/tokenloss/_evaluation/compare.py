@@ -453,8 +453,8 @@ class _Pairing:
             shape = scores_of_shape("logits", (len(block.ids), options.n_classes(base.scores.classes)), -1)
             positions = as_positions("targets", block.ids, shape, self._ignore_index, block.scored, distributions=False)
             named = {str(number): other for number, other in enumerate(others)}
-            of_columns = positions, models[0].transform, self._workers, options.divergences
-            columns = linear_pair_columns(base, named, *of_columns)
+            arguments = positions, models[0].transform, self._workers, options.divergences
+            columns = linear_pair_columns(base, named, *arguments)
             base_scores, *scores = (
                 self._scores(model.token_scores(rows), block) for model, rows in zip(models, states, strict=True)
             )

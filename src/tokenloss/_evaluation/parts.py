@@ -121,15 +121,15 @@ class Parts(NamedTuple):
         else:
             _add_lengths(meter, sequences, *lengths)
         rows = sum(shard.rows for shard in self.shards)
-        of_windows = window_figures(self.shards, self.options)
+        windows = window_figures(self.shards, self.options)
         speed = n_read / seconds / 1e9 if seconds else math.nan
         figures = {
             **self._content(rows),
             **meter._figures(),
             **_common_figures(total, meter, greedy),
             "n_without_sequence": meter.count - int(sequences["count"].sum()),
-            "n_without_next": rows - sum(one.n_scored_rows for one in self.shards) - of_windows.get("n_context", 0),
-            **of_windows,
+            "n_without_next": rows - sum(one.n_scored_rows for one in self.shards) - windows.get("n_context", 0),
+            **windows,
             **self._hints(total),
             **self._highest(sequences),
             "shards": [figures for one in merged for figures in one.figures["shards"]],
@@ -152,19 +152,19 @@ class Parts(NamedTuple):
         files = np.repeat([*range(len(self.results)), -1], [len(part.ids) for part in parts])
         columns = joined(NO_SEQUENCES, parts)
         sources = [result.responses.sources for result in self.results if result.responses]
-        of_sources = joined(NO_SOURCES, sources)._asdict() if sources else {}
-        of_sources.pop("n_bytes", None)  # which are those of the text, not of a tokenizer's tokens
+        origins = joined(NO_SOURCES, sources)._asdict() if sources else {}
+        origins.pop("n_bytes", None)  # which are those of the text, not of a tokenizer's tokens
         loss = columns.nll / columns.tokens
         with np.errstate(over="ignore"):
             perplexity = np.exp(loss)
-        of_bytes = {}
+        byte_columns = {}
         if self.options.tokenizer:
             bits_per_byte = columns.nll / np.where(columns.n_bytes > 0, columns.n_bytes, np.nan) / math.log(2)
-            of_bytes = {"n_bytes": columns.n_bytes, "bits_per_byte": bits_per_byte}
+            byte_columns = {"n_bytes": columns.n_bytes, "bits_per_byte": bits_per_byte}
         return {
             "file": files, "sequence": columns.ids, "count": columns.tokens, "nll": columns.nll, "loss": loss,
             "perplexity": perplexity, "is_greedy": columns.is_greedy,
-        } | of_sources | of_bytes  # fmt: skip
+        } | origins | byte_columns  # fmt: skip
 
     def _content(self, rows: int) -> dict[str, Any]:
         """What the files or blocks contain; `rows` is the number of rows of all."""
@@ -177,17 +177,17 @@ class Parts(NamedTuple):
         } | {name: ", ".join(dict.fromkeys(of_shards)) for name, of_shards in types.items() if not self.are_responses}
 
     def _hints(self, total: ShardResult) -> dict[str, Any]:
-        """What may be wrong with hidden states, with the ids of a tokenizer, or with the order of targets."""
-        shard, found = self.shards[0], dict[str, Any]()
+        """Values that hint at a mistake: in hidden states, in the ids of a tokenizer, or in the order of targets."""
+        shard, hints = self.shards[0], dict[str, Any]()
         if shard.head:
             missing = norm_seems_missing(total.rms, shard.head["norm"] is not None)
-            found = {"lm_head": shard.head_spec, "head": shard.head, "norm_seems_missing": missing}
+            hints = {"lm_head": shard.head_spec, "head": shard.head, "norm_seems_missing": missing}
         if self.options.tokenizer:  # the file in which most special tokens repeat
             worst = max(self.shards, key=lambda one: one.padding["count"] if one.padding else 0)
-            found["n_bytes_without_token"] = sum(one.n_bytes_without_token for one in self.shards)
-            found["padding"] = worst.padding and {"file": worst.path or None, **worst.padding}
+            hints["n_bytes_without_token"] = sum(one.n_bytes_without_token for one in self.shards)
+            hints["padding"] = worst.padding and {"file": worst.path or None, **worst.padding}
         fits_better = total.shift_sample.fits_better
-        return found | {
+        return hints | {
             "targets_repeat": any(one.repeats for one in self.shards),
             "fits_better_shifted": fits_better and not self.options.shift,
             "fits_better_unshifted": fits_better and bool(self.options.shift),

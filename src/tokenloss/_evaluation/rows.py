@@ -157,7 +157,7 @@ class RowReader:
         return RowBlock(start, scores, iter(()), targets, ids, scored, mask, kept, text, numbers, positions)
 
     def facts(self) -> dict[str, Any]:
-        """What results of all rows have in common, by the names of their fields."""
+        """The fields that every result of these rows has."""
         ends = self._hash.ends(self._shard.split)
         return {"shift_sample": self._sampler.sample, "ids_sum": self._hash.total, "ids_ends": ends}
 
