@@ -7,7 +7,7 @@ import functools
 import os
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,14 +18,14 @@ from tokenloss._evaluation.token_bytes import cut_pieces, text_of_pieces
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from tokenloss._core.types import Array, Columns
 
 # spelled out, because stubtest does not recognize a Literal of several values
 Dtype: TypeAlias = Literal["bool"] | Literal["int64"] | Literal["float64"] | Literal["text"]
-Rows: TypeAlias = Literal["tokens"] | Literal["sequences"] | Literal["none"]
+Needs: TypeAlias = Sequence[Collection[str]]
 
 _BOOL = {"kept", "is_greedy", "is_greedy_known", "is_prompt", "is_same_top", "is_top_known", "flipped"}
 _INTEGERS = {
@@ -191,8 +191,8 @@ class Sink:
     option: str = ""  # of the command line
     options: tuple[str, ...] = ()  # further ones that it takes
     help: str = ""
-    rows: Rows = "none"
-    needs: Sequence[Collection[str]] = ()
+    rows: str = "none"
+    needs: Needs = ()
     top_k: int = 0
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
     made_by: str = ""

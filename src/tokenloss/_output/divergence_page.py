@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenloss._comparison.comparison import Comparison
     from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._core.types import Array, ArrayLike
-    from tokenloss._evaluation.sink import Block, Schema
+    from tokenloss._evaluation.sink import Block, Needs, Schema
     from tokenloss._scores.token_scores import TokenScores
 
 _OF_TOKENS = ("target", "text", *page.PLACES)
@@ -80,7 +80,7 @@ class DivergencePage(Sink):
         "difference of both models' losses, with the tokens of both"
     )
     rows = "tokens"
-    needs = ({"nll", "base_nll", "kl"}, {"nll", "base_nll", "kl_bound"})
+    needs: Needs = ({"nll", "base_nll", "kl"}, {"nll", "base_nll", "kl_bound"})
     top_k = 5
     made_by = "tokenloss.compare_files"
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tokenloss._comparison.comparison import Comparison
     from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._core.types import Array, ArrayLike
+    from tokenloss._evaluation.sink import Needs
 
 _MAX_NAME_LENGTH = 30
 _CROWDED = (0.1, 0.9)  # quantiles without a label where several models are drawn
@@ -79,7 +80,7 @@ class DivergencePlot(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--plot"
-    needs = ({"kl"}, {"kl_bound"}, {"logprobs", "base_logprobs"})
+    needs: Needs = ({"kl"}, {"kl_bound"}, {"logprobs", "base_logprobs"})
     help = "draw KL divergences, or absolute differences of tokens' log-probabilities, to a .png, .svg or .pdf file"
 
     def __init__(self, path: str) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, ArrayLike
     from tokenloss._evaluation.results import Evaluation
-    from tokenloss._evaluation.sink import Block, Schema
+    from tokenloss._evaluation.sink import Block, Needs, Schema
     from tokenloss._scores.token_scores import TokenScores
 
     _Names: TypeAlias = Callable[[list[int]], Iterable[str | None]]
@@ -73,7 +73,7 @@ class HtmlPage(Sink):
     option = "--html"
     help = "write a page that shows the text, each token shaded by its loss"
     rows = "tokens"
-    needs = ({"nll", "rank", "argmax"},)
+    needs: Needs = ({"nll", "rank", "argmax"},)
     top_k = 5
     made_by = "tokenloss.evaluate"
     max_tokens: ClassVar[float] = page.MOST_TOKENS

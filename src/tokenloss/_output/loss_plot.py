@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, ArrayLike
     from tokenloss._evaluation.results import Evaluation
-    from tokenloss._evaluation.sink import Block, Schema
+    from tokenloss._evaluation.sink import Block, Needs, Schema
 
 _MAX_DOTS = 3000
 _BINS = 10  # of the probability, in the reliability diagram
@@ -66,7 +66,7 @@ class LossPlot(Sink):
     option = "--plot"
     help = "draw the losses to a .png, .svg or .pdf file"
     rows = "tokens"
-    needs = ({"nll", "is_greedy"},)
+    needs: Needs = ({"nll", "is_greedy"},)
     top_k = 1
 
     def __init__(self, path: str) -> None:

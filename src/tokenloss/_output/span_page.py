@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tokenloss._comparison.text_comparison import TextComparison
     from tokenloss._core.types import Columns
-    from tokenloss._evaluation.sink import Block, Schema
+    from tokenloss._evaluation.sink import Block, Needs, Schema
 
 _DIFFERENCES = (-10.0, -3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0, 10.0)  # nats at which each next colour begins
 _ROWS = (
@@ -65,7 +65,7 @@ class SpanPage(Sink):
     option = "--html"
     help = "write a page that shows the text, each span shaded by the difference of both models' losses"
     rows = "tokens"
-    needs = ({"start", "stop", "difference"},)
+    needs: Needs = ({"start", "stop", "difference"},)
     made_by = "tokenloss.compare_texts"
 
     def open(self, schema: Schema) -> AbstractContextManager[object]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO, TypeAlias
 
     from tokenloss._core.types import Array
-    from tokenloss._evaluation.sink import Block, Schema
+    from tokenloss._evaluation.sink import Block, Needs, Schema
 
     _Write: TypeAlias = Callable[[Array], object]
 
@@ -45,7 +45,7 @@ class _TableFile(Sink):
             except ImportError:
                 raise_error("missing", name=path, got="pyarrow")
         self._wanted = columns
-        self.needs = () if columns is None else ({*columns},)
+        self.needs: Needs = () if columns is None else ({*columns},)
         self._blocks: list[Array] = []  # of a table in memory
         super().__init__(path)
 
@@ -170,7 +170,7 @@ class TokenTable(_TableFile):
     __module__ = "tokenloss.sinks"
 
     option = "--per-token"
-    options = ("top_k", "columns")
+    options: tuple[str, ...] = ("top_k", "columns")
     help = "write a row for each token (with `compare --text`, for each span) to a .npy, .csv or .parquet file"
     rows = "tokens"
 
@@ -234,7 +234,7 @@ class SequenceTable(_TableFile):
     __module__ = "tokenloss.sinks"
 
     option = "--per-sequence"
-    options = ("columns",)
+    options: tuple[str, ...] = ("columns",)
     help = (
         "write a row for each sequence (with `compare --text`, for each document; of samples, for each question) to a "
         ".npy, .csv or .parquet file"
