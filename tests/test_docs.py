@@ -95,9 +95,11 @@ def test_docstrings_are_as_numpydoc_asks(thing, monkeypatch):
 
 @pytest.mark.parametrize("thing", RESULTS, ids=name_of)
 def test_results_tell_of_every_field(thing):
-    described = [name for entry in ClassDoc(thing)["Attributes"] for name in entry.name.split(", ")]
+    described, of_base = (
+        [name for entry in ClassDoc(one)["Attributes"] for name in entry.name.split(", ")]
+        for one in (thing, thing.__base__ if issubclass(thing, Source) else object)
+    )
     assert len(described) == len(set(described))
-    of_base = [entry.name for entry in ClassDoc(thing.__base__)["Attributes"]] if issubclass(thing, Source) else []
     fields = thing._fields if hasattr(thing, "_fields") else [field.name for field in dataclasses.fields(thing)]
     assert {name for name in fields if not name.startswith("_")} <= {*described, *of_base}
 

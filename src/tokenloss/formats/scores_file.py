@@ -76,21 +76,14 @@ class ScoresFile:
         The shape (..., V) of the scores, or of these logits.
     dtype : dtype
         The dtype of the stored values; bfloat16 is from ml_dtypes.
-    targets : array or None
-        The targets in the file itself: class ids of shape (...), or distributions of shape (..., V).
-    tokens : array of str or None
-        The text of the tokens, of shape (...).
+    targets, tokens, segment_ids, cu_seqlens, input_ids, attention_mask : array or None
+        The arrays in the file itself, as the page "Files and their arrays" of the reference describes them; `input_ids`
+        in place of targets.
     is_shifted : bool
         Whether targets are known to be the tokens that the rows predict, not those at their positions.
-    segment_ids, cu_seqlens : array of integers or None
-        The number of each row's sequence, of shape (...); or the bounds of sequences, of rows in C order.
     lm_head : LmHead or None
         The projection of hidden states onto the vocabulary: its `weight` of shape (V, D) is mapped; its `bias` of shape
         (V,) and `softcap` may be None; `logit_scale` is a number.
-    input_ids : array of integers or None
-        The model's input, in place of targets, of shape (...): row j predicts id j + 1.
-    attention_mask : array or None
-        The model's mask, of shape (...): 0 for padding.
     names : tuple of str
         Names of the arrays in the file, if they have names.
 

@@ -76,14 +76,10 @@ class Source:
         The content in words: "scores", "responses", "log-probabilities", "samples" or "blocks".
     name : str
         Its name in tables and messages.
-    paths : tuple of str
-        The files that contain it; empty for blocks.
-    files : tuple of str
-        All files to read, including targets, heads and tokenizers.
-    options : dict
-        The options of the opener, except `token_options`.
-    token_options : TokenOptions
-        The options of the opener that match rows with tokens.
+    paths, files : tuple of str
+        The files that contain it; and all files to read, including targets, heads and tokenizers.
+    options, token_options : dict, TokenOptions
+        The options of the opener; `token_options` are those that match rows with tokens.
 
     Examples
     --------

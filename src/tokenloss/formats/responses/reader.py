@@ -36,10 +36,8 @@ class Response:
 
     Attributes
     ----------
-    line : int
-        Line of the file where the response begins, from 1.
-    choice : int
-        Number of the choice in its response, from 0.
+    line, choice : int
+        Line of the file where the response begins, from 1; and number of the choice in its response, from 0.
     custom_id : str or None
         What a batch file calls the request.
     tokens : array of object
@@ -60,10 +58,9 @@ class Response:
     rank : array of int64
         1 + number of other classes whose log-probability is >= the token's, as the server counted it or among those
         that it listed; -1 where it is not known, also for the last one listed, since others may be as likely.
-    is_greedy : array of bool
-        Whether no class is more likely than the token; of a tie that ids can break, whether its id is the lowest.
-    is_greedy_known : array of bool
-        Whether the server returned enough to tell.
+    is_greedy, is_greedy_known : arrays of bool
+        Whether no class is more likely than the token; of a tie that ids can break, whether its id is the lowest. And
+        whether the server returned enough to tell.
     top_tokens, top_ids, top_logprobs : arrays of shape (n, k)
         Text, ids and log-probabilities of the most likely classes, in descending order, none of them left out; None, -1
         and nan where the server listed fewer, gave no text or no ids. The token itself is among them only if it is that
