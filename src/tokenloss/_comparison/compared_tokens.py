@@ -25,8 +25,6 @@ class ComparedTokens(Result):
     ----------
     count : int
         Number of tokens that are compared.
-    n_sequences : int
-        Number of sequences with any such token; 0 without sequences.
     is_clustered : bool
         Whether errors are clustered by sequence: not without sequences, and not of a single one.
     interval_factor : float
@@ -38,7 +36,6 @@ class ComparedTokens(Result):
     _of_base: ClassVar[tuple[str, ...]] = ()  # statistics that are the same for all candidates of one base
 
     count: int
-    n_sequences: int
     is_clustered: bool
     interval_factor: float
     sequences: dict[str, Array] | None
@@ -52,6 +49,11 @@ class ComparedTokens(Result):
         line = "-" * len("Attributes") + "\n"
         shared = (cls.__mro__[1].__doc__ or "").partition(line)[2].rstrip()
         cls.__doc__ = (cls.__doc__ or "").replace(line, f"{line}{shared}\n", 1)
+
+    @property
+    def n_sequences(self) -> int:
+        """The number of sequences with any such token; 0 without sequences."""
+        return 0 if self.sequences is None else self.sequences["count"].size
 
     @property
     def signature(self) -> str:
@@ -85,7 +87,8 @@ class ComparedTokens(Result):
     def _statistics(self) -> dict[str, Any]:
         """Statistics, quantiles, texts and tables by name, without the arrays and the table of sequences."""
         values = {name: value for name, value in vars(self).items() if name[0] != "_" and name != "sequences"}
-        return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+        counts = {"count": self.count, "n_sequences": self.n_sequences}
+        return counts | {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
 
     def _figures(self) -> dict[str, Any]:
         """All values, by their names in files."""

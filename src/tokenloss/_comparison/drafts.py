@@ -335,7 +335,7 @@ def acceptance_of(
     ratios = table["break_even_ratio"]
     best = None if cost_ratio is None or math.isnan(table["speedup"][0]) else _best(table["speedup"], is_fair)
     return DraftAcceptance(
-        temperature=temperature, count=groups.size, n_sequences=0 if sequences is None else sequences["count"].size,
+        temperature=temperature, count=groups.size,
         is_clustered=is_clustered, interval_factor=by_text.factor(), n_nan=int(np.isnan(texts.acceptance).sum()),
         mean_acceptance=_acceptance_estimate(mean, by_text, groups.size, unit, is_share=temperature == 0),
         break_even_ratio=float(ratios[_best(ratios, is_fair)]), cost_ratio=cost_ratio,

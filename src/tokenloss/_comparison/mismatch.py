@@ -458,7 +458,6 @@ def mismatch_of(
         found, temperature = causes(ours, theirs, ids)
     return Mismatch(
         count=d.size,
-        n_sequences=0 if sequences is None else len(sequences["sequence"]),
         is_clustered=mean.is_clustered,
         interval_factor=mean.factor(),
         epsilon=epsilon,

@@ -214,7 +214,6 @@ def paired_figures(
     change, square = Mean(delta_p, ids), Mean(delta_p**2, ids)
     figures = {
         "count": nll.size,
-        "n_sequences": 0 if ids is None else loss.sequences.sequence.size,
         "is_clustered": loss.is_clustered,
         "interval_factor": loss.factor(),
         "perplexity": perplexity,

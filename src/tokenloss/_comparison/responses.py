@@ -411,7 +411,6 @@ class ResponseComparison(PairedLosses):
     base_mass: Float64Array
     mass: Float64Array
     is_top_known: BoolArray
-    sequences: dict[str, Array]
 
     def _signature_fields(self) -> dict[str, Any]:
         """Fields of its signature."""

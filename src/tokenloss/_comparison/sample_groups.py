@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.samples import SampleMetric
+from tokenloss._comparison.samples import LEVEL, SampleMetric
 from tokenloss._core.estimate import Estimate
 from tokenloss._statistics.distributions import mcnemar_p, student_quantile, student_tail
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from tokenloss.formats.samples import Group
 
-_LEVEL = 0.05
 _NEAR = 1e-9  # relative difference of a mean from that of the harness, through rounding
 
 
@@ -79,7 +78,7 @@ def _estimate(weights: list[float], parts: list[SampleMetric], side: str, is_sha
     stderr = math.nan if is_shared else math.sqrt(math.fsum(spread))
     if stderr > 0:  # Satterthwaite's approximation
         dof = sum(spread) ** 2 / sum(one**2 / (part.n_clusters - 1) for one, part in zip(spread, parts, strict=True))
-        radius = student_quantile(_LEVEL / 2, dof) * stderr
+        radius = student_quantile(LEVEL / 2, dof) * stderr
     return Estimate(value, (stderr, (value - radius, value + radius), estimates[0].unit)), dof
 
 
@@ -99,11 +98,10 @@ def _joined(
     shares = [part.count / n_clusters for part in parts]
     if weights == shares and not is_shared and all(part.discordance_bound is not None for part in parts):
         # no sample differs, and each is a document of its own
-        bound = optional["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
+        bound = optional["discordance_bound"] = 1 - LEVEL ** (1 / n_clusters)
         difference = Estimate(difference, (difference.stderr, (-bound, bound), difference.unit))
         p = None if margin is None else (1 - margin) ** n_clusters
-    if p is not None:
-        optional |= {"equivalence_p": p, "is_equivalent": p < _LEVEL}
+    optional["equivalence_p"] = p
     none = np.empty(0)
     return SampleMetric(
         task=name, name=parts[0].name, filter=parts[0].filter, is_derived=False,

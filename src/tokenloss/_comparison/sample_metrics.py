@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._comparison.samples import LEVEL
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Estimate
 from tokenloss._statistics.distributions import mcnemar_p
@@ -28,7 +29,6 @@ _CHECKED = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # they can be co
 _DERIVED = ("acc_norm", "target_loglikelihood")  # they are computed from responses where files do not hold them
 # metrics that are no fractions, even where all values lie between 0 and 1
 _NOT_FRACTIONS = {*WEIGHTED, "brier_score", "target_loglikelihood"}
-_LEVEL = 0.05
 
 
 def paired(
@@ -254,7 +254,7 @@ def _statistics_of_fractions(
         lost, won = int(np.count_nonzero(base > other)), int(np.count_nonzero(other > base))
         figures |= {"right_to_wrong": lost, "wrong_to_right": won, "mcnemar_p": mcnemar_p(lost, won)}
     if is_equal:
-        figures["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
+        figures["discordance_bound"] = 1 - LEVEL ** (1 / n_clusters)
     if margin is None:
         return figures
     if is_equal:
@@ -263,4 +263,4 @@ def _statistics_of_fractions(
         p = change.tail((margin - abs(difference)) / stderr)
     else:  # the difference is the same everywhere, or there is a single document
         p = 1.0 if abs(difference) >= margin else math.nan
-    return figures | {"equivalence_p": p, "is_equivalent": None if math.isnan(p) else p < _LEVEL}
+    return figures | {"equivalence_p": p}

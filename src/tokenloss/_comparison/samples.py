@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # the errors that files have of each estimate, if not only the standard error, or if it may be None
 _ERRORS_IN_FILES = {"difference": ("stderr", "interval"), "log_ratio": ("stderr",), "ratio": ("stderr", "interval")}
+LEVEL = 0.05  # of tests
 _MAX_NAMES = 3  # of metrics that `repr` shows
 
 
@@ -63,8 +65,6 @@ class SampleMetric(Result):
         p value of two one-sided tests of whether the difference is within the margin. If both models have the same
         value for each sample, it is ``(1 - margin)**n_clusters``. None without a margin, or if not all values are
         between 0 and 1.
-    is_equivalent : bool or None
-        Whether `equivalence_p` is below 0.05; None if it is not known.
     doc_ids : array of object
         The `doc_id` of each sample in the base's file. This array and the next three are empty for a group of tasks.
     base_values, other_values, sample_weight : array of float64
@@ -102,16 +102,21 @@ class SampleMetric(Result):
     mcnemar_p: float | None = None
     discordance_bound: float | None = None
     equivalence_p: float | None = None
-    is_equivalent: bool | None = None
     doc_ids: Array
     base_values: Float64Array
     other_values: Float64Array
     sample_weight: Float64Array
 
+    @property
+    def is_equivalent(self) -> bool | None:
+        """Whether `equivalence_p` is below 0.05; None if it is not known."""
+        p = self.equivalence_p
+        return None if p is None or math.isnan(p) else p < LEVEL
+
     def _figures(self) -> dict[str, Any]:
         """All values but the arrays, by their names in files."""
         values = {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
-        return in_files(values, _ERRORS_IN_FILES)
+        return in_files(values, _ERRORS_IN_FILES) | {"is_equivalent": self.is_equivalent}
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table with one row per sample.

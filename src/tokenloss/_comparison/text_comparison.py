@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 _LN2 = math.log(2)
 _ERRORS_IN_FILES = {"difference": ("stderr", "interval")}  # of other estimates the standard error
+_FIRST_IN_FILES = (
+    "name_a", "name_b", "text", "n_documents", "n_spans", "n_bytes", "n_spans_left_out", "n_bytes_left_out"
+)  # fmt: skip
+_LAST_IN_FILES = "is_clustered", "interval_factor", "tokens_per_byte_a", "tokens_per_byte_b", "signature"
 _MOST_SHOWN = 40  # characters of a span, or of its tokens, in a table
 
 
@@ -112,11 +116,6 @@ class TextComparison(Result):
         Names of the models.
     text : str
         The file of the text.
-    n_documents, n_spans, n_bytes : int
-        Number of documents with such spans, number of spans, and number of bytes in them.
-    n_spans_left_out, n_bytes_left_out : int
-        Number of spans in which either model did not score a token, such as the first token of a document, and the
-        number of bytes in them.
     n_tokens_a, n_tokens_b : int
         Number of tokens of each model.
     nll_a, nll_b : float
@@ -134,8 +133,6 @@ class TextComparison(Result):
         Bits per byte of b minus those of a.
     ratio : Estimate
         Bits per byte of b divided by those of a.
-    is_clustered : bool
-        Whether errors are clustered by document. If False, there is one document, and spans are treated as independent.
     interval_factor : float
         Half-width of the interval in standard errors, by Student's t: see `LossMeter.interval_factor`.
     kinds : list of BytesRate
@@ -170,11 +167,6 @@ class TextComparison(Result):
     name_a: str
     name_b: str
     text: str
-    n_documents: int
-    n_spans: int
-    n_bytes: int
-    n_spans_left_out: int
-    n_bytes_left_out: int
     n_tokens_a: int
     n_tokens_b: int
     nll_a: float
@@ -189,7 +181,6 @@ class TextComparison(Result):
     bits_per_byte_b: Estimate
     difference: Estimate
     ratio: Estimate
-    is_clustered: bool
     interval_factor: float
     kinds: list[BytesRate]
     b_worse: list[TextSpan]
@@ -197,6 +188,36 @@ class TextComparison(Result):
     _kind: IntArray
     _spans: Spans = field(compare=False)  # below
     _bytes: bytes
+
+    @property
+    def n_documents(self) -> int:
+        """The number of documents with any span that both models scored."""
+        return _n_documents(self._spans)
+
+    @property
+    def n_spans(self) -> int:
+        """The number of spans that both models scored."""
+        return int(self._spans.kept.sum())
+
+    @property
+    def n_bytes(self) -> int:
+        """The number of bytes in these spans."""
+        return int(self._spans.n_bytes[self._spans.kept].sum())
+
+    @property
+    def n_spans_left_out(self) -> int:
+        """The number of spans in which either model did not score a token, such as the first one of a document."""
+        return int((~self._spans.kept).sum())
+
+    @property
+    def n_bytes_left_out(self) -> int:
+        """The number of bytes in these spans."""
+        return int(self._spans.n_bytes[~self._spans.kept].sum())
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether errors are clustered by document; if not, there is one, and spans are treated as independent."""
+        return self.n_documents > 1
 
     @property
     def signature(self) -> str:
@@ -258,8 +279,9 @@ class TextComparison(Result):
         return main | {"n_bytes": str(self.n_bytes)}
 
     def _figures(self) -> dict[str, Any]:
-        values = {name: value for name, value in vars(self).items() if name[0] != "_"}
-        values |= {name: getattr(self, name) for name in ("tokens_per_byte_a", "tokens_per_byte_b", "signature")}
+        values = {name: getattr(self, name) for name in _FIRST_IN_FILES}
+        values |= {name: value for name, value in vars(self).items() if name[0] != "_" and name != "interval_factor"}
+        values |= {name: getattr(self, name) for name in _LAST_IN_FILES}
         lists = {name: values.pop(name) for name in ("kinds", "b_worse", "a_worse")}
         rows = {name: [in_files(one._asdict(), _ERRORS_IN_FILES) for one in each] for name, each in lists.items()}
         return in_files(values, _ERRORS_IN_FILES) | rows
@@ -403,8 +425,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     """The figures of spans of a text, with so many of the greatest differences each way."""
     kind = kinds_of(text.decode(), spans.start, spans.stop)
     kept = spans.kept
-    n_documents = int(np.count_nonzero(np.diff(spans.document[kept], prepend=-1)))
-    is_clustered = n_documents > 1
+    is_clustered = _n_documents(spans) > 1
     documents = spans.document[kept] if is_clustered else None
     n_bytes = int(spans.n_bytes[kept].sum())
     everything, kinds = (_Rates.of(spans, Groups(labels[kept], documents)) for labels in (np.zeros_like(kind), kind))
@@ -421,8 +442,6 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
         loss = np.where(kept, spans.nll[1] - spans.nll[0], 0.0)
     return TextComparison(
         name_a=name_a, name_b=name_b, text=path,
-        n_documents=n_documents, n_spans=int(kept.sum()), n_bytes=n_bytes,
-        n_spans_left_out=int((~kept).sum()), n_bytes_left_out=int(spans.n_bytes[~kept].sum()),
         n_tokens_a=totals[0].count, n_tokens_b=totals[1].count, nll_a=totals[0].sum, nll_b=totals[1].sum,
         n_bytes_without_token_a=without[0], n_bytes_without_token_b=without[1],
         n_special_a=special[0].count, special_bits_per_byte_a=special[0].sum_over(n_bytes) / _LN2,
@@ -430,7 +449,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
         bits_per_byte_a=_in_bits(rates[0], of_all.a, unit), bits_per_byte_b=_in_bits(rates[1], of_all.b, unit),
         difference=_in_bits(change, of_all.difference, unit, is_signed=True),
         ratio=Measure(of_all.ratio.ratio, of_all.ratio, unit).estimate(),
-        is_clustered=is_clustered, interval_factor=of_all.difference.interval_factor,
+        interval_factor=of_all.difference.interval_factor,
         kinds=[_rate_of_kind(KINDS[number], rates, unit) for number, rates in kinds.items()],
         b_worse=_worst(spans, loss, top, text), a_worse=_worst(spans, -loss, top, text),
         _kind=kind, _spans=spans, _bytes=text,
@@ -456,6 +475,11 @@ class _Rates(NamedTuple):
         rates = [groups.ratios(*sums) for sums in ((a, n_bytes), (b, n_bytes), (change, n_bytes), models)]
         columns = zip(groups.labels.tolist(), groups.count.tolist(), *rates, strict=True)
         return {label: cls(*one) for label, *one in columns}
+
+
+def _n_documents(spans: Spans) -> int:
+    """The number of documents with any span that both models scored."""
+    return int(np.count_nonzero(np.diff(spans.document[spans.kept], prepend=-1)))
 
 
 def _in_bits(value: float, rate: ExactRatio, unit: str, *, is_signed: bool = False) -> Estimate:
