@@ -82,6 +82,11 @@ def test_perplexities_of_real_documents(real):
     assert words.ratio == pytest.approx(words.other / words.base, rel=1e-12)
     factor = (mean - math.log(words.ratio.interval[0])) / error
     assert math.log(words.ratio.interval[1]) == pytest.approx(mean + factor * error, rel=1e-9)
+    low, high = np.log(np.log(words.base.interval) / math.log(words.base))  # of the mean loss, by its logarithm
+    assert (-low, high) == (
+        pytest.approx(high),
+        pytest.approx(factor * words.base.stderr / words.base / math.log(words.base)),
+    )
     assert 0.04 < interval_misses(factor, [pair[1] for pair in pairs[0]]) < 0.0505
     assert words.sample_weight.tolist() == [pair[1] for pair in pairs[0]]
     for run, side in (("base", "base"), ("noise", "other")):
@@ -200,6 +205,10 @@ def test_flips_and_mcnemar(compared):
     radius = 2.0930240544082634 * error
     assert acc.difference.interval == (pytest.approx(mean - radius), pytest.approx(mean + radius))
     assert acc.doc_ids[acc.base_values < acc.other_values].tolist() == [9, 10, 11]
+    # the exact ends of 17 of 20, and of 11 (Clopper and Pearson)
+    assert acc.base.interval == pytest.approx((0.6210732, 0.9679291), rel=1e-6)
+    assert acc.other.interval == pytest.approx((0.3152781, 0.7694221), rel=1e-6)
+    assert {one.unit for one in (acc.base, acc.other, acc.difference)} == {"documents"}
 
 
 @pytest.mark.parametrize("value", [0.5, 2, -1])

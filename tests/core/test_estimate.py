@@ -1,4 +1,4 @@
-"""Estimates: floats with a standard error and an interval."""
+"""Estimates: floats with a standard error and an interval, and the errors of statistics."""
 
 import copy
 import json
@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
+from tokenloss import LossMeter, compare, draft_acceptance, evaluate, mismatch, sequence_losses
 from tokenloss._core.estimate import Errors
 from tokenloss._core.result import _same
 from tokenloss.results import Estimate
@@ -103,3 +104,84 @@ def test_numpy_changes_arrays_in_place():
     array *= ONE
     np.multiply(array, ONE, out=array)
     assert array.tolist() == [2.25, 2.25]
+
+
+# -- errors of statistics ---------------------------------------------------------------------------------------------
+
+
+def log_ends(mean, reach):
+    """The ends of the interval of a mean of values >= 0, by its logarithm."""
+    return mean * math.exp(-reach / mean), mean * math.exp(reach / mean)
+
+
+def test_an_estimate_keeps_the_errors_that_its_meter_had():
+    meter = LossMeter()
+    meter.update([0.5, 1.5, 1.0], n_bytes=9, n_words=4)
+    names = ("loss", "perplexity", "bits_per_token", "bits_per_byte", "word_perplexity", "sequence_loss")
+    before = {name: getattr(meter, name) for name in names}
+    expected = {name: repr((one.stderr, one.interval, one.unit)) for name, one in pickled(before).items()}
+    meter.update(sequence_losses([[3.0, 4.0], [5.0, 1.0]], n_bytes=[2, 3], n_words=[1, 1]))
+    assert {name: repr((one.stderr, one.interval, one.unit)) for name, one in before.items()} == expected
+    assert (before["loss"].unit, meter.loss.unit) == ("tokens", "sequences")
+
+
+def test_errors_of_a_meter_follow_from_those_of_its_loss():
+    meter = LossMeter()
+    meter.update([0.5, 1.5, 1.0, 0.2], n_bytes=9, n_words=2)
+    loss, reach = meter.loss, meter.interval_factor * meter.loss.stderr
+    assert loss.interval == pytest.approx(log_ends(loss, reach))
+    assert meter.perplexity.stderr == pytest.approx(math.exp(loss) * loss.stderr)
+    assert meter.perplexity.interval == pytest.approx([*map(math.exp, loss.interval)])
+    assert meter.bits_per_token.stderr == pytest.approx(loss.stderr / math.log(2))
+    assert meter.bits_per_token.interval == pytest.approx([end / math.log(2) for end in loss.interval])
+    words = math.log(meter.word_perplexity)
+    assert meter.word_perplexity.stderr == pytest.approx(meter.word_perplexity * loss.stderr * 2)
+    assert np.log(meter.word_perplexity.interval) == pytest.approx(log_ends(words, 2 * reach))
+
+
+def test_accuracy_has_the_interval_of_a_fraction(rng):
+    stats = pytest.importorskip("scipy.stats")
+    logits, targets = rng.normal(size=(200, 4)), rng.integers(4, size=200)
+    found = evaluate([(logits, targets)])
+    right = int(np.count_nonzero(logits.argmax(-1) == targets))
+    assert (found.accuracy, found.accuracy.unit) == (right / 200, "tokens")
+    assert found.accuracy.stderr == pytest.approx(np.std(logits.argmax(-1) == targets, ddof=1) / math.sqrt(200))
+    exact = stats.binomtest(right, 200).proportion_ci(method="exact")
+    assert found.accuracy.interval == pytest.approx((exact.low, exact.high), rel=1e-6)
+
+
+def test_statistics_of_a_comparison_have_the_intervals_of_its_gates(rng):
+    base, ids = rng.normal(size=(30, 8, 6)), np.arange(30)[:, None]
+    found = compare(base, base + 0.3 * rng.normal(size=base.shape), rng.integers(6, size=(30, 8)), segment_ids=ids,
+                    divergences=("tv",))  # fmt: skip
+    limits = {"max_kl": 1, "max_kl_quantile": {0.9: 1}, "min_same_top": 0.5, "max_perplexity_ratio": 2}
+    estimates = (found.mean_kl, found.kl_quantiles[0.9], found.same_top, found.perplexity_ratio)
+    for verdict, one in zip(found.check(**limits).gates, estimates, strict=True):
+        assert (verdict.figure, verdict.interval, "sequences") == (one, one.interval, one.unit)
+    log, factor = found.log_perplexity_ratio, found.interval_factor
+    assert np.log(found.perplexity_ratio.interval) == pytest.approx(log.interval)
+    for one in (log, found.mean_delta_p, found.perplexity_difference):
+        assert one.interval == pytest.approx((one - factor * one.stderr, one + factor * one.stderr))
+    for one in (found.divergences["tv"], found.finite_mean_kl):
+        assert one.interval == pytest.approx(log_ends(one, factor * one.stderr))
+    square = log_ends(found.rms_delta_p**2, 2 * found.rms_delta_p * factor * found.rms_delta_p.stderr)
+    assert found.rms_delta_p.interval == pytest.approx(np.sqrt(square))
+    assert pickled(found) == found
+
+
+def test_a_speedup_has_an_interval(rng):
+    target = rng.normal(size=(40, 20, 8))
+    found = draft_acceptance(target, target + rng.normal(size=target.shape), cost_ratio=0.1)
+    assert (found.best_speedup.unit, found.mean_acceptance.unit) == ("sequences", "sequences")
+    low, high = found.best_speedup.interval
+    assert low < found.best_speedup - found.best_speedup.stderr < found.best_speedup + found.best_speedup.stderr < high
+    assert math.log(high / found.best_speedup) == pytest.approx(math.log(found.best_speedup / low))
+
+
+def test_ratios_of_sequences_have_intervals_above_0(rng):
+    base = -rng.exponential(size=(30, 20))
+    found = mismatch(base * rng.normal(1, 0.05, size=base.shape), base)
+    for one in (found.mean_ratio, found.mean_sequence_ratio, found.mean_geometric_ratio):
+        low, high = one.interval
+        assert 0 < low < one < high
+        assert one.unit == "sequences"
