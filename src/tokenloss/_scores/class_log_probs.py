@@ -32,12 +32,10 @@ def class_log_probs(
 
     Parameters
     ----------
-    logits : array of shape (..., V)
-        Logits, as in `cross_entropy`: float16, bfloat16, float32 or float64.
     class_ids : array of integers, of shape (K,) or (..., K)
         Class ids: K for all positions, or K for each, of the batch's shape with K at the end (or broadcast to it). Ids
         may repeat.
-    axis, where, logit_scale, softcap, workers
+    logits, axis, where, logit_scale, softcap, workers
         As in `cross_entropy`.
 
     Returns

@@ -67,8 +67,6 @@ def kl_divergence(
     ----------
     base_logits, logits : arrays of one shape (..., V)
         Logits, or what `kind` says, as in `compare`: float16, bfloat16, float32 or float64.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
         divergence of each position, 0.0 where masked.
@@ -76,9 +74,7 @@ def kl_divergence(
         The divergences to return by name, in a `Divergences`: with ``m = (p + q) / 2``, "kl" is as above, "reverse_kl"
         is ``sum(q * (log(q) - log(p)))``, "js" (Jensen-Shannon) the mean of the divergences of p and of q from m, "tv"
         (total variation) ``sum(abs(p - q)) / 2``, and "hellinger" ``sqrt(sum((sqrt(p) - sqrt(q))**2) / 2)``.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`.
-    kind, base_kind, axis
+    kind, base_kind, axis, where, workers
         As in `compare`.
 
     Returns

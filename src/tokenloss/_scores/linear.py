@@ -247,8 +247,10 @@ def linear_kl_divergence(
         As in `cross_entropy`, for the logits of both models.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, optional
         The divergences to return by name, as in `kl_divergence`. For those beside "kl", all tiles are computed twice.
-    where, reduction, workers
-        As in `kl_divergence`. Hidden states of positions that are left out are never read.
+    reduction
+        As in `kl_divergence`.
+    where, workers
+        As in `compare`. Hidden states of positions that are left out are never read.
 
     Returns
     -------

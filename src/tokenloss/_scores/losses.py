@@ -380,14 +380,11 @@ def cross_entropy_and_grad(
 
     Parameters
     ----------
-    logits : array of shape (..., V)
-        Logits, as in `cross_entropy`: float16, bfloat16, float32 or float64.
-    targets : array
-        Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`), as in `cross_entropy`.
     out : array, optional
         Array to write the gradient to: writable, of the shape and dtype of `logits`, or `logits` itself.
-    axis, weight, ignore_index, where, sample_weight, label_smoothing, z_loss, logit_scale, softcap, reduction, workers
+    logits, targets, axis, weight, ignore_index, where, sample_weight, label_smoothing, z_loss
+        As in `cross_entropy`.
+    logit_scale, softcap, reduction, workers
         As in `cross_entropy`.
 
     Returns

@@ -30,14 +30,12 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
 
     Parameters
     ----------
-    logits : array of shape (..., V)
-        Logits, as in `cross_entropy`: float16, bfloat16, float32 or float64.
     axis : int, tuple of int or None, default -1
         Axis of the classes; several, or None for all, count as one.
     out : array, optional
         Array to write the result to: writable, of the shape and dtype of `logits`, or `logits` itself.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`.
+    logits, workers
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -84,9 +82,9 @@ def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers:
 
     Parameters
     ----------
-    logits : array of shape (..., V)
-        Logits, as in `cross_entropy`: float16, bfloat16, float32 or float64.
-    axis, out, workers
+    logits, workers
+        As in `cross_entropy`.
+    axis, out
         As in `softmax`.
 
     Returns
@@ -132,16 +130,14 @@ def logsumexp(
 
     Parameters
     ----------
-    logits : array of shape (..., V)
-        Logits, as in `cross_entropy`: float16, bfloat16, float32 or float64.
     axis : int, tuple of int or None, default -1
         Axis to sum over; several, or None for all of them.
     out : array of float64, optional
         Array to write the result to, of its shape.
     keepdims : bool, default False
         Whether the axes that are summed over stay, with length 1.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`.
+    logits, workers
+        As in `cross_entropy`.
 
     Returns
     -------
