@@ -108,18 +108,14 @@ def compare_lists(
 
 def _compare_lists(unit: FilesUnit, work: Work) -> ComparedLists:
     """The compared tokens of a base and a model; one of the two may be scores."""
-    sides = unit.base, unit.other
-    files = [source if isinstance(source, Responses) else None for source in sides]
-    words = ["", ""]
+    sides, words = (unit.base, unit.other), ["", ""]
+    files = [source for source in sides if isinstance(source, Responses)]
     pairs: PairedFiles | ScoredResponses
-    if files[0] is not None and files[1] is not None:
-        pairs = PairedFiles(files[0], files[1])
+    if len(files) == len(sides):
+        pairs = PairedFiles(*files)
     else:
-        side = 0 if files[0] is None else 1
-        scores, responses = sides[side], files[1 - side]
-        assert isinstance(scores, Scores)
-        assert responses is not None
-        pairs = of_scores = ScoredResponses(scores, responses, side == 0, work)
+        side = int(isinstance(unit.base, Responses))
+        pairs = of_scores = ScoredResponses(sides[side], files[0], side == 0, work)
         words[side] = of_scores.words
     paths = unit.base.paths[0], unit.other.paths[0]
     every, seen = itertools.tee(pairs) if work.top_k else (iter(pairs), ())  # tops are of pairs that were read
@@ -130,8 +126,8 @@ def _compare_lists(unit: FilesUnit, work: Work) -> ComparedLists:
         own = {name: columns[name] for name in TOKEN_COLUMNS if name not in shared}
         work.emit(Block(shared, {unit.name: own}, _tops(seen, unit.name, work.top_k)))
     work.advance(unit.n_bytes)
-    part = next(file.part for file in files if file is not None)
-    return ComparedLists(columns, [(number, *one) for number, one in origins.items()], words, pairs.skipped, part)
+    rows = [(number, *origin) for number, origin in origins.items()]
+    return ComparedLists(columns, rows, words, pairs.skipped, files[0].part)
 
 
 def _tops(every: Iterable[Pair], name: str, top_k: int) -> dict[str, Columns]:

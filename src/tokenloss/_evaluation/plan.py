@@ -119,7 +119,8 @@ def checked_shard(shard: Shard, opened: OpenShard, options: Options) -> Shard:
         if positions.by_class:
             jobs.check_targets(positions, scores)
     target_type = "distributions" if targets.ndim == len(shape) else "class ids" if opened.has_targets else "none"
-    return shard._replace(target_type=target_type, batch=_scored_batch(shard, opened))
+    n_scored = shard.rows if opened.scored is None else int(np.count_nonzero(opened.scored))
+    return shard._replace(target_type=target_type, n_scored_rows=n_scored)
 
 
 class _Following(NamedTuple):
@@ -145,17 +146,6 @@ def _open_sequence(shard: Shard, stored: OpenShard, row: int) -> int | None:
         return -1
     number = int(stored.sequences.numbers(row, row + 1)[0])
     return number if number in (shard.split or ()) else None
-
-
-def _scored_batch(shard: Shard, opened: OpenShard) -> tuple[int, ...]:
-    """Batch shape of the scored rows; one-dimensional if segment ids decide which rows are scored."""
-    batch = shard.shape[:-1]
-    if opened.scored is None:
-        return batch
-    if opened.sequences.are_given:
-        return (int(np.count_nonzero(opened.scored)),)
-    *others, length = batch or (1,)
-    return (*others, max(0, length - 1))
 
 
 def _assigned(shards: list[Shard], paths: Sequence[str], what: str, numbers: str) -> list[Slice | None]:

@@ -129,7 +129,7 @@ class Shard(NamedTuple):
     segments: Slice | None = None
     split: tuple[int, ...] | None = ()  # sequences that continue in other shards, by number; None if any may
     split_rows: tuple[int, ...] = ()  # the number of rows that each of these has in earlier shards
-    batch: tuple[int, ...] = ()  # shape of the rows that are scored: shifting leaves some without a target
+    n_scored_rows: int = 0  # shifting leaves some rows without a target
     target_type: str = "class ids"
     next_id: int | None = None  # the first id of the next shard, if the last row predicts it
     next_text: str | None = None
@@ -163,11 +163,6 @@ class Shard(NamedTuple):
     def n_bytes(self) -> int:
         """Size of the scores of all models in bytes."""
         return sum(spec.n_bytes for spec in self.models)
-
-    @property
-    def n_scored_rows(self) -> int:
-        """Number of rows that are scored."""
-        return math.prod(self.batch)
 
     @property
     def shares_numbers(self) -> bool:
