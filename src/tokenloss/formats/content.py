@@ -104,8 +104,8 @@ def _refuse_unnamed_logprobs(path: str, first: str) -> None:
     place = npy.locate(path)
     if not is_float(place.dtype):
         return
-    of_tokens = worded("be opened by open_logprobs", "come with --logprobs")
-    fits = f"{of_tokens}, if it holds log-probabilities of tokens, or come with {named('kind', ...)}"
+    opener = worded("be opened by open_logprobs", "come with --logprobs")
+    fits = f"{opener}, if it holds log-probabilities of tokens, or come with {named('kind', ...)}"
     if len(place.shape) == 1:
         fits += "; class ids are integers: save them with .astype(int)" * (path != first)
         refuse(path, "holds one number for each token, and no classes", fits)

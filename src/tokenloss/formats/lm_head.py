@@ -58,7 +58,7 @@ _EMBEDDINGS = (
 _COMPARED_ROWS = 64  # of two weights that a model ties
 
 
-class _Model(NamedTuple):
+class _HeadFiles(NamedTuple):
     """The file of a head, or an index of several; the file of each array by name; and the config beside it."""
 
     path: str
@@ -129,7 +129,7 @@ def _oriented(place: ArrayLocation, name: str, depth: int) -> Array:
     return weight if shape[1] == depth else weight.T
 
 
-def _model(spec: str) -> _Model:
+def _model(spec: str) -> _HeadFiles:
     """The files of a head FILE or FILE:NAME."""
     path, name = spec, None
     if not Path(spec).exists():
@@ -152,7 +152,7 @@ def _model(spec: str) -> _Model:
         index = _SHARD.sub(_INDEX, path)  # where the bias may be in another shard
         if index != path and any(head in files for head in _HEADS) and Path(index).is_file():
             path, files = index, _in_index(index)
-    return _Model(path, files, name, read_config(path))
+    return _HeadFiles(path, files, name, read_config(path))
 
 
 def _in_directory(path: str) -> str:
@@ -171,7 +171,7 @@ def _in_index(path: str) -> dict[str, Any]:
     return shards
 
 
-def _weight_name(model: _Model) -> str:
+def _weight_name(model: _HeadFiles) -> str:
     """The name of the weight of the head: the one that was given, or a usual one.
 
     That of the embedding is only taken where the config says so, and no head is there in another form, say quantised.
@@ -195,7 +195,7 @@ def _weight_name(model: _Model) -> str:
     return refuse(model.path, got, fits)
 
 
-def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
+def _check_whole(model: _HeadFiles, name: str, biases: Sequence[str]) -> None:
     """Refuse a weight that is a part of a head, say a quantised one, or that its model may not use as it is."""
     got = None
     prefix = name.removesuffix("weight") if name.endswith(".weight") else None
@@ -217,7 +217,7 @@ def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
         refuse(model.path, got, "hold the head as the model uses it, or come as FILE:NAME")
 
 
-def _norm(model: _Model, depth: int) -> tuple[str | None, tuple[Array, ...]]:
+def _norm(model: _HeadFiles, depth: int) -> tuple[str | None, tuple[Array, ...]]:
     """Name of the weight of the final norm, and its values and perhaps those of its bias, if they fit hidden states."""
     name = next((name for name in _NORMS if name in model.files), None)
     if name is None:
@@ -233,7 +233,7 @@ def _norm(model: _Model, depth: int) -> tuple[str | None, tuple[Array, ...]]:
     return (name, weights) if np.isfinite(weights).all() else (None, ())
 
 
-def _are_alike(model: _Model, *names: str) -> bool:
+def _are_alike(model: _HeadFiles, *names: str) -> bool:
     """Whether two weights are the same, by some of their rows."""
     first, second = (model.locate(name).load() for name in names)
     if first.shape != second.shape:
@@ -306,8 +306,8 @@ def _may_change_logits(key: str) -> bool:
 
     if key.startswith(("embed", "key_", "num_")) or has(*_OTHER_PARTS):
         return False
-    of_logits = has("logit", "softcap", "soft_cap", "mup", "multiplier", "lm_head", "unembed")
-    return of_logits or (has("scal", "alpha", "temper") and has("output", "head", "width", "final"))
+    names_logits = has("logit", "softcap", "soft_cap", "mup", "multiplier", "lm_head", "unembed")
+    return names_logits or (has("scal", "alpha", "temper") and has("output", "head", "width", "final"))
 
 
 class Transform(NamedTuple):

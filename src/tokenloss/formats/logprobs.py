@@ -242,9 +242,9 @@ def _row(options: Mapping[str, Any], value: Mapping[str, Any], place: Place) -> 
             place.refuse(f"{name}[{i}] is {number!r}", "be a log-probability, a number of at most 0, or null")
     values = [one if mark and one is not None else np.nan for one, mark in zip(numbers, marks, strict=True)]
     choice = check(value.get("choice", 0), COUNT, "choice", place)
-    of_request = None if (own := value.get("custom_id")) is None else str(own)
+    request = None if (own := value.get("custom_id")) is None else str(own)
     kept = np.array(marks, np.bool_) if has_mask else None
-    return response_of(place.line, of_request, choice, np.array(values, np.float64), kept)
+    return response_of(place.line, request, choice, np.array(values, np.float64), kept)
 
 
 def end_in_zeros(rows: Iterable[Array]) -> bool:

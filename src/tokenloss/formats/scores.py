@@ -409,8 +409,8 @@ def _token_options(
     """The checked options that match rows with tokens."""
     check_shift(shift)
     size, step = _checked_windows(window, stride, shift, segment_ids)
-    of_rows = {"targets": targets, "segment_ids": segment_ids}
-    ids, segments = (tuple(resolved(as_paths(name, value))) for name, value in of_rows.items())
+    given = {"targets": targets, "segment_ids": segment_ids}
+    ids, segments = (tuple(resolved(as_paths(name, value))) for name, value in given.items())
     for one in (*ids, *segments):
         npy.locate(one, is_targets=True)
     if ignore_index is not None:

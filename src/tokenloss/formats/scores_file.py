@@ -224,9 +224,9 @@ class LmHead(NamedTuple):
 
     def figures(self) -> dict[str, Any]:
         """The names and the transform, as values for JSON."""
-        of_weight = {"weight": self.name or Path(self.path).name, "has_bias": self.bias is not None}
+        weight = {"weight": self.name or Path(self.path).name, "has_bias": self.bias is not None}
         transform = {"logit_scale": self.logit_scale, "softcap": self.softcap, "note": self.note}
-        return of_weight | transform | {"norm": self.norm}
+        return weight | transform | {"norm": self.norm}
 
 
 def read_scores(form: Format, path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
@@ -264,8 +264,8 @@ def _choose_scores(path: str, names: Collection[str], array: str | None, kind: s
     fitting = [name for name in kinds if name in names]
     held = [name for name in HIDDEN_NAMES if name in names]
     if kind is array is None and held and not fitting:
-        of_model = worded("be opened by open_hidden_states, with {}", "come with {}: --lm-head FILE")
-        refuse(path, f"holds {held[0]} and no scores", of_model.format("its model's projection onto the vocabulary"))
+        opener = worded("be opened by open_hidden_states, with {}", "come with {}: --lm-head FILE")
+        refuse(path, f"holds {held[0]} and no scores", opener.format("its model's projection onto the vocabulary"))
     weight = next((name for name in names if name.endswith(_WEIGHTS)), None)
     if array is None and weight is not None and not fitting:
         got, fits = f"holds a model's weights, such as {weight}", "hold what the model predicts: store its logits first"
@@ -275,9 +275,9 @@ def _choose_scores(path: str, names: Collection[str], array: str | None, kind: s
         if array is None and kind is None and not fitting and any("top_" in name or "topk" in name for name in names):
             fits += "; of lists of likely tokens, see topk_divergence_bound"
         elif array is None and not fitting:
-            of_scores = worded("array=", "--array, of a base --base-array")
-            of_scores = worded("array=", "--hidden") if kind in HIDDEN_NAMES else of_scores
-            fits += f", or come with the name of its array: {of_scores}; "
+            option = worded("array=", "--array, of a base --base-array")
+            option = worded("array=", "--hidden") if kind in HIDDEN_NAMES else option
+            fits += f", or come with the name of its array: {option}; "
             fits += f"{named('targets_array', ...)} names targets"
         refuse(path, f"holds {', '.join(names) or 'nothing'}", f"hold {fits}")
     name = fitting[0]

@@ -137,8 +137,8 @@ class Source:
         dict
             Their values by name, except paths, and the content in words as "source".
         """
-        of_tokens = {name: getattr(self.token_options, name) for name in ("shift", "ignore_index", "window", "stride")}
-        return {"source": self.holds, **of_tokens, **self.options}
+        alignment = {name: getattr(self.token_options, name) for name in ("shift", "ignore_index", "window", "stride")}
+        return {"source": self.holds, **alignment, **self.options}
 
     def like(self, paths: Any) -> Self:
         """Open other files with the same options.

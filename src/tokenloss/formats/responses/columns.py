@@ -43,7 +43,7 @@ def position_of(counts: Sequence[int], at: int) -> tuple[int, int]:
 
 
 @dataclasses.dataclass
-class Tokens:
+class Listed:
     """Tokens as lists of what the server wrote; paths say where the log-probabilities stand."""
 
     place: Place
@@ -69,12 +69,12 @@ class Tokens:
         """Whether any token has a log-probability, be it a sentinel."""
         return any(value is not None for value in self.logprobs[self.span])
 
-    def part(self, start: int | None, stop: int | None) -> Tokens:
+    def part(self, start: int | None, stop: int | None) -> Listed:
         """Some of the tokens."""
-        return Tokens(**{**vars(self), "span": slice(start, stop)})
+        return Listed(**{**vars(self), "span": slice(start, stop)})
 
 
-def n_uncovered_bytes(parts: Sequence[Tokens]) -> int:
+def n_uncovered_bytes(parts: Sequence[Listed]) -> int:
     """The number of bytes of a response's own text that are in no token of its parts, as far as known."""
     own = next((tokens.own_text for tokens in parts if tokens.own_text is not None), None)
     texts = [text for tokens in parts for text in tokens.texts[tokens.span]]
@@ -111,7 +111,7 @@ def join(parts: Sequence[Columns], width: int = 0) -> Columns:
     return columns
 
 
-def columns(tokens: Tokens, *, is_prompt: bool) -> Columns:
+def columns(tokens: Listed, *, is_prompt: bool) -> Columns:
     """Arrays of tokens, named as in `Response`, and `is_lost`, which says where classes may be lost."""
     flags = is_prompt, tokens.is_keyed, tokens.is_added, tokens.is_exact
     arrays = columns_of_listed(
@@ -142,7 +142,7 @@ def _objects(values: list[str | None]) -> Array:
     return array
 
 
-def _refuse_numbers(tokens: Tokens) -> NoReturn:
+def _refuse_numbers(tokens: Listed) -> NoReturn:
     """Refuse the first value that is no log-probability."""
     tops = tokens.tops
     for i, value in enumerate(tokens.logprobs):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 
 from tokenloss.formats.records import COUNT, TEXT, Kind, Place, check, check_length, mismatch
-from tokenloss.formats.responses.columns import Tokens, Tops, lengths, position_of
+from tokenloss.formats.responses.columns import Listed, Tops, lengths, position_of
 from tokenloss.formats.responses.echoes import copies, split_echoes
 from tokenloss.formats.responses.streams import first_choice, is_piece
 
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
     """A choice of a response: its parts "prompt" and "generated", or "all" where they cannot be told apart."""
 
     number: int
-    parts: dict[str, Tokens]
+    parts: dict[str, Listed]
     is_repeated: bool = False  # the prompt, which a choice before this one has
     n_generated: int | None = None  # as the server counts
 
@@ -121,7 +121,7 @@ _FAR = 8  # ranks, that ties do not explain
 _KEY = "do not tell which entry is the prompt's own token"
 
 
-def _objects(values: list[Any], ids: list[int] | None, field: str, place: Place) -> Tokens:
+def _objects(values: list[Any], ids: list[int] | None, field: str, place: Place) -> Listed:
     """Tokens of a prompt: objects by id of the most likely classes and the prompt's token."""
     tops = _classes_by_id(values, field, place)
     n = len(tops.counts)
@@ -130,7 +130,7 @@ def _objects(values: list[Any], ids: list[int] | None, field: str, place: Place)
     own = _own(tops, ids, field, place)
     texts = [None if at is None else tops.texts[at] for at in own]
     ranks = [0 if at is None else tops.ranks[at] for at in own]
-    return Tokens(
+    return Listed(
         place, f'{field}[{{i}}]["{{id}}"].logprob', f'{field}[{{i}}]["{{id}}"].logprob', texts,
         [-1 if at is None else tops.ids[at] for at in own] if ids is None else ids,
         [None if at is None else tops.logprobs[at] for at in own], lengths(texts, is_completed=True), tops,
@@ -239,7 +239,7 @@ def proves_own_first(body: dict[str, Any], place: Place) -> bool:
 
 def _content(
     entries: list[Any], field: str, place: Place, own_text: str | None, ids: list[int] | None = None
-) -> Tokens:
+) -> Listed:
     """Tokens of a list of objects, each of which lists the most likely classes."""
     for i, entry in enumerate(entries):
         if "prob" in entry or "probs" in entry:
@@ -254,7 +254,7 @@ def _content(
     listed = list(itertools.chain.from_iterable(lists))
     top_texts, top_ids, _ = _named(listed)
     ranks = [entry.get("rank") or 0 for entry in entries]
-    return Tokens(
+    return Listed(
         place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids,
         [entry["logprob"] for entry in entries], lengths(texts, spelled, own_text),
         Tops(list(map(len, lists)), top_texts, top_ids, [entry.get("logprob") for entry in listed]),
@@ -289,7 +289,7 @@ def _names(texts: list[str | None]) -> tuple[list[str | None], list[int]]:
 # Parallel lists: OpenAI completions
 
 
-def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None, ids: list[int] | None) -> Tokens:
+def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None, ids: list[int] | None) -> Listed:
     """Tokens of parallel lists, whose most likely classes are named by their text."""
     logprobs = value["token_logprobs"]
     n = len(logprobs)
@@ -299,7 +299,7 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
         lists = check_length(value["top_logprobs"], n, f"{field}.top_logprobs", place)
     top_texts, top_ids = _names([text for each in lists if each for text in each])
     top_logprobs = [logprob for each in lists if each for logprob in each.values()]
-    return Tokens(
+    return Listed(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
         ids if ids is not None and len(ids) == n else own_ids, logprobs, lengths(texts, None, own_text),
         Tops([len(each or ()) for each in lists], top_texts, top_ids, top_logprobs), is_keyed=True, is_added=True,
@@ -314,7 +314,7 @@ def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
     if len(numbers) > 1 and sorted(numbers) == sorted(map(str, range(len(numbers)))):
         choices.sort(key=lambda choice: int(choice["index"]))
     n_prompt, n_generated = _usage(value, place)
-    all_parts: list[dict[str, Tokens]] = []
+    all_parts: list[dict[str, Listed]] = []
     for i, choice in enumerate(choices):
         at = f"choices[{i}]"
         holder, path = (choice, f"{at}.") if choice.get("prompt_logprobs") is not None else (value, "")
@@ -329,7 +329,7 @@ def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
     return [Choice(i, parts, is_copy, each) for i, (parts, is_copy) in enumerate(pairs)]
 
 
-def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, Tokens]:
+def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, Listed]:
     """Tokens of a choice's `logprobs`: what was generated, or an echo, which may hold the prompt, too."""
     value, ids, message = choice.get("logprobs"), choice.get("token_ids"), choice.get("message")
     text = choice.get("text") if message is None else message.get("content")
@@ -367,7 +367,7 @@ def _integer(value: Any) -> int | None:
     return value if type(value) is int else None
 
 
-def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> Tokens:
+def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> Listed:
     """Tokens of lists of log-probability, id and text."""
     field = f"meta_info.{side}_token_logprobs"
     logprobs, ids, texts = _columns(values := meta[f"{side}_token_logprobs"])
@@ -382,7 +382,7 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
     n_bytes = lengths(texts, None, own_text)
     if side == "input" and len(texts) > 1 and not any(text and re.search(r"\s", text) for text in texts):
         n_bytes = [-1] * len(texts)  # the blank that a token starts with is lost with some tokenizers
-    return Tokens(
+    return Listed(
         place, f"{field}[{{i}}][0]", f"meta_info.{side}_top_logprobs[{{i}}][{{j}}][0]", texts, ids, logprobs, n_bytes,
         tops, is_exact=True, own_text=own_text,
     )  # fmt: skip

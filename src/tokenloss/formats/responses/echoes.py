@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenloss.formats.records import Place
-    from tokenloss.formats.responses.columns import Tokens
+    from tokenloss.formats.responses.columns import Listed
 
 _LLAMA_CPP_PYTHON = re.compile("cmpl-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # the ids of its responses
 _SAME = 1e-5  # difference of two roundings of a log-probability
@@ -22,7 +22,7 @@ _ISSUE = "values of llama-cpp-python are off by one position if there is no BOS 
 
 
 def split_echoes(
-    value: dict[str, Any], choices: Sequence[dict[str, Any]], all_parts: Sequence[dict[str, Tokens]],
+    value: dict[str, Any], choices: Sequence[dict[str, Any]], all_parts: Sequence[dict[str, Listed]],
     usage: tuple[int | None, int | None], place: Place,
 ) -> None:  # fmt: skip
     """Tell the parts of what is "listed" in each choice: the prompt, if it is there, and what was generated."""
@@ -55,7 +55,7 @@ def split_echoes(
                 parts["generated"] = listed.part(n_prompt, None)
 
 
-def _n_prompt(choice: dict[str, Any], parts: dict[str, Tokens], n: int) -> int | None:
+def _n_prompt(choice: dict[str, Any], parts: dict[str, Listed], n: int) -> int | None:
     """Number of the prompt's tokens in an echo, where the choice itself tells it."""
     if "prompt" in parts:
         return min(len(parts["prompt"]), n)
@@ -66,7 +66,7 @@ def _n_prompt(choice: dict[str, Any], parts: dict[str, Tokens], n: int) -> int |
     return None
 
 
-def _with_texts(prompt: Tokens, echo: Tokens, field: str, place: Place) -> Tokens:
+def _with_texts(prompt: Listed, echo: Listed, field: str, place: Place) -> Listed:
     """A prompt with the texts of its echo, which must be of the same tokens."""
     n = len(prompt)
     if len(echo) != n:
@@ -81,7 +81,7 @@ def _with_texts(prompt: Tokens, echo: Tokens, field: str, place: Place) -> Token
 
 
 def _check_text(
-    value: dict[str, Any], choice: dict[str, Any], field: str, listed: Tokens, usage: tuple[int | None, int | None],
+    value: dict[str, Any], choice: dict[str, Any], field: str, listed: Listed, usage: tuple[int | None, int | None],
     place: Place,
 ) -> None:  # fmt: skip
     """Refuse an echo whose tokens do not make its text, since log-probabilities may then be of other tokens."""
@@ -140,7 +140,7 @@ def _is_shifted_rightly(text: str, texts: Sequence[str], finish: Any, usage: tup
 
 
 def _by_usage(
-    value: dict[str, Any], choices: Sequence[dict[str, Any]], listed: Sequence[Tokens],
+    value: dict[str, Any], choices: Sequence[dict[str, Any]], listed: Sequence[Listed],
     usage: tuple[int | None, int | None], place: Place,
 ) -> list[int | None]:  # fmt: skip
     """Numbers of the prompts' tokens in echoes, by the counts of the server."""
@@ -160,7 +160,7 @@ def _by_usage(
     return place.refuse(got, "come with prompt_token_ids (ask for return_token_ids), or be one choice each")
 
 
-def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_generated: int, place: Place) -> int | None:
+def _one_by_usage(value: dict[str, Any], listed: Listed, n_prompt: int, n_generated: int, place: Place) -> int | None:
     """Number of a prompt's tokens in an echo; None if it cannot be told."""
     n = len(listed)
     if n == n_prompt + n_generated:
@@ -189,7 +189,7 @@ def _block(sizes: Sequence[int], total: int) -> int:
     return 0
 
 
-def copies(all_parts: Sequence[dict[str, Tokens]], n_prompt: int | None) -> list[bool]:
+def copies(all_parts: Sequence[dict[str, Listed]], n_prompt: int | None) -> list[bool]:
     """Whether each choice repeats the prompt of a choice before it."""
     if len(all_parts) == 1:
         return [False]

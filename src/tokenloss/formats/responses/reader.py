@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal, NoReturn
 
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
-    from tokenloss.formats.responses.columns import Tokens
+    from tokenloss.formats.responses.columns import Listed
     from tokenloss.formats.responses.dialects import Choice
 
 PARTS_OF_RESPONSE = ("prompt", "generated", "all")  # parts of a response
@@ -226,7 +226,7 @@ class Responses(Source):
         if not (has_number or has_failed or self._is_one_of_several or len(self.paths) > 1):
             refuse_without_number(path, self.part)
 
-    def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Tokens]]:
+    def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Listed]]:
         """Parts of a choice that are yielded; none of one whose prompt is that of the choice before it."""
         parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
         prompt = parts.get("prompt")

@@ -270,15 +270,15 @@ def _cause(found: bytes, expected: bytes) -> str | None:
         return "it ends before them"
     same = expected[: _first_difference(found, expected)]
     cut = len(same) - len(same.lstrip(_CONTINUATION))  # of a character that begins before
-    text, of_ids = (part[cut:].decode(errors="ignore") for part in (found, expected))
+    text, written_text = (part[cut:].decode(errors="ignore") for part in (found, expected))
     try:
         found[cut:].decode()
     except UnicodeDecodeError as error:
         if cut + error.start <= len(same):
             return "it is not UTF-8 there, and tokenizers put U+FFFD in place of that"
-    differ = next((i for i, (a, b) in enumerate(zip(text, of_ids, strict=False)) if a != b), 0)
+    differ = next((i for i, (a, b) in enumerate(zip(text, written_text, strict=False)) if a != b), 0)
     for words, change in _CHANGES:
-        for before, other, what in (text, of_ids, "they are of it"), (of_ids, text, "it is theirs"):
+        for before, other, what in (text, written_text, "they are of it"), (written_text, text, "it is theirs"):
             changed = change(before)
             n = min(len(changed) - 2 * (len(changed) != len(other)), len(other))  # its last ones may be cut
             if n > differ and changed[:n] == other[:n]:
