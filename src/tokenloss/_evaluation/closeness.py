@@ -148,7 +148,7 @@ def _is_source(scores: Any) -> bool:
 
 
 def _message_of_arrays(logits: Any, base: Any, targets: Any, limits: _Limits, options: dict[str, Any]) -> str:
-    """What an AssertionError says of arrays; options are those of `compare`."""
+    """The message of an AssertionError about arrays; `options` are arguments of `compare`."""
     scores = CheckedArray(*as_float_array("logits", logits))
     base_scores = CheckedArray(*as_float_array("base", base))
     arrays: Any = {"base_logits": base_scores, "logits": scores}
@@ -167,7 +167,7 @@ def _message_of_arrays(logits: Any, base: Any, targets: Any, limits: _Limits, op
 
 
 class _Tokens(Sink):
-    """Keeps of each token of files what describes it."""
+    """Keeps the columns that describe each token of files."""
 
     rows = "tokens"
     top_k = 1
@@ -178,7 +178,7 @@ class _Tokens(Sink):
         self._columns: dict[str, list[Array]] = {}  # of each block, by the head of the column
 
     def write(self, block: Block) -> None:
-        """Keep what describes the tokens of a block, without their scores."""
+        """Keep the columns that describe the tokens of a block, without their scores."""
         heads = {"file": "file", "row": "row", "token": "target", "text": "text"}
         columns = {head: block.columns[name] for head, name in heads.items() if name in block.columns}
         columns |= {"top class": block.tops["logits"]["top_ids"][:, 0], "base's": block.tops[""]["top_ids"][:, 0]}
@@ -194,7 +194,7 @@ class _Tokens(Sink):
 
 
 def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> str:
-    """What an AssertionError says; empty if all limits hold, and all numbers are finite."""
+    """The message of an AssertionError; "" if all limits hold and all numbers are finite."""
     if "max_abs_loss" in limits and not comparison.has_targets:
         raise_error("type", name="targets", got=None, fits="given, or held by the files, for max_abs_loss")
     columns: dict[str, Any] = comparison.columns()

@@ -179,7 +179,7 @@ def _dtypes(shards: Sequence[Shard], model: int) -> str:
 
 
 def _first_numbers(shards: Sequence[Shard], options: Options, handles: Handles) -> list[int]:
-    """What is added to the sequence numbers of each shard to make them unique; 0 if all share one numbering."""
+    """The number to add to the sequence numbers of each shard to make them unique; 0 if all share one numbering."""
     firsts = [0]
     for shard in () if shards[0].shares_numbers else shards:
         numbers = handles.open_shard(shard, options).sequences.numbers(0, shard.rows)
@@ -199,7 +199,7 @@ def _numbered(result: ComparedShard, first: int) -> ComparedShard:
 
 
 def _types(shards: Sequence[Shard], options: Options, firsts: list[int], handles: Handles) -> Array | None:
-    """Index into `TYPES` of each token that is compared; None if no shard holds any text."""
+    """Index into `TYPES` of each token that is compared; None if no shard contains text."""
     words: list[Array] = []
     numbers: list[Array] = []
     masks: list[Array] = []
@@ -243,7 +243,7 @@ def token_types(text: Array, is_first: BoolArray) -> Array:
 
 
 def _type_of(characters: str) -> int:
-    """Type of a text. A word counts as a part of one, until what stands before it shows that it begins there."""
+    """Type of a text. A word counts as part of a word until the text before it shows that it begins there."""
     word = characters.strip()
     if not word:
         return _SPACE if characters else _OTHER
@@ -277,7 +277,7 @@ class ComparedShard(NamedTuple):
 
     @classmethod
     def of(cls, columns: Sequence[Columns]) -> ComparedShard:
-        """Take the columns of the base out of those of each candidate."""
+        """The columns of the base, and the other columns of each candidate."""
         base = {name: column for name, column in columns[0].items() if name in _OF_BASE}
         return cls(base, [{name: own[name] for name in own if name not in _OF_BASE} for own in columns])
 
@@ -305,7 +305,7 @@ def compare_shard(shard: Shard, work: Work, options: Options, names: Sequence[st
 def _tokens(
     block: RowBlock, names: Sequence[str], compared: Sequence[_Compared], options: Options, has_targets: bool
 ) -> Block:
-    """The tokens of all candidates that sinks get: those of the rows that have a target."""
+    """The tokens of all candidates, for sinks: the rows that have a target."""
     first, base_scores, _ = compared[0]
     unknown = {} if has_targets else dict.fromkeys(OF_TARGETS, np.full(first["kept"].size, np.nan))
     first, models = unknown | first, dict[str, Any]()

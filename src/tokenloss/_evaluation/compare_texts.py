@@ -296,7 +296,7 @@ def _refuse_unknown(ids: Array, documents: IntArray, side: _Side, path: str) -> 
 
 
 def _hint(ids: Array, options: Options) -> str:
-    """Why ids may not write the text, in words that follow an error."""
+    """Words that follow an error: the likely reason why ids do not write the text."""
     ignored = 0 if options.ignore_index is None else int(np.count_nonzero(ids == options.ignore_index))
     hint = "" if options.shift else NEXT_TOKENS.format(named("shift", True))
     return f"; {count_of(ignored, 'ignored id')} of the file cannot be of the text{hint}" if ignored else hint

@@ -78,7 +78,7 @@ def summed(blocks: Sequence[ScoredBlock], top: int) -> ScoredBlock:
 
 
 def _joined_padding(one: dict[str, int] | None, other: dict[str, int] | None) -> dict[str, int] | None:
-    """The counts of a special token together; of two tokens, that which is counted more often."""
+    """The counts of a special token together; for two tokens, the one that is counted more often."""
     if not one or not other:
         return one or other
     if one["token"] == other["token"]:
@@ -102,7 +102,7 @@ class Parts(NamedTuple):
 
     @classmethod
     def of_blocks(cls, blocks: ScoredBlock, options: Options, words: str | None = None) -> Parts:
-        """Of blocks in memory."""
+        """The parts of an evaluation of blocks in memory."""
         return cls([blocks.facts], [blocks.result], options, words, blocks)
 
     def evaluation(
@@ -208,7 +208,7 @@ class Parts(NamedTuple):
         }
 
     def _rows(self, columns: dict[str, Array], rows: Array) -> list[dict[str, Any]]:
-        """Some rows of the table of sequences. The file is None for sequences in several, as is what is not known."""
+        """Some rows of the table of sequences; unknown values are None, as is the file of a sequence in several."""
         names = [*(shard.path or None for shard in self.shards), None]
         lists = {name: column[rows].tolist() for name, column in columns.items()}
         lists["file"] = [names[file] for file in lists["file"]]
@@ -256,14 +256,14 @@ class Parts(NamedTuple):
         return not self.shards[0].has_classes
 
     def shared_numbers(self, sequences: dict[str, Array]) -> Array:
-        """The numbers that mean the same sequence in all parts: those that segment ids give to all files or blocks."""
+        """The numbers that mean the same sequence in all parts, since segment ids give them to all files or blocks."""
         # the last one stands for sequences in several files, which have the number -1
         are_shared = [*(shard.shares_numbers for shard in self.shards), True]
         shared: Array = sequences["sequence"][np.array(are_shared)[sequences["file"]]]
         return shared
 
     def described(self, meter: LossMeter) -> dict[str, Any]:
-        """What must be the same of evaluations that are merged."""
+        """The properties that evaluations must share to be merged, by name."""
         shard, options = self.shards[0], self.options
         source = "blocks" if self.blocks is not None else "files of responses" if self.are_responses else "files"
         parts = [result.responses.part for result in self.results if result.responses and result.responses.dialect]
@@ -326,7 +326,7 @@ def _add_lengths(meter: LossMeter, sequences: dict[str, Array], n_bytes: Any, n_
 
 
 def window_figures(shards: Iterable[Facts], options: Options) -> dict[str, int]:
-    """Figures of windows alone; `n_context` is the number of rows that predict what an earlier window did."""
+    """Values of windows, if any; `n_context` is the number of rows whose token an earlier window predicted."""
     if not options.window:
         return {}
     n_context = sum(shard.n_context for shard in shards)

@@ -47,7 +47,7 @@ class Progress:
             self._write("")
 
     def advance(self, n_bytes: int, what: str = "") -> None:
-        """Count bytes that are done, the last of which are of this."""
+        """Count bytes that are done; `what` names the last of them."""
         self._done += n_bytes
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self._done, description=what)

@@ -126,7 +126,7 @@ def score_file(unit: FilesUnit, work: Work) -> ShardResult:
 
 
 def check_parts(files: Sequence[Responses | Logprobs], results: Sequence[ShardResult]) -> None:
-    """Refuse files none of which has a log-probability, and what a state holds of another part."""
+    """Refuse files without any log-probability, and results in a state that are for another part."""
     n_known = 0  # tokens with a number, and failed lines
     for file, result in zip(files, results, strict=True):
         figures = result.responses
@@ -160,7 +160,7 @@ def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:
 
 
 def lengths_of_text(results: Sequence[ShardResult]) -> int | IntArray:
-    """Number of bytes of each sequence's scored tokens; 0 if those of any are not known."""
+    """Number of bytes of each sequence's scored tokens; 0 if the bytes of any are unknown."""
     n_bytes = joined(NO_SOURCES, [result.responses.sources for result in results if result.responses]).n_bytes
     return n_bytes if (n_bytes >= 0).all() else 0
 
@@ -225,7 +225,7 @@ def _lowest_of_likeliest(top_ids: Array, top_logprobs: Array) -> Array:
 
 
 def _has_cut_character(response: Response) -> bool:
-    """Whether only some tokens of a character are scored, so that the length of what is scored is unknown.
+    """Whether only some tokens of a character are scored, so that the length of the scored text is unknown.
 
     Texts of its first parts are empty; that of the last one is the whole character.
     """

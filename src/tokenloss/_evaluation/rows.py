@@ -207,7 +207,7 @@ def _project(function: Callable[..., Any], head: LmHead, hidden: Array, targets:
 
 
 class ShiftSampler:
-    """Compares the losses of the first rows with those for the next row's target, which a shift would give them.
+    """Compares the losses of the first rows with their losses for the next row's target, as a shift would assign it.
 
     If targets are shifted, it is the row before whose target they would have without the shift.
     """
@@ -259,7 +259,7 @@ def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> Non
 
 
 class FirstRows:
-    """Checks the first rows of a file that count to be of its kind; of hidden states, samples the norms.
+    """Checks that the first rows that count are of the kind of their file, and samples the norms of hidden states.
 
     `option` is the argument that gives the kind. A kind that the user gave is believed.
     """
@@ -271,7 +271,7 @@ class FirstRows:
         self.rms: tuple[float, ...] = ()  # root mean squares of hidden states
 
     def check(self, rows: Array, kept: Array) -> None:
-        """Check the next rows, of which those of the mask count."""
+        """Check the next rows; only rows of the mask count."""
         head = self._file.lm_head
         if head is not None:
             check_map(head.weight)

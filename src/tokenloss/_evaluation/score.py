@@ -59,7 +59,7 @@ def score_shard(
 
 
 def _scored(block: RowBlock, reader: RowReader, options: Options, work: Work) -> TokenScores:
-    """The scores of rows; the ranks and the like of distributions are those of their likeliest classes."""
+    """The scores of rows; for distributions, ranks and the like are of their likeliest class."""
     file, first = reader.files[0], reader.first[0]
     (token_scores, losses), is_soft = row_functions(file), block.targets.ndim > 1
     ignored = -1 if is_soft else options.ignore_index  # the likeliest class of a row without classes is -1
@@ -80,7 +80,7 @@ def _scored(block: RowBlock, reader: RowReader, options: Options, work: Work) ->
 
 
 def _tokens(block: RowBlock, scores: TokenScores, n_bytes: IntArray | None) -> Block:
-    """The tokens that sinks get: those of the rows that have a target."""
+    """The tokens of a block, for sinks: the rows that have a target."""
     if n_bytes is not None:
         n_bytes = np.where(scores.kept, n_bytes, -1)
     return scored_block(scores_at(block, scores), {**block.places(), "n_bytes": block.selected(n_bytes)})

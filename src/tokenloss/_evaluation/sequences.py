@@ -87,7 +87,7 @@ class RowSequences:
 
 
 def _counted(ids: IntArray, counts: MutableMapping[int, int]) -> IntArray:
-    """The number of earlier rows with the same id, for each row; `counts` has those before them, and is updated."""
+    """The number of earlier rows with the same id, for each row; `counts` has the counts so far, and is updated."""
     order = np.argsort(ids, kind="stable")
     ordered = ids[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ids)])
@@ -146,7 +146,7 @@ class SequenceColumns(NamedTuple):
         return SequenceColumns(*columns)
 
     def summed(self) -> SequenceLosses:
-        """Sums over sequences of which each row is a token."""
+        """Sums over sequences, if each row is a token."""
         n_bytes = None if (self.n_bytes < 0).any() else self.n_bytes
         return sums_by_segment(self.nll, self.is_greedy, self.ids, n_bytes)
 
@@ -158,7 +158,7 @@ NO_SEQUENCES = SequenceColumns(
 
 @record
 class Sources(NamedTuple):
-    """Columns of a table of sequences: the line and choice of each, and what is known of its tokens."""
+    """Columns of a table of sequences: the line and choice of each, and known properties of its tokens."""
 
     line: IntArray
     choice: IntArray
@@ -180,7 +180,7 @@ def joined(none: TableT, parts: Iterable[TableT]) -> TableT:
 class SequenceCollector:
     """Adds up losses by sequence while the rows of a shard are scored.
 
-    A token outside of any sequence goes to the meter by itself. Sequences that other shards hold a part of are left as
+    A token outside of any sequence goes to the meter by itself. Sequences that continue in other shards are left as
     tokens, for the sums to be exact.
     """
 
@@ -211,7 +211,7 @@ class SequenceCollector:
             self._end_sequences(up_to=int(numbers[-1]))
 
     def _end_sequences(self, up_to: float = math.inf) -> SequenceColumns:
-        """Add up the sequences before this one; return the tokens of those that other shards hold a part of."""
+        """Add up the sequences before this one; return the tokens of sequences that continue in other shards."""
         tokens = joined(NO_SEQUENCES, self._pending)
         is_later = tokens.ids >= up_to
         is_split = np.full(len(tokens.ids), True) if self._split is None else np.isin(tokens.ids, self._split)

@@ -31,7 +31,7 @@ _MOST_LOADED = 64 << 20  # bytes of their arrays in memory, such as arrays of co
 
 
 class StoredWindows(NamedTuple):
-    """The windows of a text that a file holds, one after the other; each is a sequence."""
+    """The windows of a text in a file, one after the other; each is a sequence."""
 
     size: int
     stride: int
@@ -39,20 +39,20 @@ class StoredWindows(NamedTuple):
     of_text: bool = False  # whether the file of the targets holds the ids of the text, not those of each window
 
     def sequences(self, path: str, shape: tuple[int, ...], held: RowSequences) -> RowSequences:
-        """The windows as sequences, in place of those that a file holds."""
+        """The windows as sequences, in place of sequences in the file."""
         if held.are_given:
             refuse(path, f"holds {' or '.join(SEQUENCES)}", "hold windows of one text, which are its sequences")
         rows = math.prod(shape[:-1])
         return RowSequences(shape, offsets=np.append(np.arange(0, rows, self.size), rows))
 
     def ids(self, targets: Array, batch: tuple[int, ...]) -> Array:
-        """The ids of all rows, given those of the text."""
+        """The ids of all rows, given the ids of the text."""
         numbers, positions = np.divmod(np.arange(math.prod(batch)), self.size)
         ids: Array = targets.reshape(-1)[(self.first + numbers) * self.stride + positions]
         return ids.reshape(batch)
 
     def check_overlaps(self, path: str, ids: Array, following: Array, ignored: int | None) -> Array:
-        """Refuse windows that hold other ids where they overlap; return the ids of the first one.
+        """Refuse windows whose ids differ where they overlap; return the ids of the first one.
 
         `following` are those of the first window of the next file.
         """
@@ -66,7 +66,7 @@ class StoredWindows(NamedTuple):
         return np.array(ids[: self.size]) if len(ids) else following
 
     def new(self, rows: IntArray, ahead: int) -> BoolArray:
-        """Mask of these rows: those whose own token, or the one so far ahead, is in no earlier window."""
+        """Mask of the rows whose own token, or the token this far ahead, is in no earlier window."""
         numbers, positions = np.divmod(rows, self.size)
         found: BoolArray = (positions + ahead >= self.size - self.stride) | (self.first + numbers == 0)
         return found
@@ -92,7 +92,7 @@ class Slice(NamedTuple):
 
 @record
 class Facts(NamedTuple):
-    """What results keep from a shard, or from blocks: no arrays and no open files."""
+    """The properties of a shard or of blocks that results keep: no arrays and no open files."""
 
     path: str  # "" for blocks
     kind: str
@@ -436,7 +436,7 @@ def stored_windows(
 
 
 def _are_of_text(path: str, rows: int, n_tokens: int) -> bool:
-    """Whether a file of targets holds the ids of a text, not those of each row.
+    """Whether a file of targets contains the ids of a text, instead of an id for each row.
 
     A text that is shorter than its windows is refused: the last one may be padded, or begin earlier to be full.
     """

@@ -73,7 +73,7 @@ def with_token_bytes(
 
 
 def leaves_out_spaces(tokenizer: Tokenizer) -> bool:
-    """Whether no token holds the space between words, as in WordPiece, so that the model need not predict it."""
+    """Whether no token contains the space between words, as in WordPiece, so that the model need not predict it."""
     return tokenizer.drops_spaces and not any(piece.startswith(b" ") for piece in tokenizer.pieces)
 
 
@@ -103,7 +103,7 @@ def repeats_special(ids: IntArray, before: IntArray, tokenizer: Tokenizer) -> Bo
 
 
 def most_repeated(ids: IntArray) -> dict[str, int] | None:
-    """Of ids the one that occurs most, and how often; None if there is none."""
+    """The id that occurs most often, and its count; None without ids."""
     distinct, counts = np.unique(ids, return_counts=True)
     return {"token": int(distinct[counts.argmax()]), "count": int(counts.max())} if len(ids) else None
 
@@ -112,7 +112,7 @@ def _bytes_of_shard(
     shard: Shard, stored: OpenShard, ids: Array, options: Options, tokenizer: Tokenizer, begun: dict[int, int],
     aligned: AlignedText | None,
 ) -> Array:  # fmt: skip
-    """How many bytes the ids of a shard write into their texts, or into the file of these, if it is given."""
+    """The number of bytes that each id of a shard writes into its text, or into the file of all texts if given."""
     n_bytes, flat, path = np.zeros(shard.rows, np.int32), ids.reshape(-1), shard.targets_path
     mask = None if stored.file.attention_mask is None else checked_mask(stored.file).reshape(-1)
     for start in range(0, shard.rows, _PIECE):
@@ -149,7 +149,7 @@ def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) 
 
 
 def masked_texts(numbers: IntArray, mask: Array, path: str) -> IntArray:
-    """Numbers of the texts that a model's mask tells apart in sequences of these numbers, the same in each file."""
+    """Numbers of the texts that a model's mask separates within sequences of these numbers, the same in each file."""
     found: IntArray = numbers * _MOST_IN_ROW
     if (mask >= _MOST_IN_ROW).any() or (found // _MOST_IN_ROW != numbers).any():
         got = f"numbers texts up to {mask.max()} by its mask, in sequences up to {numbers.max()}"
@@ -160,7 +160,7 @@ def masked_texts(numbers: IntArray, mask: Array, path: str) -> IntArray:
 def bytes_of_ids(
     ids: Array, texts: IntArray, included: BoolArray, tokenizer: Tokenizer, begun: dict[int, int], has_bos: bool
 ) -> tuple[IntArray, BoolArray]:
-    """How many bytes ids write into texts of these numbers, or `_UNKNOWN`, and which are the first that write any.
+    """The number of bytes that each id writes into its text, or `_UNKNOWN`, and a mask of the first that writes any.
 
     A text may lack the space that its first token begins with. `begun` has the hidden ids of each text before, or
     `WRITTEN`, and is updated. Ids that are not included are padding; those that the tokenizer lacks, such as -100,
@@ -185,9 +185,10 @@ def bytes_of_ids(
 def _before(
     ids: IntArray, is_hidden: BoolArray, texts: IntArray, tokenizer: Tokenizer, begun: dict[int, int]
 ) -> tuple[IntArray, BoolArray]:
-    """How many hidden ids come before each in its text, `WRITTEN` if another one writes anything, and which ones do.
+    """For each token: the number of hidden tokens before it in its text, and whether it writes any bytes.
 
-    Texts come one after the other. Nothing is known of hidden ids. `begun` has the same of earlier parts of the texts.
+    The number is at least `WRITTEN` after a token that writes bytes. Texts come one after the other. `begun` has the
+    numbers at the end of earlier parts of the texts.
     """
     numbers, starts = np.unique(texts, return_index=True)
     is_special = ~is_hidden & tokenizer.is_special[ids]
@@ -220,7 +221,7 @@ def scored_rows(opened: OpenShard, ignore_index: int | None) -> BoolArray:
 
 
 def compact(n_bytes: Array, scored: BoolArray) -> IntArray:
-    """The bytes of the tokens that are scored, and 0 of others, in as small a dtype as can hold them."""
+    """The bytes of the scored tokens, and 0 for others, in the smallest dtype that fits."""
     n_bytes = np.where(scored, n_bytes, 0)
     found: IntArray = n_bytes.astype(np.min_scalar_type(n_bytes.max(initial=0)))
     return found
