@@ -26,11 +26,11 @@ _ROWS = (
 _BY_K = (
     Row("k", "k", "{}"),
     Row("tokens per call", "tokens_per_call", "{:.3f}"),
-    Row("±", "tokens_per_call", "{stderr:.3f}"),
+    Row("±", "tokens_per_call_stderr", "{known:.3f}"),
     Row("if independent", "independent_tokens", "{:.3f}"),
     Row("pays below", "break_even_ratio", "{:.3f}"),
     Row("speed-up", "speedup", "{:.3f}"),
-    Row("±", "speedup", "{stderr:.3f}"),
+    Row("±", "speedup_stderr", "{known:.3f}"),
     Row("note", "note"),
 )
 _COLUMNS = (

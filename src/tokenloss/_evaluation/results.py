@@ -17,7 +17,7 @@ from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns, Sources, greedy_by_segment, joined
 from tokenloss._statistics.gates import GatedResult, independent_note, verdict_on
-from tokenloss._statistics.meter import LossFigures, LossMeter, basis_of
+from tokenloss._statistics.meter import LossFigures, LossMeter
 from tokenloss.formats.responses import Failed
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class Evaluation(LossFigures, GatedResult):
 
     def _shown(self) -> Shown:
         """Tables of the figures, files and highest losses."""
-        return shown(self.figures, basis_of(self.meter))._replace(signature=self.signature)
+        return shown(self.figures, self.meter)._replace(signature=self.signature)
 
     def _compared(self) -> dict[str, Any]:
         """All but the time that it took, and the bytes that it read, which are fewer if it went on from a state."""
@@ -343,7 +343,7 @@ class Evaluations(GatedResult, NamedResults[Evaluation]):
 
     def _shown(self) -> Shown:
         """A table with a row for each."""
-        shown = evaluations_shown(self._figures(), {basis_of(one.meter) for one in self.values()}, self._differences())
+        shown = evaluations_shown(self, self._differences())
         return shown._replace(signature=joined_signature(one.signature for one in self.values()))
 
     def _differences(self) -> list[str]:

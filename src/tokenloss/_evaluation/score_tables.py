@@ -8,12 +8,14 @@ from tokenloss._comparison.tables import head_cells, known_of
 from tokenloss._core.result import Shown
 from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.text import count_of, title
+from tokenloss._statistics.meter import basis_of
 from tokenloss._statistics.tables import LENGTH_ROWS, LOSS_ROWS, loss_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tokenloss._core.result import Table
+    from tokenloss._statistics.meter import LossMeter
 
 _TOKENS = Row("tokens", "count", "{:,}")
 _FILE = Row("file", "file", "{}")
@@ -57,7 +59,7 @@ _COLUMNS = (
     Row("nan", "n_nan", "{:,}", when="n_nan"),
     Row("infinite", "n_infinite", "{:,}", when="n_infinite"),
     Row("loss", "loss"),
-    Row("±", "stderr", "{known:.3g}"),
+    Row("±", "loss", "{stderr:.3g}"),
     Row("perplexity", "perplexity"),
     Row("95 % interval", "perplexity", "{low:.5g} to {high:.5g}"),
     Row("bits per byte", "bits_per_byte", when="n_bytes"),
@@ -69,24 +71,25 @@ _MAX_SHARDS = 20  # files are listed up to this number
 _MAX_REASON = 100  # characters of the reason of a failed line
 
 
-def shown(figures: dict[str, Any], basis: str) -> Shown:
-    """The title and tables of the figures of an evaluation; `basis` says what standard errors take as independent."""
+def shown(figures: dict[str, Any], meter: LossMeter) -> Shown:
+    """The title and tables of an evaluation, given its values in files and its meter."""
     if "dialect" in figures:
         note = _lists_note(figures)
     else:
         shape = " \N{MULTIPLICATION SIGN} ".join(map(str, figures["shape"]))
         note = f"{figures['kind']}, {shape}, {figures['dtype']}; {figures['targets']}"
-    return Shown(title(figures["files"]) or "blocks in memory", note, _tables(figures, basis))
+    return Shown(title(figures["files"]) or "blocks in memory", note, _tables(figures, meter))
 
 
-def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str], differences: list[str]) -> Shown:
-    """The title and a table of the figures of several models; columns that are empty are left out.
+def evaluations_shown(models: Mapping[str, Any], differences: list[str]) -> Shown:
+    """The title and a table of several models; columns that are empty are left out.
 
     `differences` are the fields by which their signatures differ.
     """
-    items = [({"name": name}, figures) for name, figures in models.items()]
+    items = [({"name": name}, one.meter, one.figures) for name, one in models.items()]
     several = table_of_several(_COLUMNS, items, keep_empty=False)
-    kinds = dict.fromkeys(figures["kind"] for figures in models.values())
+    kinds = dict.fromkeys(one.figures["kind"] for one in models.values())
+    bases = {basis_of(one.meter) for one in models.values()}
     notes = [", ".join(kinds), *(bases if len(bases) == 1 else ())]
     notes += [difference_note(differences)] if differences else []
     if {"tokens", "ids"} & {*differences}:
@@ -101,10 +104,10 @@ def difference_note(differences: list[str]) -> str:
     return f"the models' signatures differ in {', '.join(differences)}"
 
 
-def _tables(summary: dict[str, Any], basis: str) -> list[Table]:
+def _tables(summary: dict[str, Any], meter: LossMeter) -> list[Table]:
     """Tables of the metrics, files and highest losses."""
     shards = summary["shards"]
-    tables = [table(_ROWS, _values(summary), loss_values(summary, basis), summary)]
+    tables = [table(_ROWS, _values(summary), loss_values(summary, basis_of(meter)), meter, summary)]
     if 1 < len(shards) <= _MAX_SHARDS:
         tables.append(table_of_several(_SHARD, [(shard,) for shard in shards], "files"))
     losses = {"sequences": _SEQUENCE * (summary["n_sequences"] > 1), "tokens": _TOKEN}

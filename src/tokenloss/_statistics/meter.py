@@ -389,7 +389,7 @@ class LossMeter(LossFigures):
     def _shown(self) -> Shown:
         figures = self._figures()
         rows = (Row("tokens", "count", "{:,}"), *LOSS_ROWS, *LENGTH_ROWS)
-        return Shown("losses", "", [table(rows, loss_values(figures, basis_of(self)), figures)], self.signature)
+        return Shown("losses", "", [table(rows, loss_values(figures, basis_of(self)), self)], self.signature)
 
 
 def add_tokens(meter: LossMeter, tokens: ExactRatio) -> None:

@@ -29,7 +29,7 @@ def loss_values(figures: dict[str, Any], basis: str) -> dict[str, Any]:
 
     `basis` describes what standard errors treat as independent.
     """
-    values = {"loss_stderr": figures["stderr"], "basis": basis, "has_sequences": figures["n_sequences"] > 1}
+    values = {"basis": basis, "has_sequences": figures["n_sequences"] > 1}
     values["alone"] = "; no interval from one token" if figures["count"] == 1 else ""
     if figures["interval_factor"] > _FAR_FROM_2 and not math.isnan(figures["stderr"]):
         interval = interval_above_0(figures["loss"], figures["stderr"], figures["interval_factor"])
