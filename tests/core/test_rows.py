@@ -32,6 +32,7 @@ def lines(rows, *sources):
 OF_CANDIDATES = {"name", "size", "n_not_finite"}
 OF_DIVERGENCES = {form.format(name) for form in ("mean_{}", "{}_quantiles") for name in FURTHER_DIVERGENCES}
 VALUES_OF_LOSSES = {"basis", "alone", "ends", "has_sequences", "bytes_note", "words_note", "words"}
+VALUES_OF_TEXTS = {"difference_text", "ratio_text", "ends", "cannot_tell", "special", "left_out"}
 ERRORS = "± {stderr:.2g}", "95 % interval {low:.3g} to {high:.3g}"
 
 
@@ -40,27 +41,27 @@ def fields_of(template):
     return {name for _, name, _, _ in Formatter().parse(template) if name}
 
 
-def estimates(stderr=0.25, interval=(1.0, 2.0)):
-    """One result with estimates, and the same with fields of their own, as an object and as a mapping."""
-    fields = {"loss": 1.5, "loss_stderr": stderr, "loss_interval": interval}
-    return [{"loss": Estimate(1.5, (stderr, interval, "tokens"))}, fields, SimpleNamespace(**fields)]
+def estimate(stderr=0.25, low=1.0, high=2.0):
+    """A loss of 1.5 with these errors."""
+    return Estimate(1.5, (stderr, (low, high), "tokens"))
 
 
-@pytest.mark.parametrize("result", estimates())
-def test_a_line_has_the_errors_of_an_estimate_or_of_fields_beside_the_value(result):
+@pytest.mark.parametrize("result", [{"loss": estimate()}, SimpleNamespace(loss=estimate())])
+def test_a_line_has_the_errors_of_an_estimate(result):
     row = Row("loss", "loss", "{:.3f}", ERRORS, "nats")
     assert lines([row], result) == [("loss", "1.500", "± 0.25; 95 % interval 1 to 2")]
 
 
-@pytest.mark.parametrize("result", estimates(math.nan, (math.nan, math.nan)))
-def test_notes_that_name_unknown_errors_are_left_out(result):
+@pytest.mark.parametrize("loss", [estimate(math.nan, math.nan, math.nan), 1.5])
+def test_notes_that_name_unknown_errors_are_left_out(loss):
+    result = {"loss": loss, "loss_stderr": 0.5}
     assert lines([Row("loss", "loss", notes=ERRORS)], result) == [("loss", "1.5", "")]
     assert lines([Row("loss", "loss", notes=ERRORS, otherwise="nats")], result) == [("loss", "1.5", "nats")]
 
 
 def test_one_unknown_note_leaves_the_others():
-    result = {"loss": 2.0, "loss_stderr": 0.5, "loss_interval": (math.nan, math.nan), "unit": "nats"}
-    assert lines([Row("loss", "loss", notes=(*ERRORS, "in {unit}"))], result) == [("loss", "2", "± 0.5; in nats")]
+    result = {"loss": estimate(0.5, math.nan, math.nan), "unit": "nats"}
+    assert lines([Row("loss", "loss", notes=(*ERRORS, "in {unit}"))], result) == [("loss", "1.5", "± 0.5; in nats")]
 
 
 def test_lines_of_missing_none_and_false_fields_are_left_out():
@@ -95,10 +96,10 @@ def test_a_table_without_notes_has_two_columns():
 
 def test_a_table_of_several_keeps_unknown_errors_and_drops_columns_that_no_result_has():
     rows = [Row("name", "name"), Row("loss", "loss"), Row("±", "loss", "{stderr:.1f}"), Row("bytes", "n_bytes")]
-    results = [({"name": "a", "loss": 1.0, "loss_stderr": math.nan},), ({"name": "b"}, {"loss": math.nan})]
-    assert table_of_several(rows, results) == ([("a", "1", ""), ("b", "nan", "")], ("name", "loss", "±"), "")
+    results = [({"name": "a", "loss": estimate(math.nan)},), ({"name": "b"}, {"loss": math.nan})]
+    assert table_of_several(rows, results) == ([("a", "1.5", ""), ("b", "nan", "")], ("name", "loss", "±"), "")
     assert table_of_several(rows, results, keep_empty=False).heads == ("name", "loss")
-    assert table_of_several([Row("loss", "loss", "{known}")], results).rows == [("1.0",), ("",)]
+    assert table_of_several([Row("loss", "loss", "{known}")], results).rows == [("1.5",), ("",)]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_a_table_of_several_keeps_unknown_errors_and_drops_columns_that_no_resul
         (mismatch_tables._ROWS, Mismatch, {"least", "most"}),
         (draft_tables._ROWS, DraftAcceptance, {"break_even", "best_note"}),
         (draft_tables._COLUMNS, DraftAcceptance, {"name", "size", *(f"tokens_{k}" for k in range(1, 9))}),
-        (text_comparison._ROWS, TextComparison, {"ends", "cannot_tell", "special", "left_out"}),
+        (text_comparison._ROWS, TextComparison, VALUES_OF_TEXTS),
         (text_comparison._KINDS, BytesRate, set()),
         (tables._DIFFERENCES + tables._RATIOS + tables._FLIPS, SampleMetric, set()),
         (LOSS_ROWS + LENGTH_ROWS, LossMeter, VALUES_OF_LOSSES),

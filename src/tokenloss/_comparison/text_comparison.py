@@ -307,12 +307,10 @@ class TextComparison(Result):
         low, high = self.difference.interval
         form, counts = _form(self.difference.stderr), (self.n_special_a, self.n_special_b)
         return {
-            "difference": f"{self.difference:+{form}}",
-            "difference_stderr": self.difference.stderr,
+            "difference_text": f"{self.difference:+{form}}",
             "ends": f"{low:+{form}} to {high:+{form}}",
             "cannot_tell": "; these texts cannot tell which is better" if low <= 0 <= high else "",
-            "ratio": f"{self.ratio:{_form(self.ratio.stderr)}}",
-            "ratio_stderr": self.ratio.stderr,
+            "ratio_text": f"{self.ratio:{_form(self.ratio.stderr)}}",
             "special": "a {:,}, b {:,}".format(*counts) if any(counts) else None,
             "left_out": count_of(self.n_spans_left_out, "span"),
         }
@@ -329,10 +327,10 @@ _MODELS = (
 _UNTOKENIZED = "white space in no token of {}, which need not predict it: its bits per byte are too low"
 _ROWS = (
     Row(
-        "difference", "difference", notes=("± {stderr:.3g} bits per byte, 95 % interval {ends}{cannot_tell}",),
-        otherwise="bits per byte",
+        "difference", "difference", "{difference_text}",
+        ("± {stderr:.3g} bits per byte, 95 % interval {ends}{cannot_tell}",), "bits per byte",
     ),
-    Row("ratio", "ratio", notes=("± {stderr:.3g}",)),
+    Row("ratio", "ratio", "{ratio_text}", ("± {stderr:.3g}",)),
     Row("tokens without bytes", "special", notes=(
         "which cost a {special_bits_per_byte_a:.4g} and b {special_bits_per_byte_b:.4g} bits per byte",
     )),

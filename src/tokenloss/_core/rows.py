@@ -19,10 +19,10 @@ _QUANTILES = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
 class Row(NamedTuple):
     """A line in the table of one result, or a column in the table of several.
 
-    Texts are templates. In them, `{}` is the value, `{stderr}` its standard error, and `{low}` and `{high}` are the
-    ends of its interval; `{known}` is the value, too, but like errors it is unknown where it is nan. Other names are
-    other fields. A format that ends in "%" multiplies by 100, and one that ends in " %" prints the sign, too. Values
-    that are text take no format.
+    Texts are templates. In them, `{}` is the value; for an `Estimate`, `{stderr}` is its standard error, and `{low}`
+    and `{high}` are the ends of its interval. `{known}` is the value, too, but like errors it is unknown where it is
+    nan. Other names are other fields. A format that ends in "%" multiplies by 100, and one that ends in " %" prints
+    the sign, too. Values that are text take no format.
     """
 
     label: str  # what the line or the column is called
@@ -38,7 +38,7 @@ class _Cell(Formatter):
     """The texts of a row for one result, which is given as mappings or objects: the first that has a field counts."""
 
     def __init__(self, row: Row, sources: Sequence[object], fraction: float | None = None) -> None:
-        self._row, self._sources = row, sources
+        self._sources = sources
         self.value: Any = self._get(row.field)
         if fraction is not None and self.value is not None:
             self.value = self.value[fraction]
@@ -52,12 +52,10 @@ class _Cell(Formatter):
         return None
 
     def _error(self, name: str) -> Any:
-        """The standard error of the value, or an end of its interval; some have fields of their own."""
-        field, value = self._row.field, self.value
-        if name == "stderr":
-            return value.stderr if isinstance(value, Estimate) else self._get(f"{field}_stderr")
-        interval = value.interval if isinstance(value, Estimate) else self._get(f"{field}_interval")
-        return None if interval is None else interval[name == "high"]
+        """The standard error of an estimate, or an end of its interval; None for other values."""
+        if not isinstance(self.value, Estimate):
+            return None
+        return self.value.stderr if name == "stderr" else self.value.interval[name == "high"]
 
     def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:
         """The value that a template names; KeyError if it is unknown."""
