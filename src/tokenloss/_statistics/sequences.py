@@ -12,6 +12,7 @@ import numpy as np
 from tokenloss._core import _core, threads
 from tokenloss._core.dtypes import as_array, bfloat16_to_float32, dtype_name, refuse_container, refuse_dtype
 from tokenloss._core.errors import labels_to_ids, raise_error
+from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, Shown, rows_of
 from tokenloss._core.rows import Row, table, table_of_several
@@ -143,7 +144,7 @@ class SequenceLosses(Result):
         chosen = highest(columns["loss"], _MAX_SHOWN)
         items = rows_of({name: column[chosen] for name, column in columns.items()})
         figures = self._figures()
-        tables = [table(_ROWS, {"loss_stderr": figures["stderr"]}, figures)]
+        tables = [table(_ROWS, {"loss": Estimate(figures["loss"], Errors(figures["stderr"]))}, figures)]
         if len(items) > 1:
             tables.append(table_of_several(_COLUMNS, [(item,) for item in items], "highest-loss sequences"))
         return Shown("sequence losses", "", tables)
