@@ -122,7 +122,6 @@ typedef struct {
     double ref_exp[TL_BLOCK_ROWS]; /* integers; 0 where the maximum is too large for an exact reduction */
     double sum[TL_BLOCK_ROWS]; /* of all 16 lanes, compensated */
     double largest_lane[TL_BLOCK_ROWS], in_order[TL_BLOCK_ROWS]; /* of the lanes; their plain sum: if wanted */
-    int has_far_maximum; /* whether any maximum may be too large */
 } tl_short_sums;
 
 /* Their moments: see tl_moment. Shifts are the maxima, 0 where these are too large or -inf. */
@@ -146,7 +145,7 @@ typedef struct {
     ptrdiff_t row_stride, class_stride;
 } tl_next_rows;
 
-/* Rows of 2 to TL_FEW_CLASSES classes, of float32 or float64. TL_GROUP rows are neighbours in memory, and class_stride
+/* Rows of 2 to TL_NLL_CLASSES classes, of float32 or float64. TL_GROUP rows are neighbours in memory, and class_stride
  * bytes lead from class to class; group_bytes to the next such rows. So groups lie, and planes. */
 typedef struct {
     const char *data;
@@ -247,21 +246,14 @@ typedef struct {
     /* Writes the indices of elements >= threshold in rising order and returns how many there are. */
     size_t (*indices_ge[TL_FLOAT_DTYPES])(const void *x, size_t count, double threshold, int32_t *found);
 
-    /* out = exp(x) 2^-exponent factor - subtrahend, rounded to the dtype of x. With `streaming` the results bypass the
-     * caches, and `out` must be aligned to 64 bytes. */
-    void (*exp_scaled[TL_FLOAT_DTYPES])(const void *x, size_t count, int64_t exponent, double factor, double subtrahend,
-                                        void *out, int streaming);
-
-    /* out = x - subtrahend, stored in the same way. */
-    void (*sub_scalar[TL_FLOAT_DTYPES])(const void *x, size_t count, double subtrahend, void *out, int streaming);
-
     /* Contiguous rows of native elements, `count` of them, of at least TL_GROUP classes. Nothing outside the rows is
      * read, and nothing outside `out` written; rows whose `out` is NULL are skipped. `out` may be the rows themselves.
      *
      * exp_rows: exponentials, TL_..._KEPT_BITS too large, stored in `kept` (unless NULL), tl_kept_row elements apart;
      * and their sums, with the bits of TL_REDUCE_SOFTMAX, and reference exponents. Both arrays are padded to whole
      * groups. A sum is 0 if the maximum is beyond TL_MAX_EXACT_REDUCTION, and nan if the row has no softmax.
-     * scale_rows: kept exponentials times `factor`. sub_rows, exp_scaled_rows: as sub_scalar and exp_scaled. */
+     * scale_rows: kept exponentials times `factor`. sub_rows: x - subtrahend. exp_scaled_rows: exp(x) 2^-exponent
+     * factor - subtrahend. With `streaming` long rows bypass the caches. */
     void (*exp_rows[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes, void *kept,
                                       double *ref_exp, double *sum);
     void (*scale_rows[TL_FLOAT_DTYPES])(const void *kept, size_t count, size_t classes, const double *factor,
@@ -364,7 +356,7 @@ typedef struct {
     void (*deinterleave_planes[TL_FLOAT_DTYPES])(const void *groups, ptrdiff_t class_stride, size_t classes,
                                                  size_t count, char *first);
 
-    /* Of groups of float32 or float64, with the bits that reduce, kl, exp_scaled, sub_scalar and sum give each row:
+    /* Of groups of float32 or float64, with the bits that reduce, kl, sum and the maps of rows give each row:
      * sums of exponentials, alone and with moments; ranks; the others for a single group, the maps in place. Memory is
      * asked for the next rows, which for the maps are those that the group is written to. */
     void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
@@ -382,19 +374,15 @@ typedef struct {
                                        const tl_next_rows *next);
     void (*short_sum[TL_FLOAT_DTYPES])(const void *group, size_t classes, double *sum);
 
-    /* Losses of rows for class ids, given their targets and these classes' logits, and exp(log-odds against the
-     * target), as nll_body.h explains. A bit is returned for each row, at most 64: where it is 0, the row is far out,
-     * and neither result is right. few_losses takes a multiple of TL_GROUP rows, and finds the targets' logits; nothing
-     * is right of a row whose target is TL_MASKED. `logit` and `odds` may be NULL. losses_of_sums takes what sum_others
-     * found, of such a multiple. */
-    uint64_t (*few_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
-                                            double *logit, double *nll, double *odds);
-    uint64_t (*losses_of_sums[TL_FLOAT_DTYPES])(const double *logit, const double *sum, size_t rows, double *nll,
-                                                double *odds);
-    /* For each contiguous row of 2 to TL_NLL_CLASSES classes, the sum of powers and rests over all classes but the
-     * target; nan where a logit is nan or too far above the target's. No byte outside the rows is read. */
-    void (*sum_others[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes, const double *logit,
-                                        const int64_t *target, double *sum);
+    /* Losses of rows for class ids, given their targets; these classes' logits, and exp(log-odds against the target),
+     * as nll_body.h explains. A bit is returned for each row, at most 64: where it is 0, the row is far out, and neither
+     * result is right. lane_losses takes a multiple of TL_GROUP rows; nothing is right of a row whose target is
+     * TL_MASKED. `logit` and `odds` may be NULL. row_losses takes up to TL_GROUP contiguous rows of more than
+     * TL_FEW_CLASSES classes, with the same bits: no byte outside of them is read, but results of TL_GROUP are written. */
+    uint64_t (*lane_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
+                                             double *logit, double *nll, double *odds);
+    uint64_t (*row_losses[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes,
+                                            const int64_t *target, double *logit, double *nll, double *odds);
 
     /* Of rows, a multiple of TL_GROUP: logarithms of sums of this dtype, as tl_log_of_sum; log-odds and losses;
      * entropies, from these and the moment of the other classes; exp(x) in place; and, for rows of this dtype,

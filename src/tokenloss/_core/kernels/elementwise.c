@@ -6,11 +6,11 @@
 #include "scalar_math.h"
 
 /* The factor of exp(x) 2^-exponent in exp(x - logsumexp). */
-static double factor_of(double logsumexp, int dtype, int64_t *exponent) {
+static double factor_of(double logsumexp, int dtype, double *exponent) {
     double ln2 = dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2, log2_value = logsumexp * TL_LOG2E;
     assert(tl_abs(logsumexp) < 2 * TL_MAX_EXACT_REDUCTION);
     int64_t n = (int64_t)(log2_value + (log2_value < 0 ? -0.5 : 0.5));
-    *exponent = n - tl_kept_bits(dtype);
+    *exponent = (double)(n - tl_kept_bits(dtype));
     double log = (double)n * ln2 - logsumexp;
     return tl_scale(tl_exp(dtype == TL_FLOAT64 ? log : log + TL_FLOAT_TERM_BIAS), -tl_kept_bits(dtype));
 }
@@ -43,28 +43,24 @@ static void write_chunk(const tl_row *out, int64_t start, int64_t count, int dty
         }
         return;
     }
-    for (int64_t i = 0; i < count; i++) {
-        double value = dtype == TL_FLOAT64    ? buf->at.f64[i]
-                       : dtype == TL_FLOAT32  ? (double)buf->at.f32[i]
-                       : dtype == TL_BFLOAT16 ? (double)tl_from_bfloat16(buf->at.u16[i])
-                                              : (double)tl_from_float16(buf->at.u16[i]);
-        tl_store_at(out, start + i, value);
-    }
+    for (int64_t i = 0; i < count; i++)
+        tl_store_at(out, start + i, tl_load((const char *)&buf->at + i * size, dtype));
 }
 
 typedef struct {
     int logarithm;
-    int64_t exponent;
-    double factor, subtrahend;
+    double exponent, factor, subtrahend;
     int large;
 } map_op;
 
 static void map_chunk(const tl_backend *backend, const map_op *op, int dtype, const void *x, size_t count, void *out,
                       int streaming) {
+    const char *from = (const char *)x;
+    char *to = (char *)out;
     if (op->logarithm)
-        backend->sub_scalar[dtype](x, count, op->subtrahend, out, streaming);
+        backend->sub_rows[dtype](&from, 1, count, &op->subtrahend, &to, streaming);
     else
-        backend->exp_scaled[dtype](x, count, op->exponent, op->factor, op->subtrahend, out, streaming);
+        backend->exp_scaled_rows[dtype](&from, 1, count, &op->exponent, &op->factor, &op->subtrahend, &to, streaming);
 }
 
 /* Maps each element of a row: in place where possible, else chunk by chunk. */
@@ -73,19 +69,14 @@ static void map_row(const tl_backend *backend, const tl_row *row, double offset,
     assert(row->count == out->count);
     int dtype = tl_offset_dtype(row->compute_dtype, offset);
     int in_place = tl_can_read_in_place(row, dtype, offset) && tl_can_read_in_place(out, dtype, 0);
-    int64_t until_aligned = (int64_t)(-(uintptr_t)out->data % 64) / tl_itemsize(dtype);
-    int can_align = (uintptr_t)out->data % (uintptr_t)tl_itemsize(dtype) == 0;
-    int streaming = op->large && can_align && out->data != row->data;
     for (int64_t start = 0, count; start < row->count; start += count) {
         int64_t left = row->count - start;
         count = left < TL_BLOCK ? left / TL_READ_MULTIPLE * TL_READ_MULTIPLE : TL_BLOCK;
-        if (streaming && start == 0 && until_aligned > 0) {
-            left = left < until_aligned ? left : until_aligned;
-            count = 0;
-        }
+        if (start == 0 && left > TL_BLOCK) /* later blocks write whole cache lines */
+            count -= (int64_t)((uintptr_t)out->data % 64) / tl_itemsize(dtype);
         if (in_place && count > 0) {
             char *to = (char *)(uintptr_t)out->data + start * out->stride;
-            map_chunk(backend, op, dtype, row->data + start * row->stride, (size_t)count, to, streaming);
+            map_chunk(backend, op, dtype, row->data + start * row->stride, (size_t)count, to, op->large);
         } else {
             tl_chunk_buf buf;
             tl_chunk_invalidate(&buf);
@@ -140,8 +131,8 @@ void tl_softmax(const tl_backend *backend, const tl_row *row, int is_log, const 
         map_op op = {1, 0, 0, lse.log, large};
         map_row(backend, row, lse.offset, &op, out, cancel);
     } else {
-        int64_t bits = tl_kept_bits(row->compute_dtype);
-        map_op op = {0, state.ref_exp - bits, tl_softmax_factor_of(sum, row->compute_dtype), 0, large};
+        double exponent = (double)(state.ref_exp - tl_kept_bits(row->compute_dtype));
+        map_op op = {0, exponent, tl_softmax_factor_of(sum, row->compute_dtype), 0, large};
         map_row(backend, row, state.offset, &op, out, cancel);
     }
 }
@@ -153,9 +144,9 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
     int is_uniform = !soft->mass && !soft->weight, plain = !tl_is_transformed(row) && is_uniform;
     int dtype = plain ? tl_offset_dtype(row->compute_dtype, offset) : TL_FLOAT64;
     map_op op = {0, 0, 0, 0, large};
-    double per_exp = factor_of(lse.log, dtype, &op.exponent);
+    op.factor = factor_of(lse.log, dtype, &op.exponent);
     if (plain) {
-        op.factor = grad_scale * softmax_factor * per_exp;
+        op.factor = grad_scale * softmax_factor * op.factor;
         op.subtrahend = grad_scale * soft->eps_over_v;
         map_row(backend, row, offset, &op, out, cancel);
         return;
@@ -169,7 +160,7 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
         tl_load_chunk(backend, row, start, count, -1, 0, dtype, &buf);
         for (int64_t i = 0; i < padded; i++)
             probability[i] = buf.at.f64[i] - offset;
-        backend->exp_scaled[dtype](probability, (size_t)padded, op.exponent, per_exp, 0, probability, 0);
+        map_chunk(backend, &op, dtype, probability, (size_t)padded, probability, 0);
         double mass[TL_CHUNK];
         for (int64_t i = 0; i < count; i++)
             mass[i] = is_uniform ? soft->eps_over_v : tl_soft_target_at(soft, start + i);

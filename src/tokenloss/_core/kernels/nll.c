@@ -17,46 +17,33 @@ static int is_relative(const tl_row *row) {
     return row->count >= 2 && row->count <= TL_NLL_CLASSES && row->shift == 0;
 }
 
-/* The losses of contiguous rows of this dtype, along their classes: rows `start` and so on of `of`. */
-static uint64_t nll_of_many(const tl_backend *backend, const char *const *data, int count, size_t classes, int dtype,
-                            const int64_t *target, int start, tl_block_nll *of) {
-    double sum[TL_BLOCK_ROWS] = {0}, *logit = of->logit + start;
-    size_t padded = tl_padded_rows(count);
-    for (size_t i = 0; i < padded; i++)
-        logit[i] = i < (size_t)count ? tl_load(data[i] + target[i] * tl_itemsize(dtype), dtype) : 0;
-    backend->sum_others[dtype](data, (size_t)count, classes, logit, target, sum);
-    return backend->losses_of_sums[tl_single_or_double(dtype)](logit, sum, padded, of->nll + start,
-                                                            of->odds_against + start);
+/* The losses of contiguous rows of this dtype: rows `start` and so on of `of`. */
+static uint64_t row_losses(const tl_backend *backend, const char *const *data, int count, size_t classes, int dtype,
+                           const int64_t *target, int start, tl_block_nll *of) {
+    uint64_t near = 0;
+    for (int i = 0, at = start; i < count; i += TL_GROUP, at += TL_GROUP)
+        near |= backend->row_losses[dtype](data + i, (size_t)(count - i < TL_GROUP ? count - i : TL_GROUP), classes,
+                                           target + i, of->logit + at, of->nll + at, of->odds_against + at) << i;
+    return near;
 }
 
-/* The losses of groups of few classes: rows `start` and so on of `of`. */
-static uint64_t few_losses(const tl_backend *backend, const void *groups, int dtype, size_t classes, size_t padded,
-                           const int64_t *target, tl_block_nll *of, int start) {
+/* The losses of groups: rows `start` and so on of `of`. */
+static uint64_t losses_of_groups(const tl_backend *backend, const void *groups, int dtype, size_t classes,
+                                 size_t padded, const int64_t *target, int start, tl_block_nll *of) {
     size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
-    tl_few_rows rows = {(const char *)groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes};
-    return backend->few_losses[dtype](&rows, padded, target, of->logit + start, of->nll + start,
-                                      of->odds_against + start);
+    tl_few_rows rows = {.data = groups, .group_bytes = class_bytes * classes, .classes = classes};
+    rows.class_stride = (ptrdiff_t)class_bytes;
+    return backend->lane_losses[dtype](&rows, padded, target, of->logit + start, of->nll + start,
+                                       of->odds_against + start);
 }
 
 uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, tl_groups groups, tl_block_nll *of) {
     int64_t target[TL_BLOCK_ROWS];
-    uint64_t found = targets_of(rows, target), near = 0;
-    size_t classes = (size_t)rows->row.count, padded = tl_padded_rows(rows->count);
-    size_t row_bytes = classes * (size_t)tl_itemsize(groups.dtype);
+    uint64_t found = targets_of(rows, target);
     if (!is_relative(&rows->row))
         return 0;
-    if (classes <= TL_FEW_CLASSES)
-        return found & few_losses(backend, groups.at, groups.dtype, classes, padded, target, of, 0);
-    for (int start = 0; start < rows->count; start += TL_GROUP) { /* a group becomes rows again */
-        char *row[TL_GROUP];
-        int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
-        for (size_t r = 0; r < TL_GROUP; r++)
-            row[r] = tl_wide_groups_of(rows) + r * row_bytes;
-        backend->deinterleave[groups.dtype]((const char *)groups.at + (size_t)start * row_bytes, classes, row);
-        near |= nll_of_many(backend, (const char *const *)row, count, classes, groups.dtype, target + start, start, of)
-                << start;
-    }
-    return found & near;
+    return found & losses_of_groups(backend, groups.at, groups.dtype, (size_t)rows->row.count,
+                                    tl_padded_rows(rows->count), target, 0, of);
 }
 
 /* The loss of one row as row `start` of `of`; returns whether it is not far out. The row is copied where it is scaled,
@@ -65,15 +52,11 @@ TL_OUTLINE uint64_t nll_of_one(const tl_backend *backend, const tl_row *row, int
                                tl_block_nll *of) {
     double copy[TL_NLL_CLASSES];
     const char *data = row->data;
-    int dtype = row->compute_dtype;
-    ptrdiff_t size = tl_itemsize(dtype);
+    int dtype = row->compute_dtype, size = tl_itemsize(dtype);
     tl_chunk_buf chunk;
     tl_chunk_invalidate(&chunk);
-    if (!tl_can_read_in_place(row, dtype, 0))
+    if (!tl_can_read_in_place(row, dtype, 0)) {
         data = (const char *)copy;
-    if (data != row->data && !tl_is_transformed(row) && dtype == (row->dtype & ~TL_SWAPPED)) {
-        tl_copy_native(row, copy);
-    } else if (data != row->data) {
         for (int64_t at = 0; at < row->count; at += TL_CHUNK) {
             int64_t count = row->count - at < TL_CHUNK ? row->count - at : TL_CHUNK;
             tl_load_chunk(backend, row, at, count, -1, 0, dtype, &chunk);
@@ -90,9 +73,9 @@ TL_OUTLINE uint64_t nll_of_one(const tl_backend *backend, const tl_row *row, int
         }
         backend->interleave[dtype](rows, (size_t)row->count, group);
         dtype = tl_single_or_double(dtype);
-        return 1 & few_losses(backend, group, dtype, (size_t)row->count, TL_GROUP, targets, of, start);
+        return 1 & losses_of_groups(backend, group, dtype, (size_t)row->count, TL_GROUP, targets, start, of);
     }
-    return 1 & nll_of_many(backend, &data, 1, (size_t)row->count, dtype, &target, start, of);
+    return 1 & row_losses(backend, &data, 1, (size_t)row->count, dtype, &target, start, of);
 }
 
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll) {
@@ -103,29 +86,37 @@ int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, 
     return 1;
 }
 
-/* Losses of rows one by one. Long class-major ones that share cache lines are transposed first. */
+/* Losses of rows one by one; of long class-major ones, which share cache lines, a group at a time. */
 static uint64_t nll_of_each(const tl_backend *backend, const tl_row_block *rows, const int64_t *target,
                             tl_block_nll *of) {
-    int size = tl_itemsize(rows->row.dtype), is_transposed = rows->class_major && rows->row.count > TL_SHORT_ROW;
-    int most = is_transposed ? TL_ROWS_PER_CACHE_LINE(rows->row.dtype) : 1;
-    tl_row part[TL_MAX_CLASS_MAJOR_ROWS];
+    const tl_row *row = &rows->row;
+    int dtype = tl_single_or_double(row->compute_dtype), in_groups = rows->class_major && row->count > TL_SHORT_ROW;
+    size_t bytes = TL_GROUP_ALIGNMENT + tl_group_elements(rows) * (size_t)tl_itemsize(dtype);
     uint64_t near = 0;
-    for (int start = 0; start < rows->count; start += most) {
-        int count = rows->count - start < most ? rows->count - start : most;
-        for (int i = 0; i < count; i++)
-            part[i] = tl_row_of_block(rows, start + i);
-        if (is_transposed)
-            tl_transpose(part, count, 0, rows->row.count, rows->scratch);
-        for (int i = 0; i < count; i++) {
-            if (is_transposed) {
-                part[i].data = rows->scratch + (ptrdiff_t)i * TL_TRANSPOSED_ROW * size;
-                part[i].stride = size;
-                part[i].dtype &= ~TL_SWAPPED;
-            }
-            near |= nll_of_one(backend, &part[i], target[start + i], start + i, of) << (start + i);
+    in_groups &= !tl_is_transformed(row) && bytes <= tl_row_block_bytes(row->count, 1);
+    for (int start = 0, count; start < rows->count; start += count) {
+        count = !in_groups ? 1 : rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
+        if (in_groups) {
+            tl_row_block part = {.row = *row, .count = count};
+            memcpy(part.data, rows->data + start, (size_t)count * sizeof *part.data);
+            tl_load_groups(backend, &part, count, dtype, tl_groups_of(rows));
+            near |= losses_of_groups(backend, tl_groups_of(rows), dtype, (size_t)row->count, TL_GROUP, target + start,
+                                     start, of) << start;
+        } else {
+            tl_row single = tl_row_of_block(rows, start);
+            near |= nll_of_one(backend, &single, target[start], start, of) << start;
         }
     }
     return near;
+}
+
+/* Whether rows are whole groups of planes, of native logits, that are read where they are. */
+static int are_planes(const tl_row_block *rows) {
+    const tl_row *row = &rows->row;
+    return rows->class_major && rows->count % TL_GROUP == 0 && !tl_is_transformed(row) &&
+           row->dtype == tl_single_or_double(row->compute_dtype) &&
+           !(rows->keeps_logits && row->count <= TL_SHORT_ROW) &&
+           tl_are_neighbours(rows->data, 0, rows->count, tl_itemsize(row->dtype));
 }
 
 uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_nll *of, tl_groups *groups) {
@@ -134,16 +125,22 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
     int in_place = row->count > TL_FEW_CLASSES && tl_can_read_in_place(row, row->compute_dtype, 0);
     if (!is_relative(row))
         return 0;
+    uint64_t found = targets_of(rows, target);
+    if (are_planes(rows)) {
+        tl_few_rows planes = {.data = rows->data[0], .class_stride = row->stride, .classes = (size_t)row->count};
+        planes.group_bytes = TL_GROUP * (size_t)tl_itemsize(row->dtype);
+        return found & backend->lane_losses[row->dtype](&planes, (size_t)rows->count, target, of->logit, of->nll,
+                                                        of->odds_against);
+    }
     int in_groups = row->count <= TL_FEW_CLASSES ||
                     (row->count <= TL_SHORT_ROW && (rows->class_major || tl_is_transformed(row)) && !in_place);
     if (rows->scratch && in_groups) {
         *groups = tl_scale_groups(backend, rows, rows->count, tl_load_raw_groups(backend, rows, rows->count));
         return tl_nll_of_groups(backend, rows, *groups, of);
     }
-    uint64_t found = targets_of(rows, target);
     if (in_place)
-        return found & nll_of_many(backend, rows->data, rows->count, (size_t)row->count, row->compute_dtype, target, 0,
-                                   of);
+        return found & row_losses(backend, rows->data, rows->count, (size_t)row->count, row->compute_dtype, target, 0,
+                                  of);
     return found & nll_of_each(backend, rows, target, of);
 }
 
@@ -168,7 +165,7 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
         } else {
             rows = (tl_few_rows){first, class_bytes, row->stride, classes};
         }
-        uint64_t far = ~backend->few_losses[dtype](&rows, padded, target + start, NULL, nll + start, NULL);
+        uint64_t far = ~backend->lane_losses[dtype](&rows, padded, target + start, NULL, nll + start, NULL);
         far &= ~(uint64_t)0 >> (TL_BLOCK_ROWS - n);
         for (size_t i = 0; some_masked && i < n; i++) { /* a branch would be mispredicted */
             uint64_t counts = target[start + i] != TL_MASKED;

@@ -106,35 +106,18 @@ int tl_grouped_rows(const tl_row_block *rows) {
     return last == 0 || last >= least_in_group(rows->row.count) ? rows->count : rows->count - last;
 }
 
-/* The logits of excluded classes; they become -inf. `at` is where they lie. */
-static void exclude(void *groups, int dtype, const size_t *at, int count, double *logit) {
-    float *single = (float *)groups;
-    double *wide = (double *)groups;
-    for (int i = 0; dtype == TL_FLOAT32 && i < count; i++) {
-        logit[i] = (double)single[at[i]];
-        single[at[i]] = -(float)INFINITY;
-    }
-    for (int i = 0; dtype == TL_FLOAT64 && i < count; i++) {
-        logit[i] = wide[at[i]];
-        wide[at[i]] = -(double)INFINITY;
-    }
-}
-
-static void put_back(void *groups, int dtype, const size_t *at, int count, const double *logit) {
-    for (int i = 0; dtype == TL_FLOAT32 && i < count; i++)
-        ((float *)groups)[at[i]] = (float)logit[i];
-    for (int i = 0; dtype == TL_FLOAT64 && i < count; i++)
-        ((double *)groups)[at[i]] = logit[i];
+/* Replaces the logits of excluded classes, which lie there in groups: by -inf if none are given. */
+static void replace_excluded(tl_groups groups, const size_t *at, int count, const double *logit) {
+    size_t size = (size_t)tl_itemsize(groups.dtype);
+    for (int i = 0; i < count; i++)
+        tl_store((char *)groups.at + at[i] * size, groups.dtype, logit ? logit[i] : -(double)INFINITY);
 }
 
 /* Rows whose maximum or target's logit is too large for an exact reduction, or nan: a bit for each. */
 static uint64_t far_rows(const tl_block_lse *lse, int count) {
     const double infinity = (double)INFINITY;
     uint64_t far = 0;
-    int some = lse->sums.has_far_maximum;
-    for (int i = 0; i < count; i++)
-        some |= !(tl_abs(lse->logit[i]) <= TL_MAX_EXACT_REDUCTION);
-    for (int i = 0; some && i < count; i++) {
+    for (int i = 0; i < count; i++) {
         double maximum = tl_abs(lse->sums.maximum[i]), logit = tl_abs(lse->logit[i]);
         int is_far = maximum > TL_MAX_EXACT_REDUCTION && lse->sums.maximum[i] != -infinity;
         is_far |= !(logit <= TL_MAX_EXACT_REDUCTION) && lse->logit[i] != -infinity;
@@ -172,14 +155,16 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
     if (rows->has_excluded) {
         find_excluded(rows, count, groups.dtype, at);
         memset(tl_unread_row_of(rows), 0, sizeof(double));
-        exclude(groups.at, groups.dtype, at, count, lse->logit);
+        for (int i = 0; i < count; i++)
+            lse->logit[i] = tl_load_from_groups(groups, at[i]);
+        replace_excluded(groups, at, count, NULL);
     }
     if (moments)
         backend->short_moments[groups.dtype](groups.at, in_groups, classes, &next, &lse->sums, moments);
     else
         backend->short_sumexp[groups.dtype](groups.at, in_groups, classes, &next, wants_lanes, &lse->sums);
     if (rows->has_excluded && rows->keeps_logits)
-        put_back(groups.at, groups.dtype, at, count, lse->logit);
+        replace_excluded(groups, at, count, lse->logit);
     lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted & ~far_rows(lse, count);
 }
 
@@ -258,42 +243,24 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
     tl_end_lse(backend, &rows->row, padded, rows->has_excluded, lse);
 }
 
-/* What was found of these rows. */
-static void take_rows(const tl_block_lse *from, uint64_t which, int count, tl_block_lse *to) {
-    for (int i = 0; i < count; i++) {
-        if (!(which >> i & 1))
-            continue;
-        to->offset[i] = from->offset[i];
-        to->log[i] = from->log[i];
-        to->logit[i] = from->logit[i];
-        to->odds.log_odds[i] = from->odds.log_odds[i];
-        to->odds.others_nll[i] = from->odds.others_nll[i];
-        to->relative.nll[i] = to->odds.nll[i] = from->odds.nll[i];
-    }
-    if (from->in_groups > to->in_groups) {
-        to->in_groups = from->in_groups;
-        to->group_dtype = from->group_dtype;
-    }
-    to->grouped |= from->grouped;
-}
-
-/* A function of its own, for its accumulators would lie on the stack while other rows are copied there. */
-TL_OUTLINE void reduce_far(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel) {
-    tl_block_lse far;
-    tl_row_block left = *rows;
-    left.wanted &= ~lse->near;
-    tl_lse_of_block(backend, &left, 0, &far, cancel);
-    take_rows(&far, left.wanted, rows->count, lse);
-}
-
 void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel) {
     tl_groups groups = {NULL, 0};
-    lse->near = rows->has_excluded ? tl_nll_of_block(backend, rows, &lse->relative, &groups) : 0;
-    lse->in_groups = groups.at ? rows->count : 0;
-    lse->group_dtype = groups.dtype;
-    lse->grouped = groups.at ? lse->near : 0;
-    if (rows->wanted & ~lse->near)
-        reduce_far(backend, rows, lse, cancel);
+    tl_row_block far = *rows;
+    uint64_t near = rows->has_excluded ? tl_nll_of_block(backend, rows, &lse->relative, &groups) : 0;
+    far.wanted &= ~near;
+    lse->in_groups = 0;
+    lse->grouped = 0;
+    if (far.wanted)
+        tl_lse_of_block(backend, &far, 0, lse, cancel);
+    for (int i = 0; far.wanted >> i != 0 && i < rows->count; i++)
+        if (tl_is_wanted(&far, i))
+            lse->relative.nll[i] = lse->odds.nll[i];
+    lse->near = near;
+    if (groups.at) {
+        lse->in_groups = rows->count;
+        lse->group_dtype = groups.dtype;
+        lse->grouped |= near;
+    }
 }
 
 /* The first class of a row in groups whose logit is the maximum. */

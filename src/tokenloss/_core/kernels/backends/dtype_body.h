@@ -37,29 +37,24 @@ TL_TARGET TL_INLINE OP(vec) NAME(load_first_)(const ELEMENT *x, size_t n, REAL o
 }
 
 /* Adds a group of 16 OP(TERMS) elements, or its first n, to 16 lanes: powers as a tree, then in double; rests in the
- * dtype of the vectors. The target's are left out, if it is in the group. */
+ * dtype of the vectors. The target's are left out, if it may be in the group. */
 TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, int has_target, int64_t target, int clamps,
                                            OP(acc) * acc, OP(vec) * rests, tl_lanes *sum) {
     for (size_t j = 0; j < 16; j += OP(WIDTH)) {
-        OP(vec) power[OP(TERMS)];
+        OP(vec) power[OP(TERMS)], k[OP(TERMS)];
         for (size_t i = 0; i < OP(TERMS); i++) {
             const size_t at = 16 * i + j;
             power[i] = OP(set)(0);
+            k[i] = OP(set)(OP(ROUNDER)); /* in range */
             if (at >= n)
                 continue;
             OP(vec) value = at + OP(WIDTH) <= n ? LOAD(x + at) : NAME(load_first_)(x + at, n - at, -(REAL)INFINITY);
-            const OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc->min_arg, value), acc, clamps);
-            acc->or_bits[i % 2] = OP(or_bits)(acc->or_bits[i % 2], exp.k, exp.k);
-            power[i] = exp.power;
-            if (has_target)
-                power[i] = OP(if_same)(OP(load_bits)(OP(PLACES) + j), OP(set_place)(target - 16 * (int64_t)i),
-                                       OP(set)(0), power[i]);
-            rests[j / OP(WIDTH)] = OP(fma)(exp.q, OP(mul)(exp.r, power[i]), rests[j / OP(WIDTH)]);
+            power[i] = OP(other_power)(value, acc, clamps, has_target, OP(load_bits)(OP(PLACES) + j),
+                                       OP(set_place)(target - 16 * (int64_t)i), &k[i], &rests[j / OP(WIDTH)]);
         }
-        for (size_t half = OP(TERMS) / 2; half > 0; half /= 2)
-            for (size_t i = 0; i < half; i++)
-                power[i] = OP(add)(power[i], power[i + half]);
-        OP(accumulate)(sum, j, power[0]);
+        for (size_t i = 0; i < OP(TERMS); i += 2)
+            acc->or_bits[i / 2 % 2] = OP(or_bits)(acc->or_bits[i / 2 % 2], k[i], k[i + 1]);
+        OP(add_powers)(power, j, sum);
     }
 }
 
@@ -71,40 +66,67 @@ TL_TARGET TL_INLINE void NAME(add_rests_)(OP(vec) * rests, tl_lanes *sum) {
     }
 }
 
-TL_TARGET static void NAME(sum_others_)(const char *const *rows, size_t count, size_t classes, const double *logit,
-                                        const int64_t *target, double *sums) {
+/* Adds whole groups. The target may be in all of them if they are few, in one, or in none: known to the compiler. */
+TL_TARGET TL_INLINE void NAME(add_groups_)(const ELEMENT *x, size_t count, int are_few, int has_target, int64_t target,
+                                           OP(acc) * acc, OP(vec) * rests, tl_lanes *sum) {
     enum { GROUP = 16 * OP(TERMS) };
-    const size_t whole = classes / GROUP * GROUP;
-    for (size_t r = 0; r < count; r++) {
-        const ELEMENT *x = (const ELEMENT *)(const void *)rows[r];
-        const size_t of_target = (size_t)target[r] / GROUP * GROUP;
-        const OP(vec) at_target = OP(set)((REAL)logit[r]);
-        OP(acc) acc = OP(acc_for_target)(at_target, 0);
-        OP(vec) rests[16 / OP(WIDTH)];
-        tl_lanes lanes = zero_lanes();
-        for (size_t j = 0; j < 16 / OP(WIDTH); j++)
-            rests[j] = OP(set)(0);
-        for (size_t i = 0; i < whole; i += GROUP) {
-            for (size_t k = 0; k < GROUP; k += 64 / sizeof *x)
-                tl_prefetch((const char *)(const void *)(x + i + k) + 4096);
-            if (i == of_target)
-                NAME(add_others_)(x + i, GROUP, 1, target[r] - (int64_t)i, 0, &acc, rests, &lanes);
-            else
-                NAME(add_others_)(x + i, GROUP, 0, 0, 0, &acc, rests, &lanes);
-            if ((i + GROUP) % TL_CHUNK == 0)
-                NAME(add_rests_)(rests, &lanes);
-        }
-        int out_of_range = OP(is_out_of_range)(&acc);
-        if (whole < classes) {
-            acc = OP(acc_for_target)(at_target, 1);
-            NAME(add_others_)(x + whole, classes - whole, 1, target[r] - (int64_t)whole, 1, &acc, rests, &lanes);
-            out_of_range |= OP(is_out_of_range)(&acc);
-        }
-        NAME(add_rests_)(rests, &lanes);
-        for (size_t j = 0; j < LANE_VECTORS; j++)
-            lanes.sum[j] = f64_add(lanes.sum[j], lanes.comp[j]);
-        sums[r] = out_of_range ? (double)NAN : sum_of_lanes(lanes);
+    for (size_t i = 0; i < count; i += GROUP) {
+        for (size_t k = 0; k < GROUP; k += 64 / sizeof *x)
+            tl_prefetch((const char *)(const void *)(x + i + k) + 8192);
+        if (are_few || (has_target && i == (size_t)target / GROUP * GROUP))
+            NAME(add_others_)(x + i, GROUP, 1, target - (int64_t)i, 0, acc, rests, sum);
+        else
+            NAME(add_others_)(x + i, GROUP, 0, 0, 0, acc, rests, sum);
     }
+}
+
+/* Adds the classes of a row but its target to 8 lanes: nan if a power is too large for its exponent field. */
+TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REAL logit, int64_t target,
+                                           double *eight) {
+    const size_t whole = classes / (16 * OP(TERMS)) * (16 * OP(TERMS));
+    OP(acc) acc = OP(acc_for_target)(OP(set)(logit), 0);
+    OP(vec) rests[16 / OP(WIDTH)];
+    tl_lanes lanes = zero_lanes();
+    memset(rests, 0, sizeof rests);
+    for (size_t i = 0; i < whole; i += TL_CHUNK) {
+        const size_t count = whole - i < TL_CHUNK ? whole - i : TL_CHUNK;
+        if (whole <= 32 * OP(TERMS)) /* a branch would be mispredicted in every other row */
+            NAME(add_groups_)(x, whole, 1, 1, target, &acc, rests, &lanes);
+        else if ((size_t)target - i < TL_CHUNK)
+            NAME(add_groups_)(x + i, count, 0, 1, target - (int64_t)i, &acc, rests, &lanes);
+        else
+            NAME(add_groups_)(x + i, count, 0, 0, 0, &acc, rests, &lanes);
+        if (count == TL_CHUNK)
+            NAME(add_rests_)(rests, &lanes);
+    }
+    int out_of_range = OP(is_out_of_range)(&acc);
+    if (whole < classes) {
+        acc = OP(acc_for_target)(OP(set)(logit), 1);
+        NAME(add_others_)(x + whole, classes - whole, 1, target - (int64_t)whole, 1, &acc, rests, &lanes);
+        out_of_range |= OP(is_out_of_range)(&acc);
+    }
+    NAME(add_rests_)(rests, &lanes);
+    store_eight(OP(whole_lanes)(lanes), eight);
+    eight[0] = out_of_range ? (double)NAN : eight[0];
+}
+
+TL_TARGET static uint64_t NAME(row_losses_)(const char *const *rows, size_t count, size_t classes,
+                                            const int64_t *target, double *logit, double *nll, double *odds) {
+    double eight[TL_GROUP][8], sum[TL_GROUP];
+    uint64_t near = 0;
+    memset(logit, 0, TL_GROUP * sizeof *logit);
+    for (size_t r = 0; r < count; r++) { /* a target's logit comes from memory that was asked for with earlier rows */
+        logit[r] = tl_load(rows[r] + (size_t)target[r] * sizeof(ELEMENT), JOIN(OF_, DTYPE));
+        NAME(sum_others_)((const ELEMENT *)(const void *)rows[r], classes, (REAL)logit[r], target[r], eight[r]);
+    }
+    add_lanes_of_rows(eight, count, sum);
+    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
+        f64_vec wide[PARTS];
+        memcpy(wide, sum + r, sizeof wide);
+        OP(vec) lost, total = OP(split_sums)(wide, &lost);
+        near |= (uint64_t)OP(losses_of_vector)(OP(load_narrowed)(logit + r), total, lost, nll + r, odds + r) << r;
+    }
+    return near;
 }
 
 TL_TARGET static size_t NAME(indices_ge_)(const void *start, size_t count, double threshold, int32_t *found) {
@@ -130,27 +152,6 @@ TL_TARGET static size_t NAME(indices_ge_)(const void *start, size_t count, doubl
     return collected;
 }
 
-TL_TARGET TL_INLINE void NAME(store_)(ELEMENT *out, OP(vec) value, int streaming) {
-    if (streaming)
-        STREAM(out, value);
-    else
-        STORE(out, value);
-}
-
-TL_TARGET static void NAME(exp_scaled_)(const void *start, size_t count, int64_t exponent, double factor,
-                                        double subtrahend, void *out, int streaming) {
-    const ELEMENT *x = (const ELEMENT *)start;
-    const OP(acc) acc = OP(acc_init)(exponent + OP(HEADROOM), 1, 0, 0);
-    const OP(vec) times = OP(set)((REAL)factor), less = OP(set)(0 - (REAL)subtrahend);
-    for (size_t i = 0; i < count; i += 4 * OP(WIDTH))
-        for (size_t k = i; k < i + 4 * OP(WIDTH); k += OP(WIDTH)) {
-            OP(vec) exp = OP(whole_exp)(LOAD(x + k), &acc);
-            NAME(store_)((ELEMENT *)out + k, OP(mul_add)(exp, times, less), streaming);
-        }
-    if (streaming)
-        tl_stream_end();
-}
-
 /* The sum that divides a softmax: see softmax_rows_body.h. */
 TL_TARGET static void NAME(sum_exps_)(const void *start, size_t count, tl_lse_acc *state) {
     const ELEMENT *x = (const ELEMENT *)start;
@@ -164,16 +165,6 @@ TL_TARGET static void NAME(sum_exps_)(const void *start, size_t count, tl_lse_ac
             OP(accumulate)(&lanes, j, OP(add)(OP(add)(e[0], e[1]), OP(add)(e[2], e[3])));
         }
     f64_store_lanes(&lanes, state->sum, state->comp);
-}
-
-/* The subtrahend has more digits than a float. */
-TL_TARGET static void NAME(sub_scalar_)(const void *start, size_t count, double subtrahend, void *out, int streaming) {
-    const ELEMENT *x = (const ELEMENT *)start;
-    const OP(vec) high = OP(set)((REAL)subtrahend), low = OP(set)((REAL)(subtrahend - (double)(REAL)subtrahend));
-    for (size_t i = 0; i < count; i += OP(WIDTH))
-        NAME(store_)((ELEMENT *)out + i, OP(sub)(OP(sub)(LOAD(x + i), high), low), streaming);
-    if (streaming)
-        tl_stream_end();
 }
 
 TL_TARGET static void NAME(sum_)(const void *start, size_t count, double *sum, double *lost) {

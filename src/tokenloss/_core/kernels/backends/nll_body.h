@@ -58,6 +58,24 @@ TL_TARGET TL_INLINE uint32_t OP(losses_of_vector)(OP(vec) logit, OP(vec) sum, OP
            OP(mask_ge)(far, logit) & OP(mask_ge)(logit, OP(sub)(OP(set)(0), far));
 }
 
+/* The power of another class, whose rest is added to `rest`; 0 where the class is the target. */
+TL_TARGET TL_INLINE OP(vec) OP(other_power)(OP(vec) x, const OP(acc) * acc, int clamps, int has_target, OP(bits) target,
+                                            OP(bits) place, OP(vec) * k, OP(vec) * rest) {
+    const OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc->min_arg, x), acc, clamps);
+    OP(vec) power = has_target ? OP(if_same)(target, place, OP(set)(0), exp.power) : exp.power;
+    *rest = OP(fma)(exp.q, OP(mul)(exp.r, power), *rest);
+    *k = exp.k;
+    return power;
+}
+
+/* Adds the powers of a group of classes to lanes of double: as a tree at first. */
+TL_TARGET TL_INLINE void OP(add_powers)(OP(vec) * power, size_t lane, tl_lanes *sum) {
+    for (size_t half = OP(TERMS) / 2; half > 0; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            power[i] = OP(add)(power[i], power[i + half]);
+    OP(accumulate)(sum, lane, power[0]);
+}
+
 /* Few classes: a row in each lane ---------------------------------------------------------------------------------- */
 
 /* Adds a number >= 0 to a sum, and what rounding loses. */
@@ -67,17 +85,10 @@ TL_TARGET TL_INLINE void OP(add_positive)(OP(vec) * sum, OP(vec) * lost, OP(vec)
     *sum = after;
 }
 
-/* The power of a class, 0 of the target; its rest is added to `rest`. */
-TL_TARGET TL_INLINE OP(vec) OP(other_power)(OP(vec) x, const OP(acc) * acc, OP(vec) most, OP(bits) target, size_t k,
-                                            OP(vec) * rest) {
-    OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc->min_arg, OP(min)(most, x)), acc, 0);
-    OP(vec) power = OP(if_same)(target, OP(set_bits)((UINT)k), OP(set)(0), exp.power);
-    *rest = OP(fma)(exp.q, OP(mul)(exp.r, power), *rest);
-    return power;
-}
-
 #define OF_CLASS(x, k) OP(load)((const REAL *)(const void *)((x) + (ptrdiff_t)(k) * stride))
-#define POWER_OF_CLASS(k, i) OP(other_power)(OF_CLASS(x, k), &acc, most, target, k, &rest[i])
+#define OTHER_POWER(x, id, i) \
+    OP(other_power)(OP(min)(most, x), &acc, 0, 1, target, OP(set_bits)((UINT)(id)), &unused, &rest[i])
+#define POWER_OF_CLASS(k, i) OTHER_POWER(OF_CLASS(x, k), k, i)
 #define PAIR_OF_POWERS(k) OP(add)(POWER_OF_CLASS(k, 0), POWER_OF_CLASS((k) + 1, 1))
 
 /* The logits of the targets of a vector of rows: chosen among those of all classes, or read one by one. An id that is no
@@ -104,10 +115,10 @@ TL_TARGET TL_INLINE OP(vec) OP(sum_of_few)(const char *x, ptrdiff_t stride, size
                                            OP(bits) target, OP(vec) * lost) {
     const OP(acc) acc = OP(acc_for_target)(logit, 0);
     const OP(vec) most = OP(add)(logit, OP(set)((REAL)OP(REACH)));
-    OP(vec) rest[2] = {OP(set)(0), OP(set)(0)}, low = OP(set)(0), sum;
+    OP(vec) rest[2] = {OP(set)(0), OP(set)(0)}, low = OP(set)(0), sum, unused;
     if (classes == 2) { /* the other one alone: the target's power and rest are 0 */
         OP(vec) other = OP(if_same)(target, OP(set_place)(1), OF_CLASS(x, 0), OF_CLASS(x, 1));
-        sum = OP(other_power)(other, &acc, most, target, 2, &rest[0]);
+        sum = OTHER_POWER(other, 2, 0);
     } else {
         sum = PAIR_OF_POWERS(0);
         for (size_t k = 2; k + 1 < classes; k += 2)
@@ -122,10 +133,78 @@ TL_TARGET TL_INLINE OP(vec) OP(sum_of_few)(const char *x, ptrdiff_t stride, size
 }
 
 #undef OF_CLASS
+#undef OTHER_POWER
 #undef POWER_OF_CLASS
 #undef PAIR_OF_POWERS
 
-TL_TARGET TL_INLINE uint64_t OP(few_losses_of)(const tl_few_rows *rows, size_t count, size_t classes,
+/* More classes ----------------------------------------------------------------------------------------------------- */
+
+/* Sums in double, rounded, and what that loses. */
+TL_TARGET TL_INLINE OP(vec) OP(split_sums)(const f64_vec *sum, OP(vec) * lost) {
+    f64_vec wide[PARTS];
+    OP(vec) total = OP(narrow)(sum);
+    OP(widen)(total, wide);
+    for (size_t i = 0; i < PARTS; i++)
+        wide[i] = f64_sub(sum[i], wide[i]);
+    *lost = OP(narrow)(wide);
+    return total;
+}
+
+/* Adds the powers of class k and every 16th one after it to a lane of a vector of rows, up to the end of a group: in the
+ * order in which add_others_ of dtype_body.h adds along the classes of a row, so with the same bits. */
+TL_TARGET TL_INLINE void OP(add_lane)(const tl_few_rows *rows, const char *x, size_t k, int clamps, OP(bits) target,
+                                      OP(acc) * acc, OP(vec) * rest, tl_lanes *sum) {
+    OP(vec) power[OP(TERMS)], rounded;
+    for (size_t i = 0; i < OP(TERMS); i++) {
+        const size_t at = k + 16 * i;
+        const char *logits = x + (ptrdiff_t)at * rows->class_stride;
+        power[i] = OP(set)(0);
+        if (clamps && at >= rows->classes)
+            continue;
+        tl_prefetch(logits + 128); /* a plane is visited again soon, but no processor follows as many as there may be */
+        power[i] = OP(other_power)(OP(load)((const REAL *)(const void *)logits), acc, clamps, 1, target,
+                                   OP(set_bits)((UINT)at), &rounded, rest);
+        acc->maximum[0] = OP(max_skip_nan)(rounded, acc->maximum[0]);
+    }
+    OP(add_powers)(power, 0, sum);
+}
+
+/* The sum over the classes of a vector of rows but their targets; nan where a power is too large for its exponent field.
+ */
+TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x, OP(vec) logit, OP(bits) target,
+                                         OP(vec) * lost) {
+    const OP(vec) most = OP(set)(OP(ROUNDER) + (REAL)OP(K_MASK));
+    enum { GROUP = 16 * OP(TERMS) };
+    const size_t whole = rows->classes / GROUP * GROUP;
+    OP(acc) acc = OP(acc_for_target)(logit, 0);
+    OP(vec) rests[16];
+    tl_lanes lanes[16];
+    memset(rests, 0, sizeof rests);
+    memset(lanes, 0, sizeof lanes);
+    for (size_t k = 0; k < rows->classes; k += GROUP) {
+        if (k == whole)
+            acc.min_arg = OP(acc_for_target)(logit, 1).min_arg;
+        for (size_t l = 0; l < 16; l++) {
+            if (k < whole)
+                OP(add_lane)(rows, x, k + l, 0, target, &acc, &rests[l], &lanes[l]);
+            else
+                OP(add_lane)(rows, x, k + l, 1, target, &acc, &rests[l], &lanes[l]);
+        }
+        for (size_t l = 0; l < 16 && ((k + GROUP) % TL_CHUNK == 0 || k + GROUP >= rows->classes); l++) {
+            OP(accumulate_rest)(&lanes[l], 0, rests[l]);
+            rests[l] = OP(set)(0);
+        }
+    }
+    for (size_t l = 0; l < 16; l++)
+        lanes[l] = OP(whole_lanes)(lanes[l]);
+    for (size_t half = 8; half > 0; half /= 2)
+        for (size_t l = 0; l < half; l++)
+            for (size_t i = 0; i < PARTS; i++)
+                lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l + half].sum[i]);
+    return OP(if_less)(most, acc.maximum[0], OP(set)((REAL)NAN), OP(split_sums)(lanes[0].sum, lost));
+}
+
+TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t count, size_t classes,
                                                const int64_t *target, double *logit, double *nll, double *odds) {
     UINT ids[TL_BLOCK_ROWS];
     uint64_t near = 0;
@@ -134,7 +213,9 @@ TL_TARGET TL_INLINE uint64_t OP(few_losses_of)(const tl_few_rows *rows, size_t c
     for (size_t r = 0; r < count; r += OP(WIDTH)) { /* processors work on several of these at a time */
         const char *x = rows->data + r / TL_GROUP * rows->group_bytes + r % TL_GROUP * sizeof(REAL);
         OP(vec) lost, at = OP(logits_of_few)(x, rows->class_stride, classes, ids + r);
-        OP(vec) sum = OP(sum_of_few)(x, rows->class_stride, classes, at, OP(load_bits)(ids + r), &lost);
+        OP(vec) sum = classes <= TL_FEW_CLASSES
+                          ? OP(sum_of_few)(x, rows->class_stride, classes, at, OP(load_bits)(ids + r), &lost)
+                          : OP(sum_of_many)(rows, x, at, OP(load_bits)(ids + r), &lost);
         near |= (uint64_t)OP(losses_of_vector)(at, sum, lost, nll + r, odds ? odds + r : NULL) << r;
         if (logit)
             OP(store_f64)(logit + r, at);
@@ -142,28 +223,11 @@ TL_TARGET TL_INLINE uint64_t OP(few_losses_of)(const tl_few_rows *rows, size_t c
     return near;
 }
 
-TL_TARGET static uint64_t OP(few_losses)(const tl_few_rows *rows, size_t count, const int64_t *target, double *logit,
+TL_TARGET static uint64_t OP(lane_losses)(const tl_few_rows *rows, size_t count, const int64_t *target, double *logit,
                                          double *nll, double *odds) {
     switch (rows->classes) { /* loops that compilers unroll */
-    case 2: return OP(few_losses_of)(rows, count, 2, target, logit, nll, odds);
-    case 3: return OP(few_losses_of)(rows, count, 3, target, logit, nll, odds);
-    default: return OP(few_losses_of)(rows, count, rows->classes, target, logit, nll, odds);
+    case 2: return OP(lane_losses_of)(rows, count, 2, target, logit, nll, odds);
+    case 3: return OP(lane_losses_of)(rows, count, 3, target, logit, nll, odds);
+    default: return OP(lane_losses_of)(rows, count, rows->classes, target, logit, nll, odds);
     }
-}
-
-/* More classes: sum_others of dtype_body.h adds along the classes of a row, in 16 lanes of double ------------------ */
-
-TL_TARGET static uint64_t OP(losses_of_sums)(const double *logit, const double *sum, size_t rows, double *nll,
-                                             double *odds) {
-    uint64_t near = 0;
-    for (size_t r = 0; r < rows; r += OP(WIDTH)) {
-        f64_vec wide[OP(WIDTH) / f64_WIDTH];
-        OP(vec) total = OP(load_narrowed)(sum + r);
-        OP(widen)(total, wide);
-        for (size_t i = 0; i < OP(WIDTH) / f64_WIDTH; i++)
-            wide[i] = f64_sub(f64_load(sum + r + i * f64_WIDTH), wide[i]);
-        near |= (uint64_t)OP(losses_of_vector)(OP(load_narrowed)(logit + r), total, OP(narrow)(wide), nll + r,
-                                             odds + r) << r;
-    }
-    return near;
 }

@@ -7,10 +7,8 @@
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
 
-/* The maxima of a group, and the reference exponents: those of tl_lse_begin, and 0 for rows that are far out. Returns
- * the largest size of a maximum in each lane. */
-TL_TARGET TL_INLINE f64_vec NAME(group_maximum_)(const REAL *group, size_t classes, f64_vec largest_size,
-                                                 double *maximum, double *exponent) {
+/* The maxima of a group, and the reference exponents: those of tl_lse_begin, and 0 for rows that are far out. */
+TL_TARGET TL_INLINE void NAME(group_maximum_)(const REAL *group, size_t classes, double *maximum, double *exponent) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(vec) largest[4];
         f64_vec wide[PARTS];
@@ -22,13 +20,10 @@ TL_TARGET TL_INLINE f64_vec NAME(group_maximum_)(const REAL *group, size_t class
         largest[2] = OP(max_skip_nan)(largest[2], largest[3]);
         OP(widen)(OP(max_skip_nan)(largest[0], largest[2]), wide);
         for (size_t i = 0; i < PARTS; i++) {
-            f64_vec size = f64_and_bits(wide[i], 0x7fffffffffffffffu);
             f64_store(maximum + r + i * f64_WIDTH, f64_add(wide[i], f64_set(0)));
-            largest_size = f64_if_less(largest_size, size, size, largest_size);
             f64_store(exponent + r + i * f64_WIDTH, f64_exponent_near(wide[i]));
         }
     }
-    return largest_size;
 }
 
 typedef struct {
@@ -257,13 +252,10 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
 TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, size_t classes, enum tl_mode mode,
                                              const tl_next_rows *next, int wants_lanes, tl_short_sums *sums,
                                              tl_short_moments *moments) {
-    f64_vec largest_size = f64_set(0);
     const f64_vec largest_near = f64_set(TL_MAX_EXACT_REDUCTION);
     for (size_t g = 0; g < count; g++)
-        largest_size = NAME(group_maximum_)((const REAL *)groups + TL_GROUP * classes * g, classes, largest_size,
-                                            sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g);
-    largest_size = f64_if_less(largest_near, largest_size, f64_set(1), f64_set(0));
-    sums->has_far_maximum = f64_mask_nonzero(largest_size) != 0;
+        NAME(group_maximum_)((const REAL *)groups + TL_GROUP * classes * g, classes, sums->maximum + TL_GROUP * g,
+                             sums->ref_exp + TL_GROUP * g);
     for (size_t r = 0; mode != SUMEXP && r < TL_GROUP * count; r += f64_WIDTH) {
         f64_vec shift = f64_load(sums->maximum + r), size = f64_and_bits(shift, 0x7fffffffffffffffu);
         f64_store(moments->shift + r, f64_if_less(largest_near, size, f64_set(0), shift));
@@ -350,7 +342,7 @@ TL_TARGET TL_INLINE void NAME(add_lanes_as_tree_)(NAME(lane_) * lanes, size_t co
 TL_TARGET static void NAME(short_softmax_)(void *group, size_t classes, int keeps, double *ref_exp, double *sum) {
     double maximum[TL_GROUP];
     const size_t count = classes < 16 ? classes : 16;
-    NAME(group_maximum_)((const REAL *)group, classes, f64_set(0), maximum, ref_exp);
+    NAME(group_maximum_)((const REAL *)group, classes, maximum, ref_exp);
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(acc) acc;
         NAME(lane_) lanes[16];

@@ -66,37 +66,13 @@ TL_TARGET TL_INLINE void NAME(exp_64_)(const ELEMENT *x, size_t k, size_t classe
 /* Keeps the exponentials of a row, unless that is not wanted, and adds them to 8 lanes. */
 TL_TARGET TL_INLINE void NAME(exp_row_)(const ELEMENT *x, size_t classes, const OP(acc) * acc, REAL *kept,
                                         double *eight) {
-    tl_lanes lanes;
+    tl_lanes lanes = zero_lanes();
     size_t k = 0;
-    for (size_t i = 0; i < LANE_VECTORS; i++)
-        lanes.sum[i] = lanes.comp[i] = f64_set(0);
     for (; k + 64 <= classes; k += 64)
         NAME(exp_64_)(x, k, classes, 1, acc, kept, &lanes);
     if (k < classes)
         NAME(exp_64_)(x, k, classes, 0, acc, kept, &lanes);
-    for (size_t i = 0; i < LANE_VECTORS && sizeof(REAL) == sizeof(double); i++)
-        lanes.sum[i] = f64_add(lanes.sum[i], lanes.comp[i]);
-    for (size_t i = 0; i < LANE_VECTORS / 2; i++)
-        f64_store(eight + i * f64_WIDTH, f64_add(lanes.sum[i], lanes.sum[i + LANE_VECTORS / 2]));
-}
-
-/* Adds 8 lanes of each row as a tree. */
-TL_TARGET TL_INLINE void NAME(add_lanes_of_rows_)(double (*eight)[8], size_t count, const double *maximum,
-                                                  double *sum) {
-    double side_by_side[8 * TL_GROUP];
-    const char *at[TL_GROUP];
-    for (size_t r = 0; r < TL_GROUP; r++)
-        at[r] = (const char *)eight[r < count ? r : 0];
-    f64_interleave(at, 8, side_by_side);
-    for (size_t r = 0; r < TL_GROUP; r += f64_WIDTH) {
-        f64_vec lane[8];
-        for (size_t l = 0; l < 8; l++)
-            lane[l] = f64_load(side_by_side + TL_GROUP * l + r);
-        for (size_t half = 4; half > 0; half /= 2)
-            for (size_t l = 0; l < half; l++)
-                lane[l] = f64_add(lane[l], lane[l + half]);
-        f64_store(sum + r, f64_sum_if_near(f64_load(maximum + r), f64_mul(lane[0], f64_set(OP(UNKEPT)))));
-    }
+    store_eight(OP(whole_lanes)(lanes), eight);
 }
 
 /* Stage by stage, since the latency of a stage would be waited for in every group. */
@@ -126,7 +102,10 @@ TL_TARGET static void NAME(exp_rows_)(const char *const *rows, size_t count, siz
                        kept ? (REAL *)kept + r * tl_kept_row(classes) : NULL, eight[r]);
     }
     for (size_t r = 0; r < count; r += TL_GROUP)
-        NAME(add_lanes_of_rows_)(eight + r, count - r < TL_GROUP ? count - r : TL_GROUP, maximum + r, sum + r);
+        add_lanes_of_rows(eight + r, count - r < TL_GROUP ? count - r : TL_GROUP, sum + r);
+    for (size_t r = 0; r < padded; r += f64_WIDTH)
+        f64_store(sum + r,
+                  f64_sum_if_near(f64_load(maximum + r), f64_mul(f64_load(sum + r), f64_set(OP(UNKEPT)))));
 }
 
 /* What is written of a number, by the kind of map, which is known to the compiler. */
@@ -171,7 +150,7 @@ TL_TARGET static void NAME(scale_rows_)(const void *kept, size_t count, size_t c
 TL_TARGET static void NAME(sub_rows_)(const char *const *rows, size_t count, size_t classes, const double *subtrahend,
                                       char *const *out, int streaming) {
     for (size_t r = 0; r < count; r++) {
-        const REAL high = (REAL)subtrahend[r];
+        const REAL high = (REAL)subtrahend[r]; /* the subtrahend has more digits than a float */
         if (out[r])
             NAME(map_row_)(SUBTRACT, rows[r], classes, OP(set)(high), OP(set)((REAL)(subtrahend[r] - (double)high)),
                            NULL, (ELEMENT *)(void *)out[r], streaming);

@@ -172,6 +172,20 @@ TL_TARGET TL_INLINE void f32_store_lanes(const tl_lanes *lanes, double *sum, dou
         f64_store(sum + i * f64_WIDTH, f64_mul(lanes->sum[i], f64_set(f32_UNSCALE)));
 }
 
+/* Lanes with what their roundings lost, which sums of floats do not keep. */
+TL_TARGET TL_INLINE tl_lanes f32_whole_lanes(tl_lanes lanes) { return lanes; }
+TL_TARGET TL_INLINE tl_lanes f64_whole_lanes(tl_lanes lanes) {
+    for (size_t i = 0; i < LANE_VECTORS; i++)
+        lanes.sum[i] = f64_add(lanes.sum[i], lanes.comp[i]);
+    return lanes;
+}
+
+/* Adds 16 lanes in pairs. */
+TL_TARGET TL_INLINE void store_eight(tl_lanes lanes, double *eight) {
+    for (size_t i = 0; i < LANE_VECTORS / 2; i++)
+        f64_store(eight + i * f64_WIDTH, f64_add(lanes.sum[i], lanes.sum[i + LANE_VECTORS / 2]));
+}
+
 /* Adds terms to the lanes from `lane` on; and LEADING times the terms, a product that is exact of floats. */
 TL_TARGET TL_INLINE void f32_accumulate_times(tl_lanes *lanes, size_t lane, f32_vec term, double factor) {
     f64_vec wide[f32_WIDTH / f64_WIDTH];
@@ -348,6 +362,26 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 #define OP(f) f32_##f
 #include "interleave_body.h"
 
+/* Adds 8 lanes of each of up to TL_GROUP rows as a tree. */
+TL_TARGET TL_INLINE void add_lanes_of_rows(double (*eight)[8], size_t count, double *sum) {
+    double side_by_side[8 * TL_GROUP];
+    const char *at[TL_GROUP];
+    for (size_t r = 0; r < TL_GROUP; r++)
+        at[r] = (const char *)eight[r < count ? r : 0];
+    f64_interleave(at, 8, side_by_side);
+    for (size_t r = 0; r < TL_GROUP; r += f64_WIDTH) {
+        f64_vec lane[8];
+        for (size_t l = 0; l < 8; l++)
+            lane[l] = f64_load(side_by_side + TL_GROUP * l + r);
+        for (size_t half = 4; half > 0; half /= 2)
+            for (size_t l = 0; l < half; l++)
+                lane[l] = f64_add(lane[l], lane[l + half]);
+        f64_store(sum + r, lane[0]);
+    }
+}
+
+enum { OF_float16 = TL_FLOAT16, OF_bfloat16 = TL_BFLOAT16, OF_float32 = TL_FLOAT32, OF_float64 = TL_FLOAT64 };
+
 #define DTYPE float32
 #define ELEMENT float
 #define LOAD(p) f32_load(p)
@@ -421,8 +455,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
         },
     .kl = ALL_DTYPES(kl_),
     .indices_ge = ALL_DTYPES(indices_ge_),
-    .exp_scaled = ALL_DTYPES(exp_scaled_),
-    .sub_scalar = ALL_DTYPES(sub_scalar_),
     .exp_rows = ALL_DTYPES(exp_rows_),
     .scale_rows = ALL_DTYPES(scale_rows_),
     .sub_rows = ALL_DTYPES(sub_rows_),
@@ -462,9 +494,8 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .short_exp = COMPUTE_DTYPES(short_exp_),
     .short_sub = COMPUTE_DTYPES(short_sub_),
     .short_sum = COMPUTE_DTYPES(short_sum_),
-    .few_losses = {[TL_FLOAT32] = f32_few_losses, [TL_FLOAT64] = f64_few_losses},
-    .sum_others = ALL_DTYPES(sum_others_),
-    .losses_of_sums = {[TL_FLOAT32] = f32_losses_of_sums, [TL_FLOAT64] = f64_losses_of_sums},
+    .lane_losses = {[TL_FLOAT32] = f32_lane_losses, [TL_FLOAT64] = f64_lane_losses},
+    .row_losses = ALL_DTYPES(row_losses_),
     .lse_logs = JOIN(lse_logs_, BACKEND),
     .log_odds = JOIN(log_odds_, BACKEND),
     .entropies = JOIN(entropies_, BACKEND),
