@@ -87,7 +87,8 @@ class DivergencePage(Sink):
     def open(self, schema: Schema) -> AbstractContextManager[object]:
         most = page.MOST_TOKENS // len(schema.models)
         self._tokens = Collected((one for one in schema.tokens if one.name in _OF_TOKENS), most)
-        self._tops = {name: Collected(most=most) for name in ("", *schema.models)}  # of the base and the candidates
+        # of the base, which has no name, and of the candidates
+        self._tops = {name: Collected(most=most, top_k=schema.top_k) for name in ("", *schema.models)}
         self._sequences = {name: hashlib.sha256() for name in schema.models}
         return super().open(schema)
 
@@ -105,7 +106,8 @@ class DivergencePage(Sink):
             if self._sequences[name].digest() != self._sequences[first].digest():
                 got, fits = f"other tokens in {name}", "the same in all files"
                 raise_error("option", name=self._name, got=got, fits=fits)
-        columns, tops = self._tokens.joined(), {name: one.joined() for name, one in self._tops.items()}
+        columns, count = self._tokens.joined(), self._tokens.count
+        tops = {name: one.joined() if one.count == count else {} for name, one in self._tops.items()}
         ids, base = columns["target"], tops.pop("")
         text = columns["text"].tolist() if "text" in columns else [None] * len(ids)
         places = page.known_places({name: columns[name] for name in page.PLACES if name in columns})

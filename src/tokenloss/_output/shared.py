@@ -25,7 +25,8 @@ class Collected:
         # empty parts, so that there are columns even without any block
         self._parts: dict[str, list[Array]] = {one.name: [np.empty(0, DTYPES[one.dtype])] for one in columns}
         if top_k:
-            self._parts |= {"top_ids": [np.empty((0, top_k), np.int64)], "top_logprobs": [np.empty((0, top_k))]}
+            none = np.empty((0, top_k))
+            self._parts |= {"rank": [np.empty(0, np.int64)], "top_ids": [none.astype(np.int64)], "top_logprobs": [none]}
 
     def add(self, columns: Columns, tops: Columns | None = None) -> None:
         """Add the next tokens: the columns named at the start, and the most likely classes."""

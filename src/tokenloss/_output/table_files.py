@@ -131,8 +131,8 @@ class TokenTable(_TableFile):
         File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
         and `columns` has it.
     top_k : int, default 0
-        Number of the most likely classes of each token to write, if there are so many: `top_id_1` and `top_logprob_1`
-        are the likeliest one; the option ``--top-k``.
+        Number of the most likely classes of each token to write (by the candidate, if there are any): `top_id_1` and
+        `top_logprob_1` are the likeliest one. This is the option ``--top-k``.
     columns : sequence of str, optional
         Names of the columns to write, beside those that are known of every row, such as `target` and `kept`. By default
         all, except `logsumexp` and `acceptance`.
