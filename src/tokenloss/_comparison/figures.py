@@ -39,8 +39,8 @@ class DivergencesByName(dict[str, ValueT]):
 
     def __missing__(self, name: object) -> NoReturn:
         """Refuse a divergence that is not there."""
-        got = f"{[*self]}, as asked for by divergences=" if self else "none: ask for them by divergences="
-        raise KeyError(f"{name!r} is not among the divergences beside KL; there are {got}")
+        known = ", ".join(map(repr, self)) or "no others"
+        raise KeyError(f"no divergence {name!r}: divergences= asked for {known} besides 'kl', which is mean_kl")
 
 
 def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:

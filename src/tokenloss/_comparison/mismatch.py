@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -231,7 +231,7 @@ class Mismatch(ComparedTokens, GatedResult):
     Mismatch(k3=0.002820 ± 0.000234, count=4, n_sequences=2, mean_ratio=1.01532 ± 0.0373, ess=0.9947)
     """
 
-    GATES = ("max_k3", "min_ess")
+    GATES: ClassVar[tuple[str, ...]] = ("max_k3", "min_ess")
     _why_no_gate = "does not apply to log-probabilities of tokens"
     _errors_in_files = dict.fromkeys(
         ("k1", "k2", "k3", "mean_abs_difference", "mean_ratio", "outside", "ess", "sequence_ess"),

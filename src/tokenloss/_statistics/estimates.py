@@ -13,7 +13,8 @@ from tokenloss._statistics.ratio import interval_above_0
 if TYPE_CHECKING:
     from tokenloss._statistics.ratio import ExactRatio
 
-Method: TypeAlias = Literal["mean", "signed", "exp", "exp signed", "share"]
+# a union, as stubtest has it
+Method: TypeAlias = Literal["mean"] | Literal["signed"] | Literal["exp"] | Literal["exp signed"] | Literal["share"]
 _WORST = 0.5  # the fraction of the tokens of an unseen kind of text that may differ from other texts
 
 

@@ -309,7 +309,9 @@ class GatedResult(Result):
     GATES: ClassVar[tuple[str, ...]] = ()
     _why_no_gate: ClassVar[str] = "does not apply to this result"  # what the error says of other gates
 
-    def check(self, *, confidence: float = 0.95, noise: Any = None, **limits: Unpack[Limits]) -> Verdicts:
+    def check(
+        self, *, confidence: float = 0.95, noise: GatedResult | None = None, **limits: Unpack[Limits]
+    ) -> Verdicts:
         """Check whether statistics keep to limits, for all texts of this kind and not only for these.
 
         A gate holds if the whole interval of its statistic does, and fails if the interval is beyond the limit;
