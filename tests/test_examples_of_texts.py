@@ -80,7 +80,7 @@ def check_figures(found, losses, tolerance):
     clusters = sum((part.sum() - mean * len(part)) ** 2 for part in losses) * len(losses) / (len(losses) - 1)
     assert found.count == count
     assert found.loss == pytest.approx(mean, rel=tolerance)
-    assert found.stderr == pytest.approx(np.sqrt(clusters) / count, rel=10 * tolerance)
+    assert found.loss.stderr == pytest.approx(np.sqrt(clusters) / count, rel=10 * tolerance)
     np.testing.assert_allclose(found.sequences["nll"], [part.sum() for part in losses], rtol=tolerance)
     np.testing.assert_array_equal(found.sequences["count"], list(map(len, losses)))
 

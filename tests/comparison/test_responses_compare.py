@@ -14,9 +14,9 @@ from rendered import Documents, batch, chat, vllm
 import tokenloss
 from tokenloss import compare_files, kl_divergence, log_softmax
 from tokenloss._comparison import responses as response_comparison
-from tokenloss._core.rounding import Rounding
 from tokenloss._evaluation import plan
 from tokenloss.formats import open_hidden_states, open_responses, open_scores
+from tokenloss.formats.rounding import Rounding
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*identical to base")  # small files of equal values
 

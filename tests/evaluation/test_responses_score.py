@@ -15,10 +15,10 @@ from files import held_at_most
 
 import tokenloss._evaluation.responses as score
 from tokenloss import evaluate, sinks
-from tokenloss._core.rounding import Rounding
 from tokenloss._evaluation.results import ResponseFigures
 from tokenloss._evaluation.sequences import Sources
 from tokenloss.formats import open_responses
+from tokenloss.formats.rounding import Rounding
 
 CONTINUED = [name for name in COMPLETIONS if "08" not in name]
 

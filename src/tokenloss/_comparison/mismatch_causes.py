@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tokenloss._comparison.paired import Mean
-from tokenloss._core.rounding import Rounding
 from tokenloss._core.text import count_of
+from tokenloss.formats.rounding import Rounding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

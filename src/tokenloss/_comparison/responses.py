@@ -11,9 +11,9 @@ from tokenloss._comparison.paired import KL_QUANTILES, Mean, PairedLosses, paire
 from tokenloss._comparison.tables import responses_shown
 from tokenloss._core.errors import named, raise_error, with_file_names
 from tokenloss._core.result import figure
-from tokenloss._core.rounding import Rounding
 from tokenloss._scores.divergence import topk_divergence_bound
 from tokenloss.formats.responses.columns import join
+from tokenloss.formats.rounding import Rounding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

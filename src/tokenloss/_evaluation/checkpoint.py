@@ -22,10 +22,10 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error, refuse
 from tokenloss._core.files import files_of, replacing, write_errors
-from tokenloss._core.rounding import Rounding
 from tokenloss._core.version import __version__
 from tokenloss._statistics.meter import LossMeter, meter_from_json, meter_to_json
 from tokenloss.formats.responses import Failed
+from tokenloss.formats.rounding import Rounding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

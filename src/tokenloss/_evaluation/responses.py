@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error, refuse
-from tokenloss._core.rounding import Rounding
 from tokenloss._evaluation.results import ResponseFigures, ShardResult
 from tokenloss._evaluation.score import TopLosses
 from tokenloss._evaluation.sequences import (
@@ -27,6 +26,7 @@ from tokenloss._statistics.meter import LossMeter
 from tokenloss.formats.logprobs import Logprobs
 from tokenloss.formats.responses import Responses, refuse_without_number
 from tokenloss.formats.responses.columns import join
+from tokenloss.formats.rounding import Rounding
 from tokenloss.formats.scores import Scores
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from tokenloss._core.advice import void_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Estimate
 from tokenloss._core.result import NamedResults, columns_of
-from tokenloss._core.rounding import Rounding
 from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
@@ -19,6 +18,7 @@ from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns, Sourc
 from tokenloss._statistics.gates import GatedResult, independent_note, verdict_on
 from tokenloss._statistics.meter import LossFigures, LossMeter
 from tokenloss.formats.responses import Failed
+from tokenloss.formats.rounding import Rounding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
