@@ -15,8 +15,10 @@ from test_kernels import GOLDEN, run_driver
 
 def main(compiler: str = "cc") -> None:
     """Hash the results of every backend of this machine; write them if all agree."""
-    with tempfile.TemporaryDirectory() as where:
-        found = run_driver(compiler, Path(where), flags="-O2")
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder) / "driver"
+        where.mkdir()
+        found = run_driver(compiler, where, flags="-O2")
     scalar, portable = found.pop("scalar_math"), found["portable"]
     for backend, hashes in found.items():
         differing = [quantity for quantity in portable if hashes[quantity] != portable[quantity]]

@@ -2,31 +2,22 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from test_kernels import FLAGS, HERE, KERNELS, MACHINES, SOURCES, need
+from test_kernels import MACHINES, build, need
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="pages are guarded by mmap")]
 
 EIGHTH = "8"  # one case in so many is run, by emulators that take a hundred times as long
 
 
-def build(compiler: str, where: Path, *flags: str) -> Path:
-    """The driver, with assertions."""
-    program = where / "guarded"
-    sources = [HERE / "guarded.c", *SOURCES]
-    subprocess.run([compiler, *FLAGS, *flags, "-g", f"-I{KERNELS}", *sources, "-lm", "-o", program], check=True)
-    return program
-
-
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory) -> Path:
+def driver(tmp_path_factory) -> str:
     need("gcc", packages="gcc")
-    return build("gcc", tmp_path_factory.mktemp("guarded"))
+    return build("guarded", "gcc", tmp_path_factory.mktemp("guarded"))
 
 
-def backends_that_passed(*command: str | Path) -> list[str]:
+def backends_that_passed(*command: str) -> list[str]:
     """The backends that the driver ran."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,7 +31,7 @@ def test_nothing_beyond_a_row_is_touched(driver):
 def test_nothing_beyond_a_row_is_touched_by_neon(tmp_path):
     machine = MACHINES["aarch64"]
     need(machine.compiler, machine.emulator, packages=machine.packages)
-    program = build(machine.compiler, tmp_path, machine.flags)
+    program = build("guarded", machine.compiler, tmp_path, machine.flags)
     assert machine.backends <= set(backends_that_passed(machine.emulator, program, EIGHTH))
 
 

@@ -20,7 +20,7 @@ KERNELS = ROOT / "src" / "tokenloss" / "_core" / "kernels"
 SOURCES = sorted(map(str, KERNELS.rglob("*.c")))
 GOLDEN = HERE / "golden.txt"  # made by tests/c/record_golden.py
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
-FLAGS = [*WARNINGS, "-O2", "-ffp-contract=off"]
+FLAGS = [*WARNINGS, "-O2", "-g", "-ffp-contract=off"]
 
 # by compiler, where Debian and macOS have it, and flags; clang needs none to leave expressions as they are. The first
 # hashes everything, each other one a third
@@ -78,6 +78,30 @@ def need(*programs: str, packages: str) -> None:
         stop(f"needs {' and '.join(missing)} (Debian: {packages})")
 
 
+def kernels(compiler: str, where: Path, flags: str = "") -> list[str]:
+    """Objects of all kernels, which are compiled once for all tests of a run, whose folder `where` is that of one."""
+    import fcntl  # which Windows lacks
+
+    folder = where.parents["PYTEST_XDIST_WORKER" in os.environ] / "_".join(["kernels", compiler, *flags.split()])
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            command = [compiler, *FLAGS, *flags.split(), f"-I{KERNELS}", "-c", *SOURCES]
+            subprocess.run(command, cwd=folder, check=True)
+            (folder / "done").touch()
+    return sorted(map(str, folder.glob("*.o")))
+
+
+def build(driver: str, compiler: str, where: Path, flags: str = "") -> str:
+    """The program of a file of tests/c."""
+    program = str(where / f"{driver}.exe")
+    objects = kernels(compiler, where, flags)
+    command = [compiler, *FLAGS, *flags.split(), f"-I{KERNELS}", str(HERE / f"{driver}.c"), *objects, "-lm"]
+    subprocess.run([*command, "-o", program], check=True)
+    return program
+
+
 def run_driver(
     compiler: str, where: Path, *, flags: str, emulator: str = "env", parts: int = 1, part: int = 0
 ) -> dict[str, dict[str, str]]:
@@ -85,10 +109,7 @@ def run_driver(
 
     Of every `parts` kinds of rows one is hashed, for each dtype another.
     """
-    program = where / "golden.exe"
-    command = [compiler, *FLAGS, *flags.split(), f"-I{KERNELS}", str(HERE / "golden.c"), *SOURCES, "-lm"]
-    subprocess.run([*command, "-o", str(program)], check=True)
-    command = [emulator, str(program), str(parts), str(part)]
+    command = [emulator, build("golden", compiler, where, flags), str(parts), str(part)]
     return parse(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -178,9 +199,8 @@ def lines_of_search(name: str, where: Path) -> list[str]:
     if platform.machine() not in {"x86_64", "AMD64"} or np.finfo(np.longdouble).nmant != 63:
         pytest.skip("long double may have too few digits")
     need("gcc", packages="gcc")
-    command = ["gcc", *FLAGS, f"-I{KERNELS}", str(HERE / f"{name}.c"), *SOURCES, "-lm", "-o", str(where / name)]
-    subprocess.run(command, check=True)
-    return subprocess.run([str(where / name)], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    program = build(name, "gcc", where)
+    return subprocess.run([program], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
 
 
 @pytest.mark.slow
@@ -213,17 +233,10 @@ def test_worst_rows_are_within_the_promised_error(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="long double may have too few digits")
-@pytest.mark.skipif(np.finfo(np.longdouble).nmant != 63, reason="long double has too few digits")
 def test_logarithms_of_probabilities_are_within_the_promised_error(tmp_path):
     """Every seventh float from 1e-12 on, and many doubles, compared with long double."""
-    need("gcc", packages="gcc")
-    program = tmp_path / "worst_logs"
-    sources = [str(HERE / "worst_logs.c"), *SOURCES]
-    subprocess.run(["gcc", *FLAGS, f"-I{KERNELS}", *sources, "-lm", "-o", str(program)], check=True)
-    printed = subprocess.run([str(program)], check=True, stdout=subprocess.PIPE, text=True).stdout
     largest = {}
-    for line in printed.splitlines():
+    for line in lines_of_search("worst_logs", tmp_path):
         dtype, absolute, _, _, relative, _, _ = line.split()
         largest[dtype] = float(absolute), float(relative)
     assert largest["float32"][0] < 2.4e-8
@@ -242,12 +255,11 @@ def shared_library(name: str) -> str:
 def test_portable_object_calls_no_mathematics(tmp_path):
     """The portable backend calls no libm and has no instructions beyond the baseline."""
     need("gcc", "nm", packages="gcc binutils")
-    target = tmp_path / "portable.o"
-    subprocess.run(["gcc", *FLAGS, "-c", str(KERNELS / "backends" / "portable.c"), "-o", str(target)], check=True)
-    undefined = subprocess.run(["nm", "-u", str(target)], check=True, capture_output=True, text=True).stdout.split()
+    target = next(path for path in kernels("gcc", tmp_path) if path.endswith("portable.o"))
+    undefined = subprocess.run(["nm", "-u", target], check=True, capture_output=True, text=True).stdout.split()
     moves, checks = {"memcpy", "memset", "bzero"}, {"stack_chk_fail", "stack_chk_guard", "GLOBAL_OFFSET_TABLE"}
     assert {name.strip("_") for name in undefined} - {"U"} <= moves | checks  # macOS has underscores before names
     if platform.machine() == "x86_64":
-        code = subprocess.run(["objdump", "-d", str(target)], check=True, capture_output=True, text=True).stdout
+        code = subprocess.run(["objdump", "-d", target], check=True, capture_output=True, text=True).stdout
         assert "ymm" not in code
         assert "fmadd" not in code
