@@ -23,8 +23,6 @@ from tokenloss._statistics.sequences import SequenceLosses, known_tokens
 from tokenloss._statistics.tables import LENGTH_ROWS, LOSS_ROWS, loss_values
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     from tokenloss._core.types import ArrayLike, Float64Array, IntArray
 
 # the errors that files have of each estimate, if not only the standard error
@@ -109,8 +107,7 @@ class LossFigures(Result):
     @property
     def perplexity(self) -> Estimate:
         """``exp(loss)``; inf where that is beyond a float. Its interval is exp of that of the loss."""
-        meter = self._meter
-        return _measure(meter._tokens, meter._groups, meter._sequences, "exp").estimate()
+        return self._meter._measure()._replace(method="exp").estimate()
 
     @property
     def bits_per_token(self) -> Estimate:
@@ -427,13 +424,11 @@ def meter_from_json(state: dict[str, Any]) -> LossMeter:
     return LossMeter._from_json(state)
 
 
-def _measure(
-    tokens: ExactRatio, groups: ExactRatio, sequences: ExactMoments, method: Literal["mean", "exp"] = "mean"
-) -> Measure:
+def _measure(tokens: ExactRatio, groups: ExactRatio, sequences: ExactMoments) -> Measure:
     """The mean loss, over sequences if there are any, unless a single one is all there is; else over tokens."""
     if sequences.count > 0 and groups.count > 1:
-        return Measure(tokens.ratio, groups, "sequences", method)
-    return Measure(tokens.ratio, tokens, "tokens", method)
+        return Measure(tokens.ratio, groups, "sequences")
+    return Measure(tokens.ratio, tokens, "tokens")
 
 
 def _in_bits(loss: Estimate) -> Errors:
