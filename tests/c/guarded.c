@@ -184,7 +184,7 @@ static void use_losses(const tl_backend *backend, const tl_row *row, int layout,
 static void read_distributions(const tl_backend *backend, int64_t classes, int dtype, int at_end) {
     const int64_t size = tl_itemsize(dtype);
     const int rows[] = {0, 1};
-    double nll[2];
+    double nll[TL_GROUP];
     tl_row scores = row_of(ROW, 2 * classes, dtype, at_end ? AT_END : AT_START);
     fill_row(&scores, 0);
     const tl_clip clip = clip_of(0, dtype);

@@ -161,21 +161,18 @@ cdef class SoftTargetLoss(RowJob):
             self.block_rows = min(TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS // block.classes)
 
     cdef inline int unmasked_rows(self, int64_t start, int64_t count, int *rows) noexcept nogil:
-        """The unmasked rows of a block, counted from `start`; returns how many."""
+        """The unmasked rows of a block, counted from `start`; returns how many. If there is no mask, all are there."""
         cdef const View *mask = &self.positions.mask_view
         cdef int i, unmasked = 0
         if not is_given(mask):
-            for i in range(<int> count):
-                rows[i] = i
             return <int> count
         for i in range(<int> count):
             rows[unmasked] = i
             unmasked += address_of(mask, start + i)[0] != 0
         return unmasked
 
-    cdef inline bint reduce_block(self, int64_t start, int64_t count, Totals *totals) noexcept nogil:
-        """Add the losses of a block; False if its rows have to be reduced one by one."""
-        cdef int rows[MAX_PROBABILITY_ROWS]
+    cdef inline bint reduce_block(self, int64_t start, int64_t count, int *rows, Totals *totals) noexcept nogil:
+        """Add the losses of a block; False if its rows have to be reduced one by one. `rows` are 0, 1, and so on."""
         cdef double nll[MAX_PROBABILITY_ROWS]
         cdef const View *targets = &self.positions.targets_view
         cdef tl_distributions block = self.block
@@ -192,17 +189,19 @@ cdef class SoftTargetLoss(RowJob):
         return True
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef int rows[MAX_PROBABILITY_ROWS]
         cdef int64_t count
+        cdef int i
+        for i in range(MAX_PROBABILITY_ROWS):
+            rows[i] = i
         while start < stop:
             count = stop - start
             if self.block_rows > 0:
                 count = min(count, self.block_rows, left_of_run(&self.scores.view, start),
                             left_of_run(&self.positions.targets_view, start))
-            if self.block_rows == 0 or not self.reduce_block(start, count, totals):
+            if self.block_rows == 0 or not self.reduce_block(start, count, rows, totals):
                 RowJob.run_range(self, start, start + count, totals, cancel)
             start += count
-            if tl_cancelled(cancel):
-                return
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row scores = self.row_at(row)

@@ -15,6 +15,8 @@
 #define TL_GROUPS 4 /* of short rows that are reduced together */
 #define TL_NLL_CLASSES TL_BLOCK /* losses of rows up to these are computed relative to the target's logit */
 #define TL_FEW_CLASSES 64 /* and up to these a row in each lane, of more along the classes */
+#define TL_LONG_DISTRIBUTION 128 /* of more classes, class k adds its term to lane k % TL_GROUP, of others in order */
+#define TL_FEW_MASSES 96 /* bytes: of rows up to here, all masses and scores are read */
 #define TL_SHORT_ROW TL_CHUNK /* classes of a short row, at most: a single chunk */
 #define TL_BLOCK_ROWS (TL_GROUPS * TL_GROUP)
 /* Cody-Waite reduction x - n ln 2 is accurate for |x| <= 2^16, which holds every float16. If the maximum of a row is
@@ -41,7 +43,7 @@ TL_INLINE size_t tl_kept_row(size_t classes) { return (classes + 63) / 64 * 64 +
 #define TL_SUM_BINS 3
 #define TL_SQUARE_BINS 4
 #define TL_BIN_GROUPS 32 /* of TL_SUM_GROUP numbers */
-#define TL_SUM_ABOVE 0x1p22
+#define TL_SUM_ABOVE 0x1p21
 #define TL_SUM_BELOW 0x1.fffffffffffffp-82 /* the last bit of 2^-81 is the third unit */
 #define TL_SQUARE_ABOVE 0x1p7
 #define TL_SQUARE_BELOW 0x1.fffffffffffffp-29 /* the square of the last bit of 2^-28 is 2^-160 */
@@ -145,13 +147,16 @@ typedef struct {
     ptrdiff_t row_stride, class_stride;
 } tl_next_rows;
 
-/* Rows of 2 to TL_NLL_CLASSES classes, of float32 or float64. TL_GROUP rows are neighbours in memory, and class_stride
- * bytes lead from class to class; group_bytes to the next such rows. So groups lie, and planes. */
+/* Rows of float32 or float64, TL_GROUP at a time: group_bytes lead to the next ones. They are neighbours in memory, and
+ * class_stride bytes lead from class to class: so groups lie, and planes. But if they are apart, the classes of a row are
+ * neighbours, TL_LONG_DISTRIBUTION at most (TL_FEW_CLASSES for class ids), and rows lie `apart` bytes from each other. */
 typedef struct {
     const char *data;
     size_t group_bytes;
     ptrdiff_t class_stride;
     size_t classes;
+    int are_apart;
+    ptrdiff_t apart;
 } tl_few_rows;
 
 /* For each row, the log-odds against its target, and the losses of both sides: softplus(log_odds) of the target,
@@ -325,16 +330,14 @@ typedef struct {
     int (*mask_targets)(const tl_target_range *range, const char *mask, ptrdiff_t mask_stride, size_t count,
                         int64_t *targets);
 
-    /* -log of a multiple of TL_GROUP probabilities, which are clipped first: float32 if the clip says so, else float64.
-     * Returns whether one is odd: negative, above what is allowed, or nan. Losses of nan may be any numbers then. */
-    int (*clipped_losses)(const void *p, size_t count, const tl_clip *clip, double *nll);
-
-    /* For each of some groups of TL_GROUP lanes, adds mass times loss, times weight if weights are given, step by step:
-     * an element of each lane at a time, the same weights in each group. Masses are float32 or float64. Where the mass
-     * is 0, 0 is added. Sums of float64 scores add what their roundings lost to `lost`. Returns whether a score with
-     * mass is odd, as clipped_losses. */
-    int (*add_losses)(const void *mass, int mass_dtype, const void *score, size_t steps, size_t groups,
-                      const double *weight, const tl_clip *clip, double *sum, double *lost);
+    /* Losses of scores of float32 or float64 for distributions, whose masses have the dtype of the scores, or are wide:
+     * doubles. A score's loss is -log of the clipped probability, or minus the log-probability. For each row, of a
+     * multiple of TL_GROUP, the sum over its classes of mass times loss, times the weight of the class if weights are
+     * given, TL_GROUP times each. Where the mass is 0, 0 is added. If `lost` is not NULL, terms are added to sums, and
+     * what roundings lose to `lost`, if scores are float64. Returns whether a score with mass is odd: negative, above
+     * what is allowed, or nan. Losses of nan may be any numbers then. */
+    int (*add_losses[TL_FLOAT_DTYPES])(const tl_few_rows *scores, const tl_few_rows *masses, int are_wide, size_t count,
+                                       const double *weight, const tl_clip *clip, double *sum, double *lost);
 
     /* The bits of 64 native elements of any dtype that are not 0. */
     uint64_t (*nonzeros)(const void *masses, int dtype);
@@ -347,9 +350,6 @@ typedef struct {
      * the rows are read and written. */
     void (*interleave[TL_FLOAT_DTYPES])(const char *const *rows, size_t classes, void *group);
     void (*deinterleave[TL_FLOAT_DTYPES])(const void *group, size_t classes, char *const *rows);
-    /* Groups of rows of float32 or float64 that lie so many bytes apart. */
-    void (*interleave_apart[TL_FLOAT_DTYPES])(const char *first, ptrdiff_t apart, size_t classes, size_t groups,
-                                              void *out);
     /* The same for `count` neighbouring rows in class-major layout, in as many groups as they need. */
     void (*interleave_planes[TL_FLOAT_DTYPES])(const char *first, ptrdiff_t class_stride, size_t classes, size_t count,
                                                void *groups);

@@ -1,68 +1,34 @@
 /* See distributions.h. */
 #include "distributions.h"
 
-#include "loss.h"
+#include "row_block.h"
 
-#define PANEL (TL_LONG_DISTRIBUTION * TL_GROUP) /* elements that are loaded at once where masses are dense */
+#define ELEMENTS 2048 /* of rows that are loaded side by side at once */
 #define LIST 1024     /* classes with mass that are listed */
 #define SEARCHED 64   /* elements that are searched for mass at once */
 #define SAMPLED 16    /* elements that tell whether masses are dense */
 
 _Static_assert(TL_DISTRIBUTION_ROWS % TL_GROUP == 0 && LIST % TL_GROUP == 0, "whole groups");
-_Static_assert(PANEL % TL_READ_MULTIPLE == 0, "backends convert whole multiples");
-
-/* The sums of rows so far, and what their roundings lost; those of a long row that a list is about, in lanes. */
-typedef struct {
-    double sum[TL_DISTRIBUTION_ROWS], lost[TL_DISTRIBUTION_ROWS], lane[TL_GROUP], lane_lost[TL_GROUP];
-    int row; /* the long row, -1 if there is none */
-} sums_of_rows;
+_Static_assert(TL_LONG_DISTRIBUTION * TL_GROUP <= ELEMENTS, "a group of the longest short rows");
 
 static int is_long(const tl_distributions *of) { return of->classes > TL_LONG_DISTRIBUTION; }
 
-/* -- dense masses: groups of short rows side by side, or the lanes of a long row
- * --------------------------------------- */
+/* -- dense masses: short rows side by side, or the lanes of a long row --------------------------------------------- */
 
-typedef union { /* of any dtype, with room for what conversions write beyond the end */
-    uint16_t u16[PANEL + TL_READ_MULTIPLE];
-    float f32[PANEL + TL_READ_MULTIPLE];
-    double f64[PANEL + TL_READ_MULTIPLE];
-} panel;
-
-/* Copies classes of rows, class by class. The size of elements is a constant of the caller. */
-TL_INLINE void copy_as(size_t size, const char *const *rows, size_t n_rows, ptrdiff_t class_stride, size_t width,
-                       char *to) {
-    for (size_t k = 0; k < width; k++)
-        for (size_t r = 0; r < n_rows; r++, to += size)
-            memcpy(to, rows[r] + (ptrdiff_t)k * class_stride, size);
+/* The dtype that masses are read as: that of the scores, or float64. */
+static int dtype_of_masses(const tl_distributions *of) {
+    return of->score_dtype == TL_FLOAT64 ? TL_FLOAT64 : tl_single_or_double(of->mass_dtype);
 }
 
-/* Classes of a group of rows, or of one row, as float32 or float64: class by class, and zeros up to a whole group. They
- * are in the panel, or where they were. */
-static const void *load(const tl_backend *backend, const char *const *rows, size_t n_rows, ptrdiff_t class_stride,
-                        int dtype, size_t width, void *to) {
-    size_t size = (size_t)tl_itemsize(dtype), total = n_rows * width;
-    size_t padded = size == 2 ? (size_t)tl_padded((int64_t)total) : (total + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
-    int is_contiguous = class_stride == (ptrdiff_t)size;
-    uint16_t halves[PANEL + TL_READ_MULTIPLE];
-    char *copy = size == 2 ? (char *)halves : (char *)to;
-    if (is_contiguous && n_rows == TL_GROUP) {
-        backend->interleave[dtype](rows, width, to);
-        return to;
-    }
-    if (is_contiguous && size > 2 && total % TL_GROUP == 0 && (uintptr_t)rows[0] % size == 0)
-        return rows[0];
-    if (is_contiguous)
-        memcpy(copy, rows[0], total * size);
-    else if (size == 2)
-        copy_as(2, rows, n_rows, class_stride, width, copy);
-    else if (size == 4)
-        copy_as(4, rows, n_rows, class_stride, width, copy);
-    else
-        copy_as(8, rows, n_rows, class_stride, width, copy);
-    memset(copy + total * size, 0, (padded - total) * size);
-    if (size == 2)
-        backend->to_compute[dtype](copy, padded, to);
-    return to;
+/* The masses, and the scores, of a row of the block, in the dtype that they are read as. */
+static tl_row masses_of_row(const tl_distributions *of, int row) {
+    return (tl_row){of->mass + row * of->mass_row, of->classes, of->mass_class, of->mass_dtype, dtype_of_masses(of), 1,
+                    0, 0, 0};
+}
+
+static tl_row scores_of_row(const tl_distributions *of, int row) {
+    const int dtype = tl_single_or_double(of->score_dtype);
+    return (tl_row){of->score + row * of->score_row, of->classes, of->score_class, of->score_dtype, dtype, 1, 0, 0, 0};
 }
 
 /* The class weight of each element, from a class on. */
@@ -72,104 +38,130 @@ static void load_weights(const tl_distributions *of, int64_t first, size_t n_row
             *weight++ = tl_load(of->weight + (first + (int64_t)k) * of->weight_class, of->weight_dtype);
 }
 
-/* Looks at the scores with mass of a group. Returns whether one is refused. Sums of lanes with a nan become nan. */
-TL_INLINE int check_group(const tl_distributions *of, const void *mass, int is_single_mass, const void *score,
-                          size_t first, size_t steps, double *sum) {
-    int refused = 0;
-    for (size_t i = 0; i < steps * TL_GROUP; i++) {
-        double given = tl_score_at(of->clip, score, first + i);
-        int has_mass = is_single_mass ? ((const float *)mass)[first + i] != 0 : ((const double *)mass)[first + i] != 0;
-        refused |= has_mass & tl_is_refused(of->clip, given);
-        if (TL_UNLIKELY(has_mass && given != given))
-            sum[i % TL_GROUP] = given;
-    }
-    return refused;
+/* An element of rows of this dtype. */
+static double element_of(const tl_few_rows *rows, int dtype, size_t i, size_t k) {
+    const ptrdiff_t size = tl_itemsize(dtype), row = (ptrdiff_t)(i % TL_GROUP), class_id = (ptrdiff_t)k;
+    const char *group = rows->data + i / TL_GROUP * rows->group_bytes;
+    if (rows->are_apart)
+        return tl_load(group + row * rows->apart + class_id * size, dtype);
+    return tl_load(group + row * size + class_id * rows->class_stride, dtype);
 }
 
-/* Adds terms to the sums of groups. Returns whether a score is refused. */
-static int add_groups(const tl_backend *backend, const tl_distributions *of, const void *mass, const void *score,
-                      size_t steps, size_t groups, const double *weight, double *sum, double *lost) {
-    int mass_dtype = tl_single_or_double(of->mass_dtype), refused = 0;
-    if (!backend->add_losses(mass, mass_dtype, score, steps, groups, of->weight ? weight : NULL, of->clip, sum, lost))
+/* Adds terms, as add_losses of a backend. Returns whether a score with mass is refused; sums of rows with a nan, of
+ * `count` of them, become nan. */
+static int add_losses(const tl_backend *backend, const tl_distributions *of, const tl_few_rows *scores,
+                      const tl_few_rows *masses, int count, const double *weight, double *sum, double *lost) {
+    int refused = 0, mass_dtype = dtype_of_masses(of), score_dtype = tl_single_or_double(of->score_dtype);
+    if (!backend->add_losses[score_dtype](scores, masses, mass_dtype == TL_FLOAT64, tl_padded_rows(count),
+                                          of->weight ? weight : NULL, of->clip, sum, lost))
         return 0;
-    for (size_t g = 0; g < groups; g++)
-        refused |= check_group(of, mass, mass_dtype == TL_FLOAT32, score, g * steps * TL_GROUP, steps,
-                               sum + g * TL_GROUP);
+    for (size_t i = 0; i < (size_t)count; i++)
+        for (size_t k = 0; k < scores->classes; k++) {
+            double score = element_of(scores, score_dtype, i, k);
+            if (element_of(masses, mass_dtype, i, k) == 0)
+                continue;
+            refused |= tl_is_refused(of->clip, score);
+            if (score != score)
+                sum[i] = score;
+        }
     return refused;
 }
 
-/* Adds all classes of a long row, a panel at a time. */
+/* Classes of a long row as if each of TL_GROUP neighbours were a row: where they are, or in the buffer, with zeros. */
+static tl_few_rows load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count,
+                              tl_chunk_buf *buf) {
+    const ptrdiff_t size = tl_itemsize(row->compute_dtype);
+    const char *data = row->data + start * row->stride;
+    if (count % TL_GROUP != 0 || !tl_can_read_in_place(row, row->compute_dtype, 0)) {
+        tl_chunk_invalidate(buf);
+        tl_load_chunk(backend, row, start, count, -1, 0, row->compute_dtype, buf);
+        memset((char *)&buf->at + count * size, 0, (size_t)((tl_padded(count) - count) * size));
+        data = (const char *)&buf->at;
+    }
+    return (tl_few_rows){data, 0, TL_GROUP * size, tl_groups_for((int)count), 0, 0};
+}
+
+/* Adds all classes of a long row. */
 static int add_long_row(const tl_backend *backend, const tl_distributions *of, int row, double *sum) {
-    panel of_masses, of_scores;
-    double weight[PANEL], lane[TL_GROUP] = {0}, lost[TL_GROUP] = {0};
-    const char *mass = of->mass + row * of->mass_row, *score = of->score + row * of->score_row;
-    int refused = 0;
-    for (int64_t first = 0, width; first < of->classes; first += width) {
-        width = of->classes - first < PANEL ? of->classes - first : PANEL;
-        width -= width > TL_GROUP ? width % TL_GROUP : 0; /* the last few are copied */
-        load_weights(of, first, 1, (size_t)width, weight);
-        const void *masses = load(backend, &mass, 1, of->mass_class, of->mass_dtype, (size_t)width, &of_masses);
-        const void *scores = load(backend, &score, 1, of->score_class, of->score_dtype, (size_t)width, &of_scores);
-        size_t steps = (size_t)(width + TL_GROUP - 1) / TL_GROUP;
-        refused |= add_groups(backend, of, masses, scores, steps, 1, weight, lane, lost);
-        mass += width * of->mass_class;
-        score += width * of->score_class;
+    const tl_row masses = masses_of_row(of, row), scores = scores_of_row(of, row);
+    int refused = 0, in_place = !of->weight && tl_can_read_in_place(&masses, masses.compute_dtype, 0) &&
+                                tl_can_read_in_place(&scores, scores.compute_dtype, 0);
+    tl_chunk_buf mass_buf, score_buf;
+    double weight[TL_CHUNK], lane[TL_GROUP] = {0}, lost[TL_GROUP] = {0};
+    for (int64_t start = 0, count; start < of->classes; start += count) {
+        count = of->classes - start;
+        count = !in_place && count > TL_CHUNK ? TL_CHUNK : count;
+        count -= count > TL_GROUP ? count % TL_GROUP : 0; /* the last few are copied */
+        load_weights(of, start, 1, (size_t)count, weight);
+        tl_few_rows score = load_chunk(backend, &scores, start, count, &score_buf);
+        tl_few_rows mass = load_chunk(backend, &masses, start, count, &mass_buf);
+        refused |= add_losses(backend, of, &score, &mass, TL_GROUP, weight, lane, lost);
     }
     *sum = tl_lanes_sum_or_infinite(lane, lost);
     return refused;
 }
 
-/* The first elements of a group of rows: the last of `count` stands for those that are not there. */
-static void find_rows(const char *data, ptrdiff_t row_stride, const int *rows, int count, const char **found) {
-    for (int i = 0; i < TL_GROUP; i++)
-        found[i] = data + rows[i < count ? i : count - 1] * row_stride;
+/* Rows in their compute dtype: where they are, if they are whole groups of neighbours, or side by side in `groups`. */
+static tl_few_rows load_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int *rows, int count,
+                             double *groups) {
+    const int dtype = tl_single_or_double(row->dtype), is_wider = dtype != row->compute_dtype;
+    const ptrdiff_t size = tl_itemsize(row->compute_dtype);
+    const size_t classes = (size_t)row->count, group_bytes = classes * TL_GROUP * (size_t)size;
+    const size_t elements = classes * tl_padded_rows(count);
+    const char *first = row->data + rows[0] * apart;
+    char *loaded = (char *)groups + (is_wider ? elements * sizeof(float) : 0); /* floats that become doubles */
+    tl_row_block block; /* of which no more is set than is needed */
+    if (row->dtype == row->compute_dtype && count % TL_GROUP == 0 && rows[count - 1] - rows[0] == count - 1) {
+        if (row->stride == size)
+            return (tl_few_rows){first, (size_t)(TL_GROUP * apart), 0, classes, 1, apart};
+        if (apart == size)
+            return (tl_few_rows){first, TL_GROUP * (size_t)size, row->stride, classes, 0, 0};
+    }
+    block.row = *row;
+    for (int start = 0, n; start < count; start += n) {
+        n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS;
+        for (int i = 0; i < n; i++)
+            block.data[i] = row->data + rows[start + i] * apart;
+        tl_load_groups(backend, &block, n, dtype, loaded + (size_t)start * classes * (size_t)tl_itemsize(dtype));
+    }
+    for (size_t i = 0; is_wider && i < elements; i++)
+        groups[i] = (double)((const float *)(const void *)loaded)[i];
+    return (tl_few_rows){(const char *)groups, group_bytes, TL_GROUP * size, classes, 0, 0};
 }
 
-/* Loads all classes of some short rows, as groups. */
-static void load_short_rows(const tl_backend *backend, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride,
-                            int dtype, const int *rows, int count, size_t width, panel *to) {
-    const char *at[TL_GROUP];
-    size_t size = dtype == TL_FLOAT64 ? sizeof(double) : sizeof(float), whole = 0;
-    if (dtype >= TL_FLOAT32 && class_stride == (ptrdiff_t)size && rows[count - 1] - rows[0] == count - 1) {
-        whole = (size_t)count / TL_GROUP * TL_GROUP; /* no row is left out */
-        backend->interleave_apart[dtype](data + rows[0] * row_stride, row_stride, width, whole / TL_GROUP, to);
-    }
-    for (int i = (int)whole; i < count; i += TL_GROUP) {
-        find_rows(data, row_stride, rows + i, count - i, at);
-        load(backend, at, TL_GROUP, class_stride, dtype, width, (char *)to + (size_t)i * width * size);
-    }
-}
-
-/* Adds all classes of short rows. */
+/* Adds all classes of short rows; there is room for whole groups of sums. */
 static int add_short_rows(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
-                          sums_of_rows *sums) {
-    panel mass, score;
-    double weight[PANEL];
-    int refused = 0, at_once = PANEL / (int)of->classes / TL_GROUP * TL_GROUP;
-    size_t width = (size_t)of->classes;
-    load_weights(of, 0, TL_GROUP, width, weight);
+                          double *sum) {
+    const tl_row masses = masses_of_row(of, 0), scores = scores_of_row(of, 0);
+    char memory[(2 * ELEMENTS + TL_GROUP) * sizeof(double) + TL_GROUP_ALIGNMENT];
+    double weight[ELEMENTS], *groups = (double *)(void *)(memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)));
+    int refused = 0, at_once = ELEMENTS / (int)of->classes / TL_GROUP * TL_GROUP;
+    load_weights(of, 0, TL_GROUP, (size_t)of->classes, weight);
     for (int i = 0, n; i < count; i += n) {
         n = count - i < at_once ? count - i : at_once;
-        load_short_rows(backend, of->mass, of->mass_row, of->mass_class, of->mass_dtype, rows + i, n, width, &mass);
-        load_short_rows(backend, of->score, of->score_row, of->score_class, of->score_dtype, rows + i, n, width,
-                        &score);
-        size_t groups = (size_t)(n + TL_GROUP - 1) / TL_GROUP;
-        refused |= add_groups(backend, of, &mass, &score, width, groups, weight, sums->sum + i, sums->lost + i);
+        tl_few_rows score = load_rows(backend, &scores, of->score_row, rows + i, n, groups);
+        tl_few_rows mass = load_rows(backend, &masses, of->mass_row, rows + i, n, groups + ELEMENTS + TL_GROUP);
+        refused |= add_losses(backend, of, &score, &mass, n, weight, sum + i, NULL);
     }
     return refused;
 }
 
-static int add_dense(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
-                     sums_of_rows *sums) {
+static int add_dense(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, double *nll) {
     int refused = 0;
     if (!is_long(of))
-        return add_short_rows(backend, of, rows, count, sums);
+        return add_short_rows(backend, of, rows, count, nll);
     for (int i = 0; i < count; i++)
-        refused |= add_long_row(backend, of, rows[i], &sums->sum[i]);
+        refused |= add_long_row(backend, of, rows[i], &nll[i]);
     return refused;
 }
 
 /* -- sparse masses: lists of classes ------------------------------------------------------------------------------- */
+
+/* The sums of rows so far, and what their roundings lost; those of a long row that a list is about, in lanes. */
+typedef struct {
+    double sum[TL_DISTRIBUTION_ROWS], lost[TL_DISTRIBUTION_ROWS], lane[TL_GROUP], lane_lost[TL_GROUP];
+    int row; /* the long row, -1 if there is none */
+} sums_of_rows;
 
 typedef struct {
     int count, is_continued; /* whether some were added already */
@@ -325,10 +317,13 @@ static uint64_t next_nonzeros(const tl_backend *backend, const run_of_rows *run,
 /* Adds the classes with mass, a list of them at a time. Returns 1 if something is refused, and 2 if most classes have
  * mass, so that the sums are of no use. */
 static int add_sparse(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
-                      sums_of_rows *sums) {
+                      double *nll) {
     class_list list;
+    sums_of_rows sums;
     int refused = 0, next = 0, is_integer = of->mass_dtype >= TL_FLOAT_DTYPES;
     int64_t searched = 0, n_found = 0;
+    memset(&sums, 0, sizeof sums);
+    sums.row = -1;
     list.count = list.is_continued = 0;
     for (int i = 0; i < count;) {
         run_of_rows run = next_run(of, rows, count, &i);
@@ -337,7 +332,7 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
                 if (!is_integer && (searched + k) / 2 < n_found + list.count)
                     return 2;
                 n_found += list.count;
-                refused |= is_integer | add_listed(backend, of, rows, count, &next, &list, sums);
+                refused |= is_integer | add_listed(backend, of, rows, count, &next, &list, &sums);
                 list.is_continued = 1;
             }
             uint64_t found = next_nonzeros(backend, &run, of->mass_dtype, &k);
@@ -345,37 +340,34 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
         }
         searched += run.count;
     }
-    refused |= add_listed(backend, of, rows, count, &next, &list, sums);
-    end_long_row(sums);
+    refused |= add_listed(backend, of, rows, count, &next, &list, &sums);
+    end_long_row(&sums);
+    for (int i = 0; i < count; i++) /* of an infinite sum, the errors are nan */
+        nll[i] = sums.lost[i] - sums.lost[i] == 0 ? sums.sum[i] + sums.lost[i] : sums.sum[i];
     return refused;
 }
 
-/* Whether lists do not pay, since most classes seem to have mass, by a few of the first rows, or there are hardly any. */
+/* Whether lists do not pay, since most classes seem to have mass, by a few of the first rows, or there are few. */
 static int samples_are_dense(const tl_distributions *of, const int *rows, int count) {
     int64_t total = count * of->classes, step = of->classes < SAMPLED ? 1 : of->classes / SAMPLED, k = 0;
     int sampled = total < SAMPLED ? (int)total : SAMPLED, found = 0, row = 0;
+    if (of->classes * tl_itemsize(tl_single_or_double(of->mass_dtype)) <= TL_FEW_MASSES)
+        return 1;
     for (int i = 0; i < sampled; i++, k += step) {
         row += k == of->classes;
         k = k == of->classes ? 0 : k;
         found += tl_load(of->mass + rows[row] * of->mass_row + k * of->mass_class, of->mass_dtype) != 0;
     }
-    return of->classes <= 3 || 2 * found > sampled;
+    return 2 * found > sampled;
 }
 
 int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                             double *nll) {
-    sums_of_rows sums;
     int refused = 2, is_float = of->mass_dtype < TL_FLOAT_DTYPES;
-    memset(&sums, 0, sizeof sums);
-    sums.row = -1;
     if (!is_float || (of->mass_class == tl_itemsize(of->mass_dtype) && !samples_are_dense(of, rows, count)))
-        refused = add_sparse(backend, of, rows, count, &sums);
-    if (refused == 2) {
-        memset(&sums, 0, sizeof sums); /* what a list has begun */
-        refused = add_dense(backend, of, rows, count, &sums);
-    }
-    for (int i = 0; i < count; i++) /* of an infinite sum, the errors are nan */
-        nll[i] = sums.lost[i] - sums.lost[i] == 0 ? sums.sum[i] + sums.lost[i] : sums.sum[i];
+        refused = add_sparse(backend, of, rows, count, nll);
+    if (refused == 2)
+        refused = add_dense(backend, of, rows, count, nll);
     for (int i = 0; of->weight && i < count; i++) /* perhaps a weight of 0 times an infinite loss, which adds 0 */
         refused |= nll[i] != nll[i];
     return !refused;

@@ -1,8 +1,8 @@
 /* Losses of probabilities or log-probabilities for distributions, a block of rows at a time. They have the bits of
  * tl_nll_of_distribution (loss.h).
  *
- * Where masses are sparse, classes with mass are listed whatever their row, and only their scores are read. Where they
- * are dense, all scores are read, and rows are added up side by side. */
+ * Of rows of few classes, and where masses are dense, all scores are read, and rows are added up side by side. Where
+ * they are sparse, classes with mass are listed whatever their row, and only their scores are read. */
 #ifndef TOKENLOSS_DISTRIBUTIONS_H
 #define TOKENLOSS_DISTRIBUTIONS_H
 
@@ -21,8 +21,9 @@ typedef struct {
     const tl_clip *clip;
 } tl_distributions;
 
-/* Writes the losses of these rows, `count` rising numbers. Returns 0 if a score is refused, if integers are not
- * one-hot, or if a loss with class weights is nan: the rows have to be looked at one by one. */
+/* Writes the losses of these rows, `count` rising numbers; there is room for whole groups. Returns 0 if a score is
+ * refused, if integers are not one-hot, or if a loss with class weights is nan: the rows have to be looked at one by
+ * one. */
 int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                             double *nll);
 

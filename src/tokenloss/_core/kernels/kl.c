@@ -291,7 +291,7 @@ static void end_probs(const tl_backend *backend, const prob_acc *acc, int count,
     for (int l = 0; l < TL_GROUP; l++)
         for (int k = 0; k < 2; k++)
             sums[2 * l + k] = acc->sum[k][l] + acc->error[k][l];
-    backend->clipped_losses(sums, 2 * TL_GROUP, &unclipped, minus_log);
+    tl_negative_log(backend, &unclipped, sums, 2 * TL_GROUP, minus_log);
     for (int l = 0; l < count; l++) {
         double base = 0 - minus_log[2 * l], other = 0 - minus_log[2 * l + 1], dot = acc->sum[2][l] + acc->error[2][l];
         double kl = dot / (acc->sum[0][l] + acc->error[0][l]) - (base - other);

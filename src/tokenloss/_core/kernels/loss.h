@@ -119,10 +119,6 @@ TL_INLINE void tl_set_score(const tl_clip *clip, void *scores, size_t i, double 
  * not -0.0. Both arrays have room for whole groups (TL_GROUP). Returns 1 if one of the scores is refused. */
 int tl_negative_log(const tl_backend *backend, const tl_clip *clip, void *scores, size_t count, double *nll);
 
-/* Rows of distributions with more classes are long: class k adds its term to the sum of lane k % TL_GROUP. Of others,
- * all terms are added in order, in the first lane. */
-#define TL_LONG_DISTRIBUTION 128
-
 /* Adds a term to a sum. That of float64 scores keeps what its roundings lost. */
 TL_INLINE void tl_add_term(const tl_clip *clip, double term, double *sum, double *lost) {
     double before = *sum, after = before + term, other = after - before; /* Knuth's two-sum */

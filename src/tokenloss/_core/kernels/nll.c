@@ -153,7 +153,7 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
     for (size_t start = 0; start < count; start += TL_BLOCK_ROWS) {
         size_t n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS, padded = tl_padded_rows((int)n);
         const char *first = row->data + (ptrdiff_t)start * apart;
-        tl_few_rows rows = {groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes};
+        tl_few_rows rows = {groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
         if (padded > n || row->dtype != dtype) {
             tl_row_block block;
             block.row = *row;
@@ -161,9 +161,9 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
                 block.data[i] = first + (ptrdiff_t)i * apart;
             tl_load_groups(backend, &block, (int)n, dtype, groups);
         } else if (row->stride == tl_itemsize(dtype)) {
-            backend->interleave_apart[dtype](first, apart, classes, n / TL_GROUP, groups);
+            rows = (tl_few_rows){first, (size_t)(TL_GROUP * apart), 0, classes, 1, apart};
         } else {
-            rows = (tl_few_rows){first, class_bytes, row->stride, classes};
+            rows = (tl_few_rows){first, class_bytes, row->stride, classes, 0, 0};
         }
         uint64_t far = ~backend->lane_losses[dtype](&rows, padded, target + start, NULL, nll + start, NULL);
         far &= ~(uint64_t)0 >> (TL_BLOCK_ROWS - n);

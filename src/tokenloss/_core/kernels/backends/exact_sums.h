@@ -2,11 +2,12 @@
 
 /* Adds to a bin what a number is in units of it, for at most 2^51 units and rounder = 1.5 2^52 units: adding that rounds
  * the number to a multiple of the unit, which is then the number of units that its low bits are more than the
- * rounder's. What is left is exact, and at most half a unit. */
-TL_TARGET TL_INLINE void f64_add_to_bin(f64_bits *bin, f64_vec *rest, f64_vec rounder) {
+ * rounder's. What is left is exact, and at most half a unit. Returns number plus rounder. */
+TL_TARGET TL_INLINE f64_vec f64_add_to_bin(f64_bits *bin, f64_vec *rest, f64_vec rounder) {
     f64_vec rounded = f64_add(*rest, rounder);
     *bin = f64_add_bits(*bin, rounded);
     *rest = f64_sub(*rest, f64_sub(rounded, rounder));
+    return rounded;
 }
 
 /* x x - square, exactly: what the rounding of a square lost. */
@@ -30,32 +31,34 @@ TL_TARGET TL_INLINE f64_vec f64_if_unfit(f64_vec x, double below, double above) 
  * numbers, and are taken away again: once from each bin for each number, twice where a square has two parts. */
 TL_TARGET TL_INLINE int JOIN(add_group_, BACKEND)(const double *x, int are_squares, size_t bins,
                                                   const double *rounders, uint64_t (*bin)[TL_BIN_LANES]) {
-    f64_bits sum[TL_SQUARE_BINS], unfit = f64_set_bits(0);
+    const uint64_t least = tl_to_bits(rounders[0]) >> 52 << 52; /* of numbers as long as a rounder */
+    f64_bits sum[TL_SQUARE_BINS], unfit = f64_set_bits(0), longer = f64_set_bits(0);
     for (size_t k = 0; k < bins; k++)
         sum[k] = f64_load_bits(bin[k]);
     for (size_t i = 0; i < TL_SUM_GROUP; i += f64_WIDTH) {
-        f64_vec number = f64_load(x + i), odd;
+        f64_vec number = f64_load(x + i), odd = number;
         if (are_squares) {
             f64_vec square = f64_mul(number, number), lost = f64_square_lost(number, square);
             odd = f64_if_unfit(number, TL_SQUARE_BELOW, TL_SQUARE_ABOVE);
             for (size_t k = 0; k + 1 < bins; k++) {
-                f64_add_to_bin(&sum[k], &square, f64_set(rounders[k]));
-                f64_add_to_bin(&sum[k + 1], &lost, f64_set(rounders[k + 1]));
+                (void)f64_add_to_bin(&sum[k], &square, f64_set(rounders[k]));
+                (void)f64_add_to_bin(&sum[k + 1], &lost, f64_set(rounders[k + 1]));
             }
         } else { /* numbers that leave nothing are not too small */
-            odd = f64_if_unfit(number, 0, TL_SUM_ABOVE);
-            for (size_t k = 0; k < bins; k++)
-                f64_add_to_bin(&sum[k], &number, f64_set(rounders[k]));
-            unfit = f64_or_bits(unfit, number, number);
+            f64_vec of_first = f64_plus_bits(f64_add_to_bin(&sum[0], &number, f64_set(rounders[0])), 0 - least);
+            for (size_t k = 1; k < bins; k++)
+                odd = f64_add_to_bin(&sum[k], &number, f64_set(rounders[k]));
+            longer = f64_or_bits(longer, of_first, of_first);
+            odd = number;
         }
         unfit = f64_or_bits(unfit, odd, odd);
     }
-    if (TL_UNLIKELY(f64_any_of_bits(unfit, 0x7fffffffffffffffu))) /* of -0, the sign is left */
+    if (TL_UNLIKELY(f64_any_of_bits(unfit, 0x7fffffffffffffffu) | f64_any_of_bits(longer, (uint64_t)0xfff << 52)))
         return 0;
-    for (size_t k = 0; k < bins; k++) {
-        uint64_t parts = are_squares && k > 0 && k + 1 < bins ? 2 * TL_SUM_GROUP : TL_SUM_GROUP;
+    for (size_t k = 0; k < bins; k++) { /* by vectors: a number among those that were just stored would be waited for */
+        uint64_t parts = (are_squares && k > 0 && k + 1 < bins ? 2 : 1) * TL_SUM_GROUP / f64_WIDTH;
+        sum[k] = f64_add_bits(sum[k], f64_set(tl_from_bits(0 - parts * tl_to_bits(rounders[k]))));
         memcpy(bin[k], &sum[k], sizeof sum[k]);
-        bin[k][0] -= parts * tl_to_bits(rounders[k]);
     }
     return 1;
 }

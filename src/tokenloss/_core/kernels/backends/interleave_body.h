@@ -8,9 +8,9 @@ TL_TARGET TL_INLINE void OP(interleave_piece)(const char *const *rows, const cha
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(vec) v[OP(PIECE)];
         for (size_t i = 0; i < OP(PIECE); i++) {
-            const char *at[OP(WIDTH)]; /* of each piece in a vector */
+            const char *at[OP(WIDTH)], *start = first + (ptrdiff_t)(r + i) * apart; /* of each piece in a vector */
             for (size_t j = 0; j < OP(WIDTH); j += OP(PIECE))
-                at[j] = rows ? rows[r + i + j] : first + (ptrdiff_t)(r + i + j) * apart;
+                at[j] = rows ? rows[r + i + j] : start + (ptrdiff_t)j * apart;
             v[i] = OP(load_pieces)(at, k * sizeof(REAL), n);
         }
         OP(transpose_pieces)(v);
@@ -45,20 +45,31 @@ TL_TARGET TL_OUTLINE void OP(interleave)(const char *const *rows, size_t classes
     OP(interleave_any)(rows, NULL, 0, classes, group);
 }
 
-TL_TARGET static void OP(interleave_apart)(const char *first, ptrdiff_t apart, size_t classes, size_t groups,
-                                           void *out) {
-    for (size_t g = 0; g < groups; g++, first += TL_GROUP * apart) {
-        REAL *group = (REAL *)out + TL_GROUP * classes * g;
-        for (size_t i = 0; classes > 8 && i < TL_GROUP * classes * sizeof(REAL); i += 64)
-            tl_prefetch(first + 4096 + i);
-        if (OP(PIECE) == 4 && classes == 2 && apart == 2 * sizeof(float))
-            for (size_t r = 0; r < TL_GROUP; r += f32_WIDTH) {
-                float *even = (float *)out + TL_GROUP * 2 * g + r;
-                f32_split_pairs((const float *)(const void *)first + 2 * r, even, even + TL_GROUP);
-            }
-        else
-            OP(interleave_any)(NULL, first, apart, classes, group);
-    }
+/* Rows that lie `apart` bytes from each other. */
+TL_TARGET TL_OUTLINE void OP(interleave_apart)(const char *first, ptrdiff_t apart, size_t classes, REAL *group) {
+    for (size_t i = 0; classes > 8 && i < TL_GROUP * classes * sizeof(REAL); i += 64)
+        tl_prefetch(first + 4096 + i);
+    OP(interleave_any)(NULL, first, apart, classes, group);
+}
+
+/* Where a group of rows lies side by side, in `memory` if it does not already; and the stride of its classes. */
+TL_TARGET TL_INLINE const char *OP(group_of)(const tl_few_rows *rows, size_t g, size_t classes, char *memory,
+                                             ptrdiff_t *stride) {
+    const char *data = rows->data + g * rows->group_bytes;
+    float *group = (float *)(void *)memory;
+    int are_neighbours = sizeof(REAL) == sizeof(float) && rows->apart == (ptrdiff_t)(classes * sizeof(float));
+    *stride = rows->are_apart ? (ptrdiff_t)(TL_GROUP * sizeof(REAL)) : rows->class_stride;
+    if (!rows->are_apart)
+        return data;
+    if (are_neighbours && classes == 2)
+        for (size_t r = 0; r < TL_GROUP; r += f32_WIDTH)
+            f32_split_pairs((const float *)(const void *)data + 2 * r, group + r);
+    else if (are_neighbours && classes == 3)
+        for (size_t r = 0; r < TL_GROUP; r += f32_WIDTH)
+            f32_split_triples((const float *)(const void *)data + 3 * r, group + r);
+    else
+        OP(interleave_apart)(data, rows->apart, classes, (REAL *)(void *)memory);
+    return memory;
 }
 
 TL_TARGET TL_OUTLINE void OP(deinterleave)(const REAL *group, size_t classes, char *const *rows) {

@@ -206,19 +206,25 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
 
 TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t count, size_t classes,
                                                const int64_t *target, double *logit, double *nll, double *odds) {
+    char memory[(TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)];
     UINT ids[TL_BLOCK_ROWS];
     uint64_t near = 0;
     for (size_t r = 0; r < count; r++)
         ids[r] = (UINT)target[r];
-    for (size_t r = 0; r < count; r += OP(WIDTH)) { /* processors work on several of these at a time */
-        const char *x = rows->data + r / TL_GROUP * rows->group_bytes + r % TL_GROUP * sizeof(REAL);
-        OP(vec) lost, at = OP(logits_of_few)(x, rows->class_stride, classes, ids + r);
-        OP(vec) sum = classes <= TL_FEW_CLASSES
-                          ? OP(sum_of_few)(x, rows->class_stride, classes, at, OP(load_bits)(ids + r), &lost)
-                          : OP(sum_of_many)(rows, x, at, OP(load_bits)(ids + r), &lost);
-        near |= (uint64_t)OP(losses_of_vector)(at, sum, lost, nll + r, odds ? odds + r : NULL) << r;
-        if (logit)
-            OP(store_f64)(logit + r, at);
+    for (size_t g = 0; g < count / TL_GROUP; g++) {
+        ptrdiff_t stride;
+        const char *group = OP(group_of)(rows, g, classes, memory + (-(uintptr_t)memory & 63), &stride);
+        for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH)) { /* processors work on several of these at a time */
+            const char *x = group + i * sizeof(REAL);
+            size_t r = g * TL_GROUP + i;
+            OP(vec) lost, at = OP(logits_of_few)(x, stride, classes, ids + r);
+            OP(vec) sum = classes <= TL_FEW_CLASSES
+                              ? OP(sum_of_few)(x, stride, classes, at, OP(load_bits)(ids + r), &lost)
+                              : OP(sum_of_many)(rows, x, at, OP(load_bits)(ids + r), &lost);
+            near |= (uint64_t)OP(losses_of_vector)(at, sum, lost, nll + r, odds ? odds + r : NULL) << r;
+            if (logit)
+                OP(store_f64)(logit + r, at);
+        }
     }
     return near;
 }

@@ -156,16 +156,29 @@ OPERATION void f32_transpose_pieces(__m256 *v) {
     v[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high));
     v[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high));
 }
-/* the elements with even numbers, and those with odd ones, of two vectors */
-OPERATION void f32_split_pairs(const float *p, float *even, float *odd) {
+/* rows of two elements, and of three, as vectors that are TL_GROUP apart: one of the first elements, and so on */
+OPERATION void f32_split_pairs(const float *p, float *to) {
     __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
     __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
-    _mm256_storeu_ps(even, _mm256_shuffle_ps(low, high, 0x88));
-    _mm256_storeu_ps(odd, _mm256_shuffle_ps(low, high, 0xdd));
+    _mm256_storeu_ps(to, _mm256_shuffle_ps(low, high, 0x88));
+    _mm256_storeu_ps(to + 16, _mm256_shuffle_ps(low, high, 0xdd));
+}
+OPERATION void f32_split_triples(const float *p, float *to) {
+    __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8), c = _mm256_loadu_ps(p + 16);
+    __m256 first = _mm256_blend_ps(_mm256_blend_ps(a, b, 0x92), c, 0x24);
+    __m256 second = _mm256_blend_ps(_mm256_blend_ps(a, b, 0x24), c, 0x49);
+    __m256 third = _mm256_blend_ps(_mm256_blend_ps(a, b, 0x49), c, 0x92);
+    _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(first, _mm256_setr_epi32(0, 3, 6, 1, 4, 7, 2, 5)));
+    _mm256_storeu_ps(to + 16, _mm256_permutevar8x32_ps(second, _mm256_setr_epi32(1, 4, 7, 2, 5, 0, 3, 6)));
+    _mm256_storeu_ps(to + 32, _mm256_permutevar8x32_ps(third, _mm256_setr_epi32(2, 5, 0, 3, 6, 1, 4, 7)));
 }
 OPERATION void f32_widen(__m256 a, __m256d *wide) {
     wide[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
     wide[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+}
+OPERATION void f32_load_widened(const float *p, __m256d *wide) {
+    wide[0] = _mm256_cvtps_pd(_mm_loadu_ps(p));
+    wide[1] = _mm256_cvtps_pd(_mm_loadu_ps(p + 4));
 }
 OPERATION __m256 f32_narrow(const __m256d *wide) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(wide[0])), _mm256_cvtpd_ps(wide[1]), 1);

@@ -120,14 +120,14 @@ OPERATION void f32_store_f64(double *p, __m512 a) {
 #define f32_PIECE 4
 OPERATION __m512 f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
     const __mmask8 mask = (__mmask8)((1u << n) - 1);
-    __m128 piece[4];
+    __m512 all = _mm512_setzero_ps();
     for (int i = 0; i < 4; i++) {
         const char *p = rows[4 * i] + offset;
-        piece[i] = n == 4 ? _mm_loadu_ps((const float *)(const void *)p) : _mm_maskz_loadu_ps(mask, p);
+        __m128 piece = n == 4 ? _mm_loadu_ps((const float *)(const void *)p) : _mm_maskz_loadu_ps(mask, p);
+        all = i == 0 ? _mm512_castps128_ps512(piece)
+                     : _mm512_mask_broadcast_f32x4(all, (__mmask16)(0xf << 4 * i), piece);
     }
-    __m512 all = _mm512_castps128_ps512(piece[0]);
-    all = _mm512_insertf32x4(all, piece[1], 1);
-    return _mm512_insertf32x4(_mm512_insertf32x4(all, piece[2], 2), piece[3], 3);
+    return all;
 }
 OPERATION void f32_store_pieces(char *const *rows, size_t offset, size_t n, __m512 all) {
     const __mmask8 mask = (__mmask8)((1u << n) - 1);
@@ -153,16 +153,31 @@ OPERATION void f32_transpose_pieces(__m512 *v) {
     v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
     v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
 }
-/* the elements with even numbers, and those with odd ones, of two vectors */
-OPERATION void f32_split_pairs(const float *p, float *even, float *odd) {
+/* rows of two elements, and of three, as vectors that are TL_GROUP apart: one of the first elements, and so on */
+OPERATION void f32_split_pairs(const float *p, float *to) {
     const __m512i place = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     __m512 low = _mm512_loadu_ps(p), high = _mm512_loadu_ps(p + 16);
-    _mm512_storeu_ps(even, _mm512_permutex2var_ps(low, place, high));
-    _mm512_storeu_ps(odd, _mm512_permutex2var_ps(low, _mm512_add_epi32(place, _mm512_set1_epi32(1)), high));
+    _mm512_storeu_ps(to, _mm512_permutex2var_ps(low, place, high));
+    _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(low, _mm512_add_epi32(place, _mm512_set1_epi32(1)), high));
+}
+OPERATION void f32_split_triples(const float *p, float *to) {
+    const __m512i place = _mm512_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
+    const __m512i own = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512 low = _mm512_loadu_ps(p), middle = _mm512_loadu_ps(p + 16), high = _mm512_loadu_ps(p + 32);
+    for (int k = 0; k < 3; k++) {
+        __m512i at = _mm512_add_epi32(place, _mm512_set1_epi32(k)), last = _mm512_sub_epi32(at, _mm512_set1_epi32(16));
+        __m512 found = _mm512_permutex2var_ps(low, at, middle); /* of places from 32 on, any */
+        at = _mm512_mask_blend_epi32(_mm512_cmplt_epi32_mask(at, _mm512_set1_epi32(32)), last, own);
+        _mm512_storeu_ps(to + 16 * k, _mm512_permutex2var_ps(found, at, high));
+    }
 }
 OPERATION void f32_widen(__m512 a, __m512d *wide) {
     wide[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
     wide[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+}
+OPERATION void f32_load_widened(const float *p, __m512d *wide) {
+    wide[0] = _mm512_cvtps_pd(_mm256_loadu_ps(p));
+    wide[1] = _mm512_cvtps_pd(_mm256_loadu_ps(p + 8));
 }
 OPERATION __m512 f32_narrow(const __m512d *wide) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(wide[0])), _mm512_cvtpd_ps(wide[1]), 1);

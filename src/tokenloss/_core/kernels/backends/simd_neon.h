@@ -126,16 +126,22 @@ TL_INLINE void f32_transpose_pieces(float32x4_t *v) {
     v[2] = vreinterpretq_f32_f64(vzip1q_f64(ab_high, cd_high));
     v[3] = vreinterpretq_f32_f64(vzip2q_f64(ab_high, cd_high));
 }
-/* the elements with even numbers, and those with odd ones, of two vectors */
-TL_INLINE void f32_split_pairs(const float *p, float *even, float *odd) {
-    float32x4_t low = vld1q_f32(p), high = vld1q_f32(p + 4);
-    vst1q_f32(even, vuzp1q_f32(low, high));
-    vst1q_f32(odd, vuzp2q_f32(low, high));
+/* rows of two elements, and of three, as vectors that are TL_GROUP apart: one of the first elements, and so on */
+TL_INLINE void f32_split_pairs(const float *p, float *to) {
+    float32x4x2_t of = vld2q_f32(p);
+    for (int k = 0; k < 2; k++)
+        vst1q_f32(to + 16 * k, of.val[k]);
+}
+TL_INLINE void f32_split_triples(const float *p, float *to) {
+    float32x4x3_t of = vld3q_f32(p);
+    for (int k = 0; k < 3; k++)
+        vst1q_f32(to + 16 * k, of.val[k]);
 }
 TL_INLINE void f32_widen(float32x4_t a, float64x2_t *wide) {
     wide[0] = vcvt_f64_f32(vget_low_f32(a));
     wide[1] = vcvt_high_f64_f32(a);
 }
+TL_INLINE void f32_load_widened(const float *p, float64x2_t *wide) { f32_widen(vld1q_f32(p), wide); }
 TL_INLINE float32x4_t f32_narrow(const float64x2_t *wide) { return vcvt_high_f32_f64(vcvt_f32_f64(wide[0]), wide[1]); }
 
 TL_INLINE float64x2_t f64_set(double value) { return vdupq_n_f64(value); }

@@ -125,7 +125,8 @@ TL_INLINE void f32_store_f64(double *p, float value) { *p = (double)value; }
 
 /* a piece of a row, one element, `offset` bytes into it */
 #define f32_PIECE 1
-#define f32_split_pairs(p, even, odd) (void)(even) /* never needed */
+#define f32_split_pairs(p, to) (void)((to)[0] = (p)[0], (to)[TL_GROUP] = (p)[1])
+#define f32_split_triples(p, to) (void)((to)[0] = (p)[0], (to)[TL_GROUP] = (p)[1], (to)[2 * TL_GROUP] = (p)[2])
 TL_INLINE float f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
     (void)n;
     return f32_load((const float *)(const void *)(rows[0] + offset));
@@ -136,6 +137,7 @@ TL_INLINE void f32_store_pieces(char *const *rows, size_t offset, size_t n, floa
 }
 TL_INLINE void f32_transpose_pieces(float *v) { (void)v; }
 TL_INLINE void f32_widen(float a, double *wide) { *wide = (double)a; }
+TL_INLINE void f32_load_widened(const float *p, double *wide) { *wide = (double)*p; }
 TL_INLINE float f32_narrow(const double *wide) { return (float)*wide; }
 
 TL_INLINE double f64_set(double value) { return value; }

@@ -13,7 +13,6 @@
 #include "exact_sums.h"
 #include "targets.h"
 #include "distributions.h"
-#include "losses.h"
 
 /* exp(x) = 2^(k / 8) exp(r), where k is the integer nearest to 8 x / ln 2, so |r| <= 0.0442. Entry j of a table has the
  * bits of 2^(j / 8) times the least power, 2^-126 in float and 2^-1022 in double, less j << 20 (double: j << 49), which
@@ -215,6 +214,7 @@ TL_TARGET TL_INLINE void f64_accumulate_rest(tl_lanes *lanes, size_t lane, f64_v
 
 TL_TARGET TL_INLINE void f64_widen(f64_vec a, f64_vec *wide) { *wide = a; }
 TL_TARGET TL_INLINE f64_vec f64_narrow(const f64_vec *wide) { return *wide; }
+TL_TARGET TL_INLINE void f64_load_widened(const double *x, f64_vec *wide) { *wide = f64_load(x); }
 #define PARTS (OP(WIDTH) / f64_WIDTH) /* vectors of double that hold a vector of REAL */
 
 /* Numbers of double, rounded to the vector's dtype. */
@@ -250,10 +250,24 @@ TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec l
                                                wide_rest[i]));
 }
 
+#include "losses.h"
+
+#define REAL double
+#define OP(f) f64_##f
+#include "interleave_body.h"
+#undef REAL
+#undef OP
+#define REAL float
+#define OP(f) f32_##f
+#include "interleave_body.h"
+#undef REAL
+#undef OP
+
 #define REAL float
 #define UINT uint32_t
 #define OP(f) f32_##f
 #include "exp_body.h"
+#include "losses_body.h"
 #include "nll_body.h"
 #include "divergence_body.h"
 #undef REAL
@@ -263,6 +277,7 @@ TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec l
 #define UINT uint64_t
 #define OP(f) f64_##f
 #include "exp_body.h"
+#include "losses_body.h"
 #include "nll_body.h"
 #include "divergence_body.h"
 #undef REAL
@@ -353,14 +368,8 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 /* Vectors that a row is multiplied with in one pass: as many as there are registers for. */
 #define DOT_VECTORS (f32_WIDTH == 16 ? 4 : 1)
 
-#define REAL double
-#define OP(f) f64_##f
-#include "interleave_body.h"
-#undef REAL
-#undef OP
 #define REAL float
 #define OP(f) f32_##f
-#include "interleave_body.h"
 
 /* Adds 8 lanes of each of up to TL_GROUP rows as a tree. */
 TL_TARGET TL_INLINE void add_lanes_of_rows(double (*eight)[8], size_t count, double *sum) {
@@ -477,12 +486,10 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .add_exactly = JOIN(add_exactly_, BACKEND),
     .add_with_errors = JOIN(add_with_errors_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
-    .clipped_losses = JOIN(clipped_losses_, BACKEND),
     .nonzeros = JOIN(nonzeros_, BACKEND),
-    .add_losses = JOIN(add_losses_, BACKEND),
+    .add_losses = {[TL_FLOAT32] = f32_add_losses, [TL_FLOAT64] = f64_add_losses},
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
     .interleave = ALL_DTYPES(interleave_),
-    .interleave_apart = {[TL_FLOAT32] = f32_interleave_apart, [TL_FLOAT64] = f64_interleave_apart},
     .deinterleave = ALL_DTYPES(deinterleave_),
     .interleave_planes = ALL_DTYPES(interleave_planes_),
     .deinterleave_planes = ALL_DTYPES(deinterleave_planes_),

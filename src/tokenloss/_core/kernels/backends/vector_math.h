@@ -32,15 +32,26 @@ TL_TARGET TL_INLINE f64_vec f64_log_pair(int i, f64_vec z) {
     return f64_add(f64_mul(f64_set(TL_LOG_COEFFICIENTS[i]), z), f64_set(TL_LOG_COEFFICIENTS[i + 1]));
 }
 
-TL_TARGET TL_INLINE f64_vec f64_log_near_one(f64_vec f, f64_vec exponent, f64_vec small) {
+/* What log(2^exponent (1 + f)) is less than the exponent times LN2_HIGH, given the product with LN2_LOW. */
+TL_TARGET TL_INLINE f64_vec f64_below_exponent(f64_vec f, f64_vec low_of_exponent) {
     f64_vec s = f64_div(f, f64_add(f64_set(2), f)), z = f64_mul(s, s), square = f64_mul(z, z);
     f64_vec half_square = f64_mul(f64_mul(f64_set(0.5), f), f);
     f64_vec low = f64_add(f64_mul(f64_set(TL_LOG_COEFFICIENTS[4]), square), f64_log_pair(5, z));
     f64_vec high = f64_add(f64_mul(f64_log_pair(0, z), square), f64_log_pair(2, z));
     f64_vec p = f64_add(f64_mul(high, f64_mul(square, z)), low);
-    f64_vec of_exponent = f64_add(f64_mul(exponent, f64_set(TL_LN2_LOW)), small);
-    f64_vec correction = f64_add(f64_mul(s, f64_add(half_square, f64_mul(z, p))), of_exponent);
-    return f64_sub(f64_mul(exponent, f64_set(TL_LN2_HIGH)), f64_sub(f64_sub(half_square, correction), f));
+    f64_vec correction = f64_add(f64_mul(s, f64_add(half_square, f64_mul(z, p))), low_of_exponent);
+    return f64_sub(f64_sub(half_square, correction), f);
+}
+
+TL_TARGET TL_INLINE f64_vec f64_log_near_one(f64_vec f, f64_vec exponent, f64_vec small) {
+    f64_vec low = f64_add(f64_mul(exponent, f64_set(TL_LN2_LOW)), small);
+    return f64_sub(f64_mul(exponent, f64_set(TL_LN2_HIGH)), f64_below_exponent(f, low));
+}
+
+/* Minus the logarithm. */
+TL_TARGET TL_INLINE f64_vec f64_minus_log_near_one(f64_vec f, f64_vec exponent) {
+    f64_vec below = f64_below_exponent(f, f64_mul(exponent, f64_set(TL_LN2_LOW)));
+    return f64_sub(below, f64_mul(exponent, f64_set(TL_LN2_HIGH)));
 }
 
 /* `has_subnormals` is a constant of the caller. */
