@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tokenloss._core import _core
-from tokenloss._core.iteration import iter_float64
-from tokenloss._core.validation import check_losses
+from tokenloss._core.dtypes import as_array, bfloat16_to_float32, refuse_dtype
+from tokenloss._core.validation import check_losses, check_mask
 
 if TYPE_CHECKING:
-    from tokenloss._core.types import ArrayLike
+    from collections.abc import Iterator
 
+    from tokenloss._core.types import ArrayLike, Float64Array
+
+_CHUNK = 1 << 16  # numbers that are converted at a time
 UNIT = 2**1074  # integers hold multiples of the smallest float64, 2**-1074, and of its square
 _MOST_SHIFTED = 1 << 13  # bits at the end of a stored integer; those of real sums are fewer
 
@@ -36,7 +41,7 @@ class ExactMoments:
         """Moments of an array, or of the elements that the mask selects; losses from a user are checked."""
         count = finite = squares = 0
         special = 0.0
-        for part in iter_float64("nll" if are_losses else "values", values, mask, are_losses):
+        for part in _iter_float64("nll" if are_losses else "values", values, mask, are_losses):
             if are_losses:
                 check_losses(part)
             sums = _core.moments(part)
@@ -94,6 +99,31 @@ class ExactMoments:
         if not moments.is_possible():
             raise ValueError("no numbers have these sums")
         return moments
+
+
+def _iter_float64(name: str, value: Any, mask: Any, are_losses: bool) -> Iterator[Float64Array]:
+    """Yield the numbers of an array, or those that the mask selects, as contiguous float64."""
+    array, code = as_array(name, value)
+    if code is None or (are_losses and array.dtype == np.bool_):
+        refuse_dtype(name, value, array.dtype)
+    mask = None if mask is None else check_mask(mask, array.shape)
+
+    def parts() -> Iterator[Float64Array]:
+        operands = [array] if mask is None else [array, mask]
+        flags: Any = ["external_loop", "buffered", "zerosize_ok"]
+        part: Any
+        for part in np.nditer(operands, flags, [["readonly", "aligned"]] * len(operands), buffersize=_CHUNK):
+            numbers = part if mask is None else part[0][part[1]]
+            if code == _core.DTYPES["bfloat16"]:
+                numbers = bfloat16_to_float32(numbers)
+            with np.errstate(invalid="ignore"):  # a signalling nan becomes a quiet one
+                numbers = np.ascontiguousarray(numbers, np.float64)
+            yield numbers
+
+    is_plain = array.dtype == np.float64 and array.flags.aligned
+    if mask is None and array.size <= _CHUNK and is_plain:  # the common case, for which nditer is slow
+        return iter([np.ascontiguousarray(array, np.float64).reshape(-1)])
+    return parts()
 
 
 def quotient(numerator: int, denominator: int) -> float:

@@ -14,12 +14,12 @@ import numpy as np
 
 from tokenloss._core._core import KINDS
 from tokenloss._core.errors import raise_error, refuse
-from tokenloss._core.iteration import iter_row_blocks
 from tokenloss.formats.base import MEMORY_LIMIT, MOST_AXES, check_expansion, is_float, library_errors
 from tokenloss.formats.scores_file import HIDDEN_NAMES, INPUT_IDS, MASK, PARTS, TARGETS, Archive, Format
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from types import EllipsisType
 
     from tokenloss._core.types import Array
 
@@ -59,7 +59,7 @@ class _Stored(NamedTuple):
         chunks = self.array.chunks
         chunks_of_a_row = _n_chunks(self.shape[-1:], chunks[-1:]) or 1
         at_once = max(math.prod(chunks[:-1]), _MAX_CHUNKS // chunks_of_a_row)
-        for index in iter_row_blocks(self.shape[:-1], min(most_rows, at_once), chunks[:-1]):
+        for index in _row_blocks(self.shape[:-1], min(most_rows, at_once), chunks[:-1]):
             yield self._rows(index)  # not kept in a variable: a file that waits for its next block holds no memory
 
     def _rows(self, index: Any) -> Array:
@@ -190,3 +190,27 @@ def _n_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
 
 
 FORMAT = Format("a Zarr store", (".zip",), b"", _open)
+
+
+def _row_blocks(
+    batch: Sequence[int], most: int, chunks: Sequence[int] = ()
+) -> Iterator[tuple[int | slice | EllipsisType, ...]]:
+    """Yield indices that cover the rows of a batch in order, at most `most` rows each.
+
+    Where `most` rows hold a whole chunk of the file, blocks end at the ends of chunks, so that none is read twice.
+    """
+    if not batch:
+        yield (...,)
+        return
+    first, *others = batch
+    inner = math.prod(others)
+    if inner > most:
+        for i in range(first):
+            for index in _row_blocks(others, most, chunks[1:]):
+                yield (i, *index)
+        return
+    step = most // (inner or 1)
+    if chunks and step > chunks[0]:
+        step -= step % chunks[0]
+    for start in range(0, first, step):
+        yield (slice(start, start + step), ...)
