@@ -136,7 +136,8 @@ def test_import_loads_what_is_used(statement, packages, most, run_python):
     ours, others = (line.split() for line in run_python(LOADED.format(statement=statement)).splitlines())
     assert {name.split(".")[1] for name in ours if "." in name} == packages
     assert len(ours) <= most, ours
-    assert len(others) <= 12, others  # of the standard library; some releases of NumPy bring them, too
+    # of the standard library, such as string, which fills in the texts of rows; some releases of NumPy bring them, too
+    assert len(others) <= 14, others
 
 
 def test_star_and_modules_give_every_public_name_and_no_other(run_python):
