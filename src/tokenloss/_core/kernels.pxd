@@ -119,7 +119,8 @@ cdef extern from "kernels/kernels.h" nogil:
         char *scratch
     int tl_row_block_rows(int64_t, int)
     size_t tl_row_block_bytes(int64_t, int)
-    size_t tl_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const int64_t *, int, size_t, double *)
+    size_t tl_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const int64_t *, int, size_t, double *,
+                           double *)
     ctypedef struct tl_block_nll:
         double nll[64]
     ctypedef struct tl_block_lse:

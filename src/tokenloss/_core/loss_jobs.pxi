@@ -44,7 +44,7 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef tl_row row = self.row_of_scores()
         cdef int size = tl_itemsize(scores.dtype)
         return (2 <= scores.classes <= FEW_CLASSES and is_given(&scores.view) and scores.dtype < TL_SWAPPED
-                and not tl_is_transformed(&row) and self.z_loss == 0
+                and not tl_is_transformed(&row)
                 and (scores.view.buffer.strides[scores.axis] == size or scores.view.row_stride == size))
 
     cdef double cost_of_row(self) noexcept:
@@ -109,6 +109,7 @@ cdef class CrossEntropy(LogSumExpJob):
 
     cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
         cdef int64_t targets[MAX_PROBABILITY_ROWS]
+        cdef double logits[MAX_PROBABILITY_ROWS]
         cdef double values[MAX_PROBABILITY_ROWS]
         cdef const View *view = &self.scores.view
         cdef tl_row row
@@ -124,9 +125,12 @@ cdef class CrossEntropy(LogSumExpJob):
             for i in range(count, (count + 15) & ~15):
                 targets[i] = 0
             row.data = address_of(view, start)
-            done = <int> tl_plain_losses(backend, &row, view.row_stride, targets, some_masked, count, values)
-            if self.weighs_class_ids or self.weighs_rows:
-                self.weigh_plain_rows(start, targets, done, values, totals)
+            done = <int> tl_plain_losses(backend, &row, view.row_stride, targets, some_masked, count, values,
+                                         logits if self.z_loss != 0 else NULL)
+            for i in range(done if self.z_loss != 0 else 0):
+                logits[i] += values[i]  # the logsumexp
+            if self.weighs_class_ids or self.weighs_rows or self.z_loss != 0:
+                self.weigh_plain_rows(start, targets, done, logits, values, totals)
             tl_superacc_add_many(backend, &totals.losses, values, done)
             totals.unmasked += count_of_unmasked(targets, done) if some_masked else done
             if self.numbers != NULL:
@@ -136,9 +140,9 @@ cdef class CrossEntropy(LogSumExpJob):
                 break
         return start - first
 
-    cdef void weigh_plain_rows(self, int64_t start, const int64_t *targets, int count, double *values,
-                               Totals *totals) noexcept nogil:
-        """Multiply losses, 0 of masked rows, by the weights of their classes and rows; add these up."""
+    cdef void weigh_plain_rows(self, int64_t start, const int64_t *targets, int count, const double *logsumexp,
+                               double *values, Totals *totals) noexcept nogil:
+        """Multiply losses, 0 of masked rows, by the weights of their classes and rows; add these up, and z-loss."""
         cdef double weights[MAX_PROBABILITY_ROWS]
         cdef const char *addresses[MAX_PROBABILITY_ROWS]
         cdef double sample_weight
@@ -149,11 +153,14 @@ cdef class CrossEntropy(LogSumExpJob):
         for i in range(count if by_class else 0):
             weights[i] = self.weight_after[max(targets[i], -1) + 1]
             values[i] = tl_weighed(weights[i], values[i])
+        for i in range(count if self.z_loss != 0 else 0):
+            values[i] += self.z_loss * logsumexp[i] * logsumexp[i] if targets[i] != MASKED else 0
         for i in range(count if self.weighs_rows else 0):
             sample_weight = tl_load(addresses[i], TL_FLOAT64) if targets[i] != MASKED else 0
             values[i] *= sample_weight
             weights[i] = weights[i] * sample_weight if by_class else sample_weight
-        tl_superacc_add_many(backend, &totals.weights, weights, count)
+        if by_class or self.weighs_rows:
+            tl_superacc_add_many(backend, &totals.weights, weights, count)
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:

@@ -145,7 +145,7 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
 }
 
 size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
-                       int some_masked, size_t count, double *nll) {
+                       int some_masked, size_t count, double *nll, double *logit) {
     char memory[TL_BLOCK_ROWS * TL_FEW_CLASSES * sizeof(double) + TL_GROUP_ALIGNMENT];
     char *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
     int dtype = tl_single_or_double(row->dtype);
@@ -165,7 +165,8 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
         } else {
             rows = (tl_few_rows){first, class_bytes, row->stride, classes, 0, 0};
         }
-        uint64_t far = ~backend->lane_losses[dtype](&rows, padded, target + start, NULL, nll + start, NULL);
+        uint64_t far = ~backend->lane_losses[dtype](&rows, padded, target + start, logit ? logit + start : NULL,
+                                                    nll + start, NULL);
         far &= ~(uint64_t)0 >> (TL_BLOCK_ROWS - n);
         for (size_t i = 0; some_masked && i < n; i++) { /* a branch would be mispredicted */
             uint64_t counts = target[start + i] != TL_MASKED;
