@@ -139,8 +139,8 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6925, "kernels": 11600, "_scores": 1725, "_statistics": 2050, "formats": 6866, "_comparison": 5800,
-    "_evaluation": 7470, "_output": 2730, "_command": 1195, "": 245,
+    "_core": 6600, "kernels": 11570, "_scores": 1715, "_statistics": 2045, "formats": 6650, "_comparison": 5620,
+    "_evaluation": 7235, "_output": 2455, "_command": 1195, "": 245,
 }  # fmt: skip
 
 
@@ -165,8 +165,7 @@ def test_calls_name_what_they_pass():
             assert name not in ("locals", "signature", "getsource"), f"{path.name}: {node.lineno}: {name}"
 
 
-# Reads of private attributes that another package defines. The number may only fall.
-PRIVATE_READS = 0
+# private by name, public by documentation
 OF_LIBRARIES = {
     "_actions",
     "_option_string_actions",
@@ -179,7 +178,7 @@ OF_LIBRARIES = {
 }
 
 
-def test_packages_read_few_private_attributes_of_others():
+def test_packages_read_no_private_attributes_of_others():
     defined, reads = {name: set() for name in LINES}, []
     for module, path in FILES.items():
         nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]
@@ -191,7 +190,7 @@ def test_packages_read_few_private_attributes_of_others():
         found = [one for one in found if getattr(one.value, "id", "") not in ("self", "cls")]
         reads += [(package(module), one.attr, f"{path.name}: {one.lineno}") for one in found]
     private = [f"{place}: {name}" for of, name, place in reads if name not in defined[of] and name not in OF_LIBRARIES]
-    assert len(private) <= PRIVATE_READS, private
+    assert not private
 
 
 def test_no_function_has_over_60_lines():
