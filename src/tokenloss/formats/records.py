@@ -55,7 +55,7 @@ _RULES = {
     _NEXT: {b",": _ELEMENT, b"]": _VALUE},
     _ELEMENT: {b"{": _NEXT},
 }
-_IS_MARK = np.isin(np.arange(256), list(b'"{}'))  # bytes that tell where objects begin and end
+_IS_MARK = np.isin(np.arange(256), list(b'"{}'))  # bytes that show where objects begin and end
 
 
 class Place(NamedTuple):
@@ -74,37 +74,37 @@ class Place(NamedTuple):
         self.refuse(f"{field} is {reprlib.repr(value)}", fits)
 
 
-class Kind(NamedTuple):
-    """Values that a field of JSON may have, and words for what a value must be."""
+class ValueType(NamedTuple):
+    """A type of values in JSON: a check, and the words of the error for other values."""
 
     words: str
     fits: Callable[[Any], bool]
 
 
-TEXT = Kind("be a text", lambda value: type(value) is str)
-INTEGER = Kind("be an integer", lambda value: type(value) is int)
-COUNT = Kind("be an integer of at least 0", lambda value: type(value) is int and 0 <= value < 1 << 63)
+TEXT = ValueType("be a text", lambda value: type(value) is str)
+INTEGER = ValueType("be an integer", lambda value: type(value) is int)
+COUNT = ValueType("be an integer of at least 0", lambda value: type(value) is int and 0 <= value < 1 << 63)
 
 
 def check(value: Any, schema: Any, field: str, place: Place) -> Any:
-    """The value of a field, refused unless it has the schema of `mismatch`."""
-    if (found := mismatch(value, schema)) is not None:
-        path, wrong, words = found
-        place.refuse_value(f"{field}{path}".removeprefix("."), wrong, words)
+    """The value of a field, refused unless it has the schema, as in `first_wrong`."""
+    if (wrong := first_wrong(value, schema)) is not None:
+        path, part, words = wrong
+        place.refuse_value(f"{field}{path}".removeprefix("."), part, words)
     return value
 
 
-def mismatch(value: Any, schema: Any) -> tuple[str, Any, str] | None:
-    """The path of the first value that does not have a schema, the value, and what it must be; None if all are right.
+def first_wrong(value: Any, schema: Any) -> tuple[str, Any, str] | None:
+    """The path of the first value that does not have the schema, this value, and what it must be; None if all do.
 
-    A schema is a kind; a list, with the schema of its elements if they have one; an object, with the schemas of its
+    A schema is a `ValueType`; a list, with the schema of its elements if they have one; an object, with the schemas of its
     fields, each of which may be missing or null, or with that of all fields under `...`; or a tuple of a schema, where
     null is right, too.
     """
-    if type(schema) is Kind:
+    if type(schema) is ValueType:
         return None if schema.fits(value) else ("", value, schema.words)
     if type(schema) is tuple:
-        return None if value is None else mismatch(value, schema[0])
+        return None if value is None else first_wrong(value, schema[0])
     if type(value) is not type(schema):
         return "", value, "be a list" if type(schema) is list else "be an object"
     if type(schema) is list:
@@ -115,8 +115,8 @@ def mismatch(value: Any, schema: Any) -> tuple[str, Any, str] | None:
     else:
         pairs, form = [(key, value[key], schema[key]) for key in schema if value.get(key) is not None], ".{}"
     for key, element, inner in pairs:
-        if (found := mismatch(element, inner)) is not None:
-            return form.format(key) + found[0], *found[1:]
+        if (wrong := first_wrong(element, inner)) is not None:
+            return form.format(key) + wrong[0], *wrong[1:]
     return None
 
 
@@ -286,7 +286,7 @@ def _objects(path: str) -> Iterator[tuple[TextPlace, bytearray]]:
 
 
 def _after_symbols(path: str, place: TextPlace, text: bytes, expected: str) -> str:
-    """What must follow the symbols between two objects."""
+    """The symbols that may come next, after these between two objects."""
     for symbol in _SYMBOL.finditer(text):
         found = symbol.group()
         if found not in _RULES[expected]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from tokenloss.formats.records import COUNT, TEXT, Kind, Place, check, check_length, mismatch
+from tokenloss.formats.records import COUNT, TEXT, Place, ValueType, check, check_length, first_wrong
 from tokenloss.formats.responses.columns import Listed, Tops, lengths, position_of
 from tokenloss.formats.responses.echoes import copies, split_echoes
 from tokenloss.formats.responses.streams import first_choice, is_piece
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_RANK = Kind("be an integer of at least 1", lambda value: type(value) is int and 1 <= value < 1 << 63)
-_BYTE = Kind("be a byte", lambda value: type(value) is int and 0 <= value < 256)
-_TRIPLE = Kind("hold a log-probability, an id and a text", lambda value: _is_triple(value))
+_RANK = ValueType("be an integer of at least 1", lambda value: type(value) is int and 1 <= value < 1 << 63)
+_BYTE = ValueType("be a byte", lambda value: type(value) is int and 0 <= value < 256)
+_TRIPLE = ValueType("hold a log-probability, an id and a text", lambda value: _is_triple(value))
 _CLASS = {"token": TEXT, "id": COUNT, "token_id": COUNT, "bytes": [_BYTE]}
 _ENTRIES = [_CLASS | {"rank": _RANK, "top_logprobs": [_CLASS]}]  # chats, llama.cpp
 _OBJECTS = [({...: {"rank": _RANK, "decoded_token": TEXT}},)]  # vLLM's prompts: classes by id
@@ -188,7 +188,7 @@ def _own(tops: Tops, ids: list[int] | None, field: str, place: Place) -> list[in
 
 
 def _n_listed(tops: Tops) -> int:
-    """How many likeliest classes were asked for: k, where all objects have k entries, or one more for the own token.
+    """The number k of likeliest classes requested: all objects have k entries, or one more for the own token.
 
     A rank above k + 1 proves it, since k + 1 may have been asked for and some objects lack one. 0 if it is not known.
     """
@@ -229,7 +229,7 @@ def proves_own_first(body: dict[str, Any], place: Place) -> bool:
     for holder in (body, *(choices if isinstance(choices, list) else ())):
         listed: Any = holder.get("prompt_logprobs") if isinstance(holder, dict) else None
         with contextlib.suppress(ValueError):  # it is refused when it is its turn
-            if mismatch(listed, _OBJECTS) is None and _is_own_first(_classes_by_id(listed, "", place)):
+            if first_wrong(listed, _OBJECTS) is None and _is_own_first(_classes_by_id(listed, "", place)):
                 return True
     return False
 
