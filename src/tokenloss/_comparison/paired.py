@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
-    from tokenloss._statistics.estimates import Measure, Method
     from tokenloss._statistics.gates import Limit, Verdict
 
 KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)

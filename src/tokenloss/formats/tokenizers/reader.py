@@ -94,9 +94,9 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
     return open_tokenizer(tokenizer).n_bytes.copy()
 
 
-def open_tokenizer(path: str | os.PathLike[str], argument: str = "tokenizer") -> Tokenizer:
+def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Read the file of a tokenizer, or the one in the folder of a model."""
-    name = as_path(argument, path, f"a path: {_SAVE}")
+    name = as_path("tokenizer", path, f"a path: {_SAVE}")
     if Path(name).is_dir():
         name = _in_folder(name)
     try:
