@@ -1,4 +1,4 @@
-"""What all results of compared tokens share: counts, names in files, and columns of tokens and sequences."""
+"""The base of all results of compared tokens: counts, names in files, and columns of tokens and sequences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ComparedTokens(Result):
     count : int
         Number of tokens that are compared.
     is_clustered : bool
-        Whether errors are clustered by sequence: not without sequences, and not of a single one.
+        Whether errors are clustered by sequence, which takes at least two sequences.
     interval_factor : float
         Number of standard errors from a mean to each end of its 95 % confidence interval, as of
         `LossMeter.interval_factor`.
@@ -40,7 +40,7 @@ class ComparedTokens(Result):
     interval_factor: float
     sequences: dict[str, Array] | None
     _segment_ids: IntArray | None = None  # of all positions
-    # what files say of the comparison, such as their names: more values in files, which `==` does not compare
+    # further values in files, such as the names of the compared files, which `==` does not compare
     _about: dict[str, Any] = field(default_factory=dict, compare=False)
     _signed: dict[str, Any] = field(default_factory=dict, compare=False)  # fields of the signature
 
@@ -95,7 +95,7 @@ class ComparedTokens(Result):
         values = in_files(self._statistics(), self._errors_in_files)
         if self._has_sequences:
             values["sequences"] = rows_of(self.sequences or {})
-        # first for the order of the keys, last since what files say is right
+        # first for the order of the keys, and last since these values take precedence
         return self._about | values | {"signature": self.signature} | self._about
 
     @property

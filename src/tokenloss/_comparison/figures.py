@@ -1,4 +1,4 @@
-"""Figures of a comparison from its columns, which hold a number for each position."""
+"""Statistics of a comparison, from its columns, which have a number for each position."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DivergencesByName(dict[str, ValueT]):
     """Values of the divergences that were asked for beside KL, by their names."""
 
     def __missing__(self, name: object) -> NoReturn:
-        """Refuse a divergence that is not there."""
+        """Refuse a divergence that was not asked for."""
         known = ", ".join(map(repr, self)) or "no others"
         raise KeyError(f"no divergence {name!r}: divergences= asked for {known} besides 'kl', which is mean_kl")
 
@@ -156,7 +156,7 @@ def confidence_table(comparison: Any) -> dict[str, Array]:
 
 
 def difference_table(a: Any, b: Any) -> dict[str, Array]:
-    """Columns of a table of the differences b - a of the figures of two models, compared with one base."""
+    """Columns of a table of the differences b - a between the statistics of two models with one base."""
     for one in (a, b):
         if not hasattr(one, "mean_kl"):
             fits = "a Comparison, of scores, which tell the whole divergence"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Groups:
     """Elements by label, the labels in ascending order.
 
-    What errors take as independent are `parts`: the elements of a group that are in one sequence. An element with a
+    Errors take `parts` as independent: the elements of a group that are in one sequence. An element with a
     negative sequence number, or without `sequences`, is a part of its own. Sums over parts are exact, rounded once.
     Where sequences are whole, `ratios` of blocks, shards and machines add up.
     """
@@ -61,7 +61,7 @@ class Groups:
             yield ExactRatio.of(numerators[first:last], denominators[first:last])
 
     def stderrs(self, values: Array) -> Float64Array:
-        """The standard errors of the means, clustered by sequence, unless a group has elements of a single one.
+        """The standard errors of the means, clustered by sequence unless all elements of a group are in one.
 
         They are nan for single elements.
         """

@@ -113,7 +113,7 @@ class PairedLosses(ComparedTokens, GatedResult):
     @staticmethod
     @abstractmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
-        """What people see of one or several comparisons of this type, by the name of the candidate."""
+        """The parts that people see of one or several comparisons of this type, by the name of the candidate."""
 
     def _shown(self) -> Shown:
         """Tables of the figures."""
@@ -192,12 +192,12 @@ class Mean:
             self.is_clustered = True
 
     def measure(self, method: Method = "mean", unit: str = "sequences", mean: float | None = None) -> Measure:
-        """What the mean, or another statistic of this value, has as its errors."""
+        """The measure of the mean, or of another statistic with the same errors, whose value is `mean`."""
         value = self.mean if mean is None else mean
         return Measure(value, self._independent, unit if self.is_clustered else "tokens", method, self.n_tokens)
 
     def factor(self, tail: float = TAIL) -> float:
-        """The number of standard errors from the mean to each end of its interval, by default of 95 %."""
+        """The number of standard errors from the mean to each end of its interval, by default the 95 % interval."""
         return self._independent.factor(tail)
 
 
@@ -302,7 +302,7 @@ def quantile_intervals(
 def _quantile_reach(
     values: Float64Array, fraction: float, ids: IntArray | None, mean: Mean, limit: float, tail: float
 ) -> Reach:
-    """The reach of a quantile, which more texts tell from a limit as they tell what fraction of tokens it bounds."""
+    """The reach of a quantile; the texts needed are those that show which fraction of the tokens keeps to the limit."""
     n, below = values.size, Mean(values <= limit, ids)
     low, high = quantile_intervals(values, (fraction,), ids, mean, tail)[fraction]
     radius = student_quantile(tail, max(n - 1, 1)) * math.sqrt(fraction * (1 - fraction) / max(n, 1))

@@ -23,7 +23,7 @@ _ARROW = "\N{RIGHTWARDS ARROW}"
 
 
 def title_of(comparisons: Mapping[str, Any], are_short: bool = False) -> str:
-    """The name of a candidate, or the number of candidates, and the name of their base; short ones have no folders."""
+    """The name of a candidate, or the number of candidates, and the name of their base, without folders if short."""
     first, *others = comparisons.values()
     name, base = first._about.get("name", "model"), first._about.get("base", "base")
     if are_short:
@@ -206,7 +206,7 @@ def group_tables(figures: dict[str, Any]) -> list[Table]:
 
 
 def candidate_table(comparisons: Any) -> Table:
-    """Table of the base, and of several candidates by their divergence; columns that are empty are left out."""
+    """The table of the base and of several candidates, ranked by divergence, without empty columns."""
     ranked, first = comparisons._ranked(), next(iter(comparisons.values()))
     sizes = size_texts(one for _, one in ranked)
     items: list[tuple[object, ...]] = [
@@ -233,7 +233,7 @@ def head_cells(head: dict[str, Any]) -> tuple[str, str]:
 
 
 def known_of(known: int, count: int) -> str:
-    """Note on how many tokens of all something is known; empty if it is of all."""
+    """A note on the number of tokens for which something is known; empty if it is known for all."""
     return "" if known == count else f"of {count_of(known, 'token')} where it is known"
 
 
@@ -269,7 +269,7 @@ def _changes(one: Any) -> dict[tuple[str, float | None], float]:
 
 
 def noise_multiples(one: Any, noise: Any) -> dict[tuple[str, float | None], float]:
-    """The size of each change over that of the noise; nan where both are 0."""
+    """The ratio of each change to the same change of the noise; nan where both are 0."""
     noise_changes = _changes(noise)
     return {
         key: change / noise_changes[key] if noise_changes[key] else math.nan if not change else math.inf
@@ -286,7 +286,7 @@ def nested(changes: Mapping[tuple[str, float | None], float]) -> dict[str, Any]:
 
 
 def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
-    """Table of the changes of a second run of the base, and of each candidate, also as multiples of the former."""
+    """The table of changes in a second run of the base and in each candidate, also as multiples of the former."""
     labels = {row.field: row.label for row in _CHANGES[noise._divergence]}
     noise_changes = _changes(noise)
     columns = [(_changes(one), noise_multiples(one, noise)) for one in comparisons.values()]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class HasErrors(Protocol):
-    """What has the errors of an estimate."""
+    """An object with the errors of an estimate."""
 
     @property
     def stderr(self) -> float: ...
@@ -23,7 +23,7 @@ class HasErrors(Protocol):
 
 
 class Errors(NamedTuple):
-    """The standard error of an estimate, its 95 % interval, and what both take as independent."""
+    """The standard error of an estimate, its 95 % interval, and the unit that both take as independent."""
 
     stderr: float = math.nan
     interval: tuple[float, float] = (math.nan, math.nan)
@@ -43,7 +43,8 @@ class Estimate(float):
     value : float
         The number.
     errors : tuple, object, or function that returns one
-        Standard error, interval and unit, or what has them as attributes. A function is called when one is first read.
+        The standard error, interval and unit, or an object with these attributes. A function is called when one of them
+        is first read.
 
     Examples
     --------
@@ -78,7 +79,7 @@ class Estimate(float):
         def __hash__(self) -> int: ...
 
     def _known_errors(self) -> HasErrors:
-        """What has the errors."""
+        """The object with the errors."""
         errors: Any = self._errors
         if type(errors) is tuple or callable(errors):
             self._errors = errors = errors() if callable(errors) else Errors(*errors)

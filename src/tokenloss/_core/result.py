@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What people see of a result: its title, a note beside it, tables, and below them its signature, if it has one."""
+    """The displayed parts of a result: title, a note beside it, tables, and its signature below them if it has one."""
 
     title: str
     note: str
@@ -239,7 +239,7 @@ class Result(ABC):
 
     @abstractmethod
     def _shown(self) -> Shown:
-        """What people see of it."""
+        """The parts that people see."""
 
     def to_dict(self) -> dict[str, Any]:
         """All figures by name, as JSON can hold them; arrays are left out.

@@ -25,11 +25,11 @@ class Row(NamedTuple):
     the sign, too. Values that are text take no format.
     """
 
-    label: str  # what the line or the column is called
+    label: str  # the name of the line or the column
     field: str  # attribute or key that has the value; the line is left out where it is missing or None
-    text: str = "{:.6g}"  # empty where it names something unknown
+    text: str = "{:.6g}"  # the cell is empty if it names something unknown
     notes: tuple[str, ...] = ()  # beside the value; one that names something unknown is left out
-    otherwise: str = ""  # the note where none of these is known
+    otherwise: str = ""  # the note if none of these is known
     when: str = ""  # a field; the line is left out where it is False or 0
     each: tuple[float, ...] = ()  # the field has quantiles by fraction: a line for each of these
 
@@ -98,7 +98,10 @@ def table(rows: Iterable[Row], *sources: object, title: str = "") -> Table:
 def table_of_several(
     rows: Iterable[Row], results: Sequence[Sequence[object]], title: str = "", keep_empty: bool = True
 ) -> Table:
-    """A table with a line for each result, given by its sources; without columns that none has, or that are empty."""
+    """A table with a line for each result, given by its sources; without columns that no result has.
+
+    Unless `keep_empty`, columns with only empty cells are left out, too.
+    """
     columns = []
     for row in rows:
         cells = [_Cell(row, sources, *row.each) for sources in results]
@@ -110,5 +113,5 @@ def table_of_several(
 
 
 def quantile_label(fraction: float, what: str) -> str:
-    """What a quantile is called."""
+    """The label of a quantile."""
     return f"{_QUANTILES.get(fraction, f'{100 * fraction:4.1f}%'):<7} {what}"

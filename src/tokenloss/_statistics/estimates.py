@@ -1,4 +1,4 @@
-"""Estimates from what errors take as independent: standard errors, and intervals of any confidence."""
+"""Estimates: standard errors, and intervals of any confidence, from independent tokens or sequences."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tokenloss._statistics.ratio import interval_above_0
 if TYPE_CHECKING:
     from tokenloss._statistics.ratio import ExactRatio
 
-# a union, as stubtest has it
+# a union of single values, which stubtest recognizes
 Method: TypeAlias = Literal["mean"] | Literal["signed"] | Literal["exp"] | Literal["exp signed"] | Literal["share"]
 _WORST = 0.5  # the fraction of the tokens of an unseen kind of text that may differ from other texts
 
 
 class Reach(NamedTuple):
-    """A statistic, its interval, and about how many texts would tell it from a limit; inf if no number would."""
+    """A statistic, its interval, and about how many texts a verdict on a limit needs; inf if no number is enough."""
 
     value: float
     low: float
@@ -28,7 +28,7 @@ class Reach(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A mean and what its errors take as independent, from which its standard error and its interval follow."""
+    """A mean and its independent parts, from which its standard error and its interval follow."""
 
     mean: float
     independent: ExactRatio
@@ -104,7 +104,7 @@ class Measure(NamedTuple):
 
 
 def needed_count(count: int, radius: float, distance: float, tail: float, power: int = 2) -> float:
-    """About how many texts would narrow an interval, which reaches so far with `count`, to this distance."""
+    """About how many texts would narrow an interval, which has this radius with `count` texts, to this distance."""
     if not distance or not math.isfinite(radius):
         return math.inf
     if count < 2 or power == 1:

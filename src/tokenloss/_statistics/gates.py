@@ -1,4 +1,4 @@
-"""Gates: limits of figures, each with a verdict from the interval of its figure."""
+"""Gates: limits of statistics, each with a verdict from the interval of its statistic."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ HOLDS, FAILS, CANNOT_TELL = "holds", "fails", "cannot tell"
 
 
 class Verdict(NamedTuple):
-    """What the interval of a figure says of a gate.
+    """The verdict on a gate, from the interval of its statistic.
 
     Attributes
     ----------
     name : str
-        The model; "" of a result that has no name.
+        The model; "" for a result without a name.
     gate : str
-        The gate, as the argument is called: "max_kl", "min_same_top" and so on; "max_kl_quantile 0.99" of a quantile.
+        The gate, as the argument is called: "max_kl", "min_same_top" and so on; "max_kl_quantile 0.99" for a quantile.
     limit, figure : float
-        The limit, and the figure that should not lie beyond it.
+        The limit, and the value of the statistic that it limits.
     interval : tuple of float
-        Both ends of the interval of the figure; nan if it is unknown, or not needed because the model equals its base.
+        Both ends of its interval; nan if they are unknown, or not needed because the model equals its base.
     verdict : str
-        "holds" if the whole interval does, "fails" if it lies beyond the limit or if the figure is nan or infinite,
-        else "cannot tell"; also "cannot tell" without any token, or if a warning or a diagnosis shows that the figure
-        is meaningless.
+        "holds" if the whole interval keeps to the limit, "fails" if the whole interval is beyond it or if the value is
+        nan or infinite, and otherwise "cannot tell"; also "cannot tell" without any token, or if a warning or a
+        diagnosis shows that a finite value is meaningless.
     n_more : int or None
-        About how many more sequences (or tokens, where errors take these as independent) would tell, if the figure
-        stays as it is; None where there is a verdict, and where no number would.
+        About how many more sequences (or tokens, if errors take them as independent) a verdict needs if the value
+        stays the same; None if there is a verdict, or if no number is enough.
     note : str
-        The same in words, and what a reader of the verdict must know.
+        The same in words, and anything else that a reader of the verdict should know.
 
     Examples
     --------
@@ -124,14 +124,14 @@ Verdicts.__module__ = "tokenloss.results"
 
 
 def gates_in_json(verdicts: Verdicts, name: str) -> dict[str, Any]:
-    """What JSON says of the gates of one model: "verdict", "confidence" and "gates"."""
+    """The gates of one model in JSON: "verdict", "confidence" and "gates"."""
     own = [one for one in verdicts.gates if one.name == name]
     gates = [{key: value for key, value in one._asdict().items() if key != "name"} for one in own]
     return {"verdict": _worst(own), "confidence": verdicts.confidence, "gates": gates}
 
 
 def gate_columns(verdicts: Verdicts, names: Sequence[str]) -> dict[str, Array]:
-    """Columns for a table that has a row for each of these models: the verdict, and figures of each gate."""
+    """Columns for a table that has a row for each of these models: the verdict, and the values of each gate."""
     rows: list[dict[str, Any]] = []
     for name in names:
         own = [one for one in verdicts.gates if one.name == name]
@@ -274,13 +274,13 @@ def verdict_on(
 
 
 def _rounded(number: float) -> int:
-    """A number of texts with two digits, rounded up, as more would feign that it is exact."""
+    """A number of texts rounded up to two digits; more digits would suggest that it is exact."""
     unit = 10 ** max(0, math.floor(math.log10(max(number, 1))) - 1)
     return int(math.ceil(number / unit) * unit)
 
 
 def independent_note(measure: Measure, tail: float) -> list[str]:
-    """What the interval takes as independent, where that is worth a word: tokens, or very few sequences."""
+    """A note on what the interval takes as independent, for tokens and for very few sequences; else none."""
     if measure.unit == "tokens":
         return [f"{count_of(measure.independent.count, 'token')}, taken as independent"]
     note = guess_note(measure.independent.factor(tail))
@@ -288,7 +288,7 @@ def independent_note(measure: Measure, tail: float) -> list[str]:
 
 
 def _beside_noise(verdicts: Sequence[Verdict], noise: Sequence[Verdict]) -> list[Verdict]:
-    """Verdicts that say where a second run of the base lies beyond the limit itself."""
+    """The verdicts, with a note on each limit that a second run of the base exceeds."""
     noted = []
     for one, twin in zip(verdicts, noise, strict=True):
         is_beyond = twin.figure > one.limit if one.gate.startswith("max_") else twin.figure < one.limit

@@ -97,9 +97,9 @@ def check(value: Any, schema: Any, field: str, place: Place) -> Any:
 def first_wrong(value: Any, schema: Any) -> tuple[str, Any, str] | None:
     """The path of the first value that does not have the schema, this value, and what it must be; None if all do.
 
-    A schema is a `ValueType`; a list, with the schema of its elements if they have one; an object, with the schemas of its
-    fields, each of which may be missing or null, or with that of all fields under `...`; or a tuple of a schema, where
-    null is right, too.
+    A schema is a `ValueType`; a list, which may contain the schema of its elements; an object, with the schema of each
+    field, which may be missing or null, or one schema for all fields under `...`; or a tuple of a schema, which also
+    accepts null.
     """
     if type(schema) is ValueType:
         return None if schema.fits(value) else ("", value, schema.words)
