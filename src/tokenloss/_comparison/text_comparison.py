@@ -355,7 +355,7 @@ _KINDS = (
 
 
 def _form(error: float) -> str:
-    """The format of a figure, whose digits end where those of three digits of its error do."""
+    """The format of a value, with the decimals that its error has with three digits."""
     return f".{min(max(2 - math.floor(math.log10(error)), 0), 12)}f" if 0 < error < math.inf else ".6g"
 
 
@@ -405,7 +405,7 @@ def tokens_of_spans(comparison: TextComparison, side: int, size: int) -> tuple[I
 
 
 def errors_by(comparison: TextComparison) -> str:
-    """What errors take as independent, in words."""
+    """Words for what errors take as independent."""
     by = count_of(comparison.n_documents, "document") if comparison.is_clustered else "spans, taken as independent"
     return by + guess_note(comparison.interval_factor)
 

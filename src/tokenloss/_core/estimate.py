@@ -43,8 +43,7 @@ class Estimate(float):
     value : float
         The number.
     errors : tuple, object, or function that returns one
-        The standard error, interval and unit, or an object with these attributes. A function is called when one of them
-        is first read.
+        Standard error, interval and unit, or an object with these attributes. A function is called at the first read.
 
     Examples
     --------

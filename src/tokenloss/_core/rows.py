@@ -98,10 +98,7 @@ def table(rows: Iterable[Row], *sources: object, title: str = "") -> Table:
 def table_of_several(
     rows: Iterable[Row], results: Sequence[Sequence[object]], title: str = "", keep_empty: bool = True
 ) -> Table:
-    """A table with a line for each result, given by its sources; without columns that no result has.
-
-    Unless `keep_empty`, columns with only empty cells are left out, too.
-    """
+    """A table with a line for each result, given by its sources, without columns that no result has or shows."""
     columns = []
     for row in rows:
         cells = [_Cell(row, sources, *row.each) for sources in results]

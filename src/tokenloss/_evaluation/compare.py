@@ -76,7 +76,7 @@ def compare_rows(
     base: Scores, others: Mapping[str, Scores], abouts: Sequence[dict[str, Any]], options: Options, run: Run,
     tokenizer: Tokenizer | None = None,
 ) -> Comparisons[Comparison]:  # fmt: skip
-    """Compare all rows of candidates with those of the base, which has the targets and segment ids of all.
+    """Compare all rows of candidates with the rows of the base, which has the targets and segment ids of all.
 
     `abouts` have the name and size of each candidate, and the names of its files and of the base's.
     """
@@ -103,7 +103,7 @@ def _schema(
 
 
 def _sequences(comparison: Comparison, shards: Sequence[Shard], firsts: list[int]) -> Columns:
-    """The table of a candidate's sequences, for sinks; a sequence that may go on in other files has the file -1."""
+    """The table of a candidate's sequences, for sinks; `file` is -1 for sequences that may continue in other files."""
     table = dict(comparison.sequences or {})
     if table and "tv" in comparison.divergences:
         table |= {"acceptance": (comparison.acceptance().sequences or {})["acceptance"]}
@@ -122,7 +122,7 @@ def _comparisons(
     shards: Sequence[Shard], results: Sequence[ComparedShard], abouts: Sequence[dict[str, Any]],
     options: Options, firsts: list[int], handles: Handles,
 ) -> Comparisons[Comparison]:  # fmt: skip
-    """Make the figures of all shards together, of each candidate."""
+    """The comparison of each candidate over all shards."""
     parts = [_numbered(result, first) for result, first in zip(results, firsts, strict=True)]
     types = _types(shards, options, firsts, handles)
     rows = sum(shard.rows for shard in shards)
@@ -389,12 +389,12 @@ def projected(hidden: Array, head: LmHead) -> Array:
 
 
 def bytes_per_row(file: ScoresFile) -> int:
-    """Bytes that a row counts for. Logits of hidden states count for less, so that more rows share the weights."""
+    """The bytes that a row counts as. Logits of hidden states count as fewer, so that more rows share the weights."""
     return file.row_bytes if file.lm_head is None else max(file.row_bytes, file.shape[-1])
 
 
 class _Pairing:
-    """How the rows of a base are compared with those of candidates, which is the same for each block."""
+    """Compares blocks of rows of a base with the same rows of candidates."""
 
     def __init__(self, opened: OpenShard, options: Options, work: Work) -> None:
         self._options, self._workers, self._top_k = options, work.workers, work.top_k if work.emit else 0

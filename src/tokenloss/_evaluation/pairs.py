@@ -131,7 +131,7 @@ def _compare_lists(unit: FilesUnit, work: Work) -> ComparedLists:
 
 
 def _tops(every: Iterable[Pair], name: str, top_k: int) -> dict[str, Columns]:
-    """The most likely classes by the base and by the candidate of this name, as far as they are responses."""
+    """The most likely classes of the base and of the candidate, for those of the two that are responses."""
     tops: dict[str, Columns] = {}
     pairs = sorted(every, key=lambda pair: pair.number)
     for side, model in enumerate(("", name)):
@@ -170,7 +170,7 @@ class ComparedLosses(NamedTuple):
 def compare_losses(
     base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], run: Run
 ) -> Comparisons[Mismatch]:
-    """The comparison of a trainer, the base, with the engine that sampled the tokens, by log-probabilities."""
+    """The comparison of a trainer (the base) with the engine that sampled the tokens, by log-probabilities."""
     units = _units(base, models)
     if len(units) > 1:
         fits = "one file, of the engine that sampled, where files hold log-probabilities of tokens"
@@ -201,7 +201,7 @@ def _compare_losses(unit: FilesUnit, work: Work) -> ComparedLosses:
     else:
         result = _of_rows(base, other)
         padded = [side.padded for side in (base, other) if isinstance(side, _Rows) and side.padded is not None]
-    if padded and not result.mismatch({}).void:  # a diagnosis that calls the figures void says what to do
+    if padded and not result.mismatch({}).void:  # else the diagnosis already gives the advice
         refuse_padding(padded[0])
     if work.emit:
         places = {name: np.full(result.logprobs.size, -1) for name in _PLACES} | result.mismatch({}).columns()

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from tokenloss.formats.scores_file import FileSpec, LmHead, ScoresFile
 
 _CACHED = 1 << 16  # numbers that fit in a core's cache
-_FIRST_ROWS = 16  # the kind of scores is guessed from so many rows
-_FIRST_ELEMENTS = 1 << 24  # and from at most so many scores
+_FIRST_ROWS = 16  # number of rows from which the kind of scores is guessed
+_FIRST_ELEMENTS = 1 << 24  # and the most scores in them
 _PROBABILITY_SLACK = 1e-3  # by which a probability may be outside [0, 1]
 _SUM_SLACK = 1e-2  # by which the sum of a distribution may differ from 1
-_NORM_SAMPLE = 64  # the root mean squares of so many hidden states of a file are compared
+_NORM_SAMPLE = 64  # number of hidden states of a file whose root mean squares are compared
 _MIN_NORM_SAMPLE = 16
 _MIN_NORM_WEIGHT = 1e-2  # of the largest weight; features of smaller weights are left out
 _MAX_NORM_SPREAD = 0.1  # 0.02 was the most after the final norm of trained models, 0.2 the least before it
@@ -259,7 +259,7 @@ def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> Non
 
 
 class FirstRows:
-    """Checks that the first rows that count are of the kind of their file, and samples the norms of hidden states.
+    """Checks that the first rows of the mask have the kind of their file, and samples the norms of hidden states.
 
     `option` is the argument that gives the kind. A kind that the user gave is believed.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tokenloss.formats.scores_file import LmHead
 
 LISTS = ("responses", "logprobs")  # kinds of files that list tokens
-LEFT_OUT = -1  # in place of targets where there are none
+LEFT_OUT = -1  # in place of a missing target
 _MOST_MAPS = 64  # in the open files of all models: each needs a file descriptor
 _MOST_LOADED = 64 << 20  # bytes of their arrays in memory, such as arrays of compressed files
 
@@ -92,7 +92,7 @@ class Slice(NamedTuple):
 
 @record
 class Facts(NamedTuple):
-    """The properties of a shard or of blocks that results keep: no arrays and no open files."""
+    """The properties of a shard or of blocks that results keep, without arrays or open files."""
 
     path: str  # "" for blocks
     kind: str

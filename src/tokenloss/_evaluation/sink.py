@@ -1,4 +1,4 @@
-"""Sinks: what takes the rows or the result of an evaluation or a comparison, and the schema that describes the rows."""
+"""Sinks, which receive the rows and the result of an evaluation or a comparison, and the schema of the rows."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _INTEGERS = {
     "base_line", "document", "start", "stop", "n_tokens_a", "n_tokens_b",
 }  # fmt: skip
 _OPTIONAL = {"logsumexp", "acceptance"}
-# besides all columns of floats; other columns are known for tokens that are not scored, too
+# besides all columns of floats; all other columns also have values for tokens that are not scored
 _NULLABLE = {"rank", "argmax", "n_bytes", "is_greedy", "is_same_top", "is_top_known", "flipped"}
 _TOPS = ("rank", "top_ids", "top_logprobs")  # columns of the most likely classes
 
 
 class Column(NamedTuple):
-    """A column of rows that sinks take.
+    """A column of the rows that a sink receives.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Column(NamedTuple):
 
 
 class Schema(NamedTuple):
-    """The rows that a sink can take.
+    """The columns and models of the rows that a sink receives.
 
     Attributes
     ----------
@@ -112,8 +112,8 @@ class Block(NamedTuple):
         For each candidate, its own columns, with its `name`; empty if there is only one model.
     tops : dict of dicts of arrays
         For each candidate, and as "" for the only model or the base, the most likely classes, if they are known:
-        `top_ids` and `top_logprobs` of shape (n, k), from the likeliest on, -1 and -inf where there are fewer; `rank`
-        of the token itself, -1 if it is not known; and `top_tokens`, their text, if a server returned it.
+        `top_ids` and `top_logprobs` of shape (n, k), the likeliest first, filled up with -1 and -inf; `rank` of the
+        token itself, -1 if it is not known; and `top_tokens`, their text, if a server returned it.
 
     Examples
     --------
@@ -144,10 +144,10 @@ for _public in (Column, Schema, Block):
 
 
 class Sink:
-    """What takes the rows or the result of `evaluate` or a comparison: the base class of files and of your own sinks.
+    """Receives the rows and the result of `evaluate` or a comparison: the base class of files and of your own sinks.
 
-    A sink is opened before the first row, given each block of its rows, and finished with the result; it need not
-    define all three methods.
+    `open` is called before the first row, `write` with each block of rows, and `finish` with the result. A subclass
+    need not define all three.
 
     Parameters
     ----------
@@ -157,13 +157,13 @@ class Sink:
     Attributes
     ----------
     rows : {"none", "tokens", "sequences"}
-        The rows that `write` gets. A sink of tokens cannot be combined with `state` or `scheduler`, which keep only
+        The rows that `write` gets. A sink for tokens cannot be combined with `state` or `scheduler`, which keep only
         sums. Sequences come in one block, after the last token.
     needs : sequence of sets of str
-        Alternatives: all columns in one of these sets must be known, or the sink is refused before any work. They are
-        columns of sequences if it takes these, else of tokens.
+        The columns that the sink requires: all columns of at least one set must be known, or the sink is refused before
+        any work. They are columns of sequences if `rows` is "sequences", otherwise of tokens.
     top_k : int
-        Number of the most likely classes that each token should come with. `Block.tops` may have more or fewer.
+        Number of the most likely classes wanted for each token. `Block.tops` may have more or fewer.
     made_by : str
         The command or function that a page names as its origin.
 
@@ -216,12 +216,12 @@ class Sink:
         Returns
         -------
         context manager
-            It is left when all sinks are finished, with the error if there is one.
+            It is exited after all sinks have finished, with the exception if the work failed.
         """
         return contextlib.nullcontext()
 
     def write(self, block: Block) -> None:
-        """Take the next rows.
+        """Receive the next rows.
 
         Parameters
         ----------
@@ -230,7 +230,7 @@ class Sink:
         """
 
     def finish(self, result: Any) -> None:
-        """Take the result, after all rows.
+        """Receive the result, after all rows.
 
         Parameters
         ----------
@@ -243,7 +243,7 @@ def schema_of(
     tokens: Sequence[str], sequences: Sequence[str], models: Sequence[str] = (), top_k: int = 0, bytes_of: Any = None,
     unknown: Collection[str] = (), widths: Mapping[str, int] = {},
 ) -> Schema:  # fmt: skip
-    """The schema of columns of these names, with the lengths of text; candidates' columns follow their names."""
+    """The schema with columns of these names; `widths` are lengths of text, and `name` comes first with candidates."""
     lengths = {"text": 0, "name": max(map(len, models), default=0), **widths}
 
     def described(name: str) -> Column:
@@ -259,7 +259,7 @@ def schema_of(
 
 
 def scored_block(scores: TokenScores, places: Mapping[str, Any], top_tokens: Array | None = None) -> Block:
-    """The tokens of these scores, for sinks; `places` are further columns, None if there are none."""
+    """The tokens of these scores, for sinks; `places` are further columns, of which some may be None."""
     columns = {name: column for name, column in vars(scores).items() if not COLUMNS[name].is_top}
     with np.errstate(over="ignore"):
         columns["probability"] = np.exp(-scores.nll)
@@ -268,7 +268,7 @@ def scored_block(scores: TokenScores, places: Mapping[str, Any], top_tokens: Arr
 
 
 def tops_of(scores: Mapping[str, TokenScores | None], text: Array | None = None) -> dict[str, Columns]:
-    """The most likely classes by each model for which they are known."""
+    """The most likely classes of each model for which they are known."""
     known = {name: vars(one) for name, one in scores.items() if one is not None and one.top_ids is not None}
     texts = {} if text is None else {"top_tokens": text}
     return {name: {column: own[column] for column in _TOPS} | texts for name, own in known.items()}
@@ -302,7 +302,7 @@ def check_files(sinks: Sequence[Sink], state: str | None, inputs: dict[object, s
 
 
 def check_needs(sink: Sink, schema: Schema) -> None:
-    """Refuse a sink whose rows or columns there are not."""
+    """Refuse a sink that needs rows or columns which are missing."""
     rows = "sequences" if sink.rows == "sequences" else "tokens"
     columns = {column.name: column for column in getattr(schema, rows)}
     if not columns and (sink.rows != "none" or sink.needs):
@@ -320,7 +320,7 @@ class Sinks:
     def __init__(self, sinks: Sequence[Sink], stack: contextlib.ExitStack) -> None:
         self._sinks, self._stack = sinks, stack
         self._schema = Schema((), ())
-        self.top_k = max((sink.top_k for sink in sinks), default=0)  # that any of them wants
+        self.top_k = max((sink.top_k for sink in sinks), default=0)  # the most that any sink wants
 
     def open(self, schema: Schema) -> None:
         """Open all sinks."""

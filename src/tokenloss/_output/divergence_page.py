@@ -51,8 +51,8 @@ class DivergencePage(Sink):
 
     Parameters
     ----------
-    path : path-like
-        File to write. An existing file is replaced when the new one is complete.
+    path
+        As in `HtmlPage`.
 
     See Also
     --------

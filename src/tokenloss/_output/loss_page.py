@@ -196,7 +196,7 @@ def _write(
     path: str | os.PathLike[str], title: str, head: str, columns: Mapping[str, Any], tokens: page.Tokens,
     classes: page.Classes, predicted: dict[str, str], total: int, made_by: str, files: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Write a page of tokens, the first of `total`, of which this was predicted."""
+    """Write a page of the first of `total` tokens, with their predictions as JSON."""
     size = len(tokens.ids)
     nll, kept = (columns[name].reshape(-1)[:size] for name in ("nll", "kept"))
     css_class = page.css_classes(nll, kept, _LOSSES)

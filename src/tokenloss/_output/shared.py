@@ -1,4 +1,4 @@
-"""What pages and plots share: the columns of tokens, collected block by block."""
+"""Columns of tokens for pages and plots, collected block by block."""
 
 from __future__ import annotations
 

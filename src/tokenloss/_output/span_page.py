@@ -37,8 +37,8 @@ class SpanPage(Sink):
 
     Parameters
     ----------
-    path : path-like
-        File to write. An existing file is replaced when the new one is complete.
+    path
+        As in `HtmlPage`.
 
     See Also
     --------
@@ -107,7 +107,7 @@ class SpanPage(Sink):
 
 
 def _side(result: TextComparison, side: int, columns: Columns, size: int, classes: page.Classes) -> str:
-    """JSON of one model's tokens in the first spans: their text and losses, and those of the spans."""
+    """JSON of one model's tokens in the first spans: the losses of the spans, and the text and losses of the tokens."""
     first, texts, losses = tokens_of_spans(result, side, size)
     return page.as_object({
         "name": page.as_json((result.name_a, result.name_b)[side]),

@@ -89,7 +89,7 @@ class _TableFile(Sink):
         Returns
         -------
         dict of 1-D arrays
-            Of tokens that are not scored, floats are nan and integers -1.
+            For tokens that are not scored, floats are nan and integers -1.
 
         Raises
         ------
@@ -117,13 +117,13 @@ class _TableFile(Sink):
 class TokenTable(_TableFile):
     """A file with a row for each token, as ``--per-token`` of both commands writes it.
 
-    It has the columns that `evaluate`, `compare_files` or `compare_texts` has of each token: losses, ranks, divergences
-    and places. With candidates, there is a row for each token and candidate, with its `name`; the rows of a block of
-    tokens come candidate by candidate, so group them by `name`. In `compare_texts`, the rows are spans of text.
+    Its columns are those of `evaluate`, `compare_files` or `compare_texts`: losses, ranks, divergences and places. With
+    candidates, there is a row for each token and candidate, with its `name`. Each block of tokens is written candidate
+    by candidate, so group the rows by `name`. In `compare_texts`, the rows are spans of text.
 
-    It is a .npy file of a structured array, a .csv or a .parquet file, written block by block. Of tokens that are not
-    scored (where `kept` is False), all but `target`, `kept`, `text` and the places is null in .parquet and empty in
-    .csv; in .npy, floats are nan and integers -1. .npy has no `text`.
+    The file is a .npy file of a structured array, a .csv or a .parquet file, written block by block. For tokens that
+    are not scored (`kept` is False), all columns except `target`, `kept`, `text` and the places are null in .parquet
+    and empty in .csv; in .npy, floats are nan and integers -1. A .npy file has no `text`.
 
     Parameters
     ----------
@@ -131,11 +131,11 @@ class TokenTable(_TableFile):
         File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
         and `columns` has it.
     top_k : int, default 0
-        Number of the most likely classes of each token to write (by the candidate, if there are any): `top_id_1` and
-        `top_logprob_1` are the likeliest one. This is the option ``--top-k``.
+        Number of the most likely classes of each token to write, with candidates those of the candidate: `top_id_1` and
+        `top_logprob_1` are the likeliest class. This is the option ``--top-k``.
     columns : sequence of str, optional
-        Names of the columns to write, beside those that are known of every row, such as `target` and `kept`. By default
-        all, except `logsumexp` and `acceptance`.
+        Names of the columns to write, in addition to those that every row has, such as `target` and `kept`. By default
+        all columns except `logsumexp` and `acceptance`.
 
     Raises
     ------
@@ -182,19 +182,19 @@ class TokenTable(_TableFile):
 class SequenceTable(_TableFile):
     """A file with a row for each sequence, as ``--per-sequence`` of both commands writes it.
 
-    It has the columns that are known of each sequence, such as its loss and its `count` of tokens; `file` is -1 where
-    several may hold a part. With candidates, there is a row for each sequence and candidate, with its `name`. In
-    `compare_texts`, the rows are documents, and in `compare_samples` the questions, each once for each metric.
+    Its columns are the properties of each sequence, such as its loss and its `count` of tokens; `file` is -1 if several
+    files may contain parts of it. With candidates, there is a row for each sequence and candidate, with its `name`. In
+    `compare_texts`, the rows are documents, and in `compare_samples` questions, with a row for each metric.
 
-    It is a .npy file of a structured array, a .csv or a .parquet file.
+    The file is a .npy file of a structured array, a .csv or a .parquet file.
 
     Parameters
     ----------
     path
         As in `TokenTable`.
     columns : sequence of str, optional
-        Names of the columns to write, beside those that identify a row, such as `file` and `sequence`. By default all,
-        except `acceptance`.
+        Names of the columns to write, in addition to those that identify a row, such as `file` and `sequence`. By
+        default all columns except `acceptance`.
 
     Raises
     ------

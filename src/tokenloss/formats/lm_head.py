@@ -1,4 +1,4 @@
-"""The projection of hidden states onto the vocabulary, as files of models hold it, and what config.json says of it."""
+"""The projection of hidden states onto the vocabulary, from the files of a model and its config.json."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ def _may_change_logits(key: str) -> bool:
 
 
 class Transform(NamedTuple):
-    """How logits are made of the products of hidden states and the head."""
+    """The transform of the products of hidden states and the head into logits."""
 
     logit_scale: float
     softcap: float | None
@@ -320,7 +320,7 @@ class Transform(NamedTuple):
 
 
 class ModelConfig:
-    """What a config.json, if there is one, says of the part of a model that reads text."""
+    """The part of a config.json, if present, that describes the text model."""
 
     def __init__(self, path: str, parts: list[dict[str, Any]]) -> None:
         self._parts = parts
@@ -424,7 +424,7 @@ def read_config(path: str) -> ModelConfig:
 
 
 def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A config, and those of its parts that are about text."""
+    """A config, and its parts that are about text."""
     yield config
     for key, value in config.items():
         if isinstance(value, dict) and (key in _TEXT_CONFIGS or (key.endswith("_config") and "vocab_size" in value)):

@@ -305,7 +305,7 @@ class _Scan:
         self.is_string = self.is_escaped = False  # whether the first byte of the next chunk is in a string, and escaped
 
     def cuts(self, chunk: bytes) -> list[int]:
-        """Where outermost objects begin and, by turns, where they end, which is behind their last byte."""
+        """The places where outermost objects begin and, in turn, where they end, which is after their last byte."""
         if self.is_escaped:
             chunk = b"_" + chunk[1:]
         chunk = chunk.replace(b"\\\\", b"__").replace(b'\\"', b"__")

@@ -15,7 +15,7 @@ _DIGITS = 9  # with which every float32 can be written
 
 
 class Rounding(NamedTuple):
-    """What all numbers so far have in common. Those of parts, added in any order, give that of the whole."""
+    """The rounding that all numbers so far share. Roundings of parts, added in any order, give that of the whole."""
 
     total: int = 0  # of numbers that are finite and not 0
     decimals: int = 0  # of the number that has most; one more than `_MOST_DECIMALS` stands for any more
@@ -54,7 +54,7 @@ class Rounding(NamedTuple):
         return 0.01 if self.total and (self.is_bfloat16 or self.is_float16) else _FLOAT32_ERROR
 
     def half_steps(self, values: Array) -> Array:
-        """How far each of these numbers may be from the unrounded one, by its decimals or else by its dtype."""
+        """The largest error of each number by rounding, from its decimals or else its dtype."""
         if self.total and self.decimals <= _MOST_DECIMALS:
             return np.full(values.shape, 0.5 * 10.0**-self.decimals)
         bits = 8 if self.is_bfloat16 else 11 if self.is_float16 else 24 if self.is_float32 else 53

@@ -125,7 +125,7 @@ class Scores(Source):
         return (block for file in files for block in file.blocks(most_rows))
 
     def _lacks(self, need: Need) -> str:
-        """What the files have, in place of what is needed."""
+        """The words of an error for a need that the files do not meet."""
         said = self.token_options
         if need == "targets" and not said.targets and all(spec.target_type == "none" for spec in self.specs):
             return "holds no targets"

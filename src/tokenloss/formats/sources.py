@@ -126,7 +126,7 @@ class Source:
         return (*tokenizer_files(said.tokenizer), *self.paths, *said.targets, *said.segment_ids)
 
     def _lacks(self, need: Need) -> str:
-        """What the source has instead of what a function needs, in words after its name; "" if it meets the need."""
+        """The words of an error, after the source's name, for a need that it does not meet; "" if it meets the need."""
         return self._lacking.get(need, "")
 
     def given(self) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class Blocks(Source):
         return "source"
 
     def _lacks(self, need: Need) -> str:
-        """What blocks are, in place of what is needed."""
+        """The words of an error for a need that blocks do not meet."""
         if need == "plan":
             return "is blocks, which are made one by one"
         is_once = need == "resume" and not callable(self.source)

@@ -24,7 +24,7 @@ _BOOLS = ("is_sentinel", "is_prompt", "is_greedy", "is_greedy_known", "is_lost")
 
 
 class Tops(NamedTuple):
-    """The classes that are listed at each position, in lists that hold those of all positions."""
+    """The classes listed at each position, in lists over all positions."""
 
     counts: list[int]
     texts: list[str | None]
@@ -33,12 +33,12 @@ class Tops(NamedTuple):
     ranks: Sequence[int] = ()  # of each class, where the server tells them: 0 of one that has none
 
     def spans(self) -> list[tuple[int, int]]:
-        """Where the classes of each position start and end."""
+        """The start and end of the classes of each position."""
         return list(itertools.pairwise([0, *itertools.accumulate(self.counts)]))
 
 
 def position_of(counts: Sequence[int], at: int) -> tuple[int, int]:
-    """The position that lists a class, and its number there, if each lists so many."""
+    """The position that lists the class at an index, and its number there, given the counts of all positions."""
     return [(i, j) for i, n in enumerate(counts) for j in range(n)][at]
 
 
@@ -93,7 +93,7 @@ _MISSING: dict[str, Any] = {"top_tokens": None, "top_ids": -1, "top_logprobs": m
 
 
 def join(parts: Sequence[Columns], width: int = 0) -> Columns:
-    """The tokens of one part after those of another; all list as many classes as any, and at least `width`."""
+    """The tokens of all parts in order, each with lists of one length, which is at least `width`."""
     width = max(width, *(part["top_ids"].shape[1] for part in parts))
     if len(parts) == 1 and parts[0]["top_ids"].shape[1] == width:
         return parts[0]

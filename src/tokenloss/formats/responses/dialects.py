@@ -1,4 +1,4 @@
-"""Layouts in which servers return log-probabilities: one function for each, told by the keys of a response."""
+"""Layouts in which servers return log-probabilities: one function for each, chosen by the keys of a response."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NAMED = re.compile("token_id:([0-9]{1,18})")  # how vLLM may name a token
 
 
 class Choice(NamedTuple):
-    """A choice of a response: its parts "prompt" and "generated", or "all" where they cannot be told apart."""
+    """A choice of a response: its parts "prompt" and "generated", or "all" if nothing separates them."""
 
     number: int
     parts: dict[str, Listed]

@@ -181,7 +181,7 @@ def _one_by_usage(value: dict[str, Any], listed: Listed, n_prompt: int, n_genera
 
 
 def _block(sizes: Sequence[int], total: int) -> int:
-    """How many choices each prompt has, such that the sizes of the prompts add up to the total; 0 if no number fits."""
+    """The number of choices per prompt with which the sizes of the prompts add up to the total; 0 if no number fits."""
     for n in range(1, len(sizes) + 1):
         is_whole = len(sizes) % n == 0 and sum(sizes[::n]) == total
         if is_whole and all(size == sizes[i - i % n] for i, size in enumerate(sizes)):

@@ -227,7 +227,7 @@ class Responses(Source):
             refuse_without_number(path, self.part)
 
     def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Listed]]:
-        """Parts of a choice that are yielded; none of one whose prompt is that of the choice before it."""
+        """The parts of a choice that are yielded, without a prompt that repeats the one of the choice before it."""
         parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
         prompt = parts.get("prompt")
         if "all" in parts and self.part != "all":
@@ -257,7 +257,7 @@ class Responses(Source):
 
 
 def each_file(source: Responses) -> list[Responses]:
-    """A source of each of the files, any of which may lack a log-probability if there are several."""
+    """A source for each of the files; if there are several, any of them may lack log-probabilities."""
     files = zip(source.paths, source._dialects, strict=True)
     is_one = len(source.paths) > 1
     return [

@@ -115,7 +115,7 @@ def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def tokenizer_files(path: str | None) -> list[str]:
-    """The file of a tokenizer, if there is one, and related files next to it, none of which an output may replace."""
+    """The file of a tokenizer, if given, and related files next to it; outputs must not replace them."""
     if path is None:
         return []
     own = _in_folder(path) if Path(path).is_dir() else path
@@ -135,7 +135,7 @@ def _in_folder(folder: str) -> str:
 
 
 def _vocabulary(path: str, data: bytes) -> Vocabulary:
-    """What a file says; its content tells of which kind it is."""
+    """The vocabulary in a file, whose kind follows from its content."""
     if data[:1] == b"{":
         said = parsed_json(data)
         if "model" in said:
@@ -163,7 +163,7 @@ def _vocabulary(path: str, data: bytes) -> Vocabulary:
 
 
 def _config(path: str) -> dict[str, Any]:
-    """The configuration beside a tokenizer; nothing if there is none."""
+    """The configuration next to a tokenizer; empty if the file is missing."""
     config = Path(path).with_name(_CONFIG)
     return read_object(str(config), _MOST_BYTES) if config.is_file() else {}
 
@@ -177,7 +177,7 @@ def _added(path: str) -> list[dict[str, Any]]:
 
 
 def _read_tiktoken(data: bytes) -> Vocabulary:
-    """What lines `base64 rank` say; special ids are in no line."""
+    """The vocabulary in lines `base64 rank`, which do not list special ids."""
     lines = [line.split() for line in data.splitlines() if line.strip()]
     # Whisper's has "=" for no bytes
     pieces = {int(rank): base64.b64decode(token.removeprefix(b"="), validate=True) for token, rank in lines}
@@ -187,7 +187,7 @@ def _read_tiktoken(data: bytes) -> Vocabulary:
 
 
 def _read_tekken(said: dict[str, Any]) -> Vocabulary:
-    """What a tekken.json says: special ids come first, and ranks are counted after them."""
+    """The vocabulary in a tekken.json: special ids come first, and ranks are counted after them."""
     config = said["config"]
     n_special = config["default_num_special_tokens"]
     n_ranks = config["default_vocab_size"] - n_special
@@ -196,7 +196,7 @@ def _read_tekken(said: dict[str, Any]) -> Vocabulary:
 
 
 def _read_gpt2(vocab: dict[str, int], path: str) -> Vocabulary:
-    """What a vocab.json says, in the alphabet of byte-level BPE: tokens that no merge makes are special.
+    """The vocabulary in a vocab.json, in the alphabet of byte-level BPE: tokens that no merge makes are special.
 
     Where tokens that end a word have a mark, as CLIP's have, none holds white space.
     """
@@ -223,7 +223,7 @@ _WIDTHS = {1: 8, 5: 4}  # bytes of a number by its wire type
 
 
 def _read_sentence_piece(data: bytes) -> Vocabulary:
-    """What a model says; ValueError if it is no message."""
+    """The vocabulary in a model of SentencePiece; ValueError if it is not a protobuf message."""
     parts: dict[int, list[dict[int, int | bytes]]] = {_PIECES: [], _TRAINER: [], _NORMALIZER: []}
     for number, value in _fields(data):
         if number in parts and isinstance(value, bytes):
