@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from tokenloss._core.rows import Row
-from tokenloss._statistics.ratio import interval_above_0
 
 _FAR_FROM_2 = 2.2  # with a larger interval_factor (12 sequences or fewer), tables show the interval of the loss
 _INTERVAL = "95 % interval {low:.5g} to {high:.5g}"
 LOSS_ROWS = (
-    Row("loss", "loss", notes=("± {stderr:.3g} nats ({basis})", "{ends}"), otherwise="nats{alone}"),
+    Row("loss", "loss", notes=("± {stderr:.3g} nats ({basis})", "{few}" + _INTERVAL), otherwise="nats{alone}"),
     Row("perplexity", "perplexity", notes=(_INTERVAL,)),
     Row("bits per token", "bits_per_token"),
 )
@@ -31,9 +29,8 @@ def loss_values(figures: dict[str, Any], basis: str) -> dict[str, Any]:
     """
     values = {"basis": basis, "has_sequences": figures["n_sequences"] > 1}
     values["alone"] = "; no interval from one token" if figures["count"] == 1 else ""
-    if figures["interval_factor"] > _FAR_FROM_2 and not math.isnan(figures["stderr"]):
-        interval = interval_above_0(figures["loss"], figures["stderr"], figures["interval_factor"])
-        values["ends"] = "95 % interval {:.5g} to {:.5g}".format(*interval)
+    if figures["interval_factor"] > _FAR_FROM_2:
+        values["few"] = ""  # without it, the note is left out
     for unit in ("bytes", "words"):  # errors treat what is not known by sequence as proportional to tokens
         is_guess = figures["is_clustered"] and not figures[f"{unit}_are_by_sequence"]
         values[f"{unit}_note"] = ", text in proportion to tokens" if is_guess else ""
