@@ -335,7 +335,7 @@ NOT_FOR = {
             "is for hidden states; xs.jsonl, qs.jsonl hold samples",
         f"{OF_ROWS} --shift --state=f --scheduler=x --noise=q.npz --size=q=4G --draft --temperature=0.5":
             "does not apply to samples of lm-evaluation-harness",
-        "--html=x.html --plot=x.png --per-token=x.csv": "needs tokens, and there are none here",
+        "--html=x.html --plot=x.png --per-token=x.csv": "needs tokens, which this comparison does not have",
         "--part=all --skip-failed": "is for responses; xs.jsonl, qs.jsonl hold samples",
         "--mask=m --logprobs": "is for log-probabilities",
     },

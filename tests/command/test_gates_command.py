@@ -152,7 +152,7 @@ def test_gates_of_losses_without_targets_end_with_status_2(folder, command):
         with np.load(f"{name}.npz") as file:
             np.save(f"{name}.npy", file["logits"])
     result = command("compare", "base.npy", "q8.npy", "--max-perplexity-ratio", 2, "--max-kl", 1)
-    assert_refused(result, "--max-perplexity-ratio is for losses, which need targets, and there are none")
+    assert_refused(result, "--max-perplexity-ratio limits losses, which need targets, and these scores have none")
     assert command("compare", "base.npy", "q8.npy", "--max-kl", 1)[0] == 0
 
 
@@ -221,4 +221,4 @@ def test_losses_of_nan_passed_every_limit_as_of_ik_llama_cpp_245(folder, command
     np.savez("broken.npz", logits=logits)
     status, out, _ = command("compare", "base.npz", "broken.npz", "--max-kl", "1e9", "--max-perplexity-ratio", "1e9")
     assert status == 3
-    assert out.count("the figure is not finite") == 2
+    assert out.count("the value is not finite") == 2

@@ -294,7 +294,7 @@ def test_gates_of_nan_and_infinite_figures_fail(model):
     found = compare([[1.0, 2.0]] * 3, [[1.0, 2.0], model, model], [0, 1, 1])
     for verdict in found.check(max_kl=1e9, max_kl_quantile={0.6: 1e9}, max_perplexity_ratio=1e9).gates:
         assert verdict.verdict == "fails", verdict
-        assert "the figure is not finite" in verdict.note
+        assert "the value is not finite" in verdict.note
 
 
 def test_gates_of_an_infinite_loss_of_the_base_fail():
@@ -308,13 +308,13 @@ def test_gates_of_what_no_token_has_neither_hold_nor_fail(rng):
     """They failed with the status of a worse model."""
     base = rng.normal(size=(40, 5))
     without = compare(base, 0.9 * base, None)
-    with pytest.raises(ValueError, match=r"^max_perplexity_ratio is for losses, which need targets, and there are no"):
+    with pytest.raises(ValueError, match=r"^max_perplexity_ratio limits losses, which need targets, and these scores"):
         without.check(max_perplexity_ratio=2)
     assert without.check(max_kl=2).verdict == "holds"
     for verdict in compare(base[:0], base[:0], None).check(max_kl=2, max_kl_quantile={0.5: 1}, min_same_top=0).gates:
-        assert (verdict.verdict, verdict.n_more, verdict.note[:24]) == ("cannot tell", None, "no token has this figure")
+        assert (verdict.verdict, verdict.n_more, verdict.note[:23]) == ("cannot tell", None, "no token has this value")
     for verdict in evaluate([(base, np.full(40, -100))]).check(max_loss=9, min_greedy_accuracy=0).gates:
-        assert (verdict.verdict, verdict.note[:24]) == ("cannot tell", "no token has this figure")
+        assert (verdict.verdict, verdict.note[:23]) == ("cannot tell", "no token has this value")
     single = compare(base[:1], base[:1] + 1, [0]).check(max_kl=2, min_same_top=0.5)
     assert [one.verdict for one in single.gates] == ["cannot tell"] * 2
 
@@ -431,7 +431,7 @@ def test_max_kl_of_responses_can_fail_and_never_holds(tmp_path):
         found = compare_files(base, {"same": base, "other": other})
     for verdict in found["same"].check(max_kl=100, max_kl_quantile={0.9: 100}).gates:
         assert (verdict.figure, verdict.verdict, verdict.n_more) == (pytest.approx(0, abs=1e-9), "cannot tell", None)
-        assert "a lower bound of the divergence: it can fail a gate, and hold none" in verdict.note
+        assert "a lower bound of the divergence: it can fail a gate, but cannot hold one" in verdict.note
     assert only(found["same"].check(max_perplexity_ratio=1.01)).note == (
         "this value cannot be trusted: the base is compared with itself; identical to the base at every token"
     )

@@ -224,7 +224,7 @@ def test_what_cannot_have_a_state(tmp_path, npz):
     with pytest.raises(ValueError, match=r"source\(0\) is empty"):
         evaluate(lambda first: [])
     with pytest.raises(
-        ValueError, match="TokenTable needs every token, and state keeps sums alone; run once with state, for"
+        ValueError, match="TokenTable needs every token, and state keeps only sums; run once with state, for"
     ):
         evaluate(Engine(blocks), state=path, sinks=[sinks.TokenTable(tmp_path / "t.npy")])
     evaluate(Engine(blocks), state=path)

@@ -303,8 +303,8 @@ def test_state_of_compare_holds_the_columns_of_the_base_once(sides, command):
 def test_outputs_of_every_token_with_state(sides, command):
     argv = [sides.path / name for name in SHARDS]
     for option, value, words in (
-        ("--state", "state", "keeps sums alone"),
-        ("--scheduler", "tcp://x", "returns sums alone"),
+        ("--state", "state", "keeps only sums"),
+        ("--scheduler", "tcp://x", "returns only sums"),
     ):
         for output in ("--per-token", "t.npy"), ("--html", "page.html"):
             refused = command("compare", *argv, option, value, output[0], sides.path / output[1])

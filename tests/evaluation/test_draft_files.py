@@ -224,7 +224,7 @@ def test_check_has_no_gate_for_drafts(files):
     found = drafts_of(files.base, files.others)
     with pytest.raises(ValueError, match="max_kl is for divergences, not for the acceptance of drafts"):
         found.check(max_kl=1)
-    with pytest.raises(TypeError, match="of scores, which tell the whole divergence"):
+    with pytest.raises(TypeError, match="of scores, which have the whole divergence"):
         found.difference("near", "far")
 
 

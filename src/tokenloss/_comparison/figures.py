@@ -159,7 +159,7 @@ def difference_table(a: Any, b: Any) -> dict[str, Array]:
     """Columns of a table of the differences b - a between the statistics of two models with one base."""
     for one in (a, b):
         if not hasattr(one, "mean_kl"):
-            fits = "a Comparison, of scores, which tell the whole divergence"
+            fits = "a Comparison of scores, which have the whole divergence"
             raise_error("type", name="a candidate", got=type(one).__name__, fits=fits)
     for name in ("kept", "_segment_ids", "base_nll", "base_top_p"):
         mine, theirs = getattr(a, name), getattr(b, name)

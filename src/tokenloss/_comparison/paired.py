@@ -130,7 +130,7 @@ class PairedLosses(ComparedTokens, GatedResult):
     def _verdict(self, limit: Limit, tail: float) -> Verdict:
         gate = limit.gate
         if gate == "max_perplexity_ratio" and not getattr(self, "has_targets", True):
-            raise_error("not for", name=gate, fits="is for losses, which need targets, and there are none")
+            raise_error("not for", name=gate, fits="limits losses, which need targets, and these scores have none")
         mask = getattr(self, "is_top_known", self.kept) if gate == "min_same_top" else self.kept
         index, ids = included(mask.reshape(-1), self._segment_ids)
         kl, nll, base_nll, is_same_top = (

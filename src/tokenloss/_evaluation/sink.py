@@ -285,7 +285,7 @@ def checked_sinks(value: Any, state: bool = False, scheduler: str | None = None)
     option, verb = ("state", "keeps") if state else ("scheduler", "returns")
     for sink in sinks if state or scheduler else ():
         if sink.rows == "tokens":
-            got = f"{named(option)} {verb} sums alone"
+            got = f"{named(option)} {verb} only sums"
             raise_error("needs tokens", name=sink._name, got=got, option=named(option))
     return sinks
 
@@ -306,7 +306,7 @@ def check_needs(sink: Sink, schema: Schema) -> None:
     rows = "sequences" if sink.rows == "sequences" else "tokens"
     columns = {column.name: column for column in getattr(schema, rows)}
     if not columns and (sink.rows != "none" or sink.needs):
-        raise_error("not for", name=sink._name, fits=f"needs {rows}, and there are none here")
+        raise_error("not for", name=sink._name, fits=f"needs {rows}, which this comparison does not have")
     known = {name for name, column in columns.items() if column.known}
     missing = min((sorted({*need} - known) for need in sink.needs), key=len, default=[])
     if missing:

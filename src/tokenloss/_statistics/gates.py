@@ -249,12 +249,12 @@ def verdict_on(
     is_beyond, is_within = (low > limit, high <= limit) if is_max else (high < limit, low >= limit)
     verdict, n_more, words = CANNOT_TELL, None, [*notes]
     if not count:
-        words.insert(0, "no token has this figure")
+        words.insert(0, "no token has this value")
     elif void and not math.isnan(figure):
         words.insert(0, f"this value cannot be trusted: {void}")
     elif not math.isfinite(figure):
         verdict = FAILS
-        words.insert(0, "the figure is not finite")
+        words.insert(0, "the value is not finite")
     elif is_beyond:
         verdict = FAILS
     elif is_within and not is_lower_bound:
@@ -267,9 +267,9 @@ def verdict_on(
         n_more = max(1, _rounded(needed - count))
         words.insert(0, f"about {count_of(n_more, f'more {unit}')} would tell")
     elif figure == limit:
-        words.insert(0, "no number of texts would tell: the figure is the limit")
+        words.insert(0, "no number of texts would tell: the value is the limit")
     if is_lower_bound:
-        words.append("a lower bound of the divergence: it can fail a gate, and hold none")
+        words.append("a lower bound of the divergence: it can fail a gate, but cannot hold one")
     return Verdict("", gate.name, limit, figure, (low, high), verdict, n_more, "; ".join(words))
 
 
@@ -369,11 +369,11 @@ class GatedResult(Result):
           min_same_top            0.9          1            0.95595 to 1  holds
         """
         if not (results := self._results()):
-            raise_error("empty", name="the list of models", fits="of one at least, to be checked")
+            raise_error("empty", name="the list of models", fits="of at least one model")
         first = next(iter(results.values()))
         for name in limits:
             if name not in first.GATES:
-                known = f"; there are {', '.join(map(named, first.GATES))}" * bool(first.GATES)
+                known = f"; gates that apply: {', '.join(map(named, first.GATES))}" * bool(first.GATES)
                 raise_error("not for", name=name, fits=first._why_no_gate.format(margin=named("margin")) + known)
         given, tail = checked_limits(first.GATES, limits), checked_tail(confidence)
         noise = getattr(self, "noise", None) if noise is None else noise
