@@ -69,7 +69,7 @@ class Flags:
         return content.open(paths if len(paths) > 1 else paths[0], **given)
 
     def _content(self, paths: Sequence[str], names: Mapping[str, str], lm_head: str | None) -> Content:
-        """What files of a model hold, by the options that say so, or else by their content."""
+        """The content of a model's files, by the options that name it, or else by the files themselves."""
         are_json = any(map(are_records, paths))
         if lm_head is not None and not are_json:
             self._taken.add(names["lm_head"] if names["lm_head"] in self.values else "lm_head")

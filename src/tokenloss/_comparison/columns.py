@@ -69,7 +69,7 @@ def without_losses(columns: Columns) -> Columns:
 
 
 def join(parts: Sequence[Columns]) -> Columns:
-    """Columns of all parts in order; those of a single one are not copied."""
+    """The columns of all parts in order; the columns of a single part are not copied."""
     if len(parts) == 1:
         return parts[0]
     names = [name for name in COLUMNS if all(name in part for part in parts)]

@@ -26,7 +26,7 @@ class ComparedTokens(Result):
     count : int
         Number of tokens that are compared.
     is_clustered : bool
-        Whether errors are clustered by sequence, which takes at least two sequences.
+        Whether errors are clustered by sequence: with sequences, unless all tokens are in a single one.
     interval_factor : float
         Number of standard errors from a mean to each end of its 95 % confidence interval, as of
         `LossMeter.interval_factor`.

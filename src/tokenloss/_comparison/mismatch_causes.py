@@ -66,7 +66,7 @@ class Tokens(NamedTuple):
 
 
 def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> tuple[list[Cause], float | None]:
-    """The causes that these differences suggest, and the temperature that explains them; None if there is none."""
+    """The causes that these differences suggest, and the temperature that explains them, or None."""
     impossible = int(np.count_nonzero(base == -math.inf))
     found = [_nan_in_one(logprobs, base)]
     if impossible:

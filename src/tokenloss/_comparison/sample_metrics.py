@@ -34,7 +34,7 @@ _NOT_FRACTIONS = {*WEIGHTED, "brier_score", "target_loglikelihood"}
 def paired(
     paths: tuple[str, str], samples: tuple[list[Sample], list[Sample]], document: Callable[[Sample], int | str]
 ) -> list[_Pair]:
-    """Each sample of the base with that of the other model, of the same document and filter."""
+    """Each sample of the base with the other model's sample of the same document and filter."""
     base: dict[object, list[Sample]] = {}
     other: dict[object, list[Sample]] = {}
     for file, groups in zip(samples, (base, other), strict=True):

@@ -420,7 +420,7 @@ def texts_of_tokens(start: IntArray, stop: IntArray, text: bytes) -> list[str]:
 
 
 def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, path: str, top: int) -> TextComparison:
-    """The figures of spans of a text, with so many of the greatest differences each way."""
+    """The comparison of spans of a text, with the `top` spans of the greatest differences each way."""
     kind = kinds_of(text.decode(), spans.start, spans.stop)
     kept = spans.kept
     is_clustered = _n_documents(spans) > 1

@@ -54,7 +54,7 @@ class Spans(NamedTuple):
 
 
 def document_bytes(tokens: TextTokens) -> tuple[IntArray, IntArray]:
-    """Where each document starts and stops, by the tokens that have bytes; both are -1 of one that has none."""
+    """The start and stop of each document, by its tokens that have bytes; -1 for a document without such tokens."""
     own = tokens.at(tokens.stop > tokens.start)
     count = int(tokens.document[-1]) + 1 if tokens.document.size else 0
     first, last = (np.searchsorted(own.document, np.arange(count), side) for side in ("left", "right"))
@@ -96,7 +96,7 @@ def spans_of(a: TextTokens, b: TextTokens, text: Array) -> Spans:
 
 
 def _boundaries(tokens: TextTokens) -> IntArray:
-    """Where tokens start or stop, sorted, each once."""
+    """The places where tokens start or stop, sorted and distinct."""
     own = tokens.at(tokens.stop > tokens.start)
     both = np.empty(2 * own.start.size, np.int64)
     both[::2], both[1::2] = own.start, own.stop

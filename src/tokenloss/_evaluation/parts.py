@@ -1,4 +1,4 @@
-"""The parts that an evaluation is made of, files or blocks: its figures follow from them, and so do merged ones."""
+"""The parts of an evaluation, files or blocks, from which its values and those of merged evaluations follow."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class Parts(NamedTuple):
         } | origins | byte_columns  # fmt: skip
 
     def _content(self, rows: int) -> dict[str, Any]:
-        """What the files or blocks contain; `rows` is the number of rows of all."""
+        """The content of the files or blocks; `rows` is their total number of rows."""
         shard, shape = self.shards[0], (rows,) if self.are_responses else (rows, self.shards[0].shape[-1])
         types = {name: [getattr(one, field) for one in self.shards] for name, field in _TYPES.items()}
         return {
@@ -334,7 +334,7 @@ def window_figures(shards: Iterable[Facts], options: Options) -> dict[str, int]:
 
 
 def _common_figures(result: ShardResult, meter: LossMeter, greedy: LossMeter) -> dict[str, Any]:
-    """Figures that each shard has, and the total, too."""
+    """The values that each shard has, and the total, too."""
     return {
         "count": meter.count,
         "n_sequences": meter.n_sequences,

@@ -198,7 +198,7 @@ class Evaluation(LossFigures, GatedResult):
 
     @property
     def accuracy(self) -> Estimate:
-        """The fraction of the tokens that are the most likely class, of those where this is known; nan of none."""
+        """The fraction of tokens that are the most likely class, where this is known; nan without such tokens."""
         return Estimate(self.figures["accuracy"], lambda: self._measure("min_greedy_accuracy"))
 
     @property

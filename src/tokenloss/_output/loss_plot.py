@@ -230,7 +230,7 @@ def _running_mean(positions: Array, losses: Array, starts: Array, half: int) -> 
 
 
 def _run_starts(is_scored: Array, ids: Array | None, positions: Array) -> Array:
-    """Which of the tokens at these positions begin a run, the first one aside.
+    """Mask of the tokens at these positions that begin a run, except the first token.
 
     A run ends at a token that is not scored, and where a sequence does.
     """

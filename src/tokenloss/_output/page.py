@@ -1,4 +1,4 @@
-"""What all pages share: their frame, their text in paragraphs, and the JSON that their script reads.
+"""The parts that all pages share: their frame, their text in paragraphs, and the JSON that their script reads.
 
 A page holds its text as plain paragraphs, so that browsers lay it out, find in it and print it by themselves. What is
 known of each token stands in columns of JSON, compressed, with the length of its text; `page.js` cuts the paragraphs
@@ -189,7 +189,7 @@ def escaped(text: str) -> str:
 def tokens_of(
     ids: Array, tokens: Sequence[str | None] | Array | None, vocabulary: Sequence[str] | None, shape: tuple[int, ...]
 ) -> Tokens:
-    """The first tokens of a batch, those of these ids; their text is given, or follows from the vocabulary."""
+    """The first tokens of a batch, which have these ids; their text is given, or follows from the vocabulary."""
     if tokens is None:
         text, encode = vocabulary_text(vocabulary, ids.tolist()), byte_encoder(vocabulary or ())
     else:
@@ -230,7 +230,7 @@ def class_names(
 
 
 def known_places(places: Mapping[str, Array]) -> dict[str, Array]:
-    """Places without those that say nothing: the file of a single one, and sequences if there are none."""
+    """The places that tell tokens apart, so not the number of a single file, or of missing sequences."""
     unknown = {"file": 0, "sequence": -1, "position": -1}
     return {name: place for name, place in places.items() if name not in unknown or (place != unknown[name]).any()}
 
@@ -241,7 +241,7 @@ def known_ids(ids: Array) -> list[int | None]:
 
 
 def _id_text(i: int | None) -> str:
-    """What stands for a token without text: its id, if that is known, and a space."""
+    """The text for a token without text: its id, if known, and a space."""
     return "\N{REPLACEMENT CHARACTER} " if i is None else f"#{i} "
 
 
@@ -410,7 +410,7 @@ def as_json(value: object) -> str:
 
 
 def numbers(values: Array, digits: int = 6) -> str:
-    """JSON of numbers with so many digits; infinities become 1e999, which overflows, and nan becomes null."""
+    """JSON of numbers with significant digits; infinities become 1e999, which overflows, and nan becomes null."""
     texts = [f"{x:.{digits}g}" for x in values.reshape(-1).tolist()]
     return f"[{','.join(texts)}]".replace("inf", "1e999").replace("nan", "null")
 

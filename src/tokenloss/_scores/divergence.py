@@ -301,7 +301,7 @@ def topk_divergence_bound(
 
 
 class _Errors(NamedTuple):
-    """How far log-probabilities may be from the unrounded ones: all, and those of each model relative to their size."""
+    """The largest errors of log-probabilities by rounding: absolute for both, and relative to their size by model."""
 
     fixed: float
     base_step: float
@@ -360,7 +360,7 @@ def _bounds(
 
 
 def _roundings(fixed: float, step: float, logs: Float64Array) -> float | Float64Array:
-    """How far each log-probability may be from the unrounded one."""
+    """The largest error of each log-probability by rounding."""
     return fixed + step * np.abs(np.where(logs == -np.inf, 0.0, logs)) if step else fixed
 
 

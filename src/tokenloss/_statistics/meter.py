@@ -33,7 +33,7 @@ _ERRORS_IN_FILES = {
 
 
 class LossFigures(Result):
-    """Figures of the losses that a meter added up: of `LossMeter`, and of results that hold one."""
+    """Statistics of the losses in a meter, for `LossMeter` and for results that contain one."""
 
     __slots__ = ()
 
@@ -64,7 +64,7 @@ class LossFigures(Result):
 
     @property
     def is_clustered(self) -> bool:
-        """Whether errors are clustered by sequence: with sequences, unless a single one is all there is."""
+        """Whether errors are clustered by sequence: with sequences, unless all tokens are in a single one."""
         return self._meter._measure().unit == "sequences"
 
     @property
@@ -106,7 +106,7 @@ class LossFigures(Result):
 
     @property
     def perplexity(self) -> Estimate:
-        """``exp(loss)``; inf where that is beyond a float. Its interval is exp of that of the loss."""
+        """``exp(loss)``; inf if it is too large for a float. Its interval is the exponential of that of the loss."""
         return self._meter._measure()._replace(method="exp").estimate()
 
     @property
@@ -117,13 +117,13 @@ class LossFigures(Result):
 
     @property
     def bits_per_byte(self) -> Estimate:
-        """All losses in bits over the bytes of their text; nan if those of all or of some tokens are not known."""
+        """All losses in bits over the bytes of their text; nan if the bytes of any token are unknown."""
         rate = self._meter._loss_per("bytes")
         return Estimate(rate / math.log(2), lambda: _in_bits(rate))
 
     @property
     def word_perplexity(self) -> Estimate:
-        """``exp(losses / words)`` of the text; nan if the words of all or of some tokens are not known."""
+        """``exp(losses / words)`` of the text; nan if the words of any token are unknown."""
         rate = self._meter._loss_per("words")
 
         def errors() -> Errors:
@@ -366,13 +366,13 @@ class LossMeter(LossFigures):
         return Estimate(rate, errors)
 
     def _by_text(self, unit: str) -> ExactRatio | None:
-        """Sums over what errors take as independent and the lengths of their texts, if each of these is known."""
+        """Sums over the independent parts and the lengths of their texts; None if any length is unknown."""
         by_text: ExactRatio = getattr(self, f"_by_{unit}")
         knows_all = by_text.denominators.sum == getattr(self, f"n_{unit}")
         return by_text if knows_all and by_text.count == self._measure().independent.count > 1 else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the exact sums alone: a pickle outlives the modules of this version."""
+        """Pickle only the exact sums: a pickle outlives the modules of this version."""
         return LossMeter._from_json, (self._to_json(),)
 
     def _main(self) -> dict[str, str]:
@@ -404,7 +404,7 @@ def add_lengths(meter: LossMeter, name: str, nll: Float64Array, lengths: IntArra
 
 
 def basis_of(meter: LossMeter) -> str:
-    """What errors take as independent, in words."""
+    """Words for what errors take as independent."""
     if not meter.is_clustered:
         basis = f"{count_of(meter.count, 'token')}, taken as independent"
     else:
@@ -425,7 +425,7 @@ def meter_from_json(state: dict[str, Any]) -> LossMeter:
 
 
 def _measure(tokens: ExactRatio, groups: ExactRatio, sequences: ExactMoments) -> Measure:
-    """The mean loss, over sequences if there are any, unless a single one is all there is; else over tokens."""
+    """The mean loss, with errors over sequences if there are several independent parts, else over tokens."""
     if sequences.count > 0 and groups.count > 1:
         return Measure(tokens.ratio, groups, "sequences")
     return Measure(tokens.ratio, tokens, "tokens")

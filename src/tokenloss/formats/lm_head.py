@@ -83,7 +83,7 @@ class _HeadFiles(NamedTuple):
 
 
 def lm_head_files(spec: str) -> list[str]:
-    """The files of a head and the others of its model, none of which an output may replace."""
+    """The files of a head and the other files of its model; outputs must not replace them."""
     model = _model(spec)
     folder, beside = Path(model.path).parent, ("*.safetensors", f"*{_INDEX}", _ADAPTER, Path(model.config.path).name)
     found = (str(file) for pattern in beside for file in folder.glob(pattern))
@@ -218,7 +218,7 @@ def _check_whole(model: _HeadFiles, name: str, biases: Sequence[str]) -> None:
 
 
 def _norm(model: _HeadFiles, depth: int) -> tuple[str | None, tuple[Array, ...]]:
-    """Name of the weight of the final norm, and its values and perhaps those of its bias, if they fit hidden states."""
+    """The name of the final norm's weight, and the values of this weight and perhaps its bias, if they fit."""
     name = next((name for name in _NORMS if name in model.files), None)
     if name is None:
         return None, ()

@@ -72,7 +72,7 @@ class ArrayLocation(NamedTuple):
 
 
 def _mapped(array: Array) -> ArrayLocation | None:
-    """Location of a mapped array, or of the one of which it is a view; None if it is not mapped."""
+    """The location of a mapped array, or of the array that it is a view of; None if it is not mapped."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return getattr(array, "place", None)

@@ -75,7 +75,7 @@ class _Compressed(NamedTuple):
                 yield stream
 
     def check_size(self, n_bytes: int) -> None:
-        """Refuse an array of which `n_bytes` at once would be too much memory."""
+        """Refuse an array if reading `n_bytes` of it at once would take too much memory."""
         check_expansion(f"{self.path}: {self.name}", n_bytes, Path(self.path).stat().st_size)
 
 

@@ -474,7 +474,7 @@ def _choices(doc: Any, texts: list[str]) -> list[str]:
 
 
 def _gold(target: Any, choices: list[str]) -> int | None:
-    """Which choice is right, given its number or its text; None where that is not certain."""
+    """The number of the right choice, given its number or its text; None if it is not certain."""
     text = str(target)
     numbers = {int(text)} & {*range(len(choices))} if re.fullmatch(r"\d{1,9}", text, re.ASCII) else set()
     numbers |= {choices.index(text)} if text in choices else set()

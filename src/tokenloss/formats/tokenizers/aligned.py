@@ -211,7 +211,7 @@ def _solid(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _without_spaces(text: _Text, at: int, most: int) -> tuple[bytes, IntArray]:
-    """Up to so many bytes from a byte of the text on that are not white space, and their places after it."""
+    """Up to `most` bytes of the text from a place on, without white space, and their offsets from that place."""
     size = 2 * most + _PIECE
     while True:
         part = text[at : at + size]
@@ -226,7 +226,7 @@ def _without_spaces(text: _Text, at: int, most: int) -> tuple[bytes, IntArray]:
 
 
 def _after_spaces(text: _Text, at: int) -> int:
-    """Where the white space ends that begins at a byte of the text, if any does."""
+    """The end of the white space that begins at a byte of the text; this byte itself if there is no white space."""
     match = _SPACES.match(text, at)
     return match.end() if match else at
 
@@ -265,7 +265,7 @@ def _without_accents(text: str) -> str:
 
 
 def _cause(found: bytes, expected: bytes) -> str | None:
-    """Why the bytes of a text may differ from those of tokens, if that can be told; both are the same at first."""
+    """A likely reason why the bytes of a text differ from those of tokens, which start the same; None if unknown."""
     if expected.startswith(found):
         return "it ends before them"
     same = expected[: _first_difference(found, expected)]

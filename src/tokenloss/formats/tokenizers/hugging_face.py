@@ -27,7 +27,7 @@ _DROPPING = ("BertPreTokenizer", "CharDelimiterSplit", "Whitespace", "Whitespace
 
 
 def read(said: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:
-    """What the JSON of a tokenizer says, with tokens added to its model; ValueError if a part is unknown."""
+    """The vocabulary in the JSON of a tokenizer, with tokens added to its model; ValueError if a part is unknown."""
     if said.get("version") != _VERSION:
         raise ValueError(f"it has version {said.get('version')!r}, and {_VERSION!r} is known")
     model = said["model"]
@@ -88,7 +88,7 @@ def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer, decoder or post-processor, those of a sequence one by one."""
+    """The steps of a normalizer, pre-tokenizer, decoder or post-processor; a sequence yields each of its steps."""
     if isinstance(part, dict):
         inner = [part[key] for key in ("normalizers", "pretokenizers", "decoders", "processors") if key in part]
         if inner:
@@ -111,7 +111,7 @@ def _written(encode: list[_Step], piece: str) -> bytes:
 def _encoder(
     model: dict[str, Any], splits: list[dict[str, Any]], decoders: list[dict[str, Any]], is_byte_level: bool
 ) -> list[_Step]:
-    """What turns a piece into text, step by step, up to the one that makes bytes of it."""
+    """The steps that turn a piece into text, up to the step that makes bytes."""
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     steps: list[_Step] = [_cutting(prefix, suffix)]
     if not decoders:  # the pieces are what the pre-tokenizer made
@@ -163,7 +163,7 @@ def _byte_or_text(piece: str) -> str | bytes:
 
 
 def _normalized(normalizers: list[dict[str, Any]], content: str) -> str:
-    """What an added token is looked for as, if a text is normalized first."""
+    """The form in which an added token is looked for, if texts are normalized first."""
     for step in normalizers:
         match step:
             case {"type": "Prepend", "prepend": str(mark)}:
@@ -182,7 +182,7 @@ def _changes_length(step: dict[str, Any], encode: list[_Step], is_byte_level: bo
 
 
 def _scheme(step: dict[str, Any]) -> str:
-    """Which parts of a text a pre-tokenizer puts a space before: "never" any, the "first", or "always" each."""
+    """The parts of a text before which a pre-tokenizer puts a space: "never" any, the "first", or "always" each."""
     if step["type"] not in ("ByteLevel", "Metaspace"):
         return "never"
     return str(step.get("prepend_scheme", "always" if step.get("add_prefix_space") else "never"))

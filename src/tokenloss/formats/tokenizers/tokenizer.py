@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Vocabulary(NamedTuple):
-    """What a file says of a tokenizer.
+    """The content of a tokenizer file.
 
     `pieces` are the bytes by id. `special` ids write nothing by design; `unknown` ids stand for text that no file
     tells. `prefix` says when the first token of a text begins with a space that the text lacks: "always", or only where
@@ -69,7 +69,7 @@ class Tokenizer:
         return f"[0, {len(self.pieces)}), the ids of {self.path}{hint * self.said.lacks_special}"
 
     def with_special(self, size: int) -> Tokenizer:
-        """One of at least so many ids; those beyond are special if the file may lack some that are."""
+        """The tokenizer with at least `size` ids; ids that are added are special, if the file may lack special ids."""
         beyond = range(len(self.pieces), size if self.said.lacks_special else 0)
         return Tokenizer(self.path, self.said._replace(special=self.said.special.union(beyond))) if beyond else self
 
@@ -82,7 +82,7 @@ class Tokenizer:
         return pieces
 
     def lengths(self, ids: Array, is_first: Array) -> IntArray:
-        """How many bytes tokens write into texts.
+        """The number of bytes that each token writes into its text.
 
         `is_first` is True for the first token of each text; the space that this text lacks is taken off its first token
         that writes anything, so that a BOS may come first. Ids below 0 write nothing.
@@ -121,7 +121,7 @@ class Tokenizer:
         return found
 
     def _spaces_after(self, ids: IntArray, indices: IntArray) -> IntArray:
-        """How many spaces the next token that writes anything begins with, after tokens at these indices."""
+        """The number of spaces at the start of the next token that writes anything, after tokens at these indices."""
         writing = np.flatnonzero(self.lengths_of(ids))
         after: IntArray = np.append(self._spaces[ids[writing]], 0)[np.searchsorted(writing, indices, "right")]
         return after
