@@ -305,7 +305,7 @@ def test_sinks_of_wrong_names_or_without_their_packages(monkeypatch):
 def test_sinks_that_need_tokens_of_sums(option, verb, npz, tmp_path):
     path = npz(logits=np.zeros((2, 3)), targets=[0, 1])
     for sink in (sinks.TokenTable(tmp_path / "x.csv"), Collected()):
-        with pytest.raises(ValueError, match=f"^{type(sink).__name__} needs every token, and {option} {verb} only sums"):
+        with pytest.raises(ValueError, match=f"^{type(sink).__name__} needs every token, and {option} {verb} only"):
             evaluate(path, sinks=[sink], **{option: str(tmp_path / "x")})
     evaluate(path, sinks=[sinks.SequenceTable(tmp_path / "x.csv")], state=tmp_path / "state")
     assert math.isnan(evaluate(path, state=tmp_path / "state").figures["sequence_loss"])

@@ -161,7 +161,7 @@ class Sink:
         sums. Sequences come in one block, after the last token.
     needs : sequence of sets of str
         The columns that the sink requires: all columns of at least one set must be known, or the sink is refused before
-        any work. They are columns of sequences if `rows` is "sequences", otherwise of tokens.
+        the first row. They are columns of sequences if `rows` is "sequences", otherwise of tokens.
     top_k : int
         Number of the most likely classes wanted for each token. `Block.tops` may have more or fewer.
     made_by : str
