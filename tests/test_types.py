@@ -88,7 +88,7 @@ def test_scores_and_comparisons_have_typed_fields() -> None:
     assert is_float(assert_type(scores.perplexity, float))
     assert_type(tokenloss.linear_token_scores(PROBS, PROBS, IDS), results.TokenScores)
     comparison = assert_type(tokenloss.compare(LOGITS, PROBS, IDS, definitions="exact"), results.Comparison)
-    assert_type(comparison.kl_quantiles[0.5], float)
+    assert_type(comparison.kl_quantiles[0.5], results.Estimate)
     assert is_array(assert_type(comparison.is_same_top, npt.NDArray[np.bool_]), np.bool_)
     meter = tokenloss.ComparisonMeter(definitions="exact")
     meter.update(LOGITS, PROBS, IDS)

@@ -476,6 +476,13 @@ def test_kl_quantile_intervals_of_special_divergences():
     assert compare(base[:1], base[:1], [0]).kl_quantiles[0.5].interval == (0, INF)
 
 
+def test_quantiles_without_intervals_say_so():
+    found = compare(np.eye(3), 2 * np.eye(3), [0, 1, 2], divergences=("kl", "js"))
+    for one in found.kl_quantiles[1.0], found.divergence_quantiles["js"][0.5], found.delta_p_quantiles[0.5]:
+        assert np.isnan([one.stderr, *one.interval]).all()
+        assert one.unit == ""
+
+
 def test_kl_quantile_intervals_of_few_divergences_end_at_0_and_infinity(rng):
     base, other, _ = models(rng, (5, 6))
     found = compare(base, other, [0, 1, 2, 3, 4])

@@ -334,7 +334,7 @@ def test_what_has_no_difference_is_refused(make, tmp_path):
     with pytest.raises(KeyError, match="nobody"):
         found.difference(a, "nobody")
     if make is not of_scores:
-        with pytest.raises(TypeError, match=r"a candidate is '\w+Comparison'; it must be a Comparison, of scores"):
+        with pytest.raises(TypeError, match=r"a candidate is '\w+Comparison'; it must be a Comparison of scores"):
             found.difference(a, b)
         return
     many = ComparisonMeter()

@@ -67,7 +67,7 @@ class Comparison(PairedLosses):
         base's distribution from the model's, and "js", the Jensen-Shannon divergence, both in nats; "tv", the total
         variation, and "hellinger", the Hellinger distance, from 0 to 1.
     divergence_quantiles : dict of dict
-        By the same names, quantiles as `kl_quantiles`.
+        By the same names, quantiles as `kl_quantiles`, but without intervals.
     token_divergences : dict of array of float64
         By the same names, the value at each position.
     sequences : dict of 1-D arrays or None
@@ -95,14 +95,14 @@ class Comparison(PairedLosses):
     finite_mean_kl: Estimate
     n_infinite: int
     n_nan: int
-    kl_quantiles: dict[float, float]
+    kl_quantiles: dict[float, Estimate]
     base_left_out: float | None
     left_out: float | None
     kl: Float64Array
     base_top_p: Float64Array
     temperature: float = 1.0
     divergences: dict[str, Estimate] = field(default_factory=dict)
-    divergence_quantiles: dict[str, dict[float, float]] = field(default_factory=dict)
+    divergence_quantiles: dict[str, dict[float, Estimate]] = field(default_factory=dict)
     token_divergences: dict[str, Float64Array] = field(default_factory=dict)
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:

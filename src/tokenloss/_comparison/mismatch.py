@@ -256,8 +256,8 @@ class Mismatch(ComparedTokens, GatedResult):
     log_mean_sequence_ratio: float
     mean_geometric_ratio: Estimate
     sequence_ess: Estimate
-    difference_quantiles: dict[float, float]
-    ratio_quantiles: dict[float, float]
+    difference_quantiles: dict[float, Estimate]
+    ratio_quantiles: dict[float, Estimate]
     diagnosis: list[str]
     void: str
     temperature: float | None

@@ -62,7 +62,7 @@ class PairedLosses(ComparedTokens, GatedResult):
         Mean and root mean square of the change of the tokens' probabilities.
     delta_p_quantiles : dict
         By fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.75, 0.5 (the median), 0.25, 0.1, 0.05,
-        0.01, 0.001 and 0.0 (the minimum), interpolated linearly.
+        0.01, 0.001 and 0.0 (the minimum), interpolated linearly. Their errors are unknown.
     same_top : Estimate
         Fraction of the tokens at which both models have the same most likely class, of those where this is known.
     nll, base_nll : array of float64
@@ -89,7 +89,7 @@ class PairedLosses(ComparedTokens, GatedResult):
     perplexity_ratio: Estimate
     perplexity_difference: Estimate
     mean_delta_p: Estimate
-    delta_p_quantiles: dict[float, float]
+    delta_p_quantiles: dict[float, Estimate]
     rms_delta_p: Estimate
     same_top: Estimate
     nll: Float64Array
@@ -257,15 +257,15 @@ def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float)
     return max(-1.0, min(1.0, (stderr**2 + base_stderr**2 - stderr_of_difference**2) / product))
 
 
-def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float, float]:
+def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float, Estimate]:
     """Quantiles of sorted values by linear interpolation; nan without values, or with a nan among them."""
     if not ordered.size or np.isnan(ordered[-1]):
-        return dict.fromkeys(fractions, math.nan)
+        return dict.fromkeys(fractions, Estimate(math.nan))
     values = {}
     for fraction in fractions:
         below, rest = divmod(round(_PARTS * fraction) * (ordered.size - 1), _PARTS)
         low, high = float(ordered[below]), float(ordered[below + (rest > 0)])
-        values[fraction] = low if low == high else low * (1 - rest / _PARTS) + high * (rest / _PARTS)
+        values[fraction] = Estimate(low if low == high else low * (1 - rest / _PARTS) + high * (rest / _PARTS))
     return values
 
 
@@ -312,7 +312,7 @@ def _quantile_reach(
 
 
 def _clustered_radii(
-    values: Float64Array, limits: dict[float, float], segment_ids: IntArray, factor: float
+    values: Float64Array, limits: Mapping[float, float], segment_ids: IntArray, factor: float
 ) -> dict[float, float]:
     """Half the width of the interval of the fraction of values up to each limit, clustered by sequence."""
     groups = np.cumsum((np.diff(segment_ids, prepend=-1) != 0) | (segment_ids < 0)) - 1

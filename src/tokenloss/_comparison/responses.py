@@ -402,7 +402,7 @@ class ResponseComparison(PairedLosses):
     n_sentinels: int
     n_skipped: int
     mean_kl_bound: Estimate
-    kl_bound_quantiles: dict[float, float]
+    kl_bound_quantiles: dict[float, Estimate]
     n_bounded: int
     mean_base_mass: float
     mean_mass: float

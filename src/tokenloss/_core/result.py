@@ -186,7 +186,7 @@ def in_files(statistics: Mapping[str, Any], errors: Mapping[str, Sequence[str]] 
     for name, value in statistics.items():
         is_estimate = isinstance(value, Estimate)
         if name.endswith("_quantiles"):
-            intervals = {f"{at:g}": [*one.interval] for at, one in value.items() if hasattr(one, "interval")}
+            intervals = {f"{at:g}": [*one.interval] for at, one in value.items() if one.unit}
             values[name] = {f"{at:g}": float(one) for at, one in value.items()}
             values |= {f"{name.removesuffix('s')}_intervals": intervals} if intervals else {}
             continue
