@@ -258,6 +258,18 @@ def test_questions_of_folders_have_their_task(command, tmp_path):
     assert_refused(refused, "--per-sequence", "would be written into")
 
 
+@pytest.mark.parametrize("columns", ["nll", iter(["nll"]), np.array(["nll"]), {"nll": 1}])
+def test_columns_are_named_by_any_iterable_or_one_text(columns):
+    table = sinks.SequenceTable(columns=columns)
+    evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[table])
+    assert list(table.columns()) == ["file", "sequence", "count", "nll"]
+
+
+def test_columns_that_are_no_names_are_refused_as_unknown():
+    with pytest.raises(ValueError, match=r"^TokenTable needs columns that the tokens here do not have: 1$"):
+        evaluate([(np.zeros((2, 4)), np.ones(2, int))], sinks=[sinks.TokenTable(columns=[1])])
+
+
 def test_more_top_classes_than_there_are_classes():
     table = sinks.TokenTable(top_k=5)
     evaluate([(3 * np.eye(3), np.arange(3))], sinks=[table])

@@ -44,8 +44,9 @@ class _TableFile(Sink):
                 importlib.import_module("pyarrow.parquet")
             except ImportError:
                 raise_error("missing", name=path, got="pyarrow")
-        self._wanted = columns
-        self.needs: Needs = () if columns is None else ({*columns},)
+        names = (columns,) if isinstance(columns, str) else columns
+        self._wanted = None if names is None else {*map(str, names)}
+        self.needs: Needs = () if self._wanted is None else (self._wanted,)
         self._blocks: list[Array] = []  # of a table in memory
         super().__init__(path)
 
