@@ -335,7 +335,7 @@ def test_gates_of_what_no_token_has_neither_hold_nor_fail(rng):
         ({"max_kl": 1, "confidence": 95}, "confidence is 95; it must be a number between 0 and 1"),
         ({"max_kl": 1, "confidence": 1.0}, "confidence is 1.0"),
         ({"max_kl": 1, "confidence": 0}, "confidence is 0"),
-        ({"max_kl": 1, "noise": "twin.npz"}, "noise is 'str'; it must be a Comparison, or None"),
+        ({"max_kl": 1, "noise": "twin.npz"}, "noise is 'str'; it must be another Comparison, or None"),
     ],
 )
 def test_gates_that_are_invalid(gates, words, documents):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import operator
 import pickle
 
 import numpy as np
@@ -97,6 +98,19 @@ def test_numpy_computes_as_with_a_plain_float(dtype):
         result, wanted = compute(ONE), compute(1.5)
         assert np.asarray(result).dtype == np.asarray(wanted).dtype
         np.testing.assert_array_equal(result, wanted)
+
+
+@pytest.mark.parametrize("compute", [
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow,
+    operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge,
+])  # fmt: skip
+def test_operators_with_float64_of_numpy_yield_what_a_plain_float_does(compute):
+    scalar = np.float64(3)
+    for one, other in ((ONE, scalar), (scalar, ONE), (ONE, ONE), (ONE, 2), (2, ONE)):
+        plain = [1.5 if each is ONE else each for each in (one, other)]
+        assert repr(compute(one, other)) == repr(compute(*plain))
+    with np.errstate(divide="ignore"):
+        assert ONE / np.float64(0) == math.inf
 
 
 def test_numpy_changes_arrays_in_place():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
@@ -115,3 +116,9 @@ class Estimate(float):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the number and its errors."""
         return Estimate, (float(self), self._all_errors())
+
+
+_OF = vars(operator)
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lt", "le", "eq", "ne", "gt", "ge"):
+    # those of float would take NumPy's float64 as a plain float, too
+    setattr(Estimate, f"__{_name}__", lambda self, other, compute=_OF[_name]: compute(float(self), other))

@@ -378,7 +378,7 @@ class GatedResult(Result):
         given, tail = checked_limits(first.GATES, limits), checked_tail(confidence)
         noise = getattr(self, "noise", None) if noise is None else noise
         if not isinstance(noise, type(first) | None):
-            raise_error("type", name="noise", got=type(noise).__name__, fits=f"a {type(first).__name__}, or None")
+            raise_error("type", name="noise", got=type(noise).__name__, fits=f"another {type(first).__name__}, or None")
         verdicts: list[Verdict] = []
         for name, one in results.items():
             own = [one._verdict(limit, tail)._replace(name=name) for limit in given]
