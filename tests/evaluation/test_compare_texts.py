@@ -193,6 +193,17 @@ def test_files_with_segment_ids_of_their_own_are_other_documents(tmp_path):
     assert found == whole
 
 
+def test_documents_that_end_within_a_character_have_its_bytes_as_escapes(tmp_path):
+    """As where a text is cut into sequences of so many tokens."""
+    (tmp_path / "t.txt").write_text("é a", "utf-8")
+    documents, table = [[b"\xc3"], [b"\xa9", b" a"]], sinks.TokenTable()
+    models = [model(tmp_path, name, documents, nll) for name, nll in (("a", [1, 2, 3]), ("b", [3, 3, 1]))]
+    files = table, sinks.SpanPage(tmp_path / "spans.html"), sinks.TokenTable(tmp_path / "spans.csv")
+    found = compared(*models, shift=None, sinks=files)
+    assert [span.text for span in found.b_worse] == ["\\xc3", "\\xa9"]
+    assert found.columns()["text"].tolist() == table.columns()["text"].tolist() == ["\\xc3", "\\xa9", " a"]
+
+
 def test_ids_and_segment_ids_may_be_in_files_of_their_own(two, command):
     """With a document that goes on in the next shard."""
     a, b = two

@@ -76,7 +76,7 @@ class TextSpan(NamedTuple):
     document : int
         Number of the document, from 0.
     text : str
-        The text of the span.
+        The text of the span, with escapes as in the tokens if its document starts or ends within a character.
     tokens_a, tokens_b : list of str
         Tokens of each model. Bytes that are only part of a character are shown as escapes, and special tokens as "".
     nll_a, nll_b : float
@@ -384,7 +384,7 @@ def span_columns(comparison: TextComparison, first: int, last: int) -> dict[str,
     part, spans = slice(first, last), comparison._spans
     start, stop = spans.start[part], spans.stop[part]
     kinds = np.array(KINDS, object)[comparison._kind[part]]
-    texts = [comparison._bytes[i:j].decode() for i, j in zip(start.tolist(), stop.tolist(), strict=True)]
+    texts = texts_of_bytes(start, stop, comparison._bytes)
     (a, b), counts = spans.nll, [np.diff(of_side[first : last + 1]) for of_side in spans.first]
     with np.errstate(invalid="ignore"):
         difference = b[part] - a[part]
@@ -400,7 +400,7 @@ def tokens_of_spans(comparison: TextComparison, side: int, size: int) -> tuple[I
     """For the first spans: the number of a model's first token in each, and the texts and losses of the tokens."""
     first = comparison._spans.first[side][: size + 1]
     tokens = comparison._spans.tokens[side].at(slice(0, int(first[-1])))
-    texts = texts_of_tokens(tokens.start, tokens.stop, comparison._bytes)
+    texts = texts_of_bytes(tokens.start, tokens.stop, comparison._bytes)
     return first, texts, np.where(tokens.is_scored, tokens.nll, math.nan)
 
 
@@ -410,8 +410,8 @@ def errors_by(comparison: TextComparison) -> str:
     return by + guess_note(comparison.interval_factor)
 
 
-def texts_of_tokens(start: IntArray, stop: IntArray, text: bytes) -> list[str]:
-    """The text of tokens; bytes that are a part of a character as escapes."""
+def texts_of_bytes(start: IntArray, stop: IntArray, text: bytes) -> list[str]:
+    """The text of tokens or spans; bytes that are a part of a character as escapes, as where a document ends in one."""
     pairs = zip(start.tolist(), stop.tolist(), strict=True)
     return [text[i:j].decode("utf-8", "backslashreplace") for i, j in pairs]
 
@@ -503,9 +503,10 @@ def _worst(spans: Spans, loss: Float64Array, top: int, text: bytes) -> list[Text
     """The spans with the greatest losses above 0, and nan, the greatest first."""
     chosen = [span for span in highest(loss, top).tolist() if not loss[span] <= 0]
     worst = []
-    for span in chosen:
+    texts = texts_of_bytes(spans.start[chosen], spans.stop[chosen], text)
+    for span, own in zip(chosen, texts, strict=True):
         start, stop, document = (int(column[span]) for column in (spans.start, spans.stop, spans.document))
-        tokens_a, tokens_b = (texts_of_tokens(*spans.tokens_of(side, span)[:2], text) for side in (0, 1))
+        tokens_a, tokens_b = (texts_of_bytes(*spans.tokens_of(side, span)[:2], text) for side in (0, 1))
         a, b = (float(nll[span]) for nll in spans.nll)
-        worst.append(TextSpan(start, stop, document, text[start:stop].decode(), tokens_a, tokens_b, a, b))
+        worst.append(TextSpan(start, stop, document, own, tokens_a, tokens_b, a, b))
     return worst
