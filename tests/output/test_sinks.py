@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clients import chat, save_lines
 from html_pages import Reader
 
 from tokenloss import compare_files, evaluate, sinks, token_scores
@@ -347,6 +348,37 @@ def test_sinks_that_need_columns_of_one_model_are_refused_where_two_are_compared
         ValueError, match=r"^SequenceTable needs columns that the sequences here do not have: perplexity"
     ):
         compare_files(base, base, sinks=[sinks.SequenceTable(columns=["perplexity"])])
+
+
+class Sequences(sinks.Sink):
+    """A sink of sequences that keeps the schema and the block."""
+
+    rows = "sequences"
+
+    def open(self, schema):
+        self.columns = {column.name for column in schema.sequences}
+        return super().open(schema)
+
+    def write(self, block):
+        self.block = block
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (4, 4), (2, 3, 4)])
+def test_sequences_of_candidates_have_the_columns_of_the_schema_also_if_there_are_none(shape, npz):
+    scores = np.arange(np.prod(shape)).reshape(shape) / 8
+    base, other = npz("base.npz", logits=scores), npz("other.npz", logits=scores**2)
+    sink = Sequences()
+    compare_files(base, {"q4": other}, sinks=[sink])
+    own = sink.block.models["q4"]
+    assert {*own} == sink.columns > {"name", "kl"}
+    assert {len(column) for column in own.values()} == {shape[0] if len(shape) == 3 else 0}
+
+
+def test_sequences_of_responses_have_the_columns_of_the_schema(tmp_path):
+    path = save_lines(tmp_path / "a.jsonl", {"custom_id": "a", "response": {"body": chat(("a", -0.5), ("b", -1.5))}})
+    sink = Sequences()
+    assert "custom_id" in evaluate(path, sinks=[sink]).sequences
+    assert {*sink.block.columns} == sink.columns
 
 
 def test_losses_are_not_known_without_targets(npz):

@@ -335,28 +335,29 @@ class Sinks:
 
     def emitter(self, file: int = 0) -> Callable[[Block], None] | None:
         """A function that passes tokens of this file to the sinks that take them; None if none does."""
-        take_tokens = any(sink.rows == "tokens" for sink in self._sinks)
-        return functools.partial(self._write_tokens, file) if take_tokens else None
+        return functools.partial(self._write_tokens, file) if any(one.rows == "tokens" for one in self._sinks) else None
 
     def _write_tokens(self, file: int, block: Block) -> None:
-        """Pass tokens on, with the columns of the schema."""
-        size, names = len(block.columns["kept"]), {column.name for column in self._schema.tokens}
+        """Pass tokens on, with their file and text."""
+        size = len(block.columns["kept"])
         columns: Columns = {"file": np.full(size, file), "text": np.full(size, None)} | block.columns
         if "sequence" in columns:
             columns["sequence"] = np.maximum(columns["sequence"], -1)
         if self._schema.bytes_of is not None:
             pieces = self._schema.bytes_of(columns["target"])
             columns["text"] = text_of_pieces(cut_pieces(pieces, columns.get("n_bytes")))
-        columns, *models = (
-            {name: array for name, array in own.items() if name in names} for own in (columns, *block.models.values())
-        )
-        self._write("tokens", Block(columns, dict(zip(block.models, models, strict=True)), block.tops))
+        self._write("tokens", block._replace(columns=columns))
 
     def _write(self, rows: str, block: Block) -> None:
-        """Pass rows to the sinks that take them; those of a candidate get its name."""
-        sizes = {name: len(next(iter(own.values()), ())) for name, own in block.models.items()}
-        names = {name: {"name": np.full(size, name, np.object_)} for name, size in sizes.items()}
-        block = block._replace(models={name: names[name] | own for name, own in block.models.items()})
+        """Pass rows to the sinks that take them, with the columns of the schema; those of a candidate get its name."""
+        dtypes = {column.name: column.dtype for column in getattr(self._schema, rows)}
+        none = {name: np.zeros(0, np.object_ if dtype == "text" else dtype) for name, dtype in dtypes.items()}
+        tables = block.columns, *block.models.values()
+        columns, *models = ({name: own[name] for name in dtypes if name in own} for own in tables)
+        named = dict(zip(block.models, (own or {**none} for own in models), strict=True))  # `none` without any sequence
+        for name, own in named.items():
+            own["name"] = np.full(len(next(iter(own.values()))), name, np.object_)
+        block = block._replace(columns=columns, models=named)
         for sink in self._sinks:
             with _write_errors(sink):
                 if sink.rows == rows:
