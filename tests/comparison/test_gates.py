@@ -456,6 +456,8 @@ def test_gates_of_samples_are_refused(tmp_path):
     found = compare_samples(paths[0], {"noise": paths[1]})
     with pytest.raises(ValueError, match=r"^max_kl does not apply to samples of lm-evaluation-harness"):
         found.check(max_kl=1)
+    with pytest.raises(ValueError, match=r"^a gate does not apply to samples of lm-evaluation-harness; margin tests"):
+        found.check()
 
 
 # -- numbers that a warning calls wrong --------------------------------------------------------------------------------

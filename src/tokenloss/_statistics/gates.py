@@ -371,7 +371,7 @@ class GatedResult(Result):
         if not (results := self._results()):
             raise_error("empty", name="the list of models", fits="of at least one model")
         first = next(iter(results.values()))
-        for name in limits:
+        for name in limits or ("a gate",) * (not first.GATES):
             if name not in first.GATES:
                 known = f"; gates that apply: {', '.join(map(named, first.GATES))}" * bool(first.GATES)
                 raise_error("not for", name=name, fits=first._why_no_gate.format(margin=named("margin")) + known)
