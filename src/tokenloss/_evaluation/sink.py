@@ -109,7 +109,7 @@ class Block(NamedTuple):
     columns : dict of 1-D arrays
         Columns of the schema that all models share, or that the only model or the base has.
     models : dict of dicts of 1-D arrays
-        For each candidate, its own columns, with its `name`; empty if there is only one model.
+        For each candidate (of responses, for one), its own columns, with its `name`; empty if there is only one model.
     tops : dict of dicts of arrays
         For each candidate, and as "" for the only model or the base, the most likely classes, if they are known:
         `top_ids` and `top_logprobs` of shape (n, k), the likeliest first, filled up with -1 and -inf; `rank` of the
