@@ -252,7 +252,7 @@ void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_bl
     lse->grouped = 0;
     if (far.wanted)
         tl_lse_of_block(backend, &far, 0, lse, cancel);
-    for (int i = 0; far.wanted >> i != 0 && i < rows->count; i++)
+    for (int i = 0; i < rows->count && far.wanted >> i != 0; i++)
         if (tl_is_wanted(&far, i))
             lse->relative.nll[i] = lse->odds.nll[i];
     lse->near = near;
