@@ -139,7 +139,7 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6606, "kernels": 11570, "_scores": 1715, "_statistics": 2045, "formats": 6650, "_comparison": 5620,
+    "_core": 6613, "kernels": 11570, "_scores": 1715, "_statistics": 2045, "formats": 6650, "_comparison": 5620,
     "_evaluation": 7235, "_output": 2455, "_command": 1195, "": 245,
 }  # fmt: skip
 
