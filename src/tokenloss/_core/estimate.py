@@ -113,12 +113,19 @@ class Estimate(float):
         plain = (float(one) if isinstance(one, Estimate) else one for one in inputs)
         return getattr(ufunc, method)(*plain, **options)
 
+    def __pow__(self, other: Any, mod: None = None) -> Any:
+        """The power of a plain float."""
+        return pow(float(self), other, mod)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the number and its errors."""
         return Estimate, (float(self), self._all_errors())
 
 
-_OF = vars(operator)
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lt", "le", "eq", "ne", "gt", "ge"):
-    # those of float would take NumPy's float64 as a plain float, too
-    setattr(Estimate, f"__{_name}__", lambda self, other, compute=_OF[_name]: compute(float(self), other))
+def _as_float(compute: Callable[[Any, Any], Any]) -> Any:
+    """The operator of a plain float; that of the class would take NumPy's float64 as a plain float, too."""
+    return lambda self, other: compute(float(self), other)
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "lt", "le", "eq", "ne", "gt", "ge"):
+    setattr(Estimate, f"__{_name}__", _as_float(vars(operator)[_name]))
