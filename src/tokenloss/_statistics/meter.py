@@ -12,7 +12,6 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments, exp, integer_of, integer_text
 from tokenloss._core.result import Result, Shown, figure, in_files, nonzero
-from tokenloss._core.rows import Row, table
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_integer, check_mask
@@ -20,7 +19,6 @@ from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.estimates import Measure
 from tokenloss._statistics.ratio import ExactRatio, guess_note, interval_above_0
 from tokenloss._statistics.sequences import SequenceLosses, known_tokens
-from tokenloss._statistics.tables import LENGTH_ROWS, LOSS_ROWS, loss_values
 
 if TYPE_CHECKING:
     from tokenloss._core.types import ArrayLike, Float64Array, IntArray
@@ -95,7 +93,7 @@ class LossFigures(Result):
 
     @property
     def signature(self) -> str:
-        """How the figures were computed, as far as it is known, in a line that can be published with them."""
+        """A line to publish with the values, which says how they were computed as far as that is known."""
         return self._meter._signature()
 
     @property
@@ -384,9 +382,9 @@ class LossMeter(LossFigures):
         return figures | {f"{unit}_are_by_sequence": self._by_text(unit) is not None for unit in ("bytes", "words")}
 
     def _shown(self) -> Shown:
-        figures = self._figures()
-        rows = (Row("tokens", "count", "{:,}"), *LOSS_ROWS, *LENGTH_ROWS)
-        return Shown("losses", "", [table(rows, loss_values(figures, basis_of(self)), self)], self.signature)
+        from tokenloss._statistics.tables import loss_table
+
+        return Shown("losses", "", [loss_table(self, self._figures(), basis_of(self))], self.signature)
 
 
 def add_tokens(meter: LossMeter, tokens: ExactRatio) -> None:

@@ -15,7 +15,6 @@ from tokenloss._core.errors import labels_to_ids, raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.result import Result, Shown, rows_of
-from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.validation import broadcast, check_losses, check_mask, check_sample_weight
 from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.ratio import ExactRatio
@@ -24,18 +23,6 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray
 
 _MAX_SHOWN = 5  # sequences of the highest losses
-_ROWS = (
-    Row("sequences", "n_sequences", "{:,}"),
-    Row("tokens", "count", "{:,}"),
-    Row("loss", "loss", notes=("± {stderr:.3g} nats",), otherwise="nats"),
-    Row("perplexity", "perplexity"),
-)
-_COLUMNS = (
-    Row("sequence", "sequence", "{}"),
-    Row("tokens", "count", "{:,}"),
-    Row("loss", "loss", "{:.4f}"),
-    Row("perplexity", "perplexity"),
-)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -140,14 +127,14 @@ class SequenceLosses(Result):
         return ExactRatio.of(columns["nll"][mask], tokens[mask].astype(np.float64))
 
     def _shown(self) -> Shown:
+        from tokenloss._statistics.tables import sequence_tables
+
         columns = {name: column[self.count.reshape(-1) > 0] for name, column in self.columns().items()}
         chosen = highest(columns["loss"], _MAX_SHOWN)
         items = rows_of({name: column[chosen] for name, column in columns.items()})
         figures = self._figures()
-        tables = [table(_ROWS, {"loss": Estimate(figures["loss"], Errors(figures["stderr"]))}, figures)]
-        if len(items) > 1:
-            tables.append(table_of_several(_COLUMNS, [(item,) for item in items], "highest-loss sequences"))
-        return Shown("sequence losses", "", tables)
+        figures["loss"] = Estimate(figures["loss"], Errors(figures["stderr"]))
+        return Shown("sequence losses", "", sequence_tables(figures, items))
 
 
 SequenceLosses.__module__ = "tokenloss.results"

@@ -1,10 +1,13 @@
-"""The rows of a table that show the metrics of losses."""
+"""The tables of losses, which are imported when they are shown: most programs only want the numbers."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenloss._core.rows import Row
+from tokenloss._core.rows import Row, table, table_of_several
+
+if TYPE_CHECKING:
+    from tokenloss._core.result import Table
 
 _FAR_FROM_2 = 2.2  # with a larger interval_factor (12 sequences or fewer), tables show the interval of the loss
 _INTERVAL = "95 % interval {low:.5g} to {high:.5g}"
@@ -20,6 +23,30 @@ LENGTH_ROWS = (
     ),
     Row("loss per sequence", "sequence_loss", notes=("± {stderr:.3g} nats",), otherwise="nats", when="has_sequences"),
 )
+_SEQUENCE_ROWS = (
+    Row("sequences", "n_sequences", "{:,}"),
+    Row("tokens", "count", "{:,}"),
+    Row("loss", "loss", notes=("± {stderr:.3g} nats",), otherwise="nats"),
+    Row("perplexity", "perplexity"),
+)
+_HIGHEST = (
+    Row("sequence", "sequence", "{}"),
+    Row("tokens", "count", "{:,}"),
+    Row("loss", "loss", "{:.4f}"),
+    Row("perplexity", "perplexity"),
+)
+
+
+def loss_table(meter: object, figures: dict[str, Any], basis: str) -> Table:
+    """The table of a `LossMeter`."""
+    rows = (Row("tokens", "count", "{:,}"), *LOSS_ROWS, *LENGTH_ROWS)
+    return table(rows, loss_values(figures, basis), meter)
+
+
+def sequence_tables(figures: dict[str, Any], highest: list[dict[str, Any]]) -> list[Table]:
+    """The tables of `SequenceLosses`: its metrics, and its sequences of the highest losses if it has several."""
+    several = [table_of_several(_HIGHEST, [(one,) for one in highest], "highest-loss sequences")]
+    return [table(_SEQUENCE_ROWS, figures), *(several if len(highest) > 1 else [])]
 
 
 def loss_values(figures: dict[str, Any], basis: str) -> dict[str, Any]:
