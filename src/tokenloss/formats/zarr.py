@@ -128,7 +128,7 @@ def _with_nan_for_missing_chunks(kind: str, scores: Any) -> Any:
 
 
 def _sizes(path: str) -> dict[str, int]:
-    """The sizes of the files of a store by their keys; one that is not regular, or not there, is refused."""
+    """The sizes of the files of a store by their keys, which end in "/" for folders; others are refused."""
     if not Path(path).is_dir():
         with library_errors(path), zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -137,8 +137,9 @@ def _sizes(path: str) -> dict[str, int]:
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError(f"{info.filename} is compressed by method {info.compress_type}")
             return {info.filename: info.file_size for info in archive.infolist()}
-    found = {}
-    for folder, _, names in os.walk(path):
+    found: dict[str, int] = {}
+    for folder, folders, names in os.walk(path):
+        found |= {f"{Path(folder, name).relative_to(path).as_posix()}/": 0 for name in folders}
         for name in names:
             key = Path(folder, name).relative_to(path).as_posix()
             with library_errors(path):
@@ -173,7 +174,11 @@ def _check(stored: _Stored, *, whole: bool) -> None:
         check_expansion(part, held, sum(sizes.values()) if Path(path).is_dir() else Path(path).stat().st_size)
     entry = _TOKEN_BYTES if array.dtype.kind in "TO" else array.dtype.itemsize * _OVERHEAD
     with library_errors(path, name):
-        own = {key: sizes[key] for key in sizes if key.startswith(f"{array.path}/" if array.path else "")}
+        prefix, chunk = f"{array.path}/" if array.path else "", array.metadata.encode_chunk_key((0,) * array.ndim)
+        own = {key: sizes[key] for key in sizes if key.startswith(prefix)}
+        for key in own:
+            if key.endswith("/") and key.removeprefix(prefix).count("/") > chunk.count("/"):
+                raise ValueError(f"{key[:-1]} is no regular file")
         _check_sizes(own, max(MEMORY_LIMIT, math.prod(chunks) * entry))
 
 
