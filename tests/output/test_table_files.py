@@ -258,6 +258,15 @@ def test_questions_of_folders_have_their_task(command, tmp_path):
     assert_refused(refused, "--per-sequence", "would be written into")
 
 
+def test_a_column_that_samples_lack_is_refused_before_they_are_read(tmp_path):
+    for name in "base", "other":
+        clients.save_lines(tmp_path / f"{name}.jsonl", *of_values([1, 0]))
+        with (tmp_path / f"{name}.jsonl").open("a") as file:
+            file.write("{damaged")
+    with pytest.raises(ValueError, match="nll"):
+        compare_samples(tmp_path / "base.jsonl", tmp_path / "other.jsonl", sinks=[sinks.SequenceTable(columns=["nll"])])
+
+
 @pytest.mark.parametrize("columns", ["nll", iter(["nll"]), np.array(["nll"]), {"nll": 1}])
 def test_columns_are_named_by_any_iterable_or_one_text(columns):
     table = sinks.SequenceTable(columns=columns)

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command import commands
-from tokenloss._command.parser import Names, Parser, filled, fraction, integer, number, of_fraction
+from tokenloss._command.parser import Names, Parser, filled, fraction, integer, limit_at_fraction, number
 from tokenloss._core._core import KINDS
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.options import WORDS
@@ -68,8 +68,8 @@ Compare models, such as quantised ones, with their base: KL divergence, perplexi
 
 BASE and each OTHER are files as `score` reads them, with scores of the same rows; or files of responses to the same
 requests, or of responses beside scores; or samples that lm-evaluation-harness logged: .jsonl files, or its folders,
-task by task; or log-probabilities of the same tokens, first a trainer's and then those of the engine that sampled
-them: arrays with --logprobs, or an array or lists in lines of JSON named `logprobs` or as a framework names them. The
+task by task; or log-probabilities of the same tokens, first from a trainer, then from the engine that sampled the
+tokens: arrays with --logprobs, or an array or lists in lines of JSON named `logprobs` or as a framework names them. The
 files are recognized by their content.
 
 Any file of scores may hold the targets, and all that do must hold the same ones; without targets, divergences alone are
@@ -244,7 +244,7 @@ def _add_compare_gates(group: _Group) -> None:
     """Add the gates of two models, and the noise beside which they are judged."""
     _add(group, "--max-kl X", "the largest mean KL divergence in nats", number)
     words = "the largest quantile of the divergence for a fraction F of the tokens, such as 0.99=0.3; for several F"
-    _add(group, "--max-kl-quantile F=X", words, of_fraction, **_LISTED)
+    _add(group, "--max-kl-quantile F=X", words, limit_at_fraction, **_LISTED)
     words = "the smallest fraction of the tokens at which both have the same likeliest class"
     _add(group, "--min-same-top X", words, number)
     _add(group, "--max-perplexity-ratio X", "the largest perplexity over that of BASE", number)

@@ -146,7 +146,7 @@ def compare(args: argparse.Namespace) -> int:
     gates = _gates(args)
     if args.cost_ratio is not None and not args.draft:
         raise InputError("--cost-ratio is given; it must be left out without --draft")
-    of_drafts = _of_drafts(args, gates) if args.draft else {}
+    draft_options = _draft_options(args, gates) if args.draft else {}
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
         source, models = sources_of_comparison(Flags(args), args.base, others)
@@ -163,20 +163,20 @@ def compare(args: argparse.Namespace) -> int:
             for one in (source, *models.values()) if args.draft else ():
                 require(one, "rows", "draft")
             given = _given(args, (*_OF_COMPARE, "noise"), sizes=_sizes(args.sizes, others), sinks=sinks)
-            found = compare_files(source, models, **given | of_drafts)
+            found = compare_files(source, models, **given | draft_options)
             if args.draft:
                 found = Comparisons((name, one.acceptance(cost_ratio=args.cost_ratio)) for name, one in found.items())
     _warn(hints_of(found))
     return _print(args, found, gates)
 
 
-def _of_drafts(args: argparse.Namespace, gates: dict[str, Any]) -> dict[str, Any]:
+def _draft_options(args: argparse.Namespace, gates: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `compare_files` that `--draft` replaces; options that do not go with it are refused."""
     names = (*gates, "plot", "html", "classes", "definitions", "noise", "divergences")
     with _input_errors():
         _refuse_typed(args, names, "is for divergences, not for the acceptance of drafts")
         check_cost_ratio(args.cost_ratio)
-    args.columns = ("acceptance",)  # of tables, beside those that identify a row
+    args.columns = ("acceptance",)  # that tables have, in addition to those that identify a row
     temperature = 1.0 if args.temperature is None else args.temperature
     return {"temperature": temperature, "classes": "all", "shift": bool(args.shift)}
 

@@ -167,7 +167,7 @@ def number(text: str) -> float:
     return float(text)
 
 
-def of_fraction(text: str) -> tuple[float, float]:
+def limit_at_fraction(text: str) -> tuple[float, float]:
     """Argument type of FRACTION=NUMBER."""
     name, _, value = text.partition("=")
     try:

@@ -57,7 +57,7 @@ class ComparedTokens(Result):
 
     @property
     def signature(self) -> str:
-        """How the values were computed, as far as it is known, in a line that can be published with them."""
+        """A line to publish with the values, which says how they were computed as far as that is known."""
         return signature_of(**self._signature_fields())
 
     def _signature_fields(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class ComparedTokens(Result):
 
     @property
     def _has_sequences(self) -> bool:
-        """Whether files list the sequences."""
+        """Whether JSON and CSV include a table of sequences."""
         return self.sequences is not None
 
     def _rows(self) -> list[dict[str, Any]]:

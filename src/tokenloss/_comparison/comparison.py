@@ -33,9 +33,8 @@ _NOT_OF_DRAFTS = "classes", "fits_better_shifted", "by_token_type", "definitions
 class Comparison(PairedLosses):
     """Result of `compare`: the figures of a model against its base that are published for quantised models.
 
-    A standard error is nan for fewer than two tokens and where the value is infinite or nan. All values are those of
-    the included positions, and nan if there are none. With sequences, errors are clustered by sequence, while all
-    values stay as they are.
+    A standard error is nan for fewer than two tokens and if the value is infinite or nan. Only included positions
+    count; without any, all values are nan. Sequences change only the errors, which are then clustered by sequence.
 
     Attributes
     ----------
@@ -63,7 +62,7 @@ class Comparison(PairedLosses):
     base_top_p : array of float64
         Probability of the base's most likely class: its confidence.
     divergences : dict of Estimate
-        Means of the `divergences` that were asked for beside "kl", by name: "reverse_kl", the KL divergence of the
+        Means of the requested `divergences` other than "kl", by name: "reverse_kl", the KL divergence of the
         base's distribution from the model's, and "js", the Jensen-Shannon divergence, both in nats; "tv", the total
         variation, and "hellinger", the Hellinger distance, from 0 to 1.
     divergence_quantiles : dict of dict

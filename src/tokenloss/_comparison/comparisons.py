@@ -11,7 +11,7 @@ from tokenloss._comparison.tables import nested, noise_multiples, noise_table
 from tokenloss._core.advice import ZERO_ADVICE
 from tokenloss._core.errors import warn
 from tokenloss._core.result import NamedResults, Shown, columns_of
-from tokenloss._statistics.gates import GatedResult
+from tokenloss._statistics.gates import Gated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ComparisonT = TypeVar("ComparisonT", bound=Any)
 
 
-class Comparisons(GatedResult, NamedResults[ComparisonT]):
+class Comparisons(Gated, NamedResults[ComparisonT]):
     """Result of `compare_files`, and of `ComparisonMeter.results`: a dict of comparisons with one base.
 
     Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison`, all

@@ -20,7 +20,7 @@ _ROWS = (
         "± {stderr:.2f %}, 95 % interval {low:.2f%} to {high:.2f %}",
     )),
     Row("Positions that are nan", "n_nan", "{:,}", when="n_nan"),
-    Row("Pays below a cost ratio of", "break_even", "{:.3f}", ("the time of a draft step over that of a target step",)),
+    Row("Pays below a cost ratio of", "break_even", "{:.3f}", ("time of a draft step / time of a target step",)),
     Row("Best speed-up at {cost_ratio:g}", "best_speedup", "{:.3f}", ("{best_note}",)),
 )  # fmt: skip
 _BY_K = (

@@ -40,8 +40,8 @@ _TEMPERATURES = 1e-6, 1e6  # beyond which decoding is greedy, or all classes are
 class DraftAcceptance(ComparedTokens):
     """Result of `draft_acceptance`, and of `Comparison.acceptance`.
 
-    Errors are clustered by text; those of a single text take each 64 neighboring positions as independent of the
-    others. They are nan where there are fewer than two texts or blocks.
+    Errors are clustered by text. If there is only one text, each block of 64 consecutive positions is treated as
+    independent of the others. Errors are nan if there are fewer than two texts or blocks.
 
     Attributes
     ----------
@@ -366,7 +366,7 @@ def _ratio(numerators: Float64Array, denominators: Float64Array, groups: IntArra
 
 
 def _acceptance_estimate(mean: float, by_text: ExactRatio, count: int, unit: str, *, is_share: bool) -> Estimate:
-    """The mean acceptance, with the interval of a fraction for greedy decoding, else that of its logit."""
+    """The mean acceptance; its interval is that of a fraction for greedy decoding, otherwise one of its logit."""
     if is_share and by_text.count > 1:
         return Measure(mean, by_text, unit, "share", count).estimate()
     ends = mean, mean

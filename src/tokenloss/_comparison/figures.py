@@ -35,7 +35,7 @@ _BINS = np.array([0.0, 0.2, 0.4, 0.6, 0.8])  # lower bounds of the base's confid
 
 
 class DivergencesByName(dict[str, ValueT]):
-    """Values of the divergences that were asked for beside KL, by their names."""
+    """Values of the requested divergences other than KL, by their names."""
 
     def __missing__(self, name: object) -> NoReturn:
         """Refuse a divergence that was not asked for."""

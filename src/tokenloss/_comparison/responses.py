@@ -342,8 +342,8 @@ class ResponseComparison(PairedLosses):
     """Result of `compare_files` of responses: the figures of a model against its base that these allow for.
 
     Errors are clustered by sequence, that is by response, if there are at least two; they are nan for fewer than two
-    tokens and where the value is infinite or nan. All values are those of the tokens that have a log-probability in
-    both files, and nan if there are none.
+    tokens and where the value is infinite or nan. Only tokens that have a log-probability in both files
+    count; without any, all values are nan.
 
     Attributes
     ----------

@@ -321,8 +321,8 @@ def _check_transforms(sources: Sequence[Any]) -> None:
                 got, fits = f"has {name} {value}", f"have {given[0]}, as {sources[0].name} has"
                 if of_scores:
                     got = f"holds scores, to which {named(name)} does not apply"
-                    fits = "hold hidden states, as the others do"
-                fits += "; the config.json beside one of the heads may have set it"
+                    fits = "hold hidden states like the other models"
+                fits += f"; {name} may come from the config.json of a head"
                 refuse([*of_scores, source.name][0], got, fits)
 
 

@@ -120,6 +120,7 @@ def compare_samples(
     models = {name: _samples(f"others[{name!r}]", one) for name, one in candidates(others).items()}
     check_different([one.path for one in models.values()])
     with opened([own, *models.values()], Settings(checked_sinks(sinks)), {}) as run:
+        run.sinks.check(_schema({name: {} for name in models}))
         found = Comparisons((name, _comparison(name, own, one, margin, cluster)) for name, one in models.items())
         questions = {name: _questions(one.metrics) for name, one in found.items()}
         run.sinks.open(_schema(questions))
@@ -132,7 +133,7 @@ def compare_samples(
 def _comparison(name: str, own: Samples, other: Samples, margin: float | None, cluster: str | None) -> SampleComparison:
     """The comparison of a candidate of this name with its base."""
     if own.is_folder and other.is_folder:
-        comparison = _of_folders(own, other, margin, cluster)
+        comparison = _compared_folders(own, other, margin, cluster)
     elif own.is_folder or other.is_folder:
         file, folder = (other, own) if own.is_folder else (own, other)
         got, fits = f"is no folder with samples, as {folder.path} is", "be a folder of files such as samples_TASK"
@@ -183,7 +184,7 @@ def _samples(name: str, value: Any) -> Samples:
     return open_samples(paths[0])
 
 
-def _of_folders(base: Samples, other: Samples, margin: float | None, cluster: str | None) -> SampleComparison:
+def _compared_folders(base: Samples, other: Samples, margin: float | None, cluster: str | None) -> SampleComparison:
     """The comparison of the tasks that both folders contain."""
     both = base.tasks.keys() & other.tasks.keys()
     if not both:

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 # columns of tokens and of sequences, which all sources have, those with rows, and those that list tokens
 _SCORED = ("target", "kept", "nll", "probability", "rank", "argmax", "is_greedy")
-_OF_ROWS = ("entropy", "file", "row", "sequence", "position")
-_OF_LISTS = ("file", "sequence", "position", "is_greedy_known", "is_prompt")
+_WITH_ROWS = ("entropy", "file", "row", "sequence", "position")
+_WITH_LISTS = ("file", "sequence", "position", "is_greedy_known", "is_prompt")
 _SEQUENCES = ("file", "sequence", "count", "nll", "loss", "perplexity", "is_greedy")
 
 
@@ -266,7 +266,7 @@ def _read_files(
     del tokenizer
     files = [*each_file(source)] if isinstance(source, Responses) else [source]
     n_bytes, n_words = text.counted(False)
-    names = (*_SCORED, *_OF_LISTS, *(["text"] * isinstance(source, Responses)))
+    names = (*_SCORED, *_WITH_LISTS, *(["text"] * isinstance(source, Responses)))
     sequences = (*_SEQUENCES, "line", "choice", "is_greedy_known")
     results = run.map(score_file, [*map(FilesUnit, files)], schema_of(names, sequences, top_k=run.sinks.top_k))
     check_parts(files, results)
@@ -295,7 +295,7 @@ def _read_blocks(source: Blocks, options: Options, run: Run, text: _TextLength, 
 def _schema_of_rows(run: Run, classes: int, tokenizer: Tokenizer | None, has_text: bool = False) -> Schema:
     """The rows that sinks get from a source with all classes."""
     has_bytes = tokenizer is not None
-    tokens = (*_SCORED, *_OF_ROWS, *(["n_bytes"] * has_bytes), *(["text"] * (has_text or has_bytes)), "logsumexp")
+    tokens = (*_SCORED, *_WITH_ROWS, *(["n_bytes"] * has_bytes), *(["text"] * (has_text or has_bytes)), "logsumexp")
     sequences = (*_SEQUENCES, *(["n_bytes", "bits_per_byte"] if has_bytes else []))
     bytes_of = None if tokenizer is None else functools.partial(pieces_of, tokenizer=tokenizer)
     return schema_of(tokens, sequences, top_k=min(run.sinks.top_k, classes), bytes_of=bytes_of)

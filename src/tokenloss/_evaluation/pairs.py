@@ -197,9 +197,9 @@ def _compare_losses(unit: FilesUnit, work: Work) -> ComparedLosses:
     """The log-probabilities of both for the same tokens."""
     base, other = (_side(source, work) for source in (unit.base, unit.other))
     if isinstance(base, _Array) and isinstance(other, _Array):
-        result, padded = _of_arrays(base, other)
+        result, padded = _compared_arrays(base, other)
     else:
-        result = _of_rows(base, other)
+        result = _compared_rows(base, other)
         padded = [side.padded for side in (base, other) if isinstance(side, _Rows) and side.padded is not None]
     if padded and not result.mismatch({}).void:  # else the diagnosis already gives the advice
         refuse_padding(padded[0])
@@ -228,7 +228,7 @@ def _side(source: Source, work: Work) -> _Array | _Rows:
     """The log-probabilities of a source."""
     path = source.paths[0]
     if isinstance(source, Scores):
-        return _of_scores(source, work)
+        return _losses_of_scores(source, work)
     if isinstance(source, Logprobs) and source.shape is not None:
         values, mask = read_array(source)
         return _Array(source, path, values, np.ones(values.shape, np.bool_) if mask is None else mask)
@@ -239,7 +239,7 @@ def _side(source: Source, work: Work) -> _Array | _Rows:
     return _Rows(path, [*source])
 
 
-def _of_scores(source: Scores, work: Work) -> _Array | _Rows:
+def _losses_of_scores(source: Scores, work: Work) -> _Array | _Rows:
     """The log-probabilities of the tokens of scores that are not ignored, by sequence if there are sequences."""
     blocks: list[Block] = []
     path, options = source.paths[0], Options.of(source.token_options)
@@ -265,7 +265,7 @@ def _of_scores(source: Scores, work: Work) -> _Array | _Rows:
     return _Rows(path, rows)
 
 
-def _of_arrays(base: _Array, other: _Array) -> tuple[ComparedLosses, list[Logprobs]]:
+def _compared_arrays(base: _Array, other: _Array) -> tuple[ComparedLosses, list[Logprobs]]:
     """The log-probabilities of two arrays of one shape, padded with nan, and the sources where zeros may be padding."""
     shape, paths = base.values.shape, (base.path, other.path)
     if other.values.shape != shape or not shape:
@@ -321,7 +321,7 @@ class _Rows(NamedTuple):
         return np.concatenate(masks or [np.empty(0, np.bool_)])
 
 
-def _of_rows(*sides: _Array | _Rows) -> ComparedLosses:
+def _compared_rows(*sides: _Array | _Rows) -> ComparedLosses:
     """The log-probabilities of two sources, at least one of which has sequences of its own."""
     rows = next(side for side in sides[::-1] if isinstance(side, _Rows))
     numbers = np.repeat(np.arange(len(rows.rows)), rows.lengths)

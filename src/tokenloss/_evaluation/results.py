@@ -15,7 +15,7 @@ from tokenloss._core.signature import IdsHash, differing_fields, joined_signatur
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns, Sources, greedy_by_segment, joined
-from tokenloss._statistics.gates import GatedResult, independent_note, verdict_on
+from tokenloss._statistics.gates import Gated, GatedResult, independent_note, verdict_on
 from tokenloss._statistics.meter import LossFigures, LossMeter
 from tokenloss.formats.responses import Failed
 from tokenloss.formats.rounding import Rounding
@@ -312,7 +312,7 @@ Evaluation.__module__ = "tokenloss.results"
 _MAIN = ("count", "loss", "stderr", "perplexity", "perplexity_interval", "accuracy", "bits_per_byte")
 
 
-class Evaluations(GatedResult, NamedResults[Evaluation]):
+class Evaluations(Gated, NamedResults[Evaluation]):
     """Evaluations of several models side by side: a dict of `Evaluation` by the name of the model.
 
     This is what ``tokenloss score A=a.npz B=b.npz`` prints. Losses and perplexities compare models whose tokens are the

@@ -322,11 +322,15 @@ class Sinks:
         self._schema = Schema((), ())
         self.top_k = max((sink.top_k for sink in sinks), default=0)  # the most that any sink wants
 
+    def check(self, schema: Schema) -> None:
+        """Refuse sinks whose rows or columns there are not, before any work."""
+        for sink in self._sinks:
+            check_needs(sink, schema)
+
     def open(self, schema: Schema) -> None:
         """Open all sinks."""
         self._schema = schema
-        for sink in self._sinks:
-            check_needs(sink, schema)
+        self.check(schema)
         for sink in self._sinks:
             with _write_errors(sink):
                 manager = sink.open(schema)

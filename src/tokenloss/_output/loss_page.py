@@ -101,8 +101,9 @@ class HtmlPage(Sink):
             pieces = [b"" if i < 0 else piece for i, piece in zip(ids.tolist(), pieces, strict=True)]  # of padding
             text = [None if piece is None else piece.decode("utf-8", "surrogateescape") for piece in pieces]
             tokens = page.Tokens(text, lambda text: text.encode("utf-8", "surrogateescape"), ids.tolist(), places)
-            names: _Names = lambda ids: text_of_pieces(bytes_of(np.array(ids))).tolist()  # noqa: E731
-            predicted = _predictions(columns, len(ids), classes, names)
+            predicted = _predictions(
+                columns, len(ids), classes, lambda ids: text_of_pieces(bytes_of(np.array(ids))).tolist()
+            )
         else:
             tokens = page.Tokens(text, byte_encoder(text), ids.tolist(), places)
             predicted = _predictions(columns, len(ids), classes, page.class_names(None, ids, text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
@@ -302,12 +303,14 @@ def _beside_noise(verdicts: Sequence[Verdict], noise: Sequence[Verdict]) -> list
 # -- results that have gates -------------------------------------------------------------------------------------------
 
 
-class GatedResult(Result):
-    """A result whose statistics can be checked against limits, or several of them by name."""
+class Gated(Result):
+    """A result, or several of them by name, whose statistics can be checked against limits."""
 
     __slots__ = ()
-    GATES: ClassVar[tuple[str, ...]] = ()
-    _why_no_gate: ClassVar[str] = "does not apply to this result"  # what the error says of other gates
+
+    @abstractmethod
+    def _results(self) -> Mapping[str, Any]:
+        """The results to check, by name."""
 
     def check(
         self, *, confidence: float = 0.95, noise: GatedResult | None = None, **limits: Unpack[Limits]
@@ -376,19 +379,26 @@ class GatedResult(Result):
                 known = f"; gates that apply: {', '.join(map(named, first.GATES))}" * bool(first.GATES)
                 raise_error("not for", name=name, fits=first._why_no_gate.format(margin=named("margin")) + known)
         given, tail = checked_limits(first.GATES, limits), checked_tail(confidence)
-        noise = getattr(self, "noise", None) if noise is None else noise
-        if not isinstance(noise, type(first) | None):
-            raise_error("type", name="noise", got=type(noise).__name__, fits=f"another {type(first).__name__}, or None")
+        other: Any = getattr(self, "noise", None) if noise is None else noise
+        if not isinstance(other, type(first) | None):
+            raise_error("type", name="noise", got=type(other).__name__, fits=f"another {type(first).__name__}, or None")
         verdicts: list[Verdict] = []
         for name, one in results.items():
             own = [one._verdict(limit, tail)._replace(name=name) for limit in given]
-            verdicts += own if noise is None else _beside_noise(own, [noise._verdict(limit, tail) for limit in given])
+            verdicts += own if other is None else _beside_noise(own, [other._verdict(limit, tail) for limit in given])
         return Verdicts(verdicts, float(confidence))
 
+
+class GatedResult(Gated):
+    """One result that has gates."""
+
+    __slots__ = ()
+    GATES: ClassVar[tuple[str, ...]] = ()
+    _why_no_gate: ClassVar[str] = "does not apply to this result"  # what the error says of other gates
+
     def _results(self) -> Mapping[str, Any]:
-        """The results to check, by name."""
         return {"": self}
 
+    @abstractmethod
     def _verdict(self, limit: Limit, tail: float) -> Verdict:
         """The verdict on a gate."""
-        raise NotImplementedError

@@ -147,7 +147,7 @@ def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ())
     if not isinstance(runs, list | tuple) or not all(isinstance(one, str) and one for one in runs):
         raise_error("option", name="run", got=run, fits="the start of a run's date, such as '2026-11-28', or several")
     if is_samples_folder(path):
-        return _of_folder(path, tuple(runs))
+        return _folder_samples(path, tuple(runs))
     path, *others = resolved([path])
     if others:
         raise_error("option", name="path", got=f"{1 + len(others)} files", fits="one file of samples, or one folder")
@@ -162,7 +162,7 @@ def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ())
     return Samples((path,), {"run": ()}, tasks={"": path})
 
 
-def _of_folder(path: str, runs: tuple[str, ...]) -> Samples:
+def _folder_samples(path: str, runs: tuple[str, ...]) -> Samples:
     """The samples in a model's folder, or in the only model's folder within it."""
     folders = _folders(path)
     if len(folders) > 1:
@@ -424,8 +424,8 @@ def _derived(record: dict[str, Any], place: Place) -> dict[str, float]:
     if any(context for context, _ in requests[:half]) and not any(context for context, _ in requests[half:]):
         if [text for _, text in requests[:half]] != [text for _, text in requests[half:]]:
             return {}
-        return _of_choices(record, requests[:half], scores[:half], scores[half:])
-    return _of_choices(record, requests, scores, [])
+        return _choice_metrics(record, requests[:half], scores[:half], scores[half:])
+    return _choice_metrics(record, requests, scores, [])
 
 
 def _requests(arguments: Any) -> list[tuple[str, str]]:
@@ -443,7 +443,7 @@ def _requests(arguments: Any) -> list[tuple[str, str]]:
     return found
 
 
-def _of_choices(
+def _choice_metrics(
     record: dict[str, Any], requests: list[tuple[str, str]], scores: list[float], unconditional: list[float]
 ) -> dict[str, float]:
     """Metrics of multiple choice."""
