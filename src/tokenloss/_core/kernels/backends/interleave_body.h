@@ -8,7 +8,8 @@ TL_TARGET TL_INLINE void OP(interleave_piece)(const char *const *rows, const cha
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(vec) v[OP(PIECE)];
         for (size_t i = 0; i < OP(PIECE); i++) {
-            const char *at[OP(WIDTH)], *start = first + (ptrdiff_t)(r + i) * apart; /* of each piece in a vector */
+            const char *at[OP(WIDTH)]; /* each piece of a vector */
+            const char *start = rows ? NULL : first + (ptrdiff_t)(r + i) * apart;
             for (size_t j = 0; j < OP(WIDTH); j += OP(PIECE))
                 at[j] = rows ? rows[r + i + j] : start + (ptrdiff_t)j * apart;
             v[i] = OP(load_pieces)(at, k * sizeof(REAL), n);
