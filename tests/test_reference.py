@@ -154,7 +154,8 @@ def described_keys(command, kind):
 
 def commands_of(files, kind):
     """Commands whose JSON has every key of a kind of input, by their name."""
-    skip, of_loss, of_bytes = ("--skip-failed",), ("--max-loss", "99"), ("--tokenizer", files.ranks_tiktoken)
+    skip, of_loss = ("--skip-failed",), ("--max-loss", "99", "--by", "position")
+    of_bytes = "--tokenizer", files.ranks_tiktoken
     of_kl, of_ratio = ("--max-kl", "99", "--divergences", ",".join(DIVERGENCES)), ("--max-perplexity-ratio", "1e300")
     return {
         "scores": [

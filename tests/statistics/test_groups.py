@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tokenloss._comparison.groups import Groups
+from tokenloss._statistics.groups import Groups
 from tokenloss._statistics.ratio import ExactRatio
 
 

@@ -105,6 +105,11 @@ _LM_HEAD = (
     "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: "
     f"{HEAD_FILES}; config.json beside it says how logits are scaled and capped, and whether the embedding is the head"
 )
+_BY = (
+    "add a table of groups of tokens: by `position` in their sequence or window, in bins that double, or in bins of "
+    "512 by `position:512`; by `file`; or by a field, an array in files of scores or a value in lines of JSON, such as "
+    "domain or metadata.topic"
+)
 
 
 def make_parser() -> Parser:
@@ -179,6 +184,7 @@ def _add_score(score: Parser) -> None:
     words = "the smallest fraction of the tokens that are the likeliest class"
     _add(of["gates"], "--min-greedy-accuracy X", words, number)
     _add_confidence(of["gates"])
+    _add(of["output"], "--by WHAT", _BY)
     words = "list the K tokens and K sequences with the highest losses (default: 5)"
     _add(of["output"], "--top K", words, integer(0), default=5)
     words = "write the K most likely classes of each token, too, in --per-token (default: 0)"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenloss._comparison.columns import HAS_TEXTS, check_definitions, pair_columns
 from tokenloss._comparison.comparisons import warn_of_zero
 from tokenloss._comparison.drafts import acceptance, acceptance_of, check_cost_ratio
-from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table, signed_of
+from tokenloss._comparison.figures import confidence_table, figures_of, group_table, signed_of
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import scores_shown
 from tokenloss._core.arguments import further_divergences
@@ -16,6 +16,7 @@ from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import figure, nonzero, rows_of
 from tokenloss._core.validation import check_axis
+from tokenloss._statistics.groups import check_groups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

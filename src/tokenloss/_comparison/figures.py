@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tokenloss._comparison.columns import COLUMNS, HAS_TEXTS, OF_TARGETS, SEEMS_PROBS
-from tokenloss._comparison.groups import Groups
 from tokenloss._comparison.paired import (
     KL_QUANTILES,
     Mean,
@@ -23,7 +22,8 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.result import columns_of, places_in
 from tokenloss._core.signature import IdsHash, either
-from tokenloss._core.validation import broadcast, check_kinds
+from tokenloss._core.validation import check_kinds
+from tokenloss._statistics.groups import Groups
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -118,16 +118,6 @@ def signed_of(
         hashed = IdsHash.of(ids.reshape(-1)[kept], None if rows is None else rows[kept])
         signed["ids"] = hashed.only(() if numbers is None else None)
     return signed
-
-
-def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
-    """Labels of positions: integers, booleans or text, broadcast over the batch."""
-    array, _ = as_array("groups", groups)
-    if array.dtype == object and all(isinstance(label, str) for label in array.flat):
-        array = array.astype(str)
-    if array.dtype.kind not in "biuUT":
-        raise_error("dtype", name="groups", got=array.dtype, fits="an integer, bool or text")
-    return broadcast("groups", array, batch)
 
 
 def group_table(comparison: Any, labels: Array, mask: BoolArray) -> dict[str, Array]:

@@ -13,11 +13,13 @@ from tokenloss._core.rows import Row, quantile_label, table, table_of_several
 from tokenloss._core.signature import joined_signature
 from tokenloss._core.text import count_of, unit_of_bytes
 from tokenloss._statistics.distributions import student_quantile
+from tokenloss._statistics.groups import label_text
 from tokenloss._statistics.ratio import guess_note, interval_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+_MAX_GROUPS = 40  # that tables list
 _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
@@ -203,6 +205,17 @@ def group_tables(figures: dict[str, Any]) -> list[Table]:
         columns = (Row("file", "file"), Row(head, "group", "{}"), *_GROUP)  # sequences have the numbers of their file
         tables.append(table_of_several(columns, [({"has_targets": has_targets}, row) for row in rows], title))
     return [one for one in tables if one.rows]
+
+
+def group_table(by: str, groups: Sequence[Mapping[str, Any]], columns: tuple[Row, ...], *others: object) -> Table:
+    """The table of the groups of `by`, of which at most `_MAX_GROUPS` are listed."""
+    title = f"By {by}" + f", the first {_MAX_GROUPS} of {len(groups):,} groups" * (len(groups) > _MAX_GROUPS)
+    rows: list[tuple[object, ...]] = []
+    for group in groups[:_MAX_GROUPS]:
+        low, high = group.get("perplexity_interval") or (math.nan, math.nan)
+        interval = None if math.isnan(low) else f"{low:.5g} to {high:.5g}"
+        rows.append(({"group": label_text(by, group["group"]), "interval": interval}, group, *others))
+    return table_of_several((Row("group", "group", "{}"), *columns), rows, title, keep_empty=False)
 
 
 def candidate_table(comparisons: Any) -> Table:

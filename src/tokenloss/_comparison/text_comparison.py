@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.groups import Groups
 from tokenloss._comparison.text_spans import KINDS, kinds_of, script_of
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments
@@ -18,6 +17,7 @@ from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of, shortened
 from tokenloss._statistics.estimates import Measure
+from tokenloss._statistics.groups import Groups
 from tokenloss._statistics.ratio import ExactRatio, guess_note, interval_above_0
 from tokenloss._statistics.sequences import highest
 

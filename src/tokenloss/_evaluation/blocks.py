@@ -183,7 +183,7 @@ def score_block(unit: BlockUnit, work: Work, options: Options) -> ScoredBlock:
         result = score.score_shard(shard, part, options, opened, sampled)
         sampled += result.shift_sample.rows
         found.append(ScoredBlock(shard.facts(), n_sequences, ids, n_rows, result))
-    block = found[0] if len(found) == 1 else summed(found, work.top)
+    block = found[0] if len(found) == 1 else summed(found, work.top, options.by)
     return block._replace(begun=unit.block.begun)
 
 

@@ -22,8 +22,9 @@ from tokenloss._evaluation.score import score_shard
 from tokenloss._evaluation.shards import Facts
 from tokenloss._evaluation.sink import Block, checked_sinks, schema_of
 from tokenloss._evaluation.token_bytes import pieces_of, with_text, with_token_bytes
+from tokenloss._statistics.groups import check_by
 from tokenloss._statistics.sequences import check_lengths
-from tokenloss.formats.content import as_source
+from tokenloss.formats.content import as_source, grouped
 from tokenloss.formats.logprobs import Logprobs
 from tokenloss.formats.readers import check_different
 from tokenloss.formats.responses import Responses, each_file
@@ -59,6 +60,7 @@ def evaluate(
     n_words: ArrayLike = 0,
     text: _Path | None = None,
     words: Literal["whitespace", "lm-eval"] = "whitespace",
+    by: str | None = None,
     top: int = 5,
     sinks: Sequence[Sink] = (),
     state: _Path | None = None,
@@ -94,6 +96,14 @@ def evaluate(
     words : {"whitespace", "lm-eval"}, default "whitespace"
         How words of `text` are counted: between white space, or as in lm-evaluation-harness, by `re.split` at white
         space, which counts one more word if the text ends in a blank.
+    by : str, optional
+        What groups tokens, for a table of losses in `Evaluation.groups`: "position", of a token in its sequence or
+        window, in bins that double (0, 1, 2 to 3, 4 to 7, ...), or "position:512" for bins of 512; "file"; or the name
+        of a field. In files of scores it is an array of text, integers or bool with a label for each row or sequence;
+        with `shift`, a row has the label of the token that it predicts. In lines of JSON it is a field of each record,
+        with one label or a list of one for each token; "metadata.topic" is the field of an object. Tokens whose record
+        lacks the field form a group of their own. Errors are clustered by sequence, also where a sequence contributes
+        to several groups, of which there are at most 10,000.
     top : int, default 5
         Number of the tokens and of the sequences with the highest losses to list.
     sinks : sequence of Sink, optional
@@ -172,7 +182,7 @@ def evaluate(
     """
     top = check_integer("top", top, "an integer of at least 0", least=0)
     of_text = _TextLength.checked(n_bytes, n_words, text, words)
-    found = as_source(source, shift=shift)
+    found = grouped(as_source(source, shift=shift), check_by(by))
     outputs = checked_sinks(sinks, state is not None, scheduler)
     settings = Settings.checked(outputs, state, scheduler, progress, workers)
     require(found, "nll", worded("evaluate", "tokenloss score"))
@@ -187,7 +197,7 @@ def evaluate(
         if of_text.path is not None:
             require(found, "plan", "text")
         tokenizer = _opened(said.tokenizer, of_text.path is not None)
-    options = Options.of(said, top=top, tokenizer=None if tokenizer is None else _tokenizer_hash(tokenizer))
+    options = Options.of(said, top=top, by=by, tokenizer=None if tokenizer is None else _tokenizer_hash(tokenizer))
     evaluation = evaluated(found, options, settings, of_text, tokenizer)
     for one in advice(evaluation.figures):
         warn(one.message, one.category)
@@ -232,7 +242,7 @@ def evaluated(
 ) -> Evaluation:  # fmt: skip
     """The evaluation of a source; sinks are opened before any token, and finished in order."""
     text = text or _TextLength()
-    key = {"command": "score", **source.given(), "tokenizer": options.tokenizer, "top": options.top}
+    key = {"command": "score", **source.given(), "tokenizer": options.tokenizer, "by": options.by, "top": options.top}
     if text.path is not None:
         check_different([*source.paths, text.path])
     with opened([source], settings, key, by_identity(filter(None, [text.path]))) as run:
@@ -268,7 +278,8 @@ def _read_files(
     n_bytes, n_words = text.counted(False)
     names = (*_SCORED, *_WITH_LISTS, *(["text"] * isinstance(source, Responses)))
     sequences = (*_SEQUENCES, "line", "choice", "is_greedy_known")
-    results = run.map(score_file, [*map(FilesUnit, files)], schema_of(names, sequences, top_k=run.sinks.top_k))
+    function = functools.partial(score_file, by=options.by)
+    results = run.map(function, [*map(FilesUnit, files)], schema_of(names, sequences, top_k=run.sinks.top_k))
     check_parts(files, results)
     check_names(source.paths, results)
     if isinstance(n_bytes, int) and not n_bytes:
@@ -287,7 +298,7 @@ def _read_blocks(source: Blocks, options: Options, run: Run, text: _TextLength, 
         functools.partial(score_block, options=options), units,
         lambda unit: _schema_of_rows(run, unit.block.scores.shape[-1], tokenizer),
     )  # fmt: skip
-    blocks = summed(results, options.top)
+    blocks = summed(results, options.top, options.by)
     blocks = blocks._replace(result=with_text(blocks.result, tokenizer))
     return Parts.of_blocks(blocks, options, text.words), lengths
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import named, raise_error, refuse
 from tokenloss._core.result import in_files
 from tokenloss._core.signature import head_fields
 from tokenloss._evaluation.checkpoint import record
@@ -16,11 +16,12 @@ from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.rows import norm_seems_missing
 from tokenloss._evaluation.sequences import NO_SEQUENCES, NO_SOURCES, joined
 from tokenloss._evaluation.shards import Facts
+from tokenloss._statistics.groups import is_by_position, rows_of_meters
 from tokenloss._statistics.meter import LossMeter, add_lengths
 from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.options import Options
@@ -44,7 +45,7 @@ class ScoredBlock(NamedTuple):
     begun: IntArray | None = None  # with a tokenizer: numbers of texts, each before its hidden ids so far, or WRITTEN
 
 
-def summed(blocks: Sequence[ScoredBlock], top: int) -> ScoredBlock:
+def summed(blocks: Sequence[ScoredBlock], top: int, by: str | None = None) -> ScoredBlock:
     """Blocks as if they were one; there must be at least one."""
     results, counts = list[ShardResult](), dict[int, int]()  # by the number of a sequence with an id: its rows
     facts = blocks[0].facts._replace(path="", shape=(0, blocks[0].facts.shape[-1]), n_scored_rows=0)
@@ -73,7 +74,7 @@ def summed(blocks: Sequence[ScoredBlock], top: int) -> ScoredBlock:
             padding=padding,
         )
     ids, n_rows = (np.array([*column], np.int64) for column in (counts, counts.values()))
-    total = ScoredBlock(facts, n_sequences, None, None, ShardResult.total(results, top))
+    total = ScoredBlock(facts, n_sequences, None, None, ShardResult.total(results, top, by))
     return total._replace(ids=ids, n_rows=n_rows) if has_ids else total
 
 
@@ -113,7 +114,7 @@ class Parts(NamedTuple):
         `merged` are the evaluations of its parts, if it is made of some: they have the figures of each shard, and the
         lengths of the text, if the bytes are known of all or of none.
         """
-        total = ShardResult.total(self.results)
+        total = ShardResult.total(self._labeled(), by=self.options.by)
         meter, greedy, split = total.meters()
         sequences = self._sequences(split)
         if len({bool(one.meter.n_bytes) for one in merged}) == 1:
@@ -143,8 +144,35 @@ class Parts(NamedTuple):
             ]
         if self.are_responses:
             figures |= response_summary([shard.path for shard in self.shards], self.results)
+        if total.groups is not None:
+            by_label = total.groups.by_label(total.split)
+            self._check_labels(by_label)
+            figures |= {"by": self.options.by, "groups": rows_of_meters(by_label)}
         figures["signature"] = self._signature(meter, figures, total.ids_sum)
         return Evaluation(meter, sequences, figures, self)
+
+    def _labeled(self) -> Sequence[ShardResult]:
+        """The results, in which a group by file has the path of its file, as it is given here, for its label."""
+        if self.options.by != "file":
+            return self.results
+        groups = [result.groups and result.groups._replace(labels=[shard.path] * len(result.groups.labels))
+                  for shard, result in zip(self.shards, self.results, strict=True)]  # fmt: skip
+        pairs = zip(self.results, groups, strict=True)
+        return [result._replace(groups=one) for result, one in pairs]
+
+    def _check_labels(self, by_label: Mapping[Any, LossMeter]) -> None:
+        """Refuse groups that no token has a label of."""
+        by = self.options.by
+        if [*by_label] != [None]:
+            return
+        if is_by_position(by):
+            got, fits = (
+                "holds tokens that are in no sequence",
+                f"have sequences, in which {named('by', by)} counts",
+            )
+        else:
+            got, fits = f"holds no field {by!r}", f"hold that of {named('by', by)}"
+        refuse(self.shards[0].path or "source", got, fits)
 
     def _sequences(self, split: SequenceColumns) -> dict[str, Array]:
         """The table of all sequences; `file` counts from 0, and is -1 for sequences in several files."""
@@ -230,7 +258,7 @@ class Parts(NamedTuple):
         merged = first._replace(options=first.options._replace(top=top))
         if first.blocks is not None:
             blocks = [parts.blocks for parts in of_each if parts.blocks is not None]
-            merged = Parts.of_blocks(summed(blocks, top), merged.options, merged.words)
+            merged = Parts.of_blocks(summed(blocks, top, first.options.by), merged.options, merged.words)
         else:
             shards = [shard for parts in of_each for shard in parts.shards]
             merged = merged._replace(shards=shards, results=[result for parts in of_each for result in parts.results])
@@ -275,6 +303,7 @@ class Parts(NamedTuple):
             "window": options.window,
             "stride": options.stride,
             "ignore_index": options.ignore_index,
+            "by": options.by,
             "lm_head": shard.head,
             "part": parts[0] if parts else None,
             "segment_ids": None if self.blocks is None else "given" if self.blocks.ids is not None else "not given",

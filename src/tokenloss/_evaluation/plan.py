@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def planned(base: Scores, others: Sequence[Scores], options: Options, handles: H
         if options.shift and last_sequence is not None and last_sequence == following.sequence:
             goes_on = None in (following.mask, _mask_at(stored, -1)) or following.mask == _mask_at(stored, -1)
             next_id = following.id if goes_on else options.ignore_index
-            shard = shard._replace(next_id=next_id, next_text=following.token)
+            shard = shard._replace(next_id=next_id, next_text=following.token, next_label=following.label)
         without_targets += [] if stored.has_targets else [shard.path]
         if shard.windows and stored.targets.size == shard.rows:  # others are refused when they are shifted
             ids = stored.targets.reshape(-1)
@@ -82,7 +82,8 @@ def planned(base: Scores, others: Sequence[Scores], options: Options, handles: H
         is_soft = shards[number].target_type == "distributions"
         if shard.rows and first_sequence is not None and stored.targets.dtype.kind in "iu" and not is_soft:
             token = None if stored.tokens is None else str(stored.tokens.reshape(-1)[0])
-            following = _Following(int(stored.targets.reshape(-1)[0]), token, first_sequence, _mask_at(stored, 0))
+            first_id, label = int(stored.targets.reshape(-1)[0]), _label_at(stored, 0)
+            following = _Following(first_id, token, first_sequence, _mask_at(stored, 0), label)
     if 0 < len(without_targets) < len(shards):
         refuse_without_targets(without_targets[0])
     return shards
@@ -124,12 +125,20 @@ def checked_shard(shard: Shard, opened: OpenShard, options: Options) -> Shard:
 
 
 class _Following(NamedTuple):
-    """The token after a shard: its id, its text, the number of its sequence, and its mask."""
+    """The token after a shard: its id, its text, the number of its sequence, its mask, and the label of its group."""
 
     id: int | None = None
     token: str | None = None
     sequence: int | None = None
     mask: float | None = None
+    label: Any = None
+
+
+def _label_at(stored: OpenShard, row: int) -> Any:
+    """The label of the group of a row, if groups are those of a field."""
+    groups = stored.groups
+    code = -1 if groups is None else int(groups.codes[row])
+    return None if groups is None or groups.labels is None or code < 0 else groups.labels[code]
 
 
 def _mask_at(stored: OpenShard, row: int) -> float | None:

@@ -14,6 +14,7 @@ from tokenloss._evaluation.results import ResponseFigures, ShardResult
 from tokenloss._evaluation.score import TopLosses
 from tokenloss._evaluation.sequences import (
     NO_SOURCES,
+    GroupCodes,
     RowSequences,
     SequenceCollector,
     Sources,
@@ -22,6 +23,7 @@ from tokenloss._evaluation.sequences import (
 )
 from tokenloss._evaluation.sink import scored_block
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
+from tokenloss._statistics.groups import is_by_position, position_bins
 from tokenloss._statistics.meter import LossMeter
 from tokenloss.formats.logprobs import Logprobs
 from tokenloss.formats.responses import Responses, refuse_without_number
@@ -79,11 +81,11 @@ class FilesUnit(NamedTuple):
         return self._replace(base=self.base.absolute(), other=self.other and self.other.absolute())
 
 
-def score_file(unit: FilesUnit, work: Work) -> ShardResult:
+def score_file(unit: FilesUnit, work: Work, by: str | None = None) -> ShardResult:
     """The same as from `score_shard`, for a file that lists tokens."""
     file = unit.base
     are_sequences = not isinstance(file, Logprobs) or file.are_sequences
-    collector, highest = SequenceCollector(RowSequences((0,)), ()), TopLosses(work.top)
+    collector, highest = SequenceCollector(RowSequences((0,)), (), by), TopLosses(work.top)
     counts, greedy, rounding, sources = Counter[str](dict.fromkeys(_COUNTS, 0)), LossMeter(), Rounding(), []
     n_infinite = 0
     for responses in _gathered(file):
@@ -94,7 +96,9 @@ def score_file(unit: FilesUnit, work: Work) -> ShardResult:
         scores = scores_of_responses(block, work.top_k)
         is_missed = np.bincount(block["numbers"][block["is_sentinel"]], minlength=len(responses)) > 0
         is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
-        collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
+        groups = None if by is None else _groups_of(responses, block, np.where(numbers < 0, -1, block["positions"]), by)
+        n_bytes = None if by is None else _known_bytes(responses, block)
+        collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers, n_bytes, groups, is_length=False)
         highest.update(scores.nll, block["ids"], mask, None, numbers, block["positions"], block["tokens"])
         known = mask & block["is_greedy_known"]
         greedy.update(greedy_by_segment(scores.is_greedy[known], numbers[known]))
@@ -122,7 +126,31 @@ def score_file(unit: FilesUnit, work: Work) -> ShardResult:
     figures = ResponseFigures(file.dialect, file.part, **counts, rounding=rounding, failed=failed, sources=table)
     ignored = counts["n_without_number"] + counts["n_sentinels"]
     top = highest.tokens
-    return ShardResult(meter, ignored, greedy, top, sequences, responses=figures, n_infinite=n_infinite)
+    own = collector.groups.result() if collector.groups else None
+    return ShardResult(meter, ignored, greedy, top, sequences, responses=figures, n_infinite=n_infinite, groups=own)
+
+
+def _groups_of(responses: Sequence[Response], block: dict[str, Any], positions: IntArray, by: str) -> GroupCodes:
+    """The group of each token, by its position or by the label of its response, which may have one for each token."""
+    if is_by_position(by):
+        return GroupCodes(position_bins(by, positions))
+    if by == "file":
+        return GroupCodes(np.zeros(len(positions), np.int64), ("",))
+    labels = []
+    for response in responses:
+        own = response.label if isinstance(response.label, list) else [response.label] * len(response.ids)
+        if len(own) != len(response.ids):
+            got = f"line {response.line} has {len(own)} labels of {by!r}"
+            raise_error("option", name="by", got=by, fits=f"a field with a label, or one for each token; {got}")
+        labels += own
+    numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return GroupCodes(np.array([numbers[label] for label in labels], np.int64), [*numbers])
+
+
+def _known_bytes(responses: Sequence[Response], block: dict[str, Any]) -> IntArray:
+    """The bytes of each token; -1 where they are unknown, and in a response where a character is scored in part."""
+    is_cut = np.array([_has_cut_character(response) for response in responses])
+    return np.where(is_cut[block["numbers"]], -1, block["n_bytes"])
 
 
 def check_parts(files: Sequence[Responses | Logprobs], results: Sequence[ShardResult]) -> None:

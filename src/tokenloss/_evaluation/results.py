@@ -14,8 +14,16 @@ from tokenloss._core.result import NamedResults, columns_of
 from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
-from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns, Sources, greedy_by_segment, joined
+from tokenloss._evaluation.sequences import (
+    NO_SEQUENCES,
+    SequenceColumns,
+    Sources,
+    greedy_by_segment,
+    joined,
+    joined_groups,
+)
 from tokenloss._statistics.gates import Gated, GatedResult, independent_note, verdict_on
+from tokenloss._statistics.groups import check_groups, columns_of_groups, rows_of_sequences
 from tokenloss._statistics.meter import LossFigures, LossMeter
 from tokenloss.formats.responses import Failed
 from tokenloss.formats.rounding import Rounding
@@ -24,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tokenloss._core.result import Shown
-    from tokenloss._core.types import Array
+    from tokenloss._core.types import Array, ArrayLike
+    from tokenloss._evaluation.sequences import GroupMeters
     from tokenloss._statistics.estimates import Measure, Method
     from tokenloss._statistics.gates import Limit, Verdict
 
@@ -109,6 +118,7 @@ class ShardResult(NamedTuple):
     n_infinite: int = 0
     ids_sum: int = 0  # the hash of the class ids that are scored; 0 of responses
     ids_ends: Array = NO_SEQUENCES.ids  # the ends in the hash of sequences that continue in other shards
+    groups: GroupMeters | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -123,9 +133,10 @@ class ShardResult(NamedTuple):
         return meter, greedy, SequenceColumns.of(sequences)
 
     @classmethod
-    def total(cls, parts: Sequence[ShardResult], top: int = 0) -> ShardResult:
+    def total(cls, parts: Sequence[ShardResult], top: int = 0, by: str | None = None) -> ShardResult:
         """The result of all parts, in the order of the text, but for what only responses have."""
         of_ids = IdsHash.of_parts(parts)
+        groups, splits = joined_groups(((part.groups, part.split) for part in parts), by)
         tokens = (token for part in parts for token in part.highest_loss_tokens)
         return cls(
             sum((part.meter for part in parts), LossMeter()),
@@ -133,13 +144,14 @@ class ShardResult(NamedTuple):
             sum((part.greedy for part in parts), LossMeter()),
             sorted(tokens, key=lambda token: -token.sort_key)[:top],
             joined(NO_SEQUENCES, (part.sequences for part in parts)),
-            joined(NO_SEQUENCES, (part.split for part in parts)),
+            joined(NO_SEQUENCES, splits),
             sum((part.shift_sample for part in parts), ShiftSample()),
             rms=tuple(rms for part in parts for rms in part.rms),
             n_nan=sum(part.n_nan for part in parts),
             n_infinite=sum(part.n_infinite for part in parts),
             ids_sum=of_ids.total,
             ids_ends=of_ids.ends(),
+            groups=groups,
         )
 
 
@@ -200,6 +212,46 @@ class Evaluation(LossFigures, GatedResult):
     def accuracy(self) -> Estimate:
         """The fraction of tokens that are the most likely class, where this is known; nan without such tokens."""
         return Estimate(self.figures["accuracy"], lambda: self._measure("min_greedy_accuracy"))
+
+    @property
+    def groups(self) -> dict[str, Array] | None:
+        """The table of the groups of `by`, by column, as that of `Evaluation.by`; None without it.
+
+        "group" is the label, and of positions the first one of a bin. Tokens without a label come last, as None.
+        """
+        return columns_of_groups(self.figures["groups"]) if "groups" in self.figures else None
+
+    def by(self, groups: ArrayLike) -> dict[str, Array]:
+        """Losses of groups of sequences, such as domains; `evaluate(..., by=)` also groups tokens.
+
+        Parameters
+        ----------
+        groups : array of integers, bool or text
+            Label of each sequence, in the order of `sequences`.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            Columns of a table that has a row for each group: "group" (its label, in ascending order), "count",
+            "n_sequences", "loss", "stderr", "perplexity" with its 95 % interval ("perplexity_low" and
+            "perplexity_high"), and with a tokenizer "bits_per_byte" with its error and interval. Errors are clustered
+            by sequence, and nan for a single one. Tokens that belong to no sequence are in no group.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `groups` has another dtype or shape.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import evaluate
+        >>> logits = np.random.default_rng(0).normal(size=(4, 5, 8))
+        >>> table = evaluate([(logits, np.zeros((4, 5), int))]).by(["news", "code", "news", "code"])
+        >>> table["group"].tolist(), table["count"].tolist(), table["loss"].round(3).tolist()
+        (['code', 'news'], [10, 10], [2.198, 2.319])
+        """
+        return columns_of_groups(rows_of_sequences(check_groups(groups, self.sequences["count"].shape), self.sequences))
 
     @property
     def signature(self) -> str:

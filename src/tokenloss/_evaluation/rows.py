@@ -13,11 +13,13 @@ from tokenloss._core.errors import named, raise_error, refuse, with_file_names
 from tokenloss._core.signature import IdsHash
 from tokenloss._core.validation import UNNORMALIZED, UNNORMALIZED_HALF, as_positions, as_scores, without_targets
 from tokenloss._evaluation.results import ShiftSample
+from tokenloss._evaluation.sequences import GroupCodes
 from tokenloss._evaluation.shards import LEFT_OUT
 from tokenloss._scores.linear import linear_cross_entropy, linear_token_scores
 from tokenloss._scores.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss._scores.softmax import logsumexp
 from tokenloss._scores.token_scores import TokenScores, token_job
+from tokenloss._statistics.groups import is_by_position, position_bins
 from tokenloss.formats.mapped import check_map, rows_at
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class RowBlock(NamedTuple):
     text: Array | None
     sequences: IntArray  # the number of each row's sequence, negative for none
     positions: IntArray  # in these sequences
+    groups: GroupCodes | None = None
 
     @property
     def rows(self) -> IntArray:
@@ -95,6 +98,7 @@ class RowReader:
         kind_option: str = "kind", sampled: int = 0,
     ) -> None:  # fmt: skip
         file, targets, scored, text, self._sequences, mask, others, *_ = opened
+        self._by, self._groups = options.by, opened.groups
         self._shard, self._max_rows, self._advance, self.files = shard, max_rows, advance, (file, *others)
         self._is_soft = shard.target_type == "distributions"
         self._targets = targets if self._is_soft else targets.reshape(-1)
@@ -154,7 +158,12 @@ class RowReader:
             kept = kept if self._ignore_index is None else kept & (ids != self._ignore_index)
         numbers = self._sequences.numbers(start, self.n_rows)
         positions = self._sequences.next_positions(start, numbers)
-        return RowBlock(start, scores, iter(()), targets, ids, scored, mask, kept, text, numbers, positions)
+        groups = self._groups
+        if is_by_position(self._by):
+            groups = GroupCodes(position_bins(str(self._by), positions))
+        elif groups is not None:
+            groups = groups._replace(codes=groups.codes[start : self.n_rows])
+        return RowBlock(start, scores, iter(()), targets, ids, scored, mask, kept, text, numbers, positions, groups)
 
     def facts(self) -> dict[str, Any]:
         """The fields that every result of these rows has."""

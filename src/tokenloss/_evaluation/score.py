@@ -36,14 +36,14 @@ def score_shard(
     row_bytes = file.row_bytes + (file.shape[-1] * opened.targets.itemsize if is_soft else 0)
     max_rows = rows_per_block(row_bytes, file.lm_head is not None and not is_soft)
     reader = RowReader(shard, opened, options, max_rows, work.advance, sampled=sampled)
-    collector, highest = SequenceCollector(opened.sequences, shard.split), TopLosses(work.top)
+    collector, highest = SequenceCollector(opened.sequences, shard.split, options.by), TopLosses(work.top)
     n_nan = n_infinite = 0
     for block in reader:
         scores = _scored(block, reader, options, work)
         n_bytes = None
         if shard.token_bytes is not None:
             n_bytes = shard.token_bytes[block.start : reader.n_rows].astype(np.int64)
-        collector.update(scores, block.sequences, n_bytes)
+        collector.update(scores, block.sequences, n_bytes, block.groups)
         n_nan += int(np.count_nonzero(np.isnan(scores.nll) & scores.kept))
         n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
         places = block.rows, block.sequences, block.positions
@@ -55,6 +55,7 @@ def score_shard(
     return ShardResult(
         meter, n_scored - meter.count - len(split.ids), collector.greedy, highest.tokens, whole, split,
         rms=reader.first[0].rms, n_nan=n_nan, n_infinite=n_infinite, **reader.facts(),
+        groups=collector.groups.result() if collector.groups else None,
     )  # fmt: skip
 
 

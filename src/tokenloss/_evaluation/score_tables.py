@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.tables import head_cells, known_of
+from tokenloss._comparison.tables import group_table, head_cells, known_of
 from tokenloss._core.result import Shown
 from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.text import count_of, title
@@ -67,6 +67,16 @@ _COLUMNS = (
     Row("perplexity per word", "word_perplexity", when="n_words"),
     Row("greedy accuracy", "accuracy", "{:.2f %}", when="n_greedy_known"),
 )
+_GROUP = (
+    _TOKENS,
+    Row("sequences", "n_sequences", "{:,}", when="n_sequences"),
+    Row("loss", "loss"),
+    Row("±", "stderr", "{known:.3g}"),
+    Row("perplexity", "perplexity"),
+    Row("95 % interval", "interval"),
+    Row("bits per byte", "bits_per_byte"),
+    Row(" ± ", "bits_per_byte_stderr", "{known:.3g}"),
+)
 _MAX_SHARDS = 20  # files are listed up to this number
 _MAX_REASON = 100  # characters of the reason of a failed line
 
@@ -110,6 +120,8 @@ def _tables(summary: dict[str, Any], meter: LossMeter) -> list[Table]:
     tables = [table(_ROWS, _values(summary), loss_values(summary, basis_of(meter)), meter, summary)]
     if 1 < len(shards) <= _MAX_SHARDS:
         tables.append(table_of_several(_SHARD, [(shard,) for shard in shards], "files"))
+    if groups := summary.get("groups"):
+        tables.append(group_table(summary["by"], groups, _GROUP))
     losses = {"sequences": _SEQUENCE * (summary["n_sequences"] > 1), "tokens": _TOKEN}
     for name, columns in losses.items():
         items = [({"file": item["file"] or "several"}, item) for item in summary[f"highest_loss_{name}"]]

@@ -1,8 +1,9 @@
-"""Assigns the rows of a file to sequences, and sums losses over each sequence while rows are scored."""
+"""Assigns the rows of a file to sequences, and sums losses over sequences and groups while rows are scored."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from tokenloss._core.errors import raise_error, refuse
 from tokenloss._core.exact import ExactMoments
 from tokenloss._evaluation.checkpoint import record
+from tokenloss._statistics.groups import check_number_of_groups
 from tokenloss._statistics.meter import LossMeter, add_lengths, add_tokens
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
@@ -17,7 +19,7 @@ from tokenloss.formats.mapped import check_map
 from tokenloss.formats.scores_file import SEQUENCES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping
+    from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._scores.token_scores import TokenScores
@@ -52,6 +54,12 @@ class RowSequences:
     def are_in_order(self) -> bool:
         """True if the rows of each sequence are known to be contiguous."""
         return self._ids is None
+
+    def n_labels(self, rows: int) -> int:
+        """How many labels of sequences `rows` rows have: one for each sequence, or up to the highest segment id."""
+        if self._offsets is not None:
+            return len(self._offsets) - 1
+        return int(self.numbers(0, rows).max(initial=-1)) + 1
 
     def numbers(self, start: int, stop: int) -> IntArray:
         """The number of the sequence of each of these rows; negative if it belongs to none."""
@@ -132,28 +140,31 @@ class SequenceColumns(NamedTuple):
     nll: Float64Array
     is_greedy: BoolArray
     n_bytes: IntArray  # -1 without a tokenizer
+    group: Array  # the number of the group of a token; 0 of a sequence
 
     @classmethod
     def of(cls, sequences: SequenceLosses) -> SequenceColumns:
         """Columns of sums over sequences."""
         assert sequences.is_greedy is not None
         n_bytes = np.full_like(sequences.count, -1) if sequences.n_bytes is None else sequences.n_bytes
-        return cls(sequences.sequence, sequences.count, sequences.nll, sequences.is_greedy, n_bytes)
+        group = np.zeros(sequences.count.shape, np.int16)
+        return cls(sequences.sequence, sequences.count, sequences.nll, sequences.is_greedy, n_bytes, group)
 
-    def select(self, rows: BoolArray) -> SequenceColumns:
-        """The rows of a mask."""
+    def select(self, rows: Array) -> SequenceColumns:
+        """The rows of a mask or an index."""
         columns: Any = (column[rows] for column in self)
         return SequenceColumns(*columns)
 
-    def summed(self) -> SequenceLosses:
+    def summed(self, with_bytes: bool = True) -> SequenceLosses:
         """Sums over sequences, if each row is a token."""
-        n_bytes = None if (self.n_bytes < 0).any() else self.n_bytes
+        n_bytes = self.n_bytes if with_bytes and not (self.n_bytes < 0).any() else None
         return sums_by_segment(self.nll, self.is_greedy, self.ids, n_bytes)
 
 
 NO_SEQUENCES = SequenceColumns(
-    np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.bool_), np.empty(0, np.int64)
-)
+    np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.bool_), np.empty(0, np.int64),
+    np.empty(0, np.int16),
+)  # fmt: skip
 
 
 @record
@@ -177,6 +188,94 @@ def joined(none: TableT, parts: Iterable[TableT]) -> TableT:
     return type(none)(*map(np.concatenate, zip(none, *parts, strict=True)))
 
 
+class GroupCodes(NamedTuple):
+    """The group of each row: the index of its label, or the label itself without `labels`; -1 for no label."""
+
+    codes: IntArray
+    labels: Sequence[Any] | None = None
+
+
+@record
+class GroupMeters(NamedTuple):
+    """Labels, and the meter of each, without tokens of sequences that go on in other shards."""
+
+    labels: list[Any]
+    meters: list[LossMeter]
+
+    def by_label(self, split: SequenceColumns) -> dict[Any, LossMeter]:
+        """The meter of each label, with the tokens of sequences that were in several shards."""
+        meters = [meter + LossMeter() for meter in self.meters]
+        add_sequences(meters, split)
+        return dict(zip(self.labels, meters, strict=True))
+
+
+class GroupCollector:
+    """Adds up the losses of each group, sequence by sequence."""
+
+    def __init__(self, by: str) -> None:
+        self._by, self._numbers = by, dict[Any, int]()
+        self._meters: list[LossMeter] = []
+
+    def numbers(self, groups: GroupCodes) -> Array:
+        """The number of the group of each token: labels are numbered as they come."""
+        codes, inverse = np.unique(groups.codes, return_inverse=True)
+        names = groups.labels
+        labels = [None if code < 0 else code if names is None else names[code] for code in codes.tolist()]
+        own = [self._numbers.setdefault(label, len(self._numbers)) for label in labels]
+        check_number_of_groups(len(self._numbers), self._by)
+        self._meters += [LossMeter() for _ in range(len(self._numbers) - len(self._meters))]
+        numbers: Array = np.array(own, np.int16)[inverse]
+        return numbers
+
+    def add_loose(self, numbers: Array, nll: Array, n_bytes: Array) -> None:
+        """Add tokens that are in no sequence; bytes of -1 are unknown."""
+        for meter, own in _by_group(self._meters, numbers):
+            add_tokens(meter, ExactRatio.of_mean(ExactMoments.of(nll[own])))
+            if (n_bytes[own] >= 0).all():
+                add_lengths(meter, "n_bytes", nll[own], n_bytes[own])
+
+    def add(self, tokens: SequenceColumns) -> None:
+        """Add all tokens of some sequences."""
+        add_sequences(self._meters, tokens)
+
+    def result(self) -> GroupMeters:
+        """The meters of all labels."""
+        return GroupMeters([*self._numbers], self._meters)
+
+
+def add_sequences(meters: Sequence[LossMeter], tokens: SequenceColumns) -> None:
+    """Add the tokens of sequences to the meters of their groups."""
+    for meter, own in _by_group(meters, tokens.group):
+        meter.update(tokens.select(own).summed())
+
+
+def _by_group(meters: Sequence[LossMeter], numbers: Array) -> Iterator[tuple[LossMeter, Array]]:
+    """The meters of the groups that have tokens, with the index of these, given the number of each token's group."""
+    order = np.argsort(numbers, kind="stable")
+    bounds = np.searchsorted(numbers[order], np.arange(len(meters) + 1)).tolist()
+    for meter, (start, stop) in zip(meters, pairwise(bounds), strict=True):
+        if start < stop:
+            yield meter, order[start:stop]
+
+
+def joined_groups(
+    parts: Iterable[tuple[GroupMeters | None, SequenceColumns]], by: str | None
+) -> tuple[GroupMeters | None, Iterator[SequenceColumns]]:
+    """The groups of all parts, and the tokens of their split sequences, which have the numbers of the joined groups."""
+    numbers, meters = dict[Any, int](), list[LossMeter]()
+    splits: list[SequenceColumns] = []
+    for groups, split in parts:
+        labels, of_labels = ([], []) if groups is None else groups
+        own = [numbers.setdefault(label, len(numbers)) for label in labels]
+        meters += [LossMeter() for _ in range(len(numbers) - len(meters))]
+        for number, meter in zip(own, of_labels, strict=True):
+            meters[number] += meter
+        splits.append(split._replace(group=np.array(own, np.int16)[split.group]) if own else split)
+    if by is not None:
+        check_number_of_groups(len(numbers), by)
+    return None if by is None else GroupMeters([*numbers], meters), iter(splits)
+
+
 class SequenceCollector:
     """Adds up losses by sequence while the rows of a shard are scored.
 
@@ -184,16 +283,24 @@ class SequenceCollector:
     tokens, for the sums to be exact.
     """
 
-    def __init__(self, sequences: RowSequences, split: tuple[int, ...] | None) -> None:
+    def __init__(self, sequences: RowSequences, split: tuple[int, ...] | None, by: str | None = None) -> None:
+        self.groups = None if by is None else GroupCollector(by)
         self.meter = LossMeter()
         self.greedy = LossMeter()  # in place of losses, 1 for each token that is the likeliest class, and 0 for others
         self._sequences, self._split = sequences, split
         self._whole: list[SequenceColumns] = []
         self._pending: list[SequenceColumns] = []  # a row for each token
         self._n_pending, self._most_pending = 0, _MAX_PENDING
+        self._has_lengths = True
 
-    def update(self, scores: TokenScores, numbers: IntArray, n_bytes: IntArray | None = None) -> None:
-        """Add the next rows, the numbers of their sequences, and perhaps the bytes of their tokens."""
+    def update(
+        self, scores: TokenScores, numbers: IntArray, n_bytes: IntArray | None = None,
+        groups: GroupCodes | None = None, is_length: bool = True,
+    ) -> None:  # fmt: skip
+        """Add the next rows, the numbers of their sequences, and perhaps the bytes and groups of their tokens.
+
+        With `is_length=False`, only groups get the bytes: those of sequences are added later.
+        """
         is_part = scores.kept & (numbers >= 0)
         is_loose = scores.kept & ~is_part
         # targets that are rounded below 0 may have losses below -0.001, which `update` refuses
@@ -201,10 +308,15 @@ class SequenceCollector:
             add_tokens(meter, ExactRatio.of_mean(ExactMoments.of(values, is_loose)))
         if n_bytes is None:
             n_bytes = np.full_like(numbers, -1)
-        else:
+        elif is_length:
             add_lengths(self.meter, "n_bytes", scores.nll[is_loose], n_bytes[is_loose])
+        self._has_lengths = is_length
+        group = np.zeros(len(numbers), np.int16)
+        if self.groups is not None and groups is not None and scores.kept.any():
+            group[scores.kept] = self.groups.numbers(groups._replace(codes=groups.codes[scores.kept]))
+            self.groups.add_loose(*(column[is_loose] for column in (group, scores.nll, n_bytes)))
         if is_part.any():
-            tokens = SequenceColumns(numbers, np.ones_like(numbers), scores.nll, scores.is_greedy, n_bytes)
+            tokens = SequenceColumns(numbers, np.ones_like(numbers), scores.nll, scores.is_greedy, n_bytes, group)
             self._pending.append(tokens.select(is_part))
             self._n_pending += len(self._pending[-1].ids)
         if self._n_pending > self._most_pending and self._sequences.are_in_order:
@@ -217,7 +329,9 @@ class SequenceCollector:
         is_split = np.full(len(tokens.ids), True) if self._split is None else np.isin(tokens.ids, self._split)
         whole = tokens.select(~is_later & ~is_split)
         if len(whole.ids):
-            losses = whole.summed()
+            if self.groups is not None:
+                self.groups.add(whole)
+            losses = whole.summed(self._has_lengths)
             self.meter.update(losses)
             self.greedy.update(greedy_by_segment(whole.is_greedy, whole.ids))
             self._whole.append(SequenceColumns.of(losses))

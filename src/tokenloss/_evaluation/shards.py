@@ -11,7 +11,8 @@ import numpy as np
 
 from tokenloss._core.errors import named, refuse
 from tokenloss._evaluation.checkpoint import record
-from tokenloss._evaluation.sequences import RowSequences, row_sequences
+from tokenloss._evaluation.sequences import GroupCodes, RowSequences, row_sequences
+from tokenloss._statistics.groups import check_number_of_groups, field_labels, is_by_position
 from tokenloss.formats import npy
 from tokenloss.formats.scores import open_file
 from tokenloss.formats.scores_file import MASK, SEQUENCES, FileSpec, ScoresFile, checked_mask
@@ -133,6 +134,7 @@ class Shard(NamedTuple):
     target_type: str = "class ids"
     next_id: int | None = None  # the first id of the next shard, if the last row predicts it
     next_text: str | None = None
+    next_label: Any = None  # of the group of the next shard's first token
     windows: StoredWindows | None = None  # in the file; None if it contains no windows of a text
     token_bytes: IntArray | None = None  # of the token that each row predicts, by a tokenizer; 0 if it is not scored
     repeats: bool = False
@@ -221,6 +223,7 @@ class OpenShard(NamedTuple):
     others: tuple[ScoresFile, ...] = ()  # of candidates
     ids: Array | None = None  # the targets as stored, including those that a model's mask leaves out
     has_targets: bool = True  # False if models are compared without: these are 0, or `LEFT_OUT` if masked
+    groups: GroupCodes | None = None  # of each row, unless tokens are grouped by position or not at all
 
 
 class Handles:
@@ -281,7 +284,7 @@ def _key(shard: Shard) -> tuple[object, ...]:
     """The key of a shard: everything that its arrays depend on, except the options of the run."""
     return (
         *(spec.path for spec in shard.models), shard.targets, shard.segments, shard.split, shard.split_rows,
-        shard.next_id, shard.next_text, shard.windows,
+        shard.next_id, shard.next_text, shard.next_label, shard.windows,
     )  # fmt: skip
 
 
@@ -294,7 +297,8 @@ def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
         sequences = shard.windows.sequences(shard.path, shard.shape, sequences)
         if targets is not None and shard.windows.of_text:
             targets = shard.windows.ids(targets, shard.shape[:-1])
-    stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]))
+    groups = _held_groups(files[0], sequences, options.by)
+    stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]), groups=groups)
     with_mask = [file for file in files if file.attention_mask is not None]
     if targets is not None:
         stored = stored._replace(ids=targets)
@@ -308,6 +312,45 @@ def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
             refuse(file.path, f"holds {MASK} of shape {mask.shape}", "hold one for each row")
         kept &= mask.reshape(kept.shape) != 0
     return stored._replace(targets=np.where(kept, np.int8(0), np.int8(LEFT_OUT)), has_targets=False)
+
+
+def _held_groups(file: ScoresFile, sequences: RowSequences, by: str | None) -> GroupCodes | None:
+    """The group of each row by a field, which has a label for each row or each sequence; by file, it is one for all."""
+    if by is None or is_by_position(by):
+        return None
+    if by == "file":
+        return GroupCodes(np.zeros(file.rows, np.int16), ("",))
+    field = file.field
+    if field is None:
+        names = ", ".join(file.names) or "one array without a name"
+        refuse(file.path, f"holds {names}", f"hold the array of {named('by', by)}")
+    if field.dtype.kind not in "biuUT":
+        refuse(file.path, f"{by} has dtype {field.dtype}", "be text, integers or bool")
+    values, codes = np.unique(field, return_inverse=True)
+    check_number_of_groups(len(values), by)
+    codes, labels = codes.reshape(-1), field_labels(values.tolist())
+    if codes.size != file.rows:
+        number = sequences.n_labels(file.rows) if sequences.exist else 0
+        if codes.size != number:
+            fits = f"{file.shape[:-1]}, a label for each row" + f", or ({number},), one for each sequence" * (
+                number > 0
+            )
+            refuse(file.path, f"{by} has shape {field.shape}", f"have shape {fits}")
+        numbers = sequences.numbers(0, file.rows)
+        codes = np.where(numbers < 0, -1, codes[numbers])
+    return GroupCodes(codes, labels)
+
+
+def _shifted_groups(groups: GroupCodes, shape: tuple[int, ...], shard: Shard) -> GroupCodes:
+    """The group of the token that each row predicts."""
+    codes = np.roll(groups.codes.reshape(shape), -1, -1).reshape(-1)
+    if shard.next_id is not None:
+        labels = [*(groups.labels or ())]
+        labels += [] if shard.next_label in labels else [shard.next_label]
+        codes = codes.copy()
+        codes[-1] = labels.index(shard.next_label)
+        groups = groups._replace(labels=labels)
+    return groups._replace(codes=codes)
 
 
 def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Array | None:
@@ -381,6 +424,8 @@ def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
 def shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
     """The shard with shifted targets: the target of each row is the next token."""
     file, targets, _, tokens, sequences, *_ = stored
+    if stored.groups is not None:
+        stored = stored._replace(groups=_shifted_groups(stored.groups, file.shape[:-1], shard))
     for one in (file, *stored.others):
         is_own = len(shard.models) > 1 and one.is_shifted
         check_shiftable(one, targets, None if is_own or shard.targets is None else shard.targets.path)

@@ -110,14 +110,12 @@ class LossFigures(Result):
     @property
     def bits_per_token(self) -> Estimate:
         """The mean loss in bits."""
-        loss = self.loss
-        return Estimate(loss / math.log(2), lambda: _in_bits(loss))
+        return in_bits(self.loss)
 
     @property
     def bits_per_byte(self) -> Estimate:
         """All losses in bits over the bytes of their text; nan if the bytes of any token are unknown."""
-        rate = self._meter._loss_per("bytes")
-        return Estimate(rate / math.log(2), lambda: _in_bits(rate))
+        return in_bits(self._meter._loss_per("bytes"))
 
     @property
     def word_perplexity(self) -> Estimate:
@@ -429,10 +427,14 @@ def _measure(tokens: ExactRatio, groups: ExactRatio, sequences: ExactMoments) ->
     return Measure(tokens.ratio, tokens, "tokens")
 
 
-def _in_bits(loss: Estimate) -> Errors:
-    """The errors of a loss in bits."""
-    low, high = loss.interval
-    return Errors(loss.stderr / math.log(2), (low / math.log(2), high / math.log(2)), loss.unit)
+def in_bits(loss: Estimate) -> Estimate:
+    """The loss in bits, with its errors."""
+
+    def errors() -> Errors:
+        low, high = loss.interval
+        return Errors(loss.stderr / math.log(2), (low / math.log(2), high / math.log(2)), loss.unit)
+
+    return Estimate(loss / math.log(2), errors)
 
 
 def _check_length(name: str, value: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,15 +12,16 @@ import numpy as np
 
 from tokenloss._core.arguments import as_paths, refuse_content
 from tokenloss._core.errors import named, raise_error, refuse, worded
+from tokenloss._statistics.groups import is_by_position
 from tokenloss.formats import npy
 from tokenloss.formats.base import is_float
-from tokenloss.formats.logprobs import are_logprobs, end_in_zeros, open_logprobs
+from tokenloss.formats.logprobs import Logprobs, are_logprobs, end_in_zeros, open_logprobs
 from tokenloss.formats.readers import format_of, resolved
 from tokenloss.formats.records import are_records
 from tokenloss.formats.responses import open_responses
 from tokenloss.formats.samples import is_samples, is_samples_folder, open_samples
-from tokenloss.formats.scores import open_scores
-from tokenloss.formats.sources import Source, blocks, with_shift
+from tokenloss.formats.scores import Scores, open_scores
+from tokenloss.formats.sources import Source, blocks, require, with_shift
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -95,6 +97,20 @@ def as_source(value: Any, *, shift: bool | None = None, name: str = "source") ->
             return with_shift(blocks(value), shift)
     paths = as_paths(name, value)
     return with_shift(content_of(paths).open(paths if len(paths) > 1 else paths[0]), shift)
+
+
+def grouped(source: Any, by: str | None) -> Any:
+    """The source, which also reads the labels of the field that `by` names, if it names one."""
+    if by is None or is_by_position(by):
+        return source
+    require(source, "plan", "by")
+    if by == "file":
+        return source
+    if isinstance(source, Scores):
+        return replace(source, specs=tuple(spec._replace(field=by) for spec in source.specs))
+    if isinstance(source, Logprobs) and source.shape is not None:
+        refuse(source.path, "holds an array, which has no fields", f"be lines of JSON with the field {by!r}")
+    return replace(source, _field=by)
 
 
 def _refuse_unnamed_logprobs(path: str, first: str) -> None:

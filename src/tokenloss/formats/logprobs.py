@@ -17,7 +17,7 @@ from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy, npz
 from tokenloss.formats.base import is_float
 from tokenloss.formats.readers import format_of, resolved
-from tokenloss.formats.records import COUNT, Place, are_records, check, check_length, is_stream, read_records
+from tokenloss.formats.records import COUNT, Place, are_records, check, check_length, is_stream, label_of, read_records
 from tokenloss.formats.responses import Response, response_of
 from tokenloss.formats.scores_file import Archive, reject_array_name
 from tokenloss.formats.sources import Source, TokenOptions
@@ -78,6 +78,7 @@ class Logprobs(Source):
     array: str | None = None
     mask: str | None = None
     shape: tuple[int, ...] | None = None
+    _field: str | None = None  # whose labels group tokens
 
     @property
     def failed(self) -> tuple[()]:
@@ -138,7 +139,7 @@ def read_lines(source: Logprobs) -> tuple[list[Response], bool]:
     """The sequence of each line of JSON, and whether lists without a mask seem to be padded with zeros."""
     rows: list[Response] = []
     for line, value in read_records(source.path):
-        row = _row(source.options, value, place := Place(source.path, line))
+        row = _row(source.options, value, place := Place(source.path, line), source._field)
         if rows and (row.mask is None) != (rows[0].mask is None):
             words = ("a mask", "none") if rows[0].mask is None else ("no mask", "one")
             place.refuse(f"it has {words[0]}", f"be like the lines before it, which have {words[1]}")
@@ -218,7 +219,7 @@ def _checked_names(path: str, array: str | None, mask: str | None) -> tuple[str 
     return array, mask or (usual if usual in names else None), place.shape
 
 
-def _row(options: Mapping[str, Any], value: Mapping[str, Any], place: Place) -> Response:
+def _row(options: Mapping[str, Any], value: dict[str, Any], place: Place, field: str | None = None) -> Response:
     """The sequence of a line with a list of log-probabilities and perhaps a mask."""
     array, mask = options["array"], options["mask"]
     names = [name for name in (FIELDS if array is None else (array,)) if name in value]
@@ -227,16 +228,16 @@ def _row(options: Mapping[str, Any], value: Mapping[str, Any], place: Place) -> 
         place.refuse(f"it holds {held}", f'hold one list, {{"{array or _NAME}": [...]}}')
     (name,) = names
     numbers = check(value[name], [], name, place)
-    field = mask or FIELDS.get(name) or ""
-    has_mask = bool(field) and field in value
+    marked = mask or FIELDS.get(name) or ""
+    has_mask = bool(marked) and marked in value
     if mask is not None and mask not in value:
         place.refuse(f"it has no mask {mask!r}", f"have it beside {name}")
     marks = [1] * len(numbers)
     if has_mask:
-        marks = check_length(check(value[field], [], field, place), len(numbers), field, place)
+        marks = check_length(check(value[marked], [], marked, place), len(numbers), marked, place)
     for i, (number, mark) in enumerate(zip(numbers, marks, strict=True)):
         if mark not in (0, 1):
-            place.refuse(f"{field}[{i}] is {mark!r}", "be 0 or 1")
+            place.refuse(f"{marked}[{i}] is {mark!r}", "be 0 or 1")
         is_known = is_log_prob(number) or (type(number) is float and not number > 1e-3)  # by rounding; nan, too
         if mark and number is not None and not is_known:
             place.refuse(f"{name}[{i}] is {number!r}", "be a log-probability, a number of at most 0, or null")
@@ -244,7 +245,8 @@ def _row(options: Mapping[str, Any], value: Mapping[str, Any], place: Place) -> 
     choice = check(value.get("choice", 0), COUNT, "choice", place)
     request = None if (own := value.get("custom_id")) is None else str(own)
     kept = np.array(marks, np.bool_) if has_mask else None
-    return response_of(place.line, request, choice, np.array(values, np.float64), kept)
+    label = field and label_of((value,), field, place)
+    return response_of(place.line, request, choice, np.array(values, np.float64), kept, label)
 
 
 def end_in_zeros(rows: Iterable[Array]) -> bool:

@@ -18,10 +18,11 @@ import numpy as np
 from tokenloss._core._core import count_keys, json_extent
 from tokenloss._core.errors import raise_error, refuse
 from tokenloss._core.text import printable
+from tokenloss._statistics.groups import field_labels
 from tokenloss.formats.base import library_errors, open_regular, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 SUFFIXES = tuple(end + gz for end in (".json", ".jsonl", ".ndjson") for gz in ("", ".gz"))
 _GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
@@ -72,6 +73,25 @@ class Place(NamedTuple):
     def refuse_value(self, field: str, value: object, fits: str) -> NoReturn:
         """Raise an error that a field has an invalid value."""
         self.refuse(f"{field} is {reprlib.repr(value)}", fits)
+
+
+def label_of(records: Sequence[dict[str, Any]], name: str | None, place: Place) -> Any:
+    """The label in a field, whose name may have dots, of the first record that has it: one, or a list of labels."""
+    found = next((value for record in records if (value := _value_at(record, name or "")) is not None), None)
+    labels = field_labels(found if isinstance(found, list) else [found])
+    if labels is None:
+        place.refuse_value(str(name), found, "be text, a number, a boolean or null, or a list of these for the tokens")
+    return labels if isinstance(found, list) else labels[0]
+
+
+def _value_at(record: Any, name: str) -> Any:
+    """The value of a field, whose name may lead from object to object; None if there is none."""
+    if not isinstance(record, dict) or name in record:
+        return record.get(name) if isinstance(record, dict) else None
+    heads = (name[:i] for i, character in enumerate(name) if character == ".")
+    return next(
+        (value for head in heads if (value := _value_at(record.get(head), name[len(head) + 1 :])) is not None), None
+    )
 
 
 class ValueType(NamedTuple):

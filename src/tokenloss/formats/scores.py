@@ -154,7 +154,7 @@ class Scores(Source):
 def open_file(spec: FileSpec, head: LmHead | None = None) -> ScoresFile:
     """The open file of scores or hidden states; `head` is its head, if already open."""
     kind = spec.given_kind if spec.head is None else HIDDEN_NAMES[0]
-    file = read_scores(format_of(spec.path), spec.path, spec.array, kind, spec.targets_array)
+    file = read_scores(format_of(spec.path), spec.path, spec.array, kind, spec.targets_array, spec.field)
     if spec.head is not None:
         head = head or open_lm_head(spec.head.spec, file.shape[-1], spec.head.logit_scale, spec.head.softcap)
         if head.weight.shape[1] != file.shape[-1]:

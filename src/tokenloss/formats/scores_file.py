@@ -86,6 +86,8 @@ class ScoresFile:
         (V,) and `softcap` may be None; `logit_scale` is a number.
     names : tuple of str
         Names of the arrays in the file, if they have names.
+    field : array or None
+        The array of labels by which tokens are grouped, if a function was asked to.
 
     Examples
     --------
@@ -115,6 +117,7 @@ class ScoresFile:
     input_ids: Array | None = None
     attention_mask: Array | None = None
     names: tuple[str, ...] = ()
+    field: Array | None = None  # the array whose labels group tokens, if it was asked for
 
     def __post_init__(self) -> None:
         """Refuse arrays that cannot be scores."""
@@ -179,6 +182,7 @@ class FileSpec(NamedTuple):
     array: str | None = None  # the options that it was opened with
     given_kind: str | None = None  # None: the kind is checked by the first rows
     targets_array: str | None = None
+    field: str | None = None
     head: HeadSpec | None = None
     head_files: tuple[str, ...] = ()  # of hidden states; the weight's file comes first
     head_figures: dict[str, Any] | None = None  # what was read from them and from config.json
@@ -229,8 +233,10 @@ class LmHead(NamedTuple):
         return weight | transform | {"norm": self.norm}
 
 
-def read_scores(form: Format, path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
-    """The open file of scores of a format, with the arrays that come with them."""
+def read_scores(
+    form: Format, path: str, array: str | None, kind: str | None, targets_array: str | None, field: str | None = None
+) -> ScoresFile:
+    """The open file of scores of a format, with the arrays that come with them, and one with the name of a field."""
     if form.open is None:
         assert form.open_scores is not None
         return form.open_scores(path, array, kind, targets_array)
@@ -242,6 +248,7 @@ def read_scores(form: Format, path: str, array: str | None, kind: str | None, ta
     else:
         name, kind = _choose_scores(path, archive.names, array, kind)
         stored = _stored_parts(path, archive.names, name, targets_array)
+        stored |= {} if field is None or field not in archive.names else {"field": field}
     scores, parts = archive.locate(name), {part: archive.locate(one) for part, one in stored.items()}
     if archive.fitted is not None:
         scores, parts = archive.fitted(name, kind, scores, parts)
@@ -321,6 +328,9 @@ def _is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
         return False
     if part == "cu_seqlens":
         fits, is_fit = "(G + 1,) for G sequences", len(shape) == 1
+    elif part == "field":  # whose labels may also be of sequences, which have rows
+        fits, is_fit = f"{batch}, or a label for each sequence", shape == batch or len(shape) == 1 <= scores.rows
+        is_fit = is_fit and math.prod(shape) <= scores.rows
     elif part == "targets":
         are_hidden = scores.kind in HIDDEN_NAMES  # their number of classes is not known yet
         fits = f"{batch} (class ids) or {(*batch, 'V') if are_hidden else scores.shape} (distributions)"

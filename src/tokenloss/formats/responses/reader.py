@@ -13,7 +13,7 @@ import numpy as np
 from tokenloss._core.arguments import as_paths, check_choice
 from tokenloss._core.errors import named, raise_error, refuse
 from tokenloss.formats.readers import check_different, resolved
-from tokenloss.formats.records import Place
+from tokenloss.formats.records import Place, label_of
 from tokenloss.formats.responses.columns import columns, join, n_uncovered_bytes
 from tokenloss.formats.responses.dialects import failure, proves_own_first, read
 from tokenloss.formats.responses.streams import read_responses
@@ -72,6 +72,8 @@ class Response:
         Number of bytes of the response's text that are in no token that the server listed, as far as known.
     mask : array of bool or None
         The mask of tokens that count, for log-probabilities that come with one.
+    label : int, str, list or None
+        The label of the field by which tokens are grouped, or a list of one for each token.
 
     Examples
     --------
@@ -108,6 +110,7 @@ class Response:
     n_short_lists: int = 0
     n_uncovered_bytes: int = 0
     mask: BoolArray | None = None
+    label: Any = None
 
     def __repr__(self) -> str:
         """Show what it is of."""
@@ -116,13 +119,13 @@ class Response:
 
 
 def response_of(
-    line: int, name: str | None, choice: int, logprobs: Float64Array, mask: BoolArray | None = None
+    line: int, name: str | None, choice: int, logprobs: Float64Array, mask: BoolArray | None = None, label: Any = None
 ) -> Response:
     """A response with only the log-probabilities of its tokens."""
     n = len(logprobs)
     text, none, no = np.full(n, None), np.full(n, -1), np.zeros(n, np.bool_)
     tops = np.empty((n, 0), np.object_), np.empty((n, 0), np.int64), np.empty((n, 0))
-    return Response(line, choice, name, text, none, none, logprobs, no, no, none, no, no, *tops, mask=mask)
+    return Response(line, choice, name, text, none, none, logprobs, no, no, none, no, no, *tops, mask=mask, label=label)
 
 
 class Failed(NamedTuple):
@@ -170,6 +173,7 @@ class Responses(Source):
     failed: list[Failed] = field(default_factory=list)
     _dialects: tuple[str, ...] = ()  # of each file; "" if all its lines failed
     _is_one_of_several: bool = False  # of which some may lack a log-probability
+    _field: str | None = None  # whose labels group tokens
 
     def _words(self) -> list[str]:
         """Layout and part."""
@@ -197,7 +201,7 @@ class Responses(Source):
         """The sequences of a file, whose responses must have the expected layout."""
         has_number = has_failed = False
         has_prompts: bool | None = None
-        for place, custom_id, body, reason in _bodies(path):
+        for place, custom_id, body, reason, value in _bodies(path):
             if reason and not self.options["skip_failed"]:
                 request = "the request" if custom_id is None else f"request {custom_id!r}"
                 fits = f"have succeeded, or be left out ({named('skip_failed', True)})"
@@ -209,6 +213,7 @@ class Responses(Source):
             dialect, choices = read(body, place)
             if dialect != expected:
                 place.refuse(f"it is of the layout {dialect}", f"be of {expected}, as those before it")
+            label = self._field and label_of((value, body), self._field, place)
             for choice in choices:
                 parts = self._chosen(choice, place)
                 if not parts:
@@ -221,7 +226,7 @@ class Responses(Source):
                 n_uncovered = n_uncovered_bytes([*choice.parts.values()])
                 yield Response(
                     place.line, choice.number, custom_id, **arrays, n_short_lists=n_short_lists,
-                    n_uncovered_bytes=n_uncovered,
+                    n_uncovered_bytes=n_uncovered, label=label,
                 )  # fmt: skip
         if not (has_number or has_failed or self._is_one_of_several or len(self.paths) > 1):
             refuse_without_number(path, self.part)
@@ -293,21 +298,21 @@ def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> boo
     return False
 
 
-def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
-    """Each response of a file: its line, the request's name, the response, and why it failed, if it did."""
+def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str, dict[str, Any]]]:
+    """Each response of a file: its line, the request's name, the response, why it failed, if it did, and its record."""
 
     @functools.cache
     def is_proved() -> bool:  # by any line: all are read, if one asks
-        return any(proves_own_first(body, place) for place, _, body, _ in _bodies(path))
+        return any(proves_own_first(body, place) for place, _, body, *_ in _bodies(path))
 
     for line, value in read_responses(path):
-        yield Place(path, line, is_proved), *failure(value)
+        yield Place(path, line, is_proved), *failure(value), value
 
 
 def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"] | None, str]:
     """The part that a file shows, None if nothing does, as with prompts of a single token, and its dialect."""
     dialect = ""
-    for place, _, body, reason in _bodies(path):
+    for place, _, body, reason, _ in _bodies(path):
         if reason:
             continue
         name, choices = read(body, place)

@@ -1,0 +1,347 @@
+"""The option `by`: losses and divergences of groups, against NumPy; merged in any order, the same bits."""
+
+import itertools
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+from tokenloss import cross_entropy, evaluate
+from tokenloss._statistics.groups import MOST_GROUPS
+from tokenloss.formats import open_logprobs, open_scores
+from tokenloss.results import Evaluation
+
+RNG = np.random.default_rng(47)
+LOGITS = RNG.normal(size=(60, 9), scale=2).astype(np.float32)
+TARGETS = RNG.integers(9, size=60)
+TARGETS[::11] = -100
+NLL = cross_entropy(LOGITS, TARGETS, reduction="none")
+KEPT = TARGETS != -100
+IDS = np.repeat([4, 0, 2, 6, 1], [3, 21, 8, 16, 12])  # in the files of `SPLITS`, some go on
+INTERLEAVED = RNG.integers(-1, 5, size=60)
+SPLITS = [0, 8, 20, 60]
+WORDS = np.array(["code", "news", "prose"])
+
+
+def copied(value):
+    """A copy as another machine gets it."""
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 - our own
+
+
+def positions_in(ids):
+    """The position of each token in its sequence."""
+    return np.array([-1 if one < 0 else int(np.sum(ids[:i] == one)) for i, one in enumerate(ids)])
+
+
+def bin_of(position):
+    """The first position of a bin that doubles; None outside of sequences."""
+    return None if position < 0 else 2 ** (int(position).bit_length() - 1) if position else 0
+
+
+def by_hand(labels, ids, kept=KEPT, nll=NLL):
+    """Rows of the table: for sums S and n over the tokens of a group in a sequence, the clustered error of DESIGN."""
+    rows = {}
+    labels = np.array([*labels], object)
+    for label in {*labels[kept].tolist()}:
+        own = kept & np.array([one == label for one in labels.tolist()])
+        parts = np.where(ids < 0, -1 - np.arange(len(ids)), ids)[own]
+        numbers = np.unique(parts, return_inverse=True)[1]
+        sums, counts = np.bincount(numbers, nll[own]), np.bincount(numbers)
+        n, mean = len(sums), nll[own].mean()
+        if n == 1 or (ids[own] < 0).all():  # the tokens of one sequence count as independent
+            stderr = nll[own].std(ddof=1) / math.sqrt(own.sum()) if own.sum() > 1 else math.nan
+        else:
+            stderr = math.sqrt(n / (n - 1) * np.sum((sums - mean * counts) ** 2)) / own.sum()
+        rows[label] = own.sum(), len({*ids[own][ids[own] >= 0].tolist()}), mean, stderr
+    return rows
+
+
+def check(table, expected):
+    """Compare a table with rows by hand, whose labels have the same order."""
+    assert table["group"].tolist() == sorted(expected, key=lambda label: (label is None, label))
+    for i, label in enumerate(table["group"].tolist()):
+        count, n_sequences, mean, stderr = expected[label]
+        assert (table["count"][i], table["n_sequences"][i]) == (count, n_sequences)
+        assert table["loss"][i] == pytest.approx(mean, rel=1e-12)
+        assert table["stderr"][i] == pytest.approx(stderr, rel=1e-9, nan_ok=True)
+        assert table["perplexity"][i] == pytest.approx(math.exp(mean), rel=1e-12)
+        low, high = table["perplexity_low"][i], table["perplexity_high"][i]
+        assert math.isnan(stderr) or low < table["perplexity"][i] < high
+
+
+@pytest.fixture
+def files(npz, tmp_path):
+    """Saves the tokens in three files, with further arrays by name, and one file of segment ids for all."""
+
+    def save(ids=IDS, **fields):
+        np.save(tmp_path / "ids.npy", ids)
+        paths = []
+        for number, (start, stop) in enumerate(itertools.pairwise(SPLITS)):
+            own = {name: array[start:stop] for name, array in fields.items()}
+            paths.append(npz(f"part-{number}.npz", logits=LOGITS[start:stop], targets=TARGETS[start:stop], **own))
+        return open_scores(paths, segment_ids=tmp_path / "ids.npy")
+
+    return save
+
+
+@pytest.mark.parametrize("ids", [IDS, INTERLEAVED], ids=["in order", "interleaved"])
+@pytest.mark.parametrize("by", ["position", "position:1", "position:7", "file", "domain", "level", "is_code"])
+def test_groups_of_files_whose_sequences_go_on_in_the_next(files, ids, by):
+    domain = WORDS[RNG.integers(3, size=60)]
+    fields = {"domain": domain, "level": RNG.integers(-2, 9, size=60), "is_code": domain == "code"}
+    source = files(ids, **fields)
+    places = positions_in(ids)
+    labels = {
+        "position": [bin_of(place) for place in places],
+        "position:1": [None if place < 0 else int(place) for place in places],
+        "position:7": [None if place < 0 else int(place) // 7 * 7 for place in places],
+        "file": np.repeat([str(path) for path in source.paths], np.diff(SPLITS)).tolist(),
+        "domain": domain.tolist(),
+        "level": fields["level"].tolist(),
+        "is_code": ["true" if one else "false" for one in fields["is_code"]],
+    }
+    evaluation = evaluate(source, by=by)
+    check(evaluation.groups, by_hand(labels[by], ids))
+    assert evaluation.figures["by"] == by
+    assert sum(row["count"] for row in evaluation.figures["groups"]) == evaluation.count
+    plain = evaluate(source)
+    assert plain.groups is None
+    assert plain.meter == evaluation.meter
+
+
+@pytest.mark.parametrize("layout", ["batch", "cu_seqlens", "segment_ids"])
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_field_has_a_label_for_each_sequence_or_each_token(npz, layout, shift):
+    shape = (4, 15) if layout == "batch" else (60,)
+    arrays = {"logits": LOGITS.reshape(*shape, 9), "targets": np.where(KEPT, TARGETS, 0).reshape(shape)}
+    ids = np.repeat([0, 1, 2, 3], 15)
+    arrays |= {"cu_seqlens": np.arange(0, 61, 15)} if layout == "cu_seqlens" else {}
+    arrays |= {"segment_ids": ids} if layout == "segment_ids" else {}
+    topics, tokens = WORDS[[1, 0, 1, 2]], WORDS[RNG.integers(3, size=60)]
+    path = npz(**arrays, topic=topics, token=tokens.reshape(shape))
+    kept = np.arange(60) % 15 < 14 if shift else np.ones(60, bool)
+    targets = np.where(KEPT, TARGETS, 0)
+    nll = cross_entropy(LOGITS, np.roll(targets, -1) if shift else targets, reduction="none")
+    check(evaluate(path, by="topic", shift=shift).groups, by_hand(topics[ids].tolist(), ids, kept, nll))
+    labels = np.roll(tokens, -1) if shift else tokens  # a row has the label of the token that it predicts
+    check(evaluate(path, by="token", shift=shift).groups, by_hand(labels.tolist(), ids, kept, nll))
+    check(evaluate(path, shift=shift).by(topics), {
+        label: (*row[:3], row[3] if row[1] > 1 else math.nan)  # of sums, tokens are unknown
+        for label, row in by_hand(topics[ids].tolist(), ids, kept, nll).items()
+    })  # fmt: skip
+
+
+def test_the_last_row_of_a_file_has_the_label_of_the_first_token_of_the_next(npz):
+    tokens, targets = np.arange(60) % 4, np.where(KEPT, TARGETS, 0)
+    paths = [
+        npz(f"{name}.npz", logits=LOGITS[part], targets=targets[part], token=tokens[part])
+        for name, part in (("a", slice(0, 25)), ("b", slice(25, 60)))
+    ]
+    nll, kept = cross_entropy(LOGITS, np.roll(targets, -1), reduction="none"), np.arange(60) < 59
+    found = evaluate(paths, by="token", shift=True).groups
+    check(found, by_hand(np.roll(tokens, -1).tolist(), np.full(60, -1), kept, nll))
+
+
+def test_positions_are_those_in_windows(npz):
+    """Of windows that overlap, only the tokens count that no earlier window has."""
+    windows = np.arange(4)[:, None] * 5 + np.arange(8)
+    text = RNG.integers(9, size=23)
+    logits = RNG.normal(size=(4, 8, 9)).astype(np.float32)
+    path = npz(logits=logits, targets=text[windows])
+    source = open_scores(path, window=8, stride=5, shift=True)
+    is_new = (np.arange(8) + 1 >= 3) | (np.arange(4) == 0)[:, None]
+    kept = (is_new & (np.arange(8) < 7)).reshape(-1)
+    nll = cross_entropy(logits.reshape(-1, 9), np.roll(text[windows], -1, -1).reshape(-1), reduction="none")
+    ids, positions = np.repeat(np.arange(4), 8), np.tile(np.arange(8), 4)
+    check(evaluate(source, by="position:1").groups, by_hand(positions.tolist(), ids, kept, nll))
+
+
+def test_blocks_give_the_bits_of_files(files):
+    source = files()
+    expected = evaluate(source, by="position").figures["groups"]
+    bounds = [0, 1, 33, 60]
+    blocks = [(LOGITS[a:b], TARGETS[a:b], None, IDS[a:b]) for a, b in itertools.pairwise(bounds)]
+    assert evaluate(blocks, by="position").figures["groups"] == expected
+
+
+def test_merging_in_any_order_changes_no_bit(npz):
+    paths = [
+        npz(f"{i}.npz", logits=LOGITS.reshape(4, 15, 9)[i : i + 1], targets=TARGETS.reshape(4, 15)[i : i + 1],
+            domain=WORDS[RNG.integers(3, size=15)][None])
+        for i in range(4)
+    ]  # fmt: skip
+    for by in "position", "file", "domain":
+        whole = evaluate(paths, by=by)
+        parts = [copied(evaluate([path], by=by)) for path in paths]
+        for _ in range(3):
+            parts = [parts[i] for i in RNG.permutation(len(parts))]
+            assert Evaluation.of_parts(parts).figures["groups"] == whole.figures["groups"]
+            assert (parts[0] + (parts[1] + parts[2]) + parts[3]).groups["stderr"].tolist() == (
+                whole.groups["stderr"].tolist()
+            )
+    with pytest.raises(ValueError, match="by is 'file' in one and None in the other"):
+        evaluate(paths[:1], by="file") + evaluate(paths[1:])
+
+
+@pytest.mark.parametrize("by", ["position", "file", "domain"])
+def test_states_and_clusters_give_the_same_bits(files, tmp_path, monkeypatch, by):
+    source, state = files(domain=WORDS[np.arange(60) % 3]), tmp_path / "state"
+    whole = evaluate(source, by=by).figures["groups"]
+    assert evaluate(source, by=by, state=state).figures["groups"] == whole
+    lines = state.read_bytes().splitlines(keepends=True)
+    state.write_bytes(b"".join([lines[0], *lines[:1:-1]]))  # without the result of the first file, in reverse
+    assert evaluate(source, by=by, state=state).figures["groups"] == whole
+    with pytest.raises(ValueError, match=f"was written with by '{by}'; it must be another file, with None"):
+        evaluate(source, state=state)
+    pytest.importorskip("dask")
+
+    def of_workers(function, units, _):
+        yield from [*enumerate(map(*copied((function, units))))][::-1]
+
+    monkeypatch.setattr("tokenloss._evaluation.cluster.map_shards", of_workers)
+    assert evaluate(source, by=by, scheduler="x").figures["groups"] == whole
+
+
+def response(tokens, **fields):
+    """A response with the log-probabilities of tokens, by their text."""
+    content = [{"token": token, "logprob": logprob, "top_logprobs": []} for token, logprob in tokens]
+    return {"choices": [{"message": {"content": "".join(dict(tokens))}, "logprobs": {"content": content}}], **fields}
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Saves lines of JSON."""
+
+    def save(*rows, name="rows.jsonl"):
+        (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return tmp_path / name
+
+    return save
+
+
+def test_fields_of_responses_with_dots_and_missing_ones(records):
+    lines = [[("a", -0.5), ("bc", -1.5)], [("d", -1.0)], [("ef", -2.0), ("g", -0.25)], [("h", -3.0)]]
+    metas = [{"topic": "x", "n": 1}, {"topic": 2}, {}, {"topic": "x"}]
+    path = records(*(response(line, metadata=meta) for line, meta in zip(lines, metas, strict=True)))
+    evaluation = evaluate(path, by="metadata.topic")
+    nll = np.array([0.5, 1.5, 1.0, 2.0, 0.25, 3.0])
+    ids = np.array([0, 0, 1, 2, 2, 3])
+    every = np.ones(6, bool)
+    labels = ["x", "x", 2, None, None, "x"]
+    groups = evaluation.groups
+    assert groups["group"].tolist() == [2, "x", None]
+    expected = by_hand(labels, ids, every, nll)
+    for i, label in enumerate(groups["group"].tolist()):
+        assert groups["loss"][i] == pytest.approx(expected[label][2], rel=1e-15)
+        assert groups["stderr"][i] == pytest.approx(expected[label][3], rel=1e-12, nan_ok=True)
+    n_bytes = {2: 1, "x": 4, None: 3}  # the tokens' text is known
+    bits = [expected[one][2] * expected[one][0] / math.log(2) / n_bytes[one] for one in (2, "x", None)]
+    assert groups["bits_per_byte"] == pytest.approx(bits, rel=1e-12)
+    assert [row["group"] for row in evaluate(path, by="position").figures["groups"]] == [0, 1]
+    assert [row["group"] for row in evaluate(path, by="file").figures["groups"]] == [str(path)]
+
+
+def test_fields_of_lines_may_have_a_label_for_each_token(records):
+    path = records(
+        {"logprobs": [-1.0, -2.0, None], "kind": ["a", "b", "a"]},
+        {"logprobs": [-4.0], "kind": "b"},
+        {"logprobs": [-0.5]},
+    )
+    found = evaluate(open_logprobs(path), by="kind").groups
+    assert dict(zip(found["group"], found["loss"], strict=True)) == {"a": 1.0, "b": 3.0, None: 0.5}
+
+
+def test_bits_per_byte_of_groups_with_a_tokenizer(npz, tmp_path):
+    ranks = "".join(f"{text} {i}\n" for i, text in enumerate(["YQ==", "YmM=", "ZGVm"]))  # a, bc and def
+    (tmp_path / "three.tiktoken").write_text(ranks)
+    logits, targets = LOGITS[:, :3].reshape(4, 15, 3), RNG.integers(3, size=(4, 15))
+    path = npz(logits=logits, targets=targets)
+    found = evaluate(open_scores(path, tokenizer=tmp_path / "three.tiktoken"), by="position").groups
+    nll, bins = cross_entropy(logits, targets, reduction="none"), [bin_of(place) for place in range(15)]
+    for i, label in enumerate(found["group"].tolist()):
+        own = np.array(bins) == label
+        sums, sizes = nll[:, own].sum(1), (targets[:, own] + 1).sum(1)
+        rate = sums.sum() / sizes.sum()
+        assert found["bits_per_byte"][i] == pytest.approx(rate / math.log(2), rel=1e-12)
+        stderr = math.sqrt(4 / 3 * np.sum((sums - rate * sizes) ** 2)) / sizes.sum()
+        assert found["bits_per_byte_stderr"][i] == pytest.approx(stderr / math.log(2), rel=1e-9)
+
+
+def test_ten_thousand_groups_and_no_more(npz, monkeypatch):
+    assert MOST_GROUPS == 10_000
+    monkeypatch.setattr("tokenloss._statistics.groups.MOST_GROUPS", 60)  # which takes less time
+    number = np.arange(60)
+    paths = [npz(f"{i}.npz", logits=LOGITS, targets=TARGETS, number=number + i) for i in range(2)]
+    assert len(evaluate(paths[0], by="number").groups["group"]) == KEPT.sum()
+    words = "by is 'number'; it must be something that makes at most 60 groups"
+    monkeypatch.setattr("tokenloss._statistics.groups.MOST_GROUPS", 59)
+    for source in paths[0], paths:
+        with pytest.raises(ValueError, match=words.replace("60", "59")):
+            evaluate(source, by="number")
+    with pytest.raises(ValueError, match="by is 'position:1'"):
+        evaluate([(LOGITS[None], np.zeros((1, 60), int))], by="position:1")
+    monkeypatch.setattr("tokenloss._statistics.groups.MOST_GROUPS", 60)
+    with pytest.raises(ValueError, match=words):  # together
+        evaluate([npz("c.npz", logits=LOGITS, targets=np.zeros(60, int), number=number), paths[1]], by="number")
+
+
+@pytest.mark.parametrize(
+    ("by", "error", "message"),
+    [
+        (3, TypeError, "by has type int|by must be|by is 3"),
+        ("", TypeError, "by"),
+        ("position:0", ValueError, "by is 'position:0'; it must be 'position', .* where N is a positive integer"),
+        ("position:1.5", ValueError, "by is 'position:1.5'"),
+        (
+            "topic",
+            ValueError,
+            r"scores.npz: holds logits, targets, weight; it must hold the array of by='topic'",
+        ),
+        ("weight", ValueError, r"weight has dtype float64; it must be text, integers or bool"),
+        (
+            "position",
+            ValueError,
+            r"holds tokens that are in no sequence; it must have sequences, in which by='position'",
+        ),
+    ],
+)
+def test_wrong_values(npz, by, error, message):
+    path = npz(logits=LOGITS, targets=TARGETS, weight=np.ones(60))
+    with pytest.raises(error, match=message):
+        evaluate(path, by=by)
+
+
+def test_fields_that_do_not_fit(npz, records):
+    path = npz(logits=LOGITS.reshape(4, 15, 9), targets=TARGETS.reshape(4, 15), domain=WORDS)
+    words = (
+        r"domain has shape \(3,\); it must have shape \(4, 15\), a label for each row, or \(4,\), one for each sequence"
+    )
+    with pytest.raises(ValueError, match=words):
+        evaluate(path, by="domain")
+    path = records(response([("a", -0.5)], topic={"a": 1}))
+    with pytest.raises(ValueError, match=r"line 1: topic is \{'a': 1\}; it must be text, a number, a boolean or null"):
+        evaluate(path, by="topic")
+    with pytest.raises(ValueError, match=r"rows.jsonl: holds no field 'other'; it must hold that of by='other'"):
+        evaluate(path, by="other")
+    with pytest.raises(ValueError, match="source is blocks, which are made one by one; by needs files"):
+        evaluate([(LOGITS, TARGETS)], by="domain")
+
+
+def test_the_command_prints_groups(files, command, score_json, tmp_path):
+    source = files(domain=WORDS[np.arange(60) % 3])
+    argv = *source.paths, "--segment-ids", tmp_path / "ids.npy"
+    rows = score_json(*argv, "--by", "position")["groups"]
+    assert rows == json.loads(json.dumps(evaluate(source, by="position").figures["groups"]))
+    _, out, _ = command("score", *argv, "--by", "position")
+    table = out[out.index("By position") :].split("\n\n")[0].splitlines()
+    assert [line.split("  ")[1].strip() for line in table[1:]] == [
+        "group",
+        "0",
+        "1",
+        "2 to 3",
+        "4 to 7",
+        "8 to 15",
+        "16 to 31",
+    ]
