@@ -25,7 +25,7 @@
 # the GIL is taken only to run signal handlers. Small arrays take less time than to release it: front.pxi holds it. A
 # row that does not fit sets `refused_flag`, which ends all threads, and jobs.py raises the error.
 #
-# Files. They are one extension, included below so that each comes after those that it uses. The last three read JSON of
+# Files. They are one extension, included below so that each comes after those that it uses. The last one reads lists of
 # responses.
 
 cimport cython
@@ -165,5 +165,4 @@ include "pair_jobs.pxi"
 include "projection.pxi"
 include "dlpack.pxi"
 include "front.pxi"
-include "json_text.pxi"
 include "listed_classes.pxi"

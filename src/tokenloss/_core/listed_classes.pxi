@@ -1,6 +1,8 @@
 # Columns of the tokens of a response, from the classes that a server listed at each position.
 
 cdef extern from "Python.h":
+    ctypedef struct PyObject
+    PyObject *PyList_GetItem(PyObject *, Py_ssize_t)  # borrowed
     PyObject *Py_None
     bint is_int "PyLong_CheckExact" (PyObject *)
     bint PyFloat_CheckExact(PyObject *)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from tokenloss._core._core import count_keys, json_extent
 from tokenloss._core.errors import raise_error, refuse
 from tokenloss._core.text import printable
 from tokenloss._statistics.groups import field_labels
@@ -369,7 +368,11 @@ def _value(path: str, place: TextPlace, text: bytes | bytearray, is_whole: bool 
 
 # -- the value of a JSON text ------------------------------------------------------------------------------------------
 
-_MEMORY_LIMIT = 512 << 20  # bytes that values may need, as `json_extent` estimates; they need rather less
+_MEMORY_LIMIT = 512 << 20  # bytes that values may need, as `_extent` estimates; they need rather less
+# bytes that CPython needs for a list, an object of a few keys, a key and a value, and a string, by their symbols
+_NEEDED = {ord(symbol): size for symbol, size in {"[": 100, "{": 240, ":": 40, ",": 40, '"': 40}.items()}
+_OTHERS = bytes(code for code in range(256) if code not in b'"{}[]:,')
+_STEPS = np.array([(code in b"[{") - (code in b"]}") for code in range(256)], np.int8)  # of the level
 _LEVELS = 100  # of lists and objects inside each other; Python cannot print a value that is nested much deeper
 _CUT = 16  # characters before a cut that may seem malformed: a part of a number, an escape or a name like -Infinity
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a pair
@@ -406,12 +409,12 @@ def parsed_json(
     at, got, fits, value, string = None, "", "", None, ""
     if text.startswith(codecs.BOM_UTF8):  # blanks keep the places of bytes
         text = b" " * len(codecs.BOM_UTF8) + text[len(codecs.BOM_UTF8) :]
-    n_keys, n_levels, memory = json_extent(text)
+    n_levels, memory = _extent(text)
     if memory > _MEMORY_LIMIT:
         raise LargeJsonError(f"needs {memory >> 20} MB of memory, more than {_MEMORY_LIMIT >> 20}")
     try:
         string = text.decode() if is_whole else codecs.getincrementaldecoder("utf-8")().decode(text)
-        value = _decoded(string, n_keys)
+        value = _DECODER.decode(string)
         is_escaped = "\\u" in string and _SURROGATE.search(string)
         if is_escaped and _SURROGATE.search(_PAIR.sub("", string.replace("\\\\", "__"))):
             got, fits = f"{_half_a_pair(value)} holds half of a surrogate pair", "be Unicode"
@@ -461,18 +464,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# The standard library reads NaN and Infinity, which servers in Python write. The second decoder names keys that an
-# object has twice, and is slow.
-_DECODER, _STRICT_DECODER = json.JSONDecoder(), json.JSONDecoder(object_pairs_hook=_unique)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # it reads NaN and Infinity, which servers in Python write
 
 
-def _decoded(string: str, n_keys: int) -> Any:
-    """The value of a JSON text with this number of keys; KeyError names one that an object has twice."""
-    try:
-        value = _DECODER.decode(string)
-    except ValueError:  # perhaps behind such a key
-        return _STRICT_DECODER.decode(string)
-    return value if count_keys(value) == n_keys else _STRICT_DECODER.decode(string)
+def _extent(text: bytes | bytearray) -> tuple[int, int]:
+    """Levels of lists and objects of a JSON text, and about the bytes that it and its values need."""
+    marks = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
+    depth, levels, is_inside, counts = 0, 0, False, np.zeros(256, np.int64)
+    for start in range(0, len(marks), _CHUNK):
+        codes = np.frombuffer(marks[start : start + _CHUNK], np.uint8)
+        inside = np.logical_xor.accumulate(codes == ord('"')) ^ is_inside
+        is_inside, codes = inside[-1], codes[~inside]  # which has one quote of each string
+        depths = depth + np.cumsum(_STEPS[codes])
+        depth, levels = int(depths[-1]) if depths.size else depth, max(levels, int(depths.max(initial=0)))
+        counts += np.bincount(codes, minlength=256)
+    most = 0 if text.isascii() else np.frombuffer(text, np.uint8).max()
+    width = 9 if most >= 0xF0 else 5 if most > 0xC3 else 3  # of a byte, which is read, decoded, and in a string
+    return levels, width * len(text) + sum(size * int(counts[code]) for code, size in _NEEDED.items())
 
 
 def _half_a_pair(value: Any) -> str:

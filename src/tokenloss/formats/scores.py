@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.arguments import as_path, as_paths, check_choice, refuse_given
 from tokenloss._core.errors import named, raise_error, refuse
 from tokenloss._core.text import title
 from tokenloss._core.validation import check_integer, head_transform
@@ -407,16 +407,14 @@ def _token_options(
     targets: Any, segment_ids: Any, shift: Any, ignore_index: Any, window: Any, stride: Any, tokenizer: Any
 ) -> TokenOptions:
     """The checked options that match rows with tokens."""
-    check_shift(shift)
     size, step = _checked_windows(window, stride, shift, segment_ids)
     given = {"targets": targets, "segment_ids": segment_ids}
     ids, segments = (tuple(resolved(as_paths(name, value))) for name, value in given.items())
     for one in (*ids, *segments):
         npy.locate(one, is_targets=True)
-    if ignore_index is not None:
-        ignore_index = check_integer("ignore_index", ignore_index, "an integer or None")
-    path = None if tokenizer is None else as_path("tokenizer", tokenizer)
-    return TokenOptions(ids, segments, True if size else shift, ignore_index, size, step, path)
+    others: Any = {"targets": ids, "segment_ids": segments, "window": size, "stride": step}
+    said = TokenOptions.checked(shift, ignore_index, tokenizer, **others)
+    return said._replace(shift=True) if size else said
 
 
 def _checked_windows(window: Any, stride: Any, shift: bool | None, segment_ids: Any) -> tuple[int, int]:

@@ -46,6 +46,15 @@ class TokenOptions(NamedTuple):
     stride: int = 0  # tokens between the starts of successive windows
     tokenizer: str | None = None  # its file, which is read when needed
 
+    @classmethod
+    def checked(cls, shift: Any, ignore_index: Any, tokenizer: Any, **others: Any) -> Self:
+        """The options as openers take them; `others` are checked already."""
+        check_shift(shift)
+        if ignore_index is not None:
+            ignore_index = check_integer("ignore_index", ignore_index, "an integer or None")
+        path = None if tokenizer is None else as_path("tokenizer", tokenizer)
+        return cls(shift=shift, ignore_index=ignore_index, tokenizer=path, **others)
+
     def absolute(self) -> TokenOptions:
         """The same options with absolute paths, for a process in another directory."""
         targets, segment_ids = (tuple(map(absolute, paths)) for paths in (self.targets, self.segment_ids))
@@ -297,11 +306,7 @@ def blocks(
     1.1785
     """
     check_choice("kind", kind, KINDS)
-    check_shift(shift)
+    said = TokenOptions.checked(shift, ignore_index, tokenizer)
     if not callable(source) and not hasattr(source, "__iter__"):
         raise_error("type", name="source", got=type(source).__name__, fits="blocks, or a function that makes them")
-    if ignore_index is not None:
-        ignore_index = check_integer("ignore_index", ignore_index, "an integer or None")
-    path = None if tokenizer is None else as_path("tokenizer", tokenizer)
-    said = TokenOptions(shift=shift, ignore_index=ignore_index, tokenizer=path)
     return Blocks((), {"kind": kind}, said, source)
