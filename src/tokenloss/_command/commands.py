@@ -150,7 +150,8 @@ def compare(args: argparse.Namespace) -> int:
     with _input_errors(), _own_warnings():
         others = _named(args.others, "OTHER")
         source, models = sources_of_comparison(Flags(args), args.base, others)
-        sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
+        # besides those that identify a row, tables of drafts have one column
+        sinks = _chosen_outputs(COMPARE_OUTPUTS, args, **{"columns": ("acceptance",)} if args.draft else {})
         found: Comparisons[Any]
         if any(isinstance(one, Samples) for one in (source, *models.values())):
             names = (*_OF_COMPARE, "draft", "noise", "sizes")
@@ -176,7 +177,6 @@ def _draft_options(args: argparse.Namespace, gates: dict[str, Any]) -> dict[str,
     with _input_errors():
         _refuse_typed(args, names, "is for divergences, not for the acceptance of drafts")
         check_cost_ratio(args.cost_ratio)
-    args.columns = ("acceptance",)  # that tables have, in addition to those that identify a row
     temperature = 1.0 if args.temperature is None else args.temperature
     return {"temperature": temperature, "classes": "all", "shift": bool(args.shift)}
 
@@ -340,14 +340,14 @@ def _name_of(option: str) -> str:
     return option[2:].replace("-", "_")
 
 
-def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> list[Sink]:
-    """The outputs that the arguments ask for."""
+def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace, **others: Any) -> list[Sink]:
+    """The outputs that the arguments ask for; `others` are options that the command line lacks."""
     outputs: list[Sink] = []
+    given = vars(args) | others
     for output in classes:
-        path = getattr(args, _name_of(output.option))
+        path = given[_name_of(output.option)]
         if path is not None:
             with _input_errors(output.option):
-                options = {name: getattr(args, name) for name in output.options if hasattr(args, name)}
-                outputs.append(output(path, **options))
+                outputs.append(output(path, **{name: given[name] for name in output.options if name in given}))
                 outputs[-1].made_by = args.command_line
     return outputs
