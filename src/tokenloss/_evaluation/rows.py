@@ -57,9 +57,8 @@ class RowBlock(NamedTuple):
     others: Iterator[Array]  # of each candidate, read one after the other to need little memory
     targets: Array  # class ids, or distributions
     ids: Array  # class ids, or the likeliest class of each distribution
-    scored: BoolArray | None  # mask of the rows that have a target; None for all
-    mask: BoolArray | None  # the same without the rows that a block's own mask leaves out
-    kept: BoolArray  # the same without ignored targets
+    scored: BoolArray | None  # mask of the rows that have a target, which sinks get; None for all
+    kept: BoolArray  # mask of those that count: neither ignored nor left out by a block's own mask
     text: Array | None
     sequences: IntArray  # the number of each row's sequence, negative for none
     positions: IntArray  # in these sequences
@@ -163,7 +162,7 @@ class RowReader:
             groups = GroupCodes(position_bins(str(self._by), positions))
         elif groups is not None:
             groups = groups._replace(codes=groups.codes[start : self.n_rows])
-        return RowBlock(start, scores, iter(()), targets, ids, scored, mask, kept, text, numbers, positions, groups)
+        return RowBlock(start, scores, iter(()), targets, ids, scored, kept, text, numbers, positions, groups)
 
     def facts(self) -> dict[str, Any]:
         """The fields that every result of these rows has."""

@@ -67,14 +67,14 @@ def _scored(block: RowBlock, reader: RowReader, options: Options, work: Work) ->
     with with_file_names(file.path, block.place):
         top_k = min(work.top_k, file.shape[-1])
         scores = token_scores(
-            block.scores, block.ids, where=block.mask, ignore_index=ignored, workers=work.workers, top_k=top_k
+            block.scores, block.ids, where=block.kept, ignore_index=ignored, workers=work.workers, top_k=top_k
         )
         if file.kind == "log_probs":
             check_normalized(scores.logsumexp, first.itemsize, first.is_given)
         if not is_soft:
             return scores
         nll = losses(
-            block.scores, block.targets, reduction="none", where=block.mask, workers=work.workers,
+            block.scores, block.targets, reduction="none", where=block.kept, workers=work.workers,
             ignore_index=options.ignore_index,
         )  # fmt: skip
     return dataclasses.replace(scores, kept=block.kept, nll=np.where(block.kept, nll, np.nan))
