@@ -25,76 +25,76 @@ if TYPE_CHECKING:
 
 _LISTED: dict[str, Any] = {"action": "append", "default": []}  # an option that may be given several times
 _COMMANDS = """
- score    loss, perplexity and accuracy of the predictions that files hold
+ score    loss, perplexity and accuracy of the predictions in files
             tokenloss score logits.npz
- compare  KL divergence, perplexity and top tokens of models, compared with their base
+ compare  KL divergence, perplexity and top-1 agreement of models with a base model
             tokenloss compare base.npz Q8=q8.npz Q4=q4.npz
  info     the version, the instruction set in use and the number of threads
             tokenloss info
 """
 _SCORE = f"""
-Score the predictions that files hold: loss, perplexity and accuracy, with their errors.
+Score the predictions in files: loss, perplexity and accuracy, with their errors.
 
-A FILE is {FILES}. It holds scores (..., V), in an array named logits, log_probs or probs, and their targets, class ids
-(...) or distributions (..., V), in an array named targets or labels, or in .npy files of their own; or, with --shift,
-input_ids. There may also be tokens (the text), attention_mask, and segment_ids or cu_seqlens (the sequences); each row
-of (N, T, V) is a sequence. With --lm-head, a FILE holds hidden states (..., D), named hidden_states or hidden. It may
-also be a .json or .jsonl file of responses from a server, or the stream of one: vLLM, SGLang, llama.cpp or any with
-OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.
+A FILE is {FILES}. It contains scores (..., V), in an array named logits, log_probs or probs, and targets, either class
+ids (...) or distributions (..., V), in an array named targets or labels, or in separate .npy files; or, with --shift,
+input_ids. It may also contain tokens (the text), attention_mask, and segment_ids or cu_seqlens (the sequences); each
+row of (N, T, V) is a sequence. With --lm-head, a FILE contains hidden states (..., D), named hidden_states or hidden.
+It may also be a .json or .jsonl file of a server's responses, or a stream: from vLLM, SGLang, llama.cpp or any server
+with OpenAI's layout. Files are read in parts, so they may be larger than memory.
 
-Several FILEs are shards of one text. With names, as in A=a.npz B=b.npz, they are models of the same text, and the table
-has a row for each. All options apply to each of them. `tokenloss compare` gives their differences, with paired errors.
+Several FILEs are shards of one text. With names, as in A=a.npz B=b.npz, they are models of the same text, with one row
+each in the table. All options apply to each of them. `tokenloss compare` gives their differences, with paired errors.
 """
 _SCORE_EXAMPLES = """
  a file of logits and targets:
    tokenloss score logits.npz
  logits and the model's input ids, where row j predicts id j+1:
    tokenloss score logits.npy ids.npy --shift
- the same with bits per byte, by the bytes of each token:
+ the same with bits per byte, from the bytes of each token:
    tokenloss score logits.npy ids.npy --shift --tokenizer model/
- shards of one text; a second call goes on where the first was interrupted:
+ shards of one text; a second call resumes where the first was interrupted:
    tokenloss score 'part-*.npz' --text text.txt --state state.jsonl
  final hidden states, and the model's own head:
    tokenloss score hidden.npy ids.npy --shift --lm-head model/
- what a server returned, with a table of its tokens and a page:
+ a server's responses, with a table of their tokens and a page:
    tokenloss score responses.jsonl --per-token tokens.csv --html page.html
  two models side by side, as a table for an issue:
    tokenloss score A=a.npz B=b.npz --format markdown
- for a script, which goes on where the perplexity is surely below 12 (exit status 0):
+ for a script that continues only if the perplexity is clearly below 12 (exit status 0):
    tokenloss score logits.npz --max-perplexity 12
 """
 _COMPARE = """
-Compare models, such as quantised ones, with their base: KL divergence, perplexities, changes of probability.
+Compare models, such as quantized ones, with a base model: KL divergence, perplexities, changes of probability.
 
-BASE and each OTHER are files as `score` reads them, with scores of the same rows; or files of responses to the same
-requests, or of responses beside scores; or samples that lm-evaluation-harness logged: .jsonl files, or its folders,
-task by task; or log-probabilities of the same tokens, first from a trainer, then from the engine that sampled the
-tokens: arrays with --logprobs, or an array or lists in lines of JSON named `logprobs` or as a framework names them. The
-files are recognized by their content.
+BASE and each OTHER are files that `score` reads, with scores of the same rows; or files of responses to the same
+requests, or responses and scores; or samples logged by lm-evaluation-harness: .jsonl files, or its folders, task by
+task; or log-probabilities of the same tokens, first from a trainer, then from the engine that sampled the tokens:
+arrays with --logprobs, or an array or lists in lines of JSON named `logprobs` or as a framework names them. The files
+are recognized by their content.
 
-Any file of scores may hold the targets, and all that do must hold the same ones; without targets, divergences alone are
-compared. BASE is read once for all. Tables call each OTHER by its name, as in Q8=q8.npz, or else by its file.
+Any file of scores may contain the targets, and all that do must contain the same ones; without targets, only
+divergences are compared. BASE is read only once. Tables call each OTHER by its name, as in Q8=q8.npz, or by its file.
 
-With --text, --tokenizer-a and --tokenizer-b, BASE and OTHER are two models with different tokenizers, each with the ids
-of its own tokens of the same text: they are compared by bits per byte. There, --targets and --segment-ids are given
-twice if at all, first for BASE.
+With --text, --tokenizer-a and --tokenizer-b, BASE and OTHER are two models with different tokenizers, each with its own
+token ids for the same text: they are compared by bits per byte. In this case, --targets and --segment-ids, if given,
+are given twice, first for BASE.
 """
 _COMPARE_EXAMPLES = """
- two quantised models and their base:
+ two quantized models and their base:
    tokenloss compare base.npz Q8=q8.npz Q4=q4.npz
- one, with the size of its model, and a plot:
+ one model, with its size and a plot:
    tokenloss compare base.npz Q4=q4.npz --size Q4=4.9G --plot kl.png
- what two servers returned, for a lower bound of the divergence:
+ the responses of two servers, for a lower bound of the divergence:
    tokenloss compare server-a.jsonl server-b.jsonl
- for a script, which goes on where both limits are surely kept to (exit status 0):
+ for a script that continues only if both limits are clearly met (exit status 0):
    tokenloss compare base.npz Q4=q4.npz --max-kl 0.01 --min-same-top 0.97
- a trainer's log-probabilities of what an engine sampled, with a diagnosis:
+ a trainer's log-probabilities of the tokens that an engine sampled, with a diagnosis:
    tokenloss compare trainer.npy rollout.jsonl --logprobs
  two models with different tokenizers, on the same text:
    tokenloss compare a.npz b.npz --text text.txt --tokenizer-a A/ --tokenizer-b B/
- what a large model accepts of the tokens that a small one drafts, and the speed-up:
+ how many drafted tokens the large model accepts, and the speedup:
    tokenloss compare large.npz small=small.npz --draft --cost-ratio 0.05
- samples of lm-evaluation-harness: what changed, and whether both models are equal:
+ samples from lm-evaluation-harness: what changed, and whether the models are equal:
    tokenloss compare samples-a.jsonl samples-b.jsonl --margin 0.01
 """
 _GROUPS = (
@@ -102,13 +102,13 @@ _GROUPS = (
     "output", "running",
 )  # fmt: skip
 _LM_HEAD = (
-    "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: "
-    f"{HEAD_FILES}; config.json beside it says how logits are scaled and capped, and whether the embedding is the head"
+    "the files contain hidden states after the final norm, and this is their projection onto the vocabulary: "
+    f"{HEAD_FILES}; config.json next to it says how logits are scaled and capped, and whether the embedding is the head"
 )
 _BY = (
-    "add a table of groups of tokens: by `position` in their sequence or window, in bins that double, or in bins of "
-    "512 by `position:512`; by `file`; or by a field, an array in files of scores or a value in lines of JSON, such as "
-    "domain or metadata.topic"
+    "add a table of groups of tokens: by `position` in the sequence or window, in bins that double, or with "
+    "`position:512` in bins of 512; by `file`; or by a field: an array in files of scores or a value in lines of JSON, "
+    "such as domain or metadata.topic"
 )
 
 
@@ -117,9 +117,9 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="tokenloss",
         usage="tokenloss COMMAND [options] ...",
-        description="Score what language models predicted, and compare models.",
+        description="Score the predictions of language models, and compare models.",
         epilog="`tokenloss COMMAND --help` shows the options of a command, and more examples.\n\n"
-        "rich draws the tables and a progress bar where it is installed: pip install 'tokenloss[cli]'",
+        "Tables and a progress bar are drawn by rich, if it is installed: pip install 'tokenloss[cli]'",
     )
     parser.add_argument_group("commands", _COMMANDS)
     options = parser.add_argument_group("options")
@@ -142,7 +142,7 @@ def make_parser() -> Parser:
     info.set_defaults(call=commands.info)
     of = _groups(info)
     _add_format(of["output"])
-    _add_help(info, of["running"], " what is in use here:\n   tokenloss info")
+    _add_help(info, of["running"], " what is in use on this machine:\n   tokenloss info")
     return parser
 
 
@@ -162,32 +162,32 @@ def _add_score(score: Parser) -> None:
     score.set_defaults(call=commands.score)
     of = _groups(score)
     words = (
-        "a file of scores, a directory of files, or a pattern in quotes, such as 'part-*.npz', perhaps after NAME=; "
+        "a file of scores, a directory of files, or a pattern in quotes, such as 'part-*.npz', optionally after NAME=; "
         "the files of a directory or pattern are read in the order of their numbers"
     )
     score.files = of["input"].add_argument("source", metavar="FILE", nargs="+", type=filled, help=words)
     _add_input(of["input"])
     _add(of["input"], "--text FILE", "the text, for bits per byte and perplexity per word")
-    words = "how to count the words of --text: between white space (default), or as lm-evaluation-harness does"
+    words = "how to count the words of --text: separated by white space (default), or as lm-evaluation-harness does"
     of["input"].add_argument("--words", choices=tuple(WORDS), default="whitespace", help=words)
-    words = "length of the text in bytes, for bits per byte, in place of --text"
+    words = "length of the text in bytes, for bits per byte, instead of --text"
     _add(of["input"], "--n-bytes N", words, integer(1), default=0)
-    words = "number of words of the text, for perplexity per word, in place of --text"
+    words = "number of words in the text, for perplexity per word, instead of --text"
     _add(of["input"], "--n-words N", words, integer(1), default=0)
     _add_targets(of["targets and sequences"])
     _add(of["hidden states"], "--lm-head FILE[:NAME]", _LM_HEAD)
     _add_hidden_states(of["hidden states"])
     _add_responses(of["responses"])
     _add_logprobs(of["log-probabilities"])
-    _add(of["gates"], "--max-perplexity X", "the largest perplexity", number)
-    _add(of["gates"], "--max-loss X", "the largest mean loss in nats", number)
-    words = "the smallest fraction of the tokens that are the likeliest class"
+    _add(of["gates"], "--max-perplexity X", "fail if the perplexity exceeds X", number)
+    _add(of["gates"], "--max-loss X", "fail if the mean loss exceeds X nats", number)
+    words = "fail if the model ranks less than a fraction X of the tokens first"
     _add(of["gates"], "--min-greedy-accuracy X", words, number)
     _add_confidence(of["gates"])
     _add(of["output"], "--by WHAT", _BY)
     words = "list the K tokens and K sequences with the highest losses (default: 5)"
     _add(of["output"], "--top K", words, integer(0), default=5)
-    words = "write the K most likely classes of each token, too, in --per-token (default: 0)"
+    words = "also write the K most likely classes of each token in --per-token (default: 0)"
     _add(of["output"], "--top-k K", words, integer(0), default=0)
     _add_format(of["output"])
     _add_outputs(of["output"], SCORE_OUTPUTS)
@@ -200,44 +200,46 @@ def _add_compare(compare: Parser) -> None:
     compare.set_defaults(call=commands.compare)
     of = _groups(compare)
     words = "scores of the base model: a file, a directory of shards, or a pattern of their names in quotes"
-    words += "; of responses, a file"
+    words += "; for responses, a file"
     of["input"].add_argument("base", type=filled, metavar="BASE", help=words)
-    words = "scores of a model, of the same rows: a file, a directory or a pattern, as BASE; NAME=FILE names it"
+    words = "scores of a model for the same rows: a file, a directory or a pattern, like BASE; NAME=FILE names it"
     compare.files = of["input"].add_argument("others", metavar="OTHER", nargs="+", type=filled, help=words)
     _add_input(of["input"])
-    words = "what the scores of BASE are, where their name does not say it (default: logits)"
+    words = "what the scores of BASE are, if the name of their array does not say it (default: logits)"
     of["input"].add_argument("--base-kind", choices=KINDS, help=words)
     _add(of["input"], "--base-array NAME", "name of the array of scores of BASE")
-    words = "where vocabularies differ, compare the first N, or `all`: a class that a model lacks has probability 0"
+    words = (
+        "if vocabularies differ, compare the first N classes, or `all`: a class that a model lacks has probability 0"
+    )
     _add(of["input"], "--classes N", words, integer(1, or_else="all"))
     _add_formulas(of["input"])
-    words = "the text, for two models with different tokenizers: their losses are laid over its bytes"
+    words = "the text, for two models with different tokenizers: their losses are mapped to its bytes"
     _add(of["input"], "--text FILE", words)
     for letter, model in ("a", "BASE"), ("b", "OTHER"):
         words = f"for --text, the tokenizer of {model}: its file, or the folder of the model"
         _add(of["input"], f"--tokenizer-{letter} DIR", words)
-    words = "size of the model of an OTHER: a file, a directory, or a number of bytes such as 4.9G"
+    words = "size of an OTHER's model: a file, a directory, or a number of bytes such as 4.9G"
     _add(of["input"], "--size NAME=SIZE", words, dest="sizes", **_LISTED)
     _add_targets(of["targets and sequences"])
     words = (
-        "the OTHERs hold hidden states, and BASE, too, if neither --base-lm-head, --base-kind nor --base-array is "
-        "given: their head, in a file as of `score --lm-head`. For OTHERs with different heads, repeat the option, one "
-        "for each OTHER in order"
+        "the head of the OTHERs, which contain hidden states, in a file as for `score --lm-head`. It is also the head "
+        "of BASE, unless --base-lm-head, --base-kind or --base-array is given. For OTHERs with different heads, repeat "
+        "the option, once for each OTHER in order"
     )
     _add(of["hidden states"], "--lm-head FILE[:NAME]", words, **_LISTED)
-    words = "BASE holds hidden states, and this is its own head; OTHERs hold scores if there is no --lm-head"
+    words = "the head of BASE, which contains hidden states; without --lm-head, OTHERs contain scores"
     _add(of["hidden states"], "--base-lm-head FILE[:NAME]", words)
-    words = "name of the array of hidden states of BASE, if it has another one"
+    words = "name of BASE's array of hidden states, if it differs"
     _add(of["hidden states"], "--base-hidden NAME", words)
     _add_hidden_states(of["hidden states"])
     _add_drafts(of["drafts"])
     _add_responses(of["responses"])
     _add_logprobs(of["log-probabilities"])
-    words = "of lm-evaluation-harness: test whether both models are equal within M, such as 0.01"
+    words = "for lm-evaluation-harness: test whether both models are equal within M, such as 0.01"
     _add(of["samples"], "--margin M", words, fraction)
-    words = "the field of a document that names its group, by which errors are clustered (default: each is its own)"
+    words = "the field of a document by which errors are clustered (default: each document is its own cluster)"
     _add(of["samples"], "--cluster FIELD", words)
-    words = "read only the runs of a folder whose date, as in the names of its files, begins with DATE; may be repeated"
+    words = "read only the runs of a folder whose date, as in its file names, begins with DATE; may be repeated"
     _add(of["samples"], "--run DATE", words, **_LISTED)
     _add_compare_gates(of["gates"])
     _add_format(of["output"])
@@ -248,19 +250,24 @@ def _add_compare(compare: Parser) -> None:
 
 def _add_compare_gates(group: _Group) -> None:
     """Add the gates of two models, and the noise beside which they are judged."""
-    _add(group, "--max-kl X", "the largest mean KL divergence in nats", number)
-    words = "the largest quantile of the divergence for a fraction F of the tokens, such as 0.99=0.3; for several F"
+    _add(group, "--max-kl X", "fail if the mean KL divergence exceeds X nats", number)
+    words = "fail if the F-quantile of the divergence exceeds X, such as 0.99=0.3; may be repeated"
     _add(group, "--max-kl-quantile F=X", words, limit_at_fraction, **_LISTED)
-    words = "the smallest fraction of the tokens at which both have the same likeliest class"
+    words = "fail if both models rank the same class first for less than a fraction X of the tokens"
     _add(group, "--min-same-top X", words, number)
-    _add(group, "--max-perplexity-ratio X", "the largest perplexity over that of BASE", number)
-    _add(group, "--max-k3 X", "of a trainer and a sampler: the largest KL divergence by k3 in nats", number)
-    words = "of a trainer and a sampler: the smallest effective sample size, as a fraction of the tokens"
+    _add(group, "--max-perplexity-ratio X", "fail if the perplexity exceeds X times that of BASE", number)
+    _add(
+        group,
+        "--max-k3 X",
+        "for a trainer and a sampler: fail if the k3 estimate of the KL divergence exceeds X nats",
+        number,
+    )
+    words = "for a trainer and a sampler: fail if the effective sample size is below a fraction X of the tokens"
     _add(group, "--min-ess X", words, number)
     _add_confidence(group)
     words = (
-        "a second run of BASE, with another batch size or engine: all figures are shown as multiples of its own, and "
-        "gates that it does not pass itself are named"
+        "a second run of BASE, with another batch size or engine: all metrics are shown as multiples of its own, and "
+        "gates that this run itself does not pass are named"
     )
     _add(group, "--noise TWIN", words)
 
@@ -268,13 +275,13 @@ def _add_compare_gates(group: _Group) -> None:
 def _add_drafts(group: _Group) -> None:
     """Add the options of drafts."""
     words = (
-        "the OTHERs are drafts of speculative decoding for BASE, their target: print what it accepts, and the tokens "
-        "per call of the target for 1 to 8 drafted tokens, in place of divergences"
+        "the OTHERs are draft models for speculative decoding with BASE as their target: print the acceptance, and the "
+        "tokens per call of the target for 1 to 8 drafted tokens, instead of divergences"
     )
     group.add_argument("--draft", action="store_true", help=words)
-    words = "temperature of all models, also without --draft; 0 is greedy decoding (default: 1)"
+    words = "temperature of all models, with or without --draft; 0 is greedy decoding (default: 1)"
     _add(group, "--temperature T", words, number)
-    words = "the time of a step of a draft over that of a call of the target, such as 0.05, for the speed-up"
+    words = "the time of a draft step divided by the time of a target call, such as 0.05, for the speedup"
     _add(group, "--cost-ratio C", words, number)
 
 
@@ -283,20 +290,20 @@ def _add_drafts(group: _Group) -> None:
 
 def _add_input(group: _Group) -> None:
     """Add the options that say what files hold."""
-    words = "what the scores are, where the name of their array does not say it (default: logits)"
+    words = "what the scores are, if the name of their array does not say it (default: logits)"
     group.add_argument("--kind", choices=KINDS, help=words)
-    _add(group, "--array NAME", "name of the array of scores, if it is not the name of a kind")
+    _add(group, "--array NAME", "name of the array of scores, if it is not logits, log_probs or probs")
 
 
 def _add_formulas(group: _Group) -> None:
     """Add the options that say what is computed of two models."""
     words = (
-        "formulas of the figures: llama.cpp takes the log-probabilities of BASE as they are, and the divergence over "
-        "those above -16 (default: exact)"
+        "formulas of the metrics: llama.cpp does not normalize the log-probabilities of BASE, and sums the divergence "
+        "over those above -16 (default: exact)"
     )
     group.add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
     words = (
-        "divergences besides kl, separated by commas (js,tv) or given by repeating the option: reverse_kl, js "
+        "divergences in addition to kl, separated by commas (js,tv) or by repeating the option: reverse_kl, js "
         "(Jensen-Shannon), tv (total variation) or hellinger (default: kl)"
     )
     _add(group, "--divergences NAMES", words, action=Names, default=("kl",))
@@ -306,7 +313,7 @@ def _add_targets(group: _Group) -> None:
     """Add the options of targets and sequences."""
     words = "a .npy file of targets for each file of scores, in order, or one for all; or a pattern in quotes"
     _add(group, "--targets FILE", words, **_LISTED)
-    words = "name of the array of targets, if it is neither targets nor labels; `compare` reads it of BASE"
+    words = "name of the array of targets, if it is neither targets nor labels; `compare` reads it from BASE"
     _add(group, "--targets-array NAME", words)
     words = "a .npy file of each token's sequence number for each file of scores, or one for all"
     _add(group, "--segment-ids FILE", words, **_LISTED)
@@ -318,15 +325,15 @@ def _add_targets(group: _Group) -> None:
     words = "target value that marks tokens to ignore, such as padding (default: -100)"
     _add(group, "--ignore-index N", words, integer(-(2**63), 2**64 - 1), default=-100)
     words = (
-        "the FILEs hold one text, longer than a model's context, in windows of N tokens, and the ids of each window or "
-        "of the text; each token is scored in the first window that holds it"
+        "the FILEs contain one text, longer than a model's context, in windows of N tokens, and the ids of each window "
+        "or of the text; each token is scored in the first window that contains it"
     )
     _add(group, "--window N", words, integer(2))
-    words = "number of tokens between the starts of two windows, for --window"
+    words = "number of tokens from the start of one window to the start of the next, for --window"
     _add(group, "--stride N", words, integer(1))
     words = (
-        "the file of the tokenizer, or the folder of its model: `score` then gives bits per byte of the tokens that "
-        "are scored (with --text, the ids must write this text, byte by byte), and pages and tables have their text"
+        "the file of the tokenizer, or the folder of its model: `score` then reports bits per byte for the scored "
+        "tokens (with --text, the ids must spell this text, byte by byte), and pages and tables show their text"
     )
     _add(group, "--tokenizer DIR", words)
 
@@ -335,13 +342,13 @@ def _add_hidden_states(group: _Group) -> None:
     """Add the options of hidden states."""
     _add(group, "--hidden NAME", "name of the array of hidden states")
     words = (
-        "multiplier of the logits of hidden states, which all files must hold then (default: by the model's "
+        "multiplier for the logits of hidden states, which all files must then contain (default: from the model's "
         "config.json, or 1)"
     )
     _add(group, "--logit-scale X", words, number)
     words = (
-        "soft cap of the logits of hidden states, which all files must hold then; 0 for none (default: by the model's "
-        "config.json, or none)"
+        "soft cap for the logits of hidden states, which all files must then contain; 0 for none (default: from the "
+        "model's config.json, or none)"
     )
     _add(group, "--softcap X", words, number)
 
@@ -349,25 +356,25 @@ def _add_hidden_states(group: _Group) -> None:
 def _add_responses(group: _Group) -> None:
     """Add the options of responses."""
     words = (
-        "the part of responses to read (default: the prompt where it has log-probabilities, else what was generated)"
+        "the part of responses to read (default: the prompt if it has log-probabilities, otherwise the generated text)"
     )
     group.add_argument("--part", choices=PARTS_OF_RESPONSE, help=words)
-    words = "leave out the failed lines of a batch of responses"
+    words = "leave out the failed requests of a batch of responses"
     group.add_argument("--skip-failed", action="store_true", help=words)
 
 
 def _add_logprobs(group: _Group) -> None:
     """Add the options for log-probabilities of tokens."""
-    words = "arrays hold one log-probability for each token, with shape (tokens,) or (N, T), not scores of all classes"
+    words = "arrays contain one log-probability per token, with shape (tokens,) or (N, T), not scores of all classes"
     group.add_argument("--logprobs", action="store_true", help=words)
-    _add(group, "--mask NAME", "name of the array or list that is 1 of the tokens that count, and 0 of others")
+    _add(group, "--mask NAME", "name of the array or list that is 1 for tokens that count and 0 for others")
 
 
 def _add_confidence(group: _Group) -> None:
     """Add the option of all gates, which says what their verdicts are."""
     words = (
-        "confidence of the intervals (default: 0.95); a gate holds where the whole interval of its figure does (exit "
-        "status 0), fails where the interval lies beyond the limit (3), and else these texts cannot tell (4)"
+        "confidence level of the intervals (default: 0.95); a gate holds if the whole interval is within the limit "
+        "(exit status 0), fails if the whole interval is beyond it (3), and is otherwise inconclusive (4)"
     )
     _add(group, "--confidence C", words, fraction)
 
@@ -376,13 +383,13 @@ def _add_running(group: _Group) -> None:
     """Add the options that say how and where the work is done."""
     _add(group, "--state FILE", "checkpoint: save the result of each file here, and resume from it")
     _add(group, "--scheduler ADDRESS", "work on the Dask cluster at this address, such as tcp://127.0.0.1:8786")
-    words = "number of threads (default, and -1: one for each CPU)"
+    words = "number of threads (default, and -1: one per CPU)"
     _add(group, "--workers N", words, integer(1, or_else=-1))
 
 
 def _add_format(group: _Group) -> None:
     """Add the option that says how the result is printed, and the short one that scripts use."""
-    words = "print tables as text (default) or Markdown, a row of figures for each model as csv, or everything as json"
+    words = "print tables as text (default) or Markdown, one row of metrics per model as csv, or everything as json"
     group.add_argument("--format", choices=FORMATS, default="text", help=words)
     group.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
 
