@@ -198,8 +198,8 @@ FORWARDED = {
         lambda: [open_scores("x.npz", **OF_TOKENS, array="a", kind="logits", tokenizer="T")],
     ),
     "a text in windows": (
-        "score x.npz --window=6 --stride=4 --targets-array=y --text=t.npy --words=lm-eval", "evaluate",
-        {"text": "t.npy", "words": "lm-eval"},
+        "score x.npz --window=6 --stride=4 --targets-array=y --text=t.npy --words=lm-eval --by=file", "evaluate",
+        {"text": "t.npy", "words": "lm-eval", "by": "file"},
         lambda: [open_scores("x.npz", window=6, stride=4, targets_array="y")],
     ),
     "hidden states": (

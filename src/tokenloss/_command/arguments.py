@@ -256,12 +256,8 @@ def _add_compare_gates(group: _Group) -> None:
     words = "fail if both models rank the same class first for less than a fraction X of the tokens"
     _add(group, "--min-same-top X", words, number)
     _add(group, "--max-perplexity-ratio X", "fail if the perplexity exceeds X times that of BASE", number)
-    _add(
-        group,
-        "--max-k3 X",
-        "for a trainer and a sampler: fail if the k3 estimate of the KL divergence exceeds X nats",
-        number,
-    )
+    words = "for a trainer and a sampler: fail if the k3 estimate of the KL divergence exceeds X nats"
+    _add(group, "--max-k3 X", words, number)
     words = "for a trainer and a sampler: fail if the effective sample size is below a fraction X of the tokens"
     _add(group, "--min-ess X", words, number)
     _add_confidence(group)
