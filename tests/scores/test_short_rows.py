@@ -283,11 +283,6 @@ def assert_all_same_bits(results, expected, what):
         assert_same_bits(actual, rows, what)
 
 
-def check(name, problem, layout, what):
-    """Compare the results of all rows in this layout with those of each row by itself."""
-    assert_all_same_bits(problem.call(name, layout), problem.call_for_each_row(name), f"{layout} {what}")
-
-
 # every number of classes
 
 
@@ -297,23 +292,19 @@ def test_choices_meet_in_all_ways():
     assert np.lcm.reduce(numbers) == np.prod(numbers)
 
 
-def check_lengths(name, lengths, dtypes, rng):
-    """Each length with the next layout, batch, kind of rows and dtype."""
-    choices = map(itertools.cycle, (CHOSEN_LAYOUTS, BATCHES, KINDS, dtypes))
-    for classes, layout, batch, kind, dtype in zip(lengths, *choices, strict=False):
+@pytest.mark.parametrize("lengths", [SOME_LENGTHS, pytest.param(LENGTHS, marks=pytest.mark.slow)], ids=["some", "all"])
+@each_function
+def test_lengths_give_the_bits_of_rows_alone_on_every_backend(name, lengths, rng, use_backend):
+    """Each length with the next layout, batch, kind of rows and dtype, and rows alone by the next backend."""
+    choices = map(itertools.cycle, (CHOSEN_LAYOUTS, BATCHES, KINDS, FLOATS, _core.backends()))
+    for classes, layout, batch, kind, dtype, alone in zip(lengths, *choices, strict=False):
         problem = Problem(rng, kind, batch, classes, dtype)
-        check(name, problem, layout, f"{batch} of {classes} classes, {kind.__name__} {dtype}")
-
-
-@each_function
-def test_some_lengths_give_the_bits_of_rows_alone_on_every_backend(name, rng, backend):
-    check_lengths(name, SOME_LENGTHS, FLOATS, rng)
-
-
-@pytest.mark.slow
-@each_function
-def test_every_length_gives_the_bits_of_rows_alone_on_every_backend(name, rng, backend):
-    check_lengths(name, LENGTHS, FLOATS, rng)
+        use_backend(alone)
+        expected = problem.call_for_each_row(name)
+        for backend in _core.backends():
+            use_backend(backend)
+            what = f"{layout} {batch} of {classes} classes, {kind.__name__} {dtype}, {backend} beside {alone}"
+            assert_all_same_bits(problem.call(name, layout), expected, what)
 
 
 # one loss of a class id, whatever function computes it
@@ -366,7 +357,7 @@ def test_every_function_gives_a_class_id_the_same_loss(rng, use_backend):
 
 @pytest.mark.slow
 def test_every_function_gives_a_class_id_the_same_loss_in_all_ways(rng, use_backend):
-    check_one_loss(10 * [*range(1, 71), *LONGER_LENGTHS], rng, use_backend)
+    check_one_loss(4 * [*range(1, 71), *LONGER_LENGTHS], rng, use_backend)
 
 
 # numbers of rows

@@ -123,6 +123,7 @@ def _least_probability(share: float, n: float, tail: float) -> float:
     return low
 
 
+@functools.lru_cache(maxsize=1000)  # a search for how many more sequences a gate needs asks for the same ones
 def student_quantile(tail: float, dof: float) -> float:
     """The t that Student's t exceeds with this small probability."""
     low, high = 0.0, 1.0
