@@ -14,6 +14,7 @@ from tokenloss._statistics.sequences import places_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, IntArray
 
 
@@ -34,6 +35,9 @@ class ComparedTokens(Result):
 
     _errors_in_files: ClassVar[Mapping[str, Sequence[str]]] = {}  # of estimates, if not only the standard error
     _of_base: ClassVar[tuple[str, ...]] = ()  # statistics that are the same for all candidates of one base
+    # the parts that people see of one or several results of this type, by the name of the candidate
+    _shown_of: ClassVar[staticmethod[[Mapping[str, Any]], Shown]]
+    _role: ClassVar[str] = "model"  # the name of a candidate that has none
 
     count: int
     is_clustered: bool
@@ -106,3 +110,7 @@ class ComparedTokens(Result):
     def _rows(self) -> list[dict[str, Any]]:
         """The values, as the one row of a table."""
         return [self._figures()]
+
+    def _shown(self) -> Shown:
+        """Tables of the figures."""
+        return self._shown_of({self._about.get("name", self._role): self})

@@ -19,12 +19,11 @@ from tokenloss._core.validation import check_axis
 from tokenloss._statistics.groups import check_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import Literal
 
     from tokenloss._comparison.drafts import DraftAcceptance
     from tokenloss._core.estimate import Estimate
-    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, Kind
 
 _NOT_OF_DRAFTS = "classes", "fits_better_shifted", "by_token_type", "definitions"  # fields that describe divergences
@@ -85,6 +84,7 @@ class Comparison(PairedLosses):
     (0.065366, array([ 0.1217, -0.1225]))
     """
 
+    _shown_of = staticmethod(scores_shown)
     _of_base = ("base", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
                 "window", "stride", "n_context", "fits_better_shifted", "definitions", "temperature", "has_targets",
                 "count", "n_sequences", "is_clustered", "base_perplexity", "base_perplexity_stderr")  # fmt: skip
@@ -212,10 +212,6 @@ class Comparison(PairedLosses):
 
     def _arrays(self) -> dict[str, Array]:
         return super()._arrays() | self.token_divergences
-
-    @staticmethod
-    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
-        return scores_shown(comparisons)
 
     def _main(self) -> dict[str, str]:
         names = ("n_sequences", "n_infinite", "n_nan")

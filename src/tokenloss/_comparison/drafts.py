@@ -25,9 +25,6 @@ from tokenloss._statistics.ratio import ExactRatio, interval_above_0
 from tokenloss._statistics.sequences import sequence_numbers, sums_by_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Columns, Float64Array, IntArray, Kind
 
 _BLOCK = 1 << 23  # scores that are copied at a time
@@ -90,6 +87,8 @@ class DraftAcceptance(ComparedTokens):
     """
 
     GATES = ()
+    _shown_of = staticmethod(drafts_shown)
+    _role = "draft"
     _why_no_gate = "is for divergences, not for the acceptance of drafts"
     _of_base = ("base", "base_kind", "base_head", "files", "shape", "n_without_next", "n_ignored", "temperature",
                 "cost_ratio", "count", "n_sequences", "is_clustered")  # fmt: skip
@@ -138,13 +137,6 @@ class DraftAcceptance(ComparedTokens):
         main |= {"count": str(self.count), **nonzero(n_sequences=self.n_sequences, n_nan=self.n_nan)}
         main["temperature"] = f"{self.temperature:g}"
         return main if self.best_speedup is None else main | {"best_speedup": f"{self.best_speedup:.3g}"}
-
-    def _shown(self) -> Shown:
-        return drafts_shown({self._about.get("name", "draft"): self})
-
-    @staticmethod
-    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
-        return drafts_shown(comparisons)
 
 
 DraftAcceptance.__module__ = "tokenloss.results"

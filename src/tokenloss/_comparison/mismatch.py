@@ -25,9 +25,6 @@ from tokenloss._statistics.ratio import interval_above_0
 from tokenloss._statistics.sequences import check_segment_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray
     from tokenloss._statistics.gates import Limit, Verdict
 
@@ -239,6 +236,7 @@ class Mismatch(ComparedTokens, GatedResult):
     )
     _divergence = "abs_difference"
     _quantity = "absolute difference"  # what `_kl` has
+    _shown_of = staticmethod(mismatch_shown)
 
     epsilon: float
     n_without_number: int
@@ -314,14 +312,6 @@ class Mismatch(ComparedTokens, GatedResult):
         return main | {
             "mean_ratio": figure(self.mean_ratio, self.mean_ratio.stderr), "ess": figure(self.ess, digits=4)
         }  # fmt: skip
-
-    def _shown(self) -> Shown:
-        return mismatch_shown(self)
-
-    @staticmethod
-    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
-        (only,) = comparisons.values()
-        return mismatch_shown(only)
 
 
 Mismatch.__module__ = "tokenloss.results"

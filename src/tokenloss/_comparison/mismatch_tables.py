@@ -15,6 +15,8 @@ from tokenloss._statistics.ratio import guess_note
 from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tokenloss._core.types import Array, Float64Array
 
 _MAX_SHOWN = 5  # sequences and tokens of the largest differences
@@ -58,8 +60,9 @@ _TOKENS = (
 )
 
 
-def mismatch_shown(mismatch: Any) -> Shown:
-    """The title and tables of a `Mismatch`."""
+def mismatch_shown(comparisons: Mapping[str, Any]) -> Shown:
+    """The title and tables of a `Mismatch`, the only one that there is with a base."""
+    (mismatch,) = comparisons.values()
     about = mismatch._about
     title = f"{about['trainer']} vs {about['sampler']}" if about else "trainer vs sampler"
     basis = (

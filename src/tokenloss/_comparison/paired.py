@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +23,6 @@ from tokenloss._statistics.sequences import sums_by_segment
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._statistics.gates import Limit, Verdict
 
@@ -109,15 +107,6 @@ class PairedLosses(ComparedTokens, GatedResult):
         """Whether the model has the base's loss at every token, and no divergence from it."""
         kl, nll, base_nll = (array[self.kept] for array in (self._kl, self.nll, self.base_nll))
         return bool(kl.size) and not kl.any() and np.array_equal(nll, base_nll, equal_nan=True)
-
-    @staticmethod
-    @abstractmethod
-    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
-        """The parts that people see of one or several comparisons of this type, by the name of the candidate."""
-
-    def _shown(self) -> Shown:
-        """Tables of the figures."""
-        return self._shown_of({self._about.get("name", "model"): self})
 
     def _rank(self) -> tuple[bool, float]:
         """Sort key: the mean divergence."""

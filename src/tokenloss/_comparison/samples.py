@@ -14,8 +14,6 @@ from tokenloss._core.signature import signature_of
 from tokenloss._core.text import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from tokenloss._core.estimate import Estimate
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, Float64Array
@@ -191,6 +189,7 @@ class SampleComparison(Result):
 
     GATES = ()
     _why_no_gate = "does not apply to samples of lm-evaluation-harness; {margin} tests them for equality"
+    _shown_of = staticmethod(samples_shown)
     _of_base = ("base", "cluster", "margin")  # the same for all candidates of one base
 
     count: int
@@ -253,10 +252,6 @@ class SampleComparison(Result):
             `difference_low` and `difference_high`.
         """
         return columns_of([metric._figures() for metric in (*self.metrics, *self.groups)])
-
-    @staticmethod
-    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
-        return samples_shown(comparisons)
 
     def _main(self) -> dict[str, str]:
         each = []

@@ -103,9 +103,7 @@ def _have_same_rows(batch: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 def checked_shard(shard: Shard, opened: OpenShard, options: Options) -> Shard:
     """The shard with the type of its checked targets, and the shape of the scored rows; no scores are read."""
-    shape, targets, mask = shard.shape, opened.targets, opened.scored
-    if opened.mask is not None:
-        mask = opened.mask if mask is None else mask & opened.mask
+    shape, targets, mask = shard.shape, opened.targets, opened.counted
     are_compared = len(shard.models) > 1
     if are_compared:  # their batches may have another shape
         shape = shard.rows, options.n_classes(shape[-1])

@@ -96,13 +96,13 @@ class RowReader:
         self, shard: Shard, opened: OpenShard, options: Options, max_rows: int, advance: Callable[[int], None],
         kind_option: str = "kind", sampled: int = 0,
     ) -> None:  # fmt: skip
-        file, targets, scored, text, self._sequences, mask, others, *_ = opened
+        file, targets, scored, text, self._sequences, _, others, *_ = opened
         self._by, self._groups = options.by, opened.groups
         self._shard, self._max_rows, self._advance, self.files = shard, max_rows, advance, (file, *others)
         self._is_soft = shard.target_type == "distributions"
         self._targets = targets if self._is_soft else targets.reshape(-1)
         self._scored, self._mask, self._text = (
-            None if array is None else array.reshape(-1) for array in (scored, mask, text)
+            None if array is None else array.reshape(-1) for array in (scored, opened.counted, text)
         )
         self._has_targets = opened.has_targets
         self._ignore_index = options.ignore_index if opened.has_targets else LEFT_OUT
@@ -147,11 +147,10 @@ class RowReader:
         scored, mask, text = (
             None if array is None else array[start : self.n_rows] for array in (self._scored, self._mask, self._text)
         )
-        mask = scored if mask is None else mask if scored is None else scored & mask
         kept = np.ones(len(scores), np.bool_) if mask is None else mask
         if self._is_soft:
             targets = rows_at(self._targets, start, self.n_rows)
-            ids = distribution_argmax(self._shard, start, targets, mask)
+            ids = distribution_argmax(self._shard, start, targets, kept)
         else:
             ids = targets = np.array(self._targets[start : self.n_rows])
             kept = kept if self._ignore_index is None else kept & (ids != self._ignore_index)
@@ -309,7 +308,7 @@ class FirstRows:
         return len(rows) > 0 or max_rows == 0
 
 
-def distribution_argmax(shard: Shard, start: int, rows: Array, mask: Array | None) -> Array:
+def distribution_argmax(shard: Shard, start: int, rows: Array, mask: BoolArray) -> Array:
     """First maximum of each target distribution (N, V), -1 without classes; refuses rows that are no distributions.
 
     `start` is the position of the first row in the shard; rows that the mask leaves out may hold anything.
@@ -321,9 +320,7 @@ def distribution_argmax(shard: Shard, start: int, rows: Array, mask: Array | Non
     step = max(1, _CACHED // (rows.shape[1] or 1))
     for first in range(0, len(rows) if rows.size else 0, step):
         part = rows[first : first + step].astype(dtype)
-        wrong = ~_are_distributions(part)
-        if mask is not None:
-            wrong &= mask[first : first + step]
+        wrong = ~_are_distributions(part) & mask[first : first + step]
         for row in np.flatnonzero(wrong)[:1].tolist():
             _refuse_distribution(shard, start + first + row, part[row])
         argmax[first : first + step] = part.argmax(-1)

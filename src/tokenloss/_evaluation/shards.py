@@ -225,6 +225,11 @@ class OpenShard(NamedTuple):
     has_targets: bool = True  # False if models are compared without: these are 0, or `LEFT_OUT` if masked
     groups: GroupCodes | None = None  # of each row, unless tokens are grouped by position or not at all
 
+    @property
+    def counted(self) -> Array | None:
+        """Mask of the rows that count, unless their targets are ignored; None for all."""
+        return self.mask if self.scored is None else self.scored if self.mask is None else self.scored & self.mask
+
 
 class Handles:
     """The open files of a run, within limits that all models share; other files are opened each time they are needed.

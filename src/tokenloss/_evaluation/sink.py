@@ -27,14 +27,6 @@ if TYPE_CHECKING:
 Dtype: TypeAlias = Literal["bool"] | Literal["int64"] | Literal["float64"] | Literal["text"]
 Needs: TypeAlias = Sequence[Collection[str]]
 
-_BOOL = {"kept", "is_greedy", "is_greedy_known", "is_prompt", "is_same_top", "is_top_known", "flipped"}
-_INTEGERS = {
-    "doc_id", "target", "rank", "argmax", "file", "row", "sequence", "position", "n_bytes", "count", "line", "choice",
-    "base_line", "document", "start", "stop", "n_tokens_a", "n_tokens_b",
-}  # fmt: skip
-_OPTIONAL = {"logsumexp", "acceptance"}
-# besides all columns of floats; all other columns also have values for tokens that are not scored
-_NULLABLE = {"rank", "argmax", "n_bytes", "is_greedy", "is_same_top", "is_top_known", "flipped"}
 _TOPS = ("rank", "top_ids", "top_logprobs")  # columns of the most likely classes
 
 
@@ -69,6 +61,22 @@ class Column(NamedTuple):
     known: bool = True
     optional: bool = False
     width: int = 0
+
+
+# Columns other than plain numbers, which are floats, and null for tokens that are not scored.
+_COLUMNS = {
+    column.name: column
+    for column in (
+        *(Column(name, "bool", False) for name in ("kept", "is_greedy_known", "is_prompt")),
+        *(Column(name, "bool") for name in ("is_greedy", "is_same_top", "is_top_known", "flipped")),
+        *(Column(name, "int64", False) for name in (
+            "file", "row", "sequence", "position", "target", "count", "line", "choice", "base_line", "doc_id",
+            "document", "start", "stop", "n_tokens_a", "n_tokens_b",
+        )),
+        *(Column(name, "int64") for name in ("rank", "argmax", "n_bytes")),
+        *(Column(name, "float64", optional=True) for name in ("logsumexp", "acceptance")),
+    )
+}  # fmt: skip
 
 
 class Schema(NamedTuple):
@@ -247,11 +255,10 @@ def schema_of(
     lengths = {"text": 0, "name": max(map(len, models), default=0), **widths}
 
     def described(name: str) -> Column:
-        dtype: Dtype = "bool" if name in _BOOL else "int64" if name in _INTEGERS else "float64"
-        nullable, width = dtype == "float64" or name in _NULLABLE, 0
+        column = _COLUMNS.get(name, Column(name, "float64"))
         if name in lengths:
-            dtype, nullable, width = "text", False, lengths[name] if name == "text" else max(lengths[name], 1)
-        return Column(name, dtype, nullable, name not in unknown, name in _OPTIONAL, width)
+            column = Column(name, "text", False, width=lengths[name] if name == "text" else max(lengths[name], 1))
+        return column._replace(known=name not in unknown)
 
     every = (["name", *names] if models and names else names for names in (tokens, sequences))
     of_tokens, of_sequences = (tuple(map(described, names)) for names in every)

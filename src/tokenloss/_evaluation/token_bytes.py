@@ -215,9 +215,7 @@ def _sums_before(weights: IntArray, came: IntArray, starts: IntArray) -> IntArra
 def scored_rows(opened: OpenShard, ignore_index: int | None) -> BoolArray:
     """Mask of the rows of a shard that are scored."""
     scored: BoolArray = opened.targets.reshape(-1) != ignore_index
-    for mask in (opened.scored, opened.mask):
-        scored = scored if mask is None else scored & mask.reshape(-1)
-    return scored
+    return scored if opened.counted is None else scored & opened.counted.reshape(-1)
 
 
 def compact(n_bytes: Array, scored: BoolArray) -> IntArray:
