@@ -154,9 +154,13 @@ def described_keys(command, kind):
 
 def commands_of(files, kind):
     """Commands whose JSON has every key of a kind of input, by their name."""
-    skip, of_loss = ("--skip-failed",), ("--max-loss", "99", "--by", "position")
+    by = "--by", "position"
+    skip, of_loss = ("--skip-failed",), ("--max-loss", "99", *by)
     of_bytes = "--tokenizer", files.ranks_tiktoken
-    of_kl, of_ratio = ("--max-kl", "99", "--divergences", ",".join(DIVERGENCES)), ("--max-perplexity-ratio", "1e300")
+    of_kl, of_ratio = (
+        ("--max-kl", "99", "--divergences", ",".join(DIVERGENCES), *by),
+        ("--max-perplexity-ratio", "1e300", *by),
+    )
     return {
         "scores": [
             ("score", files.base, *of_bytes, "--n-words", 5, *of_loss),
@@ -205,7 +209,7 @@ def commands_of(files, kind):
         "drafts": [("compare", files.base, f"q8={files.q8}", "--draft", "--cost-ratio", "0.1", "--size", "q8=1")],
         "logprobs": [
             ("score", files.trainer_npy, "--logprobs", *of_loss),
-            ("compare", files.trainer_npy, files.rollout_jsonl, "--logprobs", "--max-k3", "99"),
+            ("compare", files.trainer_npy, files.rollout_jsonl, "--logprobs", "--max-k3", "99", *by),
         ],
         "samples": [("compare", files.base_mc_jsonl, files.noise_mc_jsonl, "--margin", "0.1")],
         "all": [("info",)],

@@ -412,7 +412,7 @@ OF_EVALUATE = {
     "words": (SCORES | {"text": "text"}, SCORES | {"text": "text", "words": "lm-eval"}, ["words"]),
     "top": (SCORES, SCORES | {"top": 1}, []),
 }
-ELSEWHERE = {"sinks", "state", "scheduler", "progress", "workers"}  # they change no metric: see their own tests
+ELSEWHERE = {"by", "sinks", "state", "scheduler", "progress", "workers"}  # they change no metric: see their own tests
 NAMES = {"source", "targets", "segment_ids", "lm_head", "text", "tokenizer"}  # options that are paths
 
 

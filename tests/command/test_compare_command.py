@@ -193,8 +193,9 @@ OF_RUN = {"state": "f", "scheduler": "x", "workers": 2}
 # by name: a call, the verb, the options that it gets, and its sources
 FORWARDED = {
     "scores": (
-        f"score x.npz --array=a --kind=logits --shift --top=9 --n-bytes=7 --n-words=6 --tokenizer=T {TOKENS} {RUN}",
-        "evaluate", OF_RUN | {"shift": True, "top": 9, "n_bytes": 7, "n_words": 6},
+        "score x.npz --array=a --kind=logits --shift --by=file --top=9 --n-bytes=7 --n-words=6 --tokenizer=T "
+        f"{TOKENS} {RUN}",
+        "evaluate", OF_RUN | {"shift": True, "by": "file", "top": 9, "n_bytes": 7, "n_words": 6},
         lambda: [open_scores("x.npz", **OF_TOKENS, array="a", kind="logits", tokenizer="T")],
     ),
     "a text in windows": (
@@ -219,9 +220,10 @@ FORWARDED = {
     "two models": (
         "compare x.npz q=q.npz --base-array=a --base-kind=logits --array=a --kind=logits --classes=4 --noise=q.npz "
         "--definitions=llama.cpp --divergences=tv,js --divergences=hellinger --size=q=4.9G --shift --targets-array=y "
-        f"--window=6 --stride=4 --tokenizer=T --targets=t.npy --ignore-index=3 {RUN}",
+        f"--window=6 --stride=4 --tokenizer=T --targets=t.npy --ignore-index=3 --by=position {RUN}",
         "compare_files",
-        OF_RUN | {"shift": True, "classes": 4, "definitions": "llama.cpp", "divergences": ("tv", "js", "hellinger"),
+        OF_RUN | {"by": "position", "shift": True, "classes": 4,
+                  "definitions": "llama.cpp", "divergences": ("tv", "js", "hellinger"),
                   "sizes": {"q": "4.9G"}, "noise": "q.npz"},
         lambda: [open_scores("x.npz", ["t.npy"], ignore_index=3, targets_array="y", array="a", kind="logits", window=6,
                              stride=4, tokenizer="T"),

@@ -21,11 +21,11 @@ INNER = [0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001]
 OF_GROUP = {
     "count": "count", "loss_difference": "log_perplexity_ratio", "loss_difference_stderr":
     "log_perplexity_ratio_stderr", "kl": "mean_kl", "kl_stderr": "mean_kl_stderr", "delta_p": "mean_delta_p",
-    "same_top": "same_top",
+    "same_top": "same_top", "same_top_stderr": "same_top_stderr",
 }  # fmt: skip
 COLUMNS = [
     "group", "count", "loss", "base_loss", "loss_difference", "loss_difference_stderr", "kl", "kl_stderr", "delta_p",
-    "same_top",
+    "same_top", "same_top_stderr",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from tokenloss import cross_entropy, evaluate
+from tokenloss import compare_files, cross_entropy, evaluate, log_softmax
 from tokenloss._statistics.groups import MOST_GROUPS
 from tokenloss.formats import open_logprobs, open_scores
 from tokenloss.results import Evaluation
@@ -345,3 +345,121 @@ def test_the_command_prints_groups(files, command, score_json, tmp_path):
         "8 to 15",
         "16 to 31",
     ]
+
+
+# -- two models --------------------------------------------------------------------------------------------------------
+
+
+def mean_by_hand(values, ids):
+    """The mean, and the clustered error of DESIGN; tokens of a single sequence are independent."""
+    numbers = np.unique(np.where(ids < 0, -1 - np.arange(len(ids)), ids), return_inverse=True)[1]
+    if numbers.max(initial=0) == 0:
+        numbers = np.arange(len(values))
+    sums, counts = np.bincount(numbers, values), np.bincount(numbers)
+    n, mean = len(sums), values.mean()
+    return mean, math.sqrt(n / (n - 1) * np.sum((sums - mean * counts) ** 2)) / len(values) if n > 1 else math.nan
+
+
+@pytest.fixture
+def pair(npz, tmp_path):
+    """Saves a base and a candidate in three files each, and one file of segment ids for all."""
+    other = LOGITS + RNG.normal(size=LOGITS.shape, scale=0.5).astype(np.float32)
+    domain = WORDS[RNG.integers(3, size=60)]
+    np.save(tmp_path / "ids.npy", IDS)
+    paths = {"base": [], "q4": []}
+    for number, (start, stop) in enumerate(itertools.pairwise(SPLITS)):
+        arrays = {"logits": LOGITS[start:stop], "targets": TARGETS[start:stop], "domain": domain[start:stop]}
+        paths["base"].append(npz(f"base-{number}.npz", **arrays))
+        paths["q4"].append(npz(f"q4-{number}.npz", logits=other[start:stop]))
+    base = open_scores(paths["base"], segment_ids=tmp_path / "ids.npy")
+    return base, open_scores(paths["q4"]), other, domain
+
+
+@pytest.mark.parametrize("by", ["position", "position:7", "file", "domain"])
+def test_groups_of_two_models(pair, tmp_path, by):
+    base, q4, other, domain = pair
+    places = positions_in(IDS)
+    labels = np.array({
+        "position": [bin_of(place) for place in places],
+        "position:7": [int(place) // 7 * 7 for place in places],
+        "file": np.repeat([str(path) for path in base.paths], np.diff(SPLITS)).tolist(),
+        "domain": domain.tolist(),
+    }[by], object)  # fmt: skip
+    one = compare_files(base, {"q4": q4}, by=by, state=tmp_path / "state")["q4"]
+    again = compare_files(base, {"q4": q4}, by=by, state=tmp_path / "state")["q4"]
+    assert one.to_dict()["groups"] == again.to_dict()["groups"]
+    assert one.to_dict()["by"] == by
+    logs = [log_softmax(array.astype(np.float64)) for array in (LOGITS, other)]
+    losses = [-np.take_along_axis(one, np.maximum(TARGETS, 0)[:, None], 1)[:, 0] for one in logs]
+    values = {
+        "kl": (np.exp(logs[0]) * (logs[0] - logs[1])).sum(1), "loss_difference": losses[1] - losses[0],
+        "same_top": (logs[0].argmax(1) == logs[1].argmax(1)).astype(float), "loss": losses[1], "base_loss": losses[0],
+    }  # fmt: skip
+    table = one.groups
+    assert table["group"].tolist() == sorted({*labels[KEPT]})
+    for i, label in enumerate(table["group"].tolist()):
+        own = KEPT & (labels == label)
+        assert table["count"][i] == own.sum()
+        for name, column in values.items():
+            mean, stderr = mean_by_hand(column[own], IDS[own])
+            assert table[name][i] == pytest.approx(mean, rel=1e-6, abs=1e-9)
+            if f"{name}_stderr" in table:
+                assert table[f"{name}_stderr"][i] == pytest.approx(stderr, rel=1e-5, abs=1e-9, nan_ok=True)
+
+
+def test_groups_of_several_candidates_and_of_none(pair, compare_json, command, tmp_path):
+    base, q4, _, _ = pair
+    argv = tmp_path / "base-*.npz", f"a={tmp_path / 'q4-*.npz'}", "--segment-ids", tmp_path / "ids.npy"
+    one = compare_files(base, {"a": q4}, by="domain")["a"]
+    assert compare_json(*argv, "--by", "domain")["groups"] == json.loads(json.dumps(one.to_dict()["groups"]))
+    _, out, _ = command("compare", *argv, "--by", "domain")
+    assert [line.split()[0] for line in out.split("By domain\n")[1].splitlines()[1:4]] == ["code", "news", "prose"]
+    assert compare_files(base, {"a": q4})["a"].groups is None
+    status, _, err = command("compare", *argv, "--by", "domain", "--draft")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--by is for divergences, not for the acceptance of drafts" in err
+
+
+def test_groups_of_responses_of_two_models(records):
+    lines = [[("a", -0.5), ("b", -1.5)], [("c", -1.0)], [("d", -2.0), ("e", -0.25)]]
+    topics = ["x", "y", None]
+    base = records(*(response(line, topic=topic) for line, topic in zip(lines, topics, strict=True)), name="base.jsonl")
+    other = [[(token, 2 * logprob) for token, logprob in line] for line in lines]
+    path = records(*(response(line) for line in other), name="other.jsonl")
+    for first, second in (base, path), (path, base):  # either may have the field
+        sign = 1 if first == base else -1
+        table = compare_files(first, {"q4": second}, by="topic")["q4"].groups
+        assert table["group"].tolist() == ["x", "y", None]
+        assert (sign * table["loss_difference"]).tolist() == [1.0, 1.0, 1.125]
+        assert table["count"].tolist() == [2, 1, 2]
+        assert np.isnan(table["same_top"]).all()  # no list shows the likeliest class
+    table = compare_files(base, {"q4": path}, by="position")["q4"].groups
+    assert table["group"].tolist() == [0, 1]
+    mean, stderr = mean_by_hand(np.array([0.5, 1.0, 2.0]), np.arange(3))
+    assert (table["loss_difference"][0], table["loss_difference_stderr"][0]) == pytest.approx((mean, stderr))
+    with pytest.raises(ValueError, match=r"base.jsonl: holds no field 'other'; it must hold that of by='other'"):
+        compare_files(base, path, by="other")
+
+
+def test_groups_of_a_trainer_and_a_sampler(records, tmp_path, command):
+    logprobs = [[-1.0, -2.0, -0.5], [-0.25, -3.0]]
+    trainer = records(*({"logprobs": own} for own in logprobs), name="trainer.jsonl")
+    changed = [[-1.25, -2.0, -0.25], [-0.5, -2.0]]
+    rollout = records(
+        *({"logprobs": own, "task": task} for own, task in zip(changed, ["a", ["a", "b"]], strict=True)),
+        name="rollout.jsonl",
+    )
+    table = compare_files(open_logprobs(trainer), {"r": open_logprobs(rollout)}, by="task")["r"].groups
+    d = np.array([0.25, 0.0, -0.25, 0.25, -1.0])
+    assert table["group"].tolist() == ["a", "b"]
+    expected = mean_by_hand(d[:4], np.array([0, 0, 0, 1]))
+    assert (table["difference"][0], table["difference_stderr"][0]) == pytest.approx(expected)
+    assert table["k3"].tolist() == pytest.approx([np.mean(np.expm1(d[:4]) - d[:4]), np.expm1(-1) + 1])
+    _, out, _ = command("compare", trainer, rollout, "--by", "position:2")
+    assert [line.split()[0] for line in out.split("By position:2\n")[1].splitlines()[1:3]] == ["0", "2"]
+    for name, array in ("t", logprobs[0] * 2), ("r", [-1.0] * 6):
+        np.save(tmp_path / f"{name}.npy", np.reshape(array, (2, 3)))
+    arrays = [open_logprobs(tmp_path / f"{name}.npy") for name in "tr"]
+    assert compare_files(arrays[0], {"r": arrays[1]}, by="position").popitem()[1].groups["count"].tolist() == [2, 2, 2]
+    with pytest.raises(ValueError, match="holds an array, which has no fields; it must be lines of JSON"):
+        compare_files(arrays[0], {"r": arrays[1]}, by="task")

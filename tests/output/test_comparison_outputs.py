@@ -169,7 +169,8 @@ def expected_row(one, mask, stderrs):
     numbers = [f"{n:,}", f"{kl.mean():.6f}", f"{difference.mean():+.5f}"]
     if stderrs:
         numbers = [numbers[0], numbers[1], f"{stderrs[0]:.6f}", numbers[2], f"{stderrs[1]:.5f}"]
-    return [*numbers, f"{100 * one.delta_p[mask].mean():+.3f} %", f"{100 * one.is_same_top[mask].mean():.2f} %"]
+    numbers += [f"{100 * one.delta_p[mask].mean():+.3f} %", f"{100 * one.is_same_top[mask].mean():.2f} %"]
+    return [*numbers, *(stderrs[2:])]
 
 
 def test_tables_of_groups(many, command):
@@ -184,7 +185,7 @@ def test_tables_of_groups(many, command):
         mask = kept & (confidence >= low) & (confidence < low + 0.2)
         if mask.any():
             row = rows[f"{low:.1f} to {low + 0.2:.1f}"]
-            assert row == expected_row(one, mask, (float(row[2]), float(row[4])))
+            assert row == expected_row(one, mask, (float(row[2]), float(row[4]), row[7]))
         else:
             assert f"{low:.1f} to {low + 0.2:.1f}" not in rows
     table = out.split("Sequences of the highest divergence\n")[1].splitlines()[:-2]

@@ -242,6 +242,7 @@ def _add_compare(compare: Parser) -> None:
     words = "read only the runs of a folder whose date, as in its file names, begins with DATE; may be repeated"
     _add(of["samples"], "--run DATE", words, **_LISTED)
     _add_compare_gates(of["gates"])
+    _add(of["output"], "--by WHAT", _BY)
     _add_format(of["output"])
     _add_outputs(of["output"], COMPARE_OUTPUTS)
     _add_running(of["running"])

@@ -46,7 +46,7 @@ _GATES = "max_", "min_"  # how their names begin
 _OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
 _OF_SCORE = ("shift", "by", "n_bytes", "n_words", "text", "words", "top", "state", "scheduler", "workers")
 _OF_COMPARE = (
-    "shift", "classes", "definitions", "divergences", "temperature", "state", "scheduler", "workers",
+    "shift", "classes", "definitions", "divergences", "temperature", "by", "state", "scheduler", "workers",
 )  # fmt: skip
 _OF_SAMPLES = "is for samples of lm-evaluation-harness"
 _NOT_OF_SAMPLES = "does not apply to samples of lm-evaluation-harness"
@@ -173,7 +173,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def _draft_options(args: argparse.Namespace, gates: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `compare_files` that `--draft` replaces; options that do not go with it are refused."""
-    names = (*gates, "plot", "html", "classes", "definitions", "noise", "divergences")
+    names = (*gates, "by", "plot", "html", "classes", "definitions", "noise", "divergences")
     with _input_errors():
         _refuse_typed(args, names, "is for divergences, not for the acceptance of drafts")
         check_cost_ratio(args.cost_ratio)

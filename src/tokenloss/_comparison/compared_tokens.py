@@ -9,13 +9,16 @@ import numpy as np
 
 from tokenloss._core.result import Result, in_files, places_in, rows_of
 from tokenloss._core.signature import signature_of
+from tokenloss._statistics.groups import Groups, check_groups, columns_of_groups
 from tokenloss._statistics.sequences import places_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tokenloss._core.result import Shown
-    from tokenloss._core.types import Array, IntArray
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, IntArray
+
+_WITH_ERRORS = ("loss_difference", "kl", "kl_bound", "same_top", "difference", "k3", "acceptance")  # means of groups
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -34,7 +37,7 @@ class ComparedTokens(Result):
     """
 
     _errors_in_files: ClassVar[Mapping[str, Sequence[str]]] = {}  # of estimates, if not only the standard error
-    _of_base: ClassVar[tuple[str, ...]] = ()  # statistics that are the same for all candidates of one base
+    _of_base: ClassVar[tuple[str, ...]] = ("by",)  # statistics that are the same for all candidates of one base
     # the parts that people see of one or several results of this type, by the name of the candidate
     _shown_of: ClassVar[staticmethod[[Mapping[str, Any]], Shown]]
     _role: ClassVar[str] = "model"  # the name of a candidate that has none
@@ -68,6 +71,50 @@ class ComparedTokens(Result):
         """Fields of its signature."""
         unit = "sequence" if self.is_clustered else "token"
         return {"unit": unit, "tokens": self.count, "sequences": self.n_sequences or None} | self._signed
+
+    @property
+    def groups(self) -> dict[str, Array] | None:
+        """The table of `by` of the groups that `compare_files` was asked for; None without."""
+        return columns_of_groups(self._about["groups"]) if "groups" in self._about else None
+
+    def by(self, groups: ArrayLike) -> dict[str, Array]:
+        """Means over groups of positions, such as types of tokens.
+
+        Parameters
+        ----------
+        groups : array of integers, bool or text
+            Label of the group of each position, broadcast over the batch.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            Columns of a table that has a row for each group with any included position: "group" (its label, in
+            ascending order), "count", and means over its included positions. Of scores these are "loss", "base_loss",
+            "loss_difference", "kl", "delta_p", "same_top", and further divergences; of responses "kl_bound" in place of
+            "kl", and "same_top" of the tokens of which it is known; of log-probabilities "difference" and "k3"; of
+            drafts "acceptance". Means of differences, divergences and shares have standard errors, such as "kl_stderr".
+            With sequences, these are clustered by sequence, unless the group has tokens of a single one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `groups` has another dtype or shape.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import compare
+        >>> comparison = compare(np.zeros((3, 2)), [[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]], [0, 0, 1])
+        >>> table = comparison.by(["word", "number", "word"])
+        >>> table["group"].tolist(), table["count"].tolist(), table["kl"].round(4).tolist()
+        (['number', 'word'], [1, 2], [0.1201, 0.2169])
+        """
+        mask: BoolArray = vars(self)["kept"]
+        return group_table(self, check_groups(groups, mask.shape), mask)
+
+    def _grouped(self) -> dict[str, Array]:
+        """The arrays of which groups have means, by the name of the mean."""
+        return {}
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table that has a row for each token.
@@ -114,3 +161,33 @@ class ComparedTokens(Result):
     def _shown(self) -> Shown:
         """Tables of the figures."""
         return self._shown_of({self._about.get("name", self._role): self})
+
+
+def included(mask: BoolArray, segment_ids: IntArray | None) -> tuple[Array, IntArray | None]:
+    """Index of the positions of the mask, in the order of their sequences if these are given, and their numbers."""
+    if segment_ids is None:
+        return mask, None
+    index = np.flatnonzero(mask)
+    index = index[np.argsort(segment_ids[index], kind="stable")]  # sorted once, instead of for each sum
+    return index, segment_ids[index]
+
+
+def group_table(comparison: Any, labels: Array, mask: BoolArray) -> dict[str, Array]:
+    """Columns of a table of groups of the positions of the mask, given the label of each position."""
+    index, ids = included(mask.reshape(-1), comparison._segment_ids)
+    labels = labels.reshape(-1)[index]
+    groups, columns = Groups(labels, ids), dict[str, Any]()
+    arrays = comparison._grouped().items()
+    values = {name: array.reshape(-1)[index].astype(np.float64, copy=False) for name, array in arrays}
+    known = comparison.is_top_known.reshape(-1)[index] if hasattr(comparison, "is_top_known") else np.True_
+    for name, own in values.items():
+        of, rows = groups, np.arange(groups.labels.size)
+        if name == "same_top" and not known.all():
+            of = Groups(labels[known], None if ids is None else ids[known])
+            own, rows = own[known], np.searchsorted(groups.labels, of.labels)
+        sums = {name: of.means(own), f"{name}_stderr": of.stderrs(own) if name in _WITH_ERRORS else None}
+        for key, column in sums.items():
+            if column is not None:
+                columns[key] = np.full(groups.labels.size, np.nan)
+                columns[key][rows] = column
+    return {"group": groups.labels, "count": groups.count} | columns

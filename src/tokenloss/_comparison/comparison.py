@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenloss._comparison.columns import HAS_TEXTS, check_definitions, pair_columns
 from tokenloss._comparison.comparisons import warn_of_zero
 from tokenloss._comparison.drafts import acceptance, acceptance_of, check_cost_ratio
-from tokenloss._comparison.figures import confidence_table, figures_of, group_table, signed_of
+from tokenloss._comparison.figures import confidence_table, figures_of, signed_of
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.tables import scores_shown
 from tokenloss._core.arguments import further_divergences
@@ -16,7 +16,6 @@ from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import figure, nonzero, rows_of
 from tokenloss._core.validation import check_axis
-from tokenloss._statistics.groups import check_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
     from tokenloss._core.estimate import Estimate
     from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, Kind
 
-_NOT_OF_DRAFTS = "classes", "fits_better_shifted", "by_token_type", "definitions"  # fields that describe divergences
+# fields that describe divergences
+_NOT_OF_DRAFTS = "by", "groups", "classes", "fits_better_shifted", "by_token_type", "definitions"
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -85,7 +85,7 @@ class Comparison(PairedLosses):
     """
 
     _shown_of = staticmethod(scores_shown)
-    _of_base = ("base", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
+    _of_base = ("base", "by", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
                 "window", "stride", "n_context", "fits_better_shifted", "definitions", "temperature", "has_targets",
                 "count", "n_sequences", "is_clustered", "base_perplexity", "base_perplexity_stderr")  # fmt: skip
 
@@ -104,38 +104,6 @@ class Comparison(PairedLosses):
     divergences: dict[str, Estimate] = field(default_factory=dict)
     divergence_quantiles: dict[str, dict[float, Estimate]] = field(default_factory=dict)
     token_divergences: dict[str, Float64Array] = field(default_factory=dict)
-
-    def by(self, groups: ArrayLike) -> dict[str, Array]:
-        """Means over groups of positions, such as types of tokens.
-
-        Parameters
-        ----------
-        groups : array of integers, bool or text
-            Label of the group of each position, broadcast over the batch.
-
-        Returns
-        -------
-        dict of 1-D arrays
-            Columns of a table that has a row for each group with any included position: "group" (its label, in
-            ascending order), "count", and means over its included positions: "loss", "base_loss", "loss_difference",
-            "loss_difference_stderr", "kl", "kl_stderr", "delta_p", "same_top", and further divergences. With sequences,
-            standard errors are clustered by sequence, unless the group has tokens of a single one.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `groups` has another dtype or shape.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from tokenloss import compare
-        >>> comparison = compare(np.zeros((3, 2)), [[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]], [0, 0, 1])
-        >>> table = comparison.by(["word", "number", "word"])
-        >>> table["group"].tolist(), table["count"].tolist(), table["kl"].round(4).tolist()
-        (['number', 'word'], [1, 2], [0.1201, 0.2169])
-        """
-        return group_table(self, check_groups(groups, self.kept.shape), self.kept)
 
     @property
     def by_confidence(self) -> dict[str, Array]:
@@ -206,6 +174,9 @@ class Comparison(PairedLosses):
         for name, mean in self.divergences.items():
             values |= {f"mean_{name}": mean, f"{name}_quantiles": self.divergence_quantiles[name]}
         return values
+
+    def _grouped(self) -> dict[str, Array]:
+        return super()._grouped() | self.token_divergences
 
     def _figures(self) -> dict[str, Any]:
         return super()._figures() | {"by_confidence": rows_of(self.by_confidence)}

@@ -120,6 +120,9 @@ class DraftAcceptance(ComparedTokens):
         cost = None if self.cost_ratio is None else f"{self.cost_ratio:g}"
         return super()._signature_fields() | fields | {"cost": cost} | self._signed
 
+    def _grouped(self) -> dict[str, Array]:
+        return {"acceptance": self.acceptance}
+
     def _statistics(self) -> dict[str, Any]:
         return {"temperature": self.temperature} | super()._statistics()
 

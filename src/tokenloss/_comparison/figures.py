@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tokenloss._comparison.columns import COLUMNS, HAS_TEXTS, OF_TARGETS, SEEMS_PROBS
+from tokenloss._comparison.compared_tokens import group_table, included
 from tokenloss._comparison.paired import (
     KL_QUANTILES,
     Mean,
-    included,
     paired_figures,
     quantile_intervals,
     quantiles,
@@ -23,12 +23,11 @@ from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.result import columns_of, places_in
 from tokenloss._core.signature import IdsHash, either
 from tokenloss._core.validation import check_kinds
-from tokenloss._statistics.groups import Groups
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from tokenloss._core.types import Array, BoolArray, Columns, IntArray
+    from tokenloss._core.types import Array, Columns, IntArray
 
 ValueT = TypeVar("ValueT")
 _BINS = np.array([0.0, 0.2, 0.4, 0.6, 0.8])  # lower bounds of the base's confidence
@@ -118,23 +117,6 @@ def signed_of(
         hashed = IdsHash.of(ids.reshape(-1)[kept], None if rows is None else rows[kept])
         signed["ids"] = hashed.only(() if numbers is None else None)
     return signed
-
-
-def group_table(comparison: Any, labels: Array, mask: BoolArray) -> dict[str, Array]:
-    """Columns of a table of groups of the positions of the mask, given the label of each position."""
-    index, ids = included(mask.reshape(-1), comparison._segment_ids)
-    groups = Groups(labels.reshape(-1)[index], ids)
-    names = {"loss": "nll", "base_loss": "base_nll", "kl": "kl", "delta_p": "delta_p", "same_top": "is_same_top"}
-    arrays = {name: getattr(comparison, field) for name, field in names.items()} | comparison.token_divergences
-    values = {name: array.reshape(-1)[index] for name, array in arrays.items()}
-    with np.errstate(invalid="ignore"):  # infinite losses
-        values["loss_difference"] = values["loss"] - values["base_loss"]
-    columns: dict[str, Array] = {"group": groups.labels, "count": groups.count}
-    for name in dict.fromkeys(("loss", "base_loss", "loss_difference", *values)):
-        columns[name] = groups.means(values[name])
-        if name in ("loss_difference", "kl"):
-            columns[f"{name}_stderr"] = groups.stderrs(values[name])
-    return columns
 
 
 def confidence_table(comparison: Any) -> dict[str, Array]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss._comparison.compared_tokens import ComparedTokens
+from tokenloss._comparison.compared_tokens import ComparedTokens, included
 from tokenloss._comparison.mismatch_causes import SURE, causes
 from tokenloss._comparison.mismatch_tables import mismatch_shown
-from tokenloss._comparison.paired import Mean, included, nan_last, quantiles, same_file_note
+from tokenloss._comparison.paired import Mean, nan_last, quantiles, same_file_note
 from tokenloss._core.dtypes import as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Errors, Estimate
@@ -267,6 +267,9 @@ class Mismatch(ComparedTokens, GatedResult):
 
     def _signature_fields(self) -> dict[str, Any]:
         return super()._signature_fields() | {"kind": "logprobs", "part": self._about.get("part")}
+
+    def _grouped(self) -> dict[str, Array]:
+        return {"difference": self.difference, "k3": k3_of(self.difference)}
 
     def _verdict(self, limit: Limit, tail: float) -> Verdict:
         index, ids = included(self.kept.reshape(-1), self._segment_ids)

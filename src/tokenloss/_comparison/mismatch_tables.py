@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.mismatch_causes import LEAST_FITTED
+from tokenloss._comparison.tables import tables_by
 from tokenloss._core.result import Shown, Table, rows_of
 from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.text import count_of
@@ -79,6 +80,7 @@ def mismatch_shown(comparisons: Mapping[str, Any]) -> Shown:
     tables = [
         table(_ROWS, _values(mismatch), mismatch),
         _quantile_table(mismatch),
+        *tables_by({"": mismatch}),
         _worst_sequences(mismatch),
         _worst_tokens(mismatch),
         _diagnosis(mismatch),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss._comparison.compared_tokens import ComparedTokens
+from tokenloss._comparison.compared_tokens import ComparedTokens, included
 from tokenloss._core.advice import void_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Errors, Estimate
@@ -75,7 +75,7 @@ class PairedLosses(ComparedTokens, GatedResult):
 
     GATES = tuple(_METHODS)
     _why_no_gate = "does not apply to scores of all classes or to responses"
-    _of_base: ClassVar[tuple[str, ...]] = ("base",)
+    _of_base: ClassVar[tuple[str, ...]] = ("base", "by")
     _divergence: ClassVar[str] = "kl"  # the array that has it
     _quantity: ClassVar[str] = "KL divergence"
     _unit: ClassVar[str] = "sequences"  # what errors take as independent
@@ -101,6 +101,12 @@ class PairedLosses(ComparedTokens, GatedResult):
         """The divergence of each token, or its lower bound."""
         array: Float64Array = vars(self)[self._divergence]
         return array
+
+    def _grouped(self) -> dict[str, Array]:
+        with np.errstate(invalid="ignore"):  # infinite losses
+            difference = self.nll - self.base_nll
+        losses = {"loss": self.nll, "base_loss": self.base_nll, "loss_difference": difference}
+        return losses | {self._divergence: self._kl, "delta_p": self.delta_p, "same_top": self.is_same_top}
 
     @property
     def _equals_base(self) -> bool:
@@ -149,15 +155,6 @@ def same_file_note(about: Mapping[str, Any]) -> str:
     """Why gates of a comparison say nothing if both models are one file; "" if they are not."""
     files = [identity(about[key]) for key in ("base", "file", "trainer", "sampler") if key in about]
     return "the base is compared with itself" if len(files) == 2 and files[0] == files[1] else ""
-
-
-def included(mask: BoolArray, segment_ids: IntArray | None) -> tuple[Array, IntArray | None]:
-    """Index of the positions of the mask, in the order of their sequences if these are given, and their numbers."""
-    if segment_ids is None:
-        return mask, None
-    index = np.flatnonzero(mask)
-    index = index[np.argsort(segment_ids[index], kind="stable")]  # sorted once, instead of for each sum
-    return index, segment_ids[index]
 
 
 class Mean:

@@ -45,7 +45,7 @@ class Pair(NamedTuple):
     """
 
     number: int
-    origin: tuple[int, int, str | None]  # its line in both files, and the name of its request
+    origin: tuple[int, int, str | None, Any]  # its line in both files, the name of its request, and the label of groups
     tokens: tuple[Array, Array]
     responses: tuple[Response | None, Response | None]
     base: Columns
@@ -98,7 +98,8 @@ class PairedFiles:
     def _pair(self, number: int, base: Response, other: Response) -> Pair:
         """Two responses as classes of the same numbers."""
         _check_tokens(base, other, self.files[0].path, self.files[1].path)
-        origin = base.line, other.line, base.custom_id or other.custom_id
+        label = other.label if base.label is None else base.label
+        origin = base.line, other.line, base.custom_id or other.custom_id, label
         ids = np.where(base.ids >= 0, base.ids, other.ids)
         text = np.where([one is None for one in base.tokens], other.tokens, base.tokens)
         return Pair(number, origin, (ids, text), (base, other), *matched(base, other))
@@ -106,10 +107,10 @@ class PairedFiles:
 
 def compare_pairs(
     pairs: Iterator[Pair], paths: tuple[str, str]
-) -> tuple[Columns, dict[int, tuple[int, int, str | None]], list[Rounding]]:
+) -> tuple[Columns, dict[int, tuple[int, int, str | None, Any]], list[Rounding]]:
     """Columns of all tokens in order, the origin of each sequence, and how both models' numbers are rounded."""
     parts: list[Columns] = [{name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}]
-    origins: dict[int, tuple[int, int, str | None]] = {}
+    origins: dict[int, tuple[int, int, str | None, Any]] = {}
     roundings = [Rounding(), Rounding()]
     pending: list[Pair] = []
 
@@ -426,7 +427,7 @@ ResponseComparison.__module__ = "tokenloss.results"
 
 
 def response_comparison_of(
-    columns: Columns, origins: dict[int, tuple[int, int, str | None]], **others: Any
+    columns: Columns, origins: dict[int, tuple[int, int, str | None, Any]], **others: Any
 ) -> ResponseComparison:
     """Figures of all tokens, and the table of their sequences, with the origin of each."""
     mask, known, ids = columns["kept"], columns["is_top_known"], columns["sequence"]

@@ -115,10 +115,17 @@ _GROUP = (
     Row("tokens", "count", "{:,}"),
     Row("mean KLD", "kl", "{:.6f}"),
     Row("±", "kl_stderr", "{known:.6f}"),
+    Row("mean KLD is at least", "kl_bound", "{:.6f}"),
+    Row("±", "kl_bound_stderr", "{known:.6f}"),
+    Row("ln ratio", "difference", "{:+.5f}"),
+    Row("±", "difference_stderr", "{known:.5f}"),
+    Row("KL, by k3", "k3"),
+    Row("±", "k3_stderr", "{known:.3g}"),
     Row("ln(PPL ratio)", "loss_difference", "{:+.5f}", when="has_targets"),
     Row(" ± ", "loss_difference_stderr", "{known:.5f}", when="has_targets"),
     Row("mean Δp", "delta_p", "{:+.3f %}", when="has_targets"),
     Row("same top", "same_top", "{:.2f %}"),
+    Row("±  ", "same_top_stderr", "{known:.2f %}"),
 )
 
 
@@ -160,6 +167,7 @@ def scores_shown(comparisons: Mapping[str, Any]) -> Shown:
     heads += [(one, comparison._about.get("head")) for one, comparison in comparisons.items()]
     rows = [(one, *head_cells(head)) for one, head in heads if head]
     tables += [Table(rows, title="Logits of hidden states")] if rows else []
+    tables += tables_by(comparisons)
     return shown_of(comparisons, (note, " vs ".join(kinds)), tables)
 
 
@@ -170,7 +178,11 @@ def responses_shown(comparisons: Mapping[str, Any]) -> Shown:
     counts = f"{count_of(first.count, 'token')} of {count_of(first.n_sequences, 'response')}"
     rounded = [words for words in (first.rounding, first.base_rounding) if words and not others]
     note = f"{counts} ({first.part}), {basis}" + (f"; log-probabilities: {' vs '.join(rounded)}" if rounded else "")
-    return shown_of(comparisons, (note,), [candidate_table(comparisons)] if others else comparison_tables(first))
+    return shown_of(
+        comparisons,
+        (note,),
+        ([candidate_table(comparisons)] if others else comparison_tables(first)) + tables_by(comparisons),
+    )
 
 
 def comparison_tables(comparison: Any) -> list[Table]:
@@ -200,22 +212,45 @@ def group_tables(figures: dict[str, Any]) -> list[Table]:
         sequences = sorted(sequences, key=lambda row: nan_last(-row["kl"]))[:_MAX_SEQUENCES]
         sequences = [row | {"group": row["sequence"]} for row in sequences]
         groups.append(("sequence", "Sequences of the highest divergence", sequences))
-    tables = []
-    for head, title, rows in groups:
-        columns = (Row("file", "file"), Row(head, "group", "{}"), *_GROUP)  # sequences have the numbers of their file
-        tables.append(table_of_several(columns, [({"has_targets": has_targets}, row) for row in rows], title))
+    others = {"has_targets": has_targets}
+    tables = [_table_of_groups(rows, _GROUP, title, others, head) for head, title, rows in groups]
     return [one for one in tables if one.rows]
 
 
-def group_table(by: str, groups: Sequence[Mapping[str, Any]], columns: tuple[Row, ...], *others: object) -> Table:
+def _table_of_groups(
+    groups: Iterable[Mapping[str, Any]], columns: tuple[Row, ...], title: str, others: object, head: str = "group"
+) -> Table:
+    """A table with a row for each group, without empty columns."""
+    columns = (Row("file", "file"), Row(head, "group", "{}"), *columns)  # sequences have the numbers of their file
+    return table_of_several(columns, [(others, row) for row in groups], title, keep_empty=False)
+
+
+def table_by(
+    by: str,
+    groups: Sequence[Mapping[str, Any]],
+    columns: tuple[Row, ...] = _GROUP,
+    name: str = "",
+    others: object = None,
+) -> Table:
     """The table of the groups of `by`, of which at most `_MAX_GROUPS` are listed."""
-    title = f"By {by}" + f", the first {_MAX_GROUPS} of {len(groups):,} groups" * (len(groups) > _MAX_GROUPS)
-    rows: list[tuple[object, ...]] = []
+    title = f"By {by}" + f": {name}" * bool(name)
+    title += f" (the first {_MAX_GROUPS} of {len(groups):,} groups)" * (len(groups) > _MAX_GROUPS)
+    rows: list[dict[str, Any]] = []
     for group in groups[:_MAX_GROUPS]:
         low, high = group.get("perplexity_interval") or (math.nan, math.nan)
-        interval = None if math.isnan(low) else f"{low:.5g} to {high:.5g}"
-        rows.append(({"group": label_text(by, group["group"]), "interval": interval}, group, *others))
-    return table_of_several((Row("group", "group", "{}"), *columns), rows, title, keep_empty=False)
+        interval = {} if math.isnan(low) else {"interval": f"{low:.5g} to {high:.5g}"}
+        rows.append({**group, **interval, "group": label_text(by, group["group"])})
+    return _table_of_groups(rows, columns, title, others)
+
+
+def tables_by(comparisons: Mapping[str, Any]) -> list[Table]:
+    """The table of the groups of each candidate, if groups were asked for."""
+    known = [(name, one, one._about) for name, one in comparisons.items() if "groups" in one._about]
+    return [
+        table_by(about["by"], about["groups"], name=name * (len(known) > 1),
+                 others={"has_targets": getattr(one, "has_targets", True)})
+        for name, one, about in known
+    ]  # fmt: skip
 
 
 def candidate_table(comparisons: Any) -> Table:

@@ -37,6 +37,7 @@ from tokenloss._evaluation.plan import planned, rows_per_block
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.rows import RowReader, norm_seems_missing, scores_of_kind
 from tokenloss._evaluation.score import scores_at
+from tokenloss._evaluation.sequences import GroupCodes, groups_of
 from tokenloss._evaluation.shards import LEFT_OUT, open_stored
 from tokenloss._evaluation.sink import Block, schema_of, tops_of
 from tokenloss._evaluation.token_bytes import pieces_of
@@ -125,6 +126,9 @@ def _comparisons(
     """The comparison of each candidate over all shards."""
     parts = [_numbered(result, first) for result, first in zip(results, firsts, strict=True)]
     types = _types(shards, options, firsts, handles)
+    groups = [part.groups for part in results if part.groups is not None]
+    if options.by == "file":
+        groups = [one._replace(labels=[shard.path]) for one, shard in zip(groups, shards, strict=True)]
     rows = sum(shard.rows for shard in shards)
     of_windows = window_figures((shard.facts() for shard in shards), options)
     n_left = rows - sum(shard.n_scored_rows for shard in shards)
@@ -150,6 +154,8 @@ def _comparisons(
         if types is not None:
             table = comparison.by(types)
             about["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
+        if options.by is not None:
+            about |= groups_of(comparison, options.by, groups, shards[0].path)
         if comparison.sequences is not None and len(shards) > 1 and not shards[0].shares_numbers:
             rows_of_sequences = rows_of(_with_files(comparison.sequences, firsts))
             about["sequences"] = [row | {"file": shards[row["file"]].path} for row in rows_of_sequences]
@@ -274,6 +280,7 @@ class ComparedShard(NamedTuple):
     rms: tuple[tuple[float, ...], ...] = ()  # of the base and of each candidate, as in `ShardResult`
     ids_sum: int = 0  # as in `ShardResult`, and so is the next
     ids_ends: Array = np.empty(0, np.int64)
+    groups: GroupCodes | None = None  # of the rows that are compared
 
     @classmethod
     def of(cls, columns: Sequence[Columns]) -> ComparedShard:
@@ -292,14 +299,17 @@ def compare_shard(shard: Shard, work: Work, options: Options, names: Sequence[st
     opened = work.handles.open_shard(shard, options)
     pairing = _Pairing(opened, options, work)
     reader = RowReader(shard, opened, options, pairing.max_rows, work.advance, worded("kind", "base_kind"))
-    parts: list[ComparedShard] = []
+    parts, groups = list[ComparedShard](), list[GroupCodes]()
     for block in reader:
         compared = [*pairing.compared(block)]
         if work.emit:
             work.emit(_tokens(block, names, compared, options, opened.has_targets))
         parts.append(ComparedShard.of([columns for columns, *_ in compared]))
+        groups += [] if block.groups is None else [block.groups._replace(codes=block.selected(block.groups.codes))]
     columns = joined(parts) if parts else [new_columns(0, options.divergences) for _ in opened.others]
-    return ComparedShard.of(columns)._replace(rms=tuple(first.rms for first in reader.first), **reader.facts())
+    own = groups[0]._replace(codes=np.concatenate([one.codes for one in groups])) if groups else None
+    rms = tuple(first.rms for first in reader.first)
+    return ComparedShard.of(columns)._replace(rms=rms, groups=own, **reader.facts())
 
 
 def _tokens(

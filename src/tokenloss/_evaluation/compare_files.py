@@ -19,7 +19,8 @@ from tokenloss._evaluation.options import Options, by_identity, checked_sizes
 from tokenloss._evaluation.pairs import compare_lists, compare_losses
 from tokenloss._evaluation.run import Settings, opened
 from tokenloss._evaluation.sink import checked_sinks
-from tokenloss.formats.content import as_source
+from tokenloss._statistics.groups import check_by
+from tokenloss.formats.content import as_source, grouped
 from tokenloss.formats.readers import check_different
 from tokenloss.formats.scores import Scores
 from tokenloss.formats.sources import DEFAULT, LEVELS, Source, require
@@ -47,6 +48,7 @@ def compare_files(
     definitions: Literal["exact", "llama.cpp"] = "exact",
     divergences: Sequence[str] = ("kl",),
     temperature: float | None = None,
+    by: str | None = None,
     sizes: Mapping[str, int | _Path] | None = None,
     noise: _Source | None = None,
     sinks: Sequence[Sink] = (),
@@ -91,6 +93,9 @@ def compare_files(
         `Comparison.acceptance` then shows how many tokens drafted by a candidate the base accepts (use
         ``classes="all"`` if vocabularies differ). 0 means greedy decoding, with losses and divergences at 1. By
         default, 1.
+    by : str, optional
+        What groups tokens, for a table of divergences and losses in `Comparison.groups`, as in `evaluate`; fields are
+        those of the base, or of the responses that are compared with it.
     sizes : mapping of names to int or path, optional
         Sizes of the candidates' models: bytes, their file or directory, or text such as "4.9G".
     noise : source, path or paths, optional
@@ -191,6 +196,7 @@ def compare_files(
         refuse_given({} if definitions == "exact" else {"temperature": temperature}, f"left out of {definitions}")
         temperature, wanted = check_temperature(temperature), further_divergences([*wanted, "tv"])
     source, models = sources_of(base, others, noise, shift)
+    source, models = grouped(source, check_by(by)), {name: _labeled(one, by) for name, one in models.items()}
     level = _level_of(source, models)
     of_rows = {"temperature": temperature is not None, "classes": classes, "definitions": definitions != "exact",
                "divergences": wanted}  # fmt: skip
@@ -211,8 +217,8 @@ def compare_files(
     said = source.token_options
     measures: Any = {"definitions": definitions, "divergences": wanted, "classes": classes}
     measures["temperature"] = 1.0 if temperature is None else temperature
-    options = Options.of(said, **measures)
-    key = {"command": "compare", **source.given(), **measures, "divergences": [*wanted]}
+    options = Options.of(said, **measures, by=by)
+    key = {"command": "compare", **source.given(), **measures, "divergences": [*wanted], "by": by}
     for number, one in enumerate(models.values()):
         key |= {f"candidate {number}: {name}": value for name, value in one.given().items()}
     with opened([source, *models.values()], settings, key, by_identity([], sizes)) as run:
@@ -222,7 +228,7 @@ def compare_files(
             scores, others_scores = cast("Scores", source), cast("dict[str, Scores]", models)
             found = compare_rows(scores, others_scores, abouts, options, run, tokenizer)
         else:
-            found = (compare_lists if level == "tops" else compare_losses)(source, models, abouts, run)
+            found = (compare_lists if level == "tops" else compare_losses)(source, models, abouts, run, by)
     if noise is not None:
         found.noise = found.pop(NOISE)
     for hint in advice(hints_of(found)):
@@ -281,6 +287,12 @@ def candidates(others: Any) -> dict[str, Any]:
     if not others:
         raise_error("empty", name="others", fits="a path, or a mapping of names to paths")
     return dict(others)
+
+
+def _labeled(source: Source, by: str | None) -> Source:
+    """The candidate, whose labels count where the base has none; those of scores are the base's own."""
+    labeled: Source = source if isinstance(source, Scores) else grouped(source, by)
+    return labeled
 
 
 def _level_of(base: Source, models: Mapping[str, Source]) -> str:

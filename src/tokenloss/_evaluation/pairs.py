@@ -25,9 +25,10 @@ from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.compare import bytes_per_row, projected
 from tokenloss._evaluation.options import Options
 from tokenloss._evaluation.plan import planned, rows_per_block
-from tokenloss._evaluation.responses import FilesUnit, columns_of_responses, scores_of_responses
+from tokenloss._evaluation.responses import FilesUnit, columns_of_responses, group_codes, scores_of_responses
 from tokenloss._evaluation.rows import SHIFT_SAMPLE, RowReader, log
 from tokenloss._evaluation.score import score_shard
+from tokenloss._evaluation.sequences import groups_of
 from tokenloss._evaluation.shards import refuse_without_targets
 from tokenloss._evaluation.sink import Block, schema_of, tops_of
 from tokenloss._scores.class_log_probs import class_log_probs
@@ -90,18 +91,23 @@ class ComparedLists(NamedTuple):
 
 
 def compare_lists(
-    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], run: Run
+    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], run: Run, by: str | None = None
 ) -> Comparisons[ResponseComparison]:
     """The comparisons of responses with a base of responses or scores, or of scores with a base of responses."""
     schema = schema_of(("file", *_PLACES, "text", *TOKEN_COLUMNS), _SEQUENCES, (*models,), run.sinks.top_k)
     results = run.map(_compare_lists, _units(base, models), schema, are_candidates=True)
     found: Comparisons[ResponseComparison] = Comparisons()
     for about, result in zip(abouts, results, strict=True):
-        origins = {number: (base_line, line, name) for number, base_line, line, name in result.origins}
-        found[about["name"]] = response_comparison_of(
+        origins = {number: origin for number, *origin in result.origins}
+        found[about["name"]] = one = response_comparison_of(
             result.columns, origins, part=result.part, base_rounding=result.words[0],
             rounding=result.words[1], n_skipped=result.n_skipped, _about=about,
         )  # fmt: skip
+        if by is not None:
+            numbers, lengths = np.unique(result.columns["sequence"], return_counts=True)
+            labels = [origins[number][-1] for number in numbers.tolist()]
+            codes = group_codes(by, result.columns["position"], labels, lengths.tolist())
+            about |= groups_of(one, by, [codes], base.paths[0])
     run.sinks.finish(found, lambda: _sequences(found))
     return found
 
@@ -157,6 +163,8 @@ class ComparedLosses(NamedTuple):
     lines: Array | None = None  # of each sequence
     ids: Array | None = None
     texts: Array | None = None
+    labels: list[Any] | None = None  # of the groups of each sequence, for all its tokens or for each
+    lengths: list[int] | None = None  # of the sequences
 
     def mismatch(self, about: dict[str, Any]) -> Mismatch:
         """The public result of the pair."""
@@ -168,7 +176,7 @@ class ComparedLosses(NamedTuple):
 
 
 def compare_losses(
-    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], run: Run
+    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], run: Run, by: str | None = None
 ) -> Comparisons[Mismatch]:
     """The comparison of a trainer (the base) with the engine that sampled the tokens, by log-probabilities."""
     units = _units(base, models)
@@ -188,7 +196,11 @@ def compare_losses(
     text = ["text"] * isinstance(unit.other, Responses)
     schema = schema_of(("file", *_PLACES, *text, *_MISMATCHES), _MISMATCHES_OF_SEQUENCES, (unit.name,))
     (result,) = run.map(_compare_losses, [unit], schema, are_candidates=True)
-    found = Comparisons({unit.name: result.mismatch(about)})
+    found = Comparisons({unit.name: (one := result.mismatch(about))})
+    if by is not None:
+        positions = one.columns().get("position", np.full(one.kept.size, -1))
+        codes = group_codes(by, positions, result.labels or (), result.lengths or ())
+        about |= groups_of(one, by, [codes], base.paths[0])
     run.sinks.finish(found, lambda: _sequences(found))
     return found
 
@@ -326,11 +338,13 @@ def _compared_rows(*sides: _Array | _Rows) -> ComparedLosses:
     rows = next(side for side in sides[::-1] if isinstance(side, _Rows))
     numbers = np.repeat(np.arange(len(rows.rows)), rows.lengths)
     values, known, mask = [], [rows.joined("ids")], np.ones(numbers.shape, np.bool_)
+    names: list[list[Any]] = []  # of groups
     for side in sides:
         if isinstance(side, _Rows):
             paired = _paired(side, rows)
             logprobs, own = paired.joined("logprobs"), paired.mask()
             known.append(paired.joined("ids"))
+            names.append([row.label for row in paired.rows])
         else:
             if side.source.token_options.segment_ids:
                 raise_error("not for", name="segment_ids", fits=f"is for arrays, and {rows.path} has its own sequences")
@@ -342,7 +356,8 @@ def _compared_rows(*sides: _Array | _Rows) -> ComparedLosses:
     lines = np.array([row.line for row in rows.rows], np.int64)
     ids = next((one for one in known if (one >= 0).any()), known[0]).astype(np.int64)
     texts = rows.joined("tokens").astype(np.object_)
-    return ComparedLosses(ours, values[1], mask, ours.shape, numbers, lines, ids, texts)
+    labels = [next((label for label in own if label is not None), None) for own in zip(*names, strict=True)]
+    return ComparedLosses(ours, values[1], mask, ours.shape, numbers, lines, ids, texts, labels, rows.lengths)
 
 
 def _paired(side: _Rows, rows: _Rows) -> _Rows:
@@ -485,7 +500,7 @@ class ScoredResponses:
         by_response, _ = matched(response, response, by_id=True)
         by_scores = self._columns(response, by_response["top_ids"], tokens[counted], rows[counted])
         sides = (by_scores, by_response) if self._is_base else (by_response, by_scores)
-        origin = response.line, response.line, response.custom_id
+        origin = response.line, response.line, response.custom_id, response.label
         responses = (None, response) if self._is_base else (response, None)
         return Pair(number, origin, (response.ids, response.tokens), responses, *sides)
 

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core.errors import named, raise_error, refuse
+from tokenloss._core.errors import raise_error
 from tokenloss._core.result import in_files
 from tokenloss._core.signature import head_fields
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.responses import check_names, response_summary
 from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.rows import norm_seems_missing
-from tokenloss._evaluation.sequences import NO_SEQUENCES, NO_SOURCES, joined
+from tokenloss._evaluation.sequences import NO_SEQUENCES, NO_SOURCES, check_labels, joined
 from tokenloss._evaluation.shards import Facts
-from tokenloss._statistics.groups import is_by_position, rows_of_meters
+from tokenloss._statistics.groups import rows_of_meters
 from tokenloss._statistics.meter import LossMeter, add_lengths
 from tokenloss._statistics.sequences import highest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.options import Options
@@ -146,7 +146,7 @@ class Parts(NamedTuple):
             figures |= response_summary([shard.path for shard in self.shards], self.results)
         if total.groups is not None:
             by_label = total.groups.by_label(total.split)
-            self._check_labels(by_label)
+            check_labels(str(self.options.by), by_label, self.shards[0].path)
             figures |= {"by": self.options.by, "groups": rows_of_meters(by_label)}
         figures["signature"] = self._signature(meter, figures, total.ids_sum)
         return Evaluation(meter, sequences, figures, self)
@@ -159,20 +159,6 @@ class Parts(NamedTuple):
                   for shard, result in zip(self.shards, self.results, strict=True)]  # fmt: skip
         pairs = zip(self.results, groups, strict=True)
         return [result._replace(groups=one) for result, one in pairs]
-
-    def _check_labels(self, by_label: Mapping[Any, LossMeter]) -> None:
-        """Refuse groups that no token has a label of."""
-        by = self.options.by
-        if [*by_label] != [None]:
-            return
-        if is_by_position(by):
-            got, fits = (
-                "holds tokens that are in no sequence",
-                f"have sequences, in which {named('by', by)} counts",
-            )
-        else:
-            got, fits = f"holds no field {by!r}", f"hold that of {named('by', by)}"
-        refuse(self.shards[0].path or "source", got, fits)
 
     def _sequences(self, split: SequenceColumns) -> dict[str, Array]:
         """The table of all sequences; `file` counts from 0, and is -1 for sequences in several files."""

@@ -96,7 +96,9 @@ def score_file(unit: FilesUnit, work: Work, by: str | None = None) -> ShardResul
         scores = scores_of_responses(block, work.top_k)
         is_missed = np.bincount(block["numbers"][block["is_sentinel"]], minlength=len(responses)) > 0
         is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
-        groups = None if by is None else _groups_of(responses, block, np.where(numbers < 0, -1, block["positions"]), by)
+        groups, positions = None, np.where(numbers < 0, -1, block["positions"])
+        if by is not None:
+            groups = group_codes(by, positions, *zip(*((one.label, len(one.ids)) for one in responses), strict=True))
         n_bytes = None if by is None else _known_bytes(responses, block)
         collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers, n_bytes, groups, is_length=False)
         highest.update(scores.nll, block["ids"], mask, None, numbers, block["positions"], block["tokens"])
@@ -130,21 +132,24 @@ def score_file(unit: FilesUnit, work: Work, by: str | None = None) -> ShardResul
     return ShardResult(meter, ignored, greedy, top, sequences, responses=figures, n_infinite=n_infinite, groups=own)
 
 
-def _groups_of(responses: Sequence[Response], block: dict[str, Any], positions: IntArray, by: str) -> GroupCodes:
-    """The group of each token, by its position or by the label of its response, which may have one for each token."""
+def group_codes(by: str, positions: IntArray, labels: Iterable[Any] = (), lengths: Iterable[int] = ()) -> GroupCodes:
+    """The group of each token: by its position, or by the label of its sequence, or a list of labels of its tokens.
+
+    A group by file has no label yet.
+    """
     if is_by_position(by):
         return GroupCodes(position_bins(by, positions))
     if by == "file":
-        return GroupCodes(np.zeros(len(positions), np.int64), ("",))
-    labels = []
-    for response in responses:
-        own = response.label if isinstance(response.label, list) else [response.label] * len(response.ids)
-        if len(own) != len(response.ids):
-            got = f"line {response.line} has {len(own)} labels of {by!r}"
-            raise_error("option", name="by", got=by, fits=f"a field with a label, or one for each token; {got}")
-        labels += own
-    numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    return GroupCodes(np.array([numbers[label] for label in labels], np.int64), [*numbers])
+        return GroupCodes(np.zeros(len(positions), np.int64), [""])
+    every: list[Any] = []
+    for label, length in zip(labels, lengths, strict=True):
+        own = label if isinstance(label, list) else [label] * length
+        if len(own) != length:
+            fits = f"a field with one label, or one for each token; one of {len(own)} is of {length} tokens"
+            raise_error("option", name="by", got=by, fits=fits)
+        every += own
+    numbers = {label: i for i, label in enumerate(dict.fromkeys(every))}
+    return GroupCodes(np.array([numbers[label] for label in every], np.int64), [*numbers])
 
 
 def _known_bytes(responses: Sequence[Response], block: dict[str, Any]) -> IntArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.tables import group_table, head_cells, known_of
+from tokenloss._comparison.tables import head_cells, known_of, table_by
 from tokenloss._core.result import Shown
 from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.text import count_of, title
@@ -121,7 +121,7 @@ def _tables(summary: dict[str, Any], meter: LossMeter) -> list[Table]:
     if 1 < len(shards) <= _MAX_SHARDS:
         tables.append(table_of_several(_SHARD, [(shard,) for shard in shards], "files"))
     if groups := summary.get("groups"):
-        tables.append(group_table(summary["by"], groups, _GROUP))
+        tables.append(table_by(summary["by"], groups, _GROUP))
     losses = {"sequences": _SEQUENCE * (summary["n_sequences"] > 1), "tokens": _TOKEN}
     for name, columns in losses.items():
         items = [({"file": item["file"] or "several"}, item) for item in summary[f"highest_loss_{name}"]]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error, refuse
+from tokenloss._core.errors import named, raise_error, refuse
 from tokenloss._core.exact import ExactMoments
+from tokenloss._core.result import rows_of
 from tokenloss._evaluation.checkpoint import record
-from tokenloss._statistics.groups import check_number_of_groups
+from tokenloss._statistics.groups import check_number_of_groups, is_by_position, label_key
 from tokenloss._statistics.meter import LossMeter, add_lengths, add_tokens
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
@@ -19,7 +20,7 @@ from tokenloss.formats.mapped import check_map
 from tokenloss.formats.scores_file import SEQUENCES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._scores.token_scores import TokenScores
@@ -188,11 +189,41 @@ def joined(none: TableT, parts: Iterable[TableT]) -> TableT:
     return type(none)(*map(np.concatenate, zip(none, *parts, strict=True)))
 
 
+@record
 class GroupCodes(NamedTuple):
     """The group of each row: the index of its label, or the label itself without `labels`; -1 for no label."""
 
     codes: IntArray
     labels: Sequence[Any] | None = None
+
+    def label(self, code: int) -> Any:
+        """The label of a code; None for no label."""
+        return None if code < 0 else code if self.labels is None else self.labels[code]
+
+
+def groups_of(comparison: Any, by: str, parts: Sequence[GroupCodes], path: str) -> dict[str, Any]:
+    """The rows of a comparison's groups, from the group of each token in all parts, for its figures in files."""
+    found = [np.unique(part.codes, return_inverse=True) for part in parts]
+    named = [[part.label(code) for code in codes.tolist()] for part, (codes, _) in zip(parts, found, strict=True)]
+    labels = sorted({label for own in named for label in own}, key=label_key)
+    check_number_of_groups(len(labels), by)
+    numbers = {label: number for number, label in enumerate(labels)}
+    of_parts = zip(named, found, strict=True)
+    columns = [np.array([numbers[label] for label in own], np.int64)[inverse] for own, (_, inverse) in of_parts]
+    rows = rows_of(comparison.by(np.concatenate(columns).reshape(comparison.kept.shape)))
+    check_labels(by, labels, path)
+    return {"by": by, "groups": [row | {"group": labels[row["group"]]} for row in rows]}
+
+
+def check_labels(by: str, labels: Collection[Any], path: str) -> None:
+    """Refuse groups if no token has a label."""
+    if [*labels] != [None]:
+        return
+    if is_by_position(by):
+        got, fits = "holds tokens that are in no sequence", f"have sequences, in which {named('by', by)} counts"
+    else:
+        got, fits = f"holds no field {by!r}", f"hold that of {named('by', by)}"
+    refuse(path or "source", got, fits)
 
 
 @record
@@ -219,8 +250,7 @@ class GroupCollector:
     def numbers(self, groups: GroupCodes) -> Array:
         """The number of the group of each token: labels are numbered as they come."""
         codes, inverse = np.unique(groups.codes, return_inverse=True)
-        names = groups.labels
-        labels = [None if code < 0 else code if names is None else names[code] for code in codes.tolist()]
+        labels = map(groups.label, codes.tolist())
         own = [self._numbers.setdefault(label, len(self._numbers)) for label in labels]
         check_number_of_groups(len(self._numbers), self._by)
         self._meters += [LossMeter() for _ in range(len(self._numbers) - len(self._meters))]
