@@ -327,6 +327,20 @@ def test_torch_tensors(loss, dtype, rng):
         assert_same_bits(call(tokenloss, loss, tensor, shares, reduction="none"), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_torch_tensors_of_logits(dtype, rng):
+    torch = pytest.importorskip("torch")
+    logits = scores_for("cross_entropy", rng, (4, 9), BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype))
+    tensor, ids = torch.tensor(logits.astype(np.float64)).to(getattr(torch, dtype)), [8, 1, 0, 3]
+    for function, *arguments in (
+        (tokenloss.softmax,), (tokenloss.log_softmax,), (logsumexp,), (tokenloss.class_log_probs, ids[:2]),
+        (lambda logits, ids: tokenloss.cross_entropy_and_grad(logits, ids)[1], ids),
+    ):  # fmt: skip
+        found, expected = function(tensor, *map(torch.tensor, arguments)), function(logits, *arguments)
+        assert found.dtype == expected.dtype
+        assert_same_bits(found, expected)
+
+
 def test_torch_tensors_that_cannot_be_read():
     torch = pytest.importorskip("torch")
     with fails(TypeError, "logits", "grad"):

@@ -21,7 +21,6 @@ from arrays import (
     strided,
     swapped,
 )
-from programs import FORBIDDEN_PAGES, needs_mprotect
 
 from tokenloss import class_log_probs, cross_entropy, log_softmax
 from tokenloss._core import _core, threads
@@ -263,23 +262,6 @@ def test_where_leaves_out_rows_whose_class_ids_may_be_garbage(garbage, shape, rn
         assert np.isnan(class_log_probs(logits, [garbage], where=where)).all()
 
 
-@needs_mprotect
-def test_rows_that_where_leaves_out_are_never_read(run_python):
-    run_python(
-        FORBIDDEN_PAGES
-        + """
-from tokenloss import class_log_probs
-
-rows = np.frombuffer(memory, np.float32).reshape(3, -1)
-rows[...] = 0.5
-forbid(1)
-for ids in ([5, PAGE // 4 - 1], [[1, 2], [-1, 3], [4, 4]]):
-    found = class_log_probs(rows, ids, where=[True, False, True])
-    assert np.isnan(found[1]).all() and abs(found[::2] + np.log(PAGE / 4)).max() < 2e-7
-"""
-    )
-
-
 # errors
 
 
@@ -363,14 +345,6 @@ def test_other_arguments_that_are_wrong():
 
 
 # containers, costs
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_class_log_probs_of_torch_tensors(dtype, rng):
-    torch = pytest.importorskip("torch")
-    logits = scores_for("cross_entropy", rng, (4, 9), BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype))
-    tensor = torch.tensor(logits.astype(np.float64)).to(getattr(torch, dtype))
-    assert_same_bits(class_log_probs(tensor, torch.tensor([8, 1])), class_log_probs(logits, [8, 1]))
 
 
 def test_cost_of_a_row_rises_with_the_number_of_its_class_ids():

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import pytest
+from arrays import FLOATS
 
 import tokenloss
 from tokenloss import (
@@ -142,8 +143,8 @@ def test_losses_of_empty_arrays_with_label_smoothing_z_loss_logit_scale_softcap_
 
 @each_shape_in_a_layout
 def test_softmax_log_softmax_logsumexp_of_empty_arrays_with_axis_keepdims_out_workers(shape, layout):
-    logits = layout(np.zeros(shape, np.float32))
-    places = range(len(shape))
+    dtype = FLOATS[sum(shape) % len(FLOATS)]
+    logits, places = layout(np.zeros(shape, dtype)), range(len(shape))
     for axes in [*places, None, *itertools.combinations(places, 2)]:
         summed = tuple(places) if axes is None else axes if isinstance(axes, tuple) else (axes,)
         batch = tuple(n for k, n in enumerate(shape) if k not in summed)
@@ -151,8 +152,9 @@ def test_softmax_log_softmax_logsumexp_of_empty_arrays_with_axis_keepdims_out_wo
             expected = np.log(np.zeros(shape).sum(summed, keepdims=True))  # -inf, if there is a position
         for workers in (1, 2):
             for function in (softmax, log_softmax):
-                assert function(logits, axis=axes, workers=workers).shape == shape
-                out = np.ones(shape, np.float32)
+                found = function(logits, axis=axes, workers=workers)
+                assert (found.shape, found.dtype) == (shape, dtype)
+                out = np.ones(shape, dtype)
                 assert function(logits, axis=axes, out=out, workers=workers) is out
             for keepdims in (False, True):
                 options = {"axis": axes, "keepdims": keepdims, "workers": workers}

@@ -1,4 +1,4 @@
-"""where and ignore_index of the losses: positions that they leave out are never read and do not count."""
+"""where and ignore_index: positions that they leave out are never read, by any function, and do not count in losses."""
 
 import math
 
@@ -135,16 +135,34 @@ def test_where_and_ignore_index_never_read_memory_of_rows_left_out(run_python):
     run_python(
         FORBIDDEN_PAGES
         + """
+import itertools
+from tokenloss import class_log_probs, compare, cross_entropy_and_grad, kl_divergence
+
 rows = np.frombuffer(memory, np.float32).reshape(3, -1)
 shares = np.broadcast_to(np.float32(1), rows.shape)
 rows[...] = 0
 forbid(1)
 where = [True, False, True]
+ways = [([5, -100, rows.shape[1] - 1], None), ([5, 10**9, 0], where)]
 for loss in (cross_entropy, nll_loss, lambda scores, *rest, **options: cross_entropy_loss(*rest, scores, **options)):
-    for targets in ([0, -100, 9], [5, -100, rows.shape[1] - 1]):
-        assert loss(rows, targets, reduction="none")[1] == 0
-    assert loss(rows, [5, 10**9, 0], where=where, reduction="none")[1] == 0
-    assert loss(rows, shares, where=where, reduction="none")[1] == 0
+    for targets, kept in [*ways, (shares, where)]:
+        assert loss(rows, targets, where=kept, reduction="none")[1] == 0
+for options in ({}, {"label_smoothing": 0.1, "softcap": 3.0}):
+    for targets, kept in [*ways, (shares, where)]:
+        loss, gradient = cross_entropy_and_grad(rows, targets, where=kept, **options)
+        assert loss > 0 and np.isfinite(gradient).all() and not gradient[1].any()
+for ids in ([5, rows.shape[1] - 1], [[1, 2], [-1, 3], [4, 4]]):
+    found = class_log_probs(rows, ids, where=where)
+    assert np.isnan(found[1]).all() and abs(found[::2] + np.log(rows.shape[1])).max() < 2e-7
+rows[::2] = -np.log(rows.shape[1])
+for other in (rows, np.zeros(rows.shape)):
+    for pair in ((rows, other), (other, rows)):
+        assert abs(kl_divergence(*pair, where=where, reduction="none")).max() < 1e-6
+    for (targets, kept), definitions in itertools.product(ways, ("exact", "llama.cpp")):
+        found = compare(rows, other, targets, where=kept, definitions=definitions)
+        assert np.nanmax(abs(found.kl)) < 1e-6
+        assert np.isnan(found.kl).tolist() == [False, True, False]
+        assert found.kept.tolist() == where
 """
     )
 
@@ -174,12 +192,3 @@ def test_where_and_ignore_index_of_a_single_position(loss):
     assert math.isnan(call(tokenloss, loss, [0.1, 0.9], -100))
     assert call(tokenloss, loss, [0.1, 0.9], -100, reduction="none") == 0.0
     assert call(tokenloss, loss, [0.1, 0.9], 0, where=False, reduction="sum") == 0.0
-
-
-@each_loss
-def test_no_rows_at_all(loss):
-    scores = np.empty((0, 4))
-    for targets in ([], np.empty(0, int), np.empty((0, 4))):
-        assert math.isnan(call(tokenloss, loss, scores, targets))
-        assert call(tokenloss, loss, scores, targets, reduction="sum") == 0.0
-        assert call(tokenloss, loss, scores, targets, reduction="none").shape == (0,)

@@ -157,6 +157,9 @@ def test_out_of_logsumexp_that_does_not_fit():
         logsumexp(logits, out=out)
 
 
+# bad input is found before out is written
+
+
 @pytest.mark.parametrize(
     ("logits", "options", "error"),
     [
@@ -169,33 +172,12 @@ def test_out_of_logsumexp_that_does_not_fit():
         (np.zeros((3, 3)), {}, ValueError),
     ],
 )
-def test_out_of_logsumexp_is_not_written_if_the_input_is_bad(logits, options, error):
-    out = np.array([7.0, 8.0])
-    with pytest.raises(error):
-        logsumexp(logits, out=out, **options)
-    assert out.tolist() == [7.0, 8.0]
-
-
-# bad input is found before out is written
-
-
-@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
-@pytest.mark.parametrize(
-    ("logits", "options", "error"),
-    [
-        (np.zeros((2, 3), int), {}, TypeError),
-        (np.zeros((2, 3), object), {}, TypeError),
-        (np.zeros((2, 3)), {"axis": 2}, ValueError),
-        (np.zeros((2, 3)), {"axis": "x"}, TypeError),
-        (np.zeros((2, 3)), {"workers": 0}, ValueError),
-        (np.zeros((3, 3)), {}, ValueError),
-    ],
-)
-def test_out_of_softmax_is_not_written_if_the_input_is_bad(name, logits, options, error):
-    out = np.full((2, 3), 7.0)
-    with pytest.raises(error):
-        getattr(tokenloss, name)(logits, out=out, **options)
-    assert (out == 7).all()
+def test_out_is_not_written_if_the_input_is_bad(logits, options, error):
+    for name, shape in (("logsumexp", (2,)), ("softmax", (2, 3)), ("log_softmax", (2, 3))):
+        out = np.full(shape, 7.0)
+        with pytest.raises(error):
+            getattr(tokenloss, name)(logits, out=out, **options)
+        assert (out == 7).all()
 
 
 @pytest.mark.parametrize(
