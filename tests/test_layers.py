@@ -139,8 +139,8 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6600, "kernels": 11570, "_scores": 1715, "_statistics": 2260, "formats": 6716, "_comparison": 5600,
-    "_evaluation": 7615, "_output": 2455, "_command": 1205, "": 245,
+    "_core": 6610, "kernels": 11680, "_scores": 1715, "_statistics": 2275, "formats": 6716, "_comparison": 5775,
+    "_evaluation": 7625, "_output": 2455, "_command": 1210, "": 245,
 }  # fmt: skip
 
 
