@@ -268,7 +268,7 @@ def test_classes_that_leave_out_much_are_refused_with_definitions_llama_cpp(rng)
 
 def test_logits_of_several_candidates_share_the_arrays_of_the_base(rng):
     base, other, targets = models(rng, (100, 8), classes=7)
-    for ids, classes, each, further in ((None, None, 42, 25), (np.arange(100), None, 50, 25), (None, 7, 58, 33)):
+    for ids, classes, each, further in ((None, None, 67, 33), (np.arange(100), None, 75, 33), (None, 7, 83, 41)):
         meter = ComparisonMeter(classes=classes)
         for _ in range(3):
             logits = {name: other + rng.standard_normal(other.shape) for name in "abc"}
@@ -325,7 +325,8 @@ def assert_without_losses(found, expected):
         json.loads(json.dumps(one.to_dict()), parse_constant=lambda _: None) for one in (found, expected)
     )
     known = {"count", "n_sequences", "is_clustered", "interval_factor", "definitions", "n_infinite", "n_nan",
-             "base_left_out", "left_out"}  # fmt: skip
+             "base_left_out", "left_out", "n_identical", "tied_flips", "decisive_flips", "parity", "parity_reason",
+             }  # fmt: skip
     for name, figure in figures.items():
         if "kl" in name or "top" in name or name in known:
             assert figure == others[name], name

@@ -257,6 +257,10 @@ def _add_compare_gates(group: _Group) -> None:
     words = "fail if both models rank the same class first for less than a fraction X of the tokens"
     _add(group, "--min-same-top X", words, number)
     _add(group, "--max-perplexity-ratio X", "fail if the perplexity exceeds X times that of BASE", number)
+    words = "fail if more than N tokens have another most likely class, ties apart; for example, 0"
+    _add(group, "--max-decisive-flips N", words, integer(0))
+    words = "fail if the log-probability of any token changes by more than X nats"
+    _add(group, "--max-abs-logprob X", words, number)
     words = "for a trainer and a sampler: fail if the k3 estimate of the KL divergence exceeds X nats"
     _add(group, "--max-k3 X", words, number)
     words = "for a trainer and a sampler: fail if the effective sample size is below a fraction X of the tokens"

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 # what `_core` computes at each position
 COLUMNS = {
     "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
-    "kept": np.bool_, "base_top_p": np.float64,
+    "kept": np.bool_, "base_top_p": np.float64, "base_margin": np.float64, "margin": np.float64, "rounding": np.float64,
+    "is_identical": np.bool_,
 }  # fmt: skip
 SEEMS_PROBS = "seems_probs"  # a column of one row, if scores that were read as logits look like probabilities
 HAS_TEXTS = "has_texts"  # a field beside the signature's: elements of the first axis are texts without numbers

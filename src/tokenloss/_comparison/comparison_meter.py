@@ -26,8 +26,8 @@ class ComparisonMeter:
     """Compares models with their base block by block, where their logits are not in memory at once.
 
     Blocks may be what an engine computes, or parts of arrays on the disk, as `numpy.load` maps them with `mmap_mode`.
-    It keeps 42 bytes for each position, 8 more for each that comes with the number of its sequence, and 16 more where
-    `classes` leaves some out; of each further candidate 25, and 8 where it has more than these classes; and of each
+    It keeps 67 bytes for each position, 8 more for each that comes with the number of its sequence, and 16 more where
+    `classes` leaves some out; of each further candidate 34, and 8 where it has more than these classes; and of each
     candidate 8 for each of `divergences` beside "kl". Blocks come in the order of the text and have any size: no bit of
     the result depends on how a text is split, or a sequence. Only one thread may update it at a time.
 

@@ -16,6 +16,7 @@ from tokenloss._comparison.paired import (
     quantiles,
     sequence_table,
 )
+from tokenloss._comparison.parity import first_places, parity_of
 from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.dtypes import as_array, as_float_array, dtype_name
 from tokenloss._core.errors import raise_error
@@ -70,6 +71,9 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     means |= {name: Mean(values, ids) for name, values in further.items()}
     intervals = quantile_intervals(kl, KL_QUANTILES, ids, divergence)
     unit = divergence.measure().unit
+    sequences = None if segment_ids is None else sequence_table(means)
+    if sequences is not None:
+        sequences |= first_places(columns, sequences["sequence"])
     return {
         "has_targets": has_targets,
         "mean_kl": divergence.measure().estimate(),
@@ -86,10 +90,11 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
             {name: quantiles(np.sort(values), KL_QUANTILES) for name, values in further.items()}
         ),
         "token_divergences": DivergencesByName({name: columns[name].reshape(batch) for name in further}),
-        "sequences": None if ids is None else sequence_table(means),
+        "sequences": sequences,
         "_segment_ids": segment_ids,
         **left_out,
         **figures,
+        **parity_of(columns),
         **{name: columns[name].reshape(batch) for name in COLUMNS},
     }
 

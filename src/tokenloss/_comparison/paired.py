@@ -33,6 +33,7 @@ DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.
 _METHODS: dict[str, Method] = {
     "max_kl": "mean", "max_kl_quantile": "mean", "min_same_top": "share", "max_perplexity_ratio": "exp signed"
 }  # fmt: skip
+_COUNTED = {"max_decisive_flips": "decisive_flips", "max_abs_logprob": "max_abs_logprob"}  # without an interval
 _PARTS = 1_000_000  # fractions of quantiles are multiples of one of these parts of 1
 
 
@@ -124,14 +125,14 @@ class PairedLosses(ComparedTokens, GatedResult):
 
     def _verdict(self, limit: Limit, tail: float) -> Verdict:
         gate = limit.gate
-        if gate == "max_perplexity_ratio" and not getattr(self, "has_targets", True):
+        if gate in ("max_perplexity_ratio", "max_abs_logprob") and not getattr(self, "has_targets", True):
             raise_error("not for", name=gate, fits="limits losses, which need targets, and these scores have none")
         mask = getattr(self, "is_top_known", self.kept) if gate == "min_same_top" else self.kept
         index, ids = included(mask.reshape(-1), self._segment_ids)
         kl, nll, base_nll, is_same_top = (
             vars(self)[name].reshape(-1)[index] for name in (self._divergence, "nll", "base_nll", "is_same_top")
         )
-        mean, method = Mean(kl, ids), _METHODS[gate]
+        mean, method = Mean(kl, ids), _METHODS.get(gate, "mean")
         if gate == "min_same_top":
             mean = Mean(is_same_top, ids)
         elif gate == "max_perplexity_ratio":
@@ -145,6 +146,8 @@ class PairedLosses(ComparedTokens, GatedResult):
         is_equal = self._equals_base and not is_lower_bound and math.isfinite(reach.value)
         if is_equal:  # other texts would change nothing
             reach, notes = Reach(*[reach.value] * 3), ["identical to the base at every token"]
+        if field := _COUNTED.get(gate):
+            reach, notes, is_equal = Reach(*[float(getattr(self, field))] * 3), ["counted in these texts"], True
         verdict = verdict_on(
             limit, reach, measure, notes=notes, is_lower_bound=is_lower_bound, void=why_void(self, gate)
         )  # fmt: skip

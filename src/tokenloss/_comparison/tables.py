@@ -88,6 +88,13 @@ _SCORE_ROWS: dict[str, tuple[Row, ...]] = {
         )
     ),
     "Token probability statistics": (*_PROBABILITIES, _SAME_TOP),
+    "Parity": (
+        Row("Rows with the same bits", "n_identical", "{:10,}", ("of {count:,}",)),
+        Row("Largest |Δ ln p|", "max_abs_logprob", "{:10.6f}", when="has_targets"),
+        Row("Flips of the top class that are ties", "tied_flips", "{:10,}"),
+        Row("Decisive flips", "decisive_flips", "{:10,}"),
+        Row("Verdict", "parity", "{:>10}", ("{parity_reason}",), when="count"),
+    ),
     "Probability of the classes that are left out": (
         Row("Mean of base", "base_left_out", "{:7.4g %}"),
         Row("Mean of Q", "left_out", "{:7.4g %}"),
@@ -150,10 +157,18 @@ def _columns_of(divergence: str, words: str) -> tuple[Row, ...]:
     )
 
 
+_PARITY = (
+    Row("model", "name"),
+    Row("same bits", "n_identical", "{:,}"),
+    Row("max |Δ ln p|", "max_abs_logprob", "{known:.3g}", when="has_targets"),
+    Row("ties", "tied_flips", "{:,}"),
+    Row("decisive flips", "decisive_flips", "{:,}"),
+    Row("verdict", "parity"),
+)  # of several candidates
 _COLUMNS = {"kl": _columns_of("kl", "KLD"), "kl_bound": _columns_of("kl_bound", "KLD is at least")}
 
 
-def scores_shown(comparisons: Mapping[str, Any]) -> Shown:
+def scores_shown(comparisons: Any) -> Shown:
     """The title and tables of one or several `Comparison` with one base."""
     first, *others = comparisons.values()
     kinds = [first._about[name] for name in ("kind", "base_kind")[bool(others) :] if name in first._about]
@@ -162,7 +177,10 @@ def scores_shown(comparisons: Mapping[str, Any]) -> Shown:
     note += "" if first.temperature == 1 else f", temperature {first.temperature:g}"
     note += "" if first.temperature else " (greedy; losses and divergences at 1)"
     note += "" if first.has_targets else "; without targets, which losses and perplexities need"
-    tables = [candidate_table(comparisons)] if others else comparison_tables(first) + group_tables(first._figures())
+    tables = comparison_tables(first) + group_tables(first._figures())
+    if others:
+        parities = [({"name": name}, one._statistics()) for name, one in comparisons._ranked()]
+        tables = [candidate_table(comparisons), table_of_several(_PARITY, parities, "Parity")]
     heads = [("base", first._about.get("base_head"))]
     heads += [(one, comparison._about.get("head")) for one, comparison in comparisons.items()]
     rows = [(one, *head_cells(head)) for one, head in heads if head]

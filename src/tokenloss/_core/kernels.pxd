@@ -167,8 +167,12 @@ cdef extern from "kernels/kernels.h" nogil:
         tl_lse base_lse
         tl_lse lse
         double base_top_p
+        double base_margin
+        double margin
+        double rounding
         tl_divergences further
         bint is_same_top
+        bint is_identical
     ctypedef struct tl_pair_acc:
         pass
     void tl_pair_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t, int64_t, int64_t, int,

@@ -162,9 +162,9 @@ cdef class PairStats(PairJob):
     By llama.cpp's definitions, the base has log-probabilities, whose logsumexp may be `most_unnormalized` away from 0.
     """
 
-    cdef double[::1] nll, base_nll, kl, delta_p, base_top_p
+    cdef double[::1] nll, base_nll, kl, delta_p, base_top_p, base_margin, margin, rounding
     cdef double[::1] base_logsumexp, logsumexp  # if they are wanted
-    cdef uint8_t[::1] is_same_top, kept
+    cdef uint8_t[::1] is_same_top, is_identical, kept
     cdef double most_unnormalized
     cdef tl_definitions definitions
     cdef tl_clip clip
@@ -179,7 +179,9 @@ cdef class PairStats(PairJob):
         self.clip = tl_new_clip(False, 0, scores.dtype)
         self.nll, self.base_nll, self.kl = columns["nll"], columns["base_nll"], columns["kl"]
         self.delta_p, self.base_top_p = columns["delta_p"], columns["base_top_p"]
+        self.base_margin, self.margin, self.rounding = columns["base_margin"], columns["margin"], columns["rounding"]
         self.is_same_top, self.kept = columns["is_same_top"], columns["kept"]
+        self.is_identical = columns["is_identical"]
         self.base_logsumexp, self.logsumexp = columns.get("base_logsumexp"), columns.get("logsumexp")
         self.set_divergences(columns)
 
@@ -209,6 +211,8 @@ cdef class PairStats(PairJob):
         self.nll[row], self.base_nll[row], self.kl[row] = pair.nll, pair.base_nll, pair.kl
         self.delta_p[row], self.is_same_top[row] = pair.change, pair.is_same_top
         self.base_top_p[row], self.kept[row] = pair.base_top_p, True
+        self.base_margin[row], self.margin[row], self.rounding[row] = pair.base_margin, pair.margin, pair.rounding
+        self.is_identical[row] = pair.is_identical
         if self.logsumexp is not None:
             self.base_logsumexp[row], self.logsumexp[row] = pair.base_logsumexp, pair.logsumexp
         return PairJob.write_pair(self, row, pair)

@@ -24,6 +24,7 @@ from tokenloss._comparison.comparison import comparison_of, described
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.drafts import acceptance
 from tokenloss._comparison.linear_compare import linear_pair_columns
+from tokenloss._comparison.parity import with_noise
 from tokenloss._core import jobs
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import refuse, with_file_names, worded
@@ -66,7 +67,8 @@ if TYPE_CHECKING:
 
 _PLACES = ("file", "row", "sequence", "position", "target")
 _COLUMNS = ("kept", "base_nll", "nll", "kl", "delta_p", "is_same_top", "base_top_p")
-_SEQUENCES = ("file", "sequence", "count", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")
+_SEQUENCES = ("file", "sequence", "count", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top",
+              "first_difference", "first_flip")  # fmt: skip
 
 TYPES = ("word", "word part", "number", "punctuation", "white space", "other")
 _WORD, _PART, _NUMBER, _PUNCTUATION, _SPACE, _OTHER = range(len(TYPES))
@@ -75,17 +77,20 @@ _SPECIAL = re.compile(r"<.+>|\[[A-Z]+\]")  # as <|endoftext|>, </s> and [CLS]; b
 
 def compare_rows(
     base: Scores, others: Mapping[str, Scores], abouts: Sequence[dict[str, Any]], options: Options, run: Run,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | None = None, noise: str = "",
 ) -> Comparisons[Comparison]:  # fmt: skip
     """Compare all rows of candidates with the rows of the base, which has the targets and segment ids of all.
 
-    `abouts` have the name and size of each candidate, and the names of its files and of the base's.
+    `abouts` have the name and size of each candidate, and the names of its files and of the base's. `noise` is the name
+    of the candidate that is a second run of the base, if there is one.
     """
     shards = planned(base, [*others.values()], options, run.handles)
     firsts = _first_numbers(shards, options, run.handles)
     schema = _schema(shards, (*others,), options, run.sinks.top_k, tokenizer)
     results = run.map(functools.partial(compare_shard, options=options, names=(*others,)), shards, schema)
     found = _comparisons(shards, results, abouts, options, firsts, run.handles)
+    if noise:
+        found |= {name: with_noise(one, found[noise]) for name, one in found.items() if name != noise}
     run.sinks.finish(found, lambda: Block({}, {name: _sequences(one, shards, firsts) for name, one in found.items()}))
     return found
 
@@ -267,7 +272,7 @@ def _type_of(characters: str) -> int:
 
 # columns of the base, which are the same for each candidate; base_top_p depends on the dtype of the other model, and is
 # nan where that has a nan
-_OF_BASE = ("base_nll", "kept", "base_left_out", "segment_ids")
+_OF_BASE = ("base_nll", "base_margin", "kept", "base_left_out", "segment_ids")
 
 
 @record

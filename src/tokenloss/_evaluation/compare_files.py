@@ -226,7 +226,8 @@ def compare_files(
         if level == "rows":
             tokenizer = None if said.tokenizer is None else open_tokenizer(said.tokenizer)
             scores, others_scores = cast("Scores", source), cast("dict[str, Scores]", models)
-            found = compare_rows(scores, others_scores, abouts, options, run, tokenizer)
+            second = "" if noise is None else NOISE
+            found = compare_rows(scores, others_scores, abouts, options, run, tokenizer, second)
         else:
             found = (compare_lists if level == "tops" else compare_losses)(source, models, abouts, run, by)
     if noise is not None:

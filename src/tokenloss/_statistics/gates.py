@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
 from tokenloss._core.errors import named, raise_error
 from tokenloss._core.result import Result, Shown, Table, columns_of
 from tokenloss._core.text import count_of
-from tokenloss._core.validation import check_number
+from tokenloss._core.validation import check_integer, check_number
 from tokenloss._statistics.ratio import guess_note
 
 if TYPE_CHECKING:
@@ -179,6 +179,8 @@ class Limits(TypedDict, total=False):
     max_kl_quantile: Mapping[float, float] | None
     min_same_top: float | None
     max_perplexity_ratio: float | None
+    max_decisive_flips: int | None
+    max_abs_logprob: float | None
     max_k3: float | None
     min_ess: float | None
 
@@ -222,6 +224,8 @@ def checked_limits(gates: Iterable[str], given: Mapping[str, Any]) -> list[Limit
 
 def _checked_limit(name: str, value: Any) -> float:
     """A limit: a finite number of at least 0, and of a fraction at most 1."""
+    if name == "max_decisive_flips":
+        return float(check_integer(name, value, "an integer of at least 0", least=0))
     if name.startswith("min_"):
         return check_number(name, value, "a number from 0 to 1", most=1.0)
     return check_number(name, value, "a finite number of at least 0")
@@ -334,6 +338,8 @@ class Gated(Result):
             - of an evaluation: `max_perplexity`, `max_loss` (in nats) and `min_greedy_accuracy`;
             - of a comparison: `max_kl` and `max_kl_quantile`, the largest mean KL divergence and its largest quantiles
               in nats; `min_same_top`; and `max_perplexity_ratio`, the largest ``perplexity / base_perplexity``;
+            - of a comparison of scores, also `max_decisive_flips` and `max_abs_logprob`, as `Comparison` has them. They
+              are counted in these texts, without an interval;
             - of log-probabilities of tokens: `max_k3` in nats, and `min_ess`, a fraction of the number of tokens.
 
         Returns
@@ -384,6 +390,7 @@ class Gated(Result):
             raise_error("type", name="noise", got=type(other).__name__, fits=f"another {type(first).__name__}, or None")
         verdicts: list[Verdict] = []
         for name, one in results.items():
+            one = one if other is None else one._beside(other)
             own = [one._verdict(limit, tail)._replace(name=name) for limit in given]
             verdicts += own if other is None else _beside_noise(own, [other._verdict(limit, tail) for limit in given])
         return Verdicts(verdicts, float(confidence))
@@ -398,6 +405,10 @@ class GatedResult(Gated):
 
     def _results(self) -> Mapping[str, Any]:
         return {"": self}
+
+    def _beside(self, noise: Any) -> Any:
+        """The result as it is judged beside a second run of the base."""
+        return self
 
     @abstractmethod
     def _verdict(self, limit: Limit, tail: float) -> Verdict:

@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <string.h>
 
 #include "nll.h"
 #include "scalar_math.h"
@@ -30,9 +31,9 @@ static double top_probability(double maximum, double logsumexp, tl_definitions d
     return tl_exp(log_p > 0 ? 0 : log_p); /* rounding may exceed 0 */
 }
 
-/* Looks for the most likely class in a block of a row whose maximum is given; both as they are in memory. */
+/* Looks for the most likely class of the other row in a block whose maximum is given; both as they are in memory. */
 static void find_top(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end, double maximum,
-                     tl_pair_side *of) {
+                     tl_pair_acc *of) {
     if (!(maximum > of->maximum || of->argmax < 0))
         return;
     int64_t first = tl_find(backend, raw, start, end, maximum);
@@ -44,6 +45,81 @@ static double maximum_of(const tl_backend *backend, const tl_row *raw, int64_t s
     tl_chunk_buf buf;
     tl_chunk_invalidate(&buf);
     return tl_maximum_between(backend, raw, start, end, -1, &buf);
+}
+
+/* Whether a range of two raw rows has the same bits. */
+static int has_same_bits(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end) {
+    tl_chunk_buf base_buf, buf;
+    if (base->dtype == row->dtype && base->stride == row->stride && row->stride == tl_itemsize(row->dtype)) {
+        size_t size = (size_t)((end - start) * row->stride);
+        return memcmp(base->data + start * row->stride, row->data + start * row->stride, size) == 0;
+    }
+    tl_chunk_invalidate(&base_buf);
+    tl_chunk_invalidate(&buf);
+    for (int64_t count; start < end; start += count) {
+        count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
+        tl_load_chunk(backend, base, start, count, -1, 0, TL_FLOAT64, &base_buf);
+        tl_load_chunk(backend, row, start, count, -1, 0, TL_FLOAT64, &buf);
+        if (memcmp(base_buf.at.f64, buf.at.f64, (size_t)count * sizeof(double)) != 0)
+            return 0;
+    }
+    return 1;
+}
+
+static void begin_pair(tl_pair_acc *acc) {
+    acc->maximum = -(double)INFINITY;
+    acc->argmax = -1;
+    acc->first = acc->second = (tl_pair_class){-(double)INFINITY, (double)NAN, -1};
+    acc->differs = 0;
+}
+
+/* Takes a class, if it is new, among the two most likely ones of the base. */
+static void take_class(const tl_row *base, const tl_row *row, int64_t at, tl_pair_acc *acc) {
+    double logit = tl_load(base->data + at * base->stride, base->dtype);
+    if (!(logit > acc->second.base || acc->second.at < 0) || logit != logit)
+        return;
+    tl_pair_class taken = {logit, tl_load(row->data + at * row->stride, row->dtype), at};
+    if (logit > acc->first.base || acc->first.at < 0) {
+        acc->second = acc->first;
+        acc->first = taken;
+    } else
+        acc->second = taken;
+}
+
+/* Takes the largest logit of a range of raw rows, if it is among the two; its class, or else the end of the range. */
+static int64_t take_largest(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
+                            tl_pair_acc *acc) {
+    double maximum = start < end ? maximum_of(backend, base, start, end) : (double)NAN;
+    if (start == end || (acc->second.at >= 0 && !(maximum > acc->second.base)))
+        return end;
+    int64_t at = tl_find(backend, base, start, end, maximum);
+    if (at < end)
+        take_class(base, row, at, acc);
+    return at;
+}
+
+/* 2 units in the last place of a raw logit in the coarser of both dtypes; of a probability, whose logit is the
+ * logarithm, as a part of it. */
+static double rounding_at(const tl_row *base, const tl_row *row, double raw) {
+    static const double STEPS[] = {[TL_FLOAT16] = 0x1p-9, [TL_BFLOAT16] = 0x1p-6, [TL_FLOAT32] = 0x1p-22,
+                                   [TL_FLOAT64] = 0x1p-51};
+    double base_step = STEPS[base->dtype & ~TL_SWAPPED], step = STEPS[row->dtype & ~TL_SWAPPED];
+    double power = tl_from_bits(tl_to_bits(raw) & 0x7ff0000000000000); /* of 2, the largest one up to the logit */
+    if (raw == 0 || raw - raw != 0)
+        return 0;
+    step = power * (base_step > step ? base_step : step);
+    return base->of_probs ? step / tl_abs(raw) : step * tl_abs(base->logit_scale);
+}
+
+/* The margins of the base's most likely classes, and what rounding may change of them. */
+static void find_margins(const tl_backend *backend, const tl_row *base, const tl_row *row, const tl_pair_acc *acc,
+                         tl_pair *pair) {
+    tl_pair_class first = acc->first, second = acc->second;
+    double largest = tl_abs(second.base) > tl_abs(first.base) && second.at >= 0 ? second.base : first.base;
+    pair->base_margin = tl_transformed(backend, base, first.base) - tl_transformed(backend, base, second.base);
+    pair->margin = tl_transformed(backend, row, first.other) - tl_transformed(backend, row, second.other);
+    pair->rounding = rounding_at(base, row, largest);
+    pair->is_identical = !acc->differs;
 }
 
 static tl_row in_dtype(const tl_row *row, int dtype) {
@@ -61,11 +137,10 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
                    int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc,
                    tl_cancel *cancel) {
     tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype), raw_base = tl_raw(base), raw = tl_raw(row);
-    int as_given = !tl_is_transformed(base), reads_blocks = !is_of_probs(base, row, definitions);
+    int reads_blocks = !is_of_probs(base, row, definitions);
     assert(start % block == 0 && block <= TL_BLOCK && target < row->count);
     if (start == 0) {
-        acc->base.maximum = acc->other.maximum = -(double)INFINITY;
-        acc->base.argmax = acc->other.argmax = -1;
+        begin_pair(acc);
         if (reads_blocks)
             tl_kl_begin(backend, &kl_base, &kl_row, floor_of(definitions), block, &acc->kl);
     }
@@ -74,35 +149,36 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
         if (reads_blocks) /* from memory; the others read from the caches */
             tl_kl_block(backend, &kl_base, &kl_row, start, next, &acc->kl);
         if (target >= 0) {
-            const tl_lse_acc *seen = &acc->kl.base.state;
-            int knows_maximum = as_given && acc->kl.stage == TL_KL_OPEN && seen->offset == 0 &&
-                                seen->maximum > -(double)INFINITY;
-            double maximum = knows_maximum ? seen->maximum : maximum_of(backend, &raw_base, start, next);
-            find_top(backend, &raw_base, start, next, maximum, &acc->base);
-            find_top(backend, &raw, start, next, maximum_of(backend, &raw, start, next), &acc->other);
+            int64_t top = take_largest(backend, &raw_base, &raw, start, next, acc);
+            if (top < next) {
+                take_largest(backend, &raw_base, &raw, start, top, acc);
+                take_largest(backend, &raw_base, &raw, top + 1, next, acc);
+            }
+            find_top(backend, &raw, start, next, maximum_of(backend, &raw, start, next), acc);
+            acc->differs = acc->differs || !has_same_bits(backend, &raw_base, &raw, start, next);
             if (definitions == TL_EXACT)
-                tl_lse_range(backend, base, start, next, block, target, &acc->base.others, cancel);
-            tl_lse_range(backend, row, start, next, block, target, &acc->other.others, cancel);
+                tl_lse_range(backend, base, start, next, block, target, &acc->base_others, cancel);
+            tl_lse_range(backend, row, start, next, block, target, &acc->others, cancel);
         }
         if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
     }
 }
 
-static double nll_of(const tl_backend *backend, const tl_row *row, const tl_pair_side *of, double target_raw) {
-    return tl_softplus(tl_log_odds_against(&of->others, row, tl_transformed(backend, row, target_raw)));
+static double nll_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *others, double target_raw) {
+    return tl_softplus(tl_log_odds_against(others, row, tl_transformed(backend, row, target_raw)));
 }
 
 /* The same of a whole row: the number that cross_entropy gives, bit for bit. */
-static double nll_of_row(const tl_backend *backend, const tl_row *row, const tl_pair_side *of, int64_t target) {
+static double nll_of_row(const tl_backend *backend, const tl_row *row, const tl_lse_acc *others, int64_t target) {
     double nll;
     if (tl_nll_of_row(backend, row, target, &nll))
         return nll;
-    return nll_of(backend, row, of, tl_load(row->data + target * row->stride, row->dtype));
+    return nll_of(backend, row, others, tl_load(row->data + target * row->stride, row->dtype));
 }
 
 /* What is known of a pair once its losses and its divergence are. */
-static tl_pair end(const tl_backend *backend, const tl_row *base, double base_nll, double nll,
+static tl_pair end(const tl_backend *backend, const tl_row *base, const tl_row *row, double base_nll, double nll,
                    tl_definitions definitions, tl_kl found, const tl_pair_acc *acc) {
     tl_pair pair = {.kl = divergence_of(found, definitions)};
     pair.base_logsumexp = found.base_logsumexp;
@@ -112,9 +188,10 @@ static tl_pair end(const tl_backend *backend, const tl_row *base, double base_nl
     pair.nll = nll;
     pair.base_nll = base_nll;
     pair.change = tl_exp(-pair.nll) - tl_exp(-pair.base_nll);
-    pair.is_same_top = acc->base.argmax == acc->other.argmax && acc->base.argmax >= 0;
-    double maximum = tl_transformed(backend, base, acc->base.maximum);
+    pair.is_same_top = acc->first.at == acc->argmax && acc->first.at >= 0;
+    double maximum = tl_transformed(backend, base, acc->first.base);
     pair.base_top_p = top_probability(maximum, found.base_logsumexp, definitions);
+    find_margins(backend, base, row, acc, &pair);
     return pair;
 }
 
@@ -125,8 +202,8 @@ int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row
     if (target < 0)
         *pair = (tl_pair){.kl = found.kl, .base_lse = found.base, .lse = found.other};
     else
-        *pair = end(backend, base, nll_of(backend, base, &acc->base, base_target_raw),
-                    nll_of(backend, row, &acc->other, target_raw), TL_EXACT, found, acc);
+        *pair = end(backend, base, row, nll_of(backend, base, &acc->base_others, base_target_raw),
+                    nll_of(backend, row, &acc->others, target_raw), TL_EXACT, found, acc);
     return acc->kl.stage != TL_KL_TOO_FAR;
 }
 
@@ -138,8 +215,8 @@ tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row 
     tl_kl found = is_of_probs(base, row, definitions) ? tl_kl_divergence(backend, base, row, cancel)
                                                        : tl_kl_end(backend, &kl_base, &kl_row, &acc.kl, cancel);
     double base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, base, target)
-                                                  : nll_of_row(backend, base, &acc.base, target);
-    return end(backend, base, base_nll, nll_of_row(backend, row, &acc.other, target), definitions, found, &acc);
+                                                  : nll_of_row(backend, base, &acc.base_others, target);
+    return end(backend, base, row, base_nll, nll_of_row(backend, row, &acc.others, target), definitions, found, &acc);
 }
 
 /* The most likely classes of rows in groups. */
@@ -147,6 +224,22 @@ static void find_tops(const tl_backend *backend, const tl_row_block *rows, int c
     const double threshold[TL_BLOCK_ROWS] = {0};
     int dtype = tl_single_or_double(rows->row.compute_dtype);
     backend->short_ranks[dtype](tl_groups_of(rows), tl_groups_for(count), (size_t)rows->row.count, threshold, ranks);
+}
+
+/* The second most likely classes of the wanted rows in groups, whose most likely ones are overwritten. */
+static void find_seconds(const tl_backend *backend, const tl_row_block *rows, int count, uint64_t wanted,
+                         const tl_short_ranks *tops, tl_short_ranks *seconds) {
+    void *groups = tl_groups_of(rows);
+    for (int i = 0; i < count; i++) {
+        if (!(wanted >> i & 1))
+            continue;
+        size_t at = (size_t)i / TL_GROUP * tl_group_elements(rows) + (size_t)tops->argmax[i] * TL_GROUP + i % TL_GROUP;
+        if (tl_single_or_double(rows->row.compute_dtype) == TL_FLOAT64)
+            ((double *)groups)[at] = -(double)INFINITY;
+        else
+            ((float *)groups)[at] = -INFINITY;
+    }
+    find_tops(backend, rows, count, seconds);
 }
 
 /* The changes of probability of so many pairs. */
@@ -169,7 +262,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     int count = tl_grouped_rows(rows);
     tl_row_block p = *base, q = *rows;
     tl_kl found_of[TL_BLOCK_ROWS];
-    tl_short_ranks base_tops, tops;
+    tl_short_ranks base_tops, base_seconds, tops;
     tl_block_lse base_lse, lse;
     if (count == 0 || tl_is_transformed(&base->row) || tl_is_transformed(&rows->row))
         return 0;
@@ -179,6 +272,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     if (found == 0)
         return 0;
     find_tops(backend, &p, count, &base_tops);
+    find_seconds(backend, &p, count, found, &base_tops, &base_seconds);
     find_tops(backend, &q, count, &tops);
     p = *base;
     q = *rows;
@@ -189,7 +283,14 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     for (int i = 0; i < count; i++) {
         if (!(found >> i & 1))
             continue;
-        tl_row base_row = tl_row_of_block(base, i);
+        tl_row base_row = tl_row_of_block(base, i), row = tl_row_of_block(rows, i);
+        tl_pair_acc acc;
+        begin_pair(&acc);
+        take_class(&base_row, &row, base_tops.argmax[i], &acc);
+        if (base_seconds.argmax[i] != base_tops.argmax[i]) /* not the only class */
+            take_class(&base_row, &row, base_seconds.argmax[i], &acc);
+        acc.differs = !has_same_bits(backend, &base_row, &row, 0, row.count);
+        find_margins(backend, &base_row, &row, &acc, &pairs[i]);
         pairs[i].kl = divergence_of(found_of[i], definitions);
         pairs[i].base_logsumexp = found_of[i].base_logsumexp;
         pairs[i].logsumexp = found_of[i].logsumexp;
@@ -198,9 +299,8 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         pairs[i].nll = lse.relative.nll[i];
         pairs[i].base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, &base_row, base->excluded[i])
                                                         : base_lse.relative.nll[i];
-        pairs[i].is_same_top = base_tops.argmax[i] == tops.argmax[i];
-        double maximum = tl_load(base->data[i] + base_tops.argmax[i] * base->row.stride, base->row.dtype);
-        pairs[i].base_top_p = top_probability(maximum, found_of[i].base_logsumexp, definitions);
+        pairs[i].is_same_top = acc.first.at == tops.argmax[i];
+        pairs[i].base_top_p = top_probability(acc.first.base, found_of[i].base_logsumexp, definitions);
     }
     find_changes(backend, pairs, count, found);
     return found;

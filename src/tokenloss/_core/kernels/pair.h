@@ -15,8 +15,11 @@ typedef struct {
     double logsumexp;
     tl_lse base_lse, lse; /* both, as two numbers each */
     double base_top_p; /* probability of the base's most likely class */
+    double base_margin, margin; /* logit of the base's most likely class less that of its second, in both; or nan */
+    double rounding; /* 2 units in the last place of the base's two logits, in the coarser of both dtypes */
     tl_divergences further; /* if they are wanted */
     int is_same_top; /* whether both have the same most likely class: the lowest of the largest logit; nan is skipped */
+    int is_identical; /* whether all elements have the same bits, as doubles, which hold those of any dtype */
 } tl_pair;
 
 /* Rows of one length: the losses of their class id, the divergence, computed in this dtype (double if they are scaled
@@ -24,15 +27,19 @@ typedef struct {
 tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target, int dtype,
                     tl_definitions definitions, tl_cancel *cancel);
 
-/* One of the two rows so far; and both. */
+/* A class: its raw logits in both rows, and its number; -1 of none. */
 typedef struct {
-    tl_lse_acc others;
-    double maximum; /* of the raw logits */
-    int64_t argmax;
-} tl_pair_side;
+    double base, other;
+    int64_t at;
+} tl_pair_class;
+/* Both rows so far. */
 typedef struct {
     tl_kl_acc kl;
-    tl_pair_side base, other;
+    tl_lse_acc base_others, others;
+    tl_pair_class first, second; /* the most likely classes of the base */
+    double maximum;              /* of the raw logits of the other row */
+    int64_t argmax;
+    int differs; /* whether any bit does */
 } tl_pair_acc;
 
 /* The same range by range, as tl_lse_range; without a class id (-1) the divergence alone. */

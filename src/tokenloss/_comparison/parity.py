@@ -1,0 +1,109 @@
+"""Parity: whether a model has the bits of its base, differs within the noise, drifts from it, or is broken."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._comparison.paired import quantiles
+from tokenloss._core.text import count_of
+from tokenloss._statistics.sequences import places_of
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import Array, Columns, IntArray
+
+SAME_BITS, WITHIN_NOISE, DRIFT, BROKEN = "same bits", "within noise", "drift", "broken"
+_COLUMNS = "kept", "nll", "base_nll", "kl", "is_same_top", "base_margin", "margin", "rounding", "is_identical"
+_UNRELATED = 1.0  # nats: a median divergence above it is no rounding of the base
+_OUTLIER = 4.0, 1000.0  # a row is broken if its divergence exceeds both: nats, and multiples of the median
+_NOISE = 2.0, 10.0  # multiples of a second run's mean divergence, and of its largest one, which are still noise
+_PRECISION = 1e-9  # nats to which divergences near 0 are known
+
+
+def parity_of(columns: Columns, noise: Any = None) -> dict[str, Any]:
+    """The fields of parity, from columns of all positions; `noise` is the comparison of a second run of the base."""
+    kept = columns["kept"]
+    _, nll, base_nll, kl, is_same_top, base_margin, _, rounding, is_identical = (columns[one][kept] for one in _COLUMNS)
+    second = "" if noise is None or noise.parity == BROKEN else "a second run"
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities
+        changes = np.where(nll == base_nll, 0.0, np.abs(nll - base_nll))
+        is_tie = ~is_same_top & (base_margin <= np.maximum(rounding, _reach(noise) if second else 0.0))
+        limits = rounding**2 / 2 + _PRECISION  # Hoeffding's lemma, if no logit changes by more than its rounding
+    n_ties, n_flips = int(np.count_nonzero(is_tie)), int(np.count_nonzero(~is_same_top))
+    if not kl.size:
+        verdict = "", ""
+    elif is_identical.all():
+        verdict = SAME_BITS, f"in all {count_of(kl.size, 'row')}"
+    elif words := _damage(columns, np.where(np.isnan(kl), np.inf, kl)):
+        verdict = BROKEN, words
+    else:
+        mean = float(limits.mean())
+        if second:
+            mean, limits = max(mean, _NOISE[0] * noise.mean_kl), np.maximum(limits, _NOISE[1] * _largest(noise.kl))
+        source = second or "rounding"
+        if n_flips > n_ties:
+            words = (
+                f"{count_of(n_flips - n_ties, 'decisive flip')}: the base's margin is larger than {source} changes it"
+            )
+            verdict = DRIFT, words
+        elif kl.mean() <= mean and (kl <= limits).all():
+            verdict = WITHIN_NOISE, f"no decisive flip, and divergences as of {source}"
+        else:
+            verdict = DRIFT, f"divergences are larger than those of {source}"
+    return {
+        "n_identical": int(np.count_nonzero(is_identical)),
+        "max_abs_logprob": float(changes.max()) if changes.size else math.nan,
+        "tied_flips": n_ties,
+        "decisive_flips": n_flips - n_ties,
+        "parity": verdict[0],
+        "parity_reason": verdict[1] + ("" if noise is None or second else "; the second run is broken itself"),
+    }
+
+
+def with_noise(comparison: Any, noise: Any) -> Any:
+    """The comparison, whose parity is judged beside the comparison of a second run of the base."""
+    if not hasattr(comparison, "parity"):
+        return comparison
+    columns = {name: getattr(comparison, name).reshape(-1) for name in _COLUMNS}
+    return replace(comparison, **parity_of(columns | {"segment_ids": comparison._segment_ids}, noise))
+
+
+def first_places(columns: Columns, sequences: IntArray) -> Columns:
+    """For each of these sequences, the first positions whose scores and whose likeliest classes differ; -1 for none."""
+    ids, position = places_of(columns["segment_ids"]).values()
+    tables: Columns = {}
+    for name, same in (("first_difference", "is_identical"), ("first_flip", "is_same_top")):
+        mask = columns["kept"] & ~columns[same] & (ids >= 0)
+        first = np.full(sequences.size, position.size)
+        np.minimum.at(first, np.searchsorted(sequences, ids[mask]), position[mask])
+        tables[name] = np.where(first < position.size, first, -1)
+    return tables
+
+
+def _reach(noise: Any) -> float:
+    """The largest change of the difference between the base's two most likely classes in a second run."""
+    with np.errstate(invalid="ignore"):
+        return _largest(np.abs(noise.margin - noise.base_margin)[noise.kept])
+
+
+def _largest(values: Array) -> float:
+    """The largest finite value; 0 if there is none."""
+    return float(values[np.isfinite(values)].max(initial=0.0))
+
+
+def _damage(columns: Columns, kl: Array) -> str:
+    """Why a model is broken, by its divergences, where nan counts as infinite; "" if it is not."""
+    median, worst = quantiles(np.sort(kl), (0.5,))[0.5], int(np.argmax(kl))
+    if median > _UNRELATED:
+        return f"the median divergence is {median:.3g} nats: most predictions are others"
+    if kl[worst] <= max(_OUTLIER[0], _OUTLIER[1] * median):
+        return ""
+    row = np.flatnonzero(columns["kept"])[worst]
+    place, ids = f"row {row}", columns.get("segment_ids")
+    if ids is not None and ids[row] >= 0:
+        sequence, position = (column[row] for column in places_of(ids).values())
+        place = f"position {position} of sequence {sequence}"
+    return f"{place} has a divergence of {kl[worst]:.3g} nats, the median is {median:.2g}"
