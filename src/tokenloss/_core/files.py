@@ -72,14 +72,15 @@ class WriteError(OSError):
 
 
 @contextmanager
-def write_errors(path: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Turn errors about a file that is written, if there is one, into `WriteError`."""
+def write_errors(path: str | os.PathLike[str] | None, by: str = "") -> Iterator[None]:
+    """Turn errors about a file that is written, if there is one, into `WriteError`; `by` names what writes it."""
     try:
         yield
     except OSError as error:
-        if path is None:
+        if path is None or isinstance(error, WriteError):
             raise
-        raise WriteError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}") from error
+        name = f"{by} {os.fspath(path)}" if by else os.fspath(path)
+        raise WriteError(f"{name}: cannot be written: {error.strerror or error}") from error
 
 
 def check_outputs(outputs: Sequence[tuple[str, str]], taken: dict[object, str]) -> None:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from tokenloss._core.errors import contextmanager, named, raise_error, worded
-from tokenloss._core.files import WriteError, check_outputs
+from tokenloss._core.errors import named, raise_error, worded
+from tokenloss._core.files import check_outputs, write_errors
 from tokenloss._evaluation.token_bytes import cut_pieces, text_of_pieces
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from tokenloss._core.types import Array, Columns
@@ -339,7 +338,7 @@ class Sinks:
         self._schema = schema
         self.check(schema)
         for sink in self._sinks:
-            with _write_errors(sink):
+            with write_errors(sink.path, sink._name):
                 manager = sink.open(schema)
                 manager.__enter__()
             self._stack.push(functools.partial(_leave, sink, manager))
@@ -370,7 +369,7 @@ class Sinks:
             own["name"] = np.full(len(next(iter(own.values()))), name, np.object_)
         block = block._replace(columns=columns, models=named)
         for sink in self._sinks:
-            with _write_errors(sink):
+            with write_errors(sink.path, sink._name):
                 if sink.rows == rows:
                     sink.write(block)
 
@@ -379,23 +378,11 @@ class Sinks:
         if any(sink.rows == "sequences" for sink in self._sinks):
             self._write("sequences", sequences())
         for sink in self._sinks:
-            with _write_errors(sink):
+            with write_errors(sink.path, sink._name):
                 sink.finish(result)
-
-
-@contextmanager
-def _write_errors(sink: Sink) -> Iterator[None]:
-    """Turn errors about the file that a sink writes into `WriteError`, which names the sink and the file."""
-    try:
-        yield
-    except OSError as error:
-        if sink.path is None or isinstance(error, WriteError):
-            raise
-        reason = error.strerror or error
-        raise WriteError(f"{sink._name} {os.fspath(sink.path)}: cannot be written: {reason}") from error
 
 
 def _leave(sink: Sink, manager: AbstractContextManager[object], *error: Any) -> bool | None:
     """Close a sink."""
-    with _write_errors(sink):
+    with write_errors(sink.path, sink._name):
         return manager.__exit__(*error)
