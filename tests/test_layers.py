@@ -139,7 +139,7 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6610, "kernels": 11680, "_scores": 1715, "_statistics": 2275, "formats": 6716, "_comparison": 5775,
+    "_core": 6610, "kernels": 11680, "_scores": 1715, "_statistics": 2275, "formats": 6716, "_comparison": 5795,
     "_evaluation": 7625, "_output": 2455, "_command": 1210, "": 245,
 }  # fmt: skip
 
