@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 
@@ -19,6 +19,36 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike, BoolArray, IntArray
 
 _WITH_ERRORS = ("loss_difference", "kl", "kl_bound", "same_top", "difference", "k3", "acceptance")  # means of groups
+
+
+class About(TypedDict, total=False):
+    """What is known of the compared files, by its key in JSON; a result of arrays has nothing of it."""
+
+    name: str  # of the candidate
+    base: str  # the files of the base, and of the candidate, as tables name them
+    file: str
+    trainer: str  # in place of these where log-probabilities of tokens are compared, as is `sampler`
+    sampler: str
+    part: str  # of responses beside log-probabilities
+    size: int | None  # bytes of the candidate's model
+    kind: str
+    base_kind: str
+    files: list[str]  # each file of the base
+    shape: tuple[int, int]
+    classes: int | Literal["all"] | None
+    n_without_next: int
+    n_ignored: int
+    window: int
+    stride: int
+    n_context: int
+    head: dict[str, Any]  # how hidden states became logits
+    base_head: dict[str, Any]
+    norm_seems_missing: bool
+    fits_better_shifted: bool
+    by_token_type: list[dict[str, Any]]
+    by: str  # how tokens are grouped, if they are
+    groups: list[dict[str, Any]]
+    sequences: list[dict[str, Any]]  # in place of the table of sequences: with the file of each, and its number there
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -47,9 +77,9 @@ class ComparedTokens(Result):
     interval_factor: float
     sequences: dict[str, Array] | None
     _segment_ids: IntArray | None = None  # of all positions
-    # further values in files, such as the names of the compared files, which `==` does not compare
-    _about: dict[str, Any] = field(default_factory=dict, compare=False)
-    _signed: dict[str, Any] = field(default_factory=dict, compare=False)  # fields of the signature
+    _about: About = field(default_factory=About, compare=False)
+    # fields of the signature, as `signature_of` takes them, and marks of `signed_of` in `figures.py`
+    _signed: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __init_subclass__(cls) -> None:
         """Put the attributes of the base class into the docstring of a subclass, before its own."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
+    from tokenloss._comparison.compared_tokens import About
     from tokenloss._comparison.drafts import DraftAcceptance
     from tokenloss._core.estimate import Estimate
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Columns, Float64Array, Kind
@@ -184,9 +185,8 @@ class Comparison(PairedLosses):
             fits = "needs the text of each position: give segment_ids to ComparisonMeter.update"
             raise_error("not for", name="acceptance", fits=fits)
         columns = {"tv": self.token_divergences["tv"].reshape(-1), "is_same_top": self.is_same_top.reshape(-1)}
-        about, signed = (
-            {key: one[key] for key in one if key not in _NOT_OF_DRAFTS} for one in (self._about, self._signed)
-        )
+        own: Sequence[Any] = self._about, self._signed
+        about, signed = ({key: one[key] for key in one if key not in _NOT_OF_DRAFTS} for one in own)
         drafts = acceptance_of(
             acceptance(columns, self.temperature), self.kept.reshape(-1), self._segment_ids, self.temperature,
             cost_ratio, self.kept.shape, _about=about, _signed=signed,
@@ -368,7 +368,7 @@ def compare(
     return warn_of_zero(comparison_of(definitions, columns["logits"], batch, signed), kind, base_kind or kind)
 
 
-def described(comparison: Comparison, about: dict[str, Any], signed: dict[str, Any]) -> Comparison:
+def described(comparison: Comparison, about: About, signed: dict[str, Any]) -> Comparison:
     """The comparison with what is known of its files, and further fields of its signature."""
     return replace(comparison, _about=about, _signed=comparison._signed | signed)
 

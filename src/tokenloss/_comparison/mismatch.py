@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss._comparison.compared_tokens import ComparedTokens, included
+from tokenloss._comparison.compared_tokens import About, ComparedTokens, included
 from tokenloss._comparison.mismatch_causes import SURE, causes
 from tokenloss._comparison.mismatch_tables import mismatch_shown
 from tokenloss._comparison.paired import Mean, nan_last, quantiles, same_file_note
@@ -433,7 +433,7 @@ def as_logprobs(name: str, value: Any) -> Float64Array:
 
 def mismatch_of(
     logprobs: Float64Array, base: Float64Array, mask: Array, segment_ids: IntArray | None, epsilon: float,
-    about: dict[str, Any] | None = None,
+    about: About | None = None,
 ) -> Mismatch:  # fmt: skip
     """The result for checked arrays of one shape."""
     kept = mask & ~(np.isnan(logprobs) & np.isnan(base))
@@ -470,5 +470,5 @@ def mismatch_of(
         kept=kept,
         sequences=sequences,
         _segment_ids=segment_ids,
-        _about=about or {},
+        _about=about or About(),
     )

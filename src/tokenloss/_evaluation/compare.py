@@ -6,7 +6,7 @@ import functools
 import itertools
 import re
 import unicodedata
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
+    from tokenloss._comparison.compared_tokens import About
     from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array, BoolArray, Columns
     from tokenloss._evaluation.options import Options
@@ -76,7 +77,7 @@ _SPECIAL = re.compile(r"<.+>|\[[A-Z]+\]")  # as <|endoftext|>, </s> and [CLS]; b
 
 
 def compare_rows(
-    base: Scores, others: Mapping[str, Scores], abouts: Sequence[dict[str, Any]], options: Options, run: Run,
+    base: Scores, others: Mapping[str, Scores], abouts: Sequence[About], options: Options, run: Run,
     tokenizer: Tokenizer | None = None, noise: str = "",
 ) -> Comparisons[Comparison]:  # fmt: skip
     """Compare all rows of candidates with the rows of the base, which has the targets and segment ids of all.
@@ -125,7 +126,7 @@ def _with_files(table: Columns, firsts: list[int]) -> Columns:
 
 
 def _comparisons(
-    shards: Sequence[Shard], results: Sequence[ComparedShard], abouts: Sequence[dict[str, Any]],
+    shards: Sequence[Shard], results: Sequence[ComparedShard], abouts: Sequence[About],
     options: Options, firsts: list[int], handles: Handles,
 ) -> Comparisons[Comparison]:  # fmt: skip
     """The comparison of each candidate over all shards."""
@@ -137,25 +138,27 @@ def _comparisons(
     rows = sum(shard.rows for shard in shards)
     of_windows = window_figures((shard.facts() for shard in shards), options)
     n_left = rows - sum(shard.n_scored_rows for shard in shards)
-    shared: dict[str, Any] = {
+    shared: About = {
         "base": abouts[0]["base"],
         "base_kind": shards[0].spec.kind,
         "files": [shard.path for shard in shards],
         "shape": (rows, shards[0].shape[-1]),
         "classes": options.classes,
         "n_without_next": n_left - of_windows.get("n_context", 0),
-        **of_windows,
+        **cast("About", of_windows),
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better,
     }
     hashed = IdsHash.of_parts(results).total
     found: Comparisons[Comparison] = Comparisons()
     for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):
         comparison = comparison_of(options.definitions, columns, temperature=options.temperature)
-        about = shared | given
         own, other = shards[0].spec, shards[0].models[number + 1]
-        about |= {"kind": other.kind, "n_ignored": rows - n_left - comparison.count}
-        heads = {"base_head": own.head_figures, "head": other.head_figures}
-        about |= {name: head for name, head in heads.items() if head is not None}
+        n_ignored = rows - n_left - comparison.count
+        about: About = {**shared, **given, "kind": other.kind, "n_ignored": n_ignored}
+        if own.head_figures is not None:
+            about["base_head"] = own.head_figures
+        if other.head_figures is not None:
+            about["head"] = other.head_figures
         if types is not None:
             table = comparison.by(types)
             about["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
@@ -166,7 +169,7 @@ def _comparisons(
             about["sequences"] = [row | {"file": shards[row["file"]].path} for row in rows_of_sequences]
         rms = [[one for result in results for one in result.rms[model]] for model in (0, number + 1)]
         if any(rms):
-            known = [(about.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
+            known = [(head or {}).get("norm") is not None for head in (own.head_figures, other.head_figures)]
             about["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
         are_cut = comparison.left_out is not None
         are_widened = options.classes == "all" and other.classes != own.classes
@@ -176,7 +179,7 @@ def _comparisons(
             "kind": either(other.kind, own.kind),
             "dtype": either(_dtypes(shards, number + 1), _dtypes(shards, 0)),
             "classes": options.classes if are_cut or are_widened else None,
-            "ignored": about["n_ignored"],
+            "ignored": n_ignored,
             "ids": hashed if comparison.has_targets else None,
             **head_fields(other.head_figures, own.head_figures),
         }

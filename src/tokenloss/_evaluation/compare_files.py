@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal, TypeAlias
 
+    from tokenloss._comparison.compared_tokens import About
     from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._evaluation.sink import Sink
 
@@ -208,7 +209,7 @@ def compare_files(
         models = {name: _with_tokens_of(one, source) for name, one in models.items()}
     names = [name for name in models if noise is None or name != NOISE]
     of_sizes = checked_sizes(sizes or {}, names)
-    abouts = [
+    abouts: list[About] = [
         {"base": source.name, "name": name, "file": one.name, "size": of_sizes.get(name)}
         for name, one in models.items()
     ]

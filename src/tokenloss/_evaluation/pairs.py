@@ -41,6 +41,7 @@ from tokenloss.formats.scores import Scores
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from tokenloss._comparison.compared_tokens import About
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
     from tokenloss._evaluation.run import Run, Work
     from tokenloss.formats.responses import Response
@@ -91,7 +92,7 @@ class ComparedLists(NamedTuple):
 
 
 def compare_lists(
-    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], run: Run, by: str | None = None
+    base: Source, models: Mapping[str, Source], abouts: Sequence[About], run: Run, by: str | None = None
 ) -> Comparisons[ResponseComparison]:
     """The comparisons of responses with a base of responses or scores, or of scores with a base of responses."""
     schema = schema_of(("file", *_PLACES, "text", *TOKEN_COLUMNS), _SEQUENCES, (*models,), run.sinks.top_k)
@@ -166,7 +167,7 @@ class ComparedLosses(NamedTuple):
     labels: list[Any] | None = None  # of the groups of each sequence, for all its tokens or for each
     lengths: list[int] | None = None  # of the sequences
 
-    def mismatch(self, about: dict[str, Any]) -> Mismatch:
+    def mismatch(self, about: About) -> Mismatch:
         """The public result of the pair."""
         ours, theirs, mask = (array.reshape(self.shape) for array in (self.logprobs, self.base_logprobs, self.mask))
         found = mismatch_of(ours, theirs, mask, self.segment_ids, EPSILON, about)
@@ -176,15 +177,15 @@ class ComparedLosses(NamedTuple):
 
 
 def compare_losses(
-    base: Source, models: Mapping[str, Source], abouts: Sequence[dict[str, Any]], run: Run, by: str | None = None
+    base: Source, models: Mapping[str, Source], abouts: Sequence[About], run: Run, by: str | None = None
 ) -> Comparisons[Mismatch]:
     """The comparison of a trainer (the base) with the engine that sampled the tokens, by log-probabilities."""
     units = _units(base, models)
     if len(units) > 1:
         fits = "one file, of the engine that sampled, where files hold log-probabilities of tokens"
         raise_error("option", name="the list of others", got=f"{len(units)} files", fits=fits)
-    (unit,), (about,) = units, abouts
-    about = {"name": about["name"], "trainer": unit.base.paths[0], "sampler": unit.other.paths[0]}
+    (unit,), (given,) = units, abouts
+    about: About = {"name": given["name"], "trainer": unit.base.paths[0], "sampler": unit.other.paths[0]}
     if isinstance(unit.base, Responses):
         next(iter(unit.base), None)  # raises an error if it contains something else
         got = "holds responses of the engine that sampled"
@@ -192,7 +193,7 @@ def compare_losses(
     if isinstance(unit.other, Responses):
         part: Any = unit.other.options["part"] or "generated"
         read = open_responses(unit.other.paths, part=part, skip_failed=unit.other.options["skip_failed"])
-        unit, about = unit._replace(other=read), about | {"part": part}
+        unit, about["part"] = unit._replace(other=read), part
     text = ["text"] * isinstance(unit.other, Responses)
     schema = schema_of(("file", *_PLACES, *text, *_MISMATCHES), _MISMATCHES_OF_SEQUENCES, (unit.name,))
     (result,) = run.map(_compare_losses, [unit], schema, are_candidates=True)

@@ -22,6 +22,7 @@ from tokenloss.formats.scores_file import SEQUENCES
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 
+    from tokenloss._comparison.compared_tokens import About
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats.scores_file import ScoresFile
@@ -201,7 +202,7 @@ class GroupCodes(NamedTuple):
         return None if code < 0 else code if self.labels is None else self.labels[code]
 
 
-def groups_of(comparison: Any, by: str, parts: Sequence[GroupCodes], path: str) -> dict[str, Any]:
+def groups_of(comparison: Any, by: str, parts: Sequence[GroupCodes], path: str) -> About:
     """The rows of a comparison's groups, from the group of each token in all parts, for its figures in files."""
     found = [np.unique(part.codes, return_inverse=True) for part in parts]
     named = [[part.label(code) for code in codes.tolist()] for part, (codes, _) in zip(parts, found, strict=True)]
