@@ -104,15 +104,10 @@ def linear_compare(
 
     Parameters
     ----------
-    base_hidden, base_lm_head : arrays of shape (..., D) and (V, D)
-        Hidden states of the base model and its projection onto the vocabulary, in any dtype and layout that
-        `linear_cross_entropy` accepts.
-    hidden, lm_head : arrays of shape (..., E) and (V, E)
-        The same of the other model, whose hidden states may have another size.
+    base_hidden, base_lm_head, hidden, lm_head, base_lm_head_bias, lm_head_bias
+        As in `linear_kl_divergence`.
     targets : array of integers, optional
         Class ids, of the shape of `hidden` without its last axis. Without them there are divergences, but no losses.
-    base_lm_head_bias, lm_head_bias : arrays of shape (V,), optional
-        Biases of the projections.
     logit_scale, softcap
         As in `cross_entropy`, for the logits of both models.
     classes, ignore_index, where, segment_ids, cu_seqlens, divergences, workers

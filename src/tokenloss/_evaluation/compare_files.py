@@ -84,11 +84,8 @@ def compare_files(
         Number of classes to compare, from the first, if vocabularies differ, as in `compare`. With "all", a class that
         a model lacks has probability 0 in it: if it lacks classes of the base, its divergence is infinite, and so is
         its loss for such a target. Targets are classes of the base.
-    definitions : {"exact", "llama.cpp"}, default "exact"
-        Formulas of the figures, as in `compare`.
-    divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
-        Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
-        logsumexps. The others take a second pass, over rows in the cache.
+    definitions, divergences
+        As in `compare`.
     temperature : float, optional
         Divide the logits of all models by this, from 1e-6 to 1e6, and add "tv" to the divergences:
         `Comparison.acceptance` then shows how many tokens drafted by a candidate the base accepts (use
@@ -104,9 +101,7 @@ def compare_files(
         `Comparisons.noise` compares it with the base, tables show values as multiples of its own, and
         `Comparisons.check` names the gates that it fails itself. In `sinks` it is one more candidate, "noise". It must
         be neither the base nor a candidate.
-    sinks : sequence of Sink, optional
-        Files to write, such as ``TokenTable("tokens.parquet")``; see `tokenloss.sinks`.
-    state, scheduler, progress, workers
+    sinks, state, scheduler, progress, workers
         As in `evaluate`; the state gets the result of each shard.
 
     Returns
@@ -119,14 +114,8 @@ def compare_files(
 
     Raises
     ------
-    IndexError, TypeError, ValueError
-        If an argument or a file is invalid, if files do not fit together, or if a source lacks what an option needs;
-        the message names it, the value given and what is accepted. Files are checked before any score is read or file
-        written.
-    OSError
-        If a file cannot be read or written.
-    ImportError
-        If a format or a sink needs a package that is not installed.
+    IndexError, TypeError, ValueError, OSError, ImportError
+        As in `evaluate`; also if files do not fit together, or if a source lacks what an option needs.
 
     Warns
     -----

@@ -145,8 +145,6 @@ def write_comparison_page(
 
     Parameters
     ----------
-    path : path-like
-        File to write. An existing file is replaced when the new one is complete.
     comparisons : mapping of str to Comparison
         Results of `compare` by the names of the models, with one base and of one shape: each row of the last axis is a
         paragraph.
@@ -156,7 +154,7 @@ def write_comparison_page(
         Result of `token_scores` of the base: its ranks and, by its ``top_k``, its alternatives.
     scores : mapping of str to TokenScores, optional
         The same of the models, by their names.
-    tokens, vocabulary, title
+    path, tokens, vocabulary, title
         As in `write_page`.
 
     Raises

@@ -142,12 +142,10 @@ def linear_token_scores(
 
     Parameters
     ----------
-    hidden, lm_head : arrays of shape (..., D) and (V, D)
-        Hidden states and the projection onto the vocabulary, as in `linear_cross_entropy`.
+    hidden, lm_head, lm_head_bias
+        As in `linear_cross_entropy`.
     targets : array of integers
         Class ids, of the shape of `hidden` without its last axis.
-    lm_head_bias : array of shape (V,), optional
-        Bias of the projection.
     top_k : int, default 0
         Number of most likely classes to list.
     ignore_index, where, logit_scale, softcap, workers

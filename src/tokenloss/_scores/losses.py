@@ -63,8 +63,7 @@ def cross_entropy_loss(
     Returns
     -------
     float or array of float64
-        The loss in nats: a Python float, or for "none" an array of the batch's shape, a scalar for a single row. Sums
-        are exact and rounded once, whatever the order of the rows.
+        As of `cross_entropy`.
 
     Raises
     ------
@@ -158,8 +157,7 @@ def nll_loss(
     Returns
     -------
     float or array of float64
-        The loss in nats: a Python float, or for "none" an array of the batch's shape, a scalar for a single row. Sums
-        are exact and rounded once, whatever the order of the rows.
+        As of `cross_entropy`.
 
     Raises
     ------
