@@ -37,6 +37,7 @@ TOKENS = {
     "linear_cross_entropy": lambda targets, **options: tokenloss.linear_cross_entropy(
         HIDDEN, WEIGHT, targets, **options
     ),
+    "calibration": lambda targets, **options: tokenloss.calibration(LOGITS, targets, **options),
     "compare": lambda targets, **options: tokenloss.compare(LOGITS, LOGITS, targets, **options),
     "linear_compare": lambda targets, **options: tokenloss.linear_compare(
         HIDDEN, WEIGHT, HIDDEN, WEIGHT, targets, **options
@@ -107,7 +108,7 @@ OUTCOMES = {
         ["`where` that marks the padding", "TypeError"],
     ),
     "inverted mask": ([], [], ["`where` that marks the padding", "True"]),
-    "classes on axis 1": ([*LOSSES, "token_scores", "compare"], [], ["axis=1", "names the axis"]),
+    "classes on axis 1": ([*LOSSES, "token_scores", "calibration", "compare"], [], ["axis=1", "names the axis"]),
     "classes on axis 1 of the same length": (["nll_loss"], [], ["axis=1", "C == d"]),
 }
 
@@ -367,7 +368,7 @@ def test_axis_is_not_proposed_by_linear_cross_entropy():
 @each_function
 @pytest.mark.parametrize("ignore_index", [0, 3])
 def test_ignore_index_with_distributions(function, ignore_index):
-    if function in ("token_scores", "linear_token_scores", "compare", "linear_compare"):
+    if function in ("token_scores", "linear_token_scores", "calibration", "compare", "linear_compare"):
         with fails(ValueError, "targets has shape (6, 5)", "(6,) (class ids)"):
             call(function, SHARES, ignore_index=ignore_index)
     else:

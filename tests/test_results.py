@@ -19,6 +19,7 @@ from reference import statistic
 from tokenloss import (
     ComparisonMeter,
     LossMeter,
+    calibration,
     class_log_probs,
     compare,
     compare_files,
@@ -124,6 +125,9 @@ MAKERS = {
     "meter": lambda _: meter(sequence_losses(token_scores(LOGITS, TARGETS), n_bytes=LENGTHS, n_words=LENGTHS)),
     "meter of tokens": lambda _: meter([0.5, 1.5, 1e-9]),
     "meter of nothing": lambda _: LossMeter(),
+    "calibration": lambda _: calibration(LOGITS, TARGETS, segment_ids=IDS, bins=4),
+    "calibration of nothing": lambda _: calibration(LOGITS, TARGETS, where=False),
+    "calibration of many classes": lambda _: calibration(np.tile(LOGITS, 3), TARGETS, sample_weight=0.5),
     "evaluation": lambda _: evaluate([(LOGITS, TARGETS)]),
     "evaluation of nothing": lambda _: evaluate([(LOGITS[0, :0], TARGETS[0, :0])]),
     "evaluation of a file": lambda folder: evaluate(scored(folder, LOGITS, tokens=np.full((3, 4), HOSTILE))),

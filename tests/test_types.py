@@ -109,6 +109,8 @@ def test_results_speak_one_protocol() -> None:
     assert is_array(assert_type(evaluation.columns(), dict[str, npt.NDArray[Any]])["loss"])
     assert assert_type(evaluation.to_dict(), dict[str, Any])["count"] == 2
     assert "perplexity" in assert_type(evaluation.summary(), str)
+    calibrated = assert_type(tokenloss.calibration(LOGITS, IDS), results.Calibration)
+    assert is_float(float(assert_type(calibrated.ece, results.Estimate)))
     sequences = assert_type(tokenloss.sequence_losses([[1.0, 2.0]]), results.SequenceLosses)
     assert is_array(assert_type(sequences.columns(), dict[str, npt.NDArray[Any]])["nll"])
 

@@ -22,6 +22,7 @@ Arrays
 Sums with errors
     LossMeter               mean loss and perplexity over any number of batches, with their errors
     sequence_losses         loss of each document, answer or text
+    calibration             whether probabilities are right as often as they say, and the temperature that fits best
 
 Two models on the same tokens
     compare                 perplexities, KL divergence and changes of probability, with their errors
@@ -83,6 +84,7 @@ _NAMES = {
     "_scores.losses": ("cross_entropy", "cross_entropy_and_grad", "cross_entropy_loss", "nll_loss"),
     "_scores.softmax": ("log_softmax", "logsumexp", "softmax"),
     "_scores.token_scores": ("token_scores",),
+    "_statistics.calibration": ("calibration",),
     "_statistics.meter": ("LossMeter",),
     "_statistics.sequences": ("next_token", "sequence_losses"),
     "_statistics.windows": ("windows",),

@@ -32,6 +32,7 @@ from tokenloss._scores.softmax import log_softmax as log_softmax
 from tokenloss._scores.softmax import logsumexp as logsumexp
 from tokenloss._scores.softmax import softmax as softmax
 from tokenloss._scores.token_scores import token_scores as token_scores
+from tokenloss._statistics.calibration import calibration as calibration
 from tokenloss._statistics.meter import LossMeter as LossMeter
 from tokenloss._statistics.sequences import next_token as next_token
 from tokenloss._statistics.sequences import sequence_losses as sequence_losses
@@ -44,6 +45,7 @@ __all__ = [
     "LossMeter",
     "NormWarning",
     "ShiftWarning",
+    "calibration",
     "class_log_probs",
     "compare",
     "compare_files",

@@ -12,10 +12,11 @@ from tokenloss._evaluation.results import Evaluation, Evaluations
 from tokenloss._scores.divergence import Divergences, TopkDivergence
 from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.gates import Verdict, Verdicts
+from tokenloss._statistics.reliability import Calibration
 from tokenloss._statistics.sequences import SequenceLosses
 
 __all__ = [
-    "BytesRate", "Comparison", "Comparisons", "Divergences", "DraftAcceptance", "Estimate", "Evaluation", "Evaluations",
-    "Mismatch", "ResponseComparison", "SampleComparison", "SampleMetric", "SequenceLosses", "TextComparison",
-    "TextSpan", "TokenScores", "TopkDivergence", "Verdict", "Verdicts",
+    "BytesRate", "Calibration", "Comparison", "Comparisons", "Divergences", "DraftAcceptance", "Estimate", "Evaluation",
+    "Evaluations", "Mismatch", "ResponseComparison", "SampleComparison", "SampleMetric", "SequenceLosses",
+    "TextComparison", "TextSpan", "TokenScores", "TopkDivergence", "Verdict", "Verdicts",
 ]  # fmt: skip

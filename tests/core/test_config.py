@@ -152,6 +152,7 @@ def test_public_names_are_those_that_are_promised():
         "LossMeter",
         "NormWarning",
         "ShiftWarning",
+        "calibration",
         "class_log_probs",
         "compare",
         "compare_files",

@@ -21,6 +21,7 @@ import tokenloss
 from tokenloss import (
     ComparisonMeter,
     LossMeter,
+    calibration,
     class_log_probs,
     compare,
     cross_entropy,
@@ -88,6 +89,7 @@ CALLS = {
     "mismatch": lambda _: mismatch(-NLL, -NLL[::-1]),
     "topk_divergence_bound": lambda _: topk_divergence_bound(TOP_IDS, TOP_LOGPROBS[0], TOP_IDS, TOP_LOGPROBS[1]),
     "class_log_probs": lambda n: class_log_probs(LOGITS, [5, 17, 4095, 5], logit_scale=1.5, workers=n),
+    "calibration": lambda n: calibration(LOGITS, IDS, bins=5, workers=n).to_dict(),
     "compare": lambda n: compare(LOGITS, OTHERS, IDS, workers=n),
     "draft_acceptance": lambda n: draft_acceptance(LOGITS, OTHERS[:, :4000], temperature=0.7, workers=n),
     "ComparisonMeter": of_blocks,

@@ -21,7 +21,7 @@ from tokenloss._core.validation import (
     most_unnormalized,
     without_targets,
 )
-from tokenloss._scores.losses import cross_entropy_loss
+from tokenloss._scores.losses import natural_logs
 from tokenloss._scores.token_scores import token_job
 from tokenloss._statistics.sequences import sequence_numbers
 
@@ -221,10 +221,7 @@ def check_normalized(scores: _core.Scores, where: Any, workers: Any) -> None:
 def logs(scores: CheckedArray, mask: BoolArray) -> CheckedArray:
     """Logarithms of probabilities in rows of the mask, computed as losses: NumPy's differ by machine."""
     probs = without_bfloat16(*scores)
-    each = probs.reshape(-1, 1).astype(np.float64)
-    where = np.repeat(mask.reshape(-1), probs.shape[-1])
-    losses = cross_entropy_loss(np.zeros(len(each), np.int8), each, epsilon=0.0, where=where, reduction="none")
-    return CheckedArray(*as_float_array("probs", -losses.reshape(probs.shape)))
+    return CheckedArray(*as_float_array("probs", natural_logs(probs, np.repeat(mask.reshape(-1), probs.shape[-1]))))
 
 
 def _left_out(

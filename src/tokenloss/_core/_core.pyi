@@ -151,6 +151,7 @@ class TokenStats(LogSumExpJob):
         self, scores: Scores, positions: Positions, nll: _Floats, logit_scale: float, softcap: float, top_k: int,
         columns: dict[str, _Array],
     ) -> None: ...  # fmt: skip
+    def add_moments(self, confidence: _Floats | None, brier: _Floats | None, variance: _Floats | None) -> None: ...
 
 @disjoint_base
 class PairJob(LogSumExpJob):

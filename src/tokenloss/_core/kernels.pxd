@@ -206,6 +206,11 @@ cdef extern from "kernels/kernels.h" nogil:
         int64_t rank[64]
         int64_t argmax[64]
     uint64_t tl_token_stats_of_block(const tl_backend *, const tl_row_block *, tl_topk *, tl_token_block *, tl_cancel *)
+    ctypedef struct tl_second_moments:
+        double squares
+        double variance
+    tl_second_moments tl_second_moments_of(const tl_backend *, const tl_row *, double, tl_cancel *)
+    double tl_probability_of(const tl_backend *, const tl_row *, int64_t, double)
     ctypedef struct tl_loss_acc:
         int64_t excluded
     void tl_loss_begin(const tl_backend *, const tl_loss *, int64_t, tl_loss_acc *, int64_t *, tl_cancel *)

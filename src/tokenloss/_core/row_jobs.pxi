@@ -288,6 +288,8 @@ cdef class TokenStats(LogSumExpJob):
     """The columns of `token_scores`."""
 
     cdef double[::1] logsumexp, entropy, top_logprobs
+    cdef double[::1] confidence, brier, variance  # None where they are not wanted
+    cdef bint has_moments, has_second_moments
     cdef int64_t[::1] rank, argmax, top_ids
     cdef uint8_t[::1] is_greedy, kept
     cdef int64_t top_k
@@ -306,8 +308,34 @@ cdef class TokenStats(LogSumExpJob):
         self.is_greedy, self.kept = columns["is_greedy"], columns["kept"]
         self.top_ids, self.top_logprobs = columns["top_ids"], columns["top_logprobs"]
 
+    def add_moments(self, confidence, brier, variance):
+        """Set the flat columns of the largest probability, the Brier score, and the variance of log-probabilities."""
+        self.check()
+        self.has_moments, self.has_second_moments = True, brier is not None or variance is not None
+        self.confidence, self.brier, self.variance = confidence, brier, variance
+        for column in (confidence, brier, variance):
+            if column is not None and column.size != self.rows:
+                raise ValueError("moments are not one for each row")
+
     cdef double cost_of_row(self) noexcept:
-        return self.cost_of_scores(15, 1)
+        return self.cost_of_scores(15, 3 if self.has_second_moments else 1)
+
+    cdef inline void write_moments(self, int64_t row, int64_t target, const tl_row *logits,
+                                   const tl_token_stats *token, tl_cancel *cancel) noexcept nogil:
+        """Write the moments of a row that is in a cache."""
+        cdef tl_second_moments moments
+        if self.confidence is not None:
+            self.confidence[row] = NAN
+            if token.argmax >= 0:
+                self.confidence[row] = tl_probability_of(backend, logits, token.argmax, token.logsumexp)
+        if not self.has_second_moments:
+            return
+        moments = tl_second_moments_of(backend, logits, token.logsumexp, cancel)
+        if self.brier is not None:
+            self.brier[row] = max(moments.squares + 1 - 2 * tl_probability_of(backend, logits, target,
+                                                                              token.logsumexp), 0.0)
+        if self.variance is not None:
+            self.variance[row] = moments.variance
 
     cdef inline tl_topk top_of(self, int64_t row) noexcept nogil:
         """Room for the likeliest classes of a row, where they are written."""
@@ -350,6 +378,7 @@ cdef class TokenStats(LogSumExpJob):
         """Reduce short rows side by side, and by themselves those that the kernel leaves."""
         cdef tl_token_block tokens
         cdef tl_token_stats token
+        cdef tl_row logits
         cdef tl_topk tops[BLOCK_ROWS]
         cdef uint64_t reduced
         cdef int i
@@ -362,6 +391,9 @@ cdef class TokenStats(LogSumExpJob):
                 token.nll, token.logsumexp, token.entropy = tokens.nll[i], tokens.logsumexp[i], tokens.entropy[i]
                 token.rank, token.argmax = tokens.rank[i], tokens.argmax[i]
                 block.values[i] = self.checked(block.number[i], block.target[i], &token, totals)
+                if self.has_moments:
+                    logits = self.row_at(block.number[i])
+                    self.write_moments(block.number[i], block.target[i], &logits, &token, cancel)
             elif block.rows.wanted >> i & 1:
                 block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
 
@@ -372,6 +404,9 @@ cdef class TokenStats(LogSumExpJob):
         tl_token_stats_row(backend, &logits, target, &token, &top if self.top_k > 0 else NULL, cancel)
         if token.nll != token.nll and self.shift_if_overflowing(row, &logits):
             tl_token_stats_row(backend, &logits, target, &token, &top if self.top_k > 0 else NULL, cancel)
+        if self.has_moments:
+            self.write_moments(row, target, &logits, &token, cancel)
+        if logits.shift != 0:
             token.logsumexp += logits.logit_scale * logits.shift
         return self.checked(row, target, &token, totals)
 

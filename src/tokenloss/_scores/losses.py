@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, overload
 
+import numpy as np
+
 from tokenloss._core import _core, jobs
 from tokenloss._core.validation import as_positions, as_scores, check_number, loss_options, output_like
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._core.types import Array, ArrayLike, Float64Array, Out
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, Out
 
 
 @overload
@@ -428,3 +430,10 @@ def cross_entropy_and_grad(
     jobs.warn_of_probs(positions, scores)
     job = _core.CrossEntropy(scores, positions, losses, options, reduction == "mean", view, code)
     return jobs.run_and_reduce(job, losses, reduction, workers), gradient
+
+
+def natural_logs(probs: Array, where: BoolArray | None = None) -> Float64Array:
+    """The logarithms of probabilities, with the same bits on every machine; 0 where a flat mask is False."""
+    each = probs.reshape(-1, 1).astype(np.float64)
+    losses = cross_entropy_loss(np.zeros(len(each), np.int8), each, epsilon=0.0, where=where, reduction="none")
+    return -losses.reshape(probs.shape)

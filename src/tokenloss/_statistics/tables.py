@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._core.result import rows_of
 from tokenloss._core.rows import Row, table, table_of_several
 
 if TYPE_CHECKING:
@@ -35,6 +36,46 @@ _HIGHEST = (
     Row("loss", "loss", "{:.4f}"),
     Row("perplexity", "perplexity"),
 )
+_CALIBRATION_ROWS = (
+    Row("tokens", "count", "{:,}"),
+    Row("sequences", "n_sequences", "{:,}", when="n_sequences"),
+    Row("accuracy", "accuracy", "{:.2f %}", ("± {stderr:.2f %}",)),
+    Row("mean confidence", "mean_confidence", "{:.2f %}", ("± {stderr:.2f %}",)),
+    Row("calibration error, {bins_note}", "ece", "{:.5f}", ("± {stderr:.2g}", "95 % interval {low:.4f} to {high:.4f}")),
+    Row("  less what chance adds", "ece_debiased", "{:.5f}"),
+    Row("  in {other_note}", "other_ece", "{:.5f}"),
+    Row("  of the worst bin", "mce", "{:.5f}", ("± {stderr:.2g}", "95 % interval {low:.4f} to {high:.4f}")),
+    Row("  mean over classes", "classwise_ece", "{:.5f}", ("± {stderr:.2g}",)),
+    Row("Brier score", "brier", "{:.5f}", ("± {stderr:.2g}",)),
+    Row("  reliability", "brier_reliability", "{:.5f}"),
+    Row("  resolution", "brier_resolution", "{:.5f}"),
+    Row("  uncertainty", "brier_uncertainty", "{:.5f}"),
+    Row("  within bins", "brier_within_bins", "{:.5f}"),
+    Row("loss", "loss", notes=("± {stderr:.3g} nats",), otherwise="nats"),
+    Row("log loss explained (D²)", "d2", "{:.2f %}", ("± {stderr:.2g %}",)),
+    Row("area under risk-coverage", "aurc", "{:.5f}", ("± {stderr:.2g}",)),
+    Row("best temperature", "temperature", "{:.5g}", ("± {stderr:.2g}", "95 % interval {low:.4g} to {high:.4g}")),
+    Row("  loss", "scaled_loss", notes=("± {stderr:.3g} nats",)),
+    Row("  calibration error", "scaled_ece", "{:.5f}", ("± {stderr:.2g}",)),
+)
+_RELIABILITY = (
+    Row("confidence above", "low", "{:.4f}"),
+    Row("up to", "high", "{:.4f}"),
+    Row("tokens", "count", "{:,}"),
+    Row("mean confidence", "confidence", "{:.4f}"),
+    Row("accuracy", "accuracy", "{:.4f}"),
+    Row("±", "accuracy_stderr", "{known:.4f}"),
+)
+
+
+def calibration_tables(result: Any) -> list[Table]:
+    """The tables of `Calibration`: its metrics, and its bins."""
+    names = [f"bins of equal {mass}" for mass in ("mass", "width")]
+    is_width = result.binning == "equal_width"
+    notes = {"bins_note": names[is_width], "other_note": names[not is_width]}
+    notes["other_ece"] = result.ece_equal_mass if is_width else result.ece_equal_width
+    bins = [(one,) for one in rows_of(result.bins)]
+    return [table(_CALIBRATION_ROWS, result, notes), *([table_of_several(_RELIABILITY, bins, "bins")] if bins else [])]
 
 
 def loss_table(meter: object, figures: dict[str, Any], basis: str) -> Table:

@@ -109,6 +109,11 @@ typedef struct {
     int compensates;
 } tl_dot_acc;
 
+/* Sums over classes of p^2, p log p and p (log p)^2, each in TL_GROUP lanes. */
+typedef struct {
+    double sum[3][TL_GROUP];
+} tl_moment_lanes;
+
 typedef enum {
     TL_REDUCE_SUMEXP,
     TL_REDUCE_MOMENT, /* sum, moment, maximum and count; at stage TL_SHARED, also the sum of all classes */
@@ -392,6 +397,7 @@ typedef struct {
     void (*entropies)(const tl_odds *odds, const double *log, const double *sum, const tl_short_moments *moments,
                       size_t count, double *entropy);
     void (*exps)(double *x, size_t count);
+    void (*second_moments)(const double *x, size_t count, double logsumexp, tl_moment_lanes *to);
     void (*softmax_factors)(const double *logsumexp, size_t count, int dtype, double *exponent, double *factor);
 } tl_backend;
 

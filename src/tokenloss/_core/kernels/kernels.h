@@ -17,6 +17,7 @@
 #include "reduce.h"
 #include "row.h"
 #include "row_block.h"
+#include "second_moments.h"
 #include "sequences.h"
 #include "soft_targets.h"
 #include "token_block.h"

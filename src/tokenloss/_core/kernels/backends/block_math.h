@@ -128,6 +128,29 @@ TL_TARGET static void JOIN(prob_sums_, BACKEND)(const double *p, const double *q
     }
 }
 
+/* Adds p^2, p log p and p (log p)^2 of the probabilities p of logits, a multiple of TL_GROUP, with this logsumexp; a
+ * probability of 0 counts as exp(-700). */
+TL_TARGET static void JOIN(second_moments_, BACKEND)(const double *x, size_t count, double logsumexp,
+                                                     tl_moment_lanes *to) {
+    enum { GROUP = TL_GROUP / f64_WIDTH };
+    const f64_vec least = f64_set(-700), shift = f64_set(logsumexp);
+    f64_vec sum[3][GROUP];
+    for (size_t m = 0; m < 3; m++)
+        for (size_t l = 0; l < GROUP; l++)
+            sum[m][l] = f64_load(to->sum[m] + l * f64_WIDTH);
+    for (size_t i = 0; i < count; i += TL_GROUP)
+        for (size_t l = 0; l < GROUP; l++) {
+            f64_vec log_p = f64_max_keep_nan(least, f64_sub(f64_load(x + i + l * f64_WIDTH), shift));
+            f64_vec p = f64_exp(log_p), product = f64_mul(p, log_p);
+            sum[0][l] = f64_add(sum[0][l], f64_mul(p, p));
+            sum[1][l] = f64_add(sum[1][l], product);
+            sum[2][l] = f64_add(sum[2][l], f64_mul(product, log_p));
+        }
+    for (size_t m = 0; m < 3; m++)
+        for (size_t l = 0; l < GROUP; l++)
+            f64_store(to->sum[m] + l * f64_WIDTH, sum[m][l]);
+}
+
 /* x = softcap tanh(scale x / softcap), or scale x if the softcap is 0.
  *
  * tanh(y) = e / (e + 2) with e = exp(2 y) - 1, which keeps its digits near 0: there, the power of two is 1. Infinities

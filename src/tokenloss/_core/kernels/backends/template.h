@@ -507,5 +507,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .log_odds = JOIN(log_odds_, BACKEND),
     .entropies = JOIN(entropies_, BACKEND),
     .exps = JOIN(exps_, BACKEND),
+    .second_moments = JOIN(second_moments_, BACKEND),
     .softmax_factors = JOIN(softmax_factors_, BACKEND),
 };

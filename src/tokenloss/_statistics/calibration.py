@@ -1,0 +1,186 @@
+"""`calibration`: whether the probabilities of arrays of scores are right as often as they say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import CheckedArray, as_array, as_float_array, without_bfloat16
+from tokenloss._core.validation import as_positions, as_scores, check_kind, check_mask, check_sample_weight
+from tokenloss._scores.losses import natural_logs
+from tokenloss._scores.softmax import softmax
+from tokenloss._scores.token_scores import token_job
+from tokenloss._statistics.reliability import FEW_CLASSES, Tokens, calibration_of, check_bins, fit_temperature
+from tokenloss._statistics.sequences import check_segment_ids
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from tokenloss._core.types import Array, ArrayLike, Columns, Kind
+    from tokenloss._statistics.reliability import Calibration
+
+
+def calibration(
+    scores: ArrayLike,
+    targets: ArrayLike,
+    *,
+    kind: Kind | None = None,
+    axis: int = -1,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    bins: int = 15,
+    binning: Literal["equal_mass", "equal_width"] = "equal_mass",
+    temperature: bool = True,
+    workers: int | None = None,
+) -> Calibration:
+    """Whether predicted probabilities are right as often as they say, and the temperature that makes them so.
+
+    Parameters
+    ----------
+    scores : array of shape (..., V), or with ``kind="probs"`` of the shape of `targets`
+        Logits, or what `kind` says: float16, bfloat16, float32 or float64. Probabilities without an axis of classes are
+        those of class 1, as scikit-learn takes them for binary targets.
+    targets : array of integers
+        Class ids, of the shape of `scores` without its class axis; for binary targets 0 and 1, or bool.
+    kind : {"logits", "log_probs", "probs"}, optional
+        What `scores` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
+        log-probabilities or probabilities, as in `token_scores`.
+    sample_weight : array of floats, optional
+        Weight of each token, broadcast over `targets`: from 0 to 1e100. Tokens of weight 0 are left out. Bins of equal
+        mass hold equally many tokens, whatever their weights.
+    segment_ids : array of integers, optional
+        Number of the sequence of each token, broadcast over `targets`: standard errors are then clustered by sequence.
+        Tokens of negative numbers belong to no sequence.
+    bins : int, default 15
+        Number of bins.
+    binning : {"equal_mass", "equal_width"}, default "equal_mass"
+        Whether bins hold equally many tokens, or are equally wide.
+    temperature : bool, default True
+        Whether to find the temperature that minimizes the loss, which reads the scores three to six times more.
+    axis, ignore_index, where, workers
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    Calibration
+        Exact statistics with their errors, which do not depend on the order of the tokens.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As in `cross_entropy`. Also if `bins`, `binning` or `segment_ids` are invalid.
+
+    See Also
+    --------
+    evaluate : The same for files and engines, with ``calibration=True``.
+
+    Notes
+    -----
+    Bins are open below and closed above, so a confidence of 1 is in the last one, and end at quantiles of the
+    confidences (by linear interpolation) or at equal distances, as in scikit-learn's ``calibration_curve``. The
+    debiased error is the plain one less its bias by chance, which Kumar, Liang and Ma (NeurIPS 2019) estimate by
+    resampling each bin's accuracy; here it is the mean of a folded normal distribution with the bin's clustered error.
+    The temperature is the root of the mean of loss - entropy, by Newton's method; its error is that of an M-estimator.
+
+    Errors are those of a fixed model, and allow for the choice of these tokens or sequences, not for that of the bins.
+
+    Examples
+    --------
+    >>> from tokenloss import calibration
+    >>> result = calibration([0.1, 0.3, 0.6, 0.9, 0.8], [0, 1, 1, 1, 0], kind="probs", bins=2, temperature=False)
+    >>> round(result.ece, 4), round(result.brier, 4), round(result.accuracy, 4)
+    (0.34, 0.524, 0.6)
+    """
+    checked = check_bins(bins, binning)
+    view, prepared, is_binary = _as_classes(scores, targets, kind)
+    given = as_scores("scores", view, -1 if is_binary else axis, check_kind(kind))
+    mask = None if where is None else check_mask(where, given.batch)
+    weights = None if sample_weight is None else check_sample_weight(sample_weight, given.batch)
+    if weights is not None:  # losses are not multiplied by them
+        mask = weights != 0 if mask is None else mask & (weights != 0)
+    positions = as_positions("targets", prepared, given, ignore_index, mask, distributions=False)
+    jobs.warn_of_probs(positions, given, kind)
+    is_fitted = bool(temperature)
+    columns = token_columns(given, positions, workers, has_variance=is_fitted and given.kind == 0)
+    kept = columns.pop("kept")
+    rows = slice(None) if kept.all() else np.flatnonzero(kept)
+    columns = {name: column[rows] for name, column in columns.items()}
+    columns["target"] = positions.targets.reshape(-1)[rows].astype(np.int64)
+    if segment_ids is not None:
+        columns["segment_ids"] = check_segment_ids(segment_ids, given.batch).reshape(-1)[rows]
+    if weights is not None:
+        columns["sample_weight"] = weights.reshape(-1)[rows]
+    if given.classes <= FEW_CLASSES:
+        columns["probs"] = class_probs(given, rows)
+    if is_binary:
+        columns |= {"prediction": columns["probs"][:, 1], "event": columns["target"] == 1}
+    scaled = _fitted(given, positions, columns, rows, is_binary, workers) if is_fitted else None
+    return calibration_of(columns, *checked, scaled)
+
+
+def _as_classes(scores: Any, targets: Any, kind: Any) -> tuple[Any, Any, bool]:
+    """Scores with an axis of classes, their targets, and whether the scores were probabilities of class 1."""
+    if kind != "probs":
+        return scores, targets, False
+    array, code = as_float_array("scores", scores)
+    labels, _ = as_array("targets", targets, "an integer")
+    if array.shape != labels.shape:
+        return CheckedArray(array, code), targets, False
+    probs = without_bfloat16(array, code).astype(np.float64)
+    return np.stack([1 - probs, probs], -1), labels.astype(np.int8) if labels.dtype == np.bool_ else labels, True
+
+
+def token_columns(
+    scores: _core.Scores, positions: _core.Positions, workers: Any, scale: float = 1.0, *, has_variance: bool = False,
+    has_brier: bool = True,
+) -> Columns:  # fmt: skip
+    """Flat columns of all positions: those of `calibration_of`, "kept", "entropy" and perhaps "variance"."""
+    job, columns = token_job(scores, positions, (scale, 0.0), 0)
+    names = ("confidence", *(["brier"] * has_brier), *(["variance"] * has_variance))
+    columns |= {name: np.full(scores.rows, np.nan) for name in names}
+    job.add_moments(*(columns.get(name) for name in ("confidence", "brier", "variance")))
+    jobs.run(job, workers)
+    wanted = ("nll", "is_greedy", "kept", "entropy", *names)
+    return {name: columns[name].reshape(-1) for name in wanted}
+
+
+def class_probs(scores: _core.Scores, rows: Any) -> Array:
+    """The probabilities of all classes in these rows, in float64: of few classes."""
+    array = np.moveaxis(without_bfloat16(scores.array, scores.dtype), scores.axis, -1).reshape(-1, scores.classes)
+    if _core.KINDS[scores.kind] != "probs":
+        probs: Array = jobs.of_known_kind(softmax)(array[rows].astype(np.float64))
+        return probs
+    given: Any = array[rows].astype(np.float64)
+    return np.asarray(given / sum(given.T)[:, None])  # in the order of the classes
+
+
+def _fitted(
+    given: _core.Scores, positions: _core.Positions, columns: Columns, rows: Any, is_binary: bool, workers: Any
+) -> Any:
+    """The fit of the temperature of these rows; probabilities are taken by their logarithms."""
+    kind, scores = _core.KINDS[given.kind], given
+    if kind != "logits":
+        array: Any = CheckedArray(given.array, given.dtype)
+        if kind == "probs":
+            probs = np.moveaxis(without_bfloat16(given.array, given.dtype), given.axis, -1)
+            mask = np.zeros(given.rows, np.bool_)
+            mask[rows] = True
+            array = np.moveaxis(natural_logs(probs, np.repeat(mask, given.classes)), -1, given.axis)
+        scores = as_scores("scores", array, given.axis)
+
+    def at_scale(scale: float) -> Columns:
+        if scale == 1 and kind == "logits":
+            found = columns
+        else:
+            found = token_columns(scores, positions, workers, scale, has_variance=True, has_brier=False)
+            found = {name: column[rows] for name, column in found.items()}
+        prediction = found["confidence"]
+        if is_binary:  # the likelier class of the two is 1, or 0
+            prediction = np.where(columns["prediction"] > 0.5, prediction, 1 - prediction)
+        return found | {"prediction": prediction}
+
+    return fit_temperature(at_scale, Tokens(len(columns["nll"]), *map(columns.get, ("sample_weight", "segment_ids"))))
