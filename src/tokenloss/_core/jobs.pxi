@@ -300,14 +300,12 @@ cdef class RowJob(Job):
     cdef void weigh(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
                     double *divisors) noexcept nogil:
         """Multiply numbers by the weights of their rows; write what each row adds to the divisor of the mean."""
-        cdef const char *addresses[MAX_PROBABILITY_ROWS]
-        cdef double sample_weight
+        cdef double buffer[MAX_PROBABILITY_ROWS]
+        cdef const double *of_rows = self.positions.sample_weights(start, rows[count - 1] + 1, buffer)
         cdef int i
-        find_addresses(&self.positions.sample_weight_view, start, rows[count - 1] + 1, addresses)
         for i in range(count):
-            sample_weight = tl_load(addresses[rows[i]], TL_FLOAT64)
-            numbers[i] *= sample_weight
-            divisors[i] = sample_weight if weights == NULL else weights[i] * sample_weight
+            numbers[i] *= of_rows[rows[i]]
+            divisors[i] = of_rows[rows[i]] if weights == NULL else weights[i] * of_rows[rows[i]]
 
     cdef int load_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
         """As `Positions.load_targets`; rows whose class id is out of range are refused, and MASKED."""

@@ -113,14 +113,15 @@ cdef extern from "kernels/kernels.h" nogil:
         bint class_major
         bint has_excluded
         bint keeps_logits
+        bint sums_logits
         uint64_t wanted
         const char *data[64]
         int64_t excluded[64]
         char *scratch
     int tl_row_block_rows(int64_t, int)
     size_t tl_row_block_bytes(int64_t, int)
-    size_t tl_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const int64_t *, int, size_t, double *,
-                           double *)
+    size_t tl_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const tl_loss *, const int64_t *,
+                           const double *, int, size_t, double *)
     ctypedef struct tl_block_nll:
         double nll[64]
     ctypedef struct tl_block_lse:

@@ -18,11 +18,12 @@ cdef class CrossEntropy(LogSumExpJob):
         self.set_up(scores, positions, numbers)
         self.label_smoothing, self.z_loss, self.logit_scale, self.softcap = options
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
-        self.keeps_logits = grad is not None or self.label_smoothing != 0 or not positions.by_class
+        self.keeps_logits = grad is not None or not positions.by_class
+        self.sums_logits = positions.by_class and self.label_smoothing != 0 and not self.weighs_class_ids
         self.excludes_together = (not positions.by_class and not positions.is_integer
                                   and is_given(&positions.targets_view))
         self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
-        self.is_plain = positions.by_class and not self.keeps_logits and self.has_plain_losses()
+        self.is_plain = not self.keeps_logits and self.has_plain_losses()
         self.refuses_bad_targets = self.is_plain
         for i in range(positions.classes if self.is_plain and self.weighs_class_ids else 0):
             self.weight_after[i + 1] = positions.class_weight(i)
@@ -39,12 +40,12 @@ cdef class CrossEntropy(LogSumExpJob):
         PyBuffer_Release(&self.grad.buffer)
 
     cdef bint has_plain_losses(self) noexcept:
-        """Whether losses for class ids have no options, and rows lie as `tl_plain_losses` takes them."""
+        """Whether options of losses for class ids, and how rows lie, are what `tl_plain_losses` takes."""
         cdef Scores scores = self.scores
         cdef tl_row row = self.row_of_scores()
         cdef int size = tl_itemsize(scores.dtype)
         return (2 <= scores.classes <= FEW_CLASSES and is_given(&scores.view) and scores.dtype < TL_SWAPPED
-                and not tl_is_transformed(&row)
+                and not tl_is_transformed(&row) and not (self.label_smoothing != 0 and self.weighs_class_ids)
                 and (scores.view.buffer.strides[scores.axis] == size or scores.view.row_stride == size))
 
     cdef double cost_of_row(self) noexcept:
@@ -109,58 +110,52 @@ cdef class CrossEntropy(LogSumExpJob):
 
     cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
         cdef int64_t targets[MAX_PROBABILITY_ROWS]
-        cdef double logits[MAX_PROBABILITY_ROWS]
+        cdef double weights[MAX_PROBABILITY_ROWS]
         cdef double values[MAX_PROBABILITY_ROWS]
+        cdef double *of_classes = weights if self.weighs_class_ids else NULL
         cdef const View *view = &self.scores.view
         cdef tl_row row
+        cdef tl_loss loss
         cdef int64_t first = start
-        cdef int i, count, done, some_masked
+        cdef int i, count = 0, done = 0, some_masked
         if not self.is_plain:
             return 0
-        row = self.row_of_scores()
+        row, loss = self.row_of_scores(), self.loss_at(start, -1)
         row.stride = view.buffer.strides[self.scores.axis]
-        while start < stop:
+        while start < stop and done == count:  # else a row is far out
             count = <int> min(stop - start, left_of_run(view, start), <int64_t> MAX_PROBABILITY_ROWS)
             some_masked = self.load_targets(start, count, targets, totals) & TL_SOME_MASKED
-            for i in range(count, (count + 15) & ~15):
-                targets[i] = 0
+            memset(&targets[count], 0, (-count & 15) * sizeof(int64_t))
+            for i in range(count if self.weighs_class_ids else 0):
+                weights[i] = self.weight_after[max(targets[i], -1) + 1]
             row.data = address_of(view, start)
-            done = <int> tl_plain_losses(backend, &row, view.row_stride, targets, some_masked, count, values,
-                                         logits if self.z_loss != 0 else NULL)
-            for i in range(done if self.z_loss != 0 else 0):
-                logits[i] += values[i]  # the logsumexp
-            if self.weighs_class_ids or self.weighs_rows or self.z_loss != 0:
-                self.weigh_plain_rows(start, targets, done, logits, values, totals)
+            done = <int> tl_plain_losses(backend, &row, view.row_stride, &loss, targets, of_classes, some_masked,
+                                         count, values)
+            if self.weighs_class_ids or self.weighs_rows:
+                self.weigh_plain_rows(start, targets if some_masked else NULL, done, values, of_classes, totals)
             tl_superacc_add_many(backend, &totals.losses, values, done)
             totals.unmasked += count_of_unmasked(targets, done) if some_masked else done
             if self.numbers != NULL:
                 memcpy(self.numbers + start, values, done * sizeof(double))
             start += done
-            if done < count:
-                break
         return start - first
 
-    cdef void weigh_plain_rows(self, int64_t start, const int64_t *targets, int count, const double *logsumexp,
-                               double *values, Totals *totals) noexcept nogil:
-        """Multiply losses, 0 of masked rows, by the weights of their classes and rows; add these up, and z-loss."""
-        cdef double weights[MAX_PROBABILITY_ROWS]
-        cdef const char *addresses[MAX_PROBABILITY_ROWS]
-        cdef double sample_weight
-        cdef bint by_class = self.weighs_class_ids
+    cdef void weigh_plain_rows(self, int64_t start, const int64_t *targets, int count, double *values, double *weights,
+                               Totals *totals) noexcept nogil:
+        """Multiply losses and class weights by sample weights, 0 of masked rows, if there are any; add weights up."""
+        cdef double buffer[MAX_PROBABILITY_ROWS]
+        cdef const double *of_rows = buffer
         cdef int i
         if self.weighs_rows:
-            find_addresses(&self.positions.sample_weight_view, start, count, addresses)
-        for i in range(count if by_class else 0):
-            weights[i] = self.weight_after[max(targets[i], -1) + 1]
-            values[i] = tl_weighed(weights[i], values[i])
-        for i in range(count if self.z_loss != 0 else 0):
-            values[i] += self.z_loss * logsumexp[i] * logsumexp[i] if targets[i] != MASKED else 0
-        for i in range(count if self.weighs_rows else 0):
-            sample_weight = tl_load(addresses[i], TL_FLOAT64) if targets[i] != MASKED else 0
-            values[i] *= sample_weight
-            weights[i] = weights[i] * sample_weight if by_class else sample_weight
-        if by_class or self.weighs_rows:
-            tl_superacc_add_many(backend, &totals.weights, weights, count)
+            of_rows = self.positions.sample_weights(start, count, buffer)
+            for i in range(count if targets != NULL else 0):
+                buffer[i] = of_rows[i] if targets[i] != MASKED else 0
+            of_rows = of_rows if targets == NULL else buffer
+            for i in range(count):
+                values[i] *= of_rows[i]
+            for i in range(count if weights != NULL else 0):
+                weights[i] *= of_rows[i]
+        tl_superacc_add_many(backend, &totals.weights, of_rows if weights == NULL else weights, count)
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
@@ -175,16 +170,13 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef double weights[BLOCK_ROWS]
         cdef double grad_scales[BLOCK_ROWS]
         cdef int i
-        if not self.keeps_logits and self.z_loss == 0 and not self.weighs_class_ids:
+        if not (self.keeps_logits or self.weighs_class_ids or self.label_smoothing != 0 or self.z_loss != 0):
             for i in range(block.rows.count):
                 block.values[i] = lse.relative.nll[i]
             return
         loss = self.loss_at(block.number[0], -1)
-        if self.weighs_class_ids:
-            for i in range(block.rows.count):
-                weights[i] = 0
-                if block.rows.excluded[i] >= 0:
-                    weights[i] = self.positions.class_weight(block.rows.excluded[i])
+        for i in range(block.rows.count if self.weighs_class_ids else 0):
+            weights[i] = self.positions.class_weight(block.rows.excluded[i]) if block.rows.excluded[i] >= 0 else 0
         if is_given(&self.grad):
             self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
             self.find_grad_scales(block, grad_scales)

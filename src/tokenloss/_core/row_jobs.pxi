@@ -22,6 +22,7 @@ cdef class LogSumExpJob(RowJob):
     cdef bint excludes_classes  # whether any row has an excluded class, such as its target
     cdef bint excludes_together  # whether `reduce_block` finds the excluded classes
     cdef bint keeps_logits  # whether logits are read again after they were reduced
+    cdef bint sums_logits  # whether the sums of logits are wanted
     cdef bint shifts  # whether a row that overflows once it is scaled is reduced again, less its maximum
 
     cdef double cost_of_row(self) noexcept:
@@ -52,7 +53,7 @@ cdef class LogSumExpJob(RowJob):
         block.rows.excluded[0] = self.exclude(row, target, totals, cancel)
         if block.rows.excluded[0] == MASKED:
             return 0
-        block.rows.has_excluded = block.rows.excluded[0] >= 0
+        block.rows.has_excluded, block.rows.sums_logits = block.rows.excluded[0] >= 0, False
         block.values[0] = 0
         if self.shifts:
             self.shift_if_overflowing(row, &block.rows.row)
@@ -132,7 +133,8 @@ cdef class LogSumExpJob(RowJob):
         block.rows.row, block.rows.class_major, block.is_row_alone = self.row_of_scores(), self.is_class_major, False
         block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
-        block.rows.scratch, block.n_with_options = <char *> malloc(self.scratch_bytes()), 0
+        block.rows.sums_logits, block.n_with_options = self.sums_logits, 0
+        block.rows.scratch = <char *> malloc(self.scratch_bytes())
         if block.rows.scratch == NULL:  # a single row needs none
             most, block.rows.class_major = 1, False
         while start < stop:

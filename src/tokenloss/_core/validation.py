@@ -405,7 +405,7 @@ def as_positions(
     weights, weight_code = (None, 0) if weight is None else check_weight(weight, scores.classes)
     mask = None if mask is None else check_mask(mask, scores.batch)
     row_weights = None if sample_weight is None else check_sample_weight(sample_weight, scores.batch)
-    if row_weights is not None and not row_weights.all():
+    if row_weights is not None and not row_weights.min(initial=1) > 0:
         mask = row_weights != 0 if mask is None else mask & (row_weights != 0)
     return _core.Positions(
         scores.batch, scores.classes, name, array, code, axis, ignored, mask, weights, weight_code, row_weights

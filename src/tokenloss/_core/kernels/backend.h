@@ -377,15 +377,14 @@ typedef struct {
                                        const double *subtrahend, const tl_next_rows *next);
     void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend,
                                        const tl_next_rows *next);
-    void (*short_sum[TL_FLOAT_DTYPES])(const void *group, size_t classes, double *sum);
 
     /* Losses of rows for class ids, given their targets; these classes' logits, and exp(log-odds against the target),
      * as nll_body.h explains. A bit is returned for each row, at most 64: where it is 0, the row is far out, and neither
      * result is right. lane_losses takes a multiple of TL_GROUP rows; nothing is right of a row whose target is
-     * TL_MASKED. `logit` and `odds` may be NULL. row_losses takes up to TL_GROUP contiguous rows of more than
+     * TL_MASKED. `logit`, `odds` and `logit_sum`, the sums of their logits, may be NULL. row_losses takes up to TL_GROUP contiguous rows of more than
      * TL_FEW_CLASSES classes, with the same bits: no byte outside of them is read, but results of TL_GROUP are written. */
     uint64_t (*lane_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
-                                             double *logit, double *nll, double *odds);
+                                             double *logit, double *nll, double *odds, double *logit_sum);
     uint64_t (*row_losses[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes,
                                             const int64_t *target, double *logit, double *nll, double *odds);
 

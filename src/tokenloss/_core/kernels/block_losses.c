@@ -4,71 +4,27 @@
 #include "elementwise.h"
 #include "row_block.h"
 
-/* The sums of the logits of each row in groups. */
-static void sum_logits(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, double *sums) {
-    char *group = tl_groups_of(rows);
-    for (int i = 0; i < lse->in_groups; i += TL_GROUP) {
-        backend->short_sum[lse->group_dtype](group, (size_t)rows->row.count, sums + i);
-        group += tl_group_elements(rows) * (size_t)tl_itemsize(lse->group_dtype);
-    }
-}
-
-/* The fields of tl_class_odds for all rows, and the weights of their targets. */
-typedef struct {
-    double logit[TL_BLOCK_ROWS], nll[TL_BLOCK_ROWS], against[TL_BLOCK_ROWS];
-    double offset[TL_BLOCK_ROWS], log[TL_BLOCK_ROWS], smoothed[TL_BLOCK_ROWS], weight[TL_BLOCK_ROWS];
-} class_parts;
-
-static void find_parts(const tl_row_block *rows, const tl_block_lse *lse, const double *target_weight,
-                       class_parts *parts) {
-    uint64_t far = rows->wanted & ~lse->near;
-    for (int i = 0; i < rows->count; i++) {
-        parts->logit[i] = parts->offset[i] = lse->relative.logit[i];
-        parts->nll[i] = parts->log[i] = lse->relative.nll[i];
-        parts->against[i] = lse->relative.odds_against[i];
-        parts->smoothed[i] = 0;
-        parts->weight[i] = 1;
-    }
-    if (target_weight)
-        memcpy(parts->weight, target_weight, (size_t)rows->count * sizeof *target_weight);
-    for (int i = 0; i < rows->count && far >> i != 0; i++)
-        if (far >> i & 1) {
-            tl_class_odds odds = tl_odds_at(rows, lse, i);
-            parts->logit[i] = odds.logit;
-            parts->nll[i] = odds.nll;
-            parts->against[i] = odds.odds_against;
-            parts->offset[i] = odds.lse.offset;
-            parts->log[i] = odds.lse.log;
-        }
-}
-
-static tl_class_odds odds_of_parts(const class_parts *parts, int i) {
-    tl_lse all = {parts->offset[i], parts->log[i]};
-    tl_class_odds odds = {parts->logit[i], parts->nll[i], parts->against[i], all, parts->smoothed[i]};
-    return odds;
-}
-
 /* Writes the gradients of rows that can be written together; returns a bit for each of these. */
 static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                const tl_loss *loss, const class_parts *parts, const double *grad_scale,
-                                const tl_out_block *grads) {
+                                const tl_loss *loss, const tl_class_odds *odds, const double *target_weight,
+                                const double *grad_scale, const tl_out_block *grads) {
     double logsumexp[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], subtrahend[TL_BLOCK_ROWS], at_target[TL_BLOCK_ROWS];
     const tl_loss *losses[TL_BLOCK_ROWS];
-    uint64_t written;
     int count = rows->count;
+    uint64_t written;
     for (int i = count; i < (int)tl_padded_rows(count); i++)
         logsumexp[i] = factor[i] = subtrahend[i] = 0;
     for (int i = 0; i < count; i++) {
-        logsumexp[i] = parts->offset[i] + parts->log[i];
-        double softmax_weight = tl_softmax_weight(loss, logsumexp[i], parts->smoothed[i]), weight = parts->weight[i];
-        at_target[i] = grad_scale[i] * tl_gradient_at_target(loss, weight, softmax_weight, parts->against[i]);
+        logsumexp[i] = tl_logsumexp(odds[i].lse);
+        double softmax_weight = tl_softmax_weight(loss, logsumexp[i], odds[i].smoothed), weight = target_weight[i];
+        at_target[i] = grad_scale[i] * tl_gradient_at_target(loss, weight, softmax_weight, odds[i].odds_against);
         factor[i] = softmax_weight + weight * loss->soft.one_minus_eps;
     }
     if (tl_is_transformed(&rows->row) || loss->soft.weight) {
         for (int i = 0; i < TL_BLOCK_ROWS; i++)
             losses[i] = loss;
         for (int i = 0; i < count; i++)
-            at_target[i] *= tl_softcap_grad(&rows->row, parts->logit[i]);
+            at_target[i] *= tl_softcap_grad(&rows->row, odds[i].logit);
         written = tl_write_wide_gradients(backend, rows, lse, logsumexp, factor, losses, grad_scale, grads);
     } else {
         for (int i = 0; i < count; i++) {
@@ -86,39 +42,36 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
 void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                               const tl_loss *shared, const double *target_weight, const double *grad_scale,
                               const tl_out_block *grads, double *values, tl_cancel *cancel) {
-    class_parts parts;
-    double logit_sum[TL_BLOCK_ROWS];
+    tl_class_odds odds[TL_BLOCK_ROWS];
+    double weight[TL_BLOCK_ROWS];
     tl_loss loss = *shared;
     tl_row row = rows->row;
-    int smooths = loss.soft.eps_over_v != 0, sums = lse->grouped != 0 && smooths && !loss.soft.weight;
-    if (sums)
-        sum_logits(backend, rows, lse, logit_sum);
-    find_parts(rows, lse, target_weight, &parts);
-    for (int i = 0; i < rows->count; i++)
-        values[i] = tl_weighed(parts.weight[i], parts.nll[i]);
-    for (int i = 0; (smooths || loss.z_loss != 0) && i < rows->count; i++) {
-        tl_class_odds odds = odds_of_parts(&parts, i);
+    uint64_t summed = lse->relative.has_sums ? lse->near : 0;
+    for (int i = 0; i < rows->count; i++) {
+        weight[i] = target_weight ? target_weight[i] : 1;
+        odds[i] = tl_is_wanted(rows, i) ? tl_odds_at(rows, lse, i) : (tl_class_odds){0};
+        values[i] = tl_weighed(weight[i], odds[i].nll);
+    }
+    for (int i = 0; (loss.soft.eps_over_v != 0 || loss.z_loss != 0) && i < rows->count; i++) {
         row.data = rows->data[i];
         loss.target = rows->excluded[i];
-        loss.target_weight = parts.weight[i];
+        loss.target_weight = weight[i];
         if (tl_is_wanted(rows, i))
-            values[i] = tl_loss_of_odds(backend, &row, &loss, &odds,
-                                        sums && lse->grouped >> i & 1 ? &logit_sum[i] : NULL, cancel);
-        parts.smoothed[i] = odds.smoothed;
+            values[i] = tl_loss_of_odds(backend, &row, &loss, &odds[i],
+                                        summed >> i & 1 ? &lse->relative.logit_sum[i] : NULL, cancel);
     }
     if (!grads)
         return;
-    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, shared, &parts, grad_scale, grads);
+    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, shared, odds, weight, grad_scale, grads);
     for (int i = 0; i < rows->count && left >> i != 0; i++) {
         tl_row grad = tl_row_of_out(grads, i);
-        tl_class_odds odds = odds_of_parts(&parts, i);
         row.data = rows->data[i];
         loss.grad = &grad;
         loss.target = rows->excluded[i];
-        loss.target_weight = parts.weight[i];
+        loss.target_weight = weight[i];
         loss.grad_scale = grad_scale[i];
         if (left >> i & 1)
-            tl_write_class_gradient(backend, &row, &loss, &odds, cancel);
+            tl_write_class_gradient(backend, &row, &loss, &odds[i], cancel);
     }
 }
 

@@ -8,15 +8,10 @@
 #include "reduce.h"
 #include "scalar_math.h"
 
-/* The loss from its parts: the nll of a class id (0 for a distribution); for the soft targets their target dot, sum of
- * q[k] (shift - x[k]), their mass, sum of q[k], and how far the logsumexp lies above the shift. */
+/* As tl_loss_of_parts, from the nll of a class id (0 for a distribution). */
 static double loss_of(const tl_loss *loss, double nll, double target_dot, double mass, double above_shift, tl_lse lse) {
-    double sum = 0;
-    if (loss->target >= 0)
-        sum = tl_weighed(loss->target_weight * loss->soft.one_minus_eps, nll);
-    sum += target_dot;
-    sum += mass * above_shift;
-    return loss->z_loss != 0 ? sum + loss->z_loss * tl_logsumexp(lse) * tl_logsumexp(lse) : sum;
+    double of_target = loss->target >= 0 ? tl_weighed(loss->target_weight * loss->soft.one_minus_eps, nll) : 0;
+    return tl_loss_of_parts(of_target, target_dot, mass, above_shift, loss->z_loss, tl_logsumexp(lse));
 }
 
 int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,

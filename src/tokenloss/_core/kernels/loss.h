@@ -36,6 +36,15 @@ typedef struct {
     double smoothed; /* the mass of smoothing alone, set by tl_loss_of_odds */
 } tl_class_odds;
 
+/* The loss from its parts: the weighed nll of a class id (0 for a distribution); for the soft targets their target dot,
+ * sum of q[k] (shift - x[k]), their mass, sum of q[k], and how far the logsumexp lies above the shift. */
+TL_INLINE double tl_loss_of_parts(double of_target, double target_dot, double mass, double above_shift, double z_loss,
+                                  double logsumexp) {
+    double sum = of_target + target_dot;
+    sum += mass * above_shift;
+    return z_loss != 0 ? sum + z_loss * logsumexp * logsumexp : sum;
+}
+
 /* The loss for a class id without its gradient. `logit_sum` is the sum of the row's logits, NULL if not known. */
 double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds *odds,
                        const double *logit_sum, tl_cancel *cancel);

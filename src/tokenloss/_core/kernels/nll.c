@@ -29,21 +29,25 @@ static uint64_t row_losses(const tl_backend *backend, const char *const *data, i
 
 /* The losses of groups: rows `start` and so on of `of`. */
 static uint64_t losses_of_groups(const tl_backend *backend, const void *groups, int dtype, size_t classes,
-                                 size_t padded, const int64_t *target, int start, tl_block_nll *of) {
+                                 size_t padded, const int64_t *target, int start, int sums, tl_block_nll *of) {
     size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
     tl_few_rows rows = {.data = groups, .group_bytes = class_bytes * classes, .classes = classes};
     rows.class_stride = (ptrdiff_t)class_bytes;
     return backend->lane_losses[dtype](&rows, padded, target, of->logit + start, of->nll + start,
-                                       of->odds_against + start);
+                                       of->odds_against + start, sums ? of->logit_sum + start : NULL);
 }
+
+/* Whether logits are to be summed: those of more than a chunk in another order. */
+static int sums_logits(const tl_row_block *rows) { return rows->sums_logits && rows->row.count <= TL_CHUNK; }
 
 uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, tl_groups groups, tl_block_nll *of) {
     int64_t target[TL_BLOCK_ROWS];
     uint64_t found = targets_of(rows, target);
     if (!is_relative(&rows->row))
         return 0;
+    of->has_sums = sums_logits(rows);
     return found & losses_of_groups(backend, groups.at, groups.dtype, (size_t)rows->row.count,
-                                    tl_padded_rows(rows->count), target, 0, of);
+                                    tl_padded_rows(rows->count), target, 0, of->has_sums, of);
 }
 
 /* The loss of one row as row `start` of `of`; returns whether it is not far out. The row is copied where it is scaled,
@@ -73,7 +77,7 @@ TL_OUTLINE uint64_t nll_of_one(const tl_backend *backend, const tl_row *row, int
         }
         backend->interleave[dtype](rows, (size_t)row->count, group);
         dtype = tl_single_or_double(dtype);
-        return 1 & losses_of_groups(backend, group, dtype, (size_t)row->count, TL_GROUP, targets, start, of);
+        return 1 & losses_of_groups(backend, group, dtype, (size_t)row->count, TL_GROUP, targets, start, 0, of);
     }
     return 1 & row_losses(backend, &data, 1, (size_t)row->count, dtype, &target, start, of);
 }
@@ -101,7 +105,7 @@ static uint64_t nll_of_each(const tl_backend *backend, const tl_row_block *rows,
             memcpy(part.data, rows->data + start, (size_t)count * sizeof *part.data);
             tl_load_groups(backend, &part, count, dtype, tl_groups_of(rows));
             near |= losses_of_groups(backend, tl_groups_of(rows), dtype, (size_t)row->count, TL_GROUP, target + start,
-                                     start, of) << start;
+                                     start, 0, of) << start;
         } else {
             tl_row single = tl_row_of_block(rows, start);
             near |= nll_of_one(backend, &single, target[start], start, of) << start;
@@ -129,8 +133,9 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
     if (are_planes(rows)) {
         tl_few_rows planes = {.data = rows->data[0], .class_stride = row->stride, .classes = (size_t)row->count};
         planes.group_bytes = TL_GROUP * (size_t)tl_itemsize(row->dtype);
+        of->has_sums = sums_logits(rows);
         return found & backend->lane_losses[row->dtype](&planes, (size_t)rows->count, target, of->logit, of->nll,
-                                                        of->odds_against);
+                                                        of->odds_against, of->has_sums ? of->logit_sum : NULL);
     }
     int in_groups = row->count <= TL_FEW_CLASSES ||
                     (row->count <= TL_SHORT_ROW && (rows->class_major || tl_is_transformed(row)) && !in_place);
@@ -144,15 +149,38 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
     return found & nll_of_each(backend, rows, target, of);
 }
 
-size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
-                       int some_masked, size_t count, double *nll, double *logit) {
+/* The losses of near rows with their options, in place of their nll. Returns a bit for each
+ * row whose sum of logits is infinite or nan, and whose loss is wrong. */
+static uint64_t finish_plain(const tl_loss *loss, int64_t classes, const double *logit, const double *logit_sum,
+                             const double *weight, size_t count, double *nll) {
+    const double rest = loss->soft.one_minus_eps, smoothed = loss->soft.eps_over_v * (double)classes;
+    double dot[TL_BLOCK_ROWS] = {0};
+    uint64_t odd = 0, which = 0;
+    for (size_t i = 0; smoothed != 0 && i < count; i++) {
+        dot[i] = tl_uniform_dot(loss->soft.eps_over_v, classes, logit_sum[i], logit[i]);
+        odd |= tl_to_bits(dot[i] - dot[i]);
+    }
+    for (size_t i = 0; i < count; i++)
+        nll[i] = tl_loss_of_parts((weight ? weight[i] * rest : rest) * nll[i], dot[i], smoothed, nll[i], loss->z_loss,
+                                  logit[i] + nll[i]);
+    for (size_t i = 0; odd != 0 && i < count; i++)
+        which |= (uint64_t)(dot[i] - dot[i] != 0) << i;
+    return which;
+}
+
+size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
+                       const int64_t *target, const double *weight, int some_masked, size_t count, double *values) {
     char memory[TL_BLOCK_ROWS * TL_FEW_CLASSES * sizeof(double) + TL_GROUP_ALIGNMENT];
+    double logits[TL_BLOCK_ROWS], sums[TL_BLOCK_ROWS];
     char *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
-    int dtype = tl_single_or_double(row->dtype);
+    int dtype = tl_single_or_double(row->dtype), smooths = loss->soft.eps_over_v != 0;
+    int has_options = smooths || loss->z_loss != 0;
     size_t classes = (size_t)row->count, class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
     for (size_t start = 0; start < count; start += TL_BLOCK_ROWS) {
         size_t n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS, padded = tl_padded_rows((int)n);
         const char *first = row->data + (ptrdiff_t)start * apart;
+        const int64_t *ids = target + start;
+        double *nll = values + start;
         tl_few_rows rows = {groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
         if (padded > n || row->dtype != dtype) {
             tl_row_block block;
@@ -165,16 +193,18 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
         } else {
             rows = (tl_few_rows){first, class_bytes, row->stride, classes, 0, 0};
         }
-        uint64_t far = ~backend->lane_losses[dtype](&rows, padded, target + start, logit ? logit + start : NULL,
-                                                    nll + start, NULL);
+        uint64_t far = ~backend->lane_losses[dtype](&rows, padded, ids, has_options ? logits : NULL, nll, NULL,
+                                                    smooths ? sums : NULL);
+        if (has_options)
+            far |= finish_plain(loss, row->count, logits, sums, weight ? weight + start : NULL, n, nll);
         far &= ~(uint64_t)0 >> (TL_BLOCK_ROWS - n);
-        for (size_t i = 0; some_masked && i < n; i++) { /* a branch would be mispredicted */
-            uint64_t counts = target[start + i] != TL_MASKED;
-            nll[start + i] = tl_from_bits(tl_to_bits(nll[start + i]) & (0 - counts));
-            far &= ~((counts ^ 1) << i);
-        }
-        if (far != 0)
-            return start + tl_lowest_bit(far);
+        for (size_t i = 0; weight && !has_options && i < n; i++) /* nll is finite where it counts */
+            nll[i] *= weight[start + i];
+        for (size_t i = 0; some_masked && i < n; i++) /* vectors of them, without a branch */
+            nll[i] = tl_from_bits(tl_to_bits(nll[i]) & ((uint64_t)ids[i] >> 63) - 1);
+        for (; far != 0; far &= far - 1)
+            if (ids[tl_lowest_bit(far)] != TL_MASKED)
+                return start + tl_lowest_bit(far);
     }
     return count;
 }

@@ -16,10 +16,11 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll);
 
 /* The losses of `count` rows of 2 to TL_FEW_CLASSES native logits, neither scaled nor capped, the first of which is
- * `row`. They lie `apart` bytes from each other; they or their classes are neighbours. There is room for whole groups
- * of class ids, of losses, and of the targets' logits, unless these are NULL. Losses of rows whose id is TL_MASKED are
- * 0, if there may be some. Returns how many rows come before the first that is far out. */
-size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
-                       int some_masked, size_t count, double *nll, double *logit);
+ * `row`. They lie `apart` bytes from each other; they or their classes are neighbours. What they share are z-loss and
+ * smoothing, and weights of their targets are NULL if all are 1: there are none with smoothing. There is room for whole
+ * groups of class ids and of losses. Losses of rows whose id is TL_MASKED are 0, if there may be some. Returns how many
+ * rows come before the first that is far out. */
+size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
+                       const int64_t *target, const double *weight, int some_masked, size_t count, double *values);
 
 #endif

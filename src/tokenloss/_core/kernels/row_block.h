@@ -12,6 +12,7 @@ typedef struct {
     int class_major;  /* whether they are neighbours in memory, and their classes are not */
     int has_excluded; /* whether any row may have an excluded class */
     int keeps_logits; /* whether logits are read again after the reduction */
+    int sums_logits;  /* whether `logit_sum` is wanted of losses relative to excluded classes */
     uint64_t wanted;  /* a bit for each row. In class-major layout, the others are read as well */
     const char *data[TL_BLOCK_ROWS];
     int64_t excluded[TL_BLOCK_ROWS]; /* the target, or -1 */
@@ -62,6 +63,8 @@ TL_INLINE tl_row tl_row_of_block(const tl_row_block *rows, int i) {
 typedef struct {
     double logit[TL_BLOCK_ROWS + TL_GROUP], nll[TL_BLOCK_ROWS + TL_GROUP];
     double odds_against[TL_BLOCK_ROWS + TL_GROUP];
+    double logit_sum[TL_BLOCK_ROWS + TL_GROUP]; /* as tl_target_dot adds logits up, unless `has_sums` is 0 */
+    int has_sums;
 } tl_block_nll;
 
 /* For each row, the logsumexp of all classes but the excluded one, the logit of that, and the log-odds against it. */

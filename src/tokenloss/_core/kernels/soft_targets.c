@@ -146,7 +146,7 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
         if ((start + count) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return 0;
     }
-    return mass * ((double)row->count * (shift - offset) - tl_lanes_sum_or_infinite(sum, lost));
+    return tl_uniform_dot(mass, row->count, tl_lanes_sum_or_infinite(sum, lost), shift - offset);
 }
 
 int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit_sum, double shift, double *dot,
@@ -154,7 +154,7 @@ int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit
     if (soft->mass || soft->weight || tl_abs(shift) > TL_MAX_EXACT_REDUCTION)
         return 0;
     *total = soft->eps_over_v * (double)count;
-    *dot = soft->eps_over_v * ((double)count * (shift - 0) - logit_sum);
+    *dot = tl_uniform_dot(soft->eps_over_v, count, logit_sum, shift);
     return *dot - *dot == 0;
 }
 

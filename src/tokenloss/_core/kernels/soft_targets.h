@@ -59,6 +59,9 @@ double tl_target_dot(const tl_backend *backend, const tl_row *row, const tl_soft
 
 /* The same of equal masses from the sum of the logits, if the row has no class weights and the result is finite, which
  * it returns. */
+TL_INLINE double tl_uniform_dot(double mass, int64_t count, double logit_sum, double shift) {
+    return mass * ((double)count * shift - logit_sum);
+}
 int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit_sum, double shift, double *dot,
                          double *total);
 

@@ -132,6 +132,25 @@ TL_TARGET TL_INLINE OP(vec) OP(sum_of_few)(const char *x, ptrdiff_t stride, size
     return all;
 }
 
+/* The sums of the logits of a vector of rows, class k in lane k mod 16, with the bits of tl_target_dot: rows are short. */
+TL_TARGET TL_OUTLINE void OP(sum_logits)(const char *x, ptrdiff_t stride, size_t classes, double *sum) {
+    const size_t count = classes < 16 ? classes : 16;
+    tl_lanes lanes[16];
+    for (size_t l = 0; l < count; l++) {
+        lanes[l] = zero_lanes();
+        for (size_t k = l; k < classes; k += 16)
+            OP(accumulate)(&lanes[l], 0, OF_CLASS(x, k));
+    }
+    for (size_t half = 8; half > 0; half /= 2)
+        for (size_t l = 0; l < half && l + half < count; l++)
+            for (size_t i = 0; i < PARTS; i++) {
+                f64_vec lost = f64_add_with_error(&lanes[l].sum[i], lanes[l + half].sum[i]);
+                lanes[l].comp[i] = f64_add(lanes[l].comp[i], f64_add(lanes[l + half].comp[i], lost));
+            }
+    for (size_t i = 0; i < PARTS; i++)
+        f64_store(sum + i * f64_WIDTH, f64_add(lanes[0].sum[i], lanes[0].comp[i]));
+}
+
 #undef OF_CLASS
 #undef OTHER_POWER
 #undef POWER_OF_CLASS
@@ -205,7 +224,8 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
 }
 
 TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t count, size_t classes,
-                                               const int64_t *target, double *logit, double *nll, double *odds) {
+                                               const int64_t *target, double *logit, double *nll, double *odds,
+                                               double *logit_sum) {
     char memory[(TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)];
     UINT ids[TL_BLOCK_ROWS];
     uint64_t near = 0;
@@ -224,16 +244,18 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
             near |= (uint64_t)OP(losses_of_vector)(at, sum, lost, nll + r, odds ? odds + r : NULL) << r;
             if (logit)
                 OP(store_f64)(logit + r, at);
+            if (logit_sum)
+                OP(sum_logits)(x, stride, classes, logit_sum + r);
         }
     }
     return near;
 }
 
 TL_TARGET static uint64_t OP(lane_losses)(const tl_few_rows *rows, size_t count, const int64_t *target, double *logit,
-                                         double *nll, double *odds) {
+                                         double *nll, double *odds, double *logit_sum) {
     switch (rows->classes) { /* loops that compilers unroll */
-    case 2: return OP(lane_losses_of)(rows, count, 2, target, logit, nll, odds);
-    case 3: return OP(lane_losses_of)(rows, count, 3, target, logit, nll, odds);
-    default: return OP(lane_losses_of)(rows, count, rows->classes, target, logit, nll, odds);
+    case 2: return OP(lane_losses_of)(rows, count, 2, target, logit, nll, odds, logit_sum);
+    case 3: return OP(lane_losses_of)(rows, count, 3, target, logit, nll, odds, logit_sum);
+    default: return OP(lane_losses_of)(rows, count, rows->classes, target, logit, nll, odds, logit_sum);
     }
 }

@@ -415,22 +415,6 @@ TL_TARGET static void NAME(short_sub_)(void *group, size_t classes, const double
     }
 }
 
-/* The plain sum of each row of a group, as tl_target_dot finds it where all masses are equal. */
-TL_TARGET static void NAME(short_sum_)(const void *group, size_t classes, double *sum) {
-    const size_t count = classes < 16 ? classes : 16;
-    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
-        NAME(lane_) lanes[16];
-        const REAL *x = (const REAL *)group + r;
-        for (size_t l = 0; l < count; l++) {
-            for (size_t i = 0; i < PARTS; i++)
-                lanes[l].sum[i] = lanes[l].comp[i] = f64_set(0);
-            for (size_t k = l; k < classes; k += 16)
-                NAME(add_)(&lanes[l], OP(load)(x + TL_GROUP * k));
-        }
-        NAME(end_lanes_)(lanes, count, 1, sum + r);
-    }
-}
-
 #include "masses_body.h"
 
 #undef NAME

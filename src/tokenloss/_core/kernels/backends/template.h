@@ -500,7 +500,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .short_scale = COMPUTE_DTYPES(short_scale_),
     .short_exp = COMPUTE_DTYPES(short_exp_),
     .short_sub = COMPUTE_DTYPES(short_sub_),
-    .short_sum = COMPUTE_DTYPES(short_sum_),
     .lane_losses = {[TL_FLOAT32] = f32_lane_losses, [TL_FLOAT64] = f64_lane_losses},
     .row_losses = ALL_DTYPES(row_losses_),
     .lse_logs = JOIN(lse_logs_, BACKEND),
