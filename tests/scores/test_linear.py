@@ -283,10 +283,10 @@ def test_linear_layouts_change_no_bit_of_exact_products(dtypes, rows, rng):
     hidden, weight = whole(rng, rows, 1100, 65, *dtypes)
     ids = rng.integers(0, 1100, rows)
     expected = everything(hidden, weight, ids)
-    for name, layout in LAYOUTS.items():
-        assert_same_bits(everything(layout(hidden), weight, ids), expected, f"hidden {name}")
-        assert_same_bits(everything(hidden, layout(weight), ids), expected, f"weight {name}")
-        assert_same_bits(everything(layout(hidden), layout(weight), layout(ids)), expected, f"all {name}")
+    for name, other in itertools.pairwise([*LAYOUTS, "c"]):
+        for of_weight in (name, other):
+            arrays = LAYOUTS[name](hidden), LAYOUTS[of_weight](weight), LAYOUTS[name](ids)
+            assert_same_bits(everything(*arrays), expected, f"hidden {name}, weight {of_weight}")
     for once in (hidden[0], hidden[:, :1]):
         repeated = np.broadcast_to(once, hidden.shape)
         assert_same_bits(everything(repeated, weight, ids), everything(repeated.copy(), weight, ids))
