@@ -163,14 +163,6 @@ def test_linear_cross_entropy_allocates_less_than_16_megabytes(operands, run_pyt
     run_python(
         MEASURED
         + f"""
-def floats(*shape, dtype=np.float32):
-    return rng.standard_normal(shape, dtype)
-
-
-def halves(*shape):
-    return rng.integers(0x3C00, 0x3D00, shape, np.uint16).view(ml_dtypes.bfloat16)
-
-
 hidden, weight = {operands}
 targets, bias = rng.integers(0, len(weight), len(hidden)), np.zeros(len(weight))
 kept = rng.random(len(hidden)) > 0.5
@@ -204,15 +196,6 @@ def test_linear_kl_divergence_and_linear_compare_allocate_less_than_32_megabytes
         MEASURED
         + f"""
 from tokenloss import linear_compare, linear_kl_divergence
-
-
-def floats(*shape, dtype=np.float32):
-    return rng.standard_normal(shape, dtype)
-
-
-def halves(*shape):
-    return rng.integers(0x3C00, 0x3D00, shape, np.uint16).view(ml_dtypes.bfloat16)
-
 
 operands = {operands}
 classes = len(operands[1])

@@ -51,6 +51,14 @@ class Exporter:
         return (1, 0)
 
 
+def floats(*shape, dtype=np.float32):
+    return rng.standard_normal(shape, dtype)
+
+
+def halves(*shape):
+    return rng.integers(0x3C00, 0x3D00, shape, np.uint16).view(ml_dtypes.bfloat16)
+
+
 def measure(what, call, first=None, most=WORKERS << 20):
     (first or call)()  # starts threads and touches pages
     tracemalloc.start()
