@@ -7,7 +7,7 @@ import glob
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tokenloss._command.sources import DEFAULTS, Flags, sources_of_comparison, sources_of_texts
 from tokenloss._comparison.comparisons import Comparisons
@@ -156,8 +156,7 @@ def compare(args: argparse.Namespace) -> int:
         if any(isinstance(one, Samples) for one in (source, *models.values())):
             names = (*_OF_COMPARE, "draft", "noise", "sizes")
             _refuse_typed(args, (name for name in names if name != "workers"), _NOT_OF_SAMPLES)
-            of_samples: Any = {"margin": args.margin, "cluster": args.cluster, "sinks": sinks}
-            found = compare_samples(cast("Any", source), cast("Any", models), **of_samples)
+            found = compare_samples(source, models, margin=args.margin, cluster=args.cluster, sinks=sinks)
         else:
             _refuse_typed(args, ("margin",), f"{_OF_SAMPLES}; others have gates, such as --max-perplexity-ratio")
             _refuse_typed(args, ("cluster",), _OF_SAMPLES)
@@ -196,16 +195,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
             raise InputError(f"{named(name)} is missing; models with different tokenizers need {every}")
     if len(args.others) > 1:
         raise InputError(f"OTHER {args.others[1]}: --text compares two models; leave it out")
-    taken = {
-        *_OF_TEXTS,
-        *(name for name in OF_SCORES if name != "tokenizer"),
-        "base",
-        "others",
-        "format",
-        "call",
-        "command_line",
-        "workers",
-    }
+    taken = {*_OF_TEXTS, *OF_SCORES, "base", "others", "format", "call", "command_line", "workers"} - {"tokenizer"}
     taken |= {_name_of(output.option) for output in TEXT_OUTPUTS}
     with _input_errors(), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)

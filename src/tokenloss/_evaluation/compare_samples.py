@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Columns
     from tokenloss._evaluation.sink import Schema, Sink
 
-    _Path: TypeAlias = str | os.PathLike[str]
+    _Source: TypeAlias = Source | str | os.PathLike[str]
 
 
 def compare_samples(
-    base: Samples | _Path,
-    others: Samples | _Path | Sequence[Samples | _Path] | Mapping[str, Samples | _Path],
+    base: _Source,
+    others: _Source | Sequence[_Source] | Mapping[str, _Source],
     *,
     margin: float | None = None,
     cluster: str | None = None,
