@@ -142,11 +142,12 @@ def described_keys(command, kind):
     """The keys of a command that the page describes for a kind of input, by path."""
     found = {}
     of_hidden = "hidden states", "scores"
-    kinds = {"hidden states": of_hidden, "windows": ("windows", *of_hidden)}.get(kind, (kind,))
+    kinds = {"hidden states": of_hidden, "windows": ("windows", *of_hidden), "scores": ("scores", "calibrated")}
+    of_kind = kinds.get(kind, (kind,))
     for heading, head, rows in tables_of("json"):
         if heading == f"`tokenloss {command}`":
             for keys, _, meaning in rows:
-                if is_of(meaning, *kinds):
+                if is_of(meaning, *of_kind):
                     for path in codes(head[0]):
                         found.setdefault(path, set()).update(codes(keys))
     return found
@@ -163,7 +164,7 @@ def commands_of(files, kind):
     )
     return {
         "scores": [
-            ("score", files.base, *of_bytes, "--n-words", 5, *of_loss),
+            ("score", files.base, "--calibration", *of_bytes, "--n-words", 5, *of_loss),
             (
                 "compare",
                 files.base,

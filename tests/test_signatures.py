@@ -412,7 +412,15 @@ OF_EVALUATE = {
     "words": (SCORES | {"text": "text"}, SCORES | {"text": "text", "words": "lm-eval"}, ["words"]),
     "top": (SCORES, SCORES | {"top": 1}, []),
 }
-ELSEWHERE = {"by", "sinks", "state", "scheduler", "progress", "workers"}  # they change no metric: see their own tests
+ELSEWHERE = {
+    "by",
+    "calibration",
+    "sinks",
+    "state",
+    "scheduler",
+    "progress",
+    "workers",
+}  # they change no metric: see their own tests
 NAMES = {"source", "targets", "segment_ids", "lm_head", "text", "tokenizer"}  # options that are paths
 
 

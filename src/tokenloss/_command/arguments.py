@@ -185,6 +185,8 @@ def _add_score(score: Parser) -> None:
     _add(of["gates"], "--min-greedy-accuracy X", words, number)
     _add_confidence(of["gates"])
     _add(of["output"], "--by WHAT", _BY)
+    words = "add whether probabilities are right as often as they say: calibration errors, Brier score, reliability"
+    of["output"].add_argument("--calibration", action="store_true", help=words)
     words = "list the K tokens and K sequences with the highest losses (default: 5)"
     _add(of["output"], "--top K", words, integer(0), default=5)
     words = "also write the K most likely classes of each token in --per-token (default: 0)"

@@ -44,7 +44,19 @@ if TYPE_CHECKING:
 _STATUSES = {gate_tools.HOLDS: 0, gate_tools.FAILS: 3, gate_tools.CANNOT_TELL: 4}  # by the verdict of all gates
 _GATES = "max_", "min_"  # how their names begin
 _OF_TEXTS = ("text", "tokenizer_a", "tokenizer_b")  # all are needed to compare by text
-_OF_SCORE = ("shift", "by", "n_bytes", "n_words", "text", "words", "top", "state", "scheduler", "workers")
+_OF_SCORE = (
+    "shift",
+    "by",
+    "calibration",
+    "n_bytes",
+    "n_words",
+    "text",
+    "words",
+    "top",
+    "state",
+    "scheduler",
+    "workers",
+)
 _OF_COMPARE = (
     "shift", "classes", "definitions", "divergences", "temperature", "by", "state", "scheduler", "workers",
 )  # fmt: skip

@@ -32,6 +32,7 @@ class Options(NamedTuple):
     stride: int = 0  # tokens from the start of a window to that of the next one
     top: int = 5
     by: str | None = None  # what groups tokens
+    calibration: bool = False
     tokenizer: str | None = None  # a hash of what bytes of its tokens depend on
     definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next three are of comparisons
     divergences: tuple[str, ...] = ()  # beside "kl"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error
-from tokenloss._core.result import in_files
+from tokenloss._core.result import figures_of, in_files
 from tokenloss._core.signature import head_fields
+from tokenloss._evaluation.calibrated import joined_tokens
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.responses import check_names, response_summary
 from tokenloss._evaluation.results import Evaluation, ShardResult
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.options import Options
     from tokenloss._evaluation.sequences import SequenceColumns
+    from tokenloss._statistics.reliability import Calibration
 
 _TYPES = {"dtype": "dtype", "targets": "target_type"}  # figures of scores, and the facts that they list
 
@@ -59,7 +61,9 @@ def summed(blocks: Sequence[ScoredBlock], top: int, by: str | None = None) -> Sc
             for token in block.result.highest_loss_tokens
         ]
         sequences = block.result.sequences._replace(ids=block.result.sequences.ids + n_sequences)
-        results.append(block.result._replace(highest_loss_tokens=tokens, sequences=sequences))
+        calibrated = block.result.calibrated and block.result.calibrated.after(n_sequences)
+        own: dict[str, Any] = {"highest_loss_tokens": tokens, "sequences": sequences, "calibrated": calibrated}
+        results.append(block.result._replace(**own))
         n_sequences += block.n_sequences
         if block.ids is not None and block.n_rows is not None:
             for number, n in zip(block.ids.tolist(), block.n_rows.tolist(), strict=True):
@@ -148,8 +152,17 @@ class Parts(NamedTuple):
             by_label = total.groups.by_label(total.split)
             check_labels(str(self.options.by), by_label, self.shards[0].path)
             figures |= {"by": self.options.by, "groups": rows_of_meters(by_label)}
+        if (calibration := self.calibration()) is not None:
+            figures["calibration"] = figures_of(calibration)
         figures["signature"] = self._signature(meter, figures, total.ids_sum)
         return Evaluation(meter, sequences, figures, self)
+
+    def calibration(self) -> Calibration | None:
+        """The calibration of all tokens; None if it was not asked for."""
+        tokens = joined_tokens(
+            (result.calibrated for result in self.results), are_numbered=self.shards[0].shares_numbers
+        )
+        return None if tokens is None else tokens.calibration()
 
     def _labeled(self) -> Sequence[ShardResult]:
         """The results, in which a group by file has the path of its file, as it is given here, for its label."""
@@ -295,6 +308,7 @@ class Parts(NamedTuple):
             "segment_ids": None if self.blocks is None else "given" if self.blocks.ids is not None else "not given",
             "words": self.words,
             "tokenizer": options.tokenizer,
+            "calibration": options.calibration,
             "n_bytes": "given" if meter.n_bytes or options.tokenizer else "not given",
             "n_words": "given" if meter.n_words else "not given",
         }

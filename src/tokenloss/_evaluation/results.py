@@ -12,6 +12,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Estimate
 from tokenloss._core.result import NamedResults, columns_of
 from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
+from tokenloss._evaluation.calibrated import CalibratedTokens, joined_tokens
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import (
@@ -25,6 +26,7 @@ from tokenloss._evaluation.sequences import (
 from tokenloss._statistics.gates import Gated, GatedResult, independent_note, verdict_on
 from tokenloss._statistics.groups import check_groups, columns_of_groups, rows_of_sequences
 from tokenloss._statistics.meter import LossFigures, LossMeter
+from tokenloss._statistics.tables import calibration_tables
 from tokenloss.formats.responses import Failed
 from tokenloss.formats.rounding import Rounding
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sequences import GroupMeters
     from tokenloss._statistics.estimates import Measure, Method
     from tokenloss._statistics.gates import Limit, Verdict
+    from tokenloss._statistics.reliability import Calibration
 
 
 # the gates that `check` takes, and how their statistics are estimated
@@ -119,6 +122,7 @@ class ShardResult(NamedTuple):
     ids_sum: int = 0  # the hash of the class ids that are scored; 0 of responses
     ids_ends: Array = NO_SEQUENCES.ids  # the ends in the hash of sequences that continue in other shards
     groups: GroupMeters | None = None
+    calibrated: CalibratedTokens | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -152,6 +156,7 @@ class ShardResult(NamedTuple):
             ids_sum=of_ids.total,
             ids_ends=of_ids.ends(),
             groups=groups,
+            calibrated=joined_tokens((part.calibrated for part in parts), are_numbered=True),
         )
 
 
@@ -212,6 +217,12 @@ class Evaluation(LossFigures, GatedResult):
     def accuracy(self) -> Estimate:
         """The fraction of tokens that are the most likely class, where this is known; nan without such tokens."""
         return Estimate(self.figures["accuracy"], lambda: self._measure("min_greedy_accuracy"))
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration of all tokens, in 15 bins of equal mass; None unless it was asked for."""
+        calibration: Calibration | None = self._parts.calibration()
+        return calibration
 
     @property
     def groups(self) -> dict[str, Array] | None:
@@ -338,7 +349,9 @@ class Evaluation(LossFigures, GatedResult):
 
     def _shown(self) -> Shown:
         """Tables of the figures, files and highest losses."""
-        return shown(self.figures, self.meter)._replace(signature=self.signature)
+        parts, calibration = shown(self.figures, self.meter), self.calibration
+        tables = [] if calibration is None else calibration_tables(calibration, "calibration")
+        return parts._replace(signature=self.signature, tables=[*parts.tables, *tables])
 
     def _compared(self) -> dict[str, Any]:
         """All but the time that it took, and the bytes that it read, which are fewer if it went on from a state."""

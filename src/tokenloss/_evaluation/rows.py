@@ -19,6 +19,7 @@ from tokenloss._scores.linear import linear_cross_entropy, linear_token_scores
 from tokenloss._scores.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss._scores.softmax import logsumexp
 from tokenloss._scores.token_scores import TokenScores, token_job
+from tokenloss._statistics.calibration import with_moments
 from tokenloss._statistics.groups import is_by_position, position_bins
 from tokenloss.formats.mapped import check_map, rows_at
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import NoReturn
 
-    from tokenloss._core.types import Array, BoolArray, IntArray
+    from tokenloss._core.types import Array, BoolArray, Columns, IntArray
     from tokenloss._evaluation.options import Options
     from tokenloss._evaluation.shards import OpenShard, Shard
     from tokenloss.formats.scores_file import FileSpec, LmHead, ScoresFile
@@ -195,13 +196,18 @@ def row_functions(file: ScoresFile) -> tuple[Callable[..., TokenScores], Callabl
 
 def scores_of_kind(
     block: Array, targets: Array, *, kind: str, ignore_index: int | None, where: BoolArray | None, top_k: int,
-    workers: int | None, logit_scale: float = 1.0,
+    workers: int | None, logit_scale: float = 1.0, moments: Columns | None = None,
 ) -> TokenScores:  # fmt: skip
-    """The same as `token_scores`, for rows that may be cut to their likeliest classes and need not add up to 1."""
+    """The same as `token_scores`, for rows that may be cut to their likeliest classes and need not add up to 1.
+
+    `moments` get what calibration needs besides.
+    """
     array, code = as_float_array(kind, block)
     scores = _core.Scores(kind, array, code, 1, array.shape, _core.KINDS.index(kind))
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
     job, columns = token_job(scores, positions, (logit_scale, 0.0), top_k)
+    if moments is not None:
+        moments |= with_moments(job)
     jobs.run(job, workers)
     return TokenScores(**columns)
 

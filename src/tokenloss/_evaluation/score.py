@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tokenloss._core.errors import with_file_names
+from tokenloss._evaluation.calibrated import NO_TOKENS, CalibratedTokens, check_calibrated
 from tokenloss._evaluation.plan import rows_per_block
 from tokenloss._evaluation.results import ShardResult, TokenLoss
 from tokenloss._evaluation.rows import RowReader, check_normalized, row_functions
-from tokenloss._evaluation.sequences import SequenceCollector
+from tokenloss._evaluation.sequences import SequenceCollector, joined
 from tokenloss._evaluation.sink import scored_block
 
 if TYPE_CHECKING:
-    from tokenloss._core.types import Array, IntArray
+    from tokenloss._core.types import Array, Columns, IntArray
     from tokenloss._evaluation.options import Options
     from tokenloss._evaluation.rows import RowBlock
     from tokenloss._evaluation.run import Work
@@ -38,8 +39,14 @@ def score_shard(
     reader = RowReader(shard, opened, options, max_rows, work.advance, sampled=sampled)
     collector, highest = SequenceCollector(opened.sequences, shard.split, options.by), TopLosses(work.top)
     n_nan = n_infinite = 0
+    calibrated: list[CalibratedTokens] = []
+    if options.calibration:
+        check_calibrated(shard)
     for block in reader:
-        scores = _scored(block, reader, options, work)
+        moments: Columns | None = {} if options.calibration else None
+        scores = _scored(block, reader, options, work, moments)
+        if moments is not None:
+            calibrated.append(CalibratedTokens.of_block(block, scores, moments, file.kind))
         n_bytes = None
         if shard.token_bytes is not None:
             n_bytes = shard.token_bytes[block.start : reader.n_rows].astype(np.int64)
@@ -56,10 +63,11 @@ def score_shard(
         meter, n_scored - meter.count - len(split.ids), collector.greedy, highest.tokens, whole, split,
         rms=reader.first[0].rms, n_nan=n_nan, n_infinite=n_infinite, **reader.facts(),
         groups=collector.groups.result() if collector.groups else None,
+        calibrated=joined(NO_TOKENS, calibrated) if options.calibration else None,
     )  # fmt: skip
 
 
-def _scored(block: RowBlock, reader: RowReader, options: Options, work: Work) -> TokenScores:
+def _scored(block: RowBlock, reader: RowReader, options: Options, work: Work, moments: Columns | None) -> TokenScores:
     """The scores of rows; for distributions, ranks and the like are of their likeliest class."""
     file, first = reader.files[0], reader.first[0]
     (token_scores, losses), is_soft = row_functions(file), block.targets.ndim > 1
@@ -67,8 +75,9 @@ def _scored(block: RowBlock, reader: RowReader, options: Options, work: Work) ->
     with with_file_names(file.path, block.place):
         top_k = min(work.top_k, file.shape[-1])
         scores = token_scores(
-            block.scores, block.ids, where=block.kept, ignore_index=ignored, workers=work.workers, top_k=top_k
-        )
+            block.scores, block.ids, where=block.kept, ignore_index=ignored, workers=work.workers, top_k=top_k,
+            **({} if moments is None else {"moments": moments}),
+        )  # fmt: skip
         if file.kind == "log_probs":
             check_normalized(scores.logsumexp, first.itemsize, first.is_given)
         if not is_soft:

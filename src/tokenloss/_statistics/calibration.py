@@ -16,6 +16,7 @@ from tokenloss._statistics.reliability import FEW_CLASSES, Tokens, calibration_o
 from tokenloss._statistics.sequences import check_segment_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Literal
 
     from tokenloss._core.types import Array, ArrayLike, Columns, Kind
@@ -115,7 +116,8 @@ def calibration(
     if weights is not None:
         columns["sample_weight"] = weights.reshape(-1)[rows]
     if given.classes <= FEW_CLASSES:
-        columns["probs"] = class_probs(given, rows)
+        view = np.moveaxis(without_bfloat16(given.array, given.dtype), given.axis, -1).reshape(-1, given.classes)
+        columns["probs"] = class_probs(view[rows], _core.KINDS[given.kind])
     if is_binary:
         columns |= {"prediction": columns["probs"][:, 1], "event": columns["target"] == 1}
     scaled = _fitted(given, positions, columns, rows, is_binary, workers) if is_fitted else None
@@ -141,21 +143,25 @@ def token_columns(
     """Flat columns of all positions: those of `calibration_of`, "kept", "entropy" and perhaps "variance"."""
     job, columns = token_job(scores, positions, (scale, 0.0), 0)
     names = ("confidence", *(["brier"] * has_brier), *(["variance"] * has_variance))
-    columns |= {name: np.full(scores.rows, np.nan) for name in names}
-    job.add_moments(*(columns.get(name) for name in ("confidence", "brier", "variance")))
+    columns |= with_moments(job, names)
     jobs.run(job, workers)
     wanted = ("nll", "is_greedy", "kept", "entropy", *names)
     return {name: columns[name].reshape(-1) for name in wanted}
 
 
-def class_probs(scores: _core.Scores, rows: Any) -> Array:
-    """The probabilities of all classes in these rows, in float64: of few classes."""
-    array = np.moveaxis(without_bfloat16(scores.array, scores.dtype), scores.axis, -1).reshape(-1, scores.classes)
-    if _core.KINDS[scores.kind] != "probs":
-        probs: Array = jobs.of_known_kind(softmax)(array[rows].astype(np.float64))
-        return probs
-    given: Any = array[rows].astype(np.float64)
-    return np.asarray(given / sum(given.T)[:, None])  # in the order of the classes
+def with_moments(job: _core.TokenStats, names: Sequence[str] = ("confidence", "brier")) -> Columns:
+    """New columns of these names, which the job will fill beside those of `token_scores`."""
+    columns: Columns = {name: np.full(job.scores.rows, np.nan) for name in names}
+    job.add_moments(*(columns.get(name) for name in ("confidence", "brier", "variance")))
+    return columns
+
+
+def class_probs(scores: Array, kind: str) -> Array:
+    """The probabilities of all classes in these rows (tokens, V), in float64: of few classes."""
+    array: Any = scores.astype(np.float64)
+    if kind == "probs":
+        return np.asarray(array / sum(array.T)[:, None])  # added in the order of the classes
+    return np.asarray(jobs.of_known_kind(softmax)(array))
 
 
 def _fitted(

@@ -191,7 +191,7 @@ class Calibration(Result):
     def _figures(self) -> dict[str, Any]:
         return in_files(
             {name: value for name, value in vars(self).items() if name != "bins"} | {"bins": rows_of(self.bins)},
-            dict.fromkeys((*_MAIN, "temperature"), ("stderr", "interval")),
+            dict.fromkeys((*_MAIN, "temperature"), ("stderr", "interval")) | dict.fromkeys(_BRIER_PARTS, ()),
         )
 
     def _shown(self) -> Shown:
@@ -202,6 +202,7 @@ class Calibration(Result):
 
 _MAIN = ("ece", "ece_debiased", "ece_equal_mass", "ece_equal_width", "mce", "accuracy", "mean_confidence", "brier",
          "loss", "d2", "aurc", "scaled_loss", "scaled_ece", "classwise_ece")  # fmt: skip
+_BRIER_PARTS = "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bins"
 Calibration.__module__ = "tokenloss.results"
 
 
@@ -374,8 +375,8 @@ def _brier_parts(tokens: Tokens, brier: float, by_class: list[_Bins], target: In
     reliability, resolution = map(math.fsum, zip(*pairs, strict=True))
     uncertainty = math.fsum(rate * (1 - rate) for rate in rates)
     within = brier - (reliability - resolution + uncertainty)
-    parts = {"reliability": reliability, "resolution": resolution, "uncertainty": uncertainty, "within_bins": within}
-    return {f"brier_{name}": Estimate(value) for name, value in parts.items()}
+    parts = map(Estimate, (reliability, resolution, uncertainty, within))
+    return dict(zip(_BRIER_PARTS, parts, strict=True))
 
 
 def _d2(tokens: Tokens, nll: Float64Array, target: IntArray) -> Estimate:

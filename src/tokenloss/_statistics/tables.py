@@ -68,14 +68,17 @@ _RELIABILITY = (
 )
 
 
-def calibration_tables(result: Any) -> list[Table]:
+def calibration_tables(result: Any, title: str = "") -> list[Table]:
     """The tables of `Calibration`: its metrics, and its bins."""
     names = [f"bins of equal {mass}" for mass in ("mass", "width")]
     is_width = result.binning == "equal_width"
     notes = {"bins_note": names[is_width], "other_note": names[not is_width]}
     notes["other_ece"] = result.ece_equal_mass if is_width else result.ece_equal_width
     bins = [(one,) for one in rows_of(result.bins)]
-    return [table(_CALIBRATION_ROWS, result, notes), *([table_of_several(_RELIABILITY, bins, "bins")] if bins else [])]
+    return [
+        table(_CALIBRATION_ROWS, result, notes, title=title),
+        *([table_of_several(_RELIABILITY, bins, "bins")] if bins else []),
+    ]
 
 
 def loss_table(meter: object, figures: dict[str, Any], basis: str) -> Table:
