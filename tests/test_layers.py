@@ -140,7 +140,7 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
     "_core": 6650, "kernels": 11770, "_scores": 1725, "_statistics": 2980, "formats": 6716, "_comparison": 5795,
-    "_evaluation": 7752, "_output": 2455, "_command": 1223, "": 250,
+    "_evaluation": 7752, "_output": 2620, "_command": 1249, "": 250,
 }  # fmt: skip
 
 
