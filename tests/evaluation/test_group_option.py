@@ -1,5 +1,7 @@
 """The option `by`: losses and divergences of groups, against NumPy; merged in any order, the same bits."""
 
+import csv
+import io
 import itertools
 import json
 import math
@@ -345,6 +347,17 @@ def test_the_command_prints_groups(files, command, score_json, tmp_path):
         "8 to 15",
         "16 to 31",
     ]
+
+
+def test_csv_has_a_row_for_each_group_of_each_model(files, command, tmp_path):
+    source = files(domain=WORDS[np.arange(60) % 3])
+    argv = [f"{name}={tmp_path / 'part-*.npz'}" for name in "AB"], ("--segment-ids", tmp_path / "ids.npy")
+    for names, options in (["A", "B"], ()), (["A", "B"], ("--max-loss", "99")):
+        _, out, _ = command("score", *argv[0], *argv[1], "--by", "domain", "--format", "csv", *options)
+        rows = [*csv.DictReader(io.StringIO(out))]
+        assert [(row["name"], row["group"]) for row in rows] == [(name, word) for name in names for word in WORDS]
+        assert [float(row["loss"]) for row in rows[:3]] == evaluate(source, by="domain").groups["loss"].tolist()
+        assert all(row["verdict"] == "holds" for row in rows if options)
 
 
 # -- two models --------------------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ from tokenloss._core._core import KINDS
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.options import WORDS
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output.reports import REPORTS
 from tokenloss._output.terminal import FORMATS
 from tokenloss.formats.lm_head import HEAD_FILES
 from tokenloss.formats.readers import FILES
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from tokenloss._evaluation.sink import Sink
 
@@ -108,7 +109,7 @@ _LM_HEAD = (
 _BY = (
     "add a table of groups of tokens: by `position` in the sequence or window, in bins that double, or with "
     "`position:512` in bins of 512; by `file`; or by a field: an array in files of scores or a value in lines of JSON, "
-    "such as domain or metadata.topic"
+    "such as domain or metadata.topic; --format csv then has a row for each group"
 )
 
 
@@ -141,7 +142,7 @@ def make_parser() -> Parser:
         command.commands = subcommands.choices
     info.set_defaults(call=commands.info)
     of = _groups(info)
-    _add_format(of["output"])
+    _add_format(of["output"], ())
     _add_help(info, of["running"], " what is in use on this machine:\n   tokenloss info")
     return parser
 
@@ -390,10 +391,15 @@ def _add_running(group: _Group) -> None:
     _add(group, "--workers N", words, integer(1, or_else=-1))
 
 
-def _add_format(group: _Group) -> None:
+def _add_format(group: _Group, reports: Sequence[str] = REPORTS) -> None:
     """Add the option that says how the result is printed, and the short one that scripts use."""
     words = "print tables as text (default) or Markdown, one row of metrics per model as csv, or everything as json"
-    group.add_argument("--format", choices=FORMATS, default="text", help=words)
+    if reports:
+        words += (
+            "; github: tables, and an error or warning for each gate that does not hold; junit: gates as test cases "
+        )
+        words += "in XML; card: the main metrics for a model card, with a model-index in YAML"
+    group.add_argument("--format", choices=(*FORMATS, *reports), default="text", help=words)
     group.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
 
 

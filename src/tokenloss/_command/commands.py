@@ -28,8 +28,10 @@ from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
+from tokenloss._output.reports import REPORTS, card, github, junit
 from tokenloss._output.terminal import print_as
 from tokenloss._statistics import gates as gate_tools
+from tokenloss._statistics.groups import columns_of_groups
 from tokenloss.formats.content import OF_SCORES
 from tokenloss.formats.samples import Samples
 from tokenloss.formats.sources import require
@@ -207,6 +209,8 @@ def _compare_texts(args: argparse.Namespace) -> int:
             raise InputError(f"{named(name)} is missing; models with different tokenizers need {every}")
     if len(args.others) > 1:
         raise InputError(f"OTHER {args.others[1]}: --text compares two models; leave it out")
+    if args.format in REPORTS:
+        raise InputError(f"--format {args.format} does not apply to models with different tokenizers (--text)")
     taken = {*_OF_TEXTS, *OF_SCORES, "base", "others", "format", "call", "command_line", "workers"} - {"tokenizer"}
     taken |= {_name_of(output.option) for output in TEXT_OUTPUTS}
     with _input_errors(), warnings.catch_warnings(record=True) as told:
@@ -228,8 +232,8 @@ def _gates(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in vars(args).items() if name.startswith(_GATES)}
     gates = {name: value for name, value in given.items() if value not in (None, [])}
     if not gates:
-        if args.confidence is not None:
-            raise InputError(f"--confidence is for gates, such as {named(next(iter(given)))}")
+        for option in ["--confidence"] * (args.confidence is not None) + ["--format junit"] * (args.format == "junit"):
+            raise InputError(f"{option} is for gates, such as {named(next(iter(given)))}")
         return {}
     if "max_kl_quantile" in gates:
         limits = dict(gates["max_kl_quantile"])
@@ -246,17 +250,18 @@ def _print(
 ) -> int:
     """Print results, with the verdicts on gates where there are some; return the exit status."""
     whole: Any = found if is_named else next(iter(found.values()))
-    if not gates:
-        print_as(args.format, lambda: shown_of(whole), whole.to_dict, found.columns)
-        return 0
-    with _input_errors():
-        verdicts = found.check(**gates)
+    verdicts, by = None, args.by
+    if gates:
+        with _input_errors():
+            verdicts = found.check(**gates)
 
     def shown() -> Shown:
         tables: Shown = shown_of(whole)
-        return tables._replace(tables=[*tables.tables, gate_tools.gate_table(verdicts)])
+        return tables if verdicts is None else tables._replace(tables=[*tables.tables, gate_tools.gate_table(verdicts)])
 
     def figures() -> Any:
+        if verdicts is None:
+            return whole.to_dict()
         of_each: dict[str, Any] = as_strict_json({name: gate_tools.gates_in_json(verdicts, name) for name in found})
         every = whole.to_dict()
         if not is_named:
@@ -267,11 +272,22 @@ def _print(
         return every | {"candidates": [one | of_each[one["name"]] for one in every["candidates"]]}
 
     def columns() -> dict[str, Array]:
-        rows = found.columns()
-        return rows | gate_tools.gate_columns(verdicts, rows["name"].tolist())
+        groups = (
+            [{"name": name} | row for name, one in found.items() for row in figures_of(one)["groups"]] if by else []
+        )
+        rows = columns_of_groups(groups) if by else found.columns()
+        return rows if verdicts is None else rows | gate_tools.gate_columns(verdicts, rows["name"].tolist())
 
-    print_as(args.format, shown, figures, columns)
-    return _STATUSES[verdicts.verdict]
+    if args.format == "github":
+        with _input_errors():
+            print(github(shown(), verdicts))
+    elif args.format == "card":
+        print(card(found))
+    elif verdicts is not None and args.format == "junit":
+        print(junit(found, verdicts))
+    else:
+        print_as(args.format, shown, figures, columns)
+    return 0 if verdicts is None else _STATUSES[verdicts.verdict]
 
 
 def _named(texts: Sequence[str], argument: str) -> dict[str, str]:
