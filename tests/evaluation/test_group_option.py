@@ -91,8 +91,8 @@ def files(npz, tmp_path):
 @pytest.mark.parametrize("ids", [IDS, INTERLEAVED], ids=["in order", "interleaved"])
 @pytest.mark.parametrize("by", ["position", "position:1", "position:7", "file", "domain", "level", "is_code"])
 def test_groups_of_files_whose_sequences_go_on_in_the_next(files, ids, by):
-    domain = WORDS[RNG.integers(3, size=60)]
-    fields = {"domain": domain, "level": RNG.integers(-2, 9, size=60), "is_code": domain == "code"}
+    domain = WORDS[np.random.default_rng(5).integers(3, size=60)]
+    fields = {"domain": domain, "level": np.random.default_rng(5).integers(-2, 9, size=60), "is_code": domain == "code"}
     source = files(ids, **fields)
     places = positions_in(ids)
     labels = {
@@ -121,7 +121,7 @@ def test_a_field_has_a_label_for_each_sequence_or_each_token(npz, layout, shift)
     ids = np.repeat([0, 1, 2, 3], 15)
     arrays |= {"cu_seqlens": np.arange(0, 61, 15)} if layout == "cu_seqlens" else {}
     arrays |= {"segment_ids": ids} if layout == "segment_ids" else {}
-    topics, tokens = WORDS[[1, 0, 1, 2]], WORDS[RNG.integers(3, size=60)]
+    topics, tokens = WORDS[[1, 0, 1, 2]], WORDS[np.random.default_rng(5).integers(3, size=60)]
     path = npz(**arrays, topic=topics, token=tokens.reshape(shape))
     kept = np.arange(60) % 15 < 14 if shift else np.ones(60, bool)
     targets = np.where(KEPT, TARGETS, 0)
@@ -149,8 +149,8 @@ def test_the_last_row_of_a_file_has_the_label_of_the_first_token_of_the_next(npz
 def test_positions_are_those_in_windows(npz):
     """Of windows that overlap, only the tokens count that no earlier window has."""
     windows = np.arange(4)[:, None] * 5 + np.arange(8)
-    text = RNG.integers(9, size=23)
-    logits = RNG.normal(size=(4, 8, 9)).astype(np.float32)
+    text = np.random.default_rng(5).integers(9, size=23)
+    logits = np.random.default_rng(5).normal(size=(4, 8, 9)).astype(np.float32)
     path = npz(logits=logits, targets=text[windows])
     source = open_scores(path, window=8, stride=5, shift=True)
     is_new = (np.arange(8) + 1 >= 3) | (np.arange(4) == 0)[:, None]
@@ -171,14 +171,14 @@ def test_blocks_give_the_bits_of_files(files):
 def test_merging_in_any_order_changes_no_bit(npz):
     paths = [
         npz(f"{i}.npz", logits=LOGITS.reshape(4, 15, 9)[i : i + 1], targets=TARGETS.reshape(4, 15)[i : i + 1],
-            domain=WORDS[RNG.integers(3, size=15)][None])
+            domain=WORDS[np.random.default_rng(5).integers(3, size=15)][None])
         for i in range(4)
     ]  # fmt: skip
     for by in "position", "file", "domain":
         whole = evaluate(paths, by=by)
         parts = [copied(evaluate([path], by=by)) for path in paths]
         for _ in range(3):
-            parts = [parts[i] for i in RNG.permutation(len(parts))]
+            parts = [parts[i] for i in np.random.default_rng(5).permutation(len(parts))]
             assert Evaluation.of_parts(parts).figures["groups"] == whole.figures["groups"]
             assert (parts[0] + (parts[1] + parts[2]) + parts[3]).groups["stderr"].tolist() == (
                 whole.groups["stderr"].tolist()
@@ -258,7 +258,7 @@ def test_fields_of_lines_may_have_a_label_for_each_token(records):
 def test_bits_per_byte_of_groups_with_a_tokenizer(npz, tmp_path):
     ranks = "".join(f"{text} {i}\n" for i, text in enumerate(["YQ==", "YmM=", "ZGVm"]))  # a, bc and def
     (tmp_path / "three.tiktoken").write_text(ranks)
-    logits, targets = LOGITS[:, :3].reshape(4, 15, 3), RNG.integers(3, size=(4, 15))
+    logits, targets = LOGITS[:, :3].reshape(4, 15, 3), np.random.default_rng(5).integers(3, size=(4, 15))
     path = npz(logits=logits, targets=targets)
     found = evaluate(open_scores(path, tokenizer=tmp_path / "three.tiktoken"), by="position").groups
     nll, bins = cross_entropy(logits, targets, reduction="none"), [bin_of(place) for place in range(15)]
@@ -376,16 +376,17 @@ def mean_by_hand(values, ids):
 @pytest.fixture
 def pair(npz, tmp_path):
     """Saves a base and a candidate in three files each, and one file of segment ids for all."""
-    other = LOGITS + RNG.normal(size=LOGITS.shape, scale=0.5).astype(np.float32)
-    domain = WORDS[RNG.integers(3, size=60)]
+    base = LOGITS.astype(np.float64)
+    other = base + np.random.default_rng(5).normal(size=LOGITS.shape, scale=0.5)
+    domain = WORDS[np.random.default_rng(5).integers(3, size=60)]
     np.save(tmp_path / "ids.npy", IDS)
     paths = {"base": [], "q4": []}
     for number, (start, stop) in enumerate(itertools.pairwise(SPLITS)):
-        arrays = {"logits": LOGITS[start:stop], "targets": TARGETS[start:stop], "domain": domain[start:stop]}
+        arrays = {"logits": base[start:stop], "targets": TARGETS[start:stop], "domain": domain[start:stop]}
         paths["base"].append(npz(f"base-{number}.npz", **arrays))
         paths["q4"].append(npz(f"q4-{number}.npz", logits=other[start:stop]))
-    base = open_scores(paths["base"], segment_ids=tmp_path / "ids.npy")
-    return base, open_scores(paths["q4"]), other, domain
+    source = open_scores(paths["base"], segment_ids=tmp_path / "ids.npy")
+    return source, open_scores(paths["q4"]), other, domain
 
 
 @pytest.mark.parametrize("by", ["position", "position:7", "file", "domain"])
