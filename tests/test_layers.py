@@ -139,8 +139,8 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6650, "kernels": 11770, "_scores": 1725, "_statistics": 2980, "formats": 6716, "_comparison": 5795,
-    "_evaluation": 7752, "_output": 2620, "_command": 1249, "": 250,
+    "_core": 6720, "kernels": 12022, "_scores": 1785, "_statistics": 2980, "formats": 7441, "_comparison": 6090,
+    "_evaluation": 7917, "_output": 2620, "_command": 1311, "": 250,
 }  # fmt: skip
 
 
