@@ -372,7 +372,7 @@ def options_of(parser):
     return found
 
 
-@pytest.mark.parametrize("command", ["score", "compare", "info"])
+@pytest.mark.parametrize("command", ["score", "compare", "sketch", "info"])
 def test_options_are_described_in_the_words_of_the_help(command):
     described = {
         group: {option.strip("`"): meaning.replace("`", "") for option, meaning in rows}

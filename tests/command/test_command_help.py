@@ -20,7 +20,7 @@ from tokenloss.formats import open_hidden_states, open_logprobs, open_responses,
 from tokenloss.results import Comparison, Evaluation, Mismatch
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
-COMMANDS = ("score", "compare", "info")
+COMMANDS = ("score", "compare", "sketch", "info")
 
 
 @pytest.fixture
@@ -61,6 +61,7 @@ def test_help_is_narrow_and_names_its_groups(command, help_of, monkeypatch):
         ("score",): ["input", "targets and sequences", "hidden states", "responses", "gates", "output", "running"],
         ("info",): ["output", "running"],
     }
+    groups["sketch",] = [*groups["score",][:3], "output", "running"]
     groups["compare",] = [*groups["score",][:3], "drafts", "responses", "samples", *groups["score",][4:]]
     assert heads == [*groups[command], *(["examples"] if command else [])]
     monkeypatch.setenv("COLUMNS", "60")
@@ -118,6 +119,7 @@ def test_examples_of_the_help_run(name, folder, help_of, command):
         assert len(out.splitlines()) > 3
         outputs = ["--state", *(f"--{name.replace('_', '-')}" for name in OUTPUTS)]
         written = {folder / argv[argv.index(option) + 1] for option in outputs if option in argv}
+        written |= {folder / one for one in argv if one.endswith(".sketch")} - before
         assert {*folder.iterdir()} - before == written, example
 
 

@@ -105,7 +105,7 @@ def test_a_table_of_several_keeps_unknown_errors_and_drops_columns_that_no_resul
 @pytest.mark.parametrize(
     ("rows", "result", "values"),
     [
-        (sum(tables._SCORE_ROWS.values(), ()), Comparison, {"n_not_finite"}),
+        (sum(tables._SCORE_ROWS.values(), ()), Comparison, {"n_not_finite", "draws_stderr", "tail"}),
         (sum(tables._RESPONSE_ROWS.values(), ()), ResponseComparison, {"known_note", "has_targets"}),
         (tables._COLUMNS["kl"], Comparison, OF_CANDIDATES),
         (tables._COLUMNS["kl_bound"], ResponseComparison, OF_CANDIDATES | {"finite_mean_kl", "has_targets"}),

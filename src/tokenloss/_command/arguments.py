@@ -30,6 +30,8 @@ _COMMANDS = """
             tokenloss score logits.npz
  compare  KL divergence, perplexity and top-1 agreement of models with a base model
             tokenloss compare base.npz Q8=q8.npz Q4=q4.npz
+ sketch   a small file of a model's predictions, as the base of comparisons
+            tokenloss sketch base.npz base.sketch
  info     the version, the instruction set in use and the number of threads
             tokenloss info
 """
@@ -98,6 +100,24 @@ _COMPARE_EXAMPLES = """
  samples from lm-evaluation-harness: what changed, and whether the models are equal:
    tokenloss compare samples-a.jsonl samples-b.jsonl --margin 0.01
 """
+_SKETCH = """
+Write a sketch of the predictions that files hold: of each token the most likely classes, and classes drawn from the
+others. It takes 532 bytes for a token, and `tokenloss compare` takes it as BASE, in place of all logits of a model:
+perplexities and top tokens are exact then, and divergences are estimates without bias, with their errors.
+
+A FILE is one of scores or of hidden states, as `score` reads it, with targets or, with --shift, input ids. Several are
+shards of one text.
+"""
+_SKETCH_EXAMPLES = """
+ of a file of logits and targets:
+   tokenloss sketch base.npz base.sketch
+ of further shards, one after the other, as they are made:
+   tokenloss sketch part-1.npz base.sketch --append
+ of logits and the model's input ids, with fewer bytes and larger errors:
+   tokenloss sketch logits.npy ids.npy base.sketch --shift --top 16 --tail 16
+ of final hidden states, and the model's own head:
+   tokenloss sketch hidden.npy ids.npy base.sketch --shift --lm-head model/
+"""
 _GROUPS = (
     "input", "targets and sequences", "hidden states", "drafts", "responses", "log-probabilities", "samples", "gates",
     "output", "running",
@@ -136,6 +156,8 @@ def make_parser() -> Parser:
     _add_score(subcommands.add_parser("score", usage=usage, description=_SCORE))
     usage = "tokenloss compare [options] BASE [NAME=]OTHER ..."
     _add_compare(subcommands.add_parser("compare", usage=usage, description=_COMPARE))
+    usage = "tokenloss sketch [options] FILE ... OUT.sketch"
+    _add_sketch(subcommands.add_parser("sketch", usage=usage, description=_SKETCH))
     words = "Show the version, the instruction set in use and the number of threads."
     info = subcommands.add_parser("info", usage="tokenloss info [options]", description=words)
     for command in subcommands.choices.values():
@@ -250,6 +272,28 @@ def _add_compare(compare: Parser) -> None:
     _add_outputs(of["output"], COMPARE_OUTPUTS)
     _add_running(of["running"])
     _add_help(compare, of["running"], _COMPARE_EXAMPLES)
+
+
+def _add_sketch(sketch: Parser) -> None:
+    """Describe the arguments of `tokenloss sketch`; values have the names that `write_sketch` gives them."""
+    sketch.set_defaults(call=commands.sketch)
+    of = _groups(sketch)
+    words = "a file of scores, a directory of files, or a pattern in quotes; then the file to write, OUT.sketch"
+    sketch.files = of["input"].add_argument("source", metavar="FILE", nargs="+", type=filled, help=words)
+    _add_input(of["input"])
+    _add_targets(of["targets and sequences"])
+    _add(of["hidden states"], "--lm-head FILE[:NAME]", _LM_HEAD)
+    _add_hidden_states(of["hidden states"])
+    _add(of["output"], "--top K", "number of the most likely classes (default: 32)", integer(1), default=32)
+    words = "number of classes drawn from the others (default: 48); 0 leaves lower bounds of divergences"
+    _add(of["output"], "--tail S", words, integer(0), default=48)
+    _add(of["output"], "--seed N", "seed of the draws (default: 0)", integer(0), default=0)
+    words = "go on after the rows that OUT has: the result has the bytes of a file that is written at once"
+    of["output"].add_argument("--append", action="store_true", help=words)
+    _add_format(of["output"])
+    words = "number of threads (default, and -1: one for each CPU)"
+    _add(of["running"], "--workers N", words, integer(1, or_else=-1))
+    _add_help(sketch, of["running"], _SKETCH_EXAMPLES)
 
 
 def _add_compare_gates(group: _Group) -> None:

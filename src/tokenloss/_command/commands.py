@@ -1,4 +1,4 @@
-"""The commands `score`, `compare` and `info`: they read files, call the package and make the outputs."""
+"""The commands `score`, `compare`, `sketch` and `info`: they read files, call the package and make the outputs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from tokenloss._evaluation.evaluate import evaluate
 from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.score_tables import difference_note
 from tokenloss._evaluation.sink import Sink
+from tokenloss._evaluation.sketch import sketch_files
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS, TEXT_OUTPUTS
 from tokenloss._output.reports import REPORTS, card, github, junit
 from tokenloss._output.terminal import print_as
@@ -59,6 +60,7 @@ _OF_SCORE = (
     "scheduler",
     "workers",
 )
+_OF_SKETCH = ("top", "tail", "seed", "append", "shift", "workers")
 _OF_COMPARE = (
     "shift", "classes", "definitions", "divergences", "temperature", "by", "state", "scheduler", "workers",
 )  # fmt: skip
@@ -97,6 +99,19 @@ def score(args: argparse.Namespace) -> int:
         evaluation = evaluate(_source(args, args.source), sinks=sinks, **_given(args, _OF_SCORE))
     _warn(evaluation.figures)
     return _print(args, Evaluations({title(evaluation.figures["files"]): evaluation}), gates, is_named=False)
+
+
+def sketch(args: argparse.Namespace) -> int:
+    """Run `tokenloss sketch`."""
+    *paths, out = args.source
+    if not paths:
+        raise InputError(f"FILE {out}: comes alone; after it must come the file to write, OUT.sketch")
+    with _input_errors(), _own_warnings():
+        source: Any = _source(args, paths)
+        written = sketch_files(source, out, **_given(args, _OF_SKETCH))
+    figures = written._asdict()
+    print_as(args.format, written.shown, lambda: figures, lambda: columns_of([figures]))
+    return 0
 
 
 def _score_models(args: argparse.Namespace) -> Evaluations:

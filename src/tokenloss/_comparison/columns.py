@@ -38,9 +38,16 @@ COLUMNS = {
 }  # fmt: skip
 SEEMS_PROBS = "seems_probs"  # a column of one row, if scores that were read as logits look like probabilities
 HAS_TEXTS = "has_texts"  # a field beside the signature's: elements of the first axis are texts without numbers
+VARIANCE = "_variance"  # ends the names of columns for the draws of a sketch
 OF_TARGETS = ("nll", "base_nll", "delta_p")  # columns that there are not without targets
 # and the values of a part without the column
-_OPTIONAL = dict.fromkeys(FURTHER_DIVERGENCES, np.nan) | {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}
+_OPTIONAL = dict.fromkeys(FURTHER_DIVERGENCES, np.nan)
+_OPTIONAL |= dict.fromkeys([name + VARIANCE for name in ("kl", *FURTHER_DIVERGENCES)], np.nan)
+_OPTIONAL |= {
+    "segment_ids": -1,
+    "base_left_out": 0.0,
+    "left_out": 0.0,
+}
 
 
 def check_definitions(value: Any) -> str:

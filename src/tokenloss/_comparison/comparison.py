@@ -11,6 +11,7 @@ from tokenloss._comparison.drafts import acceptance, acceptance_of, check_cost_r
 from tokenloss._comparison.figures import confidence_table, figures_of, signed_of
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._comparison.parity import with_noise
+from tokenloss._comparison.sketched import MIN_DRAWS, sketch_figures
 from tokenloss._comparison.tables import scores_shown
 from tokenloss._core.arguments import further_divergences
 from tokenloss._core.dtypes import CheckedArray, as_float_array
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tokenloss._comparison.drafts import DraftAcceptance
     from tokenloss._core.estimate import Estimate
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Columns, Float64Array, Kind
+    from tokenloss._statistics.gates import Limit
 
 # fields that describe divergences
 _NOT_OF_DRAFTS = "by", "groups", "classes", "fits_better_shifted", "by_token_type", "definitions"
@@ -58,7 +60,8 @@ class Comparison(PairedLosses):
         ends are divergences of the ranks that the binomial distribution gives, or farther apart where the fraction of
         tokens up to the quantile varies by sequence. Where too few tokens bound an end, it is 0 or inf.
     n_identical : int
-        Number of positions at which both models' scores have the same bits, which all dtypes have as float64.
+        Number of positions at which both models' scores have the same bits, which all dtypes have as float64; with a
+        sketch, those of its classes, and the sums of all.
     max_abs_logprob : float
         Largest absolute difference of a token's log-probability; nan without targets.
     tied_flips, decisive_flips : int
@@ -86,6 +89,10 @@ class Comparison(PairedLosses):
         By the same names, quantiles as `kl_quantiles`, but without intervals.
     token_divergences : dict of array of float64
         By the same names, the value at each position.
+    sketch : dict or None
+        If the base is a sketch: its numbers of classes, "top" and "tail", and the standard errors "draws_stderr" of the
+        means of divergences by its draws, by name: those for these texts. Divergences are then estimates, and without
+        draws lower bounds; quantiles are left out if there are fewer than 32 draws, and the maximum always.
     sequences : dict of 1-D arrays or None
         Columns of a table that has a row for each sequence with any included position: "sequence" (its number, in
         ascending order), "count", and means over its included positions: "loss", "base_loss", "loss_difference", "kl",
@@ -140,6 +147,7 @@ class Comparison(PairedLosses):
     divergences: dict[str, Estimate] = field(default_factory=dict)
     divergence_quantiles: dict[str, dict[float, Estimate]] = field(default_factory=dict)
     token_divergences: dict[str, Float64Array] = field(default_factory=dict)
+    sketch: dict[str, Any] | None = None
 
     @property
     def by_confidence(self) -> dict[str, Array]:
@@ -200,6 +208,15 @@ class Comparison(PairedLosses):
         comparison: Comparison = with_noise(self, noise)
         return comparison
 
+    @property
+    def _is_lower_bound(self) -> bool:
+        return self.sketch is not None and not self.sketch["tail"]
+
+    def _why_unknown(self, limit: Limit) -> str:
+        tail = self.sketch["tail"] if self.sketch else 0
+        is_noisy = limit.fraction is not None and 0 < tail < MIN_DRAWS
+        return f"{tail} draws distort quantiles, and {MIN_DRAWS} do not" if is_noisy else ""
+
     def _signature_fields(self) -> dict[str, Any]:
         temperature = None if self.temperature == 1 else f"{self.temperature:g}"
         return super()._signature_fields() | {"temperature": temperature}
@@ -208,6 +225,8 @@ class Comparison(PairedLosses):
         values = super()._statistics()
         if self.temperature == 1:
             del values["temperature"]
+        if self.sketch is None:
+            del values["sketch"]
         for name in ("divergences", "divergence_quantiles", "token_divergences"):
             del values[name]
         for name, mean in self.divergences.items():
@@ -375,10 +394,15 @@ def described(comparison: Comparison, about: About, signed: dict[str, Any]) -> C
 
 def comparison_of(
     definitions: str, columns: Columns, batch: tuple[int, ...] = (-1,), signed: dict[str, Any] | None = None,
-    temperature: float = 1.0,
+    temperature: float = 1.0, drawn: tuple[int, int] | None = None,
 ) -> Comparison:  # fmt: skip
-    """The comparison of columns, whose arrays get the shape of the batch; `signed` are fields of its signature."""
+    """The comparison of columns, whose arrays get the shape of the batch; `signed` are fields of its signature.
+
+    `drawn` are the numbers of likely and of drawn classes, if the base is a sketch.
+    """
     figures = figures_of(columns, batch)
+    if drawn is not None:
+        figures |= sketch_figures(columns, figures, *drawn)
     signed = {"definitions": None if definitions == "exact" else definitions} | (signed or {})
     signed |= {"ids": signed["ids"].total} if "ids" in signed else {}
     signed |= {"classes": None} if figures["left_out"] is None else {}  # all classes

@@ -110,6 +110,15 @@ class PairedLosses(ComparedTokens, GatedResult):
         return losses | {self._divergence: self._kl, "delta_p": self.delta_p, "same_top": self.is_same_top}
 
     @property
+    def _is_lower_bound(self) -> bool:
+        """Whether the divergence is only known to be at least what it says."""
+        return self._divergence != "kl"
+
+    def _why_unknown(self, limit: Limit) -> str:
+        """Why the statistic of a gate is not known; "" if it is."""
+        return ""
+
+    @property
     def _equals_base(self) -> bool:
         """Whether the model has the base's loss at every token, and no divergence from it."""
         kl, nll, base_nll = (array[self.kept] for array in (self._kl, self.nll, self.base_nll))
@@ -127,6 +136,7 @@ class PairedLosses(ComparedTokens, GatedResult):
         gate = limit.gate
         if gate in ("max_perplexity_ratio", "max_abs_logprob") and not getattr(self, "has_targets", True):
             raise_error("not for", name=gate, fits="limits losses, which need targets, and these scores have none")
+        void = why_void(self, gate) or self._why_unknown(limit)
         mask = getattr(self, "is_top_known", self.kept) if gate == "min_same_top" else self.kept
         index, ids = included(mask.reshape(-1), self._segment_ids)
         kl, nll, base_nll, is_same_top = (
@@ -142,14 +152,14 @@ class PairedLosses(ComparedTokens, GatedResult):
         reach = measure.reach(tail, limit.value)
         if limit.fraction is not None:
             reach = _quantile_reach(kl, limit.fraction, ids, mean, limit.value, tail)
-        notes, is_lower_bound = independent_note(measure, tail), gate.startswith("max_kl") and self._divergence != "kl"
+        notes, is_lower_bound = independent_note(measure, tail), gate.startswith("max_kl") and self._is_lower_bound
         is_equal = self._equals_base and not is_lower_bound and math.isfinite(reach.value)
         if is_equal:  # other texts would change nothing
             reach, notes = Reach(*[reach.value] * 3), ["identical to the base at every token"]
         if field := _COUNTED.get(gate):
             reach, notes, is_equal = Reach(*[float(getattr(self, field))] * 3), ["counted in these texts"], True
         verdict = verdict_on(
-            limit, reach, measure, notes=notes, is_lower_bound=is_lower_bound, void=why_void(self, gate)
+            limit, reach, measure, notes=notes, is_lower_bound=is_lower_bound, void=void
         )  # fmt: skip
         return verdict._replace(interval=(math.nan, math.nan)) if is_equal else verdict
 

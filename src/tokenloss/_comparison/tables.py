@@ -74,6 +74,7 @@ _SCORE_ROWS: dict[str, tuple[Row, ...]] = {
     "Perplexity statistics": _PERPLEXITIES,
     "KL divergence statistics": (
         _nats("Mean    KLD", "mean_kl"),
+        Row("    error by the draws", "draws_stderr", "{known:10.6f}", when="tail"),
         _nats("Mean    KLD where finite", "finite_mean_kl", "n_not_finite"),
         Row("Infinite tokens", "n_infinite", "{:10,}", ("of {count:,}",), when="n_infinite"),
         Row("Tokens that are nan", "n_nan", "{:10,}", ("of {count:,}",), when="n_nan"),
@@ -118,6 +119,21 @@ _RESPONSE_ROWS: dict[str, tuple[Row, ...]] = {
         _SAME_TOP._replace(notes=("± {stderr:6.3f %}{known_note}",), otherwise="{known_note}", when="n_top_known"),
     ),
 }
+
+
+def _sketch_rows(top: int, tail: int) -> dict[str, tuple[Row, ...]]:
+    """The rows of a comparison whose base is a sketch with so many likely and drawn classes."""
+    words = f"estimated from {top} classes and {tail} draws" if tail else f"lower bound from {top} classes"
+    rows = {}
+    for title, own in _SCORE_ROWS.items():
+        if "divergence" in title:
+            title = f"{title}, {words}"
+            if not tail:
+                own = tuple(row._replace(label=f"{row.label} is at least") for row in own)
+        rows[title] = own
+    return rows
+
+
 _GROUP = (
     Row("tokens", "count", "{:,}"),
     Row("mean KLD", "kl", "{:.6f}"),
@@ -176,6 +192,9 @@ def scores_shown(comparisons: Any) -> Shown:
     note = f"{count_of(first.count, 'token')}, {basis}, {first.definitions} definitions"
     note += "" if first.temperature == 1 else f", temperature {first.temperature:g}"
     note += "" if first.temperature else " (greedy; losses and divergences at 1)"
+    if first.sketch is not None:
+        top, tail = first.sketch["top"], first.sketch["tail"]
+        note += f"; divergences {'estimated' if tail else 'bounded'} from {top} classes and {tail} draws"
     note += "" if first.has_targets else "; without targets, which losses and perplexities need"
     tables = comparison_tables(first) + group_tables(first._figures())
     if others:
@@ -206,7 +225,11 @@ def responses_shown(comparisons: Mapping[str, Any]) -> Shown:
 def comparison_tables(comparison: Any) -> list[Table]:
     """The tables of a comparison of scores or of responses."""
     rows: Mapping[str, tuple[Row, ...]] = _SCORE_ROWS
+    sketch = getattr(comparison, "sketch", None)
     values: dict[str, Any] = {"n_not_finite": _n_not_finite(comparison)}
+    if sketch is not None:
+        rows = _sketch_rows(sketch["top"], sketch["tail"])
+        values |= {"tail": sketch["tail"], "draws_stderr": sketch["draws_stderr"]["kl"]}
     if comparison._divergence != "kl":
         known = known_of(comparison.n_top_known, comparison.count)
         rows, values = _RESPONSE_ROWS, {"known_note": f"  {known}" if known else ""}
@@ -282,7 +305,10 @@ def candidate_table(comparisons: Any) -> Table:
     bases = {(one.count, one.base_perplexity) for one in comparisons.values()}
     if len(bases) == 1 and not math.isnan(first.base_perplexity):  # responses may be of other tokens each
         items.insert(0, ({"name": "base", "perplexity": first.base_perplexity},))
-    return table_of_several(_COLUMNS[first._divergence], items, keep_empty=False)
+    columns = _COLUMNS[first._divergence]
+    if first._is_lower_bound and first._divergence == "kl":
+        columns = _columns_of("kl", "KLD is at least")
+    return table_of_several(columns, items, keep_empty=False)
 
 
 def size_texts(comparisons: Iterable[Any]) -> list[str | None]:

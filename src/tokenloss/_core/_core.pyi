@@ -153,6 +153,13 @@ class TokenStats(LogSumExpJob):
     ) -> None: ...  # fmt: skip
     def add_moments(self, confidence: _Floats | None, brier: _Floats | None, variance: _Floats | None) -> None: ...
 
+@final
+class TailDraws(RowJob):
+    def __init__(
+        self, scores: Scores, positions: Positions, log_masses: _Floats, excluded: _Ints, maxima: _Floats,
+        uniforms: _Floats, epsilon: float, supports: _Ints, drawn: _Ints,
+    ) -> None: ...  # fmt: skip
+
 @disjoint_base
 class PairJob(LogSumExpJob):
     other: Scores

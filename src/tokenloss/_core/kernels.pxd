@@ -54,6 +54,13 @@ cdef extern from "kernels/kernels.h" nogil:
         double last_poll
     int tl_cancelled(tl_cancel *)
     double tl_maximum(const tl_backend *, const tl_row *)
+    ctypedef struct tl_tail:
+        const int64_t *excluded
+        int64_t count
+        double log_mass
+        int64_t support
+    void tl_tail_of(const tl_backend *, const tl_row *, double, tl_tail *, tl_cancel *)
+    void tl_tail_draw(const tl_backend *, const tl_row *, const tl_tail *, double, const double *, int64_t, int64_t *)
     ctypedef struct tl_topk:
         int64_t most
         int64_t count

@@ -414,6 +414,53 @@ cdef class TokenStats(LogSumExpJob):
 
 
 @cython.final
+cdef class TailDraws(RowJob):
+    """The logsumexp of each row's classes without some given ones, and classes drawn from these others."""
+
+    cdef const int64_t[:, ::1] excluded
+    cdef const double[::1] maxima
+    cdef const double[:, ::1] uniforms
+    cdef double epsilon
+    cdef int64_t[::1] supports
+    cdef int64_t[:, ::1] drawn
+
+    def __init__(self, Scores scores, Positions positions, log_masses, excluded, maxima, uniforms, double epsilon,
+                 supports, drawn):
+        # of each row: excluded classes in ascending order, negative ones for none, and the largest logit of the others
+        self.set_up(scores, positions, log_masses)
+        self.excluded, self.maxima, self.uniforms = excluded, maxima, uniforms
+        self.epsilon, self.supports, self.drawn = epsilon, supports, drawn
+        for array in (excluded, maxima, uniforms, supports, drawn):
+            if len(array) != self.rows:
+                raise ValueError("arrays do not have a row for each row of scores")
+        if self.uniforms.shape[1] != self.drawn.shape[1]:
+            raise ValueError("there is not a uniform for each draw")
+
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(200 + 300.0 * self.drawn.shape[1], 1)
+
+    cdef void mask_row(self, int64_t row) noexcept nogil:
+        cdef int64_t i
+        self.supports[row] = 0
+        for i in range(self.drawn.shape[1]):
+            self.drawn[row, i] = -1
+
+    cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef tl_row scores = self.row_at(row)
+        cdef tl_tail tail
+        cdef int64_t count = self.drawn.shape[1]
+        tail.count = self.excluded.shape[1]
+        tail.excluded = &self.excluded[row, 0] if tail.count > 0 else NULL
+        tl_tail_of(backend, &scores, self.maxima[row], &tail, cancel)
+        self.mask_row(row)
+        if tail.support > 0 and tail.log_mass == tail.log_mass:
+            self.supports[row] = tail.support
+            if count > 0:
+                tl_tail_draw(backend, &scores, &tail, self.epsilon, &self.uniforms[row, 0], count, &self.drawn[row, 0])
+        return tail.log_mass
+
+
+@cython.final
 cdef class RowMaximum(RowJob):
     """The largest score of each row: reads at the speed of memory, which benchmarks measure the others by."""
 

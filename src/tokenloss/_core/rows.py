@@ -41,7 +41,7 @@ class _Cell(Formatter):
         self._sources = sources
         self.value: Any = self._get(row.field)
         if fraction is not None and self.value is not None:
-            self.value = self.value[fraction]
+            self.value = self.value.get(fraction)
         self.is_shown = self.value is not None and not (row.when and self._get(row.when) in (False, 0))
 
     def _get(self, name: str) -> Any:

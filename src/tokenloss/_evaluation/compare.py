@@ -25,8 +25,9 @@ from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.drafts import acceptance
 from tokenloss._comparison.linear_compare import linear_pair_columns
 from tokenloss._comparison.parity import with_noise
+from tokenloss._comparison.sketched import sketch_columns, sketch_scores, student_of
 from tokenloss._core import jobs
-from tokenloss._core.dtypes import CheckedArray, as_float_array
+from tokenloss._core.dtypes import CheckedArray, as_float_array, without_bfloat16
 from tokenloss._core.errors import refuse, with_file_names, worded
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
 from tokenloss._core.result import rows_of
@@ -44,6 +45,7 @@ from tokenloss._evaluation.sink import Block, schema_of, tops_of
 from tokenloss._evaluation.token_bytes import pieces_of
 from tokenloss._scores.linear import linear_token_scores
 from tokenloss._scores.softmax import log_softmax
+from tokenloss.formats.sketch_file import check_sums, logits_of
 from tokenloss.formats.tokenizers.token_text import byte_encoder, decoded
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def compare_rows(
     of the candidate that is a second run of the base, if there is one.
     """
     shards = planned(base, [*others.values()], options, run.handles)
-    firsts = _first_numbers(shards, options, run.handles)
+    firsts = first_numbers(shards, options, run.handles)
     schema = _schema(shards, (*others,), options, run.sinks.top_k, tokenizer)
     results = run.map(functools.partial(compare_shard, options=options, names=(*others,)), shards, schema)
     found = _comparisons(shards, results, abouts, options, firsts, run.handles)
@@ -104,6 +106,7 @@ def _schema(
     divergences = (*options.divergences, *(["acceptance"] * ("tv" in options.divergences)))
     tokens = (*_PLACES, *(["text"] * has_text), *_COLUMNS, *divergences)
     top_k = min(top_k, options.n_classes(min(spec.classes for spec in shards[0].models)))
+    top_k = min(top_k, shards[0].spec.n_listed or top_k)
     bytes_of = None if tokenizer is None else functools.partial(pieces_of, tokenizer=tokenizer)
     unknown = OF_TARGETS if shards[0].target_type == "none" else ()
     return schema_of(tokens, (*_SEQUENCES, *divergences), names, top_k, bytes_of, unknown)
@@ -151,7 +154,9 @@ def _comparisons(
     hashed = IdsHash.of_parts(results).total
     found: Comparisons[Comparison] = Comparisons()
     for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):
-        comparison = comparison_of(options.definitions, columns, temperature=options.temperature)
+        facts = handles.open(shards[0].spec).sketch
+        drawn = None if facts is None else (facts.top, facts.tail)
+        comparison = comparison_of(options.definitions, columns, temperature=options.temperature, drawn=drawn)
         own, other = shards[0].spec, shards[0].models[number + 1]
         n_ignored = rows - n_left - comparison.count
         about: About = {**shared, **given, "kind": other.kind, "n_ignored": n_ignored}
@@ -192,7 +197,7 @@ def _dtypes(shards: Sequence[Shard], model: int) -> str:
     return ", ".join(sorted({shard.models[model].dtype for shard in shards}))
 
 
-def _first_numbers(shards: Sequence[Shard], options: Options, handles: Handles) -> list[int]:
+def first_numbers(shards: Sequence[Shard], options: Options, handles: Handles) -> list[int]:
     """The number to add to the sequence numbers of each shard to make them unique; 0 if all share one numbering."""
     firsts = [0]
     for shard in () if shards[0].shares_numbers else shards:
@@ -415,6 +420,7 @@ class _Pairing:
     """Compares blocks of rows of a base with the same rows of candidates."""
 
     def __init__(self, opened: OpenShard, options: Options, work: Work) -> None:
+        self._sketch = opened.file.sketch
         self._options, self._workers, self._top_k = options, work.workers, work.top_k if work.emit else 0
         self._has_targets = opened.has_targets
         self._ignore_index = options.ignore_index if opened.has_targets else LEFT_OUT
@@ -433,7 +439,8 @@ class _Pairing:
 
     def compared(self, block: RowBlock) -> Iterator[_Compared]:
         """The columns of each candidate at the rows that have a target, and the scores of both models."""
-        for columns, *scores in (self._by_projection if self._are_hidden else self._by_logits)(block):
+        by = self._by_sketch if self._sketch else self._by_projection if self._are_hidden else self._by_logits
+        for columns, *scores in by(block):
             if self._is_clustered:
                 columns["segment_ids"] = block.sequences
             columns = {name: block.selected(column) for name, column in columns.items()}
@@ -462,6 +469,26 @@ class _Pairing:
                 columns = pair_columns(base, {"logits": logits}, block.ids, kind=model.kind, **pairing)["logits"]
                 scores = self._scores(model.top_scores(logits), block)
             yield columns, base_scores, scores
+
+    def _by_sketch(self, block: RowBlock) -> Iterator[_Compared]:
+        """The columns and scores of each candidate, whose rows estimate the divergences from a sketch of the base."""
+        base, *models = self._models
+        assert self._sketch is not None
+        ids = np.where(block.kept, block.ids, 0)
+        options: Any = {"ignore_index": None, "where": block.kept, "workers": self._workers}
+        for model, rows in zip(models, block.others, strict=True):
+            with with_file_names(base.file.path, model.file.path, block.place):
+                given = model.logits("logits", rows, block.kept, self._workers)
+                kind = "logits" if model.file.lm_head is not None else model.file.kind
+                logits = logits_of(without_bfloat16(*as_float_array("logits", given)), kind, block.kept)
+                scores = scores_of_kind(logits, ids, kind="logits", top_k=self._top_k, **options)
+                check_sums(scores.logsumexp, kind, given)
+                dtype = model.file.dtype.name
+                student = student_of(logits, block.scores, self._sketch, scores, block.kept, dtype, self._workers)
+                columns = sketch_columns(
+                    block.scores, self._sketch, logits.shape[-1], student, block.kept, self._options.divergences
+                )
+            yield columns, sketch_scores(block.scores, self._top_k), scores if self._top_k else None
 
     def _by_projection(self, block: RowBlock) -> Iterator[_Compared]:
         """The columns and scores of each candidate; each tile of logits is compared as soon as it is made."""

@@ -23,6 +23,7 @@ from tokenloss._statistics.groups import check_by
 from tokenloss.formats.content import as_source, grouped
 from tokenloss.formats.readers import check_different
 from tokenloss.formats.scores import Scores
+from tokenloss.formats.sketch import Sketch
 from tokenloss.formats.sources import DEFAULT, LEVELS, Source, require
 from tokenloss.formats.tokenizers import open_tokenizer
 
@@ -192,8 +193,9 @@ def compare_files(
                "divergences": wanted}  # fmt: skip
     for name, value in ({"noise": noise, "sizes": sizes} | of_rows).items():
         for one in (source, *models.values()) if value else ():
-            require(one, "rows" if name in of_rows else "tops", name)
-    if level == "rows":
+            is_estimated = name == "divergences" and isinstance(one, Sketch)
+            require(one, "rows" if name in of_rows and not is_estimated else "tops", name)
+    if level in ("rows", "sketch"):
         _check_transforms([source, *models.values()])
         models = {name: _with_tokens_of(one, source) for name, one in models.items()}
     names = [name for name in models if noise is None or name != NOISE]
@@ -213,7 +215,7 @@ def compare_files(
         key |= {f"candidate {number}: {name}": value for name, value in one.given().items()}
     with opened([source, *models.values()], settings, key, by_identity([], sizes)) as run:
         found: Comparisons[Any]
-        if level == "rows":
+        if level in ("rows", "sketch"):
             tokenizer = None if said.tokenizer is None else open_tokenizer(said.tokenizer)
             scores, others_scores = cast("Scores", source), cast("dict[str, Scores]", models)
             second = "" if noise is None else NOISE
@@ -288,6 +290,10 @@ def _labeled(source: Source, by: str | None) -> Source:
 
 def _level_of(base: Source, models: Mapping[str, Source]) -> str:
     """The highest level that the base and each candidate reach, which must be the same for all candidates."""
+    for name, one in {"base": base, **models}.items():
+        if isinstance(one, Sketch) and (name != "base" or {other.level for other in models.values()} != {"rows"}):
+            got, fits = "holds a sketch", "be the base, and come with scores or hidden states of the others"
+            refuse(one.name, got, fits)
     levels = {name: min(base.level, one.level, key=LEVELS.index) for name, one in models.items()}
     first = next(iter(levels))
     for name, level in levels.items():
@@ -301,6 +307,8 @@ def _level_of(base: Source, models: Mapping[str, Source]) -> str:
 def _with_tokens_of(source: Source, base: Source) -> Source:
     """The candidate with the token options of the base; a candidate opened with different ones is refused."""
     own, said = source.token_options, base.token_options
+    if isinstance(base, Sketch):  # whose targets are aligned already
+        own = own._replace(shift=None)
     is_default = own._replace(shift=None, tokenizer=None) == DEFAULT
     names = [name for name in own._fields if name not in ("shift", "tokenizer") and not is_default]
     for name in names + ["shift"] * (own.shift is not None):
@@ -315,6 +323,7 @@ def _with_tokens_of(source: Source, base: Source) -> Source:
 
 def _check_transforms(sources: Sequence[Any]) -> None:
     """Refuse a transform of logits that was given for only some models, or for scores."""
+    sources = [source for source in sources if not isinstance(source, Sketch)]
     heads = [source.specs[0].head for source in sources]
     for i, (name, neutral) in enumerate((("logit_scale", 1.0), ("softcap", 0.0)), 1):
         given = [None if head is None or head[i] == neutral else head[i] for head in heads]

@@ -29,6 +29,7 @@ from tokenloss.formats.logprobs import Logprobs
 from tokenloss.formats.readers import check_different
 from tokenloss.formats.responses import Responses, each_file
 from tokenloss.formats.scores import Scores
+from tokenloss.formats.sketch import Sketch
 from tokenloss.formats.sources import Blocks, require
 from tokenloss.formats.tokenizers import open_tokenizer
 
@@ -189,7 +190,7 @@ def evaluate(
     found = grouped(as_source(source, shift=shift), check_by(by))
     outputs = checked_sinks(sinks, state is not None, scheduler)
     settings = Settings.checked(outputs, state, scheduler, progress, workers)
-    require(found, "nll", worded("evaluate", "tokenloss score"))
+    require(found, "rows" if isinstance(found, Sketch) else "nll", worded("evaluate", "tokenloss score"))
     if calibration:
         require(found, "rows", "calibration")
     if settings.state is not None:

@@ -24,6 +24,7 @@ from tokenloss._evaluation.shards import (
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy
 from tokenloss.formats.readers import by_number, check_order
+from tokenloss.formats.scores import joined_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -197,6 +198,11 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
 
 def _paired(base: Scores, others: Sequence[Scores], options: Options) -> list[Shard]:
     """Shards of the files that belong together, in order; files that do not fit are refused."""
+    if base.level == "sketch":  # whose rows others may divide among files as they like
+        specs = [joined_spec(source.specs) for source in (base, *others)]
+        for spec in specs[1:]:
+            _check_shapes(specs[0], spec, options)
+        return [Shard(tuple(specs))]
     numbers = _numbers(base)
     for other in others:
         if len(other.specs) != len(base.specs):

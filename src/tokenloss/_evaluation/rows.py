@@ -189,7 +189,7 @@ class _Pieces:
 def row_functions(file: ScoresFile) -> tuple[Callable[..., TokenScores], Callable[..., Any]]:
     """The token scores and the losses of rows of this file, which are scores or hidden states, as functions."""
     if file.lm_head is None:
-        return functools.partial(scores_of_kind, kind=file.kind), _LOSSES[file.kind]
+        return functools.partial(scores_of_kind, kind=file.kind), _LOSSES.get(file.kind, cross_entropy)
     scores, losses = linear_token_scores, linear_cross_entropy
     return functools.partial(_project, scores, file.lm_head), functools.partial(_project, losses, file.lm_head)
 
@@ -280,7 +280,7 @@ class FirstRows:
     def __init__(self, file: ScoresFile, spec: FileSpec, option: str) -> None:
         self.is_given = spec.given_kind is not None
         self.itemsize = spec.row_bytes // (spec.classes or 1)  # of stored scores, which may be read as wider ones
-        self._file, self._option, self._are_checked = file, option, False
+        self._file, self._option, self._are_checked = file, option, file.sketch is not None
         self.rms: tuple[float, ...] = ()  # root mean squares of hidden states
 
     def check(self, rows: Array, kept: Array) -> None:

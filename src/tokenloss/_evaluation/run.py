@@ -93,7 +93,7 @@ class Run:
                 chosen = [units[number] for number in left]
                 results = _on_cluster(function, chosen, settings.workers or 1, checkpoint.top, settings.scheduler)
             else:
-                work = Work(self.handles, self._workers, checkpoint.top, schema.top_k, advance=progress.advance)
+                work = Work(self.handles, self.workers, checkpoint.top, schema.top_k, advance=progress.advance)
                 files = [0 if are_candidates else number for number in left]
                 results = (
                     (i, function(units[number], work._replace(emit=self.sinks.emitter(file))))
@@ -117,7 +117,7 @@ class Run:
         """The results of blocks; the last block in the state is made again, for comparison."""
         found = [checkpoint.results[number] for number in range(len(checkpoint.results))]
         start = time.perf_counter()
-        work, first = Work(self.handles, self._workers, checkpoint.top), checkpoint.last_block()
+        work, first = Work(self.handles, self.workers, checkpoint.top), checkpoint.last_block()
         with Progress(0 if self._settings.progress else None) as progress:
             for number, unit in enumerate(units(first, found), first):
                 if number == first:
@@ -136,7 +136,7 @@ class Run:
         return found
 
     @property
-    def _workers(self) -> int:
+    def workers(self) -> int:
         """Number of threads here."""
         return self._settings.workers or config.default_workers()
 

@@ -185,12 +185,14 @@ class Shard(NamedTuple):
         """Everything that its result depends on, except options."""
         of_parts = [part and {**of_file(part.path), "start": part.start} for part in (self.targets, self.segments)]
         digest = None if self.token_bytes is None else hashlib.blake2b(self.token_bytes.tobytes(), digest_size=16)
+        parts = [[of_file(one.path) for one in spec.parts] for spec in self.models]
         heads = [[*map(of_file, spec.head_files), spec.head_figures] for spec in self.models]
         return {
             **of_file(self.path), "targets": of_parts[0], "segments": of_parts[1],
             "split": None if self.split is None else list(self.split), "next": [self.next_id, self.next_text],
             "windows": self.windows and list(self.windows), "bytes": digest and digest.hexdigest(), "head": heads[0],
             "others": [[of_file(spec.path), *head] for spec, head in zip(self.models[1:], heads[1:], strict=True)],
+            **({"parts": parts} if any(parts) else {}),
         }  # fmt: skip
 
     def absolute(self) -> Shard:
@@ -282,7 +284,7 @@ class Handles:
 
 def _key_of(spec: FileSpec) -> FileSpec:
     """The key of an open file."""
-    return spec._replace(head_figures=None)
+    return spec._replace(head_figures=None, parts=tuple(map(_key_of, spec.parts)))
 
 
 def _key(shard: Shard) -> tuple[object, ...]:
@@ -297,6 +299,7 @@ def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
     """The open shard, with targets and tokens as stored."""
     files = [handles.open(spec) for spec in shard.models]
     tokens = next((file.tokens for file in files if file.tokens is not None), None)
+    tokens = None if files[0].sketch is not None else tokens  # those of its rows, and its targets come after these
     targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
     if shard.windows:
         sequences = shard.windows.sequences(shard.path, shard.shape, sequences)
@@ -305,6 +308,7 @@ def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
     groups = _held_groups(files[0], sequences, options.by)
     stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]), groups=groups)
     with_mask = [file for file in files if file.attention_mask is not None]
+    with_mask = with_mask if files[0].sketch is None else [file for file in with_mask if file is files[0]]
     if targets is not None:
         stored = stored._replace(ids=targets)
         for file in with_mask:
@@ -361,6 +365,8 @@ def _shifted_groups(groups: GroupCodes, shape: tuple[int, ...], shard: Shard) ->
 def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Array | None:
     """The targets of a shard, which must be equal in all files that have some; None if it is compared without."""
     are_compared = len(shard.models) > 1
+    if files[0].sketch is not None:
+        return _sketched_targets(files, options.ignore_index)
     held, is_needed = [(file.path, file.targets) for file in files if file.targets is not None], True
     if shard.targets is not None:
         held = [*(held if are_compared else ()), (shard.targets.path, shard.targets.array(shard.spec))]
@@ -382,6 +388,20 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
             got = f"holds other {'targets' if is_needed else 'input ids'}"
             refuse(path, got, f"hold those of {first} if any")
     return targets if is_needed else None
+
+
+def _sketched_targets(files: list[ScoresFile], ignored: int | None) -> Array | None:
+    """The targets of a sketch; other files may hold the same ones, or the tokens that come before them."""
+    targets = files[0].targets
+    for file in files[1:] if targets is not None else ():
+        ids = file.input_ids if file.targets is None else file.targets
+        if ids is None or targets is None or ids.size != targets.size:
+            continue
+        wanted, held = targets.reshape(-1), ids.reshape(-1)
+        kept = wanted != ignored
+        if not any(np.array_equal(one[kept], wanted[kept]) for one in (held, np.roll(held, -1))):
+            refuse(file.path, "holds other targets", f"hold those of {files[0].path} or the tokens before them, if any")
+    return targets
 
 
 def refuse_without_targets(path: str, names: Sequence[str] = ()) -> NoReturn:
@@ -417,6 +437,8 @@ def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
     if shard.segments is not None:
         counts = dict(zip(shard.split or (), shard.split_rows, strict=False))
         return row_sequences(files[0], shard.segments.array(shard.spec), shard.segments.path, counts)
+    if files[0].sketch is not None and files[0].segment_ids is not None:  # others may count them in their own way
+        files = files[:1]
     found = [(file.path, row_sequences(file, None, None)) for file in files]
     given = [(path, sequences) for path, sequences in found if sequences.are_given]
     for path, sequences in given[1:]:

@@ -6,6 +6,7 @@ from tokenloss.formats.responses import Response, Responses, open_responses
 from tokenloss.formats.samples import Samples, open_samples
 from tokenloss.formats.scores import Scores, open_hidden_states, open_scores
 from tokenloss.formats.scores_file import ScoresFile
+from tokenloss.formats.sketch import Sketch, open_sketch, write_sketch
 from tokenloss.formats.sources import Blocks, Source, blocks
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Samples",
     "Scores",
     "ScoresFile",
+    "Sketch",
     "Source",
     "blocks",
     "open_hidden_states",
@@ -24,4 +26,6 @@ __all__ = [
     "open_responses",
     "open_samples",
     "open_scores",
+    "open_sketch",
+    "write_sketch",
 ]

@@ -21,6 +21,7 @@ from tokenloss.formats.records import are_records
 from tokenloss.formats.responses import open_responses
 from tokenloss.formats.samples import is_samples, is_samples_folder, open_samples
 from tokenloss.formats.scores import Scores, open_scores
+from tokenloss.formats.sketch import is_sketch, open_sketch
 from tokenloss.formats.sources import Source, blocks, require, with_shift
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ CONTENTS = (
             open_samples, ("run",)),
     Content("log-probabilities", are_logprobs, open_logprobs, ("array", "mask", "segment_ids")),
     Content("responses", are_records, open_responses, ("part", "skip_failed")),
+    Content("a sketch", is_sketch, open_sketch, ("tokenizer",)),
     Content("scores", lambda path: True, open_scores, OF_SCORES),
 )  # fmt: skip
 

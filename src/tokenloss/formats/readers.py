@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tokenloss._core.errors import refuse, worded
 from tokenloss._core.files import identity
 from tokenloss._core.text import printable
-from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
+from tokenloss.formats import llama_cpp, npy, npz, safetensors, sketch_file, zarr
 from tokenloss.formats.base import library_errors, open_regular
 from tokenloss.formats.records import are_records
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenloss.formats.scores_file import Format
 
 FORMATS = (npy.FORMAT, npz.FORMAT, safetensors.FORMAT, zarr.FORMAT, llama_cpp.FORMAT)
-_BY_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
+_BY_SUFFIX = {suffix: one for one in (*FORMATS, sketch_file.SKETCH_FORMAT) for suffix in one.suffixes}
 _TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".h5", ".hdf5", ".mat")
 _PICKLE = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))  # the first bytes of a pickle
 _MOST_MAGIC = max(len(one.magic) for one in FORMATS)

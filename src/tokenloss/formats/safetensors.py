@@ -7,6 +7,8 @@ bfloat16 without torch, and its errors do not say where in the file they are.
 from __future__ import annotations
 
 import functools
+import json
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,13 +21,13 @@ from tokenloss.formats.records import parsed_json
 from tokenloss.formats.scores_file import HIDDEN_NAMES, INPUT_IDS, Archive, Format
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
 _LENGTH = 8  # bytes before the header, which hold its length
 _MIN_HEADER_BYTES = 2  # bytes of a header
 MAX_HEADER_BYTES = 100_000_000  # bytes of a header, as the library has it
-_DTYPES = {
+DTYPES = {
     "BOOL": "?", "U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
     "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
 }  # fmt: skip
@@ -40,22 +42,23 @@ class _Entry(NamedTuple):
     dtype: str
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
     """Header of a file."""
 
     path: str
     entries: dict[str, _Entry]
     start: int  # of the arrays
     stamp: Stamp
+    metadata: dict[str, str]
 
     def place(self, name: str) -> ArrayLocation:
         """Location of an array in the file."""
         if name not in self.entries:
             refuse(self.path, f"holds no {name}", "hold it, as the index of the shards says")
         entry = self.entries[name]
-        if entry.dtype != "BF16" and entry.dtype not in _DTYPES:
+        if entry.dtype != "BF16" and entry.dtype not in DTYPES:
             refuse(self.path, f"{name} has dtype {entry.dtype}", f"be {FLOATS}")
-        dtype = bfloat16(self.path).newbyteorder("<") if entry.dtype == "BF16" else np.dtype(_DTYPES[entry.dtype])
+        dtype = bfloat16(self.path).newbyteorder("<") if entry.dtype == "BF16" else np.dtype(DTYPES[entry.dtype])
         place = ArrayLocation(self.path, self.start + entry.begin, dtype, entry.shape, stamp=self.stamp)
         if place.n_bytes != entry.end - entry.begin:
             got, fits = f"{name} has {entry.end - entry.begin} bytes", f"have {place.n_bytes} for its dtype and shape"
@@ -66,7 +69,9 @@ class _Header(NamedTuple):
 def _open(path: str, given: Sequence[str | None]) -> Archive:
     """The arrays of a .safetensors file."""
     del given
-    header = _read_header(path)
+    header = read_header(path)
+    if header.metadata.get("kind") == "sketch":
+        refuse(path, "holds a sketch", "have a name that ends in .sketch, to be read as one")
     is_of_vllm = INPUT_IDS[0] in header.entries
     return Archive(path, header.entries, header.place, functools.partial(_fitted, is_of_vllm))
 
@@ -88,7 +93,7 @@ def _fitted(
     return scores._replace(shape=(*batch, shape[-1])), parts
 
 
-def _read_header(path: str) -> _Header:
+def read_header(path: str) -> Header:
     """Read the header, whose arrays must neither overlap nor leave gaps."""
     with open_regular(path) as file:
         found = stamp(file)
@@ -100,14 +105,14 @@ def _read_header(path: str) -> _Header:
             most = f"at most {longest}" if longest == MAX_HEADER_BYTES else f"fit into the file of {found.size} bytes"
             fits = f"be at least {_MIN_HEADER_BYTES} and {most}"
             raise_error("file", path=path, byte=0, got=f"the length of the header is {length}", fits=fits)
-        entries = _entries(path, file.read(length))
+        entries, metadata = _entries(path, file.read(length))
     start, end = _LENGTH + length, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]):
         if entry.begin != end:
             _refuse_header(path, f"{name} begins at {entry.begin} of the data", f"begin at {end}")
         end = entry.end
     check_file_size(path, found.size, start + end)
-    return _Header(path, entries, start, found)
+    return Header(path, entries, start, found, metadata)
 
 
 def _refuse_header(path: str, got: str, fits: str) -> NoReturn:
@@ -115,14 +120,16 @@ def _refuse_header(path: str, got: str, fits: str) -> NoReturn:
     raise_error("file", path=path, byte=_LENGTH, got=f"by the header {got}", fits=fits)
 
 
-def _entries(path: str, header: bytes) -> dict[str, _Entry]:
-    """Entries of the header by name."""
+def _entries(path: str, header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """Entries of the header by name, and its metadata."""
     try:
         said = parsed_json(header)
     except ValueError as error:
         raise_error("file", path=path, byte=_LENGTH, got=f"the header is no JSON ({error})", fits="be an object")
-    entries = {}
+    entries, metadata = {}, dict[str, str]()
     for name, entry in said.items() if isinstance(said, dict) else [("", said)]:
+        if name == "__metadata__" and isinstance(entry, dict):
+            metadata = {key: value for key, value in entry.items() if isinstance(value, str)}
         match entry:
             case _ if name == "__metadata__":
                 pass
@@ -133,7 +140,21 @@ def _entries(path: str, header: bytes) -> dict[str, _Entry]:
                 entries[name] = _Entry(begin, end, tuple(shape), dtype)
             case _:
                 _refuse_header(path, f"{name or 'all'} is {str(entry)[:80]}", "have dtype, shape and data_offsets")
-    return entries
+    return entries, metadata
+
+
+def header_of(arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The header of a file with arrays of these dtypes and shapes, one after the other."""
+    codes: dict[Any, str] = {np.dtype(name): code for code, name in DTYPES.items()}
+    said: dict[str, Any] = {"__metadata__": dict(metadata)}
+    begin = 0
+    for name, (dtype, shape) in arrays.items():
+        end = begin + math.prod(shape) * dtype.itemsize
+        said[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(said, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH)  # arrays are aligned
+    return len(text).to_bytes(_LENGTH, "little") + text
 
 
 FORMAT = Format("a .safetensors file", (".safetensors",), b"", _open, may_hold_head=True)

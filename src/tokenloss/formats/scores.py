@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, refuse_given
 from tokenloss._core.errors import named, raise_error, refuse
@@ -139,7 +141,7 @@ class Scores(Source):
     def like(self, paths: Any) -> Scores:
         """Open other files with the same options."""
         given = as_paths("paths", paths)
-        specs = _opened(resolved(given, are_scores=True), self.specs[0])
+        specs = opened_specs(resolved(given, are_scores=True), self.specs[0])
         return replace(self, paths=tuple(spec.path for spec in specs), specs=specs, given_paths=tuple(given))
 
     def absolute(self) -> Scores:
@@ -151,8 +153,38 @@ class Scores(Source):
         return {name: value for name, value in vars(self).items() if name != "file"}
 
 
+def joined_spec(specs: Sequence[FileSpec]) -> FileSpec:
+    """Files as one, whose rows follow each other."""
+    if len(specs) == 1:
+        return specs[0]
+    return specs[0]._replace(shape=(sum(one.rows for one in specs), specs[0].classes), parts=(*specs,))
+
+
+def _open_joined(specs: Sequence[FileSpec], head: LmHead | None) -> ScoresFile:
+    """The open files as one, with targets, ids or a mask if all have them; those of sketches also number sequences."""
+    files: list[ScoresFile] = []
+    for spec in specs:
+        files.append(open_file(spec, head))
+        head = files[-1].lm_head
+
+    def joined(name: str) -> Any:
+        arrays = [getattr(file, name) for file in files]
+        return None if any(one is None for one in arrays) else np.concatenate([one.reshape(-1) for one in arrays])
+
+    arrays: dict[str, Any] = {name: joined(name) for name in ("targets", "input_ids", "attention_mask")}
+    arrays["segment_ids"] = joined("segment_ids") if files[0].sketch is not None else None
+    shape = sum(file.rows for file in files), files[0].shape[-1]
+
+    def blocks(most_rows: int) -> Iterator[Array]:
+        return (block for file in files for block in file.blocks(most_rows))
+
+    return dataclasses.replace(files[0], shape=shape, _read=blocks, tokens=None, field=None, cu_seqlens=None, **arrays)
+
+
 def open_file(spec: FileSpec, head: LmHead | None = None) -> ScoresFile:
     """The open file of scores or hidden states; `head` is its head, if already open."""
+    if spec.parts:
+        return _open_joined(spec.parts, head)
     kind = spec.given_kind if spec.head is None else HIDDEN_NAMES[0]
     file = read_scores(format_of(spec.path), spec.path, spec.array, kind, spec.targets_array, spec.field)
     if spec.head is not None:
@@ -180,7 +212,7 @@ def _refuse_changed(path: str) -> NoReturn:
     refuse(path, "changed after it was opened", "stay as it is while it is read")
 
 
-def _opened(paths: Sequence[str], asked: FileSpec) -> tuple[FileSpec, ...]:
+def opened_specs(paths: Sequence[str], asked: FileSpec) -> tuple[FileSpec, ...]:
     """The headers of all files, which must have the same kind and number of classes; `asked` has the options."""
     specs: list[FileSpec] = []
     head = None
@@ -196,7 +228,7 @@ def _opened(paths: Sequence[str], asked: FileSpec) -> tuple[FileSpec, ...]:
             path=path, kind=file.kind, shape=file.shape, dtype=file.dtype.name, row_bytes=file.row_bytes,
             target_type=types, has_text=file.tokens is not None,
             head_files=head.files if head else (), head_figures=head.figures() if head else None,
-            stamp=_stamp(path),
+            stamp=_stamp(path), n_listed=file.sketch.top if file.sketch else 0,
         )  # fmt: skip
         if specs and (spec.kind, spec.classes) != (specs[0].kind, specs[0].classes):
             got = f"holds {spec.kind} of {spec.classes} classes"
@@ -400,7 +432,7 @@ def _scores(paths: Any, asked: FileSpec, options: TokenOptions) -> Scores:
     check_different([*found, *options.targets, *options.segment_ids])
     head = {} if asked.head is None else {"logit_scale": asked.head.logit_scale, "softcap": asked.head.softcap}
     said = {"array": asked.array, "kind": asked.given_kind, "targets_array": asked.targets_array, **head}
-    return Scores(tuple(found), said, options, _opened(found, asked), tuple(given))
+    return Scores(tuple(found), said, options, opened_specs(found, asked), tuple(given))
 
 
 def _token_options(

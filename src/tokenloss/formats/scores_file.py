@@ -88,6 +88,8 @@ class ScoresFile:
         Names of the arrays in the file, if they have names.
     field : array or None
         The array of labels by which tokens are grouped, if a function was asked to.
+    sketch : SketchFacts or None
+        The options of a sketch, whose blocks are records, and whose kind is "sketch".
 
     Examples
     --------
@@ -118,6 +120,7 @@ class ScoresFile:
     attention_mask: Array | None = None
     names: tuple[str, ...] = ()
     field: Array | None = None  # the array whose labels group tokens, if it was asked for
+    sketch: SketchFacts | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that cannot be scores."""
@@ -136,6 +139,8 @@ class ScoresFile:
     @property
     def row_bytes(self) -> int:
         """Bytes of the scores, or of the hidden state, at a position."""
+        if self.sketch is not None:
+            return self.sketch.row_bytes
         width = self.shape[-1] if self.lm_head is None else self.lm_head.weight.shape[1]
         return width * self.dtype.itemsize
 
@@ -159,6 +164,18 @@ class ScoresFile:
         """
         most_rows = check_integer("most_rows", most_rows, "a positive integer", least=1)
         return self._read(most_rows) if self.rows else iter(())
+
+
+class SketchFacts(NamedTuple):
+    """What a sketch says about all of its rows."""
+
+    top: int  # the most likely classes of each
+    tail: int  # classes drawn from the others
+    epsilon: float  # the share of a uniform distribution in the draws
+    seed: int
+    masked: Array | None = None  # classes that are impossible in all rows; None where rows differ
+    row_bytes: int = 0
+    words: tuple[str, str] = ("", "")  # kind and dtype of the scores, if they are known
 
 
 class HeadSpec(NamedTuple):
@@ -187,6 +204,8 @@ class FileSpec(NamedTuple):
     head_files: tuple[str, ...] = ()  # of hidden states; the weight's file comes first
     head_figures: dict[str, Any] | None = None  # what was read from them and from config.json
     stamp: tuple[int, int] | None = None  # size and time of the last change of a file, by which another one is noticed
+    parts: tuple[FileSpec, ...] = ()  # of files that are read as one
+    n_listed: int = 0  # most likely classes of a position, of a sketch
 
     @property
     def rows(self) -> int:
@@ -206,7 +225,8 @@ class FileSpec(NamedTuple):
     def absolute(self) -> FileSpec:
         """The file with absolute paths, for a process in another directory."""
         head = self.head and self.head._replace(spec=str(Path(self.head.spec).absolute()))
-        return self._replace(path=str(Path(self.path).absolute()), head=head)
+        parts = tuple(one.absolute() for one in self.parts)
+        return self._replace(path=str(Path(self.path).absolute()), head=head, parts=parts)
 
 
 class LmHead(NamedTuple):

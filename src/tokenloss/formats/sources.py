@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Kind, Need
 
-LEVELS = ("nll", "tops", "rows")  # each includes those before it
+LEVELS = ("nll", "tops", "sketch", "rows")  # each includes those before it
 _NEEDS = {
     "nll": "the loss of each token",
     "tops": "the most likely classes of each token",
@@ -78,11 +78,11 @@ class Source:
 
     Attributes
     ----------
-    level : {"nll", "tops", "rows"}
-        What it contains for each token: only its loss; also the most likely classes; or all classes. Two sources are
-        compared at the highest level that both reach.
+    level : {"nll", "tops", "sketch", "rows"}
+        What it contains for each token: only its loss; also the most likely classes; also some drawn from the others;
+        or all classes. Two sources are compared at the highest level that both reach.
     holds : str
-        The content in words: "scores", "responses", "log-probabilities", "samples" or "blocks".
+        The content in words: "scores", "a sketch", "responses", "log-probabilities", "samples" or "blocks".
     name : str
         Its name in tables and messages.
     paths, files : tuple of str

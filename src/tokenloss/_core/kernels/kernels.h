@@ -20,6 +20,7 @@
 #include "second_moments.h"
 #include "sequences.h"
 #include "soft_targets.h"
+#include "tail.h"
 #include "token_block.h"
 #include "token_stats.h"
 #include "topk.h"

@@ -1,0 +1,334 @@
+"""Comparisons with a sketch of the base: every divergence is unbiased, its errors are right, and all else is exact."""
+
+import lzma
+
+import numpy as np
+import pytest
+from places import DATA
+
+from tokenloss import compare, compare_files
+from tokenloss.formats import blocks, open_scores, open_sketch, write_sketch
+
+FURTHER = ("reverse_kl", "js", "tv", "hellinger")
+EXACT = ("nll", "base_nll", "is_same_top", "kept", "base_margin", "margin", "rounding", "is_identical")
+
+
+def teacher(rng, n, classes, exponent, dtype=np.float32):
+    """Zipf-like logits: exponent 1.1 is flat, 2 peaked."""
+    x = -exponent * np.log(np.arange(1, classes + 1)) + rng.normal(0, 0.3, (n, classes))
+    return rng.permuted(x, axis=1).astype(dtype)
+
+
+STUDENTS = {
+    "quantized": lambda rng, x: np.round(x * 8) / 8,
+    "noisy": lambda rng, x: x + rng.normal(0, 0.05, x.shape),
+    "heated": lambda rng, x: x / 1.3,
+    "foreign": lambda rng, x: 0.8 * x + rng.normal(0, 1, x.shape),
+    "mixed": lambda rng, x: np.logaddexp(
+        np.log(0.95) + x - np.logaddexp.reduce(x, 1, keepdims=True), np.log(0.05 / x.shape[1])
+    ),
+}
+
+
+def both(tmp_path, x, y, targets=None, numbers=None, divergences=("kl", *FURTHER), **options):
+    """The comparison by a sketch, and the exact one."""
+    targets = np.zeros(len(x), int) if targets is None else targets
+    write_sketch(tmp_path / "base.sketch", [(x, targets, None, *([] if numbers is None else [numbers]))], **options)
+    np.save(tmp_path / "other.npy", y)
+    found = compare_files(tmp_path / "base.sketch", {"y": tmp_path / "other.npy"}, divergences=divergences)["y"]
+    return found, compare(x, y, targets, segment_ids=numbers, divergences=divergences)
+
+
+def mean_of(comparison, name):
+    return comparison.mean_kl if name == "kl" else comparison.divergences[name]
+
+
+def scores_of(tmp_path, pairs, n, most, **options):
+    """Differences from the exact means of random pairs, in standard errors of the draws, by divergence."""
+    rng, scores = np.random.default_rng(11), {name: [] for name in ("kl", *FURTHER)}
+    for i in range(pairs):
+        classes = int(np.exp(rng.uniform(np.log(1000), np.log(most))))
+        x = teacher(rng, n, classes, rng.uniform(1, 2.2), (np.float16, np.float32)[i % 2])
+        y = [*STUDENTS.values()][i % len(STUDENTS)](rng, x.astype(float)).astype(np.float32)
+        if i % 3 == 0:
+            masked = np.append(False, rng.random(classes - 1) < 0.3)
+            x[:, masked], y[:, masked] = -np.inf, -np.inf
+        found, exact = both(tmp_path, x, y, seed=i, **options)
+        for name, of in scores.items():
+            difference, stderr = mean_of(found, name) - mean_of(exact, name), found.sketch["draws_stderr"][name]
+            if stderr < 1e-9 * mean_of(exact, name):  # the total variation of a tail that is lower everywhere
+                assert abs(difference) < 1e-6 * mean_of(exact, name)
+            else:
+                of.append(difference / stderr)
+    return {name: np.array(of) for name, of in scores.items()}
+
+
+def test_divergences_are_unbiased_and_their_errors_right(tmp_path):
+    for name, z in scores_of(tmp_path, 30, 40, 4000).items():
+        assert abs(z.mean()) < 3.5 / np.sqrt(len(z)), name
+        assert 0.7 < z.std() < 1.35, name
+        assert abs(z).max() < 4.5, name
+
+
+@pytest.mark.slow
+def test_divergences_are_unbiased_for_large_vocabularies(tmp_path):
+    z = np.concatenate([*scores_of(tmp_path, 100, 10, 200_000).values()])
+    assert abs(z.mean()) < 0.25
+    assert 0.85 < z.std() < 1.2
+    assert abs(z).max() < 5
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_the_error_is_small_and_the_bound_is_not(student, tmp_path):
+    rng = np.random.default_rng(3)
+    x = teacher(rng, 150, 8000, 1.1)
+    y = STUDENTS[student](rng, x.astype(float)).astype(np.float32)
+    found, exact = both(tmp_path, x, y)
+    bound, _ = both(tmp_path, x, y, tail=0)
+    assert abs(found.mean_kl / exact.mean_kl - 1) < 0.05
+    assert bound.mean_kl < found.mean_kl
+    assert bound.mean_kl < 0.9 * exact.mean_kl
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("classes", [2, 31, 32, 33, 80, 700])
+def test_all_but_divergences_is_exact_and_short_rows_are_wholly_so(classes, dtype, tmp_path):
+    rng = np.random.default_rng(classes)
+    x, numbers = rng.normal(0, 2, (30, classes)).astype(dtype), np.arange(30) // 5
+    y = (x + rng.normal(0, 0.3, x.shape)).astype(dtype)
+    targets = np.where(np.arange(30) % 7 == 0, -100, rng.integers(0, classes, 30))
+    found, exact = both(tmp_path, x, y, targets, numbers)
+    for name in EXACT:
+        np.testing.assert_array_equal(getattr(found, name), getattr(exact, name), err_msg=name)
+    for name in ("delta_p", "base_top_p"):
+        np.testing.assert_allclose(getattr(found, name), getattr(exact, name), 1e-9, 1e-9)
+    for name in ("perplexity", "base_perplexity", "perplexity_ratio", "same_top"):
+        assert getattr(found, name) == getattr(exact, name), name
+        assert getattr(found, name).stderr == getattr(exact, name).stderr, name
+    if classes <= 32:
+        np.testing.assert_allclose(found.kl, exact.kl, 1e-5, 1e-7)
+        for name in FURTHER:
+            np.testing.assert_allclose(found.token_divergences[name], exact.token_divergences[name], 1e-4, 1e-6)
+
+
+def test_a_model_has_no_divergence_from_its_own_sketch(tmp_path):
+    for x in (teacher(np.random.default_rng(0), 20, 3000, 1.3, dtype) for dtype in (np.float16, np.float32)):
+        x[:, 5:50] = -np.inf
+        with pytest.warns(UserWarning, match="identical to base"):
+            found, _ = both(tmp_path, x, x)
+        assert not found.kl.any()
+        assert not any(one.any() for one in found.token_divergences.values())
+
+
+MASKS = {  # of base and model: whether the divergence, and the reverse one, are infinite
+    "none": ([], [], False, False),
+    "same": ([7, 900], [7, 900], False, False),
+    "model lacks one": ([7], [7, 900], True, False),
+    "base lacks one": ([7, 900], [7], False, True),
+    "as many others": ([7], [900], True, True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* have an infinite divergence")
+@pytest.mark.parametrize("name", MASKS)
+def test_classes_that_only_one_model_has_make_a_divergence_infinite(name, tmp_path):
+    rng = np.random.default_rng(1)
+    x, (base, own, is_infinite, is_reverse_infinite) = rng.normal(0, 1, (6, 1000)).astype(np.float32), MASKS[name]
+    y = x + np.float32(0.1) * rng.normal(size=x.shape).astype(np.float32)
+    x[:, base], y[:, own] = -np.inf, -np.inf
+    found, exact = both(tmp_path, x, y)
+    assert np.isinf(found.kl).tolist() == np.isinf(exact.kl).tolist() == [is_infinite] * 6
+    reverse = found.token_divergences["reverse_kl"], exact.token_divergences["reverse_kl"]
+    assert np.isinf(reverse[0]).tolist() == np.isinf(reverse[1]).tolist() == [is_reverse_infinite] * 6
+
+
+def test_rows_of_nan_count_as_in_any_comparison(tmp_path):
+    x = np.random.default_rng(1).normal(0, 1, (6, 500)).astype(np.float32)
+    y = x * np.float32(1.1)
+    x[2, 3], y[4, 5] = np.nan, np.nan
+    with pytest.warns(UserWarning, match="not finite|nan"):
+        found, exact = both(tmp_path, x, y)
+    assert np.isnan(found.kl).tolist() == np.isnan(exact.kl).tolist()
+    assert found.n_nan == exact.n_nan == 2
+
+
+def test_quantiles_need_draws_and_a_bound_says_so(tmp_path):
+    rng = np.random.default_rng(2)
+    x = teacher(rng, 60, 2000, 1.2)
+    y = (x + rng.normal(0, 0.1, x.shape)).astype(np.float32)
+    many, few, none = (both(tmp_path, x, y, tail=tail)[0] for tail in (48, 8, 0))
+    assert 1.0 not in many.kl_quantiles
+    assert 0.99 in many.kl_quantiles
+    assert not few.kl_quantiles
+    assert 1.0 in none.kl_quantiles
+    assert "estimated from 32 classes and 48 draws" in many.summary()
+    assert "error by the draws" in many.summary()
+    assert "is at least" not in few.summary()
+    assert "KLD is at least" in none.summary()
+    assert "lower bound" in none.summary()
+    assert many.to_dict()["sketch"] == many.sketch
+    verdicts = {tail: one.check(max_kl=1.0).verdict for tail, one in ((48, many), (8, few), (0, none))}
+    assert verdicts == {48: "holds", 8: "holds", 0: "cannot tell"}
+    assert many.check(max_kl_quantile={0.5: 1.0}).verdict == "holds"
+    assert few.check(max_kl_quantile={0.5: 1.0}).verdict == "cannot tell"
+
+
+@pytest.mark.filterwarnings("ignore:.* identical to parts")
+def test_candidates_may_be_sharded_in_other_ways(tmp_path):
+    rng = np.random.default_rng(4)
+    x = teacher(rng, 24, 900, 1.3).reshape(8, 3, 900)
+    y = (x + rng.normal(0, 0.1, x.shape)).astype(np.float32)
+    ids = rng.integers(0, 900, (8, 3))
+    targets = np.where(np.arange(3) == 2, -100, np.roll(ids, -1, 1))
+    (tmp_path / "parts").mkdir()
+    for i in range(4):
+        np.savez(tmp_path / "parts" / f"part-{i}.npz", logits=y[2 * i : 2 * i + 2], input_ids=ids[2 * i : 2 * i + 2])
+    np.savez(tmp_path / "one.npz", logits=y, input_ids=ids)
+    np.savez(tmp_path / "flat.npz", logits=y.reshape(24, 900), targets=targets.reshape(-1))
+    write_sketch(tmp_path / "all.sketch", [(x, targets)])
+    (tmp_path / "sketches").mkdir()
+    for i in range(2):
+        write_sketch(tmp_path / "sketches" / f"{i}.sketch", [(x[4 * i : 4 * i + 4], targets[4 * i : 4 * i + 4])])
+    others = {name: tmp_path / name for name in ("parts", "one.npz", "flat.npz")}
+    found = compare_files(tmp_path / "all.sketch", others, shift=True, state=tmp_path / "state.jsonl")
+    again = compare_files(tmp_path / "all.sketch", others, shift=True, state=tmp_path / "state.jsonl")
+    apart = compare_files(tmp_path / "sketches", {"parts": tmp_path / "parts"})["parts"]
+    exact = compare(x, y, targets, segment_ids=np.arange(8)[:, None])
+    for one in (*found.values(), *again.values()):
+        np.testing.assert_array_equal(one.kl, found["parts"].kl)
+        np.testing.assert_array_equal(one.nll, exact.nll.reshape(-1))
+        assert one.n_sequences == 8
+        assert one.perplexity_ratio.stderr == exact.perplexity_ratio.stderr
+    np.testing.assert_array_equal(apart.nll, found["parts"].nll)
+
+
+@pytest.mark.filterwarnings("ignore:.* identical to log")
+def test_the_kinds_of_scores_are_those_of_any_comparison(tmp_path):
+    rng = np.random.default_rng(4)
+    x = teacher(rng, 40, 500, 1.3, np.float64)
+    log_probs = 0.9 * x - np.logaddexp.reduce(0.9 * x, 1, keepdims=True)
+    write_sketch(tmp_path / "a.sketch", [(x, np.arange(40))])
+    arrays = {"logits": 0.9 * x, "log_probs": log_probs, "probs": np.exp(log_probs)}
+    for name, array in arrays.items():
+        np.savez(tmp_path / f"{name}.npz", **{name: array})
+    found = compare_files(tmp_path / "a.sketch", {name: tmp_path / f"{name}.npz" for name in arrays})
+    for name in arrays:
+        np.testing.assert_allclose(found[name].kl, found["logits"].kl, 1e-8, 1e-12)
+        np.testing.assert_allclose(found[name].nll, found["logits"].nll, 1e-8, 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::tokenloss.NormWarning", "ignore:.* identical to h")
+def test_hidden_states_are_compared_by_their_head(tmp_path):
+    from tokenloss.formats import open_hidden_states
+
+    rng = np.random.default_rng(4)
+    hidden, head = rng.normal(size=(30, 16)).astype(np.float32), rng.normal(size=(600, 16)).astype(np.float32)
+    np.save(tmp_path / "hidden.npy", hidden)
+    np.save(tmp_path / "head.npy", head)
+    np.save(tmp_path / "logits.npy", hidden @ head.T)
+    write_sketch(tmp_path / "a.sketch", [(1.1 * hidden @ head.T, np.arange(30))])
+    others = {"h": open_hidden_states(tmp_path / "hidden.npy", tmp_path / "head.npy"), "x": tmp_path / "logits.npy"}
+    found = compare_files(tmp_path / "a.sketch", others)
+    np.testing.assert_allclose(found["h"].kl, found["x"].kl, 1e-4, 1e-6)
+
+
+REFUSED = {
+    "the other way round": (lambda p: (p / "x.npy", p / "a.sketch", {}), "be the base"),
+    "two sketches": (lambda p: (p / "a.sketch", p / "b.sketch", {}), "be the base"),
+    "other rows": (lambda p: (p / "a.sketch", p / "few.npy", {}), "holds 3 rows"),
+    "other classes": (lambda p: (p / "a.sketch", p / "small.npy", {}), "300 classes"),
+    "other targets": (lambda p: (p / "a.sketch", p / "targets.npz", {}), "holds other targets"),
+    "a temperature": (lambda p: (p / "a.sketch", p / "x.npy", {"temperature": 0.5}), "temperature needs all classes"),
+    "some classes": (lambda p: (p / "a.sketch", p / "x.npy", {"classes": 9}), "classes needs all classes"),
+    "formulas": (
+        lambda p: (p / "a.sketch", p / "x.npy", {"definitions": "llama.cpp"}),
+        "definitions needs all classes",
+    ),
+    "responses": (lambda p: (p / "a.sketch", DATA / "vllm.json", {}), "be the base, and come with scores"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_sketch_cannot_tell_is_refused(name, tmp_path):
+    x = teacher(np.random.default_rng(0), 6, 400, 1.2)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "few.npy", x[:3])
+    np.save(tmp_path / "small.npy", x[:, :300])
+    np.savez(tmp_path / "targets.npz", logits=x, targets=np.arange(6)[::-1])
+    for letter in "ab":
+        write_sketch(tmp_path / f"{letter}.sketch", [(x, np.arange(6))])
+    make, message = REFUSED[name]
+    base, other, options = make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        compare_files(base, {"other": other}, **options)
+
+
+def test_a_changed_file_is_noticed(tmp_path):
+    x = teacher(np.random.default_rng(0), 6, 400, 1.2)
+    np.save(tmp_path / "x.npy", x)
+    write_sketch(tmp_path / "a.sketch", [(x, np.arange(6))])
+    source = open_sketch(tmp_path / "a.sketch")
+    write_sketch(tmp_path / "a.sketch", [(x[::-1], np.arange(6)), (x, np.arange(6))])
+    with pytest.raises(ValueError, match="changed after it was opened"):
+        compare_files(source, tmp_path / "x.npy")
+
+
+def test_blocks_with_options_are_not_taken(tmp_path):
+    source = blocks([(np.zeros((2, 40)), [0, 1])], shift=True)
+    with pytest.raises(ValueError, match="blocks without options"):
+        write_sketch(tmp_path / "a.sketch", source)
+
+
+# -- real models -------------------------------------------------------------------------------------------------------
+
+
+def test_a_real_pair_is_within_two_percent(tmp_path):
+    paths = {}
+    for name in ("f16", "q4_0"):
+        (packed,) = (DATA / "clients").glob(f"model-{name}*.kld.xz")
+        paths[name] = tmp_path / f"{name}.kld"
+        paths[name].write_bytes(lzma.decompress(packed.read_bytes()))
+    base = open_scores(paths["f16"])
+    (rows,) = base.blocks(1000)
+    write_sketch(tmp_path / "base.sketch", [(rows, base.targets.reshape(-1))], kind="log_probs")
+    exact = compare_files(paths["f16"], {"q": paths["q4_0"]})["q"]
+    found = compare_files(tmp_path / "base.sketch", {"q": paths["q4_0"]})["q"]
+    assert abs(found.mean_kl / exact.mean_kl - 1) < 0.02
+    assert found.perplexity == exact.perplexity
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+def test_a_real_model_with_rounded_logits_is_within_two_percent(bits, tmp_path):
+    with np.load(DATA / "whisper-tiny-en.npz") as file:
+        x, targets = file["logits"], file["targets"]
+    step = np.float32(2.0 ** (2 - bits))
+    y = (np.round(x.astype(np.float32) / step) * step).astype(np.float16)
+    kls = [both(tmp_path, x, y, targets, divergences=("kl",), seed=seed) for seed in range(8)]
+    assert abs(np.mean([found.mean_kl for found, _ in kls]) / kls[0][1].mean_kl - 1) < 0.02
+
+
+# -- errors over texts -------------------------------------------------------------------------------------------------
+
+
+def coverage(kl, truth, groups, repeats=4000):
+    """The share of 95 % t intervals over sequences that hold the mean of the population."""
+    from scipy.stats import t
+
+    chosen = np.random.default_rng(5).integers(0, len(kl), (repeats, groups))
+    means = kl.mean(1)[chosen]
+    reach = t.ppf(0.975, groups - 1) * means.std(1, ddof=1) / np.sqrt(groups)
+    return np.mean(abs(means.mean(1) - truth) <= reach)
+
+
+@pytest.mark.parametrize("tail", [4, 48])
+def test_clustered_intervals_cover_as_those_of_the_exact_divergence(tail, tmp_path):
+    pytest.importorskip("scipy")
+    rng = np.random.default_rng(6)
+    x = teacher(rng, 4000, 300, 1.4)
+    sizes = np.repeat(0.1 * np.exp(0.15 * rng.normal(size=400)), 10)[:, None]
+    y = (x + sizes * rng.normal(size=x.shape)).astype(np.float32)
+    found, exact = both(tmp_path, x, y, numbers=np.arange(4000) // 10, divergences=("kl",), tail=tail)
+    truth = exact.kl.mean()
+    for groups in (20, 100):
+        covers = [coverage(one.kl.reshape(400, 10), truth, groups) for one in (found, exact)]
+        assert abs(covers[0] - covers[1]) < 0.02
