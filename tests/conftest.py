@@ -186,6 +186,8 @@ def compare_json(command):
 
     def run(*argv):
         found = json_of(command("compare", *argv, "--format", "json"))
+        if len(found["candidates"]) == 1:
+            assert found.pop("tiers", []) == []
         return found.pop("candidates")[0] | found if len(found["candidates"]) == 1 else found
 
     return run

@@ -159,8 +159,8 @@ def commands_of(files, kind):
     skip, of_loss = ("--skip-failed",), ("--max-loss", "99", *by)
     of_bytes = "--tokenizer", files.ranks_tiktoken
     of_kl, of_ratio = (
-        ("--max-kl", "99", "--divergences", ",".join(DIVERGENCES), *by),
-        ("--max-perplexity-ratio", "1e300", *by),
+        ("--detect", "0.1", "--max-kl", "99", "--divergences", ",".join(DIVERGENCES), *by),
+        ("--detect", "0.1", "--max-perplexity-ratio", "1e300", *by),
     )
     return {
         "scores": [
@@ -212,7 +212,7 @@ def commands_of(files, kind):
             ("score", files.trainer_npy, "--logprobs", *of_loss),
             ("compare", files.trainer_npy, files.rollout_jsonl, "--logprobs", "--max-k3", "99", *by),
         ],
-        "samples": [("compare", files.base_mc_jsonl, files.noise_mc_jsonl, "--margin", "0.1")],
+        "samples": [("compare", files.base_mc_jsonl, files.noise_mc_jsonl, "--margin", "0.1", "--detect", "0.1")],
         "all": [("info",)],
     }[kind]
 
@@ -224,6 +224,8 @@ KINDS_OF_JSON = "scores", "hidden states", "windows", "drafts", "responses", "lo
 def test_keys_of_json_are_described(files, kind):
     for argv in commands_of(files, kind):
         found, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
+        if "tiers" in found.get(".", ()) and ".tiers[]" not in found:  # of a single candidate
+            del described[".tiers[]"]
         if kind == "samples":
             del described[".candidates[].groups[]"]  # of folders; its keys are those of `metrics`
             del described[".noise"]

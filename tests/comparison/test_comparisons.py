@@ -66,13 +66,13 @@ def test_json_has_one_schema_for_one_candidate_and_for_many(make, several, tmp_p
     assert (status, err) == (0, "")
     figures = json.loads(out)
     assert figures == json.loads(json.dumps(found.to_dict()))
-    assert figures.keys() == common | {"base", "candidates"}
+    assert figures.keys() == common | {"base", "tiers", "candidates"}
     assert figures["base"] == str(base)
     assert {one["name"] for one in figures["candidates"]} == set(others)
     for one in figures["candidates"]:
         assert one["file"] == str(others[one["name"]])
         assert not one.keys() & (common | {"base"})
-        assert one | figures == found[one["name"]].to_dict() | {"candidates": figures["candidates"]}
+        assert one | figures == found[one["name"]].to_dict() | {key: figures[key] for key in ("tiers", "candidates")}
 
 
 @EACH
@@ -115,6 +115,22 @@ def test_a_table_and_columns_name_each_candidate(make, tmp_path, command):
     for name, value in zip(columns["name"], columns[figure], strict=True):
         one = found[name]
         assert value == (one.metrics[0].other if make is of_samples else one.perplexity)
+
+
+@pytest.mark.parametrize("make", [of_scores, of_responses, of_samples])
+def test_detect_option(make, tmp_path, command):
+    base, others, _ = make(tmp_path)
+    argv = ["compare", base, *(f"{name}={path}" for name, path in others.items())]
+    status, out, err = command(*argv, "--detect", "0.02")
+    assert (status, err) == (0, "")
+    assert "Detectable with a probability of 80 %, by a test at 5 %, and texts or questions needed for 0.02" in out
+    assert "Tiers, by Holm's correction at 5 %" in out
+    found = json.loads(command(*argv, "--json", "--detect", "0.02")[1])
+    assert found["detect"]["difference"] == 0.02
+    assert {row["name"] for row in found["detect"]["needed"]} == {*others}
+    assert {name for row in found["tiers"] for tier in row["tiers"] for name in tier} == {*others}
+    assert "needed" in command(*argv, "--format", "csv", "--detect", "0.02")[1].splitlines()[0]
+    assert command(*argv, "--detect", "2")[0] == 2
 
 
 def test_perplexities_of_all_and_of_the_base_are_shown(tmp_path):

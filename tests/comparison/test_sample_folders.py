@@ -297,7 +297,7 @@ def test_command(folders, command):
     found = folders.compared(margin=0.3)
     assert out == found.summary() + "\n"
     heads = [line.split()[:2] for line in out.splitlines() if line.strip().startswith("task")]
-    assert heads == [["task", "metric"]] * 4  # tasks, groups, flips, equivalence
+    assert heads == [["task", "metric"]] * 5  # tasks, groups, flips, equivalence, power
     rows = out.split("groups of tasks\n")[1].splitlines()[1:3]
     assert [row.split()[:4] for row in rows] == [
         [metric.task, "acc", f"{metric.base:.6g}", f"{metric.other:.6g}"] for metric in found.groups

@@ -269,6 +269,8 @@ def _add_compare(compare: Parser) -> None:
     _add_compare_gates(of["gates"])
     _add(of["output"], "--by WHAT", _BY)
     _add_format(of["output"])
+    words = "also print how many texts or questions it takes to detect a difference of D from BASE, such as 0.02"
+    _add(of["output"], "--detect D", words, fraction)
     _add_outputs(of["output"], COMPARE_OUTPUTS)
     _add_running(of["running"])
     _add_help(compare, of["running"], _COMPARE_EXAMPLES)

@@ -195,13 +195,14 @@ def compare(args: argparse.Namespace) -> int:
             found = compare_files(source, models, **given | draft_options)
             if args.draft:
                 found = Comparisons((name, one.acceptance(cost_ratio=args.cost_ratio)) for name, one in found.items())
+    found.detect = args.detect
     _warn(hints_of(found))
     return _print(args, found, gates)
 
 
 def _draft_options(args: argparse.Namespace, gates: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `compare_files` that `--draft` replaces; options that do not go with it are refused."""
-    names = (*gates, "by", "plot", "html", "classes", "definitions", "noise", "divergences")
+    names = (*gates, "by", "plot", "html", "classes", "definitions", "noise", "divergences", "detect")
     with _input_errors():
         _refuse_typed(args, names, "is for divergences, not for the acceptance of drafts")
         check_cost_ratio(args.cost_ratio)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.paired import same_file_note
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
+from tokenloss._comparison.tiers import power_table, tiers_of
 from tokenloss._core.advice import ZERO_ADVICE
 from tokenloss._core.errors import warn
-from tokenloss._core.result import NamedResults, Shown, columns_of
+from tokenloss._core.result import NamedResults, Shown, columns_of, rows_of
+from tokenloss._core.validation import check_number
 from tokenloss._statistics.gates import Gated
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
     ----------
     noise : Comparison, ResponseComparison or None
         A second run of the base compared with it, if `compare_files` was given one.
+    detect : float or None
+        A difference, if it is set: tables and JSON then have the number of texts or questions that it takes to find it.
 
     Examples
     --------
@@ -48,6 +52,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
 
     __module__ = "tokenloss.results"
     noise: ComparisonT | None = None
+    detect: float | None = None
 
     def _compared(self) -> dict[str, Any]:
         return {"candidates": dict(self), "noise": self.noise}
@@ -63,6 +68,10 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         for name, one in self.items():
             top |= {key: figures[name][key] for key in one._of_base if key in figures[name] and key not in top}
         each = [{"name": name, **{key: one[key] for key in one if key not in top}} for name, one in figures.items()]
+        if any(hasattr(one, name) for one in self.values() for name in ("detectable", "metrics")):
+            top["tiers"] = self.tiers()
+        if self.detect is not None:
+            top["detect"] = {"difference": self.detect, "needed": rows_of(self.power(self.detect))}
         if self.noise is None:
             return top | {"candidates": each}
         noise = {key: value for key, value in self.noise._figures().items() if key not in top}
@@ -145,6 +154,77 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         """
         return difference_table(self[a], self[b])
 
+    def power(self, difference: float | None = None) -> dict[str, Array]:
+        """What these texts or questions could have detected, and how many a difference takes.
+
+        Parameters
+        ----------
+        difference : float, optional
+            A difference from the base, such as 0.02: in mean loss (nats), or in a metric of samples; for perplexities,
+            in their logarithms.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            Columns of a table that has a row for each candidate, and for samples for each metric: "name", "task",
+            "metric" and "filter" (text, which may be empty); the "difference" from the base; the smallest "detectable"
+            one, which a two-sided test at 5 % finds with a probability of 80 %; the number "n" of sequences, tokens or
+            documents that errors take as independent; and with `difference`, the number "needed", nan if unknown.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `difference` is not a positive number.
+
+        Notes
+        -----
+        It is the noncentrality of Student's t with n - 1 degrees of freedom, in standard errors: 2.8 for many texts,
+        3.15 for ten. Texts are assumed to vary as these do. Samples of equal values have no standard error, so nothing
+        is known of them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import ComparisonMeter
+        >>> meter = ComparisonMeter()
+        >>> base, noise = np.random.default_rng(1).normal(size=(2, 500, 8))
+        >>> meter.update(base, {"q8": base + 0.01 * noise, "q4": base + 0.1 * noise}, np.zeros(500, int))
+        >>> table = meter.results().power(0.002)
+        >>> table["detectable"].round(4), table["needed"]
+        (array([0.0012, 0.012 ]), array([  182, 18013]))
+        """
+        if difference is not None:
+            difference = check_number("difference", difference, "a positive number", positive=True)
+        return columns_of(power_table(self, difference))
+
+    def tiers(self) -> list[dict[str, Any]]:
+        """Which candidates can be told apart, by paired differences of all pairs with Holm's correction at 5 %.
+
+        Returns
+        -------
+        list of dict
+            For each metric that several candidates have ("task", "metric" and "filter", text that may be empty: "loss"
+            and "kl" of scores, "loss" of responses): "tiers", lists of names. A tier is a largest set of candidates of
+            which no two differ; so two that do not differ share a tier, two that differ share none, and a candidate may
+            be in several. The best candidate comes first, in each tier and among them.
+
+        Notes
+        -----
+        With a probability of at least 95 %, no two equal candidates are told apart. A difference that is not finite
+        counts as none. Candidates of other tokens or samples than others have no tiers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import ComparisonMeter
+        >>> meter = ComparisonMeter()
+        >>> base, noise = np.random.default_rng(1).normal(size=(2, 500, 8))
+        >>> meter.update(base, {"q8": base + 0.01 * noise, "q4": base + 0.1 * noise}, np.zeros(500, int))
+        >>> [(row["metric"], row["tiers"]) for row in meter.results().tiers()]
+        [('loss', [['q8', 'q4']]), ('kl', [['q8'], ['q4']])]
+        """
+        return tiers_of(self)
+
     def _results(self) -> dict[str, Any]:
         return dict(self)
 
@@ -159,6 +239,9 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
             others have figures as multiples of its own, such as "mean_kl_multiple".
         """
         rows = [{"name": name} | row | {"name": name} for name, one in self._ranked() for row in one._rows()]
+        needed = [] if self.detect is None else power_table(dict(self._ranked()), self.detect)
+        for row, of_row in zip(rows, needed, strict=False):
+            row["needed"] = of_row["needed"]
         if self.noise is not None:
             for row in rows:
                 multiples = nested(noise_multiples(self[row["name"]], self.noise))

@@ -106,5 +106,6 @@ def _joined(
     return SampleMetric(
         task=name, name=parts[0].name, filter=parts[0].filter, is_derived=False,
         count=sum(part.count for part in parts), n_clusters=n_clusters, base=base, other=other, difference=difference,
-        doc_ids=none.astype(object), base_values=none, other_values=none, sample_weight=none, **optional,
+        doc_ids=none.astype(object), base_values=none, other_values=none, sample_weight=none,
+        _clusters=none.astype(np.int64), **optional,
     )  # fmt: skip

@@ -240,6 +240,7 @@ def _statistics(
         "base_values": base_values,
         "other_values": other_values,
         "sample_weight": weights,
+        "_clusters": clusters.codes,
     }
 
 

@@ -12,11 +12,12 @@ from tokenloss._comparison.tables import metric_shown, samples_shown
 from tokenloss._core.result import Result, columns_of, figure, in_files
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import shortened
+from tokenloss._statistics.power import detectable
 
 if TYPE_CHECKING:
     from tokenloss._core.estimate import Estimate
     from tokenloss._core.result import Shown
-    from tokenloss._core.types import Array, Float64Array
+    from tokenloss._core.types import Array, Float64Array, IntArray
 
 # the errors that files have of each estimate, if not only the standard error, or if it may be None
 _ERRORS_IN_FILES = {"difference": ("stderr", "interval"), "log_ratio": ("stderr",), "ratio": ("stderr", "interval")}
@@ -104,6 +105,7 @@ class SampleMetric(Result):
     base_values: Float64Array
     other_values: Float64Array
     sample_weight: Float64Array
+    _clusters: IntArray  # the number of the document or group of each sample
 
     @property
     def is_equivalent(self) -> bool | None:
@@ -111,10 +113,17 @@ class SampleMetric(Result):
         p = self.equivalence_p
         return None if p is None or math.isnan(p) else p < LEVEL
 
+    @property
+    def detectable(self) -> float:
+        """The smallest difference, or for perplexities `log_ratio`, that a test at 5 % finds in 80 % of samples."""
+        return detectable(self.difference if self.log_ratio is None else self.log_ratio)
+
     def _figures(self) -> dict[str, Any]:
         """All values but the arrays, by their names in files."""
         values = {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
-        return in_files(values, _ERRORS_IN_FILES) | {"is_equivalent": self.is_equivalent}
+        return in_files(values, _ERRORS_IN_FILES) | {
+            "is_equivalent": self.is_equivalent, "detectable": self.detectable
+        }  # fmt: skip
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table with one row per sample.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.paired import DELTA_P_QUANTILES, KL_QUANTILES, nan_last
+from tokenloss._comparison.tiers import power_and_tiers
 from tokenloss._core.arguments import DIVERGENCES, FURTHER_DIVERGENCES
 from tokenloss._core.result import Shown, Table
 from tokenloss._core.rows import Row, quantile_label, table, table_of_several
@@ -39,6 +40,7 @@ def shown_of(comparisons: Mapping[str, Any], notes: Iterable[str], tables: Seque
     factor = getattr(next(iter(comparisons.values())), "interval_factor", 0.0)  # samples have none
     notes = filter(None, (*notes, interval_note(factor)))
     signature = joined_signature(one.signature for one in comparisons.values())
+    tables = [*tables, *power_and_tiers(comparisons, getattr(comparisons, "detect", None))]
     return Shown(title_of(comparisons), "; ".join(notes), tables, signature)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # columns that hold words, not numbers
 _TEXT = ("file", "text", "task", "metric", "custom_id", "model", "token type", "gate", "verdict", "note", "change",
-         "kind", "group", "unit", "tokens a", "tokens b")  # fmt: skip
+         "kind", "group", "unit", "tokens a", "tokens b", "tiers")  # fmt: skip
 _MAX_NAMED = 4  # results that `repr` shows
 ResultT = TypeVar("ResultT", bound=Any)
 
