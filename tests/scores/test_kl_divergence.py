@@ -173,6 +173,7 @@ def test_kl_divergence_is_infinite_if_a_possible_class_is_impossible_for_the_oth
     assert kl_divergence([0.0, -1e300], [0.0, -INF]) == INF
     assert kl_divergence(np.float32([0, -3e38]), np.float32([0, -INF])) == INF
     assert kl_divergence([0.0, -1e5], [0.0, -1e300]) == 0.0
+    assert kl_divergence([0.0, -1e5, -INF], [0.0, -1e300, -INF]) == 0.0  # the second class makes all be looked at
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
