@@ -64,6 +64,11 @@ def test_a_sequence_may_go_on_in_other_blocks_and_files(tmp_path):
     files = [tmp_path / f"{i}.npy" for i in range(3)]
     source = open_scores(files, targets=tmp_path / "targets.npy", segment_ids=tmp_path / "ids.npy")
     assert evaluate(source, calibration=True).calibration == expected
+    for i, cut in enumerate(cuts):  # ids of each file's own, which are too high to be counted on
+        np.savez(tmp_path / f"own-{i}.npz", logits=logits[cut], targets=targets[cut], segment_ids=2**62 + ids[cut])
+    found = evaluate([tmp_path / f"own-{i}.npz" for i in range(3)], calibration=True).calibration
+    own = ids + 1000 * np.repeat(np.arange(3), [25, 55, 40])
+    assert found == expected_of(logits, targets, own + 1)
 
 
 @pytest.mark.parametrize("kind", ["probs", "log_probs"])

@@ -1,5 +1,6 @@
 """`calibration` against a slow oracle, scikit-learn and closed forms; its intervals against simulations."""
 
+import functools
 import math
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_agrees_with_a_slow_oracle(n, classes, dtype, binning, weighted):
     logits, targets = sample(n, classes, 2.0)
     logits = logits.astype(dtype)
     weights = RNG.integers(1, 4, size=n).astype(float) if weighted else None
-    result = calibration(logits, targets, sample_weight=weights, bins=7, binning=binning, temperature=False)
+    result = calibration(logits, targets, sample_weight=weights, bins=7, binning=binning, temperature=False, brier=True)
     expected = oracle(softmax(logits.astype(float)), targets, weights, 7, binning)
     for name in (*SOURCES, *(["classwise_ece"] * (classes <= 10))):
         assert getattr(result, name) == pytest.approx(expected[name], abs=1e-13 if dtype == "f8" else 1e-6), name
@@ -112,24 +113,25 @@ def test_agrees_with_scikit_learn():
 def test_kinds_layouts_and_masks_make_no_difference(classes):
     logits, targets = sample(60, classes)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    expected = calibration(logits, targets)
+    call = functools.partial(calibration, brier=True)
+    expected = call(logits, targets)
     for scores, kind in ((log_probs, "log_probs"), (np.exp(log_probs), "probs")):
-        assert_close(calibration(scores, targets, kind=kind), expected, 1e-11)
+        assert_close(call(scores, targets, kind=kind), expected, 1e-11)
     padded = np.full((80, classes), np.nan)
     padded[10:70] = logits
     ids = np.pad(targets, 10, constant_values=-100)
     where = ids >= 0
     shaped = np.asfortranarray(padded.reshape(8, 10, classes)), ids.reshape(8, 10)
     for same in (
-        calibration(padded, ids), calibration(*shaped), calibration(np.moveaxis(shaped[0], -1, 1), shaped[1], axis=1),
-        calibration(padded, np.where(where, ids, 0), where=where, ignore_index=None),
-        calibration(padded, np.where(where, ids, 0), sample_weight=where.astype(float)),
-        calibration(logits.astype(">f8"), targets, workers=2),
+        call(padded, ids), call(*shaped), call(np.moveaxis(shaped[0], -1, 1), shaped[1], axis=1),
+        call(padded, np.where(where, ids, 0), where=where, ignore_index=None),
+        call(padded, np.where(where, ids, 0), sample_weight=where.astype(float)),
+        call(logits.astype(">f8"), targets, workers=2),
     ):  # fmt: skip
         assert_close(same, expected, 1e-15)
     for _ in range(3):  # no bit depends on the order
         order = RNG.permutation(60)
-        assert calibration(logits[order], targets[order]) == expected
+        assert call(logits[order], targets[order]) == expected
 
 
 def assert_close(result, expected, error):
@@ -146,16 +148,20 @@ def assert_close(result, expected, error):
 def test_every_instruction_set_gives_the_same_bits(name, monkeypatch):
     logits, targets = sample(40, 700)
     logits[3, :600] = -np.inf
-    expected, before = calibration(logits.astype("f4"), targets), _core.backend_in_use()
+    expected, before = calibration(logits.astype("f4"), targets, brier=True), _core.backend_in_use()
     _core.use_backend(name)
     try:
-        assert calibration(logits.astype("f4"), targets) == expected
+        assert calibration(logits.astype("f4"), targets, brier=True) == expected
     finally:
         _core.use_backend(before)
 
 
 def test_moments_of_rows():
     """Logits of -inf have no probability, and rows with nan or +inf none at all."""
+    wide = np.pad([[0.0, -math.inf, 1.0]], ((0, 0), (0, 9)), constant_values=-math.inf)
+    own = softmax(wide)[0]
+    assert calibration(wide, [2], brier=True).brier == pytest.approx(own[0] ** 2 + (1 - own[2]) ** 2, abs=1e-15)
+    assert calibration(wide, [2]).brier is None
     rows = np.array([[0.0, -math.inf, 1.0], [500.0, -500.0, 0.0], [math.nan, 0.0, 1.0], [math.inf, 0.0, 0.0]])
     p = softmax(rows[:1])[0]
     assert calibration(rows[:1], [2]).brier == pytest.approx(p[0] ** 2 + (1 - p[2]) ** 2, abs=1e-15)

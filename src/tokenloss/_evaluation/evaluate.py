@@ -108,7 +108,8 @@ def evaluate(
         to several groups, of which there are at most 10,000.
     calibration : bool, default False
         Whether to measure the calibration of the probabilities, see `Evaluation.calibration`: of scores of all classes
-        with class ids. It keeps 41 bytes for each token, and 8 more for each class of up to 10.
+        with class ids. It keeps 33 bytes for each token, and for up to 10 classes 8 more,
+        and 8 for each class.
     top : int, default 5
         Number of the tokens and of the sequences with the highest losses to list.
     sinks : sequence of Sink, optional

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
-    from tokenloss._core.types import Array, ArrayLike, Columns, Kind
+    from tokenloss._core.types import Array, ArrayLike, Columns, IntArray, Kind
     from tokenloss._statistics.reliability import Calibration
 
 
@@ -36,6 +36,7 @@ def calibration(
     bins: int = 15,
     binning: Literal["equal_mass", "equal_width"] = "equal_mass",
     temperature: bool = True,
+    brier: bool = False,
     workers: int | None = None,
 ) -> Calibration:
     """Whether predicted probabilities are right as often as they say, and the temperature that makes them so.
@@ -62,6 +63,9 @@ def calibration(
         Whether bins hold equally many tokens, or are equally wide.
     temperature : bool, default True
         Whether to find the temperature that minimizes the loss, which reads the scores three to six times more.
+    brier : bool, default False
+        Whether to compute the Brier score for more than 10 classes, too, which takes a second pass over each row while
+        it is in a cache, and several times as long.
     axis, ignore_index, where, workers
         As in `cross_entropy`.
 
@@ -106,7 +110,10 @@ def calibration(
     positions = as_positions("targets", prepared, given, ignore_index, mask, distributions=False)
     jobs.warn_of_probs(positions, given, kind)
     is_fitted = bool(temperature)
-    columns = token_columns(given, positions, workers, has_variance=is_fitted and given.kind == 0)
+    is_few = given.classes <= FEW_CLASSES
+    columns = token_columns(
+        given, positions, workers, has_variance=is_fitted and given.kind == 0, has_brier=brier and not is_few
+    )
     kept = columns.pop("kept")
     rows = slice(None) if kept.all() else np.flatnonzero(kept)
     columns = {name: column[rows] for name, column in columns.items()}
@@ -115,9 +122,9 @@ def calibration(
         columns["segment_ids"] = check_segment_ids(segment_ids, given.batch).reshape(-1)[rows]
     if weights is not None:
         columns["sample_weight"] = weights.reshape(-1)[rows]
-    if given.classes <= FEW_CLASSES:
+    if is_few:
         view = np.moveaxis(without_bfloat16(given.array, given.dtype), given.axis, -1).reshape(-1, given.classes)
-        columns["probs"] = class_probs(view[rows], _core.KINDS[given.kind])
+        columns |= probs_and_brier(view[rows], _core.KINDS[given.kind], columns["target"])
     if is_binary:
         columns |= {"prediction": columns["probs"][:, 1], "event": columns["target"] == 1}
     scaled = _fitted(given, positions, columns, rows, is_binary, workers) if is_fitted else None
@@ -138,7 +145,7 @@ def _as_classes(scores: Any, targets: Any, kind: Any) -> tuple[Any, Any, bool]:
 
 def token_columns(
     scores: _core.Scores, positions: _core.Positions, workers: Any, scale: float = 1.0, *, has_variance: bool = False,
-    has_brier: bool = True,
+    has_brier: bool = False,
 ) -> Columns:  # fmt: skip
     """Flat columns of all positions: those of `calibration_of`, "kept", "entropy" and perhaps "variance"."""
     job, columns = token_job(scores, positions, (scale, 0.0), 0)
@@ -149,19 +156,20 @@ def token_columns(
     return {name: columns[name].reshape(-1) for name in wanted}
 
 
-def with_moments(job: _core.TokenStats, names: Sequence[str] = ("confidence", "brier")) -> Columns:
+def with_moments(job: _core.TokenStats, names: Sequence[str] = ("confidence",)) -> Columns:
     """New columns of these names, which the job will fill beside those of `token_scores`."""
     columns: Columns = {name: np.full(job.scores.rows, np.nan) for name in names}
     job.add_moments(*(columns.get(name) for name in ("confidence", "brier", "variance")))
     return columns
 
 
-def class_probs(scores: Array, kind: str) -> Array:
-    """The probabilities of all classes in these rows (tokens, V), in float64: of few classes."""
+def probs_and_brier(scores: Array, kind: str, target: IntArray) -> Columns:
+    """Columns of few classes: the probabilities of all, from rows (tokens, V), and the Brier scores."""
     array: Any = scores.astype(np.float64)
-    if kind == "probs":
-        return np.asarray(array / sum(array.T)[:, None])  # added in the order of the classes
-    return np.asarray(jobs.of_known_kind(softmax)(array))
+    # probabilities are added in the order of the classes
+    array = array / sum(array.T)[:, None] if kind == "probs" else jobs.of_known_kind(softmax)(array)
+    brier: Any = sum((probs - (target == number)) ** 2 for number, probs in enumerate(array.T))
+    return {"probs": array, "brier": brier}
 
 
 def _fitted(
@@ -182,7 +190,7 @@ def _fitted(
         if scale == 1 and kind == "logits":
             found = columns
         else:
-            found = token_columns(scores, positions, workers, scale, has_variance=True, has_brier=False)
+            found = token_columns(scores, positions, workers, scale, has_variance=True)
             found = {name: column[rows] for name, column in found.items()}
         prediction = found["confidence"]
         if is_binary:  # the likelier class of the two is 1, or 0

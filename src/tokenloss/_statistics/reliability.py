@@ -107,7 +107,7 @@ class Calibration(Result):
         classes.
     brier : Estimate or None
         Brier score: the mean over tokens of ``sum((p - y)**2)`` over all classes, from 0 to 2, which is twice the score
-        with one column of binary probabilities. None if it was not computed.
+        with one column of binary probabilities. None for more than 10 classes, unless it was asked for.
     brier_reliability, brier_resolution, brier_uncertainty, brier_within_bins : Estimate or None
         Parts of `brier` for up to 10 classes, without errors: ``reliability - resolution + uncertainty + within_bins``.
     loss : Estimate
