@@ -11,7 +11,7 @@ import pytest
 from html_pages import estimate
 from places import SAMPLE
 
-from tokenloss import compare, kl_divergence, plots, token_scores
+from tokenloss import calibration, compare, kl_divergence, plots, token_scores
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.thread_unsafe(reason="Matplotlib is not thread-safe")
@@ -52,6 +52,23 @@ def test_draw_losses_of_the_sample():
     assert f"median {np.median(scores.nll):.4g}" in words(histogram)
     error = np.mean(1 - np.exp(-scores.nll))  # all are right, and the target is the likeliest
     assert f"expected calibration error {100 * error:.3g} %" in words(calibration)
+
+
+@pytest.mark.parametrize("size", [0, 1, 900])
+def test_draw_calibration(size):
+    logits = 3 * RNG.normal(size=(size, 4))
+    result = calibration(logits, RNG.integers(4, size=size), segment_ids=np.arange(size) // 9)
+    (axes,) = drawn(plots.draw_calibration(result, title="of a model")).axes
+    if not size:
+        assert "no tokens" in " ".join(words(axes)).lower() or len(axes.lines) == 0
+        return
+    points = axes.containers[-1].lines[0].get_xydata()
+    np.testing.assert_array_equal(points, np.stack([result.bins["confidence"], result.bins["accuracy"]], 1))
+    heights = [bar.get_height() for bar in axes.containers[0]]
+    np.testing.assert_allclose(heights, result.bins["count"] / size)
+    assert any(f"expected calibration error {result.ece:.4f}" in text for text in words(axes))
+    with pytest.raises(TypeError, match="calibration is 'float'; it must be a Calibration"):
+        plots.draw_calibration(0.5)
 
 
 @pytest.mark.parametrize("size", [1, 7, 900])
