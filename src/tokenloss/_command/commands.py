@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command.sources import DEFAULTS, Flags, sources_of_comparison, sources_of_texts
-from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._comparison.comparisons import Comparisons, hints_of
 from tokenloss._comparison.drafts import check_cost_ratio
 from tokenloss._core.advice import advice
 from tokenloss._core.arguments import is_given
@@ -20,7 +20,7 @@ from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table, columns_of, figures_of, shown_of
 from tokenloss._core.signature import differing_fields
 from tokenloss._core.text import as_strict_json, printable, title
-from tokenloss._evaluation.compare_files import compare_files, hints_of
+from tokenloss._evaluation.compare_files import compare_files
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.compare_texts import compare_texts
 from tokenloss._evaluation.evaluate import evaluate

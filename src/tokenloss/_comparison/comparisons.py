@@ -9,7 +9,7 @@ from tokenloss._comparison.figures import difference_table
 from tokenloss._comparison.paired import same_file_note
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
 from tokenloss._comparison.tiers import power_table, tiers_of
-from tokenloss._core.advice import ZERO_ADVICE
+from tokenloss._core.advice import ZERO_ADVICE, not_finite_notes
 from tokenloss._core.errors import warn
 from tokenloss._core.result import NamedResults, Shown, columns_of, rows_of
 from tokenloss._core.validation import check_number
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, Float64Array
 
 ComparisonT = TypeVar("ComparisonT", bound=Any)
+NOISE = "noise"  # the name of a second run of the base
 
 
 class Comparisons(Gated, NamedResults[ComparisonT]):
@@ -79,10 +80,6 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
             row["noise_multiples"] = nested(noise_multiples(self[row["name"]], self.noise))
         return top | {"noise": noise, "candidates": each}
 
-    def _all(self) -> list[Any]:
-        """All comparisons, also that of the noise."""
-        return [*self.values(), *([] if self.noise is None else [self.noise])]
-
     def _identical(self) -> list[str]:
         """Messages about candidates whose values equal those of their base or of an earlier candidate."""
         messages = []
@@ -94,13 +91,6 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
             elif can_tell and (twins := [other for other in [*self][: [*self].index(name)] if self[other] == one]):
                 messages.append(f"{name}: identical to {twins[0]}: the same values")
         return messages
-
-    def _hints(self) -> dict[str, Any]:
-        """Hints at a mistake: by name, whether any candidate has one, and messages as "notes"."""
-        names = "fits_better_shifted", "norm_seems_missing"
-        hints: dict[str, Any] = {name: any(one._about.get(name) for one in self._all()) for name in names}
-        kinds = ((one, one._about.get("kind"), one._about.get("base_kind")) for one in self._all())
-        return hints | {"has_zero": any(_has_zero(*of_one) for of_one in kinds), "notes": self._identical()}
 
     def _shown(self) -> Shown:
         """The tables of a single candidate; of several, a table with a row for each."""
@@ -248,6 +238,24 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
                 row |= {f"{name}_multiple": multiple for name, multiple in multiples.items()}
             rows += self.noise._rows()
         return columns_of(rows)
+
+
+def hints_of(comparisons: Comparisons[Any]) -> dict[str, Any]:
+    """Hints at a mistake, for `advice`: by name, whether any comparison has one, and messages as "notes"."""
+    every = dict(comparisons) | ({} if comparisons.noise is None else {NOISE: comparisons.noise})
+    abouts, notes = [one._about for one in every.values()], list[str]()
+    for name, one in every.items():
+        # a model that lacks classes has no finite divergence
+        n_infinite = 0 if one._about.get("classes") == "all" else getattr(one, "n_infinite", 0)
+        counts = {"n_nan": getattr(one, "n_nan", 0), "n_infinite": n_infinite}
+        notes += [f"{name}: {note}" for note in not_finite_notes(counts, one.count, "divergence or loss")]
+    of_runs = dict.fromkeys(note for one in every.values() for note in getattr(one, "runs", ()))
+    return {
+        "fits_better_shifted": any(about.get("fits_better_shifted") for about in abouts),
+        "norm_seems_missing": any(about.get("norm_seems_missing") for about in abouts),
+        "has_zero": any(_has_zero(one, one._about.get("kind"), one._about.get("base_kind")) for one in every.values()),
+        "notes": [*notes, *comparisons._identical(), *of_runs],
+    }
 
 
 def warn_of_zero(comparison: ComparisonT, kind: str | None, base_kind: str | None) -> ComparisonT:

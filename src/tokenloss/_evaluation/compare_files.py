@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenloss._comparison.columns import check_definitions
+from tokenloss._comparison.comparisons import NOISE, Comparisons, hints_of
 from tokenloss._comparison.drafts import check_temperature
-from tokenloss._core.advice import advice, not_finite_notes
+from tokenloss._core.advice import advice
 from tokenloss._core.arguments import further_divergences, refuse_given
 from tokenloss._core.errors import named, raise_error, refuse, warn, worded
 from tokenloss._core.files import identity
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Source: TypeAlias = Source | _Path | Sequence[_Path]
-
-NOISE = "noise"  # the name of a second run of the base
 
 
 def compare_files(
@@ -336,20 +335,3 @@ def _check_transforms(sources: Sequence[Any]) -> None:
                     fits = "hold hidden states like the other models"
                 fits += f"; {name} may come from the config.json of a head"
                 refuse([*of_scores, source.name][0], got, fits)
-
-
-def hints_of(found: Comparisons[Any]) -> dict[str, Any]:
-    """Values that hint at a mistake, for `advice`."""
-    every = found if found.noise is None else found | {NOISE: found.noise}
-    of_scores = {name: vars(one) for name, one in every.items() if hasattr(one, "n_nan")}
-    for name, figures in of_scores.items():
-        if figures["_about"].get("classes") == "all":  # a model that lacks classes has no finite divergence
-            of_scores[name] = figures | {"n_infinite": 0}
-    notes = [
-        f"{name}: {note}"
-        for name, figures in of_scores.items()
-        for note in not_finite_notes(figures, figures["count"], "divergence or loss")
-    ]
-    of_runs = dict.fromkeys(note for one in every.values() for note in getattr(one, "runs", ()))
-    hints = found._hints()
-    return hints | {"notes": [*notes, *hints["notes"], *of_runs]}

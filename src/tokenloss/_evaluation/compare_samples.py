@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._comparison.comparisons import Comparisons, hints_of
 from tokenloss._comparison.sample_groups import group_metrics
 from tokenloss._comparison.sample_metrics import metrics_of, paired
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._core.advice import advice
 from tokenloss._core.arguments import as_paths
 from tokenloss._core.errors import raise_error, refuse, warn
-from tokenloss._evaluation.compare_files import candidates, hints_of
+from tokenloss._evaluation.compare_files import candidates
 from tokenloss._evaluation.run import Settings, opened
 from tokenloss._evaluation.sink import Block, checked_sinks, schema_of
 from tokenloss.formats.readers import check_different
