@@ -45,8 +45,9 @@ def test_scores_without_an_array():
 
 
 def test_columns_of_another_length():
-    columns = {name: np.zeros(2) for name in ("nll", "base_nll", "kl", "delta_p", "base_top_p")}
-    columns |= {name: np.zeros(3, np.uint8) for name in ("is_same_top", "kept")}
+    floats = "nll", "base_nll", "kl", "delta_p", "base_top_p", "base_margin", "margin", "rounding"
+    columns = {name: np.zeros(2) for name in floats}
+    columns |= {name: np.zeros(3, np.uint8) for name in ("is_same_top", "is_identical", "kept")}
     with pytest.raises(ValueError, match="a number for each row"):
         _core.PairStats(LOGITS, CLASS_IDS, LOGITS, EXACT, columns)
 
