@@ -6,11 +6,12 @@ import itertools
 import json
 import math
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 
-from tokenloss import compare_files, cross_entropy, evaluate, log_softmax
+from tokenloss import compare, compare_files, cross_entropy, evaluate, log_softmax
 from tokenloss._statistics.groups import MOST_GROUPS
 from tokenloss.formats import open_logprobs, open_scores
 from tokenloss.results import Evaluation
@@ -477,3 +478,52 @@ def test_groups_of_a_trainer_and_a_sampler(records, tmp_path, command):
     assert compare_files(arrays[0], {"r": arrays[1]}, by="position").popitem()[1].groups["count"].tolist() == [2, 2, 2]
     with pytest.raises(ValueError, match="holds an array, which has no fields; it must be lines of JSON"):
         compare_files(arrays[0], {"r": arrays[1]}, by="task")
+
+
+# -- pages and plots ---------------------------------------------------------------------------------------------------
+
+
+def test_pages_and_plots_have_groups(pair, command, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr("tokenloss._output.drawing.save", lambda figure, path: figures.append(figure))
+    base, q4, _, _ = pair
+    ids = "--segment-ids", tmp_path / "ids.npy"
+    outputs = "--by", "domain", "--plot", tmp_path / "a.png", "--html", tmp_path / "a.html"
+    groups = evaluate(base, by="domain").groups
+    kl = compare_files(base, {"q4": q4}, by="domain")["q4"].groups
+    for number in range(3):
+        shutil.copy(tmp_path / f"q4-{number}.npz", tmp_path / f"q5-{number}.npz")
+    one, two = (f"{name}={tmp_path / f'q{i}-*.npz'}" for i, name in ((4, "q4"), (5, "$x$")))
+    for call, title, field, table, lines in (
+        (["score", tmp_path / "base-*.npz"], "Loss by group", "loss", groups, 1),
+        (["compare", tmp_path / "base-*.npz", one], "Divergence by group", "kl", kl, 1),
+        (["compare", tmp_path / "base-*.npz", one, two], "Divergence by group", "kl", kl, 2),
+    ):
+        status, _, err = command(*call, *ids, *outputs)
+        assert status == 0, err
+        (axes,) = [axes for axes in figures.pop().axes if axes.get_title(loc="left") == title]
+        assert [text.get_text() for text in axes.get_xticklabels()] == table["group"].tolist()
+        assert len(axes.containers) == lines
+        assert axes.containers[0].lines[0].get_ydata().tolist() == pytest.approx(table[field].tolist())
+        page = (tmp_path / "a.html").read_text("utf-8")
+        assert "<b>By domain</b>" in page
+        assert all(f">{word}</td>" in page for word in WORDS)
+
+
+def test_plots_of_groups_without_any_and_with_many(rng):
+    plots = pytest.importorskip("tokenloss.plots")
+    pytest.importorskip("matplotlib")
+    table = {
+        "group": np.array(["a" * 99, "$b$", None], object),
+        "loss": np.ones(3),
+        "stderr": np.array([0.1, np.nan, 1]),
+    }
+    titles = [axes.get_title(loc="left") for axes in plots.draw_losses([0.5, 1.0], groups=table).axes]
+    assert titles == ["Loss by group", "Loss along the text", "Histogram of the losses"]
+    many = {"group": np.arange(500), "loss": rng.random(500), "stderr": np.full(500, 0.1)}
+    figure = plots.draw_losses([0.5], groups=many)
+    assert len(figure.axes[0].get_xticks()) <= 24
+    base = rng.normal(size=(6, 5))
+    comparisons = {f"q{i}": compare(base, base + 0.1 * i * rng.normal(size=(6, 5))) for i in (1, 2)}
+    assert len(plots.draw_candidates(comparisons).axes) == 2

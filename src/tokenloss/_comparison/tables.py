@@ -147,10 +147,10 @@ _GROUP = (
     Row("KL, by k3", "k3"),
     Row("±", "k3_stderr", "{known:.3g}"),
     Row("ln(PPL ratio)", "loss_difference", "{:+.5f}", when="has_targets"),
-    Row(" ± ", "loss_difference_stderr", "{known:.5f}", when="has_targets"),
+    Row("±", "loss_difference_stderr", "{known:.5f}", when="has_targets"),
     Row("mean Δp", "delta_p", "{:+.3f %}", when="has_targets"),
     Row("same top", "same_top", "{:.2f %}"),
-    Row("±  ", "same_top_stderr", "{known:.2f %}"),
+    Row("±", "same_top_stderr", "{known:.2f %}"),
 )
 
 

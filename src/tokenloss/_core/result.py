@@ -111,21 +111,27 @@ def as_html(shown: Shown) -> str:
     shown = escaped(shown)
     dim = ' style="opacity: 0.7"'
     parts = [f"<p><b>{escape(shown.title)}</b> <span{dim}>{escape(shown.note)}</span></p>"]
-    for table in shown.tables:
-        head = "".join(_html_cell("th", table, i, escape(name)) for i, name in enumerate(table.heads))
-        rows = ["".join(_html_cell("td", table, i, escape(cell)) for i, cell in enumerate(row)) for row in table.rows]
-        style = "text-align: left; color: inherit; padding: 0.6em 0 0.1em"
-        caption = f'<caption style="{style}"><b>{escape(table.title)}</b></caption>'
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        parts += [
-            '<table style="color: inherit">',
-            caption * bool(table.title),
-            f"<thead><tr>{head}</tr></thead>" * bool(head),
-        ]
-        parts += [f"<tbody>{body}</tbody></table>"]
+    parts += map(table_in_html, shown.tables)
     if shown.signature:
         parts.append(f'<p style="overflow-wrap: anywhere"><span{dim}>{escape(shown.signature)}</span></p>')
     return f'<div style="font-variant-numeric: tabular-nums">{"".join(parts)}</div>'
+
+
+def table_in_html(table: Table) -> str:
+    """A table in HTML, whose texts are printable."""
+    from html import escape
+
+    head = "".join(_html_cell("th", table, i, escape(name)) for i, name in enumerate(table.heads))
+    rows = ["".join(_html_cell("td", table, i, escape(cell)) for i, cell in enumerate(row)) for row in table.rows]
+    style = "text-align: left; color: inherit; padding: 0.6em 0 0.1em"
+    caption = f'<caption style="{style}"><b>{escape(table.title)}</b></caption>'
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    parts = (
+        '<table style="color: inherit">',
+        caption * bool(table.title),
+        f"<thead><tr>{head}</tr></thead>" * bool(head),
+    )
+    return f"{''.join(parts)}<tbody>{body}</tbody></table>"
 
 
 def _html_cell(tag: str, table: Table, column: int, text: str) -> str:

@@ -75,7 +75,7 @@ _GROUP = (
     Row("perplexity", "perplexity"),
     Row("95 % interval", "interval"),
     Row("bits per byte", "bits_per_byte"),
-    Row(" ± ", "bits_per_byte_stderr", "{known:.3g}"),
+    Row("±", "bits_per_byte_stderr", "{known:.3g}"),
 )
 _MAX_SHARDS = 20  # files are listed up to this number
 _MAX_REASON = 100  # characters of the reason of a failed line
@@ -120,8 +120,7 @@ def _tables(summary: dict[str, Any], meter: LossMeter) -> list[Table]:
     tables = [table(_ROWS, _values(summary), loss_values(summary, basis_of(meter)), meter, summary)]
     if 1 < len(shards) <= _MAX_SHARDS:
         tables.append(table_of_several(_SHARD, [(shard,) for shard in shards], "files"))
-    if groups := summary.get("groups"):
-        tables.append(table_by(summary["by"], groups, _GROUP))
+    tables += group_tables(summary)
     losses = {"sequences": _SEQUENCE * (summary["n_sequences"] > 1), "tokens": _TOKEN}
     for name, columns in losses.items():
         items = [({"file": item["file"] or "several"}, item) for item in summary[f"highest_loss_{name}"]]
@@ -129,6 +128,11 @@ def _tables(summary: dict[str, Any], meter: LossMeter) -> list[Table]:
             columns = (_FILE, *columns) if len(shards) > 1 else columns
             tables.append(table_of_several(columns, items, f"highest-loss {name}"))
     return tables
+
+
+def group_tables(figures: dict[str, Any]) -> list[Table]:
+    """The table of groups of tokens, if there is one."""
+    return [table_by(figures["by"], figures["groups"], _GROUP)] if figures.get("groups") else []
 
 
 def _values(summary: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.comparisons import divergence_of, nearest_first
-from tokenloss._comparison.tables import title_of
+from tokenloss._comparison.tables import tables_by, title_of
 from tokenloss._core.arguments import DIVERGENCES, FURTHER_DIVERGENCES
 from tokenloss._core.errors import raise_error
 from tokenloss._core.rows import Row, table
@@ -267,7 +267,7 @@ def _comparison_summary(comparison: Any) -> str:
         ((*_, finite),) = table([_FINITE], comparison).rows
         note = f"{finite} nats without {left_out:,} that are not finite"
         values |= {"mean": float(divergence.mean), "finite_note": note}
-    return page.summary(_ROWS, values, known)
+    return page.summary(_ROWS, values, known) + page.tables(tables_by({"": comparison}))
 
 
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:

@@ -96,7 +96,8 @@ class DivergencePlot(Sink):
         else:
             ((name, one),) = result.items()
             divergence, ids = divergence_of(one), one.columns().get("sequence")
-            figure = _drawn(divergence.values.reshape(-1), one.kept.reshape(-1), ids, name, divergence.quantity)
+            values, kept = divergence.values.reshape(-1), one.kept.reshape(-1)
+            figure = _drawn(values, kept, ids, name, divergence.quantity, one.groups)
         drawing.save(figure, self.path)
 
 
@@ -144,12 +145,15 @@ def draw_divergences(
     return _drawn(values.reshape(-1), kept, drawing.sequence_numbers(segment_ids, values.shape), title, "KL divergence")
 
 
-def _drawn(values: Array, kept: Array, ids: Array | None, title: str, quantity: str) -> Figure:
+def _drawn(
+    values: Array, kept: Array, ids: Array | None, title: str, quantity: str, groups: Mapping[str, Array] | None = None
+) -> Figure:
     """Draw the quantiles of a model's divergences, or of their lower bounds."""
     drawn = kept & drawing.in_plot_range(values)
     figure = drawing.empty_figure(title, (10, 5.2))
     excluded = drawing.excluded_note(values[kept])
-    _draw_quantiles(figure.subplots(), values[drawn], None if ids is None else ids[drawn], excluded, quantity)
+    upper = drawing.with_groups(figure, {"": groups}, "Divergence")
+    _draw_quantiles(upper.subplots(), values[drawn], None if ids is None else ids[drawn], excluded, quantity)
     return figure
 
 
@@ -208,7 +212,8 @@ def draw_candidates(
         models.append(_Model(name, sizes.get(name), mean, mean.interval, np.sort(kl[drawing.in_plot_range(kl)])))
     by_name = len(sizes) < len(models)
     figure = drawing.empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
-    _draw_models(figure, models, divergence.quantity)
+    groups = {name: comparisons[name].groups for name in nearest_first(comparisons)}
+    _draw_models(drawing.with_groups(figure, groups, "Divergence", _COLORS), models, divergence.quantity)
     return figure
 
 

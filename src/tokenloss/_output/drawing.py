@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from tokenloss._statistics.sequences import check_segment_ids
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Literal
 
     from matplotlib.axes import Axes
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 INK, DIM, LINE, BLUE, ORANGE = "#1f2328", "#59636e", "#d1d9e0", "#0969da", "#d1570b"
 CURVE_POINTS = 1000  # that a curve is drawn through
 PLOT_MIN, PLOT_MAX = 1e-30, 1e30  # matplotlib's axes overflow beyond this range
+_GROUPS_HEIGHT = 3.4  # inches
+_MOST_LABELS = 24  # of groups
+_OF_GROUPS = (("kl", "kl_stderr"), ("kl_bound", "kl_bound_stderr"), ("k3", "k3_stderr"), ("loss", "stderr"))
 _MAX_TITLE_LENGTH = 80
 _SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -161,3 +164,34 @@ def mark_if_empty(axes: Axes, count: int) -> bool:
 def add_legend(axes: Axes, place: Literal["best", "upper right", "lower right"]) -> None:
     """Add a legend of the lines."""
     axes.legend(loc=place, framealpha=0.85, edgecolor="none", fontsize=9, labelcolor=INK)
+
+
+def with_groups(
+    figure: Figure, groups: Mapping[str, Mapping[str, Array] | None], quantity: str, colors: Sequence[str] = (BLUE,)
+) -> Any:
+    """The upper part of a figure, whose lower part gets the means of groups; without groups, the figure itself.
+
+    `groups` are tables by the name of the model, as `Evaluation.groups` or `Comparison.groups`.
+    """
+    tables = {name: table for name, table in groups.items() if table is not None and len(table["group"])}
+    if not tables:
+        return figure
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + _GROUPS_HEIGHT)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(height, _GROUPS_HEIGHT))
+    upper, lower = parts
+    axes = lower.subplots()
+    style(axes, f"{quantity} by group", ("bars: one standard error",), "group", f"{quantity.lower()} in nats")
+    labels = list(dict.fromkeys(label for table in tables.values() for label in table["group"].tolist()))
+    for number, (name, table) in enumerate(tables.items()):
+        field, error = next(one for one in _OF_GROUPS if one[0] in table)
+        places = [labels.index(label) for label in table["group"].tolist()]
+        color, errors = colors[number % len(colors)], np.nan_to_num(table[error])
+        axes.errorbar(places, table[field], errors, fmt="o-", color=color, markersize=4, label=printable(name))
+    every = range(0, len(labels), -(-len(labels) // _MOST_LABELS))
+    texts = ["none" if labels[i] is None else printable(str(labels[i])) for i in every]
+    axes.set_xticks([*every], texts, parse_math=False, rotation=30 if max(map(len, texts)) > 6 else 0)
+    if len(tables) > 1:
+        for text in axes.legend(framealpha=0.85, edgecolor="none", fontsize=9, labelcolor=INK).get_texts():
+            text.set_parse_math(False)
+    return upper

@@ -12,6 +12,7 @@ from tokenloss._comparison.tables import known_of
 from tokenloss._core.rows import Row
 from tokenloss._core.text import title
 from tokenloss._core.validation import as_target_array
+from tokenloss._evaluation.score_tables import group_tables
 from tokenloss._evaluation.sink import Sink
 from tokenloss._evaluation.token_bytes import cut_pieces, text_of_pieces
 from tokenloss._output import page
@@ -108,7 +109,7 @@ class HtmlPage(Sink):
             tokens = page.Tokens(text, byte_encoder(text), ids.tolist(), places)
             predicted = _predictions(columns, len(ids), classes, page.class_names(None, ids, text))
         known = known_of(figures.get("n_greedy_known", figures["count"]), figures["count"])
-        head = _summary(result.meter, accuracy, known)
+        head = _summary(result.meter, accuracy, known) + page.tables(group_tables(figures))
         files = title([Path(file).name for file in figures["files"]])
         name = page.heading("loss", result.meter.count, "token", files)
         count = self._tokens.count

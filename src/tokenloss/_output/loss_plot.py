@@ -15,6 +15,7 @@ from tokenloss._output.drawing import BLUE, CURVE_POINTS, DIM, ORANGE, PLOT_MIN
 from tokenloss._output.shared import Collected
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
     from matplotlib.axes import Axes
@@ -92,7 +93,8 @@ class LossPlot(Sink):
         name = title(result.figures["files"])
         starts = np.diff(columns["file"], prepend=0) | np.diff(columns["sequence"], prepend=0)
         ids = np.cumsum(starts != 0)  # numbers of the sequences across all files
-        figure = draw_losses(columns["nll"], where=columns["kept"], segment_ids=ids, title=name, **greedy)
+        given: dict[str, Any] = {"where": columns["kept"], "segment_ids": ids, "groups": result.groups, "title": name}
+        figure = draw_losses(columns["nll"], **given, **greedy)
         drawing.save(figure, self.path)
 
 
@@ -103,6 +105,7 @@ def draw_losses(
     segment_ids: ArrayLike | None = None,
     greedy_logprobs: ArrayLike | None = None,
     is_greedy: ArrayLike | None = None,
+    groups: Mapping[str, Array] | None = None,
     title: str = "",
 ) -> Figure:
     """Draw the losses of a text: along it, their histogram, and how well the greedy probability is calibrated.
@@ -120,6 +123,8 @@ def draw_losses(
         Without it the calibration is not drawn.
     is_greedy : array of bool, optional
         Whether the most likely class is the target; required with `greedy_logprobs`.
+    groups : dict of 1-D arrays, optional
+        Table of groups, as `Evaluation.groups`, whose losses are drawn below.
     title : str, optional
         Title.
 
@@ -163,7 +168,8 @@ def draw_losses(
         probability = np.exp(_as_1d("greedy_logprobs", greedy_logprobs, np.float64, shape)[kept])
         right = _as_1d("is_greedy", is_greedy, np.bool_, shape)[kept]
     figure = drawing.empty_figure(title, (10, 7.2))
-    axes = figure.subplot_mosaic("TT;HC" if calibrated else "TT;HH")
+    upper = drawing.with_groups(figure, {"": groups}, "Loss")
+    axes = upper.subplot_mosaic("TT;HC" if calibrated else "TT;HH")
     positions = np.flatnonzero(kept & drawing.in_plot_range(all_losses))
     note = drawing.excluded_note(all_losses[kept])
     losses = all_losses[positions]

@@ -22,6 +22,8 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
+from tokenloss._core.result import Shown, table_in_html
+from tokenloss._core.result import escaped as printable_tables
 from tokenloss._core.rows import table
 from tokenloss._core.text import count_of
 from tokenloss._core.version import __version__
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from tokenloss._core.result import Table
     from tokenloss._core.rows import Row
     from tokenloss._core.types import Array
 
@@ -359,6 +362,12 @@ def summary(rows: Iterable[Row], *sources: object) -> str:
     lines = table(rows, *sources).rows
     cells = (f"<div><dt>{name}</dt><dd>{value} <small>{note}</small></dd></div>" for name, value, note in lines)
     return f'<dl class="summary">{"".join(cells)}</dl>'
+
+
+def tables(shown: Iterable[Table]) -> str:
+    """HTML of tables, which is below a summary."""
+    parts = printable_tables(Shown("", "", [*shown])).tables
+    return "".join(f'\n<div class="groups">{table_in_html(one)}</div>' for one in parts)
 
 
 def excerpt_note(shown: int, total: int, why: str = "", noun: str = "tokens") -> str:
