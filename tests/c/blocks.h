@@ -332,6 +332,9 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
             require(same(pairs[r].nll, pair.nll) && same(pairs[r].base_nll, pair.base_nll), "losses of a pair", &row);
             require(same(pairs[r].kl, pair.kl) && same(pairs[r].change, pair.change), "divergence of a pair", &row);
             require(pairs[r].is_same_top == pair.is_same_top, "tops of a pair", &row);
+            require(same(pairs[r].base_margin, pair.base_margin) && same(pairs[r].margin, pair.margin),
+                    "margins of a pair", &row);
+            require(pairs[r].is_identical == pair.is_identical, "same bits of a pair", &row);
             require(same(pairs[r].base_logsumexp, pair.base_logsumexp), "logsumexp of a base", &row);
             require(same(pair.nll, loss_of_row(block->backend, &other_row, &loss, block->cancel)), "loss of a pair",
                     &row);

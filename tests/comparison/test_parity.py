@@ -54,6 +54,16 @@ def test_columns_as_numpy_has_them(dtype, classes, rng):
         np.testing.assert_array_equal(found.rounding, np.max(steps, axis=0))
 
 
+@pytest.mark.parametrize("classes", [1, 3, 16, 5000])
+def test_classes_that_are_masked_are_no_second(classes):
+    base = np.full((3, classes), -np.inf, np.float32)
+    base[:, 0] = [5, 5, 1]
+    base[2, -1] = 2
+    found = compare(base, np.zeros((3, classes), np.float32))
+    assert found.base_margin.tolist() == [np.inf] * 2 + [np.inf if classes == 1 else 1]
+    assert np.isnan(found.margin).tolist() == [True, True, classes == 1]
+
+
 @pytest.mark.parametrize("layout", ["swapped", "strided", "class_major"])
 def test_layouts_have_the_same_bits(layout, models):
     base, targets, _ = models

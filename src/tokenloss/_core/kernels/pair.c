@@ -117,7 +117,8 @@ static void find_margins(const tl_backend *backend, const tl_row *base, const tl
     tl_pair_class first = acc->first, second = acc->second;
     double largest = tl_abs(second.base) > tl_abs(first.base) && second.at >= 0 ? second.base : first.base;
     pair->base_margin = tl_transformed(backend, base, first.base) - tl_transformed(backend, base, second.base);
-    pair->margin = tl_transformed(backend, row, first.other) - tl_transformed(backend, row, second.other);
+    double margin = tl_transformed(backend, row, first.other) - tl_transformed(backend, row, second.other);
+    pair->margin = pair->base_margin - pair->base_margin == 0 ? margin : (double)NAN; /* else there is no second class */
     pair->rounding = rounding_at(base, row, largest);
     pair->is_identical = !acc->differs;
 }
