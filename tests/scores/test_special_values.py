@@ -448,6 +448,19 @@ def test_logit_scale_that_overflows_where_the_gradient_replaces_the_logits(weigh
         np.testing.assert_array_equal(out, gradient)
 
 
+@pytest.mark.parametrize("rows", [1, 17, 64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logit_scale_that_overflows_in_some_rows_of_a_block(dtype, rows, rng, backend):
+    """These are reduced by themselves, and their gradients stay where the others are written."""
+    logits, ids = rng.standard_normal((rows, 16)).astype(dtype), rng.integers(16, size=rows)
+    logits[::3] = -65537
+    for layout in (np.ascontiguousarray, np.asfortranarray):
+        gradient = cross_entropy_and_grad(layout(logits), ids, logit_scale=1e307, reduction="sum")[1][::3]
+        expected = 1e307 * (1 / 16 - np.eye(16)[ids[::3]])
+        with np.errstate(over="ignore"):
+            np.testing.assert_allclose(gradient, expected.astype(dtype), rtol=1e-6)
+
+
 # overflow of the losses and of the perplexity
 
 

@@ -166,7 +166,7 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
     const double zeros[TL_GROUP] = {0};
     const tl_next_rows none = {NULL, 0, 0};
     size_t elements = tl_group_elements(rows), classes = (size_t)rows->row.count;
-    uint64_t which = near_rows(rows, lse->grouped, logsumexp);
+    uint64_t which = near_rows(rows, lse->grouped & rows->wanted, logsumexp);
     const char *group = tl_groups_of(rows);
     for (size_t i = 0; i < tl_padded_rows(lse->in_groups); i++)
         factor[i] = 1;
