@@ -201,7 +201,7 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
         for (size_t i = 0; weight && !has_options && i < n; i++) /* nll is finite where it counts */
             nll[i] *= weight[start + i];
         for (size_t i = 0; some_masked && i < n; i++) /* vectors of them, without a branch */
-            nll[i] = tl_from_bits(tl_to_bits(nll[i]) & ((uint64_t)ids[i] >> 63) - 1);
+            nll[i] = tl_from_bits(tl_to_bits(nll[i]) & (((uint64_t)ids[i] >> 63) - 1));
         for (; far != 0; far &= far - 1)
             if (ids[tl_lowest_bit(far)] != TL_MASKED)
                 return start + tl_lowest_bit(far);

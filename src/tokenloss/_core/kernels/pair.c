@@ -234,7 +234,7 @@ static void find_seconds(const tl_backend *backend, const tl_row_block *rows, in
     for (int i = 0; i < count; i++) {
         if (!(wanted >> i & 1))
             continue;
-        size_t at = (size_t)i / TL_GROUP * tl_group_elements(rows) + (size_t)tops->argmax[i] * TL_GROUP + i % TL_GROUP;
+        size_t at = tl_place_in_groups(rows, i, tops->argmax[i]);
         if (tl_single_or_double(rows->row.compute_dtype) == TL_FLOAT64)
             ((double *)groups)[at] = -(double)INFINITY;
         else
