@@ -79,6 +79,7 @@ WRONG = {
     "a sketch": (["wanted.sketch", "a.sketch"], "is a sketch"),
     "another seed": (["all.npz", "wanted.sketch", "--shift", "--append"], "has seed 3"),
     "no number": (["all.npz", "a.sketch", "--top", "0"], "argument --top"),
+    "no folder": (["all.npz", "none/a.sketch", "--shift"], "none/a.sketch: cannot be written: No such file"),
     "nothing to go on from": (["all.npz", "a.sketch", "--shift", "--append"], "a.sketch: cannot be read"),
 }
 

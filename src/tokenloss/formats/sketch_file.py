@@ -16,7 +16,7 @@ import numpy as np
 from tokenloss._core import jobs
 from tokenloss._core.dtypes import CheckedArray, as_float_array, dtype_name, without_bfloat16
 from tokenloss._core.errors import contextmanager, raise_error, refuse
-from tokenloss._core.files import replacing
+from tokenloss._core.files import replacing, write_errors
 from tokenloss._core.signature import IdsHash, signature_of
 from tokenloss._core.validation import as_positions, as_scores, most_unnormalized
 from tokenloss._scores.losses import cross_entropy_loss
@@ -368,7 +368,8 @@ def sketch_writer(
 ) -> Iterator[SketchWriter]:
     """A writer of rows; the file is written at the end, and with `append` begins with the rows that it has."""
     with contextlib.ExitStack() as stack:
-        rows: Any = stack.enter_context(tempfile.TemporaryFile(dir=Path(path).absolute().parent))
+        with write_errors(path):
+            rows: Any = stack.enter_context(tempfile.TemporaryFile(dir=Path(path).absolute().parent))
         writer = SketchWriter(top, tail, seed, rows, workers)
         if append:
             writer.take(open_scores(str(path), None, None, None))
