@@ -139,7 +139,7 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6720, "kernels": 12022, "_scores": 1785, "_statistics": 3072, "formats": 7441, "_comparison": 6337,
+    "_core": 6720, "kernels": 12022, "_scores": 1785, "_statistics": 3072, "formats": 7441, "_comparison": 6367,
     "_evaluation": 7921, "_output": 2740, "_command": 1311, "": 250,
 }  # fmt: skip
 
