@@ -68,8 +68,6 @@ class ComparedTokens(Result):
 
     _errors_in_files: ClassVar[Mapping[str, Sequence[str]]] = {}  # of estimates, if not only the standard error
     _of_base: ClassVar[tuple[str, ...]] = ("by",)  # statistics that are the same for all candidates of one base
-    # the parts that people see of one or several results of this type, by the name of the candidate
-    _shown_of: ClassVar[staticmethod[[Mapping[str, Any]], Shown]]
     _role: ClassVar[str] = "model"  # the name of a candidate that has none
 
     count: int
@@ -187,6 +185,11 @@ class ComparedTokens(Result):
     def _rows(self) -> list[dict[str, Any]]:
         """The values, as the one row of a table."""
         return [self._figures()]
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        """The parts that people see of one or several results of this type, by the name of the candidate."""
+        raise NotImplementedError
 
     def _shown(self) -> Shown:
         """Tables of the figures."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokenloss._comparison.columns import HAS_TEXTS, check_definitions, pair_columns
 from tokenloss._comparison.comparisons import warn_of_zero
@@ -20,12 +20,13 @@ from tokenloss._core.result import figure, nonzero, rows_of
 from tokenloss._core.validation import check_axis
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Literal
 
     from tokenloss._comparison.compared_tokens import About
     from tokenloss._comparison.drafts import DraftAcceptance
     from tokenloss._core.estimate import Estimate
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Columns, Float64Array, Kind
     from tokenloss._statistics.gates import Limit
 
@@ -116,8 +117,7 @@ class Comparison(PairedLosses):
     (0.065366, array([ 0.1217, -0.1225]))
     """
 
-    _shown_of = staticmethod(scores_shown)
-    GATES = (*PairedLosses.GATES, "max_decisive_flips", "max_abs_logprob")
+    GATES: ClassVar[tuple[str, ...]] = (*PairedLosses.GATES, "max_decisive_flips", "max_abs_logprob")
     _of_base = ("base", "by", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
                 "window", "stride", "n_context", "fits_better_shifted", "definitions", "temperature", "has_targets",
                 "count", "n_sequences", "is_clustered", "base_perplexity", "base_perplexity_stderr")  # fmt: skip
@@ -148,6 +148,10 @@ class Comparison(PairedLosses):
     divergence_quantiles: dict[str, dict[float, Estimate]] = field(default_factory=dict)
     token_divergences: dict[str, Float64Array] = field(default_factory=dict)
     sketch: dict[str, Any] | None = None
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        return scores_shown(comparisons)
 
     @property
     def by_confidence(self) -> dict[str, Array]:

@@ -25,6 +25,9 @@ from tokenloss._statistics.ratio import ExactRatio, interval_above_0
 from tokenloss._statistics.sequences import sequence_numbers, sums_by_segment
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Columns, Float64Array, IntArray, Kind
 
 _BLOCK = 1 << 23  # scores that are copied at a time
@@ -87,7 +90,6 @@ class DraftAcceptance(ComparedTokens):
     """
 
     GATES = ()
-    _shown_of = staticmethod(drafts_shown)
     _role = "draft"
     _why_no_gate = "is for divergences, not for the acceptance of drafts"
     _of_base = ("base", "base_kind", "base_head", "files", "shape", "n_without_next", "n_ignored", "temperature",
@@ -104,6 +106,10 @@ class DraftAcceptance(ComparedTokens):
     by_k: dict[str, Array]
     acceptance: Float64Array
     kept: BoolArray
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        return drafts_shown(comparisons)
 
     @property
     def _equals_base(self) -> bool:

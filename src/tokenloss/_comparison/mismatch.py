@@ -25,6 +25,9 @@ from tokenloss._statistics.ratio import interval_above_0
 from tokenloss._statistics.sequences import check_segment_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray
     from tokenloss._statistics.gates import Limit, Verdict
 
@@ -236,7 +239,6 @@ class Mismatch(ComparedTokens, GatedResult):
     )
     _divergence = "abs_difference"
     _quantity = "absolute difference"  # what `_kl` has
-    _shown_of = staticmethod(mismatch_shown)
 
     epsilon: float
     n_without_number: int
@@ -264,6 +266,10 @@ class Mismatch(ComparedTokens, GatedResult):
     difference: Float64Array
     ratio: Float64Array
     kept: BoolArray
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        return mismatch_shown(comparisons)
 
     def _signature_fields(self) -> dict[str, Any]:
         return super()._signature_fields() | {"kind": "logprobs", "part": self._about.get("part")}

@@ -16,10 +16,11 @@ from tokenloss.formats.responses.columns import join
 from tokenloss.formats.rounding import Rounding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import NoReturn
 
     from tokenloss._core.estimate import Estimate
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
     from tokenloss.formats.responses import Response, Responses
 
@@ -391,7 +392,6 @@ class ResponseComparison(PairedLosses):
     ResponseComparison(mean_kl_bound=0.05671, count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403)
     """
 
-    _shown_of = staticmethod(responses_shown)
     _divergence = "kl_bound"
     _quantity = "lower bound of the KL divergence"
     _unit = "responses"
@@ -412,6 +412,10 @@ class ResponseComparison(PairedLosses):
     base_mass: Float64Array
     mass: Float64Array
     is_top_known: BoolArray
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        return responses_shown(comparisons)
 
     def _signature_fields(self) -> dict[str, Any]:
         """Fields of its signature."""

@@ -15,6 +15,8 @@ from tokenloss._core.text import shortened
 from tokenloss._statistics.power import detectable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tokenloss._core.estimate import Estimate
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, Float64Array, IntArray
@@ -198,7 +200,6 @@ class SampleComparison(Result):
 
     GATES = ()
     _why_no_gate = "does not apply to samples of lm-evaluation-harness; {margin} tests them for equality"
-    _shown_of = staticmethod(samples_shown)
     _of_base = ("base", "cluster", "margin")  # the same for all candidates of one base
 
     count: int
@@ -213,6 +214,10 @@ class SampleComparison(Result):
     notes: list[str]
     runs: list[str]
     _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
+
+    @staticmethod
+    def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
+        return samples_shown(comparisons)
 
     @property
     def _equals_base(self) -> bool:

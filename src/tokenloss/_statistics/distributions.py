@@ -123,8 +123,7 @@ def _least_probability(share: float, n: float, tail: float) -> float:
     return low
 
 
-@functools.lru_cache(maxsize=1000)  # a search for how many more sequences a gate needs asks for the same ones
-def student_quantile(tail: float, dof: float) -> float:
+def _student_quantile(tail: float, dof: float) -> float:
     """The t that Student's t exceeds with this small probability."""
     low, high = 0.0, 1.0
     while student_tail(high, dof) > tail:
@@ -132,6 +131,9 @@ def student_quantile(tail: float, dof: float) -> float:
     while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if student_tail(middle, dof) > tail else (low, middle)
     return high
+
+
+student_quantile = functools.lru_cache(maxsize=1000)(_student_quantile)  # stubtest sees no arguments of decorated ones
 
 
 # -- ratios of sums over sequences -------------------------------------------------------------------------------------
@@ -199,7 +201,7 @@ def _gauss_legendre() -> tuple[Float64Array, Float64Array]:
     return np.sin((nodes + 1) * (math.pi / 4)) ** 2, weights / 2
 
 
-_angles = functools.cache(_gauss_legendre)  # not by a decorator: stubtest would miss the arguments of the function
+_angles = functools.cache(_gauss_legendre)
 
 
 def _ratio_quantile(tail: float, lengths: Lengths) -> float:

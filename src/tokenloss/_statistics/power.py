@@ -52,7 +52,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-@functools.lru_cache(maxsize=256)
 def _dof_of(factor: float) -> float:
     """The degrees of freedom with which a 95 % interval by Student's t reaches this many standard errors."""
     low, high = 0.05, _MANY
@@ -64,8 +63,7 @@ def _dof_of(factor: float) -> float:
     return high
 
 
-@functools.lru_cache(maxsize=256)
-def _standard_errors(dof: float) -> float:
+def _noncentrality(dof: float) -> float:
     """How many standard errors are detectable: the noncentrality that brings Student's t beyond its limit so often."""
     if dof >= _MANY:
         return _NORMAL
@@ -81,3 +79,6 @@ def _standard_errors(dof: float) -> float:
         beyond = [math.erfc((one - middle) / math.sqrt(2)) + math.erfc((one + middle) / math.sqrt(2)) for one in reach]
         low, high = (middle, high) if weights @ np.array(beyond) / 2 < POWER else (low, middle)
     return high
+
+
+_standard_errors = functools.lru_cache(maxsize=256)(_noncentrality)

@@ -180,7 +180,9 @@ class SketchWriter:
         self._begun: _Begun | None = None
         self._masked: IntArray | None = None  # the classes that are impossible in all rows; None before the first
         self._is_shared = True  # whether these are the same in all rows
-        self.n_rows = self.n_kept = self.n_sequences = 0  # the latter is the least number that no sequence has
+        self.n_rows: int = 0
+        self.n_kept: int = 0
+        self.n_sequences: int = 0  # the least number that no sequence has
         self._n_of: dict[int, int] = {}  # rows of each sequence
 
     @property
