@@ -64,6 +64,19 @@ def test_classes_that_are_masked_are_no_second(classes):
     assert np.isnan(found.margin).tolist() == [True, True, classes == 1]
 
 
+@pytest.mark.parametrize("classes", [2, 3, 16, 5000])
+def test_classes_below_the_floor_of_llama_cpp_may_be_second(classes, rng):
+    base = np.full((24, classes), -60, np.float32)
+    base[:, 0], base[:, -1] = np.log1p(-np.exp(-20)), -20
+    base = rng.permuted(base, axis=1)
+    other = rng.normal(size=base.shape).astype(np.float32)
+    found = compare(base, other, np.zeros(24, int), definitions="llama.cpp")
+    first, second = np.argsort(-base, axis=1)[:, :2].T
+    rows = np.arange(24)
+    np.testing.assert_array_equal(found.base_margin, base[rows, first].astype(float) - base[rows, second])
+    np.testing.assert_array_equal(found.margin, other[rows, first].astype(float) - other[rows, second])
+
+
 @pytest.mark.parametrize("layout", ["swapped", "strided", "class_major"])
 def test_layouts_have_the_same_bits(layout, models):
     base, targets, _ = models

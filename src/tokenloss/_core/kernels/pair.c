@@ -272,6 +272,8 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     uint64_t found = tl_kl_of_block(backend, &p, &q, floor_of(definitions), found_of);
     if (found == 0)
         return 0;
+    if (definitions == TL_LLAMA_CPP) /* which dropped the classes below its floor */
+        tl_scale_groups(backend, &p, count, tl_load_raw_groups(backend, &p, count));
     find_tops(backend, &p, count, &base_tops);
     find_seconds(backend, &p, count, found, &base_tops, &base_seconds);
     find_tops(backend, &q, count, &tops);
