@@ -97,17 +97,17 @@ OUTCOMES = {
     "probabilities": (["nll_loss"], ["cross_entropy_loss"], ["`cross_entropy(probs, targets)`"]),
     "log-probabilities": (["cross_entropy_loss"], ["cross_entropy", "cross_entropy_and_grad", "nll_loss"], []),
     "percentages": (["cross_entropy_loss", "nll_loss"], [], ["percentages"]),
-    "logarithms to base 2": (["cross_entropy_loss"], [], ["base 2"]),
+    "logarithms to base 2": (["cross_entropy_loss"], [], ["base-2"]),
     "targets first": (OF_TARGETS, [], ["targets first"]),
-    "labels from 1": (OF_TARGETS, [], ["from 1"]),
-    "labels from 1 without the last class": ([], [], ["from 1"]),
+    "labels from 1": (OF_TARGETS, [], ["start at 1"]),
+    "labels from 1 without the last class": ([], [], ["start at 1"]),
     "targets that are not shifted": ([], [], ["shift"]),
     "mask of integers": (
         [*OF_TARGETS, "class_log_probs", "draft_acceptance", "kl_divergence", "linear_kl_divergence"],
         [],
-        ["`where` that marks the padding", "TypeError"],
+        ["`where` that marks padding", "TypeError"],
     ),
-    "inverted mask": ([], [], ["`where` that marks the padding", "True"]),
+    "inverted mask": ([], [], ["`where` that marks padding", "True"]),
     "classes on axis 1": ([*LOSSES, "token_scores", "calibration", "compare"], [], ["axis=1", "names the axis"]),
     "classes on axis 1 of the same length": (["nll_loss"], [], ["axis=1", "C == d"]),
 }
@@ -245,7 +245,7 @@ def test_labels_from_1(function):
     name = "y_true" if function == "cross_entropy_loss" else "targets"
     with fails(IndexError, f"{name}[4] = 5 is out of range [0, 5)"):
         call(function, IDS + 1)
-    bites("from 1")
+    bites("start at 1")
 
 
 @each_function
