@@ -29,11 +29,11 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["sing"], ["'sing'", "score, compare or info"]),
+        (["sing"], ["'sing'", "score, compare, sketch or info"]),
         (["scores", SAMPLE], ["did you mean score?"]),
         ([SAMPLE], [f"did you mean tokenloss score {SAMPLE}?"]),
         (["help"], ["did you mean tokenloss --help?"]),
-        (["x" * 5000], ["score, compare or info"]),
+        (["x" * 5000], ["score, compare, sketch or info"]),
         (["--score", "info"], ["there is no option --score"]),
         (["--tune", "score", SAMPLE], ["there is no option --tune; tokenloss --help lists all"]),
         (["score", "--top", "1"], ["FILE"]),

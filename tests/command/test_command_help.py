@@ -162,5 +162,5 @@ def test_options_and_parameters_have_the_same_names_and_defaults(argv, functions
     assert gates <= options.keys()
     # arrays of hidden states and of a base have options of their own; top_k is a parameter of `sinks.TokenTable`
     twins = {f"base_{name}" for name in ("array", "kind", "hidden", "lm_head")} | {"hidden", "logprobs"}
-    twins |= {"draft", "cost_ratio"}  # of `Comparison.acceptance`
+    twins |= {"draft", "cost_ratio", "detect"}  # of `Comparison.acceptance`, and of `Comparisons`
     assert options.keys() - gates - seen <= {*OUTPUTS, *twins, "top_k", "format", "call"}

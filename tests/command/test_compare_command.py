@@ -193,9 +193,9 @@ OF_RUN = {"state": "f", "scheduler": "x", "workers": 2}
 # by name: a call, the verb, the options that it gets, and its sources
 FORWARDED = {
     "scores": (
-        "score x.npz --array=a --kind=logits --shift --by=file --top=9 --n-bytes=7 --n-words=6 --tokenizer=T "
-        f"{TOKENS} {RUN}",
-        "evaluate", OF_RUN | {"shift": True, "by": "file", "top": 9, "n_bytes": 7, "n_words": 6},
+        "score x.npz --array=a --kind=logits --shift --by=file --calibration --top=9 --n-bytes=7 --n-words=6 "
+        f"--tokenizer=T {TOKENS} {RUN}",
+        "evaluate", OF_RUN | {"shift": True, "by": "file", "calibration": True, "top": 9, "n_bytes": 7, "n_words": 6},
         lambda: [open_scores("x.npz", **OF_TOKENS, array="a", kind="logits", tokenizer="T")],
     ),
     "a text in windows": (
@@ -292,6 +292,7 @@ def test_every_option_reaches_the_opener_or_the_function_that_runs_the_command(n
 def test_every_option_of_the_command_is_among_those_that_are_forwarded():
     calls = [words.split() for words, *_ in FORWARDED.values()]
     outputs = {"per_token", "per_sequence", "plot", "html", "top_k", "format", "call", "source", "base", "others"}
+    outputs |= {"detect"}  # an attribute of `Comparisons`, for what is printed
     for name, files in ("score", ["x"]), ("compare", ["x", "y"]):
         options = {*vars(make_parser().parse_args([name, *files]))} - outputs
         typed = {word.partition("=")[0][2:].removeprefix("no-").replace("-", "_") for call in calls for word in call[1:]
