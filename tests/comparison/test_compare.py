@@ -414,7 +414,7 @@ def test_one_token(definitions):
     assert found.perplexity_ratio == pytest.approx(0.5 / 0.75)
     assert found.delta_p_quantiles == dict.fromkeys(found.delta_p_quantiles, float(found.delta_p))
     undefined = [name for name, figure in found._figures().items() if isinstance(figure, float) and math.isnan(figure)]
-    of_one = ("correlation", "interval_factor")
+    of_one = ("correlation", "interval_factor", "detectable")
     assert undefined == [name for name in found._figures() if name in of_one or name.endswith("_stderr")]
 
 

@@ -79,7 +79,9 @@ WHOLE, SHARDS = ("base.npz", "q8.npz", "q4.npz"), ("base", "q8", "q4")
 
 def compared(compare_json, sides, names, *options):
     """The figures of the base and both candidates."""
-    return compare_json(*(sides.path / name for name in names), *options)
+    base, *others = names
+    others = (f"{name.removesuffix('.npz')}={sides.path / name}" for name in others)  # named alike in tables of all
+    return compare_json(sides.path / base, *others, *options)
 
 
 @pytest.mark.parametrize("shift", [[], ["--shift"], ["--no-shift"]])
@@ -171,7 +173,7 @@ def test_per_token_in_compare(shift, sides, compare_json):
     n = 59 if shift else 60
     assert len(rows) == 2 * n
     for name in ("q8", "q4"):
-        own = rows[rows["name"] == str(sides.path / name)]
+        own = rows[rows["name"] == name]
         targets = sides.targets[1:] if shift else sides.targets
         expected = tokenloss.compare(sides.base[:n], getattr(sides, name)[:n], targets)
         for column in ("nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p"):
