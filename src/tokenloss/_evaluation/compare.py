@@ -152,10 +152,10 @@ def _comparisons(
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better,
     }
     hashed = IdsHash.of_parts(results).total
+    facts = handles.open(shards[0].spec).sketch if shards[0].spec.kind == "sketch" else None
+    drawn = None if facts is None else (facts.top, facts.tail)
     found: Comparisons[Comparison] = Comparisons()
     for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):
-        facts = handles.open(shards[0].spec).sketch
-        drawn = None if facts is None else (facts.top, facts.tail)
         comparison = comparison_of(options.definitions, columns, temperature=options.temperature, drawn=drawn)
         own, other = shards[0].spec, shards[0].models[number + 1]
         n_ignored = rows - n_left - comparison.count

@@ -70,9 +70,9 @@ _COLUMNS = {
         *(Column(name, "bool") for name in ("is_greedy", "is_same_top", "is_top_known", "flipped")),
         *(Column(name, "int64", False) for name in (
             "file", "row", "sequence", "position", "target", "count", "line", "choice", "base_line", "doc_id",
-            "document", "start", "stop", "n_tokens_a", "n_tokens_b", "first_difference", "first_flip",
+            "document", "start", "stop", "n_tokens_a", "n_tokens_b",
         )),
-        *(Column(name, "int64") for name in ("rank", "argmax", "n_bytes")),
+        *(Column(name, "int64") for name in ("rank", "argmax", "n_bytes", "first_difference", "first_flip")),
         *(Column(name, "float64", optional=True) for name in ("logsumexp", "acceptance")),
     )
 }  # fmt: skip
