@@ -469,10 +469,12 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # it reads NaN and Infin
 
 def _extent(text: bytes | bytearray) -> tuple[int, int]:
     """Levels of lists and objects of a JSON text, and about the bytes that it and its values need."""
-    marks = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
+    unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # the text itself, if it has no escapes
     depth, levels, is_inside, counts = 0, 0, False, np.zeros(256, np.int64)
-    for start in range(0, len(marks), _CHUNK):
-        codes = np.frombuffer(marks[start : start + _CHUNK], np.uint8)
+    for start in range(0, len(unescaped), _CHUNK):
+        codes = np.frombuffer(unescaped[start : start + _CHUNK].translate(None, _OTHERS), np.uint8)
+        if not codes.size:
+            continue
         inside = np.logical_xor.accumulate(codes == ord('"')) ^ is_inside
         is_inside, codes = inside[-1], codes[~inside]  # which has one quote of each string
         depths = depth + np.cumsum(_STEPS[codes])
