@@ -27,6 +27,7 @@ SCREENSHOTS = {
 SIZES = {"page.html": (760, 610), "comparison.html": (760, 890), "table.html": (900, 190)}  # with room for the card
 TOKENS = {"page.html": 8, "comparison.html": 29}  # costly ones, at which the mouse points
 PLOTS = ("losses.png", "divergences.png")
+SKETCHES = pages.DOCS / "how-to" / "sketches.md"  # which draws a plot of the same name
 WIDTH, COLORS = 1100, 128  # of a plot, so that it takes less than 100 kB
 
 
@@ -38,6 +39,8 @@ def main():
         pages.run(PAGE)
         for name in PLOTS:
             save(smaller(name), GALLERY / name)
+        pages.run(SKETCHES)
+        save(smaller("sketches.png"), SKETCHES.with_suffix(".png"))
         tab = browsers.Browser(browsers.find(), folder)
         for name, picture in SCREENSHOTS.items():
             show(tab, Path(folder, name))
