@@ -41,6 +41,7 @@ def measured(tmp_path_factory):
     return json.loads(file.read_text("utf-8")), file, printed
 
 
+@pytest.mark.slow
 def test_quick_run_has_the_cases_that_were_asked_for(measured):
     report, _, printed = measured
     names = [case["name"] for case in report["cases"]]
@@ -50,12 +51,14 @@ def test_quick_run_has_the_cases_that_were_asked_for(measured):
     assert {row["dtype"] for row in report["accuracy"]} >= {"float16", "float32", "float64"}
 
 
+@pytest.mark.slow
 def test_contenders_of_a_quick_run_agree(measured):
     for case in measured[0]["cases"]:
         wrong = [each["name"] for each in case["contenders"] if not each["agrees"] and not each["known"]]
         assert (case["name"], wrong) == (case["name"], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begins", ["NumPy", "the tutorial's", "torch", "SciPy", "scikit-learn", "JAX", "onnxruntime"])
 def test_short_rows_are_compared_with(begins, measured):
     module = {"torch": "torch", "SciPy": "scipy", "scikit-learn": "sklearn", "JAX": "jax", "onnxruntime": "onnxruntime"}
@@ -64,6 +67,7 @@ def test_short_rows_are_compared_with(begins, measured):
     assert any(contender["name"].startswith(begins) for contender in case["contenders"])
 
 
+@pytest.mark.slow
 def test_compiled_torch_is_a_contender_or_said_to_be_missing(measured):
     pytest.importorskip("torch")
     (case,) = (case for case in measured[0]["cases"] if case["name"] == "short/float32/10")
@@ -71,6 +75,7 @@ def test_compiled_torch_is_a_contender_or_said_to_be_missing(measured):
     assert bool(compiled) != ("torch.compile" in case["missing"])
 
 
+@pytest.mark.slow
 def test_tables_of_a_quick_run(measured):
     printed = run("report.py", measured[1])
     for words in ("A quick run", "| classes |", "| channels |", "`LossMeter.update`", "| dtype |", "of a copy's:"):
