@@ -66,7 +66,7 @@ def sketch_files(
     needs: tuple[Need, ...] = ("rows", "plan")
     for need in needs:
         require(source, need, "sketch")
-    source = with_shift(source, shift)  # type: ignore[assignment]
+    source = with_shift(source, shift)
     if str(Path(place).resolve()) in {str(Path(one).resolve()) for one in source.files}:
         refuse(place, "is read", "be another file, to be written")
     options = Options.of(source.token_options)

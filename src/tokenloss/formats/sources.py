@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, check_choice, check_shift
@@ -181,7 +181,10 @@ class Source:
         return replace(self, paths=paths, token_options=self.token_options.absolute())
 
 
-def with_shift(source: Source, shift: bool | None) -> Source:
+_Source = TypeVar("_Source", bound=Source)
+
+
+def with_shift(source: _Source, shift: bool | None) -> _Source:
     """The source with the `shift` of a function, unless the opener set it or the tokens are already aligned."""
     check_shift(shift)
     said = source.token_options
