@@ -218,12 +218,15 @@ static void compare_nll(const question *all, const tl_row *scores, const tl_soft
     const tl_clip clip = tl_new_clip(!is_log, all->lowest, scores->dtype);
     int64_t nonzero = 0, last = -1, refused = -1;
     long double oracle = 0, scale = 0;
+    tl_soft_target masses = *soft; /* their product with weights would be rounded, roughly if it is subnormal */
+    masses.weight = NULL;
     tl_seen seen;
     double nll = tl_nll_of_distribution(backend, scores, soft, &clip, &seen, &cancel);
     for (int64_t k = 0; k < all->count; k++) {
-        double mass = tl_soft_target_at(soft, k), score = tl_load(scores->data + k * scores->stride, scores->dtype);
-        if (!tl_contributes(mass))
+        double mass = tl_soft_target_at(&masses, k), score = tl_load(scores->data + k * scores->stride, scores->dtype);
+        if (!tl_contributes(tl_soft_target_at(soft, k)))
             continue;
+        long double weight = soft->weight ? tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype) : 1;
         nonzero++;
         last = k;
         if (refused < 0 && (score < clip.least || score > clip.greatest))
@@ -231,7 +234,7 @@ static void compare_nll(const question *all, const tl_row *scores, const tl_soft
         long double clipped = (long double)(score < clip.lowest    ? clip.lowest
                                             : score > clip.highest ? clip.highest
                                                                    : score);
-        long double term = (long double)mass * -(is_log ? (long double)score : logl(clipped));
+        long double term = weight * (long double)mass * -(is_log ? (long double)score : logl(clipped));
         oracle += term;
         scale += fabsl(term);
     }
