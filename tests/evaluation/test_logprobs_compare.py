@@ -13,7 +13,7 @@ from commands import assert_refused
 from reference import statistic
 
 from tokenloss import LossMeter, compare_files, cross_entropy, evaluate, mismatch, sequence_losses, sinks
-from tokenloss._evaluation import pairs
+from tokenloss._evaluation import listed_pairs, token_pairs
 from tokenloss.formats import open_hidden_states, open_logprobs, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -333,9 +333,9 @@ def test_state_of_compare_resumes_to_the_same_json_and_refuses_a_changed_file(pa
     first = command(*argv)
     assert first[0] == 0
     done = []
-    for name in "_compare_lists", "_compare_losses":
-        run = getattr(pairs, name)
-        monkeypatch.setattr(pairs, name, lambda *args, run=run, **options: (done.append(1), run(*args, **options))[1])
+    for module, name in (listed_pairs, "_compare_lists"), (token_pairs, "_compare_losses"):
+        run = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, run=run, **options: (done.append(1), run(*args, **options))[1])
     for _ in range(2):
         assert command(*argv, "--state", "state") == first
     assert done == [1]

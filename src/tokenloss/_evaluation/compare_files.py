@@ -16,10 +16,11 @@ from tokenloss._core.errors import named, raise_error, refuse, warn, worded
 from tokenloss._core.files import identity
 from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.compare import compare_rows
+from tokenloss._evaluation.listed_pairs import compare_lists
 from tokenloss._evaluation.options import Options, by_identity, checked_sizes
-from tokenloss._evaluation.pairs import compare_lists, compare_losses
 from tokenloss._evaluation.run import Settings, opened
 from tokenloss._evaluation.sink import checked_sinks
+from tokenloss._evaluation.token_pairs import compare_losses
 from tokenloss._statistics.groups import check_by
 from tokenloss.formats.content import as_source, grouped
 from tokenloss.formats.readers import check_different

@@ -21,7 +21,7 @@ from tokenloss._evaluation.sequences import (
     greedy_by_segment,
     joined,
 )
-from tokenloss._evaluation.sink import scored_block
+from tokenloss._evaluation.sink import Block, scored_block
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.groups import is_by_position, position_bins
 from tokenloss._statistics.meter import LossMeter
@@ -32,8 +32,9 @@ from tokenloss.formats.rounding import Rounding
 from tokenloss.formats.scores import Scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.run import Work
     from tokenloss.formats.responses import Response
@@ -79,6 +80,24 @@ class FilesUnit(NamedTuple):
     def absolute(self) -> FilesUnit:
         """The unit with absolute paths, for a process in another directory."""
         return self._replace(base=self.base.absolute(), other=self.other and self.other.absolute())
+
+
+def units_of(base: Source, models: Mapping[str, Source]) -> list[FilesUnit]:
+    """The units of candidates; each source must be one file."""
+    for source in (base, *models.values()):
+        if len(source.paths) > 1:
+            got = f"holds {source.given()['source']} in {len(source.paths)} files"
+            fits = "be one file" if isinstance(source, Scores) else "be one file, with a response on each line (.jsonl)"
+            fits += ", in the order of the other's"
+            refuse(source.name, got, fits)
+    return [FilesUnit(base, one, name) for name, one in models.items()]
+
+
+def sequences_of(found: Comparisons[Any]) -> Block:
+    """The sequences of all candidates, each of which is one file; without one, a sequence has line -1."""
+    tables = {name: one.sequences for name, one in found.items() if one.sequences is not None}
+    unknown = {name: np.full(len(table["sequence"]), -1) for name, table in tables.items()}
+    return Block({}, {name: {"file": unknown[name] + 1, "line": unknown[name]} | tables[name] for name in tables})
 
 
 def score_file(unit: FilesUnit, work: Work, by: str | None = None) -> ShardResult:

@@ -1,155 +1,41 @@
-"""Comparisons of sources that list tokens: the likeliest classes, or only the log-probability of each token."""
+"""Comparisons of the log-probabilities of tokens, by a trainer and by the engine that sampled them."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.mismatch import EPSILON, Mismatch, mismatch_of
-from tokenloss._comparison.responses import (
-    TOKEN_COLUMNS,
-    Pair,
-    PairedFiles,
-    ResponseComparison,
-    compare_pairs,
-    matched,
-    response_comparison_of,
-)
-from tokenloss._core import jobs
-from tokenloss._core.errors import raise_error, refuse, with_file_names, worded
+from tokenloss._core.errors import raise_error, refuse
 from tokenloss._evaluation.checkpoint import record
-from tokenloss._evaluation.compare import bytes_per_row, projected
 from tokenloss._evaluation.options import Options
-from tokenloss._evaluation.plan import planned, rows_per_block
-from tokenloss._evaluation.responses import FilesUnit, columns_of_responses, group_codes, scores_of_responses
-from tokenloss._evaluation.rows import SHIFT_SAMPLE, RowReader, log
+from tokenloss._evaluation.plan import planned
+from tokenloss._evaluation.responses import FilesUnit, group_codes, sequences_of, units_of
 from tokenloss._evaluation.score import score_shard
+from tokenloss._evaluation.scored_responses import runs
 from tokenloss._evaluation.sequences import groups_of
-from tokenloss._evaluation.shards import refuse_without_targets
-from tokenloss._evaluation.sink import Block, schema_of, tops_of
-from tokenloss._scores.class_log_probs import class_log_probs
-from tokenloss._scores.token_scores import token_scores
+from tokenloss._evaluation.sink import Block, schema_of
 from tokenloss.formats.logprobs import Logprobs, read_array, read_lines, read_segment_ids, refuse_padding, seems_padded
-from tokenloss.formats.mapped import check_map
 from tokenloss.formats.responses import Responses, open_responses, response_of
 from tokenloss.formats.scores import Scores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tokenloss._comparison.compared_tokens import About
-    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._evaluation.run import Run, Work
     from tokenloss.formats.responses import Response
     from tokenloss.formats.sources import Source
 
-
 _PLACES = ("sequence", "position", "target")
-_SEQUENCES = (
-    "file", "sequence", "count", "loss", "base_loss", "loss_difference", "kl_bound", "delta_p", "same_top", "line",
-    "base_line",
-)  # fmt: skip
 _MISMATCHES = ("kept", "logprobs", "base_logprobs", "difference", "ratio")
 _MISMATCHES_OF_SEQUENCES = (
     "file", "sequence", "count", "line", "difference", "k3", "log_ratio", "ratio", "geometric_ratio",
 )  # fmt: skip
-
-
-def _units(base: Source, models: Mapping[str, Source]) -> list[FilesUnit]:
-    """The units of candidates; each source must be one file."""
-    for source in (base, *models.values()):
-        if len(source.paths) > 1:
-            got = f"holds {source.given()['source']} in {len(source.paths)} files"
-            fits = "be one file" if isinstance(source, Scores) else "be one file, with a response on each line (.jsonl)"
-            fits += ", in the order of the other's"
-            refuse(source.name, got, fits)
-    return [FilesUnit(base, one, name) for name, one in models.items()]
-
-
-def _sequences(found: Comparisons[Any]) -> Block:
-    """The sequences of all candidates, each of which is one file; without one, a sequence has line -1."""
-    tables = {name: one.sequences for name, one in found.items() if one.sequences is not None}
-    unknown = {name: np.full(len(table["sequence"]), -1) for name, table in tables.items()}
-    return Block({}, {name: {"file": unknown[name] + 1, "line": unknown[name]} | tables[name] for name in tables})
-
-
-# -- the likeliest classes ---------------------------------------------------------------------------------------------
-
-
-@record
-class ComparedLists(NamedTuple):
-    """Result of a pair: columns of its tokens, and the origins of its sequences."""
-
-    columns: Columns
-    origins: list[Any]  # the number, both lines and the name of each sequence
-    words: list[str]  # how the numbers of both are rounded
-    n_skipped: int
-    part: str
-
-
-def compare_lists(
-    base: Source, models: Mapping[str, Source], abouts: Sequence[About], run: Run, by: str | None = None
-) -> Comparisons[ResponseComparison]:
-    """The comparisons of responses with a base of responses or scores, or of scores with a base of responses."""
-    schema = schema_of(("file", *_PLACES, "text", *TOKEN_COLUMNS), _SEQUENCES, (*models,), run.sinks.top_k)
-    results = run.map(_compare_lists, _units(base, models), schema, are_candidates=True)
-    found: Comparisons[ResponseComparison] = Comparisons()
-    for about, result in zip(abouts, results, strict=True):
-        origins = {number: origin for number, *origin in result.origins}
-        found[about["name"]] = one = response_comparison_of(
-            result.columns, origins, part=result.part, base_rounding=result.words[0],
-            rounding=result.words[1], n_skipped=result.n_skipped, _about=about,
-        )  # fmt: skip
-        if by is not None:
-            numbers, lengths = np.unique(result.columns["sequence"], return_counts=True)
-            labels = [origins[number][-1] for number in numbers.tolist()]
-            codes = group_codes(by, result.columns["position"], labels, lengths.tolist())
-            about |= groups_of(one, by, [codes], base.paths[0])
-    run.sinks.finish(found, lambda: _sequences(found))
-    return found
-
-
-def _compare_lists(unit: FilesUnit, work: Work) -> ComparedLists:
-    """The compared tokens of a base and a model; one of the two may be scores."""
-    sides, words = (unit.base, unit.other), ["", ""]
-    files = [source for source in sides if isinstance(source, Responses)]
-    pairs: PairedFiles | ScoredResponses
-    if len(files) == len(sides):
-        pairs = PairedFiles(*files)
-    else:
-        side = int(isinstance(unit.base, Responses))
-        pairs = of_scores = ScoredResponses(sides[side], files[0], side == 0, work)
-        words[side] = of_scores.words
-    paths = unit.base.paths[0], unit.other.paths[0]
-    every, seen = itertools.tee(pairs) if work.top_k else (iter(pairs), ())  # tops are of pairs that were read
-    columns, origins, roundings = compare_pairs(every, paths)
-    words = [word or str(rounding) for word, rounding in zip(words, roundings, strict=True)]
-    if work.emit:
-        shared = {name: columns[name] for name in (*_PLACES, "text", "kept", "base_nll")}
-        own = {name: columns[name] for name in TOKEN_COLUMNS if name not in shared}
-        work.emit(Block(shared, {unit.name: own}, _tops(seen, unit.name, work.top_k)))
-    work.advance(unit.n_bytes)
-    rows = [(number, *origin) for number, origin in origins.items()]
-    return ComparedLists(columns, rows, words, pairs.skipped, files[0].part)
-
-
-def _tops(every: Iterable[Pair], name: str, top_k: int) -> dict[str, Columns]:
-    """The most likely classes of the base and of the candidate, for those of the two that are responses."""
-    tops: dict[str, Columns] = {}
-    pairs = sorted(every, key=lambda pair: pair.number)
-    for side, model in enumerate(("", name)):
-        responses = [response for pair in pairs if (response := pair.responses[side]) is not None]
-        if responses:
-            block = columns_of_responses(responses, top_k)
-            tops |= tops_of({model: scores_of_responses(block, top_k)}, block["top_tokens"][:, :top_k])
-    return tops
-
-
-# -- the log-probability of each token ---------------------------------------------------------------------------------
 
 
 @record
@@ -180,7 +66,7 @@ def compare_losses(
     base: Source, models: Mapping[str, Source], abouts: Sequence[About], run: Run, by: str | None = None
 ) -> Comparisons[Mismatch]:
     """The comparison of a trainer (the base) with the engine that sampled the tokens, by log-probabilities."""
-    units = _units(base, models)
+    units = units_of(base, models)
     if len(units) > 1:
         fits = "one file, of the engine that sampled, where files hold log-probabilities of tokens"
         raise_error("option", name="the list of others", got=f"{len(units)} files", fits=fits)
@@ -202,7 +88,7 @@ def compare_losses(
         positions = one.columns().get("position", np.full(one.kept.size, -1))
         codes = group_codes(by, positions, result.labels or (), result.lengths or ())
         about |= groups_of(one, by, [codes], base.paths[0])
-    run.sinks.finish(found, lambda: _sequences(found))
+    run.sinks.finish(found, lambda: sequences_of(found))
     return found
 
 
@@ -425,153 +311,3 @@ def _fitted(side: _Array, rows: _Rows) -> tuple[Float64Array, BoolArray]:
         values.append(row[part])
         masks.append(side.mask[i, part])
     return np.concatenate(values), np.concatenate(masks)
-
-
-# -- rows of scores for the tokens of responses ------------------------------------------------------------------------
-
-
-class ScoredResponses:
-    """A file of scores and a file of responses: rows, in order, are of the tokens that have a row before them.
-
-    Those are all but the first of each prompt. Sequences, if the scores have any, are the responses in order.
-    """
-
-    def __init__(self, source: Scores, responses: Responses, is_base: bool, work: Work) -> None:
-        options = Options.of(source.token_options)
-        # as if compared with itself, so that targets that the file holds must be those that are given
-        (shard,) = planned(source, [source], options, work.handles)
-        opened = work.handles.open_shard(shard, options)
-        scores, sequences = opened.file, opened.sequences
-        if not opened.has_targets:
-            refuse_without_targets(scores.path)
-        self._ids: Array = opened.targets.reshape(-1)
-        self._is_scored: Array = np.ones(scores.rows, np.bool_) if opened.scored is None else opened.scored.reshape(-1)
-        self._counted = self._is_scored & (self._ids != options.ignore_index)
-        self._runs = runs(scores.path, sequences.numbers(0, scores.rows)) if sequences.exist else None
-        self._rows = np.flatnonzero(self._counted) if self._runs is None else np.empty(0, np.int64)
-        self._next = 0  # of the runs, or of the rows
-        self.words = f"{scores.kind} of {scores.dtype}"
-        self._scores, self._responses = scores, responses
-        self._is_base, self._workers = is_base, work.workers
-        self._blocks = iter(
-            RowReader(
-                shard._replace(models=shard.models[:1]), opened._replace(others=()), options,
-                rows_per_block(bytes_per_row(scores)), lambda n_bytes: None,
-                worded("kind", "base_kind") if is_base else "kind", sampled=SHIFT_SAMPLE,
-            )
-        )  # fmt: skip
-        self._start, self._block = 0, np.empty((0, 0))
-        self.skipped = 0
-
-    def __iter__(self) -> Iterator[Pair]:
-        """Match the responses with their rows."""
-        for number, response in enumerate(self._responses):
-            self._pass_failed()
-            yield self._pair(number, response)
-        self._pass_failed()
-        left = len(self._rows[self._next :])
-        if self._runs is not None and self._next < len(self._runs):
-            left = int(np.count_nonzero(self._counted[self._runs[self._next][0] :]))
-        if left:
-            got = f"holds {left} more rows with targets"
-            refuse(self._scores.path, got, f"end where {self._responses.path} does")
-
-    def _pass_failed(self) -> None:
-        """Leave out the sequences of requests that failed."""
-        new = len(self._responses.failed) - self.skipped
-        self.skipped += new
-        self._next += new
-        if new and self._runs is None:
-            got = "requests failed, and nothing says which rows are theirs"
-            refuse(self._responses.path, got, f"have none that failed, or {self._scores.path} hold sequences")
-
-    def _pair(self, number: int, response: Response) -> Pair:
-        """A response and its rows."""
-        n = len(response.ids)
-        tokens = np.arange(int(n > 0 and bool(response.is_prompt[0])), n)
-        rows = self._rows_of(response, len(tokens))
-        targets = self._ids[rows].astype(np.int64)
-        counted = self._counted[rows]
-        wrong = counted & (targets != response.ids[tokens])
-        for i in np.flatnonzero(wrong)[:1].tolist():
-            number = response.ids[tokens[i]]
-            got = f"token {tokens[i]} has {f'id {number}' if number >= 0 else 'no id'}"
-            fits = f"have id {targets[i]}, the target of row {rows[i]} of {self._scores.path}"
-            raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
-        by_response, _ = matched(response, response, by_id=True)
-        by_scores = self._columns(response, by_response["top_ids"], tokens[counted], rows[counted])
-        sides = (by_scores, by_response) if self._is_base else (by_response, by_scores)
-        origin = response.line, response.line, response.custom_id, response.label
-        responses = (None, response) if self._is_base else (response, None)
-        return Pair(number, origin, (response.ids, response.tokens), responses, *sides)
-
-    def _rows_of(self, response: Response, n: int) -> IntArray:
-        """The rows of the next response."""
-        check_map(self._ids)
-        if self._runs is None:
-            rows = self._rows[self._next : self._next + n]
-            n_rows, place = len(rows), "left"
-            self._next += n_rows
-        else:
-            start, stop = self._runs[self._next] if self._next < len(self._runs) else (0, 0)
-            every = start + np.flatnonzero(self._is_scored[start:stop])
-            rows = start + np.flatnonzero(self._counted[start:stop])
-            n_rows, place = len(rows), f"in sequence {self._next}"
-            if len(rows) != n and len(every) == n + 1 and not self._counted[every[-1]]:
-                rows = every[:-1]
-            elif len(rows) != n and len(every) == n:
-                rows = every
-            if n == 0 and n_rows:  # a prompt of one token may have no row
-                return rows[:0]
-            self._next += 1
-        if len(rows) != n:
-            got, fits = f"holds {n_rows} rows with targets {place}", f"hold {n}, as {self._responses.path} does in line"
-            refuse(self._scores.path, got, f"{fits} {response.line}")
-        return rows
-
-    def _columns(self, response: Response, classes: IntArray, tokens: IntArray, rows: IntArray) -> Columns:
-        """Log-probabilities, by the scores, of a response's tokens and of the classes that it lists."""
-        n = len(classes)
-        if classes.max(initial=-1) >= self._scores.shape[-1]:
-            got, fits = f"it lists class {classes.max()}", f"have classes of {self._scores.path}"
-            raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
-        columns: Columns = {
-            "logprobs": np.full(n, np.nan),
-            "best": np.full(n, -1),
-            "top_ids": classes,
-            "top_logprobs": np.full(classes.shape, np.nan),
-            **{name: np.zeros(n, np.bool_) for name in ("is_sentinel", "is_greedy", "is_greedy_known")},
-        }
-        for part, block in self._read(rows):
-            at = tokens[part]
-            scores = token_scores(block, response.ids[at], kind="logits", workers=self._workers)
-            for row in rows[part][np.isnan(scores.nll)][:1].tolist():
-                refuse(self._scores.path, f"row {row} has no probabilities", "hold no nan")
-            listed = jobs.of_known_kind(class_log_probs)(block, np.maximum(classes[at], 0), workers=self._workers)
-            columns["logprobs"][at], columns["best"][at] = -scores.nll, scores.argmax
-            columns["is_greedy"][at], columns["is_greedy_known"][at] = scores.is_greedy, True
-            columns["top_logprobs"][at] = np.where(classes[at] < 0, np.nan, listed)
-        return columns
-
-    def _read(self, rows: IntArray) -> Iterator[tuple[slice, Array]]:
-        """Read rows, which only ever ascend: slices of them, and their logits."""
-        first = 0
-        while first < len(rows):
-            while rows[first] >= self._start + len(self._block):
-                self._start, self._block, *_ = next(self._blocks)
-            last = int(np.searchsorted(rows, self._start + len(self._block)))
-            block: Any = self._block[rows[first:last] - self._start]
-            with with_file_names(self._scores.path):
-                if self._scores.lm_head is not None:
-                    block = projected(block, self._scores.lm_head)
-                yield slice(first, last), log(block) if self._scores.kind == "probs" else block
-            first = last
-
-
-def runs(path: str, numbers: IntArray) -> list[tuple[int, int]]:
-    """Start and stop of the rows of each sequence, in the order of the file."""
-    bounds = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1, append=numbers[-1:] + 1))
-    runs = [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if numbers[a] >= 0]
-    if len({int(numbers[start]) for start, _ in runs}) < len(runs):
-        refuse(path, "holds sequences in pieces", "hold the rows of each together")
-    return runs
