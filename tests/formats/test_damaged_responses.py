@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import clients
 import numpy as np
@@ -9,12 +10,16 @@ import pytest
 from damage import ANYTHING, DAMAGES, bounded, changed, damaged, fuzzed, places
 from hypothesis import given
 from hypothesis import strategies as st
+from places import DATA
 
 from tokenloss import compare_samples
 from tokenloss.formats.records import read_records
 from tokenloss.formats.responses import PARTS_OF_RESPONSE, open_responses
 
-pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
+pytestmark = [
+    pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory"),
+    pytest.mark.filterwarnings("ignore:.*identical to base"),
+]
 NAMES = [name for name, text in clients.responses().items() if len(text) < 40_000]
 
 
@@ -248,3 +253,31 @@ def test_samples_with_other_values(task, data, where):
 def test_samples_with_damaged_bytes(task, damages, where):
     base, other = (clients.samples()[f"{run}/{task}.jsonl"].encode() for run in ("base", "noise"))
     assert_samples_compare_or_are_refused(where, base, damaged(other, damages))
+
+
+@fuzzed
+@given(damages=DAMAGES)
+def test_logs_of_inspect_with_damaged_bytes(damages, where):
+    pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    path, base = where / "x.eval", DATA / "inspect" / "base.eval"
+    path.write_bytes(damaged(base.read_bytes(), damages))
+    found = []
+    if refusal(path, lambda: found.extend(compare_samples(base, path, cluster="topic").values())) is None:
+        json.dumps(found[0].to_dict())
+
+
+@fuzzed
+@given(data=st.data())
+def test_logs_of_inspect_with_other_values(data, where):
+    sample = {
+        "id": 1, "epoch": 1, "input": [{"role": "user", "content": "q"}], "target": ["C"], "metadata": {"id": {"x": 1}},
+        "scores": {"a": {"value": "C"}, "b": {"value": {"x": 0.5}}}, "messages": [{"role": "user", "content": "q"}],
+    }  # fmt: skip
+    log = {"version": 2, "status": "success", "eval": {"config": {"epochs": 2}}, "plan": {}, "samples": [sample]}
+    path = data.draw(st.sampled_from(list(places(log))[1:]))
+    for name, value in ("base.json", log), ("other.json", changed(log, path, data.draw(ANYTHING | NUMBERS))):
+        (where / name).write_text(json.dumps(value))
+    found = []
+    read = lambda: found.extend(compare_samples(where / "base.json", where / "other.json", cluster="id").values())  # noqa: E731
+    if refusal(where, read) is None:
+        json.dumps(found[0].to_dict())

@@ -70,10 +70,10 @@ _COMPARE = """
 Compare models, such as quantized ones, with a base model: KL divergence, perplexities, changes of probability.
 
 BASE and each OTHER are files that `score` reads, with scores of the same rows; or files of responses to the same
-requests, or responses and scores; or samples logged by lm-evaluation-harness: .jsonl files, or its folders, task by
-task; or log-probabilities of the same tokens, first from a trainer, then from the engine that sampled the tokens:
-arrays with --logprobs, or an array or lists in lines of JSON named `logprobs` or as a framework names them. The files
-are recognized by their content.
+requests, or responses and scores; or samples logged by lm-evaluation-harness (.jsonl) or Inspect (.eval, .json), or
+folders of them, task by task; or log-probabilities of the same tokens, first from a trainer, then from the engine that
+sampled the tokens: arrays with --logprobs, or an array or lists in lines of JSON named `logprobs` or as a framework
+names them. The files are recognized by their content.
 
 Any file of scores may contain the targets, and all that do must contain the same ones; without targets, only
 divergences are compared. BASE is read only once. Tables call each OTHER by its name, as in Q8=q8.npz, or by its file.

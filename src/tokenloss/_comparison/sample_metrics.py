@@ -1,4 +1,4 @@
-"""Pairs the samples of two files of lm-evaluation-harness, and computes the figures of each metric of `samples.py`."""
+"""Pairs the samples of two files, and computes the figures of each metric of `samples.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._comparison.samples import LEVEL
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import refuse
 from tokenloss._core.estimate import Estimate
 from tokenloss._statistics.distributions import mcnemar_p
 from tokenloss._statistics.estimates import Measure
@@ -53,11 +53,11 @@ def paired(
         pairs += zip(group, _in_order_of(group, other[key]), strict=True)
     wrong = [(a, b) for a, b in pairs if a.target_hash and b.target_hash and a.target_hash != b.target_hash]
     if wrong:
-        a, b = min(wrong, key=lambda pair: pair[0].line)
-        got = f"doc_id {b.doc_id!r} has another target than line {a.line} of {paths[0]}"
+        a, b = min(wrong, key=lambda pair: pair[0].place.line)
+        got = f"doc_id {b.doc_id!r} has another target than {a.place.words()}"
         got += f", and so have {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise_error("record", path=paths[1], line=b.line, got=got, fits="have the same")
-    return sorted(pairs, key=lambda pair: pair[0].line)
+        b.place.refuse(got, "have the same")
+    return sorted(pairs, key=lambda pair: pair[0].place.line)
 
 
 def _in_order_of(group: list[Sample], others: list[Sample]) -> list[Sample]:
@@ -81,10 +81,9 @@ def _refuse_alone(
     fits += f"; {n_more} more samples have no partner" if n_more else ""
     for one in samples[1 - i]:
         if (one.doc_id, one.filter) == (sample.doc_id, sample.filter) and one.doc_hash != sample.doc_hash:
-            got = f"doc_id {one.doc_id!r} is another document than on line {sample.line} of {path}"
-            raise_error("record", path=other_path, line=one.line, got=got, fits=fits)
-    got = f"holds no sample for line {sample.line} of {path}: doc_id {sample.doc_id!r}, filter {sample.filter!r}"
-    raise_error("content", path=other_path, got=got, fits=fits)
+            one.place.refuse(f"doc_id {one.doc_id!r} is another document than {sample.place.words('on ')}", fits)
+    got = f"holds no sample for {sample.place.words()}: doc_id {sample.doc_id!r}, filter {sample.filter!r}"
+    refuse(other_path, got, fits)
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
@@ -134,7 +133,7 @@ class _Side(NamedTuple):
         """Why a metric cannot be taken from responses; "" if it can."""
         unknown = next((sample for sample in self.samples if name not in sample.derived), None)
         if unknown is not None:
-            return f"line {unknown.line} of {self.path} does not show which answer is right"
+            return f"{unknown.place.words()} does not show which answer is right"
         held = [checked for checked in _CHECKED if self.stores(checked) and self.derives(checked)]
         if not held:
             return f"{self.path} holds no accuracy that shows which answers are right"
@@ -158,7 +157,7 @@ def metrics_of(
         for side, name in ((side, name) for side in sides for name in _CHECKED):
             wrong = side.first_wrong(name)
             if wrong is not None:
-                notes.append(f"{name} on line {wrong.line} of {side.path} is not what the responses there give")
+                notes.append(f"{name} {wrong.place.words('on ')} is not what the responses there give")
         names = [name for side in sides for sample in side.samples for name in sample.metrics]
         derived = [name for name in _DERIVED if all(side.derives(name) or side.stores(name) for side in sides)]
         for name in dict.fromkeys([*names, *derived]):
@@ -192,14 +191,12 @@ def _columns(name: str, sides: list[_Side]) -> tuple[Float64Array, str]:
             return np.empty(0), "its values are not numbers, or the metric is not their mean"
         cells.append(column)
     for *pair, a, b in zip(*cells, *(side.samples for side in sides), strict=True):
-        for cell, sample, side in zip(pair, (a, b), sides, strict=True):
+        for cell, sample in zip(pair, (a, b), strict=True):
             if cell is None:
-                got, fits = f"{name} is not a number", "be one, as on other lines"
-                raise_error("record", path=side.path, line=sample.line, got=got, fits=fits)
+                sample.place.refuse(f"{name} is not a number", "be one, as on other lines")
         if pair[0][1] != pair[1][1]:
             held = [f"of weight {weight:g}" if weight >= 0 else "missing" for _, weight in pair]
-            got, fits = f"{name} is {held[1]}", f"be {held[0]}, as on line {a.line} of {sides[0].path}"
-            raise_error("record", path=sides[1].path, line=b.line, got=got, fits=fits)
+            b.place.refuse(f"{name} is {held[1]}", f"be {held[0]}, as {a.place.words('on ')}")
     return np.array(cells, np.float64).transpose(1, 0, 2), ""
 
 

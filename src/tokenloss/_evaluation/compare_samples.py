@@ -1,4 +1,4 @@
-"""`compare_samples`: models are compared by samples that lm-evaluation-harness logged."""
+"""`compare_samples`: models are compared by samples that lm-evaluation-harness or Inspect logged."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._core.advice import advice
 from tokenloss._core.arguments import as_paths
 from tokenloss._core.errors import raise_error, refuse, warn
+from tokenloss._core.text import count_of, shortened
 from tokenloss._evaluation.compare_files import candidates
 from tokenloss._evaluation.run import Settings, opened
 from tokenloss._evaluation.sink import Block, checked_sinks, schema_of
 from tokenloss.formats.readers import check_different
-from tokenloss.formats.samples import Samples, open_samples, read_samples
+from tokenloss.formats.samples import Samples, log_notes, open_samples, read_samples
 from tokenloss.formats.sources import Source
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def compare_samples(
     cluster: str | None = None,
     sinks: Sequence[Sink] = (),
 ) -> Comparisons[SampleComparison]:
-    """Compare models with their base by samples that lm-evaluation-harness logged (``--log_samples``).
+    """Compare models with their base by samples that lm-evaluation-harness (``--log_samples``) or Inspect logged.
 
     This is the command ``tokenloss compare`` for samples of one task, or for folders, task by task.
 
@@ -89,7 +90,14 @@ def compare_samples(
     wrote to the files. The metric is their mean, unless it is a perplexity or bits per byte. Metrics of all samples
     together, such as BLEU, are left out. If the files have multiple-choice accuracies but not ``acc_norm``, it is
     computed from the responses, and so is the log-likelihood of the right answer, but only if the responses and targets
-    also reproduce the accuracies in the files. Let S be the sum of the differences over the n samples of a document (or
+    also reproduce the accuracies in the files.
+
+    Samples of Inspect are paired by input and choices. Their metrics are the scores: C, P, I and N count as 1, 0.5, 0
+    and 0, as in Inspect; the parts of a score that is a list or an object are named ``SCORER.KEY``. All epochs of a
+    sample count alike, and are one document. Samples that ended in an error, or that a scorer did not score, are left
+    out of both files, which `SampleComparison.notes` says.
+
+    Let S be the sum of the differences over the n samples of a document (or
     group). The standard error of the mean difference ``mu`` over G documents is
     ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. Intervals and tests of equivalence use Student's t with G - 1
     degrees of freedom, or a similar distribution if n differs between documents (`LossMeter.interval_factor`).
@@ -223,9 +231,17 @@ def _compared(
     samples = list(read_samples(paths[0], cluster)), list(read_samples(paths[1]))
     has_hashes = all(sample.doc_hash for file in samples for sample in file)
     pairs = paired(paths, samples, lambda sample: sample.doc_hash if has_hashes else sample.doc_id)
+    failed = [a.doc_id for a, b in pairs if a.is_failed or b.is_failed]
+    pairs = [(a, b) for a, b in pairs if not (a.is_failed or b.is_failed)]
+    if not pairs:
+        refuse(paths[1], f"has no sample that it and {paths[0]} scored", "have some")
     documents = [sample.doc_hash if has_hashes else sample.doc_id for sample, _ in pairs]
     groups = documents if cluster is None else [sample.group for sample, _ in pairs]
     figures, left_out, notes = metrics_of(paths, pairs, groups, margin, "documents" if cluster is None else "groups")
+    if failed:
+        ids = shortened(", ".join(map(str, dict.fromkeys(failed))))
+        notes.append(f"{count_of(len(failed), 'sample')} without scores in one of the files left out: {ids}")
+    notes += [note for path in paths for note in log_notes(path)]
     comparison = SampleComparison(
         count=len(pairs),
         n_documents=len(set(documents)),

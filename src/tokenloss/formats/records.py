@@ -59,7 +59,7 @@ _IS_MARK = np.isin(np.arange(256), list(b'"{}'))  # bytes that show where object
 
 
 class Place(NamedTuple):
-    """A line of a file, and a question to the whole file."""
+    """A line of a file, or with line 0 a whole one, and a question to the whole file."""
 
     path: str
     line: int
@@ -67,7 +67,11 @@ class Place(NamedTuple):
 
     def refuse(self, got: str, fits: str) -> NoReturn:
         """Raise an error that the line is wrong."""
-        raise_error("record", path=self.path, line=self.line, got=got, fits=fits)
+        raise_error("record" if self.line else "content", path=self.path, line=self.line, got=got, fits=fits)
+
+    def words(self, before: str = "") -> str:
+        """Words for the place, after a preposition such as "on"."""
+        return f"{before}line {self.line} of {self.path}" if self.line else self.path
 
     def refuse_value(self, field: str, value: object, fits: str) -> NoReturn:
         """Raise an error that a field has an invalid value."""

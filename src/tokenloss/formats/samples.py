@@ -1,4 +1,4 @@
-"""Samples of lm-evaluation-harness: a line of JSON for each document, in a file or in a folder of tasks."""
+"""Samples of lm-evaluation-harness or Inspect: those of a task in a file, or those of several in a folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tokenloss._core.arguments import as_path, refuse_given
 from tokenloss._core.errors import named, raise_error, refuse, worded
 from tokenloss._core.files import exists, files_of
 from tokenloss._core.text import count_of
+from tokenloss.formats import inspect_logs
 from tokenloss.formats.readers import is_scores, resolved
 from tokenloss.formats.records import Place, are_records, is_stream, read_records
 from tokenloss.formats.sources import Source
@@ -89,7 +90,8 @@ class Samples(Source):
         if need in ("plan", "resume"):
             return ""
         way = worded("compare_samples", "tokenloss compare BASE OTHER")
-        return f"holds samples of lm-evaluation-harness, which {way} compares"
+        is_log = any(map(_is_log, self.tasks.values()))
+        return f"holds {'logs of Inspect' if is_log else 'samples of lm-evaluation-harness'}, which {way} compares"
 
     def like(self, paths: Any) -> Samples:
         """Open another model's samples with the same options."""
@@ -111,13 +113,14 @@ def is_samples_folder(path: str) -> bool:
 
 
 def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ()) -> Samples:
-    """Open a model's samples, logged by lm-evaluation-harness (``--log_samples``) or in its layout.
+    """Open a model's samples, logged by lm-evaluation-harness (``--log_samples``), in its layout, or by Inspect.
 
     Parameters
     ----------
     path : path
-        A file of samples (.jsonl), or a pattern that matches one; or the folder of a model's samples that the harness
-        writes (``--output_path``); or a folder that contains only one such folder.
+        A file of samples (.jsonl) or a log of Inspect (.eval, .json), or a pattern that matches one; or the folder of a
+        model's samples that the harness writes (``--output_path``), or of its logs (``--log-dir``); or a folder that
+        contains only one such folder.
     run : str or sequence of str, optional
         Read only the runs of a folder whose date in the file names begins with one of these, such as "2026-11-28T09".
         By default, each task is read from its newest run.
@@ -131,6 +134,8 @@ def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ())
     ------
     TypeError, ValueError, OSError
         As in `open_scores`. Also if the path contains no samples.
+    ImportError
+        If logs are compressed by zstandard, and Python before 3.14 has no package backports.zstd.
 
     Examples
     --------
@@ -158,7 +163,7 @@ def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ())
         refuse(path, got, "be a folder of files such as samples_TASK.jsonl, or such a file")
     refuse_given({"run": runs}, "left out where files are given, not folders")
     if not is_samples(path):
-        refuse(path, "holds no samples of lm-evaluation-harness", "hold some (.jsonl)")
+        refuse(path, "holds no samples of lm-evaluation-harness", "hold some (.jsonl), or be a log of Inspect (.eval)")
     return Samples((path,), {"run": ()}, tasks={"": path})
 
 
@@ -183,6 +188,9 @@ def _folder_samples(path: str, runs: tuple[str, ...]) -> Samples:
         ways = (f"with {named('run', date)}" if date else f"without {named('run')}" for date in dates)
         refuse(path, f"holds no run of {' or '.join(runs)}", f"be read {' or '.join(ways)}")
     newest = {task: str(tasks[task][-1].path) for task in sorted(tasks)}
+    models = dict.fromkeys(inspect_logs.model_of(file) for file in newest.values() if _is_log(file))
+    if len(models) > 1:
+        refuse(path, f"holds logs of several models: {', '.join(models)}", "be the folder of one, or come as one file")
     return Samples((path,), {"run": runs}, tasks=newest, groups=groups, note=_note(path, tasks))
 
 
@@ -217,10 +225,14 @@ def _has_samples(folder: Path) -> bool:
 
 def _dated(folder: Path) -> Iterator[_File]:
     """The files of samples and of results, the oldest first."""
-    named = [(match, file) for file in folder.iterdir() if (match := _NAME.fullmatch(file.name)) and file.is_file()]
-    for match, file in sorted(named, key=lambda one: (one[0][3] or "", one[1].name)):
-        if match[1] == "results" or match[2]:
-            yield _File(match[1], match[2] or "", match[3] or "", file)
+    files: list[_File] = []
+    for file in folder.iterdir():
+        match, log = _NAME.fullmatch(file.name), inspect_logs.NAME.fullmatch(file.name)
+        if match and (match[1] == "results" or match[2]) and file.is_file():
+            files.append(_File(match[1], match[2] or "", match[3] or "", file))
+        elif log and file.is_file():
+            files.append(_File("samples", log[2], log[1], file))
+    yield from sorted(files, key=lambda one: (one.date, one.path.name))
 
 
 def _groups_of(path: str) -> dict[str, Group]:
@@ -258,13 +270,13 @@ def _numbers(values: Any) -> Iterator[tuple[tuple[str, str], float]]:
 
 
 class Sample(NamedTuple):
-    """A line of a file of samples.
+    """A sample of a file.
 
     `derived` contains the metrics that follow from the responses and the target, and "target_loglikelihood"; it is
     empty where they do not show which choice is right.
     """
 
-    line: int
+    place: Place
     doc_id: int | str
     doc_hash: str
     filter: str
@@ -273,21 +285,38 @@ class Sample(NamedTuple):
     group: object
     metrics: dict[str, _Cell]
     derived: dict[str, float]
+    is_failed: bool  # without scores
 
 
 def is_samples(path: str) -> bool:
-    """Whether a file contains samples, by the keys of its first record of JSON."""
-    return are_records(path) and not is_stream(path) and _is_sample(next(iter(read_records(path))).value)
+    """Whether a file contains samples, by its name or by the keys of its first record of JSON."""
+    if inspect_logs.is_archive(path) or not are_records(path) or is_stream(path):
+        return inspect_logs.is_archive(path)
+    first = next(iter(read_records(path))).value
+    return _is_sample(first) or inspect_logs.is_log(first)
+
+
+def _is_log(path: str) -> bool:
+    """Whether a file of samples is a log of Inspect."""
+    return inspect_logs.is_archive(path) or (
+        path.lower().endswith(".json") and inspect_logs.is_log(next(iter(read_records(path))).value)
+    )
 
 
 def _is_sample(record: dict[str, Any]) -> bool:
     return "doc_id" in record and ("resps" in record or "filtered_resps" in record)
 
 
+def log_notes(path: str) -> list[str]:
+    """What readers of a comparison should know of a log of Inspect; empty for other files."""
+    return inspect_logs.notes_of(path) if _is_log(path) else []
+
+
 def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
     """Read the samples of a file; `group` names the field of a document that is read, too, such as "meta.subject"."""
-    for number, record in read_records(path):
-        place = Place(path, number)
+    is_log = _is_log(path)
+    lines = ((Place(path, number), record) for number, record in (() if is_log else read_records(path)))
+    for place, record in inspect_logs.read_log(path) if is_log else lines:
         if not _is_sample(record):
             place.refuse("is no sample of lm-evaluation-harness", "hold doc_id and filtered_resps")
         doc_id, name = record["doc_id"], record.get("filter", "none")
@@ -296,7 +325,7 @@ def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
         if not isinstance(name, str):
             place.refuse_value("filter", name, "be a string")
         yield Sample(
-            line=number,
+            place=place,
             doc_id=doc_id,
             doc_hash=_hash(record, "doc_hash", record.get("doc"), place),
             filter=name,
@@ -305,6 +334,7 @@ def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
             group=None if group is None else _field(record.get("doc"), group, place),
             metrics=_metrics(record, place),
             derived=_derived(record, place),
+            is_failed=is_log and not record["metrics"],
         )
 
 
