@@ -150,7 +150,7 @@ def test_vllm_goes_on_after_a_line_that_was_cut_short(run):
 @pytest.mark.parametrize("engine", ["mlx", "exllamav3"])
 def test_quantised_logits_are_of_the_tokens_of_the_base(engine, run):
     run("store_logits.py", MODEL, TEXTS, "base.npz", "--max-length 40")
-    run("store_quantised_logits.py", engine, MODEL, "base.npz", "out.npz")
+    run("store_quantized_logits.py", engine, MODEL, "base.npz", "out.npz")
     with pages.stand_ins():
         import transformed
         from torch import from_numpy
@@ -192,7 +192,7 @@ def test_rounded_weights(run):
     assert errors[0] < errors[1] / 1000
 
 
-@pytest.mark.parametrize("program", ["round_weights.py", "store_quantised_logits.py"])
+@pytest.mark.parametrize("program", ["round_weights.py", "store_quantized_logits.py"])
 def test_quantised_logits_of_a_folder(program, run):
     """They are those of the same texts in one file."""
     found = []

@@ -16,6 +16,7 @@ import numpy as np
 import pages
 import pytest
 from places import ROOT
+from reference_pages import codes, json_schema, tables_of
 
 import tokenloss
 import tokenloss.dask
@@ -47,27 +48,6 @@ pytestmark = [
     pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process"),
     pytest.mark.skipif(not pages.DOCS.exists(), reason="an sdist has no .github"),
 ]
-
-
-def tables_of(name):
-    """The tables of a page: the heading above each, the cells of its head, and its rows."""
-    lines = (pages.DOCS / "reference" / f"{name}.md").read_text("utf-8").splitlines()
-    heading, found = "", []
-    for line, before in zip(lines, ["", *lines], strict=False):
-        if line.startswith("#"):
-            heading = line.lstrip("# ")
-        elif line.startswith("|"):
-            cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-            if not before.startswith("|"):
-                found.append((heading, cells, []))
-            elif not set(line) <= set("|-: "):
-                found[-1][2].append(cells)
-    return found
-
-
-def codes(text):
-    """What stands between backticks."""
-    return re.findall(r"`([^`]+)`", text)
 
 
 def is_of(meaning, *kinds):
@@ -239,10 +219,52 @@ def test_keys_of_json_are_described(files, kind):
         assert found == described
 
 
-def test_keys_of_json_of_texts_are_described(files):
+def comparison_of_texts(files):
+    """The arguments of a comparison of two models with different tokenizers."""
     options = "--text", files.t_txt, "--tokenizer-a", files.a_json, "--tokenizer-b", files.b_json
-    found = keys_of(emitted("compare", files.a_npz, files.b_npz, *options, "--shift"))
-    assert found == described_keys("compare --text", "texts")
+    return "compare", files.a_npz, files.b_npz, *options, "--shift"
+
+
+def test_keys_of_json_of_texts_are_described(files):
+    assert keys_of(emitted(*comparison_of_texts(files))) == described_keys("compare --text", "texts")
+
+
+def errors_of(value, name):
+    """The places where a result does not fit its part of the JSON Schema."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json_schema()
+    part = {"$ref": f"#/$defs/{name}", "$defs": schema["$defs"]}
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return [error.json_path for error in jsonschema.Draft202012Validator(part).iter_errors(value)]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_JSON)
+def test_json_fits_the_schema(files, kind):
+    for argv in commands_of(files, kind):
+        assert errors_of(emitted(*argv), argv[0]) == []
+
+
+def test_json_of_texts_and_models_fits_the_schema(files):
+    assert errors_of(emitted(*comparison_of_texts(files)), "compare-text") == []
+    assert errors_of(emitted("score", f"A={files.q8}", f"B={files.q4}"), "score of models") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "places"),
+    [
+        ({"loss": "0.3"}, ["$.loss"]),
+        ({"perplexity_interval": [1.0]}, ["$.perplexity_interval"]),
+        ({"sequences": [{"count": 1.5}]}, ["$.sequences[0].count"]),
+        ({"count": True}, ["$.count"]),
+    ],
+)
+def test_json_that_does_not_fit_the_schema(files, change, places):
+    value = emitted("score", files.base)
+    changed = value | change
+    if "sequences" in change:
+        changed["sequences"] = [value["sequences"][0] | change["sequences"][0]]
+    assert errors_of(changed, "score") == places
+    assert errors_of({key: one for key, one in value.items() if key != "loss"}, "score") == ["$"]
 
 
 def test_fields_of_signatures_are_described():

@@ -3,14 +3,20 @@
 import functools
 import importlib
 import inspect
+import json
 import os
 import re
+import sys
 from dataclasses import is_dataclass
 from pathlib import Path
 
+from bs4 import BeautifulSoup
 from sphinx.util import logging
 
 import tokenloss
+
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "helpers"))
+import reference_pages
 
 project = "tokenloss"
 author = "the tokenloss developers"
@@ -28,9 +34,11 @@ root_doc = "index"
 templates_path = ["templates"]
 myst_heading_anchors = 4
 autosummary_generate = True
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
+migration_guides = [f"how-to/{path.stem}" for path in Path(__file__).parent.glob("how-to/from-*.md")]
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -45,9 +53,10 @@ html_theme_options = {
     "show_prev_next": True,
     "show_nav_level": 2,
     "header_links_before_dropdown": 7,
-    "secondary_sidebar_items": ["page-toc", "edit-this-page"],
+    # pairs of code blocks take the place of the table of contents
+    "secondary_sidebar_items": {"**": ["page-toc", "edit-this-page"], **{guide: [] for guide in migration_guides}},
     "footer_start": ["copyright"],
-    "footer_end": [],
+    "footer_end": ["links"],
 }
 html_context = {
     "edit_page_url_template": "{{ repository }}/edit/main/.github/docs/{{ file_name }}",
@@ -73,6 +82,25 @@ autosummary_context = {"members_of": members_of}
 suppress_warnings = ["config.cache"]  # a function is not cached
 
 
+moved = {"how-to/quantised-models": "quantized-models"}  # pages by their earlier names
+
+
+def redirect(app, error):
+    """Lead from the earlier names of pages to those of today."""
+    for old, new in () if error or app.builder.format != "html" else moved.items():
+        head = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={new}.html">'
+        Path(app.outdir, f"{old}.html").write_text(
+            f'{head}<title>Moved</title><a href="{new}.html">Moved</a>\n', "utf-8"
+        )
+
+
+def write_schema(app, error):
+    """Write the JSON Schema of results beside the page from which it is made."""
+    if not error and app.builder.format == "html":
+        text = json.dumps(reference_pages.json_schema(), indent=2, ensure_ascii=False)
+        Path(app.outdir, "reference", "json-schema.json").write_text(f"{text}\n", "utf-8")
+
+
 def check_members(app, error):
     """Warn of public properties and methods that the page of their class lacks."""
     for page in () if error else Path(app.outdir, "reference", "functions").glob("*.html"):
@@ -90,6 +118,45 @@ def cards(app, name, source):
         one = ":::{grid-item-card} \\1\n:link: \\2\n:link-type: doc\n\\3\n:::\n"
         lines = re.sub(r"(?m)^- \[([^]]+)\]\(([^)]+)\.md\)[:,]?((?: .*|\n  .*)+)\n", one, source[0])
         source[0] = re.sub(r"(?s)(:::\{grid-item-card\}.*:::\n)", r"::::{grid} 1 2 2 3\n:gutter: 3\n\n\1::::\n", lines)
+
+
+def pairs(app, name, source):
+    """On pages that lead from another tool to this one, put two blocks of code that follow each other side by side."""
+    if name in migration_guides:
+        block = r"(```python\n# [^`]+```)"
+        columns = "".join(f":::{{grid-item}}\n\\{number}\n:::\n" for number in (1, 2))
+        grid = f"::::{{grid}} 1 1 2 2\n:gutter: 2\n\n{columns}::::"
+        source[0] = re.sub(rf"{block}\n\n{block}", grid, source[0])
+
+
+def captions_of(app, page):
+    """The headings of a page that lists others, each with the number of names listed before it."""
+    parts = re.split(r"(?m)^## (.+)$", Path(app.srcdir, f"{page}.md").read_text("utf-8"))
+    counts = [len(re.findall(r"(?m)^   tokenloss\.\S+$|^- \[.+\]\(\S+\.md\)", part)) for part in parts[::2]]
+    return {sum(counts[: i + 1]): heading for i, heading in enumerate(parts[1::2]) if counts[i + 1]}
+
+
+def group_sidebar(app, name, template, context, doctree):
+    """Show the headings of a page that lists others between their links in the sidebar."""
+    make = context.get("generate_toctree_html")
+    page = {"how-to": "how-to/index", "reference": "reference/api"}.get(name.partition("/")[0])
+    if make is None or page is None:
+        return
+
+    def grouped(kind, **options):
+        html = make(kind, **options)
+        if kind != "sidebar":
+            return html
+        soup = BeautifulSoup(str(html), "html.parser")
+        level = 1 if page.endswith("index") else 2
+        links = soup.select(f"li.toctree-l{level}")
+        for place, heading in captions_of(app, page).items():
+            caption = soup.new_tag("li", attrs={"class": "sidebar-caption"})
+            caption.string = heading
+            links[place].insert_before(caption)
+        return soup
+
+    context["generate_toctree_html"] = grouped
 
 
 def link_to_repository(app, name, source):
@@ -111,4 +178,8 @@ def setup(app):
     app.connect("autodoc-process-signature", without_signature)
     app.connect("source-read", link_to_repository)
     app.connect("source-read", cards)
+    app.connect("source-read", pairs)
+    app.connect("html-page-context", group_sidebar, priority=900)
     app.connect("build-finished", check_members)
+    app.connect("build-finished", redirect)
+    app.connect("build-finished", write_schema)

@@ -93,7 +93,7 @@ class Browser:
     def settle(self):
         """Wait until the page has read its data, and drawn what is in the window."""
         frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))"
-        self.run(f"typeof ready == 'undefined' ? 0 : ready.then(() => {frames})")
+        self.run(f"typeof ready == 'undefined' || !ready.then ? 0 : ready.then(() => {frames})")
 
     def seen(self, *methods):
         """Events of these kinds since a file was opened."""
