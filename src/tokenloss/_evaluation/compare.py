@@ -68,10 +68,10 @@ if TYPE_CHECKING:
     _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]
 
 
-_PLACES = ("file", "row", "sequence", "position", "target")
-_COLUMNS = ("kept", "base_nll", "nll", "kl", "delta_p", "is_same_top", "base_top_p")
-_SEQUENCES = ("file", "sequence", "count", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top",
-              "first_difference", "first_flip")  # fmt: skip
+PLACES = ("file", "row", "sequence", "position", "target")
+COLUMNS = ("kept", "base_nll", "nll", "kl", "delta_p", "is_same_top", "base_top_p")
+SEQUENCES = ("file", "sequence", "count", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top",
+             "first_difference", "first_flip")  # fmt: skip
 
 TYPES = ("word", "word part", "number", "punctuation", "white space", "other")
 _WORD, _PART, _NUMBER, _PUNCTUATION, _SPACE, _OTHER = range(len(TYPES))
@@ -90,7 +90,8 @@ def compare_rows(
     shards = planned(base, [*others.values()], options, run.handles)
     firsts = first_numbers(shards, options, run.handles)
     schema = _schema(shards, (*others,), options, run.sinks.top_k, tokenizer)
-    results = run.map(functools.partial(compare_shard, options=options, names=(*others,)), shards, schema)
+    function = functools.partial(compare_shard, options=options, names=(*others,))
+    results = run.map(function, shards, schema, are_candidates=base.level == "sketch")  # no row is in a file of its own
     found = _comparisons(shards, results, abouts, options, firsts, run.handles)
     if noise:
         found |= {name: with_noise(one, found[noise]) for name, one in found.items() if name != noise}
@@ -104,12 +105,12 @@ def _schema(
     """The rows that sinks get."""
     has_text = tokenizer is not None or any(spec.has_text for shard in shards for spec in shard.models)
     divergences = (*options.divergences, *(["acceptance"] * ("tv" in options.divergences)))
-    tokens = (*_PLACES, *(["text"] * has_text), *_COLUMNS, *divergences)
+    tokens = (*PLACES, *(["text"] * has_text), *COLUMNS, *divergences)
     top_k = min(top_k, options.n_classes(min(spec.classes for spec in shards[0].models)))
     top_k = min(top_k, shards[0].spec.n_listed or top_k)
     bytes_of = None if tokenizer is None else functools.partial(pieces_of, tokenizer=tokenizer)
     unknown = OF_TARGETS if shards[0].target_type == "none" else ()
-    return schema_of(tokens, (*_SEQUENCES, *divergences), names, top_k, bytes_of, unknown)
+    return schema_of(tokens, (*SEQUENCES, *divergences), names, top_k, bytes_of, unknown)
 
 
 def _sequences(comparison: Comparison, shards: Sequence[Shard], firsts: list[int]) -> Columns:
@@ -119,7 +120,8 @@ def _sequences(comparison: Comparison, shards: Sequence[Shard], firsts: list[int
         table |= {"acceptance": (comparison.acceptance().sequences or {})["acceptance"]}
     if not table or (len(shards) > 1 and not shards[0].shares_numbers):
         return _with_files(table, firsts) if table else table
-    return table | {"file": np.full(table["sequence"].size, -1 if len(shards) > 1 else 0)}
+    is_one = len(shards) == 1 or shards[0].spec.span is not None
+    return table | {"file": np.full(table["sequence"].size, 0 if is_one else -1)}
 
 
 def _with_files(table: Columns, firsts: list[int]) -> Columns:
@@ -144,7 +146,7 @@ def _comparisons(
     shared: About = {
         "base": abouts[0]["base"],
         "base_kind": shards[0].spec.kind,
-        "files": [shard.path for shard in shards],
+        "files": [*dict.fromkeys(part.path for shard in shards for part in shard.spec.parts or (shard.spec,))],
         "shape": (rows, shards[0].shape[-1]),
         "classes": options.classes,
         "n_without_next": n_left - of_windows.get("n_context", 0),
@@ -316,7 +318,8 @@ def compare_shard(shard: Shard, work: Work, options: Options, names: Sequence[st
     for block in reader:
         compared = [*pairing.compared(block)]
         if work.emit:
-            work.emit(_tokens(block, names, compared, options, opened.has_targets))
+            first_row = shard.spec.span.row if shard.spec.span else 0
+            work.emit(_tokens(block, names, compared, options, opened.has_targets, first_row))
         parts.append(ComparedShard.of([columns for columns, *_ in compared]))
         groups += [] if block.groups is None else [block.groups._replace(codes=block.selected(block.groups.codes))]
     columns = joined(parts) if parts else [new_columns(0, options.divergences) for _ in opened.others]
@@ -326,8 +329,9 @@ def compare_shard(shard: Shard, work: Work, options: Options, names: Sequence[st
 
 
 def _tokens(
-    block: RowBlock, names: Sequence[str], compared: Sequence[_Compared], options: Options, has_targets: bool
-) -> Block:
+    block: RowBlock, names: Sequence[str], compared: Sequence[_Compared], options: Options, has_targets: bool,
+    first_row: int,
+) -> Block:  # fmt: skip
     """The tokens of all candidates, for sinks: the rows that have a target."""
     first, base_scores, _ = compared[0]
     unknown = {} if has_targets else dict.fromkeys(OF_TARGETS, np.full(first["kept"].size, np.nan))
@@ -337,7 +341,7 @@ def _tokens(
         if "tv" in columns:
             models[name]["acceptance"] = acceptance(columns, options.temperature)
     tops = tops_of({"": base_scores} | {name: own for name, (*_, own) in zip(names, compared, strict=True)})
-    shared = block.places() | {name: first[name] for name in _OF_BASE if name in first}
+    shared = block.places(first_row) | {name: first[name] for name in _OF_BASE if name in first}
     if not has_targets:
         shared["target"] = np.full(len(shared["row"]), -1)
         tops = {name: one | {"rank": shared["target"]} for name, one in tops.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy
 from tokenloss.formats.readers import by_number, check_order
 from tokenloss.formats.scores import joined_spec
+from tokenloss.formats.scores_file import Span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +54,7 @@ def planned(base: Scores, others: Sequence[Scores], options: Options, handles: H
     said = base.token_options
     for source in (base, *others):
         check_order(source.paths, said.targets, options.shift)
-    shards = _paired(base, others, options) if others else [Shard((spec,)) for spec in base.specs]
+    shards = _paired(base, others, options, handles) if others else [Shard((spec,)) for spec in base.specs]
     if options.window:
         found = stored_windows([(shard.path, shard.shape) for shard in shards], said.targets, options)
         shards = [shard._replace(windows=windows) for shard, windows in zip(shards, found, strict=True)]
@@ -180,9 +182,8 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
     """The shards with `split` set: with one file of segment ids for all, a sequence may be in several shards."""
     numbers = []
     for shard in shards:
-        if not shard.shares_numbers:
+        if shard.segments is None or shard.segments.start is None:
             return shards
-        assert shard.segments is not None
         with with_file_names(shard.segments.path):
             array = shard.segments.array(shard.spec).reshape(-1)
             numbers.append(np.unique(check_segment_ids(array, (shard.rows,)), return_counts=True))
@@ -196,13 +197,13 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
     return found
 
 
-def _paired(base: Scores, others: Sequence[Scores], options: Options) -> list[Shard]:
+def _paired(base: Scores, others: Sequence[Scores], options: Options, handles: Handles) -> list[Shard]:
     """Shards of the files that belong together, in order; files that do not fit are refused."""
     if base.level == "sketch":  # whose rows others may divide among files as they like
-        specs = [joined_spec(source.specs) for source in (base, *others)]
-        for spec in specs[1:]:
-            _check_shapes(specs[0], spec, options)
-        return [Shard(tuple(specs))]
+        whole = joined_spec(base.specs)
+        for other in others:
+            _check_shapes(whole, joined_spec(other.specs), options)
+        return _sketched(whole, [other.specs for other in others], handles)
     numbers = _numbers(base)
     for other in others:
         if len(other.specs) != len(base.specs):
@@ -215,6 +216,39 @@ def _paired(base: Scores, others: Sequence[Scores], options: Options) -> list[Sh
                 refuse(theirs.path, got, "have the same number in its name")
             _check_shapes(ours, theirs, options)
     return [Shard(models) for models in zip(base.specs, *(other.specs for other in others), strict=True)]
+
+
+def _sketched(whole: FileSpec, others: Sequence[Sequence[FileSpec]], handles: Handles) -> list[Shard]:
+    """Shards of a sketch: its rows are divided where all candidates begin a new file, and no sequence goes on."""
+    files = whole.parts or (whole,)
+    ends = [{*np.cumsum([spec.rows for spec in specs]).tolist()} for specs in others]
+    cuts = sorted(set.intersection(*ends) - {0, whole.rows})
+    numbers = handles.open(whole).segment_ids if cuts else None
+    firsts = [0] * len(files)  # numbers of sequences
+    if numbers is not None:
+        highest = np.maximum.accumulate(numbers)
+        lowest = np.minimum.accumulate(np.where(numbers < 0, np.iinfo(np.int64).max, numbers)[::-1])[::-1]
+        cuts = [row for row in cuts if highest[row - 1] < lowest[row]]
+        ends_of_files = np.cumsum([spec.rows for spec in files])
+        firsts = [0, *(int(highest[row - 1]) + 1 if row else 0 for row in ends_of_files[:-1].tolist())]
+    bounds = [0, *cuts, whole.rows]
+    if len(bounds) == 2:
+        return [Shard((whole, *map(joined_spec, others)))]
+    shards = []
+    for start, stop in itertools.pairwise(bounds):
+        parts, first = _between(files, start, stop)
+        row = sum(spec.rows for spec in files[:first])
+        span = Span(start - row, stop - row, start, firsts[first])
+        own = whole._replace(path=parts[0].path, shape=(stop - start, whole.classes), parts=parts, span=span)
+        shards.append(Shard((own, *(joined_spec(_between(specs, start, stop)[0]) for specs in others))))
+    return shards
+
+
+def _between(specs: Sequence[FileSpec], start: int, stop: int) -> tuple[tuple[FileSpec, ...], int]:
+    """The files that have rows from `start` to `stop`, and the number of the first."""
+    ends = np.cumsum([spec.rows for spec in specs])
+    chosen = np.flatnonzero((ends > start) & (ends - [spec.rows for spec in specs] < stop))
+    return tuple(specs[number] for number in chosen.tolist()), int(chosen[0])
 
 
 def _check_shapes(shard: FileSpec, other: FileSpec, options: Options) -> None:

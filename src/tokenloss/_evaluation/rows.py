@@ -75,9 +75,12 @@ class RowBlock(NamedTuple):
         """Words about where errors count positions from."""
         return f"rows from {self.start} on" if self.start else None
 
-    def places(self) -> dict[str, Any]:
-        """Columns that describe the tokens of the rows that have a target; None for text that is not known."""
-        columns = {"target": self.ids, "text": self.text, "row": self.rows}
+    def places(self, first_row: int = 0) -> dict[str, Any]:
+        """Columns that describe the tokens of the rows that have a target; None for text that is not known.
+
+        `first_row` is the number of the shard's first row.
+        """
+        columns = {"target": self.ids, "text": self.text, "row": self.rows + first_row}
         columns |= {"sequence": self.sequences, "position": self.positions}
         return {name: self.selected(column) for name, column in columns.items()}
 

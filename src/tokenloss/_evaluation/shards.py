@@ -168,8 +168,8 @@ class Shard(NamedTuple):
 
     @property
     def shares_numbers(self) -> bool:
-        """Whether numbers of sequences mean the same in other shards: one file of segment ids serves all."""
-        return self.segments is not None and self.segments.start is not None
+        """Whether numbers of sequences mean the same in other shards: one sketch or file of segment ids serves all."""
+        return self.spec.span is not None or (self.segments is not None and self.segments.start is not None)
 
     @property
     def targets_path(self) -> str:
@@ -187,12 +187,15 @@ class Shard(NamedTuple):
         digest = None if self.token_bytes is None else hashlib.blake2b(self.token_bytes.tobytes(), digest_size=16)
         parts = [[of_file(one.path) for one in spec.parts] for spec in self.models]
         heads = [[*map(of_file, spec.head_files), spec.head_figures] for spec in self.models]
+        own, span = of_file(self.path), self.spec.span
+        if span is not None:
+            own = own | {"path": f"{own['path']}, rows {span.row} to {span.row + self.rows - 1}"}
         return {
-            **of_file(self.path), "targets": of_parts[0], "segments": of_parts[1],
+            **own, "targets": of_parts[0], "segments": of_parts[1],
             "split": None if self.split is None else list(self.split), "next": [self.next_id, self.next_text],
             "windows": self.windows and list(self.windows), "bytes": digest and digest.hexdigest(), "head": heads[0],
             "others": [[of_file(spec.path), *head] for spec, head in zip(self.models[1:], heads[1:], strict=True)],
-            **({"parts": parts} if any(parts) else {}),
+            **({"parts": parts} if any(parts) else {}), **({"span": [*span]} if span else {}),
         }  # fmt: skip
 
     def absolute(self) -> Shard:
@@ -290,8 +293,8 @@ def _key_of(spec: FileSpec) -> FileSpec:
 def _key(shard: Shard) -> tuple[object, ...]:
     """The key of a shard: everything that its arrays depend on, except the options of the run."""
     return (
-        *(spec.path for spec in shard.models), shard.targets, shard.segments, shard.split, shard.split_rows,
-        shard.next_id, shard.next_text, shard.next_label, shard.windows,
+        *((spec.path, spec.span) for spec in shard.models), shard.targets, shard.segments, shard.split,
+        shard.split_rows, shard.next_id, shard.next_text, shard.next_label, shard.windows,
     )  # fmt: skip
 
 

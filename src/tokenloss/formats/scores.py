@@ -20,7 +20,7 @@ from tokenloss._core.validation import check_integer, head_transform
 from tokenloss.formats import npy
 from tokenloss.formats.lm_head import lm_head_files, open_lm_head
 from tokenloss.formats.readers import check_different, format_of, resolved
-from tokenloss.formats.scores_file import HIDDEN_NAMES, FileSpec, HeadSpec, LmHead, ScoresFile, read_scores
+from tokenloss.formats.scores_file import HIDDEN_NAMES, FileSpec, HeadSpec, LmHead, ScoresFile, Span, read_scores
 from tokenloss.formats.sources import Source, TokenOptions
 
 if TYPE_CHECKING:
@@ -160,31 +160,59 @@ def joined_spec(specs: Sequence[FileSpec]) -> FileSpec:
     return specs[0]._replace(shape=(sum(one.rows for one in specs), specs[0].classes), parts=(*specs,))
 
 
-def _open_joined(specs: Sequence[FileSpec], head: LmHead | None) -> ScoresFile:
-    """The open files as one, with targets, ids or a mask if all have them; those of sketches also number sequences."""
+_JOINED = "targets", "input_ids", "attention_mask"  # arrays with a number for each row
+
+
+def _open_joined(specs: Sequence[FileSpec], head: LmHead | None, span: Span | None) -> ScoresFile:
+    """The open files as one, or a span of their rows, with targets, ids or a mask if all have them.
+
+    Sequences of sketches are numbered on from file to file.
+    """
     files: list[ScoresFile] = []
     for spec in specs:
         files.append(open_file(spec, head))
         head = files[-1].lm_head
+    start, stop = (0, sum(file.rows for file in files)) if span is None else span[:2]
 
-    def joined(name: str) -> Any:
-        arrays = [getattr(file, name) for file in files]
-        return None if any(one is None for one in arrays) else np.concatenate([one.reshape(-1) for one in arrays])
+    def joined(arrays: Sequence[Any]) -> Any:
+        is_missing = any(one is None for one in arrays)
+        return None if is_missing else np.concatenate([one.reshape(-1) for one in arrays])[start:stop]
 
-    arrays: dict[str, Any] = {name: joined(name) for name in ("targets", "input_ids", "attention_mask")}
-    arrays["segment_ids"] = joined("segment_ids") if files[0].sketch is not None else None
-    shape = sum(file.rows for file in files), files[0].shape[-1]
+    arrays = {name: joined([getattr(file, name) for file in files]) for name in _JOINED}
+    arrays["segment_ids"] = joined(_numbered_on(files, span.sequence if span else 0)) if files[0].sketch else None
 
     def blocks(most_rows: int) -> Iterator[Array]:
-        return (block for file in files for block in file.blocks(most_rows))
+        first = 0
+        for file in files:
+            own = max(start - first, 0), min(stop - first, file.rows)
+            if own == (0, file.rows):
+                yield from file.blocks(most_rows)
+            elif own[0] < own[1]:
+                yield from file._read(most_rows, *own)
+            first += file.rows
 
+    shape = stop - start, files[0].shape[-1]
     return dataclasses.replace(files[0], shape=shape, _read=blocks, tokens=None, field=None, cu_seqlens=None, **arrays)
+
+
+def _numbered_on(files: Sequence[ScoresFile], first: int) -> list[Array | None]:
+    """The numbers of the sequences of all files, where those of each begin after those of the file before."""
+    numbers: list[Array | None] = []
+    for file in files:
+        own = file.segment_ids
+        last = -1 if own is None else int(own.max(initial=-1))
+        if first + last >= 2**63:
+            got, fits = "holds numbers of sequences that are too high", "hold lower ones, which are counted on"
+            refuse(file.path, got, fits)
+        numbers.append(None if own is None else np.where(own < 0, own, own + first))
+        first += last + 1
+    return numbers
 
 
 def open_file(spec: FileSpec, head: LmHead | None = None) -> ScoresFile:
     """The open file of scores or hidden states; `head` is its head, if already open."""
     if spec.parts:
-        return _open_joined(spec.parts, head)
+        return _open_joined(spec.parts, head, spec.span)
     kind = spec.given_kind if spec.head is None else HIDDEN_NAMES[0]
     file = read_scores(format_of(spec.path), spec.path, spec.array, kind, spec.targets_array, spec.field)
     if spec.head is not None:

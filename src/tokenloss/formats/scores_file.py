@@ -111,7 +111,7 @@ class ScoresFile:
     dtype: np.dtype[Any]
     targets: Array | None
     tokens: Array | None
-    _read: Callable[[int], Iterator[Array]]
+    _read: Callable[..., Iterator[Array]]  # of the most rows at a time; of a sketch also of the first row and the end
     is_shifted: bool = False
     segment_ids: Array | None = None
     cu_seqlens: Array | None = None
@@ -178,6 +178,15 @@ class SketchFacts(NamedTuple):
     words: tuple[str, str] = ("", "")  # kind and dtype of the scores, if they are known
 
 
+class Span(NamedTuple):
+    """Some rows of files that are read as one, which are parts of a longer text."""
+
+    start: int  # in these files
+    stop: int
+    row: int  # the number of the first row in the text
+    sequence: int  # the number to add to those of the sequences in these files
+
+
 class HeadSpec(NamedTuple):
     """Where the head of hidden states is, and how its products become logits."""
 
@@ -206,6 +215,7 @@ class FileSpec(NamedTuple):
     stamp: tuple[int, int] | None = None  # size and time of the last change of a file, by which another one is noticed
     parts: tuple[FileSpec, ...] = ()  # of files that are read as one
     n_listed: int = 0  # most likely classes of a position, of a sketch
+    span: Span | None = None  # of the rows of the parts; None: all
 
     @property
     def rows(self) -> int:

@@ -84,10 +84,10 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
         arrays["attention_mask"] = places["supports"].load() >= 0
     targets = places["targets"].load() if has_targets else None
 
-    def blocks(most_rows: int) -> Iterator[Array]:
+    def blocks(most_rows: int, first: int = 0, stop: int = n[0]) -> Iterator[Array]:
         with open_regular(path) as file:
-            for start in range(0, n[0], most_rows):
-                rows = np.empty(min(most_rows, n[0] - start), fields)
+            for start in range(first, stop, most_rows):
+                rows = np.empty(min(most_rows, stop - start), fields)
                 for name in wanted:
                     rows[name] = _part(places[name], file, start, start + len(rows))
                 _check_rows(path, start, rows, facts, classes)
