@@ -1,12 +1,15 @@
 """Comparisons with a sketch of the base: every divergence is unbiased, its errors are right, and all else is exact."""
 
+import json
 import lzma
 
 import numpy as np
 import pytest
 from places import DATA
+from rendered import sglang, vllm
 
-from tokenloss import compare, compare_files
+from tokenloss import compare, compare_files, log_softmax
+from tokenloss._comparison.sketched import served_columns
 from tokenloss.formats import blocks, open_scores, open_sketch, write_sketch
 
 FURTHER = ("reverse_kl", "js", "tv", "hellinger")
@@ -244,7 +247,12 @@ REFUSED = {
         lambda p: (p / "a.sketch", p / "x.npy", {"definitions": "llama.cpp"}),
         "definitions needs all classes",
     ),
-    "responses": (lambda p: (p / "a.sketch", DATA / "vllm.json", {}), "be the base, and come with scores"),
+    "responses of another text": (lambda p: (p / "a.sketch", DATA / "vllm.json", {}), "holds 6 rows .* must hold 7"),
+    "log-probabilities": (lambda p: (p / "a.sketch", p / "logprobs.jsonl", {}), "be the base, and come with scores"),
+    "responses at another temperature": (
+        lambda p: (p / "a.sketch", DATA / "vllm.json", {"temperature": 0.5}),
+        "temperature needs all classes",
+    ),
 }
 
 
@@ -255,6 +263,7 @@ def test_what_a_sketch_cannot_tell_is_refused(name, tmp_path):
     np.save(tmp_path / "few.npy", x[:3])
     np.save(tmp_path / "small.npy", x[:, :300])
     np.savez(tmp_path / "targets.npz", logits=x, targets=np.arange(6)[::-1])
+    (tmp_path / "logprobs.jsonl").write_text('{"logprobs": [-1.0, -0.5]}')
     for letter in "ab":
         write_sketch(tmp_path / f"{letter}.sketch", [(x, np.arange(6))])
     make, message = REFUSED[name]
@@ -277,6 +286,220 @@ def test_blocks_with_options_are_not_taken(tmp_path):
     source = blocks([(np.zeros((2, 40)), [0, 1])], shift=True)
     with pytest.raises(ValueError, match="blocks without options"):
         write_sketch(tmp_path / "a.sketch", source)
+
+
+# -- shards: one after the other, here or on a cluster -----------------------------------------------------------------
+
+
+def shards_of(tmp_path, divided=True):
+    """The rows of 8 texts: sketches and candidates that are divided in different ways, or not at all."""
+    rng = np.random.default_rng(4)
+    x = teacher(rng, 48, 900, 1.3).reshape(8, 6, 900)
+    y = (x + rng.normal(0, 0.1, x.shape)).astype(np.float32)
+    targets = rng.integers(0, 900, (8, 6))
+    for name, array, ends in (("q", y, (2, 3, 6, 8)), ("r", 0.9 * y, (1, 2, 6, 8)), ("all", y, (8,))):
+        (tmp_path / name).mkdir(exist_ok=True)
+        for i, (start, end) in enumerate(zip((0, *ends), ends, strict=False)):
+            np.save(tmp_path / name / f"{i}.npy", array[start:end].astype(np.float32))
+    (tmp_path / "base").mkdir(exist_ok=True)
+    for i, part in enumerate((slice(3), slice(3, 4), slice(4, 8))):
+        write_sketch(tmp_path / "base" / f"{i}.sketch", [(x[part], targets[part])])
+    write_sketch(tmp_path / "one.sketch", [(x, targets)])
+
+
+COLUMNS = "row", "sequence", "position", "target", "kl", "nll", "tv", "file"
+
+
+@pytest.mark.filterwarnings("ignore:.* identical to")
+@pytest.mark.parametrize("base", ["one.sketch", "base"])
+def test_any_division_into_shards_gives_the_same_comparison(base, tmp_path):
+    from tokenloss.sinks import TokenTable
+
+    shards_of(tmp_path)
+    found, tables = {}, {}
+    for name, others in {"both": "qr", "q": "q", "one": ["all"]}.items():
+        sink = TokenTable(tmp_path / f"{name}.npy")
+        options = {"divergences": ("kl", "tv"), "by": "position", "sinks": [sink]}
+        found[name] = compare_files(tmp_path / base, {one: tmp_path / one for one in others}, **options)
+        table = np.load(tmp_path / f"{name}.npy")
+        tables[name] = table[table["name"] != "r"][list(COLUMNS)]
+    whole = found["one"]["all"]
+    for one in (found["both"]["q"], found["q"]["q"]):
+        np.testing.assert_array_equal(one.kl, whole.kl)
+        assert one.n_sequences == whole.n_sequences == 8
+        assert one.mean_kl.stderr == whole.mean_kl.stderr
+        assert one.signature == whole.signature
+        assert one.to_dict()["sequences"] == whole.to_dict()["sequences"]
+        assert one.to_dict()["groups"] == whole.to_dict()["groups"]
+    for name in ("both", "q"):
+        np.testing.assert_array_equal(tables[name], tables["one"])
+
+
+def test_a_comparison_goes_on_from_the_shards_in_its_state(tmp_path, monkeypatch):
+    from tokenloss._evaluation import compare
+
+    shards_of(tmp_path)
+    options = {"divergences": ("kl", "js"), "state": tmp_path / "state.jsonl"}
+    wanted = compare_files(tmp_path / "one.sketch", tmp_path / "q", divergences=("kl", "js"))
+    calls, original = [], compare.compare_shard
+
+    def compare_shard(shard, *args, **kwargs):
+        calls.append(shard.spec.span.row)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(shard, *args, **kwargs)
+
+    monkeypatch.setattr(compare, "compare_shard", compare_shard)
+    with pytest.raises(KeyboardInterrupt):
+        compare_files(tmp_path / "one.sketch", tmp_path / "q", **options)
+    found = compare_files(tmp_path / "one.sketch", tmp_path / "q", **options)
+    assert calls == [0, 12, 18, 18, 36]
+    (one,), (other,) = found.values(), wanted.values()
+    assert one.to_dict() == other.to_dict()
+    np.testing.assert_array_equal(one.kl, other.kl)
+    np.save(tmp_path / "q" / "1.npy", np.load(tmp_path / "q" / "1.npy") + 1)
+    with pytest.raises(ValueError, match="the candidates or a file changed"):
+        compare_files(tmp_path / "one.sketch", tmp_path / "q", **options)
+
+
+@pytest.mark.slow
+def test_a_cluster_compares_shards_as_one_machine(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    shards_of(tmp_path)
+    with distributed.LocalCluster(processes=False, dashboard_address=":0", n_workers=2) as cluster:
+        found, wanted = (
+            compare_files(tmp_path / "one.sketch", {"q": tmp_path / "q"}, scheduler=scheduler)["q"]
+            for scheduler in (cluster.scheduler_address, None)
+        )
+    assert found.to_dict() == wanted.to_dict()
+
+
+# -- servers -----------------------------------------------------------------------------------------------------------
+
+
+def listing(ids, log_q, asked):
+    """The response of a server that was asked for these classes, and its three most likely ones."""
+    return sglang(ids, log_q, 3, asked)
+
+
+def served(tmp_path, respond, digits=None, change=None, n=12, classes=700, **options):
+    """Comparisons with one sketch of a file of rows and of the responses of a server with the same model."""
+    rng = np.random.default_rng(8)
+    x = teacher(rng, n * 7, classes, 1.3).reshape(n, 7, classes)
+    y = (x + rng.normal(0, 0.2, x.shape)).astype(np.float32)
+    ids = rng.integers(0, classes, (n, 7))
+    targets = np.where(np.arange(7) == 6, -100, np.roll(ids, -1, 1))
+    write_sketch(tmp_path / "base.sketch", [(x, targets)])
+    np.save(tmp_path / "rows.npy", y)
+    rows = np.concatenate([*open_sketch(tmp_path / "base.sketch").blocks(100)])["ids"].reshape(n, 7, -1)
+    log_q = log_softmax(y.astype(float))[:, :-1]
+    log_q = log_q.astype(np.float32) if digits is None else np.round(log_q, digits)
+    lines = [respond(ids[i], log_q[i], np.unique(rows[i, :-1])) for i in range(n)]
+    for line in lines if change else ():
+        change(line)
+    (tmp_path / "server.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = {"divergences": ("kl", *FURTHER)} | options
+    return [
+        next(iter(compare_files(tmp_path / "base.sketch", {"m": tmp_path / name}, **options).values()))
+        for name in ("server.jsonl", "rows.npy")
+    ]
+
+
+@pytest.mark.parametrize("respond", [listing, lambda ids, log_q, asked: vllm(ids, log_q, log_q.shape[1])])
+def test_a_server_that_lists_the_classes_of_a_sketch_is_compared_as_its_rows_are(respond, tmp_path):
+    found, wanted = served(tmp_path, respond, by="position")
+    mask = wanted.kept
+    np.testing.assert_allclose(found.nll, wanted.nll[mask], 1e-6)
+    np.testing.assert_array_equal(found.base_nll, wanted.base_nll[mask])
+    np.testing.assert_array_equal(found.is_same_top, wanted.is_same_top[mask])
+    np.testing.assert_allclose(found.kl, wanted.kl[mask], 1e-4, 1e-5)
+    for name in FURTHER:
+        np.testing.assert_allclose(found.token_divergences[name], wanted.token_divergences[name][mask], 1e-3, 1e-4)
+    assert found.n_sequences == wanted.n_sequences == 12
+    assert found.mean_kl.stderr == pytest.approx(wanted.mean_kl.stderr, rel=1e-4)
+    assert found.perplexity == pytest.approx(wanted.perplexity, rel=1e-6)
+    assert found.sketch == {
+        "top": 32,
+        "tail": 48,
+        "draws_stderr": pytest.approx(wanted.sketch["draws_stderr"], rel=1e-3),
+    }
+    assert found.check(max_kl=9.0, min_same_top=0.01).verdict == "holds"
+    assert found.parity != "same bits"
+
+
+@pytest.mark.parametrize(("digits", "tolerance"), [(6, 1e-3), (4, 5e-3)])
+def test_rounded_log_probabilities_keep_the_divergence(digits, tolerance, tmp_path):
+    found, wanted = served(tmp_path, listing, digits)
+    assert found.mean_kl == pytest.approx(wanted.mean_kl, rel=tolerance, abs=4 * wanted.sketch["draws_stderr"]["kl"])
+    for name in FURTHER:
+        errors = wanted.sketch["draws_stderr"][name]
+        assert found.divergences[name] == pytest.approx(wanted.divergences[name], rel=2 * tolerance, abs=4 * errors)
+
+
+def test_a_tail_below_the_rounding_is_unbiased(tmp_path):
+    """Where 1 - sum over the likely classes is only rounding, the tail is centered at the base's own mass."""
+    rng = np.random.default_rng(2)
+    x = teacher(rng, 400, 600, 1.2)
+    y = (x + rng.normal(0, 0.3, x.shape)).astype(np.float32)
+    targets = np.zeros(400, int)
+    x[:, :20] += 14
+    y[:, :20] += 14
+    exact = compare(x, y, targets).mean_kl
+    found = []
+    for seed in range(6):
+        write_sketch(tmp_path / "a.sketch", [(x, targets)], seed=seed)
+        (rows,) = open_sketch(tmp_path / "a.sketch").blocks(400)
+        facts = open_sketch(tmp_path / "a.sketch").file.sketch
+        log_q = np.round(np.take_along_axis(log_softmax(y.astype(float)), rows["ids"].astype(int), 1), 5)
+        columns = served_columns(rows, facts, 600, log_q, np.zeros(400), np.zeros(400, int), 1e-5, ())
+        found.append(columns["kl"].mean())
+        assert (columns["kl"] >= 0).all()
+    assert np.mean(found) == pytest.approx(exact, rel=5e-3)
+
+
+def without(name):
+    return lambda line: line["meta_info"].pop(name)
+
+
+def set_to(name, value):
+    def change(line):
+        line["meta_info"][f"input_{name}"][3][0][0] = value
+
+    return change
+
+
+SERVED = {
+    "no classes that were asked for": (without("input_token_ids_logprobs"), "lists no log-probability of class"),
+    "not its own likeliest": (without("input_top_logprobs"), "does not show the most likely class"),
+    "a sentinel": (set_to("token_ids_logprobs", -9999.0), "token 3 lists no log-probability of class"),
+    "no number": (set_to("token_ids_logprobs", "x"), r"input_token_ids_logprobs\[3\]\[0\]\[0\] is 'x'"),
+    "probabilities": (
+        lambda line: [one.__setitem__(0, one[0] / 9) for own in line["meta_info"]["input_token_ids_logprobs"][1:]
+                      for one in own] and line["meta_info"].pop("input_top_logprobs"),
+        "sum of probabilities|most likely class",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_server_that_does_not_is_refused(name, tmp_path):
+    change, message = SERVED[name]
+    with pytest.raises(ValueError, match=message) as raised:
+        served(tmp_path, listing, change=change)
+    assert "server.jsonl" in str(raised.value)
+
+
+def test_responses_and_rows_are_not_compared_at_once(tmp_path):
+    served(tmp_path, listing)
+    others = {"rows": tmp_path / "rows.npy", "server": tmp_path / "server.jsonl"}
+    with pytest.raises(ValueError, match="by the most likely classes; it must be compared by all classes"):
+        compare_files(tmp_path / "base.sketch", others)
+
+
+def test_a_class_that_is_impossible_for_the_server_makes_the_divergence_infinite(tmp_path):
+    with pytest.warns(UserWarning, match="infinite divergence"):
+        found, _ = served(tmp_path, listing, change=set_to("token_ids_logprobs", float("-inf")))
+    assert np.isinf(found.mean_kl)
 
 
 # -- real models -------------------------------------------------------------------------------------------------------

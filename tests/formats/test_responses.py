@@ -256,6 +256,8 @@ def test_public_types(tmp_path):
         "tokens": "O", "n_bytes": "i8", "ids": "i8", "logprobs": "f8", "is_sentinel": "b1", "is_prompt": "b1",
         "rank": "i8", "is_greedy": "b1", "is_greedy_known": "b1", "top_tokens": "O", "top_ids": "i8",
         "top_logprobs": "f8",
+        "asked_ids": "i8",
+        "asked_logprobs": "f8",
     }  # fmt: skip
     with pytest.raises(ValueError, match="part is 'both'; it must be 'prompt', 'generated', 'all'"):
         open_responses(tmp_path / "r.json", part="both")

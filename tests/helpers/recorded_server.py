@@ -12,9 +12,13 @@ import threading
 import urllib.request
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from clients import responses
 from places import CLIENTS
+from rendered import sglang
+
+from tokenloss import log_softmax
 
 SERVERS = {  # names of responses by the port that a page names
     8000: "vllm/",
@@ -33,13 +37,24 @@ def requests():
 
 
 def answer(url, body):
-    """Status and text of the response to a request, which must have been recorded."""
+    """Status and text of the response to a request, which must have been recorded, or ask for classes of a sketch."""
     address = urlsplit(url)
+    if "token_ids_logprob" in body:
+        return 200, json.dumps(sglang_answer(body))
     for request in requests():
         named = request["file"].startswith(SERVERS[address.port])
         if named and (request["endpoint"], request["body"]) == (address.path, body):
             return request["status"], responses()[request["file"]]
     return 501, f"no response to {address.path} at port {address.port} was recorded for {json.dumps(body)}"
+
+
+def sglang_answer(body):
+    """The response to a request with `token_ids_logprob`, by a model whose logits are in quants/Q4g64.npz."""
+    ids = body["input_ids"]
+    with np.load("quants/Q4g64.npz") as file:
+        (text,) = np.flatnonzero((file["input_ids"][:, : len(ids)] == ids).all(1))[:1]
+        rows = log_softmax(file["logits"][text, : len(ids) - 1].astype(np.float64)).astype(np.float32)
+    return sglang(ids, rows, body["top_logprobs_num"], body["token_ids_logprob"])
 
 
 class _Proxy(http.server.BaseHTTPRequestHandler):

@@ -14,11 +14,24 @@ def vllm(ids, logprobs, k):
         order = np.argsort(-row, kind="stable")
         rank = {int(c): i + 1 for i, c in enumerate(order)}
         named = dict.fromkeys([int(token), *map(int, order[:k])])
-        entries.append(
-            {str(c): {"logprob": float(row[c]), "rank": rank[c], "decoded_token": VOCABULARY[c]} for c in named}
-        )
+        entries.append({str(c): {"logprob": float(row[c]), "rank": rank[c], "decoded_token": _text(c)} for c in named})
     choice = {"index": 0, "text": "", "prompt_logprobs": entries, "prompt_token_ids": [int(i) for i in ids]}
     return {"object": "text_completion", "choices": [choice]}
+
+
+def _text(c):
+    """The text of a class; None beyond the vocabulary."""
+    return VOCABULARY[c] if c < len(VOCABULARY) else None
+
+
+def sglang(ids, logprobs, k, asked):
+    """A response of SGLang for a prompt of these ids, with the classes that its request asked for."""
+    lists = {"token": [[None, int(ids[0]), None]], "top": [None], "token_ids": [None]}
+    for token, row in zip(ids[1:], logprobs, strict=True):
+        lists["token"].append([float(row[token]), int(token), None])
+        for name, classes in (("top", np.argsort(-row, kind="stable")[:k]), ("token_ids", asked)):
+            lists[name].append([[float(row[c]), int(c), None] for c in classes])
+    return {"text": "", "meta_info": {f"input_{name}_logprobs": own for name, own in lists.items()}}
 
 
 def spelled(text):

@@ -14,6 +14,7 @@ import numpy as np
 
 from tokenloss._comparison.columns import VARIANCE, new_columns
 from tokenloss._core.arguments import FURTHER_DIVERGENCES
+from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import as_scores
 from tokenloss._scores.tails import tails_of
 from tokenloss._scores.token_scores import TokenScores
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # two units in the last place of numbers from 1 to 2
 _STEPS = {"float16": 2.0**-9, "bfloat16": 2.0**-6, "float32": 2.0**-22, "float64": 2.0**-51}
 MIN_DRAWS = 32  # with fewer, their noise distorts quantiles
+_MOST_ABOVE = 10  # rounding errors, by which a sum of rounded probabilities may differ
 
 
 class Student(NamedTuple):
@@ -41,7 +43,7 @@ class Student(NamedTuple):
     n_shared: IntArray | None  # those of them that are impossible by the sketch, too; None if it does not tell which
     argmax: IntArray
     nll: Float64Array
-    dtype: str  # of its scores
+    dtype: str  # of its scores; "" of a server
 
 
 def sketch_columns(
@@ -51,8 +53,7 @@ def sketch_columns(
     columns = new_columns(len(rows), divergences)
     names = ("kl", *divergences)
     values = estimates(rows, facts, student, names)
-    n_possible = np.isfinite(rows["logits"][:, : facts.top]).sum(1) + np.maximum(rows["supports"], 0)
-    base_alone, own_alone = _alone(student, classes - n_possible)
+    base_alone, own_alone = _alone(student, _n_impossible(rows, facts, classes))
     values["kl"] = _where_infinite(base_alone, values["kl"])
     if "reverse_kl" in values:
         values["reverse_kl"] = _where_infinite(own_alone, values["reverse_kl"])
@@ -70,6 +71,36 @@ def sketch_columns(
     columns["is_same_top"] = kept & (student.argmax == rows["ids"][:, 0]) & (student.argmax >= 0)
     columns["kept"] = kept.copy()
     return columns | _parity(rows, facts, student, kept)
+
+
+def _n_impossible(rows: Array, facts: SketchFacts, classes: int) -> IntArray:
+    """The number of classes without a probability at each position of a sketch."""
+    possible = np.isfinite(rows["logits"][:, : facts.top]).sum(1) + np.maximum(rows["supports"], 0)
+    n_impossible: IntArray = classes - possible
+    return n_impossible
+
+
+def served_columns(
+    rows: Array, facts: SketchFacts, classes: int, logprobs: Float64Array, nll: Float64Array, argmax: IntArray,
+    error: float, divergences: Sequence[str],
+) -> Columns:  # fmt: skip
+    """The columns of a comparison with a server, which returned the log-probabilities of the sketch's classes.
+
+    Its probability of the tail is what the most likely classes leave. Where that is not far above `error`, by which
+    log-probabilities may be rounded, the base's own takes its place: an estimate at rho = 1 is unbiased without it.
+    """
+    total = np.exp(logprobs[:, : facts.top]).sum(1)
+    for row in np.flatnonzero(total > 1 + _MOST_ABOVE * error)[:1].tolist():
+        fits = "at most 1, as the probabilities of different classes do"
+        raise_error("option", name="the sum of probabilities", got=float(total[row]), fits=fits)
+    rest = 1 - total
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_tails = np.where(rest > _MOST_ABOVE * error, np.log(rest), rows["log_tails"])
+    unknown = _n_impossible(rows, facts, classes)  # as the base, unless it gave 0 for one of these classes
+    none = np.zeros(len(rows))
+    student = Student(logprobs, none, log_tails, unknown, None, argmax, nll, "")
+    columns = sketch_columns(rows, facts, classes, student, np.ones(len(rows), np.bool_), divergences)
+    return columns | {"is_identical": np.zeros(len(rows), np.bool_)}
 
 
 def _parity(rows: Array, facts: SketchFacts, student: Student, kept: BoolArray) -> Columns:

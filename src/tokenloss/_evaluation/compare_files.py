@@ -19,6 +19,7 @@ from tokenloss._evaluation.compare import compare_rows
 from tokenloss._evaluation.listed_pairs import compare_lists
 from tokenloss._evaluation.options import Options, by_identity, checked_sizes
 from tokenloss._evaluation.run import Settings, opened
+from tokenloss._evaluation.served import compare_served
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss._evaluation.token_pairs import compare_losses
 from tokenloss._statistics.groups import check_by
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tokenloss._comparison.compared_tokens import About
     from tokenloss._comparison.comparisons import Comparisons
     from tokenloss._evaluation.sink import Sink
+    from tokenloss.formats.responses import Responses
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Source: TypeAlias = Source | _Path | Sequence[_Path]
@@ -193,7 +195,7 @@ def compare_files(
                "divergences": wanted}  # fmt: skip
     for name, value in ({"noise": noise, "sizes": sizes} | of_rows).items():
         for one in (source, *models.values()) if value else ():
-            is_estimated = name == "divergences" and isinstance(one, Sketch)
+            is_estimated = name == "divergences" and isinstance(source, Sketch)
             require(one, "rows" if name in of_rows and not is_estimated else "tops", name)
     if level in ("rows", "sketch"):
         _check_transforms([source, *models.values()])
@@ -220,6 +222,8 @@ def compare_files(
             scores, others_scores = cast("Scores", source), cast("dict[str, Scores]", models)
             second = "" if noise is None else NOISE
             found = compare_rows(scores, others_scores, abouts, options, run, tokenizer, second)
+        elif isinstance(source, Sketch):
+            found = compare_served(source, cast("dict[str, Responses]", models), abouts, options, run)
         else:
             found = (compare_lists if level == "tops" else compare_losses)(source, models, abouts, run, by)
     if noise is not None:
@@ -291,14 +295,19 @@ def _labeled(source: Source, by: str | None) -> Source:
 def _level_of(base: Source, models: Mapping[str, Source]) -> str:
     """The highest level that the base and each candidate reach, which must be the same for all candidates."""
     for name, one in {"base": base, **models}.items():
-        if isinstance(one, Sketch) and (name != "base" or {other.level for other in models.values()} != {"rows"}):
-            got, fits = "holds a sketch", "be the base, and come with scores or hidden states of the others"
+        if isinstance(one, Sketch) and (name != "base" or "nll" in {other.level for other in models.values()}):
+            got, fits = "holds a sketch", "be the base, and come with scores, hidden states or responses of the others"
             refuse(one.name, got, fits)
     levels = {name: min(base.level, one.level, key=LEVELS.index) for name, one in models.items()}
     first = next(iter(levels))
     for name, level in levels.items():
         if level != levels[first]:
-            words = {"rows": "by all classes", "tops": "by the most likely classes", "nll": "by tokens alone"}
+            words = {
+                "rows": "by all classes",
+                "sketch": "by all classes",
+                "tops": "by the most likely classes",
+                "nll": "by tokens alone",
+            }
             got = f"can be compared {words[level]}"
             refuse(models[name].name, got, f"be compared {words[levels[first]]}, as {models[first].name} is, or apart")
     return levels[first]

@@ -85,7 +85,7 @@ class FilesUnit(NamedTuple):
 def units_of(base: Source, models: Mapping[str, Source]) -> list[FilesUnit]:
     """The units of candidates; each source must be one file."""
     for source in (base, *models.values()):
-        if len(source.paths) > 1:
+        if len(source.paths) > 1 and source.level != "sketch":
             got = f"holds {source.given()['source']} in {len(source.paths)} files"
             fits = "be one file" if isinstance(source, Scores) else "be one file, with a response on each line (.jsonl)"
             fits += ", in the order of the other's"

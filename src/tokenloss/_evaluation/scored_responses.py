@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tokenloss.formats.scores import Scores
 
 
-class ScoredResponses:
+class RowsOfResponses:
     """A file of scores and a file of responses: rows, in order, are of the tokens that have a row before them.
 
     Those are all but the first of each prompt. Sequences, if the scores have any, are the responses in order.
@@ -49,7 +49,7 @@ class ScoredResponses:
         self._rows = np.flatnonzero(self._counted) if self._runs is None else np.empty(0, np.int64)
         self._next = 0  # of the runs, or of the rows
         self.words = f"{scores.kind} of {scores.dtype}"
-        self._scores, self._responses = scores, responses
+        self.scores, self._responses = scores, responses
         self._is_base, self._workers = is_base, work.workers
         self._blocks = iter(
             RowReader(
@@ -61,18 +61,18 @@ class ScoredResponses:
         self._start, self._block = 0, np.empty((0, 0))
         self.skipped = 0
 
-    def __iter__(self) -> Iterator[Pair]:
-        """Match the responses with their rows."""
+    def each(self) -> Iterator[tuple[int, Response, IntArray, IntArray]]:
+        """The number of each response, the response, its tokens that count, and their rows."""
         for number, response in enumerate(self._responses):
             self._pass_failed()
-            yield self._pair(number, response)
+            yield number, response, *self._tokens_of(response)
         self._pass_failed()
         left = len(self._rows[self._next :])
         if self._runs is not None and self._next < len(self._runs):
             left = int(np.count_nonzero(self._counted[self._runs[self._next][0] :]))
         if left:
             got = f"holds {left} more rows with targets"
-            refuse(self._scores.path, got, f"end where {self._responses.path} does")
+            refuse(self.scores.path, got, f"end where {self._responses.path} does")
 
     def _pass_failed(self) -> None:
         """Leave out the sequences of requests that failed."""
@@ -81,10 +81,10 @@ class ScoredResponses:
         self._next += new
         if new and self._runs is None:
             got = "requests failed, and nothing says which rows are theirs"
-            refuse(self._responses.path, got, f"have none that failed, or {self._scores.path} hold sequences")
+            refuse(self._responses.path, got, f"have none that failed, or {self.scores.path} hold sequences")
 
-    def _pair(self, number: int, response: Response) -> Pair:
-        """A response and its rows."""
+    def _tokens_of(self, response: Response) -> tuple[IntArray, IntArray]:
+        """The tokens of a response that count, and their rows."""
         n = len(response.ids)
         tokens = np.arange(int(n > 0 and bool(response.is_prompt[0])), n)
         rows = self._rows_of(response, len(tokens))
@@ -94,14 +94,9 @@ class ScoredResponses:
         for i in np.flatnonzero(wrong)[:1].tolist():
             number = response.ids[tokens[i]]
             got = f"token {tokens[i]} has {f'id {number}' if number >= 0 else 'no id'}"
-            fits = f"have id {targets[i]}, the target of row {rows[i]} of {self._scores.path}"
+            fits = f"have id {targets[i]}, the target of row {rows[i]} of {self.scores.path}"
             raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
-        by_response, _ = matched(response, response, by_id=True)
-        by_scores = self._columns(response, by_response["top_ids"], tokens[counted], rows[counted])
-        sides = (by_scores, by_response) if self._is_base else (by_response, by_scores)
-        origin = response.line, response.line, response.custom_id, response.label
-        responses = (None, response) if self._is_base else (response, None)
-        return Pair(number, origin, (response.ids, response.tokens), responses, *sides)
+        return tokens[counted], rows[counted]
 
     def _rows_of(self, response: Response, n: int) -> IntArray:
         """The rows of the next response."""
@@ -124,14 +119,42 @@ class ScoredResponses:
             self._next += 1
         if len(rows) != n:
             got, fits = f"holds {n_rows} rows with targets {place}", f"hold {n}, as {self._responses.path} does in line"
-            refuse(self._scores.path, got, f"{fits} {response.line}")
+            refuse(self.scores.path, got, f"{fits} {response.line}")
         return rows
+
+    def read(self, rows: IntArray) -> Iterator[tuple[slice, Array]]:
+        """Read rows, which only ever ascend: slices of them, and their logits."""
+        first = 0
+        while first < len(rows):
+            while rows[first] >= self._start + len(self._block):
+                self._start, self._block, *_ = next(self._blocks)
+            last = int(np.searchsorted(rows, self._start + len(self._block)))
+            block: Any = self._block[rows[first:last] - self._start]
+            with with_file_names(self.scores.path):
+                if self.scores.lm_head is not None:
+                    block = projected(block, self.scores.lm_head)
+                yield slice(first, last), log(block) if self.scores.kind == "probs" else block
+            first = last
+
+
+class ScoredResponses(RowsOfResponses):
+    """Pairs of responses and rows of scores, one of which are the base."""
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Match the responses with their rows."""
+        for number, response, tokens, rows in self.each():
+            by_response, _ = matched(response, response, by_id=True)
+            by_scores = self._columns(response, by_response["top_ids"], tokens, rows)
+            sides = (by_scores, by_response) if self._is_base else (by_response, by_scores)
+            origin = response.line, response.line, response.custom_id, response.label
+            responses = (None, response) if self._is_base else (response, None)
+            yield Pair(number, origin, (response.ids, response.tokens), responses, *sides)
 
     def _columns(self, response: Response, classes: IntArray, tokens: IntArray, rows: IntArray) -> Columns:
         """Log-probabilities, by the scores, of a response's tokens and of the classes that it lists."""
         n = len(classes)
-        if classes.max(initial=-1) >= self._scores.shape[-1]:
-            got, fits = f"it lists class {classes.max()}", f"have classes of {self._scores.path}"
+        if classes.max(initial=-1) >= self.scores.shape[-1]:
+            got, fits = f"it lists class {classes.max()}", f"have classes of {self.scores.path}"
             raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
         columns: Columns = {
             "logprobs": np.full(n, np.nan),
@@ -140,30 +163,16 @@ class ScoredResponses:
             "top_logprobs": np.full(classes.shape, np.nan),
             **{name: np.zeros(n, np.bool_) for name in ("is_sentinel", "is_greedy", "is_greedy_known")},
         }
-        for part, block in self._read(rows):
+        for part, block in self.read(rows):
             at = tokens[part]
             scores = token_scores(block, response.ids[at], kind="logits", workers=self._workers)
             for row in rows[part][np.isnan(scores.nll)][:1].tolist():
-                refuse(self._scores.path, f"row {row} has no probabilities", "hold no nan")
+                refuse(self.scores.path, f"row {row} has no probabilities", "hold no nan")
             listed = jobs.of_known_kind(class_log_probs)(block, np.maximum(classes[at], 0), workers=self._workers)
             columns["logprobs"][at], columns["best"][at] = -scores.nll, scores.argmax
             columns["is_greedy"][at], columns["is_greedy_known"][at] = scores.is_greedy, True
             columns["top_logprobs"][at] = np.where(classes[at] < 0, np.nan, listed)
         return columns
-
-    def _read(self, rows: IntArray) -> Iterator[tuple[slice, Array]]:
-        """Read rows, which only ever ascend: slices of them, and their logits."""
-        first = 0
-        while first < len(rows):
-            while rows[first] >= self._start + len(self._block):
-                self._start, self._block, *_ = next(self._blocks)
-            last = int(np.searchsorted(rows, self._start + len(self._block)))
-            block: Any = self._block[rows[first:last] - self._start]
-            with with_file_names(self._scores.path):
-                if self._scores.lm_head is not None:
-                    block = projected(block, self._scores.lm_head)
-                yield slice(first, last), log(block) if self._scores.kind == "probs" else block
-            first = last
 
 
 def runs(path: str, numbers: IntArray) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _RAW = re.compile("[ĠĊ▁\ufffd]")  # in texts of a vocabulary, and of parts of a character
 _SPECIAL = re.compile("<[^ ]+>")
+_SENTINEL, _LOWEST = -9999.0, -3e38  # as in listed_classes.pxi
 _BOOLS = ("is_sentinel", "is_prompt", "is_greedy", "is_greedy_known", "is_lost")
 
 
@@ -59,6 +60,7 @@ class Listed:
     is_added: bool = False  # an object of the k likeliest classes gets the token itself in addition, if it is not there
     is_exact: bool = False  # each list is the most likely classes, and does not get the token itself in addition
     own_text: str | None = None  # of the response, which the tokens should make
+    asked: Tops | None = None  # classes that the request asked for, however likely
     span: slice = dataclasses.field(default_factory=lambda: slice(None))
 
     def __len__(self) -> int:
@@ -89,11 +91,14 @@ def n_uncovered_bytes(parts: Sequence[Listed]) -> int:
     return max(0, len(own.encode()) - len(joined.encode()))
 
 
-_MISSING: dict[str, Any] = {"top_tokens": None, "top_ids": -1, "top_logprobs": math.nan}  # where others list more
+# where others list more
+_MISSING: dict[str, Any] = {
+    "top_tokens": None, "top_ids": -1, "top_logprobs": math.nan, "asked_ids": -1, "asked_logprobs": math.nan,
+}  # fmt: skip
 
 
 def join(parts: Sequence[Columns], width: int = 0) -> Columns:
-    """The tokens of all parts in order, each with lists of one length, which is at least `width`."""
+    """The tokens of all parts in order, each with lists of one length, which of likely classes is at least `width`."""
     width = max(width, *(part["top_ids"].shape[1] for part in parts))
     if len(parts) == 1 and parts[0]["top_ids"].shape[1] == width:
         return parts[0]
@@ -103,7 +108,8 @@ def join(parts: Sequence[Columns], width: int = 0) -> Columns:
         if name not in _MISSING:
             columns[name] = np.concatenate(arrays)
             continue
-        columns[name] = np.full((sum(map(len, arrays)), width), _MISSING[name], arrays[0].dtype)
+        most = max(width if name.startswith("top") else 0, *(array.shape[1] for array in arrays))
+        columns[name] = np.full((sum(map(len, arrays)), most), _MISSING[name], arrays[0].dtype)
         stop = 0
         for array in arrays:
             start, stop = stop, stop + len(array)
@@ -130,9 +136,27 @@ def columns(tokens: Listed, *, is_prompt: bool) -> Columns:
         "top_tokens": _objects(top_texts).reshape(top_ids.shape),
         "top_ids": top_ids,
         "top_logprobs": top_logprobs,
+        **_asked(tokens),
     }
     whole = slice(None)
     return columns if tokens.span == whole else {name: column[tokens.span] for name, column in columns.items()}
+
+
+def _asked(tokens: Listed) -> Columns:
+    """Ids and log-probabilities of the classes that were asked for: -1 and nan where there is none, or a sentinel."""
+    counts = np.array([0] * len(tokens.logprobs) if tokens.asked is None else tokens.asked.counts, np.int64)
+    is_listed = np.arange(counts.max(initial=0)) < counts[:, None]
+    ids, logprobs = np.full(is_listed.shape, -1), np.full(is_listed.shape, math.nan)
+    if tokens.asked is not None and counts.any():
+        for at, value in enumerate(tokens.asked.logprobs):
+            if not is_log_prob(value):
+                i, j = position_of(tokens.asked.counts, at)
+                path = tokens.top_path.replace("top", "token_ids").format(i=i, j=j)
+                tokens.place.refuse_value(path, value, "be a log-probability, a number of at most 0")
+        values = np.array(tokens.asked.logprobs, np.float64)
+        is_sentinel = (values == _SENTINEL) | ((values < _LOWEST) & (values > -math.inf))
+        ids[is_listed], logprobs[is_listed] = tokens.asked.ids, np.where(is_sentinel, math.nan, values)
+    return {"asked_ids": ids, "asked_logprobs": logprobs}
 
 
 def _objects(values: list[str | None]) -> Array:

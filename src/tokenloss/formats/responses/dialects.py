@@ -31,8 +31,8 @@ _PROMPT = {"prompt_token_ids": [COUNT], "prompt_logprobs": _OBJECTS}
 _CHOICE = _PROMPT | {"text": TEXT, "message": {"content": TEXT}, "token_ids": [COUNT], "logprobs": _LISTS}
 _SIDES = ("input", "prompt"), ("output", "generated")  # of a response of SGLang
 _META = {f"{side}_token_logprobs": [_TRIPLE] for side, _ in _SIDES} | {
-    f"{side}_top_logprobs{name}": schema
-    for side, _ in _SIDES
+    f"{side}_{lists}_logprobs{name}": schema
+    for (side, _), lists in itertools.product(_SIDES, ("top", "token_ids"))
     for name, schema in (
         ("", [([_TRIPLE],)]), ("_val_flat", []), ("_idx_flat", [COUNT]), ("_shape", [COUNT]), ("_null_prefix", COUNT),
     )
@@ -371,12 +371,7 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> Li
     """Tokens of lists of log-probability, id and text."""
     field = f"meta_info.{side}_token_logprobs"
     logprobs, ids, texts = _columns(values := meta[f"{side}_token_logprobs"])
-    tops = _flat_tops(meta, f"{side}_top_logprobs", len(values), place)
-    if tops is None:
-        path = f"meta_info.{side}_top_logprobs"
-        lists = check_length(meta.get(f"{side}_top_logprobs") or [None] * len(values), len(values), path, place)
-        top_logprobs, top_ids, top_texts = _columns([triple for entries in lists for triple in entries or ()])
-        tops = Tops([len(entries or ()) for entries in lists], top_texts, top_ids, top_logprobs)
+    tops, asked = (_classes(meta, f"{side}_{lists}_logprobs", len(values), place) for lists in ("top", "token_ids"))
     if side == "input" and 0 in ids:
         texts, ids = _certain(texts, ids, logprobs, tops)
     n_bytes = lengths(texts, None, own_text)
@@ -384,8 +379,18 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> Li
         n_bytes = [-1] * len(texts)  # the blank that a token starts with is lost with some tokenizers
     return Listed(
         place, f"{field}[{{i}}][0]", f"meta_info.{side}_top_logprobs[{{i}}][{{j}}][0]", texts, ids, logprobs, n_bytes,
-        tops, is_exact=True, own_text=own_text,
+        tops, is_exact=True, own_text=own_text, asked=asked,
     )  # fmt: skip
+
+
+def _classes(meta: dict[str, Any], name: str, n: int, place: Place) -> Tops:
+    """Lists of classes: the most likely ones, or those that were asked for."""
+    tops = _flat_tops(meta, name, n, place)
+    if tops is None:
+        lists = check_length(meta.get(name) or [None] * n, n, f"meta_info.{name}", place)
+        logprobs, ids, texts = _columns([triple for entries in lists for triple in entries or ()])
+        tops = Tops([len(entries or ()) for entries in lists], texts, ids, logprobs)
+    return tops
 
 
 def _columns(triples: list[Any]) -> tuple[list[Any], list[int], list[str | None]]:

@@ -65,6 +65,9 @@ class Response:
         Text, ids and log-probabilities of the most likely classes, in descending order, none of them left out; None, -1
         and nan where the server listed fewer, gave no text or no ids. The token itself is among them only if it is that
         likely.
+    asked_ids, asked_logprobs : arrays of shape (n, m), or None
+        Ids and log-probabilities of the classes that a request to SGLang asked for (``token_ids_logprob``), in their
+        order; -1 and nan where there are fewer.
     n_short_lists : int
         Number of positions whose list may have lost classes, since those of the same text, above all parts of
         characters, fall together where a list is an object by text. These positions have no most likely classes.
@@ -111,6 +114,8 @@ class Response:
     n_uncovered_bytes: int = 0
     mask: BoolArray | None = None
     label: Any = None
+    asked_ids: IntArray | None = None
+    asked_logprobs: Float64Array | None = None
 
     def __repr__(self) -> str:
         """Show what it is of."""
