@@ -137,7 +137,7 @@ def test_kinds_layouts_and_masks_make_no_difference(classes):
 def assert_close(result, expected, error):
     ours, theirs = result.to_dict(), expected.to_dict()
     assert ours.keys() == theirs.keys()
-    for name in ours.keys() - {"bins", "binning"}:
+    for name in ours.keys() - {"bins", "binning", "temperature_note"}:
         if theirs[name] is None:
             assert ours[name] is None
             continue
@@ -161,7 +161,8 @@ def test_moments_of_rows():
     wide = np.pad([[0.0, -math.inf, 1.0]], ((0, 0), (0, 9)), constant_values=-math.inf)
     own = softmax(wide)[0]
     assert calibration(wide, [2], brier=True).brier == pytest.approx(own[0] ** 2 + (1 - own[2]) ** 2, abs=1e-15)
-    assert calibration(wide, [2]).brier is None
+    assert calibration(wide, [2]).brier == calibration(wide, [2], brier=True).brier  # as second moments are known
+    assert calibration(wide, [2], temperature=False).brier is None
     rows = np.array([[0.0, -math.inf, 1.0], [500.0, -500.0, 0.0], [math.nan, 0.0, 1.0], [math.inf, 0.0, 0.0]])
     p = softmax(rows[:1])[0]
     assert calibration(rows[:1], [2]).brier == pytest.approx(p[0] ** 2 + (1 - p[2]) ** 2, abs=1e-15)

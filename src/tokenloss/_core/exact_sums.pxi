@@ -64,6 +64,35 @@ def starts_of_runs(const int64_t[::1] numbers, int64_t[::1] starts):
     return count
 
 
+def sort_keys(uint64_t[::1] keys, uint64_t[::1] scratch):
+    """Sort integers, by 11 bits at a time from the lowest ones on; several times as fast as by comparisons."""
+    cdef int64_t counts[2048]
+    cdef uint64_t *source
+    cdef uint64_t *sorted
+    cdef int64_t i, before, own, n = min(keys.shape[0], scratch.shape[0])
+    cdef int shift
+    if n == 0:
+        return
+    source, sorted = &keys[0], &scratch[0]
+    with nogil:
+        for shift in range(0, 64, 11):
+            memset(counts, 0, sizeof(counts))
+            for i in range(n):
+                counts[source[i] >> shift & 2047] += 1
+            if counts[source[0] >> shift & 2047] == n:
+                continue
+            before = 0
+            for i in range(2048):
+                own, counts[i] = counts[i], before
+                before += own
+            for i in range(n):
+                sorted[counts[source[i] >> shift & 2047]] = source[i]
+                counts[source[i] >> shift & 2047] += 1
+            source, sorted = sorted, source
+        if source != &keys[0]:
+            memcpy(&keys[0], source, n * sizeof(uint64_t))
+
+
 @cython.final
 cdef class SequenceSums(Job):
     """Exact sums over each of many sequences of tokens, and over all of their tokens.

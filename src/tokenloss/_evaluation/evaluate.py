@@ -12,6 +12,7 @@ from tokenloss._core.arguments import as_path, refuse_given
 from tokenloss._core.errors import named, raise_error, refuse, warn, worded
 from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.blocks import block_units, score_block
+from tokenloss._evaluation.calibrated import calibration_of_files
 from tokenloss._evaluation.options import WORDS, Options, by_identity, text_length
 from tokenloss._evaluation.parts import Parts, summed
 from tokenloss._evaluation.plan import planned
@@ -108,8 +109,9 @@ def evaluate(
         to several groups, of which there are at most 10,000.
     calibration : bool, default False
         Whether to measure the calibration of the probabilities, see `Evaluation.calibration`: of scores of all classes
-        with class ids. It keeps 33 bytes for each token, and for up to 10 classes 8 more,
-        and 8 for each class.
+        with class ids. Files are read three to six times more for the best temperature, and again after a resumed run;
+        blocks are read only once, and have none. It keeps 57 bytes for each token, and for up to 10 classes 8 more for
+        each class.
     top : int, default 5
         Number of the tokens and of the sequences with the highest losses to list.
     sinks : sequence of Sink, optional
@@ -264,13 +266,16 @@ def evaluated(
         check_different([*source.paths, text.path])
     with opened([source], settings, key, by_identity(filter(None, [text.path]))) as run:
         function = next(function for types, function in _READERS.items() if isinstance(source, types))
-        parts, lengths = function(source, options, run, text, tokenizer)
-        evaluation = parts.evaluation(lengths, run.seconds, run.n_read)
+        parts, lengths, shards = function(source, options, run, text, tokenizer)
+        calibration = None
+        if options.calibration and shards:
+            calibration = calibration_of_files(shards, run, options, tokens=parts.calibrated_tokens())
+        evaluation: Evaluation = parts.evaluation(lengths, run.seconds, run.n_read, (), calibration)
         run.sinks.finish(evaluation, lambda: Block(evaluation.sequences))
     return evaluation
 
 
-_Read = tuple[Parts, tuple[Any, Any]]
+_Read = tuple[Parts, tuple[Any, Any], Any]  # the parts, the lengths of the text, and the files of scores
 
 
 def _read_scores(source: Scores, options: Options, run: Run, text: _TextLength, tokenizer: Tokenizer | None) -> _Read:
@@ -283,7 +288,7 @@ def _read_scores(source: Scores, options: Options, run: Run, text: _TextLength, 
     schema = _schema_of_rows(run, shards[0].shape[-1], tokenizer, has_text)
     results = run.map(functools.partial(score_shard, options=options), shards, schema)
     results = [with_text(result, tokenizer) for result in results]
-    return Parts([shard.facts() for shard in shards], results, options, text.words), lengths
+    return Parts([shard.facts() for shard in shards], results, options, text.words), lengths, shards
 
 
 def _read_files(
@@ -304,7 +309,7 @@ def _read_files(
     counts = [result.n_tokens + result.n_ignored for result in results]
     kind = "responses" if isinstance(source, Responses) else "logprobs"
     facts = [Facts(path, kind, (n,), "", n_scored_rows=n) for path, n in zip(source.paths, counts, strict=True)]
-    return Parts(facts, results, options, text.words), (n_bytes, n_words)
+    return Parts(facts, results, options, text.words), (n_bytes, n_words), ()
 
 
 def _read_blocks(source: Blocks, options: Options, run: Run, text: _TextLength, tokenizer: Tokenizer | None) -> _Read:
@@ -317,7 +322,7 @@ def _read_blocks(source: Blocks, options: Options, run: Run, text: _TextLength, 
     )  # fmt: skip
     blocks = summed(results, options.top, options.by)
     blocks = blocks._replace(result=with_text(blocks.result, tokenizer))
-    return Parts.of_blocks(blocks, options, text.words), lengths
+    return Parts.of_blocks(blocks, options, text.words), lengths, ()
 
 
 def _schema_of_rows(run: Run, classes: int, tokenizer: Tokenizer | None, has_text: bool = False) -> Schema:

@@ -10,12 +10,12 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import figures_of, in_files
 from tokenloss._core.signature import head_fields
-from tokenloss._evaluation.calibrated import joined_tokens
+from tokenloss._evaluation.calibrated import calibration_of_tokens
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.responses import check_names, response_summary
 from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.rows import norm_seems_missing
-from tokenloss._evaluation.sequences import NO_SEQUENCES, NO_SOURCES, check_labels, joined
+from tokenloss._evaluation.sequences import NO_SEQUENCES, NO_SOURCES, check_labels, joined, joined_tokens
 from tokenloss._evaluation.shards import Facts
 from tokenloss._statistics.groups import rows_of_meters
 from tokenloss._statistics.meter import LossMeter, add_lengths
@@ -24,7 +24,7 @@ from tokenloss._statistics.sequences import highest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tokenloss._core.types import Array, IntArray
+    from tokenloss._core.types import Array, Columns, IntArray
     from tokenloss._evaluation.options import Options
     from tokenloss._evaluation.sequences import SequenceColumns
     from tokenloss._statistics.reliability import Calibration
@@ -61,7 +61,10 @@ def summed(blocks: Sequence[ScoredBlock], top: int, by: str | None = None) -> Sc
             for token in block.result.highest_loss_tokens
         ]
         sequences = block.result.sequences._replace(ids=block.result.sequences.ids + n_sequences)
-        calibrated = block.result.calibrated and block.result.calibrated.after(n_sequences)
+        calibrated = block.result.calibrated
+        if calibrated is not None:
+            ids = calibrated["segment_ids"]
+            calibrated = calibrated | {"segment_ids": np.where(ids < 0, ids, ids + n_sequences)}
         own: dict[str, Any] = {"highest_loss_tokens": tokens, "sequences": sequences, "calibrated": calibrated}
         results.append(block.result._replace(**own))
         n_sequences += block.n_sequences
@@ -111,8 +114,9 @@ class Parts(NamedTuple):
         return cls([blocks.facts], [blocks.result], options, words, blocks)
 
     def evaluation(
-        self, lengths: tuple[Any, Any], seconds: float, n_read: int, merged: Sequence[Evaluation] = ()
-    ) -> Evaluation:
+        self, lengths: tuple[Any, Any], seconds: float, n_read: int, merged: Sequence[Evaluation] = (),
+        calibration: Calibration | None = None,
+    ) -> Evaluation:  # fmt: skip
         """Make the evaluation; lengths are the bytes and words of the text, or of that of each sequence.
 
         `merged` are the evaluations of its parts, if it is made of some: they have the figures of each shard, and the
@@ -152,17 +156,18 @@ class Parts(NamedTuple):
             by_label = total.groups.by_label(total.split)
             check_labels(str(self.options.by), by_label, self.shards[0].path)
             figures |= {"by": self.options.by, "groups": rows_of_meters(by_label)}
-        if (calibration := self.calibration()) is not None:
+        if calibration is None and (tokens := self.calibrated_tokens()) is not None:
+            note = "parts have it one by one" if merged else "blocks are read only once"
+            calibration = calibration_of_tokens(tokens, note=note)
+        if calibration is not None:
             figures["calibration"] = figures_of(calibration)
         figures["signature"] = self._signature(meter, figures, total.ids_sum)
-        return Evaluation(meter, sequences, figures, self)
+        return Evaluation(meter, sequences, figures, self, calibration)
 
-    def calibration(self) -> Calibration | None:
-        """The calibration of all tokens; None if it was not asked for."""
-        tokens = joined_tokens(
-            (result.calibrated for result in self.results), are_numbered=self.shards[0].shares_numbers
-        )
-        return None if tokens is None else tokens.calibration()
+    def calibrated_tokens(self) -> Columns | None:
+        """The columns of all tokens for calibration; None if it was not asked for."""
+        parts = (result.calibrated for result in self.results)
+        return joined_tokens(parts, are_numbered=self.shards[0].shares_numbers)
 
     def _labeled(self) -> Sequence[ShardResult]:
         """The results, in which a group by file has the path of its file, as it is given here, for its label."""

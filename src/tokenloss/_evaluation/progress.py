@@ -27,8 +27,8 @@ def has_rich() -> bool:
 class Progress:
     """Shows the progress of long work on stderr, if that is a terminal; a total of None shows nothing, 0 is unknown."""
 
-    def __init__(self, total: int | None) -> None:
-        self._total = total
+    def __init__(self, total: int | None, label: str = "") -> None:
+        self._total, self._label = total, label  # words before the numbers
         self._done = 0
         is_shown = total is not None and sys.stderr and sys.stderr.isatty()
         self._next = time.monotonic() + _PROGRESS_SECONDS if is_shown else math.inf
@@ -48,7 +48,7 @@ class Progress:
 
     def advance(self, n_bytes: int, what: str = "") -> None:
         """Count bytes that are done; `what` names the last of them."""
-        self._done += n_bytes
+        self._done, what = self._done + n_bytes, what or self._label
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self._done, description=what)
         elif time.monotonic() >= self._next:
@@ -57,7 +57,7 @@ class Progress:
             else:
                 self._next = time.monotonic() + _PROGRESS_SECONDS
                 known = f"{self._done / self._total:4.0%} of {self._total / 1e9:.3g} GB" if self._total else ""
-                self._write(known or f"{what}, {self._done / 1e9:.3g} GB")
+                self._write(f"{self._label} {known}".strip() if known else f"{what}, {self._done / 1e9:.3g} GB")
 
     def _write(self, line: str) -> None:
         """Replace the line of progress."""

@@ -12,7 +12,6 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Estimate
 from tokenloss._core.result import NamedResults, columns_of
 from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
-from tokenloss._evaluation.calibrated import CalibratedTokens, joined_tokens
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import (
@@ -22,6 +21,7 @@ from tokenloss._evaluation.sequences import (
     greedy_by_segment,
     joined,
     joined_groups,
+    joined_tokens,
 )
 from tokenloss._statistics.gates import Gated, GatedResult, independent_note, verdict_on
 from tokenloss._statistics.groups import check_groups, columns_of_groups, rows_of_sequences
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tokenloss._core.result import Shown
-    from tokenloss._core.types import Array, ArrayLike
+    from tokenloss._core.types import Array, ArrayLike, Columns
     from tokenloss._evaluation.sequences import GroupMeters
     from tokenloss._statistics.estimates import Measure, Method
     from tokenloss._statistics.gates import Limit, Verdict
@@ -122,7 +122,7 @@ class ShardResult(NamedTuple):
     ids_sum: int = 0  # the hash of the class ids that are scored; 0 of responses
     ids_ends: Array = NO_SEQUENCES.ids  # the ends in the hash of sequences that continue in other shards
     groups: GroupMeters | None = None
-    calibrated: CalibratedTokens | None = None
+    calibrated: Columns | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -208,6 +208,7 @@ class Evaluation(LossFigures, GatedResult):
     sequences: dict[str, Array]
     figures: dict[str, Any]
     _parts: Any = field(compare=False)  # of `parts.py`
+    _calibration: Calibration | None = None
 
     @property
     def _meter(self) -> LossMeter:
@@ -221,8 +222,7 @@ class Evaluation(LossFigures, GatedResult):
     @property
     def calibration(self) -> Calibration | None:
         """The calibration of all tokens, in 15 bins of equal mass; None unless it was asked for."""
-        calibration: Calibration | None = self._parts.calibration()
-        return calibration
+        return self._calibration
 
     @property
     def groups(self) -> dict[str, Array] | None:

@@ -210,7 +210,7 @@ def scores_of_kind(
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
     job, columns = token_job(scores, positions, (logit_scale, 0.0), top_k)
     if moments is not None:
-        moments |= with_moments(job)
+        moments |= with_moments(job, has_second=True)
     jobs.run(job, workers)
     return TokenScores(**columns)
 

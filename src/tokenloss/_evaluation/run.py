@@ -89,15 +89,15 @@ class Run:
         left = [number for number in range(len(units)) if number not in checkpoint.results]
         total = sum(units[number].n_bytes for number in left)
         with Progress(total if settings.progress else None) as progress:
+            chosen = [units[number] for number in left]
             if settings.scheduler:
-                chosen = [units[number] for number in left]
                 results = _on_cluster(function, chosen, settings.workers or 1, checkpoint.top, settings.scheduler)
             else:
                 work = Work(self.handles, self.workers, checkpoint.top, schema.top_k, advance=progress.advance)
                 files = [0 if are_candidates else number for number in left]
                 results = (
-                    (i, function(units[number], work._replace(emit=self.sinks.emitter(file))))
-                    for i, (number, file) in enumerate(zip(left, files, strict=True))
+                    (i, function(unit, work._replace(emit=self.sinks.emitter(file))))
+                    for i, (unit, file) in enumerate(zip(chosen, files, strict=True))
                 )
             for i, result in results:
                 checkpoint.add(left[i], result)
@@ -106,6 +106,19 @@ class Run:
                 self.n_read += units[left[i]].n_read(result)
         self.seconds = time.perf_counter() - start
         return [checkpoint.results[number] for number in range(len(units))]
+
+    def again(self, function: Callable[[Any, Work], ResultT], units: Sequence[Any], label: str) -> list[ResultT]:
+        """The result of a function for each unit in a further pass, of which sinks and states know nothing."""
+        settings, results = self._settings, dict[int, ResultT]()
+        with Progress(sum(unit.n_bytes for unit in units) if settings.progress else None, label) as progress:
+            work = Work(self.handles, self.workers, advance=progress.advance)
+            every: Iterable[tuple[int, ResultT]] = ((i, function(unit, work)) for i, unit in enumerate(units))
+            if settings.scheduler:
+                every = _on_cluster(function, units, settings.workers or 1, 0, settings.scheduler)
+            for i, result in every:
+                results[i] = result
+                progress.advance(units[i].n_bytes if settings.scheduler else 0)
+        return [results[i] for i in range(len(units))]
 
     def _map_blocks(
         self,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tokenloss._core.errors import with_file_names
-from tokenloss._evaluation.calibrated import NO_TOKENS, CalibratedTokens, check_calibrated
+from tokenloss._evaluation.calibrated import calibrated_block, check_calibrated
 from tokenloss._evaluation.plan import rows_per_block
 from tokenloss._evaluation.results import ShardResult, TokenLoss
 from tokenloss._evaluation.rows import RowReader, check_normalized, row_functions
-from tokenloss._evaluation.sequences import SequenceCollector, joined
+from tokenloss._evaluation.sequences import SequenceCollector, joined_tokens
 from tokenloss._evaluation.sink import scored_block
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ def score_shard(
     reader = RowReader(shard, opened, options, max_rows, work.advance, sampled=sampled)
     collector, highest = SequenceCollector(opened.sequences, shard.split, options.by), TopLosses(work.top)
     n_nan = n_infinite = 0
-    calibrated: list[CalibratedTokens] = []
+    calibrated: list[Columns] = []
     if options.calibration:
         check_calibrated(shard)
     for block in reader:
         moments: Columns | None = {} if options.calibration else None
         scores = _scored(block, reader, options, work, moments)
         if moments is not None:
-            calibrated.append(CalibratedTokens.of_block(block, scores, moments, file.kind))
+            calibrated.append(calibrated_block(block, scores, moments, file.kind))
         n_bytes = None
         if shard.token_bytes is not None:
             n_bytes = shard.token_bytes[block.start : reader.n_rows].astype(np.int64)
@@ -63,7 +63,7 @@ def score_shard(
         meter, n_scored - meter.count - len(split.ids), collector.greedy, highest.tokens, whole, split,
         rms=reader.first[0].rms, n_nan=n_nan, n_infinite=n_infinite, **reader.facts(),
         groups=collector.groups.result() if collector.groups else None,
-        calibrated=joined(NO_TOKENS, calibrated) if options.calibration else None,
+        calibrated=joined_tokens(calibrated, are_numbered=True) if options.calibration else None,
     )  # fmt: skip
 
 

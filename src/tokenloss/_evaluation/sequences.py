@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 
     from tokenloss._comparison.compared_tokens import About
-    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
     from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats.scores_file import ScoresFile
 
 TableT = TypeVar("TableT", bound=tuple[Any, ...])
 _MAX_PENDING = 1 << 20  # tokens that are kept in memory until their sequence ends
+
+# the columns of tokens that calibration takes
+CALIBRATED = ("nll", "confidence", "is_greedy", "target", "segment_ids", "brier", "entropy", "variance", "probs")
+_DTYPES: dict[str, Any] = {"is_greedy": np.bool_, "target": np.int64, "segment_ids": np.int64}
 
 
 class RowSequences:
@@ -188,6 +192,21 @@ NO_SOURCES = Sources(
 def joined(none: TableT, parts: Iterable[TableT]) -> TableT:
     """The rows of all parts in one table of columns, given the table without rows."""
     return type(none)(*map(np.concatenate, zip(none, *parts, strict=True)))
+
+
+def joined_tokens(parts: Iterable[Columns | None], *, are_numbered: bool) -> Columns | None:
+    """The tokens of all parts; None if they were not wanted. Unless they share numbers, sequences are counted on."""
+    every: list[Columns] = [{name: np.empty(0, _DTYPES.get(name)) for name in CALIBRATED}]
+    first = 0
+    for part in parts:
+        if part is None:
+            return None
+        ids = part["segment_ids"]
+        if not are_numbered:
+            numbers, own = np.unique(ids, return_inverse=True)  # which may be as high as any
+            ids, first = np.where(ids < 0, -1, own + first), first + numbers.size
+        every.append(part | {"segment_ids": ids})
+    return {name: np.concatenate([part[name] for part in every]) for name in CALIBRATED}
 
 
 @record

@@ -16,10 +16,9 @@ from tokenloss._statistics.reliability import FEW_CLASSES, Tokens, calibration_o
 from tokenloss._statistics.sequences import check_segment_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Literal
 
-    from tokenloss._core.types import Array, ArrayLike, Columns, IntArray, Kind
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, Columns, Float64Array, Kind
     from tokenloss._statistics.reliability import Calibration
 
 
@@ -64,8 +63,8 @@ def calibration(
     temperature : bool, default True
         Whether to find the temperature that minimizes the loss, which reads the scores three to six times more.
     brier : bool, default False
-        Whether to compute the Brier score for more than 10 classes, too, which takes a second pass over each row while
-        it is in a cache, and several times as long.
+        Whether to compute the Brier score for more than 10 classes without the temperature of logits, which already
+        takes the second pass over each row that this takes.
     axis, ignore_index, where, workers
         As in `cross_entropy`.
 
@@ -109,26 +108,42 @@ def calibration(
         mask = weights != 0 if mask is None else mask & (weights != 0)
     positions = as_positions("targets", prepared, given, ignore_index, mask, distributions=False)
     jobs.warn_of_probs(positions, given, kind)
-    is_fitted = bool(temperature)
-    is_few = given.classes <= FEW_CLASSES
-    columns = token_columns(
-        given, positions, workers, has_variance=is_fitted and given.kind == 0, has_brier=brier and not is_few
-    )
+    own_kind, is_fitted = _core.KINDS[given.kind], bool(temperature)
+    columns = token_columns(given, positions, workers, has_second=brier or (is_fitted and own_kind == "logits"))
     kept = columns.pop("kept")
-    rows = slice(None) if kept.all() else np.flatnonzero(kept)
+    rows: Any = slice(None) if kept.all() else np.flatnonzero(kept)
     columns = {name: column[rows] for name, column in columns.items()}
     columns["target"] = positions.targets.reshape(-1)[rows].astype(np.int64)
     if segment_ids is not None:
         columns["segment_ids"] = check_segment_ids(segment_ids, given.batch).reshape(-1)[rows]
     if weights is not None:
         columns["sample_weight"] = weights.reshape(-1)[rows]
-    if is_few:
+    if given.classes <= FEW_CLASSES:
         view = np.moveaxis(without_bfloat16(given.array, given.dtype), given.axis, -1).reshape(-1, given.classes)
-        columns |= probs_and_brier(view[rows], _core.KINDS[given.kind], columns["target"])
+        columns["probs"] = class_probs(view[rows], own_kind)
     if is_binary:
-        columns |= {"prediction": columns["probs"][:, 1], "event": columns["target"] == 1}
-    scaled = _fitted(given, positions, columns, rows, is_binary, workers) if is_fitted else None
-    return calibration_of(columns, *checked, scaled)
+        columns |= {"prediction": columns["probs"][1], "event": columns["target"] == 1}
+    if not is_fitted:
+        return calibration_of(columns, *checked)
+    logits = given
+    if own_kind != "logits":  # probabilities are taken by their logarithms
+        array: Any = CheckedArray(given.array, given.dtype)
+        if own_kind == "probs":
+            array = _logs(given, kept)
+        logits = as_scores("scores", array, given.axis)
+
+    def at_scale(scale: float) -> Columns:
+        scaled = columns
+        if scale != 1 or own_kind != "logits":
+            scaled = token_columns(logits, positions, workers, scale, has_second=True)
+            scaled = {name: column[rows] for name, column in scaled.items()}
+        prediction = scaled["confidence"]
+        if is_binary:  # the likelier class of the two is 1, or 0
+            prediction = np.where(columns["prediction"] > 0.5, prediction, 1 - prediction)
+        return scaled | {"prediction": prediction}
+
+    tokens = Tokens(len(columns["nll"]), *map(columns.get, ("sample_weight", "segment_ids")))
+    return calibration_of(columns, *checked, fit_temperature(at_scale, tokens))
 
 
 def _as_classes(scores: Any, targets: Any, kind: Any) -> tuple[Any, Any, bool]:
@@ -143,58 +158,40 @@ def _as_classes(scores: Any, targets: Any, kind: Any) -> tuple[Any, Any, bool]:
     return np.stack([1 - probs, probs], -1), labels.astype(np.int8) if labels.dtype == np.bool_ else labels, True
 
 
+def _logs(given: _core.Scores, kept: BoolArray) -> CheckedArray:
+    """The logarithms of the probabilities of kept tokens, in the layout of the scores."""
+    probs = np.moveaxis(without_bfloat16(given.array, given.dtype), given.axis, -1)
+    return CheckedArray(
+        *as_float_array("scores", np.moveaxis(natural_logs(probs, np.repeat(kept, given.classes)), -1, given.axis))
+    )
+
+
 def token_columns(
-    scores: _core.Scores, positions: _core.Positions, workers: Any, scale: float = 1.0, *, has_variance: bool = False,
-    has_brier: bool = False,
-) -> Columns:  # fmt: skip
-    """Flat columns of all positions: those of `calibration_of`, "kept", "entropy" and perhaps "variance"."""
+    scores: _core.Scores, positions: _core.Positions, workers: Any, scale: float = 1.0, *, has_second: bool = False
+) -> Columns:
+    """Flat columns of all positions: those of `calibration_of`, "kept", "entropy" and those of `with_moments`."""
     job, columns = token_job(scores, positions, (scale, 0.0), 0)
-    names = ("confidence", *(["brier"] * has_brier), *(["variance"] * has_variance))
-    columns |= with_moments(job, names)
+    moments = with_moments(job, has_second=has_second)
     jobs.run(job, workers)
-    wanted = ("nll", "is_greedy", "kept", "entropy", *names)
-    return {name: columns[name].reshape(-1) for name in wanted}
+    return moments | {name: columns[name].reshape(-1) for name in ("nll", "is_greedy", "kept", "entropy")}
 
 
-def with_moments(job: _core.TokenStats, names: Sequence[str] = ("confidence",)) -> Columns:
-    """New columns of these names, which the job will fill beside those of `token_scores`."""
-    columns: Columns = {name: np.full(job.scores.rows, np.nan) for name in names}
-    job.add_moments(*(columns.get(name) for name in ("confidence", "brier", "variance")))
+def with_moments(job: _core.TokenStats, *, has_second: bool) -> Columns:
+    """New columns that the job will fill beside those of `token_scores`: "confidence", perhaps "brier" and "variance".
+
+    The latter two take a second pass over each row, while it is in a cache.
+    """
+    names = ("confidence", "brier", "variance")
+    columns: Columns = {name: np.full(job.scores.rows, np.nan) for name in names[: 3 if has_second else 1]}
+    job.add_moments(*map(columns.get, names))
     return columns
 
 
-def probs_and_brier(scores: Array, kind: str, target: IntArray) -> Columns:
-    """Columns of few classes: the probabilities of all, from rows (tokens, V), and the Brier scores."""
+def class_probs(scores: Array, kind: str) -> Float64Array:
+    """The probabilities of few classes, of shape (V, tokens), from rows (tokens, V)."""
     array: Any = scores.astype(np.float64)
-    # probabilities are added in the order of the classes
-    array = array / sum(array.T)[:, None] if kind == "probs" else jobs.of_known_kind(softmax)(array)
-    brier: Any = sum((probs - (target == number)) ** 2 for number, probs in enumerate(array.T))
-    return {"probs": array, "brier": brier}
-
-
-def _fitted(
-    given: _core.Scores, positions: _core.Positions, columns: Columns, rows: Any, is_binary: bool, workers: Any
-) -> Any:
-    """The fit of the temperature of these rows; probabilities are taken by their logarithms."""
-    kind, scores = _core.KINDS[given.kind], given
-    if kind != "logits":
-        array: Any = CheckedArray(given.array, given.dtype)
-        if kind == "probs":
-            probs = np.moveaxis(without_bfloat16(given.array, given.dtype), given.axis, -1)
-            mask = np.zeros(given.rows, np.bool_)
-            mask[rows] = True
-            array = np.moveaxis(natural_logs(probs, np.repeat(mask, given.classes)), -1, given.axis)
-        scores = as_scores("scores", array, given.axis)
-
-    def at_scale(scale: float) -> Columns:
-        if scale == 1 and kind == "logits":
-            found = columns
-        else:
-            found = token_columns(scores, positions, workers, scale, has_variance=True)
-            found = {name: column[rows] for name, column in found.items()}
-        prediction = found["confidence"]
-        if is_binary:  # the likelier class of the two is 1, or 0
-            prediction = np.where(columns["prediction"] > 0.5, prediction, 1 - prediction)
-        return found | {"prediction": prediction}
-
-    return fit_temperature(at_scale, Tokens(len(columns["nll"]), *map(columns.get, ("sample_weight", "segment_ids"))))
+    array = np.ascontiguousarray((array if kind == "probs" else jobs.of_known_kind(softmax)(array)).T)
+    if kind == "probs":
+        array /= sum(array)  # which adds in the order of the classes
+    probs: Float64Array = array
+    return probs

@@ -36,6 +36,7 @@ class Measure(NamedTuple):
     # of values >= 0, or of any sign; the exponential of either; or a fraction of `n_tokens`
     method: Method = "mean"
     n_tokens: int = 0
+    excess: float | None = None  # of a calibration error, which is from 0 to 1: the most that chance adds to it
 
     def reach(self, tail: float = TAIL, limit: float | None = None) -> Reach:
         """The statistic's interval, with this probability beyond each end."""
@@ -54,6 +55,8 @@ class Measure(NamedTuple):
                 if not is_signed and mean > 0:
                     radius, distance = radius / mean, abs(math.log(bound / mean)) if bound > 0 else math.inf
                 needed = needed_count(self.independent.count, radius, distance, tail)
+        if self.excess is not None:
+            low, high = max(low - self.excess, 0.0), min(high, 1.0)
         if is_exp:
             value, low, high = math.nan if mean == -math.inf else exp(mean), exp(low), exp(high)
             return Reach(value, low, high, needed)

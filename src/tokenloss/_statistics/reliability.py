@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._core import _core
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments
@@ -21,7 +23,7 @@ from tokenloss._statistics.ratio import ExactRatio, interval_above_0
 from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
     from tokenloss._statistics.estimates import Method
@@ -44,37 +46,43 @@ class Tokens(NamedTuple):
     weight: Float64Array | None = None
     sequence: IntArray | None = None  # negative for none
 
-    def select(self, rows: Array) -> Tokens:
-        """Some of the tokens."""
-        weight, sequence = self.weight, self.sequence
-        return Tokens(len(rows), None if weight is None else weight[rows], None if sequence is None else sequence[rows])
+    @property
+    def mass(self) -> float:
+        """The sum of the weights."""
+        return float(self.size) if self.weight is None else ExactMoments.of(self.weight).sum
 
-    def _parts(self, values: Array, over: Float64Array | None) -> tuple[Float64Array, Float64Array]:
-        """The values and what divides them, both times the weights."""
+    def select(self, rows: Array | slice) -> Tokens:
+        """Some of the tokens, by their index, or in a slice with both ends."""
+        weight, sequence = self.weight, self.sequence
+        size = rows.stop - rows.start if isinstance(rows, slice) else rows.size
+        return Tokens(size, None if weight is None else weight[rows], None if sequence is None else sequence[rows])
+
+    def value(self, values: Array) -> float:
+        """The weighted mean of values."""
+        if self.weight is not None:
+            return self._replace(sequence=None).mean(values).mean
+        if values.dtype == np.bool_:
+            return int(np.count_nonzero(values)) / self.size if self.size else math.nan
+        return ExactMoments.of(values).mean
+
+    def mean(self, values: Array, method: Method = "signed", over: Float64Array | None = None) -> Measure:
+        """The weighted mean of values, or their sum divided by that of `over`, with its clustered error."""
+        is_plain = over is None and self.weight is None
         values, parts = values.astype(np.float64, copy=False), np.ones(self.size) if over is None else over
         if self.weight is not None:
             with np.errstate(over="ignore", invalid="ignore"):
                 values, parts = values * self.weight, parts * self.weight
-        return values, parts
-
-    def _sums(self, values: Float64Array, parts: Float64Array, has_ones: bool) -> ExactRatio:
-        """The sums over tokens."""
-        return ExactRatio.of_mean(ExactMoments.of(values)) if has_ones else ExactRatio.of(values, parts)
-
-    def value(self, values: Array) -> float:
-        """The weighted mean of values."""
-        return self._sums(*self._parts(values, None), self.weight is None).ratio
-
-    def mean(self, values: Array, method: Method = "signed", over: Float64Array | None = None) -> Measure:
-        """The weighted mean of values, or their sum divided by that of `over`, with its clustered error."""
-        values, parts = self._parts(values, over)
-        tokens = self._sums(values, parts, over is None and self.weight is None)
+        tokens = ExactRatio.of_mean(ExactMoments.of(values)) if is_plain else ExactRatio.of(values, parts)
         if self.sequence is not None and (is_part := self.sequence >= 0).any():
             sums = (sums_by_segment(one[is_part], None, self.sequence[is_part]).nll for one in (values, parts))
             sequences = ExactRatio.of(*sums) + ExactRatio.of(values[~is_part], parts[~is_part])
             if sequences.count > 1:
                 return Measure(tokens.ratio, sequences, "sequences", method, self.size)
         return Measure(tokens.ratio, tokens, "tokens", method, self.size)
+
+    def estimate(self, values: Array, method: Method = "signed") -> Estimate:
+        """The weighted mean of values, whose errors are computed when they are first read."""
+        return Estimate(self.value(values), lambda: self.mean(values, method))
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -107,7 +115,7 @@ class Calibration(Result):
         classes.
     brier : Estimate or None
         Brier score: the mean over tokens of ``sum((p - y)**2)`` over all classes, from 0 to 2, which is twice the score
-        with one column of binary probabilities. None for more than 10 classes, unless it was asked for.
+        with one column of binary probabilities. None for more than 10 classes, unless second moments were computed.
     brier_reliability, brier_resolution, brier_uncertainty, brier_within_bins : Estimate or None
         Parts of `brier` for up to 10 classes, without errors: ``reliability - resolution + uncertainty + within_bins``.
     loss : Estimate
@@ -121,6 +129,8 @@ class Calibration(Result):
     temperature : Estimate or None
         The temperature that minimizes the loss: pass ``logit_scale=1 / temperature``. 0 if the loss falls forever as
         it approaches 0, inf if equal probabilities are best, nan if the loss is not finite. None if it was not fitted.
+    temperature_note : str
+        Why a source has no temperature; "" otherwise.
     scaled_loss, scaled_ece : Estimate or None
         `loss` and `ece` at this temperature, on the tokens to which it was fitted.
     binning : str
@@ -161,8 +171,10 @@ class Calibration(Result):
     temperature: Estimate | None = None
     scaled_loss: Estimate | None = None
     scaled_ece: Estimate | None = None
+    temperature_note: str = ""
     binning: str
     bins: dict[str, Array] = field(default_factory=lambda: {name: np.empty(0) for name in _BIN_COLUMNS})
+    _gap: Measure | None = field(default=None, compare=False)  # of `ece`
 
     def columns(self) -> dict[str, Array]:
         """Columns of the reliability table, which has a row for each bin with any token, in ascending order.
@@ -190,7 +202,7 @@ class Calibration(Result):
 
     def _figures(self) -> dict[str, Any]:
         return in_files(
-            {name: value for name, value in vars(self).items() if name != "bins"} | {"bins": rows_of(self.bins)},
+            {name: value for name, value in vars(self).items() if name[0] != "_"} | {"bins": rows_of(self.bins)},
             dict.fromkeys((*_MAIN, "temperature"), ("stderr", "interval")) | dict.fromkeys(_BRIER_PARTS, ()),
         )
 
@@ -216,50 +228,88 @@ def check_bins(bins: Any, binning: Any) -> tuple[int, str]:
 # -- bins ------------------------------------------------------------------------------------------------------------
 
 
+class _Ordered:
+    """Tokens in the order of their predictions.
+
+    The last bit of a prediction, 2**-53 of it, gives way to whether its event happened, so that only one array is
+    sorted, and no index. Those below 0 by rounding count as 0.
+    """
+
+    def __init__(self, tokens: Tokens, predictions: Float64Array, events: BoolArray) -> None:
+        self._keys = (np.maximum(predictions, 0.0).view(np.uint64) & ~np.uint64(1)) | events
+        if tokens.weight is None and tokens.sequence is None:
+            keys, self.tokens = self._keys.copy(), tokens
+            _core.sort_keys(keys, np.empty_like(keys))
+        else:
+            keys, self.tokens = self._keys[self.order], tokens.select(self.order)
+        self.predictions, self.events = (keys & ~np.uint64(1)).view(np.float64), (keys & np.uint64(1)).astype(np.bool_)
+        self.gaps = self.events - self.predictions
+
+    @cached_property
+    def order(self) -> IntArray:
+        """The index of each token."""
+        return np.argsort(self._keys)
+
+    def quantiles(self, fractions: Float64Array) -> Float64Array:
+        """The quantiles of the predictions, by linear interpolation as in NumPy."""
+        place = fractions * (self.predictions.size - 1)
+        below = np.floor(place)
+        low, high = (self.predictions[np.int64(one)] for one in (below, np.ceil(place)))
+        part, step = place - below, high - low
+        values: Float64Array = np.where(part < 0.5, low + step * part, high - step * (1 - part))
+        return values
+
+
 class _Bins:
     """Tokens by bins of their predictions, and how far these are from the frequency of what they predict.
 
     A bin is open below and closed above, as in scikit-learn's `calibration_curve`: 1.0 is in the last one. Bins of
-    equal mass end at quantiles of the predictions, so that equal ones share a bin, in any order.
+    equal mass end at quantiles of the predictions, so that equal ones share a bin.
     """
 
-    def __init__(self, tokens: Tokens, predictions: Float64Array, events: BoolArray, bins: int, binning: str) -> None:
-        self.edges = np.linspace(0, 1, bins + 1)
-        if binning == "equal_mass" and predictions.size:
-            self.edges = np.quantile(predictions, self.edges)
-        label = np.searchsorted(self.edges[1:-1], predictions).astype(np.int16)
-        order = np.argsort(label, kind="stable")
-        starts = np.searchsorted(label[order], np.arange(bins + 1))
-        self.numbers = np.flatnonzero(np.diff(starts))
-        rows = [order[first:last] for first, last in pairwise(starts) if last > first]
-        self._parts = [(tokens.select(part), part) for part in rows]
-        self._predictions, self._events = predictions, events
-        gaps = events - predictions
-        self._gaps = [part.value(gaps[rows]) for part, rows in self._parts]
-        sign = np.zeros(bins)
-        sign[self.numbers] = np.sign(self._gaps)
-        self.signed = sign[label] * gaps  # whose mean is the error
-        mass = np.array([part.size if part.weight is None else part.weight.sum() for part, _ in self._parts])
+    def __init__(self, ordered: _Ordered, bins: int, binning: str) -> None:
+        self._ordered, self.edges = ordered, np.linspace(0, 1, bins + 1)
+        if binning == "equal_mass":
+            self.edges = ordered.quantiles(self.edges)
+        inner = np.searchsorted(ordered.predictions, self.edges[1:-1], "right").tolist()
+        bounds = [*pairwise([0, *inner, ordered.predictions.size])]
+        self.numbers = [number for number, (first, last) in enumerate(bounds) if first < last]
+        self._rows = [slice(*bounds[number]) for number in self.numbers]
+        self._parts = [ordered.tokens.select(rows) for rows in self._rows]
+        self._gaps = self._values(ordered.gaps)
+        mass = np.array([part.mass for part in self._parts])
         self._share = mass / mass.sum()
 
-    def _errors(self, *, of_calibrated: bool) -> list[float]:
-        """The standard errors of the gaps, at least those of independent tokens of a calibrated model if asked for."""
-        errors = []
-        for part, rows in self._parts:
-            error, p = part.mean(self._events[rows] - self._predictions[rows]).stderr, self._predictions[rows]
-            least = math.sqrt(part.value(p * (1 - p)) / part.size) if of_calibrated else 0.0
-            errors.append(max(0.0 if math.isnan(error) else error, least))
-        return errors
+    def _values(self, values: Array) -> list[float]:
+        """The mean of values in each bin."""
+        return [part.value(values[rows]) for part, rows in zip(self._parts, self._rows, strict=True)]
+
+    @cached_property
+    def _rates(self) -> list[Measure]:
+        """The fraction of events in each bin."""
+        events = self._ordered.events
+        return [part.mean(events[rows], "share") for part, rows in zip(self._parts, self._rows, strict=True)]
+
+    @cached_property
+    def _stderrs(self) -> list[float]:
+        """The standard errors of the gaps; 0 where they are unknown."""
+        gaps = self._ordered.gaps
+        errors = [part.mean(gaps[rows]).stderr for part, rows in zip(self._parts, self._rows, strict=True)]
+        return [0.0 if math.isnan(error) else error for error in errors]
 
     def excess(self, *, at_most: bool = False) -> float:
         """What chance adds to the error: the mean size of normal gaps with their standard errors, less their size.
 
-        It is less the larger the true gaps are. The most that it may be takes each as a standard error smaller.
+        It is less the larger the true gaps are. The most that it may be takes each as a standard error smaller, and
+        errors as at least those of independent tokens of a calibrated model.
         """
-        total = 0.0
-        for share, gap, error in zip(
-            self._share.tolist(), self._gaps, self._errors(of_calibrated=at_most), strict=True
-        ):
+        errors, p, total = self._stderrs, self._ordered.predictions, 0.0
+        if at_most:
+            least = zip(self._values(p * (1 - p)), self._parts, strict=True)
+            errors = [
+                max(one, math.sqrt(max(mean, 0.0) / part.size)) for one, (mean, part) in zip(errors, least, strict=True)
+            ]
+        for share, gap, error in zip(self._share.tolist(), self._gaps, errors, strict=True):
             size = max(abs(gap) - error * at_most, 0.0)
             if error > 0:
                 z = size / error
@@ -267,105 +317,116 @@ class _Bins:
                 total += share * (folded - size)
         return total
 
+    @property
+    def error(self) -> float:
+        """The mean over tokens of the sizes of gaps."""
+        return math.fsum((self._share * np.abs(self._gaps)).tolist())
+
+    def signed(self, *, is_ordered: bool = True) -> Float64Array:
+        """The gap of each token, whose mean is the error; in the order of predictions, or as the tokens came."""
+        ordered, signs = self._ordered, np.sign(self._gaps)
+        signed: Float64Array = ordered.gaps * np.repeat(signs, [rows.stop - rows.start for rows in self._rows])
+        if not is_ordered:
+            signed[ordered.order] = signed.copy()
+        return signed
+
+    def measure(self) -> Measure:
+        """The error with its standard error and interval."""
+        return self._ordered.tokens.mean(self.signed())._replace(excess=self.excess(at_most=True))
+
     def mce(self) -> Estimate:
         """The largest gap of a bin, with an interval for the largest of all true ones."""
-        sizes = [abs(gap) for gap in self._gaps]
-        worst, worst_rows = self._parts[int(np.argmax(sizes))]
+        sizes = np.abs(self._gaps).tolist()
+        worst = int(np.argmax(sizes))
 
         def errors() -> Errors:
             ends = []
-            for part, rows in self._parts:  # the interval of a fraction allows for bins in which all are right
-                mean, rate = part.value(self._predictions[rows]), part.mean(self._events[rows], "share")
+            for mean, rate in zip(self._values(self._ordered.predictions), self._rates, strict=True):
+                # the interval of a fraction allows for bins in which all are right
                 low, high = (end - mean for end in rate.reach(TAIL / len(sizes))[1:3])
                 least = 0.0 if math.isnan(low) or low * high <= 0 else min(abs(low), abs(high))
                 ends.append((least, 1.0 if math.isnan(low) else max(abs(low), abs(high))))
-            measure = worst.mean(self._events[worst_rows] - self._predictions[worst_rows])
+            measure = self._parts[worst].mean(self._ordered.gaps[self._rows[worst]])
             low, high = (max(column) for column in zip(*ends, strict=True))
             return Errors(measure.stderr, (low, min(high, 1.0)), measure.unit)
 
-        return Estimate(max(sizes), errors)
+        return Estimate(sizes[worst], errors)
 
     def parts_of_brier(self, rate: float) -> tuple[float, float]:
         """The squared distances of the bins' frequencies from their predictions, and from the frequency in all."""
-        rates = np.array([part.value(self._events[rows]) for part, rows in self._parts])
+        rates = np.array(self._values(self._ordered.events))
         return float(self._share @ np.square(self._gaps)), float(self._share @ (rates - rate) ** 2)
 
     def table(self) -> Columns:
         """The reliability table."""
-        means = [
-            (part.value(self._predictions[rows]), part.mean(self._events[rows], "share")) for part, rows in self._parts
-        ]
+        means, rates = self._values(self._ordered.predictions), self._rates
         columns = (
             self.edges[self.numbers],
-            self.edges[self.numbers + 1],
-            np.array([part.size for part, _ in self._parts], np.int64),
-            np.array([mean for mean, _ in means]),
-            np.array([rate.mean for _, rate in means]),
-            np.array([rate.stderr for _, rate in means]),
+            self.edges[1:][self.numbers],
+            np.array([part.size for part in self._parts], np.int64),
+            np.array(means),
+            np.array([rate.mean for rate in rates]),
+            np.array([rate.stderr for rate in rates]),
         )
         return dict(zip(_BIN_COLUMNS, columns, strict=True))
-
-
-def _ece(tokens: Tokens, bins: Iterable[_Bins], *, is_debiased: bool = False) -> Estimate:
-    """The mean of the errors of predictions in bins: of confidences, or of the probabilities of each class."""
-    every = [*bins]
-    measure = tokens.mean(np.sum([one.signed for one in every], axis=0) / len(every))
-    value = measure.mean
-    if is_debiased:
-        value -= math.fsum(one.excess() for one in every) / len(every)
-
-    def errors() -> Errors:
-        radius = measure.stderr * measure.independent.interval_factor
-        low = measure.mean - math.fsum(one.excess(at_most=True) for one in every) / len(every) - radius
-        return Errors(measure.stderr, (max(low, 0.0), min(measure.mean + radius, 1.0)), measure.unit)
-
-    return Estimate(value, errors)
 
 
 # -- all statistics ----------------------------------------------------------------------------------------------------
 
 
-def calibration_of(columns: Columns, bins: int, binning: str, scaled: Scaled | None = None) -> Calibration:
+def calibration_of(
+    columns: Columns, bins: int = 15, binning: str = "equal_mass", fit: Fit | None = None, note: str = ""
+) -> Calibration:
     """The calibration of kept tokens, whose columns are arrays by name, and the fit of their temperature.
 
-    Columns are "nll", "confidence", "is_greedy" and "target"; and if they are known "brier", "probs" (with an axis of
-    the classes), "sample_weight" and "segment_ids". With "event", bins are by "prediction" of these.
+    Columns are "nll", "confidence", "is_greedy" and "target"; and if they are known "brier", "probs" (of shape (V,
+    tokens)), "sample_weight" and "segment_ids". With "event", bins are by "prediction" of these. The note says why
+    there is no temperature.
     """
-    target, nll, confidence = columns["target"], columns["nll"], columns["confidence"]
+    target, nll, confidence, right = (columns[name] for name in ("target", "nll", "confidence", "is_greedy"))
     tokens = Tokens(target.size, columns.get("sample_weight"), columns.get("segment_ids"))
-    predictions, events = columns.get("prediction", confidence), columns.get("event", columns["is_greedy"])
+    predictions, events = columns.get("prediction", confidence), columns.get("event", right)
     numbers = np.empty(0) if tokens.sequence is None else tokens.sequence
+    brier, probs = columns.get("brier"), columns.get("probs")
+    if probs is not None:
+        brier = sum((own - (target == number)) ** 2 for number, own in enumerate(probs))
     statistics: dict[str, Any] = {
         "count": target.size,
         "n_sequences": np.unique(numbers[numbers >= 0]).size,
-        "accuracy": tokens.mean(columns["is_greedy"], "share").estimate(),
-        "mean_confidence": tokens.mean(confidence).estimate(),
-        "loss": tokens.mean(nll, "mean").estimate(),
+        "accuracy": tokens.estimate(right, "share"),
+        "mean_confidence": tokens.estimate(confidence),
+        "loss": tokens.estimate(nll, "mean"),
+        "brier": None if brier is None else tokens.estimate(brier, "mean"),
         "binning": binning,
+        "temperature_note": note,
     }
-    brier = tokens.mean(columns["brier"], "mean").estimate() if "brier" in columns else None
-    statistics["brier"] = brier
     if not target.size or np.isnan(predictions).any():
         unknown = ("ece", "ece_debiased", "ece_equal_mass", "ece_equal_width", "mce", "d2", "aurc")
         statistics |= dict.fromkeys(unknown, Estimate(math.nan))
-        scaled = None if scaled is None else scaled._replace(prediction=np.empty(0))
-        return Calibration(**statistics, **_scaled_statistics(tokens, scaled, events, bins, binning))
-    binned = {name: _Bins(tokens, predictions, events, bins, name) for name in BINNINGS}
-    statistics |= {f"ece_{name}": _ece(tokens, [one]) for name, one in binned.items()}
-    statistics |= {
-        "ece": statistics[f"ece_{binning}"],
-        "ece_debiased": _ece(tokens, [binned[binning]], is_debiased=True),
-    }
-    statistics |= {"mce": binned[binning].mce(), "bins": binned[binning].table()}
-    statistics |= {"d2": _d2(tokens, nll, target), "aurc": _aurc(tokens, confidence, ~columns["is_greedy"])}
-    if "probs" in columns:
-        by_class = [
-            _Bins(tokens, probs, target == number, bins, binning) for number, probs in enumerate(columns["probs"].T)
-        ]
-        statistics["classwise_ece"] = _ece(tokens, by_class)
-        if brier is not None:
-            statistics |= _brier_parts(tokens, brier, by_class, target)
-    return Calibration(**statistics, **_scaled_statistics(tokens, scaled, events, bins, binning))
+        return Calibration(**statistics, **_scaled_statistics(tokens, fit, events, bins, binning))
+    ordered = _Ordered(tokens, predictions, events)
+    binned = {name: _Bins(ordered, bins, name) for name in BINNINGS}
+    main, gap = binned[binning], binned[binning].measure()
+    statistics |= {f"ece_{name}": Estimate(one.error, one.measure) for name, one in binned.items()}
+    statistics |= {"ece": Estimate(main.error, gap), "ece_debiased": Estimate(main.error - main.excess(), gap)}
+    statistics |= {"mce": main.mce(), "bins": main.table(), "d2": _d2(tokens, nll, target), "_gap": gap}
+    statistics["aurc"] = _aurc(_Ordered(tokens, confidence, right) if "event" in columns else ordered)
+    if probs is not None:
+        by_class = [_Bins(_Ordered(tokens, own, target == number), bins, binning) for number, own in enumerate(probs)]
+        statistics["classwise_ece"] = _classwise(tokens, by_class)
+        statistics |= _brier_parts(tokens, statistics["brier"], by_class, target)
+    return Calibration(**statistics, **_scaled_statistics(tokens, fit, events, bins, binning))
+
+
+def _classwise(tokens: Tokens, by_class: list[_Bins]) -> Estimate:
+    """The mean of the errors of all classes."""
+
+    def errors() -> Measure:
+        signed = np.sum([one.signed(is_ordered=False) for one in by_class], axis=0) / len(by_class)
+        excess = math.fsum(one.excess(at_most=True) for one in by_class) / len(by_class)
+        return tokens.mean(signed)._replace(excess=excess)
+
+    return Estimate(math.fsum(one.error for one in by_class) / len(by_class), errors)
 
 
 def _brier_parts(tokens: Tokens, brier: float, by_class: list[_Bins], target: IntArray) -> dict[str, Estimate]:
@@ -381,93 +442,105 @@ def _brier_parts(tokens: Tokens, brier: float, by_class: list[_Bins], target: In
 
 def _d2(tokens: Tokens, nll: Float64Array, target: IntArray) -> Estimate:
     """The fraction of the log loss explained: 1 less a ratio of sums."""
-    label = np.unique(target, return_inverse=True)[1]
-    weights = np.ones(target.size) if tokens.weight is None else tokens.weight
-    rates = sums_by_segment(weights, None, label.astype(np.int64)).nll / ExactMoments.of(weights).sum
-    measure = tokens.mean(nll, over=-natural_logs(rates)[label])
-    return measure._replace(mean=1 - measure.mean).estimate()
+    sizes = np.bincount(target).astype(np.float64)
+    if tokens.weight is not None:
+        sums = sums_by_segment(tokens.weight, None, target)
+        sizes[sums.sequence] = sums.nll
+    logs = -natural_logs(np.where(sizes > 0, sizes / tokens.mass, 1.0))
+    baseline = math.fsum((sizes * logs).tolist()) / tokens.mass
+
+    def errors() -> Measure:
+        measure = tokens.mean(nll, over=logs[target])
+        return measure._replace(mean=1 - measure.mean)
+
+    return Estimate(1 - tokens.value(nll) / baseline if baseline else math.nan, errors)
 
 
-def _aurc(tokens: Tokens, confidence: Float64Array, wrong: BoolArray) -> Estimate:
+def _aurc(ordered: _Ordered) -> Estimate:
     """The area under the risk-coverage curve, where tokens of equal confidence come together.
 
     Its error is that of its influence function: what each token adds to the risk at its own confidence, and below.
     """
-    label = np.unique(-confidence, return_inverse=True)[1]
+    tokens, wrong = ordered.tokens, ~ordered.events
+    is_new = ordered.predictions[1:] != ordered.predictions[:-1]
+    label = np.concatenate([[0], np.cumsum(is_new)])
     weights = np.ones(tokens.size) if tokens.weight is None else tokens.weight
-    number = label.astype(np.int64)
-    mass, errors = (np.cumsum(sums_by_segment(one, None, number).nll) for one in (weights, weights * wrong))
-    risk = errors / mass
-    step = np.diff(mass, prepend=0.0) / mass
-    below, of_risk = (np.cumsum(one[::-1])[::-1][label] for one in (step, risk * step))
-    value, influence = tokens.mean(risk[label], "mean"), tokens.mean(risk[label] + wrong * below - of_risk)
-    return value._replace(independent=influence.independent).estimate()
+    sums = np.bincount if tokens.weight is None else lambda number, one: sums_by_segment(one, None, number).nll
+    own, errors = sums(label, weights), sums(label, weights * wrong)
+    mass = np.cumsum(own[::-1])[::-1]
+    risk = np.cumsum(errors[::-1])[::-1] / mass
+    at_token = risk[label]
+
+    def with_errors() -> Measure:
+        step = own / mass
+        below, of_risk = (np.cumsum(one)[label] for one in (step, risk * step))
+        influence = tokens.mean(at_token + wrong * below - of_risk)
+        return tokens.mean(at_token, "mean")._replace(independent=influence.independent)
+
+    return Estimate(tokens.value(at_token), with_errors)
 
 
 # -- temperature -----------------------------------------------------------------------------------------------------
 
 
-class Scaled(NamedTuple):
-    """The fit of a temperature: the scale of the logits, its relative error, and columns at this scale."""
+class Fit(NamedTuple):
+    """The fit of a temperature: the scale of the logits, and the columns at this scale."""
 
     scale: float
-    independent: ExactRatio  # whose standard error is that of the scale, relative to it
-    unit: str
-    nll: Float64Array
-    prediction: Float64Array  # the probability of the likeliest class, or for binary targets of class 1
+    columns: Columns
 
 
-def fit_temperature(at_scale: Callable[[float], Columns], tokens: Tokens) -> Scaled:
+def fit_temperature(at_scale: Callable[[float], Columns], tokens: Tokens) -> Fit:
     """The scale of the logits that minimizes the mean loss, by Newton's method.
 
     `at_scale` reads all tokens with scaled logits, and returns their "nll", "entropy", "variance" (of
-    log-probabilities), "is_greedy" and "prediction". The derivative of a token's loss by the logarithm of the scale is
-    loss - entropy; the second derivative by the scale, times its square, is the variance of the log-probabilities. The
-    loss is convex in the scale, so that a step beyond a scale whose derivative is known is halved.
+    log-probabilities), "is_greedy" and "prediction", the probability of the likeliest class, or for binary targets of
+    class 1. The derivative of a token's loss by the logarithm of the scale is loss - entropy; the second derivative by
+    the scale, times its square, is the variance of the log-probabilities. The loss is convex in the scale, so that a
+    step beyond a scale whose derivative is known is halved.
     """
     scale, low, high = 1.0, 0.0, math.inf
     for number in range(_MAX_PASSES):
-        found = at_scale(scale)
-        nll, prediction = found["nll"], found["prediction"]
+        columns = at_scale(scale)
         with np.errstate(invalid="ignore"):
-            measure = tokens.mean(nll - found["entropy"], over=found["variance"])
-        slope, curvature = measure.independent.numerators.sum, measure.independent.denominators.sum
-        if not tokens.size or not math.isfinite(slope) or not math.isfinite(curvature):
-            scale = math.nan
-        step = measure.mean if curvature else math.copysign(math.inf, slope) if slope else 0.0
-        if math.isnan(scale) or abs(step) <= _STEP_TOLERANCE or not 1 / _MAX_SCALE < scale < _MAX_SCALE:
-            return Scaled(scale, measure.independent, measure.unit, nll, prediction)
+            slope = tokens.value(columns["nll"] - columns["entropy"])
+        curvature = tokens.value(columns["variance"])
+        if not math.isfinite(slope) or not math.isfinite(curvature):
+            return Fit(math.nan, columns)
+        step = slope / curvature if curvature else math.copysign(math.inf, slope) if slope else 0.0
+        if abs(step) <= _STEP_TOLERANCE or not 1 / _MAX_SCALE < scale < _MAX_SCALE:
+            return Fit(scale, columns)
         low, high = (low, scale) if step > 0 else (scale, high)
         new = min(max(scale * (1 - step), scale / _MAX_STEP), scale * _MAX_STEP)
         if number >= _FIRST_PASSES and not (low and high < math.inf):  # of few errors, steps stay short
             new = min(new, scale / 2) if step > 0 else max(new, scale * 2)
         scale = new if low < new < high else math.sqrt(low * high)
-        if number == 0 and found["is_greedy"].all():
+        if number == 0 and columns["is_greedy"].all():
             scale = _MAX_SCALE
-    return Scaled(math.nan, measure.independent, measure.unit, nll, prediction)
+    return Fit(math.nan, columns)
 
 
-def _scaled_statistics(
-    tokens: Tokens, scaled: Scaled | None, events: BoolArray, bins: int, binning: str
-) -> dict[str, Any]:
+def _scaled_statistics(tokens: Tokens, fit: Fit | None, events: BoolArray, bins: int, binning: str) -> dict[str, Any]:
     """The temperature, and the loss and the calibration error there."""
-    if scaled is None:
+    if fit is None:
         return {}
-    scale, independent, unit = scaled[:3]
+    scale, columns = fit
     temperature = 1 / scale if 1 / _MAX_SCALE < scale < _MAX_SCALE else math.nan
     if temperature != temperature and scale == scale:
         temperature = 0.0 if scale > 1 else math.inf
 
     def errors() -> Errors:
         if not 0 < temperature < math.inf:
-            return Errors(unit=unit)
-        stderr = temperature * independent.stderr
-        return Errors(stderr, interval_above_0(temperature, stderr, independent.interval_factor), unit)
+            return Errors(unit="tokens")
+        measure = tokens.mean(columns["nll"] - columns["entropy"], over=columns["variance"])
+        stderr, factor = temperature * measure.independent.stderr, measure.independent.interval_factor
+        return Errors(stderr, interval_above_0(temperature, stderr, factor), measure.unit)
 
-    is_known = scaled.prediction.size and not np.isnan(scaled.prediction).any()
-    ece = _ece(tokens, [_Bins(tokens, scaled.prediction, events, bins, binning)]) if is_known else Estimate(math.nan)
+    prediction = columns["prediction"]
+    is_known = prediction.size and not np.isnan(prediction).any()
+    binned = _Bins(_Ordered(tokens, prediction, events), bins, binning) if is_known else None
     return {
         "temperature": Estimate(temperature, errors),
-        "scaled_loss": tokens.mean(scaled.nll, "mean").estimate(),
-        "scaled_ece": ece,
+        "scaled_loss": tokens.estimate(columns["nll"], "mean"),
+        "scaled_ece": Estimate(binned.error, binned.measure) if binned else Estimate(math.nan),
     }

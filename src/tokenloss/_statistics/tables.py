@@ -55,6 +55,7 @@ _CALIBRATION_ROWS = (
     Row("log loss explained (D²)", "d2", "{:.2f %}", ("± {stderr:.2g %}",)),
     Row("area under risk-coverage", "aurc", "{:.5f}", ("± {stderr:.2g}",)),
     Row("best temperature", "temperature", "{:.5g}", ("± {stderr:.2g}", "95 % interval {low:.4g} to {high:.4g}")),
+    Row("best temperature", "temperature_note", "not fitted", ("{temperature_note}",), when="temperature_note"),
     Row("  loss", "scaled_loss", notes=("± {stderr:.3g} nats",)),
     Row("  calibration error", "scaled_ece", "{:.5f}", ("± {stderr:.2g}",)),
 )
