@@ -260,8 +260,8 @@ typedef struct {
      * read, and nothing outside `out` written; rows whose `out` is NULL are skipped. `out` may be the rows themselves.
      *
      * exp_rows: exponentials, TL_..._KEPT_BITS too large, stored in `kept` (unless NULL), tl_kept_row elements apart;
-     * and their sums, with the bits of TL_REDUCE_SOFTMAX, and reference exponents. Both arrays are padded to whole
-     * groups. A sum is 0 if the maximum is beyond TL_MAX_EXACT_REDUCTION, and nan if the row has no softmax.
+     * and their sums, with the bits of TL_REDUCE_SOFTMAX but for a power of two, and reference exponents. Both arrays
+     * are padded to whole groups. A sum is above 0 unless the maximum is beyond TL_MAX_EXACT_REDUCTION or nan.
      * scale_rows: kept exponentials times `factor`. sub_rows: x - subtrahend. exp_scaled_rows: exp(x) 2^-exponent
      * factor - subtrahend. With `streaming` long rows bypass the caches. */
     void (*exp_rows[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes, void *kept,

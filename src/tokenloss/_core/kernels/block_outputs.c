@@ -189,22 +189,24 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
 }
 
 /* For each row, the factor of its exponentials or, for log_softmax, its logsumexp; returns a bit where one exists. */
-static uint64_t end_softmax(const tl_backend *backend, const double *ref_exp, const double *sum, int count, int dtype,
-                            int is_log, double *operand) {
+static uint64_t end_softmax(const tl_backend *backend, double *ref_exp, double *sum, int count, int dtype, int is_log,
+                            double *operand) {
     uint64_t near = 0;
+    for (int i = 0; i < count; i++)
+        near |= (uint64_t)(sum[i] > 0) << i;
+    for (size_t i = 0; is_log && i < tl_padded_rows(count); i++)
+        tl_normalize_sum(&sum[i], &ref_exp[i]);
     if (is_log)
         backend->lse_logs(sum, ref_exp, tl_padded_rows(count), dtype, operand);
     for (int i = 0; !is_log && i < count; i++)
         operand[i] = tl_softmax_factor_of(sum[i], dtype);
-    for (int i = 0; i < count; i++)
-        near |= (uint64_t)(sum[i] > 0) << i;
     return near;
 }
 
-/* Short rows side by side. Returns which were written, and the sums of rows as exp_rows does. */
+/* Short rows side by side. Returns which were written. */
 static uint64_t softmax_in_groups(const tl_backend *backend, const tl_row_block *rows, int is_log,
-                                  const tl_out_block *out, double *sum) {
-    double ref_exp[TL_BLOCK_ROWS], operand[TL_BLOCK_ROWS];
+                                  const tl_out_block *out) {
+    double ref_exp[TL_BLOCK_ROWS], sum[TL_BLOCK_ROWS], operand[TL_BLOCK_ROWS];
     int count = tl_grouped_rows(rows);
     size_t classes = (size_t)rows->row.count;
     if (count == 0)
@@ -237,8 +239,8 @@ static size_t kept_bytes(int64_t classes) {
 
 /* Some rows along their classes. Returns which were written. */
 static uint64_t softmax_of_rows(const tl_backend *backend, const tl_row *row, const char *const *data, int count,
-                                int is_log, void *kept, char *const *out, int streaming, double *sum) {
-    double ref_exp[TL_BLOCK_ROWS], operand[TL_BLOCK_ROWS];
+                                int is_log, void *kept, char *const *out, int streaming) {
+    double ref_exp[TL_BLOCK_ROWS], sum[TL_BLOCK_ROWS], operand[TL_BLOCK_ROWS];
     int dtype = row->dtype & ~TL_SWAPPED;
     size_t classes = (size_t)row->count;
     char *to[TL_BLOCK_ROWS];
@@ -253,10 +255,9 @@ static uint64_t softmax_of_rows(const tl_backend *backend, const tl_row *row, co
     return which;
 }
 
-/* The rows of a block along their classes: where they are in memory, or copied. As softmax_in_groups; of sums, a group
- * more may be written. */
+/* The rows of a block along their classes: where they are in memory, or copied. */
 static uint64_t softmax_by_rows(const tl_backend *backend, const tl_row_block *rows, int is_log,
-                                const tl_out_block *out, double *sum) {
+                                const tl_out_block *out) {
     int64_t classes = rows->row.count;
     int reads = is_native_row(&rows->row), writes = is_native_row(&out->row);
     int most = rows_at_once(classes);
@@ -275,7 +276,7 @@ static uint64_t softmax_by_rows(const tl_backend *backend, const tl_row_block *r
                 tl_copy_native(&row, copies + (size_t)i * apart);
         }
         uint64_t which = softmax_of_rows(backend, &rows->row, data, count, is_log, kept, to,
-                                         writes && out->nontemporal_stores, sum + start);
+                                         writes && out->nontemporal_stores);
         for (int i = 0; i < count && !writes; i++) {
             tl_row row = tl_row_of_out(out, start + i);
             if (which >> i & 1)
@@ -293,20 +294,15 @@ size_t tl_softmax_scratch_bytes(int64_t classes, int class_major) {
 
 void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, int is_log, const tl_out_block *out,
                          tl_cancel *cancel) {
-    double sum[TL_BLOCK_ROWS + TL_GROUP];
     int64_t classes = rows->row.count;
     uint64_t left = rows->wanted;
-    for (int i = 0; i < rows->count; i++)
-        sum[i] = 0;
     if (classes < TL_GROUP || (rows->class_major && classes <= TL_SHORT_ROW))
-        left &= ~softmax_in_groups(backend, rows, is_log, out, sum);
+        left &= ~softmax_in_groups(backend, rows, is_log, out);
     else if (classes <= TL_MAX_KEPT && rows->scratch)
-        left &= ~softmax_by_rows(backend, rows, is_log, out, sum);
+        left &= ~softmax_by_rows(backend, rows, is_log, out);
     for (int i = 0; i < rows->count && left >> i != 0; i++) {
         tl_row row = tl_row_of_block(rows, i), to = tl_row_of_out(out, i);
-        if (left >> i & 1 && sum[i] != sum[i])
-            tl_fill(&to, (double)NAN);
-        else if (left >> i & 1)
+        if (left >> i & 1)
             tl_softmax(backend, &row, is_log, &to, out->nontemporal_stores, cancel);
     }
 }

@@ -126,7 +126,10 @@ void tl_softmax(const tl_backend *backend, const tl_row *row, int is_log, const 
         return;
     }
     if (is_log) {
-        tl_lse lse = {state.offset, tl_log_of_sum(sum, (double)state.ref_exp, row->compute_dtype)};
+        double ref_exp = (double)state.ref_exp;
+        if (row->count <= TL_MAX_KEPT)
+            tl_normalize_sum(&sum, &ref_exp);
+        tl_lse lse = {state.offset, tl_log_of_sum(sum, ref_exp, row->compute_dtype)};
         lse = split_far_offset(lse);
         map_op op = {1, 0, 0, lse.log, large};
         map_row(backend, row, lse.offset, &op, out, cancel);

@@ -16,6 +16,14 @@ TL_INLINE double tl_softmax_factor_of(double sum, int dtype) {
     return (dtype == TL_FLOAT64 ? TL_DOUBLE_UNKEPT : TL_FLOAT_UNKEPT) / sum;
 }
 
+/* Has a sum of exponentials lie in [1, 2), and its power of two be part of its reference exponent: the logarithm does
+ * not depend on what the exponentials were relative to. */
+TL_INLINE void tl_normalize_sum(double *sum, double *ref_exp) {
+    uint64_t bits = tl_to_bits(*sum);
+    *ref_exp += (double)((int)(bits >> 52) - 1023);
+    *sum = tl_from_bits((bits & 0xfffffffffffff) | (uint64_t)1023 << 52);
+}
+
 /* d logit / d raw logit, from the logit. */
 TL_INLINE double tl_softcap_grad(const tl_row *row, double logit) {
     if (row->softcap == 0)

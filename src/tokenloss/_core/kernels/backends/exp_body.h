@@ -5,6 +5,8 @@
  * exponential does not depend on the reference exponent, which scales all terms by one power of two and so changes no
  * bit of the sum. Of ln 2 only the leading bits are subtracted here: tl_log_of_sum corrects for the others. */
 
+static const REAL OP(RAMP)[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 /* Constants and accumulators of a reduction, each a vector. */
 typedef struct {
     OP(vec) min_arg; /* smaller arguments are raised to it, where they are clamped: their power is 0 */
@@ -37,13 +39,14 @@ TL_TARGET TL_INLINE OP(acc) OP(acc_init)(int64_t exponent, int clamps, double sh
 /* Whether a power did not fit in its exponent field: then some k, in the low bits of a number of ulp 1, was negative or
  * had more bits than the field and an eighth; or the sum of the powers is nan or infinite. Clamped arguments can only
  * be too large. */
-TL_TARGET TL_INLINE int OP(is_out_of_range)(const OP(acc) * acc) {
+TL_TARGET TL_INLINE int OP(is_beyond)(const OP(acc) * acc, UINT k_mask) {
     const REAL rounder = OP(ROUNDER);
     UINT expected;
     memcpy(&expected, &rounder, sizeof expected);
-    expected |= OP(K_MASK);
+    expected |= k_mask;
     return OP(any_of_bits)(acc->or_bits[0], ~expected) || OP(any_of_bits)(acc->or_bits[1], ~expected);
 }
+TL_TARGET TL_INLINE int OP(is_out_of_range)(const OP(acc) * acc) { return OP(is_beyond)(acc, OP(K_MASK)); }
 
 /* The parts of exp(x) 2^-ref_exp. */
 typedef struct {
@@ -69,13 +72,25 @@ TL_TARGET TL_INLINE OP(vec) OP(add_rest)(const OP(exp_parts) * of, OP(vec) numbe
     return OP(fma)(of->q, OP(mul)(of->r_power, OP(set)(OP(LEADING))), number);
 }
 
-/* An exponential as a whole, of an argument that is clamped. */
-TL_TARGET TL_INLINE OP(vec) OP(whole_exp)(OP(vec) x, const OP(acc) * acc) {
-    const OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc->min_arg, x), acc, 1);
+/* An exponential as a whole; and one of an argument that is clamped. */
+TL_TARGET TL_INLINE OP(vec) OP(whole_of)(const OP(exp_parts) * exp) {
     OP(vec) p = OP(set)(OP(WHOLE)[0]);
     for (size_t i = 1; i < sizeof OP(WHOLE) / sizeof OP(WHOLE)[0]; i++)
-        p = OP(fma)(p, exp.r, OP(set)(OP(WHOLE)[i]));
-    return OP(fma)(p, exp.r_power, exp.power);
+        p = OP(fma)(p, exp->r, OP(set)(OP(WHOLE)[i]));
+    return OP(fma)(p, exp->r_power, exp->power);
+}
+TL_TARGET TL_INLINE OP(vec) OP(whole_exp)(OP(vec) x, const OP(acc) * acc) {
+    const OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc->min_arg, x), acc, 1);
+    return OP(whole_of)(&exp);
+}
+
+/* What exponentials of a softmax need to be relative to 1: near arguments have k in the OP(NEAR_K) + 1 around 0. */
+TL_TARGET TL_INLINE OP(acc) OP(acc_near)(void) {
+    const int middle = (OP(NEAR_K) + 1) / 2;
+    OP(acc) acc = OP(acc_init)(0, 0, 0, 0);
+    acc.rounder = OP(set)(OP(ROUNDER) + (REAL)middle);
+    acc.powers = OP(load_powers)(OP(POWERS), middle - 8 * (OP(KEPT_BITS) - OP(LEAST_EXPONENT)));
+    return acc;
 }
 
 /* What exponentials need, of arguments that are clamped, for each row's reference exponent and so many bits of

@@ -324,7 +324,7 @@ TL_TARGET TL_INLINE OP(vec) NAME(short_exp_at_)(REAL *x, size_t k, size_t classe
     return exp;
 }
 
-/* Adds `count` lanes of a vector of rows as a tree. */
+/* Adds `count` lanes of a vector of rows as a tree; 0 of rows that are far out. */
 TL_TARGET TL_INLINE void NAME(add_lanes_as_tree_)(NAME(lane_) * lanes, size_t count, const double *maximum,
                                                   double *sum) {
     for (size_t i = 0; i < PARTS; i++) {
@@ -333,8 +333,9 @@ TL_TARGET TL_INLINE void NAME(add_lanes_as_tree_)(NAME(lane_) * lanes, size_t co
         for (size_t half = 8; half > 0; half /= 2)
             for (size_t l = 0; l < half && l + half < count; l++)
                 lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l + half].sum[i]);
-        lanes[0].sum[i] = f64_mul(lanes[0].sum[i], f64_set(OP(UNKEPT)));
-        f64_store(sum + i * f64_WIDTH, f64_sum_if_near(f64_load(maximum + i * f64_WIDTH), lanes[0].sum[i]));
+        const f64_vec size = f64_and_bits(f64_load(maximum + i * f64_WIDTH), 0x7fffffffffffffffu);
+        f64_vec total = f64_mul(lanes[0].sum[i], f64_set(OP(UNKEPT)));
+        f64_store(sum + i * f64_WIDTH, f64_if_less(f64_set(TL_MAX_EXACT_REDUCTION), size, f64_set(0), total));
     }
 }
 

@@ -100,7 +100,8 @@ OPERATION __m256 f32_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(
 /* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef __m256i f32_table;
 OPERATION __m256i f32_load_powers(const uint32_t *powers, int guard) {
-    return _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)powers), _mm256_set1_epi32(guard << 20));
+    const __m256i drop = _mm256_set1_epi32((int)((unsigned)guard << 20));
+    return _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)powers), drop);
 }
 OPERATION __m256 f32_power(__m256 k, __m256i table) {
     __m256i bits = _mm256_castps_si256(k);
@@ -213,7 +214,7 @@ typedef struct {
     __m256i low, high; /* halves of the entries */
 } f64_table;
 OPERATION f64_table f64_load_powers(const uint64_t *powers, int guard) {
-    const __m256i drop = _mm256_set1_epi64x((long long)guard << 49),
+    const __m256i drop = _mm256_set1_epi64x((long long)((uint64_t)guard << 49)),
                   in_order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
     __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)powers),
             b = _mm256_loadu_si256((const __m256i *)(const void *)(powers + 4));

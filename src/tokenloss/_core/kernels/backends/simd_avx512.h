@@ -91,7 +91,7 @@ OPERATION __m512 f32_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(
 typedef __m512i f32_table;
 OPERATION __m512i f32_load_powers(const uint32_t *powers, int guard) {
     __m512i all = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)powers));
-    return _mm512_sub_epi32(all, _mm512_set1_epi32(guard << 20));
+    return _mm512_sub_epi32(all, _mm512_set1_epi32((int)((unsigned)guard << 20)));
 }
 OPERATION __m512 f32_power(__m512 k, __m512i table) {
     __m512i bits = _mm512_castps_si512(k);
@@ -208,7 +208,7 @@ OPERATION __m512d f64_pow2(__m512d shifted) {
 }
 typedef __m512i f64_table;
 OPERATION __m512i f64_load_powers(const uint64_t *powers, int guard) {
-    return _mm512_sub_epi64(_mm512_loadu_si512(powers), _mm512_set1_epi64((long long)guard << 49));
+    return _mm512_sub_epi64(_mm512_loadu_si512(powers), _mm512_set1_epi64((long long)((uint64_t)guard << 49)));
 }
 OPERATION __m512d f64_power(__m512d k, __m512i table) {
     __m512i bits = _mm512_castpd_si512(k);

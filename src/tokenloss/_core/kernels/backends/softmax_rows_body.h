@@ -6,106 +6,88 @@
  * as a tree, and these sums in double; then the lanes are added as a tree. short_softmax_ of short_rows_body.h has the
  * same order, and so has sum_exps_ of dtype_body.h. */
 
-/* The largest logits of up to TL_GROUP rows. */
-TL_TARGET TL_INLINE void NAME(row_maxima_)(const char *const *rows, size_t count, size_t classes, REAL *maximum) {
-    REAL lanes[TL_GROUP][OP(WIDTH)], side_by_side[OP(WIDTH) * TL_GROUP];
-    const char *at[TL_GROUP];
-    for (size_t r = 0; r < TL_GROUP; r++)
-        at[r] = (const char *)lanes[r < count ? r : 0];
-    for (size_t r = 0; r < count; r++) {
-        const ELEMENT *x = (const ELEMENT *)(const void *)rows[r];
-        OP(vec) most[4];
-        most[0] = most[1] = most[2] = most[3] = LOAD(x + classes - OP(WIDTH));
-        size_t k = 0;
-        for (; k + 4 * OP(WIDTH) <= classes; k += 4 * OP(WIDTH))
-            for (size_t i = 0; i < 4; i++)
-                most[i] = OP(max_skip_nan)(LOAD(x + k + i * OP(WIDTH)), most[i]);
-        for (; k + OP(WIDTH) <= classes; k += OP(WIDTH))
-            most[0] = OP(max_skip_nan)(LOAD(x + k), most[0]);
-        most[0] = OP(max_skip_nan)(OP(max_skip_nan)(most[0], most[1]), OP(max_skip_nan)(most[2], most[3]));
-        OP(store)(lanes[r], most[0]);
-    }
-    OP(interleave)(at, OP(WIDTH), side_by_side);
-    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
-        OP(vec) most[OP(WIDTH)];
-        for (size_t k = 0; k < OP(WIDTH); k++)
-            most[k] = OP(load)(side_by_side + TL_GROUP * k + r);
-        for (size_t half = OP(WIDTH) / 2; half > 0; half /= 2)
-            for (size_t k = 0; k < half; k++)
-                most[k] = OP(max_skip_nan)(most[k], most[k + half]);
-        OP(store)(maximum + r, most[0]);
-    }
-}
-
-/* The exponentials of a vector of classes from k on, which are kept if that is wanted; 0 where the row has ended.
- * `is_whole`, known to the compiler, says that it has not. */
-TL_TARGET TL_INLINE OP(vec) NAME(exp_at_)(const ELEMENT *x, size_t k, size_t classes, int is_whole, const OP(acc) * acc,
-                                          REAL *kept) {
+/* The exponentials of a vector of classes from k on, which are kept if that is wanted; 0 where the row has ended. Near
+ * ones are not clamped: the bits of their k are collected. `is_whole` and `is_near` are known to the compiler. */
+TL_TARGET TL_INLINE OP(vec) NAME(exp_at_)(const ELEMENT *x, size_t k, size_t classes, int is_whole, int is_near,
+                                          OP(acc) * acc, REAL *kept) {
     if (!is_whole && k >= classes)
         return OP(set)(0);
     const int fills = is_whole || k + OP(WIDTH) <= classes;
-    OP(vec) value = fills ? LOAD(x + k) : NAME(load_first_)(x + k, classes - k, -(REAL)INFINITY);
-    OP(vec) exp = OP(whole_exp)(value, acc);
+    OP(vec) value = fills ? LOAD(x + k) : NAME(load_first_)(x + k, classes - k, is_near ? 0 : -(REAL)INFINITY), exp;
+    if (is_near) {
+        const OP(exp_parts) parts = OP(exp_of)(value, acc, 0);
+        acc->or_bits[0] = OP(or_bits)(acc->or_bits[0], parts.k, parts.k);
+        exp = OP(whole_of)(&parts);
+        exp = fills ? exp : OP(if_less)(OP(load)(OP(RAMP)), OP(set)((REAL)(classes - k)), exp, OP(set)(0));
+    } else {
+        exp = OP(whole_exp)(value, acc);
+    }
     if (kept)
         OP(store)(kept + k, exp);
     return exp;
 }
 
 /* Adds the exponentials of 64 classes from k on to 16 lanes. */
-TL_TARGET TL_INLINE void NAME(exp_64_)(const ELEMENT *x, size_t k, size_t classes, int is_whole, const OP(acc) * acc,
-                                       REAL *kept, tl_lanes *lanes) {
+TL_TARGET TL_INLINE void NAME(exp_64_)(const ELEMENT *x, size_t k, size_t classes, int is_whole, int is_near,
+                                       OP(acc) * acc, REAL *kept, tl_lanes *lanes) {
     for (size_t j = 0; j < 16; j += OP(WIDTH)) {
-        OP(vec) first = NAME(exp_at_)(x, k + j, classes, is_whole, acc, kept),
-                second = NAME(exp_at_)(x, k + j + 16, classes, is_whole, acc, kept),
-                third = NAME(exp_at_)(x, k + j + 32, classes, is_whole, acc, kept),
-                fourth = NAME(exp_at_)(x, k + j + 48, classes, is_whole, acc, kept);
-        OP(accumulate)(lanes, j, OP(add)(OP(add)(first, second), OP(add)(third, fourth)));
+        OP(vec) exp[4];
+        for (size_t i = 0; i < 4; i++)
+            exp[i] = NAME(exp_at_)(x, k + j + 16 * i, classes, is_whole, is_near, acc, kept);
+        OP(accumulate)(lanes, j, OP(add)(OP(add)(exp[0], exp[1]), OP(add)(exp[2], exp[3])));
     }
 }
 
 /* Keeps the exponentials of a row, unless that is not wanted, and adds them to 8 lanes. */
-TL_TARGET TL_INLINE void NAME(exp_row_)(const ELEMENT *x, size_t classes, const OP(acc) * acc, REAL *kept,
+TL_TARGET TL_INLINE void NAME(exp_row_)(const ELEMENT *x, size_t classes, int is_near, OP(acc) * acc, REAL *kept,
                                         double *eight) {
     tl_lanes lanes = zero_lanes();
     size_t k = 0;
     for (; k + 64 <= classes; k += 64)
-        NAME(exp_64_)(x, k, classes, 1, acc, kept, &lanes);
+        NAME(exp_64_)(x, k, classes, 1, is_near, acc, kept, &lanes);
     if (k < classes)
-        NAME(exp_64_)(x, k, classes, 0, acc, kept, &lanes);
+        NAME(exp_64_)(x, k, classes, 0, is_near, acc, kept, &lanes);
     store_eight(OP(whole_lanes)(lanes), eight);
 }
 
-/* Stage by stage, since the latency of a stage would be waited for in every group. */
+/* The same relative to the maximum, of rows that are not near; returns the reference exponent. All are 0 if the
+ * maximum is beyond TL_MAX_EXACT_REDUCTION. */
+TL_TARGET TL_OUTLINE double NAME(exp_far_row_)(const ELEMENT *x, size_t classes, REAL *kept, double *eight) {
+    OP(vec) most = LOAD(x + classes - OP(WIDTH));
+    double lane[TL_GROUP];
+    for (size_t k = 0; k + OP(WIDTH) <= classes; k += OP(WIDTH))
+        most = OP(max_skip_nan)(LOAD(x + k), most);
+    OP(store_f64)(lane, most);
+    for (size_t i = 1; i < OP(WIDTH); i++)
+        lane[0] = lane[i] > lane[0] || lane[0] != lane[0] ? lane[i] : lane[0];
+    memset(eight, 0, 8 * sizeof *eight);
+    if (!(tl_abs(lane[0]) <= TL_MAX_EXACT_REDUCTION))
+        return 0;
+    f64_store(lane, f64_exponent_near(f64_set(lane[0])));
+    OP(acc) acc = OP(acc_init)((int64_t)lane[0] - OP(KEPT_BITS) + OP(HEADROOM), 1, 0, 0);
+    NAME(exp_row_)(x, classes, 0, &acc, kept, eight);
+    return lane[0];
+}
+
 TL_TARGET static void NAME(exp_rows_)(const char *const *rows, size_t count, size_t classes, void *kept,
                                       double *ref_exp, double *sum) {
-    const size_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
-    REAL largest[TL_BLOCK_ROWS], least[TL_BLOCK_ROWS], rounder[TL_BLOCK_ROWS];
-    double eight[TL_BLOCK_ROWS][8], maximum[TL_BLOCK_ROWS];
-    OP(acc) acc = OP(acc_init)(0, 1, 0, 0); /* the constants of each row follow */
-    for (size_t r = 0; r < count; r += TL_GROUP)
-        NAME(row_maxima_)(rows + r, count - r < TL_GROUP ? count - r : TL_GROUP, classes, largest + r);
-    for (size_t r = 0; r < padded; r += OP(WIDTH)) {
-        f64_vec wide[PARTS];
-        OP(widen)(OP(load)(largest + r), wide);
-        for (size_t i = 0; i < PARTS; i++) {
-            f64_store(maximum + r + i * f64_WIDTH, wide[i]);
-            f64_store(ref_exp + r + i * f64_WIDTH, f64_exponent_near(wide[i]));
-        }
-        OP(reference)(ref_exp + r, OP(KEPT_BITS), &acc);
-        OP(store)(least + r, acc.min_arg);
-        OP(store)(rounder + r, acc.rounder);
-    }
+    double eight[TL_BLOCK_ROWS][8];
+    OP(acc) acc = OP(acc_near)();
+    for (size_t r = 0; r < (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP; r++)
+        ref_exp[r] = 0;
     for (size_t r = 0; r < count; r++) {
-        acc.min_arg = OP(set)(least[r]);
-        acc.rounder = OP(set)(rounder[r]);
-        NAME(exp_row_)((const ELEMENT *)(const void *)rows[r], classes, &acc,
-                       kept ? (REAL *)kept + r * tl_kept_row(classes) : NULL, eight[r]);
+        const ELEMENT *x = (const ELEMENT *)(const void *)rows[r];
+        REAL *to = kept ? (REAL *)kept + r * tl_kept_row(classes) : NULL;
+        acc.or_bits[0] = OP(set_bits)(0);
+        NAME(exp_row_)(x, classes, 1, &acc, to, eight[r]);
+        if (TL_UNLIKELY(OP(is_beyond)(&acc, OP(NEAR_K))))
+            ref_exp[r] = NAME(exp_far_row_)(x, classes, to, eight[r]);
     }
-    for (size_t r = 0; r < count; r += TL_GROUP)
+    for (size_t r = 0; r < count; r += TL_GROUP) {
         add_lanes_of_rows(eight + r, count - r < TL_GROUP ? count - r : TL_GROUP, sum + r);
-    for (size_t r = 0; r < padded; r += f64_WIDTH)
-        f64_store(sum + r,
-                  f64_sum_if_near(f64_load(maximum + r), f64_mul(f64_load(sum + r), f64_set(OP(UNKEPT)))));
+        for (size_t i = r; i < r + TL_GROUP; i++)
+            sum[i] *= OP(UNKEPT);
+    }
 }
 
 /* What is written of a number, by the kind of map, which is known to the compiler. */

@@ -32,6 +32,7 @@ static const float f32_WHOLE[] = {0x1.55479p-3f, 0x1.0008d8p-1f, 1}; /* LEADING 
 #define f32_ROUNDER 0x1.8p23f
 #define f32_LEAST_EXPONENT (-126)
 #define f32_K_MASK 0x7ff
+#define f32_NEAR_K 0x3ff
 #define f32_KEPT_BITS TL_FLOAT_KEPT_BITS
 #define f32_UNKEPT TL_FLOAT_UNKEPT
 #define f32_OTHER_LIMIT 0x1.fffffep127f
@@ -58,6 +59,7 @@ static const double f64_WHOLE[] = {0x1.a01edf351ab43p-13, 0x1.6c1c3ab56a4f0p-10,
 #define f64_ROUNDER 0x1.8p52
 #define f64_LEAST_EXPONENT (-1022)
 #define f64_K_MASK 0x3fff
+#define f64_NEAR_K 0x1fff
 #define f64_KEPT_BITS TL_DOUBLE_KEPT_BITS
 #define f64_UNKEPT TL_DOUBLE_UNKEPT
 #define f64_OTHER_LIMIT TL_MIN_FMA_SAFE

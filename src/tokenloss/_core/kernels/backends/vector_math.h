@@ -112,10 +112,3 @@ TL_TARGET TL_INLINE f64_vec f64_exponent_near(f64_vec maximum) {
     f64_vec half = f64_if_less(near, zero, f64_set(-0.5), f64_set(0.5));
     return f64_trunc(f64_add(f64_mul(near, f64_set(TL_LOG2E)), half));
 }
-
-/* A sum of exponentials relative to a maximum; 0 if that is far out, and nan if it is infinite. */
-TL_TARGET TL_INLINE f64_vec f64_sum_if_near(f64_vec maximum, f64_vec sum) {
-    f64_vec size = f64_and_bits(maximum, 0x7fffffffffffffffu);
-    f64_vec other = f64_if_less(size, f64_set((double)INFINITY), f64_set(0), f64_set((double)NAN));
-    return f64_if_less(f64_set(TL_MAX_EXACT_REDUCTION), size, other, sum);
-}
