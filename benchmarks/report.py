@@ -1,6 +1,6 @@
 """Writes all tables and charts of benchmarks/README.md, and the chart of README.md, from results/*.json.
 
-Of each library, the fastest way that was measured counts.
+For each library, the fastest of the measured ways counts.
 
     python benchmarks/report.py            # run.py --write does the same after measuring
     python benchmarks/report.py FILE       # prints the tables of one file
@@ -44,9 +44,9 @@ WORKS = {  # by the beginnings of the names of their cases; what follows is the 
 }
 OTHER_WORKS = {
     "planes/": "`cross_entropy(x, t, axis=1)`, images",
-    "cold/ids/": "`cross_entropy_loss`, class ids, in no cache, threads",
-    "cold/onehot/": "`cross_entropy_loss`, one-hot, in no cache, threads",
-    "cold/": "`cross_entropy_loss`, class ids, in no cache",
+    "cold/ids/": "`cross_entropy_loss`, class ids, beyond the caches, threads",
+    "cold/onehot/": "`cross_entropy_loss`, one-hot, beyond the caches, threads",
+    "cold/": "`cross_entropy_loss`, class ids, beyond the caches",
     "tiny/onehot/": "`cross_entropy_loss`, one-hot, one tiny call",
     "tiny/ids/": "`cross_entropy_loss`, class ids, one tiny call",
     "tiny/cross_entropy/": "`cross_entropy`, one tiny call",
@@ -128,16 +128,16 @@ def section(report: dict[str, Any]) -> str:
         "Short rows: `cross_entropy`, float32": _of_short_rows(report),
         "Short rows: other work": _of_works(cases),
         "Images": [
-            "Nanoseconds a pixel of `cross_entropy(x, t, axis=1)`, where `x` has the channels first:",
+            "Nanoseconds per pixel for `cross_entropy(x, t, axis=1)`, where the channels of `x` come first:",
             _table("channels", images, WITH_AVX2, _ns),
         ],
-        "Probabilities that are in no cache": [
-            "Milliseconds a call of `cross_entropy_loss`:",
+        "Probabilities beyond the caches": [
+            "Milliseconds per call of `cross_entropy_loss`:",
             _table("targets", cold, OURS_AND_PEERS, _ms),
         ],
-        "One tiny call": ["Microseconds a call, float64:", _table("work", tiny, OURS_AND_PEERS, _us)],
+        "One tiny call": ["Microseconds per call, float64:", _table("work", tiny, OURS_AND_PEERS, _us)],
         "Exact sums": [
-            "Nanoseconds a loss that is added. The meter adds its square, too, and NumPy's sums are rounded:",
+            "Nanoseconds per added loss. The meter also adds its square, and NumPy's sums are rounded:",
             _table("work", sums, {"tokenloss": "tokenloss", "math.fsum": "`math.fsum`", "NumPy, sum": "NumPy"}, _ns),
         ],
         "Rows of 131072 classes": _of_large_rows(cases),
@@ -159,7 +159,11 @@ def _head(report: dict[str, Any]) -> str:
         f" processes used {others:.1f} CPUs."
     )
     versions = f"Versions: {', '.join(' '.join(each) for each in machine['versions'].items())}."
-    quick = "**A quick run over small arrays, to show the form: no figures to rely on.**\n\n" if report["quick"] else ""
+    quick = (
+        "**A quick run on small arrays, to show the layout: do not rely on these numbers.**\n\n"
+        if report["quick"]
+        else ""
+    )
     return f"## {_processor(report)}\n\n{quick}{_wrapped(facts)}\n{_wrapped(versions)}".strip()
 
 
@@ -168,7 +172,7 @@ def _of_short_rows(report: dict[str, Any]) -> list[str]:
     cases = _named(_cases(report), CURVE)
     return [
         f"![Times of other libraries over the number of classes](results/{_file(report, '.svg').name})",
-        "Nanoseconds a row:",
+        "Nanoseconds per row:",
         _table("classes", cases, WITH_AVX2, _ns),
     ]
 
@@ -176,11 +180,11 @@ def _of_short_rows(report: dict[str, Any]) -> list[str]:
 def _of_works(cases: Cases) -> list[str]:
     """Tables that have a row for each work and a column for each number of classes."""
     return [
-        "Float32 unless another dtype is named. Nanoseconds a row of tokenloss:",
+        "Float32 unless another dtype is named. Nanoseconds per row for tokenloss:",
         _pivot(cases, lambda case: _ns(case, ours(case))),
-        "The fastest other way's time, as a multiple of tokenloss's:",
+        "The time of the fastest alternative, as a multiple of tokenloss's:",
         _pivot(cases, lambda case: _digits(_ratio(_others(case)[0]))),
-        "The library that this is:",
+        "The library of that alternative:",
         _pivot(cases, lambda case: _library(_others(case)[0])),
     ]
 
@@ -188,12 +192,12 @@ def _of_works(cases: Cases) -> list[str]:
 def _of_large_rows(cases: Cases) -> list[str]:
     """Times, speed relative to reading, and time relative to a copy, by threads and instruction set."""
     times = {_work(name): case for name, case in cases.items() if re.match("large/.+/float32/1", name)}
-    parts = ["Milliseconds a call, float32, one thread:", _table("work", times, WITH_AVX2, _ms)]
+    parts = ["Milliseconds per call, float32, one thread:", _table("work", times, WITH_AVX2, _ms)]
     speeds = [_reading(case) for n in (1, 2) if (case := cases.get(f"large/cross_entropy/float32/{n}"))]
     said = f" (float32: {' and '.join(speeds)})" if speeds else ""
     relative = {
-        "of_read": f"Speed as a share of that of `read`{said}:",
-        "of_copy": "Where an array is written, the time as a multiple of a copy's:",
+        "of_read": f"Speed as a fraction of the speed of `read`{said}:",
+        "of_copy": "For functions that write an array, the time as a multiple of a copy's:",
     }
     for unit, text in relative.items():
         if table := _relative(cases, unit):
@@ -204,15 +208,15 @@ def _of_large_rows(cases: Cases) -> list[str]:
 def _of_projections(cases: Cases) -> list[str]:
     """Time and memory of projections, compared with the matrix product alone and with torch."""
     found = {_after_comma(case): case for case in _named(cases, "linear/").values()}
-    columns = {"tokenloss": "tokenloss", "product": "the product alone, same BLAS", "torch": "torch"}
+    columns = {"tokenloss": "tokenloss", "product": "only the product, same BLAS", "torch": "torch"}
     parts = [
-        "Milliseconds a call of `linear_cross_entropy`, two threads:",
+        "Milliseconds per call of `linear_cross_entropy`, two threads:",
         _table("hidden states, weights", found, columns, _ms),
-        "Megabytes that a call allocates:",
+        "Megabytes allocated per call:",
         _table("hidden states, weights", found, columns, _mb),
     ]
     read = [f"{ours(case)['of_read']:.2f} ({label})" for label, case in found.items() if case["bytes"]]
-    return [*parts, _wrapped(f"Speed as a share of that of `read`: {', '.join(read)}.")] if read else parts
+    return [*parts, _wrapped(f"Speed as a fraction of the speed of `read`: {', '.join(read)}.")] if read else parts
 
 
 def _of_slower(cases: Cases) -> list[str]:
@@ -220,15 +224,15 @@ def _of_slower(cases: Cases) -> list[str]:
     ratios = [_ratio(peer) for case in _named(cases, CURVE).values() for peer in _others(case)[:1]]
     compared, slower = _compared(cases)
     mean = (
-        f"Over the {len(ratios)} numbers of classes of float32 rows, the fastest other way takes"
-        f" {_digits(geometric_mean(ratios or [1.0]))} times tokenloss's time (geometric mean)."
+        f"For float32 rows of {len(ratios)} lengths, the fastest alternative takes"
+        f" {_digits(geometric_mean(ratios or [1.0]))} times as long as tokenloss (geometric mean)."
     )
-    counted = f"Of {len(compared)} cases, another way is faster in {len(slower)}{':' if slower else '.'}"
+    counted = f"In {len(slower)} of {len(compared)} cases, an alternative is faster{':' if slower else '.'}"
     groups: dict[tuple[str, str], dict[str, float]] = {}
     for case, peer in slower.items():
         begins = next(each for each in LABELS if case.startswith(each))
         groups.setdefault((LABELS[begins], peer["name"]), {})[case.removeprefix(begins)] = _ratio(peer)
-    rows = [["work", "number of classes, or shape", "faster", "its time, as a multiple of tokenloss's"]]
+    rows = [["work", "number of classes, or shape", "faster alternative", "its time, as a multiple of tokenloss's"]]
     for (work, name), times in groups.items():
         sizes = ", ".join(re.sub(r"(?<=\d)x(?=\d)", " x ", size.replace("/", " ")) for size in times)
         range_of_times = dict.fromkeys(_digits(time) for time in (min(times.values()), max(times.values())))
