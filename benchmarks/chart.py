@@ -1,4 +1,4 @@
-"""Charts as SVG, in colours and greys that can be read on white and on dark pages."""
+"""Charts as SVG, in colors and greys that can be read on white and on dark pages."""
 
 from __future__ import annotations
 

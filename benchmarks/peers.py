@@ -128,7 +128,7 @@ def with_scipy(x: Any, targets: Any) -> Contenders:
 
 
 def with_sklearn(x: Any, targets: Any) -> Contenders:
-    """The loss that LogisticRegression minimises; it takes three classes or more, and no half precision."""
+    """The loss that LogisticRegression minimizes; it takes three classes or more, and no half precision."""
     from sklearn._loss import HalfMultinomialLoss
 
     if x.shape[1] > 2 and x.itemsize > 2:

@@ -1,6 +1,6 @@
 """Times tokenloss and other libraries at the same work, in one process, round by round, and measures their errors.
 
-Ratios come first: a shared machine's speed drifts, and the ratio of two neighbouring runs hardly does. Timings never
+Ratios come first: a shared machine's speed drifts, and the ratio of two neighboring runs hardly does. Timings never
 fail; contenders that disagree about the result do (exit status 1), unless they overflow and are known to.
 
     python benchmarks/run.py --write                       # everything, and writes it into results/ and both READMEs

@@ -148,7 +148,7 @@ def test_vllm_goes_on_after_a_line_that_was_cut_short(run):
 
 
 @pytest.mark.parametrize("engine", ["mlx", "exllamav3"])
-def test_quantised_logits_are_of_the_tokens_of_the_base(engine, run):
+def test_quantized_logits_are_of_the_tokens_of_the_base(engine, run):
     run("store_logits.py", MODEL, TEXTS, "base.npz", "--max-length 40")
     run("store_quantized_logits.py", engine, MODEL, "base.npz", "out.npz")
     with pages.stand_ins():
@@ -193,7 +193,7 @@ def test_rounded_weights(run):
 
 
 @pytest.mark.parametrize("program", ["round_weights.py", "store_quantized_logits.py"])
-def test_quantised_logits_of_a_folder(program, run):
+def test_quantized_logits_of_a_folder(program, run):
     """They are those of the same texts in one file."""
     found = []
     for base, options in (("base.npz", ""), ("base", "--batch-size 7")):
@@ -212,7 +212,7 @@ def test_quantised_logits_of_a_folder(program, run):
     assert many.perplexity == pytest.approx(one.perplexity, rel=1e-5)
 
 
-def test_quantised_logits_of_other_texts_are_refused(run):
+def test_quantized_logits_of_other_texts_are_refused(run):
     texts = Path(TEXTS).read_text("utf-8").splitlines()
     Path("others.txt").write_text("\n".join([texts[1], texts[0], *texts[2:]]), "utf-8")
     for name, path in (("base", TEXTS), ("other", "others.txt")):

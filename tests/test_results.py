@@ -468,7 +468,7 @@ def check_html(result):
     assert (
         "style",
         "color: inherit",
-    ) in read.attributes  # where a page has no doctype, tables have a colour of their own
+    ) in read.attributes  # where a page has no doctype, tables have a color of their own
     paddings = [style for _, style in read.attributes if "white-space" in style]
     assert all("padding: 0.1em 1em" in style for style in paddings)  # many notebooks leave cells without
     assert not any(

@@ -2,8 +2,8 @@
 
 MODEL is any causal language model that transformers can load. BASE is what store_logits.py has stored of it: a .npz
 file, or a folder of them. The folder OUT gets the same for each number of bits and each size of groups, with `logits`
-in float16, and the ids and masks of BASE; with --models it gets the models, too. In each group of neighbouring weights
-the values become 2 ** BITS steps from the least to the greatest, which is the plainest way to quantise. Printed are the
+in float16, and the ids and masks of BASE; with --models it gets the models, too. In each group of neighboring weights
+the values become 2 ** BITS steps from the least to the greatest, which is the plainest way to quantize. Printed are the
 arguments of `tokenloss compare` that name the files and sizes.
 """
 

@@ -1,4 +1,4 @@
-"""Store the logits of a quantised model for the tokens of its base, for `tokenloss compare BASE OUT --shift`.
+"""Store the logits of a quantized model for the tokens of its base, for `tokenloss compare BASE OUT --shift`.
 
 ENGINE is mlx (for models in the layout of mlx-lm) or exllamav3 (for exl3 models, on a GPU). MODEL is what it can load.
 BASE is what store_logits.py has stored of the base: a .npz file, or a folder of them. OUT becomes the same, with

@@ -55,7 +55,7 @@ Modules
     tokenloss.formats       openers: what files contain, as values
     tokenloss.page          pages of tokens, in HTML
     tokenloss.plots         plots, by matplotlib
-    tokenloss.testing       assert_close, for tests of kernels and of quantised models
+    tokenloss.testing       assert_close, for tests of kernels and of quantized models
     tokenloss.dask          the same of Dask arrays, and on clusters
 
 help(tokenloss.cross_entropy) tells of a function, its options, errors and examples.

@@ -1,4 +1,4 @@
-"""Assertions for people's own tests, of kernels, engines and quantised models."""
+"""Assertions for your own tests of kernels, engines and quantized models."""
 
 from tokenloss._evaluation.closeness import assert_close
 

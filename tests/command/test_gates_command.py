@@ -214,7 +214,7 @@ def test_limits_without_a_second_run_of_the_base_say_little_as_of_prime_rl_3414(
 
 
 def test_losses_of_nan_passed_every_limit_as_of_ik_llama_cpp_245(folder, command):
-    """A comparison with nan is false, so that `if kl > limit` lets a broken quantisation pass."""
+    """A comparison with nan is false, so that `if kl > limit` lets a broken quantization pass."""
     with np.load("q8.npz") as file:
         logits = file["logits"].copy()
     logits[3, 5, 2] = np.nan

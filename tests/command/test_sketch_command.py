@@ -71,7 +71,7 @@ def test_compare_takes_it_as_its_base(files, command):
 
 
 WRONG = {
-    "no output": (["all.npz"], "FILE all.npz: comes alone"),
+    "no output": (["all.npz"], "FILE all.npz: is the only file"),
     "another name": (["all.npz", "a.npz"], "a name that ends in .sketch"),
     "no ids": (["no-ids.npz", "a.sketch"], "holds no targets"),
     "no shift": (["all.npz", "a.sketch"], "holds input ids and no targets"),

@@ -125,7 +125,7 @@ def test_divergences_are_printed_by_the_command(tmp_path, command):
     assert "mean reverse KLD" in command(*many.argv(), "--divergences", "reverse_kl")[1]
     for arguments, words in (
         (("--divergences", "tv,total"), "--divergences is 'total'; it must be some of 'kl'"),
-        (("--divergences", "tv", "--definitions", "llama.cpp"), "--divergences is 'tv'; it must be 'kl' alone"),
+        (("--divergences", "tv", "--definitions", "llama.cpp"), "--divergences is 'tv'; it must be only 'kl'"),
     ):
         status, _, error = command(*many.argv(), *arguments)
         assert status == 2

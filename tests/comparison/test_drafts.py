@@ -174,7 +174,7 @@ def test_a_best_k_is_not_that_of_a_few_long_texts():
     found = acceptance_of(acceptance, np.ones(ids.size, bool), ids, 1.0, 0.05)
     assert found.by_k["n_texts"].tolist() == [60] * 6 + [10] * 2
     assert found.best_k <= 6
-    assert "of 10 of 60 texts alone" in found.summary()
+    assert "of 10 of 60 texts only" in found.summary()
 
 
 def test_mean_acceptance_has_an_error_by_text():
@@ -222,7 +222,7 @@ def test_interval_of_mean_acceptance_near_1_contains_the_truth_more_often_than_t
     assert misses[0] < misses[1]
 
 
-def test_errors_of_a_single_text_are_by_blocks_of_neighbours():
+def test_errors_of_a_single_text_are_by_blocks_of_neighbors():
     rng = np.random.default_rng(4)
     walk = np.cumsum(rng.normal(size=64 * 40)) / 10
     acceptance = 1 / (1 + np.exp(-walk % 3))
@@ -305,7 +305,7 @@ def test_many_rows_of_unequal_vocabularies_are_copied_block_by_block(monkeypatch
 
 
 def test_temperature_0_is_greedy_decoding():
-    """The loop takes drafted tokens as long as they are the target's favourites."""
+    """The loop takes drafted tokens as long as they are the target's favorites."""
     target, draft = passages(20, 60, seed=8)
     found = draft_acceptance(target, draft, temperature=0)
     same = target.argmax(-1) == draft.argmax(-1)

@@ -416,8 +416,8 @@ def test_figures_that_are_nan_fail_beside_any_diagnosis(pair):
     logprobs[0, 0] = np.nan
     counted_padding(logprobs, base)
     found = mismatch(logprobs, base)
-    assert "nan on one side alone" in found.diagnosis[0]
-    assert "nan on one side alone" not in found.void
+    assert "nan on only one side" in found.diagnosis[0]
+    assert "nan on only one side" not in found.void
     assert {one.verdict for one in found.check(max_k3=1.0, min_ess=0.5).gates} == {"fails"}
 
 
@@ -681,7 +681,7 @@ def test_nan_on_one_side_is_told(pair):
     mask = np.arange(40) < 30
     (sentence,) = mismatch(np.where(mask, logprobs, np.nan), np.where(mask, base, 0)).diagnosis
     assert sentence.startswith(
-        "90 tokens with nan on one side alone, which makes figures nan: the other side is 0 there"
+        "90 tokens with nan on only one side, which makes metrics nan: the other side is 0 there"
     )
 
 

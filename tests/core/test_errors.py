@@ -190,7 +190,7 @@ def test_scores_and_targets_that_are_no_numeric_array(loss, value):
 
 
 @each_loss
-def test_masked_arrays_are_refused_in_favour_of_where(loss):
+def test_masked_arrays_are_refused_in_favor_of_where(loss):
     scores_name, name = NAMES[loss]
     with fails(TypeError, scores_name, "masked array", "where"):
         call(tokenloss, loss, np.ma.masked_array([[1.0, 2.0]], [[True, False]]), [0])

@@ -349,7 +349,7 @@ def distributions(a, b):
 BAD = {
     "beyond": (other_ids, r"a\.npz.* 98"),
     "version": (another_version, r"t\.txt: byte 0: line 1 goes on with b'In the beg"),
-    "normalised": (rewritten(lambda text: text.replace("ü".encode(), "u\u0308".encode())), r"in NFD|in NFC"),
+    "normalized": (rewritten(lambda text: text.replace("ü".encode(), "u\u0308".encode())), r"in NFD|in NFC"),
     "truncated": (rewritten(lambda text: text[:-4]), "t.txt: byte 63: line 3 ends, and token 12 .* ends before them"),
     "longer": (rewritten(lambda text: text + b"more"), "goes on with b'more' after the last token"),
     "BOM": (rewritten(lambda text: b"\xef\xbb\xbf" + text), "byte order mark"),

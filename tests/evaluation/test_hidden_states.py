@@ -169,7 +169,7 @@ def test_lm_head_that_is_refused(path):
     np.savez_compressed(path / "small.npz", head=WEIGHT)
     assert "small.npz: head: is compressed" in refused_head(path, path / "small.npz")
     model = {"model__embed_tokens__weight": WEIGHT, "lm_head__qweight": np.ones((V, 3), np.int32)}
-    assert "holds no head" in refused_head(path, save_model(path / "quantised.safetensors", **model))
+    assert "holds no head" in refused_head(path, save_model(path / "quantized.safetensors", **model))
     biased = save_model(path / "biased.safetensors", lm_head__weight=WEIGHT, lm_head__bias=BIAS[1:])
     assert f"lm_head.bias is float32 of shape ({V - 1},)" in refused_head(path, biased)
 
@@ -455,7 +455,7 @@ def test_targets_come_before_token_ids(path, score_json):
 def test_several_layers_are_refused(path, command):
     requests(path, layers=3)
     refused = command("score", path / "request-0.safetensors", "--lm-head", path / "head.npy", "--shift")
-    assert_refused(refused, f"hidden_states has shape (5, 3, {D}), 3 layers of each token", "the last layer alone")
+    assert_refused(refused, f"hidden_states has shape (5, 3, {D}), 3 layers of each token", "only the last layer")
 
 
 @pytest.mark.parametrize("save", [np.savez, save_zarr, save_model])

@@ -222,7 +222,7 @@ def test_sorted_keys_of_vllm_are_refused_without_ids(order, i, read):
     lists = value["choices"][0]["prompt_logprobs"]
     lists[:] = [entries and dict(sorted(entries.items(), key=by[order])) for entries in lists]
     with pytest.raises(
-        ValueError, match=r"do not tell which entry is the prompt's own token; .* ask for return_token_ids"
+        ValueError, match=r"do not show which entry is the prompt's own token; .* ask for return_token_ids"
     ):
         read(value)
 
@@ -248,7 +248,7 @@ def test_the_one_entry_beyond_the_k_likeliest_is_the_prompts_token_in_any_order(
     # an order of its own for each object
     (response,) = read(objects([(9, -4.0, 3), (3, -1.0, 1)], [(2, -0.5, 1), (5, -2.0, 4)], [(7, -0.1, 1)]))
     assert response.ids.tolist() == [-1, 9, 5, 7]
-    with pytest.raises(ValueError, match="do not tell which entry"):  # k may be 2, of which one is not there
+    with pytest.raises(ValueError, match="do not show which entry"):  # k may be 2, of which one is not there
         read(objects([(2, -0.5, 1), (5, -2.0, 2)], [(7, -0.1, 1)]))
 
 
@@ -260,17 +260,17 @@ def test_ids_of_what_was_generated_are_not_those_of_a_prompt_of_as_many_tokens(r
 
 def test_a_short_prompt_is_read_as_the_others_of_its_file(read):
     short = objects([(7, -0.5, 1), (4, -2.0, 2)])  # the own token is the likeliest, or the list is sorted
-    with pytest.raises(ValueError, match="do not tell which entry"):
+    with pytest.raises(ValueError, match="do not show which entry"):
         read(short)
     proof = clients.response("vllm/completion_01.json")
     for values in ((short, proof), (proof, short)):
         assert sorted(len(response.ids) for response in read(*values)) == [2, 15]
     in_another_order = objects([(7, -0.5, 1), (4, -3.0, 3), (5, -2.0, 2)])
-    with pytest.raises(ValueError, match=r"line 2: .* do not tell which entry"):
+    with pytest.raises(ValueError, match=r"line 2: .* do not show which entry"):
         read(proof, in_another_order)
     for choice in proof["choices"]:
         choice["prompt_logprobs"][1:] = [dict(sorted(x.items())) for x in choice["prompt_logprobs"][1:]]
-    with pytest.raises(ValueError, match=r"line 1: .* do not tell which entry"):
+    with pytest.raises(ValueError, match=r"line 1: .* do not show which entry"):
         read(short, proof)
 
 
@@ -288,7 +288,7 @@ def test_a_tie_at_the_last_rank_is_not_taken_for_the_prompts_token(read):
     (response,) = read(objects(proof, [(5, -0.5, 1), (2, -2.0, 4)]))
     assert response.ids.tolist() == [-1, 9, 5]
     assert response.is_greedy.tolist() == [False, False, True]
-    with pytest.raises(ValueError, match="do not tell which entry"):
+    with pytest.raises(ValueError, match="do not show which entry"):
         read(objects([(2, -0.5, 1), (5, -2.0, 4)]))
 
 
@@ -453,14 +453,14 @@ def test_echoes_of_a_batch_end_where_usage_says(read):
         ["c", "d", "e", "y"],
     ]
     for value in (batch((5, 2), *choices, finish_reason="stop"), batch(None, *choices), batch((4, 3), *choices)):
-        with pytest.raises(ValueError, match="several choices echo their prompts, and nothing tells where these end"):
+        with pytest.raises(ValueError, match="several choices echo their prompts, and nothing shows where these end"):
             read(value)
 
 
 def test_an_echo_that_nothing_divides_is_only_read_as_a_whole(read):
     value = echo(["a", "b", "x"], [None, -1.0, -2.0])
     for part in (None, "prompt", "generated"):
-        with pytest.raises(ValueError, match="nothing tells where the echoed prompt ends"):
+        with pytest.raises(ValueError, match="nothing shows where the echoed prompt ends"):
             read(value, part=part)
     assert len(read(value, part="all")[0].ids) == 3
     with pytest.raises(ValueError, match="an echo of 3 tokens, where usage counts 5 of the prompt and 1"):
@@ -469,7 +469,7 @@ def test_an_echo_that_nothing_divides_is_only_read_as_a_whole(read):
 
 def test_an_echo_of_as_many_tokens_as_either_a_bos_or_a_new_token_would_leave_is_not_guessed(read):
     value = echo(["a", "b"], [None, -0.1], [None, {"b": -0.1, "x": -3.0}], usage=(2, 1))
-    with pytest.raises(ValueError, match="nothing tells where the echoed prompt ends"):
+    with pytest.raises(ValueError, match="nothing shows where the echoed prompt ends"):
         read(value)
     (response,) = read(echo(["a", "b"], [None, -2.0], [None, {"b": -2.0, "x": -0.1}], usage=(2, 1)))  # of vLLM
     assert response.is_prompt.tolist() == [True, True]
@@ -684,7 +684,7 @@ def test_a_stream_may_be_of_several_responses_and_lack_lists(tmp_path):
 
 def test_entries_in_the_order_of_their_ranks_do_not_tell_the_prompts_own_token(read):
     ranked = [(9, -0.1, 1), (3, -1.0, 2), (7, -2.0, 3)]  # as a tool may sort them
-    with pytest.raises(ValueError, match="do not tell which entry is the prompt's own token"):
+    with pytest.raises(ValueError, match="do not show which entry is the prompt's own token"):
         read(objects(ranked, ranked))
     (response,) = read(objects(ranked, [(7, -2.0, 3), (9, -0.1, 1), (3, -1.0, 2)]))
     assert response.ids.tolist() == [-1, 9, 7]
@@ -693,7 +693,7 @@ def test_entries_in_the_order_of_their_ranks_do_not_tell_the_prompts_own_token(r
 @pytest.mark.parametrize("ids", [(1, 2, 5), (2, 10, 30), (10, 2, 30)])
 def test_sorted_ids_do_not_tell_the_prompts_own_token(ids, read):
     """A tool may have sorted them, as numbers or as text, so that the first one is not the prompt's."""
-    with pytest.raises(ValueError, match="do not tell which entry is the prompt's own token"):
+    with pytest.raises(ValueError, match="do not show which entry is the prompt's own token"):
         read(objects([*zip(ids, (-2.0, -0.1, -0.5), (3, 1, 2), strict=True)]))
 
 

@@ -209,7 +209,7 @@ def test_shift_in_compare_of_other_shapes(command, models, tmp_path):
 
 
 def causal(n, predicts_next=True, seed=13, classes=50, shape=None):
-    """Logits that favour the next id, or the id itself, and the ids."""
+    """Logits that favor the next id, or the id itself, and the ids."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(classes, size=n)
     logits = rng.normal(size=(n, classes)).astype(np.float32)

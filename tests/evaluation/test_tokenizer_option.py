@@ -617,7 +617,7 @@ def test_tokenizer_refuses_unknown_tokens_that_are_scored(command, text, tmp_pat
 BAD_TEXTS = {
     "truncated": (b"\n".join(text.encode() for text in TEXTS)[:-9], "it ends before them"),
     "of more": ("\n".join([*TEXTS, "and more"]).encode(), "goes on with b'and more' after the last token"),
-    "normalised": ("\n".join(TEXTS).replace("ï", "i\u0308").encode(), "NFC"),
+    "normalized": ("\n".join(TEXTS).replace("ï", "i\u0308").encode(), "NFC"),
     "with a BOM": ("\ufeff".encode() + "\n".join(TEXTS).encode(), "byte order mark"),
     "in UTF-16": ("\n".join(TEXTS).encode("utf-16-le"), "byte 1: line 1"),
     "with surrogates": ("\n".join([TEXTS[0], "\ud83d\ude42", *TEXTS[2:]]).encode("utf-8", "surrogatepass"), "byte 9"),

@@ -133,7 +133,7 @@ def test_window_of_hidden_states(npz, tmp_path):
 
 def test_window_prints_what_is_context(command, tmp_path):
     out = command("score", *ignored(tmp_path), *OPTIONS)[1]
-    assert re.search("tokens +35 +4 ignored, 36 as context alone, 5 without a next token\n", out)
+    assert re.search("tokens +35 +4 ignored, 36 only as context, 5 without a next token\n", out)
 
 
 def test_state_of_a_window_knows_its_place(command, tmp_path):

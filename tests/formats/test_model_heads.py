@@ -306,7 +306,7 @@ TIED = llama(tie_word_embeddings=True)
         (HEAD | {"wte.weight": OTHER}, TIED, "holds lm_head.weight and another wte.weight, which the model ties"),
         (HEAD, llama(lm_head_bias=True), "holds no bias of the head, and config.json has lm_head_bias true"),
         (HEAD, llama(vocab_size=V - 1), f"lm_head.weight has {V} classes, and config.json vocab_size {V - 1}"),
-        (HEAD, {"model_type": "baichuan"}, "is of type 'baichuan', which normalises the rows of its head"),
+        (HEAD, {"model_type": "baichuan"}, "is of type 'baichuan', which normalizes the rows of its head"),
     ],
 )
 def test_lm_head_that_is_not_the_head_of_its_model(tensors, config, words, states, tmp_path, command, score_json):

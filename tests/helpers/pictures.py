@@ -58,7 +58,7 @@ def opened(path):
 
 
 def smaller(path):
-    """A plot with fewer pixels and colours, and the name of what drew it."""
+    """A plot with fewer pixels and colors, and the name of what drew it."""
     image = opened(path)
     small = few_colors(image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS))
     small.info = {"Software": image.info["Software"]}

@@ -376,7 +376,7 @@ def test_browser_has_roles_and_names_for_screen_readers(browser, long):
     browser.open(path)
     names = [(role, name) for role, name, _ in accessible(browser)]
     for one in (
-        ("banner", ""), ("heading", "tokenloss"), ("table", "Colours"), ("rowheader", "nll from"),
+        ("banner", ""), ("heading", "tokenloss"), ("table", "Colors"), ("rowheader", "nll from"),
         ("search", "Find tokens"), ("group", "Worst tokens"), ("button", "Next worst token"), ("textbox", "Sequence"),
         ("searchbox", "Search"), ("main", "Text"), ("heading", "sequence 0"), ("contentinfo", ""),
     ):  # fmt: skip
@@ -390,7 +390,7 @@ def test_browser_has_roles_and_names_for_screen_readers(browser, long):
     assert "tooltip" not in {role for role, *_ in accessible(browser)}
 
 
-def test_browser_prints_all_tokens_in_colour(browser, tmp_path):
+def test_browser_prints_all_tokens_in_color(browser, tmp_path):
     path = tmp_path / "page.html"
     page.write_page(path, scores_of(np.ones((60, 100))), np.arange(6000).reshape(60, 100))
     browser.open(path)
@@ -411,7 +411,7 @@ def test_browser_without_scripts_shows_the_text(browser, long):
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
     shown = " ".join(one.get("name", {}).get("value", "") for one in tree)
-    assert "Without JavaScript, this page shows the figures and the text" in shown
+    assert "Without JavaScript, this page shows the numbers and the text" in shown
     assert "".join(words[:99]).strip() in shown
     assert "Next worst token" not in shown
 
@@ -425,6 +425,6 @@ def test_browser_that_is_too_old_shows_the_text(browser, tmp_path):
     finally:
         browser.call("Page.removeScriptToEvaluateOnNewDocument", **old)
     shown = browser.run("document.body.innerText")
-    assert "This browser cannot colour the tokens: " in shown
+    assert "This browser cannot color the tokens: " in shown
     assert "to be" in shown
     assert "Worst tokens" not in shown

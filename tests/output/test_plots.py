@@ -202,7 +202,7 @@ def test_draw_losses_of_inf_and_nan():
 
 
 def quantile(values, share):
-    """A quantile of sorted values, between two neighbours."""
+    """A quantile of sorted values, between two neighbors."""
     place = share * (len(values) - 1)
     low = math.floor(place)
     high = min(low + 1, len(values) - 1)

@@ -357,5 +357,5 @@ def test_errors_of_divergences_name_those_that_there_are(value):
     for call in calls:
         with fails(ValueError, "divergences", "'kl', 'reverse_kl', 'js', 'tv', 'hellinger'"):
             call(divergences=value)
-    with fails(ValueError, "divergences is 'tv'", "'kl' alone with definitions='llama.cpp'"):
+    with fails(ValueError, "divergences is 'tv'", "only 'kl' with definitions='llama.cpp'"):
         compare(logits, logits, None, divergences=("kl", "tv"), definitions="llama.cpp")

@@ -270,7 +270,7 @@ def as_kind(probs, kind, dtype):
 
 
 def probabilities_of(scores, kind, axis=-1):
-    """Normalised probabilities, wider than float64."""
+    """Normalized probabilities, wider than float64."""
     scores = reference.wide(reference.float64(scores))
     powers = scores if kind == "probs" else reference.exp(scores - scores.max(axis, keepdims=True))
     return powers / powers.sum(axis, keepdims=True)
@@ -401,7 +401,7 @@ def test_kind_refuses_what_is_no_probability(classes, rng, backend):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("classes", [4, 600])
 @pytest.mark.parametrize("kind", ["probs", "log_probs"])
-def test_kind_refuses_rows_that_are_not_normalised(kind, classes, dtype, rng, backend):
+def test_kind_refuses_rows_that_are_not_normalized(kind, classes, dtype, rng, backend):
     most = 0.5 if np.dtype(dtype).itemsize == 2 else 0.1
     probs = distribution(rng, (20, classes), np.float64, 0.1)
 

@@ -118,7 +118,7 @@ FUNCTIONS = {
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 
 
-# rows that try what their neighbours could change
+# rows that try what their neighbors could change
 
 
 def plain(rng, shape):
@@ -187,7 +187,7 @@ def padded(array):
 
 
 def sliced(array):
-    """Neighbours in memory are every other position."""
+    """Neighbors in memory are every other position."""
     return class_first_in_memory(np.repeat(array, 2, -2))[..., ::2, :]
 
 

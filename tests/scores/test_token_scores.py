@@ -508,7 +508,7 @@ def test_errors_of_token_scores_name_targets_softcap_logit_scale_where_axis_work
 # of probabilities and log-probabilities
 
 
-def normalised(rng, shape, kind, dtype, axis=-1):
+def normalized(rng, shape, kind, dtype, axis=-1):
     """Scores of a kind that add up to 1 but for rounding, with classes of probability 0, and as long doubles."""
     logits = 2 * rng.standard_normal(shape)
     logits[rng.random(shape) < 0.05] = -np.inf
@@ -527,7 +527,7 @@ def normalised(rng, shape, kind, dtype, axis=-1):
 def test_kind_of_every_column(kind, dtype, layout, rng, backend):
     most = 4e-15 if kind == "probs" or dtype == "float64" else 4e-7
     for rows, classes, axis in [(40, 1, -1), (70, 3, -1), (20, 30, 0), (9, 512, 1), (5, 513, -1), (2, 5000, -1)]:
-        scores, probs = normalised(rng, (rows, classes) if axis else (classes, rows), kind, dtype, axis)
+        scores, probs = normalized(rng, (rows, classes) if axis else (classes, rows), kind, dtype, axis)
         targets, where = rng.integers(0, classes, rows), rng.random(rows) > 0.2
         where[0] = True  # at least one row
         top_k = min(3, classes)
@@ -560,7 +560,7 @@ def test_kind_of_every_column(kind, dtype, layout, rng, backend):
 def test_kind_of_token_scores_refuses_what_does_not_fit(classes, rng):
     targets = np.zeros(20, int)
     for kind, word in (("probs", "probability"), ("log_probs", "log-probability")):
-        scores, _ = normalised(rng, (20, classes), kind, np.float64)
+        scores, _ = normalized(rng, (20, classes), kind, np.float64)
         bad = scores.copy()
         bad[7, 0] = 1.2 if kind == "probs" else 0.01
         with fails(ValueError, f"logits[7, 0] = {bad[7, 0]} is not a {word}", "kind='logits'"):
@@ -573,7 +573,7 @@ def test_kind_of_token_scores_refuses_what_does_not_fit(classes, rng):
             token_scores(scores, targets, kind=kind, logit_scale=2.0)
         with fails(ValueError, f"softcap and kind='{kind}' cannot be given together"):
             token_scores(scores, targets, kind=kind, softcap=30.0)
-    bad, _ = normalised(rng, (20, classes), "probs", np.float64)
+    bad, _ = normalized(rng, (20, classes), "probs", np.float64)
     bad[4, 1] = -0.5  # not the target's
     with fails(ValueError, "logits[4, 1] = -0.5 is not a probability"):
         token_scores(bad, targets, kind="probs")

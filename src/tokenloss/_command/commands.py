@@ -105,7 +105,7 @@ def sketch(args: argparse.Namespace) -> int:
     """Run `tokenloss sketch`."""
     *paths, out = args.source
     if not paths:
-        raise InputError(f"FILE {out}: comes alone; after it must come the file to write, OUT.sketch")
+        raise InputError(f"FILE {out}: is the only file; it must be followed by the file to write, OUT.sketch")
     with _input_errors(), _own_warnings():
         source: Any = _source(args, paths)
         written = sketch_files(source, out, **_given(args, _OF_SKETCH))

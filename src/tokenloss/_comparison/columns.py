@@ -181,7 +181,7 @@ def bytes_of_bools(columns: Columns) -> Columns:
 def _scores(
     name: str, array: CheckedArray, axis: int, kind: str, start: int = 0, stop: int | None = None
 ) -> _core.Scores:
-    """View the scores of a range of classes; that they are normalised is checked only where all classes are there."""
+    """View the scores of a range of classes; that they are normalized is checked only where all classes are there."""
     view, code = array
     part: Array = view[(slice(None),) * axis + (slice(start, stop),)]
     if part.shape == view.shape:

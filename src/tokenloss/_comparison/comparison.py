@@ -36,7 +36,7 @@ _NOT_OF_DRAFTS = "by", "groups", "classes", "fits_better_shifted", "by_token_typ
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Comparison(PairedLosses):
-    """Result of `compare`: the figures of a model against its base that are published for quantised models.
+    """Result of `compare`: the metrics of a model against its base that are published for quantized models.
 
     A standard error is nan for fewer than two tokens and if the value is infinite or nan. Only included positions
     count; without any, all values are nan. Sequences change only the errors, which are then clustered by sequence.
@@ -46,7 +46,7 @@ class Comparison(PairedLosses):
     definitions : str
         "exact" or "llama.cpp".
     has_targets : bool
-        Whether there were targets. Without them, all figures of losses and of the tokens' probabilities are nan.
+        Whether there were targets. Without them, all metrics of losses and of the tokens' probabilities are nan.
     temperature : float
         The divisor of both models' logits, 1 by default. 0 means greedy decoding, where only `acceptance` differs from
         that at 1.
@@ -71,7 +71,7 @@ class Comparison(PairedLosses):
     parity, parity_reason : str
         "same bits" at all positions; "within noise", without decisive flips; "drift"; or "broken"; and why. See Notes.
     base_left_out, left_out : float or None
-        Mean probability of the classes that `classes` left out, by the base and by the model; None if there are none.
+        Mean probability of the classes that `classes` left out, by the base and by the model; None without `classes`.
     kl : array of float64
         KL divergence at each position in nats.
     base_top_p : array of float64
@@ -308,7 +308,7 @@ def compare(
     cu_seqlens : array of integers, optional
         Bounds of packed sequences, such as [0, 7, 12] for two of 7 and 5 positions of ``targets.ravel()``.
     definitions : {"exact", "llama.cpp"}, default "exact"
-        Formulas of the figures. "exact": the base's distribution is ``softmax(base_logits)``, and divergences are sums
+        Formulas of the metrics. "exact": the base's distribution is ``softmax(base_logits)``, and divergences are sums
         over all classes. "llama.cpp", as its perplexity tool prints them: `base_logits` are log-probabilities, used as
         given (the probabilities in its files do not quite add up to 1, and `classes` may leave out a tenth), and
         divergences are sums over those above -16.
@@ -321,8 +321,8 @@ def compare(
     Returns
     -------
     Comparison
-        With arrays of the batch's shape. Of logits, `nll` has the bits of ``cross_entropy(..., reduction="none")``; for
-        "exact" so has `base_nll`, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
+        Its arrays have the batch's shape. For logits, `nll` has the bits of ``cross_entropy(..., reduction="none")``;
+        for "exact" so has `base_nll`, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
 
     Raises
     ------
@@ -336,14 +336,14 @@ def compare(
     See Also
     --------
     ComparisonMeter : The same, block by block.
-    kl_divergence : The divergence alone.
+    kl_divergence : Only the divergence.
 
     Notes
     -----
-    The figures are those of llama.cpp's ``llama-perplexity --kl-divergence``. Standard errors of perplexities, of their
+    The metrics are those of llama.cpp's ``llama-perplexity --kl-divergence``. Standard errors of perplexities, of their
     ratio and difference and of the root mean square are of first order (the delta method), those of ratio and
     difference from the tokens' differences of loss. An infinite loss, as of a probability of 0, makes its perplexity
-    infinite; a nan makes all figures of its kind nan. Only the arrays of the result grow with the number of positions.
+    infinite; a nan makes all metrics of its kind nan. Only the arrays of the result grow with the number of positions.
 
     Tokens of one document are alike, so an error that takes them as independent is often too small. `segment_ids` or
     `cu_seqlens` cluster it by sequence (Miller, arXiv:2411.00640): with S the sum over a sequence of n tokens of, say,

@@ -51,7 +51,7 @@ class ComparisonMeter:
     >>> meter.result()
     Comparison(mean_kl=0.07430 ± 0.0261, count=4, perplexity=1.95993, base_perplexity=3.00000, same_top=0.5000)
 
-    Several candidates, each as if it were compared alone:
+    Several candidates, each as if it were compared by itself:
 
     >>> meter = ComparisonMeter()
     >>> meter.update(np.zeros((2, 3)), {"q4": [[1, 0, 0], [0, 1, 0]], "q8": [[0.1, 0, 0], [0, 0.1, 0]]}, [0, 1])

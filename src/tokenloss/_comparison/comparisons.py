@@ -101,10 +101,10 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         return shown
 
     def difference(self, a: str, b: str) -> dict[str, Array]:
-        """The figures of `b` less those of `a`, with paired errors, which tell the better one of two candidates.
+        """The metrics of `b` minus those of `a`, with paired errors, which show which of two candidates is better.
 
-        Their own errors cannot tell, as these are mostly errors of the texts, which both share. Here the differences of
-        each token are averaged, so that only what differs between the two remains.
+        Their own errors cannot show this, because they are mostly due to the texts, which both share. Here the
+        differences of each token are averaged, which leaves only the difference between the two.
 
         Parameters
         ----------
@@ -116,7 +116,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         dict of 1-D arrays
             Columns of a table that has a row for each "figure": "kl" (the mean divergence from the base), "loss" (the
             mean loss; its difference is the logarithm of the ratio of the perplexities; nan without targets) and
-            "same_top". They are: the figure of "a" and of "b", the "difference" b - a, its standard error "stderr",
+            "same_top". They are: the values of "a" and "b", the "difference" b - a, its standard error "stderr",
             clustered as those of the comparisons are, and the ends "low" and "high" of its 95 % confidence interval.
 
         Raises
@@ -188,7 +188,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         return columns_of(power_table(self, difference))
 
     def tiers(self) -> list[dict[str, Any]]:
-        """Which candidates can be told apart, by paired differences of all pairs with Holm's correction at 5 %.
+        """Sets of candidates that do not differ, by paired differences of all pairs with Holm's correction at 5 %.
 
         Returns
         -------
@@ -200,8 +200,8 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
 
         Notes
         -----
-        With a probability of at least 95 %, no two equal candidates are told apart. A difference that is not finite
-        counts as none. Candidates of other tokens or samples than others have no tiers.
+        With a probability of at least 95 %, no two equal candidates are said to differ. A difference that is not finite
+        does not count. Candidates compared on different tokens or samples have no tiers.
 
         Examples
         --------
@@ -224,9 +224,9 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         Returns
         -------
         dict of 1-D arrays
-            "name", each figure that is one number or text, and the ends of intervals; of samples, a row for each metric
+            "name", each value that is one number or text, and the ends of intervals; of samples, a row for each metric
             of a candidate, and of drafts, for each number of drafted tokens. With `noise`, its row comes last, and
-            others have figures as multiples of its own, such as "mean_kl_multiple".
+            others have values as multiples of its own, such as "mean_kl_multiple".
         """
         rows = [{"name": name} | row | {"name": name} for name, one in self._ranked() for row in one._rows()]
         needed = [] if self.detect is None else power_table(dict(self._ranked()), self.detect)

@@ -13,7 +13,7 @@ from tokenloss._core.text import count_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-BLOCK = 64  # neighbouring positions of a single text that errors take as one
+BLOCK = 64  # neighboring positions of a single text that errors take as one
 _SHOWN_K = (1, 2, 4, 8)  # of the table of several drafts
 _ROWS = (
     Row("Mean acceptance", "mean_acceptance", "{:.2f %}", (
@@ -84,7 +84,7 @@ def _table_by_k(one: Any) -> Table:
             note = f"no text has {count_of(row['k'], 'position')} in a row"
             row = dict.fromkeys(row, "") | {"k": row["k"]}
         elif row["n_texts"] < most:
-            note = f"of {row['n_texts']:,} of {count_of(most, 'text')} alone"
+            note = f"of {row['n_texts']:,} of {count_of(most, 'text')} only"
         items.append((row | {"note": note},))
     return table_of_several(_BY_K, items, "By the number k of tokens that are drafted for a call of the target")
 

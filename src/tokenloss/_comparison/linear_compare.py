@@ -128,7 +128,7 @@ def linear_compare(
     See Also
     --------
     compare : The same from logits.
-    linear_kl_divergence : The divergence alone.
+    linear_kl_divergence : Only the divergence.
 
     Examples
     --------

@@ -373,15 +373,15 @@ def mismatch(
     Notes
     -----
     The estimators are those of Schulman's note "Approximating KL divergence" (2020, http://joschu.net/blog/kl-approx.html),
-    for tokens that were drawn by mu: the mean of ``k1 = -d`` is the divergence, and that of ``k3 = exp(d) - 1 - d`` is,
-    too, where both policies are over the same classes; k3 is never negative, and ``k2 = d**2 / 2`` has nearly the
-    divergence where that is small. The mean of k3 is that of k1, plus the mean ratio, less 1: k3 is sharper than k1,
-    and as right only where the mean ratio is 1 within its error. Under top-p or top-k in the sampler it is below 1, and
-    k3 may be 20 times too small: read k1. k3 is computed by a series, as the terms of its formula nearly cancel: to
-    1e-14 of it for any d, where the formula in float32 has not a digit right at d = 1e-4.
+    for tokens drawn by mu: the mean of ``k1 = -d`` is the divergence, and so is that of ``k3 = exp(d) - 1 - d`` if both
+    policies are over the same classes; k3 is never negative, and the mean of ``k2 = d**2 / 2`` is close to the
+    divergence if that is small. The mean of k3 is the mean of k1, plus the mean ratio, minus 1: k3 varies less than k1,
+    but is unbiased only if the mean ratio is 1 (within its error). With top-p or top-k in the sampler, the mean ratio
+    is below 1, and k3 may be 20 times too small: read k1. Because the terms of its formula nearly cancel, k3 is
+    computed by a series, to a relative 1e-14 for any d; in float32, the formula has no correct digit at d = 1e-4.
 
-    Intervals are too narrow where a few very large ratios make a figure, which most samples miss: of samples of 64
-    sequences, 82 to 92 % of the 95 % intervals of k3 and of the mean ratio then held the truth. `top_k3_share` tells.
+    Intervals are too narrow if a few very large ratios, which most samples miss, dominate a metric (`top_k3_share`):
+    with samples of 64 sequences, 82 to 92 % of the 95 % intervals of k3 and of the mean ratio then contained the truth.
 
     PPO clips the ratios of tokens (Schulman et al. 2017, arXiv 1707.06347); GSPO takes the geometric mean over each
     sequence (Zheng et al. 2025, arXiv 2507.18071). The effective sample size is ``sum(r)**2 / sum(r**2)`` (Kong 1992;
@@ -392,9 +392,9 @@ def mismatch(
     15, 11, 8 and 5 % with 5, 10, 20 and 64 sequences. Means of ratios that a float cannot hold are computed by their
     logarithms. Sums are exact.
 
-    A diagnosis is made where chance would hardly ever make it. Of numbers that are none of log-probabilities: nan on
-    one side alone, "looks like padding or prompts", numbers below -1000, and zeros on one side where the other is far
-    from certain. Of the rest: "equal"; "N tokens cannot have been sampled", where the sampler has minus infinity;
+    A diagnosis is made only if chance would hardly ever produce it. For numbers that are not log-probabilities: nan on
+    only one side, "looks like padding or prompts", numbers below -1000, and zeros on one side where the other is far
+    from certain. For the rest: "equal"; "N tokens cannot have been sampled", where the sampler has minus infinity;
     "agree but for rounding"; "looks shifted by one"; "the two hardly belong together"; "looks scaled", where
     log-probabilities and not logits were divided by a temperature; "looks like raw against processed
     log-probabilities", where one side is over the classes that top-p, top-k or min-p left, and tokens had no other

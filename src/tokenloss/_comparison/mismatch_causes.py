@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SURE = 1e-4  # the probability of a statement by chance
 _LEAST_ROUNDED = 10  # numbers that show how numbers are rounded
-_LEAST_PAIRS = 30  # the fewest neighbours from which a shift is told
+_LEAST_PAIRS = 30  # the fewest neighbors from which a shift is told
 _MOST_PAIRS = 50_000  # so many of them are enough
 LEAST_FITTED = 50  # the fewest tokens from which a temperature is told
 _CERTAIN = -1e-6  # log-probabilities above this are too near 0 for log-odds
@@ -108,7 +108,7 @@ def _nan_in_one(logprobs: Float64Array, base: Float64Array) -> Cause | None:
     if not is_alone.any():
         return None
     others = np.where(np.isnan(base), logprobs, base)[is_alone]
-    words = f"{count_of(others.size, 'token')} with nan on one side alone, which makes figures nan"
+    words = f"{count_of(others.size, 'token')} with nan on only one side, which makes metrics nan"
     if (others == others[0]).all():
         words += f": the other side is {others[0]:.6g} there, as in padding"
     return Cause(f"{words}; make them nan in both, or leave them out by `where`")

@@ -340,7 +340,7 @@ TOKEN_COLUMNS = (
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ResponseComparison(PairedLosses):
-    """Result of `compare_files` of responses: the figures of a model against its base that these allow for.
+    """Result of `compare_files` for responses: the metrics of a model against its base that these allow for.
 
     Errors are clustered by sequence, that is by response, if there are at least two; they are nan for fewer than two
     tokens and where the value is infinite or nan. Only tokens that have a log-probability in both files

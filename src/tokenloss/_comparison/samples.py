@@ -39,7 +39,7 @@ class SampleMetric(Result):
     task : str or None
         The task, if folders were compared, or the group of tasks.
     name, filter : str
-        The metric, and the harness's filter that was applied to the responses ("none" if there is none).
+        The metric, and the harness's filter that was applied to the responses ("none" without a filter).
     is_derived : bool
         Whether the metric was computed from the responses because the files do not contain it.
     count, n_clusters : int

@@ -33,7 +33,7 @@ def check_divergences(value: Any, definitions: str = "exact") -> tuple[str, ...]
         if not isinstance(name, str) or name not in DIVERGENCES:
             raise_error("option", name="divergences", got=name, fits=f"some of {', '.join(map(repr, DIVERGENCES))}")
         if name in FURTHER_DIVERGENCES and definitions != "exact":
-            fits = f"'kl' alone with {named('definitions', definitions)}"
+            fits = f"only 'kl' with {named('definitions', definitions)}"
             raise_error("option", name="divergences", got=name, fits=fits)
     return tuple(name for name in DIVERGENCES if name in names)
 

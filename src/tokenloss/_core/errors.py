@@ -44,13 +44,13 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
         "{name} has {got} classes, {base} {fits}; classes={least} compares the first {least} of both",
     ),
     "merge": (ValueError, "evaluations cannot be merged: {got}"),
-    "candidates": (ValueError, "there are {got} candidates; results() gives the figures of each"),
+    "candidates": (ValueError, "there are {got} candidates; results() returns the comparison with each"),
     "sometimes": (ValueError, "{name} must be given in all calls, or in none"),
     "together": (ValueError, "{argument} and {other} cannot be given together"),
     "lacks": (ValueError, "{name} {got}; {by} needs {fits}"),
     "needs tokens": (
         ValueError,
-        "{name} needs every token, and {got}; run once with {option}, for the figures, and once without it, for {name}",
+        "{name} needs every token, and {got}; run once with {option}, for the metrics, and once without it, for {name}",
     ),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),
     "sum": (ValueError, "{name} has a row that adds up to {got:.4g}; {fits}"),
@@ -129,7 +129,7 @@ def raise_bad_class(
     is_alone = may_be_labels and 0 in labels and sum(not 0 <= label < classes for label in labels) == 1
     may_be_mark = got < 0 or got == _NO_LABEL or is_alone
     if classes == 1 and name != "class_ids":
-        fits += "; of probabilities of class 1 alone, pass both classes: np.concatenate([1 - p, p], -1)"
+        fits += "; for probabilities of only class 1, pass both classes: np.concatenate([1 - p, p], -1)"
     elif may_be_mark and name != "class_ids":
         fits += f"; if {got} marks what has no label, give {named('ignore_index', got)}"
     is_sure = not any(label < 0 or label == _NO_LABEL for label in labels) or labels == {-1, 1}

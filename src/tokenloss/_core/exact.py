@@ -147,7 +147,7 @@ def integer_of(text: str) -> int:
     digits, _, exponent = text.partition("p")
     shift = int(exponent or 0)
     if not 0 <= shift <= _MOST_SHIFTED:
-        raise ValueError("no sum ends in so many bits that are 0")
+        raise ValueError("no sum ends in that many zero bits")
     return int(digits, 16) << shift
 
 

@@ -128,7 +128,7 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
 
 
 def raise_unnormalized(name: str, position: Sequence[int], kind: str, logsumexp: float) -> NoReturn:
-    """Raise the error of a row that is not normalised; of probabilities, it tells their sum."""
+    """Raise the error of a row that is not normalized; of probabilities, it tells their sum."""
     is_logits, of_llama = named("kind", "logits"), named("definitions", "llama.cpp")
     name, fits = f"{name}{position or ''}", _NORMALIZED[kind].format(is_logits=is_logits, of_llama=of_llama)
     if kind == "probs":

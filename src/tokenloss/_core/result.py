@@ -105,7 +105,7 @@ def _aligned(table: Table) -> Iterator[str]:
 
 
 def as_html(shown: Shown) -> str:
-    """The same in HTML for a notebook, whose own colours it keeps, be they light or dark."""
+    """The same in HTML for a notebook, whose own colors it keeps, be they light or dark."""
     from html import escape
 
     shown = escaped(shown)
@@ -248,7 +248,7 @@ class Result(ABC):
         """The parts that people see."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures by name, as JSON can hold them; arrays are left out.
+        """All values by name, as JSON can hold them; arrays are left out.
 
         Returns
         -------

@@ -16,7 +16,7 @@ class SupportsDLPack(Protocol):
 
 
 ArrayLike: TypeAlias = npt.ArrayLike | SupportsDLPack
-# spelled out, because stubtest does not recognise NumPy's NDArray as a type
+# spelled out, because stubtest does not recognize NumPy's NDArray as a type
 Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 BoolArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
 Float64Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]

@@ -368,7 +368,7 @@ def as_scores(name: str, value: Any, axis: Any, kind: str = "logits") -> _core.S
 
 
 def _scores(name: str, array: Array, code: int, axis: int, kind: str) -> _core.Scores:
-    """Scores of a kind, which says how far from normalised their rows may be."""
+    """Scores of a kind, which says how far from normalized their rows may be."""
     return _core.Scores(name, array, code, axis, array.shape, _core.KINDS.index(kind), most_unnormalized(kind, array))
 
 

@@ -1,4 +1,4 @@
-"""`assert_close`: whether a model's scores keep to limits, for the tests of kernels and of quantised models."""
+"""`assert_close`: whether a model's scores keep to limits, for tests of kernels and of quantized models."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def assert_close(
 ) -> None:
     """Raise an AssertionError unless a model's scores keep to limits of how far they may be from those of its base.
 
-    It is for tests: a kernel or an engine wants limits of each token, `max_token_kl` and `max_abs_loss`; a quantised
+    It is for tests: a kernel or an engine needs limits for each token, `max_token_kl` and `max_abs_loss`; a quantized
     model those of means, `max_kl` and `min_same_top`. At least one is given. A divergence or loss that is nan or
     infinite fails, whatever the limits are, and so does a comparison of no token.
 
@@ -87,15 +87,15 @@ def assert_close(
     Raises
     ------
     AssertionError
-        If a limit is exceeded, or if a warning shows that its figure means nothing, as a `KindWarning` does. The
-        message has the figures, the limits, and the tokens that are farthest from the base.
+        If a limit is exceeded, or if a warning shows that its value is meaningless, as a `KindWarning` does. The
+        message has the values, the limits, and the tokens that are farthest from the base.
     IndexError, TypeError, ValueError
         As in `compare`.
 
     See Also
     --------
-    tokenloss.compare : The figures, of arrays.
-    tokenloss.results.Comparison.check : Limits of figures that take their errors into account.
+    tokenloss.compare : The metrics, for arrays.
+    tokenloss.results.Comparison.check : Limits that take the errors of the metrics into account.
 
     Examples
     --------

@@ -306,7 +306,7 @@ def _level_of(base: Source, models: Mapping[str, Source]) -> str:
                 "rows": "by all classes",
                 "sketch": "by all classes",
                 "tops": "by the most likely classes",
-                "nll": "by tokens alone",
+                "nll": "only by their tokens",
             }
             got = f"can be compared {words[level]}"
             refuse(models[name].name, got, f"be compared {words[levels[first]]}, as {models[first].name} is, or apart")

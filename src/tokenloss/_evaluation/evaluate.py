@@ -343,7 +343,7 @@ def _opened(path: str, has_text: bool) -> Tokenizer:
     """The open tokenizer, which gives the bytes of tokens with the text or without it."""
     tokenizer = open_tokenizer(path)
     if tokenizer.drops_spaces and not has_text:
-        got = "drops the white space between tokens or changes a text, so that only the text tells their bytes"
+        got = "drops the white space between tokens or changes a text, so that their bytes are known only from the text"
         refuse(tokenizer.path, got, f"come with {named('text', ...)}, or be left out")
     return tokenizer
 

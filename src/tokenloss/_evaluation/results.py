@@ -173,7 +173,7 @@ class Evaluation(LossFigures, GatedResult):
         `sequence`, `count`, `nll`, `loss`, `perplexity` and `is_greedy`. Of responses also `line`, `choice`,
         `is_greedy_known` and `custom_id`. With a tokenizer also `n_bytes` and `bits_per_byte`.
     figures : dict
-        All that ``tokenloss score --format json`` prints: figures of all tokens, of each file and of each sequence, and
+        All that ``tokenloss score --format json`` prints: values of all tokens, of each file and of each sequence, and
         the tokens and sequences of the highest losses.
 
     Notes
@@ -266,7 +266,7 @@ class Evaluation(LossFigures, GatedResult):
 
     @property
     def signature(self) -> str:
-        """How the figures were computed, in a line that can be published with them."""
+        """A line that says how the values were computed, to publish with them."""
         return str(self.figures["signature"])
 
     @property
@@ -424,7 +424,7 @@ class Evaluations(Gated, NamedResults[Evaluation]):
         Returns
         -------
         dict of 1-D arrays
-            "name", the main figures, then each other that is one number or text, and the ends of intervals, such as
+            "name", the main metrics, then each other single value, and the ends of intervals, such as
             "perplexity_low".
         """
         return columns_of(

@@ -397,5 +397,5 @@ def _refuse_distribution(shard: Shard, row: int, probs: Array) -> NoReturn:
             got, fits = f"has a probability of {prob:.4g}", "have probabilities from 0 to 1"
     fits += "; class ids are integers"
     if len(shard.shape) == 1:  # of samples, not of classes
-        fits += "; of probabilities of class 1 alone, save both classes: np.stack([1 - p, p], -1)"
+        fits += "; for probabilities of only class 1, save both classes: np.stack([1 - p, p], -1)"
     refuse(shard.targets_path, f"targets{position} {got}", fits)

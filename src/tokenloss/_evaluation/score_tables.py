@@ -168,7 +168,7 @@ def _left_out(summary: dict[str, Any]) -> str:
     if "dialect" in summary:
         counts = {"without a log-probability": summary["n_without_number"], "with a sentinel": summary["n_sentinels"]}
     else:
-        counts = {"ignored": summary["n_ignored"], "as context alone": summary.get("n_context", 0)}
+        counts = {"ignored": summary["n_ignored"], "only as context": summary.get("n_context", 0)}
         counts |= {"without a next token": summary["n_without_next"]}
     return ", ".join(f"{n:,} {why}" for why, n in counts.items() if n)
 

@@ -232,7 +232,7 @@ def refuse_unknown(name: str, targets: Array, rows: IntArray, tokenizer: Tokeniz
         got = int(targets.reshape(-1)[row])
         if not 0 <= got < len(tokenizer.pieces):
             raise_error("class", name=name, position=position, got=got, fits=tokenizer.range_of_ids)
-        fits = f"an id whose text {tokenizer.path} tells; mask or ignore this one"
+        fits = f"an id whose text is in {tokenizer.path}; mask or ignore this one"
         raise_error("option", name=f"{name}{position}", got=got, fits=fits)
 
 

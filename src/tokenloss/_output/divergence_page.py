@@ -165,7 +165,7 @@ def write_comparison_page(
     Notes
     -----
     A page holds 300,000 tokens (``MOST_TOKENS``) of all models together: of three, the first 100,000 of the text. It
-    says so when there are more; its figures are of all. The colours begin at 0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1,
+    says so when there are more; its numbers are for all. The colors begin at 0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1,
     3 and 10 nats on every page.
 
     Examples

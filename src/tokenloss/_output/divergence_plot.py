@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 _MAX_NAME_LENGTH = 30
 _CROWDED = (0.1, 0.9)  # quantiles without a label where several models are drawn
 _MOST_NAMED = 12  # models in a legend
-# the palette of Okabe and Ito, whose colours people with colour blindness can tell apart
+# the palette of Okabe and Ito, whose colors people with color blindness can tell apart
 _COLORS, _GREY = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"), "#a8b0b9"
 _DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
-# The quantiles that are published for quantised models.
+# The quantiles that are published for quantized models.
 _QUANTILES = {
     0.0: "min", 0.001: "0.1 %", 0.01: "1 %", 0.05: "5 %", 0.1: "10 %", 0.5: "median",
     0.9: "90 %", 0.95: "95 %", 0.99: "99 %", 0.999: "99.9 %", 1.0: "max",
@@ -185,7 +185,7 @@ def draw_candidates(
     -----
     Bars are 95 % confidence intervals of the means. A mean that is infinite, nan or 0 has no place on the logarithmic
     axis; the figure says how many are left out. Quantiles are of the finite divergences of each model. Of more than
-    twelve models, twelve have a colour and a name in the legend, spread evenly over all from the best to the worst.
+    twelve models, twelve have a color and a name in the legend, spread evenly over all from the best to the worst.
     Names are drawn without the folder, the words before a hyphen and the suffix that all of them share.
 
     Examples
@@ -372,7 +372,7 @@ def _draw_means(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look], qu
         axes.set_ylim(limits)
         axes.margins(x=0.12)
         spots = [*zip(places, means, drawn, strict=True)]
-        spots.sort(key=lambda spot: not looks[spot[2]].is_named)  # the models of the legend are labelled first
+        spots.sort(key=lambda spot: not looks[spot[2]].is_named)  # the models of the legend are labeled first
         _name_points(axes, [(x, y, models[rank].name) for x, y, rank in spots])
         return
     axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""What all plots share: colours, titles, axes, masks and files."""
+"""What all plots share: colors, titles, axes, masks and files."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     _Names: TypeAlias = Callable[[list[int]], Iterable[str | None]]
 
-# nats at which each next colour of page.css begins
+# nats at which each next color of page.css begins
 _LOSSES = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 _ROWS = (
     Row("tokens", "count", "{:,}"),
@@ -166,8 +166,8 @@ def write_page(
     Notes
     -----
     A page holds the first 300,000 tokens (``MOST_TOKENS``), and says so when there are more; its summary is of all.
-    A link to it may end in ``#token-8`` or ``#sequence-3``. Without JavaScript it shows the figures and the text alone.
-    The colours begin at 0, 0.1, 0.5, 1, 2, 3, 4, 6, 8 and 10 nats on every page.
+    A link to it may end in ``#token-8`` or ``#sequence-3``. Without JavaScript, it shows only the numbers and the text.
+    The colors begin at 0, 0.1, 0.5, 1, 2, 3, 4, 6, 8 and 10 nats on every page.
 
     Examples
     --------

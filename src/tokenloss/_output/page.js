@@ -1,12 +1,12 @@
 "use strict";
 /* The page holds its text as plain paragraphs, which browsers lay out, find in and print by themselves. What is known
    of each token stands in #data, as columns of JSON, compressed. Of the paragraphs near the window, each token becomes
-   an <i> in its colour; everything else works on columns, so that it knows the whole text. */
+   an <i> in its color; everything else works on columns, so that it knows the whole text. */
 const LOOKS = [..."0123456789"].map((shade) => "s" + shade)
   .concat("inf", "nan", "ignored", "c1", "c2", "c3", "c4", "c5");
 const text = document.getElementById("text");
 const card = document.getElementById("card");
-const paragraphs = [...text.getElementsByTagName("p")]; /* in parts, which are coloured as a whole */
+const paragraphs = [...text.getElementsByTagName("p")]; /* in parts, which are colored as a whole */
 let data; /* columns */
 let whole = "", starts; /* all paragraphs as one string, and where each token starts there */
 let model = 0, shown = null; /* the chosen model, and the token that the card is about */
@@ -425,7 +425,7 @@ async function start() {
   try {
     await load();
   } catch (error) {
-    document.querySelector("header").append(make("p", "note", `This browser cannot colour the tokens: ${error}`));
+    document.querySelector("header").append(make("p", "note", `This browser cannot color the tokens: ${error}`));
     return;
   }
   estimate();

@@ -2,7 +2,7 @@
 
 A page holds its text as plain paragraphs, so that browsers lay it out, find in it and print it by themselves. What is
 known of each token stands in columns of JSON, compressed, with the length of its text; `page.js` cuts the paragraphs
-near the window into tokens, and colours them.
+near the window into tokens, and colors them.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 MOST_TOKENS = 300_000  # on a page: about 11 MB with five alternatives for each
 PLACES = ("file", "row", "sequence", "position")  # columns that show where a token is
 _N_WORST = 1000  # tokens that the button for the worst token goes through
-_N_SHADES = 10  # colours of tokens in page.css
-# What a token can look like, by number; page.js has this list, too, and page.css the colour of each.
+_N_SHADES = 10  # colors of tokens in page.css
+# What a token can look like, by number; page.js has this list, too, and page.css the color of each.
 _CLASSES = (*(f"s{shade}" for shade in range(_N_SHADES)), "inf", "nan", "ignored", "c1", "c2", "c3", "c4", "c5")
 _INF, _NAN, _IGNORED, *_COLD = range(_N_SHADES, len(_CLASSES))
 _SIGNED = (*_COLD[::-1], 0, 1, 3, 5, 7, 9)  # looks of differences, from the least one
 _MOST_IN_PARAGRAPH = 2000  # tokens: a longer paragraph is broken, since browsers lay out paragraphs as a whole
-_TOKENS_OF_PART = 1000  # paragraphs are coloured in parts of at least so many tokens
+_TOKENS_OF_PART = 1000  # paragraphs are colored in parts of at least so many tokens
 _PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -65,7 +65,7 @@ _PAGE = """\
 <h1>{title}</h1>
 {head}
 </header>
-<noscript><p class="part">Without JavaScript, this page shows the figures and the text, but not the colours of the
+<noscript><p class="part">Without JavaScript, this page shows the numbers and the text, but not the colors of the
 {token}s and what was predicted.</p></noscript>
 <form id="tools" role="search" aria-label="Find {token}s" hidden>
 <div id="worst" role="group" aria-label="Worst {token}s"><span>Worst {token}s</span>
@@ -319,7 +319,7 @@ def _label(places: Mapping[str, Array], at: int, files: Sequence[str], noun: str
 
 
 def css_classes(nats: Array, kept: Array, shades: Sequence[float], are_signed: bool = False) -> Array:
-    """Number of each token's look, given the nats at which each next colour begins; differences have both signs."""
+    """Number of each token's look, given the nats at which each next color begins; differences have both signs."""
     nats = nats.reshape(-1)
     css_class = np.searchsorted(shades, nats, side="right")
     if are_signed:
@@ -344,7 +344,7 @@ def legend(css_class: Array, what: str, shades: Sequence[float], note: str, note
     for row, name in (1, what), (2, note):
         cells = "".join(f"<td class={column[0]}>{column[row]}</td>" for column in columns)
         rows.append(f"<tr><th scope=row>{name}</th>{cells}</tr>")
-    return f'<table class="legend" aria-label="Colours">{"".join(rows)}</table>'
+    return f'<table class="legend" aria-label="Colors">{"".join(rows)}</table>'
 
 
 def heading(quantity: str, count: int, noun: str, names: str) -> str:
@@ -374,7 +374,7 @@ def excerpt_note(shown: int, total: int, why: str = "", noun: str = "tokens") ->
     """HTML of a note that the page holds only the first tokens; empty if it holds all."""
     if shown == total:
         return ""
-    note = f"This page holds the first {shown:,} of {total:,} {noun}{why}; the figures are of all."
+    note = f"This page holds the first {shown:,} of {total:,} {noun}{why}; the numbers are for all."
     return f'\n<p class="note">{note}</p>'
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Columns
     from tokenloss._evaluation.sink import Block, Needs, Schema
 
-_DIFFERENCES = (-10.0, -3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0, 10.0)  # nats at which each next colour begins
+_DIFFERENCES = (-10.0, -3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0, 10.0)  # nats at which each next color begins
 _ROWS = (
     Row("bytes", "n_bytes", "{:,}", ("in {n_spans:,} spans",)),
     Row("bits per byte of {a}", "bits_per_byte_a", "{:.4g}", ("{tokens_per_byte_a:.3g} tokens per byte",)),
@@ -33,7 +33,7 @@ class SpanPage(Sink):
     r"""A page of HTML of a text, each span shaded by the difference of two models' losses, with the tokens of both.
 
     This is ``tokenloss compare --text --html``. It holds the first 300,000 spans. Where b lost more than a, spans are
-    red, and where it lost less, blue; the colours begin at a difference of 0.1, 0.3, 1, 3 and 10 nats.
+    red, and where it lost less, blue; the colors begin at a difference of 0.1, 0.3, 1, 3 and 10 nats.
 
     Parameters
     ----------
@@ -97,9 +97,9 @@ class SpanPage(Sink):
         notes = [page.percent(part) for part in (n_bytes / max(result.n_bytes, 1)).tolist()]
         legend = page.legend(looks, "difference in nats from", _DIFFERENCES, "of the bytes", notes, "infinite")
         a, b = (page.escaped(name) for name in (result.name_a, result.name_b))
-        colours = f"<p>blue: {b} needs fewer bits; red: it needs more</p>"
+        colors = f"<p>blue: {b} needs fewer bits; red: it needs more</p>"
         figures = page.summary(_ROWS, {"a": a, "b": b, "basis": errors_by(result)}, result)
-        head = f"{figures}\n{legend}{colours}{page.excerpt_note(size, kept.size, noun='spans')}"
+        head = f"{figures}\n{legend}{colors}{page.excerpt_note(size, kept.size, noun='spans')}"
         places = {"sequence": columns["document"][:size], "byte": columns["start"][:size]}
         tokens = page.Tokens(text, str.encode, [None] * size, page.known_places(places))
         data = {"models": f"[{page.as_object(model)}]"}

@@ -44,7 +44,7 @@ def class_log_probs(
         Log-probabilities in nats, of the batch's shape with K at the end, wherever the axis of the logits is; nan where
         masked. For the likeliest class of a position's `class_ids` (of a tie, the lowest id) they are minus the loss of
         `cross_entropy`, with all its bits. Equal logits have equal results, and larger ones none that are smaller. -inf
-        where a logit is -inf; nan in rows with a nan or +inf, and in rows of -inf alone.
+        where a logit is -inf; nan in rows with a nan or +inf, and in rows with only -inf.
 
     Raises
     ------

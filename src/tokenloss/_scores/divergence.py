@@ -226,7 +226,7 @@ def topk_divergence_bound(
     *,
     rounding: float | None = None,
 ) -> TopkDivergence:
-    """Lower bound of the Kullback-Leibler divergence of two models, from their likeliest classes alone.
+    """Lower bound on the Kullback-Leibler divergence of two models, from only their most likely classes.
 
     With T the classes that both lists name, and P and Q their probabilities by the two models, it is
     ``sum(p * log(p / q) for T) + (1 - P) * log((1 - P) / (1 - Q))``: the divergence of coarser distributions, in which

@@ -263,7 +263,7 @@ def linear_kl_divergence(
     See Also
     --------
     kl_divergence : The same from logits.
-    linear_compare : Also losses, and the figures that are published for quantised models.
+    linear_compare : Also losses, and the metrics that are published for quantized models.
 
     Notes
     -----

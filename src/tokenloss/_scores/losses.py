@@ -54,7 +54,7 @@ def cross_entropy_loss(
     ----------
     y_true : array
         Class ids (integers, of the shape of `y_pred` without its class axis), or distributions (of the shape of
-        `y_pred`; integers must be one-hot). A row without mass counts, with loss 0.
+        `y_pred`; integers must be one-hot). An all-zero row counts, with loss 0.
     y_pred : array of shape (..., V)
         Probabilities, in any dtype and layout that `cross_entropy` accepts: float16, bfloat16, float32 or float64.
     epsilon : float, default 1e-12
@@ -65,12 +65,12 @@ def cross_entropy_loss(
     Returns
     -------
     float or array of float64
-        As of `cross_entropy`.
+        As in `cross_entropy`.
 
     Raises
     ------
     IndexError, TypeError, ValueError
-        As in `cross_entropy`; also if a probability that is read lies outside [0, 1] by more than 1e-3. Nearer ones
+        As in `cross_entropy`; also if a probability that is read is outside [0, 1] by more than 1e-3. Closer ones
         are clipped.
 
     See Also
@@ -81,10 +81,10 @@ def cross_entropy_loss(
     Notes
     -----
     The argument order is that of scikit-learn's ``log_loss``, which also takes N probabilities of class 1: write
-    ``cross_entropy_loss(y, np.stack([1 - p, p], -1))`` for those. Rows that do not add up to 1 are taken as they are.
+    ``cross_entropy_loss(y, np.stack([1 - p, p], -1))`` for those. Rows that do not add up to 1 are used as they are.
 
-    A scorer for scikit-learn's ``cross_val_score`` and the like, of classes 0 to C - 1, is one of these; the second is
-    for two classes, of which scikit-learn passes the probabilities of class 1 alone::
+    A scorer for scikit-learn's ``cross_val_score`` and the like, for classes 0 to C - 1, is one of these; the second is
+    for two classes, for which scikit-learn passes only the probabilities of class 1::
 
         make_scorer(cross_entropy_loss, response_method="predict_proba", greater_is_better=False)
         make_scorer(
@@ -144,7 +144,7 @@ def nll_loss(
     The loss of a position is ``-log_probs[target]``, or ``-sum(targets * log_probs)`` over its classes. Only the
     log-probabilities whose target is not 0 are read.
 
-    The loss of a class id is exact; products and sums over a distribution are those of float64.
+    The loss of a class id is exact; products and sums over a distribution are in float64.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def nll_loss(
     Returns
     -------
     float or array of float64
-        As of `cross_entropy`.
+        As in `cross_entropy`.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def nll_loss(
 
     See Also
     --------
-    cross_entropy : The same from logits, which are not normalised.
+    cross_entropy : The same from logits, which are not normalized.
 
     Examples
     --------
@@ -228,7 +228,7 @@ def cross_entropy(
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        Logits (unnormalized log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
         Logits that look like probabilities give a `KindWarning`.
     targets : array
@@ -280,7 +280,7 @@ def cross_entropy(
 
     See Also
     --------
-    logsumexp : The normaliser alone.
+    logsumexp : Only the normalizer.
     token_scores : Loss, entropy, rank and more of each token.
     cross_entropy_and_grad : The loss with its gradient.
     LossMeter : Exact mean loss over many calls.
@@ -293,7 +293,7 @@ def cross_entropy(
     a mean, and `sample_weight` multiplies it, as in T5X. `softcap` is that of Gemma 2 (arXiv:2408.00118); scaled or
     capped rows are computed in float64. Each loss is within 2e-7 nats of the exact value for the given logits (float64:
     4e-15, relative to the larger of 1, the logsumexp and the loss), and small losses have a relative error below 1e-6.
-    A row with nan or +inf, or of -inf alone, has loss nan, whatever its targets are.
+    A row with nan or +inf, or with only -inf, has loss nan, whatever its targets are.
 
     Examples
     --------
@@ -303,7 +303,7 @@ def cross_entropy(
     >>> f"{cross_entropy([17.0, 0.0], 0):.3g}"
     '4.14e-08'
 
-    Of images (N, C, H, W) with labels (N, H, W), 255 of which marks what has none:
+    Images (N, C, H, W) with labels (N, H, W), where 255 marks pixels without a label:
 
     >>> import numpy as np
     >>> images, labels = np.zeros((1, 3, 2, 2)), np.array([[[0, 1], [2, 255]]])
@@ -404,7 +404,7 @@ def cross_entropy_and_grad(
 
     See Also
     --------
-    cross_entropy : The loss alone.
+    cross_entropy : Only the loss.
 
     Notes
     -----

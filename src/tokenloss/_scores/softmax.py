@@ -41,7 +41,7 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
     -------
     array
         ``exp(logits) / sum(exp(logits))``, of the shape and dtype of `logits`; it is `out` if that is given. Rows
-        with a nan or +inf, and rows of -inf alone, become nan.
+        with a nan or +inf, and rows with only -inf, become nan.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers:
     -------
     array
         ``logits - logsumexp(logits)`` in nats, of the shape and dtype of `logits`; it is `out` if that is given.
-        Rows with a nan or +inf, and rows of -inf alone, become nan.
+        Rows with a nan or +inf, and rows with only -inf, become nan.
 
     Raises
     ------

@@ -56,7 +56,7 @@ class TokenScores(Result):
     rank : array of int64
         1 + number of other classes whose logit is >= the target's; ties count against the target.
     argmax : array of int64
-        Most likely class, the lowest id of a tie; -1 if there is none.
+        Most likely class, the lowest id in a tie; -1 if all logits are nan.
     is_greedy : array of bool
         Whether the target is `argmax`.
     kept : array of bool
@@ -95,7 +95,7 @@ class TokenScores(Result):
 
     @property
     def loss(self) -> float:
-        """The mean loss of the included positions in nats; nan if there are none."""
+        """The mean loss of the included positions in nats; nan without included positions."""
         return ExactMoments.of(self.nll, self.kept).mean
 
     @property
@@ -105,7 +105,7 @@ class TokenScores(Result):
 
     @property
     def accuracy(self) -> float:
-        """The fraction of the included positions where `is_greedy`; nan if there are none."""
+        """The fraction of the included positions where `is_greedy`; nan without included positions."""
         return int(np.count_nonzero(self.is_greedy)) / self.count if self.count else math.nan
 
     def columns(self) -> dict[str, Array]:
@@ -202,7 +202,7 @@ def token_scores(
 
     See Also
     --------
-    cross_entropy : The loss alone.
+    cross_entropy : Only the loss.
 
     Notes
     -----

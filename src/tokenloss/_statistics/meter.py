@@ -114,7 +114,7 @@ class LossFigures(Result):
 
     @property
     def bits_per_byte(self) -> Estimate:
-        """All losses in bits over the bytes of their text; nan if the bytes of any token are unknown."""
+        """The sum of the losses in bits, divided by the bytes of their text; nan if those of any token are unknown."""
         return in_bits(self._meter._loss_per("bytes"))
 
     @property
@@ -146,7 +146,7 @@ class LossMeter(LossFigures):
     Attributes
     ----------
     n_bytes, n_words : int
-        Number of bytes and words of the tokens' text, if given; else 0.
+        Number of bytes and words of the tokens' text, if given, otherwise 0.
 
     Notes
     -----
@@ -156,12 +156,12 @@ class LossMeter(LossFigures):
     ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one, which
     gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the sequence's
     text; where only the length of all texts together is known, it is taken as proportional to the tokens. Both are nan
-    as soon as some tokens have come with the length of their text, and others without.
+    as soon as some tokens were added with the length of their text, and others without.
 
     A meter keeps no tokens, so it has no `columns()`: ``pandas.DataFrame([meter.to_dict() for meter in meters])`` has a
     row for each meter.
 
-    On a cluster, anything that calls functions on other machines will do. Here ``score_file(path)`` returns the meter
+    On a cluster, any way to call functions on other machines works. Here ``score_file(path)`` returns the meter
     of a file (scored with ``workers=1`` where every CPU runs its own call)::
 
         meter = sum(ray.get([ray.remote(score_file).remote(path) for path in paths]), LossMeter())  # Ray
@@ -176,7 +176,7 @@ class LossMeter(LossFigures):
     >>> meter
     LossMeter(loss=0.200000 ± 0.0987, count=3, perplexity=1.22140, bits_per_byte=0.0721348)
 
-    Of two documents, the second of which is harder throughout:
+    Two documents, the second of which is harder throughout:
 
     >>> from tokenloss import sequence_losses
     >>> meter = LossMeter()

@@ -44,7 +44,7 @@ class SequenceLosses(Result):
     n_bytes, n_words : arrays of int64 or None
         Length of the sequence's text; None if not given.
     is_greedy : array of bool or None
-        Whether every included token is the most likely class; False without tokens. None if losses alone were given.
+        Whether every included token is the most likely class; False without tokens. None if only losses were given.
 
     Examples
     --------

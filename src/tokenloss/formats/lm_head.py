@@ -174,7 +174,7 @@ def _in_index(path: str) -> dict[str, Any]:
 def _weight_name(model: _HeadFiles) -> str:
     """The name of the weight of the head: the one that was given, or a usual one.
 
-    That of the embedding is only taken where the config says so, and no head is there in another form, say quantised.
+    That of the embedding is only taken where the config says so, and no head is there in another form, say quantized.
     """
     names = model.files
     name = model.name if model.name is not None else next((one for one in _HEADS if one in names), None)
@@ -196,7 +196,7 @@ def _weight_name(model: _HeadFiles) -> str:
 
 
 def _check_whole(model: _HeadFiles, name: str, biases: Sequence[str]) -> None:
-    """Refuse a weight that is a part of a head, say a quantised one, or that its model may not use as it is."""
+    """Refuse a weight that is a part of a head, say a quantized one, or that its model may not use as it is."""
     got = None
     prefix = name.removesuffix("weight") if name.endswith(".weight") else None
     parts = [other for other in model.files if prefix and other.startswith(prefix) and other not in (name, *biases)]
@@ -205,8 +205,8 @@ def _check_whole(model: _HeadFiles, name: str, biases: Sequence[str]) -> None:
     is_tied = name in _EMBEDDINGS or model.config.says_tied
     if parts:
         got = f"holds {parts[0]} beside {name}"
-    elif model.config.is_normalised:
-        got = f"is of type {model.config.kind!r}, which normalises the rows of its head"
+    elif model.config.is_normalized:
+        got = f"is of type {model.config.kind!r}, which normalizes the rows of its head"
     elif model.config.has_bias and not biases:
         got = "holds no bias of the head, and config.json has lm_head_bias true"
     elif Path(model.path).with_name(_ADAPTER).exists():
@@ -290,7 +290,7 @@ _OTHER_PARTS = (
     "attention", "attn", "audio", "expert", "ffn", "fp32", "gate", "image", "init", "input", "lm_head_bias", "loss",
     "mlp", "projector", "qk", "residual", "route", "ssm", "vision",
 )  # fmt: skip
-_NORMALISED = ("baichuan",)  # model types that normalise the rows of their head
+_NORMALISED = ("baichuan",)  # model types that normalize the rows of their head
 _WITH_HEAD = re.compile("CausalLM|ConditionalGeneration|LMHead|MTModel|ImageTextToText")  # names of models with a head
 
 
@@ -329,7 +329,7 @@ class ModelConfig:
         self.exists: bool = bool(parts)
         self.kind: str = str(next(iter(self._values("model_type")), ""))
         self.has_bias: bool = True in self._values("lm_head_bias")
-        self.is_normalised: bool = self.kind in _NORMALISED
+        self.is_normalized: bool = self.kind in _NORMALISED
         # T5's is the head that is stored, if one is, whatever the config says
         self.says_tied: bool = self._ties == {True} and self.kind not in _T5.split()
 

@@ -136,7 +136,7 @@ def check_order(paths: Sequence[str], targets: Sequence[str], shift: bool | None
 
 
 def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Neighbours not in the order of their numbers, if all are in the order of letters, as a shell sorts them."""
+    """Neighbors not in the order of their numbers, if all are in the order of letters, as a shell sorts them."""
     return [
         (path, following)
         for path, following in itertools.pairwise(paths if list(paths) == sorted(paths) else ())

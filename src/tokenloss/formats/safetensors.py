@@ -87,7 +87,7 @@ def _fitted(
         return scores, parts
     if len(shape) == 3 and shape[1] != 1:
         got = f"{name} has shape {shape}, {shape[1]} layers of each token"
-        refuse(scores.path, got, "hold the last layer alone, after the final norm")
+        refuse(scores.path, got, "hold only the last layer, after the final norm")
     batch = 1, *ids.shape
     parts["input_ids"] = ids._replace(shape=batch)
     return scores._replace(shape=(*batch, shape[-1])), parts

@@ -1,4 +1,4 @@
-"""A model of transformers whose weights are rounded to bfloat16, in the place of a quantised one."""
+"""A model of transformers whose weights are rounded to bfloat16, in the place of a quantized one."""
 
 import torch
 from transformers import AutoModelForCausalLM

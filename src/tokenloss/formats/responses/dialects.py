@@ -118,7 +118,7 @@ def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]
 # vLLM's prompts: of each token an object, by id, of the most likely classes and of the token itself
 
 _FAR = 8  # ranks, that ties do not explain
-_KEY = "do not tell which entry is the prompt's own token"
+_KEY = "do not show which entry is the prompt's own token"
 
 
 def _objects(values: list[Any], ids: list[int] | None, field: str, place: Place) -> Listed:

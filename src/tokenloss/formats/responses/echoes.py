@@ -156,7 +156,7 @@ def _by_usage(
             sizes = [len(tokens) - n for tokens in listed]
             if min(sizes) >= 0 and _block(sizes, n_prompt):
                 return list(sizes)
-    got = "several choices echo their prompts, and nothing tells where these end"
+    got = "several choices echo their prompts, and nothing shows where these end"
     return place.refuse(got, "come with prompt_token_ids (ask for return_token_ids), or be one choice each")
 
 

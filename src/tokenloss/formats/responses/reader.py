@@ -242,7 +242,7 @@ class Responses(Source):
         prompt = parts.get("prompt")
         if "all" in parts and self.part != "all":
             fits = f"come with prompt_token_ids or usage, or be read whole ({named('part', 'all')})"
-            place.refuse("nothing tells where the echoed prompt ends", fits)
+            place.refuse("nothing shows where the echoed prompt ends", fits)
         if self.part == "all":
             if choice.is_repeated:
                 parts.pop("prompt", None)

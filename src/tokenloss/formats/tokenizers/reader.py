@@ -46,7 +46,7 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
     tokenizer : path
         A tokenizer's own file, or the folder of a model that holds one: `tokenizer.json` of Hugging Face,
         `tokenizer.model` of SentencePiece, ranks of tiktoken, `tekken.json` of Mistral, or `vocab.json` beside
-        `merges.txt`, as GPT-2 has them. What it is, its content tells.
+        `merges.txt`, as GPT-2 has them. It is recognized by its content.
 
     Returns
     -------
