@@ -1,11 +1,12 @@
 """Parity: rows of the same bits, ties and decisive flips by the base's margin, the verdict, and its gates."""
 
+import clients
 import ml_dtypes
 import numpy as np
 import pytest
 
 from tokenloss import ComparisonMeter, compare, compare_files, linear_compare
-from tokenloss.formats import open_scores
+from tokenloss.formats import open_hidden_states, open_scores
 
 DTYPES = ["float16", ml_dtypes.bfloat16, "float32", "float64"]
 BITS = {2: 11, 4: 24, 8: 53}  # of the significand, by the size of a float
@@ -111,6 +112,26 @@ def test_hidden_states_as_their_logits(rng):
     np.testing.assert_allclose(found.margin, expected.margin, atol=1e-5)
     assert linear_compare(states, weight, states, weight, targets).parity == "same bits"
     assert found.n_identical < 30
+
+
+@pytest.mark.filterwarnings("ignore:the hidden states seem to lack")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_of_hidden_states_is_that_of_their_dtype(dtype, rng, tmp_path):
+    hidden, weight = rng.normal(size=(30, 16)).astype(dtype), rng.normal(size=(50, 16)).astype("f4")
+    bits = {"float16": 11, "float32": 24, "float64": 53}.get(dtype, 8)
+    found = linear_compare(hidden, weight, hidden, weight + np.float32(0.01))
+    logits = np.sort(np.abs(hidden.astype("f8") @ weight.astype("f8").T))
+    assert set(np.log2(found.rounding)) <= set(np.floor(np.log2(logits)).ravel() + 2 - bits)
+    safetensors = pytest.importorskip("safetensors.numpy")
+    for name, shift in ("a", 0), ("b", 0.01):
+        np.savez(tmp_path / f"{name}.npz", hidden_states=hidden, targets=np.zeros(30, int))
+        safetensors.save_file({"lm_head.weight": weight + np.float32(shift)}, tmp_path / f"{name}.safetensors")
+    sources = [open_hidden_states(tmp_path / f"{name}.npz", tmp_path / f"{name}.safetensors") for name in "ab"]
+    by_tiles = compare_files(sources[0], {"b": sources[1]})["b"].rounding
+    np.testing.assert_array_equal(by_tiles, found.rounding)
+    np.savez(tmp_path / "c.npz", logits=(hidden.astype("f8") @ weight.astype("f8").T), targets=np.zeros(30, int))
+    by_logits = compare_files(tmp_path / "c.npz", {"b": sources[1]})["b"].rounding
+    np.testing.assert_allclose(np.log2(by_logits), np.log2(found.rounding), atol=1)
 
 
 def test_blocks_and_merged_meters_have_the_same_parity(models):
@@ -243,3 +264,87 @@ def test_gates_of_counts(models, command, tmp_path):
     status, out, _ = command(*argv, "--max-decisive-flips", "0")
     assert status == 3
     assert "max_decisive_flips" in out
+
+
+# responses
+
+
+def chats(tmp_path, name, logs, tokens, k, decimals=None):
+    """Responses of a server that lists the k likeliest classes of each token, and the token itself."""
+    logs, lines = logs if decimals is None else logs.round(decimals), []
+    for own, ids in zip(logs, tokens, strict=True):
+        tops = [np.argsort(-row, kind="stable")[:k] for row in own]
+        rows = zip(own, ids, tops, strict=True)
+        lines.append(clients.chat(*((f"<{i}>", row[i], [(f"<{c}>", row[c]) for c in top]) for row, i, top in rows)))
+    return clients.save_lines(tmp_path / f"{name}.jsonl", *lines)
+
+
+@pytest.mark.parametrize("decimals", [None, 4])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_responses_as_numpy_has_them(k, decimals, tmp_path, rng):
+    base = 2 * rng.normal(size=(20, 15, 30))
+    base[:, ::5, 1] = base[:, ::5].max(axis=-1) - 1e-6  # a margin below the error of float32
+    other = base + 0.3 * rng.normal(size=base.shape) * (rng.random((20, 15, 1)) < 0.6)
+    logs = [one - np.log(np.exp(one).sum(-1, keepdims=True)) for one in (base, other)]
+    logs = [one if decimals is None else one.round(decimals) for one in logs]
+    tokens = rng.integers(0, 30, (20, 15))
+    tokens[:, ::2] = base[:, ::2].argmax(-1)
+    paths = [chats(tmp_path, name, one, tokens, k) for name, one in zip("ab", logs, strict=True)]
+    found = compare_files(paths[0], {"b": paths[1]})["b"]
+    changes = np.abs(np.take_along_axis(logs[0] - logs[1], tokens[..., None], -1))[..., 0]
+    assert found.max_abs_logprob == changes.max()
+    listed = [-np.sort(-one, axis=-1)[..., :k] for one in logs]
+    same = (listed[0] == listed[1]).all(-1) & (changes == 0)
+    assert found.is_identical.tolist() == same.reshape(-1).tolist()
+    assert found.n_identical == same.sum() > 0
+    order = np.argsort(-logs[0], axis=-1, kind="stable")[..., :2]
+    tops = np.take_along_axis(logs[0], order, -1)
+    margins = (tops[..., 0] - tops[..., 1]).reshape(-1)
+    # the token itself, last in a list of two, may have been added to a list of one
+    is_unknown = (k == 1) | ((k == 2) & (order[..., 1] == tokens).reshape(-1) & (margins > 0))
+    margins = np.where(is_unknown, np.nan, margins)
+    np.testing.assert_array_equal(found.base_margin, margins)
+    others = np.take_along_axis(logs[1], order, -1)
+    expected = (others[..., 0] - others[..., 1]).reshape(-1)
+    assert not (np.isnan(found.base_margin) & ~np.isnan(found.margin)).any()
+    known = ~np.isnan(found.margin)
+    assert known.any() == (k > 1)
+    np.testing.assert_array_equal(found.margin[known], expected[known])
+    flips = found.is_top_known & ~found.is_same_top
+    rounding = 2 * (1e-5 if decimals is None else 5e-5)
+    ties, unknown = flips & (margins <= rounding), flips & is_unknown
+    counts = found.tied_flips, found.decisive_flips, found.unknown_flips
+    assert counts == (ties.sum(), flips.sum() - ties.sum() - unknown.sum(), unknown.sum())
+    assert flips.sum() > 10
+    positions = [np.flatnonzero(row)[:1].tolist() or [-1] for row in ~same]
+    assert found.sequences["first_difference"].tolist() == [one for (one,) in positions]
+    positions = [np.flatnonzero(row)[:1].tolist() or [-1] for row in flips.reshape(20, 15)]
+    assert found.sequences["first_flip"].tolist() == [one for (one,) in positions]
+    (gate,) = found.check(max_decisive_flips=int(flips.sum()) - 1).gates
+    is_sure = counts[1] + counts[2] < flips.sum()
+    assert gate.verdict == ("holds" if is_sure else "cannot tell" if unknown.any() else "fails")
+
+
+@pytest.mark.filterwarnings("ignore:same. identical to base")
+def test_verdicts_of_responses(tmp_path, rng):
+    base = 2 * rng.normal(size=(20, 15, 30))
+    tokens = base.argmax(-1)
+    logs = base - np.log(np.exp(base).sum(-1, keepdims=True))
+    other = base + 0.1 * rng.normal(size=base.shape)
+    drifted = other - np.log(np.exp(other).sum(-1, keepdims=True))
+    broken = logs.copy()
+    broken[7, 3] = broken[7, 3][::-1]
+    broken[7, 3, tokens[7, 3]] = -40
+    runs = {"base": logs, "same": logs, "rounded": logs.round(5), "drifted": drifted, "broken": broken}
+    paths = {name: chats(tmp_path, name, one, tokens, 5) for name, one in runs.items()}
+    found = compare_files(paths["base"], {name: paths[name] for name in runs if name != "base"})
+    assert {name: one.parity for name, one in found.items()} == {
+        "same": "same bits", "rounded": "within noise", "drifted": "drift", "broken": "broken",
+    }  # fmt: skip
+    assert "position 3 of sequence 7 " in found["broken"].parity_reason
+    second = base + 0.1 * rng.normal(size=base.shape)
+    noise = chats(tmp_path, "noise", second - np.log(np.exp(second).sum(-1, keepdims=True)), tokens, 5)
+    beside = compare_files(paths["base"], {"drifted": paths["drifted"]}, noise=noise)
+    assert beside["drifted"].parity == "within noise"
+    assert beside.check(max_decisive_flips=0).verdict == "holds"
+    assert found["drifted"].decisive_flips > 0 == beside["drifted"].decisive_flips

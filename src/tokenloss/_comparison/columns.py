@@ -26,7 +26,7 @@ from tokenloss._scores.token_scores import token_job
 from tokenloss._statistics.sequences import sequence_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
@@ -39,6 +39,7 @@ COLUMNS = {
 SEEMS_PROBS = "seems_probs"  # a column of one row, if scores that were read as logits look like probabilities
 HAS_TEXTS = "has_texts"  # a field beside the signature's: elements of the first axis are texts without numbers
 VARIANCE = "_variance"  # ends the names of columns for the draws of a sketch
+_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}  # of significands
 OF_TARGETS = ("nll", "base_nll", "delta_p")  # columns that there are not without targets
 # and the values of a part without the column
 _OPTIONAL = dict.fromkeys(FURTHER_DIVERGENCES, np.nan)
@@ -171,6 +172,13 @@ def pair_columns(
             columns["left_out"] = _left_out(word, array, axis, kinds[1], count, mask, scale, workers)
         candidates[name] = share(columns, next(iter(candidates.values()), {}))
     return candidates
+
+
+def coarsen_rounding(columns: Columns, computed: Iterable[str], stored: Iterable[str]) -> None:
+    """Make the rounding that of the coarsest dtype that is stored, in place of that of the logits computed from it."""
+    n_bits = min(map(_BITS.__getitem__, computed)) - min(map(_BITS.__getitem__, stored))
+    if n_bits > 0:
+        columns["rounding"] *= 2.0**n_bits
 
 
 def bytes_of_bools(columns: Columns) -> Columns:

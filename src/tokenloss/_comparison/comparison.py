@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.columns import HAS_TEXTS, check_definitions, pair_columns
 from tokenloss._comparison.comparisons import warn_of_zero
 from tokenloss._comparison.drafts import acceptance, acceptance_of, check_cost_ratio
 from tokenloss._comparison.figures import confidence_table, figures_of, signed_of
 from tokenloss._comparison.paired import PairedLosses
-from tokenloss._comparison.parity import with_noise
 from tokenloss._comparison.sketched import MIN_DRAWS, sketch_figures
 from tokenloss._comparison.tables import scores_shown
 from tokenloss._core.arguments import further_divergences
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from tokenloss._comparison.drafts import DraftAcceptance
     from tokenloss._core.estimate import Estimate
     from tokenloss._core.result import Shown
-    from tokenloss._core.types import Array, ArrayLike, BoolArray, Columns, Float64Array, Kind
+    from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, Kind
     from tokenloss._statistics.gates import Limit
 
 # fields that describe divergences
@@ -60,28 +59,15 @@ class Comparison(PairedLosses):
         As `delta_p_quantiles`, without 0.75 and 0.25. Those between 0 and 1 have intervals, but no standard errors: the
         ends are divergences of the ranks that the binomial distribution gives, or farther apart where the fraction of
         tokens up to the quantile varies by sequence. Where too few tokens bound an end, it is 0 or inf.
-    n_identical : int
-        Number of positions at which both models' scores have the same bits, which all dtypes have as float64; with a
-        sketch, those of its classes, and the sums of all.
-    max_abs_logprob : float
-        Largest absolute difference of a token's log-probability; nan without targets.
-    tied_flips, decisive_flips : int
-        Numbers of positions at which the models' most likely classes differ. It is a tie if `base_margin` is at most
-        `rounding`, or what `noise` changes it by anywhere, if that is given; else the flip is decisive.
-    parity, parity_reason : str
-        "same bits" at all positions; "within noise", without decisive flips; "drift"; or "broken"; and why. See Notes.
     base_left_out, left_out : float or None
         Mean probability of the classes that `classes` left out, by the base and by the model; None without `classes`.
     kl : array of float64
         KL divergence at each position in nats.
     base_top_p : array of float64
         Probability of the base's most likely class: its confidence.
-    base_margin, margin : array of float64
-        Logit of the base's most likely class less that of its second, in the base's scores and in the model's, in nats.
     rounding : array of float64
-        Two units in the last place of these logits of the base, in the coarser dtype of both scores, in nats.
-    is_identical : array of bool
-        Whether both models' scores have the same bits.
+        Two units in the last place of the base's two largest logits, in the coarser dtype of both scores (hidden states
+        where there are some), in nats.
     divergences : dict of Estimate
         Means of the requested `divergences` other than "kl", by name: "reverse_kl", the KL divergence of the
         base's distribution from the model's, and "js", the Jensen-Shannon divergence, both in nats; "tv", the total
@@ -117,7 +103,6 @@ class Comparison(PairedLosses):
     (0.065366, array([ 0.1217, -0.1225]))
     """
 
-    GATES: ClassVar[tuple[str, ...]] = (*PairedLosses.GATES, "max_decisive_flips", "max_abs_logprob")
     _of_base = ("base", "by", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
                 "window", "stride", "n_context", "fits_better_shifted", "definitions", "temperature", "has_targets",
                 "count", "n_sequences", "is_clustered", "base_perplexity", "base_perplexity_stderr")  # fmt: skip
@@ -131,18 +116,9 @@ class Comparison(PairedLosses):
     kl_quantiles: dict[float, Estimate]
     base_left_out: float | None
     left_out: float | None
-    n_identical: int
-    max_abs_logprob: float
-    tied_flips: int
-    decisive_flips: int
-    parity: str
-    parity_reason: str
     kl: Float64Array
     base_top_p: Float64Array
-    base_margin: Float64Array
-    margin: Float64Array
     rounding: Float64Array
-    is_identical: BoolArray
     temperature: float = 1.0
     divergences: dict[str, Estimate] = field(default_factory=dict)
     divergence_quantiles: dict[str, dict[float, Estimate]] = field(default_factory=dict)
@@ -207,10 +183,6 @@ class Comparison(PairedLosses):
             pairs = zip(rows_of(drafts.sequences or {}), about["sequences"], strict=True)
             about["sequences"] = [row | {key: of[key] for key in ("file", "sequence")} for row, of in pairs]
         return drafts
-
-    def _beside(self, noise: Any) -> Comparison:
-        comparison: Comparison = with_noise(self, noise)
-        return comparison
 
     @property
     def _is_lower_bound(self) -> bool:

@@ -69,7 +69,7 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     }
     further = {name: columns[name][index] for name in FURTHER_DIVERGENCES if name in columns}
     means |= {name: Mean(values, ids) for name, values in further.items()}
-    intervals = quantile_intervals(kl, KL_QUANTILES, ids, divergence)
+    intervals = quantile_intervals(kl, ordered, KL_QUANTILES, ids, divergence)
     unit = divergence.measure().unit
     sequences = None if segment_ids is None else sequence_table(means)
     if sequences is not None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tokenloss._comparison.columns import (
     bytes_of_bools,
+    coarsen_rounding,
     new_columns,
     pair_positions,
     probability_of_rest,
@@ -18,6 +19,7 @@ from tokenloss._comparison.comparison import Comparison, comparison_of
 from tokenloss._comparison.figures import signed_of
 from tokenloss._core import _core
 from tokenloss._core.arguments import further_divergences
+from tokenloss._core.dtypes import dtype_name
 from tokenloss._core.projection import run_pairs, two_projections
 from tokenloss._core.signature import head_fields
 from tokenloss._core.validation import as_positions, check_compared_classes, logit_transform
@@ -56,6 +58,9 @@ def linear_pair_columns(
             rest = _logsumexp_from(positions.classes, others[name], columns["kept"], transform, workers)
             columns["base_left_out"] = probability_of_rest(columns.pop("base_logsumexp"), base_rest)
             columns["left_out"] = probability_of_rest(columns.pop("logsumexp"), rest)
+        pair = base, others[name]
+        stored = (dtype_name(one.hidden_code, one.hidden) for one in pair)
+        coarsen_rounding(columns, (one.dtype.name for one in pair), stored)
         candidates[name] = share(columns, first)
         first = first or columns
     return candidates

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenloss._comparison.compared_tokens import ComparedTokens, included
+from tokenloss._comparison.parity import COLUMNS, with_noise
 from tokenloss._core.advice import void_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Errors, Estimate
@@ -24,7 +25,7 @@ from tokenloss._statistics.sequences import sums_by_segment
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
     from tokenloss._statistics.gates import Limit, Verdict
 
 KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
@@ -73,9 +74,25 @@ class PairedLosses(ComparedTokens, GatedResult):
         Whether both models have the same most likely class, and whether the token is compared: neither ignored nor
         masked, and with a log-probability in both files of responses. Where it is not, arrays of floats are nan and
         other arrays of bool False.
+    n_identical : int
+        Number of positions at which both models' scores have the same bits, which all dtypes have as float64; with a
+        sketch, those of its classes, and the sums of all; of responses, with the same log-probabilities.
+    max_abs_logprob : float
+        Largest absolute difference of a token's log-probability; nan without targets.
+    tied_flips, decisive_flips, unknown_flips : int
+        Numbers of positions at which the models' most likely classes differ. It is a tie if `base_margin` is at most
+        what rounding, or `noise` if that is given, changes it by anywhere, and decisive if it is larger. It is unknown
+        if `base_margin` is nan, as where a server lists fewer than two classes.
+    parity, parity_reason : str
+        "same bits" at all positions; "within noise", without decisive flips; "drift"; or "broken"; and why. "" if there
+        is no position, or if unknown flips decide.
+    base_margin, margin : array of float64
+        Logit of the base's most likely class less that of its second, in the base's scores and in the model's, in nats.
+    is_identical : array of bool
+        Whether both models' scores have the same bits.
     """
 
-    GATES = tuple(_METHODS)
+    GATES = (*_METHODS, *_COUNTED)
     _why_no_gate = "does not apply to scores of all classes or to responses"
     _of_base: ClassVar[tuple[str, ...]] = ("base", "by")
     _divergence: ClassVar[str] = "kl"  # the array that has it
@@ -97,6 +114,16 @@ class PairedLosses(ComparedTokens, GatedResult):
     delta_p: Float64Array
     is_same_top: BoolArray
     kept: BoolArray
+    n_identical: int
+    max_abs_logprob: float
+    tied_flips: int
+    decisive_flips: int
+    unknown_flips: int
+    parity: str
+    parity_reason: str
+    base_margin: Float64Array
+    margin: Float64Array
+    is_identical: BoolArray
 
     @property
     def detectable(self) -> float:
@@ -122,6 +149,14 @@ class PairedLosses(ComparedTokens, GatedResult):
     def _is_lower_bound(self) -> bool:
         """Whether the divergence is only known to be at least what it says."""
         return self._divergence != "kl"
+
+    def _parity_columns(self) -> Columns:
+        """The columns that parity is found from."""
+        columns = {name: getattr(self, name).reshape(-1) for name in COLUMNS}
+        return columns | ({} if self._segment_ids is None else {"segment_ids": self._segment_ids})
+
+    def _beside(self, noise: Any) -> Any:
+        return with_noise(self, noise)
 
     def _why_unknown(self, limit: Limit) -> str:
         """Why the statistic of a gate is not known; "" if it is."""
@@ -166,7 +201,9 @@ class PairedLosses(ComparedTokens, GatedResult):
         if is_equal:  # other texts would change nothing
             reach, notes = Reach(*[reach.value] * 3), ["identical to the base at every token"]
         if field := _COUNTED.get(gate):
-            reach, notes, is_equal = Reach(*[float(getattr(self, field))] * 3), ["counted in these texts"], True
+            value, unknown = float(getattr(self, field)), self.unknown_flips if field == "decisive_flips" else 0
+            reach, notes, is_equal = Reach(value, value, value + unknown), ["counted in these texts"], True
+            notes += [f"{unknown:,} flips at which the base lists no margin"] * bool(unknown)
         verdict = verdict_on(
             limit, reach, measure, notes=notes, is_lower_bound=is_lower_bound, void=void
         )  # fmt: skip
@@ -278,16 +315,16 @@ def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float
 
 
 def quantile_intervals(
-    values: Float64Array, fractions: tuple[float, ...], segment_ids: IntArray | None, mean: Mean, tail: float = TAIL
-) -> dict[float, tuple[float, float]]:
-    """Confidence intervals of quantiles of values of at least 0, for the fractions that are neither 0 nor 1.
+    values: Float64Array, ordered: Float64Array, fractions: tuple[float, ...], segment_ids: IntArray | None, mean: Mean,
+    tail: float = TAIL,
+) -> dict[float, tuple[float, float]]:  # fmt: skip
+    """Confidence intervals of quantiles of values of at least 0, also given sorted, for fractions between 0 and 1.
 
     The true quantile lies below, and above, with a probability of at most `tail` each; by default they are of 95 %.
     Each end is an ordered value, by a binomial rank, or the estimate if that is farther out. With sequences, ranks are
     at least as far apart as the interval of the fraction of values below it (Woodruff, Journal of the American
     Statistical Association 47, 1952). `mean` is that of the values, which come in the order of their sequences.
     """
-    ordered = np.sort(values)
     inner = [fraction for fraction in fractions if 0 < fraction < 1]
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(inner, (math.nan, math.nan))
@@ -311,12 +348,12 @@ def _quantile_reach(
     values: Float64Array, fraction: float, ids: IntArray | None, mean: Mean, limit: float, tail: float
 ) -> Reach:
     """The reach of a quantile; the texts needed are those that show which fraction of the tokens keeps to the limit."""
-    n, below = values.size, Mean(values <= limit, ids)
-    low, high = quantile_intervals(values, (fraction,), ids, mean, tail)[fraction]
+    n, below, ordered = values.size, Mean(values <= limit, ids), np.sort(values)
+    low, high = quantile_intervals(values, ordered, (fraction,), ids, mean, tail)[fraction]
     radius = student_quantile(tail, max(n - 1, 1)) * math.sqrt(fraction * (1 - fraction) / max(n, 1))
     radius = max(radius, below.stderr * mean.factor(tail))
     needed = needed_count(mean._independent.count, radius, abs(below.mean - fraction), tail)
-    return Reach(quantiles(np.sort(values), (fraction,))[fraction], low, high, needed)
+    return Reach(quantiles(ordered, (fraction,))[fraction], low, high, needed)
 
 
 def _clustered_radii(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.paired import quantiles
 from tokenloss._core.text import count_of
 from tokenloss._statistics.sequences import places_of
 
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, Columns, IntArray
 
 SAME_BITS, WITHIN_NOISE, DRIFT, BROKEN = "same bits", "within noise", "drift", "broken"
-_COLUMNS = "kept", "nll", "base_nll", "kl", "is_same_top", "base_margin", "margin", "rounding", "is_identical"
+COLUMNS = "kept", "nll", "base_nll", "kl", "is_same_top", "base_margin", "margin", "rounding", "is_identical"
 _UNRELATED = 1.0  # nats: a median divergence above it is no rounding of the base
 _OUTLIER = 4.0, 1000.0  # a row is broken if its divergence exceeds both: nats, and multiples of the median
 _NOISE = 2.0, 10.0  # multiples of a second run's mean divergence, and of its largest one, which are still noise
@@ -24,40 +22,47 @@ _PRECISION = 1e-9  # nats to which divergences near 0 are known
 
 
 def parity_of(columns: Columns, noise: Any = None) -> dict[str, Any]:
-    """The fields of parity, from columns of all positions; `noise` is the comparison of a second run of the base."""
-    kept = columns["kept"]
-    _, nll, base_nll, kl, is_same_top, base_margin, _, rounding, is_identical = (columns[one][kept] for one in _COLUMNS)
+    """The fields of parity, from columns of all positions; `noise` is the comparison of a second run of the base.
+
+    Where the base's margin is nan, it is unknown whether a flip is a tie.
+    """
+    own, kept = {name: columns[name] for name in COLUMNS}, columns["kept"]
+    if not kept.all():
+        own = {name: column[kept] for name, column in own.items()}
+    kl, is_identical, flips = own["kl"], own["is_identical"], np.flatnonzero(~own["is_same_top"])
     second = "" if noise is None or noise.parity == BROKEN else "a second run"
-    with np.errstate(invalid="ignore", over="ignore"):  # infinities
-        changes = np.where(nll == base_nll, 0.0, np.abs(nll - base_nll))
-        is_tie = ~is_same_top & (base_margin <= np.maximum(rounding, _reach(noise) if second else 0.0))
-        limits = rounding**2 / 2 + _PRECISION  # Hoeffding's lemma, if no logit changes by more than its rounding
-    n_ties, n_flips = int(np.count_nonzero(is_tie)), int(np.count_nonzero(~is_same_top))
+    margins = own["base_margin"][flips]
+    n_ties = int(np.count_nonzero(margins <= np.maximum(own["rounding"][flips], _reach(noise) if second else 0.0)))
+    n_unknown = int(np.count_nonzero(np.isnan(margins)))
+    n_decisive = flips.size - n_ties - n_unknown
     if not kl.size:
         verdict = "", ""
     elif is_identical.all():
         verdict = SAME_BITS, f"in all {count_of(kl.size, 'row')}"
-    elif words := _damage(columns, np.where(np.isnan(kl), np.inf, kl)):
+    elif words := _damage(columns, kl):
         verdict = BROKEN, words
     else:
-        mean = float(limits.mean())
-        if second:
-            mean, limits = max(mean, _NOISE[0] * noise.mean_kl), np.maximum(limits, _NOISE[1] * _largest(noise.kl))
         source = second or "rounding"
-        if n_flips > n_ties:
-            words = (
-                f"{count_of(n_flips - n_ties, 'decisive flip')}: the base's margin is larger than {source} changes it"
+        if n_decisive:
+            verdict = (
+                DRIFT,
+                f"{count_of(n_decisive, 'decisive flip')}: the base's margin is larger than {source} changes it",
             )
-            verdict = DRIFT, words
-        elif kl.mean() <= mean and (kl <= limits).all():
-            verdict = WITHIN_NOISE, f"no decisive flip, and divergences as of {source}"
-        else:
+        elif not _is_as_far(kl, own["rounding"], noise if second else None):
             verdict = DRIFT, f"divergences are larger than those of {source}"
+        elif n_unknown:
+            verdict = (
+                "",
+                f"{count_of(n_unknown, 'flip')} at which the base lists no margin, and divergences as of {source}",
+            )
+        else:
+            verdict = WITHIN_NOISE, f"no decisive flip, and divergences as of {source}"
     return {
         "n_identical": int(np.count_nonzero(is_identical)),
-        "max_abs_logprob": float(changes.max()) if changes.size else math.nan,
+        "max_abs_logprob": _largest_change(own["nll"], own["base_nll"]),
         "tied_flips": n_ties,
-        "decisive_flips": n_flips - n_ties,
+        "decisive_flips": n_decisive,
+        "unknown_flips": n_unknown,
         "parity": verdict[0],
         "parity_reason": verdict[1] + ("" if noise is None or second else "; the second run is broken itself"),
     }
@@ -65,10 +70,26 @@ def parity_of(columns: Columns, noise: Any = None) -> dict[str, Any]:
 
 def with_noise(comparison: Any, noise: Any) -> Any:
     """The comparison, whose parity is judged beside the comparison of a second run of the base."""
-    if not hasattr(comparison, "parity"):
-        return comparison
-    columns = {name: getattr(comparison, name).reshape(-1) for name in _COLUMNS}
-    return replace(comparison, **parity_of(columns | {"segment_ids": comparison._segment_ids}, noise))
+    return replace(comparison, **parity_of(comparison._parity_columns(), noise))
+
+
+def _is_as_far(kl: Array, rounding: Array, noise: Any) -> bool:
+    """Whether divergences are those of rounding or of a second run of the base."""
+    limits = rounding**2 / 2 + _PRECISION  # Hoeffding's lemma, if no logit changes by more than its rounding
+    mean = float(limits.mean())
+    if noise is not None:
+        mean = max(mean, _NOISE[0] * vars(noise)[f"mean_{noise._divergence}"])
+        limits = np.maximum(limits, _NOISE[1] * _largest(noise._kl))
+    return bool(kl.mean() <= mean and (kl <= limits).all())
+
+
+def _largest_change(nll: Array, base_nll: Array) -> float:
+    """The largest absolute difference of losses, 0 of equal infinite ones; nan if any is, or without losses."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        largest = np.abs(nll - base_nll).max() if nll.size else np.nan
+        if not np.isfinite(largest):
+            largest = np.where(nll == base_nll, 0.0, np.abs(nll - base_nll)).max() if nll.size else np.nan
+    return float(largest)
 
 
 def first_places(columns: Columns, sequences: IntArray) -> Columns:
@@ -96,7 +117,10 @@ def _largest(values: Array) -> float:
 
 def _damage(columns: Columns, kl: Array) -> str:
     """Why a model is broken, by its divergences, where nan counts as infinite; "" if it is not."""
-    median, worst = quantiles(np.sort(kl), (0.5,))[0.5], int(np.argmax(kl))
+    if kl.max() <= _UNRELATED:  # without sorting
+        return ""
+    kl = np.where(np.isnan(kl), np.inf, kl)
+    median, worst = float(np.median(kl)), int(np.argmax(kl))
     if median > _UNRELATED:
         return f"the median divergence is {median:.3g} nats: most predictions are others"
     if kl[worst] <= max(_OUTLIER[0], _OUTLIER[1] * median):

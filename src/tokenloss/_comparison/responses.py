@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._comparison.paired import KL_QUANTILES, Mean, PairedLosses, paired_figures, quantiles, sequence_table
+from tokenloss._comparison.parity import COLUMNS as PARITY_COLUMNS
+from tokenloss._comparison.parity import first_places, parity_of
 from tokenloss._comparison.tables import responses_shown
 from tokenloss._core.errors import named, raise_error, with_file_names
 from tokenloss._core.result import figure
@@ -32,7 +34,8 @@ COLUMNS = {
     "sequence": np.int64, "position": np.int64, "target": np.int64, "text": np.object_,
     "nll": np.float64, "base_nll": np.float64, "kl_bound": np.float64, "base_mass": np.float64,
     "mass": np.float64, "delta_p": np.float64, "is_same_top": np.bool_, "is_top_known": np.bool_, "kept": np.bool_,
-    "is_bounded": np.bool_, "is_sentinel": np.bool_,
+    "is_bounded": np.bool_, "is_sentinel": np.bool_, "base_margin": np.float64, "margin": np.float64,
+    "rounding": np.float64, "is_identical": np.bool_,
 }  # fmt: skip
 
 
@@ -316,7 +319,11 @@ def _columns(base: Columns, other: Columns, rounding: float) -> Columns:
     known = compared & base["is_greedy_known"] & other["is_greedy_known"]
     known &= any_greedy | ((base["best"] >= 0) & (other["best"] >= 0))
     same = np.where(any_greedy, base["is_greedy"] & other["is_greedy"], base["best"] == other["best"])
+    base_margin, margin = _margins(base, other)
     numbers = {
+        "base_margin": base_margin,
+        "margin": margin,
+        "rounding": np.full(nll.shape, 2 * rounding),
         "nll": nll,
         "base_nll": base_nll,
         "kl_bound": bound.kl,
@@ -329,8 +336,53 @@ def _columns(base: Columns, other: Columns, rounding: float) -> Columns:
         "is_top_known": known,
         "kept": compared,
         "is_bounded": compared & (bound.n_common > 1),
+        "is_identical": compared & _are_identical(base, other),
         "is_sentinel": base["is_sentinel"] | other["is_sentinel"],
     }
+
+
+def _are_identical(base: Columns, other: Columns) -> BoolArray:
+    """Mask of the tokens whose own log-probability and all listed ones are the same in both."""
+    widths = [side["top_logprobs"].shape[1] for side in (base, other)]
+    tops = [np.full((len(side["logprobs"]), max(widths)), np.nan) for side in (base, other)]
+    for one, side, width in zip(tops, (base, other), widths, strict=True):
+        one[:, :width] = side["top_logprobs"]
+        one.sort(axis=1)  # nan last
+    same = (tops[0] == tops[1]) | (np.isnan(tops[0]) & np.isnan(tops[1]))
+    are_same: BoolArray = same.all(axis=1) & (base["logprobs"] == other["logprobs"])
+    return are_same
+
+
+def _margins(base: Columns, other: Columns) -> tuple[Float64Array, Float64Array]:
+    """The log-probability of the base's most likely class less that of its second, by both models; nan if not listed.
+
+    Where the token itself may have been added to a list, readers of responses have taken it out.
+    """
+    logs, own = base["top_logprobs"][:, :-1], base["top_logprobs"][:, -1:]
+    margins = np.full((2, len(own)), np.nan)
+    if logs.shape[1] < 2:
+        return margins[0], margins[1]
+    logs = np.where(np.isnan(logs), -np.inf, logs)
+    order = np.argsort(-logs, axis=1, kind="stable")[:, :2]
+    tops = np.take_along_axis(logs, order, 1)
+    ids = np.where((base["top_ids"][:, :-1] < 0) & (logs == own), base["top_ids"][:, -1:], base["top_ids"][:, :-1])
+    wanted = np.take_along_axis(ids, order, 1)[:, None]  # (n, 1, 2)
+    is_it = (other["top_ids"][:, :, None] == wanted) & (wanted >= 0) & (wanted[..., :1] != wanted[..., 1:])
+    is_it &= ~np.isnan(other["top_logprobs"])[:, :, None]
+    others = np.where(is_it, other["top_logprobs"][:, :, None], -np.inf).max(axis=1)
+    is_known = np.True_
+    for margin, pair in zip(margins, (tops, others), strict=True):
+        is_known = is_known & np.isfinite(pair).all(axis=1)
+        margin[is_known] = pair[is_known, 0] - pair[is_known, 1]
+    return margins[0], margins[1]
+
+
+def _of_parity(columns: Columns) -> Columns:
+    """The columns that parity is found from: a flip is known, and a divergence a bound."""
+    same = columns["is_same_top"] | ~columns["is_top_known"]
+    return {name: columns[name] for name in PARITY_COLUMNS if name in columns} | {
+        "kl": columns["kl_bound"], "is_same_top": same, "segment_ids": columns["sequence"],
+    }  # fmt: skip
 
 
 TOKEN_COLUMNS = (
@@ -377,8 +429,9 @@ class ResponseComparison(PairedLosses):
     sequences : dict of 1-D arrays
         Columns of a table that has a row for each sequence with any compared token: "sequence" (its number in the file
         of the base, from 0), "count" and means over its tokens: "loss", "base_loss", "loss_difference", "delta_p",
-        "kl_bound" and "same_top" (nan where it is not known of any), "line" and "base_line", where its response is in
-        the files, and "custom_id". All tokens are in the order of the file of the base.
+        "kl_bound" and "same_top" (nan where it is not known of any), the first positions "first_difference" of
+        log-probabilities and "first_flip", as in `Comparison`, "line" and "base_line", where its response is in the
+        files, and "custom_id". All tokens are in the order of the file of the base.
 
     Examples
     --------
@@ -412,10 +465,15 @@ class ResponseComparison(PairedLosses):
     base_mass: Float64Array
     mass: Float64Array
     is_top_known: BoolArray
+    _rounding: Float64Array  # of margins
 
     @staticmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
         return responses_shown(comparisons)
+
+    def _parity_columns(self) -> Columns:
+        own = {"rounding": self._rounding, "sequence": self._segment_ids}
+        return _of_parity(vars(self) | own)
 
     def _signature_fields(self) -> dict[str, Any]:
         """Fields of its signature."""
@@ -443,9 +501,11 @@ def response_comparison_of(
     numbers = sequences["sequence"]
     sequences["same_top"] = np.full(len(numbers), np.nan)
     sequences["same_top"][np.searchsorted(numbers, same_top.sequences.sequence)] = same_top.sequences.loss
+    sequences |= first_places(_of_parity(columns), numbers)
     for i, (name, dtype) in enumerate((("base_line", np.int64), ("line", np.int64), ("custom_id", object))):
         sequences[name] = np.array([origins[number][i] for number in numbers.tolist()], dtype)
-    figures |= {name: columns[name] for name in TOKEN_COLUMNS}
+    figures |= parity_of(_of_parity(columns))
+    figures |= {name: columns[name] for name in (*TOKEN_COLUMNS, "base_margin", "margin", "is_identical")}
     return ResponseComparison(
         n_without_number=int(np.count_nonzero(~mask & ~columns["is_sentinel"])),
         n_sentinels=int(np.count_nonzero(~mask & columns["is_sentinel"])),
@@ -458,6 +518,7 @@ def response_comparison_of(
         n_top_known=int(np.count_nonzero(known)),
         sequences=sequences,
         _segment_ids=ids,
+        _rounding=columns["rounding"],
         **others,
         **figures,
     )

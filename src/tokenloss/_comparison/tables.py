@@ -72,6 +72,14 @@ _PROBABILITIES = (
     _percent("RMS Δp", "rms_delta_p", "has_targets"),
 )
 _SAME_TOP = _percent("Same top p", "same_top")
+_PARITY_ROWS = (
+    Row("Rows with the same bits", "n_identical", "{:10,}", ("of {count:,}",)),
+    Row("Largest |Δ ln p|", "max_abs_logprob", "{:10.6f}", when="has_targets"),
+    Row("Flips of the top class that are ties", "tied_flips", "{:10,}"),
+    Row("Decisive flips", "decisive_flips", "{:10,}"),
+    Row("Flips without a margin", "unknown_flips", "{:10,}", when="unknown_flips"),
+    Row("Verdict", "parity", "{:>10}", ("{parity_reason}",), when="count"),
+)
 _SCORE_ROWS: dict[str, tuple[Row, ...]] = {
     "Perplexity statistics": _PERPLEXITIES,
     "KL divergence statistics": (
@@ -91,13 +99,7 @@ _SCORE_ROWS: dict[str, tuple[Row, ...]] = {
         )
     ),
     "Token probability statistics": (*_PROBABILITIES, _SAME_TOP),
-    "Parity": (
-        Row("Rows with the same bits", "n_identical", "{:10,}", ("of {count:,}",)),
-        Row("Largest |Δ ln p|", "max_abs_logprob", "{:10.6f}", when="has_targets"),
-        Row("Flips of the top class that are ties", "tied_flips", "{:10,}"),
-        Row("Decisive flips", "decisive_flips", "{:10,}"),
-        Row("Verdict", "parity", "{:>10}", ("{parity_reason}",), when="count"),
-    ),
+    "Parity": _PARITY_ROWS,
     "Probability of the classes that are left out": (
         Row("Mean of base", "base_left_out", "{:7.4g %}"),
         Row("Mean of Q", "left_out", "{:7.4g %}"),
@@ -120,6 +122,7 @@ _RESPONSE_ROWS: dict[str, tuple[Row, ...]] = {
         *_PROBABILITIES,
         _SAME_TOP._replace(notes=("± {stderr:6.3f %}{known_note}",), otherwise="{known_note}", when="n_top_known"),
     ),
+    "Parity": (_PARITY_ROWS[0]._replace(label="Rows with the same log-probabilities"), *_PARITY_ROWS[1:]),
 }
 
 
@@ -181,6 +184,7 @@ _PARITY = (
     Row("max |Δ ln p|", "max_abs_logprob", "{known:.3g}", when="has_targets"),
     Row("ties", "tied_flips", "{:,}"),
     Row("decisive flips", "decisive_flips", "{:,}"),
+    Row("unknown", "unknown_flips", "{:,}", when="unknown_flips"),
     Row("verdict", "parity"),
 )  # of several candidates
 _COLUMNS = {"kl": _columns_of("kl", "KLD"), "kl_bound": _columns_of("kl_bound", "KLD is at least")}
@@ -200,14 +204,19 @@ def scores_shown(comparisons: Any) -> Shown:
     note += "" if first.has_targets else "; without targets, which losses and perplexities need"
     tables = comparison_tables(first) + group_tables(first._figures())
     if others:
-        parities = [({"name": name}, one._statistics()) for name, one in comparisons._ranked()]
-        tables = [candidate_table(comparisons), table_of_several(_PARITY, parities, "Parity")]
+        tables = [candidate_table(comparisons), _parity_table(comparisons)]
     heads = [("base", first._about.get("base_head"))]
     heads += [(one, comparison._about.get("head")) for one, comparison in comparisons.items()]
     rows = [(one, *head_cells(head)) for one, head in heads if head]
     tables += [Table(rows, title="Logits of hidden states")] if rows else []
     tables += tables_by(comparisons)
     return shown_of(comparisons, (note, " vs ".join(kinds)), tables)
+
+
+def _parity_table(comparisons: Any) -> Table:
+    """The table of the parity of several candidates."""
+    parities = [({"name": name}, one._statistics()) for name, one in comparisons._ranked()]
+    return table_of_several(_PARITY, parities, "Parity", keep_empty=False)
 
 
 def responses_shown(comparisons: Mapping[str, Any]) -> Shown:
@@ -217,11 +226,10 @@ def responses_shown(comparisons: Mapping[str, Any]) -> Shown:
     counts = f"{count_of(first.count, 'token')} of {count_of(first.n_sequences, 'response')}"
     rounded = [words for words in (first.rounding, first.base_rounding) if words and not others]
     note = f"{counts} ({first.part}), {basis}" + (f"; log-probabilities: {' vs '.join(rounded)}" if rounded else "")
-    return shown_of(
-        comparisons,
-        (note,),
-        ([candidate_table(comparisons)] if others else comparison_tables(first)) + tables_by(comparisons),
-    )
+    tables = comparison_tables(first)
+    if others:
+        tables = [candidate_table(comparisons), _parity_table(comparisons)]
+    return shown_of(comparisons, (note,), tables + tables_by(comparisons))
 
 
 def comparison_tables(comparison: Any) -> list[Table]:

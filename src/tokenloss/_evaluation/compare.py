@@ -13,6 +13,7 @@ import numpy as np
 from tokenloss._comparison.columns import (
     OF_TARGETS,
     check_normalized,
+    coarsen_rounding,
     join,
     logs,
     new_columns,
@@ -471,6 +472,8 @@ class _Pairing:
             with with_file_names(path, model.file.path, block.place):
                 logits = model.logits("logits", rows, block.kept, self._workers)
                 columns = pair_columns(base, {"logits": logits}, block.ids, kind=model.kind, **pairing)["logits"]
+                stored = base_model.file.dtype.name, model.file.dtype.name
+                coarsen_rounding(columns, (base.dtype.name, logits.dtype.name), stored)
                 scores = self._scores(model.top_scores(logits), block)
             yield columns, base_scores, scores
 

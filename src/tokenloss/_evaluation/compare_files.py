@@ -217,15 +217,17 @@ def compare_files(
         key |= {f"candidate {number}: {name}": value for name, value in one.given().items()}
     with opened([source, *models.values()], settings, key, by_identity([], sizes)) as run:
         found: Comparisons[Any]
+        second = "" if noise is None else NOISE
         if level in ("rows", "sketch"):
             tokenizer = None if said.tokenizer is None else open_tokenizer(said.tokenizer)
             scores, others_scores = cast("Scores", source), cast("dict[str, Scores]", models)
-            second = "" if noise is None else NOISE
             found = compare_rows(scores, others_scores, abouts, options, run, tokenizer, second)
         elif isinstance(source, Sketch):
             found = compare_served(source, cast("dict[str, Responses]", models), abouts, options, run)
+        elif level == "tops":
+            found = compare_lists(source, models, abouts, run, by, second)
         else:
-            found = (compare_lists if level == "tops" else compare_losses)(source, models, abouts, run, by)
+            found = compare_losses(source, models, abouts, run, by)
     if noise is not None:
         found.noise = found.pop(NOISE)
     for hint in advice(hints_of(found)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._comparison.parity import with_noise
 from tokenloss._comparison.responses import (
     TOKEN_COLUMNS,
     Pair,
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 _PLACES = ("sequence", "position", "target")
 _SEQUENCES = (
-    "file", "sequence", "count", "loss", "base_loss", "loss_difference", "kl_bound", "delta_p", "same_top", "line",
-    "base_line",
+    "file", "sequence", "count", "loss", "base_loss", "loss_difference", "kl_bound", "delta_p", "same_top",
+    "first_difference", "first_flip", "line", "base_line",
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ class ComparedLists(NamedTuple):
 
 
 def compare_lists(
-    base: Source, models: Mapping[str, Source], abouts: Sequence[About], run: Run, by: str | None = None
+    base: Source, models: Mapping[str, Source], abouts: Sequence[About], run: Run, by: str | None, noise: str
 ) -> Comparisons[ResponseComparison]:
     """The comparisons of responses with a base of responses or scores, or of scores with a base of responses."""
     schema = schema_of(("file", *_PLACES, "text", *TOKEN_COLUMNS), _SEQUENCES, (*models,), run.sinks.top_k)
@@ -74,6 +75,8 @@ def compare_lists(
             labels = [origins[number][-1] for number in numbers.tolist()]
             codes = group_codes(by, result.columns["position"], labels, lengths.tolist())
             about |= groups_of(one, by, [codes], base.paths[0])
+    if noise:
+        found |= {name: with_noise(one, found[noise]) for name, one in found.items() if name != noise}
     run.sinks.finish(found, lambda: sequences_of(found))
     return found
 
