@@ -1,5 +1,6 @@
 """`--format github`, `junit` and `card`: workflow commands, JUnit's XML by its schema, and a model-index in YAML."""
 
+import contextlib
 import json
 import re
 import urllib.parse
@@ -8,6 +9,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from clients import chat, save_lines
+from places import DATA
 
 from tokenloss import compare_files, evaluate
 from tokenloss._output.reports import _yaml
@@ -70,33 +72,28 @@ def test_no_line_of_a_table_is_a_workflow_command(models, command, monkeypatch):
     assert titles == [f"{name}: max_loss".replace("\n", "\\n") for name in names]
 
 
-# by element: its attributes, of these types, and its children, in this order, as in the schema of Apache Ant's JUnit
-TOKEN, INT, DECIMAL, TIME = r"\S.*", r"\d+", r"\d+(\.\d+)?", r"\d{4}(-\d\d){2}T\d\d(:\d\d){2}"
-SCHEMA = {
-    "testsuites": ({}, "(testsuite )*"),
-    "testsuite": (
-        {"package": TOKEN, "id": INT, "name": TOKEN, "timestamp": TIME, "hostname": TOKEN, "tests": INT,
-         "failures": INT, "errors": INT, "time": DECIMAL},
-        "properties (testcase )*system-out system-err ",
-    ),
-    "properties": ({}, "(property )*"),
-    "property": ({"name": TOKEN, "value": ".*"}, ""),
-    "testcase": ({"name": TOKEN, "classname": TOKEN, "time": DECIMAL}, "(skipped |error |failure )?"),
-    "error": ({"message": ".*", "type": ".*"}, ""),
-    "failure": ({"message": ".*", "type": ".*"}, ""),
-    "system-out": ({}, ""),
-    "system-err": ({}, ""),
-}  # fmt: skip
+@pytest.fixture(scope="module")
+def schema():
+    """The schema of JUnit's XML."""
+    etree = pytest.importorskip("lxml.etree", reason="validates XML")
+    return etree.XMLSchema(etree.parse(DATA / "junit.xsd"))
 
 
-def check_schema(element):
-    attributes, children = SCHEMA[element.tag]
-    assert element.attrib.keys() == attributes.keys()
-    for name, pattern in attributes.items():
-        assert re.fullmatch(pattern, element.attrib[name], re.DOTALL), (element.tag, name)
-    assert re.fullmatch(children, "".join(f"{child.tag} " for child in element))
-    for child in element:
-        check_schema(child)
+def test_junit_is_valid_by_its_schema_which_refuses_other_xml(argv, command, schema):
+    from lxml import etree
+
+    call = [*argv, *GATES, "--max-decisive-flips", "0"]
+    out = command(*call, "--format", "junit")[1].encode()
+    schema.assertValid(etree.fromstring(out))
+    assert b"<failure" in out
+    for old, new in (
+        (b' tests="', b' test="'), (b' id="1"', b' id="0"'), (b' errors="', b' errors="-'), (b' type="', b' kind="'),
+        (b"<error ", b"<errors/><error "), (b"<system-out></system-out>", b""), (b' timestamp="', b' timestamp="on '),
+        (b' classname="tokenloss', b' class="tokenloss'), (b"<properties>", b"<properties><property/>"),
+        (b' time="0"', b' time=""'),
+    ):  # fmt: skip
+        assert old in out
+        assert not schema.validate(etree.fromstring(out.replace(old, new, 1))), new
 
 
 @pytest.mark.parametrize("kind", ["comparison", "evaluation", "models"])
@@ -106,7 +103,10 @@ def test_junit_has_a_test_case_for_each_gate(argv, models, command, kind):
             "models": ["score", f"A={base}", f"B<&>={base}", "--max-loss", "1"]}[kind]  # fmt: skip
     status, out, err = command(*call, "--format", "junit")
     root = ET.fromstring(out)  # noqa: S314 - our own
-    check_schema(root)
+    with contextlib.suppress(ImportError):
+        from lxml import etree
+
+        etree.XMLSchema(etree.parse(DATA / "junit.xsd")).assertValid(etree.fromstring(out.encode()))
     verdicts = json.loads(command(*call, "--json")[1])
     of_models = {
         "comparison": lambda: {one["name"]: one for one in verdicts["candidates"]},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tokenloss import ComparisonMeter, compare, compare_samples
+from tokenloss import ComparisonMeter, compare, compare_samples, mismatch
 from tokenloss._comparison import tiers
 from tokenloss._core.estimate import Estimate
 from tokenloss._statistics.power import detectable, holm, needed_for
@@ -200,3 +200,26 @@ def test_a_single_comparison_says_what_it_could_detect(rng):
     assert "Detectable" in found.summary()
     other = compare(base, base + 0.1 * rng.normal(size=base.shape), rng.integers(0, 6, (12, 10)))
     assert f"{other.detectable:.3g}" in other.summary()
+
+
+def test_every_paired_difference_says_what_it_could_detect(tmp_path, rng):
+    base = rng.normal(size=(12, 10, 6))
+    meter = ComparisonMeter()
+    others = {name: base + scale * rng.normal(size=base.shape) for name, scale in (("a", 0.1), ("b", 0.2))}
+    meter.update(base, others, rng.integers(0, 6, (12, 10)), segment_ids=np.arange(12)[:, None])
+    found = meter.results()
+    table = found.difference("a", "b")
+    for name, values in ("loss", [one.nll for one in found.values()]), ("kl", [one.kl for one in found.values()]):
+        change = (values[1] - values[0]).reshape(12, 10).mean(1)
+        row = table["figure"].tolist().index(name)
+        assert table["detectable"][row] == pytest.approx(detectable(estimate_of(change)), rel=1e-9)
+    logs = -1 - rng.exponential(size=(12, 10))
+    of_tokens = mismatch(logs + 0.1 * rng.normal(size=logs.shape), logs)
+    change = -of_tokens.difference.mean(1)
+    words = of_tokens.summary().partition("Detectable")[2]
+    assert f" {detectable(estimate_of(change)):.3g} " in words
+    samples = [{"doc_id": i, "filtered_resps": [], "acc": float(rng.random() < 0.5)} for i in range(40)]
+    for name in ("base.json", "other.json"):
+        (tmp_path / name).write_text(json.dumps([one | {"acc": float(rng.random() < 0.5)} for one in samples]))
+    (metric,) = compare_samples(tmp_path / "base.json", {"x": tmp_path / "other.json"})["x"].metrics
+    assert f"{metric.detectable:.3g}" in metric.summary().partition("Detectable")[2]

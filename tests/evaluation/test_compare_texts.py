@@ -1,6 +1,7 @@
 """compare_texts and `tokenloss compare --text`: two models with different tokenizers on the same text."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -14,6 +15,7 @@ from arrays import fails
 from commands import assert_refused
 from html_pages import Reader
 from laid_texts import cut, model, tokenizer, words
+from scipy import optimize, stats
 
 from tokenloss import ShiftWarning, compare_texts, evaluate, sinks, token_scores
 from tokenloss.formats import open_scores
@@ -571,3 +573,29 @@ def test_command_refuses_what_does_not_apply_to_texts(two, command):
                    "--definitions=llama.cpp", "--confidence=0.9"):  # fmt: skip
         assert_refused(command(*argv, option), f"{option.split('=')[0]} does not apply to models with different")
     assert not list(two[0].path.parent.glob("x*"))
+
+
+def test_what_these_texts_could_have_detected(tmp_path, command):
+    texts = [*DOCUMENTS[:3]] * 7
+    (tmp_path / "t.txt").write_bytes("\n".join(texts).encode())
+    two = [model(tmp_path, "a", [*map(words, texts)]), model(tmp_path, "b", [cut(one, 3) for one in texts])]
+    found = compared(*two)
+    documents = found.documents
+    n = len(documents["document"])
+    residuals = documents["difference"] * documents["n_bytes"] - found.difference * documents["n_bytes"]
+    stderr = math.sqrt(n / (n - 1) * (residuals**2).sum()) / found.n_bytes
+    assert found.difference.stderr == pytest.approx(stderr, rel=1e-9)
+    factor = found.interval_factor  # Student's t of the degrees of freedom that documents of unequal length have
+    dof = optimize.brentq(lambda dof: stats.t.ppf(0.975, dof) - factor, 0.3, 1e5)
+    power = stats.nct(dof, found.detectable / stderr)
+    assert power.sf(factor) + power.cdf(-factor) == pytest.approx(0.8, abs=1e-4)
+    argv = [*argv_of(*two), "--shift", "--json"]
+    plain, with_detect = (json.loads(command(*argv, *more)[1]) for more in ((), ("--detect", "0.05")))
+    assert plain["detectable"] == found.detectable
+    assert "needed" not in plain
+    needed = dataclasses.replace(found, detect=0.05).needed
+    assert with_detect["needed"] == needed > n
+    table = command(*argv[:-1], "--detect", "0.05")[1].partition("Detectable with")[2]
+    assert f"{needed:,}" in table.split()
+    digits = next(one for one in found.kinds if one.difference.stderr > 0)
+    assert digits.detectable > 2.8 * digits.difference.stderr

@@ -21,6 +21,7 @@ from distributed import Client, LocalCluster
 import tokenloss
 from tokenloss import LossMeter
 from tokenloss.dask import cross_entropy, map_shards, score
+from tokenloss.formats import open_scores
 
 SHAPES = [((40, 30), -1), ((30, 40), 0), ((7, 30, 9), 1), ((5, 4, 3, 30), -1), ((30,), 0), ((0, 30), 1), ((40, 1), 1)]
 CHUNKS = [1000, 7, 2]
@@ -494,3 +495,26 @@ def test_errors_on_workers_name_options_as_the_caller_writes_them(cluster, comma
     assert_refused(refused, words.format("--kind probs", "--kind logits"))
     with pytest.raises(ValueError, match=words.format("kind='probs'", "kind='logits'")):
         tokenloss.evaluate(path, scheduler=cluster.scheduler_address)
+
+
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize("by", ["position", "position:5", "file", "domain"])
+def test_groups_on_a_cluster_have_the_bits_of_one_machine(by, cluster, tmp_path, rng):
+    paths = {"base": [], "other": []}
+    for i in range(4):
+        logits, targets, _ = problem(rng, (30, 20), 1)
+        ids = np.repeat([2 * i, 2 * i + 1, 2 * i + 2], 10)
+        own = {"targets": targets, "segment_ids": ids, "domain": np.array(["code", "news"])[ids % 2]}
+        for name, scores in ("base", logits), ("other", logits + 0.1 * rng.normal(size=logits.shape)):
+            paths[name].append(tmp_path / f"{name}{i}.npz")
+            np.savez(paths[name][-1], logits=scores, **(own if name == "base" else {}))
+    base, other = (open_scores(files) for files in paths.values())
+    here, there = (tokenloss.evaluate(base, by=by, scheduler=one) for one in (None, cluster.scheduler_address))
+    assert there.figures["groups"] == here.figures["groups"]
+    here, there = (
+        tokenloss.compare_files(base, {"q": other}, by=by, scheduler=one)["q"]
+        for one in (None, cluster.scheduler_address)
+    )
+    assert there.to_dict()["groups"] == here.to_dict()["groups"]
+    assert sum(here.groups["count"]) == here.count
+    assert 1 < here.groups["n_sequences"].max() <= here.n_sequences

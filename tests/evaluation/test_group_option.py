@@ -414,7 +414,7 @@ def test_groups_of_two_models(pair, tmp_path, by):
     assert table["group"].tolist() == sorted({*labels[KEPT]})
     for i, label in enumerate(table["group"].tolist()):
         own = KEPT & (labels == label)
-        assert table["count"][i] == own.sum()
+        assert (table["count"][i], table["n_sequences"][i]) == (own.sum(), len({*IDS[own].tolist()}))
         for name, column in values.items():
             mean, stderr = mean_by_hand(column[own], IDS[own])
             assert table[name][i] == pytest.approx(mean, rel=1e-6, abs=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import sys
 import warnings
@@ -228,7 +229,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
     if args.format in REPORTS:
         raise InputError(f"--format {args.format} does not apply to models with different tokenizers (--text)")
     taken = {*_OF_TEXTS, *OF_SCORES, "base", "others", "format", "call", "command_line", "workers"} - {"tokenizer"}
-    taken |= {_name_of(output.option) for output in TEXT_OUTPUTS}
+    taken |= {"detect"} | {_name_of(output.option) for output in TEXT_OUTPUTS}
     with _input_errors(), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         _refuse_typed(args, vars(args).keys() - taken, "does not apply to models with different tokenizers (--text)")
@@ -237,6 +238,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
         a, b = sources_of_texts(args, args.base, path)
         names = a.name, name
         found = compare_texts(a, b, names=names, sinks=sinks, **_given(args, ("text", "shift", "workers")))
+        found = dataclasses.replace(found, detect=args.detect)
     for warning in told:
         _print_warning(str(warning.message))
     print_as(args.format, lambda: shown_of(found), found.to_dict, lambda: columns_of([figures_of(found)]))

@@ -117,7 +117,8 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
             Columns of a table that has a row for each "figure": "kl" (the mean divergence from the base), "loss" (the
             mean loss; its difference is the logarithm of the ratio of the perplexities; nan without targets) and
             "same_top". They are: the values of "a" and "b", the "difference" b - a, its standard error "stderr",
-            clustered as those of the comparisons are, and the ends "low" and "high" of its 95 % confidence interval.
+            clustered as those of the comparisons are, the ends "low" and "high" of its 95 % confidence interval, and
+            the smallest "detectable" difference, as in `power`.
 
         Raises
         ------

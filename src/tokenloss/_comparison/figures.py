@@ -24,6 +24,7 @@ from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.result import columns_of, places_in
 from tokenloss._core.signature import IdsHash, either
 from tokenloss._core.validation import check_kinds
+from tokenloss._statistics.power import detectable
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -155,5 +156,6 @@ def difference_table(a: Any, b: Any) -> dict[str, Array]:
         reach = a.interval_factor * mean.stderr
         row = {"figure": figure} | {name: Mean(one, None).mean for name, one in zip("ab", values, strict=True)}
         row |= {"difference": mean.mean, "stderr": mean.stderr}
-        rows.append(row | {"low": mean.mean - reach, "high": mean.mean + reach})
+        row |= {"low": mean.mean - reach, "high": mean.mean + reach}
+        rows.append(row | {"detectable": detectable(mean.measure("signed").estimate())})
     return columns_of(rows)

@@ -9,6 +9,7 @@ import numpy as np
 
 from tokenloss._comparison.mismatch_causes import LEAST_FITTED
 from tokenloss._comparison.tables import tables_by
+from tokenloss._comparison.tiers import power_and_tiers
 from tokenloss._core.result import Shown, Table, rows_of
 from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.text import count_of
@@ -83,6 +84,7 @@ def mismatch_shown(comparisons: Mapping[str, Any]) -> Shown:
         *tables_by({"": mismatch}),
         _worst_sequences(mismatch),
         _worst_tokens(mismatch),
+        *power_and_tiers(comparisons, getattr(comparisons, "detect", None)),
         _diagnosis(mismatch),
     ]
     return Shown(title, "; ".join(filter(None, notes)), [table for table in tables if table.rows], mismatch.signature)

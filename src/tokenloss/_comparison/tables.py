@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.paired import DELTA_P_QUANTILES, KL_QUANTILES, nan_last
@@ -279,7 +280,7 @@ def _table_of_groups(
 def table_by(
     by: str,
     groups: Sequence[Mapping[str, Any]],
-    columns: tuple[Row, ...] = _GROUP,
+    columns: tuple[Row, ...] = (_GROUP[0], Row("sequences", "n_sequences", "{:,}"), *_GROUP[1:]),
     name: str = "",
     others: object = None,
 ) -> Table:
@@ -449,7 +450,8 @@ _EQUIVALENCE = (
 def metric_shown(metric: Any) -> Shown:
     """The title and tables of a `SampleMetric`."""
     note = f"{count_of(metric.count, 'sample')}, errors by {metric.n_clusters:,} documents or groups"
-    return Shown(metric.name, note, _metric_tables([({}, metric, False)], None))
+    power = power_and_tiers({"": SimpleNamespace(metrics=[metric], groups=[])}, None)
+    return Shown(metric.name, note, [*_metric_tables([({}, metric, False)], None), *power])
 
 
 def _sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._comparison.paired import Mean
+from tokenloss._core.estimate import Estimate
 from tokenloss._core.result import Table
 from tokenloss._core.rows import Row, table_of_several
 from tokenloss._statistics.power import detectable, holm, needed_for
@@ -18,7 +19,6 @@ from tokenloss.formats.samples import WEIGHTED
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from tokenloss._core.estimate import Estimate
     from tokenloss._core.types import BoolArray, Float64Array, IntArray
 
 _LEVEL = 0.05
@@ -57,7 +57,13 @@ class Quantity(NamedTuple):
 
 
 def _quantities(one: Any) -> Iterator[Quantity]:
-    """The quantities of a comparison: mean losses and divergences, or metrics of samples."""
+    """The quantities of a comparison: mean losses and divergences, metrics of samples, bits per byte, or k1."""
+    for field, name in ("difference", "bits per byte"), ("k1", "k1"):  # of texts and of trainers, without tiers
+        if isinstance(change := vars(one).get(field), Estimate):
+            n = one.n_spans if field == "difference" else one.count
+            if one.is_clustered:
+                n = one.n_documents if field == "difference" else one.n_sequences
+            yield Quantity(("", name, ""), change, n, np.empty(0), np.empty(0, np.bool_), None)
     for metric in (*one.metrics, *one.groups) if hasattr(one, "metrics") else ():
         keys = metric.task or "", metric.name, metric.filter
         change = metric.difference if metric.log_ratio is None else metric.log_ratio

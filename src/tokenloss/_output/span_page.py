@@ -25,6 +25,7 @@ _ROWS = (
     Row("bits per byte of {a}", "bits_per_byte_a", "{:.4g}", ("{tokens_per_byte_a:.3g} tokens per byte",)),
     Row("bits per byte of {b}", "bits_per_byte_b", "{:.4g}", ("{tokens_per_byte_b:.3g} tokens per byte",)),
     Row("difference", "difference", "{:+.4g}", ("95 % interval {low:+.3g} to {high:+.3g} (by {basis})",)),
+    Row("detectable difference", "detectable", "{known:.2g}", ("with a probability of 80 %",)),
 )
 _OF_SPANS = ("document", "start", "stop", "kept", "nll_a", "nll_b", "difference")
 

@@ -48,6 +48,8 @@ class Groups:
         is_first = np.diff(self._group, prepend=-1) != 0
         is_first[1:] |= np.diff(part[self._order]) != 0
         self._part = np.cumsum(is_first) - 1
+        whole = self._group[is_first & (part[self._order] >= 0)]
+        self.n_sequences = np.bincount(whole, minlength=self.labels.size)  # of parts that are sequences
         self._bounds = np.searchsorted(self._group[is_first], np.arange(self.labels.size + 1)).tolist()
 
     @property
