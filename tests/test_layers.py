@@ -139,8 +139,8 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6748, "kernels": 12022, "_scores": 1785, "_statistics": 3147, "formats": 7762, "_comparison": 6393,
-    "_evaluation": 8261, "_output": 2740, "_command": 1311, "": 250,
+    "_core": 6748, "kernels": 12022, "_scores": 1785, "_statistics": 3149, "formats": 7762, "_comparison": 6543,
+    "_evaluation": 8269, "_output": 2742, "_command": 1311, "": 250,
 }  # fmt: skip
 
 
