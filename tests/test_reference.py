@@ -222,7 +222,7 @@ def test_keys_of_json_are_described(files, kind):
 def comparison_of_texts(files):
     """The arguments of a comparison of two models with different tokenizers."""
     options = "--text", files.t_txt, "--tokenizer-a", files.a_json, "--tokenizer-b", files.b_json
-    return "compare", files.a_npz, files.b_npz, *options, "--shift"
+    return "compare", files.a_npz, files.b_npz, *options, "--shift", "--detect", "0.1"
 
 
 def test_keys_of_json_of_texts_are_described(files):
