@@ -5,12 +5,13 @@ import lzma
 
 import numpy as np
 import pytest
+from arrays import BFLOAT16
 from places import DATA
 from rendered import sglang, vllm
 
 from tokenloss import compare, compare_files, log_softmax
 from tokenloss._comparison.sketched import served_columns
-from tokenloss.formats import blocks, open_scores, open_sketch, write_sketch
+from tokenloss.formats import blocks, open_scores, open_sketch, sketch_file, write_sketch
 
 FURTHER = ("reverse_kl", "js", "tv", "hellinger")
 EXACT = ("nll", "base_nll", "is_same_top", "kept", "base_margin", "margin", "rounding", "is_identical")
@@ -81,6 +82,18 @@ def test_divergences_are_unbiased_for_large_vocabularies(tmp_path):
     assert abs(z).max() < 5
 
 
+@pytest.mark.parametrize("exponent", [1.1, 2.0])
+@pytest.mark.parametrize("student", ["quantized", "noisy", "foreign", "mixed"])
+def test_bfloat16_is_unbiased_over_seeds(student, exponent, tmp_path):
+    rng, n_seeds = np.random.default_rng(12), 16
+    x = teacher(rng, 6, 1500, exponent, BFLOAT16)
+    y = STUDENTS[student](rng, x.astype(float)).astype(BFLOAT16)
+    pairs = [both(tmp_path, x, y, seed=seed) for seed in range(n_seeds)]
+    for name in ("kl", *FURTHER):
+        differences = np.array([mean_of(found, name) / mean_of(exact, name) - 1 for found, exact in pairs])
+        assert abs(differences.mean()) < 4.5 * differences.std(ddof=1) / np.sqrt(n_seeds) + 1e-6, name
+
+
 @pytest.mark.parametrize("student", STUDENTS)
 def test_the_error_is_small_and_the_bound_is_not(student, tmp_path):
     rng = np.random.default_rng(3)
@@ -91,6 +104,32 @@ def test_the_error_is_small_and_the_bound_is_not(student, tmp_path):
     assert abs(found.mean_kl / exact.mean_kl - 1) < 0.05
     assert bound.mean_kl < found.mean_kl
     assert bound.mean_kl < 0.9 * exact.mean_kl
+
+
+@pytest.mark.slow
+def test_draws_see_a_student_that_spreads_its_probability_evenly(tmp_path, monkeypatch):
+    """With draws proportional to the base's probabilities only, the estimate is far off."""
+    rng = np.random.default_rng(7)
+    x = teacher(rng, 250, 50_000, 2)
+    y = STUDENTS["mixed"](rng, x.astype(float)).astype(np.float32)
+    errors = {}
+    for epsilon in (0.1, 0.0):
+        monkeypatch.setattr(sketch_file, "EPSILON", epsilon)
+        pairs = [both(tmp_path, x, y, divergences=("kl",), seed=seed) for seed in range(4)]
+        errors[epsilon] = np.sqrt(np.mean([(found.mean_kl / exact.mean_kl - 1) ** 2 for found, exact in pairs]))
+    assert errors[0.1] < 0.01
+    assert errors[0.0] > 0.02
+
+
+def test_ties_in_the_tail_are_unbiased(tmp_path):
+    rng = np.random.default_rng(9)
+    x = np.zeros((40, 3000), np.float16)
+    x[:, ::100] = rng.normal(6, 1, (40, 30))
+    y = x + np.where(np.arange(3000) % 7 == 0, np.float16(0.5), np.float16(0))
+    found, exact = both(tmp_path, x, y)
+    for name in ("kl", *FURTHER):
+        errors = found.sketch["draws_stderr"][name]
+        assert abs(mean_of(found, name) - mean_of(exact, name)) < 4 * errors, name
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
