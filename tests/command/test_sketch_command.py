@@ -1,6 +1,8 @@
 """`tokenloss sketch`: the file that `write_sketch` writes, from any files of scores; and `compare` with it."""
 
 import json
+import re
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -68,6 +70,35 @@ def test_compare_takes_it_as_its_base(files, command):
     assert text[0] == 0
     assert "estimated from 32 classes and 48 draws" in text[1]
     assert (files / "page.html").stat().st_size > 10_000
+
+
+WORDS = {  # of a page, and of a card, by the number of draws; and the statuses of gates that hold, and that fail
+    0: ("Lower bound of the KL divergence", "Lower bound of the mean KL divergence", (4, 3)),
+    8: ("Estimated KL divergence", "Mean KL divergence from the base", (0, 3)),
+    48: ("Estimated KL divergence", "Mean KL divergence from the base", (0, 3)),
+}
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("tail", WORDS)
+def test_outputs_say_what_a_sketch_tells(tail, several, files, command):
+    assert command("sketch", "all.npz", "base.sketch", "--shift", "--tail", tail)[0] == 0
+    others = ["Q=other.npz", *(["R=all.npz"] if several else [])]
+    of_page, of_card, statuses = WORDS[tail]
+    outputs = ["--html", "page.html", *(["--plot", "plot.svg"] if find_spec("matplotlib") else [])]
+    status, out, _ = command("compare", "base.sketch", *others, "--shift", *outputs)
+    text = re.sub(r"<[^>]+>", " ", (files / "page.html").read_text("utf-8"))
+    assert status == 0
+    assert of_page in text
+    assert ("99.9 % quantile" in text) == (tail != 8)
+    assert "Maximum KLD" not in out or not tail
+    if find_spec("matplotlib"):
+        plot = (files / "plot.svg").read_text("utf-8")
+        assert of_page.lower() in plot.lower()
+        assert ("nothing to draw" in plot) == (tail == 8)
+    assert of_card in command("compare", "base.sketch", *others, "--shift", "--format", "card")[1]
+    for limit, wanted in zip((9, 1e-9), statuses, strict=True):
+        assert command("compare", "base.sketch", "Q=other.npz", "--shift", "--max-kl", limit)[0] == wanted
 
 
 WRONG = {

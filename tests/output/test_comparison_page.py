@@ -157,7 +157,7 @@ def test_page_holds_the_first_tokens_of_all_models(write, monkeypatch):
         assert {len(side[name]) for name in ("nll", "rank")} == {10}
         assert len(side["top"]) == len(side["chance"]) == 10 * side["k"]
     assert {len(one["shades"]) for one in found.data["models"]} == {10}
-    assert "first 10 of 24 tokens, since 2 models share 20; the figures are of all" in found.text("p")
+    assert "first 10 of 24 tokens, since 2 models share 20; the numbers are for all" in found.text("p")
     assert found.texts["dd"][0].strip() == "24"
 
 

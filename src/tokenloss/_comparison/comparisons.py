@@ -279,12 +279,17 @@ class Divergence(NamedTuple):
     quantity: str  # in words
     values: Float64Array
     mean: Estimate
+    last: float = 1.0  # the highest fraction whose quantile is known; below 0 for none
 
 
 def divergence_of(comparison: Any) -> Divergence:
     """The divergence of a candidate."""
-    name = comparison._divergence
-    return Divergence(name, comparison._quantity, comparison._kl, vars(comparison)[f"mean_{name}"])
+    name, sketch = comparison._divergence, getattr(comparison, "sketch", None)
+    words, last = comparison._quantity, 1.0
+    if sketch is not None:
+        words = f"{'estimated' if sketch['tail'] else 'lower bound of the'} {words}"
+        last = max(comparison.kl_quantiles, default=-1.0)
+    return Divergence(name, words, comparison._kl, vars(comparison)[f"mean_{name}"], last)
 
 
 def nearest_first(comparisons: Mapping[str, Any]) -> list[str]:

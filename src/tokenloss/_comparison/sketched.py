@@ -54,13 +54,12 @@ def sketch_columns(
     names = ("kl", *divergences)
     values = estimates(rows, facts, student, names)
     base_alone, own_alone = _alone(student, _n_impossible(rows, facts, classes))
-    values["kl"] = _where_infinite(base_alone, values["kl"])
-    if "reverse_kl" in values:
-        values["reverse_kl"] = _where_infinite(own_alone, values["reverse_kl"])
     is_known = kept & ~np.isnan(rows["log_normalizers"]) & ~np.isnan(student.nll)
+    infinite = {"kl": base_alone, "reverse_kl": own_alone}
     for name, (mean, variance) in values.items():
-        columns[name] = np.where(is_known, mean, np.nan)
-        columns[name + VARIANCE] = np.where(is_known, variance, np.nan)
+        is_infinite = infinite.get(name, False)
+        columns[name] = np.where(is_known, np.where(is_infinite, np.inf, mean), np.nan)
+        columns[name + VARIANCE] = np.where(is_known & ~np.bool_(is_infinite), variance, np.nan)
     names_of_rows = rows.dtype.names or ()
     columns["nll"] = np.where(kept, student.nll, np.nan)
     if "target_logprobs" in names_of_rows:
@@ -117,11 +116,6 @@ def _parity(rows: Array, facts: SketchFacts, student: Student, kept: BoolArray) 
     same &= rows["log_tails"] == student.log_tails
     columns: Columns = dict(zip(("base_margin", "margin"), margins, strict=True)) | {"rounding": rounding}
     return {name: np.where(kept, one, np.nan) for name, one in columns.items()} | {"is_identical": same & kept}
-
-
-def _where_infinite(mask: BoolArray, of: tuple[Array, Array]) -> tuple[Array, Array]:
-    """An estimate and its variance, where the mask says that the divergence is infinite."""
-    return np.where(mask, np.inf, of[0]), np.where(mask, np.nan, of[1])
 
 
 def _alone(student: Student, n_impossible: IntArray) -> tuple[BoolArray, BoolArray]:

@@ -38,7 +38,7 @@ _FINITE = Row("", "finite_mean_kl", notes=("{:.4g} ± {stderr:.2g}",), otherwise
 _ROWS = (
     Row("tokens", "count", "{:,}"),
     Row("mean {quantity}", "mean", "{:.4g}", ("± {stderr:.2g} nats (by {by})",), "{finite_note}"),
-    Row("99.9 % quantile", "quantile", "{:.4g}", ("95 % interval {low:.4g} to {high:.4g}",)),
+    Row("99.9 % quantile", "quantile", "{:.4g}", ("95 % interval {low:.4g} to {high:.4g}",), when="quantile"),
     *(Row(f"mean {DIVERGENCES[one]}", f"mean_{one}", "{:.4g}", ("± {stderr:.2g}",)) for one in FURTHER_DIVERGENCES),
     Row("perplexity ratio", "perplexity_ratio", "{:.5g}", ("± {stderr:.2g}",), when="has_targets"),
     Row("same top token", "same_top", "{:.2f %}", ("± {stderr:.2g %}",)),
@@ -264,7 +264,7 @@ def _comparison_summary(comparison: Any) -> str:
         "quantity": divergence.quantity,
         "by": by + guess_note(comparison.interval_factor),
         "mean": divergence.mean,
-        "quantile": known[f"{divergence.name}_quantiles"][0.999],
+        "quantile": known[f"{divergence.name}_quantiles"].get(0.999),
         **{f"mean_{name}": one for name, one in known.get("divergences", {}).items()},
     }
     if left_out := known.get("n_infinite", 0) + known.get("n_nan", 0):
@@ -278,7 +278,7 @@ def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -
     """HTML for choosing one of several models; `autocomplete` keeps browsers from restoring an earlier choice."""
     if len(names) > 1:
         divergences = [divergence_of(comparisons[name]) for name in names]
-        means = [f"{'at least ' * (one.name == 'kl_bound')}{one.mean:.4g}" for one in divergences]
+        means = [f"{'at least ' * one.quantity.startswith('lower bound')}{one.mean:.4g}" for one in divergences]
         labels = [f"{page.escaped(name)} (mean divergence {mean})" for name, mean in zip(names, means, strict=True)]
         options = "".join(f"<option value={number}>{label}</option>" for number, label in enumerate(labels))
         yield f'<p class="choice"><label>Model <select id="model" autocomplete="off">{options}</select></label></p>'

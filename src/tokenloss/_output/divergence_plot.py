@@ -97,7 +97,7 @@ class DivergencePlot(Sink):
             ((name, one),) = result.items()
             divergence, ids = divergence_of(one), one.columns().get("sequence")
             values, kept = divergence.values.reshape(-1), one.kept.reshape(-1)
-            figure = _drawn(values, kept, ids, name, divergence.quantity, one.groups)
+            figure = _drawn(values, kept, ids, name, divergence.quantity, one.groups, divergence.last)
         drawing.save(figure, self.path)
 
 
@@ -146,14 +146,14 @@ def draw_divergences(
 
 
 def _drawn(
-    values: Array, kept: Array, ids: Array | None, title: str, quantity: str, groups: Mapping[str, Array] | None = None
+    values: Array, kept: Array, ids: Array | None, title: str, quantity: str, groups: Any = None, last: float = 1.0
 ) -> Figure:
-    """Draw the quantiles of a model's divergences, or of their lower bounds."""
+    """Draw the quantiles of a model's divergences, or of their lower bounds, up to the last one that is known."""
     drawn = kept & drawing.in_plot_range(values)
     figure = drawing.empty_figure(title, (10, 5.2))
     excluded = drawing.excluded_note(values[kept])
     upper = drawing.with_groups(figure, {"": groups}, "Divergence")
-    _draw_quantiles(upper.subplots(), values[drawn], None if ids is None else ids[drawn], excluded, quantity)
+    _draw_quantiles(upper.subplots(), values[drawn], None if ids is None else ids[drawn], excluded, quantity, last)
     return figure
 
 
@@ -209,7 +209,9 @@ def draw_candidates(
     for name in nearest_first(comparisons):
         one, divergence = comparisons[name], divergence_of(comparisons[name])
         kl, mean = divergence.values[one.kept], divergence.mean
-        models.append(_Model(name, sizes.get(name), mean, mean.interval, np.sort(kl[drawing.in_plot_range(kl)])))
+        models.append(
+            _Model(name, sizes.get(name), mean, mean.interval, np.sort(kl[drawing.in_plot_range(kl)]), divergence.last)
+        )
     by_name = len(sizes) < len(models)
     figure = drawing.empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
     groups = {name: comparisons[name].groups for name in nearest_first(comparisons)}
@@ -223,8 +225,8 @@ def _quantile_axes(axes: Axes, notes: Sequence[str], quantity: str) -> None:
     drawing.style(axes, title, notes, x, f"{quantity} in nats")
 
 
-def _draw_curve(axes: Axes, values: Array, color: str, dashes: str, mark: str) -> tuple[Array, Array]:
-    """Draw the quantiles of sorted values over a logit scale, which shows both tails; return the marked points."""
+def _draw_curve(axes: Axes, values: Array, color: str, dashes: str, mark: str, last: float) -> tuple[Array, Array]:
+    """Draw quantiles of sorted values up to a fraction over a logit scale, for both tails; return the marked points."""
     fractions = np.array([*_QUANTILES])
     with np.errstate(divide="ignore"):
         places = np.log(fractions / (1 - fractions))
@@ -235,7 +237,7 @@ def _draw_curve(axes: Axes, values: Array, color: str, dashes: str, mark: str) -
     axes.margins(y=0.1)
     inner = np.linspace(places[1], places[-2], CURVE_POINTS)
     curve = np.quantile(values, 1 / (1 + np.exp(-inner)))
-    marks = np.quantile(values, fractions)
+    marks = np.where(fractions <= last, np.quantile(values, fractions), np.nan)
     for x, y, look in (
         (inner, curve, dashes),
         (places[:2], marks[:2], ":"),
@@ -247,9 +249,9 @@ def _draw_curve(axes: Axes, values: Array, color: str, dashes: str, mark: str) -
     return places, marks
 
 
-def _draw_quantiles(axes: Axes, values: Array, segment_ids: Array | None, excluded: str, quantity: str) -> None:
+def _draw_quantiles(axes: Axes, values: Array, ids: Array | None, excluded: str, quantity: str, last: float) -> None:
     """Draw the quantiles of one model's values, and their mean."""
-    mean = Mean(values, segment_ids)
+    mean = Mean(values, ids)
     values = np.sort(values)
     size = len(values)
     flat = int(np.searchsorted(values, PLOT_MIN))
@@ -258,10 +260,10 @@ def _draw_quantiles(axes: Axes, values: Array, segment_ids: Array | None, exclud
         (count_of(size, "token"), excluded, f"{flat:,} below {PLOT_MIN:.0e}, off the scale" if flat else ""),
         quantity,
     )
-    if drawing.mark_if_empty(axes, size - flat):
+    if drawing.mark_if_empty(axes, size - flat if last >= 0 else 0):
         return
     before = ""
-    for x, y, fraction in zip(*_draw_curve(axes, values, BLUE, "-", "o"), _QUANTILES, strict=True):
+    for x, y, fraction in zip(*_draw_curve(axes, values, BLUE, "-", "o", last), _QUANTILES, strict=True):
         label = f"{y:.3g}"
         if y >= PLOT_MIN and label != before:
             away, side = ((7, -12), "left") if fraction < 0.5 else ((-7, 5), "right")
@@ -284,6 +286,7 @@ class _Model(NamedTuple):
     mean: float
     ends: tuple[float, float]  # of the 95 % interval of the mean
     values: Array  # its divergences, sorted
+    last: float  # the highest fraction whose quantile is known; below 0 for none
 
 
 class _Look(NamedTuple):
@@ -324,8 +327,8 @@ def _draw_all_quantiles(axes: Axes, models: Sequence[_Model], looks: Sequence[_L
     _quantile_axes(axes, (), quantity)
     lines, names = [], []
     for model, look in sorted(zip(models[::-1], looks[::-1], strict=True), key=lambda pair: pair[1].is_named):
-        if model.values.size and model.values[-1] >= PLOT_MIN:
-            _draw_curve(axes, model.values, look.color, look.dashes, "." if look.is_named else "")
+        if model.last >= 0 and model.values.size and model.values[-1] >= PLOT_MIN:
+            _draw_curve(axes, model.values, look.color, look.dashes, "." if look.is_named else "", model.last)
             if look.is_named:
                 lines.append(axes.lines[-4])
                 names.append(model.name)

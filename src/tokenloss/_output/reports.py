@@ -120,8 +120,10 @@ def card(results: Mapping[str, Any]) -> str:
 
 def _metrics(result: Any) -> Iterator[dict[str, Any]]:
     """The metrics of a result for a card; those of samples have no direction, since any metric may be logged."""
-    for field, (kind, name, unit, direction) in _METRICS.items():
-        value = getattr(result, field, None)
+    for field, words in _METRICS.items():
+        value, sketch = getattr(result, field, None), getattr(result, "sketch", None)
+        is_bound = field == "mean_kl" and sketch is not None and not sketch["tail"]
+        kind, name, unit, direction = _METRICS["mean_kl_bound"] if is_bound else words
         if isinstance(value, Estimate) and math.isfinite(value):
             args = {"unit": unit, "direction": direction, "n": result.count, "n_sequences": result.n_sequences}
             yield _metric(kind, name, float(value), value, args, result.signature)
