@@ -57,7 +57,7 @@ class Progress:
             else:
                 self._next = time.monotonic() + _PROGRESS_SECONDS
                 known = f"{self._done / self._total:4.0%} of {self._total / 1e9:.3g} GB" if self._total else ""
-                self._write(f"{self._label} {known}".strip() if known else f"{what}, {self._done / 1e9:.3g} GB")
+                self._write(" ".join(filter(None, (self._label, known))) if known else f"{what}, {self._done / 1e9:.3g} GB")
 
     def _write(self, line: str) -> None:
         """Replace the line of progress."""
