@@ -75,30 +75,62 @@ def test_tokens_with_long_text_are_wrapped(command, npz, monkeypatch):
     assert text in "".join(out.split())
 
 
-@pytest.mark.parametrize("columns", [1, 12, 29])
+NOT_SHOWN = "not shown, since the terminal is narrow: "
+
+
+@pytest.mark.parametrize("columns", [1, 12, 29, 45])
 def test_numbers_are_not_cut_on_a_narrow_terminal(columns, command, npz, monkeypatch):
     path = npz(logits=LOGITS, targets=TARGETS, tokens=np.array(["abcdefghij" * 5] * 4))
     lines = on_terminal(command, monkeypatch, columns, "score", path).splitlines()
     assert any(re.match("  perplexity +14.159 +95 % interval", line) for line in lines)
-    rows = [line.split() for line in lines if line.startswith("    3  ")]  # the first row of each part of the table
-    assert [cell[:10] for row in rows for cell in row[1:]] == ["0", "9.0002", "0.000123", "abcdefghij"]
+    (row,) = (line.split() for line in lines if line.startswith("    3  "))
+    wide = {"target": "0", "nll": "9.0002", "probability": "0.000123"}
+    (heads,) = (line.split() for line in lines if line.strip().startswith("row "))
+    assert row[:-1] == ["3", *(wide[head] for head in heads[1:-1])]
+    assert row[-1].startswith("abcdefghij")
+    text = " ".join(" ".join(lines).split())
+    left_out = [head for head in wide if head not in heads]
+    assert f"{NOT_SHOWN}{', '.join(left_out)}; --format markdown has all columns" in text
+    assert ("nll" in heads, len(left_out)) == {1: (True, 2), 12: (True, 2), 29: (True, 2), 45: (True, 1)}[columns]
+
+
+def cells_of(lines):
+    """The cells of a table's rows that have no empty ones, by row and head; a standard error is named by its value."""
+    heads, *rows = [re.split(r" {2,}", line.strip()) for line in lines]
+    names = [
+        head if head != "\u00b1" else f"\u00b1 of {before}" for before, head in zip(["", *heads], heads, strict=False)
+    ]
+    return {row[0]: dict(zip(names, row, strict=True)) for row in rows if len(row) == len(heads)}
 
 
 @pytest.mark.parametrize("rich", [True, False])
-def test_a_table_wider_than_the_terminal_is_printed_in_parts(rich, command, models, monkeypatch):
+@pytest.mark.parametrize(
+    ("columns", "left_out"),
+    [
+        (110, []),
+        (95, ["RMS \u0394p"]),
+        (82, ["RMS \u0394p", "99.9% KLD"]),
+        (75, ["RMS \u0394p", "99.9% KLD", "\u00b1 of PPL"]),
+        (60, ["RMS \u0394p", "99.9% KLD", "\u00b1 of PPL", "PPL", "same top", "\u00b1 of same top"]),
+    ],
+)
+def test_a_table_wider_than_the_terminal_loses_its_least_important_columns(
+    columns, left_out, rich, command, models, monkeypatch
+):
     if not rich:
         monkeypatch.setitem(sys.modules, "rich", None)
     np.save(models.path / "p.npy", 0.9 * models.base)
     argv = "compare", models.path / "base.npz", f"P={models.path / 'p.npy'}", f"Q={models.path / 'other.npy'}"
-    whole = command(*argv)[1].split("\n\n")[1].splitlines()
-    parts = [part.splitlines() for part in on_terminal(command, monkeypatch, 60, *argv).split("\n\n")[1:3]]
-    assert max(len(line) for part in parts for line in part) <= 60 < max(map(len, whole))
-    for name in "model", "base", "P", "Q":
-        (line,) = (line for line in whole if line.split()[0] == name)
-        lines = [line.split() for part in parts for line in part if line.split()[0] == name]
-        assert [name, *(cell for cells in lines for cell in cells[1:])] == line.split()
-        assert len(lines) == 1 + (name != "base")  # the base has nothing in the second part
-    assert all(part[0].split()[1] != "\u00b1" for part in parts)
+    whole = cells_of(command(*argv)[1].split("\n\n")[1].splitlines())
+    out = on_terminal(command, monkeypatch, columns, *argv)
+    lines = out.split("\n\n")[1].splitlines()
+    assert max(map(len, lines)) <= columns
+    assert cells_of(lines) == {
+        name: {head: cell for head, cell in whole[name].items() if head not in left_out} for name in ("P", "Q")
+    }
+    named = " ".join(out.split()).partition(NOT_SHOWN)[2]
+    assert bool(named) == bool(left_out)
+    assert all(head in named for head in left_out if head != "\u00b1 of same top")
 
 
 @pytest.mark.parametrize("rich", [True, False])

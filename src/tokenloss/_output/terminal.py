@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 FORMATS = ("text", "markdown", "csv", "json")
 
 _PIECES = 1 << 16  # of JSON that are printed at once, since a text may have a million sequences
+# heads of columns that go first where a table is wider than the terminal; then others do, from the right
+_LEAST_IMPORTANT = (
+    "RMS Δp", "99.9% KLD", "mean Δp", "not finite", "size", "sequences", "± of PPL", "PPL", "± of perplexity",
+    "perplexity", "target", "probability", "position", "sequence",
+)  # fmt: skip
 _MIN_TEXT_WIDTH = 16  # letters, beyond which text is folded on a narrow terminal
 
 
@@ -40,11 +45,17 @@ def print_as(form: str, shown: Callable[[], Shown], figures: Callable[[], Any], 
 
 
 def show(shown: Shown) -> None:
-    """Print a title and tables, folded to the width of the terminal."""
+    """Print a title and tables, as wide as the terminal at most."""
     shown = escaped(shown)
     if os.environ.get("FORCE_COLOR") or (sys.stdout is not None and sys.stdout.isatty()):
         width = get_terminal_size((sys.maxsize, 0)).columns
-        shown = shown._replace(tables=[part for table in shown.tables for part in _folded(table, width)])
+        tables, heads = (
+            zip(*(_fitted(table, width) for table in shown.tables), strict=True) if shown.tables else ((), ())
+        )
+        if names := ", ".join(dict.fromkeys(itertools.chain(*heads))):
+            line = f"not shown, since the terminal is narrow: {names}; --format markdown has all columns"
+            tables = *tables, Table([("", "", line)])
+        shown = shown._replace(tables=tables)
     if not (has_rich() and _print_with_rich(shown)):
         print(as_text(shown))
 
@@ -86,26 +97,30 @@ def _print_with_rich(shown: Shown) -> bool:
     return True
 
 
-def _folded(table: Table, width: int) -> list[Table]:
-    """The table, split into parts that fit the width if possible; each repeats the columns that name the rows."""
-    widths = _min_widths(table)
-    # the columns of text before the first number name the rows, or else that number does
-    n_names = max(1, next((i for i in range(len(widths)) if table.aligns_right(i)), len(widths)))
-    # a standard error stays next to its value
-    starts = [i for i in range(n_names, len(widths)) if i == n_names or table.heads[i].strip() != "±"]
-    groups = [[*range(n_names)]]
-    for start, stop in itertools.pairwise([*starts, len(widths)]):
-        columns = [*range(start, stop)]
-        if len(groups[-1]) > n_names and sum(2 + widths[i] for i in groups[-1] + columns) > width:
-            groups.append([*range(n_names)])
-        groups[-1] += columns
-    if len(groups) == 1:
-        return [table]
-    parts: list[Table] = []
-    for group in groups:
-        rows = [tuple(row[i] for i in group) for row in table.rows if any(row[i] for i in group[n_names:])]
-        parts.append(Table(rows, tuple(table.heads[i] for i in group), "" if parts else table.title))
-    return parts
+def _fitted(table: Table, width: int) -> tuple[Table, list[str]]:
+    """The table without its least important columns if it is wider than the terminal, and the names of these columns.
+
+    Text stays, and so does the number before all others if no text names the rows. A standard error goes with its
+    value, except that of a perplexity, which goes first.
+    """
+    widths, heads = _min_widths(table), [head.strip() for head in table.heads]
+    columns = [i for i in range(len(widths)) if table.aligns_right(i)]
+    columns = columns[1:] if columns[:1] == [0] else columns
+    groups: dict[str, list[int]] = {}
+    for i in columns:
+        joins = heads[i] == "±" and i > 0 and heads[i - 1] not in ("PPL", "perplexity")
+        name = f"± of {heads[i - 1]}" if heads[i] == "±" else heads[i]
+        groups.setdefault(next(reversed(groups)) if joins and groups else name, []).append(i)
+    ranks = {name: rank for rank, name in enumerate(_LEAST_IMPORTANT)}
+    space, left_out = width - sum(2 + one for one in widths), []
+    for name in sorted(groups, key=lambda name: (ranks.get(name, len(ranks)), -groups[name][0]))[:-1]:
+        if space < 0:
+            space += sum(2 + widths[i] for i in groups[name])
+            left_out.append(name)
+    hidden = {i for name in left_out for i in groups[name]}
+    lines = [[cell for i, cell in enumerate(line) if i not in hidden] for line in (table.heads, *table.rows)]
+    rows = [tuple(line) for line in lines[1:] if any(line[1:])] if hidden else table.rows
+    return Table(rows, tuple(lines[0]), table.title), left_out
 
 
 def _min_widths(table: Table) -> list[int]:
