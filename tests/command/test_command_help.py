@@ -4,7 +4,11 @@ import inspect
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from base64 import b64encode
+from pathlib import Path
 
 import clients
 import laid_texts
@@ -164,3 +168,34 @@ def test_options_and_parameters_have_the_same_names_and_defaults(argv, functions
     twins = {f"base_{name}" for name in ("array", "kind", "hidden", "lm_head")} | {"hidden", "logprobs"}
     twins |= {"draft", "cost_ratio", "detect"}  # of `Comparison.acceptance`, and of `Comparisons`
     assert options.keys() - gates - seen <= {*OUTPUTS, *twins, "top_k", "format", "call"}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (("",), COMMANDS),
+        (("sc",), ("score",)),
+        (("--v",), ("--version",)),
+        (("score", "--max-p"), ("--max-perplexity",)),
+        (("compare", "a.npz", "b.npz", "--definitions", ""), ("exact", "llama.cpp")),
+        (("score", "sample."), ("sample.npz",)),
+        (("score", "--shift", "--html", "sample."), ("sample.npz",)),
+        (("score", "--top", "sample."), ()),
+    ],
+)
+def test_bash_completes_commands_options_and_values(words, completed, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sample.npz").touch()
+    with pytest.raises(SystemExit):
+        cli.main(["--completion", "bash"])
+    script = capsys.readouterr().out
+    given = f"COMP_WORDS=(tokenloss {shlex.join(words)}) COMP_CWORD={len(words)}"
+    program = f"{script}\n{given}\n_shtab_tokenloss\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert tuple(done.stdout.split()) == completed
+
+
+def test_completion_without_shtab(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert_refused(command("--completion", "zsh"), "--completion needs the package shtab: pip install 'tokenloss[cli]'")

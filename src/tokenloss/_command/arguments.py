@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command import commands
-from tokenloss._command.parser import Names, Parser, filled, fraction, integer, limit_at_fraction, number
+from tokenloss._command.parser import Completion, Names, Parser, filled, fraction, integer, limit_at_fraction, number
 from tokenloss._core._core import KINDS
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.options import WORDS
@@ -150,6 +150,9 @@ def make_parser() -> Parser:
     options = parser.add_argument_group("options")
     options.add_argument("-h", "--help", action="help", help="show this help")
     options.add_argument("--version", action="version", version=f"tokenloss {__version__}", help="show the version")
+    words = "print the script that completes commands, options and files in a shell: bash, zsh or tcsh"
+    shells = ("bash", "zsh", "tcsh")
+    _add(options, "--completion SHELL", words, action=Completion, choices=shells, default=argparse.SUPPRESS)
     subcommands = parser.add_subparsers(prog=parser.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS)
     parser.files = subcommands
     usage = (
@@ -157,13 +160,13 @@ def make_parser() -> Parser:
         "       tokenloss score [options] LOGITS.npy TARGETS.npy\n"
         "       tokenloss score [options] NAME=FILE NAME=FILE ..."
     )
-    _add_score(subcommands.add_parser("score", usage=usage, description=_SCORE))
+    _add_score(subcommands.add_parser("score", usage=usage, description=_SCORE, help="score files"))
     usage = "tokenloss compare [options] BASE [NAME=]OTHER ..."
-    _add_compare(subcommands.add_parser("compare", usage=usage, description=_COMPARE))
+    _add_compare(subcommands.add_parser("compare", usage=usage, description=_COMPARE, help="compare models"))
     usage = "tokenloss sketch [options] FILE ... OUT.sketch"
-    _add_sketch(subcommands.add_parser("sketch", usage=usage, description=_SKETCH))
+    _add_sketch(subcommands.add_parser("sketch", usage=usage, description=_SKETCH, help="write a sketch"))
     words = "Show the version, the instruction set in use and the number of threads."
-    info = subcommands.add_parser("info", usage="tokenloss info [options]", description=words)
+    info = subcommands.add_parser("info", usage="tokenloss info [options]", description=words, help="show the setup")
     for command in subcommands.choices.values():
         command.commands = subcommands.choices
     info.set_defaults(call=commands.info)

@@ -136,6 +136,23 @@ class Names(argparse.Action):
         setattr(namespace, self.dest, (*(() if before is self.default else before), *names))
 
 
+class Completion(argparse.Action):
+    """Print the script that completes the command in a shell, and end."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.error(f"{option} needs the package shtab: pip install 'tokenloss[cli]'")
+        parser.files.help = None  # shtab leaves out what is not shown
+        for command in parser.files.choices.values():
+            for one in command._actions:
+                if re.search("FILE|DIR|OUT|BASE|OTHER|TWIN", str(one.metavar)):
+                    one.complete = shtab.FILE
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
 def filled(text: str) -> str:
     """Argument type of text that must not be empty, as it is where a shell variable is not set."""
     if not text:
