@@ -57,7 +57,8 @@ class Progress:
             else:
                 self._next = time.monotonic() + _PROGRESS_SECONDS
                 known = f"{self._done / self._total:4.0%} of {self._total / 1e9:.3g} GB" if self._total else ""
-                self._write(" ".join(filter(None, (self._label, known))) if known else f"{what}, {self._done / 1e9:.3g} GB")
+                label = f"{self._label} " if self._label else ""
+                self._write(f"{label}{known}" if known else f"{what}, {self._done / 1e9:.3g} GB")
 
     def _write(self, line: str) -> None:
         """Replace the line of progress."""
