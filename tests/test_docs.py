@@ -18,6 +18,7 @@ from places import ROOT
 
 import tokenloss
 from tokenloss import formats
+from tokenloss._command.arguments import make_parser
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._core.result import Result
 from tokenloss._statistics.meter import LossFigures
@@ -143,6 +144,61 @@ def test_links_lead_somewhere(page):
         assert target.exists(), link
         headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE) if heading else []
         assert heading in ["", *(re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings)], link
+
+
+# words that a native speaker would not choose, and what to write; `course` and code between backticks are no such words
+TICS = {
+    r"(?:^|[.:;*|] )Of (?!course\b)[a-z]": "For X, ...",
+    r"\b[Aa]lone\b": "only",
+    r"\bwhat (?:came(?! next)|fits)\b": "the value given; the accepted values",
+    r"\b(?:are|is) none\b|\bif there are any\b": "if present; None if ...",
+    r"\bonce for all (?!the)\b|\bwithout a word\b|\bby a hair\b": "only once; silently; just",
+    r"(?i)\b(?:quant|normal|minim|optim|recogn|serial|summar|organ|random)is(?:e|ed|es|ing|ation|er)\b": "-ize",
+    r"(?i)\b(?:colour|behaviour|neighbour|favour)|\b(?:labelled|modelling)\b": "American spelling",
+}
+
+
+def tics_in(text):
+    """The lines of a text in which a tic is, with what to write."""
+    for line in re.sub(r"(?ms)^ *```.*?^ *```$", "", text).splitlines():
+        for tic, better in TICS.items():
+            if re.search(tic, re.sub(r"``.+?``|`[^`]+`|^\s*>>>.*", "", line)):
+                yield f"{line.strip()} -> {better}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pages_are_written_in_natural_english(page):
+    if "kernels" not in page.parts and "data" not in page.parts:
+        assert [*tics_in(page.read_text("utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    "thing", [tokenloss, *PUBLIC, *MEMBERS], ids=lambda thing: getattr(thing, "__name__", "property")
+)
+def test_docstrings_are_written_in_natural_english(thing):
+    assert [*tics_in(inspect.getdoc(thing) or "")] == []
+
+
+def test_help_is_written_in_natural_english():
+    for parser in make_parser().files.choices.values():
+        assert [*tics_in(parser.format_help())] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "n_tics"),
+    [
+        ("Of several files, the first counts.", 1),
+        ("It reads files. Of these, the first counts.", 1),
+        ("the divergence alone", 1),
+        ("of course, `alone` is code", 0),
+        ("normalised", 1),
+        ("normalized", 0),
+        ("There are none.", 1),
+        ("```\nalone\n```\nfine", 0),
+    ],
+)
+def test_tics_are_found(text, n_tics):
+    assert len([*tics_in(text)]) == n_tics
 
 
 def test_examples_that_need_a_cluster_are_python():

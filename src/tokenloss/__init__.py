@@ -28,7 +28,7 @@ Two models on the same tokens
     compare                 perplexities, KL divergence and changes of probability, with their errors
     ComparisonMeter         the same, block by block, of any number of candidates
     draft_acceptance        what a target model accepts of a draft's tokens, and the speed-up
-    kl_divergence           the divergence alone, or with others, such as total variation
+    kl_divergence           only the divergence, or also others, such as total variation
     linear_compare          compare, from hidden states
     linear_kl_divergence    kl_divergence, from hidden states
     mismatch                a trainer's log-probabilities against those of the engine that sampled

@@ -89,7 +89,7 @@ class Comparison(PairedLosses):
     Notes
     -----
     A model is "broken" if its median divergence exceeds 1 nat, or if a single divergence is nan or exceeds both 4 nats
-    and 1,000 times the median: quantization alone seldom does that. Without a second run of the base, "within noise"
+    and 1,000 times the median: quantization seldom does that. Without a second run of the base, "within noise"
     means that no divergence exceeds ``rounding**2 / 2 + 1e-9``, the most that such changes of logits can cause. With
     `noise`, the limits are twice its mean divergence and ten times its largest one, if these are larger.
 

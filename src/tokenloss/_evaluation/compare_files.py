@@ -150,7 +150,7 @@ def compare_files(
     otherwise, ignored rows are left out.
 
     *Log-probabilities of tokens*: two files of lines or responses are paired by ``custom_id``, and the ``choice`` of a
-    line (0 by default), if both have these, else by order. Of responses, the generated tokens are read by default. An
+    line (0 by default), if both have these, else by order. For responses, the generated tokens are read by default. An
     array that is compared with lines or responses has a row for each, padded with nan or 0 on the right or with nan on
     the left; or one number for each token. Two arrays have the same shape, and nan for padding.
 

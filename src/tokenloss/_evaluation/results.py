@@ -170,7 +170,7 @@ class Evaluation(LossFigures, GatedResult):
         Exact sums over all tokens: loss, standard error, perplexity and the like.
     sequences : dict of 1-D arrays
         A table of the sequences, by column: `file` (number of the file, from 0; -1 where several hold a part),
-        `sequence`, `count`, `nll`, `loss`, `perplexity` and `is_greedy`. Of responses also `line`, `choice`,
+        `sequence`, `count`, `nll`, `loss`, `perplexity` and `is_greedy`. For responses also `line`, `choice`,
         `is_greedy_known` and `custom_id`. With a tokenizer also `n_bytes` and `bits_per_byte`.
     figures : dict
         All that ``tokenloss score --format json`` prints: values of all tokens, of each file and of each sequence, and
@@ -293,7 +293,7 @@ class Evaluation(LossFigures, GatedResult):
         TypeError
             If one of them is no `Evaluation`.
         ValueError
-            If there is none, if they do not fit, or if something would count twice.
+            If the iterable is empty, if they do not fit, or if something would count twice.
 
         Examples
         --------

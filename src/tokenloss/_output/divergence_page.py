@@ -144,7 +144,7 @@ def write_comparison_page(
     """Write a page of HTML that shows a text, each token shaded by the divergence of a model from its base.
 
     A token that is pointed at, tapped or reached by the keyboard shows its divergence, and what both models predicted,
-    side by side; jumps, search and links are those of `write_page`. Of several models, one is chosen on the page, at
+    side by side; jumps, search and links are those of `write_page`. With several models, one is chosen on the page, at
     first that of the smallest mean divergence.
 
     Parameters

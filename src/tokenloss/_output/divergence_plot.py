@@ -165,7 +165,7 @@ def draw_candidates(
     Parameters
     ----------
     comparisons : mapping of str to Comparison or ResponseComparison
-        Results of `compare` or `compare_files`, by the names of the models. Of responses, lower bounds are drawn.
+        Results of `compare` or `compare_files`, by the names of the models. For responses, lower bounds are drawn.
     sizes : mapping of str to float, optional
         Bytes of each model. Where any is missing, means are drawn in their order, beside the names.
     title : str, optional
@@ -184,7 +184,7 @@ def draw_candidates(
     Notes
     -----
     Bars are 95 % confidence intervals of the means. A mean that is infinite, nan or 0 has no place on the logarithmic
-    axis; the figure says how many are left out. Quantiles are of the finite divergences of each model. Of more than
+    axis; the figure says how many are left out. Quantiles are of the finite divergences of each model. With more than
     twelve models, twelve have a color and a name in the legend, spread evenly over all from the best to the worst.
     Names are drawn without the folder, the words before a hyphen and the suffix that all of them share.
 

@@ -250,7 +250,7 @@ def topk_divergence_bound(
     -------
     TopkDivergence
         `kl`, `base_mass`, `mass` and `n_common`. `kl` is never negative, 0 for equal lists and where no class is in
-        both, inf where a class in both is possible for the base alone, and nan where a log-probability is nan.
+        both, inf where a class in both is possible only for the base, and nan where a log-probability is nan.
 
     Raises
     ------
@@ -265,7 +265,7 @@ def topk_divergence_bound(
     Notes
     -----
     Merging classes never increases a divergence (the data processing inequality), so the bound holds for any lists. The
-    sum over T alone is no divergence: it may be negative. Masses that exceed 1 by rounding are scaled to 1.
+    sum over only T is no divergence: it may be negative. Masses that exceed 1 by rounding are scaled to 1.
 
     Examples
     --------

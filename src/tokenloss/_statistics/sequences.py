@@ -271,7 +271,7 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     ids : array of integers of shape (..., T)
         Input ids of the model.
     attention_mask : array of shape (..., T), optional
-        Mask of the input ids: 0 or False for padding, and 1 or True for other tokens. Of texts that are packed into one
+        Mask of the input ids: 0 or False for padding, and 1 or True for other tokens. For texts packed into one
         row, the number of each token's text, such as [1, 1, 1, 2, 2, 0]: no text predicts the first token of the next.
 
     Returns

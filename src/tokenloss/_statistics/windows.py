@@ -64,7 +64,7 @@ def windows(
 
     Notes
     -----
-    Nothing predicts the first token of a text. Of a model that needs a BOS, it should be this BOS; in a later window,
+    Nothing predicts the first token of a text. For a model that needs a BOS, it should be this BOS; in a later window,
     the BOS takes the place of the first token that is read, as in llama.cpp:
     ``model(np.append(bos, ids[inputs][1:]))``.
 

@@ -144,7 +144,7 @@ def write_sketch(
 ) -> None:
     """Write a sketch of a model's predictions, with which others are compared without all of its logits.
 
-    Of each position it has the most likely classes, classes drawn from the others, the logarithm of the sum of all, the
+    At each position, it has the likeliest classes, classes drawn from the others, the logarithm of the sum of all, the
     entropy, and the target with its log-probability and rank: 532 bytes with the defaults, if logits have 16 bits.
 
     Parameters
@@ -158,7 +158,7 @@ def write_sketch(
         Number of the most likely classes, and of those drawn from the others. Without the latter, divergences are lower
         bounds.
     seed : int, default 0
-        Seed of the draws. They depend on it, on the number of the sequence and on the position in it alone.
+        Seed of the draws. They depend only on it, on the number of the sequence and on the position in it.
     kind : {"logits", "log_probs", "probs"}, optional
         Kind of the scores; by default logits.
     ignore_index : int or None, default -100
