@@ -9,6 +9,7 @@ import sys
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._core.errors import named
 from tokenloss._core.result import Table, as_csv, as_markdown, as_text, escaped
 from tokenloss._evaluation.progress import has_rich
 
@@ -53,7 +54,7 @@ def show(shown: Shown) -> None:
             zip(*(_fitted(table, width) for table in shown.tables), strict=True) if shown.tables else ((), ())
         )
         if names := ", ".join(dict.fromkeys(itertools.chain(*heads))):
-            line = f"not shown, since the terminal is narrow: {names}; --format markdown has all columns"
+            line = f"not shown, since the terminal is narrow: {names}; {named('format', 'markdown')} has all columns"
             tables = *tables, Table([("", "", line)])
         shown = shown._replace(tables=tables)
     if not (has_rich() and _print_with_rich(shown)):
@@ -104,8 +105,7 @@ def _fitted(table: Table, width: int) -> tuple[Table, list[str]]:
     value, except that of a perplexity, which goes first.
     """
     widths, heads = _min_widths(table), [head.strip() for head in table.heads]
-    columns = [i for i in range(len(widths)) if table.aligns_right(i)]
-    columns = columns[1:] if columns[:1] == [0] else columns
+    columns = [i for i in range(1, len(widths)) if table.aligns_right(i)]
     groups: dict[str, list[int]] = {}
     for i in columns:
         joins = heads[i] == "±" and i > 0 and heads[i - 1] not in ("PPL", "perplexity")
