@@ -321,6 +321,17 @@ def test_array_that_holds_targets_or_tokens(name, tmp_path):
 
 
 @pytest.mark.parametrize("save", [save_npz, save_safetensors, save_zarr_3])
+@pytest.mark.parametrize("name", ["mask", "loss_mask", "response_mask", "completion_mask"])
+def test_mask_of_a_trainer_is_not_ignored_in_silence(save, name, tmp_path):
+    path = save(tmp_path / "masked", LOGITS, TARGETS, **{name: np.arange(8) % 2})
+    with pytest.raises(ValueError, match=name) as raised:
+        evaluate(path)
+    fits = f"it must hold targets of -100 where it is 0, and no {name}"
+    assert str(raised.value) == f"{path}: holds {name}, which is not read; {fits}"
+    assert [row["count"] for row in evaluate(path, by=name).figures["groups"]] == [4, 4]
+
+
+@pytest.mark.parametrize("save", [save_npz, save_safetensors, save_zarr_3])
 def test_attention_mask_beside_targets_that_score_the_padding(save, tmp_path):
     """It was not read: padding counted as tokens, whatever the mask said."""
     mask, targets = np.ones(8, np.int64), TARGETS.copy()

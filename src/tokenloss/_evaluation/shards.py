@@ -15,7 +15,7 @@ from tokenloss._evaluation.sequences import GroupCodes, RowSequences, row_sequen
 from tokenloss._statistics.groups import check_number_of_groups, field_labels, is_by_position
 from tokenloss.formats import npy
 from tokenloss.formats.scores import open_file
-from tokenloss.formats.scores_file import MASK, SEQUENCES, FileSpec, ScoresFile, checked_mask
+from tokenloss.formats.scores_file import MASK, OTHER_MASKS, SEQUENCES, FileSpec, ScoresFile, checked_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -301,6 +301,9 @@ def _key(shard: Shard) -> tuple[object, ...]:
 def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
     """The open shard, with targets and tokens as stored."""
     files = [handles.open(spec) for spec in shard.models]
+    for file, name in ((file, name) for file in files for name in OTHER_MASKS if name in file.names):
+        if name != options.by:
+            refuse(file.path, f"holds {name}, which is not read", f"hold targets of -100 where it is 0, and no {name}")
     tokens = next((file.tokens for file in files if file.tokens is not None), None)
     tokens = None if files[0].sketch is not None else tokens  # those of its rows, and its targets come after these
     targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)

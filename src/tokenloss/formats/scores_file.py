@@ -24,6 +24,7 @@ HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first
 SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that define which rows make a sequence
 PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
 MASK = "attention_mask"  # a further one
+OTHER_MASKS = ("mask", "loss_mask", "response_mask", "completion_mask")  # of trainers: refused, since they are not read
 TARGETS = ("targets", "labels")  # the names that targets may have; the first one counts
 INPUT_IDS = ("token_ids", "input_ids")  # arrays that may come in place of targets
 _WEIGHTS = (".weight", ".qweight", ".weight_packed")  # ends of names of what a model's own files hold

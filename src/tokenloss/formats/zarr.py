@@ -15,7 +15,7 @@ import numpy as np
 from tokenloss._core._core import KINDS
 from tokenloss._core.errors import raise_error, refuse
 from tokenloss.formats.base import MEMORY_LIMIT, MOST_AXES, check_expansion, is_float, library_errors
-from tokenloss.formats.scores_file import HIDDEN_NAMES, INPUT_IDS, MASK, PARTS, TARGETS, Archive, Format
+from tokenloss.formats.scores_file import HIDDEN_NAMES, INPUT_IDS, MASK, OTHER_MASKS, PARTS, TARGETS, Archive, Format
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -108,7 +108,7 @@ def _arrays(path: str, given: Sequence[str | None], sizes: Mapping[str, int]) ->
         root: Any = zarr.open(store, mode="r", use_consolidated=False)
         if isinstance(root, zarr.Array):
             return {"": root}
-        names = *given, *KINDS, *HIDDEN_NAMES, *PARTS, *TARGETS, *INPUT_IDS, MASK
+        names = *given, *KINDS, *HIDDEN_NAMES, *PARTS, *TARGETS, *INPUT_IDS, MASK, *OTHER_MASKS
         members = {name: root[name] for name in names if name and name in root}
     return {name: member for name, member in members.items() if isinstance(member, zarr.Array)}
 
