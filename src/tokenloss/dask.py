@@ -1,4 +1,4 @@
-"""Losses and figures of Dask arrays, and work on files on a cluster."""
+"""Losses and metrics of Dask arrays, and work on files on a cluster."""
 
 from tokenloss._evaluation.cluster import cross_entropy, map_shards, score
 

@@ -157,7 +157,7 @@ def _own_warnings() -> Iterator[None]:
 
 
 def _warn(figures: dict[str, Any], about: str = "") -> None:
-    """Print on stderr what the figures warn of."""
+    """Print on stderr the warnings about the metrics."""
     for one in advice(figures):
         _print_warning(f"{about}{one.message}")
 

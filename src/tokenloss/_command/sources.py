@@ -126,7 +126,7 @@ def sources_of_comparison(flags: Flags, base: str, others: Mapping[str, str]) ->
 
 
 def sources_of_texts(args: argparse.Namespace, base: str, other: str) -> tuple[Source, Source]:
-    """The sources of two models with tokenizers of their own: of what is given twice, the first is for the base."""
+    """The sources of two models with different tokenizers: if an option is given twice, the first is for the base."""
     flags = Flags(args)
     for name in ("targets", "segment_ids"):
         given = flags.values.get(name, ())

@@ -52,7 +52,7 @@ _OPTIONAL |= {
 
 
 def check_definitions(value: Any) -> str:
-    """The formulas of the figures."""
+    """The formulas of the metrics."""
     if not isinstance(value, str) or value not in _core.DEFINITIONS:
         raise_error("option", name="definitions", got=value, fits="'exact' or 'llama.cpp'")
     definitions: str = value
@@ -175,7 +175,7 @@ def pair_columns(
 
 
 def coarsen_rounding(columns: Columns, computed: Iterable[str], stored: Iterable[str]) -> None:
-    """Make the rounding that of the coarsest dtype that is stored, in place of that of the logits computed from it."""
+    """Replace the rounding of computed logits by that of the coarsest stored dtype."""
     n_bits = min(map(_BITS.__getitem__, computed)) - min(map(_BITS.__getitem__, stored))
     if n_bits > 0:
         columns["rounding"] *= 2.0**n_bits

@@ -22,7 +22,7 @@ _WITH_ERRORS = ("loss_difference", "kl", "kl_bound", "same_top", "difference", "
 
 
 class About(TypedDict, total=False):
-    """What is known of the compared files, by its key in JSON; a result of arrays has nothing of it."""
+    """Facts about the compared files, by their keys in JSON; empty for results of arrays."""
 
     name: str  # of the candidate
     base: str  # the files of the base, and of the candidate, as tables name them
@@ -142,7 +142,7 @@ class ComparedTokens(Result):
         return group_table(self, check_groups(groups, mask.shape), mask)
 
     def _grouped(self) -> dict[str, Array]:
-        """The arrays of which groups have means, by the name of the mean."""
+        """The arrays that groups average, by the name of the mean."""
         return {}
 
     def columns(self) -> dict[str, Array]:
@@ -193,7 +193,7 @@ class ComparedTokens(Result):
         raise NotImplementedError
 
     def _shown(self) -> Shown:
-        """Tables of the figures."""
+        """Tables of the metrics."""
         return self._shown_of({self._about.get("name", self._role): self})
 
 

@@ -63,7 +63,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         return sorted(self.items(), key=lambda named: named[1]._rank())
 
     def _figures(self) -> dict[str, Any]:
-        """What is the same for all, then "candidates": a list of the figures of each, the smallest divergence first."""
+        """The values shared by all, then "candidates": the values of each, the smallest divergence first."""
         figures = {name: one._figures() for name, one in self._ranked()}
         top: dict[str, Any] = {}
         for name, one in self.items():
@@ -146,7 +146,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         return difference_table(self[a], self[b])
 
     def power(self, difference: float | None = None) -> dict[str, Array]:
-        """What these texts or questions could have detected, and how many a difference takes.
+        """The differences that these texts or questions could have detected, and how many a difference takes.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Draft models of speculative decoding: how much of what they draft a target model accepts, and what that gains."""
+"""Draft models of speculative decoding: how many drafted tokens a target model accepts, and the speedup."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class DraftAcceptance(ComparedTokens):
         return [values | row for row in values["by_k"]]
 
     def _rank(self) -> tuple[bool, float]:
-        """Sort key: the draft that gains most comes first, or without a cost ratio that of the highest acceptance."""
+        """Sort key: the draft with the largest gain comes first, or without a cost ratio the highest acceptance."""
         return nan_last(-self.mean_acceptance if self.best_speedup is None else -self.best_speedup)
 
     def _main(self) -> dict[str, str]:
@@ -165,7 +165,7 @@ def draft_acceptance(
     cost_ratio: float | None = None,
     workers: int | None = None,
 ) -> DraftAcceptance:
-    """How many tokens of a draft model a target model accepts in speculative decoding, and the speed-up.
+    """How many tokens of a draft model a target model accepts in speculative decoding, and the speedup.
 
     Where the target's distribution is p and the draft's is q, a drafted token is accepted with the probability
     ``sum(min(p, q))``, which is 1 less the total variation. From that of each position of some texts follow the number
@@ -295,7 +295,7 @@ def check_temperature(value: Any) -> float:
 
 
 def check_cost_ratio(value: Any) -> float | None:
-    """The time of a step of the draft over that of the target, if it is given."""
+    """The time of a draft step divided by that of a target call, if given."""
     return None if value is None else check_number("cost_ratio", value, "a finite number of at least 0, or None")
 
 
@@ -367,7 +367,7 @@ def _ratio(numerators: Float64Array, denominators: Float64Array, groups: IntArra
 
 
 def _acceptance_estimate(mean: float, by_text: ExactRatio, count: int, unit: str, *, is_share: bool) -> Estimate:
-    """The mean acceptance; its interval is that of a fraction for greedy decoding, otherwise one of its logit."""
+    """The mean acceptance, with an interval for a fraction under greedy decoding, and otherwise one for its logit."""
     if is_share and by_text.count > 1:
         return Measure(mean, by_text, unit, "share", count).estimate()
     ends = mean, mean

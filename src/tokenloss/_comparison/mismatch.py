@@ -308,7 +308,7 @@ class Mismatch(ComparedTokens, GatedResult):
 
     @property
     def _kl(self) -> Float64Array:
-        """What plots draw of each token."""
+        """The values that plots draw for each token."""
         return np.abs(self.difference)
 
     def _rank(self) -> tuple[bool, float]:

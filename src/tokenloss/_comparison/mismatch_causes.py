@@ -1,4 +1,4 @@
-"""What may be behind the differences of a trainer's and a sampler's log-probabilities: sentences with their evidence.
+"""Possible causes of differences between a trainer's and a sampler's log-probabilities: sentences with evidence.
 
 Each is given only if the numbers surely show it, so a correct pair gets none. A gate on metrics that a sentence voids
 is inconclusive.
@@ -244,7 +244,7 @@ def _scaled(tokens: Tokens, line: _Line | None) -> Cause | None:
 
 
 class _Line(NamedTuple):
-    """A line through the log-odds of tokens, by the trainer over those by the sampler; slopes tell temperatures."""
+    """A line through the trainer's log-odds of tokens over the sampler's, whose slope shows a temperature."""
 
     slope: float
     offset: float
@@ -254,7 +254,7 @@ class _Line(NamedTuple):
 
 
 def _line(tokens: Tokens) -> _Line | None:
-    """Fit a line to log-odds, with weights that make its errors those of log-probabilities; None of few tokens."""
+    """Fit a line to log-odds, weighted so that its errors are in log-probabilities; None for few tokens."""
     size = np.abs(tokens.difference)
     is_usual = size <= 10 * np.quantile(size, 0.95)  # a few outliers would decide the slope
     logprobs, base, ids = tokens.of(is_usual & (tokens.logprobs < _CERTAIN) & (tokens.base < _CERTAIN))

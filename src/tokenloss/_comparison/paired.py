@@ -147,7 +147,7 @@ class PairedLosses(ComparedTokens, GatedResult):
 
     @property
     def _is_lower_bound(self) -> bool:
-        """Whether the divergence is only known to be at least what it says."""
+        """Whether the divergence is only a lower bound."""
         return self._divergence != "kl"
 
     def _parity_columns(self) -> Columns:
@@ -292,7 +292,7 @@ def sequence_table(means: dict[str, Mean]) -> dict[str, Array]:
 
 
 def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float) -> float:
-    """Correlation of two means: the variance of their difference is that of both less twice the covariance."""
+    """Correlation of two means: the variance of their difference is the sum of both minus twice the covariance."""
     errors = stderr, base_stderr, stderr_of_difference
     exponent = math.frexp(max(errors))[1]  # a power of two, which leaves their squares finite
     stderr, base_stderr, stderr_of_difference = (math.ldexp(error, -exponent) for error in errors)

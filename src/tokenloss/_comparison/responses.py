@@ -1,4 +1,4 @@
-"""Comparisons of responses: the tokens of two files are paired, and their figures follow from columns."""
+"""Comparisons of responses: the tokens of two files are paired, and their metrics computed from columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of groups of tasks, from those of their tasks."""
+"""Metrics of groups of tasks, computed from those of their tasks."""
 
 from __future__ import annotations
 

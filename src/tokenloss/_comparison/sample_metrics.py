@@ -1,4 +1,4 @@
-"""Pairs the samples of two files, and computes the figures of each metric of `samples.py`."""
+"""Pairs the samples of two files, and computes the statistics of each metric of `samples.py`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _in_order_of(group: list[Sample], others: list[Sample]) -> list[Sample]:
 def _refuse_alone(
     paths: tuple[str, str], samples: tuple[list[Sample], list[Sample]], alone: list[tuple[list[Sample], int]]
 ) -> None:
-    """Raise that samples are in one file alone; name the first."""
+    """Raise an error that names the first sample that is in only one file."""
     (sample, *_), i = alone[0]
     path, other_path = paths[i], paths[1 - i]
     n_more = sum(len(group) for group, _ in alone) - 1
@@ -103,7 +103,7 @@ class _Clusters(NamedTuple):
         return cls(np.array(codes, np.int64), len(numbers))
 
     def ratio(self, values: Float64Array, weights: Float64Array) -> ExactRatio:
-        """Sum of values over that of weights."""
+        """Sum of values divided by the sum of weights."""
         columns: list[Float64Array] = [values, weights]
         if self.number < values.size:
             columns = [np.bincount(self.codes, column).astype(np.float64) for column in columns]

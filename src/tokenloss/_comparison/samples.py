@@ -235,7 +235,7 @@ class SampleComparison(Result):
         return signature_of(unit=self.cluster or "document", samples=self.count, documents=self.n_documents)
 
     def _figures(self) -> dict[str, Any]:
-        """All figures; those of each metric are in a list."""
+        """All values; those of each metric are in a list."""
         figures = {name: value for name, value in vars(self).items() if name != "_about"}
         return (
             self._about
@@ -249,7 +249,7 @@ class SampleComparison(Result):
         return 0
 
     def _rows(self) -> list[dict[str, Any]]:
-        """The figures of each metric, as rows of a table, in which a metric's name is "metric"."""
+        """The values of each metric, as rows of a table with its name as "metric"."""
         return [{"metric": metric.name} | metric._figures() for metric in (*self.metrics, *self.groups)]
 
     def _shown(self) -> Shown:

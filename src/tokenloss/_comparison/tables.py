@@ -323,7 +323,7 @@ def candidate_table(comparisons: Any) -> Table:
 
 
 def size_texts(comparisons: Iterable[Any]) -> list[str | None]:
-    """The size of each model's file, in one unit; None where it is not known."""
+    """The size of each model's file, in one unit; None if unknown."""
     sizes = [one._about.get("size") for one in comparisons]
     unit, scale = unit_of_bytes(max((size or 0 for size in sizes), default=0))
     return [None if size is None else f"{size / scale:.3g} {unit}" for size in sizes]
@@ -455,7 +455,7 @@ def metric_shown(metric: Any) -> Shown:
 
 
 def _sample_tables(comparisons: Mapping[str, Any]) -> list[Table]:
-    """Tables of metrics, flips and equivalence, of one or several models, and of what is not compared."""
+    """Tables of metrics, flips and equivalence for one or several models, and of metrics that are not compared."""
     models = comparisons.items()
     metrics = [
         ({"model": model} if len(models) > 1 else {}, metric, name == "groups")

@@ -105,7 +105,7 @@ def _boundaries(tokens: TextTokens) -> IntArray:
 
 
 def _span_of_tokens(tokens: TextTokens, stop: IntArray, bounds: IntArray) -> IntArray:
-    """The span of each token: that which holds its last byte. `bounds` is the first span of each document."""
+    """The span that contains the last byte of each token. `bounds` is the first span of each document."""
     end = np.maximum.accumulate(np.where(tokens.stop > tokens.start, tokens.stop, 0))
     span = np.searchsorted(stop, end)
     return np.clip(span, bounds[tokens.document], bounds[tokens.document + 1] - 1)
@@ -152,7 +152,7 @@ def script_of(text: str) -> str:
 
 
 def kinds_of(text: str, start: IntArray, stop: IntArray) -> IntArray:
-    """The number of the kind of each span, which holds whole characters; spans are given by their bytes."""
+    """The number of the kind of each span, which contains whole characters; spans are given by their bytes."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     of_code = np.zeros(int(codes.max(initial=0)) + 1, np.int8)
     distinct = np.flatnonzero(np.bincount(codes))

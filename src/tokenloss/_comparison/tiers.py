@@ -41,7 +41,7 @@ class Quantity(NamedTuple):
     weights: Float64Array | None = None
 
     def minus(self, other: Quantity) -> ExactRatio | None:
-        """The mean of its values less those of another candidate; None if these are of other tokens or samples."""
+        """The mean of its values minus those of another candidate; None if their tokens or samples differ."""
         for mine, theirs in ((self.ids, other.ids), (self.weights, other.weights)):
             if mine is not theirs and (mine is None or theirs is None or not np.array_equal(mine, theirs)):
                 return None

@@ -56,7 +56,7 @@ def is_given(value: Any, default: Any) -> bool:
 
 
 def refuse_given(given: dict[str, Any], fits: str, *others: str) -> None:
-    """Raise if any of these options is given, and not None or empty; {} in `fits` stands for the name of another."""
+    """Raise if any of these options is given and neither None nor empty; {} in `fits` is replaced by another's name."""
     for name, value in given.items():
         if is_given(value, None):
             raise_error("given", name=name, fits=fits.format(*map(named, others)))
@@ -70,7 +70,7 @@ def as_paths(name: str, value: Any) -> list[str]:
 
 
 def refuse_content(name: str, value: Any, fits: str = "a path") -> None:
-    """Raise if a value is what a file of JSON holds, and not its path."""
+    """Raise if a value is the content of a JSON file instead of its path."""
     fits += "; save what a server sent as a .json file"
     if isinstance(value, Mapping):
         raise_error("type", name=name, got=type(value).__name__, fits=fits)

@@ -1,4 +1,4 @@
-"""What the environment configures: the instruction set, of those that this machine has, and the number of threads."""
+"""Settings from the environment: the instruction set, among those of this machine, and the number of threads."""
 
 from __future__ import annotations
 

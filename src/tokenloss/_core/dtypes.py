@@ -96,7 +96,7 @@ def as_array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any,
 
 
 def refuse_container(name: str, value: Any) -> None:
-    """Raise an error that says what to pass if a value only leads to arrays: a dict, a path, the output of a model."""
+    """Raise an error that says what to pass for a value that only contains arrays: a dict, a path, a model's output."""
     if value is None:
         raise_error("type", name=name, got=None, fits="an array")
     if isinstance(value, Mapping):
@@ -118,7 +118,7 @@ def order_advice(scores_name: str) -> str:
 
 
 def refuse_dtype(name: str, value: Any, got: object) -> NoReturn:
-    """Raise that something holds no floats, and say what to pass where that is known."""
+    """Raise an error for a dtype other than floats, which says what to pass if that is known."""
     refuse_container(name, value)
     fits = FLOATS
     if name in ("y_pred", "log_probs", "logits", "base_logits") and getattr(got, "kind", "") in ("i", "u"):
@@ -148,7 +148,7 @@ def as_float_array(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
 
 
 def is_integer(code: int | None, array: np.ndarray[Any, Any]) -> bool:
-    """Whether an array of this dtype code holds integers, not bools."""
+    """Whether this dtype code is of integers, not bools."""
     return code is not None and code not in FLOAT_CODES and array.dtype != np.bool_
 
 
@@ -160,7 +160,7 @@ def dtype_name(code: int | None, array: np.ndarray[Any, Any]) -> str:
 
 
 def without_bfloat16(array: np.ndarray[Any, Any], code: int | None) -> np.ndarray[Any, Any]:
-    """The array, with bfloat16 as float32, which holds the same numbers."""
+    """The array, with bfloat16 converted to float32, which changes no number."""
     return bfloat16_to_float32(array) if dtype_name(code, array) == "bfloat16" else array
 
 

@@ -123,7 +123,7 @@ class Estimate(float):
 
 
 def _as_float(compute: Callable[[Any, Any], Any]) -> Any:
-    """The operator of a plain float; that of the class would take NumPy's float64 as a plain float, too."""
+    """The operator of a plain float; the one of the class would also take NumPy's float64 as a plain float."""
     return lambda self, other: compute(float(self), other)
 
 

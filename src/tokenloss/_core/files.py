@@ -1,4 +1,4 @@
-"""Files: which paths are the same file, what a directory holds, and how one is written completely or not at all."""
+"""Files: which paths are the same file, the content of a directory, and writing a file completely or not at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LEFT_SECONDS = 3600  # a temporary file that is older and not locked was left b
 
 
 def exists(path: str) -> bool:
-    """Whether a path exists; false of text that is too long for one, of which `Path.exists` raises."""
+    """Whether a path exists; False for text that is too long for a path, where `Path.exists` raises."""
     return os.path.exists(path)  # noqa: PTH110 -- see above
 
 

@@ -33,7 +33,7 @@ _NORMALIZED = {
 
 
 def new_losses(reduction: Any, batch: tuple[int, ...]) -> Float64Array | None:
-    """An array for the loss of each position, 0 where masked; None if their sum or mean alone is wanted."""
+    """An array for the loss of each position, 0 where masked; None if only the sum or mean is needed."""
     return np.zeros(batch) if check_reduction(reduction) == "none" else None
 
 
@@ -128,7 +128,7 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
 
 
 def raise_unnormalized(name: str, position: Sequence[int], kind: str, logsumexp: float) -> NoReturn:
-    """Raise the error of a row that is not normalized; of probabilities, it tells their sum."""
+    """Raise the error of a row that is not normalized; for probabilities, the message has their sum."""
     is_logits, of_llama = named("kind", "logits"), named("definitions", "llama.cpp")
     name, fits = f"{name}{position or ''}", _NORMALIZED[kind].format(is_logits=is_logits, of_llama=of_llama)
     if kind == "probs":

@@ -148,7 +148,7 @@ class _TiledProduct:
         return -(-(self._tile_size + self._step * self._depth) * itemsize // 8) * 8
 
     def plan_pair(self, rows: int) -> int:
-        """The same of tiles of one of two models, which have so many rows and are `width` wide."""
+        """The same for tiles of one of two models, with this number of rows and `width` columns."""
         multiple = _core.TILE_CLASS_MULTIPLE
         self.width = max(1, _PAIR_TILE_BYTES // (rows * multiple * self._of.dtype.itemsize)) * multiple
         return self.plan(rows, min(self.width, self._of.scores.classes), _PAIR_BYTES)
@@ -242,7 +242,7 @@ def run_pairs(base: Projection, others: list[Projection], pair_jobs: list[_core.
 
 
 def _begin(job: _core.RowJob, workers: Any) -> tuple[int | None, int]:
-    """Check workers and class ids; return the number of threads, and that of unmasked rows."""
+    """Check workers and class ids; return the numbers of threads and of unmasked rows."""
     workers = threads.check_workers(workers)
     if job.positions.by_class:
         jobs.check_targets(job.positions, job.scores)

@@ -25,14 +25,14 @@ ResultT = TypeVar("ResultT", bound=Any)
 
 
 class Table(NamedTuple):
-    """Rows of text, with a title and heads if given; with heads, all columns but those of `_TEXT` are numbers."""
+    """Rows of text, with a title and heads if given; with heads, all columns not in `_TEXT` are numbers."""
 
     rows: Sequence[tuple[str, ...]]
     heads: tuple[str, ...] = ()
     title: str = ""
 
     def aligns_right(self, column: int) -> bool:
-        """Whether a column holds numbers."""
+        """Whether a column has numbers."""
         return bool(self.heads) and self.heads[column] not in _TEXT
 
 
@@ -46,7 +46,7 @@ class Shown(NamedTuple):
 
 
 def figure(value: float, error: float = math.nan, digits: int = 6) -> str:
-    """A number with so many significant digits, zeros among them, and its standard error if that is known."""
+    """A number with this many significant digits, including zeros, and its standard error if known."""
     return f"{value:#.{digits}g}".rstrip(".") + ("" if math.isnan(error) else f" ± {error:#.3g}".rstrip("."))
 
 
@@ -206,7 +206,7 @@ def in_files(statistics: Mapping[str, Any], errors: Mapping[str, Sequence[str]] 
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """Columns of a table with a row for each of several results: the figures that are one value, and intervals."""
+    """Columns of a table with a row for each of several results: single values and intervals."""
     single = [dict(_single_values(row)) for row in rows]
     names = dict.fromkeys(name for row in single for name in row)
     return {name: _column([row.get(name) for row in single]) for name in names}
@@ -231,13 +231,13 @@ def _column(values: list[Any]) -> Array:
 
 
 class Result(ABC):
-    """What every result can do. A subclass has `columns`, too, where it has a table."""
+    """The methods of every result. Subclasses that have a table also have `columns`."""
 
     __slots__ = ()
 
     @abstractmethod
     def _main(self) -> dict[str, str]:
-        """The figures that `repr` shows, the most wanted first."""
+        """The values that `repr` shows, the most important first."""
 
     @abstractmethod
     def _figures(self) -> dict[str, Any]:
@@ -260,7 +260,7 @@ class Result(ABC):
         return figures
 
     def __repr__(self) -> str:
-        """Show the main figures in a line."""
+        """Show the main values in a line."""
         return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in self._main().items())})"
 
     def summary(self) -> str:
@@ -278,7 +278,7 @@ class Result(ABC):
         return as_html(self._shown())
 
     def _compared(self) -> dict[str, Any]:
-        """What `==` compares: the fields of a dataclass, but those with ``compare=False``."""
+        """The values that `==` compares: the fields of a dataclass, except those with ``compare=False``."""
         fields: Any = vars(type(self))["__dataclass_fields__"]
         return {name: getattr(self, name) for name, field in fields.items() if field.compare}
 
@@ -288,7 +288,7 @@ class Result(ABC):
         return super().__reduce_ex__(protocol)
 
     def __eq__(self, other: object) -> bool:
-        """Whether all figures and arrays are the same, bit by bit; nan equals nan."""
+        """Whether all values and arrays are the same, bit by bit; nan equals nan."""
         return _same(self._compared(), other._compared()) if type(other) is type(self) else NotImplemented
 
 

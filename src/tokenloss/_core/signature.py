@@ -1,4 +1,4 @@
-"""Signatures: a line that says how figures were computed, by which others can tell whether theirs may be compared."""
+"""Signatures: a line that says how values were computed, so that others can check whether theirs are comparable."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int = 24) -> str:
-    """The text, or of a longer one its start and its end, so many characters in all."""
+    """The text, or the start and end of a longer one, with this many characters in all."""
     return text if len(text) <= most else f"{text[: most // 2]}\N{HORIZONTAL ELLIPSIS}{text[most // 2 + 1 - most :]}"
 
 

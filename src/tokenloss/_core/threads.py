@@ -28,7 +28,7 @@ EXIT_SECONDS = 1  # to wait for threads at exit
 
 
 class _Task:
-    """What a thread of the pool does of a job, if it starts before the caller's thread is done."""
+    """The part of a job that a thread of the pool does, if it starts before the caller's thread is done."""
 
     __slots__ = ("_begun_by", "_ended", "_is_over", "_step", "_work", "error")
 

@@ -40,7 +40,7 @@ PROJECTION_NAMES = "hidden", "lm_head", "lm_head_bias"
 def check_projection(
     hidden: Any, weight: Any, bias: Any, names: tuple[str, str, str]
 ) -> tuple[tuple[np.ndarray[Any, Any], int], tuple[np.ndarray[Any, Any], int], tuple[np.ndarray[Any, Any], int] | None]:
-    """Hidden states (..., D), weights (V, D), and a bias (V,) if there is one; `names` are those of the arguments."""
+    """Hidden states (..., D), weights (V, D), and an optional bias (V,); `names` are the names of the arguments."""
     hidden_view, weight_view = as_float_array(names[0], hidden), as_float_array(names[1], weight)
     if hidden_view[0].ndim == 0:
         raise_error("shape", name=names[0], got=(), fits="(..., D)")
@@ -64,7 +64,7 @@ def check_axis(name: str, ndim: int, axis: object) -> int:
 
 
 def check_axes(name: str, ndim: int, axis: object) -> tuple[int, ...]:
-    """Axes to reduce over, in ascending order, counted from the front; None stands for all."""
+    """Axes to reduce over, in ascending order, counted from the front; None means all."""
     if axis is None:
         return tuple(range(ndim))
     axes = sorted(check_axis(name, ndim, each) for each in (axis if isinstance(axis, tuple) else (axis,)))
@@ -83,7 +83,7 @@ def check_reduction(value: object) -> str:
 def as_target_array(
     name: str, value: Any, shape: tuple[int, ...], batch: tuple[int, ...], scores_name: str, distributions: bool
 ) -> tuple[np.ndarray[Any, Any], int]:
-    """Class ids of the batch's shape or, where they are taken, distributions of the scores' shape."""
+    """Class ids of the batch's shape or, if accepted, distributions of the scores' shape."""
     array, code = as_array(name, value, TARGETS if distributions else "an integer")
     if array.shape == shape and distributions:
         if code is None:
@@ -221,7 +221,7 @@ def check_integer(name: str, value: Any, fits: str, least: int | None = None, mo
 
 
 def check_compared_classes(classes: Any, base: str, base_size: int, name: str, size: int) -> int:
-    """How many classes of two models are compared, given those of each."""
+    """The number of classes that are compared, given the numbers of both models."""
     least = min(base_size, size)
     if classes is None:
         if size != base_size:
@@ -394,7 +394,7 @@ def as_positions(
     name: str, targets: Any, scores: _core.Scores, ignore_index: Any, mask: Any = None, weight: Any = None,
     sample_weight: Any = None, distributions: bool = True,
 ) -> _core.Positions:  # fmt: skip
-    """Checked targets, mask and weights of some scores, of which only the shape matters."""
+    """Checked targets, mask and weights for scores, of which only the shape is used."""
     array, code = as_target_array(name, targets, scores.shape, scores.batch, scores.name, distributions)
     axis, ignored = -1, None
     if array.ndim == len(scores.shape):
@@ -429,7 +429,7 @@ def logit_transform(logit_scale: Any, softcap: Any) -> tuple[float, float]:
 
 
 def head_transform(logit_scale: Any, softcap: Any) -> tuple[float | None, float | None]:
-    """The scale and the cap that replace those of a model: None where the model's hold, and a cap of 0 for no cap."""
+    """The scale and the cap that replace a model's: None to keep the model's, and a cap of 0 for no cap."""
     is_none = type(softcap) in (int, float) and softcap == 0
     scale, cap = logit_transform(1.0 if logit_scale is None else logit_scale, None if is_none else softcap)
     return None if logit_scale is None else scale, None if softcap is None else cap

@@ -135,7 +135,7 @@ class _Maker:
         return block._replace(n_bytes=n_bytes, begun=np.array(pairs, np.int64).reshape(-1) if pairs else None)
 
     def unit(self, block: _Block, is_done: bool) -> BlockUnit:
-        """The unit of a block, after the row that was held back, if any; without parts if the block is done."""
+        """The unit of a block, after a row that was held back; without parts if the block is done."""
         if self._options.shift:
             check_shiftable(_file(block, self._kind), block.targets, None)
         parts, is_open = [], self._is_open(block)

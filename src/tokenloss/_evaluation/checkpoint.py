@@ -113,7 +113,7 @@ class Checkpoint(Generic[ResultT]):
         return max((number for number in self.results if math.prod(self._shards[number]["shape"][:-1])), default=0)
 
     def check_again(self, number: int, arrays: dict[str, Any]) -> None:
-        """Refuse a block that is made again if it is another one than that of the result."""
+        """Refuse a block made again if it differs from the block of the stored result."""
         stored, made = self._shards[number], _block_fingerprint(number, arrays)
         others = [name for name in made if name != "logits" and made[name] != stored[name]]
         others += [] if _are_near(stored["logits"], made["logits"]) else ["logits"]

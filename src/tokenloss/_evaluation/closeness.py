@@ -56,7 +56,7 @@ def assert_close(
     shift: bool | None = None,
     workers: int | None = None,
 ) -> None:
-    """Raise an AssertionError unless a model's scores keep to limits of how far they may be from those of its base.
+    """Raise an AssertionError unless a model's scores are within limits of those of its base.
 
     It is for tests: a kernel or an engine needs limits for each token, `max_token_kl` and `max_abs_loss`; a quantized
     model those of means, `max_kl` and `min_same_top`. At least one is given. A divergence or loss that is nan or
@@ -237,5 +237,5 @@ def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> st
 
 
 def _largest(values: Array) -> float:
-    """The largest of the values, nan if one is, or if there are none."""
+    """The largest of the values; nan if one is nan or without values."""
     return float(values.max()) if values.size else np.nan

@@ -311,7 +311,7 @@ class ComparedShard(NamedTuple):
 
 
 def compare_shard(shard: Shard, work: Work, options: Options, names: Sequence[str] = ()) -> ComparedShard:
-    """The compared rows of a shard; `names` are those of the candidates."""
+    """The compared rows of a shard; `names` are the candidates' names."""
     opened = work.handles.open_shard(shard, options)
     pairing = _Pairing(opened, options, work)
     reader = RowReader(shard, opened, options, pairing.max_rows, work.advance, worded("kind", "base_kind"))

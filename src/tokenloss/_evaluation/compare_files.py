@@ -238,7 +238,7 @@ def compare_files(
 def sources_of(
     base: Any, others: Any, noise: Any = None, shift: bool | None = None
 ) -> tuple[Source, dict[str, Source]]:
-    """The base and the candidates, with a second run of the base, if any, as the last one."""
+    """The base and the candidates, with an optional second run of the base as the last one."""
     source = _opened(base, "base", shift)
     models = {name: _opened(one, f"others[{name!r}]", shift) for name, one in candidates(others).items()}
     if noise is not None:
@@ -289,7 +289,7 @@ def candidates(others: Any) -> dict[str, Any]:
 
 
 def _labeled(source: Source, by: str | None) -> Source:
-    """The candidate, whose labels count where the base has none; those of scores are the base's own."""
+    """The candidate, whose labels are used if the base has none; labels of scores are the base's own."""
     labeled: Source = source if isinstance(source, Scores) else grouped(source, by)
     return labeled
 

@@ -106,7 +106,7 @@ def _compare_lists(unit: FilesUnit, work: Work) -> ComparedLists:
 
 
 def _tops(every: Iterable[Pair], name: str, top_k: int) -> dict[str, Columns]:
-    """The most likely classes of the base and of the candidate, for those of the two that are responses."""
+    """The most likely classes of the base and the candidate, as far as these are responses."""
     tops: dict[str, Columns] = {}
     pairs = sorted(every, key=lambda pair: pair.number)
     for side, model in enumerate(("", name)):

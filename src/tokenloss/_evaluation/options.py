@@ -60,7 +60,7 @@ def by_identity(paths: Iterable[str], sizes: Mapping[str, Any] | None = None) ->
 
 
 def checked_sizes(sizes: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
-    """Size of each candidate's model in bytes, where it is given."""
+    """Size of each candidate's model in bytes, if given."""
     for name in sizes:
         if name not in names:
             raise_error("option", name="a name of sizes", got=name, fits=f"that of a candidate: {', '.join(names)}")

@@ -273,7 +273,7 @@ class Parts(NamedTuple):
         return merged.evaluation((0, n_words), seconds, n_read, evaluations)
 
     def _signature(self, meter: LossMeter, figures: dict[str, Any], ids: int) -> str:
-        """The signature of the figures of all parts."""
+        """The signature of the values of all parts."""
         known = {name: figures.get(name) for name in ("kind", "dtype", "part", "window", "stride")}
         known["words"] = f"{meter.n_words}({self.words})" if self.words else meter.n_words or None
         known |= head_fields(figures.get("head"))
@@ -360,7 +360,7 @@ def _add_lengths(meter: LossMeter, sequences: dict[str, Array], n_bytes: Any, n_
 
 
 def window_figures(shards: Iterable[Facts], options: Options) -> dict[str, int]:
-    """Values of windows, if any; `n_context` is the number of rows whose token an earlier window predicted."""
+    """Values of windows, if used; `n_context` is the number of rows whose token an earlier window predicted."""
     if not options.window:
         return {}
     n_context = sum(shard.n_context for shard in shards)

@@ -172,7 +172,7 @@ def group_codes(by: str, positions: IntArray, labels: Iterable[Any] = (), length
 
 
 def _known_bytes(responses: Sequence[Response], block: dict[str, Any]) -> IntArray:
-    """The bytes of each token; -1 where they are unknown, and in a response where a character is scored in part."""
+    """The bytes of each token; -1 if unknown, or in a response if only a part of a character is scored."""
     is_cut = np.array([_has_cut_character(response) for response in responses])
     return np.where(is_cut[block["numbers"]], -1, block["n_bytes"])
 

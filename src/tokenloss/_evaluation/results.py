@@ -1,4 +1,4 @@
-"""Results of evaluations: of a shard, as a checkpoint holds it, and of all of them."""
+"""Results of evaluations: of one shard, as stored in a checkpoint, and of all shards."""
 
 from __future__ import annotations
 
@@ -344,11 +344,11 @@ class Evaluation(LossFigures, GatedResult):
         return self._main_of({"n_nan": self.n_nan}, {"accuracy": f"{self.accuracy:.4f}"})
 
     def _figures(self) -> dict[str, Any]:
-        """All figures."""
+        """All values."""
         return self.figures
 
     def _shown(self) -> Shown:
-        """Tables of the figures, files and highest losses."""
+        """Tables of the metrics, files and highest losses."""
         parts, calibration = shown(self.figures, self.meter), self.calibration
         tables = [] if calibration is None else calibration_tables(calibration, "calibration")
         return parts._replace(signature=self.signature, tables=[*parts.tables, *tables])
@@ -403,7 +403,7 @@ class Evaluations(Gated, NamedResults[Evaluation]):
     __module__ = "tokenloss.results"
 
     def _figures(self) -> dict[str, Any]:
-        """The figures of each, by its name."""
+        """The values of each, by its name."""
         return {name: one._figures() for name, one in self.items()}
 
     def _shown(self) -> Shown:

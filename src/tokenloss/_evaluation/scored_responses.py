@@ -138,7 +138,7 @@ class RowsOfResponses:
 
 
 class ScoredResponses(RowsOfResponses):
-    """Pairs of responses and rows of scores, one of which are the base."""
+    """Pairs of responses and rows of scores, either of which may be the base."""
 
     def __iter__(self) -> Iterator[Pair]:
         """Match the responses with their rows."""

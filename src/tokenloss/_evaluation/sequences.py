@@ -62,7 +62,7 @@ class RowSequences:
         return self._ids is None
 
     def n_labels(self, rows: int) -> int:
-        """How many labels of sequences `rows` rows have: one for each sequence, or up to the highest segment id."""
+        """The number of sequence labels of `rows` rows: one per sequence, or up to the highest segment id."""
         if self._offsets is not None:
             return len(self._offsets) - 1
         return int(self.numbers(0, rows).max(initial=-1)) + 1

@@ -359,7 +359,7 @@ class Sinks:
         self._write("tokens", block._replace(columns=columns))
 
     def _write(self, rows: str, block: Block) -> None:
-        """Pass rows to the sinks that take them, with the columns of the schema; those of a candidate get its name."""
+        """Pass rows to the sinks that take them, with the columns of the schema; rows of a candidate get its name."""
         dtypes = {column.name: column.dtype for column in getattr(self._schema, rows)}
         none = {name: np.zeros(0, np.object_ if dtype == "text" else dtype) for name, dtype in dtypes.items()}
         tables = block.columns, *block.models.values()

@@ -250,7 +250,7 @@ def cut_pieces(pieces: list[bytes | None], n_bytes: Array | None) -> list[bytes 
 
 
 def text_of_pieces(pieces: list[bytes | None]) -> Array:
-    """The text of tokens, with escapes for bytes that are no whole character; None where it is not known."""
+    """The text of tokens, with escapes for bytes that are not whole characters; None if unknown."""
     text = np.empty(len(pieces), np.object_)
     text[:] = [piece and piece.decode("utf-8", "backslashreplace") for piece in pieces]
     return text

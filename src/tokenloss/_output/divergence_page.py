@@ -224,7 +224,7 @@ def _write_comparison(
     names = nearest_first(comparisons)
 
     def side(nll: Array, scores: Mapping[str, Array | None] | None) -> dict[str, str]:
-        """JSON of what a model predicted, in columns."""
+        """A model's predictions as JSON, in columns."""
         columns = {"nll": page.numbers(nll.reshape(-1)[:size])}
         if not scores:
             return columns

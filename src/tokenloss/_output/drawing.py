@@ -1,4 +1,4 @@
-"""What all plots share: colors, titles, axes, masks and files."""
+"""Helpers of all plots: colors, titles, axes, masks and files."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def in_plot_range(values: Array) -> Array:
 
 
 def excluded_note(values: Array) -> str:
-    """Note about the values that cannot be drawn, if any."""
+    """Note about values that cannot be drawn; empty without such values."""
     infinite, nan = np.isinf(values), np.isnan(values)
     kinds = {"infinite": infinite, "nan": nan, f"above {PLOT_MAX:.0e}": ~(infinite | nan | in_plot_range(values))}
     words = [f"{count:,} {name}" for name, which in kinds.items() if (count := np.count_nonzero(which))]

@@ -211,7 +211,7 @@ def _write(
 
 
 def _predictions(columns: Mapping[str, Any], size: int, classes: page.Classes, names: _Names) -> dict[str, str]:
-    """JSON of what was predicted for the first tokens, in columns."""
+    """The predictions for the first tokens as JSON, in columns."""
     entropy = page.numbers(columns["entropy"].reshape(-1)[:size], 5)
     return {"entropy": entropy, **page.predictions(columns, size, classes, names)}
 

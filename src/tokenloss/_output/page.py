@@ -214,7 +214,7 @@ def _as_strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...], si
 
 
 def vocabulary_text(vocabulary: Sequence[str] | None, ids: Iterable[int]) -> list[str | None]:
-    """Text of class ids, None where it is not known."""
+    """Text of class ids; None if unknown."""
     known = () if vocabulary is None else vocabulary
     return [str(known[i]) if 0 <= i < len(known) else None for i in ids]
 
@@ -233,7 +233,7 @@ def class_names(
 
 
 def known_places(places: Mapping[str, Array]) -> dict[str, Array]:
-    """The places that tell tokens apart, so not the number of a single file, or of missing sequences."""
+    """The places that distinguish tokens, so not the number of a single file or of missing sequences."""
     unknown = {"file": 0, "sequence": -1, "position": -1}
     return {name: place for name, place in places.items() if name not in unknown or (place != unknown[name]).any()}
 
@@ -371,7 +371,7 @@ def tables(shown: Iterable[Table]) -> str:
 
 
 def excerpt_note(shown: int, total: int, why: str = "", noun: str = "tokens") -> str:
-    """HTML of a note that the page holds only the first tokens; empty if it holds all."""
+    """HTML of a note that the page has only the first tokens; empty if it has all."""
     if shown == total:
         return ""
     note = f"This page holds the first {shown:,} of {total:,} {noun}{why}; the numbers are for all."

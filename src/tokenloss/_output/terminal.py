@@ -1,4 +1,4 @@
-"""What is printed: tables, with rich where it is installed, or Markdown, CSV or JSON."""
+"""Printed output: tables, with rich if it is installed, or Markdown, CSV or JSON."""
 
 from __future__ import annotations
 

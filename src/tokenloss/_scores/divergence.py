@@ -152,7 +152,7 @@ class DivergenceJob:
         return Divergences(**found, **{name: self._reduced(column) for name, column in self._columns.items()})
 
     def _reduced(self, column: Float64Array) -> float | Float64Array:
-        """A column as `reduction` says; positions that are masked have 0."""
+        """A column reduced by `reduction`; masked positions are 0."""
         if self._reduction == "none":
             each: Float64Array = column.reshape(self._positions.batch)[()]
             return each

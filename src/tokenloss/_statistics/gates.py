@@ -146,7 +146,7 @@ def gate_columns(verdicts: Verdicts, names: Sequence[str]) -> dict[str, Array]:
 
 
 def gate_table(verdicts: Verdicts) -> Table:
-    """The table that the command prints below the figures."""
+    """The table that the command prints below the metrics."""
     several = len({one.name for one in verdicts.gates}) > 1
     heads = ("model", "gate", "limit", "figure", f"{100 * verdicts.confidence:g} % interval", "verdict", "note")
     rows = [(one.name, *_cells(one)) for one in verdicts.gates]

@@ -374,7 +374,7 @@ def _flat(array: Array) -> Array:
 
 
 class _Layout(NamedTuple):
-    """Which tokens make each sequence."""
+    """The tokens of each sequence."""
 
     batch: tuple[int, ...]
     ids: IntArray

@@ -1,4 +1,4 @@
-"""How any file is opened and checked: what all readers share."""
+"""Opening and checking files, for all readers."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def lm_head_files(spec: str) -> list[str]:
 
 
 def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softcap: float | None = None) -> LmHead:
-    """Open the head FILE or FILE:NAME for hidden states of a width; a transform replaces that of config.json."""
+    """Open the head FILE or FILE:NAME for hidden states of a width; a given transform replaces config.json's."""
     model = _model(spec)
     name = _weight_name(model)
     place = model.locate(name)

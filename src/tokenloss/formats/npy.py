@@ -38,7 +38,7 @@ def locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
 
 
 def header(path: str, start: bytes, name: str = "") -> ArrayLocation:
-    """Parse a header; the name is that of an array in an archive, and the offset is the header's length."""
+    """Parse a header, given the name of an array in an archive; the offset is the header's length."""
     stream = io.BytesIO(start)
     with library_errors(path, name):
         version = np.lib.format.read_magic(stream)

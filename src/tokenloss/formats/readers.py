@@ -40,7 +40,7 @@ FILES = either(one.words for one in FORMATS)  # what a file of scores may be, fo
 
 
 def is_scores(path: str) -> bool:
-    """Whether an entry of a directory holds scores: if it is a Zarr store, or by its suffix, or by its first bytes."""
+    """Whether an entry of a directory contains scores: a Zarr store, or by its suffix or first bytes."""
     place = Path(path)
     if place.is_dir():
         return zarr.is_store([file.name for file in place.iterdir()])

@@ -88,7 +88,7 @@ def label_of(records: Sequence[dict[str, Any]], name: str | None, place: Place) 
 
 
 def _value_at(record: Any, name: str) -> Any:
-    """The value of a field, whose name may lead from object to object; None if there is none."""
+    """The value of a field, whose name may lead from object to object; None if missing."""
     if not isinstance(record, dict) or name in record:
         return record.get(name) if isinstance(record, dict) else None
     heads = (name[:i] for i, character in enumerate(name) if character == ".")
@@ -177,12 +177,12 @@ def read_records(path: str) -> Iterator[Record]:
 
 
 def are_records(path: str) -> bool:
-    """Whether a file holds JSON records, by its name, or by its first bytes if it is a stream."""
+    """Whether a file contains JSON records, by its name, or by its first bytes if it is a stream."""
     return path.lower().endswith(SUFFIXES) or is_stream(path)
 
 
 def is_stream(path: str) -> bool:
-    """Whether a file holds server-sent events, by its first bytes."""
+    """Whether a file contains server-sent events, by its first bytes."""
     with contextlib.suppress(ValueError):  # what is wrong with a file, its reader says
         return Path(path).is_file() and bool(_STREAM.match(b"".join(itertools.islice(_chunks(path), 2))))
     return False
@@ -284,7 +284,7 @@ def _lines(path: str, with_cr: bool = False) -> Iterator[tuple[TextPlace, bytes 
 
 
 def _objects(path: str) -> Iterator[tuple[TextPlace, bytearray]]:
-    """The objects of a file, and of the lists that it holds."""
+    """The objects of a file and of the lists in it."""
     scan, expected = _Scan(), _VALUE
     place = start = TextPlace(1, 0)
     text, is_inside = bytearray(), False

@@ -1,4 +1,4 @@
-"""How a server rounded the log-probabilities that it returned, as their values show."""
+"""How a server rounded the log-probabilities it returned, judging by their values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DIGITS = 9  # with which every float32 can be written
 
 
 class Rounding(NamedTuple):
-    """The rounding that all numbers so far share. Roundings of parts, added in any order, give that of the whole."""
+    """The rounding shared by all numbers so far. Roundings of parts add up to that of the whole in any order."""
 
     total: int = 0  # of numbers that are finite and not 0
     decimals: int = 0  # of the number that has most; one more than `_MOST_DECIMALS` stands for any more

@@ -459,7 +459,7 @@ def _derived(record: dict[str, Any], place: Place) -> dict[str, float]:
 
 
 def _requests(arguments: Any) -> list[tuple[str, str]]:
-    """Context and continuation of each request; empty if any of them is no text."""
+    """Context and continuation of each request; empty if any of them is not text."""
     if isinstance(arguments, dict):  # by number, since a tool may have sorted the names as text
         if any(f"gen_args_{i}" not in arguments for i in range(len(arguments))):
             return []

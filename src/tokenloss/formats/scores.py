@@ -478,7 +478,7 @@ def _token_options(
 
 
 def _checked_windows(window: Any, stride: Any, shift: bool | None, segment_ids: Any) -> tuple[int, int]:
-    """Length and stride of windows; 0 if there are none."""
+    """Length and stride of windows; 0 without windows."""
     if window is None or stride is None:
         refuse_given({"stride": stride}, "left out without {}", "window")
         refuse_given({"window": window}, "left out without {}", "stride")

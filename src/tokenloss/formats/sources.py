@@ -227,7 +227,7 @@ class Blocks(Source):
     source: Any = None
 
     def _words(self) -> list[str]:
-        """How the blocks are made."""
+        """The iterable or function that makes the blocks."""
         return ["a function" if callable(self.source) else type(self.source).__name__]
 
     @property

@@ -45,7 +45,7 @@ def position_of(counts: Sequence[int], at: int) -> tuple[int, int]:
 
 @dataclasses.dataclass
 class Listed:
-    """Tokens as lists of what the server wrote; paths say where the log-probabilities stand."""
+    """Tokens as lists of the server's values; paths say where the log-probabilities are."""
 
     place: Place
     path: str
@@ -118,7 +118,7 @@ def join(parts: Sequence[Columns], width: int = 0) -> Columns:
 
 
 def columns(tokens: Listed, *, is_prompt: bool) -> Columns:
-    """Arrays of tokens, named as in `Response`, and `is_lost`, which says where classes may be lost."""
+    """Arrays of tokens, named as in `Response`, and `is_lost`: where classes may be lost."""
     flags = is_prompt, tokens.is_keyed, tokens.is_added, tokens.is_exact
     arrays = columns_of_listed(
         tokens.texts, tokens.ids, tokens.logprobs, tokens.lengths, tokens.ranks, *tokens.tops[:4], *flags
@@ -143,7 +143,7 @@ def columns(tokens: Listed, *, is_prompt: bool) -> Columns:
 
 
 def _asked(tokens: Listed) -> Columns:
-    """Ids and log-probabilities of the classes that were asked for: -1 and nan where there is none, or a sentinel."""
+    """Ids and log-probabilities of the requested classes: -1 and nan if missing or a sentinel."""
     counts = np.array([0] * len(tokens.logprobs) if tokens.asked is None else tokens.asked.counts, np.int64)
     is_listed = np.arange(counts.max(initial=0)) < counts[:, None]
     ids, logprobs = np.full(is_listed.shape, -1), np.full(is_listed.shape, math.nan)

@@ -100,7 +100,7 @@ def read(value: dict[str, Any], place: Place) -> tuple[str, list[Choice]]:
 
 
 def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]:
-    """Numbers of tokens of the prompts and of what was generated, as the server counts."""
+    """Numbers of prompt tokens and of generated tokens, as the server counts."""
     usage = value.get("usage")
     if not isinstance(usage, dict):
         return None, None
@@ -363,7 +363,7 @@ def _sglang(value: dict[str, Any], place: Place) -> list[Choice]:
 
 
 def _integer(value: Any) -> int | None:
-    """A server's count; None where it is no integer."""
+    """A server's count; None if it is not an integer."""
     return value if type(value) is int else None
 
 

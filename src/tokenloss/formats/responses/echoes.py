@@ -25,7 +25,7 @@ def split_echoes(
     value: dict[str, Any], choices: Sequence[dict[str, Any]], all_parts: Sequence[dict[str, Listed]],
     usage: tuple[int | None, int | None], place: Place,
 ) -> None:  # fmt: skip
-    """Tell the parts of what is "listed" in each choice: the prompt, if it is there, and what was generated."""
+    """The parts of the tokens "listed" in each choice: the prompt, if included, and the generated text."""
     with_lists = [i for i, parts in enumerate(all_parts) if "listed" in parts]
     counted = usage[1]
     total = sum(len(all_parts[i]["listed"]) for i in with_lists)
@@ -56,7 +56,7 @@ def split_echoes(
 
 
 def _n_prompt(choice: dict[str, Any], parts: dict[str, Listed], n: int) -> int | None:
-    """Number of the prompt's tokens in an echo, where the choice itself tells it."""
+    """Number of the prompt's tokens in an echo, if the choice itself shows it."""
     if "prompt" in parts:
         return min(len(parts["prompt"]), n)
     if choice.get("prompt_token_ids") is not None:

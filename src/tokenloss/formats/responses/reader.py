@@ -1,4 +1,4 @@
-"""Responses of inference servers: JSON that holds the log-probabilities of tokens, of the prompt or generated."""
+"""Responses of inference servers: JSON with log-probabilities of tokens, of the prompt or generated."""
 
 from __future__ import annotations
 
@@ -396,7 +396,7 @@ def open_responses(
 
 
 def _part(paths: Sequence[str], ahead: Sequence[tuple[Literal["prompt", "generated"] | None, str]]) -> Any:
-    """The part that all files show, if any file shows one."""
+    """The part that all files contain; None if no file shows it."""
     shown = [(path, part) for path, (part, _) in zip(paths, ahead, strict=True) if part is not None]
     for path, part in shown:
         if part != shown[0][1]:

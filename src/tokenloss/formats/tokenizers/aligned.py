@@ -232,7 +232,7 @@ def _after_spaces(text: _Text, at: int) -> int:
 
 
 def _first_difference(found: bytes, expected: bytes) -> int:
-    """Index of the first byte that differs, or is in one of them alone."""
+    """Index of the first byte that differs or is in only one of them."""
     n = min(len(found), len(expected))
     differs = np.frombuffer(found, np.uint8, n) != np.frombuffer(expected, np.uint8, n)
     return int(differs.argmax()) if differs.any() else n

@@ -1,4 +1,4 @@
-"""Which file of a tokenizer it is, and what it says."""
+"""The kind of a tokenizer's file, and its content."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
 
 
 def _utf8(token: str) -> bytes:
-    """Encode a token as it stands; a surrogate, which UTF-8 cannot hold, becomes a question mark."""
+    """Encode a token unchanged; a surrogate, which UTF-8 cannot represent, becomes a question mark."""
     return token.encode("utf-8", "replace")
 
 

@@ -43,7 +43,7 @@ def check_spaces(pieces: Collection[str]) -> None:
 
 
 class Tokenizer:
-    """The bytes that each id of a tokenizer writes, as its file tells them; it turns no text into tokens."""
+    """The bytes that each id of a tokenizer writes, from the tokenizer's file; no text is tokenized."""
 
     def __init__(self, path: str, said: Vocabulary) -> None:
         size = 1 + max((*said.pieces, *said.special, *said.unknown), default=-1)
