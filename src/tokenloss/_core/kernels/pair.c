@@ -25,10 +25,10 @@ static double divergence_of(tl_kl found, tl_definitions definitions) {
     return tl_exp(found.base_logsumexp) * (found.kl + found.base_logsumexp);
 }
 
-/* The probability of the most likely class of the base. */
-static double top_probability(double maximum, double logsumexp, tl_definitions definitions) {
+/* The log-probability of the most likely class of the base. */
+static double top_log_prob(double maximum, double logsumexp, tl_definitions definitions) {
     double log_p = definitions == TL_LLAMA_CPP ? maximum : maximum - logsumexp;
-    return tl_exp(log_p > 0 ? 0 : log_p); /* rounding may exceed 0 */
+    return log_p > 0 ? 0 : log_p; /* rounding may exceed 0 */
 }
 
 /* Looks for the most likely class of the other row in a block whose maximum is given; both as they are in memory. */
@@ -191,7 +191,7 @@ static tl_pair end(const tl_backend *backend, const tl_row *base, const tl_row *
     pair.change = tl_exp(-pair.nll) - tl_exp(-pair.base_nll);
     pair.is_same_top = acc->first.at == acc->argmax && acc->first.at >= 0;
     double maximum = tl_transformed(backend, base, acc->first.base);
-    pair.base_top_p = top_probability(maximum, found.base_logsumexp, definitions);
+    pair.base_top_p = tl_exp(top_log_prob(maximum, found.base_logsumexp, definitions));
     find_margins(backend, base, row, acc, &pair);
     return pair;
 }
@@ -243,18 +243,22 @@ static void find_seconds(const tl_backend *backend, const tl_row_block *rows, in
     find_tops(backend, rows, count, seconds);
 }
 
-/* The changes of probability of so many pairs. */
-static void find_changes(const tl_backend *backend, tl_pair *pairs, int count, uint64_t which) {
-    double p[TL_BLOCK_ROWS] = {0}, base_p[TL_BLOCK_ROWS] = {0};
+/* The probabilities of so many pairs: their changes, and those of the base's tops in place of their logarithms. */
+static void find_probabilities(const tl_backend *backend, tl_pair *pairs, int count, uint64_t which) {
+    double p[TL_BLOCK_ROWS] = {0}, base_p[TL_BLOCK_ROWS] = {0}, top_p[TL_BLOCK_ROWS] = {0};
     for (int i = 0; i < count; i++)
         if (which >> i & 1) {
             p[i] = -pairs[i].nll;
             base_p[i] = -pairs[i].base_nll;
+            top_p[i] = pairs[i].base_top_p;
         }
     backend->exps(p, tl_padded_rows(count));
     backend->exps(base_p, tl_padded_rows(count));
-    for (int i = 0; i < count; i++)
+    backend->exps(top_p, tl_padded_rows(count));
+    for (int i = 0; i < count; i++) {
         pairs[i].change = p[i] - base_p[i];
+        pairs[i].base_top_p = top_p[i];
+    }
 }
 
 /* Pairs of short rows side by side; returns which were found. */
@@ -303,9 +307,9 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         pairs[i].base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, &base_row, base->excluded[i])
                                                         : base_lse.relative.nll[i];
         pairs[i].is_same_top = acc.first.at == tops.argmax[i];
-        pairs[i].base_top_p = top_probability(acc.first.base, found_of[i].base_logsumexp, definitions);
+        pairs[i].base_top_p = top_log_prob(acc.first.base, found_of[i].base_logsumexp, definitions);
     }
-    find_changes(backend, pairs, count, found);
+    find_probabilities(backend, pairs, count, found);
     return found;
 }
 
