@@ -30,6 +30,41 @@ TL_INLINE tl_token_stats take_token(const tl_backend *backend, const tl_row *row
     return token;
 }
 
+#define MOST_DRAWS 11
+
+/* The tail of a row without some classes, which are in ascending order, and classes drawn from it; `maximum` is a guess.
+ * Draws are at the first class from 0 on, within a class, and nearly at the end. */
+TL_INLINE double take_tail(const tl_backend *backend, const tl_row *row, const int64_t *excluded, int64_t count,
+                           double maximum, tl_cancel *cancel) {
+    static const double uniforms[MOST_DRAWS] = {0, 0.5, 0.25, 0.999, 0.1, 0, 0.75, 0.0625, 0.9, 0.3, 0x1.fffffffffffffp-1};
+    tl_tail tail = {.excluded = excluded, .count = count};
+    int64_t drawn[MOST_DRAWS];
+    tl_tail_of(backend, row, maximum, &tail, cancel);
+    take(Q_tail, tail.log_mass);
+    take_bits(Q_tail, (uint64_t)tail.support);
+    for (int64_t draws = 1; draws <= MOST_DRAWS && tail.support > 0 && tail.log_mass == tail.log_mass; draws += 5) {
+        tl_tail_draw(backend, row, &tail, 0.1, uniforms + MOST_DRAWS - draws, draws, drawn);
+        for (int64_t i = 0; i < draws; i++)
+            take_bits(Q_draws, (uint64_t)drawn[i]);
+    }
+    return tail.log_mass;
+}
+
+/* The tails of a row without its seven likeliest classes, and without any, by a good guess and by bad ones. */
+TL_INLINE void take_tails(const tl_backend *backend, const tl_row *row, const tl_topk *best, tl_cancel *cancel) {
+    int64_t excluded[7], count = best->most < 7 ? best->most : 7;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t place = i;
+        for (; place > 0 && excluded[place - 1] > best->id[i]; place--)
+            excluded[place] = excluded[place - 1];
+        excluded[place] = best->id[i];
+    }
+    double largest = count ? tl_logit_at(backend, row, best->id[0]) : 0;
+    take_tail(backend, row, excluded, count, row->count % 3 ? largest : row->count % 2 ? -300 : 1e5, cancel);
+    if (row->count % 4 == 0)
+        take_tail(backend, row, excluded, 0, largest, cancel);
+}
+
 #define ALL_DIVERGENCES (TL_REVERSE_KL | TL_JS | TL_TV | TL_HELLINGER)
 
 /* The divergence of two rows, which is returned, and all further ones. */

@@ -114,6 +114,8 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_token_stats token = take_token(backend, row, target, &best, cancel);
     tl_lse_row(backend, row, -1, &state, cancel);
     require(same(token.logsumexp, tl_logsumexp_of(backend, row, &state, -1, NULL, cancel)), "logsumexp", row);
+    tl_row laid = laid_out(row, (int)(row->count % LAYOUTS));
+    take_tails(backend, &laid, &best, cancel);
     take(Q_kl, checked_divergences(Q_divergences, backend, row, other, cancel).kl);
     take_masses(backend, row, &soft, cancel);
     tl_lse lse = tl_lse_finish(&state, row);

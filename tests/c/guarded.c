@@ -101,6 +101,7 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_topk best = {most, 0, (double *)(void *)place(MASSES, 8 * most, at_end),
                     (int64_t *)(void *)place(WEIGHTS, 8 * most, at_end), 0};
     take_token(backend, row, count / 2, &best, cancel);
+    take_tails(backend, row, &best, cancel);
     use(take_divergences(Q_divergences, backend, row, other, cancel).kl);
     tl_row probs = *row, other_probs = *other;
     probs.of_probs = other_probs.of_probs = 1;

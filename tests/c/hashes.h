@@ -19,7 +19,7 @@
     X(cast) X(matvec) X(logsumexp_near_0) X(clipped_losses) X(skip_zeros) \
     X(exp) X(log) X(log1p) X(softplus) X(exact_sum) \
     X(negative_log) X(is_one_hot) X(nll_of_probabilities) X(nll_of_log_probabilities) \
-    X(kl_of_probs) X(token_of_probs) X(divergences) X(divergences_of_probs)
+    X(kl_of_probs) X(token_of_probs) X(divergences) X(divergences_of_probs) X(tail) X(draws)
 /* clang-format on */
 #define CODE(name) Q_##name,
 #define NAME_OF(name) #name,

@@ -7,8 +7,10 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from commands import assert_refused
+from places import DATA
 
-from tokenloss.formats import write_sketch
+from tokenloss import token_scores
+from tokenloss.formats import open_scores, open_sketch, write_sketch
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 N, T, V = 6, 5, 400
@@ -70,6 +72,27 @@ def test_compare_takes_it_as_its_base(files, command):
     assert text[0] == 0
     assert "estimated from 32 classes and 48 draws" in text[1]
     assert (files / "page.html").stat().st_size > 10_000
+
+
+def test_hidden_states_and_files_of_llama_cpp_become_sketches(files, command):
+    rng = np.random.default_rng(4)
+    hidden, head = rng.normal(size=(N * T, 8)).astype(np.float32), rng.normal(size=(V, 8)).astype(np.float32)
+    ids = np.arange(N * T)
+    for name, array in (("hidden", hidden), ("head", head), ("ids", ids)):
+        np.save(f"{name}.npy", array)
+    argv = ["hidden.npy", "a.sketch", "--targets", "ids.npy", "--lm-head", "head.npy", "--seed", 5]
+    assert command("sketch", *argv, "--logit-scale", 0.5)[0] == 0
+    write_sketch("b.sketch", [(0.5 * (hidden @ head.T), ids)], seed=5)
+    (own,), (wanted,) = (open_sketch(name).blocks(N * T) for name in ("a.sketch", "b.sketch"))
+    np.testing.assert_array_equal(own["ids"], wanted["ids"])
+    np.testing.assert_allclose(own["target_logprobs"], wanted["target_logprobs"], 1e-5)
+    kld = open_scores(DATA / "llama-cpp.kld")
+    assert command("sketch", DATA / "llama-cpp.kld", "c.sketch")[0] == 0
+    (rows,) = open_sketch("c.sketch").blocks(kld.file.rows)
+    kept = rows["supports"] >= 0
+    wanted = token_scores(next(iter(kld.blocks(kld.file.rows))), kld.targets.reshape(-1), kind="log_probs", top_k=32)
+    np.testing.assert_array_equal(rows["ids"][kept, :32], wanted.top_ids[kept])
+    np.testing.assert_allclose(-rows["target_logprobs"][kept], wanted.nll[kept], 1e-4)
 
 
 WORDS = {  # of a page, and of a card, by the number of draws; and the statuses of gates that hold, and that fail

@@ -130,11 +130,67 @@ static void free_best(tl_topk *best) {
     free(best->id);
 }
 
+static int by_id(const void *a, const void *b) {
+    return (*(const int64_t *)a > *(const int64_t *)b) - (*(const int64_t *)a < *(const int64_t *)b);
+}
+
+/* Without the best classes: the logsumexp by its definition in long double, and draws that are possible, in order. */
+static void compare_tail(const question *all, const tl_row *row, tl_topk *best) {
+    tl_tail *tail = allocate(sizeof *tail);
+    int64_t count = all->depth % 50, *drawn = allocate((size_t)count * sizeof(int64_t)), last = -1, support = 0, i = 0;
+    double *uniform = allocate((size_t)count * sizeof(double));
+    for (int64_t k = 0; k < count; k++)
+        uniform[k] = k % 3 ? all->lowest : (double)(k % 2);
+    for (int64_t k = 0; k < count; k += 3)
+        uniform[k] = k % 2 ? 0x1.fffffffffffffp-1 : 0;
+    qsort(best->id, (size_t)best->most, sizeof(int64_t), by_id);
+    *tail = (tl_tail){.excluded = best->id, .count = best->most};
+    tl_tail_of(backend, row, all->shift, tail, &cancel);
+    compare("logsumexp of a tail", tail->log_mass);
+    compare_bits("support of a tail", (uint64_t)tail->support);
+    long double maximum = -(long double)INFINITY, sum = 0, largest = 0;
+    int is_special = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (int64_t k = i = 0; k < row->count; k++) {
+            double logit = tl_logit_at(backend, row, k);
+            if (i < best->most && best->id[i] == k) {
+                i++;
+                continue;
+            }
+            is_special |= !(logit < 1e300) || (logit < -1e300 && logit > -(double)INFINITY);
+            maximum = logit > maximum ? (long double)logit : maximum;
+            support += pass && logit > -(double)INFINITY;
+            if (pass && logit > -(double)INFINITY) {
+                sum += expl((long double)logit - maximum);
+                largest = fabsl((long double)logit) > largest ? fabsl((long double)logit) : largest;
+            }
+        }
+    if (!is_special && support > 0)
+        compare_with_oracle("logsumexp of a tail", tail->log_mass, maximum + logl(sum),
+                            (row->compute_dtype == TL_FLOAT64 ? 0 : 2e-7L) + 1e-14L * (1 + largest));
+    if (!is_special && support != tail->support)
+        abort();
+    if (tail->support > 0 && tail->log_mass == tail->log_mass && count > 0) {
+        tl_tail_draw(backend, row, tail, 0.1, uniform, count, drawn);
+        for (int64_t k = 0; k < count; last = drawn[k++]) {
+            compare_bits("class drawn from a tail", (uint64_t)drawn[k]);
+            if (drawn[k] < last || drawn[k] < 0 || drawn[k] >= row->count ||
+                bsearch(&drawn[k], best->id, (size_t)best->most, sizeof(int64_t), by_id) ||
+                !(tl_logit_at(backend, row, drawn[k]) > -(double)INFINITY))
+                abort();
+        }
+    }
+    free(tail);
+    free(drawn);
+    free(uniform);
+}
+
 static void compare_token_stats(const question *all, const tl_row *row) {
     tl_topk best = make_best(all);
     tl_token_stats token;
     tl_token_stats_row(backend, row, all->target, &token, best.most ? &best : NULL, &cancel);
     compare_token(&token, &best);
+    compare_tail(all, row, &best);
     free_best(&best);
     tl_lse_acc state;
     tl_lse_row(backend, row, -1, &state, &cancel);
