@@ -155,6 +155,7 @@ def commands_of(files, kind):
                 "--noise",
                 files.twin,
                 "--temperature=0.9",
+                "--calibration",
                 *of_kl,
             ),
         ],

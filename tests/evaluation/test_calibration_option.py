@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from tokenloss import calibration, evaluate
+from tokenloss import calibration, compare_files, evaluate, sinks
 from tokenloss._command.cli import main
 from tokenloss._evaluation import run
 from tokenloss.formats import blocks, open_hidden_states, open_scores
@@ -121,11 +121,97 @@ def test_other_kinds(kind, tmp_path):
     )
 
 
+@pytest.fixture
+def models(tmp_path):
+    """A base with targets in three files, and two candidates, one of probabilities; and the calibration of each."""
+    logits, targets = sample(4, "f8")
+    probs = np.exp(logits / 2)
+    arrays = {"base": logits, "Q8": 3 * logits + RNG.normal(size=logits.shape), "Q4": probs / probs.sum(-1)[..., None]}
+    kinds = {"base": "logits", "Q8": "logits", "Q4": "probs"}
+    for name, array in arrays.items():
+        (tmp_path / name).mkdir()
+        for i, rows in enumerate((slice(0, 2), slice(2, 3), slice(3, 6))):
+            own = {"targets": targets[rows]} if name == "base" else {}
+            np.savez(tmp_path / name / f"{i}.npz", **{kinds[name]: array[rows]}, **own)
+    expected = {name: expected_of(array, targets, note="", kind=kinds[name]) for name, array in arrays.items()}
+    return tmp_path, expected
+
+
+def test_models_are_calibrated_beside_their_base(models, monkeypatch):
+    folder, expected = models
+    files = folder / "base", {name: folder / name for name in ("Q8", "Q4")}
+    found = compare_files(*files, calibration=True)
+    plain = compare_files(*files, state=folder / "state")
+    resumed = compare_files(*files, calibration=True, state=folder / "state")
+    monkeypatch.setattr("tokenloss._evaluation.cluster.map_shards", of_workers)
+    for same in (found, resumed, compare_files(*files, calibration=True, scheduler="x")):
+        for name, one in pickle.loads(pickle.dumps(same)).items():  # noqa: S301 -- pickled here
+            assert one.calibration == expected[name]
+            assert one.base_calibration == expected["base"]
+            assert one.mean_kl == plain[name].mean_kl
+    assert plain["Q8"].calibration is None
+    assert "calibration" not in json.dumps(plain.to_dict())
+    figures, columns = found.to_dict(), found.columns()
+    assert figures["base_calibration"] == expected["base"].to_dict()
+    for row, name in enumerate(columns["name"].tolist()):
+        assert figures["candidates"][row]["calibration"] == expected[name].to_dict()
+        assert columns["calibration_ece"][row] == expected[name].ece
+        assert columns["base_calibration_temperature"][row] == expected["base"].temperature
+    text = found.summary()
+    for one in expected.values():
+        assert f"{one.ece:.5f}" in text
+        assert f"{one.temperature:.4g}" in text
+    assert f"{expected['Q8'].ece:.5f}" in compare_files(files[0], folder / "Q8", calibration=True).summary()
+
+
+def test_gates_of_the_calibration_error(models, capsys):
+    folder, expected = models
+    found = pickle.loads(pickle.dumps(compare_files(folder / "base", folder / "Q8", calibration=True)))  # noqa: S301
+    (comparison,) = found.values()
+    evaluation = evaluate(folder / "base", calibration=True)
+    for one, own in ((comparison, expected["Q8"]), (evaluation, expected["base"]), (expected["Q8"], expected["Q8"])):
+        low, high = own.ece.interval
+        for limit, verdict in ((high + 1e-9, "holds"), ((low + high) / 2, "cannot tell"), (low - 1e-9, "fails")):
+            (gate,) = one.check(max_ece=limit).gates if limit >= 0 else ((None,) * 8,)
+            if limit >= 0:
+                assert (gate.verdict, gate.figure, gate.interval) == (verdict, own.ece, pytest.approx((low, high)))
+        (wide,), (narrow,) = (one.check(max_ece=0.1, confidence=level).gates for level in (0.99, 0.8))
+        assert wide.interval[0] <= narrow.interval[0] < narrow.interval[1] < wide.interval[1]
+    for one in (compare_files(folder / "base", folder / "Q8"), evaluate(folder / "base")):
+        with pytest.raises(ValueError, match="max_ece limits calibration errors, which need calibration=True"):
+            one.check(max_ece=0.1)
+    base, other = str(folder / "base"), str(folder / "Q8")
+    for command in (["compare", base, other], ["score", base]):
+        for limit, status in ("1", 0), ("0", 3):
+            assert main([*command, "--calibration", "--max-ece", limit]) == status
+        assert main([*command, "--max-ece", "0.1"]) == 2
+        assert "--max-ece is given; it needs --calibration" in capsys.readouterr().err
+
+
+def test_pages_show_reliability(models):
+    folder, expected = models
+    files = folder / "base", {name: folder / name for name in ("Q8", "Q4")}
+    compare_files(*files, calibration=True, sinks=[sinks.DivergencePage(folder / "compare.html")])
+    evaluate(folder / "base", calibration=True, sinks=[sinks.HtmlPage(folder / "score.html")])
+    for page, names in (("compare.html", ["Q8", "base", "Q4", "base"]), ("score.html", ["base"])):
+        text = (folder / page).read_text("utf-8")
+        assert text.count('<figure class="reliability">') == len(names) - len(names) // 2
+        assert text.count("<circle") == sum(expected[name].bins["count"].size for name in names)
+        for name in names:
+            first = expected[name].bins
+            assert f'cx="{100 * first["confidence"][0]:.2f}" cy="{100 - 100 * first["accuracy"][0]:.2f}"' in text
+            assert f"best temperature {expected[name].temperature:#.4g}" in text
+    evaluate(folder / "base", sinks=[sinks.HtmlPage(folder / "score.html")])
+    assert "reliability" not in (folder / "score.html").read_text("utf-8").partition("</style>")[2]
+
+
 def test_what_has_no_calibration_is_refused(tmp_path):
-    np.savez(tmp_path / "h.npz", hidden_states=RNG.normal(size=(4, 5)), targets=np.arange(4))
-    np.save(tmp_path / "head.npy", RNG.normal(size=(8, 5)))
+    np.savez(tmp_path / "h.npz", hidden_states=RNG.normal(size=(4, 5)), targets=np.arange(4) % 3)
+    np.save(tmp_path / "head.npy", RNG.normal(size=(3, 5)))
     np.savez(tmp_path / "soft.npz", logits=np.zeros((4, 3)), targets=np.full((4, 3), 1 / 3))
     np.save(tmp_path / "logprobs.npy", np.full(4, -1.0))
+    for name in ("other", "copy"):
+        np.save(tmp_path / f"{name}.npy", RNG.normal(size=(4, 3)))
     for source, words in (
         (
             open_hidden_states(tmp_path / "h.npz", tmp_path / "head.npy"),
@@ -136,6 +222,12 @@ def test_what_has_no_calibration_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             evaluate(source, calibration=True)
+    with pytest.raises(ValueError, match=r"h\.npz: holds hidden states; it must hold scores of all"):
+        compare_files(
+            open_hidden_states(tmp_path / "h.npz", tmp_path / "head.npy"), tmp_path / "other.npy", calibration=True
+        )
+    with pytest.raises(ValueError, match="holds no targets; it must hold class ids, for calibration=True"):
+        compare_files(tmp_path / "other.npy", tmp_path / "copy.npy", calibration=True)
     one, other = ((np.zeros((1, 2, 3)), np.zeros((1, 2), int)) for _ in range(2))
     with pytest.raises(ValueError, match="calibration is True in one and False in the other"):
         evaluate([one], calibration=True) + evaluate([other])

@@ -130,6 +130,7 @@ _CALIBRATION = (
     "add whether probabilities are right as often as they say: calibration errors, Brier score, reliability, and the "
     "best temperature, for which files are read 3 to 6 times more"
 )
+_MAX_ECE = "with --calibration, fail if the expected calibration error exceeds X"
 _BY = (
     "add a table of groups of tokens: by `position` in the sequence or window, in bins that double, or with "
     "`position:512` in bins of 512; by `file`; or by a field: an array in files of scores or a value in lines of JSON, "
@@ -213,6 +214,7 @@ def _add_score(score: Parser) -> None:
     _add(of["gates"], "--max-loss X", "fail if the mean loss exceeds X nats", number)
     words = "fail if the model ranks less than a fraction X of the tokens first"
     _add(of["gates"], "--min-greedy-accuracy X", words, number)
+    _add(of["gates"], "--max-ece X", _MAX_ECE, number)
     _add_confidence(of["gates"])
     _add(of["output"], "--by WHAT", _BY)
     of["output"].add_argument("--calibration", action="store_true", help=_CALIBRATION)
@@ -274,6 +276,7 @@ def _add_compare(compare: Parser) -> None:
     _add(of["samples"], "--run DATE", words, **_LISTED)
     _add_compare_gates(of["gates"])
     _add(of["output"], "--by WHAT", _BY)
+    of["output"].add_argument("--calibration", action="store_true", help=f"for each model, {_CALIBRATION}")
     _add_format(of["output"])
     words = "also print how many texts or questions it takes to detect a difference of D from BASE, such as 0.02"
     _add(of["output"], "--detect D", words, fraction)
@@ -316,6 +319,7 @@ def _add_compare_gates(group: _Group) -> None:
     _add(group, "--max-decisive-flips N", words, integer(0))
     words = "fail if the log-probability of any token changes by more than X nats"
     _add(group, "--max-abs-logprob X", words, number)
+    _add(group, "--max-ece X", _MAX_ECE, number)
     words = "for a trainer and a sampler: fail if the k3 estimate of the KL divergence exceeds X nats"
     _add(group, "--max-k3 X", words, number)
     words = "for a trainer and a sampler: fail if the effective sample size is below a fraction X of the tokens"

@@ -63,7 +63,8 @@ _OF_SCORE = (
 )
 _OF_SKETCH = ("top", "tail", "seed", "append", "shift", "workers")
 _OF_COMPARE = (
-    "shift", "classes", "definitions", "divergences", "temperature", "by", "state", "scheduler", "workers",
+    "shift", "classes", "definitions", "divergences", "temperature", "by", "calibration", "state", "scheduler",
+    "workers",
 )  # fmt: skip
 _OF_SAMPLES = "is for samples of lm-evaluation-harness"
 _NOT_OF_SAMPLES = "does not apply to samples of lm-evaluation-harness"
@@ -203,7 +204,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def _draft_options(args: argparse.Namespace, gates: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `compare_files` that `--draft` replaces; options that do not go with it are refused."""
-    names = (*gates, "by", "plot", "html", "classes", "definitions", "noise", "divergences", "detect")
+    names = (*gates, "by", "calibration", "plot", "html", "classes", "definitions", "noise", "divergences", "detect")
     with _input_errors():
         _refuse_typed(args, names, "is for divergences, not for the acceptance of drafts")
         check_cost_ratio(args.cost_ratio)
@@ -258,6 +259,8 @@ def _gates(args: argparse.Namespace) -> dict[str, Any]:
         if len(limits) < len(gates["max_kl_quantile"]):
             raise InputError("--max-kl-quantile is given twice for the same fraction")
         gates["max_kl_quantile"] = limits
+    if "max_ece" in gates and not args.calibration:
+        raise InputError("--max-ece is given; it needs --calibration")
     with _input_errors():
         gate_tools.checked_limits(gates, gates)
     return gates | ({} if args.confidence is None else {"confidence": args.confidence})

@@ -35,8 +35,8 @@ _FOR = {
     "run": "folders of samples",
 }
 DEFAULTS = {  # of options whose default is not None
-    "ignore_index": -100, "skip_failed": False, "logprobs": False, "draft": False, "definitions": "exact",
-    "divergences": ("kl",),
+    "ignore_index": -100, "skip_failed": False, "logprobs": False, "draft": False, "calibration": False,
+    "definitions": "exact", "divergences": ("kl",),
 }  # fmt: skip
 
 

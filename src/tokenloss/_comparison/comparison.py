@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokenloss._comparison.columns import HAS_TEXTS, check_definitions, pair_columns
 from tokenloss._comparison.comparisons import warn_of_zero
 from tokenloss._comparison.drafts import acceptance, acceptance_of, check_cost_ratio
 from tokenloss._comparison.figures import confidence_table, figures_of, signed_of
-from tokenloss._comparison.paired import PairedLosses
+from tokenloss._comparison.paired import PairedLosses, why_void
 from tokenloss._comparison.sketched import MIN_DRAWS, sketch_figures
 from tokenloss._comparison.tables import scores_shown
 from tokenloss._core.arguments import further_divergences
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.result import figure, nonzero, rows_of
+from tokenloss._core.result import figures_of as values_of
 from tokenloss._core.validation import check_axis
+from tokenloss._statistics.reliability import verdict_on_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from tokenloss._core.estimate import Estimate
     from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, Kind
-    from tokenloss._statistics.gates import Limit
+    from tokenloss._statistics.gates import Limit, Verdict
+    from tokenloss._statistics.reliability import Calibration
 
 # fields that describe divergences
 _NOT_OF_DRAFTS = "by", "groups", "classes", "fits_better_shifted", "by_token_type", "definitions"
@@ -76,6 +79,9 @@ class Comparison(PairedLosses):
         By the same names, quantiles as `kl_quantiles`, but without intervals.
     token_divergences : dict of array of float64
         By the same names, the value at each position.
+    calibration, base_calibration : Calibration or None
+        The calibration of the model and of its base, each over all of its own classes and at temperature 1, if
+        `compare_files` was asked for it.
     sketch : dict or None
         If the base is a sketch: its numbers of classes, "top" and "tail", and the standard errors "draws_stderr" of the
         means of divergences by its draws, by name: those for these texts. Divergences are then estimates, and without
@@ -103,9 +109,11 @@ class Comparison(PairedLosses):
     (0.065366, array([ 0.1217, -0.1225]))
     """
 
+    GATES: ClassVar[tuple[str, ...]] = (*PairedLosses.GATES, "max_ece")
     _of_base = ("base", "by", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
                 "window", "stride", "n_context", "fits_better_shifted", "definitions", "temperature", "has_targets",
-                "count", "n_sequences", "is_clustered", "base_perplexity", "base_perplexity_stderr")  # fmt: skip
+                "count", "n_sequences", "is_clustered", "base_perplexity", "base_perplexity_stderr",
+                "base_calibration")  # fmt: skip
 
     definitions: str
     has_targets: bool
@@ -124,6 +132,8 @@ class Comparison(PairedLosses):
     divergence_quantiles: dict[str, dict[float, Estimate]] = field(default_factory=dict)
     token_divergences: dict[str, Float64Array] = field(default_factory=dict)
     sketch: dict[str, Any] | None = None
+    calibration: Calibration | None = None
+    base_calibration: Calibration | None = None
 
     @staticmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
@@ -203,6 +213,9 @@ class Comparison(PairedLosses):
             del values["temperature"]
         if self.sketch is None:
             del values["sketch"]
+        for name in ("calibration", "base_calibration"):
+            own = values.pop(name)
+            values |= {} if own is None else {name: values_of(own)}
         for name in ("divergences", "divergence_quantiles", "token_divergences"):
             del values[name]
         for name, mean in self.divergences.items():
@@ -214,6 +227,17 @@ class Comparison(PairedLosses):
 
     def _figures(self) -> dict[str, Any]:
         return super()._figures() | {"by_confidence": rows_of(self.by_confidence)}
+
+    def _rows(self) -> list[dict[str, Any]]:
+        (row,) = super()._rows()
+        for name in ("base_calibration", "calibration"):
+            row |= {f"{name}_{key}": value for key, value in row.get(name, {}).items()}
+        return [row]
+
+    def _verdict(self, limit: Limit, tail: float) -> Verdict:
+        if limit.gate == "max_ece":
+            return verdict_on_calibration(self.calibration, limit, tail, why_void(self, limit.gate))
+        return super()._verdict(limit, tail)
 
     def _arrays(self) -> dict[str, Array]:
         return super()._arrays() | self.token_divergences

@@ -17,6 +17,7 @@ from tokenloss._core.text import count_of, unit_of_bytes
 from tokenloss._statistics.distributions import student_quantile
 from tokenloss._statistics.groups import label_text
 from tokenloss._statistics.ratio import guess_note, interval_note
+from tokenloss._statistics.tables import CALIBRATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -210,6 +211,10 @@ def scores_shown(comparisons: Any) -> Shown:
     heads += [(one, comparison._about.get("head")) for one, comparison in comparisons.items()]
     rows = [(one, *head_cells(head)) for one, head in heads if head]
     tables += [Table(rows, title="Logits of hidden states")] if rows else []
+    if first.calibration is not None:
+        models = {"base": first.base_calibration} | {name: one.calibration for name, one in comparisons._ranked()}
+        items = [({"name": name}, one) for name, one in models.items()]
+        tables.append(table_of_several(CALIBRATIONS, items, "Calibration", keep_empty=False))
     tables += tables_by(comparisons)
     return shown_of(comparisons, (note, " vs ".join(kinds)), tables)
 

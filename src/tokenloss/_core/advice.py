@@ -30,7 +30,7 @@ _CERTAIN_ADVICE = (
 _MIN_CERTAIN = 5  # tokens; fewer may all be certain by chance
 
 # prefixes of the names of gates: those on metrics that need the right targets, and all
-_OF_TARGETS = "max_perplexity", "max_loss", "min_greedy_accuracy", "max_abs_logprob"
+_OF_TARGETS = "max_perplexity", "max_loss", "min_greedy_accuracy", "max_abs_logprob", "max_ece"
 _OF_ALL = "max_", "min_"
 
 

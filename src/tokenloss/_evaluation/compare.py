@@ -6,6 +6,7 @@ import functools
 import itertools
 import re
 import unicodedata
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -34,6 +35,7 @@ from tokenloss._core.projection import MAX_TILE_ROWS, Projection
 from tokenloss._core.result import rows_of
 from tokenloss._core.signature import IdsHash, either, head_fields
 from tokenloss._core.validation import as_positions, as_scores, scores_of_shape
+from tokenloss._evaluation.calibrated import calibration_of_files, check_calibrated
 from tokenloss._evaluation.checkpoint import record
 from tokenloss._evaluation.parts import window_figures
 from tokenloss._evaluation.plan import planned, rows_per_block
@@ -89,11 +91,18 @@ def compare_rows(
     of the candidate that is a second run of the base, if there is one.
     """
     shards = planned(base, [*others.values()], options, run.handles)
+    models = range(1 + len(others)) if options.calibration else ()
+    for shard, model in itertools.product(shards, models):
+        check_calibrated(shard, model)
     firsts = first_numbers(shards, options, run.handles)
     schema = _schema(shards, (*others,), options, run.sinks.top_k, tokenizer)
     function = functools.partial(compare_shard, options=options, names=(*others,))
     results = run.map(function, shards, schema, are_candidates=base.level == "sketch")  # no row is in a file of its own
     found = _comparisons(shards, results, abouts, options, firsts, run.handles)
+    if models:
+        base_calibration, *own = (calibration_of_files(shards, run, options, model) for model in models)
+        for name, calibration in zip(found, own, strict=True):
+            found[name] = replace(found[name], calibration=calibration, base_calibration=base_calibration)
     if noise:
         found |= {name: with_noise(one, found[noise]) for name, one in found.items() if name != noise}
     run.sinks.finish(found, lambda: Block({}, {name: _sequences(one, shards, firsts) for name, one in found.items()}))

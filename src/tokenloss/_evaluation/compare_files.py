@@ -53,6 +53,7 @@ def compare_files(
     divergences: Sequence[str] = ("kl",),
     temperature: float | None = None,
     by: str | None = None,
+    calibration: bool = False,
     sizes: Mapping[str, int | _Path] | None = None,
     noise: _Source | None = None,
     sinks: Sequence[Sink] = (),
@@ -97,6 +98,9 @@ def compare_files(
     by : str, optional
         What groups tokens, for a table of divergences and losses in `Comparison.groups`, as in `evaluate`; fields are
         those of the base, or of the responses that are compared with it.
+    calibration : bool, default False
+        Whether to measure the calibration of each model, see `Comparison.calibration`, as `evaluate` does: of scores
+        with class ids, over all classes of a model. Each model's files are read four to seven times more for it.
     sizes : mapping of names to int or path, optional
         Sizes of the candidates' models: bytes, their file or directory, or text such as "4.9G".
     noise : source, path or paths, optional
@@ -192,7 +196,7 @@ def compare_files(
     source, models = grouped(source, check_by(by)), {name: _labeled(one, by) for name, one in models.items()}
     level = _level_of(source, models)
     of_rows = {"temperature": temperature is not None, "classes": classes, "definitions": definitions != "exact",
-               "divergences": wanted}  # fmt: skip
+               "divergences": wanted, "calibration": calibration}  # fmt: skip
     for name, value in ({"noise": noise, "sizes": sizes} | of_rows).items():
         for one in (source, *models.values()) if value else ():
             is_estimated = name == "divergences" and isinstance(source, Sketch)
@@ -211,7 +215,7 @@ def compare_files(
     said = source.token_options
     measures: Any = {"definitions": definitions, "divergences": wanted, "classes": classes}
     measures["temperature"] = 1.0 if temperature is None else temperature
-    options = Options.of(said, **measures, by=by)
+    options = Options.of(said, **measures, by=by, calibration=bool(calibration))
     key = {"command": "compare", **source.given(), **measures, "divergences": [*wanted], "by": by}
     for number, one in enumerate(models.values()):
         key |= {f"candidate {number}: {name}": value for name, value in one.given().items()}

@@ -26,6 +26,7 @@ from tokenloss._evaluation.sequences import (
 from tokenloss._statistics.gates import Gated, GatedResult, independent_note, verdict_on
 from tokenloss._statistics.groups import check_groups, columns_of_groups, rows_of_sequences
 from tokenloss._statistics.meter import LossFigures, LossMeter
+from tokenloss._statistics.reliability import verdict_on_calibration
 from tokenloss._statistics.tables import calibration_tables
 from tokenloss.formats.responses import Failed
 from tokenloss.formats.rounding import Rounding
@@ -201,7 +202,7 @@ class Evaluation(LossFigures, GatedResult):
     Evaluation(loss=2.07944 ± 0.00, count=8, n_sequences=3, perplexity=8.00000, accuracy=0.0000)
     """
 
-    GATES = tuple(_METHODS)
+    GATES = (*_METHODS, "max_ece")
     _why_no_gate = "does not apply to evaluations"
 
     meter: LossMeter
@@ -336,6 +337,8 @@ class Evaluation(LossFigures, GatedResult):
         return meter._measure()._replace(method=_METHODS[gate], n_tokens=meter.count)
 
     def _verdict(self, limit: Limit, tail: float) -> Verdict:
+        if limit.gate == "max_ece":
+            return verdict_on_calibration(self.calibration, limit, tail, void_of(self.figures, limit.gate))
         measure = self._measure(limit.gate)
         notes, void = independent_note(measure, tail), void_of(self.figures, limit.gate)
         return verdict_on(limit, measure.reach(tail, limit.value), measure, notes=notes, void=void)
@@ -427,6 +430,8 @@ class Evaluations(Gated, NamedResults[Evaluation]):
             "name", the main metrics, then each other single value, and the ends of intervals, such as
             "perplexity_low".
         """
-        return columns_of(
-            [{"name": name} | {main: one.figures[main] for main in _MAIN} | one.figures for name, one in self.items()]
-        )
+        rows = []
+        for name, one in self.items():
+            calibrated = {f"calibration_{key}": value for key, value in one.figures.get("calibration", {}).items()}
+            rows.append({"name": name} | {main: one.figures[main] for main in _MAIN} | one.figures | calibrated)
+        return columns_of(rows)

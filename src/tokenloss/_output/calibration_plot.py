@@ -1,17 +1,53 @@
-"""The reliability diagram of a calibration."""
+"""The reliability diagram of calibrations: a figure of one, and a panel of several on pages."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tokenloss._core.errors import raise_error
+from tokenloss._core.result import figure as number
+from tokenloss._core.result import rows_of
 from tokenloss._core.text import count_of
-from tokenloss._output import drawing
+from tokenloss._output import drawing, page
 from tokenloss._output.drawing import BLUE, DIM, ORANGE
 from tokenloss._statistics.reliability import Calibration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from matplotlib.figure import Figure
+
+_COLORS = ("var(--wrong)", "var(--accent)")  # of a page, for one calibration or two
+_PANEL = """
+<figure class="reliability"><svg viewBox="-12 -4 116 118" role="img" aria-label="Reliability: accuracy over confidence">
+<path class="axes" d="M0 0V100H100"/><path class="axes" d="M0 100L100 0" stroke-dasharray="2"/>{ticks}{shapes}</svg>
+<figcaption>Accuracy over the mean confidence of each bin, ± one standard error; calibrated models are on the line.<br>
+{legend}</figcaption></figure>"""
+_TICK = '<text x="{at}" y="107" text-anchor="middle">{of:g}</text><text x="-2" y="{up}" text-anchor="end">{of:g}</text>'
+_POINT = (
+    '<path d="M{x:.2f} {top:.2f}V{end:.2f}"/><circle cx="{x:.2f}" cy="{y:.2f}" r="1.3"><title>{count:,} tokens: '
+    "confidence {confidence:.4f}, accuracy {accuracy:.4f}</title></circle>"
+)
+
+
+def reliability_panel(calibrations: Mapping[str, Calibration | None]) -> str:
+    """HTML of the reliability diagram of one or two calibrations, by the names of models; empty without any."""
+    shapes, legend = [], []
+    for color, (name, one) in zip(_COLORS, calibrations.items(), strict=False):
+        if one is None:
+            return ""
+        points = []
+        for row in rows_of(one.bins):
+            x, y = 100 * row["confidence"], 100 - 100 * row["accuracy"]
+            error = 0.0 if math.isnan(row["accuracy_stderr"]) else 100 * row["accuracy_stderr"]
+            points.append(_POINT.format(x=x, y=y, top=max(y - error, 0), end=min(y + error, 100), **row))
+        shapes.append(f'<g style="color: {color}">{"".join(points)}</g>')
+        words = f"{name}: ".removeprefix(": ") + f"calibration error {number(one.ece, one.ece.stderr, 4)}"
+        words += "" if one.temperature is None else f", best temperature {number(one.temperature, digits=4)}"
+        legend.append(f'<b style="color: {color}">{page.escaped(words)}</b>')
+    ticks = "".join(_TICK.format(at=at, up=102 - at, of=at / 100) for at in (0, 50, 100))
+    return _PANEL.format(ticks=ticks, shapes="".join(shapes), legend="<br>".join(legend))
 
 
 def draw_calibration(calibration: Calibration, *, title: str = "") -> Figure:

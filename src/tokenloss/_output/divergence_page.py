@@ -17,6 +17,7 @@ from tokenloss._core.text import count_of
 from tokenloss._core.validation import as_target_array
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
+from tokenloss._output.calibration_plot import reliability_panel
 from tokenloss._output.shared import Collected
 from tokenloss._statistics.ratio import guess_note
 from tokenloss.formats.tokenizers.token_text import byte_encoder
@@ -271,7 +272,8 @@ def _comparison_summary(comparison: Any) -> str:
         ((*_, finite),) = table([_FINITE], comparison).rows
         note = f"{finite} nats without {left_out:,} that are not finite"
         values |= {"mean": float(divergence.mean), "finite_note": note}
-    return page.summary(_ROWS, values, known) + page.tables(tables_by({"": comparison}))
+    of_both = {"base": known.get("base_calibration"), comparison._about.get("name", "model"): known.get("calibration")}
+    return page.summary(_ROWS, values, known) + page.tables(tables_by({"": comparison})) + reliability_panel(of_both)
 
 
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from tokenloss._evaluation.score_tables import group_tables
 from tokenloss._evaluation.sink import Sink
 from tokenloss._evaluation.token_bytes import cut_pieces, text_of_pieces
 from tokenloss._output import page
+from tokenloss._output.calibration_plot import reliability_panel
 from tokenloss._output.shared import Collected
 from tokenloss._statistics.meter import LossMeter, basis_of
 from tokenloss.formats.tokenizers.token_text import byte_encoder
@@ -110,6 +111,7 @@ class HtmlPage(Sink):
             predicted = _predictions(columns, len(ids), classes, page.class_names(None, ids, text))
         known = known_of(figures.get("n_greedy_known", figures["count"]), figures["count"])
         head = _summary(result.meter, accuracy, known) + page.tables(group_tables(figures))
+        head += reliability_panel({"": result.calibration})
         files = title([Path(file).name for file in figures["files"]])
         name = page.heading("loss", result.meter.count, "token", files)
         count = self._tokens.count

@@ -175,6 +175,7 @@ class Limits(TypedDict, total=False):
     max_perplexity: float | None
     max_loss: float | None
     min_greedy_accuracy: float | None
+    max_ece: float | None
     max_kl: float | None
     max_kl_quantile: Mapping[float, float] | None
     min_same_top: float | None
@@ -336,6 +337,7 @@ class Gated(Result):
             Limits by the names of gates. `max_kl_quantile` takes limits by fraction of the tokens: ``{0.99: 0.3}``.
 
             - of an evaluation: `max_perplexity`, `max_loss` (in nats) and `min_greedy_accuracy`;
+            - of a calibration, and of evaluations and comparisons with one: `max_ece`;
             - of a comparison: `max_kl` and `max_kl_quantile`, the largest mean KL divergence and its largest quantiles
               in nats; `min_same_top`; and `max_perplexity_ratio`, the largest ``perplexity / base_perplexity``;
             - of a comparison of scores, also `max_decisive_flips` and `max_abs_logprob`, as `Comparison` has them. They

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core import _core
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import named, raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments
-from tokenloss._core.result import Result, Shown, figure, in_files, rows_of
+from tokenloss._core.result import Shown, figure, in_files, rows_of
 from tokenloss._core.validation import check_integer
 from tokenloss._scores.losses import natural_logs
 from tokenloss._statistics.distributions import TAIL
 from tokenloss._statistics.estimates import Measure
+from tokenloss._statistics.gates import GatedResult, independent_note, verdict_on
 from tokenloss._statistics.ratio import ExactRatio, interval_above_0
 from tokenloss._statistics.sequences import sums_by_segment
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
     from tokenloss._statistics.estimates import Method
+    from tokenloss._statistics.gates import Limit, Verdict
 
 FEW_CLASSES = 10  # for up to so many, calibration is also measured class by class
 BINNINGS = "equal_mass", "equal_width"
@@ -86,7 +88,7 @@ class Tokens(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Calibration(Result):
+class Calibration(GatedResult):
     """Result of `calibration`: whether tokens predicted with a probability of 0.9 are right nine times out of ten.
 
     The confidence of a token is the probability of its most likely class, and it is right if that is the target. For
@@ -150,6 +152,8 @@ class Calibration(Result):
     0.29, and at temperature 3.0: 0.03
     """
 
+    GATES = ("max_ece",)
+
     count: int
     n_sequences: int
     accuracy: Estimate
@@ -174,7 +178,7 @@ class Calibration(Result):
     temperature_note: str = ""
     binning: str
     bins: dict[str, Array] = field(default_factory=lambda: {name: np.empty(0) for name in _BIN_COLUMNS})
-    _gap: Measure | None = field(default=None, compare=False)  # of `ece`
+    _gap: Any = field(default=None, compare=False)  # the measure of `ece`
 
     def columns(self) -> dict[str, Array]:
         """Columns of the reliability table, which has a row for each bin with any token, in ascending order.
@@ -193,6 +197,9 @@ class Calibration(Result):
         (array([0.15, 0.85]), array([0.5, 1. ]), array([0.5, 0. ]))
         """
         return dict(self.bins)
+
+    def _verdict(self, limit: Limit, tail: float) -> Verdict:
+        return verdict_on_calibration(self, limit, tail)
 
     def _main(self) -> dict[str, str]:
         main = {"ece": figure(self.ece, self.ece.stderr, 4), "count": str(self.count)}
@@ -216,6 +223,16 @@ _MAIN = ("ece", "ece_debiased", "ece_equal_mass", "ece_equal_width", "mce", "acc
          "loss", "d2", "aurc", "scaled_loss", "scaled_ece", "classwise_ece")  # fmt: skip
 _BRIER_PARTS = "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bins"
 Calibration.__module__ = "tokenloss.results"
+
+
+def verdict_on_calibration(calibration: Calibration | None, limit: Limit, tail: float, void: str = "") -> Verdict:
+    """The verdict on a gate of the calibration error; `void` is why it means nothing."""
+    if calibration is None:
+        raise_error(
+            "not for", name=limit.gate, fits=f"limits calibration errors, which need {named('calibration', True)}"
+        )
+    gap: Measure = calibration._gap
+    return verdict_on(limit, gap.reach(tail, limit.value), gap, notes=independent_note(gap, tail), void=void)
 
 
 def check_bins(bins: Any, binning: Any) -> tuple[int, str]:
@@ -403,6 +420,7 @@ def calibration_of(
     if not target.size or np.isnan(predictions).any():
         unknown = ("ece", "ece_debiased", "ece_equal_mass", "ece_equal_width", "mce", "d2", "aurc")
         statistics |= dict.fromkeys(unknown, Estimate(math.nan))
+        statistics["_gap"] = tokens.mean(np.full(target.size, math.nan))
         return Calibration(**statistics, **_scaled_statistics(tokens, fit, events, bins, binning))
     ordered = _Ordered(tokens, predictions, events)
     binned = {name: _Bins(ordered, bins, name) for name in BINNINGS}

@@ -69,6 +69,23 @@ _RELIABILITY = (
 )
 
 
+CALIBRATIONS = (
+    Row("model", "name"),
+    Row("calibration error", "ece", "{:.5f}"),
+    Row("±", "ece", "{stderr:.2g}"),
+    Row("less chance", "ece_debiased", "{:.5f}"),
+    Row("worst bin", "mce", "{:.4f}"),
+    Row("confidence", "mean_confidence", "{:.2f %}"),
+    Row("accuracy", "accuracy", "{:.2f %}"),
+    Row("Brier", "brier", "{:.5f}"),
+    Row("D²", "d2", "{:.2f %}"),
+    Row("risk-coverage", "aurc", "{:.5f}"),
+    Row("best temperature", "temperature", "{:.4g}"),
+    Row("±", "temperature", "{stderr:.2g}"),
+    Row("error there", "scaled_ece", "{:.5f}"),
+)  # of several models
+
+
 def calibration_tables(result: Any, title: str = "") -> list[Table]:
     """The tables of `Calibration`: its metrics, and its bins."""
     names = [f"bins of equal {mass}" for mass in ("mass", "width")]
