@@ -247,7 +247,7 @@ def _write_comparison(
         fractions = np.bincount(css_class[one.kept.reshape(-1)], minlength=len(_DIVERGENCES) + 1) / max(one.count, 1)
         notes = [page.percent(fraction) for fraction in fractions[: len(_DIVERGENCES) + 1].tolist()]
         shades = page.legend(css_class, "divergence from", _DIVERGENCES, "of the tokens", notes, "infinite")
-        heads.append(f"<div class=model{' hidden' * (number > 0)}>{_comparison_summary(one)}\n{shades}</div>")
+        heads.append(f"<div class=model{' hidden' * (number > 0)}>{_comparison_summary(one, name)}\n{shades}</div>")
     base_columns = side(comparisons[names[0]].base_nll, base)
     data = {"models": f"[{','.join(models)}]", "base": page.as_object(base_columns)}
     why = f", since {len(names)} models share {page.MOST_TOKENS:,}" if len(names) > 1 else ""
@@ -257,7 +257,7 @@ def _write_comparison(
     )
 
 
-def _comparison_summary(comparison: Any) -> str:
+def _comparison_summary(comparison: Any, name: str) -> str:
     """HTML of a model's metrics."""
     by = count_of(comparison.n_sequences, "sequence") if comparison.is_clustered else "tokens, taken as independent"
     known, divergence = vars(comparison), divergence_of(comparison)
@@ -272,7 +272,7 @@ def _comparison_summary(comparison: Any) -> str:
         ((*_, finite),) = table([_FINITE], comparison).rows
         note = f"{finite} nats without {left_out:,} that are not finite"
         values |= {"mean": float(divergence.mean), "finite_note": note}
-    of_both = {"base": known.get("base_calibration"), comparison._about.get("name", "model"): known.get("calibration")}
+    of_both = {"base": known.get("base_calibration"), name: known.get("calibration")}
     return page.summary(_ROWS, values, known) + page.tables(tables_by({"": comparison})) + reliability_panel(of_both)
 
 

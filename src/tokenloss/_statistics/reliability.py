@@ -349,7 +349,8 @@ class _Bins:
 
     def measure(self) -> Measure:
         """The error with its standard error and interval."""
-        return self._ordered.tokens.mean(self.signed())._replace(excess=self.excess(at_most=True))
+        measure = self._ordered.tokens.mean(self.signed())
+        return measure._replace(mean=self.error, excess=self.excess(at_most=True))
 
     def mce(self) -> Estimate:
         """The largest gap of a bin, with an interval for the largest of all true ones."""
@@ -426,7 +427,7 @@ def calibration_of(
     binned = {name: _Bins(ordered, bins, name) for name in BINNINGS}
     main, gap = binned[binning], binned[binning].measure()
     statistics |= {f"ece_{name}": Estimate(one.error, one.measure) for name, one in binned.items()}
-    statistics |= {"ece": Estimate(main.error, gap), "ece_debiased": Estimate(main.error - main.excess(), gap)}
+    statistics |= {"ece": Estimate(gap.mean, gap), "ece_debiased": Estimate(gap.mean - main.excess(), gap)}
     statistics |= {"mce": main.mce(), "bins": main.table(), "d2": _d2(tokens, nll, target), "_gap": gap}
     statistics["aurc"] = _aurc(_Ordered(tokens, confidence, right) if "event" in columns else ordered)
     if probs is not None:
