@@ -467,6 +467,7 @@ OF_COMPARE = {
         ["definitions"],
     ),
     "divergences": ({"divergences": ("tv",)}, []),  # more metrics, which the others lack
+    "calibration": ({"calibration": True}, []),
     "workers": ({"workers": 1}, []),
 }
 

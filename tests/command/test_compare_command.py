@@ -220,9 +220,9 @@ FORWARDED = {
     "two models": (
         "compare x.npz q=q.npz --base-array=a --base-kind=logits --array=a --kind=logits --classes=4 --noise=q.npz "
         "--definitions=llama.cpp --divergences=tv,js --divergences=hellinger --size=q=4.9G --shift --targets-array=y "
-        f"--window=6 --stride=4 --tokenizer=T --targets=t.npy --ignore-index=3 --by=position {RUN}",
+        f"--window=6 --stride=4 --tokenizer=T --targets=t.npy --ignore-index=3 --by=position --calibration {RUN}",
         "compare_files",
-        OF_RUN | {"by": "position", "shift": True, "classes": 4,
+        OF_RUN | {"by": "position", "shift": True, "classes": 4, "calibration": True,
                   "definitions": "llama.cpp", "divergences": ("tv", "js", "hellinger"),
                   "sizes": {"q": "4.9G"}, "noise": "q.npz"},
         lambda: [open_scores("x.npz", ["t.npy"], ignore_index=3, targets_array="y", array="a", kind="logits", window=6,

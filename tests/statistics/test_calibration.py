@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tokenloss import calibration, cross_entropy
+from tokenloss import calibration, compare, cross_entropy
 from tokenloss._core import _core
 from tokenloss._statistics.reliability import Tokens
 
@@ -107,6 +107,29 @@ def test_agrees_with_scikit_learn():
     assert calibration(probs, targets, kind="probs").brier / 2 == pytest.approx(
         metrics.brier_score_loss(targets, probs)
     )
+
+
+@pytest.mark.slow
+def test_agrees_with_netcal_and_torchmetrics_where_they_are_right():
+    """Both have bins of equal width; with a confidence of exactly 1, torchmetrics has another bin for it."""
+    torch = pytest.importorskip("torch")
+    netcal = pytest.importorskip("netcal.metrics")
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    logits, targets = sample(3000, 5, 1.7)
+    probs = softmax(logits).astype("f4")
+    result = calibration(probs, targets, kind="probs", bins=12, binning="equal_width", temperature=False)
+    given = torch.tensor(probs), torch.tensor(targets)
+    for norm, ours, theirs in (("l1", result.ece, netcal.ECE(12)), ("max", result.mce, netcal.MCE(12))):
+        measured = float(functional.multiclass_calibration_error(*given, 5, n_bins=12, norm=norm))
+        assert ours == pytest.approx(measured, abs=1e-5)
+        assert ours == pytest.approx(theirs.measure(probs.astype("f8"), targets), abs=1e-6)
+    y = (targets == 2).astype(int)
+    binary = calibration(probs[:, 2], y, kind="probs", bins=12, binning="equal_width", temperature=False)
+    measured = float(functional.binary_calibration_error(torch.tensor(probs[:, 2]), torch.tensor(y), n_bins=12))
+    assert binary.ece == pytest.approx(measured, abs=1e-5)
+    sure, right = np.array([0.95, 1.0, 1.0, 1.0]), np.array([0, 1, 1, 1])  # one bin: |3/4 - mean| in any definition
+    ours = calibration(sure, right, kind="probs", bins=10, binning="equal_width", temperature=False).ece
+    assert ours == pytest.approx(sure.mean() - 0.75)
 
 
 @pytest.mark.parametrize("classes", [3, 30, 900])
@@ -351,3 +374,22 @@ def test_weights_of_tokens_without_sequences():
     measure = Tokens(50, weights).mean(values)
     residuals = weights * (values - measure.mean)
     assert measure.stderr == pytest.approx(math.sqrt(50 / 49 * (residuals**2).sum()) / weights.sum())
+
+
+def test_arrays_are_compared_with_their_calibrations():
+    logits, targets = sample(60, 4)
+    ids, probs = np.arange(60) // 5, softmax(2 * logits)
+    found = compare(logits, probs, targets, kind="probs", base_kind="logits", segment_ids=ids, calibration=True)
+    assert found.calibration == calibration(probs, targets, kind="probs", segment_ids=ids)
+    assert found.base_calibration == calibration(logits, targets, segment_ids=ids)
+    packed = compare(
+        logits.reshape(4, 15, 4),
+        logits.reshape(4, 15, 4),
+        targets.reshape(4, 15),
+        cu_seqlens=range(0, 61, 5),
+        calibration=True,
+    )
+    assert packed.calibration == found.base_calibration
+    assert compare(logits, logits, targets).calibration is None
+    with pytest.raises(ValueError, match="calibration needs targets"):
+        compare(logits, logits, calibration=True)

@@ -18,6 +18,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.result import figure, nonzero, rows_of
 from tokenloss._core.result import figures_of as values_of
 from tokenloss._core.validation import check_axis
+from tokenloss._statistics import calibration as calibrations
 from tokenloss._statistics.reliability import verdict_on_calibration
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class Comparison(PairedLosses):
     token_divergences : dict of array of float64
         By the same names, the value at each position.
     calibration, base_calibration : Calibration or None
-        The calibration of the model and of its base, each over all of its own classes and at temperature 1, if
-        `compare_files` was asked for it.
+        The calibration of the model and of its base, each over all of its own classes and at temperature 1; None unless
+        it was asked for.
     sketch : dict or None
         If the base is a sketch: its numbers of classes, "top" and "tail", and the standard errors "draws_stderr" of the
         means of divergences by its draws, by name: those for these texts. Divergences are then estimates, and without
@@ -270,6 +271,7 @@ def compare(
     cu_seqlens: ArrayLike | None = None,
     definitions: Literal["exact", "llama.cpp"] = "exact",
     divergences: Sequence[str] = ("kl",),
+    calibration: bool = False,
     workers: int | None = None,
 ) -> Comparison:
     """Compare a model, such as a quantized one, with its base, in the statistics published for quantized models.
@@ -311,6 +313,8 @@ def compare(
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
         Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
         logsumexps. The others take a second pass, over rows in the cache.
+    calibration : bool, default False
+        Whether to measure the calibration of both models, too, by the function `calibration`; it needs targets.
     workers : int, optional
         Number of threads, as in `cross_entropy`. The result is bitwise identical for any number.
 
@@ -378,13 +382,26 @@ def compare(
     axis = check_axis("base_logits", len(shape), axis)
     batch = shape[:axis] + shape[axis + 1 :]
     wanted = further_divergences(divergences, check_definitions(definitions))
+    if calibration and targets is None:
+        raise_error("not for", name="calibration", fits="needs targets")
     columns = pair_columns(
         base, {"logits": logits}, targets, definitions=definitions, divergences=wanted, kind=kind, base_kind=base_kind,
         classes=classes, axis=axis, ignore_index=ignore_index, where=where, segment_ids=segment_ids,
         cu_seqlens=cu_seqlens, workers=workers,
     )  # fmt: skip
     signed = signed_of(base, logits, targets, columns["logits"], classes, kind, base_kind)
-    return warn_of_zero(comparison_of(definitions, columns["logits"], batch, signed), kind, base_kind or kind)
+    comparison = comparison_of(definitions, columns["logits"], batch, signed)
+    if calibration:
+        labels: Any = targets
+        numbers = columns["logits"].get("segment_ids")
+        options: dict[str, Any] = {"axis": axis, "ignore_index": ignore_index, "where": where, "workers": workers}
+        options["segment_ids"] = None if numbers is None else numbers.reshape(batch)
+        own, of_base = (
+            calibrations.calibration(scores, labels, kind=of or "logits", **options)
+            for scores, of in ((logits, kind), (base_logits, base_kind or kind))
+        )
+        comparison = replace(comparison, calibration=own, base_calibration=of_base)
+    return warn_of_zero(comparison, kind, base_kind or kind)
 
 
 def described(comparison: Comparison, about: About, signed: dict[str, Any]) -> Comparison:
