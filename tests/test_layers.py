@@ -139,8 +139,8 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 6748, "kernels": 12022, "_scores": 1785, "_statistics": 3149, "formats": 7763, "_comparison": 6548,
-    "_evaluation": 8272, "_output": 2762, "_command": 1322, "": 250,
+    "_core": 6748, "kernels": 12022, "_scores": 1785, "_statistics": 3186, "formats": 7763, "_comparison": 6593,
+    "_evaluation": 8290, "_output": 2802, "_command": 1329, "": 250,
 }  # fmt: skip
 
 
