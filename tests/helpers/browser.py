@@ -7,6 +7,7 @@ import select
 import shutil
 import subprocess
 import sys
+from urllib.parse import quote
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -78,12 +79,13 @@ class Browser:
         message, self._received = self._received.split(b"\0", 1)
         return json.loads(message)
 
-    def open(self, path, width=1000, height=700, scheme="light", touch=False, fragment=""):
+    def open(self, path, width=1000, height=700, scheme="light", touch=False, fragment="", query=""):
         """Load a file in a window of this size."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        for url in "about:blank", path.as_uri() + f"#{fragment}" * bool(fragment):  # a fragment alone loads nothing
+        address = path.as_uri() + f"?q={quote(query)}" * bool(query) + f"#{fragment}" * bool(fragment)
+        for url in "about:blank", address:  # a fragment alone loads nothing
             self.events = []
             self.call("Page.navigate", url=url)
             while not self.seen("Page.loadEventFired"):
