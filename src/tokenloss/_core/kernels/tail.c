@@ -134,12 +134,16 @@ static void size_chunk(const tl_backend *backend, const tl_row *row, const tl_ta
         x = (const char *)&buf.at;
     backend->exp_scaled_rows[dtype](&x, 1, (size_t)count, &tail->exponent, &tail->unit, &zero, &out, 0);
     memset(sizes, 0, sizeof *sizes);
-    if (dtype == TL_FLOAT64)
-        for (int64_t i = 0; i < count; i++)
-            sizes->of[i] = terms.at.f64[i] + (((const double *)(const void *)x)[i] > -(double)INFINITY ? least : 0);
-    else
-        for (int64_t i = 0; i < count; i++)
-            sizes->of[i] = (double)terms.at.f32[i] + (((const float *)(const void *)x)[i] > -INFINITY ? least : 0);
+    for (int64_t i = 0; i < count && dtype == TL_FLOAT64; i++) {
+        double logit; /* which may be misaligned */
+        memcpy(&logit, x + i * (int64_t)sizeof logit, sizeof logit);
+        sizes->of[i] = terms.at.f64[i] + (logit > -(double)INFINITY ? least : 0);
+    }
+    for (int64_t i = 0; i < count && dtype == TL_FLOAT32; i++) {
+        float logit;
+        memcpy(&logit, x + i * (int64_t)sizeof logit, sizeof logit);
+        sizes->of[i] = (double)terms.at.f32[i] + (logit > -INFINITY ? least : 0);
+    }
     for (int64_t k = 0; k < TL_CHUNK / GROUP; k++) {
         double lanes[8] = {0};
         for (int64_t i = k * GROUP; i < (k + 1) * GROUP; i += 8)
