@@ -147,7 +147,8 @@ def compare_files(
     files have ids, else by text. Servers list only the most likely classes, so the result is a lower bound of the
     divergence (`topk_divergence_bound`), with the probability of the classes that it is computed from. Classes are
     matched like tokens; a text that is part of a character, or that occurs twice in a list, identifies no class. Two
-    classes may have the same text in different lists, which the files do not show.
+    classes may have the same text in different lists, which the files do not show. Responses that are compared with a
+    sketch must list its classes and their own most likely one; the result is a `Comparison`.
 
     Rows of scores that are compared with responses belong, in order, to all tokens except the first of each prompt.
     Their targets must be the ids of the tokens. Sequences of the scores, if present, are the responses in order;

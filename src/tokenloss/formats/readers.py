@@ -9,7 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenloss._core.errors import refuse, worded
+from tokenloss._core.arguments import as_paths
+from tokenloss._core.errors import raise_error, refuse, worded
 from tokenloss._core.files import identity
 from tokenloss._core.text import printable
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, sketch_file, zarr
@@ -18,7 +19,7 @@ from tokenloss.formats.records import are_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from tokenloss.formats.scores_file import Format
 
@@ -109,6 +110,14 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
             raise ValueError(printable(f"{pattern}: matches no file"))
         paths += matches
     return paths
+
+
+def located(paths: Any) -> tuple[list[str], list[str]]:
+    """The paths given to an opener, and the files that they stand for."""
+    given = as_paths("paths", paths)
+    if not given:
+        raise_error("empty", name="paths", fits="a path, or paths")
+    return [*given], resolved(given, are_scores=True)
 
 
 def check_different(paths: Sequence[str]) -> None:

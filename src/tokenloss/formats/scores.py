@@ -19,7 +19,7 @@ from tokenloss._core.text import title
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss.formats import npy
 from tokenloss.formats.lm_head import lm_head_files, open_lm_head
-from tokenloss.formats.readers import check_different, format_of, resolved
+from tokenloss.formats.readers import check_different, format_of, located, resolved
 from tokenloss.formats.scores_file import HIDDEN_NAMES, FileSpec, HeadSpec, LmHead, ScoresFile, Span, read_scores
 from tokenloss.formats.sources import Source, TokenOptions
 
@@ -132,7 +132,7 @@ class Scores(Source):
         if need == "targets" and not said.targets and all(spec.target_type == "none" for spec in self.specs):
             return "holds no targets"
         is_without = need == "tokenizer" and said.tokenizer is None
-        return f"was opened without {named('tokenizer', ...)}" if is_without else ""
+        return f"was opened without {named('tokenizer', ...)}" if is_without else super()._lacks(need)
 
     def given(self) -> dict[str, Any]:
         """The options of the opener by name, without paths."""
@@ -140,8 +140,8 @@ class Scores(Source):
 
     def like(self, paths: Any) -> Scores:
         """Open other files with the same options."""
-        given = as_paths("paths", paths)
-        specs = opened_specs(resolved(given, are_scores=True), self.specs[0])
+        given, found = located(paths)
+        specs = opened_specs(found, self.specs[0])
         return replace(self, paths=tuple(spec.path for spec in specs), specs=specs, given_paths=tuple(given))
 
     def absolute(self) -> Scores:
@@ -451,10 +451,7 @@ def open_hidden_states(
 
 def _scores(paths: Any, asked: FileSpec, options: TokenOptions) -> Scores:
     """The source of files; the second of two may contain the class ids."""
-    given = as_paths("paths", paths)
-    if not given:
-        raise_error("empty", name="paths", fits="a path, or paths")
-    found = resolved(given, are_scores=True)
+    given, found = located(paths)
     if not options.targets and len(found) == 2 and _is_file_of_class_ids(found[1], found[0], asked):
         found, options = found[:1], options._replace(targets=(found[1],))
     check_different([*found, *options.targets, *options.segment_ids])

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import as_path, as_paths, check_choice
+from tokenloss._core.arguments import as_path, check_choice
 from tokenloss._core.dtypes import as_array, as_float_array
 from tokenloss._core.errors import raise_error, refuse, with_file_names
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, check_mask
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import sketch_file
-from tokenloss.formats.readers import check_different, format_of, resolved
+from tokenloss.formats.readers import check_different, format_of, located
 from tokenloss.formats.scores import Scores, open_scores, opened_specs
 from tokenloss.formats.scores_file import FileSpec
 from tokenloss.formats.sources import Blocks, TokenOptions, made_blocks
@@ -58,10 +58,6 @@ class Sketch(Scores):
     holds = "a sketch"
     _lacking = MappingProxyType({"rows": _HAS})
 
-    def _lacks(self, need: Any) -> str:
-        """The words of an error for a need that sketches do not meet."""
-        return self._lacking.get(need) or super()._lacks(need)
-
     def like(self, paths: Any) -> Any:
         """Open other files as scores: a second run of the base has all classes."""
         return open_scores(paths)
@@ -77,7 +73,7 @@ def open_sketch(
     *,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> Sketch:
-    """Open sketches of a base model, which `tokenloss.compare_files` compares with the rows of others.
+    """Open sketches of a base model, which `tokenloss.compare_files` compares with rows or responses of others.
 
     Parameters
     ----------
@@ -117,10 +113,7 @@ def open_sketch(
     >>> next(iter(found.values()))
     Comparison(mean_kl=0.004993 ± 4.55e-05, count=400, perplexity=35386.7, base_perplexity=35326.7, same_top=0.9025)
     """
-    given = as_paths("paths", paths)
-    if not given:
-        raise_error("empty", name="paths", fits="a path, or paths")
-    found = resolved(given, are_scores=True)
+    given, found = located(paths)
     check_different(found)
     for path in found:
         if format_of(path) is not sketch_file.SKETCH_FORMAT:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tokenloss._core.arguments import as_paths, check_choice
-from tokenloss._core.errors import named, raise_error, refuse
-from tokenloss.formats.readers import check_different, resolved
+from tokenloss._core.arguments import check_choice
+from tokenloss._core.errors import named, refuse
+from tokenloss.formats.readers import check_different, located
 from tokenloss.formats.records import Place, label_of
 from tokenloss.formats.responses.columns import columns, join, n_uncovered_bytes
 from tokenloss.formats.responses.dialects import failure, proves_own_first, read
@@ -383,10 +383,7 @@ def open_responses(
     [(array(['Yes'], dtype=object), array([-0.25]))]
     """
     check_choice("part", part, PARTS_OF_RESPONSE)
-    given = as_paths("paths", paths)
-    if not given:
-        raise_error("empty", name="paths", fits="a path, or paths")
-    found = resolved(given, are_scores=True)
+    _, found = located(paths)
     check_different(found)
     options = {"part": part, "skip_failed": bool(skip_failed)}
     ahead = [_looked_ahead(path) for path in found]
