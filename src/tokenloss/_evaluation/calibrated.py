@@ -41,7 +41,8 @@ def calibration_of_tokens(columns: Columns, **options: Any) -> Calibration:
     """The calibration of joined tokens."""
     probs = columns["probs"]
     few = {"probs": np.ascontiguousarray(probs.reshape(columns["nll"].size, -1).T)} if probs.size else {}
-    return calibration_of({name: columns[name] for name in CALIBRATED[:6]} | few, **options)
+    known = {name: columns[name] for name in CALIBRATED[:6] if columns[name].size == columns["nll"].size}
+    return calibration_of(known | few, **options)
 
 
 def calibration_of_files(

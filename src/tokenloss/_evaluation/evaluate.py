@@ -110,8 +110,8 @@ def evaluate(
     calibration : bool, default False
         Whether to measure the calibration of the probabilities, see `Evaluation.calibration`: of scores of all classes
         with class ids. Files are read three to six times more for the best temperature, and again after a resumed run;
-        blocks are read only once, and have none. It keeps 57 bytes for each token, and for up to 10 classes 8 more for
-        each class.
+        blocks are read only once, and have none. It keeps 57 bytes for each token (33 of blocks), and for up to 10
+        classes 8 more for each class.
     top : int, default 5
         Number of the tokens and of the sequences with the highest losses to list.
     sinks : sequence of Sink, optional

@@ -199,18 +199,18 @@ def row_functions(file: ScoresFile) -> tuple[Callable[..., TokenScores], Callabl
 
 def scores_of_kind(
     block: Array, targets: Array, *, kind: str, ignore_index: int | None, where: BoolArray | None, top_k: int,
-    workers: int | None, logit_scale: float = 1.0, moments: Columns | None = None,
+    workers: int | None, logit_scale: float = 1.0, moments: Columns | None = None, has_second: bool = True,
 ) -> TokenScores:  # fmt: skip
     """The same as `token_scores`, for rows that may be cut to their likeliest classes and need not add up to 1.
 
-    `moments` get what calibration needs besides.
+    `moments` get what calibration needs besides, perhaps without what takes a second pass over each row.
     """
     array, code = as_float_array(kind, block)
     scores = _core.Scores(kind, array, code, 1, array.shape, _core.KINDS.index(kind))
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
     job, columns = token_job(scores, positions, (logit_scale, 0.0), top_k)
     if moments is not None:
-        moments |= with_moments(job, has_second=True)
+        moments |= with_moments(job, has_second=has_second)
     jobs.run(job, workers)
     return TokenScores(**columns)
 

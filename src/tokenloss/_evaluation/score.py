@@ -32,6 +32,7 @@ def score_shard(
 
     `opened` is the shard if it is open already; `sampled` rows of earlier ones are in the sample of shifted targets.
     """
+    is_file = opened is None  # which is read again for the temperature
     opened = opened or work.handles.open_shard(shard, options)
     file, is_soft = opened.file, shard.target_type == "distributions"
     row_bytes = file.row_bytes + (file.shape[-1] * opened.targets.itemsize if is_soft else 0)
@@ -44,7 +45,7 @@ def score_shard(
         check_calibrated(shard)
     for block in reader:
         moments: Columns | None = {} if options.calibration else None
-        scores = _scored(block, reader, options, work, moments)
+        scores = _scored(block, reader, options, work, moments, is_file)
         if moments is not None:
             calibrated.append(calibrated_block(block, scores, moments, file.kind))
         n_bytes = None
@@ -67,7 +68,9 @@ def score_shard(
     )  # fmt: skip
 
 
-def _scored(block: RowBlock, reader: RowReader, options: Options, work: Work, moments: Columns | None) -> TokenScores:
+def _scored(
+    block: RowBlock, reader: RowReader, options: Options, work: Work, moments: Columns | None, has_second: bool
+) -> TokenScores:
     """The scores of rows; for distributions, ranks and the like are of their likeliest class."""
     file, first = reader.files[0], reader.first[0]
     (token_scores, losses), is_soft = row_functions(file), block.targets.ndim > 1
@@ -76,7 +79,7 @@ def _scored(block: RowBlock, reader: RowReader, options: Options, work: Work, mo
         top_k = min(work.top_k, file.shape[-1])
         scores = token_scores(
             block.scores, block.ids, where=block.kept, ignore_index=ignored, workers=work.workers, top_k=top_k,
-            **({} if moments is None else {"moments": moments}),
+            **({} if moments is None else {"moments": moments, "has_second": has_second}),
         )  # fmt: skip
         if file.kind == "log_probs":
             check_normalized(scores.logsumexp, first.itemsize, first.is_given)

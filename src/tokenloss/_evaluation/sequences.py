@@ -206,7 +206,8 @@ def joined_tokens(parts: Iterable[Columns | None], *, are_numbered: bool) -> Col
             numbers, own = np.unique(ids, return_inverse=True)  # which may be as high as any
             ids, first = np.where(ids < 0, -1, own + first), first + numbers.size
         every.append(part | {"segment_ids": ids})
-    return {name: np.concatenate([part[name] for part in every]) for name in CALIBRATED}
+    none = np.empty(0)  # blocks lack second moments
+    return {name: np.concatenate([part.get(name, none) for part in every]) for name in CALIBRATED}
 
 
 @record
