@@ -249,6 +249,7 @@ def test_page_and_plot_of_responses(several, tmp_path, command):
         np.testing.assert_allclose(np.array(side["chance"], float), chances, rtol=1e-2)
     assert "mean lower bound of the KL divergence" in page.texts["dt"]
     assert near["quantity"] == "lower bound of the KL divergence"
+    assert found["near"].parity in [text.strip() for text in page.texts["dd"]]
     assert "lower bound" in (tmp_path / "kl.svg").read_text("utf-8")
 
 

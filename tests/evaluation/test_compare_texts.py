@@ -560,7 +560,9 @@ def test_page_goes_through_the_spans_by_the_size_of_their_difference(tmp_path):
     )
     found = compared(a, b, shift=False, sinks=[sinks.SpanPage(tmp_path / "page.html")])
     assert found.columns()["difference"] == pytest.approx([1, -4, 2])
-    assert Reader((tmp_path / "page.html").read_text("utf-8")).data["models"][0]["worst"] == [1, 2, 0]
+    page = Reader((tmp_path / "page.html").read_text("utf-8"))
+    assert page.data["models"][0]["worst"] == [1, 2, 0]
+    assert f"{found.detectable:.2g}" in [text.strip() for text in page.texts["dd"]]
 
 
 def test_command_refuses_what_does_not_apply_to_texts(two, command):

@@ -141,6 +141,21 @@ def test_summary_of_two_sequences_says_that_its_error_is_a_guess(write):
         assert words in write({"q": one}, np.zeros(40, int)).text("small")
 
 
+def test_summary_has_the_parity_of_each_model(write):
+    logits, targets = 4 * np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32), np.zeros(40, int)
+    other = logits.astype(np.float16)
+    other[7] *= -1
+    models = {"same": compare(logits, logits, targets), "broken": compare(logits, other, targets)}
+    found = write(models, targets)
+    shown = [text.strip() for text in found.texts["dd"]]
+    for name, one in models.items():
+        assert one.parity.startswith(name)
+        assert one.parity_reason in found.texts["small"]
+        assert {one.parity, f"{one.n_identical}", f"{one.max_abs_logprob:.4g}", f"{one.decisive_flips} decisive"} <= {
+            *shown
+        }
+
+
 def test_order_of_models(write):
     means = {"nan": math.nan, "b": 0.5, "inf": math.inf, "a": 0.25}
     found = write({name: made_up([0.1], mean_kl=mean) for name, mean in means.items()}, [0])
