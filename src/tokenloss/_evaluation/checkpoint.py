@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO, NoReturn, Self
 
 
-_FORMAT = 16  # number of the format; a file of another one is refused
+_FORMAT = 17  # number of the format; a file of another one is refused
 _ROUNDING = 0.25  # fraction of the standard deviation of a row's scores by which they may differ between runs
 _PIECES = 32  # of a file are hashed, to tell it from another
 _MIN_PIECES = 4  # of each file of a directory, however many it holds
