@@ -16,6 +16,7 @@
 #define TL_NLL_CLASSES TL_BLOCK /* losses of rows up to these are computed relative to the target's logit */
 #define TL_FEW_CLASSES 64 /* and up to these a row in each lane, of more along the classes */
 #define TL_LONG_DISTRIBUTION 128 /* of more classes, class k adds its term to lane k % TL_GROUP, of others in order */
+#define TL_TERMS 4 /* of float64 scores: so many in a row are added at first, before what rounding loses is kept */
 #define TL_FEW_MASSES 96 /* bytes: of rows up to here, all masses and scores are read */
 #define TL_SHORT_ROW TL_CHUNK /* classes of a short row, at most: a single chunk */
 #define TL_BLOCK_ROWS (TL_GROUPS * TL_GROUP)

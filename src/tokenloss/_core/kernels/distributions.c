@@ -157,10 +157,11 @@ static int add_dense(const tl_backend *backend, const tl_distributions *of, cons
 
 /* -- sparse masses: lists of classes ------------------------------------------------------------------------------- */
 
-/* The sums of rows so far, and what their roundings lost; those of a long row that a list is about, in lanes. */
+/* The losses of rows so far, and the terms of the last of them. */
 typedef struct {
-    double sum[TL_DISTRIBUTION_ROWS], lost[TL_DISTRIBUTION_ROWS], lane[TL_GROUP], lane_lost[TL_GROUP];
-    int row; /* the long row, -1 if there is none */
+    double *nll;
+    int row; /* -1 if there is none */
+    tl_term_sums terms;
 } sums_of_rows;
 
 typedef struct {
@@ -217,31 +218,23 @@ static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdi
     }
 }
 
-/* Ends the sum of a long row, of which some classes were listed. */
-static void end_long_row(sums_of_rows *sums) {
+/* Ends the sum of a row, of which some classes were listed, and begins another. */
+static void begin_row(const tl_distributions *of, int row, sums_of_rows *sums) {
     if (sums->row >= 0)
-        sums->sum[sums->row] = tl_lanes_sum_or_infinite(sums->lane, sums->lane_lost);
-    sums->row = -1;
+        sums->nll[sums->row] = tl_sum_of_terms(&sums->terms);
+    sums->terms = (tl_term_sums){.lanes = is_long(of) ? TL_GROUP : 1};
+    sums->row = row;
 }
 
 /* Adds terms, each to the sum of its row. */
 static void add_terms(const tl_distributions *of, const class_list *list, const double *term, int one_each,
                       sums_of_rows *sums) {
     for (int i = 0; one_each && i < list->count; i++)
-        sums->sum[i] = 0 + term[i];
+        sums->nll[i] = 0 + term[i];
     for (int i = 0; !one_each && i < list->count; i++) {
-        int row = list->row[i], lane = list->class_id[i] % TL_GROUP;
-        if (!is_long(of)) {
-            tl_add_term(of->clip, term[i], &sums->sum[row], &sums->lost[row]);
-            continue;
-        }
-        if (row != sums->row) {
-            end_long_row(sums);
-            memset(sums->lane, 0, sizeof sums->lane);
-            memset(sums->lane_lost, 0, sizeof sums->lane_lost);
-            sums->row = row;
-        }
-        tl_add_term(of->clip, term[i], &sums->lane[lane], &sums->lane_lost[lane]);
+        if (list->row[i] != sums->row)
+            begin_row(of, list->row[i], sums);
+        tl_add_term(of->clip, of->classes, list->class_id[i], term[i], &sums->terms);
     }
 }
 
@@ -322,8 +315,11 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
     sums_of_rows sums;
     int refused = 0, next = 0, is_integer = of->mass_dtype >= TL_FLOAT_DTYPES;
     int64_t searched = 0, n_found = 0;
-    memset(&sums, 0, sizeof sums);
+    for (int i = 0; i < count; i++)
+        nll[i] = 0;
+    sums.nll = nll;
     sums.row = -1;
+    begin_row(of, -1, &sums);
     list.count = list.is_continued = 0;
     for (int i = 0; i < count;) {
         run_of_rows run = next_run(of, rows, count, &i);
@@ -341,9 +337,7 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
         searched += run.count;
     }
     refused |= add_listed(backend, of, rows, count, &next, &list, &sums);
-    end_long_row(&sums);
-    for (int i = 0; i < count; i++) /* of an infinite sum, the errors are nan */
-        nll[i] = sums.lost[i] - sums.lost[i] == 0 ? sums.sum[i] + sums.lost[i] : sums.sum[i];
+    begin_row(of, -1, &sums);
     return refused;
 }
 

@@ -128,13 +128,31 @@ TL_INLINE void tl_set_score(const tl_clip *clip, void *scores, size_t i, double 
  * not -0.0. Both arrays have room for whole groups (TL_GROUP). Returns 1 if one of the scores is refused. */
 int tl_negative_log(const tl_backend *backend, const tl_clip *clip, void *scores, size_t count, double *nll);
 
-/* Adds a term to a sum. That of float64 scores keeps what its roundings lost. */
-TL_INLINE void tl_add_term(const tl_clip *clip, double term, double *sum, double *lost) {
-    double before = *sum, after = before + term, other = after - before; /* Knuth's two-sum */
-    *sum = after;
-    if (!clip->is_single)
-        *lost += (before - (after - other)) + (term - other);
+/* The sum of a row's terms: those of a long distribution in TL_GROUP lanes, of others in one. Terms of float64 scores
+ * are added in chunks of TL_TERMS classes of a lane, and these with what their roundings lose. */
+typedef struct {
+    int64_t lanes, chunk;
+    double sum[TL_GROUP], lost[TL_GROUP], part[TL_GROUP];
+} tl_term_sums;
+
+TL_INLINE void tl_end_chunk(tl_term_sums *sums) {
+    for (int l = 0; l < (int)sums->lanes; l++) {
+        double before = sums->sum[l], after = before + sums->part[l], other = after - before; /* Knuth's two-sum */
+        sums->lost[l] += (before - (after - other)) + (sums->part[l] - other);
+        sums->sum[l] = after;
+        sums->part[l] = 0;
+    }
 }
+
+/* Adds the term of a class: they rise. */
+TL_INLINE void tl_add_term(const tl_clip *clip, int64_t classes, int64_t k, double term, tl_term_sums *sums) {
+    int64_t whole = classes - classes % sums->lanes, chunk = k < whole ? k / (TL_TERMS * sums->lanes) : whole;
+    if (!clip->is_single && chunk != sums->chunk)
+        tl_end_chunk(sums);
+    sums->chunk = chunk;
+    (clip->is_single ? sums->sum : sums->part)[k % sums->lanes] += term;
+}
+double tl_sum_of_terms(tl_term_sums *sums);
 
 /* What a sum over a distribution found on its way. */
 typedef struct {

@@ -115,7 +115,7 @@ TL_TARGET static void JOIN(prob_sums_, BACKEND)(const double *p, const double *q
             of_q[l] = f64_add(of_q[l], y);
             y = f64_max_keep_nan(least, f64_if_equal(x, zero, one, f64_div(x, y)));
             most[l] = f64_max_skip_nan(y, most[l]);
-            f = f64_split_near_one(y, &exponent, 0);
+            f = f64_sub(f64_split(y, &exponent, 0), f64_set(1));
             dot[l] = f64_add(dot[l], f64_mul(x, f64_log_near_one(f, exponent, zero)));
         }
     for (size_t l = 0; l < GROUP; l++) {

@@ -12,13 +12,7 @@ TL_TARGET TL_INLINE f64_vec f64_add_to_bin(f64_bits *bin, f64_vec *rest, f64_vec
 
 /* x x - square, exactly: what the rounding of a square lost. */
 TL_TARGET TL_INLINE f64_vec f64_square_lost(f64_vec x, f64_vec square) {
-#if f64_WIDTH > 1
     return f64_fma(x, x, f64_sub(f64_set(0), square));
-#else /* Dekker's product: an emulated fused operation takes longer */
-    f64_vec wide = f64_mul(f64_set(134217729), x), high = f64_sub(wide, f64_sub(wide, x)), low = f64_sub(x, high);
-    f64_vec middle = f64_mul(f64_mul(f64_set(2), high), low);
-    return f64_add(f64_add(f64_sub(f64_mul(high, high), square), middle), f64_mul(low, low));
-#endif
 }
 
 /* 0 where the size of a number is 0 or in (below, above), else that size. */

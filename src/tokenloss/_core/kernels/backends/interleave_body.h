@@ -57,19 +57,19 @@ TL_TARGET TL_OUTLINE void OP(interleave_apart)(const char *first, ptrdiff_t apar
 TL_TARGET TL_INLINE const char *OP(group_of)(const tl_few_rows *rows, size_t g, size_t classes, char *memory,
                                              ptrdiff_t *stride) {
     const char *data = rows->data + g * rows->group_bytes;
-    float *group = (float *)(void *)memory;
-    int are_neighbours = sizeof(REAL) == sizeof(float) && rows->apart == (ptrdiff_t)(classes * sizeof(float));
+    REAL *group = (REAL *)(void *)memory;
+    int are_neighbours = rows->apart == (ptrdiff_t)(classes * sizeof(REAL));
     *stride = rows->are_apart ? (ptrdiff_t)(TL_GROUP * sizeof(REAL)) : rows->class_stride;
     if (!rows->are_apart)
         return data;
     if (are_neighbours && classes == 2)
+        for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH))
+            OP(split_pairs)((const REAL *)(const void *)data + 2 * r, group + r);
+    else if (are_neighbours && classes == 3 && sizeof(REAL) == sizeof(float))
         for (size_t r = 0; r < TL_GROUP; r += f32_WIDTH)
-            f32_split_pairs((const float *)(const void *)data + 2 * r, group + r);
-    else if (are_neighbours && classes == 3)
-        for (size_t r = 0; r < TL_GROUP; r += f32_WIDTH)
-            f32_split_triples((const float *)(const void *)data + 3 * r, group + r);
+            f32_split_triples((const float *)(const void *)data + 3 * r, (float *)(void *)(group + r));
     else
-        OP(interleave_apart)(data, rows->apart, classes, (REAL *)(void *)memory);
+        OP(interleave_apart)(data, rows->apart, classes, group);
     return memory;
 }
 

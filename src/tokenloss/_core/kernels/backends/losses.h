@@ -1,13 +1,8 @@
 /* -log of vectors of probabilities. Of float32, halves among them, -log(2^-exponent (1 - g)) is a polynomial in float,
  * within 2.3e-8, and the exponent times ln 2, an exact product in double. The fit is our own. Of float64, the logarithm
- * is that of ../scalar_math.h. */
+ * has fused operations. */
 
 #define SHORT_LN2 0x1.62e42fefa38p-1 /* 45 bits: exact times any exponent */
-#if f64_WIDTH > 1
-#define FUSED(a, b, c) f64_fma(a, b, c)
-#else /* the same, of an exact product */
-#define FUSED(a, b, c) f64_add(f64_mul(a, b), c)
-#endif
 #define CHECKED 32 /* classes that are added again if a score of theirs is not INSIDE */
 #define f32_LEAST_NORMAL 0x1p-126f
 #define f64_LEAST_NORMAL 0x1p-1022
@@ -33,23 +28,21 @@ TL_TARGET TL_INLINE void f32_losses(f32_vec p, enum kind_of_scores kind, const t
     f32_widen(log, loss);
     f32_widen(kind == TINY ? f32_add(exponent, f32_set(24)) : exponent, wide);
     for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++) {
-        loss[i] = FUSED(wide[i], f64_set(SHORT_LN2), loss[i]);
+        loss[i] = f64_fma(wide[i], f64_set(SHORT_LN2), loss[i]);
         if (kind != INSIDE)
             loss[i] = f64_max_keep_nan(f64_set(clip->least_loss), f64_min(f64_set(clip->greatest_loss), loss[i]));
     }
 }
 
 TL_TARGET TL_INLINE void f64_losses(f64_vec p, enum kind_of_scores kind, const tl_clip *clip, f64_vec *loss) {
-    f64_vec x = p, exponent, f;
+    f64_vec x = p;
     if (kind == PLAIN || kind == TINY)
         x = f64_min(f64_set(clip->highest), f64_max_keep_nan(f64_set(clip->lowest), p));
-    if (kind == LOGS) {
-        *loss = p;
-    } else if (kind == TINY) {
-        *loss = f64_sub(f64_set(0), f64_log(x, 1));
-    } else {
-        f = f64_split_near_one(x, &exponent, 0);
-        *loss = f64_minus_log_near_one(f, exponent);
+    *loss = kind == LOGS ? p : f64_minus_log(x, kind == TINY);
+    if (kind == TINY) {
+        const f64_vec zero = f64_set(0), infinity = f64_set((double)INFINITY);
+        *loss = f64_if_less(f64_set(0x1.fffffffffffffp1023), x, f64_sub(zero, infinity), *loss);
+        *loss = f64_if_less(x, zero, f64_set((double)NAN), f64_if_equal(x, zero, infinity, *loss));
     }
 }
 

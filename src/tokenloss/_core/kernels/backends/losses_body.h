@@ -38,6 +38,7 @@ TL_TARGET TL_INLINE OP(bits) OP(add_classes)(const OP(vector_of_rows) * of, int 
     const UINT bound = OP(bound)(kind == LOGS ? (double)INFINITY : clip->greatest);
     const char *score = of->score + (ptrdiff_t)start * of->score_stride;
     const char *mass = of->mass + (ptrdiff_t)start * of->mass_stride;
+    f64_vec part = f64_set(0);
     for (size_t k = start; k < end; k++, score += of->score_stride, mass += of->mass_stride) {
         f64_vec masses[PARTS], loss[PARTS];
         OP(vec) has_mass = OP(load_masses)(mass, are_wide, masses), x = VECTOR_AT(score);
@@ -56,7 +57,10 @@ TL_TARGET TL_INLINE OP(bits) OP(add_classes)(const OP(vector_of_rows) * of, int 
             if (sizeof(REAL) == sizeof(float))
                 sums->sum[j] = f64_add(sums->sum[j], term);
             else
-                sums->lost[j] = f64_add(sums->lost[j], f64_add_with_error(&sums->sum[j], term));
+                part = k % TL_TERMS == 0 ? term : f64_add(part, term);
+        }
+        if (sizeof(REAL) == sizeof(double) && (k % TL_TERMS == TL_TERMS - 1 || k + 1 == end)) {
+            sums->lost[0] = f64_add(sums->lost[0], f64_add_with_error(&sums->sum[0], part));
         }
     }
     return odd;
@@ -92,7 +96,7 @@ TL_TARGET TL_INLINE OP(bits) OP(add_rows)(const OP(vector_of_rows) * of, int are
                                           enum kind_of_scores kind, const double *weight, const tl_clip *clip,
                                           int *is_inside, OP(bits) odd, OP(sums) * sums) {
     REAL mass[OP(WIDTH)], score[OP(WIDTH)];
-    int are_few = !are_wide && !weight && classes > 1 && classes * sizeof(REAL) <= TL_FEW_MASSES;
+    int are_few = !are_wide && !weight && classes > 2 && classes * sizeof(REAL) <= TL_FEW_MASSES;
     if (are_few && OP(find_one_each)(of, classes, mass, score)) {
         const OP(vector_of_rows) one = {(const char *)score, (const char *)mass, 0, 0};
         return OP(add_classes)(&one, 0, 0, 1, kind, NULL, clip, odd, sums);

@@ -242,31 +242,34 @@ OPERATION int f64_any_of_bits(__m256i a, uint64_t mask) {
 }
 OPERATION int f64_any_negative(__m256i bits) { return _mm256_movemask_pd(_mm256_castsi256_pd(bits)) != 0; }
 
-#define f64_PIECE 2
-/* 1 or 2 doubles at any address: _mm_load_sd and _mm_store_sd would need an aligned one */
-OPERATION __m128d f64_load_piece(const char *p, size_t n) {
-    if (n == 2)
-        return _mm_loadu_pd((const double *)(const void *)p);
-    return _mm_castsi128_pd(_mm_loadl_epi64((const __m128i *)(const void *)p));
-}
-OPERATION void f64_store_piece(char *p, size_t n, __m128d piece) {
-    if (n == 2)
-        _mm_storeu_pd((double *)(void *)p, piece);
-    else
-        _mm_storel_epi64((__m128i *)(void *)p, _mm_castpd_si128(piece));
+#define f64_PIECE 4
+OPERATION __m256i first_of_4_wide(size_t n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)n), _mm256_setr_epi64x(0, 1, 2, 3));
 }
 OPERATION __m256d f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
-    __m128d low = f64_load_piece(rows[0] + offset, n), high = f64_load_piece(rows[2] + offset, n);
-    return _mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1);
+    const double *p = (const double *)(const void *)(rows[0] + offset);
+    return n == 4 ? _mm256_loadu_pd(p) : _mm256_maskload_pd(p, first_of_4_wide(n));
 }
 OPERATION void f64_store_pieces(char *const *rows, size_t offset, size_t n, __m256d all) {
-    f64_store_piece(rows[0] + offset, n, _mm256_castpd256_pd128(all));
-    f64_store_piece(rows[2] + offset, n, _mm256_extractf128_pd(all, 1));
+    double *p = (double *)(void *)(rows[0] + offset);
+    if (n == 4)
+        _mm256_storeu_pd(p, all);
+    else
+        _mm256_maskstore_pd(p, first_of_4_wide(n), all);
 }
 OPERATION void f64_transpose_pieces(__m256d *v) {
-    __m256d low = _mm256_unpacklo_pd(v[0], v[1]);
-    v[1] = _mm256_unpackhi_pd(v[0], v[1]);
-    v[0] = low;
+    __m256d ab_low = _mm256_unpacklo_pd(v[0], v[1]), ab_high = _mm256_unpackhi_pd(v[0], v[1]),
+            cd_low = _mm256_unpacklo_pd(v[2], v[3]), cd_high = _mm256_unpackhi_pd(v[2], v[3]);
+    v[0] = _mm256_permute2f128_pd(ab_low, cd_low, 0x20);
+    v[1] = _mm256_permute2f128_pd(ab_high, cd_high, 0x20);
+    v[2] = _mm256_permute2f128_pd(ab_low, cd_low, 0x31);
+    v[3] = _mm256_permute2f128_pd(ab_high, cd_high, 0x31);
+}
+OPERATION void f64_split_pairs(const double *p, double *to) {
+    __m256d a = _mm256_loadu_pd(p), b = _mm256_loadu_pd(p + 4);
+    __m256d low = _mm256_permute2f128_pd(a, b, 0x20), high = _mm256_permute2f128_pd(a, b, 0x31);
+    _mm256_storeu_pd(to, _mm256_unpacklo_pd(low, high));
+    _mm256_storeu_pd(to + 16, _mm256_unpackhi_pd(low, high));
 }
 
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */

@@ -231,36 +231,39 @@ OPERATION int f64_any_of_bits(__m512i a, uint64_t mask) {
 }
 OPERATION int f64_any_negative(__m512i bits) { return _mm512_movepi64_mask(bits) != 0; }
 
-#define f64_PIECE 2
+#define f64_PIECE 4
 OPERATION __m512d f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
     const __mmask8 mask = (__mmask8)((1u << n) - 1);
-    __m128d piece[4];
-    for (int i = 0; i < 4; i++) {
-        const char *p = rows[2 * i] + offset;
-        piece[i] = n == 2 ? _mm_loadu_pd((const double *)(const void *)p) : _mm_maskz_loadu_pd(mask, p);
-    }
-    __m512d all = _mm512_castpd128_pd512(piece[0]);
-    all = _mm512_insertf64x2(all, piece[1], 1);
-    return _mm512_insertf64x2(_mm512_insertf64x2(all, piece[2], 2), piece[3], 3);
+    const double *low = (const double *)(const void *)(rows[0] + offset),
+                 *high = (const double *)(const void *)(rows[4] + offset);
+    __m512d both = _mm512_castpd256_pd512(_mm256_maskz_loadu_pd(mask, low));
+    return _mm512_insertf64x4(both, _mm256_maskz_loadu_pd(mask, high), 1);
 }
 OPERATION void f64_store_pieces(char *const *rows, size_t offset, size_t n, __m512d all) {
     const __mmask8 mask = (__mmask8)((1u << n) - 1);
-    if (n == 2) {
-        _mm_storeu_pd((double *)(void *)(rows[0] + offset), _mm512_castpd512_pd128(all));
-        _mm_storeu_pd((double *)(void *)(rows[2] + offset), _mm512_extractf64x2_pd(all, 1));
-        _mm_storeu_pd((double *)(void *)(rows[4] + offset), _mm512_extractf64x2_pd(all, 2));
-        _mm_storeu_pd((double *)(void *)(rows[6] + offset), _mm512_extractf64x2_pd(all, 3));
-        return;
+    for (int i = 0; i < 2; i++) {
+        __m256d half = i == 0 ? _mm512_castpd512_pd256(all) : _mm512_extractf64x4_pd(all, 1);
+        if (n == 4)
+            _mm256_storeu_pd((double *)(void *)(rows[4 * i] + offset), half);
+        else
+            _mm256_mask_storeu_pd(rows[4 * i] + offset, mask, half);
     }
-    _mm_mask_storeu_pd(rows[0] + offset, mask, _mm512_castpd512_pd128(all));
-    _mm_mask_storeu_pd(rows[2] + offset, mask, _mm512_extractf64x2_pd(all, 1));
-    _mm_mask_storeu_pd(rows[4] + offset, mask, _mm512_extractf64x2_pd(all, 2));
-    _mm_mask_storeu_pd(rows[6] + offset, mask, _mm512_extractf64x2_pd(all, 3));
 }
 OPERATION void f64_transpose_pieces(__m512d *v) {
-    __m512d low = _mm512_unpacklo_pd(v[0], v[1]);
-    v[1] = _mm512_unpackhi_pd(v[0], v[1]);
-    v[0] = low;
+    const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+    const __m512i odd = _mm512_add_epi64(even, _mm512_set1_epi64(2));
+    __m512d ab_low = _mm512_unpacklo_pd(v[0], v[1]), ab_high = _mm512_unpackhi_pd(v[0], v[1]),
+            cd_low = _mm512_unpacklo_pd(v[2], v[3]), cd_high = _mm512_unpackhi_pd(v[2], v[3]);
+    v[0] = _mm512_permutex2var_pd(ab_low, even, cd_low);
+    v[1] = _mm512_permutex2var_pd(ab_high, even, cd_high);
+    v[2] = _mm512_permutex2var_pd(ab_low, odd, cd_low);
+    v[3] = _mm512_permutex2var_pd(ab_high, odd, cd_high);
+}
+OPERATION void f64_split_pairs(const double *p, double *to) {
+    const __m512i place = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    __m512d low = _mm512_loadu_pd(p), high = _mm512_loadu_pd(p + 8);
+    _mm512_storeu_pd(to, _mm512_permutex2var_pd(low, place, high));
+    _mm512_storeu_pd(to + 16, _mm512_permutex2var_pd(low, _mm512_add_epi64(place, _mm512_set1_epi64(1)), high));
 }
 
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */

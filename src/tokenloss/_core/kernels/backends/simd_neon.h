@@ -218,6 +218,11 @@ TL_INLINE void f64_transpose_pieces(float64x2_t *v) {
     v[1] = vzip2q_f64(v[0], v[1]);
     v[0] = low;
 }
+TL_INLINE void f64_split_pairs(const double *p, double *to) {
+    float64x2x2_t of = vld2q_f64(p);
+    for (int k = 0; k < 2; k++)
+        vst1q_f64(to + 16 * k, of.val[k]);
+}
 
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 TL_INLINE float64x2_t f64_if_less(float64x2_t a, float64x2_t b, float64x2_t c, float64x2_t d) {

@@ -230,6 +230,7 @@ TL_INLINE int f64_any_of_bits(uint64_t a, uint64_t mask) { return (a & mask) != 
 TL_INLINE int f64_any_negative(uint64_t bits) { return bits >> 63 != 0; }
 
 #define f64_PIECE 1
+#define f64_split_pairs(p, to) (void)((to)[0] = (p)[0], (to)[TL_GROUP] = (p)[1])
 TL_INLINE double f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
     (void)n;
     return f64_load((const double *)(const void *)(rows[0] + offset));

@@ -231,7 +231,7 @@ TL_TARGET TL_INLINE f32_vec f32_load_narrowed(const double *x) {
 /* log(1 + u) where v = 1 + u rounded, `lost` is what that lost, and `low` what u lost itself. */
 TL_TARGET TL_INLINE void f64_log1p(f64_vec u, f64_vec v, f64_vec lost, f64_vec low, double *log) {
     const f64_vec zero = f64_set(0);
-    f64_vec exponent, f = f64_split_near_one(v, &exponent, 0);
+    f64_vec exponent, f = f64_sub(f64_split(v, &exponent, 0), f64_set(1));
     f = f64_if_equal(exponent, zero, u, f);
     f64_store(log, f64_log_near_one(f, exponent, f64_if_equal(exponent, zero, low, f64_div(lost, v))));
 }

@@ -1,5 +1,5 @@
 /* The functions of ../scalar_math.h for vectors of doubles: the same operations in the same order, so the same bits.
- * Branches are selections here: both sides are computed, and none may be slow. */
+ * Branches are selections here: both sides are computed, and none may be slow. f64_minus_log is for vectors only. */
 
 /* Splits a positive normal x = 2^-exponent m, with m in [sqrt(1/2), sqrt(2)), and returns 1 - m. */
 TL_TARGET TL_INLINE f32_vec f32_split_near_one(f32_vec x, f32_vec *exponent) {
@@ -32,30 +32,19 @@ TL_TARGET TL_INLINE f64_vec f64_log_pair(int i, f64_vec z) {
     return f64_add(f64_mul(f64_set(TL_LOG_COEFFICIENTS[i]), z), f64_set(TL_LOG_COEFFICIENTS[i + 1]));
 }
 
-/* What log(2^exponent (1 + f)) is less than the exponent times LN2_HIGH, given the product with LN2_LOW. */
-TL_TARGET TL_INLINE f64_vec f64_below_exponent(f64_vec f, f64_vec low_of_exponent) {
+TL_TARGET TL_INLINE f64_vec f64_log_near_one(f64_vec f, f64_vec exponent, f64_vec small) {
     f64_vec s = f64_div(f, f64_add(f64_set(2), f)), z = f64_mul(s, s), square = f64_mul(z, z);
     f64_vec half_square = f64_mul(f64_mul(f64_set(0.5), f), f);
     f64_vec low = f64_add(f64_mul(f64_set(TL_LOG_COEFFICIENTS[4]), square), f64_log_pair(5, z));
     f64_vec high = f64_add(f64_mul(f64_log_pair(0, z), square), f64_log_pair(2, z));
     f64_vec p = f64_add(f64_mul(high, f64_mul(square, z)), low);
+    f64_vec low_of_exponent = f64_add(f64_mul(exponent, f64_set(TL_LN2_LOW)), small);
     f64_vec correction = f64_add(f64_mul(s, f64_add(half_square, f64_mul(z, p))), low_of_exponent);
-    return f64_sub(f64_sub(half_square, correction), f);
+    return f64_sub(f64_mul(exponent, f64_set(TL_LN2_HIGH)), f64_sub(f64_sub(half_square, correction), f));
 }
 
-TL_TARGET TL_INLINE f64_vec f64_log_near_one(f64_vec f, f64_vec exponent, f64_vec small) {
-    f64_vec low = f64_add(f64_mul(exponent, f64_set(TL_LN2_LOW)), small);
-    return f64_sub(f64_mul(exponent, f64_set(TL_LN2_HIGH)), f64_below_exponent(f, low));
-}
-
-/* Minus the logarithm. */
-TL_TARGET TL_INLINE f64_vec f64_minus_log_near_one(f64_vec f, f64_vec exponent) {
-    f64_vec below = f64_below_exponent(f, f64_mul(exponent, f64_set(TL_LN2_LOW)));
-    return f64_sub(below, f64_mul(exponent, f64_set(TL_LN2_HIGH)));
-}
-
-/* `has_subnormals` is a constant of the caller. */
-TL_TARGET TL_INLINE f64_vec f64_split_near_one(f64_vec x, f64_vec *exponent, int has_subnormals) {
+/* Splits a positive normal x = 2^exponent m, with m in [sqrt(1/2), sqrt(2)), which it returns. */
+TL_TARGET TL_INLINE f64_vec f64_split(f64_vec x, f64_vec *exponent, int has_subnormals) {
     f64_vec shift = f64_set(0x1p52 + 1023);
     if (has_subnormals) {
         const f64_vec least = f64_set(0x1p-1022);
@@ -64,12 +53,26 @@ TL_TARGET TL_INLINE f64_vec f64_split_near_one(f64_vec x, f64_vec *exponent, int
     }
     f64_vec above = f64_plus_bits(x, 0x00095f619980c433u);
     *exponent = f64_sub(f64_with_bits(f64_exponent_field(above), 0x4330000000000000u), shift);
-    return f64_sub(f64_plus_bits(f64_and_bits(above, 0xfffffffffffffu), 0x3fe6a09e667f3bcdu), f64_set(1));
+    return f64_plus_bits(f64_and_bits(above, 0xfffffffffffffu), 0x3fe6a09e667f3bcdu);
+}
+
+/* Minus the logarithm, with fused operations. With g = 1 - m, s = g / (2 - g), and z and p(z) as above,
+ * -log(m) = g + s (g + z p(z)). */
+TL_TARGET TL_INLINE f64_vec f64_minus_log(f64_vec x, int has_subnormals) {
+    static const double *const c = TL_LOG_COEFFICIENTS;
+    f64_vec exponent, g = f64_sub(f64_set(1), f64_split(x, &exponent, has_subnormals));
+    f64_vec s = f64_div(g, f64_sub(f64_set(2), g)), z = f64_mul(s, s), square = f64_mul(z, z);
+    f64_vec even = f64_fma(f64_fma(f64_set(c[0]), square, f64_set(c[2])), square, f64_set(c[4]));
+    f64_vec odd = f64_fma(f64_fma(f64_set(c[1]), square, f64_set(c[3])), square, f64_set(c[5]));
+    f64_vec p = f64_fma(odd, z, f64_fma(even, square, f64_set(c[6])));
+    f64_vec rest = f64_fma(s, f64_fma(z, p, g), f64_mul(exponent, f64_set(-TL_LN2_LOW)));
+    return f64_fma(exponent, f64_set(-TL_LN2_HIGH), f64_add(rest, g));
 }
 
 TL_TARGET TL_INLINE f64_vec f64_log(f64_vec x, int has_subnormals) {
     const f64_vec nan = f64_set((double)NAN), zero = f64_set(0);
-    f64_vec exponent, f = f64_split_near_one(x, &exponent, has_subnormals), log = f64_log_near_one(f, exponent, zero);
+    f64_vec exponent, f = f64_sub(f64_split(x, &exponent, has_subnormals), f64_set(1));
+    f64_vec log = f64_log_near_one(f, exponent, zero);
     log = f64_if_less(f64_set(0x1.fffffffffffffp1023), x, x, log);
     log = f64_if_equal(x, zero, f64_set(-(double)INFINITY), log);
     return f64_if_less(x, zero, nan, f64_if_equal(x, x, log, nan));
@@ -98,7 +101,7 @@ TL_TARGET TL_INLINE f64_vec f64_exp(f64_vec x) {
 /* log(1 + x) for x in [0, 1]. */
 TL_TARGET TL_INLINE f64_vec f64_log1p_unit(f64_vec x) {
     const f64_vec zero = f64_set(0), one = f64_set(1);
-    f64_vec sum = f64_add(one, x), exponent, f = f64_split_near_one(sum, &exponent, 0), above = f64_sub(sum, one);
+    f64_vec sum = f64_add(one, x), exponent, f = f64_sub(f64_split(sum, &exponent, 0), one), above = f64_sub(sum, one);
     f64_vec lost = f64_if_less(x, above, f64_sub(one, f64_sub(sum, x)), f64_sub(x, above));
     f = f64_if_equal(exponent, zero, x, f);
     f64_vec log = f64_log_near_one(f, exponent, f64_if_equal(exponent, zero, zero, f64_div(lost, sum)));
