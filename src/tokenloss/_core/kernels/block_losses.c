@@ -4,34 +4,37 @@
 #include "elementwise.h"
 #include "row_block.h"
 
+/* What the losses of a block's rows leave for their gradients. */
+typedef struct {
+    double logsumexp[TL_BLOCK_ROWS], against[TL_BLOCK_ROWS]; /* the latter exp(log-odds against the target) */
+    double smoothed[TL_BLOCK_ROWS], weight[TL_BLOCK_ROWS];   /* the mass of smoothing alone, and the target's weight */
+} class_parts;
+
 /* Writes the gradients of rows that can be written together; returns a bit for each of these. */
 static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                const tl_loss *loss, const tl_class_odds *odds, const double *target_weight,
-                                const double *grad_scale, const tl_out_block *grads) {
-    double logsumexp[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], subtrahend[TL_BLOCK_ROWS], at_target[TL_BLOCK_ROWS];
+                                const tl_loss *loss, const class_parts *of, const double *grad_scale,
+                                const tl_out_block *grads) {
+    double factor[TL_BLOCK_ROWS], subtrahend[TL_BLOCK_ROWS], at_target[TL_BLOCK_ROWS];
     const tl_loss *losses[TL_BLOCK_ROWS];
     int count = rows->count;
     uint64_t written;
-    for (int i = count; i < (int)tl_padded_rows(count); i++)
-        logsumexp[i] = factor[i] = subtrahend[i] = 0;
-    for (int i = 0; i < count; i++) {
-        logsumexp[i] = tl_logsumexp(odds[i].lse);
-        double softmax_weight = tl_softmax_weight(loss, logsumexp[i], odds[i].smoothed), weight = target_weight[i];
-        at_target[i] = grad_scale[i] * tl_gradient_at_target(loss, weight, softmax_weight, odds[i].odds_against);
+    for (int i = 0; i < (int)tl_padded_rows(count); i++) { /* vectors of them */
+        double softmax_weight = tl_softmax_weight(loss, of->logsumexp[i], of->smoothed[i]), weight = of->weight[i];
+        at_target[i] = grad_scale[i] * tl_gradient_at_target(loss, weight, softmax_weight, of->against[i]);
         factor[i] = softmax_weight + weight * loss->soft.one_minus_eps;
     }
     if (tl_is_transformed(&rows->row) || loss->soft.weight) {
         for (int i = 0; i < TL_BLOCK_ROWS; i++)
             losses[i] = loss;
         for (int i = 0; i < count; i++)
-            at_target[i] *= tl_softcap_grad(&rows->row, odds[i].logit);
-        written = tl_write_wide_gradients(backend, rows, lse, logsumexp, factor, losses, grad_scale, grads);
+            at_target[i] *= tl_softcap_grad(&rows->row, tl_odds_at(rows, lse, i).logit);
+        written = tl_write_wide_gradients(backend, rows, lse, of->logsumexp, factor, losses, grad_scale, grads);
     } else {
-        for (int i = 0; i < count; i++) {
+        for (int i = 0; i < (int)tl_padded_rows(count); i++) {
             factor[i] *= grad_scale[i];
             subtrahend[i] = grad_scale[i] * loss->soft.eps_over_v;
         }
-        written = tl_map_rows(backend, rows, lse, logsumexp, factor, subtrahend, grads);
+        written = tl_map_rows(backend, rows, lse, of->logsumexp, factor, subtrahend, grads);
     }
     for (int i = 0; i < count; i++)
         if (written >> i & 1)
@@ -42,36 +45,47 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
 void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                               const tl_loss *shared, const double *target_weight, const double *grad_scale,
                               const tl_out_block *grads, double *values, tl_cancel *cancel) {
-    tl_class_odds odds[TL_BLOCK_ROWS];
-    double weight[TL_BLOCK_ROWS];
+    class_parts of = {.weight = {0}}; /* zeros in lanes that no row fills */
     tl_loss loss = *shared;
     tl_row row = rows->row;
-    uint64_t summed = lse->relative.has_sums ? lse->near : 0;
-    for (int i = 0; i < rows->count; i++) {
-        weight[i] = target_weight ? target_weight[i] : 1;
-        odds[i] = tl_is_wanted(rows, i) ? tl_odds_at(rows, lse, i) : (tl_class_odds){0};
-        values[i] = tl_weighed(weight[i], odds[i].nll);
+    const uint64_t all = rows->count > 0 ? ~(uint64_t)0 >> (TL_BLOCK_ROWS - rows->count) : 0;
+    const uint64_t near = lse->near & rows->wanted;
+    const uint64_t summed = lse->relative.has_sums ? lse->near : 0;
+    int has_options = loss.soft.eps_over_v != 0 || loss.z_loss != 0;
+    for (int i = 0; i < rows->count; i++) { /* of near rows, as tl_odds_at has them */
+        of.logsumexp[i] = lse->relative.logit[i] + lse->relative.nll[i];
+        of.against[i] = lse->relative.odds_against[i];
+        of.weight[i] = target_weight ? target_weight[i] : 1;
+        values[i] = of.weight[i] * lse->relative.nll[i]; /* finite */
     }
-    for (int i = 0; (loss.soft.eps_over_v != 0 || loss.z_loss != 0) && i < rows->count; i++) {
+    for (uint64_t left = has_options ? all : all & ~near; left != 0; left &= left - 1) {
+        const int i = tl_lowest_bit(left);
+        tl_class_odds odds = tl_is_wanted(rows, i) ? tl_odds_at(rows, lse, i) : (tl_class_odds){0};
         row.data = rows->data[i];
         loss.target = rows->excluded[i];
-        loss.target_weight = weight[i];
-        if (tl_is_wanted(rows, i))
-            values[i] = tl_loss_of_odds(backend, &row, &loss, &odds[i],
+        loss.target_weight = of.weight[i];
+        values[i] = tl_weighed(of.weight[i], odds.nll);
+        if (has_options && tl_is_wanted(rows, i))
+            values[i] = tl_loss_of_odds(backend, &row, &loss, &odds,
                                         summed >> i & 1 ? &lse->relative.logit_sum[i] : NULL, cancel);
+        of.logsumexp[i] = tl_logsumexp(odds.lse);
+        of.against[i] = odds.odds_against;
+        of.smoothed[i] = odds.smoothed;
     }
     if (!grads)
         return;
-    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, shared, odds, weight, grad_scale, grads);
-    for (int i = 0; i < rows->count && left >> i != 0; i++) {
+    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, shared, &of, grad_scale, grads);
+    for (; left != 0; left &= left - 1) {
+        const int i = tl_lowest_bit(left);
+        tl_class_odds odds = tl_odds_at(rows, lse, i);
         tl_row grad = tl_row_of_out(grads, i);
+        odds.smoothed = of.smoothed[i];
         row.data = rows->data[i];
         loss.grad = &grad;
         loss.target = rows->excluded[i];
-        loss.target_weight = weight[i];
+        loss.target_weight = of.weight[i];
         loss.grad_scale = grad_scale[i];
-        if (left >> i & 1)
-            tl_write_class_gradient(backend, &row, &loss, &odds[i], cancel);
+        tl_write_class_gradient(backend, &row, &loss, &odds, cancel);
     }
 }
 
