@@ -29,7 +29,7 @@ def tails_of(
 ) -> Tails:  # fmt: skip
     """The tails of rows (n, V): classes without the excluded ones (n, k), of which negative ones are none.
 
-    `maxima` are the largest logits of the tails, or guesses. Draw i of s is at (i + uniform) / s of the cumulative sum,
+    `maxima` are at least the largest logits of the tails. Draw i of s is at (i + uniform) / s of the cumulative sum,
     over ascending classes, of (p + epsilon T / N): p is the probability, T its sum over the tail, N the support.
     """
     n = len(excluded)

@@ -145,9 +145,6 @@ static void compare_tail(const question *all, const tl_row *row, tl_topk *best) 
         uniform[k] = k % 2 ? 0x1.fffffffffffffp-1 : 0;
     qsort(best->id, (size_t)best->most, sizeof(int64_t), by_id);
     *tail = (tl_tail){.excluded = best->id, .count = best->most};
-    tl_tail_of(backend, row, all->shift, tail, &cancel);
-    compare("logsumexp of a tail", tail->log_mass);
-    compare_bits("support of a tail", (uint64_t)tail->support);
     long double maximum = -(long double)INFINITY, sum = 0, largest = 0;
     int is_special = 0;
     for (int pass = 0; pass < 2; pass++)
@@ -165,6 +162,9 @@ static void compare_tail(const question *all, const tl_row *row, tl_topk *best) 
                 largest = fabsl((long double)logit) > largest ? fabsl((long double)logit) : largest;
             }
         }
+    tl_tail_of(backend, row, (double)maximum + tl_abs(all->shift), tail, &cancel);
+    compare("logsumexp of a tail", tail->log_mass);
+    compare_bits("support of a tail", (uint64_t)tail->support);
     if (!is_special && support > 0)
         compare_with_oracle("logsumexp of a tail", tail->log_mass, maximum + logl(sum),
                             (row->compute_dtype == TL_FLOAT64 ? 0 : 2e-7L) + 1e-14L * (1 + largest));

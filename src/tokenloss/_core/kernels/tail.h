@@ -19,8 +19,8 @@ typedef struct {
     int64_t supports[TL_TAIL_PARTS];
 } tl_tail;
 
-/* Finds the sums of a tail, whose `excluded` and `count` are set. `maximum` is the largest logit of the tail, or any
- * guess: if it is far off, the row is read once more. */
+/* Finds the sums of a tail, whose `excluded` and `count` are set. `maximum` is at least the largest logit of the tail: if
+ * it is far above, the row is read once more. */
 void tl_tail_of(const tl_backend *backend, const tl_row *row, double maximum, tl_tail *tail, tl_cancel *cancel);
 
 /* Draws classes of a tail that has support, each with probability (p + epsilon / support) / (1 + epsilon), p being its
