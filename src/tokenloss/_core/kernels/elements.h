@@ -70,6 +70,18 @@ TL_INLINE uint64_t tl_load64(const char *address, int dtype) {
     return dtype & TL_SWAPPED ? tl_swap64(bits) : bits;
 }
 
+/* Copies an element, swapped if the dtype is. */
+TL_INLINE void tl_copy_element(const char *from, char *to, int dtype) {
+    uint16_t half;
+    uint32_t single;
+    uint64_t wide;
+    switch (tl_itemsize(dtype)) {
+    case 2: half = tl_load16(from, dtype); memcpy(to, &half, sizeof half); break;
+    case 4: single = tl_load32(from, dtype); memcpy(to, &single, sizeof single); break;
+    default: wide = tl_load64(from, dtype); memcpy(to, &wide, sizeof wide);
+    }
+}
+
 TL_INLINE double tl_load(const char *address, int dtype) {
     switch (dtype & ~TL_SWAPPED) {
     case TL_FLOAT16: return (double)tl_from_float16(tl_load16(address, dtype));

@@ -169,24 +169,9 @@ void tl_transpose(const tl_row *rows, int count, int64_t start, int64_t length, 
     int size = tl_itemsize(rows->dtype);
     for (int64_t i = 0; i < length; i++) {
         tl_prefetch(rows[0].data + (start + i + 16) * rows->stride);
-        for (int r = 0; r < count; r++) {
-            const char *from = rows[r].data + (start + i) * rows->stride;
-            char *to = transposed + (r * TL_TRANSPOSED_ROW + i) * size;
-            uint16_t half;
-            uint32_t single;
-            uint64_t wide;
-            switch (size) {
-            case 2:
-                half = tl_load16(from, rows->dtype);
-                memcpy(to, &half, 2);
-                break;
-            case 4:
-                single = tl_load32(from, rows->dtype);
-                memcpy(to, &single, 4);
-                break;
-            default: wide = tl_load64(from, rows->dtype); memcpy(to, &wide, 8);
-            }
-        }
+        for (int r = 0; r < count; r++)
+            tl_copy_element(rows[r].data + (start + i) * rows->stride, transposed + (r * TL_TRANSPOSED_ROW + i) * size,
+                            rows->dtype);
     }
 }
 

@@ -21,27 +21,11 @@ static void fill_neg_inf(tl_chunk_buf *buf, int64_t from, int64_t to) {
 static void copy_elements(const char *from, ptrdiff_t from_stride, char *to, ptrdiff_t to_stride, int64_t count,
                           int dtype) {
     int size = tl_itemsize(dtype);
-    uint16_t half;
-    uint32_t single;
-    uint64_t wide;
-    if (from_stride == size && to_stride == size && !(dtype & TL_SWAPPED)) {
+    if (from_stride == size && to_stride == size && !(dtype & TL_SWAPPED))
         memcpy(to, from, (size_t)(count * size));
-    } else if (size == 2) {
-        for (int64_t i = 0; i < count; i++, from += from_stride, to += to_stride) {
-            half = tl_load16(from, dtype);
-            memcpy(to, &half, sizeof half);
-        }
-    } else if (size == 4) {
-        for (int64_t i = 0; i < count; i++, from += from_stride, to += to_stride) {
-            single = tl_load32(from, dtype);
-            memcpy(to, &single, sizeof single);
-        }
-    } else {
-        for (int64_t i = 0; i < count; i++, from += from_stride, to += to_stride) {
-            wide = tl_load64(from, dtype);
-            memcpy(to, &wide, sizeof wide);
-        }
-    }
+    else
+        for (int64_t i = 0; i < count; i++)
+            tl_copy_element(from + i * from_stride, to + i * to_stride, dtype);
 }
 
 void tl_copy_native(const tl_row *row, void *to) {
