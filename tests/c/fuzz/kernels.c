@@ -155,6 +155,8 @@ static void compare_tail(const question *all, const tl_row *row, tl_topk *best) 
                 continue;
             }
             is_special |= !(logit < 1e300) || (logit < -1e300 && logit > -(double)INFINITY);
+            /* relative to the maximum, in float32, such a logit is -inf */
+            is_special |= row->compute_dtype != TL_FLOAT64 && logit > -(double)INFINITY && maximum - logit > 3.4e38L;
             maximum = logit > maximum ? (long double)logit : maximum;
             support += pass && logit > -(double)INFINITY;
             if (pass && logit > -(double)INFINITY) {
