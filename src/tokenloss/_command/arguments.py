@@ -151,7 +151,7 @@ def make_parser() -> Parser:
     options = parser.add_argument_group("options")
     options.add_argument("-h", "--help", action="help", help="show this help")
     options.add_argument("--version", action="version", version=f"tokenloss {__version__}", help="show the version")
-    words = "print the script that completes commands, options and files in a shell: bash, zsh or tcsh"
+    words = "print the script that completes commands and options in bash, zsh or tcsh"
     shells = ("bash", "zsh", "tcsh")
     _add(options, "--completion SHELL", words, action=Completion, choices=shells, default=argparse.SUPPRESS)
     subcommands = parser.add_subparsers(prog=parser.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS)
