@@ -41,9 +41,7 @@ TL_INLINE float f32_load_bfloat16(const uint16_t *p) {
     memcpy(&bits, (const void *)p, 2);
     return tl_from_bfloat16(bits);
 }
-TL_INLINE void f32_store(float *p, float value) {
-    memcpy((void *)p, &value, sizeof value);
-} /* of any alignment, as all vectors */
+TL_INLINE void f32_store(float *p, float value) { memcpy((void *)p, &value, sizeof value); }
 TL_INLINE void f32_store_float16(uint16_t *p, float value) {
     uint16_t bits = tl_to_float16((double)value);
     memcpy((void *)p, &bits, 2);
@@ -175,6 +173,8 @@ TL_OUTLINE double f64_fma(double a, double b, double c) {
     /* The exact product by Veltkamp's and Dekker's splitting, then Boldo's and Melquiond's addition of three terms
      * ("Emulation of FMA and correctly rounded sums", 2008): the two small ones are rounded to odd. Where the product's
      * low part would underflow, all is done in units of the least subnormal number, 2^-1074. */
+    if (TL_UNLIKELY(c - c != 0)) /* whose rounding errors would be nan */
+        return a * b + c;
     int tiny = tl_abs(a * b) < 0x1p-960 && a != 0 && b != 0 && tl_abs(c) < 0x1p-900;
     if (TL_UNLIKELY(tiny)) {
         a *= 0x1p537;
