@@ -398,7 +398,7 @@ static void check_divergences(tested_block *block) {
     const tl_row_block *const pairs[][2] = {{&block->rows, &other}, {&other, &block->rows}, {&probs, &other_probs}};
     for (int i = tl_is_transformed(&block->rows.row) ? 1 : 2; i >= 0; i--) {
         const tl_row_block *base = pairs[i][0], *others = pairs[i][1];
-        uint64_t found = tl_kl_of_block(block->backend, base, others, -(double)INFINITY, kl);
+        uint64_t found = tl_kl_of_block(block->backend, base, others, -(double)INFINITY, kl, block->cancel);
         require_found(block, found, "divergences found in a block");
         for (int r = 0; r < block->of->count; r++) {
             tl_row row = tl_row_of_block(base, r), other_row = tl_row_of_block(others, r);

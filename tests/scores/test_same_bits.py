@@ -348,6 +348,21 @@ def test_class_major_rows_give_the_same_bits(function, options, dtype, rng, back
             assert_same_bits(function(layout, targets, **options), expected, f"{rows} rows of {length} classes")
 
 
+@pytest.mark.parametrize("rows", [3, 18, 70])
+@pytest.mark.parametrize("dtypes", list(itertools.product([np.float16, np.float32, np.float64], repeat=2)), ids=str)
+def test_long_class_major_rows_give_the_same_bits_beside_masked_ones_and_other_dtypes(rows, dtypes, rng):
+    base, other = (rows_with_specials(rng, rows, 4200, dtype) for dtype in dtypes)
+    targets, where = rng.integers(0, 4200, rows), rng.random(rows) < 0.8
+    options = {"where": where, "reduction": "none"}
+    for layout in (np.asfortranarray, lambda x: swapped(np.asfortranarray(x))):
+        divergences = kl_divergence(layout(base), other, **options), kl_divergence(base, layout(other), **options)
+        both = kl_divergence(layout(base), layout(other), **options)
+        for found in (*divergences, both):
+            assert_same_bits(found, kl_divergence(base, other, **options))
+        expected, found = (token_columns(token_scores(x, targets, where=where, top_k=9)) for x in (base, layout(base)))
+        assert_same_bits(found, expected)
+
+
 @each_function
 def test_workers_change_no_bit(function, options, rng):
     logits, targets = scores_for("cross_entropy", rng, (300, 4100), np.float32), rng.integers(0, 4100, 300)

@@ -145,7 +145,8 @@ cdef extern from "kernels/kernels.h" nogil:
         tl_lse base
         tl_lse other
     tl_kl tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
-    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double, tl_kl *)
+    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double, tl_kl *,
+                            tl_cancel *)
     int TL_REVERSE_KL, TL_JS, TL_TV, TL_HELLINGER
     ctypedef struct tl_divergences:
         double reverse_kl

@@ -20,7 +20,7 @@ tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_r
  * such as rows with nan or far out, are left to functions of single rows. The groups in the scratch memory stay as
  * they were reduced. */
 uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double floor,
-                        tl_kl *found_of);
+                        tl_kl *found_of, tl_cancel *cancel);
 
 /* Whether a class of [start, end) is possible in the base and impossible in the other row. */
 int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end);

@@ -25,7 +25,9 @@ void tl_lse_range(const tl_backend *backend, const tl_row *row, int64_t start, i
 #define TL_TRANSPOSED_ROW (TL_BLOCK + 32) /* elements; not a power of two, so that rows do not share cache sets */
 #define TL_TRANSPOSED_BYTES (64 * TL_TRANSPOSED_ROW)
 #define TL_ROWS_PER_CACHE_LINE(dtype) (64 / tl_itemsize(dtype))
-void tl_transpose(const tl_row *rows, int count, int64_t start, int64_t length, char *transposed);
+void tl_transpose(const tl_backend *backend, const tl_row *rows, int count, int64_t start, int64_t length,
+                  char *transposed);
+tl_row tl_transposed_row(const tl_row *rows, int r, int64_t start, const char *transposed); /* only of these classes */
 void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *excluded, int count,
                         void *transposed, tl_lse_acc *states, tl_cancel *cancel);
 

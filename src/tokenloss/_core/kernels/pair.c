@@ -273,7 +273,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         return 0;
     p.has_excluded = q.has_excluded = 0;
     p.row.compute_dtype = q.row.compute_dtype = dtype;
-    uint64_t found = tl_kl_of_block(backend, &p, &q, floor_of(definitions), found_of);
+    uint64_t found = tl_kl_of_block(backend, &p, &q, floor_of(definitions), found_of, cancel);
     if (found == 0)
         return 0;
     if (definitions == TL_LLAMA_CPP) /* which dropped the classes below its floor */

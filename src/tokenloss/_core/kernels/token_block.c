@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "nll.h"
+#include "token_stats.h"
 
 /* Stores an element of groups. */
 static void store_to(tl_groups groups, size_t at, double value) {
@@ -115,6 +116,32 @@ static void find_logsumexp(const tl_backend *backend, const tl_row_block *rows, 
         find_near_zero(backend, rows, count, near_zero & which, &all, others, logsumexp, cancel);
 }
 
+/* Long class-major rows. */
+static uint64_t stats_of_long(const tl_backend *backend, const tl_row_block *rows, tl_topk *top,
+                              tl_token_block *tokens, tl_cancel *cancel) {
+    const int most = TL_ROWS_PER_CACHE_LINE(rows->row.dtype);
+    uint64_t found = rows->wanted;
+    for (int first = 0; first < rows->count; first += most) {
+        tl_row row[TL_MAX_CLASS_MAJOR_ROWS];
+        tl_token_stats token[TL_MAX_CLASS_MAJOR_ROWS];
+        int count = rows->count - first < most ? rows->count - first : most;
+        for (int r = 0; r < count; r++)
+            row[r] = tl_row_of_block(rows, first + r);
+        tl_token_stats_class_major(backend, row, rows->excluded + first, count, rows->scratch, token,
+                                   top ? top + first : NULL, cancel);
+        for (int i = first; i < first + count; i++)
+            if (tl_is_wanted(rows, i)) {
+                tokens->nll[i] = token[i - first].nll;
+                tokens->logsumexp[i] = token[i - first].logsumexp;
+                tokens->entropy[i] = token[i - first].entropy;
+                tokens->rank[i] = token[i - first].rank;
+                tokens->argmax[i] = token[i - first].argmax;
+                found &= ~((uint64_t)(tokens->nll[i] != tokens->nll[i]) << i);
+            }
+    }
+    return found;
+}
+
 uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *rows, tl_topk *top,
                                  tl_token_block *tokens, tl_cancel *cancel) {
     int count = tl_grouped_rows(rows);
@@ -123,6 +150,8 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     tl_short_moments moments;
     tl_block_nll of;
     assert(rows->keeps_logits);
+    if (rows->class_major && rows->row.count > TL_SHORT_ROW)
+        return stats_of_long(backend, rows, top, tokens, cancel);
     if (count == 0 || (top && top->most > TL_BLOCK_TOP))
         return 0;
     moments.other = NULL;

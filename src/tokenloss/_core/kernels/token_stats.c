@@ -148,20 +148,49 @@ void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double tar
     token->logsumexp = tl_logsumexp(tl_lse_add_class(others, logit, tl_log_odds_against_lse(others, logit)));
 }
 
-void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
-                        tl_topk *topk, tl_cancel *cancel) {
-    double target_raw = tl_load(row->data + target * row->stride, row->dtype);
-    tl_all_classes all;
+/* What is left to do of a row of which all ranges were added. */
+static void end_row(const tl_backend *backend, const tl_row *row, int64_t target, const tl_all_classes *all,
+                    tl_token_stats *token, tl_topk *topk, tl_cancel *cancel) {
     tl_lse_acc with_target;
-    if (topk)
-        topk->count = topk->candidates = 0;
-    add_range(backend, row, 0, row->count, TL_BLOCK, target, target_raw, &all, token, topk, cancel);
-    end(backend, row, all.logit, tl_lse_finish(&token->state, row), token, topk);
+    end(backend, row, all->logit, tl_lse_finish(&token->state, row), token, topk);
     tl_nll_of_row(backend, row, target, &token->nll); /* the same bits as cross_entropy */
-    if (all.stage == TL_SHARED)
+    if (all->stage == TL_SHARED)
         with_target = tl_with_all(&token->state);
     else
         tl_lse_row(backend, row, -1, &with_target, cancel);
     token->logsumexp = tl_logsumexp_of(backend, row, &with_target, target, &token->state, cancel);
     token->state.all = NULL;
+}
+
+void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
+                        tl_topk *topk, tl_cancel *cancel) {
+    double target_raw = tl_load(row->data + target * row->stride, row->dtype);
+    tl_all_classes all;
+    if (topk)
+        topk->count = topk->candidates = 0;
+    add_range(backend, row, 0, row->count, TL_BLOCK, target, target_raw, &all, token, topk, cancel);
+    end_row(backend, row, target, &all, token, topk, cancel);
+}
+
+void tl_token_stats_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *targets, int count,
+                                void *transposed, tl_token_stats *tokens, tl_topk *topk, tl_cancel *cancel) {
+    tl_all_classes all[TL_MAX_CLASS_MAJOR_ROWS];
+    for (int r = 0; topk && r < count; r++)
+        topk[r].count = topk[r].candidates = 0;
+    for (int64_t start = 0, end; start < rows->count; start = end) {
+        end = rows->count - start < TL_BLOCK ? rows->count : start + TL_BLOCK;
+        tl_transpose(backend, rows, count, start, end - start, transposed);
+        for (int r = 0; r < count; r++) {
+            tl_row part = tl_transposed_row(rows, r, start, transposed);
+            tl_topk *top = topk ? &topk[r] : NULL;
+            if (targets[r] < 0)
+                continue;
+            double target_raw = tl_load(rows[r].data + targets[r] * rows[r].stride, rows[r].dtype);
+            add_range(backend, &part, start, end, TL_BLOCK, targets[r], target_raw, &all[r], &tokens[r], top, cancel);
+            if (end == rows->count) /* of a single block, all classes are there */
+                end_row(backend, start == 0 ? &part : &rows[r], targets[r], &all[r], &tokens[r], top, cancel);
+        }
+        if (tl_cancelled(cancel))
+            return;
+    }
 }

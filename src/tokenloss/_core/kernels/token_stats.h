@@ -17,6 +17,11 @@ typedef struct {
 void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
                         tl_topk *topk, tl_cancel *cancel);
 
+/* The same of class-major rows: see tl_lse_class_major. Those without a target, -1, are left out. `topk` is NULL or has
+ * a list for each row. */
+void tl_token_stats_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *targets, int count,
+                                void *transposed, tl_token_stats *tokens, tl_topk *topk, tl_cancel *cancel);
+
 /* The same range by range, as tl_lse_range, and its end; `target_raw` is the target's raw logit. The logsumexp is then
  * found from the target's logit and the other classes, as the loss is: its last bits depend on which class is the
  * target. */

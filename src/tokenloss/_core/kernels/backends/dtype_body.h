@@ -335,11 +335,12 @@ TL_TARGET static void NAME(interleave_planes_)(const char *first, ptrdiff_t clas
         for (size_t r = 0; r < count; r += TL_GROUP) {
             const ELEMENT *x = (const ELEMENT *)(const void *)(first + (ptrdiff_t)k * class_stride) + r;
             REAL *to = (REAL *)groups + classes * r + TL_GROUP * k;
+            const size_t left = count - r < TL_GROUP ? count - r : TL_GROUP;
             ELEMENT last[TL_GROUP] = {0};
-            if (count - r < TL_GROUP)
-                x = (const ELEMENT *)memcpy(last, (const void *)x, (count - r) * sizeof *x);
+            if (left % OP(WIDTH) != 0)
+                x = (const ELEMENT *)memcpy(last, (const void *)x, left * sizeof *x);
             for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH))
-                OP(store)(to + i, LOAD(x + i));
+                OP(store)(to + i, i < left ? LOAD(x + i) : OP(set)(0));
         }
 }
 
