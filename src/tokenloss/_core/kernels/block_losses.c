@@ -59,7 +59,7 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
         values[i] = of.weight[i] * lse->relative.nll[i]; /* finite */
     }
     for (uint64_t left = has_options ? all : all & ~near; left != 0; left &= left - 1) {
-        const int i = tl_lowest_bit(left);
+        const int i = (int)tl_lowest_bit(left);
         tl_class_odds odds = tl_is_wanted(rows, i) ? tl_odds_at(rows, lse, i) : (tl_class_odds){0};
         row.data = rows->data[i];
         loss.target = rows->excluded[i];
@@ -76,7 +76,7 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
         return;
     uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, shared, &of, grad_scale, grads);
     for (; left != 0; left &= left - 1) {
-        const int i = tl_lowest_bit(left);
+        const int i = (int)tl_lowest_bit(left);
         tl_class_odds odds = tl_odds_at(rows, lse, i);
         tl_row grad = tl_row_of_out(grads, i);
         odds.smoothed = of.smoothed[i];
