@@ -30,10 +30,7 @@ static int has(unsigned bits, unsigned needed) { return (bits & needed) == neede
 static int runs_x86(tl_backend_id id) {
     const unsigned fma = 1u << 12, osxsave = 1u << 27, f16c = 1u << 29; /* leaf 1, ecx */
     const unsigned avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* leaf 7, ebx: F DQ BW VL */
-    unsigned vendor[4], one[4], seven[4];
-    cpuid(0, 0, vendor);
-    if (vendor[2] == 0x444d4163 && tl_ahead[0] != 6144) /* the end of AuthenticAMD */
-        tl_ahead[0] = tl_ahead[1] = 6144;
+    unsigned one[4], seven[4];
     cpuid(1, 0, one);
     cpuid(7, 0, seven);
     if (!has(one[2], fma | osxsave | f16c) || !has(seven[1], avx2))
