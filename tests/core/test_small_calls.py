@@ -113,6 +113,28 @@ def test_everything_else_takes_the_long_way():
         assert small_nll(scores, odd) is None, odd
 
 
+def test_a_single_distribution_is_short_unless_its_masses_may_be_labels():
+    for dtype in NATIVE:
+        scores, one_hot = np.full(3, 0.25, dtype), np.eye(3, dtype=dtype)[0]
+        assert small_nll(scores, one_hot, "cross_entropy_loss") is not None
+        for odd in ([0, 1, 1], [0, np.nan, 1], [0, np.inf, 1]):
+            assert small_nll(scores, np.array(odd, dtype), "cross_entropy_loss") is None, odd
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_class_ids_of_probabilities_are_short_as_long_as_one_thread_scores_them(reduction, rng):
+    scores, ids = rng.random((9000, 10), np.float32), rng.integers(0, 10, 9000)
+    ids[::7] = -100
+    assert small_nll(scores, ids, reduction=reduction, loss="cross_entropy_loss") is not None
+    assert_same(cross_entropy_loss, ids, scores, reduction=reduction)
+    ids[[8000, 8001]] = 10, -1
+    kind, message = assert_same(cross_entropy_loss, ids, scores, reduction=reduction)
+    assert kind is IndexError
+    assert "8000" in message
+    assert small_nll(np.zeros((60_000, 1)), np.zeros(60_000, int)) is None
+    assert small_nll(np.zeros((3000, 1)), np.full((3000, 1), 0.5)) is None
+
+
 # results
 
 

@@ -9,13 +9,16 @@ cdef object MEAN = "mean", SUM = "sum", NONE = "none"
 del numpy
 
 cdef enum:
-    SMALL_BYTES = 1 << 14  # arrays up to this size are read in microseconds: the GIL is not released
+    SMALL_BYTES = 1 << 14  # arrays up to this size are read in microseconds
+    MANY_ROWS = 512  # from here on, the GIL is released
+
+cdef double SERIAL_NS = 100_000  # that of threads.py: class ids of so much work have no thread of their own
 
 cdef extern from "Python.h":
     int get_buffer "PyObject_GetBuffer"(object, Py_buffer *, int) noexcept  # leaves its exception to the caller
 
 
-cdef int small_dtype(array, Py_buffer *buffer) noexcept:
+cdef int small_dtype(array, Py_buffer *buffer, Py_ssize_t most=SMALL_BYTES) noexcept:
     """The dtype code of a small array of native numbers, TL_DTYPES for bool, and -1 for all else and without elements.
 
     Sizes in the buffer may be read afterwards, elements may not.
@@ -27,7 +30,7 @@ cdef int small_dtype(array, Py_buffer *buffer) noexcept:
     if get_buffer(array, buffer, PyBUF_STRIDES | PyBUF_FORMAT) < 0:  # of a dtype without a format
         PyErr_Clear()
         return -1
-    if 0 < buffer.len <= SMALL_BYTES and buffer.format[0] != 0 and buffer.format[1] == 0:
+    if 0 < buffer.len <= most and buffer.format[0] != 0 and buffer.format[1] == 0:
         kind = buffer.format[0]  # longer formats are of another byte order, or of structures
     PyBuffer_Release(buffer)
     if kind in b"edf":
@@ -38,10 +41,10 @@ cdef int small_dtype(array, Py_buffer *buffer) noexcept:
     return TL_DTYPES if kind == c"?" else -1
 
 
-cdef Scores small_scores(array, axis):
+cdef Scores small_scores(array, axis, Py_ssize_t most=SMALL_BYTES):
     """Scores with their classes along the last axis, or None."""
     cdef Py_buffer buffer
-    cdef int dtype = small_dtype(array, &buffer)
+    cdef int dtype = small_dtype(array, &buffer, most)
     cdef Scores scores
     if not 0 <= dtype <= TL_FLOAT64 or buffer.ndim == 0 or type(axis) is not int or axis != -1:
         return None
@@ -50,16 +53,17 @@ cdef Scores small_scores(array, axis):
     return scores
 
 
-cdef Positions small_positions(Scores scores, targets, ignore_index):
-    """Class ids or distributions that fit the scores, or None."""
+cdef Positions small_positions(Scores scores, targets, ignore_index, bint checks=True):
+    """Class ids, perhaps checked, or distributions that fit the scores, or None."""
     cdef Py_buffer buffer
-    cdef int dtype = small_dtype(targets, &buffer)
+    cdef int dtype = small_dtype(targets, &buffer, SMALL_BYTES if checks else PY_SSIZE_T_MAX)
     cdef bint by_class = buffer.ndim == scores.axis
     cdef Positions positions
+    cdef tl_soft_target soft
     cdef int64_t row, target
-    if dtype < (TL_INT8 if by_class else 0) or (by_class and dtype == TL_DTYPES):
-        return None
-    if buffer.ndim == 1 and not by_class and dtype <= TL_FLOAT64:  # the long way warns of labels
+    cdef double mass = 0
+    if dtype < (TL_INT8 if by_class else 0) or (
+            dtype == TL_DTYPES if by_class else max(buffer.len, scores.view.buffer.len) > SMALL_BYTES):
         return None
     if targets.shape != (scores.batch if by_class else scores.shape):
         return None
@@ -69,7 +73,12 @@ cdef Positions small_positions(Scores scores, targets, ignore_index):
     positions.set_up(scores.batch, scores.classes, None, targets, TL_UINT8 if dtype == TL_DTYPES else dtype,
                      -1 if by_class else scores.axis, -100 if by_class and dtype < TL_UINT8 else None, None, None, 0,
                      None)
-    for row in range(positions.rows if by_class else 0):
+    soft = positions.soft_target(0, 0)
+    for row in range(positions.classes if buffer.ndim == 1 and not by_class and dtype <= TL_FLOAT64 else 0):
+        mass += tl_load(soft.mass + row * soft.mass_stride, dtype)
+    if not mass <= 1.05:  # the long way may warn of labels
+        return None
+    for row in range(positions.rows if by_class and checks else 0):
         target = positions.target_of(row)
         if not positions.is_class(target) and positions.is_unmasked(row, target):
             return None
@@ -96,7 +105,11 @@ cdef object small_result(RowJob job, reduction):
     elif reduction is not MEAN and reduction is not SUM:
         return None
     tl_fp_enter(&environment)
-    job.run_range(0, job.rows, &job.totals, &cancel)
+    if job.rows < MANY_ROWS:
+        job.run_range(0, job.rows, &job.totals, &cancel)
+    else:
+        with nogil:
+            job.run_range(0, job.rows, &job.totals, &cancel)
     tl_fp_leave(&environment)
     if tl_flag_get(&job.refused_flag):
         return None
@@ -114,9 +127,9 @@ def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignor
         return None
     if type(epsilon) is not float or not 0 < <double> epsilon <= 0.5:
         return None
-    some = small_scores(scores, axis)
-    positions = None if some is None else small_positions(some, targets, ignore_index)
-    if positions is None:
+    some = small_scores(scores, axis, PY_SSIZE_T_MAX)
+    positions = None if some is None else small_positions(some, targets, ignore_index, False)
+    if positions is None or (positions.by_class and positions.rows * cost_of_gather(some) >= SERIAL_NS):
         return None
     kind = ClassIdLoss if positions.by_class else SoftTargetLoss
     return small_result(kind(some, positions, None, is_probability, epsilon), reduction)

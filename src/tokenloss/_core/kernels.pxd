@@ -229,10 +229,7 @@ cdef extern from "kernels/kernels.h" nogil:
     double tl_loss_end(const tl_backend *, const tl_row *, const tl_loss *, const tl_loss_acc *)
     double TL_TOLERANCE
     ctypedef struct tl_clip:
-        double lowest
-        double highest
-        double least
-        double greatest
+        pass
     tl_clip tl_new_clip(bint, double, int)
     bint tl_is_refused(const tl_clip *, double)
     double tl_score_at(const tl_clip *, const void *, size_t)

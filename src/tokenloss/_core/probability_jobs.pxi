@@ -20,18 +20,11 @@ cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_b
     cdef score_t score
     cdef int i
     for i in range(block.count):
-        if block.is_whole:
-            score = scores[block.start + i, block.targets[i]]
+        score = scores[block.start + (i if block.is_whole else block.rows[i]), block.targets[i]]
+        if score_t is uint16_t:
+            (<float *> gathered)[i] = tl_from_bfloat16(score) if is_bfloat16 else tl_from_float16(score)
         else:
-            score = scores[block.start + block.rows[i], block.targets[i]]
-        if score_t is double:
-            (<double *> gathered)[i] = score
-        elif score_t is float:
-            (<float *> gathered)[i] = score
-        elif is_bfloat16:
-            (<float *> gathered)[i] = tl_from_bfloat16(score)
-        else:
-            (<float *> gathered)[i] = tl_from_float16(score)
+            (<score_t *> gathered)[i] = score
 
 
 @cython.final
@@ -66,15 +59,13 @@ cdef class ClassIdLoss(RowJob):
 
     cdef void load_block(self, int64_t start, int count, GatherBlock *block, Totals *totals) noexcept nogil:
         """Fill a block with the unmasked ones of some rows."""
-        cdef int64_t target
         cdef int i, unmasked = 0
         block.is_whole = not self.load_targets(start, count, block.targets, totals) & TL_SOME_MASKED
         for i in range(count if block.is_whole else 0):
             block.rows[i] = i
         for i in range(0 if block.is_whole else count):  # each is written: every other branch would be mispredicted
-            target = block.targets[i]
-            block.rows[unmasked], block.targets[unmasked] = i, target
-            unmasked += target != MASKED
+            block.rows[unmasked], block.targets[unmasked] = i, block.targets[i]
+            unmasked += block.targets[i] != MASKED
         block.start, block.count = start, count if block.is_whole else unmasked
 
     cdef void load_scores(self, const GatherBlock *block, void *scores) noexcept nogil:

@@ -344,6 +344,8 @@ typedef struct {
      * what is allowed, or nan. Losses of nan may be any numbers then. */
     int (*add_losses[TL_FLOAT_DTYPES])(const tl_few_rows *scores, const tl_few_rows *masses, int are_wide, size_t count,
                                        const double *weight, const tl_clip *clip, double *sum, double *lost);
+    /* The losses of probabilities, a multiple of TL_GROUP; returns the same. */
+    int (*class_losses[TL_FLOAT_DTYPES])(const void *scores, size_t count, const tl_clip *clip, double *nll);
 
     /* The bits of 64 native elements of any dtype that are not 0. */
     uint64_t (*nonzeros)(const void *masses, int dtype);

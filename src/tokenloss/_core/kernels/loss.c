@@ -146,16 +146,10 @@ tl_clip tl_new_clip(int is_probability, double epsilon, int dtype) {
 
 int tl_negative_log(const tl_backend *backend, const tl_clip *clip, void *scores, size_t count, double *nll) {
     int is_probability = clip->lowest == clip->lowest, refused = 0; /* not nan */
-    static const float ones[TL_GROUP] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    static const double wide_ones[TL_GROUP] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    const int dtype = clip->is_single ? TL_FLOAT32 : TL_FLOAT64;
-    for (size_t i = count; is_probability && i % TL_GROUP != 0; i++)
+    const size_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
+    for (size_t i = count; is_probability && i < padded; i++)
         tl_set_score(clip, scores, i, 1);
-    const void *mass = clip->is_single ? (const void *)ones : (const void *)wide_ones;
-    const tl_few_rows rows = {(const char *)scores, TL_GROUP * (size_t)tl_itemsize(dtype), 0, 1, 0, 0};
-    const tl_few_rows masses = {(const char *)mass, 0, 0, 1, 0, 0};
-    size_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
-    if (is_probability && !backend->add_losses[dtype](&rows, &masses, 0, padded, NULL, clip, nll, NULL))
+    if (is_probability && !backend->class_losses[clip->is_single ? TL_FLOAT32 : TL_FLOAT64](scores, padded, clip, nll))
         return 0;
     for (size_t i = 0; i < count; i++) {
         double score = tl_score_at(clip, scores, i);

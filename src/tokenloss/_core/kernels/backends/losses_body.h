@@ -182,4 +182,21 @@ TL_TARGET static int OP(add_losses)(const tl_few_rows *scores, const tl_few_rows
     return OP(add_losses_as)(scores, masses, 0, count, weight, clip, sum, lost);
 }
 
+TL_TARGET static int OP(class_losses)(const void *scores, size_t count, const tl_clip *given, double *nll) {
+    const tl_clip clip = *given;
+    OP(bits) odd = OP(set_bits)(0);
+    for (size_t i = 0; i < count; i += OP(WIDTH)) {
+        f64_vec loss[PARTS];
+        OP(vec) x = OP(load)((const REAL *)scores + i);
+        odd = OP(or_bits)(odd, x, OP(plus_bits)(x, OP(bound)(clip.greatest)));
+        if (clip.lowest >= (double)OP(LEAST_NORMAL))
+            OP(losses)(x, PLAIN, &clip, loss);
+        else
+            OP(losses)(x, TINY, &clip, loss);
+        for (size_t j = 0; j < PARTS; j++)
+            f64_store(nll + i + j * f64_WIDTH, f64_add(f64_set(0), loss[j])); /* no -0.0 */
+    }
+    return OP(any_negative)(odd);
+}
+
 #undef VECTOR_AT

@@ -23,21 +23,14 @@ TL_TARGET static int JOIN(mask_targets_, BACKEND)(const tl_target_range *range, 
     if (!mask && !(bad >> 63) && !(range->has_ignored && ignored <= last))
         return 0;
     bad = 0;
-    if (!mask && !range->has_ignored)
-        for (size_t i = 0; i < count; i++)
-            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], SIGN, last, &bad, &masked);
-    else if (!mask)
-        for (size_t i = 0; i < count; i++) {
-            uint64_t other = (uint64_t)targets[i] ^ ignored; /* has a sign bit, or -other has, unless it is 0 */
-            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], other | (0 - other), last, &bad, &masked);
-        }
-    else
-        for (size_t i = 0; i < count; i++) {
-            uint64_t other = (uint64_t)targets[i] ^ ignored;
-            uint64_t unmasked = 0 - (uint64_t)(mask[(ptrdiff_t)i * mask_stride] != 0);
-            unmasked &= other | (0 - other) | (range->has_ignored ? 0 : SIGN);
-            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], unmasked, last, &bad, &masked);
-        }
+    const uint64_t always = range->has_ignored ? 0 : SIGN;
+    for (size_t i = 0; i < count; i++) { /* a loop without mask, and one with it */
+        uint64_t other = (uint64_t)targets[i] ^ ignored; /* has a sign bit, or -other has, unless it is 0 */
+        uint64_t unmasked = other | (0 - other) | always;
+        if (mask)
+            unmasked &= 0 - (uint64_t)(mask[(ptrdiff_t)i * mask_stride] != 0);
+        targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], unmasked, last, &bad, &masked);
+    }
     return (bad >> 63 ? TL_SOME_BAD : 0) | (masked >> 63 ? TL_SOME_MASKED : 0);
 }
 

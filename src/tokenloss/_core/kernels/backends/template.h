@@ -489,6 +489,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .add_with_errors = JOIN(add_with_errors_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .nonzeros = JOIN(nonzeros_, BACKEND),
+    .class_losses = {[TL_FLOAT32] = f32_class_losses, [TL_FLOAT64] = f64_class_losses},
     .add_losses = {[TL_FLOAT32] = f32_add_losses, [TL_FLOAT64] = f64_add_losses},
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
     .interleave = ALL_DTYPES(interleave_),
