@@ -123,8 +123,9 @@ TL_TARGET static uint64_t NAME(row_losses_)(const char *const *rows, size_t coun
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         f64_vec wide[PARTS];
         memcpy(wide, sum + r, sizeof wide);
-        OP(vec) lost, total = OP(split_sums)(wide, &lost);
-        near |= (uint64_t)OP(losses_of_vector)(OP(load_narrowed)(logit + r), total, lost, nll + r, odds + r) << r;
+        OP(vec) lost, total = OP(split_sums)(wide, &lost), u;
+        near |= (uint64_t)OP(losses_of_vector)(OP(load_narrowed)(logit + r), total, lost, nll + r, &u) << r;
+        OP(store_f64)(odds + r, u);
     }
     return near;
 }

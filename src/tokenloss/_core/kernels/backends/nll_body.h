@@ -46,14 +46,13 @@ TL_TARGET TL_INLINE OP(vec) OP(odds_of_sum)(OP(vec) logit, OP(vec) sum, OP(vec) 
     return u;
 }
 
-/* Writes the losses of a vector of rows, and u unless `odds` is NULL. Returns the bits of the rows that are not far out. */
-TL_TARGET TL_INLINE uint32_t OP(losses_of_vector)(OP(vec) logit, OP(vec) sum, OP(vec) lost, double *nll, double *odds) {
+/* Writes the losses of a vector of rows, and u. Returns the bits of the rows that are not far out. */
+TL_TARGET TL_INLINE uint32_t OP(losses_of_vector)(OP(vec) logit, OP(vec) sum, OP(vec) lost, double *nll, OP(vec) * to) {
     const OP(vec) one = OP(set)(1), far = OP(set)((REAL)TL_MAX_EXACT_REDUCTION);
     OP(vec) low, u = OP(odds_of_sum)(logit, sum, lost, &low), v = OP(add)(one, u);
     OP(vec) more = OP(max_keep_nan)(one, u), less = OP(min)(one, u);
     OP(log1p)(u, v, OP(add)(OP(sub)(less, OP(sub)(v, more)), low), low, nll);
-    if (odds)
-        OP(store_f64)(odds, u);
+    *to = u;
     return OP(mask_ge)(u, OP(set)(OP(LEAST_ODDS))) & OP(mask_ge)(OP(set)(OP(MOST_ODDS)), u) &
            OP(mask_ge)(far, logit) & OP(mask_ge)(logit, OP(sub)(OP(set)(0), far));
 }
@@ -223,39 +222,54 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
     return OP(if_less)(most, acc.maximum[0], OP(set)((REAL)NAN), OP(split_sums)(lanes[0].sum, lost));
 }
 
-TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t count, size_t classes,
-                                               const int64_t *target, double *logit, double *nll, double *odds,
-                                               double *logit_sum) {
-    char memory[(TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)];
+/* Losses of the groups [g, end), `together` vectors at a time: the steps of one wait for each other. */
+TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t g, size_t end, size_t classes,
+                                               size_t together, const int64_t *target, double *logit, double *nll,
+                                               double *odds, double *logit_sum) {
+    char memory[(2 * TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)], *aligned = memory + (-(uintptr_t)memory & 63);
+    const char *group[MOST_TOGETHER];
+    OP(vec) at[MOST_TOGETHER], sum[MOST_TOGETHER], lost[MOST_TOGETHER];
     UINT ids[TL_BLOCK_ROWS];
+    ptrdiff_t stride = 0;
     uint64_t near = 0;
-    for (size_t r = 0; r < count; r++)
+    for (size_t r = g * TL_GROUP; r < end * TL_GROUP; r++)
         ids[r] = (UINT)target[r];
-    for (size_t g = 0; g < count / TL_GROUP; g++) {
-        ptrdiff_t stride;
-        const char *group = OP(group_of)(rows, g, classes, memory + (-(uintptr_t)memory & 63), &stride);
-        for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH)) { /* processors work on several of these at a time */
-            const char *x = group + i * sizeof(REAL);
-            size_t r = g * TL_GROUP + i;
-            OP(vec) lost, at = OP(logits_of_few)(x, stride, classes, ids + r);
-            OP(vec) sum = classes <= TL_FEW_CLASSES
-                              ? OP(sum_of_few)(x, stride, classes, at, OP(load_bits)(ids + r), &lost)
-                              : OP(sum_of_many)(rows, x, at, OP(load_bits)(ids + r), &lost);
-            near |= (uint64_t)OP(losses_of_vector)(at, sum, lost, nll + r, odds ? odds + r : NULL) << r;
-            if (logit)
-                OP(store_f64)(logit + r, at);
-            if (logit_sum)
-                OP(sum_logits)(x, stride, classes, logit_sum + r);
+    for (; g < end; g += together) {
+        UNROLLED for (size_t u = 0; u < together; u++)
+            group[u] = OP(group_of)(rows, g + u, classes, aligned + u * classes * TL_GROUP * sizeof(REAL), &stride);
+        for (size_t i = 0, r = g * TL_GROUP; i < TL_GROUP; i += OP(WIDTH), r += OP(WIDTH)) {
+            UNROLLED for (size_t u = 0; u < together; u++) {
+                const char *x = group[u] + i * sizeof(REAL);
+                const UINT *id = ids + r + u * TL_GROUP;
+                at[u] = OP(logits_of_few)(x, stride, classes, id);
+                sum[u] = classes <= TL_FEW_CLASSES
+                             ? OP(sum_of_few)(x, stride, classes, at[u], OP(load_bits)(id), &lost[u])
+                             : OP(sum_of_many)(rows, x, at[u], OP(load_bits)(id), &lost[u]);
+            }
+            UNROLLED for (size_t u = 0; u < together; u++)
+                near |= (uint64_t)OP(losses_of_vector)(at[u], sum[u], lost[u], nll + r + u * TL_GROUP, &sum[u])
+                        << (r + u * TL_GROUP);
+            for (size_t u = 0; u < together; u++) {
+                if (odds)
+                    OP(store_f64)(odds + r + u * TL_GROUP, sum[u]);
+                if (logit)
+                    OP(store_f64)(logit + r + u * TL_GROUP, at[u]);
+                if (logit_sum)
+                    OP(sum_logits)(group[u] + i * sizeof(REAL), stride, classes, logit_sum + r + u * TL_GROUP);
+            }
         }
     }
     return near;
 }
 
-TL_TARGET static uint64_t OP(lane_losses)(const tl_few_rows *rows, size_t count, const int64_t *target, double *logit,
-                                         double *nll, double *odds, double *logit_sum) {
+TL_TARGET SCHEDULED static uint64_t OP(lane_losses)(const tl_few_rows *rows, size_t count, const int64_t *target,
+                                                    double *logit, double *nll, double *odds, double *logit_sum) {
+    const size_t most = rows->classes == 2 ? MOST_TOGETHER : TOGETHER, end = count / TL_GROUP, n = end / most * most;
+    uint64_t near = OP(lane_losses_of)(rows, n, end, rows->classes, 1, target, logit, nll, odds, logit_sum);
     switch (rows->classes) { /* loops that compilers unroll */
-    case 2: return OP(lane_losses_of)(rows, count, 2, target, logit, nll, odds, logit_sum);
-    case 3: return OP(lane_losses_of)(rows, count, 3, target, logit, nll, odds, logit_sum);
-    default: return OP(lane_losses_of)(rows, count, rows->classes, target, logit, nll, odds, logit_sum);
+    case 2: return near | OP(lane_losses_of)(rows, 0, n, 2, MOST_TOGETHER, target, logit, nll, odds, logit_sum);
+    case 3: return near | OP(lane_losses_of)(rows, 0, n, 3, TOGETHER, target, logit, nll, odds, logit_sum);
+    case 5: return near | OP(lane_losses_of)(rows, 0, n, 5, TOGETHER, target, logit, nll, odds, logit_sum);
+    default: return near | OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, target, logit, nll, odds, logit_sum);
     }
 }
