@@ -236,6 +236,8 @@ cdef class Positions:
         range_of_ids.classes, range_of_ids.ignored, range_of_ids.has_ignored = (
             self.classes, self.ignored, self.has_ignored)
         if self.targets_view.is_uniform:
+            for i in range(0, count, 8):
+                tl_prefetch(address_of(&self.targets_view, start) + 2048 + 8 * i)
             tl_load_integers(address_of(&self.targets_view, start), self.targets_view.row_stride,
                              self.targets_view.dtype, count, targets)
         else:
