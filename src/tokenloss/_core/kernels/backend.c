@@ -1,8 +1,6 @@
 /* Which backends this machine can run. */
 #include "backend.h"
 
-ptrdiff_t tl_ahead[2] = {TL_AHEAD_SECOND, TL_AHEAD_FIRST};
-
 #if TL_X86
 #if defined(_MSC_VER) && !defined(__clang__)
 static void cpuid(unsigned leaf, unsigned part, unsigned *r) { __cpuidex((int *)r, (int)leaf, (int)part); }

@@ -408,10 +408,7 @@ typedef enum { TL_AVX512, TL_AVX2, TL_NEON, TL_PORTABLE, TL_BACKENDS } tl_backen
 
 extern const tl_backend tl_avx512, tl_avx2, tl_neon, tl_portable;
 
-/* NULL if this machine cannot run it. Sets how many bytes ahead reductions ask for memory, in the second level and in
- * the first: as tl_prefetch_stream, but 6144 in both on AMD's processors, where they would take 1.05 to 1.35 times as
- * long (Zen 4). */
-extern ptrdiff_t tl_ahead[2];
+/* NULL if this machine cannot run it. */
 const tl_backend *tl_find_backend(tl_backend_id id);
 
 /* Whether this machine has AVX-512 and its instruction for bfloat16. */

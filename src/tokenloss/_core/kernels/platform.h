@@ -94,21 +94,16 @@ TL_INLINE void tl_prefetch(const void *address) {
 }
 
 /* Asks for a cache line of what is read in order: early into the second level, where many requests can wait for
- * memory, and again, shortly before its use, into the first; so many bytes ahead. */
-TL_INLINE void tl_prefetch_ahead(const void *address, ptrdiff_t second, ptrdiff_t first) {
-#if TL_X86
-    _mm_prefetch((const char *)address + second, _MM_HINT_T1);
-#elif defined(__GNUC__)
-    __builtin_prefetch((const char *)address + second, 0, 2);
-#endif
-    tl_prefetch((const char *)address + first);
-}
-
-/* With these distances loops that do little more than read reach 0.88 of a plain read's speed, where either prefetch
- * by itself reaches 0.74 and less. */
-enum { TL_AHEAD_SECOND = 32768, TL_AHEAD_FIRST = 4096 };
+ * memory, and again, shortly before its use, into the first. Together they reach 0.88 of a plain read's speed where
+ * either alone reaches 0.74 and less. */
 TL_INLINE void tl_prefetch_stream(const void *address) {
-    tl_prefetch_ahead(address, TL_AHEAD_SECOND, TL_AHEAD_FIRST);
+    const char *line = (const char *)address;
+#if TL_X86
+    _mm_prefetch(line + 32768, _MM_HINT_T1);
+#elif defined(__GNUC__)
+    __builtin_prefetch(line + 32768, 0, 2);
+#endif
+    tl_prefetch(line + 4096);
 }
 
 /* The position of the lowest bit of a number that is not 0. */

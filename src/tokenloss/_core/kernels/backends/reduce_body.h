@@ -52,7 +52,7 @@ TL_TARGET TL_INLINE void NAME(prefetch_share_)(const ELEMENT *x, size_t j, size_
     const size_t share = 2 * OP(WIDTH) * COLUMNS * sizeof *x, start = (4 * j / COLUMNS + i) * share;
     for (size_t line = start; line < start + share; line += 64)
         if (line % 64 == 0)
-            tl_prefetch_ahead((const char *)(const void *)x + line, tl_ahead[0], tl_ahead[1]);
+            tl_prefetch_stream((const char *)(const void *)x + line);
 }
 
 /* Adds elements 2 i and 2 i + 1 of each lane of columns j, j + 1, ...; those from `count` on are -inf. */
