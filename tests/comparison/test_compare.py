@@ -398,8 +398,8 @@ def test_ignore_index_of_all_targets(definitions, shape):
         del figures[name]
     assert [figures.pop(name) for name in ("n_infinite", "n_nan", "left_out", "base_left_out")] == [0, 0, None, None]
     assert figures.pop("by_confidence") == []
-    parity = "n_identical", "tied_flips", "decisive_flips", "parity", "parity_reason"
-    assert [figures.pop(name) for name in parity] == [0, 0, 0, "", ""]
+    parity = "n_identical", "tied_flips", "decisive_flips", "unknown_flips", "parity", "parity_reason"
+    assert [figures.pop(name) for name in parity] == [0, 0, 0, 0, "", ""]
     for figure in figures.values():
         for value in figure.values() if isinstance(figure, dict) else [figure]:
             assert np.isnan(value).all()

@@ -295,7 +295,7 @@ def test_differences_of_two_candidates_are_paired_and_clustered(by_files, tmp_pa
         found = meter.results()
     for a, b in (("q8", "q4"), ("q4", "q2"), ("q2", "q8")):
         one, other, table = many.comparison(a), many.comparison(b), found.difference(a, b)
-        assert list(table) == ["figure", "a", "b", "difference", "stderr", "low", "high"]
+        assert list(table) == ["figure", "a", "b", "difference", "stderr", "low", "high", "detectable"]
         assert table["figure"].tolist() == ["kl", "loss", "same_top"]
         for i, name in enumerate(("kl", "nll", "is_same_top")):
             mean, stderr = paired(many, name, one, other)

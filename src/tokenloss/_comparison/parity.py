@@ -75,7 +75,8 @@ def with_noise(comparison: Any, noise: Any) -> Any:
 
 def _is_as_far(kl: Array, rounding: Array, noise: Any) -> bool:
     """Whether divergences are those of rounding or of a second run of the base."""
-    limits = rounding**2 / 2 + _PRECISION  # Hoeffding's lemma, if no logit changes by more than its rounding
+    with np.errstate(over="ignore"):  # of logits that are enormous
+        limits = rounding**2 / 2 + _PRECISION  # Hoeffding's lemma, if no logit changes by more than its rounding
     mean = float(limits.mean())
     if noise is not None:
         mean = max(mean, _NOISE[0] * vars(noise)[f"mean_{noise._divergence}"])
