@@ -102,7 +102,8 @@ def _compare_responses(unit: FilesUnit, work: Work, options: Options) -> Compare
     rows = RowsOfResponses(unit.base, unit.other, True, work)
     facts, path, classes = rows.scores.sketch, unit.other.path, rows.scores.shape[-1]
     assert facts is not None
-    parts, labels, roundings = list[Columns](), [], Rounding()
+    parts: list[Columns] = []
+    labels, roundings = [], Rounding()
     for number, response, tokens, at in rows.each():
         labels.append(response.label)
         best = matched(response, response, by_id=True)[0]["best"][tokens]
