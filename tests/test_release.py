@@ -18,9 +18,9 @@ def test_changelog_begins_with_this_version():
     assert heading == (f"{released} (unreleased)" if development else released)
 
 
-@pytest.mark.skipif(not (ROOT / "CITATION.cff").exists(), reason="tests of wheels have not all files")
+@pytest.mark.skipif(not (ROOT / ".github/CITATION.cff").exists(), reason="tests of wheels have not all files")
 def test_citation_has_this_version():
-    assert f"\nversion: {tokenloss.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\nversion: {tokenloss.__version__}\n" in (ROOT / ".github/CITATION.cff").read_text("utf-8")
 
 
 def test_installed_version_is_that_of_the_package():
