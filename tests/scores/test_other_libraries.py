@@ -159,7 +159,7 @@ def test_sklearn_scorers_of_the_docstring():
     from sklearn.metrics import make_scorer
     from sklearn.model_selection import cross_val_score
 
-    code = cross_entropy_loss.__doc__.partition("alone::")[2].partition("Examples")[0]
+    code = cross_entropy_loss.__doc__.partition("of class 1::")[2].partition("Examples")[0]
     several, two = ast.parse(textwrap.dedent(code)).body
     names = {"make_scorer": make_scorer, "cross_entropy_loss": cross_entropy_loss, "np": np}
     x, y = load_iris(return_X_y=True)

@@ -260,6 +260,7 @@ def test_temperature_is_where_the_loss_is_least(classes, scale):
     assert abs(result.temperature - scale) < 4 * result.temperature.stderr
     low, high = result.temperature.interval
     assert low < result.temperature < high
+    assert "not fitted" not in result.summary()
     scaled = calibration(logits / result.temperature, targets)
     assert scaled.ece == pytest.approx(result.scaled_ece, abs=1e-9)
     assert scaled.temperature == pytest.approx(1, abs=1e-6)

@@ -30,7 +30,7 @@ class Row(NamedTuple):
     text: str = "{:.6g}"  # the cell is empty if it names something unknown
     notes: tuple[str, ...] = ()  # beside the value; one that names something unknown is left out
     otherwise: str = ""  # the note if none of these is known
-    when: str = ""  # a field; the line is left out where it is False or 0
+    when: str = ""  # a field; the line is left out where it is False, 0 or ""
     each: tuple[float, ...] = ()  # the field has quantiles by fraction: a line for each of these
 
 
@@ -42,7 +42,7 @@ class _Cell(Formatter):
         self.value: Any = self._get(row.field)
         if fraction is not None and self.value is not None:
             self.value = self.value.get(fraction)
-        self.is_shown = self.value is not None and not (row.when and self._get(row.when) in (False, 0))
+        self.is_shown = self.value is not None and not (row.when and self._get(row.when) in (False, 0, ""))
 
     def _get(self, name: str) -> Any:
         """The value of a field; None if it is missing."""
