@@ -113,16 +113,16 @@ def test_agrees_with_scikit_learn():
 def test_agrees_with_netcal_and_torchmetrics_where_they_are_right():
     """Both have bins of equal width; with a confidence of exactly 1, torchmetrics has another bin for it."""
     torch = pytest.importorskip("torch")
-    netcal = pytest.importorskip("netcal.metrics")
     functional = pytest.importorskip("torchmetrics.functional.classification")
-    logits, targets = sample(3000, 5, 1.7)
+    logits, targets = sample(3000, 5, 1.7, np.random.default_rng(4))
     probs = softmax(logits).astype("f4")
     result = calibration(probs, targets, kind="probs", bins=12, binning="equal_width", temperature=False)
     given = torch.tensor(probs), torch.tensor(targets)
-    for norm, ours, theirs in (("l1", result.ece, netcal.ECE(12)), ("max", result.mce, netcal.MCE(12))):
+    # netcal, which needs much to be installed, was run once: version 1.4
+    for norm, ours, netcal in (("l1", result.ece, 0.13665745525558792), ("max", result.mce, 0.1978376173711085)):
         measured = float(functional.multiclass_calibration_error(*given, 5, n_bins=12, norm=norm))
         assert ours == pytest.approx(measured, abs=1e-5)
-        assert ours == pytest.approx(theirs.measure(probs.astype("f8"), targets), abs=1e-6)
+        assert ours == pytest.approx(netcal, abs=1e-6)
     y = (targets == 2).astype(int)
     binary = calibration(probs[:, 2], y, kind="probs", bins=12, binning="equal_width", temperature=False)
     measured = float(functional.binary_calibration_error(torch.tensor(probs[:, 2]), torch.tensor(y), n_bins=12))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tokenloss._core.advice import void_of
 from tokenloss._core.errors import raise_error
@@ -202,7 +202,7 @@ class Evaluation(LossFigures, GatedResult):
     Evaluation(loss=2.07944 ± 0.00, count=8, n_sequences=3, perplexity=8.00000, accuracy=0.0000)
     """
 
-    GATES = (*_METHODS, "max_ece")
+    GATES: ClassVar[tuple[str, ...]] = (*_METHODS, "max_ece")
     _why_no_gate = "does not apply to evaluations"
 
     meter: LossMeter

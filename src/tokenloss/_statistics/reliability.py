@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -152,7 +152,7 @@ class Calibration(GatedResult):
     0.29, and at temperature 3.0: 0.03
     """
 
-    GATES = ("max_ece",)
+    GATES: ClassVar[tuple[str, ...]] = ("max_ece",)
 
     count: int
     n_sequences: int
