@@ -86,7 +86,7 @@ moved = {"how-to/quantised-models": "quantized-models"}  # pages by their earlie
 
 
 def redirect(app, error):
-    """Lead from the earlier names of pages to those of today."""
+    """Write redirects from the old names of pages to the new ones."""
     for old, new in () if error or app.builder.format != "html" else moved.items():
         head = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={new}.html">'
         Path(app.outdir, f"{old}.html").write_text(
@@ -95,7 +95,7 @@ def redirect(app, error):
 
 
 def write_schema(app, error):
-    """Write the JSON Schema of results beside the page from which it is made."""
+    """Write the JSON Schema of results next to the page it is generated from."""
     if not error and app.builder.format == "html":
         text = json.dumps(reference_pages.json_schema(), indent=2, ensure_ascii=False)
         Path(app.outdir, "reference", "json-schema.json").write_text(f"{text}\n", "utf-8")

@@ -13,7 +13,6 @@ from tokenloss._core import _core
 from tokenloss._core.errors import named, raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments
-from tokenloss._core.lazy import lazy
 from tokenloss._core.result import Shown, figure, in_files, rows_of
 from tokenloss._core.validation import check_integer
 from tokenloss._scores.losses import natural_logs
@@ -262,7 +261,7 @@ class _Ordered:
         self.predictions, self.events = (keys & ~np.uint64(1)).view(np.float64), (keys & np.uint64(1)).astype(np.bool_)
         self.gaps = self.events - self.predictions
 
-    @lazy
+    @property
     def order(self) -> IntArray:
         """The index of each token."""
         return np.argsort(self._keys)
@@ -301,13 +300,13 @@ class _Bins:
         """The mean of values in each bin."""
         return [part.value(values[rows]) for part, rows in zip(self._parts, self._rows, strict=True)]
 
-    @lazy
+    @property
     def _rates(self) -> list[Measure]:
         """The fraction of events in each bin."""
         events = self._ordered.events
         return [part.mean(events[rows], "share") for part, rows in zip(self._parts, self._rows, strict=True)]
 
-    @lazy
+    @property
     def _stderrs(self) -> list[float]:
         """The standard errors of the gaps; 0 where they are unknown."""
         gaps = self._ordered.gaps
