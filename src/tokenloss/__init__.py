@@ -110,6 +110,6 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """All public names, those that were not used yet among them, and no module of the implementation."""
+    """All public names, including those not used yet, without the modules of the implementation."""
     special = (name for name in globals() if name.startswith("__"))
     return sorted({*special, *_MODULES, *_PUBLIC_MODULES})

@@ -178,7 +178,7 @@ def make_parser() -> Parser:
 
 
 def _groups(command: Parser) -> dict[str, _Group]:
-    """Make the groups of options; those that stay empty are not shown."""
+    """The groups of options; groups that stay empty are not shown."""
     return {name: command.add_argument_group(name) for name in _GROUPS}
 
 
@@ -308,7 +308,7 @@ def _add_sketch(sketch: Parser) -> None:
 
 
 def _add_compare_gates(group: _Group) -> None:
-    """Add the gates of two models, and the noise beside which they are judged."""
+    """Add the gates of two models, and the noise with which they are compared."""
     _add(group, "--max-kl X", "fail if the mean KL divergence exceeds X nats", number)
     words = "fail if the F-quantile of the divergence exceeds X, such as 0.99=0.3; may be repeated"
     _add(group, "--max-kl-quantile F=X", words, limit_at_fraction, **_LISTED)
@@ -349,14 +349,14 @@ def _add_drafts(group: _Group) -> None:
 
 
 def _add_input(group: _Group) -> None:
-    """Add the options that say what files hold."""
+    """Add the options that describe the content of files."""
     words = "what the scores are, if the name of their array does not say it (default: logits)"
     group.add_argument("--kind", choices=KINDS, help=words)
     _add(group, "--array NAME", "name of the array of scores, if it is not logits, log_probs or probs")
 
 
 def _add_formulas(group: _Group) -> None:
-    """Add the options that say what is computed of two models."""
+    """Add the options that select what is computed for two models."""
     words = (
         "formulas of the metrics: llama.cpp does not normalize the log-probabilities of BASE, and sums the divergence "
         "over those above -16 (default: exact)"
@@ -431,7 +431,7 @@ def _add_logprobs(group: _Group) -> None:
 
 
 def _add_confidence(group: _Group) -> None:
-    """Add the option of all gates, which says what their verdicts are."""
+    """Add the option of all gates, with the meaning of their verdicts."""
     words = (
         "confidence level of the intervals (default: 0.95); a gate holds if the whole interval is within the limit "
         "(exit status 0), fails if the whole interval is beyond it (3), and is otherwise inconclusive (4)"
@@ -448,7 +448,7 @@ def _add_running(group: _Group) -> None:
 
 
 def _add_format(group: _Group, reports: Sequence[str] = REPORTS) -> None:
-    """Add the option that says how the result is printed, and the short one that scripts use."""
+    """Add the option for how the result is printed, and the short one that scripts use."""
     words = "print tables as text (default) or Markdown, one row of metrics per model as csv, or everything as json"
     if reports:
         words += (
@@ -466,6 +466,6 @@ def _add_outputs(group: _Group, outputs: Iterable[type[Sink]]) -> None:
 
 
 def _add(group: _Group, names: str, words: str, kind: Callable[[str], Any] = filled, **options: Any) -> None:
-    """Add an option; `names` are its own and that of its value, and `kind` makes the value from text."""
+    """Add an option; `names` are its own name and the name of its value, and `kind` converts the value from text."""
     option, value = names.split()
     group.add_argument(option, metavar=value, help=words, type=kind, **options)

@@ -108,7 +108,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    """Print in one line why there is no result; return the exit status."""
+    """Print one line that says why there is no result; return the exit status."""
     _print_error(f"tokenloss: {printable(message)}")
     return status
 

@@ -213,7 +213,7 @@ def _draft_options(args: argparse.Namespace, gates: dict[str, Any]) -> dict[str,
 
 
 def _refuse_typed(args: argparse.Namespace, names: Iterable[str], fits: str) -> None:
-    """Refuse options that do not apply to what files hold."""
+    """Refuse options that do not apply to the content of the files."""
     for name in names:
         if is_given(getattr(args, name), DEFAULTS.get(name)):
             raise_error("not for", name=name, fits=fits)
@@ -247,7 +247,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
 
 
 def _gates(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `check`; none without gates. Bad limits are refused before anything is read."""
+    """The arguments of `check`; empty without gates. Bad limits are refused before anything is read."""
     given = {name: value for name, value in vars(args).items() if name.startswith(_GATES)}
     gates = {name: value for name, value in given.items() if value not in (None, [])}
     if not gates:
@@ -269,7 +269,7 @@ def _gates(args: argparse.Namespace) -> dict[str, Any]:
 def _print(
     args: argparse.Namespace, found: Evaluations | Comparisons[Any], gates: dict[str, Any], is_named: bool = True
 ) -> int:
-    """Print results, with the verdicts on gates where there are some; return the exit status."""
+    """Print results, with the verdicts of gates if any were given; return the exit status."""
     whole: Any = found if is_named else next(iter(found.values()))
     verdicts, by = None, args.by
     if gates:
@@ -312,7 +312,7 @@ def _print(
 
 
 def _named(texts: Sequence[str], argument: str) -> dict[str, str]:
-    """Paths of models by name, given NAME=FILE or a path that is its own name."""
+    """Paths of models by name, from NAME=FILE, or from a path that is also the name."""
     named: dict[str, str] = {}
     for text in texts:
         name, path = _split(text, argument)
@@ -344,7 +344,7 @@ def _is_found(path: str) -> bool:
 
 
 def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
-    """Sizes of candidates by name, given NAME=SIZE, where NAME may also be the path."""
+    """Sizes of candidates by name, from NAME=SIZE, where NAME may also be the path."""
     names = {path: name for name, path in others.items()} | {name: name for name in others}
     found: dict[str, str] = {}
     for text in given:

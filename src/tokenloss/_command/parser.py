@@ -27,7 +27,7 @@ _HELP_COLUMN = 26  # where the words about an option begin, unless its name is l
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Help of at most `_WIDTH` columns, in which paragraphs stay apart and no word is cut at a hyphen."""
+    """Help of at most `_WIDTH` columns, which keeps paragraphs apart and does not break words at hyphens."""
 
     def __init__(self, prog: str) -> None:
         width = min(shutil.get_terminal_size().columns - 2, _WIDTH)
@@ -42,16 +42,16 @@ class _Formatter(argparse.HelpFormatter):
         return "\n\n".join(textwrap.indent(paragraph, indent) for paragraph in paragraphs)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        """Wrap the words about an option."""
+        """Wrap the help of an option."""
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
 
 
 class NoArgumentsError(Exception):
-    """Nothing is given where something must be; the message is the help."""
+    """A required argument is missing; the message is the help."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports an error in one line, and suggests what is near to a word that it does not know.
+    """A parser that reports errors in one line, and suggests alternatives for an unknown word.
 
     Options are not abbreviated, so that a script means the same when there is a new option.
     """
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         return {one.dest: one.option_strings[0] if one.option_strings else one.metavar for one in reversed(actions)}
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse arguments; refuse those that are not known, and suggest others."""
+        """Parse arguments; refuse unknown ones, and suggest others."""
         if not (sys.argv[1:] if args is None else args) and self.files is not None:
             raise NoArgumentsError(self.format_help())
         found, left = super().parse_known_args(args, namespace)
@@ -128,7 +128,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Names(argparse.Action):
-    """Names with commas between them, of all times that the option is given, in place of the default."""
+    """Names separated by commas, from every use of the option, in place of the default."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         before = getattr(namespace, self.dest)
@@ -154,7 +154,7 @@ class Completion(argparse.Action):
 
 
 def filled(text: str) -> str:
-    """Argument type of text that must not be empty, as it is where a shell variable is not set."""
+    """Argument type of nonempty text; an unset shell variable makes it empty."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; it must be a name")
     return text

@@ -1,4 +1,4 @@
-"""Options of the command that say what files hold: they become the options of openers."""
+"""Options of the command that describe the content of files: they become the options of openers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Flags:
 
 
 def heads_of(flags: Flags, n: int) -> list[str | None]:
-    """The head of the base and of each candidate; None of those that hold scores."""
+    """The head of the base and of each candidate; None for models with scores."""
     given = flags.values.get("lm_head") or []
     heads = [given] if isinstance(given, str) else [*given]
     if heads and len(heads) not in (1, n):

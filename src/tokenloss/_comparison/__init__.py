@@ -1,1 +1,1 @@
-"""Two models on the same tokens: columns, figures and standard errors, from arrays and records. No file is opened."""
+"""Two models on the same tokens: columns, statistics and standard errors, from arrays and records. It opens no file."""

@@ -1,4 +1,4 @@
-"""Columns of a comparison, which hold a number for each position, from the scores of two models."""
+"""Columns of a comparison, with a number for each position, from the scores of two models."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ def check_definitions(value: Any) -> str:
 
 
 def new_columns(rows: int, divergences: Sequence[str] = ()) -> Columns:
-    """Columns of positions that are not included, also of these further divergences."""
+    """Columns for positions that are not included, also for these further divergences."""
     dtypes = COLUMNS | dict.fromkeys(divergences, np.float64)
     return {name: np.full(rows, np.nan if dtype == np.float64 else False, dtype) for name, dtype in dtypes.items()}
 
 
 def pair_positions(targets: Any, scores: _core.Scores, ignore_index: Any, where: Any) -> _core.Positions:
-    """Positions of two models. Without targets, the first class stands in: `without_losses` leaves its losses out."""
+    """Positions of two models. Without targets, the first class is used: `without_losses` leaves its losses out."""
     if targets is None:
         targets, ignore_index = np.zeros(scores.batch, np.int8), None
     return as_positions("targets", targets, scores, ignore_index, where, distributions=False)
 
 
 def without_losses(columns: Columns) -> Columns:
-    """The columns that there are without targets."""
+    """The columns that do not depend on targets."""
     return {name: column for name, column in columns.items() if name not in OF_TARGETS}
 
 
@@ -92,7 +92,7 @@ def join(parts: Sequence[Columns]) -> Columns:
 
 
 def share(columns: Columns, first: Columns) -> Columns:
-    """The columns of a candidate, which hold the arrays of the first one where these have the same bits.
+    """The columns of a candidate, which share the arrays of the first candidate if the bits are equal.
 
     Those of the base do, unless the rounding of `base_top_p` depends on the dtype of the other model, or it is nan.
     """
@@ -189,7 +189,7 @@ def bytes_of_bools(columns: Columns) -> Columns:
 def _scores(
     name: str, array: CheckedArray, axis: int, kind: str, start: int = 0, stop: int | None = None
 ) -> _core.Scores:
-    """View the scores of a range of classes; that they are normalized is checked only where all classes are there."""
+    """View the scores of a range of classes; their normalization is checked only if the range has all classes."""
     view, code = array
     part: Array = view[(slice(None),) * axis + (slice(start, stop),)]
     if part.shape == view.shape:
@@ -242,7 +242,7 @@ def logs(scores: CheckedArray, mask: BoolArray) -> CheckedArray:
 def _left_out(
     name: str, array: CheckedArray, axis: int, kind: str, count: int, mask: BoolArray, scale: float, workers: Any
 ) -> Float64Array:
-    """The probability of the classes beyond the count, at each position of the mask; any number at others."""
+    """The probability of the classes beyond the count at each position of the mask; undefined at others."""
     sums = []
     for start, stop in ((0, count), (count, None)):
         scores = _scores(name, array, axis, kind, start, stop)
@@ -262,7 +262,7 @@ def _left_out(
 
 
 def probability_of_rest(first: Float64Array, rest: Float64Array) -> Float64Array:
-    """The probability of the other classes, from the logsumexp of the first ones and theirs."""
+    """The probability of the other classes, from the logsumexp of the first ones and of the others."""
     with np.errstate(over="ignore", invalid="ignore"):
         probability: Float64Array = 1 / (1 + np.exp(first - rest))
     return probability

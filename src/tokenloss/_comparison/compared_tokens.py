@@ -102,7 +102,7 @@ class ComparedTokens(Result):
 
     @property
     def groups(self) -> dict[str, Array] | None:
-        """The table of `by` of the groups that `compare_files` was asked for; None without."""
+        """The table of the groups that were requested from `compare_files`, as `by` returns it; None without groups."""
         return columns_of_groups(self._about["groups"]) if "groups" in self._about else None
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:

@@ -405,7 +405,7 @@ def compare(
 
 
 def described(comparison: Comparison, about: About, signed: dict[str, Any]) -> Comparison:
-    """The comparison with what is known of its files, and further fields of its signature."""
+    """The comparison with facts about its files, and further fields of its signature."""
     return replace(comparison, _about=about, _signed=comparison._signed | signed)
 
 
@@ -413,7 +413,7 @@ def comparison_of(
     definitions: str, columns: Columns, batch: tuple[int, ...] = (-1,), signed: dict[str, Any] | None = None,
     temperature: float = 1.0, drawn: tuple[int, int] | None = None,
 ) -> Comparison:  # fmt: skip
-    """The comparison of columns, whose arrays get the shape of the batch; `signed` are fields of its signature.
+    """The comparison from columns, whose arrays get the shape of the batch; `signed` are fields of its signature.
 
     `drawn` are the numbers of likely and of drawn classes, if the base is a sketch.
     """

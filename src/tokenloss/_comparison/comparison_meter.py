@@ -179,7 +179,7 @@ class ComparisonMeter:
                 raise_error("sometimes", name="targets")
 
     def __eq__(self, other: object) -> bool:
-        """Whether both compared the same positions, however these were split into blocks."""
+        """Whether both compared the same positions, regardless of how these were split into blocks."""
         if not isinstance(other, ComparisonMeter):
             return NotImplemented
         options = [(one._definitions, one._divergences, one._options["classes"]) for one in (self, other)]
@@ -193,7 +193,7 @@ class ComparisonMeter:
         )
 
     def result(self) -> Comparison:
-        """Figures of all positions so far.
+        """The metrics of all positions so far.
 
         Returns
         -------
@@ -210,7 +210,7 @@ class ComparisonMeter:
         return next(iter(self.results().values()), comparison_of(self._definitions, new_columns(0, self._divergences)))
 
     def results(self) -> Comparisons[Comparison]:
-        """Figures of all positions so far, of each candidate.
+        """The metrics of all positions so far, for each candidate.
 
         Returns
         -------

@@ -93,7 +93,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         return messages
 
     def _shown(self) -> Shown:
-        """The tables of a single candidate; of several, a table with a row for each."""
+        """The tables of a single candidate; for several, a table with a row for each."""
         shown: Shown = next(iter(self.values()))._shown_of(self) if self else Shown("0 models", "", [])
         shown = shown._replace(note="; ".join(filter(None, (shown.note, *self._identical()))))
         if self.noise is not None:

@@ -1,4 +1,4 @@
-"""The tables in which drafts are shown: of one, by the number of drafted tokens, or of several."""
+"""The tables that show drafts: one draft by the number of drafted tokens, or several drafts."""
 
 from __future__ import annotations
 

@@ -348,7 +348,7 @@ def acceptance_of(
 
 
 def _in_texts(acceptance: Float64Array, kept: BoolArray, segment_ids: IntArray | None) -> _Texts:
-    """Put positions in the order of their texts, and take out those that are masked."""
+    """Put positions in the order of their texts, and remove masked positions."""
     ids = np.zeros(kept.size, np.int64) if segment_ids is None else segment_ids
     order = np.argsort(ids, kind="stable")
     ids, mask = ids[order], kept[order]
@@ -381,7 +381,7 @@ def _acceptance_estimate(mean: float, by_text: ExactRatio, count: int, unit: str
 
 
 def _speedup_estimate(row: dict[str, Any], calls: ExactRatio, unit: str) -> Estimate:
-    """The speed-up of calls."""
+    """The speedup of calls."""
     value, stderr = row["speedup"], row["speedup_stderr"]
     return Estimate(value, (stderr, interval_above_0(value, stderr, calls.factor()), unit))
 
@@ -395,7 +395,7 @@ def _sequence_table(texts: _Texts) -> dict[str, Array]:
 def _row(
     k: int, texts: _Texts, groups: IntArray, mean: float, cost_ratio: float | None, longest: IntArray
 ) -> tuple[dict[str, Any], ExactRatio]:
-    """Statistics of calls for each of which k tokens are drafted, and the ratio of their tokens to the calls."""
+    """Statistics of calls with k drafted tokens, and the ratio of their tokens to the number of calls."""
     accepted, tokens, independent = np.ones(groups.size), np.ones(groups.size), 1.0
     beyond = np.append(texts.acceptance, np.ones(k))
     for ahead in range(k):
@@ -421,7 +421,7 @@ def _row(
 
 
 def _probability_of_calls(k: int, texts: _Texts, accepted: Float64Array) -> Float64Array:
-    """The probability that a call begins at each position, of calls of k drafted tokens along each run.
+    """The probability that a call begins at each position, if k tokens are drafted per call along each run.
 
     The first position begins one. Another does if the draft was rejected at the position before, or if that has the
     target's own token after k accepted ones. So with a the acceptance, c the probability, and A that of k accepted
@@ -438,5 +438,5 @@ def _probability_of_calls(k: int, texts: _Texts, accepted: Float64Array) -> Floa
 
 
 def _best(figures: Array, is_fair: BoolArray) -> int:
-    """Index of the largest figure among the k for which nearly all texts are long enough; 0 if all are nan."""
+    """Index of the largest value among the k for which nearly all texts are long enough; 0 if all are nan."""
     return int(np.argmax(np.where(is_fair & ~np.isnan(figures), figures, -np.inf)))

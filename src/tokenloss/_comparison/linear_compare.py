@@ -37,7 +37,7 @@ def linear_pair_columns(
     base: Projection, others: dict[str, Projection], positions: _core.Positions, transform: tuple[float, float],
     workers: Any, divergences: Sequence[str] = (),
 ) -> dict[str, Columns]:  # fmt: skip
-    """Columns of each candidate, flat, by its name; of the classes of the positions, if the projections have more."""
+    """Flat columns of each candidate by name, over the classes of the positions if the projections have more."""
     count = slice(positions.classes)
     cut, cut_others = base.part(count), [other.part(count) for other in others.values()]
     candidates = {name: new_columns(base.scores.rows, divergences) for name in others}

@@ -1,4 +1,4 @@
-"""A trainer's log-probabilities beside those of the engine that sampled the tokens: how far apart, and why."""
+"""How far a trainer's log-probabilities are from those of the engine that sampled the tokens, and why."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def k3_of(difference: Float64Array) -> Float64Array:
 def token_figures(
     difference: Float64Array, ratio: Float64Array, ids: IntArray | None, epsilon: float
 ) -> tuple[dict[str, Any], Mean]:
-    """Figures of tokens with their errors and intervals, and the mean of k1."""
+    """Statistics of tokens with their errors and intervals, and the mean of k1."""
     outside = np.where(np.isnan(ratio), np.nan, (ratio < 1 - epsilon) | (ratio > 1 + epsilon))
     values = {
         "k1": 0.0 - difference,
@@ -80,7 +80,7 @@ def sequence_table(difference: Float64Array, ids: IntArray) -> dict[str, Array]:
 
 
 def sequence_figures(log_ratios: Float64Array, counts: Array) -> dict[str, Any]:
-    """Statistics of sequences, which are independent; nan without any."""
+    """Statistics of sequences, which are treated as independent; nan without sequences."""
     ratio, log = _mean_of_exp(log_ratios, None, "sequences")
     geometric_ratio, _ = _mean_of_exp(log_ratios / counts, None, "sequences")
     return {

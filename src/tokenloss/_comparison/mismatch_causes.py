@@ -50,7 +50,7 @@ class Tokens(NamedTuple):
 
     @property
     def difference(self) -> Float64Array:
-        """The trainer's less the sampler's."""
+        """The trainer's minus the sampler's."""
         return self.logprobs - self.base
 
     def of(self, index: slice | BoolArray) -> Tokens:
@@ -58,7 +58,7 @@ class Tokens(NamedTuple):
         return Tokens(self.logprobs[index], self.base[index], None if self.ids is None else self.ids[index])
 
     def follows(self) -> BoolArray:
-        """Whether the token before each one, but for the first, is of the same sequence."""
+        """Whether each token, except the first, follows a token of the same sequence."""
         if self.ids is None:
             return np.ones(max(self.base.size - 1, 0), np.bool_)
         is_same: BoolArray = (self.ids[1:] == self.ids[:-1]) & (self.ids[1:] >= 0)
@@ -115,7 +115,7 @@ def _nan_in_one(logprobs: Float64Array, base: Float64Array) -> Cause | None:
 
 
 def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
-    """Words, and a mask of padding or prompts: sequences begin or end in one number, or it has many long runs."""
+    """A sentence, and a mask of padding or prompts: sequences begin or end in one number, or it has many long runs."""
     none = np.zeros(tokens.base.size, np.bool_)
     values, counts = np.unique(tokens.base[tokens.base == tokens.logprobs], return_counts=True)
     if not values.size or counts.max() < _LEAST_RUN:
@@ -145,7 +145,7 @@ def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
 
 
 def _sentinels(tokens: Tokens) -> tuple[str, BoolArray]:
-    """Words, and a mask of numbers that engines write in place of minus infinity."""
+    """A sentence, and a mask of numbers that engines write in place of minus infinity."""
     lowest = np.minimum(*tokens[:2])
     is_filler: BoolArray = lowest < _LEAST_LOGPROB
     words = f"{count_of(int(np.count_nonzero(is_filler)), 'token')} below {_LEAST_LOGPROB:g} in one of both, down to "
@@ -155,7 +155,7 @@ def _sentinels(tokens: Tokens) -> tuple[str, BoolArray]:
 
 
 def _zeros_of_one(tokens: Tokens) -> tuple[str, BoolArray]:
-    """Words, and a mask of zeros on one side where the other is far from certain."""
+    """A sentence, and a mask of zeros on one side where the other is far from certain."""
     logprobs, base, _ = tokens
     for ours, theirs, name in ((logprobs, base, "trainer"), (base, logprobs, "sampler")):
         is_zero = ours == 0
@@ -202,7 +202,7 @@ def _shifted(tokens: Tokens) -> Cause | None:
 
 
 def _rank_correlation(one: Float64Array, other: Float64Array) -> float:
-    """Spearman's correlation; nan if one of them is the same everywhere."""
+    """Spearman's correlation; nan if one of the two is constant."""
     ranks = []
     for values in (one, other):
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""The tables in which a mismatch is shown."""
+"""The tables that show a mismatch."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _TOKENS = (
 
 
 def mismatch_shown(comparisons: Mapping[str, Any]) -> Shown:
-    """The title and tables of a `Mismatch`, the only one that there is with a base."""
+    """The title and tables of a `Mismatch`, the only one with its base."""
     (mismatch,) = comparisons.values()
     about = mismatch._about
     title = f"{about['trainer']} vs {about['sampler']}" if about else "trainer vs sampler"
@@ -91,7 +91,7 @@ def mismatch_shown(comparisons: Mapping[str, Any]) -> Shown:
 
 
 def _diagnosis(mismatch: Any) -> Table:
-    """Table of the sentences of the diagnosis, or of a sentence that explains why it is empty."""
+    """Table of the sentences of the diagnosis, or one sentence that explains why it is empty."""
     title = "Diagnosis: the numbers above cannot be trusted" if mismatch.void else "Diagnosis"
     if mismatch.diagnosis:
         return Table([(sentence,) for sentence in mismatch.diagnosis], title=title)

@@ -1,4 +1,4 @@
-"""Figures of two models from the losses of the same tokens: means, paired errors, quantiles, a table of sequences."""
+"""Statistics of two models from the losses of the same tokens: means, paired errors, quantiles and sequences."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PARTS = 1_000_000  # fractions of quantiles are multiples of one of these parts
 
 
 def why_void(comparison: Any, gate: str) -> str:
-    """Why the metric of a gate means nothing; "" if it means something."""
+    """Why the metric of a gate is meaningless; "" if it is not."""
     figures = comparison._about | comparison._signed | {"n_sentinels": getattr(comparison, "n_sentinels", 0)}
     return same_file_note(comparison._about) or void_of(figures, gate)
 
@@ -151,7 +151,7 @@ class PairedLosses(ComparedTokens, GatedResult):
         return self._divergence != "kl"
 
     def _parity_columns(self) -> Columns:
-        """The columns that parity is found from."""
+        """The columns from which parity is determined."""
         columns = {name: getattr(self, name).reshape(-1) for name in COLUMNS}
         return columns | ({} if self._segment_ids is None else {"segment_ids": self._segment_ids})
 
@@ -159,7 +159,7 @@ class PairedLosses(ComparedTokens, GatedResult):
         return with_noise(self, noise)
 
     def _why_unknown(self, limit: Limit) -> str:
-        """Why the statistic of a gate is not known; "" if it is."""
+        """Why the statistic of a gate is unknown; "" if it is known."""
         return ""
 
     @property
@@ -211,7 +211,7 @@ class PairedLosses(ComparedTokens, GatedResult):
 
 
 def same_file_note(about: Mapping[str, Any]) -> str:
-    """Why gates of a comparison say nothing if both models are one file; "" if they are not."""
+    """Why gates of a comparison say nothing if both models are the same file; "" if they are not."""
     files = [identity(about[key]) for key in ("base", "file", "trainer", "sampler") if key in about]
     return "the base is compared with itself" if len(files) == 2 and files[0] == files[1] else ""
 
@@ -292,7 +292,7 @@ def sequence_table(means: dict[str, Mean]) -> dict[str, Array]:
 
 
 def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float) -> float:
-    """Correlation of two means: the variance of their difference is the sum of both minus twice the covariance."""
+    """Correlation of two means: the variance of their difference is the sum of both minus twice their covariance."""
     errors = stderr, base_stderr, stderr_of_difference
     exponent = math.frexp(max(errors))[1]  # a power of two, which leaves their squares finite
     stderr, base_stderr, stderr_of_difference = (math.ldexp(error, -exponent) for error in errors)
@@ -318,7 +318,7 @@ def quantile_intervals(
     values: Float64Array, ordered: Float64Array, fractions: tuple[float, ...], segment_ids: IntArray | None, mean: Mean,
     tail: float = TAIL,
 ) -> dict[float, tuple[float, float]]:  # fmt: skip
-    """Confidence intervals of quantiles of values of at least 0, also given sorted, for fractions between 0 and 1.
+    """Confidence intervals of quantiles of values >= 0, also given sorted, for fractions between 0 and 1.
 
     The true quantile lies below, and above, with a probability of at most `tail` each; by default they are of 95 %.
     Each end is an ordered value, by a binomial rank, or the estimate if that is farther out. With sequences, ranks are
@@ -347,7 +347,7 @@ def quantile_intervals(
 def _quantile_reach(
     values: Float64Array, fraction: float, ids: IntArray | None, mean: Mean, limit: float, tail: float
 ) -> Reach:
-    """The reach of a quantile; the texts needed are those that show which fraction of the tokens keeps to the limit."""
+    """The reach of a quantile; the number of texts needed is for the fraction of tokens within the limit."""
     n, below, ordered = values.size, Mean(values <= limit, ids), np.sort(values)
     low, high = quantile_intervals(values, ordered, (fraction,), ids, mean, tail)[fraction]
     radius = student_quantile(tail, max(n - 1, 1)) * math.sqrt(fraction * (1 - fraction) / max(n, 1))

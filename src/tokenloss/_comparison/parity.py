@@ -69,12 +69,12 @@ def parity_of(columns: Columns, noise: Any = None) -> dict[str, Any]:
 
 
 def with_noise(comparison: Any, noise: Any) -> Any:
-    """The comparison, whose parity is judged beside the comparison of a second run of the base."""
+    """The comparison, whose parity is judged by the comparison of a second run of the base."""
     return replace(comparison, **parity_of(comparison._parity_columns(), noise))
 
 
 def _is_as_far(kl: Array, rounding: Array, noise: Any) -> bool:
-    """Whether divergences are those of rounding or of a second run of the base."""
+    """Whether divergences are as small as those from rounding or from a second run of the base."""
     with np.errstate(over="ignore"):  # of logits that are enormous
         limits = rounding**2 / 2 + _PRECISION  # Hoeffding's lemma, if no logit changes by more than its rounding
     mean = float(limits.mean())
@@ -85,7 +85,7 @@ def _is_as_far(kl: Array, rounding: Array, noise: Any) -> bool:
 
 
 def _largest_change(nll: Array, base_nll: Array) -> float:
-    """The largest absolute difference of losses, 0 of equal infinite ones; nan if any is, or without losses."""
+    """The largest absolute difference of losses, 0 for equal infinite ones; nan if any is nan, or without losses."""
     with np.errstate(invalid="ignore", over="ignore"):
         largest = np.abs(nll - base_nll).max() if nll.size else np.nan
         if not np.isfinite(largest):
@@ -94,7 +94,7 @@ def _largest_change(nll: Array, base_nll: Array) -> float:
 
 
 def first_places(columns: Columns, sequences: IntArray) -> Columns:
-    """For each of these sequences, the first positions whose scores and whose likeliest classes differ; -1 for none."""
+    """For each of these sequences, the first positions whose scores and whose likeliest classes differ, or -1."""
     ids, position = places_of(columns["segment_ids"]).values()
     tables: Columns = {}
     for name, same in (("first_difference", "is_identical"), ("first_flip", "is_same_top")):
@@ -112,12 +112,12 @@ def _reach(noise: Any) -> float:
 
 
 def _largest(values: Array) -> float:
-    """The largest finite value; 0 if there is none."""
+    """The largest finite value; 0 without finite values."""
     return float(values[np.isfinite(values)].max(initial=0.0))
 
 
 def _damage(columns: Columns, kl: Array) -> str:
-    """Why a model is broken, by its divergences, where nan counts as infinite; "" if it is not."""
+    """Why a model is broken, judging by its divergences, where nan counts as infinite; "" if it is not."""
     if kl.max() <= _UNRELATED:  # without sorting
         return ""
     kl = np.where(np.isnan(kl), np.inf, kl)

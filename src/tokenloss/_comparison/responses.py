@@ -57,7 +57,7 @@ class Pair(NamedTuple):
 
 
 class PairedFiles:
-    """Two files of responses, matched by the names of requests where both have them, else by their order.
+    """Two files of responses, matched by the names of requests if both have them, else by their order.
 
     `skipped` is the number of requests that failed in either file, after all pairs.
     """
@@ -72,7 +72,7 @@ class PairedFiles:
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Pair]:
-        """Match the responses, which wait for their partner."""
+        """Match the responses, each of which waits for its partner."""
         by_name = all(map(_has_names, self.files))
         failed: tuple[set[Any], set[Any]] = set(), set()
         readers = [_keyed(file, by_name, own) for file, own in zip(self.files, failed, strict=True)]
@@ -100,7 +100,7 @@ class PairedFiles:
                 _refuse_unmatched(self.files[side].path, self.files[1 - side].path, alone)
 
     def _pair(self, number: int, base: Response, other: Response) -> Pair:
-        """Two responses as classes of the same numbers."""
+        """Two responses, whose classes have the same numbers."""
         _check_tokens(base, other, self.files[0].path, self.files[1].path)
         label = other.label if base.label is None else base.label
         origin = base.line, other.line, base.custom_id or other.custom_id, label
@@ -191,7 +191,7 @@ def _keyed(file: Responses, by_name: bool, failed: set[Any]) -> Iterator[tuple[t
 
 
 def _refuse_unmatched(path: str, other: str, alone: list[Response]) -> NoReturn:
-    """Raise that responses have no partner."""
+    """Raise an error that responses have no partner."""
     first = alone[0]
     name = f"choice {first.choice}" + (f" of {first.custom_id!r}" if first.custom_id is not None else "")
     more = f", and {len(alone) - 1} more have none" if len(alone) > 1 else ""
@@ -199,7 +199,7 @@ def _refuse_unmatched(path: str, other: str, alone: list[Response]) -> NoReturn:
 
 
 def _check_tokens(base: Response, other: Response, base_path: str, path: str) -> None:
-    """Refuse responses whose tokens differ: by ids where both know them, else by text that is whole in both."""
+    """Refuse responses whose tokens differ: by ids if both have them, else by text that is complete in both."""
     where = f"as line {base.line} of {base_path} has"
     if len(base.ids) != len(other.ids):
         got, fits = f"it has {len(other.ids)} tokens", f"have {len(base.ids)}, {where}"
@@ -228,12 +228,12 @@ def _equal(texts: Array, others: Array) -> BoolArray:
 
 
 def _are_whole(texts: Array) -> BoolArray:
-    """Mask of the texts that are known and hold whole characters."""
+    """Mask of the texts that are known and consist of whole characters."""
     return np.array([bool(text) and "\N{REPLACEMENT CHARACTER}" not in text for text in texts.reshape(-1)], np.bool_)
 
 
 def matched(base: Response, other: Response, by_id: bool = False) -> tuple[Columns, Columns]:
-    """Columns of both responses, as those of `Pair`, in which the same class has the same number.
+    """Columns of both responses, as in `Pair`, in which the same class has the same number.
 
     Numbers are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a
     part of a character or come twice in a list.
@@ -261,7 +261,7 @@ def matched(base: Response, other: Response, by_id: bool = False) -> tuple[Colum
 
 
 def _numbers_by_text(both: tuple[Response, Response]) -> list[IntArray]:
-    """A number for the text of each listed class of both responses; `_OWN` for what may be the token itself."""
+    """A number for the text of each listed class of both responses; `_OWN` for a class that may be the token itself."""
     numbers: dict[str, int] = {}
     tops = [_numbers_of_texts(response.top_tokens, numbers) for response in both]
     texts = [_numbers_of_texts(response.tokens, numbers) for response in both]
@@ -273,14 +273,14 @@ def _numbers_by_text(both: tuple[Response, Response]) -> list[IntArray]:
 
 
 def _numbers_of_texts(texts: Array, numbers: dict[str, int]) -> IntArray:
-    """A number for each text, the same for equal ones; -1 for what names no class."""
+    """A number for each text, the same for equal texts; -1 for a text that names no class."""
     pairs = zip(texts.reshape(-1), _are_whole(texts), strict=True)
     flat = [numbers.setdefault(text, len(numbers)) if is_whole else -1 for text, is_whole in pairs]
     return np.array(flat, np.int64).reshape(texts.shape)
 
 
 def _without_twice(classes: IntArray) -> IntArray:
-    """Classes of lists, with -1 in place of each that comes twice in its list."""
+    """Classes of lists, with -1 in place of each class that occurs twice in its list."""
     order = np.argsort(classes, axis=1, kind="stable")
     ordered = np.take_along_axis(classes, order, 1)
     again = ordered[:, 1:] == ordered[:, :-1]
@@ -294,7 +294,7 @@ def _without_twice(classes: IntArray) -> IntArray:
 
 
 def _most_likely(response: Response, classes: IntArray, own: IntArray, has_order: bool) -> IntArray:
-    """The most likely class of each list: of equally likely ones the first, or none where numbers have no order."""
+    """The most likely class of each list: the first of equally likely ones, or none if numbers have no order."""
     best = np.full(len(classes), -1)
     if classes.shape[1]:
         logs = np.where(np.isnan(response.top_logprobs), -np.inf, response.top_logprobs)
@@ -354,7 +354,7 @@ def _are_identical(base: Columns, other: Columns) -> BoolArray:
 
 
 def _margins(base: Columns, other: Columns) -> tuple[Float64Array, Float64Array]:
-    """The log-probability of the base's most likely class less that of its second, by both models; nan if not listed.
+    """The log-probability of the base's most likely class minus its second's, under both models; nan if not listed.
 
     Where the token itself may have been added to a list, readers of responses have taken it out.
     """
@@ -378,7 +378,7 @@ def _margins(base: Columns, other: Columns) -> tuple[Float64Array, Float64Array]
 
 
 def _of_parity(columns: Columns) -> Columns:
-    """The columns that parity is found from: a flip is known, and a divergence a bound."""
+    """The columns from which parity is determined: whether a flip is known, and the divergence as a bound."""
     same = columns["is_same_top"] | ~columns["is_top_known"]
     return {name: columns[name] for name in PARITY_COLUMNS if name in columns} | {
         "kl": columns["kl_bound"], "is_same_top": same, "segment_ids": columns["sequence"],
@@ -491,7 +491,7 @@ ResponseComparison.__module__ = "tokenloss.results"
 def response_comparison_of(
     columns: Columns, origins: dict[int, tuple[int, int, str | None, Any]], **others: Any
 ) -> ResponseComparison:
-    """Figures of all tokens, and the table of their sequences, with the origin of each."""
+    """Statistics of all tokens, and the table of their sequences, with the origin of each."""
     mask, known, ids = columns["kept"], columns["is_top_known"], columns["sequence"]
     nll, base_nll, bound, delta_p = (columns[name][mask] for name in ("nll", "base_nll", "kl_bound", "delta_p"))
     figures, means = paired_figures(nll, base_nll, delta_p, ids[mask], "responses")

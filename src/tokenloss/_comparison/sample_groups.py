@@ -50,12 +50,12 @@ def group_metrics(
 
 
 def _metric(metrics: Sequence[SampleMetric], key: tuple[str, str]) -> SampleMetric | None:
-    """The metric of a name and a filter."""
+    """The metric with this name and filter."""
     return next((one for one in metrics if (one.name, one.filter) == key and not one.is_derived), None)
 
 
 def _weights(parts: list[SampleMetric], value: float, other: float | None) -> list[float] | None:
-    """The weights by which the harness made the value of a group: the numbers of samples, or equal ones."""
+    """The weights with which the harness computed the value of a group: the numbers of samples, or equal weights."""
     for counts in ([part.count for part in parts], [1] * len(parts)):
         weights = [count / sum(counts) for count in counts]
         found = [_mean(weights, [vars(part)[side] for part in parts]) for side in ("base", "other")]

@@ -61,7 +61,7 @@ def paired(
 
 
 def _in_order_of(group: list[Sample], others: list[Sample]) -> list[Sample]:
-    """Samples of one document in the order of the base's by `doc_id`, if both have the same ones."""
+    """The samples of one document in the base's order by `doc_id`, if both have the same ids."""
     if Counter(sample.doc_id for sample in group) != Counter(sample.doc_id for sample in others):
         return others
     left: dict[int | str, list[Sample]] = {}

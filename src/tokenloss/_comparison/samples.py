@@ -121,7 +121,7 @@ class SampleMetric(Result):
         return detectable(self.difference if self.log_ratio is None else self.log_ratio)
 
     def _figures(self) -> dict[str, Any]:
-        """All values but the arrays, by their names in files."""
+        """All values except the arrays, by their names in files."""
         values = {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
         return in_files(values, _ERRORS_IN_FILES) | {
             "is_equivalent": self.is_equivalent, "detectable": self.detectable

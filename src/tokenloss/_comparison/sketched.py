@@ -1,4 +1,4 @@
-"""Divergences of a model from a base of which there is a sketch: sums over its classes estimate those over all.
+"""Divergences of a model from the sketch of a base: sums over its classes estimate sums over all classes.
 
 With p and q the probabilities of a class by base and model, each divergence is the sum of p f(q / p), f convex with
 value and slope 0 at 1. It is taken over the most likely classes; of the tail, with mass T by the base and Q by the
@@ -34,7 +34,7 @@ _MOST_ABOVE = 10  # rounding errors, by which a sum of rounded probabilities may
 
 
 class Student(NamedTuple):
-    """What a comparison needs of a model's rows, given the sketch of its base."""
+    """The data of a model's rows that a comparison needs, given the sketch of its base."""
 
     logits: Float64Array  # (n, k + s) of the classes of the sketch
     logsumexps: Float64Array
@@ -103,7 +103,7 @@ def served_columns(
 
 
 def _parity(rows: Array, facts: SketchFacts, student: Student, kept: BoolArray) -> Columns:
-    """The margins of the most likely classes, their rounding, and whether all that a sketch tells has the same bits."""
+    """The margins of the most likely classes, their rounding, and whether all numbers of the sketch are equal."""
     base, own = rows["logits"].astype(np.float64), student.logits
     known, n = rows["ids"] >= 0, len(rows)
     step = max(_STEPS.get(name, 0.0) for name in (facts.words[1], student.dtype))
@@ -119,7 +119,7 @@ def _parity(rows: Array, facts: SketchFacts, student: Student, kept: BoolArray) 
 
 
 def _alone(student: Student, n_impossible: IntArray) -> tuple[BoolArray, BoolArray]:
-    """Whether the base has a class that is impossible by the model, and the reverse, as far as it is known."""
+    """Whether the base has a class that is impossible under the model, and the reverse, as far as this is known."""
     own = student.n_impossible
     shared = np.minimum(own, n_impossible) if student.n_shared is None else student.n_shared
     return own > shared, n_impossible > shared
@@ -158,7 +158,7 @@ def estimates(
 
 
 def _root_of(square: Float64Array, variance: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """The root of an estimate, corrected for its curvature, and the variance of that."""
+    """The root of an estimate, corrected for its curvature, and the variance of the root."""
     root = np.sqrt(square)
     spread = np.where(square > 0, np.nan_to_num(variance) / square, 0)
     return root + np.minimum(spread / (8 * np.where(root > 0, root, 1)), root / 2), spread / 4
@@ -196,7 +196,7 @@ def student_of(
     logits: Array, rows: Array, facts: SketchFacts, scores: TokenScores, kept: BoolArray, dtype: str,
     workers: int | None,
 ) -> Student:  # fmt: skip
-    """What a comparison needs of rows of logits, whose scores are known."""
+    """The data that a comparison needs from rows of logits, whose scores are known."""
     top, lse = rows["ids"][:, : facts.top], scores.logsumexp
     at = logits_at(logits, rows["ids"])
     maxima = logits_at(logits, scores.argmax[:, None])[:, 0]

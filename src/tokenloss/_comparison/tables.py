@@ -1,4 +1,4 @@
-"""The tables in which comparisons are shown: of scores, of responses and of samples."""
+"""The tables that show comparisons of scores, of responses and of samples."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ _RESPONSE_ROWS: dict[str, tuple[Row, ...]] = {
 
 
 def _sketch_rows(top: int, tail: int) -> dict[str, tuple[Row, ...]]:
-    """The rows of a comparison whose base is a sketch with so many likely and drawn classes."""
+    """The rows of a comparison whose base is a sketch with these numbers of likely and drawn classes."""
     words = f"estimated from {top} classes and {tail} draws" if tail else f"lower bound from {top} classes"
     rows = {}
     for title, own in _SCORE_ROWS.items():
@@ -160,7 +160,7 @@ _GROUP = (
 
 
 def _columns_of(divergence: str, words: str) -> tuple[Row, ...]:
-    """Columns of the table of several candidates, by the divergence that they have."""
+    """Columns of the table of several candidates, for the divergence that they have."""
     return (
         Row("model", "name"),
         Row("size", "size"),
@@ -254,7 +254,7 @@ def comparison_tables(comparison: Any) -> list[Table]:
 
 
 def _n_not_finite(comparison: Any) -> int:
-    """The number of tokens that are infinite or nan."""
+    """The number of tokens whose values are infinite or nan."""
     return getattr(comparison, "n_infinite", 0) + getattr(comparison, "n_nan", 0)
 
 
@@ -289,7 +289,7 @@ def table_by(
     name: str = "",
     others: object = None,
 ) -> Table:
-    """The table of the groups of `by`, of which at most `_MAX_GROUPS` are listed."""
+    """The table of the groups of `by`, with at most `_MAX_GROUPS` rows."""
     title = f"By {by}" + f": {name}" * bool(name)
     title += f" (the first {_MAX_GROUPS} of {len(groups):,} groups)" * (len(groups) > _MAX_GROUPS)
     rows: list[dict[str, Any]] = []
@@ -335,7 +335,7 @@ def size_texts(comparisons: Iterable[Any]) -> list[str | None]:
 
 
 def head_cells(head: dict[str, Any]) -> tuple[str, str]:
-    """Cells that show how logits were made of hidden states: the weight, and the transform."""
+    """Cells that show how logits were computed from hidden states: the weight, and the transform."""
     notes = [head["note"], *([] if head["norm"] is None else [f"after {head['norm']}"])]
     return head["weight"] + (" + bias" if head["has_bias"] else ""), ", ".join(notes)
 

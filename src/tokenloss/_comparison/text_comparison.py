@@ -1,4 +1,4 @@
-"""Results of `compare_texts`: bits per byte of two models, their difference, and where in the text it is greatest."""
+"""Results of `compare_texts`: bits per byte of two models, their difference, and where in the text it is largest."""
 
 from __future__ import annotations
 
@@ -385,7 +385,7 @@ def _form(error: float) -> str:
 
 
 def _spans_table(title: str, spans: list[TextSpan]) -> Table:
-    """A table of spans and of both models' tokens there."""
+    """A table of spans and of both models' tokens in them."""
     rows = [
         (
             _visible(one.text), f"{one.start:,}", f"{one.nll_a / _LN2:.2f}",
@@ -405,7 +405,7 @@ def _visible(*tokens: str) -> str:
 
 
 def span_columns(comparison: TextComparison, first: int, last: int) -> dict[str, Array]:
-    """The columns of some of the spans, as `TextComparison.columns` has them of all."""
+    """The columns of some of the spans, as in `TextComparison.columns`."""
     part, spans = slice(first, last), comparison._spans
     start, stop = spans.start[part], spans.stop[part]
     kinds = np.array(KINDS, object)[comparison._kind[part]]
@@ -430,13 +430,13 @@ def tokens_of_spans(comparison: TextComparison, side: int, size: int) -> tuple[I
 
 
 def errors_by(comparison: TextComparison) -> str:
-    """Words for what errors take as independent."""
+    """Words for the units that errors treat as independent."""
     by = count_of(comparison.n_documents, "document") if comparison.is_clustered else "spans, taken as independent"
     return by + guess_note(comparison.interval_factor)
 
 
 def texts_of_bytes(start: IntArray, stop: IntArray, text: bytes) -> list[str]:
-    """The text of tokens or spans; bytes that are a part of a character as escapes, as where a document ends in one."""
+    """The text of tokens or spans; bytes of incomplete characters are escaped, as at the end of a cut document."""
     pairs = zip(start.tolist(), stop.tolist(), strict=True)
     return [text[i:j].decode("utf-8", "backslashreplace") for i, j in pairs]
 
@@ -506,7 +506,7 @@ def _n_documents(spans: Spans) -> int:
 
 
 def _in_bits(value: float, rate: ExactRatio, unit: str, *, is_signed: bool = False) -> Estimate:
-    """Bits per byte with the errors of a rate in nats, or with `is_signed` the difference of two."""
+    """Bits per byte with the errors of a rate in nats; with `is_signed`, the difference of two rates."""
 
     def errors() -> Errors:
         stderr = rate.stderr / _LN2

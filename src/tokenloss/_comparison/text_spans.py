@@ -1,4 +1,4 @@
-"""Lays the tokens of two models over one text: spans that end where both models have a boundary, and their losses."""
+"""Maps the tokens of two models to one text: spans that end where both models have a boundary, and their losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TextTokens(NamedTuple):
-    """The tokens of a model, in the order of a text. Numbers of documents count from 0, and each has a token."""
+    """The tokens of a model, in the order of a text. Documents are numbered from 0, and each has a token."""
 
     start: IntArray  # their bytes in the text; special tokens have none, and stand where the token before them stops
     stop: IntArray
@@ -112,7 +112,7 @@ def _span_of_tokens(tokens: TextTokens, stop: IntArray, bounds: IntArray) -> Int
 
 
 def _sums(nll: Float64Array, first: IntArray, kept: BoolArray) -> Float64Array:
-    """The exact sums of losses over spans, 0.0 of those without a token; nan of those that are left out."""
+    """The exact sums of losses over spans: 0.0 for spans without a token, nan for spans that are left out."""
     sums = np.where(kept, 0.0, np.nan)
     n_tokens = np.diff(first)
     chosen = kept & (n_tokens > 0)

@@ -1,4 +1,4 @@
-"""Power and tiers: what paired differences could have shown, and which of several candidates can be told apart."""
+"""Power and tiers: the differences that could have been detected, and which of several candidates differ."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _quantities(one: Any) -> Iterator[Quantity]:
 
 
 def power_table(comparisons: Mapping[str, Any], difference: float | None) -> list[dict[str, Any]]:
-    """For each candidate and quantity, the smallest detectable difference, and the number of texts that one takes."""
+    """For each candidate and quantity, the smallest detectable difference, and the number of texts for a given one."""
     rows = []
     for name, one in comparisons.items():
         for quantity in _quantities(one):
@@ -109,7 +109,7 @@ def _keys(quantity: Quantity) -> dict[str, str]:
 
 
 def _tiers(quantities: Mapping[str, Quantity]) -> list[list[str]]:
-    """The tiers of candidates: all largest sets in which no two differ; empty if any two are of other tokens."""
+    """The tiers of candidates: all maximal sets in which no two differ; empty if any two have different tokens."""
     pairs, p_values = [*combinations(quantities, 2)], []
     totals = dict.fromkeys(quantities, 0.0)
     for a, b in pairs:

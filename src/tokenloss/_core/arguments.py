@@ -21,7 +21,7 @@ _JSON = re.compile(r'\s*(\[\s*)?\{\s*"')  # the beginning of an object, or of a 
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise unless an option is None or one of its choices."""
+    """Raise an error unless an option is None or one of its choices."""
     if value is not None and value not in choices:
         raise_error("option", name=name, got=value, fits=", ".join(map(repr, choices)))
 
@@ -44,7 +44,7 @@ def further_divergences(value: Any, definitions: str = "exact") -> tuple[str, ..
 
 
 def check_shift(shift: Any) -> None:
-    """Raise unless `shift` is True, False or None."""
+    """Raise an error unless `shift` is True, False or None."""
     if shift not in (None, True, False):
         raise_error("option", name="shift", got=shift, fits="True, False or None")
 
@@ -56,7 +56,7 @@ def is_given(value: Any, default: Any) -> bool:
 
 
 def refuse_given(given: dict[str, Any], fits: str, *others: str) -> None:
-    """Raise if any of these options is given and neither None nor empty; {} in `fits` is replaced by another's name."""
+    """Refuse these options if given, neither None nor empty; {} in `fits` is replaced by another's name."""
     for name, value in given.items():
         if is_given(value, None):
             raise_error("given", name=name, fits=fits.format(*map(named, others)))
@@ -70,7 +70,7 @@ def as_paths(name: str, value: Any) -> list[str]:
 
 
 def refuse_content(name: str, value: Any, fits: str = "a path") -> None:
-    """Raise if a value is the content of a JSON file instead of its path."""
+    """Raise an error if a value is the content of a JSON file instead of its path."""
     fits += "; save what a server sent as a .json file"
     if isinstance(value, Mapping):
         raise_error("type", name=name, got=type(value).__name__, fits=fits)

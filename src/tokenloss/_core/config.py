@@ -22,7 +22,7 @@ FEATURES = {"AVX512": "avx512", "AVX512_BF16": BF16, "AVX2": "avx2", "NEON": "ne
 
 
 def choose_backend() -> None:
-    """Use the best that this machine has and the environment allows: called when rows are first read."""
+    """Use the best instruction set that the machine has and the environment allows; called when rows are first read."""
     disabled = set()
     for name in os.environ.get(FEATURES_VARIABLE, "").replace(",", " ").split():
         if name.upper() not in FEATURES:
@@ -43,7 +43,7 @@ def all_workers() -> int:
 
 
 def default_workers() -> int:
-    """The number of threads in the environment variable, else of CPUs."""
+    """The number of threads from the environment variable, else the number of CPUs."""
     given = os.environ.get(WORKERS_VARIABLE)
     if given:
         if not (given.isdecimal() and len(given) < 10 and int(given) >= 1):

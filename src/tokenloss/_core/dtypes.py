@@ -129,14 +129,14 @@ def refuse_dtype(name: str, value: Any, got: object) -> NoReturn:
 
 
 class CheckedArray(NamedTuple):
-    """An array that was checked, and the code of its dtype; every function takes it for scores."""
+    """A checked array and the code of its dtype; every function accepts it as scores."""
 
     array: np.ndarray[Any, Any]
     code: int
 
 
 def as_float_array(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
-    """An array of floats; integers are taken from lists only, where nobody chose their dtype."""
+    """An array of floats; integers are accepted only from lists, whose dtype nobody chose."""
     if type(value) is CheckedArray:
         return value
     array, code = as_array(name, value)
@@ -148,7 +148,7 @@ def as_float_array(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
 
 
 def is_integer(code: int | None, array: np.ndarray[Any, Any]) -> bool:
-    """Whether this dtype code is of integers, not bools."""
+    """Whether this dtype code means integers, not bools."""
     return code is not None and code not in FLOAT_CODES and array.dtype != np.bool_
 
 

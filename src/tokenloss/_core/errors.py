@@ -1,4 +1,4 @@
-"""Every error that a user sees: the argument, what came, and what fits."""
+"""Every error that a user sees: the argument, the value given, and what is accepted."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def raise_error(error: str, **words: object) -> NoReturn:
 
 
 def refuse(path: object, got: str, fits: str) -> NoReturn:
-    """Raise an error about the content of a file or folder: what it has instead of what it must have or do."""
+    """Raise an error about the content of a file or folder: what it has, and what it must have or do instead."""
     raise_error("content", path=path, got=got, fits=fits)
 
 
@@ -109,14 +109,14 @@ def named(name: str, value: Any = None) -> str:
 
 
 def worded(python: str, command: str) -> str:
-    """Return the words for users of Python, or those for users of the command, whoever reads the message."""
+    """The words for users of Python or for users of the command, depending on who reads the message."""
     return python if OPTIONS.get() is None else command
 
 
 def raise_bad_class(
     name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int, position: Sequence[int] | None = None
 ) -> NoReturn:
-    """Raise the IndexError of a class id that is out of range, and say what to pass where that can be known.
+    """Raise the IndexError for a class id out of range, with advice on what to pass if that can be determined.
 
     `position` is its index in the whole array, if `targets` are a block of that.
 
@@ -182,7 +182,7 @@ class ShiftWarning(UserWarning):
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Give a warning that names the line of the first caller outside of this package, or in its command."""
+    """Give a warning with the line of the first caller outside this package, or in its command."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and _IS_OURS.match(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
@@ -212,7 +212,7 @@ class _Manager(contextlib.AbstractContextManager[Any, "bool | None"]):
 
 
 def contextmanager(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:
-    """Do as that of contextlib, but without its reference cycle, which keeps files mapped until it is collected.
+    """Like contextlib's, but without its reference cycle, which keeps files mapped until it is collected.
 
     From Python 3.12 on, a traceback holds the callers of its frames: here `__exit__`, which holds the error.
     """
@@ -227,7 +227,7 @@ def contextmanager(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractCo
 
 @contextmanager
 def naming_options(options: Mapping[str, str] | None) -> Iterator[None]:
-    """Let messages name these options, by argument, as in the command; None lets them name arguments, as in Python."""
+    """Make messages name these options, by argument, as in the command; with None they name arguments, as in Python."""
     token = OPTIONS.set(options)
     try:
         yield

@@ -24,7 +24,7 @@ class HasErrors(Protocol):
 
 
 class Errors(NamedTuple):
-    """The standard error of an estimate, its 95 % interval, and the unit that both take as independent."""
+    """The standard error of an estimate, its 95 % interval, and the unit that both treat as independent."""
 
     stderr: float = math.nan
     interval: tuple[float, float] = (math.nan, math.nan)
@@ -102,7 +102,7 @@ class Estimate(float):
 
     @property
     def unit(self) -> str:
-        """What the standard error and the interval take as independent: "tokens", "sequences", "documents" and so on.
+        """The units that the error and the interval treat as independent: "tokens", "sequences", "documents" and so on.
 
         It is "" if they are unknown.
         """
@@ -123,7 +123,7 @@ class Estimate(float):
 
 
 def _as_float(compute: Callable[[Any, Any], Any]) -> Any:
-    """The operator of a plain float; the one of the class would also take NumPy's float64 as a plain float."""
+    """The operator of a plain float; the class's own would also treat NumPy's float64 as a plain float."""
     return lambda self, other: compute(float(self), other)
 
 

@@ -68,7 +68,7 @@ class ExactMoments:
         return self.count, self.finite, repr(self.special), self.squares
 
     def is_possible(self) -> bool:
-        """Whether any numbers can have these sums: a check of sums that were read from a file."""
+        """Whether any numbers can have these sums: a check for sums read from a file."""
         variance_is_possible = self.count >= 0 and self.count * self.squares >= self.finite**2
         return variance_is_possible and not (self.special and math.isfinite(self.special))
 
@@ -87,7 +87,7 @@ class ExactMoments:
         return self.special if number and self.special != 0 else quotient(self.finite, UNIT * number)
 
     def to_json(self) -> dict[str, Any]:
-        """The exact sums, as JSON can hold them: integers are text, as `integer_text` makes it."""
+        """The exact sums as values for JSON: integers are text, as `integer_text` writes them."""
         integers = {"count": self.count, "finite": self.finite, "squares": self.squares}
         return {name: integer_text(value) for name, value in integers.items()} | {"special": repr(self.special)}
 
@@ -152,7 +152,7 @@ def integer_of(text: str) -> int:
 
 
 def exp(x: float) -> float:
-    """Exponential; inf where that is beyond a float."""
+    """Exponential; inf if it is too large for a float."""
     try:
         return math.exp(x)
     except OverflowError:

@@ -49,13 +49,13 @@ def files_of(path: str) -> list[Path]:
 
 
 def links_in(directory: str) -> Iterator[Path]:
-    """All links in a directory, say of a Zarr store some of whose files are elsewhere."""
+    """All links in a directory, such as a Zarr store with some of its files elsewhere."""
     for parent, directories, files in _walk(directory):
         yield from (path for path in map(Path(parent).joinpath, (*directories, *files)) if path.is_symlink())
 
 
 def _walk(directory: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk through a directory and those in it, linked ones among them, each once."""
+    """Walk through a directory and its subdirectories, including linked ones, each once."""
     seen = {identity(directory)}
     for parent, directories, files in os.walk(directory, followlinks=True):
         yield parent, directories, files
@@ -73,7 +73,7 @@ class WriteError(OSError):
 
 @contextmanager
 def write_errors(path: str | os.PathLike[str] | None, by: str = "") -> Iterator[None]:
-    """Turn errors about a file that is written, if there is one, into `WriteError`; `by` names what writes it."""
+    """Turn errors about a file that is being written, if any, into `WriteError`; `by` names its writer."""
     try:
         yield
     except OSError as error:
@@ -139,7 +139,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def _remove_left(folder: Path, prefix: str) -> None:
-    """Remove temporary files that killed runs left: those that no run has locked, nor changed for a while.
+    """Remove temporary files left by killed runs: those that no run has locked or recently changed.
 
     Where there are no locks, none is removed, except on Windows, which does not remove an open file.
     """

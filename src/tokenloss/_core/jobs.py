@@ -66,7 +66,7 @@ def run(job: _core.RowJob, workers: Any) -> None:
 
 
 def of_known_kind(function: Callable[P, T]) -> Callable[P, T]:
-    """The function without a warning of probabilities, for logits whose kind was given or has been checked."""
+    """The function without its warning about probabilities, for logits whose kind was given or has been checked."""
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> T:
@@ -80,7 +80,7 @@ def of_known_kind(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def warn_of_probs(positions: _core.Positions, scores: _core.Scores, *kinds: str | None) -> bool:
-    """Whether scores look like probabilities, and none of the arguments for their kind was given; then warn of it."""
+    """Whether scores look like probabilities, and none of the arguments for their kind was given; if so, warn."""
     seem_probs = not any(kinds) and not _IS_KNOWN.get() and _core.look_like_probs(scores, positions)
     if seem_probs:
         option = "base_kind" if scores.name == "base_logits" else "kind"
@@ -111,7 +111,7 @@ def _index(positions: _core.Positions, row: int) -> list[int]:
 
 
 def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: int, is_probability: bool) -> NoReturn:
-    """Raise the error of a row of integers that is not one-hot."""
+    """Raise the error for a row of integers that is not one-hot."""
     position = _index(positions, row)
     index: list[Any] = list(position)
     index.insert(scores.axis, slice(None))
@@ -128,7 +128,7 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
 
 
 def raise_unnormalized(name: str, position: Sequence[int], kind: str, logsumexp: float) -> NoReturn:
-    """Raise the error of a row that is not normalized; for probabilities, the message has their sum."""
+    """Raise the error for a row that is not normalized; for probabilities, the message has their sum."""
     is_logits, of_llama = named("kind", "logits"), named("definitions", "llama.cpp")
     name, fits = f"{name}{position or ''}", _NORMALIZED[kind].format(is_logits=is_logits, of_llama=of_llama)
     if kind == "probs":
@@ -138,7 +138,7 @@ def raise_unnormalized(name: str, position: Sequence[int], kind: str, logsumexp:
 
 
 def raise_refusal(job: _core.RowJob) -> NoReturn:
-    """Raise the error of the first row that a job refused while it read rows."""
+    """Raise the error for the first row that a job refused while it read rows."""
     reason, row, k, score = job.refusal()
     positions, scores, is_probability = job.positions, job.scores, job.is_probability
     if reason == _core.BAD_DISTRIBUTION:

@@ -1,4 +1,4 @@
-"""Projections of hidden states onto the vocabulary, whose logits are made and reduced a tile at a time."""
+"""Projections of hidden states onto the vocabulary, whose logits are computed and reduced a tile at a time."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Projection:
             jobs.raise_refusal(job)
 
     def _tile_shape(self, unmasked: int, copied: int) -> tuple[int, int]:
-        """Rows and classes of a tile; `copied` elements of each row's hidden state need room beside it."""
+        """Rows and classes of a tile; `copied` elements of each row's hidden state need additional room."""
         itemsize, multiple = self.dtype.itemsize, _core.TILE_CLASS_MULTIPLE
         most = min(MAX_TILE_ROWS, max(1, _TILE_BYTES // ((copied + multiple) * itemsize)))
         rows = _even_part(unmasked, most)
@@ -80,7 +80,7 @@ class Projection:
         return biases
 
     def _as_blas_matrix(self) -> Array | None:
-        """The hidden states as a matrix that BLAS reads in place; None if it would not."""
+        """The hidden states as a matrix that BLAS reads in place; None if it cannot."""
         hidden = self.hidden
         if hidden.ndim != 2 and not hidden.flags.c_contiguous:
             return None
@@ -88,7 +88,7 @@ class Projection:
         return hidden if self.hidden_code == self.scores.dtype and _is_blas_matrix(hidden) else None
 
     def _own_product(self, hidden: Array) -> _core.MatVec | _core.BFloat16MatMul | None:
-        """Our own product of some hidden states, which reads the weights in place; None where BLAS makes it."""
+        """Our own product of some hidden states, which reads the weights in place; None if BLAS computes it."""
         if len(hidden) > _MATVEC_MAX_ROWS:
             return _core.BFloat16MatMul(self.weight, hidden) if self._can_use_bf16_matmul() else None
         if self._has_rows() and (self.weight_code == self.scores.dtype or self.dtype == np.float32):
@@ -96,7 +96,7 @@ class Projection:
         return None
 
     def _can_use_bf16_matmul(self) -> bool:
-        """Whether this machine's instruction for bfloat16 can make the product."""
+        """Whether this machine's instruction for bfloat16 can compute the product."""
         both = self.weight_code == self.hidden_code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]
         return both and self._has_rows() and _core.has_bf16_matmul()
 
@@ -105,7 +105,7 @@ class Projection:
         return self.weight.strides[1] == self.weight.itemsize and self.weight_code < _core.SWAPPED
 
     def _multiply(self, hidden: Array, first: int, tile: Array, workers: int | None) -> None:
-        """Have BLAS fill the tile with products of all hidden states and of the weights from the first on."""
+        """Let BLAS fill the tile with products of all hidden states and the weights, starting at the first."""
         weight, classes = self.weight[first : first + tile.shape[1]], tile.shape[1]
         if self.weight_code == self.scores.dtype and (_is_blas_matrix(weight) or _is_blas_matrix(weight.T)):
             np.matmul(hidden, weight.T, out=tile)
@@ -125,7 +125,7 @@ class Projection:
 
 
 class _TiledProduct:
-    """The logits of a projection for groups of rows, made a tile at a time."""
+    """The logits of a projection for groups of rows, computed a tile at a time."""
 
     _memory: Array  # of a tile, then of hidden states that are copied
     _tile_size: int
@@ -154,11 +154,11 @@ class _TiledProduct:
         return self.plan(rows, min(self.width, self._of.scores.classes), _PAIR_BYTES)
 
     def use(self, memory: Array, is_shared: bool) -> None:
-        """Use these bytes, which other products use in turn if they are shared."""
+        """Use these bytes; if they are shared, products use them in turn."""
         self._memory, self._is_shared = memory.view(self._of.dtype), is_shared
 
     def begin(self, taken: IntArray, excluded: IntArray) -> Float64Array:
-        """Begin the next rows, of these numbers; returns their logits of the excluded classes."""
+        """Begin the rows with these numbers; return their logits for the excluded classes."""
         of, self._taken, self._whole_operands = self._of, taken, None
         logits = np.empty(len(taken))
         for part in self._parts():

@@ -1,4 +1,4 @@
-"""Results: what each of them can do, and the tables in which it is shown, as text, Markdown, HTML and CSV."""
+"""Results: the methods of all results, and the tables that show them, as text, Markdown, HTML and CSV."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def nonzero(**counts: int) -> dict[str, str]:
 
 
 def places_in(batch: tuple[int, ...]) -> dict[str, Array]:
-    """Columns with the place of each element of a batch; none if it has fewer than two axes.
+    """Columns with the place of each element of a batch; empty if it has fewer than two axes.
 
     Each element of the first axis is a sequence; positions count over its other axes in C order.
     """
@@ -105,7 +105,7 @@ def _aligned(table: Table) -> Iterator[str]:
 
 
 def as_html(shown: Shown) -> str:
-    """The same in HTML for a notebook, whose own colors it keeps, be they light or dark."""
+    """The same in HTML for a notebook, whose own colors it keeps, light or dark."""
     from html import escape
 
     shown = escaped(shown)
@@ -169,7 +169,7 @@ def _literal(text: str) -> str:
 
 
 def as_csv(columns: Mapping[str, Array]) -> str:
-    """Lines of comma-separated values; numbers have all digits, and what is nan or not known is left empty."""
+    """Lines of comma-separated values; numbers have all digits, and nan and unknown values are left empty."""
     import csv
     import io
 
@@ -183,7 +183,7 @@ def as_csv(columns: Mapping[str, Array]) -> str:
 
 
 def in_files(statistics: Mapping[str, Any], errors: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
-    """Statistics by their names in JSON and CSV, where the errors of an estimate are values of their own.
+    """Statistics by their names in JSON and CSV, where the errors of an estimate are separate values.
 
     An estimate is followed by its standard error, unless `errors` names others; it also names those that may be None.
     Quantiles and their intervals are by fraction, as text; tables are lists of rows.
@@ -248,7 +248,7 @@ class Result(ABC):
         """The parts that people see."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All values by name, as JSON can hold them; arrays are left out.
+        """All values by name, ready for JSON; arrays are left out.
 
         Returns
         -------

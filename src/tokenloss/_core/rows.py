@@ -1,4 +1,4 @@
-"""Rows as data: what a result shows is declared in tuples of `Row`, which become tables of one result or of several."""
+"""Rows as data: results declare what they show in tuples of `Row`, which become tables of one result or of several."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 class _Cell(Formatter):
-    """The texts of a row for one result, which is given as mappings or objects: the first that has a field counts."""
+    """The texts of a row for one result, given as mappings or objects: the first that has a field counts."""
 
     def __init__(self, row: Row, sources: Sequence[object], fraction: float | None = None) -> None:
         self._sources = sources

@@ -82,7 +82,7 @@ class IdsHash:
         return np.array([(number, *self._ends[number]) for number in chosen], np.int64).reshape(-1)
 
     def only(self, numbers: Iterable[int] | None) -> IdsHash:
-        """The same hash, in which only these sequences may go on; all if None."""
+        """The same hash, in which only these sequences may continue; all if None."""
         return IdsHash(self.total, self.ends(numbers))
 
 
@@ -102,7 +102,7 @@ def _sum_of(ids: Array, before: Array) -> int:
 
 
 def merged_parts(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of two parts together: numbers are added, words joined, and the second hash added to the first."""
+    """The combined fields of two parts: numbers are added, words joined, and the second hash is added to the first."""
     both = {**one, **other}
     for name in one.keys() & other.keys():
         if isinstance(both[name], int):
@@ -116,7 +116,7 @@ def merged_parts(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
 
 
 def either(word: str, base: str) -> str:
-    """A word about a model and its base: one if it is the same of both."""
+    """A word about a model and its base: written once if it is the same for both."""
     return word if word == base else f"{word}/{base}"
 
 

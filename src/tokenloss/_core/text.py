@@ -26,7 +26,7 @@ def shortened(text: str, most: int = 24) -> str:
 
 
 def count_of(number: int, noun: str) -> str:
-    """Say how many there are: '1 token', '12,000 tokens'."""
+    """A number with its unit: '1 token', '12,000 tokens'."""
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
@@ -49,5 +49,5 @@ def as_strict_json(value: Any) -> Any:
 
 
 def title(files: Sequence[str]) -> str:
-    """Name up to three files; of more, the first and how many there are besides."""
+    """The names of up to three files; for more, the first one and the number of the others."""
     return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} more files"

@@ -46,7 +46,7 @@ class _Task:
         return self._begun_by.setdefault("", who) == who
 
     def do(self) -> None:
-        """Process rows until none is left, in a thread of the pool."""
+        """Process rows until no row is left, in a thread of the pool."""
         work, self._work = self._work, None
         if work is not None and self._claim("pool"):
             try:
@@ -139,7 +139,7 @@ def check_workers(workers: int | None) -> int | None:
 
 
 def run(work: _core.Job, workers: int | None) -> None:
-    """Run a job on the caller's thread and, if it takes long, on others; `workers` is checked before."""
+    """Run a job on the caller's thread and, if it takes long, on others; `workers` is already checked."""
     rows, row_ns = work.rows, work.row_cost
     if rows * row_ns < SERIAL_NS:
         work.run(rows or 1, False)

@@ -115,7 +115,7 @@ def as_target_array(
 
 
 def _refuse_labels(name: str, array: Array, code: int | None, batch: tuple[int, ...]) -> NoReturn:
-    """Raise that labels are no integers, and say how they become class ids."""
+    """Raise an error that labels are not integers, and say how they become class ids."""
     got, fits = dtype_name(code, array), f"integer, being class ids by its shape {batch}"
     if array.dtype == np.bool_:
         fits += f"; pass {name}.astype(int)"
@@ -178,7 +178,7 @@ def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
 
 
 def check_losses(losses: Array, mask: Array | bool = True) -> None:
-    """Refuse log-probabilities in the place of losses, of those that are unmasked."""
+    """Refuse log-probabilities in place of losses, at unmasked positions."""
     least = float(np.fmin.reduce(losses, axis=None, initial=0, where=mask))
     if least < _LEAST_LOSS:
         fits = "at least 0; of log-probabilities, pass -nll"
@@ -186,7 +186,7 @@ def check_losses(losses: Array, mask: Array | bool = True) -> None:
 
 
 def check_log_probs(name: str, logprobs: Array, mask: Array | bool) -> None:
-    """Refuse numbers in the place of log-probabilities that are above 0 by more than rounding; nan is none of them."""
+    """Refuse log-probabilities that are above 0 by more than rounding; nan is accepted."""
     wrong = np.argwhere((logprobs > -_LEAST_LOSS) & mask)
     if len(wrong):
         fits = "log-probability: it is above 0"
@@ -194,7 +194,7 @@ def check_log_probs(name: str, logprobs: Array, mask: Array | bool) -> None:
 
 
 def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The weight of each position as float64; it is broadcast. Larger ones might have a sum beyond a float."""
+    """The weight of each position as float64, broadcast. The sum of larger ones might exceed a float."""
     array, code = as_array("sample_weight", value)
     if code is None:
         raise_error("dtype", name="sample_weight", got=array.dtype, fits=FLOATS)
@@ -244,7 +244,7 @@ def check_ignore_index(value: object, code: int) -> int | None:
 
 
 def check_no_ignore_index(value: object) -> None:
-    """Refuse an ignore_index with distributions, which have no class ids; the default need not have been given."""
+    """Refuse an ignore_index with distributions, which have no class ids; the default is accepted."""
     if value is None or (type(value) is int and value == -100):  # nearly always, and faster
         return
     if check_integer("ignore_index", value, "an integer or None") != -100:
@@ -331,14 +331,14 @@ def _is_same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 
 def check_no_overlap(result: np.ndarray[Any, Any], others: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Refuse a result that would be written over what is still to be read."""
+    """Refuse a result that would overwrite data still to be read."""
     for name, other in others.items():
         if _may_overlap(result, other):
             raise_error("overlap", name=name, fits="")
 
 
 def _may_overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
-    """Whether two arrays share memory; True where that would take long to find out."""
+    """Whether two arrays share memory; True if that would take long to determine."""
     work: Any = 1000  # NumPy's stubs allow for 0 and -1 only
     try:
         return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=work)
@@ -445,7 +445,7 @@ def loss_options(label_smoothing: Any, z_loss: Any, logit_scale: Any, softcap: A
 def output_like(
     name: str, scores: Array, code: int, out: Any, inputs: dict[str, Array | None]
 ) -> tuple[Any, Array, int]:
-    """Where a result of the scores' shape and dtype goes: the array to return, a view to write to, and its code."""
+    """The array to return for a result of the scores' shape and dtype, a view to write to, and its code."""
     result = empty_like_scores(name, scores, code) if out is None else out
     view, result_code = check_out_like(result, name, scores, code)
     check_no_overlap(view, {input_name: array for input_name, array in inputs.items() if array is not None})

@@ -91,7 +91,7 @@ def block_units(
 
 
 class _Maker:
-    """Makes units of blocks, and counts the rows and sequences before each."""
+    """Turns blocks into units, and counts the rows and sequences before each."""
 
     def __init__(
         self, source: Blocks, options: Options, tokenizer: Tokenizer | None, found: Sequence[ScoredBlock], first: int
@@ -261,7 +261,7 @@ def _checked(name: str, values: Any, classes: int | None, has_ids: bool | None) 
 
 
 def _in_texts(block: _Block) -> BoolArray:
-    """Mask of the ids that are not padding: the block's mask may leave out the same id before all its texts."""
+    """Mask of the ids that are not padding: the block's mask may exclude the same id before all its texts."""
     found = np.ones(block.targets.shape, np.bool_)
     if block.mask is not None and block.ids is None and block.targets.ndim > 1:
         is_left = np.logical_and.accumulate(~block.mask, axis=-1)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def calibrated_block(block: Any, scores: TokenScores, moments: Columns, kind: str) -> Columns:
-    """The columns of the scored tokens of a `RowBlock`; "probs" has all few classes of a token, then the next token."""
+    """The columns of the scored tokens of a `RowBlock`; "probs" has a token's classes, if few, then the next's."""
     rows = np.flatnonzero(scores.kept)
     columns = {"target": block.ids.astype(np.int64), "segment_ids": block.sequences, **vars(scores), **moments}
     own = {name: columns[name][rows] for name in CALIBRATED if name in columns}
@@ -113,7 +113,7 @@ def _calibrated_shard(unit: _Unit, work: Work, options: Options, scale: float | 
 
 
 def check_calibrated(shard: Shard, model: int = 0) -> None:
-    """Refuse sources from which no calibration follows."""
+    """Refuse sources that do not determine a calibration."""
     kind, by = shard.models[model].kind, named("calibration", True)
     if kind in ("hidden_states", "sketch"):
         what = "hidden states" if kind == "hidden_states" else "a sketch"

@@ -42,7 +42,7 @@ ClassT = TypeVar("ClassT", bound=type)
 
 
 def record(cls: ClassT) -> ClassT:
-    """The class, whose objects may be in states."""
+    """The class, registered so that states may contain its objects."""
     _RECORDS[cls.__name__] = cls
     return cls
 
@@ -58,7 +58,7 @@ class Unit(Protocol):
         """Bytes to read, for the progress."""
 
     def n_read(self, result: Any) -> int:
-        """Bytes that were read for this result."""
+        """Number of bytes read for this result."""
 
     def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """Everything that the result depends on, except options."""
@@ -182,7 +182,7 @@ def _hash_of(text: bytes) -> bytes:
 
 
 def encoded(value: Any) -> Any:
-    """Convert a result to what JSON can hold: a record, array, meter or dict becomes {its type: its content}."""
+    """Convert a result to values for JSON: a record, array, meter or dict becomes {its type: its content}."""
     if isinstance(value, LossMeter):
         return {"meter": meter_to_json(value)}
     if isinstance(value, np.ndarray):
@@ -215,7 +215,7 @@ def decoded(value: Any) -> Any:
 
 
 def _block_fingerprint(number: int, arrays: dict[str, Any]) -> dict[str, Any]:
-    """Name of a block, shape and a sample of its logits, and hashes of its other arrays with their shape and dtype."""
+    """Name of a block, shape and sample of its logits, and hashes of its other arrays with their shape and dtype."""
     found = {
         "path": f"block {number}", "shape": list(arrays.pop("logits").shape),
         "logits": arrays.pop("sample").tolist(),
@@ -238,7 +238,7 @@ def _are_near(stored: list[float], made: list[float]) -> bool:
 
 
 def _file_fingerprint(path: str) -> dict[str, Any]:
-    """Path of a file or a directory, and a hash that tells it from another.
+    """Path of a file or a directory, and a hash that distinguishes it from others.
 
     The hash is of the name, the size, the time of the last change and some pieces of each file: those at its start,
     with its header, and at its end, with the checksums of an archive, and others at equal distances. It does not notice

@@ -1,4 +1,4 @@
-"""`assert_close`: whether a model's scores keep to limits, for tests of kernels and of quantized models."""
+"""`assert_close`: whether a model's scores stay within limits, for tests of kernels and of quantized models."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def assert_close(
 
 
 def _is_source(scores: Any) -> bool:
-    """Whether scores are given by a source, or by a path or several."""
+    """Whether scores are given as a source, or as one or more paths."""
     first = scores[0] if isinstance(scores, list | tuple) and scores else scores
     return isinstance(first, Source | str | os.PathLike)
 
@@ -237,5 +237,5 @@ def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> st
 
 
 def _largest(values: Array) -> float:
-    """The largest of the values; nan if one is nan or without values."""
+    """The largest value; nan if any value is nan, or without values."""
     return float(values.max()) if values.size else np.nan

@@ -140,7 +140,7 @@ def cross_entropy(
     reduction: Literal["mean", "sum", "none"] = "mean",
     workers: int | None = 1,
 ) -> da.Array:
-    """Cross-entropy of logits as a Dask array, computed when it is asked for.
+    """Cross-entropy of logits as a Dask array, computed on demand.
 
     The result has the bits of `tokenloss.cross_entropy` for the same arrays in memory.
 
@@ -258,7 +258,7 @@ def _meta_zeros(name: str, value: Any) -> Any:
 
 
 def _rechunk(value: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
-    """Cut an array into these chunks; it becomes a Dask array if it is none."""
+    """Cut an array into these chunks; an ordinary array becomes a Dask array."""
     return value.rechunk(chunks) if isinstance(value, da.Array) else da.from_array(np.asarray(value), chunks=chunks)
 
 
@@ -361,7 +361,7 @@ def _meter(nll: Array, kept: Array, sample_weight: Array | None, *starts: Array)
 
 @contextmanager
 def _naming_block(starts: tuple[Array, ...]) -> Iterator[None]:
-    """Add to a ValueError where its block starts, since it counts positions from there."""
+    """Add to a ValueError where its block starts, since its positions are counted from there."""
     try:
         yield
     except ValueError as error:

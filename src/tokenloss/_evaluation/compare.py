@@ -274,7 +274,7 @@ def token_types(text: Array, is_first: BoolArray) -> Array:
 
 
 def _type_of(characters: str) -> int:
-    """Type of a text. A word counts as part of a word until the text before it shows that it begins there."""
+    """Type of a text. A word counts as part of a word unless the text before it shows that it begins there."""
     word = characters.strip()
     if not word:
         return _SPACE if characters else _OTHER
@@ -309,7 +309,7 @@ class ComparedShard(NamedTuple):
 
     @classmethod
     def of(cls, columns: Sequence[Columns]) -> ComparedShard:
-        """The columns of the base, and the other columns of each candidate."""
+        """The columns of the base, and the additional columns of each candidate."""
         base = {name: column for name, column in columns[0].items() if name in _OF_BASE}
         return cls(base, [{name: own[name] for name in own if name not in _OF_BASE} for own in columns])
 

@@ -1,4 +1,4 @@
-"""`compare_texts`: the losses of two models with different tokenizers, laid over the bytes of one text."""
+"""`compare_texts`: the losses of two models with different tokenizers, mapped to the bytes of one text."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ class _LaidTokens(NamedTuple):
 
 
 def _laid_over(side: _Side, text: str, handles: Handles) -> _LaidTokens:
-    """The tokens of a model laid over the text; ValueError at the first token whose bytes differ."""
+    """The tokens of a model, mapped to the text; ValueError at the first token whose bytes differ."""
     shards, options = planned(side.source, (), side.options, handles), side.options
     most = max((shard.shape[-1] for shard in shards), default=0)
     side = side._replace(tokenizer=side.tokenizer.with_special(most))  # the text proves what special ids write
@@ -280,7 +280,7 @@ def _laid_over(side: _Side, text: str, handles: Handles) -> _LaidTokens:
 
 
 def _fit(sides: Sequence[_Side], text: str, handles: Handles) -> bool:
-    """Whether the ids of both models write the text."""
+    """Whether the ids of both models spell the text."""
     try:
         return all(_laid_over(side, text, handles) for side in sides)
     except (IndexError, ValueError):
@@ -296,14 +296,14 @@ def _refuse_unknown(ids: Array, documents: IntArray, side: _Side, path: str) -> 
 
 
 def _hint(ids: Array, options: Options) -> str:
-    """Words that follow an error: the likely reason why ids do not write the text."""
+    """Words that follow an error: the likely reason why ids do not spell the text."""
     ignored = 0 if options.ignore_index is None else int(np.count_nonzero(ids == options.ignore_index))
     hint = "" if options.shift else NEXT_TOKENS.format(named("shift", True))
     return f"; {count_of(ignored, 'ignored id')} of the file cannot be of the text{hint}" if ignored else hint
 
 
 def _ids_of(shard: Shard, options: Options, handles: Handles) -> tuple[Array, IntArray, bool]:
-    """The id of each row of a file, the number of its document, and whether the file's first document began before it.
+    """The id of each row of a file, its document's number, and whether the first document began in an earlier file.
 
     Rows outside the text have the number -1: padding, ignored ids, and tokens in no sequence. A model's mask may number
     the texts packed into a row.
@@ -328,7 +328,7 @@ def _ids_of(shard: Shard, options: Options, handles: Handles) -> tuple[Array, In
 
 
 class _Losses(Sink):
-    """Puts the losses of tokens beside their places in the text."""
+    """Stores the losses of tokens with their places in the text."""
 
     rows = "tokens"
 

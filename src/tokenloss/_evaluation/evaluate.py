@@ -349,7 +349,7 @@ def _opened(path: str, has_text: bool) -> Tokenizer:
 
 
 def _tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """A hash of everything that the bytes of tokens depend on."""
+    """A hash of everything on which the bytes of tokens depend."""
     said = tokenizer.said
     ids = [sorted(numbers) for numbers in (said.restarts, said.special, said.unknown)]
     rules = (said.prefix, said.drops_spaces, said.lacks_special, *ids, tokenizer.pieces)

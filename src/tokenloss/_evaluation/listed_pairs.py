@@ -1,4 +1,4 @@
-"""Comparisons of sources that list the likeliest classes of each token: responses, beside responses or scores."""
+"""Comparisons of sources that list the likeliest classes of each token: responses with responses or with scores."""
 
 from __future__ import annotations
 

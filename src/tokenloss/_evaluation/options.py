@@ -24,7 +24,7 @@ _TEXT_BYTES = 1 << 20  # of a text are read at a time
 
 
 class Options(NamedTuple):
-    """Options that change the result of a shard or a block, apart from options of its files."""
+    """Options that change the result of a shard or a block, except the options of its files."""
 
     ignore_index: int | None = -100
     shift: bool | None = None  # None: targets are not shifted, but a sample shows whether they should be
@@ -85,7 +85,7 @@ def _size(name: str, value: Any) -> int:
 
 
 def _count_by_whitespace(text: str, continues: bool) -> int:
-    """Number of words that begin in a piece of a text; `continues` if a word goes on from the piece before."""
+    """Number of words that begin in a piece of a text; `continues` if a word continues from the piece before."""
     return len(text.split()) - (continues and not text[0].isspace())
 
 

@@ -48,7 +48,7 @@ class ScoredBlock(NamedTuple):
 
 
 def summed(blocks: Sequence[ScoredBlock], top: int, by: str | None = None) -> ScoredBlock:
-    """Blocks as if they were one; there must be at least one."""
+    """One or more blocks, as if they were one."""
     results, counts = list[ShardResult](), dict[int, int]()  # by the number of a sequence with an id: its rows
     facts = blocks[0].facts._replace(path="", shape=(0, blocks[0].facts.shape[-1]), n_scored_rows=0)
     n_sequences, has_ids, padding = 0, blocks[0].ids is not None, None
@@ -117,7 +117,7 @@ class Parts(NamedTuple):
         self, lengths: tuple[Any, Any], seconds: float, n_read: int, merged: Sequence[Evaluation] = (),
         calibration: Calibration | None = None,
     ) -> Evaluation:  # fmt: skip
-        """Make the evaluation; lengths are the bytes and words of the text, or of that of each sequence.
+        """The evaluation; lengths are the bytes and words of the text, or of each sequence's text.
 
         `merged` are the evaluations of its parts, if it is made of some: they have the figures of each shard, and the
         lengths of the text, if the bytes are known of all or of none.
@@ -170,7 +170,7 @@ class Parts(NamedTuple):
         return joined_tokens(parts, are_numbered=self.shards[0].shares_numbers)
 
     def _labeled(self) -> Sequence[ShardResult]:
-        """The results, in which a group by file has the path of its file, as it is given here, for its label."""
+        """The results, in which a group by file has the path of its file, as given here, as its label."""
         if self.options.by != "file":
             return self.results
         groups = [result.groups and result.groups._replace(labels=[shard.path] * len(result.groups.labels))
@@ -251,7 +251,7 @@ class Parts(NamedTuple):
 
     @staticmethod
     def merged(evaluations: Sequence[Evaluation]) -> Evaluation:
-        """The evaluation of the parts of all, as one call makes it of all of them; the time is linear in their number.
+        """The evaluation of all parts, as a single call returns it; the time is linear in their number.
 
         There must be at least one.
         """
@@ -284,7 +284,7 @@ class Parts(NamedTuple):
 
     @property
     def are_responses(self) -> bool:
-        """Whether they are files of responses."""
+        """Whether the parts are files of responses."""
         return not self.shards[0].has_classes
 
     def shared_numbers(self, sequences: dict[str, Array]) -> Array:

@@ -1,4 +1,4 @@
-"""The plan of files of scores, which become shards: these are checked before any score is read."""
+"""The plan of files of scores, which become shards; these are checked before any score is read."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class _Following(NamedTuple):
 
 
 def _label_at(stored: OpenShard, row: int) -> Any:
-    """The label of the group of a row, if groups are those of a field."""
+    """The label of the group of a row, if tokens are grouped by a field."""
     groups = stored.groups
     code = -1 if groups is None else int(groups.codes[row])
     return None if groups is None or groups.labels is None or code < 0 else groups.labels[code]
@@ -219,7 +219,7 @@ def _paired(base: Scores, others: Sequence[Scores], options: Options, handles: H
 
 
 def _sketched(whole: FileSpec, others: Sequence[Sequence[FileSpec]], handles: Handles) -> list[Shard]:
-    """Shards of a sketch: its rows are divided where all candidates begin a new file, and no sequence goes on."""
+    """Shards of a sketch: its rows are divided where all candidates begin a new file and no sequence continues."""
     files = whole.parts or (whole,)
     ends = [{*np.cumsum([spec.rows for spec in specs]).tolist()} for specs in others]
     cuts = sorted(set.intersection(*ends) - {0, whole.rows})

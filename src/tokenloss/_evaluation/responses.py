@@ -101,7 +101,7 @@ def sequences_of(found: Comparisons[Any]) -> Block:
 
 
 def score_file(unit: FilesUnit, work: Work, by: str | None = None) -> ShardResult:
-    """The same as from `score_shard`, for a file that lists tokens."""
+    """The same as `score_shard` returns, for a file that lists tokens."""
     file = unit.base
     are_sequences = not isinstance(file, Logprobs) or file.are_sequences
     collector, highest = SequenceCollector(RowSequences((0,)), (), by), TopLosses(work.top)
@@ -221,7 +221,7 @@ def lengths_of_text(results: Sequence[ShardResult]) -> int | IntArray:
 
 
 def _gathered(file: Iterable[Response]) -> Iterator[list[Response]]:
-    """Responses, several short ones at a time."""
+    """Responses, with several short ones at a time."""
     responses: list[Response] = []
     entries = 0
     for response in file:
@@ -248,7 +248,7 @@ def columns_of_responses(responses: Sequence[Response], top_k: int) -> dict[str,
 
 
 def scores_of_responses(block: dict[str, Any], top_k: int) -> TokenScores:
-    """Scores of the tokens of a block, as far as they are known: nan and a rank or class of -1 are not."""
+    """Scores of the tokens of a block as far as they are known; unknown ones are nan, or a rank or class of -1."""
     mask, ids = block["kept"], block["ids"]
     is_greedy = mask & block["is_greedy"]
     top_ids, top_logprobs = block["top_ids"], block["top_logprobs"]
@@ -268,7 +268,7 @@ def scores_of_responses(block: dict[str, Any], top_k: int) -> TokenScores:
 
 
 def _lowest_of_likeliest(top_ids: Array, top_logprobs: Array) -> Array:
-    """The lowest id of the likeliest classes, -1 where an id is not known or none is listed."""
+    """The lowest id of the likeliest classes; -1 if an id is unknown or no class is listed."""
     if not top_ids.shape[1]:
         return np.full(len(top_ids), -1)
     is_likeliest = top_logprobs == top_logprobs[:, :1]  # nan is not
@@ -312,7 +312,7 @@ def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
 
 
 def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> dict[str, Any]:
-    """Figures of all files of responses together."""
+    """Statistics of all files of responses together."""
     files = [result.responses for result in results if result.responses]
     totals = {name: sum(getattr(figures, name) for figures in files) for name in _COUNTS}
     failed = [

@@ -90,7 +90,7 @@ class ShiftSample:
 
 @record
 class ResponseFigures(NamedTuple):
-    """Results of a file of responses besides losses."""
+    """Results of a file of responses other than losses."""
 
     dialect: str
     part: str
@@ -131,7 +131,7 @@ class ShardResult(NamedTuple):
         return self.meter.count + len(self.split.ids)
 
     def meters(self) -> tuple[LossMeter, LossMeter, SequenceColumns]:
-        """Meters of the losses of all tokens and of whether they are greedy, and sums over the sequences in `split`."""
+        """Meters of all tokens' losses and of whether they are greedy, and sums over the sequences in `split`."""
         meter, greedy, sequences = self.meter + LossMeter(), self.greedy + LossMeter(), self.split.summed()
         meter.update(sequences)
         greedy.update(greedy_by_segment(self.split.is_greedy, self.split.ids))
@@ -139,7 +139,7 @@ class ShardResult(NamedTuple):
 
     @classmethod
     def total(cls, parts: Sequence[ShardResult], top: int = 0, by: str | None = None) -> ShardResult:
-        """The result of all parts, in the order of the text, but for what only responses have."""
+        """The result of all parts in the order of the text, without the fields that only responses have."""
         of_ids = IdsHash.of_parts(parts)
         groups, splits = joined_groups(((part.groups, part.split) for part in parts), by)
         tokens = (token for part in parts for token in part.highest_loss_tokens)
@@ -227,7 +227,7 @@ class Evaluation(LossFigures, GatedResult):
 
     @property
     def groups(self) -> dict[str, Array] | None:
-        """The table of the groups of `by`, by column, as that of `Evaluation.by`; None without it.
+        """The table of the groups of `by`, by column, as `Evaluation.by` returns it; None without `by`.
 
         "group" is the label, and of positions the first one of a bin. Tokens without a label come last, as None.
         """
@@ -357,7 +357,7 @@ class Evaluation(LossFigures, GatedResult):
         return parts._replace(signature=self.signature, tables=[*parts.tables, *tables])
 
     def _compared(self) -> dict[str, Any]:
-        """All but the time that it took, and the bytes that it read, which are fewer if it went on from a state."""
+        """All values except its time and the bytes that it read, which are fewer if it resumed from a state."""
         left_out = ("seconds", "gb_per_second", "n_bytes_read")
         figures = {name: figure for name, figure in self.figures.items() if name not in left_out}
         return super()._compared() | {"figures": figures}

@@ -72,11 +72,11 @@ class RowBlock(NamedTuple):
 
     @property
     def place(self) -> str | None:
-        """Words about where errors count positions from."""
+        """Words that say from where errors count positions."""
         return f"rows from {self.start} on" if self.start else None
 
     def places(self, first_row: int = 0) -> dict[str, Any]:
-        """Columns that describe the tokens of the rows that have a target; None for text that is not known.
+        """Columns that describe the tokens of the rows that have a target; None for unknown text.
 
         `first_row` is the number of the shard's first row.
         """
@@ -174,7 +174,7 @@ class RowReader:
 
 
 class _Pieces:
-    """Rows that are read in blocks of one size, and taken in another."""
+    """Rows that are read in blocks of one size, and taken in blocks of another."""
 
     def __init__(self, blocks: Iterator[Array]) -> None:
         self._blocks = blocks
@@ -201,7 +201,7 @@ def scores_of_kind(
     block: Array, targets: Array, *, kind: str, ignore_index: int | None, where: BoolArray | None, top_k: int,
     workers: int | None, logit_scale: float = 1.0, moments: Columns | None = None, has_second: bool = True,
 ) -> TokenScores:  # fmt: skip
-    """The same as `token_scores`, for rows that may be cut to their likeliest classes and need not add up to 1.
+    """Like `token_scores`, for rows that may be truncated to their likeliest classes and need not add up to 1.
 
     `moments` get what calibration needs besides, perhaps without what takes a second pass over each row.
     """
@@ -262,7 +262,7 @@ class ShiftSampler:
 
 
 def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> None:
-    """Refuse rows whose logsumexp shows that they are no natural log-probabilities.
+    """Refuse rows whose logsumexp shows that they are not natural log-probabilities.
 
     A row that was cut to its likeliest classes has a negative one, which is accepted if the user gave the kind.
     """
@@ -318,7 +318,7 @@ class FirstRows:
 
 
 def distribution_argmax(shard: Shard, start: int, rows: Array, mask: BoolArray) -> Array:
-    """First maximum of each target distribution (N, V), -1 without classes; refuses rows that are no distributions.
+    """First maximum of each target distribution (N, V), -1 without classes; refuses rows that are not distributions.
 
     `start` is the position of the first row in the shard; rows that the mask leaves out may hold anything.
     """

@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def checked(cls, sinks: Sequence[Sink], state: Any, scheduler: str | None, progress: bool, workers: Any) -> Self:
-        """Settings with checked values; `sinks` are already checked."""
+        """The settings with checked values; `sinks` are already checked."""
         state = None if state is None else as_path("state", state)
         return cls(sinks, state, scheduler, progress, check_workers(workers))
 
@@ -108,7 +108,7 @@ class Run:
         return [checkpoint.results[number] for number in range(len(units))]
 
     def again(self, function: Callable[[Any, Work], ResultT], units: Sequence[Any], label: str) -> list[ResultT]:
-        """The result of a function for each unit in a further pass, of which sinks and states know nothing."""
+        """The result of a function for each unit in a further pass, which does not reach sinks or states."""
         settings, results = self._settings, dict[int, ResultT]()
         with Progress(sum(unit.n_bytes for unit in units) if settings.progress else None, label) as progress:
             work = Work(self.handles, self.workers, advance=progress.advance)
@@ -127,7 +127,7 @@ class Run:
         schema: Any,
         checkpoint: Checkpoint[Any],
     ) -> list[Any]:
-        """The results of blocks; the last block in the state is made again, for comparison."""
+        """The results of blocks; the last block in the state is requested again, for comparison."""
         found = [checkpoint.results[number] for number in range(len(checkpoint.results))]
         start = time.perf_counter()
         work, first = Work(self.handles, self.workers, checkpoint.top), checkpoint.last_block()
@@ -185,6 +185,6 @@ def _on_cluster(
 def _in_worker(
     names: Mapping[str, str] | None, function: Callable[..., ResultT], workers: int, top: int, unit: Any
 ) -> ResultT:
-    """The result of a unit in a process of a cluster, with the names of options that messages have here."""
+    """The result of a unit in a process of a cluster, with the option names that messages use here."""
     with naming_options(names):
         return function(unit, Work(Handles(is_single=True), workers, top))

@@ -71,7 +71,7 @@ def score_shard(
 def _scored(
     block: RowBlock, reader: RowReader, options: Options, work: Work, moments: Columns | None, has_second: bool
 ) -> TokenScores:
-    """The scores of rows; for distributions, ranks and the like are of their likeliest class."""
+    """The scores of rows; for distributions, ranks and the like refer to their likeliest class."""
     file, first = reader.files[0], reader.first[0]
     (token_scores, losses), is_soft = row_functions(file), block.targets.ndim > 1
     ignored = -1 if is_soft else options.ignore_index  # the likeliest class of a row without classes is -1
@@ -106,7 +106,7 @@ def scores_at(block: RowBlock, scores: TokenScores) -> TokenScores:
 
 
 class TopLosses:
-    """The tokens with the highest losses so far. nan counts as highest; of equal losses the earlier comes first."""
+    """The tokens with the highest losses so far. nan counts as highest; ties are in order of position."""
 
     def __init__(self, top: int) -> None:
         self._top = top

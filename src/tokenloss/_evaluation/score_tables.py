@@ -1,4 +1,4 @@
-"""The tables in which an evaluation is shown."""
+"""The tables that show an evaluation."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _lists_note(summary: dict[str, Any]) -> str:
 
 
 def _left_out(summary: dict[str, Any]) -> str:
-    """How many tokens are not scored, and why."""
+    """A note on how many tokens are not scored, and why."""
     if "dialect" in summary:
         counts = {"without a log-probability": summary["n_without_number"], "with a sentinel": summary["n_sentinels"]}
     else:

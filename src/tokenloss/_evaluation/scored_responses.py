@@ -1,4 +1,4 @@
-"""A file of scores beside a file of responses: each token that a response lists gets its row."""
+"""A file of scores paired with a file of responses: each token that a response lists gets its row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class RowsOfResponses:
-    """A file of scores and a file of responses: rows, in order, are of the tokens that have a row before them.
+    """A file of scores and a file of responses: the rows belong, in order, to the tokens with a row before them.
 
     Those are all but the first of each prompt. Sequences, if the scores have any, are the responses in order.
     """
@@ -123,7 +123,7 @@ class RowsOfResponses:
         return rows
 
     def read(self, rows: IntArray) -> Iterator[tuple[slice, Array]]:
-        """Read rows, which only ever ascend: slices of them, and their logits."""
+        """Read rows, in ascending order only: slices of them, and their logits."""
         first = 0
         while first < len(rows):
             while rows[first] >= self._start + len(self._block):
@@ -151,7 +151,7 @@ class ScoredResponses(RowsOfResponses):
             yield Pair(number, origin, (response.ids, response.tokens), responses, *sides)
 
     def _columns(self, response: Response, classes: IntArray, tokens: IntArray, rows: IntArray) -> Columns:
-        """Log-probabilities, by the scores, of a response's tokens and of the classes that it lists."""
+        """Log-probabilities, under the scores, of a response's tokens and of the classes that it lists."""
         n = len(classes)
         if classes.max(initial=-1) >= self.scores.shape[-1]:
             got, fits = f"it lists class {classes.max()}", f"have classes of {self.scores.path}"

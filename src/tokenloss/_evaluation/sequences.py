@@ -79,7 +79,7 @@ class RowSequences:
         return rows // self._length if self._length else np.full(len(rows), -1)
 
     def next_positions(self, start: int, numbers: IntArray) -> IntArray:
-        """The positions in their sequences of the rows from `start` on, which have these numbers; -1 of none.
+        """The positions in their sequences of rows from `start` on with these numbers; -1 outside any sequence.
 
         It is called with all rows, in order, since ids may be in any order.
         """
@@ -195,7 +195,7 @@ def joined(none: TableT, parts: Iterable[TableT]) -> TableT:
 
 
 def joined_tokens(parts: Iterable[Columns | None], *, are_numbered: bool) -> Columns | None:
-    """The tokens of all parts; None if they were not wanted. Unless they share numbers, sequences are counted on."""
+    """The tokens of all parts; None if they were not requested. Unless shared, sequence numbers continue."""
     every: list[Columns] = [{name: np.empty(0, _DTYPES.get(name)) for name in CALIBRATED}]
     first = 0
     for part in parts:
@@ -249,7 +249,7 @@ def check_labels(by: str, labels: Collection[Any], path: str) -> None:
 
 @record
 class GroupMeters(NamedTuple):
-    """Labels, and the meter of each, without tokens of sequences that go on in other shards."""
+    """Labels, and the meter of each, without tokens of sequences that continue in other shards."""
 
     labels: list[Any]
     meters: list[LossMeter]
@@ -269,7 +269,7 @@ class GroupCollector:
         self._meters: list[LossMeter] = []
 
     def numbers(self, groups: GroupCodes) -> Array:
-        """The number of the group of each token: labels are numbered as they come."""
+        """The number of the group of each token; labels are numbered in the order in which they first occur."""
         codes, inverse = np.unique(groups.codes, return_inverse=True)
         labels = map(groups.label, codes.tolist())
         own = [self._numbers.setdefault(label, len(self._numbers)) for label in labels]
@@ -392,7 +392,7 @@ class SequenceCollector:
         return tokens.select(is_split)
 
     def result(self) -> tuple[LossMeter, SequenceColumns, SequenceColumns]:
-        """Meter of all but the split sequences; the whole sequences; and the tokens of the split ones."""
+        """The meter of all sequences except split ones; the whole sequences; and the tokens of the split ones."""
         split = self._end_sequences()
         return self.meter, joined(NO_SEQUENCES, self._whole), split
 

@@ -1,4 +1,4 @@
-"""Shards: the plan of each, which is saved and sent to workers, and its open files and arrays, which are neither."""
+"""Shards: the plan of each, which is saved and sent to workers, and its open files and arrays, which are not."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Slice(NamedTuple):
     start: int | None = None
 
     def array(self, spec: FileSpec) -> Array:
-        """The part that belongs to a file of scores."""
+        """The slice that belongs to a file of scores."""
         array = npy.open_array(self.path)
         if self.start is None:
             return array
@@ -118,7 +118,7 @@ class Facts(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Number of rows, or of tokens in lists."""
+        """Number of rows, or of listed tokens."""
         return math.prod(self.shape[:-1] if self.has_classes else self.shape)
 
 
@@ -168,7 +168,7 @@ class Shard(NamedTuple):
 
     @property
     def shares_numbers(self) -> bool:
-        """Whether numbers of sequences mean the same in other shards: one sketch or file of segment ids serves all."""
+        """Whether sequence numbers mean the same in all shards: one sketch or file of segment ids serves all."""
         return self.spec.span is not None or (self.segments is not None and self.segments.start is not None)
 
     @property
@@ -182,7 +182,7 @@ class Shard(NamedTuple):
         return n_read
 
     def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-        """Everything that its result depends on, except options."""
+        """Everything on which its result depends, except options."""
         of_parts = [part and {**of_file(part.path), "start": part.start} for part in (self.targets, self.segments)]
         digest = None if self.token_bytes is None else hashlib.blake2b(self.token_bytes.tobytes(), digest_size=16)
         parts = [[of_file(one.path) for one in spec.parts] for spec in self.models]
@@ -291,7 +291,7 @@ def _key_of(spec: FileSpec) -> FileSpec:
 
 
 def _key(shard: Shard) -> tuple[object, ...]:
-    """The key of a shard: everything that its arrays depend on, except the options of the run."""
+    """The key of a shard: everything on which its arrays depend, except the options of the run."""
     return (
         *((spec.path, spec.span) for spec in shard.models), shard.targets, shard.segments, shard.split,
         shard.split_rows, shard.next_id, shard.next_text, shard.next_label, shard.windows,
@@ -330,7 +330,7 @@ def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
 
 
 def _held_groups(file: ScoresFile, sequences: RowSequences, by: str | None) -> GroupCodes | None:
-    """The group of each row by a field, which has a label for each row or each sequence; by file, it is one for all."""
+    """The group of each row by a field, which has a label for each row or each sequence; by file, one for all."""
     if by is None or is_by_position(by):
         return None
     if by == "file":
@@ -369,7 +369,7 @@ def _shifted_groups(groups: GroupCodes, shape: tuple[int, ...], shard: Shard) ->
 
 
 def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Array | None:
-    """The targets of a shard, which must be equal in all files that have some; None if it is compared without."""
+    """The targets of a shard, which must be equal in all files that have them; None if compared without targets."""
     are_compared = len(shard.models) > 1
     if files[0].sketch is not None:
         return _sketched_targets(files, options.ignore_index)

@@ -281,7 +281,7 @@ def tops_of(scores: Mapping[str, TokenScores | None], text: Array | None = None)
 
 
 def checked_sinks(value: Any, state: bool = False, scheduler: str | None = None) -> list[Sink]:
-    """Sinks as a list; those that take tokens are refused with a state or a scheduler, which has no tokens."""
+    """Sinks as a list; sinks of tokens are refused with a state or a scheduler, which has no tokens."""
     sinks = list(value) if hasattr(value, "__iter__") else [value]
     for sink in sinks:
         if not isinstance(sink, Sink) or value is sink:
@@ -297,7 +297,7 @@ def checked_sinks(value: Any, state: bool = False, scheduler: str | None = None)
 
 
 def check_files(sinks: Sequence[Sink], state: str | None, inputs: dict[object, str]) -> None:
-    """Refuse to write a file that is read, that another sink writes, or that stdout is; inputs are by `identity`."""
+    """Refuse to write a file that is an input, another sink's output or stdout; inputs are keys of `identity`."""
     taken = dict(inputs)
     with contextlib.suppress(AttributeError, OSError, ValueError):  # stdout without a file number
         printed = os.fstat(sys.stdout.fileno())
@@ -308,7 +308,7 @@ def check_files(sinks: Sequence[Sink], state: str | None, inputs: dict[object, s
 
 
 def check_needs(sink: Sink, schema: Schema) -> None:
-    """Refuse a sink that needs rows or columns which are missing."""
+    """Refuse a sink that needs rows or columns that are missing."""
     rows = "sequences" if sink.rows == "sequences" else "tokens"
     columns = {column.name: column for column in getattr(schema, rows)}
     if not columns and (sink.rows != "none" or sink.needs):
@@ -329,7 +329,7 @@ class Sinks:
         self.top_k = max((sink.top_k for sink in sinks), default=0)  # the most that any sink wants
 
     def check(self, schema: Schema) -> None:
-        """Refuse sinks whose rows or columns there are not, before any work."""
+        """Refuse sinks whose rows or columns are missing, before any work."""
         for sink in self._sinks:
             check_needs(sink, schema)
 
@@ -344,7 +344,7 @@ class Sinks:
             self._stack.push(functools.partial(_leave, sink, manager))
 
     def emitter(self, file: int = 0) -> Callable[[Block], None] | None:
-        """A function that passes tokens of this file to the sinks that take them; None if none does."""
+        """A function that passes tokens of this file to the sinks that take them; None if no sink does."""
         return functools.partial(self._write_tokens, file) if any(one.rows == "tokens" for one in self._sinks) else None
 
     def _write_tokens(self, file: int, block: Block) -> None:
@@ -374,7 +374,7 @@ class Sinks:
                     sink.write(block)
 
     def finish(self, result: Any, sequences: Callable[[], Block]) -> None:
-        """Pass the result to the sinks, and before it all sequences to those that take them."""
+        """Pass all sequences to the sinks that take them, then the result to all sinks."""
         if any(sink.rows == "sequences" for sink in self._sinks):
             self._write("sequences", sequences())
         for sink in self._sinks:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Written(NamedTuple):
-    """What a sketch holds."""
+    """The size and content of a written sketch."""
 
     path: str
     rows: int
@@ -99,6 +99,6 @@ def _add_shard(shard: Shard, work: Work, options: Options, writer: SketchWriter,
 
 
 class _Added(NamedTuple):
-    """How many rows were added."""
+    """The number of added rows."""
 
     n_tokens: int

@@ -1,4 +1,4 @@
-"""The bytes that targets write into a text, by a tokenizer; with the text itself, all ids are held against it first."""
+"""The bytes that targets write into a text, from a tokenizer; all ids are first checked against a given text."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def masked_texts(numbers: IntArray, mask: Array, path: str) -> IntArray:
 def bytes_of_ids(
     ids: Array, texts: IntArray, included: BoolArray, tokenizer: Tokenizer, begun: dict[int, int], has_bos: bool
 ) -> tuple[IntArray, BoolArray]:
-    """The number of bytes that each id writes into its text, or `_UNKNOWN`, and a mask of the first that writes any.
+    """The number of bytes that each id writes into its text, or `_UNKNOWN`, and a mask of the first that does.
 
     A text may lack the space that its first token begins with. `begun` has the hidden ids of each text before, or
     `WRITTEN`, and is updated. Ids that are not included are padding; those that the tokenizer lacks, such as -100,
@@ -206,7 +206,7 @@ def _before(
 
 
 def _sums_before(weights: IntArray, came: IntArray, starts: IntArray) -> IntArray:
-    """The sums of the weights before each row of a part, for parts that start here with sums that came before."""
+    """The sums of the weights before each row of a part, given where parts start and their sums so far."""
     before = np.cumsum(weights) - weights
     found: IntArray = before + np.repeat(came[starts] - before[starts], np.diff(np.append(starts, len(weights))))
     return found
@@ -226,7 +226,7 @@ def compact(n_bytes: Array, scored: BoolArray) -> IntArray:
 
 
 def refuse_unknown(name: str, targets: Array, rows: IntArray, tokenizer: Tokenizer) -> None:
-    """Refuse the target of the first of these rows, if there is any: the tokenizer does not tell its bytes."""
+    """Refuse the target of the first of these rows, if any: the tokenizer does not determine its bytes."""
     for row in rows[:1].tolist():
         position = [int(i) for i in np.unravel_index(row, targets.shape)]
         got = int(targets.reshape(-1)[row])
@@ -237,7 +237,7 @@ def refuse_unknown(name: str, targets: Array, rows: IntArray, tokenizer: Tokeniz
 
 
 def pieces_of(ids: Array, tokenizer: Tokenizer) -> list[bytes | None]:
-    """The bytes of class ids; None for an id that writes no text or text that is not known."""
+    """The bytes of class ids; None for an id that writes no text, or unknown text."""
     size = len(tokenizer.pieces)
     return [(tokenizer.pieces[i] or None) if 0 <= i < size else None for i in ids.tolist()]
 
@@ -257,7 +257,7 @@ def text_of_pieces(pieces: list[bytes | None]) -> Array:
 
 
 def with_text(result: ShardResult, tokenizer: Tokenizer | None) -> ShardResult:
-    """A result whose tokens of the highest losses have the text that a tokenizer gives them."""
+    """The result, whose highest-loss tokens get their text from a tokenizer."""
     if tokenizer is None:
         return result
     tokens = result.highest_loss_tokens

@@ -114,7 +114,7 @@ def _compare_losses(unit: FilesUnit, work: Work) -> ComparedLosses:
 
 
 class _Array(NamedTuple):
-    """Log-probabilities without sequences of their own, or with those of the rows of an array."""
+    """Log-probabilities without sequences, or with the rows of an array as sequences."""
 
     source: Source
     path: str
@@ -165,7 +165,7 @@ def _losses_of_scores(source: Scores, work: Work) -> _Array | _Rows:
 
 
 def _compared_arrays(base: _Array, other: _Array) -> tuple[ComparedLosses, list[Logprobs]]:
-    """The log-probabilities of two arrays of one shape, padded with nan, and the sources where zeros may be padding."""
+    """The log-probabilities of two arrays of one shape, padded with nan, and the sources whose zeros may be padding."""
     shape, paths = base.values.shape, (base.path, other.path)
     if other.values.shape != shape or not shape:
         got, fits = f"has shape {other.values.shape}", f"have {shape}, as {paths[0]}"
@@ -192,7 +192,7 @@ def _compared_arrays(base: _Array, other: _Array) -> tuple[ComparedLosses, list[
 
 
 def _lengths(array: Float64Array) -> IntArray:
-    """The length of each row along the last axis without the nan at its end."""
+    """The length of each row along the last axis, without nan at its end."""
     is_number = ~np.isnan(array).reshape(-1, array.shape[-1] if array.size else 1)
     lengths: IntArray = (np.arange(1, is_number.shape[1] + 1) * is_number).max(axis=1, initial=0)
     return lengths

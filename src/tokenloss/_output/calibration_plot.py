@@ -1,4 +1,4 @@
-"""The reliability diagram of calibrations: a figure of one, and a panel of several on pages."""
+"""The reliability diagram: a figure for one calibration, and a panel for several on pages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _POINT = (
 
 
 def reliability_panel(calibrations: Mapping[str, Calibration | None]) -> str:
-    """HTML of the reliability diagram of one or two calibrations, by the names of models; empty without any."""
+    """HTML of the reliability diagram of one or two calibrations, by the names of models; "" without any."""
     shapes, legend = [], []
     for color, (name, one) in zip(_COLORS, calibrations.items(), strict=False):
         if one is None:

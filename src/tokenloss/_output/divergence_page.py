@@ -220,7 +220,7 @@ def _write_comparison(
     base: Mapping[str, Array | None] | None, others: Mapping[str, Mapping[str, Array | None]] | None,
     names_of_classes: Callable[[list[int]], Iterable[str | None]], title: str, made_by: str,
 ) -> None:  # fmt: skip
-    """Write a page of these tokens, which may be the first of many; of both models, columns of `TokenScores`."""
+    """Write a page of these tokens, which may be the first of many, from columns of `TokenScores` of both models."""
     size, classes = len(tokens.ids), page.Classes()
     names = nearest_first(comparisons)
 

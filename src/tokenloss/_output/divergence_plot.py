@@ -1,4 +1,4 @@
-"""The plots of KL divergences: the quantiles of one model's, and the means and quantiles of several models'."""
+"""The plots of KL divergences: the quantiles for one model, and the means and quantiles for several."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def _short_names(names: Sequence[str]) -> list[str]:
 
 
 def _draw_all_quantiles(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look], quantity: str) -> None:
-    """Draw the quantiles of models in one picture; the legend names the greatest divergences first."""
+    """Draw the quantiles of models in one picture; the legend names the largest divergences first."""
     _quantile_axes(axes, (), quantity)
     lines, names = [], []
     for model, look in sorted(zip(models[::-1], looks[::-1], strict=True), key=lambda pair: pair[1].is_named):

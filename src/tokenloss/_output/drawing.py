@@ -92,7 +92,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def empty_figure(title: str, size: tuple[float, float]) -> Figure:
-    """A figure that has a title and nothing else."""
+    """A figure with only a title."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -169,7 +169,7 @@ def add_legend(axes: Axes, place: Literal["best", "upper right", "lower right"])
 def with_groups(
     figure: Figure, groups: Mapping[str, Mapping[str, Array] | None], quantity: str, colors: Sequence[str] = (BLUE,)
 ) -> Any:
-    """The upper part of a figure, whose lower part gets the means of groups; without groups, the figure itself.
+    """The upper part of a figure whose lower part shows the means of groups; without groups, the figure itself.
 
     `groups` are tables by the name of the model, as `Evaluation.groups` or `Comparison.groups`.
     """

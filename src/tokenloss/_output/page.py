@@ -192,7 +192,7 @@ def escaped(text: str) -> str:
 def tokens_of(
     ids: Array, tokens: Sequence[str | None] | Array | None, vocabulary: Sequence[str] | None, shape: tuple[int, ...]
 ) -> Tokens:
-    """The first tokens of a batch, which have these ids; their text is given, or follows from the vocabulary."""
+    """The first tokens of a batch, with these ids; their text is given, or comes from the vocabulary."""
     if tokens is None:
         text, encode = vocabulary_text(vocabulary, ids.tolist()), byte_encoder(vocabulary or ())
     else:
@@ -233,13 +233,13 @@ def class_names(
 
 
 def known_places(places: Mapping[str, Array]) -> dict[str, Array]:
-    """The places that distinguish tokens, so not the number of a single file or of missing sequences."""
+    """The places that distinguish tokens, without the number of a single file or of missing sequences."""
     unknown = {"file": 0, "sequence": -1, "position": -1}
     return {name: place for name, place in places.items() if name not in unknown or (place != unknown[name]).any()}
 
 
 def known_ids(ids: Array) -> list[int | None]:
-    """Ids as a list; those below 0 are not known, and become None."""
+    """Ids as a list; negative ids are unknown, and become None."""
     return [None if i < 0 else i for i in ids.reshape(-1).tolist()]
 
 
@@ -319,7 +319,7 @@ def _label(places: Mapping[str, Array], at: int, files: Sequence[str], noun: str
 
 
 def css_classes(nats: Array, kept: Array, shades: Sequence[float], are_signed: bool = False) -> Array:
-    """Number of each token's look, given the nats at which each next color begins; differences have both signs."""
+    """The number of each token's style, given the nats at which each next color begins; differences have both signs."""
     nats = nats.reshape(-1)
     css_class = np.searchsorted(shades, nats, side="right")
     if are_signed:
@@ -365,13 +365,13 @@ def summary(rows: Iterable[Row], *sources: object) -> str:
 
 
 def tables(shown: Iterable[Table]) -> str:
-    """HTML of tables, which is below a summary."""
+    """HTML of tables, for the place below a summary."""
     parts = printable_tables(Shown("", "", [*shown])).tables
     return "".join(f'\n<div class="groups">{table_in_html(one)}</div>' for one in parts)
 
 
 def excerpt_note(shown: int, total: int, why: str = "", noun: str = "tokens") -> str:
-    """HTML of a note that the page has only the first tokens; empty if it has all."""
+    """HTML of a note that the page has only the first tokens; empty if it has all of them."""
     if shown == total:
         return ""
     note = f"This page holds the first {shown:,} of {total:,} {noun}{why}; the numbers are for all."
@@ -392,7 +392,7 @@ class Classes:
         return [self._numbers.setdefault(one, len(self._numbers)) for one in zip(ids, names, strict=True)]
 
     def numbers_of_ids(self, ids: Array, names: Callable[[list[int]], Iterable[str | None]]) -> list[int]:
-        """Numbers of classes whose text follows from the id; -1 of no class."""
+        """Numbers of classes whose text follows from the id; -1 for no class."""
         unique, inverse = np.unique(ids, return_inverse=True)
         numbers = np.array(self.numbers(unique.tolist(), names(unique.tolist())), int)
         return cast("list[int]", np.where(unique < 0, -1, numbers)[inverse.reshape(-1)].tolist())
@@ -409,12 +409,12 @@ def plain(texts: Iterable[str | None], encode: Callable[[str], bytes]) -> list[s
 
 
 def as_object(columns: dict[str, str]) -> str:
-    """JSON object of columns that are JSON already."""
+    """JSON object of columns that are already JSON."""
     return "{" + ",".join(f'"{name}":{column}' for name, column in columns.items()) + "}"
 
 
 def as_json(value: object) -> str:
-    """JSON whose text cannot be reversed by marks of direction."""
+    """JSON whose text cannot be reversed by direction marks."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_BIDI_MARKS)
 
 
@@ -425,12 +425,12 @@ def numbers(values: Array, digits: int = 6) -> str:
 
 
 def shade_letters(css_class: Array) -> str:
-    """JSON text with a digit or letter for the look of each token."""
+    """JSON text with a digit or letter for the style of each token."""
     return f'"{"".join(["0123456789abcdefgh"[index] for index in css_class.tolist()])}"'
 
 
 def worst(values: Array, kept: Array) -> str:
-    """JSON of the tokens with the greatest values, from the greatest on; nan counts as infinite."""
+    """JSON of the tokens with the largest values, the largest first; nan counts as infinite."""
     order = highest(values.reshape(-1), values.size)
     return as_json(order[kept.reshape(-1)[order]][:_N_WORST].tolist())
 
@@ -460,7 +460,7 @@ def predictions(
 def predictions_of_responses(
     scores: Mapping[str, Array], top_tokens: Array, encode: Callable[[str], bytes], classes: Classes
 ) -> dict[str, str]:
-    """The same of responses of servers, which name the most likely classes, but may not know ids and ranks."""
+    """The same for servers' responses, which name the most likely classes but may lack ids and ranks."""
     top, logprobs = scores["top_ids"], scores["top_logprobs"]
     names = classes.numbers(known_ids(top), plain(top_tokens.reshape(-1).tolist(), encode))
     return {

@@ -119,7 +119,7 @@ def card(results: Mapping[str, Any]) -> str:
 
 
 def _metrics(result: Any) -> Iterator[dict[str, Any]]:
-    """The metrics of a result for a card; those of samples have no direction, since any metric may be logged."""
+    """The metrics of a result for a card; metrics of samples have no direction, since any metric may be logged."""
     for field, words in _METRICS.items():
         value, sketch = getattr(result, field, None), getattr(result, "sketch", None)
         is_bound = field == "mean_kl" and sketch is not None and not sketch["tail"]

@@ -85,7 +85,7 @@ class _TableFile(Sink):
         return table
 
     def columns(self) -> dict[str, Array]:
-        """The columns of a table without a path, after the work, for ``pandas.DataFrame`` and the like.
+        """The columns of a table without a path, once the work is done, for ``pandas.DataFrame`` and the like.
 
         Returns
         -------
@@ -244,7 +244,7 @@ class SequenceTable(_TableFile):
 
 
 def _as_unicode(text: list[str | None]) -> list[str | None]:
-    """Text that every encoding of Unicode has: half of a surrogate pair, which an array may hold, is replaced."""
+    """Text that every Unicode encoding can represent: an unpaired surrogate in an array is replaced."""
     try:
         "".join(filter(None, text)).encode()
     except UnicodeEncodeError:

@@ -46,7 +46,7 @@ def print_as(form: str, shown: Callable[[], Shown], figures: Callable[[], Any], 
 
 
 def show(shown: Shown) -> None:
-    """Print a title and tables, as wide as the terminal at most."""
+    """Print a title and tables, at most as wide as the terminal."""
     shown = escaped(shown)
     if os.environ.get("FORCE_COLOR") or (sys.stdout is not None and sys.stdout.isatty()):
         width = get_terminal_size((sys.maxsize, 0)).columns

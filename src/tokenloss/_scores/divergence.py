@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence between the predictions of two models, and its bound from their likeliest classes."""
+"""Kullback-Leibler divergence between the predictions of two models, and a bound on it from their likeliest classes."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def topk_divergence_bound(
 
 
 class _Errors(NamedTuple):
-    """The largest errors of log-probabilities by rounding: absolute for both, and relative to their size by model."""
+    """The largest rounding errors of log-probabilities: absolute for both, and relative to their size by model."""
 
     fixed: float
     base_step: float
@@ -309,7 +309,7 @@ class _Errors(NamedTuple):
 
 
 def _as_list(name: str, ids: Any, logprobs: Any) -> tuple[IntArray, Float64Array, float]:
-    """Ids (..., K), negative for none, their log-probabilities in float64, and the half step of their dtype."""
+    """Ids (..., K), negative for no class, their log-probabilities in float64, and half a step of their dtype."""
     classes, code = as_array(f"{name}_ids", ids, "an integer")
     if classes.ndim == 0:
         raise_error("shape", name=f"{name}_ids", got=(), fits="(..., K)")
@@ -360,7 +360,7 @@ def _bounds(
 
 
 def _roundings(fixed: float, step: float, logs: Float64Array) -> float | Float64Array:
-    """The largest error of each log-probability by rounding."""
+    """The largest rounding error of each log-probability."""
     return fixed + step * np.abs(np.where(logs == -np.inf, 0.0, logs)) if step else fixed
 
 

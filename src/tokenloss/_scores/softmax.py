@@ -202,7 +202,7 @@ def _softmax(is_log: bool, logits: Any, axis: Any, out: Any, workers: Any) -> An
 
 
 def _scores_along(array: Array, code: int, axes: tuple[int, ...]) -> _core.Scores:
-    """Scores whose classes lie along some axes."""
+    """Scores whose classes are along some axes."""
     if len(axes) == 1:
         return _core.Scores("logits", array, code, axes[0], array.shape)
     rows = _with_axes_last(array, axes)
@@ -210,7 +210,7 @@ def _scores_along(array: Array, code: int, axes: tuple[int, ...]) -> _core.Score
 
 
 def _with_axes_last(array: Array, axes: tuple[int, ...]) -> Array:
-    """The array with some axes at the end, as a single one: a view where the layout allows for it, else a copy."""
+    """The array with some axes moved to the end and merged: a view if the layout allows it, else a copy."""
     moved = np.moveaxis(array, axes, range(-len(axes), 0))
     rows: Array = moved.reshape(*moved.shape[: moved.ndim - len(axes)], math.prod(array.shape[i] for i in axes))
     return rows

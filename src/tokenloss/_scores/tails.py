@@ -27,7 +27,7 @@ def tails_of(
     scores: _core.Scores, excluded: IntArray, maxima: Float64Array, uniforms: Float64Array, epsilon: float,
     mask: BoolArray | None, workers: int | None,
 ) -> Tails:  # fmt: skip
-    """The tails of rows (n, V): classes without the excluded ones (n, k), of which negative ones are none.
+    """The tails of rows (n, V): classes without the excluded ones (n, k); negative ids exclude nothing.
 
     `maxima` are at least the largest logits of the tails. Draw i of s is at (i + uniform) / s of the cumulative sum,
     over ascending classes, of (p + epsilon T / N): p is the probability, T its sum over the tail, N the support.
@@ -44,7 +44,7 @@ def tails_of(
 
 
 def uniforms_of(seed: int, sequences: IntArray, positions: IntArray, count: int) -> Float64Array:
-    """Uniforms (n, count) of positions in sequences, which depend on nothing else: counter-based, by Philox 4x64-10."""
+    """Uniforms (n, count) that depend only on positions in sequences: counter-based, from Philox 4x64-10."""
     key = np.array([seed, 0], np.uint64)
     n_blocks = -(-count // WORDS_PER_BLOCK)
     found = np.empty((len(positions), count))

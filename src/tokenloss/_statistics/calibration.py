@@ -1,4 +1,4 @@
-"""`calibration`: whether the probabilities of arrays of scores are right as often as they say."""
+"""`calibration`: whether predicted probabilities match how often predictions are right."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def calibration(
     brier: bool = False,
     workers: int | None = None,
 ) -> Calibration:
-    """Whether predicted probabilities are right as often as they say, and the temperature that makes them so.
+    """Whether predicted probabilities match how often predictions are right, and the temperature that makes them match.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def token_columns(
 
 
 def with_moments(job: _core.TokenStats, *, has_second: bool) -> Columns:
-    """New columns that the job will fill beside those of `token_scores`: "confidence", perhaps "brier" and "variance".
+    """New columns that the job fills besides those of `token_scores`: "confidence", perhaps "brier" and "variance".
 
     The latter two take a second pass over each row, while it is in a cache.
     """
@@ -188,7 +188,7 @@ def with_moments(job: _core.TokenStats, *, has_second: bool) -> Columns:
 
 
 def class_probs(scores: Array, kind: str) -> Float64Array:
-    """The probabilities of few classes, of shape (V, tokens), from rows (tokens, V)."""
+    """The probabilities of the classes, of shape (V, tokens), from rows (tokens, V) with few classes."""
     array: Any = scores.astype(np.float64)
     array = np.ascontiguousarray((array if kind == "probs" else jobs.of_known_kind(softmax)(array)).T)
     if kind == "probs":

@@ -41,12 +41,12 @@ def binomial_tail(k: int, n: int) -> float:
 
 
 def mcnemar_p(lost: int, won: int) -> float:
-    """The p value of McNemar's exact test, two-sided, given how many samples only the one or the other gets right."""
+    """The two-sided p-value of McNemar's exact test, given how many samples only one of the models gets right."""
     return min(1.0, 2 * binomial_tail(min(lost, won), lost + won))
 
 
 def quantile_ranks(n: int, fraction: float, tail: float = TAIL) -> tuple[int, int]:
-    """Ranks, from 1, of the ordered values that bound a quantile of what n values were drawn from.
+    """Ranks, from 1, of the ordered values that bound a quantile of the distribution from which n values were drawn.
 
     It lies below the first, or above the second, with a probability of at most `tail` each: how many values lie below
     the quantile is binomial. A rank is 0, or n + 1, where no value bounds that end.
@@ -81,7 +81,7 @@ def student_tail(t: float, dof: float) -> float:
 
 
 def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
-    """Regularised incomplete beta function for an x below its mean, by the continued fraction; `rest` is 1 - x."""
+    """Regularized incomplete beta function for an x below its mean, by the continued fraction; `rest` is 1 - x."""
     if not x:
         return 0.0
     log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)
@@ -110,7 +110,7 @@ def binomial_interval(share: float, n: float, tail: float) -> tuple[float, float
 
 
 def _least_probability(share: float, n: float, tail: float) -> float:
-    """The probability with which at least this share of n trials succeeds as seldom as `tail`: a quantile of a beta."""
+    """The probability at which at least this share of n trials succeeds as rarely as `tail`: a quantile of a beta."""
     a, b = share * n, n - share * n + 1
     low, high = 0.0, share
     for _ in range(60 if share else 0):

@@ -107,7 +107,7 @@ class Measure(NamedTuple):
 
 
 def needed_count(count: int, radius: float, distance: float, tail: float, power: int = 2) -> float:
-    """About how many texts would narrow an interval, which has this radius with `count` texts, to this distance."""
+    """About how many texts narrow an interval to this distance, if it has this radius with `count` texts."""
     if not distance or not math.isfinite(radius):
         return math.inf
     if count < 2 or power == 1:

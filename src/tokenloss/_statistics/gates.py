@@ -1,4 +1,4 @@
-"""Gates: limits of statistics, each with a verdict from the interval of its statistic."""
+"""Gates: limits on statistics, each with a verdict from the interval of its statistic."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _cells(one: Verdict) -> tuple[str, ...]:
 
 
 class Limits(TypedDict, total=False):
-    """All gates; each result has those in its `GATES`."""
+    """All gates; each result supports the ones in its `GATES`."""
 
     max_perplexity: float | None
     max_loss: float | None
@@ -187,7 +187,7 @@ class Limits(TypedDict, total=False):
 
 
 class Limit(NamedTuple):
-    """A limit that was given: its gate, its value, and for a quantile the fraction of the tokens."""
+    """A given limit: its gate, its value, and for a quantile the fraction of the tokens."""
 
     gate: str
     value: float
@@ -224,7 +224,7 @@ def checked_limits(gates: Iterable[str], given: Mapping[str, Any]) -> list[Limit
 
 
 def _checked_limit(name: str, value: Any) -> float:
-    """A limit: a finite number of at least 0, and of a fraction at most 1."""
+    """A limit: a finite number >= 0, and for a fraction at most 1."""
     if name == "max_decisive_flips":
         return float(check_integer(name, value, "an integer of at least 0", least=0))
     if name.startswith("min_"):
@@ -286,7 +286,7 @@ def _rounded(number: float) -> int:
 
 
 def independent_note(measure: Measure, tail: float) -> list[str]:
-    """A note on what the interval takes as independent, for tokens and for very few sequences; else none."""
+    """A note on the units that the interval treats as independent, for tokens and very few sequences; else ""."""
     if measure.unit == "tokens":
         return [f"{count_of(measure.independent.count, 'token')}, taken as independent"]
     note = guess_note(measure.independent.factor(tail))
@@ -320,7 +320,7 @@ class Gated(Result):
     def check(
         self, *, confidence: float = 0.95, noise: GatedResult | None = None, **limits: Unpack[Limits]
     ) -> Verdicts:
-        """Check whether statistics keep to limits, for all texts of this kind and not only for these.
+        """Check whether statistics are within limits, for all texts of this kind and not only for these.
 
         A gate holds if the whole interval of its statistic does, and fails if the interval is beyond the limit;
         otherwise these texts cannot tell. A value that is nan or infinite fails; without any token, the gate cannot
@@ -409,7 +409,7 @@ class GatedResult(Gated):
         return {"": self}
 
     def _beside(self, noise: Any) -> Any:
-        """The result as it is judged beside a second run of the base."""
+        """The result as it is judged in comparison with a second run of the base."""
         return self
 
     @abstractmethod

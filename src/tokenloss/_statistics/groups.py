@@ -137,7 +137,7 @@ def label_text(by: str, label: int | str | None) -> str:
 
 
 def field_labels(values: Sequence[Any]) -> list[int | str | None] | None:
-    """Labels of a field's values: integers and text as they are, others as in JSON; None if any is a list or object."""
+    """Labels of a field's values: integers and text unchanged, others as in JSON; None if any is a list or object."""
     words = {True: "true", False: "false"}
     labels = [words[one] if isinstance(one, bool) else repr(one) if isinstance(one, float) else one for one in values]
     return labels if all(one is None or isinstance(one, int | str) for one in labels) else None
@@ -150,7 +150,7 @@ def check_number_of_groups(count: int, by: str) -> None:
 
 
 def label_key(label: int | str | None) -> tuple[bool, bool, int | str]:
-    """The sort key of a label: numbers before text, and None, of tokens without a label, at the end."""
+    """The sort key of a label: numbers come before text, and None, for tokens without a label, comes last."""
     return label is None, isinstance(label, str), 0 if label is None else label
 
 

@@ -306,7 +306,7 @@ class LossMeter(LossFigures):
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
     def _to_json(self) -> dict[str, Any]:
-        """The exact state, as JSON can hold it."""
+        """The exact state, as values for JSON."""
         values = {name: getattr(self, name) for name in self.__slots__}
         return {
             name: integer_text(value) if isinstance(value, int) else value.to_json() for name, value in values.items()
@@ -347,7 +347,7 @@ class LossMeter(LossFigures):
         return signature_of(**own | fields)
 
     def _loss_per(self, unit: str) -> Estimate:
-        """All losses over the bytes or words of their text; nan if these are known for only some of the tokens."""
+        """All losses divided by the bytes or words of their text; nan if known for only some of the tokens."""
         known, length = getattr(self, f"_with_{unit}"), getattr(self, f"n_{unit}")
         rate = math.nan if 0 < known < self._groups.count else self._tokens.numerators.sum_over(length)
         measure, by_text, tokens = self._measure(), self._by_text(unit), self._tokens
@@ -400,7 +400,7 @@ def add_lengths(meter: LossMeter, name: str, nll: Float64Array, lengths: IntArra
 
 
 def basis_of(meter: LossMeter) -> str:
-    """Words for what errors take as independent."""
+    """Words for the units that errors treat as independent."""
     if not meter.is_clustered:
         basis = f"{count_of(meter.count, 'token')}, taken as independent"
     else:
@@ -411,7 +411,7 @@ def basis_of(meter: LossMeter) -> str:
 
 
 def meter_to_json(meter: LossMeter) -> dict[str, Any]:
-    """The exact state of a meter, as JSON can hold it."""
+    """The exact state of a meter, as values for JSON."""
     return meter._to_json()
 
 
@@ -438,13 +438,13 @@ def in_bits(loss: Estimate) -> Estimate:
 
 
 def _check_length(name: str, value: Any) -> int:
-    """The length of a text; of several lengths, an error says what takes them."""
+    """The length of a text; several lengths are refused, and the error says where they belong."""
     instead = f"; give lengths of sequences to sequence_losses(..., {name}=...)" if hasattr(value, "__len__") else ""
     return check_integer(name, value, f"an integer of at least 0{instead}", least=0)
 
 
 def _token_sums(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None) -> ExactRatio:
-    """Sums over tokens that are taken as independent."""
+    """Sums over tokens that are treated as independent."""
     if sample_weight is None:
         if isinstance(nll, TokenScores):
             mask = nll.kept

@@ -1,4 +1,4 @@
-"""Power: which differences a sample can detect, how large a sample a difference takes, and Holm's correction."""
+"""Power: the differences that a sample can detect, the sample that a difference needs, and Holm's correction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST = 10**12  # texts
 
 
 def detectable(estimate: Estimate) -> float:
-    """The smallest difference that a two-sided test at 5 % finds with a probability of 80 %, given one with its errors.
+    """The smallest difference that a two-sided 5 % test detects with a probability of 80 %, given one with its errors.
 
     It is about 2.8 standard errors, and more for few sequences: exact for Student's t, whose degrees of freedom follow
     from the width of the interval.
@@ -45,7 +45,7 @@ def needed_for(estimate: Estimate, count: int, difference: float) -> int | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values adjusted for how many there are (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    """P-values adjusted for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
     adjusted, largest = [1.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         adjusted[i] = largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
@@ -64,7 +64,7 @@ def _dof_of(factor: float) -> float:
 
 
 def _noncentrality(dof: float) -> float:
-    """How many standard errors are detectable: the noncentrality that brings Student's t beyond its limit so often."""
+    """The detectable number of standard errors: the noncentrality at which Student's t exceeds its limit that often."""
     if dof >= _MANY:
         return _NORMAL
     limit = student_quantile(TAIL, dof)

@@ -47,7 +47,7 @@ class ExactRatio:
     def of_sums(
         cls, numerators: ExactMoments, sums: ExactMoments, products: int, denominators: Float64Array
     ) -> ExactRatio:
-        """Sums over pairs whose numerators, denominators and products are summed up already."""
+        """Sums over pairs whose numerators, denominators and products are already summed."""
         lengths = np.minimum(denominators, _LONGEST)
         squares = lengths * lengths
         cubes, fourths = _core.sum_of_products(squares, lengths), _core.sum_of_products(squares, squares)
@@ -91,7 +91,7 @@ class ExactRatio:
 
     @property
     def stderr(self) -> float:
-        """The standard error of the ratio, rounded once, pairs taken as independent; nan for fewer than two.
+        """The standard error of the ratio, rounded once, for independent pairs; nan for fewer than two.
 
         It is ``sqrt(n / (n - 1) * sum((y - ratio * x)**2)) / sum(x)`` for n pairs (y, x): with sequences as pairs, the
         error that is clustered by sequence. With each x = 1 it is that of a mean, from the sample's variance.
@@ -116,12 +116,12 @@ class ExactRatio:
         return self.factor()
 
     def factor(self, tail: float = TAIL) -> float:
-        """The same of an interval that the true ratio lies above, and below, with this probability each."""
+        """The same for an interval that the true ratio is above, and below, with this probability each."""
         return ratio_quantile(tail, self._equivalent_lengths()) if self.count > 1 else math.nan
 
     @property
     def effective_count(self) -> float:
-        """How many pairs of equal denominators weigh as much (Kish): ``sum(x)**2 / sum(x**2)``; nan of none."""
+        """The equivalent number of equal pairs (Kish): ``sum(x)**2 / sum(x**2)``; nan without pairs."""
         sums = self.denominators
         return sums.finite**2 / sums.squares if sums.squares else math.nan
 
@@ -147,7 +147,7 @@ class ExactRatio:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The exact sums, as JSON can hold them."""
+        """The exact sums, as values for JSON."""
         return {
             "numerators": self.numerators.to_json(),
             "denominators": self.denominators.to_json(),
@@ -184,12 +184,12 @@ def interval_above_0(mean: float, stderr: float, factor: float) -> tuple[float, 
 
 
 def interval_note(factor: float) -> str:
-    """Words about intervals that reach this many standard errors; "" for those of many sequences, which reach 1.96."""
+    """A note about intervals that reach this many standard errors; "" for many sequences, where they reach 1.96."""
     if not factor > 2:
         return ""
     return f"multiply ± by {factor:.3g} for a 95 % interval" + guess_note(factor)
 
 
 def guess_note(factor: float) -> str:
-    """Words about intervals of two sequences, or of one that is much longer than the others; "" for other intervals."""
+    """A note about intervals from two sequences, or from one much longer than the others; "" for other intervals."""
     return ", too few for more than a guess" if factor > 10 else ""

@@ -41,7 +41,7 @@ _MAX_SCALE = 2.0**30  # of logits: beyond it, the temperature is 0, or infinite
 
 
 class Tokens(NamedTuple):
-    """Kept tokens, by which means get errors: their weights and the numbers of their sequences, if given."""
+    """Kept tokens, which give means their errors: their weights and the numbers of their sequences, if given."""
 
     size: int
     weight: Float64Array | None = None
@@ -225,7 +225,7 @@ Calibration.__module__ = "tokenloss.results"
 
 
 def verdict_on_calibration(calibration: Calibration | None, limit: Limit, tail: float, void: str = "") -> Verdict:
-    """The verdict on a gate of the calibration error; `void` is why it means nothing."""
+    """The verdict on a gate of the calibration error; `void` is the reason why it is meaningless."""
     if calibration is None:
         raise_error(
             "not for", name=limit.gate, fits=f"limits calibration errors, which need {named('calibration', True)}"
@@ -277,7 +277,7 @@ class _Ordered:
 
 
 class _Bins:
-    """Tokens by bins of their predictions, and how far these are from the frequency of what they predict.
+    """Tokens by bins of their predictions, and how far these are from the frequency of the predicted events.
 
     A bin is open below and closed above, as in scikit-learn's `calibration_curve`: 1.0 is in the last one. Bins of
     equal mass end at quantiles of the predictions, so that equal ones share a bin.
@@ -314,7 +314,7 @@ class _Bins:
         return [0.0 if math.isnan(error) else error for error in errors]
 
     def excess(self, *, at_most: bool = False) -> float:
-        """What chance adds to the error: the mean size of normal gaps with their standard errors, less their size.
+        """The expected effect of chance: the mean size of normal gaps with their standard errors, minus their size.
 
         It is less the larger the true gaps are. The most that it may be takes each as a standard error smaller, and
         errors as at least those of independent tokens of a calibrated model.
@@ -448,7 +448,7 @@ def _classwise(tokens: Tokens, by_class: list[_Bins]) -> Estimate:
 
 
 def _brier_parts(tokens: Tokens, brier: float, by_class: list[_Bins], target: IntArray) -> dict[str, Estimate]:
-    """The decomposition of the Brier score (Murphy, J. Appl. Meteorol. 12, 1973), with what is left within bins."""
+    """The decomposition of the Brier score (Murphy, J. Appl. Meteorol. 12, 1973), with the remainder within bins."""
     rates = [tokens.value(target == number) for number in range(len(by_class))]
     pairs = [one.parts_of_brier(rate) for one, rate in zip(by_class, rates, strict=True)]
     reliability, resolution = map(math.fsum, zip(*pairs, strict=True))
@@ -459,7 +459,7 @@ def _brier_parts(tokens: Tokens, brier: float, by_class: list[_Bins], target: In
 
 
 def _d2(tokens: Tokens, nll: Float64Array, target: IntArray) -> Estimate:
-    """The fraction of the log loss explained: 1 less a ratio of sums."""
+    """The fraction of the log loss explained: 1 minus a ratio of sums."""
     sizes = np.bincount(target).astype(np.float64)
     if tokens.weight is not None:
         sums = sums_by_segment(tokens.weight, None, target)
@@ -475,7 +475,7 @@ def _d2(tokens: Tokens, nll: Float64Array, target: IntArray) -> Estimate:
 
 
 def _aurc(ordered: _Ordered) -> Estimate:
-    """The area under the risk-coverage curve, where tokens of equal confidence come together.
+    """The area under the risk-coverage curve, where tokens of equal confidence count together.
 
     Its error is that of its influence function: what each token adds to the risk at its own confidence, and below.
     """

@@ -102,7 +102,7 @@ class SequenceLosses(Result):
 
     @property
     def n_sequences(self) -> int:
-        """The number of sequences, those without tokens among them."""
+        """The number of sequences, including those without tokens."""
         return self.sequence.size
 
     def _main(self) -> dict[str, str]:
@@ -121,7 +121,7 @@ class SequenceLosses(Result):
         return figures | {name: int(array.sum()) for name, array in lengths.items() if array is not None}
 
     def _groups(self) -> ExactRatio:
-        """Sums over the sequences that have any token."""
+        """Sums over the sequences with at least one token."""
         columns = self.columns()
         mask, tokens = columns["count"] > 0, columns.get("sample_weight", columns["count"])
         return ExactRatio.of(columns["nll"][mask], tokens[mask].astype(np.float64))
@@ -413,7 +413,7 @@ def _segments(segment_ids: IntArray) -> _Layout:
 
 
 def sequence_numbers(segment_ids: Any, cu_seqlens: Any, shape: tuple[int, ...]) -> IntArray | None:
-    """The number of the sequence of each token, flat, which are given either way; None if they are not."""
+    """The number of the sequence of each token, flat, if sequences are given in either way; otherwise None."""
     if cu_seqlens is None:
         return None if segment_ids is None else check_segment_ids(segment_ids, shape).flatten()
     if segment_ids is not None:
@@ -423,7 +423,7 @@ def sequence_numbers(segment_ids: Any, cu_seqlens: Any, shape: tuple[int, ...]) 
 
 
 def places_of(segment_ids: IntArray) -> dict[str, Array]:
-    """Columns with the sequence of each token, given its number, and its place in it; both are -1 outside of any."""
+    """Columns with each token's sequence, given its number, and its place in it; both are -1 outside any sequence."""
     order = np.argsort(segment_ids, kind="stable")
     ordered = segment_ids[order]
     position = np.empty_like(order)
@@ -437,7 +437,7 @@ def check_segment_ids(value: Any, shape: tuple[int, ...]) -> Array:
 
 
 def check_offsets(value: Any, size: int) -> Array:
-    """Bounds of sequences that `size` tokens are made of."""
+    """Bounds of the sequences that make up `size` tokens."""
     offsets = np.array(_integers("cu_seqlens", value), order="C")  # a copy: another thread may change them
     if offsets.ndim != 1 or not offsets.size:
         raise_error("shape", name="cu_seqlens", got=offsets.shape, fits="(G + 1,), for G sequences")

@@ -1,4 +1,4 @@
-"""The tables of losses, which are imported when they are shown: most programs only want the numbers."""
+"""The tables of losses, imported only when they are shown: most programs only need the numbers."""
 
 from __future__ import annotations
 

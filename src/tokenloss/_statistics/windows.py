@@ -102,7 +102,7 @@ def windows(
 
 
 def _windows(n_tokens: int, size: int, stride: int, score: str) -> Iterator[tuple[slice, slice, BoolArray]]:
-    """The windows, of arguments that were checked."""
+    """The windows, given checked arguments."""
     first = 1  # token that is scored
     for start in range(0, n_tokens, stride):
         stop = min(start + size, n_tokens)
