@@ -50,7 +50,7 @@ def _nonblocking_opener(path: str, flags: int) -> int:
 
 
 class Stamp(NamedTuple):
-    """Identity and state of a file, which differ for another file and after a change."""
+    """Identity and state of a file, which change if the file changes or is replaced."""
 
     size: int
     modified_ns: int
@@ -82,7 +82,7 @@ def check_file_size(path: str, size: int, expected: int) -> None:
 
 
 def check_expansion(path: str, held: int, stored: int) -> None:
-    """Refuse data that need much more memory at once than the bytes of their file or store."""
+    """Refuse data that need far more memory at once than the size of their file or store."""
     factor = _MAX_EXPANSION if held <= _LARGE else _MAX_LARGE_EXPANSION
     if held > max(MEMORY_LIMIT, stored * factor):
         refuse(path, f"takes {held} bytes at once by its header", f"be at most {factor} times the {stored} of the file")
@@ -113,5 +113,5 @@ def bfloat16(path: str) -> np.dtype[Any]:
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether it is a dtype of scores."""
+    """Whether a dtype is one of scores."""
     return dtype.name in FLOAT_DTYPES

@@ -75,7 +75,7 @@ def content_of(paths: Sequence[str], kind: str | None = None) -> Content:
 
 
 def as_source(value: Any, *, shift: bool | None = None, name: str = "source") -> Source:
-    """The given source, or one for blocks or for files by their content; `shift` applies unless the source sets it."""
+    """The given source, or one for blocks, or for files by their content; `shift` applies unless the source sets it."""
     if isinstance(value, Source):
         return with_shift(value, shift)
     refuse_content(name, value, _FITS)

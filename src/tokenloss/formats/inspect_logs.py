@@ -57,7 +57,7 @@ def header_of(path: str) -> dict[str, Any]:
 
 
 def notes_of(path: str) -> list[str]:
-    """What readers of a comparison should know of a log."""
+    """Notes about a log for readers of a comparison."""
     header = header_of(path)
     config = header["eval"].get("config") or {}
     reducers = [name for name in config.get("epochs_reducer") or () if name != "mean"]
@@ -70,7 +70,7 @@ def notes_of(path: str) -> list[str]:
 
 
 def model_of(path: str) -> str:
-    """The name of the model of a log."""
+    """The name of a log's model."""
     return str(header_of(path)["eval"].get("model"))
 
 
@@ -106,7 +106,7 @@ def read_log(path: str) -> Iterator[tuple[Place, dict[str, Any]]]:
 
 
 def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The numbers of a scorer by name: its own, or those of a list or an object, as Inspect reads them."""
+    """The numbers of a scorer by name: its value, or the values in a list or an object, as Inspect reads them."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, one in items:
@@ -116,7 +116,7 @@ def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _number(value: Any) -> Any:
-    """The number that Inspect takes a value for, if it is text with a meaning; else the value."""
+    """The number that Inspect assigns to a text with a meaning, such as "C"; any other value unchanged."""
     return _VALUES.get(value, _VALUES.get(value.lower(), value)) if isinstance(value, str) else value
 
 
@@ -141,7 +141,7 @@ def _hash(value: Any) -> str:
 
 
 def _checked(header: dict[str, Any], place: Place) -> dict[str, Any]:
-    """A header, if it is of a version that is known."""
+    """The header, refused if its version is unknown."""
     check(header, _HEADER, "", place)
     if header.get("version") != _VERSION or "eval" not in header:
         fits = f"have version {_VERSION} of Inspect's logs: run `inspect log convert`"
@@ -153,7 +153,7 @@ def _checked(header: dict[str, Any], place: Place) -> dict[str, Any]:
 
 
 def _samples(path: str) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """The samples of a log as they are, and where each is."""
+    """The samples of a log as stored, and the place of each."""
     if not is_archive(path):
         for _, value in read_records(path):
             _checked(value, Place(path, 0))
@@ -169,7 +169,7 @@ def _samples(path: str) -> Iterator[tuple[Place, dict[str, Any]]]:
 
 
 def _by_epoch(name: str) -> tuple[str, int, str]:
-    """Sort key of a member: id and epoch, which its name ends in."""
+    """Sort key of a member: the id and the epoch at the end of its name."""
     head, _, epoch = name.removesuffix(".json").rpartition("_epoch_")
     return head, int(epoch) if epoch.isdecimal() else 0, name
 
@@ -185,7 +185,7 @@ def _archive(path: str) -> Iterator[zipfile.ZipFile]:
 
 
 def _member(archive: zipfile.ZipFile, path: str, name: str) -> tuple[dict[str, Any], Place]:
-    """The JSON object in a file of an archive, and its place; of several files with one name, the last counts."""
+    """The JSON object in a file of an archive, and its place; if several files have one name, the last counts."""
     info, place = archive.getinfo(name), Place(f"{path}: {name}", 0)
     check_expansion(place.path, info.file_size, Path(path).stat().st_size)
     unpacked = _unpacker(place, info.compress_type)

@@ -172,7 +172,7 @@ def _in_index(path: str) -> dict[str, Any]:
 
 
 def _weight_name(model: _HeadFiles) -> str:
-    """The name of the weight of the head: the one that was given, or a usual one.
+    """The name of the head's weight: the given one, or a usual one.
 
     That of the embedding is only taken where the config says so, and no head is there in another form, say quantized.
     """
@@ -196,7 +196,7 @@ def _weight_name(model: _HeadFiles) -> str:
 
 
 def _check_whole(model: _HeadFiles, name: str, biases: Sequence[str]) -> None:
-    """Refuse a weight that is a part of a head, say a quantized one, or that its model may not use as it is."""
+    """Refuse a weight that is part of a head, such as a quantized one, or that its model may not use unchanged."""
     got = None
     prefix = name.removesuffix("weight") if name.endswith(".weight") else None
     parts = [other for other in model.files if prefix and other.startswith(prefix) and other not in (name, *biases)]
@@ -234,7 +234,7 @@ def _norm(model: _HeadFiles, depth: int) -> tuple[str | None, tuple[Array, ...]]
 
 
 def _are_alike(model: _HeadFiles, *names: str) -> bool:
-    """Whether two weights are the same, by some of their rows."""
+    """Whether two weights are the same, judging by some of their rows."""
     first, second = (model.locate(name).load() for name in names)
     if first.shape != second.shape:
         return False
@@ -295,7 +295,7 @@ _WITH_HEAD = re.compile("CausalLM|ConditionalGeneration|LMHead|MTModel|ImageText
 
 
 def _may_change_logits(key: str) -> bool:
-    """Whether the name of a key suggests a scale or a cap of logits, so that it is refused where its effect is unknown.
+    """Whether the name of a key suggests a scale or cap of logits, so that it is refused if its effect is unknown.
 
     This is a judgement: a new name of such a key should be suspected, and the names of other keys should not be. A name
     is suspected if it speaks of logits, or of a scale and an output, unless it speaks of another part of the model.
@@ -334,7 +334,7 @@ class ModelConfig:
         self.says_tied: bool = self._ties == {True} and self.kind not in _T5.split()
 
     def why_not_tied(self) -> str | None:
-        """Why the embedding is not taken for the head; None if it is the head."""
+        """Why the embedding is not used as the head; None if it is the head."""
         if not self.exists:
             return f"no {_NAME} says that this is the head"
         said = (names if isinstance(names, list) else [names] for names in self._values("architectures"))
@@ -346,14 +346,14 @@ class ModelConfig:
         return f"{_NAME} has tie_word_embeddings {' and '.join(map(json.dumps, sorted(self._ties))) or 'nowhere'}"
 
     def check_classes(self, path: str, name: str, n: int) -> None:
-        """Refuse a head of another number of classes than the vocabulary, as transformers does."""
+        """Refuse a head whose number of classes differs from the vocabulary's, as transformers does."""
         sizes = [size for key in ("vocab_size", "decoder_vocab_size") for size in self._values(key)]
         if sizes and n not in sizes:
             got = f"{name} has {n} classes, and {_NAME} vocab_size {sizes[-1]}"
             refuse(path, got, "have as many, or come as FILE:NAME")
 
     def transform(self, logit_scale: float | None, softcap: float | None) -> Transform:
-        """The transform of the logits; a scale or a cap that is given, 0 for no cap, replaces that of the config."""
+        """The transform of the logits; a given scale or cap (0 for no cap) replaces the config's."""
         scale, cap, is_of_hidden = 1.0, 0.0, False
         for value, effect in self._effects(logit_scale is not None, softcap is not None):
             if effect == "caps":
@@ -372,7 +372,7 @@ class ModelConfig:
         return Transform(scale if logit_scale is None else logit_scale, cap or None, note, is_of_hidden)
 
     def _effects(self, scale_is_given: bool, cap_is_given: bool) -> Iterator[tuple[float, str]]:
-        """Each value that changes logits, and its effect; one that is not known is refused unless it is replaced."""
+        """Each value that changes logits, and its effect; an unknown one is refused unless it is replaced."""
         if self.kind in _T5.split() and self._scales_outputs():
             yield self._number("d_model") ** -0.5, "multiplies hidden states"
         suspects = {key for part in self._parts for key in part if _may_change_logits(key)}
@@ -394,7 +394,7 @@ class ModelConfig:
                 self._refuse(key, got)
 
     def _scales_outputs(self) -> bool:
-        """Whether a model like T5 scales its hidden states; older configs only say so by the tie."""
+        """Whether a model like T5 scales its hidden states; older configs show it only by the tied embedding."""
         said = [*self._values("scale_decoder_outputs"), *self._values("tie_word_embeddings"), True]
         return self.kind == "udop" or said[0] is not False
 

@@ -161,7 +161,7 @@ def seems_padded(source: Logprobs, values: Float64Array) -> bool:
 
 
 def refuse_padding(source: Logprobs) -> NoReturn:
-    """Raise an error that zeros may be padding, which would count as tokens."""
+    """Raise an error that zeros may be padding, which would be counted as tokens."""
     got = "its rows end in zeros, as those of padding do, which would count as tokens"
     fits = f"hold nan there, or come with {named('mask', 'NAME')}"
     refuse(source.path, got, fits)

@@ -50,7 +50,7 @@ class ArrayLocation(NamedTuple):
                 yield self.rows(file, start, min(start + most_rows, rows))
 
     def rows(self, file: BinaryIO, start: int, stop: int) -> Array:
-        """Some rows, counted in C order of the batch: a map where the layout allows for one, else a copy."""
+        """Some rows, counted in C order of the batch: a map if the layout allows it, else a copy."""
         *batch, classes = self.shape
         if self.order == "C":
             return self._map(file, start * classes * self.dtype.itemsize, (stop - start, classes))
@@ -79,7 +79,7 @@ def _mapped(array: Array) -> ArrayLocation | None:
 
 
 def check_map(array: Array) -> None:
-    """Refuse a mapped array, or a part of one, whose file changed: to read a shorter one would crash."""
+    """Refuse a mapped array, or a part of one, whose file changed: reading a shorter file would crash."""
     place = _mapped(array)
     if place is not None:
         with open_regular(place.path) as file:
@@ -96,7 +96,7 @@ def rows_at(array: Array, start: int, stop: int) -> Array:
 
 
 def _rows_of(array: Array, start: int, stop: int) -> Array:
-    """Rows of an array (..., V), counted in C order of the batch: a view where the layout allows it, else a copy."""
+    """Rows of an array (..., V), counted in C order of the batch: a view if the layout allows it, else a copy."""
     *batch, classes = array.shape
     if array.flags.c_contiguous or len(batch) < 2:
         return array.reshape(math.prod(batch), classes)[start:stop]

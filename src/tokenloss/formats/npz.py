@@ -63,7 +63,7 @@ class _Compressed(NamedTuple):
 
     @contextmanager
     def _stream(self) -> Iterator[IO[bytes]]:
-        """The decompressed data, behind their header."""
+        """The decompressed data after the header."""
         with open_regular(self.path) as file:
             check_stamp(self.path, file, self.place.stamp)
             with (
@@ -101,7 +101,7 @@ def _open(path: str, given: Sequence[str | None]) -> Archive:
 
 
 def _fitted(name: str, kind: str, scores: Any, parts: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The same arrays, if rows of the scores can be read one after the other."""
+    """The same arrays, refused unless the rows of the scores can be read one after the other."""
     del kind
     if isinstance(scores, _Compressed):
         if scores.place.order == "F" and len(scores.shape) > 1:

@@ -1,4 +1,4 @@
-"""The table of formats, the format of a file, and the files that paths, patterns and folders stand for."""
+"""The table of formats, the format of a file, and the files that paths, patterns and folders refer to."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def format_of(path: str) -> Format:
 
 
 def _refuse_pickle(path: str) -> NoReturn:
-    """Raise that a file is no data, but a program that makes them."""
+    """Raise an error that a file is not data but a program that makes data."""
     fits = "be saved by numpy.save, or by numpy.savez or safetensors.torch.save_file with arrays named logits and "
     fits += "targets, or logprobs (of tokens)"
     refuse(path, "is a pickle, as torch.save writes", fits)
@@ -113,7 +113,7 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
 
 
 def located(paths: Any) -> tuple[list[str], list[str]]:
-    """The paths given to an opener, and the files that they stand for."""
+    """The paths given to an opener, and the files that they refer to."""
     given = as_paths("paths", paths)
     if not given:
         raise_error("empty", name="paths", fits="a path, or paths")
@@ -121,7 +121,7 @@ def located(paths: Any) -> tuple[list[str], list[str]]:
 
 
 def check_different(paths: Sequence[str]) -> None:
-    """Refuse a file that is given twice, under whatever names."""
+    """Refuse a file that is given twice, even under different names."""
     seen: dict[object, str] = {}
     for path in paths:
         first = seen.get(identity(path))
@@ -145,7 +145,7 @@ def check_order(paths: Sequence[str], targets: Sequence[str], shift: bool | None
 
 
 def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Neighbors not in the order of their numbers, if all are in the order of letters, as a shell sorts them."""
+    """Neighbors not in the order of their numbers, if all files are in alphabetical order, as a shell sorts them."""
     return [
         (path, following)
         for path, following in itertools.pairwise(paths if list(paths) == sorted(paths) else ())

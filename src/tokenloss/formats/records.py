@@ -59,7 +59,7 @@ _IS_MARK = np.isin(np.arange(256), list(b'"{}'))  # bytes that show where object
 
 
 class Place(NamedTuple):
-    """A line of a file, or with line 0 a whole one, and a question to the whole file."""
+    """A line of a file, or with line 0 the whole file, and a question to the whole file."""
 
     path: str
     line: int
@@ -79,7 +79,7 @@ class Place(NamedTuple):
 
 
 def label_of(records: Sequence[dict[str, Any]], name: str | None, place: Place) -> Any:
-    """The label in a field, whose name may have dots, of the first record that has it: one, or a list of labels."""
+    """The label in a field, whose name may have dots, from the first record that has it: one, or a list of labels."""
     found = next((value for record in records if (value := _value_at(record, name or "")) is not None), None)
     labels = field_labels(found if isinstance(found, list) else [found])
     if labels is None:
@@ -88,7 +88,7 @@ def label_of(records: Sequence[dict[str, Any]], name: str | None, place: Place) 
 
 
 def _value_at(record: Any, name: str) -> Any:
-    """The value of a field, whose name may lead from object to object; None if missing."""
+    """The value of a field, whose name may lead through nested objects; None if missing."""
     if not isinstance(record, dict) or name in record:
         return record.get(name) if isinstance(record, dict) else None
     heads = (name[:i] for i, character in enumerate(name) if character == ".")
@@ -320,7 +320,7 @@ def _after_symbols(path: str, place: TextPlace, text: bytes, expected: str) -> s
 
 
 class _Scan:
-    """Finds where objects begin and end in the chunks of a JSON text, without looking at what they hold."""
+    """Finds where objects begin and end in the chunks of a JSON text, without looking inside them."""
 
     def __init__(self) -> None:
         """Start outside any object."""
@@ -349,7 +349,7 @@ class _Scan:
 
 
 def _check_long(path: str, place: TextPlace, text: bytearray, n_new: int) -> None:
-    """Refuse a record that goes on where it is too long, or where its beginning is malformed."""
+    """Refuse a record that is too long, or whose beginning is malformed."""
     if len(text) <= _LONG:
         return
     most = max(_LONG, min(_MOST, _MOST_EXPANSION * Path(path).stat().st_size))
@@ -361,7 +361,7 @@ def _check_long(path: str, place: TextPlace, text: bytearray, n_new: int) -> Non
 
 
 def _value(path: str, place: TextPlace, text: bytes | bytearray, is_whole: bool = True) -> Any:
-    """The value of a JSON text, if it is whole; else None, if it may be the beginning of one."""
+    """The value of a JSON text, if it is complete; None if it may be the beginning of one."""
     try:
         return parsed_json(text, place, is_record=True, is_whole=is_whole)
     except LargeJsonError as error:
@@ -406,7 +406,7 @@ _START = TextPlace()
 def parsed_json(
     text: bytes | bytearray, place: TextPlace = _START, *, is_record: bool = False, is_whole: bool = True
 ) -> Any:
-    """The value of a JSON text that begins at a place; None for the valid beginning of a text that is not whole.
+    """The value of a JSON text that begins at a place; None for the valid beginning of an incomplete text.
 
     The ValueError names the line, and the byte if known, what is wrong there, and what is accepted.
     """
@@ -461,7 +461,7 @@ def read_object(path: str, most_bytes: int) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; KeyError names a key that occurs twice, for which `json` would keep the last value."""
+    """The object; KeyError names a key that occurs twice, for which `json` would keep the last value."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise KeyError(collections.Counter(key for key, _ in pairs).most_common(1)[0][0])
@@ -472,7 +472,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # it reads NaN and Infin
 
 
 def _extent(text: bytes | bytearray) -> tuple[int, int]:
-    """Levels of lists and objects of a JSON text, and about the bytes that it and its values need."""
+    """Levels of lists and objects in a JSON text, and approximately the bytes that the text and its values need."""
     unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # the text itself, if it has no escapes
     depth, levels, is_inside, counts = 0, 0, False, np.zeros(256, np.int64)
     for start in range(0, len(unescaped), _CHUNK):
@@ -490,7 +490,7 @@ def _extent(text: bytes | bytearray) -> tuple[int, int]:
 
 
 def _half_a_pair(value: Any) -> str:
-    """The keys that lead to a string that is not Unicode."""
+    """The keys that lead to a string with an unpaired surrogate."""
     left = [("", value)]
     while left:
         keys, value = left.pop()

@@ -48,13 +48,13 @@ class Rounding(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The largest error of log-probabilities of this rounding, at most 0.01."""
+        """The largest error of log-probabilities with this rounding, at most 0.01."""
         if self.total and self.decimals <= _MOST_DECIMALS:
             return max(_FLOAT32_ERROR, min(0.01, 0.5 * 10.0**-self.decimals))
         return 0.01 if self.total and (self.is_bfloat16 or self.is_float16) else _FLOAT32_ERROR
 
     def half_steps(self, values: Array) -> Array:
-        """The largest error of each number by rounding, from its decimals or else its dtype."""
+        """The largest rounding error of each number, from its decimals or else its dtype."""
         if self.total and self.decimals <= _MOST_DECIMALS:
             return np.full(values.shape, 0.5 * 10.0**-self.decimals)
         bits = 8 if self.is_bfloat16 else 11 if self.is_float16 else 24 if self.is_float32 else 53
@@ -62,7 +62,7 @@ class Rounding(NamedTuple):
         return steps
 
     def __str__(self) -> str:
-        """In words, the coarsest rounding that fits; empty without numbers."""
+        """The coarsest rounding that fits, in words; empty without numbers."""
         if not self.total:
             return ""
         if self.decimals <= _MOST_DECIMALS:

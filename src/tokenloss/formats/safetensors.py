@@ -1,4 +1,4 @@
-"""Arrays as safetensors files hold them.
+"""Arrays in safetensors files.
 
 The header is read here and the arrays are mapped. The library would copy every slice, its older releases have no
 bfloat16 without torch, and its errors do not say where in the file they are.
@@ -79,7 +79,7 @@ def _open(path: str, given: Sequence[str | None]) -> Archive:
 def _fitted(
     is_of_vllm: bool, name: str, kind: str, scores: ArrayLocation, parts: dict[str, Any]
 ) -> tuple[ArrayLocation, dict[str, Any]]:
-    """The same arrays; hidden states and ids that vLLM writes for a request, (T, layers, D) and (T,), as a sequence."""
+    """The same arrays; vLLM's hidden states and ids of a request, (T, layers, D) and (T,), become a sequence."""
     parts.pop("tokens", None)  # the format has no text
     ids, shape = parts.get("input_ids"), scores.shape
     is_fit = is_of_vllm and kind in HIDDEN_NAMES and len(shape) in (2, 3)

@@ -1,4 +1,4 @@
-"""Samples of lm-evaluation-harness or Inspect: those of a task in a file, or those of several in a folder."""
+"""Samples of lm-evaluation-harness or Inspect: one task in a file, or several in a folder."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Samples(Source):
         return "" not in self.tasks
 
     def _lacks(self, need: Need) -> str:
-        """Why only `compare_samples` takes samples."""
+        """The reason why only `compare_samples` takes samples."""
         if need in ("plan", "resume"):
             return ""
         way = worded("compare_samples", "tokenloss compare BASE OTHER")
@@ -308,7 +308,7 @@ def _is_sample(record: dict[str, Any]) -> bool:
 
 
 def log_notes(path: str) -> list[str]:
-    """What readers of a comparison should know of a log of Inspect; empty for other files."""
+    """Notes about a log of Inspect for readers of a comparison; empty for other files."""
     return inspect_logs.notes_of(path) if _is_log(path) else []
 
 
@@ -415,7 +415,7 @@ def _brier(value: list[Any], place: Place) -> _Cell:
 
 
 def _number(value: Any) -> float | None:
-    """A number, a boolean, or the text of one; None of anything else."""
+    """A number, a boolean, or the text of one; None for anything else."""
     if isinstance(value, str):
         if value in ("True", "False"):
             return float(value == "True")
@@ -494,7 +494,7 @@ def _choice_metrics(
 
 
 def _choices(doc: Any, texts: list[str]) -> list[str]:
-    """Choices without the blank that the harness puts before each; empty if it is unknown whether it did."""
+    """Choices without the blank that the harness puts before each; empty if it is unknown whether it added one."""
     is_as_given = isinstance(doc, dict) and texts in doc.values()
     if not is_as_given and any(text[:1].isspace() for text in texts):
         if not all(text.startswith(" ") and not text[1:2].isspace() for text in texts):

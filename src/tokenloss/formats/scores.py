@@ -154,7 +154,7 @@ class Scores(Source):
 
 
 def joined_spec(specs: Sequence[FileSpec]) -> FileSpec:
-    """Files as one, whose rows follow each other."""
+    """Files as if they were one, with their rows one after the other."""
     if len(specs) == 1:
         return specs[0]
     return specs[0]._replace(shape=(sum(one.rows for one in specs), specs[0].classes), parts=(*specs,))
@@ -164,7 +164,7 @@ _JOINED = "targets", "input_ids", "attention_mask"  # arrays with a number for e
 
 
 def _open_joined(specs: Sequence[FileSpec], head: LmHead | None, span: Span | None) -> ScoresFile:
-    """The open files as one, or a span of their rows, with targets, ids or a mask if all have them.
+    """The open files as if they were one, or a span of their rows, with targets, ids or a mask if all files have them.
 
     Sequences of sketches are numbered on from file to file.
     """
@@ -196,7 +196,7 @@ def _open_joined(specs: Sequence[FileSpec], head: LmHead | None, span: Span | No
 
 
 def _numbered_on(files: Sequence[ScoresFile], first: int) -> list[Array | None]:
-    """The numbers of the sequences of all files, where those of each begin after those of the file before."""
+    """The numbers of the sequences of all files; each file's numbers begin after the previous file's."""
     numbers: list[Array | None] = []
     for file in files:
         own = file.segment_ids
@@ -230,7 +230,7 @@ def open_file(spec: FileSpec, head: LmHead | None = None) -> ScoresFile:
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    """Size and time of the last change of a file; None of a directory."""
+    """Size and time of the last change of a file; None for a directory."""
     status = Path(path).stat()
     return None if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
 

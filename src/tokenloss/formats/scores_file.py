@@ -180,7 +180,7 @@ class SketchFacts(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Some rows of files that are read as one, which are parts of a longer text."""
+    """Some rows of files that are read as one, being parts of a longer text."""
 
     start: int  # in these files
     stop: int
@@ -267,7 +267,7 @@ class LmHead(NamedTuple):
 def read_scores(
     form: Format, path: str, array: str | None, kind: str | None, targets_array: str | None, field: str | None = None
 ) -> ScoresFile:
-    """The open file of scores of a format, with the arrays that come with them, and one with the name of a field."""
+    """The open file of scores in a format, with the arrays that accompany them, and one with the name of a field."""
     if form.open is None:
         assert form.open_scores is not None
         return form.open_scores(path, array, kind, targets_array)
@@ -323,7 +323,7 @@ def _choose_scores(path: str, names: Collection[str], array: str | None, kind: s
 
 
 def _stored_parts(path: str, names: Collection[str], scores: str, targets_array: str | None) -> dict[str, str]:
-    """The parts that come with scores of this name, and their names in the file."""
+    """The parts that accompany scores of this name, and their names in the file."""
     parts = {part: part for part in (*PARTS, MASK) if part in names}
     for name in TARGETS if targets_array is None else (targets_array,):
         if name in names and name != scores:
@@ -349,7 +349,7 @@ def reject_array_name(path: str, *arrays: str | None) -> None:
 
 
 def _is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
-    """Whether a part belongs to scores. Input ids of another shape do not: the targets of scores may be elsewhere.
+    """Whether a part belongs to the scores. Input ids of another shape do not: targets may be in another file.
 
     Any other part of a shape that does not fit is refused, before memory of its size is used. The shape of class ids
     and the bounds of sequences are checked where they are used.
@@ -380,7 +380,7 @@ def _is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
 
 
 def _check_text(path: str, tokens: Array) -> None:
-    """Refuse what is no text, and code points beyond Unicode: NumPy makes strings of them that Python cannot have."""
+    """Refuse values other than text, and code points beyond Unicode, which NumPy's strings may contain."""
     if tokens.dtype.kind not in "UT":
         refuse(path, f"tokens has dtype {tokens.dtype}", "be text")
     if tokens.dtype.kind == "T":

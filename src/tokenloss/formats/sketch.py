@@ -1,4 +1,4 @@
-"""Sketches as sources, and what writes them from an engine's loop: `open_sketch` and `write_sketch`."""
+"""Sketches as sources, and their writer for an engine's loop: `open_sketch` and `write_sketch`."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def write_sketch(
 
 
 def checked_path(path: Any) -> str:
-    """The path of a file to write."""
+    """The checked path of a file to write."""
     place = as_path("path", path)
     if not is_sketch(place):
         raise_error("option", name="path", got=place, fits="a name that ends in .sketch")

@@ -1,4 +1,4 @@
-"""The file of a sketch: of each position the k most likely classes, and s classes drawn from the others.
+"""The file of a sketch: the k most likely classes of each position, and s classes drawn from the others.
 
 It is a safetensors file, whose arrays are listed in `_fields`. Draws are those of `uniforms_of` and `tails_of`.
 """
@@ -106,7 +106,7 @@ def _part(place: ArrayLocation, file: BinaryIO, start: int, stop: int) -> Array:
 
 
 def _facts(path: str, said: dict[str, str]) -> tuple[SketchFacts, int]:
-    """What the metadata say, and the number of classes."""
+    """The facts in the metadata, and the number of classes."""
     if said.get("kind") != "sketch":
         refuse(path, f"holds {said.get('kind') or 'no'} kind in its metadata", "hold 'sketch' there, to be a sketch")
     values = {}
@@ -138,7 +138,7 @@ def _masked(path: str, place: ArrayLocation, classes: int) -> Array:
 
 
 def _check_rows(path: str, start: int, rows: Array, facts: SketchFacts, classes: int) -> None:
-    """Refuse rows that no writer makes, such as those of a damaged file."""
+    """Refuse rows that no writer produces, such as in a damaged file."""
     ids, logits = rows["ids"], rows["logits"].astype(np.float64)
     top, drawn = ids[:, : facts.top], ids[:, facts.top :]
     of_top, known = logits[:, : facts.top], (rows["supports"] >= 0) & ~np.isnan(rows["log_normalizers"])
@@ -165,7 +165,7 @@ def _check_rows(path: str, start: int, rows: Array, facts: SketchFacts, classes:
 
 
 class _Begun(NamedTuple):
-    """What the first rows say about a file."""
+    """Facts about a file, from its first rows."""
 
     fields: np.dtype[Any]
     classes: int
@@ -205,7 +205,7 @@ class SketchWriter:
             self.n_kept += int(np.count_nonzero(rows["supports"] >= 0))
 
     def _count(self, sequences: Array) -> Array:
-        """The position of each row in its sequence, or among those outside of any; the rows are counted then."""
+        """The position of each row in its sequence, or among rows outside any sequence; it also counts the rows."""
         positions = np.empty(len(sequences), np.int64)
         for number in np.unique(sequences).tolist():
             where, before = np.flatnonzero(sequences == number), self._n_of.get(number, 0)
@@ -215,7 +215,7 @@ class SketchWriter:
         return positions
 
     def add(self, array: Any, kind: str, targets: Any, kept: BoolArray, sequences: IntArray | None) -> None:
-        """Add rows (n, V), with their targets if there are some, and the numbers of their sequences, if any."""
+        """Add rows (n, V), with their targets and the numbers of their sequences, if given."""
         rows, code = as_float_array("logits", array)
         if len(rows) == 0:
             return
@@ -278,7 +278,7 @@ class SketchWriter:
         return records
 
     def _note_masks(self, rows: Array, is_known: BoolArray, excluded: Array, exact: Array, supports: Array) -> None:
-        """Keep the classes that are impossible in all rows, as long as these are the same ones."""
+        """Keep the classes that are impossible in all rows, as long as all rows have the same ones."""
         if not self._is_shared or not is_known.any():
             return
         n_possible = np.isfinite(exact[:, : excluded.shape[1]]).sum(1) + supports
@@ -341,7 +341,7 @@ def flat_rows(scores: Array, code: int) -> Any:
 
 
 def logits_of(rows: Array, kind: str, mask: BoolArray) -> Array:
-    """The rows, if they have logits or log-probabilities; of probabilities their logarithms, in float64."""
+    """The rows, if they are logits or log-probabilities; for probabilities, their logarithms in float64."""
     if kind != "probs":
         return rows
     each = rows.reshape(-1, 1).astype(np.float64)
@@ -359,7 +359,7 @@ def check_sums(logsumexps: Float64Array, kind: str, rows: Array) -> None:
 
 
 def logits_at(rows: Array, ids: Array) -> Float64Array:
-    """The logits of classes, -inf of those with a negative id."""
+    """The logits of classes, -inf for negative ids."""
     values: Array = np.take_along_axis(rows, np.maximum(ids, 0).astype(np.int64), 1).astype(np.float64)
     return np.where(ids < 0, -np.inf, values)
 
@@ -368,7 +368,7 @@ def logits_at(rows: Array, ids: Array) -> Float64Array:
 def sketch_writer(
     path: str | os.PathLike[str], top: int, tail: int, seed: int, append: bool = False, workers: int | None = None
 ) -> Iterator[SketchWriter]:
-    """A writer of rows; the file is written at the end, and with `append` begins with the rows that it has."""
+    """A writer of rows; the file is written at the end, and with `append` it begins with its existing rows."""
     with contextlib.ExitStack() as stack:
         with write_errors(path):
             rows: Any = stack.enter_context(tempfile.TemporaryFile(dir=Path(path).absolute().parent))

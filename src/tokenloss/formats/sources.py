@@ -36,7 +36,7 @@ _NEEDS = {
 
 
 class TokenOptions(NamedTuple):
-    """Options that match rows with tokens; a candidate that has the defaults takes the options of its base."""
+    """Options that match rows with tokens; a candidate with the defaults takes its base's options."""
 
     targets: tuple[str, ...] = ()  # one file for each file of scores, or one for all
     segment_ids: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ def absolute(path: str) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Source:
-    """The input of `tokenloss.evaluate` and other functions: files that were opened, or blocks yet to be made.
+    """The input of `tokenloss.evaluate` and other functions: opened files, or blocks yet to be computed.
 
     Openers such as `open_scores` return one. It keeps no file open, so it can be pickled and sent to other processes.
 
@@ -198,14 +198,14 @@ def with_shift(source: _Source, shift: bool | None) -> _Source:
 
 
 def require(source: Source, need: Need, by: str) -> None:
-    """Raise unless a source has what an option needs; no other function refuses an option because of content."""
+    """Refuse an option that needs data which a source lacks; no other function refuses an option by content."""
     if got := source._lacks(need):
         raise_error("lacks", name=source.name, got=got, by=named(by), fits=_NEEDS[need])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Blocks(Source):
-    """Blocks of logits that are made one after the other; `blocks` returns them.
+    """Blocks of logits that are computed one after the other; `blocks` returns them.
 
     Attributes
     ----------
@@ -244,7 +244,7 @@ class Blocks(Source):
 
 
 def made_blocks(source: Blocks, first: int) -> Iterator[Any]:
-    """The blocks as the loop makes them, from a number on if a function makes them."""
+    """The blocks in the order in which the loop yields them, starting at a number if a function yields them."""
     found: Any = source.source
     name, fits = "source", "an iterable of blocks, which is read only once"
     if callable(found):

@@ -1,4 +1,4 @@
-"""Arrays as Zarr stores hold them, of versions 2 and 3, in directories and .zip files."""
+"""Arrays in Zarr stores of versions 2 and 3, in directories and .zip files."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _open(path: str, given: Sequence[str | None]) -> Archive:
 
 
 def _fitted(name: str, kind: str, scores: _Stored, parts: dict[str, Any]) -> tuple[_Stored, dict[str, Any]]:
-    """Scores that need no more memory than they may, and the arrays that come with them."""
+    """Scores that need no more memory than allowed, and the arrays that accompany them."""
     del name
     scores = scores._replace(array=_with_nan_for_missing_chunks(kind, scores.array))
     _check(scores, whole=False)
@@ -114,7 +114,7 @@ def _arrays(path: str, given: Sequence[str | None], sizes: Mapping[str, int]) ->
 
 
 def _with_nan_for_missing_chunks(kind: str, scores: Any) -> Any:
-    """Scores whose missing chunks are nan rather than 0, so that what was never written is not scored.
+    """Scores whose missing chunks are nan rather than 0, so that values never written are not scored.
 
     Only some classes of a row may all have the probability 0, and Zarr leaves out chunks that only hold fill values.
     """

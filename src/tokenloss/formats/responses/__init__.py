@@ -1,4 +1,4 @@
-"""Responses of servers: one reader of all layouts of JSON."""
+"""Responses of servers: one reader for all layouts of JSON."""
 
 from tokenloss.formats.responses.reader import PARTS_OF_RESPONSE as PARTS_OF_RESPONSE
 from tokenloss.formats.responses.reader import Failed as Failed

@@ -1,4 +1,4 @@
-"""Tokens of a response as a server wrote them, and the arrays that are made of them."""
+"""Tokens of a response as the server wrote them, and the arrays made from them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Listed:
         return len(self.logprobs[self.span])
 
     def has_number(self) -> bool:
-        """Whether any token has a log-probability, be it a sentinel."""
+        """Whether any token has a log-probability, even a sentinel."""
         return any(value is not None for value in self.logprobs[self.span])
 
     def part(self, start: int | None, stop: int | None) -> Listed:
@@ -167,7 +167,7 @@ def _objects(values: list[str | None]) -> Array:
 
 
 def _refuse_numbers(tokens: Listed) -> NoReturn:
-    """Refuse the first value that is no log-probability."""
+    """Refuse the first value that is not a log-probability."""
     tops = tokens.tops
     for i, value in enumerate(tokens.logprobs):
         if value is not None and not is_log_prob(value):
@@ -184,7 +184,7 @@ def lengths(
     texts: Sequence[str | None], spelled: Sequence[bytes | None] | None = None, own: str | None = None, *,
     is_completed: bool = False,
 ) -> list[int]:  # fmt: skip
-    """Length of each token in UTF-8; -1 where it is not known.
+    """Length of each token in UTF-8; -1 if unknown.
 
     By its bytes where the server gave them. Else by its text, if the texts make the response's own, or if none is of a
     part of a character, which is lost. A server may give all of a character to the last of its tokens. An end of

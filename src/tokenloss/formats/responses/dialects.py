@@ -159,7 +159,7 @@ def _classes_by_id(values: list[Any], field: str, place: Place) -> Tops:
 
 
 def _own(tops: Tops, ids: list[int] | None, field: str, place: Place) -> list[int | None]:
-    """The index of each of the prompt's own tokens among the classes, None of one without any; refused if uncertain."""
+    """The index of each of the prompt's tokens among its classes, None if it has none; refused if uncertain."""
     own: list[int | None] = []
     if ids is not None:
         listed = tops.ids
@@ -265,7 +265,7 @@ def _content(
 
 
 def _named(entries: list[Any]) -> tuple[list[str | None], list[int], list[bytes | None]]:
-    """Texts, ids and bytes of classes, an object each."""
+    """Texts, ids and bytes of classes, each given by an object."""
     raw = [entry.get("token") for entry in entries]
     texts, ids = _names(raw)
     for key in ("id", "token_id"):
@@ -330,7 +330,7 @@ def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
 
 
 def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, Listed]:
-    """Tokens of a choice's `logprobs`: what was generated, or an echo, which may hold the prompt, too."""
+    """Tokens of a choice's `logprobs`: the generated ones, or an echo, which may also contain the prompt."""
     value, ids, message = choice.get("logprobs"), choice.get("token_ids"), choice.get("message")
     text = choice.get("text") if message is None else message.get("content")
     if value is None:
@@ -384,7 +384,7 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> Li
 
 
 def _classes(meta: dict[str, Any], name: str, n: int, place: Place) -> Tops:
-    """Lists of classes: the most likely ones, or those that were asked for."""
+    """Lists of classes: the most likely ones, or the requested ones."""
     tops = _flat_tops(meta, name, n, place)
     if tops is None:
         lists = check_length(meta.get(name) or [None] * n, n, f"meta_info.{name}", place)
@@ -409,7 +409,7 @@ def _is_triple(value: Any) -> bool:
 def _certain(
     texts: list[str | None], ids: list[int], logprobs: list[Any], tops: Tops
 ) -> tuple[list[str | None], list[int]]:
-    """Texts and ids without those that are not certain: SGLang reports the last class of a prompt as class 0."""
+    """Texts and ids, without uncertain ones: SGLang reports the last class of a prompt as class 0."""
     texts, ids = list(texts), list(ids)
     for i, (start, end) in enumerate(tops.spans()):
         if ids[i] == 0:
@@ -422,7 +422,7 @@ _WIDTHS = {"float32": "<f4", "float64": "<f8", "int32": "<i4", "int64": "<i8"}
 
 
 def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> Tops | None:
-    """Lists of the most likely classes, which may come as one list of all positions, or as base64 of it."""
+    """Lists of the most likely classes, which may be given as one list of all positions, or as its base64."""
     lists: list[list[Any]] = []
     for kind in ("val", "idx"):
         key = f"{name}_{kind}_flat"

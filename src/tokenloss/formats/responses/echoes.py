@@ -1,4 +1,4 @@
-"""Echoes, lists that hold a prompt and what was generated after it, and prompts that several choices repeat."""
+"""Echoes, which are lists of a prompt and the text generated after it, and prompts that several choices repeat."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _check_text(
     value: dict[str, Any], choice: dict[str, Any], field: str, listed: Listed, usage: tuple[int | None, int | None],
     place: Place,
 ) -> None:  # fmt: skip
-    """Refuse an echo whose tokens do not make its text, since log-probabilities may then be of other tokens."""
+    """Refuse an echo whose tokens do not make up its text, since log-probabilities may then belong to other tokens."""
     text: Any = choice.get("text")
     texts: Any = listed.texts
     if not isinstance(text, str) or None in texts:
@@ -103,7 +103,7 @@ def _ascii(text: str) -> str:
 
 
 def _is_covered(text: str, texts: Sequence[str]) -> bool:
-    """Whether these tokens may make the text; some may be special, or parts of characters."""
+    """Whether these tokens may make up the text; some may be special, or parts of characters."""
     joined, last = "".join(texts), texts[-1]
     if joined == text or _is_within(text, joined):
         return True
@@ -125,7 +125,7 @@ def _is_within(text: str, joined: str) -> bool:
 
 
 def _is_shifted_rightly(text: str, texts: Sequence[str], finish: Any, usage: tuple[int | None, int | None]) -> bool:
-    """Whether an echo of llama-cpp-python is known to be of a prompt with a BOS.
+    """Whether an echo from llama-cpp-python is known to be of a prompt with a BOS.
 
     It lists the tokens for which there are rows, less the BOS. Without one it has all tokens of a prompt after which it
     ended, and else misses the last token. After a stop text this cannot be told.
@@ -161,7 +161,7 @@ def _by_usage(
 
 
 def _one_by_usage(value: dict[str, Any], listed: Listed, n_prompt: int, n_generated: int, place: Place) -> int | None:
-    """Number of a prompt's tokens in an echo; None if it cannot be told."""
+    """Number of a prompt's tokens in an echo; None if it cannot be determined."""
     n = len(listed)
     if n == n_prompt + n_generated:
         return n_prompt

@@ -118,7 +118,7 @@ class Response:
     asked_logprobs: Float64Array | None = None
 
     def __repr__(self) -> str:
-        """Show what it is of."""
+        """Show what it belongs to."""
         known = int(np.count_nonzero(~np.isnan(self.logprobs)))
         return f"Response(line={self.line}, choice={self.choice}, tokens={len(self.ids)}, with_number={known})"
 
@@ -277,7 +277,7 @@ def each_file(source: Responses) -> list[Responses]:
 
 
 def refuse_without_number(path: str, part: str) -> NoReturn:
-    """Raise that a file, and any other that is read with it, has no log-probability of a part."""
+    """Raise an error that a file, and any other read with it, has no log-probability of a part."""
     got = "holds no log-probability"
     if part == "prompt":
         got += " of a prompt, of whose first token no server gives any"
@@ -290,7 +290,7 @@ _PROMPTS = "it holds log-probabilities of a prompt, and those before it do not"
 
 
 def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> bool | None:
-    """Whether choices have log-probabilities of prompts, as known after this one: all, or none but single tokens."""
+    """Whether choices have log-probabilities of prompts, as known after this one: all but single tokens, or none."""
     prompt = choice.parts.get("prompt") or choice.parts.get("all")
     if prompt and prompt.has_number():
         if has_prompts is False:
@@ -315,7 +315,7 @@ def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str,
 
 
 def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"] | None, str]:
-    """The part that a file shows, None if nothing does, as with prompts of a single token, and its dialect."""
+    """The part that a file shows (None if it does not, as with prompts of a single token), and its dialect."""
     dialect = ""
     for place, _, body, reason, _ in _bodies(path):
         if reason:
@@ -393,7 +393,7 @@ def open_responses(
 
 
 def _part(paths: Sequence[str], ahead: Sequence[tuple[Literal["prompt", "generated"] | None, str]]) -> Any:
-    """The part that all files contain; None if no file shows it."""
+    """The part that all files contain; None if no file shows one."""
     shown = [(path, part) for path, (part, _) in zip(paths, ahead, strict=True) if part is not None]
     for path, part in shown:
         if part != shown[0][1]:

@@ -1,4 +1,4 @@
-"""Streams: the pieces of each response, joined to what the server would have sent at once."""
+"""Streams: the pieces of each response, joined into the response that the server would have sent at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def is_piece(value: dict[str, Any]) -> bool:
 
 
 def _joined(path: str, events: Iterable[tuple[int, dict[str, Any] | None]]) -> Iterator[Record]:
-    """The responses of streams that follow each other: one ends with `[DONE]`, or where another id begins."""
+    """The responses of consecutive streams: each ends with `[DONE]`, or where another id begins."""
     pieces: list[Record] = []
     for line, value in events:
         first = pieces[0].value if pieces else {}
@@ -79,7 +79,7 @@ def _responses(path: str, pieces: Sequence[Record], is_done: bool) -> Iterator[R
 
 
 def _add_piece(value: dict[str, Any], piece: dict[str, Any], place: Place) -> None:
-    """Add a piece to its response, whose choices are by index until it is whole."""
+    """Add a piece to its response, whose choices are by index until it is complete."""
     check(piece, _PIECE, "", place)
     choices = value.setdefault("choices", {}) if piece.get("choices") is not None else {}
     for i, choice in enumerate(piece.get("choices") or []):
@@ -93,7 +93,7 @@ def _add_piece(value: dict[str, Any], piece: dict[str, Any], place: Place) -> No
 
 
 def _add(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Add what a piece says: texts and lists of tokens go on; of others, the last that is known counts."""
+    """Add the content of a piece: texts and lists of tokens are extended; other values replace earlier ones."""
     for name, value in new.items():
         before: Any = old.get(name)
         if value is None:

@@ -1,4 +1,4 @@
-"""Tokens held against the bytes of the text that they are of."""
+"""Tokens checked against the bytes of their text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _CONTINUATION = bytes(range(128, 192))  # bytes that go on with a character in U
 
 
 class AlignedText:
-    """The bytes of a text file, against which ids are held, block by block.
+    """The bytes of a text file, against which ids are checked block by block.
 
     The file is that of all texts of the ids in their order. Between two of them, after special tokens, and at the end,
     there may be white space that no token holds; it belongs to none. Where a tokenizer drops white space between
@@ -80,7 +80,7 @@ class AlignedText:
         return starts, stops
 
     def end(self) -> None:
-        """Refuse a file that goes on after the last token."""
+        """Refuse a file that continues after the last token."""
         with self._opened() as text:
             at = _after_spaces(text, self._at)
             if at < len(text):
@@ -100,7 +100,7 @@ class AlignedText:
                 yield text
 
     def _lay(self, text: _Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
-        """Lay tokens over the text, each beside the one before it, but for white space where a text begins."""
+        """Match tokens with the text, one right after the other, except for white space where a text begins."""
         prefixed = self._tokenizer.prefixed(ids, is_first)
         joined, offsets = self._written(ids, is_first)
         gaps, lengths = np.zeros_like(ids), np.diff(offsets)
@@ -136,7 +136,7 @@ class AlignedText:
         return b"".join(pieces), np.append(0, np.cumsum([*map(len, pieces)]))
 
     def _gap(self, text: _Text, written: bytes) -> int | None:
-        """The amount of white space before the bytes that a text, or the rest of it, writes; None if they differ.
+        """The amount of white space before the bytes of a text, or of the rest of it; None if they differ.
 
         White space is searched in growing pieces, since there may be as many texts as blanks.
         """
@@ -152,7 +152,7 @@ class AlignedText:
             most *= 2
 
     def _lay_words(self, text: _Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
-        """Lay tokens over what is not white space in the text."""
+        """Match tokens with the text's characters other than white space."""
         joined, offsets = self._written(ids, is_first)
         found, places = _without_spaces(text, self._at, len(joined))
         if found != joined:
@@ -170,7 +170,7 @@ class AlignedText:
         return starts, stops
 
     def _refuse_part(self, text: _Text, ids: IntArray, first: int, offsets: IntArray, written: bytes) -> NoReturn:
-        """Refuse tokens from `first` on, which write what the text does not hold, at the white space that fits best."""
+        """Refuse tokens from `first` on, which differ from the text, at the white space that fits best."""
         last = min(_after_spaces(text, self._at), self._at + _MOST_GAPS) if self._is_blank else self._at
         common = {at: _first_difference(text[at : at + len(written)], written) for at in range(self._at, last + 1)}
         at = max(common, key=common.__getitem__)
@@ -184,7 +184,7 @@ class AlignedText:
     def _refuse(
         self, text: _Text, ids: IntArray, k: int, piece: bytes, at: int, found: bytes, expected: bytes
     ) -> NoReturn:
-        """Refuse token k at a byte of the text, by what the text has around the difference, and what it should have."""
+        """Refuse token k at a byte of the text; the message shows the text there, and the expected text."""
         goes_on = f"goes on with {text[at : at + _SHOWN]!r}" if at < len(text) else "ends"
         token = f"token {self._n_tokens + k} of {self._place}, id {ids[k]}, is {piece!r}"
         got = f"line {_line(text, at)} {goes_on}, and {token}"
@@ -203,7 +203,7 @@ class AlignedText:
 
 
 def _solid(tokenizer: Tokenizer) -> Tokenizer:
-    """A tokenizer without the white space in its tokens, which those that were added may hold."""
+    """A tokenizer without the white space in its tokens, which added tokens may contain."""
     said = tokenizer.said
     pieces = {i: _WIDE_SPACE.sub(b"", b"".join(piece.split())) for i, piece in said.pieces.items()}
     special = said.special.union(i for i, piece in pieces.items() if said.pieces[i] and not piece) - said.unknown

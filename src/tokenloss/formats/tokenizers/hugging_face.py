@@ -1,4 +1,4 @@
-"""The bytes of tokens by a `tokenizer.json`, the file of the library tokenizers.
+"""The bytes of tokens from a `tokenizer.json`, the file of the tokenizers library.
 
 Its decoder says how the pieces of its vocabulary become text, and its normalizer and pre-tokenizer what the pieces hold
 of a text. Where both agree on what is known here, a piece has its bytes; else the part is refused by name.
@@ -73,7 +73,7 @@ def read(said: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:
 
 
 def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]], encode: list[_Step]) -> None:
-    """Refuse what changes a text before the model reads it, if the decoder does not change it back."""
+    """Refuse steps that change a text before the model reads it, unless the decoder changes it back."""
     for step in splits:
         if step["type"] not in (*_KEEPING, *_DROPPING):
             raise ValueError(f"its pre_tokenizer has a step that is not known: {str(step)[:_SHOWN]}")
@@ -163,7 +163,7 @@ def _byte_or_text(piece: str) -> str | bytes:
 
 
 def _normalized(normalizers: list[dict[str, Any]], content: str) -> str:
-    """The form in which an added token is looked for, if texts are normalized first."""
+    """The form of an added token in texts that are normalized first."""
     for step in normalizers:
         match step:
             case {"type": "Prepend", "prepend": str(mark)}:
@@ -174,7 +174,7 @@ def _normalized(normalizers: list[dict[str, Any]], content: str) -> str:
 
 
 def _changes_length(step: dict[str, Any], encode: list[_Step], is_byte_level: bool) -> bool:
-    """Whether a step of a normalizer writes other text of another length, which the decoder does not change back."""
+    """Whether a step of a normalizer changes the length of the text, and the decoder does not change it back."""
     match step:
         case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old != " ":
             return len(new.encode() if is_byte_level else _written(encode, new)) != len(old.encode())
@@ -182,7 +182,7 @@ def _changes_length(step: dict[str, Any], encode: list[_Step], is_byte_level: bo
 
 
 def _scheme(step: dict[str, Any]) -> str:
-    """The parts of a text before which a pre-tokenizer puts a space: "never" any, the "first", or "always" each."""
+    """The parts of a text before which a pre-tokenizer puts a space: "never", the "first", or "always"."""
     if step["type"] not in ("ByteLevel", "Metaspace"):
         return "never"
     return str(step.get("prepend_scheme", "always" if step.get("add_prefix_space") else "never"))
@@ -197,7 +197,7 @@ def _adds_spaces(splits: list[dict[str, Any]]) -> bool:
 def _prefix(
     normalizers: list[dict[str, Any]], splits: list[dict[str, Any]], added: list[dict[str, Any]]
 ) -> tuple[_Prefix, frozenset[int]]:
-    """When a space is put before a text, and the ids after which it is put there again."""
+    """When a space is put before a text, and the ids after which another one is put."""
     if any(step["type"] == "Prepend" for step in normalizers):
         again = (token["id"] for token in added if token.get("special") or not token.get("normalized"))
         return "always", frozenset(again)
@@ -219,7 +219,7 @@ def _bos(processor: Any) -> frozenset[int]:
 
 
 def _drops_text(step: dict[str, Any]) -> bool:
-    """Whether a pre-tokenizer leaves out a part of the text, for all that is known; then it needs the text itself."""
+    """Whether a pre-tokenizer may leave out a part of the text, so that the text itself is needed."""
     if step["type"] in _DROPPING or str(step.get("behavior")).lower() != "removed":
         return step["type"] in _DROPPING
     # one that keeps what it matches, and matches white space last, as patterns of tiktoken do, keeps all

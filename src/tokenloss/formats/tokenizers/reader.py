@@ -169,7 +169,7 @@ def _config(path: str) -> dict[str, Any]:
 
 
 def _added(path: str) -> list[dict[str, Any]]:
-    """The tokens that the configuration beside a tokenizer adds to it."""
+    """The tokens that the configuration next to a tokenizer adds to it."""
     return [{**token, "id": int(i)} for i, token in _config(path).get("added_tokens_decoder", {}).items()]
 
 

@@ -18,7 +18,7 @@ BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of SentencePiece
 
 
 def byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
-    """Choose the function that turns a token into its bytes, by the way in which this vocabulary writes spaces."""
+    """Choose the function that turns a token into its bytes, depending on how the vocabulary writes spaces."""
     tokens = {token for token in text if token}
     # Maltese has these letters, too, but its tokens then hold more plain spaces
     if sum("Ġ" in token or "Ċ" in token for token in tokens) > sum(" " in token for token in tokens):
@@ -45,7 +45,7 @@ def _from_sentencepiece(token: str) -> bytes:
 
 
 def decoded(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Iterator[str | None]:
-    """Decode tokens one by one; a character that is spread over several tokens comes with the last of them."""
+    """Decode tokens one by one; a character that spans several tokens is decoded with the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in text:
         yield None if token is None else decoder.decode(encode(token))

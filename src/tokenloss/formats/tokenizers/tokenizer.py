@@ -37,7 +37,7 @@ class Vocabulary(NamedTuple):
 
 
 def check_spaces(pieces: Collection[str]) -> None:
-    """Refuse a vocabulary with bytes that lacks ▁, its space: the three bytes of this would make one space."""
+    """Refuse a vocabulary with bytes that lacks ▁, its space: the three bytes of ▁ would make one space."""
     if "▁" not in pieces:
         raise ValueError("it has no piece ▁, so that it writes a space as three tokens of a byte, <0xE2><0x96><0x81>")
 
@@ -64,7 +64,7 @@ class Tokenizer:
 
     @property
     def range_of_ids(self) -> str:
-        """The ids that there are, for messages."""
+        """The range of valid ids, for messages."""
         hint = "; its lines hold no special ids: tokenizer.json or tokenizer_config.json beside it would name them"
         return f"[0, {len(self.pieces)}), the ids of {self.path}{hint * self.said.lacks_special}"
 
@@ -93,12 +93,12 @@ class Tokenizer:
         return lengths
 
     def lengths_of(self, ids: IntArray) -> IntArray:
-        """Lengths of the pieces of ids that were checked."""
+        """Lengths of the pieces of checked ids."""
         lengths: IntArray = self.n_bytes[np.maximum(ids, 0)] * (ids >= 0)
         return lengths
 
     def is_open(self, ids: Array, is_first: Array) -> bool:
-        """Whether the last text that begins here has written nothing yet, so that the next token is its first, too."""
+        """Whether the last text that begins here has written nothing yet, so that the next token is also its first."""
         starts = np.flatnonzero(is_first)
         return bool(len(starts)) and not self.lengths_of(np.asarray(ids)[starts[-1] :]).any()
 
