@@ -1,19 +1,20 @@
 /* Lanes are vectors of a panel, so the matrix is read as it lies in memory: each pair of its elements is broadcast.
- * Of 96 or 48 of its rows, which stay in the second cache, 12 at a time are multiplied with a panel: 24 accumulators,
- * enough to hide the latency of additions, and two broadcasts or loads for each three. Sums are transposed at the
- * end. */
+ * Of 96 or 48 of its rows, which stay in the second cache, 6 at a time are multiplied with a panel: 24 accumulators,
+ * enough to hide the latency of additions. More rows at a time would need fewer loads, but rows that are a power of two
+ * apart compete for the 8 lines of one set of the first cache. Sums are transposed at the end. */
 #include "matmul_bf16.h"
 
 #define LANES 16
-#define TILE 12         /* rows of the matrix whose products are in registers */
-#define SLAB 256        /* elements whose products are added in registers, and then to the sums */
-#define L2_DEPTH 1024 /* up to here, TL_BF16_CLASSES rows stay in the second cache; else half of them */
+#define TILE 6        /* rows of the matrix whose products are in registers */
+#define SLAB 256      /* elements whose products are added in registers, and then to the sums */
+#define L2_DEPTH 2048 /* up to here, TL_BF16_CLASSES rows stay in the second cache; else half of them */
 
-_Static_assert(TL_BF16_PANEL == 2 * LANES, "a panel has two vectors, or one");
+_Static_assert(TL_BF16_PANEL == 4 * LANES, "a panel has four vectors, or fewer");
 _Static_assert(TL_BF16_CLASSES % (2 * TILE) == 0 && TL_BF16_CLASSES % (2 * LANES) == 0, "blocks are whole tiles");
 
 static int64_t lanes_of_panel(int64_t count, int64_t start) {
-    return count - start <= LANES ? LANES : TL_BF16_PANEL;
+    int64_t lanes = (count - start + LANES - 1) / LANES * LANES;
+    return lanes < TL_BF16_PANEL ? lanes : TL_BF16_PANEL;
 }
 
 int64_t tl_bf16_panels_bytes(int64_t count, int64_t depth) {
@@ -48,8 +49,8 @@ int tl_has_matmul_bf16(const tl_backend *backend) { return backend == &tl_avx512
 
 /* Adds the products of a pair of elements of each row, or of a single one, to the accumulators. */
 TARGET TL_INLINE void add_pair(const char *row, ptrdiff_t stride, int is_single, const char *panel, int vectors,
-                               __m512 acc[TILE][2]) {
-    __m512bh pair[2];
+                               __m512 acc[TILE][4]) {
+    __m512bh pair[4];
     for (int v = 0; v < vectors; v++)
         pair[v] = (__m512bh)_mm512_load_si512(panel + v * 64);
     for (int c = 0; c < TILE; c++, row += stride) {
@@ -64,7 +65,7 @@ TARGET TL_INLINE void add_pair(const char *row, ptrdiff_t stride, int is_single,
 /* Adds the products of `depth` elements of TILE rows to their sums. */
 TARGET TL_INLINE void add_slab(const char *rows, ptrdiff_t stride, int64_t depth, const char *panel, int vectors,
                                float *sums) {
-    __m512 acc[TILE][2];
+    __m512 acc[TILE][4];
     for (int c = 0; c < TILE; c++)
         for (int v = 0; v < vectors; v++)
             acc[c][v] = _mm512_setzero_ps();
@@ -82,15 +83,19 @@ TARGET TL_INLINE void add_slab(const char *rows, ptrdiff_t stride, int64_t depth
         }
 }
 
-TARGET TL_OUTLINE void add_slab_of_16(const char *rows, ptrdiff_t stride, int64_t depth, const char *panel,
-                                      float *sums) {
-    add_slab(rows, stride, depth, panel, 1, sums);
-}
+typedef void slab_adder(const char *rows, ptrdiff_t stride, int64_t depth, const char *panel, float *sums);
 
-TARGET TL_OUTLINE void add_slab_of_32(const char *rows, ptrdiff_t stride, int64_t depth, const char *panel,
-                                      float *sums) {
-    add_slab(rows, stride, depth, panel, 2, sums);
-}
+/* The same for a number of vectors that is known to the compiler. */
+#define ADD_SLAB(vectors)                                                                                         \
+    TARGET TL_OUTLINE void add_slab_of_##vectors(const char *rows, ptrdiff_t stride, int64_t depth, const char *panel, \
+                                                 float *sums) {                                                   \
+        add_slab(rows, stride, depth, panel, vectors, sums);                                                      \
+    }
+ADD_SLAB(1)
+ADD_SLAB(2)
+ADD_SLAB(3)
+ADD_SLAB(4)
+static slab_adder *const add_slab_of[] = {add_slab_of_1, add_slab_of_2, add_slab_of_3, add_slab_of_4};
 
 /* Writes 16 vectors of sums, `stride` floats apart, as their columns: the first `count` columns, `width` of each. */
 TARGET static void store_transposed(const float *sums, int64_t stride, int64_t count, int64_t width, char *out,
@@ -128,8 +133,8 @@ TARGET static void multiply_panel(const char *weights, ptrdiff_t stride, int64_t
             int is_whole = count - c >= TILE;
             for (int i = 0; i < TILE && !is_whole; i++) /* the last row is repeated */
                 memcpy(copied[i], rows + (c + i < count ? i : count - c - 1) * stride, (size_t)depth * 2);
-            (lanes == LANES ? add_slab_of_16 : add_slab_of_32)(is_whole ? rows : *copied, is_whole ? stride : 2 * SLAB,
-                                                              depth, panel + k / 2 * lanes * 4, sums + c * lanes);
+            add_slab_of[lanes / LANES - 1](is_whole ? rows : *copied, is_whole ? stride : 2 * SLAB, depth,
+                                           panel + k / 2 * lanes * 4, sums + c * lanes);
         }
     for (int64_t lane = 0; lane < lanes; lane += LANES)
         for (int64_t c = 0; c < count; c += LANES)
