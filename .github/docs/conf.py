@@ -24,6 +24,12 @@ copyright = author  # noqa: A001 -- the name that Sphinx reads
 version = release = tokenloss.__version__
 # the address of the repository, to which links lead that leave this folder
 repository = os.environ.get("REPOSITORY", "https://example.com/owner/tokenloss")
+# what the page try.md runs: the last Pyodide with Python 3.13, by default from its CDN, the package's wheel for it,
+# without which the page has no form, and a sample
+pyodide_version = "0.29.5"
+pyodide = os.environ.get("PYODIDE", f"https://cdn.jsdelivr.net/pyodide/v{pyodide_version}/full/")
+wheel = os.environ.get("WHEEL")
+sample = Path(__file__).parents[2] / "tests" / "data" / "vllm.json"
 
 extensions = ["sphinx.ext.autosummary", "numpydoc", "myst_parser", "sphinx_copybutton", "sphinx_design"]
 myst_enable_extensions = ["colon_fence"]
@@ -40,11 +46,11 @@ numpydoc_class_members_toctree = False
 
 migration_guides = [f"how-to/{path.stem}" for path in Path(__file__).parent.glob("how-to/from-*.md")]
 html_theme = "pydata_sphinx_theme"
-html_static_path = ["static"]
+html_static_path = ["static", *((str(sample), wheel) if wheel else ())]
 html_css_files = ["site.css"]
 html_title = "tokenloss"
 html_show_sourcelink = False
-html_sidebars = {name: [] for name in ("index", "get-started", "at-scale", "gallery", "changelog")}
+html_sidebars = {name: [] for name in ("index", "get-started", "try", "at-scale", "gallery", "changelog")}
 html_theme_options = {
     "logo": {"text": f"tokenloss {version}"},
     "icon_links": [{"name": "Repository", "url": repository, "icon": "fa-solid fa-code-branch"}],
@@ -52,7 +58,7 @@ html_theme_options = {
     "navigation_with_keys": False,
     "show_prev_next": True,
     "show_nav_level": 2,
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 6,
     # pairs of code blocks take the place of the table of contents
     "secondary_sidebar_items": {"**": ["page-toc", "edit-this-page"], **{guide: [] for guide in migration_guides}},
     "footer_start": ["copyright"],
@@ -159,6 +165,13 @@ def group_sidebar(app, name, template, context, doctree):
     context["generate_toctree_html"] = grouped
 
 
+def load_form(app, name, template, context, doctree):
+    """On the page that runs the package in the browser, load the form's script, with what it runs."""
+    if name == "try" and wheel:
+        data = {"pyodide": pyodide, "version": pyodide_version, "wheel": Path(wheel).name, "sample": sample.name}
+        app.add_js_file("try.js", type="module", **{f"data-{key}": value for key, value in data.items()})
+
+
 def link_to_repository(app, name, source):
     """Make links that leave this folder lead to the repository, as they do where the forge shows the page."""
     depth = name.count("/") + 2  # folders between the page and the root of the repository
@@ -180,6 +193,7 @@ def setup(app):
     app.connect("source-read", cards)
     app.connect("source-read", pairs)
     app.connect("html-page-context", group_sidebar, priority=900)
+    app.connect("html-page-context", load_form)
     app.connect("build-finished", check_members)
     app.connect("build-finished", redirect)
     app.connect("build-finished", write_schema)

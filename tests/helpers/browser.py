@@ -12,8 +12,8 @@ from urllib.parse import quote
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND",
-    "--remote-debugging-pipe",
+    "--disable-background-networking", "--disable-component-update",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-pipe",
 )  # fmt: skip
 # Chromium reads commands from descriptor 3 and writes to 4.
 LAUNCH = """
@@ -80,17 +80,28 @@ class Browser:
         return json.loads(message)
 
     def open(self, path, width=1000, height=700, scheme="light", touch=False, fragment="", query=""):
-        """Load a file in a window of this size."""
+        """Load a file, or an address, in a window of this size."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        address = path.as_uri() + f"?q={quote(query)}" * bool(query) + f"#{fragment}" * bool(fragment)
+        address = path if isinstance(path, str) else path.as_uri()
+        address += f"?q={quote(query)}" * bool(query) + f"#{fragment}" * bool(fragment)
         for url in "about:blank", address:  # a fragment alone loads nothing
             self.events = []
             self.call("Page.navigate", url=url)
             while not self.seen("Page.loadEventFired"):
                 self.events.append(self._read())
         self.settle()
+
+    def enable_in_others(self, domain):
+        """Enable events of the page's workers, once there is one; they are attached to."""
+        while not self.seen("Target.attachedToTarget"):
+            self.events.append(self._read())
+        own = self._session
+        for event in self.seen("Target.attachedToTarget"):
+            self._session = {"sessionId": event["params"]["sessionId"]}
+            self.call(f"{domain}.enable")
+        self._session = own
 
     def settle(self):
         """Wait until the page has read its data, and drawn what is in the window."""
