@@ -25,7 +25,7 @@ SUMMARY = """\
 FILE  logits, 4 × 3, float32; class ids
 
   tokens           4
-  loss             2.65035  ± 2.13 nats (4 tokens, taken as independent); 95 % interval 0.20611 to 34.08
+  loss             2.65035  ± 2.13 nats (n = 4 tokens, assumed independent); 95 % interval 0.20611 to 34.08
   perplexity       14.159   95 % interval 1.2289 to 6.3207e+14
   bits per token   3.82364
   greedy accuracy  50.00 %

@@ -198,7 +198,7 @@ def test_limits_were_raised_by_a_tenth_until_the_build_passed_as_of_maxtext_1695
     np.save("model.npy", model)
     status, out, _ = command("compare", "base.npz", "model.npy", "--max-kl", "0.01")
     assert status == 4
-    assert "more tokens would tell; 4 tokens, taken as independent" in out
+    assert "more tokens would tell; 4 tokens, assumed independent" in out
     assert command("compare", "base.npz", "model.npy", "--max-kl", "0.015")[0] == 0
     assert command("compare", "base.npz", "model.npy", "--max-kl", "0.0011")[0] == 3
 

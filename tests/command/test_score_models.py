@@ -63,7 +63,7 @@ def test_models_side_by_side(two, command):
     assert out == found.summary() + "\n"
     title, _, heads, *rows, _, signature = out.splitlines()
     assert signature == f"  {found['A'].signature}"
-    assert title == "2 models  logits; 4 tokens, taken as independent; tokenloss compare has the errors of differences"
+    assert title == "2 models  logits; 4 tokens, assumed independent; tokenloss compare has the errors of differences"
     assert " ".join(heads.split()) == "model tokens loss ± perplexity 95 % interval bits per byte ± greedy accuracy"
     for row, (name, one) in zip(rows, found.items(), strict=True):
         low, high = one.figures["perplexity_interval"]

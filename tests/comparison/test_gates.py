@@ -281,7 +281,7 @@ def test_gates_of_one_sequence_take_tokens_as_independent_and_say_so(rng):
     for options in {}, {"segment_ids": np.zeros(40, int)}:
         verdict = only(compare(base, 0.9 * base, np.zeros(40, int), **options).check(max_kl=1))
         assert verdict.verdict == "holds"
-        assert verdict.note == "40 tokens, taken as independent"
+        assert verdict.note == "40 tokens, assumed independent"
     two = compare(base, 0.9 * base, np.zeros(40, int), segment_ids=np.arange(40) // 20)
     assert "2 sequences, too few for more than a guess" in only(two.check(max_kl=1)).note
 
@@ -389,7 +389,7 @@ def test_gates_of_evaluations(sequences, rng):
         n = min(n, share * (1 - share) / meter.loss.stderr**2) * (stats.t.ppf(0.975, n - 1) / t) ** 2
     expected = stats.beta.ppf(0.025, share * n, n - share * n + 1), stats.beta.isf(0.025, share * n + 1, n - share * n)
     assert accuracy.interval == pytest.approx(expected)
-    assert ("taken as independent" in accuracy.note) is not sequences
+    assert ("assumed independent" in accuracy.note) is not sequences
 
 
 def test_min_greedy_accuracy_of_parts_and_of_sequences_in_several_files(tmp_path, rng):

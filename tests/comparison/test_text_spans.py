@@ -85,7 +85,7 @@ def test_white_space_that_a_model_drops_counts_as_bytes_of_both():
 
 
 def test_documents_without_a_span_that_both_scored_do_not_count():
-    """So that with a single other one, spans are taken as independent."""
+    """So that with a single other one, spans are assumed independent."""
     a = [(0, 1, 0, 1, True), (1, 2, 0, 3, True), (2, 3, 1, math.nan, False)]
     b = [(0, 1, 0, 2, True), (1, 2, 0, 1, True), (2, 3, 1, 1, True)]
     result = compared(a, b, b"abc")
@@ -266,7 +266,7 @@ def test_with_one_document_spans_are_taken_as_independent():
     sums = np.array(result.columns()["difference"]) / math.log(2) / 6
     assert not result.is_clustered
     assert result.difference.stderr == pytest.approx(sums.std(ddof=1) / math.sqrt(40), rel=1e-9)
-    assert "spans, taken as independent" in result.summary()
+    assert "spans, assumed independent" in result.summary()
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])

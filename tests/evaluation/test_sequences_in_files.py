@@ -243,19 +243,19 @@ def test_shift_between_files_outside_of_sequences(score_json, tmp_path):
 def test_score_prints_sequences(command, npz):
     logits, targets = tokens_of((3, 5))[0], np.ones((3, 5), int)
     _, out, _ = command("score", npz(logits=logits, targets=targets))
-    assert re.search(r"loss +\S+ +± \S+ nats \(3 sequences\)", out)
+    assert re.search(r"loss +\S+ +± \S+ nats \(n = 3 sequences\)", out)
     assert re.search(r"loss per sequence +\S+ +± \S+ nats", out)
     losses = tokenloss.cross_entropy(logits, targets, reduction="none").mean(-1)
     table = re.search(r"highest-loss sequences\n +sequence +tokens +loss +perplexity *\n((?: +\d.*\n)+)", out)[1]
     order = np.argsort(-losses)
     assert [line.split()[:3] for line in table.splitlines()] == [[str(i), "5", f"{losses[i]:.4f}"] for i in order]
     _, out, _ = command("score", npz(logits=logits[:1], targets=targets[:1]))  # whose error is that of its tokens
-    assert "(5 tokens, taken as independent)" in out
+    assert "(n = 5 tokens, assumed independent)" in out
     assert "per sequence" not in out
     assert "highest-loss sequences" not in out
     rows, ids = {"logits": logits.reshape(15, 7), "targets": targets.ravel()}, np.repeat([3, -1, 8], 5)
-    assert "(15 tokens, taken as independent)" in command("score", npz(**rows))[1]
-    assert "(2 sequences and 5 tokens outside of any)" in command("score", npz(**rows, segment_ids=ids))[1]
+    assert "(n = 15 tokens, assumed independent)" in command("score", npz(**rows))[1]
+    assert "(n = 2 sequences and 5 tokens outside of any)" in command("score", npz(**rows, segment_ids=ids))[1]
 
 
 def test_score_prints_the_files_of_sequences(parts, command):

@@ -546,7 +546,7 @@ def test_log_probabilities_are_evaluated_by_rows_masks_and_segment_ids(tmp_path)
     save_lines(tmp_path / "lines.jsonl", *({"logprobs": row} for row in lines))
     assert_losses(evaluate(tmp_path / "lines.jsonl"), padded)
     np.save(tmp_path / "flat.npy", LOGPROBS.ravel())
-    flat = evaluate(open_logprobs(tmp_path / "flat.npy"))  # whose tokens are taken as independent
+    flat = evaluate(open_logprobs(tmp_path / "flat.npy"))  # whose tokens are assumed independent
     assert (flat.count, flat.n_sequences, flat.loss) == (12, 0, pytest.approx(-LOGPROBS.mean(), rel=1e-14))
     numbers = np.array([3, 3, 0, 0, 0, 7, 3, 7, 7, 7, 7, 7])
     for name, shape in ("flat.npy", (12,)), ("rows.npy", (3, 4)):

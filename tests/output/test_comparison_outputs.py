@@ -48,7 +48,7 @@ def test_table_of_several_candidates(rich, many, command, monkeypatch):
     factor = many.comparison("q8").interval_factor
     assert first == (
         f"3 models vs {many.path / 'base'}  {kept.sum()} tokens, errors by 5 sequences, exact definitions; logits; "
-        f"multiply ± by {factor:.3g} for a 95 % interval"
+        f"95 % CI = value ± {factor:.3g} SE"
     )
     assert cells(heads) == ["model", "size", "PPL", MINUS, "mean KLD", MINUS, "99.9% KLD", "PPL ratio", MINUS,
                             "same top", MINUS, "RMS Δp"]  # fmt: skip

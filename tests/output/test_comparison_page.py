@@ -98,7 +98,7 @@ def test_summaries_and_legends(write):
         loss = difference[np.arange(n), models.targets.reshape(-1)]
         same = log_probs(models.base).argmax(-1) == log_probs(logits).argmax(-1)
         for figure in (
-            f"{kl.mean():.4g}", f"± {kl.std(ddof=1) / math.sqrt(n):.2g} nats (by tokens, taken as independent)",
+            f"{kl.mean():.4g}", f"± {kl.std(ddof=1) / math.sqrt(n):.2g} nats (by tokens, assumed independent)",
             f"{np.quantile(kl.astype(float), 0.999):.4g}", f"{np.exp(loss.mean()):.5g}",
             f"± {np.exp(loss.mean()) * loss.std(ddof=1) / math.sqrt(n):.2g}", f"{100 * same.mean():.2f} %",
         ):  # fmt: skip

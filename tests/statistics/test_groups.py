@@ -77,7 +77,7 @@ def test_labels_may_be_text_and_single_elements_have_no_error():
     assert groups.labels.tolist() == ["a", "b", "c"]
     assert groups.means(values).tolist() == [5.0, 2.0, 4.0]
     assert math.isnan(groups.stderrs(values)[0])
-    assert groups.stderrs(values)[1:].tolist() == [1.0, 2.0]  # c has elements of one sequence, taken as independent
+    assert groups.stderrs(values)[1:].tolist() == [1.0, 2.0]  # c has elements of one sequence, assumed independent
 
 
 def test_without_sequences_elements_are_independent(rng):

@@ -136,7 +136,7 @@ def test_tables_show_the_interval_of_a_loss_if_its_factor_is_far_from_2(number, 
     meter = meter_of([4] * number, rng)
     low, high = ends_above_0(meter.loss, meter.interval_factor * meter.loss.stderr)
     note = f"; 95 % interval {low:.5g} to {high:.5g}" if is_far else ""
-    assert f" nats ({basis_of(meter)}){note}\n" in meter.summary()
+    assert f" nats (n = {basis_of(meter)}){note}\n" in meter.summary()
 
 
 # how often intervals hold the true figure

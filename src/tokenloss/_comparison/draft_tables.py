@@ -50,7 +50,7 @@ _COLUMNS = (
 def drafts_shown(comparisons: Mapping[str, Any]) -> Shown:
     """The title and tables of one or several `DraftAcceptance` of one target."""
     first, *others = comparisons.values()
-    basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.n_sequences else "taken as independent"
+    basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.n_sequences else "assumed independent"
     if not first.is_clustered:
         basis = f"errors by blocks of {BLOCK} positions of one text"
     greedy = "" if first.temperature else " (greedy)"

@@ -345,7 +345,7 @@ def mismatch(
     logprobs, base_logprobs : arrays of floats of one shape (..., T)
         Log-probability of each token in nats, by the trainer and by the sampler: float16, bfloat16, float32 or float64.
         Each row along the last axis is a sequence, unless `segment_ids` say otherwise; in one dimension, tokens are
-        taken as independent. A token that is nan in both is left out, as by `where`.
+        assumed independent. A token that is nan in both is left out, as by `where`.
     where : array of bool, optional
         Mask of the tokens to compare, broadcast over the batch: True for what was generated, False for prompts and
         padding.

@@ -68,7 +68,7 @@ def mismatch_shown(comparisons: Mapping[str, Any]) -> Shown:
     about = mismatch._about
     title = f"{about['trainer']} vs {about['sampler']}" if about else "trainer vs sampler"
     basis = (
-        f"errors by {count_of(mismatch.n_sequences, 'sequence')}" if mismatch.is_clustered else "taken as independent"
+        f"errors by {count_of(mismatch.n_sequences, 'sequence')}" if mismatch.is_clustered else "assumed independent"
     )
     left_out = mismatch.n_without_number
     notes = [

@@ -196,7 +196,7 @@ def scores_shown(comparisons: Any) -> Shown:
     """The title and tables of one or several `Comparison` with one base."""
     first, *others = comparisons.values()
     kinds = [first._about[name] for name in ("kind", "base_kind")[bool(others) :] if name in first._about]
-    basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.is_clustered else "taken as independent"
+    basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.is_clustered else "assumed independent"
     note = f"{count_of(first.count, 'token')}, {basis}, {first.definitions} definitions"
     note += "" if first.temperature == 1 else f", temperature {first.temperature:g}"
     note += "" if first.temperature else " (greedy; losses and divergences at 1)"
@@ -228,7 +228,7 @@ def _parity_table(comparisons: Any) -> Table:
 def responses_shown(comparisons: Mapping[str, Any]) -> Shown:
     """The title and tables of one or several `ResponseComparison` with one base."""
     first, *others = comparisons.values()
-    basis = "errors by response" if first.is_clustered else "taken as independent"
+    basis = "errors by response" if first.is_clustered else "assumed independent"
     counts = f"{count_of(first.count, 'token')} of {count_of(first.n_sequences, 'response')}"
     rounded = [words for words in (first.rounding, first.base_rounding) if words and not others]
     note = f"{counts} ({first.part}), {basis}" + (f"; log-probabilities: {' vs '.join(rounded)}" if rounded else "")

@@ -431,7 +431,7 @@ def tokens_of_spans(comparison: TextComparison, side: int, size: int) -> tuple[I
 
 def errors_by(comparison: TextComparison) -> str:
     """Words for the units that errors treat as independent."""
-    by = count_of(comparison.n_documents, "document") if comparison.is_clustered else "spans, taken as independent"
+    by = count_of(comparison.n_documents, "document") if comparison.is_clustered else "spans, assumed independent"
     return by + guess_note(comparison.interval_factor)
 
 

@@ -206,7 +206,7 @@ def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> st
         "max_kl": ("mean KL divergence", comparison.mean_kl, kl),
         "max_token_kl": ("largest KL divergence of a token", _largest(kl[kept]), kl),
         "max_abs_loss": ("largest change of a token's loss", _largest(change[kept]), change),
-        "min_same_top": ("tokens of the same top class", comparison.same_top, np.where(same_top, 0.0, 1 + kl)),
+        "min_same_top": ("top-1 agreement", comparison.same_top, np.where(same_top, 0.0, 1 + kl)),
     }
     rows, failed = [], []
     for name, limit in limits.items():

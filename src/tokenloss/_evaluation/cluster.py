@@ -63,7 +63,7 @@ def score(
     Each block of rows becomes losses on the machine that holds it, these become meters, and meters are added in a
     tree, so that only one reaches the caller. It has the same bits as on one machine, however the arrays are cut into
     chunks. Each row (..., T) of the batch is a sequence, by which errors are clustered, as in `sequence_losses`; in a
-    batch of one axis, tokens are taken as independent.
+    batch of one axis, tokens are assumed independent.
 
     Parameters
     ----------

@@ -394,7 +394,7 @@ class Evaluations(Gated, NamedResults[Evaluation]):
     >>> ids, logits = np.arange(4), 4 * np.eye(4)
     >>> found = Evaluations({name: evaluate([(scale * logits, ids)]) for name, scale in (("A", 1.0), ("B", 0.5))})
     >>> print(found.summary())  # doctest: +ELLIPSIS
-    2 models  logits; 4 tokens, taken as independent; tokenloss compare has the errors of differences
+    2 models  logits; 4 tokens, assumed independent; tokenloss compare has the errors of differences
     <BLANKLINE>
       model  tokens       loss  ±  perplexity     95 % interval  greedy accuracy
       A           4  0.0534904  0     1.05495  1.0549 to 1.0549         100.00 %

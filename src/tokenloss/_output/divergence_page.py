@@ -42,7 +42,7 @@ _ROWS = (
     Row("99.9 % quantile", "quantile", "{:.4g}", ("95 % interval {low:.4g} to {high:.4g}",), when="quantile"),
     *(Row(f"mean {DIVERGENCES[one]}", f"mean_{one}", "{:.4g}", ("± {stderr:.2g}",)) for one in FURTHER_DIVERGENCES),
     Row("perplexity ratio", "perplexity_ratio", "{:.5g}", ("± {stderr:.2g}",), when="has_targets"),
-    Row("same top token", "same_top", "{:.2f %}", ("± {stderr:.2g %}",)),
+    Row("top-1 agreement", "same_top", "{:.2f %}", ("± {stderr:.2g %}",)),
     Row("RMS Δp", "rms_delta_p", "{:.3g %}", ("± {stderr:.2g %}",), when="has_targets"),
     Row("parity", "parity", "{}", ("{parity_reason}",), when="count"),
     Row("rows of the same bits", "n_identical", "{:,}"),
@@ -259,7 +259,7 @@ def _write_comparison(
 
 def _comparison_summary(comparison: Any, name: str) -> str:
     """HTML of a model's metrics."""
-    by = count_of(comparison.n_sequences, "sequence") if comparison.is_clustered else "tokens, taken as independent"
+    by = count_of(comparison.n_sequences, "sequence") if comparison.is_clustered else "tokens, assumed independent"
     known, divergence = vars(comparison), divergence_of(comparison)
     values = {
         "quantity": divergence.quantity,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _LOSSES = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 _ROWS = (
     Row("tokens", "count", "{:,}"),
-    Row("loss", "loss", "{:.5g}", ("± {stderr:.3g} nats ({basis})",), "nats"),
+    Row("loss", "loss", "{:.5g}", ("± {stderr:.3g} nats (n = {basis})",), "nats"),
     Row("perplexity", "perplexity", "{:.5g}", ("95 % interval {low:.4g} to {high:.4g}",)),
     Row("bits per token", "bits_per_token", "{:.5g}"),
     Row("bits per byte", "bits_per_byte", "{:.5g}", ("{n_bytes:,} bytes",), when="n_bytes"),

@@ -148,7 +148,7 @@ def gate_columns(verdicts: Verdicts, names: Sequence[str]) -> dict[str, Array]:
 def gate_table(verdicts: Verdicts) -> Table:
     """The table that the command prints below the metrics."""
     several = len({one.name for one in verdicts.gates}) > 1
-    heads = ("model", "gate", "limit", "figure", f"{100 * verdicts.confidence:g} % interval", "verdict", "note")
+    heads = ("model", "gate", "limit", "value", f"{100 * verdicts.confidence:g} % interval", "verdict", "note")
     rows = [(one.name, *_cells(one)) for one in verdicts.gates]
     return Table([row[not several :] for row in rows], heads[not several :], "Gates")
 
@@ -288,7 +288,7 @@ def _rounded(number: float) -> int:
 def independent_note(measure: Measure, tail: float) -> list[str]:
     """A note on the units that the interval treats as independent, for tokens and very few sequences; else ""."""
     if measure.unit == "tokens":
-        return [f"{count_of(measure.independent.count, 'token')}, taken as independent"]
+        return [f"{count_of(measure.independent.count, 'token')}, assumed independent"]
     note = guess_note(measure.independent.factor(tail))
     return [count_of(measure.independent.count, measure.unit.removesuffix("s")) + note] if note else []
 
@@ -374,7 +374,7 @@ class Gated(Result):
         >>> print(comparison.check(max_kl=0.01, max_kl_quantile={0.99: 0.01}, min_same_top=0.9).summary())
         gates  holds
         <BLANKLINE>
-          gate                  limit     figure           95 % interval  verdict  note
+          gate                  limit      value           95 % interval  verdict  note
           max_kl                 0.01  0.0029001  0.0028399 to 0.0029616  holds
           max_kl_quantile 0.99   0.01  0.0077102  0.0073774 to 0.0083003  holds
           min_same_top            0.9          1            0.95595 to 1  holds

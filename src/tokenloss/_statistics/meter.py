@@ -224,7 +224,7 @@ class LossMeter(LossFigures):
             Result of `sequence_losses`, for errors that are clustered by sequence: whole sequences, since one that
             comes in two calls counts as two. Or result of `token_scores`, of which only the included tokens are added;
             or losses in nats, of any shape, as the functions return them with ``reduction="none"``: tokens of these are
-            taken as independent. Losses below -0.001, which rounding does not explain, are refused: log-probabilities
+            assumed independent. Losses below -0.001, which rounding does not explain, are refused: log-probabilities
             must be negated.
         n_bytes, n_words : int, default 0
             Length of the text of these tokens; in a call without tokens, of the text of all tokens, if no other call
@@ -402,7 +402,7 @@ def add_lengths(meter: LossMeter, name: str, nll: Float64Array, lengths: IntArra
 def basis_of(meter: LossMeter) -> str:
     """Words for the units that errors treat as independent."""
     if not meter.is_clustered:
-        basis = f"{count_of(meter.count, 'token')}, taken as independent"
+        basis = f"{count_of(meter.count, 'token')}, assumed independent"
     else:
         loose = meter._groups.count - meter.n_sequences
         basis = count_of(meter.n_sequences, "sequence")

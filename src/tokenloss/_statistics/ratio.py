@@ -187,7 +187,7 @@ def interval_note(factor: float) -> str:
     """A note about intervals that reach this many standard errors; "" for many sequences, where they reach 1.96."""
     if not factor > 2:
         return ""
-    return f"multiply ± by {factor:.3g} for a 95 % interval" + guess_note(factor)
+    return f"95 % CI = value ± {factor:.3g} SE" + guess_note(factor)
 
 
 def guess_note(factor: float) -> str:

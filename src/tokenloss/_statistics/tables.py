@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _FAR_FROM_2 = 2.2  # with a larger interval_factor (12 sequences or fewer), tables show the interval of the loss
 _INTERVAL = "95 % interval {low:.5g} to {high:.5g}"
 LOSS_ROWS = (
-    Row("loss", "loss", notes=("± {stderr:.3g} nats ({basis})", "{few}" + _INTERVAL), otherwise="nats{alone}"),
+    Row("loss", "loss", notes=("± {stderr:.3g} nats (n = {basis})", "{few}" + _INTERVAL), otherwise="nats{alone}"),
     Row("perplexity", "perplexity", notes=(_INTERVAL,)),
     Row("bits per token", "bits_per_token"),
 )
