@@ -2,7 +2,6 @@
 
 import dataclasses
 import doctest
-import functools
 import importlib
 import inspect
 import pkgutil
@@ -40,8 +39,6 @@ NAMED = [
 
 def _documented(member):
     """What numpydoc reads of a member of a class: the function of a class method, and a property."""
-    if isinstance(member, functools.cached_property):
-        return property(member.func)
     return member.__func__ if isinstance(member, classmethod) else member
 
 

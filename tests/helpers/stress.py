@@ -45,6 +45,7 @@ from tokenloss import (
     token_scores,
     topk_divergence_bound,
 )  # fmt: skip
+from tokenloss.formats import open_scores
 
 THREADS = 32
 WORKERS = [None, 1, 2, 3, 8, 64]
@@ -100,6 +101,7 @@ CALLS = {
     "token_bytes": lambda _: token_bytes(DATA / "model"),
     "sequence_losses": lambda n: tuple(sequence_losses(NLL, segment_ids=IDS // 9).columns().values()),
     "evaluate": lambda n: evaluate([(LOGITS, IDS)], shift=False, workers=n).meter.total,
+    "evaluate, of a file": lambda _: open_scores(DATA / "llama-cpp.npz", kind="logits").targets.sum(),
     "show_config": lambda n: tuple(show_config(mode="dicts").values()),
 }
 # what is no function, or calls functions that are in the table

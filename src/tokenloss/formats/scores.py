@@ -6,7 +6,6 @@ import dataclasses
 import os
 import stat
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +96,14 @@ class Scores(Source):
         """Dtype of the stored values."""
         return ", ".join(dict.fromkeys(spec.dtype for spec in self.specs))
 
-    @cached_property
+    @property
     def file(self) -> ScoresFile:
         """The open file with all its arrays, if the source is one file."""
         if len(self.specs) > 1:
             raise_error("type", name="source", got=repr(self), fits="one file, to be read by hand")
-        return open_file(self.specs[0])
+        # not a cached_property, whose lock before Python 3.12 a forked child may wait for without end
+        kept: dict[str, ScoresFile] = vars(self)
+        return kept["_file"] if "_file" in kept else kept.setdefault("_file", open_file(self.specs[0]))
 
     @property
     def targets(self) -> Array | None:
@@ -150,7 +151,7 @@ class Scores(Source):
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes to pickle, without the open file."""
-        return {name: value for name, value in vars(self).items() if name != "file"}
+        return {name: value for name, value in vars(self).items() if name != "_file"}
 
 
 def joined_spec(specs: Sequence[FileSpec]) -> FileSpec:
