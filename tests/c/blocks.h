@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "calls.h"
 #include "kernels.h"
 #include "losses.h"
 #include "rows.h"
@@ -350,29 +351,27 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
     }
 }
 
-/* Further divergences of a block: those of single rows. */
-static void check_further(tested_block *block, const tl_row_block *base, const tl_row_block *others, int wanted) {
-    tl_lse base_lse[TL_BLOCK_ROWS] = {{0, 0}}, lse[TL_BLOCK_ROWS] = {{0, 0}};
+/* Further divergences of a block, given those of its rows: all at once, and one of them, in the next block another. */
+static void check_further(tested_block *block, const tl_row_block *base, const tl_row_block *others,
+                          const tl_lse *base_lse, const tl_lse *lse, const tl_divergences *alone) {
+    static int one = TL_REVERSE_KL;
     tl_divergences found[TL_BLOCK_ROWS];
-    for (int r = 0; r < block->of->count; r++) {
-        tl_row row = tl_row_of_block(base, r), other_row = tl_row_of_block(others, r);
-        tl_kl kl = tl_kl_divergence(block->backend, &row, &other_row, block->cancel);
-        base_lse[r] = kl.base;
-        lse[r] = kl.other;
+    for (int wanted = ALL_DIVERGENCES;; wanted = one) {
+        tl_divergences_of_block(block->backend, base, others, base_lse, lse, wanted, found, block->cancel);
+        for (int r = 0; r < block->of->count; r++) {
+            tl_row row = tl_row_of_block(base, r);
+            if (!is_expected(block, r))
+                continue;
+            int fits = (!(wanted & TL_TV) || same(found[r].tv, alone[r].tv)) &&
+                       (!(wanted & TL_JS) || same(found[r].js, alone[r].js)) &&
+                       (!(wanted & TL_HELLINGER) || same(found[r].hellinger, alone[r].hellinger)) &&
+                       (!(wanted & TL_REVERSE_KL) || same(found[r].reverse_kl, alone[r].reverse_kl));
+            require(fits, "further divergences in a block", &row);
+        }
+        if (wanted != ALL_DIVERGENCES)
+            break;
     }
-    tl_divergences_of_block(block->backend, base, others, base_lse, lse, wanted, found, block->cancel);
-    for (int r = 0; r < block->of->count; r++) {
-        tl_row row = tl_row_of_block(base, r), other_row = tl_row_of_block(others, r);
-        if (!is_expected(block, r))
-            continue;
-        tl_divergences alone =
-            tl_divergences_of(block->backend, &row, &other_row, base_lse[r], lse[r], wanted, block->cancel);
-        int fits = (!(wanted & TL_TV) || same(found[r].tv, alone.tv)) &&
-                   (!(wanted & TL_JS) || same(found[r].js, alone.js)) &&
-                   (!(wanted & TL_HELLINGER) || same(found[r].hellinger, alone.hellinger)) &&
-                   (!(wanted & TL_REVERSE_KL) || same(found[r].reverse_kl, alone.reverse_kl));
-        require(fits, "further divergences in a block", &row);
-    }
+    one = one == TL_HELLINGER ? TL_REVERSE_KL : 2 * one;
 }
 
 /* Divergences from other rows, which lie where results did: unscaled ones, whatever the base's are. */
@@ -400,15 +399,20 @@ static void check_divergences(tested_block *block) {
         const tl_row_block *base = pairs[i][0], *others = pairs[i][1];
         uint64_t found = tl_kl_of_block(block->backend, base, others, -(double)INFINITY, kl, block->cancel);
         require_found(block, found, "divergences found in a block");
+        tl_lse base_lse[TL_BLOCK_ROWS] = {{0, 0}}, lse[TL_BLOCK_ROWS] = {{0, 0}};
+        tl_divergences further[TL_BLOCK_ROWS];
         for (int r = 0; r < block->of->count; r++) {
             tl_row row = tl_row_of_block(base, r), other_row = tl_row_of_block(others, r);
+            tl_kl alone = tl_kl_divergence(block->backend, &row, &other_row, block->cancel);
             if (found >> r & 1)
-                require(same(kl[r].kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel).kl),
-                        "divergence in a block", &row);
+                require(same(kl[r].kl, alone.kl), "divergence in a block", &row);
+            base_lse[r] = alone.base;
+            lse[r] = alone.other;
+            if (is_expected(block, r))
+                further[r] = tl_divergences_of(block->backend, &row, &other_row, alone.base, alone.other,
+                                               ALL_DIVERGENCES, block->cancel);
         }
-        for (int wanted = TL_REVERSE_KL; wanted <= TL_HELLINGER; wanted *= 2)
-            check_further(block, base, others, wanted);
-        check_further(block, base, others, TL_REVERSE_KL | TL_JS | TL_TV | TL_HELLINGER);
+        check_further(block, base, others, base_lse, lse, further);
     }
     if (!tl_is_transformed(&block->rows.row))
         check_pairs(block, &other);

@@ -69,13 +69,13 @@ TL_INLINE void take_tails(const tl_backend *backend, const tl_row *row, const tl
 
 /* The divergence of two rows, which is returned, and all further ones. */
 TL_INLINE tl_kl take_divergences(quantity of, const tl_backend *backend, const tl_row *base, const tl_row *other,
-                                 tl_cancel *cancel) {
+                                 tl_divergences *all, tl_cancel *cancel) {
     tl_kl kl = tl_kl_divergence(backend, base, other, cancel);
-    tl_divergences found = tl_divergences_of(backend, base, other, kl.base, kl.other, ALL_DIVERGENCES, cancel);
-    take(of, found.reverse_kl);
-    take(of, found.js);
-    take(of, found.tv);
-    take(of, found.hellinger);
+    *all = tl_divergences_of(backend, base, other, kl.base, kl.other, ALL_DIVERGENCES, cancel);
+    take(of, all->reverse_kl);
+    take(of, all->js);
+    take(of, all->tv);
+    take(of, all->hellinger);
     return kl;
 }
 

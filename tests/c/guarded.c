@@ -90,6 +90,7 @@ static void use_soft_target(const tl_backend *backend, const tl_row *row, const 
 static void read_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int at_end, tl_cancel *cancel) {
     int64_t count = row->count, targets[] = {-1, 0, count / 2, count - 1};
     tl_lse_acc state;
+    tl_divergences all;
     use(tl_maximum(backend, row));
     for (int t = 0; t < 4; t++) {
         tl_lse_row(backend, row, targets[t], &state, cancel);
@@ -102,10 +103,10 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
                     (int64_t *)(void *)place(WEIGHTS, 8 * most, at_end), 0};
     take_token(backend, row, count / 2, &best, cancel);
     take_tails(backend, row, &best, cancel);
-    use(take_divergences(Q_divergences, backend, row, other, cancel).kl);
+    use(take_divergences(Q_divergences, backend, row, other, &all, cancel).kl);
     tl_row probs = *row, other_probs = *other;
     probs.of_probs = other_probs.of_probs = 1;
-    use(take_divergences(Q_divergences_of_probs, backend, &probs, &other_probs, cancel).kl);
+    use(take_divergences(Q_divergences_of_probs, backend, &probs, &other_probs, &all, cancel).kl);
     for (tl_definitions definitions = TL_EXACT; definitions <= TL_LLAMA_CPP; definitions++) {
         tl_pair pair = tl_pair_row(backend, row, other, count / 2, row->compute_dtype, definitions, cancel);
         use(pair.nll + pair.base_nll + pair.kl + pair.change + pair.is_same_top);

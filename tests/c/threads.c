@@ -80,6 +80,7 @@ static double compute_row(work *w, int64_t i, tl_cancel *cancel) {
     const tl_backend *backend = w->backend;
     float memory[CLASSES];
     double values[BEST];
+    tl_divergences all;
     int64_t ids[BEST];
     tl_row row = float_row(logits[i]), other = float_row(others[i]), out = float_row(memory);
     tl_topk best = {BEST, 0, values, ids, 0};
@@ -87,7 +88,7 @@ static double compute_row(work *w, int64_t i, tl_cancel *cancel) {
     if (i % 3 == 1) /* computed in double */
         row.compute_dtype = other.compute_dtype = TL_FLOAT64, row.softcap = 30;
     double nll = take_token(backend, &row, i, &best, cancel).nll;
-    take(Q_kl, take_divergences(Q_divergences, backend, &row, &other, cancel).kl);
+    take(Q_kl, take_divergences(Q_divergences, backend, &row, &other, &all, cancel).kl);
     tl_lse_row(backend, &row, -1, &state, cancel);
     take_softmaxes(backend, &row, &out, 1, cancel);
     take_losses(backend, &row, i, &out, cancel);
