@@ -127,8 +127,12 @@ cdef extern from "kernels/kernels.h" nogil:
         char *scratch
     int tl_row_block_rows(int64_t, int)
     size_t tl_row_block_bytes(int64_t, int)
+    ctypedef struct tl_plain_grads:
+        tl_row row
+        ptrdiff_t apart
+        const double *scale
     size_t tl_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const tl_loss *, const int64_t *,
-                           const double *, int, size_t, double *)
+                           const double *, int, size_t, const tl_plain_grads *, double *)
     ctypedef struct tl_block_nll:
         double nll[64]
     ctypedef struct tl_block_lse:

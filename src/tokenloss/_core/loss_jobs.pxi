@@ -23,10 +23,6 @@ cdef class CrossEntropy(LogSumExpJob):
         self.excludes_together = (not positions.by_class and not positions.is_integer
                                   and is_given(&positions.targets_view))
         self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
-        self.is_plain = not self.keeps_logits and self.has_plain_losses()
-        self.refuses_bad_targets = self.is_plain
-        for i in range(positions.classes if self.is_plain and self.weighs_class_ids else 0):
-            self.weight_after[i + 1] = positions.class_weight(i)
         self.grad_divisor = 1
         if is_mean and self.z_loss != 0 and self.weighs_class_ids:
             self.z_loss *= positions.mean_class_weight()  # a mean is divided by the weights of classes, z-loss has none
@@ -35,6 +31,10 @@ cdef class CrossEntropy(LogSumExpJob):
             self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
             if is_mean:
                 self.grad_divisor = positions.mean_divisor()
+        self.is_plain = positions.by_class and self.has_plain_losses()
+        self.refuses_bad_targets = self.is_plain and grad is None
+        for i in range(positions.classes if self.is_plain and self.weighs_class_ids else 0):
+            self.weight_after[i + 1] = positions.class_weight(i)
 
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
@@ -44,6 +44,9 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef Scores scores = self.scores
         cdef tl_row row = self.row_of_scores()
         cdef int size = tl_itemsize(scores.dtype)
+        if is_given(&self.grad) and not (scores.dtype in (TL_FLOAT32, TL_FLOAT64) and self.grad.dtype == scores.dtype
+                                         and size in (self.grad.buffer.strides[scores.axis], self.grad.row_stride)):
+            return False
         return (2 <= scores.classes <= FEW_CLASSES and is_given(&scores.view) and scores.dtype < TL_SWAPPED
                 and not tl_is_transformed(&row) and not (self.label_smoothing != 0 and self.weighs_class_ids)
                 and (scores.view.buffer.strides[scores.axis] == size or scores.view.row_stride == size))
@@ -114,23 +117,33 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef double values[MAX_PROBABILITY_ROWS]
         cdef double *of_classes = weights if self.weighs_class_ids else NULL
         cdef const View *view = &self.scores.view
+        cdef double scales[MAX_PROBABILITY_ROWS]
+        cdef tl_plain_grads grads
         cdef tl_row row
         cdef tl_loss loss
         cdef int64_t first = start
         cdef int i, count = 0, done = 0, some_masked
+        cdef bint has_grad = is_given(&self.grad)
         if not self.is_plain:
             return 0
         row, loss = self.row_of_scores(), self.loss_at(start, -1)
         row.stride = view.buffer.strides[self.scores.axis]
         while start < stop and done == count:  # else a row is far out
             count = <int> min(stop - start, left_of_run(view, start), <int64_t> MAX_PROBABILITY_ROWS)
+            if has_grad:
+                count = <int> min(count, left_of_run(&self.grad, start))
+                grads.row, grads.apart, grads.scale = row_at(&self.grad, start), self.grad.row_stride, scales
+                self.find_grad_scales(start, NULL, count, scales)
             some_masked = self.load_targets(start, count, targets, totals) & TL_SOME_MASKED
             memset(&targets[count], 0, (-count & 15) * sizeof(int64_t))
-            for i in range(count if self.weighs_class_ids else 0):
+            for i in range(count + (-count & 15) if self.weighs_class_ids else 0):
                 weights[i] = self.weight_after[max(targets[i], -1) + 1]
             row.data = address_of(view, start)
             done = <int> tl_plain_losses(backend, &row, view.row_stride, &loss, targets, of_classes, some_masked,
-                                         count, values)
+                                         count, &grads if has_grad else NULL, values)
+            for i in range(done if has_grad and some_masked else 0):
+                if targets[i] == MASKED:
+                    self.mask_row(start + i)
             if self.weighs_class_ids or self.weighs_rows:
                 self.weigh_plain_rows(start, targets if some_masked else NULL, done, values, of_classes, totals)
             tl_superacc_add_many(backend, &totals.losses, values, done)
@@ -179,19 +192,20 @@ cdef class CrossEntropy(LogSumExpJob):
             weights[i] = self.positions.class_weight(block.rows.excluded[i]) if block.rows.excluded[i] >= 0 else 0
         if is_given(&self.grad):
             self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
-            self.find_grad_scales(block, grad_scales)
+            self.find_grad_scales(0, block.number, block.rows.count, grad_scales)
         tl_class_losses_of_block(backend, &block.rows, lse, &loss, weights if self.weighs_class_ids else NULL,
                                  grad_scales, &grads if is_given(&self.grad) else NULL, block.values, cancel)
 
-    cdef void find_grad_scales(self, const Block *block, double *grad_scales) noexcept nogil:
-        """Write the factors of the gradients of a block's rows: their weights over the divisor."""
+    cdef void find_grad_scales(self, int64_t start, const int64_t *numbers, int count, double *scales) noexcept nogil:
+        """Write the factors of the gradients of rows, up to a whole group: their weights over the divisor."""
         cdef double common_scale = 1 / self.grad_divisor
         cdef int i
-        for i in range(BLOCK_ROWS):
-            grad_scales[i] = common_scale
+        for i in range(count + (-count & 15)):
+            scales[i] = common_scale
         if self.weighs_rows:
-            for i in range(block.rows.count):
-                grad_scales[i] = self.positions.sample_weight_of(block.number[i]) / self.grad_divisor
+            for i in range(count):
+                scales[i] = self.positions.sample_weight_of(start + i if numbers == NULL else numbers[i])
+                scales[i] /= self.grad_divisor
 
     cdef void finish_distributions(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
         cdef tl_out_block grads
@@ -199,7 +213,7 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef int i
         if is_given(&self.grad):
             self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
-            self.find_grad_scales(block, grad_scales)
+            self.find_grad_scales(0, block.number, block.rows.count, grad_scales)
             for i in range(block.rows.count):
                 block.losses[i].grad_scale = grad_scales[i]
         tl_mass_losses_of_block(backend, &block.rows, lse, block.losses, &block.masses,

@@ -165,6 +165,13 @@ typedef struct {
     ptrdiff_t apart;
 } tl_few_rows;
 
+typedef struct tl_loss tl_loss; /* see loss.h */
+
+/* What gradients of rows are made of: exp(x) 2^-exponent factor - subtrahend, and at_target for the target. */
+typedef struct {
+    double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], subtrahend[TL_BLOCK_ROWS], at_target[TL_BLOCK_ROWS];
+} tl_gradient_parts;
+
 /* For each row, the log-odds against its target, and the losses of both sides: softplus(log_odds) of the target,
  * softplus(-log_odds) of the other classes. */
 typedef struct {
@@ -376,8 +383,6 @@ typedef struct {
     /* These two are exp_rows and scale_rows of a group: exponentials are kept in place of logits, if at all. */
     void (*short_softmax[TL_FLOAT_DTYPES])(void *group, size_t classes, int keeps, double *ref_exp, double *sum);
     void (*short_scale[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *factor, const tl_next_rows *next);
-    void (*short_exp[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *exponent, const double *factor,
-                                       const double *subtrahend, const tl_next_rows *next);
     void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend,
                                        const tl_next_rows *next);
 
@@ -388,6 +393,9 @@ typedef struct {
      * TL_FEW_CLASSES classes, with the same bits: no byte outside of them is read, but results of TL_GROUP are written. */
     uint64_t (*lane_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
                                              double *logit, double *nll, double *odds, double *logit_sum);
+    /* Writes the gradients of such rows, perhaps over their logits; without targets, if that is NULL. */
+    void (*lane_gradients[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
+                                            const tl_gradient_parts *of, const tl_few_rows *to);
     uint64_t (*row_losses[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes,
                                             const int64_t *target, double *logit, double *nll, double *odds);
 
@@ -401,6 +409,11 @@ typedef struct {
     void (*exps)(double *x, size_t count);
     void (*second_moments)(const double *x, size_t count, double logsumexp, tl_moment_lanes *to);
     void (*softmax_factors)(const double *logsumexp, size_t count, int dtype, double *exponent, double *factor);
+    /* Of as many rows, what their gradients for class ids are made of, times `scale`: the exponents are not set, and
+     * factors are those of softmax. `smoothed` are masses of smoothing alone, `weight` those of targets. */
+    void (*gradient_parts)(const tl_loss *loss, const double *logsumexp, const double *odds_against,
+                           const double *smoothed, const double *weight, const double *scale, size_t count,
+                           tl_gradient_parts *parts);
 } tl_backend;
 
 /* Instruction sets, best first. */

@@ -14,31 +14,28 @@ typedef struct {
 static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                 const tl_loss *loss, const class_parts *of, const double *grad_scale,
                                 const tl_out_block *grads) {
-    double factor[TL_BLOCK_ROWS], subtrahend[TL_BLOCK_ROWS], at_target[TL_BLOCK_ROWS];
+    tl_gradient_parts parts;
+    double ones[TL_BLOCK_ROWS];
     const tl_loss *losses[TL_BLOCK_ROWS];
-    int count = rows->count;
+    int count = rows->count, is_wide = tl_is_transformed(&rows->row) || loss->soft.weight;
     uint64_t written;
-    for (int i = 0; i < (int)tl_padded_rows(count); i++) { /* vectors of them */
-        double softmax_weight = tl_softmax_weight(loss, of->logsumexp[i], of->smoothed[i]), weight = of->weight[i];
-        at_target[i] = grad_scale[i] * tl_gradient_at_target(loss, weight, softmax_weight, of->against[i]);
-        factor[i] = softmax_weight + weight * loss->soft.one_minus_eps;
-    }
-    if (tl_is_transformed(&rows->row) || loss->soft.weight) {
+    for (int i = 0; i < TL_BLOCK_ROWS; i++)
+        ones[i] = 1;
+    backend->gradient_parts(loss, of->logsumexp, of->against, of->smoothed, of->weight, is_wide ? ones : grad_scale,
+                            tl_padded_rows(count), &parts);
+    if (is_wide) {
         for (int i = 0; i < TL_BLOCK_ROWS; i++)
             losses[i] = loss;
         for (int i = 0; i < count; i++)
-            at_target[i] *= tl_softcap_grad(&rows->row, tl_odds_at(rows, lse, i).logit);
-        written = tl_write_wide_gradients(backend, rows, lse, of->logsumexp, factor, losses, grad_scale, grads);
+            parts.at_target[i] = grad_scale[i] * parts.at_target[i] *
+                                 tl_softcap_grad(&rows->row, tl_odds_at(rows, lse, i).logit);
+        written = tl_write_wide_gradients(backend, rows, lse, of->logsumexp, parts.factor, losses, grad_scale, grads);
     } else {
-        for (int i = 0; i < (int)tl_padded_rows(count); i++) {
-            factor[i] *= grad_scale[i];
-            subtrahend[i] = grad_scale[i] * loss->soft.eps_over_v;
-        }
-        written = tl_map_rows(backend, rows, lse, of->logsumexp, factor, subtrahend, grads);
+        written = tl_map_rows(backend, rows, lse, of->logsumexp, &parts, grads);
     }
     for (int i = 0; i < count; i++)
         if (written >> i & 1)
-            tl_store(grads->data[i] + rows->excluded[i] * grads->row.stride, grads->row.dtype, at_target[i]);
+            tl_store(grads->data[i] + rows->excluded[i] * grads->row.stride, grads->row.dtype, parts.at_target[i]);
     return written;
 }
 

@@ -91,31 +91,32 @@ static int is_along_classes(const tl_row_block *rows, const tl_out_block *out) {
     return rows->row.count >= TL_GROUP && is_interruptible && is_native_row(&rows->row) && is_native_row(&out->row);
 }
 
+/* Rows of groups. */
+static tl_few_rows few_rows_of(const void *groups, size_t classes, int dtype) {
+    size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
+    return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
+}
+
 uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                     const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out) {
-    double exponent[TL_BLOCK_ROWS];
+                     const double *logsumexp, tl_gradient_parts *parts, const tl_out_block *out) {
     size_t padded = tl_padded_rows(rows->count), classes = (size_t)rows->row.count;
     int along_classes = is_along_classes(rows, out), dtype = rows->row.compute_dtype;
     uint64_t which = near_rows(rows, along_classes ? rows->wanted : lse->grouped, logsumexp);
     assert(!tl_is_transformed(&rows->row)); /* rows that are not wanted might have results by then */
     if (which == 0)
         return 0;
-    backend->softmax_factors(logsumexp, padded, dtype, exponent, factor);
+    backend->softmax_factors(logsumexp, padded, dtype, parts->exponent, parts->factor);
     if (along_classes) {
         char *to[TL_BLOCK_ROWS];
         for (int i = 0; i < rows->count; i++)
             to[i] = which >> i & 1 ? out->data[i] : NULL;
-        backend->exp_scaled_rows[dtype](rows->data, (size_t)rows->count, classes, exponent, factor, subtrahend, to,
-                                        out->nontemporal_stores);
+        backend->exp_scaled_rows[dtype](rows->data, (size_t)rows->count, classes, parts->exponent, parts->factor,
+                                        parts->subtrahend, to, out->nontemporal_stores);
         return which;
     }
-    padded = tl_padded_rows(lse->in_groups);
     dtype = lse->group_dtype;
-    char *group = tl_groups_of(rows);
-    for (size_t i = 0; i < padded; i += TL_GROUP, group += tl_group_elements(rows) * (size_t)tl_itemsize(dtype)) {
-        tl_next_rows next = rows_of_group(out, (int)i, rows->count);
-        backend->short_exp[dtype](group, classes, exponent + i, factor + i, subtrahend + i, &next);
-    }
+    tl_few_rows groups = few_rows_of(tl_groups_of(rows), classes, dtype);
+    backend->lane_gradients[dtype](&groups, tl_padded_rows(lse->in_groups), NULL, parts, &groups);
     uint64_t stored = which;
     if (rows->class_major && which == rows->wanted) { /* whole planes can be written */
         stored = ~(uint64_t)0 >> (TL_BLOCK_ROWS - rows->count);
@@ -163,8 +164,7 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
                                  const double *logsumexp, const double *softmax_factor, const tl_loss *const *losses,
                                  const double *grad_scale, const tl_out_block *out) {
     double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
-    const double zeros[TL_GROUP] = {0};
-    const tl_next_rows none = {NULL, 0, 0};
+    tl_gradient_parts parts = {.subtrahend = {0}};
     size_t elements = tl_group_elements(rows), classes = (size_t)rows->row.count;
     uint64_t which = near_rows(rows, lse->grouped & rows->wanted, logsumexp);
     const char *group = tl_groups_of(rows);
@@ -174,8 +174,10 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
     for (int start = 0; start < rows->count && which >> start != 0; start += TL_GROUP) {
         double *logits = widened(rows, group, lse->group_dtype), *probability = logits + elements;
         int dtype = TL_FLOAT64;
-        memcpy(probability, logits, elements * sizeof *logits);
-        backend->short_exp[TL_FLOAT64](probability, classes, exponent + start, factor + start, zeros, &none);
+        tl_few_rows from = few_rows_of(logits, classes, TL_FLOAT64), to = few_rows_of(probability, classes, TL_FLOAT64);
+        memcpy(parts.exponent, exponent + start, TL_GROUP * sizeof *exponent);
+        memcpy(parts.factor, factor + start, TL_GROUP * sizeof *factor);
+        backend->lane_gradients[TL_FLOAT64](&from, TL_GROUP, NULL, &parts, &to);
         add_masses(&rows->row, logits, softmax_factor + start, losses + start, grad_scale + start, probability);
         if (out->row.dtype == TL_FLOAT32) { /* vectors write it, and rounding once is rounding once */
             dtype = TL_FLOAT32;

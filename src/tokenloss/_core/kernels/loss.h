@@ -19,7 +19,7 @@
 
 /* The target and the options of a row's loss. For a class id, `soft` has no masses, and has class weights only if there
  * is smoothing. */
-typedef struct {
+struct tl_loss {
     tl_soft_target soft;    /* the distribution, its smoothing and its class weights */
     int64_t target;         /* the class id, -1 if the target is a distribution */
     double target_weight;   /* the class weight of the class id */
@@ -27,7 +27,7 @@ typedef struct {
     const tl_row *grad;     /* where the gradient is written, perhaps over the logits; NULL if it is not wanted */
     double grad_scale;      /* multiplies the gradient: the row's weight, over the divisor of a mean loss */
     int nontemporal_stores; /* whether the gradients of all rows together are larger than the caches */
-} tl_loss;
+};
 
 /* A target class against the other classes of its row. */
 typedef struct {

@@ -1,5 +1,7 @@
 #include "nll.h"
 
+#include "elementwise.h"
+
 /* The excluded class of each row as its target: 0 where there is none, and in lanes that no row fills. Returns a bit
  * for each wanted row that has one. */
 static uint64_t targets_of(const tl_row_block *rows, int64_t *target) {
@@ -168,17 +170,57 @@ static uint64_t finish_plain(const tl_loss *loss, int64_t classes, const double 
     return which;
 }
 
+/* Rows of which whole groups lie as the first does, which is `row`. */
+static tl_few_rows few_rows(const tl_row *row, size_t start, ptrdiff_t apart) {
+    size_t classes = (size_t)row->count, group_bytes = TL_GROUP * (size_t)tl_itemsize(row->dtype);
+    const char *first = row->data + (ptrdiff_t)start * apart;
+    if (row->stride == tl_itemsize(row->dtype))
+        return (tl_few_rows){first, (size_t)(TL_GROUP * apart), 0, classes, 1, apart};
+    return (tl_few_rows){first, group_bytes, row->stride, classes, 0, 0};
+}
+
+/* Writes the gradients of rows `start` and so on, `n` of `padded`, from their nll, logits and odds. Returns whether
+ * they could be. */
+static int write_plain(const tl_backend *backend, const tl_few_rows *rows, int dtype, const tl_loss *loss,
+                       const int64_t *ids, const double *weight, const tl_block_nll *of, size_t n, size_t padded,
+                       size_t start, const tl_plain_grads *grads) {
+    double logsumexp[TL_BLOCK_ROWS], smoothed[TL_BLOCK_ROWS], ones[TL_BLOCK_ROWS];
+    tl_gradient_parts parts;
+    tl_row grad = grads->row;
+    tl_few_rows to = few_rows(&grad, start, grads->apart);
+    int is_far = 0;
+    for (size_t i = 0; i < padded; i++) {
+        logsumexp[i] = of->logit[i] + of->nll[i];
+        smoothed[i] = loss->soft.eps_over_v * (double)grad.count;
+        ones[i] = 1;
+        is_far |= tl_abs(logsumexp[i]) > TL_MAX_EXACT_REDUCTION;
+    }
+    if (is_far)
+        return 0;
+    backend->gradient_parts(loss, logsumexp, of->odds_against, smoothed, weight ? weight : ones, grads->scale + start,
+                            padded, &parts);
+    backend->softmax_factors(logsumexp, padded, dtype, parts.exponent, parts.factor);
+    backend->lane_gradients[dtype](rows, padded, ids, &parts, padded > n ? rows : &to);
+    for (size_t i = 0; padded > n && i < n; i++) {
+        grad.data = to.data + (ptrdiff_t)i * grads->apart;
+        for (int64_t k = 0; k < grad.count; k++)
+            tl_store_at(&grad, k, tl_load(rows->data + (i / TL_GROUP) * rows->group_bytes + k * rows->class_stride +
+                                              (ptrdiff_t)(i % TL_GROUP) * tl_itemsize(dtype), dtype));
+    }
+    return 1;
+}
+
 size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
-                       const int64_t *target, const double *weight, int some_masked, size_t count, double *values) {
+                       const int64_t *target, const double *weight, int some_masked, size_t count,
+                       const tl_plain_grads *grads, double *values) {
     char memory[TL_BLOCK_ROWS * TL_FEW_CLASSES * sizeof(double) + TL_GROUP_ALIGNMENT];
-    double logits[TL_BLOCK_ROWS], sums[TL_BLOCK_ROWS];
     char *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
+    tl_block_nll of;
     int dtype = tl_single_or_double(row->dtype), smooths = loss->soft.eps_over_v != 0;
-    int has_options = smooths || loss->z_loss != 0;
+    int has_options = smooths || loss->z_loss != 0, needs_logits = has_options || grads;
     size_t classes = (size_t)row->count, class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
     for (size_t start = 0; start < count; start += TL_BLOCK_ROWS) {
         size_t n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS, padded = tl_padded_rows((int)n);
-        const char *first = row->data + (ptrdiff_t)start * apart;
         const int64_t *ids = target + start;
         double *nll = values + start;
         tl_few_rows rows = {groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
@@ -186,25 +228,29 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
             tl_row_block block;
             block.row = *row;
             for (size_t i = 0; i < n; i++)
-                block.data[i] = first + (ptrdiff_t)i * apart;
+                block.data[i] = row->data + (ptrdiff_t)(start + i) * apart;
             tl_load_groups(backend, &block, (int)n, dtype, groups);
-        } else if (row->stride == tl_itemsize(dtype)) {
-            rows = (tl_few_rows){first, (size_t)(TL_GROUP * apart), 0, classes, 1, apart};
         } else {
-            rows = (tl_few_rows){first, class_bytes, row->stride, classes, 0, 0};
+            rows = few_rows(row, start, apart);
         }
-        uint64_t far = ~backend->lane_losses[dtype](&rows, padded, ids, has_options ? logits : NULL, nll, NULL,
-                                                    smooths ? sums : NULL);
+        uint64_t far = ~backend->lane_losses[dtype](&rows, padded, ids, needs_logits ? of.logit : NULL, nll,
+                                                    grads ? of.odds_against : NULL, smooths ? of.logit_sum : NULL);
+        if (grads)
+            memcpy(of.nll, nll, padded * sizeof *nll);
         if (has_options)
-            far |= finish_plain(loss, row->count, logits, sums, weight ? weight + start : NULL, n, nll);
+            far |= finish_plain(loss, row->count, of.logit, of.logit_sum, weight ? weight + start : NULL, n, nll);
         far &= ~(uint64_t)0 >> (TL_BLOCK_ROWS - n);
+        for (uint64_t left = some_masked ? far : 0; left != 0; left &= left - 1)
+            far ^= (uint64_t)(ids[tl_lowest_bit(left)] == TL_MASKED) << tl_lowest_bit(left);
+        if (grads && (far != 0 || !write_plain(backend, &rows, dtype, loss, ids, weight ? weight + start : NULL, &of, n,
+                                               padded, start, grads)))
+            return start;
         for (size_t i = 0; weight && !has_options && i < n; i++) /* nll is finite where it counts */
             nll[i] *= weight[start + i];
         for (size_t i = 0; some_masked && i < n; i++) /* vectors of them, without a branch */
             nll[i] = tl_from_bits(tl_to_bits(nll[i]) & (((uint64_t)ids[i] >> 63) - 1));
-        for (; far != 0; far &= far - 1)
-            if (ids[tl_lowest_bit(far)] != TL_MASKED)
-                return start + tl_lowest_bit(far);
+        if (far != 0)
+            return start + tl_lowest_bit(far);
     }
     return count;
 }

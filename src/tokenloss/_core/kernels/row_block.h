@@ -137,10 +137,10 @@ void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, in
 size_t tl_softmax_scratch_bytes(int64_t classes, int class_major);
 
 /* Writes factor softmax(x) - subtrahend of wanted rows whose logsumexp is not too far out and that lie in groups, or
- * can be written along their classes; returns these rows. `factor` is overwritten; in class-major layout, so may be the
+ * can be written along their classes; returns these rows. Factors are overwritten; in class-major layout, so may be the
  * results of rows that are not wanted, with 0. Logits are neither scaled nor capped. */
 uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                     const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out);
+                     const double *logsumexp, tl_gradient_parts *parts, const tl_out_block *out);
 
 /* Writes the gradients that are no mapped softmax: of logits that are scaled or capped, with class weights or masses.
  * Returns the rows that lie in groups and are not too far out, which were written. Losses are NULL for other rows; a

@@ -55,7 +55,7 @@ TL_TARGET static void JOIN(softmax_factors_, BACKEND)(const double *logsumexp, s
         f64_vec log = f64_sub(f64_mul(n, ln2), lse);
         if (dtype != TL_FLOAT64)
             log = f64_add(log, f64_set(TL_FLOAT_TERM_BIAS));
-        f64_vec exp = f64_exp(log);
+        f64_vec exp = f64_exp_of_any(log, 1);
         f64_store(exponent + i, f64_sub(n, headroom));
         f64_store(factor + i, f64_mul(f64_load(factor + i), f64_mul(exp, scale)));
     }
@@ -168,5 +168,18 @@ TL_TARGET static void JOIN(softcap_, BACKEND)(double *x, size_t count, double fa
             y = f64_if_less(size, infinity, f64_mul(height, f64_div(e, f64_add(e, two))), value);
         }
         f64_store(x + i, y);
+    }
+}
+
+TL_TARGET static void JOIN(gradient_parts_, BACKEND)(const tl_loss *of, const double *logsumexp,
+                                                     const double *odds_against, const double *smoothed,
+                                                     const double *weight, const double *scale, size_t count,
+                                                     tl_gradient_parts *restrict parts) {
+    const tl_loss loss = *of; /* compilers then know that nothing changes it */
+    for (size_t i = 0; i < count; i++) {
+        double softmax_weight = tl_softmax_weight(&loss, logsumexp[i], smoothed[i]);
+        parts->at_target[i] = scale[i] * tl_gradient_at_target(&loss, weight[i], softmax_weight, odds_against[i]);
+        parts->factor[i] = scale[i] * (softmax_weight + weight[i] * loss.soft.one_minus_eps);
+        parts->subtrahend[i] = scale[i] * loss.soft.eps_over_v;
     }
 }

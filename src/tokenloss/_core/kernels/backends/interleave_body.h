@@ -80,3 +80,18 @@ TL_TARGET TL_OUTLINE void OP(deinterleave)(const REAL *group, size_t classes, ch
     if (whole < classes)
         OP(deinterleave_piece)(group, whole, classes - whole, rows);
 }
+
+/* Writes a group where rows that are apart lie. */
+TL_TARGET TL_INLINE void OP(put_group)(const REAL *group, const tl_few_rows *rows, size_t g, size_t classes) {
+    char *first = (char *)(uintptr_t)rows->data + g * rows->group_bytes, *row[TL_GROUP];
+    if (classes <= 3 && rows->apart == (ptrdiff_t)(classes * sizeof(REAL))) {
+        REAL *to = (REAL *)(void *)first;
+        for (size_t r = 0; r < TL_GROUP; r++)
+            for (size_t k = 0; k < classes; k++)
+                to[r * classes + k] = group[TL_GROUP * k + r];
+        return;
+    }
+    for (size_t r = 0; r < TL_GROUP; r++)
+        row[r] = first + (ptrdiff_t)r * rows->apart;
+    OP(deinterleave)(group, classes, row);
+}

@@ -150,7 +150,6 @@ TL_TARGET TL_OUTLINE void OP(sum_logits)(const char *x, ptrdiff_t stride, size_t
         f64_store(sum + i * f64_WIDTH, f64_add(lanes[0].sum[i], lanes[0].comp[i]));
 }
 
-#undef OF_CLASS
 #undef OTHER_POWER
 #undef POWER_OF_CLASS
 #undef PAIR_OF_POWERS
@@ -273,3 +272,44 @@ TL_TARGET SCHEDULED static uint64_t OP(lane_losses)(const tl_few_rows *rows, siz
     default: return near | OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, target, logit, nll, odds, logit_sum);
     }
 }
+
+TL_TARGET TL_INLINE void OP(lane_gradients_of)(const tl_few_rows *rows, size_t groups, size_t classes,
+                                               const int64_t *target, const tl_gradient_parts *of,
+                                               const tl_few_rows *to) {
+    char memory[(TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)], *aligned = memory + (-(uintptr_t)memory & 63);
+    UINT ids[TL_BLOCK_ROWS];
+    for (size_t r = 0; r < groups * TL_GROUP; r++)
+        ids[r] = target ? (UINT)target[r] : (UINT)-1;
+    for (size_t g = 0; g < groups; g++) {
+        ptrdiff_t stride = 0, out_stride = to->are_apart ? (ptrdiff_t)(TL_GROUP * sizeof(REAL)) : to->class_stride;
+        const char *x = OP(group_of)(rows, g, classes, aligned, &stride);
+        char *out = to->are_apart ? aligned : (char *)(uintptr_t)to->data + g * to->group_bytes;
+        for (size_t i = 0, r = g * TL_GROUP; i < TL_GROUP; i += OP(WIDTH), r += OP(WIDTH)) {
+            const OP(vec) factor = OP(load_narrowed)(of->factor + r), at = OP(load_narrowed)(of->at_target + r);
+            const OP(vec) less = OP(sub)(OP(set)(0), OP(load_narrowed)(of->subtrahend + r));
+            const OP(bits) id = OP(load_bits)(ids + r);
+            OP(acc) acc;
+            OP(reference)(of->exponent + r, 0, &acc);
+            for (size_t k = 0; k < classes; k++) {
+                const ptrdiff_t to_class = (ptrdiff_t)k * out_stride + (ptrdiff_t)(i * sizeof(REAL));
+                OP(vec) exp = OP(whole_exp)(OF_CLASS(x + i * sizeof(REAL), k), &acc);
+                exp = OP(if_same)(id, OP(set_place)((int64_t)k), at, OP(mul_add)(exp, factor, less));
+                OP(store)((REAL *)(void *)(out + to_class), exp);
+            }
+        }
+        if (to->are_apart)
+            OP(put_group)((const REAL *)(const void *)aligned, to, g, classes);
+    }
+}
+
+TL_TARGET static void OP(lane_gradients)(const tl_few_rows *rows, size_t count, const int64_t *target,
+                                         const tl_gradient_parts *of, const tl_few_rows *to) {
+    const size_t groups = count / TL_GROUP;
+    switch (rows->classes) { /* loops that compilers unroll */
+    case 2: OP(lane_gradients_of)(rows, groups, 2, target, of, to); break;
+    case 3: OP(lane_gradients_of)(rows, groups, 3, target, of, to); break;
+    default: OP(lane_gradients_of)(rows, groups, rows->classes, target, of, to);
+    }
+}
+
+#undef OF_CLASS

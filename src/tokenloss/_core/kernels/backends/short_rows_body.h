@@ -380,23 +380,6 @@ TL_TARGET static void NAME(short_scale_)(void *group, size_t classes, const doub
     }
 }
 
-/* exp_scaled_ of each row, in place. */
-TL_TARGET static void NAME(short_exp_)(void *group, size_t classes, const double *exponent, const double *factor,
-                                       const double *subtrahend, const tl_next_rows *next) {
-    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
-        OP(acc) acc;
-        OP(reference)(exponent + r, 0, &acc);
-        const OP(vec) times = NAME(of_rows_)(factor + r), less = OP(sub)(OP(set)(0), NAME(of_rows_)(subtrahend + r));
-        const tl_next_rows ahead = NAME(next_of_)(next, r);
-        REAL *x = (REAL *)group + r;
-        for (size_t k = 0; k < classes; k++) {
-            NAME(prefetch_)(&ahead, k);
-            OP(vec) exp = OP(whole_exp)(OP(load)(x + TL_GROUP * k), &acc);
-            OP(store)(x + TL_GROUP * k, OP(mul_add)(exp, times, less));
-        }
-    }
-}
-
 /* sub_scalar_ of each row, in place. */
 TL_TARGET static void NAME(short_sub_)(void *group, size_t classes, const double *subtrahend,
                                        const tl_next_rows *next) {

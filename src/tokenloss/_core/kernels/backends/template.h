@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "../backend.h"
+#include "../loss.h"
 #include "../scalar_math.h"
 
 #include "vector_math.h"
@@ -238,6 +239,10 @@ TL_TARGET TL_INLINE f32_vec f32_load_narrowed(const double *x) {
     return f32_narrow(wide);
 }
 
+/* a b + c; of doubles rounded twice, for an emulated fused operation is not exact where products overflow. */
+TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
+TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
+
 /* log(1 + u) where v = 1 + u rounded, `lost` is what that lost, and `low` what u lost itself. */
 TL_TARGET TL_INLINE void f64_log1p(f64_vec u, f64_vec v, f64_vec lost, f64_vec low, double *log) {
     const f64_vec zero = f64_set(0);
@@ -373,10 +378,6 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
     return start;
 }
 
-/* a b + c; of doubles rounded twice, for an emulated fused operation is not exact where products overflow. */
-TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
-TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
-
 /* Vectors that a row is multiplied with in one pass: as many as there are registers for. */
 #define DOT_VECTORS (f32_WIDTH == 16 ? 4 : 1)
 
@@ -511,9 +512,9 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .short_ranks = COMPUTE_DTYPES(short_ranks_),
     .short_softmax = COMPUTE_DTYPES(short_softmax_),
     .short_scale = COMPUTE_DTYPES(short_scale_),
-    .short_exp = COMPUTE_DTYPES(short_exp_),
     .short_sub = COMPUTE_DTYPES(short_sub_),
     .lane_losses = {[TL_FLOAT32] = f32_lane_losses, [TL_FLOAT64] = f64_lane_losses},
+    .lane_gradients = {[TL_FLOAT32] = f32_lane_gradients, [TL_FLOAT64] = f64_lane_gradients},
     .row_losses = ALL_DTYPES(row_losses_),
     .lse_logs = JOIN(lse_logs_, BACKEND),
     .log_odds = JOIN(log_odds_, BACKEND),
@@ -521,4 +522,5 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .exps = JOIN(exps_, BACKEND),
     .second_moments = JOIN(second_moments_, BACKEND),
     .softmax_factors = JOIN(softmax_factors_, BACKEND),
+    .gradient_parts = JOIN(gradient_parts_, BACKEND),
 };

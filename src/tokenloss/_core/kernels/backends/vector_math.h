@@ -78,16 +78,19 @@ TL_TARGET TL_INLINE f64_vec f64_log(f64_vec x, int has_subnormals) {
     return f64_if_less(x, zero, nan, f64_if_equal(x, x, log, nan));
 }
 
-TL_TARGET TL_INLINE f64_vec f64_exp(f64_vec x) {
+/* The exponential; of arguments within 700 of 0, with `is_near`. */
+TL_TARGET TL_INLINE f64_vec f64_exp_of_any(f64_vec x, int is_near) {
     const f64_vec least = f64_set(-746), most = f64_set(710), rounder = f64_set(0x1.8p52);
-    f64_vec bounded = f64_if_less(x, most, x, most);
-    bounded = f64_if_less(least, bounded, bounded, least);
+    f64_vec bounded = is_near ? x : f64_if_less(x, most, x, most);
+    bounded = is_near ? x : f64_if_less(least, bounded, bounded, least);
     f64_vec n_biased = f64_add(f64_mul(bounded, f64_set(TL_LOG2E)), rounder), n = f64_sub(n_biased, rounder);
     f64_vec high = f64_sub(bounded, f64_mul(n, f64_set(TL_LN2_HIGH))), low = f64_mul(n, f64_set(TL_LN2_LOW));
     f64_vec r = f64_sub(high, low), lost = f64_sub(f64_sub(high, r), low), p = f64_set(TL_EXP_COEFFICIENTS[0]);
     for (int i = 1; i < 11; i++)
         p = f64_add(f64_mul(p, r), f64_set(TL_EXP_COEFFICIENTS[i]));
     p = f64_add(f64_set(1), f64_add(r, f64_add(f64_mul(f64_mul(r, r), p), lost)));
+    if (is_near)
+        return f64_mul(p, f64_pow2(f64_plus_bits(n_biased, 1023)));
     /* the power of two in two factors, as tl_scale has it: chosen first, since a product that is computed in each lane
      * and thrown away in most would be subnormal there, and slow */
     f64_vec tiny = f64_set(-1022), huge = f64_set(1023);
@@ -97,6 +100,8 @@ TL_TARGET TL_INLINE f64_vec f64_exp(f64_vec x) {
     p = f64_if_less(most, x, f64_set((double)INFINITY), f64_if_less(least, x, p, f64_set(0)));
     return f64_if_equal(x, x, p, x);
 }
+
+TL_TARGET TL_INLINE f64_vec f64_exp(f64_vec x) { return f64_exp_of_any(x, 0); }
 
 /* log(1 + x) for x in [0, 1]. */
 TL_TARGET TL_INLINE f64_vec f64_log1p_unit(f64_vec x) {
