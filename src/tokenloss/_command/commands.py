@@ -183,23 +183,23 @@ def compare(args: argparse.Namespace) -> int:
         source, models = sources_of_comparison(Flags(args), args.base, others)
         # besides those that identify a row, tables of drafts have one column
         sinks = _chosen_outputs(COMPARE_OUTPUTS, args, **{"columns": ("acceptance",)} if args.draft else {})
-        found: Comparisons[Any]
+        result: Comparisons[Any]
         if any(isinstance(one, Samples) for one in (source, *models.values())):
             names = (*_OF_COMPARE, "draft", "noise", "sizes")
             _refuse_typed(args, (name for name in names if name != "workers"), _NOT_OF_SAMPLES)
-            found = compare_samples(source, models, margin=args.margin, cluster=args.cluster, sinks=sinks)
+            result = compare_samples(source, models, margin=args.margin, cluster=args.cluster, sinks=sinks)
         else:
             _refuse_typed(args, ("margin",), f"{_OF_SAMPLES}; others have gates, such as --max-perplexity-ratio")
             _refuse_typed(args, ("cluster",), _OF_SAMPLES)
             for one in (source, *models.values()) if args.draft else ():
                 require(one, "rows", "draft")
             given = _given(args, (*_OF_COMPARE, "noise"), sizes=_sizes(args.sizes, others), sinks=sinks)
-            found = compare_files(source, models, **given | draft_options)
+            result = compare_files(source, models, **given | draft_options)
             if args.draft:
-                found = Comparisons((name, one.acceptance(cost_ratio=args.cost_ratio)) for name, one in found.items())
-    found.detect = args.detect
-    _warn(hints_of(found))
-    return _print(args, found, gates)
+                result = Comparisons((name, one.acceptance(cost_ratio=args.cost_ratio)) for name, one in result.items())
+    result.detect = args.detect
+    _warn(hints_of(result))
+    return _print(args, result, gates)
 
 
 def _draft_options(args: argparse.Namespace, gates: dict[str, Any]) -> dict[str, Any]:
@@ -238,11 +238,11 @@ def _compare_texts(args: argparse.Namespace) -> int:
         sinks = _chosen_outputs(TEXT_OUTPUTS, args)
         a, b = sources_of_texts(args, args.base, path)
         names = a.name, name
-        found = compare_texts(a, b, names=names, sinks=sinks, **_given(args, ("text", "shift", "workers")))
-        found = dataclasses.replace(found, detect=args.detect)
+        result = compare_texts(a, b, names=names, sinks=sinks, **_given(args, ("text", "shift", "workers")))
+        result = dataclasses.replace(result, detect=args.detect)
     for warning in told:
         _print_warning(str(warning.message))
-    print_as(args.format, lambda: shown_of(found), found.to_dict, lambda: columns_of([figures_of(found)]))
+    print_as(args.format, lambda: shown_of(result), result.to_dict, lambda: columns_of([figures_of(result)]))
     return 0
 
 
@@ -267,14 +267,14 @@ def _gates(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print(
-    args: argparse.Namespace, found: Evaluations | Comparisons[Any], gates: dict[str, Any], is_named: bool = True
+    args: argparse.Namespace, result: Evaluations | Comparisons[Any], gates: dict[str, Any], is_named: bool = True
 ) -> int:
     """Print results, with the verdicts of gates if any were given; return the exit status."""
-    whole: Any = found if is_named else next(iter(found.values()))
+    whole: Any = result if is_named else next(iter(result.values()))
     verdicts, by = None, args.by
     if gates:
         with _input_errors():
-            verdicts = found.check(**gates)
+            verdicts = result.check(**gates)
 
     def shown() -> Shown:
         tables: Shown = shown_of(whole)
@@ -283,29 +283,29 @@ def _print(
     def figures() -> Any:
         if verdicts is None:
             return whole.to_dict()
-        of_each: dict[str, Any] = as_strict_json({name: gate_tools.gates_in_json(verdicts, name) for name in found})
+        of_each: dict[str, Any] = as_strict_json({name: gate_tools.gates_in_json(verdicts, name) for name in result})
         every = whole.to_dict()
         if not is_named:
             return every | next(iter(of_each.values()))
-        if isinstance(found, Evaluations):
-            return {name: every[name] | of_each[name] for name in found}
+        if isinstance(result, Evaluations):
+            return {name: every[name] | of_each[name] for name in result}
         of_each = {as_strict_json(name): one for name, one in of_each.items()}
         return every | {"candidates": [one | of_each[one["name"]] for one in every["candidates"]]}
 
     def columns() -> dict[str, Array]:
         groups = (
-            [{"name": name} | row for name, one in found.items() for row in figures_of(one)["groups"]] if by else []
+            [{"name": name} | row for name, one in result.items() for row in figures_of(one)["groups"]] if by else []
         )
-        rows = columns_of_groups(groups) if by else found.columns()
+        rows = columns_of_groups(groups) if by else result.columns()
         return rows if verdicts is None else rows | gate_tools.gate_columns(verdicts, rows["name"].tolist())
 
     if args.format == "github":
         with _input_errors():
             print(github(shown(), verdicts))
     elif args.format == "card":
-        print(card(found))
+        print(card(result))
     elif verdicts is not None and args.format == "junit":
-        print(junit(found, verdicts))
+        print(junit(result, verdicts))
     else:
         print_as(args.format, shown, figures, columns)
     return 0 if verdicts is None else _STATUSES[verdicts.verdict]
@@ -346,15 +346,15 @@ def _is_found(path: str) -> bool:
 def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
     """Sizes of candidates by name, from NAME=SIZE, where NAME may also be the path."""
     names = {path: name for name, path in others.items()} | {name: name for name in others}
-    found: dict[str, str] = {}
+    sizes: dict[str, str] = {}
     for text in given:
         known = [(names[name], size) for name, size in _parts(text) if name in names and size]
         if not known:
             raise InputError(f"--size {text}: names no candidate; it must be NAME=FILE or NAME=SIZE, of {list(others)}")
-        if known[0][0] in found:
+        if known[0][0] in sizes:
             raise InputError(f"--size {text}: the size of {known[0][0]} is given twice")
-        found |= [known[0]]
-    return found
+        sizes |= [known[0]]
+    return sizes
 
 
 # -- errors, inputs and outputs ----------------------------------------------------------------------------------------

@@ -72,13 +72,13 @@ class Parser(argparse.ArgumentParser):
         """Parse arguments; refuse unknown ones, and suggest others."""
         if not (sys.argv[1:] if args is None else args) and self.files is not None:
             raise NoArgumentsError(self.format_help())
-        found, left = super().parse_known_args(args, namespace)
+        known, left = super().parse_known_args(args, namespace)
         options = [text for text in left if text.startswith("-")]
         if options:
             self.error(f"there is no option {options[0]}{self._nearest_option(options[0])}")
         if left:
-            self._add_files(found, left)
-        return found, []
+            self._add_files(known, left)
+        return known, []
 
     def _add_files(self, namespace: argparse.Namespace, texts: list[str]) -> None:
         """Add files that come after an option to those before it."""

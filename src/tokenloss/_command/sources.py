@@ -132,12 +132,12 @@ def sources_of_texts(args: argparse.Namespace, base: str, other: str) -> tuple[S
         given = flags.values.get(name, ())
         if len(given) not in (0, 2):
             raise_error("option", name=name, got=count_of(len(given), "path"), fits="two: for BASE, and for OTHER")
-    found = []
+    opened = []
     for number, (letter, path) in enumerate((("a", base), ("b", other))):
         own = Flags(args)
         own.values |= {name: flags.values[name][number] for name in ("targets", "segment_ids") if name in flags.values}
         own.values["tokenizer"] = getattr(args, f"tokenizer_{letter}")
-        found.append(own.source([path]))
-        require(found[-1], "rows", "text")
-        own.refuse_rest({"": found[-1]})
-    return found[0], found[1]
+        opened.append(own.source([path]))
+        require(opened[-1], "rows", "text")
+        own.refuse_rest({"": opened[-1]})
+    return opened[0], opened[1]

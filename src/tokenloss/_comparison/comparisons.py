@@ -44,10 +44,10 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
     >>> from tokenloss import ComparisonMeter
     >>> meter = ComparisonMeter()
     >>> meter.update(np.zeros((2, 3)), {"q4": [[1, 0, 0], [0, 1, 0]], "q8": [[0.1, 0, 0], [0, 0.1, 0]]}, [0, 1])
-    >>> found = meter.results()
-    >>> [(one["name"], round(one["mean_kl"], 4)) for one in found.to_dict()["candidates"]]  # the nearest comes first
+    >>> result = meter.results()
+    >>> [(one["name"], round(one["mean_kl"], 4)) for one in result.to_dict()["candidates"]]  # the nearest comes first
     [('q8', 0.0011), ('q4', 0.1195)]
-    >>> found.columns()["perplexity"].round(4)
+    >>> result.columns()["perplexity"].round(4)
     array([2.8097, 1.7358])
     """
 

@@ -82,10 +82,10 @@ class DraftAcceptance(ComparedTokens):
     >>> import numpy as np
     >>> from tokenloss import draft_acceptance
     >>> target = np.random.default_rng(0).normal(size=(50, 20, 8))  # 50 texts of 20 tokens
-    >>> found = draft_acceptance(target, 0.8 * target, cost_ratio=0.05)
-    >>> found
+    >>> result = draft_acceptance(target, 0.8 * target, cost_ratio=0.05)
+    >>> result
     DraftAcceptance(mean_acceptance=0.9366 ± 0.000605, count=1000, n_sequences=50, temperature=1, best_speedup=5.01)
-    >>> found.best_k, found.by_k["tokens_per_call"].round(2)
+    >>> result.best_k, result.by_k["tokens_per_call"].round(2)
     (8, array([1.94, 2.81, 3.64, 4.4 , 5.12, 5.8 , 6.43, 7.02]))
     """
 
@@ -227,10 +227,10 @@ def draft_acceptance(
     >>> from tokenloss import draft_acceptance
     >>> target = [[2.0, 0.0, 0.0], [0.0, 2.0, 1.0], [0.0, 0.0, 3.0]]
     >>> draft = [[1.0, 0.0, 0.0], [0.0, 2.0, 2.0], [0.0, 0.0, 3.0]]
-    >>> found = draft_acceptance(target, draft, cost_ratio=0.1)
-    >>> found.acceptance.round(4)
+    >>> result = draft_acceptance(target, draft, cost_ratio=0.1)
+    >>> result.acceptance.round(4)
     array([0.7891, 0.7764, 1.    ])
-    >>> found.best_k, round(found.best_speedup, 4)
+    >>> result.best_k, round(result.best_speedup, 4)
     (3, 2.3189)
     >>> draft_acceptance(target, draft, temperature=0).acceptance
     array([1., 1., 1.])

@@ -410,8 +410,8 @@ def mismatch(
     >>> from tokenloss import mismatch
     >>> rng = np.random.default_rng(0)
     >>> base = -rng.exponential(size=(8, 100))  # of 8 answers, by the engine
-    >>> found = mismatch(base * rng.normal(1, 0.01, size=base.shape), base)
-    >>> print(f"{found.k3:.1e}, {found.outside:.1%} clipped, {found.sequence_ess:.1%} effective, {found.diagnosis}")
+    >>> result = mismatch(base * rng.normal(1, 0.01, size=base.shape), base)
+    >>> print(f"{result.k3:.1e}, {result.outside:.1%} clipped, {result.sequence_ess:.1%} effective, {result.diagnosis}")
     1.4e-04, 0.1% clipped, 98.4% effective, []
     >>> (sentence,) = mismatch(1.25 * base, base).diagnosis
     >>> print(sentence[:56])
@@ -454,7 +454,7 @@ def mismatch_of(
         sequences = None if ids is None else sequence_table(d, ids)
         of_sequences = np.empty((2, 0)) if sequences is None else (sequences["log_ratio"], sequences["count"])
         figures |= sequence_figures(*of_sequences)
-        found, temperature = causes(ours, theirs, ids)
+        reasons, temperature = causes(ours, theirs, ids)
     return Mismatch(
         count=d.size,
         is_clustered=mean.is_clustered,
@@ -466,8 +466,8 @@ def mismatch_of(
         **figures,
         difference_quantiles=quantiles(np.sort(d), _QUANTILES),
         ratio_quantiles=quantiles(np.sort(r), _QUANTILES),
-        diagnosis=[one.text for one in found],
-        void="; ".join(one.text for one in found if one.voids),
+        diagnosis=[one.text for one in reasons],
+        void="; ".join(one.text for one in reasons if one.voids),
         temperature=temperature,
         logprobs=np.where(kept, logprobs, np.nan),
         base_logprobs=np.where(kept, base, np.nan),

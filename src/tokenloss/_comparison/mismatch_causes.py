@@ -68,23 +68,23 @@ class Tokens(NamedTuple):
 def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> tuple[list[Cause], float | None]:
     """The causes that these differences suggest, and the temperature that explains them, or None."""
     impossible = int(np.count_nonzero(base == -math.inf))
-    found = [_nan_in_one(logprobs, base)]
+    possible = [_nan_in_one(logprobs, base)]
     if impossible:
         number = count_of(impossible, "token")
-        found.append(Cause(f"{number} cannot have been sampled: the sampler's log-probability is minus infinity"))
+        possible.append(Cause(f"{number} cannot have been sampled: the sampler's log-probability is minus infinity"))
     temperature = None
     tokens = Tokens(logprobs, base, ids).of(np.isfinite(logprobs) & np.isfinite(base))
     if tokens.base.size and not tokens.difference.any():
         number = count_of(tokens.base.size, "token")
-        found.append(None if impossible else Cause(f"equal: both have the same number for each of {number}"))
+        possible.append(None if impossible else Cause(f"equal: both have the same number for each of {number}"))
     else:
         for filler in (_padded, _sentinels, _zeros_of_one):  # numbers that are no log-probabilities
             words, is_filler = filler(tokens)
-            found.append(Cause(words, voids=True) if words else None)
+            possible.append(Cause(words, voids=True) if words else None)
             tokens = tokens.of(~is_filler) if words else tokens
         of_rest, temperature = _causes_of(tokens)
-        found += of_rest
-    return [*filter(None, found)], temperature
+        possible += of_rest
+    return [*filter(None, possible)], temperature
 
 
 def _causes_of(tokens: Tokens) -> tuple[Sequence[Cause | None], float | None]:

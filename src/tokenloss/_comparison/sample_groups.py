@@ -30,7 +30,7 @@ def group_metrics(
     `metrics` are those of each task, and `clusters` what errors take as independent in it: a group whose tasks share
     some has no errors, since these take tasks as independent.
     """
-    found, left_out = [], {}
+    joined, left_out = [], {}
     for name, group in groups[0].items():
         own = groups[1].get(name)
         shares = sum(len(clusters[task]) for task in group.tasks if task in clusters)
@@ -45,8 +45,8 @@ def group_metrics(
             elif weights is None:
                 left_out[word] = "it is no mean of its tasks' metrics"
             else:
-                found.append(_joined(name, [part for part in parts if part], weights, is_shared, margin))
-    return found, left_out
+                joined.append(_joined(name, [part for part in parts if part], weights, is_shared, margin))
+    return joined, left_out
 
 
 def _metric(metrics: Sequence[SampleMetric], key: tuple[str, str]) -> SampleMetric | None:
@@ -58,9 +58,9 @@ def _weights(parts: list[SampleMetric], value: float, other: float | None) -> li
     """The weights with which the harness computed the value of a group: the numbers of samples, or equal weights."""
     for counts in ([part.count for part in parts], [1] * len(parts)):
         weights = [count / sum(counts) for count in counts]
-        found = [_mean(weights, [vars(part)[side] for part in parts]) for side in ("base", "other")]
-        wanted = value, found[1] if other is None else other
-        if all(math.isclose(one, two, rel_tol=_NEAR, abs_tol=_NEAR) for one, two in zip(found, wanted, strict=True)):
+        means = [_mean(weights, [vars(part)[side] for part in parts]) for side in ("base", "other")]
+        wanted = value, means[1] if other is None else other
+        if all(math.isclose(one, two, rel_tol=_NEAR, abs_tol=_NEAR) for one, two in zip(means, wanted, strict=True)):
             return weights
     return None
 

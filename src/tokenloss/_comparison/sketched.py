@@ -133,7 +133,7 @@ def estimates(
     log_tails, is_known = rows["log_tails"], rows["ids"] >= 0
     log_p = np.where(is_known, rows["logits"].astype(np.float64) - rows["log_normalizers"][:, None], -np.inf)
     log_q = np.where(is_known, student.logits - student.logsumexps[:, None], -np.inf)
-    has_tail, found = log_tails > -np.inf, {}
+    has_tail, estimated = log_tails > -np.inf, {}
     with np.errstate(all="ignore"):
         log_ratio = np.where(is_known & (log_p != log_q), log_q - log_p, 0)
         no_tail = np.where(np.isneginf(student.log_tails), 0, np.inf)
@@ -153,8 +153,8 @@ def estimates(
             draws = np.where(has_tail[:, None], weight * gap, 0)  # a gap is below 0 by rounding alone
             mean = bound + draws.sum(1)
             variance = s * draws.var(1, ddof=1) if s > 1 else np.full(len(p), np.nan if s else 0.0)
-            found[name] = (mean, variance) if name == key else _root_of(mean, variance)
-    return found
+            estimated[name] = (mean, variance) if name == key else _root_of(mean, variance)
+    return estimated
 
 
 def _root_of(square: Float64Array, variance: Float64Array) -> tuple[Float64Array, Float64Array]:

@@ -167,10 +167,10 @@ class TextComparison(Result):
     ...     _ = ranks.write_text("\n".join(lines))
     ...     np.savez(a, logits=np.zeros((4, 3)), targets=[0, 1, 0, 1])
     ...     np.savez(b, logits=np.zeros((3, 3)), targets=[2, 0, 1])
-    ...     found = compare_texts(*(open_scores(path, tokenizer=ranks) for path in (a, b)), text=text)
-    >>> found
+    ...     result = compare_texts(*(open_scores(path, tokenizer=ranks) for path in (a, b)), text=text)
+    >>> result
     TextComparison(difference=-0.396241 ± 0.297, bits_per_byte_a=1.58496, bits_per_byte_b=1.18872, n_bytes=4)
-    >>> found.columns()["n_tokens_b"], found.a_worse[0].tokens_a
+    >>> result.columns()["n_tokens_b"], result.a_worse[0].tokens_a
     (array([1, 1, 1]), ['a', 'b'])
     """
 

@@ -100,8 +100,8 @@ def _boundaries(tokens: TextTokens) -> IntArray:
     own = tokens.at(tokens.stop > tokens.start)
     both = np.empty(2 * own.start.size, np.int64)
     both[::2], both[1::2] = own.start, own.stop
-    found: IntArray = both[np.diff(both, prepend=-1) != 0]
-    return found
+    boundaries: IntArray = both[np.diff(both, prepend=-1) != 0]
+    return boundaries
 
 
 def _span_of_tokens(tokens: TextTokens, stop: IntArray, bounds: IntArray) -> IntArray:
@@ -117,8 +117,8 @@ def _sums(nll: Float64Array, first: IntArray, kept: BoolArray) -> Float64Array:
     n_tokens = np.diff(first)
     chosen = kept & (n_tokens > 0)
     numbers = np.repeat(np.arange(kept.size), n_tokens)
-    found = sums_by_segment(nll, None, np.where(chosen[numbers], numbers, -1))
-    sums[found.sequence] = found.nll
+    by_span = sums_by_segment(nll, None, np.where(chosen[numbers], numbers, -1))
+    sums[by_span.sequence] = by_span.nll
     return sums
 
 
@@ -166,5 +166,5 @@ def kinds_of(text: str, start: IntArray, stop: IntArray) -> IntArray:
         counts[number] = np.add.reduceat((kind == number).view(np.int8), bounds, dtype=np.int64)[::2]
     space = KINDS.index("white space")
     counts[space] = counts[:space].sum(0) == 0  # at least one only where nothing else is
-    found: IntArray = counts.argmax(0)
-    return found
+    kinds: IntArray = counts.argmax(0)
+    return kinds

@@ -44,8 +44,8 @@ def files_of(path: str) -> list[Path]:
     """A file, or all files in a directory."""
     if not Path(path).is_dir():
         return [Path(path)]
-    found = (Path(parent, name) for parent, _, files in _walk(path) for name in files)
-    return [file for file in found if file.is_file()]
+    paths = (Path(parent, name) for parent, _, files in _walk(path) for name in files)
+    return [file for file in paths if file.is_file()]
 
 
 def links_in(directory: str) -> Iterator[Path]:

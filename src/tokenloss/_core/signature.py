@@ -57,10 +57,10 @@ class IdsHash:
     @staticmethod
     def of_parts(parts: Iterable[Any]) -> IdsHash:
         """The hash of the class ids of results of shards, in the order of the text."""
-        found = IdsHash()
+        result = IdsHash()
         for part in parts:
-            found.add(IdsHash(part.ids_sum, part.ids_ends))
-        return found
+            result.add(IdsHash(part.ids_sum, part.ids_ends))
+        return result
 
     def add(self, other: IdsHash) -> None:
         """Add ids that come later."""
@@ -92,8 +92,8 @@ def _splitmix(ids: Array) -> Array:
         mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        found: Array = mixed ^ (mixed >> np.uint64(31))
-    return found
+        result: Array = mixed ^ (mixed >> np.uint64(31))
+    return result
 
 
 def _sum_of(ids: Array, before: Array) -> int:

@@ -76,12 +76,12 @@ class BlockUnit(NamedTuple):
 
 
 def block_units(
-    first: int, found: Sequence[ScoredBlock], source: Blocks, options: Options, tokenizer: Tokenizer | None
+    first: int, results: Sequence[ScoredBlock], source: Blocks, options: Options, tokenizer: Tokenizer | None
 ) -> Iterator[BlockUnit]:
-    """The units of blocks from this number on; `found` is the growing list of results."""
-    maker = _Maker(source, options, tokenizer, found, first)
+    """The units of blocks from this number on; `results` is the growing list of results."""
+    maker = _Maker(source, options, tokenizer, results, first)
     for number, values in enumerate(made_blocks(source, first), first):
-        is_done = number < len(found)  # it is made again, since its last row may be held back
+        is_done = number < len(results)  # it is made again, since its last row may be held back
         block = maker.with_bytes(_checked(f"block {number}", values, maker.classes, maker.has_ids))
         yield maker.unit(block, is_done)
         maker.hold_back(block)
@@ -94,20 +94,20 @@ class _Maker:
     """Turns blocks into units, and counts the rows and sequences before each."""
 
     def __init__(
-        self, source: Blocks, options: Options, tokenizer: Tokenizer | None, found: Sequence[ScoredBlock], first: int
+        self, source: Blocks, options: Options, tokenizer: Tokenizer | None, results: Sequence[ScoredBlock], first: int
     ) -> None:
         self._kind, self._options, self._tokenizer = source.options["kind"], options, tokenizer
-        self._found, self._n_seen, self._sampled = found, 0, 0
+        self._found, self._n_seen, self._sampled = results, 0, 0
         self._rows, self._n_sequences, self._counts = 0, 0, dict[int, int]()
         self.classes: int | None = None  # which all blocks must have in common, and whether they have ids
         self.has_ids: bool | None = None
-        if found:
-            facts, self._n_sequences, ids, n_rows, *_ = summed(found, 0)
+        if results:
+            facts, self._n_sequences, ids, n_rows, *_ = summed(results, 0)
             self._rows, self.classes, self.has_ids = facts.rows, facts.shape[-1], ids is not None
             if ids is not None and n_rows is not None:
                 self._counts.update(zip(ids.tolist(), n_rows.tolist(), strict=True))
         self._begun: dict[int, int] = {}  # per text number: hidden ids so far, or WRITTEN
-        for result in found[:first]:
+        for result in results[:first]:
             if result.begun is not None:
                 self._begun.update(zip(result.begun[::2].tolist(), result.begun[1::2].tolist(), strict=True))
         self.last: _Block | None = None  # the row that is held back
@@ -175,15 +175,15 @@ class _Maker:
 
 def score_block(unit: BlockUnit, work: Work, options: Options) -> ScoredBlock:
     """The scores of the parts of a unit, as one block."""
-    found: list[ScoredBlock] = []
+    scored: list[ScoredBlock] = []
     sampled = unit.sampled
     for shard, opened, first_row, first_sequence, n_sequences, ids, n_rows in unit.parts:
         emit = work.emit and functools.partial(_emit_counted_on, work.emit, first_row, first_sequence)
         part = work._replace(emit=emit, advance=lambda n_bytes: None)
         result = score.score_shard(shard, part, options, opened, sampled)
         sampled += result.shift_sample.rows
-        found.append(ScoredBlock(shard.facts(), n_sequences, ids, n_rows, result))
-    block = found[0] if len(found) == 1 else summed(found, work.top, options.by)
+        scored.append(ScoredBlock(shard.facts(), n_sequences, ids, n_rows, result))
+    block = scored[0] if len(scored) == 1 else summed(scored, work.top, options.by)
     return block._replace(begun=unit.block.begun)
 
 
@@ -262,13 +262,13 @@ def _checked(name: str, values: Any, classes: int | None, has_ids: bool | None) 
 
 def _in_texts(block: _Block) -> BoolArray:
     """Mask of the ids that are not padding: the block's mask may exclude the same id before all its texts."""
-    found = np.ones(block.targets.shape, np.bool_)
+    is_text = np.ones(block.targets.shape, np.bool_)
     if block.mask is not None and block.ids is None and block.targets.ndim > 1:
         is_left = np.logical_and.accumulate(~block.mask, axis=-1)
         left = block.targets[is_left]
         if (left == left[:1]).all() and is_left.sum(-1).max(initial=0) > 1:
-            found = ~is_left
-    return found.reshape(-1)
+            is_text = ~is_left
+    return is_text.reshape(-1)
 
 
 def _file(block: _Block, kind: str | None) -> ScoresFile:

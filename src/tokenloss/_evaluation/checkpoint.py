@@ -216,7 +216,7 @@ def decoded(value: Any) -> Any:
 
 def _block_fingerprint(number: int, arrays: dict[str, Any]) -> dict[str, Any]:
     """Name of a block, shape and sample of its logits, and hashes of its other arrays with their shape and dtype."""
-    found = {
+    hashes = {
         "path": f"block {number}", "shape": list(arrays.pop("logits").shape),
         "logits": arrays.pop("sample").tolist(),
     }  # fmt: skip
@@ -225,8 +225,8 @@ def _block_fingerprint(number: int, arrays: dict[str, Any]) -> dict[str, Any]:
         if array is not None:
             digest.update(repr((array.shape, array.dtype.str)).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
-        found[name] = digest.hexdigest()
-    return found
+        hashes[name] = digest.hexdigest()
+    return hashes
 
 
 def _are_near(stored: list[float], made: list[float]) -> bool:

@@ -131,8 +131,8 @@ def assert_close(
         tokens = _Tokens()
         with warnings.catch_warnings():  # equal values are fine; comparing a file with itself is a mistake
             warnings.filterwarnings("ignore", ".*identical to base: the same values", UserWarning)
-            found = compare_files(base, {"logits": logits}, classes=classes, sinks=[tokens], workers=workers)["logits"]
-        message = _message(found, limits, functools.partial(tokens.describe, base.paths))
+            result = compare_files(base, {"logits": logits}, classes=classes, sinks=[tokens], workers=workers)["logits"]
+        message = _message(result, limits, functools.partial(tokens.describe, base.paths))
     else:
         refuse_given({"shift": shift}, "left out where logits and base are arrays; next_token shifts them")
         options = of_arrays | {"classes": classes, "ignore_index": ignore_index, "workers": workers}

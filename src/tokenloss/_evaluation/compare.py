@@ -98,15 +98,15 @@ def compare_rows(
     schema = _schema(shards, (*others,), options, run.sinks.top_k, tokenizer)
     function = functools.partial(compare_shard, options=options, names=(*others,))
     results = run.map(function, shards, schema, are_candidates=base.level == "sketch")  # no row is in a file of its own
-    found = _comparisons(shards, results, abouts, options, firsts, run.handles)
+    result = _comparisons(shards, results, abouts, options, firsts, run.handles)
     if models:
         base_calibration, *own = (calibration_of_files(shards, run, options, model) for model in models)
-        for name, calibration in zip(found, own, strict=True):
-            found[name] = replace(found[name], calibration=calibration, base_calibration=base_calibration)
+        for name, calibration in zip(result, own, strict=True):
+            result[name] = replace(result[name], calibration=calibration, base_calibration=base_calibration)
     if noise:
-        found |= {name: with_noise(one, found[noise]) for name, one in found.items() if name != noise}
-    run.sinks.finish(found, lambda: Block({}, {name: _sequences(one, shards, firsts) for name, one in found.items()}))
-    return found
+        result |= {name: with_noise(one, result[noise]) for name, one in result.items() if name != noise}
+    run.sinks.finish(result, lambda: Block({}, {name: _sequences(one, shards, firsts) for name, one in result.items()}))
+    return result
 
 
 def _schema(
@@ -166,7 +166,7 @@ def _comparisons(
     hashed = IdsHash.of_parts(results).total
     facts = handles.open(shards[0].spec).sketch if shards[0].spec.kind == "sketch" else None
     drawn = None if facts is None else (facts.top, facts.tail)
-    found: Comparisons[Comparison] = Comparisons()
+    comparisons: Comparisons[Comparison] = Comparisons()
     for number, (given, columns) in enumerate(zip(abouts, joined(parts), strict=True)):
         comparison = comparison_of(options.definitions, columns, temperature=options.temperature, drawn=drawn)
         own, other = shards[0].spec, shards[0].models[number + 1]
@@ -200,8 +200,8 @@ def _comparisons(
             "ids": hashed if comparison.has_targets else None,
             **head_fields(other.head_figures, own.head_figures),
         }
-        found[given["name"]] = described(comparison, about, signed)
-    return found
+        comparisons[given["name"]] = described(comparison, about, signed)
+    return comparisons
 
 
 def _dtypes(shards: Sequence[Shard], model: int) -> str:
@@ -250,8 +250,8 @@ def _types(shards: Sequence[Shard], options: Options, firsts: list[int], handles
     types = token_types(np.concatenate(words), is_first)
     if options.shift:  # each row is of the next token, if there is one
         types = np.roll(types, -1)
-    found: Array = types[np.concatenate(masks)]
-    return found
+    scored_types: Array = types[np.concatenate(masks)]
+    return scored_types
 
 
 def token_types(text: Array, is_first: BoolArray) -> Array:
@@ -531,8 +531,8 @@ class _Pairing:
 
 def joined(parts: Sequence[ComparedShard]) -> list[Columns]:
     """Join the parts of each candidate's columns, in order; all candidates share the arrays of the base."""
-    found: list[Columns] = []
+    tables: list[Columns] = []
     for number in range(len(parts[0].others)):
         columns = join([part.base | part.others[number] for part in parts])
-        found.append(columns | {name: found[0][name] for name in _OF_BASE if found and name in columns})
-    return found
+        tables.append(columns | {name: tables[0][name] for name in _OF_BASE if tables and name in columns})
+    return tables

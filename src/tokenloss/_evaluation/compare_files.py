@@ -170,8 +170,8 @@ def compare_files(
     >>> np.savez(base, logits=logits, targets=np.arange(4))
     >>> np.save(q8, 0.9 * logits)
     >>> np.save(q4, 0.5 * logits)
-    >>> found = compare_files(base, {"Q8": q8, "Q4": q4})
-    >>> {name: round(comparison.mean_kl, 6) for name, comparison in found.items()}
+    >>> comparisons = compare_files(base, {"Q8": q8, "Q4": q4})
+    >>> {name: round(comparison.mean_kl, 6) for name, comparison in comparisons.items()}
     {'Q8': 0.005476, 'Q4': 0.178325}
 
     Responses of two servers:
@@ -221,23 +221,23 @@ def compare_files(
     for number, one in enumerate(models.values()):
         key |= {f"candidate {number}: {name}": value for name, value in one.given().items()}
     with opened([source, *models.values()], settings, key, by_identity([], sizes)) as run:
-        found: Comparisons[Any]
+        comparisons: Comparisons[Any]
         second = "" if noise is None else NOISE
         if level in ("rows", "sketch"):
             tokenizer = None if said.tokenizer is None else open_tokenizer(said.tokenizer)
             scores, others_scores = cast("Scores", source), cast("dict[str, Scores]", models)
-            found = compare_rows(scores, others_scores, abouts, options, run, tokenizer, second)
+            comparisons = compare_rows(scores, others_scores, abouts, options, run, tokenizer, second)
         elif isinstance(source, Sketch):
-            found = compare_served(source, cast("dict[str, Responses]", models), abouts, options, run)
+            comparisons = compare_served(source, cast("dict[str, Responses]", models), abouts, options, run)
         elif level == "tops":
-            found = compare_lists(source, models, abouts, run, by, second)
+            comparisons = compare_lists(source, models, abouts, run, by, second)
         else:
-            found = compare_losses(source, models, abouts, run, by)
+            comparisons = compare_losses(source, models, abouts, run, by)
     if noise is not None:
-        found.noise = found.pop(NOISE)
-    for hint in advice(hints_of(found)):
+        comparisons.noise = comparisons.pop(NOISE)
+    for hint in advice(hints_of(comparisons)):
         warn(hint.message, hint.category)
-    return found
+    return comparisons
 
 
 def sources_of(

@@ -129,13 +129,13 @@ def compare_samples(
     check_different([one.path for one in models.values()])
     with opened([own, *models.values()], Settings(checked_sinks(sinks)), {}) as run:
         run.sinks.check(_schema({name: {} for name in models}))
-        found = Comparisons((name, _comparison(name, own, one, margin, cluster)) for name, one in models.items())
-        questions = {name: _questions(one.metrics) for name, one in found.items()}
+        comparisons = Comparisons((name, _comparison(name, own, one, margin, cluster)) for name, one in models.items())
+        questions = {name: _questions(one.metrics) for name, one in comparisons.items()}
         run.sinks.open(_schema(questions))
-        run.sinks.finish(found, lambda: Block({}, questions))
-    for hint in advice(hints_of(found)):
+        run.sinks.finish(comparisons, lambda: Block({}, questions))
+    for hint in advice(hints_of(comparisons)):
         warn(hint.message, hint.category)
-    return found
+    return comparisons
 
 
 def _comparison(name: str, own: Samples, other: Samples, margin: float | None, cluster: str | None) -> SampleComparison:

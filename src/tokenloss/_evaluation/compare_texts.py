@@ -159,8 +159,8 @@ def compare_texts(
     ...     _ = (folder / f"{name}.tiktoken").write_text("\n".join(lines))
     ...     np.savez(folder / f"{name}.npz", logits=np.zeros((len(ids), len(pieces))), targets=ids)
     >>> a, b = (open_scores(folder / f"{name}.npz", tokenizer=folder / f"{name}.tiktoken") for name in "ab")
-    >>> found = compare_texts(a, b, text=folder / "t.txt")
-    >>> round(found.bits_per_byte_a, 4), round(found.bits_per_byte_b, 4)  # log2(2), and log2(3) for two bytes
+    >>> result = compare_texts(a, b, text=folder / "t.txt")
+    >>> round(result.bits_per_byte_a, 4), round(result.bits_per_byte_b, 4)  # log2(2), and log2(3) for two bytes
     (1.0, 0.7925)
     """
     top = check_integer("top", top, "an integer of at least 0", least=0)
@@ -185,17 +185,17 @@ def compare_texts(
         messages = [_score(side, tokens, settings) for side, tokens in zip(sides, texts, strict=True)]
         spans = spans_of(texts[0].tokens(), texts[1].tokens(), np.frombuffer(content, np.uint8))
         of_models = {"name_a": sides[0].name, "name_b": sides[1].name}
-        found = text_comparison_of(spans, content, **of_models, path=path, top=top)
-        counts = found.n_bytes_without_token_a, found.n_bytes_without_token_b
+        result = text_comparison_of(spans, content, **of_models, path=path, top=top)
+        counts = result.n_bytes_without_token_a, result.n_bytes_without_token_b
         for side, of_side, count in zip(sides, messages, counts, strict=True):
-            of_side += [Advice(f"{side.name}: {note}") for note in white_space_notes(count, found.n_bytes)]
+            of_side += [Advice(f"{side.name}: {note}") for note in white_space_notes(count, result.n_bytes)]
         if (emit := run.sinks.emitter()) is not None:
             for first in range(0, len(spans.kept), _ROWS_OF_BLOCK):
-                emit(Block(span_columns(found, first, first + _ROWS_OF_BLOCK)))
-        run.sinks.finish(found, lambda: Block(found.documents))
+                emit(Block(span_columns(result, first, first + _ROWS_OF_BLOCK)))
+        run.sinks.finish(result, lambda: Block(result.documents))
     for one in [one for of_side in messages for one in of_side]:
         warn(one.message, one.category)
-    return found
+    return result
 
 
 class _Side(NamedTuple):
@@ -348,18 +348,18 @@ def _score(side: _Side, laid: _LaidTokens, settings: Settings) -> list[Advice]:
     notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
     padding = most_repeated(laid.repeated[laid.rows.is_scored & (laid.repeated >= 0)])
     of_padding: dict[str, Any] = {"padding": padding and {"file": None, **padding}}
-    found = [*advice(evaluation.figures | of_padding), *map(Advice, notes)]
-    return [one._replace(message=f"{side.name}: {one.message}") for one in found]
+    warnings = [*advice(evaluation.figures | of_padding), *map(Advice, notes)]
+    return [one._replace(message=f"{side.name}: {one.message}") for one in warnings]
 
 
 def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], content: bytes) -> None:
     """Refuse models whose documents differ, except in surrounding white space."""
-    found = [document_bytes(one.tokens()) for one in texts]
-    for side, (start, _) in zip(sides, found, strict=True):
+    ranges = [document_bytes(one.tokens()) for one in texts]
+    for side, (start, _) in zip(sides, ranges, strict=True):
         if not start.size or start.min() < 0:
             got = f"holds no text in its document {int(np.argmin(start))}" if start.size else "holds no tokens"
             refuse(side.source.paths[0], got, "hold text in each document")
-    (of_a, of_b), path = found, sides[1].source.paths[0]
+    (of_a, of_b), path = ranges, sides[1].source.paths[0]
     fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
     if of_a[0].size != of_b[0].size:
         if 1 in (of_a[0].size, of_b[0].size):

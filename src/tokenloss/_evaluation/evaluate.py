@@ -184,33 +184,33 @@ def evaluate(
     ...         for i, piece in enumerate([b"a", b" b"]):
     ...             print(base64.b64encode(piece).decode(), i, file=file)
     ...     loop = blocks([(np.zeros((1, 3, 2)), np.array([[0, 1, 1]]))], tokenizer=ranks)
-    ...     found = evaluate(loop)
-    >>> found.n_bytes, round(found.bits_per_byte, 4)
+    ...     result = evaluate(loop)
+    >>> result.n_bytes, round(result.bits_per_byte, 4)
     (5, 0.6)
     """
     top = check_integer("top", top, "an integer of at least 0", least=0)
     of_text = _TextLength.checked(n_bytes, n_words, text, words)
-    found = grouped(as_source(source, shift=shift), check_by(by))
+    opened = grouped(as_source(source, shift=shift), check_by(by))
     outputs = checked_sinks(sinks, state is not None, scheduler)
     settings = Settings.checked(outputs, state, scheduler, progress, workers)
-    require(found, "rows" if isinstance(found, Sketch) else "nll", worded("evaluate", "tokenloss score"))
+    require(opened, "rows" if isinstance(opened, Sketch) else "nll", worded("evaluate", "tokenloss score"))
     if calibration:
-        require(found, "rows", "calibration")
+        require(opened, "rows", "calibration")
     if settings.state is not None:
-        require(found, "resume", "state")
+        require(opened, "resume", "state")
     if scheduler is not None:
-        require(found, "plan", "scheduler")
-    said, tokenizer = found.token_options, None
+        require(opened, "plan", "scheduler")
+    said, tokenizer = opened.token_options, None
     if said.tokenizer is not None:
         if not isinstance(of_text.n_bytes, int) or of_text.n_bytes:
             raise_error("together", name="tokenizer", got="n_bytes")
         if of_text.path is not None:
-            require(found, "plan", "text")
+            require(opened, "plan", "text")
         tokenizer = _opened(said.tokenizer, of_text.path is not None)
     options = Options.of(
         said, top=top, by=by, calibration=bool(calibration), tokenizer=tokenizer and _tokenizer_hash(tokenizer)
     )
-    evaluation = evaluated(found, options, settings, of_text, tokenizer)
+    evaluation = evaluated(opened, options, settings, of_text, tokenizer)
     for one in advice(evaluation.figures):
         warn(one.message, one.category)
     for message in not_finite_notes(evaluation.figures, evaluation.meter.count, "loss"):

@@ -63,10 +63,10 @@ def compare_lists(
     """The comparisons of responses with a base of responses or scores, or of scores with a base of responses."""
     schema = schema_of(("file", *_PLACES, "text", *TOKEN_COLUMNS), _SEQUENCES, (*models,), run.sinks.top_k)
     results = run.map(_compare_lists, units_of(base, models), schema, are_candidates=True)
-    found: Comparisons[ResponseComparison] = Comparisons()
+    comparisons: Comparisons[ResponseComparison] = Comparisons()
     for about, result in zip(abouts, results, strict=True):
         origins = {number: origin for number, *origin in result.origins}
-        found[about["name"]] = one = response_comparison_of(
+        comparisons[about["name"]] = one = response_comparison_of(
             result.columns, origins, part=result.part, base_rounding=result.words[0],
             rounding=result.words[1], n_skipped=result.n_skipped, _about=about,
         )  # fmt: skip
@@ -76,9 +76,9 @@ def compare_lists(
             codes = group_codes(by, result.columns["position"], labels, lengths.tolist())
             about |= groups_of(one, by, [codes], base.paths[0])
     if noise:
-        found |= {name: with_noise(one, found[noise]) for name, one in found.items() if name != noise}
-    run.sinks.finish(found, lambda: sequences_of(found))
-    return found
+        comparisons |= {name: with_noise(one, comparisons[noise]) for name, one in comparisons.items() if name != noise}
+    run.sinks.finish(comparisons, lambda: sequences_of(comparisons))
+    return comparisons
 
 
 def _compare_lists(unit: FilesUnit, work: Work) -> ComparedLists:

@@ -56,8 +56,8 @@ def planned(base: Scores, others: Sequence[Scores], options: Options, handles: H
         check_order(source.paths, said.targets, options.shift)
     shards = _paired(base, others, options, handles) if others else [Shard((spec,)) for spec in base.specs]
     if options.window:
-        found = stored_windows([(shard.path, shard.shape) for shard in shards], said.targets, options)
-        shards = [shard._replace(windows=windows) for shard, windows in zip(shards, found, strict=True)]
+        windows_of_files = stored_windows([(shard.path, shard.shape) for shard in shards], said.targets, options)
+        shards = [shard._replace(windows=windows) for shard, windows in zip(shards, windows_of_files, strict=True)]
     of_targets = _assigned(shards, said.targets, "targets", "class ids")
     of_segments = _assigned(shards, said.segment_ids, "segment ids", "ids")
     columns = zip(shards, of_targets, of_segments, strict=True)
@@ -189,12 +189,12 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
             numbers.append(np.unique(check_segment_ids(array, (shard.rows,)), return_counts=True))
     ids, n_shards = np.unique(np.concatenate([own for own, _ in numbers]), return_counts=True)
     rows = dict.fromkeys(ids[(n_shards > 1) & (ids >= 0)].tolist(), 0)  # of split sequences, so far
-    found = []
+    numbered = []
     for shard, columns in zip(shards, numbers, strict=True):
         own = {number: n for number, n in zip(*(column.tolist() for column in columns), strict=True) if number in rows}
-        found.append(shard._replace(split=tuple(own), split_rows=tuple(rows[number] for number in own)))
+        numbered.append(shard._replace(split=tuple(own), split_rows=tuple(rows[number] for number in own)))
         rows |= {number: rows[number] + n for number, n in own.items()}
-    return found
+    return numbered
 
 
 def _paired(base: Scores, others: Sequence[Scores], options: Options, handles: Handles) -> list[Shard]:

@@ -93,9 +93,9 @@ def units_of(base: Source, models: Mapping[str, Source]) -> list[FilesUnit]:
     return [FilesUnit(base, one, name) for name, one in models.items()]
 
 
-def sequences_of(found: Comparisons[Any]) -> Block:
+def sequences_of(comparisons: Comparisons[Any]) -> Block:
     """The sequences of all candidates, each of which is one file; without one, a sequence has line -1."""
-    tables = {name: one.sequences for name, one in found.items() if one.sequences is not None}
+    tables = {name: one.sequences for name, one in comparisons.items() if one.sequences is not None}
     unknown = {name: np.full(len(table["sequence"]), -1) for name, table in tables.items()}
     return Block({}, {name: {"file": unknown[name] + 1, "line": unknown[name]} | tables[name] for name in tables})
 

@@ -392,8 +392,8 @@ class Evaluations(Gated, NamedResults[Evaluation]):
     >>> from tokenloss import evaluate
     >>> from tokenloss.results import Evaluations
     >>> ids, logits = np.arange(4), 4 * np.eye(4)
-    >>> found = Evaluations({name: evaluate([(scale * logits, ids)]) for name, scale in (("A", 1.0), ("B", 0.5))})
-    >>> print(found.summary())  # doctest: +ELLIPSIS
+    >>> models = Evaluations({name: evaluate([(scale * logits, ids)]) for name, scale in (("A", 1.0), ("B", 0.5))})
+    >>> print(models.summary())  # doctest: +ELLIPSIS
     2 models  logits; 4 tokens, assumed independent; tokenloss compare has the errors of differences
     <BLANKLINE>
       model  tokens       loss  ±  perplexity     95 % interval  greedy accuracy

@@ -357,12 +357,12 @@ def root_mean_squares(hidden: Array, kept: Array, most: int, norm: Sequence[Arra
         if not norm:
             return tuple(np.sqrt(np.square(rows).mean(-1)).tolist())
         weight, *bias = norm
-        found = []
+        candidates = []
         for divisor in weight, 1 + weight:
             is_large = abs(divisor) >= _MIN_NORM_WEIGHT * abs(divisor).max()  # others have few digits in half precision
             normal = ((rows - (bias[0] if bias else 0)) / np.where(is_large, divisor, 1))[:, is_large]
-            found.append(np.sqrt(np.square(normal).mean(-1)))
-        return tuple(min(found, key=lambda rms: abs(np.log(np.median(rms)))).tolist())
+            candidates.append(np.sqrt(np.square(normal).mean(-1)))
+        return tuple(min(candidates, key=lambda rms: abs(np.log(np.median(rms)))).tolist())
 
 
 def norm_seems_missing(sample: Sequence[float], is_known: bool = False) -> bool:

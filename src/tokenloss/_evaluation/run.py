@@ -128,11 +128,11 @@ class Run:
         checkpoint: Checkpoint[Any],
     ) -> list[Any]:
         """The results of blocks; the last block in the state is requested again, for comparison."""
-        found = [checkpoint.results[number] for number in range(len(checkpoint.results))]
+        results = [checkpoint.results[number] for number in range(len(checkpoint.results))]
         start = time.perf_counter()
         work, first = Work(self.handles, self.workers, checkpoint.top), checkpoint.last_block()
         with Progress(0 if self._settings.progress else None) as progress:
-            for number, unit in enumerate(units(first, found), first):
+            for number, unit in enumerate(units(first, results), first):
                 if number == first:
                     described = schema(unit)
                     self.sinks.open(described)
@@ -140,13 +140,13 @@ class Run:
                 if number < len(checkpoint.results):
                     checkpoint.check_again(number, unit.arrays())
                 else:
-                    found.append(function(unit, work))
+                    results.append(function(unit, work))
                     self.n_read += unit.n_bytes
                     if self._settings.state is not None and not unit.is_rest:
-                        checkpoint.add(number, found[-1], unit.arrays())
+                        checkpoint.add(number, results[-1], unit.arrays())
                 progress.advance(unit.n_bytes, unit.key)
         self.seconds = time.perf_counter() - start
-        return found
+        return results
 
     @property
     def workers(self) -> int:

@@ -105,11 +105,11 @@ def _counted(ids: IntArray, counts: MutableMapping[int, int]) -> IntArray:
     order = np.argsort(ids, kind="stable")
     ordered = ids[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ids)])
-    found, sizes = ordered[starts], np.diff(starts, append=len(ids))
-    before = np.array([counts.get(number, 0) for number in found.tolist()], np.int64)
+    distinct, sizes = ordered[starts], np.diff(starts, append=len(ids))
+    before = np.array([counts.get(number, 0) for number in distinct.tolist()], np.int64)
     positions = np.empty(len(ids), np.int64)
     positions[order] = np.arange(len(ids)) - np.repeat(starts - before, sizes)
-    counts.update(zip(found.tolist(), (before + sizes).tolist(), strict=True))
+    counts.update(zip(distinct.tolist(), (before + sizes).tolist(), strict=True))
     return positions
 
 
@@ -224,12 +224,12 @@ class GroupCodes(NamedTuple):
 
 def groups_of(comparison: Any, by: str, parts: Sequence[GroupCodes], path: str) -> About:
     """The rows of a comparison's groups, from the group of each token in all parts, for its figures in files."""
-    found = [np.unique(part.codes, return_inverse=True) for part in parts]
-    named = [[part.label(code) for code in codes.tolist()] for part, (codes, _) in zip(parts, found, strict=True)]
+    unique = [np.unique(part.codes, return_inverse=True) for part in parts]
+    named = [[part.label(code) for code in codes.tolist()] for part, (codes, _) in zip(parts, unique, strict=True)]
     labels = sorted({label for own in named for label in own}, key=label_key)
     check_number_of_groups(len(labels), by)
     numbers = {label: number for number, label in enumerate(labels)}
-    of_parts = zip(named, found, strict=True)
+    of_parts = zip(named, unique, strict=True)
     columns = [np.array([numbers[label] for label in own], np.int64)[inverse] for own, (_, inverse) in of_parts]
     rows = rows_of(comparison.by(np.concatenate(columns).reshape(comparison.kept.shape)))
     check_labels(by, labels, path)

@@ -63,7 +63,7 @@ def compare_served(
     results = run.map(functools.partial(_compare_responses, options=options), units, schema, are_candidates=True)
     facts = run.handles.open(whole).sketch
     assert facts is not None
-    found: Comparisons[Comparison] = Comparisons()
+    output: Comparisons[Comparison] = Comparisons()
     for given, result in zip(abouts, results, strict=True):
         columns = result.columns
         comparison = comparison_of("exact", columns, drawn=(facts.top, facts.tail))
@@ -80,10 +80,10 @@ def compare_served(
             "kind": either("responses", whole.kind), "dtype": either(result.rounding, whole.dtype),
             "ignored": about["n_ignored"], "ids": IdsHash.of(columns["target"], columns["sequence"]).total,
         }  # fmt: skip
-        found[given["name"]] = described(comparison, about, signed)
+        output[given["name"]] = described(comparison, about, signed)
     lines = {given["name"]: result.columns for given, result in zip(abouts, results, strict=True)}
-    run.sinks.finish(found, lambda: Block({}, {name: _sequences(one, lines[name]) for name, one in found.items()}))
-    return found
+    run.sinks.finish(output, lambda: Block({}, {name: _sequences(one, lines[name]) for name, one in output.items()}))
+    return output
 
 
 def _sequences(comparison: Comparison, columns: Columns) -> Columns:
@@ -145,7 +145,7 @@ def _listed(
     sides: list[Any] = [(response.top_ids, response.ids, response.asked_ids)]
     sides.append((response.top_logprobs, response.logprobs, response.asked_logprobs))
     classes, values = (np.column_stack([one for one in side if one is not None])[tokens] for side in sides)
-    found = np.full(wanted.shape, -np.inf)
+    logprobs = np.full(wanted.shape, -np.inf)
     for i in range(len(tokens)):
         known = np.flatnonzero(~np.isnan(values[i]) & (classes[i] >= 0))
         order = known[np.argsort(classes[i][known], kind="stable")]
@@ -154,5 +154,5 @@ def _listed(
         for class_id in wanted[i][~has_one & (wanted[i] >= 0)][:1].tolist():
             got = f"token {tokens[i]} lists no log-probability of class {class_id}, which row {rows[i]} of {base} has"
             raise_error("record", path=path, line=response.line, got=got, fits=_FITS)
-        found[i] = np.where(wanted[i] < 0, -np.inf, np.append(values[i][order], 0.0)[at])
-    return found
+        logprobs[i] = np.where(wanted[i] < 0, -np.inf, np.append(values[i][order], 0.0)[at])
+    return logprobs

@@ -69,8 +69,8 @@ class StoredWindows(NamedTuple):
     def new(self, rows: IntArray, ahead: int) -> BoolArray:
         """Mask of the rows whose own token, or the token this far ahead, is in no earlier window."""
         numbers, positions = np.divmod(rows, self.size)
-        found: BoolArray = (positions + ahead >= self.size - self.stride) | (self.first + numbers == 0)
-        return found
+        is_new: BoolArray = (positions + ahead >= self.size - self.stride) | (self.first + numbers == 0)
+        return is_new
 
 
 class Slice(NamedTuple):
@@ -445,13 +445,13 @@ def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
         return row_sequences(files[0], shard.segments.array(shard.spec), shard.segments.path, counts)
     if files[0].sketch is not None and files[0].segment_ids is not None:  # others may count them in their own way
         files = files[:1]
-    found = [(file.path, row_sequences(file, None, None)) for file in files]
-    given = [(path, sequences) for path, sequences in found if sequences.are_given]
+    held = [(file.path, row_sequences(file, None, None)) for file in files]
+    given = [(path, sequences) for path, sequences in held if sequences.are_given]
     for path, sequences in given[1:]:
         first, rows = given[0], files[0].rows
         if not np.array_equal(first[1].numbers(0, rows), sequences.numbers(0, rows)):
             refuse(path, "holds other sequences", f"hold those of {first[0]} if any")
-    return next((sequences for _, sequences in given or found if sequences.exist), found[0][1])
+    return next((sequences for _, sequences in given or held if sequences.exist), held[0][1])
 
 
 def shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
@@ -495,11 +495,11 @@ def stored_windows(
     """The windows of each file of scores, given its path and shape, and the files of targets."""
     size, stride = options.window, options.stride
     counts = [math.prod(shape[:-1]) for _, shape in files]
-    found, left, number, length = [], sum(counts), 0, 0
+    windows_of_files, left, number, length = [], sum(counts), 0, 0
     for (path, (*batch, _)), rows in zip(files, counts, strict=True):
         if len(batch) > 1 and batch[-1] != size and (batch[-1] > size or rows > batch[-1]):
             refuse(path, f"holds windows of {batch[-1]} tokens", f"hold windows of {size}")
-        found.append(StoredWindows(size, stride, number))
+        windows_of_files.append(StoredWindows(size, stride, number))
         left -= rows
         number += -(-rows // size)
         length = (rows - 1) % size + 1 if rows else length  # of the last window
@@ -509,8 +509,8 @@ def stored_windows(
         fits = f"end with one of more than {size - stride}, which holds tokens that the one before lacks"
         refuse(files[-1][0], f"ends with a window of {length} tokens", fits)
     if len(targets) == 1 and _are_of_text(targets[0], sum(counts), (number - 1) * stride + length):
-        return [windows._replace(of_text=True) for windows in found]
-    return found
+        return [windows._replace(of_text=True) for windows in windows_of_files]
+    return windows_of_files
 
 
 def _are_of_text(path: str, rows: int, n_tokens: int) -> bool:

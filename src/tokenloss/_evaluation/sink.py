@@ -183,13 +183,13 @@ class Sink:
     ...     needs = ({"row", "nll"},)
     ...
     ...     def __init__(self, nats):
-    ...         self.nats, self.found = nats, []
+    ...         self.nats, self.surprising = nats, []
     ...
     ...     def write(self, block):
-    ...         self.found += block.columns["row"][block.columns["nll"] > self.nats].tolist()
+    ...         self.surprising += block.columns["row"][block.columns["nll"] > self.nats].tolist()
     >>> surprises = Surprises(2.0)
     >>> _ = evaluate([(np.log([[0.9, 0.1], [0.1, 0.9]]), [0, 0])], sinks=[surprises])
-    >>> surprises.found
+    >>> surprises.surprising
     [1]
     """
 

@@ -39,7 +39,7 @@ def with_token_bytes(
         tokenizer = tokenizer.with_special(max((shard.shape[-1] for shard in shards), default=0))
     aligned = None if text is None else AlignedText(text, tokenizer)
     begun: dict[int, int] = {}  # per text number: hidden ids so far, or WRITTEN
-    found: list[tuple[Array, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
+    lengths: list[tuple[Array, BoolArray]] = []  # the bytes of the ids of each shard, and which rows are scored
     planned = []
     for shard in shards:
         opened = handles.open_shard(shard, options)
@@ -49,13 +49,13 @@ def with_token_bytes(
             raise_error("shape", name=f"{shard.path}: {shard.spec.kind}", got=shard.shape, fits="(N, T, V) for N texts")
         may_go_on = shard.shares_numbers or shard.windows is not None or not opened.sequences.exist
         own = _bytes_of_shard(shard, opened, opened.ids, options, tokenizer, begun if may_go_on else {}, aligned)
-        found.append((own, scored_rows(opened, options.ignore_index)))
-        planned.append(shard._replace(padding=padding_of(opened, opened.ids, found[-1][1], options, tokenizer)))
+        lengths.append((own, scored_rows(opened, options.ignore_index)))
+        planned.append(shard._replace(padding=padding_of(opened, opened.ids, lengths[-1][1], options, tokenizer)))
     if aligned is not None:
         aligned.end()
-    following = found[-1][0]
+    following = lengths[-1][0]
     for number in reversed(range(len(shards))):
-        shard, (own, scored) = planned[number], found[number]
+        shard, (own, scored) = planned[number], lengths[number]
         rows = np.roll(own.reshape(shard.shape[:-1]), -1, -1).reshape(-1) if options.shift else own
         if shard.next_id is not None:
             rows[-1] = following[0]
@@ -118,11 +118,11 @@ def _bytes_of_shard(
     for start in range(0, shard.rows, _PIECE):
         rows = np.arange(start, min(start + _PIECE, shard.rows))
         texts, included = _texts(shard, stored, rows, None if mask is None else mask[rows])
-        found, is_first = bytes_of_ids(flat[rows], texts, included, tokenizer, begun, bool(options.shift))
+        lengths, is_first = bytes_of_ids(flat[rows], texts, included, tokenizer, begun, bool(options.shift))
         if aligned is not None:
             is_ignored = flat[rows] == options.ignore_index
             with with_file_names(path):
-                refuse_unknown("targets", ids, rows[included & ~is_ignored & (found == _UNKNOWN)], tokenizer)
+                refuse_unknown("targets", ids, rows[included & ~is_ignored & (lengths == _UNKNOWN)], tokenizer)
             held = np.where(is_ignored, -1, flat[rows].astype(np.int64))
             try:
                 starts, stops = aligned.update(held[included], is_first[included], path)
@@ -130,8 +130,8 @@ def _bytes_of_shard(
                 if options.shift:
                     raise
                 raise ValueError(f"{error}{NEXT_TOKENS.format(named('shift', True))}, or leave the text out") from error
-            found[included] = stops - starts
-        n_bytes[rows] = found
+            lengths[included] = stops - starts
+        n_bytes[rows] = lengths
     return n_bytes
 
 
@@ -150,11 +150,11 @@ def _texts(shard: Shard, stored: OpenShard, rows: IntArray, mask: Array | None) 
 
 def masked_texts(numbers: IntArray, mask: Array, path: str) -> IntArray:
     """Numbers of the texts that a model's mask separates within sequences of these numbers, the same in each file."""
-    found: IntArray = numbers * _MOST_IN_ROW
-    if (mask >= _MOST_IN_ROW).any() or (found // _MOST_IN_ROW != numbers).any():
+    texts: IntArray = numbers * _MOST_IN_ROW
+    if (mask >= _MOST_IN_ROW).any() or (texts // _MOST_IN_ROW != numbers).any():
         got = f"numbers texts up to {mask.max()} by its mask, in sequences up to {numbers.max()}"
         refuse(path, got, f"stay below {_MOST_IN_ROW} and {(1 << 63) // _MOST_IN_ROW}")
-    return found + mask.astype(np.int64)
+    return texts + mask.astype(np.int64)
 
 
 def bytes_of_ids(
@@ -208,8 +208,8 @@ def _before(
 def _sums_before(weights: IntArray, came: IntArray, starts: IntArray) -> IntArray:
     """The sums of the weights before each row of a part, given where parts start and their sums so far."""
     before = np.cumsum(weights) - weights
-    found: IntArray = before + np.repeat(came[starts] - before[starts], np.diff(np.append(starts, len(weights))))
-    return found
+    sums: IntArray = before + np.repeat(came[starts] - before[starts], np.diff(np.append(starts, len(weights))))
+    return sums
 
 
 def scored_rows(opened: OpenShard, ignore_index: int | None) -> BoolArray:
@@ -221,8 +221,8 @@ def scored_rows(opened: OpenShard, ignore_index: int | None) -> BoolArray:
 def compact(n_bytes: Array, scored: BoolArray) -> IntArray:
     """The bytes of the scored tokens, and 0 for others, in the smallest dtype that fits."""
     n_bytes = np.where(scored, n_bytes, 0)
-    found: IntArray = n_bytes.astype(np.min_scalar_type(n_bytes.max(initial=0)))
-    return found
+    result: IntArray = n_bytes.astype(np.min_scalar_type(n_bytes.max(initial=0)))
+    return result
 
 
 def refuse_unknown(name: str, targets: Array, rows: IntArray, tokenizer: Tokenizer) -> None:

@@ -56,10 +56,10 @@ class ComparedLosses(NamedTuple):
     def mismatch(self, about: About) -> Mismatch:
         """The public result of the pair."""
         ours, theirs, mask = (array.reshape(self.shape) for array in (self.logprobs, self.base_logprobs, self.mask))
-        found = mismatch_of(ours, theirs, mask, self.segment_ids, EPSILON, about)
-        if self.lines is not None and found.sequences is not None:
-            found.sequences["line"] = self.lines[found.sequences["sequence"]]
-        return found
+        measured = mismatch_of(ours, theirs, mask, self.segment_ids, EPSILON, about)
+        if self.lines is not None and measured.sequences is not None:
+            measured.sequences["line"] = self.lines[measured.sequences["sequence"]]
+        return measured
 
 
 def compare_losses(
@@ -83,13 +83,13 @@ def compare_losses(
     text = ["text"] * isinstance(unit.other, Responses)
     schema = schema_of(("file", *_PLACES, *text, *_MISMATCHES), _MISMATCHES_OF_SEQUENCES, (unit.name,))
     (result,) = run.map(_compare_losses, [unit], schema, are_candidates=True)
-    found = Comparisons({unit.name: (one := result.mismatch(about))})
+    comparisons = Comparisons({unit.name: (one := result.mismatch(about))})
     if by is not None:
         positions = one.columns().get("position", np.full(one.kept.size, -1))
         codes = group_codes(by, positions, result.labels or (), result.lengths or ())
         about |= groups_of(one, by, [codes], base.paths[0])
-    run.sinks.finish(found, lambda: sequences_of(found))
-    return found
+    run.sinks.finish(comparisons, lambda: sequences_of(comparisons))
+    return comparisons
 
 
 def _compare_losses(unit: FilesUnit, work: Work) -> ComparedLosses:

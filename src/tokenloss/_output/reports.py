@@ -87,8 +87,8 @@ def junit(results: Mapping[str, Any], verdicts: Verdicts) -> str:
             cases.append(element("testcase", content, name=one.gate, classname=f"tokenloss.{name}", time=0))
         facts = {"signature": result.signature, "confidence": verdicts.confidence}
         properties = "".join(element("property", name=key, value=value) for key, value in facts.items())
-        found = [_ELEMENTS.get(one.verdict) for one in gates]
-        counts = {"tests": len(gates), "failures": found.count("failure"), "errors": found.count("error"), "time": 0}
+        kinds = [_ELEMENTS.get(one.verdict) for one in gates]
+        counts = {"tests": len(gates), "failures": kinds.count("failure"), "errors": kinds.count("error"), "time": 0}
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}"
         parts = [element("properties", properties), *cases, element("system-out", ""), element("system-err", "")]
         suites.append(

@@ -115,8 +115,8 @@ def kl_divergence(
     0.053808
     >>> round(kl_divergence([[0.5, 0.25, 0.25]], [[0.25, 0.25, 0.5]], kind="probs"), 6)
     0.173287
-    >>> found = kl_divergence([[2.0, 1.0, 0.0]], [[2.0, 1.0, 1.0]], divergences=("tv", "js"))
-    >>> round(found.tv, 6), round(found.js, 6)
+    >>> result = kl_divergence([[2.0, 1.0, 0.0]], [[2.0, 1.0, 1.0]], divergences=("tv", "js"))
+    >>> round(result.tv, 6), round(result.js, 6)
     (0.121911, 0.014853)
     """
     kinds = check_kinds(base_kind, kind)
@@ -148,8 +148,8 @@ class DivergenceJob:
         kl = jobs.reduced(self.job, self._kl, self._reduction)
         if self._is_alone:
             return kl
-        found = {"kl": kl} if "kl" in self._names else {}
-        return Divergences(**found, **{name: self._reduced(column) for name, column in self._columns.items()})
+        reduced = {"kl": kl} if "kl" in self._names else {}
+        return Divergences(**reduced, **{name: self._reduced(column) for name, column in self._columns.items()})
 
     def _reduced(self, column: Float64Array) -> float | Float64Array:
         """A column reduced by `reduction`; masked positions are 0."""

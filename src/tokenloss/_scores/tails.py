@@ -33,25 +33,25 @@ def tails_of(
     over ascending classes, of (p + epsilon T / N): p is the probability, T its sum over the tail, N the support.
     """
     n = len(excluded)
-    found = Tails(np.zeros(n), np.zeros(n, np.int64), np.full(uniforms.shape, -1, np.int64))
+    tails = Tails(np.zeros(n), np.zeros(n, np.int64), np.full(uniforms.shape, -1, np.int64))
     ordered: Array = np.sort(excluded.astype(np.int64), axis=1)
     job = _core.TailDraws(
-        scores, without_targets(scores, mask), found.log_masses, ordered, maxima, uniforms, epsilon,
-        found.supports, found.drawn,
+        scores, without_targets(scores, mask), tails.log_masses, ordered, maxima, uniforms, epsilon,
+        tails.supports, tails.drawn,
     )  # fmt: skip
     jobs.run(job, workers)
-    return found
+    return tails
 
 
 def uniforms_of(seed: int, sequences: IntArray, positions: IntArray, count: int) -> Float64Array:
     """Uniforms (n, count) that depend only on positions in sequences: counter-based, from Philox 4x64-10."""
     key = np.array([seed, 0], np.uint64)
     n_blocks = -(-count // WORDS_PER_BLOCK)
-    found = np.empty((len(positions), count))
+    uniforms = np.empty((len(positions), count))
     goes_on = (np.diff(sequences) == 0) & (np.diff(positions) == 1)
     first = np.flatnonzero(np.append(True, ~goes_on)[: len(positions)])
     for start, stop in zip(first.tolist(), np.append(first[1:], len(positions)).tolist(), strict=True):
         counter = np.array([int(positions[start]) * n_blocks, int(sequences[start]) % 2**64, 0, 0], np.uint64)
         words = np.random.Philox(key=key, counter=counter).random_raw(WORDS_PER_BLOCK * n_blocks * (stop - start))
-        found[start:stop] = (words.reshape(stop - start, -1)[:, :count] >> np.uint64(11)) * 2.0**-53
-    return found
+        uniforms[start:stop] = (words.reshape(stop - start, -1)[:, :count] >> np.uint64(11)) * 2.0**-53
+    return uniforms

@@ -61,16 +61,16 @@ CONTENTS = (
 
 def content_of(paths: Sequence[str], kind: str | None = None) -> Content:
     """The content of all files, which must be the same; `kind` is the given kind of scores, if any."""
-    found = resolved(paths, are_scores=not any(map(is_samples_folder, paths)))
-    contents = [next(one for one in CONTENTS if one.recognizes(path)) for path in found]
+    files = resolved(paths, are_scores=not any(map(is_samples_folder, paths)))
+    contents = [next(one for one in CONTENTS if one.recognizes(path)) for path in files]
     if not contents:
         raise_error("empty", name="paths", fits="a path, or paths")
-    for path, content in zip(found, contents, strict=True):
+    for path, content in zip(files, contents, strict=True):
         if content is not contents[0]:
-            refuse(path, f"holds {content.name}", f"hold {contents[0].name}, as {found[0]} does")
+            refuse(path, f"holds {content.name}", f"hold {contents[0].name}, as {files[0]} does")
     if contents[0].open is open_scores and kind is None:
-        for path in found:
-            _refuse_unnamed_logprobs(path, found[0])
+        for path in files:
+            _refuse_unnamed_logprobs(path, files[0])
     return contents[0]
 
 

@@ -60,17 +60,17 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
     if kind not in (None, "log_probs"):
         refuse(path, "holds log_probs of llama.cpp", f"hold {kind} to be read as such")
     with open_regular(path) as file:
-        start, found = file.read(_HEADER.size), stamp(file)
+        start, status = file.read(_HEADER.size), stamp(file)
     if len(start) < _HEADER.size:
         check_file_size(path, len(start), _HEADER.size)
     _, n_ctx, n_vocab, n_chunk = _HEADER.unpack(start)
     for byte, name, number, least in (8, "n_ctx", n_ctx, 1), (12, "n_vocab", n_vocab, 1), (16, "n_chunk", n_chunk, 0):
         if number < least:
             raise_error("file", path=path, byte=byte, got=f"{name} is {number}", fits=f"be at least {least}")
-    ids = ArrayLocation(path, _HEADER.size, np.dtype("<i4"), (n_chunk, n_ctx), stamp=found)
+    ids = ArrayLocation(path, _HEADER.size, np.dtype("<i4"), (n_chunk, n_ctx), stamp=status)
     words = n_chunk * _rows(n_ctx), _words(n_vocab)
-    data = ArrayLocation(path, ids.offset + ids.n_bytes, np.dtype("<u2"), words, stamp=found)
-    check_file_size(path, found.size, data.offset + data.n_bytes)
+    data = ArrayLocation(path, ids.offset + ids.n_bytes, np.dtype("<u2"), words, stamp=status)
+    check_file_size(path, status.size, data.offset + data.n_bytes)
     tokens = ids.load()
     for i in np.flatnonzero((tokens < 0) | (tokens >= n_vocab))[:1]:
         byte, fits = ids.offset + 4 * int(i), f"be in [0, {n_vocab})"

@@ -76,18 +76,18 @@ class _HeadFiles(NamedTuple):
             if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
                 refuse(self.path, f"names {file!r} for {name}", "name a .safetensors file beside it")
             file = str(Path(self.path).with_name(file))
-        found = _OPENERS[Path(file).suffix.lower()](file, ()).locate(name)
-        if not isinstance(found, ArrayLocation):
+        location = _OPENERS[Path(file).suffix.lower()](file, ()).locate(name)
+        if not isinstance(location, ArrayLocation):
             refuse(f"{file}: {name}", "is compressed", "be stored as it is, to be mapped")
-        return found
+        return location
 
 
 def lm_head_files(spec: str) -> list[str]:
     """The files of a head and the other files of its model; outputs must not replace them."""
     model = _model(spec)
     folder, beside = Path(model.path).parent, ("*.safetensors", f"*{_INDEX}", _ADAPTER, Path(model.config.path).name)
-    found = (str(file) for pattern in beside for file in folder.glob(pattern))
-    return [model.path, model.locate(_weight_name(model)).path, *found]
+    others = (str(file) for pattern in beside for file in folder.glob(pattern))
+    return [model.path, model.locate(_weight_name(model)).path, *others]
 
 
 def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softcap: float | None = None) -> LmHead:
@@ -157,10 +157,10 @@ def _model(spec: str) -> _HeadFiles:
 
 def _in_directory(path: str) -> str:
     """The index of the shards in the directory of a model, or else its only file."""
-    found = list(Path(path).glob(f"*{_INDEX}")) or list(Path(path).glob("*.safetensors"))
-    if len(found) != 1:
-        refuse(path, f"holds {len(found)} indices of shards or .safetensors files", "hold one, or come as a file")
-    return str(found[0])
+    files = list(Path(path).glob(f"*{_INDEX}")) or list(Path(path).glob("*.safetensors"))
+    if len(files) != 1:
+        refuse(path, f"holds {len(files)} indices of shards or .safetensors files", "hold one, or come as a file")
+    return str(files[0])
 
 
 def _in_index(path: str) -> dict[str, Any]:

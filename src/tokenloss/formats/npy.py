@@ -29,12 +29,12 @@ def open_array(path: str) -> Array:
 def locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
     """Locate the array of a .npy file."""
     with open_regular(path) as file:
-        start, found = file.read(MAX_HEADER_BYTES), stamp(file)
+        start, status = file.read(MAX_HEADER_BYTES), stamp(file)
     if is_targets and not start.startswith(MAGIC):
         refuse(path, "is no .npy file", "be one")
     place = header(path, start)
-    check_file_size(path, found.size, place.offset + place.n_bytes)
-    return place._replace(stamp=found)
+    check_file_size(path, status.size, place.offset + place.n_bytes)
+    return place._replace(stamp=status)
 
 
 def header(path: str, start: bytes, name: str = "") -> ArrayLocation:

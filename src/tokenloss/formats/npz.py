@@ -122,11 +122,11 @@ def _member(path: str, name: str, entries: list[zipfile.ZipInfo]) -> ArrayLocati
             start = stream.read(npy.MAX_HEADER_BYTES)
         file.seek(info.header_offset + _LOCAL_HEADER - 4)
         begin = info.header_offset + _LOCAL_HEADER + sum(struct.unpack("<2H", file.read(4)))
-        found = stamp(file)
-    if begin + info.compress_size > found.size:
+        status = stamp(file)
+    if begin + info.compress_size > status.size:
         got = f"{name} has {info.compress_size} bytes"
         raise_error("file", path=path, byte=begin, got=got, fits="fit in the file")
-    place = npy.header(path, start, name)._replace(stamp=found)
+    place = npy.header(path, start, name)._replace(stamp=status)
     is_stored = info.compress_type == zipfile.ZIP_STORED
     size, expected = info.compress_size if is_stored else info.file_size, place.offset + place.n_bytes
     if size != expected:

@@ -80,11 +80,11 @@ class Place(NamedTuple):
 
 def label_of(records: Sequence[dict[str, Any]], name: str | None, place: Place) -> Any:
     """The label in a field, whose name may have dots, from the first record that has it: one, or a list of labels."""
-    found = next((value for record in records if (value := _value_at(record, name or "")) is not None), None)
-    labels = field_labels(found if isinstance(found, list) else [found])
+    first = next((value for record in records if (value := _value_at(record, name or "")) is not None), None)
+    labels = field_labels(first if isinstance(first, list) else [first])
     if labels is None:
-        place.refuse_value(str(name), found, "be text, a number, a boolean or null, or a list of these for the tokens")
-    return labels if isinstance(found, list) else labels[0]
+        place.refuse_value(str(name), first, "be text, a number, a boolean or null, or a list of these for the tokens")
+    return labels if isinstance(first, list) else labels[0]
 
 
 def _value_at(record: Any, name: str) -> Any:
@@ -311,11 +311,11 @@ def _objects(path: str) -> Iterator[tuple[TextPlace, bytearray]]:
 def _after_symbols(path: str, place: TextPlace, text: bytes, expected: str) -> str:
     """The symbols that may come next, after these between two objects."""
     for symbol in _SYMBOL.finditer(text):
-        found = symbol.group()
-        if found not in _RULES[expected]:
+        character = symbol.group()
+        if character not in _RULES[expected]:
             place = place.after(text, symbol.start())
-            Place(path, place.line).refuse(f"byte {place.n_before + 1} is {ascii(found)[1:]}", expected)
-        expected = _RULES[expected][found]
+            Place(path, place.line).refuse(f"byte {place.n_before + 1} is {ascii(character)[1:]}", expected)
+        expected = _RULES[expected][character]
     return expected
 
 
@@ -344,8 +344,8 @@ class _Scan:
             self.is_string = bool(is_string[-1])
         if depths.size:
             self.depth = int(depths[-1])
-        found: list[int] = (at + ~is_open)[depths == is_open].tolist()  # 1 at the outermost {, 0 at its }
-        return found
+        places: list[int] = (at + ~is_open)[depths == is_open].tolist()  # 1 at the outermost {, 0 at its }
+        return places
 
 
 def _check_long(path: str, place: TextPlace, text: bytearray, n_new: int) -> None:
@@ -462,10 +462,10 @@ def read_object(path: str, most_bytes: int) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object; KeyError names a key that occurs twice, for which `json` would keep the last value."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    record = dict(pairs)
+    if len(record) != len(pairs):
         raise KeyError(collections.Counter(key for key, _ in pairs).most_common(1)[0][0])
-    return found
+    return record
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # it reads NaN and Infinity, which servers in Python write

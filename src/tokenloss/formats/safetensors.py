@@ -96,13 +96,13 @@ def _fitted(
 def read_header(path: str) -> Header:
     """Read the header, whose arrays must neither overlap nor leave gaps."""
     with open_regular(path) as file:
-        found = stamp(file)
-        longest = min(found.size - _LENGTH, MAX_HEADER_BYTES)
+        status = stamp(file)
+        longest = min(status.size - _LENGTH, MAX_HEADER_BYTES)
         if longest < _MIN_HEADER_BYTES:
-            raise_error("file", path=path, byte=found.size, got="the file ends", fits="have a header")
+            raise_error("file", path=path, byte=status.size, got="the file ends", fits="have a header")
         length = int.from_bytes(file.read(_LENGTH), "little")
         if not _MIN_HEADER_BYTES <= length <= longest:
-            most = f"at most {longest}" if longest == MAX_HEADER_BYTES else f"fit into the file of {found.size} bytes"
+            most = f"at most {longest}" if longest == MAX_HEADER_BYTES else f"fit into the file of {status.size} bytes"
             fits = f"be at least {_MIN_HEADER_BYTES} and {most}"
             raise_error("file", path=path, byte=0, got=f"the length of the header is {length}", fits=fits)
         entries, metadata = _entries(path, file.read(length))
@@ -111,8 +111,8 @@ def read_header(path: str) -> Header:
         if entry.begin != end:
             _refuse_header(path, f"{name} begins at {entry.begin} of the data", f"begin at {end}")
         end = entry.end
-    check_file_size(path, found.size, start + end)
-    return Header(path, entries, start, found, metadata)
+    check_file_size(path, status.size, start + end)
+    return Header(path, entries, start, status, metadata)
 
 
 def _refuse_header(path: str, got: str, fits: str) -> NoReturn:

@@ -237,8 +237,8 @@ def _dated(folder: Path) -> Iterator[_File]:
 
 def _groups_of(path: str) -> dict[str, Group]:
     """The groups of tasks in a file of results."""
-    found = next(iter(read_records(path))).value
-    subtasks, values = found.get("group_subtasks"), found.get("groups") or found.get("results")
+    results = next(iter(read_records(path))).value
+    subtasks, values = results.get("group_subtasks"), results.get("groups") or results.get("results")
     if not isinstance(subtasks, dict) or not isinstance(values, dict):
         return {}
     return {
@@ -340,13 +340,13 @@ def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
 
 def _hash(record: dict[str, Any], name: str, content: Any, place: Place) -> str:
     """The hash that the harness wrote, or would have written if it is an early version; "" if there is no content."""
-    found = record.get(name)
-    if found is None:
+    value = record.get(name)
+    if value is None:
         if content is None:
             return ""
         text = str(content) if name == "target_hash" else json.dumps(content, indent=2, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
-    return found if isinstance(found, str) else place.refuse_value(name, found, "be a string")
+    return value if isinstance(value, str) else place.refuse_value(name, value, "be a string")
 
 
 def _field(doc: Any, name: str, place: Place) -> object:
@@ -465,12 +465,12 @@ def _requests(arguments: Any) -> list[tuple[str, str]]:
             return []
         arguments = [arguments[f"gen_args_{i}"] for i in range(len(arguments))]
         arguments = [list(one.values()) if isinstance(one, dict) else one for one in arguments]
-    found = []
+    texts = []
     for one in arguments if isinstance(arguments, list) else []:
         if not isinstance(one, list) or len(one) != 2 or not all(isinstance(text, str) for text in one):
             return []
-        found.append((one[0], one[1]))
-    return found
+        texts.append((one[0], one[1]))
+    return texts
 
 
 def _choice_metrics(
@@ -482,13 +482,13 @@ def _choice_metrics(
     gold = _gold(record.get("target"), choices or texts)
     if gold is None or len({context for context, _ in requests}) > 1:
         return {}
-    found = {"acc": scores}
+    scores_of = {"acc": scores}
     if choices:
-        found["acc_norm"] = [score / len(choice) for score, choice in zip(scores, choices, strict=True)]
-        found["acc_bytes"] = [score / len(choice.encode()) for score, choice in zip(scores, choices, strict=True)]
+        scores_of["acc_norm"] = [score / len(choice) for score, choice in zip(scores, choices, strict=True)]
+        scores_of["acc_bytes"] = [score / len(choice.encode()) for score, choice in zip(scores, choices, strict=True)]
     if unconditional:
-        found["acc_mutual_info"] = [a - b for a, b in zip(scores, unconditional, strict=True)]
-    known = {name: values for name, values in found.items() if not any(map(math.isnan, values))}
+        scores_of["acc_mutual_info"] = [a - b for a, b in zip(scores, unconditional, strict=True)]
+    known = {name: values for name, values in scores_of.items() if not any(map(math.isnan, values))}
     right = {name: float(values.index(max(values)) == gold) for name, values in known.items()}
     return right | {"target_loglikelihood": scores[gold]}
 

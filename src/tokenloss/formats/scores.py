@@ -141,8 +141,8 @@ class Scores(Source):
 
     def like(self, paths: Any) -> Scores:
         """Open other files with the same options."""
-        given, found = located(paths)
-        specs = opened_specs(found, self.specs[0])
+        given, files = located(paths)
+        specs = opened_specs(files, self.specs[0])
         return replace(self, paths=tuple(spec.path for spec in specs), specs=specs, given_paths=tuple(given))
 
     def absolute(self) -> Scores:
@@ -224,8 +224,8 @@ def open_file(spec: FileSpec, head: LmHead | None = None) -> ScoresFile:
         file = dataclasses.replace(file, shape=(*file.shape[:-1], len(head.weight)), lm_head=head)
         if spec.kind and spec.head_figures != head.figures():
             _refuse_changed(spec.head.spec)
-    found = file.kind, file.shape, file.dtype.name, _stamp(spec.path)
-    if spec.kind and (spec.kind, spec.shape, spec.dtype, spec.stamp) != found:
+    facts = file.kind, file.shape, file.dtype.name, _stamp(spec.path)
+    if spec.kind and (spec.kind, spec.shape, spec.dtype, spec.stamp) != facts:
         _refuse_changed(spec.path)
     return file
 
@@ -452,13 +452,13 @@ def open_hidden_states(
 
 def _scores(paths: Any, asked: FileSpec, options: TokenOptions) -> Scores:
     """The source of files; the second of two may contain the class ids."""
-    given, found = located(paths)
-    if not options.targets and len(found) == 2 and _is_file_of_class_ids(found[1], found[0], asked):
-        found, options = found[:1], options._replace(targets=(found[1],))
-    check_different([*found, *options.targets, *options.segment_ids])
+    given, files = located(paths)
+    if not options.targets and len(files) == 2 and _is_file_of_class_ids(files[1], files[0], asked):
+        files, options = files[:1], options._replace(targets=(files[1],))
+    check_different([*files, *options.targets, *options.segment_ids])
     head = {} if asked.head is None else {"logit_scale": asked.head.logit_scale, "softcap": asked.head.softcap}
     said = {"array": asked.array, "kind": asked.given_kind, "targets_array": asked.targets_array, **head}
-    return Scores(tuple(found), said, options, opened_specs(found, asked), tuple(given))
+    return Scores(tuple(files), said, options, opened_specs(files, asked), tuple(given))
 
 
 def _token_options(

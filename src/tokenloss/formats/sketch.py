@@ -109,18 +109,18 @@ def open_sketch(
     >>> noisy = logits + rng.normal(0, 0.1, logits.shape).astype(np.float32)
     >>> write_sketch(folder / "base.sketch", [(logits, np.zeros(400, int))])
     >>> np.save(folder / "q4.npy", noisy)
-    >>> found = compare_files(open_sketch(folder / "base.sketch"), folder / "q4.npy")
-    >>> next(iter(found.values()))
+    >>> comparisons = compare_files(open_sketch(folder / "base.sketch"), folder / "q4.npy")
+    >>> next(iter(comparisons.values()))
     Comparison(mean_kl=0.004993 ± 4.55e-05, count=400, perplexity=35386.7, base_perplexity=35326.7, same_top=0.9025)
     """
-    given, found = located(paths)
-    check_different(found)
-    for path in found:
+    given, files = located(paths)
+    check_different(files)
+    for path in files:
         if format_of(path) is not sketch_file.SKETCH_FORMAT:
             refuse(path, "is no sketch by its name", "have one that ends in .sketch")
     said = TokenOptions(tokenizer=None if tokenizer is None else as_path("tokenizer", tokenizer))
-    specs = opened_specs(found, FileSpec("", "", (), "", 0))
-    return Sketch(tuple(found), {}, said, specs, tuple(given))
+    specs = opened_specs(files, FileSpec("", "", (), "", 0))
+    return Sketch(tuple(files), {}, said, specs, tuple(given))
 
 
 def write_sketch(

@@ -245,15 +245,15 @@ class Blocks(Source):
 
 def made_blocks(source: Blocks, first: int) -> Iterator[Any]:
     """The blocks in the order in which the loop yields them, starting at a number if a function yields them."""
-    found: Any = source.source
+    iterable: Any = source.source
     name, fits = "source", "an iterable of blocks, which is read only once"
-    if callable(found):
-        found, name = found(first), f"source({first})"
+    if callable(iterable):
+        iterable, name = iterable(first), f"source({first})"
         fits = "an iterable of blocks, of which the first has this number"
-    if not hasattr(found, "__iter__"):
-        raise_error("type", name=name, got=type(found).__name__, fits=fits)
+    if not hasattr(iterable, "__iter__"):
+        raise_error("type", name=name, got=type(iterable).__name__, fits=fits)
     is_empty = True
-    for block in found:
+    for block in iterable:
         is_empty = False
         yield block
     if is_empty:

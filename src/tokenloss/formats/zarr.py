@@ -137,9 +137,9 @@ def _sizes(path: str) -> dict[str, int]:
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError(f"{info.filename} is compressed by method {info.compress_type}")
             return {info.filename: info.file_size for info in archive.infolist()}
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for folder, folders, names in os.walk(path):
-        found |= {f"{Path(folder, name).relative_to(path).as_posix()}/": 0 for name in folders}
+        sizes |= {f"{Path(folder, name).relative_to(path).as_posix()}/": 0 for name in folders}
         for name in names:
             key = Path(folder, name).relative_to(path).as_posix()
             with library_errors(path):
@@ -149,8 +149,8 @@ def _sizes(path: str) -> dict[str, int]:
                     raise ValueError(f"{key} is not where a link says") from None
                 if not stat.S_ISREG(status.st_mode):  # a pipe may block, and a device may never end
                     raise ValueError(f"{key} is no regular file")
-                found[key] = status.st_size
-    return found
+                sizes[key] = status.st_size
+    return sizes
 
 
 def _check(stored: _Stored, *, whole: bool) -> None:

@@ -383,12 +383,12 @@ def open_responses(
     [(array(['Yes'], dtype=object), array([-0.25]))]
     """
     check_choice("part", part, PARTS_OF_RESPONSE)
-    _, found = located(paths)
-    check_different(found)
+    _, files = located(paths)
+    check_different(files)
     options = {"part": part, "skip_failed": bool(skip_failed)}
-    ahead = [_looked_ahead(path) for path in found]
+    ahead = [_looked_ahead(path) for path in files]
     return Responses(
-        tuple(found), options, part=part or _part(found, ahead), _dialects=tuple(name for _, name in ahead)
+        tuple(files), options, part=part or _part(files, ahead), _dialects=tuple(name for _, name in ahead)
     )
 
 

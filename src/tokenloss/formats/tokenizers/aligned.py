@@ -154,14 +154,14 @@ class AlignedText:
     def _lay_words(self, text: _Text, ids: IntArray, is_first: BoolArray) -> tuple[IntArray, IntArray]:
         """Match tokens with the text's characters other than white space."""
         joined, offsets = self._written(ids, is_first)
-        found, places = _without_spaces(text, self._at, len(joined))
-        if found != joined:
-            d = _first_difference(found, joined)
+        actual, places = _without_spaces(text, self._at, len(joined))
+        if actual != joined:
+            d = _first_difference(actual, joined)
             k = int(np.searchsorted(offsets, d, "right")) - 1
             start = places[offsets[k]] if offsets[k] < len(places) else len(text) - self._at
             around = slice(max(0, d - _BEFORE), d + _AFTER)
             piece = joined[offsets[k] : offsets[k + 1]]
-            self._refuse(text, ids, k, piece, self._at + int(start), found[around], joined[around])
+            self._refuse(text, ids, k, piece, self._at + int(start), actual[around], joined[around])
         edges = self._at + np.append(0, places + 1)[offsets]
         starts, stops = edges[:-1].copy(), edges[1:]
         first = self._tokenizer.first_writing(ids, is_first)
@@ -178,11 +178,11 @@ class AlignedText:
         k = int(np.searchsorted(offsets, offsets[first] + d, "right")) - 1
         start, stop = (offsets[k : k + 2] - offsets[first]).tolist()
         begin = max(0, d - _BEFORE)
-        found, expected = text[at + begin : at + d + _AFTER], written[begin : d + _AFTER]
-        self._refuse(text, ids, k, written[start:stop], at + start, found, expected)
+        actual, expected = text[at + begin : at + d + _AFTER], written[begin : d + _AFTER]
+        self._refuse(text, ids, k, written[start:stop], at + start, actual, expected)
 
     def _refuse(
-        self, text: _Text, ids: IntArray, k: int, piece: bytes, at: int, found: bytes, expected: bytes
+        self, text: _Text, ids: IntArray, k: int, piece: bytes, at: int, actual: bytes, expected: bytes
     ) -> NoReturn:
         """Refuse token k at a byte of the text; the message shows the text there, and the expected text."""
         goes_on = f"goes on with {text[at : at + _SHOWN]!r}" if at < len(text) else "ends"
@@ -197,7 +197,7 @@ class AlignedText:
             name = self._tokenizer.said.pieces.get(int(ids[k - 1]), b"") if is_special else b""
             is_named = name and text[at : at + len(name)] == name
             other = "they may be of another text, tokenizer or version"
-            cause = _cause(found, expected) or ("special tokens before it write nothing" if is_named else other)
+            cause = _cause(actual, expected) or ("special tokens before it write nothing" if is_named else other)
         fits = f"be the text of the ids by {self._tokenizer.path}; {cause}"
         raise_error("file", path=self.path, byte=at, got=got, fits=fits)
 
@@ -231,10 +231,10 @@ def _after_spaces(text: _Text, at: int) -> int:
     return match.end() if match else at
 
 
-def _first_difference(found: bytes, expected: bytes) -> int:
+def _first_difference(actual: bytes, expected: bytes) -> int:
     """Index of the first byte that differs or is in only one of them."""
-    n = min(len(found), len(expected))
-    differs = np.frombuffer(found, np.uint8, n) != np.frombuffer(expected, np.uint8, n)
+    n = min(len(actual), len(expected))
+    differs = np.frombuffer(actual, np.uint8, n) != np.frombuffer(expected, np.uint8, n)
     return int(differs.argmax()) if differs.any() else n
 
 
@@ -264,15 +264,15 @@ def _without_accents(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
 
 
-def _cause(found: bytes, expected: bytes) -> str | None:
+def _cause(actual: bytes, expected: bytes) -> str | None:
     """A likely reason why the bytes of a text differ from those of tokens, which start the same; None if unknown."""
-    if expected.startswith(found):
+    if expected.startswith(actual):
         return "it ends before them"
-    same = expected[: _first_difference(found, expected)]
+    same = expected[: _first_difference(actual, expected)]
     cut = len(same) - len(same.lstrip(_CONTINUATION))  # of a character that begins before
-    text, written_text = (part[cut:].decode(errors="ignore") for part in (found, expected))
+    text, written_text = (part[cut:].decode(errors="ignore") for part in (actual, expected))
     try:
-        found[cut:].decode()
+        actual[cut:].decode()
     except UnicodeDecodeError as error:
         if cut + error.start <= len(same):
             return "it is not UTF-8 there, and tokenizers put U+FFFD in place of that"

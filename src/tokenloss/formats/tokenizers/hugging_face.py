@@ -209,13 +209,13 @@ def _prefix(
 
 def _bos(processor: Any) -> frozenset[int]:
     """The ids that a post-processor puts before each text."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for step in _steps(processor):
         for item in step.get("single", ()):
             if "SpecialToken" not in item:
                 break
-            found.update(step["special_tokens"][item["SpecialToken"]["id"]]["ids"])
-    return frozenset(found)
+            ids.update(step["special_tokens"][item["SpecialToken"]["id"]]["ids"])
+    return frozenset(ids)
 
 
 def _drops_text(step: dict[str, Any]) -> bool:

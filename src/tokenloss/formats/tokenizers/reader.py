@@ -126,11 +126,11 @@ def tokenizer_files(path: str | None) -> list[str]:
 def _in_folder(folder: str) -> str:
     """The file of the tokenizer in the folder of a model."""
     for pattern in _NAMES:
-        found = sorted(Path(folder).glob(pattern))
-        if len(found) > 1:
-            refuse(folder, f"holds {len(found)} files {pattern}", "hold one, or come as a file")
-        if found:
-            return str(found[0])
+        files = sorted(Path(folder).glob(pattern))
+        if len(files) > 1:
+            refuse(folder, f"holds {len(files)} files {pattern}", "hold one, or come as a file")
+        if files:
+            return str(files[0])
     return refuse(folder, "holds no file of a tokenizer", f"hold one: {', '.join(_NAMES)}")
 
 

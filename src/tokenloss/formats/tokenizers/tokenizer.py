@@ -117,8 +117,8 @@ class Tokenizer:
         if self._is_added_once:  # to a text that begins with none: one that begins with two had both
             is_alone = spaces == self.n_bytes[ids[first]]
             spaces[is_alone] += self._spaces_after(ids, first[is_alone])
-        found: IntArray = first[spaces == 1 if self._is_added_once else spaces > 0]
-        return found
+        result: IntArray = first[spaces == 1 if self._is_added_once else spaces > 0]
+        return result
 
     def _spaces_after(self, ids: IntArray, indices: IntArray) -> IntArray:
         """The number of spaces at the start of the next token that writes anything, after tokens at these indices."""
