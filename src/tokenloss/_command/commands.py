@@ -283,14 +283,14 @@ def _print(
     def figures() -> Any:
         if verdicts is None:
             return whole.to_dict()
-        of_each: dict[str, Any] = as_strict_json({name: gate_tools.gates_in_json(verdicts, name) for name in result})
+        own_gates: dict[str, Any] = as_strict_json({name: gate_tools.gates_in_json(verdicts, name) for name in result})
         every = whole.to_dict()
         if not is_named:
-            return every | next(iter(of_each.values()))
+            return every | next(iter(own_gates.values()))
         if isinstance(result, Evaluations):
-            return {name: every[name] | of_each[name] for name in result}
-        of_each = {as_strict_json(name): one for name, one in of_each.items()}
-        return every | {"candidates": [one | of_each[one["name"]] for one in every["candidates"]]}
+            return {name: every[name] | own_gates[name] for name in result}
+        own_gates = {as_strict_json(name): one for name, one in own_gates.items()}
+        return every | {"candidates": [one | own_gates[one["name"]] for one in every["candidates"]]}
 
     def columns() -> dict[str, Array]:
         groups = (

@@ -99,10 +99,10 @@ def heads_of(flags: Flags, n: int) -> list[str | None]:
     if heads and len(heads) not in (1, n):
         fits = f"one, or one for each of {n} candidates"
         raise_error("option", name="lm_head", got=f"{len(heads)} paths", fits=fits)
-    of_base = flags.values.get("base_lm_head")
-    if of_base is None and len(heads) == 1 and not {"base_array", "base_kind"} & {*flags.values}:
-        of_base = heads[0]
-    return [of_base, *(heads * n if len(heads) == 1 else heads or [None] * n)]
+    base_head = flags.values.get("base_lm_head")
+    if base_head is None and len(heads) == 1 and not {"base_array", "base_kind"} & {*flags.values}:
+        base_head = heads[0]
+    return [base_head, *(heads * n if len(heads) == 1 else heads or [None] * n)]
 
 
 def sources_of_comparison(flags: Flags, base: str, others: Mapping[str, str]) -> tuple[Source, dict[str, Source]]:

@@ -247,8 +247,8 @@ class Comparison(PairedLosses):
         names = ("n_sequences", "n_infinite", "n_nan")
         counts = {"count": str(self.count), **nonzero(**{name: getattr(self, name) for name in names})}
         main = {"mean_kl": figure(self.mean_kl, self.mean_kl.stderr, 4), **counts}
-        of_targets = ("perplexity", "base_perplexity") if self.has_targets else ()
-        main |= {name: figure(getattr(self, name)) for name in of_targets}
+        target_metrics = ("perplexity", "base_perplexity") if self.has_targets else ()
+        main |= {name: figure(getattr(self, name)) for name in target_metrics}
         main["same_top"] = f"{self.same_top:.4f}"
         return main | ({"divergences": str([*self.divergences])} if self.divergences else {})
 
@@ -396,11 +396,11 @@ def compare(
         numbers = columns["logits"].get("segment_ids")
         options: dict[str, Any] = {"axis": axis, "ignore_index": ignore_index, "where": where, "workers": workers}
         options["segment_ids"] = None if numbers is None else numbers.reshape(batch)
-        own, of_base = (
+        own, base_fit = (
             calibrations.calibration(scores, labels, kind=of or "logits", **options)
             for scores, of in ((logits, kind), (base_logits, base_kind or kind))
         )
-        comparison = replace(comparison, calibration=own, base_calibration=of_base)
+        comparison = replace(comparison, calibration=own, base_calibration=base_fit)
     return warn_of_zero(comparison, kind, base_kind or kind)
 
 

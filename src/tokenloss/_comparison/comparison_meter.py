@@ -119,8 +119,8 @@ class ComparisonMeter:
         )  # fmt: skip
         for name in names:
             self._parts.setdefault(name, []).append(columns[name])
-            of_columns = columns[name], self._options["classes"]
-            signed = signed_of(base_logits, others[name], targets, *of_columns, kind, base_kind)
+            ids_and_classes = columns[name], self._options["classes"]
+            signed = signed_of(base_logits, others[name], targets, *ids_and_classes, kind, base_kind)
             self._signed[name] = merged_parts(self._signed.get(name, {}), signed)
 
     def merge(self, other: ComparisonMeter) -> None:

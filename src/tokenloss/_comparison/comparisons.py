@@ -231,8 +231,8 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         """
         rows = [{"name": name} | row | {"name": name} for name, one in self._ranked() for row in one._rows()]
         needed = [] if self.detect is None else power_table(dict(self._ranked()), self.detect)
-        for row, of_row in zip(rows, needed, strict=False):
-            row["needed"] = of_row["needed"]
+        for row, extra in zip(rows, needed, strict=False):
+            row["needed"] = extra["needed"]
         if self.noise is not None:
             for row in rows:
                 multiples = nested(noise_multiples(self[row["name"]], self.noise))
@@ -250,12 +250,12 @@ def hints_of(comparisons: Comparisons[Any]) -> dict[str, Any]:
         n_infinite = 0 if one._about.get("classes") == "all" else getattr(one, "n_infinite", 0)
         counts = {"n_nan": getattr(one, "n_nan", 0), "n_infinite": n_infinite}
         notes += [f"{name}: {note}" for note in not_finite_notes(counts, one.count, "divergence or loss")]
-    of_runs = dict.fromkeys(note for one in every.values() for note in getattr(one, "runs", ()))
+    run_notes = dict.fromkeys(note for one in every.values() for note in getattr(one, "runs", ()))
     return {
         "fits_better_shifted": any(about.get("fits_better_shifted") for about in abouts),
         "norm_seems_missing": any(about.get("norm_seems_missing") for about in abouts),
         "has_zero": any(_has_zero(one, one._about.get("kind"), one._about.get("base_kind")) for one in every.values()),
-        "notes": [*notes, *comparisons._identical(), *of_runs],
+        "notes": [*notes, *comparisons._identical(), *run_notes],
     }
 
 

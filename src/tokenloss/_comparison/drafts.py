@@ -249,8 +249,8 @@ def draft_acceptance(
     columns = _columns(base, draft, where, temperature, workers)
     numbers = sequence_numbers(segment_ids, cu_seqlens, base.batch)
     signed = signed_of(base_logits, logits, None, columns, None, kind, base_kind)
-    of_columns = acceptance(columns, temperature), columns["kept"], numbers
-    return acceptance_of(*of_columns, temperature, cost_ratio, base.batch, _signed=signed)
+    kept_columns = acceptance(columns, temperature), columns["kept"], numbers
+    return acceptance_of(*kept_columns, temperature, cost_ratio, base.batch, _signed=signed)
 
 
 def _columns(base: _core.Scores, draft: _core.Scores, where: Any, temperature: float, workers: Any) -> Columns:
@@ -271,7 +271,7 @@ def _columns(base: _core.Scores, draft: _core.Scores, where: Any, temperature: f
             some = [logs(one, mask[part]) if kind == "probs" else one for one, kind in zip(some, kinds, strict=True)]
         options: Any = dict(zip(("base_kind", "kind"), ["logits"] * 2 if are_divided else kinds, strict=True))
         options |= {"where": mask[part], "classes": "all", "temperature": temperature, "workers": workers}
-        pair = jobs.of_known_kind(pair_columns)(some[0], {"logits": some[1]}, None, divergences=("tv",),
+        pair = jobs.with_known_kind(pair_columns)(some[0], {"logits": some[1]}, None, divergences=("tv",),
                                                 only_divergences=temperature > 0, **options)  # fmt: skip
         parts.append(pair["logits"])
     return join(parts)

@@ -117,14 +117,14 @@ def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tai
     squares = (weights - 1) ** 2
     variance = Mean(squares, None).mean
     mean = Mean(squares - 2 * variance * (weights - 1), ids)
-    of_variance = variance if limit is None else 1 / limit - 1 if limit else math.inf
-    estimate = Measure(variance, mean._independent).reach(tail, of_variance)
+    variance_limit = variance if limit is None else 1 / limit - 1 if limit else math.inf
+    estimate = Measure(variance, mean._independent).reach(tail, variance_limit)
     values = _pseudo_values(weights - 1, squares, variance, ids if mean.is_clustered else None)
     if values is not None:
         jackknifed, whole = Mean(values, None), math.log(variance)
         radius = mean.factor(tail) * jackknifed.stderr
         ends = exp(min(jackknifed.mean, whole) - radius), exp(max(jackknifed.mean, whole) + radius)
-        distance = abs((math.log(of_variance) if of_variance else -math.inf) - whole)
+        distance = abs((math.log(variance_limit) if variance_limit else -math.inf) - whole)
         needed = needed_count(mean._independent.count, radius, distance, tail)
         estimate = Reach(variance, *ends, needed)
     figure, high, low = (1 / (1 + value) for value in estimate[:3])
@@ -140,12 +140,12 @@ def _pseudo_values(
     """
     numbers = np.arange(changes.size)
     groups = numbers if ids is None else np.unique(np.where(ids < 0, -1 - numbers, ids), return_inverse=True)[1]
-    counts, sums, of_squares = (np.bincount(groups, weights) for weights in (None, changes, squares))
+    counts, sums, square_sums = (np.bincount(groups, weights) for weights in (None, changes, squares))
     if counts.size < 2 or not 0 < variance < math.inf:
         return None
     left = counts.sum() - counts
     shift = (math.fsum(sums) - sums) / left
-    without = ((math.fsum(of_squares) - of_squares) / left - shift**2) / (1 + shift) ** 2
+    without = ((math.fsum(square_sums) - square_sums) / left - shift**2) / (1 + shift) ** 2
     if not without.min() > _LEAST_LEFT * variance:
         return None
     values: Float64Array = counts.size * math.log(variance) - (counts.size - 1) * np.log(without)
@@ -452,8 +452,8 @@ def mismatch_of(
         ours, theirs, d, r = (array.reshape(-1)[index] for array in (logprobs, base, difference, ratio))
         figures, mean = token_figures(d, r, ids, epsilon)
         sequences = None if ids is None else sequence_table(d, ids)
-        of_sequences = np.empty((2, 0)) if sequences is None else (sequences["log_ratio"], sequences["count"])
-        figures |= sequence_figures(*of_sequences)
+        ratios_and_counts = np.empty((2, 0)) if sequences is None else (sequences["log_ratio"], sequences["count"])
+        figures |= sequence_figures(*ratios_and_counts)
         reasons, temperature = causes(ours, theirs, ids)
     return Mismatch(
         count=d.size,

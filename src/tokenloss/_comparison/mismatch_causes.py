@@ -82,8 +82,8 @@ def causes(logprobs: Float64Array, base: Float64Array, ids: IntArray | None) -> 
             words, is_filler = filler(tokens)
             possible.append(Cause(words, voids=True) if words else None)
             tokens = tokens.of(~is_filler) if words else tokens
-        of_rest, temperature = _causes_of(tokens)
-        possible += of_rest
+        other_causes, temperature = _causes_of(tokens)
+        possible += other_causes
     return [*filter(None, possible)], temperature
 
 

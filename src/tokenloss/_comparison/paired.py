@@ -221,7 +221,7 @@ class Mean:
 
     def __init__(self, values: Array, segment_ids: IntArray | None) -> None:
         values = values.astype(np.float64, copy=False)
-        self._independent = tokens = ExactRatio.of_mean(ExactMoments.of(values))  # tokens, or sequences
+        self._independent = tokens = ExactRatio.from_mean(ExactMoments.of(values))  # tokens, or sequences
         self.mean = tokens.ratio
         self.stderr = self.stderr_of_tokens = tokens.stderr
         self.n_tokens = values.size
@@ -230,7 +230,7 @@ class Mean:
             return
         self.sequences = sums_by_segment(values, None, segment_ids)
         groups = ExactRatio.of(self.sequences.nll, self.sequences.count.astype(np.float64))
-        groups += ExactRatio.of_mean(ExactMoments.of(values, segment_ids < 0))
+        groups += ExactRatio.from_mean(ExactMoments.of(values, segment_ids < 0))
         if self.sequences.sequence.size and groups.count > 1:
             self._independent = groups
             self.stderr = groups.stderr

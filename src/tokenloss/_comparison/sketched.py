@@ -143,11 +143,11 @@ def estimates(
         share = np.where(has_tail[:, None], np.exp(log_p[:, top:] - log_tails[:, None]), 0)
         least = facts.epsilon / np.maximum(rows["supports"], 1)[:, None]
         weight = (1 + facts.epsilon) / max(s, 1) / (share + least) * is_known[:, top:]
-        terms, of_tail, slopes = _terms(p, q, log_ratio), _terms(base_tail, own_tail, tail_ratio), _slopes(tail_ratio)
+        terms, others, slopes = _terms(p, q, log_ratio), _terms(base_tail, own_tail, tail_ratio), _slopes(tail_ratio)
         for name in names:
             key = "squared hellinger" if name == "hellinger" else name
-            bound = np.maximum(terms[key][:, :top].sum(1) + of_tail[key], 0)
-            tangent = share * of_tail[key][:, None]
+            bound = np.maximum(terms[key][:, :top].sum(1) + others[key], 0)
+            tangent = share * others[key][:, None]
             tangent = tangent + slopes[key][:, None] * (q[:, top:] - own_tail[:, None] * share)
             gap = np.nan_to_num(np.maximum(terms[key][:, top:] - tangent, 0), nan=0, posinf=np.inf)
             draws = np.where(has_tail[:, None], weight * gap, 0)  # a gap is below 0 by rounding alone

@@ -282,8 +282,8 @@ class TextComparison(Result):
         groups = Groups(numbers := spans.document[kept], numbers)
         counts = [spans.n_bytes, *(np.diff(first) for first in spans.first)]
         n_bytes, *n_tokens = (groups.sums(one[kept]).astype(np.int64) for one in counts)
-        nll = [groups.sums(of_side[kept]) for of_side in spans.nll]
-        rates = [of_side / np.where(n_bytes > 0, n_bytes, np.nan) / _LN2 for of_side in nll]
+        nll = [groups.sums(losses[kept]) for losses in spans.nll]
+        rates = [losses / np.where(n_bytes > 0, n_bytes, np.nan) / _LN2 for losses in nll]
         with np.errstate(invalid="ignore"):
             difference = rates[1] - rates[0]
         return {
@@ -410,7 +410,7 @@ def span_columns(comparison: TextComparison, first: int, last: int) -> dict[str,
     start, stop = spans.start[part], spans.stop[part]
     kinds = np.array(KINDS, object)[comparison._kind[part]]
     texts = texts_of_bytes(start, stop, comparison._bytes)
-    (a, b), counts = spans.nll, [np.diff(of_side[first : last + 1]) for of_side in spans.first]
+    (a, b), counts = spans.nll, [np.diff(tokens[first : last + 1]) for tokens in spans.first]
     with np.errstate(invalid="ignore"):
         difference = b[part] - a[part]
     return {
@@ -452,7 +452,7 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
     documents = spans.document[kept] if is_clustered else None
     n_bytes = int(spans.n_bytes[kept].sum())
     everything, kinds = (_Rates.of(spans, Groups(labels[kept], documents)) for labels in (np.zeros_like(kind), kind))
-    of_all = everything.get(0) or _Rates(0, *[ExactRatio()] * 4)
+    overall = everything.get(0) or _Rates(0, *[ExactRatio()] * 4)
     tokens = [spans.kept_tokens(side) for side in (0, 1)]
     totals = [ExactMoments.of(side.nll) for side in tokens]
     special = [ExactMoments.of(side.nll[side.start == side.stop]) for side in tokens]
@@ -469,10 +469,10 @@ def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, p
         n_bytes_without_token_a=without[0], n_bytes_without_token_b=without[1],
         n_special_a=special[0].count, special_bits_per_byte_a=special[0].sum_over(n_bytes) / _LN2,
         n_special_b=special[1].count, special_bits_per_byte_b=special[1].sum_over(n_bytes) / _LN2,
-        bits_per_byte_a=_in_bits(rates[0], of_all.a, unit), bits_per_byte_b=_in_bits(rates[1], of_all.b, unit),
-        difference=_in_bits(change, of_all.difference, unit, is_signed=True),
-        ratio=Measure(of_all.ratio.ratio, of_all.ratio, unit).estimate(),
-        interval_factor=of_all.difference.interval_factor,
+        bits_per_byte_a=_in_bits(rates[0], overall.a, unit), bits_per_byte_b=_in_bits(rates[1], overall.b, unit),
+        difference=_in_bits(change, overall.difference, unit, is_signed=True),
+        ratio=Measure(overall.ratio.ratio, overall.ratio, unit).estimate(),
+        interval_factor=overall.difference.interval_factor,
         kinds=[_rate_of_kind(KINDS[number], rates, unit) for number, rates in kinds.items()],
         b_worse=_worst(spans, loss, top, text), a_worse=_worst(spans, -loss, top, text),
         _kind=kind, _spans=spans, _bytes=text,

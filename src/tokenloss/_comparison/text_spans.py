@@ -91,7 +91,7 @@ def spans_of(a: TextTokens, b: TextTokens, text: Array) -> Spans:
         span = _span_of_tokens(side, stop, bounds)
         first.append(np.searchsorted(span, np.arange(stop.size + 1)))
         kept[span[~side.is_scored]] = False
-    nll = tuple(_sums(side.nll, of_span, kept) for side, of_span in zip(tokens, first, strict=True))
+    nll = tuple(_sums(side.nll, first_tokens, kept) for side, first_tokens in zip(tokens, first, strict=True))
     return Spans(start, stop, document, kept, tokens, (first[0], first[1]), (nll[0], nll[1]))
 
 
@@ -154,10 +154,10 @@ def script_of(text: str) -> str:
 def kinds_of(text: str, start: IntArray, stop: IntArray) -> IntArray:
     """The number of the kind of each span, which contains whole characters; spans are given by their bytes."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    of_code = np.zeros(int(codes.max(initial=0)) + 1, np.int8)
+    kind_by_code = np.zeros(int(codes.max(initial=0)) + 1, np.int8)
     distinct = np.flatnonzero(np.bincount(codes))
-    of_code[distinct] = [_kind_of(chr(code)) for code in distinct.tolist()]
-    kind = np.append(of_code[codes], np.int8(-1))
+    kind_by_code[distinct] = [_kind_of(chr(code)) for code in distinct.tolist()]
+    kind = np.append(kind_by_code[codes], np.int8(-1))
     at = np.cumsum(1 + (codes > 0x7F) + (codes > 0x7FF).astype(np.int8) + (codes > 0xFFFF))  # where each one stops
     bounds = np.empty(2 * start.size, np.int64)
     bounds[::2], bounds[1::2] = np.searchsorted(at, start, "right"), np.searchsorted(at, stop, "right")

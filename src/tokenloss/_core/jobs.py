@@ -26,7 +26,7 @@ _IS_KNOWN = contextvars.ContextVar("whether the kind of scores is known", defaul
 
 # what the message says of a row whose logsumexp is too far from 0, by the kind of its scores
 _NORMALIZED = {
-    "logits": "{of_llama} takes log-probabilities, as log_softmax gives them",
+    "logits": "{is_llama_cpp} takes log-probabilities, as log_softmax gives them",
     "log_probs": "natural log-probabilities have 0; for logits, give {is_logits}",
     "probs": "probabilities add up to 1: divide each row by its sum; for logits, give {is_logits}",
 }
@@ -65,7 +65,7 @@ def run(job: _core.RowJob, workers: Any) -> None:
         raise_refusal(job)
 
 
-def of_known_kind(function: Callable[P, T]) -> Callable[P, T]:
+def with_known_kind(function: Callable[P, T]) -> Callable[P, T]:
     """The function without its warning about probabilities, for logits whose kind was given or has been checked."""
 
     @functools.wraps(function)
@@ -129,8 +129,8 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
 
 def raise_unnormalized(name: str, position: Sequence[int], kind: str, logsumexp: float) -> NoReturn:
     """Raise the error for a row that is not normalized; for probabilities, the message has their sum."""
-    is_logits, of_llama = named("kind", "logits"), named("definitions", "llama.cpp")
-    name, fits = f"{name}{position or ''}", _NORMALIZED[kind].format(is_logits=is_logits, of_llama=of_llama)
+    is_logits, is_llama_cpp = named("kind", "logits"), named("definitions", "llama.cpp")
+    name, fits = f"{name}{position or ''}", _NORMALIZED[kind].format(is_logits=is_logits, is_llama_cpp=is_llama_cpp)
     if kind == "probs":
         with np.errstate(over="ignore"):
             raise_error("sum", name=name, got=np.exp(logsumexp), fits=fits)

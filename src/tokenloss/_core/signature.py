@@ -55,7 +55,7 @@ class IdsHash:
         return cls(_sum_of(ids, before), ends)
 
     @staticmethod
-    def of_parts(parts: Iterable[Any]) -> IdsHash:
+    def from_parts(parts: Iterable[Any]) -> IdsHash:
         """The hash of the class ids of results of shards, in the order of the text."""
         result = IdsHash()
         for part in parts:

@@ -104,8 +104,8 @@ def as_target_array(
             fits += f"; if these are scores: {order_advice(scores_name)}"
         elif axis is not None and has_classes:
             last = f"if axis {axis} of {scores_name} holds them: np.moveaxis({scores_name}, {axis}, -1)"
-            of_python = f"give axis={axis}, if that axis of {scores_name} holds the classes"
-            fits += f"; or {worded(of_python, f'save the classes last, {last}')}"
+            python_hint = f"give axis={axis}, if that axis of {scores_name} holds the classes"
+            fits += f"; or {worded(python_hint, f'save the classes last, {last}')}"
         raise_error("shape", name=name, got=array.shape, fits=fits)
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
         return np.empty(batch, np.int64), _core.DTYPES["int64"]

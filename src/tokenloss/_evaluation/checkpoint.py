@@ -60,7 +60,7 @@ class Unit(Protocol):
     def n_read(self, result: Any) -> int:
         """Number of bytes read for this result."""
 
-    def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    def fingerprint(self, file_fingerprint: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """Everything that the result depends on, except options."""
 
     def absolute(self) -> Self:
@@ -82,9 +82,9 @@ class Checkpoint(Generic[ResultT]):
         self.top: int = key.get("top", 0)
         if path is None:
             return
-        of_file = functools.cache(_file_fingerprint)  # shards may share their targets and their head
+        file_fingerprint = functools.cache(_file_fingerprint)  # shards may share their targets and their head
         self._of_blocks = units is None
-        self._shards = [unit.fingerprint(of_file) for unit in units or ()]
+        self._shards = [unit.fingerprint(file_fingerprint) for unit in units or ()]
         with write_errors(path):
             if not Path(path).exists():
                 with replacing(path) as file:
@@ -210,7 +210,7 @@ def decoded(value: Any) -> Any:
     if name == "array":
         dtype, data = content
         return np.frombuffer(zlib.decompress(base64.b64decode(data)), dtype)
-    fields = {field: decoded(of_field) for field, of_field in content.items()}
+    fields = {field: decoded(item) for field, item in content.items()}
     return fields if name == "dict" else _RECORDS[name](**fields)
 
 

@@ -121,10 +121,10 @@ def assert_close(
     if are_files[0] != are_files[1]:
         fits = "a path, as base is" if are_files[1] else "an array, as base is"
         raise_error("type", name="logits", got=type(logits).__name__, fits=f"{fits}; formats.open_scores reads files")
-    of_arrays = {"targets": targets, "kind": kind, "base_kind": base_kind, "where": where}
+    array_options = {"targets": targets, "kind": kind, "base_kind": base_kind, "where": where}
     if are_files[0]:
-        of_arrays["ignore_index"] = None if ignore_index == -100 else ignore_index
-        refuse_given(of_arrays, "said where files are opened, as by formats.open_scores")
+        array_options["ignore_index"] = None if ignore_index == -100 else ignore_index
+        refuse_given(array_options, "said where files are opened, as by formats.open_scores")
         base, logits = as_source(base, shift=shift, name="base"), as_source(logits, shift=shift, name="logits")
         for source in (base, logits):
             require(source, "rows", "assert_close")
@@ -135,7 +135,7 @@ def assert_close(
         message = _message(result, limits, functools.partial(tokens.describe, base.paths))
     else:
         refuse_given({"shift": shift}, "left out where logits and base are arrays; next_token shifts them")
-        options = of_arrays | {"classes": classes, "ignore_index": ignore_index, "workers": workers}
+        options = array_options | {"classes": classes, "ignore_index": ignore_index, "workers": workers}
         message = _message_of_arrays(logits, base, options.pop("targets"), limits, options)
     if message:
         raise AssertionError(message)

@@ -317,8 +317,8 @@ def _sums(
     losses, weights = ExactMoments.of(nll, kept), ExactMoments()
     by_class = weight is not None and targets.shape == nll.shape
     if by_class or sample_weight is not None:
-        of_class = weight[targets[kept]] if by_class else 1
-        weights = ExactMoments.of(np.asarray(of_class, np.float64) * _weights_of_rows(kept, sample_weight))
+        class_weights = weight[targets[kept]] if by_class else 1
+        weights = ExactMoments.of(np.asarray(class_weights, np.float64) * _weights_of_rows(kept, sample_weight))
     return np.full((1,) * logits.ndim, ExactRatio(losses, weights), object)
 
 
@@ -330,9 +330,9 @@ def _weights(
     Class ids out of range, which the losses refuse later, may have any weight.
     """
     kept = _kept(targets, targets.shape, where, sample_weight, ignore_index)
-    of_rows = _weights_of_rows(kept, sample_weight)
-    of_class = weight.take(targets[kept], mode="clip").astype(np.float64)
-    sums = ExactRatio(ExactMoments.of(of_rows), ExactMoments.of(of_class * of_rows))
+    row_weights = _weights_of_rows(kept, sample_weight)
+    class_weights = weight.take(targets[kept], mode="clip").astype(np.float64)
+    sums = ExactRatio(ExactMoments.of(row_weights), ExactMoments.of(class_weights * row_weights))
     return np.full((1,) * targets.ndim, sums, object)
 
 

@@ -151,7 +151,7 @@ def _comparisons(
     if options.by == "file":
         groups = [one._replace(labels=[shard.path]) for one, shard in zip(groups, shards, strict=True)]
     rows = sum(shard.rows for shard in shards)
-    of_windows = window_figures((shard.facts() for shard in shards), options)
+    window_facts = window_figures((shard.facts() for shard in shards), options)
     n_left = rows - sum(shard.n_scored_rows for shard in shards)
     shared: About = {
         "base": abouts[0]["base"],
@@ -159,11 +159,11 @@ def _comparisons(
         "files": [*dict.fromkeys(part.path for shard in shards for part in shard.spec.parts or (shard.spec,))],
         "shape": (rows, shards[0].shape[-1]),
         "classes": options.classes,
-        "n_without_next": n_left - of_windows.get("n_context", 0),
-        **cast("About", of_windows),
+        "n_without_next": n_left - window_facts.get("n_context", 0),
+        **cast("About", window_facts),
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better,
     }
-    hashed = IdsHash.of_parts(results).total
+    hashed = IdsHash.from_parts(results).total
     facts = handles.open(shards[0].spec).sketch if shards[0].spec.kind == "sketch" else None
     drawn = None if facts is None else (facts.top, facts.tail)
     comparisons: Comparisons[Comparison] = Comparisons()
@@ -191,7 +191,7 @@ def _comparisons(
         are_cut = comparison.left_out is not None
         are_widened = options.classes == "all" and other.classes != own.classes
         signed = {
-            **{name: n for name, n in of_windows.items() if name != "n_context"},
+            **{name: n for name, n in window_facts.items() if name != "n_context"},
             "shift": "yes" if options.shift else None,
             "kind": either(other.kind, own.kind),
             "dtype": either(_dtypes(shards, number + 1), _dtypes(shards, 0)),
@@ -469,7 +469,7 @@ class _Pairing:
             base = base_model.logits("base_logits", block.scores, block.kept, self._workers)
         if options.definitions == "llama.cpp" and kind in ("logits", "hidden_states"):
             # llama.cpp takes log-probabilities of the base as they are
-            base = jobs.of_known_kind(log_softmax)(base.astype(np.float32) if base.itemsize < 4 else base)
+            base = jobs.with_known_kind(log_softmax)(base.astype(np.float32) if base.itemsize < 4 else base)
         with with_file_names(path):
             base_scores = self._scores(base_model.top_scores(base), block)
         pairing: Any = {

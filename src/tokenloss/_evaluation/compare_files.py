@@ -196,20 +196,19 @@ def compare_files(
     source, models = sources_of(base, others, noise, shift)
     source, models = grouped(source, check_by(by)), {name: _labeled(one, by) for name, one in models.items()}
     level = _level_of(source, models)
-    of_rows = {"temperature": temperature is not None, "classes": classes, "definitions": definitions != "exact",
+    row_options = {"temperature": temperature is not None, "classes": classes, "definitions": definitions != "exact",
                "divergences": wanted, "calibration": calibration}  # fmt: skip
-    for name, value in ({"noise": noise, "sizes": sizes} | of_rows).items():
+    for name, value in ({"noise": noise, "sizes": sizes} | row_options).items():
         for one in (source, *models.values()) if value else ():
             is_estimated = name == "divergences" and isinstance(source, Sketch)
-            require(one, "rows" if name in of_rows and not is_estimated else "tops", name)
+            require(one, "rows" if name in row_options and not is_estimated else "tops", name)
     if level in ("rows", "sketch"):
         _check_transforms([source, *models.values()])
         models = {name: _with_tokens_of(one, source) for name, one in models.items()}
     names = [name for name in models if noise is None or name != NOISE]
-    of_sizes = checked_sizes(sizes or {}, names)
+    checked = checked_sizes(sizes or {}, names)
     abouts: list[About] = [
-        {"base": source.name, "name": name, "file": one.name, "size": of_sizes.get(name)}
-        for name, one in models.items()
+        {"base": source.name, "name": name, "file": one.name, "size": checked.get(name)} for name, one in models.items()
     ]
     outputs = checked_sinks(sinks, state is not None, scheduler)
     settings = Settings.checked(outputs, state, scheduler, progress, workers)
@@ -328,11 +327,11 @@ def _with_tokens_of(source: Source, base: Source) -> Source:
     is_default = own._replace(shift=None, tokenizer=None) == DEFAULT
     names = [name for name in own._fields if name not in ("shift", "tokenizer") and not is_default]
     for name in names + ["shift"] * (own.shift is not None):
-        value, of_base = getattr(own, name), getattr(said, name)
+        value, base_value = getattr(own, name), getattr(said, name)
         are_paths = isinstance(value, tuple)
-        if [*map(identity, value)] != [*map(identity, of_base)] if are_paths else value != of_base:
+        if [*map(identity, value)] != [*map(identity, base_value)] if are_paths else value != base_value:
             got = f"was opened with {named(name, ...)}{value!r}"
-            fits = f"have {of_base!r}, as the base has, or be opened without: what the base has holds for all"
+            fits = f"have {base_value!r}, as the base has, or be opened without: what the base has holds for all"
             refuse(source.name, got, fits)
     return replace(source, token_options=said)
 
@@ -345,10 +344,10 @@ def _check_transforms(sources: Sequence[Any]) -> None:
         given = [None if head is None or head[i] == neutral else head[i] for head in heads]
         for source, value in zip(sources, given, strict=True):
             if value != given[0]:
-                of_scores = [one.name for one, head in zip(sources, heads, strict=True) if head is None]
+                score_files = [one.name for one, head in zip(sources, heads, strict=True) if head is None]
                 got, fits = f"has {name} {value}", f"have {given[0]}, as {sources[0].name} has"
-                if of_scores:
+                if score_files:
                     got = f"holds scores, to which {named(name)} does not apply"
                     fits = "hold hidden states like the other models"
                 fits += f"; {name} may come from the config.json of a head"
-                refuse([*of_scores, source.name][0], got, fits)
+                refuse([*score_files, source.name][0], got, fits)

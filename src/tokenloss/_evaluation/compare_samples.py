@@ -211,15 +211,15 @@ def _compared_folders(base: Samples, other: Samples, margin: float | None, clust
         except ValueError as error:  # perhaps because these are not the intended runs
             raise ValueError("; ".join([str(error), *runs])) from error
         left_out |= {f"{task}: {name}": reason for name, reason in parts[task].left_out.items()}
-    of_task = {task: part.metrics for task, part in parts.items()}
-    groups, without = group_metrics((base.groups, other.groups), of_task, clusters, margin)
+    metrics_by_task = {task: part.metrics for task, part in parts.items()}
+    groups, without = group_metrics((base.groups, other.groups), metrics_by_task, clusters, margin)
     totals = {
         name: sum(vars(part)[name] for part in parts.values())
         for name in ("count", "n_documents", "n_clusters", "n_other_prompts")
     }
     return dataclasses.replace(
         next(iter(parts.values())), **totals, groups=groups, left_out=left_out | without,
-        metrics=[metric for metrics in of_task.values() for metric in metrics],
+        metrics=[metric for metrics in metrics_by_task.values() for metric in metrics],
         notes=[note for part in parts.values() for note in part.notes], runs=runs,
     )  # fmt: skip
 

@@ -184,16 +184,16 @@ def compare_texts(
         run.sinks.open(schema_of(_SPANS, _DOCUMENTS, widths={"kind": 17, "script": 17}))  # as Katakana-hiragana has
         messages = [_score(side, tokens, settings) for side, tokens in zip(sides, texts, strict=True)]
         spans = spans_of(texts[0].tokens(), texts[1].tokens(), np.frombuffer(content, np.uint8))
-        of_models = {"name_a": sides[0].name, "name_b": sides[1].name}
-        result = text_comparison_of(spans, content, **of_models, path=path, top=top)
+        model_names = {"name_a": sides[0].name, "name_b": sides[1].name}
+        result = text_comparison_of(spans, content, **model_names, path=path, top=top)
         counts = result.n_bytes_without_token_a, result.n_bytes_without_token_b
-        for side, of_side, count in zip(sides, messages, counts, strict=True):
-            of_side += [Advice(f"{side.name}: {note}") for note in white_space_notes(count, result.n_bytes)]
+        for side, hints, count in zip(sides, messages, counts, strict=True):
+            hints += [Advice(f"{side.name}: {note}") for note in white_space_notes(count, result.n_bytes)]
         if (emit := run.sinks.emitter()) is not None:
             for first in range(0, len(spans.kept), _ROWS_OF_BLOCK):
                 emit(Block(span_columns(result, first, first + _ROWS_OF_BLOCK)))
         run.sinks.finish(result, lambda: Block(result.documents))
-    for one in [one for of_side in messages for one in of_side]:
+    for one in [one for hints in messages for one in hints]:
         warn(one.message, one.category)
     return result
 
@@ -263,13 +263,13 @@ def _laid_over(side: _Side, text: str, handles: Handles) -> _LaidTokens:
             part = rows[first : first + _ROWS]
             is_first = np.diff(documents[part], prepend=last) != 0
             last = int(documents[part[-1]])
-            of_text = count + np.cumsum(is_first) - 1
-            _refuse_unknown(ids[part].astype(np.int64), of_text, side, shard.path)
+            text_numbers = count + np.cumsum(is_first) - 1
+            _refuse_unknown(ids[part].astype(np.int64), text_numbers, side, shard.path)
             try:
                 starts, stops = aligned.update(ids[part], is_first, shard.path)
             except ValueError as error:
                 raise ValueError(f"{error}{_hint(ids, options)}") from error
-            document[files[number] + part] = of_text
+            document[files[number] + part] = text_numbers
             if leaves_out_spaces(side.tokenizer):  # which is in no token: here a token has what it writes
                 starts = np.maximum(starts, stops - side.tokenizer.lengths_of(ids[part]))
             start[files[number] + part], stop[files[number] + part] = starts, stops
@@ -347,8 +347,8 @@ def _score(side: _Side, laid: _LaidTokens, settings: Settings) -> list[Advice]:
     evaluation = evaluated(side.source, side.options, settings._replace(sinks=[_Losses(laid)]))
     notes = not_finite_notes(evaluation.figures, evaluation.meter.count, "loss")
     padding = most_repeated(laid.repeated[laid.rows.is_scored & (laid.repeated >= 0)])
-    of_padding: dict[str, Any] = {"padding": padding and {"file": None, **padding}}
-    warnings = [*advice(evaluation.figures | of_padding), *map(Advice, notes)]
+    padding_fact: dict[str, Any] = {"padding": padding and {"file": None, **padding}}
+    warnings = [*advice(evaluation.figures | padding_fact), *map(Advice, notes)]
     return [one._replace(message=f"{side.name}: {one.message}") for one in warnings]
 
 
@@ -359,15 +359,15 @@ def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], conte
         if not start.size or start.min() < 0:
             got = f"holds no text in its document {int(np.argmin(start))}" if start.size else "holds no tokens"
             refuse(side.source.paths[0], got, "hold text in each document")
-    (of_a, of_b), path = ranges, sides[1].source.paths[0]
+    (a_ranges, b_ranges), path = ranges, sides[1].source.paths[0]
     fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
-    if of_a[0].size != of_b[0].size:
-        if 1 in (of_a[0].size, of_b[0].size):
+    if a_ranges[0].size != b_ranges[0].size:
+        if 1 in (a_ranges[0].size, b_ranges[0].size):
             fits += f"; where texts are packed, {named('segment_ids')} tell them apart"
-        refuse(path, f"holds {of_b[0].size} documents, not {of_a[0].size}", fits)
-    for document in np.flatnonzero((of_a[0] != of_b[0]) | (of_a[1] != of_b[1])).tolist():
-        for first, last in (sorted((int(a[document]), int(b[document]))) for a, b in zip(of_a, of_b, strict=True)):
+        refuse(path, f"holds {b_ranges[0].size} documents, not {a_ranges[0].size}", fits)
+    for document in np.flatnonzero((a_ranges[0] != b_ranges[0]) | (a_ranges[1] != b_ranges[1])).tolist():
+        for first, last in (sorted((int(a[document]), int(b[document]))) for a, b in zip(*ranges, strict=True)):
             if content[first:last].decode("utf-8", "replace").strip():
-                places = [f"{one[0][document]} to {one[1][document]}" for one in (of_b, of_a)]
+                places = [f"{one[0][document]} to {one[1][document]}" for one in (b_ranges, a_ranges)]
                 got = f"holds a document {document} of bytes {places[0]}, not {places[1]}"
                 refuse(path, got, fits)

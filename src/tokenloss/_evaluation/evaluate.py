@@ -189,7 +189,7 @@ def evaluate(
     (5, 0.6)
     """
     top = check_integer("top", top, "an integer of at least 0", least=0)
-    of_text = _TextLength.checked(n_bytes, n_words, text, words)
+    length = _TextLength.checked(n_bytes, n_words, text, words)
     opened = grouped(as_source(source, shift=shift), check_by(by))
     outputs = checked_sinks(sinks, state is not None, scheduler)
     settings = Settings.checked(outputs, state, scheduler, progress, workers)
@@ -202,15 +202,15 @@ def evaluate(
         require(opened, "plan", "scheduler")
     said, tokenizer = opened.token_options, None
     if said.tokenizer is not None:
-        if not isinstance(of_text.n_bytes, int) or of_text.n_bytes:
+        if not isinstance(length.n_bytes, int) or length.n_bytes:
             raise_error("together", name="tokenizer", got="n_bytes")
-        if of_text.path is not None:
+        if length.path is not None:
             require(opened, "plan", "text")
-        tokenizer = _opened(said.tokenizer, of_text.path is not None)
+        tokenizer = _opened(said.tokenizer, length.path is not None)
     options = Options.of(
         said, top=top, by=by, calibration=bool(calibration), tokenizer=tokenizer and _tokenizer_hash(tokenizer)
     )
-    evaluation = evaluated(opened, options, settings, of_text, tokenizer)
+    evaluation = evaluated(opened, options, settings, length, tokenizer)
     for one in advice(evaluation.figures):
         warn(one.message, one.category)
     for message in not_finite_notes(evaluation.figures, evaluation.meter.count, "loss"):
@@ -322,7 +322,7 @@ def _read_blocks(source: Blocks, options: Options, run: Run, text: _TextLength, 
     )  # fmt: skip
     blocks = summed(results, options.top, options.by)
     blocks = blocks._replace(result=with_text(blocks.result, tokenizer))
-    return Parts.of_blocks(blocks, options, text.words), lengths, ()
+    return Parts.from_blocks(blocks, options, text.words), lengths, ()
 
 
 def _schema_of_rows(run: Run, classes: int, tokenizer: Tokenizer | None, has_text: bool = False) -> Schema:

@@ -90,8 +90,8 @@ def _compare_lists(unit: FilesUnit, work: Work) -> ComparedLists:
         pairs = PairedFiles(*files)
     else:
         side = int(isinstance(unit.base, Responses))
-        pairs = of_scores = ScoredResponses(sides[side], files[0], side == 0, work)
-        words[side] = of_scores.words
+        pairs = scored = ScoredResponses(sides[side], files[0], side == 0, work)
+        words[side] = scored.words
     paths = unit.base.paths[0], unit.other.paths[0]
     every, seen = itertools.tee(pairs) if work.top_k else (iter(pairs), ())  # tops are of pairs that were read
     columns, origins, roundings = compare_pairs(every, paths)

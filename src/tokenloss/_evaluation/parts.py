@@ -109,7 +109,7 @@ class Parts(NamedTuple):
     blocks: ScoredBlock | None = None
 
     @classmethod
-    def of_blocks(cls, blocks: ScoredBlock, options: Options, words: str | None = None) -> Parts:
+    def from_blocks(cls, blocks: ScoredBlock, options: Options, words: str | None = None) -> Parts:
         """The parts of an evaluation of blocks in memory."""
         return cls([blocks.facts], [blocks.result], options, words, blocks)
 
@@ -206,7 +206,7 @@ class Parts(NamedTuple):
             "files": [path for one in self.shards for path in (one.path, one.targets, one.segments) if path],
             "kind": shard.kind,
             "shape": shard.shape if len(self.shards) == 1 else shape,
-        } | {name: ", ".join(dict.fromkeys(of_shards)) for name, of_shards in types.items() if not self.are_responses}
+        } | {name: ", ".join(dict.fromkeys(dtypes)) for name, dtypes in types.items() if not self.are_responses}
 
     def _hints(self, total: ShardResult) -> dict[str, Any]:
         """Values that hint at a mistake: in hidden states, in the ids of a tokenizer, or in the order of targets."""
@@ -255,17 +255,17 @@ class Parts(NamedTuple):
 
         There must be at least one.
         """
-        of_each: list[Parts] = [one._parts for one in evaluations]
-        first = of_each[0]
+        every: list[Parts] = [one._parts for one in evaluations]
+        first = every[0]
         _check(evaluations)
-        top = min(parts.options.top for parts in of_each)
+        top = min(parts.options.top for parts in every)
         merged = first._replace(options=first.options._replace(top=top))
         if first.blocks is not None:
-            blocks = [parts.blocks for parts in of_each if parts.blocks is not None]
-            merged = Parts.of_blocks(summed(blocks, top, first.options.by), merged.options, merged.words)
+            blocks = [parts.blocks for parts in every if parts.blocks is not None]
+            merged = Parts.from_blocks(summed(blocks, top, first.options.by), merged.options, merged.words)
         else:
-            shards = [shard for parts in of_each for shard in parts.shards]
-            merged = merged._replace(shards=shards, results=[result for parts in of_each for result in parts.results])
+            shards = [shard for parts in every for shard in parts.shards]
+            merged = merged._replace(shards=shards, results=[result for parts in every for result in parts.results])
         if merged.are_responses:
             check_names([shard.path for shard in merged.shards], merged.results)
         seconds, n_read = (sum(one.figures[name] for one in evaluations) for name in ("seconds", "n_bytes_read"))
@@ -334,12 +334,12 @@ def _check(evaluations: Sequence[Evaluation]) -> None:
             for name, value in ours.items():
                 if value != theirs[name]:
                     raise_error("merge", got=f"{name} is {value!r} in one and {theirs[name]!r} in the other")
-        of_one = [(shard.path, part) for shard, part in zip(parts.shards, parts.results, strict=True) if shard.path]
-        for path, result in of_one:
+        by_path = [(shard.path, part) for shard, part in zip(parts.shards, parts.results, strict=True) if shard.path]
+        for path, result in by_path:
             same = results.get(path)  # perhaps another file of this name, on another machine
             if same is not None and result.n_tokens and same.meters()[0] == result.meters()[0]:
                 raise_error("merge", got=f"{path} is in both, with the same losses")
-        results.update(of_one)
+        results.update(by_path)
     numbers = [one._parts.shared_numbers(one.sequences) for one in evaluations]
     distinct, counts = np.unique(np.concatenate(numbers), return_counts=True)
     if len(again := distinct[counts > 1]):

@@ -58,9 +58,9 @@ def planned(base: Scores, others: Sequence[Scores], options: Options, handles: H
     if options.window:
         windows_of_files = stored_windows([(shard.path, shard.shape) for shard in shards], said.targets, options)
         shards = [shard._replace(windows=windows) for shard, windows in zip(shards, windows_of_files, strict=True)]
-    of_targets = _assigned(shards, said.targets, "targets", "class ids")
-    of_segments = _assigned(shards, said.segment_ids, "segment ids", "ids")
-    columns = zip(shards, of_targets, of_segments, strict=True)
+    target_files = _assigned(shards, said.targets, "targets", "class ids")
+    segment_files = _assigned(shards, said.segment_ids, "segment ids", "ids")
+    columns = zip(shards, target_files, segment_files, strict=True)
     shards = _with_split([shard._replace(targets=ids, segments=segments) for shard, ids, segments in columns])
     without_targets: list[str] = []
     following, beside = _Following(), None  # the shard that was opened before
@@ -160,7 +160,7 @@ def _open_sequence(shard: Shard, stored: OpenShard, row: int) -> int | None:
 
 def _assigned(shards: list[Shard], paths: Sequence[str], what: str, numbers: str) -> list[Slice | None]:
     """For each shard, the file of its targets or segment ids, and where its part starts if one file serves all."""
-    if paths and shards[0].windows and shards[0].windows.of_text:
+    if paths and shards[0].windows and shards[0].windows.targets_are_text:
         return [Slice(paths[0])] * len(shards)
     if len(paths) == len(shards):
         return [Slice(path) for path in paths]
@@ -209,9 +209,9 @@ def _paired(base: Scores, others: Sequence[Scores], options: Options, handles: H
         if len(other.specs) != len(base.specs):
             got, fits = f"is shard {len(other.specs)} of {len(other.specs)}", f"be one of {len(base.specs)}"
             refuse(other.paths[-1], got, f"{fits}, as {base.paths[-1]} is")
-        of_other = _numbers(other)
+        other_numbers = _numbers(other)
         for i, (ours, theirs) in enumerate(zip(base.specs, other.specs, strict=True)):
-            if numbers and of_other and numbers[i] != of_other[i]:
+            if numbers and other_numbers and numbers[i] != other_numbers[i]:
                 got = f"would be compared with {ours.path}"
                 refuse(theirs.path, got, "have the same number in its name")
             _check_shapes(ours, theirs, options)

@@ -68,12 +68,12 @@ class FilesUnit(NamedTuple):
         del result
         return self.n_bytes
 
-    def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    def fingerprint(self, file_fingerprint: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """Everything that its result depends on, except options."""
         specs = [spec for source in self._sources if isinstance(source, Scores) for spec in source.specs]
         return {
-            "path": self.name or of_file(self.base.path)["path"],
-            "files": [of_file(path) for source in self._sources for path in source.files],
+            "path": self.name or file_fingerprint(self.base.path)["path"],
+            "files": [file_fingerprint(path) for source in self._sources for path in source.files],
             "heads": [[*spec.head, spec.head_figures] for spec in specs if spec.head is not None],
         }
 

@@ -140,7 +140,7 @@ class ShardResult(NamedTuple):
     @classmethod
     def total(cls, parts: Sequence[ShardResult], top: int = 0, by: str | None = None) -> ShardResult:
         """The result of all parts in the order of the text, without the fields that only responses have."""
-        of_ids = IdsHash.of_parts(parts)
+        ids_hash = IdsHash.from_parts(parts)
         groups, splits = joined_groups(((part.groups, part.split) for part in parts), by)
         tokens = (token for part in parts for token in part.highest_loss_tokens)
         return cls(
@@ -154,8 +154,8 @@ class ShardResult(NamedTuple):
             rms=tuple(rms for part in parts for rms in part.rms),
             n_nan=sum(part.n_nan for part in parts),
             n_infinite=sum(part.n_infinite for part in parts),
-            ids_sum=of_ids.total,
-            ids_ends=of_ids.ends(),
+            ids_sum=ids_hash.total,
+            ids_ends=ids_hash.ends(),
             groups=groups,
             calibrated=joined_tokens((part.calibrated for part in parts), are_numbered=True),
         )

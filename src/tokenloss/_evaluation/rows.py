@@ -44,7 +44,7 @@ _MAX_NORM_SPREAD = 0.1  # 0.02 was the most after the final norm of trained mode
 SHIFT_SAMPLE = 256  # rows that show whether targets should be shifted
 
 _LOSSES: dict[str, Callable[..., Any]] = {
-    "logits": jobs.of_known_kind(cross_entropy),
+    "logits": jobs.with_known_kind(cross_entropy),
     "log_probs": nll_loss,
     "probs": lambda probs, targets, **options: cross_entropy_loss(targets, probs, **options),
 }

@@ -168,7 +168,7 @@ class ScoredResponses(RowsOfResponses):
             scores = token_scores(block, response.ids[at], kind="logits", workers=self._workers)
             for row in rows[part][np.isnan(scores.nll)][:1].tolist():
                 refuse(self.scores.path, f"row {row} has no probabilities", "hold no nan")
-            listed = jobs.of_known_kind(class_log_probs)(block, np.maximum(classes[at], 0), workers=self._workers)
+            listed = jobs.with_known_kind(class_log_probs)(block, np.maximum(classes[at], 0), workers=self._workers)
             columns["logprobs"][at], columns["best"][at] = -scores.nll, scores.argmax
             columns["is_greedy"][at], columns["is_greedy_known"][at] = scores.is_greedy, True
             columns["top_logprobs"][at] = np.where(classes[at] < 0, np.nan, listed)

@@ -229,8 +229,8 @@ def groups_of(comparison: Any, by: str, parts: Sequence[GroupCodes], path: str) 
     labels = sorted({label for own in named for label in own}, key=label_key)
     check_number_of_groups(len(labels), by)
     numbers = {label: number for number, label in enumerate(labels)}
-    of_parts = zip(named, unique, strict=True)
-    columns = [np.array([numbers[label] for label in own], np.int64)[inverse] for own, (_, inverse) in of_parts]
+    labeled = zip(named, unique, strict=True)
+    columns = [np.array([numbers[label] for label in own], np.int64)[inverse] for own, (_, inverse) in labeled]
     rows = rows_of(comparison.by(np.concatenate(columns).reshape(comparison.kept.shape)))
     check_labels(by, labels, path)
     return {"by": by, "groups": [row | {"group": labels[row["group"]]} for row in rows]}
@@ -281,7 +281,7 @@ class GroupCollector:
     def add_loose(self, numbers: Array, nll: Array, n_bytes: Array) -> None:
         """Add tokens that are in no sequence; bytes of -1 are unknown."""
         for meter, own in _by_group(self._meters, numbers):
-            add_tokens(meter, ExactRatio.of_mean(ExactMoments.of(nll[own])))
+            add_tokens(meter, ExactRatio.from_mean(ExactMoments.of(nll[own])))
             if (n_bytes[own] >= 0).all():
                 add_lengths(meter, "n_bytes", nll[own], n_bytes[own])
 
@@ -316,10 +316,10 @@ def joined_groups(
     numbers, meters = dict[Any, int](), list[LossMeter]()
     splits: list[SequenceColumns] = []
     for groups, split in parts:
-        labels, of_labels = ([], []) if groups is None else groups
+        labels, group_meters = ([], []) if groups is None else groups
         own = [numbers.setdefault(label, len(numbers)) for label in labels]
         meters += [LossMeter() for _ in range(len(numbers) - len(meters))]
-        for number, meter in zip(own, of_labels, strict=True):
+        for number, meter in zip(own, group_meters, strict=True):
             meters[number] += meter
         splits.append(split._replace(group=np.array(own, np.int16)[split.group]) if own else split)
     if by is not None:
@@ -356,7 +356,7 @@ class SequenceCollector:
         is_loose = scores.kept & ~is_part
         # targets that are rounded below 0 may have losses below -0.001, which `update` refuses
         for meter, values in ((self.meter, scores.nll), (self.greedy, scores.is_greedy)):
-            add_tokens(meter, ExactRatio.of_mean(ExactMoments.of(values, is_loose)))
+            add_tokens(meter, ExactRatio.from_mean(ExactMoments.of(values, is_loose)))
         if n_bytes is None:
             n_bytes = np.full_like(numbers, -1)
         elif is_length:

@@ -37,7 +37,7 @@ class StoredWindows(NamedTuple):
     size: int
     stride: int
     first: int = 0  # the number of the file's first window
-    of_text: bool = False  # whether the file of the targets holds the ids of the text, not those of each window
+    targets_are_text: bool = False  # whether the file of targets contains the text's ids, not each window's
 
     def sequences(self, path: str, shape: tuple[int, ...], held: RowSequences) -> RowSequences:
         """The windows as sequences, in place of sequences in the file."""
@@ -181,20 +181,20 @@ class Shard(NamedTuple):
         n_read: int = result.n_tokens * self.spec.row_bytes
         return n_read
 
-    def fingerprint(self, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    def fingerprint(self, hashed: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """Everything on which its result depends, except options."""
-        of_parts = [part and {**of_file(part.path), "start": part.start} for part in (self.targets, self.segments)]
+        id_files = [part and {**hashed(part.path), "start": part.start} for part in (self.targets, self.segments)]
         digest = None if self.token_bytes is None else hashlib.blake2b(self.token_bytes.tobytes(), digest_size=16)
-        parts = [[of_file(one.path) for one in spec.parts] for spec in self.models]
-        heads = [[*map(of_file, spec.head_files), spec.head_figures] for spec in self.models]
-        own, span = of_file(self.path), self.spec.span
+        parts = [[hashed(one.path) for one in spec.parts] for spec in self.models]
+        heads = [[*map(hashed, spec.head_files), spec.head_figures] for spec in self.models]
+        own, span = hashed(self.path), self.spec.span
         if span is not None:
             own = own | {"path": f"{own['path']}, rows {span.row} to {span.row + self.rows - 1}"}
         return {
-            **own, "targets": of_parts[0], "segments": of_parts[1],
+            **own, "targets": id_files[0], "segments": id_files[1],
             "split": None if self.split is None else list(self.split), "next": [self.next_id, self.next_text],
             "windows": self.windows and list(self.windows), "bytes": digest and digest.hexdigest(), "head": heads[0],
-            "others": [[of_file(spec.path), *head] for spec, head in zip(self.models[1:], heads[1:], strict=True)],
+            "others": [[hashed(spec.path), *head] for spec, head in zip(self.models[1:], heads[1:], strict=True)],
             **({"parts": parts} if any(parts) else {}), **({"span": [*span]} if span else {}),
         }  # fmt: skip
 
@@ -255,10 +255,10 @@ class Handles:
         file = self._files.get(key)
         if file is not None:
             return file
-        of_head = spec.head and (*spec.head, spec.row_bytes, spec.dtype)
-        file = open_file(spec, None if of_head is None else self._heads.get(of_head))
-        if of_head is not None and file.lm_head is not None:
-            self._heads.setdefault(of_head, file.lm_head)
+        head_key = spec.head and (*spec.head, spec.row_bytes, spec.dtype)
+        file = open_file(spec, None if head_key is None else self._heads.get(head_key))
+        if head_key is not None and file.lm_head is not None:
+            self._heads.setdefault(head_key, file.lm_head)
         arrays = [file.targets, file.tokens, file.segment_ids, file.cu_seqlens, file.input_ids, file.attention_mask]
         arrays += [] if file.lm_head is None else [file.lm_head.weight, file.lm_head.bias, *file.lm_head.norm_weights]
         held = [array for array in arrays if array is not None]
@@ -309,7 +309,7 @@ def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
     targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
     if shard.windows:
         sequences = shard.windows.sequences(shard.path, shard.shape, sequences)
-        if targets is not None and shard.windows.of_text:
+        if targets is not None and shard.windows.targets_are_text:
             targets = shard.windows.ids(targets, shard.shape[:-1])
     groups = _held_groups(files[0], sequences, options.by)
     stored = OpenShard(files[0], np.empty(0), None, tokens, sequences, others=tuple(files[1:]), groups=groups)
@@ -509,7 +509,7 @@ def stored_windows(
         fits = f"end with one of more than {size - stride}, which holds tokens that the one before lacks"
         refuse(files[-1][0], f"ends with a window of {length} tokens", fits)
     if len(targets) == 1 and _are_of_text(targets[0], sum(counts), (number - 1) * stride + length):
-        return [windows._replace(of_text=True) for windows in windows_of_files]
+        return [windows._replace(targets_are_text=True) for windows in windows_of_files]
     return windows_of_files
 
 

@@ -260,8 +260,8 @@ def schema_of(
         return column._replace(known=name not in unknown)
 
     every = (["name", *names] if models and names else names for names in (tokens, sequences))
-    of_tokens, of_sequences = (tuple(map(described, names)) for names in every)
-    return Schema(of_tokens, of_sequences, tuple(models), top_k, bytes_of)
+    token_columns, sequence_columns = (tuple(map(described, names)) for names in every)
+    return Schema(token_columns, sequence_columns, tuple(models), top_k, bytes_of)
 
 
 def scored_block(scores: TokenScores, places: Mapping[str, Any], top_tokens: Array | None = None) -> Block:

@@ -272,8 +272,8 @@ def _comparison_summary(comparison: Any, name: str) -> str:
         ((*_, finite),) = table([_FINITE], comparison).rows
         note = f"{finite} nats without {left_out:,} that are not finite"
         values |= {"mean": float(divergence.mean), "finite_note": note}
-    of_both = {"base": known.get("base_calibration"), name: known.get("calibration")}
-    return page.summary(_ROWS, values, known) + page.tables(tables_by({"": comparison})) + reliability_panel(of_both)
+    both = {"base": known.get("base_calibration"), name: known.get("calibration")}
+    return page.summary(_ROWS, values, known) + page.tables(tables_by({"": comparison})) + reliability_panel(both)
 
 
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:

@@ -382,18 +382,18 @@ def _least_divergence(
     Varadhan), and equals it where g is ``log(p / q)``. Here g is that of the rounded p and q, and each p and q is moved
     from the rounded one to where the result is least; the other classes, as one, have what is left of 1.
     """
-    n, (of_p, of_q) = len(mass), roundings
+    n, (p_rounding, q_rounding) = len(mass), roundings
     with np.errstate(divide="ignore", invalid="ignore"):  # of -inf; nan stays
         p, q = np.exp(log_p), np.exp(log_q)
         g = np.where((p == 0) & (q == 0), 0.0, log_p - log_q)
         # rounding may have taken all of a rest, which must not make it seem impossible
-        lost, of_other = (
+        lost, other_lost = (
             rounding * total if isinstance(rounding, float) else np.bincount(row, rounding * part, n)
-            for rounding, total, part in ((of_p, base_mass, p), (of_q, mass, q))
+            for rounding, total, part in ((p_rounding, base_mass, p), (q_rounding, mass, q))
         )
-        rest_g = np.log((1 - base_mass + lost) / (1 - mass + of_other))
-        p = p * np.exp(np.where(g > rest_g[row], -of_p, of_p))
-        q = q * np.exp(np.where(g > rest_g[row], of_q, -of_q))
+        rest_g = np.log((1 - base_mass + lost) / (1 - mass + other_lost))
+        p = p * np.exp(np.where(g > rest_g[row], -p_rounding, p_rounding))
+        q = q * np.exp(np.where(g > rest_g[row], q_rounding, -q_rounding))
         mean_g = np.bincount(row, np.where(p == 0, 0.0, p * g), n) + (1 - np.bincount(row, p, n)) * rest_g
         rest = np.maximum(1 - np.bincount(row, q, n), 0.0)
         mean_exp_g = np.bincount(row, np.where(q == 0, 0.0, q * np.exp(g)), n) + rest * np.exp(rest_g)

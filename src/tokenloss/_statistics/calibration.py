@@ -190,7 +190,7 @@ def with_moments(job: _core.TokenStats, *, has_second: bool) -> Columns:
 def class_probs(scores: Array, kind: str) -> Float64Array:
     """The probabilities of the classes, of shape (V, tokens), from rows (tokens, V) with few classes."""
     array: Any = scores.astype(np.float64)
-    array = np.ascontiguousarray((array if kind == "probs" else jobs.of_known_kind(softmax)(array)).T)
+    array = np.ascontiguousarray((array if kind == "probs" else jobs.with_known_kind(softmax)(array)).T)
     if kind == "probs":
         array /= sum(array)  # which adds in the order of the classes
     probs: Float64Array = array

@@ -83,7 +83,7 @@ class Groups:
         errors = np.array([ratio.stderr for ratio in self.ratios(self.sums(values), sizes)], np.float64)
         for number in np.flatnonzero((np.diff(self._bounds) == 1) & (self.count > 1)).tolist():
             own = values[self._order[slice(*np.searchsorted(self._group, (number, number + 1)))]]
-            errors[number] = ExactRatio.of_mean(ExactMoments.of(own)).stderr
+            errors[number] = ExactRatio.from_mean(ExactMoments.of(own)).stderr
         return errors
 
 
@@ -179,9 +179,9 @@ def rows_of_sequences(labels: Array, sequences: Mapping[str, Array]) -> list[dic
     nll, count, *n_bytes = (groups.sums(sequences[name]) for name in ("nll", "count", "n_bytes") if name in sequences)
     by_bytes = groups.ratios(nll, *n_bytes) if n_bytes else iter(())
     for label, ratio in zip(groups.labels.tolist(), groups.ratios(nll, count), strict=True):
-        loss, of_bytes = Measure(ratio.ratio, ratio, "sequences"), next(by_bytes, None)
+        loss, byte_rate = Measure(ratio.ratio, ratio, "sequences"), next(by_bytes, None)
         values = int(ratio.denominators.sum), ratio.count, loss.estimate(), loss._replace(method="exp").estimate()
-        bits = None if of_bytes is None else in_bits(Measure(of_bytes.ratio, of_bytes, "sequences").estimate())
+        bits = None if byte_rate is None else in_bits(Measure(byte_rate.ratio, byte_rate, "sequences").estimate())
         rows.append(_row(label, *values, bits))
     return rows
 

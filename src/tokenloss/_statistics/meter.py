@@ -100,7 +100,7 @@ class LossFigures(Result):
     def sequence_loss(self) -> Estimate:
         """The mean of the sequences' mean losses in nats, each sequence counted once; nan without sequences."""
         sequences = self._meter._sequences
-        return Measure(sequences.mean, ExactRatio.of_mean(sequences), "sequences").estimate()
+        return Measure(sequences.mean, ExactRatio.from_mean(sequences), "sequences").estimate()
 
     @property
     def perplexity(self) -> Estimate:
@@ -132,8 +132,8 @@ class LossFigures(Result):
         """The main metrics, with those per byte and per word if the length of the text is known."""
         main = {"loss": figure(self.loss, self.loss.stderr), "count": str(self.count)}
         main |= nonzero(**counts, n_sequences=self.n_sequences) | {"perplexity": figure(self.perplexity)} | others
-        of_text = {"bits_per_byte": self.bits_per_byte, "word_perplexity": self.word_perplexity}
-        return main | {name: figure(value) for name, value in of_text.items() if not math.isnan(value)}
+        rates = {"bits_per_byte": self.bits_per_byte, "word_perplexity": self.word_perplexity}
+        return main | {name: figure(value) for name, value in rates.items() if not math.isnan(value)}
 
 
 class LossMeter(LossFigures):
@@ -337,7 +337,7 @@ class LossMeter(LossFigures):
     def _signature(self, **fields: Any) -> str:
         """The signature with further fields."""
         weights = self._tokens.denominators
-        are_ones = weights == ExactRatio.of_mean(self._tokens.numerators).denominators
+        are_ones = weights == ExactRatio.from_mean(self._tokens.numerators).denominators
         own: dict[str, Any] = {
             "unit": "sequence" if self.is_clustered else "token", "tokens": self.count,
             "sequences": self.n_sequences or None,
@@ -449,7 +449,7 @@ def _token_sums(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_we
         if isinstance(nll, TokenScores):
             mask = nll.kept
             nll, where = nll.nll, mask if where is None else mask & check_mask(where, mask.shape)
-        return ExactRatio.of_mean(ExactMoments.of(nll, where, are_losses=True))
+        return ExactRatio.from_mean(ExactMoments.of(nll, where, are_losses=True))
     tokens = known_tokens(nll, where, sample_weight)
     losses, weights = (tokens[name][tokens["mask"]] for name in ("nll", "weight"))
     with np.errstate(over="ignore"):

@@ -41,10 +41,10 @@ class ExactRatio:
     def of(cls, numerators: Float64Array, denominators: Float64Array) -> ExactRatio:
         """Sums over the pairs of two arrays of one dimension."""
         products = _core.sum_of_products(numerators, denominators)
-        return cls.of_sums(ExactMoments.of(numerators), ExactMoments.of(denominators), products, denominators)
+        return cls.from_sums(ExactMoments.of(numerators), ExactMoments.of(denominators), products, denominators)
 
     @classmethod
-    def of_sums(
+    def from_sums(
         cls, numerators: ExactMoments, sums: ExactMoments, products: int, denominators: Float64Array
     ) -> ExactRatio:
         """Sums over pairs whose numerators, denominators and products are already summed."""
@@ -54,7 +54,7 @@ class ExactRatio:
         return cls(numerators, sums, products, cubes, fourths, float(denominators.max(initial=0.0)))
 
     @classmethod
-    def of_mean(cls, numerators: ExactMoments) -> ExactRatio:
+    def from_mean(cls, numerators: ExactMoments) -> ExactRatio:
         """Sums over pairs whose denominators are all 1: the ratio is the mean of the numerators."""
         count = numerators.count
         ones = ExactMoments(count, count * UNIT, 0.0, count * UNIT**2)

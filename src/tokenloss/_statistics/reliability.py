@@ -73,7 +73,7 @@ class Tokens(NamedTuple):
         if self.weight is not None:
             with np.errstate(over="ignore", invalid="ignore"):
                 values, parts = values * self.weight, parts * self.weight
-        tokens = ExactRatio.of_mean(ExactMoments.of(values)) if is_plain else ExactRatio.of(values, parts)
+        tokens = ExactRatio.from_mean(ExactMoments.of(values)) if is_plain else ExactRatio.of(values, parts)
         if self.sequence is not None and (is_part := self.sequence >= 0).any():
             sums = (sums_by_segment(one[is_part], None, self.sequence[is_part]).nll for one in (values, parts))
             sequences = ExactRatio.of(*sums) + ExactRatio.of(values[~is_part], parts[~is_part])
@@ -491,8 +491,8 @@ def _aurc(ordered: _Ordered) -> Estimate:
 
     def with_errors() -> Measure:
         step = own / mass
-        below, of_risk = (np.cumsum(one)[label] for one in (step, risk * step))
-        influence = tokens.mean(at_token + wrong * below - of_risk)
+        below, risk_below = (np.cumsum(one)[label] for one in (step, risk * step))
+        influence = tokens.mean(at_token + wrong * below - risk_below)
         return tokens.mean(at_token, "mean")._replace(independent=influence.independent)
 
     return Estimate(tokens.value(at_token), with_errors)

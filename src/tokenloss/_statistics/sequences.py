@@ -247,14 +247,14 @@ def _sums(
     job = _core.SequenceSums(flat, layout.first, layout.start, layout.stop, results)
     threads.run(job, None)
     losses, weights, products = job.totals()
-    by_token = ExactRatio.of_mean(ExactMoments(int(count.sum()), *losses))
+    by_token = ExactRatio.from_mean(ExactMoments(int(count.sum()), *losses))
     if tokens["weight"] is not None:
         changes = np.zeros(flat["nll"].size + 1, np.int64)  # at each token, of how many sequences hold it
         np.add.at(changes, layout.start, 1)
         np.subtract.at(changes, layout.stop, 1)
         included = flat["weight"][(np.cumsum(changes[:-1]) > 0) & (flat["mask"] != 0)]
         sums = ExactMoments(by_token.count, *weights)
-        by_token = ExactRatio.of_sums(by_token.numerators, sums, products, included)
+        by_token = ExactRatio.from_sums(by_token.numerators, sums, products, included)
     return SequenceLosses(
         layout.ids, count, nll, weight if tokens["weight"] is not None else None, n_bytes, n_words,
         greedy if tokens["is_greedy"] is not None else None, by_token,

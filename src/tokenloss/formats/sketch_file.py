@@ -44,9 +44,9 @@ _PAIRED = ("targets", "target_logprobs", "target_ranks")  # arrays of which a fi
 
 def _fields(top: int, tail: int, logits: Any, has_targets: bool, has_sequences: bool) -> np.dtype[Any]:
     """The dtype of a position, whose fields are the arrays of a file, the widest first."""
-    of_targets = [("target_logprobs", "<f8"), ("targets", "<i4"), ("target_ranks", "<i4")] if has_targets else []
+    target_fields = [("target_logprobs", "<f8"), ("targets", "<i4"), ("target_ranks", "<i4")] if has_targets else []
     fields: list[Any] = [
-        ("log_normalizers", "<f8"), ("log_tails", "<f8"), ("entropies", "<f8"), ("supports", "<i4"), *of_targets,
+        ("log_normalizers", "<f8"), ("log_tails", "<f8"), ("entropies", "<f8"), ("supports", "<i4"), *target_fields,
         *([("sequences", "<i8")] if has_sequences else []), ("ids", "<i4", (top + tail,)),
         ("logits", np.dtype(logits).newbyteorder("<"), (top + tail,)),
     ]  # fmt: skip
@@ -141,16 +141,16 @@ def _check_rows(path: str, start: int, rows: Array, facts: SketchFacts, classes:
     """Refuse rows that no writer produces, such as in a damaged file."""
     ids, logits = rows["ids"], rows["logits"].astype(np.float64)
     top, drawn = ids[:, : facts.top], ids[:, facts.top :]
-    of_top, known = logits[:, : facts.top], (rows["supports"] >= 0) & ~np.isnan(rows["log_normalizers"])
+    top_logits, known = logits[:, : facts.top], (rows["supports"] >= 0) & ~np.isnan(rows["log_normalizers"])
     ordered = np.sort(top, axis=1)
     with np.errstate(all="ignore"):
-        log_sum = np.logaddexp.reduce(of_top, axis=1) - rows["log_normalizers"]
+        log_sum = np.logaddexp.reduce(top_logits, axis=1) - rows["log_normalizers"]
         total = np.exp(log_sum) + np.exp(rows["log_tails"])
         wrong = {
             "class ids": (ids < -1) | (ids >= classes),
-            "logits in another order": known[:, None] & ~(of_top[:, 1:] <= of_top[:, :-1]),
+            "logits in another order": known[:, None] & ~(top_logits[:, 1:] <= top_logits[:, :-1]),
             "one class twice": (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0),
-            "draws above the most likely classes": known[:, None] & ~(logits[:, facts.top :] <= of_top[:, -1:]),
+            "draws above the most likely classes": known[:, None] & ~(logits[:, facts.top :] <= top_logits[:, -1:]),
             "draws in another order": np.diff(drawn, axis=1) < 0,
             "draws where there is no tail": ((drawn >= 0) != (rows["supports"] > 0)[:, None]) & known[:, None],
             "another number of classes": (rows["supports"] + (top >= 0).sum(1) > classes)[:, None],
