@@ -20,7 +20,7 @@ from tokenloss import formats
 from tokenloss._command.arguments import make_parser
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._core.result import Result
-from tokenloss._statistics.meter import LossFigures
+from tokenloss._statistics.meter import LossMetrics
 from tokenloss.formats import Source
 
 pytestmark = pytest.mark.thread_unsafe(reason="doctest patches the standard library, and numpydoc is not thread-safe")
@@ -46,7 +46,7 @@ PUBLIC = [thing for thing in NAMED if inspect.isroutine(thing) or inspect.isclas
 RESULTS = [thing for thing in PUBLIC if dataclasses.is_dataclass(thing) or hasattr(thing, "_fields")]
 MEMBERS = [
     _documented(member)
-    for thing in [*PUBLIC, Result, LossFigures, PairedLosses]
+    for thing in [*PUBLIC, Result, LossMetrics, PairedLosses]
     if inspect.isclass(thing)
     for name, member in vars(thing).items()
     if not name.startswith("_")

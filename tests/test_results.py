@@ -33,7 +33,7 @@ from tokenloss import (
     sequence_losses,
     token_scores,
 )
-from tokenloss._core.result import Result, Shown, Table, as_html, as_markdown, figure
+from tokenloss._core.result import Result, Shown, Table, as_html, as_markdown, formatted
 from tokenloss._evaluation.results import Evaluations
 from tokenloss.formats import open_logprobs, open_scores
 from tokenloss.results import Comparisons
@@ -275,7 +275,7 @@ def test_repr_of_many_results_fits_a_line():
     ],
 )  # fmt: skip
 def test_figures_keep_their_digits(value, error, expected):
-    assert figure(value, error) == expected
+    assert formatted(value, error) == expected
 
 
 def test_an_evaluation_has_the_figures_of_its_meter():

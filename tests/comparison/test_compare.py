@@ -154,7 +154,7 @@ def assert_equals_reference(base, logits, targets, **options):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     tokens = [np.asarray(getattr(found, name))[found.kept] for name in ARRAYS]
     if found.count > 1 and all(np.isfinite(column).all() for column in tokens):
-        assert_figures(found._figures(), reference.figures_of_comparison(found))
+        assert_figures(found._facts(), reference.figures_of_comparison(found))
     return found
 
 
@@ -393,7 +393,7 @@ def test_ignore_index_of_all_targets(definitions, shape):
     found = compare(logits, logits, np.full(shape[:-1], -100), definitions=definitions)
     assert found.count == 0
     assert found.kl.shape == shape[:-1]
-    figures = found._figures()
+    figures = found._facts()
     for name in ("signature", "definitions", "count", "n_sequences", "is_clustered", "has_targets"):
         del figures[name]
     assert [figures.pop(name) for name in ("n_infinite", "n_nan", "left_out", "base_left_out")] == [0, 0, None, None]
@@ -403,8 +403,8 @@ def test_ignore_index_of_all_targets(definitions, shape):
     for figure in figures.values():
         for value in figure.values() if isinstance(figure, dict) else [figure]:
             assert np.isnan(value).all()
-    of_meter = ComparisonMeter(definitions=definitions).result()._figures()
-    assert repr(of_meter | {"signature": found.signature}) == repr(found._figures())
+    of_meter = ComparisonMeter(definitions=definitions).result()._facts()
+    assert repr(of_meter | {"signature": found.signature}) == repr(found._facts())
 
 
 @each_definition
@@ -413,9 +413,9 @@ def test_one_token(definitions):
     assert (found.count, found.kl.shape) == (1, ())
     assert found.perplexity_ratio == pytest.approx(0.5 / 0.75)
     assert found.delta_p_quantiles == dict.fromkeys(found.delta_p_quantiles, float(found.delta_p))
-    undefined = [name for name, figure in found._figures().items() if isinstance(figure, float) and math.isnan(figure)]
+    undefined = [name for name, figure in found._facts().items() if isinstance(figure, float) and math.isnan(figure)]
     of_one = ("correlation", "interval_factor", "detectable")
-    assert undefined == [name for name in found._figures() if name in of_one or name.endswith("_stderr")]
+    assert undefined == [name for name in found._facts() if name in of_one or name.endswith("_stderr")]
 
 
 @each_definition
@@ -523,7 +523,7 @@ def test_comparison_is_frozen_and_its_figures_are_json(rng):
     found = compare(base, logits, [1, 2, 3, 4])
     with pytest.raises(FrozenInstanceError):
         found.count = 5
-    figures = found._figures()
+    figures = found._facts()
     assert repr(json.loads(json.dumps(figures))) == repr(figures)  # nan is not nan
     assert figures["definitions"] == "exact"
     assert not set(figures) & set(ARRAYS)

@@ -445,7 +445,7 @@ def test_kl_quantile_intervals_hold_divergences_of_these_ranks(rng):
         assert low <= found.kl_quantiles[fraction] <= high
     assert found.kl_quantiles[0.999].interval[1] == INF
     assert found.kl_quantiles[0.001].interval[0] == 0
-    written = found._figures()["kl_quantile_intervals"]
+    written = found._facts()["kl_quantile_intervals"]
     assert written == {f"{fraction:g}": list(ends) for fraction, ends in intervals_of(found).items()}
 
 

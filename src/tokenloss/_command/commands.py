@@ -18,7 +18,7 @@ from tokenloss._core.arguments import is_given
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager, named, raise_error
 from tokenloss._core.files import WriteError
-from tokenloss._core.result import Shown, Table, columns_of, figures_of, shown_of
+from tokenloss._core.result import Shown, Table, columns_of, facts_of, shown_of
 from tokenloss._core.signature import differing_fields
 from tokenloss._core.text import as_strict_json, printable, title
 from tokenloss._evaluation.compare_files import compare_files
@@ -111,8 +111,8 @@ def sketch(args: argparse.Namespace) -> int:
     with _input_errors(), _own_warnings():
         source: Any = _source(args, paths)
         written = sketch_files(source, out, **_given(args, _OF_SKETCH))
-    figures = written._asdict()
-    print_as(args.format, written.shown, lambda: figures, lambda: columns_of([figures]))
+    facts = written._asdict()
+    print_as(args.format, written.shown, lambda: facts, lambda: columns_of([facts]))
     return 0
 
 
@@ -157,9 +157,9 @@ def _own_warnings() -> Iterator[None]:
         yield
 
 
-def _warn(figures: dict[str, Any], about: str = "") -> None:
+def _warn(facts: dict[str, Any], about: str = "") -> None:
     """Print on stderr the warnings about the metrics."""
-    for one in advice(figures):
+    for one in advice(facts):
         _print_warning(f"{about}{one.message}")
 
 
@@ -242,7 +242,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
         result = dataclasses.replace(result, detect=args.detect)
     for warning in told:
         _print_warning(str(warning.message))
-    print_as(args.format, lambda: shown_of(result), result.to_dict, lambda: columns_of([figures_of(result)]))
+    print_as(args.format, lambda: shown_of(result), result.to_dict, lambda: columns_of([facts_of(result)]))
     return 0
 
 
@@ -280,7 +280,7 @@ def _print(
         tables: Shown = shown_of(whole)
         return tables if verdicts is None else tables._replace(tables=[*tables.tables, gate_tools.gate_table(verdicts)])
 
-    def figures() -> Any:
+    def facts() -> Any:
         if verdicts is None:
             return whole.to_dict()
         own_gates: dict[str, Any] = as_strict_json({name: gate_tools.gates_in_json(verdicts, name) for name in result})
@@ -293,9 +293,7 @@ def _print(
         return every | {"candidates": [one | own_gates[one["name"]] for one in every["candidates"]]}
 
     def columns() -> dict[str, Array]:
-        groups = (
-            [{"name": name} | row for name, one in result.items() for row in figures_of(one)["groups"]] if by else []
-        )
+        groups = [{"name": name} | row for name, one in result.items() for row in facts_of(one)["groups"]] if by else []
         rows = columns_of_groups(groups) if by else result.columns()
         return rows if verdicts is None else rows | gate_tools.gate_columns(verdicts, rows["name"].tolist())
 
@@ -307,7 +305,7 @@ def _print(
     elif verdicts is not None and args.format == "junit":
         print(junit(result, verdicts))
     else:
-        print_as(args.format, shown, figures, columns)
+        print_as(args.format, shown, facts, columns)
     return 0 if verdicts is None else _STATUSES[verdicts.verdict]
 
 

@@ -76,7 +76,7 @@ class ComparedTokens(Result):
     sequences: dict[str, Array] | None
     _segment_ids: IntArray | None = None  # of all positions
     _about: About = field(default_factory=About, compare=False)
-    # fields of the signature, as `signature_of` takes them, and marks of `signed_of` in `figures.py`
+    # fields of the signature, as `signature_of` takes them, and marks of `signed_of` in `metrics.py`
     _signed: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __init_subclass__(cls) -> None:
@@ -170,7 +170,7 @@ class ComparedTokens(Result):
         counts = {"count": self.count, "n_sequences": self.n_sequences}
         return counts | {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """All values, by their names in files."""
         values = in_files(self._statistics(), self._errors_in_files)
         if self._has_sequences:
@@ -185,7 +185,7 @@ class ComparedTokens(Result):
 
     def _rows(self) -> list[dict[str, Any]]:
         """The values, as the one row of a table."""
-        return [self._figures()]
+        return [self._facts()]
 
     @staticmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tokenloss._comparison.columns import HAS_TEXTS, check_definitions, pair_columns
 from tokenloss._comparison.comparisons import warn_of_zero
 from tokenloss._comparison.drafts import acceptance, acceptance_of, check_cost_ratio
-from tokenloss._comparison.figures import confidence_table, figures_of, signed_of
+from tokenloss._comparison.metrics import confidence_table, score_metrics, signed_of
 from tokenloss._comparison.paired import PairedLosses, why_void
-from tokenloss._comparison.sketched import MIN_DRAWS, sketch_figures
+from tokenloss._comparison.sketched import MIN_DRAWS, sketch_metrics
 from tokenloss._comparison.tables import scores_shown
 from tokenloss._core.arguments import further_divergences
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
-from tokenloss._core.result import figure, nonzero, rows_of
-from tokenloss._core.result import figures_of as values_of
+from tokenloss._core.result import facts_of, formatted, nonzero, rows_of
 from tokenloss._core.validation import check_axis
 from tokenloss._statistics import calibration as calibrations
 from tokenloss._statistics.reliability import verdict_on_calibration
@@ -216,7 +215,7 @@ class Comparison(PairedLosses):
             del values["sketch"]
         for name in ("calibration", "base_calibration"):
             own = values.pop(name)
-            values |= {} if own is None else {name: values_of(own)}
+            values |= {} if own is None else {name: facts_of(own)}
         for name in ("divergences", "divergence_quantiles", "token_divergences"):
             del values[name]
         for name, mean in self.divergences.items():
@@ -226,8 +225,8 @@ class Comparison(PairedLosses):
     def _grouped(self) -> dict[str, Array]:
         return super()._grouped() | self.token_divergences
 
-    def _figures(self) -> dict[str, Any]:
-        return super()._figures() | {"by_confidence": rows_of(self.by_confidence)}
+    def _facts(self) -> dict[str, Any]:
+        return super()._facts() | {"by_confidence": rows_of(self.by_confidence)}
 
     def _rows(self) -> list[dict[str, Any]]:
         (row,) = super()._rows()
@@ -246,9 +245,9 @@ class Comparison(PairedLosses):
     def _main(self) -> dict[str, str]:
         names = ("n_sequences", "n_infinite", "n_nan")
         counts = {"count": str(self.count), **nonzero(**{name: getattr(self, name) for name in names})}
-        main = {"mean_kl": figure(self.mean_kl, self.mean_kl.stderr, 4), **counts}
+        main = {"mean_kl": formatted(self.mean_kl, self.mean_kl.stderr, 4), **counts}
         target_metrics = ("perplexity", "base_perplexity") if self.has_targets else ()
-        main |= {name: figure(getattr(self, name)) for name in target_metrics}
+        main |= {name: formatted(getattr(self, name)) for name in target_metrics}
         main["same_top"] = f"{self.same_top:.4f}"
         return main | ({"divergences": str([*self.divergences])} if self.divergences else {})
 
@@ -417,10 +416,10 @@ def comparison_of(
 
     `drawn` are the numbers of likely and of drawn classes, if the base is a sketch.
     """
-    figures = figures_of(columns, batch)
+    metrics = score_metrics(columns, batch)
     if drawn is not None:
-        figures |= sketch_figures(columns, figures, *drawn)
+        metrics |= sketch_metrics(columns, metrics, *drawn)
     signed = {"definitions": None if definitions == "exact" else definitions} | (signed or {})
     signed |= {"ids": signed["ids"].total} if "ids" in signed else {}
-    signed |= {"classes": None} if figures["left_out"] is None else {}  # all classes
-    return Comparison(definitions=definitions, **figures, temperature=temperature, _signed=signed)
+    signed |= {"classes": None} if metrics["left_out"] is None else {}  # all classes
+    return Comparison(definitions=definitions, **metrics, temperature=temperature, _signed=signed)

@@ -10,7 +10,7 @@ import numpy as np
 from tokenloss._comparison.columns import OF_TARGETS, check_definitions, join, new_columns, pair_columns, share
 from tokenloss._comparison.comparison import Comparison, comparison_of
 from tokenloss._comparison.comparisons import Comparisons
-from tokenloss._comparison.figures import signed_of
+from tokenloss._comparison.metrics import signed_of
 from tokenloss._core.arguments import further_divergences
 from tokenloss._core.errors import raise_error
 from tokenloss._core.signature import merged_parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from tokenloss._comparison.figures import difference_table
+from tokenloss._comparison.metrics import difference_table
 from tokenloss._comparison.paired import same_file_note
 from tokenloss._comparison.tables import nested, noise_multiples, noise_table
 from tokenloss._comparison.tiers import power_table, tiers_of
@@ -62,20 +62,20 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         """Names and comparisons, the smallest divergence first."""
         return sorted(self.items(), key=lambda named: named[1]._rank())
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """The values shared by all, then "candidates": the values of each, the smallest divergence first."""
-        figures = {name: one._figures() for name, one in self._ranked()}
+        facts = {name: one._facts() for name, one in self._ranked()}
         top: dict[str, Any] = {}
         for name, one in self.items():
-            top |= {key: figures[name][key] for key in one._of_base if key in figures[name] and key not in top}
-        each = [{"name": name, **{key: one[key] for key in one if key not in top}} for name, one in figures.items()]
+            top |= {key: facts[name][key] for key in one._of_base if key in facts[name] and key not in top}
+        each = [{"name": name, **{key: one[key] for key in one if key not in top}} for name, one in facts.items()]
         if any(hasattr(one, name) for one in self.values() for name in ("detectable", "metrics")):
             top["tiers"] = self.tiers()
         if self.detect is not None:
             top["detect"] = {"difference": self.detect, "needed": rows_of(self.power(self.detect))}
         if self.noise is None:
             return top | {"candidates": each}
-        noise = {key: value for key, value in self.noise._figures().items() if key not in top}
+        noise = {key: value for key, value in self.noise._facts().items() if key not in top}
         for row in each:
             row["noise_multiples"] = nested(noise_multiples(self[row["name"]], self.noise))
         return top | {"noise": noise, "candidates": each}

@@ -11,14 +11,14 @@ import numpy as np
 from tokenloss._comparison.columns import check_normalized, join, logs, pair_columns
 from tokenloss._comparison.compared_tokens import ComparedTokens
 from tokenloss._comparison.draft_tables import BLOCK, drafts_shown
-from tokenloss._comparison.figures import signed_of
+from tokenloss._comparison.metrics import signed_of
 from tokenloss._comparison.paired import nan_last
 from tokenloss._core import _core, jobs
 from tokenloss._core.dtypes import CheckedArray
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Estimate
 from tokenloss._core.exact import ExactMoments, exp
-from tokenloss._core.result import columns_of, figure, nonzero
+from tokenloss._core.result import columns_of, formatted, nonzero
 from tokenloss._core.validation import as_scores, check_kinds, check_mask, check_number, without_targets
 from tokenloss._statistics.estimates import Measure
 from tokenloss._statistics.ratio import ExactRatio, interval_above_0
@@ -134,7 +134,7 @@ class DraftAcceptance(ComparedTokens):
 
     def _rows(self) -> list[dict[str, Any]]:
         """A row for each number of drafted tokens, after the values of all."""
-        values = self._figures()
+        values = self._facts()
         return [values | row for row in values["by_k"]]
 
     def _rank(self) -> tuple[bool, float]:
@@ -142,7 +142,7 @@ class DraftAcceptance(ComparedTokens):
         return nan_last(-self.mean_acceptance if self.best_speedup is None else -self.best_speedup)
 
     def _main(self) -> dict[str, str]:
-        main = {"mean_acceptance": figure(self.mean_acceptance, self.mean_acceptance.stderr, 4)}
+        main = {"mean_acceptance": formatted(self.mean_acceptance, self.mean_acceptance.stderr, 4)}
         main |= {"count": str(self.count), **nonzero(n_sequences=self.n_sequences, n_nan=self.n_nan)}
         main["temperature"] = f"{self.temperature:g}"
         return main if self.best_speedup is None else main | {"best_speedup": f"{self.best_speedup:.3g}"}
@@ -331,7 +331,7 @@ def acceptance_of(
     np.maximum.at(longest, texts.text, texts.left)
     rows = [_row(k, texts, groups, mean, cost_ratio, longest) for k in range(1, _MAX_K + 1)]
     table, unit = columns_of([row for row, _ in rows]), "sequences" if is_clustered else "blocks"
-    # figures of long texts alone are not held against those of all
+    # values of long texts only are not compared with those of all texts
     is_fair = np.array([np.count_nonzero(longest[texts.text] >= k) >= _FAIR * groups.size for k in table["k"]])
     ratios = table["break_even_ratio"]
     best = None if cost_ratio is None or math.isnan(table["speedup"][0]) else _best(table["speedup"], is_fair)
@@ -437,6 +437,6 @@ def _probability_of_calls(k: int, texts: _Texts, accepted: Float64Array) -> Floa
     return np.array(probability)
 
 
-def _best(figures: Array, is_fair: BoolArray) -> int:
+def _best(speedups: Array, is_fair: BoolArray) -> int:
     """Index of the largest value among the k for which nearly all texts are long enough; 0 if all are nan."""
-    return int(np.argmax(np.where(is_fair & ~np.isnan(figures), figures, -np.inf)))
+    return int(np.argmax(np.where(is_fair & ~np.isnan(speedups), speedups, -np.inf)))

@@ -16,7 +16,7 @@ from tokenloss._comparison.columns import (
     without_losses,
 )
 from tokenloss._comparison.comparison import Comparison, comparison_of
-from tokenloss._comparison.figures import signed_of
+from tokenloss._comparison.metrics import signed_of
 from tokenloss._core import _core
 from tokenloss._core.arguments import further_divergences
 from tokenloss._core.dtypes import dtype_name

@@ -16,7 +16,7 @@ from tokenloss._core.dtypes import as_float_array, without_bfloat16
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import exp
-from tokenloss._core.result import figure
+from tokenloss._core.result import formatted
 from tokenloss._core.validation import check_log_probs, check_mask, check_number
 from tokenloss._statistics.distributions import TAIL
 from tokenloss._statistics.estimates import Measure, Method, Reach, needed_count
@@ -48,7 +48,7 @@ def k3_of(difference: Float64Array) -> Float64Array:
     return np.where(is_small, d * d / 2 * series, large)
 
 
-def token_figures(
+def token_metrics(
     difference: Float64Array, ratio: Float64Array, ids: IntArray | None, epsilon: float
 ) -> tuple[dict[str, Any], Mean]:
     """Statistics of tokens with their errors and intervals, and the mean of k1."""
@@ -60,15 +60,15 @@ def token_figures(
         "mean_abs_difference": np.abs(difference),
         "outside": outside,
     }
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     means = {name: Mean(array, ids) for name, array in values.items()}
     for name, mean in means.items():
-        figures[name] = mean.measure(_METHODS.get(name, "mean")).estimate()
-    figures["mean_ratio"], _ = _mean_of_exp(difference, ids)
+        metrics[name] = mean.measure(_METHODS.get(name, "mean")).estimate()
+    metrics["mean_ratio"], _ = _mean_of_exp(difference, ids)
     k3 = np.sort(values["k3"])
     total, top = float(k3.sum()), float(k3[k3.size - -(-k3.size // 100) :].sum())
-    figures["top_k3_share"] = top / total if 0 < total < math.inf else math.nan
-    return figures | {"ess": _effective_share(difference, ids)}, means["k1"]
+    metrics["top_k3_share"] = top / total if 0 < total < math.inf else math.nan
+    return metrics | {"ess": _effective_share(difference, ids)}, means["k1"]
 
 
 def sequence_table(difference: Float64Array, ids: IntArray) -> dict[str, Array]:
@@ -79,7 +79,7 @@ def sequence_table(difference: Float64Array, ids: IntArray) -> dict[str, Array]:
     return columns | {"log_ratio": sums.nll} | ratios
 
 
-def sequence_figures(log_ratios: Float64Array, counts: Array) -> dict[str, Any]:
+def sequence_metrics(log_ratios: Float64Array, counts: Array) -> dict[str, Any]:
     """Statistics of sequences, which are treated as independent; nan without sequences."""
     ratio, log = _mean_of_exp(log_ratios, None, "sequences")
     geometric_ratio, _ = _mean_of_exp(log_ratios / counts, None, "sequences")
@@ -127,8 +127,8 @@ def effective(logs: Float64Array, ids: IntArray | None, limit: float | None, tai
         distance = abs((math.log(variance_limit) if variance_limit else -math.inf) - whole)
         needed = needed_count(mean._independent.count, radius, distance, tail)
         estimate = Reach(variance, *ends, needed)
-    figure, high, low = (1 / (1 + value) for value in estimate[:3])
-    return estimate._replace(value=figure, low=low, high=high), mean
+    share, high, low = (1 / (1 + value) for value in estimate[:3])
+    return estimate._replace(value=share, low=low, high=high), mean
 
 
 def _pseudo_values(
@@ -291,7 +291,7 @@ class Mismatch(ComparedTokens, GatedResult):
         is_biased = limit.gate == "max_k3" and bias > 0.1 * limit.value
         is_biased = is_biased and bias > measure.independent.factor(SURE) * self.mean_ratio.stderr
         if is_biased:
-            ratio = figure(self.mean_ratio, self.mean_ratio.stderr, 4)
+            ratio = formatted(self.mean_ratio, self.mean_ratio.stderr, 4)
             words = f"k3 is k1 + mean ratio - 1, and the mean ratio is {ratio}, not 1: "
             if self.mean_ratio < 1:
                 notes.append(f"{words}read k1, {self.k1:.4g}")
@@ -316,10 +316,10 @@ class Mismatch(ComparedTokens, GatedResult):
         return nan_last(self.k3)
 
     def _main(self) -> dict[str, str]:
-        main = {"k3": figure(self.k3, self.k3.stderr, 4), "count": str(self.count)}
+        main = {"k3": formatted(self.k3, self.k3.stderr, 4), "count": str(self.count)}
         main |= {"n_sequences": str(self.n_sequences)} if self.sequences is not None else {}
         return main | {
-            "mean_ratio": figure(self.mean_ratio, self.mean_ratio.stderr), "ess": figure(self.ess, digits=4)
+            "mean_ratio": formatted(self.mean_ratio, self.mean_ratio.stderr), "ess": formatted(self.ess, digits=4)
         }  # fmt: skip
 
 
@@ -450,10 +450,10 @@ def mismatch_of(
         difference = np.where(kept, logprobs - base, np.nan)
         ratio = np.exp(difference)
         ours, theirs, d, r = (array.reshape(-1)[index] for array in (logprobs, base, difference, ratio))
-        figures, mean = token_figures(d, r, ids, epsilon)
+        metrics, mean = token_metrics(d, r, ids, epsilon)
         sequences = None if ids is None else sequence_table(d, ids)
         ratios_and_counts = np.empty((2, 0)) if sequences is None else (sequences["log_ratio"], sequences["count"])
-        figures |= sequence_figures(*ratios_and_counts)
+        metrics |= sequence_metrics(*ratios_and_counts)
         reasons, temperature = causes(ours, theirs, ids)
     return Mismatch(
         count=d.size,
@@ -463,7 +463,7 @@ def mismatch_of(
         n_without_number=int(np.count_nonzero(mask & ~kept)),
         n_nan=int(np.count_nonzero(np.isnan(d))),
         n_infinite=int(np.count_nonzero(np.isinf(d))),
-        **figures,
+        **metrics,
         difference_quantiles=quantiles(np.sort(d), _QUANTILES),
         ratio_quantiles=quantiles(np.sort(r), _QUANTILES),
         diagnosis=[one.text for one in reasons],

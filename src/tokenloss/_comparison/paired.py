@@ -41,8 +41,8 @@ _PARTS = 1_000_000  # fractions of quantiles are multiples of one of these parts
 
 def why_void(comparison: Any, gate: str) -> str:
     """Why the metric of a gate is meaningless; "" if it is not."""
-    figures = comparison._about | comparison._signed | {"n_sentinels": getattr(comparison, "n_sentinels", 0)}
-    return same_file_note(comparison._about) or void_of(figures, gate)
+    facts = comparison._about | comparison._signed | {"n_sentinels": getattr(comparison, "n_sentinels", 0)}
+    return same_file_note(comparison._about) or void_of(facts, gate)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -246,7 +246,7 @@ class Mean:
         return self._independent.factor(tail)
 
 
-def paired_figures(
+def paired_metrics(
     nll: Float64Array, base_nll: Float64Array, delta_p: Float64Array, ids: IntArray | None, unit: str = "sequences"
 ) -> tuple[dict[str, Any], dict[str, Mean]]:
     """Fields of `PairedLosses`, and the means that they come from, with the mean of each sequence."""
@@ -256,7 +256,7 @@ def paired_figures(
         log_ratio = Mean(nll - base_nll, ids)
         difference = Mean(perplexity * nll - base_perplexity * base_nll, ids)
     change, square = Mean(delta_p, ids), Mean(delta_p**2, ids)
-    figures = {
+    metrics = {
         "count": nll.size,
         "is_clustered": loss.is_clustered,
         "interval_factor": loss.factor(),
@@ -270,7 +270,7 @@ def paired_figures(
         "delta_p_quantiles": quantiles(np.sort(delta_p), DELTA_P_QUANTILES),
         "rms_delta_p": _root_of(square.measure("mean", unit)),
     }
-    return figures, {"loss": loss, "base_loss": base_loss, "loss_difference": log_ratio, "delta_p": change}
+    return metrics, {"loss": loss, "base_loss": base_loss, "loss_difference": log_ratio, "delta_p": change}
 
 
 def _root_of(square: Measure) -> Estimate:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.paired import KL_QUANTILES, Mean, PairedLosses, paired_figures, quantiles, sequence_table
+from tokenloss._comparison.paired import KL_QUANTILES, Mean, PairedLosses, paired_metrics, quantiles, sequence_table
 from tokenloss._comparison.parity import COLUMNS as PARITY_COLUMNS
 from tokenloss._comparison.parity import first_places, parity_of
 from tokenloss._comparison.tables import responses_shown
 from tokenloss._core.errors import named, raise_error, with_file_names
-from tokenloss._core.result import figure
+from tokenloss._core.result import formatted
 from tokenloss._scores.divergence import topk_divergence_bound
 from tokenloss.formats.responses.columns import join
 from tokenloss.formats.rounding import Rounding
@@ -480,9 +480,9 @@ class ResponseComparison(PairedLosses):
         return super()._signature_fields() | {"kind": "responses", "part": self.part}
 
     def _main(self) -> dict[str, str]:
-        bound = figure(self.mean_kl_bound, self.mean_kl_bound.stderr, 4)
+        bound = formatted(self.mean_kl_bound, self.mean_kl_bound.stderr, 4)
         main = {"mean_kl_bound": bound, "count": str(self.count), "n_sequences": str(self.n_sequences)}
-        return main | {name: figure(getattr(self, name)) for name in ("perplexity", "base_perplexity")}
+        return main | {name: formatted(getattr(self, name)) for name in ("perplexity", "base_perplexity")}
 
 
 ResponseComparison.__module__ = "tokenloss.results"
@@ -494,7 +494,7 @@ def response_comparison_of(
     """Statistics of all tokens, and the table of their sequences, with the origin of each."""
     mask, known, ids = columns["kept"], columns["is_top_known"], columns["sequence"]
     nll, base_nll, bound, delta_p = (columns[name][mask] for name in ("nll", "base_nll", "kl_bound", "delta_p"))
-    figures, means = paired_figures(nll, base_nll, delta_p, ids[mask], "responses")
+    metrics, means = paired_metrics(nll, base_nll, delta_p, ids[mask], "responses")
     mean_bound, same_top = Mean(bound, ids[mask]), Mean(columns["is_same_top"][known], ids[known])
     base_mass, mass = (Mean(columns[name][mask], None) for name in ("base_mass", "mass"))
     sequences = sequence_table(means | {"kl_bound": mean_bound})
@@ -504,8 +504,8 @@ def response_comparison_of(
     sequences |= first_places(_of_parity(columns), numbers)
     for i, (name, dtype) in enumerate((("base_line", np.int64), ("line", np.int64), ("custom_id", object))):
         sequences[name] = np.array([origins[number][i] for number in numbers.tolist()], dtype)
-    figures |= parity_of(_of_parity(columns))
-    figures |= {name: columns[name] for name in (*TOKEN_COLUMNS, "base_margin", "margin", "is_identical")}
+    metrics |= parity_of(_of_parity(columns))
+    metrics |= {name: columns[name] for name in (*TOKEN_COLUMNS, "base_margin", "margin", "is_identical")}
     return ResponseComparison(
         n_without_number=int(np.count_nonzero(~mask & ~columns["is_sentinel"])),
         n_sentinels=int(np.count_nonzero(~mask & columns["is_sentinel"])),
@@ -520,5 +520,5 @@ def response_comparison_of(
         _segment_ids=ids,
         _rounding=columns["rounding"],
         **others,
-        **figures,
+        **metrics,
     )

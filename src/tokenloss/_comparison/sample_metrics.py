@@ -245,20 +245,20 @@ def _statistics_of_fractions(
     base: Float64Array, other: Float64Array, change: ExactRatio, margin: float | None
 ) -> dict[str, Any]:
     """Statistics of values between 0 and 1: flips, and whether the models differ or are equal within a margin."""
-    figures: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
     difference, stderr, n_clusters = change.ratio, change.stderr, change.count
     is_equal = bool(np.all(base == other))
     if np.all((base == 0) | (base == 1)) and np.all((other == 0) | (other == 1)):
         lost, won = int(np.count_nonzero(base > other)), int(np.count_nonzero(other > base))
-        figures |= {"right_to_wrong": lost, "wrong_to_right": won, "mcnemar_p": mcnemar_p(lost, won)}
+        statistics |= {"right_to_wrong": lost, "wrong_to_right": won, "mcnemar_p": mcnemar_p(lost, won)}
     if is_equal:
-        figures["discordance_bound"] = 1 - LEVEL ** (1 / n_clusters)
+        statistics["discordance_bound"] = 1 - LEVEL ** (1 / n_clusters)
     if margin is None:
-        return figures
+        return statistics
     if is_equal:
         p = (1 - margin) ** n_clusters
     elif stderr > 0:
         p = change.tail((margin - abs(difference)) / stderr)
     else:  # the difference is the same everywhere, or there is a single document
         p = 1.0 if abs(difference) >= margin else math.nan
-    return figures | {"equivalence_p": p}
+    return statistics | {"equivalence_p": p}

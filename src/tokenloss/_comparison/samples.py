@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.tables import metric_shown, samples_shown
-from tokenloss._core.result import Result, columns_of, figure, in_files
+from tokenloss._core.result import Result, columns_of, formatted, in_files
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import shortened
 from tokenloss._statistics.power import detectable
@@ -120,7 +120,7 @@ class SampleMetric(Result):
         """The smallest difference, or for perplexities `log_ratio`, that a test at 5 % finds in 80 % of samples."""
         return detectable(self.difference if self.log_ratio is None else self.log_ratio)
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """All values except the arrays, by their names in files."""
         values = {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
         return in_files(values, _ERRORS_IN_FILES) | {
@@ -145,9 +145,9 @@ class SampleMetric(Result):
         task = {} if self.task is None else {"task": repr(shortened(self.task))}
         main = task | {
             "name": repr(shortened(self.name)),
-            "difference": figure(self.difference, self.difference.stderr, 4),
+            "difference": formatted(self.difference, self.difference.stderr, 4),
         }
-        return main | {name: figure(getattr(self, name), digits=4) for name in ("base", "other")}
+        return main | {name: formatted(getattr(self, name), digits=4) for name in ("base", "other")}
 
     def _shown(self) -> Shown:
         return metric_shown(self)
@@ -234,14 +234,14 @@ class SampleComparison(Result):
         """One line that describes how the values were computed, to be published with them."""
         return signature_of(unit=self.cluster or "document", samples=self.count, documents=self.n_documents)
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """All values; those of each metric are in a list."""
-        figures = {name: value for name, value in vars(self).items() if name != "_about"}
+        fields = {name: value for name, value in vars(self).items() if name != "_about"}
         return (
             self._about
-            | figures
+            | fields
             | {"signature": self.signature}
-            | {name: [metric._figures() for metric in vars(self)[name]] for name in ("metrics", "groups")}
+            | {name: [metric._facts() for metric in vars(self)[name]] for name in ("metrics", "groups")}
         )
 
     def _rank(self) -> int:
@@ -250,7 +250,7 @@ class SampleComparison(Result):
 
     def _rows(self) -> list[dict[str, Any]]:
         """The values of each metric, as rows of a table with its name as "metric"."""
-        return [{"metric": metric.name} | metric._figures() for metric in (*self.metrics, *self.groups)]
+        return [{"metric": metric.name} | metric._facts() for metric in (*self.metrics, *self.groups)]
 
     def _shown(self) -> Shown:
         """Tables of metrics, flips and equivalence."""
@@ -265,13 +265,13 @@ class SampleComparison(Result):
             The attributes of `SampleMetric` by name, with nan for None. Each interval becomes two columns, such as
             `difference_low` and `difference_high`.
         """
-        return columns_of([metric._figures() for metric in (*self.metrics, *self.groups)])
+        return columns_of([metric._facts() for metric in (*self.metrics, *self.groups)])
 
     def _main(self) -> dict[str, str]:
         each = []
         for metric in self.metrics[:_MAX_NAMES]:
-            change = figure(metric.difference, metric.difference.stderr, 3)
-            each.append(f"{shortened(metric.name)!r}: {figure(metric.other, digits=4)} ({change})")
+            change = formatted(metric.difference, metric.difference.stderr, 3)
+            each.append(f"{shortened(metric.name)!r}: {formatted(metric.other, digits=4)} ({change})")
         each += ["..."] * (len(self.metrics) > _MAX_NAMES)
         return {"metrics": f"[{'; '.join(each)}]", "count": str(self.count)}
 

@@ -226,7 +226,7 @@ def sketch_scores(rows: Array, top_k: int) -> TokenScores | None:
     return TokenScores(nll, lse, rows["entropies"], rank, ids[:, 0], greedy, kept, ids, logprobs)
 
 
-def sketch_figures(columns: Columns, figures: dict[str, Any], top: int, tail: int) -> dict[str, Any]:
+def sketch_metrics(columns: Columns, metrics: dict[str, Any], top: int, tail: int) -> dict[str, Any]:
     """The fields of a comparison that differ if its base is a sketch."""
     kept = columns["kept"]
     names = [name for name in ("kl", *FURTHER_DIVERGENCES) if name + VARIANCE in columns]
@@ -237,9 +237,9 @@ def sketch_figures(columns: Columns, figures: dict[str, Any], top: int, tail: in
         fits = {at: value for at, value in quantiles.items() if at < 1 and tail >= MIN_DRAWS}
         return fits if tail else quantiles
 
-    by_name = {name: shown(one) for name, one in figures["divergence_quantiles"].items()}
+    by_name = {name: shown(one) for name, one in metrics["divergence_quantiles"].items()}
     return {
         "sketch": {"top": top, "tail": tail, "draws_stderr": errors},
-        "kl_quantiles": shown(figures["kl_quantiles"]),
-        "divergence_quantiles": type(figures["divergence_quantiles"])(by_name),
+        "kl_quantiles": shown(metrics["kl_quantiles"]),
+        "divergence_quantiles": type(metrics["divergence_quantiles"])(by_name),
     }

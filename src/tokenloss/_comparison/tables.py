@@ -204,7 +204,7 @@ def scores_shown(comparisons: Any) -> Shown:
         top, tail = first.sketch["top"], first.sketch["tail"]
         note += f"; divergences {'estimated' if tail else 'bounded'} from {top} classes and {tail} draws"
     note += "" if first.has_targets else "; without targets, which losses and perplexities need"
-    tables = comparison_tables(first) + group_tables(first._figures())
+    tables = comparison_tables(first) + group_tables(first._facts())
     if others:
         tables = [candidate_table(comparisons), _parity_table(comparisons)]
     heads = [("base", first._about.get("base_head"))]
@@ -258,14 +258,14 @@ def _n_not_finite(comparison: Any) -> int:
     return getattr(comparison, "n_infinite", 0) + getattr(comparison, "n_nan", 0)
 
 
-def group_tables(figures: dict[str, Any]) -> list[Table]:
+def group_tables(facts: dict[str, Any]) -> list[Table]:
     """Tables that show where a model differs from its base: by confidence, by type of token, by sequence."""
-    has_targets = figures["has_targets"]
-    bins = [row | {"group": f"{row['group']:.1f} to {row['group'] + 0.2:.1f}"} for row in figures["by_confidence"]]
+    has_targets = facts["has_targets"]
+    bins = [row | {"group": f"{row['group']:.1f} to {row['group'] + 0.2:.1f}"} for row in facts["by_confidence"]]
     groups = [("base's top p", "By the base's confidence", bins)]
-    by_divergence = sorted(figures.get("by_token_type") or (), key=lambda row: nan_last(-row["kl"]))
+    by_divergence = sorted(facts.get("by_token_type") or (), key=lambda row: nan_last(-row["kl"]))
     groups.append(("token type", "By type of token", by_divergence))
-    if len(sequences := figures.get("sequences", ())) > 1:
+    if len(sequences := facts.get("sequences", ())) > 1:
         sequences = sorted(sequences, key=lambda row: nan_last(-row["kl"]))[:_MAX_SEQUENCES]
         sequences = [row | {"group": row["sequence"]} for row in sequences]
         groups.append(("sequence", "Sequences of the highest divergence", sequences))

@@ -13,7 +13,7 @@ from tokenloss._comparison.text_spans import KINDS, kinds_of, script_of
 from tokenloss._comparison.tiers import power_and_tiers
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments
-from tokenloss._core.result import Result, Shown, Table, figure, in_files
+from tokenloss._core.result import Result, Shown, Table, formatted, in_files
 from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of, shortened
@@ -296,11 +296,11 @@ class TextComparison(Result):
         return super()._compared() | {"spans": tuple(self._spans)}
 
     def _main(self) -> dict[str, str]:
-        main = {"difference": figure(self.difference, self.difference.stderr)}
-        main |= {name: figure(getattr(self, name)) for name in ("bits_per_byte_a", "bits_per_byte_b")}
+        main = {"difference": formatted(self.difference, self.difference.stderr)}
+        main |= {name: formatted(getattr(self, name)) for name in ("bits_per_byte_a", "bits_per_byte_b")}
         return main | {"n_bytes": str(self.n_bytes)}
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in _FIRST_IN_FILES}
         values |= {name: value for name, value in vars(self).items() if name[0] != "_" and name != "interval_factor"}
         values |= {name: getattr(self, name) for name in _LAST_IN_FILES}
@@ -441,7 +441,7 @@ def texts_of_bytes(start: IntArray, stop: IntArray, text: bytes) -> list[str]:
     return [text[i:j].decode("utf-8", "backslashreplace") for i, j in pairs]
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
+# -- metrics -----------------------------------------------------------------------------------------------------------
 
 
 def text_comparison_of(spans: Spans, text: bytes, *, name_a: str, name_b: str, path: str, top: int) -> TextComparison:

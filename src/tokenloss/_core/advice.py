@@ -42,10 +42,10 @@ class Advice(NamedTuple):
     voids: tuple[str, ...] = ()
 
 
-def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
+def not_finite_notes(facts: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
     """Messages about tokens whose loss or divergence is nan or infinite."""
     for name, words in ("n_nan", "are nan"), ("n_infinite", f"have an infinite {quantity}"):
-        if number := figures.get(name):
+        if number := facts.get(name):
             yield f"{number:,} of {count_of(count, 'token')} {words}"
 
 
@@ -58,36 +58,36 @@ def white_space_notes(count: int, n_bytes: int) -> Iterator[str]:
         )
 
 
-def advice(figures: dict[str, Any]) -> Iterator[Advice]:
+def advice(facts: dict[str, Any]) -> Iterator[Advice]:
     """Advice about the mistakes that metrics hint at."""
-    if figures.get("fits_better_shifted"):
+    if facts.get("fits_better_shifted"):
         ways = f"shift them ({named('shift', True)}), or confirm that they are right ({named('shift', False)})"
         yield Advice(f"{_SHIFT_ADVICE}; {ways}", ShiftWarning, _OF_TARGETS)
-    if figures.get("fits_better_unshifted"):
+    if facts.get("fits_better_unshifted"):
         yield Advice(f"{_NO_SHIFT_ADVICE}; leave out {named('shift', True)}", ShiftWarning, _OF_TARGETS)
-    if figures.get("norm_seems_missing"):
+    if facts.get("norm_seems_missing"):
         yield Advice(_NORM_ADVICE, NormWarning, _OF_ALL)
-    if figures.get("seems_probs"):
+    if facts.get("seems_probs"):
         way = f"say by {named('kind')} and {named('base_kind')} what they are"
         yield Advice(f"{_KIND_ADVICE}; {way}", KindWarning, _OF_ALL)
-    if figures.get("targets_repeat"):
+    if facts.get("targets_repeat"):
         yield Advice(_REPEAT_ADVICE, voids=_OF_ALL)
-    if padding := figures.get("padding"):
+    if padding := facts.get("padding"):
         place = f"{padding['file']}: " if padding["file"] else ""
-        words = f"{padding['count']:,} of {count_of(figures['count'], 'scored token')}"
+        words = f"{padding['count']:,} of {count_of(facts['count'], 'scored token')}"
         words = f"{place}{words} repeat the special token {padding['token']} before them, {_PADDING_ADVICE}"
         yield Advice(f"{words} {named('ignore_index')}", voids=_OF_ALL)
-    yield from map(Advice, white_space_notes(figures.get("n_bytes_without_token", 0), figures.get("n_bytes", 0)))
-    if figures.get("has_zero"):
+    yield from map(Advice, white_space_notes(facts.get("n_bytes_without_token", 0), facts.get("n_bytes", 0)))
+    if facts.get("has_zero"):
         yield Advice(ZERO_ADVICE)
-    yield from map(Advice, figures.get("notes", ()))
-    if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
+    yield from map(Advice, facts.get("notes", ()))
+    if facts.get("loss") == 0 and facts["count"] >= _MIN_CERTAIN:
         yield Advice(_CERTAIN_ADVICE, voids=_OF_ALL)
 
 
-def void_of(figures: dict[str, Any], gate: str) -> str:
+def void_of(facts: dict[str, Any], gate: str) -> str:
     """The reason why the metric of a gate is meaningless; "" if it is not."""
-    reasons = [one.message for one in advice(figures) if gate.startswith(one.voids)]
-    if (number := figures.get("n_sentinels", 0)) and gate.startswith(_OF_TARGETS):
+    reasons = [one.message for one in advice(facts) if gate.startswith(one.voids)]
+    if (number := facts.get("n_sentinels", 0)) and gate.startswith(_OF_TARGETS):
         reasons.append(f"it leaves out {count_of(number, 'token')} with a sentinel in place of minus infinity")
     return "; ".join(reasons)

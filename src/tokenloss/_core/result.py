@@ -45,7 +45,7 @@ class Shown(NamedTuple):
     signature: str = ""
 
 
-def figure(value: float, error: float = math.nan, digits: int = 6) -> str:
+def formatted(value: float, error: float = math.nan, digits: int = 6) -> str:
     """A number with this many significant digits, including zeros, and its standard error if known."""
     return f"{value:#.{digits}g}".rstrip(".") + ("" if math.isnan(error) else f" ± {error:#.3g}".rstrip("."))
 
@@ -212,9 +212,9 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     return {name: _column([row.get(name) for row in single]) for name in names}
 
 
-def _single_values(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each figure that is one value, and both ends of each interval, with its name."""
-    for name, value in figures.items():
+def _single_values(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each fact that is one value, and both ends of each interval, with its name."""
+    for name, value in facts.items():
         if name.endswith("_interval"):
             ends = (name.replace("_interval", end) for end in ("_low", "_high"))
             yield from zip(ends, value or (None, None), strict=True)
@@ -240,7 +240,7 @@ class Result(ABC):
         """The values that `repr` shows, the most important first."""
 
     @abstractmethod
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """Its numbers and short texts by name, with nan and infinities as they are."""
 
     @abstractmethod
@@ -256,8 +256,8 @@ class Result(ABC):
             Numbers that JSON does not have, nan and the infinities, are None. Quantiles and their intervals are by
             fraction, as text: "1", "0.999" and so on.
         """
-        figures: dict[str, Any] = as_strict_json(self._figures())
-        return figures
+        facts: dict[str, Any] = as_strict_json(self._facts())
+        return facts
 
     def __repr__(self) -> str:
         """Show the main values in a line."""
@@ -292,9 +292,9 @@ class Result(ABC):
         return _same(self._compared(), other._compared()) if type(other) is type(self) else NotImplemented
 
 
-def figures_of(result: Result) -> dict[str, Any]:
+def facts_of(result: Result) -> dict[str, Any]:
     """All values of a result, as `to_dict` has them but not yet as JSON."""
-    return result._figures()
+    return result._facts()
 
 
 def shown_of(result: Result) -> Shown:
@@ -303,18 +303,18 @@ def shown_of(result: Result) -> Shown:
 
 
 class NamedResults(Result, dict[str, ResultT]):
-    """Results of several models by name. A subclass has `_figures`, `_shown` and `columns`."""
+    """Results of several models by name. A subclass has `_facts`, `_shown` and `columns`."""
 
     def _compared(self) -> dict[str, Any]:
         return dict(self)
 
     def _main(self) -> dict[str, str]:
-        """The first figure of each, with its name."""
+        """The main metric of each, with its name."""
         first = {name: next(iter(one._main().items())) for name, one in self.items()}
         return {name: f"{key}={text}" for name, (key, text) in first.items()}
 
     def __repr__(self) -> str:
-        """Show the first figure of each."""
+        """Show the main metric of each."""
         parts = [f"{shortened(name)!r}: {text}" for name, text in self._main().items()]
         parts[_MAX_NAMED:] = ["..."] * (len(parts) > _MAX_NAMED)
         return f"{type(self).__name__}({', '.join(parts)})"

@@ -201,8 +201,8 @@ def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> st
     kept, kl, same_top = (columns[name] for name in ("kept", "kl", "is_same_top"))
     with np.errstate(invalid="ignore"):  # infinite losses
         change = abs(columns["nll"] - columns["base_nll"])
-    # by limit: words, the figure of all tokens, and how far each token is
-    figures: dict[str, tuple[str, float, Float64Array]] = {
+    # by limit: words, the value for all tokens, and how far each token is
+    metrics: dict[str, tuple[str, float, Float64Array]] = {
         "max_kl": ("mean KL divergence", comparison.mean_kl, kl),
         "max_token_kl": ("largest KL divergence of a token", _largest(kl[kept]), kl),
         "max_abs_loss": ("largest change of a token's loss", _largest(change[kept]), change),
@@ -210,20 +210,20 @@ def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> st
     }
     rows, failed = [], []
     for name, limit in limits.items():
-        words, figure, _ = figures[name]
+        words, value, _ = metrics[name]
         is_least = name.startswith("min_")
-        if (void := why_void(comparison, name)) or not (figure >= limit if is_least else figure <= limit):  # or nan
+        if (void := why_void(comparison, name)) or not (value >= limit if is_least else value <= limit):  # or nan
             failed.append(name)
         verdict = f"{'fails' if name in failed else 'holds'}, at {'least' if is_least else 'most'} {limit:g}"
         verdict += void and f"; this value cannot be trusted: {void}"
-        rows.append((name, words, f"{figure:.6g}", verdict))
+        rows.append((name, words, f"{value:.6g}", verdict))
     for word, number in ("nan", comparison.n_nan), ("infinite", comparison.n_infinite):
         if number:
             rows.append((word, "divergence or loss of a token", f"{number:,}", "fails, none"))
             failed.append(word)
     if not failed:
         return ""
-    distance = figures[failed[0]][2] if failed[0] in figures else kl
+    distance = metrics[failed[0]][2] if failed[0] in metrics else kl
     is_finite = np.isfinite(kl) & (np.isfinite(change) | (not comparison.has_targets))
     distance = np.where(kept, np.where(is_finite, distance, np.inf), 0)
     worst = np.argsort(-distance, kind="stable")[: min(_MOST_LISTED, np.count_nonzero(distance))]

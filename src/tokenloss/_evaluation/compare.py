@@ -37,7 +37,7 @@ from tokenloss._core.signature import IdsHash, either, head_fields
 from tokenloss._core.validation import as_positions, as_scores, scores_of_shape
 from tokenloss._evaluation.calibrated import calibration_of_files, check_calibrated
 from tokenloss._evaluation.checkpoint import record
-from tokenloss._evaluation.parts import window_figures
+from tokenloss._evaluation.parts import window_counts
 from tokenloss._evaluation.plan import planned, rows_per_block
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.rows import RowReader, norm_seems_missing, scores_of_kind
@@ -151,7 +151,7 @@ def _comparisons(
     if options.by == "file":
         groups = [one._replace(labels=[shard.path]) for one, shard in zip(groups, shards, strict=True)]
     rows = sum(shard.rows for shard in shards)
-    window_facts = window_figures((shard.facts() for shard in shards), options)
+    window_facts = window_counts((shard.facts() for shard in shards), options)
     n_left = rows - sum(shard.n_scored_rows for shard in shards)
     shared: About = {
         "base": abouts[0]["base"],
@@ -172,10 +172,10 @@ def _comparisons(
         own, other = shards[0].spec, shards[0].models[number + 1]
         n_ignored = rows - n_left - comparison.count
         about: About = {**shared, **given, "kind": other.kind, "n_ignored": n_ignored}
-        if own.head_figures is not None:
-            about["base_head"] = own.head_figures
-        if other.head_figures is not None:
-            about["head"] = other.head_figures
+        if own.head_facts is not None:
+            about["base_head"] = own.head_facts
+        if other.head_facts is not None:
+            about["head"] = other.head_facts
         if types is not None:
             table = comparison.by(types)
             about["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
@@ -186,7 +186,7 @@ def _comparisons(
             about["sequences"] = [row | {"file": shards[row["file"]].path} for row in rows_of_sequences]
         rms = [[one for result in results for one in result.rms[model]] for model in (0, number + 1)]
         if any(rms):
-            known = [(head or {}).get("norm") is not None for head in (own.head_figures, other.head_figures)]
+            known = [(head or {}).get("norm") is not None for head in (own.head_facts, other.head_facts)]
             about["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
         are_cut = comparison.left_out is not None
         are_widened = options.classes == "all" and other.classes != own.classes
@@ -198,7 +198,7 @@ def _comparisons(
             "classes": options.classes if are_cut or are_widened else None,
             "ignored": n_ignored,
             "ids": hashed if comparison.has_targets else None,
-            **head_fields(other.head_figures, own.head_figures),
+            **head_fields(other.head_facts, own.head_facts),
         }
         comparisons[given["name"]] = described(comparison, about, signed)
     return comparisons

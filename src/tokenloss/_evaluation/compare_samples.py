@@ -237,7 +237,7 @@ def _compared(
         refuse(paths[1], f"has no sample that it and {paths[0]} scored", "have some")
     documents = [sample.doc_hash if has_hashes else sample.doc_id for sample, _ in pairs]
     groups = documents if cluster is None else [sample.group for sample, _ in pairs]
-    figures, left_out, notes = metrics_of(paths, pairs, groups, margin, "documents" if cluster is None else "groups")
+    every, left_out, notes = metrics_of(paths, pairs, groups, margin, "documents" if cluster is None else "groups")
     if failed:
         ids = shortened(", ".join(map(str, dict.fromkeys(failed))))
         notes.append(f"{count_of(len(failed), 'sample')} without scores in one of the files left out: {ids}")
@@ -249,7 +249,7 @@ def _compared(
         cluster=cluster,
         margin=None if margin is None else float(margin),
         n_other_prompts=sum(a.prompt_hash != b.prompt_hash for a, b in pairs if a.prompt_hash and b.prompt_hash),
-        metrics=[SampleMetric(task=task, **fields) for fields in figures],
+        metrics=[SampleMetric(task=task, **fields) for fields in every],
         groups=[],
         left_out=left_out,
         notes=notes,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error
-from tokenloss._core.result import figures_of, in_files
+from tokenloss._core.result import facts_of, in_files
 from tokenloss._core.signature import head_fields
 from tokenloss._evaluation.calibrated import calibration_of_tokens
 from tokenloss._evaluation.checkpoint import record
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sequences import SequenceColumns
     from tokenloss._statistics.reliability import Calibration
 
-_TYPES = {"dtype": "dtype", "targets": "target_type"}  # figures of scores, and the facts that they list
+_TYPES = {"dtype": "dtype", "targets": "target_type"}  # facts about scores, and the fields of shards that they list
 
 
 @record
@@ -119,7 +119,7 @@ class Parts(NamedTuple):
     ) -> Evaluation:  # fmt: skip
         """The evaluation; lengths are the bytes and words of the text, or of each sequence's text.
 
-        `merged` are the evaluations of its parts, if it is made of some: they have the figures of each shard, and the
+        `merged` are the evaluations of its parts, if it is made of some: they have the metrics of each shard, and the
         lengths of the text, if the bytes are known of all or of none.
         """
         total = ShardResult.total(self._labeled(), by=self.options.by)
@@ -130,39 +130,39 @@ class Parts(NamedTuple):
         else:
             _add_lengths(meter, sequences, *lengths)
         rows = sum(shard.rows for shard in self.shards)
-        windows = window_figures(self.shards, self.options)
+        windows = window_counts(self.shards, self.options)
         speed = n_read / seconds / 1e9 if seconds else math.nan
-        figures = {
+        metrics = {
             **self._content(rows),
-            **meter._figures(),
-            **_common_figures(total, meter, greedy),
+            **meter._facts(),
+            **_common_metrics(total, meter, greedy),
             "n_without_sequence": meter.count - int(sequences["count"].sum()),
             "n_without_next": rows - sum(one.n_scored_rows for one in self.shards) - windows.get("n_context", 0),
             **windows,
             **self._hints(total),
             **self._highest(sequences),
-            "shards": [figures for one in merged for figures in one.figures["shards"]],
+            "shards": [metrics for one in merged for metrics in one.figures["shards"]],
             "sequences": self._rows(sequences, np.arange(len(sequences["file"]))),
             "seconds": seconds, "n_bytes_read": n_read, "gb_per_second": speed, "words": self.words,
         }  # fmt: skip
         if not merged and self.blocks is None:  # sequences that continue in other shards are cut
-            figures["shards"] = [
-                {"file": shard.path, "shape": shard.shape, **_common_figures(part, *part.meters()[:2])}
+            metrics["shards"] = [
+                {"file": shard.path, "shape": shard.shape, **_common_metrics(part, *part.meters()[:2])}
                 for shard, part in zip(self.shards, self.results, strict=True)
             ]
         if self.are_responses:
-            figures |= response_summary([shard.path for shard in self.shards], self.results)
+            metrics |= response_summary([shard.path for shard in self.shards], self.results)
         if total.groups is not None:
             by_label = total.groups.by_label(total.split)
             check_labels(str(self.options.by), by_label, self.shards[0].path)
-            figures |= {"by": self.options.by, "groups": rows_of_meters(by_label)}
+            metrics |= {"by": self.options.by, "groups": rows_of_meters(by_label)}
         if calibration is None and (tokens := self.calibrated_tokens()) is not None:
             note = "parts have it one by one" if merged else "blocks are read only once"
             calibration = calibration_of_tokens(tokens, note=note)
         if calibration is not None:
-            figures["calibration"] = figures_of(calibration)
-        figures["signature"] = self._signature(meter, figures, total.ids_sum)
-        return Evaluation(meter, sequences, figures, self, calibration)
+            metrics["calibration"] = facts_of(calibration)
+        metrics["signature"] = self._signature(meter, metrics, total.ids_sum)
+        return Evaluation(meter, sequences, metrics, self, calibration)
 
     def calibrated_tokens(self) -> Columns | None:
         """The columns of all tokens for calibration; None if it was not asked for."""
@@ -272,13 +272,13 @@ class Parts(NamedTuple):
         n_words = sum(one.meter.n_words for one in evaluations)
         return merged.evaluation((0, n_words), seconds, n_read, evaluations)
 
-    def _signature(self, meter: LossMeter, figures: dict[str, Any], ids: int) -> str:
+    def _signature(self, meter: LossMeter, metrics: dict[str, Any], ids: int) -> str:
         """The signature of the values of all parts."""
-        known = {name: figures.get(name) for name in ("kind", "dtype", "part", "window", "stride")}
+        known = {name: metrics.get(name) for name in ("kind", "dtype", "part", "window", "stride")}
         known["words"] = f"{meter.n_words}({self.words})" if self.words else meter.n_words or None
-        known |= head_fields(figures.get("head"))
+        known |= head_fields(metrics.get("head"))
         if not self.are_responses:  # their tokens may have no ids
-            known |= {"shift": "yes" if self.options.shift else None, "ignored": figures["n_ignored"]}
+            known |= {"shift": "yes" if self.options.shift else None, "ignored": metrics["n_ignored"]}
             known["ids"] = ids
         return meter._signature(**known)
 
@@ -359,7 +359,7 @@ def _add_lengths(meter: LossMeter, sequences: dict[str, Array], n_bytes: Any, n_
         add_lengths(meter, name, sequences["nll"], value)
 
 
-def window_figures(shards: Iterable[Facts], options: Options) -> dict[str, int]:
+def window_counts(shards: Iterable[Facts], options: Options) -> dict[str, int]:
     """Values of windows, if used; `n_context` is the number of rows whose token an earlier window predicted."""
     if not options.window:
         return {}
@@ -367,7 +367,7 @@ def window_figures(shards: Iterable[Facts], options: Options) -> dict[str, int]:
     return {"window": options.window, "stride": options.stride, "n_context": n_context}
 
 
-def _common_figures(result: ShardResult, meter: LossMeter, greedy: LossMeter) -> dict[str, Any]:
+def _common_metrics(result: ShardResult, meter: LossMeter, greedy: LossMeter) -> dict[str, Any]:
     """The values that each shard has, and the total, too."""
     return {
         "count": meter.count,

@@ -74,7 +74,7 @@ class FilesUnit(NamedTuple):
         return {
             "path": self.name or file_fingerprint(self.base.path)["path"],
             "files": [file_fingerprint(path) for source in self._sources for path in source.files],
-            "heads": [[*spec.head, spec.head_figures] for spec in specs if spec.head is not None],
+            "heads": [[*spec.head, spec.head_facts] for spec in specs if spec.head is not None],
         }
 
     def absolute(self) -> FilesUnit:
@@ -144,11 +144,11 @@ def score_file(unit: FilesUnit, work: Work, by: str | None = None) -> ShardResul
     work.advance(unit.n_bytes)
     meter, sequences, _ = collector.result()
     failed, table = list(file.failed), joined(NO_SOURCES, sources)
-    figures = ResponseFigures(file.dialect, file.part, **counts, rounding=rounding, failed=failed, sources=table)
+    counted = ResponseFigures(file.dialect, file.part, **counts, rounding=rounding, failed=failed, sources=table)
     ignored = counts["n_without_number"] + counts["n_sentinels"]
     top = highest.tokens
     own = collector.groups.result() if collector.groups else None
-    return ShardResult(meter, ignored, greedy, top, sequences, responses=figures, n_infinite=n_infinite, groups=own)
+    return ShardResult(meter, ignored, greedy, top, sequences, responses=counted, n_infinite=n_infinite, groups=own)
 
 
 def group_codes(by: str, positions: IntArray, labels: Iterable[Any] = (), lengths: Iterable[int] = ()) -> GroupCodes:
@@ -181,11 +181,11 @@ def check_parts(files: Sequence[Responses | Logprobs], results: Sequence[ShardRe
     """Refuse files without any log-probability, and results in a state that are for another part."""
     n_known = 0  # tokens with a number, and failed lines
     for file, result in zip(files, results, strict=True):
-        figures = result.responses
-        assert figures is not None
-        n_known += result.n_tokens + figures.n_sentinels + len(figures.failed)
-        if file.dialect and figures.part != file.part:
-            got, fits = f"is in the state by the part {figures.part!r}", f"be scored by {file.part!r}, with a new state"
+        counted = result.responses
+        assert counted is not None
+        n_known += result.n_tokens + counted.n_sentinels + len(counted.failed)
+        if file.dialect and counted.part != file.part:
+            got, fits = f"is in the state by the part {counted.part!r}", f"be scored by {file.part!r}, with a new state"
             refuse(file.path, got, fits)
     if not n_known:
         refuse_without_number(files[0].path, results[0].responses.part if results[0].responses else "")
@@ -314,18 +314,18 @@ def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
 def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> dict[str, Any]:
     """Statistics of all files of responses together."""
     files = [result.responses for result in results if result.responses]
-    totals = {name: sum(getattr(figures, name) for figures in files) for name in _COUNTS}
+    totals = {name: sum(getattr(counted, name) for counted in files) for name in _COUNTS}
     failed = [
         {"file": path, "line": entry.line, "custom_id": entry.custom_id, "reason": entry.reason}
-        for path, figures in zip(paths, files, strict=True)
-        for entry in figures.failed
+        for path, counted in zip(paths, files, strict=True)
+        for entry in counted.failed
     ]
     return {
-        "dialect": ", ".join(dict.fromkeys(figures.dialect for figures in files if figures.dialect)),
-        "part": next((figures.part for figures in files if figures.dialect), files[0].part),
-        "rounding": str(sum((figures.rounding for figures in files), Rounding())) or None,
+        "dialect": ", ".join(dict.fromkeys(counted.dialect for counted in files if counted.dialect)),
+        "part": next((counted.part for counted in files if counted.dialect), files[0].part),
+        "rounding": str(sum((counted.rounding for counted in files), Rounding())) or None,
         **totals,
-        "n_unscored": totals["n_responses"] - sum(len(figures.sources.line) for figures in files),
+        "n_unscored": totals["n_responses"] - sum(len(counted.sources.line) for counted in files),
         "n_skipped": len(failed),
         "failed": failed,
     }

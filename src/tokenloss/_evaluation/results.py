@@ -25,7 +25,7 @@ from tokenloss._evaluation.sequences import (
 )
 from tokenloss._statistics.gates import Gated, GatedResult, independent_note, verdict_on
 from tokenloss._statistics.groups import check_groups, columns_of_groups, rows_of_sequences
-from tokenloss._statistics.meter import LossFigures, LossMeter
+from tokenloss._statistics.meter import LossMeter, LossMetrics
 from tokenloss._statistics.reliability import verdict_on_calibration
 from tokenloss._statistics.tables import calibration_tables
 from tokenloss.formats.responses import Failed
@@ -162,7 +162,7 @@ class ShardResult(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation(LossFigures, GatedResult):
+class Evaluation(LossMetrics, GatedResult):
     """Result of `evaluate`, which has the statistics of `LossMeter`, such as `loss` and `perplexity`.
 
     Attributes
@@ -346,7 +346,7 @@ class Evaluation(LossFigures, GatedResult):
     def _main(self) -> dict[str, str]:
         return self._main_of({"n_nan": self.n_nan}, {"accuracy": f"{self.accuracy:.4f}"})
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """All values."""
         return self.figures
 
@@ -359,8 +359,8 @@ class Evaluation(LossFigures, GatedResult):
     def _compared(self) -> dict[str, Any]:
         """All values except its time and the bytes that it read, which are fewer if it resumed from a state."""
         left_out = ("seconds", "gb_per_second", "n_bytes_read")
-        figures = {name: figure for name, figure in self.figures.items() if name not in left_out}
-        return super()._compared() | {"figures": figures}
+        metrics = {name: value for name, value in self.figures.items() if name not in left_out}
+        return super()._compared() | {"figures": metrics}
 
     def __add__(self, other: Evaluation) -> Evaluation:
         """The evaluation of the files or blocks of both."""
@@ -405,9 +405,9 @@ class Evaluations(Gated, NamedResults[Evaluation]):
 
     __module__ = "tokenloss.results"
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """The values of each, by its name."""
-        return {name: one._figures() for name, one in self.items()}
+        return {name: one._facts() for name, one in self.items()}
 
     def _shown(self) -> Shown:
         """A table with a row for each."""

@@ -81,14 +81,14 @@ _MAX_SHARDS = 20  # files are listed up to this number
 _MAX_REASON = 100  # characters of the reason of a failed line
 
 
-def shown(figures: dict[str, Any], meter: LossMeter) -> Shown:
+def shown(facts: dict[str, Any], meter: LossMeter) -> Shown:
     """The title and tables of an evaluation, given its values in files and its meter."""
-    if "dialect" in figures:
-        note = _lists_note(figures)
+    if "dialect" in facts:
+        note = _lists_note(facts)
     else:
-        shape = " \N{MULTIPLICATION SIGN} ".join(map(str, figures["shape"]))
-        note = f"{figures['kind']}, {shape}, {figures['dtype']}; {figures['targets']}"
-    return Shown(title(figures["files"]) or "blocks in memory", note, _tables(figures, meter))
+        shape = " \N{MULTIPLICATION SIGN} ".join(map(str, facts["shape"]))
+        note = f"{facts['kind']}, {shape}, {facts['dtype']}; {facts['targets']}"
+    return Shown(title(facts["files"]) or "blocks in memory", note, _tables(facts, meter))
 
 
 def evaluations_shown(models: Mapping[str, Any], differences: list[str]) -> Shown:
@@ -130,9 +130,9 @@ def _tables(summary: dict[str, Any], meter: LossMeter) -> list[Table]:
     return tables
 
 
-def group_tables(figures: dict[str, Any]) -> list[Table]:
+def group_tables(facts: dict[str, Any]) -> list[Table]:
     """The table of groups of tokens, if there is one."""
-    return [table_by(figures["by"], figures["groups"], _GROUP)] if figures.get("groups") else []
+    return [table_by(facts["by"], facts["groups"], _GROUP)] if facts.get("groups") else []
 
 
 def _values(summary: dict[str, Any]) -> dict[str, Any]:

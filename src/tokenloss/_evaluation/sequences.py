@@ -223,7 +223,7 @@ class GroupCodes(NamedTuple):
 
 
 def groups_of(comparison: Any, by: str, parts: Sequence[GroupCodes], path: str) -> About:
-    """The rows of a comparison's groups, from the group of each token in all parts, for its figures in files."""
+    """The rows of a comparison's groups, from the group of each token in all parts, for its metrics in files."""
     unique = [np.unique(part.codes, return_inverse=True) for part in parts]
     named = [[part.label(code) for code in codes.tolist()] for part, (codes, _) in zip(parts, unique, strict=True)]
     labels = sorted({label for own in named for label in own}, key=label_key)

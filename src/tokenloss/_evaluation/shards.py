@@ -186,7 +186,7 @@ class Shard(NamedTuple):
         id_files = [part and {**hashed(part.path), "start": part.start} for part in (self.targets, self.segments)]
         digest = None if self.token_bytes is None else hashlib.blake2b(self.token_bytes.tobytes(), digest_size=16)
         parts = [[hashed(one.path) for one in spec.parts] for spec in self.models]
-        heads = [[*map(hashed, spec.head_files), spec.head_figures] for spec in self.models]
+        heads = [[*map(hashed, spec.head_files), spec.head_facts] for spec in self.models]
         own, span = hashed(self.path), self.spec.span
         if span is not None:
             own = own | {"path": f"{own['path']}, rows {span.row} to {span.row + self.rows - 1}"}
@@ -212,7 +212,7 @@ class Shard(NamedTuple):
             self.targets and self.targets.path, self.segments and self.segments.path,
             self.shares_numbers,
             int(np.count_nonzero(~self.windows.new(np.arange(self.rows), 1))) if self.windows else 0,
-            self.repeats, self.n_bytes_without_token, self.padding, head and head.spec, spec.head_figures,
+            self.repeats, self.n_bytes_without_token, self.padding, head and head.spec, spec.head_facts,
         )  # fmt: skip
 
 
@@ -287,7 +287,7 @@ class Handles:
 
 def _key_of(spec: FileSpec) -> FileSpec:
     """The key of an open file."""
-    return spec._replace(head_figures=None, parts=tuple(map(_key_of, spec.parts)))
+    return spec._replace(head_facts=None, parts=tuple(map(_key_of, spec.parts)))
 
 
 def _key(shard: Shard) -> tuple[object, ...]:

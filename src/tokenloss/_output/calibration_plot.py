@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tokenloss._core.errors import raise_error
-from tokenloss._core.result import figure as number
+from tokenloss._core.result import formatted as number
 from tokenloss._core.result import rows_of
 from tokenloss._core.text import count_of
 from tokenloss._output import drawing, page

@@ -89,12 +89,12 @@ class HtmlPage(Sink):
         self._tokens.add(block.columns, block.tops.get(""))
 
     def finish(self, result: Evaluation) -> None:
-        columns, figures, bytes_of = self._tokens.joined(), result.figures, self._bytes_of
-        ids, classes, accuracy = columns["target"], page.Classes(), figures["accuracy"]
+        columns, facts, bytes_of = self._tokens.joined(), result.figures, self._bytes_of
+        ids, classes, accuracy = columns["target"], page.Classes(), facts["accuracy"]
         text = columns["text"].tolist() if "text" in columns else [None] * len(ids)
         places = page.known_places({name: columns[name] for name in page.PLACES if name in columns})
         if "top_tokens" in columns:
-            accuracy = accuracy if figures["n_greedy_known"] else None
+            accuracy = accuracy if facts["n_greedy_known"] else None
             encode = byte_encoder([*text, *columns["top_tokens"].reshape(-1).tolist()])
             predicted = page.predictions_of_responses(columns, columns["top_tokens"], encode, classes)
             tokens = page.Tokens(text, encode, page.known_ids(ids), places)
@@ -109,13 +109,13 @@ class HtmlPage(Sink):
         else:
             tokens = page.Tokens(text, byte_encoder(text), ids.tolist(), places)
             predicted = _predictions(columns, len(ids), classes, page.class_names(None, ids, text))
-        known = known_of(figures.get("n_greedy_known", figures["count"]), figures["count"])
-        head = _summary(result.meter, accuracy, known) + page.tables(group_tables(figures))
+        known = known_of(facts.get("n_greedy_known", facts["count"]), facts["count"])
+        head = _summary(result.meter, accuracy, known) + page.tables(group_tables(facts))
         head += reliability_panel({"": result.calibration})
-        files = title([Path(file).name for file in figures["files"]])
+        files = title([Path(file).name for file in facts["files"]])
         name = page.heading("loss", result.meter.count, "token", files)
         count = self._tokens.count
-        _write(self.path, name, head, columns, tokens, classes, predicted, count, self.made_by, figures["files"])
+        _write(self.path, name, head, columns, tokens, classes, predicted, count, self.made_by, facts["files"])
 
 
 def write_page(

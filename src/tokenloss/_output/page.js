@@ -190,7 +190,7 @@ function alternatives(at, share, of) {
   return rows.firstChild ? [rows] : [];
 }
 
-/* What a model predicted: its figures and its alternatives. */
+/* What a model predicted: its metrics and its alternatives. */
 function predicted(at, of) {
   const facts = make("dl", ""), nll = of.nll[at], share = nll === null ? null : Math.exp(-nll);
   const fact = (name, value) => facts.append(make("dt", "", name), make("dd", "", value));

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.estimate import Estimate
 from tokenloss._core.files import write_errors
-from tokenloss._core.result import Shown, Table, as_markdown, as_text, figures_of
+from tokenloss._core.result import Shown, Table, as_markdown, as_text, facts_of
 from tokenloss._core.text import as_strict_json, printable, title
 from tokenloss._statistics.gates import CANNOT_TELL, FAILS, HOLDS
 
@@ -102,8 +102,8 @@ def card(results: Mapping[str, Any]) -> str:
     """A Markdown table of the main metrics, and their `model-index` in YAML below it."""
     rows, models = list[tuple[str, ...]](), []
     for name, result in results.items():
-        figures = figures_of(result)
-        data = figures.get("base") or figures.get("trainer") or title(figures["files"])
+        facts = facts_of(result)
+        data = facts.get("base") or facts.get("trainer") or title(facts["files"])
         metrics = [*_metrics(result)]
         for one in metrics:
             low, high = one["args"]["interval"]

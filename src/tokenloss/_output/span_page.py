@@ -99,8 +99,8 @@ class SpanPage(Sink):
         legend = page.legend(looks, "difference in nats from", _DIFFERENCES, "of the bytes", notes, "infinite")
         a, b = (page.escaped(name) for name in (result.name_a, result.name_b))
         colors = f"<p>blue: {b} needs fewer bits; red: it needs more</p>"
-        figures = page.summary(_ROWS, {"a": a, "b": b, "basis": errors_by(result)}, result)
-        head = f"{figures}\n{legend}{colors}{page.excerpt_note(size, kept.size, noun='spans')}"
+        metrics = page.summary(_ROWS, {"a": a, "b": b, "basis": errors_by(result)}, result)
+        head = f"{metrics}\n{legend}{colors}{page.excerpt_note(size, kept.size, noun='spans')}"
         places = {"sequence": columns["document"][:size], "byte": columns["start"][:size]}
         tokens = page.Tokens(text, str.encode, [None] * size, page.known_places(places))
         data = {"models": f"[{page.as_object(model)}]"}

@@ -30,7 +30,7 @@ _LEAST_IMPORTANT = (
 _MIN_TEXT_WIDTH = 16  # letters, beyond which text is folded on a narrow terminal
 
 
-def print_as(form: str, shown: Callable[[], Shown], figures: Callable[[], Any], columns: Callable[[], Columns]) -> None:
+def print_as(form: str, shown: Callable[[], Shown], facts: Callable[[], Any], columns: Callable[[], Columns]) -> None:
     """Print a result in one of `FORMATS`."""
     if form == "text":
         show(shown())
@@ -39,7 +39,7 @@ def print_as(form: str, shown: Callable[[], Shown], figures: Callable[[], Any], 
     elif form == "csv":
         print(as_csv(columns()), end="")
     else:
-        pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(figures())
+        pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(facts())
         while text := "".join(itertools.islice(pieces, _PIECES)):
             print(text, end="")
         print()

@@ -11,7 +11,7 @@ import numpy as np
 from tokenloss._core import _core, jobs
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
-from tokenloss._core.result import Result, Shown, Table, figure, nonzero, places_in
+from tokenloss._core.result import Result, Shown, Table, formatted, nonzero, places_in
 from tokenloss._core.validation import as_positions, as_scores, check_integer, check_kind, logit_transform
 
 if TYPE_CHECKING:
@@ -134,10 +134,10 @@ class TokenScores(Result):
         return columns
 
     def _main(self) -> dict[str, str]:
-        main = {"loss": figure(self.loss), "count": str(self.count), **nonzero(n_nan=self.n_nan)}
-        return main | {"perplexity": figure(self.perplexity), "accuracy": f"{self.accuracy:.4f}"}
+        main = {"loss": formatted(self.loss), "count": str(self.count), **nonzero(n_nan=self.n_nan)}
+        return main | {"perplexity": formatted(self.perplexity), "accuracy": f"{self.accuracy:.4f}"}
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         names = ("count", "n_nan", "loss", "perplexity", "accuracy")
         return {name: getattr(self, name) for name in names}
 

@@ -113,7 +113,7 @@ class Verdicts(Result):
     def _main(self) -> dict[str, str]:
         return {"verdict": repr(self.verdict), "confidence": f"{self.confidence:g}"}
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         gates = [one._asdict() for one in self.gates]
         return {"verdict": self.verdict, "confidence": self.confidence, "gates": gates}
 
@@ -249,16 +249,16 @@ def verdict_on(
     void: str = "",
 ) -> Verdict:  # fmt: skip
     """The verdict on a gate; `void` is why its statistic is meaningless."""
-    limit, (figure, low, high, needed) = gate.value, reach
+    limit, (value, low, high, needed) = gate.value, reach
     count, unit = measure.independent.count, measure.unit.removesuffix("s")
     is_max = gate.gate.startswith("max_")
     is_beyond, is_within = (low > limit, high <= limit) if is_max else (high < limit, low >= limit)
     verdict, n_more, words = CANNOT_TELL, None, [*notes]
     if not count:
         words.insert(0, "no token has this value")
-    elif void and not math.isnan(figure):
+    elif void and not math.isnan(value):
         words.insert(0, f"this value cannot be trusted: {void}")
-    elif not math.isfinite(figure):
+    elif not math.isfinite(value):
         verdict = FAILS
         words.insert(0, "the value is not finite")
     elif is_beyond:
@@ -267,16 +267,16 @@ def verdict_on(
         verdict = HOLDS
     elif math.isnan(low):
         words.insert(0, f"no interval from {count_of(count, unit)}")
-    elif is_lower_bound and figure <= limit:
+    elif is_lower_bound and value <= limit:
         pass
     elif math.isfinite(needed):
         n_more = max(1, _rounded(needed - count))
         words.insert(0, f"about {count_of(n_more, f'more {unit}')} would tell")
-    elif figure == limit:
+    elif value == limit:
         words.insert(0, "no number of texts would tell: the value is the limit")
     if is_lower_bound:
         words.append("a lower bound of the divergence: it can fail a gate, but cannot hold one")
-    return Verdict("", gate.name, limit, figure, (low, high), verdict, n_more, "; ".join(words))
+    return Verdict("", gate.name, limit, value, (low, high), verdict, n_more, "; ".join(words))
 
 
 def _rounded(number: float) -> int:

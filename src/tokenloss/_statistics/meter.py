@@ -11,7 +11,7 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments, exp, integer_of, integer_text
-from tokenloss._core.result import Result, Shown, figure, in_files, nonzero
+from tokenloss._core.result import Result, Shown, formatted, in_files, nonzero
 from tokenloss._core.signature import signature_of
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_integer, check_mask
@@ -30,7 +30,7 @@ _ERRORS_IN_FILES = {
 }  # fmt: skip
 
 
-class LossFigures(Result):
+class LossMetrics(Result):
     """Statistics of the losses in a meter, for `LossMeter` and for results that contain one."""
 
     __slots__ = ()
@@ -130,13 +130,13 @@ class LossFigures(Result):
 
     def _main_of(self, counts: dict[str, int], others: dict[str, str]) -> dict[str, str]:
         """The main metrics, with those per byte and per word if the length of the text is known."""
-        main = {"loss": figure(self.loss, self.loss.stderr), "count": str(self.count)}
-        main |= nonzero(**counts, n_sequences=self.n_sequences) | {"perplexity": figure(self.perplexity)} | others
+        main = {"loss": formatted(self.loss, self.loss.stderr), "count": str(self.count)}
+        main |= nonzero(**counts, n_sequences=self.n_sequences) | {"perplexity": formatted(self.perplexity)} | others
         rates = {"bits_per_byte": self.bits_per_byte, "word_perplexity": self.word_perplexity}
-        return main | {name: figure(value) for name, value in rates.items() if not math.isnan(value)}
+        return main | {name: formatted(value) for name, value in rates.items() if not math.isnan(value)}
 
 
-class LossMeter(LossFigures):
+class LossMeter(LossMetrics):
     """Adds up the losses of tokens exactly, over any number of calls, threads, files or machines.
 
     Meters of parts of the same tokens, merged in any order, have the same bits. A meter is a handful of Python
@@ -374,15 +374,15 @@ class LossMeter(LossFigures):
     def _main(self) -> dict[str, str]:
         return self._main_of({}, {})
 
-    def _figures(self) -> dict[str, Any]:
-        properties = (name for name, value in vars(LossFigures).items() if isinstance(value, property))
-        figures = in_files({name: getattr(self, name) for name in properties if name != "_meter"}, _ERRORS_IN_FILES)
-        return figures | {f"{unit}_are_by_sequence": self._by_text(unit) is not None for unit in ("bytes", "words")}
+    def _facts(self) -> dict[str, Any]:
+        properties = (name for name, value in vars(LossMetrics).items() if isinstance(value, property))
+        facts = in_files({name: getattr(self, name) for name in properties if name != "_meter"}, _ERRORS_IN_FILES)
+        return facts | {f"{unit}_are_by_sequence": self._by_text(unit) is not None for unit in ("bytes", "words")}
 
     def _shown(self) -> Shown:
         from tokenloss._statistics.tables import loss_table
 
-        return Shown("losses", "", [loss_table(self, self._figures(), basis_of(self))], self.signature)
+        return Shown("losses", "", [loss_table(self, self._facts(), basis_of(self))], self.signature)
 
 
 def add_tokens(meter: LossMeter, tokens: ExactRatio) -> None:

@@ -13,7 +13,7 @@ from tokenloss._core import _core
 from tokenloss._core.errors import named, raise_error
 from tokenloss._core.estimate import Errors, Estimate
 from tokenloss._core.exact import ExactMoments
-from tokenloss._core.result import Shown, figure, in_files, rows_of
+from tokenloss._core.result import Shown, formatted, in_files, rows_of
 from tokenloss._core.validation import check_integer
 from tokenloss._scores.losses import natural_logs
 from tokenloss._statistics.distributions import TAIL
@@ -201,12 +201,12 @@ class Calibration(GatedResult):
         return verdict_on_calibration(self, limit, tail)
 
     def _main(self) -> dict[str, str]:
-        main = {"ece": figure(self.ece, self.ece.stderr, 4), "count": str(self.count)}
+        main = {"ece": formatted(self.ece, self.ece.stderr, 4), "count": str(self.count)}
         main |= {"n_sequences": str(self.n_sequences)} if self.n_sequences else {}
         main |= {"accuracy": f"{self.accuracy:.4f}", "mean_confidence": f"{self.mean_confidence:.4f}"}
-        return main | ({} if self.temperature is None else {"temperature": figure(self.temperature, digits=4)})
+        return main | ({} if self.temperature is None else {"temperature": formatted(self.temperature, digits=4)})
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         return in_files(
             {name: value for name, value in vars(self).items() if name[0] != "_"} | {"bins": rows_of(self.bins)},
             dict.fromkeys((*_MAIN, "temperature"), ("stderr", "interval")) | dict.fromkeys(_BRIER_PARTS, ()),

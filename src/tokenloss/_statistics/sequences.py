@@ -113,12 +113,12 @@ class SequenceLosses(Result):
 
         return {"n_sequences": str(self.n_sequences), "count": text(self.count, 0), "loss": text(self.loss, 4)}
 
-    def _figures(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         sums, tokens = self._groups(), self._tokens
-        figures = {"n_sequences": self.n_sequences, "count": int(self.count.sum()), "loss": tokens.ratio}
-        figures |= {"stderr": (sums if sums.count > 1 else tokens).stderr, "perplexity": exp(tokens.ratio)}
+        facts = {"n_sequences": self.n_sequences, "count": int(self.count.sum()), "loss": tokens.ratio}
+        facts |= {"stderr": (sums if sums.count > 1 else tokens).stderr, "perplexity": exp(tokens.ratio)}
         lengths = {"n_bytes": self.n_bytes, "n_words": self.n_words}
-        return figures | {name: int(array.sum()) for name, array in lengths.items() if array is not None}
+        return facts | {name: int(array.sum()) for name, array in lengths.items() if array is not None}
 
     def _groups(self) -> ExactRatio:
         """Sums over the sequences with at least one token."""
@@ -132,9 +132,9 @@ class SequenceLosses(Result):
         columns = {name: column[self.count.reshape(-1) > 0] for name, column in self.columns().items()}
         chosen = highest(columns["loss"], _MAX_SHOWN)
         items = rows_of({name: column[chosen] for name, column in columns.items()})
-        figures = self._figures()
-        figures["loss"] = Estimate(figures["loss"], Errors(figures["stderr"]))
-        return Shown("sequence losses", "", sequence_tables(figures, items))
+        facts = self._facts()
+        facts["loss"] = Estimate(facts["loss"], Errors(facts["stderr"]))
+        return Shown("sequence losses", "", sequence_tables(facts, items))
 
 
 SequenceLosses.__module__ = "tokenloss.results"

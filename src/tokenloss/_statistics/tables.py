@@ -99,28 +99,28 @@ def calibration_tables(result: Any, title: str = "") -> list[Table]:
     ]
 
 
-def loss_table(meter: object, figures: dict[str, Any], basis: str) -> Table:
+def loss_table(meter: object, facts: dict[str, Any], basis: str) -> Table:
     """The table of a `LossMeter`."""
     rows = (Row("tokens", "count", "{:,}"), *LOSS_ROWS, *LENGTH_ROWS)
-    return table(rows, loss_values(figures, basis), meter)
+    return table(rows, loss_values(facts, basis), meter)
 
 
-def sequence_tables(figures: dict[str, Any], highest: list[dict[str, Any]]) -> list[Table]:
+def sequence_tables(facts: dict[str, Any], highest: list[dict[str, Any]]) -> list[Table]:
     """The tables of `SequenceLosses`: its metrics, and its sequences of the highest losses if it has several."""
     several = [table_of_several(_HIGHEST, [(one,) for one in highest], "highest-loss sequences")]
-    return [table(_SEQUENCE_ROWS, figures), *(several if len(highest) > 1 else [])]
+    return [table(_SEQUENCE_ROWS, facts), *(several if len(highest) > 1 else [])]
 
 
-def loss_values(figures: dict[str, Any], basis: str) -> dict[str, Any]:
+def loss_values(facts: dict[str, Any], basis: str) -> dict[str, Any]:
     """The values that these rows name besides the metrics of a `LossMeter`.
 
     `basis` describes what standard errors treat as independent.
     """
-    values = {"basis": basis, "has_sequences": figures["n_sequences"] > 1}
-    values["alone"] = "; no interval from one token" if figures["count"] == 1 else ""
-    if figures["interval_factor"] > _FAR_FROM_2:
+    values = {"basis": basis, "has_sequences": facts["n_sequences"] > 1}
+    values["alone"] = "; no interval from one token" if facts["count"] == 1 else ""
+    if facts["interval_factor"] > _FAR_FROM_2:
         values["few"] = ""  # without it, the note is left out
     for unit in ("bytes", "words"):  # errors treat what is not known by sequence as proportional to tokens
-        is_guess = figures["is_clustered"] and not figures[f"{unit}_are_by_sequence"]
+        is_guess = facts["is_clustered"] and not facts[f"{unit}_are_by_sequence"]
         values[f"{unit}_note"] = ", text in proportion to tokens" if is_guess else ""
     return values

@@ -222,7 +222,7 @@ def open_file(spec: FileSpec, head: LmHead | None = None) -> ScoresFile:
             got, fits = f"holds hidden states of {file.shape[-1]} features", f"fit the head of {head.weight.shape[1]}"
             refuse(spec.path, got, fits)
         file = dataclasses.replace(file, shape=(*file.shape[:-1], len(head.weight)), lm_head=head)
-        if spec.kind and spec.head_figures != head.figures():
+        if spec.kind and spec.head_facts != head.facts():
             _refuse_changed(spec.head.spec)
     facts = file.kind, file.shape, file.dtype.name, _stamp(spec.path)
     if spec.kind and (spec.kind, spec.shape, spec.dtype, spec.stamp) != facts:
@@ -256,7 +256,7 @@ def opened_specs(paths: Sequence[str], asked: FileSpec) -> tuple[FileSpec, ...]:
         spec = asked._replace(
             path=path, kind=file.kind, shape=file.shape, dtype=file.dtype.name, row_bytes=file.row_bytes,
             target_type=types, has_text=file.tokens is not None,
-            head_files=head.files if head else (), head_figures=head.figures() if head else None,
+            head_files=head.files if head else (), head_facts=head.facts() if head else None,
             stamp=_stamp(path), n_listed=file.sketch.top if file.sketch else 0,
         )  # fmt: skip
         if specs and (spec.kind, spec.classes) != (specs[0].kind, specs[0].classes):

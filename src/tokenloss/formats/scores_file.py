@@ -212,7 +212,7 @@ class FileSpec(NamedTuple):
     field: str | None = None
     head: HeadSpec | None = None
     head_files: tuple[str, ...] = ()  # of hidden states; the weight's file comes first
-    head_figures: dict[str, Any] | None = None  # what was read from them and from config.json
+    head_facts: dict[str, Any] | None = None  # what was read from them and from config.json
     stamp: tuple[int, int] | None = None  # size and time of the last change of a file, by which another one is noticed
     parts: tuple[FileSpec, ...] = ()  # of files that are read as one
     n_listed: int = 0  # most likely classes of a position, of a sketch
@@ -257,7 +257,7 @@ class LmHead(NamedTuple):
     norm_weights: tuple[Array, ...] = ()  # and its values, perhaps with its bias
     files: tuple[str, ...] = ()  # with the weight, the biases and the norm
 
-    def figures(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """The names and the transform, as values for JSON."""
         weight = {"weight": self.name or Path(self.path).name, "has_bias": self.bias is not None}
         transform = {"logit_scale": self.logit_scale, "softcap": self.softcap, "note": self.note}

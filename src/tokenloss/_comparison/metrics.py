@@ -11,7 +11,7 @@ from tokenloss._comparison.compared_tokens import group_table, included
 from tokenloss._comparison.paired import (
     KL_QUANTILES,
     Mean,
-    paired_figures,
+    paired_metrics,
     quantile_intervals,
     quantiles,
     sequence_table,
@@ -44,7 +44,7 @@ class DivergencesByName(dict[str, ValueT]):
         raise KeyError(f"no divergence {name!r}: divergences= asked for {known} besides 'kl', which is mean_kl")
 
 
-def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
+def score_metrics(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     """All fields of a `Comparison` except `definitions`."""
     segment_ids: IntArray | None = columns.get("segment_ids")
     has_targets = all(name in columns for name in OF_TARGETS)
@@ -54,7 +54,7 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     nll, base_nll, kl, delta_p, is_same_top = (
         columns[name][index] for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
     )
-    figures, means = paired_figures(nll, base_nll, delta_p, ids)
+    paired, means = paired_metrics(nll, base_nll, delta_p, ids)
     divergence, same_top = Mean(kl, ids), Mean(is_same_top, ids)
     change = means.pop("delta_p")
     means |= {"kl": divergence, "delta_p": change, "same_top": same_top}
@@ -94,7 +94,7 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
         "sequences": sequences,
         "_segment_ids": segment_ids,
         **left_out,
-        **figures,
+        **paired,
         **parity_of(columns),
         **{name: columns[name].reshape(batch) for name in COLUMNS},
     }
@@ -149,12 +149,12 @@ def difference_table(a: Any, b: Any) -> dict[str, Array]:
     arrays = {"kl": (a.kl, b.kl), "loss": (a.nll, b.nll), "same_top": (a.is_same_top, b.is_same_top)}
     further = a.token_divergences, b.token_divergences
     arrays |= {name: (array, further[1][name]) for name, array in further[0].items() if name in further[1]}
-    for figure, pair in arrays.items():
+    for metric, pair in arrays.items():
         values = [array[kept].astype(np.float64) for array in pair]
         with np.errstate(invalid="ignore"):  # infinite losses
             mean = Mean(values[1] - values[0], ids)
         reach = a.interval_factor * mean.stderr
-        row = {"figure": figure} | {name: Mean(one, None).mean for name, one in zip("ab", values, strict=True)}
+        row = {"figure": metric} | {name: Mean(one, None).mean for name, one in zip("ab", values, strict=True)}
         row |= {"difference": mean.mean, "stderr": mean.stderr}
         row |= {"low": mean.mean - reach, "high": mean.mean + reach}
         rows.append(row | {"detectable": detectable(mean.measure("signed").estimate())})
