@@ -63,7 +63,7 @@ def _ending_on_signals() -> Iterator[None]:
     numbers: list[int] = []
     if threading.current_thread() is threading.main_thread():
         named = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
-        # a signal that is ignored, as under nohup, or that has another handler, is left alone
+        # a signal that is ignored, as under nohup, or that has another handler, is left as it is
         numbers = [number for number in named if number and signal.getsignal(number) == signal.SIG_DFL]
     last = -math.inf
 
@@ -108,7 +108,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    """Print one line that says why there is no result; return the exit status."""
+    """Print one line with the reason why there is no result; return the exit status."""
     _print_error(f"tokenloss: {printable(message)}")
     return status
 

@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     commands: Mapping[str, Parser] = MappingProxyType({})  # all commands, by name
-    files: argparse.Action | None = None  # what must be given; files may stand on both sides of an option
+    files: argparse.Action | None = None  # what must be given; files may be on both sides of an option
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, add_help=False, allow_abbrev=False, formatter_class=_Formatter)

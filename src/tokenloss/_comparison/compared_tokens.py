@@ -119,7 +119,7 @@ class ComparedTokens(Result):
             Columns of a table that has a row for each group with any included position: "group" (its label, in
             ascending order), "count", with sequences "n_sequences", and means over its included positions: for
             scores "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top", and further divergences; for
-            responses "kl_bound" in place of "kl", and "same_top" of the tokens of which it is known; for log-
+            responses "kl_bound" in place of "kl", and "same_top" of the tokens for which it is known; for log-
             probabilities "difference" and "k3"; for drafts "acceptance". Means of differences, divergences and shares
             have standard errors, such as "kl_stderr". With sequences, these are clustered by sequence, unless the group
             has tokens of a single one.

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 SURE = 1e-4  # the probability of a statement by chance
 _LEAST_ROUNDED = 10  # numbers that show how numbers are rounded
-_LEAST_PAIRS = 30  # the fewest neighbors from which a shift is told
-_MOST_PAIRS = 50_000  # so many of them are enough
-LEAST_FITTED = 50  # the fewest tokens from which a temperature is told
+_LEAST_PAIRS = 30  # the fewest neighbors from which a shift is diagnosed
+_MOST_PAIRS = 50_000  # more of them are not needed
+LEAST_FITTED = 50  # the fewest tokens from which a temperature is estimated
 _CERTAIN = -1e-6  # log-probabilities above this are too near 0 for log-odds
 _LEAST_K1 = -0.01  # nats; rounding of all numbers may bias k1 by less
 _LEAST_RUN = 8  # of one number in both, which shows padding
@@ -213,7 +213,7 @@ def _rank_correlation(one: Float64Array, other: Float64Array) -> float:
 
 
 def _unrelated(tokens: Tokens) -> Cause | None:
-    """The cause if the numbers belong to different tokens, so that one side says nothing about the other."""
+    """The cause if the numbers belong to different tokens, so that the two sides cannot be compared."""
     logprobs, base, _ = tokens.of(slice(_MOST_PAIRS))
     if np.mean(np.abs(logprobs - base)) < 0.3 or np.var(logprobs - base) < (np.var(logprobs) + np.var(base)) / 2:
         return None

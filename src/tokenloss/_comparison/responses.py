@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tokenloss.formats.responses import Response, Responses
 
 _PENDING = 1 << 18  # listed classes that are compared at once
-_OWN = 1 << 62  # the class of a token that is known by its text alone
+_OWN = 1 << 62  # the class of a token that is known only by its text
 
 # results for each token, and what it is
 COLUMNS = {
@@ -164,7 +164,7 @@ def _keyed(file: Responses, by_name: bool, failed: set[Any]) -> Iterator[tuple[t
     """Responses with the name or the number of their request, and their choice; adds those that failed to `failed`."""
     number, seen_failed, names = -1, 0, set()
     line = choice = index = -1
-    has_one = file.dialect == "llama.cpp"  # a choice in each response, which may stand in a list on one line
+    has_one = file.dialect == "llama.cpp"  # a choice in each response, which may be in a list on one line
 
     def add_failed() -> None:
         nonlocal number, seen_failed
@@ -235,7 +235,7 @@ def _are_whole(texts: Array) -> BoolArray:
 def matched(base: Response, other: Response, by_id: bool = False) -> tuple[Columns, Columns]:
     """Columns of both responses, as in `Pair`, in which the same class has the same number.
 
-    Numbers are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a
+    Numbers are ids where both have them, or `by_id`. Otherwise they represent texts, which name no class if they are
     part of a character or come twice in a list.
     """
     both = base, other
@@ -266,7 +266,7 @@ def _numbers_by_text(both: tuple[Response, Response]) -> list[IntArray]:
     tops = [_numbers_of_texts(response.top_tokens, numbers) for response in both]
     texts = [_numbers_of_texts(response.tokens, numbers) for response in both]
     for response, top in zip(both, tops, strict=True):
-        for text in texts:  # a class of the token's text is the token, or cannot be told from it
+        for text in texts:  # a class of the token's text is the token, or cannot be distinguished from it
             top[(top == text[:, None]) & (top >= 0)] = _OWN
         top[response.top_logprobs == response.logprobs[:, None]] = _OWN  # it may be the token by another text
     return tops

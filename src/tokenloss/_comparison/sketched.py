@@ -40,7 +40,7 @@ class Student(NamedTuple):
     logsumexps: Float64Array
     log_tails: Float64Array  # (n,) log of the probability of all but the first k of these
     n_impossible: IntArray  # (n,) classes without a probability
-    n_shared: IntArray | None  # those of them that are impossible by the sketch, too; None if it does not tell which
+    n_shared: IntArray | None  # those that are impossible by the sketch, too; None if it does not record which
     argmax: IntArray
     nll: Float64Array
     dtype: str  # of its scores; "" of a server
@@ -150,7 +150,7 @@ def estimates(
             tangent = share * others[key][:, None]
             tangent = tangent + slopes[key][:, None] * (q[:, top:] - own_tail[:, None] * share)
             gap = np.nan_to_num(np.maximum(terms[key][:, top:] - tangent, 0), nan=0, posinf=np.inf)
-            draws = np.where(has_tail[:, None], weight * gap, 0)  # a gap is below 0 by rounding alone
+            draws = np.where(has_tail[:, None], weight * gap, 0)  # only rounding makes a gap < 0
             mean = bound + draws.sum(1)
             variance = s * draws.var(1, ddof=1) if s > 1 else np.full(len(p), np.nan if s else 0.0)
             estimated[name] = (mean, variance) if name == key else _root_of(mean, variance)

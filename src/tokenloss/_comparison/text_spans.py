@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class TextTokens(NamedTuple):
     """The tokens of a model, in the order of a text. Documents are numbered from 0, and each has a token."""
 
-    start: IntArray  # their bytes in the text; special tokens have none, and stand where the token before them stops
+    start: IntArray  # their bytes in the text; special tokens have none, and are where the token before them stops
     stop: IntArray
     document: IntArray
     nll: Float64Array
@@ -68,7 +68,7 @@ def spans_of(a: TextTokens, b: TextTokens, text: Array) -> Spans:
     """Cut a text, given as its bytes, where both models have a boundary between two characters.
 
     Both have the same documents, with bytes in each. White space that is in no token of one model may be a span of its
-    own, without a token of that model. A token without bytes belongs to the span that ends where it stands, or at the
+    own, without a token of that model. A token without bytes belongs to the span that ends at its place, or at the
     start of a document to the first one.
     """
     a, b = (side.at((side.stop > side.start) | side.is_scored) for side in (a, b))
@@ -124,7 +124,7 @@ def _sums(nll: Float64Array, first: IntArray, kept: BoolArray) -> Float64Array:
 
 # -- kinds of spans ----------------------------------------------------------------------------------------------------
 
-KINDS = "words", "digits", "punctuation", "code symbols", "other scripts", "white space"  # as `compare_texts` tells
+KINDS = "words", "digits", "punctuation", "code symbols", "other scripts", "white space"  # see `compare_texts`
 _CODE = frozenset("#$%&*+/<=>@[\\]^_`{|}~")
 
 

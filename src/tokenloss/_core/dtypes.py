@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from tokenloss._core import _core
-from tokenloss._core import config as config  # which tells the core how to choose an instruction set
+from tokenloss._core import config as config  # which sets how the core chooses an instruction set
 from tokenloss._core.errors import raise_error
 
 # what an array may hold, in messages
@@ -96,7 +96,7 @@ def as_array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any,
 
 
 def refuse_container(name: str, value: Any) -> None:
-    """Raise an error that says what to pass for a value that only contains arrays: a dict, a path, a model's output."""
+    """Raise an error with what to pass in place of something that contains arrays: a dict, a path, a model's output."""
     if value is None:
         raise_error("type", name=name, got=None, fits="an array")
     if isinstance(value, Mapping):
@@ -118,7 +118,7 @@ def order_advice(scores_name: str) -> str:
 
 
 def refuse_dtype(name: str, value: Any, got: object) -> NoReturn:
-    """Raise an error for a dtype other than floats, which says what to pass if that is known."""
+    """Raise an error for a dtype other than floats, with what to pass if that is known."""
     refuse_container(name, value)
     fits = FLOATS
     if name in ("y_pred", "log_probs", "logits", "base_logits") and getattr(got, "kind", "") in ("i", "u"):

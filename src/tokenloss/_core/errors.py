@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# by name of the error: its type, and its message, which names the argument, what came and what fits; an {argument} is
-# the name as `named` spells it, and {other} is `got` likewise
+# by name of the error: its type, and its message, which names the argument, the value given and what is accepted; an
+# {argument} is the name as `named` spells it, and {other} is `got` likewise
 _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "device": (TypeError, "{name} is on device {got}; move it to the CPU first"),
     "dlpack": (TypeError, "{name} cannot be read through DLPack: {got}"),

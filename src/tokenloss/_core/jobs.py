@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _IS_KNOWN = contextvars.ContextVar("whether the kind of scores is known", default=False)
 
-# what the message says of a row whose logsumexp is too far from 0, by the kind of its scores
+# what the message suggests for a row whose logsumexp is too far from 0, by the kind of its scores
 _NORMALIZED = {
     "logits": "{is_llama_cpp} takes log-probabilities, as log_softmax gives them",
     "log_probs": "natural log-probabilities have 0; for logits, give {is_logits}",

@@ -230,7 +230,7 @@ def run_pairs(base: Projection, others: list[Projection], pair_jobs: list[_core.
             for first, last in _ranges(0, classes, base_product.width):
                 base_tile = base_product.tile(first, last)
                 for product, tiles in left:
-                    for start, stop in _ranges(first, last, product.width):  # more than one if it alone is of float64
+                    for start, stop in _ranges(first, last, product.width):  # several if only it is float64
                         tile = product.tile(start, stop)
                         tiles.set_tile(tile, start, base_tile[:, start - first : stop - first])
                         threads.run(tiles, workers)

@@ -1,4 +1,4 @@
-"""Signatures: a line that says how values were computed, so that others can check whether theirs are comparable."""
+"""Signatures: a line that describes how values were computed, so that others can check whether theirs compare."""
 
 from __future__ import annotations
 

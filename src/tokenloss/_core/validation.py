@@ -368,7 +368,7 @@ def as_scores(name: str, value: Any, axis: Any, kind: str = "logits") -> _core.S
 
 
 def _scores(name: str, array: Array, code: int, axis: int, kind: str) -> _core.Scores:
-    """Scores of a kind, which says how far from normalized their rows may be."""
+    """Scores of a kind, which sets how far from normalized their rows may be."""
     return _core.Scores(name, array, code, axis, array.shape, _core.KINDS.index(kind), most_unnormalized(kind, array))
 
 
@@ -394,7 +394,7 @@ def as_positions(
     name: str, targets: Any, scores: _core.Scores, ignore_index: Any, mask: Any = None, weight: Any = None,
     sample_weight: Any = None, distributions: bool = True,
 ) -> _core.Positions:  # fmt: skip
-    """Checked targets, mask and weights for scores, of which only the shape is used."""
+    """Checked targets, mask and weights for scores; only the shape of the scores is used."""
     array, code = as_target_array(name, targets, scores.shape, scores.batch, scores.name, distributions)
     axis, ignored = -1, None
     if array.ndim == len(scores.shape):

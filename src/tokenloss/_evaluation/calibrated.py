@@ -73,7 +73,7 @@ def calibration_of_files(
 
 
 class _Unit(NamedTuple):
-    """A shard of which one model is read."""
+    """A shard, one model of which is read."""
 
     shard: Shard
     model: int

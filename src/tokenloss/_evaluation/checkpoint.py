@@ -1,7 +1,7 @@
 """The checkpoint of an evaluation: a file of the results so far, from which a later run resumes.
 
 It has a line of JSON for the options, and one for the result of each shard or block, which is appended at once.
-Before each line stands its hash, so that a line that was damaged or edited is refused, and what is read is what was
+Its hash precedes each line, so that a line that was damaged or edited is refused, and what is read is what was
 written. A run that is killed while it appends leaves a line without an end, which the next run cuts off.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 17  # number of the format; a file of another one is refused
 _ROUNDING = 0.25  # fraction of the standard deviation of a row's scores by which they may differ between runs
-_PIECES = 32  # of a file are hashed, to tell it from another
+_PIECES = 32  # number of pieces of a file that are hashed, to distinguish it from others
 _MIN_PIECES = 4  # of each file of a directory, however many it holds
 _PIECE_BYTES = 1 << 12
 _RECORDS: dict[str, Any] = {"Rounding": Rounding, "Failed": Failed}  # the types of records that a result may hold

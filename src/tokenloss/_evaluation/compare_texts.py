@@ -288,7 +288,7 @@ def _fit(sides: Sequence[_Side], text: str, handles: Handles) -> bool:
 
 
 def _refuse_unknown(ids: Array, documents: IntArray, side: _Side, path: str) -> None:
-    """Refuse ids that stand for unknown text; `documents` are the numbers of their documents."""
+    """Refuse ids of unknown text; `documents` are the numbers of their documents."""
     is_unknown = np.append(side.tokenizer.unknown, False)[np.clip(ids, -1, len(side.tokenizer.pieces))]
     for i in np.flatnonzero(is_unknown)[:1].tolist():
         got = f"holds id {ids[i]} in document {documents[i]}, the mark of text that its tokenizer cannot write ([UNK])"

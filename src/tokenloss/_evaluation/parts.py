@@ -289,7 +289,7 @@ class Parts(NamedTuple):
 
     def shared_numbers(self, sequences: dict[str, Array]) -> Array:
         """The numbers that mean the same sequence in all parts, since segment ids give them to all files or blocks."""
-        # the last one stands for sequences in several files, which have the number -1
+        # the last one is for sequences in several files, which have the number -1
         are_shared = [*(shard.shares_numbers for shard in self.shards), True]
         shared: Array = sequences["sequence"][np.array(are_shared)[sequences["file"]]]
         return shared
@@ -329,7 +329,7 @@ def _check(evaluations: Sequence[Evaluation]) -> None:
         if number:
             theirs = parts.described(one.meter)
             if first.are_responses and parts.are_responses:
-                theirs["n_bytes"] = ours["n_bytes"]  # may be known of some files alone
+                theirs["n_bytes"] = ours["n_bytes"]  # may be known only for some files
                 ours["part"], theirs["part"] = ours["part"] or theirs["part"], theirs["part"] or ours["part"]
             for name, value in ours.items():
                 if value != theirs[name]:

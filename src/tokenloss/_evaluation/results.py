@@ -111,7 +111,7 @@ class ShardResult(NamedTuple):
 
     meter: LossMeter  # of all tokens but those in `split`
     n_ignored: int
-    greedy: LossMeter  # of each token of which it is known: 1 if it is the likeliest class, else 0; not of `split`
+    greedy: LossMeter  # for each token for which it is known: 1 if it is the likeliest class, else 0; not of `split`
     highest_loss_tokens: list[TokenLoss]
     sequences: SequenceColumns = NO_SEQUENCES
     split: SequenceColumns = NO_SEQUENCES  # the tokens of sequences that go on in other shards
@@ -186,7 +186,7 @@ class Evaluation(LossMetrics, GatedResult):
     sequences of blocks without segment ids. Both must have the same kind of scores, number of classes, options, and
     lengths of the text or none. What would count twice is refused: a file that is in both, a `custom_id` that is in
     both, and a number that is in both where `segment_ids` number the sequences of all files or blocks of an evaluation,
-    as a sequence cannot be told from another one of the same number.
+    as a sequence cannot be distinguished from another one of the same number.
 
     Examples
     --------

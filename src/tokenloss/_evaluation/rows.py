@@ -389,7 +389,7 @@ def _are_distributions(rows: Array) -> Array:
 
 
 def _refuse_distribution(shard: Shard, row: int, probs: Array) -> NoReturn:
-    """Raise an error that says why a row of targets is not a distribution."""
+    """Raise an error with the reason why a row of targets is not a distribution."""
     position = [int(i) for i in np.unravel_index(row, shard.shape[:-1])] or ""
     got, fits = f"adds up to {probs.sum(dtype=np.float64):.4g}", "add up to 1, as a distribution does"
     for prob in (probs.min(), probs.max()):

@@ -265,7 +265,7 @@ def schema_of(
 
 
 def scored_block(scores: TokenScores, places: Mapping[str, Any], top_tokens: Array | None = None) -> Block:
-    """The tokens of these scores, for sinks; `places` are further columns, of which some may be None."""
+    """The tokens of these scores, for sinks; `places` are further columns, some of which may be None."""
     columns = {name: column for name, column in vars(scores).items() if not COLUMNS[name].is_top}
     with np.errstate(over="ignore"):
         columns["probability"] = np.exp(-scores.nll)

@@ -164,8 +164,8 @@ def bytes_of_ids(
 
     A text may lack the space that its first token begins with. `begun` has the hidden ids of each text before, or
     `WRITTEN`, and is updated. Ids that are not included are padding; those that the tokenizer lacks, such as -100,
-    stand for text that is not known: one of them alone at the start of a text is its BOS, if texts may have one, and if
-    a special id comes after them, they are padding.
+    have unknown text: a single one at the start of a text is its BOS, if texts may have one, and if a special id comes
+    after them, they are padding.
     """
     ids = ids.reshape(-1)
     is_in = included & (ids >= 0) & (ids < len(tokenizer.pieces))

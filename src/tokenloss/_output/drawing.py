@@ -122,7 +122,7 @@ def mask_of(where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
 
 
 def sequence_numbers(segment_ids: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    """One-dimensional numbers of the tokens' sequences, if there are any."""
+    """One-dimensional numbers of the tokens' sequences, if given."""
     return None if segment_ids is None else check_segment_ids(segment_ids, shape).reshape(-1)
 
 

@@ -1,7 +1,7 @@
 """The parts that all pages share: their frame, their text in paragraphs, and the JSON that their script reads.
 
 A page holds its text as plain paragraphs, so that browsers lay it out, find in it and print it by themselves. What is
-known of each token stands in columns of JSON, compressed, with the length of its text; `page.js` cuts the paragraphs
+known about each token is in columns of JSON, compressed, with the length of its text; `page.js` cuts the paragraphs
 near the window into tokens, and colors them.
 """
 
@@ -47,7 +47,7 @@ _CLASSES = (*(f"s{shade}" for shade in range(_N_SHADES)), "inf", "nan", "ignored
 _INF, _NAN, _IGNORED, *_COLD = range(_N_SHADES, len(_CLASSES))
 _SIGNED = (*_COLD[::-1], 0, 1, 3, 5, 7, 9)  # looks of differences, from the least one
 _MOST_IN_PARAGRAPH = 2000  # tokens: a longer paragraph is broken, since browsers lay out paragraphs as a whole
-_TOKENS_OF_PART = 1000  # paragraphs are colored in parts of at least so many tokens
+_TOKENS_OF_PART = 1000  # paragraphs are colored in parts of at least this number of tokens
 _PAGE = """\
 <!doctype html>
 <html lang="en">

@@ -397,6 +397,6 @@ def _least_divergence(
         mean_g = np.bincount(row, np.where(p == 0, 0.0, p * g), n) + (1 - np.bincount(row, p, n)) * rest_g
         rest = np.maximum(1 - np.bincount(row, q, n), 0.0)
         mean_exp_g = np.bincount(row, np.where(q == 0, 0.0, q * np.exp(g)), n) + rest * np.exp(rest_g)
-        is_impossible = np.bincount(row, (q == 0) & (p > 0), n) > 0  # for the other model alone
+        is_impossible = np.bincount(row, (q == 0) & (p > 0), n) > 0  # only for the other model
         kl: Float64Array = np.where(is_impossible, np.inf, mean_g - np.log(mean_exp_g))
         return np.where(np.isnan(base_mass + mass), np.nan, kl)

@@ -48,11 +48,11 @@ def mcnemar_p(lost: int, won: int) -> float:
 def quantile_ranks(n: int, fraction: float, tail: float = TAIL) -> tuple[int, int]:
     """Ranks, from 1, of the ordered values that bound a quantile of the distribution from which n values were drawn.
 
-    It lies below the first, or above the second, with a probability of at most `tail` each: how many values lie below
+    It is below the first, or above the second, with a probability of at most `tail` each: how many values are below
     the quantile is binomial. A rank is 0, or n + 1, where no value bounds that end.
     """
     mean = n * fraction
-    width = 20 + 10 * math.sqrt(mean * (1 - fraction))  # what lies beyond is less than a rounding error
+    width = 20 + 10 * math.sqrt(mean * (1 - fraction))  # the probability beyond is less than a rounding error
     first = max(0, math.floor(mean - width))
     counts = np.arange(first, min(n, math.ceil(mean + width)))
     steps = np.log((n - counts) / (counts + 1) * (fraction / (1 - fraction)))  # from each probability to the next
@@ -103,7 +103,7 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
 def binomial_interval(share: float, n: float, tail: float) -> tuple[float, float]:
     """Ends of an interval of a probability, given the share of successes in n trials, which need not be an integer.
 
-    The true one lies above, and below, with a probability of at most `tail` each (Clopper and Pearson, Biometrika 26,
+    The true one is above, and below, with a probability of at most `tail` each (Clopper and Pearson, Biometrika 26,
     1934).
     """
     return _least_probability(share, n, tail), 1 - _least_probability(1 - share, n, tail)

@@ -403,7 +403,7 @@ class GatedResult(Gated):
 
     __slots__ = ()
     GATES: ClassVar[tuple[str, ...]] = ()
-    _why_no_gate: ClassVar[str] = "does not apply to this result"  # what the error says of other gates
+    _why_no_gate: ClassVar[str] = "does not apply to this result"  # the error's words about other gates
 
     def _results(self) -> Mapping[str, Any]:
         return {"": self}

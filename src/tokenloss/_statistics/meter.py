@@ -438,7 +438,7 @@ def in_bits(loss: Estimate) -> Estimate:
 
 
 def _check_length(name: str, value: Any) -> int:
-    """The length of a text; several lengths are refused, and the error says where they belong."""
+    """The length of a text; several lengths are refused by an error that names where they belong."""
     instead = f"; give lengths of sequences to sequence_losses(..., {name}=...)" if hasattr(value, "__len__") else ""
     return check_integer(name, value, f"an integer of at least 0{instead}", least=0)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Float64Array
     from tokenloss._statistics.distributions import Lengths
 
-_LONGEST = 1e150  # the square of a longer sequence might be beyond a float; there is none
+_LONGEST = 1e150  # the square of a longer sequence might overflow; no sequence is that long
 
 
 class ExactRatio:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenloss._statistics.estimates import Method
     from tokenloss._statistics.gates import Limit, Verdict
 
-FEW_CLASSES = 10  # for up to so many, calibration is also measured class by class
+FEW_CLASSES = 10  # with at most these classes, calibration is also measured class by class
 BINNINGS = "equal_mass", "equal_width"
 _BIN_COLUMNS = "low", "high", "count", "confidence", "accuracy", "accuracy_stderr"
 _MAX_BINS = 10_000

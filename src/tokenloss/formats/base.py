@@ -73,7 +73,7 @@ def check_stamp(path: str, file: BinaryIO, expected: Stamp) -> None:
 
 
 def check_file_size(path: str, size: int, expected: int) -> None:
-    """Refuse a file that is shorter or longer than its header says."""
+    """Refuse a file that is shorter or longer than its header declares."""
     if size < expected:
         raise_error("file", path=path, byte=size, got="the file ends", fits=f"have {expected} bytes by its header")
     if size > expected:

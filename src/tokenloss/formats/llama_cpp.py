@@ -2,7 +2,7 @@
 
 All numbers are little-endian: the magic, int32 n_ctx, n_vocab and n_chunk, the tokens as int32, and for each row that
 is scored float32 scale, float32 min_log_prob and uint16 q for each class, padded to an even number of them. The
-log-probability of a class is scale * q + min_log_prob. The first half of each chunk of n_ctx tokens is context alone:
+log-probability of a class is scale * q + min_log_prob. The first half of each chunk of n_ctx tokens is only context:
 row j predicts token n_ctx // 2 + 1 + j.
 
 ik_llama.cpp writes the same, with scales for 24 nats below the largest logit where llama.cpp has 16; its divergence is

@@ -33,7 +33,7 @@ _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _ADAPTER = "adapter_config.json"
 
 # Names of weights in the files of models: of the head, of heads for other tasks, of the final norm, of layers between
-# that and the head, of biases that stand alone, and of the embedding, whose weight may be that of the head.
+# that and the head, of separate biases, and of the embedding, whose weight may be that of the head.
 _HEADS = (
     "lm_head.weight", "output.weight", "embed_out.weight", "head.weight", "language_model.lm_head.weight",
     "transformer.output_layer.weight", "lm_head",
@@ -251,7 +251,7 @@ _TEXT_CONFIGS = ("text_config", "decoder", "language_config", "llm_config", "thi
 _T5 = "t5 umt5 longt5 pop2piano switch_transformers udop"
 # Each key with its effect, and the types of models for which the effect is known: first the types whose config must
 # have the key, since its default changes logits, then the others. The value caps, multiplies or divides the logits or
-# the hidden states; "nothing" is of keys that leave logits alone, though `_may_change_logits` suspects them.
+# the hidden states; "nothing" is for keys that do not change logits, though `_may_change_logits` suspects them.
 # dim_model_base is relative to hidden_size.
 _KEYS = (
     (
@@ -330,7 +330,7 @@ class ModelConfig:
         self.kind: str = str(next(iter(self._values("model_type")), ""))
         self.has_bias: bool = True in self._values("lm_head_bias")
         self.is_normalized: bool = self.kind in _NORMALISED
-        # T5's is the head that is stored, if one is, whatever the config says
+        # T5's is the head that is stored, if one is, whatever is in the config
         self.says_tied: bool = self._ties == {True} and self.kind not in _T5.split()
 
     def why_not_tied(self) -> str | None:

@@ -41,7 +41,7 @@ _MOST_EXPANSION = 100  # bytes of a record, if it is longer than `_LONG`, for ea
 _SMALLER = "hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
 _SYMBOL = re.compile(rb"[^ \t\r\n]")  # a byte that is no white space of JSON
 
-# What may stand between the objects of .json: for what is expected now, the symbols that fit, and what each makes be
+# What may be between the objects of .json: for what is expected now, the accepted symbols, and what each makes be
 # expected next. The keys end messages, too.
 _VALUE, _FIRST, _NEXT, _ELEMENT = (
     "be an object or a list of objects",
@@ -183,7 +183,7 @@ def are_records(path: str) -> bool:
 
 def is_stream(path: str) -> bool:
     """Whether a file contains server-sent events, by its first bytes."""
-    with contextlib.suppress(ValueError):  # what is wrong with a file, its reader says
+    with contextlib.suppress(ValueError):  # the file's reader reports what is wrong with it
         return Path(path).is_file() and bool(_STREAM.match(b"".join(itertools.islice(_chunks(path), 2))))
     return False
 

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from tokenloss._core.types import Array
 
-_MOST_DECIMALS = 7  # with more, the number of decimals says less than "float32"
+_MOST_DECIMALS = 7  # with more, the number of decimals is less informative than "float32"
 _FLOAT32_ERROR = 1e-5  # of log-probabilities that were computed in float32, by sums over all classes
 _DIGITS = 9  # with which every float32 can be written
 
@@ -18,7 +18,7 @@ class Rounding(NamedTuple):
     """The rounding shared by all numbers so far. Roundings of parts add up to that of the whole in any order."""
 
     total: int = 0  # of numbers that are finite and not 0
-    decimals: int = 0  # of the number that has most; one more than `_MOST_DECIMALS` stands for any more
+    decimals: int = 0  # of the number that has most; one more than `_MOST_DECIMALS` means any larger number
     is_short: bool = True  # no number has more than `_DIGITS` digits
     is_float32: bool = True
     is_bfloat16: bool = True

@@ -168,7 +168,7 @@ class ScoresFile:
 
 
 class SketchFacts(NamedTuple):
-    """What a sketch says about all of its rows."""
+    """The facts about all rows of a sketch."""
 
     top: int  # the most likely classes of each
     tail: int  # classes drawn from the others

@@ -39,7 +39,7 @@ MOST_CLASSES = 2**31 - 1  # ids are int32
 MOST_LISTED = 1 << 16  # classes of a position
 _ROWS = 1 << 12  # that are copied at a time
 _SLACK = 1e-2  # by which rounding may move the sum of a row's probabilities from 1
-_PAIRED = ("targets", "target_logprobs", "target_ranks")  # arrays of which a file has all or none
+_PAIRED = ("targets", "target_logprobs", "target_ranks")  # a file has all of these arrays or none
 
 
 def _fields(top: int, tail: int, logits: Any, has_targets: bool, has_sequences: bool) -> np.dtype[Any]:

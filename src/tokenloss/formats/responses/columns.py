@@ -31,7 +31,7 @@ class Tops(NamedTuple):
     texts: list[str | None]
     ids: list[int]
     logprobs: list[Any]
-    ranks: Sequence[int] = ()  # of each class, where the server tells them: 0 of one that has none
+    ranks: Sequence[int] = ()  # of each class, if the server returns them; 0 for a class without one
 
     def spans(self) -> list[tuple[int, int]]:
         """The start and end of the classes of each position."""
@@ -213,7 +213,7 @@ def lengths(
 
 
 def _ends_characters(texts: Sequence[str | None]) -> bool:
-    """Whether each run of empty texts is followed by a character beyond ASCII, of which they are the first parts.
+    """Whether each run of empty texts is followed by a character beyond ASCII, whose first parts they are.
 
     A text that is not known, as the first one, must not be of the character that follows it.
     """

@@ -202,7 +202,7 @@ def _n_listed(tops: Tops) -> int:
 def _is_own_first(tops: Tops) -> bool | None:
     """Whether the objects show that their writer puts the own token first, and then the others by rank, as vLLM does.
 
-    It is proved by one that stands before more likely ones, unless the keys are sorted, as some tools leave them; None
+    It is proved by one that precedes more likely ones, unless the keys are sorted, as some tools leave them; None
     if the objects show neither this nor another order.
     """
     is_proved, k = False, _n_listed(tops)
@@ -339,7 +339,7 @@ def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, Li
     if logprobs is not None:
         prompt_ids = choice.get("prompt_token_ids")
         n, echoed = len(logprobs), [*(prompt_ids or []), *(ids or [])]
-        is_generated = ids is not None and n == len(ids) and bool(n) and logprobs[0] is not None  # of as many tokens
+        is_generated = ids is not None and n == len(ids) and bool(n) and logprobs[0] is not None  # as many ids
         if prompt_ids is not None and n in (len(prompt_ids), len(echoed)) and not is_generated:
             ids = echoed[:n]
         tokens = _lists(value, f"{at}.logprobs", place, text, ids)

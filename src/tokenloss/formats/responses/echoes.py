@@ -128,7 +128,7 @@ def _is_shifted_rightly(text: str, texts: Sequence[str], finish: Any, usage: tup
     """Whether an echo from llama-cpp-python is known to be of a prompt with a BOS.
 
     It lists the tokens for which there are rows, less the BOS. Without one it has all tokens of a prompt after which it
-    ended, and else misses the last token. After a stop text this cannot be told.
+    ended, and else misses the last token. After a stop text this cannot be known.
     """
     n_prompt, n_generated = usage
     if n_prompt is not None and n_generated is not None and len(texts) != n_prompt + n_generated - 1:

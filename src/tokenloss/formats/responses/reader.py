@@ -177,7 +177,7 @@ class Responses(Source):
     part: Literal["prompt", "generated", "all"] = "generated"
     failed: list[Failed] = field(default_factory=list)
     _dialects: tuple[str, ...] = ()  # of each file; "" if all its lines failed
-    _is_one_of_several: bool = False  # of which some may lack a log-probability
+    _is_one_of_several: bool = False  # some of which may lack a log-probability
     _field: str | None = None  # whose labels group tokens
 
     def _words(self) -> list[str]:

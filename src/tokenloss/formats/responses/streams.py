@@ -114,7 +114,7 @@ def _add(old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _add_lists(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Add lists with an element for each token; None stands for elements that are all None."""
+    """Add lists with an element for each token; None means that all elements are None."""
     n_old, n_new = (max((len(each) for each in of.values() if isinstance(each, list)), default=0) for of in (old, new))
     for name in {**old, **new}:
         before, value = old.get(name), new.get(name)

@@ -138,7 +138,7 @@ class AlignedText:
     def _gap(self, text: _Text, written: bytes) -> int | None:
         """The amount of white space before the bytes of a text, or of the rest of it; None if they differ.
 
-        White space is searched in growing pieces, since there may be as many texts as blanks.
+        White space is searched in growing pieces, since there may be a text for each blank.
         """
         at, n, most = self._at, len(written), _FIRST_GAP if self._is_blank else 0
         if text[at : at + n] == written or not most:

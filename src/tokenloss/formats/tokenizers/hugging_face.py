@@ -1,7 +1,7 @@
 """The bytes of tokens from a `tokenizer.json`, the file of the tokenizers library.
 
-Its decoder says how the pieces of its vocabulary become text, and its normalizer and pre-tokenizer what the pieces hold
-of a text. Where both agree on what is known here, a piece has its bytes; else the part is refused by name.
+Its decoder defines how the pieces of its vocabulary become text, and its normalizer and pre-tokenizer what part of a
+text the pieces hold. Where both agree on what is known here, a piece has its bytes; else the part is refused by name.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read(said: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:
             special.add(i)
             pieces[i] = content.encode()
         elif token.get("lstrip") or token.get("rstrip"):
-            unknown.add(i)  # it stands for the white space beside it, too
+            unknown.add(i)  # it includes the white space beside it, too
         elif names.get(i) == content and pieces[i] != written:
             unknown.add(i)  # é is a byte of the model, and this character by itself
         else:

@@ -52,7 +52,7 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
     -------
     array of int64
         The number of bytes of each id: that of id 7 has index 7. It is 0 of special tokens, which write nothing, and of
-        ids that the tokenizer does not have. It is also 0 of a token that stands for text that is not known, such as
+        ids that the tokenizer does not have. It is also 0 for a token whose text is not known, such as
         [UNK]: a loss of such a token should not be counted.
 
     Raises

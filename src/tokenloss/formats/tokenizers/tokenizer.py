@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Vocabulary(NamedTuple):
     """The content of a tokenizer file.
 
-    `pieces` are the bytes by id. `special` ids write nothing by design; `unknown` ids stand for text that no file
-    tells. `prefix` says when the first token of a text begins with a space that the text lacks: "always", or only where
+    `pieces` are the bytes by id. `special` ids write nothing by design; the text of `unknown` ids is in no
+    file. `prefix` is when the first token of a text begins with a space that the text lacks: "always", or only where
     it does not begin with one itself, "unless there"; the first token after one of `restarts` begins with it again. If
     `drops_spaces`, a text may hold what no token does, such as white space, or tokens what the text lacks. If
     `lacks_special`, there may be special ids beyond those of the file.
@@ -53,7 +53,7 @@ class Tokenizer:
         self.pieces: list[bytes] = [b"" if i in silent else said.pieces.get(i, b"") for i in range(size)]
         self.n_bytes: IntArray = np.array([*map(len, self.pieces)], np.int64)
         # ids that write nothing by design; after which a text begins anew, with a space that it lacks; whose text no
-        # file tells, such as [UNK], and those below the largest that the tokenizer lacks
+        # file contains, such as [UNK], and those below the largest that the tokenizer lacks
         self.is_special: BoolArray = np.array([i in said.special for i in range(size)], bool)
         self.restarts: BoolArray = np.array([i in said.restarts for i in range(size)], bool)
         self.unknown: BoolArray = (self.n_bytes == 0) & ~self.is_special
