@@ -135,7 +135,7 @@ def check_in_browser(tab, site, address, folder):
     tab.run("document.querySelector('#try [type=button]').click()")
     for names in [sample], *save_files(folder):
         if names != [sample]:
-            content = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in names}
+            content = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in reversed(names)}
             tab.run(DROP % json.dumps(content))
         status, text, has_no_page, width = ended(tab)
         here = subprocess.run(

@@ -29,7 +29,10 @@ const quoted = (name) => (/^[\w.,+@%/-]+$/.test(name) ? name : `'${name.replaceA
 function start(files = []) {
   if (running) return;
   running = true;
-  if (files.length) command.value = ["tokenloss score", ...files.map((file) => quoted(file.name)), "--html page.html"].join(" ");
+  const arePair = files.length === 2 && files.every(({ name }) => name.endsWith(".npy"));
+  if (arePair) files.sort((a, b) => b.size - a.size); /* scores come before ids */
+  const names = files.map(({ name }) => quoted(name)).join(" ");
+  if (names) command.value = `tokenloss score ${names} --html page.html`;
   status.textContent = "Starting ...";
   worker.postMessage({ pyodide: absolute(pyodide), wheel: absolute(wheel), files, command: command.value });
 }
