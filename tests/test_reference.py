@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import inspect
 import io
 import itertools
@@ -230,13 +231,18 @@ def test_keys_of_json_of_texts_are_described(files):
     assert keys_of(emitted(*comparison_of_texts(files))) == described_keys("compare --text", "texts")
 
 
-def errors_of(value, name):
-    """The places where a result does not fit its part of the JSON Schema."""
+@functools.cache
+def validator(name):
+    """What checks values by a part of the JSON Schema, which is checked itself."""
     jsonschema = pytest.importorskip("jsonschema")
     schema = json_schema()
-    part = {"$ref": f"#/$defs/{name}", "$defs": schema["$defs"]}
     jsonschema.Draft202012Validator.check_schema(schema)
-    return [error.json_path for error in jsonschema.Draft202012Validator(part).iter_errors(value)]
+    return jsonschema.Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schema["$defs"]})
+
+
+def errors_of(value, name):
+    """The places where a result does not fit its part of the JSON Schema."""
+    return [error.json_path for error in validator(name).iter_errors(value)]
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_JSON)

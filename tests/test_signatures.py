@@ -179,7 +179,7 @@ def test_hash_does_not_depend_on_where_a_sequence_is_split(where, shift, tmp_pat
     logits, ids = RNG.normal(size=(60, 7)).astype(np.float32), RNG.integers(7, size=60)
     ids[[3, 30]] = -100
     found = set()
-    for n, places in enumerate([[], [20, 40], [1, 2, 3, 25, 26, 59], range(1, 60)]):
+    for n, places in enumerate([[], [20, 40], [1, 2, 3, 25, 26, 59], range(1, 60, 4)]):
         parts = [np.split(array, places) for array in (logits, ids, numbers)]
         paths = [tmp_path / f"{n}-{i}.npy" for i in range(len(parts[0]))]
         for path, rows, one in zip(paths, *parts[:2], strict=True):

@@ -66,6 +66,9 @@ FAMILIES = {
     "marian": ("MarianMTModel", {}, None, None),
 }
 WITH_BIAS = {"phi", "gptj", "bart", "marian"}
+# which are read as Llama is, by other names
+LIKE_LLAMA = {"mistral", "qwen2", "qwen3", "phi3", "olmo", "olmo2", "nemotron", "gpt_neox", "opt", "bloom",
+              "deepseek_v3"}  # fmt: skip
 
 
 def make_model(family, torch, transformers):
@@ -111,7 +114,9 @@ def as_transformers(model, torch):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # old releases of transformers call what torch has deprecated
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(one, marks=[pytest.mark.slow] if one in LIKE_LLAMA else []) for one in FAMILIES]
+)
 def test_lm_head_of_a_model_that_transformers_saved(family, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

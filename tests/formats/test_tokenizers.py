@@ -45,9 +45,10 @@ def pieces_of(tokenizer, ids):
 # -- the tokenizers themselves ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("n", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", made_tokenizers.TOKENIZERS)
-def test_bytes_of_ids_are_those_of_10000_lines_of_many_scripts(name, make):
-    made, lines = make(name), made_tokenizers.lines()
+def test_bytes_of_ids_are_those_of_lines_of_many_scripts(name, n, make):
+    made, lines = make(name), made_tokenizers.lines(n)
     tokenizer = open_tokenizer(made.path)
     if name == "Unigram with ▁":  # a space is added to a text that begins with none: these two write the same
         lines = [line for line in lines if not line.startswith(" ") or line.startswith("  ")]
@@ -61,11 +62,12 @@ def test_bytes_of_ids_are_those_of_10000_lines_of_many_scripts(name, make):
     assert token_bytes(made.path)[ids].sum() == sum(expected) + tokenizer.has_prefix_space * added
 
 
+@pytest.mark.parametrize("n", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", made_tokenizers.TOKENIZERS)
-def test_pieces_decode_every_text_as_the_tokenizer_itself_does(name, make):
+def test_pieces_decode_every_text_as_the_tokenizer_itself_does(name, n, make):
     made = make(name)
     tokenizer = open_tokenizer(made.path)
-    for line in made_tokenizers.lines():
+    for line in made_tokenizers.lines(n):
         ids = made.encode(line)
         written, decoded = pieces_of(tokenizer, ids).decode(), made.decode(ids)
         if tokenizer.drops_spaces:
