@@ -29,6 +29,10 @@ if needs.installed("hypothesis"):
     hypothesis.settings.load_profile("tokenloss")
 
 
+# In images that set it, each of some 250 processes compiled the package anew, and each run its tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # collecting tests makes millions of objects and frees few of them: looking for those takes a fifth of its time
 gc.disable()
 

@@ -82,7 +82,7 @@ def test_divergences_are_unbiased_for_large_vocabularies(tmp_path):
     assert abs(z).max() < 5
 
 
-@pytest.mark.parametrize("exponent", [1.1, 2.0])
+@pytest.mark.parametrize("exponent", [1.1, pytest.param(2.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("student", ["quantized", "noisy", "foreign", "mixed"])
 def test_bfloat16_is_unbiased_over_seeds(student, exponent, tmp_path):
     rng, n_seeds = np.random.default_rng(12), 16

@@ -276,7 +276,14 @@ def test_linear_token_scores_of_exact_products_equal_token_scores(rows, classes,
 
 
 @pytest.mark.parametrize(
-    "dtypes", [(FLOAT32, FLOAT32), (BFLOAT16, FLOAT32), (FLOAT64, BFLOAT16), (BFLOAT16, BFLOAT16)], ids=str
+    "dtypes",
+    [
+        (FLOAT32, FLOAT32),
+        pytest.param((BFLOAT16, FLOAT32), marks=pytest.mark.slow),
+        pytest.param((FLOAT64, BFLOAT16), marks=pytest.mark.slow),
+        (BFLOAT16, BFLOAT16),
+    ],
+    ids=str,
 )
 @few_and_many
 def test_linear_layouts_change_no_bit_of_exact_products(dtypes, rows, rng):
