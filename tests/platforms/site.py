@@ -5,7 +5,7 @@ Pages fit windows of 1280 and 390 pixels, in light and dark mode, their header h
 background, there is a footer, and the search finds what people look for.
 
 If SITE has a folder `pyodide`, as `.ci/run docs` puts it there, the page that runs the package in the browser prints
-what the command prints here, and asks nobody but the server of the site.
+what the command prints here, shows the page that it writes, and asks nobody but the server of the site.
 """
 
 import base64
@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 import browser
+import html_pages
 
 PAGES = (
     "index", "get-started", "try", "how-to/quantized-models", "how-to/from-torch", "reference/json",
@@ -115,6 +116,8 @@ STATE = """(() => {
     return [status.innerText, pre.textContent, frame.hidden, document.documentElement.scrollWidth];
 })()"""
 
+PAGE = "fetch(document.querySelector('#try iframe').src).then((page) => page.text())"
+
 
 def ended(tab):
     """What is shown once the command has ended, or after two minutes: status, text, whether there is no page, width."""
@@ -150,6 +153,10 @@ def check_in_browser(tab, site, address, folder):
             yield f"{where}: prints\n{text}\nand here\n{here.stdout}{here.stderr}"
         if has_no_page is (here.returncode == 0):
             yield f"{where}: the page is {'hidden' if has_no_page else 'shown'}"
+        elif not has_no_page:
+            shown, written = map(html_pages.Reader, (tab.run(PAGE), (folder / "page.html").read_text("utf-8")))
+            if (shown.words, shown.data) != (written.words, written.data):
+                yield f"{where}: the page differs from the one written here"
         if width > 390:
             yield f"{where}: wider than the window"
     requests = [event["params"]["request"]["url"] for event in tab.seen("Network.requestWillBeSent")]
