@@ -1,6 +1,7 @@
 """The house: a package imports only those below it, files import each other in no circle, public modules hand on."""
 
 import ast
+import functools
 import importlib
 import pydoc
 import re
@@ -23,9 +24,15 @@ FILES = {
 COMPILED = "tokenloss._core._core"
 
 
+@functools.cache
+def tree_of(path):
+    """The syntax of a file."""
+    return ast.parse(path.read_text("utf-8"))
+
+
 def imports(path):
     """The modules and names of this package that a file imports anywhere, also for types and within functions."""
-    for statement in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for statement in ast.walk(tree_of(path)):
         if isinstance(statement, ast.Import):
             yield from ((alias.name, None) for alias in statement.names if alias.name.split(".")[0] == "tokenloss")
         elif isinstance(statement, ast.ImportFrom):
@@ -35,7 +42,10 @@ def imports(path):
                 yield (inner, None) if inner in (*FILES, COMPILED) else (statement.module, alias.name)
 
 
-IMPORTS = {module: list(imports(path)) for module, path in FILES.items()}
+@functools.cache
+def all_imports():
+    """What each file imports, by its module."""
+    return {module: list(imports(path)) for module, path in FILES.items()}
 
 
 def package(module):
@@ -53,14 +63,16 @@ def test_every_folder_has_a_floor_and_a_budget_of_lines():
 
 def test_modules_import_only_packages_below_their_own():
     for module in filter(package, FILES):
-        for imported, name in IMPORTS[module]:
+        for imported, name in all_imports()[module]:
             assert package(imported), f"{module} imports {name or imported} from the top of the house"
             climbs = FLOORS.index(package(imported)) > FLOORS.index(package(module))
             assert not climbs, f"{module} imports {imported}, which lies above it"
 
 
 def test_no_files_import_each_other_in_a_circle():
-    graph = {module: {imported for imported, _ in found if imported != module} for module, found in IMPORTS.items()}
+    graph = {
+        module: {imported for imported, _ in found if imported != module} for module, found in all_imports().items()
+    }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -68,7 +80,7 @@ def test_no_files_import_each_other_in_a_circle():
 
 
 def test_private_names_stay_in_their_package():
-    for module, found in IMPORTS.items():
+    for module, found in all_imports().items():
         for imported, name in found:
             inner = [*imported.split(".")[2:], *([name] if name else [])]
             private = [part for part in inner if part.startswith("_") and part not in ("__all__", "__version__")]
@@ -78,7 +90,7 @@ def test_private_names_stay_in_their_package():
 
 @pytest.mark.parametrize("module", [f"tokenloss.{name}" for name in tokenloss._PUBLIC_MODULES])
 def test_public_modules_only_hand_on_names(module):
-    docstring, *statements = ast.parse(FILES[module].read_text("utf-8")).body
+    docstring, *statements = tree_of(FILES[module]).body
     assert isinstance(docstring, ast.Expr)
     if module == "tokenloss.sinks":  # all that the package of outputs lists, so that a new one needs no line there
         handed_on = [(statement.module, alias.name) for statement in statements for alias in statement.names]
@@ -160,7 +172,7 @@ def test_a_package_keeps_to_its_budget_of_lines(name):
 def test_calls_name_what_they_pass():
     """No function is told what another one takes by looking at it: that hid which options applied to a call."""
     for path in FILES.values():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(tree_of(path)):
             name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
             assert name not in ("locals", "signature", "getsource"), f"{path.name}: {node.lineno}: {name}"
 
@@ -181,7 +193,7 @@ OF_LIBRARIES = {
 def test_packages_read_no_private_attributes_of_others():
     defined, reads = {name: set() for name in LINES}, []
     for module, path in FILES.items():
-        nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]
+        nodes = [*ast.walk(tree_of(path))]
         of_module = defined[package(module)]
         of_module |= {one.name for one in nodes if isinstance(one, ast.FunctionDef | ast.ClassDef)}
         of_module |= {one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
@@ -195,7 +207,7 @@ def test_packages_read_no_private_attributes_of_others():
 
 def test_no_function_has_over_60_lines():
     for path in FILES.values():
-        for function in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for function in ast.walk(tree_of(path)):
             if isinstance(function, ast.FunctionDef):
                 first = function.body[1 if ast.get_docstring(function) else 0 :] or function.body
                 assert function.end_lineno - first[0].lineno < 60, f"{path.name}: {function.name}"
@@ -221,7 +233,7 @@ def test_messages_leave_it_to_named_and_worded_how_an_argument_is_spelled():
     names = "|".join(make_parser().options())
     for path in FILES.values():
         of_others = rf"\b({names})=" if path.parent.name == "_command" else r"(?<![\w-])--(?!log_samples)[a-z]"
-        for text, line in texts_of_messages(ast.parse(path.read_text("utf-8"))):
+        for text, line in texts_of_messages(tree_of(path)):
             assert not re.search(of_others, text), f"{path.name}, line {line}: {text}"
 
 

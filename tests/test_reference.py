@@ -97,12 +97,18 @@ def files(tmp_path_factory):
     return SimpleNamespace(**{name.name.replace(".", "_").replace("-", "_"): name for name in names})
 
 
-def emitted(*argv):
-    """The JSON that a command prints."""
+@functools.cache
+def printed(*argv):
+    """What a command prints as JSON, which is run once."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        assert main([*map(str, argv), "--json"]) == 0
-    return json.loads(out.getvalue())
+        assert main([*argv, "--json"]) == 0
+    return out.getvalue()
+
+
+def emitted(*argv):
+    """The JSON that a command prints."""
+    return json.loads(printed(*map(str, argv)))
 
 
 def keys_of(value, path="", found=None):
