@@ -55,7 +55,7 @@ DTYPES = {name: code for name, code, _ in TABLE_OF_DTYPES}
 FLOAT_DTYPES = tuple([name for name, code, _ in TABLE_OF_DTYPES if <int> code <= TL_FLOAT64])  # those of scores
 SWAPPED = TL_SWAPPED  # is added to the code of a dtype of the other byte order
 cdef dict FORMATS = {name: format for name, _, format in TABLE_OF_DTYPES}
-DEFINITIONS = {"exact": TL_EXACT, "llama.cpp": TL_LLAMA_CPP}  # of the figures of a comparison
+DEFINITIONS = {"exact": TL_EXACT, "llama.cpp": TL_LLAMA_CPP}  # of the metrics of a comparison
 
 cdef extern from *:
     """

@@ -1,6 +1,6 @@
-# What a row of a job costs, which each job estimates in `cost_of_row`: by this alone, `threads.py` decides how many
+# What a row of a job costs, which each job estimates in `cost_of_row`: only by this, `threads.py` decides how many
 # threads share the rows, and how many rows a thread takes at a time. Nanoseconds on one thread of a core of 3 GHz with
-# AVX2 or AVX-512, of arrays that are in a cache. Arrays from memory take longer than this says: then fewer threads are
+# AVX2 or AVX-512, of arrays that are in a cache. Arrays from memory take longer than this: then fewer threads are
 # used than would pay, never more.
 #
 # A row costs something, and something for each class. Up to SHORT_ROW classes, rows are reduced together; longer ones
@@ -35,7 +35,7 @@ cdef double WEIGHTED_TOKEN = 12
 
 
 cdef double cost_of_bytes(int64_t count) noexcept:
-    """Cost of reading a row of so many bytes."""
+    """Cost of reading a row with this number of bytes."""
     return 1 + count * BYTE_COST
 
 

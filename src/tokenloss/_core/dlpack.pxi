@@ -61,7 +61,7 @@ cdef class DLPackBuffer:
         else:
             plain = <DLManagedTensor *> PyCapsule_GetPointer(capsule, "dltensor")
             tensor = &plain.tensor
-            self.is_readonly = True  # for all that older producers tell
+            self.is_readonly = True  # older producers do not say whether it is
         kind = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}.get(tensor.code)
         if kind is None:
             self.dtype = f"number {tensor.code} of DLPack ({tensor.bits} bits)"

@@ -53,7 +53,7 @@ def sum_of_products(const double[::1] a, const double[::1] b):
 
 
 def starts_of_runs(const int64_t[::1] numbers, int64_t[::1] starts):
-    """The number of runs of equal numbers; writes where each starts, for as many as `starts` has room for."""
+    """The number of runs of equal numbers; writes the starts of the first runs, as far as `starts` has room."""
     cdef int64_t i, count = 0, room = starts.shape[0]
     with nogil:
         for i in range(numbers.shape[0]):

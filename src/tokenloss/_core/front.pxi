@@ -1,6 +1,6 @@
 # A short way to the jobs for small plain arrays and options at their defaults, whose validation would take longer than
 # the work. For anything else these functions return None: the caller then goes the long way (validation.py, jobs.py),
-# which says what is wrong.
+# which reports what is wrong.
 
 import numpy
 

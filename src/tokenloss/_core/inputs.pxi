@@ -2,7 +2,7 @@
 # not change, but that positions remember whether their targets were checked.
 
 cdef struct View:
-    # a buffer whose batch axes are counted as rows; zeros stand for an array that was not given
+    # a buffer whose batch axes are counted as rows; zeros mean that an array was not given
     Py_buffer buffer
     int dtype
     int axis  # of the classes, or -1
@@ -12,7 +12,7 @@ cdef struct View:
 
 
 cdef int open_view(View *view, array, int dtype, int axis, bint writable) except -1:
-    """Fill a view that is zeros; the axis of the classes is -1 if there is none."""
+    """Fill a view that is zeros; the axis of the classes is -1 if it has no classes."""
     cdef int k
     cdef int64_t width = 1
     PyObject_GetBuffer(array, &view.buffer, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
@@ -286,7 +286,7 @@ cdef class Positions:
         return (self.class_weight(target) if self.by_class else 1) * self.sample_weight_of(row)
 
     cdef tl_soft_target soft_target(self, int64_t row, double label_smoothing) noexcept nogil:
-        """The target distribution of a row, with the mass that smoothing adds; for class ids, that mass alone."""
+        """The target distribution of a row, with the mass that smoothing adds; for class ids, only that mass."""
         cdef tl_soft_target soft
         memset(&soft, 0, sizeof(soft))
         soft.one_minus_eps, soft.eps_over_v = 1 - label_smoothing, label_smoothing / max(self.classes, 1)

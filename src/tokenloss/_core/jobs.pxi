@@ -73,7 +73,7 @@ cdef class Job:
 
     @property
     def has_refused(self):
-        """Whether a row was refused, which `RowJob.refusal` tells about."""
+        """Whether a row was refused; `RowJob.refusal` has the reason."""
         return self.refused_flag != 0
 
     def run(self, int64_t step, bint poll):
@@ -120,7 +120,7 @@ cdef class DistributionCheck(Job):
                 return
 
     cdef int64_t find(self) except -2:
-        """The number of that row, -1 if there is none."""
+        """The number of that row, or -1."""
         self.run(self.rows, True)
         self.positions.is_checked = self.bad_row < 0
         return self.bad_row
@@ -135,7 +135,7 @@ cdef class RowJob(Job):
     cdef bint weighs_class_ids, weighs_rows  # whether there are weights, whose sum divides a mean
     cdef readonly bint is_probability  # what scores are clipped as, not as log-probabilities
     cdef readonly bint refuses_bad_targets  # while rows are read: class ids are not checked before
-    cdef double *numbers  # one for each row, 0 where masked; NULL if their sum alone is wanted
+    cdef double *numbers  # one for each row, 0 where masked; NULL if only their sum is wanted
     cdef Py_buffer numbers_buffer
     cdef Totals totals
 
@@ -283,7 +283,7 @@ cdef class RowJob(Job):
 
     cdef void add_many(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
                        Totals *totals) noexcept nogil:
-        """As `add`, for rows counted from `start`; `weights` are their class weights, NULL if there are none."""
+        """As `add`, for rows counted from `start`; `weights` are their class weights, or NULL."""
         cdef double divisors[MAX_PROBABILITY_ROWS]
         cdef int i
         if self.weighs_rows and count > 0:
@@ -301,11 +301,11 @@ cdef class RowJob(Job):
                     double *divisors) noexcept nogil:
         """Multiply numbers by the weights of their rows; write what each row adds to the divisor of the mean."""
         cdef double buffer[MAX_PROBABILITY_ROWS]
-        cdef const double *of_rows = self.positions.sample_weights(start, rows[count - 1] + 1, buffer)
+        cdef const double *row_weights = self.positions.sample_weights(start, rows[count - 1] + 1, buffer)
         cdef int i
         for i in range(count):
-            numbers[i] *= of_rows[rows[i]]
-            divisors[i] = of_rows[rows[i]] if weights == NULL else weights[i] * of_rows[rows[i]]
+            numbers[i] *= row_weights[rows[i]]
+            divisors[i] = row_weights[rows[i]] if weights == NULL else weights[i] * row_weights[rows[i]]
 
     cdef int load_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
         """As `Positions.load_targets`; rows whose class id is out of range are refused, and MASKED."""
@@ -340,7 +340,7 @@ cdef class RowJob(Job):
         return self.totals.refusal, self.totals.bad_row, self.totals.bad_class, self.totals.bad_score
 
     def reduced(self, bint mean):
-        """The sum of the numbers, or their mean: divided by the sum of the weights if there are any; nan if by 0."""
+        """The sum of the numbers, or their mean: divided by the sum of the weights, if given; nan if by 0."""
         return self.sum_or_mean(mean)
 
     cdef double sum_or_mean(self, bint mean) noexcept:

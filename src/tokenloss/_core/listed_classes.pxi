@@ -13,7 +13,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GetLength(PyObject *)
     Py_ssize_t PyUnicode_FindChar(PyObject *, Py_UCS4, Py_ssize_t start, Py_ssize_t end, int direction)
 
-cdef double LISTED_SENTINEL = -9999.0  # stands for "below what is returned", or for -inf
+cdef double LISTED_SENTINEL = -9999.0  # means "below what is returned", or -inf
 cdef double LISTED_LOWEST = -3e38  # the least float32, which llama.cpp writes for a probability of 0, is below
 cdef double LISTED_MOST = 1e-4  # log-probability, by rounding
 cdef double LISTED_IMPOSSIBLE = -1e300  # no log-probability is that small, nor any sentinel

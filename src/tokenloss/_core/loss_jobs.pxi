@@ -115,7 +115,7 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef int64_t targets[MAX_PROBABILITY_ROWS]
         cdef double weights[MAX_PROBABILITY_ROWS]
         cdef double values[MAX_PROBABILITY_ROWS]
-        cdef double *of_classes = weights if self.weighs_class_ids else NULL
+        cdef double *class_weights = weights if self.weighs_class_ids else NULL
         cdef const View *view = &self.scores.view
         cdef double scales[MAX_PROBABILITY_ROWS]
         cdef tl_plain_grads grads
@@ -139,13 +139,13 @@ cdef class CrossEntropy(LogSumExpJob):
             for i in range(count + (-count & 15) if self.weighs_class_ids else 0):
                 weights[i] = self.weight_after[max(targets[i], -1) + 1]
             row.data = address_of(view, start)
-            done = <int> tl_plain_losses(backend, &row, view.row_stride, &loss, targets, of_classes, some_masked,
+            done = <int> tl_plain_losses(backend, &row, view.row_stride, &loss, targets, class_weights, some_masked,
                                          count, &grads if has_grad else NULL, values)
             for i in range(done if has_grad and some_masked else 0):
                 if targets[i] == MASKED:
                     self.mask_row(start + i)
             if self.weighs_class_ids or self.weighs_rows:
-                self.weigh_plain_rows(start, targets if some_masked else NULL, done, values, of_classes, totals)
+                self.weigh_plain_rows(start, targets if some_masked else NULL, done, values, class_weights, totals)
             tl_superacc_add_many(backend, &totals.losses, values, done)
             totals.unmasked += count_of_unmasked(targets, done) if some_masked else done
             if self.numbers != NULL:
@@ -155,20 +155,20 @@ cdef class CrossEntropy(LogSumExpJob):
 
     cdef void weigh_plain_rows(self, int64_t start, const int64_t *targets, int count, double *values, double *weights,
                                Totals *totals) noexcept nogil:
-        """Multiply losses and class weights by sample weights, 0 of masked rows, if there are any; add weights up."""
+        """Multiply losses and class weights by sample weights, if given, with 0 for masked rows; add weights up."""
         cdef double buffer[MAX_PROBABILITY_ROWS]
-        cdef const double *of_rows = buffer
+        cdef const double *row_weights = buffer
         cdef int i
         if self.weighs_rows:
-            of_rows = self.positions.sample_weights(start, count, buffer)
+            row_weights = self.positions.sample_weights(start, count, buffer)
             for i in range(count if targets != NULL else 0):
-                buffer[i] = of_rows[i] if targets[i] != MASKED else 0
-            of_rows = of_rows if targets == NULL else buffer
+                buffer[i] = row_weights[i] if targets[i] != MASKED else 0
+            row_weights = row_weights if targets == NULL else buffer
             for i in range(count):
-                values[i] *= of_rows[i]
+                values[i] *= row_weights[i]
             for i in range(count if weights != NULL else 0):
-                weights[i] *= of_rows[i]
-        tl_superacc_add_many(backend, &totals.weights, of_rows if weights == NULL else weights, count)
+                weights[i] *= row_weights[i]
+        tl_superacc_add_many(backend, &totals.weights, row_weights if weights == NULL else weights, count)
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:

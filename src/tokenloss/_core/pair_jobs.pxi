@@ -36,7 +36,7 @@ cdef class PairJob(LogSumExpJob):
             self.compute_dtype = TL_FLOAT64
 
     cdef int set_divergences(self, dict columns) except -1:
-        """Find those divergences of which there are columns."""
+        """Set the wanted divergences: those with columns."""
         self.reverse_kl, self.js = columns.get("reverse_kl"), columns.get("js")
         self.tv, self.hellinger = columns.get("tv"), columns.get("hellinger")
         self.divergences = (
@@ -48,27 +48,27 @@ cdef class PairJob(LogSumExpJob):
                 raise ValueError("columns do not have a number for each row")
         return 0
 
-    cdef void write_divergences(self, int64_t row, const tl_divergences *found) noexcept nogil:
+    cdef void write_divergences(self, int64_t row, const tl_divergences *values) noexcept nogil:
         """Write the columns of the wanted divergences."""
         if self.reverse_kl is not None:
-            self.reverse_kl[row] = found.reverse_kl
+            self.reverse_kl[row] = values.reverse_kl
         if self.js is not None:
-            self.js[row] = found.js
+            self.js[row] = values.js
         if self.tv is not None:
-            self.tv[row] = found.tv
+            self.tv[row] = values.tv
         if self.hellinger is not None:
-            self.hellinger[row] = found.hellinger
+            self.hellinger[row] = values.hellinger
 
     cdef tl_row row_of_other(self) noexcept nogil:
         return self.row_of(self.other)
 
     cdef void check_kinds(self, int64_t row, double base_logsumexp, double logsumexp, Totals *totals) noexcept nogil:
-        """Refuse a row of which one does not fit the kind of its scores."""
+        """Refuse a row if one of its two does not fit the kind of its scores."""
         self.check_kind(self.scores, row, base_logsumexp, 0, totals)
         self.check_kind(self.other, row, logsumexp, self.scores.classes, totals)
 
     cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
-        """Write the columns of a row, if there are any; return its number."""
+        """Write the columns of a row, if wanted; return its number."""
         self.write_divergences(row, &pair.further)
         return pair.kl
 
@@ -93,7 +93,7 @@ cdef class PairJob(LogSumExpJob):
 
 @cython.final
 cdef class KLDivergence(PairJob):
-    """KL(softmax(scores) || softmax(other)) of each row, and further divergences, of which there are columns."""
+    """KL(softmax(scores) || softmax(other)) of each row, and the further divergences that have columns."""
 
     def __init__(self, Scores scores, Positions positions, numbers, Scores other, dict columns):
         self.set_up_pair(scores, positions, numbers, other)
@@ -109,7 +109,7 @@ cdef class KLDivergence(PairJob):
         cdef tl_kl kl[BLOCK_ROWS]
         cdef tl_lse base_lse[BLOCK_ROWS]
         cdef tl_lse lse[BLOCK_ROWS]
-        cdef tl_divergences found[BLOCK_ROWS]
+        cdef tl_divergences values[BLOCK_ROWS]
         cdef uint64_t reduced
         cdef int i
         self.find_other(block, &other)
@@ -122,19 +122,19 @@ cdef class KLDivergence(PairJob):
                 block.values[i] = self.checked(block.number[i], kl[i], totals)
                 base_lse[i], lse[i] = kl[i].base, kl[i].other
         if self.divergences:
-            tl_divergences_of_block(backend, base, &other, base_lse, lse, self.divergences, found, cancel)
+            tl_divergences_of_block(backend, base, &other, base_lse, lse, self.divergences, values, cancel)
             for i in range(base.count):
                 if base.wanted >> i & 1:
-                    self.write_divergences(block.number[i], &found[i])
+                    self.write_divergences(block.number[i], &values[i])
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row base, other
-        cdef tl_divergences found
+        cdef tl_divergences values
         cdef tl_kl kl = self.kl_of_row(row, cancel)
         if self.divergences:
             self.find_pair(row, &base, &other)
-            found = tl_divergences_of(backend, &base, &other, kl.base, kl.other, self.divergences, cancel)
-            self.write_divergences(row, &found)
+            values = tl_divergences_of(backend, &base, &other, kl.base, kl.other, self.divergences, cancel)
+            self.write_divergences(row, &values)
         return self.checked(row, kl, totals)
 
     cdef tl_kl kl_of_row(self, int64_t row, tl_cancel *cancel) noexcept nogil:

@@ -71,7 +71,7 @@ cdef class LogSumExpJob(RowJob):
                          self.reduce_row(block.number[i], block.target[i], totals, cancel), totals)
 
     cdef int load_block_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
-        """Class ids of neighbouring rows, MASKED where they are masked or ignored; -1 where there are none.
+        """Class ids of neighbouring rows, MASKED where they are masked or ignored; -1 without class ids.
 
         Returns whether some may be MASKED.
         """
@@ -150,7 +150,7 @@ cdef class LogSumExpJob(RowJob):
         free(block.rows.scratch)
 
     cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
-        """Add the numbers of the first rows, as many as need no block; return how many these are."""
+        """Add the numbers of the first rows that need no block; return how many they are."""
         return 0
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
@@ -233,7 +233,7 @@ cdef class Softmax(LogSumExpJob):
 
 @cython.final
 cdef class ClassLogProbs(LogSumExpJob):
-    """The log-probabilities of given classes of each row, of which the likeliest is the excluded class."""
+    """The log-probabilities of given classes of each row; the excluded class is its likeliest."""
 
     cdef View ids
     cdef readonly int64_t count  # given classes of a row
@@ -350,7 +350,7 @@ cdef class TokenStats(LogSumExpJob):
     cdef inline double checked(self, int64_t row, int64_t target, tl_token_stats *token, Totals *totals) noexcept nogil:
         """As `write_token`, but first check the row's kind; of another kind than logits, the loss is as given."""
         cdef const View *view = &self.scores.view
-        cdef double scores[BLOCK_ROWS]  # of the token alone, and room for the group that kernels work on
+        cdef double scores[BLOCK_ROWS]  # of the token only, and room for the group that kernels work on
         cdef double nll[BLOCK_ROWS]
         cdef double score
         if self.scores.kind != C_LOGITS:
