@@ -231,7 +231,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
         raise InputError(f"--format {args.format} does not apply to models with different tokenizers (--text)")
     taken = {*_OF_TEXTS, *OF_SCORES, "base", "others", "format", "call", "command_line", "workers"} - {"tokenizer"}
     taken |= {"detect"} | {_name_of(output.option) for output in TEXT_OUTPUTS}
-    with _input_errors(), warnings.catch_warnings(record=True) as told:
+    with _input_errors(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         _refuse_typed(args, vars(args).keys() - taken, "does not apply to models with different tokenizers (--text)")
         ((name, path),) = _named(args.others, "OTHER").items()
@@ -240,7 +240,7 @@ def _compare_texts(args: argparse.Namespace) -> int:
         names = a.name, name
         result = compare_texts(a, b, names=names, sinks=sinks, **_given(args, ("text", "shift", "workers")))
         result = dataclasses.replace(result, detect=args.detect)
-    for warning in told:
+    for warning in caught:
         _print_warning(str(warning.message))
     print_as(args.format, lambda: shown_of(result), result.to_dict, lambda: columns_of([facts_of(result)]))
     return 0

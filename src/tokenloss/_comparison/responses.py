@@ -95,9 +95,9 @@ class PairedFiles:
                 yield self._pair(number, base, other)
         self.skipped = len(failed[0] | failed[1])
         for side in (0, 1):
-            alone = [response for key, (_, response) in waiting[side].items() if key[0] not in failed[1 - side]]
-            if alone:
-                _refuse_unmatched(self.files[side].path, self.files[1 - side].path, alone)
+            unmatched = [response for key, (_, response) in waiting[side].items() if key[0] not in failed[1 - side]]
+            if unmatched:
+                _refuse_unmatched(self.files[side].path, self.files[1 - side].path, unmatched)
 
     def _pair(self, number: int, base: Response, other: Response) -> Pair:
         """Two responses, whose classes have the same numbers."""
@@ -190,11 +190,11 @@ def _keyed(file: Responses, by_name: bool, failed: set[Any]) -> Iterator[tuple[t
     add_failed()
 
 
-def _refuse_unmatched(path: str, other: str, alone: list[Response]) -> NoReturn:
+def _refuse_unmatched(path: str, other: str, unmatched: list[Response]) -> NoReturn:
     """Raise an error that responses have no partner."""
-    first = alone[0]
+    first = unmatched[0]
     name = f"choice {first.choice}" + (f" of {first.custom_id!r}" if first.custom_id is not None else "")
-    more = f", and {len(alone) - 1} more have none" if len(alone) > 1 else ""
+    more = f", and {len(unmatched) - 1} more have none" if len(unmatched) > 1 else ""
     raise_error("record", path=path, line=first.line, got=f"{name} has no partner in {other}{more}", fits="have one")
 
 

@@ -40,14 +40,14 @@ def paired(
     for file, groups in zip(samples, (base, other), strict=True):
         for sample in file:
             groups.setdefault((sample.filter, document(sample)), []).append(sample)
-    alone = [
+    unmatched = [
         (group[len(there.get(key, ())):], i)
         for i, (here, there) in enumerate(((base, other), (other, base)))
         for key, group in here.items()
         if len(group) > len(there.get(key, ()))
     ]  # fmt: skip
-    if alone:
-        _refuse_alone(paths, samples, alone)
+    if unmatched:
+        _refuse_unmatched(paths, samples, unmatched)
     pairs: list[_Pair] = []
     for key, group in base.items():
         pairs += zip(group, _in_order_of(group, other[key]), strict=True)
@@ -70,13 +70,13 @@ def _in_order_of(group: list[Sample], others: list[Sample]) -> list[Sample]:
     return [left[sample.doc_id].pop() for sample in group]
 
 
-def _refuse_alone(
-    paths: tuple[str, str], samples: tuple[list[Sample], list[Sample]], alone: list[tuple[list[Sample], int]]
+def _refuse_unmatched(
+    paths: tuple[str, str], samples: tuple[list[Sample], list[Sample]], unmatched: list[tuple[list[Sample], int]]
 ) -> None:
     """Raise an error that names the first sample that is in only one file."""
-    (sample, *_), i = alone[0]
+    (sample, *_), i = unmatched[0]
     path, other_path = paths[i], paths[1 - i]
-    n_more = sum(len(group) for group, _ in alone) - 1
+    n_more = sum(len(group) for group, _ in unmatched) - 1
     fits = f"hold the documents of {path}, as often"
     fits += f"; {n_more} more samples have no partner" if n_more else ""
     for one in samples[1 - i]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _FAR_FROM_2 = 2.2  # with a larger interval_factor (12 sequences or fewer), tables show the interval of the loss
 _INTERVAL = "95 % interval {low:.5g} to {high:.5g}"
 LOSS_ROWS = (
-    Row("loss", "loss", notes=("± {stderr:.3g} nats (n = {basis})", "{few}" + _INTERVAL), otherwise="nats{alone}"),
+    Row("loss", "loss", notes=("± {stderr:.3g} nats (n = {basis})", "{few}" + _INTERVAL), otherwise="nats{single}"),
     Row("perplexity", "perplexity", notes=(_INTERVAL,)),
     Row("bits per token", "bits_per_token"),
 )
@@ -117,7 +117,7 @@ def loss_values(facts: dict[str, Any], basis: str) -> dict[str, Any]:
     `basis` describes what standard errors treat as independent.
     """
     values = {"basis": basis, "has_sequences": facts["n_sequences"] > 1}
-    values["alone"] = "; no interval from one token" if facts["count"] == 1 else ""
+    values["single"] = "; no interval from one token" if facts["count"] == 1 else ""
     if facts["interval_factor"] > _FAR_FROM_2:
         values["few"] = ""  # without it, the note is left out
     for unit in ("bytes", "words"):  # errors treat what is not known by sequence as proportional to tokens
