@@ -233,8 +233,8 @@ def cross_entropy(
         Logits that look like probabilities give a `KindWarning`.
     targets : array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
-        row of targets without mass counts, with loss 0.
+        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. An
+        all-zero target row counts, with loss 0.
     axis : int, default -1
         Axis of the classes.
     weight : array of shape (V,), optional
@@ -262,8 +262,8 @@ def cross_entropy(
         0.0 where ignored or masked.
     workers : int, optional
         Number of threads; -1 for as many as the process has CPUs. By default the environment variable
-        `TOKENLOSS_NUM_WORKERS` or, without it, -1; small inputs stay on the caller's thread. No bit of the result
-        depends on it.
+        `TOKENLOSS_NUM_WORKERS` or, without it, -1; small inputs stay on the caller's thread. The result is bitwise
+        identical for any number.
 
     Returns
     -------
