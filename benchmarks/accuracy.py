@@ -44,7 +44,7 @@ def exact(logits: Any, targets: Any) -> Any:
 
 def contenders() -> dict[str, Losses]:
     """Functions of logits and class ids; each may raise TypeError for a dtype that it does not have."""
-    found: dict[str, Losses] = {"tokenloss": lambda x, t: tokenloss.cross_entropy(x, t, reduction="none")}
+    result: dict[str, Losses] = {"tokenloss": lambda x, t: tokenloss.cross_entropy(x, t, reduction="none")}
 
     def with_scipy(x: Any, t: Any) -> Any:
         from scipy.special import logsumexp
@@ -67,7 +67,7 @@ def contenders() -> dict[str, Losses]:
         losses = jax.nn.logsumexp(x, axis=1) - x[np.arange(len(x)), t]
         return np.asarray(losses).astype(np.float64)
 
-    return found | {"SciPy": with_scipy, "torch": with_torch, "JAX": with_jax}
+    return result | {"SciPy": with_scipy, "torch": with_torch, "JAX": with_jax}
 
 
 def measure(*, quick: bool) -> Iterator[dict[str, Any]]:
@@ -112,8 +112,8 @@ def _largest(losses: Losses, logits: Any, targets: Any, expected: Any) -> float 
     """The largest error; inf where a finite loss became none; None where the contender cannot run."""
     try:
         with np.errstate(all="ignore"):
-            found = losses(logits, targets)
+            result = losses(logits, targets)
     except (ImportError, TypeError):
         return None
-    error = float(np.abs(found.astype(np.longdouble) - expected).max())
+    error = float(np.abs(result.astype(np.longdouble) - expected).max())
     return error if math.isfinite(error) else math.inf

@@ -128,9 +128,9 @@ def tokens(dtype: str, shape: tuple[int, int], workers: int, top_k: int = 0) -> 
     case, x, targets = _over_logits(title, dtype, shape, workers)
 
     def call() -> float:
-        found = tokenloss.token_scores(x, targets, top_k=top_k, workers=workers)
-        best = found.top_logprobs if top_k else found.argmax
-        return peers_of_tokens.number(found.nll, found.entropy, found.rank, best, shape[1], top_k)
+        result = tokenloss.token_scores(x, targets, top_k=top_k, workers=workers)
+        best = result.top_logprobs if top_k else result.argmax
+        return peers_of_tokens.number(result.nll, result.entropy, result.rank, best, shape[1], top_k)
 
     case.contenders += backends(call)
     return _gather(case, dtype, peers_of_tokens.TOKENS, x, targets, top_k)
@@ -156,8 +156,8 @@ def divergences(shape: tuple[int, int]) -> Case:
     pair, every = (base, x), (*DIVERGENCES,)
 
     def call() -> float:
-        found = tokenloss.kl_divergence(*pair, divergences=every, workers=1)
-        return float(sum(found))
+        result = tokenloss.kl_divergence(*pair, divergences=every, workers=1)
+        return float(sum(result))
 
     def compared(divergences: tuple[str, ...]) -> float:
         return tokenloss.compare(*pair, targets, divergences=divergences, workers=1).mean_kl

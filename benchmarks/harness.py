@@ -249,7 +249,7 @@ def _blas() -> str:
         from threadpoolctl import threadpool_info
     except ImportError:
         return "unknown"
-    found = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    result = [library for library in threadpool_info() if library["user_api"] == "blas"]
     return ", ".join(
-        f"{blas['internal_api']} {blas['version']} {blas.get('architecture', '')}".strip() for blas in found
+        f"{blas['internal_api']} {blas['version']} {blas.get('architecture', '')}".strip() for blas in result
     )

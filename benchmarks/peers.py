@@ -187,7 +187,7 @@ def compiled(
     *tensors: Any,
     tolerance: float = FLOAT32,
     known: str = "",
-    result: Callable[[Any], Any] = lambda found: found,
+    result: Callable[[Any], Any] = lambda actual: actual,
 ) -> Contenders:
     """Functions of tensors, each compiled for these shapes by torch.compile, here and once."""
     import torch
@@ -297,7 +297,7 @@ def with_jax(x: Any, targets: Any) -> Contenders:
 
 
 def jitted(
-    name: str, function: Callable[..., Any], *arrays: Any, result: Callable[[Any], Any] = lambda found: found
+    name: str, function: Callable[..., Any], *arrays: Any, result: Callable[[Any], Any] = lambda actual: actual
 ) -> Contender:
     """A function of arrays, compiled by JAX, whose threads run.py sets."""
     import jax

@@ -53,7 +53,7 @@ def with_torch(base: Any, x: Any) -> Contenders:
 
     yield Contender("torch", lambda: float(written(*pair)) / len(x), FLOAT32)
     yield Contender("torch, some rows at a time", partial(_by_rows, written, *pair), FLOAT32)
-    yield from compiled({"formulas": written}, *pair, result=lambda found: float(found) / len(x))
+    yield from compiled({"formulas": written}, *pair, result=lambda actual: float(actual) / len(x))
 
 
 DIVERGENCES: Builders = {"NumPy": ("numpy", with_numpy), "torch": ("torch", with_torch)}

@@ -84,11 +84,11 @@ def tokens_with_torch(x: Any, targets: Any, top_k: int) -> Contenders:
 
     def chunked() -> float:
         chunks = zip(logits.split(CHUNK), ids.split(CHUNK), strict=True)
-        found = [of_rows(part, some, *scratch[:, : len(part)], flags[: len(part)]) for part, some in chunks]
-        return result(map(torch.cat, zip(*found, strict=True)))
+        actual = [of_rows(part, some, *scratch[:, : len(part)], flags[: len(part)]) for part, some in chunks]
+        return result(map(torch.cat, zip(*actual, strict=True)))
 
-    def result(found: Any) -> float:
-        return number(*found, x.shape[1], top_k)
+    def result(actual: Any) -> float:
+        return number(*actual, x.shape[1], top_k)
 
     yield Contender("torch", lambda: result(of_rows(logits, ids)), FLOAT32)
     yield Contender(f"torch, {CHUNK} rows at a time, out=", chunked, FLOAT32)
@@ -105,7 +105,7 @@ def tokens_with_jax(x: Any, targets: Any, top_k: int) -> Contenders:
         best = log_p[jax.lax.top_k(row, top_k)[1]] if top_k else row.argmax()
         return -log_p[target], -(jnp.exp(log_p) * log_p).sum(), (row >= row[target]).sum(), best
 
-    return _at_once_and_mapped(of_row, x, targets, result=lambda found: number(*found, x.shape[1], top_k))
+    return _at_once_and_mapped(of_row, x, targets, result=lambda actual: number(*actual, x.shape[1], top_k))
 
 
 def _at_once_and_mapped(of_row: Callable[..., Any], *arrays: Any, result: Picked) -> Contenders:
@@ -161,7 +161,7 @@ def divergence_with_jax(base: Any, x: Any) -> Contenders:
         log_p = jax.nn.log_softmax(base)
         return (jnp.exp(log_p) * (log_p - jax.nn.log_softmax(row))).sum()
 
-    return _at_once_and_mapped(of_row, base, x, result=lambda found: np.asarray(found).mean(dtype=np.float64))
+    return _at_once_and_mapped(of_row, base, x, result=lambda actual: np.asarray(actual).mean(dtype=np.float64))
 
 
 def gradient_with_scipy(x: Any, targets: Any, _: Any, picked: Picked) -> Contenders:
@@ -221,8 +221,8 @@ def gradient_with_torch(x: Any, targets: Any, out: Any, picked: Picked) -> Conte
     at_once = rows_at_once(x)
     rows, classes = torch.arange(at_once), torch.arange(x.shape[1])
 
-    def result(found: Any) -> float:
-        loss, gradient = found
+    def result(actual: Any) -> float:
+        loss, gradient = actual
         return loss.item() + len(x) * picked(gradient.numpy())
 
     def autograd() -> Any:
@@ -256,8 +256,8 @@ def gradient_with_jax(x: Any, targets: Any, _: Any, picked: Picked) -> Contender
     def mean_loss(logits: Any, ids: Any) -> Any:
         return (jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, ids[:, None], 1)[:, 0]).mean()
 
-    def result(found: Any) -> float:
-        return float(found[0]) + len(x) * picked(found[1])
+    def result(actual: Any) -> float:
+        return float(actual[0]) + len(x) * picked(actual[1])
 
     yield jitted("JAX, value_and_grad", jax.value_and_grad(mean_loss), x, targets, result=result)
 

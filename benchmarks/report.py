@@ -91,14 +91,14 @@ def write() -> None:
 def texts() -> dict[Path, str]:
     """The text of each file that shows the results."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    found = {_file(report, ".svg"): _lines(report) for report in reports}
-    found |= {_file(report, "-readme.svg"): _bars(report) for report in reports}
+    result = {_file(report, ".svg"): _lines(report) for report in reports}
+    result |= {_file(report, "-readme.svg"): _bars(report) for report in reports}
     closest = min(reports, key=lambda report: _ratio(_others(_cases(report)[SHOWN[0]])[0]))
     blocks = {HERE / "README.md": "\n".join(map(section, reports)), HERE.parent / "README.md": of_readme(closest)}
     for page, block in blocks.items():
         before, _, rest = page.read_text("utf-8").partition(BEGIN)
-        found[page] = before + BEGIN + block + END + rest.partition(END)[2]
-    return found
+        result[page] = before + BEGIN + block + END + rest.partition(END)[2]
+    return result
 
 
 def of_readme(report: dict[str, Any]) -> str:
@@ -207,15 +207,15 @@ def _of_large_rows(cases: Cases) -> list[str]:
 
 def _of_projections(cases: Cases) -> list[str]:
     """Time and memory of projections, compared with the matrix product alone and with torch."""
-    found = {_after_comma(case): case for case in _named(cases, "linear/").values()}
+    result = {_after_comma(case): case for case in _named(cases, "linear/").values()}
     columns = {"tokenloss": "tokenloss", "product": "only the product, same BLAS", "torch": "torch"}
     parts = [
         "Milliseconds per call of `linear_cross_entropy`, two threads:",
-        _table("hidden states, weights", found, columns, _ms),
+        _table("hidden states, weights", result, columns, _ms),
         "Megabytes allocated per call:",
-        _table("hidden states, weights", found, columns, _mb),
+        _table("hidden states, weights", result, columns, _mb),
     ]
-    read = [f"{ours(case)['of_read']:.2f} ({label})" for label, case in found.items() if case["bytes"]]
+    read = [f"{ours(case)['of_read']:.2f} ({label})" for label, case in result.items() if case["bytes"]]
     return [*parts, _wrapped(f"Speed as a fraction of the speed of `read`: {', '.join(read)}.")] if read else parts
 
 
@@ -279,10 +279,10 @@ def _bars(report: dict[str, Any]) -> str:
 
 def _pivot(cases: Cases, cell: Callable[[dict[str, Any]], str]) -> str:
     """A row for each work on short rows and a column for each number of classes."""
-    found = {begins: of_work for begins in WORKS if (of_work := _named(cases, begins))}
-    columns = sorted({v for begins, of_work in found.items() if begins != CURVE for v in of_work}, key=int)
+    result = {begins: of_work for begins in WORKS if (of_work := _named(cases, begins))}
+    columns = sorted({v for begins, of_work in result.items() if begins != CURVE for v in of_work}, key=int)
     rows = [["work", *(f"{v} classes" for v in columns)]]
-    for begins, of_work in found.items():
+    for begins, of_work in result.items():
         rows.append([WORKS[begins], *(cell(of_work[v]) if v in of_work else "" for v in columns)])
     return _markdown(rows)
 
@@ -305,8 +305,8 @@ def _relative(cases: Cases, unit: str) -> str:
     heads = [f"{'AVX2, ' if name == AVX2 else ''}{n} thread{'s' * (n > 1)}" for name, n in columns]
     rows = [["work", "dtype", *heads]]
     for label in dict.fromkeys(name.rpartition("/")[0] for name in cases if name.startswith("large/")):
-        found = [_contender(cases.get(f"{label}/{n}"), name) for name, n in columns]
-        shares = [each.get(unit) if each else None for each in found]
+        result = [_contender(cases.get(f"{label}/{n}"), name) for name, n in columns]
+        shares = [each.get(unit) if each else None for each in result]
         if any(shares) and (unit == "of_copy" or "of_copy" not in ours(cases[f"{label}/1"])):
             times = [1 / share if share and unit == "of_copy" else share for share in shares]
             rows.append([_work(label), label.rpartition("/")[2], *(f"{time:.2f}" if time else "" for time in times)])
@@ -332,18 +332,18 @@ def fastest(case: dict[str, Any], begins: Iterable[str]) -> Contender | None:
 
 def ours(case: dict[str, Any]) -> Contender:
     """Tokenloss with the instruction set that it chooses."""
-    found = _contender(case, "tokenloss")
-    assert found
-    return found
+    result = _contender(case, "tokenloss")
+    assert result
+    return result
 
 
 def _others(case: dict[str, Any]) -> list[Contender]:
     """The fastest way of each other library, the fastest library first."""
-    found: dict[str, Contender] = {}
+    result: dict[str, Contender] = {}
     for each in sorted(case["contenders"], key=_ratio):
         if each["name"].startswith(tuple(PEERS)) and each["agrees"]:
-            found.setdefault(_library(each), each)
-    return list(found.values())
+            result.setdefault(_library(each), each)
+    return list(result.values())
 
 
 def _contender(case: dict[str, Any] | None, name: str) -> Contender | None:
@@ -389,9 +389,9 @@ def _work(name: str) -> str:
 
 def _classes(case: dict[str, Any]) -> str:
     """The number of classes, with which the title of a case of whole rows ends, or its part before a comma."""
-    found = re.search(r" x (\d+)", case["title"])
-    assert found
-    return found[1]
+    result = re.search(r" x (\d+)", case["title"])
+    assert result
+    return result[1]
 
 
 def _after_comma(case: dict[str, Any]) -> str:

@@ -205,9 +205,9 @@ def files(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield "resuming when all is done", f"{seconds:.1f} s, {seconds / len(paths) * 1e3:.2f} ms for each file"
     traced = paths[:TRACED]
     evaluate(traced[:1])
-    found, kept = kept_bytes(lambda: evaluate(traced, workers=1))
+    actual, kept = kept_bytes(lambda: evaluate(traced, workers=1))
     yield "memory of the result, for each file", f"{kept / len(traced) / 1e3:.1f} kB"
-    yield "the result pickled, for each file", f"{len(pickle.dumps(found)) / len(traced) / 1e3:.1f} kB"
+    yield "the result pickled, for each file", f"{len(pickle.dumps(actual)) / len(traced) / 1e3:.1f} kB"
     large, state = folder / "large.npy", folder / "large.state"
     np.save(large, np.zeros((LARGE // 4096, 1024), np.float32))
     np.save(folder / "ids.npy", np.arange(LARGE // 4096) % 1024)
@@ -224,16 +224,16 @@ def blocks(sizes: Sizes, folder: Path) -> Iterator[Row]:
     """The state of an engine's loop that has a line for each of very many blocks."""
     rng = np.random.default_rng(4)
     block = rng.normal(size=(2, 8, 32)).astype(np.float32), rng.integers(32, size=(2, 8))
-    state, found = folder / "blocks.state", []
+    state, result = folder / "blocks.state", []
 
     def engine(first: int) -> Iterator[tuple[Any, Any]]:
         return itertools.repeat(block, sizes.blocks - first)
 
-    seconds = cpu_seconds(lambda: found.append(evaluate(engine, state=state)))
+    seconds = cpu_seconds(lambda: result.append(evaluate(engine, state=state)))
     yield f"evaluate of {sizes.blocks:,} blocks with a state, for each", f"{seconds / sizes.blocks * 1e3:.2f} ms"
     size = state.stat().st_size
     yield "size of the state", f"{size / 1e6:.1f} MB, {size / sizes.blocks:.0f} bytes for each block"
-    seconds = cpu_seconds(lambda: check(evaluate(engine, state=state) == found[0], "a resumed run has the same bits"))
+    seconds = cpu_seconds(lambda: check(evaluate(engine, state=state) == result[0], "a resumed run has the same bits"))
     yield "resuming when all is done", f"{seconds:.1f} s, {seconds / sizes.blocks * 1e3:.2f} ms each"
 
 
@@ -246,11 +246,11 @@ def sequences(sizes: Sizes, folder: Path) -> Iterator[Row]:
     batch = rng.normal(size=(1000, 4, 2)).astype(np.float32), rng.integers(2, size=(1000, 4))
 
     evaluate(itertools.repeat(batch, 1))
-    found, kept = kept_bytes(lambda: evaluate(itertools.repeat(batch, sizes.sequences // 1000)))
-    count = found.n_sequences
+    result, kept = kept_bytes(lambda: evaluate(itertools.repeat(batch, sizes.sequences // 1000)))
+    count = result.n_sequences
     yield f"memory of an Evaluation of {count:,} sequences, for each", f"{kept / count:.0f} bytes"
-    yield "the same pickled", f"{len(pickle.dumps(found)) / count:.0f} bytes"
-    yield "its meter pickled, in all", f"{len(pickle.dumps(found.meter)):,} bytes"
+    yield "the same pickled", f"{len(pickle.dumps(result)) / count:.0f} bytes"
+    yield "its meter pickled, in all", f"{len(pickle.dumps(result.meter)):,} bytes"
     logits, targets = rng.normal(size=(20_000, 4, 2)).astype(np.float32), rng.integers(2, size=(20_000, 4))
     np.savez(folder / "sequences.npz", logits=logits, targets=targets)
     state = folder / "sequences.state"
@@ -292,9 +292,9 @@ def cluster(sizes: Sizes, folder: Path) -> Iterator[Row]:
     ):
         evaluate(paths[:2], scheduler=local.scheduler_address)
         start, own = time.perf_counter(), time.process_time()
-        found = evaluate(paths, scheduler=local.scheduler_address)
+        result = evaluate(paths, scheduler=local.scheduler_address)
         seconds, own = time.perf_counter() - start, time.process_time() - own
-        check(found == whole, "a cluster gives the same bits")
+        check(result == whole, "a cluster gives the same bits")
         yield f"{len(paths):,} shards on two workers, by the clock", f"{seconds:.1f} s"
         yield "CPU of the scheduler and of the caller, for each", f"{own / len(paths) * 1e3:.1f} ms"
         killed: list[int] = []
@@ -304,11 +304,11 @@ def cluster(sizes: Sizes, folder: Path) -> Iterator[Row]:
         killer.start()
         start = time.perf_counter()
         try:
-            found = evaluate(paths, scheduler=local.scheduler_address)
+            result = evaluate(paths, scheduler=local.scheduler_address)
         finally:
             ended.set()
             killer.join()
-        check(found == whole, "workers that die change no bit")
+        check(result == whole, "workers that die change no bit")
         seconds = time.perf_counter() - start
         yield f"the same, while workers are killed ({len(killed)})", f"{seconds:.1f} s, the same bits"
 

@@ -189,10 +189,10 @@ def compare_json(command):
     """Run `tokenloss compare --format json`; return what it printed, of a single candidate without its list."""
 
     def run(*argv):
-        found = json_of(command("compare", *argv, "--format", "json"))
-        if len(found["candidates"]) == 1:
-            assert found.pop("tiers", []) == []
-        return found.pop("candidates")[0] | found if len(found["candidates"]) == 1 else found
+        result = json_of(command("compare", *argv, "--format", "json"))
+        if len(result["candidates"]) == 1:
+            assert result.pop("tiers", []) == []
+        return result.pop("candidates")[0] | result if len(result["candidates"]) == 1 else result
 
     return run
 

@@ -74,15 +74,15 @@ def run(program, *arguments):
     return pages.call(f"python benchmarks/examples/{program} model {' '.join(arguments)}")
 
 
-def check_figures(found, losses, tolerance):
+def check_figures(result, losses, tolerance):
     """Loss, standard error by text and the sum of each text are those of texts alone."""
     mean, count = np.mean(np.concatenate(losses)), sum(map(len, losses))
     clusters = sum((part.sum() - mean * len(part)) ** 2 for part in losses) * len(losses) / (len(losses) - 1)
-    assert found.count == count
-    assert found.loss == pytest.approx(mean, rel=tolerance)
-    assert found.loss.stderr == pytest.approx(np.sqrt(clusters) / count, rel=10 * tolerance)
-    np.testing.assert_allclose(found.sequences["nll"], [part.sum() for part in losses], rtol=tolerance)
-    np.testing.assert_array_equal(found.sequences["count"], list(map(len, losses)))
+    assert result.count == count
+    assert result.loss == pytest.approx(mean, rel=tolerance)
+    assert result.loss.stderr == pytest.approx(np.sqrt(clusters) / count, rel=10 * tolerance)
+    np.testing.assert_allclose(result.sequences["nll"], [part.sum() for part in losses], rtol=tolerance)
+    np.testing.assert_array_equal(result.sequences["count"], list(map(len, losses)))
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

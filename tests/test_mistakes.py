@@ -127,12 +127,12 @@ def number(function, scores=None, targets=IDS, is_swapped=False, **options):
         arguments.append([2, 0])
     if function in OF_TARGETS:
         arguments.insert(0 if (function == "cross_entropy_loss") != is_swapped else len(arguments), targets)
-    found = getattr(tokenloss, function)(*arguments, **options)
-    if isinstance(found, tuple):
-        found = found[0]
+    result = getattr(tokenloss, function)(*arguments, **options)
+    if isinstance(result, tuple):
+        result = result[0]
     for name in ("loss", "perplexity", "mean_acceptance"):
-        found = getattr(found, name, found)
-    return float(np.ravel(found)[0])
+        result = getattr(result, name, result)
+    return float(np.ravel(result)[0])
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -111,23 +111,23 @@ def emitted(*argv):
     return json.loads(printed(*map(str, argv)))
 
 
-def keys_of(value, path="", found=None):
+def keys_of(value, path="", result=None):
     """The keys of all objects within a value, by the path of the object as `jq` writes it."""
-    found = {} if found is None else found
+    result = {} if result is None else result
     if isinstance(value, list):
         for element in value:
-            keys_of(element, f"{path}[]", found)
+            keys_of(element, f"{path}[]", result)
     elif isinstance(value, dict) and not all(re.fullmatch(r"[\d.]+", key) for key in value):  # quantiles by fraction
-        found.setdefault(path or ".", set()).update(value)
+        result.setdefault(path or ".", set()).update(value)
         for key, element in value.items():
             if key != "left_out" or not isinstance(element, dict):  # by the name of a metric
-                keys_of(element, f"{path}.{key}", found)
-    return found
+                keys_of(element, f"{path}.{key}", result)
+    return result
 
 
 def described_keys(command, kind):
     """The keys of a command that the page describes for a kind of input, by path."""
-    found = {}
+    result = {}
     of_hidden = "hidden states", "scores"
     kinds = {"hidden states": of_hidden, "windows": ("windows", *of_hidden), "scores": ("scores", "calibrated")}
     of_kind = kinds.get(kind, (kind,))
@@ -136,8 +136,8 @@ def described_keys(command, kind):
             for keys, _, meaning in rows:
                 if is_of(meaning, *of_kind):
                     for path in codes(head[0]):
-                        found.setdefault(path, set()).update(codes(keys))
-    return found
+                        result.setdefault(path, set()).update(codes(keys))
+    return result
 
 
 def commands_of(files, kind):
@@ -211,8 +211,8 @@ KINDS_OF_JSON = "scores", "hidden states", "windows", "drafts", "responses", "lo
 @pytest.mark.parametrize("kind", KINDS_OF_JSON)
 def test_keys_of_json_are_described(files, kind):
     for argv in commands_of(files, kind):
-        found, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
-        if "tiers" in found.get(".", ()) and ".tiers[]" not in found:  # of a single candidate
+        result, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
+        if "tiers" in result.get(".", ()) and ".tiers[]" not in result:  # of a single candidate
             del described[".tiers[]"]
         if kind == "samples":
             del described[".candidates[].groups[]"]  # of folders; its keys are those of `metrics`
@@ -224,7 +224,7 @@ def test_keys_of_json_are_described(files, kind):
                 described.pop(f"{model}.by_token_type[]", None)
                 for path, key in (model, "by_token_type"), (f"{model}.sequences[]", "file"):
                     described.get(path, set()).discard(key)
-        assert found == described
+        assert result == described
 
 
 def comparison_of_texts(files):
@@ -286,9 +286,9 @@ def test_fields_of_signatures_are_described():
 
 
 def test_models_side_by_side_have_the_keys_of_each(files):
-    found = emitted("score", f"A={files.q8}", f"B={files.q4}", "--max-loss", "99")
-    assert [*found] == ["A", "B"]
-    assert keys_of(found["B"]) == keys_of(emitted("score", files.q4, "--max-loss", "99"))
+    result = emitted("score", f"A={files.q8}", f"B={files.q4}", "--max-loss", "99")
+    assert [*result] == ["A", "B"]
+    assert keys_of(result["B"]) == keys_of(emitted("score", files.q4, "--max-loss", "99"))
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------
@@ -309,31 +309,31 @@ def tables_in_memory(files):
         tokens, sequences = sinks.TokenTable(), sinks.SequenceTable()
         other = files.q8 if kind == "scores" else responses.like(files.responses_other_jsonl)
         wanted = {"divergences": (*DIVERGENCES,)} if kind == "scores" else {}
-        found = compare_files(source, {"a": other}, sinks=[tokens, sequences], **wanted)
+        result = compare_files(source, {"a": other}, sinks=[tokens, sequences], **wanted)
         yield TITLES[2], kind, tokens.columns()
         yield TITLES[3], kind, sequences.columns()
-        yield TITLES[2], "arrays" if kind == "scores" else "response arrays", found["a"].columns()
+        yield TITLES[2], "arrays" if kind == "scores" else "response arrays", result["a"].columns()
     tokens, sequences = sinks.TokenTable(columns=["acceptance"]), sinks.SequenceTable(columns=["acceptance"])
-    found = compare_files(files.base, files.q8, temperature=1, sinks=[tokens, sequences])
+    result = compare_files(files.base, files.q8, temperature=1, sinks=[tokens, sequences])
     yield TITLES[2], "drafts", tokens.columns()
     yield TITLES[3], "drafts", sequences.columns()
-    (one,) = found.values()
+    (one,) = result.values()
     yield TITLES[2], "draft arrays", one.acceptance().columns()
     tokens, sequences = sinks.TokenTable(), sinks.SequenceTable()
     trainer = formats.open_logprobs(files.trainer_npy)
-    found = compare_files(trainer, {"a": files.rollout_jsonl}, sinks=[tokens, sequences])
+    result = compare_files(trainer, {"a": files.rollout_jsonl}, sinks=[tokens, sequences])
     yield TITLES[4], "logprobs", tokens.columns()
     yield TITLES[5], "logprobs", sequences.columns()
-    yield TITLES[4], "arrays", found["a"].columns()
+    yield TITLES[4], "arrays", result["a"].columns()
     spans, documents = sinks.TokenTable(), sinks.SequenceTable()
     a, b = (
         formats.open_scores(path, tokenizer=own)
         for path, own in ((files.a_npz, files.a_json), (files.b_npz, files.b_json))
     )
-    found = compare_texts(a, b, text=files.t_txt, shift=True, sinks=[spans, documents])
-    for columns in documents.columns(), found.documents:
+    result = compare_texts(a, b, text=files.t_txt, shift=True, sinks=[spans, documents])
+    for columns in documents.columns(), result.documents:
         yield "A document of two models with different tokenizers", "texts", columns
-    for columns in spans.columns(), found.columns():
+    for columns in spans.columns(), result.columns():
         yield "A span of two models with different tokenizers", "texts", columns
     questions = sinks.SequenceTable()
     compare_samples(files.base_mc_jsonl, files.noise_mc_jsonl, sinks=[questions])
@@ -354,8 +354,8 @@ def test_columns_are_described(files):
             if is_of(meaning, kind):  # each name has a dtype, or all have the last one
                 dtype = itertools.chain(dtypes.split("; "), itertools.repeat(dtypes.split("; ")[-1]))
                 described |= dict(zip(codes(names), dtype, strict=False))
-        found = {name: str(column.dtype).replace("object", "text") for name, column in columns.items()}
-        assert found == described, (heading, kind)
+        result = {name: str(column.dtype).replace("object", "text") for name, column in columns.items()}
+        assert result == described, (heading, kind)
 
 
 def test_columns_that_are_not_scored_hold_what_is_described():
@@ -379,8 +379,8 @@ def test_columns_of_models_are_keys_of_json(files):
     }
     for kind, (base, other) in kinds.items():
         keys = described_keys("compare", kind)
-        found = {*compare_files(base, {"a": other}).columns()}
-        assert found <= keys["."] | keys[".candidates[]"]
+        result = {*compare_files(base, {"a": other}).columns()}
+        assert result <= keys["."] | keys[".candidates[]"]
     samples = compare_samples(files.base_mc_jsonl, {"a": files.noise_mc_jsonl}, margin=0.1)
     keys = described_keys("compare", "samples")[".candidates[].metrics[]"]
     ends = {name.replace("_interval", end) for name in keys for end in ("", "_low", "_high")}
@@ -399,14 +399,14 @@ def commands():
 
 def options_of(parser):
     """The options of a command with the words of its help, by the title of their group."""
-    found = {}
+    result = {}
     for group in parser._action_groups:
         for action in group._group_actions:
             value = action.metavar or (f"{{{','.join(action.choices)}}}" if action.choices else "")
             names = ", ".join(action.option_strings) or value
             takes_value = action.option_strings and action.nargs != 0
-            found.setdefault(group.title, {})[f"{names} {value}" if takes_value else names] = action.help
-    return found
+            result.setdefault(group.title, {})[f"{names} {value}" if takes_value else names] = action.help
+    return result
 
 
 @pytest.mark.parametrize("command", ["score", "compare", "sketch", "info"])
@@ -416,9 +416,10 @@ def test_options_are_described_in_the_words_of_the_help(command):
         for heading, (group, _), rows in tables_of("command")
         if heading == f"`tokenloss {command}`"
     }
-    found = options_of(commands()[command])
+    result = options_of(commands()[command])
     assert described == {
-        group: {option: words.replace("`", "") for option, words in options.items()} for group, options in found.items()
+        group: {option: words.replace("`", "") for option, words in options.items()}
+        for group, options in result.items()
     }
 
 
@@ -461,9 +462,9 @@ def test_openers_are_described_with_their_options():
         described[name] = {*codes(options)} - {"open_scores"}
     described["open_hidden_states"] ^= described["open_scores"]  # those of scores, except `kind`
     openers = [name for name in formats.__all__ if name.startswith("open_") or name == "blocks"]
-    found = {name: inspect.signature(getattr(formats, name)).parameters.values() for name in openers}
+    result = {name: inspect.signature(getattr(formats, name)).parameters.values() for name in openers}
     assert described == {
-        name: {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} for name, parameters in found.items()
+        name: {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} for name, parameters in result.items()
     }
 
 

@@ -63,8 +63,8 @@ def compared(folder, name="q4"):
 def drafts_of(folder):
     """The acceptance of drafts in files."""
     drafts = {name: scored(folder, logits, name=name) for name, logits in DRAFTS.items()}
-    found = compare_files(scored(folder, LOGITS), drafts, temperature=1)
-    return Comparisons({name: one.acceptance(cost_ratio=0.1) for name, one in found.items()})
+    result = compare_files(scored(folder, LOGITS), drafts, temperature=1)
+    return Comparisons({name: one.acceptance(cost_ratio=0.1) for name, one in result.items()})
 
 
 def of_responses(folder):
@@ -245,9 +245,9 @@ def test_repr_is_a_line_of_attributes(result):
 def test_repr_shows_bits_per_byte_and_word_perplexity_where_the_text_is_known():
     meter, block = LossMeter(), (np.zeros((1, 3, 4)), np.ones((1, 3), int))
     meter.update([1.0, 2.0, 6.0], n_bytes=12, n_words=2)
-    for found in (meter, evaluate([block], n_bytes=12, n_words=2)):
-        shown = f"bits_per_byte={found.bits_per_byte:#.6g}, word_perplexity={found.word_perplexity:#.6g})"
-        assert repr(found).endswith(shown)
+    for result in (meter, evaluate([block], n_bytes=12, n_words=2)):
+        shown = f"bits_per_byte={result.bits_per_byte:#.6g}, word_perplexity={result.word_perplexity:#.6g})"
+        assert repr(result).endswith(shown)
     assert "bits_per_byte" not in repr(evaluate([block]))
 
 
@@ -255,15 +255,15 @@ def test_repr_of_samples_shows_each_metric_and_how_it_changed(tmp_path):
     for name, values in ("base", [1.0, 1.0, 0.0, 1.0]), ("q4", [1.0, 0.0, 0.0, 1.0]):
         lines = [{"doc_id": i, "filtered_resps": ["4"], "exact_match": one} for i, one in enumerate(values)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = compare_samples(tmp_path / "base.jsonl", {"q4": tmp_path / "q4.jsonl"})
-    assert repr(found["q4"]) == "SampleComparison(metrics=['exact_match': 0.5000 (-0.250 ± 0.250)], count=4)"
-    assert repr(found) == "Comparisons('q4': metrics=['exact_match': 0.5000 (-0.250 ± 0.250)])"
+    result = compare_samples(tmp_path / "base.jsonl", {"q4": tmp_path / "q4.jsonl"})
+    assert repr(result["q4"]) == "SampleComparison(metrics=['exact_match': 0.5000 (-0.250 ± 0.250)], count=4)"
+    assert repr(result) == "Comparisons('q4': metrics=['exact_match': 0.5000 (-0.250 ± 0.250)])"
 
 
 def test_repr_of_many_results_fits_a_line():
-    found = evaluations_of(*(f"model {i}" for i in range(9)))
-    assert repr(found).endswith(", ...)")
-    assert len(repr(found)) < 170
+    result = evaluations_of(*(f"model {i}" for i in range(9)))
+    assert repr(result).endswith(", ...)")
+    assert len(repr(result)) < 170
 
 
 @pytest.mark.parametrize(
@@ -279,16 +279,16 @@ def test_figures_keep_their_digits(value, error, expected):
 
 
 def test_an_evaluation_has_the_figures_of_its_meter():
-    found = evaluate([(LOGITS, TARGETS)], n_bytes=70, n_words=20)
+    result = evaluate([(LOGITS, TARGETS)], n_bytes=70, n_words=20)
     scores = token_scores(LOGITS, TARGETS)
     expected = meter(sequence_losses(scores))
     expected.update([], n_bytes=70, n_words=20)
-    assert found.meter == expected
+    assert result.meter == expected
     names = [name for name in expected.to_dict() if not name.endswith("_by_sequence") and name != "signature"]
     assert "bits_per_byte_interval" in names
     for name in names:
-        assert statistic(found, name) == statistic(expected, name) == found.figures[name], name
-    assert (found.loss, found.accuracy) == (scores.loss, scores.accuracy)
+        assert statistic(result, name) == statistic(expected, name) == result.figures[name], name
+    assert (result.loss, result.accuracy) == (scores.loss, scores.accuracy)
 
 
 # -- figures and tables -----------------------------------------------------------------------------------------------
@@ -305,9 +305,9 @@ def test_to_dict_is_json(result):
 
 
 def test_nan_and_infinity_are_none_in_to_dict():
-    found = compare([[1.0, 2.0]] * 2, [[1.0, math.nan], [1.0, -math.inf]], [0, 1])
-    assert math.isnan(found.mean_kl)
-    assert found.to_dict()["mean_kl"] is found.to_dict()["kl_quantiles"]["0.5"] is None
+    result = compare([[1.0, 2.0]] * 2, [[1.0, math.nan], [1.0, -math.inf]], [0, 1])
+    assert math.isnan(result.mean_kl)
+    assert result.to_dict()["mean_kl"] is result.to_dict()["kl_quantiles"]["0.5"] is None
     assert LossMeter().to_dict()["perplexity_interval"] == [None, None]
 
 
@@ -400,7 +400,7 @@ def test_what_is_not_scored_is_not_0():
 def test_summary_is_what_the_command_prints(tmp_path, command):
     path, other = scored(tmp_path, LOGITS), scored(tmp_path, OTHER, name="other")
     responses, samples = of_responses(tmp_path), of_samples(tmp_path)
-    for argv, found in [
+    for argv, result in [
         (("score", path), evaluate(path)),
         (("score", responses[0]), evaluate(responses[0])),
         (("compare", path, f"q4={other}"), compare_files(path, {"q4": other})),
@@ -408,7 +408,7 @@ def test_summary_is_what_the_command_prints(tmp_path, command):
         (("compare", *samples, "--margin", 0.1), compare_samples(*samples, margin=0.1)),
     ]:
         status, out, _ = command(*argv)
-        assert (status, out) == (0, found.summary() + "\n")
+        assert (status, out) == (0, result.summary() + "\n")
 
 
 CELLS = {"td", "th", "b", "span"}
@@ -447,11 +447,11 @@ def test_html_has_the_same_cells_as_the_summary(result):
 @pytest.mark.filterwarnings("ignore:.*identical to base")
 @pytest.mark.parametrize("make", OF_HOSTILE_NAMES)
 def test_hostile_names_are_text_and_long_ones_are_cut_in_repr(make, tmp_path):
-    found = OF_HOSTILE_NAMES[make](tmp_path)
-    check_html(found)
-    assert found.summary().replace("\n", "").isprintable()
-    assert repr(found).isprintable()
-    assert len(repr(found)) <= 4 * 80  # some lines of a screen
+    result = OF_HOSTILE_NAMES[make](tmp_path)
+    check_html(result)
+    assert result.summary().replace("\n", "").isprintable()
+    assert repr(result).isprintable()
+    assert len(repr(result)) <= 4 * 80  # some lines of a screen
 
 
 def check_html(result):
@@ -488,17 +488,17 @@ def test_html_escapes_hostile_text():
 
 @pytest.mark.parametrize("name", ["# a", "## a", "- a", "+ a"])
 def test_a_name_is_no_heading_or_item_of_markdown(name):
-    found = as_markdown(Shown("base", "", [Table([("-0.5", "+1")], title=f"{name} loses most")]))
-    assert f"\n\\{name} loses most\n" in found
-    assert "| -0.5 | +1  |" in found
+    result = as_markdown(Shown("base", "", [Table([("-0.5", "+1")], title=f"{name} loses most")]))
+    assert f"\n\\{name} loses most\n" in result
+    assert "| -0.5 | +1  |" in result
 
 
 def test_html_of_hostile_names(tmp_path):
-    found = dataclasses.replace(compare(LOGITS, OTHER, TARGETS), _about={"name": HOSTILE, "base": HOSTILE})
-    read = Cells(found._repr_html_())
+    result = dataclasses.replace(compare(LOGITS, OTHER, TARGETS), _about={"name": HOSTILE, "base": HOSTILE})
+    read = Cells(result._repr_html_())
     assert read.tags <= TAGS
     assert read.cells[0].count("<script>") == 2
-    assert "\x1b" not in found.summary()
+    assert "\x1b" not in result.summary()
     assert "\x1b" not in evaluate(scored(tmp_path, LOGITS, tokens=np.full((3, 4), HOSTILE))).summary()
 
 

@@ -81,14 +81,14 @@ def test_signature_is_the_same_for_any_shards_blocks_order_and_sum(shift, tmp_pa
         for path, (logits, ids) in zip(paths, blocks, strict=True):
             np.savez(path, logits=logits, targets=ids)
         each = [evaluate([block], shift=shift) for block in blocks]
-        found = [
+        result = [
             evaluate(blocks, shift=shift),
             evaluate(paths, shift=shift),
             sum(each),
             Evaluation.of_parts(each[::-1]),
         ]
-        signatures += [one.signature for one in found]
-        assert all(one.figures["signature"] == one.signature for one in found)
+        signatures += [one.signature for one in result]
+        assert all(one.figures["signature"] == one.signature for one in result)
     kept = [ids[bool(shift) :] for ids in IDS]
     scored = f"tokens:{sum(map(len, kept))}|sequences:{sum(length > bool(shift) for length in LENGTHS)}"
     of_shift = "|shift:yes" if shift else ""
@@ -105,15 +105,15 @@ def test_signature_of_a_resumed_run_is_that_of_one_run(tmp_path):
         np.savez(path, logits=logits, targets=ids)
     state = tmp_path / "state"
     for function in lambda some: evaluate(some, state=state), lambda some: evaluate(some, state=state):
-        found = function(paths)
-    assert found.signature == evaluate(paths).signature
+        result = function(paths)
+    assert result.signature == evaluate(paths).signature
     (tmp_path / "q").mkdir()
     for path, logits in zip(paths, LOGITS, strict=False):
         np.savez(tmp_path / "q" / path.name, logits=logits + 1)
     others = {"q": [tmp_path / "q" / path.name for path in paths]}
     once, *again = (compare_files(paths, others, state=tmp_path / "compared")["q"].signature for _ in range(2))
     assert [once] == again == [compare_files(paths, others)["q"].signature]
-    assert fields(once)["ids"] == fields(found.signature)["ids"]
+    assert fields(once)["ids"] == fields(result.signature)["ids"]
 
 
 def one_sequence(**options):
@@ -139,12 +139,12 @@ CHANGES = {  # the fields by which a signature differs
 @pytest.mark.parametrize("differ", CHANGES, ids="-".join)
 def test_differing_fields_are_named(differ):
     plain = {f"n_{differ[0]}": 5} if differ[0] in ("bytes", "words") else {}
-    found = Evaluations(A=one_sequence(**plain), B=one_sequence(**CHANGES[differ]))
-    assert differing_fields(one.signature for one in found.values()) == [*differ]
-    title, *_, last = found.summary().splitlines()
+    result = Evaluations(A=one_sequence(**plain), B=one_sequence(**CHANGES[differ]))
+    assert differing_fields(one.signature for one in result.values()) == [*differ]
+    title, *_, last = result.summary().splitlines()
     assert f"the models' signatures differ in {', '.join(differ)}" in title
     assert ("compare bits per byte" in title) == ("ids" in differ)
-    each = [fields(one.signature) for one in found.values()]
+    each = [fields(one.signature) for one in result.values()]
     joined = {name: {one.get(name, "no") for one in each} for name in {**each[0], **each[1]}}
     assert {name: set(values.split(",")) for name, values in fields(last.strip()).items()} == joined
 
@@ -153,7 +153,7 @@ def test_differing_fields_are_named(differ):
 def test_targets_that_are_rolled_within_each_text_have_another_hash(shift, tmp_path):
     """4.394 and 4.151 nats had one signature."""
     logits, ids = RNG.normal(size=(3, 9, 7)), RNG.integers(7, size=(3, 9))
-    found = []
+    actual = []
     for targets in (ids, np.roll(ids, 1, 1)):
         np.savez(tmp_path / "a.npz", logits=logits, targets=targets)
         blocks = evaluate([(logits, targets)], shift=shift)
@@ -165,8 +165,8 @@ def test_targets_that_are_rolled_within_each_text_have_another_hash(shift, tmp_p
         compared += (compare_files(tmp_path / "a.npz", {"b": tmp_path / "b.npz"})["b"],)
         assert fields(blocks.signature)["ids"] == fields(files.signature)["ids"]
         assert {fields(one.signature)["ids"] for one in compared} == {hash_of(*targets)}
-        found.append(blocks.signature)
-    assert differing_fields(found) == ["ids"]
+        actual.append(blocks.signature)
+    assert differing_fields(actual) == ["ids"]
 
 
 @pytest.mark.filterwarnings("ignore:.*identical to base")
@@ -178,7 +178,7 @@ def test_hash_does_not_depend_on_where_a_sequence_is_split(where, shift, tmp_pat
     numbers = numbers if where == "in order" else RNG.permutation(numbers)
     logits, ids = RNG.normal(size=(60, 7)).astype(np.float32), RNG.integers(7, size=60)
     ids[[3, 30]] = -100
-    found = set()
+    actual = set()
     for n, places in enumerate([[], [20, 40], [1, 2, 3, 25, 26, 59], range(1, 60, 4)]):
         parts = [np.split(array, places) for array in (logits, ids, numbers)]
         paths = [tmp_path / f"{n}-{i}.npy" for i in range(len(parts[0]))]
@@ -203,21 +203,21 @@ def test_hash_does_not_depend_on_where_a_sequence_is_split(where, shift, tmp_pat
                 meters[2 * i > len(blocks)].update(rows, rows, one, segment_ids=own)
             meters[0].merge(meters[1])
             evaluations += [meters[0].result(), compare(logits, logits, ids, segment_ids=numbers)]
-        found |= {fields(one.signature)["ids"] for one in evaluations}
+        actual |= {fields(one.signature)["ids"] for one in evaluations}
     kept = [ids[numbers == number] for number in (4, 0, 9)]
     if shift:
         kept = [one[1:] for one in kept]
     else:
         kept += [[one] for one in ids[numbers < 0]]
     if where == "in order" or not shift:
-        assert found == {hash_of(*([one for one in sequence if one >= 0] for sequence in kept))}
-    assert len(found) == 1
+        assert actual == {hash_of(*([one for one in sequence if one >= 0] for sequence in kept))}
+    assert len(actual) == 1
 
 
 def test_the_same_tokens_in_another_order_have_the_same_ids():
     for order in itertools.islice(itertools.permutations(range(8)), 0, 40000, 4001):
-        found = evaluate([(LOGITS[2][[*order]], IDS[2][[*order]])])
-        assert fields(found.signature)["ids"] == hash_of_loose(IDS[2])
+        result = evaluate([(LOGITS[2][[*order]], IDS[2][[*order]])])
+        assert fields(result.signature)["ids"] == hash_of_loose(IDS[2])
     batch = np.arange(7)
     assert len({hash_of_loose(one) for one in itertools.combinations_with_replacement(batch, 4)}) == math.comb(10, 4)
 
@@ -230,10 +230,10 @@ def test_signature_has_the_window_and_its_stride(window, stride, scored, tmp_pat
     ids = RNG.integers(7, size=12)
     rows = np.arange(0, 12 - window + 1, stride)[:, None] + np.arange(window)
     np.savez(tmp_path / "a.npz", logits=RNG.normal(size=(*rows.shape, 7)), input_ids=ids[rows])
-    found = fields(evaluate(open_scores(tmp_path / "a.npz", window=window, stride=stride)).signature)
-    assert [found[name] for name in ("window", "stride", "shift")] == [str(window), str(stride), "yes"]
+    result = fields(evaluate(open_scores(tmp_path / "a.npz", window=window, stride=stride)).signature)
+    assert [result[name] for name in ("window", "stride", "shift")] == [str(window), str(stride), "yes"]
     new = [ids[[*of_window]] for of_window in scored]
-    assert (found["tokens"], found["ids"]) == (str(sum(map(len, new))), hash_of(*new))
+    assert (result["tokens"], result["ids"]) == (str(sum(map(len, new))), hash_of(*new))
 
 
 def test_windows_of_papers_and_whole_texts_are_told_apart_as_of_lm_evaluation_harness_2301(tmp_path):
@@ -294,7 +294,7 @@ def test_signature_of_a_comparison_has_its_options():
     logits, ids = padded([0])
     logits = tokenloss.log_softmax(logits)
     plain, probs = compare(logits, logits + 1, ids).signature, tokenloss.softmax(logits)
-    for found, differ in [
+    for actual, differ in [
         (compare(logits, logits, np.minimum(ids, 5), classes=6), ["classes"]),
         (compare(logits, logits, ids, classes=7), []),
         (compare(logits, logits, ids, definitions="llama.cpp"), ["definitions"]),
@@ -302,7 +302,7 @@ def test_signature_of_a_comparison_has_its_options():
         (linear_compare(logits, np.eye(7), logits, np.eye(7), ids), ["kind"]),
         (compare(logits, logits, None), []),
     ]:
-        names = differing_fields([plain, found.signature])
+        names = differing_fields([plain, actual.signature])
         assert [name for name in names if name != "ids"] == differ
     meter = ComparisonMeter()
     for dtype in np.float32, np.float16:
@@ -324,14 +324,14 @@ def test_score_warns_of_models_whose_signatures_differ(tmp_path, command, monkey
 @pytest.mark.filterwarnings("ignore:.*identical to base")
 def test_signature_of_responses_and_samples(tmp_path):
     paths = [clients.save(tmp_path / f"{name}.jsonl", *clients.COMPLETIONS[:3]) for name in ("base", "other")]
-    found = evaluate(paths[0])
-    part, kind = found.figures["part"], {"kind": "responses", "unit": "sequence"}
-    counts = {"tokens": str(found.count), "sequences": str(found.n_sequences), "part": part}
-    counts["bytes"] = str(found.n_bytes)
-    assert fields(found.signature) == {"tokenloss": tokenloss.__version__, **kind, **counts}
+    result = evaluate(paths[0])
+    part, kind = result.figures["part"], {"kind": "responses", "unit": "sequence"}
+    counts = {"tokens": str(result.count), "sequences": str(result.n_sequences), "part": part}
+    counts["bytes"] = str(result.n_bytes)
+    assert fields(result.signature) == {"tokenloss": tokenloss.__version__, **kind, **counts}
     compared = compare_files(*paths).popitem()[1].signature
-    assert fields(compared) | {"bytes": counts["bytes"]} == fields(found.signature)
-    assert differing_fields([compared, found.signature]) == []
+    assert fields(compared) | {"bytes": counts["bytes"]} == fields(result.signature)
+    assert differing_fields([compared, result.signature]) == []
     samples = [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
     ((_, one),) = compare_samples(*samples).items()
     counts = f"unit:document|samples:{one.count}|documents:{one.n_documents}"
@@ -475,8 +475,8 @@ OF_COMPARE = {
 @pytest.mark.parametrize("option", OF_COMPARE)
 def test_signature_tells_the_options_of_compare_apart(option):
     changed, differ = OF_COMPARE[option]
-    found = compare(**ARRAYS), compare(**ARRAYS | changed)
-    assert differing_fields(one.signature for one in found) == differ
+    result = compare(**ARRAYS), compare(**ARRAYS | changed)
+    assert differing_fields(one.signature for one in result) == differ
 
 
 def test_every_option_of_compare_is_looked_at():
@@ -499,6 +499,6 @@ def test_signature_of_a_comparison_has_the_scale_and_cap_of_logits(sources):
 
 def test_signature_of_drafts_has_the_cost_ratio():
     logits = ARRAYS["logits"]
-    found = [tokenloss.draft_acceptance(logits, logits, cost_ratio=cost).signature for cost in (None, 0.1, 0.2)]
-    assert differing_fields(found) == ["cost"]
-    assert [fields(one).get("cost") for one in found] == [None, "0.1", "0.2"]
+    result = [tokenloss.draft_acceptance(logits, logits, cost_ratio=cost).signature for cost in (None, 0.1, 0.2)]
+    assert differing_fields(result) == ["cost"]
+    assert [fields(one).get("cost") for one in result] == [None, "0.1", "0.2"]

@@ -95,10 +95,10 @@ def test_scores_and_comparisons_have_typed_fields() -> None:
     assert_type(meter.result(), results.Comparison)
     meter = tokenloss.ComparisonMeter(classes=1)
     meter.update(LOGITS, {"a": LOGITS, "b": PROBS}, [0, 0])
-    found = assert_type(meter.results(), results.Comparisons[results.Comparison])["b"]
-    assert is_float(assert_type(found.mean_kl.interval, tuple[float, float])[0])
-    assert is_float(assert_type(found.left_out, "float | None"))
-    assert is_array(assert_type(found.by(["x", "y"]), dict[str, npt.NDArray[Any]])["kl"])
+    actual = assert_type(meter.results(), results.Comparisons[results.Comparison])["b"]
+    assert is_float(assert_type(actual.mean_kl.interval, tuple[float, float])[0])
+    assert is_float(assert_type(actual.left_out, "float | None"))
+    assert is_array(assert_type(actual.by(["x", "y"]), dict[str, npt.NDArray[Any]])["kl"])
 
 
 def test_results_speak_one_protocol() -> None:
@@ -151,8 +151,8 @@ def test_sources_and_paths_are_taken_alike(tmp_path: Path) -> None:
     assert_type(tokenloss.evaluate(tmp_path / "scores.npz"), results.Evaluation)
     for name in ("q4", "q8"):
         np.savez(tmp_path / f"{name}.npz", logits=LOGITS * int(name[1:]))
-    found = tokenloss.compare_files(source, {"q4": tmp_path / "q4.npz", "q8": source.like(tmp_path / "q8.npz")})
-    assert [*found] == ["q4", "q8"]
+    result = tokenloss.compare_files(source, {"q4": tmp_path / "q4.npz", "q8": source.like(tmp_path / "q8.npz")})
+    assert [*result] == ["q4", "q8"]
 
 
 def test_pages_and_plots(tmp_path: Path) -> None:

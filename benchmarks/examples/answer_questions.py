@@ -43,10 +43,10 @@ def main() -> None:
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         logits, targets, where = next_token(logits, batch["input_ids"], batch["attention_mask"])
         where[:, : len(start) - 1] = False  # the question does not count
-        found = sequence_losses(token_scores(logits, targets, where=where))  # each row is a sequence
-        chosen = [int(nll.argmin()) for nll in (found.nll, found.nll / [len(choice) for choice in doc["choices"]])]
+        result = sequence_losses(token_scores(logits, targets, where=where))  # each row is a sequence
+        chosen = [int(nll.argmin()) for nll in (result.nll, result.nll / [len(choice) for choice in doc["choices"]])]
         right.append([float(choice == doc["answer"]) for choice in chosen])
-        scores = [[-nll, bool(greedy)] for nll, greedy in zip(found.nll, found.is_greedy, strict=True)]
+        scores = [[-nll, bool(greedy)] for nll, greedy in zip(result.nll, result.is_greedy, strict=True)]
         sample = {"doc_id": number, "doc": doc, "target": doc["answer"], "filtered_resps": scores}
         sample |= {"arguments": [[question, answer] for answer in answers], "metrics": ["acc", "acc_norm"]}
         values = zip(("chosen", "chosen_norm", "acc", "acc_norm"), chosen + right[-1], strict=True)

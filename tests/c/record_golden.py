@@ -18,16 +18,16 @@ def main(compiler: str = "cc") -> None:
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder) / "driver"
         where.mkdir()
-        found = run_driver(compiler, where, flags="-O2")
-    scalar, portable = found.pop("scalar_math"), found["portable"]
-    for backend, hashes in found.items():
+        result = run_driver(compiler, where, flags="-O2")
+    scalar, portable = result.pop("scalar_math"), result["portable"]
+    for backend, hashes in result.items():
         differing = [quantity for quantity in portable if hashes[quantity] != portable[quantity]]
         if differing:
             raise SystemExit(f"{backend} differs from portable: {', '.join(differing)}")
     lines = [f"backend {quantity} {value}" for quantity, value in portable.items()]
     lines += [f"scalar_math {quantity} {value}" for quantity, value in scalar.items()]
     GOLDEN.write_text("\n".join(lines) + "\n")
-    print(f"{GOLDEN.name}: {len(lines)} hashes, the same on {', '.join(found)}")
+    print(f"{GOLDEN.name}: {len(lines)} hashes, the same on {', '.join(result)}")
 
 
 if __name__ == "__main__":

@@ -47,20 +47,20 @@ def test_compare_reads_every_format(other, block_rows, models, compare_json, mon
         zarr = pytest.importorskip("zarr")
         group = zarr.open_group(models.path / other, mode="w")
         group.create_array("logits", data=models.other, chunks=(3, 4, 5))
-    found = compare_json(models.path / "base.npz", models.path / other)
+    result = compare_json(models.path / "base.npz", models.path / other)
     sequences = np.arange(4)[:, None]  # each row of (4, 6, V)
     expected = tokenloss.compare(models.base, models.other, models.targets, segment_ids=sequences).to_dict()
     of_files = {"base", "file", "base_kind", "kind", "shape", "n_ignored", "n_without_next", "fits_better_shifted"}
     of_files |= {"name", "size", "classes", "files"}
-    assert set(found) == set(expected) | of_files
-    assert (found["base_kind"], found["kind"]) == ("logits", "probs" if other == "other.npz" else "logits")
+    assert set(result) == set(expected) | of_files
+    assert (result["base_kind"], result["kind"]) == ("logits", "probs" if other == "other.npz" else "logits")
     if other == "other.npz":
         words = "kind:logits|dtype:float32", "kind:probs/logits|dtype:float64/float32"
         expected["signature"] = expected["signature"].replace(*words)
     for name, value in expected.items():
-        assert found[name] == near(value, 1e-5 if other == "other.npz" else 0), name
-    assert (found["base"], found["file"]) == (str(models.path / "base.npz"), str(models.path / other))
-    assert (found["shape"], found["count"], found["n_ignored"]) == ([24, 9], 24, 0)
+        assert result[name] == near(value, 1e-5 if other == "other.npz" else 0), name
+    assert (result["base"], result["file"]) == (str(models.path / "base.npz"), str(models.path / other))
+    assert (result["shape"], result["count"], result["n_ignored"]) == ([24, 9], 24, 0)
 
 
 def test_targets_and_ignore_index_in_compare(models, compare_json):

@@ -28,9 +28,9 @@ def argv(models):
 
 def commands_in(out):
     """The workflow commands in an output, as the runner of GitHub decodes them: their name, title and message."""
-    found = re.findall(r"^\s*::(\w+) title=([^,:]*)::(.*)$", out, re.MULTILINE)
-    assert len(found) == len(re.findall(r"^\s*(?:::|##\[)", out, re.MULTILINE))
-    return [(name, *map(urllib.parse.unquote, texts)) for name, *texts in found]
+    result = re.findall(r"^\s*::(\w+) title=([^,:]*)::(.*)$", out, re.MULTILINE)
+    assert len(result) == len(re.findall(r"^\s*(?:::|##\[)", out, re.MULTILINE))
+    return [(name, *map(urllib.parse.unquote, texts)) for name, *texts in result]
 
 
 def test_github_has_a_line_for_each_gate_that_does_not_hold(argv, models, command, tmp_path, monkeypatch):

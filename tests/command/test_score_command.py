@@ -33,28 +33,28 @@ def test_score_of_the_sample(score_json):
     with np.load(SAMPLE) as data:
         logits, targets, tokens = data["logits"], data["targets"], data["tokens"]
     losses = exact_losses(logits, targets)
-    found = score_json(SAMPLE, "--top", 3)
+    result = score_json(SAMPLE, "--top", 3)
     loss, stderr = float(losses.mean()), float(losses.std(ddof=1)) / math.sqrt(len(losses))
-    assert found["files"] == [str(SAMPLE)]
-    assert (found["kind"], found["shape"], found["dtype"]) == ("logits", list(logits.shape), "float16")
-    assert (found["count"], found["n_ignored"], found["accuracy"]) == (len(targets), 0, 1.0)
-    assert found["loss"] == pytest.approx(loss, abs=2e-7)
-    assert found["stderr"] == pytest.approx(stderr, abs=2e-7)
-    assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
-    assert found["perplexity_interval"] == pytest.approx(
+    assert result["files"] == [str(SAMPLE)]
+    assert (result["kind"], result["shape"], result["dtype"]) == ("logits", list(logits.shape), "float16")
+    assert (result["count"], result["n_ignored"], result["accuracy"]) == (len(targets), 0, 1.0)
+    assert result["loss"] == pytest.approx(loss, abs=2e-7)
+    assert result["stderr"] == pytest.approx(stderr, abs=2e-7)
+    assert result["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
+    assert result["perplexity_interval"] == pytest.approx(
         [math.exp(loss * math.exp(t * stderr / loss)) for t in (-2.144787, 2.144787)], rel=1e-6
     )
-    assert found["bits_per_token"] == pytest.approx(loss / math.log(2), rel=1e-6)
+    assert result["bits_per_token"] == pytest.approx(loss / math.log(2), rel=1e-6)
     worst = np.argsort(-losses)[:3]
-    listed = found["highest_loss_tokens"]
+    listed = result["highest_loss_tokens"]
     highest = {name: [token[name] for token in listed] for name in listed[0]}
     assert highest["row"] == worst.tolist()
     assert highest["target"] == targets[worst].tolist()
     assert highest["text"] == tokens[worst].tolist()
     assert highest["nll"] == pytest.approx(losses[worst].astype(float), abs=2e-7)
     assert highest["probability"] == pytest.approx(np.exp(-losses[worst]).astype(float))
-    assert found["n_bytes_read"] == logits.nbytes
-    assert found["gb_per_second"] == pytest.approx(found["n_bytes_read"] / found["seconds"] / 1e9)
+    assert result["n_bytes_read"] == logits.nbytes
+    assert result["gb_per_second"] == pytest.approx(result["n_bytes_read"] / result["seconds"] / 1e9)
 
 
 def test_sample_is_small():
@@ -95,10 +95,10 @@ def test_score_reads_every_format(suffix, score_json, tmp_path):
         for name, array in (("logits", logits), ("targets", targets)):
             group.create_array(name, data=array)
         group.store.close()
-    found = score_json(path)
-    assert (found["kind"], found["count"]) == ("log_probs" if suffix == "kld" else "logits", 8)
-    assert found["loss"] == pytest.approx(tokenloss.cross_entropy(LOGITS, TARGETS), abs=1e-4 if suffix == "kld" else 0)
-    assert found["accuracy"] == 0.5
+    result = score_json(path)
+    assert (result["kind"], result["count"]) == ("log_probs" if suffix == "kld" else "logits", 8)
+    assert result["loss"] == pytest.approx(tokenloss.cross_entropy(LOGITS, TARGETS), abs=1e-4 if suffix == "kld" else 0)
+    assert result["accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("block_bytes", [1, 100, 1 << 20])
@@ -111,74 +111,74 @@ def test_logits_of_any_shape_layout_and_block_size(shape, dtype, order, block_by
     logits = np.asarray(rng.normal(size=(*shape, 11)), dtype, order=order)
     targets = np.asarray(rng.integers(11, size=shape), np.int32, order=order)
     kind = [] if shape else ["--kind", "logits"]  # a number for each token may be its log-probability
-    found = score_json(*npy(logits, targets), "--top", 2, *kind)
+    result = score_json(*npy(logits, targets), "--top", 2, *kind)
     losses = np.ravel(tokenloss.cross_entropy(logits, targets, reduction="none"))
-    assert found["count"] == losses.size
-    assert found["loss"] == (tokenloss.cross_entropy(logits, targets) if losses.size else None)
-    assert [token["row"] for token in found["highest_loss_tokens"]] == np.argsort(-losses)[:2].tolist()
-    assert found["accuracy"] == (np.mean(logits.argmax(-1) == targets) if losses.size else None)
+    assert result["count"] == losses.size
+    assert result["loss"] == (tokenloss.cross_entropy(logits, targets) if losses.size else None)
+    assert [token["row"] for token in result["highest_loss_tokens"]] == np.argsort(-losses)[:2].tolist()
+    assert result["accuracy"] == (np.mean(logits.argmax(-1) == targets) if losses.size else None)
 
 
 @pytest.mark.parametrize("targets", [np.full(4, -100), np.empty((4, 0))], ids=["class ids", "distributions"])
 def test_logits_without_classes(targets, score_json, npy):
     scores, path = npy(LOGITS[:, :0], targets)
-    found = score_json(scores, "--targets", path)
-    assert found["count"] + found["n_ignored"] == 4
-    assert found["n_bytes_read"] == 0
+    result = score_json(scores, "--targets", path)
+    assert result["count"] + result["n_ignored"] == 4
+    assert result["n_bytes_read"] == 0
 
 
 def test_ignore_index(score_json, npz):
     targets = np.array([0, -1, 2, -1])
     path = npz(logits=LOGITS, targets=targets)
-    found = score_json(path, "--ignore-index", "-1", "--top", 9)
-    assert (found["count"], found["n_ignored"]) == (2, 2)
-    assert found["loss"] == tokenloss.cross_entropy(LOGITS, targets, ignore_index=-1)
-    assert [token["row"] for token in found["highest_loss_tokens"]] == [2, 0]
-    assert found["accuracy"] == 0.5
-    assert found["n_bytes_read"] == 2 * LOGITS[0].nbytes
+    result = score_json(path, "--ignore-index", "-1", "--top", 9)
+    assert (result["count"], result["n_ignored"]) == (2, 2)
+    assert result["loss"] == tokenloss.cross_entropy(LOGITS, targets, ignore_index=-1)
+    assert [token["row"] for token in result["highest_loss_tokens"]] == [2, 0]
+    assert result["accuracy"] == 0.5
+    assert result["n_bytes_read"] == 2 * LOGITS[0].nbytes
 
 
 def test_ignore_index_of_all_targets(score_json, command, npz):
     path = npz(logits=LOGITS, targets=np.full(4, -100))
-    found = score_json(path)
-    assert (found["count"], found["n_ignored"], found["highest_loss_tokens"]) == (0, 4, [])
+    result = score_json(path)
+    assert (result["count"], result["n_ignored"], result["highest_loss_tokens"]) == (0, 4, [])
     for name in ("loss", "stderr", "perplexity", "bits_per_token", "accuracy"):
-        assert found[name] is None
-    assert found["perplexity_interval"] == [None, None]
+        assert result[name] is None
+    assert result["perplexity_interval"] == [None, None]
     status, out, _ = command("score", path)
     assert status == 0
     assert "4 ignored" in out
 
 
 def test_targets_of_unsigned_integers(score_json, npz):
-    found = score_json(npz(logits=LOGITS, targets=TARGETS.astype(np.uint64)))
-    assert found["loss"] == tokenloss.cross_entropy(LOGITS, TARGETS)
+    result = score_json(npz(logits=LOGITS, targets=TARGETS.astype(np.uint64)))
+    assert result["loss"] == tokenloss.cross_entropy(LOGITS, TARGETS)
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.float16, np.float64])
 def test_targets_one_hot(dtype, score_json, npz):
-    found = score_json(npz(logits=LOGITS, targets=np.eye(3, dtype=dtype)[TARGETS]))
-    assert found["loss"] == tokenloss.cross_entropy(LOGITS, TARGETS)
-    assert found["accuracy"] == 0.5
-    highest = [(token["row"], token["target"]) for token in found["highest_loss_tokens"]]
+    result = score_json(npz(logits=LOGITS, targets=np.eye(3, dtype=dtype)[TARGETS]))
+    assert result["loss"] == tokenloss.cross_entropy(LOGITS, TARGETS)
+    assert result["accuracy"] == 0.5
+    highest = [(token["row"], token["target"]) for token in result["highest_loss_tokens"]]
     assert highest == [(3, 0), (2, 2), (0, 0), (1, 1)]
 
 
 def test_targets_with_negative_probabilities(score_json, npz):
     shares = np.tile([1.0005, -0.0005], (3, 1))  # rounded so that they are a little below 0
-    found = score_json(npz(logits=np.tile([0.0, -2e6], (3, 1)), targets=shares))
-    assert found["loss"] == pytest.approx(-1e3)
-    assert found["highest_loss_tokens"][0]["probability"] is None
+    result = score_json(npz(logits=np.tile([0.0, -2e6], (3, 1)), targets=shares))
+    assert result["loss"] == pytest.approx(-1e3)
+    assert result["highest_loss_tokens"][0]["probability"] is None
 
 
 def test_json_of_infinite_and_nan_losses_is_null(score_json, command, npz):
     logits = LOGITS.copy()
     logits[0, 0], logits[2, 1] = -np.inf, np.nan
     path = npz(logits=logits, targets=TARGETS)
-    found = score_json(path, "--top", 3)
-    assert [token["row"] for token in found["highest_loss_tokens"]] == [0, 2, 3]
-    assert found["loss"] is found["highest_loss_tokens"][0]["nll"] is found["highest_loss_tokens"][1]["nll"] is None
-    assert found["highest_loss_tokens"][0]["probability"] == 0.0
+    result = score_json(path, "--top", 3)
+    assert [token["row"] for token in result["highest_loss_tokens"]] == [0, 2, 3]
+    assert result["loss"] is result["highest_loss_tokens"][0]["nll"] is result["highest_loss_tokens"][1]["nll"] is None
+    assert result["highest_loss_tokens"][0]["probability"] == 0.0
     status, out, err = command("score", path)
     assert (status, err) == (0, "")
     assert " inf " in out
@@ -197,8 +197,8 @@ def test_json_replaces_lone_surrogates(score_json, command, npz):
 def test_top_lists_the_first_of_equal_losses(top, block_rows, score_json, npz, monkeypatch):
     monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
     targets = np.random.default_rng(1).integers(3, size=20)
-    found = score_json(npz(logits=np.tile(np.float32([3, 2, 1]), (20, 1)), targets=targets), "--top", top)
-    positions = [token["row"] for token in found["highest_loss_tokens"]]
+    result = score_json(npz(logits=np.tile(np.float32([3, 2, 1]), (20, 1)), targets=targets), "--top", top)
+    positions = [token["row"] for token in result["highest_loss_tokens"]]
     assert positions == np.argsort(-targets, kind="stable")[:top].tolist()
 
 
@@ -235,9 +235,9 @@ def test_text_from_a_pipe(npz, tmp_path):
     argv = [sys.executable, "-m", "tokenloss", "score", npz(logits=LOGITS, targets=TARGETS), "--format", "json"]
     with subprocess.Popen([*argv, "--text", tmp_path / "pipe"], stdout=subprocess.PIPE) as process:
         (tmp_path / "pipe").write_bytes(b"two words" * 100_000)
-        found = json.loads(process.communicate(timeout=60)[0])
-    assert (found["n_bytes"], found["n_words"]) == (900_000, 100_001)
-    assert found["bits_per_byte"] is not None
+        result = json.loads(process.communicate(timeout=60)[0])
+    assert (result["n_bytes"], result["n_words"]) == (900_000, 100_001)
+    assert result["bits_per_byte"] is not None
 
 
 def test_text_that_is_empty(command, tmp_path):
@@ -249,13 +249,13 @@ def test_text_and_bytes(score_json, command, npz, tmp_path):
     path = npz(logits=LOGITS, targets=TARGETS)
     (tmp_path / "text").write_text("a naïve\nlittle  text\n", encoding="utf-8", newline="\n")
     total = 4 * tokenloss.cross_entropy(LOGITS, TARGETS)
-    found = score_json(path, "--text", tmp_path / "text")
-    assert (found["n_bytes"], found["n_words"]) == (22, 4)
-    assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / 22)
-    assert found["word_perplexity"] == pytest.approx(math.exp(total / 4))
-    found = score_json(path, "--n-bytes", 11)
-    assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / 11)
-    assert found["word_perplexity"] is None
+    result = score_json(path, "--text", tmp_path / "text")
+    assert (result["n_bytes"], result["n_words"]) == (22, 4)
+    assert result["bits_per_byte"] == pytest.approx(total / math.log(2) / 22)
+    assert result["word_perplexity"] == pytest.approx(math.exp(total / 4))
+    result = score_json(path, "--n-bytes", 11)
+    assert result["bits_per_byte"] == pytest.approx(total / math.log(2) / 11)
+    assert result["word_perplexity"] is None
     _, out, _ = command("score", path, "--text", tmp_path / "text")
     assert "bits per byte" in out
     assert "perplexity per word" in out
@@ -279,9 +279,9 @@ def test_score_memory_is_bounded(tmp_path):
     files = tmp_path / "logits.npy", tmp_path / "targets.npy"
     done = process("score", *files, "--format", "json", program=("-c", program))
     assert done.returncode == 0
-    found = json.loads(done.stdout)
-    assert found["loss"] == pytest.approx(18 * math.log(2), abs=2e-7)
-    assert (found["accuracy"], found["n_bytes_read"]) == (1.0, size)
+    result = json.loads(done.stdout)
+    assert result["loss"] == pytest.approx(18 * math.log(2), abs=2e-7)
+    assert (result["accuracy"], result["n_bytes_read"]) == (1.0, size)
     assert int(done.stderr) * 1024 < 200e6
 
 
@@ -296,9 +296,9 @@ def test_nan_and_infinite_losses_are_counted(score_json, command, tmp_path):
         np.savez(tmp_path / f"{k}.npz", logits=logits[part], targets=targets[part])
     state = tmp_path / "state.json"
     for _ in range(2):  # the second time from the state
-        found = score_json(tmp_path / "[01].npz", "--state", state)
-        assert (found["count"], found["n_nan"], found["n_infinite"]) == (19, 3, 2)
-        assert [(part["n_nan"], part["n_infinite"]) for part in found["shards"]] == [(2, 1), (1, 1)]
+        result = score_json(tmp_path / "[01].npz", "--state", state)
+        assert (result["count"], result["n_nan"], result["n_infinite"]) == (19, 3, 2)
+        assert [(part["n_nan"], part["n_infinite"]) for part in result["shards"]] == [(2, 1), (1, 1)]
     status, out, err = command("score", tmp_path / "[01].npz")
     assert (status, err) == (0, "")
     assert re.search(r"nan tokens +3 +of 19\n +infinite losses +2 +of 19\n", out)

@@ -59,13 +59,13 @@ def read_markdown(text):
 def test_models_side_by_side(two, command):
     status, out, err = command("score", *MODELS, "--n-bytes", 9)
     assert (status, err) == (0, "")
-    found = Evaluations({name: evaluate(f"{file}.npz", n_bytes=9) for name, file in (("A", "a"), ("B b", "b"))})
-    assert out == found.summary() + "\n"
+    result = Evaluations({name: evaluate(f"{file}.npz", n_bytes=9) for name, file in (("A", "a"), ("B b", "b"))})
+    assert out == result.summary() + "\n"
     title, _, heads, *rows, _, signature = out.splitlines()
-    assert signature == f"  {found['A'].signature}"
+    assert signature == f"  {result['A'].signature}"
     assert title == "2 models  logits; 4 tokens, assumed independent; tokenloss compare has the errors of differences"
     assert " ".join(heads.split()) == "model tokens loss ± perplexity 95 % interval bits per byte ± greedy accuracy"
-    for row, (name, one) in zip(rows, found.items(), strict=True):
+    for row, (name, one) in zip(rows, result.items(), strict=True):
         low, high = one.figures["perplexity_interval"]
         assert row.split() == [
             *name.split(), "4", f"{one.meter.loss:.6g}", f"{one.meter.loss.stderr:.3g}", f"{one.meter.perplexity:.6g}",
@@ -179,13 +179,13 @@ def test_text_is_literal_in_markdown_and_on_one_line_in_csv(npz, command, tmp_pa
 
 
 def test_evaluations_are_a_table_in_python(two):
-    found = Evaluations({name: evaluate(f"{name}.npz") for name in ("a", "b")})
+    result = Evaluations({name: evaluate(f"{name}.npz") for name in ("a", "b")})
     pandas = pytest.importorskip("pandas")
-    table = pandas.DataFrame(found.columns()).set_index("name")
-    assert table.loss["b"] == found["b"].meter.loss
-    assert table.perplexity_high["a"] == found["a"].figures["perplexity_interval"][1]
-    assert found.to_dict()["a"] == found["a"].to_dict()
+    table = pandas.DataFrame(result.columns()).set_index("name")
+    assert table.loss["b"] == result["b"].meter.loss
+    assert table.perplexity_high["a"] == result["a"].figures["perplexity_interval"][1]
+    assert result.to_dict()["a"] == result["a"].to_dict()
     assert Evaluations().summary() == "0 models"
-    assert found == Evaluations(found) != Evaluations({"a": found["a"]})
-    assert "<td" in found._repr_html_()
-    assert repr(found).startswith("Evaluations('a': loss=")
+    assert result == Evaluations(result) != Evaluations({"a": result["a"]})
+    assert "<td" in result._repr_html_()
+    assert repr(result).startswith("Evaluations('a': loss=")

@@ -53,9 +53,9 @@ def test_files_of_any_sharding_become_what_write_sketch_writes(files, command):
 
 def test_a_text_goes_on_in_the_next_shard(files, command):
     assert command("sketch", "text", "--segment-ids", "numbers.npy", "a.sketch", "--shift", "--json")[0] == 0
-    found = json.loads(command("sketch", "text", "--segment-ids", "numbers.npy", "a.sketch", "--shift", "--json")[1])
-    assert (found["rows"], found["n_scored"], found["classes"]) == (N * T, N * T - 1, V)
-    assert found["n_bytes"] == (files / "a.sketch").stat().st_size
+    result = json.loads(command("sketch", "text", "--segment-ids", "numbers.npy", "a.sketch", "--shift", "--json")[1])
+    assert (result["rows"], result["n_scored"], result["classes"]) == (N * T, N * T - 1, V)
+    assert result["n_bytes"] == (files / "a.sketch").stat().st_size
 
 
 def test_compare_takes_it_as_its_base(files, command):

@@ -46,8 +46,8 @@ UNITS = 2  # of the last printed digit, which the tool's float32 steps and our o
 
 def numbers(text):
     """The numbers of a text, and the unit of the last digit of each."""
-    found = re.findall(r"-?\d+\.(\d+)", text), re.findall(r"-?\d+\.\d+", text)
-    return [(float(number), 10.0 ** -len(digits)) for digits, number in zip(*found, strict=True)]
+    result = re.findall(r"-?\d+\.(\d+)", text), re.findall(r"-?\d+\.\d+", text)
+    return [(float(number), 10.0 ** -len(digits)) for digits, number in zip(*result, strict=True)]
 
 
 def assert_as_printed(figures, text):
@@ -57,14 +57,14 @@ def assert_as_printed(figures, text):
         assert abs(figure - number) < UNITS * unit, f"{figure} is not {number}"
 
 
-def printed_figures(found):
+def printed_figures(result):
     """The figures of a comparison in the order in which llama.cpp prints them, its percentages as such."""
     nats = ["perplexity", "base_perplexity", "log_perplexity_ratio", "perplexity_ratio", "perplexity_difference"]
-    figures = [found[name + end] for name in nats for end in ("", "_stderr")]
-    figures.insert(4, 100 * found["correlation"])
-    figures += [found["mean_kl"], found["mean_kl_stderr"], *found["kl_quantiles"].values()]
-    percentages = [found["mean_delta_p"], found["mean_delta_p_stderr"], *found["delta_p_quantiles"].values()]
-    percentages += [found[name + end] for name in ("rms_delta_p", "same_top") for end in ("", "_stderr")]
+    figures = [result[name + end] for name in nats for end in ("", "_stderr")]
+    figures.insert(4, 100 * result["correlation"])
+    figures += [result["mean_kl"], result["mean_kl_stderr"], *result["kl_quantiles"].values()]
+    percentages = [result["mean_delta_p"], result["mean_delta_p_stderr"], *result["delta_p_quantiles"].values()]
+    percentages += [result[name + end] for name in ("rms_delta_p", "same_top") for end in ("", "_stderr")]
     return figures + [100 * figure for figure in percentages]
 
 
@@ -88,11 +88,11 @@ def assert_same(actual, expected):
     assert repr(actual.to_dict()) == repr(expected.to_dict())
 
 
-def assert_figures(found, expected):
+def assert_figures(result, expected):
     for name, figure in expected.items():
         # losses that hardly differ from those of the other model leave few digits of the correlation
         rel = 1e-9 if name == "correlation" else 1e-11
-        assert found[name] == pytest.approx(figure, rel=rel, abs=1e-14, nan_ok=True), name
+        assert result[name] == pytest.approx(figure, rel=rel, abs=1e-14, nan_ok=True), name
 
 
 # against what llama.cpp printed
@@ -104,17 +104,17 @@ def assert_as_llama_cpp(base_log_probs, logits, targets):
     for chunk, line in enumerate(progress.splitlines()):
         part = slice(31 * chunk, 31 * chunk + 31)
         meter.update(base_log_probs[part], logits[part], targets[part])
-        found = meter.result()
+        actual = meter.result()
         names = ["perplexity", "log_perplexity_ratio", "mean_kl", "rms_delta_p", "same_top"]
-        figures = [reference.statistic(found, name + end) for name in names for end in ("", "_stderr")]
+        figures = [reference.statistic(actual, name + end) for name in names for end in ("", "_stderr")]
         assert_as_printed(figures[:6] + [100 * figure for figure in figures[6:]], line)
-    found = compare(base_log_probs, logits, targets, definitions="llama.cpp")
-    assert_same(found, meter.result())
+    actual = compare(base_log_probs, logits, targets, definitions="llama.cpp")
+    assert_same(actual, meter.result())
     lines = [line.rsplit(":", 1) for line in final.splitlines() if ":" in line]
-    figures = printed_figures(found.to_dict())
+    figures = printed_figures(actual.to_dict())
     assert len(figures) == 43
     assert_as_printed(figures, " ".join(printed for _, printed in lines))
-    rows = [row for table in comparison_tables(found) if table.title != "Parity" for row in table.rows]
+    rows = [row for table in comparison_tables(actual) if table.title != "Parity" for row in table.rows]
     assert [row[0].strip() for row in rows] == [label.strip() for label, _ in lines]
     for row, (_, printed) in zip(rows, lines, strict=True):
         cells = [cell for cell in row[1:] if "interval" not in cell]  # which llama.cpp does not print
@@ -140,22 +140,22 @@ def test_definitions_llama_cpp_give_what_llama_cpp_printed(sample):
 
 def assert_equals_reference(base, logits, targets, **options):
     """Compare with the reference the numbers of each token, then the figures that follow from them."""
-    found = compare(base, logits, targets, **options)
+    result = compare(base, logits, targets, **options)
     expected = reference.compare(base, logits, targets, **options)
     axis = options.get("axis", -1)
     error = normalizer_error(base, axis) + normalizer_error(logits, axis)
     relative = 1e-6 if min(base.dtype.itemsize, logits.dtype.itemsize) < 8 else 4e-15
-    assert_near(found.nll, expected.nll, error)
-    assert_near(found.base_nll, expected.base_nll, error)
-    assert_near(found.kl, expected.kl, 2 * error + 3 * relative * np.nan_to_num(abs(expected.kl), posinf=0), 4)
-    assert_near(found.delta_p, expected.delta_p, error + 1e-15)
-    assert_near(found.base_top_p, expected.base_top_p, error + 1e-15)
+    assert_near(result.nll, expected.nll, error)
+    assert_near(result.base_nll, expected.base_nll, error)
+    assert_near(result.kl, expected.kl, 2 * error + 3 * relative * np.nan_to_num(abs(expected.kl), posinf=0), 4)
+    assert_near(result.delta_p, expected.delta_p, error + 1e-15)
+    assert_near(result.base_top_p, expected.base_top_p, error + 1e-15)
     for name in ("is_same_top", "kept"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-    tokens = [np.asarray(getattr(found, name))[found.kept] for name in ARRAYS]
-    if found.count > 1 and all(np.isfinite(column).all() for column in tokens):
-        assert_figures(found._facts(), reference.figures_of_comparison(found))
-    return found
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
+    tokens = [np.asarray(getattr(result, name))[result.kept] for name in ARRAYS]
+    if result.count > 1 and all(np.isfinite(column).all() for column in tokens):
+        assert_figures(result._facts(), reference.figures_of_comparison(result))
+    return result
 
 
 @each_definition
@@ -169,9 +169,9 @@ def test_dtypes_axis_where_and_ignore_index(definitions, base_dtype, dtype, rng)
         targets = rng.integers(0, base.shape[axis], batch)
         targets[1, 2:] = -1
         options = {"axis": axis, "where": rng.random(batch) > 0.2, "ignore_index": -1, "definitions": definitions}
-        found = assert_equals_reference(base, logits, targets, **options)
-        assert (found.kl.shape, found.count) == (tuple(batch), np.count_nonzero(found.kept))
-        assert 0 < found.count < found.kept.size
+        result = assert_equals_reference(base, logits, targets, **options)
+        assert (result.kl.shape, result.count) == (tuple(batch), np.count_nonzero(result.kept))
+        assert 0 < result.count < result.kept.size
 
 
 @each_definition
@@ -205,36 +205,36 @@ def test_logits_may_be_shifted(rng):
     logits, other = pair(rng, (20, 100), np.float64, np.float64)
     targets = rng.integers(0, 100, 20)
     shift = 5 * rng.standard_normal((20, 1))
-    found, expected = compare(logits + shift, other - shift, targets), compare(logits, other, targets)
+    result, expected = compare(logits + shift, other - shift, targets), compare(logits, other, targets)
     for name in ARRAYS:
-        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-13)
+        np.testing.assert_allclose(getattr(result, name), getattr(expected, name), rtol=0, atol=1e-13)
 
 
 def test_definitions_exact_equal_cross_entropy_and_kl_divergence(rng):
     base, logits = pair(rng, (4, 5, 60), np.float16, np.float32)
     targets = rng.integers(0, 60, (4, 5))
-    found = compare(base, logits, targets)
-    assert_same_bits(found.nll, cross_entropy(logits, targets, reduction="none"))
-    assert_same_bits(found.base_nll, cross_entropy(base, targets, reduction="none"))
-    assert_same_bits(found.kl, kl_divergence(base, logits, reduction="none"))
+    result = compare(base, logits, targets)
+    assert_same_bits(result.nll, cross_entropy(logits, targets, reduction="none"))
+    assert_same_bits(result.base_nll, cross_entropy(base, targets, reduction="none"))
+    assert_same_bits(result.kl, kl_divergence(base, logits, reduction="none"))
     # means of comparisons are rounded once, those of the functions twice
-    assert found.mean_kl == pytest.approx(kl_divergence(base, logits), rel=2**-52)
-    assert math.log(found.perplexity) == pytest.approx(cross_entropy(logits, targets), rel=2**-51)
+    assert result.mean_kl == pytest.approx(kl_divergence(base, logits), rel=2**-52)
+    assert math.log(result.perplexity) == pytest.approx(cross_entropy(logits, targets), rel=2**-51)
 
 
 def assert_columns_of_the_functions(base, logits, targets):
     """`compare` reads both rows once; each column has the bits of the function that reads one of them, or both."""
-    found = compare(base, logits, targets)
+    result = compare(base, logits, targets)
     losses = {
         "nll": cross_entropy(logits, targets, reduction="none"),
         "base_nll": cross_entropy(base, targets, reduction="none"),
-        "kl": kl_divergence(base, logits, where=found.kept, reduction="none"),
+        "kl": kl_divergence(base, logits, where=result.kept, reduction="none"),
     }
     for name, expected in losses.items():
-        assert_same_bits(getattr(found, name), np.where(found.kept, expected, NAN), name)
+        assert_same_bits(getattr(result, name), np.where(result.kept, expected, NAN), name)
     tops = token_scores(logits, targets).argmax, token_scores(base, targets).argmax
-    np.testing.assert_array_equal(found.is_same_top, found.kept & (tops[0] == tops[1]) & (tops[0] >= 0))
-    np.testing.assert_array_equal(found.kept, targets != -100)
+    np.testing.assert_array_equal(result.is_same_top, result.kept & (tops[0] == tops[1]) & (tops[0] >= 0))
+    np.testing.assert_array_equal(result.kept, targets != -100)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
@@ -288,21 +288,21 @@ def test_is_same_top_of_equal_logits_is_of_the_first(rng):
 def test_by_hand():
     # probabilities 1/2 and 1/2 where the base has 1/4 and 3/4, then 4/5 and 1/5 where it has 1/2 and 1/2
     base, logits = [[0.0, math.log(3)], [0.0, 0.0]], [[0.0, 0.0], [math.log(4), 0.0]]
-    found = compare(base, logits, [0, 0])
+    result = compare(base, logits, [0, 0])
     gains = [math.log(2), math.log(8 / 5)]
-    assert found.perplexity == pytest.approx(math.sqrt(2 * 5 / 4))
-    assert found.base_perplexity == pytest.approx(math.sqrt(4 * 2))
-    assert found.log_perplexity_ratio == pytest.approx(-sum(gains) / 2)
-    assert found.log_perplexity_ratio.stderr == pytest.approx(abs(gains[0] - gains[1]) / 2)
-    assert found.correlation == pytest.approx(1)
+    assert result.perplexity == pytest.approx(math.sqrt(2 * 5 / 4))
+    assert result.base_perplexity == pytest.approx(math.sqrt(4 * 2))
+    assert result.log_perplexity_ratio == pytest.approx(-sum(gains) / 2)
+    assert result.log_perplexity_ratio.stderr == pytest.approx(abs(gains[0] - gains[1]) / 2)
+    assert result.correlation == pytest.approx(1)
     divergences = [math.log(1 / 2) / 4 + math.log(3 / 2) * 3 / 4, math.log(5 / 8) / 2 + math.log(5 / 2) / 2]
-    assert found.kl == pytest.approx(divergences)
-    assert found.kl_quantiles[0.5] == pytest.approx(sum(divergences) / 2)
-    assert found.kl_quantiles[0.95] == pytest.approx(0.05 * min(divergences) + 0.95 * max(divergences))
-    assert found.delta_p == pytest.approx([1 / 4, 3 / 10])
-    assert found.rms_delta_p == pytest.approx(math.sqrt((1 / 16 + 9 / 100) / 2))
-    assert found.is_same_top.tolist() == [False, True]  # of equal ones, the first is the top
-    assert found.same_top.stderr == pytest.approx(math.sqrt(1 / 2 * 1 / 2 / 1))
+    assert result.kl == pytest.approx(divergences)
+    assert result.kl_quantiles[0.5] == pytest.approx(sum(divergences) / 2)
+    assert result.kl_quantiles[0.95] == pytest.approx(0.05 * min(divergences) + 0.95 * max(divergences))
+    assert result.delta_p == pytest.approx([1 / 4, 3 / 10])
+    assert result.rms_delta_p == pytest.approx(math.sqrt((1 / 16 + 9 / 100) / 2))
+    assert result.is_same_top.tolist() == [False, True]  # of equal ones, the first is the top
+    assert result.same_top.stderr == pytest.approx(math.sqrt(1 / 2 * 1 / 2 / 1))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)
@@ -317,11 +317,11 @@ def test_definitions_llama_cpp_leave_out_log_probabilities_up_to_minus_16(dtype,
         losses = math.log(math.fsum(np.exp(logits[0].astype(np.float64)))) - logits[0].astype(np.float64)
         kept = [0, classes - 2]
         expected = math.fsum(math.exp(base[0, k]) * (float(base[0, k]) + losses[k]) for k in kept)
-        found = compare(LAYOUTS[layout](base), LAYOUTS[layout](logits), [1] * rows, definitions="llama.cpp")
+        result = compare(LAYOUTS[layout](base), LAYOUTS[layout](logits), [1] * rows, definitions="llama.cpp")
         rel = 1e-14 if dtype == np.float64 else 3e-7
-        assert found.kl == pytest.approx([expected] * rows, rel=rel)
-        assert found.base_nll.tolist() == [16.0] * rows
-        assert not found.is_same_top.any()
+        assert result.kl == pytest.approx([expected] * rows, rel=rel)
+        assert result.base_nll.tolist() == [16.0] * rows
+        assert not result.is_same_top.any()
 
 
 def test_definitions_llama_cpp_of_impossible_classes():
@@ -331,8 +331,8 @@ def test_definitions_llama_cpp_of_impossible_classes():
         base[0, 1, 2], base[1, 1, 2] = -15.0, -16.0  # above or not: only then does it count that the other has none
         logits[1, 2], logits[2, 0] = -INF, NAN
         for of_base, second in zip(base, (INF, math.log(classes - 1)), strict=True):
-            found = compare(of_base, logits, [1, 1, 1], definitions="llama.cpp")
-            assert found.kl == pytest.approx([math.log(classes), second, NAN], nan_ok=True)
+            result = compare(of_base, logits, [1, 1, 1], definitions="llama.cpp")
+            assert result.kl == pytest.approx([math.log(classes), second, NAN], nan_ok=True)
 
 
 def test_definitions_llama_cpp_check_unlikely_log_probabilities_too():
@@ -390,10 +390,10 @@ def test_meter_updates_give_the_same_bits(definitions, trying, rng):
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (4, 3), (4, 0)])
 def test_ignore_index_of_all_targets(definitions, shape):
     logits = np.full(shape, NAN)
-    found = compare(logits, logits, np.full(shape[:-1], -100), definitions=definitions)
-    assert found.count == 0
-    assert found.kl.shape == shape[:-1]
-    figures = found._facts()
+    actual = compare(logits, logits, np.full(shape[:-1], -100), definitions=definitions)
+    assert actual.count == 0
+    assert actual.kl.shape == shape[:-1]
+    figures = actual._facts()
     for name in ("signature", "definitions", "count", "n_sequences", "is_clustered", "has_targets"):
         del figures[name]
     assert [figures.pop(name) for name in ("n_infinite", "n_nan", "left_out", "base_left_out")] == [0, 0, None, None]
@@ -404,43 +404,43 @@ def test_ignore_index_of_all_targets(definitions, shape):
         for value in figure.values() if isinstance(figure, dict) else [figure]:
             assert np.isnan(value).all()
     of_meter = ComparisonMeter(definitions=definitions).result()._facts()
-    assert repr(of_meter | {"signature": found.signature}) == repr(found._facts())
+    assert repr(of_meter | {"signature": actual.signature}) == repr(actual._facts())
 
 
 @each_definition
 def test_one_token(definitions):
-    found = compare(np.log([0.5, 0.5]), np.log([0.25, 0.75]), 1, definitions=definitions)
-    assert (found.count, found.kl.shape) == (1, ())
-    assert found.perplexity_ratio == pytest.approx(0.5 / 0.75)
-    assert found.delta_p_quantiles == dict.fromkeys(found.delta_p_quantiles, float(found.delta_p))
-    undefined = [name for name, figure in found._facts().items() if isinstance(figure, float) and math.isnan(figure)]
+    result = compare(np.log([0.5, 0.5]), np.log([0.25, 0.75]), 1, definitions=definitions)
+    assert (result.count, result.kl.shape) == (1, ())
+    assert result.perplexity_ratio == pytest.approx(0.5 / 0.75)
+    assert result.delta_p_quantiles == dict.fromkeys(result.delta_p_quantiles, float(result.delta_p))
+    undefined = [name for name, figure in result._facts().items() if isinstance(figure, float) and math.isnan(figure)]
     of_one = ("correlation", "interval_factor", "detectable")
-    assert undefined == [name for name in found._facts() if name in of_one or name.endswith("_stderr")]
+    assert undefined == [name for name in result._facts() if name in of_one or name.endswith("_stderr")]
 
 
 @each_definition
 def test_a_model_compared_with_itself(definitions, rng):
     base = pair(rng, (30, 50), np.float32, np.float32)[0]
-    found = compare(base, base, rng.integers(0, 50, 30))
-    assert found.correlation == found.perplexity_ratio == found.same_top == 1
+    result = compare(base, base, rng.integers(0, 50, 30))
+    assert result.correlation == result.perplexity_ratio == result.same_top == 1
     for name in ("log_perplexity_ratio", "perplexity_difference", "mean_kl", "mean_delta_p", "rms_delta_p"):
-        assert reference.statistic(found, name) == reference.statistic(found, name + "_stderr") == 0
-    assert found.same_top.stderr == found.perplexity_ratio.stderr == 0
+        assert reference.statistic(result, name) == reference.statistic(result, name + "_stderr") == 0
+    assert result.same_top.stderr == result.perplexity_ratio.stderr == 0
 
 
 def test_correlation_of_constant_losses_is_nan():
     assert math.isnan(compare(np.zeros((3, 2)), [[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], [0, 0, 0]).correlation)
-    found = compare([[0.0, 1.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 1.0]], [0, 0])
-    assert found.correlation == pytest.approx(-1)
+    result = compare([[0.0, 1.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 1.0]], [0, 0])
+    assert result.correlation == pytest.approx(-1)
 
 
 def test_correlation_of_two_tokens_is_1_or_minus_1_and_never_beyond(rng):
     """Rounded variances of two tokens may have a correlation of 1 + 2**-52."""
     for _ in range(100):
         base, other = rng.normal(size=(2, 2, 3), scale=3)
-        found = compare(base, other, [0, 1]).correlation
-        assert abs(found) == pytest.approx(1, rel=1e-12)
-        assert -1 <= found <= 1
+        result = compare(base, other, [0, 1]).correlation
+        assert abs(result) == pytest.approx(1, rel=1e-12)
+        assert -1 <= result <= 1
 
 
 @pytest.mark.parametrize("rows", [1, 30])
@@ -455,16 +455,16 @@ def test_delta_p_of_the_smallest_probabilities(rows, backend):
 def test_target_of_probability_zero(definitions):
     base, logits = np.log([[0.5, 0.5], [0.25, 0.75]]), np.log([[0.5, 0.5], [0.5, 0.5]])
     logits[0] = 0, -INF
-    found = compare(base, logits, [1, 0], definitions=definitions)
-    assert found.nll.tolist() == [INF, pytest.approx(math.log(2))]
-    assert found.perplexity == found.log_perplexity_ratio == found.perplexity_ratio == found.mean_kl == INF
-    assert found.perplexity_difference == found.kl_quantiles[1.0] == found.kl_quantiles[0.5] == INF
-    assert found.kl_quantiles[0.0] < 1
-    assert found.delta_p == pytest.approx([-0.5, 0.25])
-    assert found.base_perplexity == pytest.approx(math.sqrt(8))
+    result = compare(base, logits, [1, 0], definitions=definitions)
+    assert result.nll.tolist() == [INF, pytest.approx(math.log(2))]
+    assert result.perplexity == result.log_perplexity_ratio == result.perplexity_ratio == result.mean_kl == INF
+    assert result.perplexity_difference == result.kl_quantiles[1.0] == result.kl_quantiles[0.5] == INF
+    assert result.kl_quantiles[0.0] < 1
+    assert result.delta_p == pytest.approx([-0.5, 0.25])
+    assert result.base_perplexity == pytest.approx(math.sqrt(8))
     for name in ("perplexity", "log_perplexity_ratio", "perplexity_ratio", "perplexity_difference", "mean_kl"):
-        assert math.isnan(reference.statistic(found, name + "_stderr"))
-    assert math.isfinite(found.rms_delta_p.stderr)
+        assert math.isnan(reference.statistic(result, name + "_stderr"))
+    assert math.isfinite(result.rms_delta_p.stderr)
     both = compare(logits, logits, [1, 0])
     assert both.kl.tolist() == [0.0, 0.0]
     assert math.isnan(both.log_perplexity_ratio)
@@ -478,21 +478,21 @@ def test_rows_with_nan_or_inf(definitions, value):
     logits = base.copy()
     logits[0, 1] = value
     for first, second in ((base, logits), (logits, base)):
-        found = compare(first, second, [0, 0], definitions=definitions)
-        assert np.isnan(found.kl).tolist() == [True, False]
-        assert math.isnan(found.mean_kl)
-        assert all(map(math.isnan, found.kl_quantiles.values()))
-        assert math.isnan(found.perplexity) == (second is logits)
-        assert found.count == 2
+        result = compare(first, second, [0, 0], definitions=definitions)
+        assert np.isnan(result.kl).tolist() == [True, False]
+        assert math.isnan(result.mean_kl)
+        assert all(map(math.isnan, result.kl_quantiles.values()))
+        assert math.isnan(result.perplexity) == (second is logits)
+        assert result.count == 2
     everywhere = np.full((2, 2), NAN)
     assert compare(everywhere, everywhere, [0, 0]).same_top == 0
 
 
 def test_perplexity_that_overflows():
-    found = compare(np.zeros((2, 2)), [[0.0, 2000.0], [0.0, 1.0]], [0, 0])
-    assert found.perplexity == found.perplexity_ratio == found.perplexity_difference == INF
-    assert found.log_perplexity_ratio == pytest.approx(1000, rel=1e-3)
-    assert math.isfinite(found.log_perplexity_ratio.stderr)
+    result = compare(np.zeros((2, 2)), [[0.0, 2000.0], [0.0, 1.0]], [0, 0])
+    assert result.perplexity == result.perplexity_ratio == result.perplexity_difference == INF
+    assert result.log_perplexity_ratio == pytest.approx(1000, rel=1e-3)
+    assert math.isfinite(result.log_perplexity_ratio.stderr)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read by resource, which Windows lacks")
@@ -520,14 +520,14 @@ for definitions in ("exact", "llama.cpp"):
 
 def test_comparison_is_frozen_and_its_figures_are_json(rng):
     base, logits = pair(rng, (4, 9), np.float32, np.float32)
-    found = compare(base, logits, [1, 2, 3, 4])
+    result = compare(base, logits, [1, 2, 3, 4])
     with pytest.raises(FrozenInstanceError):
-        found.count = 5
-    figures = found._facts()
+        result.count = 5
+    figures = result._facts()
     assert repr(json.loads(json.dumps(figures))) == repr(figures)  # nan is not nan
     assert figures["definitions"] == "exact"
     assert not set(figures) & set(ARRAYS)
-    assert all(array.dtype in (np.float64, np.bool_) for array in (getattr(found, name) for name in ARRAYS))
+    assert all(array.dtype in (np.float64, np.bool_) for array in (getattr(result, name) for name in ARRAYS))
 
 
 @pytest.mark.parametrize("rich", [True, False])

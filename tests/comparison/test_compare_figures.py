@@ -64,18 +64,18 @@ def test_classes_are_compared_alone_and_the_left_out_mass_is_told(dtype, sizes, 
     base, other = log_softmax(logits)[..., : sizes[0]].astype(np.float32), logits[..., : sizes[1]].astype(dtype)
     targets = rng.choice([*range(33), -100], (4, 9))
     options = {"definitions": definitions, "where": rng.random((4, 9)) > 0.2}
-    found = compare(base, other, targets, classes=33, **options)
+    result = compare(base, other, targets, classes=33, **options)
     first = [np.ascontiguousarray(array[..., :33]) for array in (base, other)]
     expected = compare(*first, targets, **options)
     for name in ARRAYS:
-        assert_same_bits(reference.statistic(found, name), reference.statistic(expected, name), name)
-    assert without_left_out(found) == without_left_out(expected)
+        assert_same_bits(reference.statistic(result, name), reference.statistic(expected, name), name)
+    assert without_left_out(result) == without_left_out(expected)
     assert expected.left_out is expected.base_left_out is None
-    shares = reference.compare(base, other, targets, classes=33, **options).left_out[:, found.kept].mean(axis=1)
+    shares = reference.compare(base, other, targets, classes=33, **options).left_out[:, result.kept].mean(axis=1)
     rel = 1e-13 if dtype == np.float64 else 1e-6
-    assert found.base_left_out == pytest.approx(shares[0], rel=1e-6)
-    assert found.left_out == pytest.approx(shares[1], rel=rel)
-    assert (found.base_left_out == 0) == (sizes[0] == 33)
+    assert result.base_left_out == pytest.approx(shares[0], rel=1e-6)
+    assert result.left_out == pytest.approx(shares[1], rel=rel)
+    assert (result.base_left_out == 0) == (sizes[0] == 33)
 
 
 def test_classes_along_any_axis_and_in_any_layout(rng):
@@ -91,9 +91,9 @@ def test_classes_along_any_axis_and_in_any_layout(rng):
 def test_classes_keep_the_digits_of_small_masses():
     base, logits = np.zeros((1, 5)), np.zeros((1, 6))
     base[0, 4], logits[0, 4:] = -60, -1000
-    found = compare(base, logits, [0], classes=4)
-    assert found.base_left_out == pytest.approx(math.exp(-60) / 4, rel=1e-12)
-    assert found.left_out == 0
+    result = compare(base, logits, [0], classes=4)
+    assert result.base_left_out == pytest.approx(math.exp(-60) / 4, rel=1e-12)
+    assert result.left_out == 0
     logits[0, 4:] = 1000
     assert compare(base, logits, [0], classes=4).left_out == 1
     logits[0, 4] = NAN
@@ -107,9 +107,9 @@ def test_classes_that_leave_nothing_out_change_nothing(rng):
     for classes in (20, 30):
         assert_same(compare(base, other, targets, classes=classes), compare(base, other, targets))
     one_larger = np.concatenate([other, np.full((9, 3), -INF, np.float32)], axis=1)
-    found = compare(base, one_larger, targets, classes=20)
-    assert (found.base_left_out, found.left_out) == (0, 0)
-    assert without_left_out(found) == without_left_out(compare(base, other, targets))
+    result = compare(base, one_larger, targets, classes=20)
+    assert (result.base_left_out, result.left_out) == (0, 0)
+    assert without_left_out(result) == without_left_out(compare(base, other, targets))
 
 
 @pytest.mark.thread_unsafe(reason="measures what all threads allocate")
@@ -165,18 +165,18 @@ def test_kind_and_base_kind_give_the_figures_of_their_logits(base_kind, kind, cl
     for base_dtype, dtype in ((np.float64, np.float64), (np.float32, np.float64), (np.float64, np.float32)):
         base, base_logits = converted(logits, base_kind, base_dtype)
         other, other_logits = converted(logits + 0.3 * rng.standard_normal(logits.shape), kind, dtype)
-        found = compare(base, other, targets, kind=kind, base_kind=base_kind, classes=classes)
+        result = compare(base, other, targets, kind=kind, base_kind=base_kind, classes=classes)
         expected = compare(base_logits, other_logits, targets, classes=classes)
         for name in ARRAYS:
-            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(getattr(result, name), getattr(expected, name), rtol=0, atol=1e-6, err_msg=name)
         if classes is not None:
-            assert found.left_out == pytest.approx(expected.left_out, rel=1e-6)
-            assert found.base_left_out == pytest.approx(expected.base_left_out, rel=1e-6)
+            assert result.left_out == pytest.approx(expected.left_out, rel=1e-6)
+            assert result.base_left_out == pytest.approx(expected.base_left_out, rel=1e-6)
         meter = ComparisonMeter(classes=classes)
         for part in (slice(0, 2), slice(2, 6)):
             logits_of = {"a": other[part], "b": other[part] * 1}
             meter.update(base[part], logits_of, targets[part], kind=kind, base_kind=base_kind)
-        assert repr(meter.results()["b"].to_dict()) == repr(found.to_dict())
+        assert repr(meter.results()["b"].to_dict()) == repr(result.to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +197,9 @@ def test_kind_and_classes_have_the_same_bits_on_backends(with_kind_and_classes, 
 def test_base_kind_is_kind_by_default(rng):
     probs = rng.dirichlet(np.ones(5), 8)
     other = rng.dirichlet(np.ones(5), 8)
-    found = compare(probs, other, np.zeros(8, int), kind="probs")
-    assert_same(found, compare(probs, other, np.zeros(8, int), kind="probs", base_kind="probs"))
-    assert found.kl == pytest.approx((probs * np.log(probs / other)).sum(-1))
+    result = compare(probs, other, np.zeros(8, int), kind="probs")
+    assert_same(result, compare(probs, other, np.zeros(8, int), kind="probs", base_kind="probs"))
+    assert result.kl == pytest.approx((probs * np.log(probs / other)).sum(-1))
 
 
 @pytest.mark.parametrize("kind", ["log_probs", "probs"])
@@ -211,8 +211,8 @@ def test_kind_is_checked_over_all_classes_though_some_are_left_out(kind, rng):
     def given(probs):
         return probs if kind == "probs" else np.log(probs)
 
-    found = compare(given(probs), given(probs), targets, kind=kind, classes=3)  # of which half is left out
-    assert found.left_out == pytest.approx(probs[targets >= 0, 3:].sum(-1).mean())
+    result = compare(given(probs), given(probs), targets, kind=kind, classes=3)  # of which half is left out
+    assert result.left_out == pytest.approx(probs[targets >= 0, 3:].sum(-1).mean())
     wrong = probs.copy()
     wrong[2] *= 3
     assert compare(given(probs), given(wrong), targets, kind=kind, classes=3).count == 7
@@ -255,10 +255,10 @@ def test_logits_of_several_candidates_are_compared_as_alone(rng):
         for part in np.split(np.arange(60), [1, 2, 30, 31]):
             logits = {name: array[part] for name, array in reversed(others.items())}
             meter.update(base[part], logits, targets[part], segment_ids=ids[part])
-        found = meter.results()
-        assert found.keys() == others.keys()
+        result = meter.results()
+        assert result.keys() == others.keys()
         for name, array in others.items():
-            assert_same(found[name], compare(base, array, targets, segment_ids=ids, **options))
+            assert_same(result[name], compare(base, array, targets, segment_ids=ids, **options))
 
 
 def test_classes_that_leave_out_much_are_refused_with_definitions_llama_cpp(rng):
@@ -290,8 +290,8 @@ def test_results_of_a_single_candidate(rng):
     named.update(base, {"q4": other}, targets)
     assert list(meter.results()) == ["logits"]
     assert list(named.results()) == ["q4"]
-    for found in (meter.results()["logits"], meter.result(), named.result()):
-        assert_same(found, compare(base, other, targets))
+    for actual in (meter.results()["logits"], meter.result(), named.result()):
+        assert_same(actual, compare(base, other, targets))
     named.result().kl[:] = 7
     assert_same(named.result(), compare(base, other, targets))
 
@@ -313,17 +313,17 @@ def test_logits_with_other_names():
             meter.update(logits, {"a": logits, "b": value}, [0, 1])
     with fails(ValueError, 2, "results()"):
         meter.result()
-    assert [found.count for found in meter.results().values()] == [2, 2]
+    assert [actual.count for actual in meter.results().values()] == [2, 2]
 
 
-def assert_without_losses(found, expected):
+def assert_without_losses(result, expected):
     """Assert that what needs targets is nan, and that all else has the bits of a comparison with targets."""
-    assert not found.has_targets
+    assert not result.has_targets
     for name in ARRAYS:
         of_target = name in ("nll", "base_nll", "delta_p")
-        assert_same_bits(getattr(found, name), np.full(found.kl.shape, NAN) if of_target else getattr(expected, name))
+        assert_same_bits(getattr(result, name), np.full(result.kl.shape, NAN) if of_target else getattr(expected, name))
     figures, others = (
-        json.loads(json.dumps(one.to_dict()), parse_constant=lambda _: None) for one in (found, expected)
+        json.loads(json.dumps(one.to_dict()), parse_constant=lambda _: None) for one in (result, expected)
     )
     known = {"count", "n_sequences", "is_clustered", "interval_factor", "definitions", "n_infinite", "n_nan",
              "base_left_out", "left_out", "n_identical", "tied_flips", "decisive_flips", "unknown_flips", "parity",
@@ -363,8 +363,8 @@ def test_targets_none_gives_divergences_alone(definitions, classes, rng):
 def test_infinite_divergences_are_counted_without_targets():
     base, other = np.zeros((4, 3)), np.zeros((4, 3))
     other[1, 2], other[2, 0], base[3, 1] = -INF, NAN, -INF
-    found = compare(base, other, None)
-    assert (found.n_infinite, found.n_nan) == (1, 1)
+    result = compare(base, other, None)
+    assert (result.n_infinite, result.n_nan) == (1, 1)
 
 
 def merged(meter, blocks):
@@ -417,9 +417,9 @@ def test_meters_that_cannot_be_merged():
 # intervals of quantiles
 
 
-def intervals_of(found):
+def intervals_of(result):
     """The intervals of quantiles by fraction."""
-    return {at: one.interval for at, one in found.kl_quantiles.items() if 0 < at < 1}
+    return {at: one.interval for at, one in result.kl_quantiles.items() if 0 < at < 1}
 
 
 def test_kl_quantile_intervals_have_exact_binomial_ranks():
@@ -435,43 +435,43 @@ def test_kl_quantile_intervals_have_exact_binomial_ranks():
 
 def test_kl_quantile_intervals_hold_divergences_of_these_ranks(rng):
     base, other, targets = models(rng, (400, 6))
-    found = compare(base, other, targets)
-    ordered = sorted(found.kl[found.kept].tolist())
-    assert list(intervals_of(found)) == INNER
-    for fraction, (low, high) in intervals_of(found).items():
-        ranks = quantile_ranks(found.count, fraction)
+    result = compare(base, other, targets)
+    ordered = sorted(result.kl[result.kept].tolist())
+    assert list(intervals_of(result)) == INNER
+    for fraction, (low, high) in intervals_of(result).items():
+        ranks = quantile_ranks(result.count, fraction)
         assert low == (ordered[ranks[0] - 1] if ranks[0] else 0)
-        assert high == (ordered[ranks[1] - 1] if ranks[1] <= found.count else INF)
-        assert low <= found.kl_quantiles[fraction] <= high
-    assert found.kl_quantiles[0.999].interval[1] == INF
-    assert found.kl_quantiles[0.001].interval[0] == 0
-    written = found._facts()["kl_quantile_intervals"]
-    assert written == {f"{fraction:g}": list(ends) for fraction, ends in intervals_of(found).items()}
+        assert high == (ordered[ranks[1] - 1] if ranks[1] <= result.count else INF)
+        assert low <= result.kl_quantiles[fraction] <= high
+    assert result.kl_quantiles[0.999].interval[1] == INF
+    assert result.kl_quantiles[0.001].interval[0] == 0
+    written = result._facts()["kl_quantile_intervals"]
+    assert written == {f"{fraction:g}": list(ends) for fraction, ends in intervals_of(result).items()}
 
 
 def test_kl_quantile_intervals_are_wider_where_tokens_of_a_sequence_are_alike(rng):
     """Of copies of the same tokens, which tell as much as one, intervals are those of the fraction by Student's t."""
     base, other, targets = models(rng, (12, 1, 6))
     base, other, targets = (np.repeat(array, 50, axis=1) for array in (base, other, targets.clip(0)))
-    found = compare(base, other, targets, segment_ids=np.arange(12)[:, None])
-    ordered = sorted(found.kl[:, 0].tolist())
+    result = compare(base, other, targets, segment_ids=np.arange(12)[:, None])
+    ordered = sorted(result.kl[:, 0].tolist())
     for fraction in (0.9, 0.5, 0.1):
-        below = np.mean(found.kl[:, 0] <= found.kl_quantiles[fraction])
+        below = np.mean(result.kl[:, 0] <= result.kl_quantiles[fraction])
         radius = 2.200985160082949 * math.sqrt(below * (1 - below) / 11)
         low, high = math.floor(600 * (fraction - radius)), math.ceil(600 * (fraction + radius)) + 1
         expected = ordered[(low - 1) // 50] if low > 0 else 0, ordered[(high - 1) // 50] if high <= 600 else INF
-        assert found.kl_quantiles[fraction].interval == expected
+        assert result.kl_quantiles[fraction].interval == expected
     alone = intervals_of(compare(base, other, targets))
     assert all(low <= alone[fraction][0] <= alone[fraction][1] <= high
-               for fraction, (low, high) in intervals_of(found).items())  # fmt: skip
+               for fraction, (low, high) in intervals_of(result).items())  # fmt: skip
 
 
 def test_kl_quantile_intervals_of_special_divergences():
     base, logits = np.zeros((40, 2)), np.zeros((40, 2))
     logits[:20, 1] = -INF
-    found = compare(base, logits, np.zeros(40, int))
-    assert found.kl_quantiles[0.5].interval == (0, INF)
-    assert found.kl_quantiles[0.9].interval == (INF, INF)
+    result = compare(base, logits, np.zeros(40, int))
+    assert result.kl_quantiles[0.5].interval == (0, INF)
+    assert result.kl_quantiles[0.9].interval == (INF, INF)
     logits[0] = NAN
     for ends in intervals_of(compare(base, logits, np.zeros(40, int))).values():
         assert np.isnan(ends).all()
@@ -480,31 +480,31 @@ def test_kl_quantile_intervals_of_special_divergences():
 
 
 def test_quantiles_without_intervals_say_so():
-    found = compare(np.eye(3), 2 * np.eye(3), [0, 1, 2], divergences=("kl", "js"))
-    for one in found.kl_quantiles[1.0], found.divergence_quantiles["js"][0.5], found.delta_p_quantiles[0.5]:
+    result = compare(np.eye(3), 2 * np.eye(3), [0, 1, 2], divergences=("kl", "js"))
+    for one in result.kl_quantiles[1.0], result.divergence_quantiles["js"][0.5], result.delta_p_quantiles[0.5]:
         assert np.isnan([one.stderr, *one.interval]).all()
         assert one.unit == ""
 
 
 def test_kl_quantile_intervals_of_few_divergences_end_at_0_and_infinity(rng):
     base, other, _ = models(rng, (5, 6))
-    found = compare(base, other, [0, 1, 2, 3, 4])
-    ordered = sorted(found.kl.tolist())
+    result = compare(base, other, [0, 1, 2, 3, 4])
+    ordered = sorted(result.kl.tolist())
     assert ordered[0] > 0
     # the largest is a bound, but type 7's estimate is a little below it, and must not be outside of its interval
-    assert found.kl_quantiles[0.999].interval == (found.kl_quantiles[0.999], INF)
-    assert ordered[3] < found.kl_quantiles[0.999] < ordered[4]
-    assert found.kl_quantiles[0.5].interval == (0, INF)
-    assert found.kl_quantiles[0.001].interval == (0, found.kl_quantiles[0.001])
-    assert compare(base[:3], other[:3], [0, 1, 2]).kl_quantiles[0.1].interval == (0, max(found.kl[:3]))
+    assert result.kl_quantiles[0.999].interval == (result.kl_quantiles[0.999], INF)
+    assert ordered[3] < result.kl_quantiles[0.999] < ordered[4]
+    assert result.kl_quantiles[0.5].interval == (0, INF)
+    assert result.kl_quantiles[0.001].interval == (0, result.kl_quantiles[0.001])
+    assert compare(base[:3], other[:3], [0, 1, 2]).kl_quantiles[0.1].interval == (0, max(result.kl[:3]))
 
 
 def test_kl_quantile_intervals_reach_down_to_divergences_that_are_rounded_below_0(rng):
     log_probs = np.log(np.full((40, 2), 0.5, np.float32)) - np.float32(1e-5) * rng.random((40, 1), np.float32)
-    found = compare(log_probs, np.zeros((40, 2)), np.zeros(40, int), definitions="llama.cpp")
-    least = found.kl.min()
+    result = compare(log_probs, np.zeros((40, 2)), np.zeros(40, int), definitions="llama.cpp")
+    least = result.kl.min()
     assert least < 0
-    assert found.kl_quantiles[0.001].interval[0] == found.kl_quantiles[0.01].interval[0] == least
+    assert result.kl_quantiles[0.001].interval[0] == result.kl_quantiles[0.01].interval[0] == least
 
 
 # positions that are not finite
@@ -519,12 +519,12 @@ def test_n_infinite_and_n_nan_are_counted_apart(segment_ids, rng):
     base[4, 0] = other[4, 0] = -INF  # both losses are infinite, the divergence is not
     base[5] = other[5] = NAN
     targets[5] = -100
-    found = compare(base, other, targets, segment_ids=segment_ids)
-    assert (found.count, found.n_nan, found.n_infinite) == (7, 2, 3)
-    finite = compare(base, other, targets, segment_ids=segment_ids, where=np.isfinite(found.kl))
-    assert math.isnan(found.mean_kl)
-    assert found.finite_mean_kl == finite.mean_kl == pytest.approx(found.kl[[4, 6, 7]].mean())
-    assert found.finite_mean_kl.stderr == finite.mean_kl.stderr > 0
+    result = compare(base, other, targets, segment_ids=segment_ids)
+    assert (result.count, result.n_nan, result.n_infinite) == (7, 2, 3)
+    finite = compare(base, other, targets, segment_ids=segment_ids, where=np.isfinite(result.kl))
+    assert math.isnan(result.mean_kl)
+    assert result.finite_mean_kl == finite.mean_kl == pytest.approx(result.kl[[4, 6, 7]].mean())
+    assert result.finite_mean_kl.stderr == finite.mean_kl.stderr > 0
     assert (finite.n_nan, finite.n_infinite) == (0, 1)
 
 
@@ -532,17 +532,17 @@ def test_n_infinite_leaves_out_positions_that_are_nan_too():
     base, other = np.zeros((3, 2)), np.zeros((3, 2))
     base[0], other[0, 0] = NAN, -INF  # a loss is infinite, the other nan
     other[1, 0] = -INF
-    found = compare(base, other, [0, 0, 0])
-    assert (found.nll[0], math.isnan(found.base_nll[0])) == (INF, True)
-    assert (found.n_nan, found.n_infinite) == (1, 1)
+    result = compare(base, other, [0, 0, 0])
+    assert (result.nll[0], math.isnan(result.base_nll[0])) == (INF, True)
+    assert (result.n_nan, result.n_infinite) == (1, 1)
 
 
 def test_n_nan_of_all_positions():
     rows = np.full((3, 2), NAN)
-    found = compare(rows, rows, [0, 1, 0])
-    assert (found.n_nan, found.n_infinite) == (3, 0)
-    assert math.isnan(found.finite_mean_kl)
-    assert math.isnan(found.finite_mean_kl.stderr)
+    result = compare(rows, rows, [0, 1, 0])
+    assert (result.n_nan, result.n_infinite) == (3, 0)
+    assert math.isnan(result.finite_mean_kl)
+    assert math.isnan(result.finite_mean_kl.stderr)
 
 
 # groups of positions
@@ -562,11 +562,11 @@ def test_by_gives_the_figures_of_each_group(labels, with_sequences, rng):
     ids = rng.integers(-1, 6, (8, 30)) if with_sequences else None
     if ids is not None:
         ids[numbers == 2] = 4  # a group of a single sequence
-    found = compare(base, other, targets, segment_ids=ids)
-    table = found.by(groups)
+    result = compare(base, other, targets, segment_ids=ids)
+    table = result.by(groups)
     assert list(table) == (WITH_SEQUENCES if with_sequences else COLUMNS)
-    assert table["group"].tolist() == sorted(set(groups[found.kept].tolist()))
-    assert table["count"].sum() == found.count
+    assert table["group"].tolist() == sorted(set(groups[result.kept].tolist()))
+    assert table["count"].sum() == result.count
     for row, label in enumerate(table["group"].tolist()):
         alone = compare(base, other, targets, segment_ids=ids, where=groups == label)
         for name, figure in OF_GROUP.items():
@@ -587,21 +587,21 @@ def test_by_does_not_depend_on_updates(rng):
 
 
 def test_by_refuses_groups_that_fit_in_two_ways():
-    found = compare(np.zeros((2, 2, 3)), np.ones((2, 2, 3)), np.zeros((2, 2), int))
+    result = compare(np.zeros((2, 2, 3)), np.ones((2, 2, 3)), np.zeros((2, 2), int))
     with pytest.raises(ValueError, match=r"groups has shape \(2,\); it must be \(1, 2\) or \(2, 1\)"):
-        found.by(["a", "b"])
+        result.by(["a", "b"])
 
 
 def test_by_broadcasts_its_groups(rng):
     base, other, targets = models(rng, (4, 5, 7))
-    found = compare(base, other, targets)
+    result = compare(base, other, targets)
     for given, whole in (
         ([["a"], ["b"], ["a"], ["c"]], np.repeat(list("abac"), 5).reshape(4, 5)),
         (3, np.full((4, 5), 3)),
     ):
-        for name, column in found.by(given).items():
-            np.testing.assert_array_equal(column, found.by(whole)[name])
-    assert found.by("all")["count"].tolist() == [found.count]
+        for name, column in result.by(given).items():
+            np.testing.assert_array_equal(column, result.by(whole)[name])
+    assert result.by("all")["count"].tolist() == [result.count]
 
 
 def test_by_of_infinite_and_no_positions():
@@ -618,7 +618,7 @@ def test_by_of_infinite_and_no_positions():
 
 
 def test_by_of_groups_that_do_not_fit(rng):
-    found = compare(*models(rng, (4, 5, 7)))
+    result = compare(*models(rng, (4, 5, 7)))
     for error, words, groups in (
         (ValueError, ("groups", "(4,)", "(4, 5)"), [0, 1, 2, 3]),
         (TypeError, ("groups", "float64", "integer"), np.zeros((4, 5))),
@@ -628,19 +628,19 @@ def test_by_of_groups_that_do_not_fit(rng):
         (TypeError, ("groups", "array"), [[1], [2, 3]]),
     ):
         with fails(error, *words):
-            found.by(groups)
+            result.by(groups)
 
 
 def test_by_confidence_has_a_row_for_each_bin_of_base_top_p(rng):
     base = log_softmax(scores_for("cross_entropy", rng, (300, 4), np.float64) * rng.random((300, 1)))
     other = base + 0.2 * rng.standard_normal(base.shape)
-    found = compare(base, other, rng.integers(-1, 4, 300), ignore_index=-1, segment_ids=np.arange(300) // 30)
-    bins = np.array([[0.2, 0.4, 0.6, 0.8][int(5 * p) - 1] if p >= 0.2 else 0.0 for p in found.base_top_p.tolist()])
-    table, expected = found.by_confidence, found.by((10 * bins).round().astype(int))
+    result = compare(base, other, rng.integers(-1, 4, 300), ignore_index=-1, segment_ids=np.arange(300) // 30)
+    bins = np.array([[0.2, 0.4, 0.6, 0.8][int(5 * p) - 1] if p >= 0.2 else 0.0 for p in result.base_top_p.tolist()])
+    table, expected = result.by_confidence, result.by((10 * bins).round().astype(int))
     assert table["group"].tolist() == [0.2, 0.4, 0.6, 0.8]
     for name in WITH_SEQUENCES[1:]:
         assert_same_bits(table[name], expected[name], name)
-    rows = found.to_dict()["by_confidence"]
+    rows = result.to_dict()["by_confidence"]
     assert [list(row) for row in rows] == [WITH_SEQUENCES] * 4
     assert [row["kl"] for row in rows] == table["kl"].tolist()
 
@@ -648,20 +648,20 @@ def test_by_confidence_has_a_row_for_each_bin_of_base_top_p(rng):
 def test_by_confidence_at_the_bounds_of_bins():
     tops = [0.2, 0.4, 0.6, 0.8, 1.0, np.nextafter(0.6, 0), 0.19]
     base = np.log([[p, *[(1 - p) / 9] * 9] for p in tops[:4]])
-    found = compare(base, base, [0] * 4)
-    object.__setattr__(found, "base_top_p", np.array(tops[:4]))  # exactly, which exponentials may miss
-    assert found.by_confidence["group"].tolist() == [0.2, 0.4, 0.6, 0.8]
-    object.__setattr__(found, "base_top_p", np.array([*tops[4:], NAN]))
-    assert found.by_confidence["group"].tolist() == [0.0, 0.4, 0.8]
-    assert found.by_confidence["count"].tolist() == [1, 1, 1]
+    result = compare(base, base, [0] * 4)
+    object.__setattr__(result, "base_top_p", np.array(tops[:4]))  # exactly, which exponentials may miss
+    assert result.by_confidence["group"].tolist() == [0.2, 0.4, 0.6, 0.8]
+    object.__setattr__(result, "base_top_p", np.array([*tops[4:], NAN]))
+    assert result.by_confidence["group"].tolist() == [0.0, 0.4, 0.8]
+    assert result.by_confidence["count"].tolist() == [1, 1, 1]
 
 
 def test_by_confidence_leaves_out_nan():
     base = np.log([[0.7, 0.3], [0.9, 0.1], [0.5, 0.5]])
     base[1] = NAN
-    found = compare(base, np.zeros((3, 2)), [0, 0, 0])
-    assert found.by_confidence["group"].tolist() == [0.4, 0.6]
-    assert found.by_confidence["count"].tolist() == [1, 1]
+    result = compare(base, np.zeros((3, 2)), [0, 0, 0])
+    assert result.by_confidence["group"].tolist() == [0.4, 0.6]
+    assert result.by_confidence["count"].tolist() == [1, 1]
 
 
 # a real model
@@ -677,14 +677,14 @@ def test_by_documents_of_a_real_model():
         for model in ("base", "other")
     )
     ids = arrays["segment_ids"]
-    found = compare(base, other, targets, segment_ids=ids)
-    table = found.by(ids)
+    result = compare(base, other, targets, segment_ids=ids)
+    table = result.by(ids)
     for name, model in (("base_loss", "base"), ("loss", "other")):
         documents = expected[model]["per_document"]
         assert table["count"].tolist() == [document["tokens"] for document in documents]
         means = [document["total_nll"] / document["tokens"] for document in documents]
         np.testing.assert_allclose(table[name], means, rtol=1e-13)
-    whole = found.by("all")
+    whole = result.by("all")
     difference = expected["other_minus_base"]
     assert whole["loss_difference"][0] == pytest.approx(difference["micro"], rel=1e-11)
     assert whole["loss_difference_stderr"][0] == pytest.approx(difference["micro_stderr_clustered"], rel=1e-11)

@@ -62,22 +62,22 @@ def assert_same_but_for_errors(actual, expected):
         assert_same_bits(statistic(actual, name), statistic(expected, name), name)
 
 
-def per_token(found):
+def per_token(result):
     """By the name of an error, the quantity whose mean it is of, and the factor from one to the other."""
-    kept = found.kept
-    nll, base_nll, delta_p = found.nll[kept], found.base_nll[kept], found.delta_p[kept]
+    kept = result.kept
+    nll, base_nll, delta_p = result.nll[kept], result.base_nll[kept], result.delta_p[kept]
     difference = nll - base_nll
     return {
-        "perplexity_stderr": (nll, found.perplexity),
-        "base_perplexity_stderr": (base_nll, found.base_perplexity),
+        "perplexity_stderr": (nll, result.perplexity),
+        "base_perplexity_stderr": (base_nll, result.base_perplexity),
         "log_perplexity_ratio_stderr": (difference, 1.0),
-        "perplexity_ratio_stderr": (difference, found.perplexity_ratio),
-        "perplexity_difference_stderr": (found.perplexity * nll - found.base_perplexity * base_nll, 1.0),
-        "mean_kl_stderr": (found.kl[kept], 1.0),
-        "finite_mean_kl_stderr": (found.kl[kept], 1.0),
+        "perplexity_ratio_stderr": (difference, result.perplexity_ratio),
+        "perplexity_difference_stderr": (result.perplexity * nll - result.base_perplexity * base_nll, 1.0),
+        "mean_kl_stderr": (result.kl[kept], 1.0),
+        "finite_mean_kl_stderr": (result.kl[kept], 1.0),
         "mean_delta_p_stderr": (delta_p, 1.0),
-        "rms_delta_p_stderr": (delta_p**2, 0.5 / found.rms_delta_p),
-        "same_top_stderr": (found.is_same_top[kept].astype(float), 1.0),
+        "rms_delta_p_stderr": (delta_p**2, 0.5 / result.rms_delta_p),
+        "same_top_stderr": (result.is_same_top[kept].astype(float), 1.0),
     }
 
 
@@ -91,11 +91,11 @@ def clustered(values, ids):
     return math.sqrt(squares * len(groups) / (len(groups) - 1)) / n
 
 
-def assert_errors_of_the_oracle(found, ids):
-    ids = np.broadcast_to(ids, found.kept.shape)[found.kept]
-    for name, (values, factor) in per_token(found).items():
+def assert_errors_of_the_oracle(result, ids):
+    ids = np.broadcast_to(ids, result.kept.shape)[result.kept]
+    for name, (values, factor) in per_token(result).items():
         expected = factor * clustered(values, ids)
-        assert statistic(found, name) == pytest.approx(expected, rel=1e-13, abs=1e-18), name
+        assert statistic(result, name) == pytest.approx(expected, rel=1e-13, abs=1e-18), name
 
 
 # figures
@@ -104,19 +104,19 @@ def assert_errors_of_the_oracle(found, ids):
 def test_segment_ids_by_hand():
     base = np.log([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.25, 0.75]])
     logits = np.log([[0.25, 0.75], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
-    found = compare(base, logits, [0, 0, 0, 0], segment_ids=[5, 5, 5, 2])
+    result = compare(base, logits, [0, 0, 0, 0], segment_ids=[5, 5, 5, 2])
     # differences of loss, in ln 2: 1, 0, 0 of sequence 5, and -1 of sequence 2; their mean is 0
-    assert (found.count, found.n_sequences, found.is_clustered) == (4, 2, True)
-    assert found.log_perplexity_ratio == pytest.approx(0, abs=1e-16)
-    assert found.log_perplexity_ratio.stderr == pytest.approx(math.sqrt(2 * 2) / 4 * math.log(2))
+    assert (result.count, result.n_sequences, result.is_clustered) == (4, 2, True)
+    assert result.log_perplexity_ratio == pytest.approx(0, abs=1e-16)
+    assert result.log_perplexity_ratio.stderr == pytest.approx(math.sqrt(2 * 2) / 4 * math.log(2))
     # losses 2, 1, 1 and 1: less their mean 5/4, sums of 1/4 and -1/4
-    assert found.perplexity.stderr == pytest.approx(found.perplexity * math.sqrt(2 * 2 / 16) / 4 * math.log(2))
-    assert list(found.sequences) == COLUMNS
+    assert result.perplexity.stderr == pytest.approx(result.perplexity * math.sqrt(2 * 2 / 16) / 4 * math.log(2))
+    assert list(result.sequences) == COLUMNS
     expected = [[2, 5], [1, 3], [1, 4 / 3], [2, 1], [-1, 1 / 3]]
     for name, column, unit in zip(COLUMNS, expected, [1, 1] + 3 * [math.log(2)], strict=False):
-        assert found.sequences[name].tolist() == pytest.approx([number * unit for number in column]), name
-    assert found.sequences["delta_p"].tolist() == pytest.approx([0.25, -0.25 / 3])
-    assert found.sequences["same_top"].tolist() == pytest.approx([0, 2 / 3])
+        assert result.sequences[name].tolist() == pytest.approx([number * unit for number in column]), name
+    assert result.sequences["delta_p"].tolist() == pytest.approx([0.25, -0.25 / 3])
+    assert result.sequences["same_top"].tolist() == pytest.approx([0, 2 / 3])
 
 
 @each_definition
@@ -130,39 +130,39 @@ def test_segment_ids_give_errors_of_the_oracle(definitions, masked, loose, rng):
     if loose:
         ids[rng.random(60) < 0.3] = -rng.integers(1, 9)
     options = {"where": where, "definitions": definitions}
-    found = compare(base, logits, targets, segment_ids=ids, **options)
-    assert (found.n_sequences, found.is_clustered) == (len({*ids[found.kept & (ids >= 0)].tolist()}), True)
-    assert_errors_of_the_oracle(found, ids)
-    assert_same_but_for_errors(found, compare(base, logits, targets, **options))
+    result = compare(base, logits, targets, segment_ids=ids, **options)
+    assert (result.n_sequences, result.is_clustered) == (len({*ids[result.kept & (ids >= 0)].tolist()}), True)
+    assert_errors_of_the_oracle(result, ids)
+    assert_same_but_for_errors(result, compare(base, logits, targets, **options))
 
 
 def test_sequences_hold_the_means_of_each(rng):
     base, logits, targets, ids = models(rng)
     ids[7] = 2**40
     where = ids != 4
-    found = compare(base, logits, targets, segment_ids=ids, where=where)
-    assert found.sequences["sequence"].tolist() == sorted(set(ids[where].tolist()))
-    assert all(found.sequences[name].dtype == np.int64 for name in COLUMNS[:2])
+    result = compare(base, logits, targets, segment_ids=ids, where=where)
+    assert result.sequences["sequence"].tolist() == sorted(set(ids[where].tolist()))
+    assert all(result.sequences[name].dtype == np.int64 for name in COLUMNS[:2])
     columns = {
-        "loss": found.nll, "base_loss": found.base_nll, "loss_difference": found.nll - found.base_nll,
-        "kl": found.kl, "delta_p": found.delta_p, "same_top": found.is_same_top,
+        "loss": result.nll, "base_loss": result.base_nll, "loss_difference": result.nll - result.base_nll,
+        "kl": result.kl, "delta_p": result.delta_p, "same_top": result.is_same_top,
     }  # fmt: skip
-    for row, number in enumerate(found.sequences["sequence"]):
+    for row, number in enumerate(result.sequences["sequence"]):
         of = ids == number
-        assert found.sequences["count"][row] == of.sum()
+        assert result.sequences["count"][row] == of.sum()
         for name, values in columns.items():
-            assert found.sequences[name][row] == math.fsum(values[of].tolist()) / of.sum(), name
+            assert result.sequences[name][row] == math.fsum(values[of].tolist()) / of.sum(), name
 
 
 @pytest.mark.usefixtures("any_loss_is_taken")
 def test_errors_agree_with_loss_meter(rng):
     base, logits, targets, ids = models(rng)
-    found = compare(base, logits, targets, segment_ids=ids)
+    result = compare(base, logits, targets, segment_ids=ids)
     for losses, stderr, perplexity in (
-        (found.nll, found.perplexity.stderr, found.perplexity),
-        (found.base_nll, found.base_perplexity.stderr, found.base_perplexity),
-        (found.nll - found.base_nll, found.log_perplexity_ratio.stderr, 1.0),
-        (found.kl, found.mean_kl.stderr, 1.0),
+        (result.nll, result.perplexity.stderr, result.perplexity),
+        (result.base_nll, result.base_perplexity.stderr, result.base_perplexity),
+        (result.nll - result.base_nll, result.log_perplexity_ratio.stderr, 1.0),
+        (result.kl, result.mean_kl.stderr, 1.0),
     ):
         meter = LossMeter()
         meter.update(sequence_losses(losses, segment_ids=ids))
@@ -172,10 +172,10 @@ def test_errors_agree_with_loss_meter(rng):
 def test_errors_agree_with_statsmodels(rng):
     regression = pytest.importorskip("statsmodels.regression.linear_model")
     base, logits, targets, ids = models(rng, 500)
-    found = compare(base, logits, targets, segment_ids=ids)
-    for name, (values, factor) in per_token(found).items():
+    result = compare(base, logits, targets, segment_ids=ids)
+    for name, (values, factor) in per_token(result).items():
         fit = regression.OLS(values, np.ones(500)).fit(cov_type="cluster", cov_kwds={"groups": ids})
-        assert statistic(found, name) == pytest.approx(factor * fit.bse[0], rel=1e-12), name
+        assert statistic(result, name) == pytest.approx(factor * fit.bse[0], rel=1e-12), name
 
 
 # the same bits
@@ -200,9 +200,9 @@ def test_shapes_and_axes_give_the_same_bits(rng):
     expected = compare(base, logits, targets, segment_ids=np.repeat(np.arange(4), 15))
     folded = (base.reshape(4, 15, -1), logits.reshape(4, 15, -1), targets.reshape(4, 15))
     for numbers in (np.arange(4)[:, None], np.arange(4, dtype=np.uint8)[:, None], [[0], [1], [2], [3]]):
-        found = compare(*folded, segment_ids=numbers)
-        assert found.kl.shape == (4, 15)
-        assert_same(found, expected)
+        actual = compare(*folded, segment_ids=numbers)
+        assert actual.kl.shape == (4, 15)
+        assert_same(actual, expected)
     assert_same(compare(*folded, cu_seqlens=[0, 15, 30, 45, 60]), expected)
     fronts = [np.moveaxis(array, -1, 0) for array in folded[:2]]
     assert_same(compare(*fronts, targets.reshape(4, 15), axis=0, cu_seqlens=np.arange(0, 61, 15)), expected)
@@ -213,9 +213,9 @@ def test_shapes_and_axes_give_the_same_bits(rng):
 
 def test_cu_seqlens_with_empty_sequences(rng):
     base, logits, targets, _ = models(rng)
-    found = compare(base, logits, targets, cu_seqlens=[0, 0, 20, 20, 60, 60])
-    assert found.sequences["sequence"].tolist() == [1, 3]
-    assert_same(found, compare(base, logits, targets, segment_ids=np.where(np.arange(60) < 20, 1, 3)))
+    result = compare(base, logits, targets, cu_seqlens=[0, 0, 20, 20, 60, 60])
+    assert result.sequences["sequence"].tolist() == [1, 3]
+    assert_same(result, compare(base, logits, targets, segment_ids=np.where(np.arange(60) < 20, 1, 3)))
 
 
 def test_meter_keeps_numbers_that_change_later(rng):
@@ -249,17 +249,17 @@ def test_one_sequence_falls_back_to_tokens(rng):
     base, logits, targets, ids = models(rng)
     expected = compare(base, logits, targets)
     for options in ({"segment_ids": 3}, {"segment_ids": np.full(60, 3)}, {"cu_seqlens": [0, 60]}):
-        found = compare(base, logits, targets, **options)
-        assert (found.n_sequences, found.is_clustered) == (1, False)
+        result = compare(base, logits, targets, **options)
+        assert (result.n_sequences, result.is_clustered) == (1, False)
         left_out = ("n_sequences", "sequences", "signature")
-        assert repr(figures(found, *left_out)) == repr(figures(expected, *left_out))
+        assert repr(figures(result, *left_out)) == repr(figures(expected, *left_out))
     # the other sequences are masked
-    found = compare(base, logits, targets, segment_ids=ids, where=ids == 2)
-    assert (found.n_sequences, found.is_clustered) == (1, False)
-    assert found.mean_kl.stderr == compare(base, logits, targets, where=ids == 2).mean_kl.stderr
+    result = compare(base, logits, targets, segment_ids=ids, where=ids == 2)
+    assert (result.n_sequences, result.is_clustered) == (1, False)
+    assert result.mean_kl.stderr == compare(base, logits, targets, where=ids == 2).mean_kl.stderr
     # with a token beside it, there are two groups
-    found = compare(base, logits, targets, segment_ids=np.where(np.arange(60) < 59, 3, -1))
-    assert (found.n_sequences, found.is_clustered) == (1, True)
+    result = compare(base, logits, targets, segment_ids=np.where(np.arange(60) < 59, 3, -1))
+    assert (result.n_sequences, result.is_clustered) == (1, True)
 
 
 @each_definition
@@ -267,33 +267,33 @@ def test_positions_that_are_sequences_of_their_own_are_independent(definitions, 
     base, logits, targets, _ = models(rng)
     expected = compare(base, logits, targets, definitions=definitions)
     for ids in (np.arange(60), rng.permutation(60), np.where(np.arange(60) % 2, np.arange(60), -1)):
-        found = compare(base, logits, targets, segment_ids=ids, definitions=definitions)
-        assert found.is_clustered
+        result = compare(base, logits, targets, segment_ids=ids, definitions=definitions)
+        assert result.is_clustered
         for name in ERRORS:
-            assert statistic(found, name) == pytest.approx(statistic(expected, name), rel=1e-15), name
+            assert statistic(result, name) == pytest.approx(statistic(expected, name), rel=1e-15), name
 
 
 def test_segment_ids_that_are_all_negative(rng):
     base, logits, targets, _ = models(rng)
-    found, expected = compare(base, logits, targets, segment_ids=-1), compare(base, logits, targets)
-    assert (found.n_sequences, found.is_clustered, expected.sequences) == (0, False, None)
-    assert [column.size for column in found.sequences.values()] == [0] * len(COLUMNS)
-    assert [row["n_sequences"] for row in found.to_dict()["by_confidence"]] == [0] * len(found.by_confidence["group"])
-    assert repr(figures(found, "n_sequences")) == repr(figures(expected, "n_sequences"))
+    result, expected = compare(base, logits, targets, segment_ids=-1), compare(base, logits, targets)
+    assert (result.n_sequences, result.is_clustered, expected.sequences) == (0, False, None)
+    assert [column.size for column in result.sequences.values()] == [0] * len(COLUMNS)
+    assert [row["n_sequences"] for row in result.to_dict()["by_confidence"]] == [0] * len(result.by_confidence["group"])
+    assert repr(figures(result, "n_sequences")) == repr(figures(expected, "n_sequences"))
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (3, 3)])
 def test_segment_ids_without_included_positions(shape):
     scores, targets = np.zeros(shape), np.full(shape[:-1], -100)
-    found = compare(scores, scores, targets, segment_ids=np.zeros(shape[:-1], int))
-    assert (found.count, found.n_sequences, found.is_clustered) == (0, 0, False)
-    assert repr(found.to_dict()) == repr(compare(scores, scores, targets).to_dict())
+    result = compare(scores, scores, targets, segment_ids=np.zeros(shape[:-1], int))
+    assert (result.count, result.n_sequences, result.is_clustered) == (0, 0, False)
+    assert repr(result.to_dict()) == repr(compare(scores, scores, targets).to_dict())
 
 
 def test_segment_ids_of_a_single_row():
-    found = compare(np.log([0.5, 0.5]), np.log([0.25, 0.75]), 1, segment_ids=8)
-    assert (found.n_sequences, found.is_clustered, found.sequences["sequence"].tolist()) == (1, False, [8])
-    assert math.isnan(found.mean_kl.stderr)
+    result = compare(np.log([0.5, 0.5]), np.log([0.25, 0.75]), 1, segment_ids=8)
+    assert (result.n_sequences, result.is_clustered, result.sequences["sequence"].tolist()) == (1, False, [8])
+    assert math.isnan(result.mean_kl.stderr)
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
@@ -301,24 +301,24 @@ def test_losses_that_are_nan_or_inf(value):
     base = np.log([[0.5, 0.5], [0.25, 0.75], [0.25, 0.75]])
     logits = base.copy()
     logits[0] = (0, value) if math.isnan(value) else (-INF, 0)
-    found = compare(base, logits, [0, 0, 0], segment_ids=[4, 1, 1])
-    assert found.is_clustered
+    result = compare(base, logits, [0, 0, 0], segment_ids=[4, 1, 1])
+    assert result.is_clustered
     for name in ERRORS:
         of_base = name in ("base_perplexity_stderr", "same_top_stderr", "finite_mean_kl_stderr")
         of_base |= name.endswith("delta_p_stderr") and not math.isnan(value)
-        assert math.isfinite(statistic(found, name)) == of_base, name
+        assert math.isfinite(statistic(result, name)) == of_base, name
     for name in ("loss", "loss_difference", "kl"):
-        assert np.isfinite(found.sequences[name]).tolist() == [True, False], name
-    assert np.isfinite(found.sequences["base_loss"]).all()
+        assert np.isfinite(result.sequences[name]).tolist() == [True, False], name
+    assert np.isfinite(result.sequences["base_loss"]).all()
     both = compare(logits, logits, [0, 0, 0], segment_ids=[4, 1, 1])
     assert np.isnan(both.sequences["loss_difference"]).tolist() == [False, True]
 
 
 def test_comparison_of_sequences_is_picklable_and_json(rng):
     base, logits, targets, ids = models(rng)
-    found = compare(base, logits, targets, segment_ids=ids)
-    assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- pickled in this line
-    written = found.to_dict()
+    result = compare(base, logits, targets, segment_ids=ids)
+    assert_same(pickle.loads(pickle.dumps(result)), result)  # noqa: S301 -- pickled in this line
+    written = result.to_dict()
     assert repr(json.loads(json.dumps(written))) == repr(written)  # nan is not nan
     assert len(written["sequences"]) == 7
     assert all(list(row) == COLUMNS for row in written["sequences"])

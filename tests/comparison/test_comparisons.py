@@ -61,59 +61,59 @@ EACH = pytest.mark.parametrize("make", [of_scores, of_responses, of_samples])
 def test_json_has_one_schema_for_one_candidate_and_for_many(make, several, tmp_path, command):
     base, others, common = make(tmp_path)
     others = others if several else dict([*others.items()][:1])
-    found = compared(make, base, others)
+    result = compared(make, base, others)
     status, out, err = command("compare", base, *(f"{name}={path}" for name, path in others.items()), "--format=json")
     assert (status, err) == (0, "")
     figures = json.loads(out)
-    assert figures == json.loads(json.dumps(found.to_dict()))
+    assert figures == json.loads(json.dumps(result.to_dict()))
     assert figures.keys() == common | {"base", "tiers", "candidates"}
     assert figures["base"] == str(base)
     assert {one["name"] for one in figures["candidates"]} == set(others)
     for one in figures["candidates"]:
         assert one["file"] == str(others[one["name"]])
         assert not one.keys() & (common | {"base"})
-        assert one | figures == found[one["name"]].to_dict() | {key: figures[key] for key in ("tiers", "candidates")}
+        assert one | figures == result[one["name"]].to_dict() | {key: figures[key] for key in ("tiers", "candidates")}
 
 
 @EACH
 def test_each_candidate_is_as_alone(make, tmp_path):
     base, others, _ = make(tmp_path)
-    found = compared(make, base, others)
-    assert list(found) == list(others)
+    result = compared(make, base, others)
+    assert list(result) == list(others)
     for name, path in others.items():
-        assert found[name] == compared(make, base, {name: path})[name]
-    again = pickle.loads(pickle.dumps(found))  # noqa: S301 - our own
+        assert result[name] == compared(make, base, {name: path})[name]
+    again = pickle.loads(pickle.dumps(result))  # noqa: S301 - our own
     assert type(again) is Comparisons
-    assert again == found
-    assert again.to_dict() == found.to_dict()
-    changed = Comparisons(found | {name: found[next(iter(others))]})
-    assert changed != found
+    assert again == result
+    assert again.to_dict() == result.to_dict()
+    changed = Comparisons(result | {name: result[next(iter(others))]})
+    assert changed != result
 
 
 @EACH
 def test_a_candidate_may_be_named_base(make, tmp_path):
     base, others, _ = make(tmp_path)
     (path, *_) = others.values()
-    (found,) = compared(make, base, {"base": path}).values()
+    (result,) = compared(make, base, {"base": path}).values()
     (named,) = compared(make, base, {"q": path}).values()
-    assert found.to_dict() == named.to_dict() | {"name": "base"}
+    assert result.to_dict() == named.to_dict() | {"name": "base"}
 
 
 @EACH
 def test_a_table_and_columns_name_each_candidate(make, tmp_path, command):
     base, others, _ = make(tmp_path)
-    found = compared(make, base, others)
-    lines = found.summary().splitlines()
+    result = compared(make, base, others)
+    lines = result.summary().splitlines()
     assert lines[0].startswith(f"{len(others)} models vs {base}")
-    assert command("compare", base, *(f"{name}={path}" for name, path in others.items()))[1] == found.summary() + "\n"
+    assert command("compare", base, *(f"{name}={path}" for name, path in others.items()))[1] == result.summary() + "\n"
     for name in others:
         assert any(line.split()[:1] == [name] for line in lines)
-    assert f"<b>{len(others)} models vs" in found._repr_html_()
-    columns = found.columns()
+    assert f"<b>{len(others)} models vs" in result._repr_html_()
+    columns = result.columns()
     assert sorted(columns["name"]) == sorted(others)
     figure = "other" if make is of_samples else "perplexity"
     for name, value in zip(columns["name"], columns[figure], strict=True):
-        one = found[name]
+        one = result[name]
         assert value == (one.metrics[0].other if make is of_samples else one.perplexity)
 
 
@@ -125,30 +125,30 @@ def test_detect_option(make, tmp_path, command):
     assert (status, err) == (0, "")
     assert "Detectable with a probability of 80 %, by a test at 5 %, and texts or questions needed for 0.02" in out
     assert "Tiers, by Holm's correction at 5 %" in out
-    found = json.loads(command(*argv, "--json", "--detect", "0.02")[1])
-    assert found["detect"]["difference"] == 0.02
-    assert {row["name"] for row in found["detect"]["needed"]} == {*others}
-    assert {name for row in found["tiers"] for tier in row["tiers"] for name in tier} == {*others}
+    result = json.loads(command(*argv, "--json", "--detect", "0.02")[1])
+    assert result["detect"]["difference"] == 0.02
+    assert {row["name"] for row in result["detect"]["needed"]} == {*others}
+    assert {name for row in result["tiers"] for tier in row["tiers"] for name in tier} == {*others}
     assert "needed" in command(*argv, "--format", "csv", "--detect", "0.02")[1].splitlines()[0]
     assert command(*argv, "--detect", "2")[0] == 2
 
 
 def test_perplexities_of_all_and_of_the_base_are_shown(tmp_path):
     base, others, _ = of_scores(tmp_path)
-    found = compare_files(base, others)
-    rows = {line.split()[0]: line.split()[1] for line in found.summary().splitlines()[3:7]}
+    result = compare_files(base, others)
+    rows = {line.split()[0]: line.split()[1] for line in result.summary().splitlines()[3:7]}
     assert list(rows) == ["base", "q8", "q4", "q2"]
-    assert rows == {"base": f"{found['q8'].base_perplexity:.6g}"} | {
-        name: f"{one.perplexity:.6g}" for name, one in found.items()
+    assert rows == {"base": f"{result['q8'].base_perplexity:.6g}"} | {
+        name: f"{one.perplexity:.6g}" for name, one in result.items()
     }
 
 
 def test_no_candidates():
-    found = ComparisonMeter().results()
-    assert found == {}
-    assert found.to_dict() == {"candidates": []}
-    assert found.summary() == "0 models"
-    assert list(found.columns()) == []
+    result = ComparisonMeter().results()
+    assert result == {}
+    assert result.to_dict() == {"candidates": []}
+    assert result.summary() == "0 models"
+    assert list(result.columns()) == []
 
 
 @pytest.mark.parametrize("names", [["q4"], ["q4", "q8"]])
@@ -176,11 +176,11 @@ def test_what_needs_targets_is_not_shown_without_them(names, tmp_path, command):
 
 def test_page_of_arrays_without_targets(tmp_path):
     many = Many(tmp_path)
-    found = tokenloss.compare(many.base, many.logits["q4"], None)
-    write_comparison_page(tmp_path / "page.html", {"q4": found}, np.zeros(40, int))
+    result = tokenloss.compare(many.base, many.logits["q4"], None)
+    write_comparison_page(tmp_path / "page.html", {"q4": result}, np.zeros(40, int))
     page = Reader((tmp_path / "page.html").read_text("utf-8"))
     text = page.text("dt") + page.text("dd")
-    assert f"{found.mean_kl:.4g}" in text
+    assert f"{result.mean_kl:.4g}" in text
     assert not any(word in text for word in ("nan", "Δp", "perplexity"))
 
 
@@ -191,8 +191,8 @@ def test_a_row_for_each_candidate_and_sequence(make, suffix, tmp_path, command):
     path = tmp_path / f"sequences{suffix}"
     argv = "compare", base, *(f"{name}={file}" for name, file in others.items())
     assert command(*argv, "--per-sequence", path)[::2] == (0, "")
-    found, table = compare_files(base, others), read_table(path)
-    n = len(next(iter(found.values())).sequences["sequence"])
+    result, table = compare_files(base, others), read_table(path)
+    n = len(next(iter(result.values())).sequences["sequence"])
     assert table.pop("name") == [name for name in others for _ in range(n)]
     if make is of_scores:  # two shards, whose numbers are their own
         np.testing.assert_array_equal(table.pop("file"), np.tile([0, 0, 1, 1, 1], len(others)))
@@ -200,7 +200,7 @@ def test_a_row_for_each_candidate_and_sequence(make, suffix, tmp_path, command):
     else:
         assert set(table.pop("file")) == {0}
     for name, column in table.items():
-        expected = np.concatenate([one.sequences[name] for one in found.values()])
+        expected = np.concatenate([one.sequences[name] for one in result.values()])
         np.testing.assert_array_equal(column, expected)
 
 
@@ -229,12 +229,12 @@ def test_page_and_plot_of_responses(several, tmp_path, command):
     others = others if several else {"near": others["near"]}
     argv = "compare", base, *(f"{name}={file}" for name, file in others.items())
     assert command(*argv, "--html", tmp_path / "page.html", "--plot", tmp_path / "kl.svg")[::2] == (0, "")
-    found, page = compare_files(base, others), Reader((tmp_path / "page.html").read_text("utf-8"))
+    result, page = compare_files(base, others), Reader((tmp_path / "page.html").read_text("utf-8"))
     assert [one["name"] for one in page.data["models"]] == (["less", "near"] if several else ["near"])
     near = page.data["models"][-1]
-    bound, kept = found["near"].kl_bound, found["near"].kept
+    bound, kept = result["near"].kl_bound, result["near"].kept
     np.testing.assert_allclose(np.array(near["kl"], float)[kept], bound[kept], rtol=1e-5, atol=1e-12)
-    np.testing.assert_allclose(np.array(near["nll"], float)[kept], found["near"].nll[kept], rtol=1e-5)
+    np.testing.assert_allclose(np.array(near["nll"], float)[kept], result["near"].nll[kept], rtol=1e-5)
     assert page.paragraphs == 4
     for side, path, k in (page.data["base"], base, 5), (near, others["near"], 7):
         rows = [
@@ -249,7 +249,7 @@ def test_page_and_plot_of_responses(several, tmp_path, command):
         np.testing.assert_allclose(np.array(side["chance"], float), chances, rtol=1e-2)
     assert "mean lower bound of the KL divergence" in page.texts["dt"]
     assert near["quantity"] == "lower bound of the KL divergence"
-    assert found["near"].parity in [text.strip() for text in page.texts["dd"]]
+    assert result["near"].parity in [text.strip() for text in page.texts["dd"]]
     assert "lower bound" in (tmp_path / "kl.svg").read_text("utf-8")
 
 
@@ -286,15 +286,15 @@ def paired(many, figure, a, b):
 def test_differences_of_two_candidates_are_paired_and_clustered(by_files, tmp_path):
     many = Many(tmp_path)
     if by_files:
-        found = compare_files(tmp_path / "base", {name: tmp_path / name for name in many.logits})
+        result = compare_files(tmp_path / "base", {name: tmp_path / name for name in many.logits})
     else:
         meter = ComparisonMeter()
         for part in (slice(25), slice(25, None)):
             logits = {name: array[part] for name, array in many.logits.items()}
             meter.update(many.base[part], logits, many.targets[part], segment_ids=many.sequences[part])
-        found = meter.results()
+        result = meter.results()
     for a, b in (("q8", "q4"), ("q4", "q2"), ("q2", "q8")):
-        one, other, table = many.comparison(a), many.comparison(b), found.difference(a, b)
+        one, other, table = many.comparison(a), many.comparison(b), result.difference(a, b)
         assert list(table) == ["figure", "a", "b", "difference", "stderr", "low", "high", "detectable"]
         assert table["figure"].tolist() == ["kl", "loss", "same_top"]
         for i, name in enumerate(("kl", "nll", "is_same_top")):
@@ -308,7 +308,7 @@ def test_differences_of_two_candidates_are_paired_and_clustered(by_files, tmp_pa
             assert table[key].tolist() == [of.mean_kl, pytest.approx(math.log(of.perplexity), rel=1e-14), of.same_top]
         ratio = math.log(other.perplexity / one.perplexity)
         assert table["difference"][1] == pytest.approx(ratio, rel=1e-12)
-        assert lists(found.difference(b, a)) == {key: pytest.approx(value) for key, value in reverse(table).items()}
+        assert lists(result.difference(b, a)) == {key: pytest.approx(value) for key, value in reverse(table).items()}
 
 
 def lists(table):
@@ -325,9 +325,9 @@ def reverse(table):
 def test_a_difference_is_that_of_a_comparison_of_both(tmp_path):
     """The difference of losses, and its error, are those of the two models compared without their base."""
     many = Many(tmp_path)
-    found = compare_files(tmp_path / "base", {name: tmp_path / name for name in many.logits})
+    result = compare_files(tmp_path / "base", {name: tmp_path / name for name in many.logits})
     direct = tokenloss.compare(many.logits["q8"], many.logits["q4"], many.targets, segment_ids=many.sequences)
-    table = found.difference("q8", "q4")
+    table = result.difference("q8", "q4")
     assert table["difference"][1] == direct.log_perplexity_ratio
     assert table["stderr"][1] == direct.log_perplexity_ratio.stderr
 
@@ -336,8 +336,8 @@ def test_differences_without_sequences_or_targets():
     base, noise = np.random.default_rng(5).normal(size=(2, 30, 7))
     meter = ComparisonMeter()
     meter.update(base, {"a": base + 0.1 * noise, "b": base + 0.3 * noise}, None)
-    found = meter.results()
-    table, change = found.difference("a", "b"), found["b"].kl - found["a"].kl
+    result = meter.results()
+    table, change = result.difference("a", "b"), result["b"].kl - result["a"].kl
     assert table["difference"][0] == pytest.approx(change.mean(), rel=1e-13)
     assert table["stderr"][0] == pytest.approx(change.std(ddof=1) / math.sqrt(30), rel=1e-12)
     assert np.isnan([table[name][1] for name in ("a", "b", "difference", "stderr", "low", "high")]).all()
@@ -346,17 +346,17 @@ def test_differences_without_sequences_or_targets():
 @EACH
 def test_what_has_no_difference_is_refused(make, tmp_path):
     base, others, _ = make(tmp_path)
-    found = compared(make, base, others)
+    actual = compared(make, base, others)
     a, b, *_ = others
     with pytest.raises(KeyError, match="nobody"):
-        found.difference(a, "nobody")
+        actual.difference(a, "nobody")
     if make is not of_scores:
         with pytest.raises(TypeError, match=r"a candidate is '\w+Comparison'; it must be a Comparison of scores"):
-            found.difference(a, b)
+            actual.difference(a, b)
         return
     many = ComparisonMeter()
     many.update(np.zeros((2, 3)), np.eye(3)[:2], [0, 1])
-    mixed = Comparisons(found | {"elsewhere": many.result()})
+    mixed = Comparisons(actual | {"elsewhere": many.result()})
     with pytest.raises(ValueError, match="difference is for candidates that are compared at the same tokens"):
         mixed.difference(a, "elsewhere")
     same = mixed.difference(a, a)
@@ -370,9 +370,9 @@ def test_differences_of_candidates_of_two_bases_without_targets_are_refused(rng)
     for meter in meters.values():
         base = rng.normal(size=(30, 7))
         meter.update(base, 0.9 * base, None)
-    found = Comparisons({name: meter.result() for name, meter in meters.items()})
+    actual = Comparisons({name: meter.result() for name, meter in meters.items()})
     with pytest.raises(ValueError, match="difference is for candidates that are compared at the same tokens"):
-        found.difference("a", "b")
+        actual.difference("a", "b")
 
 
 # -- models that are identical -----------------------------------------------------------------------------------------

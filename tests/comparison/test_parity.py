@@ -38,21 +38,21 @@ def test_columns_as_numpy_has_them(dtype, classes, rng):
         other = (base.astype(np.float64) + 0.01 * rng.normal(size=base.shape)).astype(other_dtype)
         other[[3, 5]] = base[[3, 5]].astype(other_dtype)
         other[5, -1] = np.nextafter(other[5, -1], other[5, -1].dtype.type(100))  # one bit of the last class
-        found = compare(base, other)
+        result = compare(base, other)
         exact, others = base.astype(np.float64), other.astype(np.float64)
         same = [a.tobytes() == b.tobytes() for a, b in zip(exact, others, strict=True)]
-        assert found.is_identical.tolist() == same
+        assert result.is_identical.tolist() == same
         assert not same[5]
-        assert found.n_identical == sum(same)
+        assert result.n_identical == sum(same)
         rows, order = np.arange(9), np.argsort(-exact, axis=1, kind="stable")
         if classes == 1:
-            assert np.isinf(found.base_margin).all()
+            assert np.isinf(result.base_margin).all()
             continue
         tops = [(exact[rows, order[:, i]], others[rows, order[:, i]]) for i in (0, 1)]
-        np.testing.assert_array_equal(found.base_margin, tops[0][0] - tops[1][0])
-        np.testing.assert_array_equal(found.margin, tops[0][1] - tops[1][1])
+        np.testing.assert_array_equal(result.base_margin, tops[0][0] - tops[1][0])
+        np.testing.assert_array_equal(result.margin, tops[0][1] - tops[1][1])
         steps = [step_of(top, one) for top, _ in tops for one in (dtype, other_dtype)]
-        np.testing.assert_array_equal(found.rounding, np.max(steps, axis=0))
+        np.testing.assert_array_equal(result.rounding, np.max(steps, axis=0))
 
 
 @pytest.mark.parametrize("classes", [1, 3, 16, 5000])
@@ -60,9 +60,9 @@ def test_classes_that_are_masked_are_no_second(classes):
     base = np.full((3, classes), -np.inf, np.float32)
     base[:, 0] = [5, 5, 1]
     base[2, -1] = 2
-    found = compare(base, np.zeros((3, classes), np.float32))
-    assert found.base_margin.tolist() == [np.inf] * 2 + [np.inf if classes == 1 else 1]
-    assert np.isnan(found.margin).tolist() == [True, True, classes == 1]
+    result = compare(base, np.zeros((3, classes), np.float32))
+    assert result.base_margin.tolist() == [np.inf] * 2 + [np.inf if classes == 1 else 1]
+    assert np.isnan(result.margin).tolist() == [True, True, classes == 1]
 
 
 @pytest.mark.parametrize("classes", [2, 3, 16, 5000])
@@ -71,11 +71,11 @@ def test_classes_below_the_floor_of_llama_cpp_may_be_second(classes, rng):
     base[:, 0], base[:, -1] = np.log1p(-np.exp(-20)), -20
     base = rng.permuted(base, axis=1)
     other = rng.normal(size=base.shape).astype(np.float32)
-    found = compare(base, other, np.zeros(24, int), definitions="llama.cpp")
+    result = compare(base, other, np.zeros(24, int), definitions="llama.cpp")
     first, second = np.argsort(-base, axis=1)[:, :2].T
     rows = np.arange(24)
-    np.testing.assert_array_equal(found.base_margin, base[rows, first].astype(float) - base[rows, second])
-    np.testing.assert_array_equal(found.margin, other[rows, first].astype(float) - other[rows, second])
+    np.testing.assert_array_equal(result.base_margin, base[rows, first].astype(float) - base[rows, second])
+    np.testing.assert_array_equal(result.margin, other[rows, first].astype(float) - other[rows, second])
 
 
 @pytest.mark.parametrize("layout", ["swapped", "strided", "class_major"])
@@ -86,17 +86,17 @@ def test_layouts_have_the_same_bits(layout, models):
         "strided": np.repeat(base, 2, axis=-1)[..., ::2],
         "class_major": np.ascontiguousarray(base.transpose(2, 0, 1)).transpose(1, 2, 0),
     }[layout]
-    found = compare(base, other, targets)
-    assert (found.parity, found.n_identical, found.max_abs_logprob) == ("same bits", 1000, 0)
+    result = compare(base, other, targets)
+    assert (result.parity, result.n_identical, result.max_abs_logprob) == ("same bits", 1000, 0)
 
 
 def test_probabilities_and_scales(models):
     base = models[0][0].astype(np.float64)
     probs = np.exp(base) / np.exp(base).sum(-1, keepdims=True)
-    found = compare(probs, probs, kind="probs")
+    result = compare(probs, probs, kind="probs")
     ordered = np.sort(np.log(probs), axis=-1)
-    np.testing.assert_allclose(found.base_margin, ordered[:, -1] - ordered[:, -2], rtol=1e-12)
-    assert ((found.rounding >= 2**-52) & (found.rounding <= 2**-50)).all()  # relative to the probability
+    np.testing.assert_allclose(result.base_margin, ordered[:, -1] - ordered[:, -2], rtol=1e-12)
+    assert ((result.rounding >= 2**-52) & (result.rounding <= 2**-50)).all()  # relative to the probability
 
 
 def test_hidden_states_as_their_logits(rng):
@@ -105,13 +105,13 @@ def test_hidden_states_as_their_logits(rng):
     other[-1, 0] += 1  # only the last tile differs
     targets, states = rng.integers(0, 5000, 30), hidden.copy()
     states[::2, 0] = 0
-    found = linear_compare(states, weight, states, other, targets)
+    result = linear_compare(states, weight, states, other, targets)
     logits = [states.astype("f8") @ one.astype("f8").T for one in (weight, other)]
     expected = compare(*logits, targets)
-    np.testing.assert_allclose(found.base_margin, expected.base_margin, atol=1e-5)
-    np.testing.assert_allclose(found.margin, expected.margin, atol=1e-5)
+    np.testing.assert_allclose(result.base_margin, expected.base_margin, atol=1e-5)
+    np.testing.assert_allclose(result.margin, expected.margin, atol=1e-5)
     assert linear_compare(states, weight, states, weight, targets).parity == "same bits"
-    assert found.n_identical < 30
+    assert result.n_identical < 30
 
 
 @pytest.mark.filterwarnings("ignore:the hidden states seem to lack")
@@ -119,19 +119,19 @@ def test_hidden_states_as_their_logits(rng):
 def test_rounding_of_hidden_states_is_that_of_their_dtype(dtype, rng, tmp_path):
     hidden, weight = rng.normal(size=(30, 16)).astype(dtype), rng.normal(size=(50, 16)).astype("f4")
     bits = {"float16": 11, "float32": 24, "float64": 53}.get(dtype, 8)
-    found = linear_compare(hidden, weight, hidden, weight + np.float32(0.01))
+    result = linear_compare(hidden, weight, hidden, weight + np.float32(0.01))
     logits = np.sort(np.abs(hidden.astype("f8") @ weight.astype("f8").T))
-    assert set(np.log2(found.rounding)) <= set(np.floor(np.log2(logits)).ravel() + 2 - bits)
+    assert set(np.log2(result.rounding)) <= set(np.floor(np.log2(logits)).ravel() + 2 - bits)
     safetensors = pytest.importorskip("safetensors.numpy")
     for name, shift in ("a", 0), ("b", 0.01):
         np.savez(tmp_path / f"{name}.npz", hidden_states=hidden, targets=np.zeros(30, int))
         safetensors.save_file({"lm_head.weight": weight + np.float32(shift)}, tmp_path / f"{name}.safetensors")
     sources = [open_hidden_states(tmp_path / f"{name}.npz", tmp_path / f"{name}.safetensors") for name in "ab"]
     by_tiles = compare_files(sources[0], {"b": sources[1]})["b"].rounding
-    np.testing.assert_array_equal(by_tiles, found.rounding)
+    np.testing.assert_array_equal(by_tiles, result.rounding)
     np.savez(tmp_path / "c.npz", logits=(hidden.astype("f8") @ weight.astype("f8").T), targets=np.zeros(30, int))
     by_logits = compare_files(tmp_path / "c.npz", {"b": sources[1]})["b"].rounding
-    np.testing.assert_allclose(np.log2(by_logits), np.log2(found.rounding), atol=1)
+    np.testing.assert_allclose(np.log2(by_logits), np.log2(result.rounding), atol=1)
 
 
 def test_blocks_and_merged_meters_have_the_same_parity(models):
@@ -147,12 +147,12 @@ def test_blocks_and_merged_meters_have_the_same_parity(models):
         flat = [array.reshape(1000, -1)[part] for array in (base, other)]
         meters[start > 500].update(*flat, targets.reshape(-1)[part], segment_ids=ids.reshape(-1)[part])
     meters[0].merge(meters[1])
-    found = meters[0].result()
-    assert found.to_dict() == expected.to_dict()
+    actual = meters[0].result()
+    assert actual.to_dict() == expected.to_dict()
     first = np.where(np.arange(40) == 7, -1, 4)
-    assert found.sequences["first_difference"].tolist() == first.tolist()
+    assert actual.sequences["first_difference"].tolist() == first.tolist()
     flips = base.argmax(-1) != other.argmax(-1)
-    assert found.sequences["first_flip"].tolist() == np.where(flips.any(1), flips.argmax(1), -1).tolist()
+    assert actual.sequences["first_flip"].tolist() == np.where(flips.any(1), flips.argmax(1), -1).tolist()
 
 
 # verdicts
@@ -177,24 +177,24 @@ def test_margins_are_told_apart(dtype, reach, decisive, tmp_path):
     for name, scores in names.items():
         np.save(tmp_path / f"{name}.npy", scores)
     paths = [tmp_path / f"{name}.npy" for name in names]
-    found = compare_files(paths[0], {"other": open_scores(paths[1])}, noise=paths[2] if reach else None)
-    one = found["other"]
+    result = compare_files(paths[0], {"other": open_scores(paths[1])}, noise=paths[2] if reach else None)
+    one = result["other"]
     assert (one.tied_flips, one.decisive_flips) == (3 - decisive, decisive), exact
     assert one.parity == ("drift" if decisive else one.parity)
-    (gate,) = found.check(max_decisive_flips=decisive).gates
+    (gate,) = result.check(max_decisive_flips=decisive).gates
     assert gate.verdict == "holds"
     if reach:  # given to `check` alone
         plain = compare(base, other.astype(dtype))
         assert plain.decisive_flips > decisive or not decisive
-        assert plain.check(max_decisive_flips=decisive, noise=found.noise).verdict == "holds"
+        assert plain.check(max_decisive_flips=decisive, noise=result.noise).verdict == "holds"
 
 
 @pytest.mark.parametrize("scale", [1, 4])
 def test_another_precision_makes_almost_no_decisive_flips(scale, models):
     base, targets, _ = models
-    found = compare(scale * base, (scale * base).astype("f2"), targets)
-    assert found.decisive_flips == 0
-    assert (found.parity, found.n_identical) == ("within noise", 0)
+    result = compare(scale * base, (scale * base).astype("f2"), targets)
+    assert result.decisive_flips == 0
+    assert (result.parity, result.n_identical) == ("within noise", 0)
     assert compare(base, base, targets).parity_reason == "in all 1,000 rows"
 
 
@@ -202,9 +202,9 @@ def test_one_row_of_inverted_logits_is_found(models):
     base, targets, rng = models
     other = base.astype("f2")
     other[7, 13] *= -1
-    found = compare(base, other, targets, segment_ids=np.arange(40)[:, None])
-    assert (found.parity, found.decisive_flips) == ("broken", 1)
-    assert found.parity_reason.startswith("position 13 of sequence 7 ")
+    result = compare(base, other, targets, segment_ids=np.arange(40)[:, None])
+    assert (result.parity, result.decisive_flips) == ("broken", 1)
+    assert result.parity_reason.startswith("position 13 of sequence 7 ")
     assert compare(base, other, targets).parity_reason.startswith("row 188 ")
     other[3, 1, 5] = np.nan
     assert compare(base, other, targets).parity_reason.startswith("row 76 has a divergence of inf")
@@ -226,8 +226,8 @@ def test_a_third_run_is_within_the_noise_of_a_second(models, tmp_path):
     for name, run in zip("abcd", [*runs[:3], -base], strict=True):
         np.save(tmp_path / f"{name}.npy", run)
     paths = [tmp_path / f"{name}.npy" for name in "abcd"]
-    found = compare_files(tmp_path / "base.npz", paths[:2], noise=paths[2])
-    assert {one.parity for one in found.values()} == {"within noise"}
+    result = compare_files(tmp_path / "base.npz", paths[:2], noise=paths[2])
+    assert {one.parity for one in result.values()} == {"within noise"}
     broken = compare_files(tmp_path / "base.npz", paths[:2], noise=paths[3])
     assert {one.parity for one in broken.values()} == {"drift"}
     assert broken[str(paths[0])].parity_reason.endswith("the second run is broken itself")
@@ -240,8 +240,8 @@ def test_gates_of_counts(models, command, tmp_path):
     base, targets, _ = models
     other = base.astype("f2")
     other[7, 13] *= -1
-    found = compare(base, other, targets)
-    largest = found.max_abs_logprob
+    result = compare(base, other, targets)
+    largest = result.max_abs_logprob
     logs = [x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (base.astype("f8"), other.astype("f8"))]
     changes = np.take_along_axis(logs[1] - logs[0], targets[..., None], -1)
     assert largest == pytest.approx(np.abs(changes).max(), rel=1e-5)
@@ -249,12 +249,12 @@ def test_gates_of_counts(models, command, tmp_path):
         ({"max_decisive_flips": 1}, "holds"), ({"max_decisive_flips": 0}, "fails"),
         ({"max_abs_logprob": largest}, "holds"), ({"max_abs_logprob": 0.99 * largest}, "fails"),
     ):  # fmt: skip
-        (one,) = found.check(**limits).gates
-        assert (one.verdict, one.figure) == (verdict, getattr(found, one.gate) if "abs" in one.gate else 1)
+        (one,) = result.check(**limits).gates
+        assert (one.verdict, one.figure) == (verdict, getattr(result, one.gate) if "abs" in one.gate else 1)
         assert np.isnan(one.interval).all()
     for bad in (-1, 0.5, True):
         with pytest.raises((TypeError, ValueError), match="max_decisive_flips"):
-            found.check(max_decisive_flips=bad)
+            result.check(max_decisive_flips=bad)
     with pytest.raises(ValueError, match=r"max_abs_logprob.*targets"):
         compare(base, other).check(max_abs_logprob=1)
     np.savez(tmp_path / "base.npz", logits=base, targets=targets)
@@ -290,37 +290,37 @@ def test_responses_as_numpy_has_them(k, decimals, tmp_path, rng):
     tokens = rng.integers(0, 30, (20, 15))
     tokens[:, ::2] = base[:, ::2].argmax(-1)
     paths = [chats(tmp_path, name, one, tokens, k) for name, one in zip("ab", logs, strict=True)]
-    found = compare_files(paths[0], {"b": paths[1]})["b"]
+    result = compare_files(paths[0], {"b": paths[1]})["b"]
     changes = np.abs(np.take_along_axis(logs[0] - logs[1], tokens[..., None], -1))[..., 0]
-    assert found.max_abs_logprob == changes.max()
+    assert result.max_abs_logprob == changes.max()
     listed = [-np.sort(-one, axis=-1)[..., :k] for one in logs]
     same = (listed[0] == listed[1]).all(-1) & (changes == 0)
-    assert found.is_identical.tolist() == same.reshape(-1).tolist()
-    assert found.n_identical == same.sum() > 0
+    assert result.is_identical.tolist() == same.reshape(-1).tolist()
+    assert result.n_identical == same.sum() > 0
     order = np.argsort(-logs[0], axis=-1, kind="stable")[..., :2]
     tops = np.take_along_axis(logs[0], order, -1)
     margins = (tops[..., 0] - tops[..., 1]).reshape(-1)
     # the token itself, last in a list of two, may have been added to a list of one
     is_unknown = (k == 1) | ((k == 2) & (order[..., 1] == tokens).reshape(-1) & (margins > 0))
     margins = np.where(is_unknown, np.nan, margins)
-    np.testing.assert_array_equal(found.base_margin, margins)
+    np.testing.assert_array_equal(result.base_margin, margins)
     others = np.take_along_axis(logs[1], order, -1)
     expected = (others[..., 0] - others[..., 1]).reshape(-1)
-    assert not (np.isnan(found.base_margin) & ~np.isnan(found.margin)).any()
-    known = ~np.isnan(found.margin)
+    assert not (np.isnan(result.base_margin) & ~np.isnan(result.margin)).any()
+    known = ~np.isnan(result.margin)
     assert known.any() == (k > 1)
-    np.testing.assert_array_equal(found.margin[known], expected[known])
-    flips = found.is_top_known & ~found.is_same_top
+    np.testing.assert_array_equal(result.margin[known], expected[known])
+    flips = result.is_top_known & ~result.is_same_top
     rounding = 2 * (1e-5 if decimals is None else 5e-5)
     ties, unknown = flips & (margins <= rounding), flips & is_unknown
-    counts = found.tied_flips, found.decisive_flips, found.unknown_flips
+    counts = result.tied_flips, result.decisive_flips, result.unknown_flips
     assert counts == (ties.sum(), flips.sum() - ties.sum() - unknown.sum(), unknown.sum())
     assert flips.sum() > 10
     positions = [np.flatnonzero(row)[:1].tolist() or [-1] for row in ~same]
-    assert found.sequences["first_difference"].tolist() == [one for (one,) in positions]
+    assert result.sequences["first_difference"].tolist() == [one for (one,) in positions]
     positions = [np.flatnonzero(row)[:1].tolist() or [-1] for row in flips.reshape(20, 15)]
-    assert found.sequences["first_flip"].tolist() == [one for (one,) in positions]
-    (gate,) = found.check(max_decisive_flips=int(flips.sum()) - 1).gates
+    assert result.sequences["first_flip"].tolist() == [one for (one,) in positions]
+    (gate,) = result.check(max_decisive_flips=int(flips.sum()) - 1).gates
     is_sure = counts[1] + counts[2] < flips.sum()
     assert gate.verdict == ("holds" if is_sure else "cannot tell" if unknown.any() else "fails")
 
@@ -337,14 +337,14 @@ def test_verdicts_of_responses(tmp_path, rng):
     broken[7, 3, tokens[7, 3]] = -40
     runs = {"base": logs, "same": logs, "rounded": logs.round(5), "drifted": drifted, "broken": broken}
     paths = {name: chats(tmp_path, name, one, tokens, 5) for name, one in runs.items()}
-    found = compare_files(paths["base"], {name: paths[name] for name in runs if name != "base"})
-    assert {name: one.parity for name, one in found.items()} == {
+    result = compare_files(paths["base"], {name: paths[name] for name in runs if name != "base"})
+    assert {name: one.parity for name, one in result.items()} == {
         "same": "same bits", "rounded": "within noise", "drifted": "drift", "broken": "broken",
     }  # fmt: skip
-    assert "position 3 of sequence 7 " in found["broken"].parity_reason
+    assert "position 3 of sequence 7 " in result["broken"].parity_reason
     second = base + 0.1 * rng.normal(size=base.shape)
     noise = chats(tmp_path, "noise", second - np.log(np.exp(second).sum(-1, keepdims=True)), tokens, 5)
     beside = compare_files(paths["base"], {"drifted": paths["drifted"]}, noise=noise)
     assert beside["drifted"].parity == "within noise"
     assert beside.check(max_decisive_flips=0).verdict == "holds"
-    assert found["drifted"].decisive_flips > 0 == beside["drifted"].decisive_flips
+    assert result["drifted"].decisive_flips > 0 == beside["drifted"].decisive_flips

@@ -29,11 +29,11 @@ def estimate_of(values):
 def test_detectable_differences_as_scipy_and_statsmodels(n, rng):
     power = pytest.importorskip("statsmodels.stats.power").TTestPower()
     values = rng.normal(size=n)
-    found, spread = detectable(estimate_of(values)), np.std(values, ddof=1)
-    ratio, limit = found / spread * math.sqrt(n), stats.t.ppf(0.975, n - 1)
+    result, spread = detectable(estimate_of(values)), np.std(values, ddof=1)
+    ratio, limit = result / spread * math.sqrt(n), stats.t.ppf(0.975, n - 1)
     assert stats.nct.sf(limit, n - 1, ratio) + stats.nct.cdf(-limit, n - 1, ratio) == pytest.approx(0.8, abs=1e-9)
-    assert found == pytest.approx(power.solve_power(nobs=n, alpha=0.05, power=0.8) * spread, rel=3e-5)
-    for difference in (2 * found, found, found / 3):
+    assert result == pytest.approx(power.solve_power(nobs=n, alpha=0.05, power=0.8) * spread, rel=3e-5)
+    for difference in (2 * result, result, result / 3):
         needed = needed_for(estimate_of(values), n, difference)
         assert power.power(difference / spread, needed, 0.05) >= 0.8 - 1e-6
         assert needed <= 3 or power.power(difference / spread, needed - 1, 0.05) < 0.8 + 1e-6
@@ -49,9 +49,9 @@ def test_many_texts_need_2_8_standard_errors():
 
 
 def test_two_texts_by_a_hundred_thousand_samples(rng):
-    found = detectable(Estimate(0.0, (1.0, (-stats.t.ppf(0.975, 1), stats.t.ppf(0.975, 1)), "")))
-    pairs = rng.normal(found / math.sqrt(2), size=(100_000, 2))  # the mean has an error of sqrt(1 / 2)
-    pairs = (pairs - found / math.sqrt(2)) + found / math.sqrt(2)
+    result = detectable(Estimate(0.0, (1.0, (-stats.t.ppf(0.975, 1), stats.t.ppf(0.975, 1)), "")))
+    pairs = rng.normal(result / math.sqrt(2), size=(100_000, 2))  # the mean has an error of sqrt(1 / 2)
+    pairs = (pairs - result / math.sqrt(2)) + result / math.sqrt(2)
     t = pairs.mean(1) / (pairs.std(1, ddof=1) / math.sqrt(2))
     assert np.mean(abs(t) > stats.t.ppf(0.975, 1)) == pytest.approx(0.8, abs=0.006)
 
@@ -77,19 +77,19 @@ def test_tiers_are_all_largest_sets_of_candidates_that_do_not_differ(rng):
     for _ in range(30):
         scale, shared = rng.choice([0.1, 0.5, 1.0]), rng.normal(size=40)
         values = {name: shared + scale * rng.normal(size=40) + rng.choice([0, 0.3, 0.6]) for name in "abcdef"}
-        found = tiers._tiers({name: quantity(one) for name, one in values.items()})
+        result = tiers._tiers({name: quantity(one) for name, one in values.items()})
         pairs = [*itertools.combinations(values, 2)]
         p_values = [stats.ttest_rel(values[a], values[b]).pvalue for a, b in pairs]
         differ = {pair for pair, p in zip(pairs, holm(p_values), strict=True) if p < 0.05}
         subsets = [set(one) for size in range(1, 7) for one in itertools.combinations(values, size)]
         cliques = [one for one in subsets if not any({a, b} <= one for a, b in differ)]
         largest = [one for one in cliques if not any(one < other for other in cliques)]
-        assert sorted(map(sorted, found)) == sorted(map(sorted, largest))
+        assert sorted(map(sorted, result)) == sorted(map(sorted, largest))
         order = sorted(values, key=lambda name: values[name].mean())
-        assert found == sorted(
+        assert result == sorted(
             (sorted(one, key=order.index) for one in largest), key=lambda one: [*map(order.index, one)]
         )
-        sizes.add(len(found))
+        sizes.add(len(result))
     assert len(sizes) > 2
 
 
@@ -130,24 +130,24 @@ def test_equal_models_of_means_form_one_tier(rng):
 
 
 def test_scores(rng):
-    found = models_of(rng, {"q4": 0.8, "q8": 0.02, "q8b": 0.02})
-    rows = {row["metric"]: row["tiers"] for row in found.tiers()}
+    result = models_of(rng, {"q4": 0.8, "q8": 0.02, "q8b": 0.02})
+    rows = {row["metric"]: row["tiers"] for row in result.tiers()}
     assert [sorted(one) for one in rows["kl"]] == [["q8", "q8b"], ["q4"]]
-    table = found.power(0.01)
-    one = found["q4"]
+    table = result.power(0.01)
+    one = result["q4"]
     change = (one.nll - one.base_nll).reshape(30, 20).mean(1)
     assert table["detectable"][0] == pytest.approx(detectable(estimate_of(change)), rel=1e-9)
-    assert table["detectable"][0] == one.detectable == found.to_dict()["candidates"][-1]["detectable"]
+    assert table["detectable"][0] == one.detectable == result.to_dict()["candidates"][-1]["detectable"]
     assert table["needed"].tolist() == [needed_for(estimate_of((m.nll - m.base_nll).reshape(30, 20).mean(1)), 30, 0.01)
-                                        for m in found.values()]  # fmt: skip
-    assert "needed" not in found.columns()
-    found.detect = 0.01
-    assert sorted(found.columns()["needed"]) == sorted(table["needed"])
-    assert "needed for 0.01" in found.summary()
-    assert [row["needed"] for row in found.to_dict()["detect"]["needed"]] == table["needed"].tolist()
+                                        for m in result.values()]  # fmt: skip
+    assert "needed" not in result.columns()
+    result.detect = 0.01
+    assert sorted(result.columns()["needed"]) == sorted(table["needed"])
+    assert "needed for 0.01" in result.summary()
+    assert [row["needed"] for row in result.to_dict()["detect"]["needed"]] == table["needed"].tolist()
     for bad in (0, -1, math.nan, "x"):
         with pytest.raises((TypeError, ValueError), match="difference"):
-            found.power(bad)
+            result.power(bad)
 
 
 def test_blocks_give_the_same_tiers(rng):
@@ -181,14 +181,14 @@ def test_samples_by_cluster(tmp_path, rng):
         lines = [{"doc_id": i, "doc": {"group": i // 5, "id": i}, "filtered_resps": [], "acc": float(one)}
                  for i, one in enumerate(values[name])]  # fmt: skip
         path.write_text(json.dumps(lines))
-    found = compare_samples(paths["base"], {name: paths[name] for name in "cab"}, cluster="group")
-    assert [[sorted(one) for one in row["tiers"]] for row in found.tiers()] == [[["a", "b"], ["c"]]]
+    result = compare_samples(paths["base"], {name: paths[name] for name in "cab"}, cluster="group")
+    assert [[sorted(one) for one in row["tiers"]] for row in result.tiers()] == [[["a", "b"], ["c"]]]
     change = (values["a"].astype(float) - values["base"]).reshape(60, 5).mean(1)
-    metric = found["a"].metrics[0]
+    metric = result["a"].metrics[0]
     assert metric.detectable == pytest.approx(detectable(estimate_of(change)), rel=1e-9)
-    assert found.power(0.01)["needed"][1] == needed_for(estimate_of(change), 60, 0.01)
+    assert result.power(0.01)["needed"][1] == needed_for(estimate_of(change), 60, 0.01)
     a, c = (values[name].astype(float) for name in "ac")
-    quantities = [next(tiers._quantities(found[name])) for name in "ac"]
+    quantities = [next(tiers._quantities(result[name])) for name in "ac"]
     ratio = quantities[0].minus(quantities[1])
     expected = ExactRatio.of((a - c).reshape(60, 5).sum(1), np.full(60, 5.0))
     assert (ratio.ratio, ratio.stderr) == (expected.ratio, expected.stderr)
@@ -196,8 +196,8 @@ def test_samples_by_cluster(tmp_path, rng):
 
 def test_a_single_comparison_says_what_it_could_detect(rng):
     base = rng.normal(size=(12, 10, 6))
-    found = compare(base, base + 0.1, rng.integers(0, 6, (12, 10)), segment_ids=np.arange(12)[:, None])
-    assert "Detectable" in found.summary()
+    result = compare(base, base + 0.1, rng.integers(0, 6, (12, 10)), segment_ids=np.arange(12)[:, None])
+    assert "Detectable" in result.summary()
     other = compare(base, base + 0.1 * rng.normal(size=base.shape), rng.integers(0, 6, (12, 10)))
     assert f"{other.detectable:.3g}" in other.summary()
 
@@ -207,9 +207,9 @@ def test_every_paired_difference_says_what_it_could_detect(tmp_path, rng):
     meter = ComparisonMeter()
     others = {name: base + scale * rng.normal(size=base.shape) for name, scale in (("a", 0.1), ("b", 0.2))}
     meter.update(base, others, rng.integers(0, 6, (12, 10)), segment_ids=np.arange(12)[:, None])
-    found = meter.results()
-    table = found.difference("a", "b")
-    for name, values in ("loss", [one.nll for one in found.values()]), ("kl", [one.kl for one in found.values()]):
+    result = meter.results()
+    table = result.difference("a", "b")
+    for name, values in ("loss", [one.nll for one in result.values()]), ("kl", [one.kl for one in result.values()]):
         change = (values[1] - values[0]).reshape(12, 10).mean(1)
         row = table["figure"].tolist().index(name)
         assert table["detectable"][row] == pytest.approx(detectable(estimate_of(change)), rel=1e-9)

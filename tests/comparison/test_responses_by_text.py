@@ -23,15 +23,15 @@ def test_texts_of_several_classes_name_no_class(text, rng, tmp_path):
     paths = [
         clients.save_lines(tmp_path / f"{i}.jsonl", chat(ids, rows, 8, texts)) for i, rows in enumerate((base, other))
     ]
-    found = clients.compare_pair(*paths)
+    result = clients.compare_pair(*paths)
     expected = []
     for p, q, target in zip(base, other, ids, strict=True):
         lists = [{*np.argsort(-row, kind="stable")[:8].tolist(), int(target)} - {0, 1} for row in (p, q)]
         common = sorted(lists[0] & lists[1])
         expected.append(topk_divergence_bound(common, p[common], common, q[common], rounding=1e-5).kl)
-    np.testing.assert_allclose(found.kl_bound, expected, rtol=1e-9)
-    assert (found.kl_bound <= kl_divergence(base, other, reduction="none") + 1e-12).all()
-    assert found.n_top_known == 0  # the most likely class has such a text
+    np.testing.assert_allclose(result.kl_bound, expected, rtol=1e-9)
+    assert (result.kl_bound <= kl_divergence(base, other, reduction="none") + 1e-12).all()
+    assert result.n_top_known == 0  # the most likely class has such a text
 
 
 @pytest.mark.parametrize("text", ["", "\N{REPLACEMENT CHARACTER}"])
@@ -42,9 +42,9 @@ def test_parts_of_characters_are_not_taken_for_one_class(text, tmp_path):
     paths = [
         clients.save_lines(tmp_path / f"{i}.jsonl", chat([2], *(row, 1, words))) for i, (row, words) in enumerate(rows)
     ]
-    found = clients.compare_pair(*paths)
-    assert found.kl_bound[0] == pytest.approx(0, abs=1e-12)  # of the token alone
-    assert (found.n_bounded, found.n_top_known) == (0, 0)
+    result = clients.compare_pair(*paths)
+    assert result.kl_bound[0] == pytest.approx(0, abs=1e-12)  # of the token alone
+    assert (result.n_bounded, result.n_top_known) == (0, 0)
 
 
 def test_a_token_that_lists_hold_by_another_text_counts_once(tmp_path):
@@ -52,10 +52,10 @@ def test_a_token_that_lists_hold_by_another_text_counts_once(tmp_path):
         clients.save_lines(tmp_path / f"{p}.jsonl", clients.chat(("a", math.log(p), [(" a", math.log(p))])))
         for p in (0.25, 0.5)
     ]
-    found = clients.compare_pair(*paths)
-    assert found.kl_bound[0] == topk_divergence_bound([0], np.log([0.25]), [0], np.log([0.5]), rounding=1e-5).kl
-    assert found.kl_bound[0] == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), abs=1e-5)
-    assert (found.mean_base_mass, found.mean_mass, found.n_bounded) == pytest.approx((0.25, 0.5, 0))
+    result = clients.compare_pair(*paths)
+    assert result.kl_bound[0] == topk_divergence_bound([0], np.log([0.25]), [0], np.log([0.5]), rounding=1e-5).kl
+    assert result.kl_bound[0] == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), abs=1e-5)
+    assert (result.mean_base_mass, result.mean_mass, result.n_bounded) == pytest.approx((0.25, 0.5, 0))
 
 
 def test_same_top_of_classes_that_are_equally_likely(tmp_path):
@@ -67,8 +67,8 @@ def test_same_top_of_classes_that_are_equally_likely(tmp_path):
     by_id[0]["choices"][0]["prompt_logprobs"][1] = dict(reversed(by_id[0]["choices"][0]["prompt_logprobs"][1].items()))
     for make, expected in ((by_id, (1, True)), ([chat([7], rows, 3) for rows in (base, other)], (0, False))):
         paths = [clients.save_lines(tmp_path / f"{i}.jsonl", body) for i, body in enumerate(make)]
-        found = clients.compare_pair(*paths)
-        assert (found.n_top_known, bool(found.is_same_top[-1])) == expected
+        result = clients.compare_pair(*paths)
+        assert (result.n_top_known, bool(result.is_same_top[-1])) == expected
     paths = [clients.save_lines(tmp_path / f"{i}.jsonl", chat([3], rows, 3)) for i, rows in enumerate((base, base))]
     assert clients.compare_pair(*paths).n_top_known == 1  # the token itself is one of them
 

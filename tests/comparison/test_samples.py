@@ -133,10 +133,10 @@ def test_acc_norm_is_computed_where_it_is_not_held(task, without, compared):
     for line in files[0] if without == "base" else files[0] + files[1]:
         line["metrics"].remove("acc_norm")
         del line["acc_norm"]
-    found = named(compared(*files), "acc_norm")
-    assert found.is_derived
+    result = named(compared(*files), "acc_norm")
+    assert result.is_derived
     for name in ("base", "other", "difference", "difference_stderr", "right_to_wrong", "wrong_to_right"):
-        assert statistic(found, name) == statistic(expected, name)
+        assert statistic(result, name) == statistic(expected, name)
 
 
 def test_arguments_sorted_as_text_by_a_tool(compared):
@@ -433,12 +433,12 @@ def test_sources_of_one_run_are_compared_with_the_newest_of_others(tmp_path):
     for day, run in days.items():
         clients.save_lines(tmp_path / f"samples_mc_{day}T09-00-00.1.jsonl", *lines_of("mc", run))
     old, new = (open_samples(tmp_path, run=day) for day in days)
-    found = compare_samples(old, {"new": new})["new"]
+    result = compare_samples(old, {"new": new})["new"]
     files = [tmp_path / f"samples_mc_{day}T09-00-00.1.jsonl" for day in days]
     (expected,) = compare_samples(files[0], files[1]).values()
-    assert [one.to_dict() | {"task": None} for one in found.metrics] == [one.to_dict() for one in expected.metrics]
-    assert named(found, "acc").difference == named(expected, "acc").difference
-    assert named(found, "acc_norm").difference != 0
+    assert [one.to_dict() | {"task": None} for one in result.metrics] == [one.to_dict() for one in expected.metrics]
+    assert named(result, "acc").difference == named(expected, "acc").difference
+    assert named(result, "acc_norm").difference != 0
 
 
 @pytest.mark.parametrize("is_source", [True, False])

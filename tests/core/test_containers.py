@@ -336,9 +336,9 @@ def test_torch_tensors_of_logits(dtype, rng):
         (tokenloss.softmax,), (tokenloss.log_softmax,), (logsumexp,), (tokenloss.class_log_probs, ids[:2]),
         (lambda logits, ids: tokenloss.cross_entropy_and_grad(logits, ids)[1], ids),
     ):  # fmt: skip
-        found, expected = function(tensor, *map(torch.tensor, arguments)), function(logits, *arguments)
-        assert found.dtype == expected.dtype
-        assert_same_bits(found, expected)
+        result, expected = function(tensor, *map(torch.tensor, arguments)), function(logits, *arguments)
+        assert result.dtype == expected.dtype
+        assert_same_bits(result, expected)
 
 
 def test_torch_tensors_that_cannot_be_read():

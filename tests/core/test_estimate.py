@@ -156,46 +156,48 @@ def test_errors_of_a_meter_follow_from_those_of_its_loss():
 def test_accuracy_has_the_interval_of_a_fraction(rng):
     stats = pytest.importorskip("scipy.stats")
     logits, targets = rng.normal(size=(200, 4)), rng.integers(4, size=200)
-    found = evaluate([(logits, targets)])
+    result = evaluate([(logits, targets)])
     right = int(np.count_nonzero(logits.argmax(-1) == targets))
-    assert (found.accuracy, found.accuracy.unit) == (right / 200, "tokens")
-    assert found.accuracy.stderr == pytest.approx(np.std(logits.argmax(-1) == targets, ddof=1) / math.sqrt(200))
+    assert (result.accuracy, result.accuracy.unit) == (right / 200, "tokens")
+    assert result.accuracy.stderr == pytest.approx(np.std(logits.argmax(-1) == targets, ddof=1) / math.sqrt(200))
     exact = stats.binomtest(right, 200).proportion_ci(method="exact")
-    assert found.accuracy.interval == pytest.approx((exact.low, exact.high), rel=1e-6)
+    assert result.accuracy.interval == pytest.approx((exact.low, exact.high), rel=1e-6)
 
 
 def test_statistics_of_a_comparison_have_the_intervals_of_its_gates(rng):
     base, ids = rng.normal(size=(30, 8, 6)), np.arange(30)[:, None]
-    found = compare(base, base + 0.3 * rng.normal(size=base.shape), rng.integers(6, size=(30, 8)), segment_ids=ids,
+    result = compare(base, base + 0.3 * rng.normal(size=base.shape), rng.integers(6, size=(30, 8)), segment_ids=ids,
                     divergences=("tv",))  # fmt: skip
     limits = {"max_kl": 1, "max_kl_quantile": {0.9: 1}, "min_same_top": 0.5, "max_perplexity_ratio": 2}
-    estimates = (found.mean_kl, found.kl_quantiles[0.9], found.same_top, found.perplexity_ratio)
-    for verdict, one in zip(found.check(**limits).gates, estimates, strict=True):
+    estimates = (result.mean_kl, result.kl_quantiles[0.9], result.same_top, result.perplexity_ratio)
+    for verdict, one in zip(result.check(**limits).gates, estimates, strict=True):
         assert (verdict.figure, verdict.interval, "sequences") == (one, one.interval, one.unit)
-    log, factor = found.log_perplexity_ratio, found.interval_factor
-    assert np.log(found.perplexity_ratio.interval) == pytest.approx(log.interval)
-    for one in (log, found.mean_delta_p, found.perplexity_difference):
+    log, factor = result.log_perplexity_ratio, result.interval_factor
+    assert np.log(result.perplexity_ratio.interval) == pytest.approx(log.interval)
+    for one in (log, result.mean_delta_p, result.perplexity_difference):
         assert one.interval == pytest.approx((one - factor * one.stderr, one + factor * one.stderr))
-    for one in (found.divergences["tv"], found.finite_mean_kl):
+    for one in (result.divergences["tv"], result.finite_mean_kl):
         assert one.interval == pytest.approx(log_ends(one, factor * one.stderr))
-    square = log_ends(found.rms_delta_p**2, 2 * found.rms_delta_p * factor * found.rms_delta_p.stderr)
-    assert found.rms_delta_p.interval == pytest.approx(np.sqrt(square))
-    assert pickled(found) == found
+    square = log_ends(result.rms_delta_p**2, 2 * result.rms_delta_p * factor * result.rms_delta_p.stderr)
+    assert result.rms_delta_p.interval == pytest.approx(np.sqrt(square))
+    assert pickled(result) == result
 
 
 def test_a_speedup_has_an_interval(rng):
     target = rng.normal(size=(40, 20, 8))
-    found = draft_acceptance(target, target + rng.normal(size=target.shape), cost_ratio=0.1)
-    assert (found.best_speedup.unit, found.mean_acceptance.unit) == ("sequences", "sequences")
-    low, high = found.best_speedup.interval
-    assert low < found.best_speedup - found.best_speedup.stderr < found.best_speedup + found.best_speedup.stderr < high
-    assert math.log(high / found.best_speedup) == pytest.approx(math.log(found.best_speedup / low))
+    result = draft_acceptance(target, target + rng.normal(size=target.shape), cost_ratio=0.1)
+    assert (result.best_speedup.unit, result.mean_acceptance.unit) == ("sequences", "sequences")
+    low, high = result.best_speedup.interval
+    assert (
+        low < result.best_speedup - result.best_speedup.stderr < result.best_speedup + result.best_speedup.stderr < high
+    )
+    assert math.log(high / result.best_speedup) == pytest.approx(math.log(result.best_speedup / low))
 
 
 def test_ratios_of_sequences_have_intervals_above_0(rng):
     base = -rng.exponential(size=(30, 20))
-    found = mismatch(base * rng.normal(1, 0.05, size=base.shape), base)
-    for one in (found.mean_ratio, found.mean_sequence_ratio, found.mean_geometric_ratio):
+    result = mismatch(base * rng.normal(1, 0.05, size=base.shape), base)
+    for one in (result.mean_ratio, result.mean_sequence_ratio, result.mean_geometric_ratio):
         low, high = one.interval
         assert 0 < low < one < high
         assert one.unit == "sequences"

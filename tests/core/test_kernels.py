@@ -115,20 +115,20 @@ def run_driver(
 
 def parse(lines: str) -> dict[str, dict[str, str]]:
     """Hashes by the first word of their lines and by the words that follow it."""
-    found: dict[str, dict[str, str]] = {}
+    result: dict[str, dict[str, str]] = {}
     for line in lines.splitlines():
         backend, hashed = line.split(" ", 1)
         quantity, value = hashed.rsplit(" ", 1)
-        found.setdefault(backend, {})[quantity] = value
-    return found
+        result.setdefault(backend, {})[quantity] = value
+    return result
 
 
-def check(found: dict[str, dict[str, str]], backends: frozenset[str], parts: int = 1) -> None:
+def check(result: dict[str, dict[str, str]], backends: frozenset[str], parts: int = 1) -> None:
     """Compare the hashes with the golden ones, all of them or one in so many `parts`."""
     golden = parse(GOLDEN.read_text())
-    assert backends <= set(found)
-    assert found.pop("scalar_math") == golden["scalar_math"]
-    for backend, hashes in found.items():
+    assert backends <= set(result)
+    assert result.pop("scalar_math") == golden["scalar_math"]
+    for backend, hashes in result.items():
         assert len(hashes) * parts >= len(golden["backend"]), backend
         assert hashes == {quantity: golden["backend"][quantity] for quantity in hashes}, backend
 
@@ -151,10 +151,10 @@ def test_foreign_backends(name, tmp_path):
         pytest.skip("x86_64 alone runs i686")
     need(machine.compiler, machine.emulator, packages=machine.packages)
     parts, part = len(MACHINES), list(MACHINES).index(name)  # all of them together hash everything
-    found = run_driver(
+    result = run_driver(
         machine.compiler, tmp_path, flags=machine.flags, emulator=machine.emulator, parts=parts, part=part
     )
-    check(found, machine.backends, parts)
+    check(result, machine.backends, parts)
 
 
 @pytest.mark.slow
@@ -245,8 +245,8 @@ def test_logarithms_of_probabilities_are_within_the_promised_error(tmp_path):
 
 def shared_library(name: str) -> str:
     """The path of a library of gcc's, or its bare name where there is none."""
-    found = subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True)
-    return found.stdout.strip()
+    result = subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True)
+    return result.stdout.strip()
 
 
 @pytest.mark.slow

@@ -72,9 +72,9 @@ def test_lines_of_missing_none_and_false_fields_are_left_out():
 
 
 def test_the_first_source_that_has_a_field_counts():
-    found = SimpleNamespace(loss=1.0, count=7)
+    result = SimpleNamespace(loss=1.0, count=7)
     row = Row("loss of {what}", "loss", notes=("of {count:,}",))
-    assert lines([row], {"what": "tokens", "count": 1234}, found) == [("loss of tokens", "1", "of 1,234")]
+    assert lines([row], {"what": "tokens", "count": 1234}, result) == [("loss of tokens", "1", "of 1,234")]
 
 
 @pytest.mark.parametrize(("text", "cell"), [("{:.1f %}", "12.3 %"), ("{:.1f%}", "12.3"), ("{:.3f}", "0.123")])

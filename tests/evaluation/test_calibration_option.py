@@ -28,8 +28,8 @@ def expected_of(logits, targets, ids=None, note="blocks are read only once", **o
     """The calibration of the arrays: with a temperature if the note is empty."""
     ids = np.arange(len(logits))[:, None] if ids is None else ids
     has_brier = not note  # for many classes, blocks are spared a second pass over each row
-    found = calibration(logits, targets, segment_ids=ids, temperature=not note, brier=has_brier, **options)
-    return dataclasses.replace(found, temperature_note=note)
+    result = calibration(logits, targets, segment_ids=ids, temperature=not note, brier=has_brier, **options)
+    return dataclasses.replace(result, temperature_note=note)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_blocks_shards_and_states_have_the_bits_of_arrays(tmp_path, classes, dty
     def engine(first):
         return ((logits[i : i + 1], targets[i : i + 1]) for i in range(first, 6))
 
-    for found, expected in (
+    for result, expected in (
         (evaluate([(logits, targets)], calibration=True), of_blocks),
         (evaluate(engine(0), calibration=True), of_blocks),
         *((evaluate(engine, calibration=True, state=tmp_path / "of blocks"), of_blocks) for _ in range(2)),
@@ -59,8 +59,8 @@ def test_blocks_shards_and_states_have_the_bits_of_arrays(tmp_path, classes, dty
             dataclasses.replace(of_blocks, temperature_note="parts have it one by one", brier=of_files.brier),
         ),
     ):
-        assert found.calibration == expected
-        assert found.figures["calibration"]["ece"] == expected.ece
+        assert result.calibration == expected
+        assert result.figures["calibration"]["ece"] == expected.ece
     assert evaluate(parts).calibration is None
     assert "calibration" not in evaluate(parts).figures
 
@@ -93,8 +93,8 @@ def test_a_sequence_may_go_on_in_other_blocks_and_files(tmp_path):
     ids = np.arange(120) // 9 - 1  # the first tokens are in no sequence
     expected = expected_of(logits, targets, ids)
     cuts = [slice(0, 25), slice(25, 80), slice(80, 120)]
-    found = evaluate([(logits[cut], targets[cut], None, ids[cut]) for cut in cuts], calibration=True)
-    assert found.calibration == expected
+    result = evaluate([(logits[cut], targets[cut], None, ids[cut]) for cut in cuts], calibration=True)
+    assert result.calibration == expected
     for i, cut in enumerate(cuts):
         np.save(tmp_path / f"{i}.npy", logits[cut])
     np.save(tmp_path / "targets.npy", targets)
@@ -104,9 +104,9 @@ def test_a_sequence_may_go_on_in_other_blocks_and_files(tmp_path):
     assert evaluate(source, calibration=True).calibration == expected_of(logits, targets, ids, note="")
     for i, cut in enumerate(cuts):  # ids of each file's own, which are too high to be counted on
         np.savez(tmp_path / f"own-{i}.npz", logits=logits[cut], targets=targets[cut], segment_ids=2**62 + ids[cut])
-    found = evaluate([tmp_path / f"own-{i}.npz" for i in range(3)], calibration=True).calibration
+    result = evaluate([tmp_path / f"own-{i}.npz" for i in range(3)], calibration=True).calibration
     own = ids + 1000 * np.repeat(np.arange(3), [25, 55, 40])
-    assert found == expected_of(logits, targets, own + 1, note="")
+    assert result == expected_of(logits, targets, own + 1, note="")
 
 
 @pytest.mark.parametrize("kind", ["probs", "log_probs"])
@@ -114,8 +114,8 @@ def test_other_kinds(kind, tmp_path):
     logits, targets = sample(6, "f8")
     scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     scores = np.exp(scores) if kind == "probs" else scores
-    found = evaluate(blocks([(scores, targets)], kind=kind), calibration=True).calibration
-    assert found == expected_of(scores, targets, kind=kind)
+    result = evaluate(blocks([(scores, targets)], kind=kind), calibration=True).calibration
+    assert result == expected_of(scores, targets, kind=kind)
     np.savez(tmp_path / "a.npz", **{kind: scores, "targets": targets})
     assert evaluate(tmp_path / "a.npz", calibration=True).calibration == expected_of(
         scores, targets, note="", kind=kind
@@ -142,24 +142,24 @@ def models(tmp_path):
 def test_models_are_calibrated_beside_their_base(models, monkeypatch):
     folder, expected = models
     files = folder / "base", {name: folder / name for name in ("Q8", "Q4")}
-    found = compare_files(*files, calibration=True)
+    result = compare_files(*files, calibration=True)
     plain = compare_files(*files, state=folder / "state")
     resumed = compare_files(*files, calibration=True, state=folder / "state")
     monkeypatch.setattr("tokenloss._evaluation.cluster.map_shards", of_workers)
-    for same in (found, resumed, compare_files(*files, calibration=True, scheduler="x")):
+    for same in (result, resumed, compare_files(*files, calibration=True, scheduler="x")):
         for name, one in pickle.loads(pickle.dumps(same)).items():  # noqa: S301 -- pickled here
             assert one.calibration == expected[name]
             assert one.base_calibration == expected["base"]
             assert one.mean_kl == plain[name].mean_kl
     assert plain["Q8"].calibration is None
     assert "calibration" not in json.dumps(plain.to_dict())
-    figures, columns = found.to_dict(), found.columns()
+    figures, columns = result.to_dict(), result.columns()
     assert figures["base_calibration"] == expected["base"].to_dict()
     for row, name in enumerate(columns["name"].tolist()):
         assert figures["candidates"][row]["calibration"] == expected[name].to_dict()
         assert columns["calibration_ece"][row] == expected[name].ece
         assert columns["base_calibration_temperature"][row] == expected["base"].temperature
-    text = found.summary()
+    text = result.summary()
     for one in expected.values():
         assert f"{one.ece:.5f}" in text
         assert f"{one.temperature:.4g}" in text
@@ -168,8 +168,8 @@ def test_models_are_calibrated_beside_their_base(models, monkeypatch):
 
 def test_gates_of_the_calibration_error(models, capsys):
     folder, expected = models
-    found = pickle.loads(pickle.dumps(compare_files(folder / "base", folder / "Q8", calibration=True)))  # noqa: S301
-    (comparison,) = found.values()
+    result = pickle.loads(pickle.dumps(compare_files(folder / "base", folder / "Q8", calibration=True)))  # noqa: S301
+    (comparison,) = result.values()
     evaluation = evaluate(folder / "base", calibration=True)
     for one, own in ((comparison, expected["Q8"]), (evaluation, expected["base"]), (expected["Q8"], expected["Q8"])):
         low, high = own.ece.interval

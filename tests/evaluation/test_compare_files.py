@@ -53,12 +53,12 @@ def test_candidates_have_the_bits_of_runs_of_their_own(definitions, block_rows, 
     monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
     base, files = candidates.path / "base.npz", candidates.files
     options = "--definitions", definitions
-    found = compare_json(base, *(f"{name}={path}" for name, path in files.items()), *options)
+    result = compare_json(base, *(f"{name}={path}" for name, path in files.items()), *options)
     alone = {name: compare_json(base, path, *options) for name, path in files.items()}
-    assert [figures["name"] for figures in found["candidates"]] == ["b", "c", "a"]  # by divergence
-    assert [figures["file"] for figures in found["candidates"]] == [str(files[name]) for name in "bca"]
-    for figures in found["candidates"]:
-        assert without_places(found | figures) == without_places(alone[figures["name"]])
+    assert [figures["name"] for figures in result["candidates"]] == ["b", "c", "a"]  # by divergence
+    assert [figures["file"] for figures in result["candidates"]] == [str(files[name]) for name in "bca"]
+    for figures in result["candidates"]:
+        assert without_places(result | figures) == without_places(alone[figures["name"]])
     arrays = compare_files(base, files, definitions=definitions)
     assert list(arrays) == ["a", "b", "c"]  # in the order given
     for name, comparison in arrays.items():
@@ -73,18 +73,18 @@ def test_candidates_have_the_bits_of_runs_of_their_own(definitions, block_rows, 
 
 def test_compare_files_is_compare_of_arrays(candidates):
     ids = np.arange(4)[:, None]
-    for name, found in compare_files(candidates.path / "base.npz", candidates.files).items():
+    for name, result in compare_files(candidates.path / "base.npz", candidates.files).items():
         expected = tokenloss.compare(candidates.base, candidates.logits[name], candidates.targets, segment_ids=ids)
-        assert found.to_dict() | expected.to_dict() == found.to_dict()
+        assert result.to_dict() | expected.to_dict() == result.to_dict()
         for column in TOKEN_COLUMNS:
-            np.testing.assert_array_equal(getattr(found, column), getattr(expected, column).reshape(-1))
+            np.testing.assert_array_equal(getattr(result, column), getattr(expected, column).reshape(-1))
 
 
 def test_name_of_the_array_of_targets(candidates, command):
     np.savez(candidates.path / "named.npz", logits=candidates.base, mine=candidates.targets)
-    found = compare_files(open_scores(candidates.path / "named.npz", targets_array="mine"), candidates.files)
+    result = compare_files(open_scores(candidates.path / "named.npz", targets_array="mine"), candidates.files)
     for name, one in compare_files(candidates.path / "base.npz", candidates.files).items():
-        assert found[name].perplexity == one.perplexity
+        assert result[name].perplexity == one.perplexity
     argv = candidates.path / "named.npz", candidates.files["a"], "--targets-array", "other"
     assert_refused(command("compare", *argv), "named.npz", "other")
 
@@ -106,8 +106,8 @@ def test_shift_warning_of_compare_files(tmp_path):
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = compare_files(tmp_path / "base.npz", {"near": tmp_path / "near.npy"}, shift=True)["near"]
-    assert (found.count, found.same_top) == (399, 1)
+        result = compare_files(tmp_path / "base.npz", {"near": tmp_path / "near.npy"}, shift=True)["near"]
+    assert (result.count, result.same_top) == (399, 1)
 
 
 def test_nan_and_infinite_divergences_are_warned_of(tmp_path, command):
@@ -116,12 +116,12 @@ def test_nan_and_infinite_divergences_are_warned_of(tmp_path, command):
     np.savez(tmp_path / "base.npz", logits=base, targets=targets)
     np.save(tmp_path / "other.npy", other)
     with pytest.warns(UserWarning, match="of 19 tokens") as record:
-        found = compare_files(tmp_path / "base.npz", {"q": tmp_path / "other.npy"})
+        result = compare_files(tmp_path / "base.npz", {"q": tmp_path / "other.npy"})
     messages = [str(one.message) for one in record]
     assert messages == ["q: 2 of 19 tokens are nan", "q: 1 of 19 tokens have an infinite divergence or loss"]
-    assert "count=19, n_infinite=1, n_nan=2, " in repr(found["q"])
+    assert "count=19, n_infinite=1, n_nan=2, " in repr(result["q"])
     status, out, err = command("compare", tmp_path / "base.npz", f"q={tmp_path / 'other.npy'}")
-    assert (status, out) == (0, found.summary() + "\n")
+    assert (status, out) == (0, result.summary() + "\n")
     assert err.splitlines() == [f"tokenloss: warning: {message}" for message in messages]
 
 
@@ -133,9 +133,9 @@ def test_probabilities_of_0_are_warned_of_where_they_make_a_loss_infinite(tmp_pa
     np.savez(tmp_path / "other.npz", probs=other, targets=targets)
     for first, second in itertools.permutations((base, other)):
         with pytest.warns(UserWarning, match=words) as record:
-            found = tokenloss.compare(first, second, targets, kind="probs")
+            result = tokenloss.compare(first, second, targets, kind="probs")
         assert record[0].filename == __file__
-        assert abs(found.log_perplexity_ratio) == np.inf
+        assert abs(result.log_perplexity_ratio) == np.inf
         clipped = tokenloss.compare(*(np.clip(p, 1e-12, 1) for p in (first, second)), targets, kind="probs")
         assert abs(clipped.log_perplexity_ratio) == pytest.approx(np.log(0.25e12) / 9)
     for first, second in itertools.permutations(("base", "other")):
@@ -190,9 +190,9 @@ def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatc
     kept = Kept()
     sizes = {"a": 1000, "c": "2.5K"}
     np.save(candidates.files["a"], candidates.logits["a"])
-    found = compare_files(candidates.path / "base.npz", candidates.files, shift=True, sinks=[kept], sizes=sizes)
-    assert kept.result is found
-    assert [(one["name"], one["size"]) for one in found.to_dict()["candidates"]] == [
+    actual = compare_files(candidates.path / "base.npz", candidates.files, shift=True, sinks=[kept], sizes=sizes)
+    assert kept.result is actual
+    assert [(one["name"], one["size"]) for one in actual.to_dict()["candidates"]] == [
         ("b", None),
         ("c", 2500),
         ("a", 1000),
@@ -221,11 +221,11 @@ def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatc
             for column in names[1:]
         }
         for column in TOKEN_COLUMNS:
-            np.testing.assert_array_equal(joined[column], getattr(found[name], column))
+            np.testing.assert_array_equal(joined[column], getattr(actual[name], column))
         np.testing.assert_array_equal(joined["target"], candidates.targets[:, 1:].ravel())
         np.testing.assert_array_equal(joined["sequence"], np.repeat(range(4), 9))
         tops = np.concatenate([block.tops[""]["top_logprobs"] for block in kept.blocks])
-        of_kept = found[name].kept
+        of_kept = actual[name].kept
         np.testing.assert_allclose(tops[of_kept], -np.sort(-logs.astype(float), -1)[of_kept, :3], atol=1e-6)
         own = log_softmax(candidates.logits[name][:, :-1].reshape(-1, V)).astype(float)
         tops = np.concatenate([block.tops[name]["top_ids"] for block in kept.blocks])
@@ -236,9 +236,9 @@ def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatc
 def test_files_without_targets_are_compared_by_their_divergences(definitions, candidates):
     np.savez(candidates.path / "alone.npz", logits=candidates.base)
     alone = open_scores(candidates.path / "alone.npz", ignore_index=0)
-    found = compare_files(alone, candidates.files, definitions=definitions)
+    result = compare_files(alone, candidates.files, definitions=definitions)
     base = tokenloss.log_softmax(candidates.base) if definitions == "llama.cpp" else candidates.base
-    for name, one in found.items():
+    for name, one in result.items():
         ids = None if definitions == "llama.cpp" else np.arange(4)[:, None]
         expected = tokenloss.compare(base, candidates.logits[name], None, segment_ids=ids, definitions=definitions)
         assert one.count == ROWS
@@ -251,12 +251,12 @@ def test_files_without_targets_are_compared_by_their_divergences(definitions, ca
 def test_masked_rows_are_left_out_without_targets(shape, candidates):
     mask = np.random.default_rng(2).random(shape) < 0.7
     np.savez(candidates.path / "alone.npz", logits=candidates.base.reshape(*shape, V), attention_mask=mask.astype(int))
-    found = compare_files(candidates.path / "alone.npz", {"c": candidates.files["c"]})
+    result = compare_files(candidates.path / "alone.npz", {"c": candidates.files["c"]})
     expected = tokenloss.compare(candidates.base, candidates.logits["c"], None, where=mask.reshape(4, 10))
-    one = found["c"]
+    one = result["c"]
     np.testing.assert_array_equal(one.kl, expected.kl.reshape(-1))
     assert (one.count, one.mean_kl) == (mask.sum(), expected.mean_kl)
-    assert found.to_dict()["n_ignored"] == ROWS - mask.sum()
+    assert result.to_dict()["n_ignored"] == ROWS - mask.sum()
 
 
 def test_shards_that_hold_targets_in_part(candidates):
@@ -300,8 +300,8 @@ def test_sizes_of_candidates(candidates, compare_json, command):
         (model, 350), (model / "one.safetensors", 300), ("4900000000", 4_900_000_000), ("4.9G", 4_900_000_000),
         ("4.9 GB", 4_900_000_000), ("1.5GiB", 3 << 29), ("2k", 2000), ("7B", 7), ("1Mi", 1 << 20),
     ]:  # fmt: skip
-        found = compare_json(base, f"a={files['a']}", f"b={files['b']}", "--size", f"a={given}")["candidates"]
-        assert {figures["name"]: figures["size"] for figures in found} == {"a": size, "b": None}
+        result = compare_json(base, f"a={files['a']}", f"b={files['b']}", "--size", f"a={given}")["candidates"]
+        assert {figures["name"]: figures["size"] for figures in result} == {"a": size, "b": None}
     assert compare_json(base, files["a"], "--size", f"{files['a']}={model}")["size"] == 350
     assert compare_json(base, f"a={files['a']}", "--size", f"{files['a']}=1G")["size"] == 10**9
     for given, words in [
@@ -371,9 +371,9 @@ def test_unequal_vocabularies(candidates, compare_json, command):
     np.save(padded, np.concatenate([candidates.logits["a"], more], -1))
     words = f"{padded}: holds 40 rows of 16 classes; it must hold 40 rows of 13, as {base} does; --classes 13"
     assert_refused(command("compare", base, candidates.files["b"], padded), words)
-    found = compare_json(base, padded, candidates.files["a"], "--classes", V)
-    assert found["classes"] == V
-    figures = {one["name"]: one for one in found["candidates"]}
+    result = compare_json(base, padded, candidates.files["a"], "--classes", V)
+    assert result["classes"] == V
+    figures = {one["name"]: one for one in result["candidates"]}
     expected = tokenloss.compare(candidates.base, candidates.logits["a"], candidates.targets)
     for one in figures.values():
         assert one["mean_kl"] == pytest.approx(expected.mean_kl, rel=1e-12)
@@ -421,17 +421,17 @@ def test_classes_and_shift_of_unequal_vocabularies(are_hidden, sizes, batch, tmp
     ends[..., :-1] = ids[..., 1:] != ids[..., :-1]
     following = np.roll(targets, -1, -1)
     for classes, shift in itertools.product((5, V), (True, False)):
-        (found,) = compare_files(base, others, classes=classes, shift=shift).values()
+        (result,) = compare_files(base, others, classes=classes, shift=shift).values()
         rows = np.flatnonzero(~ends) if shift else np.arange(targets.size)
         expected = (following if shift else targets).reshape(-1)[rows]
         logs = [log_softmax(array[rows, :classes]) for array in logits]
-        np.testing.assert_allclose(found.base_nll, -logs[0][np.arange(len(rows)), expected], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(found.nll, -logs[1][np.arange(len(rows)), expected], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(found.kl, (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(result.base_nll, -logs[0][np.arange(len(rows)), expected], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(result.nll, -logs[1][np.arange(len(rows)), expected], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(result.kl, (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1), rtol=1e-4, atol=1e-6)
         sides = opened(tmp_path / "base"), {"other": opened(tmp_path / "other")}
         (parts,) = compare_files(*sides, classes=classes, shift=shift).values()
         if len(batch) > 1:  # else a sequence would go on in the next shard, whose numbers are its own
-            np.testing.assert_array_equal(parts.kl, found.kl)
+            np.testing.assert_array_equal(parts.kl, result.kl)
     if sizes[0] != sizes[1]:
         for classes, words in (None, "compares the first 13 of both"), (V + 1, "the first 14 that are to be compared"):
             with pytest.raises(ValueError, match=words):
@@ -463,8 +463,8 @@ def test_classes_of_models_of_the_same_vocabulary(candidates):
     targets = candidates.path / "targets.npy"
     np.save(targets, np.minimum(candidates.targets, 5))
     np.savez(candidates.path / "bare.npz", logits=candidates.base)
-    found = compare_files(open_scores(candidates.path / "bare.npz", targets), candidates.files, classes=6)
-    for name, comparison in found.items():
+    result = compare_files(open_scores(candidates.path / "bare.npz", targets), candidates.files, classes=6)
+    for name, comparison in result.items():
         expected = tokenloss.compare(
             candidates.base, candidates.logits[name], np.load(targets), classes=6, segment_ids=np.arange(4)[:, None]
         )
@@ -482,8 +482,8 @@ def test_base_top_p_of_a_candidate_does_not_depend_on_others(rng, tmp_path):
     for path, own in zip(paths, logits, strict=True):
         np.savez(path, logits=own)
     with pytest.warns(UserWarning, match="1 of 6 tokens are nan"):
-        found = compare_files(tmp_path / "base.npz", dict(zip("abc", paths, strict=True)))
-    for comparison, own in zip(found.values(), logits, strict=True):
+        result = compare_files(tmp_path / "base.npz", dict(zip("abc", paths, strict=True)))
+    for comparison, own in zip(result.values(), logits, strict=True):
         np.testing.assert_array_equal(comparison.base_top_p, tokenloss.compare(base, own, targets).base_top_p)
 
 
@@ -493,10 +493,10 @@ def test_llama_cpp_base_of_several_candidates(candidates, compare_json):
     path = candidates.path / "base.kld"
     llama_cpp.write(path, tokens, [candidates.base.reshape(ROWS, V)], 22)
     options = "--definitions", "llama.cpp"
-    found = compare_json(path, *candidates.files.values(), *options)
-    for figures in found["candidates"]:
+    result = compare_json(path, *candidates.files.values(), *options)
+    for figures in result["candidates"]:
         alone = compare_json(path, figures["file"], *options)
-        assert without_places(found | figures) == without_places(alone)
+        assert without_places(result | figures) == without_places(alone)
 
 
 # -- hidden states -----------------------------------------------------------------------------------------------------
@@ -531,7 +531,7 @@ def test_hidden_states_without_targets(definitions, hidden):
     for name in ("base", "q"):
         np.savez(hidden.path / f"{name}.npz", hidden_states=hidden.states[name])
     np.save(hidden.path / "targets.npy", targets)
-    expected, found = (
+    expected, result = (
         compare_files(
             open_hidden_states(base, base_head, held, ignore_index=None),
             {"q": open_hidden_states(other, head)},
@@ -539,11 +539,11 @@ def test_hidden_states_without_targets(definitions, hidden):
         )["q"]
         for held in (hidden.path / "targets.npy", ())
     )
-    assert (found.has_targets, expected.has_targets) == (False, True)
-    np.testing.assert_allclose(found.kl, expected.kl, rtol=1e-13, atol=1e-15)  # projections begin with the target's
-    assert found.mean_kl == pytest.approx(expected.mean_kl, rel=1e-13)
-    assert found.same_top == expected.same_top
-    assert np.isnan(found.nll).all()
+    assert (result.has_targets, expected.has_targets) == (False, True)
+    np.testing.assert_allclose(result.kl, expected.kl, rtol=1e-13, atol=1e-15)  # projections begin with the target's
+    assert result.mean_kl == pytest.approx(expected.mean_kl, rel=1e-13)
+    assert result.same_top == expected.same_top
+    assert np.isnan(result.nll).all()
 
 
 @pytest.mark.parametrize("transform", [{}, {"logit_scale": 0.5, "softcap": 3.0}])
@@ -558,20 +558,20 @@ def test_hidden_states_in_compare(classes, transform, hidden, compare_json):
     np.save(targets, hidden.targets)
     options = [word for name, value in transform.items() for word in (f"--{name.replace('_', '-')}", value)]
     options += [] if classes is None else ["--classes", classes]
-    found = compare_json(
+    result = compare_json(
         base, f"q={other}", "--base-lm-head", base_head, "--lm-head", head, "--targets", targets, *options
     )
     scale, cap = transform.get("logit_scale", 1.0), transform.get("softcap")
     logits = [hidden.base * scale, hidden.q * scale]
     logits = [cap * np.tanh(one / cap) if cap else one for one in logits]
     expected = tokenloss.compare(*logits, hidden.targets, classes=classes)
-    assert (found["base_kind"], found["kind"], found["shape"]) == ("hidden_states", "hidden_states", [100, V])
-    assert found["norm_seems_missing"] is False
+    assert (result["base_kind"], result["kind"], result["shape"]) == ("hidden_states", "hidden_states", [100, V])
+    assert result["norm_seems_missing"] is False
     for name in ("mean_kl", "perplexity", "base_perplexity", "same_top", "rms_delta_p"):
-        assert found[name] == pytest.approx(getattr(expected, name), rel=1e-6)
+        assert result[name] == pytest.approx(getattr(expected, name), rel=1e-6)
     if classes == 5:
-        assert found["left_out"] == pytest.approx(expected.left_out, rel=1e-6)
-        assert found["base_left_out"] == pytest.approx(expected.base_left_out, rel=1e-6)
+        assert result["left_out"] == pytest.approx(expected.left_out, rel=1e-6)
+        assert result["base_left_out"] == pytest.approx(expected.base_left_out, rel=1e-6)
 
 
 @pytest.mark.parametrize("transform", [{}, {"logit_scale": 0.5, "softcap": 3.0}])
@@ -594,9 +594,9 @@ def test_hidden_states_with_scores_with_logit_scale_and_softcap(definitions, tra
         [logits[0], other, "--base-kind", "logits", "--lm-head", head],
         [base, other, "--base-lm-head", base_head, "--lm-head", head],
     ):
-        found = compare_json(*argv, *options)
+        result = compare_json(*argv, *options)
         for name in ("mean_kl", "perplexity", "base_perplexity", "same_top", "rms_delta_p"):
-            assert found[name] == pytest.approx(expected[name], rel=1e-6)
+            assert result[name] == pytest.approx(expected[name], rel=1e-6)
 
 
 @pytest.mark.parametrize("option", ["--logit-scale", "--softcap"])
@@ -610,8 +610,8 @@ def test_a_transform_of_hidden_states_is_refused_where_a_file_holds_scores(optio
         (logits[0], logits[0], other, "--base-kind", "logits", "--lm-head", head),
     ):
         argv += "--targets", hidden.path / "targets.npy"
-        found = command("compare", *argv, option, "0.5")
-        assert_refused(found, f"{refused}: holds scores, to which {option} does not apply; it must hold hidden states")
+        result = command("compare", *argv, option, "0.5")
+        assert_refused(result, f"{refused}: holds scores, to which {option} does not apply; it must hold hidden states")
         assert compare_json(*argv, option, neutral) == compare_json(*argv) | {
             name: value for name, value in compare_json(*argv, option, neutral).items() if name.endswith("head")
         }
@@ -632,10 +632,10 @@ def test_one_head_for_files_that_it_does_not_fit_names_the_other_options(hidden,
         ),
         (("scores.npz", base), "of its own, and --base-kind the kind of its scores"),
     ):
-        found = command("compare", *(hidden.path / file for file in files), "--lm-head", head)
-        assert_refused(found, words)
-    found = command("compare", base, hidden.path / "narrow.npz", "--base-lm-head", head, "--lm-head", head)
-    assert_refused(found, "to fit hidden states of 3 features")
+        result = command("compare", *(hidden.path / file for file in files), "--lm-head", head)
+        assert_refused(result, words)
+    result = command("compare", base, hidden.path / "narrow.npz", "--base-lm-head", head, "--lm-head", head)
+    assert_refused(result, "to fit hidden states of 3 features")
 
 
 def test_base_of_logits_that_would_be_read_as_hidden_states(hidden, command):
@@ -643,9 +643,9 @@ def test_base_of_logits_that_would_be_read_as_hidden_states(hidden, command):
     logits, (other, head) = hidden.path / "logits.npy", of_hidden(hidden, "q")
     np.save(logits, hidden.base)
     for classes in [], ["--classes", "5"]:
-        found = command("compare", logits, other, "--lm-head", head, *classes)
+        result = command("compare", logits, other, "--lm-head", head, *classes)
         assert_refused(
-            found, f"{other}: has another width than {logits}", "--base-kind is the kind of a base of scores"
+            result, f"{other}: has another width than {logits}", "--base-kind is the kind of a base of scores"
         )
     states = open_hidden_states(logits, head), open_hidden_states(other, head)
     with pytest.raises(
@@ -662,12 +662,12 @@ def test_candidates_of_hidden_states_have_the_bits_of_runs_of_their_own(hidden, 
         np.save(hidden.path / f"h{number}.npy", (hidden.heads["base"] + rng.normal(size=(V, D), scale=0.1)))
         argv.append(f"c{number}={base}")
         heads += ["--lm-head", hidden.path / f"h{number}.npy"]
-    found = compare_json(base, *argv, "--base-lm-head", head, *heads)
-    assert len(found["candidates"]) == 3
-    for figures in found["candidates"]:
+    result = compare_json(base, *argv, "--base-lm-head", head, *heads)
+    assert len(result["candidates"]) == 3
+    for figures in result["candidates"]:
         own = hidden.path / f"h{figures['name'][1]}.npy"
         alone = compare_json(base, f"x={base}", "--base-lm-head", head, "--lm-head", own)
-        assert without_places(found | figures) == without_places(alone)
+        assert without_places(result | figures) == without_places(alone)
     status, out, err = command("compare", base, f"x={base}", "--lm-head", head, "--json")  # the head is that of both
     assert (status, err) == (0, "tokenloss: warning: x: identical to base: the same file\n")
     same = json.loads(out)["candidates"][0]
@@ -682,9 +682,9 @@ def test_input_ids_and_text_of_hidden_states(hidden, compare_json, command):
     argv = hidden.path / "ids.npz", f"q={base}", "--lm-head", head
     np.savez(base, hidden_states=0.9 * hidden.states["base"])
     assert_refused(command("compare", *argv), "ids.npz: holds input ids and no targets", "--shift")
-    found = compare_json(*argv, "--shift")
-    assert (found["count"], found["n_without_next"], found["same_top"]) == (99, 1, 1)
-    assert {row["group"]: row["count"] for row in found["by_token_type"]} == {
+    result = compare_json(*argv, "--shift")
+    assert (result["count"], result["n_without_next"], result["same_top"]) == (99, 1, 1)
+    assert {row["group"]: row["count"] for row in result["by_token_type"]} == {
         "word": np.count_nonzero(tokens[1:] == " a"), "number": np.count_nonzero(tokens[1:] == "7"),
     }  # fmt: skip
 
@@ -753,5 +753,5 @@ def test_memory_of_candidates_is_that_of_a_block(n_candidates, suffix, tmp_path,
     for path in [*others.values()][1:]:
         (shutil.copyfile if suffix == "npz" else shutil.copytree)(others["0"], path)
     with pytest.warns(UserWarning, match="identical to"), held_at_most(36 << 20):
-        found = compare_files(tmp_path / "base.npz", others, workers=1)
-    assert {comparison.mean_kl < 1e-12 for comparison in found.values()} == {True}
+        result = compare_files(tmp_path / "base.npz", others, workers=1)
+    assert {comparison.mean_kl < 1e-12 for comparison in result.values()} == {True}

@@ -64,13 +64,13 @@ def sides(tmp_path):
     return SimpleNamespace(path=tmp_path, targets=targets, tokens=tokens, **models)
 
 
-def of_candidates(found):
+def of_candidates(result):
     """The figures of each candidate and those of the base, but for those that name files."""
     return {
         Path(figures["name"]).name.removesuffix(".npz"): {
-            name: value for name, value in (found | figures).items() if name not in (*OF_FILES, "candidates")
+            name: value for name, value in (result | figures).items() if name not in (*OF_FILES, "candidates")
         }
-        for figures in found["candidates"]
+        for figures in result["candidates"]
     }
 
 
@@ -110,14 +110,14 @@ def test_tokens_types_of_shards(sides, compare_json):
         assert rows == shards["candidates"][0]["by_token_type"]
         words = sides.tokens[1:] if options else sides.tokens
         kept = (sides.targets[1:] if options else sides.targets) != -100
-        found = {row["group"]: row["count"] for row in rows}
-        assert found["number"] == np.count_nonzero((words == "7") & kept)
-        assert found["white space"] == np.count_nonzero((words == "\n") & kept)
+        result = {row["group"]: row["count"] for row in rows}
+        assert result["number"] == np.count_nonzero((words == "7") & kept)
+        assert result["white space"] == np.count_nonzero((words == "\n") & kept)
         after = np.append(not options, sides.tokens[:-1] == "\n") if not options else sides.tokens[:-1] == "\n"
         letters = np.isin(words, ["b", "word"])
-        assert found["word"] == np.count_nonzero(((words == " a") | (letters & after)) & kept)
-        assert found["word part"] == np.count_nonzero(letters & ~after & kept)
-        assert sum(found.values()) == np.count_nonzero(kept)
+        assert result["word"] == np.count_nonzero(((words == " a") | (letters & after)) & kept)
+        assert result["word part"] == np.count_nonzero(letters & ~after & kept)
+        assert sum(result.values()) == np.count_nonzero(kept)
 
 
 @pytest.mark.parametrize("shift", [[], ["--shift"]])
@@ -160,15 +160,15 @@ def test_sequences_whose_numbers_are_those_of_their_shard(how, tmp_path, compare
     paths = [
         [tmp_path / f"{side}-part-{i}.{suffix}" for i in (0, 1)] for side, suffix in (("base", "npz"), ("other", "npy"))
     ]
-    found = tokenloss.compare_files(paths[0], {"q": paths[1]})["q"]
-    assert found.sequences["sequence"].tolist() == [*range(6)]
-    assert found.mean_kl.stderr == whole["mean_kl_stderr"]
+    result = tokenloss.compare_files(paths[0], {"q": paths[1]})["q"]
+    assert result.sequences["sequence"].tolist() == [*range(6)]
+    assert result.mean_kl.stderr == whole["mean_kl_stderr"]
 
 
 @pytest.mark.parametrize("shift", [[], ["--shift"]])
 def test_per_token_in_compare(shift, sides, compare_json):
     table = sides.path / "tokens.npy"
-    found = compared(compare_json, sides, SHARDS, "--per-token", table, *shift)
+    result = compared(compare_json, sides, SHARDS, "--per-token", table, *shift)
     rows = np.load(table)
     n = 59 if shift else 60
     assert len(rows) == 2 * n
@@ -181,7 +181,7 @@ def test_per_token_in_compare(shift, sides, compare_json):
         np.testing.assert_array_equal(own["target"], targets)
         assert own["file"].tolist() == np.repeat([0, 1, 2], [13, 27, 20])[:n].tolist()
         assert own["row"].tolist() == np.concatenate([np.arange(len(part)) for part in PARTS])[:n].tolist()
-        assert of_candidates(found)[name]["count"] == np.count_nonzero(own["kept"])
+        assert of_candidates(result)[name]["count"] == np.count_nonzero(own["kept"])
 
 
 def test_html_and_plot_of_shards(sides, command):
@@ -321,8 +321,8 @@ def test_scheduler_of_compare(sides, compare_json, tmp_path):
     ) as cluster:
         for number, options in enumerate([[], ["--shift"]]):
             there = "--scheduler", cluster.scheduler_address, "--state", tmp_path / f"state-{number}"
-            found = compared(compare_json, sides, SHARDS, *options, *there)
-            assert found == compared(compare_json, sides, SHARDS, *options)
+            result = compared(compare_json, sides, SHARDS, *options, *there)
+            assert result == compared(compare_json, sides, SHARDS, *options)
 
 
 def test_directories_in_score(sides, score_json, command):

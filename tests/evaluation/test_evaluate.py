@@ -86,42 +86,44 @@ def test_evaluate_is_what_the_command_prints(source, argv, of_files, options, te
     printed = score_json(*([source] if isinstance(source, str) else source), *argv)
     paths = Path(source) if isinstance(source, str) else map(Path, source)
     for given in (source, paths):
-        found = evaluate(open_scores(given, **of_files) if of_files else given, **options)
-        assert without_times(json.loads(json.dumps(found.to_dict()))) == without_times(printed)
+        result = evaluate(open_scores(given, **of_files) if of_files else given, **options)
+        assert without_times(json.loads(json.dumps(result.to_dict()))) == without_times(printed)
         options.pop("state", None)
-    assert isinstance(found, Evaluation)
-    assert (found.count, found.n_sequences, found.loss) == tuple(printed[n] for n in ("count", "n_sequences", "loss"))
+    assert isinstance(result, Evaluation)
+    assert (result.count, result.n_sequences, result.loss) == tuple(
+        printed[n] for n in ("count", "n_sequences", "loss")
+    )
 
 
 def test_sequences_of_an_evaluation_are_a_table(texts):
-    found = evaluate(texts.path / "part-*.npz")
+    result = evaluate(texts.path / "part-*.npz")
     expected = sequence_losses(token_scores(texts.logits, texts.targets))
-    assert found.sequences["file"].tolist() == [0, 1, 1, 1, 2, 2]
-    assert found.sequences["sequence"].tolist() == [0, 0, 1, 2, 0, 1]
+    assert result.sequences["file"].tolist() == [0, 1, 1, 1, 2, 2]
+    assert result.sequences["sequence"].tolist() == [0, 0, 1, 2, 0, 1]
     for name in ("nll", "loss", "perplexity", "is_greedy"):
-        np.testing.assert_array_equal(found.sequences[name], getattr(expected, name))
-    np.testing.assert_array_equal(found.sequences["count"], expected.count)
+        np.testing.assert_array_equal(result.sequences[name], getattr(expected, name))
+    np.testing.assert_array_equal(result.sequences["count"], expected.count)
     paths = [str(texts.path / f"part-{name}.npz") for name in "abbbcc"]
-    assert [row["file"] for row in found.figures["sequences"]] == paths
-    worst = [row["loss"] for row in found.figures["highest_loss_sequences"]]
+    assert [row["file"] for row in result.figures["sequences"]] == paths
+    worst = [row["loss"] for row in result.figures["highest_loss_sequences"]]
     assert worst == sorted(expected.loss.tolist(), reverse=True)[:5]
 
 
 def test_segment_ids_in_one_file_go_on_in_the_next(texts):
     """One id is one sequence, whichever files hold its tokens."""
-    found = evaluate(open_scores(texts.path / "part-*.npz", segment_ids=texts.path / "all-ids.npy"))
+    result = evaluate(open_scores(texts.path / "part-*.npz", segment_ids=texts.path / "all-ids.npy"))
     scores = token_scores(texts.logits, texts.targets)
     expected = sequence_losses(scores, segment_ids=texts.ids)
-    order = np.argsort(found.sequences["sequence"])
-    assert found.sequences["sequence"][order].tolist() == [3, 9, 2**40]
-    np.testing.assert_array_equal(found.sequences["nll"][order], expected.nll)
-    assert found.sequences["file"][order].tolist() == [-1, -1, 2]
+    order = np.argsort(result.sequences["sequence"])
+    assert result.sequences["sequence"][order].tolist() == [3, 9, 2**40]
+    np.testing.assert_array_equal(result.sequences["nll"][order], expected.nll)
+    assert result.sequences["file"][order].tolist() == [-1, -1, 2]
     meter = LossMeter()
     meter.update(expected)
     meter.update(scores.nll, where=scores.kept & (texts.ids < 0))
-    assert found.meter == meter
-    assert found.figures["n_without_sequence"] == np.count_nonzero(texts.targets[2] >= 0)
-    assert {row["file"] for row in found.figures["sequences"]} == {None, str(texts.path / "part-c.npz")}
+    assert result.meter == meter
+    assert result.figures["n_without_sequence"] == np.count_nonzero(texts.targets[2] >= 0)
+    assert {row["file"] for row in result.figures["sequences"]} == {None, str(texts.path / "part-c.npz")}
     with np.load(texts.path / "part-a.npz") as data:  # a file of its own has numbers of its own
         np.savez(texts.path / "part-a.npz", **data, segment_ids=texts.ids[:1])
     assert evaluate(texts.path / "part-a.npz").sequences["file"].tolist() == [0]
@@ -162,42 +164,42 @@ def test_blocks_of_sequences(layout):
     logits, targets, where, _ = blocks_of((4, 7))
     change = LAYOUTS[layout]
     for mask in (None, where):
-        found = evaluate([(change(logits), change(targets), mask)])
+        result = evaluate([(change(logits), change(targets), mask)])
         scores = token_scores(logits, targets, where=mask)
-        assert found.meter == meter_of(scores)
-        assert found.accuracy == scores.is_greedy.sum() / scores.kept.sum()
-        assert found.figures["n_ignored"] == scores.kept.size - scores.kept.sum()
+        assert result.meter == meter_of(scores)
+        assert result.accuracy == scores.is_greedy.sum() / scores.kept.sum()
+        assert result.figures["n_ignored"] == scores.kept.size - scores.kept.sum()
 
 
 def test_blocks_with_segment_ids():
     made = [blocks_of(shape, seed) for seed, shape in enumerate([(30,), (4, 7), (2, 3, 2)])]
-    found = evaluate(made)
+    result = evaluate(made)
     flat = [np.concatenate([block[i].reshape(-1, *block[i].shape[-1:] * (i < 1)) for block in made]) for i in range(4)]
     logits, targets, where, ids = flat
     scores = token_scores(logits, targets, where=where)
-    assert found.meter == meter_of(scores, ids < 0, segment_ids=ids)
+    assert result.meter == meter_of(scores, ids < 0, segment_ids=ids)
     expected = sequence_losses(scores, segment_ids=ids)
-    assert found.sequences["sequence"].tolist() == [0, 2**33, 2**34, 3 * 2**33]
-    np.testing.assert_array_equal(found.sequences["nll"], expected.nll)
-    assert set(found.sequences["file"].tolist()) == {-1}
+    assert result.sequences["sequence"].tolist() == [0, 2**33, 2**34, 3 * 2**33]
+    np.testing.assert_array_equal(result.sequences["nll"], expected.nll)
+    assert set(result.sequences["file"].tolist()) == {-1}
 
 
 def test_blocks_number_their_sequences_on():
     made = [blocks_of((n, 5), n)[:2] for n in (2, 1, 3)]
-    found = evaluate(made)
-    assert found.sequences["sequence"].tolist() == list(range(6))
+    result = evaluate(made)
+    assert result.sequences["sequence"].tolist() == list(range(6))
     meter = LossMeter()
     for logits, targets in made:
         meter.update(sequence_losses(token_scores(logits, targets)))
-    assert found.meter == meter
+    assert result.meter == meter
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_blocks_of_each_dtype(dtype):
     logits, targets, *_ = blocks_of((4, 7), dtype=dtype)
-    found = evaluate([(logits, targets)])
-    assert found.meter == meter_of(token_scores(logits, targets))
-    assert (found.figures["dtype"], found.figures["n_bytes_read"]) == (dtype.name, logits.nbytes)
+    result = evaluate([(logits, targets)])
+    assert result.meter == meter_of(token_scores(logits, targets))
+    assert (result.figures["dtype"], result.figures["n_bytes_read"]) == (dtype.name, logits.nbytes)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -205,10 +207,10 @@ def test_blocks_of_torch_tensors(dtype):
     torch = pytest.importorskip("torch")
     logits, targets, where, ids = map(torch.tensor, blocks_of((4, 7)))
     logits = logits.to(getattr(torch, dtype))
-    found = evaluate([(logits, targets, where, ids)])
+    result = evaluate([(logits, targets, where, ids)])
     scores = token_scores(logits, targets, where=where)
-    assert found.meter == meter_of(scores, ids.numpy() < 0, segment_ids=ids)
-    assert found.figures["dtype"] == dtype
+    assert result.meter == meter_of(scores, ids.numpy() < 0, segment_ids=ids)
+    assert result.figures["dtype"] == dtype
 
 
 @pytest.mark.parametrize("kind", ["log_probs", "probs"])
@@ -220,10 +222,10 @@ def test_blocks_of_kind(kind, dtype):
         "probs": (tokenloss.softmax, lambda p, y, **options: tokenloss.cross_entropy_loss(y, p, **options)),
     }[kind]
     values = function(logits.astype(np.float64)).astype(dtype)
-    found = evaluate(blocks([(values, targets, where)], kind=kind))
+    result = evaluate(blocks([(values, targets, where)], kind=kind))
     losses = loss(values, targets, where=where, reduction="none")
-    assert found.meter == meter_of(losses, where=where & (targets != -100))
-    assert found.figures["kind"] == kind
+    assert result.meter == meter_of(losses, where=where & (targets != -100))
+    assert result.figures["kind"] == kind
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -257,10 +259,10 @@ def test_blocks_of_distributions():
     logits, targets, where, _ = blocks_of((4, 7))
     soft = tokenloss.softmax(np.random.default_rng(1).normal(size=logits.shape).astype(np.float64))
     soft[~where] = np.nan  # never read
-    found = evaluate([(logits, soft, where)])
+    result = evaluate([(logits, soft, where)])
     losses = tokenloss.cross_entropy(logits, np.where(where[..., None], soft, 0), where=where, reduction="none")
-    assert found.meter == meter_of(losses, where=where)
-    assert found.figures["targets"] == "distributions"
+    assert result.meter == meter_of(losses, where=where)
+    assert result.figures["targets"] == "distributions"
     assert evaluate([(logits, targets), (logits, soft, where)]).figures["targets"] == "class ids, distributions"
     with pytest.raises(ValueError, match=r"^block 1: targets\[0, \d\] "):
         evaluate([(logits, targets), (logits, soft)])
@@ -268,29 +270,29 @@ def test_blocks_of_distributions():
 
 def test_masked_rows_of_blocks_are_never_read():
     logits, targets, where, _ = blocks_of((4, 7))
-    found = evaluate([(logits, targets, where)])
+    result = evaluate([(logits, targets, where)])
     logits[~where], targets[~where] = np.nan, 99
-    assert figures_of_tokens(evaluate([(logits, targets, where)])) == figures_of_tokens(found)
+    assert figures_of_tokens(evaluate([(logits, targets, where)])) == figures_of_tokens(result)
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_shift_of_blocks_is_next_token(with_mask):
     logits, ids, where, _ = blocks_of((4, 7))
     mask = where if with_mask else None
-    found = evaluate([(logits, ids, mask)], shift=True)
-    assert found.meter == meter_of(token_scores(*tokenloss.next_token(logits, ids, mask)[:2],
+    result = evaluate([(logits, ids, mask)], shift=True)
+    assert result.meter == meter_of(token_scores(*tokenloss.next_token(logits, ids, mask)[:2],
                                                 where=tokenloss.next_token(logits, ids, mask)[2]))  # fmt: skip
-    assert found.figures["n_without_next"] == 4
+    assert result.figures["n_without_next"] == 4
 
 
 def test_shift_of_blocks_with_segment_ids():
     logits, ids, where, _ = blocks_of((40,))
     segments = np.array([0, 5, -1, 7]).repeat(10)
-    found = evaluate([(logits, ids, where, segments)], shift=True)
+    result = evaluate([(logits, ids, where, segments)], shift=True)
     pairs = (segments[1:] == segments[:-1]) & (segments[1:] >= 0)
     scores = token_scores(logits[:-1], ids[1:], where=pairs & where[1:] & where[:-1])
-    assert found.meter == meter_of(scores, segment_ids=segments[:-1])
-    assert found.figures["n_without_next"] == 40 - pairs.sum()
+    assert result.meter == meter_of(scores, segment_ids=segments[:-1])
+    assert result.figures["n_without_next"] == 40 - pairs.sum()
 
 
 # -- the same bits -----------------------------------------------------------------------------------------------------
@@ -309,11 +311,11 @@ def test_same_bits_for_any_cut_into_blocks(block_rows, monkeypatch):
             evaluate(part[:3] for part in parts),  # a generator
             evaluate([tuple(part) for part in parts]),
         ]
-        for found, expected in zip(cut, whole, strict=True):
-            assert found.meter == expected.meter
-            assert figures_of_tokens(found) == figures_of_tokens(expected)
-            assert found.figures["highest_loss_tokens"] == expected.figures["highest_loss_tokens"]
-            assert [repr(column.tolist()) for column in found.sequences.values()] == [
+        for result, expected in zip(cut, whole, strict=True):
+            assert result.meter == expected.meter
+            assert figures_of_tokens(result) == figures_of_tokens(expected)
+            assert result.figures["highest_loss_tokens"] == expected.figures["highest_loss_tokens"]
+            assert [repr(column.tolist()) for column in result.sequences.values()] == [
                 repr(column.tolist()) for column in expected.sequences.values()
             ]
 
@@ -332,27 +334,29 @@ def test_same_bits_for_any_cut_into_shards(block_rows, tmp_path, monkeypatch):
             np.save(tmp_path / f"part-{number}.npy", part)
         for shift in (False, True):
             files = {"targets": tmp_path / "targets.npy", "segment_ids": tmp_path / "ids.npy"}
-            found = evaluate(open_scores(tmp_path / "part-*.npy", **files), shift=shift)
-            expected.setdefault(shift, found)
-            assert found.meter == expected[shift].meter
-            columns, others = found.sequences, expected[shift].sequences
+            result = evaluate(open_scores(tmp_path / "part-*.npy", **files), shift=shift)
+            expected.setdefault(shift, result)
+            assert result.meter == expected[shift].meter
+            columns, others = result.sequences, expected[shift].sequences
             order = np.argsort(columns["sequence"])
             for name in ("sequence", "nll", "count", "is_greedy"):
                 np.testing.assert_array_equal(columns[name][order], others[name][np.argsort(others["sequence"])])
             for name in ("count", "n_ignored", "n_without_next", "loss", "stderr", "sequence_loss_stderr", "accuracy"):
-                assert found.figures[name] == expected[shift].figures[name]
+                assert result.figures[name] == expected[shift].figures[name]
 
 
 def test_highest_loss_tokens_of_blocks():
     made = [blocks_of((3, 4), 1), blocks_of((5, 2), 2)]
-    found = evaluate([block[:3] for block in made], top=6).figures["highest_loss_tokens"]
+    result = evaluate([block[:3] for block in made], top=6).figures["highest_loss_tokens"]
     parts = [token_scores(block[0], block[1], where=block[2]) for block in made]
     losses = np.concatenate([np.where(part.kept, part.nll, -1).ravel() for part in parts])
     places = np.argsort(-losses, kind="stable")[:6]
-    assert [token["row"] for token in found] == places.tolist()
-    assert [token["nll"] for token in found] == losses[places].tolist()
-    assert [token["target"] for token in found] == np.concatenate([block[1].ravel() for block in made])[places].tolist()
-    assert {token["file"] for token in found} == {None}
+    assert [token["row"] for token in result] == places.tolist()
+    assert [token["nll"] for token in result] == losses[places].tolist()
+    assert [token["target"] for token in result] == np.concatenate([block[1].ravel() for block in made])[
+        places
+    ].tolist()
+    assert {token["file"] for token in result} == {None}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 30])
@@ -371,15 +375,15 @@ def test_shift_of_sequences_that_go_on_in_the_next_block(rows, masked):
             mask = None if where is None else where[part]
             yield buffer[: len(logits[part])], ids[part], mask, numbers[part]
 
-    found, whole = evaluate(engine(), shift=True), evaluate([(logits, ids, where, numbers)], shift=True)
-    assert figures_of_tokens(found) == figures_of_tokens(whole)
+    result, whole = evaluate(engine(), shift=True), evaluate([(logits, ids, where, numbers)], shift=True)
+    assert figures_of_tokens(result) == figures_of_tokens(whole)
     pairs = (numbers[:-1] == numbers[1:]) & (numbers[:-1] >= 0)
-    assert found.to_dict()["n_without_next"] == 30 - pairs.sum()
+    assert result.to_dict()["n_without_next"] == 30 - pairs.sum()
     if masked:
         pairs &= where[:-1] & where[1:]
     expected = LossMeter()
     expected.update(sequence_losses(token_scores(logits[:-1], ids[1:], where=pairs), segment_ids=numbers[:-1]))
-    assert found.meter == expected
+    assert result.meter == expected
 
 
 def test_n_bytes_and_n_words_of_sequences(texts):

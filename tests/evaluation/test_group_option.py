@@ -143,8 +143,8 @@ def test_the_last_row_of_a_file_has_the_label_of_the_first_token_of_the_next(npz
         for name, part in (("a", slice(0, 25)), ("b", slice(25, 60)))
     ]
     nll, kept = cross_entropy(LOGITS, np.roll(targets, -1), reduction="none"), np.arange(60) < 59
-    found = evaluate(paths, by="token", shift=True).groups
-    check(found, by_hand(np.roll(tokens, -1).tolist(), np.full(60, -1), kept, nll))
+    result = evaluate(paths, by="token", shift=True).groups
+    check(result, by_hand(np.roll(tokens, -1).tolist(), np.full(60, -1), kept, nll))
 
 
 def test_positions_are_those_in_windows(npz):
@@ -252,8 +252,8 @@ def test_fields_of_lines_may_have_a_label_for_each_token(records):
         {"logprobs": [-4.0], "kind": "b"},
         {"logprobs": [-0.5]},
     )
-    found = evaluate(open_logprobs(path), by="kind").groups
-    assert dict(zip(found["group"], found["loss"], strict=True)) == {"a": 1.0, "b": 3.0, None: 0.5}
+    result = evaluate(open_logprobs(path), by="kind").groups
+    assert dict(zip(result["group"], result["loss"], strict=True)) == {"a": 1.0, "b": 3.0, None: 0.5}
 
 
 def test_bits_per_byte_of_groups_with_a_tokenizer(npz, tmp_path):
@@ -261,15 +261,15 @@ def test_bits_per_byte_of_groups_with_a_tokenizer(npz, tmp_path):
     (tmp_path / "three.tiktoken").write_text(ranks)
     logits, targets = LOGITS[:, :3].reshape(4, 15, 3), np.random.default_rng(5).integers(3, size=(4, 15))
     path = npz(logits=logits, targets=targets)
-    found = evaluate(open_scores(path, tokenizer=tmp_path / "three.tiktoken"), by="position").groups
+    result = evaluate(open_scores(path, tokenizer=tmp_path / "three.tiktoken"), by="position").groups
     nll, bins = cross_entropy(logits, targets, reduction="none"), [bin_of(place) for place in range(15)]
-    for i, label in enumerate(found["group"].tolist()):
+    for i, label in enumerate(result["group"].tolist()):
         own = np.array(bins) == label
         sums, sizes = nll[:, own].sum(1), (targets[:, own] + 1).sum(1)
         rate = sums.sum() / sizes.sum()
-        assert found["bits_per_byte"][i] == pytest.approx(rate / math.log(2), rel=1e-12)
+        assert result["bits_per_byte"][i] == pytest.approx(rate / math.log(2), rel=1e-12)
         stderr = math.sqrt(4 / 3 * np.sum((sums - rate * sizes) ** 2)) / sizes.sum()
-        assert found["bits_per_byte_stderr"][i] == pytest.approx(stderr / math.log(2), rel=1e-9)
+        assert result["bits_per_byte_stderr"][i] == pytest.approx(stderr / math.log(2), rel=1e-9)
 
 
 def test_ten_thousand_groups_and_no_more(npz, monkeypatch):

@@ -25,8 +25,8 @@ def test_targets_as_second_file(command, score_json, npy):
         assert_refused(
             command("score", scores, targets), f"{targets}: holds {np.dtype(dtype)} of the shape", "--targets"
         )
-        found = score_json(scores, "--targets", targets)
-        assert (found["targets"], found["loss"]) == ("distributions", tokenloss.cross_entropy(LOGITS, TARGETS))
+        result = score_json(scores, "--targets", targets)
+        assert (result["targets"], result["loss"]) == ("distributions", tokenloss.cross_entropy(LOGITS, TARGETS))
 
 
 @pytest.mark.parametrize("block_rows", [1, 2, 1000])
@@ -64,14 +64,14 @@ def test_targets_of_a_single_row_that_are_no_distribution(command, npy):
 def test_targets_that_are_nearly_a_distribution(row, dtype, score_json, npz):
     shares = np.eye(3, dtype=dtype)[TARGETS]
     shares[2] = row
-    found = score_json(npz(logits=LOGITS, targets=shares))
-    assert found["loss"] == pytest.approx(tokenloss.cross_entropy(LOGITS, shares))
+    result = score_json(npz(logits=LOGITS, targets=shares))
+    assert result["loss"] == pytest.approx(tokenloss.cross_entropy(LOGITS, shares))
 
 
 def test_targets_in_float16_are_added_up_in_float64(score_json, npz):
     shares = np.full((2, 50_000), 1 / 50_000, np.float16)
-    found = score_json(npz(logits=np.zeros((2, 50_000), np.float32), targets=shares))
-    assert found["loss"] == pytest.approx(math.log(50_000) * float(shares[0].astype(float).sum()))
+    result = score_json(npz(logits=np.zeros((2, 50_000), np.float32), targets=shares))
+    assert result["loss"] == pytest.approx(math.log(50_000) * float(shares[0].astype(float).sum()))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
@@ -127,9 +127,9 @@ def test_kind_probs_that_hardly_differ_are_told_apart(npy, command, tmp_path):
     scores, targets = npy(probs, np.ones(1000, int))
     table = tmp_path / "tokens.npy"
     assert command("score", scores, targets, "--kind", "probs", "--per-token", table)[0] == 0
-    found = np.load(table)
-    assert (found["argmax"] == np.where(probs[:, 1] > probs[:, 2], 1, 2)).all()
-    assert found["rank"].max() == 2
+    result = np.load(table)
+    assert (result["argmax"] == np.where(probs[:, 1] > probs[:, 2], 1, 2)).all()
+    assert result["rank"].max() == 2
 
 
 def test_kind_and_base_kind_missing_in_compare(command, compare_json, models):
@@ -196,8 +196,8 @@ def test_kind_log_probs_of_nearly_right_logsumexp(score_json, command, npz):
     logs[0] += 0.99 * UNNORMALIZED
     logs[1] = np.nan
     logs[2] += 7  # is not scored
-    found = score_json(npz(log_probs=logs, targets=[0, 1, -100, 0]))
-    assert (found["count"], found["loss"]) == (3, None)
+    result = score_json(npz(log_probs=logs, targets=[0, 1, -100, 0]))
+    assert (result["count"], result["loss"]) == (3, None)
     logs[0] += 0.02 * UNNORMALIZED
     assert_refused(command("score", npz(log_probs=logs, targets=[0, 1, -100, 0])), "logsumexp is 0.101")
 
@@ -232,9 +232,9 @@ def test_files_have_the_bits_of_arrays_with_kind_and_base_kind(definitions, dtyp
         np.savez(files[1], **{kind: other})
         options = {"definitions": definitions, "classes": classes}
         expected = tokenloss.compare(base, other, targets, base_kind=base_kind, kind=kind, **options)
-        (found,) = tokenloss.compare_files(files[0], {"b": files[1]}, **options).values()
+        (result,) = tokenloss.compare_files(files[0], {"b": files[1]}, **options).values()
         for name in ("nll", "base_nll", "kl", "delta_p", "base_top_p", "is_same_top", "mean_kl", "left_out"):
-            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), str((base_kind, kind, name)))
+            np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), str((base_kind, kind, name)))
 
 
 def test_files_of_probabilities_that_do_not_add_up_to_1_are_refused_as_by_compare(tmp_path, monkeypatch):

@@ -72,19 +72,19 @@ LAYOUTS = [
 def test_every_layout_has_the_figures_of_the_arrays(trainer, rollout, folder):
     ours, base = (np.load(f"{name}.npy") for name in ("flat", "flat_base"))
     expected = mismatch(ours, base, segment_ids=np.repeat(np.arange(4), LENGTHS))
-    found = only(compare_files(opened(trainer), {"engine": opened(rollout)}))
+    result = only(compare_files(opened(trainer), {"engine": opened(rollout)}))
     for name in ("k1", "k3", "k3_stderr", "mean_ratio_interval", "sequence_ess", "ratio_quantiles", "diagnosis"):
-        assert statistic(found, name) == statistic(expected, name), name
-    assert found.sequences["count"].tolist() == LENGTHS
+        assert statistic(result, name) == statistic(expected, name), name
+    assert result.sequences["count"].tolist() == LENGTHS
     lines = [1, 2, 3, 4] if "jsonl" in trainer + rollout else None
-    assert (found.sequences["line"].tolist() if "line" in found.sequences else None) == lines
+    assert (result.sequences["line"].tolist() if "line" in result.sequences else None) == lines
 
 
 def test_segment_ids_number_the_tokens_of_arrays(folder):
     ids = np.load("ids.npy")
-    found = only(compare_files(open_logprobs("flat.npy", segment_ids="ids.npy"), open_logprobs("flat_base.npy")))
-    assert found == mismatch(np.load("flat.npy"), np.load("flat_base.npy"), segment_ids=ids)
-    assert found == only(
+    result = only(compare_files(open_logprobs("flat.npy", segment_ids="ids.npy"), open_logprobs("flat_base.npy")))
+    assert result == mismatch(np.load("flat.npy"), np.load("flat_base.npy"), segment_ids=ids)
+    assert result == only(
         compare_files(open_logprobs("flat.npy"), open_logprobs("flat_base.npy", segment_ids="ids.npy"))
     )
     alone = only(compare_files(open_logprobs("flat.npy"), open_logprobs("flat_base.npy")))
@@ -95,8 +95,8 @@ def test_tokens_without_a_number_are_left_out_and_counted(folder):
     rows = [json.loads(line)["logprobs"] for line in (folder / "lists.jsonl").read_text().splitlines()]
     rows[1][2] = None
     clients.save_lines(folder / "lists.jsonl", *({"logprobs": row} for row in rows))
-    found = only(compare_files(open_logprobs("flat.npy"), "lists.jsonl"))
-    assert (found.count, found.n_without_number, found.n_nan) == (20, 1, 0)
+    result = only(compare_files(open_logprobs("flat.npy"), "lists.jsonl"))
+    assert (result.count, result.n_without_number, result.n_nan) == (20, 1, 0)
     ours = np.load("flat.npy")
     ours[0] = np.nan
     np.save("flat.npy", ours)
@@ -107,9 +107,9 @@ def test_tokens_without_a_number_are_left_out_and_counted(folder):
 @pytest.mark.parametrize(("trainer", "rollout"), [("nan.npy", "rollout.jsonl"), ("batch.npz", "base.npz")])
 def test_the_plot_is_of_absolute_differences(trainer, rollout, folder):
     pytest.importorskip("matplotlib")
-    found = only(compare_files(opened(trainer), opened(rollout), sinks=[sinks.DivergencePlot("a.svg")]))
+    result = only(compare_files(opened(trainer), opened(rollout), sinks=[sinks.DivergencePlot("a.svg")]))
     text = (folder / "a.svg").read_text("utf-8")
-    mean = f"mean {found.mean_abs_difference:.4g} ± {found.mean_abs_difference.stderr:.2g}"
+    mean = f"mean {result.mean_abs_difference:.4g} ± {result.mean_abs_difference.stderr:.2g}"
     for words in ("Quantiles of the absolute difference", "21 tokens", mean):
         assert f"<!-- {words} -->" in text
 
@@ -121,25 +121,25 @@ def test_tables_have_the_columns_of_the_result(suffix, folder):
     tokens, sequences = (f"{name}{suffix}" for name in ("tokens", "sequences"))
     outputs = sinks.TokenTable(tokens), sinks.SequenceTable(sequences)
     memory = sinks.TokenTable(), sinks.SequenceTable()
-    found = only(compare_files(open_logprobs("nan.npy"), {"e": "rollout.jsonl"}, sinks=[*outputs, *memory]))
-    for table, columns in zip(memory, (found.columns(), found.sequences), strict=True):
+    result = only(compare_files(open_logprobs("nan.npy"), {"e": "rollout.jsonl"}, sinks=[*outputs, *memory]))
+    for table, columns in zip(memory, (result.columns(), result.sequences), strict=True):
         for name, column in columns.items():
             np.testing.assert_array_equal(table.columns()[name], column, name)
     assert memory[0].columns()["text"].tolist()[:3] == ["t0", "t1", "t2"]
     if suffix == ".npy":
-        np.testing.assert_array_equal(np.load(tokens)["ratio"], found.ratio)
-        np.testing.assert_array_equal(np.load(sequences)["log_ratio"], found.sequences["log_ratio"])
+        np.testing.assert_array_equal(np.load(tokens)["ratio"], result.ratio)
+        np.testing.assert_array_equal(np.load(sequences)["log_ratio"], result.sequences["log_ratio"])
 
 
 def test_the_command_prints_the_summary_and_the_verdicts(folder, command):
     status, out, _ = command("compare", "nan.npy", "rollout.jsonl", "--logprobs")
-    found = compare_files(open_logprobs("nan.npy"), "rollout.jsonl")
-    assert (status, out) == (0, found.summary() + "\n")
+    result = compare_files(open_logprobs("nan.npy"), "rollout.jsonl")
+    assert (status, out) == (0, result.summary() + "\n")
     assert command("compare", "nan.npy", "rollout.jsonl", "--logprobs", "--max-k3", "9", "--min-ess", "0.01")[0] == 0
     assert command("compare", "nan.npy", "rollout.jsonl", "--logprobs", "--max-k3", "1e-9")[0] == 3
     (candidate,) = json.loads(command("compare", "nan.npy", "rollout.jsonl", "--logprobs", "--json")[1])["candidates"]
     assert (candidate["trainer"], candidate["sampler"]) == ("nan.npy", "rollout.jsonl")
-    assert candidate["k3"] == only(found).k3
+    assert candidate["k3"] == only(result).k3
 
 
 def write(name, array):
@@ -204,9 +204,9 @@ def test_arrays_without_a_name_are_refused_until_someone_says_what_they_hold(unn
         with pytest.raises(ValueError, match=r"it must be opened by open_logprobs, if it .*, or come with kind="):
             compare_files(*argv)
     assert_refused(command("score", unnamed), f"{unnamed}: h", "it must come with --logprobs")
-    found = open_scores("nan.npy", kind="logits"), open_scores("nan_base.npy", kind="logits")
+    result = open_scores("nan.npy", kind="logits"), open_scores("nan_base.npy", kind="logits")
     with pytest.warns(UserWarning, match="are nan"):
-        assert type(only(compare_files(*found, shift=False))).__name__ == "Comparison"
+        assert type(only(compare_files(*result, shift=False))).__name__ == "Comparison"
 
 
 def test_scores_beside_log_probabilities_are_compared_by_those_of_their_tokens(folder, command):
@@ -216,10 +216,10 @@ def test_scores_beside_log_probabilities_are_compared_by_those_of_their_tokens(f
     np.savez("scores.npz", logits=logits, targets=ids)
     nll = np.where(ids >= 0, cross_entropy(logits, ids, reduction="none"), np.nan)
     expected = mismatch(-nll, np.load("nan.npy"))
-    found = only(compare_files("scores.npz", open_logprobs("nan.npy")))
+    result = only(compare_files("scores.npz", open_logprobs("nan.npy")))
     lines = only(compare_files("scores.npz", "lists.jsonl"))
     for name in ("k1", "k3", "k3_stderr", "ess", "count", "n_sequences"):
-        assert statistic(found, name) == pytest.approx(statistic(expected, name), rel=1e-12)
+        assert statistic(result, name) == pytest.approx(statistic(expected, name), rel=1e-12)
         assert type(statistic(lines, name)) is type(statistic(expected, name))
     np.save("scores.npy", np.arange(32.0).reshape(4, 8))
     assert_refused(command("compare", "scores.npy", "base.npz"), "scores.npy: holds no targets")
@@ -243,8 +243,8 @@ def test_zeros_that_count_as_tokens_are_refused_or_void_unless_something_shows_t
     ):
         compare_files(open_logprobs("zeros.npy"), base)
     expected = only(compare_files(open_logprobs("nan.npy"), open_logprobs("nan_base.npy")))
-    found = only(compare_files(open_logprobs("masked.npz", mask="mine"), open_logprobs("nan_base.npy")))
-    ours, others = (one.to_dict() | {"trainer": None} for one in (found, expected))
+    result = only(compare_files(open_logprobs("masked.npz", mask="mine"), open_logprobs("nan_base.npy")))
+    ours, others = (one.to_dict() | {"trainer": None} for one in (result, expected))
     assert ours == others | {"n_without_number": 0}  # what a mask leaves out is not counted
 
 
@@ -267,17 +267,17 @@ def test_every_layout_is_scored_as_its_sequences(layout, folder):
     nll = -np.load("flat_base.npy")
     expected = LossMeter()
     expected.update(sequence_losses(nll, segment_ids=np.load("ids.npy")))
-    found = evaluate(source)
-    assert (found.loss, found.loss.stderr, found.count, found.n_sequences) == (
+    result = evaluate(source)
+    assert (result.loss, result.loss.stderr, result.count, result.n_sequences) == (
         expected.loss,
         expected.loss.stderr,
         21,
         4,
     )
-    assert "rollout" in layout or (found.meter == expected and np.isnan(found.accuracy))
+    assert "rollout" in layout or (result.meter == expected and np.isnan(result.accuracy))
     shape = "4 responses (chat)" if "rollout" in layout else "4 sequences; log-probabilities of float64"
-    assert found.summary().splitlines()[0].startswith(f"{layout}  {shape}")
-    np.testing.assert_array_equal(found.sequences["count"], LENGTHS)
+    assert result.summary().splitlines()[0].startswith(f"{layout}  {shape}")
+    np.testing.assert_array_equal(result.sequences["count"], LENGTHS)
 
 
 def test_tokens_of_no_sequence_are_refused_where_one_file_is_scored(folder):
@@ -301,9 +301,9 @@ def test_state_of_score_resumes_to_the_same_json_and_refuses_a_changed_file(layo
     name, options = STATES[layout]
     first = score_json(name, *options)
     for _ in range(2):
-        found = score_json(name, *options, "--state", "state")
-        assert without_times(found) == without_times(first)
-    assert found["n_bytes_read"] == 0 < first["n_bytes_read"]
+        actual = score_json(name, *options, "--state", "state")
+        assert without_times(actual) == without_times(first)
+    assert actual["n_bytes_read"] == 0 < first["n_bytes_read"]
     state = Path("state").read_bytes()
     changed = [name, *(option for option in options if option.endswith(".npy"))]
     for path in changed:
@@ -436,10 +436,10 @@ def test_lines_are_paired_by_custom_id(sampler, answers, rng):
         named_lists("rollout.jsonl", base, names)
     else:
         named_answers("rollout.jsonl", base[:, None], names)
-    found, expected = only(compare_files("trainer.jsonl", "rollout.jsonl")), mismatch(ours, base)
+    result, expected = only(compare_files("trainer.jsonl", "rollout.jsonl")), mismatch(ours, base)
     for name in ("k1", "k3", "k3_stderr", "ess_interval", "diagnosis"):
-        assert statistic(found, name) == statistic(expected, name), name
-    assert found.sequences["line"].tolist() == [*range(1, 41)]
+        assert statistic(result, name) == statistic(expected, name), name
+    assert result.sequences["line"].tolist() == [*range(1, 41)]
 
 
 def test_choices_of_a_request_are_paired_by_their_number(answers):
@@ -448,8 +448,8 @@ def test_choices_of_a_request_are_paired_by_their_number(answers):
     choices = np.repeat(np.arange(20), 2)
     named_lists("trainer.jsonl", ours[::-1], names[::-1], choice=choices[::-1].tolist())
     named_answers("rollout.jsonl", [base[0::2], base[1::2]], "ab")
-    found = only(compare_files("trainer.jsonl", "rollout.jsonl"))
-    assert found.k3 == pytest.approx(mismatch(ours, base).k3, rel=1e-12)
+    result = only(compare_files("trainer.jsonl", "rollout.jsonl"))
+    assert result.k3 == pytest.approx(mismatch(ours, base).k3, rel=1e-12)
 
 
 def test_lines_are_paired_by_place_where_one_file_has_no_names(answers):
@@ -498,9 +498,9 @@ def test_rollouts_of_trainers_are_read_with_their_masks(name, mask, trainer, ans
     if trainer == "array":
         np.save("trainer.npy", ours)
     path = "trainer.npy" if trainer == "array" else named_lists("trainer.jsonl", ours, [None] * 40)
-    found, expected = only(compare_files(opened(path), "rollout.jsonl")), mismatch(ours, base, where=is_token)
+    result, expected = only(compare_files(opened(path), "rollout.jsonl")), mismatch(ours, base, where=is_token)
     for figure in ("count", "k1", "k3_stderr", "ess_interval", "n_without_number", "diagnosis"):
-        assert statistic(found, figure) == statistic(expected, figure), figure
+        assert statistic(result, figure) == statistic(expected, figure), figure
     clients.save_lines(Path("rollout.jsonl"), *({name: line[name][:1]} for line in lines))
     np.save("trainer.npy", ours[:, 0])
     assert only(compare_files(open_logprobs("trainer.npy"), "rollout.jsonl")).count == 40  # without a mask
@@ -550,8 +550,8 @@ def test_scores_less_their_maximum_are_scores(tmp_path, rng):
         logits = rng.normal(size=(30, 6))
         logits[:10, -1] = 9
         np.save(tmp_path / f"{i}.npy", logits - logits.max(axis=1, keepdims=True))
-    found = only(compare_files(tmp_path / "0.npy", tmp_path / "1.npy"))
-    assert type(found).__name__ == "Comparison"
+    result = only(compare_files(tmp_path / "0.npy", tmp_path / "1.npy"))
+    assert type(result).__name__ == "Comparison"
 
 
 def test_rows_of_padding_must_be_of_one_length(folder):
@@ -575,8 +575,8 @@ def test_numbers_that_are_not_known_or_0_by_rounding_are_taken(folder):
     clients.save_lines(folder / "lists.jsonl", '{"logprobs": [-1, NaN, null, 1e-7, -Infinity]}')
     np.save("five.npy", [-1.0, -2.0, -3.0, 0.0, -1.0])
     with pytest.warns(UserWarning, match="1 of 3 tokens have an infinite divergence or loss"):
-        found = only(compare_files(open_logprobs("five.npy"), "lists.jsonl"))
-    assert (found.count, found.n_without_number, found.n_infinite) == (3, 2, 1)
+        result = only(compare_files(open_logprobs("five.npy"), "lists.jsonl"))
+    assert (result.count, result.n_without_number, result.n_infinite) == (3, 2, 1)
 
 
 def test_responses_of_prompts_stay_beside_scores(folder, rng):
@@ -613,10 +613,10 @@ def test_a_mask_of_one_file_holds_for_both(trainer, is_base, at, tmp_path, monke
     np.savez("verl.npz", rollout_log_probs=theirs, response_mask=mask)
     sides = [opened(trainer), open_logprobs("verl.npz")]
     arrays = [ours, theirs]
-    found = only(compare_files(*(sides if is_base else sides[::-1])))
+    result = only(compare_files(*(sides if is_base else sides[::-1])))
     expected = mismatch(*(arrays if is_base else arrays[::-1]), where=mask == 1)
-    assert (found.count, found.n_nan, found.n_sequences) == (22, 0, 4)
-    assert found.k3 == pytest.approx(expected.k3, rel=1e-13)
+    assert (result.count, result.n_nan, result.n_sequences) == (22, 0, 4)
+    assert result.k3 == pytest.approx(expected.k3, rel=1e-13)
 
 
 @pytest.mark.parametrize(("trainer", "rollout"), [("zeros.npz", "zeros.npz"), ("zeros.npy", "zeros.npz")])
@@ -662,18 +662,18 @@ def test_a_state_belongs_to_one_head(tmp_path, monkeypatch, rng):
     heads = {name: rng.normal(size=(5, 4)) for name in "ab"}
     np.savez("heads.npz", **heads)
     np.savez("hidden.npz", hidden_states=hidden, targets=ids)
-    found = {}
+    result = {}
     clients.save_lines(tmp_path / "r.jsonl", *({"logprobs": [-1.0, -2.0, -3.0]} for _ in range(2)))
     for name, head in heads.items():
         source = open_hidden_states("hidden.npz", f"heads.npz:{name}")
-        found[name] = only(compare_files(source, "r.jsonl"))
+        result[name] = only(compare_files(source, "r.jsonl"))
         losses = cross_entropy(hidden @ head.T, ids, reduction="none")
         expected = mismatch(-losses, np.array([[-1.0, -2.0, -3.0]] * 2))
-        assert found[name].k3 == pytest.approx(expected.k3, rel=1e-12)
+        assert result[name].k3 == pytest.approx(expected.k3, rel=1e-12)
     for name in "ab":
         source = open_hidden_states("hidden.npz", f"heads.npz:{name}")
         if name == "a":
-            assert only(compare_files(source, "r.jsonl", state="s")).k3 == found["a"].k3
+            assert only(compare_files(source, "r.jsonl", state="s")).k3 == result["a"].k3
             continue
         with pytest.raises(ValueError, match="candidates or a file changed"):
             compare_files(source, "r.jsonl", state="s")
@@ -687,15 +687,15 @@ def test_tokens_of_scores_outside_of_sequences(tmp_path, monkeypatch, rng):
     ours = -cross_entropy(logits, ids, reduction="none")
     np.savez("flat.npz", logits=logits, targets=ids)
     np.save("theirs.npy", theirs)
-    found = only(compare_files("flat.npz", open_logprobs("theirs.npy")))
-    assert found == mismatch(ours, theirs)
+    result = only(compare_files("flat.npz", open_logprobs("theirs.npy")))
+    assert result == mismatch(ours, theirs)
     np.save("segments.npy", np.repeat(np.arange(4), 3))
     source = open_scores("flat.npz", segment_ids="segments.npy")
     clients.save_lines(tmp_path / "theirs.jsonl", *({"logprobs": row} for row in theirs.reshape(4, 3).tolist()))
     for other in (open_logprobs("theirs.npy"), "theirs.jsonl"):
-        found = only(compare_files(source, other))
-        assert found.k3.stderr == mismatch(ours, theirs, segment_ids=np.repeat(np.arange(4), 3)).k3.stderr
-        assert found.n_sequences == 4
+        result = only(compare_files(source, other))
+        assert result.k3.stderr == mismatch(ours, theirs, segment_ids=np.repeat(np.arange(4), 3)).k3.stderr
+        assert result.n_sequences == 4
     for numbers, words in (
         ([0, 1] * 6, "sequences in pieces"),
         ([-1] * 3 + [0] * 9, "tokens outside of all sequences"),

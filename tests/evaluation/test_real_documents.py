@@ -178,15 +178,15 @@ def test_evaluate_of_real_documents(documents, model, rows):
     ]
     n_bytes = [each["bytes"] for each in expected["per_document"]]
     source = formats.blocks(blocks, kind="log_probs", shift=False)
-    found = evaluate(source, n_bytes=n_bytes)
-    meter = found.meter
+    result = evaluate(source, n_bytes=n_bytes)
+    meter = result.meter
     for name, figure in {
         "loss": "micro", "stderr": "micro_stderr_clustered", "sequence_loss": "macro",
         "sequence_loss_stderr": "macro_stderr", "bits_per_byte": "bits_per_byte",
         "bits_per_byte_stderr": "bits_per_byte_stderr_clustered",
     }.items():  # fmt: skip
         assert statistic(meter, name) == pytest.approx(expected[figure], rel=1e-13), name
-    assert found.sequences["count"].tolist() == [each["tokens"] for each in expected["per_document"]]
+    assert result.sequences["count"].tolist() == [each["tokens"] for each in expected["per_document"]]
     total = evaluate(source, n_bytes=sum(n_bytes)).meter
     assert total.bits_per_byte == meter.bits_per_byte
     assert total.bits_per_byte.stderr < 0.7 * meter.bits_per_byte.stderr  # lengths in proportion to tokens

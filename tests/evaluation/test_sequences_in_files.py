@@ -41,12 +41,12 @@ def expected_figures(losses, kept, numbers):
     }  # fmt: skip
 
 
-def assert_figures(found, losses, targets, numbers):
+def assert_figures(result, losses, targets, numbers):
     kept = np.asarray(targets) != -100
     for name, value in expected_figures(losses, kept, numbers).items():
-        assert found[name] == pytest.approx(value, rel=1e-12), name
-    assert found["is_clustered"]
-    assert found["n_without_sequence"] == np.count_nonzero(kept & (numbers < 0))
+        assert result[name] == pytest.approx(value, rel=1e-12), name
+    assert result["is_clustered"]
+    assert result["n_without_sequence"] == np.count_nonzero(kept & (numbers < 0))
 
 
 @pytest.mark.parametrize("block_rows", [3, 1000])
@@ -64,15 +64,15 @@ def test_sequences_of_a_file(how, save, block_rows, score_json, tmp_path, monkey
         numbers = np.repeat([0, 1, 3, 4], [1, 11, 8, 10]).reshape(6, 5)
     if how == "flat cu_seqlens":
         logits, targets, losses, numbers = logits.reshape(30, 7), targets.ravel(), losses.ravel(), numbers.ravel()
-    found = score_json(save(tmp_path / "scores", logits, targets, **others))
-    assert_figures(found, losses, targets, numbers)
-    for row in found["sequences"]:
+    result = score_json(save(tmp_path / "scores", logits, targets, **others))
+    assert_figures(result, losses, targets, numbers)
+    for row in result["sequences"]:
         own = (numbers == row["sequence"]) & (targets != -100)
         assert (row["count"], row["nll"]) == (own.sum(), math.fsum(losses[own]))
         assert row["loss"] == row["nll"] / row["count"]
         assert row["perplexity"] == np.exp(row["loss"])
         assert row["is_greedy"] == (logits.argmax(-1) == targets)[own].all()
-    assert [row["sequence"] for row in found["sequences"]] == np.unique(
+    assert [row["sequence"] for row in result["sequences"]] == np.unique(
         numbers[(numbers >= 0) & (targets >= 0)]
     ).tolist()
 
@@ -83,18 +83,18 @@ def test_segment_ids_of_each_dtype(dtype, score_json, tmp_path):
     logits, targets = tokens_of((5,))[0], np.ones(5, int)
     losses = tokenloss.cross_entropy(logits, targets, reduction="none")
     for save in (save_npz, save_safetensors):
-        found = score_json(save(tmp_path / "scores", logits, targets, segment_ids=ids))
-        assert_figures(found, losses, targets, ids.astype(int))
-        assert [row["sequence"] for row in found["sequences"]] == [0, 3, 100]
+        result = score_json(save(tmp_path / "scores", logits, targets, segment_ids=ids))
+        assert_figures(result, losses, targets, ids.astype(int))
+        assert [row["sequence"] for row in result["sequences"]] == [0, 3, 100]
 
 
 def test_segment_ids_beyond_two_to_the_31(score_json, command, npz):
     logits, targets = tokens_of((6,))[0], np.full(6, 2)
     ids = np.array([2**31, 2**62, 5, 2**62 - 1, 2**31, -(2**40)])
-    found = score_json(npz(logits=logits, targets=targets, segment_ids=ids))
-    assert [row["sequence"] for row in found["sequences"]] == [5, 2**31, 2**62 - 1, 2**62]
-    assert [row["count"] for row in found["sequences"]] == [1, 2, 1, 1]
-    assert found["n_without_sequence"] == 1
+    result = score_json(npz(logits=logits, targets=targets, segment_ids=ids))
+    assert [row["sequence"] for row in result["sequences"]] == [5, 2**31, 2**62 - 1, 2**62]
+    assert [row["count"] for row in result["sequences"]] == [1, 2, 1, 1]
+    assert result["n_without_sequence"] == 1
     path = npz(logits=logits, targets=targets, segment_ids=ids.astype(np.uint64))
     assert_refused(command("score", path), f"{path}: segment_ids")
 
@@ -108,10 +108,10 @@ def test_sequences_are_summed_once_they_end(numbers, most_pending, score_json, n
     how = {"segment_ids": numbers} if numbers[1] else {"cu_seqlens": [0, 3, 30, 31, 40]}
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 2)
     monkeypatch.setattr(sequences, "_MAX_PENDING", most_pending)
-    found = score_json(npz(logits=logits, targets=targets, **how))
-    assert_figures(found, losses, targets, numbers)
+    result = score_json(npz(logits=logits, targets=targets, **how))
+    assert_figures(result, losses, targets, numbers)
     kept = np.where(targets == -100, 0, losses)
-    assert [row["nll"] for row in found["sequences"]] == [math.fsum(kept[numbers == i]) for i in range(4)]
+    assert [row["nll"] for row in result["sequences"]] == [math.fsum(kept[numbers == i]) for i in range(4)]
 
 
 @pytest.mark.parametrize("save", [save_npz, save_compressed_npz, save_safetensors, save_zarr_3])
@@ -154,22 +154,22 @@ def parts(tmp_path):
 
 
 def test_segment_ids_for_each_file(parts, score_json):
-    found = score_json(parts.path / "part-*.npz", "--segment-ids", parts.path / "ids-*.npy")
+    result = score_json(parts.path / "part-*.npz", "--segment-ids", parts.path / "ids-*.npy")
     numbers = np.where(parts.ids < 0, -1, parts.ids + 10 * (np.arange(30) >= 12))
-    assert_figures(found, parts.losses, parts.targets, numbers)
-    rows = [(row["file"][-5], row["sequence"]) for row in found["sequences"]]
+    assert_figures(result, parts.losses, parts.targets, numbers)
+    rows = [(row["file"][-5], row["sequence"]) for row in result["sequences"]]
     assert rows == [("a", 1), ("a", 4), ("a", 7), ("b", 1), ("b", 7)]
-    assert [part["n_sequences"] for part in found["shards"]] == [3, 2]
+    assert [part["n_sequences"] for part in result["shards"]] == [3, 2]
     twice = [word for name in "ab" for word in ("--segment-ids", parts.path / f"ids-{name}.npy")]
-    assert score_json(parts.path / "part-*.npz", *twice)["sequences"] == found["sequences"]
+    assert score_json(parts.path / "part-*.npz", *twice)["sequences"] == result["sequences"]
 
 
 def test_segment_ids_for_all_files(parts, score_json):
-    found = score_json(parts.path / "part-*.npz", "--segment-ids", parts.path / "all.npy")
-    assert_figures(found, parts.losses, parts.targets, parts.ids)
-    rows = [(row["file"] and row["file"][-5], row["sequence"]) for row in found["sequences"]]
+    result = score_json(parts.path / "part-*.npz", "--segment-ids", parts.path / "all.npy")
+    assert_figures(result, parts.losses, parts.targets, parts.ids)
+    rows = [(row["file"] and row["file"][-5], row["sequence"]) for row in result["sequences"]]
     assert rows == [("a", 4), (None, 1), (None, 7)]
-    for part, rows in zip(found["shards"], (slice(0, 12), slice(12, 30)), strict=True):
+    for part, rows in zip(result["shards"], (slice(0, 12), slice(12, 30)), strict=True):
         expected = expected_figures(parts.losses[rows], parts.targets[rows] != -100, parts.ids[rows])
         assert (part["n_sequences"], part["is_clustered"]) == (expected["n_sequences"], True)
         assert part["stderr"] == pytest.approx(expected["stderr"], rel=1e-12)
@@ -178,10 +178,10 @@ def test_segment_ids_for_all_files(parts, score_json):
 def test_segment_ids_option_comes_before_sequences_in_a_file(parts, score_json, npz):
     np.save(parts.path / "one.npy", parts.ids)
     path = npz(logits=parts.logits, targets=parts.targets, cu_seqlens=[0, 30])
-    found = score_json(path, "--segment-ids", parts.path / "one.npy")
-    assert_figures(found, parts.losses, parts.targets, parts.ids)
+    result = score_json(path, "--segment-ids", parts.path / "one.npy")
+    assert_figures(result, parts.losses, parts.targets, parts.ids)
     path = npz(logits=parts.logits.reshape(5, 6, 7), targets=parts.targets.reshape(5, 6))
-    assert score_json(path, "--segment-ids", parts.path / "one.npy")["sequences"] == found["sequences"]
+    assert score_json(path, "--segment-ids", parts.path / "one.npy")["sequences"] == result["sequences"]
 
 
 def test_segment_ids_that_do_not_fit(parts, command):
@@ -220,21 +220,21 @@ def test_shift_within_sequences(how, parts, score_json, npz):
     else:
         pairs[[9, 26, 27, 28]] = True, True, True, True  # of those, -1 is a sequence
         argv = [npz(logits=parts.logits, targets=parts.targets, cu_seqlens=[0, 5, 9, 11, 17, 26, 30])]
-    found = score_json(*argv, "--shift")
+    result = score_json(*argv, "--shift")
     targets = parts.targets[1:][pairs]
     losses = tokenloss.cross_entropy(parts.logits[:-1][pairs], targets, reduction="none")
-    assert found["n_without_next"] == 30 - pairs.sum()
-    assert (found["count"], found["n_ignored"]) == ((targets != -100).sum(), (targets == -100).sum())
-    assert sum(row["nll"] for row in found["sequences"]) == pytest.approx(math.fsum(losses), rel=1e-12)
-    assert found["loss"] == pytest.approx(losses[targets != -100].mean(), rel=1e-12)
+    assert result["n_without_next"] == 30 - pairs.sum()
+    assert (result["count"], result["n_ignored"]) == ((targets != -100).sum(), (targets == -100).sum())
+    assert sum(row["nll"] for row in result["sequences"]) == pytest.approx(math.fsum(losses), rel=1e-12)
+    assert result["loss"] == pytest.approx(losses[targets != -100].mean(), rel=1e-12)
 
 
 def test_shift_between_files_outside_of_sequences(score_json, tmp_path):
     np.save(tmp_path / "ids.npy", [0, 0, 0, -1, -1, 1, 1, 1])  # those of no sequence are no pair
     for name, part in ("a", slice(0, 4)), ("b", slice(4, 8)):
         np.savez(tmp_path / f"part-{name}.npz", logits=tokens_of((8,))[0][part], targets=[1, 2, 3, 4])
-    found = score_json(tmp_path / "part-*.npz", "--segment-ids", tmp_path / "ids.npy", "--shift")
-    assert (found["count"], found["n_without_next"]) == (4, 4)
+    result = score_json(tmp_path / "part-*.npz", "--segment-ids", tmp_path / "ids.npy", "--shift")
+    assert (result["count"], result["n_without_next"]) == (4, 4)
 
 
 # -- what is printed ---------------------------------------------------------------------------------------------------
@@ -270,12 +270,12 @@ def test_per_sequence(parts, score_json, tmp_path):
     argv = parts.path / "part-*.npz", "--segment-ids", parts.path / "all.npy"
     for suffix in ("npy", "csv"):
         outputs = "--per-sequence", tmp_path / f"seq.{suffix}", "--per-token", tmp_path / f"tok.{suffix}"
-        found = score_json(*argv, *outputs)
+        result = score_json(*argv, *outputs)
     table, tokens = np.load(tmp_path / "seq.npy"), np.load(tmp_path / "tok.npy")
     assert table.dtype.names == ("file", "sequence", "count", "nll", "loss", "perplexity", "is_greedy")
     assert table["file"].tolist() == [0, -1, -1]
     for name in table.dtype.names[1:]:
-        assert table[name].tolist() == [row[name] for row in found["sequences"]]
+        assert table[name].tolist() == [row[name] for row in result["sequences"]]
     assert tokens.dtype.names[-4:] == ("file", "row", "sequence", "position")
     assert tokens["sequence"].tolist() == parts.ids.tolist()
     assert tokens["file"].tolist() == [0] * 12 + [1] * 18
@@ -294,7 +294,7 @@ def test_words(text, piece, score_json, npz, tmp_path, monkeypatch):
     path.write_text(text, encoding="utf-8", newline="")
     scores = npz(logits=LOGITS, targets=TARGETS)
     for words, n in (("whitespace", len(text.split())), ("lm-eval", len(re.split(r"\s+", text)))):
-        found = score_json(scores, "--text", path, "--words", words)
-        assert (found["n_words"], found["n_bytes"]) == (n, len(text.encode()))
+        result = score_json(scores, "--text", path, "--words", words)
+        assert (result["n_words"], result["n_bytes"]) == (n, len(text.encode()))
         if n:
-            assert found["word_perplexity"] == pytest.approx(math.exp(found["loss"] * 4 / n), rel=1e-12)
+            assert result["word_perplexity"] == pytest.approx(math.exp(result["loss"] * 4 / n), rel=1e-12)

@@ -41,12 +41,12 @@ def test_shift(save, score_json, tmp_path):
         group.create_array("logits", data=logits, chunks=(2, 2, 3))
         group.create_array("targets", data=tokens)
         paths = (path,)
-    found = score_json(*paths, "--shift", "--top", 1, "--per-token", tmp_path / "tokens.csv")
+    result = score_json(*paths, "--shift", "--top", 1, "--per-token", tmp_path / "tokens.csv")
     losses = tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:], reduction="none")
-    assert found["loss"] == tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:])
-    assert (found["count"], found["n_ignored"]) == (11, 1)
+    assert result["loss"] == tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:])
+    assert (result["count"], result["n_ignored"]) == (11, 1)
     i, j = np.unravel_index(losses.argmax(), losses.shape)
-    (token,) = found["highest_loss_tokens"]
+    (token,) = result["highest_loss_tokens"]
     assert (token["row"], token["target"]) == (5 * i + j, tokens[i, j + 1])
     assert token["text"] == (text[i, j + 1] if save == "npz" else None)
     table = np.genfromtxt(tmp_path / "tokens.csv", delimiter=",", names=True)
@@ -97,18 +97,18 @@ def sequence(request, tmp_path):
 
 
 def test_shift_across_shards(sequence, score_json):
-    found = score_json(*sequence.argv, "--shift", "--per-token", sequence.path / "out.npy", "--top", 20)
+    result = score_json(*sequence.argv, "--shift", "--per-token", sequence.path / "out.npy", "--top", 20)
     losses = tokenloss.cross_entropy(sequence.logits[:-1], sequence.ids[1:], reduction="none")
-    assert (found["count"], found["n_ignored"], found["n_without_next"]) == (10, 1, 1)
-    assert found["loss"] == tokenloss.cross_entropy(sequence.logits[:-1], sequence.ids[1:])
+    assert (result["count"], result["n_ignored"], result["n_without_next"]) == (10, 1, 1)
+    assert result["loss"] == tokenloss.cross_entropy(sequence.logits[:-1], sequence.ids[1:])
     table = np.load(sequence.path / "out.npy")
     np.testing.assert_array_equal(table["nll"], np.where(sequence.ids[1:] == -100, np.nan, losses))
     np.testing.assert_array_equal(table["target"], sequence.ids[1:])
-    starts = dict(zip((part["file"] for part in found["shards"]), (0, 4, 5, 5), strict=True))
-    places = [starts[token["file"]] + token["row"] for token in found["highest_loss_tokens"]]
+    starts = dict(zip((part["file"] for part in result["shards"]), (0, 4, 5, 5), strict=True))
+    places = [starts[token["file"]] + token["row"] for token in result["highest_loss_tokens"]]
     assert sorted(places) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
     if sequence.argv[-1] == sequence.path / "part-*.npz":
-        assert [token["text"] for token in found["highest_loss_tokens"]] == [f"t{place + 1}" for place in places]
+        assert [token["text"] for token in result["highest_loss_tokens"]] == [f"t{place + 1}" for place in places]
 
 
 def test_shift_counts_tokens_without_next(sequence, command, score_json):
@@ -123,8 +123,8 @@ def test_shift_of_batches_of_sequences(score_json, tmp_path):
     for name, part in ("a", slice(0, 2)), ("b", slice(2, 4)):
         np.savez(tmp_path / f"part-{name}.npz", logits=logits[part], targets=ids[part])
     np.savez(tmp_path / "part-c.npz", logits=logits[0], targets=ids[0])
-    found = score_json(tmp_path / "part-*.npz", "--shift")
-    assert (found["count"], found["n_without_next"]) == (20, 5)
+    result = score_json(tmp_path / "part-*.npz", "--shift")
+    assert (result["count"], result["n_without_next"]) == (20, 5)
 
 
 def test_shift_across_shards_of_other_dtypes(score_json, tmp_path):
@@ -133,12 +133,12 @@ def test_shift_across_shards_of_other_dtypes(score_json, tmp_path):
     np.savez(tmp_path / "b.npz", logits=logits[2:], targets=np.int32([299, -100]))
     np.savez(tmp_path / "c.npz", logits=logits[2:], targets=np.uint64([0, 1]))
     np.savez(tmp_path / "d.npz", logits=logits[2:], targets=np.int8([-100, 1]))
-    found = score_json(tmp_path / "[ab].npz", "--shift")
-    assert found["loss"] == tokenloss.cross_entropy(logits[:2], [8, 299])
-    assert (found["count"], found["n_ignored"]) == (2, 1)
-    found = score_json(tmp_path / "[cd].npz", "--shift")
-    assert found["loss"] == tokenloss.cross_entropy(logits[2:3], [1])
-    assert (found["count"], found["n_ignored"], found["n_without_next"]) == (2, 1, 1)
+    result = score_json(tmp_path / "[ab].npz", "--shift")
+    assert result["loss"] == tokenloss.cross_entropy(logits[:2], [8, 299])
+    assert (result["count"], result["n_ignored"]) == (2, 1)
+    result = score_json(tmp_path / "[cd].npz", "--shift")
+    assert result["loss"] == tokenloss.cross_entropy(logits[2:3], [1])
+    assert (result["count"], result["n_ignored"], result["n_without_next"]) == (2, 1, 1)
 
 
 def test_shift_of_targets_out_of_range(command, npz, models):
@@ -153,8 +153,8 @@ def test_shift_with_state(sequence, command, score_json):
     state = sequence.path / "state"
     without = score_json(*sequence.argv, "--shift")
     for _ in range(2):
-        found = score_json(*sequence.argv, "--shift", "--state", state)
-        assert [found[name] for name in SUMMARY_FIELDS[:-1]] == [without[name] for name in SUMMARY_FIELDS[:-1]]
+        actual = score_json(*sequence.argv, "--shift", "--state", state)
+        assert [actual[name] for name in SUMMARY_FIELDS[:-1]] == [without[name] for name in SUMMARY_FIELDS[:-1]]
     kept = read_state(state)
     assert [entry["shard"]["next"][0] for entry in kept["done"]] == [sequence.ids[4], -100, None, None]
     kept["done"][0]["shard"]["next"][0] = 6 if sequence.ids[4] != 6 else 5
@@ -182,13 +182,13 @@ def test_shift_in_compare(n_rows, compare_json, tmp_path):
     ids[..., 2] = -100
     np.savez(tmp_path / "base.npz", logits=base, targets=ids)
     np.savez(tmp_path / "other.npz", logits=other, targets=ids)
-    found = compare_json(tmp_path / "base.npz", tmp_path / "other.npz", "--shift")
+    result = compare_json(tmp_path / "base.npz", tmp_path / "other.npz", "--shift")
     numbers = np.arange(4)[:, None] if len(n_rows) > 1 else None
     expected = tokenloss.compare(base[..., :-1, :], other[..., :-1, :], ids[..., 1:], segment_ids=numbers).to_dict()
-    assert found.pop("signature") == expected.pop("signature").replace("|mask", "|shift:yes|mask")
-    assert {name: found[name] for name in expected} == as_strict_json(expected)
+    assert result.pop("signature") == expected.pop("signature").replace("|mask", "|shift:yes|mask")
+    assert {name: result[name] for name in expected} == as_strict_json(expected)
     sequences = math.prod(n_rows[:-1])
-    assert (found["n_without_next"], found["n_ignored"]) == (sequences, sequences)
+    assert (result["n_without_next"], result["n_ignored"]) == (sequences, sequences)
 
 
 def test_shift_in_compare_of_other_shapes(command, models, tmp_path):
@@ -221,11 +221,11 @@ def warnings_of(*arguments, **options):
     """The result of evaluate, and the warnings about the shift."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = tokenloss.evaluate(*arguments, **options)
+        result = tokenloss.evaluate(*arguments, **options)
     assert all(warning.category is ShiftWarning and warning.filename == __file__ for warning in caught)
     said = "fits_better_unshifted" if options.get("shift") else "fits_better_shifted"
-    assert found.figures[said] == bool(caught)
-    return found, [str(warning.message) for warning in caught]
+    assert result.figures[said] == bool(caught)
+    return result, [str(warning.message) for warning in caught]
 
 
 @pytest.mark.parametrize("shape", [None, (4, 100), (100, 4), (2, 2, 100)])
@@ -333,9 +333,9 @@ def test_missing_shift_for_any_cut(block_rows, npz, tmp_path, monkeypatch):
     for number, (part, targets) in enumerate(cuts):
         np.savez(tmp_path / f"part-{number}.npz", logits=part, targets=targets)
     for source in (cuts, tmp_path / "part-*.npz"):
-        found, said = warnings_of(source, top=0)
+        result, said = warnings_of(source, top=0)
         assert len(said) == 1
-    assert tokenloss.evaluate(tmp_path / "part-*.npz", shift=True).meter.loss < found.meter.loss - math.log(4)
+    assert tokenloss.evaluate(tmp_path / "part-*.npz", shift=True).meter.loss < result.meter.loss - math.log(4)
     for source in (cuts[:3], [tmp_path / f"part-{number}.npz" for number in range(3)]):  # of 19 pairs each
         assert warnings_of(source)[1] == []
 

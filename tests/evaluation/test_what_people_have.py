@@ -120,9 +120,9 @@ def test_models_are_compared_by_input_ids_or_without_targets(save):
 def test_streams_are_compared(tmp_path):
     names = "vllm/completion_stream.txt", "llama_cpp_python/completion_echo_stream.txt"
     base, other = (clients.save(tmp_path / f"{i}.txt", name) for i, name in enumerate(names))
-    ((_, found),) = compare_files(base, other).items()
-    assert found.count == 4
-    assert abs(found.log_perplexity_ratio) < 1e-3
+    ((_, result),) = compare_files(base, other).items()
+    assert result.count == 4
+    assert abs(result.log_perplexity_ratio) < 1e-3
 
 
 def test_ids_of_other_tokens_do_not_matter_beside_targets(save, tmp_path):

@@ -33,16 +33,16 @@ def seeds(tmp_path_factory):
     Stores hold no text: numcodecs takes 8 bytes for each string that a chunk of them claims to hold, up to 16 GB,
     before it looks whether they are there.
     """
-    folder, found = tmp_path_factory.mktemp("seeds"), {}
+    folder, result = tmp_path_factory.mktemp("seeds"), {}
     for save in (*SAVERS, save_llama_cpp):
         text = {"tokens": np.array(["a", "b", "c", "d"])} if "npz" in save.__name__ else {}
         path = save(folder / save.__name__, LOGITS, TARGETS, **text)
-        found.setdefault(path.suffix[1:], []).append(path.read_bytes() if path.is_file() else files_in(path))
-    found["zip"].append(zipped(found["zarr"][1], zipfile.ZIP_DEFLATED))
+        result.setdefault(path.suffix[1:], []).append(path.read_bytes() if path.is_file() else files_in(path))
+    result["zip"].append(zipped(result["zarr"][1], zipfile.ZIP_DEFLATED))
     write_sketch(folder / "a.sketch", [(LOGITS, TARGETS)], top=2, tail=3)
     write_sketch(folder / "b.sketch", [(LOGITS[:, None].astype(np.float16), None)], top=8)
-    found["sketch"] = [(folder / f"{name}.sketch").read_bytes() for name in "ab"]
-    return found
+    result["sketch"] = [(folder / f"{name}.sketch").read_bytes() for name in "ab"]
+    return result
 
 
 def files_in(folder):

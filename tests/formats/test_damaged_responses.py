@@ -56,19 +56,19 @@ def records_of(data, is_lines):
     """What a file holds, in the plainest way; ValueError where it must be refused."""
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)
-    decoder, found = json.JSONDecoder(object_pairs_hook=unique), []
+    decoder, result = json.JSONDecoder(object_pairs_hook=unique), []
     for line in data.split(b"\n") if is_lines else [data]:
         left = line.decode().strip(" \t\r\n")
         while left:
             value, end = decoder.raw_decode(left)
-            found += value if isinstance(value, list) else [value]
+            result += value if isinstance(value, list) else [value]
             left = left[end:].strip(" \t\r\n")
             if is_lines and left:
                 raise ValueError
-    json.dumps(found, ensure_ascii=False).encode()
-    if not found or not all(isinstance(value, dict) for value in found):
+    json.dumps(result, ensure_ascii=False).encode()
+    if not result or not all(isinstance(value, dict) for value in result):
         raise ValueError
-    return found
+    return result
 
 
 def assert_read_as_they_are(path, data):
@@ -78,11 +78,11 @@ def assert_read_as_they_are(path, data):
         expected = records_of(data, path.suffix == ".jsonl")
     except Exception:  # whatever a library raises about damaged data
         expected = None
-    found = []
-    refused = refusal(path, lambda: found.extend(value for _, value in read_records(str(path))))
+    result = []
+    refused = refusal(path, lambda: result.extend(value for _, value in read_records(str(path))))
     assert (refused is None) == (expected is not None)
     if expected is not None:
-        assert repr(found) == repr(expected)  # nan is not equal to itself
+        assert repr(result) == repr(expected)  # nan is not equal to itself
 
 
 LAYOUTS = {
@@ -226,10 +226,10 @@ def assert_samples_compare_or_are_refused(where, base, other):
     paths = where / "base.jsonl", where / "other.jsonl"
     for path, data in zip(paths, (base, other), strict=True):
         path.write_bytes(data)
-    found = []
-    if refusal(where, lambda: found.extend(compare_samples(*paths, cluster="id").values())) is None:
-        json.dumps(found[0].to_dict())
-        for metric in found[0].metrics:
+    result = []
+    if refusal(where, lambda: result.extend(compare_samples(*paths, cluster="id").values())) is None:
+        json.dumps(result[0].to_dict())
+        for metric in result[0].metrics:
             assert metric.mcnemar_p is None or 0 <= metric.mcnemar_p <= 1
             assert not metric.base.stderr < 0
 
@@ -261,9 +261,9 @@ def test_logs_of_inspect_with_damaged_bytes(damages, where):
     pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
     path, base = where / "x.eval", DATA / "inspect" / "base.eval"
     path.write_bytes(damaged(base.read_bytes(), damages))
-    found = []
-    if refusal(path, lambda: found.extend(compare_samples(base, path, cluster="topic").values())) is None:
-        json.dumps(found[0].to_dict())
+    result = []
+    if refusal(path, lambda: result.extend(compare_samples(base, path, cluster="topic").values())) is None:
+        json.dumps(result[0].to_dict())
 
 
 @fuzzed
@@ -277,7 +277,7 @@ def test_logs_of_inspect_with_other_values(data, where):
     path = data.draw(st.sampled_from(list(places(log))[1:]))
     for name, value in ("base.json", log), ("other.json", changed(log, path, data.draw(ANYTHING | NUMBERS))):
         (where / name).write_text(json.dumps(value))
-    found = []
-    read = lambda: found.extend(compare_samples(where / "base.json", where / "other.json", cluster="id").values())  # noqa: E731
+    result = []
+    read = lambda: result.extend(compare_samples(where / "base.json", where / "other.json", cluster="id").values())  # noqa: E731
     if refusal(where, read) is None:
-        json.dumps(found[0].to_dict())
+        json.dumps(result[0].to_dict())

@@ -157,8 +157,8 @@ def test_zarr_chunks_that_are_missing_within_shards_and_archives(logits, tmp_pat
         zarr.create_array(store, **options)[:2] = logits[:2]
     zarr.create_array(tmp_path / "scores.zarr", shards=(4, 6), **options)[:2] = logits[:2]
     for name in "scores.zip", "scores.zarr":
-        found = read_rows(open_scores(tmp_path / name), 3)
-        np.testing.assert_array_equal(found, np.concatenate([logits[:2], np.full((6, 6), np.nan)]))
+        result = read_rows(open_scores(tmp_path / name), 3)
+        np.testing.assert_array_equal(result, np.concatenate([logits[:2], np.full((6, 6), np.nan)]))
 
 
 def test_half_written_zarr_store_has_no_loss(tmp_path):

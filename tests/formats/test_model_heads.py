@@ -108,9 +108,9 @@ def as_transformers(model, torch):
     ids = torch.tensor(np.random.default_rng(7).integers(3, V, (2, 12)))
     inputs = {"decoder_input_ids": ids.flip(0)} if model.config.is_encoder_decoder else {}
     with torch.inference_mode():
-        found = model(input_ids=ids, output_hidden_states=True, **inputs)
-    states = found.decoder_hidden_states if inputs else found.hidden_states
-    return states[-1].numpy(), found.logits.double().numpy(), ids.roll(-1, 1).numpy()
+        result = model(input_ids=ids, output_hidden_states=True, **inputs)
+    states = result.decoder_hidden_states if inputs else result.hidden_states
+    return states[-1].numpy(), result.logits.double().numpy(), ids.roll(-1, 1).numpy()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # old releases of transformers call what torch has deprecated
@@ -127,12 +127,12 @@ def test_lm_head_of_a_model_that_transformers_saved(family, tmp_path):
     losses = reference.cross_entropy(logits, targets, reduction="none")
     expected = float(np.mean(losses))
     assert np.std(losses) > 0.3  # of weights that matter
-    found = evaluate(open_hidden_states(tmp_path / "states.npz", tmp_path / "model")).figures
-    assert found["loss"] == pytest.approx(expected, rel=2e-6)
+    result = evaluate(open_hidden_states(tmp_path / "states.npz", tmp_path / "model")).figures
+    assert result["loss"] == pytest.approx(expected, rel=2e-6)
     scale, cap = FAMILIES[family][2:]
-    assert found["head"]["logit_scale"] == pytest.approx(scale or 1)
-    assert (found["head"]["softcap"], found["head"]["has_bias"]) == (cap, family in WITH_BIAS)
-    assert found["norm_seems_missing"] is False
+    assert result["head"]["logit_scale"] == pytest.approx(scale or 1)
+    assert (result["head"]["softcap"], result["head"]["has_bias"]) == (cap, family in WITH_BIAS)
+    assert result["norm_seems_missing"] is False
 
 
 def test_config_keys_are_those_that_transformers_needs():
@@ -217,11 +217,11 @@ def llama(**config):
 @pytest.mark.parametrize("shards", [0, 1])
 def test_lm_head_config_scales_and_caps(shards, config, transform, states, tmp_path, score_json):
     model = save_model(tmp_path / "model", HEAD, config, shards)
-    found = score_json(states, "--lm-head", model)
-    assert found["loss"] == pytest.approx(loss_of(**transform), abs=1e-6)
+    result = score_json(states, "--lm-head", model)
+    assert result["loss"] == pytest.approx(loss_of(**transform), abs=1e-6)
     taken = {"logit_scale": 1.0, "softcap": None} | transform
-    assert {name: found["head"][name] for name in taken} == taken
-    assert ("(config.json)" in found["head"]["note"]) == bool(transform)
+    assert {name: result["head"][name] for name in taken} == taken
+    assert ("(config.json)" in result["head"]["note"]) == bool(transform)
     opened = open_hidden_states(states, sorted(model.glob("model*.safetensors"))[0]).file.lm_head
     assert (opened.logit_scale, opened.softcap) == (taken["logit_scale"], taken["softcap"])
 
@@ -260,9 +260,9 @@ def test_lm_head_config_that_is_not_understood(config, options, words, states, t
     refused = command("score", states, "--lm-head", model)
     assert_refused(refused, f"{model / 'config.json'}: ", words, f"come with {options}" if options else "")
     if options:
-        found = score_json(states, "--lm-head", model, options, 2)
+        result = score_json(states, "--lm-head", model, options, 2)
         transform = {"softcap": 2.0} if options == "--softcap" else {"logit_scale": 2.0}
-        assert found["loss"] == pytest.approx(loss_of(**transform), abs=1e-6)
+        assert result["loss"] == pytest.approx(loss_of(**transform), abs=1e-6)
 
 
 def test_logit_scale_and_softcap_come_before_those_of_the_config(states, tmp_path, command, score_json):
@@ -322,8 +322,8 @@ def test_lm_head_that_is_not_the_head_of_its_model(tensors, config, words, state
         assert_refused(command("score", states, "--lm-head", head), f"{path}: ", words, "come as FILE:NAME")
     name = next(name for name, tensor in tensors.items() if len(tensor) == V)
     expected = np.asarray(reference.wide(HIDDEN) @ reference.wide(tensors[name]).T, np.float64)
-    found = score_json(states, "--lm-head", f"{model}:{name}")
-    assert found["loss"] == pytest.approx(loss_of(expected), abs=1e-6)
+    result = score_json(states, "--lm-head", f"{model}:{name}")
+    assert result["loss"] == pytest.approx(loss_of(expected), abs=1e-6)
 
 
 def test_lm_head_beside_an_adapter_is_refused(states, tmp_path, command):
@@ -341,11 +341,11 @@ BART = {"model_type": "bart", "architectures": ["BartForConditionalGeneration"]}
 @pytest.mark.parametrize("shards", [0, 1])
 def test_lm_head_that_is_the_embedding(shards, config, states, tmp_path, score_json):
     tensors = EMBEDDING | {"model.norm.weight": np.ones(D, np.float32)}
-    found = score_json(states, "--lm-head", save_model(tmp_path / "model", tensors, config, shards))
-    assert found["loss"] == pytest.approx(loss_of(), abs=1e-6)
-    assert found["head"]["weight"] == "model.embed_tokens.weight"
+    result = score_json(states, "--lm-head", save_model(tmp_path / "model", tensors, config, shards))
+    assert result["loss"] == pytest.approx(loss_of(), abs=1e-6)
+    assert result["head"]["weight"] == "model.embed_tokens.weight"
     both = save_model(tmp_path / "both", EMBEDDING | HEAD, config, shards)  # stored twice
-    assert score_json(states, "--lm-head", both)["loss"] == found["loss"]
+    assert score_json(states, "--lm-head", both)["loss"] == result["loss"]
 
 
 @pytest.mark.parametrize("name", ["lm_head.bias", "final_logits_bias", "lm_head_bias"])
@@ -355,17 +355,17 @@ def test_lm_head_bias_is_added(shards, name, states, tmp_path, score_json, comma
     config = {"model_type": "cohere", "logit_scale": 0.5, "lm_head_bias": True}
     model = save_model(tmp_path / "model", HEAD | {name: bias}, config, shards)
     for head in model, sorted(model.glob("model*.safetensors"))[0]:
-        found = score_json(states, "--lm-head", head)
-        assert found["loss"] == pytest.approx(loss_of(0.5 * (LOGITS + BIAS)), abs=1e-6)
-        assert found["head"]["has_bias"] is True
+        result = score_json(states, "--lm-head", head)
+        assert result["loss"] == pytest.approx(loss_of(0.5 * (LOGITS + BIAS)), abs=1e-6)
+        assert result["head"]["has_bias"] is True
     assert "lm_head.weight + bias" in command("score", states, "--lm-head", model)[1]
     (model / "config.json").write_text('{"model_type": "t5", "d_model": 4}')
     refused = command("score", states, "--lm-head", model)
     assert_refused(refused, f"has {name}, and hidden states are scaled", "--logit-scale")
     for config in {"model_type": "t5", "d_model": 4}, {"model_type": "minicpm", "dim_model_base": 8, "hidden_size": D}:
         (model / "config.json").write_text(json.dumps(config))
-        found = score_json(states, "--lm-head", model, "--logit-scale", 0.5)  # which is of logits
-        assert found["loss"] == pytest.approx(loss_of(0.5 * (LOGITS + BIAS)), abs=1e-6)
+        result = score_json(states, "--lm-head", model, "--logit-scale", 0.5)  # which is of logits
+        assert result["loss"] == pytest.approx(loss_of(0.5 * (LOGITS + BIAS)), abs=1e-6)
 
 
 def test_config_that_cannot_be_read(states, tmp_path, command):
@@ -461,12 +461,12 @@ def test_compare_of_heads_with_configs(definitions, states, tmp_path, command):
     logits = {"capped": 3 * np.tanh(LOGITS / 3), "scaled": LOGITS / 2}
     options = {"definitions": definitions}
     of_capped, of_scaled = (open_hidden_states(states, model) for model in (capped, scaled))
-    found = compare_files(of_capped, {"a": of_capped, "b": of_scaled}, **options)
+    result = compare_files(of_capped, {"a": of_capped, "b": of_scaled}, **options)
     base = tokenloss.log_softmax(logits["capped"])
     expected = tokenloss.compare(base, logits["scaled"], TARGETS, **options)
-    assert found["a"].mean_kl == pytest.approx(0, abs=1e-6)
+    assert result["a"].mean_kl == pytest.approx(0, abs=1e-6)
     for name in ("mean_kl", "perplexity", "base_perplexity", "same_top", "rms_delta_p"):
-        assert getattr(found["b"], name) == pytest.approx(getattr(expected, name), rel=1e-5)
+        assert getattr(result["b"], name) == pytest.approx(getattr(expected, name), rel=1e-5)
     given = {"logit_scale": 0.5, "softcap": 0}
     of_capped, of_scaled = (open_hidden_states(states, model, **given) for model in (capped, scaled))
     same = compare_files(of_capped, {"b": of_scaled}, **options)["b"]
@@ -490,20 +490,20 @@ def test_norm_is_known_by_its_weight(kind, states, tmp_path):
         np.savez(states, hidden_states=HIDDEN * scale * gain + offset, targets=TARGETS)
         if is_missing:
             with pytest.warns(tokenloss.NormWarning):
-                found = evaluate(open_hidden_states(states, model)).figures
+                result = evaluate(open_hidden_states(states, model)).figures
         else:
-            found = evaluate(open_hidden_states(states, model)).figures
-        assert found["norm_seems_missing"] is is_missing
-        assert found["head"]["norm"] == "model.norm.weight"
+            result = evaluate(open_hidden_states(states, model)).figures
+        assert result["norm_seems_missing"] is is_missing
+        assert result["head"]["norm"] == "model.norm.weight"
 
 
 def test_norm_in_a_shard_that_is_not_there(states, tmp_path):
     tensors = HEAD | {"model.norm.weight": np.ones(D, np.float32)}
     model = save_model(tmp_path / "model", tensors, llama(), shards=1)
     (model / "model-00001-of-00009.safetensors").unlink()
-    found = evaluate(open_hidden_states(states, model))
-    assert found.meter.loss == pytest.approx(loss_of(), abs=1e-6)
-    assert found.figures["head"]["norm"] is None
+    result = evaluate(open_hidden_states(states, model))
+    assert result.meter.loss == pytest.approx(loss_of(), abs=1e-6)
+    assert result.figures["head"]["norm"] is None
 
 
 @pytest.mark.parametrize(("value", "found"), [(0.0, 0.0), (np.inf, np.inf), (np.nan, np.nan)])

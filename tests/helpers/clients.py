@@ -53,12 +53,12 @@ def references():
     """References from full logits, by the name of the response."""
     with np.load(CLIENTS / "responses_reference.npz") as file:
         arrays = dict(file)
-    bounds, found = arrays["cu_seqlens"], {}
+    bounds, result = arrays["cu_seqlens"], {}
     for i, name in enumerate(arrays["names"].tolist()):
         tokens = slice(bounds[i], bounds[i + 1])
         own = [arrays[column][tokens] for column in Reference._fields[:5]]
-        found[name] = Reference(*own, *(arrays[column][i] for column in Reference._fields[5:]))
-    return found
+        result[name] = Reference(*own, *(arrays[column][i] for column in Reference._fields[5:]))
+    return result
 
 
 def other_references():
@@ -109,5 +109,5 @@ def chat(*tokens):
 
 def compare_pair(base, other, **options):
     """What `compare_files` finds of two files."""
-    (found,) = compare_files(base, {"other": other}, **options).values()
-    return found
+    (result,) = compare_files(base, {"other": other}, **options).values()
+    return result

@@ -26,11 +26,11 @@ def of_values(values, name="acc"):
 
 def named(comparison, name, kind="none"):
     """A metric by its name."""
-    (found,) = (metric for metric in comparison.metrics if (metric.name, metric.filter) == (name, kind))
-    return found
+    (result,) = (metric for metric in comparison.metrics if (metric.name, metric.filter) == (name, kind))
+    return result
 
 
 def compare_pair(base, other, **options):
     """What `compare_samples` finds of two models."""
-    (found,) = compare_samples(base, {"other": other}, **options).values()
-    return found
+    (result,) = compare_samples(base, {"other": other}, **options).values()
+    return result

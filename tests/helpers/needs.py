@@ -80,14 +80,14 @@ def of_command(command):
 
 def programs_of(command):
     """The names of all programs, builtins and keywords of the shell that begin the parts of a command."""
-    found, begins = set(), True
+    result, begins = set(), True
     for word in _words(command):
         if OPERATORS & set(word):
             begins = word[-1] not in "<>)"
         elif begins and not re.match(r"\w+=", word):
-            found.add(word)
+            result.add(word)
             begins = word in ("if", "then", "do", "!")
-    return found
+    return result
 
 
 def _words(command):
@@ -101,9 +101,9 @@ def _words(command):
 def of_extra(extra):
     """The names by which pip knows the packages of an extra, but not the packages that those need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    found = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
+    result = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
     for requirement in project["optional-dependencies"][extra]:
         name, _, extras = re.match(r"([\w-]+)(\[([\w,-]+)\])?", requirement).groups()
         extras = set(filter(None, (extras or "").split(",")))
-        found |= set().union(*map(of_extra, extras)) if name == "tokenloss" else {name, *extras}
-    return found
+        result |= set().union(*map(of_extra, extras)) if name == "tokenloss" else {name, *extras}
+    return result

@@ -146,8 +146,8 @@ def agrees(shown, printed):
     shown, printed = (SIGNATURE.sub(r"\n\n  signature\2", text) for text in (shown, printed))
     parts = re.split(rf"({NUMBER.pattern}|\.\.\.)", _stripped(shown))  # every second one is a number or dots
     numbers = [part for part in parts[1::2] if part != "..."]
-    found = re.fullmatch("".join(map(_pattern, parts)), _stripped(printed), re.DOTALL)
-    return found is not None and all(map(_near, numbers, found.groups()))
+    result = re.fullmatch("".join(map(_pattern, parts)), _stripped(printed), re.DOTALL)
+    return result is not None and all(map(_near, numbers, result.groups()))
 
 
 def _pattern(part):

@@ -110,8 +110,8 @@ def quantities(logits, others, length):
     models, bias = (hidden, matrix, hidden[::-1], matrix), np.arange(300.0) / 64
     yield "linear_kl_divergence", tokenloss.linear_kl_divergence(*models, base_lm_head_bias=bias, reduction="none")
     yield "linear_compare kl", tokenloss.linear_compare(*models, ids, softcap=30.0).kl
-    found = tokenloss.linear_kl_divergence(*models, softcap=30.0, divergences=FURTHER, reduction="none")
-    for name, values in found._asdict().items():
+    result = tokenloss.linear_kl_divergence(*models, softcap=30.0, divergences=FURTHER, reduction="none")
+    for name, values in result._asdict().items():
         yield f"linear_divergences {name}", values
     meter = tokenloss.LossMeter()
     meter.update(tokenloss.token_scores(logits, ignored))

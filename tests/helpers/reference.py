@@ -269,11 +269,11 @@ def _divergence(base_row, row):
 def divergences(base_logits, logits, *, axis=-1):
     """All divergences of each row, by name."""
     base_logits, logits = (np.moveaxis(float64(array), axis, -1) for array in (base_logits, logits))
-    found = {name: np.zeros(logits.shape[:-1]) for name in ("kl", "reverse_kl", "js", "tv", "hellinger")}
+    result = {name: np.zeros(logits.shape[:-1]) for name in ("kl", "reverse_kl", "js", "tv", "hellinger")}
     for position in np.ndindex(logits.shape[:-1]):
         for name, value in _divergences(base_logits[position], logits[position]).items():
-            found[name][position] = value
-    return found
+            result[name][position] = value
+    return result
 
 
 def _divergences(base_row, row):

@@ -52,9 +52,9 @@ def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
 
 def test_outputs_change_no_figure(score_json, tmp_path):
     plain = score_json(SAMPLE)
-    found = score_json(SAMPLE, "--plot", tmp_path / "losses.png", "--html", tmp_path / "page.html")
+    result = score_json(SAMPLE, "--plot", tmp_path / "losses.png", "--html", tmp_path / "page.html")
     for name in SUMMARY_FIELDS:
-        assert found[name] == plain[name]
+        assert result[name] == plain[name]
     page = (tmp_path / "page.html").read_text("utf-8")
     assert re.search(r"beginning.*God.*created.*the.*heaven", page)
     assert f"{plain['perplexity']:.5g}" in page

@@ -255,16 +255,16 @@ def test_page_of_several_candidates(most, many, command, monkeypatch):
     path = many.path / "page.html"
     status, _, err = command(*many.argv(), "--html", path)
     assert (status, err) == (0, "")
-    found, size = Reader(path.read_text("utf-8")), min(40, most // 3)
-    data = found.data
-    assert found.text("h1") == f"KL divergence of {many.comparison('q4').count} tokens: 3 models vs base"
+    result, size = Reader(path.read_text("utf-8")), min(40, most // 3)
+    data = result.data
+    assert result.text("h1") == f"KL divergence of {many.comparison('q4').count} tokens: 3 models vs base"
     assert [one["name"] for one in data["models"]] == ["q8", "q4", "q2"]
-    assert found.ids(data["target"]) == [None if i < 0 else i for i in many.targets[:size].tolist()]
-    assert [text for _, text in found.tokens] == many.tokens[:size].tolist()
-    assert found.places["file"] == np.repeat([0, 1], [13, 27])[:size].tolist()
-    assert found.places["row"] == [*range(13), *range(27)][:size]
-    assert found.places["position"] == [i for n in (6, 7, 10, 9, 8) for i in range(n)][:size]
-    assert found.paragraphs == len({*zip(found.places["file"], found.places["sequence"], strict=True)})
+    assert result.ids(data["target"]) == [None if i < 0 else i for i in many.targets[:size].tolist()]
+    assert [text for _, text in result.tokens] == many.tokens[:size].tolist()
+    assert result.places["file"] == np.repeat([0, 1], [13, 27])[:size].tolist()
+    assert result.places["row"] == [*range(13), *range(27)][:size]
+    assert result.places["position"] == [i for n in (6, 7, 10, 9, 8) for i in range(n)][:size]
+    assert result.paragraphs == len({*zip(result.places["file"], result.places["sequence"], strict=True)})
     scores = tokenloss.token_scores(many.base, many.targets, top_k=5)
     sides = [(data["base"], scores)]
     for one in data["models"]:
@@ -274,21 +274,21 @@ def test_page_of_several_candidates(most, many, command, monkeypatch):
     for side, scores in sides:
         assert side["k"] == 5
         assert side["rank"] == scores.rank[:size].tolist()
-        assert found.ids(side["top"]) == scores.top_ids[:size].reshape(-1).tolist()
+        assert result.ids(side["top"]) == scores.top_ids[:size].reshape(-1).tolist()
         np.testing.assert_allclose(np.array(side["nll"], float), scores.nll[:size], rtol=1e-5)
         chances = 100 * np.exp(scores.top_logprobs[:size].reshape(-1))
         np.testing.assert_allclose(np.array(side["chance"], float), chances, rtol=5e-3)
-    assert ("first 20 of 40 tokens, since 3 models share 60" in found.text("p")) == (most == 60)
+    assert ("first 20 of 40 tokens, since 3 models share 60" in result.text("p")) == (most == 60)
 
 
 def test_page_of_one_candidate(many, command):
     path = many.path / "page.html"
     assert command(*many.argv("q4"), "--html", path)[::2] == (0, "")
-    found = Reader(path.read_text("utf-8"))
-    assert found.text("h1") == f"KL divergence of {many.comparison('q4').count} tokens: q4 vs base"
-    assert "option" not in found.texts
-    assert [text for _, text in found.tokens] == many.tokens.tolist()
-    assert found.text("code") == shlex.join(["tokenloss", *map(str, [*many.argv("q4"), "--html", path])])
+    result = Reader(path.read_text("utf-8"))
+    assert result.text("h1") == f"KL divergence of {many.comparison('q4').count} tokens: q4 vs base"
+    assert "option" not in result.texts
+    assert [text for _, text in result.tokens] == many.tokens.tolist()
+    assert result.text("code") == shlex.join(["tokenloss", *map(str, [*many.argv("q4"), "--html", path])])
 
 
 def test_outputs_of_one_file_without_sequences_or_text(models, command):
@@ -297,7 +297,7 @@ def test_outputs_of_one_file_without_sequences_or_text(models, command):
         np.savez(base, logits=file["logits"].reshape(24, 9), targets=file["targets"].reshape(24))
     path = models.path / "page.html"
     assert command("compare", base, other, "--html", path)[::2] == (0, "")
-    found = Reader(path.read_text("utf-8"))
-    assert found.places == {"row": [*range(24)]}
-    assert [text for _, text in found.tokens] == [f"#{i}" for i in models.targets.reshape(-1)]
-    assert found.paragraphs == 1
+    result = Reader(path.read_text("utf-8"))
+    assert result.places == {"row": [*range(24)]}
+    assert [text for _, text in result.tokens] == [f"#{i}" for i in models.targets.reshape(-1)]
+    assert result.paragraphs == 1

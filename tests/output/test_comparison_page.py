@@ -58,12 +58,12 @@ def close(values):
 
 def test_data_of_models(write):
     models = Models()
-    found = write(models.comparisons, models.targets, title="2 & more", **models.options())
-    data, targets = found.data, models.targets.reshape(-1)
-    assert found.text("h1") == found.text("title") == "2 & more"
-    assert found.paragraphs == 4
+    result = write(models.comparisons, models.targets, title="2 & more", **models.options())
+    data, targets = result.data, models.targets.reshape(-1)
+    assert result.text("h1") == result.text("title") == "2 & more"
+    assert result.paragraphs == 4
     assert [model["name"] for model in data["models"]] == ["q8", "q2"]  # the smallest divergence first
-    assert found.ids(data["target"]) == targets.tolist()
+    assert result.ids(data["target"]) == targets.tolist()
     rows = np.arange(24)
     for side, logits, k in [
         (data["base"], models.base, 3), *((one, models.logits[one["name"]], 2) for one in data["models"]),
@@ -73,7 +73,7 @@ def test_data_of_models(write):
         assert side["nll"] == close(-expected[rows, targets])
         assert side["rank"] == (1 + np.argmax(order == targets[:, None], -1)).tolist()
         assert side["k"] == k
-        assert found.named(side["top"]) == [VOCABULARY[i] for i in order[:, :k].reshape(-1)]
+        assert result.named(side["top"]) == [VOCABULARY[i] for i in order[:, :k].reshape(-1)]
         chances = 100 * np.exp(np.take_along_axis(expected, order[:, :k], -1).reshape(-1))
         assert side["chance"] == pytest.approx(chances.astype(float), rel=5e-3)
     shades = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -82,16 +82,16 @@ def test_data_of_models(write):
         assert one["kl"] == close(expected)
         assert one["worst"] == np.argsort(-expected, kind="stable").tolist()
         assert one["shades"] == "".join(str(sum(value >= shade for shade in shades)) for value in expected)
-    assert [look[0] for look, _ in found.tokens] == [f"s{shade}" for shade in data["models"][0]["shades"]]
-    assert "".join(text for _, text in found.tokens) == "".join(VOCABULARY[i] for i in targets)
-    assert found.named(range(9)) == [VOCABULARY[i] for i in data["class_id"]]
-    assert found.places == {"sequence": np.repeat(np.arange(4), 6).tolist(), "position": [*range(6)] * 4}
+    assert [look[0] for look, _ in result.tokens] == [f"s{shade}" for shade in data["models"][0]["shades"]]
+    assert "".join(text for _, text in result.tokens) == "".join(VOCABULARY[i] for i in targets)
+    assert result.named(range(9)) == [VOCABULARY[i] for i in data["class_id"]]
+    assert result.places == {"sequence": np.repeat(np.arange(4), 6).tolist(), "position": [*range(6)] * 4}
 
 
 def test_summaries_and_legends(write):
     models = Models()
-    found = write(models.comparisons, models.targets)
-    words = " ".join(found.texts["dd"] + found.texts["small"])
+    result = write(models.comparisons, models.targets)
+    words = " ".join(result.texts["dd"] + result.texts["small"])
     for logits in models.logits.values():
         kl, n = divergences(models.base, logits), 24
         difference = log_probs(models.base) - log_probs(logits)
@@ -105,8 +105,8 @@ def test_summaries_and_legends(write):
             assert figure in words
         shares = [np.mean((kl >= low) & (kl < high)) for low, high in [(0, 0.001), (0.1, 0.3), (0.3, 1)]]
         for share in shares:
-            assert f"{100 * share:.2g} %" in found.texts["td"]
-    assert found.texts["option"] == [
+            assert f"{100 * share:.2g} %" in result.texts["td"]
+    assert result.texts["option"] == [
         f"{name} (mean divergence {divergences(models.base, models.logits[name]).mean():.4g})" for name in ("q8", "q2")
     ]
 
@@ -115,23 +115,23 @@ def test_shades_of_special_values(write):
     kl = [0.0, -1e-17, 0.000999, 0.001, 0.003, 0.029, 0.03, 0.1, 0.3, 1.0, 3.0, 9.99, 10.0, math.inf, math.nan, 0.0]
     kept = np.arange(16) < 15
     one = made_up(kl, kept=kept, n_infinite=1, n_nan=1, finite_mean_kl=estimate(1.625, 0.25))
-    found = write({"q": one}, np.zeros(16, int), tokens=list("abcdefghijklmnop"))
-    assert found.data["models"][0]["shades"] == "0001234567889abc"
-    assert [look for look, _ in found.tokens] == [[LOOKS[int(one, 36)]] for one in found.data["models"][0]["shades"]]
-    assert found.data["models"][0]["kl"][-3:] == [math.inf, None, 0]
-    assert found.texts["td"][10:13] == ["infinite", "no number", "ignored"]
-    assert found.texts["td"][-3:] == ["1"] * 3
-    assert "1.625 ± 0.25 nats without 2 that are not finite" in found.text("small")
-    assert "option" not in found.texts  # of a single model
+    result = write({"q": one}, np.zeros(16, int), tokens=list("abcdefghijklmnop"))
+    assert result.data["models"][0]["shades"] == "0001234567889abc"
+    assert [look for look, _ in result.tokens] == [[LOOKS[int(one, 36)]] for one in result.data["models"][0]["shades"]]
+    assert result.data["models"][0]["kl"][-3:] == [math.inf, None, 0]
+    assert result.texts["td"][10:13] == ["infinite", "no number", "ignored"]
+    assert result.texts["td"][-3:] == ["1"] * 3
+    assert "1.625 ± 0.25 nats without 2 that are not finite" in result.text("small")
+    assert "option" not in result.texts  # of a single model
 
 
 def test_summary_of_a_single_token(write):
-    found = write({"q": compare([[0.0, 1.0]], [[1.0, 0.0]], [0])}, [0])
-    assert "nan" not in " ".join(found.texts["dd"] + found.texts["small"])
-    found = write({"q": compare([[0.0, 1.0]], [[-math.inf, 0.0]], [0])}, [0])
-    assert "nan nats without 1 that are not finite" in found.text("small")
-    found = write({"q": compare([[0.0, 1.0]], [[1.0, 0.0]], [-100])}, [-100])
-    assert found.texts["dd"][0].strip() == "0"
+    result = write({"q": compare([[0.0, 1.0]], [[1.0, 0.0]], [0])}, [0])
+    assert "nan" not in " ".join(result.texts["dd"] + result.texts["small"])
+    result = write({"q": compare([[0.0, 1.0]], [[-math.inf, 0.0]], [0])}, [0])
+    assert "nan nats without 1 that are not finite" in result.text("small")
+    result = write({"q": compare([[0.0, 1.0]], [[1.0, 0.0]], [-100])}, [-100])
+    assert result.texts["dd"][0].strip() == "0"
 
 
 def test_summary_of_two_sequences_says_that_its_error_is_a_guess(write):
@@ -146,11 +146,11 @@ def test_summary_has_the_parity_of_each_model(write):
     other = logits.astype(np.float16)
     other[7] *= -1
     models = {"same": compare(logits, logits, targets), "broken": compare(logits, other, targets)}
-    found = write(models, targets)
-    shown = [text.strip() for text in found.texts["dd"]]
+    result = write(models, targets)
+    shown = [text.strip() for text in result.texts["dd"]]
     for name, one in models.items():
         assert one.parity.startswith(name)
-        assert one.parity_reason in found.texts["small"]
+        assert one.parity_reason in result.texts["small"]
         assert {one.parity, f"{one.n_identical}", f"{one.max_abs_logprob:.4g}", f"{one.decisive_flips} decisive"} <= {
             *shown
         }
@@ -158,33 +158,33 @@ def test_summary_has_the_parity_of_each_model(write):
 
 def test_order_of_models(write):
     means = {"nan": math.nan, "b": 0.5, "inf": math.inf, "a": 0.25}
-    found = write({name: made_up([0.1], mean_kl=mean) for name, mean in means.items()}, [0])
-    assert [one["name"] for one in found.data["models"]] == ["a", "b", "inf", "nan"]
+    result = write({name: made_up([0.1], mean_kl=mean) for name, mean in means.items()}, [0])
+    assert [one["name"] for one in result.data["models"]] == ["a", "b", "inf", "nan"]
 
 
 def test_page_holds_the_first_tokens_of_all_models(write, monkeypatch):
     monkeypatch.setattr(frame, "MOST_TOKENS", 20)
     models = Models()
-    found = write(models.comparisons, models.targets, **models.options())
-    assert len(found.tokens) == len(found.data["target"]) == 10
-    assert found.paragraphs == 2
-    for side in (found.data["base"], *found.data["models"]):
+    result = write(models.comparisons, models.targets, **models.options())
+    assert len(result.tokens) == len(result.data["target"]) == 10
+    assert result.paragraphs == 2
+    for side in (result.data["base"], *result.data["models"]):
         assert {len(side[name]) for name in ("nll", "rank")} == {10}
         assert len(side["top"]) == len(side["chance"]) == 10 * side["k"]
-    assert {len(one["shades"]) for one in found.data["models"]} == {10}
-    assert "first 10 of 24 tokens, since 2 models share 20; the numbers are for all" in found.text("p")
-    assert found.texts["dd"][0].strip() == "24"
+    assert {len(one["shades"]) for one in result.data["models"]} == {10}
+    assert "first 10 of 24 tokens, since 2 models share 20; the numbers are for all" in result.text("p")
+    assert result.texts["dd"][0].strip() == "24"
 
 
 def test_names_and_tokens_with_markup(write):
     names = ["</script><script>alert(1)", "<img src=x onerror=alert(2)>", "\u202e\x00\"'&"]
     comparisons = {name: made_up(np.full(len(NASTY), 0.5 + i)) for i, name in enumerate(names)}
-    found = write(comparisons, np.arange(len(NASTY)), tokens=NASTY, vocabulary=NASTY, title=names[0])
-    assert len(found.texts["script"]) == 2
-    assert [one["name"] for one in found.data["models"]] == [*names[:2], "\ufffd\x00\"'&"]
-    assert [one.split(" (mean")[0] for one in found.texts["option"]] == [*names[:2], "\ufffd␀\"'&"]
-    assert [text for _, text in found.tokens][:10] == NASTY[:10]
-    assert found.text("h1") == names[0]
+    result = write(comparisons, np.arange(len(NASTY)), tokens=NASTY, vocabulary=NASTY, title=names[0])
+    assert len(result.texts["script"]) == 2
+    assert [one["name"] for one in result.data["models"]] == [*names[:2], "\ufffd\x00\"'&"]
+    assert [one.split(" (mean")[0] for one in result.texts["option"]] == [*names[:2], "\ufffd␀\"'&"]
+    assert [text for _, text in result.tokens][:10] == NASTY[:10]
+    assert result.text("h1") == names[0]
 
 
 # -- in a browser -----------------------------------------------------------------------------------------------------
@@ -210,8 +210,8 @@ def test_browser_shows_both_models(browser, tmp_path):
         (summary,) = browser.run(SUMMARY)
         assert f"{kl.mean():.4g}" in summary
         shades = [sum(value >= edge for edge in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)) for value in kl]
-        found = [one.split()[0] for one in browser.run(SHADES)]
-        assert found == [f"s{shade}" for shade in shades]
+        result = [one.split()[0] for one in browser.run(SHADES)]
+        assert result == [f"s{shade}" for shade in shades]
         browser.point(5, 5)
         browser.point(*middle(browser, at))
         card = browser.run(CARD)

@@ -107,8 +107,8 @@ COMMANDS = {
 
 def assert_harmless(text, breaks="\n"):
     """Check that a text has no control characters, marks of direction or halves of pairs but these line breaks."""
-    found = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in breaks}
-    assert not found, [(hex(ord(c)), text[max(0, text.find(c) - 60) :][:100]) for c in found]
+    result = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in breaks}
+    assert not result, [(hex(ord(c)), text[max(0, text.find(c) - 60) :][:100]) for c in result]
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -24,9 +24,9 @@ def test_each_sink_of_a_file_is_in_a_table():
         importlib.import_module(f"{_output.__name__}.{one.name}") for one in pkgutil.iter_modules(_output.__path__)
     ]
     public = (value for module in modules for name, value in vars(module).items() if not name.startswith("_"))
-    found = {value for value in public if isinstance(value, type) and issubclass(value, sinks.Sink)}
-    bases = {base for value in found for base in value.__mro__[1:]}
-    assert found - bases == {output for outputs in TABLES.values() for output in outputs}
+    result = {value for value in public if isinstance(value, type) and issubclass(value, sinks.Sink)}
+    bases = {base for value in result for base in value.__mro__[1:]}
+    assert result - bases == {output for outputs in TABLES.values() for output in outputs}
 
 
 def test_sinks_are_all_outputs():

@@ -31,8 +31,8 @@ def write(tmp_path):
 
 def shown(write, tokens, **options):
     """The text of each token on a page."""
-    found = write(scores_of(np.ones(len(tokens))), np.arange(len(tokens)), tokens=tokens, **options)
-    return [text for _, text in found.tokens]
+    result = write(scores_of(np.ones(len(tokens))), np.arange(len(tokens)), tokens=tokens, **options)
+    return [text for _, text in result.tokens]
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
@@ -40,29 +40,29 @@ def shown(write, tokens, **options):
 
 def test_page_of_the_sample(write):
     scores, targets, tokens = sample()
-    found = write(scores, targets, tokens=tokens, title="whisper & co")
-    assert found.text("h1") == found.text("title") == "whisper & co"
-    assert "".join(text for _, text in found.tokens) == "".join(tokens).replace("Ġ", " ")
-    assert found.paragraphs == 1
-    data, (model,) = found.data, found.data["models"]
+    result = write(scores, targets, tokens=tokens, title="whisper & co")
+    assert result.text("h1") == result.text("title") == "whisper & co"
+    assert "".join(text for _, text in result.tokens) == "".join(tokens).replace("Ġ", " ")
+    assert result.paragraphs == 1
+    data, (model,) = result.data, result.data["models"]
     plain = [token.replace("Ġ", " ") for token in tokens]
-    assert found.named(data["target"]) == plain
-    assert found.ids(data["target"]) == targets.tolist()
+    assert result.named(data["target"]) == plain
+    assert result.ids(data["target"]) == targets.tolist()
     assert model["rank"] == scores.rank.tolist()
     assert model["nll"] == pytest.approx(scores.nll.tolist(), rel=1e-5)
     assert model["entropy"] == pytest.approx(scores.entropy.tolist(), rel=1e-4)
     assert model["k"] == 5
     text = dict(zip(targets.tolist(), plain, strict=True))
-    assert found.named(model["top"]) == [text.get(i, i) for i in scores.top_ids.reshape(-1).tolist()]
+    assert result.named(model["top"]) == [text.get(i, i) for i in scores.top_ids.reshape(-1).tolist()]
     assert model["chance"] == pytest.approx(100 * np.exp(scores.top_logprobs.reshape(-1)), rel=5e-3)
     assert model["worst"] == np.argsort(-scores.nll, kind="stable").tolist()
-    assert found.places == {"position": [*range(15)]}
+    assert result.places == {"position": [*range(15)]}
 
 
 def test_page_summary(write):
     scores, targets, tokens = sample()
-    found = write(scores, targets, tokens=tokens)
-    words = " ".join(found.text("dd").split()) + found.text("small")
+    result = write(scores, targets, tokens=tokens)
+    words = " ".join(result.text("dd").split()) + result.text("small")
     losses = scores.nll
     loss, stderr = losses.mean(), losses.std(ddof=1) / math.sqrt(len(losses))
     low, high = (math.exp(loss * math.exp(t * stderr / loss)) for t in (-2.144787, 2.144787))
@@ -71,16 +71,16 @@ def test_page_summary(write):
         f"{loss / math.log(2):.5g}", "100.00 %",
     ):  # fmt: skip
         assert figure in words
-    assert found.texts["dt"] == ["tokens", "loss", "perplexity", "bits per token", "greedy accuracy"]
+    assert result.texts["dt"] == ["tokens", "loss", "perplexity", "bits per token", "greedy accuracy"]
 
 
 def test_meter_and_accuracy_of_more_than_the_page_holds(write):
     meter = tokenloss.LossMeter()
     meter.update(np.full(1000, 2.0), n_bytes=4000)
-    found = write(scores_of([1.0, 2.0]), [3, 4], meter=meter, accuracy=0.25)
-    assert found.texts["dt"] == ["tokens", "loss", "perplexity", "bits per token", "bits per byte", "greedy accuracy"]
-    assert [value.strip() for value in found.texts["dd"]] == ["1,000", "2", "7.3891", "2.8854", "0.72135", "25.00 %"]
-    assert "first 2 of 1,000 tokens" in found.text("p")
+    result = write(scores_of([1.0, 2.0]), [3, 4], meter=meter, accuracy=0.25)
+    assert result.texts["dt"] == ["tokens", "loss", "perplexity", "bits per token", "bits per byte", "greedy accuracy"]
+    assert [value.strip() for value in result.texts["dd"]] == ["1,000", "2", "7.3891", "2.8854", "0.72135", "25.00 %"]
+    assert "first 2 of 1,000 tokens" in result.text("p")
 
 
 def test_page_holds_the_first_tokens(write, monkeypatch):
@@ -88,16 +88,16 @@ def test_page_holds_the_first_tokens(write, monkeypatch):
     scores = scores_of(
         np.arange(8.0).reshape(2, 4), top_ids=np.arange(16).reshape(2, 4, 2), top_logprobs=np.ones((2, 4, 2))
     )
-    found = write(scores, np.arange(8).reshape(2, 4), tokens=np.array(list("abcdefgh")).reshape(2, 4))
-    assert [text for _, text in found.tokens] == list("abcde")
-    assert found.paragraphs == 2
-    (model,) = found.data["models"]
-    assert found.named(model["top"]) == [*"abcde", *range(5, 10)]
-    assert {len(column) for column in (*found.places.values(), found.data["lengths"], found.data["target"])} == {5}
+    result = write(scores, np.arange(8).reshape(2, 4), tokens=np.array(list("abcdefgh")).reshape(2, 4))
+    assert [text for _, text in result.tokens] == list("abcde")
+    assert result.paragraphs == 2
+    (model,) = result.data["models"]
+    assert result.named(model["top"]) == [*"abcde", *range(5, 10)]
+    assert {len(column) for column in (*result.places.values(), result.data["lengths"], result.data["target"])} == {5}
     assert {len(model[name]) for name in ("rank", "nll", "entropy", "worst")} == {5}
-    assert found.anchors == ["sequence-0", "sequence-1"]
-    assert "first 5 of 8 tokens" in found.text("p")
-    assert found.texts["dd"][0].strip() == "8"
+    assert result.anchors == ["sequence-0", "sequence-1"]
+    assert "first 5 of 8 tokens" in result.text("p")
+    assert result.texts["dd"][0].strip() == "8"
 
 
 # both kinds of pages, of the arguments that a test changes
@@ -132,9 +132,9 @@ def test_page_loads_nothing(kind, tmp_path):
 def test_tokens_of_any_shape(shape, kind, tmp_path):
     own = {"scores": scores_of(np.ones(shape))} if kind == "loss" else {"comparisons": {"q": made_up(np.ones(shape))}}
     PAGES[kind](tmp_path / "page.html", targets=np.zeros(shape, np.int32), vocabulary=["x"], **own)
-    found = Reader((tmp_path / "page.html").read_text("utf-8"))
-    assert [text for _, text in found.tokens] == ["x"] * math.prod(shape)
-    assert "of all" not in found.text("p")
+    result = Reader((tmp_path / "page.html").read_text("utf-8"))
+    assert [text for _, text in result.tokens] == ["x"] * math.prod(shape)
+    assert "of all" not in result.text("p")
 
 
 OF_TWO = token_scores(np.ones((2, 2)), [0, 0])
@@ -199,10 +199,10 @@ TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2
 
 def test_tokens_with_bidi_controls(write):
     tokens = [f"a{c}b" for c in TURNING]
-    found = write(scores_of(np.ones(12)), np.arange(12), tokens=tokens, vocabulary=tokens, title=TURNING)
-    assert [text for _, text in found.tokens] == ["a\ufffdb"] * 12
-    assert found.text("h1") == found.text("title") == "\ufffd" * 12
-    assert found.data["class_text"] == ["a\ufffdb"] * 12
+    result = write(scores_of(np.ones(12)), np.arange(12), tokens=tokens, vocabulary=tokens, title=TURNING)
+    assert [text for _, text in result.tokens] == ["a\ufffdb"] * 12
+    assert result.text("h1") == result.text("title") == "\ufffd" * 12
+    assert result.data["class_text"] == ["a\ufffdb"] * 12
 
 
 def test_tokens_of_byte_level_bpe(write):
@@ -223,45 +223,45 @@ def test_tokenizer_joins_the_tokens_that_split_a_character(tmp_path):
     logits = np.where(np.arange(512) == ids[:, None], 9.0, 0.0)
     path = tmp_path / "page.html"
     evaluate(blocks([(logits, ids)], tokenizer=TESTS / "data" / "model"), sinks=[sinks.HtmlPage(path)])
-    found = Reader(path.read_text("utf-8"))
-    assert [shown for _, shown in found.tokens][:7] == ["a", " ", "", "", "", "🙂", " the"]
-    assert "".join(shown for _, shown in found.tokens) == text + "#0"  # and nothing of padding
+    result = Reader(path.read_text("utf-8"))
+    assert [shown for _, shown in result.tokens][:7] == ["a", " ", "", "", "", "🙂", " the"]
+    assert "".join(shown for _, shown in result.tokens) == text + "#0"  # and nothing of padding
     pieces = [*text[:2], *(f"\\x{byte:02x}" for byte in "🙂".encode()), " the"]
-    assert found.named(found.data["target"])[:7] == pieces
-    assert found.named(found.data["models"][0]["top"][::5])[:7] == pieces
-    assert "bits per byte" in found.text("dt")
+    assert result.named(result.data["target"])[:7] == pieces
+    assert result.named(result.data["models"][0]["top"][::5])[:7] == pieces
+    assert "bits per byte" in result.text("dt")
 
 
 def test_tokens_with_markup(write):
-    found = write(
+    result = write(
         scores_of(np.ones(len(NASTY)), top_ids=np.arange(len(NASTY))[:, None], top_logprobs=np.zeros((len(NASTY), 1))),
         np.arange(len(NASTY)),
         tokens=NASTY,
         vocabulary=NASTY,
         title=NASTY[0],
     )
-    assert len(found.texts["script"]) == 2
-    assert [text for _, text in found.tokens][:12] == [*NASTY[:10], "␀␍", "\ufffd"]
-    assert found.data["class_text"][:12] == [*NASTY[:11], "\ufffd"]
-    assert found.text("h1") == NASTY[0]
+    assert len(result.texts["script"]) == 2
+    assert [text for _, text in result.tokens][:12] == [*NASTY[:10], "␀␍", "\ufffd"]
+    assert result.data["class_text"][:12] == [*NASTY[:11], "\ufffd"]
+    assert result.text("h1") == NASTY[0]
 
 
 def test_vocabulary(write):
     scores = scores_of(np.ones(4), top_ids=np.array([[1], [0], [9], [-1]]), top_logprobs=np.zeros((4, 1)))
     targets = np.array([0, 2, 5, -1])
-    found = write(scores, targets, vocabulary=["a", "b", "c"])
-    assert [text for _, text in found.tokens] == ["a", "c", "#5", "#-1"]
-    assert ["id" in look for look, _ in found.tokens] == [False, False, True, True]
-    assert found.named(found.data["models"][0]["top"][:3]) == ["b", "a", 9]
-    assert found.data["models"][0]["top"][3] == -1  # there is none
+    result = write(scores, targets, vocabulary=["a", "b", "c"])
+    assert [text for _, text in result.tokens] == ["a", "c", "#5", "#-1"]
+    assert ["id" in look for look, _ in result.tokens] == [False, False, True, True]
+    assert result.named(result.data["models"][0]["top"][:3]) == ["b", "a", 9]
+    assert result.data["models"][0]["top"][3] == -1  # there is none
     assert [text for _, text in write(scores, targets).tokens] == ["#0", "#2", "#5", "#-1"]
     assert [text for _, text in write(scores, targets, tokens=["x", None, "y", "z"]).tokens] == ["x", "#2", "y", "z"]
 
 
 def test_top_ids_missing(write):
-    found = write(scores_of([1.0, 2.0]), [7, 8])
-    (model,) = found.data["models"]
-    assert (model["k"], found.named(model["top"]), model["chance"]) == (1, [7, 7], [None, None])
+    result = write(scores_of([1.0, 2.0]), [7, 8])
+    (model,) = result.data["models"]
+    assert (model["k"], result.named(model["top"]), model["chance"]) == (1, [7, 7], [None, None])
 
 
 # -- colors ------------------------------------------------------------------------------------------------------------
@@ -270,12 +270,12 @@ def test_top_ids_missing(write):
 def test_shades_of_losses(write):
     nll = [0.0, 0.099, 0.1, 0.7, 1.0, 2.5, 3.5, 5.0, 7.0, 9.99, 10.0, 1e300, math.inf, math.nan, 0.0]
     kept = np.arange(15) < 14
-    found = write(scores_of(nll, kept=kept), np.arange(15), tokens=list("abcdefghijklmno"))
+    result = write(scores_of(nll, kept=kept), np.arange(15), tokens=list("abcdefghijklmno"))
     shades = ["s0", "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s9"]
-    assert [look for look, _ in found.tokens] == [[look] for look in [*shades, "inf", "nan", "ignored"]]
-    assert found.data["models"][0]["nll"][-3:] == [math.inf, None, 0]
-    assert found.data["models"][0]["worst"] == [12, 13, *range(11, -1, -1)]
-    legend = found.texts["td"]
+    assert [look for look, _ in result.tokens] == [[look] for look in [*shades, "inf", "nan", "ignored"]]
+    assert result.data["models"][0]["nll"][-3:] == [math.inf, None, 0]
+    assert result.data["models"][0]["worst"] == [12, 13, *range(11, -1, -1)]
+    legend = result.texts["td"]
     assert legend[10:13] == ["infinite nll", "no number", "ignored"]
     assert legend[-3:] == ["1"] * 3
     assert "ignored" not in write(scores_of([1.0]), [0]).texts["td"]
@@ -321,9 +321,9 @@ def test_footer_says_what_made_the_page(command, npz, tmp_path, monkeypatch, wri
         pages.append(Path("page.html").read_text("utf-8"))
     assert pages[0] == pages[1]  # no time, and nothing of the machine
     assert str(tmp_path) not in pages[0]
-    found = Reader(pages[0])
-    assert found.text("code") == shlex.join(["tokenloss", "score", name, "--html", "page.html"])
-    assert f"Made by tokenloss {tokenloss.__version__}: " in found.text("p")
+    result = Reader(pages[0])
+    assert result.text("code") == shlex.join(["tokenloss", "score", name, "--html", "page.html"])
+    assert f"Made by tokenloss {tokenloss.__version__}: " in result.text("p")
     assert write(scores_of([1.0]), [0]).text("code") == "tokenloss.page.write_page"
 
 

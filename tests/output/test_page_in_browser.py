@@ -366,9 +366,9 @@ def accessible(browser):
     """Roles and names in the tree that screen readers use, without plain text."""
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
     # Chromium 150 keeps the blank between a label and its box
-    found = [(one["role"]["value"], one.get("name", {}).get("value", "").strip(), one)
+    result = [(one["role"]["value"], one.get("name", {}).get("value", "").strip(), one)
              for one in nodes if not one["ignored"]]  # fmt: skip
-    return [one for one in found if one[0] not in ("StaticText", "InlineTextBox", "generic", "none", "ListMarker")]
+    return [one for one in result if one[0] not in ("StaticText", "InlineTextBox", "generic", "none", "ListMarker")]
 
 
 def test_browser_has_roles_and_names_for_screen_readers(browser, long):

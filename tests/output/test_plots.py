@@ -254,14 +254,14 @@ def test_draw_divergences_where():
 def comparisons_of(count, size=200):
     """Comparisons by name, in no order of their means."""
     one = compare(np.zeros((size, 2)), np.zeros((size, 2)), np.zeros(size, int))
-    found = {}
+    result = {}
     for number in RNG.permutation(count).tolist():
         kl = np.exp(RNG.normal(number / 4 - 8, 1, size))
         stderr = kl.std(ddof=1) / math.sqrt(size)
-        found[f"org/model-{number}.npy"] = dataclasses.replace(
+        result[f"org/model-{number}.npy"] = dataclasses.replace(
             one, kl=kl, mean_kl=estimate(kl.mean(), stderr, one.interval_factor)
         )
-    return found
+    return result
 
 
 def by_mean(comparisons):

@@ -51,33 +51,33 @@ def test_html_shows_each_response_and_its_alternatives_by_their_text(command, tm
     names = ["llama_cpp_python/completion_echo_bos_00.json", "llama_cpp_python/completion_echo_bos_01.json"]
     path, page = clients.save(tmp_path / "echo.jsonl", *names), tmp_path / "page.html"
     assert command("score", path, "--html", page)[0] == 0
-    found = Reader(page.read_text("utf-8"))
+    result = Reader(page.read_text("utf-8"))
     texts = [clients.response(name)["choices"][0]["logprobs"]["tokens"][:-1] for name in names]
-    assert (found.paragraphs, [text for _, text in found.tokens]) == (2, [text for one in texts for text in one])
-    data, (model,) = found.data, found.data["models"]
+    assert (result.paragraphs, [text for _, text in result.tokens]) == (2, [text for one in texts for text in one])
+    data, (model,) = result.data, result.data["models"]
     tokens = [text for one in texts for text in one]
-    assert found.named(data["target"]) == tokens
+    assert result.named(data["target"]) == tokens
     assert set(data["class_id"]) == {None}
     assert "entropy" not in model
     assert not {0, -1} & {*model["rank"]}
     tops = clients.response(names[0])["choices"][0]["logprobs"]["top_logprobs"]
     best = max(tops[2], key=tops[2].get)
     first = 2 * model["k"]
-    assert found.named(model["top"][first : first + 1]) == [best]
+    assert result.named(model["top"][first : first + 1]) == [best]
     assert model["chance"][first] == pytest.approx(100 * math.exp(tops[2][best]), rel=5e-3)
-    assert found.places["sequence"] == [0] * len(texts[0]) + [1] * len(texts[1])
-    assert found.places["position"] == [*range(len(texts[0])), *range(len(texts[1]))]
-    assert found.anchors == ["sequence-0", "sequence-1"]
+    assert result.places["sequence"] == [0] * len(texts[0]) + [1] * len(texts[1])
+    assert result.places["position"] == [*range(len(texts[0])), *range(len(texts[1]))]
+    assert result.anchors == ["sequence-0", "sequence-1"]
 
 
 def test_html_without_what_is_not_known(command, tmp_path):
     path, page = clients.save_lines(tmp_path / "c.jsonl", chat(("a", -1.0), ("b", -2.0))), tmp_path / "page.html"
     assert command("score", path, "--html", page)[0] == 0
-    found = Reader(page.read_text("utf-8"))
-    (model,) = found.data["models"]
-    assert (model["rank"], {*found.data["class_id"]}) == ([None] * 2, {None})
+    result = Reader(page.read_text("utf-8"))
+    (model,) = result.data["models"]
+    assert (model["rank"], {*result.data["class_id"]}) == ([None] * 2, {None})
     assert set(model["top"]) == {-1}
-    assert "greedy accuracy" not in found.texts["dt"]
+    assert "greedy accuracy" not in result.texts["dt"]
     clients.save_lines(path, chat(("a", -1.0, [("a", -1.0), ("b", -2.0)]), ("b", -2.0)))
     assert command("score", path, "--html", page)[0] == 0
     assert "of 1 token where it is known" in Reader(page.read_text("utf-8")).text("small")
@@ -86,9 +86,9 @@ def test_html_without_what_is_not_known(command, tmp_path):
 def test_html_of_a_token_without_text_and_class(command, tmp_path):
     path, page = clients.save(tmp_path / "c.json", "sglang/generate_last_class.json"), tmp_path / "page.html"
     assert command("score", path, "--html", page)[0] == 0
-    found = Reader(page.read_text("utf-8"))
-    assert None in found.data["class_text"]
-    assert ["id", "\ufffd"] in [[looks[-1], text] for looks, text in found.tokens]
+    result = Reader(page.read_text("utf-8"))
+    assert None in result.data["class_text"]
+    assert ["id", "\ufffd"] in [[looks[-1], text] for looks, text in result.tokens]
 
 
 @pytest.mark.parametrize("name", ["vllm/completion_prompt_logprobs0.json", "vllm/rendered_echo_no_top.json"])

@@ -54,12 +54,12 @@ def test_page_keeps_its_first_tokens(of_blocks, blocks, npz, tmp_path, monkeypat
     logits, targets, _ = joined(blocks)
     targets[2:] = -100
     path = npz(logits=logits, targets=targets)
-    found = evaluate(iter(blocks) if of_blocks else path, sinks=[sinks.HtmlPage(tmp_path / "page.html")])
+    result = evaluate(iter(blocks) if of_blocks else path, sinks=[sinks.HtmlPage(tmp_path / "page.html")])
     page = Reader((tmp_path / "page.html").read_text("utf-8"))
     assert len(page.tokens) == len(page.data["models"][0]["nll"]) == 7
     assert "first 7 of 30 tokens" in page.text("p")
-    assert page.texts["dd"][0].strip() == str(found.meter.count)
-    assert page.text("h1") == f"Loss of {found.meter.count} tokens" + ("" if of_blocks else f": {path.name}")
+    assert page.texts["dd"][0].strip() == str(result.meter.count)
+    assert page.text("h1") == f"Loss of {result.meter.count} tokens" + ("" if of_blocks else f": {path.name}")
     assert page.paragraphs == 2  # as many as rows
     assert page.anchors == ["sequence-0", "sequence-1"]
     made_by = "tokenloss.evaluate"
@@ -96,8 +96,8 @@ class Collected(sinks.Sink):
 
 def test_sink_of_ones_own(blocks, npz):
     sink = Collected()
-    found = evaluate(blocks, sinks=[sink])
-    tokens = found.meter.count
+    result = evaluate(blocks, sinks=[sink])
+    tokens = result.meter.count
     assert sink.calls == [("open", (), 3), ("finish", tokens), ("close", None)]
     logits, targets, where = joined(blocks)
     expected = token_scores(logits, targets, where=where, top_k=3)
@@ -137,10 +137,10 @@ def test_sink_of_sequences_gets_all_of_them_at_once_also_from_a_state(blocks, np
     ]
     for _ in range(2):
         sink.blocks.clear()
-        found = evaluate(paths, sinks=[sink], state=tmp_path / "state")
+        result = evaluate(paths, sinks=[sink], state=tmp_path / "state")
         (block,) = sink.blocks
-        assert [*block.columns] == [column.name for column in sink.schema.sequences] == [*found.sequences]
-        for name, column in found.sequences.items():
+        assert [*block.columns] == [column.name for column in sink.schema.sequences] == [*result.sequences]
+        for name, column in result.sequences.items():
             np.testing.assert_array_equal(block.columns[name], column, err_msg=name)
 
 
@@ -171,11 +171,11 @@ def test_a_sink_that_writes_to_sqlite(blocks, npz, tmp_path):
     logits, targets, _ = joined(blocks)
     base, other = npz("a.npz", logits=logits, targets=targets), npz("b.npz", logits=0.9 * logits)
     third = npz("c.npz", logits=0.8 * logits)
-    found = evaluate(base, sinks=[Sqlite(tmp_path / "one.db")])
+    result = evaluate(base, sinks=[Sqlite(tmp_path / "one.db")])
     compared = compare_files(base, {"b": other, "c": third}, sinks=[Sqlite(tmp_path / "two.db")])
     query = "SELECT sequence, loss FROM sequences"
     with contextlib.closing(sqlite3.connect(tmp_path / "one.db")) as database:
-        expected = zip(found.sequences["sequence"].tolist(), found.sequences["loss"].tolist(), strict=True)
+        expected = zip(result.sequences["sequence"].tolist(), result.sequences["loss"].tolist(), strict=True)
         assert database.execute(query).fetchall() == [*expected]
     with contextlib.closing(sqlite3.connect(tmp_path / "two.db")) as database:
         for name, one in compared.items():

@@ -124,7 +124,7 @@ def of_compared_responses(path, command):
     }
     named = [f"{name}={files[name]}" for name in ("near", "less")]
     assert command("compare", files["base"], *named, "--per-token", path)[::2] == (0, "")
-    found = compare_files(files["base"], {name: files[name] for name in ("near", "less")})
+    result = compare_files(files["base"], {name: files[name] for name in ("near", "less")})
     lengths = [len(ids) for ids in documents.ids]
     places = {
         "file": np.zeros(sum(lengths)),
@@ -133,8 +133,8 @@ def of_compared_responses(path, command):
         "target": np.concatenate(documents.ids),
     }
     figures = ("kept", "base_nll", "nll", "kl_bound", "delta_p", "is_same_top", "is_top_known", "base_mass", "mass")
-    of_all = {name: np.concatenate([getattr(one, name) for one in found.values()]) for name in figures}
-    names = {"name": np.repeat([*found], sum(lengths))}
+    of_all = {name: np.concatenate([getattr(one, name) for one in result.values()]) for name in figures}
+    names = {"name": np.repeat([*result], sum(lengths))}
     return names | {name: np.tile(column, 2) for name, column in places.items()} | of_all
 
 
@@ -187,11 +187,11 @@ def test_a_row_for_each_sequence(suffix, tmp_path):
     blocks = [(logits[part], targets[part], where[part]) for part in (slice(0, 1), slice(1, 4), slice(4, 6))]
     evaluation = evaluate(blocks, sinks=[sinks.SequenceTable(str(path))])
     expected = sequence_losses(token_scores(logits, targets, where=where))
-    found = read_table(path)
-    assert list(found) == ["file", "sequence", "count", "nll", "loss", "perplexity", "is_greedy"]
-    assert found["nll"].tolist() == expected.nll[expected.count > 0].tolist()
+    result = read_table(path)
+    assert list(result) == ["file", "sequence", "count", "nll", "loss", "perplexity", "is_greedy"]
+    assert result["nll"].tolist() == expected.nll[expected.count > 0].tolist()
     assert {name: column.tolist() for name, column in evaluation.sequences.items()} == {
-        name: column.tolist() for name, column in found.items()
+        name: column.tolist() for name, column in result.items()
     }
 
 
@@ -222,11 +222,11 @@ def test_a_row_for_each_question_metric_and_candidate(suffix, command, tmp_path)
     files = [tmp_path / "base.jsonl", f"A={tmp_path / 'a.jsonl'}", f"B={tmp_path / 'b.jsonl'}"]
     assert command("compare", *files, "--per-sequence", path)[0] == 0
     memory = sinks.SequenceTable()
-    found = compare_samples(files[0], {"A": tmp_path / "a.jsonl", "B": tmp_path / "b.jsonl"}, sinks=[memory])
+    result = compare_samples(files[0], {"A": tmp_path / "a.jsonl", "B": tmp_path / "b.jsonl"}, sinks=[memory])
     table, columns = read_table(path), memory.columns()
     expected = [
         (name, "", metric.name, metric.filter, str(doc_id), base, other, metric.mcnemar_p is not None and base != other)
-        for name, one in found.items()
+        for name, one in result.items()
         for metric in one.metrics
         for doc_id, base, other in zip(metric.doc_ids, metric.base_values, metric.other_values, strict=True)
     ]
@@ -247,10 +247,10 @@ def test_questions_of_folders_have_their_task(command, tmp_path):
         for task in tasks:
             clients.save_lines(tmp_path / run / f"samples_{task}_2026-01-01T00-00-00.jsonl", *lines_of(task, run))
     table = sinks.SequenceTable(columns=["flipped"])
-    found = compare_samples(tmp_path / "base", {"q": tmp_path / "noise"}, sinks=[table])["q"]
+    result = compare_samples(tmp_path / "base", {"q": tmp_path / "noise"}, sinks=[table])["q"]
     columns = table.columns()
     assert list(columns) == ["name", "task", "metric", "filter", "doc_id", "flipped"]
-    for metric in found.metrics:
+    for metric in result.metrics:
         own = (columns["task"] == metric.task) & (columns["metric"] == metric.name)
         n_flipped = (metric.right_to_wrong or 0) + (metric.wrong_to_right or 0)
         assert (own.sum(), columns["flipped"][own].sum()) == (metric.count, n_flipped)
@@ -344,16 +344,16 @@ def test_tokenizer_gives_each_token_its_bytes_and_its_text(suffix, command, npz,
     vocabulary = json.loads((MODEL / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
     ids = np.array([[*(vocabulary[piece] for piece in ("a", "Ġ", "ð", "Ł", "Ļ", "Ĥ", "Ġthe")), 0, -100]])
     path = npz(logits=np.zeros((*ids.shape, 512)), targets=ids, tokens=np.full(ids.shape, "x"))
-    found = tmp_path / f"tokens{suffix}"
-    assert command("score", path, "--tokenizer", MODEL, "--per-token", found)[0] == 0
-    table = read_table(found)
+    result = tmp_path / f"tokens{suffix}"
+    assert command("score", path, "--tokenizer", MODEL, "--per-token", result)[0] == 0
+    table = read_table(result)
     unknown = -1 if suffix == ".npy" else np.nan
     np.testing.assert_array_equal(table["n_bytes"], [1, 1, 1, 1, 1, 1, 4, 0, unknown])
     assert list(table)[-2:] == (["position", "n_bytes"] if suffix == ".npy" else ["n_bytes", "text"])
     if suffix != ".npy":
         assert table["text"] == ["a", " ", "\\xf0", "\\x9f", "\\x99", "\\x82", " the", None, None]
-    assert command("score", path, "--tokenizer", MODEL, "--per-sequence", found)[0] == 0
-    assert (read_table(found)["n_bytes"].tolist(), list(read_table(found))[-1]) == ([10], "bits_per_byte")
+    assert command("score", path, "--tokenizer", MODEL, "--per-sequence", result)[0] == 0
+    assert (read_table(result)["n_bytes"].tolist(), list(read_table(result))[-1]) == ([10], "bits_per_byte")
 
 
 def test_positions_go_on_in_the_next_file_and_block(npz, tmp_path, monkeypatch):
@@ -376,10 +376,10 @@ def test_positions_go_on_in_the_next_file_and_block(npz, tmp_path, monkeypatch):
         return open_scores(paths, segment_ids=[tmp_path / name for name in names])
 
     def positions(source, **options):
-        found = evaluate(source, sinks=[table], top=60, **options).figures["highest_loss_tokens"]
+        result = evaluate(source, sinks=[table], top=60, **options).figures["highest_loss_tokens"]
         places = read_table(tmp_path / "t.npy")["position"].astype(int)
         starts = {None: 0} | dict(zip(map(str, paths), (0, 13), strict=True))
-        listed = {starts[token["file"]] + token["row"]: token["position"] for token in found}
+        listed = {starts[token["file"]] + token["row"]: token["position"] for token in result}
         assert [listed[row] for row in sorted(listed)] == [None if place < 0 else place for place in places]
         return places.tolist()
 
@@ -399,9 +399,9 @@ def test_a_table_in_memory_has_the_columns_of_the_file(npz, tmp_path):
     compared = sinks.TokenTable(tmp_path / "c.npy"), sinks.TokenTable()
     compare_files(path, {"a": npz("a.npz", logits=0.9 * LOGITS)}, sinks=compared)
     for in_file, in_memory in (tables, compared):
-        expected, found = np.load(in_file.path), in_memory.columns()
-        assert [*found] == [*expected.dtype.names]
-        for name, column in found.items():
+        expected, result = np.load(in_file.path), in_memory.columns()
+        assert [*result] == [*expected.dtype.names]
+        for name, column in result.items():
             assert column.dtype.isnative
             np.testing.assert_array_equal(column, expected[name], err_msg=name)
         with pytest.raises(ValueError, match=r"path.*None, for a table in memory"):

@@ -60,20 +60,20 @@ class Mutant:
 
 def drawn(number, seed):
     """Random mutants of the Python packages that have tests of their own, each at another place."""
-    chance, found = random.Random(seed), {}  # noqa: S311 -- no secret
+    chance, result = random.Random(seed), {}  # noqa: S311 -- no secret
     files = [file for file in sorted(SOURCES.glob("*/**/*.py")) if (ROOT / tests_of(file)).is_dir()]
     sizes = [file.stat().st_size for file in files]
-    while len(found) < number:
+    while len(result) < number:
         (file,) = chance.choices(files, sizes)
         changes = changes_of(file)
         place = chance.choice(sorted(changes)) if changes else None
-        if place and (file, place) not in found:
+        if place and (file, place) not in result:
             text = mutate_code(file.read_text("utf-8"), *chance.choice(changes[place]))
             with contextlib.suppress(SyntaxError):  # say of the * among parameters
                 if meaning(text) != meaning(file.read_text("utf-8")):
                     tests, others = (tests_of(file),), (*ALL, f"--ignore={tests_of(file)}")
-                    found[file, place] = Mutant(file.relative_to(ROOT), text, difference(file, text), tests, others)
-    return list(found.values())
+                    result[file, place] = Mutant(file.relative_to(ROOT), text, difference(file, text), tests, others)
+    return list(result.values())
 
 
 def tests_of(file):
@@ -84,14 +84,14 @@ def tests_of(file):
 @functools.cache
 def changes_of(file):
     """The operators that can change a file and their occurrences, by place."""
-    nodes, found = list(ast_nodes(get_ast(file.read_text("utf-8")))), {}
+    nodes, result = list(ast_nodes(get_ast(file.read_text("utf-8")))), {}
     for name in plugins.operator_names():
         operator = plugins.get_operator(name)
         if not operator.arguments() and not LEFT_OUT.search(name):
             places = (place for node in nodes for place in operator().mutation_positions(node))
             for occurrence, place in enumerate(places):
-                found.setdefault(place, []).append((operator(), occurrence))
-    return found
+                result.setdefault(place, []).append((operator(), occurrence))
+    return result
 
 
 def meaning(text):

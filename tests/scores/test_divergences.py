@@ -35,20 +35,20 @@ each_dtype_of_each = pytest.mark.parametrize(
 
 def found_of(base_logits, logits, names=NAMES, **options):
     """The divergences of each position, by name."""
-    found = kl_divergence(base_logits, logits, divergences=names, reduction="none", **options)._asdict()
-    assert all((value is None) == (name not in names) for name, value in found.items())
-    return {name: np.asarray(value) for name, value in found.items() if value is not None}
+    result = kl_divergence(base_logits, logits, divergences=names, reduction="none", **options)._asdict()
+    assert all((value is None) == (name not in names) for name, value in result.items())
+    return {name: np.asarray(value) for name, value in result.items() if value is not None}
 
 
-def assert_within_bounds(found):
+def assert_within_bounds(result):
     for name, most in {"js": math.log(2), "tv": 1.0, "hellinger": 1.0, "reverse_kl": INF}.items():
-        known = found[name][~np.isnan(found[name])]
+        known = result[name][~np.isnan(result[name])]
         assert ((known >= 0) & (known <= most)).all(), name
         assert not np.signbit(known).any(), name
 
 
 def assert_as_oracle(base_logits, logits, given=None, axis=-1):
-    found, expected = (
+    result, expected = (
         found_of(*(given or (base_logits, logits)), axis=axis),
         reference.divergences(base_logits, logits, axis=axis),
     )
@@ -58,9 +58,9 @@ def assert_as_oracle(base_logits, logits, given=None, axis=-1):
     relative = 1e-6 if is_single else 6e-14 + error / 40
     for name in NAMES[1:]:
         finite = np.where(np.isfinite(expected[name]), expected[name], 0)
-        assert_near(found[name], expected[name], error + (relative * finite if name == "reverse_kl" else 0), 2)
-    assert_within_bounds(found)
-    return found
+        assert_near(result[name], expected[name], error + (relative * finite if name == "reverse_kl" else 0), 2)
+    assert_within_bounds(result)
+    return result
 
 
 def pair(rng, shape, base_dtype, dtype, distance=0.3):
@@ -131,13 +131,13 @@ def test_divergences_of_probabilities_and_log_probabilities(kind, dtype, rng):
             logits[1, :, 1] = -INF
             probs = reference.float64(reference.softmax(logits))
             base, other = scores_of(probs[0], base_kind), scores_of(probs[1], kind)
-            found = found_of(base, other, kind=kind, base_kind=base_kind)
+            result = found_of(base, other, kind=kind, base_kind=base_kind)
             expected = reference.divergences(logits_of(base, base_kind), logits_of(other, kind))
             for name in NAMES[1:]:
                 allowed = error * np.maximum(
                     1 if name == "reverse_kl" else 0.2, np.nan_to_num(expected[name], posinf=1)
                 )
-                assert_near(found[name], expected[name], allowed, 2)
+                assert_near(result[name], expected[name], allowed, 2)
 
 
 @pytest.mark.parametrize("classes", [100, 5000])
@@ -146,9 +146,9 @@ def test_divergences_of_nearly_equal_models_keep_their_digits(classes, distance,
     """A divergence of 1e-8 is no noise, though float32 holds logits to 1e-7."""
     base_logits = (3 * rng.standard_normal((50, classes))).astype(np.float32)
     logits = (base_logits + distance * rng.standard_normal((50, classes)) + 5).astype(np.float32)
-    found, expected = found_of(base_logits, logits), reference.divergences(base_logits, logits)
+    result, expected = found_of(base_logits, logits), reference.divergences(base_logits, logits)
     for name in NAMES[1:]:
-        error = np.median(abs(found[name] - expected[name]) / expected[name])
+        error = np.median(abs(result[name] - expected[name]) / expected[name])
         assert error < 1e-7 / distance * (0.1 if classes < 5000 else 0.05) + 2e-6, name
 
 
@@ -164,11 +164,11 @@ def test_divergences_of_nearly_equal_models_keep_their_digits(classes, distance,
     )
 )
 def test_divergences_keep_to_the_inequalities_that_join_them(rows):
-    found = {name: float(value) for name, value in found_of(*rows).items()}
-    if np.isnan(found["tv"]):
+    result = {name: float(value) for name, value in found_of(*rows).items()}
+    if np.isnan(result["tv"]):
         return
-    assert_within_bounds({name: np.asarray(value) for name, value in found.items()})
-    kl, reverse_kl, js, tv, hellinger = found.values()
+    assert_within_bounds({name: np.asarray(value) for name, value in result.items()})
+    kl, reverse_kl, js, tv, hellinger = result.values()
     error = 4e-7
     assert tv <= math.sqrt(kl / 2) + error or kl < 2e-7  # Pinsker
     assert tv <= math.sqrt(reverse_kl / 2) + error
@@ -194,10 +194,10 @@ def test_divergences_of_rows_without_a_common_class(backend):
         rows = np.zeros((2, classes))
         rows[0, : classes // 2] = rows[1, classes // 2 :] = -INF
         for dtype in (np.float32, np.float64):
-            found = found_of(*rows.astype(dtype))
-            assert [float(found[name]) for name in ("kl", "reverse_kl", "tv", "hellinger")] == [INF, INF, 1, 1]
-            assert float(found["js"]) == pytest.approx(math.log(2), abs=1e-7)
-            assert found["js"] <= math.log(2)
+            result = found_of(*rows.astype(dtype))
+            assert [float(result[name]) for name in ("kl", "reverse_kl", "tv", "hellinger")] == [INF, INF, 1, 1]
+            assert float(result["js"]) == pytest.approx(math.log(2), abs=1e-7)
+            assert result["js"] <= math.log(2)
 
 
 @each_dtype
@@ -207,11 +207,11 @@ def test_liger_1453_js_of_classes_that_underflow_under_one_model_is_not_nan(dtyp
     for classes in (3, 700):
         rows = np.zeros((2, classes), dtype)
         rows[:, 0], rows[0, 1] = far, far
-        found = assert_as_oracle(rows[0], rows[1])
-        assert all(np.isfinite(found[name]) for name in ("js", "tv", "hellinger"))
+        result = assert_as_oracle(rows[0], rows[1])
+        assert all(np.isfinite(result[name]) for name in ("js", "tv", "hellinger"))
         rows[0, 1], rows[1, 1] = 0, far
-        found = assert_as_oracle(rows[0], rows[1])
-        assert all(np.isfinite(found[name]) for name in ("js", "tv", "hellinger"))
+        result = assert_as_oracle(rows[0], rows[1])
+        assert all(np.isfinite(result[name]) for name in ("js", "tv", "hellinger"))
 
 
 def test_trl_3043_js_is_of_the_mixture_and_not_of_its_logarithm(rng):
@@ -219,9 +219,9 @@ def test_trl_3043_js_is_of_the_mixture_and_not_of_its_logarithm(rng):
     p, q = (rng.dirichlet(np.ones(50), 20) for _ in range(2))
     m = (p + q) / 2
     expected = ((p * np.log(p / m)).sum(-1) + (q * np.log(q / m)).sum(-1)) / 2
-    found = found_of(np.log(p), np.log(q), ("js",))["js"]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert_same_bits(found, found_of(np.log(q), np.log(p), ("js",))["js"])
+    result = found_of(np.log(p), np.log(q), ("js",))["js"]
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
+    assert_same_bits(result, found_of(np.log(q), np.log(p), ("js",))["js"])
 
 
 @each_dtype
@@ -242,9 +242,9 @@ def test_divergences_of_logits_of_minus_infinity(base_dtype, dtype, backend):
         for position in {0, classes // 2, classes - 1}:
             base_logits, logits = np.zeros(classes, base_dtype), np.zeros(classes, dtype)
             base_logits[position] = -INF
-            found = assert_as_oracle(base_logits, logits)
-            assert found["reverse_kl"] == INF
-            assert float(found["tv"]) == pytest.approx(1 / classes, abs=2e-7)
+            result = assert_as_oracle(base_logits, logits)
+            assert result["reverse_kl"] == INF
+            assert float(result["tv"]) == pytest.approx(1 / classes, abs=2e-7)
             logits[position] = -90 if dtype.itemsize > 2 else -9
             assert found_of(base_logits, logits)["reverse_kl"] == INF
             logits[position] = -INF
@@ -260,10 +260,10 @@ def test_divergences_where_a_row_has_no_softmax(dtype, rng, backend):
             for value in (NAN, INF, -INF):
                 given = [base_logits.copy(), logits.copy()]
                 given[which][1, classes // 2 if value != -INF else slice(None)] = value
-                found, swapped_kl = found_of(*given), found_of(*given[::-1], ("kl",))["kl"]
+                result, swapped_kl = found_of(*given), found_of(*given[::-1], ("kl",))["kl"]
                 for name in NAMES[2:]:
-                    assert_same_bits(found[name], [expected[name][0], NAN, expected[name][2]])
-                assert_same_bits(found["reverse_kl"][1], swapped_kl[1])
+                    assert_same_bits(result[name], [expected[name][0], NAN, expected[name][2]])
+                assert_same_bits(result["reverse_kl"][1], swapped_kl[1])
 
 
 def test_reverse_kl_is_the_divergence_of_the_models_in_each_others_place(rng):
@@ -318,12 +318,12 @@ def test_linear_kl_divergence_and_linear_compare_give_the_divergences_of_the_log
         if option:
             logits = [3 * np.tanh(0.5 * one.astype(float) / 3) for one in logits]
         expected = found_of(*logits)
-        found = linear_kl_divergence(*models, divergences=NAMES, reduction="none", **option)._asdict()
+        result = linear_kl_divergence(*models, divergences=NAMES, reduction="none", **option)._asdict()
         compared = linear_compare(*models, None, divergences=NAMES, **option)
         for name in NAMES:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-6 if dtype == np.float32 else 1e-12)
+            np.testing.assert_allclose(result[name], expected[name], rtol=1e-6 if dtype == np.float32 else 1e-12)
             values = compared.kl if name == "kl" else compared.token_divergences[name]
-            assert_same_bits(values, found[name])
+            assert_same_bits(values, result[name])
     where = np.arange(12) % 3 > 0
     masked = linear_kl_divergence(*models, divergences=("tv",), where=where).tv
     assert (

@@ -116,14 +116,14 @@ def test_losses_of_empty_arrays_with_axis_reduction_where_weight_sample_weight_w
                 if kept.any() and kind == "one-hot":
                     assert_fails(ValueError, [named, "one-hot"], function, *arguments, **options)
                     continue
-                found = function(*arguments, **options)
+                result = function(*arguments, **options)
                 if loss == "cross_entropy_and_grad":
-                    found, gradient = found
+                    result, gradient = result
                     assert (gradient.shape, gradient.dtype.kind, gradient.itemsize) == (shape, "f", 4)
                 expected = reduced(each, kept, reduction, weights)
-                np.testing.assert_array_equal(found, expected)
-                assert np.shape(found) == np.shape(expected)
-                assert reduction == "none" or type(found) is float
+                np.testing.assert_array_equal(result, expected)
+                assert np.shape(result) == np.shape(expected)
+                assert reduction == "none" or type(result) is float
 
 
 @each_shape
@@ -152,17 +152,17 @@ def test_softmax_log_softmax_logsumexp_of_empty_arrays_with_axis_keepdims_out_wo
             expected = np.log(np.zeros(shape).sum(summed, keepdims=True))  # -inf, if there is a position
         for workers in (1, 2):
             for function in (softmax, log_softmax):
-                found = function(logits, axis=axes, workers=workers)
-                assert (found.shape, found.dtype) == (shape, dtype)
+                result = function(logits, axis=axes, workers=workers)
+                assert (result.shape, result.dtype) == (shape, dtype)
                 out = np.ones(shape, dtype)
                 assert function(logits, axis=axes, out=out, workers=workers) is out
             for keepdims in (False, True):
                 options = {"axis": axes, "keepdims": keepdims, "workers": workers}
                 of_shape = expected.reshape(expected.shape if keepdims else batch)
                 out = np.zeros(of_shape.shape)
-                for found in (logsumexp(logits, **options), logsumexp(logits, out=out, **options)):
-                    np.testing.assert_array_equal(found, of_shape)
-                    assert found.shape == of_shape.shape
+                for result in (logsumexp(logits, **options), logsumexp(logits, out=out, **options)):
+                    np.testing.assert_array_equal(result, of_shape)
+                    assert result.shape == of_shape.shape
 
 
 @each_shape
@@ -216,14 +216,14 @@ def test_kl_divergence_of_empty_arrays_with_axis_where_reduction_kind_workers(sh
         options = {"axis": axis, "workers": workers, "reduction": reduction}
         each, everywhere = np.full(batch, NAN), np.ones(batch, bool)
         for where in (everywhere, ~everywhere):
-            found = kl_divergence(scores, scores, where=where, **options)
-            np.testing.assert_array_equal(found, reduced(each, where, reduction))
+            result = kl_divergence(scores, scores, where=where, **options)
+            np.testing.assert_array_equal(result, reduced(each, where, reduction))
         for kind, word in (("log_probs", "logsumexp"), ("probs", "adds up to 0")):
             if math.prod(batch):
                 assert_fails(ValueError, ["logits", word], kl_divergence, scores, scores, kind=kind, **options)
             else:
-                found = kl_divergence(scores, scores, kind=kind, **options)
-                np.testing.assert_array_equal(found, reduced(each, everywhere, reduction))
+                result = kl_divergence(scores, scores, kind=kind, **options)
+                np.testing.assert_array_equal(result, reduced(each, everywhere, reduction))
 
 
 @each_shape
@@ -236,11 +236,11 @@ def test_compare_and_comparison_meter_of_empty_arrays_with_axis_segment_ids_defi
         if math.prod(batch):
             assert_fails(IndexError, ["targets", "[0, 0)"], compare, scores, scores, ids, **options)
         for targets, more in ((ignored, {}), (ids, {"where": False}), (ignored, {"segment_ids": ids})):
-            found = compare(scores, scores, targets, **options, **more)
-            assert (found.count, found.nll.shape, found.kl.shape) == (0, batch, batch)
-            assert math.isnan(found.perplexity)
-            assert math.isnan(found.mean_kl)
-            assert math.isnan(found.same_top)
+            actual = compare(scores, scores, targets, **options, **more)
+            assert (actual.count, actual.nll.shape, actual.kl.shape) == (0, batch, batch)
+            assert math.isnan(actual.perplexity)
+            assert math.isnan(actual.mean_kl)
+            assert math.isnan(actual.same_top)
         meter = ComparisonMeter(definitions=definitions, workers=workers)
         moved = np.moveaxis(scores, axis, -1)
         for _ in range(2):
@@ -270,24 +270,24 @@ def test_linear_functions_of_empty_arrays(hidden_shape, weight_shape, dtype):
         assert linear_cross_entropy(hidden, weight, ignored, reduction="sum", **options) == 0.0
         assert math.isnan(linear_cross_entropy(hidden, weight, ignored, **options))
         soft = np.zeros((*batch, classes))
-        found = linear_cross_entropy(hidden, weight, soft, reduction="none", **options)
-        np.testing.assert_array_equal(found, np.zeros(batch) if classes else nll)
+        result = linear_cross_entropy(hidden, weight, soft, reduction="none", **options)
+        np.testing.assert_array_equal(result, np.zeros(batch) if classes else nll)
         assert_no_token(linear_token_scores(hidden, weight, ignored, **options), batch, 0)
         if classes == 0 and math.prod(batch):
             for function in (linear_cross_entropy, linear_token_scores):
                 assert_fails(IndexError, ["targets", "[0, 0)"], function, hidden, weight, ids, **options)
         else:
-            found = linear_cross_entropy(hidden, weight, ids, reduction="none", **options)
-            np.testing.assert_allclose(found, nll, rtol=1e-7)
+            result = linear_cross_entropy(hidden, weight, ids, reduction="none", **options)
+            np.testing.assert_allclose(result, nll, rtol=1e-7)
             scores = linear_token_scores(hidden, weight, ids, top_k=min(classes, 2), **options)
-            np.testing.assert_array_equal(scores.nll, found)
+            np.testing.assert_array_equal(scores.nll, result)
             assert (scores.rank == classes).all()
         if math.prod(batch):
             assert_fails(ValueError, ["targets", "one-hot"], linear_cross_entropy, hidden, weight, soft > 0, **options)
     pair = hidden, weight, hidden, weight
     for workers in (1, 2):
-        found = linear_kl_divergence(*pair, reduction="none", workers=workers)
-        np.testing.assert_array_equal(found, np.zeros(batch) if classes else nll)
+        result = linear_kl_divergence(*pair, reduction="none", workers=workers)
+        np.testing.assert_array_equal(result, np.zeros(batch) if classes else nll)
         assert linear_compare(*pair, ignored, workers=workers).count == 0
         if classes == 0 and math.prod(batch):
             assert_fails(IndexError, ["targets", "[0, 0)"], linear_compare, *pair, ids, workers=workers)
@@ -300,9 +300,9 @@ def test_linear_functions_of_empty_arrays(hidden_shape, weight_shape, dtype):
 @each_shape
 def test_topk_divergence_bound_of_empty_lists(shape):
     ids, logs = np.zeros(shape, int), np.zeros(shape)
-    found = topk_divergence_bound(ids, logs, ids, logs)
+    result = topk_divergence_bound(ids, logs, ids, logs)
     for name in ("kl", "base_mass", "mass", "n_common"):
-        values = getattr(found, name)
+        values = getattr(result, name)
         assert values.shape == shape[:-1]
         assert not np.any(values)  # of no classes
 
@@ -316,10 +316,10 @@ def test_sequence_losses_loss_meter_and_next_token_of_empty_arrays(shape):
         ({"n_bytes": np.zeros(rows, int), "n_words": np.zeros(rows, int)}, rows), ({"segment_ids": ids}, (0,)),
         ({"cu_seqlens": [0]}, (0,)), ({"cu_seqlens": [0, 0, 0]}, (2,)),
     ):  # fmt: skip
-        found = sequence_losses(nll, **options)
-        assert found.count.shape == found.nll.shape == batch
-        assert (found.count.any(), found.nll.any()) == (False, False)
-        assert np.isnan(found.loss).all()
+        result = sequence_losses(nll, **options)
+        assert result.count.shape == result.nll.shape == batch
+        assert (result.count.any(), result.nll.any()) == (False, False)
+        assert np.isnan(result.loss).all()
     assert_fails(ValueError, ["cu_seqlens", "(0,)"], sequence_losses, nll, cu_seqlens=[])
     meter = LossMeter()
     meter.update(nll)
@@ -352,9 +352,9 @@ def test_evaluate_of_empty_blocks_with_shift_where_segment_ids(shape, shift):
         if math.prod(batch) and (where is None or where.any()):
             assert_fails(IndexError, ["targets", "[0, 0)"], evaluate, blocks, shift=shift)
             continue
-        found = evaluate(blocks, shift=shift)
-        assert found.meter.count == 0
-        assert math.isnan(found.meter.loss)
+        result = evaluate(blocks, shift=shift)
+        assert result.meter.count == 0
+        assert math.isnan(result.meter.loss)
 
 
 def test_evaluate_without_blocks():

@@ -82,9 +82,9 @@ def test_gradient_at_every_length_of_row(dtype, options, rng):
         assert_as_oracle(logits, targets, **options)
         loss, gradient = cross_entropy_and_grad(logits, targets, **options)
         for layout in (strided, swapped, misaligned, np.asfortranarray):
-            found = cross_entropy_and_grad(layout(logits), targets, **options)
-            assert_same_bits([found[0]], [loss])
-            assert_same_bits(found[1], gradient)
+            result = cross_entropy_and_grad(layout(logits), targets, **options)
+            assert_same_bits([result[0]], [loss])
+            assert_same_bits(result[1], gradient)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)

@@ -175,8 +175,8 @@ def test_no_gate_holds_where_probabilities_are_compared_as_logits(rng):
 def test_evaluate_gives_no_such_warning_where_the_kind_is_given_or_refused(targets, rng):
     probs = softmax(logits_of(rng))
     ids = rng.integers(0, 7, 20) if targets == "ids" else softmax(logits_of(rng))
-    found = tokenloss.evaluate(blocks([(probs, ids)], kind="logits"))
+    result = tokenloss.evaluate(blocks([(probs, ids)], kind="logits"))
     with pytest.warns(KindWarning):
-        assert found.loss == pytest.approx(cross_entropy(probs, ids), rel=1e-12)
+        assert result.loss == pytest.approx(cross_entropy(probs, ids), rel=1e-12)
     with pytest.raises(ValueError, match="looks like probabilities"):
         tokenloss.evaluate([(probs, ids)])

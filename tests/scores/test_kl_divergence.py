@@ -351,13 +351,13 @@ def test_kind_of_the_smallest_probabilities(rng):
 def test_kind_gives_the_divergences_of_other_libraries(rng):
     special = pytest.importorskip("scipy.special")
     base, other = (distribution(rng, (50, 30), np.float64, 1.0) for _ in range(2))
-    found = kl_divergence(base, other, kind="probs", reduction="none")
-    assert np.allclose(found, special.rel_entr(base, other).sum(-1), rtol=1e-13, atol=1e-15)
+    result = kl_divergence(base, other, kind="probs", reduction="none")
+    assert np.allclose(result, special.rel_entr(base, other).sum(-1), rtol=1e-13, atol=1e-15)
     # Keras's KLDivergence, in its own words
     clipped, clipped_other = np.clip(base, 1e-7, 1), np.clip(other, 1e-7, 1)
-    assert np.allclose(found, (clipped * np.log(clipped / clipped_other)).sum(-1), rtol=1e-3)
+    assert np.allclose(result, (clipped * np.log(clipped / clipped_other)).sum(-1), rtol=1e-3)
     # torchmetrics' KLDivergence divides by the sums of rows, too
-    assert np.allclose(kl_divergence(1.05 * base, 0.95 * other, kind="probs", reduction="none"), found, atol=1e-14)
+    assert np.allclose(kl_divergence(1.05 * base, 0.95 * other, kind="probs", reduction="none"), result, atol=1e-14)
     torch = pytest.importorskip("torch")
     logs, other_logs = torch.log(torch.from_numpy(base)), torch.log(torch.from_numpy(other))
     expected = torch.nn.functional.kl_div(other_logs, logs, reduction="batchmean", log_target=True)
@@ -370,8 +370,10 @@ def test_kind_of_probabilities_where_rows_left_out_are_garbage(rng):
         expected = kl_divergence(base[:10], other[:10], kind="probs", reduction="none")
         base[10:], other[12:] = 7, NAN
         for layout in (np.asarray, np.asfortranarray):
-            found = kl_divergence(layout(base), layout(other), kind="probs", reduction="none", where=np.arange(20) < 10)
-            assert_same_bits(found[:10], expected)
+            result = kl_divergence(
+                layout(base), layout(other), kind="probs", reduction="none", where=np.arange(20) < 10
+            )
+            assert_same_bits(result[:10], expected)
 
 
 @pytest.mark.parametrize("classes", [4, 40, 600])
@@ -379,8 +381,8 @@ def test_kind_of_probabilities_where_rows_left_out_are_garbage(rng):
 def test_kind_of_rows_with_nan_is_nan(kind, classes, rng, backend):
     base, other = (as_kind(distribution(rng, (30, classes), np.float64), kind, np.float64) for _ in range(2))
     base[3, 1], other[7, classes - 1] = NAN, NAN
-    found = kl_divergence(base, other, kind=kind, reduction="none")
-    assert np.flatnonzero(np.isnan(found)).tolist() == [3, 7]
+    result = kl_divergence(base, other, kind=kind, reduction="none")
+    assert np.flatnonzero(np.isnan(result)).tolist() == [3, 7]
 
 
 @pytest.mark.parametrize("classes", [4, 40, 600])

@@ -130,12 +130,12 @@ def test_linear_token_scores_of_every_depth_dtype_and_linear_bias(depth, dtype, 
         ids, bias = rng.integers(0, classes, rows), rng.standard_normal(classes).astype(dtype)
         for given_bias in (None, bias):
             scores = linear_token_scores(hidden, weight, ids, lm_head_bias=given_bias, top_k=classes)
-            found = logits_of(scores)
+            result = logits_of(scores)
             ours = rows <= FEW or classes == 1  # the only class is every row's target
             logits, error, product_dtype = exact(hidden, weight, given_bias, ours)
-            assert_near(found, logits, error + 1e-14, 16)
-            rounded = found.astype(product_dtype)
-            np.testing.assert_allclose(found, rounded, rtol=1e-14, atol=1e-14)
+            assert_near(result, logits, error + 1e-14, 16)
+            rounded = result.astype(product_dtype)
+            np.testing.assert_allclose(result, rounded, rtol=1e-14, atol=1e-14)
             if product_dtype == FLOAT32:
                 expected = reference.token_scores(rounded, ids, top_k=classes)
                 for name in ("rank", "argmax", "is_greedy", "top_ids"):
@@ -231,9 +231,9 @@ def test_linear_bfloat16_products_of_every_size_are_near_the_exact_ones(rows, de
 def test_linear_bfloat16_products_are_as_accurate_as_those_of_float32(has_bf16_matmul, rng):
     hidden, weight = operands(rng, 64, 300, 2048, BFLOAT16)
     logits, _, _ = exact(hidden, weight)
-    found = logits_of(linear_token_scores(hidden, weight, np.zeros(64, int), top_k=300))
+    result = logits_of(linear_token_scores(hidden, weight, np.zeros(64, int), top_k=300))
     single = hidden.astype(FLOAT32) @ weight.astype(FLOAT32).T
-    assert np.std(found - logits) <= (1.1 if has_bf16_matmul else 1.01) * max(np.std(single - logits), 2e-6)
+    assert np.std(result - logits) <= (1.1 if has_bf16_matmul else 1.01) * max(np.std(single - logits), 2e-6)
 
 
 @each_kind
@@ -357,8 +357,8 @@ def test_linear_few_positions_have_the_same_bits_on_every_backend(dtypes, scale,
             everything(hidden * hidden.dtype.type(scale), weight * weight.dtype.type(scale), ids)
             for hidden, weight, ids in problems
         ]
-    for name, found in results.items():
-        for actual, expected in zip(found, results["portable"], strict=True):
+    for name, result in results.items():
+        for actual, expected in zip(result, results["portable"], strict=True):
             assert_same_bits(actual, expected, name)
 
 
@@ -371,8 +371,8 @@ def test_linear_many_bfloat16_positions_have_the_same_bits_in_any_batch(use_back
     expected = everything(hidden, weight, ids)
     for size in (FEW + 1, 33, 70, 80):
         parts = [everything(hidden[i : i + size], weight, ids[i : i + size]) for i in range(0, 160 - FEW, size)]
-        found = np.concatenate(parts)
-        assert_same_bits(found, expected[: len(found)], f"batches of {size}")
+        result = np.concatenate(parts)
+        assert_same_bits(result, expected[: len(result)], f"batches of {size}")
 
 
 def test_linear_workers_change_no_bit(rng):
@@ -601,11 +601,11 @@ def test_linear_subnormal_products_have_the_same_bits_on_every_backend(use_backe
     tiny, near = 2.0**-127 + 2.0**-149, 2.0**-75
     weight, hidden = np.zeros((1, 65), np.float32), np.zeros((1, 65), np.float32)
     weight[0, [0, 64]], hidden[0, [0, 64]] = (tiny, near * (1 + 2.0**-23)), (1, near * (1 - 2.0**-23))
-    found, single = np.empty(1), _core.DTYPES["float32"]
+    result, single = np.empty(1), _core.DTYPES["float32"]
     for backend in _core.backends():
         use_backend(backend)
-        _core.row_dots(weight, single, hidden, single, np.zeros(1, np.int64), found)
-        assert found[0] == tiny, backend
+        _core.row_dots(weight, single, hidden, single, np.zeros(1, np.int64), result)
+        assert result[0] == tiny, backend
 
 
 @few_and_many

@@ -57,8 +57,8 @@ def oracle(base_logits, logits, targets, **options):
     base_nll, nll = (-np.take_along_axis(array, targets[..., None], -1)[..., 0] for array in (base, other))
     p = np.exp(base)
     kl = np.where(p > 0, p * (base - np.where(p > 0, other, 0)), 0).sum(-1)
-    found = {"nll": nll, "base_nll": base_nll, "kl": kl, "delta_p": np.exp(-nll) - np.exp(-base_nll)}
-    return {name: np.float64(column) for name, column in (found | {"base_top_p": p.max(-1)}).items()}
+    result = {"nll": nll, "base_nll": base_nll, "kl": kl, "delta_p": np.exp(-nll) - np.exp(-base_nll)}
+    return {name: np.float64(column) for name, column in (result | {"base_top_p": p.max(-1)}).items()}
 
 
 def assert_as_oracle(operands, targets, biases=(None, None), error=2e-7, layout=np.array, **options):
@@ -67,15 +67,15 @@ def assert_as_oracle(operands, targets, biases=(None, None), error=2e-7, layout=
         [layout(array) for array in operands],
         {"base_lm_head_bias": biases[0], "lm_head_bias": biases[1], **options},
     )
-    found, expected = linear_compare(*arguments, targets, **given), oracle(base_logits, logits, targets, **options)
+    result, expected = linear_compare(*arguments, targets, **given), oracle(base_logits, logits, targets, **options)
     for name, column in expected.items():
-        assert_near(getattr(found, name), column, error, 8)
-    np.testing.assert_array_equal(found.is_same_top, base_logits.argmax(-1) == logits.argmax(-1))
-    assert found.kept.all()
+        assert_near(getattr(result, name), column, error, 8)
+    np.testing.assert_array_equal(result.is_same_top, base_logits.argmax(-1) == logits.argmax(-1))
+    assert result.kept.all()
     kl = linear_kl_divergence(*arguments, reduction="none", **given)
-    assert_same_bits(kl, found.kl)
+    assert_same_bits(kl, result.kl)
     assert_same_bits(linear_kl_divergence(*arguments, reduction="sum", **given), reference.exact_sum(kl.ravel()))
-    assert linear_kl_divergence(*arguments, **given) == pytest.approx(found.mean_kl, rel=2**-52)
+    assert linear_kl_divergence(*arguments, **given) == pytest.approx(result.mean_kl, rel=2**-52)
 
 
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 1030])
@@ -109,23 +109,23 @@ def test_linear_compare_equals_compare_of_the_logits_with_cu_seqlens_or_segment_
     targets[1], where, bounds = -100, np.arange(rows) != 2, [0, 4, rows]
     options = {"where": where, "cu_seqlens": bounds}
     logits = [exact_logits(*operands[i : i + 2]).astype(FLOAT32) for i in (0, 2)]
-    found, expected = linear_compare(*operands, targets, **options), compare(*logits, targets, **options)
+    result, expected = linear_compare(*operands, targets, **options), compare(*logits, targets, **options)
     for name in COLUMNS:
-        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=2e-7)
+        np.testing.assert_allclose(getattr(result, name), getattr(expected, name), rtol=0, atol=2e-7)
     for name in ("is_same_top", "kept"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
     for name in ("mean_kl", "mean_kl_stderr", "perplexity_ratio", "log_perplexity_ratio_stderr", "same_top"):
-        assert reference.statistic(found, name) == pytest.approx(reference.statistic(expected, name), abs=1e-6)
-    assert found.n_sequences == 2
+        assert reference.statistic(result, name) == pytest.approx(reference.statistic(expected, name), abs=1e-6)
+    assert result.n_sequences == 2
     numbers = np.arange(rows) >= 4
     again = linear_compare(*operands, targets, where=where, segment_ids=numbers.astype(int))
-    assert again.to_dict() == found.to_dict()
+    assert again.to_dict() == result.to_dict()
     alone = linear_compare(*operands, None, where=where & (targets != -100), cu_seqlens=bounds)
-    assert_same_bits(alone.kl, found.kl)
+    assert_same_bits(alone.kl, result.kl)
     assert (alone.mean_kl, alone.mean_kl.stderr, alone.same_top) == (
-        found.mean_kl,
-        found.mean_kl.stderr,
-        found.same_top,
+        result.mean_kl,
+        result.mean_kl.stderr,
+        result.same_top,
     )
     assert not alone.has_targets
     assert np.isnan([alone.nll, alone.base_nll, alone.delta_p]).all()
@@ -138,10 +138,10 @@ def test_linear_pairs_of_batches_of_every_shape_with_where(batch, rng):
     logits = [operands[i] @ operands[i + 1].T for i in (0, 2)]
     for layout in (np.array, np.asfortranarray, strided):
         arguments = [layout(array) for array in operands]
-        found = linear_kl_divergence(*arguments, where=where, reduction="none")
-        np.testing.assert_allclose(found, kl_divergence(*logits, where=where, reduction="none"), atol=1e-12)
-        assert np.shape(found) == batch
-        assert_same_bits(linear_compare(*arguments, targets, where=where).kl, np.where(where, found, np.nan))
+        result = linear_kl_divergence(*arguments, where=where, reduction="none")
+        np.testing.assert_allclose(result, kl_divergence(*logits, where=where, reduction="none"), atol=1e-12)
+        assert np.shape(result) == batch
+        assert_same_bits(linear_compare(*arguments, targets, where=where).kl, np.where(where, result, np.nan))
 
 
 @few_and_many
@@ -168,12 +168,12 @@ def test_linear_rows_too_far_out_for_floats_are_read_again(rows, value, signs, r
     biases = [(sign * value * place).astype(FLOAT32) for sign, place in zip(signs, places, strict=True)]
     with np.errstate(over="ignore"):
         logits = [exact_logits(*operands[2 * i : 2 * i + 2]).astype(FLOAT32) + biases[i] for i in range(2)]
-    found = linear_compare(*operands, targets, base_lm_head_bias=biases[0], lm_head_bias=biases[1])
+    result = linear_compare(*operands, targets, base_lm_head_bias=biases[0], lm_head_bias=biases[1])
     expected = oracle(*logits, targets)
     for name, column in expected.items():
-        np.testing.assert_allclose(getattr(found, name), column, rtol=1e-6, atol=2e-7, err_msg=name)
+        np.testing.assert_allclose(getattr(result, name), column, rtol=1e-6, atol=2e-7, err_msg=name)
     kl = linear_kl_divergence(*operands, base_lm_head_bias=biases[0], lm_head_bias=biases[1], reduction="none")
-    assert_same_bits(kl, found.kl)
+    assert_same_bits(kl, result.kl)
 
 
 @pytest.mark.parametrize("rows", [6, 40])
@@ -183,8 +183,8 @@ def test_linear_rows_that_are_read_again_leave_the_others_as_they_are(rows, rng)
         hidden[2] *= 1e4  # beyond what floats can be reduced in
     base, other = (exact_logits(*operands[i : i + 2]) for i in (0, 2))
     for reduction in ("mean", "sum", "none"):
-        found = linear_kl_divergence(*operands, reduction=reduction)
-        np.testing.assert_allclose(found, kl_divergence(base, other, reduction=reduction), rtol=1e-4)
+        result = linear_kl_divergence(*operands, reduction=reduction)
+        np.testing.assert_allclose(result, kl_divergence(base, other, reduction=reduction), rtol=1e-4)
 
 
 @few_and_many
@@ -201,10 +201,10 @@ def test_linear_pairs_with_nan_and_infinity_as_among_logits(rows, value, options
             if "softcap" in options:
                 capped = options["softcap"] * np.tanh(array / options["softcap"])
                 array[:] = np.where(np.isinf(array), array, capped)  # a cap leaves infinities as they are
-        found = linear_compare(*operands, targets, base_lm_head_bias=biases[0], lm_head_bias=biases[1], **options)
+        result = linear_compare(*operands, targets, base_lm_head_bias=biases[0], lm_head_bias=biases[1], **options)
         expected = compare(*logits, targets)
         for name in COLUMNS:
-            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=3e-6, err_msg=name)
+            np.testing.assert_allclose(getattr(result, name), getattr(expected, name), rtol=0, atol=3e-6, err_msg=name)
 
 
 @few_and_many
@@ -218,12 +218,12 @@ def test_linear_pairs_where_and_ignore_index_leave_out_hidden_states_that_may_be
         hidden[~kept] = NAN
     targets[~where] = 10**9
     arguments = [layout(array) for array in operands]
-    found = linear_compare(*arguments, targets, where=where)
+    result = linear_compare(*arguments, targets, where=where)
     for name in COLUMNS:
-        assert_same_bits(getattr(found, name)[kept], getattr(expected, name), name)
-        left_out = getattr(found, name)[~kept]
+        assert_same_bits(getattr(result, name)[kept], getattr(expected, name), name)
+        left_out = getattr(result, name)[~kept]
         assert np.isnan(left_out).all() if left_out.dtype == np.float64 else not left_out.any()
-    np.testing.assert_array_equal(found.kept, kept)
+    np.testing.assert_array_equal(result.kept, kept)
     assert_same_bits(linear_kl_divergence(*arguments, where=kept), expected.mean_kl)
 
 
@@ -299,12 +299,12 @@ def test_linear_compare_of_the_first_classes_of_unequal_vocabularies(rows, optio
     biases = rng.integers(-64, 65, 1700) / 16, rng.integers(-64, 65, CLASSES) / 16
     given = {"base_lm_head_bias": biases[0], "lm_head_bias": biases[1], **options}
     for classes in (1500, 1700):
-        found = linear_compare(*operands, targets, classes=classes, **given)
+        result = linear_compare(*operands, targets, classes=classes, **given)
         logits = [exact_logits(*operands[2 * i : 2 * i + 2], biases[i]) for i in range(2)]
         for name, column in oracle(*(array[:, :classes] for array in logits), targets, **options).items():
-            assert_near(getattr(found, name), column, 2e-7, 8)
+            assert_near(getattr(result, name), column, 2e-7, 8)
         masses = [np.exp(log_softmax(array, **options))[:, classes:].sum(-1).mean() for array in logits]
-        assert (found.base_left_out, found.left_out) == pytest.approx([float(mass) for mass in masses], rel=1e-6)
+        assert (result.base_left_out, result.left_out) == pytest.approx([float(mass) for mass in masses], rel=1e-6)
     same = linear_compare(*operands[:2], *operands[:2], targets)
     assert (same.base_left_out, same.left_out) == (None, None)
 
@@ -325,9 +325,9 @@ def test_linear_pairs_of_no_operands_make_a_warning(rows, dtypes, value):
 @pytest.mark.parametrize(("classes", "depth"), [(5, 0), (0, 3), (0, 0)])
 def test_linear_pairs_of_no_classes_and_no_depth(rows, classes, depth):
     hidden, weight, bias = np.ones((rows, depth)), np.ones((classes, depth)), np.arange(classes, dtype=float)
-    found = linear_kl_divergence(hidden, weight, hidden, weight, lm_head_bias=bias, reduction="none")
+    result = linear_kl_divergence(hidden, weight, hidden, weight, lm_head_bias=bias, reduction="none")
     logits = hidden @ weight.T
-    assert_near(found, kl_divergence(logits, logits + bias, reduction="none"), 1e-14)
+    assert_near(result, kl_divergence(logits, logits + bias, reduction="none"), 1e-14)
 
 
 BOTH = [linear_kl_divergence, linear_compare]

@@ -214,8 +214,8 @@ def test_distributions_with_masses_at_any_classes_of_three_rows(loss, rng):
     losses = -np.log(scores) if loss == "cross_entropy_loss" else -scores
     for places in itertools.product([0.0, 0.5], repeat=9):
         targets = np.reshape(places, (3, 3))
-        found = call(tokenloss, loss, scores, targets, reduction="none")
-        np.testing.assert_allclose(found, (targets * losses).sum(-1), rtol=1e-14)
+        result = call(tokenloss, loss, scores, targets, reduction="none")
+        np.testing.assert_allclose(result, (targets * losses).sum(-1), rtol=1e-14)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 10, 64, 129, 1000])

@@ -237,8 +237,8 @@ def named_classes(logits, targets, axis=-1, **options):
 def compared(logits, targets, axis=-1, **options):
     """All columns of a comparison with a base, which depends on the targets."""
     base = log_softmax(distributions_of(targets, logits.shape, axis), axis=axis)
-    found = compare(base, logits, targets, axis=axis, **options)
-    return np.stack([found.nll, found.base_nll, found.kl, found.delta_p, found.is_same_top, found.base_top_p], -1)
+    result = compare(base, logits, targets, axis=axis, **options)
+    return np.stack([result.nll, result.base_nll, result.kl, result.delta_p, result.is_same_top, result.base_top_p], -1)
 
 
 def probabilities(logits, targets, axis=-1, **options):
@@ -357,10 +357,10 @@ def test_long_class_major_rows_give_the_same_bits_beside_masked_ones_and_other_d
     for layout in (np.asfortranarray, lambda x: swapped(np.asfortranarray(x))):
         divergences = kl_divergence(layout(base), other, **options), kl_divergence(base, layout(other), **options)
         both = kl_divergence(layout(base), layout(other), **options)
-        for found in (*divergences, both):
-            assert_same_bits(found, kl_divergence(base, other, **options))
-        expected, found = (token_columns(token_scores(x, targets, where=where, top_k=9)) for x in (base, layout(base)))
-        assert_same_bits(found, expected)
+        for result in (*divergences, both):
+            assert_same_bits(result, kl_divergence(base, other, **options))
+        expected, result = (token_columns(token_scores(x, targets, where=where, top_k=9)) for x in (base, layout(base)))
+        assert_same_bits(result, expected)
 
 
 @each_function
@@ -493,8 +493,8 @@ def test_rows_in_runs_have_the_bits_of_copies_in_every_function(axis, classes, r
     of |= {"ids": rng.integers(0, classes, (40, 7)), "kept": rng.random((40, 7)) > 0.2, "weights": rng.random((40, 7))}
     apart = {name: in_runs(array, 2 if axis == 1 and array.shape[1] == classes else 1) for name, array in of.items()}
     both = of_every_function(SimpleNamespace(**of), axis), of_every_function(SimpleNamespace(**apart), axis)
-    for (name, expected), (_, found) in zip(*both, strict=True):
-        assert_same_bits(found, expected, name)
+    for (name, expected), (_, result) in zip(*both, strict=True):
+        assert_same_bits(result, expected, name)
 
 
 @pytest.mark.parametrize("classes", [10, 600, 5000])

@@ -186,8 +186,8 @@ def test_logsumexp_of_rows_that_begin_with_minus_infinity_is_as_near_as_of_other
     rows = np.full((8, 4608), -np.inf, dtype)
     rows[:, 512:] = level + rng.random((8, 4096))
     of_others = reference.logsumexp(rows[:, 512:])
-    for found in (logsumexp(rows), token_scores(rows, [600] * 8).logsumexp):
-        assert_near(found, of_others, 6.4e-8)  # the error of random rows by the README of the kernels
+    for result in (logsumexp(rows), token_scores(rows, [600] * 8).logsumexp):
+        assert_near(result, of_others, 6.4e-8)  # the error of random rows by the README of the kernels
 
 
 def test_logsumexp_of_a_single_row_and_of_no_classes():
@@ -230,13 +230,13 @@ def test_softmax_over_several_axes_into_out(name, axis, dtype, rng):
     error = {2: 2.0**-8, 4: 1e-6, 8: 1e-14}[logits.itemsize] * max(1.0, float(abs(exact).max()))
     function = getattr(tokenloss, name)
     for given in (logits, np.asfortranarray(logits), logits[::-1, :, ::-1]):
-        found = function(given, axis=axis)
-        assert (found.shape, found.dtype) == (logits.shape, logits.dtype)
+        result = function(given, axis=axis)
+        assert (result.shape, result.dtype) == (logits.shape, logits.dtype)
         expected = exact[::-1, :, ::-1] if given.strides[0] < 0 else exact
-        np.testing.assert_allclose(found.astype(np.float64), expected.astype(np.float64), rtol=0, atol=error)
+        np.testing.assert_allclose(result.astype(np.float64), expected.astype(np.float64), rtol=0, atol=error)
         in_place = given.copy(order="K")
         assert function(in_place, axis=axis, out=in_place) is in_place
-        np.testing.assert_array_equal(in_place, found)
+        np.testing.assert_array_equal(in_place, result)
 
 
 def test_axis_none_of_a_number_and_of_nothing():

@@ -191,8 +191,8 @@ def test_distribution_without_mass_costs_0_and_nan_where_the_logits_have_no_soft
         for weight in (None, np.zeros(classes)):
             for layout in (logits, np.asfortranarray(logits)):
                 losses, gradient = cross_entropy_and_grad(layout, masses, weight=weight, reduction="none", **options)
-                found = cross_entropy(layout, masses, weight=weight, reduction="none", **options)
-                assert_same_bits(losses, found)
+                result = cross_entropy(layout, masses, weight=weight, reduction="none", **options)
+                assert_same_bits(losses, result)
                 if weight is None:
                     np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-6)
                 assert np.isnan(losses).tolist() == [i in (1, 2, 4, 5) for i in range(20)]
@@ -319,9 +319,9 @@ def test_weight_0_of_a_class_with_label_smoothing_and_linear_cross_entropy():
             assert loss == pytest.approx(expected + smoothed, rel=1e-14)
             assert np.isfinite(gradient).all()
             assert gradient[0, 1] == 0
-            found = linear_cross_entropy(np.ones((1, 1)), np.array([[0.0], [0.0], [1.0]]), targets,
+            result = linear_cross_entropy(np.ones((1, 1)), np.array([[0.0], [0.0], [1.0]]), targets,
                                          lm_head_bias=[0.0, -INF, 0.0], reduction="sum", **options)  # fmt: skip
-            assert found == pytest.approx(expected + smoothed, rel=1e-14)
+            assert result == pytest.approx(expected + smoothed, rel=1e-14)
 
 
 def test_weight_0_of_a_class_of_huge_logits_leaves_the_others_exact():
@@ -364,9 +364,9 @@ def test_softcap_of_minus_infinity_is_minus_infinity(dtype, backend):
         expected = cross_entropy(rest, masses[places], **options)
         assert cross_entropy(row, masses, **options) == pytest.approx(expected, rel=1e-14)
         bias, row[out] = np.where(row == -INF, row, 0), 0
-        found = linear_cross_entropy(np.ones((1, 1)), row[:, None], [places[0]], lm_head_bias=bias, **options)
+        result = linear_cross_entropy(np.ones((1, 1)), row[:, None], [places[0]], lm_head_bias=bias, **options)
         row[out] = -INF
-        assert found == pytest.approx(cross_entropy(row, places[0], **options), abs=1e-6)
+        assert result == pytest.approx(cross_entropy(row, places[0], **options), abs=1e-6)
 
 
 @each_dtype
@@ -443,8 +443,8 @@ def test_logit_scale_that_overflows_where_the_gradient_replaces_the_logits(weigh
     np.testing.assert_allclose(gradient[1], [0, 1e308, -1e308], rtol=1e-15)
     for order in "CF":
         out = logits.copy(order)
-        found, _ = cross_entropy_and_grad(out, [0, 2, 0, 0], out=out, **options)
-        np.testing.assert_array_equal(found, losses)
+        result, _ = cross_entropy_and_grad(out, [0, 2, 0, 0], out=out, **options)
+        np.testing.assert_array_equal(result, losses)
         np.testing.assert_array_equal(out, gradient)
 
 

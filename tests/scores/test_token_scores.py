@@ -531,29 +531,29 @@ def test_kind_of_every_column(kind, dtype, layout, rng, backend):
         targets, where = rng.integers(0, classes, rows), rng.random(rows) > 0.2
         where[0] = True  # at least one row
         top_k = min(3, classes)
-        found = token_scores(
+        result = token_scores(
             LAYOUTS[layout](scores), targets, kind=kind, axis=axis, where=where, top_k=top_k, workers=2
         )
         options = {"axis": axis, "where": where, "reduction": "none"}
         loss = (
             cross_entropy_loss(targets, scores, **options) if kind == "probs" else nll_loss(scores, targets, **options)
         )
-        assert_same_bits(found.nll, np.where(where, loss, np.nan))
+        assert_same_bits(result.nll, np.where(where, loss, np.nan))
         scores, probs = np.moveaxis(scores, axis, -1)[where], np.moveaxis(probs, axis, -1)[where]
         sums = probs.sum(-1)
         with np.errstate(divide="ignore", invalid="ignore"):
             entropy = -np.where(probs == 0, 0, probs / sums[:, None] * np.log(probs / sums[:, None])).sum(-1)
             logs = np.log(probs / sums[:, None])
-        assert abs(found.logsumexp[where] - np.log(sums)).max() <= most
-        assert abs(found.entropy[where] - entropy).max() <= most * 10
+        assert abs(result.logsumexp[where] - np.log(sums)).max() <= most
+        assert abs(result.entropy[where] - entropy).max() <= most * 10
         of_target = np.take_along_axis(scores, targets[where, None], -1)
-        assert np.array_equal(found.rank[where], (scores >= of_target).sum(-1))
-        assert np.array_equal(found.argmax[where], scores.argmax(-1))
+        assert np.array_equal(result.rank[where], (scores >= of_target).sum(-1))
+        assert np.array_equal(result.argmax[where], scores.argmax(-1))
         order = np.argsort(-scores.astype(float), axis=-1, kind="stable")[:, :top_k]
-        assert np.array_equal(found.top_ids[where], order)
+        assert np.array_equal(result.top_ids[where], order)
         expected = np.take_along_axis(logs, order, -1).astype(float)
-        assert np.allclose(found.top_logprobs[where], expected, rtol=most, atol=most)
-        assert np.isnan([found.logsumexp[~where], found.entropy[~where]]).all()
+        assert np.allclose(result.top_logprobs[where], expected, rtol=most, atol=most)
+        assert np.isnan([result.logsumexp[~where], result.entropy[~where]]).all()
 
 
 @pytest.mark.parametrize("classes", [3, 600])

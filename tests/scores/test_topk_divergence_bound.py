@@ -41,11 +41,11 @@ def test_topk_divergence_bound_of_real_models():
     data = clients.topk()
     base = data["base_top_ids"], data["base_top_logprobs"]
     other = data["other_top_ids"], data["other_top_logprobs"]
-    found = topk_divergence_bound(*base, *other, rounding=0)
-    np.testing.assert_allclose(found.kl, data["bound_intersection"], rtol=1e-12, atol=1e-13)
-    np.testing.assert_array_equal(found.n_common, data["intersection_size"])
-    assert (found.kl <= data["kl"]).all()
-    assert 0.4 < found.kl.mean() / data["kl"].mean() < 1
+    result = topk_divergence_bound(*base, *other, rounding=0)
+    np.testing.assert_allclose(result.kl, data["bound_intersection"], rtol=1e-12, atol=1e-13)
+    np.testing.assert_array_equal(result.n_common, data["intersection_size"])
+    assert (result.kl <= data["kl"]).all()
+    assert 0.4 < result.kl.mean() / data["kl"].mean() < 1
     scored = data["targets"] >= 0
     lists = [
         with_target(
@@ -53,9 +53,9 @@ def test_topk_divergence_bound_of_real_models():
         )
         for name, lists in (("base", base), ("other", other))
     ]
-    found = topk_divergence_bound(*lists[0], *lists[1], rounding=0)
-    np.testing.assert_allclose(found.kl, data["bound_intersection_and_target"][scored], rtol=1e-12, atol=1e-13)
-    assert (found.kl <= data["kl"][scored]).all()
+    result = topk_divergence_bound(*lists[0], *lists[1], rounding=0)
+    np.testing.assert_allclose(result.kl, data["bound_intersection_and_target"][scored], rtol=1e-12, atol=1e-13)
+    assert (result.kl <= data["kl"][scored]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -64,10 +64,10 @@ def test_topk_divergence_bound_equals_the_oracle(dtype, rng):
     base, other = tops(logits[0], 7), tops(logits[0] + 0.5 * logits[1], 9)
     base, other = ((ids, logprobs.astype(dtype)) for ids, logprobs in (base, other))
     base[0][0, 0, 2] = -1
-    found = topk_divergence_bound(*base, *other, rounding=0)
+    result = topk_divergence_bound(*base, *other, rounding=0)
     for i in np.ndindex(3, 5):
         expected = oracle(*(array[i].tolist() for array in (*base, *other)))
-        np.testing.assert_allclose([column[i] for column in found], expected, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose([column[i] for column in result], expected, rtol=1e-12, atol=1e-14)
 
 
 def test_topk_divergence_bound_block_by_block(monkeypatch, rng):
@@ -75,8 +75,8 @@ def test_topk_divergence_bound_block_by_block(monkeypatch, rng):
     lists = *tops(logits[0], 7), *tops(logits[1], 7)
     expected = topk_divergence_bound(*lists)
     monkeypatch.setattr(divergence, "_BLOCK", 40)
-    for found, one in zip(topk_divergence_bound(*lists), expected, strict=True):
-        np.testing.assert_array_equal(found, one)
+    for result, one in zip(topk_divergence_bound(*lists), expected, strict=True):
+        np.testing.assert_array_equal(result, one)
 
 
 @settings(max_examples=100, deadline=None)
@@ -91,8 +91,8 @@ def test_topk_divergence_bound_is_at_most_the_divergence(logits, ks, decimals):
     rounding = 0 if decimals is None else 0.5 * 10**-decimals
     if decimals is not None:
         lists = [(ids, logprobs.round(decimals)) for ids, logprobs in lists]
-    found = topk_divergence_bound(*lists[0], *lists[1], rounding=rounding)
-    assert 0 <= found.kl <= kl_divergence(base, other) + 1e-12
+    result = topk_divergence_bound(*lists[0], *lists[1], rounding=rounding)
+    assert 0 <= result.kl <= kl_divergence(base, other) + 1e-12
 
 
 @pytest.mark.parametrize("decimals", [2, 3, 4, 5, 6])
@@ -105,11 +105,11 @@ def test_rounding_of_distributions_does_not_raise_the_bound_above_the_divergence
     for k in (1, 4, 11, 12):
         (ids, p), (other_ids, q) = tops(base, k), tops(other, k)
         rounded = ids, p.round(decimals), other_ids, q.round(decimals)
-        found = topk_divergence_bound(*rounded, rounding=0.5 * 10**-decimals)
-        assert (found.kl <= exact + 1e-12).all()
+        result = topk_divergence_bound(*rounded, rounding=0.5 * 10**-decimals)
+        assert (result.kl <= exact + 1e-12).all()
         if decimals == 6 and difference > 0.01:
             unrounded = topk_divergence_bound(ids, p, other_ids, q, rounding=0).kl
-            assert found.kl.mean() >= 0.98 * unrounded.mean()
+            assert result.kl.mean() >= 0.98 * unrounded.mean()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -122,21 +122,21 @@ def test_rounding_of_half_precision_is_known_by_the_dtype(dtype, sharpness, diff
     exact = kl_divergence(base, other, reduction="none")
     for k in (1, 5, 20, 64):
         (ids, p), (other_ids, q) = tops(base, k), tops(other, k)
-        found = topk_divergence_bound(ids, p.astype(dtype), other_ids, q.astype(dtype))
-        assert (found.kl <= exact + 1e-12).all()
+        result = topk_divergence_bound(ids, p.astype(dtype), other_ids, q.astype(dtype))
+        assert (result.kl <= exact + 1e-12).all()
         of_one = topk_divergence_bound(ids, p, other_ids, q.astype(dtype))
         assert (of_one.kl <= exact + 1e-12).all()
         if difference == 3:
-            assert of_one.kl.mean() >= found.kl.mean() >= 0.9 * topk_divergence_bound(ids, p, other_ids, q).kl.mean()
+            assert of_one.kl.mean() >= result.kl.mean() >= 0.9 * topk_divergence_bound(ids, p, other_ids, q).kl.mean()
 
 
 def test_topk_divergence_bound_never_takes_what_rounding_left_for_an_impossible_rest():
     base, other = np.log([0.6, 0.3]), np.log([0.75, 0.25])  # Q is 1, and above or below it by rounding
     expected = 0.6 * math.log(0.6 / 0.75) + 0.3 * math.log(0.3 / 0.25) + 0.1 * math.log(0.1 / 1e-6)
     for shift in (1e-7, 0, -1e-7):
-        found = topk_divergence_bound([0, 1], base, [0, 1], other + shift)
-        assert found.kl == pytest.approx(expected, abs=0.02)
-        assert found.mass <= 1
+        result = topk_divergence_bound([0, 1], base, [0, 1], other + shift)
+        assert result.kl == pytest.approx(expected, abs=0.02)
+        assert result.mass <= 1
     above = topk_divergence_bound([0, 1], other + 1e-7, [0, 1], base)
     expected = 0.75 * math.log(0.75 / 0.6) + 0.25 * math.log(0.25 / 0.3)
     assert expected - 2e-5 < above.kl <= expected
@@ -148,8 +148,8 @@ def test_rounding_does_not_raise_the_bound_where_the_rest_is_small():
     assert -math.expm1(rounded) < 0.96 * rest
     exact = 0.3 * (base - other) + 0.7 * math.log(0.7 / rest)
     assert topk_divergence_bound([0], [base], [0], [other], rounding=0).kl == pytest.approx(exact, rel=1e-11)
-    found = topk_divergence_bound([0], [base], [0], [rounded], rounding=5e-5).kl
-    assert exact - 0.3 < found <= exact
+    result = topk_divergence_bound([0], [base], [0], [rounded], rounding=5e-5).kl
+    assert exact - 0.3 < result <= exact
 
 
 @pytest.mark.parametrize("rounding", [1e-6, 1e-4, 1e-3, 0.01])
@@ -160,37 +160,37 @@ def test_bound_is_near_the_least_divergence_of_all_that_rounds_to_the_lists(rest
     ps, qs = p * factors[:, None], q * factors
     ps, qs = np.broadcast_arrays(ps, np.where(qs < 1, qs, np.nan))
     least = np.nanmin(ps * np.log(ps / qs) + (1 - ps) * np.log((1 - ps) / (1 - qs)))
-    found = topk_divergence_bound([0], [math.log(p)], [0], [math.log(q)], rounding=rounding).kl
-    assert max(0, least - 0.03 * least) <= found <= least + 1e-12
+    result = topk_divergence_bound([0], [math.log(p)], [0], [math.log(q)], rounding=rounding).kl
+    assert max(0, least - 0.03 * least) <= result <= least + 1e-12
 
 
 def test_a_rest_that_float64_cannot_hold_does_not_make_the_bound_infinite():
-    found = topk_divergence_bound([0], [math.log(0.5)], [0], [0.0], rounding=0).kl
-    assert 10 < found < 20
+    result = topk_divergence_bound([0], [math.log(0.5)], [0], [0.0], rounding=0).kl
+    assert 10 < result < 20
 
 
 def test_masses_above_1_are_scaled():
     base, other = np.log([0.75, 0.25]), np.log([0.6, 0.4])
     expected = topk_divergence_bound([0, 1], base, [0, 1], other).kl
     for shift, other_shift in ((0.01, 0), (0, 0.02), (0.01, 0.02)):
-        found = topk_divergence_bound([0, 1], base + shift, [0, 1], other + other_shift)
-        assert found.kl == pytest.approx(expected, abs=1e-6)
-        assert found.base_mass == found.mass == pytest.approx(1, abs=1e-12)
+        result = topk_divergence_bound([0, 1], base + shift, [0, 1], other + other_shift)
+        assert result.kl == pytest.approx(expected, abs=1e-6)
+        assert result.base_mass == result.mass == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("shift", [0, 1e-7, -1e-7])
 def test_topk_divergence_bound_of_equal_lists_is_0(shift, rng):
     ids, logprobs = tops(rng.normal(0, 9, (200, 20)), 12)
-    found = topk_divergence_bound(ids, logprobs + shift, ids, logprobs + shift)
-    assert {str(x) for x in found.kl.tolist()} == {"0.0"}
+    result = topk_divergence_bound(ids, logprobs + shift, ids, logprobs + shift)
+    assert {str(x) for x in result.kl.tolist()} == {"0.0"}
     turned = topk_divergence_bound(ids, logprobs + shift, ids[:, ::-1], logprobs[:, ::-1] + shift)
     np.testing.assert_array_equal(turned.kl, 0)
 
 
 def test_topk_divergence_bound_of_nearly_equal_lists_is_never_negative(rng):
     ids, logprobs = tops(rng.normal(0, 2, (500, 20)), 12)
-    found = topk_divergence_bound(ids, logprobs, ids, logprobs + 1e-15 * rng.normal(0, 1, logprobs.shape))
-    assert (found.kl >= 0).all()
+    result = topk_divergence_bound(ids, logprobs, ids, logprobs + 1e-15 * rng.normal(0, 1, logprobs.shape))
+    assert (result.kl >= 0).all()
 
 
 def test_limits_of_topk_divergence_bound():

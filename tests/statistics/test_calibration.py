@@ -278,10 +278,10 @@ def test_temperatures_at_the_ends():
     assert calibration([[0.0, 1.0], [3.0, 0.0]], [0, 1]).temperature == math.inf  # all are wrong
     assert calibration([[1.0, 1.0], [3.0, 3.0]], [0, 1]).temperature == 1  # it does not matter
     rare = np.tile([0.0, 1.0], (10**5, 1))  # one of which is wrong: the log-odds are those of 1 in 10**5
-    found = calibration(
+    result = calibration(
         np.pad(rare, ((0, 0), (0, 1)), constant_values=-9), (np.arange(10**5) != 7).astype(int), kind="logits"
     )
-    assert found.temperature == pytest.approx(1 / math.log(10**5 - 1), rel=1e-4)
+    assert result.temperature == pytest.approx(1 / math.log(10**5 - 1), rel=1e-4)
 
 
 def test_closed_form_of_a_logistic_model():
@@ -332,9 +332,9 @@ def test_the_temperature_of_a_logistic_model_is_recovered():
         far = missed = 0
         for _ in range(200):
             logits, targets = sample(texts * length, 12, 2.5, rng)
-            found = calibration(logits, targets, segment_ids=np.arange(texts * length) // length).temperature
-            far += abs(found - 2.5) > 3 * found.stderr
-            missed += not found.interval[0] <= 2.5 <= found.interval[1]
+            result = calibration(logits, targets, segment_ids=np.arange(texts * length) // length).temperature
+            far += abs(result - 2.5) > 3 * result.stderr
+            missed += not result.interval[0] <= 2.5 <= result.interval[1]
         assert far <= 7  # 2 are expected
         assert missed <= 22  # 10 are expected, and the standard deviation is 3.1
 
@@ -357,13 +357,13 @@ def test_intervals_hold_the_true_calibration_error(scale, texts, length):
     means = []
     for _ in range(200):
         logits, targets, ids = draw(texts)
-        found = calibration(logits, targets, segment_ids=ids, bins=10, temperature=False)
+        result = calibration(logits, targets, segment_ids=ids, bins=10, temperature=False)
         names = "ece", "mce", "aurc", "d2"
         missed += [
-            not getattr(found, name).interval[0] <= getattr(truth, name) <= getattr(found, name).interval[1]
+            not getattr(result, name).interval[0] <= getattr(truth, name) <= getattr(result, name).interval[1]
             for name in names
         ]
-        means.append((float(found.ece), float(found.ece_debiased)))
+        means.append((float(result.ece), float(result.ece_debiased)))
     assert missed.max() <= 21, missed  # 10 are expected, and the standard deviation is 3.1
     plain, debiased = abs(np.mean(means, 0) - truth.ece)  # where the model is calibrated, a part of the bias is left
     assert debiased < max(0.7 * plain, 0.01)
@@ -380,9 +380,9 @@ def test_weights_of_tokens_without_sequences():
 def test_arrays_are_compared_with_their_calibrations():
     logits, targets = sample(60, 4)
     ids, probs = np.arange(60) // 5, softmax(2 * logits)
-    found = compare(logits, probs, targets, kind="probs", base_kind="logits", segment_ids=ids, calibration=True)
-    assert found.calibration == calibration(probs, targets, kind="probs", segment_ids=ids)
-    assert found.base_calibration == calibration(logits, targets, segment_ids=ids)
+    result = compare(logits, probs, targets, kind="probs", base_kind="logits", segment_ids=ids, calibration=True)
+    assert result.calibration == calibration(probs, targets, kind="probs", segment_ids=ids)
+    assert result.base_calibration == calibration(logits, targets, segment_ids=ids)
     packed = compare(
         logits.reshape(4, 15, 4),
         logits.reshape(4, 15, 4),
@@ -390,7 +390,7 @@ def test_arrays_are_compared_with_their_calibrations():
         cu_seqlens=range(0, 61, 5),
         calibration=True,
     )
-    assert packed.calibration == found.base_calibration
+    assert packed.calibration == result.base_calibration
     assert compare(logits, logits, targets).calibration is None
     with pytest.raises(ValueError, match="calibration needs targets"):
         compare(logits, logits, calibration=True)

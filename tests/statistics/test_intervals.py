@@ -225,13 +225,15 @@ def test_interval_coverage_of_comparisons(kind, rng):
     grid = np.linspace(1e-6, 0.51, 20001)
     divergence = 0.51 * np.log(0.51 / grid) + 0.49 * np.log(0.49 / (1 - grid))
     for _ in range(repetitions):
-        found = figures_of(0.3 * np.exp(normal(0.02)))
-        error = found.interval_factor * found.log_perplexity_ratio.stderr
-        covered[0] += abs(found.log_perplexity_ratio - math.log(0.51 / 0.3)) <= error
-        found = figures_of(np.interp(0.3 + normal(0.02), divergence[::-1], grid[::-1]))
-        covered[1] += abs(found.mean_kl - 0.3) <= found.interval_factor * found.mean_kl.stderr
-        found = figures_of(np.where(rng.random(len(owner)) < 0.8 + 0.06 * rng.standard_normal(number)[owner], 0.6, 0.4))
-        covered[2] += abs(found.same_top - 0.8) <= found.interval_factor * found.same_top.stderr
+        result = figures_of(0.3 * np.exp(normal(0.02)))
+        error = result.interval_factor * result.log_perplexity_ratio.stderr
+        covered[0] += abs(result.log_perplexity_ratio - math.log(0.51 / 0.3)) <= error
+        result = figures_of(np.interp(0.3 + normal(0.02), divergence[::-1], grid[::-1]))
+        covered[1] += abs(result.mean_kl - 0.3) <= result.interval_factor * result.mean_kl.stderr
+        result = figures_of(
+            np.where(rng.random(len(owner)) < 0.8 + 0.06 * rng.standard_normal(number)[owner], 0.6, 0.4)
+        )
+        covered[2] += abs(result.same_top - 0.8) <= result.interval_factor * result.same_top.stderr
     shares = covered / repetitions
     assert shares[:2].min() > 0.935
     assert shares[:2].max() < 0.97
@@ -269,6 +271,6 @@ def test_interval_coverage_of_effective_sample_sizes(kind, number, most, rng):
 
 def test_denominators_whose_squares_are_beyond_a_float_give_the_factor_of_equal_ones():
     values = np.array([1.0, 2.0, 3.0])
-    found = ExactRatio.of(values, np.array([1e308, 115.0, 56.0]))
-    assert found.interval_factor == ExactRatio.of(values, np.ones(3)).interval_factor
-    assert ExactRatio.from_json(found.to_json()) == found
+    result = ExactRatio.of(values, np.array([1e308, 115.0, 56.0]))
+    assert result.interval_factor == ExactRatio.of(values, np.ones(3)).interval_factor
+    assert ExactRatio.from_json(result.to_json()) == result

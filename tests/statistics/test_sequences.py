@@ -401,9 +401,9 @@ def test_each_image_is_a_sequence_and_not_each_row_of_its_pixels(rng, tmp_path):
     meter = meter_of(plain)
     np.savez(tmp_path / "a.npz", logits=logits, targets=targets)
     np.savez(tmp_path / "b.npz", logits=logits + rng.normal(size=logits.shape))
-    for found in (evaluate(tmp_path / "a.npz"), evaluate([(logits, targets)])):
-        assert (found.loss, found.loss.stderr, found.n_sequences) == (meter.loss, meter.loss.stderr, 5)
-        assert_same_bits(found.sequences["nll"], plain.nll)
+    for result in (evaluate(tmp_path / "a.npz"), evaluate([(logits, targets)])):
+        assert (result.loss, result.loss.stderr, result.n_sequences) == (meter.loss, meter.loss.stderr, 5)
+        assert_same_bits(result.sequences["nll"], plain.nll)
     other = np.load(tmp_path / "b.npz")["logits"]
     of_files = compare_files(tmp_path / "a.npz", {"b": tmp_path / "b.npz"})["b"]
     of_arrays = compare(logits, other, targets, segment_ids=numbers)
