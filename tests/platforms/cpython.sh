@@ -13,9 +13,10 @@ recipe=$(cat "$here"/cpython.sh <(echo "$@") | cksum)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# Debian's patches are for its own packages; --help instead of compiling all modules thrice.
-# Without a GIL, 3.13 yields the CPU 40 times at a lock that the same thread holds, as when a file is closed: beside three
-# busy processes it imports NumPy in half a minute (CPython's issue 114203, mended in 3.14). With a GIL, it never yields.
+# Debian's patches are for its own packages; --help instead of compiling all modules three times.
+# Without a GIL, 3.13 yields the CPU 40 times at a lock that the same thread holds, as when a file is closed: with three
+# other busy processes, it imports NumPy in half a minute (CPython's issue 114203, fixed in 3.14). With a GIL, it never
+# yields.
 { # `set -e` does not hold before ||
     "$here/debian_source.sh" python3.13 "$scratch" && cd "$scratch" &&
         dpkg-source --skip-patches -x ./*.dsc cpython && cd cpython &&

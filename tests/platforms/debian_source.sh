@@ -9,7 +9,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 mkdir -p "$folder" "$scratch/sources" "$scratch/lists/partial"
 for file in /etc/apt/sources.list.d/*.sources; do
-    # only Debian's, which are signed: a repository of the machine's own may have no sources
+    # only Debian's sources, which are signed: a local repository may have none
     awk -v RS= -v ORS='\n\n' '/\nSigned-By/ { sub(/Types: deb\n/, "Types: deb-src\n"); print }' "$file" \
         >"$scratch/sources/$(basename "$file")"
 done

@@ -4,7 +4,7 @@
 #     tests/platforms/emulated_debian.sh arm64 [arguments of pytest]
 #
 # Needs Linux 6.7 or newer, root, and Debian's mmdebstrap, qemu-user, git and python3-pip. Nothing is left behind: the
-# emulator is known to a namespace of its own. Packages are unpacked but not configured, which needs no emulation.
+# emulator is registered in its own namespace. Packages are unpacked but not configured, which needs no emulation.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 architecture=${1:?"Debian's name of an architecture, such as arm64"}
@@ -41,7 +41,7 @@ done
 mkdir "$root/checkout"
 git ls-files -z | tar --create --null --files-from=- | tar --extract --directory="$root/checkout"
 
-# the ELF header of the architecture's programs, of which neither the ABI's version nor the kind of file matter
+# the ELF header of the architecture's programs, where neither the ABI's version nor the kind of file matters
 magic=$(od --address-radix=n --format=x1 --read-bytes=20 --output-duplicates "$root/usr/bin/env" | tr -d '\n' | sed 's/ /\\x/g')
 mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\xff\xff'
 emulator=$(command -v "qemu-$machine")

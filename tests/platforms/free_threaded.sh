@@ -2,10 +2,10 @@
 # Builds the package for a Python without a GIL, and runs tests there, most of them in several threads at once.
 #
 #     tests/platforms/free_threaded.sh FOLDER [files of tests]     builds this Python into the folder, unless it is there: see cpython.sh
-#     PYTHON=python3.14t tests/platforms/free_threaded.sh ""       uses one that there is
+#     PYTHON=python3.14t tests/platforms/free_threaded.sh ""       uses an existing one
 #
 # Without files, all tests are run in two threads each, which takes up to half an hour.
-# Needs what cpython.sh does, and Debian's libssl-dev, zlib1g-dev and libffi-dev.
+# Needs the same as cpython.sh, and Debian's libssl-dev, zlib1g-dev and libffi-dev.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 scratch=$(mktemp -d)
@@ -22,7 +22,7 @@ fi
 
 step "packages"
 "$PYTHON" -m venv "$scratch/venv"
-# those that have wheels for it: without zarr, safetensors and Dask the tests of files and of clusters are left out
+# packages that have wheels for it: without zarr, safetensors and Dask, tests of files and clusters are left out
 "$scratch/venv/bin/pip" install -q --no-compile --only-binary :all: \
     'setuptools>=77' 'cython>=3.1' numpy pytest pytest-xdist pytest-run-parallel hypothesis scipy ml_dtypes rich
 step "tokenloss"

@@ -4,7 +4,7 @@
 #     tests/platforms/macos_links.sh
 #
 # Needs Python with its headers, and Debian's lld-19 and llvm-19. PyPI's ziglang has the compiler, and Apple's headers and
-# list of the names in its system library; Debian's linker makes bundles of them, which that of ziglang cannot.
+# list of the names in its system library; Debian's linker can make bundles of them, which ziglang's cannot.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 scratch=$(mktemp -d)
@@ -45,13 +45,13 @@ check() {
     [ "$(awk '$1 == "minos" { print $2 }' "$scratch/$1.headers")" = "$2" ]
     [ "$(llvm-objdump-19 --macho --dylibs-used "$core" | awk 'NR > 1 { print $1 }')" = /usr/lib/libSystem.B.dylib ]
     [ "$(llvm-nm-19 --extern-only --defined-only --just-symbol-name "$core")" = _PyInit__core ]
-    # Names of Python are looked up when it is loaded. So would be any that macOS does not have: there must be none.
+    # Names of Python are looked up when it is loaded. So would any names that macOS lacks, so there must be none of those.
     llvm-nm-19 -m --undefined-only "$core" >"$scratch/$1.undefined"
     if grep -vE 'external __?Py\w+ \(dynamically looked up\)$|\(from libSystem\)$' "$scratch/$1.undefined"; then exit 1; fi
     sed -n 's/.* _\(\w*\) (from libSystem)$/\1/p' "$scratch/$1.undefined" | sort | xargs echo "from libSystem:"
 }
 
-# the first that wheels are for, as in pyproject.toml: of x86_64 with timespec_get, of arm64 of all
+# the first macOS that wheels support, as in pyproject.toml: on x86_64 with timespec_get, on arm64 all versions
 step "compile and link"
 build aarch64 arm64 11.0 &
 build x86_64 x86_64 10.15

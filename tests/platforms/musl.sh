@@ -23,11 +23,11 @@ install_for_musl() { # FOLDER PACKAGE...; by the machine's pip, since the Python
 
 step "Python from source"
 mkdir -p "$folder/include"
-# configure compares gcc's name of the machine with its own. That of Debian's gcc says glibc: here it gives none
+# configure compares gcc's name of the machine with its own. Debian's gcc says glibc: here it gives no name
 printf '#!/bin/sh\n[ "$1" = --print-multiarch ] || exec musl-gcc "$@"\n' >"$folder/cc"
 chmod +x "$folder/cc"
 # zlib and libffi are Debian's static libraries, which were built for glibc: all modules are linked into Python itself.
-# musl lacks one function that they need, with which libffi looks for a file system where memory cannot hold code.
+# musl lacks one function that they need: libffi uses it to find a file system where memory cannot contain code.
 debian=$(gcc -print-multiarch)
 cp /usr/include/z{lib,conf}.h "/usr/include/$debian"/ffi*.h "$folder/include"
 echo 'long __getdelim(void) { return -1; }' | musl-gcc -x c -c - -o "$folder/getdelim.o"
@@ -49,7 +49,7 @@ packages=$scratch/packages
 # the extra `test` without zarr, which needs packages that have no wheels for musl, Matplotlib, whose Pillow needs a shared
 # zlib for musl, and Dask, whose scheduler needs ssl
 install_for_musl "$packages" dist/*.whl pytest pytest-xdist hypothesis scipy rich safetensors pyarrow
-# ml_dtypes has no wheel for musl. That for glibc works with the C++ library of NumPy's wheel
+# ml_dtypes has no wheel for musl. The one for glibc works with the C++ library of NumPy's wheel
 install_for_musl "$scratch/glibc" --no-deps --platform "manylinux_2_27_$machine" --platform "manylinux2014_$machine" ml_dtypes
 for module in "$scratch"/glibc/ml_dtypes/*.so; do
     patchelf --set-rpath '$ORIGIN/../numpy.libs' --remove-needed libgcc_s.so.1 --output "${module%%.cpython*}.so" \

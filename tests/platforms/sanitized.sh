@@ -2,8 +2,8 @@
 # Runs the tests against a build with AddressSanitizer, UBSan, checks of bounds and assertions: tests/platforms/sanitized.sh [arguments
 # of pytest]. Needs gcc, and what `pip install '.[test]'` installs; with pytest-xdist, -n 2 halves the time.
 #
-# What a sanitizer or an assertion finds ends the process that did it. It fails this script, too, for a test may well
-# expect a process to fail. So does memory that _core has lost by the end of a process, which no test notices.
+# An error found by a sanitizer or an assertion ends its process. It also fails this script, since a test may expect a
+# process to fail. So does memory that _core has leaked by the end of a process, which no test notices.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -14,34 +14,34 @@ python -m pip install --quiet --no-deps --target "$scratch/package" .
 unset TOKENLOSS_DEBUG TOKENLOSS_SANITIZE
 mkdir "$scratch/reports"
 
-# Python's own blocks come from malloc: else nothing would be known of them, and what they point to would seem lost.
+# Python's own blocks come from malloc: otherwise nothing is known about them, and what they point to would seem lost.
 export PYTHONMALLOC=malloc PYTHONPATH="$scratch/package${PYTHONPATH:+:$PYTHONPATH}"
 # Python and NumPy keep much until the process ends. Of two calls on the stack of an allocation one is malloc, the other who
-# asked for it: so what we have lost is told from what others have. Leaks (unlike errors, which abort) change no exit status.
+# asked for it: so our leaks are distinguished from others'. Leaks (unlike errors, which abort) change no exit status.
 ASAN_OPTIONS="log_path=$scratch/reports/asan:abort_on_error=1:handle_abort=1:detect_leaks=1:malloc_context_size=2:exitcode=0"
 UBSAN_OPTIONS="log_path=$scratch/reports/ubsan:abort_on_error=1:print_stacktrace=1"
 # the stack that finds use after return is not aligned for the vectors of AVX-512 by gcc before 14 (its bug 110027)
 ASAN_OPTIONS+=":detect_stack_use_after_return=0"
 export ASAN_OPTIONS UBSAN_OPTIONS
 
-# what runs code in C: the core, and the readers of JSON. Commands and evaluations run the jobs that these tests run
+# the tests that run C code: the core, and the readers of JSON. Commands and evaluations run the jobs that these tests run
 tests=(
     tests/core tests/scores tests/statistics tests/comparison/test_compare*.py
     tests/formats/test_{formats,file_changes,format_memory,llama_cpp,responses,records}.py
 )
 left_out=(
-    # other libraries and Python alone, simulations, or the same jobs again
+    # only other libraries and Python, simulations, or the same jobs again
     --ignore tests/scores/test_other_libraries.py --ignore tests/core/test_config.py --ignore tests/scores/test_linear_pairs.py
     --ignore tests/core/test_estimate.py --ignore tests/statistics/test_intervals.py --ignore tests/scores/test_recorded.py
     --deselect tests/scores/test_same_bits.py::test_workers_change_no_bit
-    # a sanitizer's own memory is many times that which is measured
+    # a sanitizer's own memory is many times the measured memory
     --deselect tests/formats/test_format_memory.py::test_memory_is_that_of_a_block
     --deselect tests/core/test_memory.py::test_less_than_a_megabyte_a_worker_is_allocated
     --deselect tests/core/test_memory.py::test_nothing_of_the_size_of_the_targets_is_allocated
     --deselect tests/core/test_memory.py::test_linear_cross_entropy_allocates_less_than_16_megabytes
     --deselect tests/core/test_memory.py::test_linear_kl_divergence_and_linear_compare_allocate_less_than_32_megabytes
     --deselect tests/formats/test_format_memory.py::test_address_space_is_that_of_a_block
-    # gcc's sanitizer before 14 forks while another thread may hold the lock of its allocator: the child then waits for ever
+    # gcc's sanitizer before 14 forks while another thread may hold the lock of its allocator: the child then waits forever
     --deselect tests/core/test_workers.py::test_fork_while_other_threads_are_at_work
 )
 status=0

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the built documentation in Chromium, without a window: `tests/platforms/site.py SITE`.
 
-Pages fit windows of 1280 and 390 pixels, in light and dark mode, their header has one line, text is told from its
+Pages fit windows of 1280 and 390 pixels, in light and dark mode, their header has one line, text stands out from its
 background, there is a footer, and the search finds what people look for.
 
 If SITE has a folder `pyodide`, as `.ci/run docs` puts it there, the page that runs the package in the browser prints
@@ -67,7 +67,7 @@ def check(tab, address):
                 if tab.run("document.querySelector('.bd-header').offsetHeight") > 90:
                     yield f"{where}: the header takes more than a line"
                 if tab.run(CONTRAST) < 4.5:
-                    yield f"{where}: text is hardly told from its background"
+                    yield f"{where}: text hardly stands out from its background"
                 if not tab.run("document.querySelector('footer a') !== null"):
                     yield f"{where}: no footer"
     for words, page in SEARCHES.items():

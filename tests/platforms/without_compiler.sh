@@ -11,7 +11,7 @@ trap 'rm -rf "$scratch"' EXIT
 python -m venv "$scratch/venv"
 mkdir "$scratch/bin"
 
-# a compiler that finds all headers but Python's
+# a compiler that finds all headers except Python's
 cat >"$scratch/without_headers" <<COMPILER
 #!$BASH
 for word; do
@@ -27,7 +27,7 @@ fails() {
         echo "was installed where it should end with: $expected"
         return 1
     fi
-    # the last line of the build; those of pip follow
+    # the last line of the build; pip's lines follow
     if ! grep -B 1 -F '[end of output]' "$printed" | grep -F "error: tokenloss must be compiled, which needs $expected"; then
         cat "$printed"
         return 1
