@@ -152,6 +152,15 @@ TICS = {
     r"\bonce for all (?!the)\b|\bwithout a word\b|\bby a hair\b": "only once; silently; just",
     r"(?i)\b(?:quant|normal|minim|optim|recogn|serial|summar|organ|random)is(?:e|ed|es|ing|ation|er)\b": "-ize",
     r"(?i)\b(?:colour|behaviour|neighbour|favour)|\b(?:labelled|modelling)\b": "American spelling",
+    r"(?i)(?<!there )\b(?:is|are) no (?!longer\b|more\b|less\b|matter\b)": "is not a",
+    r"(?i)\b(?:is|are) th(?:at|ose) of\b|\bof whose\b": "the noun; whose",
+    r"(?i)\b(?:go|goes|went|going) on\b": "continue, resume",
+    r"(?i)\btak(?:en|es?)(?: \w+)? as (?:independent|logits|parts|targets)\b": "treated as",
+    r"(?i)\bbeside\b": "next to; compared with; in addition to",
+    r"(?i)\btold\b|\btells? (?:\w+ )?(?:apart|from|which|whether)\b": "distinguished; shows",
+    r"(?i)\bof the (?:shape|dtype) of\b": "in the shape of; with the dtype of",
+    r"(?i)\bsurely\b|\bso many\b|\bin the place of\b|\bfor want of\b": "significantly; this many; in place of; without",
+    r"(?i)\bgreatest\b": "largest",
 }
 
 
@@ -192,6 +201,11 @@ def test_help_is_written_in_natural_english():
         ("normalized", 0),
         ("There are none.", 1),
         ("```\nalone\n```\nfine", 0),
+        ("It is no number.", 1),
+        ("There is no number, and it is no longer one.", 0),
+        ("The shape is that of the logits, which go on.", 2),
+        ("A run that goes on beside another, of whose rows it is told.", 4),
+        ("The verdict is that the data cannot tell.", 0),
     ],
 )
 def test_tics_are_found(text, n_tics):

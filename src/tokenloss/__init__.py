@@ -22,7 +22,7 @@ Arrays
 Sums with errors
     LossMeter               mean loss and perplexity over any number of batches, with their errors
     sequence_losses         loss of each document, answer or text
-    calibration             whether probabilities are right as often as they say, and the temperature that fits best
+    calibration             whether predicted probabilities match outcomes, and the temperature that fits best
 
 Two models on the same tokens
     compare                 perplexities, KL divergence and changes of probability, with their errors
@@ -31,7 +31,7 @@ Two models on the same tokens
     kl_divergence           only the divergence, or also others, such as total variation
     linear_compare          compare, from hidden states
     linear_kl_divergence    kl_divergence, from hidden states
-    mismatch                a trainer's log-probabilities against those of the engine that sampled
+    mismatch                a trainer's log-probabilities compared with its sampling engine's
     topk_divergence_bound   a lower bound of the divergence, from lists of the most likely classes
 
 Bytes of tokens, and two models with different tokens
@@ -58,7 +58,7 @@ Modules
     tokenloss.testing       assert_close, for tests of kernels and of quantized models
     tokenloss.dask          the same of Dask arrays, and on clusters
 
-help(tokenloss.cross_entropy) tells of a function, its options, errors and examples.
+help(tokenloss.cross_entropy) shows a function's options, errors and examples.
 """
 
 from importlib import import_module as _import_module

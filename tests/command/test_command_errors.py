@@ -23,7 +23,7 @@ from tokenloss.formats import npz as npz_format
 from tokenloss.formats import open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
-NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  # on Windows
+NO_FILE = "is not a file" if Path("/dev/zero").exists() else "cannot be written"  # on Windows
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE, "--seg", "x"], ["--seg; did you mean --segment-ids?"]),  # not taken as an abbreviation
         (["score", SAMPLE, "--probs"], ["--probs; did you mean --kind probs?"]),
         (["score", SAMPLE, "--part", "prompts"], ["'prompts'; did you mean prompt?"]),
-        (["score", SAMPLE, "--top", "-1"], ["--top", "'-1'", "at least 0"]),
+        (["score", SAMPLE, "--top", "-1"], ["--top", "'-1'", ">= 0"]),
         (["score", SAMPLE, "--top", "x"], ["--top", "'x'"]),
-        (["score", SAMPLE, "--workers", "0"], ["--workers", "'0'", "at least 1"]),
+        (["score", SAMPLE, "--workers", "0"], ["--workers", "'0'", ">= 1"]),
         (["score", SAMPLE, "--workers", "1.5"], ["--workers", "'1.5'"]),
         (["score", SAMPLE, "--ignore-index", "none"], ["--ignore-index", "'none'"]),
         (["score", SAMPLE, "--kind", "odds"], ["--kind", "'odds'", "log_probs"]),
@@ -61,11 +61,11 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", SAMPLE, SAMPLE], [f"{SAMPLE}: is given twice"]),
         (["score", SAMPLE, "--text", SAMPLE], [f"{SAMPLE}: is given twice"]),
         (["score", "none*.npz"], ["none*.npz: matches no file"]),
-        (["score", SAMPLE, "--n-bytes", "0"], ["--n-bytes", "'0'", "at least 1"]),
-        (["score", SAMPLE, "--n-bytes", 2**63], ["--n-bytes", "'9223372036854775808'", "at most 9223372036854775807"]),
-        (["score", SAMPLE, "--n-bytes", "1" + "0" * 400], ["--n-bytes", "at most 9223372036854775807"]),
-        (["score", SAMPLE, "--n-bytes", "9" * 5000], ["--n-bytes", "at most 9223372036854775807"]),
-        (["score", SAMPLE, "--ignore-index", "9" * 5000], ["--ignore-index", "at most 18446744073709551615"]),
+        (["score", SAMPLE, "--n-bytes", "0"], ["--n-bytes", "'0'", ">= 1"]),
+        (["score", SAMPLE, "--n-bytes", 2**63], ["--n-bytes", "'9223372036854775808'", "<= 9223372036854775807"]),
+        (["score", SAMPLE, "--n-bytes", "1" + "0" * 400], ["--n-bytes", "<= 9223372036854775807"]),
+        (["score", SAMPLE, "--n-bytes", "9" * 5000], ["--n-bytes", "<= 9223372036854775807"]),
+        (["score", SAMPLE, "--ignore-index", "9" * 5000], ["--ignore-index", "<= 18446744073709551615"]),
         (["score", SAMPLE, "--workers", "-2"], ["--workers", "'-2'", "or -1"]),
         (["score", SAMPLE, "--n-bytes", "9", "--text", "x"], ["--text and --n-bytes"]),
         (["score", SAMPLE, "--n-words", "9", "--text", "x"], ["--text and --n-words"]),
@@ -89,7 +89,7 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", "none.npz"], ["none.npz: cannot be read: No such file"]),
         (["score", "two\nlines.npz"], [r"two\nlines.npz: cannot be read: "]),
         (["score", SAMPLE.parent.parent], [f"{SAMPLE.parent.parent}: is a directory without files of scores"]),
-        (["score", __file__], [f"{__file__}: is no file of scores; it must be a .npy file, "]),
+        (["score", __file__], [f"{__file__}: is not a file of scores; it must be a .npy file, "]),
         (["info", "--top", "1"], ["--top"]),
         (["info", "x"], ["x is given"]),
     ],
@@ -164,7 +164,7 @@ def test_npy_files_that_do_not_fit(command, npy, npz):
         command("score", scores, archive), f"{scores}: holds no targets; it must hold them, or come with --t"
     )
     refused = command("score", scores, "--targets", archive)
-    assert_refused(refused, f"{archive}: is no .npy file; it must be one")
+    assert_refused(refused, f"{archive}: is not a .npy file; it must be one")
     assert_refused(command("score", targets, scores), "logits has dtype int64")
     np.save(targets, np.array([None] * 4))
     assert_refused(command("score", scores, targets), f"{targets}: cannot be read")

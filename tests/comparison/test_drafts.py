@@ -357,7 +357,7 @@ def test_n_nan_counts_positions_without_an_acceptance():
         ({"temperature": -1}, "temperature is -1; it must be 0, for greedy decoding, or a number from 1e-06 to 1e"),
         ({"temperature": 1e-9}, "temperature is 1e-09; it must be 0, for greedy decoding, or a number"),
         ({"temperature": "hot"}, "temperature is 'hot'; it must be 0"),
-        ({"cost_ratio": -0.1}, "cost_ratio is -0.1; it must be a finite number of at least 0, or None"),
+        ({"cost_ratio": -0.1}, "cost_ratio is -0.1; it must be a finite number >= 0, or None"),
         ({"kind": "probs"}, "logits.* is not a probability"),
         ({"kind": "log_probs", "temperature": 2}, "natural log-probabilities have 0"),
         ({"segment_ids": [0, 1]}, "segment_ids has shape"),

@@ -265,7 +265,7 @@ def test_n_more_texts_tell(gate, rng):
     limit = ends(verdict.figure + 0.4 * (verdict.interval[gate.startswith("max")] - verdict.figure))
     verdict = only(few.check(**{gate: limit}))
     assert verdict.verdict == "cannot tell"
-    assert f"about {verdict.n_more} more sequences would tell" in verdict.note
+    assert f"about {verdict.n_more} more sequences needed" in verdict.note
     assert only(compared(10 + 2 * verdict.n_more).check(**{gate: limit})).verdict == "holds"
     assert only(compared(10 + verdict.n_more // 2).check(**{gate: limit})).verdict == "cannot tell"
 
@@ -273,7 +273,7 @@ def test_n_more_texts_tell(gate, rng):
 def test_gates_at_the_figure_itself_are_told_by_no_number_of_texts(documents):
     verdict = only(documents.check(max_kl=documents.mean_kl))
     assert (verdict.verdict, verdict.n_more) == ("cannot tell", None)
-    assert "no number of texts would tell" in verdict.note
+    assert "no number of texts would be enough" in verdict.note
 
 
 def test_gates_of_one_sequence_take_tokens_as_independent_and_say_so(rng):
@@ -320,7 +320,7 @@ def test_gates_of_what_no_token_has_neither_hold_nor_fail(rng):
     ("gates", "words"),
     [
         ({}, "the list of gates is empty; it must be one or more of max_kl, max_kl_quantile"),
-        ({"max_kl": -1}, "max_kl is -1; it must be a finite number of at least 0"),
+        ({"max_kl": -1}, "max_kl is -1; it must be a finite number >= 0"),
         ({"max_kl": math.nan}, "max_kl is nan"),
         ({"max_perplexity_ratio": math.inf}, "max_perplexity_ratio is inf"),
         ({"min_same_top": 97}, "min_same_top is 97; it must be a number from 0 to 1"),
@@ -584,7 +584,7 @@ def test_noise_is_compared_as_a_candidate_alone_would_be(runs):
     columns = found.columns()
     assert columns["name"].tolist() == ["q8", "q4", "noise"]
     assert columns["mean_kl_multiple"][:2].tolist() == [one.mean_kl / twin.mean_kl for one in found.values()]
-    assert f"Beside the noise of a second run of the base, {runs['twin']}" in found.summary()
+    assert f"Compared with the noise of a second run of the base, {runs['twin']}" in found.summary()
 
 
 def test_noise_is_read_as_the_base_is(runs, tmp_path):
@@ -608,9 +608,9 @@ def test_noise_names_gates_that_nobody_can_pass(runs):
     found = compare_files(runs["base"], {"q8": runs["q8"]}, noise=runs["twin"])
     noise = found.noise.mean_kl
     below, above = (only(found.check(max_kl=limit)) for limit in (noise / 2, noise * 2))
-    assert below.note == f"below the noise: a second run of the base has {noise:.5g}, so nobody can pass"
+    assert below.note == f"below the noise: a second run of the base has {noise:.5g}, so no model can pass"
     assert (below.verdict, above.note) == ("fails", "")
-    assert "so perhaps nobody can pass" in only(found.check(max_kl=0.999 * noise)).note
+    assert "so perhaps no model can pass" in only(found.check(max_kl=0.999 * noise)).note
     same_top = found.noise.same_top
     assert same_top < 1
     assert "below the noise" in only(found.check(min_same_top=(1 + same_top) / 2)).note

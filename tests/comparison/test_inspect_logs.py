@@ -269,7 +269,7 @@ WRONG = {
     "another zip": (lambda path: save(path, {"a.txt": b"x"}), "holds no header.json; it must hold it"),
     "no samples": (lambda path: save(path, {"header.json": members("base")["header.json"]}), "holds no sample for"),
     "version 1": (lambda path: save(path, {"header.json": {"version": 1, "eval": {}}}), "has version 1; it must"),
-    "no object": (lambda path: save(path, {"header.json": [1]}), "header.json: is no JSON object"),
+    "no object": (lambda path: save(path, {"header.json": [1]}), "header.json: is not a JSON object"),
     "no JSON": (lambda path: save(path, {"header.json": b"{"}), "header.json: cannot be read: line 1"),
     "lzma": (lambda path: save(path, members("base"), "lzma"), "is compressed by method 14; it must be stored"),
     "no input": (lambda path: save(path, members("base") | {"samples/1_epoch_1.json": {"id": 1}}), "it has no input"),
@@ -304,7 +304,7 @@ def test_members_that_are_not_what_their_header_says(claim, tmp_path):
         compare_samples(path, LOGS / "other.eval")
 
 
-@pytest.mark.parametrize(("claim", "words"), [(1 << 30, "takes 1073741824 bytes at once by its header"),
+@pytest.mark.parametrize(("claim", "words"), [(1 << 30, "needs 1073741824 bytes at once"),
                                               (1000, "its bytes are not those of its checksum")])  # fmt: skip
 def test_a_bomb_takes_no_memory(claim, words, tmp_path):
     path = save(tmp_path / "x.eval", members("base") | {"samples/1_epoch_1.json": b" " * (100 << 20)})

@@ -521,7 +521,7 @@ def test_options_that_need_all_classes(option, saved):
     (name,) = option
     with pytest.raises(ValueError) as caught:
         clients.compare_pair(*saved, **option)
-    words = f"{saved[0]} gives the most likely classes only; {name} needs all classes of each token"
+    words = f"{saved[0]} gives only the most likely classes; {name} needs all classes of each token"
     assert str(caught.value) == words
 
 

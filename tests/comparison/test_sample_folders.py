@@ -203,7 +203,7 @@ def test_a_group_that_is_no_mean_of_its_tasks_is_left_out(folders):
     found = folders.compared()
     assert found.groups == []
     assert found.left_out == {
-        "g: acc": "it is no mean of its tasks' metrics", "g: f1": "both folders do not hold it of a",
+        "g: acc": "it is not a mean of its tasks' metrics", "g: f1": "both folders do not hold it of a",
     }  # fmt: skip
 
 
@@ -212,7 +212,7 @@ def test_a_group_whose_mean_of_the_other_model_is_another_is_left_out(folders):
     folders.save_results("other", {"g": {"acc,none": 0.123}})
     found = folders.compared()
     assert [metric.task for metric in found.groups] == ["sub"]
-    assert found.left_out == {"g: acc": "it is no mean of its tasks' metrics"}
+    assert found.left_out == {"g: acc": "it is not a mean of its tasks' metrics"}
     (folders.folder("other") / f"results_{NEW}.json").unlink()  # without results of its own, those of the base decide
     assert folders.compared().groups == expected.groups
 
@@ -307,7 +307,7 @@ def test_command(folders, command):
 def test_folders_that_do_not_fit(folders, command, tmp_path):
     base, other = folders.path / "base", folders.path / "other"
     refused = command("compare", base, folders.folder("other") / f"samples_a_{NEW}.jsonl")
-    assert_refused(refused, f"is no folder with samples, as {base} is; it must be a folder of files such")
+    assert_refused(refused, f"is not a folder with samples, as {base} is; it must be a folder of files such")
     assert_refused(command("compare", tmp_path, other), f"{tmp_path}: is a directory without files of scores")
     assert_refused(command("compare", base, tmp_path / "none"), f"{tmp_path / 'none'}: cannot be read: No such file")
     with pytest.raises(ValueError, match=r"none: does not exist; it must be a folder of files such as samples_TASK"):

@@ -100,7 +100,7 @@ WRONG = {
     "an id that is a boolean": ({"doc_id": True}, "doc_id is True"),
     "a filter that is a number": ({"filter": 3}, "filter is 3"),
     "a hash that is a number": ({"doc_hash": 3}, "doc_hash is 3"),
-    "no sample": ("{}", "is no sample of lm-evaluation-harness; it must hold doc_id and filtered_resps"),
+    "no sample": ("{}", "is not a sample of lm-evaluation-harness; it must hold doc_id and filtered_resps"),
     "no JSON": ("{", ""),
 }
 

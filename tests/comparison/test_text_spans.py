@@ -223,7 +223,7 @@ def test_difference_has_the_digits_of_its_error_and_a_plain_word():
     low, high = result.difference.interval
     assert low < 0 < high
     words = f"± {result.difference.stderr:.4f} bits per byte, 95 % interval {low:+.4f} to {high:+.4f}"
-    assert f"{words}; these texts cannot tell which is better" in result.summary()
+    assert f"{words}; these texts do not show which is better" in result.summary()
     assert f"{result.difference:+.4f} " in result.summary()
     for one in (result.bits_per_byte_a, result.ratio):
         assert np.log(one.interval[1] / one) == pytest.approx(np.log(one / one.interval[0]))

@@ -350,17 +350,17 @@ def distributions(a, b):
 
 BAD = {
     "beyond": (other_ids, r"a\.npz.* 98"),
-    "version": (another_version, r"t\.txt: byte 0: line 1 goes on with b'In the beg"),
+    "version": (another_version, r"t\.txt: byte 0: line 1 continues with b'In the beg"),
     "normalized": (rewritten(lambda text: text.replace("ü".encode(), "u\u0308".encode())), r"in NFD|in NFC"),
     "truncated": (rewritten(lambda text: text[:-4]), "t.txt: byte 63: line 3 ends, and token 12 .* ends before them"),
-    "longer": (rewritten(lambda text: text + b"more"), "goes on with b'more' after the last token"),
+    "longer": (rewritten(lambda text: text + b"more"), "continues with b'more' after the last token"),
     "BOM": (rewritten(lambda text: b"\xef\xbb\xbf" + text), "byte order mark"),
-    "CRLF": (rewritten(lambda text: text.replace(b", ", b",\r\n")), r"t\.txt: byte \d+: line 2 goes on with"),
+    "CRLF": (rewritten(lambda text: text.replace(b", ", b",\r\n")), r"t\.txt: byte \d+: line 2 continues with"),
     "surrogate": (rewritten(lambda text: text + "\ud800".encode("utf-8", "surrogatepass")),
                   r"t\.txt: byte 67: b'\\xed\\xa0\\x80' is not UTF-8; it must be text in UTF-8"),
     "documents": (other_documents, r"b\.npz: holds 3 documents, not 4; it must hold those of .*a\.npz"),
     "moved": (moved_documents, r"b\.npz: holds a document 2 of bytes 40 to 64, not 40 to 61; it must hold those of"),
-    "masked": (masked_prompt, "t.txt: byte 0: line 1 goes on with .*; 2 ignored ids of the file cannot be of the text"),
+    "masked": (masked_prompt, "t.txt: byte 0: line 1 continues .*; 2 ignored ids of the file cannot be of the text"),
     "mixed": (mixed_documents, r"a\.npz: holds sequences whose tokens are mixed; it must hold them one after"),
     "high": (high_mask, r"a\.npz: numbers texts up to 1048576 by its mask, in sequences up to 0; it must stay below"),
     "empty": (empty_document, r"b\.npz: holds no text in its document 3; it must hold text in each document"),
@@ -382,12 +382,12 @@ def test_bad_input_is_refused_before_anything_is_written(name, two, tmp_path, co
 
 
 def test_responses_are_refused(two, tmp_path, command):
-    """They list the most likely classes only, in text."""
+    """They list only the most likely classes, in text."""
     a, b = two
     a.path = clients.save(tmp_path / "a.json", "vllm/chat_00.json")
     with pytest.raises(ValueError, match=r"a\.json: is JSON; it must hold scores or hidden states; formats\.open_resp"):
         compared(a, b)
-    words = "a.json gives the most likely classes only; {} needs all classes of each token"
+    words = "a.json gives only the most likely classes; {} needs all classes of each token"
     with fails(ValueError, words.format("compare_texts")):
         compare_texts(a.path, b.path, text=tmp_path / "t.txt")
     assert_refused(command(*argv_of(a, b), "--html", tmp_path / "p.html"), words.format("--text"))
@@ -412,7 +412,7 @@ def test_documents_that_stop_at_other_characters_are_refused_in_either_order(tmp
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"top": -1}, "top is -1; it must be an integer of at least 0"),
+        ({"top": -1}, "top is -1; it must be an integer >= 0"),
         ({"of_a": {"kind": "loss"}}, "kind is 'loss'; it must be 'logits', 'log_probs', 'probs'"),
         (
             {"of_b": {"window": 4, "stride": 2}},
@@ -480,7 +480,7 @@ def test_packed_texts_without_segment_ids_are_told_what_they_lack(tmp_path):
     (tmp_path / "t.txt").write_text("a b\nc d")
     a, b = (model(tmp_path, name, [[b"a", b" b", b""], [b"c", b" d", b""]]) for name in "ab")
     np.savez(b.path, logits=b.logits, input_ids=b.ids)
-    with pytest.raises(ValueError, match=r"b\.npz: holds 1 documents, not 2; .*segment_ids tell them"):
+    with pytest.raises(ValueError, match=r"b\.npz: holds 1 documents, not 2; .*segment_ids separate them"):
         compared(a, b)
 
 

@@ -481,7 +481,7 @@ def test_map_shards_raises_the_error_of_a_shard(cluster, shards):
 def test_scheduler_that_is_not_there(scheduler):
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "0.5 s"}),
-        pytest.raises((TypeError, ValueError), match="must be the address of a Dask scheduler that runs") as error,
+        pytest.raises((TypeError, ValueError), match="must be the address of a running Dask scheduler") as error,
     ):
         next(map_shards(len, ["a"], scheduler))
     assert f"scheduler is {scheduler!r}" in str(error.value)

@@ -208,7 +208,7 @@ def test_state_of_drafts_is_of_one_temperature(files):
         ("--draft --divergences=js", "--divergences is for divergences, not for the acceptance of drafts"),
         ("--draft --noise=twin.npz", "--noise is for divergences, not for the acceptance of drafts"),
         ("--draft --temperature=-1", "--temperature is -1.0; it must be 0, for greedy decoding, or a number from"),
-        ("--draft --cost-ratio=-1", "--cost-ratio is -1.0; it must be a finite number of at least 0"),
+        ("--draft --cost-ratio=-1", "--cost-ratio is -1.0; it must be a finite number >= 0"),
         ("--draft --max-kl=1", "--max-kl is for divergences, not for the acceptance of drafts"),
         ("--draft --plot=x.svg", "--plot is for divergences, not for the acceptance of drafts"),
         ("--draft --html=x.html", "--html is for divergences, not for the acceptance of drafts"),

@@ -34,7 +34,7 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
         ("none*.npz", {}, ValueError, r"none\*.npz: matches no file"),
         ("none.npz", {}, OSError, "No such file"),
         ([(LOGITS, IDS)], {"words": "all"}, ValueError, "words is 'all'; it must be 'whitespace' or 'lm-eval'"),
-        ([(LOGITS, IDS)], {"top": -1}, ValueError, "top is -1; it must be an integer of at least 0"),
+        ([(LOGITS, IDS)], {"top": -1}, ValueError, "top is -1; it must be an integer >= 0"),
         ([(LOGITS, IDS)], {"n_bytes": 0.5}, TypeError, "n_bytes"),
         ([(LOGITS, IDS)], {"workers": 0}, ValueError, "workers"),
         ([(LOGITS, IDS)], {"sinks": "x.csv"}, TypeError, "sinks is 'str'; it must be a sequence of tokenloss.sinks"),

@@ -160,7 +160,7 @@ def test_lm_head_that_is_refused(path):
     assert "No such file" in refused_head(path, path / "none.npy")
     assert "No such file" in refused_head(path, f"{path / 'none.npy'}:lm_head.weight")
     (path / "notes.txt").write_text("notes")
-    assert f"notes.txt: is no file of a head; it must be {HEAD_FILES}" in refused_head(path, path / "notes.txt")
+    assert f"notes.txt: is not a file of a head; it must be {HEAD_FILES}" in refused_head(path, path / "notes.txt")
     np.savez(path / "two.npz", first=WEIGHT, second=WEIGHT)
     assert "two.npz: holds no head of a usual name; it must hold lm_head.weight, or come as FILE:NAME" in refused_head(
         path, path / "two.npz"
@@ -185,7 +185,7 @@ def test_lm_head_in_shards_that_is_refused(path):
     assert "model-00002-of-00002.safetensors" in refused_head(path, path / "model")
     for text, words in [
         ("{", "cannot be read"),
-        ("[]", "it is no object"),
+        ("[]", "it is not an object"),
         ('{"weight_map": 3}', "no object weight_map"),
         ('{"weight_map": {"lm_head.weight": "../head.safetensors"}}', "names '../head.safetensors' for lm_head.weight"),
         ('{"weight_map": {"lm_head.weight": "index.json"}}', "names 'index.json'"),

@@ -236,5 +236,5 @@ def test_words_of_responses_whose_bytes_are_not_all_known(tmp_path):
 def test_requests_that_come_twice_are_refused(tmp_path):
     line = {"custom_id": "q", "response": {"status_code": 200, "body": clients.chat(("a", -1.0))}, "error": None}
     paths = [clients.save_lines(tmp_path / f"{i}.jsonl", line) for i in range(2)]
-    with pytest.raises(ValueError, match="the custom_id 'q' is that of line 1 of"):
+    with pytest.raises(ValueError, match="the custom_id 'q' is also on line 1 of"):
         evaluate(paths[:1]) + evaluate(paths[1:])

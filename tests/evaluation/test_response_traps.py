@@ -97,7 +97,7 @@ def test_an_empty_echo_is_not_a_loss_of_zero_as_in_llama_cpp_27174(kind, read):
     with pytest.raises(ValueError, match="line 1: the server returned no prompt log-probabilities: it ignored echo"):
         read(value, part="prompt")
     if kind in ("empty", "null", "no logprobs"):
-        with pytest.raises(ValueError, match="what was generated, nor of a prompt: the server ignored echo"):
+        with pytest.raises(ValueError, match="generated tokens, nor of a prompt: the server ignored echo"):
             read(value)
 
 
@@ -143,7 +143,7 @@ def test_a_prompt_after_what_was_generated_needs_a_choice(read):
 def test_nothing_generated_is_no_error_if_the_server_says_so(read):
     nothing = echo([], [], usage=(3, 0))
     assert [len(response.ids) for response in read(echo(["x"], [-1.0], usage=(3, 1)), nothing)] == [1, 0]
-    with pytest.raises(ValueError, match="line 2: it holds no log-probabilities of what was generated"):
+    with pytest.raises(ValueError, match="line 2: it holds no log-probabilities of generated tokens"):
         read(echo(["x"], [-1.0], usage=(3, 1)), echo([], [], usage=(3, 1)))
 
 
@@ -404,7 +404,7 @@ def test_two_classes_of_one_text_are_noticed_where_the_token_is_below_the_likeli
 def test_two_spellings_of_one_id_are_refused(ids, read):
     entries = {id_: {"logprob": -1.0 - i, "rank": 1 + i, "decoded_token": "a"} for i, id_ in enumerate(ids)}
     value = {"choices": [{"text": "", "prompt_logprobs": [None, entries]}]}
-    with pytest.raises(ValueError, match=rf'choices\[0\].prompt_logprobs\[1\]\["{ids[1]}"\] is no id'):
+    with pytest.raises(ValueError, match=rf'choices\[0\].prompt_logprobs\[1\]\["{ids[1]}"\] is not an id'):
         read(value)
 
 
@@ -594,8 +594,8 @@ def test_mixed_layouts_are_refused_with_their_line(read):
         (echo(["a", 3], [None, -1.0], text="a"), r"choices\[0\].logprobs.tokens\[1\] is 3"),
         (echo(["a", "b"], [None, -1.0], [None]), r"choices\[0\].logprobs.top_logprobs has 1 elements"),
         (objects([(1, -1.0, 0)]), r'choices\[0\].prompt_logprobs\[1\]\["1"\].rank is 0'),
-        (objects([("x", -1.0, 1)]), r'choices\[0\].prompt_logprobs\[1\]\["x"\] is no id'),
-        (objects([("1" * 19, -1.0, 1)]), '1"\\] is no id'),
+        (objects([("x", -1.0, 1)]), r'choices\[0\].prompt_logprobs\[1\]\["x"\] is not an id'),
+        (objects([("1" * 19, -1.0, 1)]), '1"\\] is not an id'),
         (objects([]), r"choices\[0\].prompt_logprobs\[1\] is empty"),
         (changed("sglang/generate_flat.json", ["meta_info", "input_top_logprobs_shape"], [14, 4]), "shape is"),
         (changed("sglang/generate_flat_b64.json", ["meta_info", "input_top_logprobs_val_flat_b64"], "?"), "decoded"),
@@ -637,7 +637,7 @@ def test_what_is_no_response_is_refused(value, message, read):
         (['data: {"id": "x", "choices": []}', 'data: {"error": {"message": "oh"}}'], "the request failed: oh"),
         (
             [f"data: {json.dumps(echo(['a'], [-1.0]))}"] * 2,
-            r"line 2: choices\[0\] goes on after its finish_reason; it must be of a response with",
+            r"line 2: choices\[0\] continues after its finish_reason; it must be of a response with",
         ),
     ],
 )

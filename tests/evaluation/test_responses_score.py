@@ -233,7 +233,7 @@ def test_rounding_is_told(completions, score_json, command, tmp_path):
     assert score_json(completions)["rounding"] == "float32"
     path = clients.save_lines(tmp_path / "chats.jsonl", chat(("a", -1.2346), ("b", -0.5)))
     assert score_json(path)["rounding"] == "4 decimals"
-    assert "1 response (chat), what was generated; log-probabilities of 4 decimals\n" in command("score", path)[1]
+    assert "1 response (chat), the generated tokens; log-probabilities of 4 decimals\n" in command("score", path)[1]
 
 
 def test_a_loss_of_certainty_is_0_and_of_impossibility_inf(tmp_path):
@@ -290,7 +290,7 @@ def test_custom_id_that_comes_twice_is_refused(options, command, tmp_path, monke
     second = clients.save_lines(tmp_path / "2.jsonl", named("c", -1.0), named("b", -3.0), named("a", -4.0, -5.0))
     both = tmp_path / "both.jsonl"
     both.write_bytes(first.read_bytes() + second.read_bytes())
-    words = "that of line 3 of {}, too; it must come once in all files, since its tokens would count twice"
+    words = "also on line 3 of {}; it must come once in all files, since its tokens would count twice"
     for argv, path, line, other in ([both], both, 5, both), ([first, second], second, 2, first):
         for _ in range(2):
             refused = command("score", *argv, *options)
@@ -317,7 +317,7 @@ def test_custom_ids_take_little_memory():
     with held_at_most(100 * n):
         score.check_names(["a.jsonl"], results)
     names[-1] = names[0]
-    with pytest.raises(ValueError, match=r"a.jsonl: line 99999: the custom_id 'request-0' is that of line 0"):
+    with pytest.raises(ValueError, match=r"a.jsonl: line 99999: the custom_id 'request-0' is also on line 0"):
         score.check_names(["a.jsonl"], results)
 
 
@@ -440,7 +440,7 @@ def test_a_file_without_a_token_to_score_is_counted_as_a_line_is(options, comman
     assert re.search("not scored +1 +of 10 responses, without any log-prob", command("score", tmp_path / "many")[1])
     for files in [COMPLETIONS[8:9], COMPLETIONS[8:9] * 2]:  # but not if there are no others
         paths = [clients.save(tmp_path / f"{i}.json", name) for i, name in enumerate(files)]
-        words = "holds no log-probability of a prompt, of whose first token no server gives any"
+        words = "holds no log-probability of a prompt (no server returns one for its first token)"
         assert_refused(command("score", *paths, "--part", "prompt"), paths[0], words)
         assert score_json(*paths)["part"] == "generated"
 
@@ -457,9 +457,9 @@ def test_names_of_files_of_responses(completions, command, score_json, tmp_path)
     (tmp_path / "a.ndjson").write_bytes(text)
     assert score_json(tmp_path / "a.ndjson")["sequences"][1]["line"] == 2
     (tmp_path / "a.txt").write_bytes(text)
-    assert_refused(command("score", tmp_path / "a.txt"), "is JSON by its first bytes", ".json or .jsonl")
+    assert_refused(command("score", tmp_path / "a.txt"), "begins like JSON", ".json or .jsonl")
     (tmp_path / "b.txt").write_text("notes")
-    assert_refused(command("score", tmp_path / "b.txt"), "is no file of scores", "or one of responses (.json, .jsonl)")
+    assert_refused(command("score", tmp_path / "b.txt"), "is not a file of scores", "one of responses (.json, .jsonl)")
 
 
 def test_state(completions, score_json, command, tmp_path):

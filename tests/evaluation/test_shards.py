@@ -245,7 +245,7 @@ def test_state_that_was_edited_or_damaged_is_refused(line, place, sequences, sha
     at = int(place * (len(lines[line]) - 1))
     lines[line] = lines[line][:at] + bytes([lines[line][at] ^ 1]) + lines[line][at + 1 :]
     state.write_bytes(b"".join(lines))
-    message = f"line {line + 1}: is damaged; it must be as it was written" if line else "is no state of tokenloss score"
+    message = f"line {line + 1}: is damaged; it must be as it was written" if line else "is not a state of tokenloss"
     assert_refused(command("score", *sequences, "--state", state), f"{state}: {message}")
     assert state.read_bytes() == b"".join(lines)
 
@@ -453,7 +453,7 @@ def test_state_of_another_option_of_a_comparison_is_refused(before, after, words
 def test_state_that_is_another_file_is_refused(content, command, tmp_path):
     state = tmp_path / "state"
     state.write_text(content, encoding="latin-1")
-    assert_refused(command("score", SAMPLE, "--state", state), f"{state}: is no state of tokenloss score")
+    assert_refused(command("score", SAMPLE, "--state", state), f"{state}: is not a state of tokenloss score")
     assert state.read_text(encoding="latin-1") == content
 
 

@@ -204,7 +204,7 @@ def test_quantiles_need_draws_and_a_bound_says_so(tmp_path):
     assert not few.kl_quantiles
     assert 1.0 in none.kl_quantiles
     assert "estimated from 32 classes and 48 draws" in many.summary()
-    assert "error by the draws" in many.summary()
+    assert "error from the draws" in many.summary()
     assert "is at least" not in few.summary()
     assert "KLD is at least" in none.summary()
     assert "lower bound" in none.summary()

@@ -126,5 +126,5 @@ def test_state_with_a_line_that_expands_in_memory(line, command, tmp_path):
     lines[line] = b"[" + b"[]," * (4 << 20) + b"[]]\n"
     state.write_bytes(b"".join(lines))
     with held_at_most(4 * len(lines[line])):
-        message = "line 2: is damaged" if line else "is no state of tokenloss score"
+        message = "line 2: is damaged" if line else "is not a state of tokenloss score"
         assert_refused(command("score", SAMPLE, "--state", state), f"{state}: {message}")

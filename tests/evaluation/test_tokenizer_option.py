@@ -616,7 +616,7 @@ def test_tokenizer_refuses_unknown_tokens_that_are_scored(command, text, tmp_pat
 
 BAD_TEXTS = {
     "truncated": (b"\n".join(text.encode() for text in TEXTS)[:-9], "it ends before them"),
-    "of more": ("\n".join([*TEXTS, "and more"]).encode(), "goes on with b'and more' after the last token"),
+    "of more": ("\n".join([*TEXTS, "and more"]).encode(), "continues with b'and more' after the last token"),
     "normalized": ("\n".join(TEXTS).replace("ï", "i\u0308").encode(), "NFC"),
     "with a BOM": ("\ufeff".encode() + "\n".join(TEXTS).encode(), "byte order mark"),
     "in UTF-16": ("\n".join(TEXTS).encode("utf-16-le"), "byte 1: line 1"),
@@ -659,7 +659,7 @@ def test_tokenizer_of_another_version_writes_another_text(command, text, tmp_pat
         vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
 
     argv = "score", batch(tmp_path)["paths"], "--shift", "--tokenizer", changed(tmp_path, swap), "--text", text
-    assert_refused(command(*argv), text, "byte 92: line 2 goes on with", "another text, tokenizer or version")
+    assert_refused(command(*argv), text, "byte 92: line 2 continues with", "another text, tokenizer or version")
 
 
 def test_tokenizer_takes_lines_that_end_in_crlf_between_texts(text, tmp_path):

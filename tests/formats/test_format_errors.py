@@ -55,7 +55,7 @@ def test_files_with_bytes_after_the_end(save, tmp_path):
     size = path.stat().st_size
     with path.open("ab") as file:
         file.write(b"\0")
-    assert f"byte {size}: the file goes on for 1 bytes; it must have {size} bytes" in refusal(path)
+    assert f"byte {size}: the file continues for 1 bytes; it must have {size} bytes" in refusal(path)
 
 
 # -- headers ----------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def wrong_npy():
         ({"shape": (0, 10**30)}, "cannot be read"),
         ({"shape": (-4, 6)}, "cannot be read: its shape is (-4, 6)"),
         ({"shape": 24}, "cannot be read"),
-        ({"shape": ()}, "byte 132: the file goes on for 92 bytes"),
+        ({"shape": ()}, "byte 132: the file continues for 92 bytes"),
         ({"descr": "<i4"}, "logits has dtype int32; it must be float16, bfloat16, float32 or float64"),
         ({"descr": "<c8", "shape": (4, 3)}, "logits has dtype complex64"),
         ({"descr": [("a", "<f4")]}, "logits has dtype [('a', '<f4')]"),
@@ -119,7 +119,7 @@ def wrong_npz():
     stored, deflated = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
     for compression in (stored, deflated):
         for shape in ((4, 7), (4, 5), (10**20, 10**20)):
-            words = f"logits: has 224 bytes; it must have {128 + 4 * math.prod(shape)} by its header"
+            words = f"logits: has 224 bytes; it must have {128 + 4 * math.prod(shape)} per its header"
             yield npz(compression, logits=npy(HEADER | {"shape": shape})), words
         for part, descr in (("tokens", "<U0"), ("targets", "|V0"), ("targets", "|S0")):
             empty = npy(HEADER | {"descr": descr, "shape": (8,)}, 0)
@@ -177,7 +177,7 @@ def wrong_safetensors():
     ]:
         offsets = entry.get("data_offsets", [0, 96])
         yield safetensors_bytes({"logits": ENTRY | entry}, min(max(offsets), 104)), *words
-    yield safetensors_bytes({"logits": ENTRY}, 97), "the file goes on for 1 bytes"
+    yield safetensors_bytes({"logits": ENTRY}, 97), "the file continues for 1 bytes"
     yield safetensors_bytes({"logits": ENTRY}, 95), "the file ends"
     yield safetensors_bytes({}, 0), "holds nothing"
     entry = json.dumps(ENTRY)
@@ -281,7 +281,7 @@ def test_zarr_directory_without_arrays(tmp_path):
 def test_files_of_other_formats(tmp_path):
     path = tmp_path / "scores.txt"
     path.write_text("logits")
-    assert f"is no file of scores; it must be {FILES}" in refusal(path)
+    assert f"is not a file of scores; it must be {FILES}" in refusal(path)
     path = path.rename(tmp_path / "scores.zip")
     assert "cannot be read: File is not a zip file" in refusal(path)
     with pytest.raises(FileNotFoundError):

@@ -131,7 +131,7 @@ def test_npz_shapes_are_checked_before_decompression(part, array, tmp_path):
 def test_npz_row_that_expands_too_much(tmp_path):
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, logits=np.zeros((1, 1 << 25), np.float32), targets=[0])
-    words = f"logits: takes {4 << 25} bytes at once by its header; it must be at most 1000 times"
+    words = f"logits: needs {4 << 25} bytes at once; it must be at most 1000 times"
     with held_at_most(8 << 20), pytest.raises(ValueError, match=words):
         open_scores(path)
 
@@ -146,7 +146,7 @@ def test_npz_row_that_expands_too_much_for_its_size(tmp_path):
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, data.index(b"PK\1\2") + 24, header.tell() + 4 * classes)
     path.write_bytes(data)
-    with held_at_most(8 << 20), pytest.raises(ValueError, match=f"takes {4 * classes} bytes .* at most 100 times"):
+    with held_at_most(8 << 20), pytest.raises(ValueError, match=f"needs {4 * classes} bytes .* at most 100 times"):
         open_scores(path)
 
 

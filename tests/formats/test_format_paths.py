@@ -56,10 +56,10 @@ def test_path_of_a_pipe(suffix, pipe, tmp_path):
     link = tmp_path / f"link.{suffix}"
     link.symlink_to(pipe)
     assert_file_refused(
-        link, "is no regular file; it must be one, since files are read more than once: first save the output of the"
+        link, "is not a regular file; it must be one, since files are read more than once: first save the output of the"
     )
     np.save(tmp_path / "scores.npy", LOGITS)
-    assert_file_refused(tmp_path / "scores.npy", "is no regular file", targets=link)
+    assert_file_refused(tmp_path / "scores.npy", "is not a regular file", targets=link)
 
 
 @POSIX
@@ -67,14 +67,14 @@ def test_path_of_a_pipe_that_holds_a_file(pipe, tmp_path):
     np.save(tmp_path / "scores.npy", LOGITS)
     with os.fdopen(os.open(pipe, os.O_RDWR), "wb", buffering=0) as file:
         file.write((tmp_path / "scores.npy").read_bytes())
-        assert_file_refused(pipe, "is no regular file")
+        assert_file_refused(pipe, "is not a regular file")
 
 
 @pytest.mark.skipif(not Path("/dev/zero").is_char_device(), reason="there is no /dev/zero")
 def test_path_of_a_device(tmp_path):
-    assert_file_refused("/dev/zero", "is no regular file")
+    assert_file_refused("/dev/zero", "is not a regular file")
     np.save(tmp_path / "scores.npy", LOGITS)
-    assert_file_refused(tmp_path / "scores.npy", "is no regular file", targets="/dev/zero")
+    assert_file_refused(tmp_path / "scores.npy", "is not a regular file", targets="/dev/zero")
 
 
 def test_path_of_stdin_and_empty_path(tmp_path):
@@ -92,7 +92,7 @@ def test_targets_in_files_of_other_formats(tmp_path):
     np.save(tmp_path / "scores.npy", LOGITS)
     np.savez(tmp_path / "scores.npz", logits=LOGITS, targets=TARGETS)
     save_zarr(tmp_path / "scores.zarr", targets=TARGETS)
-    for name, words in (("scores.npz", "is no .npy file"), ("scores.zarr", "cannot be read"), (".", "cannot be read")):
+    for name, words in (("scores.npz", "not a .npy file"), ("scores.zarr", "cannot be read"), (".", "cannot be read")):
         assert_file_refused(tmp_path / "scores.npy", words, targets=tmp_path / name)
     for array in (np.array(3), np.zeros(8, "M8[s]"), np.zeros(8, [("a", "<i4")]), np.zeros((8, 6), [("a", "<f4")])):
         np.save(tmp_path / "targets.npy", array)
@@ -147,7 +147,7 @@ def test_zarr_chunk_or_metadata_that_is_a_pipe_or_device(key, what, zarr_format,
         os.mkfifo(path / key)
     else:
         (path / key).symlink_to(pipe if what == "link to a pipe" else "/dev/zero")
-    assert_file_refused(path, f"{Path(key).name} is no regular file")
+    assert_file_refused(path, f"{Path(key).name} is not a regular file")
 
 
 @POSIX
@@ -156,14 +156,14 @@ def test_zarr_chunk_that_is_a_device_prints_one_line(run_python, tmp_path):
     (path / "logits/c/1/0").unlink()
     (path / "logits/c/1/0").symlink_to("/dev/zero")
     program = f"import sys\nfrom tokenloss._command.cli import main\nsys.exit(main(['score', {str(path)!r}]))"
-    assert re.fullmatch(r"tokenloss: error: .*c/1/0 is no regular file\n", run_python(program, fails=True))
+    assert re.fullmatch(r"tokenloss: error: .*c/1/0 is not a regular file\n", run_python(program, fails=True))
 
 
 def test_zarr_chunk_that_is_a_directory(tmp_path):
     path = save_zarr(tmp_path / "scores.zarr", logits=LOGITS, targets=TARGETS)
     (path / "logits/c/1/0").unlink()
     (path / "logits/c/1/0").mkdir()
-    assert_file_refused(path, "logits/c/1/0 is no regular file")
+    assert_file_refused(path, "logits/c/1/0 is not a regular file")
 
 
 @POSIX

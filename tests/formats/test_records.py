@@ -313,7 +313,7 @@ def test_path_that_is_no_file(kind, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
 def test_path_of_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
-    with pytest.raises(ValueError, match="is no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         read(tmp_path / "a.jsonl")
 
 

@@ -127,7 +127,7 @@ def test_parts_are_told_apart(name, prompt, generated, read):
     if generated:
         assert len(read(name, part="generated")[0].ids) == generated
     else:
-        with pytest.raises(ValueError, match="no log-probabilities of what was generated"):
+        with pytest.raises(ValueError, match="no log-probabilities of generated tokens"):
             read(name, part="generated")
 
 

@@ -341,7 +341,7 @@ def test_a_truncated_file_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"a\.sketch"):
             open_sketch(path)
     path.write_bytes(data + b"x")
-    with pytest.raises(ValueError, match="goes on for 1 bytes"):
+    with pytest.raises(ValueError, match="continues for 1 bytes"):
         open_sketch(path)
 
 
@@ -350,7 +350,7 @@ def test_sketches_are_not_taken_for_scores(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(whole()[0])
     with pytest.raises(ValueError, match="have a name that ends in"):
         open_scores(tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="is no sketch by its name"):
+    with pytest.raises(ValueError, match="does not have the name of a sketch"):
         open_sketch(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="is a sketch"):
         evaluate(tmp_path / "a.sketch")

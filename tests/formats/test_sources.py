@@ -388,7 +388,7 @@ def lacking(folder):
     """By what a function needs: calls with sources that lack it, and what each error says."""
     tops, nll, made = open_responses("chat.jsonl"), open_logprobs("trainer.npy"), [(LOGITS, TARGETS)]
     by_hand = open_scores("logits.npy")
-    gives = "chat.jsonl gives the most likely classes only"
+    gives = "chat.jsonl gives only the most likely classes"
     samples = "samples of lm-evaluation-harness, which compare_samples compares; {} needs the loss of each token"
     return {
         "nll": [

@@ -191,7 +191,7 @@ def test_marks_that_were_put_into_the_text_are_refused_as_in_parameter_golf_2138
     tokenizer = open_tokenizer(save_ranks(tmp_path, pieces))
     text = tmp_path / "text.txt"
     text.write_text("Hello", "utf-8")
-    with pytest.raises(ValueError, match=r"byte 0: line 1 goes on with b'Hello', and token 0 of ids, id 256, is"):
+    with pytest.raises(ValueError, match=r"byte 0: line 1 continues with b'Hello', and token 0 of ids, id 256, is"):
         AlignedText(str(text), tokenizer).update(*first_of([256, 257]), "ids")
 
 
@@ -203,12 +203,12 @@ def test_spans_of_another_source_are_refused_as_in_marin_6011(make, tmp_path):
     ids = [0, *made.encode("a cat"), 0]  # <|endoftext|> before and after
     starts, stops = AlignedText(str(text), tokenizer).update(*first_of(ids), "ids")
     assert (starts[0], stops[0], starts[-1], stops[-1]) == (0, 0, 5, 5)
-    with pytest.raises(ValueError, match=r"byte [12]: line 1 goes on with b' ?cat', and token [12] of ids, id "):
+    with pytest.raises(ValueError, match=r"byte [12]: line 1 continues with b' ?cat', and token [12] of ids, id "):
         AlignedText(str(text), tokenizer).update(*first_of(made.encode("a dog")), "ids")
-    with pytest.raises(ValueError, match=r"byte 0: line 1 goes on .*; they may be of another text, tokenizer or"):
+    with pytest.raises(ValueError, match=r"byte 0: line 1 continues .*; they may be of another text, tokenizer or"):
         AlignedText(str(text), tokenizer).update(*first_of([0, *made.encode("the dog")]), "ids")
     text.write_text("<|endoftext|>a", "utf-8")
-    with pytest.raises(ValueError, match=r"byte 0: line 1 goes on .*; special tokens before it write nothing"):
+    with pytest.raises(ValueError, match=r"byte 0: line 1 continues .*; special tokens before it write nothing"):
         AlignedText(str(text), tokenizer).update(*first_of([0, *made.encode("a")]), "ids")
 
 
@@ -487,15 +487,15 @@ BYTES_ONLY = {"vocab": byte_vocab()}
 REFUSED = {
     "a version": (as_json(BYTES_ONLY, BYTE_LEVEL, BYTE_LEVEL, version="2.0"), "version '2.0', and '1.0' is known"),
     "JSON that is cut": (as_json(BYTES_ONLY, BYTE_LEVEL, BYTE_LEVEL)[:-9], "cannot be read: "),
-    "a decoder": (as_json(BYTES_ONLY, {"type": "CTC", "pad_token": "<pad>"}), "decoder has a step that is not known"),
+    "a decoder": (as_json(BYTES_ONLY, {"type": "CTC", "pad_token": "<pad>"}), "decoder has an unknown step"),
     "a Strip of each token": (
-        as_json(BYTES_ONLY, {"type": "Strip", "content": " ", "start": 1, "stop": 0}), "not known: {'type': 'Strip'"
+        as_json(BYTES_ONLY, {"type": "Strip", "content": " ", "start": 1, "stop": 0}), "unknown step: {'type': 'Strip'"
     ),
     "a Replace of a Regex": (
         as_json(BYTES_ONLY, {"type": "Replace", "pattern": {"Regex": "a"}, "content": ""}),
-        "a step that is not known: {'type': 'Replace'",
+        "an unknown step: {'type': 'Replace'",
     ),
-    "a pre_tokenizer": (as_json(BYTES_ONLY, None, {"type": "Reverse"}), "not known: {'type': 'Reverse'}"),
+    "a pre_tokenizer": (as_json(BYTES_ONLY, None, {"type": "Reverse"}), "unknown step: {'type': 'Reverse'}"),
     "a decoder that does not fit": (as_json(BYTES_ONLY, METASPACE, BYTE_LEVEL), "ByteLevel, and not the other"),
     "a space that stays ▁": (as_json({"vocab": {"▁": 0}}, None, None, TO_METASPACE), "makes no space of '▁'"),
     "a prefix that is no space": (
@@ -505,7 +505,7 @@ REFUSED = {
         as_json(BYTES_ONLY, {"type": "Sequence", "decoders": [BYTE_LEVEL, METASPACE]}, BYTE_LEVEL),
         "has Metaspace after ByteLevel",
     ),
-    "a vocabulary of Keras": ('{"class_name": "Tokenizer", "config": {}}', "no tokenizer.json, and no vocab.json"),
+    "a vocabulary of Keras": ('{"class_name": "Tokenizer", "config": {}}', "it is not a tokenizer.json or vocab.json"),
     "a pickle": (pickle.dumps({"a": 1}), "a pickle or an archive"),
     "protobuf that is cut": (b"\n\x20abc", "it ends inside a field"),
     "protobuf without pieces": (b"\x12\x00", "or a damaged one of SentencePiece, which has pieces"),
@@ -571,16 +571,16 @@ def normalized(form):
 
 # by cause: the file, the text of the ids, and what the message says
 DIFFERENT = {
-    "a byte order mark": (b"\xef\xbb\xbfa b", b"a b", r"byte 0: line 1 goes on with .*byte order mark"),
-    "CRLF": (b"a b\r\nc d\r\n", b"a b\nc d\n", r"byte 3: line 1 goes on .*they are of it with LF for CRLF"),
-    "LF": (b"a b\nc d\n", b"a b\r\nc d\r\n", r"byte 3: line 1 goes on .*it is theirs with LF for CRLF"),
-    "CRLF after ids": (b"a b\r\nc d\r\n", b"a b\n", r"byte 3: line 1 goes on .*they are of it with LF for CRLF"),
-    "ids in NFD": (*changed(normalized("NFD")), r"byte 16: .*it is theirs in NFC"),
-    "ids in NFKC": (*changed(normalized("NFKC")), r"byte 6: .*they are of it in NFKC"),
-    "text in NFD": (*changed(normalized("NFD"))[::-1], r"byte 16: .*they are of it in NFC"),
-    "lower case": (*changed(lambda text: text.lower().encode()), r"byte 0: .*they are of it in lower case$"),
+    "a byte order mark": (b"\xef\xbb\xbfa b", b"a b", r"byte 0: line 1 continues with .*byte order mark"),
+    "CRLF": (b"a b\r\nc d\r\n", b"a b\nc d\n", r"byte 3: line 1 continues .*they spell it with LF for CRLF"),
+    "LF": (b"a b\nc d\n", b"a b\r\nc d\r\n", r"byte 3: line 1 continues .*it is their text with LF for CRLF"),
+    "CRLF after ids": (b"a b\r\nc d\r\n", b"a b\n", r"byte 3: line 1 continues .*they spell it with LF for CRLF"),
+    "ids in NFD": (*changed(normalized("NFD")), r"byte 16: .*it is their text in NFC"),
+    "ids in NFKC": (*changed(normalized("NFKC")), r"byte 6: .*they spell it in NFKC"),
+    "text in NFD": (*changed(normalized("NFD"))[::-1], r"byte 16: .*they spell it in NFC"),
+    "lower case": (*changed(lambda text: text.lower().encode()), r"byte 0: .*they spell it in lower case$"),
     "single spaces": (*changed(lambda text: text.replace("  ", " ").encode()), r"byte 5: .*with single spaces"),
-    "ids that end": (b"a\nb cd", b"a\nb", r"byte 4: line 2 goes on with b'cd' after the last token; it must end with"),
+    "ids that end": (b"a\nb cd", b"a\nb", r"byte 4: line 2 continues with b'cd' after the last token; it must end"),
     "a text that ends": (b"a\nb", b"a\nb cd", r"byte 3: line 2 ends, and token 3 of .*, id 32, is .*it ends before"),
     "bytes that are not UTF-8": (b"ab \xff cd", "ab \ufffd cd".encode(), "byte 3: .*it is not UTF-8 there"),
     "a lone surrogate": (b"ab \xed\xa0\x80 cd", "ab \ufffd cd".encode(), "byte 3: .*it is not UTF-8 there"),
@@ -620,7 +620,7 @@ def test_white_space_of_word_piece_belongs_to_the_token_after_it(tmp_path):
     assert starts.tolist() == [1, 2, 5, 9, 13, 16]
     assert stops.tolist() == [2, 5, 9, 11, 16, 18]
     path.write_text(" b  B bé", "utf-8")
-    with pytest.raises(ValueError, match=r"byte 4: line 1 goes on with b'B .*, id 2, is b'b'.*in lower case"):
+    with pytest.raises(ValueError, match=r"byte 4: line 1 continues with b'B .*, id 2, is b'b'.*in lower case"):
         AlignedText(str(path), tokenizer).update(ids[:4], is_first[:4], "ids")
 
 

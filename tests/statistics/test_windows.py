@@ -152,15 +152,15 @@ def test_bos_of_each_window_changes_no_row_that_is_scored_as_of_transformers_405
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ((-1, 4, 2), ValueError, ["n_tokens is -1", "at least 0"]),
+        ((-1, 4, 2), ValueError, ["n_tokens is -1", ">= 0"]),
         ((8.0, 4, 2), TypeError, ["n_tokens is 8.0", "an integer"]),
-        ((8, 1, 1), ValueError, ["size is 1", "at least 2"]),
+        ((8, 1, 1), ValueError, ["size is 1", ">= 2"]),
         ((8, "4", 2), TypeError, ["size is '4'"]),
         ((8, 4, 0), ValueError, ["stride is 0", "from 1 to 4"]),
         ((8, 4, 5), ValueError, ["stride is 5", "from 1 to 4"]),
         ((8, 4, 2, "all"), ValueError, ["stride is 2", "must be 4"]),
         ((64, 16, 6, "second_half"), ValueError, ["stride is 6", "from 7 to 16"]),
-        ((64, 2, 2, "second_half"), ValueError, ["size is 2", "at least 3"]),
+        ((64, 2, 2, "second_half"), ValueError, ["size is 2", ">= 3"]),
         ((63, 64, 64, "second_half"), ValueError, ["n_tokens is 63", "at least 64", "full"]),
         ((8, 4, 2, "last"), ValueError, ["score is 'last'", "'new', 'second_half', 'all'"]),
     ],

@@ -67,7 +67,7 @@ _SCORE_EXAMPLES = """
    tokenloss score logits.npz --max-perplexity 12
 """
 _COMPARE = """
-Compare models, such as quantized ones, with a base model: KL divergence, perplexities, changes of probability.
+Compare models, such as quantized ones, with a base model: KL divergence, perplexities, changes in probability.
 
 BASE and each OTHER are files that `score` reads, with scores of the same rows; or files of responses to the same
 requests, or responses and scores; or samples logged by lm-evaluation-harness (.jsonl) or Inspect (.eval, .json), or
@@ -101,21 +101,21 @@ _COMPARE_EXAMPLES = """
    tokenloss compare samples-a.jsonl samples-b.jsonl --margin 0.01
 """
 _SKETCH = """
-Write a sketch of the predictions that files hold: of each token the most likely classes, and classes drawn from the
-others. It takes 532 bytes for a token, and `tokenloss compare` takes it as BASE, in place of all logits of a model:
-perplexities and top tokens are exact then, and divergences are estimates without bias, with their errors.
+Write a sketch of the predictions in files: for each token, the most likely classes, and classes drawn from the others.
+It takes 532 bytes per token, and `tokenloss compare` takes it as BASE in place of a model's full logits: perplexities
+and top tokens are then exact, and divergences are unbiased estimates with errors.
 
-A FILE is one of scores or of hidden states, as `score` reads it, with targets or, with --shift, input ids. Several are
+Each FILE contains scores or hidden states, as for `score`, with targets or, with --shift, input ids. Several FILEs are
 shards of one text.
 """
 _SKETCH_EXAMPLES = """
- of a file of logits and targets:
+ from a file of logits and targets:
    tokenloss sketch base.npz base.sketch
- of further shards, one after the other, as they are made:
+ add further shards, one after the other, as they are computed:
    tokenloss sketch part-1.npz base.sketch --append
- of logits and the model's input ids, with fewer bytes and larger errors:
+ from logits and the model's input ids, with fewer bytes and larger errors:
    tokenloss sketch logits.npy ids.npy base.sketch --shift --top 16 --tail 16
- of final hidden states, and the model's own head:
+ from final hidden states, and the model's own head:
    tokenloss sketch hidden.npy ids.npy base.sketch --shift --lm-head model/
 """
 _GROUPS = (
@@ -127,8 +127,8 @@ _LM_HEAD = (
     f"{HEAD_FILES}; config.json next to it says how logits are scaled and capped, and whether the embedding is the head"
 )
 _CALIBRATION = (
-    "add whether probabilities are right as often as they say: calibration errors, Brier score, reliability, and the "
-    "best temperature, for which files are read 3 to 6 times more"
+    "add how well probabilities match outcomes: calibration errors, Brier score, reliability, and the best "
+    "temperature, for which files are read 3 to 6 times more"
 )
 _MAX_ECE = "with --calibration, fail if the expected calibration error exceeds X"
 _BY = (
@@ -295,11 +295,11 @@ def _add_sketch(sketch: Parser) -> None:
     _add_targets(of["targets and sequences"])
     _add(of["hidden states"], "--lm-head FILE[:NAME]", _LM_HEAD)
     _add_hidden_states(of["hidden states"])
-    _add(of["output"], "--top K", "number of the most likely classes (default: 32)", integer(1), default=32)
-    words = "number of classes drawn from the others (default: 48); 0 leaves lower bounds of divergences"
+    _add(of["output"], "--top K", "number of most likely classes to keep (default: 32)", integer(1), default=32)
+    words = "number of classes drawn from the others (default: 48); with 0, divergences are only lower bounds"
     _add(of["output"], "--tail S", words, integer(0), default=48)
     _add(of["output"], "--seed N", "seed of the draws (default: 0)", integer(0), default=0)
-    words = "go on after the rows that OUT has: the result has the bytes of a file that is written at once"
+    words = "append to the rows in OUT; the result is the same, byte for byte, as if written at once"
     of["output"].add_argument("--append", action="store_true", help=words)
     _add_format(of["output"])
     words = "number of threads (default, and -1: one for each CPU)"
@@ -315,7 +315,7 @@ def _add_compare_gates(group: _Group) -> None:
     words = "fail if both models rank the same class first for less than a fraction X of the tokens"
     _add(group, "--min-same-top X", words, number)
     _add(group, "--max-perplexity-ratio X", "fail if the perplexity exceeds X times that of BASE", number)
-    words = "fail if more than N tokens have another most likely class, ties apart; for example, 0"
+    words = "fail if more than N tokens change their most likely class, not counting ties; for example, 0"
     _add(group, "--max-decisive-flips N", words, integer(0))
     words = "fail if the log-probability of any token changes by more than X nats"
     _add(group, "--max-abs-logprob X", words, number)
@@ -326,8 +326,8 @@ def _add_compare_gates(group: _Group) -> None:
     _add(group, "--min-ess X", words, number)
     _add_confidence(group)
     words = (
-        "a second run of BASE, with another batch size or engine: all metrics are shown as multiples of its own, and "
-        "gates that this run itself does not pass are named"
+        "a second run of BASE, with another batch size or engine: metrics are also shown as multiples of its own, and "
+        "gates that it does not pass itself are named"
     )
     _add(group, "--noise TWIN", words)
 

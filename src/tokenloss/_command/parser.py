@@ -170,9 +170,9 @@ def integer(least: int, most: int = 2**63 - 1, or_else: int | str | None = None)
             if re.fullmatch("[-+]?[0-9]+", text) and (least <= int(text) <= most or int(text) == or_else):
                 return int(text)
         is_large = text.isdecimal() and (len(text) > len(str(most)) or int(text) > most)
-        fits = f"at most {most}" if is_large else f"at least {least}"
+        fits = f"<= {most}" if is_large else f">= {least}"
         fits += "" if or_else is None else f", or {or_else}"
-        raise argparse.ArgumentTypeError(f"must be an integer of {fits}, not {reprlib.repr(text)}")
+        raise argparse.ArgumentTypeError(f"must be an integer {fits}, not {reprlib.repr(text)}")
 
     return read
 

@@ -282,13 +282,14 @@ def compare(
         order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
         converted.
     targets : array of integers, optional
-        Class ids, of the shape of `logits` without its class axis. Without them there are divergences, but no losses.
+        Class ids, in the shape of `logits` without its class axis. Without targets there are divergences, but no
+        losses.
     kind : {"logits", "log_probs", "probs"}, optional
-        What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
+        What `logits` contains: logits (the default, with a `KindWarning` if they look like probabilities), natural
         log-probabilities or probabilities. The latter two are divided by the sum of their row's probabilities, since
         rounding leaves it near 1.
     base_kind : {"logits", "log_probs", "probs"}, optional
-        What `base_logits` holds; `kind` by default.
+        What `base_logits` contains; `kind` by default.
     classes : int, optional
         Number of classes to compare, from the first, if vocabularies differ, such as by padding: both models'
         distributions are normalized over these classes, targets are among them, and `Comparison.left_out` shows what is
@@ -329,7 +330,7 @@ def compare(
         If an included target is out of range; the message names its position and value.
     TypeError, ValueError
         If an argument is invalid; the message names the argument, the value given and what is accepted. Also if a
-        probability lies outside [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from
+        probability is outside [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from
         normalized: if the log of their sum is beyond +-0.1 (0.5 in half precision).
 
     See Also
@@ -339,12 +340,13 @@ def compare(
 
     Notes
     -----
-    The metrics are those of llama.cpp's ``llama-perplexity --kl-divergence``. Standard errors of perplexities, of their
-    ratio and difference and of the root mean square are of first order (the delta method), those of ratio and
-    difference from the tokens' differences of loss. An infinite loss, as of a probability of 0, makes its perplexity
-    infinite; a nan makes all metrics of its kind nan. Only the arrays of the result grow with the number of positions.
+    These are the metrics of llama.cpp's ``llama-perplexity --kl-divergence``. Standard errors of perplexities, of their
+    ratio and difference, and of the root mean square are first-order (the delta method); for the ratio and the
+    difference, they come from the tokens' differences of loss. An infinite loss, as from a probability of 0, makes its
+    perplexity infinite; a nan makes all metrics of its kind nan. Only the arrays of the result grow with the number of
+    positions.
 
-    Tokens of one document are alike, so an error that takes them as independent is often too small. `segment_ids` or
+    Tokens of one document are alike, so an error that treats them as independent is often too small. `segment_ids` or
     `cu_seqlens` cluster it by sequence (Miller, arXiv:2411.00640): with S the sum over a sequence of n tokens of, say,
     their differences of loss, and G sequences, the error of the mean ``mu`` is ``sqrt(G / (G - 1) * sum((S - mu *
     n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one. The tokens of a single sequence are taken

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 
 class ComparisonMeter:
-    """Compares models with their base block by block, where their logits are not in memory at once.
+    """Compares models with their base block by block, for logits that are never all in memory at once.
 
-    Blocks may be what an engine computes, or parts of arrays on the disk, as `numpy.load` maps them with `mmap_mode`.
-    It keeps 67 bytes for each position, 8 more for each that comes with the number of its sequence, and 16 more where
-    `classes` leaves some out; of each further candidate 34, and 8 where it has more than these classes; and of each
-    candidate 8 for each of `divergences` beside "kl". Blocks come in the order of the text and have any size: no bit of
-    the result depends on how a text is split, or a sequence. Only one thread may update it at a time.
+    Blocks may come from an engine, or be parts of arrays on disk, which `numpy.load` maps with `mmap_mode`. The meter
+    keeps 67 bytes per position, 8 more if the number of its sequence is given, and 16 more if `classes` leaves some
+    classes out; for each further candidate 34 bytes, and 8 more if it has more than these classes; and for each
+    candidate 8 bytes for each of `divergences` other than "kl". Blocks must come in the order of the text and may have
+    any size: the result is bitwise identical however a text or a sequence is split. Only one thread may update a meter
+    at a time.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ class ComparisonMeter:
     >>> meter.result()
     Comparison(mean_kl=0.07430 ± 0.0261, count=4, perplexity=1.95993, base_perplexity=3.00000, same_top=0.5000)
 
-    Several candidates, each as if it were compared by itself:
+    Several candidates, each compared independently:
 
     >>> meter = ComparisonMeter()
     >>> meter.update(np.zeros((2, 3)), {"q4": [[1, 0, 0], [0, 1, 0]], "q8": [[0.1, 0, 0], [0, 0.1, 0]]}, [0, 1])
@@ -90,15 +91,16 @@ class ComparisonMeter:
     ) -> None:
         """Compare the next positions.
 
-        Sequences have the same numbers in all calls, so that one may go on in the next block. Positions without numbers
-        belong to none. Several candidates are a mapping of `logits` by name, with the same names in all calls.
+        Sequences keep their numbers across calls, so a sequence may continue in the next block. Positions with negative
+        numbers belong to no sequence. For several candidates, `logits` is a mapping by name, with the same names in all
+        calls.
 
         Parameters
         ----------
         base_logits, logits : arrays of one shape (..., V)
             Logits, or what `kind` says, as in `compare`: float16, bfloat16, float32 or float64.
         targets : array of integers, optional
-            Class ids, of the shape of `logits` without its class axis: in all calls, or in none.
+            Class ids, in the shape of `logits` without its class axis: in all calls, or in none.
         kind, base_kind, axis, where, segment_ids
             As in `compare`.
 
@@ -124,16 +126,15 @@ class ComparisonMeter:
             self._signed[name] = merged_parts(self._signed.get(name, {}), signed)
 
     def merge(self, other: ComparisonMeter) -> None:
-        """Add the positions of another meter, as if they were the next ones of the text.
+        """Add the positions of another meter, as if they came next in the text.
 
-        Sequences of the same number are one, as those of several calls of `update` are. So the blocks of a text may be
-        compared by several processes, whose meters are pickled and merged in the order of the text.
+        Sequences with the same number are one sequence, as in several calls of `update`. So several processes may
+        compare the blocks of a text, and their meters may be pickled and merged in the order of the text.
 
         Parameters
         ----------
         other : ComparisonMeter
-            The meter to add, with the same `definitions`, `divergences` and `classes`, of the same candidates; it does
-            not change.
+            The meter to add, with the same `definitions`, `divergences`, `classes` and candidates; it does not change.
 
         Raises
         ------

@@ -29,7 +29,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
     """Result of `compare_files`, and of `ComparisonMeter.results`: a dict of comparisons with one base.
 
     Keys are the names of the candidates, in the order given. Values are all `Comparison`, all `ResponseComparison`, all
-    `SampleComparison` or all `Mismatch`; a `Comparisons` made of `DraftAcceptance` shows drafts side by side.
+    `SampleComparison` or all `Mismatch`; a `Comparisons` of `DraftAcceptance` shows drafts side by side.
 
     Attributes
     ----------
@@ -117,8 +117,8 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
             Columns of a table that has a row for each "figure": "kl" (the mean divergence from the base), "loss" (the
             mean loss; its difference is the logarithm of the ratio of the perplexities; nan without targets) and
             "same_top". They are: the values of "a" and "b", the "difference" b - a, its standard error "stderr",
-            clustered as those of the comparisons are, the ends "low" and "high" of its 95 % confidence interval, and
-            the smallest "detectable" difference, as in `power`.
+            clustered as in the comparisons, the ends "low" and "high" of its 95 % confidence interval, and the smallest
+            "detectable" difference, as in `power`.
 
         Raises
         ------
@@ -159,8 +159,8 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         dict of 1-D arrays
             Columns of a table that has a row for each candidate, and for samples for each metric: "name", "task",
             "metric" and "filter" (text, which may be empty); the "difference" from the base; the smallest "detectable"
-            one, which a two-sided test at 5 % finds with a probability of 80 %; the number "n" of sequences, tokens or
-            documents that errors take as independent; and with `difference`, the number "needed", nan if unknown.
+            one, which a two-sided test at 5 % detects with a probability of 80 %; the number "n" of sequences, tokens
+            or documents that errors treat as independent; and with `difference`, the number "needed", nan if unknown.
 
         Raises
         ------
@@ -169,9 +169,9 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
 
         Notes
         -----
-        It is the noncentrality of Student's t with n - 1 degrees of freedom, in standard errors: 2.8 for many texts,
-        3.15 for ten. Texts are assumed to vary as these do. Samples of equal values have no standard error, so nothing
-        is known of them.
+        The detectable difference is the noncentrality of Student's t with n - 1 degrees of freedom, in standard errors:
+        2.8 for many texts, 3.15 for ten. Other texts are assumed to vary as much as these. If all values are equal,
+        there is no standard error, so nothing is known.
 
         Examples
         --------

@@ -53,21 +53,22 @@ class DraftAcceptance(ComparedTokens):
         Mean probability that the target accepts a token that the draft samples. Its interval is computed for its logit;
         for greedy decoding, where the mean is a fraction of the positions, by the binomial distribution.
     break_even_ratio : float
-        The largest of those of `by_k`: with a cost ratio below it, some k pays. Here and in `best_k`, only those k are
-        compared for which texts with nine tenths of the positions are long enough.
+        The largest one in `by_k`: with a cost ratio below it, drafting pays for some k. Here and in `best_k`, a k is
+        considered only if the texts that are long enough for it have nine tenths of the positions.
     cost_ratio : float or None
-        Time of a step of the draft over that of the target, if it was given.
+        Time of a draft step divided by the time of a target step, if given.
     best_k : int or None
-        Number of drafted tokens with the largest speed-up at this cost ratio; None without one, or where all are nan.
+        Number of drafted tokens with the largest speedup at this cost ratio; None without a cost ratio, or if all
+        speedups are nan.
     best_speedup : Estimate or None
-        The speed-up there; below 1, drafting costs more than it gains.
+        The speedup there; below 1, drafting costs more than it gains.
     by_k : dict of 1-D arrays
         Columns of a table that has a row for each number of drafted tokens, 8 in all: "k" (from 1 to 8), "n_starts"
         (the number of positions that begin k positions of one text without a gap), "n_texts" (the number of texts that
-        have such positions), "tokens_per_call" (the mean number of tokens that a call of the target gives) with
-        "tokens_per_call_stderr", "independent_tokens" (what it would be if each position had the mean acceptance),
-        "break_even_ratio" (the cost ratio below which drafting so many tokens pays, which is also the fraction of them
-        that is accepted), and with a cost ratio "speedup" and "speedup_stderr". Figures are nan if no text has k
+        have such positions), "tokens_per_call" (the mean number of tokens per call of the target) with
+        "tokens_per_call_stderr", "independent_tokens" (the same if each position had the mean acceptance),
+        "break_even_ratio" (the cost ratio below which drafting k tokens pays, which is also the fraction of drafted
+        tokens that is accepted), and with a cost ratio "speedup" and "speedup_stderr". Values are nan if no text has k
         positions in a row, and cover only the texts that have.
     acceptance : array of float64
         Probability that a drafted token is accepted at each position, in the batch's shape; nan where it is masked.
@@ -165,11 +166,11 @@ def draft_acceptance(
     cost_ratio: float | None = None,
     workers: int | None = None,
 ) -> DraftAcceptance:
-    """How many tokens of a draft model a target model accepts in speculative decoding, and the speedup.
+    """How many drafted tokens a target model accepts in speculative decoding, and the speedup.
 
-    Where the target's distribution is p and the draft's is q, a drafted token is accepted with the probability
-    ``sum(min(p, q))``, which is 1 less the total variation. From that of each position of some texts follow the number
-    of tokens that a call of the target gives, for 1 to 8 drafted tokens, and what this gains.
+    If the target's distribution is p and the draft's is q, a drafted token is accepted with probability ``sum(min(p,
+    q))``, which is 1 minus the total variation. From this probability at each position follow the number of tokens per
+    call of the target, for 1 to 8 drafted tokens, and the speedup.
 
     Parameters
     ----------
@@ -181,13 +182,13 @@ def draft_acceptance(
         Temperature of both models, from 1e-6 to 1e6; or 0 for greedy decoding, where a token is accepted if it is the
         likeliest class of both models: the first one, of equal logits.
     segment_ids : array of integers, optional
-        Number of the text of each position, broadcast over the batch; the positions of a text come in its order, and
-        those of negative numbers belong to none. By default each row of a batch (N, T) is a text, and a batch (T,)
-        is a single one, without a number.
+        Number of the text of each position, broadcast over the batch; the positions of a text are in order, and
+        positions with negative numbers belong to no text. By default, each row of a batch (N, T) is a text, and a batch
+        (T,) is a single text without a number.
     cu_seqlens : array of integers, optional
-        Bounds of packed texts, such as [0, 7, 12] for two of 7 and 5 positions of the batch.
+        Bounds of packed texts, such as [0, 7, 12] for two texts of 7 and 5 positions.
     cost_ratio : float, optional
-        Time of a step of the draft over that of a call of the target, say 0.05, for the speed-up.
+        Time of a draft step divided by the time of a target call, such as 0.05, for the speedup.
     kind, base_kind, axis, where, workers
         As in `compare`.
 
@@ -208,19 +209,19 @@ def draft_acceptance(
 
     Notes
     -----
-    The algorithm is that of Leviathan et al., "Fast inference from transformers via speculative decoding",
-    arXiv:2211.17192, and of Chen et al., arXiv:2302.01318: k drafted tokens are tested one after the other, and the
-    first that is rejected is replaced by one from what is left of p; if none is, the call of the target gives one more.
-    So a call at position t gives ``1 + a[t] + a[t] * a[t + 1] + ...`` tokens, k products of the acceptances a. The mean
-    weighs each position with the probability that a call begins there, which is higher after positions where drafts
-    are rejected: where easy and hard passages alternate, most calls are in the hard ones, so that the mean lies below
-    the usual ``(1 - a**(k + 1)) / (1 - a)`` of the mean acceptance a. No call crosses the end of a text or a masked
-    position. With c the cost ratio, the speed-up is ``tokens_per_call / (k * c + 1)``, if a call that tests k tokens
-    takes the target no longer than one that makes a token.
+    The algorithm is from Leviathan et al., "Fast inference from transformers via speculative decoding",
+    arXiv:2211.17192, and Chen et al., arXiv:2302.01318: k drafted tokens are tested one after the other, and the first
+    rejected one is replaced by a token drawn from the remainder of p; if none is rejected, the target's call yields one
+    more. So a call at position t yields ``1 + a[t] + a[t] * a[t + 1] + ...`` tokens, with k products of the acceptances
+    a. The mean weights each position by the probability that a call begins there, which is higher after positions where
+    drafts are rejected: if easy and hard passages alternate, most calls are in the hard ones, so the mean is below the
+    usual ``(1 - a**(k + 1)) / (1 - a)`` for the mean acceptance a. No call crosses the end of a text or a masked
+    position. With c the cost ratio, the speedup is ``tokens_per_call / (k * c + 1)``, if the target takes no longer to
+    test k tokens than to generate one.
 
-    Positions are those of the texts given. Along texts that the target itself generated at this temperature, the
-    acceptance is that of decoding; of other texts it is an estimate. That of a position is taken as the same whichever
-    token was accepted before.
+    Positions are taken from the given texts. For texts that the target itself generated at this temperature, the
+    acceptance is as in real decoding; for other texts it is an estimate. The acceptance at a position is assumed not to
+    depend on which tokens were accepted before.
 
     Examples
     --------
@@ -296,7 +297,7 @@ def check_temperature(value: Any) -> float:
 
 def check_cost_ratio(value: Any) -> float | None:
     """The time of a draft step divided by that of a target call, if given."""
-    return None if value is None else check_number("cost_ratio", value, "a finite number of at least 0, or None")
+    return None if value is None else check_number("cost_ratio", value, "a finite number >= 0, or None")
 
 
 class _Texts(NamedTuple):

@@ -112,17 +112,17 @@ def linear_compare(
     base_hidden, base_lm_head, hidden, lm_head, base_lm_head_bias, lm_head_bias
         As in `linear_kl_divergence`.
     targets : array of integers, optional
-        Class ids, of the shape of `hidden` without its last axis. Without them there are divergences, but no losses.
+        Class ids, in the shape of `hidden` without its last axis. Without targets there are divergences, but no losses.
     logit_scale, softcap
         As in `cross_entropy`, for the logits of both models.
     classes, ignore_index, where, segment_ids, cu_seqlens, divergences, workers
-        As in `compare`. Hidden states of positions that are left out are never read. For divergences beside "kl", all
-        tiles are computed twice.
+        As in `compare`. Hidden states of positions that are left out are never read. For divergences other than "kl",
+        all tiles are computed twice.
 
     Returns
     -------
     Comparison
-        With arrays of the batch's shape. The most likely classes are those of the logits as the products round them,
+        With arrays of the batch's shape. The most likely classes are determined from the rounded products,
         before `logit_scale` and `softcap`.
 
     Raises

@@ -169,35 +169,36 @@ class Mismatch(ComparedTokens, GatedResult):
     """Result of `mismatch`: how far a trainer's log-probabilities are from those of the engine that sampled.
 
     With d = logprobs - base_logprobs of a token, the importance ratio is r = exp(d). Errors are clustered by sequence
-    if there are at least two, and nan for fewer than two tokens. Intervals are those of `Comparison.check`: that of a
-    divergence and of a mean ratio is one of its logarithm, that of a fraction is binomial, and that of an effective
-    sample size is by the jackknife.
+    if there are at least two, and nan for fewer than two tokens. Intervals are as in `Comparison.check`: for a
+    divergence and a mean ratio, they are computed on the logarithm; for a fraction, they are binomial; and for an
+    effective sample size, they come from the jackknife.
 
     Attributes
     ----------
     epsilon : float
-        Half the width of the range of ratios that `outside` is about.
+        Half the width of the range of ratios for `outside`.
     n_without_number : int
-        Number of tokens that neither side has a number of, and that are left out: padding.
+        Number of tokens without a number on either side, which are left out: padding.
     n_nan, n_infinite : int
         Number of compared tokens whose d is nan, since one side is, or infinite. They make the means nan or infinite.
     k1, k2, k3 : Estimate
         Means of -d, of d**2 / 2 and of exp(d) - 1 - d, in nats: estimates of the KL divergence of the trainer's
         distribution from the sampler's.
     top_k3_share : float
-        Part of the sum of k3 that the 1 % of the tokens with the largest hold; nan where the sum is 0 or not finite.
+        Part of the sum of k3 that comes from the 1 % of the tokens with the largest k3; nan if the sum is 0 or not
+        finite.
     mean_abs_difference : Estimate
         Mean of abs(d).
     mean_ratio : Estimate
-        Mean of r, which is 1, but for chance, where tokens were drawn by the sampler's probabilities and both are over
-        the same classes.
+        Mean of r, which is 1 except for chance if tokens were drawn from the sampler's probabilities and both sides are
+        over the same classes.
     outside : Estimate
         Fraction of the tokens with r outside [1 - epsilon, 1 + epsilon].
     ess : Estimate
         Effective sample size of the tokens, weighted by r, as a fraction of their number.
     mean_sequence_ratio : Estimate
-        Mean over the sequences of the product of their tokens' ratios, inf where that is beyond a float. This and the
-        next three are nan without sequences.
+        Mean over the sequences of the product of their tokens' ratios, inf if that is too large for a float. This and
+        the next three are nan without sequences.
     log_mean_sequence_ratio : float
         Its logarithm.
     mean_geometric_ratio : Estimate
@@ -208,15 +209,15 @@ class Mismatch(ComparedTokens, GatedResult):
         Quantiles of d and of r by fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.75, 0.5 (the
         median), 0.25, 0.1, 0.05, 0.01, 0.001 and 0.0 (the minimum), interpolated linearly.
     diagnosis : list of str
-        What the differences look like, each with its evidence; empty where nothing is sure.
+        What the differences look like, each with its evidence; empty if nothing is certain.
     void : str
         The sentences of the diagnosis that make the metrics meaningless, such as padding that is counted. No gate can
         hold or fail then. "" if there are no such sentences.
     temperature : float or None
-        The temperature at which the sampler's logits would give the trainer's log-probabilities, about, if the
+        The approximate temperature at which the sampler's logits would give the trainer's log-probabilities, if the
         diagnosis names one.
     logprobs, base_logprobs, difference, ratio : arrays of float64
-        Of each token; nan where it is not compared.
+        The values of each token; nan if it is not compared.
     kept : array of bool
         Whether the token is compared.
     sequences : dict of 1-D arrays or None
@@ -336,18 +337,18 @@ def mismatch(
 ) -> Mismatch:
     """Compare a trainer's log-probabilities of sampled tokens with those of the engine that sampled them.
 
-    `logprobs` are of the policy pi that is trained, `base_logprobs` of the policy mu that the tokens were drawn by, so
-    that with d = logprobs - base_logprobs the importance ratio pi / mu of a token is r = exp(d), and `k1`, `k2` and
+    `logprobs` belong to the policy pi that is trained, and `base_logprobs` to the policy mu from which the tokens were
+    drawn. With d = logprobs - base_logprobs, the importance ratio pi / mu of a token is r = exp(d), and `k1`, `k2` and
     `k3` are estimates of the divergence KL(mu || pi), of pi from mu.
 
     Parameters
     ----------
     logprobs, base_logprobs : arrays of floats of one shape (..., T)
-        Log-probability of each token in nats, by the trainer and by the sampler: float16, bfloat16, float32 or float64.
-        Each row along the last axis is a sequence, unless `segment_ids` say otherwise; in one dimension, tokens are
-        assumed independent. A token that is nan in both is left out, as by `where`.
+        Log-probability of each token in nats, under the trainer and under the sampler: float16, bfloat16, float32 or
+        float64. Each row along the last axis is a sequence, unless `segment_ids` say otherwise; in one dimension,
+        tokens are assumed independent. A token that is nan in both is left out, as by `where`.
     where : array of bool, optional
-        Mask of the tokens to compare, broadcast over the batch: True for what was generated, False for prompts and
+        Mask of the tokens to compare, broadcast over the batch: True for generated tokens, False for prompts and
         padding.
     epsilon : float, default 0.2
         Ratios outside [1 - epsilon, 1 + epsilon] are counted in `Mismatch.outside`: those that PPO clips.
@@ -367,14 +368,14 @@ def mismatch(
 
     See Also
     --------
-    compare : Two models by all their logits, which give the divergence itself.
-    compare_files : The same of files, as ``tokenloss compare TRAINER.npy ROLLOUT.jsonl``.
+    compare : Two models compared by all their logits, which give the divergence itself.
+    compare_files : The same for files, as ``tokenloss compare TRAINER.npy ROLLOUT.jsonl``.
 
     Notes
     -----
-    The estimators are those of Schulman's note "Approximating KL divergence" (2020, http://joschu.net/blog/kl-approx.html),
-    for tokens drawn by mu: the mean of ``k1 = -d`` is the divergence, and so is that of ``k3 = exp(d) - 1 - d`` if both
-    policies are over the same classes; k3 is never negative, and the mean of ``k2 = d**2 / 2`` is close to the
+    The estimators are from Schulman's note "Approximating KL divergence" (2020, http://joschu.net/blog/kl-approx.html),
+    for tokens drawn by mu: the mean of ``k1 = -d`` is the divergence, and so is the mean of ``k3 = exp(d) - 1 - d`` if
+    both policies are over the same classes; k3 is never negative, and the mean of ``k2 = d**2 / 2`` is close to the
     divergence if that is small. The mean of k3 is the mean of k1, plus the mean ratio, minus 1: k3 varies less than k1,
     but is unbiased only if the mean ratio is 1 (within its error). With top-p or top-k in the sampler, the mean ratio
     is below 1, and k3 may be 20 times too small: read k1. Because the terms of its formula nearly cancel, k3 is
@@ -386,7 +387,7 @@ def mismatch(
     PPO clips the ratios of tokens (Schulman et al. 2017, arXiv 1707.06347); GSPO takes the geometric mean over each
     sequence (Zheng et al. 2025, arXiv 2507.18071). The effective sample size is ``sum(r)**2 / sum(r**2)`` (Kong 1992;
     Owen, Monte Carlo theory, methods and examples, 2013, chapter 9), and its error is by the delta method. Its interval
-    is that of log(1 / ESS - 1) by the jackknife over sequences (Miller, Ann. Math. Stat. 39, 1968), or by the delta
+    is for log(1 / ESS - 1), by the jackknife over sequences (Miller, Ann. Math. Stat. 39, 1968), or by the delta
     method where one sequence has all the variance of the ratios. In simulations with sequences of 50 tokens, a gate on
     it at the true value holds in about 5 % of samples; if half of the noise is shared by the tokens of a sequence, in
     15, 11, 8 and 5 % with 5, 10, 20 and 64 sequences. Means of ratios that a float cannot hold are computed by their
@@ -395,14 +396,14 @@ def mismatch(
     A diagnosis is made only if chance would hardly ever produce it. For numbers that are not log-probabilities: nan on
     only one side, "looks like padding or prompts", numbers below -1000, and zeros on one side where the other is far
     from certain. For the rest: "equal"; "N tokens cannot have been sampled", where the sampler has minus infinity;
-    "agree but for rounding"; "looks shifted by one"; "the two hardly belong together"; "looks scaled", where
-    log-probabilities and not logits were divided by a temperature; "looks like raw against processed
-    log-probabilities", where one side is over the classes that top-p, top-k or min-p left, and tokens had no other
-    class left; "the mean ratio is surely below 1"; "looks like a temperature"; and "tokens were not drawn by the
-    sampler's numbers", where k1 is negative, as after learning from these very tokens. One log-probability of each
-    token does not determine a temperature: the one that is given assumes that the other classes share what a token
-    leaves in the same way everywhere. On logits of three small models, it was within 5 % for temperatures from 0.7 to
-    1.2, and within 22 % at 0.5.
+    "agree except for rounding"; "looks shifted by one"; "the two do not seem to belong together"; "looks scaled", where
+    log-probabilities and not logits were divided by a temperature; "looks like raw versus processed log-probabilities",
+    where one side is over the classes that top-p, top-k or min-p left, and tokens had no other class left; "the mean
+    ratio is significantly below 1"; "looks like a temperature"; and "tokens were not drawn from the sampler's numbers",
+    where k1 is negative, as after learning from these very tokens. One log-probability per token does not determine a
+    temperature: the reported one assumes that the other classes share the remaining probability in the same way at
+    every token. On logits of three small models, it was within 5 % for temperatures from 0.7 to 1.2, and within 22 % at
+    0.5.
 
     Examples
     --------

@@ -181,7 +181,7 @@ def _rounded(tokens: Tokens) -> Cause | None:
     if (largest > steps[0] + steps[1] + noise).any():
         return None
     words = f"the trainer's are of {roundings[0]}, the sampler's of {roundings[1]}"
-    return Cause(f"agree but for rounding: {words}, and no two differ by more than {largest.max():.2g}")
+    return Cause(f"agree except for rounding: {words}, and no two differ by more than {largest.max():.2g}")
 
 
 def _shifted(tokens: Tokens) -> Cause | None:
@@ -221,7 +221,7 @@ def _unrelated(tokens: Tokens) -> Cause | None:
     if not correlation < 0.5 - 4 / math.sqrt(base.size):
         return None
     words = f"their rank correlation is {correlation:.2f}, as if rows were in another order, or tokens were different"
-    return Cause(f"the two hardly belong together: {words}", voids=True)
+    return Cause(f"the two do not seem to belong together: {words}", voids=True)
 
 
 def _scaled(tokens: Tokens, line: _Line | None) -> Cause | None:
@@ -294,11 +294,11 @@ def _truncated(tokens: Tokens, line: _Line | None) -> Cause | None:
         if not (certain >= 5 and is_bounded and is_sure and loss > 10 * gain and np.mean(difference > 0.02) < 0.1):
             continue
         whole, part = ("the sampler's", "the trainer's") if is_trainer else ("the trainer's", "the sampler's")
-        words = f"looks like raw against processed log-probabilities: {part} are hardly ever the smaller ones, and "
+        words = f"looks like raw versus processed log-probabilities: {part} are hardly ever the smaller ones, and "
         words += f"{whole} keep {100 * (1 + mean.mean):.3g} % of their probabilities in the mean, as where {part} are "
         words += f"over the classes that top-p, top-k or min-p left, and {whole} over all"
         words += f"; {count_of(certain, 'token')} had no other class left"
-        return Cause(words, voids=is_trainer)  # tokens were then not drawn by the sampler's numbers
+        return Cause(words, voids=is_trainer)  # tokens were then not drawn from the sampler's numbers
     return None
 
 
@@ -318,7 +318,7 @@ def _below_one(tokens: Tokens) -> Cause | None:
     error = 1.5 * change.factor(SURE) * math.hypot(change.stderr, unseen)  # ratios are skewed
     if not change.mean + error < 0:
         return None
-    words = f"the mean ratio is surely below 1 ({ratio.mean:.3f} ± {ratio.stderr:.2g})"
+    words = f"the mean ratio is significantly below 1 ({ratio.mean:.3f} ± {ratio.stderr:.2g})"
     words += ", as where the sampler's log-probabilities are over fewer classes (top-p, top-k, min-p)"
     return Cause(f"{words}, tokens were drawn by other numbers, or the trainer already learnt from these very tokens")
 
@@ -349,4 +349,4 @@ def _not_drawn(tokens: Tokens) -> Cause | None:
         return None
     words = f"k1 is {k1.mean:.3g} ± {k1.stderr:.2g}, and a divergence is never negative"
     words += "; are these raw, or of other weights, or did the trainer already learn from these very tokens?"
-    return Cause(f"tokens were not drawn by the sampler's numbers: {words}", voids=True)
+    return Cause(f"tokens were not drawn from the sampler's numbers: {words}", voids=True)

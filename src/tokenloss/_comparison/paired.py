@@ -54,40 +54,41 @@ class PairedLosses(ComparedTokens, GatedResult):
     perplexity, base_perplexity : Estimate
         exp of the mean loss, of the model and of its base.
     correlation : float
-        Correlation of the two models' losses; nan where one of them is the same for all tokens.
+        Correlation of the two models' losses; nan if one model's loss is the same for all tokens.
     log_perplexity_ratio, perplexity_ratio, perplexity_difference : Estimate
         ``log(perplexity / base_perplexity)``, ``perplexity / base_perplexity`` and ``perplexity - base_perplexity``.
         Their errors come from the paired differences of the tokens' losses: the interval of `perplexity_ratio` is
         ``exp(log_perplexity_ratio ± interval_factor * log_perplexity_ratio.stderr)``.
     mean_delta_p, rms_delta_p : Estimate
-        Mean and root mean square of the change of the tokens' probabilities.
+        Mean and root mean square of the change in the tokens' probabilities.
     delta_p_quantiles : dict
         By fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.75, 0.5 (the median), 0.25, 0.1, 0.05,
         0.01, 0.001 and 0.0 (the minimum), interpolated linearly. Their errors are unknown.
     same_top : Estimate
-        Fraction of the tokens at which both models have the same most likely class, of those where this is known.
+        Fraction of the tokens at which both models have the same most likely class, among tokens where this is known.
     nll, base_nll : array of float64
-        Loss of each token in nats, by the model and by its base.
+        Loss of each token in nats, under the model and under its base.
     delta_p : array of float64
-        Change of the probability of each token.
+        Change in the probability of each token.
     is_same_top, kept : array of bool
         Whether both models have the same most likely class, and whether the token is compared: neither ignored nor
         masked, and with a log-probability in both files of responses. Where it is not, arrays of floats are nan and
         other arrays of bool False.
     n_identical : int
-        Number of positions at which both models' scores have the same bits, which all dtypes have as float64; with a
-        sketch, those of its classes, and the sums of all; of responses, with the same log-probabilities.
+        Number of positions at which both models' scores are bitwise equal, compared as float64; with a sketch, the
+        scores of its classes and the sums over all classes; for responses, the listed log-probabilities.
     max_abs_logprob : float
         Largest absolute difference of a token's log-probability; nan without targets.
     tied_flips, decisive_flips, unknown_flips : int
-        Numbers of positions at which the models' most likely classes differ. It is a tie if `base_margin` is at most
-        what rounding, or `noise` if that is given, changes it by anywhere, and decisive if it is larger. It is unknown
-        if `base_margin` is nan, as where a server lists fewer than two classes.
+        Numbers of positions at which the models' most likely classes differ. Such a flip is a tie if `base_margin` is
+        at most the largest change in it due to rounding, or to `noise` if given; it is decisive if the margin is
+        larger, and unknown if the margin is nan, as when a server lists fewer than two classes.
     parity, parity_reason : str
-        "same bits" at all positions; "within noise", without decisive flips; "drift"; or "broken"; and why. "" if there
-        is no position, or if unknown flips decide.
+        "same bits" at all positions; "within noise", without decisive flips; "drift"; or "broken"; and why. "" without
+        positions, or if unknown flips would decide.
     base_margin, margin : array of float64
-        Logit of the base's most likely class less that of its second, in the base's scores and in the model's, in nats.
+        Logit of the base's most likely class minus the logit of its second, in the base's scores and in the model's, in
+        nats.
     is_identical : array of bool
         Whether both models' scores have the same bits.
     """

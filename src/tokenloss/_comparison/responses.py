@@ -392,44 +392,45 @@ TOKEN_COLUMNS = (
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ResponseComparison(PairedLosses):
-    """Result of `compare_files` for responses: the metrics of a model against its base that these allow for.
+    """Result of `compare_files` for responses: the metrics of a model against its base that they allow.
 
-    Errors are clustered by sequence, that is by response, if there are at least two; they are nan for fewer than two
-    tokens and where the value is infinite or nan. Only tokens that have a log-probability in both files
-    count; without any, all values are nan.
+    Errors are clustered by sequence (by response) if there are at least two. They are nan for fewer than two tokens, or
+    if the value is infinite or nan. Only tokens that have a log-probability in both files count; without any, all
+    values are nan.
 
     Attributes
     ----------
     part : {"prompt", "generated", "all"}
         The part of the responses that was compared.
     base_rounding, rounding : str
-        How the log-probabilities of the base and of the model were rounded, such as "4 decimals", as their values show.
+        How the log-probabilities of the base and of the model were rounded, such as "4 decimals", judging by their
+        values.
     n_without_number : int
-        Number of tokens without a log-probability in one of the files, as the first one of each prompt.
+        Number of tokens without a log-probability in one of the files, such as the first token of each prompt.
     n_sentinels : int
         Number of other tokens that are left out, since one of the files has a sentinel there, such as -9999.0.
     n_skipped : int
         Number of requests that failed in one of the files, and were left out.
     mean_kl_bound : Estimate
-        Mean lower bound, in nats, of the KL divergence of the model's distribution from the base's, which is at least
-        that: see `topk_divergence_bound`. The token itself counts as a class that both list.
+        Mean lower bound, in nats, on the KL divergence of the model's distribution from the base's: see
+        `topk_divergence_bound`. The token itself counts as a class that both list.
     kl_bound_quantiles : dict
         As `delta_p_quantiles`, without 0.75 and 0.25.
     n_bounded : int
         Number of tokens for which both list a class besides the token itself.
     mean_base_mass, mean_mass : float
-        Mean probability of the classes that both list, by the base and by the model: the part of the distributions that
-        the bound is computed from.
+        Mean probability of the classes that both list, under the base and under the model: the part of the
+        distributions from which the bound is computed.
     n_top_known : int
-        Number of the tokens at which it is known whether both models have the same most likely class.
+        Number of tokens at which it is known whether both models have the same most likely class.
     kl_bound, base_mass, mass : array of float64
-        For each token the lower bound, and the probability of the classes that both list by each of the models.
+        For each token, the lower bound, and the probability of the classes that both list, under each of the models.
     is_top_known : array of bool
-        Whether it is known if both models have the same most likely class.
+        Whether it is known that both models have the same most likely class or not.
     sequences : dict of 1-D arrays
         Columns of a table that has a row for each sequence with any compared token: "sequence" (its number in the file
         of the base, from 0), "count" and means over its tokens: "loss", "base_loss", "loss_difference", "delta_p",
-        "kl_bound" and "same_top" (nan where it is not known of any), the first positions "first_difference" of
+        "kl_bound" and "same_top" (nan if it is unknown for all tokens), the first positions "first_difference" of
         log-probabilities and "first_flip", as in `Comparison`, "line" and "base_line", where its response is in the
         files, and "custom_id". All tokens are in the order of the file of the base.
 

@@ -43,7 +43,7 @@ def group_metrics(
             if None in parts:
                 left_out[word] = f"both folders do not hold it of {group.tasks[parts.index(None)]}"
             elif weights is None:
-                left_out[word] = "it is no mean of its tasks' metrics"
+                left_out[word] = "it is not a mean of its tasks' metrics"
             else:
                 joined.append(_joined(name, [part for part in parts if part], weights, is_shared, margin))
     return joined, left_out

@@ -77,7 +77,7 @@ def _refuse_unmatched(
     (sample, *_), i = unmatched[0]
     path, other_path = paths[i], paths[1 - i]
     n_more = sum(len(group) for group, _ in unmatched) - 1
-    fits = f"hold the documents of {path}, as often"
+    fits = f"hold the documents of {path}, each as often"
     fits += f"; {n_more} more samples have no partner" if n_more else ""
     for one in samples[1 - i]:
         if (one.doc_id, one.filter) == (sample.doc_id, sample.filter) and one.doc_hash != sample.doc_hash:

@@ -31,7 +31,7 @@ _MAX_NAMES = 3  # of metrics that `repr` shows
 class SampleMetric(Result):
     """A metric of two models on the same samples.
 
-    Errors are clustered by document or group, and nan if there are fewer than two of them. Those of differences and
+    Errors are clustered by document or group, and nan if there are fewer than two of them. Errors of differences and
     ratios are paired.
 
     Attributes
@@ -57,20 +57,20 @@ class SampleMetric(Result):
         Number of samples that only the base, and that only the other model gets right; None if not all values are 0 or
         1.
     mcnemar_p : float or None
-        p value of McNemar's exact two-sided test of whether `right_to_wrong` and `wrong_to_right` are equally likely.
+        p-value of McNemar's exact two-sided test of whether `right_to_wrong` and `wrong_to_right` are equally likely.
         The test treats samples as independent.
     discordance_bound : float or None
         If all values are between 0 and 1 and both models have the same value for each sample: the upper bound of the
         rate at which they differ, ``1 - 0.05**(1 / n_clusters)``, with 95 % confidence.
     equivalence_p : float or None
-        p value of two one-sided tests of whether the difference is within the margin. If both models have the same
+        p-value of two one-sided tests of whether the difference is within the margin. If both models have the same
         value for each sample, it is ``(1 - margin)**n_clusters``. None without a margin, or if not all values are
         between 0 and 1.
     doc_ids : array of object
         The `doc_id` of each sample in the base's file. This array and the next three are empty for a group of tasks.
     base_values, other_values, sample_weight : array of float64
         Value of each sample for both models, and its weight: words or bytes, or 1. The values of perplexities are
-        losses in nats; those of bits per byte are in bits.
+        losses in nats; the values of bits per byte are in bits.
 
     Examples
     --------

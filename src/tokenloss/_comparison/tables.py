@@ -86,7 +86,7 @@ _SCORE_ROWS: dict[str, tuple[Row, ...]] = {
     "Perplexity statistics": _PERPLEXITIES,
     "KL divergence statistics": (
         _nats("Mean    KLD", "mean_kl"),
-        Row("    error by the draws", "draws_stderr", "{known:10.6f}", when="tail"),
+        Row("    error from the draws", "draws_stderr", "{known:10.6f}", when="tail"),
         _nats("Mean    KLD where finite", "finite_mean_kl", "n_not_finite"),
         Row("Infinite tokens", "n_infinite", "{:10,}", ("of {count:,}",), when="n_infinite"),
         Row("Tokens that are nan", "n_nan", "{:10,}", ("of {count:,}",), when="n_nan"),
@@ -406,7 +406,7 @@ def noise_table(comparisons: Mapping[str, Any], noise: Any) -> Table:
         for changes, multiples in columns:
             row += f"{changes[key]:.4g}", "" if math.isnan(multiples[key]) else f"{multiples[key]:.3g}"
         rows += [] if math.isnan(value) else [(*row,)]
-    title = f"Beside the noise of a second run of the base, {noise._about.get('file', 'noise')}"
+    title = f"Compared with the noise of a second run of the base, {noise._about.get('file', 'noise')}"
     if not any(noise_changes.values()):
         title += ", which is equal to it and shows none"
     heads = [head for name in comparisons for head in (name, "multiple")]

@@ -48,7 +48,8 @@ class BytesRate(NamedTuple):
     bits_per_byte_a, bits_per_byte_b : float
         Loss of each model in bits, divided by the bytes.
     difference : Estimate
-        Bits per byte of b minus those of a. Errors are paired, and clustered by the documents that have such spans.
+        Bits per byte of b minus bits per byte of a. Errors are paired, and clustered by the documents that have such
+        spans.
 
     Examples
     --------
@@ -113,8 +114,8 @@ TextSpan.__module__ = "tokenloss.results"
 class TextComparison(Result):
     r"""Result of `compare_texts`: two models with different tokenizers on the same text.
 
-    Errors are clustered by document if there are at least two documents. They are nan if they are not known, or if the
-    value is infinite or nan. Those of differences and ratios are paired. Unless noted otherwise, all values are
+    Errors are clustered by document if there are at least two documents. They are nan if they are unknown, or if the
+    value is infinite or nan. Errors of differences and ratios are paired. Unless noted otherwise, all values are
     computed over the spans that both models scored.
 
     Attributes
@@ -137,9 +138,9 @@ class TextComparison(Result):
     bits_per_byte_a, bits_per_byte_b : Estimate
         `nll_a` and `nll_b` in bits, divided by `n_bytes`.
     difference : Estimate
-        Bits per byte of b minus those of a.
+        Bits per byte of b minus bits per byte of a.
     ratio : Estimate
-        Bits per byte of b divided by those of a.
+        Bits per byte of b divided by bits per byte of a.
     interval_factor : float
         Half-width of the interval in standard errors, by Student's t: see `LossMeter.interval_factor`.
     kinds : list of BytesRate
@@ -148,11 +149,11 @@ class TextComparison(Result):
         The spans in which b lost most compared with a, and a compared with b; the largest difference first.
     detect : float or None
         A difference in bits per byte, set by `dataclasses.replace`: the result then has the number `needed` of
-        documents (or spans) that it takes to find it.
+        documents (or spans) that it takes to detect it.
 
     See Also
     --------
-    compare_texts : Makes it.
+    compare_texts : Returns it.
 
     Examples
     --------
@@ -333,7 +334,7 @@ class TextComparison(Result):
         return {
             "difference_text": f"{self.difference:+{form}}",
             "ends": f"{low:+{form}} to {high:+{form}}",
-            "cannot_tell": "; these texts cannot tell which is better" if low <= 0 <= high else "",
+            "cannot_tell": "; these texts do not show which is better" if low <= 0 <= high else "",
             "ratio_text": f"{self.ratio:{_form(self.ratio.stderr)}}",
             "special": "a {:,}, b {:,}".format(*counts) if any(counts) else None,
             "left_out": count_of(self.n_spans_left_out, "span"),

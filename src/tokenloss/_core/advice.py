@@ -19,8 +19,8 @@ _NO_SHIFT_ADVICE = "the targets fit far better without the shift: they seem to b
 _NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
 _KIND_ADVICE = "scores look like probabilities, but are read as logits"
 _REPEAT_ADVICE = (
-    "two files have the same targets, but are taken as parts of one text; if they belong to two models, name them, as "
-    "in A=a.npz B=b.npz, or evaluate them one by one"
+    "two files have the same targets, but are treated as parts of one text; if they belong to two models, name them, "
+    "as in A=a.npz B=b.npz, or evaluate them one by one"
 )
 _PADDING_ADVICE = "as padding does: store attention_mask, or set their targets to the value of"
 _CERTAIN_ADVICE = (

@@ -37,7 +37,7 @@ _UNKNOWN = Errors()
 class Estimate(float):
     """A number with a standard error and a confidence interval; everywhere else, it behaves as a plain float.
 
-    Results contain estimates; there is no need to make one. Arithmetic, `abs` and `round` return plain floats.
+    Results contain estimates; you do not need to create them. Arithmetic, `abs` and `round` return plain floats.
 
     Parameters
     ----------

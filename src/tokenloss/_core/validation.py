@@ -438,7 +438,7 @@ def head_transform(logit_scale: Any, softcap: Any) -> tuple[float | None, float 
 def loss_options(label_smoothing: Any, z_loss: Any, logit_scale: Any, softcap: Any) -> tuple[float, ...]:
     """The checked options of a cross-entropy, as `CrossEntropy` in `_core` takes them."""
     smoothing = check_number("label_smoothing", label_smoothing, "a number between 0 and 1", most=1)
-    penalty = check_number("z_loss", z_loss, "a finite number of at least 0")
+    penalty = check_number("z_loss", z_loss, "a finite number >= 0")
     return smoothing, penalty, *logit_transform(logit_scale, softcap)
 
 

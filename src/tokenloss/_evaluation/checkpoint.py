@@ -90,7 +90,7 @@ class Checkpoint(Generic[ResultT]):
                 with replacing(path) as file:
                     file.write(_line({"options": self._options}))
             elif not Path(path).is_file():  # a device may never end
-                self._refuse("is no file", "be one, or not exist yet")
+                self._refuse("is not a file", "be one, or not exist yet")
             with Path(path).open("r+b") as file:
                 self._size = self._read(file)
 
@@ -144,9 +144,9 @@ class Checkpoint(Generic[ResultT]):
             path = entry["shard"]["path"]
             number = numbers.get(path)
             if number is None:
-                self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
+                self._refuse(f"holds the result of {path}", "be another file, since that file is not to be scored")
             if entry["shard"] != self._shards[number]:
-                what = "that one, its targets or its head" if self._command == "score" else "the candidates or a file"
+                what = "that file, its targets or its head" if self._command == "score" else "the candidates or a file"
                 self._refuse(f"holds the result of {path}", f"be another file, since {what} changed")
             if number in self.results:
                 self._refuse(f"holds two results of {path}", "be as it was written")
@@ -157,7 +157,7 @@ class Checkpoint(Generic[ResultT]):
         """Parse a line, after its hash was compared."""
         digest, _, text = line.partition(b" ")
         if digest != _hash_of(text) and number == 1:
-            self._refuse(f"is no state of tokenloss {self._command}, or is damaged", "be one, or not exist yet")
+            self._refuse(f"is not a state of tokenloss {self._command}, or is damaged", "be one, or not exist yet")
         if digest != _hash_of(text):
             lines = "this line and those after it" if self._of_blocks else "this line"
             fits = f"be as it was written; without {lines}, what is missing is computed again"

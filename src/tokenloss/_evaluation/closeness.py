@@ -70,7 +70,7 @@ def assert_close(
     targets : array of integers, optional
         Class ids of arrays, which `max_abs_loss` needs.
     max_kl : float, optional
-        The largest mean KL divergence from the base, in nats: that of `tokenloss compare --max-kl`.
+        The largest mean KL divergence from the base, in nats, as in `tokenloss compare --max-kl`.
     max_token_kl : float, optional
         The largest KL divergence of any token, in nats.
     max_abs_loss : float, optional

@@ -79,7 +79,7 @@ def score(
     Returns
     -------
     LossMeter
-        Meter of the included positions. There is no `weight` here, since a meter knows no classes.
+        The meter of the included positions. There is no `weight` here, since a meter does not record classes.
 
     Raises
     ------
@@ -386,9 +386,9 @@ def map_shards(
     Parameters
     ----------
     function : callable
-        Function to call on the workers, say with the path of a file that all of them can open. It is pickled by name,
-        so the workers must be able to import its module. Each thread of a worker runs its own call, so one thread of
-        tokenloss for each call (``workers=1``) uses them all.
+        Function to call on the workers, for example with the path of a file that all of them can open. It is pickled by
+        name, so the workers must be able to import its module. Each thread of a worker runs its own call, so one thread
+        of tokenloss for each call (``workers=1``) uses them all.
     shards : iterable
         Arguments, one for each call. They are sent through the scheduler, so they should be small.
     scheduler : str
@@ -422,7 +422,7 @@ def map_shards(
         from distributed.comm.addressing import resolve_address
     except ImportError:
         raise_error("missing", name="a scheduler", got="dask[distributed]")
-    fits = "the address of a Dask scheduler that runs"
+    fits = "the address of a running Dask scheduler"
     if not isinstance(scheduler, str):
         raise_error("type", name="scheduler", got=scheduler, fits=fits)
     try:

@@ -144,7 +144,7 @@ def _comparison(name: str, own: Samples, other: Samples, margin: float | None, c
         comparison = _compared_folders(own, other, margin, cluster)
     elif own.is_folder or other.is_folder:
         file, folder = (other, own) if own.is_folder else (own, other)
-        got, fits = f"is no folder with samples, as {folder.path} is", "be a folder of files such as samples_TASK"
+        got, fits = f"is not a folder with samples, as {folder.path} is", "be a folder of files such as samples_TASK"
         refuse(file.path, got, f"{fits}.jsonl, by --log_samples")
     else:
         comparison = _compared(None, (own.path, other.path), margin, cluster)[0]

@@ -138,7 +138,7 @@ def compare_texts(
     `LossMeter.interval_factor`). With one document, this error does not exist: spans are treated as independent, which
     makes errors too small if the losses of neighboring spans are correlated.
 
-    *Kinds of spans.* The kind of a span is that of most of its characters; in a tie, the first kind in this list:
+    *Kinds of spans.* The kind of a span is the kind of most of its characters; in a tie, the first one in this list:
     *words* (letters of the Latin script), *digits* (decimal digits of any script), *punctuation*, *code symbols* (rare
     in prose: ``# $ % & * + / < = > @ [ \ ] ^ _ ` { | } ~``) and *other scripts* (letters of other scripts, and all
     other characters). *White space* is the kind only of spans that contain nothing else. The loss of an end-of-text
@@ -163,7 +163,7 @@ def compare_texts(
     >>> round(result.bits_per_byte_a, 4), round(result.bits_per_byte_b, 4)  # log2(2), and log2(3) for two bytes
     (1.0, 0.7925)
     """
-    top = check_integer("top", top, "an integer of at least 0", least=0)
+    top = check_integer("top", top, "an integer >= 0", least=0)
     outputs = checked_sinks(sinks)
     settings = Settings(progress=progress, workers=check_workers(workers))
     path = as_path("text", text)
@@ -363,7 +363,7 @@ def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], conte
     fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
     if a_ranges[0].size != b_ranges[0].size:
         if 1 in (a_ranges[0].size, b_ranges[0].size):
-            fits += f"; where texts are packed, {named('segment_ids')} tell them apart"
+            fits += f"; where texts are packed, {named('segment_ids')} separate them"
         refuse(path, f"holds {b_ranges[0].size} documents, not {a_ranges[0].size}", fits)
     for document in np.flatnonzero((a_ranges[0] != b_ranges[0]) | (a_ranges[1] != b_ranges[1])).tolist():
         for first, last in (sorted((int(a[document]), int(b[document]))) for a, b in zip(*ranges, strict=True)):

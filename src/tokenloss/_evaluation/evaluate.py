@@ -188,7 +188,7 @@ def evaluate(
     >>> result.n_bytes, round(result.bits_per_byte, 4)
     (5, 0.6)
     """
-    top = check_integer("top", top, "an integer of at least 0", least=0)
+    top = check_integer("top", top, "an integer >= 0", least=0)
     length = _TextLength.checked(n_bytes, n_words, text, words)
     opened = grouped(as_source(source, shift=shift), check_by(by))
     outputs = checked_sinks(sinks, state is not None, scheduler)
@@ -359,6 +359,6 @@ def _tokenizer_hash(tokenizer: Tokenizer) -> str:
 def _length(name: str, value: Any) -> int | IntArray:
     """Length of the whole text, or of the text of each sequence."""
     if isinstance(value, int):
-        return check_integer(name, value, "an integer of at least 0", least=0)
+        return check_integer(name, value, "an integer >= 0", least=0)
     lengths = check_lengths(name, value)
     return int(lengths) if lengths.ndim == 0 else lengths

@@ -71,7 +71,7 @@ def _size(name: str, value: Any) -> int:
     """Bytes of a model, which is given as a number, a file, a directory, or a number with a unit."""
     word = worded(f"sizes[{name!r}]", f"--size {name}")
     if hasattr(value, "__index__"):
-        size: int = check_integer(word, value, "an integer of at least 0", least=0)
+        size: int = check_integer(word, value, "an integer >= 0", least=0)
         return size
     path = as_path(word, value)
     if exists(path):

@@ -206,7 +206,7 @@ def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:
         if (name, sources.choice[second]) == (sources.custom_id[first], sources.choice[first]):
             ends = np.cumsum([len(source.line) for source in parts])
             path, other = (paths[np.searchsorted(ends, i, "right")] for i in (second, first))
-            got = f"the custom_id {name!r} is that of line {sources.line[first]} of {other}, too"
+            got = f"the custom_id {name!r} is also on line {sources.line[first]} of {other}"
             fits = "come once in all files, since its tokens would count twice"
             raise_error("record", path=path, line=sources.line[second], got=got, fits=fits)
 

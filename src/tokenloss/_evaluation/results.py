@@ -186,7 +186,7 @@ class Evaluation(LossMetrics, GatedResult):
     sequences of blocks without segment ids. Both must have the same kind of scores, number of classes, options, and
     lengths of the text or none. What would count twice is refused: a file that is in both, a `custom_id` that is in
     both, and a number that is in both where `segment_ids` number the sequences of all files or blocks of an evaluation,
-    as a sequence cannot be distinguished from another one of the same number.
+    as a sequence cannot be distinguished from another one with the same number.
 
     Examples
     --------
@@ -292,7 +292,7 @@ class Evaluation(LossMetrics, GatedResult):
         Raises
         ------
         TypeError
-            If one of them is no `Evaluation`.
+            If one of them is not an `Evaluation`.
         ValueError
             If the iterable is empty, if they do not fit, or if something would count twice.
 

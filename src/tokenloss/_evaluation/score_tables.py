@@ -155,7 +155,7 @@ def _values(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _lists_note(summary: dict[str, Any]) -> str:
     """Note about the content of files of responses or log-probabilities."""
-    parts = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
+    parts = {"prompt": "the prompt", "generated": "the generated tokens", "all": "the prompt and the generated tokens"}
     note = f"{count_of(summary['n_responses'], 'response')} ({summary['dialect'] or 'all failed'})"
     note += f", {parts[summary['part']]}"
     if summary["kind"] == "logprobs":

@@ -392,7 +392,7 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
     for path, others in rest:
         if not np.array_equal(targets.reshape(-1), others.reshape(-1)):
             got = f"holds other {'targets' if is_needed else 'input ids'}"
-            refuse(path, got, f"hold those of {first} if any")
+            refuse(path, got, f"hold those of {first}, or none")
     return targets if is_needed else None
 
 
@@ -406,7 +406,7 @@ def _sketched_targets(files: list[ScoresFile], ignored: int | None) -> Array | N
         wanted, held = targets.reshape(-1), ids.reshape(-1)
         kept = wanted != ignored
         if not any(np.array_equal(one[kept], wanted[kept]) for one in (held, np.roll(held, -1))):
-            refuse(file.path, "holds other targets", f"hold those of {files[0].path} or the tokens before them, if any")
+            refuse(file.path, "holds other targets", f"hold those of {files[0].path} or the tokens before them")
     return targets
 
 
@@ -450,7 +450,7 @@ def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
     for path, sequences in given[1:]:
         first, rows = given[0], files[0].rows
         if not np.array_equal(first[1].numbers(0, rows), sequences.numbers(0, rows)):
-            refuse(path, "holds other sequences", f"hold those of {first[0]} if any")
+            refuse(path, "holds other sequences", f"hold those of {first[0]}, or none")
     return next((sequences for _, sequences in given or held if sequences.exist), held[0][1])
 
 

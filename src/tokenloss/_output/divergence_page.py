@@ -145,8 +145,8 @@ def write_comparison_page(
     """Write a page of HTML that shows a text, each token shaded by the divergence of a model from its base.
 
     A token that is pointed at, tapped or reached by the keyboard shows its divergence, and what both models predicted,
-    side by side; jumps, search and links are those of `write_page`. With several models, one is chosen on the page, at
-    first that of the smallest mean divergence.
+    side by side; jumps, search and links work as in `write_page`. With several models, one is chosen on the page, at
+    first the one with the smallest mean divergence.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def write_comparison_page(
         Results of `compare` by the names of the models, with one base and of one shape: each row of the last axis is a
         paragraph.
     targets : array of integers
-        Class ids that were scored, of the shape of the comparisons.
+        Class ids that were scored, in the shape of the comparisons.
     base_scores : TokenScores, optional
         Result of `token_scores` of the base: its ranks and, by its ``top_k``, its alternatives.
     scores : mapping of str to TokenScores, optional

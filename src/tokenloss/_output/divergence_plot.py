@@ -167,7 +167,7 @@ def draw_candidates(
     comparisons : mapping of str to Comparison or ResponseComparison
         Results of `compare` or `compare_files`, by the names of the models. For responses, lower bounds are drawn.
     sizes : mapping of str to float, optional
-        Bytes of each model. Where any is missing, means are drawn in their order, beside the names.
+        Bytes of each model. If any is missing, means are drawn in order, next to the names.
     title : str, optional
         Title.
 
@@ -204,7 +204,7 @@ def draw_candidates(
     for name, size in sizes.items():
         if name not in comparisons:
             raise_error("option", name="sizes", got=name, fits=f"of names of comparisons: {[*comparisons]}")
-        check_number(f"sizes[{name!r}]", size, "a finite number of at least 0")
+        check_number(f"sizes[{name!r}]", size, "a finite number >= 0")
     models = []
     for name in nearest_first(comparisons):
         one, divergence = comparisons[name], divergence_of(comparisons[name])

@@ -143,9 +143,9 @@ def write_page(
         Result of `token_scores`, for positions of any shape: each row of the last axis is a paragraph. Its ``top_k`` is
         the number of alternatives that are listed.
     targets : array of integers
-        Class ids that were scored, of the shape of `scores`.
+        Class ids that were scored, in the shape of `scores`.
     tokens : array of str, optional
-        Text of the tokens, of the shape of `scores`; None where it is unknown. The marks of byte-level BPE (``Ġ`` for a
+        Text of the tokens, in the shape of `scores`; None if unknown. The marks of byte-level BPE (``Ġ`` for a
         space, ``Ċ`` for a newline, one for each byte) and of SentencePiece (``▁``, ``<0x0A>``) are decoded.
     vocabulary : sequence of str, optional
         Text of each class id: for the alternatives, and for the targets if `tokens` is not given. Without it,

@@ -119,7 +119,7 @@ def draw_losses(
     segment_ids : array of integers, optional
         Number of the sequence of each token, broadcast over `nll`: the running mean ends where a sequence does.
     greedy_logprobs : array of floats, optional
-        Log-probability of the most likely class at each token, of the shape of `nll`: ``scores.top_logprobs[..., 0]``.
+        Log-probability of the most likely class at each token, in the shape of `nll`: ``scores.top_logprobs[..., 0]``.
         Without it the calibration is not drawn.
     is_greedy : array of bool, optional
         Whether the most likely class is the target; required with `greedy_logprobs`.

@@ -118,7 +118,7 @@ class _TableFile(Sink):
 class TokenTable(_TableFile):
     """A file with a row for each token, as ``--per-token`` of both commands writes it.
 
-    Its columns are those of `evaluate`, `compare_files` or `compare_texts`: losses, ranks, divergences and places. With
+    Its columns come from `evaluate`, `compare_files` or `compare_texts`: losses, ranks, divergences and places. With
     candidates, there is a row for each token and candidate, with its `name`. Each block of tokens is written candidate
     by candidate, so group the rows by `name`. In `compare_texts`, the rows are spans of text.
 
@@ -132,7 +132,7 @@ class TokenTable(_TableFile):
         File to write. An existing file is replaced when the new one is complete. By default the table stays in memory,
         and `columns` has it.
     top_k : int, default 0
-        Number of the most likely classes of each token to write, with candidates those of the candidate: `top_id_1` and
+        Number of most likely classes to write for each token (of the candidate, in comparisons): `top_id_1` and
         `top_logprob_1` are the likeliest class. This is the option ``--top-k``.
     columns : sequence of str, optional
         Names of the columns to write, in addition to those that every row has, such as `target` and `kept`. By default
@@ -176,7 +176,7 @@ class TokenTable(_TableFile):
     rows = "tokens"
 
     def __init__(self, path: str | None = None, top_k: int = 0, columns: Sequence[str] | None = None) -> None:
-        self.top_k: int = check_integer("top_k", top_k, "an integer of at least 0", least=0)
+        self.top_k: int = check_integer("top_k", top_k, "an integer >= 0", least=0)
         super().__init__(path, columns)
 
 
@@ -237,7 +237,7 @@ class SequenceTable(_TableFile):
     option = "--per-sequence"
     options: tuple[str, ...] = ("columns",)
     help = (
-        "write a row for each sequence (with `compare --text`, for each document; of samples, for each question) to a "
+        "write a row for each sequence (with `compare --text`, for each document; for samples, for each question) to a "
         ".npy, .csv or .parquet file"
     )
     rows = "sequences"

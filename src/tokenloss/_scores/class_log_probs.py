@@ -33,7 +33,7 @@ def class_log_probs(
     Parameters
     ----------
     class_ids : array of integers, of shape (K,) or (..., K)
-        Class ids: K for all positions, or K for each, of the batch's shape with K at the end (or broadcast to it). Ids
+        Class ids: K for all positions, or K for each, in the batch's shape with K at the end (or broadcast to it). Ids
         may repeat.
     logits, axis, where, logit_scale, softcap, workers
         As in `cross_entropy`.
@@ -41,7 +41,7 @@ def class_log_probs(
     Returns
     -------
     array of float64
-        Log-probabilities in nats, of the batch's shape with K at the end, wherever the axis of the logits is; nan where
+        Log-probabilities in nats, in the batch's shape with K at the end, wherever the axis of the logits is; nan where
         masked. For the likeliest class of a position's `class_ids` (of a tie, the lowest id) they are minus the loss of
         `cross_entropy`, with all its bits. Equal logits have equal results, and larger ones none that are smaller. -inf
         where a logit is -inf; nan in rows with a nan or +inf, and in rows with only -inf.

@@ -101,12 +101,12 @@ def kl_divergence(
     probabilities it is SciPy's ``rel_entr(p, q).sum()`` once both add up to 1, computed in float64 for all dtypes.
 
     Lin, "Divergence measures based on the Shannon entropy", 1991; total variation and Hellinger's distance: Le Cam,
-    "Asymptotic methods in statistical decision theory", 1986. Those beside "kl" take a second pass over each row, while
-    it is in a cache. No term of their sums is negative, so "reverse_kl", "js" and "hellinger" keep their digits where
-    models are nearly equal: of thousands of classes whose float32 logits differ by some 1e-4, they are right to about
-    1e-4 of themselves. Without ``kind="probs"``, probabilities are taken as logits, whose softmaxes are nearly equal:
-    divergences come out far too small. In float64, "reverse_kl" is within a relative 6e-14, and 1e-16 of the largest
-    logsumexp.
+    "Asymptotic methods in statistical decision theory", 1986. Divergences other than "kl" take a second pass over each
+    row, while it is in a cache. No term of their sums is negative, so "reverse_kl", "js" and "hellinger" keep their
+    digits where models are nearly equal: of thousands of classes whose float32 logits differ by some 1e-4, they are
+    right to about 1e-4 of themselves. Without ``kind="probs"``, probabilities are treated as logits, whose softmaxes
+    are nearly equal: divergences come out far too small. In float64, "reverse_kl" is within a relative 6e-14, and 1e-16
+    of the largest logsumexp.
 
     Examples
     --------
@@ -265,7 +265,7 @@ def topk_divergence_bound(
     Notes
     -----
     Merging classes never increases a divergence (the data processing inequality), so the bound holds for any lists. The
-    sum over only T is no divergence: it may be negative. Masses that exceed 1 by rounding are scaled to 1.
+    sum over only T is not a divergence: it may be negative. Masses that exceed 1 by rounding are scaled to 1.
 
     Examples
     --------

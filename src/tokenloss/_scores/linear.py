@@ -66,7 +66,7 @@ def linear_cross_entropy(
         The projection onto the vocabulary, as the weight of ``torch.nn.Linear``: of any of these dtypes, in C or
         Fortran order, perhaps memory-mapped. It is never copied as a whole.
     targets : array
-        Class ids (integers, of the shape of `hidden` without its last axis), or distributions (of shape (..., V)), as
+        Class ids (integers, in the shape of `hidden` without its last axis), or distributions (of shape (..., V)), as
         in `cross_entropy`.
     lm_head_bias : array of shape (V,), optional
         Bias of the projection.
@@ -90,9 +90,9 @@ def linear_cross_entropy(
 
     Notes
     -----
-    The product is computed in float64 if `hidden` or `lm_head` is float64, else in float32, to which half
-    precision converts exactly; the bias is rounded to that dtype. The loss is that of these logits: it differs from
-    the exact one by the rounding of the product, which another BLAS, or another batch of the positions, may change.
+    The product is computed in float64 if `hidden` or `lm_head` is float64, else in float32, to which half precision
+    converts exactly; the bias is rounded to that dtype. The loss is computed from these logits: it differs from the
+    exact one by the rounding of the product, which another BLAS, or another batch of the positions, may change.
 
     Up to 24 positions are multiplied by kernels of this package, which read the weight once and have the same bits on
     every machine, if the rows of the weight are contiguous, in native byte order, and in half precision or the dtype of
@@ -145,7 +145,7 @@ def linear_token_scores(
     hidden, lm_head, lm_head_bias
         As in `linear_cross_entropy`.
     targets : array of integers
-        Class ids, of the shape of `hidden` without its last axis.
+        Class ids, in the shape of `hidden` without its last axis.
     top_k : int, default 0
         Number of most likely classes to list.
     ignore_index, where, logit_scale, softcap, workers
@@ -230,7 +230,7 @@ def linear_kl_divergence(
     two tiles are reduced together while they are in the cache. At most 32 MB is allocated in addition to the arguments
     and the result.
 
-    There are no targets that could mark padding: it counts, unless `where` leaves it out.
+    There are no targets to mark padding, so it counts unless `where` leaves it out.
 
     Parameters
     ----------
@@ -244,7 +244,8 @@ def linear_kl_divergence(
     logit_scale, softcap
         As in `cross_entropy`, for the logits of both models.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, optional
-        The divergences to return by name, as in `kl_divergence`. For those beside "kl", all tiles are computed twice.
+        The divergences to return by name, as in `kl_divergence`. For divergences other than "kl", all tiles are
+        computed twice.
     reduction
         As in `kl_divergence`.
     where, workers
@@ -267,7 +268,8 @@ def linear_kl_divergence(
 
     Notes
     -----
-    Each product is computed in its own dtype, as in `linear_cross_entropy`, and the divergence is that of these logits.
+    Each product is computed in its own dtype, as in `linear_cross_entropy`, and the divergence is computed from these
+    logits.
 
     Examples
     --------

@@ -53,7 +53,7 @@ def cross_entropy_loss(
     Parameters
     ----------
     y_true : array
-        Class ids (integers, of the shape of `y_pred` without its class axis), or distributions (of the shape of
+        Class ids (integers, in the shape of `y_pred` without its class axis), or distributions (in the shape of
         `y_pred`; integers must be one-hot). An all-zero row counts, with loss 0.
     y_pred : array of shape (..., V)
         Probabilities, in any dtype and layout that `cross_entropy` accepts: float16, bfloat16, float32 or float64.
@@ -80,7 +80,7 @@ def cross_entropy_loss(
 
     Notes
     -----
-    The argument order is that of scikit-learn's ``log_loss``, which also takes N probabilities of class 1: write
+    The argument order is as in scikit-learn's ``log_loss``, which also takes N probabilities of class 1: write
     ``cross_entropy_loss(y, np.stack([1 - p, p], -1))`` for those. Rows that do not add up to 1 are used as they are.
 
     A scorer for scikit-learn's ``cross_val_score`` and the like, for classes 0 to C - 1, is one of these; the second is
@@ -151,7 +151,7 @@ def nll_loss(
     log_probs : array of shape (..., V)
         Log-probabilities, in any dtype and layout that `cross_entropy` accepts: float16, bfloat16, float32 or float64.
     targets : array
-        Class ids (integers, of the shape of `log_probs` without its class axis), or distributions (of the shape of
+        Class ids (integers, in the shape of `log_probs` without its class axis), or distributions (in the shape of
         `log_probs`), as in `cross_entropy`.
     axis, weight, ignore_index, where, sample_weight, reduction, workers
         As in `cross_entropy`.
@@ -232,7 +232,7 @@ def cross_entropy(
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
         Logits that look like probabilities give a `KindWarning`.
     targets : array
-        Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
+        Class ids (integers, in the shape of `logits` without its class axis), or distributions (in the shape of
         `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. An
         all-zero target row counts, with loss 0.
     axis : int, default -1
@@ -288,9 +288,9 @@ def cross_entropy(
     Notes
     -----
     Options follow ``torch.nn.functional.cross_entropy``: the mass of a class is its weight times
-    ``(1 - label_smoothing) * target + label_smoothing / V``. `z_loss` is that of PaLM (Chowdhery et al.,
+    ``(1 - label_smoothing) * target + label_smoothing / V``. `z_loss` is from PaLM (Chowdhery et al.,
     arXiv:2204.02311): class weights leave it out, as in Liger Kernel, so that the scale of `weight` does not matter to
-    a mean, and `sample_weight` multiplies it, as in T5X. `softcap` is that of Gemma 2 (arXiv:2408.00118); scaled or
+    a mean, and `sample_weight` multiplies it, as in T5X. `softcap` is from Gemma 2 (arXiv:2408.00118); scaled or
     capped rows are computed in float64. Each loss is within 2e-7 nats of the exact value for the given logits (float64:
     4e-15, relative to the larger of 1, the logsumexp and the loss), and small losses have a relative error below 1e-6.
     A row with nan or +inf, or with only -inf, has loss nan, whatever its targets are.
@@ -381,7 +381,7 @@ def cross_entropy_and_grad(
     Parameters
     ----------
     out : array, optional
-        Array to write the gradient to: writable, of the shape and dtype of `logits`, or `logits` itself.
+        Array to which the gradient is written: writable, with the shape and dtype of `logits`, or `logits` itself.
     logits, targets, axis, weight, ignore_index, where, sample_weight, label_smoothing, z_loss
         As in `cross_entropy`.
     logit_scale, softcap, reduction, workers

@@ -33,14 +33,14 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
     axis : int, tuple of int or None, default -1
         Axis of the classes; several, or None for all, count as one.
     out : array, optional
-        Array to write the result to: writable, of the shape and dtype of `logits`, or `logits` itself.
+        Array to which the result is written: writable, with the shape and dtype of `logits`, or `logits` itself.
     logits, workers
         As in `cross_entropy`.
 
     Returns
     -------
     array
-        ``exp(logits) / sum(exp(logits))``, of the shape and dtype of `logits`; it is `out` if that is given. Rows
+        ``exp(logits) / sum(exp(logits))``, with the shape and dtype of `logits`; `out`, if given. Rows
         with a nan or +inf, and rows with only -inf, become nan.
 
     Raises
@@ -90,7 +90,7 @@ def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers:
     Returns
     -------
     array
-        ``logits - logsumexp(logits)`` in nats, of the shape and dtype of `logits`; it is `out` if that is given.
+        ``logits - logsumexp(logits)`` in nats, with the shape and dtype of `logits`; `out`, if given.
         Rows with a nan or +inf, and rows with only -inf, become nan.
 
     Raises
@@ -142,7 +142,7 @@ def logsumexp(
     Returns
     -------
     array of float64
-        ``log(sum(exp(logits)))`` in nats, of the shape of `logits` without `axis`, a scalar for a single number; -inf
+        ``log(sum(exp(logits)))`` in nats, in the shape of `logits` without `axis`, a scalar for a single number; -inf
         where all are -inf or the axis is empty, nan where a logit is nan or +inf.
 
     Raises

@@ -175,10 +175,10 @@ def token_scores(
     logits : array of shape (..., V)
         Logits, or what `kind` says, as in `cross_entropy`: float16, bfloat16, float32 or float64.
     targets : array of integers
-        Class ids, of the shape of `logits` without its class axis.
+        Class ids, in the shape of `logits` without its class axis.
     kind : {"logits", "log_probs", "probs"}, optional
-        What `logits` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
-        log-probabilities or probabilities. For the latter two, `nll` is as given, and all else is that of the row
+        What `logits` contains: logits (the default, with a `KindWarning` if they look like probabilities), natural
+        log-probabilities or probabilities. For the latter two, `nll` is as given; all other statistics are for the row
         divided by the sum of its probabilities, whose log is `logsumexp`.
     top_k : int, default 0
         Number of most likely classes to list.
@@ -189,15 +189,15 @@ def token_scores(
     -------
     TokenScores
         With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``, and
-        `logsumexp`, unless logits are scaled or capped, those of the function `logsumexp`. `rank`, `argmax` and the
-        order of `top_ids` are exact: they compare the logits as given, before `logit_scale` and `softcap`. Of
-        probabilities, `nll` has the bits of ``cross_entropy_loss(..., reduction="none")``; of log-probabilities, those
-        of `nll_loss`.
+        `logsumexp` has the bits of the function `logsumexp`, unless logits are scaled or capped. `rank`, `argmax` and
+        the order of `top_ids` are exact: they compare the logits as given, before `logit_scale` and `softcap`. For
+        probabilities, `nll` has the bits of ``cross_entropy_loss(..., reduction="none")``; for log-probabilities, the
+        bits of `nll_loss`.
 
     Raises
     ------
     IndexError, TypeError, ValueError
-        As in `cross_entropy`. Also if a probability lies outside [0, 1] by more than 1e-3, or a row of probabilities or
+        As in `cross_entropy`. Also if a probability is outside [0, 1] by more than 1e-3, or a row of probabilities or
         log-probabilities is far from normalized: if the log of their sum is beyond +-0.1 (0.5 in half precision).
 
     See Also

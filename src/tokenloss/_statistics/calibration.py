@@ -42,36 +42,36 @@ def calibration(
 
     Parameters
     ----------
-    scores : array of shape (..., V), or with ``kind="probs"`` of the shape of `targets`
+    scores : array of shape (..., V), or with ``kind="probs"`` in the shape of `targets`
         Logits, or what `kind` says: float16, bfloat16, float32 or float64. Probabilities without an axis of classes are
-        those of class 1, as scikit-learn takes them for binary targets.
+        probabilities of class 1, as in scikit-learn for binary targets.
     targets : array of integers
-        Class ids, of the shape of `scores` without its class axis; for binary targets 0 and 1, or bool.
+        Class ids, in the shape of `scores` without its class axis; for binary targets 0 and 1, or bool.
     kind : {"logits", "log_probs", "probs"}, optional
-        What `scores` holds: logits (the default, with a `KindWarning` if they look like probabilities), natural
+        What `scores` contains: logits (the default, with a `KindWarning` if they look like probabilities), natural
         log-probabilities or probabilities, as in `token_scores`.
     sample_weight : array of floats, optional
-        Weight of each token, broadcast over `targets`: from 0 to 1e100. Tokens of weight 0 are left out. Bins of equal
-        mass hold equally many tokens, whatever their weights.
+        Weight of each token, broadcast over `targets`: from 0 to 1e100. Tokens with weight 0 are left out. Bins of
+        equal mass contain equally many tokens, regardless of their weights.
     segment_ids : array of integers, optional
         Number of the sequence of each token, broadcast over `targets`: standard errors are then clustered by sequence.
-        Tokens of negative numbers belong to no sequence.
+        Tokens with negative numbers belong to no sequence.
     bins : int, default 15
         Number of bins.
     binning : {"equal_mass", "equal_width"}, default "equal_mass"
-        Whether bins hold equally many tokens, or are equally wide.
+        Whether bins contain equally many tokens, or are equally wide.
     temperature : bool, default True
         Whether to find the temperature that minimizes the loss, which reads the scores three to six times more.
     brier : bool, default False
-        Whether to compute the Brier score for more than 10 classes without the temperature of logits, which already
-        takes the second pass over each row that this takes.
+        Whether to compute the Brier score for more than 10 classes even without a temperature from logits. It takes a
+        second pass over each row, which the temperature already makes.
     axis, ignore_index, where, workers
         As in `cross_entropy`.
 
     Returns
     -------
     Calibration
-        Exact statistics with their errors, which do not depend on the order of the tokens.
+        Exact statistics with their errors, independent of the order of the tokens.
 
     Raises
     ------
@@ -86,11 +86,12 @@ def calibration(
     -----
     Bins are open below and closed above, so a confidence of 1 is in the last one, and end at quantiles of the
     confidences (by linear interpolation) or at equal distances, as in scikit-learn's ``calibration_curve``. The
-    debiased error is the plain one less its bias by chance, which Kumar, Liang and Ma (NeurIPS 2019) estimate by
+    debiased error is the plain one minus its bias due to chance, which Kumar, Liang and Ma (NeurIPS 2019) estimate by
     resampling each bin's accuracy; here it is the mean of a folded normal distribution with the bin's clustered error.
-    The temperature is the root of the mean of loss - entropy, by Newton's method; its error is that of an M-estimator.
+    The temperature is the root of the mean of loss - entropy, by Newton's method; its error is an M-estimator's.
 
-    Errors are those of a fixed model, and allow for the choice of these tokens or sequences, not for that of the bins.
+    Errors are for a fixed model: they allow for the choice of the tokens or sequences, but not for the choice of the
+    bins.
 
     Examples
     --------

@@ -38,11 +38,11 @@ class Verdict(NamedTuple):
     interval : tuple of float
         Both ends of its interval; nan if they are unknown, or not needed because the model equals its base.
     verdict : str
-        "holds" if the whole interval keeps to the limit, "fails" if the whole interval is beyond it or if the value is
+        "holds" if the whole interval is within the limit, "fails" if the whole interval is beyond it or if the value is
         nan or infinite, and otherwise "cannot tell"; also "cannot tell" without any token, or if a warning or a
         diagnosis shows that a finite value is meaningless.
     n_more : int or None
-        About how many more sequences (or tokens, if errors take them as independent) a verdict needs if the value
+        About how many more sequences (or tokens, if errors treat them as independent) a verdict needs if the value
         stays the same; None if there is a verdict, or if no number is enough.
     note : str
         The same in words, and anything else that a reader of the verdict should know.
@@ -226,10 +226,10 @@ def checked_limits(gates: Iterable[str], given: Mapping[str, Any]) -> list[Limit
 def _checked_limit(name: str, value: Any) -> float:
     """A limit: a finite number >= 0, and for a fraction at most 1."""
     if name == "max_decisive_flips":
-        return float(check_integer(name, value, "an integer of at least 0", least=0))
+        return float(check_integer(name, value, "an integer >= 0", least=0))
     if name.startswith("min_"):
         return check_number(name, value, "a number from 0 to 1", most=1.0)
-    return check_number(name, value, "a finite number of at least 0")
+    return check_number(name, value, "a finite number >= 0")
 
 
 def checked_tail(confidence: Any) -> float:
@@ -271,9 +271,9 @@ def verdict_on(
         pass
     elif math.isfinite(needed):
         n_more = max(1, _rounded(needed - count))
-        words.insert(0, f"about {count_of(n_more, f'more {unit}')} would tell")
+        words.insert(0, f"about {count_of(n_more, f'more {unit}')} needed")
     elif value == limit:
-        words.insert(0, "no number of texts would tell: the value is the limit")
+        words.insert(0, "no number of texts would be enough: the value is the limit")
     if is_lower_bound:
         words.append("a lower bound of the divergence: it can fail a gate, but cannot hold one")
     return Verdict("", gate.name, limit, value, (low, high), verdict, n_more, "; ".join(words))
@@ -300,7 +300,7 @@ def _beside_noise(verdicts: Sequence[Verdict], noise: Sequence[Verdict]) -> list
         is_beyond = twin.figure > one.limit if one.gate.startswith("max_") else twin.figure < one.limit
         words = f"below the noise: a second run of the base has {twin.figure:.5g}"
         if one.verdict != HOLDS:
-            words += ", so " + "perhaps " * (twin.verdict != FAILS) + "nobody can pass"
+            words += ", so " + "perhaps " * (twin.verdict != FAILS) + "no model can pass"
         noted.append(one._replace(note="; ".join(filter(None, (one.note, words)))) if is_beyond else one)
     return noted
 
@@ -322,9 +322,9 @@ class Gated(Result):
     ) -> Verdicts:
         """Check whether statistics are within limits, for all texts of this kind and not only for these.
 
-        A gate holds if the whole interval of its statistic does, and fails if the interval is beyond the limit;
-        otherwise these texts cannot tell. A value that is nan or infinite fails; without any token, the gate cannot
-        tell. The same holds if a warning or a diagnosis shows that a finite value is meaningless.
+        A gate holds if the whole interval of its statistic is within the limit, and fails if the whole interval is
+        beyond it; otherwise, the verdict is "cannot tell". A value that is nan or infinite fails. The verdict is also
+        "cannot tell" without tokens, or if a warning or a diagnosis shows that a finite value is meaningless.
 
         Parameters
         ----------
@@ -332,7 +332,8 @@ class Gated(Result):
             The confidence of the two-sided intervals: if the limit is the true value, a gate is meant to hold with a
             probability of 2.5 %, and to fail with the same probability.
         noise : result of the same type, optional
-            A second run of the base, compared with it in the same way: a note says which gates it does not pass itself.
+            A second run of the base, compared with it in the same way: a note says which gates that run itself does not
+            pass.
         **limits : float, or mapping of float to float
             Limits by the names of gates. `max_kl_quantile` takes limits by fraction of the tokens: ``{0.99: 0.3}``.
 
@@ -347,12 +348,12 @@ class Gated(Result):
         Returns
         -------
         Verdicts
-            Its `verdict` is "holds", "fails" or "cannot tell", and `gates` has that of each gate.
+            Its `verdict` is "holds", "fails" or "cannot tell", and `gates` has the verdict of each gate.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is invalid, if no gate is given, or one that the result does not have.
+            If an argument is invalid, or if no gate is given, or a gate that the result does not have.
 
         Notes
         -----
@@ -362,8 +363,9 @@ class Gated(Result):
         (Korn and Graubard, Survey Methodology 24, 1998), and its ends are at least ``(1 - 0.025 ** (1 / G)) / 2`` from
         0 and 1, which allows for a kind of text that does not occur in the G sequences. A model that equals its base at
         every token needs no interval. For responses, a lower bound of the divergence is known, which can fail a gate,
-        but never hold it. If the mean ratio is surely below 1, k3 is too small by the difference: a note says so, and
-        the gate cannot hold unless the limit leaves room for it. If it is surely above 1, the gate cannot tell.
+        but never hold it. If the mean ratio is significantly below 1, k3 is too small by the difference: a note says
+        so, and the gate cannot hold unless the limit leaves room for it. If it is significantly above 1, the verdict is
+        "cannot tell".
 
         Examples
         --------

@@ -150,7 +150,7 @@ class LossMeter(LossMetrics):
 
     Notes
     -----
-    Tokens of one document are alike, so a standard error that takes them as independent is too small, often several
+    Tokens of one document are alike, so a standard error that treats them as independent is too small, often several
     times. Given the result of `sequence_losses`, errors are clustered by sequence (Miller, arXiv:2411.00640): with S
     the sum of the losses of a sequence of n tokens, and G sequences, the error of the mean ``mu`` is
     ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one, which
@@ -176,7 +176,7 @@ class LossMeter(LossMetrics):
     >>> meter
     LossMeter(loss=0.200000 ± 0.0987, count=3, perplexity=1.22140, bits_per_byte=0.0721348)
 
-    Two documents, the second of which is harder throughout:
+    Two documents, of which the second is harder throughout:
 
     >>> from tokenloss import sequence_losses
     >>> meter = LossMeter()
@@ -221,11 +221,11 @@ class LossMeter(LossMetrics):
         Parameters
         ----------
         nll : TokenScores, SequenceLosses or array
-            Result of `sequence_losses`, for errors that are clustered by sequence: whole sequences, since one that
-            comes in two calls counts as two. Or result of `token_scores`, of which only the included tokens are added;
-            or losses in nats, of any shape, as the functions return them with ``reduction="none"``: tokens of these are
-            assumed independent. Losses below -0.001, which rounding does not explain, are refused: log-probabilities
-            must be negated.
+            The result of `sequence_losses`, for errors that are clustered by sequence: pass whole sequences, since a
+            sequence in two calls counts as two. Or the result of `token_scores`, from which only the included tokens
+            are added; or losses in nats, of any shape, as the functions return them with ``reduction="none"``: these
+            tokens are assumed independent. Losses below -0.001, which rounding does not explain, are refused:
+            log-probabilities must be negated.
         n_bytes, n_words : int, default 0
             Length of the text of these tokens; in a call without tokens, of the text of all tokens, if no other call
             gives a length.
@@ -440,7 +440,7 @@ def in_bits(loss: Estimate) -> Estimate:
 def _check_length(name: str, value: Any) -> int:
     """The length of a text; several lengths are refused by an error that names where they belong."""
     instead = f"; give lengths of sequences to sequence_losses(..., {name}=...)" if hasattr(value, "__len__") else ""
-    return check_integer(name, value, f"an integer of at least 0{instead}", least=0)
+    return check_integer(name, value, f"an integer >= 0{instead}", least=0)
 
 
 def _token_sums(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None) -> ExactRatio:

@@ -106,7 +106,8 @@ class Calibration(GatedResult):
         Expected calibration error: the mean over tokens of ``|mean confidence - accuracy|`` of their bin. It is too
         large by chance, most with many bins and few sequences; the lower end of its interval allows for that.
     ece_debiased : Estimate
-        The same less what chance adds, given the error of each bin. It may be below 0 for calibrated models.
+        The same minus the expected effect of chance, given the error of each bin. It may be below 0 for calibrated
+        models.
     ece_equal_mass, ece_equal_width : Estimate
         `ece` with bins that have equally many tokens, and with bins that are equally wide.
     mce : Estimate

@@ -87,7 +87,7 @@ class SequenceLosses(Result):
         Returns
         -------
         dict of 1-D arrays
-            By name: the attributes that are known, and `loss`, `perplexity` and `bits_per_byte`.
+            By name: the known attributes, and `loss`, `perplexity` and `bits_per_byte`.
 
         Examples
         --------
@@ -162,7 +162,7 @@ def sequence_losses(
     Parameters
     ----------
     nll : TokenScores or array of shape (T,), (N, T) or (N, ...)
-        Result of `token_scores`, of which only the included tokens are added up; or losses in nats, as
+        The result of `token_scores`, from which only the included tokens are added up; or losses in nats, as
         `LossMeter.update` takes them. Each of the N elements of the first axis is a sequence, such as a text or the
         pixels of an image, unless `segment_ids` or `cu_seqlens` say otherwise. Several texts of each element are
         sequences of their own after ``nll.reshape(-1, T)``.
@@ -198,7 +198,7 @@ def sequence_losses(
 
     Notes
     -----
-    Sums are exact and rounded once, as those of `math.fsum`; one that is beyond a float is inf. Contiguous losses in
+    Sums are exact and rounded once, like `math.fsum`; a sum too large for a float is inf. Contiguous losses in
     float64 are read without a copy, and without the GIL.
 
     Examples
@@ -287,8 +287,8 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     Raises
     ------
     TypeError, ValueError
-        If an argument is no array, their shapes do not fit together, or the mask holds a negative number, a fraction or
-        nan.
+        If an argument is not an array, their shapes do not fit together, or the mask holds a negative number, a
+        fraction or nan.
 
     See Also
     --------

@@ -31,8 +31,8 @@ def windows(
     size : int
         Number of tokens of a window: the context of the model.
     stride : int
-        Number of tokens from the start of a window to that of the next one, at most `size`: the smaller it is, the more
-        tokens precede each one that is scored, and the longer it takes.
+        Number of tokens from the start of one window to the start of the next, at most `size`: the smaller it is, the
+        more tokens precede each one that is scored, and the longer it takes.
     score : {"new", "second_half", "all"}, default "new"
         Which tokens of a window are scored:
 
@@ -54,8 +54,8 @@ def windows(
     Raises
     ------
     TypeError, ValueError
-        If an argument is no integer or too small, if tokens would be scored twice or never read, or if no window would
-        be full with "second_half".
+        If an argument is not an integer or too small, if tokens would be scored twice or never read, or if no window
+        would be full with "second_half".
 
     See Also
     --------
@@ -89,10 +89,10 @@ def windows(
     slice(2, 5, None) slice(3, 6, None) [False  True  True]
     slice(4, 7, None) slice(5, 8, None) [False  True  True]
     """
-    n_tokens = check_integer("n_tokens", n_tokens, "an integer of at least 0", least=0)
+    n_tokens = check_integer("n_tokens", n_tokens, "an integer >= 0", least=0)
     check_choice("score", score, _SCORES)
     least = 3 if score == "second_half" else 2
-    size = check_integer("size", size, f"an integer of at least {least}", least=least)
+    size = check_integer("size", size, f"an integer >= {least}", least=least)
     least = {"new": 1, "second_half": size - 1 - size // 2, "all": size}[score]
     fits = f"{size}, the size, as windows are disjoint" if least == size else f"an integer from {least} to {size}"
     stride = check_integer("stride", stride, f"{fits}, with score={score!r}", least=least, most=size)

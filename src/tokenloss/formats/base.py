@@ -40,7 +40,7 @@ def open_regular(path: str) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         fits = "be one, since files are read more than once: first save the output of the pipe"
-        refuse(path, "is no regular file", fits)
+        refuse(path, "is not a regular file", fits)
     return file
 
 
@@ -75,17 +75,17 @@ def check_stamp(path: str, file: BinaryIO, expected: Stamp) -> None:
 def check_file_size(path: str, size: int, expected: int) -> None:
     """Refuse a file that is shorter or longer than its header declares."""
     if size < expected:
-        raise_error("file", path=path, byte=size, got="the file ends", fits=f"have {expected} bytes by its header")
+        raise_error("file", path=path, byte=size, got="the file ends", fits=f"have {expected} bytes per its header")
     if size > expected:
-        got = f"the file goes on for {size - expected} bytes"
-        raise_error("file", path=path, byte=expected, got=got, fits=f"have {expected} bytes by its header")
+        got = f"the file continues for {size - expected} bytes"
+        raise_error("file", path=path, byte=expected, got=got, fits=f"have {expected} bytes per its header")
 
 
 def check_expansion(path: str, held: int, stored: int) -> None:
     """Refuse data that need far more memory at once than the size of their file or store."""
     factor = _MAX_EXPANSION if held <= _LARGE else _MAX_LARGE_EXPANSION
     if held > max(MEMORY_LIMIT, stored * factor):
-        refuse(path, f"takes {held} bytes at once by its header", f"be at most {factor} times the {stored} of the file")
+        refuse(path, f"needs {held} bytes at once", f"be at most {factor} times the {stored} of the file")
 
 
 @contextmanager

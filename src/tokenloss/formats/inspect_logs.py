@@ -82,7 +82,7 @@ def read_log(path: str) -> Iterator[tuple[Place, dict[str, Any]]]:
     for place, sample in _samples(path):
         for name in ("id", "input"):
             if name not in sample:
-                place.refuse(f"is no sample of Inspect: it has no {name}", "have it")
+                place.refuse(f"is not a sample of Inspect: it has no {name}", "have it")
         check(sample, _SCHEMA, "", place)
         metadata, scores = sample.get("metadata") or {}, sample.get("scores") or {}
         values = dict(pair for name, one in scores.items() for pair in _values(name, one.get("value")))
@@ -198,7 +198,7 @@ def _member(archive: zipfile.ZipFile, path: str, name: str) -> tuple[dict[str, A
             raise ValueError("its bytes are not those of its checksum")
         value = parsed_json(data)
     if not isinstance(value, dict):
-        place.refuse("is no JSON object", "be one")
+        place.refuse("is not a JSON object", "be one")
     return value, place
 
 

@@ -141,7 +141,7 @@ def write(
 
     Notes
     -----
-    The steps are those of llama.cpp's ``log_softmax`` in float32. A log-probability is within
+    The steps are the same as in llama.cpp's ``log_softmax`` in float32. A log-probability is within
     ``range_nats / 65535 / 2`` nats of that of the logits that were given, and some units of float32's last place,
     unless it was raised.
 

@@ -145,7 +145,7 @@ def _model(spec: str) -> _HeadFiles:
         opener = _OPENERS.get(Path(path).suffix.lower())
         if opener is None:
             open_regular(path).close()  # which refuses what is not there
-            refuse(path, "is no file of a head", f"be {HEAD_FILES}")
+            refuse(path, "is not a file of a head", f"be {HEAD_FILES}")
         files = dict.fromkeys(opener(path, ()).names, path)
         if "" in files:
             reject_array_name(path, name)

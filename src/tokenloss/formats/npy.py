@@ -31,7 +31,7 @@ def locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
     with open_regular(path) as file:
         start, status = file.read(MAX_HEADER_BYTES), stamp(file)
     if is_targets and not start.startswith(MAGIC):
-        refuse(path, "is no .npy file", "be one")
+        refuse(path, "is not a .npy file", "be one")
     place = header(path, start)
     check_file_size(path, status.size, place.offset + place.n_bytes)
     return place._replace(stamp=status)

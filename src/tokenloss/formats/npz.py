@@ -130,7 +130,7 @@ def _member(path: str, name: str, entries: list[zipfile.ZipInfo]) -> ArrayLocati
     is_stored = info.compress_type == zipfile.ZIP_STORED
     size, expected = info.compress_size if is_stored else info.file_size, place.offset + place.n_bytes
     if size != expected:
-        refuse(f"{path}: {name}", f"has {size} bytes", f"have {expected} by its header")
+        refuse(f"{path}: {name}", f"has {size} bytes", f"have {expected} per its header")
     return place._replace(offset=begin + place.offset) if is_stored else _Compressed(path, name, info, place)
 
 

@@ -77,11 +77,11 @@ def format_of(path: str) -> Format:
     if are_records(path):
         refuse(path, "is JSON", "hold scores or hidden states" + worded("; formats.open_responses reads responses", ""))
     if start and _JSON.match(start):
-        refuse(path, "is JSON by its first bytes", "have a name that ends in .json or .jsonl, if it holds responses")
+        refuse(path, "begins like JSON", "have a name that ends in .json or .jsonl, if it holds responses")
     if Path(path).suffix.lower() in _TABLES:
         fits = "be saved as .npz: np.savez('scores.npz', logits=logits, targets=targets)"
         refuse(path, "is a table or a file of another program", fits)
-    return refuse(path, "is no file of scores", f"be {FILES}; or one of responses (.json, .jsonl)")
+    return refuse(path, "is not a file of scores", f"be {FILES}; or one of responses (.json, .jsonl)")
 
 
 def _refuse_pickle(path: str) -> NoReturn:

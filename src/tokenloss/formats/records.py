@@ -106,7 +106,7 @@ class ValueType(NamedTuple):
 
 TEXT = ValueType("be a text", lambda value: type(value) is str)
 INTEGER = ValueType("be an integer", lambda value: type(value) is int)
-COUNT = ValueType("be an integer of at least 0", lambda value: type(value) is int and 0 <= value < 1 << 63)
+COUNT = ValueType("be an integer >= 0", lambda value: type(value) is int and 0 <= value < 1 << 63)
 
 
 def check(value: Any, schema: Any, field: str, place: Place) -> Any:
@@ -456,7 +456,7 @@ def read_object(path: str, most_bytes: int) -> dict[str, Any]:
     with open_regular(path) as file, library_errors(path):
         value = parsed_json(file.read(most_bytes))
         if not isinstance(value, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         return value
 
 

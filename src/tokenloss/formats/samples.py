@@ -157,9 +157,7 @@ def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ())
     if others:
         raise_error("option", name="path", got=f"{1 + len(others)} files", fits="one file of samples, or one folder")
     if not exists(path) or Path(path).is_dir():
-        got = (
-            "does not exist" if not exists(path) else "is empty" if not files_of(path) else "is no folder with samples"
-        )
+        got = "does not exist" if not exists(path) else "is empty" if not files_of(path) else "has no samples"
         refuse(path, got, "be a folder of files such as samples_TASK.jsonl, or such a file")
     refuse_given({"run": runs}, "left out where files are given, not folders")
     if not is_samples(path):
@@ -318,7 +316,7 @@ def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
     lines = ((Place(path, number), record) for number, record in (() if is_log else read_records(path)))
     for place, record in inspect_logs.read_log(path) if is_log else lines:
         if not _is_sample(record):
-            place.refuse("is no sample of lm-evaluation-harness", "hold doc_id and filtered_resps")
+            place.refuse("is not a sample of lm-evaluation-harness", "hold doc_id and filtered_resps")
         doc_id, name = record["doc_id"], record.get("filter", "none")
         if not isinstance(doc_id, int | str) or isinstance(doc_id, bool):
             place.refuse_value("doc_id", doc_id, "be an integer or a string")

@@ -312,7 +312,7 @@ def open_scores(
     window : int, optional
         Number of tokens in each window, if the files contain a text longer than a model's context, window by window, as
         by `tokenloss.windows`. Scores of shape (N, T, V) are N windows, in order over all files; the last one may be
-        shorter, or padded. Targets are input ids: those of each window, or in a .npy file those of the text without
+        shorter, or padded. Targets are input ids: the ids of each window, or in a .npy file the ids of the text without
         padding. Each window is a sequence.
     stride : int, optional
         Number of tokens between the starts of successive windows, with `window`.
@@ -481,10 +481,10 @@ def _checked_windows(window: Any, stride: Any, shift: bool | None, segment_ids: 
         refuse_given({"stride": stride}, "left out without {}", "window")
         refuse_given({"window": window}, "left out without {}", "stride")
         return 0, 0
-    refuse_given({"segment_ids": segment_ids}, "left out where there is {}", "window")
+    refuse_given({"segment_ids": segment_ids}, "left out if there is {}", "window")
     if shift is False:
-        raise_error("option", name="shift", got=shift, fits=f"True, or left out, where there is {named('window')}")
-    window = check_integer("window", window, "an integer of at least 2", least=2)
+        raise_error("option", name="shift", got=shift, fits=f"True, or left out, if there is {named('window')}")
+    window = check_integer("window", window, "an integer >= 2", least=2)
     fits = f"an integer from 1 to {window}, the window"
     return window, check_integer("stride", stride, fits, least=1, most=window)
 

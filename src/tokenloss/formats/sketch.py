@@ -91,7 +91,7 @@ def open_sketch(
     Raises
     ------
     TypeError, ValueError, OSError
-        If an option is invalid, or a file is damaged, is no sketch, or cannot be read.
+        If an option is invalid, or a file is damaged, is not a sketch, or cannot be read.
 
     See Also
     --------
@@ -117,7 +117,7 @@ def open_sketch(
     check_different(files)
     for path in files:
         if format_of(path) is not sketch_file.SKETCH_FORMAT:
-            refuse(path, "is no sketch by its name", "have one that ends in .sketch")
+            refuse(path, "does not have the name of a sketch", "have one that ends in .sketch")
     said = TokenOptions(tokenizer=None if tokenizer is None else as_path("tokenizer", tokenizer))
     specs = opened_specs(files, FileSpec("", "", (), "", 0))
     return Sketch(tuple(files), {}, said, specs, tuple(given))
@@ -158,7 +158,7 @@ def write_sketch(
         Target value that marks tokens to ignore. Their rows are kept, empty, so that rows of other models have the same
         numbers.
     append : bool, default False
-        Whether the file goes on after the rows that it has, with the same options: the result has the bytes of a file
+        Whether to append to the rows that the file has, with the same options: the result has the bytes of a file
         that is written at once.
     workers : int, optional
         Number of threads, as in `cross_entropy`. The file is the same for any number.

@@ -192,7 +192,7 @@ def with_shift(source: _Source, shift: bool | None) -> _Source:
         return source
     if said.shift is not None and bool(shift) != bool(said.shift):
         own = named("shift", bool(said.shift))
-        reason = f"where there is {named('window')}" if said.window else f"since {source.name} was opened with {own}"
+        reason = f"if there is {named('window')}" if said.window else f"since {source.name} was opened with {own}"
         raise_error("option", name="shift", got=shift, fits=f"{said.shift}, or left out, {reason}")
     return replace(source, token_options=said._replace(shift=shift))
 

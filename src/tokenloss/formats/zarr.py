@@ -148,7 +148,7 @@ def _sizes(path: str) -> dict[str, int]:
                 except FileNotFoundError:  # a missing chunk has the fill value, a broken link is an error
                     raise ValueError(f"{key} is not where a link says") from None
                 if not stat.S_ISREG(status.st_mode):  # a pipe may block, and a device may never end
-                    raise ValueError(f"{key} is no regular file")
+                    raise ValueError(f"{key} is not a regular file")
                 sizes[key] = status.st_size
     return sizes
 
@@ -178,7 +178,7 @@ def _check(stored: _Stored, *, whole: bool) -> None:
         own = {key: sizes[key] for key in sizes if key.startswith(prefix)}
         for key in own:
             if key.endswith("/") and key.removeprefix(prefix).count("/") > chunk.count("/"):
-                raise ValueError(f"{key[:-1]} is no regular file")
+                raise ValueError(f"{key[:-1]} is not a regular file")
         _check_sizes(own, max(MEMORY_LIMIT, math.prod(chunks) * entry))
 
 

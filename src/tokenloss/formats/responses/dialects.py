@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_RANK = ValueType("be an integer of at least 1", lambda value: type(value) is int and 1 <= value < 1 << 63)
+_RANK = ValueType("be an integer >= 1", lambda value: type(value) is int and 1 <= value < 1 << 63)
 _BYTE = ValueType("be a byte", lambda value: type(value) is int and 0 <= value < 256)
 _TRIPLE = ValueType("hold a log-probability, an id and a text", lambda value: _is_triple(value))
 _CLASS = {"token": TEXT, "id": COUNT, "token_id": COUNT, "bytes": [_BYTE]}
@@ -150,7 +150,7 @@ def _classes_by_id(values: list[Any], field: str, place: Place) -> Tops:
         place.refuse(f"{field}[{values.index({})}] is empty", "hold the prompt's token")
     for at, (key, entry) in enumerate(pairs):
         if not _ID.fullmatch(key):
-            refuse(at, " is no id", "be the id of a class")
+            refuse(at, " is not an id", "be the id of a class")
         if entry.get("logprob") is None:
             refuse(at, ".logprob is null", "be a log-probability")
     entries = [entry for _, entry in pairs]

@@ -43,10 +43,10 @@ class Response:
     tokens : array of object
         Text of each token; None where the server gave none. It may be empty or U+FFFD for a part of a character.
     n_bytes : array of int64
-        Length of each token's text in UTF-8; -1 where it is not known, as of a part of a character, and 0 of an end of
+        Length of each token's text in UTF-8; -1 if unknown, as for a part of a character, and 0 for an end of
         text, such as ``<|im_end|>``, that the response's own text does not hold.
     ids : array of int64
-        Class id of each token; -1 where it is not known.
+        Class id of each token; -1 if unknown.
     logprobs : array of float64
         Log-probability of each token in nats, as the server rounded it; nan where the server gave no number, as for the
         first token of a prompt, and for a sentinel.
@@ -60,7 +60,7 @@ class Response:
         that it listed; -1 where it is not known, also for the last one listed, since others may be as likely.
     is_greedy, is_greedy_known : arrays of bool
         Whether no class is more likely than the token; of a tie that ids can break, whether its id is the lowest. And
-        whether the server returned enough to tell.
+        whether the server returned enough to determine this.
     top_tokens, top_ids, top_logprobs : arrays of shape (n, k)
         Text, ids and log-probabilities of the most likely classes, in descending order, none of them left out; None, -1
         and nan where the server listed fewer, gave no text or no ids. The token itself is among them only if it is that
@@ -169,7 +169,7 @@ class Responses(Source):
     level = "tops"
     holds = "responses"
     _lacking = MappingProxyType({
-        "rows": "gives the most likely classes only",
+        "rows": "gives only the most likely classes",
         "ids": "gives the text of tokens, and counts their bytes itself",
         "tokenizer": "needs none, since servers return the text of tokens",
     })  # fmt: skip
@@ -259,7 +259,7 @@ class Responses(Source):
             place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
         tokens = choice.parts.get("generated")
         if tokens is None or not (tokens.has_number() or (not len(tokens) and choice.n_generated == 0)):
-            got = "it holds no log-probabilities of what was generated"
+            got = "it holds no log-probabilities of generated tokens"
             if self.options["part"] is None:
                 got += ", nor of a prompt: the server ignored echo, or was not asked for them"
             place.refuse(got, "hold some: ask for logprobs")
@@ -280,7 +280,7 @@ def refuse_without_number(path: str, part: str) -> NoReturn:
     """Raise an error that a file, and any other read with it, has no log-probability of a part."""
     got = "holds no log-probability"
     if part == "prompt":
-        got += " of a prompt, of whose first token no server gives any"
+        got += " of a prompt (no server returns one for its first token)"
     refuse(path, got, f"hold some ({part})")
 
 
@@ -346,7 +346,7 @@ def open_responses(
         batch. Or the stream of a response: its pieces, one after the other; or, under any name, as server-sent events,
         which are lines of ``data:`` and a piece. Or several such files, a pattern of their names, or their directory.
     part : {"prompt", "generated", "all"}, optional
-        The tokens to read: those of the prompt, those that were generated, or both. By default the prompt if the file
+        The tokens to read: the prompt's, the generated ones, or both. By default the prompt if the file
         has any log-probability of it, else the generated tokens. With "all", an echo that cannot be divided counts as a
         prompt.
     skip_failed : bool, default False

@@ -74,7 +74,7 @@ def _responses(path: str, pieces: Sequence[Record], is_done: bool) -> Iterator[R
         choices = value.get("choices", {})
         reasons = [choice.get("finish_reason") for choice in choices.values()]
         if not is_done and not value.get("error") and (None in reasons or not reasons):
-            Place(path, line).refuse("the stream breaks off", "go on to its [DONE], or to a finish_reason")
+            Place(path, line).refuse("the stream breaks off", "continue to its [DONE], or to a finish_reason")
         yield Record(line, value | ({"choices": [choices[index] for index in sorted(choices)]} if choices else {}))
 
 
@@ -87,7 +87,7 @@ def _add_piece(value: dict[str, Any], piece: dict[str, Any], place: Place) -> No
         own = {"message" if name == "delta" else name: content for name, content in choice.items()}
         old = choices.setdefault(index, {})
         if own.get("logprobs") and old.get("finish_reason") is not None:
-            place.refuse(f"choices[{i}] goes on after its finish_reason", "be of a response with an id of its own")
+            place.refuse(f"choices[{i}] continues after its finish_reason", "be of a response with an id of its own")
         _add(old, own)
     _add(value, {name: content for name, content in piece.items() if name != "choices"})
 

@@ -84,7 +84,7 @@ class AlignedText:
         with self._opened() as text:
             at = _after_spaces(text, self._at)
             if at < len(text):
-                got = f"line {_line(text, at)} goes on with {text[at : at + _SHOWN]!r} after the last token"
+                got = f"line {_line(text, at)} continues with {text[at : at + _SHOWN]!r} after the last token"
                 fits = "end with the ids, which may have been truncated"
                 raise_error("file", path=self.path, byte=at, got=got, fits=fits)
 
@@ -115,7 +115,7 @@ class AlignedText:
                 self._refuse_part(text, ids, first, offsets, written)
             self._at += gap + len(written)
             if n in cut and self._has_space(text, self._at - len(written), gap):
-                gap, lengths[cut[n]] = gap - 1, lengths[cut[n]] + 1  # it goes on with a space that the text has
+                gap, lengths[cut[n]] = gap - 1, lengths[cut[n]] + 1  # it continues with a space that the text has
             gaps[first] = gap
             self._is_blank &= not written.strip()
         stops = begin + np.cumsum(gaps + lengths)
@@ -185,7 +185,7 @@ class AlignedText:
         self, text: _Text, ids: IntArray, k: int, piece: bytes, at: int, actual: bytes, expected: bytes
     ) -> NoReturn:
         """Refuse token k at a byte of the text; the message shows the text there, and the expected text."""
-        goes_on = f"goes on with {text[at : at + _SHOWN]!r}" if at < len(text) else "ends"
+        goes_on = f"continues with {text[at : at + _SHOWN]!r}" if at < len(text) else "ends"
         token = f"token {self._n_tokens + k} of {self._place}, id {ids[k]}, is {piece!r}"
         got = f"line {_line(text, at)} {goes_on}, and {token}"
         if hidden := int((ids[:k] < 0).sum()):
@@ -278,7 +278,7 @@ def _cause(actual: bytes, expected: bytes) -> str | None:
             return "it is not UTF-8 there, and tokenizers put U+FFFD in place of that"
     differ = next((i for i, (a, b) in enumerate(zip(text, written_text, strict=False)) if a != b), 0)
     for words, change in _CHANGES:
-        for before, other, what in (text, written_text, "they are of it"), (written_text, text, "it is theirs"):
+        for before, other, what in (text, written_text, "they spell it"), (written_text, text, "it is their text"):
             changed = change(before)
             n = min(len(changed) - 2 * (len(changed) != len(other)), len(other))  # its last ones may be cut
             if n > differ and changed[:n] == other[:n]:

@@ -76,7 +76,7 @@ def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]
     """Refuse steps that change a text before the model reads it, unless the decoder changes it back."""
     for step in splits:
         if step["type"] not in (*_KEEPING, *_DROPPING):
-            raise ValueError(f"its pre_tokenizer has a step that is not known: {str(step)[:_SHOWN]}")
+            raise ValueError(f"its pre_tokenizer has an unknown step: {str(step)[:_SHOWN]}")
     for step in (*normalizers, *splits):
         match step:
             case (
@@ -140,7 +140,7 @@ def _encoder(
             case {"type": "BPEDecoder", "suffix": str(end)}:
                 steps.append(_cutting("", end))
             case _:
-                raise ValueError(f"its decoder has a step that is not known: {str(step)[:_SHOWN]}")
+                raise ValueError(f"its decoder has an unknown step: {str(step)[:_SHOWN]}")
     if model.get("byte_fallback") and _byte_or_text not in steps:
         steps.append(_byte_or_text)
     return steps

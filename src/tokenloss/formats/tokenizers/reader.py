@@ -45,22 +45,22 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
     ----------
     tokenizer : path
         A tokenizer's own file, or the folder of a model that holds one: `tokenizer.json` of Hugging Face,
-        `tokenizer.model` of SentencePiece, ranks of tiktoken, `tekken.json` of Mistral, or `vocab.json` beside
+        `tokenizer.model` of SentencePiece, ranks of tiktoken, `tekken.json` of Mistral, or `vocab.json` next to
         `merges.txt`, as GPT-2 has them. It is recognized by its content.
 
     Returns
     -------
     array of int64
-        The number of bytes of each id: that of id 7 has index 7. It is 0 of special tokens, which write nothing, and of
-        ids that the tokenizer does not have. It is also 0 for a token whose text is not known, such as
-        [UNK]: a loss of such a token should not be counted.
+        The number of bytes of each id: index 7 is for id 7. It is 0 for special tokens, which write nothing, and for
+        ids that the tokenizer does not have. It is also 0 for a token that represents unknown text, such as [UNK]: a
+        loss of such a token should not be counted.
 
     Raises
     ------
     TypeError
-        If `tokenizer` is no path.
+        If `tokenizer` is not a path.
     ValueError, OSError
-        If the file is of no such kind, is damaged, or does what is not understood, which the message names.
+        If the file is of another kind, is damaged, or contains an unsupported step, which the message names.
 
     See Also
     --------
@@ -69,7 +69,7 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
 
     Notes
     -----
-    No tokenizer is run: the file says which bytes each id stands for. Tokens that were added count with their text,
+    The tokenizer is not run: its file says which bytes each id writes. Added tokens count with their text,
     unless they are special. The first token of a text may begin with a space that the text lacks (SentencePiece, Llama
     2): sum, and subtract 1 for each text. White space between tokens is in no token of WordPiece (BERT): there, bytes
     are known only with the text. If the tokenizer normalizes a text, say to NFC, these are the bytes of what it made of
@@ -201,7 +201,7 @@ def _read_gpt2(vocab: dict[str, int], path: str) -> Vocabulary:
     Where tokens that end a word have a mark, as CLIP's have, none holds white space.
     """
     if not vocab.keys() >= UTF8_BYTES:
-        raise ValueError("it is no tokenizer.json, and no vocab.json of byte-level BPE, which has all bytes of UTF-8")
+        raise ValueError("it is not a tokenizer.json or vocab.json of byte-level BPE, which has all bytes of UTF-8")
     end = _END_OF_WORD if any(letter + _END_OF_WORD in vocab for letter in BYTES) else ""
     with open_regular(str(Path(path).with_name(_MERGES))) as file:
         made = {line.replace(" ", "") for line in file.read().decode().splitlines()} | BYTES.keys()
@@ -218,7 +218,7 @@ _PIECE, _TYPE = 1, 3
 _UNKNOWN, _CONTROL, _BYTE = 2, 3, 6  # types of pieces; the others, normal 1, user-defined 4 and unused 5, are text
 _SPACE_IS_SUFFIX = 24  # of the trainer
 _ADDS_SPACE, _ESCAPES_SPACES = 3, 5  # of the normalizer
-_UNLIKE = "it is no file of a tokenizer that is known, or a damaged one of SentencePiece"
+_UNLIKE = "it is not a known file of a tokenizer, or a damaged one of SentencePiece"
 _WIDTHS = {1: 8, 5: 4}  # bytes of a number by its wire type
 
 

@@ -65,7 +65,7 @@ class Tokenizer:
     @property
     def range_of_ids(self) -> str:
         """The range of valid ids, for messages."""
-        hint = "; its lines hold no special ids: tokenizer.json or tokenizer_config.json beside it would name them"
+        hint = "; its lines hold no special ids: tokenizer.json or tokenizer_config.json next to it would name them"
         return f"[0, {len(self.pieces)}), the ids of {self.path}{hint * self.said.lacks_special}"
 
     def with_special(self, size: int) -> Tokenizer:
