@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Checks the built documentation in Chromium, without a window: `tests/platforms/site.py SITE`.
 
-Pages fit windows of 1280 and 390 pixels, in light and dark mode, their header has one line, text stands out from its
-background, there is a footer, and the search finds what people look for.
+Pages fit windows of 1280 and 390 pixels, in light and dark mode, and commands fit their boxes; the header has one line,
+text stands out from its background, there is a footer, and the search finds what people look for.
 
 If SITE has a folder `pyodide`, as `.ci/run docs` puts it there, the page that runs the package in the browser prints
 what the command prints here, shows the page that it writes, and asks nobody but the server of the site.
@@ -27,7 +27,7 @@ import browser
 import html_pages
 
 PAGES = (
-    "index", "get-started", "try", "how-to/quantized-models", "how-to/from-torch", "reference/json",
+    "index", "get-started", "try", "how-to/quantized-models", "how-to/servers", "how-to/from-torch", "reference/json",
     "reference/functions/tokenloss.LossMeter",
 )  # fmt: skip
 SEARCHES = {
@@ -45,6 +45,14 @@ CONTRAST = """(() => {
         getComputedStyle(document.body).backgroundColor].map(light);
     return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 })()"""
+SCROLLED = """[...document.querySelectorAll(".highlight-sh, .highlight-bash, .highlight-console")].filter((box) => {
+    const texts = document.createTreeWalker(box, NodeFilter.SHOW_TEXT), range = document.createRange();
+    while (texts.nextNode())
+        if (!texts.currentNode.parentElement.closest(".go") && texts.currentNode.data.trim()) {
+            range.selectNodeContents(texts.currentNode);
+            if ([...range.getClientRects()].some((part) => part.right > box.getBoundingClientRect().right)) return true;
+        }
+}).length"""
 FOUND = """new Promise((done) => {
     const wait = () => {
         const links = [...document.querySelectorAll("#search-results .search li a")].map((a) => a.href);
@@ -68,6 +76,8 @@ def check(tab, address):
                     yield f"{where}: the header takes more than a line"
                 if tab.run(CONTRAST) < 4.5:
                     yield f"{where}: text hardly stands out from its background"
+                if tab.run(SCROLLED):
+                    yield f"{where}: commands are wider than their boxes"
                 if not tab.run("document.querySelector('footer a') !== null"):
                     yield f"{where}: no footer"
     for words, page in SEARCHES.items():
