@@ -351,10 +351,10 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
     }
 }
 
-/* Further divergences of a block, given those of its rows: all at once, and one of them, in the next block another. */
+/* Further divergences of a block, given those of its rows: all at once, and one, which the size chooses. */
 static void check_further(tested_block *block, const tl_row_block *base, const tl_row_block *others,
                           const tl_lse *base_lse, const tl_lse *lse, const tl_divergences *alone) {
-    static int one = TL_REVERSE_KL;
+    int one = TL_REVERSE_KL << (block->of->classes + block->of->count) % 4;
     tl_divergences found[TL_BLOCK_ROWS];
     for (int wanted = ALL_DIVERGENCES;; wanted = one) {
         tl_divergences_of_block(block->backend, base, others, base_lse, lse, wanted, found, block->cancel);
@@ -371,7 +371,6 @@ static void check_further(tested_block *block, const tl_row_block *base, const t
         if (wanted != ALL_DIVERGENCES)
             break;
     }
-    one = one == TL_HELLINGER ? TL_REVERSE_KL : 2 * one;
 }
 
 /* Divergences from other rows, which lie where results did: unscaled ones, whatever the base's are. */
