@@ -213,6 +213,14 @@ def test_no_function_has_over_60_lines():
                 assert function.end_lineno - first[0].lineno < 60, f"{path.name}: {function.name}"
 
 
+def test_names_are_not_found_nor_of_something():
+    """They say what is in a variable or what a function returns; `Evaluation.of_parts` is public."""
+    for path in FILES.values():
+        for node in ast.walk(tree_of(path)):
+            names = [str(getattr(node, field, "")) for field in ("id", "arg", "name")]
+            assert [name for name in names if re.fullmatch("_?found|of_(?!parts$).*", name)] == [], path
+
+
 def texts_of_messages(tree):
     """Texts of a module with a blank, and their lines, without docstrings, words of `worded`, and the help of sinks."""
     left_out = set()
