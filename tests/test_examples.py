@@ -36,8 +36,8 @@ def run(tmp_path, monkeypatch):
         for module in needs.of_file(pages.ROOT / "benchmarks" / "examples" / name):
             pytest.importorskip(module)
         with pages.stand_ins():
-            found, printed = pages.call(f"python benchmarks/examples/{name} {' '.join(arguments)}")
-        assert found == status, printed
+            result, printed = pages.call(f"python benchmarks/examples/{name} {' '.join(arguments)}")
+        assert result == status, printed
         return printed
 
     return run
@@ -97,13 +97,13 @@ def losses_by_onnxruntime():
     loss, model = InferenceSession(graph.SerializeToString()), InferenceSession("onnx/model.onnx")
     tokenizer = Tokenizer.from_file("onnx/tokenizer.json")
     past = {node.name: np.zeros((1, node.shape[1], 0, node.shape[3]), np.float32) for node in model.get_inputs()[3:]}
-    found = []
+    result = []
     for text in Path(TEXTS).read_text().splitlines():
         ids = np.array([tokenizer.encode(text).ids])
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.size)[None]}
         (logits,) = model.run(["logits"], feed | past)
-        found.extend(loss.run(None, {"logits": logits[0, :-1], "targets": ids[0, 1:]}))
-    return found
+        result.extend(loss.run(None, {"logits": logits[0, :-1], "targets": ids[0, 1:]}))
+    return result
 
 
 @pytest.mark.parametrize("name", ["with_transformers.py", "with_onnxruntime.py", "with_llama_cpp.py"])
@@ -113,9 +113,9 @@ def test_loss_of_the_engine_is_ours(name, run, engine):
     tokens = np.load("tokens.npy")
     tokens = tokens[tokens["kept"]]
     counts = np.bincount(tokens["sequence"])
-    found = np.bincount(tokens["sequence"], tokens["nll"]) / counts
+    result = np.bincount(tokens["sequence"], tokens["nll"]) / counts
     own = losses_by_onnxruntime() if "onnx" in name else losses_by_transformers()
-    np.testing.assert_allclose(found, own, rtol=2e-6)  # the engines add up in float32
+    np.testing.assert_allclose(result, own, rtol=2e-6)  # the engines add up in float32
 
 
 @pytest.mark.parametrize("name", ["with_transformers.py", "with_onnxruntime.py", "with_llama_cpp.py"])
@@ -159,11 +159,11 @@ def test_quantized_logits_are_of_the_tokens_of_the_base(engine, run):
     with np.load("base.npz") as base:
         ids, mask, shape = base["input_ids"], base["attention_mask"].astype(bool), base["logits"].shape
     with np.load("out.npz") as file:
-        found = file["logits"]
+        result = file["logits"]
         np.testing.assert_array_equal(file["input_ids"], ids)
         np.testing.assert_array_equal(file["attention_mask"], mask)
-    assert found.shape == shape
-    for row, where, own in zip(found, mask, ids, strict=True):
+    assert result.shape == shape
+    for row, where, own in zip(result, mask, ids, strict=True):
         assert not row[~where].any()
         logits = logits_of(from_numpy(own[np.newaxis, where]))[0].numpy()
         np.testing.assert_allclose(row[where].astype(float), logits, rtol=1e-3, atol=1e-4)  # of float16
@@ -186,16 +186,16 @@ def test_rounded_weights(run):
                 assert max(len(group.unique()) for group in weights.detach().reshape(-1, 64)[:50]) <= 2**bits
         with torch.inference_mode():
             again = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.half().numpy()
-        found = np.load(f"out/{name}.npz")["logits"]
-        np.testing.assert_allclose(found[mask > 0].astype(float), again[mask > 0], rtol=2e-3, atol=1e-3)
-        errors.append(np.square(found[mask > 0].astype(float) - logits[mask > 0]).mean())
+        result = np.load(f"out/{name}.npz")["logits"]
+        np.testing.assert_allclose(result[mask > 0].astype(float), again[mask > 0], rtol=2e-3, atol=1e-3)
+        errors.append(np.square(result[mask > 0].astype(float) - logits[mask > 0]).mean())
     assert errors[0] < errors[1] / 1000
 
 
 @pytest.mark.parametrize("program", ["round_weights.py", "store_quantized_logits.py"])
 def test_quantized_logits_of_a_folder(program, run):
     """They are those of the same texts in one file."""
-    found = []
+    result = []
     for base, options in (("base.npz", ""), ("base", "--batch-size 7")):
         run("store_logits.py", MODEL, TEXTS, base, "--max-length 40", options)
         if program == "round_weights.py":
@@ -205,8 +205,8 @@ def test_quantized_logits_of_a_folder(program, run):
         else:
             others = {"mlx": f"mlx{Path(base).suffix}"}
             run(program, "mlx", MODEL, base, *others.values())
-        found += compare_files(base, others, shift=True).values()
-    one, many = found
+        result += compare_files(base, others, shift=True).values()
+    one, many = result
     assert one.count == many.count == 780
     assert many.mean_kl == pytest.approx(one.mean_kl, rel=1e-3, abs=1e-7)
     assert many.perplexity == pytest.approx(one.perplexity, rel=1e-5)

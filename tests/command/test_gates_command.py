@@ -45,8 +45,8 @@ COMPARED = "compare", "base.npz", "Q8=q8.npz", "Q4=q4.npz"
     ],
 )
 def test_exit_status_of_gates(argv, status, folder, command):
-    found, out, err = command(*argv)
-    assert (found, err) == (status, "")
+    result, out, err = command(*argv)
+    assert (result, err) == (status, "")
     assert {0: "holds", 3: "fails", 4: "cannot tell"}[status] in out.partition("Gates")[2]
     for form in "json", "markdown", "csv":
         assert command(*argv, "--format", form)[::2] == (status, "")
@@ -60,10 +60,10 @@ def test_exit_status_of_gates_on_numbers_that_the_output_calls_wrong(folder, com
     for name, array in ("trainer", other), ("rollout", base):
         np.savez(f"{name}.npz", logprobs=np.where(is_token, array, 0.0))
     status, out, _ = command("compare", "trainer.npz", "rollout.npz", "--max-k3", "1", "--min-ess", "0.1", "--json")
-    (found,) = json.loads(out)["candidates"]
-    assert (status, found["verdict"]) == (4, "cannot tell")
-    assert found["void"].startswith("looks like padding or prompts that are counted: 510 tokens are 0.0 in both")
-    assert all(found["void"] in one["note"] for one in found["gates"])
+    (result,) = json.loads(out)["candidates"]
+    assert (status, result["verdict"]) == (4, "cannot tell")
+    assert result["void"].startswith("looks like padding or prompts that are counted: 510 tokens are 0.0 in both")
+    assert all(result["void"] in one["note"] for one in result["gates"])
     for name, array in ("trainer", other), ("rollout", base):
         np.savez(f"{name}.npz", logprobs=np.where(is_token, array, np.nan))
     assert command("compare", "trainer.npz", "rollout.npz", "--max-k3", "1", "--min-ess", "0.1")[0] == 0
@@ -86,8 +86,8 @@ def test_exit_status_of_gates_in_a_process(folder):
 
 def test_gates_are_printed_in_every_format(folder, command):
     argv = *COMPARED, "--max-kl", "0.01", "--max-kl-quantile", "0.99=0.2", "--confidence", "0.9", "--noise", "twin.npz"
-    found = compare_files("base.npz", {"Q8": "q8.npz", "Q4": "q4.npz"}, noise="twin.npz")
-    verdicts = found.check(max_kl=0.01, max_kl_quantile={0.99: 0.2}, confidence=0.9)
+    result = compare_files("base.npz", {"Q8": "q8.npz", "Q4": "q4.npz"}, noise="twin.npz")
+    verdicts = result.check(max_kl=0.01, max_kl_quantile={0.99: 0.2}, confidence=0.9)
     text, figures, table, rows = (command(*argv, "--format", form)[1] for form in ("text", "json", "markdown", "csv"))
     tables = text.removesuffix("\n").rpartition("\n\n")[0]  # without the signature
     assert tables.endswith("\n".join(verdicts.summary().splitlines()[2:]))
@@ -111,9 +111,9 @@ def test_gates_are_printed_in_every_format(folder, command):
 
 def test_gates_of_score_in_json(folder, command):
     verdicts = evaluate("base.npz").check(max_loss=4)
-    found = json.loads(command("score", "base.npz", "--max-loss", 4, "--json")[1])
+    result = json.loads(command("score", "base.npz", "--max-loss", 4, "--json")[1])
     named = json.loads(command("score", "a=base.npz", "b=q8.npz", "--max-loss", 4, "--json")[1])
-    for one in found, named["a"]:
+    for one in result, named["a"]:
         assert (one["verdict"], one["confidence"]) == (verdicts.verdict, 0.95)
         assert [gate["figure"] for gate in one["gates"]] == [verdicts.gates[0].figure]
     assert "gates" not in json.loads(command("score", "base.npz", "--json")[1])

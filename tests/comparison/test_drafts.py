@@ -75,21 +75,21 @@ def test_speculators_741_products_of_mean_acceptances_are_not_what_calls_give(k)
     """Decoding agrees with ours; the product of mean acceptances, and the mean over all positions, are far off."""
     target, draft = passages(5, 120)
     p, q, rng = softmax(target), softmax(draft), np.random.default_rng(1)
-    found = draft_acceptance(target, draft)
+    result = draft_acceptance(target, draft)
     runs = [decoded(*text, k, 400, rng) for text in zip(p, q, strict=True)]
     tokens, calls, tested, accepts = (np.concatenate([run[i] for run in runs]) for i in range(4))
     simulated, stderr = rate(tokens, calls)
-    ours = found.by_k["tokens_per_call"][k - 1]
+    ours = result.by_k["tokens_per_call"][k - 1]
     assert abs(ours - simulated) < 4 * stderr
-    spread = math.sqrt((tested * found.acceptance.ravel() * (1 - found.acceptance.ravel())).sum())
-    assert abs(accepts.sum() - (tested * found.acceptance.ravel()).sum()) < 4 * spread
-    assert abs(found.by_k["break_even_ratio"][k - 1] - (simulated - 1) / k) < 4 * stderr / k
-    mean = found.acceptance.mean()
+    spread = math.sqrt((tested * result.acceptance.ravel() * (1 - result.acceptance.ravel())).sum())
+    assert abs(accepts.sum() - (tested * result.acceptance.ravel()).sum()) < 4 * spread
+    assert abs(result.by_k["break_even_ratio"][k - 1] - (simulated - 1) / k) < 4 * stderr / k
+    mean = result.acceptance.mean()
     independent = sum(mean**n for n in range(k + 1))
-    assert found.by_k["independent_tokens"][k - 1] == pytest.approx(independent, rel=1e-12)
-    assert found.mean_acceptance == pytest.approx(mean, rel=1e-14)
+    assert result.by_k["independent_tokens"][k - 1] == pytest.approx(independent, rel=1e-12)
+    assert result.mean_acceptance == pytest.approx(mean, rel=1e-14)
     everywhere = [
-        1 + np.cumprod(row[t : t + k]).sum() for row in found.acceptance for t in range(row.size - k + 1)
+        1 + np.cumprod(row[t : t + k]).sum() for row in result.acceptance for t in range(row.size - k + 1)
     ]  # as if calls began at each position alike
     assert abs(independent - simulated) > 15 * stderr
     assert k == 1 or np.mean(everywhere) - simulated > 15 * stderr
@@ -144,22 +144,22 @@ def test_tokens_of_a_call_never_cross_the_end_of_a_text_or_a_masked_position(see
     size = 60
     acceptance, kept = rng.random(size), rng.random(size) < (0.9 if seed else 2)
     ids = rng.integers(-1, 4, size) if seed % 2 else np.sort(rng.integers(0, 6, size))
-    found = acceptance_of(np.where(kept, acceptance, np.nan), kept, ids, 1.0, 0.1)
+    result = acceptance_of(np.where(kept, acceptance, np.nan), kept, ids, 1.0, 0.1)
     fair = []
     for k in range(1, 9):
         ratio, stderr, n_starts, n_texts, n_positions = expected_by_k(acceptance, kept, ids, k)
         fair += [k - 1] if n_positions >= 0.9 * kept.sum() else []
-        row = {name: column[k - 1] for name, column in found.by_k.items()}
+        row = {name: column[k - 1] for name, column in result.by_k.items()}
         assert row["k"] == k
         assert (row["n_starts"], row["n_texts"]) == (n_starts, n_texts)
         np.testing.assert_allclose([row["tokens_per_call"], row["tokens_per_call_stderr"]], [ratio, stderr], rtol=1e-9)
         np.testing.assert_allclose(row["speedup"], ratio / (1 + 0.1 * k), rtol=1e-9)
         np.testing.assert_allclose(row["speedup_stderr"], stderr / (1 + 0.1 * k), rtol=1e-9)
         np.testing.assert_allclose(row["break_even_ratio"], (ratio - 1) / k, rtol=1e-9)
-    assert found.break_even_ratio == max(found.by_k["break_even_ratio"][fair])
-    assert found.best_speedup == max(found.by_k["speedup"][fair]) == found.by_k["speedup"][found.best_k - 1]
-    assert found.count == kept.sum()
-    table = found.sequences
+    assert result.break_even_ratio == max(result.by_k["break_even_ratio"][fair])
+    assert result.best_speedup == max(result.by_k["speedup"][fair]) == result.by_k["speedup"][result.best_k - 1]
+    assert result.count == kept.sum()
+    table = result.sequences
     for number, count, mean in zip(*(table[name] for name in ("sequence", "count", "acceptance")), strict=True):
         of_text = acceptance[kept & (ids == number)]
         assert (count, mean) == (of_text.size, pytest.approx(of_text.mean(), rel=1e-14))
@@ -171,10 +171,10 @@ def test_a_best_k_is_not_that_of_a_few_long_texts():
     easy = np.repeat(lengths == 40, lengths)
     acceptance = np.where(easy, 0.8, 0.4) + 0.01 * rng.random(lengths.sum())
     ids = np.repeat(np.arange(60), lengths)
-    found = acceptance_of(acceptance, np.ones(ids.size, bool), ids, 1.0, 0.05)
-    assert found.by_k["n_texts"].tolist() == [60] * 6 + [10] * 2
-    assert found.best_k <= 6
-    assert "of 10 of 60 texts only" in found.summary()
+    result = acceptance_of(acceptance, np.ones(ids.size, bool), ids, 1.0, 0.05)
+    assert result.by_k["n_texts"].tolist() == [60] * 6 + [10] * 2
+    assert result.best_k <= 6
+    assert "of 10 of 60 texts only" in result.summary()
 
 
 def test_mean_acceptance_has_an_error_by_text():
@@ -182,24 +182,24 @@ def test_mean_acceptance_has_an_error_by_text():
     lengths = rng.integers(5, 40, 30)
     ids = np.repeat(np.arange(30), lengths)
     acceptance = np.clip(rng.random(30)[ids] + 0.1 * rng.normal(size=ids.size), 0, 1)
-    found = acceptance_of(acceptance, np.ones(ids.size, bool), ids, 1.0, None)
+    result = acceptance_of(acceptance, np.ones(ids.size, bool), ids, 1.0, None)
     sums, mean = np.bincount(ids, acceptance), acceptance.mean()
     stderr = math.sqrt(30 / 29 * ((sums - mean * lengths) ** 2).sum()) / ids.size
-    assert found.mean_acceptance.stderr == pytest.approx(stderr, rel=1e-10)
-    low, high = found.mean_acceptance.interval
-    reach = found.interval_factor * stderr / (mean * (1 - mean))  # of the logit
+    assert result.mean_acceptance.stderr == pytest.approx(stderr, rel=1e-10)
+    low, high = result.mean_acceptance.interval
+    reach = result.interval_factor * stderr / (mean * (1 - mean))  # of the logit
     logits = np.log(mean / (1 - mean)) + np.array([-reach, reach])
     assert (low, high) == pytest.approx(1 / (1 + np.exp(-logits)))
-    assert (found.n_sequences, found.is_clustered, found.best_k, found.cost_ratio) == (30, True, None, None)
-    assert "speedup" not in found.by_k
+    assert (result.n_sequences, result.is_clustered, result.best_k, result.cost_ratio) == (30, True, None, None)
+    assert "speedup" not in result.by_k
 
 
 def test_interval_of_mean_acceptance_ends_within_0_and_1():
     """Two texts of 0.9 and 1 have an error of 0.05, and a factor of 12.7."""
     for means in (0.9, 1.0), (0.1, 0.0):
         acceptance, ids = np.repeat(means, 10), np.repeat([0, 1], 10)
-        found = acceptance_of(acceptance, np.ones(20, bool), ids, 1.0, None)
-        low, high = found.mean_acceptance.interval
+        result = acceptance_of(acceptance, np.ones(20, bool), ids, 1.0, None)
+        low, high = result.mean_acceptance.interval
         reach = stats.t.isf(0.025, 1) * 0.05 / (0.95 * 0.05)
         ends = [1 / (1 + math.exp(-(math.log(0.95 / 0.05) + sign * reach))) for sign in (-1, 1)]
         expected = ends if means[0] > 0.5 else [1 - ends[1], 1 - ends[0]]
@@ -215,9 +215,9 @@ def test_interval_of_mean_acceptance_near_1_contains_the_truth_more_often_than_t
     ids, kept = np.repeat(np.arange(20), 2), np.ones(40, bool)
     for _ in range(400):
         texts = 1 - rng.beta(0.4, 9.6, 20) / 2  # the mean is 0.98
-        found = acceptance_of(texts.repeat(2), kept, ids, 1.0, None)
-        reach = found.interval_factor * found.mean_acceptance.stderr
-        misses += found.mean_acceptance.interval[0] > 0.98, found.mean_acceptance - reach > 0.98
+        result = acceptance_of(texts.repeat(2), kept, ids, 1.0, None)
+        reach = result.interval_factor * result.mean_acceptance.stderr
+        misses += result.mean_acceptance.interval[0] > 0.98, result.mean_acceptance - reach > 0.98
     assert misses[0] / 400 < 0.09
     assert misses[0] < misses[1]
 
@@ -238,12 +238,12 @@ def test_errors_of_a_single_text_are_by_blocks_of_neighbors():
 
 
 def test_texts_with_fewer_positions_than_k_have_no_value_and_the_table_says_so():
-    found = draft_acceptance(np.zeros((3, 5, 4)), np.zeros((3, 5, 4)), cost_ratio=0.1)
-    assert np.isnan(found.by_k["tokens_per_call"]).tolist() == [False] * 5 + [True] * 3
-    assert found.by_k["n_starts"].tolist() == [15, 12, 9, 6, 3, 0, 0, 0]
-    np.testing.assert_array_equal(found.by_k["tokens_per_call"][:5], np.arange(2, 7))
-    assert (found.best_k, found.break_even_ratio) == (5, 1)
-    summary = found.summary()
+    result = draft_acceptance(np.zeros((3, 5, 4)), np.zeros((3, 5, 4)), cost_ratio=0.1)
+    assert np.isnan(result.by_k["tokens_per_call"]).tolist() == [False] * 5 + [True] * 3
+    assert result.by_k["n_starts"].tolist() == [15, 12, 9, 6, 3, 0, 0, 0]
+    np.testing.assert_array_equal(result.by_k["tokens_per_call"][:5], np.arange(2, 7))
+    assert (result.best_k, result.break_even_ratio) == (5, 1)
+    summary = result.summary()
     assert "no text has 6 positions in a row" in summary
     assert "k = 5: 6.000 tokens in 1.5 times the time of a target step; a larger k may gain more" in summary
     none = draft_acceptance(np.zeros((0, 4)), np.zeros((0, 4)), cost_ratio=0.1)
@@ -270,17 +270,17 @@ def test_temperature_and_vocabularies_that_overlap_in_part(temperature, kinds, c
     base, other = (SCORES[kind](scores) for kind, scores in zip(kinds, (target, draft), strict=True))
     base[~where] = np.nan
     options = {"base_kind": kinds[0], "kind": kinds[1], "where": where}
-    found = draft_acceptance(base, other, temperature=temperature, **options)
+    result = draft_acceptance(base, other, temperature=temperature, **options)
     if temperature:
         expected = accepted(softmax(target, temperature), softmax(draft, temperature))
     else:
         expected = (target.argmax(-1) == draft.argmax(-1)).astype(float)
-    np.testing.assert_allclose(found.acceptance[where], expected[where], rtol=0, atol=4e-7)
-    assert np.isnan(found.acceptance[~where]).all()
-    np.testing.assert_array_equal(found.kept, where)
-    assert (found.temperature, found.count, found.n_nan) == (temperature, where.sum(), 0)
+    np.testing.assert_allclose(result.acceptance[where], expected[where], rtol=0, atol=4e-7)
+    assert np.isnan(result.acceptance[~where]).all()
+    np.testing.assert_array_equal(result.kept, where)
+    assert (result.temperature, result.count, result.n_nan) == (temperature, where.sum(), 0)
     turned = np.moveaxis(base, -1, 0), np.moveaxis(other, -1, 0)
-    assert draft_acceptance(*turned, axis=0, temperature=temperature, **options) == found
+    assert draft_acceptance(*turned, axis=0, temperature=temperature, **options) == result
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", ">f4", "float64"])
@@ -289,11 +289,11 @@ def test_dtypes_of_unequal_vocabularies(dtype):
         dtype = pytest.importorskip("ml_dtypes").bfloat16
     rng = np.random.default_rng(6)
     target, draft = (rng.normal(size=(9, size)).astype(dtype) for size in (30, 26))
-    found = draft_acceptance(target, draft, temperature=0.7)
+    result = draft_acceptance(target, draft, temperature=0.7)
     expected = accepted(softmax(target, 0.7), softmax(draft, 0.7))
-    np.testing.assert_allclose(found.acceptance, expected, rtol=0, atol=4e-7)
+    np.testing.assert_allclose(result.acceptance, expected, rtol=0, atol=4e-7)
     one = draft_acceptance(target[0], draft[0], temperature=0.7)
-    np.testing.assert_array_equal(one.acceptance, found.acceptance[0])
+    np.testing.assert_array_equal(one.acceptance, result.acceptance[0])
 
 
 def test_many_rows_of_unequal_vocabularies_are_copied_block_by_block(monkeypatch):
@@ -307,10 +307,10 @@ def test_many_rows_of_unequal_vocabularies_are_copied_block_by_block(monkeypatch
 def test_temperature_0_is_greedy_decoding():
     """The loop takes drafted tokens as long as they are the target's favorites."""
     target, draft = passages(20, 60, seed=8)
-    found = draft_acceptance(target, draft, temperature=0)
+    result = draft_acceptance(target, draft, temperature=0)
     same = target.argmax(-1) == draft.argmax(-1)
-    np.testing.assert_array_equal(found.acceptance, same)
-    low, high = found.mean_acceptance.interval
+    np.testing.assert_array_equal(result.acceptance, same)
+    low, high = result.mean_acceptance.interval
     assert 0 < low < same.mean() < high < 1
     for k in range(1, 9):
         tokens = calls = 0
@@ -319,7 +319,7 @@ def test_temperature_0_is_greedy_decoding():
             while t + k <= text.size:
                 n = int(np.cumprod(text[t : t + k]).sum())
                 tokens, calls, t = tokens + n + 1, calls + 1, t + n + 1
-        assert found.by_k["tokens_per_call"][k - 1] == pytest.approx(tokens / calls, rel=1e-12)
+        assert result.by_k["tokens_per_call"][k - 1] == pytest.approx(tokens / calls, rel=1e-12)
     alike = draft_acceptance(target, target, temperature=0)
     assert alike.mean_acceptance == 1
     assert alike.mean_acceptance.interval[0] < 1  # no certainty from 20 texts
@@ -344,11 +344,11 @@ def test_n_nan_counts_positions_without_an_acceptance():
     target[0, 3, 1], target[1, 2], target[1, 3, 1] = np.nan, -np.inf, np.inf
     for temperature in (0, 1):
         for models in (target, np.zeros_like(target)), (np.zeros_like(target), target):
-            found = draft_acceptance(*models, temperature=temperature, cost_ratio=0.1)
-            assert np.flatnonzero(np.isnan(found.acceptance)).tolist() == [3, 12, 13]
-            assert found.n_nan == 3
-        assert math.isnan(found.mean_acceptance)
-        assert "Positions that are nan" in found.summary()
+            result = draft_acceptance(*models, temperature=temperature, cost_ratio=0.1)
+            assert np.flatnonzero(np.isnan(result.acceptance)).tolist() == [3, 12, 13]
+            assert result.n_nan == 3
+        assert math.isnan(result.mean_acceptance)
+        assert "Positions that are nan" in result.summary()
 
 
 @pytest.mark.parametrize(

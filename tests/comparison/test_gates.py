@@ -61,22 +61,22 @@ def documents(rng):
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95, 0.999])
 def test_intervals_have_the_confidence(documents, confidence):
     t = stats.t.ppf((1 + confidence) / 2, 29)  # documents are equally long
-    found = {one.gate: one for one in documents.check(**LIMITS, confidence=confidence).gates}
+    result = {one.gate: one for one in documents.check(**LIMITS, confidence=confidence).gates}
     factor = math.exp(t * documents.mean_kl.stderr / documents.mean_kl)
-    assert found["max_kl"].interval == pytest.approx((documents.mean_kl / factor, documents.mean_kl * factor))
+    assert result["max_kl"].interval == pytest.approx((documents.mean_kl / factor, documents.mean_kl * factor))
     radius = t * documents.log_perplexity_ratio.stderr
     expected = [math.exp(documents.log_perplexity_ratio + sign * radius) for sign in (-1, 1)]
-    assert found["max_perplexity_ratio"].interval == pytest.approx(expected)
+    assert result["max_perplexity_ratio"].interval == pytest.approx(expected)
     share, error = documents.same_top, documents.same_top.stderr
     n = share * (1 - share) / error**2 * (stats.t.ppf((1 + confidence) / 2, 599) / t) ** 2  # Korn and Graubard
     n, tail = min(n, 600 * (stats.t.ppf((1 + confidence) / 2, 599) / t) ** 2), (1 - confidence) / 2
     expected = stats.beta.ppf(tail, share * n, n - share * n + 1), stats.beta.isf(tail, share * n + 1, n - share * n)
-    assert found["min_same_top"].interval == pytest.approx(expected)
-    low, high = found["max_kl_quantile 0.5"].interval
+    assert result["min_same_top"].interval == pytest.approx(expected)
+    low, high = result["max_kl_quantile 0.5"].interval
     kl = np.sort(documents.kl.ravel())
     first, last = quantile_ranks(600, 0.5, tail)
     assert low <= kl[first - 1] < kl[last - 1] <= high
-    assert [one.figure for one in found.values()] == [
+    assert [one.figure for one in result.values()] == [
         documents.mean_kl, documents.kl_quantiles[0.5], documents.same_top, documents.perplexity_ratio,
     ]  # fmt: skip
 
@@ -288,17 +288,17 @@ def test_gates_of_one_sequence_take_tokens_as_independent_and_say_so(rng):
 
 @pytest.mark.parametrize("model", [[1.0, math.nan], [1.0, -math.inf]])
 def test_gates_of_nan_and_infinite_figures_fail(model):
-    found = compare([[1.0, 2.0]] * 3, [[1.0, 2.0], model, model], [0, 1, 1])
-    for verdict in found.check(max_kl=1e9, max_kl_quantile={0.6: 1e9}, max_perplexity_ratio=1e9).gates:
+    result = compare([[1.0, 2.0]] * 3, [[1.0, 2.0], model, model], [0, 1, 1])
+    for verdict in result.check(max_kl=1e9, max_kl_quantile={0.6: 1e9}, max_perplexity_ratio=1e9).gates:
         assert verdict.verdict == "fails", verdict
         assert "the value is not finite" in verdict.note
 
 
 def test_gates_of_an_infinite_loss_of_the_base_fail():
     """The ratio of perplexities is then 0, which looks perfect."""
-    found = compare([[1.0, -math.inf]] * 2, [[1.0, 2.0]] * 2, [0, 1])
-    assert found.perplexity_ratio == 0
-    assert only(found.check(max_perplexity_ratio=1)).verdict == "fails"
+    result = compare([[1.0, -math.inf]] * 2, [[1.0, 2.0]] * 2, [0, 1])
+    assert result.perplexity_ratio == 0
+    assert only(result.check(max_perplexity_ratio=1)).verdict == "fails"
 
 
 def test_gates_of_what_no_token_has_neither_hold_nor_fail(rng):
@@ -350,14 +350,14 @@ def test_max_kl_quantile_of_any_fraction(documents):
 def test_gates_of_several_candidates_have_their_names(rng):
     meter, base = ComparisonMeter(), rng.normal(size=(60, 5))
     meter.update(base, {"q8": 0.99 * base, "q4": 0.2 * base}, np.zeros(60, int))
-    found = meter.results()
-    verdicts = found.check(max_kl=0.01, max_perplexity_ratio=9)
+    result = meter.results()
+    verdicts = result.check(max_kl=0.01, max_perplexity_ratio=9)
     assert [(one.name, one.gate, one.verdict) for one in verdicts.gates] == [
         ("q8", "max_kl", "holds"), ("q8", "max_perplexity_ratio", "holds"),
         ("q4", "max_kl", "fails"), ("q4", "max_perplexity_ratio", "holds"),
     ]  # fmt: skip
     assert verdicts.verdict == "fails"
-    assert [one._replace(name="") for one in verdicts.gates[:2]] == found["q8"].check(
+    assert [one._replace(name="") for one in verdicts.gates[:2]] == result["q8"].check(
         max_kl=0.01, max_perplexity_ratio=9
     ).gates
     with pytest.raises(ValueError, match="the list of models is empty"):
@@ -374,16 +374,16 @@ def test_gates_of_evaluations(sequences, rng):
     targets = np.where(rng.random(targets.shape) < 0.5, logits.argmax(-1), targets)
     targets[:, 6:][rng.random((25, 2)) < 0.5] = -100
     source = (logits, targets) if sequences else (logits.reshape(-1, 6), targets.ravel())
-    found = evaluate([source])
-    perplexity, loss, accuracy = found.check(max_loss=1, max_perplexity=3, min_greedy_accuracy=0.5).gates
-    assert loss.interval == pytest.approx(ends_above_0(found.loss, found.interval_factor * found.loss.stderr))
-    assert perplexity.interval == found.perplexity.interval
-    assert accuracy.figure == found.accuracy
+    result = evaluate([source])
+    perplexity, loss, accuracy = result.check(max_loss=1, max_perplexity=3, min_greedy_accuracy=0.5).gates
+    assert loss.interval == pytest.approx(ends_above_0(result.loss, result.interval_factor * result.loss.stderr))
+    assert perplexity.interval == result.perplexity.interval
+    assert accuracy.figure == result.accuracy
     meter, kept = LossMeter(), targets >= 0
     greedy = np.where(kept, logits.argmax(-1) == targets, 0.0)
     meter.update(sequence_losses(greedy, where=kept) if sequences else greedy[kept])
     share, n = meter.loss, meter.count
-    assert share == pytest.approx(found.accuracy)
+    assert share == pytest.approx(result.accuracy)
     if sequences:
         t = meter.interval_factor
         n = min(n, share * (1 - share) / meter.loss.stderr**2) * (stats.t.ppf(0.975, n - 1) / t) ** 2
@@ -402,19 +402,19 @@ def test_min_greedy_accuracy_of_parts_and_of_sequences_in_several_files(tmp_path
     whole = evaluate([(logits, targets, None, ids)]).check(min_greedy_accuracy=0.5)
     state = tmp_path / "state"
     parts = blocks[0], (logits[10:], targets[10:], None, ids[10:])
-    found = [evaluate(blocks), sum(evaluate([block]) for block in parts)]
+    result = [evaluate(blocks), sum(evaluate([block]) for block in parts)]
     paths = [tmp_path / f"{i}.npz" for i in range(2)]
     source = open_scores(paths, segment_ids=tmp_path / "ids.npy")
-    found += [evaluate(source, state=state) for _ in range(2)]
-    assert all(one.check(min_greedy_accuracy=0.5) == whole for one in found)
+    result += [evaluate(source, state=state) for _ in range(2)]
+    assert all(one.check(min_greedy_accuracy=0.5) == whole for one in result)
 
 
 def test_min_greedy_accuracy_of_responses_is_of_tokens_where_it_is_known(tmp_path):
     path = clients.save(tmp_path / "r.jsonl", *clients.COMPLETIONS[:3])
-    found = evaluate(path)
-    verdict = only(found.check(min_greedy_accuracy=0.99))
-    assert verdict.figure == found.accuracy
-    assert verdict.interval[0] < found.accuracy <= verdict.interval[1]
+    result = evaluate(path)
+    verdict = only(result.check(min_greedy_accuracy=0.99))
+    assert verdict.figure == result.accuracy
+    assert verdict.interval[0] < result.accuracy <= verdict.interval[1]
 
 
 # -- responses and samples ---------------------------------------------------------------------------------------------
@@ -425,14 +425,14 @@ def test_max_kl_of_responses_can_fail_and_never_holds(tmp_path):
     base = clients.save(tmp_path / "base.jsonl", *clients.COMPLETIONS[:3])
     other = less_likely(base)
     with pytest.warns(UserWarning, match="^same: identical to base: the same file$"):
-        found = compare_files(base, {"same": base, "other": other})
-    for verdict in found["same"].check(max_kl=100, max_kl_quantile={0.9: 100}).gates:
+        result = compare_files(base, {"same": base, "other": other})
+    for verdict in result["same"].check(max_kl=100, max_kl_quantile={0.9: 100}).gates:
         assert (verdict.figure, verdict.verdict, verdict.n_more) == (pytest.approx(0, abs=1e-9), "cannot tell", None)
         assert "a lower bound of the divergence: it can fail a gate, but cannot hold one" in verdict.note
-    assert only(found["same"].check(max_perplexity_ratio=1.01)).note == (
+    assert only(result["same"].check(max_perplexity_ratio=1.01)).note == (
         "this value cannot be trusted: the base is compared with itself; identical to the base at every token"
     )
-    assert only(found["other"].check(max_kl=1e-9)).verdict == "fails"
+    assert only(result["other"].check(max_kl=1e-9)).verdict == "fails"
 
 
 def test_min_same_top_of_responses_is_of_tokens_whose_top_class_is_known(tmp_path, rng):
@@ -441,20 +441,20 @@ def test_min_same_top_of_responses_is_of_tokens_whose_top_class_is_known(tmp_pat
     for ids, rows in zip(documents.ids, documents.base, strict=True):
         ids[1::2] = rows.argmax(-1)[::2]
     paths = [clients.save_lines(tmp_path / f"{m}.jsonl", *documents.responses(m, 0)) for m in ("base", "other")]
-    found = compare_files(paths[0], {"other": paths[1]})["other"]
-    assert 0 < found.n_top_known < found.count
-    verdict = only(found.check(min_same_top=0.5))
-    assert verdict.figure == found.same_top == found.is_same_top[found.is_top_known].mean()
+    result = compare_files(paths[0], {"other": paths[1]})["other"]
+    assert 0 < result.n_top_known < result.count
+    verdict = only(result.check(min_same_top=0.5))
+    assert verdict.figure == result.same_top == result.is_same_top[result.is_top_known].mean()
     assert verdict.interval[0] < verdict.figure < verdict.interval[1]
 
 
 def test_gates_of_samples_are_refused(tmp_path):
     paths = [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
-    found = compare_samples(paths[0], {"noise": paths[1]})
+    result = compare_samples(paths[0], {"noise": paths[1]})
     with pytest.raises(ValueError, match=r"^max_kl does not apply to samples of lm-evaluation-harness"):
-        found.check(max_kl=1)
+        result.check(max_kl=1)
     with pytest.raises(ValueError, match=r"^a gate does not apply to samples of lm-evaluation-harness; margin tests"):
-        found.check()
+        result.check()
 
 
 # -- numbers that a warning calls wrong --------------------------------------------------------------------------------
@@ -483,8 +483,8 @@ def test_gates_on_targets_that_seem_to_need_another_shift_are_inconclusive(shift
     ids = rng.integers(50, size=400)
     logits = favoring(ids if shift else np.roll(ids, -1), rng)
     with pytest.warns(ShiftWarning):
-        found = evaluate([(logits, ids)], shift=shift)
-    assert_void(found, "the targets fit far better", **OF_LOSSES)
+        result = evaluate([(logits, ids)], shift=shift)
+    assert_void(result, "the targets fit far better", **OF_LOSSES)
     assert evaluate([(logits, ids)], shift=not shift).check(max_loss=1).verdict == "holds"
 
 
@@ -494,9 +494,9 @@ def test_gates_of_compare_on_a_missing_shift_are_inconclusive_where_targets_coun
     np.savez(tmp_path / "base.npz", logits=logits, targets=ids)
     np.save(tmp_path / "other.npy", logits + rng.normal(size=logits.shape, scale=0.01))
     with pytest.warns(ShiftWarning):
-        found = compare_files(tmp_path / "base.npz", tmp_path / "other.npy")
-    assert_void(found, "the targets fit far better one row earlier", max_perplexity_ratio=(1e-9, 100))
-    assert found.check(max_kl=0.01).verdict == "holds"  # a divergence needs no targets
+        result = compare_files(tmp_path / "base.npz", tmp_path / "other.npy")
+    assert_void(result, "the targets fit far better one row earlier", max_perplexity_ratio=(1e-9, 100))
+    assert result.check(max_kl=0.01).verdict == "holds"  # a divergence needs no targets
     right = compare_files(tmp_path / "base.npz", tmp_path / "other.npy", shift=True)
     assert right.check(max_perplexity_ratio=1.1).verdict == "holds"
 
@@ -509,11 +509,11 @@ def test_gates_on_hidden_states_without_the_final_norm_are_inconclusive(tmp_path
     np.save(paths[2], rng.normal(size=(9, 16)))
     states, other = (open_hidden_states(path, paths[2]) for path in paths[:2])
     with pytest.warns(NormWarning):
-        found = evaluate(states, shift=False)
-    assert_void(found, "the model's final norm", **OF_LOSSES)
+        result = evaluate(states, shift=False)
+    assert_void(result, "the model's final norm", **OF_LOSSES)
     with pytest.warns(NormWarning):
-        found = compare_files(states, other, shift=False)
-    assert_void(found, "the model's final norm", max_kl=(1e-12, 9), min_same_top=(1, 0), max_perplexity_ratio=(0.1, 9))
+        result = compare_files(states, other, shift=False)
+    assert_void(result, "the model's final norm", max_kl=(1e-12, 9), min_same_top=(1, 0), max_perplexity_ratio=(0.1, 9))
 
 
 def test_gates_on_two_models_that_are_taken_for_one_text_are_inconclusive(tmp_path, rng):
@@ -522,23 +522,23 @@ def test_gates_on_two_models_that_are_taken_for_one_text_are_inconclusive(tmp_pa
     for path, logits in zip(paths, (favoring(targets, rng), rng.normal(size=(80, 50))), strict=True):
         np.savez(path, logits=logits, targets=targets)
     with pytest.warns(UserWarning, match="two files have the same targets"):
-        found = evaluate(paths)
-    assert_void(found, "two files have the same targets", **OF_LOSSES)
+        result = evaluate(paths)
+    assert_void(result, "two files have the same targets", **OF_LOSSES)
 
 
 def test_gates_on_padding_that_is_scored_are_inconclusive(tmp_path):
     ids = np.array([[5, 6, 7, 8, 0, 0, 0, 0]] * 4)  # 0 is <|endoftext|>
     np.savez(tmp_path / "a.npz", logits=np.zeros((4, 8, 512), np.float16), input_ids=ids)
     with pytest.warns(UserWarning, match="as padding does"):
-        found = evaluate(open_scores(tmp_path / "a.npz", tokenizer=TESTS / "data" / "model"), shift=True)
-    assert_void(found, "as padding does", **OF_LOSSES)
+        result = evaluate(open_scores(tmp_path / "a.npz", tokenizer=TESTS / "data" / "model"), shift=True)
+    assert_void(result, "as padding does", **OF_LOSSES)
 
 
 def test_gates_on_log_probabilities_that_are_all_0_are_inconclusive():
     log_probs = np.tile([0.0, -np.inf], (30, 1))
     with pytest.warns(UserWarning, match="a probability of exactly 1"):
-        found = evaluate(blocks([(log_probs, np.zeros(30, int))], kind="log_probs"))
-    assert_void(found, "say nothing about the model", **OF_LOSSES)
+        result = evaluate(blocks([(log_probs, np.zeros(30, int))], kind="log_probs"))
+    assert_void(result, "say nothing about the model", **OF_LOSSES)
 
 
 @pytest.mark.filterwarnings("ignore:.*identical to base")
@@ -566,25 +566,25 @@ def runs(tmp_path, rng):
 
 def test_noise_is_compared_as_a_candidate_alone_would_be(runs):
     others = {name: runs[name] for name in ("q8", "q4")}
-    found = compare_files(runs["base"], others, noise=runs["twin"])
-    assert [*found] == ["q8", "q4"]
+    result = compare_files(runs["base"], others, noise=runs["twin"])
+    assert [*result] == ["q8", "q4"]
     for name, one in compare_files(runs["base"], others).items():
-        parity = {field: getattr(found[name], field) for field in PARITY}
-        assert found[name] == dataclasses.replace(one, **parity)
+        parity = {field: getattr(result[name], field) for field in PARITY}
+        assert result[name] == dataclasses.replace(one, **parity)
     twin = compare_files(runs["base"], {"twin": runs["twin"]})["twin"]
-    assert found.noise == twin
-    figures = found.to_dict()
+    assert result.noise == twin
+    figures = result.to_dict()
     assert figures["noise"]["mean_kl"] == twin.mean_kl
     for one in figures["candidates"]:
-        comparison, multiples = found[one["name"]], one["noise_multiples"]
+        comparison, multiples = result[one["name"]], one["noise_multiples"]
         assert multiples["mean_kl"] == comparison.mean_kl / twin.mean_kl
         assert multiples["kl_quantiles"]["0.99"] == comparison.kl_quantiles[0.99] / twin.kl_quantiles[0.99]
         assert multiples["same_top"] == (1 - comparison.same_top) / (1 - twin.same_top)
         assert multiples["log_perplexity_ratio"] == abs(comparison.log_perplexity_ratio / twin.log_perplexity_ratio)
-    columns = found.columns()
+    columns = result.columns()
     assert columns["name"].tolist() == ["q8", "q4", "noise"]
-    assert columns["mean_kl_multiple"][:2].tolist() == [one.mean_kl / twin.mean_kl for one in found.values()]
-    assert f"Compared with the noise of a second run of the base, {runs['twin']}" in found.summary()
+    assert columns["mean_kl_multiple"][:2].tolist() == [one.mean_kl / twin.mean_kl for one in result.values()]
+    assert f"Compared with the noise of a second run of the base, {runs['twin']}" in result.summary()
 
 
 def test_noise_is_read_as_the_base_is(runs, tmp_path):
@@ -592,28 +592,28 @@ def test_noise_is_read_as_the_base_is(runs, tmp_path):
         np.savez(tmp_path / "b.npz", out=base["logits"], targets=base["targets"])
         np.savez(tmp_path / "t.npz", out=twin["logits"])
     base = open_scores(tmp_path / "b.npz", array="out", kind="logits")
-    found = compare_files(base, {"q4": runs["q4"]}, noise=tmp_path / "t.npz", sizes={"q4": 7})
-    assert found.noise == compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["twin"]).noise
+    result = compare_files(base, {"q4": runs["q4"]}, noise=tmp_path / "t.npz", sizes={"q4": 7})
+    assert result.noise == compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["twin"]).noise
 
 
 def test_noise_of_an_equal_run_shows_none(runs):
     runs["twin"].write_bytes(runs["base"].read_bytes())
-    found = compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["twin"])
-    assert "which is equal to it and shows none" in found.summary()
-    assert found.to_dict()["candidates"][0]["noise_multiples"]["mean_kl"] is None
+    result = compare_files(runs["base"], {"q4": runs["q4"]}, noise=runs["twin"])
+    assert "which is equal to it and shows none" in result.summary()
+    assert result.to_dict()["candidates"][0]["noise_multiples"]["mean_kl"] is None
 
 
 def test_noise_names_gates_that_nobody_can_pass(runs):
     """llama.cpp's users asked for limits of the divergence below what another batch size makes of the same weights."""
-    found = compare_files(runs["base"], {"q8": runs["q8"]}, noise=runs["twin"])
-    noise = found.noise.mean_kl
-    below, above = (only(found.check(max_kl=limit)) for limit in (noise / 2, noise * 2))
+    result = compare_files(runs["base"], {"q8": runs["q8"]}, noise=runs["twin"])
+    noise = result.noise.mean_kl
+    below, above = (only(result.check(max_kl=limit)) for limit in (noise / 2, noise * 2))
     assert below.note == f"below the noise: a second run of the base has {noise:.5g}, so no model can pass"
     assert (below.verdict, above.note) == ("fails", "")
-    assert "so perhaps no model can pass" in only(found.check(max_kl=0.999 * noise)).note
-    same_top = found.noise.same_top
+    assert "so perhaps no model can pass" in only(result.check(max_kl=0.999 * noise)).note
+    same_top = result.noise.same_top
     assert same_top < 1
-    assert "below the noise" in only(found.check(min_same_top=(1 + same_top) / 2)).note
+    assert "below the noise" in only(result.check(min_same_top=(1 + same_top) / 2)).note
 
 
 def test_noise_that_is_the_base_or_a_candidate_itself_is_refused(runs):
@@ -629,10 +629,10 @@ def test_noise_that_is_the_base_or_a_candidate_itself_is_refused(runs):
 
 def test_noise_beyond_the_limit_beside_a_verdict_that_holds_does_not_say_that_nobody_can_pass(runs):
     """The candidate has just passed."""
-    found = compare_files(runs["base"], {"twin": runs["twin"]}, noise=runs["q4"])
-    verdict = only(found.check(max_kl=0.001))
+    result = compare_files(runs["base"], {"twin": runs["twin"]}, noise=runs["q4"])
+    verdict = only(result.check(max_kl=0.001))
     assert (verdict.verdict, verdict.note) == (
-        "holds", f"below the noise: a second run of the base has {found.noise.mean_kl:.5g}"
+        "holds", f"below the noise: a second run of the base has {result.noise.mean_kl:.5g}"
     )  # fmt: skip
 
 
@@ -646,8 +646,8 @@ def test_noise_of_responses(tmp_path):
     other = less_likely(base)
     twin = tmp_path / "twin.jsonl"
     twin.write_bytes(other.read_bytes())
-    found = compare_files(base, {"other": other}, noise=twin)
-    assert [*found] == ["other"]
-    assert found.to_dict()["candidates"][0]["noise_multiples"]["log_perplexity_ratio"] == 1
-    assert "KLD is at least" in found.summary()
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["noise"]["part"] == found.noise.part
+    result = compare_files(base, {"other": other}, noise=twin)
+    assert [*result] == ["other"]
+    assert result.to_dict()["candidates"][0]["noise_multiples"]["log_perplexity_ratio"] == 1
+    assert "KLD is at least" in result.summary()
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["noise"]["part"] == result.noise.part

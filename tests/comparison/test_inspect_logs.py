@@ -60,8 +60,8 @@ def pair(tmp_path):
 
 
 def test_means_are_those_that_inspect_wrote():
-    found = compare_pair(LOGS / "base.eval", LOGS / "other.eval")
-    assert (found.count, found.n_documents, found.notes, found.left_out) == (16, 8, [], {})
+    result = compare_pair(LOGS / "base.eval", LOGS / "other.eval")
+    assert (result.count, result.n_documents, result.notes, result.left_out) == (16, 8, [], {})
     for side in "base", "other":
         scores = members(side)["header.json"]["results"]["scores"]
         wrote = {
@@ -69,10 +69,10 @@ def test_means_are_those_that_inspect_wrote():
             for one in scores
         }
         means = {name: (own.get("accuracy") or own["mean"])["value"] for name, own in wrote.items()}
-        assert {one.name: float(getattr(one, side)) for one in found.metrics} == pytest.approx(means, abs=1e-15)
+        assert {one.name: float(getattr(one, side)) for one in result.metrics} == pytest.approx(means, abs=1e-15)
         # Inspect's error is by sample, too, but of means of epochs with n - 1
         error = wrote["match"]["stderr"]["value"]
-        assert getattr(named(found, "match"), side).stderr == pytest.approx(error, rel=1e-12)
+        assert getattr(named(result, "match"), side).stderr == pytest.approx(error, rel=1e-12)
 
 
 def test_samples_are_those_of_inspects_reader():
@@ -91,11 +91,11 @@ def test_samples_are_those_of_inspects_reader():
             }
             for sample in log.samples
         }  # fmt: skip
-        found = [*samples.read_samples(str(LOGS / f"{name}.eval"))]
-        epochs = [int(one.place.path.rpartition("_epoch_")[2].removesuffix(".json")) for one in found]
+        result = [*samples.read_samples(str(LOGS / f"{name}.eval"))]
+        epochs = [int(one.place.path.rpartition("_epoch_")[2].removesuffix(".json")) for one in result]
         read = {
             (one.doc_id, epoch): {key: cell[0] for key, cell in one.metrics.items()}
-            for one, epoch in zip(found, epochs, strict=True)
+            for one, epoch in zip(result, epochs, strict=True)
         }
         assert read == expected
         assert inspect_logs.model_of(str(LOGS / f"{name}.eval")) == log.eval.model
@@ -104,8 +104,8 @@ def test_samples_are_those_of_inspects_reader():
 @pytest.mark.parametrize("form", ["deflate", "stored", "json"])
 def test_every_form_has_the_same_figures(form, pair):
     expected = compare_pair(LOGS / "base.eval", LOGS / "other.eval").to_dict()
-    found = compare_pair(*pair(form=form)).to_dict()
-    assert {name: one for name, one in found.items() if name not in ("base", "file")} == {
+    result = compare_pair(*pair(form=form)).to_dict()
+    assert {name: one for name, one in result.items() if name not in ("base", "file")} == {
         name: one for name, one in expected.items() if name not in ("base", "file")
     }
 
@@ -135,11 +135,11 @@ def test_lists_objects_and_names_of_the_harness(pair):
                 }  # fmt: skip
 
     _, path = pair(change)
-    found = compare_samples(path, {"x": shutil.copy(path, path.with_name("copy.eval"))})["x"]
-    assert {one.name: float(one.base) for one in found.metrics} == {
+    result = compare_samples(path, {"x": shutil.copy(path, path.with_name("copy.eval"))})["x"]
+    assert {one.name: float(one.base) for one in result.metrics} == {
         "a.0": 1, "a.1": 1, "b.x": 0, "b.y": 2, "perplexity score": 7.5,
     }  # fmt: skip
-    assert [*found.left_out] == ["words"]
+    assert [*result.left_out] == ["words"]
 
 
 @pytest.mark.parametrize(
@@ -152,14 +152,14 @@ def test_samples_without_scores_are_left_out_of_both_and_named(change, pair):
     def changed(files):
         files["samples/4_epoch_1.json"] |= change
 
-    found = compare_pair(*pair(changed))
-    assert (found.count, found.n_documents) == (15, 8)
-    assert found.notes == ["1 sample without scores in one of the files left out: 4"]
+    result = compare_pair(*pair(changed))
+    assert (result.count, result.n_documents) == (15, 8)
+    assert result.notes == ["1 sample without scores in one of the files left out: 4"]
     values = [members(name) for name in ("base", "other")]
     for side, files in zip(("base", "other"), values, strict=True):
         own = [one["scores"]["match"]["value"] == "C" for name, one in files.items()
                if name.startswith("samples/") and name != "samples/4_epoch_1.json"]  # fmt: skip
-        assert float(getattr(named(found, "match"), side)) == pytest.approx(np.mean(own))
+        assert float(getattr(named(result, "match"), side)) == pytest.approx(np.mean(own))
 
 
 def test_notes_of_runs_that_stopped_and_of_other_reducers(pair):
@@ -232,9 +232,9 @@ def test_the_newest_run_of_a_folder_is_read(folder, tmp_path, command):
     shutil.copy(LOGS / "base.eval", base / f"{NAMES[0]}{ID}.eval")
     assert open_samples(folder).tasks == {"even": str(folder / f"{NAMES[1]}{ID}.eval")}
     with pytest.warns(UserWarning, match="holds 2 runs of even") as told:
-        found = compare_pair(base, folder)
+        result = compare_pair(base, folder)
     assert any("identical to base" in str(one.message) for one in told)
-    assert found.metrics[0].task == "even"
+    assert result.metrics[0].task == "even"
     status, out, _ = command("compare", base, f"M={folder}", "--run", "2026-11-30")
     assert (status, out.splitlines()[3].split()[:3]) == (0, ["even", "match", "0.3125"])
 

@@ -83,10 +83,10 @@ def test_unsloth_10401_k3_of_float32_at_a_millionth():
     d = logprobs - base
     assert np.abs(np.exp(d) - d - np.float32(1)).min() > 1e4 * 5e-13
     exact = float(d[0, 0])
-    found = mismatch(logprobs, base)
-    assert found.k3 == pytest.approx(exact**2 / 2, rel=1e-6)
-    assert found.k2 == pytest.approx(exact**2 / 2, rel=1e-12)
-    assert found.k1 == -exact
+    result = mismatch(logprobs, base)
+    assert result.k3 == pytest.approx(exact**2 / 2, rel=1e-6)
+    assert result.k2 == pytest.approx(exact**2 / 2, rel=1e-12)
+    assert result.k1 == -exact
 
 
 def clustered(values, ids):
@@ -105,7 +105,7 @@ def test_figures_are_those_of_brute_force(pair, rng, by, where):
     mask = np.ones(360, bool) if where is None else rng.random(360) < 0.7
     options = {} if by == "row" else {"segment_ids": ids.reshape(9, 40)}
     options |= {} if where is None else {"where": mask.reshape(9, 40)}
-    found = mismatch(logprobs, base, epsilon=0.03, **options)
+    result = mismatch(logprobs, base, epsilon=0.03, **options)
     d, ids = (logprobs - base).ravel()[mask], ids[mask].tolist()
     k3 = [float(exact_k3(one)) for one in d.tolist()]
     values = {
@@ -114,30 +114,32 @@ def test_figures_are_those_of_brute_force(pair, rng, by, where):
     }  # fmt: skip
     for name, array in values.items():
         expected = clustered(array, ids)
-        assert [statistic(found, name), statistic(found, f"{name}_stderr")] == pytest.approx(expected, rel=1e-12), name
+        assert [statistic(result, name), statistic(result, f"{name}_stderr")] == pytest.approx(expected, rel=1e-12), (
+            name
+        )
     sums = {one: math.fsum(d[np.array(ids) == one]) for one in sorted({*ids})}
     ratios = np.exp([*sums.values()])
-    assert found.sequences["sequence"].tolist() == [*sums]
-    np.testing.assert_allclose(found.sequences["ratio"], ratios, rtol=1e-13)
-    assert found.mean_sequence_ratio == pytest.approx(ratios.mean(), rel=1e-13)
-    assert found.mean_sequence_ratio.stderr == pytest.approx(ratios.std(ddof=1) / math.sqrt(ratios.size), rel=1e-9)
-    geometric = ratios ** (1 / found.sequences["count"])
-    assert found.mean_geometric_ratio == pytest.approx(geometric.mean(), rel=1e-12)
+    assert result.sequences["sequence"].tolist() == [*sums]
+    np.testing.assert_allclose(result.sequences["ratio"], ratios, rtol=1e-13)
+    assert result.mean_sequence_ratio == pytest.approx(ratios.mean(), rel=1e-13)
+    assert result.mean_sequence_ratio.stderr == pytest.approx(ratios.std(ddof=1) / math.sqrt(ratios.size), rel=1e-9)
+    geometric = ratios ** (1 / result.sequences["count"])
+    assert result.mean_geometric_ratio == pytest.approx(geometric.mean(), rel=1e-12)
     for name, weights in ("ess", np.exp(d)), ("sequence_ess", ratios):
         effective = weights.sum() ** 2 / (weights**2).sum() / weights.size
-        assert statistic(found, name) == pytest.approx(effective, rel=1e-12)
-    assert found.difference_quantiles[0.5] == pytest.approx(np.median(d))
-    assert found.ratio_quantiles[0.99] == pytest.approx(np.quantile(np.exp(d), 0.99))
-    assert found.count == mask.sum()
+        assert statistic(result, name) == pytest.approx(effective, rel=1e-12)
+    assert result.difference_quantiles[0.5] == pytest.approx(np.median(d))
+    assert result.ratio_quantiles[0.99] == pytest.approx(np.quantile(np.exp(d), 0.99))
+    assert result.count == mask.sum()
 
 
 def test_one_dimension_has_independent_tokens_and_no_sequences(pair):
     logprobs, base = (one.ravel() for one in pair)
-    found = mismatch(logprobs, base)
-    assert (found.is_clustered, found.n_sequences, found.sequences) == (False, 0, None)
-    assert found.k1.stderr == pytest.approx((logprobs - base).std(ddof=1) / math.sqrt(360))
-    assert math.isnan(found.mean_sequence_ratio)
-    assert "sequence" not in found.columns()
+    result = mismatch(logprobs, base)
+    assert (result.is_clustered, result.n_sequences, result.sequences) == (False, 0, None)
+    assert result.k1.stderr == pytest.approx((logprobs - base).std(ddof=1) / math.sqrt(360))
+    assert math.isnan(result.mean_sequence_ratio)
+    assert "sequence" not in result.columns()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "list"])
@@ -160,41 +162,41 @@ def test_where_and_nan_in_both_leave_tokens_out(pair):
 
 
 def test_nan_in_one_and_infinity_are_counted_and_not_averaged_away():
-    found = mismatch([-1.0, math.nan, -2.0], [-1.0, -1.0, -1.0])
-    assert (found.n_nan, found.n_infinite) == (1, 0)
-    assert all(math.isnan(statistic(found, name)) for name in ("k1", "k2", "k3", "mean_ratio", "outside", "ess"))
-    found = mismatch([[-1.0, -math.inf, -2.0]], [[-1.0, -1.0, -1.0]])
-    assert (found.n_infinite, found.k1, found.k3, found.outside) == (1, math.inf, math.inf, 2 / 3)
-    assert found.mean_ratio == pytest.approx((1 + math.exp(-1)) / 3)
-    found = mismatch([-1.0, -1.0], [-1.0, -math.inf])
-    assert (found.n_infinite, found.k1, found.mean_ratio) == (1, -math.inf, math.inf)
-    assert found.diagnosis == ["1 token cannot have been sampled: the sampler's log-probability is minus infinity"]
+    result = mismatch([-1.0, math.nan, -2.0], [-1.0, -1.0, -1.0])
+    assert (result.n_nan, result.n_infinite) == (1, 0)
+    assert all(math.isnan(statistic(result, name)) for name in ("k1", "k2", "k3", "mean_ratio", "outside", "ess"))
+    result = mismatch([[-1.0, -math.inf, -2.0]], [[-1.0, -1.0, -1.0]])
+    assert (result.n_infinite, result.k1, result.k3, result.outside) == (1, math.inf, math.inf, 2 / 3)
+    assert result.mean_ratio == pytest.approx((1 + math.exp(-1)) / 3)
+    result = mismatch([-1.0, -1.0], [-1.0, -math.inf])
+    assert (result.n_infinite, result.k1, result.mean_ratio) == (1, -math.inf, math.inf)
+    assert result.diagnosis == ["1 token cannot have been sampled: the sampler's log-probability is minus infinity"]
 
 
 def test_ratios_of_long_sequences_are_averaged_by_their_logarithms():
     base = np.full((3, 2000), -2.0)
     logprobs = base + np.array([[0.5], [0.499], [-0.5]])
-    found = mismatch(logprobs, base)
-    assert found.mean_sequence_ratio == math.inf
-    assert found.log_mean_sequence_ratio == pytest.approx(1000 + math.log((1 + math.exp(-2)) / 3))
-    assert found.sequence_ess == pytest.approx((1 + math.exp(-2)) ** 2 / (1 + math.exp(-4)) / 3)
-    assert found.sequences["log_ratio"].tolist() == pytest.approx([1000, 998, -1000])
-    assert "exp(999.0" in found.summary()
+    result = mismatch(logprobs, base)
+    assert result.mean_sequence_ratio == math.inf
+    assert result.log_mean_sequence_ratio == pytest.approx(1000 + math.log((1 + math.exp(-2)) / 3))
+    assert result.sequence_ess == pytest.approx((1 + math.exp(-2)) ** 2 / (1 + math.exp(-4)) / 3)
+    assert result.sequences["log_ratio"].tolist() == pytest.approx([1000, 998, -1000])
+    assert "exp(999.0" in result.summary()
 
 
 def test_a_ratio_of_a_sequence_is_the_product_and_not_the_sum_of_its_tokens():
     """What an implementation of modes of sequences computed as a sum of ratios."""
-    found = mismatch([[-1.0, -1.0, -1.0]], [[-1.1, -1.2, -0.9]])
-    assert found.sequences["ratio"][0] == pytest.approx(math.exp(0.2))
-    assert found.sequences["geometric_ratio"][0] == pytest.approx(math.exp(0.2 / 3))
+    result = mismatch([[-1.0, -1.0, -1.0]], [[-1.1, -1.2, -0.9]])
+    assert result.sequences["ratio"][0] == pytest.approx(math.exp(0.2))
+    assert result.sequences["geometric_ratio"][0] == pytest.approx(math.exp(0.2 / 3))
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4)])
 def test_no_tokens_have_no_figures(shape):
-    found = mismatch(np.zeros(shape), np.zeros(shape))
-    assert found.count == 0
-    assert math.isnan(found.k3)
-    assert found.diagnosis == []
+    result = mismatch(np.zeros(shape), np.zeros(shape))
+    assert result.count == 0
+    assert math.isnan(result.k3)
+    assert result.diagnosis == []
 
 
 @pytest.mark.parametrize(
@@ -229,10 +231,10 @@ def test_k1_and_k3_have_the_divergence_as_their_mean(spread, rng):
     mu, pi = log_softmax(logits), log_softmax(logits + spread * rng.normal(size=8))
     kl = float(np.exp(mu) @ (mu - pi))
     drawn_by_mu = rng.choice(8, p=np.exp(mu), size=200_000)
-    found = mismatch(pi[drawn_by_mu], mu[drawn_by_mu])
+    result = mismatch(pi[drawn_by_mu], mu[drawn_by_mu])
     for name, truth in ("k1", kl), ("k3", kl), ("mean_ratio", 1.0):
-        assert abs(statistic(found, name) - truth) < 4.5 * statistic(found, f"{name}_stderr"), name
-    assert found.k3.stderr < found.k1.stderr
+        assert abs(statistic(result, name) - truth) < 4.5 * statistic(result, f"{name}_stderr"), name
+    assert result.k3.stderr < result.k1.stderr
 
 
 def test_intervals_hold_the_truth_of_clustered_tokens():
@@ -240,10 +242,10 @@ def test_intervals_hold_the_truth_of_clustered_tokens():
     for n in (50_000, *[30] * 200):  # the first tells the truth
         scale = rng.gamma(6, 0.02, size=(n, 1))  # sequences differ in their mismatch
         d = scale * rng.normal(size=(n, 5)) - scale**2 / 2
-        found = mismatch(d - 9.0, np.full(d.shape, -9.0))
+        result = mismatch(d - 9.0, np.full(d.shape, -9.0))
         for name in inside:
-            low, high = statistic(found, f"{name}_interval")
-            truth.setdefault(name, statistic(found, name))
+            low, high = statistic(result, f"{name}_interval")
+            truth.setdefault(name, statistic(result, name))
             inside[name] += low <= truth[name] <= high
     assert all(0.88 <= number / 201 <= 0.995 for number in inside.values()), inside
 
@@ -271,27 +273,27 @@ def test_intervals_of_effective_sample_sizes_are_by_the_jackknife(by, pair, rng)
     elif by == "some of none":  # each token of a negative number is a group of its own
         ids = np.where(rng.random(360) < 0.1, -1, ids)
     groups = np.where(ids < 0, 1000 + np.arange(360), ids) if by != "token" else np.arange(360)
-    found = mismatch(logprobs, base, segment_ids=None if by == "token" else ids)
+    result = mismatch(logprobs, base, segment_ids=None if by == "token" else ids)
     if by == "row":
-        assert found.interval_factor == pytest.approx(stats.t.ppf(0.975, 8))
-    expected = jackknifed(np.exp(logprobs - base), groups, found.interval_factor)
-    assert found.ess.interval == pytest.approx(expected, rel=1e-9)
-    (gate,) = found.check(min_ess=0.5).gates
-    assert gate.interval == found.ess.interval
+        assert result.interval_factor == pytest.approx(stats.t.ppf(0.975, 8))
+    expected = jackknifed(np.exp(logprobs - base), groups, result.interval_factor)
+    assert result.ess.interval == pytest.approx(expected, rel=1e-9)
+    (gate,) = result.check(min_ess=0.5).gates
+    assert gate.interval == result.ess.interval
     if by != "token":
-        ratios = found.sequences["ratio"]
+        ratios = result.sequences["ratio"]
         expected = jackknifed(ratios, np.arange(ratios.size), stats.t.ppf(0.975, ratios.size - 1))
-        assert found.sequence_ess.interval == pytest.approx(expected, rel=1e-9)
+        assert result.sequence_ess.interval == pytest.approx(expected, rel=1e-9)
 
 
 def test_intervals_of_effective_sample_sizes_where_one_sequence_has_all_the_spread(rng):
     """Without it, the logarithm is of 0: the interval is by the delta method."""
     d = np.zeros((8, 30))
     d[3] = rng.normal(size=30, scale=0.2)
-    found = mismatch(d - 3, np.full(d.shape, -3.0))
+    result = mismatch(d - 3, np.full(d.shape, -3.0))
     v = excess(np.exp(d))
-    reach = np.exp(stats.t.ppf(0.975, 7) * found.ess.stderr / found.ess**2 / v)
-    assert found.ess.interval == pytest.approx([1 / (1 + v * reach), 1 / (1 + v / reach)])
+    reach = np.exp(stats.t.ppf(0.975, 7) * result.ess.stderr / result.ess**2 / v)
+    assert result.ess.interval == pytest.approx([1 / (1 + v * reach), 1 / (1 + v / reach)])
     for numbers in [[-1.0, -1.0]], [[-1.0, -2.0]], [[-1.0], [-2.0]], [[-1.0]]:
         low, high = mismatch(numbers, np.full(np.shape(numbers), -1.0)).ess.interval
         assert low <= high or math.isnan(low)
@@ -299,32 +301,32 @@ def test_intervals_of_effective_sample_sizes_where_one_sequence_has_all_the_spre
 
 def test_error_of_effective_sample_size_is_by_the_delta_method(pair):
     """Of the ratio of the mean of w**2 to the square of the mean of w, with sums by sequence."""
-    found, w = mismatch(*pair), np.exp(np.subtract(*pair))
+    result, w = mismatch(*pair), np.exp(np.subtract(*pair))
     first, second = w.mean(), (w**2).mean()
     change = w**2 / first**2 - 2 * second * w / first**3
     sums = (change - change.mean()).sum(axis=1)
     error = math.sqrt(9 / 8 * (sums**2).sum()) / w.size
-    assert found.ess.stderr == pytest.approx(error * found.ess**2, rel=1e-9)
+    assert result.ess.stderr == pytest.approx(error * result.ess**2, rel=1e-9)
 
 
 def test_interval_of_the_mean_ratio_stays_above_0(rng):
     d = rng.normal(size=(3, 4), scale=2.0)
-    found = mismatch(d - 30, np.full(d.shape, -30.0))
-    reach = math.exp(found.interval_factor * found.mean_ratio.stderr / found.mean_ratio)
-    assert found.mean_ratio.interval == pytest.approx((found.mean_ratio / reach, found.mean_ratio * reach))
+    result = mismatch(d - 30, np.full(d.shape, -30.0))
+    reach = math.exp(result.interval_factor * result.mean_ratio.stderr / result.mean_ratio)
+    assert result.mean_ratio.interval == pytest.approx((result.mean_ratio / reach, result.mean_ratio * reach))
     assert mismatch([[-math.inf], [-math.inf]], [[-1.0], [-1.0]]).mean_ratio.interval == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("gate", ["max_k3", "min_ess"])
 def test_gates_hold_fail_or_cannot_tell(gate, pair):
-    found = mismatch(*pair)
-    figure = getattr(found, gate[4:])
-    low, high = statistic(found, f"{gate[4:]}_interval")
+    result = mismatch(*pair)
+    figure = getattr(result, gate[4:])
+    low, high = statistic(result, f"{gate[4:]}_interval")
     limits = {"holds": high, "cannot tell": figure, "fails": 0.9 * low}
     if gate == "min_ess":
         limits = {"holds": low, "cannot tell": figure, "fails": (high + 1) / 2}
     for verdict, limit in limits.items():
-        (one,) = found.check(**{gate: limit}).gates
+        (one,) = result.check(**{gate: limit}).gates
         assert (one.verdict, one.figure, one.interval) == (verdict, pytest.approx(figure), (low, high))
 
 
@@ -332,14 +334,14 @@ def test_max_k3_cannot_hold_where_k3_is_too_small(rng):
     """Under top-p, k3 is near 0 by what the mean ratio lacks, and the divergence is k1."""
     log_probs = log_softmax(logits_of_text(rng))
     cut = truncated(log_probs, top_p=0.9)
-    found = mismatch(of_classes(log_probs, classes := drawn(rng, cut)), of_classes(cut, classes))
+    result = mismatch(of_classes(log_probs, classes := drawn(rng, cut)), of_classes(cut, classes))
     with np.errstate(invalid="ignore"):
         exact = float(np.where(cut > -1e8, np.exp(cut) * (cut - log_probs), 0).sum(1).mean())
-    assert found.k3.interval[1] < exact / 5
-    assert found.k1 == pytest.approx(exact, abs=4 * found.k1.stderr)
-    note = f"the mean ratio is {found.mean_ratio:.4f}"
-    for limit, verdict in ((found.k3 / 2, "fails"), (exact / 2, "cannot tell"), (2 * exact, "holds")):
-        (one,) = found.check(max_k3=limit).gates
+    assert result.k3.interval[1] < exact / 5
+    assert result.k1 == pytest.approx(exact, abs=4 * result.k1.stderr)
+    note = f"the mean ratio is {result.mean_ratio:.4f}"
+    for limit, verdict in ((result.k3 / 2, "fails"), (exact / 2, "cannot tell"), (2 * exact, "holds")):
+        (one,) = result.check(max_k3=limit).gates
         assert one.verdict == verdict
         assert note in one.note
 
@@ -386,14 +388,14 @@ def answers_of_other_classes(ours, base):
 def test_a_gate_on_numbers_that_the_diagnosis_calls_wrong_is_inconclusive(change, pair):
     """It passed: padding that agrees dilutes a divergence. Nor does it fail, as the number means nothing."""
     change(*pair)
-    found = mismatch(*pair)
-    assert found.void
-    assert set(found.void.split("; ")) <= set("; ".join(found.diagnosis).split("; "))
+    result = mismatch(*pair)
+    assert result.void
+    assert set(result.void.split("; ")) <= set("; ".join(result.diagnosis).split("; "))
     for limits in {"max_k3": 1e6, "min_ess": 0.0}, {"max_k3": 1e-9, "min_ess": 0.99999}:
-        for one in found.check(**limits).gates:
+        for one in result.check(**limits).gates:
             assert (one.verdict, one.n_more) == ("cannot tell", None)
-            assert one.note.startswith(f"this value cannot be trusted: {found.void}")
-    assert "\n  Diagnosis: the numbers above cannot be trusted\n" in found.summary()
+            assert one.note.startswith(f"this value cannot be trusted: {result.void}")
+    assert "\n  Diagnosis: the numbers above cannot be trusted\n" in result.summary()
 
 
 def test_a_diagnosis_that_leaves_numbers_their_meaning_leaves_gates_alone(pair, rng):
@@ -401,36 +403,36 @@ def test_a_diagnosis_that_leaves_numbers_their_meaning_leaves_gates_alone(pair, 
     log_probs = log_softmax(logits_of_text(rng))
     hot = log_softmax(log_probs / 0.7)
     classes = drawn(rng, hot)
-    found = {
+    result = {
         "agree except for rounding": mismatch(base.round(4), base),
         "equal": mismatch(base, base),
         "looks like a temperature": mismatch(of_classes(log_probs, classes), of_classes(hot, classes)),
     }
-    verdicts = [one.check(max_k3=1e-3).verdict for one in found.values()]
+    verdicts = [one.check(max_k3=1e-3).verdict for one in result.values()]
     assert verdicts == ["holds", "holds", "fails"]
-    assert [(begins(one), one.void) for one in found.values()] == [([name], "") for name in found]
+    assert [(begins(one), one.void) for one in result.values()] == [([name], "") for name in result]
 
 
 def test_figures_that_are_nan_fail_beside_any_diagnosis(pair):
     logprobs, base = pair
     logprobs[0, 0] = np.nan
     counted_padding(logprobs, base)
-    found = mismatch(logprobs, base)
-    assert "nan on only one side" in found.diagnosis[0]
-    assert "nan on only one side" not in found.void
-    assert {one.verdict for one in found.check(max_k3=1.0, min_ess=0.5).gates} == {"fails"}
+    result = mismatch(logprobs, base)
+    assert "nan on only one side" in result.diagnosis[0]
+    assert "nan on only one side" not in result.void
+    assert {one.verdict for one in result.check(max_k3=1.0, min_ess=0.5).gates} == {"fails"}
 
 
 def test_max_k3_cannot_tell_where_the_mean_ratio_is_above_1(pair, rng):
     """The note said that these tokens cannot show a divergence, beside a gate that held or failed."""
     base = pair[1]
-    found = mismatch(base - 1 + rng.normal(0.005, 0.02, size=base.shape), base - 1)
-    assert (found.diagnosis, found.void) == ([], "")
-    for limit in found.k3 / 2, 2 * found.k3, 0.01:
-        (one,) = found.check(max_k3=limit).gates
+    result = mismatch(base - 1 + rng.normal(0.005, 0.02, size=base.shape), base - 1)
+    assert (result.diagnosis, result.void) == ([], "")
+    for limit in result.k3 / 2, 2 * result.k3, 0.01:
+        (one,) = result.check(max_k3=limit).gates
         assert one.verdict == "cannot tell"
         assert one.note.endswith("these tokens cannot show a divergence")
-    assert found.check(max_k3=0.1, min_ess=0.99).verdict == "holds"
+    assert result.check(max_k3=0.1, min_ess=0.99).verdict == "holds"
 
 
 def test_the_part_of_k3_that_the_largest_tokens_hold():
@@ -442,9 +444,9 @@ def test_the_part_of_k3_that_the_largest_tokens_hold():
 # -- the diagnosis -----------------------------------------------------------------------------------------------------
 
 
-def begins(found):
+def begins(result):
     """The beginning of each sentence."""
-    return [sentence.partition(":")[0] for sentence in found.diagnosis]
+    return [sentence.partition(":")[0] for sentence in result.diagnosis]
 
 
 def with_bad_tokens(rng, log_probs, share, noise):
@@ -502,8 +504,8 @@ def test_diagnoses_of_many_seeds_are_none_or_true(sharpness, monkeypatch):
         classes = drawn(rng, log_probs)
         base = of_classes(log_probs, classes)
         for gain in (0.1, 1.0, -0.1, -1.0):
-            found = mismatch(of_classes(learnt_from(rng, log_probs, classes, gain), classes), base)
-            assert {words.partition(" (")[0] for words in begins(found)} <= learnt[gain < 0], (seed, gain)
+            result = mismatch(of_classes(learnt_from(rng, log_probs, classes, gain), classes), base)
+            assert {words.partition(" (")[0] for words in begins(result)} <= learnt[gain < 0], (seed, gain)
         sides = [base.copy(), changed(rng, log_probs, classes, 0.02)]
         sides[seed % 2][:, :4], sides[1 - seed % 2][:, :4] = 0, -1 - rng.exponential(size=(ROWS, 4))
         (sentence,) = mismatch(*sides).diagnosis
@@ -551,34 +553,34 @@ def test_log_odds_on_a_line_that_no_temperature_makes_have_none(rng):
     x = rng.normal(size=(20, 60), scale=1.5)
     for slope, offset, expected in (1.3, -0.6, None), (1.3, 0.6, pytest.approx(1 / 1.3, abs=1e-3)):
         base, logprobs = (-np.logaddexp(0, -odds) for odds in (x, slope * x + offset))
-        found = mismatch(logprobs, base)
-        assert found.temperature == expected
-        assert ("looks like a temperature" in begins(found)) == (expected is not None)
+        result = mismatch(logprobs, base)
+        assert result.temperature == expected
+        assert ("looks like a temperature" in begins(result)) == (expected is not None)
 
 
 def test_the_summary_ends_with_the_diagnosis_or_with_a_sentence_that_there_is_none(pair, rng):
     logprobs, base = pair
     quiet = mismatch(logprobs, base)
     above = mismatch(base - 1 + rng.normal(0.005, 0.02, size=base.shape), base - 1)
-    for found, words in (
+    for result, words in (
         (quiet, "nothing suspicious: the mean ratio is 1 within its error"),
         (above, "nothing certain, but the 95 % interval of the mean ratio"),
         (mismatch(logprobs[:, :3], base[:, :3]), "too few tokens to tell: 27, and 50 are needed"),
         (mismatch([], []), "too few tokens to tell: 0, and 50 are needed"),
         (mismatch(base / 0.7, base), "looks scaled"),
     ):
-        tables, _, signature = found.summary().rpartition("\n\n")
-        assert signature.strip() == found.signature
+        tables, _, signature = result.summary().rpartition("\n\n")
+        assert signature.strip() == result.signature
         assert tables.splitlines()[-1].startswith(f"  {words}"), words
-        assert found.diagnosis == [] or found.diagnosis[0].startswith(words)
+        assert result.diagnosis == [] or result.diagnosis[0].startswith(words)
 
 
 def test_the_summary_has_each_interval_once(pair):
     """It also said to multiply ± by a factor, which gives other ends than the intervals of logarithms."""
-    found = mismatch(*pair)
-    low, high = found.k3.interval
-    assert f"95 % interval {low:.5g} to {high:.5g}" in found.summary()
-    assert "multiply" not in found.summary()
+    result = mismatch(*pair)
+    low, high = result.k3.interval
+    assert f"95 % interval {low:.5g} to {high:.5g}" in result.summary()
+    assert "multiply" not in result.summary()
 
 
 def test_equal_numbers_are_told(pair):
@@ -613,11 +615,11 @@ def test_vime_64_raw_log_probabilities_beside_a_temperature(temperature, is_raw,
     hot = log_softmax(log_probs / temperature)
     classes = drawn(rng, hot)
     sides = (hot, log_probs) if is_raw else (log_probs, hot)
-    found = mismatch(*(of_classes(one, classes) for one in sides))
-    assert begins(found)[0] == "looks like a temperature"
+    result = mismatch(*(of_classes(one, classes) for one in sides))
+    assert begins(result)[0] == "looks like a temperature"
     expected = temperature if is_raw else 1 / temperature
-    assert found.temperature == pytest.approx(expected, rel=0.3 if temperature == 0.5 else 0.1)
-    is_drawn = "tokens were not drawn from the sampler's numbers" not in begins(found)
+    assert result.temperature == pytest.approx(expected, rel=0.3 if temperature == 0.5 else 0.1)
+    is_drawn = "tokens were not drawn from the sampler's numbers" not in begins(result)
     assert is_drawn or is_raw
     assert is_drawn == (not is_raw) or temperature > 0.8  # near 1 it takes more tokens to tell
 
@@ -671,9 +673,9 @@ def test_zeros_of_one_side_are_told_and_not_taken_for_top_p(name, pair):
 def test_numbers_in_place_of_minus_infinity_are_told_and_explain_nothing(name, pair):
     sides = [one.copy() for one in pair]
     sides[name == "sampler"][2, 3] = -9999
-    found = mismatch(*sides)
-    assert (len(found.diagnosis), found.temperature) == (1, None)
-    assert found.diagnosis[0].startswith("1 token below -1000 in one of both, down to -9999")
+    result = mismatch(*sides)
+    assert (len(result.diagnosis), result.temperature) == (1, None)
+    assert result.diagnosis[0].startswith("1 token below -1000 in one of both, down to -9999")
 
 
 def test_nan_on_one_side_is_told(pair):
@@ -705,9 +707,9 @@ def test_a_temperature_and_top_p_are_both_told(rng):
     log_probs = log_softmax(logits_of_text(rng, n=2400))
     cut = truncated(log_softmax(log_probs / 0.6), top_p=0.9)
     classes = drawn(rng, cut)
-    found = mismatch(changed(rng, log_probs, classes, 0.01), of_classes(cut, classes))
-    assert found.diagnosis[0].startswith(f"the mean ratio is significantly below 1 ({found.mean_ratio:.3f} ± ")
-    assert found.diagnosis[1].startswith("looks like a temperature")
+    result = mismatch(changed(rng, log_probs, classes, 0.01), of_classes(cut, classes))
+    assert result.diagnosis[0].startswith(f"the mean ratio is significantly below 1 ({result.mean_ratio:.3f} ± ")
+    assert result.diagnosis[1].startswith("looks like a temperature")
 
 
 @pytest.mark.parametrize("options", [{"top_p": 0.8}, {"top_p": 0.95}, {"top_k": 20}])
@@ -718,15 +720,15 @@ def test_trl_6789_log_probabilities_over_truncated_classes(options, is_trainer, 
     cut = truncated(log_probs, **options)
     classes = drawn(rng, cut)
     sides = [of_classes(cut, classes), changed(rng, log_probs, classes, 0.01)][:: 1 if is_trainer else -1]
-    found = mismatch(*sides)
+    result = mismatch(*sides)
     if "top_k" in options:  # which leaves several classes at each token
         sentence = "tokens were not drawn from" if is_trainer else "the mean ratio is significantly below 1"
-        assert found.diagnosis[0].startswith(sentence)
+        assert result.diagnosis[0].startswith(sentence)
         return
-    assert begins(found)[0] == "looks like raw versus processed log-probabilities"
-    assert found.diagnosis[1:] == [] or is_trainer
+    assert begins(result)[0] == "looks like raw versus processed log-probabilities"
+    assert result.diagnosis[1:] == [] or is_trainer
     whole = "the sampler's" if is_trainer else "the trainer's"
-    assert f"{whole} keep" in found.diagnosis[0]
+    assert f"{whole} keep" in result.diagnosis[0]
     if not is_trainer:
         kept = float(np.mean([np.exp(log_probs[i][cut[i] > -1e8]).sum() for i in range(len(cut))]))
-        assert found.mean_ratio == pytest.approx(kept, abs=4 * found.mean_ratio.stderr)
+        assert result.mean_ratio == pytest.approx(kept, abs=4 * result.mean_ratio.stderr)

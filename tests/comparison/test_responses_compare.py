@@ -41,7 +41,7 @@ def saved(documents, tmp_path):
 
 def bounds(base, other, targets, ks):
     """Bounds from the k best classes and the target, with the mass of what both name, by sets."""
-    found = []
+    result = []
     for p, q, target in zip(base, other, targets, strict=True):
         lists = [
             {*np.argsort(-row, kind="stable")[:k].tolist(), int(target)} for row, k in zip((p, q), ks, strict=True)
@@ -49,50 +49,50 @@ def bounds(base, other, targets, ks):
         common = sorted(lists[0] & lists[1])
         p, q = np.exp(p[common]), np.exp(q[common])
         rest, other_rest = 1 - p.sum(), 1 - q.sum()
-        found.append((math.fsum([*(p * np.log(p / q)), rest * math.log(rest / other_rest)]), p.sum(), q.sum()))
-    return np.array(found).T
+        result.append((math.fsum([*(p * np.log(p / q)), rest * math.log(rest / other_rest)]), p.sum(), q.sum()))
+    return np.array(result).T
 
 
-def assert_bound(found, expected):
+def assert_bound(result, expected):
     """Assert that the bound is that of unrounded lists, or as little below it as rounding may be of float32."""
-    np.testing.assert_allclose(found.kl_bound[found.kept], expected, rtol=0, atol=1e-4)
-    assert (found.kl_bound[found.kept] <= expected + 1e-12).all()
+    np.testing.assert_allclose(result.kl_bound[result.kept], expected, rtol=0, atol=1e-4)
+    assert (result.kl_bound[result.kept] <= expected + 1e-12).all()
 
 
-def assert_as_logits(found, documents, ks, base="base", other="other"):
+def assert_as_logits(result, documents, ks, base="base", other="other"):
     """Assert that all figures are those of `compare` from the full log-probabilities, but for the bound."""
     p, q, targets = documents.rows(base), documents.rows(other), documents.targets
     exact = tokenloss.compare(p, q, targets, segment_ids=documents.segment_ids)
-    assert (found.count, found.n_sequences, found.is_clustered) == (exact.count, exact.n_sequences, True)
+    assert (result.count, result.n_sequences, result.is_clustered) == (exact.count, exact.n_sequences, True)
     for name in ("perplexity", "base_perplexity", "log_perplexity_ratio", "perplexity_difference", "mean_delta_p"):
         for figure in (name, f"{name}_stderr"):
-            assert statistic(found, figure) == pytest.approx(statistic(exact, figure), rel=1e-9)
-    assert found.correlation == pytest.approx(exact.correlation, rel=1e-9)
+            assert statistic(result, figure) == pytest.approx(statistic(exact, figure), rel=1e-9)
+    assert result.correlation == pytest.approx(exact.correlation, rel=1e-9)
     for name in ("nll", "base_nll", "delta_p", "is_same_top"):
-        np.testing.assert_allclose(getattr(found, name)[found.kept], getattr(exact, name), rtol=1e-9, atol=1e-12)
-    assert found.n_top_known == found.count
-    assert found.same_top == exact.same_top
-    np.testing.assert_array_equal(found.sequences["sequence"], exact.sequences["sequence"])
-    np.testing.assert_allclose(found.sequences["loss_difference"], exact.sequences["loss_difference"], rtol=1e-9)
-    np.testing.assert_allclose(found.sequences["same_top"], exact.sequences["same_top"])
+        np.testing.assert_allclose(getattr(result, name)[result.kept], getattr(exact, name), rtol=1e-9, atol=1e-12)
+    assert result.n_top_known == result.count
+    assert result.same_top == exact.same_top
+    np.testing.assert_array_equal(result.sequences["sequence"], exact.sequences["sequence"])
+    np.testing.assert_allclose(result.sequences["loss_difference"], exact.sequences["loss_difference"], rtol=1e-9)
+    np.testing.assert_allclose(result.sequences["same_top"], exact.sequences["same_top"])
     expected, base_mass, mass = bounds(p, q, targets, ks)
-    assert_bound(found, expected)
-    np.testing.assert_allclose(found.base_mass[found.kept], base_mass, rtol=1e-9)
-    np.testing.assert_allclose(found.mass[found.kept], mass, rtol=1e-9)
-    assert (found.kl_bound[found.kept] <= exact.kl + 1e-12).all()
-    assert found.mean_kl_bound == pytest.approx(expected.mean(), abs=1e-4)
-    assert found.mean_mass == pytest.approx(mass.mean(), rel=1e-9)
+    assert_bound(result, expected)
+    np.testing.assert_allclose(result.base_mass[result.kept], base_mass, rtol=1e-9)
+    np.testing.assert_allclose(result.mass[result.kept], mass, rtol=1e-9)
+    assert (result.kl_bound[result.kept] <= exact.kl + 1e-12).all()
+    assert result.mean_kl_bound == pytest.approx(expected.mean(), abs=1e-4)
+    assert result.mean_mass == pytest.approx(mass.mean(), rel=1e-9)
 
 
 @pytest.mark.parametrize("classes", [1, 100, 1 << 18])
 def test_compare_responses_equals_compare_of_the_full_log_probabilities(classes, documents, saved, monkeypatch):
     monkeypatch.setattr(response_comparison, "_PENDING", classes)
-    found = clients.compare_pair(*saved)
-    assert_as_logits(found, documents, (5, 7))
-    assert (found.part, found.n_without_number, found.n_sentinels, found.n_skipped) == ("prompt", 4, 0, 0)
-    assert (found.base_rounding, found.rounding) == ("float64", "float64")
-    np.testing.assert_array_equal(found.sequences["line"], [1, 2, 4])
-    assert np.isnan([found.nll[~found.kept], found.kl_bound[~found.kept]]).all()
+    result = clients.compare_pair(*saved)
+    assert_as_logits(result, documents, (5, 7))
+    assert (result.part, result.n_without_number, result.n_sentinels, result.n_skipped) == ("prompt", 4, 0, 0)
+    assert (result.base_rounding, result.rounding) == ("float64", "float64")
+    np.testing.assert_array_equal(result.sequences["line"], [1, 2, 4])
+    assert np.isnan([result.nll[~result.kept], result.kl_bound[~result.kept]]).all()
 
 
 def test_a_response_with_all_classes_does_not_widen_the_lists_of_others(rng, tmp_path, monkeypatch):
@@ -120,13 +120,13 @@ def test_compare_responses_of_classes_by_text(documents, tmp_path):
         )
         for model in ("base", "other")
     ]
-    found = clients.compare_pair(*paths)
-    assert found.part == "generated"
+    result = clients.compare_pair(*paths)
+    assert result.part == "generated"
     documents.ids = [ids for ids in documents.ids if len(ids) > 1]
     documents.base, documents.other = (
         [rows for rows in model if len(rows)] for model in (documents.base, documents.other)
     )
-    assert_as_logits(found, documents, (6, 6))
+    assert_as_logits(result, documents, (6, 6))
 
 
 def test_a_token_of_the_prompt_is_none_that_was_generated(tmp_path):
@@ -144,18 +144,18 @@ def test_a_token_of_the_prompt_is_none_that_was_generated(tmp_path):
 def test_error_of_rounded_log_probabilities():
     values = log_softmax(np.random.default_rng(1).normal(0, 3, 50))
     for rounded, error in ((values.round(4), 5e-5), (values.astype(np.float32), 1e-5), (values.round(1), 0.01)):
-        found = Rounding.of(rounded.astype(float)).error
-        assert found == pytest.approx(error)
+        result = Rounding.of(rounded.astype(float)).error
+        assert result == pytest.approx(error)
     assert Rounding().error == 1e-5
 
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_compare_responses_of_a_real_server_with_themselves(name, tmp_path):
     path = clients.save(tmp_path / "a.jsonl", *(name.format(i) for i in range(10)))
-    found = clients.compare_pair(path, path)
-    assert found.count > 100
-    assert (found.mean_kl_bound, found.log_perplexity_ratio, found.rms_delta_p, found.same_top) == (0, 0, 0, 1)
-    assert found.base_rounding == "float32"
+    result = clients.compare_pair(path, path)
+    assert result.count > 100
+    assert (result.mean_kl_bound, result.log_perplexity_ratio, result.rms_delta_p, result.same_top) == (0, 0, 0, 1)
+    assert result.base_rounding == "float32"
 
 
 def test_a_list_of_responses_is_matched_however_it_is_laid_out(tmp_path):
@@ -172,11 +172,11 @@ def test_compare_responses_of_two_servers_of_one_model(tmp_path):
         clients.save(tmp_path / f"{i}.jsonl", *(name.format(i) for i in range(10)))
         for i, name in enumerate(SERVERS[:2])
     ]
-    found = clients.compare_pair(*paths)
-    assert found.count == found.n_bounded == found.n_top_known == 131
-    assert found.mean_kl_bound < 1e-10  # SGLang's are rendered from logits of another program
-    assert abs(found.log_perplexity_ratio) < 1e-6
-    assert found.same_top == 1
+    result = clients.compare_pair(*paths)
+    assert result.count == result.n_bounded == result.n_top_known == 131
+    assert result.mean_kl_bound < 1e-10  # SGLang's are rendered from logits of another program
+    assert abs(result.log_perplexity_ratio) < 1e-6
+    assert result.same_top == 1
 
 
 def scores_file(documents, path, model="base", kind="log_probs", **others):
@@ -192,9 +192,9 @@ def test_compare_responses_with_full_scores(kind, has_sequences, documents, save
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 4)
     sequences = {"segment_ids": documents.segment_ids} if has_sequences else {}
     scores = scores_file(documents, tmp_path / "scores.npz", "base", kind, **sequences)
-    found = clients.compare_pair(scores, saved[1])
-    assert_as_logits(found, documents, (40, 7))
-    assert (found.base_rounding, found.rounding) == (f"{kind} of float64", "float64")
+    result = clients.compare_pair(scores, saved[1])
+    assert_as_logits(result, documents, (40, 7))
+    assert (result.base_rounding, result.rounding) == (f"{kind} of float64", "float64")
     turned = clients.compare_pair(saved[1], scores)
     assert_as_logits(turned, documents, (7, 40), "other", "base")
     assert (turned.base_rounding, turned.rounding) == ("float64", f"{kind} of float64")
@@ -207,21 +207,21 @@ def test_ignored_rows_and_shift_of_full_scores(documents, saved, tmp_path):
     segments = np.repeat(np.arange(len(lengths)), lengths)
     rows = np.concatenate([np.vstack([one, np.zeros((1, 40))]) for one in documents.base])
     np.savez(tmp_path / "b.npz", logits=rows, targets=ids, segment_ids=segments)
-    found = clients.compare_pair(tmp_path / "b.npz", saved[1], shift=True)
-    np.testing.assert_allclose(found.kl_bound, expected.kl_bound, rtol=1e-12)
+    result = clients.compare_pair(tmp_path / "b.npz", saved[1], shift=True)
+    np.testing.assert_allclose(result.kl_bound, expected.kl_bound, rtol=1e-12)
     ends = np.cumsum(lengths) - 1
     targets = np.roll(ids, -1)
     targets[ends] = -100
     np.savez(tmp_path / "c.npz", logits=rows, targets=targets, segment_ids=segments)
-    found = clients.compare_pair(tmp_path / "c.npz", saved[1])
-    np.testing.assert_allclose(found.kl_bound, expected.kl_bound, rtol=1e-12)
+    result = clients.compare_pair(tmp_path / "c.npz", saved[1])
+    np.testing.assert_allclose(result.kl_bound, expected.kl_bound, rtol=1e-12)
     targets[1] = -100  # a token of the first prompt is not compared
     np.savez(tmp_path / "d.npz", logits=rows, targets=targets, segment_ids=segments)
-    found = clients.compare_pair(tmp_path / "d.npz", saved[1])
-    assert found.count == expected.count - 1
-    assert found.n_without_number == expected.n_without_number + 1
-    kept = np.flatnonzero(found.kept)
-    np.testing.assert_allclose(found.kl_bound[kept], expected.kl_bound[kept], rtol=1e-12)
+    result = clients.compare_pair(tmp_path / "d.npz", saved[1])
+    assert result.count == expected.count - 1
+    assert result.n_without_number == expected.n_without_number + 1
+    kept = np.flatnonzero(result.kept)
+    np.testing.assert_allclose(result.kl_bound[kept], expected.kl_bound[kept], rtol=1e-12)
 
 
 def test_masked_targets_and_ignore_index_of_full_scores(documents, saved, tmp_path):
@@ -229,12 +229,12 @@ def test_masked_targets_and_ignore_index_of_full_scores(documents, saved, tmp_pa
     targets = documents.targets
     targets[7] = -100  # within the second prompt, whose other rows are as many as its tokens less one
     np.savez(tmp_path / "a.npz", logits=documents.rows("base"), targets=targets, segment_ids=documents.segment_ids)
-    found = clients.compare_pair(tmp_path / "a.npz", saved[1])
-    assert found.count == expected.count - 1
-    np.testing.assert_allclose(found.nll[found.kept], np.delete(expected.nll[expected.kept], 7))
+    result = clients.compare_pair(tmp_path / "a.npz", saved[1])
+    assert result.count == expected.count - 1
+    np.testing.assert_allclose(result.nll[result.kept], np.delete(expected.nll[expected.kept], 7))
     marked = {"targets": np.maximum(targets, -1), "segment_ids": documents.segment_ids}
     np.savez(tmp_path / "c.npz", logits=documents.rows("base"), **marked)
-    assert clients.compare_pair(open_scores(tmp_path / "c.npz", ignore_index=-1), saved[1]).count == found.count
+    assert clients.compare_pair(open_scores(tmp_path / "c.npz", ignore_index=-1), saved[1]).count == result.count
     rows = np.concatenate([np.zeros((5000, 40)), documents.rows("base")])
     np.savez(tmp_path / "b.npz", logits=rows, targets=np.concatenate([np.full(5000, -100), documents.targets]))
     assert clients.compare_pair(tmp_path / "b.npz", saved[1]).count == expected.count
@@ -246,8 +246,8 @@ def test_skip_failed_leaves_sequences_of_full_scores_out(documents, saved, tmp_p
     clients.save_lines(saved[1], bodies[0], {"error": {"message": "too long", "code": 400}}, *bodies[2:])
     scores = scores_file(documents, tmp_path / "a.npz", segment_ids=documents.segment_ids)
     responses = open_responses(saved[1], skip_failed=True)
-    found = clients.compare_pair(scores, responses)
-    assert (found.count, found.n_skipped) == (8, 1)
+    result = clients.compare_pair(scores, responses)
+    assert (result.count, result.n_skipped) == (8, 1)
     with pytest.raises(ValueError, match="requests failed, and nothing says which rows are theirs"):
         clients.compare_pair(scores_file(documents, tmp_path / "b.npz"), responses)
 
@@ -294,13 +294,13 @@ def test_lists_by_text_alone_leave_the_token_to_full_scores(rng, tmp_path):
     body["choices"][0]["token_ids"] = ids.tolist()
     path = clients.save_lines(tmp_path / "a.jsonl", body)
     np.savez(tmp_path / "scores.npz", log_probs=base, targets=ids)
-    found = clients.compare_pair(tmp_path / "scores.npz", path)
+    result = clients.compare_pair(tmp_path / "scores.npz", path)
     p, q = (np.exp(rows[np.arange(6), ids]) for rows in (base, other))
-    np.testing.assert_allclose(found.base_mass, p)
-    np.testing.assert_allclose(found.mass, q)
+    np.testing.assert_allclose(result.base_mass, p)
+    np.testing.assert_allclose(result.mass, q)
     expected = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    np.testing.assert_allclose(found.kl_bound, expected, atol=1e-4)
-    assert (found.kl_bound <= expected).all()
+    np.testing.assert_allclose(result.kl_bound, expected, atol=1e-4)
+    assert (result.kl_bound <= expected).all()
 
 
 def test_responses_are_matched_by_custom_id(documents, saved, tmp_path):
@@ -310,12 +310,12 @@ def test_responses_are_matched_by_custom_id(documents, saved, tmp_path):
         clients.save_lines(tmp_path / "a.jsonl", *base),
         clients.save_lines(tmp_path / "b.jsonl", *(other[i] for i in (2, 0, 3, 1))),
     ]
-    found, expected = clients.compare_pair(*paths), clients.compare_pair(*saved)
-    np.testing.assert_array_equal(found.kl_bound, expected.kl_bound)
-    np.testing.assert_array_equal(found.nll, expected.nll)
-    np.testing.assert_array_equal(found.sequences["line"], [2, 4, 3])
-    np.testing.assert_array_equal(found.sequences["base_line"], [1, 2, 4])
-    assert found.sequences["custom_id"].tolist() == ["r0", "r1", "r3"]
+    result, expected = clients.compare_pair(*paths), clients.compare_pair(*saved)
+    np.testing.assert_array_equal(result.kl_bound, expected.kl_bound)
+    np.testing.assert_array_equal(result.nll, expected.nll)
+    np.testing.assert_array_equal(result.sequences["line"], [2, 4, 3])
+    np.testing.assert_array_equal(result.sequences["base_line"], [1, 2, 4])
+    assert result.sequences["custom_id"].tolist() == ["r0", "r1", "r3"]
     clients.save_lines(paths[1], *(other[i] for i in (2, 0, 0, 3, 1)))
     with pytest.raises(ValueError, match=r"b.jsonl: line 3: 'r0' comes twice"):
         clients.compare_pair(*paths)
@@ -329,13 +329,13 @@ def test_responses_are_matched_by_custom_id(documents, saved, tmp_path):
 @pytest.mark.parametrize("has_names", [True, False])
 def test_skip_failed_leaves_pairs_out(has_names, documents, tmp_path):
     def lines(model, k, failed):
-        found = []
+        result = []
         for i, body in enumerate(documents.responses(model, k)):
             line = batch(f"r{i}", body if i != failed else None, 200 if i != failed else 400)
-            found.append(
+            result.append(
                 line if has_names else body if i != failed else {"error": {"message": "too long", "code": 400}}
             )
-        return found
+        return result
 
     paths = [
         clients.save_lines(tmp_path / "a.jsonl", *lines("base", 5, 1)),
@@ -343,11 +343,11 @@ def test_skip_failed_leaves_pairs_out(has_names, documents, tmp_path):
     ]
     with pytest.raises(ValueError, match=r"a.jsonl: line 2: .*failed"):
         clients.compare_pair(*paths)
-    found = clients.compare_pair(*(open_responses(path, skip_failed=True) for path in paths))
-    assert found.n_skipped == 2
-    assert found.count == 5
+    result = clients.compare_pair(*(open_responses(path, skip_failed=True) for path in paths))
+    assert result.n_skipped == 2
+    assert result.count == 5
     expected, _, _ = bounds(documents.base[0], documents.other[0], documents.ids[0][1:], (5, 7))
-    assert_bound(found, expected)
+    assert_bound(result, expected)
 
 
 @pytest.mark.thread_unsafe(reason="writes the files of the fixture")
@@ -374,10 +374,10 @@ def test_sentinels_are_counted_and_never_averaged(documents, saved):
     entries = bodies[0]["choices"][0]["prompt_logprobs"]
     entries[2][str(documents.ids[0][2])]["logprob"] = -9999.0
     clients.save_lines(other, *bodies)
-    found = clients.compare_pair(base, other)
-    assert (found.n_sentinels, found.n_without_number, found.count) == (1, 4, 15)
-    assert not found.kept[2]
-    assert np.nanmax(found.nll) < 50
+    result = clients.compare_pair(base, other)
+    assert (result.n_sentinels, result.n_without_number, result.count) == (1, 4, 15)
+    assert not result.kept[2]
+    assert np.nanmax(result.nll) < 50
 
 
 def test_impossible_tokens_have_an_infinite_loss_and_bound(documents, saved):
@@ -385,10 +385,10 @@ def test_impossible_tokens_have_an_infinite_loss_and_bound(documents, saved):
     bodies = documents.responses("other", 7)
     bodies[0]["choices"][0]["prompt_logprobs"][2][str(documents.ids[0][2])]["logprob"] = -math.inf
     clients.save_lines(other, *bodies)
-    found = clients.compare_pair(base, other)
-    assert (found.nll[2], found.kl_bound[2], found.perplexity, found.mean_kl_bound) == (math.inf,) * 4
-    assert found.n_sentinels == 0
-    assert math.isnan(found.mean_kl_bound.stderr)
+    result = clients.compare_pair(base, other)
+    assert (result.nll[2], result.kl_bound[2], result.perplexity, result.mean_kl_bound) == (math.inf,) * 4
+    assert result.n_sentinels == 0
+    assert math.isnan(result.mean_kl_bound.stderr)
 
 
 def test_numbers_of_4_decimals_are_told_and_do_not_raise_the_bound(rng, tmp_path):
@@ -400,21 +400,21 @@ def test_numbers_of_4_decimals_are_told_and_do_not_raise_the_bound(rng, tmp_path
     for model in ("base", "other"):
         setattr(documents, model, [rows.round(4) for rows in getattr(documents, model)])
     paths = [clients.save_lines(tmp_path / f"{m}.jsonl", *documents.responses(m, 20)) for m in ("base", "other")]
-    found = clients.compare_pair(*paths)
-    assert (found.base_rounding, found.rounding) == ("4 decimals", "4 decimals")
-    assert (found.kl_bound[found.kept] >= 0).all()
-    assert (found.kl_bound[found.kept] <= exact + 1e-12).all()
+    result = clients.compare_pair(*paths)
+    assert (result.base_rounding, result.rounding) == ("4 decimals", "4 decimals")
+    assert (result.kl_bound[result.kept] >= 0).all()
+    assert (result.kl_bound[result.kept] <= exact + 1e-12).all()
 
 
 def test_tokens_without_lists_are_bounded_by_the_token_itself(rng, tmp_path):
     documents = Documents(rng, (300,))  # enough for some that are ranked first
     paths = [clients.save_lines(tmp_path / f"{m}.jsonl", *documents.responses(m, 0)) for m in ("base", "other")]
-    found = clients.compare_pair(*paths)
-    p, q = np.exp(-found.base_nll[found.kept]), np.exp(-found.nll[found.kept])
+    result = clients.compare_pair(*paths)
+    p, q = np.exp(-result.base_nll[result.kept]), np.exp(-result.nll[result.kept])
     expected = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    assert_bound(found, expected)
-    assert found.n_bounded == 0
-    assert 0 < found.n_top_known <= found.count  # where either model ranks the token first
+    assert_bound(result, expected)
+    assert result.n_bounded == 0
+    assert 0 < result.n_top_known <= result.count  # where either model ranks the token first
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -425,9 +425,9 @@ class TestCommand:
     """tokenloss compare of responses."""
 
     def test_json_is_what_compare_files_gives(self, saved, compare_json):
-        found = compare_json(*saved)
+        result = compare_json(*saved)
         expected = clients.compare_pair(*saved).to_dict()
-        assert found == json.loads(json.dumps(expected | {"name": str(saved[1])}))
+        assert result == json.loads(json.dumps(expected | {"name": str(saved[1])}))
 
     def test_tables_never_call_the_bound_a_divergence(self, saved, command):
         status, out, err = command("compare", *saved)
@@ -450,11 +450,11 @@ class TestCommand:
         np.save(tmp_path / "targets.npy", documents.targets)
         np.save(tmp_path / "segments.npy", documents.segment_ids)
         argv = "--targets", tmp_path / "targets.npy", "--segment-ids", tmp_path / "segments.npy", "--part", "prompt"
-        found = compare_json(tmp_path / "logits.npy", saved[1], *argv, "--base-kind", "log_probs")
-        assert found["count"] == 16
-        assert found["base_rounding"] == "log_probs of float64"
+        result = compare_json(tmp_path / "logits.npy", saved[1], *argv, "--base-kind", "log_probs")
+        assert result["count"] == 16
+        assert result["base_rounding"] == "log_probs of float64"
         turned = compare_json(saved[1], tmp_path / "logits.npy", *argv, "--kind", "logits")
-        assert turned["perplexity"] == found["base_perplexity"]
+        assert turned["perplexity"] == result["base_perplexity"]
 
     def test_segment_ids_of_full_scores_are_checked(self, documents, saved, tmp_path, command):
         scores, ids = scores_file(documents, tmp_path / "scores.npz"), tmp_path / "ids.npy"
@@ -543,10 +543,10 @@ def test_hidden_states_beside_responses_are_projected(is_base, width, rng, tmp_p
         scores = open_scores(tmp_path / f"{name}.npz", shift=True)
         states = open_hidden_states(tmp_path / "hidden.npz", tmp_path / f"{name}.npy", logit_scale=0.5, shift=True)
         pairs = [(one, responses) if is_base else (responses, one) for one in (scores, states)]
-        expected, found = (next(iter(compare_files(*pair).values())) for pair in pairs)
-        assert found.count == expected.count == 15
+        expected, result = (next(iter(compare_files(*pair).values())) for pair in pairs)
+        assert result.count == expected.count == 15
         for column in "nll", "base_nll", "kl_bound":
-            np.testing.assert_allclose(getattr(found, column), getattr(expected, column), rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(getattr(result, column), getattr(expected, column), rtol=1e-10, atol=1e-12)
     if not is_base:  # candidates of one file, each with its own head, also from a state
         states = {
             name: open_hidden_states(tmp_path / "hidden.npz", tmp_path / f"{name}.npy", shift=True) for name in "ab"

@@ -63,8 +63,8 @@ class Folders:
         return clients.save_lines(self.folder(model) / f"samples_{task}_{date}.jsonl", *samples)
 
     def save_results(self, model, groups, date=NEW, **others):
-        found = {"results": {}, "groups": groups, "group_subtasks": SUBTASKS, **others}
-        (self.folder(model) / f"results_{date}.json").write_text(json.dumps(found, indent=2))
+        result = {"results": {}, "groups": groups, "group_subtasks": SUBTASKS, **others}
+        (self.folder(model) / f"results_{date}.json").write_text(json.dumps(result, indent=2))
 
     def compared(self, *, run=(), **options):
         base, other = (open_samples(self.path / model, run=run) for model in ("base", "other"))
@@ -77,25 +77,25 @@ def folders(tmp_path):
 
 
 def test_each_task_is_compared_as_its_files_are(folders):
-    found = folders.compared(margin=0.2)
-    assert [metric.task for metric in found.metrics] == ["a", "b", "c"]
-    assert (found.count, found.n_documents, found.left_out) == (100, 100, {})
-    for metric in found.metrics:
+    result = folders.compared(margin=0.2)
+    assert [metric.task for metric in result.metrics] == ["a", "b", "c"]
+    assert (result.count, result.n_documents, result.left_out) == (100, 100, {})
+    for metric in result.metrics:
         paths = [folders.folder(model) / f"samples_{metric.task}_{NEW}.jsonl" for model in ("base", "other")]
         (alone,) = compare_pair(*paths, margin=0.2).metrics
         assert alone.to_dict() | {"task": metric.task} == metric.to_dict()
     whole = compare_samples(folders.folder("base"), {"q": folders.folder("other")}, margin=0.2)["q"]
-    assert whole.metrics == found.metrics  # a model's own folder
-    assert whole.groups == found.groups
+    assert whole.metrics == result.metrics  # a model's own folder
+    assert whole.groups == result.groups
 
 
 @pytest.mark.parametrize("by_size", [True, False])
 def test_groups_are_means_as_the_harness_aggregates_them(by_size, tmp_path):
     student = pytest.importorskip("scipy.stats").t
     folders = Folders(tmp_path, by_size)
-    found = folders.compared(margin=0.3)
-    assert [metric.task for metric in found.groups] == ["g", "sub"]
-    for metric in found.groups:
+    result = folders.compared(margin=0.3)
+    assert [metric.task for metric in result.groups] == ["g", "sub"]
+    for metric in result.groups:
         tasks = folders.tasks(metric.task)
         sizes = np.array([SIZES[task] for task in tasks])
         weights = sizes / sizes.sum() if by_size else np.full(len(tasks), 1 / len(tasks))
@@ -188,21 +188,21 @@ def test_groups_among_the_results_of_tasks(folders):
 def test_a_task_of_one_folder_is_named(folders):
     folders.save("base", "more", lines("more", [1, 0]))
     folders.save("other", "less", lines("less", [1, 0]))
-    found = folders.compared()
-    assert found.left_out == {
+    result = folders.compared()
+    assert result.left_out == {
         "less": "only the folder of the other model holds it", "more": "only the folder of the base holds it",
     }  # fmt: skip
     (folders.folder("other") / f"samples_c_{NEW}.jsonl").unlink()
-    found = folders.compared()
-    assert found.groups == []
-    assert found.left_out["sub: acc"] == "both folders do not hold it of c"
+    result = folders.compared()
+    assert result.groups == []
+    assert result.left_out["sub: acc"] == "both folders do not hold it of c"
 
 
 def test_a_group_that_is_no_mean_of_its_tasks_is_left_out(folders):
     folders.save_results("base", {"g": {"acc,none": 0.123, "f1,none": 0.5}, "sub": {"acc,none": "N/A"}})
-    found = folders.compared()
-    assert found.groups == []
-    assert found.left_out == {
+    result = folders.compared()
+    assert result.groups == []
+    assert result.left_out == {
         "g: acc": "it is not a mean of its tasks' metrics", "g: f1": "both folders do not hold it of a",
     }  # fmt: skip
 
@@ -210,9 +210,9 @@ def test_a_group_that_is_no_mean_of_its_tasks_is_left_out(folders):
 def test_a_group_whose_mean_of_the_other_model_is_another_is_left_out(folders):
     expected = folders.compared()
     folders.save_results("other", {"g": {"acc,none": 0.123}})
-    found = folders.compared()
-    assert [metric.task for metric in found.groups] == ["sub"]
-    assert found.left_out == {"g: acc": "it is not a mean of its tasks' metrics"}
+    result = folders.compared()
+    assert [metric.task for metric in result.groups] == ["sub"]
+    assert result.left_out == {"g: acc": "it is not a mean of its tasks' metrics"}
     (folders.folder("other") / f"results_{NEW}.json").unlink()  # without results of its own, those of the base decide
     assert folders.compared().groups == expected.groups
 
@@ -235,10 +235,10 @@ def test_a_group_is_not_joined_from_metrics_that_its_tasks_do_not_hold(folders):
                if one.name == "acc_norm")  # fmt: skip
     folders.save("other", "mc", samples)
     folders.save_results("base", {"g": {"acc_norm,none": norm.base}}, group_subtasks={"g": ["mc"]})
-    found = folders.compared()
+    result = folders.compared()
     assert norm.is_derived
-    assert found.groups == []
-    assert found.left_out["g: acc_norm"] == "both folders do not hold it of mc"
+    assert result.groups == []
+    assert result.left_out["g: acc_norm"] == "both folders do not hold it of mc"
 
 
 @pytest.mark.parametrize(
@@ -260,25 +260,25 @@ def test_tasks_that_share_documents_have_no_error_of_their_group(tmp_path):
         for task in ("mc", "mc_mutual_info"):
             clients.save_lines(folder[model] / f"samples_{task}_{NEW}.jsonl", *lines_of(task, run))
         values = [[line["acc"] for line in lines_of(task, run)] for task in ("mc", "mc_mutual_info")]
-        found = {
+        result = {
             "groups": {"g": {"acc,none": float(np.mean(values))}},
             "group_subtasks": {"g": ["mc", "mc_mutual_info"]},
         }
-        (folder[model] / f"results_{NEW}.json").write_text(json.dumps(found))
-    found = compare_samples(folder["base"], {"q": folder["other"]}, margin=0.2)["q"]
-    (group,) = found.groups
-    assert group.base == pytest.approx(np.mean([metric.base for metric in found.metrics if metric.name == "acc"]))
+        (folder[model] / f"results_{NEW}.json").write_text(json.dumps(result))
+    result = compare_samples(folder["base"], {"q": folder["other"]}, margin=0.2)["q"]
+    (group,) = result.groups
+    assert group.base == pytest.approx(np.mean([metric.base for metric in result.metrics if metric.name == "acc"]))
     assert math.isnan(group.difference.stderr)
     assert group.equivalence_p is None
-    assert "nan" not in found.summary()
+    assert "nan" not in result.summary()
 
 
 @pytest.mark.parametrize("by_size", [True, False])
 def test_groups_whose_models_are_the_same(by_size, tmp_path):
     """A bound of what differs is known of the samples as a whole, so of groups by size."""
     folders = Folders(tmp_path, by_size)
-    found = compare_samples(folders.path / "base", {"q": folders.path / "base"}, margin=0.1)["q"]
-    for metric, n in zip(found.groups, (100, 70), strict=True):
+    result = compare_samples(folders.path / "base", {"q": folders.path / "base"}, margin=0.1)["q"]
+    for metric, n in zip(result.groups, (100, 70), strict=True):
         assert (metric.difference, metric.difference.stderr) == (0, 0)
         if by_size:
             bound = 1 - 0.05 ** (1 / n)
@@ -288,19 +288,19 @@ def test_groups_whose_models_are_the_same(by_size, tmp_path):
         else:
             assert np.isnan(metric.difference.interval).all()
             assert metric.equivalence_p is metric.discordance_bound is None
-    assert "nan" not in found.summary()
+    assert "nan" not in result.summary()
 
 
 def test_command(folders, command):
     status, out, err = command("compare", folders.path / "base", f"q={folders.path / 'other'}", "--margin", "0.3")
     assert (status, err) == (0, "")
-    found = folders.compared(margin=0.3)
-    assert out == found.summary() + "\n"
+    result = folders.compared(margin=0.3)
+    assert out == result.summary() + "\n"
     heads = [line.split()[:2] for line in out.splitlines() if line.strip().startswith("task")]
     assert heads == [["task", "metric"]] * 5  # tasks, groups, flips, equivalence, power
     rows = out.split("groups of tasks\n")[1].splitlines()[1:3]
     assert [row.split()[:4] for row in rows] == [
-        [metric.task, "acc", f"{metric.base:.6g}", f"{metric.other:.6g}"] for metric in found.groups
+        [metric.task, "acc", f"{metric.base:.6g}", f"{metric.other:.6g}"] for metric in result.groups
     ]
 
 

@@ -71,17 +71,17 @@ def test_brier_score_of_the_text_of_numpy(text, compared):
     elif "..." in text:
         assert "brier_score" in compared(files, files).left_out
     else:
-        found = named(compared(files, files), "brier_score")
+        result = named(compared(files, files), "brier_score")
         expected = [0.7**2 + 0.8**2 + 0.1**2, 0.7**2 + 0.2**2 + 0.9**2]
-        assert found.base_values == pytest.approx(expected, rel=1e-14)
-        assert found.discordance_bound is None  # its range is not from 0 to 1
+        assert result.base_values == pytest.approx(expected, rel=1e-14)
+        assert result.discordance_bound is None  # its range is not from 0 to 1
 
 
 def test_brier_scores_are_no_fractions(compared):
     """They may be as high as 2, even if these are below 1."""
     files = of_values([[0, "[0.7 0.2 0.1]"], [1, "[0.2 0.7 0.1]"]], "brier_score")
-    found = named(compared(files, files), "brier_score")
-    assert (found.base, found.discordance_bound) == (pytest.approx(0.14), None)
+    result = named(compared(files, files), "brier_score")
+    assert (result.base, result.discordance_bound) == (pytest.approx(0.14), None)
 
 
 WRONG = {
@@ -230,8 +230,8 @@ def test_other_contexts_with_the_same_continuation(compared):
 def test_acc_norm_counts_the_characters_of_the_choice(texts, doc, acc_norm, compared):
     line = multiple_choice(texts, "0", [-2, -4.5], doc, acc=1.0)
     comparison = compared([line], [line])
-    found = [metric.base for metric in comparison.metrics if metric.name == "acc_norm"]
-    assert found == ([] if acc_norm is None else [acc_norm])
+    result = [metric.base for metric in comparison.metrics if metric.name == "acc_norm"]
+    assert result == ([] if acc_norm is None else [acc_norm])
     assert named(comparison, "target_loglikelihood").base == -2
 
 
@@ -284,9 +284,9 @@ def files(tmp_path):
 
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 def test_compare_of_samples_in_json(files, compare_json):
-    found = compare_json(*files, "--margin", 0.2, "--cluster", "answer")
+    result = compare_json(*files, "--margin", 0.2, "--cluster", "answer")
     expected = compare_pair(*files, margin=0.2, cluster="answer").to_dict()
-    assert found == json.loads(json.dumps(expected | {"name": str(files[1])}))
+    assert result == json.loads(json.dumps(expected | {"name": str(files[1])}))
 
 
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")

@@ -40,10 +40,10 @@ def test_spans_by_hand():
     a = [(0, 0, 0, math.nan, False), (0, 3, 0, 1, True), (3, 7, 0, 2, True), (7, 8, 0, 4, True), (8, 9, 0, 8, True),
          (9, 10, 0, 16, True), (10, 10, 0, 32, True)]  # fmt: skip
     b = [(0, 2, 0, 1, True), (2, 6, 0, 2, True), (6, 7, 0, 4, True), (7, 9, 0, 8, True), (9, 10, 0, 16, True)]
-    found = spans(a, b, "the cat é".encode())
-    assert (found.start.tolist(), found.stop.tolist()) == ([0, 7], [7, 10])
-    assert [side.tolist() for side in found.nll] == [[1 + 2, 4 + 8 + 16 + 32], [1 + 2 + 4, 8 + 16]]
-    assert [np.diff(first).tolist() for first in found.first] == [[2, 4], [3, 2]]
+    actual = spans(a, b, "the cat é".encode())
+    assert (actual.start.tolist(), actual.stop.tolist()) == ([0, 7], [7, 10])
+    assert [side.tolist() for side in actual.nll] == [[1 + 2, 4 + 8 + 16 + 32], [1 + 2 + 4, 8 + 16]]
+    assert [np.diff(first).tolist() for first in actual.first] == [[2, 4], [3, 2]]
     result = compared(a, b, "the cat é".encode())
     assert (result.nll_a, result.nll_b, result.n_tokens_a, result.n_tokens_b) == (63, 31, 6, 5)
     assert result.bits_per_byte_b == 31 / 10 / math.log(2)
@@ -71,17 +71,17 @@ def test_white_space_that_a_model_drops_counts_as_bytes_of_both():
     # a has the spaces and the line's end in tokens; b drops them, between words and after the last one
     a = [(0, 2, 0, 1, True), (2, 3, 0, 2, True), (3, 5, 0, 4, True), (5, 6, 0, 8, True), (6, 8, 1, 16, True)]
     b = [(0, 2, 0, 1, True), (3, 5, 0, 2, True), (6, 8, 1, 4, True)]
-    found = spans(a, b, b"ab cd\nef")
-    assert (found.start.tolist(), found.stop.tolist()) == ([0, 2, 3, 5, 6], [2, 3, 5, 6, 8])
-    assert [side.tolist() for side in found.nll] == [[1, 2, 4, 8, 16], [1, 0, 2, 0, 4]]
+    actual = spans(a, b, b"ab cd\nef")
+    assert (actual.start.tolist(), actual.stop.tolist()) == ([0, 2, 3, 5, 6], [2, 3, 5, 6, 8])
+    assert [side.tolist() for side in actual.nll] == [[1, 2, 4, 8, 16], [1, 0, 2, 0, 4]]
     result = compared(a, b, b"ab cd\nef")
     assert (result.n_bytes_without_token_a, result.n_bytes_without_token_b) == (0, 2)
     assert "white space in no token of b, which need not predict it" in result.summary()
     # the same if b's tokens hold the space before them, and if the line's end opens the second document of a
     b[1], a[3:] = (2, 5, 0, 2, True), [(5, 6, 1, 8, True), (6, 8, 1, 16, True)]
-    found = spans(a, b, b"ab cd\nef")
-    assert (found.start.tolist(), found.stop.tolist()) == ([0, 2, 5, 6], [2, 5, 6, 8])
-    assert [side.tolist() for side in found.nll] == [[1, 6, 8, 16], [1, 2, 0, 4]]
+    actual = spans(a, b, b"ab cd\nef")
+    assert (actual.start.tolist(), actual.stop.tolist()) == ([0, 2, 5, 6], [2, 5, 6, 8])
+    assert [side.tolist() for side in actual.nll] == [[1, 6, 8, 16], [1, 2, 0, 4]]
 
 
 def test_documents_without_a_span_that_both_scored_do_not_count():
@@ -127,7 +127,7 @@ def segmentation(draw, bounds):
 
 def spans_one_by_one(text, bounds, sides):
     """Spans and the tokens of both sides in each, by loops over bytes."""
-    found = []
+    result = []
     for document, (start, stop) in enumerate(bounds):
         own = [[row for row in side if row[2] == document and (row[0] < row[1] or row[4])] for side in sides]
         edges = [{place for row in side if row[0] < row[1] for place in row[:2]} for side in own]
@@ -136,8 +136,8 @@ def spans_one_by_one(text, bounds, sides):
         for number, (first, last) in enumerate(itertools.pairwise(cuts)):
             chosen = [[row for row in side if first < row[1] <= last or (number == 0 and row[1] == start)]
                       for side in own]  # fmt: skip
-            found.append((first, last, document, chosen))
-    return found
+            result.append((first, last, document, chosen))
+    return result
 
 
 def is_inside(text, i):
@@ -149,21 +149,21 @@ def is_inside(text, i):
 @settings(max_examples=150, deadline=None)
 def test_any_two_segmentations_give_spans_that_partition_the_text(case):
     text, bounds, sides = case
-    found, expected = spans(*sides, text), spans_one_by_one(text, bounds, sides)
-    assert [*zip(found.start.tolist(), found.stop.tolist(), found.document.tolist(), strict=True)] == [
+    result, expected = spans(*sides, text), spans_one_by_one(text, bounds, sides)
+    assert [*zip(result.start.tolist(), result.stop.tolist(), result.document.tolist(), strict=True)] == [
         one[:3] for one in expected
     ]
     for start, stop in bounds:  # a partition: each byte is in one span
-        assert found.n_bytes[(found.start >= start) & (found.stop <= stop)].sum() == stop - start
+        assert result.n_bytes[(result.start >= start) & (result.stop <= stop)].sum() == stop - start
     for side in (0, 1):
         own = [one[3][side] for one in expected]
-        assert np.diff(found.first[side]).tolist() == [*map(len, own)]
+        assert np.diff(result.first[side]).tolist() == [*map(len, own)]
         is_kept = [all(row[4] for of_side in one[3] for row in of_side) for one in expected]
-        assert found.kept.tolist() == is_kept
+        assert result.kept.tolist() == is_kept
         sums = [
             math.fsum(row[3] for row in rows) if kept else math.nan for rows, kept in zip(own, is_kept, strict=True)
         ]
-        assert np.array_equal(found.nll[side], sums, equal_nan=True)
+        assert np.array_equal(result.nll[side], sums, equal_nan=True)
 
 
 @given(texts())

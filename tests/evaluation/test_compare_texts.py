@@ -52,31 +52,31 @@ def losses_of(one, document):
 
 
 def test_spans_hold_the_losses_of_both_models(two):
-    found = compared(*two)
-    columns, kept = found.columns(), found.columns()["kept"]
+    result = compared(*two)
+    columns, kept = result.columns(), result.columns()["kept"]
     assert "".join(columns["text"]) == "".join(DOCUMENTS)
     # In the| beginning: the first span of each document holds a token that is not scored
     assert kept.tolist() == (np.diff(columns["document"], prepend=-1) == 0).tolist()
     assert columns["text"][:2].tolist() == ["In the", " beginning"]
     assert columns["nll_a"][1] == losses_of(two[0], 0)[1]
     assert columns["nll_b"][1] == math.fsum(losses_of(two[1], 0)[1:])
-    for total, nll, rate in ((found.nll_a, columns["nll_a"], found.bits_per_byte_a),
-                             (found.nll_b, columns["nll_b"], found.bits_per_byte_b)):  # fmt: skip
+    for total, nll, rate in ((result.nll_a, columns["nll_a"], result.bits_per_byte_a),
+                             (result.nll_b, columns["nll_b"], result.bits_per_byte_b)):  # fmt: skip
         assert total == math.fsum(nll[kept])
-        assert rate == total / found.n_bytes / math.log(2)
-    assert found.n_bytes == sum(len(text.encode()) for text in columns["text"][kept])
-    assert found.n_bytes + found.n_bytes_left_out == len("".join(DOCUMENTS).encode())
+        assert rate == total / result.n_bytes / math.log(2)
+    assert result.n_bytes == sum(len(text.encode()) for text in columns["text"][kept])
+    assert result.n_bytes + result.n_bytes_left_out == len("".join(DOCUMENTS).encode())
 
 
 def test_totals_are_those_of_evaluate_where_all_is_scored(two):
     for one in two:
         np.savez(one.path, logits=one.logits, targets=one.ids, segment_ids=one.segments)
-    found, size = compared(*two, shift=False), len("".join(DOCUMENTS).encode())
-    rates = found.bits_per_byte_a, found.bits_per_byte_b
-    for one, total, rate in zip(two, (found.nll_a, found.nll_b), rates, strict=True):
+    result, size = compared(*two, shift=False), len("".join(DOCUMENTS).encode())
+    rates = result.bits_per_byte_a, result.bits_per_byte_b
+    for one, total, rate in zip(two, (result.nll_a, result.nll_b), rates, strict=True):
         assert total == math.fsum(token_scores(one.logits, one.ids).nll)
         assert rate == evaluate(one.path, shift=False, n_bytes=size).meter.bits_per_byte
-    assert (found.n_bytes, found.n_bytes_left_out, found.n_tokens_b) == (size, 0, len(two[1].ids))
+    assert (result.n_bytes, result.n_bytes_left_out, result.n_tokens_b) == (size, 0, len(two[1].ids))
 
 
 def test_tinker_cookbook_823_losses_per_token_of_a_coarser_tokenizer_are_higher_at_equal_quality(tmp_path):
@@ -90,10 +90,10 @@ def test_tinker_cookbook_823_losses_per_token_of_a_coarser_tokenizer_are_higher_
     )
     losses = [evaluate(one.path, shift=False).meter.loss for one in (a, b)]
     assert losses[1] == pytest.approx(2 * losses[0])
-    found = compared(a, b, shift=False)
-    assert found.bits_per_byte_b == pytest.approx(found.bits_per_byte_a)
-    assert found.difference == pytest.approx(0, abs=1e-12)
-    assert (found.tokens_per_byte_a, found.tokens_per_byte_b) == (1, 0.5)
+    result = compared(a, b, shift=False)
+    assert result.bits_per_byte_b == pytest.approx(result.bits_per_byte_a)
+    assert result.difference == pytest.approx(0, abs=1e-12)
+    assert (result.tokens_per_byte_a, result.tokens_per_byte_b) == (1, 0.5)
 
 
 def test_marin_4962_a_gap_is_found_where_it_was_made_and_has_an_error(tmp_path):
@@ -108,20 +108,20 @@ def test_marin_4962_a_gap_is_found_where_it_was_made_and_has_an_error(tmp_path):
         for i, tokens in enumerate(ends[1]) for piece in tokens
     ]  # fmt: skip
     b = model(tmp_path, "b", ends[1], nll)
-    found = compared(a, b, shift=False)
-    assert found.nll_a == pytest.approx(found.n_bytes * bit + 0.5 * 2 * len(texts))  # the ends are counted
-    assert found.n_special_b == 2 * len(texts)
-    assert found.special_bits_per_byte_b == pytest.approx(0.5 * 2 * len(texts) / bit / found.n_bytes)
-    kinds = {one.kind: one for one in found.kinds}
+    result = compared(a, b, shift=False)
+    assert result.nll_a == pytest.approx(result.n_bytes * bit + 0.5 * 2 * len(texts))  # the ends are counted
+    assert result.n_special_b == 2 * len(texts)
+    assert result.special_bits_per_byte_b == pytest.approx(0.5 * 2 * len(texts) / bit / result.n_bytes)
+    kinds = {one.kind: one for one in result.kinds}
     assert kinds["digits"].difference == pytest.approx(
         sum(byte.isdigit() for text in texts for byte in text) / kinds["digits"].n_bytes, rel=0.05
     )
     assert abs(kinds["words"].difference) < 0.05
-    assert 0 < found.difference.stderr < found.difference
-    assert found.is_clustered
-    assert found.n_documents == len(texts)
-    assert all(any(c.isdigit() for c in span.text) for span in found.b_worse)
-    assert found.difference.interval[0] < found.difference < found.difference.interval[1]
+    assert 0 < result.difference.stderr < result.difference
+    assert result.is_clustered
+    assert result.n_documents == len(texts)
+    assert all(any(c.isdigit() for c in span.text) for span in result.b_worse)
+    assert result.difference.interval[0] < result.difference < result.difference.interval[1]
 
 
 TOKENIZERS = ("byte-level BPE", "BPE with bytes", "WordPiece", "SentencePiece Unigram", "the tests' model")
@@ -131,21 +131,21 @@ TOKENIZERS = ("byte-level BPE", "BPE with bytes", "WordPiece", "SentencePiece Un
 def made(tmp_path_factory):
     """Lines of many scripts; of tokenizers of several families, the file, and the ids of each line."""
     lines = [line.strip() for line in made_tokenizers.lines(300) if line.strip()][:40]
-    found = {}
+    result = {}
     for name in TOKENIZERS:
         one = made_tokenizers.make(name, tmp_path_factory.mktemp("made"))
-        found[name] = one.path, [one.encode(line) for line in lines]
-    return lines, found
+        result[name] = one.path, [one.encode(line) for line in lines]
+    return lines, result
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_real_tokenizers_share_spans_of_whole_characters(name, made, tmp_path):
     """With byte tokens that split a character, a space before each text, and WordPiece, which drops white space."""
-    lines, found = made
+    lines, actual = made
     (tmp_path / "t.txt").write_text("\n".join(lines), "utf-8", newline="")
     sources, expected = [], []
     for letter, key in ("a", "byte-level BPE"), ("b", name):
-        path, ids = found[key]
+        path, ids = actual[key]
         flat, segments = np.concatenate(ids), np.repeat(np.arange(len(lines)), [*map(len, ids)])
         logits = np.zeros((len(flat), 1 + flat.max()), np.float32)
         np.savez(tmp_path / f"{letter}.npz", logits=logits, targets=flat, segment_ids=segments)
@@ -190,9 +190,9 @@ def test_files_with_segment_ids_of_their_own_are_other_documents(tmp_path):
             path = tmp_path / f"{one.path.stem}-{segment}.npz"
             np.savez(path, logits=one.logits[own], input_ids=one.ids[own], segment_ids=np.zeros(own.sum(), int))
         one.path = tmp_path / f"{one.path.stem}-*.npz"
-    found = compared(a, b, names=("a", "b"))
-    assert found.n_documents == 2
-    assert found == whole
+    result = compared(a, b, names=("a", "b"))
+    assert result.n_documents == 2
+    assert result == whole
 
 
 def test_documents_that_end_within_a_character_have_its_bytes_as_escapes(tmp_path):
@@ -201,9 +201,9 @@ def test_documents_that_end_within_a_character_have_its_bytes_as_escapes(tmp_pat
     documents, table = [[b"\xc3"], [b"\xa9", b" a"]], sinks.TokenTable()
     models = [model(tmp_path, name, documents, nll) for name, nll in (("a", [1, 2, 3]), ("b", [3, 3, 1]))]
     files = table, sinks.SpanPage(tmp_path / "spans.html"), sinks.TokenTable(tmp_path / "spans.csv")
-    found = compared(*models, shift=None, sinks=files)
-    assert [span.text for span in found.b_worse] == ["\\xc3", "\\xa9"]
-    assert found.columns()["text"].tolist() == table.columns()["text"].tolist() == ["\\xc3", "\\xa9", " a"]
+    result = compared(*models, shift=None, sinks=files)
+    assert [span.text for span in result.b_worse] == ["\\xc3", "\\xa9"]
+    assert result.columns()["text"].tolist() == table.columns()["text"].tolist() == ["\\xc3", "\\xa9", " a"]
 
 
 def test_ids_and_segment_ids_may_be_in_files_of_their_own(two, command):
@@ -489,8 +489,8 @@ def test_special_ids_beyond_a_list_of_ranks_are_those_of_the_text(tmp_path):
     (tmp_path / "r.tiktoken").write_text("YQ== 0\nYg== 1\n")
     np.savez(tmp_path / "a.npz", logits=np.zeros((3, 4)), targets=[0, 1, 3])
     source = open_scores(tmp_path / "a.npz", tokenizer=tmp_path / "r.tiktoken")
-    found = compare_texts(source, source, text=tmp_path / "t.txt", shift=False)
-    assert (found.n_tokens_a, found.n_special_a, found.bits_per_byte_a) == (3, 1, 3.0)
+    result = compare_texts(source, source, text=tmp_path / "t.txt", shift=False)
+    assert (result.n_tokens_a, result.n_special_a, result.bits_per_byte_a) == (3, 1, 3.0)
 
 
 def test_an_output_replaces_no_input(two, tmp_path):
@@ -522,29 +522,29 @@ def test_documents_hold_sums_of_their_spans(two, command, tmp_path):
     a, b = two
     path = tmp_path / "d.csv"
     assert command(*argv_of(a, b), "--shift", "--per-sequence", path)[::2] == (0, "")
-    rows, found = [*csv.DictReader(io.StringIO(path.read_text("utf-8")))], compared(a, b)
-    documents, columns = found.documents, found.columns()
+    rows, result = [*csv.DictReader(io.StringIO(path.read_text("utf-8")))], compared(a, b)
+    documents, columns = result.documents, result.columns()
     assert [[float(value) for value in row.values()] for row in rows] == np.array([*documents.values()]).T.tolist()
     own = columns["kept"] & (columns["document"] == 1)
     assert documents["nll_b"][1] == math.fsum(columns["nll_b"][own])
     assert documents["n_bytes"][1] == (columns["stop"] - columns["start"])[own].sum()
-    assert documents["n_tokens_a"].sum() == found.n_tokens_a
+    assert documents["n_tokens_a"].sum() == result.n_tokens_a
     assert documents["bits_per_byte_a"][1] == pytest.approx(
         math.fsum(columns["nll_a"][own]) / math.log(2) / documents["n_bytes"][1]
     )
-    assert documents["difference"] @ documents["n_bytes"] / found.n_bytes == pytest.approx(found.difference)
+    assert documents["difference"] @ documents["n_bytes"] / result.n_bytes == pytest.approx(result.difference)
 
 
 def test_command_prints_what_compare_texts_returns(two, command, tmp_path):
     a, b = two
-    found = compared(a, b, names=(str(a.path), "new"))
+    result = compared(a, b, names=(str(a.path), "new"))
     argv = [f"new={b.path}" if word == b.path else word for word in argv_of(a, b)]
     status, out, err = command(*argv, "--shift", "--html", tmp_path / "p.html")
-    assert (status, out, err) == (0, found.summary() + "\n", "")
-    assert json.loads(command(*argv, "--shift", "--json")[1]) == found.to_dict()
+    assert (status, out, err) == (0, result.summary() + "\n", "")
+    assert json.loads(command(*argv, "--shift", "--json")[1]) == result.to_dict()
     (row,) = csv.DictReader(io.StringIO(command(*argv, "--shift", "--format", "csv")[1]))
-    assert float(row["difference"]) == found.difference
-    assert float(row["difference_low"]) == found.difference.interval[0]
+    assert float(row["difference"]) == result.difference
+    assert float(row["difference_low"]) == result.difference.interval[0]
     assert "| b: new" in command(*argv, "--shift", "--format", "markdown")[1]
     page = (tmp_path / "p.html").read_text("utf-8")
     for shown in "<p>In the beginning</p>", "blue: new needs fewer bits; red: it needs more", "difference in nats from":
@@ -558,11 +558,11 @@ def test_page_goes_through_the_spans_by_the_size_of_their_difference(tmp_path):
     a, b = (
         model(tmp_path, *one) for one in (("a", [words("ab cd ef")], [1, 5, 2]), ("b", [words("ab cd ef")], [2, 1, 4]))
     )
-    found = compared(a, b, shift=False, sinks=[sinks.SpanPage(tmp_path / "page.html")])
-    assert found.columns()["difference"] == pytest.approx([1, -4, 2])
+    result = compared(a, b, shift=False, sinks=[sinks.SpanPage(tmp_path / "page.html")])
+    assert result.columns()["difference"] == pytest.approx([1, -4, 2])
     page = Reader((tmp_path / "page.html").read_text("utf-8"))
     assert page.data["models"][0]["worst"] == [1, 2, 0]
-    assert f"{found.detectable:.2g}" in [text.strip() for text in page.texts["dd"]]
+    assert f"{result.detectable:.2g}" in [text.strip() for text in page.texts["dd"]]
 
 
 def test_command_refuses_what_does_not_apply_to_texts(two, command):
@@ -581,23 +581,23 @@ def test_what_these_texts_could_have_detected(tmp_path, command):
     texts = [*DOCUMENTS[:3]] * 7
     (tmp_path / "t.txt").write_bytes("\n".join(texts).encode())
     two = [model(tmp_path, "a", [*map(words, texts)]), model(tmp_path, "b", [cut(one, 3) for one in texts])]
-    found = compared(*two)
-    documents = found.documents
+    result = compared(*two)
+    documents = result.documents
     n = len(documents["document"])
-    residuals = documents["difference"] * documents["n_bytes"] - found.difference * documents["n_bytes"]
-    stderr = math.sqrt(n / (n - 1) * (residuals**2).sum()) / found.n_bytes
-    assert found.difference.stderr == pytest.approx(stderr, rel=1e-9)
-    factor = found.interval_factor  # Student's t of the degrees of freedom that documents of unequal length have
+    residuals = documents["difference"] * documents["n_bytes"] - result.difference * documents["n_bytes"]
+    stderr = math.sqrt(n / (n - 1) * (residuals**2).sum()) / result.n_bytes
+    assert result.difference.stderr == pytest.approx(stderr, rel=1e-9)
+    factor = result.interval_factor  # Student's t of the degrees of freedom that documents of unequal length have
     dof = optimize.brentq(lambda dof: stats.t.ppf(0.975, dof) - factor, 0.3, 1e5)
-    power = stats.nct(dof, found.detectable / stderr)
+    power = stats.nct(dof, result.detectable / stderr)
     assert power.sf(factor) + power.cdf(-factor) == pytest.approx(0.8, abs=1e-4)
     argv = [*argv_of(*two), "--shift", "--json"]
     plain, with_detect = (json.loads(command(*argv, *more)[1]) for more in ((), ("--detect", "0.05")))
-    assert plain["detectable"] == found.detectable
+    assert plain["detectable"] == result.detectable
     assert "needed" not in plain
-    needed = dataclasses.replace(found, detect=0.05).needed
+    needed = dataclasses.replace(result, detect=0.05).needed
     assert with_detect["needed"] == needed > n
     table = command(*argv[:-1], "--detect", "0.05")[1].partition("Detectable with")[2]
     assert f"{needed:,}" in table.split()
-    digits = next(one for one in found.kinds if one.difference.stderr > 0)
+    digits = next(one for one in result.kinds if one.difference.stderr > 0)
     assert digits.detectable > 2.8 * digits.difference.stderr

@@ -116,10 +116,10 @@ def test_options_and_weight(soft, options, rng):
     weight = rng.random(20)
     for reduction in ("none", "sum", "mean"):
         for weights in ({}, {"weight": weight}, {"weight": weight.astype(BFLOAT16)}):
-            found = cross_entropy(lazy, lazy_targets, where=where, reduction=reduction, **weights, **options)
+            result = cross_entropy(lazy, lazy_targets, where=where, reduction=reduction, **weights, **options)
             one = tokenloss.cross_entropy(logits, targets, where=where, reduction=reduction, **weights, **options)
-            assert (found.dtype, found.shape) == (np.float64, np.shape(one))
-            assert_same_bits(found.compute(), one, reduction)
+            assert (result.dtype, result.shape) == (np.float64, np.shape(one))
+            assert_same_bits(result.compute(), one, reduction)
 
 
 @pytest.mark.parametrize("chunks", CHUNKS)
@@ -427,20 +427,20 @@ def test_target_out_of_range_on_a_cluster(rng):
 
 def test_workers_of_a_block_on_a_cluster(client):
     logits = da.zeros((600, 4096), chunks=(300, 4096))  # blocks large enough to be shared
-    found = []
+    result = []
     for options in ({}, {"workers": 2}):
         score(logits, np.zeros(600, int), **options)
         names = itertools.chain(*client.run(worker_threads).values())
-        found.append(any(name.startswith("tokenloss") for name in names))
-    assert found == [False, True]
+        result.append(any(name.startswith("tokenloss") for name in names))
+    assert result == [False, True]
 
 
 def test_map_shards(cluster, shards):
-    found = dict(map_shards(losses_of_shard, shards, cluster.scheduler_address))
-    assert {number: meter for number, (_, meter) in found.items()} == {
+    result = dict(map_shards(losses_of_shard, shards, cluster.scheduler_address))
+    assert {number: meter for number, (_, meter) in result.items()} == {
         number: losses_of_shard(path)[1] for number, path in enumerate(shards)
     }
-    assert os.getpid() not in {process for process, _ in found.values()}
+    assert os.getpid() not in {process for process, _ in result.values()}
 
 
 def test_map_shards_of_equal_names(cluster):
@@ -448,9 +448,9 @@ def test_map_shards_of_equal_names(cluster):
 
 
 def test_map_shards_after_a_worker_was_killed(cluster, shards):
-    found = dict(map_shards(losses_of_shard_once_dying, shards, cluster.scheduler_address))
+    result = dict(map_shards(losses_of_shard_once_dying, shards, cluster.scheduler_address))
     assert Path(f"{shards[2]}.died").exists()
-    total = sum((meter for _, meter in found.values()), LossMeter())
+    total = sum((meter for _, meter in result.values()), LossMeter())
     assert total == sum((losses_of_shard(path)[1] for path in shards), LossMeter())
 
 

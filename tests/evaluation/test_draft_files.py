@@ -43,8 +43,8 @@ class Files:
 
 def drafts_of(base, others, *, temperature=1.0, cost_ratio=None, shift=False, **options):
     """The acceptance of each draft, as `compare --draft` prints it."""
-    found = compare_files(base, others, temperature=temperature, classes="all", shift=shift, **options)
-    return Comparisons({name: one.acceptance(cost_ratio=cost_ratio) for name, one in found.items()})
+    result = compare_files(base, others, temperature=temperature, classes="all", shift=shift, **options)
+    return Comparisons({name: one.acceptance(cost_ratio=cost_ratio) for name, one in result.items()})
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def files(tmp_path):
 @pytest.mark.parametrize("temperature", [0, 0.6, 1])
 def test_temperature_of_files_gives_what_arrays_do(temperature, block_rows, files, monkeypatch):
     monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
-    found = drafts_of(files.base, files.others, temperature=temperature, cost_ratio=0.1)
-    assert list(found) == list(files.drafts)
-    for name, one in found.items():
+    result = drafts_of(files.base, files.others, temperature=temperature, cost_ratio=0.1)
+    assert list(result) == list(files.drafts)
+    for name, one in result.items():
         expected = files.expected(name, cost_ratio=0.1, temperature=temperature)
         np.testing.assert_array_equal(one.acceptance, expected.acceptance.ravel())
         np.testing.assert_array_equal(one.kept, files.mask.ravel())
@@ -71,10 +71,10 @@ def test_temperature_of_files_gives_what_arrays_do(temperature, block_rows, file
 
 
 def test_draft_prints_one_or_several(files, command):
-    found = drafts_of(files.base, files.others, cost_ratio=0.1)
+    result = drafts_of(files.base, files.others, cost_ratio=0.1)
     status, out, err = command(*files.argv, "--cost-ratio=0.1")
     assert (status, err) == (0, "")
-    assert out == found.summary() + "\n"
+    assert out == result.summary() + "\n"
     lines = out.splitlines()
     title = f"2 models vs {files.base}  65 positions, errors by 5 sequences, temperature 1, cost ratio 0.1;"
     assert lines[0].startswith(title)
@@ -96,9 +96,9 @@ def test_n_nan_of_one_of_several_drafts_is_shown(files, command):
 
 
 def test_draft_is_printed_in_every_format(files, command):
-    found = drafts_of(files.base, files.others)
+    result = drafts_of(files.base, files.others)
     figures = json.loads(command(*files.argv, "--json")[1])
-    assert figures == json.loads(json.dumps(found.to_dict()))
+    assert figures == json.loads(json.dumps(result.to_dict()))
     assert figures.keys() == {
         "base", "base_kind", "files", "shape", "n_without_next", "n_ignored", "temperature", "cost_ratio", "count",
         "n_sequences", "is_clustered", "candidates",
@@ -110,7 +110,7 @@ def test_draft_is_printed_in_every_format(files, command):
     rows = [dict(zip(heads, row, strict=True)) for row in rows]
     assert {"name", "k", "tokens_per_call", "mean_acceptance", "mean_acceptance_low"} <= {*heads}
     assert [row["name"] for row in rows] == ["near"] * 8 + ["far"] * 8
-    assert float(rows[9]["tokens_per_call"]) == found["far"].by_k["tokens_per_call"][1]
+    assert float(rows[9]["tokens_per_call"]) == result["far"].by_k["tokens_per_call"][1]
     assert "| near" in command(*files.argv, "--format=markdown")[1]
 
 
@@ -150,12 +150,12 @@ def test_temperature_of_hidden_states(temperature, classes, tmp_path):
         open_hidden_states(tmp_path / f"{name}.npz", tmp_path / f"{name}_head.npy", logit_scale=0.5, softcap=3.0)
         for name in hidden
     )
-    (found,) = drafts_of(target, draft, temperature=temperature).values()
+    (result,) = drafts_of(target, draft, temperature=temperature).values()
     logits = [3 * np.tanh(0.5 * hidden[name] @ heads[name].T / 3) for name in ("target", "draft")]
     expected = draft_acceptance(*logits, temperature=temperature)
-    np.testing.assert_allclose(found.acceptance, expected.acceptance, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.by_k["tokens_per_call"], expected.by_k["tokens_per_call"], rtol=1e-9)
-    assert "blocks of 64" in found.summary()
+    np.testing.assert_allclose(result.acceptance, expected.acceptance, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(result.by_k["tokens_per_call"], expected.by_k["tokens_per_call"], rtol=1e-9)
+    assert "blocks of 64" in result.summary()
 
 
 def test_targets_mask_rows_and_shift_says_which(tmp_path):
@@ -167,20 +167,20 @@ def test_targets_mask_rows_and_shift_says_which(tmp_path):
     np.savez(tmp_path / "target.npz", logits=target, labels=labels)
     np.save(tmp_path / "draft.npy", draft)
     files = tmp_path / "target.npz", {"draft": tmp_path / "draft.npy"}
-    (found,) = drafts_of(*files).values()
-    assert found.kept.reshape(2, 9)[0].tolist() == [False] * 4 + [True] * 5
-    (found,) = drafts_of(*files, shift=True).values()
+    (result,) = drafts_of(*files).values()
+    assert result.kept.reshape(2, 9)[0].tolist() == [False] * 4 + [True] * 5
+    (result,) = drafts_of(*files, shift=True).values()
     expected = draft_acceptance(target[:, 3:8], draft[:, 3:8])
-    np.testing.assert_array_equal(found.acceptance[found.kept], expected.acceptance.ravel())
-    np.testing.assert_array_equal(found.by_k["tokens_per_call"], expected.by_k["tokens_per_call"])
+    np.testing.assert_array_equal(result.acceptance[result.kept], expected.acceptance.ravel())
+    np.testing.assert_array_equal(result.by_k["tokens_per_call"], expected.by_k["tokens_per_call"])
 
 
 def test_segment_ids_number_texts_of_files(files, tmp_path):
     numbers = np.sort(np.random.default_rng(34).integers(-1, 9, N * T))
     np.save(tmp_path / "numbers.npy", numbers)
-    found = drafts_of(open_scores(files.base, segment_ids=tmp_path / "numbers.npy"), files.others)
+    result = drafts_of(open_scores(files.base, segment_ids=tmp_path / "numbers.npy"), files.others)
     options = {"where": files.mask.ravel(), "segment_ids": numbers}
-    for name, one in found.items():
+    for name, one in result.items():
         expected = draft_acceptance(files.target.reshape(-1, V), files.drafts[name].reshape(N * T, -1), **options)
         assert one.by_k["n_starts"].tolist() == expected.by_k["n_starts"].tolist()
         assert one.mean_acceptance.stderr == expected.mean_acceptance.stderr
@@ -221,11 +221,11 @@ def test_options_that_make_no_sense_with_drafts_are_refused(options, words, file
 
 
 def test_check_has_no_gate_for_drafts(files):
-    found = drafts_of(files.base, files.others)
+    result = drafts_of(files.base, files.others)
     with pytest.raises(ValueError, match="max_kl is for divergences, not for the acceptance of drafts"):
-        found.check(max_kl=1)
+        result.check(max_kl=1)
     with pytest.raises(TypeError, match="of scores, which have the whole divergence"):
-        found.difference("near", "far")
+        result.difference("near", "far")
 
 
 def test_drafts_of_other_rows_are_refused(files, tmp_path):
@@ -287,13 +287,13 @@ def test_losses_at_a_temperature_have_the_bits_of_cross_entropy_with_its_scale(t
     np.savez(tmp_path / "base.npz", logits=base, targets=targets)
     np.save(tmp_path / "draft.npy", draft)
     files = tmp_path / "base.npz", tmp_path / "draft.npy"
-    (found,) = compare_files(*files, temperature=temperature, classes="all", shift=False).values()
-    for losses, logits in (found.base_nll, base), (found.nll, draft):
+    (result,) = compare_files(*files, temperature=temperature, classes="all", shift=False).values()
+    for losses, logits in (result.base_nll, base), (result.nll, draft):
         expected = cross_entropy(logits, targets, logit_scale=1 / temperature, reduction="none")
         np.testing.assert_array_equal(losses, expected)
-    assert found.temperature == found.to_dict()["temperature"] == temperature
-    assert f"|temperature:{temperature:g}|" in found.signature
-    assert f"temperature {temperature:g}" in found.summary()
+    assert result.temperature == result.to_dict()["temperature"] == temperature
+    assert f"|temperature:{temperature:g}|" in result.signature
+    assert f"temperature {temperature:g}" in result.summary()
 
 
 @pytest.mark.parametrize("kinds", [("logits", "logits"), ("probs", "logits"), ("log_probs", "probs")])
@@ -306,8 +306,8 @@ def test_acceptance_is_1_less_the_total_variation_of_vocabularies_that_differ(ki
     for name, scores, kind in zip(("base", "draft"), logits, kinds, strict=True):
         np.savez(tmp_path / f"{name}.npz", **{kind: as_kind(scores, kind)}, targets=targets)
     files = tmp_path / "base.npz", tmp_path / "draft.npz"
-    found = compare_files(*files, temperature=temperature, classes="all", shift=False)
-    ((comparison, drafts),) = [(one, one.acceptance(cost_ratio=0.1)) for one in found.values()]
+    result = compare_files(*files, temperature=temperature, classes="all", shift=False)
+    ((comparison, drafts),) = [(one, one.acceptance(cost_ratio=0.1)) for one in result.values()]
     p, q = (softmax(one, temperature or 1.0) for one in logits)
     common = min(classes)
     expected = np.minimum(p[..., :common], q[..., :common]).sum(-1)
@@ -328,15 +328,15 @@ def test_classes_all_gives_a_class_that_a_model_lacks_a_probability_of_0(tmp_pat
     np.save(tmp_path / "draft.npy", draft)
     table = sinks.TokenTable()
     options = {"classes": "all", "divergences": ("tv",), "shift": False}
-    (found,) = compare_files(tmp_path / "base.npz", tmp_path / "draft.npy", sinks=[table], **options).values()
-    np.testing.assert_array_equal(found.nll, [np.log(2), np.log(2), np.inf])
-    np.testing.assert_allclose(found.base_nll, np.log(4))
-    np.testing.assert_array_equal(found.kl, np.inf)
-    np.testing.assert_allclose(found.token_divergences["tv"], 0.5)
-    np.testing.assert_allclose(found.delta_p, [0.25, 0.25, -0.25])
-    np.testing.assert_array_equal(table.columns()["nll"], found.nll)
-    assert found.to_dict()["classes"] == "all"
-    assert "|classes:all" in found.signature
+    (result,) = compare_files(tmp_path / "base.npz", tmp_path / "draft.npy", sinks=[table], **options).values()
+    np.testing.assert_array_equal(result.nll, [np.log(2), np.log(2), np.inf])
+    np.testing.assert_allclose(result.base_nll, np.log(4))
+    np.testing.assert_array_equal(result.kl, np.inf)
+    np.testing.assert_allclose(result.token_divergences["tv"], 0.5)
+    np.testing.assert_allclose(result.delta_p, [0.25, 0.25, -0.25])
+    np.testing.assert_array_equal(table.columns()["nll"], result.nll)
+    assert result.to_dict()["classes"] == "all"
+    assert "|classes:all" in result.signature
     with pytest.raises(ValueError, match="2 classes"):
         compare_files(tmp_path / "base.npz", tmp_path / "draft.npy")
 
@@ -372,11 +372,11 @@ def test_classes_that_are_left_out_have_their_probability_at_the_temperature(tmp
     base, other = rng.normal(size=(2, 12, 9))
     for name, scores in ("base", base), ("other", other):
         np.savez(tmp_path / f"{name}.npz", logits=scores, targets=np.zeros(12, int))
-    (found,) = compare_files(
+    (result,) = compare_files(
         tmp_path / "base.npz", tmp_path / "other.npz", classes=6, temperature=2, shift=False
     ).values()
-    assert found.base_left_out == pytest.approx(softmax(base, 2)[:, 6:].sum(-1).mean(), rel=1e-12)
-    assert found.left_out == pytest.approx(softmax(other, 2)[:, 6:].sum(-1).mean(), rel=1e-12)
+    assert result.base_left_out == pytest.approx(softmax(base, 2)[:, 6:].sum(-1).mean(), rel=1e-12)
+    assert result.left_out == pytest.approx(softmax(other, 2)[:, 6:].sum(-1).mean(), rel=1e-12)
 
 
 def test_temperature_0_has_losses_and_divergences_at_1(files):
@@ -411,18 +411,18 @@ def test_classes_are_a_number_or_all(classes, files, command):
 
 
 def test_acceptance_without_total_variation_says_how_to_ask_for_it(files):
-    (found,) = compare_files(files.base, {"far": files.others["far"]}, shift=False).values()
+    (result,) = compare_files(files.base, {"far": files.others["far"]}, shift=False).values()
     words = r"acceptance needs the total variation: ask for divergences=\('tv',\), or .* temperature="
     with pytest.raises(ValueError, match=words):
-        found.acceptance()
+        result.acceptance()
     with pytest.raises(ValueError, match=words):
         compare(files.target, files.drafts["far"]).acceptance()
 
 
 def test_acceptance_of_arrays_is_that_of_draft_acceptance(files):
     arrays = files.target, files.drafts["far"]
-    found = compare(*arrays, where=files.mask, divergences=("tv",)).acceptance(cost_ratio=0.1)
-    assert found == draft_acceptance(*arrays, where=files.mask, cost_ratio=0.1)
+    result = compare(*arrays, where=files.mask, divergences=("tv",)).acceptance(cost_ratio=0.1)
+    assert result == draft_acceptance(*arrays, where=files.mask, cost_ratio=0.1)
     with pytest.raises(ValueError, match="cost_ratio is -1"):
         compare(*arrays, divergences=("tv",)).acceptance(cost_ratio=-1)
 
@@ -435,7 +435,7 @@ def test_acceptance_of_blocks_needs_the_text_of_each_position(files):
         meter.result().acceptance()
     meter = ComparisonMeter(divergences=("tv",))
     meter.update(*arrays, segment_ids=np.arange(N)[:, None])
-    found, expected = meter.result().acceptance(), draft_acceptance(*arrays)
-    np.testing.assert_array_equal(found.acceptance, expected.acceptance.ravel())
-    assert found.mean_acceptance.stderr == expected.mean_acceptance.stderr
-    assert found.n_sequences == N
+    actual, expected = meter.result().acceptance(), draft_acceptance(*arrays)
+    np.testing.assert_array_equal(actual.acceptance, expected.acceptance.ravel())
+    assert actual.mean_acceptance.stderr == expected.mean_acceptance.stderr
+    assert actual.n_sequences == N

@@ -104,8 +104,8 @@ def test_a_shift_that_contradicts_the_opener_is_refused():
 
 
 def test_blocks_without_rows():
-    found = evaluate([(LOGITS[:0], IDS[:0]), (np.empty((0, 4)), IDS[:0, 0]), (LOGITS, IDS)])
-    assert found.meter == evaluate([(LOGITS, IDS)]).meter
+    result = evaluate([(LOGITS[:0], IDS[:0]), (np.empty((0, 4)), IDS[:0, 0]), (LOGITS, IDS)])
+    assert result.meter == evaluate([(LOGITS, IDS)]).meter
     assert evaluate([(LOGITS[:0], IDS[:0])]).count == 0
 
 

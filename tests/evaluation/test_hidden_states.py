@@ -122,10 +122,10 @@ def heads(path):
 def test_lm_head_is_found(path, score_json):
     np.savez(path / "hidden.npz", hidden_states=HIDDEN, targets=TARGETS)
     for head, bias in heads(path):
-        found = score_json(path / "hidden.npz", "--lm-head", head)
-        assert found["loss"] == pytest.approx(loss_of(product(bias=bias)), abs=1e-6), head
-        assert (found["kind"], found["shape"], found["lm_head"]) == ("hidden_states", [N, V], str(head))
-        assert found["count"] == np.count_nonzero(TARGETS >= 0)
+        result = score_json(path / "hidden.npz", "--lm-head", head)
+        assert result["loss"] == pytest.approx(loss_of(product(bias=bias)), abs=1e-6), head
+        assert (result["kind"], result["shape"], result["lm_head"]) == ("hidden_states", [N, V], str(head))
+        assert result["count"] == np.count_nonzero(TARGETS >= 0)
 
 
 def test_lm_head_in_bfloat16(path):
@@ -133,9 +133,9 @@ def test_lm_head_in_bfloat16(path):
     hidden, weight = HIDDEN.astype(ml_dtypes.bfloat16), WEIGHT.astype(ml_dtypes.bfloat16)
     save_model(path / "model.safetensors", lm_head__weight=weight)
     save_model(path / "hidden.safetensors", hidden_states=hidden, targets=TARGETS)
-    found = evaluate(open_hidden_states(path / "hidden.safetensors", path / "model.safetensors"))
-    assert found.meter.loss == pytest.approx(loss_of(product(hidden.astype(float), weight.astype(float))), abs=1e-6)
-    assert found.figures["dtype"] == "bfloat16"
+    result = evaluate(open_hidden_states(path / "hidden.safetensors", path / "model.safetensors"))
+    assert result.meter.loss == pytest.approx(loss_of(product(hidden.astype(float), weight.astype(float))), abs=1e-6)
+    assert result.figures["dtype"] == "bfloat16"
 
 
 def refused_head(path, head):
@@ -220,8 +220,8 @@ def test_weight_is_never_loaded_whole(tmp_path):
     np.save(tmp_path / "head.npy", weight)
     np.savez(tmp_path / "hidden.npz", hidden=after_norm(RNG.normal(size=(30, 128))), targets=np.zeros(30, int))
     with held_at_most(24 << 20):
-        found = evaluate(open_hidden_states(tmp_path / "hidden.npz", tmp_path / "head.npy"), workers=1)
-    assert found.meter.loss == pytest.approx(math.log(60_000), abs=1e-6)
+        result = evaluate(open_hidden_states(tmp_path / "hidden.npz", tmp_path / "head.npy"), workers=1)
+    assert result.meter.loss == pytest.approx(math.log(60_000), abs=1e-6)
 
 
 # -- hidden states ----------------------------------------------------------------------------------------------------
@@ -235,9 +235,9 @@ def test_hidden_of_every_format(save, path, score_json):
     options = [] if save in WITHOUT_TARGETS else ["--hidden", "logits"]
     targets = ["--targets", path / "targets.npy"] if save in WITHOUT_TARGETS else []
     np.save(path / "targets.npy", TARGETS.reshape(shape))
-    found = score_json(file, *targets, "--lm-head", path / "head.npy", *options)
-    assert found["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
-    assert (found["shape"], found["n_sequences"]) == ([*shape, V], 4)
+    result = score_json(file, *targets, "--lm-head", path / "head.npy", *options)
+    assert result["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
+    assert (result["shape"], result["n_sequences"]) == ([*shape, V], 4)
 
 
 @pytest.mark.parametrize("name", ["hidden_states", "hidden"])
@@ -248,8 +248,8 @@ def test_hidden_is_found_by_its_name(save, name, path, command):
         np.savez(file, **{name: HIDDEN}, targets=TARGETS)
     else:
         save(file, **{name: HIDDEN}, targets=TARGETS)
-    found = evaluate(open_hidden_states(file, path / "head.npy"))
-    assert found.meter.loss == pytest.approx(loss_of(product()), abs=1e-6)
+    result = evaluate(open_hidden_states(file, path / "head.npy"))
+    assert result.meter.loss == pytest.approx(loss_of(product()), abs=1e-6)
     assert_refused(command("score", file), f"{file}: holds {name} and no scores", "--lm-head FILE")
 
 
@@ -300,8 +300,8 @@ def test_head_of_what_is_no_hidden_states_is_refused(path, command):
 def test_hidden_of_any_dtype(dtype, path):
     hidden = HIDDEN.astype(dtype)
     np.save(path / "hidden.npy", hidden)
-    found = evaluate(open_hidden_states(path / "hidden.npy", path / "head.npy", path / "targets.npy"))
-    assert found.meter.loss == pytest.approx(loss_of(product(hidden.astype(np.float64))), abs=1e-6)
+    result = evaluate(open_hidden_states(path / "hidden.npy", path / "head.npy", path / "targets.npy"))
+    assert result.meter.loss == pytest.approx(loss_of(product(hidden.astype(np.float64))), abs=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"logit_scale": 1.7}, {"softcap": 3.0}, {"logit_scale": 0.6, "softcap": 2.5}])
@@ -309,8 +309,8 @@ def test_logit_scale_and_softcap(options, path, arguments, score_json):
     expected = loss_of(product(), **options)
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     assert score_json(*arguments, *words)["loss"] == pytest.approx(expected, abs=1e-6)
-    found = evaluate(open_hidden_states(path / "hidden.npy", path / "head.npy", path / "targets.npy", **options))
-    assert found.meter.loss == pytest.approx(expected, abs=1e-6)
+    result = evaluate(open_hidden_states(path / "hidden.npy", path / "head.npy", path / "targets.npy", **options))
+    assert result.meter.loss == pytest.approx(expected, abs=1e-6)
 
 
 def test_blocks_of_hidden_states(path, arguments, score_json, monkeypatch):
@@ -332,10 +332,10 @@ def test_blocks_of_hidden_states(path, arguments, score_json, monkeypatch):
 def test_distributions(path, command):
     shares = np.asarray(reference.softmax(RNG.normal(size=(N, V))), np.float64)
     np.savez(path / "soft.npz", hidden=HIDDEN, targets=shares)
-    found = evaluate(open_hidden_states(path / "soft.npz", path / "head.npy"))
+    result = evaluate(open_hidden_states(path / "soft.npz", path / "head.npy"))
     losses = -(reference.wide(shares) * reference.log_softmax(np.asarray(product(), np.float64))).sum(-1)
-    assert found.meter.loss == pytest.approx(float(losses.mean()), abs=1e-6)
-    assert found.figures["targets"] == "distributions"
+    assert result.meter.loss == pytest.approx(float(losses.mean()), abs=1e-6)
+    assert result.figures["targets"] == "distributions"
     np.savez(path / "soft.npz", hidden=HIDDEN, targets=shares[:, 1:])
     assert_refused(command("score", path / "soft.npz", "--lm-head", path / "head.npy"), f"has shape ({N}, {V - 1})")
 
@@ -435,11 +435,11 @@ def test_token_ids_of_requests_are_shifted(layers, path, command, score_json):
     """The last row of a request predicts nothing, least of all the first id of the next file."""
     ids = requests(path, layers)
     pattern, head = path / "request-*.safetensors", ("--lm-head", path / "head.npy")
-    found = score_json(pattern, *head, "--shift")
+    result = score_json(pattern, *head, "--shift")
     rows = [number + np.arange(len(row) - 1) for number, row in enumerate(ids)]
     losses = [loss_of(product(HIDDEN[some]), row[1:], reduction="sum") for some, row in zip(rows, ids, strict=True)]
-    assert (found["count"], found["n_sequences"], found["n_without_next"]) == (6, 2, 2)
-    assert found["loss"] == pytest.approx(sum(losses) / 6, abs=1e-6)
+    assert (result["count"], result["n_sequences"], result["n_without_next"]) == (6, 2, 2)
+    assert result["loss"] == pytest.approx(sum(losses) / 6, abs=1e-6)
     refused = command("score", pattern, *head)
     assert_refused(refused, "request-0.safetensors: holds input ids and no targets; it must hold targets", "--shift")
 
@@ -447,9 +447,9 @@ def test_token_ids_of_requests_are_shifted(layers, path, command, score_json):
 def test_targets_come_before_token_ids(path, score_json):
     """Then the rows are no request, whose ids would make them one sequence."""
     file = save_model(path / "s.safetensors", hidden_states=HIDDEN, targets=TARGETS, token_ids=np.zeros(N, int))
-    found = score_json(file, "--lm-head", path / "head.npy")
-    assert (found["shape"], found["n_sequences"]) == ([N, V], 0)
-    assert found["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
+    result = score_json(file, "--lm-head", path / "head.npy")
+    assert (result["shape"], result["n_sequences"]) == ([N, V], 0)
+    assert result["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
 
 
 def test_several_layers_are_refused(path, command):
@@ -463,12 +463,12 @@ def test_input_ids_in_place_of_targets(save, path, score_json):
     ids = RNG.integers(V, size=(4, 10))
     file = path / {"savez": "s.npz", "save_zarr": "s.zarr", "save_model": "s.safetensors"}[save.__name__]
     save(file, hidden=HIDDEN.reshape(4, 10, D), input_ids=ids)
-    found = score_json(file, "--lm-head", path / "head.npy", "--shift")
+    result = score_json(file, "--lm-head", path / "head.npy", "--shift")
     rows = np.asarray(product(), np.float64).reshape(4, 10, V)[:, :-1]
-    assert found["loss"] == pytest.approx(loss_of(rows, ids[:, 1:]), abs=1e-6)
+    assert result["loss"] == pytest.approx(loss_of(rows, ids[:, 1:]), abs=1e-6)
     np.save(path / "own.npy", TARGETS.reshape(4, 10))  # targets that are given come before them
-    found = score_json(file, "--lm-head", path / "head.npy", "--targets", path / "own.npy")
-    assert found["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
+    result = score_json(file, "--lm-head", path / "head.npy", "--targets", path / "own.npy")
+    assert result["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
 
 
 def test_shift_is_advised(path, command):
@@ -511,9 +511,9 @@ def test_norm_seems_missing(seed, path, command):
         "them after it\n"
     )
     with pytest.warns(NormWarning, match="final norm") as caught:
-        found = evaluate(open_hidden_states(argv[0], argv[2]), shift=False)
+        result = evaluate(open_hidden_states(argv[0], argv[2]), shift=False)
     assert caught[0].filename == __file__
-    assert found.figures["norm_seems_missing"] is True
+    assert result.figures["norm_seems_missing"] is True
     gain = np.random.default_rng(seed).lognormal(sigma=0.05, size=D)
     np.savez(argv[0], hidden=after_norm(states) * gain, targets=targets)
     assert evaluate(open_hidden_states(argv[0], argv[2])).figures["norm_seems_missing"] is False
@@ -533,8 +533,8 @@ def test_norm_is_judged_by_rows_that_count():
 
 
 def test_targets_as_the_second_file(path, score_json):
-    found = score_json(path / "hidden.npy", path / "targets.npy", "--lm-head", path / "head.npy")
-    assert found["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
+    result = score_json(path / "hidden.npy", path / "targets.npy", "--lm-head", path / "head.npy")
+    assert result["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
 
 
 def test_file_of_llama_cpp_holds_no_hidden_states(path):

@@ -231,9 +231,9 @@ def test_sorted_keys_of_vllm_are_refused_without_ids(order, i, read):
 def test_sorted_keys_of_vllm_are_read_with_ids(i, read):
     value = clients.response(f"vllm/completion_{i:02}.json")
     (expected,) = read(value)
-    (found,) = read(json.dumps(value, sort_keys=True))
+    (result,) = read(json.dumps(value, sort_keys=True))
     for name in ("ids", "logprobs", "rank", "is_greedy", "top_ids", "top_logprobs"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize("order", ["ids", "reversed", "probability"])
@@ -242,9 +242,9 @@ def test_the_one_entry_beyond_the_k_likeliest_is_the_prompts_token_in_any_order(
     value = clients.response("vllm/sentinel_chat_top_p.json")  # k = 1, and no ids
     (expected,) = read(value)
     value["prompt_logprobs"] = [x and dict(sorted(x.items(), key=orders[order])) for x in value["prompt_logprobs"]]
-    (found,) = read(value)
+    (result,) = read(value)
     for name in ("ids", "logprobs", "rank"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
     # an order of its own for each object
     (response,) = read(objects([(9, -4.0, 3), (3, -1.0, 1)], [(2, -0.5, 1), (5, -2.0, 4)], [(7, -0.1, 1)]))
     assert response.ids.tolist() == [-1, 9, 5, 7]

@@ -40,22 +40,22 @@ def clustered(sums, counts):
 
 
 def test_loss_and_error_are_those_of_the_full_logits(completions, score_json):
-    found = score_json(completions)
+    result = score_json(completions)
     references = [clients.references()[name] for name in CONTINUED]
     sums = [float(-np.nansum(reference.logprobs)) for reference in references]
     counts = [len(reference.ids) - 1 for reference in references]
     mean, stderr = clustered(sums, counts)
-    assert found["loss"] == pytest.approx(mean, abs=1e-6)
-    assert found["stderr"] == pytest.approx(stderr, rel=1e-6)
-    assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
-    assert found["is_clustered"]
-    assert found["sequence_loss"] == pytest.approx(np.mean(np.divide(sums, counts)), abs=1e-6)
-    assert (found["count"], found["n_sequences"], found["n_responses"]) == (sum(counts), 9, 10)
+    assert result["loss"] == pytest.approx(mean, abs=1e-6)
+    assert result["stderr"] == pytest.approx(stderr, rel=1e-6)
+    assert result["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    assert result["is_clustered"]
+    assert result["sequence_loss"] == pytest.approx(np.mean(np.divide(sums, counts)), abs=1e-6)
+    assert (result["count"], result["n_sequences"], result["n_responses"]) == (sum(counts), 9, 10)
     ranks = np.concatenate([reference.ranks[1:] for reference in references])
-    assert found["accuracy"] == np.mean(ranks == 1)
-    assert found["n_greedy_known"] == found["count"]
-    assert [row["sequence"] for row in found["sequences"]] == [0, 1, 2, 3, 4, 5, 6, 7, 9]
-    for row, total, count in zip(found["sequences"], sums, counts, strict=True):
+    assert result["accuracy"] == np.mean(ranks == 1)
+    assert result["n_greedy_known"] == result["count"]
+    assert [row["sequence"] for row in result["sequences"]] == [0, 1, 2, 3, 4, 5, 6, 7, 9]
+    for row, total, count in zip(result["sequences"], sums, counts, strict=True):
         assert row["nll"] == pytest.approx(total, abs=1e-4)
         assert (row["count"], row["line"], row["choice"], row["custom_id"]) == (count, row["sequence"] + 1, 0, None)
 
@@ -67,11 +67,11 @@ def test_loss_and_error_are_those_of_the_full_logits(completions, score_json):
 def test_loss_of_other_servers(pattern, layout, first, tmp_path):
     names = [name for name in clients.references() if re.match(pattern, name) and "08" not in name]
     assert len(names) == 9
-    found = evaluate([clients.save(tmp_path / "responses.jsonl", *names)]).figures
+    result = evaluate([clients.save(tmp_path / "responses.jsonl", *names)]).figures
     references = [clients.references()[name].logprobs[first:] for name in names]
-    assert found["loss"] == pytest.approx(float(-np.mean(np.concatenate(references))), abs=1e-5)
-    assert (found["dialect"], found["kind"], found["part"]) == (layout, "responses", "prompt")
-    assert found["n_sequences"] == len(names)
+    assert result["loss"] == pytest.approx(float(-np.mean(np.concatenate(references))), abs=1e-5)
+    assert (result["dialect"], result["kind"], result["part"]) == (layout, "responses", "prompt")
+    assert result["n_sequences"] == len(names)
 
 
 def test_part(completions, score_json):
@@ -84,18 +84,18 @@ def test_part(completions, score_json):
 
 
 def test_tokens_without_a_number_are_counted(completions, score_json, command):
-    found = score_json(completions)
-    assert (found["n_without_number"], found["n_sentinels"], found["n_ignored"]) == (10, 0, 10)
+    result = score_json(completions)
+    assert (result["n_without_number"], result["n_sentinels"], result["n_ignored"]) == (10, 0, 10)
     assert re.search(r"tokens +\d+ +10 without a log-probability\n", command("score", completions)[1])
 
 
 def test_sentinels_are_not_averaged_as_atom_wrote_them(score_json, tmp_path):
-    found = score_json(clients.save(tmp_path / "sentinel.json", "vllm/rendered_sentinel_prompt_logprobs.json"))
+    result = score_json(clients.save(tmp_path / "sentinel.json", "vllm/rendered_sentinel_prompt_logprobs.json"))
     entries = clients.response("vllm/rendered_sentinel_prompt_logprobs.json")["choices"][0]["prompt_logprobs"]
     own = [next(iter(entry.values()))["logprob"] for entry in entries if entry]
-    assert own.count(-9999.0) == found["n_sentinels"] == 1
-    assert found["loss"] == pytest.approx(-np.mean([x for x in own if x != -9999.0]))
-    assert found["n_ignored"] == found["n_without_number"] + 1
+    assert own.count(-9999.0) == result["n_sentinels"] == 1
+    assert result["loss"] == pytest.approx(-np.mean([x for x in own if x != -9999.0]))
+    assert result["n_ignored"] == result["n_without_number"] + 1
     table = tmp_path / "tokens.npy"
     evaluate([tmp_path / "sentinel.json"], sinks=[sinks.TokenTable(table)])
     columns = ("kept", "nll", "probability", "rank", "argmax", "is_greedy")
@@ -107,13 +107,13 @@ def test_sentinels_are_not_averaged_as_atom_wrote_them(score_json, tmp_path):
 def test_accuracy_is_of_the_tokens_where_it_is_known(score_json, command, tmp_path):
     tokens = [("a", -0.5, [("a", -0.5), ("b", -2)]), ("b", -2.0, [("a", -0.5), ("b", -2)]), ("c", -1.0)]
     path = clients.save_lines(tmp_path / "chats.jsonl", chat(*tokens))
-    found = score_json(path)
-    assert (found["accuracy"], found["n_greedy_known"], found["count"]) == (0.5, 2, 3)
+    result = score_json(path)
+    assert (result["accuracy"], result["n_greedy_known"], result["count"]) == (0.5, 2, 3)
     assert re.search(r"greedy accuracy +50.00 % +of 2 tokens where it is known\n", command("score", path)[1])
     clients.save_lines(path, chat(("c", -1.0), ("d", -2.0)))
-    found = score_json(path)
-    assert found["accuracy"] is None
-    assert found["sequences"][0]["is_greedy"] is None
+    result = score_json(path)
+    assert result["accuracy"] is None
+    assert result["sequences"][0]["is_greedy"] is None
     assert "greedy accuracy" not in command("score", path)[1]
 
 
@@ -130,7 +130,7 @@ def test_a_response_is_greedy_only_where_that_is_known(tmp_path):
 
 def test_bits_per_byte_are_of_the_responses_own_text(score_json, tmp_path):
     names = COMPLETIONS[:6:2]
-    found = score_json(clients.save(tmp_path / "c.jsonl", *names))
+    result = score_json(clients.save(tmp_path / "c.jsonl", *names))
     sizes, losses = [], []
     for name in names:
         first = clients.response(name)["choices"][0]["prompt_logprobs"]
@@ -138,27 +138,27 @@ def test_bits_per_byte_are_of_the_responses_own_text(score_json, tmp_path):
         sizes.append(len("".join(texts).encode()))
         losses.append(-float(np.nansum(clients.references()[name].logprobs)) / math.log(2))
     mean, stderr = clustered(losses, sizes)
-    assert found["n_bytes"] == sum(sizes)
-    assert found["bits_per_byte"] == pytest.approx(mean, rel=1e-6)
-    assert found["bits_per_byte_stderr"] == pytest.approx(stderr, rel=1e-5)
-    assert found["bytes_are_by_sequence"]
+    assert result["n_bytes"] == sum(sizes)
+    assert result["bits_per_byte"] == pytest.approx(mean, rel=1e-6)
+    assert result["bits_per_byte_stderr"] == pytest.approx(stderr, rel=1e-5)
+    assert result["bytes_are_by_sequence"]
 
 
 def test_bits_per_byte_by_bytes_and_text(completions, score_json, tmp_path):
     (tmp_path / "text").write_text("ten bytes!", encoding="utf-8")
     plain = score_json(completions)
     for option, value in ("--n-bytes", 10), ("--text", tmp_path / "text"):
-        found = score_json(completions, option, value)
-        assert found["n_bytes"] == 10 != plain["n_bytes"]
-        assert not found["bytes_are_by_sequence"]
+        result = score_json(completions, option, value)
+        assert result["n_bytes"] == 10 != plain["n_bytes"]
+        assert not result["bytes_are_by_sequence"]
     lengths = np.arange(1, 10)
     assert evaluate([completions], n_bytes=lengths).figures["n_bytes"] == 45
 
 
 def test_bits_per_byte_are_left_out_where_bytes_are_not_known(score_json, command, tmp_path):
     path = clients.save(tmp_path / "g.jsonl", "sglang/generate_00.json", "sglang/generate_01.json")  # 01 has no text
-    found = score_json(path)
-    assert (found["n_bytes"], found["bits_per_byte"]) == (0, None)
+    result = score_json(path)
+    assert (result["n_bytes"], result["bits_per_byte"]) == (0, None)
     assert re.search("bits per byte +not known +the text of some tokens is not known\n", command("score", path)[1])
 
 
@@ -241,11 +241,11 @@ def test_a_loss_of_certainty_is_0_and_of_impossibility_inf(tmp_path):
     path.write_text(json.dumps(chat(("a", -0.0), ("b", 0.0), ("c", -math.inf))), encoding="utf-8")
     tokens = tmp_path / "tokens.npy"
     with pytest.warns(UserWarning, match="1 of 3 tokens have an infinite loss"):
-        found = evaluate([path], sinks=[sinks.TokenTable(tokens)])
+        result = evaluate([path], sinks=[sinks.TokenTable(tokens)])
     nll = np.load(tokens)["nll"]
     assert nll.tolist() == [0, 0, math.inf]
     assert not np.signbit(nll).any()
-    assert (found.meter.loss, found.figures["n_without_number"]) == (math.inf, 0)
+    assert (result.meter.loss, result.figures["n_without_number"]) == (math.inf, 0)
 
 
 # -- failed lines, short lists -----------------------------------------------------------------------------------------
@@ -258,13 +258,13 @@ def test_failed_lines_end_the_run(command, tmp_path):
 
 def test_skip_failed(score_json, command, tmp_path):
     path = clients.save(tmp_path / "batch.jsonl", "vllm/run_batch_out.jsonl")
-    found = score_json(path, "--skip-failed")
-    assert found["n_skipped"] == 2
-    assert [(entry["file"], entry["line"], entry["custom_id"]) for entry in found["failed"]] == [
+    result = score_json(path, "--skip-failed")
+    assert result["n_skipped"] == 2
+    assert [(entry["file"], entry["line"], entry["custom_id"]) for entry in result["failed"]] == [
         (str(path), 2, "request-bad-model"), (str(path), 5, "request-too-long"),
     ]  # fmt: skip
-    assert all(entry["reason"] for entry in found["failed"])
-    assert [(row["line"], row["custom_id"]) for row in found["sequences"]] == [
+    assert all(entry["reason"] for entry in result["failed"])
+    assert [(row["line"], row["custom_id"]) for row in result["sequences"]] == [
         (1, "request-0"), (3, "request-1"), (4, "request-2"),
     ]  # fmt: skip
     status, out, err = command("score", path, "--skip-failed")
@@ -303,8 +303,8 @@ def test_custom_id_of_a_failed_line_may_come_again(score_json, tmp_path):
     failed = named("a", error={"message": "too long"})
     path = clients.save_lines(tmp_path / "1.jsonl", failed, named("b", -1.0))
     again = clients.save_lines(tmp_path / "2.jsonl", named("a", -3.0), named("c", -2.0), chat(("a", -2.0)))
-    found = score_json(path, again, clients.save_lines(tmp_path / "3.jsonl", chat(("a", -2.0))), "--skip-failed")
-    assert (found["count"], found["loss"]) == (5, 2.0)
+    result = score_json(path, again, clients.save_lines(tmp_path / "3.jsonl", chat(("a", -2.0))), "--skip-failed")
+    assert (result["count"], result["loss"]) == (5, 2.0)
 
 
 def test_custom_ids_take_little_memory():
@@ -324,8 +324,8 @@ def test_custom_ids_take_little_memory():
 def test_a_file_of_failed_lines_alone(score_json, command, tmp_path):
     failed = clients.save(tmp_path / "failed.json", "vllm/error_too_long.json")
     other = clients.save(tmp_path / "other.json", COMPLETIONS[0])
-    found = score_json(failed, other, "--skip-failed")
-    assert (found["n_sequences"], found["n_skipped"], found["part"]) == (1, 1, "prompt")
+    result = score_json(failed, other, "--skip-failed")
+    assert (result["n_sequences"], result["n_skipped"], result["part"]) == (1, 1, "prompt")
     assert score_json(failed, "--skip-failed")["loss"] is None
     out = command("score", failed, "--skip-failed")[1]
     assert "0 responses (all failed)" in out
@@ -353,9 +353,9 @@ def content_without_tokens(is_spelled):
 @pytest.mark.parametrize(("is_spelled", "bits"), [(True, 2 / math.log(2)), (False, None)])
 def test_text_that_no_listed_token_covers_is_said(is_spelled, bits, score_json, command, tmp_path):
     path = clients.save_lines(tmp_path / "a.jsonl", content_without_tokens(is_spelled), chat(("abc", -2.0)))
-    found = score_json(path)
-    assert (found["count"], found["n_uncovered_bytes"]) == (3, 2)
-    assert found["bits_per_byte"] == (bits and pytest.approx(6 / 5 / math.log(2)))  # of the bytes of tokens
+    result = score_json(path)
+    assert (result["count"], result["n_uncovered_bytes"]) == (3, 2)
+    assert result["bits_per_byte"] == (bits and pytest.approx(6 / 5 / math.log(2)))  # of the bytes of tokens
     out = command("score", path)[1]
     assert re.search(r"not covered +2 bytes +of the text are in no token that the server listed", out)
 
@@ -367,8 +367,8 @@ def test_a_piece_of_a_stream_without_log_probabilities_is_not_covered(score_json
 
     pieces = [piece("é", -1.0), piece("zzé", None), piece("b", -3.0, "stop")]
     path = clients.save_lines(tmp_path / "s.txt", *(f"data: {json.dumps(one)}" for one in pieces))
-    found = score_json(path)
-    assert (found["count"], found["loss"], found["n_uncovered_bytes"], found["bits_per_byte"]) == (2, 2.0, 4, None)
+    result = score_json(path)
+    assert (result["count"], result["loss"], result["n_uncovered_bytes"], result["bits_per_byte"]) == (2, 2.0, 4, None)
     whole = clients.save_lines(tmp_path / "w.txt", *(f"data: {json.dumps(one)}" for one in (pieces[0], pieces[2])))
     assert score_json(whole)["n_uncovered_bytes"] == 0
     assert "not covered" not in command("score", whole)[1]
@@ -379,15 +379,15 @@ def test_a_piece_of_a_stream_without_log_probabilities_is_not_covered(score_json
 
 def test_results_do_not_depend_on_how_responses_are_gathered(completions, monkeypatch, tmp_path):
     path = clients.save(tmp_path / "more.jsonl", *COMPLETIONS, "vllm/completion_prompt_logprobs0.json", *COMPLETIONS)
-    found = []
+    result = []
     for entries in (1, 100, score._BLOCK_ENTRIES):
         monkeypatch.setattr(score, "_BLOCK_ENTRIES", entries)
         table = tmp_path / f"{entries}.npy"
         one = evaluate([path], sinks=[sinks.TokenTable(table)])
         figures = {name: value for name, value in one.to_dict().items() if name not in ("seconds", "gb_per_second")}
-        found.append((figures, one.meter, table.read_bytes()))
-    assert found[0] == found[1] == found[2]
-    assert found[0][0]["n_sequences"] == 19
+        result.append((figures, one.meter, table.read_bytes()))
+    assert result[0] == result[1] == result[2]
+    assert result[0][0]["n_sequences"] == 19
 
 
 def test_many_short_responses_are_scored_together(tmp_path, monkeypatch):
@@ -395,8 +395,8 @@ def test_many_short_responses_are_scored_together(tmp_path, monkeypatch):
     scored = score.scores_of_responses
     monkeypatch.setattr(score, "scores_of_responses", lambda *args: blocks.append(0) or scored(*args))
     lines = [json.dumps(chat(("a", -1.0), ("b", -2.0)))] * 5000
-    found = evaluate([clients.save_lines(tmp_path / "chats.jsonl", *lines)])
-    assert found.meter.n_sequences == 5000
+    result = evaluate([clients.save_lines(tmp_path / "chats.jsonl", *lines)])
+    assert result.meter.n_sequences == 5000
     assert len(blocks) == 1
 
 
@@ -552,5 +552,5 @@ def test_highest_loss_tokens_name_their_sequence(npz, score_json, command):
     assert all(token["sequence"] is None for token in score_json(flat)["highest_loss_tokens"])
     assert "sequence" not in command("score", flat)[1]
     given = npz(logits=LOGITS, targets=TARGETS, segment_ids=np.array([7, -1, 7, 3]))
-    found = {token["row"]: token["sequence"] for token in score_json(given)["highest_loss_tokens"]}
-    assert found == {0: 7, 1: None, 2: 7, 3: 3}
+    result = {token["row"]: token["sequence"] for token in score_json(given)["highest_loss_tokens"]}
+    assert result == {0: 7, 1: None, 2: 7, 3: 3}

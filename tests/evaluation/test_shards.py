@@ -65,15 +65,15 @@ def test_shards_that_do_not_fit_together(shards, command):
 )
 def test_targets_of_shards(targets, shards, score_json):
     options = [word for path in targets for word in ("--targets", shards.path / path)]
-    found = score_json(shards.path / "logits-*.npy", *options)
-    assert found["loss"] == tokenloss.cross_entropy(shards.logits, shards.targets)
-    assert len(found["files"]) == 6
+    result = score_json(shards.path / "logits-*.npy", *options)
+    assert result["loss"] == tokenloss.cross_entropy(shards.logits, shards.targets)
+    assert len(result["files"]) == 6
 
 
 def test_targets_option_comes_before_targets_in_a_file(shards, score_json):
     np.save(shards.path / "other.npy", np.zeros(60, int))
-    found = score_json(shards.path / "whole.npz", "--targets", shards.path / "other.npy")
-    assert found["loss"] == tokenloss.cross_entropy(shards.logits, np.zeros(60, int))
+    result = score_json(shards.path / "whole.npz", "--targets", shards.path / "other.npy")
+    assert result["loss"] == tokenloss.cross_entropy(shards.logits, np.zeros(60, int))
 
 
 def test_targets_missing_for_two_files_of_logits(shards, command, score_json):
@@ -81,8 +81,8 @@ def test_targets_missing_for_two_files_of_logits(shards, command, score_json):
     np.save(shards.path / "half-1.npy", shards.logits[30:])
     words = f"{shards.path / 'half-0.npy'}: holds no targets; it must hold them, or come with --targets"
     assert_refused(command("score", shards.path / "half-*.npy"), words)
-    found = score_json(shards.path / "half-*.npy", "--targets", shards.path / "all.npy")
-    assert (found["count"], found["targets"]) == (np.count_nonzero(shards.targets != -100), "class ids")
+    result = score_json(shards.path / "half-*.npy", "--targets", shards.path / "all.npy")
+    assert (result["count"], result["targets"]) == (np.count_nonzero(shards.targets != -100), "class ids")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links there need a privilege")
@@ -120,9 +120,9 @@ def numbered(tmp_path):
 def test_numbered_files_are_sorted_by_number(numbered, score_json):
     expected = tokenloss.cross_entropy(numbered.logits, numbered.targets)
     for targets in ("all.npy", "ids-*.npy"):
-        found = score_json(numbered.path / "part-*.npy", "--targets", numbered.path / targets)
-        assert found["loss"] == pytest.approx(expected, rel=2**-52)
-    assert [Path(path).name for path in found["files"][::2]] == [f"part-{i}.npy" for i in range(12)]
+        result = score_json(numbered.path / "part-*.npy", "--targets", numbered.path / targets)
+        assert result["loss"] == pytest.approx(expected, rel=2**-52)
+    assert [Path(path).name for path in result["files"][::2]] == [f"part-{i}.npy" for i in range(12)]
 
 
 @pytest.mark.parametrize("targets", ["all.npy", "ids-*.npy"])
@@ -131,8 +131,8 @@ def test_numbered_files_in_alphabetical_order(targets, numbered, command, score_
     refused = command("score", *files, "--targets", numbered.path / targets)
     assert_refused(refused, f"{numbered.path / 'part-11.npy'}: comes before {numbered.path / 'part-2.npy'}", "quotes")
     each = [word for path in sorted(numbered.path.glob("ids-*.npy")) for word in ("--targets", path)]
-    found = score_json(*files, *each)  # the same order on both sides
-    assert found["loss"] == pytest.approx(tokenloss.cross_entropy(numbered.logits, numbered.targets), rel=2**-52)
+    result = score_json(*files, *each)  # the same order on both sides
+    assert result["loss"] == pytest.approx(tokenloss.cross_entropy(numbered.logits, numbered.targets), rel=2**-52)
     assert_refused(command("score", *files, *each, "--shift"), "comes before")
     backwards = [numbered.path / f"part-{i}.npy" for i in range(11, -1, -1)]  # on purpose
     assert score_json(*backwards, "--targets", numbered.path / "all.npy")["count"] == 12
@@ -160,11 +160,11 @@ def test_files_in_memory_stay_open_as_far_as_the_limit_allows(limit, times, comp
     monkeypatch.setattr(shard_files, "_MOST_LOADED", limit)
     monkeypatch.setattr(npz._Compressed, "load", lambda member: (loaded.append(member.path), load(member))[1])
     base, *others = ([str(tmp_path / f"{side}{number}.npz") for number in range(2)] for side in sides)
-    found = tokenloss.compare_files(base, {"b": others[0]}) if compared else tokenloss.evaluate(base)
+    result = tokenloss.compare_files(base, {"b": others[0]}) if compared else tokenloss.evaluate(base)
     assert {loaded.count(path) for path in base} == {6 if compared and times > 2 else times}
     monkeypatch.setattr(shard_files, "_MOST_LOADED", 1 << 20)
     again = tokenloss.compare_files(base, {"b": others[0]}) if compared else tokenloss.evaluate(base)
-    assert repr(found) == repr(again)
+    assert repr(result) == repr(again)
 
 
 def test_a_file_that_changes_after_the_plan_is_refused(tmp_path, monkeypatch):
@@ -196,9 +196,9 @@ def test_state_resumes_to_the_same_bits(interrupted, shards, score_json, monkeyp
     assert scored == ["part-a.npz", "part-b.npz", "part-c.npz", "part-c.npz"]
     again = score_json(shards.path / "part-*.npz", "--state", interrupted)
     assert len(scored) == 4
-    for found in (resumed, again):
+    for result in (resumed, again):
         for name in (*SUMMARY_FIELDS[:-1], "highest_loss_tokens", "shards"):
-            assert found[name] == without[name]
+            assert result[name] == without[name]
     assert (resumed["n_bytes_read"], again["n_bytes_read"]) == (17 * 44, 0)  # what was read
 
 
@@ -229,8 +229,8 @@ def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, c
     (done,) = read_state(state)["done"]
     assert len(checkpoint.decoded(done["result"]).split.ids)
     for _ in range(2):
-        found = score_json(*sequences, *shift, "--state", state)
-        assert {name: found[name] for name in SEQUENCE_FIELDS} == {name: without[name] for name in SEQUENCE_FIELDS}
+        actual = score_json(*sequences, *shift, "--state", state)
+        assert {name: actual[name] for name in SEQUENCE_FIELDS} == {name: without[name] for name in SEQUENCE_FIELDS}
     source = open_scores(sequences[0], segment_ids=sequences[2])
     evaluation = tokenloss.evaluate(source, shift=bool(shift) or None, state=str(state))
     assert evaluation.meter == tokenloss.evaluate(source, shift=bool(shift)).meter
@@ -276,10 +276,10 @@ def test_state_of_infinite_losses(score_json, npz, tmp_path):
 
 def test_a_state_of_more_highest_losses_fits(interrupted, shards, score_json):
     for top in 1, 5, 0:  # the first of which scores the last file
-        found = score_json(shards.path / "part-*.npz", "--state", interrupted, "--top", top)
+        result = score_json(shards.path / "part-*.npz", "--state", interrupted, "--top", top)
         without = score_json(shards.path / "part-*.npz", "--top", top)
         for name in ("highest_loss_tokens", "highest_loss_sequences", "loss"):
-            assert found[name] == without[name]
+            assert result[name] == without[name]
 
 
 def test_state_of_other_options_or_files_is_refused(interrupted, shards, command):
@@ -307,13 +307,13 @@ def test_state_reads_little_of_a_large_file(tmp_path, monkeypatch):
         file.truncate(1 << 40)  # without blocks
     read, piece = [], checkpoint._pieces
     monkeypatch.setattr(checkpoint, "_pieces", lambda *args: (read.append(len(part)) or part for part in piece(*args)))
-    found = checkpoint._file_fingerprint(str(path))
+    result = checkpoint._file_fingerprint(str(path))
     assert sum(read) <= 1 << 17
     with path.open("r+b") as file:  # the last byte
         file.seek(-1, os.SEEK_END)
         file.write(b"1")
     os.utime(path, (0, 0))
-    assert checkpoint._file_fingerprint(str(path)) != found
+    assert checkpoint._file_fingerprint(str(path)) != result
 
 
 @pytest.mark.parametrize("cut", [1, 2, 500, -1])

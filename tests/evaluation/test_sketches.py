@@ -39,8 +39,8 @@ def both(tmp_path, x, y, targets=None, numbers=None, divergences=("kl", *FURTHER
     targets = np.zeros(len(x), int) if targets is None else targets
     write_sketch(tmp_path / "base.sketch", [(x, targets, None, *([] if numbers is None else [numbers]))], **options)
     np.save(tmp_path / "other.npy", y)
-    found = compare_files(tmp_path / "base.sketch", {"y": tmp_path / "other.npy"}, divergences=divergences)["y"]
-    return found, compare(x, y, targets, segment_ids=numbers, divergences=divergences)
+    result = compare_files(tmp_path / "base.sketch", {"y": tmp_path / "other.npy"}, divergences=divergences)["y"]
+    return result, compare(x, y, targets, segment_ids=numbers, divergences=divergences)
 
 
 def mean_of(comparison, name):
@@ -57,9 +57,9 @@ def scores_of(tmp_path, pairs, n, most, **options):
         if i % 3 == 0:
             masked = np.append(False, rng.random(classes - 1) < 0.3)
             x[:, masked], y[:, masked] = -np.inf, -np.inf
-        found, exact = both(tmp_path, x, y, seed=i, **options)
+        result, exact = both(tmp_path, x, y, seed=i, **options)
         for name, of in scores.items():
-            difference, stderr = mean_of(found, name) - mean_of(exact, name), found.sketch["draws_stderr"][name]
+            difference, stderr = mean_of(result, name) - mean_of(exact, name), result.sketch["draws_stderr"][name]
             if stderr < 1e-9 * mean_of(exact, name):  # the total variation of a tail that is lower everywhere
                 assert abs(difference) < 1e-6 * mean_of(exact, name)
             else:
@@ -90,7 +90,7 @@ def test_bfloat16_is_unbiased_over_seeds(student, exponent, tmp_path):
     y = STUDENTS[student](rng, x.astype(float)).astype(BFLOAT16)
     pairs = [both(tmp_path, x, y, seed=seed) for seed in range(n_seeds)]
     for name in ("kl", *FURTHER):
-        differences = np.array([mean_of(found, name) / mean_of(exact, name) - 1 for found, exact in pairs])
+        differences = np.array([mean_of(result, name) / mean_of(exact, name) - 1 for result, exact in pairs])
         assert abs(differences.mean()) < 4.5 * differences.std(ddof=1) / np.sqrt(n_seeds) + 1e-6, name
 
 
@@ -99,10 +99,10 @@ def test_the_error_is_small_and_the_bound_is_not(student, tmp_path):
     rng = np.random.default_rng(3)
     x = teacher(rng, 150, 8000, 1.1)
     y = STUDENTS[student](rng, x.astype(float)).astype(np.float32)
-    found, exact = both(tmp_path, x, y)
+    result, exact = both(tmp_path, x, y)
     bound, _ = both(tmp_path, x, y, tail=0)
-    assert abs(found.mean_kl / exact.mean_kl - 1) < 0.05
-    assert bound.mean_kl < found.mean_kl
+    assert abs(result.mean_kl / exact.mean_kl - 1) < 0.05
+    assert bound.mean_kl < result.mean_kl
     assert bound.mean_kl < 0.9 * exact.mean_kl
 
 
@@ -116,7 +116,7 @@ def test_draws_see_a_student_that_spreads_its_probability_evenly(tmp_path, monke
     for epsilon in (0.1, 0.0):
         monkeypatch.setattr(sketch_file, "EPSILON", epsilon)
         pairs = [both(tmp_path, x, y, divergences=("kl",), seed=seed) for seed in range(4)]
-        errors[epsilon] = np.sqrt(np.mean([(found.mean_kl / exact.mean_kl - 1) ** 2 for found, exact in pairs]))
+        errors[epsilon] = np.sqrt(np.mean([(result.mean_kl / exact.mean_kl - 1) ** 2 for result, exact in pairs]))
     assert errors[0.1] < 0.01
     assert errors[0.0] > 0.02
 
@@ -126,10 +126,10 @@ def test_ties_in_the_tail_are_unbiased(tmp_path):
     x = np.zeros((40, 3000), np.float16)
     x[:, ::100] = rng.normal(6, 1, (40, 30))
     y = x + np.where(np.arange(3000) % 7 == 0, np.float16(0.5), np.float16(0))
-    found, exact = both(tmp_path, x, y)
+    result, exact = both(tmp_path, x, y)
     for name in ("kl", *FURTHER):
-        errors = found.sketch["draws_stderr"][name]
-        assert abs(mean_of(found, name) - mean_of(exact, name)) < 4 * errors, name
+        errors = result.sketch["draws_stderr"][name]
+        assert abs(mean_of(result, name) - mean_of(exact, name)) < 4 * errors, name
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -139,27 +139,27 @@ def test_all_but_divergences_is_exact_and_short_rows_are_wholly_so(classes, dtyp
     x, numbers = rng.normal(0, 2, (30, classes)).astype(dtype), np.arange(30) // 5
     y = (x + rng.normal(0, 0.3, x.shape)).astype(dtype)
     targets = np.where(np.arange(30) % 7 == 0, -100, rng.integers(0, classes, 30))
-    found, exact = both(tmp_path, x, y, targets, numbers)
+    result, exact = both(tmp_path, x, y, targets, numbers)
     for name in EXACT:
-        np.testing.assert_array_equal(getattr(found, name), getattr(exact, name), err_msg=name)
+        np.testing.assert_array_equal(getattr(result, name), getattr(exact, name), err_msg=name)
     for name in ("delta_p", "base_top_p"):
-        np.testing.assert_allclose(getattr(found, name), getattr(exact, name), 1e-9, 1e-9)
+        np.testing.assert_allclose(getattr(result, name), getattr(exact, name), 1e-9, 1e-9)
     for name in ("perplexity", "base_perplexity", "perplexity_ratio", "same_top"):
-        assert getattr(found, name) == getattr(exact, name), name
-        assert getattr(found, name).stderr == getattr(exact, name).stderr, name
+        assert getattr(result, name) == getattr(exact, name), name
+        assert getattr(result, name).stderr == getattr(exact, name).stderr, name
     if classes <= 32:
-        np.testing.assert_allclose(found.kl, exact.kl, 1e-5, 1e-7)
+        np.testing.assert_allclose(result.kl, exact.kl, 1e-5, 1e-7)
         for name in FURTHER:
-            np.testing.assert_allclose(found.token_divergences[name], exact.token_divergences[name], 1e-4, 1e-6)
+            np.testing.assert_allclose(result.token_divergences[name], exact.token_divergences[name], 1e-4, 1e-6)
 
 
 def test_a_model_has_no_divergence_from_its_own_sketch(tmp_path):
     for x in (teacher(np.random.default_rng(0), 20, 3000, 1.3, dtype) for dtype in (np.float16, np.float32)):
         x[:, 5:50] = -np.inf
         with pytest.warns(UserWarning, match="identical to base"):
-            found, _ = both(tmp_path, x, x)
-        assert not found.kl.any()
-        assert not any(one.any() for one in found.token_divergences.values())
+            result, _ = both(tmp_path, x, x)
+        assert not result.kl.any()
+        assert not any(one.any() for one in result.token_divergences.values())
 
 
 MASKS = {  # of base and model: whether the divergence, and the reverse one, are infinite
@@ -178,9 +178,9 @@ def test_classes_that_only_one_model_has_make_a_divergence_infinite(name, tmp_pa
     x, (base, own, is_infinite, is_reverse_infinite) = rng.normal(0, 1, (6, 1000)).astype(np.float32), MASKS[name]
     y = x + np.float32(0.1) * rng.normal(size=x.shape).astype(np.float32)
     x[:, base], y[:, own] = -np.inf, -np.inf
-    found, exact = both(tmp_path, x, y)
-    assert np.isinf(found.kl).tolist() == np.isinf(exact.kl).tolist() == [is_infinite] * 6
-    reverse = found.token_divergences["reverse_kl"], exact.token_divergences["reverse_kl"]
+    result, exact = both(tmp_path, x, y)
+    assert np.isinf(result.kl).tolist() == np.isinf(exact.kl).tolist() == [is_infinite] * 6
+    reverse = result.token_divergences["reverse_kl"], exact.token_divergences["reverse_kl"]
     assert np.isinf(reverse[0]).tolist() == np.isinf(reverse[1]).tolist() == [is_reverse_infinite] * 6
 
 
@@ -189,9 +189,9 @@ def test_rows_of_nan_count_as_in_any_comparison(tmp_path):
     y = x * np.float32(1.1)
     x[2, 3], y[4, 5] = np.nan, np.nan
     with pytest.warns(UserWarning, match="not finite|nan"):
-        found, exact = both(tmp_path, x, y)
-    assert np.isnan(found.kl).tolist() == np.isnan(exact.kl).tolist()
-    assert found.n_nan == exact.n_nan == 2
+        result, exact = both(tmp_path, x, y)
+    assert np.isnan(result.kl).tolist() == np.isnan(exact.kl).tolist()
+    assert result.n_nan == exact.n_nan == 2
 
 
 def test_quantiles_need_draws_and_a_bound_says_so(tmp_path):
@@ -232,16 +232,16 @@ def test_candidates_may_be_sharded_in_other_ways(tmp_path):
     for i in range(2):
         write_sketch(tmp_path / "sketches" / f"{i}.sketch", [(x[4 * i : 4 * i + 4], targets[4 * i : 4 * i + 4])])
     others = {name: tmp_path / name for name in ("parts", "one.npz", "flat.npz")}
-    found = compare_files(tmp_path / "all.sketch", others, shift=True, state=tmp_path / "state.jsonl")
+    result = compare_files(tmp_path / "all.sketch", others, shift=True, state=tmp_path / "state.jsonl")
     again = compare_files(tmp_path / "all.sketch", others, shift=True, state=tmp_path / "state.jsonl")
     apart = compare_files(tmp_path / "sketches", {"parts": tmp_path / "parts"})["parts"]
     exact = compare(x, y, targets, segment_ids=np.arange(8)[:, None])
-    for one in (*found.values(), *again.values()):
-        np.testing.assert_array_equal(one.kl, found["parts"].kl)
+    for one in (*result.values(), *again.values()):
+        np.testing.assert_array_equal(one.kl, result["parts"].kl)
         np.testing.assert_array_equal(one.nll, exact.nll.reshape(-1))
         assert one.n_sequences == 8
         assert one.perplexity_ratio.stderr == exact.perplexity_ratio.stderr
-    np.testing.assert_array_equal(apart.nll, found["parts"].nll)
+    np.testing.assert_array_equal(apart.nll, result["parts"].nll)
 
 
 @pytest.mark.filterwarnings("ignore:.* identical to log")
@@ -253,10 +253,10 @@ def test_the_kinds_of_scores_are_those_of_any_comparison(tmp_path):
     arrays = {"logits": 0.9 * x, "log_probs": log_probs, "probs": np.exp(log_probs)}
     for name, array in arrays.items():
         np.savez(tmp_path / f"{name}.npz", **{name: array})
-    found = compare_files(tmp_path / "a.sketch", {name: tmp_path / f"{name}.npz" for name in arrays})
+    result = compare_files(tmp_path / "a.sketch", {name: tmp_path / f"{name}.npz" for name in arrays})
     for name in arrays:
-        np.testing.assert_allclose(found[name].kl, found["logits"].kl, 1e-8, 1e-12)
-        np.testing.assert_allclose(found[name].nll, found["logits"].nll, 1e-8, 1e-12)
+        np.testing.assert_allclose(result[name].kl, result["logits"].kl, 1e-8, 1e-12)
+        np.testing.assert_allclose(result[name].nll, result["logits"].nll, 1e-8, 1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::tokenloss.NormWarning", "ignore:.* identical to h")
@@ -270,8 +270,8 @@ def test_hidden_states_are_compared_by_their_head(tmp_path):
     np.save(tmp_path / "logits.npy", hidden @ head.T)
     write_sketch(tmp_path / "a.sketch", [(1.1 * hidden @ head.T, np.arange(30))])
     others = {"h": open_hidden_states(tmp_path / "hidden.npy", tmp_path / "head.npy"), "x": tmp_path / "logits.npy"}
-    found = compare_files(tmp_path / "a.sketch", others)
-    np.testing.assert_allclose(found["h"].kl, found["x"].kl, 1e-4, 1e-6)
+    result = compare_files(tmp_path / "a.sketch", others)
+    np.testing.assert_allclose(result["h"].kl, result["x"].kl, 1e-4, 1e-6)
 
 
 REFUSED = {
@@ -355,15 +355,15 @@ def test_any_division_into_shards_gives_the_same_comparison(base, tmp_path):
     from tokenloss.sinks import TokenTable
 
     shards_of(tmp_path)
-    found, tables = {}, {}
+    result, tables = {}, {}
     for name, others in {"both": "qr", "q": "q", "one": ["all"]}.items():
         sink = TokenTable(tmp_path / f"{name}.npy")
         options = {"divergences": ("kl", "tv"), "by": "position", "sinks": [sink]}
-        found[name] = compare_files(tmp_path / base, {one: tmp_path / one for one in others}, **options)
+        result[name] = compare_files(tmp_path / base, {one: tmp_path / one for one in others}, **options)
         table = np.load(tmp_path / f"{name}.npy")
         tables[name] = table[table["name"] != "r"][list(COLUMNS)]
-    whole = found["one"]["all"]
-    for one in (found["both"]["q"], found["q"]["q"]):
+    whole = result["one"]["all"]
+    for one in (result["both"]["q"], result["q"]["q"]):
         np.testing.assert_array_equal(one.kl, whole.kl)
         assert one.n_sequences == whole.n_sequences == 8
         assert one.mean_kl.stderr == whole.mean_kl.stderr
@@ -391,9 +391,9 @@ def test_a_comparison_goes_on_from_the_shards_in_its_state(tmp_path, monkeypatch
     monkeypatch.setattr(compare, "compare_shard", compare_shard)
     with pytest.raises(KeyboardInterrupt):
         compare_files(tmp_path / "one.sketch", tmp_path / "q", **options)
-    found = compare_files(tmp_path / "one.sketch", tmp_path / "q", **options)
+    result = compare_files(tmp_path / "one.sketch", tmp_path / "q", **options)
     assert calls == [0, 12, 18, 18, 36]
-    (one,), (other,) = found.values(), wanted.values()
+    (one,), (other,) = result.values(), wanted.values()
     assert one.to_dict() == other.to_dict()
     np.testing.assert_array_equal(one.kl, other.kl)
     np.save(tmp_path / "q" / "1.npy", np.load(tmp_path / "q" / "1.npy") + 1)
@@ -406,11 +406,11 @@ def test_a_cluster_compares_shards_as_one_machine(tmp_path):
     distributed = pytest.importorskip("distributed")
     shards_of(tmp_path)
     with distributed.LocalCluster(processes=False, dashboard_address=":0", n_workers=2) as cluster:
-        found, wanted = (
+        result, wanted = (
             compare_files(tmp_path / "one.sketch", {"q": tmp_path / "q"}, scheduler=scheduler)["q"]
             for scheduler in (cluster.scheduler_address, None)
         )
-    assert found.to_dict() == wanted.to_dict()
+    assert result.to_dict() == wanted.to_dict()
 
 
 # -- servers -----------------------------------------------------------------------------------------------------------
@@ -446,33 +446,33 @@ def served(tmp_path, respond, digits=None, change=None, n=12, classes=700, **opt
 
 @pytest.mark.parametrize("respond", [listing, lambda ids, log_q, asked: vllm(ids, log_q, log_q.shape[1])])
 def test_a_server_that_lists_the_classes_of_a_sketch_is_compared_as_its_rows_are(respond, tmp_path):
-    found, wanted = served(tmp_path, respond, by="position")
+    result, wanted = served(tmp_path, respond, by="position")
     mask = wanted.kept
-    np.testing.assert_allclose(found.nll, wanted.nll[mask], 1e-6)
-    np.testing.assert_array_equal(found.base_nll, wanted.base_nll[mask])
-    np.testing.assert_array_equal(found.is_same_top, wanted.is_same_top[mask])
-    np.testing.assert_allclose(found.kl, wanted.kl[mask], 1e-4, 1e-5)
+    np.testing.assert_allclose(result.nll, wanted.nll[mask], 1e-6)
+    np.testing.assert_array_equal(result.base_nll, wanted.base_nll[mask])
+    np.testing.assert_array_equal(result.is_same_top, wanted.is_same_top[mask])
+    np.testing.assert_allclose(result.kl, wanted.kl[mask], 1e-4, 1e-5)
     for name in FURTHER:
-        np.testing.assert_allclose(found.token_divergences[name], wanted.token_divergences[name][mask], 1e-3, 1e-4)
-    assert found.n_sequences == wanted.n_sequences == 12
-    assert found.mean_kl.stderr == pytest.approx(wanted.mean_kl.stderr, rel=1e-4)
-    assert found.perplexity == pytest.approx(wanted.perplexity, rel=1e-6)
-    assert found.sketch == {
+        np.testing.assert_allclose(result.token_divergences[name], wanted.token_divergences[name][mask], 1e-3, 1e-4)
+    assert result.n_sequences == wanted.n_sequences == 12
+    assert result.mean_kl.stderr == pytest.approx(wanted.mean_kl.stderr, rel=1e-4)
+    assert result.perplexity == pytest.approx(wanted.perplexity, rel=1e-6)
+    assert result.sketch == {
         "top": 32,
         "tail": 48,
         "draws_stderr": pytest.approx(wanted.sketch["draws_stderr"], rel=1e-3),
     }
-    assert found.check(max_kl=9.0, min_same_top=0.01).verdict == "holds"
-    assert found.parity != "same bits"
+    assert result.check(max_kl=9.0, min_same_top=0.01).verdict == "holds"
+    assert result.parity != "same bits"
 
 
 @pytest.mark.parametrize(("digits", "tolerance"), [(6, 1e-3), (4, 5e-3)])
 def test_rounded_log_probabilities_keep_the_divergence(digits, tolerance, tmp_path):
-    found, wanted = served(tmp_path, listing, digits)
-    assert found.mean_kl == pytest.approx(wanted.mean_kl, rel=tolerance, abs=4 * wanted.sketch["draws_stderr"]["kl"])
+    result, wanted = served(tmp_path, listing, digits)
+    assert result.mean_kl == pytest.approx(wanted.mean_kl, rel=tolerance, abs=4 * wanted.sketch["draws_stderr"]["kl"])
     for name in FURTHER:
         errors = wanted.sketch["draws_stderr"][name]
-        assert found.divergences[name] == pytest.approx(wanted.divergences[name], rel=2 * tolerance, abs=4 * errors)
+        assert result.divergences[name] == pytest.approx(wanted.divergences[name], rel=2 * tolerance, abs=4 * errors)
 
 
 def test_a_tail_below_the_rounding_is_unbiased(tmp_path):
@@ -484,16 +484,16 @@ def test_a_tail_below_the_rounding_is_unbiased(tmp_path):
     x[:, :20] += 14
     y[:, :20] += 14
     exact = compare(x, y, targets).mean_kl
-    found = []
+    result = []
     for seed in range(6):
         write_sketch(tmp_path / "a.sketch", [(x, targets)], seed=seed)
         (rows,) = open_sketch(tmp_path / "a.sketch").blocks(400)
         facts = open_sketch(tmp_path / "a.sketch").file.sketch
         log_q = np.round(np.take_along_axis(log_softmax(y.astype(float)), rows["ids"].astype(int), 1), 5)
         columns = served_columns(rows, facts, 600, log_q, np.zeros(400), np.zeros(400, int), 1e-5, ())
-        found.append(columns["kl"].mean())
+        result.append(columns["kl"].mean())
         assert (columns["kl"] >= 0).all()
-    assert np.mean(found) == pytest.approx(exact, rel=5e-3)
+    assert np.mean(result) == pytest.approx(exact, rel=5e-3)
 
 
 def without(name):
@@ -537,8 +537,8 @@ def test_responses_and_rows_are_not_compared_at_once(tmp_path):
 
 def test_a_class_that_is_impossible_for_the_server_makes_the_divergence_infinite(tmp_path):
     with pytest.warns(UserWarning, match="infinite divergence"):
-        found, _ = served(tmp_path, listing, change=set_to("token_ids_logprobs", float("-inf")))
-    assert np.isinf(found.mean_kl)
+        result, _ = served(tmp_path, listing, change=set_to("token_ids_logprobs", float("-inf")))
+    assert np.isinf(result.mean_kl)
 
 
 # -- real models -------------------------------------------------------------------------------------------------------
@@ -554,9 +554,9 @@ def test_a_real_pair_is_within_two_percent(tmp_path):
     (rows,) = base.blocks(1000)
     write_sketch(tmp_path / "base.sketch", [(rows, base.targets.reshape(-1))], kind="log_probs")
     exact = compare_files(paths["f16"], {"q": paths["q4_0"]})["q"]
-    found = compare_files(tmp_path / "base.sketch", {"q": paths["q4_0"]})["q"]
-    assert abs(found.mean_kl / exact.mean_kl - 1) < 0.02
-    assert found.perplexity == exact.perplexity
+    result = compare_files(tmp_path / "base.sketch", {"q": paths["q4_0"]})["q"]
+    assert abs(result.mean_kl / exact.mean_kl - 1) < 0.02
+    assert result.perplexity == exact.perplexity
 
 
 @pytest.mark.parametrize("bits", [4, 6])
@@ -566,7 +566,7 @@ def test_a_real_model_with_rounded_logits_is_within_two_percent(bits, tmp_path):
     step = np.float32(2.0 ** (2 - bits))
     y = (np.round(x.astype(np.float32) / step) * step).astype(np.float16)
     kls = [both(tmp_path, x, y, targets, divergences=("kl",), seed=seed) for seed in range(8)]
-    assert abs(np.mean([found.mean_kl for found, _ in kls]) / kls[0][1].mean_kl - 1) < 0.02
+    assert abs(np.mean([result.mean_kl for result, _ in kls]) / kls[0][1].mean_kl - 1) < 0.02
 
 
 # -- errors over texts -------------------------------------------------------------------------------------------------
@@ -589,8 +589,8 @@ def test_clustered_intervals_cover_as_those_of_the_exact_divergence(tail, tmp_pa
     x = teacher(rng, 4000, 300, 1.4)
     sizes = np.repeat(0.1 * np.exp(0.15 * rng.normal(size=400)), 10)[:, None]
     y = (x + sizes * rng.normal(size=x.shape)).astype(np.float32)
-    found, exact = both(tmp_path, x, y, numbers=np.arange(4000) // 10, divergences=("kl",), tail=tail)
+    result, exact = both(tmp_path, x, y, numbers=np.arange(4000) // 10, divergences=("kl",), tail=tail)
     truth = exact.kl.mean()
     for groups in (20, 100):
-        covers = [coverage(one.kl.reshape(400, 10), truth, groups) for one in (found, exact)]
+        covers = [coverage(one.kl.reshape(400, 10), truth, groups) for one in (result, exact)]
         assert abs(covers[0] - covers[1]) < 0.02

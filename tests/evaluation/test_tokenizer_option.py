@@ -46,10 +46,10 @@ def test_oracle_has_the_bytes_of_texts():
 
 
 def padded(arrays, value):
-    found = np.full((len(arrays), LENGTH, *arrays[0].shape[1:]), value, arrays[0].dtype)
-    for row, array in zip(found, arrays, strict=True):
+    result = np.full((len(arrays), LENGTH, *arrays[0].shape[1:]), value, arrays[0].dtype)
+    for row, array in zip(result, arrays, strict=True):
         row[: len(array)] = array
-    return found
+    return result
 
 
 MASK = padded([np.ones(len(ids), int) for ids in IDS], 0)
@@ -66,16 +66,16 @@ def expected(kept=AFTER_FIRST, n_groups=None):
     return n_bytes.tolist(), ratio / math.log(2), stderr / math.log(2)
 
 
-def assert_expected(found, kept=AFTER_FIRST):
+def assert_expected(result, kept=AFTER_FIRST):
     """Check bits per byte, its error, and the bytes of each sequence."""
     n_bytes, bits, stderr = expected(kept)
-    assert found.n_bytes == sum(n_bytes)
-    assert found.bits_per_byte == pytest.approx(bits, rel=1e-12)
-    assert found.bits_per_byte.stderr == pytest.approx(stderr, rel=1e-9)
-    assert found.figures["bytes_are_by_sequence"]
-    order = np.argsort(found.sequences["sequence"])  # texts that several files hold come last
-    assert found.sequences["n_bytes"][order].tolist() == n_bytes
-    assert found.sequences["bits_per_byte"][order] == pytest.approx(
+    assert result.n_bytes == sum(n_bytes)
+    assert result.bits_per_byte == pytest.approx(bits, rel=1e-12)
+    assert result.bits_per_byte.stderr == pytest.approx(stderr, rel=1e-9)
+    assert result.figures["bytes_are_by_sequence"]
+    order = np.argsort(result.sequences["sequence"])  # texts that several files hold come last
+    assert result.sequences["n_bytes"][order].tolist() == n_bytes
+    assert result.sequences["bits_per_byte"][order] == pytest.approx(
         [nll[k].sum() / n / math.log(2) for nll, k, n in zip(NLL, kept, n_bytes, strict=True)], rel=1e-12
     )
 
@@ -138,17 +138,17 @@ def text(tmp_path):
 def test_tokenizer_gives_bits_per_byte_of_each_layout(layout, text, tmp_path, monkeypatch):
     monkeypatch.setattr(token_bytes, "_PIECE", 7)
     options = layout(tmp_path)
-    found = evaluate(open_scores(**options, tokenizer=MODEL))
-    assert_expected(found)
+    result = evaluate(open_scores(**options, tokenizer=MODEL))
+    assert_expected(result)
     assert_expected(evaluate(open_scores(**options, tokenizer=MODEL / "tokenizer.json"), text=text))
     bare = evaluate(open_scores(**options))
-    assert (bare.loss, bare.loss.stderr, bare.n_bytes) == (found.loss, found.loss.stderr, 0)
+    assert (bare.loss, bare.loss.stderr, bare.n_bytes) == (result.loss, result.loss.stderr, 0)
     assert "n_bytes" not in bare.sequences
 
 
 def test_tokenizer_with_text_counts_words_of_the_text_and_bytes_of_tokens(text, tmp_path):
-    found = evaluate(open_scores(**batch(tmp_path), tokenizer=MODEL), text=text)
-    assert (found.n_bytes, found.n_words) == (sum(expected()[0]), len(text.read_text("utf-8").split()))
+    result = evaluate(open_scores(**batch(tmp_path), tokenizer=MODEL), text=text)
+    assert (result.n_bytes, result.n_words) == (sum(expected()[0]), len(text.read_text("utf-8").split()))
 
 
 def test_tokenizer_counts_the_tokens_of_a_mask_alone(tmp_path):
@@ -165,9 +165,9 @@ def test_tokenizer_counts_the_tokens_of_a_mask_alone(tmp_path):
 def test_tokenizer_of_special_tokens_counts_their_loss_without_bytes():
     logits = 4 * RNG.standard_normal((1, 3, 512))
     ids = np.array([[0, BPE.token_to_id("a"), 0]])  # the special token begins and ends a text
-    found = evaluate(formats.blocks([(logits, ids)], tokenizer=MODEL))
-    assert (found.n_bytes, found.count) == (1, 3)
-    assert found.bits_per_byte == pytest.approx(cross_entropy(logits, ids, reduction="sum") / math.log(2))
+    result = evaluate(formats.blocks([(logits, ids)], tokenizer=MODEL))
+    assert (result.n_bytes, result.count) == (1, 3)
+    assert result.bits_per_byte == pytest.approx(cross_entropy(logits, ids, reduction="sum") / math.log(2))
     assert math.isnan(evaluate(formats.blocks([(logits[:, :1], ids[:, :1])], tokenizer=MODEL)).bits_per_byte)
 
 
@@ -176,27 +176,27 @@ def test_tokenizer_of_tokens_without_sequences_counts_each_token(tmp_path):
     rows, ids = (np.concatenate(side) for side in ([r[:-1] for r in LOGITS], [i[1:] for i in IDS]))
     np.savez(tmp_path / "a.npz", logits=rows[:40], targets=ids[:40])
     np.savez(tmp_path / "b.npz", logits=rows[40:], targets=ids[40:])
-    found = evaluate(open_scores([tmp_path / "a.npz", tmp_path / "b.npz"], tokenizer=MODEL))
+    result = evaluate(open_scores([tmp_path / "a.npz", tmp_path / "b.npz"], tokenizer=MODEL))
     ratio, n = nll.sum() / sizes.sum(), len(nll)
-    assert (found.n_bytes, found.is_clustered) == (sizes.sum(), False)
-    assert found.bits_per_byte == pytest.approx(ratio / math.log(2))
+    assert (result.n_bytes, result.is_clustered) == (sizes.sum(), False)
+    assert result.bits_per_byte == pytest.approx(ratio / math.log(2))
     stderr = math.sqrt(n / (n - 1) * np.square(nll - ratio * sizes).sum()) / sizes.sum() / math.log(2)
-    assert found.bits_per_byte.stderr == pytest.approx(stderr)
-    assert evaluate(formats.blocks([(rows, ids)], tokenizer=MODEL)).meter == found.meter
+    assert result.bits_per_byte.stderr == pytest.approx(stderr)
+    assert evaluate(formats.blocks([(rows, ids)], tokenizer=MODEL)).meter == result.meter
 
 
 def test_tokenizer_of_tokens_outside_of_sequences_counts_each_as_one():
     rows, ids = (np.concatenate(side) for side in ([r[:-1] for r in LOGITS], [i[1:] for i in IDS]))
     segments = np.repeat(np.arange(len(IDS)), [len(one) - 1 for one in IDS])
     segments[segments == 1] = -1
-    found = evaluate(formats.blocks([(rows, ids, None, segments)], tokenizer=MODEL))
+    result = evaluate(formats.blocks([(rows, ids, None, segments)], tokenizer=MODEL))
     pairs = [(nll[1:].sum(), sizes[1:].sum()) for i, (nll, sizes) in enumerate(zip(NLL, SIZES, strict=True)) if i != 1]
     nll, sizes = np.array([*pairs, *zip(NLL[1][1:], SIZES[1][1:], strict=True)]).T
     ratio, n = nll.sum() / sizes.sum(), len(nll)
     stderr = math.sqrt(n / (n - 1) * np.square(nll - ratio * sizes).sum()) / sizes.sum()
-    assert (found.n_bytes, found.figures["n_without_sequence"]) == (sizes.sum(), len(IDS[1]) - 1)
-    assert found.bits_per_byte == pytest.approx(ratio / math.log(2))
-    assert found.bits_per_byte.stderr == pytest.approx(stderr / math.log(2))
+    assert (result.n_bytes, result.figures["n_without_sequence"]) == (sizes.sum(), len(IDS[1]) - 1)
+    assert result.bits_per_byte == pytest.approx(ratio / math.log(2))
+    assert result.bits_per_byte.stderr == pytest.approx(stderr / math.log(2))
 
 
 @pytest.mark.parametrize("of_text", [False, True])
@@ -209,9 +209,9 @@ def test_tokenizer_of_windows_counts_each_token_of_the_text_once(of_text, text, 
     np.save(tmp_path / "ids.npy", ids if of_text else ids[np.concatenate(windows)])
     text.write_text(TEXTS[0], "utf-8")
     options = {"window": size, "stride": stride, "tokenizer": MODEL}
-    found = evaluate(open_scores(tmp_path / "logits.npy", tmp_path / "ids.npy", **options), text=text)
-    assert (found.n_bytes, found.count) == (SIZES[0][1:].sum(), len(ids) - 1)
-    assert found.bits_per_byte == pytest.approx((len(ids) - 1) * math.log2(512) / SIZES[0][1:].sum())
+    result = evaluate(open_scores(tmp_path / "logits.npy", tmp_path / "ids.npy", **options), text=text)
+    assert (result.n_bytes, result.count) == (SIZES[0][1:].sum(), len(ids) - 1)
+    assert result.bits_per_byte == pytest.approx((len(ids) - 1) * math.log2(512) / SIZES[0][1:].sum())
 
 
 @pytest.mark.parametrize("name", made_tokenizers.TOKENIZERS)
@@ -225,12 +225,12 @@ def test_tokenizer_of_each_family_has_the_bytes_of_lines_of_many_scripts(name, t
     np.savez(tmp_path / "a.npz", logits=logits, targets=ids, cu_seqlens=offsets)
     text.write_bytes("\n".join(lines).encode())
     with pytest.warns(UserWarning, match="white space") if name == "WordPiece" else contextlib.nullcontext():
-        found = [evaluate(open_scores(tmp_path / "a.npz", tokenizer=made.path), text=text)]
+        result = [evaluate(open_scores(tmp_path / "a.npz", tokenizer=made.path), text=text)]
     if name != "WordPiece":
         blocks = [(logits[start:stop][None], ids[start:stop][None]) for start, stop in itertools.pairwise(offsets)]
         sources = open_scores(tmp_path / "a.npz", tokenizer=made.path), formats.blocks(blocks, tokenizer=made.path)
-        found += [evaluate(source) for source in sources]
-    for one in found:
+        result += [evaluate(source) for source in sources]
+    for one in result:
         assert one.sequences["n_bytes"].tolist() == [len(line.encode()) for line in lines]
 
 
@@ -265,16 +265,16 @@ def test_tokenizer_of_parts_has_the_bits_of_the_whole(tmp_path, monkeypatch):
     """Shards with a state, on a cluster, and evaluations that are added up."""
     source = open_scores(**shards(tmp_path), tokenizer=MODEL)
     whole = evaluate(open_scores(**packed(tmp_path / ".."), tokenizer=MODEL))
-    found = [evaluate(source, state=tmp_path / "state") for _ in range(2)]
+    result = [evaluate(source, state=tmp_path / "state") for _ in range(2)]
     if importlib.util.find_spec("dask"):
         of_workers = "tokenloss._evaluation.cluster.map_shards"
         monkeypatch.setattr(of_workers, lambda function, shards, _: enumerate(map(function, shards)))
-        found.append(evaluate(source, scheduler="here"))
+        result.append(evaluate(source, scheduler="here"))
     parts = [
         evaluate(formats.blocks([(rows[None], ids[None])], tokenizer=MODEL), shift=True)
         for rows, ids in zip(LOGITS, IDS, strict=True)
     ]
-    for one in [*found, Evaluation.of_parts(parts), sum(parts)]:
+    for one in [*result, Evaluation.of_parts(parts), sum(parts)]:
         assert one.meter == whole.meter
         assert sorted(one.sequences["n_bytes"]) == sorted(whole.sequences["n_bytes"])
         tokens, expected_tokens = (each.figures["highest_loss_tokens"] for each in (one, whole))
@@ -308,8 +308,8 @@ def test_documents_of_white_space_take_time_linear_in_their_number(gap, tmp_path
     path = tmp_path / "a.npz"
     np.savez(path, logits=np.zeros((n, 2), np.float32), targets=np.zeros(n, int), segment_ids=np.arange(n))
     with at_most(20):
-        found = evaluate(open_scores(path, tokenizer=tmp_path / "t.tiktoken"), text=tmp_path / "t.txt", shift=False)
-    assert (found.n_bytes, found.count) == (n, n)
+        result = evaluate(open_scores(path, tokenizer=tmp_path / "t.tiktoken"), text=tmp_path / "t.txt", shift=False)
+    assert (result.n_bytes, result.count) == (n, n)
 
 
 # -- first tokens, white space, unknown tokens -------------------------------------------------------------------------
@@ -346,10 +346,10 @@ def test_tokenizer_leaves_out_the_space_before_a_text(bos, tmp_path):
     np.save(tmp_path / "segments.npy", segments)
     files = [tmp_path / f"{i}.npy" for i in range(len(ids))]
     source = open_scores(files, tmp_path / "ids.npy", segment_ids=tmp_path / "segments.npy", **options)
-    found = [evaluate(formats.blocks(made, **options)) for made in (rows, blocks)]
-    found += [evaluate(source), evaluate(source, text=tmp_path / "text")]
+    result = [evaluate(formats.blocks(made, **options)) for made in (rows, blocks)]
+    result += [evaluate(source), evaluate(source, text=tmp_path / "text")]
     expected = sum(map(len, OF_LLAMA)) - (0 if bos else len("a"))  # ▁ of the second text writes nothing
-    assert [one.n_bytes for one in found] == [expected] * 4
+    assert [one.n_bytes for one in result] == [expected] * 4
 
 
 def test_tokenizer_leaves_out_the_space_before_targets_that_are_next_tokens(tmp_path):
@@ -357,12 +357,12 @@ def test_tokenizer_leaves_out_the_space_before_targets_that_are_next_tokens(tmp_
     texts = llama(tmp_path)
     np.savez(tmp_path / "a.npz", logits=np.zeros((7, len(LLAMA))), targets=np.concatenate(texts), cu_seqlens=[0, 3, 7])
     source = open_scores(tmp_path / "a.npz", tokenizer=tmp_path)
-    found = [evaluate(source), evaluate(source, text=tmp_path / "text")]
-    assert [one.sequences["n_bytes"].tolist() for one in found] == [[*map(len, OF_LLAMA)]] * 2
+    result = [evaluate(source), evaluate(source, text=tmp_path / "text")]
+    assert [one.sequences["n_bytes"].tolist() for one in result] == [[*map(len, OF_LLAMA)]] * 2
     logits, (_, ids) = np.zeros((1, 4, len(LLAMA))), texts
     answers = (logits, np.array([ids]), np.array([[0, 0, 0, 1]]) > 0), (logits, np.array([[-100, -100, -100, ids[3]]]))
-    found = [evaluate(formats.blocks([block], tokenizer=tmp_path)) for block in answers]
-    assert [one.n_bytes for one in found] == [len(" a")] * 2
+    result = [evaluate(formats.blocks([block], tokenizer=tmp_path)) for block in answers]
+    assert [one.n_bytes for one in result] == [len(" a")] * 2
 
 
 # by when a space is put before a text: the normalizer, the pre-tokenizer and the decoder
@@ -398,10 +398,10 @@ def test_tokenizer_leaves_out_the_space_that_comes_again_after_special_and_added
     (tmp_path / "text").write_text(written)
     np.savez(tmp_path / "a.npz", logits=logits[None], targets=ids[None])
     whole = [(logits[None], ids[None])]
-    found = [evaluate(formats.blocks(made, tokenizer=tmp_path)) for made in (whole, blocks)]
+    result = [evaluate(formats.blocks(made, tokenizer=tmp_path)) for made in (whole, blocks)]
     source = open_scores(tmp_path / "a.npz", tokenizer=tmp_path)
-    found += [evaluate(source), evaluate(source, text=tmp_path / "text")]
-    assert [one.n_bytes for one in found] == [expected] * 4
+    result += [evaluate(source), evaluate(source, text=tmp_path / "text")]
+    assert [one.n_bytes for one in result] == [expected] * 4
 
 
 # by what is not of a text: the ids of "a a" with a space before it, as labels or in a batch, and the bytes that count
@@ -471,8 +471,8 @@ def test_tokenizer_of_ranks_lacks_special_ids_which_the_text_proves(command, tmp
     argv = "score", tmp_path / "a.npz", "--shift", "--tokenizer", tmp_path
     np.savez(tmp_path / "a.npz", logits=np.zeros((6, 7)), input_ids=[5, 0, 1, 4, 2, 4])  # texts in a row
     assert_refused(command(*argv), "= 4 is out of range [0, 3)", "its lines hold no special ids")
-    found = evaluate(open_scores(tmp_path / "a.npz", tokenizer=tmp_path), shift=True, text=tmp_path / "text")
-    assert (found.n_bytes, found.count) == (len("a bc"), 5)
+    result = evaluate(open_scores(tmp_path / "a.npz", tokenizer=tmp_path), shift=True, text=tmp_path / "text")
+    assert (result.n_bytes, result.count) == (len("a bc"), 5)
     (tmp_path / "text").write_text("a bxc")
     assert_refused(command(*argv, "--text", tmp_path / "text"), "byte 3", "another text, tokenizer or version")
 
@@ -487,8 +487,8 @@ def test_tokenizer_that_adds_spaces_to_parts_needs_the_text(command, text, tmp_p
     ids = tokenizer.encode(written).ids
     text.write_text(written)
     np.savez(tmp_path / "a.npz", logits=np.zeros((len(ids), 256)), targets=ids)
-    found = evaluate(open_scores(tmp_path / "a.npz", tokenizer=tmp_path), text=text)
-    assert (len(ids), found.n_bytes) == (len(written) + 10, len(written))  # before In and each part after it
+    result = evaluate(open_scores(tmp_path / "a.npz", tokenizer=tmp_path), text=text)
+    assert (len(ids), result.n_bytes) == (len(written) + 10, len(written))  # before In and each part after it
     assert_refused(command("score", tmp_path / "a.npz", "--tokenizer", tmp_path), "or changes a text", "--text")
 
 
@@ -518,9 +518,9 @@ def test_tokenizer_that_drops_white_space_needs_the_text(command, text, tmp_path
     text.write_text("\n".join(texts), "utf-8")
     words = "4 of 19 bytes are white space in no token: the model does not have to predict it"
     with pytest.warns(UserWarning, match=words):
-        found = evaluate(open_scores(tmp_path / "a.npz", tokenizer=tmp_path), shift=True, text=text)
-    assert found.sequences["n_bytes"].tolist() == [*map(len, texts)]
-    assert found.figures["n_bytes_without_token"] == sum(c.isspace() for line in texts for c in line)
+        result = evaluate(open_scores(tmp_path / "a.npz", tokenizer=tmp_path), shift=True, text=text)
+    assert result.sequences["n_bytes"].tolist() == [*map(len, texts)]
+    assert result.figures["n_bytes_without_token"] == sum(c.isspace() for line in texts for c in line)
     argv = "score", tmp_path / "a.npz", "--shift", "--tokenizer", tmp_path
     assert words in command(*argv, "--text", text)[2]
     assert_refused(command(*argv), "drops the white space between tokens", "--text")
@@ -558,8 +558,8 @@ def test_tokenizer_tells_padding_that_is_scored(shift, command, tmp_path, monkey
     np.savez(tmp_path / "b.npz", logits=logits, **masks)
     words = f"a.npz: {padding} of {ids.size - len(ids) * shift} scored tokens repeat the special token {end} before"
     with pytest.warns(UserWarning, match=words):
-        found = evaluate(open_scores(tmp_path / "a.npz", **options))
-    assert found.figures["padding"] == {"file": str(tmp_path / "a.npz"), "token": end, "count": padding}
+        result = evaluate(open_scores(tmp_path / "a.npz", **options))
+    assert result.figures["padding"] == {"file": str(tmp_path / "a.npz"), "token": end, "count": padding}
     shift_option = "--shift" if shift else "--no-shift"
     assert words in command("score", tmp_path / "a.npz", "--tokenizer", MODEL, shift_option)[2]
     assert evaluate(open_scores(tmp_path / "b.npz", **options)).figures["padding"] is None

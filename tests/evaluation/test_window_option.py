@@ -33,10 +33,10 @@ def meter_of(logits, ids, size, stride):
 
 def padded(arrays, value):
     """Arrays of windows as one, with this value after the last."""
-    found = np.full((len(arrays), SIZE, *arrays[0].shape[1:]), value, arrays[0].dtype)
-    for row, array in zip(found, arrays, strict=True):
+    result = np.full((len(arrays), SIZE, *arrays[0].shape[1:]), value, arrays[0].dtype)
+    for row, array in zip(result, arrays, strict=True):
         row[: len(array)] = array
-    return found
+    return result
 
 
 def batch(path, **others):
@@ -100,25 +100,25 @@ IN_WINDOWS = {"window": SIZE, "stride": STRIDE}
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_window_of_every_layout_scores_each_token_once(layout, score_json, tmp_path):
     argv = [*layout(tmp_path), *OPTIONS]
-    found = score_json(*argv, "--per-token", tmp_path / "tokens.csv", "--top", 50)
+    result = score_json(*argv, "--per-token", tmp_path / "tokens.csv", "--top", 50)
     expected = meter_of(LOGITS, IDS, SIZE, STRIDE)
-    assert (found["count"], found["n_sequences"]) == (N - 1, 5)
-    assert (found["loss"], found["stderr"]) == (expected.loss, expected.loss.stderr)
-    assert (found["window"], found["stride"]) == (SIZE, STRIDE)
-    left_out = found["n_context"] + found["n_ignored"] + found["n_without_next"]
-    assert (left_out + N - 1, found["n_context"]) == (math.prod(found["shape"][:-1]), 4 * (SIZE - STRIDE - 1))
+    assert (result["count"], result["n_sequences"]) == (N - 1, 5)
+    assert (result["loss"], result["stderr"]) == (expected.loss, expected.loss.stderr)
+    assert (result["window"], result["stride"]) == (SIZE, STRIDE)
+    left_out = result["n_context"] + result["n_ignored"] + result["n_without_next"]
+    assert (left_out + N - 1, result["n_context"]) == (math.prod(result["shape"][:-1]), 4 * (SIZE - STRIDE - 1))
     table = np.genfromtxt(tmp_path / "tokens.csv", delimiter=",", names=True)
     table = table[~np.isnan(table["nll"])]
     assert table["target"].tolist() == IDS[1:].tolist()
 
 
 def test_window_of_one_that_is_not_full_and_of_disjoint_ones(score_json, npz):
-    found = score_json(npz(logits=LOGITS[4], input_ids=IDS[WINDOWS[4]]), *OPTIONS)
-    assert (found["count"], found["n_context"]) == (len(WINDOWS[4]) - 1, 0)
+    result = score_json(npz(logits=LOGITS[4], input_ids=IDS[WINDOWS[4]]), *OPTIONS)
+    assert (result["count"], result["n_context"]) == (len(WINDOWS[4]) - 1, 0)
     disjoint = IDS[:32].reshape(2, SIZE)
-    found = score_json(npz(logits=np.stack(LOGITS[:2]), input_ids=disjoint), "--window", SIZE, "--stride", SIZE)
-    assert found["loss"] == meter_of(LOGITS[:2], IDS[:32], SIZE, SIZE).loss
-    assert (found["count"], found["n_context"], found["n_without_next"]) == (30, 0, 2)
+    result = score_json(npz(logits=np.stack(LOGITS[:2]), input_ids=disjoint), "--window", SIZE, "--stride", SIZE)
+    assert result["loss"] == meter_of(LOGITS[:2], IDS[:32], SIZE, SIZE).loss
+    assert (result["count"], result["n_context"], result["n_without_next"]) == (30, 0, 2)
 
 
 def test_window_of_hidden_states(npz, tmp_path):
@@ -127,8 +127,8 @@ def test_window_of_hidden_states(npz, tmp_path):
     hidden = RNG.standard_normal((4, SIZE, 4), np.float32)
     path = npz(hidden_states=hidden, input_ids=np.stack([IDS[window] for window in WINDOWS[:4]]))
     with pytest.warns(UserWarning, match="final norm"):
-        found = evaluate(open_hidden_states(path, tmp_path / "head.npy", **IN_WINDOWS))
-    assert found.meter.loss == pytest.approx(meter_of(hidden @ head.T, IDS[: N - 2], SIZE, STRIDE).loss, rel=1e-5)
+        result = evaluate(open_hidden_states(path, tmp_path / "head.npy", **IN_WINDOWS))
+    assert result.meter.loss == pytest.approx(meter_of(hidden @ head.T, IDS[: N - 2], SIZE, STRIDE).loss, rel=1e-5)
 
 
 def test_window_prints_what_is_context(command, tmp_path):
@@ -239,40 +239,40 @@ def in_windows(paths):
 def test_models_in_windows_are_compared_at_each_token_once(layout, tmp_path):
     base, path = in_windows(layout(tmp_path)), other_model(layout, tmp_path / "other")
     own = open_scores(path, *base.token_options.targets, **IN_WINDOWS)  # says the same once more
-    (found, again) = (compare_files(base, {"other": one})["other"] for one in (path, own))
-    assert found == again
+    (result, again) = (compare_files(base, {"other": one})["other"] for one in (path, own))
+    assert result == again
     spans = [*windows(N, SIZE, STRIDE)]
     kept = [np.flatnonzero(where) for _, _, where in spans]
     rows = [np.concatenate([model[number][some] for number, some in enumerate(kept)]) for model in (LOGITS, NOISE)]
     targets = np.concatenate([IDS[ids][some] for (_, ids, _), some in zip(spans, kept, strict=True)])
     assert targets.tolist() == IDS[1:].tolist()
     expected = compare(*rows, targets)
-    assert (found.count, found.n_sequences) == (N - 1, 5)
+    assert (result.count, result.n_sequences) == (N - 1, 5)
     for name in ("nll", "base_nll", "kl", "is_same_top"):
-        np.testing.assert_array_equal(getattr(found, name)[found.kept], getattr(expected, name), name)
-    for logits, loss in (LOGITS, found.base_nll[found.kept]), (NOISE, found.nll[found.kept]):
+        np.testing.assert_array_equal(getattr(result, name)[result.kept], getattr(expected, name), name)
+    for logits, loss in (LOGITS, result.base_nll[result.kept]), (NOISE, result.nll[result.kept]):
         meter = meter_of(logits, IDS, SIZE, STRIDE)
         assert loss.mean() == pytest.approx(meter.loss, rel=1e-12)
     one, counts = (
         evaluate(base),
         ("count", "n_sequences", "n_ignored", "n_without_next", "window", "stride", "n_context"),
     )
-    assert math.log(found.base_perplexity) == pytest.approx(one.loss, rel=1e-12)
-    assert [found.to_dict()[name] for name in counts] == [one.figures[name] for name in counts]
-    assert found.to_dict()["signature"] == re.sub(r"\|bytes:\d+", "", one.figures["signature"])
+    assert math.log(result.base_perplexity) == pytest.approx(one.loss, rel=1e-12)
+    assert [result.to_dict()[name] for name in counts] == [one.figures[name] for name in counts]
+    assert result.to_dict()["signature"] == re.sub(r"\|bytes:\d+", "", one.figures["signature"])
 
 
 def test_models_in_windows_have_the_losses_of_evaluate(tmp_path):
     base, path = in_windows(masked(tmp_path)), other_model(masked, tmp_path / "other")
-    found = compare_files(base, {"other": path})["other"]
+    result = compare_files(base, {"other": path})["other"]
     with np.load(tmp_path / "a.npz") as file:
         ids = {name: file[name] for name in ("input_ids", "attention_mask")}
     np.savez(tmp_path / "other.npz", logits=padded(NOISE, 99), **ids)
     models = evaluate(base), evaluate(open_scores(tmp_path / "other.npz", **IN_WINDOWS))
-    columns = (found.base_perplexity, found.perplexity), (found.base_nll, found.nll)
+    columns = (result.base_perplexity, result.perplexity), (result.base_nll, result.nll)
     for model, perplexity, losses in zip(models, *columns, strict=True):
         assert perplexity == pytest.approx(model.perplexity, rel=1e-14)
-        assert (found.count, math.fsum(losses[found.kept])) == (model.count, model.meter.total)
+        assert (result.count, math.fsum(losses[result.kept])) == (model.count, model.meter.total)
 
 
 @pytest.mark.parametrize(
@@ -308,11 +308,11 @@ def test_a_candidate_whose_opener_shifts_is_of_a_base_that_does(shift, npz):
         with fails(ValueError, "shift is True; it must be False, or left out, since ", "other.npz was opened"):
             compare_files(base, {"other": candidate}, shift=True)
         return
-    found = compare_files(open_scores(base, shift=True, ignore_index=-1), {"other": candidate})["other"]
-    assert found == compare_files(open_scores(base, ignore_index=-1), {"other": other}, shift=True)["other"]
-    assert found.count == SIZE - 1
+    result = compare_files(open_scores(base, shift=True, ignore_index=-1), {"other": candidate})["other"]
+    assert result == compare_files(open_scores(base, ignore_index=-1), {"other": other}, shift=True)["other"]
+    assert result.count == SIZE - 1
     again = open_scores(other, ignore_index=-1, shift=shift)
-    assert compare_files(open_scores(base, shift=True, ignore_index=-1), {"other": again})["other"] == found
+    assert compare_files(open_scores(base, shift=True, ignore_index=-1), {"other": again})["other"] == result
     if shift:
         with fails(ValueError, "other.npz: was opened with shift=True; it must have None"):
             compare_files(base, {"other": candidate})

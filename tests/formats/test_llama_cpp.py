@@ -149,8 +149,8 @@ def test_range_nats_of_a_comparison(tmp_path):
         slack = nats / 65535 / 2 + 4e-6
         assert (np.abs(log_probs - exact)[:, 3:6].max() < slack) == (nats == 24)
         compared = log_probs, logits[:, ::-1], np.zeros(6, int)
-        found, expected = (library.compare(*compared, definitions="llama.cpp") for library in (tokenloss, reference))
-        np.testing.assert_allclose(found.kl, expected.kl, rtol=1e-6)
+        result, expected = (library.compare(*compared, definitions="llama.cpp") for library in (tokenloss, reference))
+        np.testing.assert_allclose(result.kl, expected.kl, rtol=1e-6)
 
 
 def test_file_that_is_read_and_written_again(tmp_path):

@@ -139,8 +139,8 @@ def test_any_records_in_chunks_of_any_size(values, indent, is_ascii, chunk, tmp_
 def test_numbers_are_those_that_are_written(tmp_path):
     numbers = ["-1.0986122886681098", "5e-324", "-0.0", "-9999.0", "1" * 4300, "-Infinity", "Infinity", "1e999"]
     [(_, value)] = read(save(tmp_path, f'{{"a": [{", ".join(numbers)}, NaN]}}', "a.jsonl"))
-    *found, last = value["a"]
-    assert list(map(repr, found)) == [repr(int(x) if x.isdigit() else float(x)) for x in numbers]
+    *result, last = value["a"]
+    assert list(map(repr, result)) == [repr(int(x) if x.isdigit() else float(x)) for x in numbers]
     assert math.isnan(last)
 
 

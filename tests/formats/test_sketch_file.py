@@ -177,11 +177,11 @@ def test_any_sharding_gives_the_same_bytes(with_targets, with_numbers, tmp_path)
     where = np.arange(12) % 5 != 3
     if with_numbers is None:  # texts
         x, targets, where = (None if one is None else one.reshape(12, 1, *one.shape[1:]) for one in (x, targets, where))
-    found = set()
+    result = set()
     for write in splits(x, targets, where, numbers):
         write(tmp_path / "a.sketch")
-        found.add((tmp_path / "a.sketch").read_bytes())
-    assert len(found) == 1
+        result.add((tmp_path / "a.sketch").read_bytes())
+    assert len(result) == 1
     rows = rows_of(tmp_path / "a.sketch")
     left = ~where.reshape(-1)
     assert (rows["supports"] < 0).tolist() == left.tolist()
@@ -213,13 +213,13 @@ def test_a_sketch_takes_few_bytes_and_other_programs_read_it(tmp_path):
 def test_log_probs_and_probs_are_read_as_such(tmp_path):
     x = logits_like(5, 300, np.float64)
     log_probs = x - np.logaddexp.reduce(x, 1, keepdims=True)
-    found = {}
+    result = {}
     for kind, rows in (("logits", x), ("log_probs", log_probs), ("probs", np.exp(log_probs))):
         write_sketch(tmp_path / f"{kind}.sketch", [(rows, np.arange(5))], kind=kind)
-        found[kind] = rows_of(tmp_path / f"{kind}.sketch")
+        result[kind] = rows_of(tmp_path / f"{kind}.sketch")
     for name in ("ids", "target_logprobs", "log_tails", "entropies"):
         for kind in ("log_probs", "probs"):
-            np.testing.assert_allclose(found[kind][name], found["logits"][name], 1e-12, 1e-12)
+            np.testing.assert_allclose(result[kind][name], result["logits"][name], 1e-12, 1e-12)
     with pytest.raises(ValueError, match="adds up to"):
         write_sketch(tmp_path / "a.sketch", [(np.full((1, 40), 0.1), [0])], kind="probs")
 

@@ -128,11 +128,11 @@ def test_a_source_with_absolute_paths_is_read_by_a_process_in_another_folder(fol
     sources = open_scores("logits.npy", "ids.npy"), open_responses("chat.jsonl"), open_logprobs("trainer.npy")
     expected = [evaluate(source).meter.total.hex() for source in sources]
     (folder / "elsewhere").mkdir()
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", SCORED_ELSEWHERE], input=pickle.dumps([source.absolute() for source in sources]),
         cwd=folder / "elsewhere", env=os.environ, capture_output=True, check=True,
     )  # fmt: skip
-    assert found.stdout.decode().strip() == repr(expected)
+    assert result.stdout.decode().strip() == repr(expected)
 
 
 def test_like_opens_another_model_with_the_same_options(folder):
@@ -283,9 +283,9 @@ def test_one_file_is_read_by_hand(tmp_path):
 
 def test_several_files_are_read_by_hand_one_after_the_other(tmp_path):
     source = open_scores(save_shards(tmp_path))
-    found = [*source.blocks(3)]
-    assert [len(block) for block in found] == [3, 2] * 3
-    assert np.concatenate(found)[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    result = [*source.blocks(3)]
+    assert [len(block) for block in result] == [3, 2] * 3
+    assert np.concatenate(result)[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5
     for read in (lambda: source.file, lambda: source.targets):
         with pytest.raises(
             TypeError, match=r"source is 'Scores\(3 files, .*\)'; it must be one file, to be read by hand"
@@ -338,10 +338,10 @@ def test_frameworks_names_of_log_probabilities_come_with_their_masks(array, mask
         np.savez(path, **{array: padded, mask: MASK.astype(int)})
     else:
         save_lines(path, *({array: row.tolist(), mask: own.astype(int).tolist()} for row, own in zip(padded, MASK)))  # noqa: B905 - of one length
-    found = evaluate(path)
-    assert found.count == MASK.sum()
-    assert found.meter.total == pytest.approx(-LOGPROBS[MASK].sum(), rel=1e-15)
-    assert found.columns()["count"].tolist() == MASK.sum(1).tolist()
+    result = evaluate(path)
+    assert result.count == MASK.sum()
+    assert result.meter.total == pytest.approx(-LOGPROBS[MASK].sum(), rel=1e-15)
+    assert result.columns()["count"].tolist() == MASK.sum(1).tolist()
 
 
 def test_contents_that_are_mixed_are_refused(folder):
@@ -446,8 +446,8 @@ def test_a_source_without_targets_is_not_scored(folder):
     with pytest.raises(ValueError, match="holds no targets; it must hold them, or come with targets="):
         evaluate(open_scores("logits.npy"))
     np.save("other.npy", LOGITS + RNG.normal(size=LOGITS.shape))
-    (found,) = compare_files("logits.npy", "other.npy").values()  # which needs none
-    assert not found.has_targets
+    (result,) = compare_files("logits.npy", "other.npy").values()  # which needs none
+    assert not result.has_targets
 
 
 # -- options ----------------------------------------------------------------------------------------------------------
@@ -486,14 +486,14 @@ def test_targets_that_are_given_twice(folder):
     np.save("ids.npy", np.arange(5)[::-1])
     logits = np.zeros((5, 7), np.float16)
     for source, ids in ((own, np.arange(5)), (other, np.arange(5)[::-1])):  # those of the opener replace the file's own
-        found = evaluate(source)
-        assert found.meter.loss == tokenloss.cross_entropy(logits, ids)
-        assert fields(found)["ids"] == fields(evaluate([(logits, ids)]))["ids"]
+        result = evaluate(source)
+        assert result.meter.loss == tokenloss.cross_entropy(logits, ids)
+        assert fields(result)["ids"] == fields(evaluate([(logits, ids)]))["ids"]
 
 
-def fields(found):
+def fields(result):
     """The fields of a signature."""
-    return dict(field.split(":") for field in found.signature.split("|"))
+    return dict(field.split(":") for field in result.signature.split("|"))
 
 
 def test_a_list_of_class_ids_beside_scores_that_is_no_integers(folder):
@@ -514,17 +514,17 @@ def sums_of(rows):
     return -every.sum(), every.size, np.mean([-row.mean() for row in rows if row.size])
 
 
-def assert_losses(found, rows):
+def assert_losses(result, rows):
     total, count, per_sequence = sums_of(rows)
-    assert (found.count, found.n_sequences) == (count, sum(bool((~np.isnan(row)).any()) for row in rows))
-    assert found.meter.total == pytest.approx(total, rel=1e-14)
-    assert found.meter.loss == pytest.approx(total / count, rel=1e-14)
-    assert found.perplexity == pytest.approx(np.exp(total / count), rel=1e-14)
-    assert found.figures["sequence_loss"] == pytest.approx(per_sequence, rel=1e-14)
-    assert found.figures["kind"] == "logprobs"
-    assert np.isnan(found.accuracy)
+    assert (result.count, result.n_sequences) == (count, sum(bool((~np.isnan(row)).any()) for row in rows))
+    assert result.meter.total == pytest.approx(total, rel=1e-14)
+    assert result.meter.loss == pytest.approx(total / count, rel=1e-14)
+    assert result.perplexity == pytest.approx(np.exp(total / count), rel=1e-14)
+    assert result.figures["sequence_loss"] == pytest.approx(per_sequence, rel=1e-14)
+    assert result.figures["kind"] == "logprobs"
+    assert np.isnan(result.accuracy)
     kept = [row[~np.isnan(row)] for row in map(np.asarray, rows)]
-    columns = found.columns()
+    columns = result.columns()
     assert columns["count"].tolist() == [row.size for row in kept if row.size]
     np.testing.assert_allclose(columns["nll"], [-row.sum() for row in kept if row.size], rtol=1e-14)
     means = np.array([-row.mean() for row in kept if row.size])
@@ -532,7 +532,7 @@ def assert_losses(found, rows):
     if len(means) > 1:  # the error of a ratio, by sequences
         spread = weights * (means - total / count)
         error = np.sqrt(len(means) / (len(means) - 1) * (spread**2).sum()) / count
-        assert found.meter.loss.stderr == pytest.approx(error, rel=1e-9)
+        assert result.meter.loss.stderr == pytest.approx(error, rel=1e-9)
 
 
 def test_log_probabilities_are_evaluated_by_rows_masks_and_segment_ids(tmp_path):
@@ -552,17 +552,17 @@ def test_log_probabilities_are_evaluated_by_rows_masks_and_segment_ids(tmp_path)
     for name, shape in ("flat.npy", (12,)), ("rows.npy", (3, 4)):
         np.save(tmp_path / name, LOGPROBS.reshape(shape))
         np.save(tmp_path / "numbers.npy", numbers.reshape(shape))
-        found = evaluate(open_logprobs(tmp_path / name, segment_ids=tmp_path / "numbers.npy"))
-        assert_losses(found, [LOGPROBS.ravel()[numbers == number] for number in (0, 3, 7)])
+        result = evaluate(open_logprobs(tmp_path / name, segment_ids=tmp_path / "numbers.npy"))
+        assert_losses(result, [LOGPROBS.ravel()[numbers == number] for number in (0, 3, 7)])
 
 
 def test_log_probabilities_have_the_losses_of_the_logits_that_they_come_from(tmp_path):
     logits, ids = RNG.normal(size=(3, 4, 6)), RNG.integers(6, size=(3, 4))
     nll = tokenloss.cross_entropy(logits, ids, reduction="none")
     np.savez(tmp_path / "logprobs.npz", logprobs=-nll)
-    found, expected = evaluate(tmp_path / "logprobs.npz"), evaluate([(logits, ids)])
-    assert (found.meter.loss, found.meter.loss.stderr) == (expected.meter.loss, expected.meter.loss.stderr)
-    assert found.columns()["nll"].tolist() == expected.columns()["nll"].tolist()
+    result, expected = evaluate(tmp_path / "logprobs.npz"), evaluate([(logits, ids)])
+    assert (result.meter.loss, result.meter.loss.stderr) == (expected.meter.loss, expected.meter.loss.stderr)
+    assert result.columns()["nll"].tolist() == expected.columns()["nll"].tolist()
 
 
 def test_segment_ids_that_leave_out_a_log_probability(tmp_path):
@@ -579,9 +579,9 @@ def test_segment_ids_that_leave_out_a_log_probability(tmp_path):
 
 def test_tables_of_log_probabilities_are_printed(tmp_path, command):
     np.save(tmp_path / "rows.npy", np.where(MASK, LOGPROBS, np.nan))
-    found = evaluate(open_logprobs(tmp_path / "rows.npy"))
+    result = evaluate(open_logprobs(tmp_path / "rows.npy"))
     status, out, err = command("score", tmp_path / "rows.npy", "--logprobs")
-    assert (status, out, err) == (0, found.summary() + "\n", "")
+    assert (status, out, err) == (0, result.summary() + "\n", "")
     assert out.startswith(f"{tmp_path / 'rows.npy'}  3 sequences; log-probabilities of")
     assert "greedy accuracy" not in out
     assert "bits per byte" not in out
@@ -614,11 +614,11 @@ def test_blocks_take_the_options_that_say_what_they_hold(tmp_path):
     of_kind = [(tokenloss.softmax(one), own) for one, own in made]
     assert evaluate(blocks(of_kind, kind="probs")).meter.total == pytest.approx(nll.sum(), rel=1e-12)
     shifted = tokenloss.cross_entropy(logits[:, :-1], ids[:, 1:], reduction="none")
-    for found in evaluate(blocks(made, shift=True)), evaluate(blocks(made), shift=True):
-        assert (found.count, found.meter.total) == (8, pytest.approx(shifted.sum(), rel=1e-14))
+    for result in evaluate(blocks(made, shift=True)), evaluate(blocks(made), shift=True):
+        assert (result.count, result.meter.total) == (8, pytest.approx(shifted.sum(), rel=1e-14))
     ignored = int(ids[0, 0])
-    found = evaluate(blocks(made, ignore_index=ignored))
-    assert (found.count, found.meter.total) == (
+    result = evaluate(blocks(made, ignore_index=ignored))
+    assert (result.count, result.meter.total) == (
         (ids != ignored).sum(), pytest.approx(nll[ids != ignored].sum(), rel=1e-14),
     )  # fmt: skip
     with pytest.raises(IndexError, match="-100 is out of range"):
@@ -627,10 +627,10 @@ def test_blocks_take_the_options_that_say_what_they_hold(tmp_path):
     ranks.write_text(
         "".join(f"{base} {i}\n" for i, base in enumerate(["YQ==", "YmI=", "YQo=", "Yw==", "ZA==", "ZWVl"]))
     )
-    found = evaluate(blocks(made, tokenizer=ranks))
+    result = evaluate(blocks(made, tokenizer=ranks))
     lengths = np.array([1, 2, 2, 1, 1, 3])[ids]
-    assert found.n_bytes == lengths.sum()
-    assert found.bits_per_byte == pytest.approx(nll.sum() / np.log(2) / lengths.sum(), rel=1e-12)
+    assert result.n_bytes == lengths.sum()
+    assert result.bits_per_byte == pytest.approx(nll.sum() / np.log(2) / lengths.sum(), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -652,8 +652,8 @@ def test_options_of_blocks_that_are_wrong(options, words):
 def test_samples_are_for_comparisons_of_samples(folder):
     clients.save(folder / "base.jsonl", "base/mc.jsonl")
     clients.save(folder / "noise.jsonl", "noise/mc.jsonl")
-    found = compare_samples(open_samples("base.jsonl"), {"noise": open_samples("noise.jsonl")})
-    assert found == compare_samples("base.jsonl", {"noise": "noise.jsonl"})
+    result = compare_samples(open_samples("base.jsonl"), {"noise": open_samples("noise.jsonl")})
+    assert result == compare_samples("base.jsonl", {"noise": "noise.jsonl"})
     with pytest.raises(ValueError, match="holds responses; it must hold samples of lm-evaluation-harness"):
         compare_samples(open_responses("chat.jsonl"), "noise.jsonl")
     with pytest.raises(ValueError, match="compare_samples"):

@@ -95,8 +95,8 @@ def test_aligned_text_has_the_bytes_of_each_token_in_any_blocks(name, make, tmp_
     assert (gaps[~is_first[1:]] == 0).all()
     assert not b"".join(data[a:b] for a, b in zip(stops[:-1], starts[1:], strict=True)).strip()
     for i in range(len(ids)):
-        piece, found = tokenizer.pieces[ids[i]], data[starts[i] : stops[i]]
-        assert piece.strip() == found.strip() if tokenizer.drops_spaces else found in (piece, piece[1:])
+        piece, result = tokenizer.pieces[ids[i]], data[starts[i] : stops[i]]
+        assert piece.strip() == result.strip() if tokenizer.drops_spaces else result in (piece, piece[1:])
     bounds = np.sort(rng.integers(0, len(ids), 300))
     aligned = AlignedText(str(path), tokenizer)
     parts = [
@@ -314,8 +314,8 @@ LAYOUTS = {
 def test_layouts_of_tokenizer_json(name, tmp_path):
     parts, n_bytes, has_prefix_space, drops_spaces = LAYOUTS[name]
     tokenizer = open_tokenizer(save_json(tmp_path, *parts))
-    found = tokenizer.n_bytes.tolist(), tokenizer.has_prefix_space, tokenizer.drops_spaces
-    assert found == (n_bytes, has_prefix_space, drops_spaces)
+    result = tokenizer.n_bytes.tolist(), tokenizer.has_prefix_space, tokenizer.drops_spaces
+    assert result == (n_bytes, has_prefix_space, drops_spaces)
 
 
 def test_space_of_a_prefix_is_taken_off_the_first_token_that_writes(tmp_path):

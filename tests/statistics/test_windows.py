@@ -52,16 +52,16 @@ def test_score_of_windows_is_what_the_tools_score(score, size):
     if score == "second_half" and size == 2:
         return  # scores nothing
     for stride, n in itertools.product(STRIDES[score](size), range(size if score == "second_half" else 0, 30)):
-        found = []
+        result = []
         for inputs, targets, where in windows(n, size, stride, score=score):
             assert 0 <= inputs.start < inputs.stop < n
             assert inputs.stop - inputs.start <= size
             assert (targets.start, targets.stop) == (inputs.start + 1, inputs.stop + 1)
             assert (where.dtype, where.shape) == (bool, (targets.stop - targets.start,))
             assert where.any()
-            found += [(inputs.start, token) for token in np.arange(n)[targets][where].tolist()]
-        assert found == [*LOOPS[score](n, size, stride)], (stride, n)
-        tokens = [token for _, token in found]
+            result += [(inputs.start, token) for token in np.arange(n)[targets][where].tolist()]
+        assert result == [*LOOPS[score](n, size, stride)], (stride, n)
+        tokens = [token for _, token in result]
         left_out = set(range(size, n, size)) if score == "new" and stride == size else set()
         if score != "second_half":
             assert tokens == [token for token in range(1, n) if token not in left_out]  # each exactly once
@@ -74,12 +74,12 @@ def test_score_of_second_halves_prints_what_llama_cpp_prints():
         rows, classes = file["logits"].reshape(10, 31, -1), file["targets"].reshape(10, 31)
     logits, ids = np.full((10, 64, rows.shape[-1]), np.nan), np.full((10, 64), 999)
     logits[:, 32:63], ids[:, 33:] = rows, classes  # rows from n_ctx / 2 on
-    logits, ids, meter, found = logits.reshape(640, -1), ids.ravel(), LossMeter(), []
+    logits, ids, meter, result = logits.reshape(640, -1), ids.ravel(), LossMeter(), []
     for inputs, targets, where in windows(640, 64, 64, score="second_half"):
         meter.update(token_scores(logits[inputs], ids[targets], where=where))
-        found.append(meter.perplexity)
+        result.append(meter.perplexity)
     printed = (DATA / "llama-cpp.txt").read_text("utf-8")
-    assert found == pytest.approx([float(line.split()[1]) for line in printed.splitlines()[:10]], rel=2e-6)
+    assert result == pytest.approx([float(line.split()[1]) for line in printed.splitlines()[:10]], rel=2e-6)
     assert meter.count == 310
     assert meter.perplexity * meter.loss.stderr == pytest.approx(13.192590, rel=1e-5)
 
