@@ -402,13 +402,14 @@ def test_losses_of_few_classes_have_the_bits_of_token_scores_at_every_end_of_a_b
 
 
 def test_the_first_class_id_out_of_range_is_named_wherever_it_lies():
-    logits = np.zeros((700, 3), np.float32)
-    logits[::7] = np.inf  # far out
-    for row in (0, 1, 63, 64, 255, 256, 300, 699):
-        ids = np.zeros(700, int)
-        ids[row], ids[row + 1 :] = 3, -1
-        for given in (logits, class_first_in_memory(logits)):
-            with pytest.raises(IndexError, match=rf"targets\[{row}\] = 3 is out of range"):
+    near, far = np.zeros((2, 720, 3), np.float32)
+    far[::7] = np.inf
+    values = (3, 1 << 32, -(1 << 32), -(1 << 63)) * 2  # some of which are classes in 32 bits
+    for row, value in zip((0, 1, 63, 64, 255, 256, 300, 699), values, strict=True):
+        ids = np.zeros(720, int)
+        ids[row], ids[row + 1 :] = value, -1
+        for given in (near, far, class_first_in_memory(near), class_first_in_memory(far)):
+            with pytest.raises(IndexError, match=rf"targets\[{row}\] = {value} is out of range"):
                 cross_entropy(given, ids)
 
 

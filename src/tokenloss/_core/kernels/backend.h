@@ -20,6 +20,7 @@
 #define TL_FEW_MASSES 96 /* bytes: of rows up to here, all masses and scores are read */
 #define TL_SHORT_ROW TL_CHUNK /* classes of a short row, at most: a single chunk */
 #define TL_BLOCK_ROWS (TL_GROUPS * TL_GROUP)
+#define TL_PLAIN_ROWS (4 * TL_BLOCK_ROWS) /* of few classes, for which less is done than for a block of rows */
 /* Cody-Waite reduction x - n ln 2 is accurate for |x| <= 2^16, which holds every float16. If the maximum of a row is
  * larger, it is subtracted first, via the chunk buffer. */
 #define TL_MAX_EXACT_REDUCTION 65536.0
@@ -387,10 +388,11 @@ typedef struct {
                                        const tl_next_rows *next);
 
     /* Losses of rows for class ids, given their targets; these classes' logits, and exp(log-odds against the target),
-     * as nll_body.h explains. A bit is returned for each row, at most 64: where it is 0, the row is far out, and neither
-     * result is right. lane_losses takes a multiple of TL_GROUP rows; nothing is right of a row whose target is
-     * TL_MASKED. `logit`, `odds` and `logit_sum`, the sums of their logits, may be NULL. row_losses takes up to TL_GROUP contiguous rows of more than
-     * TL_FEW_CLASSES classes, with the same bits: no byte outside of them is read, but results of TL_GROUP are written. */
+     * as nll_body.h explains. A bit is returned for each row, modulo 64: where it is 0, one of its rows is far out or has
+     * no class as its target, and nothing is right of it. lane_losses takes a multiple of TL_GROUP rows, TL_PLAIN_ROWS
+     * at most. `logit`, `odds` and `logit_sum`, the sums of their logits, may be NULL. row_losses takes up to TL_GROUP
+     * contiguous rows of more than TL_FEW_CLASSES classes, with the same bits: no byte outside of them is read, but
+     * results of TL_GROUP are written. */
     uint64_t (*lane_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
                                              double *logit, double *nll, double *odds, double *logit_sum);
     /* Writes the gradients of such rows, perhaps over their logits; without targets, if that is NULL. */

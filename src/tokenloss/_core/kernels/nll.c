@@ -219,8 +219,11 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
     int dtype = tl_single_or_double(row->dtype), smooths = loss->soft.eps_over_v != 0;
     int has_options = smooths || loss->z_loss != 0, needs_logits = has_options || grads;
     size_t classes = (size_t)row->count, class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
-    for (size_t start = 0; start < count; start += TL_BLOCK_ROWS) {
-        size_t n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS, padded = tl_padded_rows((int)n);
+    size_t most = needs_logits || some_masked || row->dtype != dtype ? TL_BLOCK_ROWS : TL_PLAIN_ROWS;
+    for (size_t start = 0, n; start < count; start += n) {
+        n = count - start < most ? count - start : most;
+        n = n > TL_BLOCK_ROWS ? n / TL_BLOCK_ROWS * TL_BLOCK_ROWS : n;
+        size_t padded = tl_padded_rows((int)n);
         const int64_t *ids = target + start;
         double *nll = values + start;
         tl_few_rows rows = {groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
@@ -235,11 +238,16 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
         }
         uint64_t far = ~backend->lane_losses[dtype](&rows, padded, ids, needs_logits ? of.logit : NULL, nll,
                                                     grads ? of.odds_against : NULL, smooths ? of.logit_sum : NULL);
+        if (n > TL_BLOCK_ROWS && far != 0) { /* a bit stands for several rows */
+            most = TL_BLOCK_ROWS;
+            n = 0;
+            continue;
+        }
         if (grads)
             memcpy(of.nll, nll, padded * sizeof *nll);
         if (has_options)
             far |= finish_plain(loss, row->count, of.logit, of.logit_sum, weight ? weight + start : NULL, n, nll);
-        far &= ~(uint64_t)0 >> (TL_BLOCK_ROWS - n);
+        far &= n < TL_BLOCK_ROWS ? ~(uint64_t)0 >> (TL_BLOCK_ROWS - n) : ~(uint64_t)0;
         for (uint64_t left = some_masked ? far : 0; left != 0; left &= left - 1)
             far ^= (uint64_t)(ids[tl_lowest_bit(left)] == TL_MASKED) << tl_lowest_bit(left);
         if (grads && (far != 0 || !write_plain(backend, &rows, dtype, loss, ids, weight ? weight + start : NULL, &of, n,

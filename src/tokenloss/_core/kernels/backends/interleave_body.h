@@ -85,10 +85,9 @@ TL_TARGET TL_OUTLINE void OP(deinterleave)(const REAL *group, size_t classes, ch
 TL_TARGET TL_INLINE void OP(put_group)(const REAL *group, const tl_few_rows *rows, size_t g, size_t classes) {
     char *first = (char *)(uintptr_t)rows->data + g * rows->group_bytes, *row[TL_GROUP];
     if (classes <= 3 && rows->apart == (ptrdiff_t)(classes * sizeof(REAL))) {
-        REAL *to = (REAL *)(void *)first;
-        for (size_t r = 0; r < TL_GROUP; r++)
-            for (size_t k = 0; k < classes; k++)
-                to[r * classes + k] = group[TL_GROUP * k + r];
+        for (size_t r = 0; r < TL_GROUP; r++) /* compilers make vectors of them */
+            for (size_t k = 0; k < classes; k++, first += sizeof(REAL))
+                memcpy(first, &group[TL_GROUP * k + r], sizeof(REAL));
         return;
     }
     for (size_t r = 0; r < TL_GROUP; r++)

@@ -228,11 +228,17 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
     char memory[(2 * TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)], *aligned = memory + (-(uintptr_t)memory & 63);
     const char *group[MOST_TOGETHER];
     OP(vec) at[MOST_TOGETHER], sum[MOST_TOGETHER], lost[MOST_TOGETHER];
-    UINT ids[TL_BLOCK_ROWS];
+    UINT ids[TL_PLAIN_ROWS];
     ptrdiff_t stride = 0;
-    uint64_t near = 0;
-    for (size_t r = g * TL_GROUP; r < end * TL_GROUP; r++)
+    uint64_t far = 0, bad = 0;
+    const uint64_t last = (uint64_t)classes - 1;
+    const uint32_t all = (uint32_t)(((uint64_t)1 << OP(WIDTH)) - 1);
+    for (size_t r = g * TL_GROUP; r < end * TL_GROUP; r++) {
+        bad |= (uint64_t)target[r] | (last - (uint64_t)target[r]);
         ids[r] = (UINT)target[r];
+    }
+    for (size_t r = g * TL_GROUP; bad >> 63 && r < end * TL_GROUP; r++)
+        far |= (uint64_t)((uint64_t)target[r] > last) << r % TL_BLOCK_ROWS;
     for (; g < end; g += together) {
         UNROLLED for (size_t u = 0; u < together; u++)
             group[u] = OP(group_of)(rows, g + u, classes, aligned + u * classes * TL_GROUP * sizeof(REAL), &stride);
@@ -246,8 +252,8 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
                              : OP(sum_of_many)(rows, x, at[u], OP(load_bits)(id), &lost[u]);
             }
             UNROLLED for (size_t u = 0; u < together; u++)
-                near |= (uint64_t)OP(losses_of_vector)(at[u], sum[u], lost[u], nll + r + u * TL_GROUP, &sum[u])
-                        << (r + u * TL_GROUP);
+                far |= (uint64_t)(all ^ OP(losses_of_vector)(at[u], sum[u], lost[u], nll + r + u * TL_GROUP, &sum[u]))
+                       << (r + u * TL_GROUP) % TL_BLOCK_ROWS;
             for (size_t u = 0; u < together; u++) {
                 if (odds)
                     OP(store_f64)(odds + r + u * TL_GROUP, sum[u]);
@@ -258,19 +264,20 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
             }
         }
     }
-    return near;
+    return far;
 }
 
 TL_TARGET SCHEDULED static uint64_t OP(lane_losses)(const tl_few_rows *rows, size_t count, const int64_t *target,
                                                     double *logit, double *nll, double *odds, double *logit_sum) {
     const size_t most = rows->classes == 2 ? MOST_TOGETHER : TOGETHER, end = count / TL_GROUP, n = end / most * most;
-    uint64_t near = OP(lane_losses_of)(rows, n, end, rows->classes, 1, target, logit, nll, odds, logit_sum);
+    uint64_t far = OP(lane_losses_of)(rows, n, end, rows->classes, 1, target, logit, nll, odds, logit_sum);
     switch (rows->classes) { /* loops that compilers unroll */
-    case 2: return near | OP(lane_losses_of)(rows, 0, n, 2, MOST_TOGETHER, target, logit, nll, odds, logit_sum);
-    case 3: return near | OP(lane_losses_of)(rows, 0, n, 3, TOGETHER, target, logit, nll, odds, logit_sum);
-    case 5: return near | OP(lane_losses_of)(rows, 0, n, 5, TOGETHER, target, logit, nll, odds, logit_sum);
-    default: return near | OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, target, logit, nll, odds, logit_sum);
+    case 2: far |= OP(lane_losses_of)(rows, 0, n, 2, MOST_TOGETHER, target, logit, nll, odds, logit_sum); break;
+    case 3: far |= OP(lane_losses_of)(rows, 0, n, 3, TOGETHER, target, logit, nll, odds, logit_sum); break;
+    case 5: far |= OP(lane_losses_of)(rows, 0, n, 5, TOGETHER, target, logit, nll, odds, logit_sum); break;
+    default: far |= OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, target, logit, nll, odds, logit_sum);
     }
+    return count < TL_BLOCK_ROWS ? ~(far | ~(uint64_t)0 << count) : ~far;
 }
 
 TL_TARGET TL_INLINE void OP(lane_gradients_of)(const tl_few_rows *rows, size_t groups, size_t classes,

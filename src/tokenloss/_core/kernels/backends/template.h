@@ -112,7 +112,7 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
 #endif
 
 /* Vectors of rows that are worked on together, of few classes or of 2; measured on Zen 4. */
-#define TOGETHER (f32_WIDTH >= 16 ? 2 : 1)
+#define TOGETHER (f32_WIDTH >= 8 ? 2 : 1)
 #define MOST_TOGETHER (f32_WIDTH >= 16 ? 4 : f32_WIDTH >= 8 ? 2 : 1)
 
 /* What a reduction adds up. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x, #{x >= threshold}, and the
