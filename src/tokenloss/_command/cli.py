@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         The exit status: 0, or 1 when nobody reads stdout any more, 2 for bad input (one line on stderr says what is
-        wrong with it), 3 where a gate fails, 4 where the data cannot tell whether one does, 130 after Ctrl-C, 128 and
+        wrong with it), 3 if a gate fails, 4 if the data cannot decide whether one does, 130 after Ctrl-C, 128 and
         the number of a signal that ended it.
     """
     try:

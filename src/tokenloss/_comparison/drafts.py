@@ -425,8 +425,8 @@ def _probability_of_calls(k: int, texts: _Texts, accepted: Float64Array) -> Floa
     """The probability that a call begins at each position, if k tokens are drafted per call along each run.
 
     The first position begins one. Another does if the draft was rejected at the position before, or if that has the
-    target's own token after k accepted ones. So with a the acceptance, c the probability, and A that of k accepted
-    tokens, `c[t + 1] = 1 - a[t] * (1 - A[t - k] * c[t - k])`.
+    target's own token after k accepted ones. So with a the acceptance, c the probability, and A the probability of k
+    accepted tokens, `c[t + 1] = 1 - a[t] * (1 - A[t - k] * c[t - k])`.
     """
     before = np.append(0.0, texts.acceptance[:-1])[: texts.acceptance.size]
     probability: list[float] = np.where(texts.is_first, 1.0, 1 - before).tolist()

@@ -1,6 +1,6 @@
 """Possible causes of differences between a trainer's and a sampler's log-probabilities: sentences with evidence.
 
-Each is given only if the numbers surely show it, so a correct pair gets none. A gate on metrics that a sentence voids
+Each is given only if the numbers clearly show it, so a correct pair gets none. A gate on metrics that a sentence voids
 is inconclusive.
 """
 

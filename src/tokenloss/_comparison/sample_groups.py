@@ -27,8 +27,8 @@ def group_metrics(
 ) -> tuple[list[SampleMetric], dict[str, str]]:
     """Metrics of the groups that the base's results name, and the reasons why others are left out.
 
-    `metrics` are those of each task, and `clusters` what errors take as independent in it: a group whose tasks share
-    some has no errors, since these take tasks as independent.
+    `metrics` are each task's metrics, and `clusters` the units that errors treat as independent in it: a group whose
+    tasks share some has no errors, since these treat tasks as independent.
     """
     joined, left_out = [], {}
     for name, group in groups[0].items():

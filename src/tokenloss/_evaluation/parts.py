@@ -120,7 +120,7 @@ class Parts(NamedTuple):
         """The evaluation; lengths are the bytes and words of the text, or of each sequence's text.
 
         `merged` are the evaluations of its parts, if it is made of some: they have the metrics of each shard, and the
-        lengths of the text, if the bytes are known of all or of none.
+        lengths of the text, if the bytes are known for all or for none.
         """
         total = ShardResult.total(self._labeled(), by=self.options.by)
         meter, greedy, split = total.meters()

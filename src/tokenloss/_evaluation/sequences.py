@@ -350,7 +350,7 @@ class SequenceCollector:
     ) -> None:  # fmt: skip
         """Add the next rows, the numbers of their sequences, and perhaps the bytes and groups of their tokens.
 
-        With `is_length=False`, only groups get the bytes: those of sequences are added later.
+        With `is_length=False`, only groups get the bytes: the bytes of sequences are added later.
         """
         is_part = scores.kept & (numbers >= 0)
         is_loose = scores.kept & ~is_part

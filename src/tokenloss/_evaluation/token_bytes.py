@@ -33,7 +33,7 @@ def with_token_bytes(
 ) -> list[Shard]:
     """Give each shard the bytes of the tokens that its rows predict, before any score is read.
 
-    All ids are held against the text, if it is given, in the order of the shards.
+    All ids are checked against the text, if given, in the order of the shards.
     """
     if text is not None:  # which proves what special ids write
         tokenizer = tokenizer.with_special(max((shard.shape[-1] for shard in shards), default=0))

@@ -1,6 +1,6 @@
 """The parts that all pages share: their frame, their text in paragraphs, and the JSON that their script reads.
 
-A page holds its text as plain paragraphs, so that browsers lay it out, find in it and print it by themselves. What is
+A page contains its text as plain paragraphs, so that browsers lay it out, search it and print it themselves. What is
 known about each token is in columns of JSON, compressed, with the length of its text; `page.js` cuts the paragraphs
 near the window into tokens, and colors them.
 """

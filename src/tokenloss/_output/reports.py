@@ -43,7 +43,7 @@ _METRICS = {
 def github(shown: Shown, verdicts: Verdicts | None) -> str:
     """The tables, and a workflow command for each gate that does not hold; appends Markdown to the step's summary.
 
-    No line of a table is taken as a command, whatever the names of files are.
+    No line of a table is treated as a command, whatever the names of files are.
     """
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         with write_errors(path), open(path, "a", encoding="utf-8") as file:  # noqa: PTH123 -- it may be a pipe

@@ -33,7 +33,7 @@ _ERRORS_IN_FILES = {"perplexity": ("interval",), "bits_per_byte": ("stderr", "in
 class Groups:
     """Elements by label, the labels in ascending order.
 
-    Errors take `parts` as independent: the elements of a group that are in one sequence. An element with a
+    Errors treat `parts` as independent: the elements of a group that are in one sequence. An element with a
     negative sequence number, or without `sequences`, is a part of its own. Sums over parts are exact, rounded once.
     Where sequences are whole, `ratios` of blocks, shards and machines add up.
     """

@@ -160,8 +160,8 @@ class Record(NamedTuple):
 def read_records(path: str) -> Iterator[Record]:
     """Read the objects of a file, plain or compressed by gzip; ValueError names the line of what is wrong.
 
-    A line of .jsonl or .ndjson holds an object, or a list of them. A file of any other name holds objects, and lists of
-    them, on any lines; only the text of one object at a time is in memory.
+    A line of .jsonl or .ndjson contains an object, or a list of them. A file with another name contains objects, and
+    lists of them, on any lines; only the text of one object at a time is in memory.
     """
     is_lines = path.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
     is_empty = True

@@ -41,7 +41,7 @@ _CONTINUATION = bytes(range(128, 192))  # bytes that go on with a character in U
 class AlignedText:
     """The bytes of a text file, against which ids are checked block by block.
 
-    The file is that of all texts of the ids in their order. Between two of them, after special tokens, and at the end,
+    The file contains all texts of the ids in order. Between two of them, after special tokens, and at the end,
     there may be white space that no token holds; it belongs to none. Where a tokenizer drops white space between
     tokens, it belongs to the token that follows it.
     """
