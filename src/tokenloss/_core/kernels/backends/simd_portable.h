@@ -123,8 +123,8 @@ TL_INLINE void f32_store_f64(double *p, float value) { *p = (double)value; }
 
 /* a piece of a row, one element, `offset` bytes into it */
 #define f32_PIECE 1
-#define f32_split_pairs(p, to) (void)((to)[0] = (p)[0], (to)[TL_GROUP] = (p)[1])
-#define f32_split_triples(p, to) (void)((to)[0] = (p)[0], (to)[TL_GROUP] = (p)[1], (to)[2 * TL_GROUP] = (p)[2])
+#define f32_split_pairs(p, to) (void)((to)[0] = f32_load(p), (to)[TL_GROUP] = f32_load((p) + 1))
+#define f32_split_triples(p, to) (f32_split_pairs(p, to), (void)((to)[2 * TL_GROUP] = f32_load((p) + 2)))
 TL_INLINE float f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
     (void)n;
     return f32_load((const float *)(const void *)(rows[0] + offset));
@@ -230,7 +230,7 @@ TL_INLINE int f64_any_of_bits(uint64_t a, uint64_t mask) { return (a & mask) != 
 TL_INLINE int f64_any_negative(uint64_t bits) { return bits >> 63 != 0; }
 
 #define f64_PIECE 1
-#define f64_split_pairs(p, to) (void)((to)[0] = (p)[0], (to)[TL_GROUP] = (p)[1])
+#define f64_split_pairs(p, to) (void)((to)[0] = f64_load(p), (to)[TL_GROUP] = f64_load((p) + 1))
 TL_INLINE double f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
     (void)n;
     return f64_load((const double *)(const void *)(rows[0] + offset));
