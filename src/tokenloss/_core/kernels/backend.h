@@ -9,7 +9,9 @@
 
 #define TL_LANES 64           /* element i of a row is added in lane i % 64, whatever the width of a vector */
 #define TL_CHUNK 512 /* elements whose terms are added in the compute dtype before they go to 16 double lanes */
-#define TL_DOT_CHUNK 1024 /* products that are added in the compute dtype before they go to 16 double lanes */
+#define TL_DOT_ROWS 4     /* rows of a matrix that are multiplied at a time */
+#define TL_DOT_VECTORS 4  /* vectors that they are multiplied with */
+#define TL_DOT_CHUNK 512 /* products that are added in the compute dtype before they go to 16 double lanes */
 #define TL_READ_MULTIPLE 128 /* functions of a backend read whole multiples of so many elements */
 #define TL_GROUP 16 /* short rows side by side in a group: element k of row r is at [TL_GROUP k + r] */
 #define TL_GROUPS 4 /* of short rows that are reduced together */
@@ -52,6 +54,13 @@ TL_INLINE size_t tl_kept_row(size_t classes) { return (classes + 63) / 64 * 64 +
 static const double TL_SUM_ROUNDER[TL_SUM_BINS] = {0x1.8p23, 0x1.8p-29, 0x1.8p-81}; /* 2^-29, 2^-81, 2^-133 */
 /* 2^-29, 2^-73, 2^-117 and 2^-161: the first three of the rounded square, the last three of what its rounding lost */
 static const double TL_SQUARE_ROUNDER[TL_SQUARE_BINS] = {0x1.8p23, 0x1.8p-21, 0x1.8p-65, 0x1.8p-109};
+
+/* Vectors of floats, or of doubles if the compute dtype is float64: each contiguous, `stride` bytes apart. */
+typedef struct {
+    char *data;
+    ptrdiff_t stride;
+    int64_t count;
+} tl_vectors;
 
 _Static_assert(TL_LANES == 64, "indices_ge has one bit of a uint64_t for each lane");
 _Static_assert(TL_CHUNK == 8 * TL_LANES, "a lane adds 8 terms of a chunk, as a tree");
@@ -291,10 +300,11 @@ typedef struct {
     void (*to_f64[TL_FLOAT_DTYPES])(const void *x, size_t count, double *out);
     void (*to_compute[TL_FLOAT_DTYPES])(const void *x, size_t count, void *out);
 
-    /* Dot products of x with `count` vectors, 4 at most, in the compute dtype and `stride` bytes apart. Reads exactly
-     * `depth` elements of each. `from_memory` prefetches x. */
-    void (*dot_rows[TL_FLOAT_DTYPES])(const void *x, size_t depth, const void *vectors, ptrdiff_t stride, size_t count,
-                                      int from_memory, double *dots);
+    /* Dot products of some rows, TL_DOT_ROWS at most, with some vectors of the compute dtype, TL_DOT_VECTORS at most. Reads
+     * exactly `depth` elements of each. `from_memory` prefetches the rows. */
+    void (*dot_rows[TL_FLOAT_DTYPES])(const void *x, ptrdiff_t stride, size_t rows, size_t depth,
+                                      const tl_vectors *vectors, int from_memory,
+                                      double dots[TL_DOT_ROWS][TL_DOT_VECTORS]);
 
     /* Of a multiple of TL_GROUP: x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0.
      * Infinities stay. */

@@ -7,13 +7,6 @@
 /* Writes the row, without its scale and softcap, as floats, or as doubles if `dtype` is float64. */
 void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *out);
 
-/* Vectors of floats, or of doubles if the compute dtype is float64: each contiguous, `stride` bytes apart. */
-typedef struct {
-    char *data;
-    ptrdiff_t stride;
-    int64_t count;
-} tl_vectors;
-
 /* Multiplies a matrix of `count` rows, the first of which is given, with some vectors. The products of vector v are
  * vector v of `out`. */
 void tl_matvec(const tl_backend *backend, const tl_row *weights, ptrdiff_t stride, int64_t count,

@@ -199,77 +199,85 @@ TL_TARGET static void NAME(to_compute_)(const void *start, size_t count, void *o
         OP(store)((REAL *)out + i, LOAD(x + i));
 }
 
-/* Adds 64 products of elements at x with those of each vector to as many lanes. */
-TL_TARGET TL_INLINE void NAME(add_products_)(const ELEMENT *x, const char *vectors, ptrdiff_t stride, size_t count,
-                                             int from_memory, OP(vec) (*lanes)[TL_LANES / OP(WIDTH)]) {
-    for (size_t j = 0; j < TL_LANES; j += OP(WIDTH)) {
-        if (from_memory && j * sizeof *x % 64 == 0)
-            tl_prefetch_stream(x + j);
-        OP(vec) value = LOAD(x + j);
+/* Adds 16 products of the elements of each row with those of each vector to as many lanes. */
+TL_TARGET TL_INLINE void NAME(add_products_)(const ELEMENT *const *x, const REAL *const *with, size_t at, size_t count,
+                                             int from_memory, OP(vec) lanes[DOT_ROWS][DOT_VECTORS][16 / OP(WIDTH)]) {
+    for (size_t j = 0; j < 16 / OP(WIDTH); j++) {
+        OP(vec) value[DOT_ROWS];
+        for (size_t r = 0; r < DOT_ROWS; r++) {
+            const ELEMENT *next = x[r] + at + j * OP(WIDTH);
+            if (from_memory && (j * OP(WIDTH) * sizeof *next) % 64 == 0)
+                tl_prefetch_stream(next);
+            value[r] = LOAD(next);
+        }
         for (size_t v = 0; v < count; v++) {
-            const REAL *with = (const REAL *)(const void *)(vectors + (ptrdiff_t)v * stride);
-            lanes[v][j / OP(WIDTH)] = OP(mul_add)(value, OP(load)(with + j), lanes[v][j / OP(WIDTH)]);
+            OP(vec) factor = OP(load)(with[v] + at + j * OP(WIDTH));
+            for (size_t r = 0; r < DOT_ROWS; r++)
+                lanes[r][v][j] = OP(mul_add)(value[r], factor, lanes[r][v][j]);
         }
     }
 }
 
-/* Adds the last products, fewer than 64, to 64 lanes. */
-TL_TARGET TL_OUTLINE void NAME(add_last_products_)(const ELEMENT *x, const void *vector, size_t depth,
-                                                   OP(vec) (*lanes)[TL_LANES / OP(WIDTH)]) {
-    ELEMENT last[TL_LANES] = {0};
-    REAL with[TL_LANES] = {0};
-    memcpy(last, (const void *)x, depth * sizeof *x);
-    memcpy(with, vector, depth * sizeof *with);
-    NAME(add_products_)(last, (const char *)with, 0, 1, 0, lanes);
-}
-
-/* Adds 64 lanes to 16 of double. */
-TL_TARGET TL_OUTLINE void NAME(add_lanes_)(OP(vec) * lanes, tl_lanes *sums) {
-    for (size_t half = TL_LANES / 2; half >= 16; half /= 2)
-        for (size_t j = 0; j < half / OP(WIDTH); j++)
-            lanes[j] = OP(add)(lanes[j], lanes[j + half / OP(WIDTH)]);
-    for (size_t j = 0; j < 16; j += OP(WIDTH))
-        OP(accumulate)(sums, j, lanes[j / OP(WIDTH)]);
-}
-
-/* The products of a TL_DOT_CHUNK are added in 64 lanes, from zero; then these to 16 in double. */
-TL_TARGET TL_INLINE void NAME(dot_rows_of_)(const ELEMENT *x, size_t depth, const char *vectors, ptrdiff_t stride,
-                                            size_t count, int from_memory, double *dots) {
-    tl_lanes sums[DOT_VECTORS];
+/* The products of some rows with `count` vectors. Those of a TL_DOT_CHUNK are added in 16 lanes, from zero; then these
+ * in double. */
+TL_TARGET TL_INLINE void NAME(dot_tile_)(const ELEMENT *const *x, const REAL *const *with, size_t depth, size_t count,
+                                         int from_memory, double dots[DOT_ROWS][DOT_VECTORS]) {
+    tl_lanes sums[DOT_ROWS][DOT_VECTORS];
     memset(sums, 0, sizeof sums);
     for (size_t start = 0; start < depth; start += TL_DOT_CHUNK) {
-        OP(vec) lanes[DOT_VECTORS][TL_LANES / OP(WIDTH)], stored[DOT_VECTORS][TL_LANES / OP(WIDTH)];
+        OP(vec) lanes[DOT_ROWS][DOT_VECTORS][16 / OP(WIDTH)];
         size_t end = depth - start < TL_DOT_CHUNK ? depth : start + TL_DOT_CHUNK, at = start;
-        for (size_t v = 0; v < count; v++)
-            for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++)
-                lanes[v][j] = OP(set)(0);
-        for (; at + TL_LANES <= end; at += TL_LANES)
-            NAME(add_products_)(x + at, vectors + at * sizeof(REAL), stride, count, from_memory, lanes);
-        memcpy(stored, lanes, sizeof *lanes * count); /* nothing takes the address of lanes: they stay in registers */
-        for (size_t v = 0; v < count; v++) {
-            const char *vector = vectors + (ptrdiff_t)v * stride + at * sizeof(REAL);
-            if (at < end)
-                NAME(add_last_products_)(x + at, vector, end - at, stored + v);
-            NAME(add_lanes_)(stored[v], &sums[v]);
+        for (size_t i = 0; i < DOT_ROWS * count; i++)
+            for (size_t j = 0; j < 16 / OP(WIDTH); j++)
+                lanes[i / count][i % count][j] = OP(set)(0);
+        for (; at + 16 <= end; at += 16)
+            NAME(add_products_)(x, with, at, count, from_memory, lanes);
+        if (at < end) {
+            ELEMENT last[DOT_ROWS][16] = {{0}};
+            REAL factors[DOT_VECTORS][16] = {{0}};
+            const ELEMENT *rows[DOT_ROWS];
+            const REAL *vectors[DOT_VECTORS];
+            for (size_t r = 0; r < DOT_ROWS; r++)
+                rows[r] = (const ELEMENT *)memcpy((void *)last[r], (const void *)(x[r] + at), (end - at) * sizeof **x);
+            for (size_t v = 0; v < count; v++)
+                vectors[v] = (const REAL *)memcpy(factors[v], with[v] + at, (end - at) * sizeof **with);
+            NAME(add_products_)(rows, vectors, 0, count, 0, lanes);
         }
+        for (size_t i = 0; i < DOT_ROWS * count; i++)
+            for (size_t j = 0; j < 16 / OP(WIDTH); j++)
+                OP(accumulate)(&sums[i / count][i % count], j * OP(WIDTH), lanes[i / count][i % count][j]);
     }
-    for (size_t v = 0; v < count; v++)
-        dots[v] = sum_of_lanes(sums[v]);
+    for (size_t i = 0; i < DOT_ROWS * count; i++)
+        dots[i / count][i % count] = sum_of_lanes(sums[i / count][i % count]);
 }
 
-TL_TARGET static void NAME(dot_rows_)(const void *start, size_t depth, const void *others, ptrdiff_t stride,
-                                      size_t count, int from_memory, double *dots) {
-    const ELEMENT *x = (const ELEMENT *)start;
-    const char *vectors = (const char *)others;
-    if (DOT_VECTORS == 4 && count == 4)
-        NAME(dot_rows_of_)(x, depth, vectors, stride, 4, from_memory, dots);
-    else if (DOT_VECTORS == 4 && count == 3)
-        NAME(dot_rows_of_)(x, depth, vectors, stride, 3, from_memory, dots);
-    else if (DOT_VECTORS == 4 && count == 2)
-        NAME(dot_rows_of_)(x, depth, vectors, stride, 2, from_memory, dots);
-    else
-        for (size_t v = 0; v < count; v++)
-            NAME(dot_rows_of_)(x, depth, vectors + (ptrdiff_t)v * stride, 0, 1, from_memory && v == 0, dots + v);
+TL_TARGET static void NAME(dot_rows_)(const void *start, ptrdiff_t stride, size_t rows, size_t depth,
+                                      const tl_vectors *vectors, int from_memory,
+                                      double dots[TL_DOT_ROWS][TL_DOT_VECTORS]) {
+    const size_t columns = (size_t)vectors->count;
+    for (size_t r = 0; r < rows; r += DOT_ROWS)
+        for (size_t v = 0; v < columns; v += DOT_VECTORS) {
+            const ELEMENT *x[DOT_ROWS];
+            const REAL *with[DOT_VECTORS];
+            double products[DOT_ROWS][DOT_VECTORS];
+            int reads = from_memory && v == 0;
+            for (size_t i = 0; i < DOT_ROWS; i++) /* the last one is repeated */
+                x[i] = (const ELEMENT *)(const void *)((const char *)start +
+                                                       (ptrdiff_t)(r + i < rows ? r + i : rows - 1) * stride);
+            for (size_t i = 0; i < DOT_VECTORS; i++) {
+                ptrdiff_t number = (ptrdiff_t)(v + i < columns ? v + i : columns - 1);
+                with[i] = (const REAL *)(const void *)(vectors->data + number * vectors->stride);
+            }
+            if (columns - v == 1)
+                NAME(dot_tile_)(x, with, depth, 1, reads, products);
+            else if (DOT_VECTORS > 2 && columns - v == 2)
+                NAME(dot_tile_)(x, with, depth, 2, reads, products);
+            else
+                NAME(dot_tile_)(x, with, depth, DOT_VECTORS, reads, products);
+            for (size_t i = 0; i < DOT_ROWS && r + i < rows; i++)
+                for (size_t k = 0; k < DOT_VECTORS && v + k < columns; k++)
+                    dots[r + i][v + k] = products[i][k];
+        }
 }
 
 #define STRIP 64 /* classes of half precision that are converted at a time */

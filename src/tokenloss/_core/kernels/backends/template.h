@@ -378,8 +378,9 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
     return start;
 }
 
-/* Vectors that a row is multiplied with in one pass: as many as there are registers for. */
-#define DOT_VECTORS (f32_WIDTH == 16 ? 4 : 1)
+/* Rows of a matrix, and vectors, that are multiplied in one pass: as many as there are registers for. */
+#define DOT_ROWS (OP(WIDTH) > 4 ? OP(WIDTH) / 4 : 1)
+#define DOT_VECTORS (f32_WIDTH == 16 ? 4 : 2)
 
 #define REAL float
 #define OP(f) f32_##f
