@@ -132,7 +132,18 @@ def test_class_ids_of_probabilities_are_short_as_long_as_one_thread_scores_them(
     assert kind is IndexError
     assert "8000" in message
     assert small_nll(np.zeros((60_000, 1)), np.zeros(60_000, int)) is None
-    assert small_nll(np.zeros((3000, 1)), np.full((3000, 1), 0.5)) is None
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_distributions_are_short_as_long_as_one_thread_scores_them(reduction, rng):
+    scores, masses = rng.random((3000, 10)), rng.random((3000, 10))
+    assert small_nll(scores, masses, reduction=reduction, loss="cross_entropy_loss") is not None
+    assert_same(cross_entropy_loss, masses, scores, reduction=reduction)
+    scores[2000, 3] = 1.5
+    kind, message = assert_same(cross_entropy_loss, masses, scores, reduction=reduction)
+    assert kind is ValueError
+    assert "y_pred[2000, 3]" in message
+    assert small_nll(np.zeros((30_000, 10)), np.full((30_000, 10), 0.5)) is None
 
 
 # results

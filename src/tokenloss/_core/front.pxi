@@ -10,9 +10,9 @@ del numpy
 
 cdef enum:
     SMALL_BYTES = 1 << 14  # arrays up to this size are read in microseconds
-    MANY_ROWS = 512  # from here on, the GIL is released
 
-cdef double SERIAL_NS = 100_000  # that of threads.py: class ids of so much work have no thread of their own
+cdef double FEW_NS = 2_000  # from here on, the GIL is released
+cdef double SERIAL_NS = 100_000  # that of threads.py: so much work has no thread of its own
 
 cdef extern from "Python.h":
     int get_buffer "PyObject_GetBuffer"(object, Py_buffer *, int) noexcept  # leaves its exception to the caller
@@ -63,7 +63,7 @@ cdef Positions small_positions(Scores scores, targets, ignore_index, bint checks
     cdef int64_t row, target
     cdef double mass = 0
     if dtype < (TL_INT8 if by_class else 0) or (
-            dtype == TL_DTYPES if by_class else max(buffer.len, scores.view.buffer.len) > SMALL_BYTES):
+            dtype == TL_DTYPES if by_class else checks and scores.view.buffer.len > SMALL_BYTES):
         return None
     if targets.shape != (scores.batch if by_class else scores.shape):
         return None
@@ -105,7 +105,7 @@ cdef object small_result(RowJob job, reduction):
     elif reduction is not MEAN and reduction is not SUM:
         return None
     tl_fp_enter(&environment)
-    if job.rows < MANY_ROWS:
+    if job.rows * job.cost_of_row() < FEW_NS:
         job.run_range(0, job.rows, &job.totals, &cancel)
     else:
         with nogil:
@@ -129,10 +129,10 @@ def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignor
         return None
     some = small_scores(scores, axis, PY_SSIZE_T_MAX)
     positions = None if some is None else small_positions(some, targets, ignore_index, False)
-    if positions is None or (positions.by_class and positions.rows * cost_of_gather(some) >= SERIAL_NS):
+    if positions is None:
         return None
-    kind = ClassIdLoss if positions.by_class else SoftTargetLoss
-    return small_result(kind(some, positions, None, is_probability, epsilon), reduction)
+    job = (ClassIdLoss if positions.by_class else SoftTargetLoss)(some, positions, None, is_probability, epsilon)
+    return small_result(job, reduction) if job.rows * job.row_cost < SERIAL_NS else None
 
 
 def small_cross_entropy(logits, targets, axis, weight, ignore_index, mask, sample_weight, tuple options, reduction,

@@ -17,9 +17,9 @@
 #define TL_GROUPS 4 /* of short rows that are reduced together */
 #define TL_NLL_CLASSES TL_BLOCK /* losses of rows up to these are computed relative to the target's logit */
 #define TL_FEW_CLASSES 64 /* and up to these a row in each lane, of more along the classes */
-#define TL_LONG_DISTRIBUTION 128 /* of more classes, class k adds its term to lane k % TL_GROUP, of others in order */
-#define TL_TERMS 4 /* of float64 scores: so many in a row are added at first, before what rounding loses is kept */
-#define TL_FEW_MASSES 96 /* bytes: of rows up to here, all masses and scores are read */
+#define TL_PART 128 /* classes of a distribution: term k is added to lane k % TL_GROUP, and lanes by halves */
+#define TL_TERMS 2048 /* of distributions, that are computed before the rows of these are added up */
+#define TL_FEW_MASSES 32 /* bytes: of rows up to here, all masses and scores are read */
 #define TL_SHORT_ROW TL_CHUNK /* classes of a short row, at most: a single chunk */
 #define TL_BLOCK_ROWS (TL_GROUPS * TL_GROUP)
 #define TL_PLAIN_ROWS (4 * TL_BLOCK_ROWS) /* of few classes, for which less is done than for a block of rows */
@@ -63,6 +63,7 @@ typedef struct {
 } tl_vectors;
 
 _Static_assert(TL_LANES == 64, "indices_ge has one bit of a uint64_t for each lane");
+_Static_assert(TL_TERMS >= 8 * TL_PART, "the terms of a vector of rows");
 _Static_assert(TL_CHUNK == 8 * TL_LANES, "a lane adds 8 terms of a chunk, as a tree");
 _Static_assert(TL_READ_MULTIPLE == 2 * TL_LANES, "terms are added in pairs, and -inf fills up the last pair");
 _Static_assert(TL_CHUNK % TL_READ_MULTIPLE == 0, "chunks that are not the last of a row are read where they are");
@@ -164,8 +165,8 @@ typedef struct {
 } tl_next_rows;
 
 /* Rows of float32 or float64, TL_GROUP at a time: group_bytes lead to the next ones. They are neighbours in memory, and
- * class_stride bytes lead from class to class: so groups lie, and planes. But if they are apart, the classes of a row are
- * neighbours, TL_LONG_DISTRIBUTION at most (TL_FEW_CLASSES for class ids), and rows lie `apart` bytes from each other. */
+ * class_stride bytes lead from class to class: so groups lie, and planes. But if they are apart, the classes of a row
+ * are neighbours, TL_FEW_CLASSES at most, and rows lie `apart` bytes from each other. */
 typedef struct {
     const char *data;
     size_t group_bytes;
@@ -354,14 +355,14 @@ typedef struct {
     int (*mask_targets)(const tl_target_range *range, const char *mask, ptrdiff_t mask_stride, size_t count,
                         int64_t *targets);
 
-    /* Losses of scores of float32 or float64 for distributions, whose masses have the dtype of the scores, or are wide:
-     * doubles. A score's loss is -log of the clipped probability, or minus the log-probability. For each row, of a
-     * multiple of TL_GROUP, the sum over its classes of mass times loss, times the weight of the class if weights are
-     * given, TL_GROUP times each. Where the mass is 0, 0 is added. If `lost` is not NULL, terms are added to sums, and
-     * what roundings lose to `lost`, if scores are float64. Returns whether a score with mass is odd: negative, above
+    /* Losses of scores of float32 or float64 for distributions of up to TL_PART classes, whose masses have the dtype of
+     * the scores, or are wide: doubles. All lie next to each other. A score's loss is -log of the clipped probability,
+     * or minus the log-probability. For each row, of which the last may have fewer classes, the sum over its classes of
+     * mass times loss, times a weight if weights are given: TL_TERMS and 2 TL_GROUP of them. Sums of whole
+     * groups are written. Where the mass is 0, 0 is added. Returns whether a score with mass is odd: negative, above
      * what is allowed, or nan. Losses of nan may be any numbers then. */
-    int (*add_losses[TL_FLOAT_DTYPES])(const tl_few_rows *scores, const tl_few_rows *masses, int are_wide, size_t count,
-                                       const double *weight, const tl_clip *clip, double *sum, double *lost);
+    int (*add_losses[TL_FLOAT_DTYPES])(const void *scores, const void *masses, int are_wide, size_t count,
+                                       size_t classes, const double *weight, const tl_clip *clip, double *sum);
     /* The losses of probabilities, a multiple of TL_GROUP; returns the same. */
     int (*class_losses[TL_FLOAT_DTYPES])(const void *scores, size_t count, const tl_clip *clip, double *nll);
 

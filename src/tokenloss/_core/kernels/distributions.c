@@ -3,155 +3,114 @@
 
 #include "row_block.h"
 
-#define ELEMENTS 2048 /* of rows that are loaded side by side at once */
-#define LIST 1024     /* classes with mass that are listed */
-#define SEARCHED 64   /* elements that are searched for mass at once */
-#define SAMPLED 16    /* elements that tell whether masses are dense */
+#define LIST 1024   /* classes with mass that are listed */
+#define SEARCHED 64 /* elements that are searched for mass at once */
+#define SAMPLED 16  /* elements that tell whether masses are dense */
 
 _Static_assert(TL_DISTRIBUTION_ROWS % TL_GROUP == 0 && LIST % TL_GROUP == 0, "whole groups");
-_Static_assert(TL_LONG_DISTRIBUTION * TL_GROUP <= ELEMENTS, "a group of the longest short rows");
 
-static int is_long(const tl_distributions *of) { return of->classes > TL_LONG_DISTRIBUTION; }
-
-/* -- dense masses: short rows side by side, or the lanes of a long row --------------------------------------------- */
+/* -- dense masses -------------------------------------------------------------------------------------------------- */
 
 /* The dtype that masses are read as: that of the scores, or float64. */
 static int dtype_of_masses(const tl_distributions *of) {
     return of->score_dtype == TL_FLOAT64 ? TL_FLOAT64 : tl_single_or_double(of->mass_dtype);
 }
 
-/* The masses, and the scores, of a row of the block, in the dtype that they are read as. */
-static tl_row masses_of_row(const tl_distributions *of, int row) {
-    return (tl_row){of->mass + row * of->mass_row, of->classes, of->mass_class, of->mass_dtype, dtype_of_masses(of), 1,
-                    0, 0, 0};
+/* The class weight of each of `count` elements, from a class on. */
+static void load_weights(const tl_distributions *of, int64_t first, int64_t count, double *weight) {
+    for (int64_t i = 0; of->weight && i < count; i++)
+        weight[i] = tl_load(of->weight + (first + i) % of->classes * of->weight_class, of->weight_dtype);
 }
 
-static tl_row scores_of_row(const tl_distributions *of, int row) {
-    const int dtype = tl_single_or_double(of->score_dtype);
-    return (tl_row){of->score + row * of->score_row, of->classes, of->score_class, of->score_dtype, dtype, 1, 0, 0, 0};
-}
-
-/* The class weight of each element, from a class on. */
-static void load_weights(const tl_distributions *of, int64_t first, size_t n_rows, size_t width, double *weight) {
-    for (size_t k = 0; of->weight && k < width; k++)
-        for (size_t r = 0; r < n_rows; r++)
-            *weight++ = tl_load(of->weight + (first + (int64_t)k) * of->weight_class, of->weight_dtype);
-}
-
-/* An element of rows of this dtype. */
-static double element_of(const tl_few_rows *rows, int dtype, size_t i, size_t k) {
-    const ptrdiff_t size = tl_itemsize(dtype), row = (ptrdiff_t)(i % TL_GROUP), class_id = (ptrdiff_t)k;
-    const char *group = rows->data + i / TL_GROUP * rows->group_bytes;
-    if (rows->are_apart)
-        return tl_load(group + row * rows->apart + class_id * size, dtype);
-    return tl_load(group + row * size + class_id * rows->class_stride, dtype);
-}
-
-/* Adds terms, as add_losses of a backend. Returns whether a score with mass is refused; sums of rows with a nan, of
- * `count` of them, become nan. */
-static int add_losses(const tl_backend *backend, const tl_distributions *of, const tl_few_rows *scores,
-                      const tl_few_rows *masses, int count, const double *weight, double *sum, double *lost) {
+/* Adds terms, as add_losses of a backend. Returns whether a score with mass is refused; sums of rows with a nan become
+ * nan. */
+static int add_losses(const tl_backend *backend, const tl_distributions *of, const char *scores, const char *masses,
+                      int count, int classes, const double *weight, double *sum) {
     int refused = 0, mass_dtype = dtype_of_masses(of), score_dtype = tl_single_or_double(of->score_dtype);
-    if (!backend->add_losses[score_dtype](scores, masses, mass_dtype == TL_FLOAT64, tl_padded_rows(count),
-                                          of->weight ? weight : NULL, of->clip, sum, lost))
+    if (!backend->add_losses[score_dtype](scores, masses, mass_dtype == TL_FLOAT64, (size_t)count, (size_t)classes,
+                                          of->weight ? weight : NULL, of->clip, sum))
         return 0;
-    for (size_t i = 0; i < (size_t)count; i++)
-        for (size_t k = 0; k < scores->classes; k++) {
-            double score = element_of(scores, score_dtype, i, k);
-            if (element_of(masses, mass_dtype, i, k) == 0)
-                continue;
-            refused |= tl_is_refused(of->clip, score);
-            if (score != score)
-                sum[i] = score;
-        }
+    for (int i = 0; i < count; i++) {
+        double score = tl_load(scores + i * tl_itemsize(score_dtype), score_dtype);
+        if (tl_load(masses + i * tl_itemsize(mass_dtype), mass_dtype) == 0)
+            continue;
+        refused |= tl_is_refused(of->clip, score);
+        if (score != score)
+            sum[i / classes] = score;
+    }
     return refused;
 }
 
-/* Classes of a long row as if each of TL_GROUP neighbours were a row: where they are, or in the buffer, with zeros. */
-static tl_few_rows load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count,
-                              tl_chunk_buf *buf) {
-    const ptrdiff_t size = tl_itemsize(row->compute_dtype);
-    const char *data = row->data + start * row->stride;
-    if (count % TL_GROUP != 0 || !tl_can_read_in_place(row, row->compute_dtype, 0)) {
-        tl_chunk_invalidate(buf);
-        tl_load_chunk(backend, row, start, count, -1, 0, row->compute_dtype, buf);
-        memset((char *)&buf->at + count * size, 0, (size_t)((tl_padded(count) - count) * size));
-        data = (const char *)&buf->at;
-    }
-    return (tl_few_rows){data, 0, TL_GROUP * size, tl_groups_for((int)count), 0, 0};
-}
-
-/* Adds all classes of a long row. */
-static int add_long_row(const tl_backend *backend, const tl_distributions *of, int row, double *sum) {
-    const tl_row masses = masses_of_row(of, row), scores = scores_of_row(of, row);
-    int refused = 0, in_place = !of->weight && tl_can_read_in_place(&masses, masses.compute_dtype, 0) &&
-                                tl_can_read_in_place(&scores, scores.compute_dtype, 0);
-    tl_chunk_buf mass_buf, score_buf;
-    double weight[TL_CHUNK], lane[TL_GROUP] = {0}, lost[TL_GROUP] = {0};
-    for (int64_t start = 0, count; start < of->classes; start += count) {
-        count = of->classes - start;
-        count = !in_place && count > TL_CHUNK ? TL_CHUNK : count;
-        count -= count > TL_GROUP ? count % TL_GROUP : 0; /* the last few are copied */
-        load_weights(of, start, 1, (size_t)count, weight);
-        tl_few_rows score = load_chunk(backend, &scores, start, count, &score_buf);
-        tl_few_rows mass = load_chunk(backend, &masses, start, count, &mass_buf);
-        refused |= add_losses(backend, of, &score, &mass, TL_GROUP, weight, lane, lost);
-    }
-    *sum = tl_lanes_sum_or_infinite(lane, lost);
-    return refused;
-}
-
-/* Rows in their compute dtype: where they are, if they are whole groups of neighbours, or side by side in `groups`. */
-static tl_few_rows load_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int *rows, int count,
-                             double *groups) {
-    const int dtype = tl_single_or_double(row->dtype), is_wider = dtype != row->compute_dtype;
-    const ptrdiff_t size = tl_itemsize(row->compute_dtype);
-    const size_t classes = (size_t)row->count, group_bytes = classes * TL_GROUP * (size_t)size;
-    const size_t elements = classes * tl_padded_rows(count);
-    const char *first = row->data + rows[0] * apart;
-    char *loaded = (char *)groups + (is_wider ? elements * sizeof(float) : 0); /* floats that become doubles */
+/* Rows that do not follow each other, copied by way of groups. */
+static const char *load_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int *rows, int count,
+                             char *copy) {
+    const int dtype = tl_single_or_double(row->dtype);
+    const ptrdiff_t size = tl_itemsize(dtype);
+    char memory[(TL_PART * TL_GROUP + TL_GROUP) * sizeof(double)];
+    char *group = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)), *to[TL_GROUP];
+    char unread[TL_PART * sizeof(double)];
     tl_row_block block; /* of which no more is set than is needed */
-    if (row->dtype == row->compute_dtype && count % TL_GROUP == 0 && rows[count - 1] - rows[0] == count - 1) {
-        if (row->stride == size)
-            return (tl_few_rows){first, (size_t)(TL_GROUP * apart), 0, classes, 1, apart};
-        if (apart == size)
-            return (tl_few_rows){first, TL_GROUP * (size_t)size, row->stride, classes, 0, 0};
-    }
     block.row = *row;
-    for (int start = 0, n; start < count; start += n) {
-        n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS;
-        for (int i = 0; i < n; i++)
-            block.data[i] = row->data + rows[start + i] * apart;
-        tl_load_groups(backend, &block, n, dtype, loaded + (size_t)start * classes * (size_t)tl_itemsize(dtype));
+    for (int start = 0; start < count; start += TL_GROUP) {
+        const int n = count - start < TL_GROUP ? count - start : TL_GROUP;
+        for (int i = 0; i < TL_GROUP; i++) {
+            block.data[i] = row->data + rows[start + (i < n ? i : 0)] * apart;
+            to[i] = i < n ? copy + (start + i) * row->count * size : unread;
+        }
+        tl_load_groups(backend, &block, n, dtype, group);
+        backend->deinterleave[dtype](group, (size_t)row->count, to);
     }
-    for (size_t i = 0; is_wider && i < elements; i++)
-        groups[i] = (double)((const float *)(const void *)loaded)[i];
-    return (tl_few_rows){(const char *)groups, group_bytes, TL_GROUP * size, classes, 0, 0};
+    for (int64_t i = count * row->count; dtype != row->compute_dtype && i-- > 0;) /* floats become doubles */
+        tl_store(copy + i * (ptrdiff_t)sizeof(double), TL_FLOAT64, tl_load(copy + i * size, dtype));
+    return copy;
 }
 
-/* Adds all classes of short rows; there is room for whole groups of sums. */
-static int add_short_rows(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
-                          double *sum) {
-    const tl_row masses = masses_of_row(of, 0), scores = scores_of_row(of, 0);
-    char memory[(2 * ELEMENTS + TL_GROUP) * sizeof(double) + TL_GROUP_ALIGNMENT];
-    double weight[ELEMENTS], *groups = (double *)(void *)(memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)));
-    int refused = 0, at_once = ELEMENTS / (int)of->classes / TL_GROUP * TL_GROUP;
-    load_weights(of, 0, TL_GROUP, (size_t)of->classes, weight);
-    for (int i = 0, n; i < count; i += n) {
-        n = count - i < at_once ? count - i : at_once;
-        tl_few_rows score = load_rows(backend, &scores, of->score_row, rows + i, n, groups);
-        tl_few_rows mass = load_rows(backend, &masses, of->mass_row, rows + i, n, groups + ELEMENTS + TL_GROUP);
-        refused |= add_losses(backend, of, &score, &mass, n, weight, sum + i, NULL);
+/* Rows, or some classes of one, as elements next to each other in their compute dtype: where they are, or copied. */
+static const char *load(const tl_backend *backend, tl_row row, ptrdiff_t apart, const int *rows, int count,
+                        char *copy) {
+    const int size = tl_itemsize(row.compute_dtype);
+    tl_chunk_buf buf;
+    if (count > 1 && (apart != row.count * row.stride || rows[count - 1] - rows[0] != count - 1))
+        return load_rows(backend, &row, apart, rows, count, copy);
+    row.data += rows[0] * apart;
+    row.count *= count;
+    if (tl_can_read_in_place(&row, row.compute_dtype, 0))
+        return row.data;
+    for (int64_t start = 0, chunk; start < row.count; start += chunk) {
+        chunk = row.count - start < TL_CHUNK ? row.count - start : TL_CHUNK;
+        tl_chunk_invalidate(&buf);
+        tl_load_chunk(backend, &row, start, chunk, -1, 0, row.compute_dtype, &buf);
+        memcpy(copy + start * size, &buf.at, (size_t)(chunk * size));
     }
-    return refused;
+    return copy;
 }
 
+/* Adds all classes of rows, as many rows at a time, or classes of a long one, as have TL_TERMS. */
 static int add_dense(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, double *nll) {
+    const int is_long = of->classes > TL_PART, at_once = is_long ? 1 : TL_TERMS / (int)of->classes / 8 * 8;
+    tl_row masses = {of->mass, 0, of->mass_class, of->mass_dtype, dtype_of_masses(of), 1, 0, 0, 0};
+    tl_row scores = {of->score, 0, of->score_class, of->score_dtype, tl_single_or_double(of->score_dtype), 1, 0, 0, 0};
+    char mass[TL_TERMS * sizeof(double)], score[TL_TERMS * sizeof(double)];
+    double weight[TL_TERMS + 2 * TL_GROUP], part[TL_TERMS / TL_PART + TL_GROUP];
     int refused = 0;
-    if (!is_long(of))
-        return add_short_rows(backend, of, rows, count, nll);
-    for (int i = 0; i < count; i++)
-        refused |= add_long_row(backend, of, rows[i], &nll[i]);
+    for (int i = 0, n; i < count; i += n) {
+        tl_term_sums sums = {0};
+        n = count - i < at_once ? count - i : at_once;
+        for (int64_t k = 0; k < of->classes; k += TL_TERMS) {
+            masses.count = scores.count = of->classes - k < TL_TERMS ? of->classes - k : TL_TERMS;
+            masses.data = of->mass + k * of->mass_class;
+            scores.data = of->score + k * of->score_class;
+            if (is_long || i == 0)
+                load_weights(of, k, TL_TERMS + 2 * TL_GROUP, weight);
+            refused |= add_losses(backend, of, load(backend, scores, of->score_row, rows + i, n, score),
+                                  load(backend, masses, of->mass_row, rows + i, n, mass), n * (int)masses.count,
+                                  is_long ? TL_PART : (int)of->classes, weight, is_long ? part : nll + i);
+            for (int j = 0; is_long && j * TL_PART < masses.count; j++)
+                tl_add_part(part[j], &sums);
+        }
+        if (is_long)
+            nll[i] = tl_sum_of_parts(&sums);
+    }
     return refused;
 }
 
@@ -219,22 +178,23 @@ static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdi
 }
 
 /* Ends the sum of a row, of which some classes were listed, and begins another. */
-static void begin_row(const tl_distributions *of, int row, sums_of_rows *sums) {
-    if (sums->row >= 0)
-        sums->nll[sums->row] = tl_sum_of_terms(&sums->terms);
-    sums->terms = (tl_term_sums){.lanes = is_long(of) ? TL_GROUP : 1};
+static void begin_row(int row, sums_of_rows *sums) {
+    if (sums->row >= 0) {
+        tl_end_part(&sums->terms);
+        sums->nll[sums->row] = tl_sum_of_parts(&sums->terms);
+    }
+    sums->terms = (tl_term_sums){0};
     sums->row = row;
 }
 
 /* Adds terms, each to the sum of its row. */
-static void add_terms(const tl_distributions *of, const class_list *list, const double *term, int one_each,
-                      sums_of_rows *sums) {
+static void add_terms(const class_list *list, const double *term, int one_each, sums_of_rows *sums) {
     for (int i = 0; one_each && i < list->count; i++)
         sums->nll[i] = 0 + term[i];
     for (int i = 0; !one_each && i < list->count; i++) {
         if (list->row[i] != sums->row)
-            begin_row(of, list->row[i], sums);
-        tl_add_term(of->clip, of->classes, list->class_id[i], term[i], &sums->terms);
+            begin_row(list->row[i], sums);
+        tl_add_term(list->class_id[i], term[i], &sums->terms);
     }
 }
 
@@ -261,7 +221,7 @@ static int add_listed(const tl_backend *backend, const tl_distributions *of, con
     if (of->weight)
         for (int i = 0; i < list->count; i++)
             nll[i] *= tl_load(of->weight + list->class_id[i] * of->weight_class, of->weight_dtype);
-    add_terms(of, list, nll, one_each, sums);
+    add_terms(list, nll, one_each, sums);
     list->count = 0;
     return refused;
 }
@@ -319,7 +279,7 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
         nll[i] = 0;
     sums.nll = nll;
     sums.row = -1;
-    begin_row(of, -1, &sums);
+    begin_row(-1, &sums);
     list.count = list.is_continued = 0;
     for (int i = 0; i < count;) {
         run_of_rows run = next_run(of, rows, count, &i);
@@ -337,7 +297,7 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
         searched += run.count;
     }
     refused |= add_listed(backend, of, rows, count, &next, &list, &sums);
-    begin_row(of, -1, &sums);
+    begin_row(-1, &sums);
     return refused;
 }
 

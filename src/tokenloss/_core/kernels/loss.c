@@ -159,17 +159,10 @@ int tl_negative_log(const tl_backend *backend, const tl_clip *clip, void *scores
     return refused;
 }
 
-double tl_sum_of_terms(tl_term_sums *sums) {
-    tl_end_chunk(sums);
-    if (sums->lanes > 1)
-        return tl_lanes_sum_or_infinite(sums->sum, sums->lost);
-    return sums->lost[0] - sums->lost[0] == 0 ? sums->sum[0] + sums->lost[0] : sums->sum[0]; /* perhaps infinite */
-}
-
 double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, const tl_soft_target *soft,
                               const tl_clip *clip, tl_seen *seen, tl_cancel *cancel) {
     double mass[TL_SOFT_TARGET_RUN], scores_of_run[TL_SOFT_TARGET_RUN], nll[TL_SOFT_TARGET_RUN];
-    tl_term_sums sums = {.lanes = scores->count > TL_LONG_DISTRIBUTION ? TL_GROUP : 1};
+    tl_term_sums sums = {0};
     tl_soft_target masses = *soft;
     int64_t start = 0;
     masses.weight = NULL;
@@ -198,8 +191,9 @@ double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, c
             double term = tl_weighed(mass[i], nll[i]);
             if (soft->weight)
                 term = tl_weighed(tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype), term);
-            tl_add_term(clip, scores->count, k, term, &sums);
+            tl_add_term(k, term, &sums);
         }
     }
-    return tl_sum_of_terms(&sums);
+    tl_end_part(&sums);
+    return tl_sum_of_parts(&sums);
 }

@@ -128,31 +128,40 @@ TL_INLINE void tl_set_score(const tl_clip *clip, void *scores, size_t i, double 
  * not -0.0. Both arrays have room for whole groups (TL_GROUP). Returns 1 if one of the scores is refused. */
 int tl_negative_log(const tl_backend *backend, const tl_clip *clip, void *scores, size_t count, double *nll);
 
-/* The sum of a row's terms: those of a long distribution in TL_GROUP lanes, of others in one. Terms of float64 scores
- * are added in chunks of TL_TERMS classes of a lane, and these with what their roundings lose. */
+/* The sum of a row's terms: of parts of TL_PART classes, each in lanes that are added by halves, and these with what
+ * their roundings lose. */
 typedef struct {
-    int64_t lanes, chunk;
-    double sum[TL_GROUP], lost[TL_GROUP], part[TL_GROUP];
+    int64_t part;
+    double sum, lost, lane[TL_GROUP];
 } tl_term_sums;
 
-TL_INLINE void tl_end_chunk(tl_term_sums *sums) {
-    for (int l = 0; l < (int)sums->lanes; l++) {
-        double before = sums->sum[l], after = before + sums->part[l], other = after - before; /* Knuth's two-sum */
-        sums->lost[l] += (before - (after - other)) + (sums->part[l] - other);
-        sums->sum[l] = after;
-        sums->part[l] = 0;
-    }
+TL_INLINE void tl_add_part(double part, tl_term_sums *sums) {
+    double before = sums->sum, after = before + part, other = after - before; /* Knuth's two-sum */
+    sums->lost += (before - (after - other)) + (part - other);
+    sums->sum = after;
+}
+
+/* Adds the lanes of a part. */
+TL_INLINE void tl_end_part(tl_term_sums *sums) {
+    for (int half = TL_GROUP / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++)
+            sums->lane[l] += sums->lane[l + half];
+    tl_add_part(sums->lane[0], sums);
+    memset(sums->lane, 0, sizeof sums->lane);
 }
 
 /* Adds the term of a class: they rise. */
-TL_INLINE void tl_add_term(const tl_clip *clip, int64_t classes, int64_t k, double term, tl_term_sums *sums) {
-    int64_t whole = classes - classes % sums->lanes, chunk = k < whole ? k / (TL_TERMS * sums->lanes) : whole;
-    if (!clip->is_single && chunk != sums->chunk)
-        tl_end_chunk(sums);
-    sums->chunk = chunk;
-    (clip->is_single ? sums->sum : sums->part)[k % sums->lanes] += term;
+TL_INLINE void tl_add_term(int64_t k, double term, tl_term_sums *sums) {
+    if (k / TL_PART != sums->part)
+        tl_end_part(sums);
+    sums->part = k / TL_PART;
+    sums->lane[k % TL_GROUP] += term;
 }
-double tl_sum_of_terms(tl_term_sums *sums);
+
+/* The sum of parts, perhaps infinite. */
+TL_INLINE double tl_sum_of_parts(const tl_term_sums *sums) {
+    return sums->lost - sums->lost == 0 ? sums->sum + sums->lost : sums->sum;
+}
 
 /* What a sum over a distribution found on its way. */
 typedef struct {

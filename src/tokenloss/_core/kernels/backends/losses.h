@@ -3,7 +3,7 @@
  * has fused operations. */
 
 #define SHORT_LN2 0x1.62e42fefa38p-1 /* 45 bits: exact times any exponent */
-#define CHECKED 32 /* classes that are added again if a score of theirs is not INSIDE */
+#define TERMS_TOGETHER (f32_WIDTH >= 8 ? 2 : 1) /* vectors of terms */
 #define f32_LEAST_NORMAL 0x1p-126f
 #define f64_LEAST_NORMAL 0x1p-1022
 
@@ -72,4 +72,67 @@ TL_TARGET TL_INLINE uint64_t f64_least_inside(const tl_clip *clip) {
 }
 TL_TARGET TL_INLINE double f64_most_inside(const tl_clip *clip) {
     return clip->highest < 0x1.fffffffffffffp1023 ? clip->highest : 0x1.fffffffffffffp1023;
+}
+
+/* -- sums over the classes of rows --------------------------------------------------------------------------------- */
+
+/* Where terms begin in memory with TERMS_ROOM: on a cache line, and no store of a term shares its low 12 bits with
+ * loads soon after it, which would wait. Scores and masses rule out one of four places each. */
+#define TERMS_ROOM (TL_TERMS + 2 * TL_GROUP + 8 + 256)
+TL_INLINE double *place_of_terms(double *memory, const void *score, const void *mass) {
+    double *term = memory + (-(uintptr_t)memory & 63) / sizeof *term;
+    while (((uintptr_t)score - (uintptr_t)term) % 4096 >= 3072 || ((uintptr_t)mass - (uintptr_t)term) % 4096 >= 3072)
+        term += 128;
+    return term;
+}
+
+/* The terms of a row of up to TL_PART classes, or of fewer than 16, each in lane k % 16, added up to as many lanes as a
+ * vector has. Terms after the row are read as well, and left out. */
+TL_TARGET TL_INLINE f64_vec lanes_of_row(const double *term, size_t classes, int are_few) {
+    static const double PLACE[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const size_t rest = are_few ? classes : classes % 16, whole = classes - rest;
+    const f64_vec zero = f64_set(0);
+    f64_vec lane[LANE_VECTORS], end[LANE_VECTORS];
+    for (size_t j = 0; j < LANE_VECTORS; j++) {
+        const f64_vec last = f64_load(term + whole + j * f64_WIDTH);
+        end[j] = f64_if_less(f64_load(PLACE + j * f64_WIDTH), f64_set((double)rest), last, zero);
+        lane[j] = whole > 0 ? f64_load(term + j * f64_WIDTH) : end[j];
+    }
+    for (size_t k = 16; k < whole; k += 16)
+        for (size_t j = 0; j < LANE_VECTORS; j++)
+            lane[j] = f64_add(lane[j], f64_load(term + k + j * f64_WIDTH));
+    for (size_t j = 0; whole > 0 && rest > 0 && j < LANE_VECTORS; j++)
+        lane[j] = f64_add(lane[j], end[j]);
+    for (size_t half = LANE_VECTORS / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++)
+            lane[j] = f64_add(lane[j], lane[j + half]);
+    return lane[0];
+}
+
+/* The sums of a vector of rows, whose `count` terms follow each other: the last row may have fewer classes, and others
+ * none. */
+TL_TARGET TL_INLINE f64_vec sums_of_vector(const double *term, size_t count, size_t classes, int are_few) {
+    f64_vec row[f64_WIDTH];
+    if (classes <= 3)
+        return classes == 1 ? f64_load(term) : classes == 2 ? f64_sum_pairs(term) : f64_sum_triples(term);
+    if (count >= f64_WIDTH * classes)
+        for (size_t r = 0; r < f64_WIDTH; r++)
+            row[r] = lanes_of_row(term + r * classes, classes, are_few);
+    else
+        for (size_t r = 0, k = 0; r < f64_WIDTH; r++, k += classes)
+            row[r] = lanes_of_row(term + k, k >= count ? 0 : count - k < classes ? count - k : classes, are_few);
+    return f64_sum_each(row);
+}
+
+/* The same of vectors of rows: never -0.0. */
+TL_TARGET TL_INLINE void sums_of_rows(const double *term, size_t count, size_t classes, int are_few, double *sum) {
+    for (size_t i = 0; i < count; i += f64_WIDTH * classes, sum += f64_WIDTH)
+        f64_store(sum, f64_add(f64_set(0), sums_of_vector(term + i, count - i, classes, are_few)));
+}
+
+TL_TARGET TL_OUTLINE void sum_rows(const double *term, size_t count, size_t classes, double *sum) {
+    classes == 2   ? sums_of_rows(term, count, 2, 1, sum) /* loops that compilers unroll */
+    : classes == 3 ? sums_of_rows(term, count, 3, 1, sum)
+    : classes < 16 ? sums_of_rows(term, count, classes, 1, sum)
+                   : sums_of_rows(term, count, classes, 0, sum);
 }

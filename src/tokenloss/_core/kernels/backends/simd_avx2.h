@@ -271,6 +271,25 @@ OPERATION void f64_split_pairs(const double *p, double *to) {
     _mm256_storeu_pd(to, _mm256_unpacklo_pd(low, high));
     _mm256_storeu_pd(to + 16, _mm256_unpackhi_pd(low, high));
 }
+/* sums of two and of three neighbours, and of each of f64_WIDTH vectors, by halves */
+OPERATION __m256d f64_sum_pairs(const double *p) {
+    return _mm256_permute4x64_pd(_mm256_hadd_pd(_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)), 0xd8);
+}
+OPERATION __m256d f64_sum_triples(const double *p) {
+    __m256d a = _mm256_loadu_pd(p), b = _mm256_loadu_pd(p + 4), c = _mm256_loadu_pd(p + 8);
+    __m256d first = _mm256_blend_pd(_mm256_blend_pd(a, b, 4), c, 2);
+    __m256d second = _mm256_blend_pd(_mm256_blend_pd(a, b, 9), c, 4);
+    __m256d third = _mm256_blend_pd(_mm256_blend_pd(a, b, 2), c, 9);
+    first = _mm256_add_pd(_mm256_permute4x64_pd(first, 0x6c), _mm256_permute4x64_pd(third, 0xc6));
+    return _mm256_add_pd(first, _mm256_permute4x64_pd(second, 0xb1));
+}
+OPERATION __m256d f64_sum_each(const __m256d *v) {
+    __m256d two[2];
+    for (int i = 0; i < 2; i++)
+        two[i] = _mm256_add_pd(_mm256_permute2f128_pd(v[i], v[i + 2], 0x20),
+                               _mm256_permute2f128_pd(v[i], v[i + 2], 0x31));
+    return _mm256_add_pd(_mm256_unpacklo_pd(two[0], two[1]), _mm256_unpackhi_pd(two[0], two[1]));
+}
 
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 OPERATION __m256d f64_if_less(__m256d a, __m256d b, __m256d c, __m256d d) {

@@ -265,6 +265,36 @@ OPERATION void f64_split_pairs(const double *p, double *to) {
     _mm512_storeu_pd(to, _mm512_permutex2var_pd(low, place, high));
     _mm512_storeu_pd(to + 16, _mm512_permutex2var_pd(low, _mm512_add_epi64(place, _mm512_set1_epi64(1)), high));
 }
+/* sums of two and of three neighbours, and of each of f64_WIDTH vectors, by halves */
+OPERATION __m512d f64_sum_pairs(const double *p) {
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), one = _mm512_set1_epi64(1);
+    __m512d low = _mm512_loadu_pd(p), high = _mm512_loadu_pd(p + 8);
+    return _mm512_add_pd(_mm512_permutex2var_pd(low, even, high),
+                         _mm512_permutex2var_pd(low, _mm512_add_epi64(even, one), high));
+}
+OPERATION __m512d f64_sum_triples(const double *p) {
+    const __m512i place = _mm512_setr_epi64(0, 3, 6, 9, 12, 15, 18, 21);
+    const __m512i own = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+    __m512d v[3];
+    for (int k = 0; k < 3; k++) {
+        __m512i at = _mm512_add_epi64(place, _mm512_set1_epi64(k)), last = _mm512_sub_epi64(at, _mm512_set1_epi64(8));
+        v[k] = _mm512_permutex2var_pd(_mm512_loadu_pd(p), at, _mm512_loadu_pd(p + 8)); /* of places from 16 on, any */
+        at = _mm512_mask_blend_epi64(_mm512_cmplt_epi64_mask(at, _mm512_set1_epi64(16)), last, own);
+        v[k] = _mm512_permutex2var_pd(v[k], at, _mm512_loadu_pd(p + 16));
+    }
+    return _mm512_add_pd(_mm512_add_pd(v[0], v[2]), v[1]);
+}
+OPERATION __m512d f64_sum_each(const __m512d *v) {
+    __m512d four[4], two[2];
+    for (int i = 0; i < 4; i++) { /* 0 and 2, 1 and 3, 4 and 6, 5 and 7 */
+        __m512d a = v[i + (i & 2)], b = v[i + (i & 2) + 2];
+        four[i] = _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee));
+    }
+    for (int i = 0; i < 2; i++)
+        two[i] = _mm512_add_pd(_mm512_shuffle_f64x2(four[i], four[i + 2], 0x88),
+                               _mm512_shuffle_f64x2(four[i], four[i + 2], 0xdd));
+    return _mm512_add_pd(_mm512_unpacklo_pd(two[0], two[1]), _mm512_unpackhi_pd(two[0], two[1]));
+}
 
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 OPERATION __m512d f64_if_less(__m512d a, __m512d b, __m512d c, __m512d d) {

@@ -223,6 +223,13 @@ TL_INLINE void f64_split_pairs(const double *p, double *to) {
     for (int k = 0; k < 2; k++)
         vst1q_f64(to + 16 * k, of.val[k]);
 }
+/* sums of two and of three neighbours, and of each of f64_WIDTH vectors */
+TL_INLINE float64x2_t f64_sum_pairs(const double *p) { return vpaddq_f64(vld1q_f64(p), vld1q_f64(p + 2)); }
+TL_INLINE float64x2_t f64_sum_triples(const double *p) {
+    float64x2x3_t of = vld3q_f64(p);
+    return vaddq_f64(vaddq_f64(of.val[0], of.val[2]), of.val[1]);
+}
+TL_INLINE float64x2_t f64_sum_each(const float64x2_t *v) { return vpaddq_f64(v[0], v[1]); }
 
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 TL_INLINE float64x2_t f64_if_less(float64x2_t a, float64x2_t b, float64x2_t c, float64x2_t d) {

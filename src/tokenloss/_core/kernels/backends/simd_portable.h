@@ -240,6 +240,10 @@ TL_INLINE void f64_store_pieces(char *const *rows, size_t offset, size_t n, doub
     f64_store((double *)(void *)(rows[0] + offset), piece);
 }
 TL_INLINE void f64_transpose_pieces(double *v) { (void)v; }
+/* sums of two and of three neighbours, and of each of f64_WIDTH vectors */
+TL_INLINE double f64_sum_pairs(const double *p) { return p[0] + p[1]; }
+TL_INLINE double f64_sum_triples(const double *p) { return (p[0] + p[2]) + p[1]; }
+TL_INLINE double f64_sum_each(const double *v) { return *v; }
 
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 TL_INLINE double f64_if_less(double a, double b, double c, double d) { return a < b ? c : d; }
