@@ -1,4 +1,4 @@
-"""Builds the extension module and says what the sdist holds; everything else is in pyproject.toml.
+"""Builds the extension module and defines the content of the sdist; everything else is in pyproject.toml.
 
 Environment variables: TOKENLOSS_DEBUG=1 checks bounds and assertions, TOKENLOSS_SANITIZE=address,undefined builds with
 these sanitizers of gcc or clang, TOKENLOSS_LIMITED_API=0 builds for the running version of Python alone.
@@ -23,12 +23,12 @@ SANITIZE = os.environ.get("TOKENLOSS_SANITIZE", "")
 LIMITED_API = os.environ.get("TOKENLOSS_LIMITED_API", "1") == "1" and sys.implementation.name == "cpython"
 LIMITED_API &= not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-# Each kind is built in a directory of its own, and none takes what was built for another.
+# Each kind is built in its own directory, and none reuses what was built for another.
 KINDS = {"debug": DEBUG, SANITIZE.replace(",", "-"): SANITIZE, "unlimited": not LIMITED_API}
 BUILD = "/".join(["build", *(kind for kind, is_built in KINDS.items() if is_built)])
 
-# Floating-point expressions stay as they are written: results must not depend on the compiler. That none traps lets
-# loops with a choice in them be vectorised, and changes no result. Only debug builds have assertions.
+# Floating-point expressions stay as written: results must not depend on the compiler. Without traps, the compiler may
+# vectorize loops with a choice in them, which changes no result. Only debug builds have assertions.
 if platform.python_compiler().startswith("MSC"):
     FLAGS = ["/O2", "/fp:precise", "/std:c11", *(["/UNDEBUG", "/Zi"] if DEBUG else ["/DNDEBUG"])]
 else:  # gcc or clang, on Windows too: compilers are those that built Python
@@ -39,7 +39,7 @@ else:  # gcc or clang, on Windows too: compilers are those that built Python
         FLAGS += ["-msse2", "-mfpmath=sse"]
     if platform.machine() == "s390x":  # where gcc takes float for double in ISO modes, if an old glibc does
         FLAGS += ["-fexcess-precision=fast"]
-# These save much time of compiling and cost little: less optimisation, lines alone for debuggers, checks by calls.
+# These save much compile time and cost little: less optimization, only line numbers for debuggers, checks by calls.
 SANITIZERS = ["-O1", "-g1", "--param=asan-instrumentation-with-call-threshold=500"] if SANITIZE else []
 SANITIZERS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
 

@@ -8,7 +8,7 @@
 # as much up to FEW_CLASSES; beyond, up to NLL_CLASSES, NLL_ROW more for a row, but NLL_CLASS of the time for a class.
 
 cdef enum:
-    SHORT_ROW = 512  # these three are those of the kernels
+    SHORT_ROW = 512  # these three are the kernels'
     FEW_CLASSES = 64
     NLL_CLASSES = 4096
     CACHE_BYTES = 1 << 25  # of larger arrays, single scores come from memory

@@ -153,7 +153,7 @@ cdef class Scores:
         buffer.suboffsets, buffer.internal = NULL, NULL
 
     cdef bint is_class_major(self) noexcept nogil:
-        """Whether neighbouring rows lie nearer to each other in memory than neighbouring classes."""
+        """Whether neighboring rows are closer to each other in memory than neighboring classes."""
         if self.rows < 2 or not is_given(&self.view):
             return False
         cdef int64_t apart = llabs(address_of(&self.view, 1) - address_of(&self.view, 0))

@@ -35,7 +35,7 @@ cdef class Job:
         """Work on the rows from `start` to before `stop`."""
 
     cdef void add_totals(self, Totals *totals) noexcept:
-        """Add the sums of a thread to those of the job."""
+        """Add the sums of a thread to the job's."""
 
     cdef tl_cancel new_cancel(self, bint poll) noexcept:
         """What kernels ask whether to stop; with `poll`, it also runs Python's signal handlers."""
@@ -174,13 +174,13 @@ cdef class RowJob(Job):
         return 0
 
     cdef double cost_of_scores(self, double per_row, double per_class) noexcept:
-        """The cost of reducing a row of scores, given that of a short row of float32 logits and of each class of it."""
+        """The cost of reducing a row of scores, given the cost of a short float32 row and of each class of it."""
         if self.scores.classes > SHORT_ROW:
             per_row, per_class = per_row + LONG_ROW, per_class * LONG_CLASS
         return self.cost_of_classes(per_row, per_class)
 
     cdef double cost_of_classes(self, double per_row, double per_class) noexcept:
-        """The cost of a row, given that of one of float32 logits and of each class of it."""
+        """The cost of a row, given the cost of one of float32 logits and of each class of it."""
         if self.softcap != 0 or self.scores.kind == C_PROBS:
             per_class += SOFTCAP_CLASS
         if self.row_of_scores().compute_dtype == TL_FLOAT64:

@@ -28,8 +28,8 @@
 #define TL_MAX_EXACT_REDUCTION 65536.0
 #define TL_BLOCK 4096 /* elements between two checks that the sum of exponentials is in range */
 
-/* Exponentials that a softmax keeps are so many powers of two too large, so that small probabilities survive as
- * subnormals. Where they are kept, rows lie so many elements apart. */
+/* Exponentials that a softmax keeps are this many powers of two too large, so that small probabilities survive as
+ * subnormals. Where they are kept, rows are this many elements apart. */
 #define TL_FLOAT_KEPT_BITS 25
 #define TL_DOUBLE_KEPT_BITS 60
 #define TL_FLOAT_UNKEPT 0x1p-25 /* what undoes them */
@@ -199,7 +199,7 @@ typedef struct {
     int has_ignored;
 } tl_target_range;
 
-#define TL_MASKED INT64_MIN /* stands for the class id of a row that does not count */
+#define TL_MASKED INT64_MIN /* marks the class id of a row that does not count */
 enum { TL_SOME_BAD = 1, TL_SOME_MASKED = 2 };
 
 /* Sums of p, q and p log(p / q) over elements that are TL_GROUP apart, and the largest p / q: if that is infinite, the
@@ -239,7 +239,7 @@ typedef struct {
 typedef struct {
     tl_divergence_sides base, other;
     double sum[TL_DIVERGENCE_SUMS][TL_GROUP]; /* of all 16 lanes, compensated */
-    double alone[TL_GROUP]; /* the largest other logit of a class that is impossible in the base; -inf if there is none */
+    double alone[TL_GROUP]; /* the largest other logit of a class impossible in the base; -inf without one */
 } tl_short_divergences;
 
 #define TL_TOLERANCE 1e-3 /* by which rounding may take probabilities out of [0, 1], and log-probabilities above 0 */
@@ -310,7 +310,7 @@ typedef struct {
     /* Of a multiple of TL_GROUP: x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0.
      * Infinities stay. */
     void (*softcap)(double *x, size_t count, double scale, double softcap);
-    /* Of as many: logarithms of probabilities, in place; nan of what is none. */
+    /* For as many: logarithms of probabilities, in place; nan for numbers that are not probabilities. */
     void (*logs)(double *x, size_t count);
     /* Of a multiple of TL_LANES probabilities of each of two distributions: the sums of both. */
     void (*prob_sums)(const double *p, const double *q, size_t count, tl_prob_sums *sums);

@@ -73,7 +73,7 @@ static tl_next_rows rows_of_group(const tl_out_block *out, int start, int count)
     return rows;
 }
 
-/* Of some rows, those whose logsumexp is not too far out. */
+/* The rows among `some` whose logsumexp is not too far out. */
 static uint64_t near_rows(const tl_row_block *rows, uint64_t some, const double *logsumexp) {
     uint64_t near = 0;
     for (int i = 0; i < rows->count; i++)

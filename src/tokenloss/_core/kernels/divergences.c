@@ -6,7 +6,7 @@
 #include "reduce.h"
 #include "scalar_math.h"
 
-/* What the kernel subtracts from the logits of a row. Of float32, exponentials are computed for the float nearest to
+/* What the kernel subtracts from the logits of a row. For float32, exponentials are computed for the float nearest to
  * ln 2, here as there. */
 static tl_divergence_side side_of(double log, int dtype) {
     tl_divergence_side of = {log, 0, 0};
@@ -72,7 +72,7 @@ static double within(double value, double most) {
     return value < 0 ? 0 : value > most ? most : value;
 }
 
-/* Those of finite sums, or of infinite ones, of which the first is infinite, too. */
+/* The divergences for finite sums, or for infinite ones, the first of which is infinite, too. */
 static tl_divergences of_sums(const double *sum, int wanted) {
     const double both = sum[TL_SUM_OF_BOTH], reverse_kl = 2 * sum[TL_SUM_OF_REVERSE_KL] / both;
     tl_divergences found = {reverse_kl < 0 ? 0 : reverse_kl, within(sum[TL_SUM_OF_JS] / both, TL_LN2),

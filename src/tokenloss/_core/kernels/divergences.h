@@ -1,5 +1,5 @@
 /* Divergences of two rows beside the one of kl.h, once that has found their logsumexps: in a second pass over both,
- * while they lie in a cache. */
+ * while they are in a cache. */
 #ifndef TOKENLOSS_DIVERGENCES_H
 #define TOKENLOSS_DIVERGENCES_H
 

@@ -16,7 +16,7 @@ TL_INLINE double tl_softmax_factor_of(double sum, int dtype) {
     return (dtype == TL_FLOAT64 ? TL_DOUBLE_UNKEPT : TL_FLOAT_UNKEPT) / sum;
 }
 
-/* Has a sum of exponentials lie in [1, 2), and its power of two be part of its reference exponent: the logarithm does
+/* Scales a sum of exponentials to [1, 2), with its power of two in its reference exponent: the logarithm does
  * not depend on what the exponentials were relative to. */
 TL_INLINE void tl_normalize_sum(double *sum, double *ref_exp) {
     uint64_t bits = tl_to_bits(*sum);
@@ -33,7 +33,7 @@ TL_INLINE double tl_softcap_grad(const tl_row *row, double logit) {
 }
 
 /* The gradient of a loss for the raw logit of a class: loss.h has the formula. `softmax_factor` multiplies its
- * probability, `mass` is its target mass, and `softcap_grad` that of tl_softcap_grad. */
+ * probability, `mass` is its target mass, and `softcap_grad` is from tl_softcap_grad. */
 TL_INLINE double tl_gradient_of_class(double grad_scale, double softmax_factor, double probability, double mass,
                                       double softcap_grad) {
     return grad_scale * (softmax_factor * probability - mass) * softcap_grad;

@@ -306,7 +306,7 @@ static void load_probs(const tl_backend *backend, const tl_row *row, int64_t sta
     tl_load_chunk(backend, &raw, start, count, -1, 0, TL_FLOAT64, buf);
 }
 
-/* Of a short row, with the bits that a group gives it: alone in the first lane. */
+/* Spreads a short row so that it has the bits that a group gives it: it is the only one, in the first lane. */
 static void spread(double *x, int64_t count) {
     for (int64_t i = count; i-- > 0;) {
         double first = x[i];

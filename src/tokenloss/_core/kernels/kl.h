@@ -34,7 +34,7 @@ typedef struct {
     tl_lse_acc state;
 } tl_kl_side;
 
-/* The divergence of two rows so far. After each block, base.state.maximum is that of the block, less the offset. */
+/* The divergence of two rows so far. After each block, base.state.maximum is the block's maximum minus the offset. */
 typedef struct {
     tl_kl_side base, other;
     tl_moment moment;

@@ -12,7 +12,7 @@
 
 /* Within this distance of 0 the error of 2e-7 that a logsumexp may have is more than a millionth of it. If one class
  * has most of the mass, the logsumexp is found from its logit and the other classes there. A logit >= 0 in such a row
- * lies at most NEAR_ZERO below the logsumexp, so the class has exp(-0.25) = 0.78 of the sum and its lane no less. Two
+ * is at most NEAR_ZERO below the logsumexp, so the class has exp(-0.25) = 0.78 of the sum and its lane no less. Two
  * classes cannot have more than half each. */
 #define NEAR_ZERO 0.25
 #define DOMINANT_FRACTION 0.75 /* of the sum: the least that the lane of such a class holds */
@@ -259,7 +259,7 @@ tl_lse tl_lse_finish_with(const tl_lse_acc *others, const tl_row *row, double lo
 
 int tl_is_dominant(double logit, double logsumexp) { return logit > logsumexp - MAX_DROP; }
 
-/* The class that dominates a row; the number of classes if there is none. */
+/* The class that dominates a row; the number of classes if none does. */
 static int64_t find_dominant(const tl_backend *backend, const tl_row *row, double logsumexp) {
     tl_row raw = tl_raw(row);
     tl_chunk_buf buf;

@@ -50,7 +50,7 @@ TL_INLINE double tl_log_odds_against_lse(tl_lse others, double logit) {
     return (others.offset - logit) + others.log;
 }
 
-/* The logsumexp of all classes from that of all but one, whose logit and log-odds are given. */
+/* The logsumexp of all classes from the logsumexp of all but one, whose logit and log-odds are given. */
 tl_lse tl_lse_finish_with(const tl_lse_acc *others, const tl_row *row, double logit, double log_odds);
 tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds);
 
@@ -81,7 +81,7 @@ int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state);
  * again. */
 int tl_sum_out_of_range(const tl_lse_acc *state);
 
-/* True if the maximum of the last block lies more than 1 above the moment's shift: the shift is stale. */
+/* True if the maximum of the last block is more than 1 above the moment's shift: the shift is stale. */
 TL_INLINE int tl_moment_shift_stale(const tl_lse_acc *state) { return state->maximum > state->moment->shift + 1; }
 
 /* Re-centres the moment on a new maximum (less the offset), to avoid cancellation in x - shift for the classes that
@@ -96,7 +96,7 @@ int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, in
 /* The accumulator of all classes from one that excludes a class, at stage TL_SHARED. */
 tl_lse_acc tl_with_all(const tl_lse_acc *state);
 
-/* The logsumexp that a sum of exponentials in this dtype stands for; and that of an accumulator, less the offset. */
+/* The logsumexp for a sum of exponentials in this dtype; and for an accumulator, minus the offset. */
 TL_INLINE double tl_log_of_sum(double sum, double ref_exp, int dtype) {
     if (dtype == TL_FLOAT64) {
         /* the logsumexp of a large sum may be near 0, where it would be the difference of two large numbers */

@@ -1,4 +1,4 @@
-/* Lanes are vectors of a panel, so the matrix is read as it lies in memory: each pair of its elements is broadcast.
+/* Lanes are vectors of a panel, so the matrix is read as it is in memory: each pair of its elements is broadcast.
  * Of 96 or 48 of its rows, which stay in the second cache, 6 at a time are multiplied with a panel: 24 accumulators,
  * enough to hide the latency of additions. More rows at a time would need fewer loads, but rows that are a power of two
  * apart compete for the 8 lines of one set of the first cache. Sums are transposed at the end. */
@@ -37,7 +37,7 @@ void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const floa
     }
 }
 
-/* Needs a compiler that knows the instruction, and 32 vector registers. */
+/* Needs a compiler that supports the instruction, and 32 vector registers. */
 #if defined(__x86_64__) && \
     (defined(__clang__) ? __clang_major__ >= 9 : defined(__GNUC__) && __GNUC__ >= 10)
 

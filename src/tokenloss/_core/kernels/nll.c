@@ -2,7 +2,7 @@
 
 #include "elementwise.h"
 
-/* The excluded class of each row as its target: 0 where there is none, and in lanes that no row fills. Returns a bit
+/* The excluded class of each row as its target: 0 for rows without one, and in lanes that no row fills. Returns a bit
  * for each wanted row that has one. */
 static uint64_t targets_of(const tl_row_block *rows, int64_t *target) {
     uint64_t found = rows->wanted;

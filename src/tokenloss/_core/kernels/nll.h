@@ -9,7 +9,7 @@
  * which `of` is set. If rows were loaded into groups, `groups` becomes these. */
 uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_nll *of, tl_groups *groups);
 
-/* The same of rows that lie in groups, scaled and capped. */
+/* The same for rows in groups, scaled and capped. */
 uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, tl_groups groups, tl_block_nll *of);
 
 /* The loss of one row, which is left as it was where there is no such loss; returns whether there is. */

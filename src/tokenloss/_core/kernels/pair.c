@@ -243,7 +243,7 @@ static void find_seconds(const tl_backend *backend, const tl_row_block *rows, in
     find_tops(backend, rows, count, seconds);
 }
 
-/* The probabilities of so many pairs: their changes, and those of the base's tops in place of their logarithms. */
+/* The probabilities of `count` pairs: their changes, and those of the base's tops in place of their logarithms. */
 static void find_probabilities(const tl_backend *backend, tl_pair *pairs, int count, uint64_t which) {
     double p[TL_BLOCK_ROWS] = {0}, base_p[TL_BLOCK_ROWS] = {0}, top_p[TL_BLOCK_ROWS] = {0};
     for (int i = 0; i < count; i++)

@@ -1,4 +1,4 @@
-/* A row of logits against that of a base model, in one pass over both: what comparisons of models are made of. */
+/* A row of logits compared with a base model's row, in one pass over both: the basis of comparisons of models. */
 #ifndef TOKENLOSS_PAIR_H
 #define TOKENLOSS_PAIR_H
 
@@ -15,11 +15,11 @@ typedef struct {
     double logsumexp;
     tl_lse base_lse, lse; /* both, as two numbers each */
     double base_top_p; /* probability of the base's most likely class */
-    double base_margin, margin; /* logit of the base's most likely class less that of its second, in both; or nan */
+    double base_margin, margin; /* logit of the base's most likely class minus its second's, in both; or nan */
     double rounding; /* 2 units in the last place of the base's two logits, in the coarser of both dtypes */
     tl_divergences further; /* if they are wanted */
     int is_same_top; /* whether both have the same most likely class: the lowest of the largest logit; nan is skipped */
-    int is_identical; /* whether all elements have the same bits, as doubles, which hold those of any dtype */
+    int is_identical; /* whether all elements have the same bits as doubles, which represent any dtype */
 } tl_pair;
 
 /* Rows of one length: the losses of their class id, the divergence, computed in this dtype (double if they are scaled
@@ -42,7 +42,7 @@ typedef struct {
     int differs; /* whether any bit does */
 } tl_pair_acc;
 
-/* The same range by range, as tl_lse_range; without a class id (-1) the divergence alone. */
+/* The same range by range, like tl_lse_range; without a class id (-1), only the divergence. */
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
                    int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc,
                    tl_cancel *cancel);
@@ -55,7 +55,7 @@ int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row
 void tl_pair_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
                       tl_definitions definitions, int divergences, tl_pair *pairs, tl_cancel *cancel);
 
-/* The logsumexp of a base of log-probabilities: that of the counted ones if the others cannot make it exceed `most`. */
+/* The logsumexp of a base of log-probabilities: only of the counted ones if the others cannot make it exceed `most`. */
 double tl_pair_base_logsumexp(const tl_backend *backend, const tl_row *base, double counted, double most,
                               tl_cancel *cancel);
 

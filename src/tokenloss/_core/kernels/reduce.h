@@ -29,7 +29,7 @@ double tl_lanes_sum_fast(const double *lanes);
 double tl_lanes_sum_in_order(const double *lanes);
 double tl_lanes_sum_compensated(const double *lanes, const double *errors);
 
-/* The last, or without the roundings if these are nan, as those of an infinite sum are. */
+/* The last one, or without the roundings if these are nan, as for an infinite sum. */
 double tl_lanes_sum_or_infinite(const double *lanes, const double *errors);
 
 #endif

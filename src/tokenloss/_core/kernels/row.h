@@ -38,7 +38,7 @@ TL_INLINE tl_row tl_raw(const tl_row *row) {
 void tl_copy_native(const tl_row *row, void *to);
 void tl_copy_to_row(const void *from, const tl_row *row);
 
-/* Makes logits of elements, a multiple of TL_GROUP, in place; the logit of one element, and that of a class. */
+/* Turns elements, a multiple of TL_GROUP, into logits in place; the logit of one element, and of a class. */
 void tl_transform(const tl_backend *backend, const tl_row *row, double *x, size_t count);
 double tl_transformed(const tl_backend *backend, const tl_row *row, double raw);
 double tl_logit_at(const tl_backend *backend, const tl_row *row, int64_t index);

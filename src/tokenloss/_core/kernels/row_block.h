@@ -1,5 +1,5 @@
 /* Blocks of rows. Short rows are reduced side by side, a row in each lane of a vector, and what is left to do for each
- * row is done for all of them at once; every bit is that of the functions for single rows. */
+ * row is done for all of them at once, with the bits of the functions for single rows. */
 #ifndef TOKENLOSS_ROW_BLOCK_H
 #define TOKENLOSS_ROW_BLOCK_H
 
@@ -32,16 +32,16 @@ TL_INLINE size_t tl_group_elements(const tl_row_block *rows) { return (size_t)ro
 char *tl_unread_row_of(const tl_row_block *rows);
 char *tl_wide_groups_of(const tl_row_block *rows); /* room for two groups of doubles */
 
-/* The number of groups that hold so many rows; and the number of rows that fills them. */
+/* The number of groups for this many rows; and the number of rows that fills them. */
 TL_INLINE size_t tl_groups_for(int count) { return (size_t)(count + TL_GROUP - 1) / TL_GROUP; }
 TL_INLINE size_t tl_padded_rows(int count) { return tl_groups_for(count) * TL_GROUP; }
 
-/* Where a class of a row lies in groups, as an element of them. */
+/* The place of a class of a row in groups, as an element of them. */
 TL_INLINE size_t tl_place_in_groups(const tl_row_block *rows, int i, int64_t k) {
     return (size_t)(i / TL_GROUP) * tl_group_elements(rows) + (size_t)k * TL_GROUP + (size_t)(i % TL_GROUP);
 }
 
-/* Whether rows [start, start + count) lie one element apart, so that a vector of them can be read at once. */
+/* Whether rows [start, start + count) are one element apart, so that a vector of them can be read at once. */
 TL_INLINE int tl_are_neighbours(const char *const *data, int start, int count, ptrdiff_t size) {
     int found = 1;
     for (int i = start + 1; i < start + count; i++)
@@ -74,9 +74,9 @@ typedef struct {
     double offset[TL_BLOCK_ROWS], log[TL_BLOCK_ROWS], logit[TL_BLOCK_ROWS];
     tl_short_sums sums; /* largest_lane and in_order, if wanted */
     tl_odds odds;
-    int in_groups;    /* how many rows lie in groups in the scratch memory, from the first on */
+    int in_groups;    /* how many rows are in groups in the scratch memory, from the first on */
     int group_dtype;  /* TL_FLOAT32 or TL_FLOAT64 */
-    uint64_t grouped; /* those of them that are wanted and not far out */
+    uint64_t grouped; /* the ones among them that are wanted and not far out */
 } tl_block_lse;
 
 /* Reduces the wanted rows. If `wants_lanes`, no class is excluded, and log-odds are not computed. */
@@ -92,7 +92,7 @@ TL_INLINE tl_lse tl_lse_at(const tl_block_lse *lse, int i) {
     return of;
 }
 
-/* The excluded class of a row against the others; of a row without one, the logsumexp alone. */
+/* The excluded class of a row against the others; for a row without one, only the logsumexp. */
 TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse *lse, int i) {
     tl_class_odds odds = {.lse = tl_lse_at(lse, i)};
     if (lse->near >> i & 1) {
@@ -168,7 +168,7 @@ typedef struct {
 size_t tl_masses_bytes(int64_t classes, int class_major);
 
 /* Excludes the class of the largest mass of each wanted row, -1 if there is none; loads masses into groups, unless the
- * memory is NULL. The losses differ in their masses alone. */
+ * memory is NULL. The losses differ only in their masses. */
 void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, char *memory,
                           tl_masses *masses, tl_cancel *cancel);
 

@@ -1,4 +1,4 @@
-/* exp, log and log1p in double, of + - * / alone: the same bits on every machine, within 1 ulp (tests measure it).
+/* exp, log and log1p in double, from + - * / only: the same bits on every machine, within 1 ulp (tests measure it).
  *
  * The polynomials are minimax fits of our own: relative error of EXP 2.5e-17 on |r| <= ln(2)/2, of LOG 1.3e-18. */
 #ifndef TOKENLOSS_SCALAR_MATH_H
@@ -12,7 +12,7 @@
 
 #define TL_LARGE_SUM 0x1p22 /* of exponentials in double: its logarithm is taken with the reference exponent */
 
-/* What terms and sums in float stand for. All terms are 1.538... times too large (f32_POWERS in backends/template.h):
+/* The meaning of terms and sums in float. All terms are 1.538... times too large (f32_POWERS in backends/template.h):
  * adding TERM_BIAS, minus the logarithm of that, undoes it. They are computed for the float nearest to ln 2, which is
  * 2.75e-9 too large, relatively: so the logarithm of a term near 2^n is too small by 1.9e-9 n. tl_log_of_sum corrects
  * for what the reference exponent stands for; and where the sum is large, most of it must be of terms above that. */
@@ -113,7 +113,7 @@ TL_INLINE double tl_log1p(double x) {
     return tl_log_near_one(f, exponent, lost / sum);
 }
 
-/* log(1 + exp(d)): the loss of a target whose logit lies d below the logsumexp of the others. */
+/* log(1 + exp(d)): the loss of a target whose logit is d below the logsumexp of the others. */
 TL_INLINE double tl_softplus(double d) { return d > 0 ? d + tl_log1p(tl_exp(-d)) : tl_log1p(tl_exp(d)); }
 
 #endif

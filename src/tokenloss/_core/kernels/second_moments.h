@@ -1,4 +1,4 @@
-/* What calibration needs of a row besides its loss and entropy: a second pass, while the row lies in a cache. */
+/* What calibration needs from a row besides its loss and entropy: a second pass, while the row is in a cache. */
 #ifndef TOKENLOSS_SECOND_MOMENTS_H
 #define TOKENLOSS_SECOND_MOMENTS_H
 

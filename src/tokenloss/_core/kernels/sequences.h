@@ -40,7 +40,7 @@ typedef struct {
 void tl_token_sums_end(const tl_backend *backend, tl_token_sums *sums);
 void tl_token_sums_merge(tl_token_sums *sums, const tl_token_sums *other);
 
-/* Sums over a sequence, whose tokens lie in `runs` ranges [start[i], stop[i]). Adds its tokens to `sums`. */
+/* Sums over a sequence, whose tokens are `runs` ranges [start[i], stop[i]). Adds its tokens to `sums`. */
 tl_sequence tl_sum_sequence(const tl_backend *backend, const tl_tokens *tokens, const int64_t *start,
                             const int64_t *stop, int64_t runs, tl_token_sums *sums, tl_cancel *cancel);
 

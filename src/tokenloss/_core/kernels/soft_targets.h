@@ -10,7 +10,7 @@
 /* Effective target distribution: weight[k] (one_minus_eps mass[k] + eps_over_v). -0.0 stands for a class that has
  * target mass but weight 0: its score is read, and adds 0 unless it is nan. +0.0 means that the class is skipped. */
 typedef struct {
-    const char *mass; /* NULL if there is none: label smoothing alone */
+    const char *mass; /* NULL without one: only label smoothing */
     ptrdiff_t mass_stride;
     int mass_dtype;
     const char *weight; /* NULL if each is 1 */

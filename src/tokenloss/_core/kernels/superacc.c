@@ -125,7 +125,7 @@ static size_t add_to_bins(const tl_backend *backend, const kind_of_sum *kind, tl
     return count;
 }
 
-/* Adds terms to the bins of a sum, as many as are worth it, and others to the sum itself. */
+/* Adds terms to the bins of a sum where that is worthwhile, and others to the sum itself. */
 static void add_many(const tl_backend *backend, const kind_of_sum *kind, void *sum, tl_bins *bins, int64_t *limb,
                      int64_t *uncarried, const double *terms, size_t count) {
     for (size_t taken; count > 0; terms += taken, count -= taken) {
@@ -186,7 +186,7 @@ double tl_superacc_round_scaled(tl_superacc *sum, int exponent) {
     int top = TL_SUM_LIMBS - 1;
     while (top > 0 && limb[top] == 0)
         top--;
-    if (top < 2) /* at most 64 bits, of which doubles fill the lowest 53: exact */
+    if (top < 2) /* at most 64 bits, the lowest 53 of which doubles fill: exact */
         return tl_scale((negative ? -1.0 : 1.0) * ((double)limb[1] * 0x1p32 + (double)limb[0]), exponent - 1074);
     /* the leading 64 bits, then whether anything follows them */
     uint64_t leading = (uint64_t)limb[top] << 32 | (uint64_t)limb[top - 1];

@@ -14,7 +14,7 @@
 /* The end of the chunk that starts at `start`, in a part that ends at `end`. */
 static int64_t chunk_end(int64_t start, int64_t end) { return end - start < TL_CHUNK ? end : start + TL_CHUNK; }
 
-/* Loads the chunk [start, end) with -inf in place of the excluded classes, of which those before `*next` lie below.
+/* Loads the chunk [start, end) with -inf in place of the excluded classes; those before `*next` are below.
  * Returns whether there are some. */
 static int load_tail(const tl_backend *backend, const tl_row *row, const tl_tail *tail, int64_t start, int64_t end,
                      double offset, int dtype, int64_t *next, tl_chunk_buf *buf) {
@@ -154,7 +154,7 @@ static void size_chunk(const tl_backend *backend, const tl_row *row, const tl_ta
     }
 }
 
-/* The last class of the tail before `end`, for a draw that rounding moves beyond it; -1 if there is none. */
+/* The last class of the tail before `end`, for a draw that rounding moves beyond it; or -1. */
 static int64_t last_before(const tl_backend *backend, const tl_row *row, const tl_tail *tail, int64_t end) {
     int64_t last = tail->count - 1;
     for (int64_t k = end - 1; k >= 0; k--) {
@@ -185,7 +185,7 @@ static int64_t class_at(const sizes *sizes, double left) {
 void tl_tail_draw(const tl_backend *backend, const tl_row *row, const tl_tail *tail, double epsilon,
                   const double *uniform, int64_t count, int64_t *drawn) {
     double total = 0, all = 0, below = 0; /* the last is the sum of the parts before this one */
-    int64_t part = 0, start = -1, end = 0; /* of the chunk whose sizes are known; -1 if there is none in this part */
+    int64_t part = 0, start = -1, end = 0; /* of the chunk whose sizes are known; -1 if none in this part is */
     double below_chunk = 0;
     sizes sizes;
     assert(tail->support > 0);

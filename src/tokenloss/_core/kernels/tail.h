@@ -14,7 +14,7 @@ typedef struct {
     int64_t support;         /* the number of classes that have one */
     int64_t length, parts;   /* elements of a part, and their number */
     double offset, exponent; /* masses are sums of exp(x - offset) 2^-exponent */
-    double unit;             /* what a term of the dtype stands for */
+    double unit;             /* the value of a term of the dtype */
     double mass[TL_TAIL_PARTS];
     int64_t supports[TL_TAIL_PARTS];
 } tl_tail;

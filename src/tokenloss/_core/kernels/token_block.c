@@ -29,7 +29,7 @@ static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int 
 }
 
 /* The classes of the largest raw logits: one after another, each then made -inf, and put back in the end. Returns the
- * rows with so many logits that were not -inf before. */
+ * rows with `count` logits that were not -inf before. */
 static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw, tl_topk *top) {
     double least[TL_BLOCK_ROWS];
     size_t groups = tl_groups_for(count);

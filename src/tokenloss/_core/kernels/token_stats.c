@@ -148,7 +148,7 @@ void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double tar
     token->logsumexp = tl_logsumexp(tl_lse_add_class(others, logit, tl_log_odds_against_lse(others, logit)));
 }
 
-/* What is left to do of a row of which all ranges were added. */
+/* Finishes a row after all its ranges were added. */
 static void end_row(const tl_backend *backend, const tl_row *row, int64_t target, const tl_all_classes *all,
                     tl_token_stats *token, tl_topk *topk, tl_cancel *cancel) {
     tl_lse_acc with_target;

@@ -13,7 +13,7 @@ typedef struct {
     tl_moment moment;
 } tl_token_stats;
 
-/* The statistics of a whole row; its logsumexp is that of tl_logsumexp_of. `topk` may be NULL. */
+/* The statistics of a whole row; its logsumexp is from tl_logsumexp_of. `topk` may be NULL. */
 void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
                         tl_topk *topk, tl_cancel *cancel);
 

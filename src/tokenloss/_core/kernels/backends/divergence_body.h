@@ -1,7 +1,7 @@
 /* Sums over the classes for divergences of two distributions p and q, whose logsumexps are known: included for float
  * and double after exp_body.h, with REAL and OP defined as there.
  *
- * Of each logit, the root of the probability is computed, a = sqrt(p) = exp((x - logsumexp) / 2), as a power and a rest
+ * For each logit, the probability's root is computed, a = sqrt(p) = exp((x - logsumexp) / 2), as a power and a rest
  * as in exp_body.h. Then d = a - b keeps its relative digits: equal powers vanish, and so do neighbouring ones, without
  * rounding. With t = p - q = d (a + b), m = 2 (p + q) = d^2 + (a + b)^2, u = |t| / m and l = log(q / p), the terms are
  *
@@ -58,7 +58,7 @@ TL_TARGET TL_INLINE OP(vec) OP(sum_of_four)(const OP(vec) * x) {
     return OP(add)(OP(add)(x[0], x[1]), OP(add)(x[2], x[3]));
 }
 
-/* Of four vectors of classes: a, b, t, |t|, m, l and l^2, d^2, and the last two terms. */
+/* For four vectors of classes: a, b, t, |t|, m, l and l^2, d^2, and the last two terms. */
 typedef struct {
     OP(vec) a[4], b[4], difference[4], size[4], both[4], log[4], log_square[4], square[4], reverse[4], js[4];
 } OP(divergence_terms);
@@ -84,7 +84,7 @@ TL_TARGET TL_INLINE void OP(set_terms)(OP(divergence_terms) * of, size_t i, OP(v
     }
 }
 
-/* The logit under q alone of a class that is impossible under p, if it is above `before`. */
+/* The logit under q of a class that is impossible only under p, if it is above `before`. */
 TL_TARGET TL_INLINE OP(vec) OP(most_alone)(OP(vec) given, OP(vec) other, OP(vec) before) {
     return OP(max_skip_nan)(OP(if_less)(given, OP(set)(-OP(OTHER_LIMIT)), other, before), before);
 }
@@ -128,7 +128,7 @@ TL_TARGET TL_INLINE void OP(set_log_terms)(OP(divergence_terms) * of, size_t cou
         OP(set_far_terms)(of, count, limit, wanted);
 }
 
-/* Adds a multiple of 64 classes. Returns whether a class may be impossible under p alone: a logit of -inf, or one that
+/* Adds a multiple of 64 classes. Returns whether a class may be impossible only under p: a logit of -inf, or one that
  * is too small for the dtype; -1, with nothing added, if logits are not clamped and one would have to be. */
 TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t count, tl_divergence_acc *acc,
                                             int wanted, int clamps) {

@@ -20,7 +20,7 @@
 
 #include "reduce_body.h"
 
-/* The first n elements of a vector, with `other` after them. Of halves, there are whole vectors before. */
+/* The first n elements of a vector, with `other` after them. For halves, there are whole vectors before. */
 TL_TARGET TL_INLINE OP(vec) NAME(load_first_)(const ELEMENT *x, size_t n, REAL other) {
 #if defined HAS_LOAD_FIRST && !defined HALF
     return OP(load_first)(x, n, other);

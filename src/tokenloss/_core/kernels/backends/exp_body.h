@@ -3,7 +3,7 @@
  *
  * exp(x) 2^-ref_exp = power + LEADING q r_power. Powers are summed apart from the small rests q r_power. The
  * exponential does not depend on the reference exponent, which scales all terms by one power of two and so changes no
- * bit of the sum. Of ln 2 only the leading bits are subtracted here: tl_log_of_sum corrects for the others. */
+ * bit of the sum. Only the leading bits of ln 2 are subtracted here: tl_log_of_sum corrects for the others. */
 
 static const REAL OP(RAMP)[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
@@ -93,7 +93,7 @@ TL_TARGET TL_INLINE OP(acc) OP(acc_near)(void) {
     return acc;
 }
 
-/* What exponentials need, of arguments that are clamped, for each row's reference exponent and so many bits of
+/* The parameters of exponentials of clamped arguments, for each row's reference exponent and this many bits of
  * headroom: see acc_init. */
 TL_TARGET TL_INLINE void OP(reference)(const double *exponents, double headroom, OP(acc) * acc) {
     f64_vec above[PARTS], below[PARTS];

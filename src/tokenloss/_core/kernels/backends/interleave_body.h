@@ -53,7 +53,7 @@ TL_TARGET TL_OUTLINE void OP(interleave_apart)(const char *first, ptrdiff_t apar
     OP(interleave_any)(NULL, first, apart, classes, group);
 }
 
-/* Where a group of rows lies side by side, in `memory` if it does not already; and the stride of its classes. */
+/* The place where a group of rows is side by side, `memory` unless it already is; and the stride of its classes. */
 TL_TARGET TL_INLINE const char *OP(group_of)(const tl_few_rows *rows, size_t g, size_t classes, char *memory,
                                              ptrdiff_t *stride) {
     const char *data = rows->data + g * rows->group_bytes;

@@ -91,7 +91,7 @@ TL_TARGET TL_INLINE void OP(add_positive)(OP(vec) * sum, OP(vec) * lost, OP(vec)
 #define PAIR_OF_POWERS(k) OP(add)(POWER_OF_CLASS(k, 0), POWER_OF_CLASS((k) + 1, 1))
 
 /* The logits of the targets of a vector of rows: chosen among those of all classes, or read one by one. An id that is no
- * class stands for class 0 here, or for no class in double. */
+ * class means class 0 here, or no class in double. */
 TL_TARGET TL_INLINE OP(vec) OP(logits_of_few)(const char *x, ptrdiff_t stride, size_t classes, const UINT *ids) {
     REAL logit[OP(WIDTH)];
     if (classes <= 12) {
@@ -115,7 +115,7 @@ TL_TARGET TL_INLINE OP(vec) OP(sum_of_few)(const char *x, ptrdiff_t stride, size
     const OP(acc) acc = OP(acc_for_target)(logit, 0);
     const OP(vec) most = OP(add)(logit, OP(set)((REAL)OP(REACH)));
     OP(vec) rest[2] = {OP(set)(0), OP(set)(0)}, low = OP(set)(0), sum, unused;
-    if (classes == 2) { /* the other one alone: the target's power and rest are 0 */
+    if (classes == 2) { /* only the other one: the target's power and rest are 0 */
         OP(vec) other = OP(if_same)(target, OP(set_place)(1), OF_CLASS(x, 0), OF_CLASS(x, 1));
         sum = OTHER_POWER(other, 2, 0);
     } else {
@@ -178,7 +178,7 @@ TL_TARGET TL_INLINE void OP(add_lane)(const tl_few_rows *rows, const char *x, si
         power[i] = OP(set)(0);
         if (clamps && at >= rows->classes)
             continue;
-        tl_prefetch(logits + 128); /* a plane is visited again soon, but no processor follows as many as there may be */
+        tl_prefetch(logits + 128); /* a plane is visited again soon, but no processor follows this many */
         power[i] = OP(other_power)(OP(load)((const REAL *)(const void *)logits), acc, clamps, 1, target,
                                    OP(set_bits)((UINT)at), &rounded, rest);
         acc->maximum[0] = OP(max_skip_nan)(rounded, acc->maximum[0]);

@@ -208,7 +208,7 @@ TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double 
 #ifdef HALF
 enum { NAME(PART) = 4 * TL_CHUNK }; /* elements that are converted at a time, and then stay in the first cache */
 
-/* Converts a part of so many elements at most, and the padding after them. Returns how many elements it has. */
+/* Converts a part of at most `most` elements, and the padding after them. Returns how many elements it has. */
 TL_TARGET TL_INLINE size_t NAME(convert_part_)(const ELEMENT *x, size_t most, float *to) {
     const size_t count = most < NAME(PART) ? most : NAME(PART);
     for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH) {

@@ -18,7 +18,7 @@ TL_TARGET TL_INLINE f64_vec NAME(sum_of_)(const f64_vec *x, size_t most) {
     return most == 1 ? x[0] : f64_sum_of_four(x);
 }
 
-/* Adds classes first, first + 16, first + 32 and first + 48, as far as there are any; or `first` alone if `most` is 1.
+/* Adds classes first, first + 16, first + 32 and first + 48, as far as they exist; or only `first` if `most` is 1.
  * `most` is a literal, so that the loops unroll. */
 TL_TARGET TL_INLINE void NAME(add_four_)(const double *base, const double *other, size_t first, size_t classes,
                                          size_t most, const f64_pair_acc *acc, f64_table powers, int wanted,
@@ -46,7 +46,7 @@ TL_TARGET TL_INLINE void NAME(add_four_)(const double *base, const double *other
         NAME(add_)(&lanes[TL_SUM_OF_JS][lane], NAME(sum_of_)(of.js, most));
 }
 
-/* Of f64_WIDTH rows from `row` on. */
+/* For f64_WIDTH rows from `row` on. */
 TL_TARGET TL_INLINE void NAME(divergences_of_rows_)(const double *base, const double *other, size_t classes,
                                                     size_t row, int wanted, tl_short_divergences *of) {
     NAME(lane_) lanes[TL_DIVERGENCE_SUMS][16];

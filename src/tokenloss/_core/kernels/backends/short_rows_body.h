@@ -2,7 +2,7 @@
  * dtype_body.h, with DTYPE, REAL and OP defined as there. Rows have at least one class.
  *
  * A group is TL_GROUP rows side by side: element k of row r is at [TL_GROUP k + r]. Each row's additions are those of
- * reduce_body.h, in their order, which for a single chunk depends on the class number alone; so the bits are the same.
+ * reduce_body.h, in their order, which for a single chunk depends only on the class number; so the bits are the same.
  * Classes that a row does not have would add 0 there, and are left out here. */
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
@@ -110,7 +110,7 @@ TL_TARGET TL_INLINE void NAME(prefetch_)(const tl_next_rows *next, size_t k) {
         tl_prefetch(next->data + (ptrdiff_t)k * next->class_stride);
 }
 
-/* The next rows of a vector that begins at row r. Of contiguous rows, all bytes are asked for in some order. */
+/* The next rows of a vector that begins at row r. For contiguous rows, all bytes are asked for in some order. */
 TL_TARGET TL_INLINE tl_next_rows NAME(next_of_)(const tl_next_rows *next, size_t r) {
     tl_next_rows of = {next->data, next->row_stride,
                        next->class_stride ? next->class_stride : (ptrdiff_t)sizeof(OP(vec))};
@@ -190,7 +190,7 @@ TL_TARGET TL_INLINE OP(vec) NAME(sum_of_4_)(const OP(vec) * lane, size_t count) 
     return count > 1 ? OP(add)(sum, count > 3 ? OP(add)(lane[1], lane[3]) : lane[1]) : sum;
 }
 
-/* The sums of OP(WIDTH) rows, from r on: those of reduce_chunk_. `is_tiny` says at compile time that the rows have at
+/* The sums of OP(WIDTH) rows, from r on: those of reduce_chunk_. `is_tiny` means at compile time that the rows have at
  * most TL_LANES classes; `moments` are for all modes but SUMEXP. */
 TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_tiny, enum tl_mode mode,
                                          const REAL *other, const tl_next_rows *next, int wants_lanes, size_t row,

@@ -74,7 +74,7 @@ TL_INLINE float f32_fma(float a, float b, float c) {
     double product = (double)a * (double)b; /* exact */
     double sum = product + (double)c;
     uint64_t bits = tl_to_bits(sum);
-    /* Rounding twice is wrong only where the first result lies halfway between two floats: step off it towards the
+    /* Rounding twice is wrong only where the first result is halfway between two floats: step off it towards the
      * exact sum. Below the normal numbers, floats are multiples of 2^-149. */
     int halfway = (bits & 0x1fffffff) == 0x10000000;
     if (TL_UNLIKELY(tl_abs(sum) < 0x1p-126))

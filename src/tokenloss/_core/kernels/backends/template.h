@@ -86,18 +86,18 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
 #define f64_SCALE 1
 #define f64_UNSCALE 1
 
-/* Where arguments are clamped, the least one is so many eighths of an octave below the least power: the bits of its
+/* Where arguments are clamped, the least one is this many eighths of an octave below the least power: the bits of its
  * power are a negative integer, which becomes 0. k is larger by GUARD then, and so not negative. */
 #define CLAMPED_EIGHTHS 14
 #define GUARD 16
 
-/* k is larger by so many where arguments are not clamped. Then the last powers whose k still has no more bits than the
+/* k is larger by this where arguments are not clamped. Then the last powers whose k still has no more bits than the
  * field and an eighth are nan or infinite, and so are the first ones that are too small: no power looks like another.
  * */
 #define f32_GUARD 16
 #define f64_GUARD 8
 
-/* Has gcc compute two vectors where this stands. It would add terms where their sum is used, and keep all of them in
+/* Makes gcc compute two vectors where this is. It would add terms where their sum is used, and keep all of them in
  * memory until then: with AVX2, losses would take 9 % longer. */
 #if defined(__GNUC__) && !defined(__clang__) && f32_WIDTH >= 8
 #define COMPUTE_NOW(a, b) __asm__("" : "+v"(a), "+v"(b))
