@@ -31,7 +31,7 @@ def lines(rows, *sources):
 
 OF_CANDIDATES = {"name", "size", "n_not_finite"}
 OF_DIVERGENCES = {form.format(name) for form in ("mean_{}", "{}_quantiles") for name in FURTHER_DIVERGENCES}
-VALUES_OF_LOSSES = {"basis", "alone", "few", "has_sequences", "bytes_note", "words_note", "words"}
+VALUES_OF_LOSSES = {"basis", "single", "few", "has_sequences", "bytes_note", "words_note", "words"}
 VALUES_OF_TEXTS = {"difference_text", "ratio_text", "ends", "cannot_tell", "special", "left_out"}
 ERRORS = "± {stderr:.2g}", "95 % interval {low:.3g} to {high:.3g}"
 
