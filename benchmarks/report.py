@@ -79,7 +79,7 @@ def text_of(report: dict[str, Any]) -> str:
 def save(report: dict[str, Any]) -> None:
     """Keep what was measured by the name of its processor."""
     RESULTS.mkdir(exist_ok=True)
-    _file(report, "json").write_text(text_of(report), "utf-8")
+    _file(report, ".json").write_text(text_of(report), "utf-8")
 
 
 def write() -> None:

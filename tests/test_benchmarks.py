@@ -107,6 +107,18 @@ def test_pages_show_what_was_measured(monkeypatch):
 
 
 @pytest.mark.skipif(not (BENCHMARKS / "results").exists(), reason="the sdist leaves out benchmarks/results")
+def test_results_are_saved_where_pages_read_them(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import report
+
+    recorded, *_ = report.RESULTS.glob("*.json")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    report.save(json.loads(recorded.read_text("utf-8")))
+    assert (tmp_path / recorded.name).read_text("utf-8") == recorded.read_text("utf-8")
+
+
+@pytest.mark.skipif(not (BENCHMARKS / "results").exists(), reason="the sdist leaves out benchmarks/results")
 def test_readme_compares_the_times_that_its_chart_shows():
     readme = (ROOT / "README.md").read_text("utf-8")
     (chart,) = re.findall(r"benchmarks/results/(.+)-readme\.svg", readme)
