@@ -190,9 +190,9 @@ def test_page_of_padded_batches_has_figures_of_texts_alone(side, model, monkeypa
     for block in [block for block in blocks if "batches()" in block or "np.savez(" in block]:
         exec(block, names)  # noqa: S102 -- code of this repository's page
     losses = [losses_of(model, text) for text in names["texts"]]
-    check_figures(names["found"], losses, 1e-5)
+    check_figures(names["result"], losses, 1e-5)
     check_figures(evaluate("mine.npz", shift=True), losses, 1e-3)
     starts = [tokenizer(text, return_offsets_mapping=True)["offset_mapping"][0][1] for text in names["texts"]]
     n_bytes = sum(len(text[start:].encode()) for text, start in zip(names["texts"], starts, strict=True))
     bits = sum(part.sum() for part in losses) / np.log(2)  # of all tokens but the first ones
-    assert names["found"].bits_per_byte == pytest.approx(bits / n_bytes, rel=1e-5)
+    assert names["result"].bits_per_byte == pytest.approx(bits / n_bytes, rel=1e-5)

@@ -72,15 +72,15 @@ Compare models, such as quantized ones, with a base model: KL divergence, perple
 BASE and each OTHER are files that `score` reads, with scores of the same rows; or files of responses to the same
 requests, or responses and scores; or samples logged by lm-evaluation-harness (.jsonl) or Inspect (.eval, .json), or
 folders of them, task by task; or log-probabilities of the same tokens, first from a trainer, then from the engine that
-sampled the tokens: arrays with --logprobs, or an array or lists in lines of JSON named `logprobs` or as a framework
-names them. The files are recognized by their content.
+sampled the tokens: any arrays, with --logprobs, or an array (or lists in lines of JSON) that is called `logprobs` or by
+the name that a framework uses. The files are recognized by their content.
 
 Any file of scores may contain the targets, and all that do must contain the same ones; without targets, only
 divergences are compared. BASE is read only once. Tables call each OTHER by its name, as in Q8=q8.npz, or by its file.
 
 With --text, --tokenizer-a and --tokenizer-b, BASE and OTHER are two models with different tokenizers, each with its own
-token ids for the same text: they are compared by bits per byte. In this case, --targets and --segment-ids, if given,
-are given twice, first for BASE.
+token ids for the same text: they are compared by bits per byte. In this case, --targets and --segment-ids, if used,
+must each be given twice, first for BASE.
 """
 _COMPARE_EXAMPLES = """
  two quantized models and their base:
@@ -127,8 +127,8 @@ _LM_HEAD = (
     f"{HEAD_FILES}; config.json next to it says how logits are scaled and capped, and whether the embedding is the head"
 )
 _CALIBRATION = (
-    "add how well probabilities match outcomes: calibration errors, Brier score, reliability, and the best "
-    "temperature, for which files are read 3 to 6 times more"
+    "show how well probabilities match outcomes: calibration errors, Brier score, reliability, and the best "
+    "temperature, for which files are read another 3 to 6 times"
 )
 _MAX_ECE = "with --calibration, fail if the expected calibration error exceeds X"
 _BY = (
@@ -242,7 +242,8 @@ def _add_compare(compare: Parser) -> None:
     of["input"].add_argument("--base-kind", choices=KINDS, help=words)
     _add(of["input"], "--base-array NAME", "name of the array of scores of BASE")
     words = (
-        "if vocabularies differ, compare the first N classes, or `all`: a class that a model lacks has probability 0"
+        "if vocabularies differ, compare only the first N classes; or with `all`, all classes, where one that a model "
+        "lacks has probability 0"
     )
     _add(of["input"], "--classes N", words, integer(1, or_else="all"))
     _add_formulas(of["input"])
@@ -262,7 +263,7 @@ def _add_compare(compare: Parser) -> None:
     _add(of["hidden states"], "--lm-head FILE[:NAME]", words, **_LISTED)
     words = "the head of BASE, which contains hidden states; without --lm-head, OTHERs contain scores"
     _add(of["hidden states"], "--base-lm-head FILE[:NAME]", words)
-    words = "name of BASE's array of hidden states, if it differs"
+    words = "name of BASE's array of hidden states, if it differs from that of the OTHERs"
     _add(of["hidden states"], "--base-hidden NAME", words)
     _add_hidden_states(of["hidden states"])
     _add_drafts(of["drafts"])
@@ -326,8 +327,8 @@ def _add_compare_gates(group: _Group) -> None:
     _add(group, "--min-ess X", words, number)
     _add_confidence(group)
     words = (
-        "a second run of BASE, with another batch size or engine: metrics are also shown as multiples of its own, and "
-        "gates that it does not pass itself are named"
+        "a second run of BASE, with another batch size or engine: metrics are also shown as multiples of this run's, "
+        "and gates that this run itself does not pass are pointed out"
     )
     _add(group, "--noise TWIN", words)
 
@@ -402,13 +403,13 @@ def _add_hidden_states(group: _Group) -> None:
     """Add the options of hidden states."""
     _add(group, "--hidden NAME", "name of the array of hidden states")
     words = (
-        "multiplier for the logits of hidden states, which all files must then contain (default: from the model's "
-        "config.json, or 1)"
+        "multiplier for the logits computed from hidden states, which all files must contain if it is given "
+        "(default: from the model's config.json, or 1)"
     )
     _add(group, "--logit-scale X", words, number)
     words = (
-        "soft cap for the logits of hidden states, which all files must then contain; 0 for none (default: from the "
-        "model's config.json, or none)"
+        "soft cap for the logits computed from hidden states, which all files must contain if it is given; 0 for none "
+        "(default: from the model's config.json, or none)"
     )
     _add(group, "--softcap X", words, number)
 
