@@ -173,8 +173,12 @@ TL_OUTLINE double f64_fma(double a, double b, double c) {
     /* The exact product by Veltkamp's and Dekker's splitting, then Boldo's and Melquiond's addition of three terms
      * ("Emulation of FMA and correctly rounded sums", 2008): the two small ones are rounded to odd. Where the product's
      * low part would underflow, all is done in units of the least subnormal number, 2^-1074. */
-    if (TL_UNLIKELY(c - c != 0)) /* whose rounding errors would be nan */
+    if (TL_UNLIKELY(!(tl_abs(a * b + c) < (double)INFINITY))) /* whose rounding errors would be nan */
         return a * b + c;
+    if (TL_UNLIKELY(tl_abs(a) > 0x1p990 || tl_abs(b) > 0x1p990)) { /* splitting would overflow */
+        a *= tl_abs(a) > 0x1p990 ? 0x1p-600 : 0x1p600;
+        b *= tl_abs(b) > 0x1p990 ? 0x1p-600 : 0x1p600;
+    }
     int tiny = tl_abs(a * b) < 0x1p-960 && a != 0 && b != 0 && tl_abs(c) < 0x1p-900;
     if (TL_UNLIKELY(tiny)) {
         a *= 0x1p537;
