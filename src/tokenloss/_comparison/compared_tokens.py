@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
@@ -188,9 +189,9 @@ class ComparedTokens(Result):
         return [self._facts()]
 
     @staticmethod
+    @abstractmethod
     def _shown_of(comparisons: Mapping[str, Any]) -> Shown:
         """The parts that people see of one or several results of this type, by the name of the candidate."""
-        raise NotImplementedError
 
     def _shown(self) -> Shown:
         """Tables of the metrics."""
