@@ -96,8 +96,8 @@ NOT_IN_PARALLEL = {
 }
 
 
-MANY = 8  # cases of a test that all run by default
-VERY_MANY = 12  # cases of a test of which each value of a parameter runs once
+MANY = 4  # cases of a test that all run by default
+VERY_MANY = 6  # cases of a test of which each value of a parameter runs once
 
 
 def left_out_of_sample(cases):

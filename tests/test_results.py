@@ -211,7 +211,8 @@ def result(request, tmp_path):
 
 def test_the_table_has_every_class_of_results(tmp_path):
     def leaves(cls):
-        return {cls}.union(*map(leaves, cls.__subclasses__())) - ({cls} if cls.__subclasses__() else set())
+        subclasses = [c for c in cls.__subclasses__() if c.__module__.startswith("tokenloss")]  # tests define some
+        return {cls}.union(*map(leaves, subclasses)) - ({cls} if subclasses else set())
 
     assert {type(make(tmp_path)) for make in MAKERS.values()} == leaves(Result)
 

@@ -159,6 +159,7 @@ def test_score_prints_the_same_without_rich(command):
     assert plain == rich
 
 
+@pytest.mark.slow
 def test_json_of_many_sequences_is_printed_piece_by_piece(monkeypatch, tmp_path):
     """A million sequences took 2.5 GB, four times as much as without JSON."""
     figures = {"sequences": [{"sequence": i, "loss": 0.125, "perplexity": None} for i in range(50_000)]}

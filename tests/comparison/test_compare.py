@@ -496,6 +496,7 @@ def test_perplexity_that_overflows():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read by resource, which Windows lacks")
+@pytest.mark.slow
 def test_memory_is_bounded(run_python):
     run_python(
         MEASURED.replace("WORKERS << 20", "4 << 20")

@@ -209,6 +209,7 @@ def test_interval_of_mean_acceptance_ends_within_0_and_1():
     assert certain.mean_acceptance.interval == (1, 1)
 
 
+@pytest.mark.slow
 def test_interval_of_mean_acceptance_near_1_contains_the_truth_more_often_than_that_of_t():
     """Of 20 texts whose rejections are skewed, t ends below the truth in 10 % of samples, the logit in 5.5 %."""
     rng, misses = np.random.default_rng(0), np.zeros(2)

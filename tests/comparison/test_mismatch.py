@@ -237,6 +237,7 @@ def test_k1_and_k3_have_the_divergence_as_their_mean(spread, rng):
     assert result.k3.stderr < result.k1.stderr
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_of_clustered_tokens():
     rng, inside, truth = np.random.default_rng(5), dict.fromkeys(("k1", "k3", "mean_ratio", "ess"), 0), {}
     for n in (50_000, *[30] * 200):  # the first tells the truth

@@ -120,6 +120,7 @@ def test_five_equal_models_form_one_tier():
     assert min(counts.values()) >= 200 * 0.95 - 2 * math.sqrt(200 * 0.95 * 0.05)
 
 
+@pytest.mark.slow
 def test_equal_models_of_means_form_one_tier(rng):
     """The same of 1,000 samples of texts, without scores."""
     ones = 0

@@ -147,6 +147,7 @@ def is_inside(text, i):
 
 @given(texts())
 @settings(max_examples=150, deadline=None)
+@pytest.mark.slow
 def test_any_two_segmentations_give_spans_that_partition_the_text(case):
     text, bounds, sides = case
     result, expected = spans(*sides, text), spans_one_by_one(text, bounds, sides)

@@ -355,6 +355,7 @@ def test_torch_tensors_that_cannot_be_read():
         cross_entropy(torch.zeros(2, 3), torch.zeros(2))
 
 
+@pytest.mark.slow
 def test_torch_tensors_without_memory():
     torch = pytest.importorskip("torch")
     fake = pytest.importorskip("torch._subclasses.fake_tensor", reason="this torch has none")

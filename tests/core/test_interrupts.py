@@ -125,6 +125,7 @@ assert meter == LossMeter()
     )
 
 
+@pytest.mark.slow
 def test_interrupt_leaves_the_pool_usable_again_and_again(run_python):
     run_python(
         LARGE

@@ -139,6 +139,7 @@ def models(tmp_path):
     return tmp_path, expected
 
 
+@pytest.mark.slow
 def test_models_are_calibrated_beside_their_base(models, monkeypatch):
     folder, expected = models
     files = folder / "base", {name: folder / name for name in ("Q8", "Q4")}

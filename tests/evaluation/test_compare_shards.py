@@ -39,6 +39,7 @@ OF_FILES = ("base", "files", "file", "name", "sequences")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.slow
 def test_shards_of_many_models_with_targets_stay_below_the_limit_of_open_files(tmp_path):
     done = process(tmp_path, program=("-c", MANY_SHARDS))
     assert (done.stderr, done.stdout) == ("", "[140, 140, 140]\n")

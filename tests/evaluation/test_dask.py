@@ -319,6 +319,7 @@ def test_package_does_not_import_dask(run_python):
     run_python("import sys, tokenloss; assert 'dask' not in sys.modules")
 
 
+@pytest.mark.slow
 def test_dask_that_is_not_installed(run_python):
     message = run_python("import sys; sys.modules['dask'] = None; import tokenloss.dask", fails=True)
     hint = "needs the package dask[distributed]: pip install dask[distributed]"
@@ -404,6 +405,7 @@ def test_cluster_gives_the_bits_of_one_machine(rng):
     assert_same_bits(losses.compute(), tokenloss.cross_entropy(logits, targets, where=where))
 
 
+@pytest.mark.slow
 def test_cluster_gives_the_same_bits_after_a_worker_was_killed(client, tmp_path, rng):
     logits, targets, _ = problem(rng, (300, 200), 1)
     path = tmp_path / "died"
@@ -447,6 +449,7 @@ def test_map_shards_of_equal_names(cluster):
     assert sorted(map_shards(len, ["a", "bc", "a"], cluster.scheduler_address)) == [(0, 1), (1, 2), (2, 1)]
 
 
+@pytest.mark.slow
 def test_map_shards_after_a_worker_was_killed(cluster, shards):
     result = dict(map_shards(losses_of_shard_once_dying, shards, cluster.scheduler_address))
     assert Path(f"{shards[2]}.died").exists()
@@ -499,6 +502,7 @@ def test_errors_on_workers_name_options_as_the_caller_writes_them(cluster, comma
 
 @pytest.mark.usefixtures("client")
 @pytest.mark.parametrize("by", ["position", "position:5", "file", "domain"])
+@pytest.mark.slow
 def test_groups_on_a_cluster_have_the_bits_of_one_machine(by, cluster, tmp_path, rng):
     paths = {"base": [], "other": []}
     for i in range(4):

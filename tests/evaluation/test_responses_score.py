@@ -390,6 +390,7 @@ def test_results_do_not_depend_on_how_responses_are_gathered(completions, monkey
     assert result[0][0]["n_sequences"] == 19
 
 
+@pytest.mark.slow
 def test_many_short_responses_are_scored_together(tmp_path, monkeypatch):
     blocks = []
     scored = score.scores_of_responses

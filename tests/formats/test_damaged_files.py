@@ -109,6 +109,7 @@ def test_files_with_damaged_bytes(suffix, which, damages, seeds, where):
 
 @fuzzed
 @given(which=st.integers(0, 2), file=st.integers(0, 99), damages=DAMAGES)
+@pytest.mark.slow
 def test_zarr_directory_with_damaged_bytes(which, file, damages, seeds, where):
     files = dict(seeds["zarr"][which])
     name = sorted(files)[file % len(files)]

@@ -237,6 +237,7 @@ def assert_samples_compare_or_are_refused(where, base, other):
 @pytest.mark.parametrize("task", ["mc", "mc_mutual_info", "lastword", "rolling"])
 @fuzzed
 @given(data=st.data())
+@pytest.mark.slow
 def test_samples_with_other_values(task, data, where):
     texts = [clients.samples()[f"{run}/{task}.jsonl"].splitlines()[:3] for run in ("base", "noise")]
     files = [list(map(json.loads, lines)) for lines in texts]
@@ -257,6 +258,7 @@ def test_samples_with_damaged_bytes(task, damages, where):
 
 @fuzzed
 @given(damages=DAMAGES)
+@pytest.mark.slow
 def test_logs_of_inspect_with_damaged_bytes(damages, where):
     pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
     path, base = where / "x.eval", DATA / "inspect" / "base.eval"

@@ -254,6 +254,7 @@ def test_tokens_of_zarr_beyond_unicode(tmp_path):
     assert_file_refused(path, "tokens has the code point 0x110062")
 
 
+@pytest.mark.slow
 def test_zarr_with_very_many_axes(tmp_path):
     path = save_zarr_3(tmp_path / "scores.zarr", logits=LOGITS, targets=TARGETS)
     metadata = json.loads((path / "logits/zarr.json").read_text())

@@ -110,6 +110,7 @@ print("done")
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="address space is read from /proc")
 @pytest.mark.parametrize("order", "CF")
+@pytest.mark.slow
 def test_address_space_is_that_of_a_block(order, run_python, tmp_path):
     program = f"import sys; sys.argv[1:] = [{str(tmp_path / 'large.npy')!r}, {order!r}]\n"
     result = run_python(program + LIMITED)
@@ -150,6 +151,7 @@ def test_npz_row_that_expands_too_much_for_its_size(tmp_path):
         open_scores(path)
 
 
+@pytest.mark.slow
 def test_npz_members_are_held_once(tmp_path):
     targets = np.random.default_rng(0).integers(6, size=1 << 21)
     path = tmp_path / "large.npz"
@@ -168,6 +170,7 @@ def test_npz_blocks_are_held_once(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["one-hot targets", "constant ids"])
+@pytest.mark.slow
 def test_npz_targets_that_compress_well(kind, tmp_path):
     rows, classes = 90, 50257
     targets = np.zeros(rows, int)

@@ -114,6 +114,7 @@ def test_tokens_of_zarr(logits, tmp_path):
     assert (scores.kind, scores.file.tokens.tolist()) == ("probs", ["a", "Ġb", "<script>", ""])
 
 
+@pytest.mark.slow
 def test_tokens_of_zarr_in_a_large_chunk(tmp_path):
     path = save_zarr(tmp_path / "scores.zarr", logits=np.zeros((1 << 19, 1), np.float16))
     tokens = zarr.open_group(path).create_array(

@@ -123,6 +123,7 @@ RECORDS = st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), min_size=1, max_s
 
 @settings(derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=RECORDS, indent=st.sampled_from([None, 0, 1]), is_ascii=st.booleans(), chunk=st.integers(1, 9))
+@pytest.mark.slow
 def test_any_records_in_chunks_of_any_size(values, indent, is_ascii, chunk, tmp_path):
     lines = [json.dumps(value, ensure_ascii=is_ascii, indent=indent) for value in values]
     with pytest.MonkeyPatch.context() as patch:
@@ -333,6 +334,7 @@ def test_file_that_changes_while_it_is_read(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["lines", "list", "one after the other"])
+@pytest.mark.slow
 def test_one_record_at_a_time_is_in_memory(layout, tmp_path):
     record = json.dumps({"a": "x" * 1000})
     between = "\n" if layout == "lines" else "," if layout == "list" else ""
@@ -344,6 +346,7 @@ def test_one_record_at_a_time_is_in_memory(layout, tmp_path):
 
 
 @pytest.mark.parametrize("name", LARGE)
+@pytest.mark.slow
 def test_a_line_of_60_megabytes(name, tmp_path):
     path = save(tmp_path, b'{"a": "' + b"x" * 60_000_000 + b'"}\n{}', name)
     lengths = [(line, len(value.get("a", ""))) for line, value in read_records(str(path))]
@@ -457,6 +460,7 @@ def test_mistake_at_the_start_of_a_large_file_is_found_before_its_end(name, star
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_record_that_goes_on_is_not_refused_for_where_it_was_cut(name, tmp_path, monkeypatch):
     inner = {"é😀": ["😀\n", -1.25e-170, True, None, -math.inf, {"a": {}, '"\\': 10**30}]}
     whole = "".join(json.dumps(inner, ensure_ascii=is_ascii) for is_ascii in (True, False)).replace("}{", ', "b": {')

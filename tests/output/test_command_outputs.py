@@ -199,6 +199,7 @@ def test_output_to_one_device_twice(input_files, command):
 
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="needs /dev/stdout")
+@pytest.mark.slow
 def test_html_that_would_replace_stdout(input_files):
     for out in ("/dev/stdout", "page.html"):
         with Path("page.html").open("wb") as file:

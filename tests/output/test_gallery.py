@@ -31,6 +31,7 @@ def test_pictures_of_pages_have_the_size_of_their_window(name):
     assert pictures.opened(pictures.SCREENSHOTS[name]).size == pictures.SIZES[name]
 
 
+@pytest.mark.slow
 def test_picture_of_the_page_shows_a_card(browser, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = tmp_path / "page.html"

@@ -339,6 +339,7 @@ def test_browser_never_shows_the_bytes_of_a_vocabulary(browser, tmp_path):
 
 
 @pytest.mark.parametrize("size", [100_000])
+@pytest.mark.slow
 def test_browser_opens_a_long_text(size, browser, tmp_path, capsys):
     """Its time is printed, and not judged: machines differ."""
     path, ids = tmp_path / "page.html", np.random.default_rng(0).zipf(1.3, size) % 5000
@@ -416,6 +417,7 @@ def test_browser_without_scripts_shows_the_text(browser, long):
     assert "Next worst token" not in shown
 
 
+@pytest.mark.slow
 def test_browser_that_is_too_old_shows_the_text(browser, tmp_path):
     path = tmp_path / "page.html"
     page.write_page(path, scores_of(np.ones(2)), [0, 1], tokens=["to", " be"])

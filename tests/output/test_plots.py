@@ -280,6 +280,7 @@ def boxes(axes):
 
 
 @pytest.mark.parametrize(("count", "unit", "scale"), [(2, "MB", 1e6), (12, "GB", 1e9)])
+@pytest.mark.slow
 def test_draw_candidates_over_sizes(count, unit, scale):
     comparisons = comparisons_of(count)
     sizes = {name: scale * RNG.uniform(2, 9) for name in comparisons}
@@ -309,6 +310,7 @@ def test_draw_candidates_over_sizes(count, unit, scale):
 
 
 @pytest.mark.parametrize("count", [5, 30])
+@pytest.mark.slow
 def test_names_of_candidates_hide_nothing(count):
     comparisons = comparisons_of(count)
     figure = drawn(plots.draw_candidates(comparisons, sizes={name: RNG.uniform(2e9, 9e9) for name in comparisons}))
@@ -324,6 +326,7 @@ def test_names_of_candidates_hide_nothing(count):
 
 
 @pytest.mark.parametrize("count", [3, 30])
+@pytest.mark.slow
 def test_draw_candidates_without_all_sizes(count):
     comparisons = comparisons_of(count)
     names = by_mean(comparisons)
@@ -338,6 +341,7 @@ def test_draw_candidates_without_all_sizes(count):
     assert quantiles.get_legend().get_title().get_text() == ("12 of 30 models" if count == 30 else "")
 
 
+@pytest.mark.slow
 def test_draw_candidates_of_special_means():
     one = compare(np.zeros((4, 2)), np.zeros((4, 2)), np.zeros(4, int))
     comparisons = {
@@ -362,6 +366,7 @@ def test_draw_candidates_of_special_means():
 @pytest.mark.parametrize(
     "names", [["_hidden", "$x^{$", "a\x1bb"], ["same-", "same"], ["a.npy", "b.npz"], ["日" * 99, "x"]]
 )
+@pytest.mark.slow
 def test_names_of_candidates(names, tmp_path):
     values = list(comparisons_of(len(names)).values())
     comparisons = dict(zip(names, values, strict=True))
@@ -478,6 +483,7 @@ plots.check("a.png")
     )
 
 
+@pytest.mark.slow
 def test_save_changes_no_global_settings(run_python, tmp_path):
     program = f"""
 import sys

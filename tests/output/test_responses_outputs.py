@@ -151,6 +151,7 @@ def test_browser_shows_responses_of_servers_as_far_as_they_are_known(browser, tm
     assert_quiet(browser, path)
 
 
+@pytest.mark.slow
 def test_browser_marks_no_alternative_as_a_token_that_is_not_known(browser, tmp_path):
     path = tmp_path / "responses.html"
     meta = {"input_token_logprobs": [[None, 5, None], [-3.0, 0, None]]}  # class 0 may be the last one

@@ -152,6 +152,7 @@ def test_sklearn_log_loss(weighted, rng):
         assert nll_loss(np.log(y_pred), targets, **options) == pytest.approx(expected, rel=1e-13)
 
 
+@pytest.mark.slow
 def test_sklearn_scorers_of_the_docstring():
     pytest.importorskip("sklearn")
     from sklearn.datasets import load_iris
@@ -204,6 +205,7 @@ def test_scipy_softmax_family(dtype, axis, rng):
 
 @each_kind
 @pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.slow
 def test_optax_softmax_cross_entropy(kind, axis, rng, optax):
     import jax
 

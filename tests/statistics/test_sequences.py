@@ -194,6 +194,7 @@ def test_cu_seqlens_of_every_dtype(dtype, rng):
     assert_equals_reference(nll, cu_seqlens=offsets, where=rng.random(25) > 0.5, sample_weight=rng.random(nll.shape))
 
 
+@pytest.mark.slow
 def test_many_tokens(rng):
     nll = rng.exponential(3, 45_000)
     ids, offsets = rng.integers(-1, 700, nll.size), np.sort(rng.integers(0, nll.size + 1, 300))
