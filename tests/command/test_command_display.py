@@ -37,8 +37,11 @@ FILE  logits, 4 × 3, float32; class ids
     0       0  0.4076        0.665  a\\nb
     1       1  0.0949        0.909  ,
 
+  On average, each token was as hard to predict as a choice among 14.2 equally likely options.
+  Over all data of this kind, the number is between 1.23 and 6.32e+14 (95 % interval; n = 4 tokens, assumed independent).
+
   tokenloss:VERSION|unit:token|tokens:4|kind:logits|dtype:float32|ids:397e4bf6
-"""  # noqa: RUF001 -- the command prints the multiplication sign
+"""  # noqa: E501, RUF001 -- the command prints the multiplication sign
 
 
 @pytest.mark.parametrize("rich", [True, False])
@@ -54,8 +57,41 @@ def test_score_prints_a_summary(rich, command, npz, monkeypatch):
 
 def test_score_prints_no_column_of_text_without_tokens(command, npz):
     _, out, _ = command("score", npz(logits=LOGITS, targets=TARGETS), "--top", 1)
-    assert out.splitlines()[-3].endswith("9.0002     0.000123")
+    assert out.splitlines()[-6].endswith("9.0002     0.000123")
     assert "probability  text" not in out
+
+
+OPTIONS = "On average, each token was as hard to predict as a choice among {} equally likely options."
+OVER_ALL = "Over all data of this kind, the number is between {} and {} (95 % interval; n = {})."
+BEATEN = "A uniform guess among all 2 classes would have been better."
+CERTAIN = (
+    "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
+)
+FEW = "3 tokens, assumed independent"
+GUESS = "2 sequences, too few for more than a guess"
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "sentences"),
+    [
+        ([[0] * 4] * 3, [0, 1, 2], [OPTIONS.format("4.00"), OVER_ALL.format("4.00", "4.00", FEW)]),
+        ([[[0] * 2000] * 3] * 2, [[0, 1, 2]] * 2, [OPTIONS.format("2,000"), OVER_ALL.format("2,000", "2,000", GUESS)]),
+        ([[5, 0], [5, 0], [6, 0]], [1] * 3, [OPTIONS.format("208"), OVER_ALL.format("59.5", "1,071", FEW), BEATEN]),
+        ([[0] * 4], [0], [OPTIONS.format("4.00"), "No interval is known, so this describes only these tokens."]),
+        ([[0, np.nan], [0, 0]], [0, 0], ["The perplexity is nan: 1 of 2 tokens are nan."]),
+        ([[0, -np.inf], [0, 0]], [1, 0], ["The perplexity is inf: 1 of 2 tokens have an infinite loss."]),
+        ([[0, -1000], [0, -1000]], [1, 1], ["The perplexity is inf."]),
+        ([[0, 0]], [-100], ["The perplexity is nan: no token was scored."]),
+        ([[1000, 0]] * 5, [0] * 5, [f"The perplexity cannot be trusted: {CERTAIN}say nothing about the model."]),
+    ],
+)  # fmt: skip
+def test_score_ends_with_a_verdict_in_words(scores, targets, sentences, command, npz):
+    path = npz(logits=np.array(scores, np.float64), targets=np.array(targets))
+    for options in (), ("--format", "markdown"):
+        status, out, _ = command("score", path, "--top", 0, *options)
+        assert status == 0
+        lines = [line.strip("| ") for line in out.split("\n\n")[-2].splitlines()]
+        assert [line for line in lines if line.strip("-")] == sentences
 
 
 def on_terminal(command, monkeypatch, columns, *argv):

@@ -169,7 +169,7 @@ def test_text_is_literal_in_markdown_and_on_one_line_in_csv(npz, command, tmp_pa
     logits = np.zeros((len(text), 3), np.float32)
     path = npz("a|*b*.npz", logits=logits, targets=np.zeros(len(text), int), tokens=np.array(text))
     out = command("score", path, "--top", 99, "--format", "markdown")[1]
-    (_, tokens) = read_markdown(out)
+    (_, tokens, _) = read_markdown(out)
     assert [row[-1] for row in tokens[1:]] == [*text[:9], r"\x1b[1m\n", "$x$"]
     assert r"\$x\$" in out  # which GitHub would take for mathematics
     named = command("score", f'=b,"\n={path}', "--format", "csv")[1].splitlines()

@@ -100,8 +100,7 @@ def test_a_figure_of_score_is_printed_unless_it_is_listed_here(tmp_path):
     assert {name for name in figures if printed(name) == printed()} == {
         "bits_per_byte_interval", "total",  # the error is printed, and the mean
         "n_bytes", "n_words", "n_bytes_read", "n_without_sequence",  # rows depend on whether they are 0
-        "sequences", "fits_better_shifted", "fits_better_unshifted",
-        "targets_repeat",  # those of the highest losses are printed; warnings are
+        "sequences",  # those of the highest losses are printed
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tokenloss._core.estimate import Estimate
 from tokenloss._core.result import NamedResults, columns_of
 from tokenloss._core.signature import IdsHash, differing_fields, joined_signature
 from tokenloss._evaluation.checkpoint import record
-from tokenloss._evaluation.score_tables import evaluations_shown, shown
+from tokenloss._evaluation.score_tables import evaluations_shown, shown, verdict
 from tokenloss._evaluation.sequences import (
     NO_SEQUENCES,
     SequenceColumns,
@@ -351,9 +351,10 @@ class Evaluation(LossMetrics, GatedResult):
         return self.figures
 
     def _shown(self) -> Shown:
-        """Tables of the metrics, files and highest losses."""
+        """Tables of the metrics, files and highest losses, and what they mean in words."""
         parts, calibration = shown(self.figures, self.meter), self.calibration
         tables = [] if calibration is None else calibration_tables(calibration, "calibration")
+        tables.append(verdict(self.figures, self.meter))
         return parts._replace(signature=self.signature, tables=[*parts.tables, *tables])
 
     def _compared(self) -> dict[str, Any]:

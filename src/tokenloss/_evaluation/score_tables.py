@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.tables import head_cells, known_of, table_by
-from tokenloss._core.result import Shown
+from tokenloss._core.advice import not_finite_notes, void_of
+from tokenloss._core.result import Shown, Table, formatted
 from tokenloss._core.rows import Row, table, table_of_several
 from tokenloss._core.text import count_of, title
 from tokenloss._statistics.meter import basis_of
@@ -14,7 +16,6 @@ from tokenloss._statistics.tables import LENGTH_ROWS, LOSS_ROWS, loss_values
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenloss._core.result import Table
     from tokenloss._statistics.meter import LossMeter
 
 _TOKENS = Row("tokens", "count", "{:,}")
@@ -133,6 +134,27 @@ def _tables(summary: dict[str, Any], meter: LossMeter) -> list[Table]:
 def group_tables(facts: dict[str, Any]) -> list[Table]:
     """The table of groups of tokens, if there is one."""
     return [table_by(facts["by"], facts["groups"], _GROUP)] if facts.get("groups") else []
+
+
+def verdict(facts: dict[str, Any], meter: LossMeter) -> Table:
+    """Sentences on what the perplexity means, for these tokens and for others like them, or why it means nothing."""
+    perplexity, (low, high) = meter.perplexity, meter.perplexity.interval
+    if void := void_of(facts, "max_perplexity"):
+        words = [f"The perplexity cannot be trusted: {void}."]
+    elif not math.isfinite(perplexity):
+        why = "; ".join(not_finite_notes(facts, meter.count, "loss")) or "no token was scored" * (not meter.count)
+        words = [f"The perplexity is {perplexity:g}" + f": {why}" * bool(why) + "."]
+    else:
+        least, mean, most = (f"{x:,.0f}" if 100 <= x < 1e6 else formatted(x, digits=3) for x in (low, perplexity, high))
+        words = [f"On average, each token was as hard to predict as a choice among {mean} equally likely options."]
+        if math.isnan(low):
+            words.append("No interval is known, so this describes only these tokens.")
+        else:
+            basis = f"95 % interval; n = {basis_of(meter)}"
+            words.append(f"Over all data of this kind, the number is between {least} and {most} ({basis}).")
+        if "head" not in facts and "dialect" not in facts and low > facts["shape"][-1]:
+            words.append(f"A uniform guess among all {facts['shape'][-1]:,} classes would have been better.")
+    return Table([(sentence,) for sentence in words])
 
 
 def _values(summary: dict[str, Any]) -> dict[str, Any]:

@@ -124,12 +124,9 @@ def _fitted(table: Table, width: int) -> tuple[Table, list[str]]:
 
 
 def _min_widths(table: Table) -> list[int]:
-    """Minimum width of each column: numbers stay whole, long text may be folded."""
-    lines = [table.heads, *table.rows] if table.heads else table.rows
+    """Minimum width of each column: numbers stay whole, and so do labels; long text may be folded."""
+    lines, labels = ([table.heads, *table.rows], 0) if table.heads else (table.rows, 2 * (len(table.rows[0]) > 1))
     return [
-        max(
-            len(cell) if table.aligns_right(i) or (not table.heads and i < 2) else min(len(cell), _MIN_TEXT_WIDTH)
-            for cell in column
-        )
+        max(len(cell) if table.aligns_right(i) or i < labels else min(len(cell), _MIN_TEXT_WIDTH) for cell in column)
         for i, column in enumerate(zip(*lines, strict=True))
     ]
