@@ -8,8 +8,9 @@ static void compare_parts_of_loss(const tl_row *row, int64_t target) {
     tl_lse_acc others;
     compare("maximum", tl_maximum(backend, row));
     tl_lse_row(backend, row, target, &others, &cancel);
-    double logit = tl_logit_at(backend, row, target), log_odds = tl_log_odds_against(&others, row, logit);
-    tl_lse lse = tl_lse_finish_with(&others, row, logit, log_odds);
+    tl_lse rest = tl_lse_finish(&others, row);
+    double logit = tl_logit_at(backend, row, target), log_odds = tl_log_odds_against_lse(rest, logit);
+    tl_lse lse = tl_lse_add_class(rest, logit, log_odds);
     compare("offset of a logsumexp", lse.offset);
     compare("log of a logsumexp", lse.log);
 }

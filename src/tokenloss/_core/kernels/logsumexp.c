@@ -10,6 +10,9 @@
 #define SUM_UNDERFLOW 0.5
 #define SUM_OVERFLOW 0x1p36
 
+/* Classes of a row that are added before the sum is looked at, as long as it stays in range: a few blocks. */
+#define AT_ONCE (4 * TL_BLOCK)
+
 /* Within this distance of 0 the error of 2e-7 that a logsumexp may have is more than a millionth of it. If one class
  * has most of the mass, the logsumexp is found from its logit and the other classes there. A logit >= 0 in such a row
  * is at most NEAR_ZERO below the logsumexp, so the class has exp(-0.25) = 0.78 of the sum and its lane no less. Two
@@ -133,12 +136,15 @@ int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, in
     return sum == sum;
 }
 
-/* Initialises the accumulator of a row. The maximum of the first chunk gives the reference, which rarely changes later.
- */
+/* Initialises the accumulator of a row. The maximum of the first chunk, which is kept, gives the reference: it rarely
+ * changes later. */
 static int begin(const tl_backend *backend, const tl_row *row, int64_t excluded, tl_lse_acc *state, tl_chunk_buf *buf) {
     tl_chunk_invalidate(buf);
     int64_t first = row->count < TL_CHUNK ? row->count : TL_CHUNK;
-    return tl_lse_begin(tl_maximum_between(backend, row, 0, first, excluded, buf), row->compute_dtype, NULL, state);
+    double maximum = tl_maximum_between(backend, row, 0, first, excluded, buf);
+    int valid = tl_lse_begin(maximum, row->compute_dtype, NULL, state);
+    state->maximum = maximum;
+    return valid;
 }
 
 void tl_lse_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
@@ -162,7 +168,22 @@ void tl_lse_range(const tl_backend *backend, const tl_row *row, int64_t start, i
 }
 
 void tl_lse_row(const tl_backend *backend, const tl_row *row, int64_t excluded, tl_lse_acc *state, tl_cancel *cancel) {
-    tl_lse_range(backend, row, 0, row->count, TL_BLOCK, excluded, state, cancel);
+    tl_chunk_buf buf;
+    int64_t start = 0;
+    int in_range = begin(backend, row, excluded, state, &buf) && state->maximum > -(double)INFINITY;
+    /* the sum grows: if it is in range after several blocks, it was after each of them */
+    for (int64_t next; in_range && start < row->count; start = in_range ? next : start) {
+        const tl_lse_acc before = *state;
+        next = row->count - start < AT_ONCE ? row->count : start + AT_ONCE;
+        tl_reduce_range(backend, TL_REDUCE_SUMEXP, row, start, next, excluded, state, &buf);
+        in_range = !tl_sum_out_of_range(state);
+        if (!in_range)
+            *state = before;
+        if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+            return;
+    }
+    if (!in_range)
+        tl_lse_range(backend, row, start, row->count, TL_BLOCK, excluded, state, cancel);
 }
 
 /* Classes that are transposed at a time: a few vectors of each row. */
@@ -239,10 +260,6 @@ tl_lse tl_lse_finish(const tl_lse_acc *state, const tl_row *row) {
     return lse;
 }
 
-double tl_log_odds_against(const tl_lse_acc *others, const tl_row *row, double logit) {
-    return tl_log_odds_against_lse(tl_lse_finish(others, row), logit);
-}
-
 tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds) {
     tl_lse lse = {logit, tl_softplus(log_odds)};
     if (log_odds > 0 || logit == -(double)INFINITY) {
@@ -251,10 +268,6 @@ tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds) {
             lse.log += tl_softplus(-log_odds);
     }
     return lse;
-}
-
-tl_lse tl_lse_finish_with(const tl_lse_acc *others, const tl_row *row, double logit, double log_odds) {
-    return tl_lse_add_class(tl_lse_finish(others, row), logit, log_odds);
 }
 
 int tl_is_dominant(double logit, double logsumexp) { return logit > logsumexp - MAX_DROP; }
@@ -288,7 +301,8 @@ double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, doub
         others = &recomputed;
     }
     double logit = tl_logit_at(backend, row, excluded);
-    return tl_logsumexp(tl_lse_finish_with(others, row, logit, tl_log_odds_against(others, row, logit)));
+    tl_lse lse = tl_lse_finish(others, row);
+    return tl_logsumexp(tl_lse_add_class(lse, logit, tl_log_odds_against_lse(lse, logit)));
 }
 
 double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, int64_t excluded,

@@ -41,9 +41,8 @@ TL_INLINE double tl_logsumexp(tl_lse of) { return of.offset + of.log; }
 /* The logsumexp of an accumulated row, -inf of none. */
 tl_lse tl_lse_finish(const tl_lse_acc *state, const tl_row *row);
 
-/* log((1 - p) / p) of a class with this logit, from the accumulator of all other classes: their logsumexp less the
- * logit. nan if the logit is nan or +inf. */
-double tl_log_odds_against(const tl_lse_acc *others, const tl_row *row, double logit);
+/* log((1 - p) / p) of a class with this logit, from the logsumexp of all other classes: that less the logit. nan if the
+ * logit is nan or +inf. */
 TL_INLINE double tl_log_odds_against_lse(tl_lse others, double logit) {
     if (!(logit <= 0x1.fffffffffffffp1023)) /* +inf or nan */
         return (double)NAN;
@@ -51,7 +50,6 @@ TL_INLINE double tl_log_odds_against_lse(tl_lse others, double logit) {
 }
 
 /* The logsumexp of all classes from the logsumexp of all but one, whose logit and log-odds are given. */
-tl_lse tl_lse_finish_with(const tl_lse_acc *others, const tl_row *row, double logit, double log_odds);
 tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds);
 
 /* The logsumexp of a row from the accumulator of all its classes, with relative accuracy near 0 too: there, if one

@@ -167,7 +167,8 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
 }
 
 static double nll_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *others, double target_raw) {
-    return tl_softplus(tl_log_odds_against(others, row, tl_transformed(backend, row, target_raw)));
+    double logit = tl_transformed(backend, row, target_raw);
+    return tl_softplus(tl_log_odds_against_lse(tl_lse_finish(others, row), logit));
 }
 
 /* The same of a whole row: the number that cross_entropy gives, bit for bit. */

@@ -191,6 +191,9 @@ static void reduce_others(const tl_backend *backend, const tl_row_block *rows, i
     int number[TL_MAX_CLASS_MAJOR_ROWS], count = 0;
     int most = rows->class_major && !is_short(rows->row.count) ? TL_ROWS_PER_CACHE_LINE(rows->row.dtype) : 1;
     uint64_t left = rows->wanted & ~lse->grouped;
+    for (int i = 0; i < rows->count && rows->has_excluded; i++)
+        if (rows->excluded[i] >= 0)
+            tl_prefetch(rows->data[i] + rows->excluded[i] * rows->row.stride);
     for (int i = 0; i < rows->count && left >> i != 0; i++) {
         if (left >> i & 1) {
             number[count] = i;

@@ -340,13 +340,6 @@ TL_TARGET TL_INLINE void f32_stream_float16(uint16_t *p, f32_vec a) {
     half_stream(p, rounded);
 }
 
-/* Adds a term to a sum, and its rounding error to `lost`. */
-TL_TARGET TL_INLINE void JOIN(two_sum_, BACKEND)(double *sum, double *lost, double term) {
-    double before = *sum, after = before + term, other = after - before;
-    *sum = after;
-    *lost += (before - (after - other)) + (term - other);
-}
-
 /* A single lane of `accumulate`. */
 TL_TARGET TL_INLINE void f32_accumulate_one(double *sum, double *error, double term) {
     (void)error;
@@ -354,7 +347,9 @@ TL_TARGET TL_INLINE void f32_accumulate_one(double *sum, double *error, double t
 }
 
 TL_TARGET TL_INLINE void f64_accumulate_one(double *sum, double *error, double term) {
-    JOIN(two_sum_, BACKEND)(sum, error, term);
+    double before = *sum, after = before + term, other = after - before;
+    *sum = after;
+    *error += (before - (after - other)) + (term - other);
 }
 
 TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_t start, ptrdiff_t end) {
