@@ -401,9 +401,9 @@ typedef struct {
     /* Losses of rows for class ids, given their targets; these classes' logits, and exp(log-odds against the target),
      * as nll_body.h explains. A bit is returned for each row, modulo 64: where it is 0, one of its rows is far out or has
      * no class as its target, and nothing is right of it. lane_losses takes a multiple of TL_GROUP rows, TL_PLAIN_ROWS
-     * at most. `logit`, `odds` and `logit_sum`, the sums of their logits, may be NULL. row_losses takes up to TL_GROUP
-     * contiguous rows of more than TL_FEW_CLASSES classes, with the same bits: no byte outside of them is read, but
-     * results of TL_GROUP are written. */
+     * at most. `logit`, `odds` and `logit_sum`, the sums of their logits, may be NULL. row_losses takes contiguous rows of
+     * more than TL_FEW_CLASSES classes, with the same bits: no byte outside of them is read, nor of those without a
+     * class; but results of whole groups are written. */
     uint64_t (*lane_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
                                              double *logit, double *nll, double *odds, double *logit_sum);
     /* Writes the gradients of such rows, perhaps over their logits; without targets, if that is NULL. */

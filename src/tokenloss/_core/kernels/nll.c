@@ -19,16 +19,6 @@ static int is_relative(const tl_row *row) {
     return row->count >= 2 && row->count <= TL_NLL_CLASSES && row->shift == 0;
 }
 
-/* The losses of contiguous rows of this dtype: rows `start` and so on of `of`. */
-static uint64_t row_losses(const tl_backend *backend, const char *const *data, int count, size_t classes, int dtype,
-                           const int64_t *target, int start, tl_block_nll *of) {
-    uint64_t near = 0;
-    for (int i = 0, at = start; i < count; i += TL_GROUP, at += TL_GROUP)
-        near |= backend->row_losses[dtype](data + i, (size_t)(count - i < TL_GROUP ? count - i : TL_GROUP), classes,
-                                           target + i, of->logit + at, of->nll + at, of->odds_against + at) << i;
-    return near;
-}
-
 /* The losses of groups: rows `start` and so on of `of`. */
 static uint64_t losses_of_groups(const tl_backend *backend, const void *groups, int dtype, size_t classes,
                                  size_t padded, const int64_t *target, int start, int sums, tl_block_nll *of) {
@@ -81,7 +71,8 @@ TL_OUTLINE uint64_t nll_of_one(const tl_backend *backend, const tl_row *row, int
         dtype = tl_single_or_double(dtype);
         return 1 & losses_of_groups(backend, group, dtype, (size_t)row->count, TL_GROUP, targets, start, 0, of);
     }
-    return 1 & row_losses(backend, &data, 1, (size_t)row->count, dtype, &target, start, of);
+    return 1 & backend->row_losses[dtype](&data, 1, (size_t)row->count, &target, of->logit + start, of->nll + start,
+                                          of->odds_against + start);
 }
 
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll) {
@@ -146,8 +137,8 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
         return tl_nll_of_groups(backend, rows, *groups, of);
     }
     if (in_place)
-        return found & row_losses(backend, rows->data, rows->count, (size_t)row->count, row->compute_dtype, target, 0,
-                                  of);
+        return found & backend->row_losses[row->compute_dtype](rows->data, (size_t)rows->count, (size_t)row->count,
+                                                               target, of->logit, of->nll, of->odds_against);
     return found & nll_of_each(backend, rows, target, of);
 }
 

@@ -36,27 +36,45 @@ TL_TARGET TL_INLINE OP(vec) NAME(load_first_)(const ELEMENT *x, size_t n, REAL o
 #endif
 }
 
-/* Adds a group of 16 OP(TERMS) elements, or its first n, to 16 lanes: powers as a tree, then in double; rests in the
- * dtype of the vectors. The target's are left out, if it may be in the group. */
-TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, int has_target, int64_t target, int clamps,
-                                           OP(acc) * acc, OP(vec) * rests, tl_lanes *sum) {
+#define EACH for (size_t i = 0; i < columns; i++)
+
+/* Adds n classes to 16 lanes, 16 times `columns` of them unless they are the last: powers as a tree, then in double;
+ * rests in the dtype of the vectors. The target's are left out, if it may be among them. Where classes lack, the row's
+ * logit takes their place, with powers of 0. Operation by operation: in the order of vectors, what waits would fill a
+ * processor's scheduler. All but n, target and logit is known to the compiler. */
+TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, size_t columns, int are_last, int has_target,
+                                           int64_t target, REAL logit, int clamps, OP(acc) * acc, OP(vec) * rests,
+                                           tl_lanes *sum) {
+    const size_t full = !are_last ? columns : clamps ? 0 : columns - 1;
     for (size_t j = 0; j < 16; j += OP(WIDTH)) {
-        OP(vec) power[OP(TERMS)], k[OP(TERMS)];
-        for (size_t i = 0; i < OP(TERMS); i++) {
-            const size_t at = 16 * i + j;
+        OP(vec) power[OP(TERMS)], k[OP(TERMS)], r[OP(TERMS)], q[OP(TERMS)];
+        for (size_t i = 0, at = j; i < columns; i++, at += 16)
+            r[i] = i < full || at + OP(WIDTH) <= n ? LOAD(x + at)
+                   : at < n ? NAME(load_first_)(x + at, n - at, logit) : OP(set)(logit);
+        EACH r[i] = clamps ? OP(max_keep_nan)(acc->min_arg, r[i]) : r[i];
+        EACH k[i] = OP(fma)(r[i], OP(set)(OP(EIGHTHS)), acc->rounder);
+        EACH q[i] = OP(sub)(k[i], acc->rounder);
+        EACH power[i] = OP(power)(k[i], acc->powers);
+        EACH r[i] = OP(fma)(q[i], OP(set)(-OP(LN2) / 8), r[i]);
+        for (size_t i = 0; i < columns; i += 2)
+            acc->or_bits[0] = OP(or_bits)(acc->or_bits[0], k[i], k[i + 1 < columns ? i + 1 : i]);
+        EACH power[i] = clamps ? OP(zero_if_negative)(power[i]) : power[i];
+        for (size_t i = 0; has_target && i < columns; i++)
+            power[i] = OP(if_same)(OP(load_bits)(OP(PLACES) + j), OP(set_place)(target - 16 * (int64_t)i), OP(set)(0),
+                                   power[i]);
+        for (size_t i = full; i < columns; i++)
+            power[i] = OP(if_less)(OP(load)(OP(RAMP) + j), OP(set)((REAL)n - (REAL)(16 * i)), power[i], OP(set)(0));
+        EACH q[i] = OP(add)(r[i], OP(set)(OP(Q)[0]));
+        for (size_t s = 1; s < sizeof OP(Q) / sizeof OP(Q)[0]; s++)
+            EACH q[i] = OP(fma)(q[i], r[i], OP(set)(OP(Q)[s]));
+        EACH r[i] = OP(mul)(r[i], power[i]);
+        EACH rests[j / OP(WIDTH)] = OP(fma)(q[i], r[i], rests[j / OP(WIDTH)]);
+        for (size_t i = columns; i < OP(TERMS); i++)
             power[i] = OP(set)(0);
-            k[i] = OP(set)(OP(ROUNDER)); /* in range */
-            if (at >= n)
-                continue;
-            OP(vec) value = at + OP(WIDTH) <= n ? LOAD(x + at) : NAME(load_first_)(x + at, n - at, -(REAL)INFINITY);
-            power[i] = OP(other_power)(value, acc, clamps, has_target, OP(load_bits)(OP(PLACES) + j),
-                                       OP(set_place)(target - 16 * (int64_t)i), &k[i], &rests[j / OP(WIDTH)]);
-        }
-        for (size_t i = 0; i < OP(TERMS); i += 2)
-            acc->or_bits[i / 2 % 2] = OP(or_bits)(acc->or_bits[i / 2 % 2], k[i], k[i + 1]);
         OP(add_powers)(power, j, sum);
     }
 }
+#undef EACH
 
 /* Adds rests to the sums, and begins them anew: after each chunk. */
 TL_TARGET TL_INLINE void NAME(add_rests_)(OP(vec) * rests, tl_lanes *sum) {
@@ -68,66 +86,124 @@ TL_TARGET TL_INLINE void NAME(add_rests_)(OP(vec) * rests, tl_lanes *sum) {
 
 /* Adds whole groups. The target may be in all of them if they are few, in one, or in none: known to the compiler. */
 TL_TARGET TL_INLINE void NAME(add_groups_)(const ELEMENT *x, size_t count, int are_few, int has_target, int64_t target,
-                                           OP(acc) * acc, OP(vec) * rests, tl_lanes *sum) {
+                                           int clamps, OP(acc) * acc, OP(vec) * rests, tl_lanes *sum) {
     enum { GROUP = 16 * OP(TERMS) };
     for (size_t i = 0; i < count; i += GROUP) {
         for (size_t k = 0; k < GROUP; k += 64 / sizeof *x)
             tl_prefetch((const char *)(const void *)(x + i + k) + 8192);
         if (are_few || (has_target && i == (size_t)target / GROUP * GROUP))
-            NAME(add_others_)(x + i, GROUP, 1, target - (int64_t)i, 0, acc, rests, sum);
+            NAME(add_others_)(x + i, GROUP, OP(TERMS), 0, 1, target - (int64_t)i, 0, clamps, acc, rests, sum);
         else
-            NAME(add_others_)(x + i, GROUP, 0, 0, 0, acc, rests, sum);
+            NAME(add_others_)(x + i, GROUP, OP(TERMS), 0, 0, 0, 0, clamps, acc, rests, sum);
     }
 }
 
-/* Adds the classes of a row but its target to 8 lanes: nan if a power is too large for its exponent field. */
-TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REAL logit, int64_t target,
-                                           double *eight) {
+/* Adds the classes of a row of any length but its target to 8 lanes. */
+TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REAL logit, int64_t target, int clamps,
+                                           OP(acc) * acc, double *eight) {
     const size_t whole = classes / (16 * OP(TERMS)) * (16 * OP(TERMS));
-    OP(acc) acc = OP(acc_for_target)(OP(set)(logit), 0);
     OP(vec) rests[16 / OP(WIDTH)];
     tl_lanes lanes = zero_lanes();
     memset(rests, 0, sizeof rests);
     for (size_t i = 0; i < whole; i += TL_CHUNK) {
         const size_t count = whole - i < TL_CHUNK ? whole - i : TL_CHUNK;
         if (whole <= 32 * OP(TERMS)) /* a branch would be mispredicted in every other row */
-            NAME(add_groups_)(x, whole, 1, 1, target, &acc, rests, &lanes);
+            NAME(add_groups_)(x, whole, 1, 1, target, clamps, acc, rests, &lanes);
         else if ((size_t)target - i < TL_CHUNK)
-            NAME(add_groups_)(x + i, count, 0, 1, target - (int64_t)i, &acc, rests, &lanes);
+            NAME(add_groups_)(x + i, count, 0, 1, target - (int64_t)i, clamps, acc, rests, &lanes);
         else
-            NAME(add_groups_)(x + i, count, 0, 0, 0, &acc, rests, &lanes);
+            NAME(add_groups_)(x + i, count, 0, 0, 0, clamps, acc, rests, &lanes);
         if (count == TL_CHUNK)
             NAME(add_rests_)(rests, &lanes);
     }
-    int out_of_range = OP(is_out_of_range)(&acc);
-    if (whole < classes) {
-        acc = OP(acc_for_target)(OP(set)(logit), 1);
-        NAME(add_others_)(x + whole, classes - whole, 1, target - (int64_t)whole, 1, &acc, rests, &lanes);
-        out_of_range |= OP(is_out_of_range)(&acc);
+#define LAST(columns) \
+    case columns: \
+        NAME(add_others_)(x + whole, classes - whole, columns, 1, 1, target - (int64_t)whole, logit, clamps, acc, \
+                          rests, &lanes); \
+        break;
+    switch (clamps ? OP(TERMS) * (whole < classes) : (classes - whole + 15) / 16) { /* loops that compilers unroll */
+        LAST(1) LAST(2) LAST(3) LAST(4)
+#if OP(TERMS) == 8
+        LAST(5) LAST(6) LAST(7) LAST(8)
+#endif
     }
+#undef LAST
     NAME(add_rests_)(rests, &lanes);
     store_eight(OP(whole_lanes)(lanes), eight);
-    eight[0] = out_of_range ? (double)NAN : eight[0];
 }
 
-TL_TARGET static uint64_t NAME(row_losses_)(const char *const *rows, size_t count, size_t classes,
-                                            const int64_t *target, double *logit, double *nll, double *odds) {
+/* Finds the losses of some rows, TL_GROUP at most, but of those without a class. Returns the bits of the ones that are
+ * not far out. Powers of logits far below the target's are 0 if that `clamps`; else they are infinite or nan, and
+ * losses right if all are near. */
+TL_TARGET TL_INLINE uint64_t NAME(group_losses_)(const char *const *rows, size_t count, size_t classes,
+                                                 const int64_t *target, const REAL *logit, int clamps, double *nll,
+                                                 double *odds) {
     double eight[TL_GROUP][8], sum[TL_GROUP];
+    REAL rounder[TL_GROUP], min_arg[TL_GROUP];
+    OP(acc) acc;
     uint64_t near = 0;
-    memset(logit, 0, TL_GROUP * sizeof *logit);
-    for (size_t r = 0; r < count; r++) { /* a target's logit comes from memory that was asked for with earlier rows */
-        logit[r] = tl_load(rows[r] + (size_t)target[r] * sizeof(ELEMENT), JOIN(OF_, DTYPE));
-        NAME(sum_others_)((const ELEMENT *)(const void *)rows[r], classes, (REAL)logit[r], target[r], eight[r]);
+    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
+        acc = OP(acc_for_target)(OP(load)(logit + r), 1);
+        OP(store)(rounder + r, acc.rounder);
+        OP(store)(min_arg + r, acc.min_arg);
+    }
+    for (size_t r = 0; r < count; r++) {
+        acc.rounder = OP(set)(rounder[r]);
+        acc.min_arg = OP(set)(min_arg[r]);
+        if ((uint64_t)target[r] < classes)
+            NAME(sum_others_)((const ELEMENT *)(const void *)rows[r], classes, logit[r], target[r], clamps, &acc,
+                              eight[r]);
+        else
+            memset(eight[r], 0, sizeof eight[r]);
+        if (clamps && OP(is_out_of_range)(&acc)) {
+            eight[r][0] = (double)NAN;
+            acc.or_bits[0] = OP(set_bits)(0);
+        }
     }
     add_lanes_of_rows(eight, count, sum);
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         f64_vec wide[PARTS];
         memcpy(wide, sum + r, sizeof wide);
         OP(vec) lost, total = OP(split_sums)(wide, &lost), u;
-        near |= (uint64_t)OP(losses_of_vector)(OP(load_narrowed)(logit + r), total, lost, nll + r, &u) << r;
+        near |= (uint64_t)OP(losses_of_vector)(OP(load)(logit + r), total, lost, nll + r, &u) << r;
         OP(store_f64)(odds + r, u);
     }
-    return near;
+    return OP(is_out_of_range)(&acc) ? 0 : near;
+}
+
+TL_TARGET TL_OUTLINE uint64_t NAME(clamped_losses_)(const char *const *rows, size_t count, size_t classes,
+                                                    const int64_t *target, const REAL *logit, double *nll,
+                                                    double *odds) {
+    return NAME(group_losses_)(rows, count, classes, target, logit, 1, nll, odds);
+}
+
+TL_TARGET static uint64_t NAME(row_losses_)(const char *const *rows, size_t count, size_t classes,
+                                            const int64_t *target, double *logit, double *nll, double *odds) {
+    uint64_t near = 0, far = 0;
+    int clamps = 0;
+    for (size_t start = 0; start < count; start += TL_GROUP) {
+        const size_t n = count - start < TL_GROUP ? count - start : TL_GROUP;
+        REAL at[TL_GROUP] = {0};
+        uint64_t wanted = 0;
+        for (size_t i = 0, r = start; i < n; i++, r++) {
+            const size_t next = r + TL_GROUP < count ? r + TL_GROUP : r;
+            if ((uint64_t)target[next] < classes)
+                tl_prefetch(rows[next] + (size_t)target[next] * sizeof(ELEMENT));
+            if ((uint64_t)target[r] < classes) {
+                at[i] = (REAL)tl_load(rows[r] + (size_t)target[r] * sizeof(ELEMENT), JOIN(OF_, DTYPE));
+                wanted |= (uint64_t)1 << i;
+            }
+        }
+        for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH))
+            OP(store_f64)(logit + start + i, OP(load)(at + i));
+        if (OP(WIDTH) > 1 && !clamps)
+            near = NAME(group_losses_)(rows + start, n, classes, target + start, at, 0, nll + start, odds + start);
+        clamps |= (near & wanted) != wanted; /* the next rows are like these */
+        if (clamps)
+            near = NAME(clamped_losses_)(rows + start, n, classes, target + start, at, nll + start, odds + start);
+        far |= (~(near & wanted) & (((uint64_t)1 << n) - 1)) << start % TL_BLOCK_ROWS;
+    }
+    return count < TL_BLOCK_ROWS ? ~(far | ~(uint64_t)0 << count) : ~far;
 }
 
 TL_TARGET static size_t NAME(indices_ge_)(const void *start, size_t count, double threshold, int32_t *found) {

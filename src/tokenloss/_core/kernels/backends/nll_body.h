@@ -20,7 +20,7 @@ TL_TARGET TL_INLINE OP(vec) OP(eighths_of)(OP(vec) x) {
 }
 
 /* What exponentials need to be relative to a target, given its logit: see acc_init. Logits that lie further below than
- * OP(REACH) are raised to that, and add nothing that counts; with `clamps`, to one whose power is 0. */
+ * OP(REACH) are to be raised to that, and add nothing that counts; with `clamps`, to one whose power is 0. */
 TL_TARGET TL_INLINE OP(acc) OP(acc_for_target)(OP(vec) logit, int clamps) {
     OP(acc) acc = OP(acc_init)(0, 1, 0, 0);
     const REAL least = OP(ROUNDER) + (REAL)(GUARD - 8 * OP(LEAST_EXPONENT));
@@ -169,17 +169,17 @@ TL_TARGET TL_INLINE OP(vec) OP(split_sums)(const f64_vec *sum, OP(vec) * lost) {
 
 /* Adds the powers of class k and every 16th one after it to a lane of a vector of rows, up to the end of a group: in the
  * order in which add_others_ of dtype_body.h adds along the classes of a row, so with the same bits. */
-TL_TARGET TL_INLINE void OP(add_lane)(const tl_few_rows *rows, const char *x, size_t k, int clamps, OP(bits) target,
+TL_TARGET TL_INLINE void OP(add_lane)(const tl_few_rows *rows, const char *x, size_t k, int are_last, OP(bits) target,
                                       OP(acc) * acc, OP(vec) * rest, tl_lanes *sum) {
     OP(vec) power[OP(TERMS)], rounded;
     for (size_t i = 0; i < OP(TERMS); i++) {
         const size_t at = k + 16 * i;
         const char *logits = x + (ptrdiff_t)at * rows->class_stride;
         power[i] = OP(set)(0);
-        if (clamps && at >= rows->classes)
+        if (are_last && at >= rows->classes)
             continue;
         tl_prefetch(logits + 128); /* a plane is visited again soon, but no processor follows this many */
-        power[i] = OP(other_power)(OP(load)((const REAL *)(const void *)logits), acc, clamps, 1, target,
+        power[i] = OP(other_power)(OP(load)((const REAL *)(const void *)logits), acc, 1, 1, target,
                                    OP(set_bits)((UINT)at), &rounded, rest);
         acc->maximum[0] = OP(max_skip_nan)(rounded, acc->maximum[0]);
     }
@@ -193,14 +193,12 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
     const OP(vec) most = OP(set)(OP(ROUNDER) + (REAL)OP(K_MASK));
     enum { GROUP = 16 * OP(TERMS) };
     const size_t whole = rows->classes / GROUP * GROUP;
-    OP(acc) acc = OP(acc_for_target)(logit, 0);
+    OP(acc) acc = OP(acc_for_target)(logit, 1);
     OP(vec) rests[16];
     tl_lanes lanes[16];
     memset(rests, 0, sizeof rests);
     memset(lanes, 0, sizeof lanes);
     for (size_t k = 0; k < rows->classes; k += GROUP) {
-        if (k == whole)
-            acc.min_arg = OP(acc_for_target)(logit, 1).min_arg;
         for (size_t l = 0; l < 16; l++) {
             if (k < whole)
                 OP(add_lane)(rows, x, k + l, 0, target, &acc, &rests[l], &lanes[l]);

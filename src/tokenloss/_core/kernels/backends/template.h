@@ -192,10 +192,12 @@ TL_TARGET TL_INLINE tl_lanes f64_whole_lanes(tl_lanes lanes) {
     return lanes;
 }
 
-/* Adds 16 lanes in pairs. */
+/* Adds 16 lanes by halves until they are a vector, 8 at most. */
 TL_TARGET TL_INLINE void store_eight(tl_lanes lanes, double *eight) {
-    for (size_t i = 0; i < LANE_VECTORS / 2; i++)
-        f64_store(eight + i * f64_WIDTH, f64_add(lanes.sum[i], lanes.sum[i + LANE_VECTORS / 2]));
+    for (size_t half = LANE_VECTORS / 2; half > 0; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            lanes.sum[i] = f64_add(lanes.sum[i], lanes.sum[i + half]);
+    f64_store(eight, lanes.sum[0]);
 }
 
 /* Adds terms to the lanes from `lane` on; and LEADING times the terms, a product that is exact of floats. */
@@ -380,21 +382,13 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
 #define REAL float
 #define OP(f) f32_##f
 
-/* Adds 8 lanes of each of up to TL_GROUP rows as a tree. */
+/* Sums of up to TL_GROUP rows, from what `store_eight` left of their lanes. */
 TL_TARGET TL_INLINE void add_lanes_of_rows(double (*eight)[8], size_t count, double *sum) {
-    double side_by_side[8 * TL_GROUP];
-    const char *at[TL_GROUP];
-    for (size_t r = 0; r < TL_GROUP; r++)
-        at[r] = (const char *)eight[r < count ? r : 0];
-    f64_interleave(at, 8, side_by_side);
     for (size_t r = 0; r < TL_GROUP; r += f64_WIDTH) {
-        f64_vec lane[8];
-        for (size_t l = 0; l < 8; l++)
-            lane[l] = f64_load(side_by_side + TL_GROUP * l + r);
-        for (size_t half = 4; half > 0; half /= 2)
-            for (size_t l = 0; l < half; l++)
-                lane[l] = f64_add(lane[l], lane[l + half]);
-        f64_store(sum + r, lane[0]);
+        f64_vec lanes[f64_WIDTH];
+        for (size_t i = 0; i < f64_WIDTH; i++)
+            lanes[i] = f64_load(eight[r + i < count ? r + i : 0]);
+        f64_store(sum + r, f64_sum_each(lanes));
     }
 }
 
