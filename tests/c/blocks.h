@@ -191,6 +191,28 @@ static void check_logsumexps(tested_block *block) {
     require_values(block, "logsumexp in a block");
 }
 
+/* The distance of rows that lie evenly, or else 0. */
+static ptrdiff_t distance_between(const block_rows *rows, int count) {
+    ptrdiff_t apart = count > 1 ? rows->at[1] - rows->at[0] : 0;
+    for (int r = 1; r < count; r++)
+        apart = rows->at[r] - rows->at[r - 1] == apart ? apart : 0;
+    return apart;
+}
+
+/* Writes rows at once up to one without a softmax, and the others after it in a block. */
+static void check_softmaxes_at_once(tested_block *block, int is_log) {
+    tl_row_block others = block->rows;
+    tl_row first = row_in(&block->logits, 0), out = row_in(&block->results, 0);
+    ptrdiff_t apart = distance_between(&block->logits, block->of->count);
+    ptrdiff_t out_apart = distance_between(&block->results, block->of->count);
+    if (apart == 0 || out_apart == 0 || others.wanted != ~(uint64_t)0 >> (TL_BLOCK_ROWS - others.count))
+        return;
+    size_t done = tl_softmax_rows(block->backend, &first, apart, (size_t)others.count, is_log, &out, out_apart);
+    others.wanted = done < (size_t)others.count ? others.wanted >> done << done : 0;
+    tl_softmax_of_block(block->backend, &others, is_log, &block->out, block->cancel);
+    require_results(block, is_log ? "log_softmax of several rows" : "softmax of several rows");
+}
+
 static void check_softmaxes(tested_block *block, int is_log) {
     for (int r = 0; r < block->of->count; r++) {
         tl_row row = row_in(&block->logits, r), to = expected_row(block, r);
@@ -198,6 +220,7 @@ static void check_softmaxes(tested_block *block, int is_log) {
     }
     tl_softmax_of_block(block->backend, &block->rows, is_log, &block->out, block->cancel);
     require_results(block, is_log ? "log_softmax in a block" : "softmax in a block");
+    check_softmaxes_at_once(block, is_log);
 }
 
 static void find_losses(tested_block *block, int has_grad, int keeps_logits) {
@@ -427,7 +450,7 @@ static void check_block(const tl_backend *backend, const block_case *of, tl_canc
     block.logits = place_rows(of, BLOCK_LOGITS, of->layout);
     block.results = place_rows(of, BLOCK_RESULTS, of->out_layout);
     block.rows = (tl_row_block){.row = block.logits.row, .count = of->count, .class_major = class_major};
-    block.rows.scratch = of->place(BLOCK_SCRATCH, tl_softmax_scratch_bytes(of->classes, class_major));
+    block.rows.scratch = of->place(BLOCK_SCRATCH, tl_row_block_bytes(of->classes, class_major));
     block.rows.wanted = of->wanted;
     block.out = (tl_out_block){.row = block.results.row, .nontemporal_stores = of->classes % 2 == 1};
     block.logits.row.logit_scale = block.rows.row.logit_scale = of->logit_scale;

@@ -200,7 +200,7 @@ cdef extern from "kernels/kernels.h" nogil:
         char *data[64]
         int nontemporal_stores
     void tl_softmax_of_block(const tl_backend *, const tl_row_block *, int, const tl_out_block *, tl_cancel *)
-    size_t tl_softmax_scratch_bytes(int64_t, int)
+    size_t tl_softmax_rows(const tl_backend *, const tl_row *, ptrdiff_t, size_t, int, const tl_row *, ptrdiff_t)
     void tl_class_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
                                   const double *, const double *, const tl_out_block *, double *, tl_cancel *)
     ctypedef struct tl_masses:

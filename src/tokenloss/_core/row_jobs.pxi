@@ -134,14 +134,16 @@ cdef class LogSumExpJob(RowJob):
         block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
         block.rows.sums_logits, block.n_with_options = self.sums_logits, 0
-        block.rows.scratch = <char *> malloc(self.scratch_bytes())
-        if block.rows.scratch == NULL:  # a single row needs none
-            most, block.rows.class_major = 1, False
+        block.rows.scratch = NULL
         while start < stop:
             start += self.add_plain_rows(start, stop, totals)
-            count = <int> min(stop - start, most)
-            if count == 0:
+            if start == stop:
                 break
+            if block.rows.scratch == NULL and most > 1:
+                block.rows.scratch = <char *> malloc(self.scratch_bytes())
+                if block.rows.scratch == NULL:  # a single row needs none
+                    most, block.rows.class_major = 1, False
+            count = <int> min(stop - start, most)
             self.load_block(start, count, &block, totals, cancel)
             if block.rows.wanted:
                 self.reduce_block(&block, totals, cancel)
@@ -219,8 +221,20 @@ cdef class Softmax(LogSumExpJob):
     def __dealloc__(self):
         PyBuffer_Release(&self.out.buffer)
 
-    cdef size_t scratch_bytes(self) noexcept nogil:
-        return tl_softmax_scratch_bytes(self.scores.classes, self.is_class_major)
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(8, 0.8) if self.is_class_major else self.cost_of_scores(6, 0.4)
+
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
+        cdef const View *view = &self.scores.view
+        cdef tl_row row, out
+        cdef int64_t at = start
+        cdef size_t count = 0, done = 0
+        while at < stop and done == count:
+            row, out = self.row_at(at), row_at(&self.out, at)
+            count = min(stop - at, left_of_run(view, at), left_of_run(&self.out, at))
+            done = tl_softmax_rows(backend, &row, view.row_stride, count, self.is_log, &out, self.out.row_stride)
+            at += done
+        return at - start
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_out_block out

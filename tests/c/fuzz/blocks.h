@@ -175,7 +175,7 @@ static void compare_blocks(const question *all, const tl_soft_target *soft, int 
     block.results = block.logits;
     if (!in_place)
         make_rows(all, is_plain ? plain(all->row.dtype) : all->out_layout, in_planes, &block.results);
-    size_t bytes = tl_softmax_scratch_bytes(all->count, in_planes);
+    size_t bytes = tl_row_block_bytes(all->count, in_planes);
     block.rows = (tl_row_block){.row = block.logits.row[0], .count = all->rows, .class_major = in_planes};
     block.rows.scratch = allocate(bytes);
     memset(block.rows.scratch, 0xff, bytes);

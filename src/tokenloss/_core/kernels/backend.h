@@ -35,7 +35,7 @@
 #define TL_FLOAT_UNKEPT 0x1p-25 /* what undoes them */
 #define TL_DOUBLE_UNKEPT 0x1p-60
 #define TL_MAX_KEPT 2048 /* classes: of longer rows, exponentials are computed twice */
-TL_INLINE size_t tl_kept_row(size_t classes) { return (classes + 63) / 64 * 64 + 16; }
+TL_INLINE size_t tl_kept_row(size_t classes) { return (classes + 15) / 16 * 16 + 16; }
 
 /* Exact sums: numbers or their squares are cut into parts that are multiples of a unit, and a bin adds up the parts of
  * each unit as integers, spread over some lanes. A rounder is 1.5 2^52 units: a number of at most 2^51 units plus it is
@@ -276,19 +276,17 @@ typedef struct {
     size_t (*indices_ge[TL_FLOAT_DTYPES])(const void *x, size_t count, double threshold, int32_t *found);
 
     /* Contiguous rows of native elements, `count` of them, of at least TL_GROUP classes. Nothing outside the rows is
-     * read, and nothing outside `out` written; rows whose `out` is NULL are skipped. `out` may be the rows themselves.
+     * read, and nothing outside `out` written, which may be the rows themselves.
      *
-     * exp_rows: exponentials, TL_..._KEPT_BITS too large, stored in `kept` (unless NULL), tl_kept_row elements apart;
-     * and their sums, with the bits of TL_REDUCE_SOFTMAX but for a power of two, and reference exponents. Both arrays
-     * are padded to whole groups. A sum is above 0 unless the maximum is beyond TL_MAX_EXACT_REDUCTION or nan.
-     * scale_rows: kept exponentials times `factor`. sub_rows: x - subtrahend. exp_scaled_rows: exp(x) 2^-exponent
-     * factor - subtrahend. With `streaming` long rows bypass the caches. */
-    void (*exp_rows[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes, void *kept,
-                                      double *ref_exp, double *sum);
-    void (*scale_rows[TL_FLOAT_DTYPES])(const void *kept, size_t count, size_t classes, const double *factor,
-                                        char *const *out, int streaming);
-    void (*sub_rows[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes, const double *subtrahend,
-                                      char *const *out, int streaming);
+     * softmax_rows: softmax or log_softmax of rows of up to TL_MAX_KEPT classes, which lie `apart` bytes from each other,
+     * as results lie `out_apart`. The sums have the bits of TL_REDUCE_SOFTMAX but for a power of two. Returns how many
+     * rows come before the TL_GROUP or fewer among which is the first whose maximum is beyond TL_MAX_EXACT_REDUCTION, or
+     * that has a nan: of these, nothing is written.
+     * sub_row: x - subtrahend. exp_scaled_rows: exp(x) 2^-exponent factor - subtrahend. Rows whose `out` is NULL are
+     * skipped. With `streaming` long rows bypass the caches, which takes longer for those of softmax_rows. */
+    size_t (*softmax_rows[TL_FLOAT_DTYPES])(const char *rows, ptrdiff_t apart, size_t count, size_t classes, int is_log,
+                                            char *out, ptrdiff_t out_apart);
+    void (*sub_row[TL_FLOAT_DTYPES])(const char *row, size_t classes, double subtrahend, char *out, int streaming);
     void (*exp_scaled_rows[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes,
                                              const double *exponent, const double *factor, const double *subtrahend,
                                              char *const *out, int streaming);
@@ -385,18 +383,17 @@ typedef struct {
 
     /* Of groups of float32 or float64, with the bits that reduce, kl, sum and the maps of rows give each row:
      * sums of exponentials, alone and with moments; ranks; the others for a single group, the maps in place. Memory is
-     * asked for the next rows, which for the maps are those that the group is written to. */
+     * asked for the next rows. */
     void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
                                           int wants_lanes, tl_short_sums *sums);
     void (*short_moments[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments);
     void (*short_ranks[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const double *threshold,
                                          tl_short_ranks *ranks);
-    /* These two are exp_rows and scale_rows of a group: exponentials are kept in place of logits, if at all. */
+    /* The steps of softmax_rows: exponentials are kept in place of logits, if at all. */
     void (*short_softmax[TL_FLOAT_DTYPES])(void *group, size_t classes, int keeps, double *ref_exp, double *sum);
-    void (*short_scale[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *factor, const tl_next_rows *next);
-    void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend,
-                                       const tl_next_rows *next);
+    void (*short_scale[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *factor);
+    void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend);
 
     /* Losses of rows for class ids, given their targets; these classes' logits, and exp(log-odds against the target),
      * as nll_body.h explains. A bit is returned for each row, modulo 64: where it is 0, one of its rows is far out or has

@@ -63,16 +63,6 @@ static void store_groups(const tl_backend *backend, const tl_row_block *rows, ui
         store_rows(backend, rows, start, which, group, dtype, out);
 }
 
-/* Where the rows of a group are written, if they follow each other. */
-static tl_next_rows rows_of_group(const tl_out_block *out, int start, int count) {
-    tl_next_rows rows = {NULL, 0, 0};
-    if (start + TL_GROUP <= count && out->row.stride == tl_itemsize(out->row.dtype)) {
-        rows.data = out->data[start];
-        rows.row_stride = out->data[start + 1] - out->data[start];
-    }
-    return rows;
-}
-
 /* The rows among `some` whose logsumexp is not too far out. */
 static uint64_t near_rows(const tl_row_block *rows, uint64_t some, const double *logsumexp) {
     uint64_t near = 0;
@@ -220,78 +210,40 @@ static uint64_t softmax_in_groups(const tl_backend *backend, const tl_row_block 
         backend->short_softmax[groups.dtype](group, classes, !is_log, ref_exp + i, sum + i);
     uint64_t which = rows->wanted & end_softmax(backend, ref_exp, sum, count, groups.dtype, is_log, operand);
     group = groups.at;
-    for (int i = 0; i < count && which >> i != 0; i += TL_GROUP, group += group_bytes) {
-        tl_next_rows next = rows_of_group(out, i, rows->count);
-        (is_log ? backend->short_sub : backend->short_scale)[groups.dtype](group, classes, operand + i, &next);
-    }
+    for (int i = 0; i < count && which >> i != 0; i += TL_GROUP, group += group_bytes)
+        (is_log ? backend->short_sub : backend->short_scale)[groups.dtype](group, classes, operand + i);
     store_groups(backend, rows, which, groups.dtype, out);
     return which;
 }
 
-/* How many rows are worked on at a time: their logits and exponentials stay in the first cache. */
-static int rows_at_once(int64_t classes) {
-    int64_t most = 4096 / (int64_t)tl_kept_row((size_t)classes);
-    most = most > TL_BLOCK_ROWS ? TL_BLOCK_ROWS : most > TL_GROUP ? most / TL_GROUP * TL_GROUP : most;
-    return most < 1 ? 1 : (int)most;
+size_t tl_softmax_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t count, int is_log,
+                       const tl_row *out, ptrdiff_t out_apart) {
+    if (row->count < TL_GROUP || row->count > TL_MAX_KEPT || !is_native_row(row) || !is_native_row(out))
+        return 0;
+    return backend->softmax_rows[row->dtype](row->data, apart, count, (size_t)row->count, is_log,
+                                             (char *)(uintptr_t)out->data, out_apart);
 }
 
-static size_t kept_bytes(int64_t classes) {
-    return (size_t)rows_at_once(classes) * tl_kept_row((size_t)classes) * sizeof(double);
-}
-
-/* Some rows along their classes. Returns which were written. */
-static uint64_t softmax_of_rows(const tl_backend *backend, const tl_row *row, const char *const *data, int count,
-                                int is_log, void *kept, char *const *out, int streaming) {
-    double ref_exp[TL_BLOCK_ROWS], sum[TL_BLOCK_ROWS], operand[TL_BLOCK_ROWS];
-    int dtype = row->dtype & ~TL_SWAPPED;
-    size_t classes = (size_t)row->count;
-    char *to[TL_BLOCK_ROWS];
-    backend->exp_rows[dtype](data, (size_t)count, classes, is_log ? NULL : kept, ref_exp, sum);
-    uint64_t which = end_softmax(backend, ref_exp, sum, count, row->compute_dtype, is_log, operand);
-    for (int i = 0; i < count; i++)
-        to[i] = which >> i & 1 ? out[i] : NULL;
-    if (is_log)
-        backend->sub_rows[dtype](data, (size_t)count, classes, operand, to, streaming);
-    else
-        backend->scale_rows[dtype](kept, (size_t)count, classes, operand, to, streaming);
-    return which;
-}
-
-/* The rows of a block along their classes: where they are in memory, or copied. */
-static uint64_t softmax_by_rows(const tl_backend *backend, const tl_row_block *rows, int is_log,
-                                const tl_out_block *out) {
-    int64_t classes = rows->row.count;
-    int reads = is_native_row(&rows->row), writes = is_native_row(&out->row);
-    int most = rows_at_once(classes);
-    char *kept = tl_groups_of(rows), *copies = kept + kept_bytes(classes), *results = copies + kept_bytes(classes);
-    size_t apart = tl_kept_row((size_t)classes) * (size_t)tl_itemsize(rows->row.dtype);
-    uint64_t written = 0;
-    for (int start = 0, count; start < rows->count; start += count) {
-        const char *data[TL_BLOCK_ROWS];
-        char *to[TL_BLOCK_ROWS];
-        count = rows->count - start < most ? rows->count - start : most;
-        for (int i = 0; i < count; i++) {
-            tl_row row = tl_row_of_block(rows, start + i);
-            data[i] = reads ? row.data : copies + (size_t)i * apart;
-            to[i] = writes ? out->data[start + i] : results + (size_t)i * apart;
-            if (!reads)
-                tl_copy_native(&row, copies + (size_t)i * apart);
-        }
-        uint64_t which = softmax_of_rows(backend, &rows->row, data, count, is_log, kept, to,
-                                         writes && out->nontemporal_stores);
-        for (int i = 0; i < count && !writes; i++) {
-            tl_row row = tl_row_of_out(out, start + i);
-            if (which >> i & 1)
-                tl_copy_to_row(to[i], &row);
-        }
-        written |= which << start;
+/* One row of any layout, by way of copies; returns whether it was written. */
+static int softmax_of_copy(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out) {
+    double copy[TL_MAX_KEPT];
+    tl_row native = *row, from = *row, to = *out;
+    if (row->count > TL_MAX_KEPT)
+        return 0;
+    native.data = (const char *)copy;
+    native.dtype &= ~TL_SWAPPED;
+    native.stride = tl_itemsize(native.dtype);
+    if (!is_native_row(row)) {
+        tl_copy_native(row, (char *)copy);
+        from = native;
     }
-    return written;
-}
-
-size_t tl_softmax_scratch_bytes(int64_t classes, int class_major) {
-    size_t bytes = tl_row_block_bytes(classes, class_major), by_rows = 3 * kept_bytes(classes) + TL_GROUP_ALIGNMENT;
-    return classes > TL_MAX_KEPT || bytes > by_rows ? bytes : by_rows;
+    if (!is_native_row(out))
+        to = native;
+    if (!tl_softmax_rows(backend, &from, 0, 1, is_log, &to, 0))
+        return 0;
+    if (!is_native_row(out))
+        tl_copy_to_row((const char *)copy, out);
+    return 1;
 }
 
 void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, int is_log, const tl_out_block *out,
@@ -300,11 +252,9 @@ void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, in
     uint64_t left = rows->wanted;
     if (classes < TL_GROUP || (rows->class_major && classes <= TL_SHORT_ROW))
         left &= ~softmax_in_groups(backend, rows, is_log, out);
-    else if (classes <= TL_MAX_KEPT && rows->scratch)
-        left &= ~softmax_by_rows(backend, rows, is_log, out);
     for (int i = 0; i < rows->count && left >> i != 0; i++) {
         tl_row row = tl_row_of_block(rows, i), to = tl_row_of_out(out, i);
-        if (left >> i & 1)
+        if (left >> i & 1 && !softmax_of_copy(backend, &row, is_log, &to))
             tl_softmax(backend, &row, is_log, &to, out->nontemporal_stores, cancel);
     }
 }

@@ -58,7 +58,7 @@ static void map_chunk(const tl_backend *backend, const map_op *op, int dtype, co
     const char *from = (const char *)x;
     char *to = (char *)out;
     if (op->logarithm)
-        backend->sub_rows[dtype](&from, 1, count, &op->subtrahend, &to, streaming);
+        backend->sub_row[dtype](from, count, op->subtrahend, to, streaming);
     else
         backend->exp_scaled_rows[dtype](&from, 1, count, &op->exponent, &op->factor, &op->subtrahend, &to, streaming);
 }

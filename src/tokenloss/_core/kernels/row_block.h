@@ -16,7 +16,7 @@ typedef struct {
     uint64_t wanted;  /* a bit for each row. In class-major layout, the others are read as well */
     const char *data[TL_BLOCK_ROWS];
     int64_t excluded[TL_BLOCK_ROWS]; /* the target, or -1 */
-    char *scratch;                   /* of tl_row_block_bytes, or tl_softmax_scratch_bytes for a softmax */
+    char *scratch;                   /* of tl_row_block_bytes */
 } tl_row_block;
 
 /* How many rows fit in a block, and the size of its scratch memory. */
@@ -130,11 +130,14 @@ TL_INLINE tl_row tl_row_of_out(const tl_out_block *out, int i) {
     return row;
 }
 
-/* Writes softmax or log_softmax of each row, all of which are wanted, with the bits of tl_softmax; scratch memory is as
- * large as the second says. */
+/* Writes softmax or log_softmax of each row, all of which are wanted, with the bits of tl_softmax. */
 void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, int is_log, const tl_out_block *out,
                          tl_cancel *cancel);
-size_t tl_softmax_scratch_bytes(int64_t classes, int class_major);
+
+/* The same of rows that lie `apart` bytes from each other, the first of which is `row`, as results lie `out_apart`.
+ * Returns how many were written, from the first on: see softmax_rows. None are of rows that it is not for. */
+size_t tl_softmax_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t count, int is_log,
+                       const tl_row *out, ptrdiff_t out_apart);
 
 /* Writes factor softmax(x) - subtrahend of wanted rows whose logsumexp is not too far out and that lie in groups, or
  * can be written along their classes; returns these rows. Factors are overwritten; in class-major layout, so may be the

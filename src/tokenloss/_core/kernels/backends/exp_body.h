@@ -39,14 +39,15 @@ TL_TARGET TL_INLINE OP(acc) OP(acc_init)(int64_t exponent, int clamps, double sh
 /* Whether a power did not fit in its exponent field: then some k, in the low bits of a number of ulp 1, was negative or
  * had more bits than the field and an eighth; or the sum of the powers is nan or infinite. Clamped arguments can only
  * be too large. */
-TL_TARGET TL_INLINE int OP(is_beyond)(const OP(acc) * acc, UINT k_mask) {
+TL_TARGET TL_INLINE int OP(is_beyond)(OP(bits) ored, UINT k_mask) {
     const REAL rounder = OP(ROUNDER);
     UINT expected;
     memcpy(&expected, &rounder, sizeof expected);
-    expected |= k_mask;
-    return OP(any_of_bits)(acc->or_bits[0], ~expected) || OP(any_of_bits)(acc->or_bits[1], ~expected);
+    return OP(any_of_bits)(ored, ~(expected | k_mask));
 }
-TL_TARGET TL_INLINE int OP(is_out_of_range)(const OP(acc) * acc) { return OP(is_beyond)(acc, OP(K_MASK)); }
+TL_TARGET TL_INLINE int OP(is_out_of_range)(const OP(acc) * acc) {
+    return OP(is_beyond)(acc->or_bits[0], OP(K_MASK)) || OP(is_beyond)(acc->or_bits[1], OP(K_MASK));
+}
 
 /* The parts of exp(x) 2^-ref_exp. */
 typedef struct {

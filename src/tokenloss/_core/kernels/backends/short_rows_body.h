@@ -368,21 +368,17 @@ TL_TARGET static void NAME(short_softmax_)(void *group, size_t classes, int keep
 }
 
 /* Multiplies each row of a group. */
-TL_TARGET static void NAME(short_scale_)(void *group, size_t classes, const double *factor, const tl_next_rows *next) {
+TL_TARGET static void NAME(short_scale_)(void *group, size_t classes, const double *factor) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         const OP(vec) times = NAME(of_rows_)(factor + r);
-        const tl_next_rows ahead = NAME(next_of_)(next, r);
         REAL *x = (REAL *)group + r;
-        for (size_t k = 0; k < classes; k++) {
-            NAME(prefetch_)(&ahead, k);
+        for (size_t k = 0; k < classes; k++)
             OP(store)(x + TL_GROUP * k, OP(mul)(OP(load)(x + TL_GROUP * k), times));
-        }
     }
 }
 
 /* sub_scalar_ of each row, in place. */
-TL_TARGET static void NAME(short_sub_)(void *group, size_t classes, const double *subtrahend,
-                                       const tl_next_rows *next) {
+TL_TARGET static void NAME(short_sub_)(void *group, size_t classes, const double *subtrahend) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         const OP(vec) high = NAME(of_rows_)(subtrahend + r);
         f64_vec wide[PARTS];
@@ -390,12 +386,9 @@ TL_TARGET static void NAME(short_sub_)(void *group, size_t classes, const double
         for (size_t i = 0; i < PARTS; i++)
             wide[i] = f64_sub(f64_load(subtrahend + r + i * f64_WIDTH), wide[i]);
         const OP(vec) low = OP(narrow)(wide);
-        const tl_next_rows ahead = NAME(next_of_)(next, r);
         REAL *x = (REAL *)group + r;
-        for (size_t k = 0; k < classes; k++) {
-            NAME(prefetch_)(&ahead, k);
+        for (size_t k = 0; k < classes; k++)
             OP(store)(x + TL_GROUP * k, OP(sub)(OP(sub)(OP(load)(x + TL_GROUP * k), high), low));
-        }
     }
 }
 

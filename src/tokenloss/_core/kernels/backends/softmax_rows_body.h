@@ -6,53 +6,83 @@
  * as a tree, and these sums in double; then the lanes are added as a tree. short_softmax_ of short_rows_body.h has the
  * same order, and so has sum_exps_ of dtype_body.h. */
 
-/* The exponentials of a vector of classes from k on, which are kept if that is wanted; 0 where the row has ended. Near
- * ones are not clamped: the bits of their k are collected. `is_whole` and `is_near` are known to the compiler. */
-TL_TARGET TL_INLINE OP(vec) NAME(exp_at_)(const ELEMENT *x, size_t k, size_t classes, int is_whole, int is_near,
-                                          OP(acc) * acc, REAL *kept) {
-    if (!is_whole && k >= classes)
-        return OP(set)(0);
-    const int fills = is_whole || k + OP(WIDTH) <= classes;
-    OP(vec) value = fills ? LOAD(x + k) : NAME(load_first_)(x + k, classes - k, is_near ? 0 : -(REAL)INFINITY), exp;
-    if (is_near) {
-        const OP(exp_parts) parts = OP(exp_of)(value, acc, 0);
-        acc->or_bits[0] = OP(or_bits)(acc->or_bits[0], parts.k, parts.k);
-        exp = OP(whole_of)(&parts);
-        exp = fills ? exp : OP(if_less)(OP(load)(OP(RAMP)), OP(set)((REAL)(classes - k)), exp, OP(set)(0));
-    } else {
-        exp = OP(whole_exp)(value, acc);
-    }
-    if (kept)
-        OP(store)(kept + k, exp);
-    return exp;
-}
+/* What a batch of up to TL_GROUP rows adds up: 8 lanes of all classes, and a bit for each row that is not near. */
+typedef struct {
+    double eight[TL_GROUP][8];
+    uint32_t far;
+} NAME(row_sums_);
 
-/* Adds the exponentials of 64 classes from k on to 16 lanes. */
-TL_TARGET TL_INLINE void NAME(exp_64_)(const ELEMENT *x, size_t k, size_t classes, int is_whole, int is_near,
-                                       OP(acc) * acc, REAL *kept, tl_lanes *lanes) {
+/* Keeps the exponentials of a group of n classes, which fill `vectors`, and adds them to 16 lanes. The last vector may
+ * have more elements, unless n is 64. Near logits are not clamped: the bits of their k are collected. */
+TL_TARGET TL_INLINE void NAME(exp_group_)(const ELEMENT *x, size_t n, size_t vectors, int is_near, OP(acc) * acc,
+                                          REAL *kept, tl_lanes *lanes) {
     for (size_t j = 0; j < 16; j += OP(WIDTH)) {
         OP(vec) exp[4];
-        for (size_t i = 0; i < 4; i++)
-            exp[i] = NAME(exp_at_)(x, k + j + 16 * i, classes, is_whole, is_near, acc, kept);
+        for (size_t i = 0; i < 4; i++) {
+            const size_t at = 16 * i + j;
+            const int is_last = at + OP(WIDTH) == vectors * OP(WIDTH) && n < 64;
+            exp[i] = OP(set)(0);
+            if (at >= vectors * OP(WIDTH))
+                continue;
+            OP(vec) value = is_last ? NAME(load_first_)(x + at, n - at, is_near ? 0 : -(REAL)INFINITY) : LOAD(x + at);
+            if (is_near) {
+                const OP(exp_parts) parts = OP(exp_of)(value, acc, 0);
+                acc->or_bits[0] = OP(or_bits)(acc->or_bits[0], parts.k, parts.k);
+                exp[i] = OP(whole_of)(&parts);
+                if (is_last)
+                    exp[i] = OP(if_less)(OP(load)(OP(RAMP)), OP(set)((REAL)(n - at)), exp[i], OP(set)(0));
+            } else {
+                exp[i] = OP(whole_exp)(value, acc);
+            }
+            OP(store)(kept + at, exp[i]);
+        }
         OP(accumulate)(lanes, j, OP(add)(OP(add)(exp[0], exp[1]), OP(add)(exp[2], exp[3])));
     }
 }
 
-/* Keeps the exponentials of a row, unless that is not wanted, and adds them to 8 lanes. */
-TL_TARGET TL_INLINE void NAME(exp_row_)(const ELEMENT *x, size_t classes, int is_near, OP(acc) * acc, REAL *kept,
-                                        double *eight) {
-    tl_lanes lanes = zero_lanes();
-    size_t k = 0;
-    for (; k + 64 <= classes; k += 64)
-        NAME(exp_64_)(x, k, classes, 1, is_near, acc, kept, &lanes);
-    if (k < classes)
-        NAME(exp_64_)(x, k, classes, 0, is_near, acc, kept, &lanes);
-    store_eight(OP(whole_lanes)(lanes), eight);
+/* The exponentials of near rows and their sums. The classes after whole groups of 64 fill `vectors`, perhaps none:
+ * mostly known to the compiler, so that nothing of a row branches. */
+TL_TARGET TL_INLINE void NAME(exp_near_rows_)(const char *row, ptrdiff_t apart, size_t count, size_t classes,
+                                              size_t vectors, REAL *kept, size_t kept_apart, NAME(row_sums_) * to) {
+    OP(acc) acc = OP(acc_near)();
+    for (size_t r = 0; r < count; r++, row += apart, kept += kept_apart) {
+        const ELEMENT *x = (const ELEMENT *)(const void *)row;
+        tl_lanes lanes = zero_lanes();
+        size_t k = 0;
+        acc.or_bits[0] = OP(set_bits)(0);
+        for (; k + 64 <= classes; k += 64)
+            NAME(exp_group_)(x + k, 64, 64 / OP(WIDTH), 1, &acc, kept + k, &lanes);
+        if (vectors > 0)
+            NAME(exp_group_)(x + k, classes - k, vectors, 1, &acc, kept + k, &lanes);
+        to->far |= (uint32_t)OP(is_beyond)(acc.or_bits[0], OP(NEAR_K)) << r;
+        store_eight(OP(whole_lanes)(lanes), to->eight[r]);
+    }
 }
 
-/* The same relative to the maximum, of rows that are not near; returns the reference exponent. All are 0 if the
- * maximum is beyond TL_MAX_EXACT_REDUCTION. */
-TL_TARGET TL_OUTLINE double NAME(exp_far_row_)(const ELEMENT *x, size_t classes, REAL *kept, double *eight) {
+#define LAST(vectors) \
+    case vectors: NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, to); break
+TL_TARGET TL_OUTLINE void NAME(exp_near_)(const char *row, ptrdiff_t apart, size_t count, size_t classes, REAL *kept,
+                                      size_t kept_apart, NAME(row_sums_) * to) {
+    const size_t vectors = (classes % 64 + OP(WIDTH) - 1) / OP(WIDTH);
+    to->far = 0;
+    switch (OP(WIDTH) < 8 && vectors > 0 ? 9 : vectors) {
+        LAST(0);
+        LAST(1);
+        LAST(2);
+        LAST(3);
+        LAST(4);
+        LAST(5);
+        LAST(6);
+        LAST(7);
+        LAST(8);
+    default: NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, to);
+    }
+}
+#undef LAST
+
+/* The same of a row relative to its maximum; returns the reference exponent. All sums are 0 if the maximum is beyond
+ * TL_MAX_EXACT_REDUCTION. */
+TL_TARGET TL_OUTLINE double NAME(exp_far_)(const ELEMENT *x, size_t classes, REAL *kept, double *eight) {
     OP(vec) most = LOAD(x + classes - OP(WIDTH));
     double lane[TL_GROUP];
     for (size_t k = 0; k + OP(WIDTH) <= classes; k += OP(WIDTH))
@@ -65,33 +95,45 @@ TL_TARGET TL_OUTLINE double NAME(exp_far_row_)(const ELEMENT *x, size_t classes,
         return 0;
     f64_store(lane, f64_exponent_near(f64_set(lane[0])));
     OP(acc) acc = OP(acc_init)((int64_t)lane[0] - OP(KEPT_BITS) + OP(HEADROOM), 1, 0, 0);
-    NAME(exp_row_)(x, classes, 0, &acc, kept, eight);
+    tl_lanes lanes = zero_lanes();
+    for (size_t k = 0; k < classes; k += 64) {
+        const size_t n = classes - k < 64 ? classes - k : 64;
+        NAME(exp_group_)(x + k, n, (n + OP(WIDTH) - 1) / OP(WIDTH), 0, &acc, kept + k, &lanes);
+    }
+    store_eight(OP(whole_lanes)(lanes), eight);
     return lane[0];
 }
 
-TL_TARGET static void NAME(exp_rows_)(const char *const *rows, size_t count, size_t classes, void *kept,
-                                      double *ref_exp, double *sum) {
-    double eight[TL_BLOCK_ROWS][8];
-    OP(acc) acc = OP(acc_near)();
-    for (size_t r = 0; r < (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP; r++)
-        ref_exp[r] = 0;
-    for (size_t r = 0; r < count; r++) {
-        const ELEMENT *x = (const ELEMENT *)(const void *)rows[r];
-        REAL *to = kept ? (REAL *)kept + r * tl_kept_row(classes) : NULL;
-        acc.or_bits[0] = OP(set_bits)(0);
-        NAME(exp_row_)(x, classes, 1, &acc, to, eight[r]);
-        if (TL_UNLIKELY(OP(is_beyond)(&acc, OP(NEAR_K))))
-            ref_exp[r] = NAME(exp_far_row_)(x, classes, to, eight[r]);
+/* For each row of a batch, the factor of its exponentials or, for log_softmax, its logsumexp: that of a sum in [1, 2),
+ * with the other powers of two in the reference exponent, as in elementwise.c. Returns whether all sums are above 0. */
+TL_TARGET TL_INLINE int NAME(end_batch_)(NAME(row_sums_) * sums, size_t count, const double *ref_exp, int is_log,
+                                         double *operand) {
+    double sum[TL_GROUP];
+    uint32_t all = ((uint32_t)1 << count) - 1, good = 0;
+    add_lanes_of_rows(sums->eight, count, sum);
+    for (size_t r = 0; r < count; r += f64_WIDTH) {
+        f64_vec total = f64_load(sum + r);
+        good |= f64_mask_ge(total, f64_set(0x1p-1022)) << r;
+        if (!is_log) {
+            f64_store(operand + r, f64_div(f64_set(1), total));
+            continue;
+        }
+        f64_vec exponent = f64_sub(f64_with_bits(f64_exponent_field(total), 0x4330000000000000u), f64_set(0x1p52 + 1023));
+        f64_vec part = f64_with_bits(f64_and_bits(total, 0xfffffffffffffu), (uint64_t)1023 << 52), carry, log;
+        exponent = f64_add(f64_sub(exponent, f64_set(OP(KEPT_BITS))), f64_load(ref_exp + r));
+        part = f64_split(part, &carry, 0);
+        log = f64_log_near_one(f64_sub(part, f64_set(1)), carry, f64_set(0));
+        if (sizeof(REAL) == sizeof(float))
+            log = f64_add(log, f64_set(TL_FLOAT_TERM_BIAS));
+        f64_store(operand + r, f64_add(f64_mul(exponent, f64_set((double)OP(LN2))), log));
     }
-    for (size_t r = 0; r < count; r += TL_GROUP) {
-        add_lanes_of_rows(eight + r, count - r < TL_GROUP ? count - r : TL_GROUP, sum + r);
-        for (size_t i = r; i < r + TL_GROUP; i++)
-            sum[i] *= OP(UNKEPT);
-    }
+    return (good & all) == all;
 }
 
-/* What is written of a number, by the kind of map, which is known to the compiler. */
-TL_TARGET TL_INLINE OP(vec) NAME(mapped_)(enum tl_row_map map, OP(vec) x, OP(vec) a, OP(vec) b, const OP(acc) * acc) {
+/* What is written from class k on, by the kind of map, which is known to the compiler. */
+TL_TARGET TL_INLINE OP(vec) NAME(mapped_at_)(enum tl_row_map map, const void *from, size_t k, OP(vec) a, OP(vec) b,
+                                             const OP(acc) * acc) {
+    OP(vec) x = map == SCALE ? OP(load)((const REAL *)from + k) : LOAD((const ELEMENT *)from + k);
     return map == SCALE      ? OP(mul)(x, a)
            : map == SUBTRACT ? OP(sub)(OP(sub)(x, a), b)
                              : OP(mul_add)(OP(whole_exp)(x, acc), a, b);
@@ -101,42 +143,57 @@ TL_TARGET TL_INLINE OP(vec) NAME(mapped_)(enum tl_row_map map, OP(vec) x, OP(vec
  * cache lines are written past the caches, and only of rows that have many. */
 TL_TARGET TL_INLINE void NAME(map_row_)(enum tl_row_map map, const void *from, size_t classes, OP(vec) a, OP(vec) b,
                                         const OP(acc) * acc, ELEMENT *to, int streaming) {
-    const ELEMENT *x = (const ELEMENT *)from;
-    const REAL *kept = (const REAL *)from;
     const size_t last = classes - OP(WIDTH), line = 64 / sizeof *to, until_line = -(uintptr_t)to % 64 / sizeof *to;
-    const OP(vec) at_end = map == SCALE ? OP(load)(kept + last) : LOAD(x + last);
+    const OP(vec) at_end = NAME(mapped_at_)(map, from, last, a, b, acc);
     size_t k = 0;
-    streaming &= (const void *)to != from && (uintptr_t)to % sizeof *to == 0 && classes >= TL_CHUNK;
-    for (; streaming && k < until_line; k += OP(WIDTH))
-        STORE(to + k, NAME(mapped_)(map, map == SCALE ? OP(load)(kept + k) : LOAD(x + k), a, b, acc));
-    k = streaming ? until_line : 0;
-    for (; streaming && k + line <= classes; k += line)
-        for (size_t i = k; i < k + line; i += OP(WIDTH))
-            STREAM(to + i, NAME(mapped_)(map, map == SCALE ? OP(load)(kept + i) : LOAD(x + i), a, b, acc));
-    for (; k < last; k += OP(WIDTH))
-        STORE(to + k, NAME(mapped_)(map, map == SCALE ? OP(load)(kept + k) : LOAD(x + k), a, b, acc));
-    if (k < classes)
-        STORE(to + last, NAME(mapped_)(map, at_end, a, b, acc));
-}
-
-TL_TARGET static void NAME(scale_rows_)(const void *kept, size_t count, size_t classes, const double *factor,
-                                        char *const *out, int streaming) {
-    for (size_t r = 0; r < count; r++)
-        if (out[r])
-            NAME(map_row_)(SCALE, (const REAL *)kept + r * tl_kept_row(classes), classes, OP(set)((REAL)factor[r]),
-                           OP(set)(0), NULL, (ELEMENT *)(void *)out[r], streaming);
-    if (streaming)
-        tl_stream_end();
-}
-
-TL_TARGET static void NAME(sub_rows_)(const char *const *rows, size_t count, size_t classes, const double *subtrahend,
-                                      char *const *out, int streaming) {
-    for (size_t r = 0; r < count; r++) {
-        const REAL high = (REAL)subtrahend[r]; /* the subtrahend has more digits than a float */
-        if (out[r])
-            NAME(map_row_)(SUBTRACT, rows[r], classes, OP(set)(high), OP(set)((REAL)(subtrahend[r] - (double)high)),
-                           NULL, (ELEMENT *)(void *)out[r], streaming);
+    if (streaming && classes >= TL_CHUNK && (const void *)to != from && (uintptr_t)to % sizeof *to == 0) {
+        for (; k < until_line; k += OP(WIDTH))
+            STORE(to + k, NAME(mapped_at_)(map, from, k, a, b, acc));
+        for (k = until_line; k + line <= classes; k += line)
+            for (size_t i = k; i < k + line; i += OP(WIDTH))
+                STREAM(to + i, NAME(mapped_at_)(map, from, i, a, b, acc));
     }
+    for (; k < last; k += OP(WIDTH))
+        STORE(to + k, NAME(mapped_at_)(map, from, k, a, b, acc));
+    if (k < classes)
+        STORE(to + last, at_end);
+}
+
+TL_TARGET static size_t NAME(softmax_rows_)(const char *rows, ptrdiff_t apart, size_t count, size_t classes, int is_log,
+                                            char *out, ptrdiff_t out_apart) {
+    const size_t kept_apart = is_log ? 0 : tl_kept_row(classes); /* of a log_softmax, none is read */
+    REAL memory[TL_MAX_KEPT + 16 + 64 / sizeof(REAL)], *kept = memory + (-(uintptr_t)memory & 63) / sizeof(REAL);
+    double ref_exp[TL_GROUP] = {0}, operand[TL_GROUP];
+    NAME(row_sums_) sums;
+    size_t most = (TL_MAX_KEPT + 16) / tl_kept_row(classes), done = 0, n;
+    if (most > TL_GROUP || (is_log && 2 * most >= TL_GROUP)) /* a log_softmax reads the logits again */
+        most = TL_GROUP;
+    for (; done < count; done += n) {
+        n = count - done < most ? count - done : most;
+        NAME(exp_near_)(rows, apart, n, classes, kept, kept_apart, &sums);
+        for (size_t r = 0; sums.far != 0 && r < n; r++)
+            if (sums.far >> r & 1)
+                ref_exp[r] = NAME(exp_far_)((const ELEMENT *)(const void *)(rows + (ptrdiff_t)r * apart), classes,
+                                            kept + r * kept_apart, sums.eight[r]);
+        if (!NAME(end_batch_)(&sums, n, ref_exp, is_log, operand))
+            break;
+        for (size_t r = 0; r < n; r++, rows += apart, out += out_apart) {
+            const REAL high = (REAL)operand[r], low = (REAL)(operand[r] - (double)high); /* more digits than a float */
+            ELEMENT *to = (ELEMENT *)(void *)out;
+            if (is_log)
+                NAME(map_row_)(SUBTRACT, rows, classes, OP(set)(high), OP(set)(low), NULL, to, 0);
+            else
+                NAME(map_row_)(SCALE, kept + r * kept_apart, classes, OP(set)(high), OP(set)(low), NULL, to, 0);
+        }
+        if (sums.far != 0)
+            memset(ref_exp, 0, sizeof ref_exp);
+    }
+    return done;
+}
+
+TL_TARGET static void NAME(sub_row_)(const char *row, size_t classes, double subtrahend, char *out, int streaming) {
+    const REAL high = (REAL)subtrahend, low = (REAL)(subtrahend - (double)high); /* more digits than a float */
+    NAME(map_row_)(SUBTRACT, row, classes, OP(set)(high), OP(set)(low), NULL, (ELEMENT *)(void *)out, streaming);
     if (streaming)
         tl_stream_end();
 }
