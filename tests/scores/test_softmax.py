@@ -151,6 +151,20 @@ def test_softmax_of_rows_with_nan_or_infinity_is_nan(name, dtype, rng, backend):
 
 
 @each_function
+@each_dtype
+def test_rows_among_far_ones_and_ones_without_a_softmax_have_the_bits_of_single_rows(name, dtype, rng, backend):
+    function = getattr(tokenloss, name)
+    for classes in (3, 16, 20, 39, 64, 100, 130, 700, 2048, 2049):
+        logits = scores_for("cross_entropy", rng, (70, classes), dtype)
+        logits[[1, 18, 30]] += np.asarray([300, -500, 5000], dtype)[:, np.newaxis]
+        logits[33, 1], logits[40, 0], logits[60] = NAN, -INF, -INF
+        expected = np.stack([function(row) for row in logits])
+        for layout in (np.ascontiguousarray, strided, misaligned):
+            assert_same_bits(function(layout(logits)), expected)
+        assert_same_bits(function(logits, out=logits), expected)
+
+
+@each_function
 def test_softmax_of_lists_buffers_and_scalars(name):
     function = getattr(tokenloss, name)
     expected = function(np.array([1.0, 2.0]))
