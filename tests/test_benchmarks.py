@@ -83,6 +83,13 @@ def test_tables_of_a_quick_run(measured):
 
 
 @pytest.mark.slow
+def test_estimates_are_printed_beside_what_rows_cost():
+    printed = run("costs.py", "--only", "log", "--seconds", "0.001")
+    row = r"(?m)^log(?:_softmax|sumexp) +\d+ +-?[\d.]+ ns, estimated +[1-9][\d.]*, +-?[\d.]+$"
+    assert len(re.findall(row, printed)) == 40
+
+
+@pytest.mark.slow
 def test_quick_run_of_scale():
     """Every part of it; the exit status tells of results with other bits."""
     sizes = ("--files", 40, "--meters", 2000, "--sequences", 4000, "--blocks", 50, "--shards", 20)

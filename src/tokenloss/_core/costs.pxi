@@ -1,7 +1,7 @@
 # What a row of a job costs, which each job estimates in `cost_of_row`: only by this, `threads.py` decides how many
 # threads share the rows, and how many rows a thread takes at a time. Nanoseconds on one thread of a core of 3 GHz with
 # AVX2 or AVX-512, of arrays that are in a cache. Arrays from memory take longer than this: then fewer threads are
-# used than would pay, never more.
+# used than would pay, never more. `benchmarks/costs.py` prints them beside the times of this machine.
 #
 # A row costs something, and something for each class. Up to SHORT_ROW classes, rows are reduced together; longer ones
 # are reduced one by one, for LONG_ROW more, but with LONG_CLASS of the time for each class. Losses for class ids cost

@@ -54,13 +54,13 @@ cdef class CrossEntropy(LogSumExpJob):
     cdef double cost_of_row(self) noexcept:
         cdef double cost
         if is_given(&self.grad):
-            cost = self.cost_of_scores(18, 0.55)
+            cost = self.cost_of_classes(7, 0.6) if self.is_plain else self.cost_of_scores(18, 0.55)
         elif self.is_plain:
             cost = self.cost_of_classes(PLAIN_ROW, 0.35)
         elif self.positions.by_class and FEW_CLASSES < self.scores.classes <= NLL_CLASSES:
             cost = NLL_ROW + self.cost_of_classes(5, 0.35 * NLL_CLASS)
         else:
-            cost = self.cost_of_scores(5, 0.35)
+            cost = self.cost_of_scores(12, 0.35)
         return cost if self.positions.by_class else cost + cost_of_masses(self.positions)
 
     cdef tl_loss loss_at(self, int64_t row, int64_t target) noexcept nogil:

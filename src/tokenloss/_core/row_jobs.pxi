@@ -26,7 +26,7 @@ cdef class LogSumExpJob(RowJob):
     cdef bint shifts  # whether a row that overflows once it is scaled is reduced again, less its maximum
 
     cdef double cost_of_row(self) noexcept:
-        return self.cost_of_scores(8, 0.8)  # two passes, or two arrays
+        return self.cost_of_scores(25, 1)  # two arrays
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
@@ -197,7 +197,7 @@ cdef class LogSumExp(LogSumExpJob):
         self.is_class_major = scores.is_class_major()
 
     cdef double cost_of_row(self) noexcept:
-        return self.cost_of_scores(5, 0.35)
+        return self.cost_of_scores(12, 0.4)
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_block_lse lse
@@ -334,7 +334,7 @@ cdef class TokenStats(LogSumExpJob):
                 raise ValueError("moments are not one for each row")
 
     cdef double cost_of_row(self) noexcept:
-        return self.cost_of_scores(15, 3 if self.has_second_moments else 1)
+        return self.cost_of_scores(40, 3 if self.has_second_moments else 1.2)
 
     cdef inline void write_moments(self, int64_t row, int64_t target, const tl_row *logits,
                                    const tl_token_stats *token, tl_cancel *cancel) noexcept nogil:
